@@ -28,8 +28,9 @@ import numpy as np
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.schema import Config
+from ebc_lab.records.decisions import Decision
 from ebc_lab.study.stages import ablation, compare_arms, finals
-from ebc_lab.study.stages.rules import Decision, Results
+from ebc_lab.study.stages.rules import Results
 from ebc_lab.study.stages.spec import RunSpec
 from ebc_lab.study.stages.statistics import NO_LUCK, luck_of_choice, paired
 from ebc_lab.study.stages.tune import begun_with
@@ -245,8 +246,11 @@ def tuned_twice(curvature: float, studies: int, *, wild: float = 0.0, seed: int 
         width = {}
         for name, luck in (("plain", NO_LUCK), ("luck", lucks[0] + lucks[1])):
             found = paired(own, twin, luck=luck)
-            claimed[name] += found["low"] > 0 or found["high"] < 0
-            width[name] = found["high"] - found["low"]
+            low, high = found["low"], found["high"]
+            assert low is not None
+            assert high is not None
+            claimed[name] += low > 0 or high < 0
+            width[name] = high - low
         wider.append(width["luck"] / width["plain"])
     return {**{name: n / studies for name, n in claimed.items()}, "widens": float(np.median(wider))}
 

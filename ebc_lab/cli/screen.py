@@ -21,6 +21,7 @@ from rich.text import Text
 from ebc_lab.bench.packing import describe as packing_in_words
 from ebc_lab.config.errors import clock, visible
 from ebc_lab.records.columns import BITS
+from ebc_lab.records.decisions import Decision
 from ebc_lab.records.paths import RUNS
 from ebc_lab.report.text import glance, tables
 from ebc_lab.report.text import table as model
@@ -125,7 +126,7 @@ class View:
         """A line of its own; in a file or a pipe it is not broken, so that it can be searched."""
         self.console.print(text, soft_wrap=not self.console.is_terminal)
 
-    def decided(self, stage: str, decision: Mapping[str, Any]) -> None:
+    def decided(self, stage: str, decision: Decision) -> None:
         headlines = [tracks_in_words(line) for line in stage_of(stage).headlines(decision)]
         for line in headlines:
             since = clock(time.monotonic() - self.started)
@@ -272,7 +273,7 @@ def results_of(done: Any) -> dict[str, Any]:
 def suite(
     decision: Mapping[str, Any],
     timed: tables.Results | None = None,
-    tune: Mapping[str, Any] | None = None,
+    tune: Decision | None = None,
 ) -> RenderableType:
     """Each arm that a suite asks about beside the others; of another suite its arms, best first, and their
     differences. Empty columns are left out. `timed`: results from which the time of a step is taken; `tune`:
@@ -293,7 +294,7 @@ def suite(
     return Group(*made)
 
 
-def same_bits(decision: Mapping[str, Any], timed: tables.Results | None = None) -> RenderableType:
+def same_bits(decision: Decision, timed: tables.Results | None = None) -> RenderableType:
     """The modes of determinism that a study compares. `timed`: as for `suite`."""
     made = (tables.modes(track, decision, track, timed) for track in decision["tracks"])
     return Group(*(part for table in made for part in (drawn(table), Text(table.note, style="dim"))))
@@ -390,7 +391,7 @@ def why(console: Console, found: Mapping[str, Any], band: Sequence[float] | None
             console.print(Text(f"  note: {tracks_in_words(note)}", style="yellow"))
 
 
-def _evidence(stage: str, decision: Mapping[str, Any], band: Sequence[float] | None) -> RenderableType:
+def _evidence(stage: str, decision: Decision, band: Sequence[float] | None) -> RenderableType:
     """The table that explains a decision."""
     shows = stage_of(stage).shows
     if shows == "arms":
@@ -398,7 +399,9 @@ def _evidence(stage: str, decision: Mapping[str, Any], band: Sequence[float] | N
     if shows == "modes":
         return same_bits(decision)
     if shows == "verdict":
-        lines = [{"track": t, **x} for t, found in decision["tracks"].items() for x in found["verdict"]]
+        lines: list[Any] = [
+            {"track": t, **x} for t, found in decision["tracks"].items() for x in found["verdict"]
+        ]
         return drawn(tables.verdict(lines))
     if shows == "points":
         return drawn(tables.tuned(stage, decision))

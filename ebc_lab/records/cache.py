@@ -14,7 +14,7 @@ from .json_files import read_json, write_json
 
 
 def cache_dir() -> Path:
-    """The user's cache folder for corpora and measurements."""
+    """Return the user's cache folder for corpora and measurements."""
     from platformdirs import user_cache_path
 
     return user_cache_path("ebc-lab")
@@ -37,7 +37,7 @@ class MeasurementCache:
         self.path = (folder or cache_dir()) / f"{kind}-{digest(depends_on)[:16]}.json"
 
     def read(self) -> Any:
-        """The measurement, or None where there is none or its file cannot be read."""
+        """Return the measurement, or None where there is none or its file cannot be read."""
         try:
             return read_json(self.path, self.form)
         except (OSError, UserError):
@@ -52,7 +52,7 @@ class MeasurementCache:
             pass
 
     def read_or_measure(self, measure: Callable[[], Any]) -> Any:
-        """The measurement, made by `measure` and kept where there is none yet."""
+        """Return the measurement, made by `measure` and kept where there is none yet."""
         found = self.read()
         if found is None:
             found = measure()

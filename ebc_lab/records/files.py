@@ -39,7 +39,8 @@ def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 
 
 def read_regular(path: Path, most: int) -> bytes:
-    """The content of a file of at most `most` bytes. A device or a pipe is refused before it can block.
+    """Return the content of a file of at most `most` bytes. A device or a pipe is refused before it can
+    block.
 
     Raises FileNotFoundError where nothing is, and UserError where there is anything else.
     """
@@ -51,7 +52,7 @@ def read_regular(path: Path, most: int) -> bytes:
 
 
 def opened(path: Path) -> BufferedReader:
-    """A file, open for reading; anything else is refused as in `read_regular`."""
+    """Return a file, open for reading; anything else is refused as in `read_regular`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -65,7 +66,7 @@ def opened(path: Path) -> BufferedReader:
 
 
 def refuse_unwritable(path: Path) -> None:
-    """Raises UserError for a folder that cannot be created or written."""
+    """Raise UserError for a folder that cannot be created or written."""
     existing = next(p for p in [path, *path.resolve().parents] if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(

@@ -25,7 +25,7 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
 
 
 def as_json(value: Any) -> Any:
-    """A value as it comes back from a JSON file: lists, string keys, null for NaN and infinities."""
+    """Return a value as it comes back from a JSON file: lists, string keys, null for NaN and infinities."""
     if isinstance(value, Mapping):
         return {str(k): as_json(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -36,7 +36,7 @@ def as_json(value: Any) -> Any:
 
 
 def read_json(path: Path, kind: Any = Any, remedy: str = REMEDY) -> Any:
-    """What a JSON file holds, its texts `visible`. `kind`: the type hint that it must fit.
+    """Return what a JSON file holds, its texts `visible`. `kind`: the type hint that it must fit.
 
     Raises UserError, naming the file and the remedy, unless it is such a file; FileNotFoundError. Raises
     TypeError as `check_form`, also where there is no file.
@@ -47,8 +47,8 @@ def read_json(path: Path, kind: Any = Any, remedy: str = REMEDY) -> Any:
 
 
 def parsed(content: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError for what JSON has not (NaN), and for what no file of ours
-    holds: numbers of thousands of digits, nesting deeper than `DEEPEST`."""
+    """Return the value of a JSON text. Raises ValueError for what JSON has not (NaN), and for what no file of
+    ours holds: numbers of thousands of digits, nesting deeper than `DEEPEST`."""
     try:
         text = content if isinstance(content, str) else content.decode()
         value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
@@ -74,7 +74,7 @@ def _refuse_constant(name: str) -> float:
 
 
 def _inside(value: Any) -> Iterable[Any]:
-    """The lists and mappings directly inside a value."""
+    """Return the lists and mappings directly inside a value."""
     items: Iterable[Any] = ()
     if isinstance(value, dict):
         items = value.values()
@@ -98,7 +98,7 @@ def _fitting(path: Path, value: Any, kind: Any, remedy: str) -> Any:
 
 
 def _cleaned(value: Any) -> Any:
-    """The value with all its texts `visible`; of our own files, most of the time the value itself."""
+    """Return the value with all its texts `visible`; of our own files, most of the time the value itself."""
     if isinstance(value, str):
         return visible(value) if HIDDEN.search(value) else value
     if isinstance(value, dict):
@@ -112,13 +112,13 @@ def write_checksummed(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def with_checksum(value: Mapping[str, Any], key: str = "checksum") -> dict[str, Any]:
-    """The value as it is read back, with the digest of everything else in it under `key`."""
+    """Return the value as it is read back, with the digest of everything else in it under `key`."""
     rest = {k: v for k, v in as_json(value).items() if k != key}
     return {**rest, key: digest(rest)}
 
 
 def checksum_holds(value: Any, key: str = "checksum") -> bool:
-    """Whether a value still has the checksum that `with_checksum` gave it; False without one."""
+    """Tell whether a value still has the checksum that `with_checksum` gave it; False without one."""
     if not isinstance(value, dict):
         return False
     try:
@@ -128,7 +128,7 @@ def checksum_holds(value: Any, key: str = "checksum") -> bool:
 
 
 def read_checksummed(path: Path, remedy: str, kind: Any = Any) -> dict[str, Any]:
-    """What `write_checksummed` was given. Raises as `read_json`, also if the file was edited since."""
+    """Return what `write_checksummed` was given. Raises as `read_json`, also if the file was edited since."""
     check_form(kind)
     value = _raw(path, remedy)
     if not checksum_holds(value):

@@ -21,7 +21,7 @@ from .paths import RunFiles, StudyFiles
 
 
 def locked(path: Path) -> bool:
-    """Whether a process holds this lock file; changes nothing. Raises UserError where locks do not work.
+    """Tell whether a process holds this lock file; changes nothing. Raises UserError where locks do not work.
 
     One that another user keeps to himself cannot be asked: it counts as free.
     """
@@ -57,7 +57,7 @@ def run_lock(directory: Path) -> Iterator[bool]:
 
 
 def study_holder(files: StudyFiles) -> dict[str, Any] | None:
-    """Which process is running a study now, or None; found without taking the lock or writing."""
+    """Return which process is running a study now, or None; found without taking the lock or writing."""
     if not locked(files.driver_lock):
         return None
     try:

@@ -117,14 +117,14 @@ class StudyFiles:
         return RunFiles(self.run_dir(run_id))
 
     def run_ids(self) -> list[str]:
-        """The names of the runs' folders, sorted."""
+        """Return the names of the runs' folders, sorted."""
         return sorted(os.listdir(self.runs)) if self.runs.is_dir() else []
 
     def all_runs(self) -> list[RunFiles]:
         return [self.run_files(run_id) for run_id in self.run_ids()]
 
     def conclusions(self) -> tuple[str, ...]:
-        """Names and patterns of the files that are computed from the runs."""
+        """Return names and patterns of the files that are computed from the runs."""
         made = (
             self.decisions_file,
             self.acceptance_file,

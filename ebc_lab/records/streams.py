@@ -90,7 +90,7 @@ class Stream:
         self.sha256.update(line)
 
     def mark(self) -> Mark:
-        """Everything appended so far."""
+        """Return everything appended so far."""
         return Mark(self.size, self.sha256.hexdigest())
 
     def sync(self) -> None:
@@ -104,7 +104,7 @@ class Stream:
 
 
 def holds(path: Path, mark: Mark, *, to_the_end: bool = False) -> bool:
-    """Whether a stream still begins with the bytes of the mark; `to_the_end`: and has no others."""
+    """Tell whether a stream still begins with the bytes of the mark; `to_the_end`: and has no others."""
     try:
         content = read_regular(path, MOST_BYTES)
     except (FileNotFoundError, UserError):
@@ -115,7 +115,8 @@ def holds(path: Path, mark: Mark, *, to_the_end: bool = False) -> bool:
 
 
 def rows_in(path: Path) -> int:
-    """How many whole rows a stream holds: the steps that a run has taken. 0 where it cannot be read."""
+    """Return how many whole rows a stream holds: the steps that a run has taken. 0 where it cannot be
+    read."""
     try:
         return max(0, read_regular(path, MOST_BYTES).count(b"\n") - 1)
     except (OSError, UserError):
@@ -123,7 +124,7 @@ def rows_in(path: Path) -> int:
 
 
 def read_columns(path: Path, needed: Iterable[str] = ()) -> dict[str, np.ndarray]:
-    """A stream as float arrays by column, NaN where empty. An incomplete last line is left out.
+    """Return a stream as float arrays by column, NaN where empty. An incomplete last line is left out.
 
     Raises UserError when it is no such file, or lacks one of the `needed` columns; FileNotFoundError.
     """

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest
 from ebc_lab.config.schema import Config
+from ebc_lab.records.decisions import Acceptance, Decision
+from ebc_lab.records.figures import RunResult
 from ebc_lab.records.files import read_regular, write_atomic
 from ebc_lab.records.json_files import write_json
 from ebc_lab.records.paths import PAPERS, PICTURES
 from ebc_lab.study.autopilot import Listener, Say
 from ebc_lab.study.stages import decision_that_shows, planned_runs, stage_of, verdict
-from ebc_lab.study.stages.rules import Decision
 from ebc_lab.study.stages.spec import RunSpec
 from ebc_lab.study.store import manifest
 from ebc_lab.study.store.changes import looked
@@ -22,16 +23,14 @@ from ebc_lab.study.store.study import Study
 
 
 def concluding(**calls: Any) -> Listener:
-    """A listener that writes a table when a stage is decided, and everything else at the end.
+    """Return a listener that writes a table when a stage is decided, and everything else at the end.
 
     `calls`: its other fields.
     """
     return Listener(tabulate=write_table, conclude=write_conclusions, **calls)
 
 
-def write_table(
-    study: Study, stage: str, specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]
-) -> None:
+def write_table(study: Study, stage: str, specs: Sequence[RunSpec], results: Mapping[str, RunResult]) -> None:
     """Write the table of a stage's runs."""
     from .text import summaries
 
@@ -41,7 +40,7 @@ def write_table(
 
 def write_conclusions(
     config: Config, study: Study, decisions: dict[str, Decision], say: Say
-) -> dict[str, Any] | None:
+) -> Acceptance | None:
     """Write results, tables, pictures and the page of a study whose last stage is decided.
 
     -> the verdict with its study and corpus, also in acceptance.json; None where no stage makes one.
@@ -52,11 +51,11 @@ def write_conclusions(
     header = study.header()  # the corpus itself need not be here any more
     corpus = {"corpus": header["corpus"]["title"], "warning": header["corpus"]["warning"]}
     about = {"study": header["study"], **corpus}
-    accepted = None
+    accepted: Acceptance | None = None
     made = (study.acceptance_file, study.ablation_file, study.modes_file, study.results_file)
     manifest.remove_entries(study.root, *(path.name for path in made), *PAPERS)
     if final := decision_that_shows("verdict", decisions):
-        accepted = {**about, **verdict.acceptance(config, final)}
+        accepted = cast(Acceptance, {**about, **verdict.acceptance(config, final)})
         write_json(study.acceptance_file, accepted)
     if suite := decision_that_shows("arms", decisions):
         summaries.write_ablation(study.ablation_file, suite)

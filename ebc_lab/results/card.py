@@ -16,7 +16,7 @@ MOST_PROBLEMS = 3
 
 
 def html(name: str, about: str, answer: str, arms: pd.DataFrame, problems: Sequence[str]) -> str:
-    """The card: name, what it is, answer, the arms of its last stage, the best first; all escaped."""
+    """Return the card: name, what it is, answer, the arms of its last stage, the best first; all escaped."""
     parts = [f"<h4>Study {escape(name)}</h4>", f"<p>{escape(about)}</p>"]
     parts += [f"<p><b>{escape(line)}</b></p>" for line in answer.splitlines()]
     parts.append(_table(last_arms(arms)))
@@ -25,12 +25,12 @@ def html(name: str, about: str, answer: str, arms: pd.DataFrame, problems: Seque
 
 
 def last_arms(arms: pd.DataFrame) -> pd.DataFrame:
-    """The arms of the stage that a study ends with, or of the last that has begun, the best first."""
+    """Return the arms of the stage that a study ends with, or of the last that has begun, the best first."""
     stages = list(arms["stage"].dropna().unique())
     stage = next((s for s in stages if s in LAST), stages[-1] if stages else None)
-    own = arms[arms["stage"] == stage].sort_values(["track", "test_loss", "val_loss"])
-    found: pd.DataFrame = own.loc[:, list(SHOWN)]
-    return found
+    of_stage = arms[arms["stage"] == stage].sort_values(["track", "test_loss", "val_loss"])
+    shown: pd.DataFrame = of_stage.loc[:, list(SHOWN)]
+    return shown
 
 
 def _table(arms: pd.DataFrame) -> str:

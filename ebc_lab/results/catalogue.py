@@ -25,33 +25,33 @@ MOST_OF_A_FILE = 32 << 20  # bytes of a file in a bundle that is read here
 
 
 def places(folder: Path) -> list[Path]:
-    """The studies and bundles in a folder, the newest first."""
-    found = [(os.stat(study.header_file).st_mtime, study.root) for study in studies_in(folder)]
+    """Return the studies and bundles in a folder, the newest first."""
+    dated = [(os.stat(study.header_file).st_mtime, study.root) for study in studies_in(folder)]
     for path in folder.glob(f"*{SUFFIX}"):
         with suppress(OSError):
             about = os.stat(path)
-            found += [(about.st_mtime, path)] if stat.S_ISREG(about.st_mode) else []
-    return [path for _, path in sorted(found, key=lambda pair: -pair[0])]
+            dated += [(about.st_mtime, path)] if stat.S_ISREG(about.st_mode) else []
+    return [path for _, path in sorted(dated, key=lambda pair: -pair[0])]
 
 
 def catalogue(folder: Path) -> list[dict[str, Any]]:
-    """A mapping for each study and bundle in a folder, the last written first.
+    """Return a mapping for each study and bundle in a folder, the last written first.
 
     Its keys are `name`, `place`, `bundle`, `state` (running, finished, interrupted, empty, damaged),
     `stages`, `scale`, `runs` (those that train), `written` (ISO time), `bytes`, and `headline`: what it
     found, or what is wrong with it. Damage is told and not raised.
     """
-    found = [_about(path) for path in places(folder)]
-    return sorted(found, key=lambda one: one["written"] or "", reverse=True)
+    entries = [_about(path) for path in places(folder)]
+    return sorted(entries, key=lambda one: one["written"] or "", reverse=True)
 
 
 def _about(path: Path) -> dict[str, Any]:
     bundle = path.suffix == SUFFIX and path.is_file()
-    told: dict[str, Any] = {"name": visible(path.stem if bundle else path.name), "place": visible(str(path))}
-    told |= {"bundle": bundle, "state": "damaged", "stages": [], "scale": None, "runs": 0}
-    told |= {"written": None, "bytes": None, "headline": ""}
+    entry: dict[str, Any] = {"name": visible(path.stem if bundle else path.name), "place": visible(str(path))}
+    entry |= {"bundle": bundle, "state": "damaged", "stages": [], "scale": None, "runs": 0}
+    entry |= {"written": None, "bytes": None, "headline": ""}
     try:
-        found = _of_bundle(path) if bundle else _of_folder(path)
+        recorded = _of_bundle(path) if bundle else _of_folder(path)
     except (
         UserError,
         OSError,
@@ -61,31 +61,28 @@ def _about(path: Path) -> dict[str, Any]:
         AttributeError,
         zipfile.BadZipFile,
     ) as error:
-        return told | {"headline": visible(str(error) or type(error).__name__)}
-    return told | found
+        return entry | {"headline": visible(str(error) or type(error).__name__)}
+    return entry | recorded
 
 
 def _of_folder(path: Path) -> dict[str, Any]:
     study = Study(path)
-    told = _of_records(study.header(), study.decisions(), study.run_ids())
+    entry = _of_records(study.header(), study.decisions(), study.run_ids())
     written = study.decisions_file if study.decisions_file.exists() else study.header_file
     if study.holder() is not None:
-        told["state"] = "running"
-    return told | {"written": _time(os.stat(written).st_mtime), "bytes": _size(path)}
+        entry["state"] = "running"
+    return entry | {"written": _time(os.stat(written).st_mtime), "bytes": _size(path)}
 
 
 def _of_bundle(path: Path) -> dict[str, Any]:
-    """Of its directory and of two files in it; `ebc-lab verify` checks all of it."""
+    """Describe a bundle by its directory and two files in it; `ebc-lab verify` checks all of it."""
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
         header = _member(archive, HEADER)
         decisions = _member(archive, DECISIONS) if DECISIONS in names else {}
     runs = {name.split("/")[1] for name in names if name.startswith(f"{RUNS}/")}
     about = os.stat(path)
-    return _of_records(header, decisions, runs) | {
-        "written": _time(about.st_mtime),
-        "bytes": about.st_size,
-    }
+    return _of_records(header, decisions, runs) | {"written": _time(about.st_mtime), "bytes": about.st_size}
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> Any:
@@ -95,7 +92,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> Any:
 
 
 def _of_records(header: Mapping[str, Any], decisions: Mapping[str, Any], runs: Any) -> dict[str, Any]:
-    """What settings and decisions say of a study."""
+    """Return what settings and decisions say of a study."""
     stages = list(header["config"]["study"]["stages"])
     done = [stage for stage in stages if stage in decisions]
     finished = bool(done) and done[-1] == stages[-1]
@@ -110,7 +107,7 @@ def _of_records(header: Mapping[str, Any], decisions: Mapping[str, Any], runs: A
 
 
 def _headline(done: list[str], decisions: Mapping[str, Any]) -> str:
-    """The answer about one's own arms, the verdict first; else what the last stage decided."""
+    """Return the answer about one's own arms, the verdict first; else what the last stage decided."""
     if not done:
         return ""
     last = decisions[done[-1]]

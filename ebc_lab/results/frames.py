@@ -24,13 +24,14 @@ TEXTS = {"arm", "run_id", "cause", "problem", "reference", "name", "question", "
 
 
 def kind_of(column: str) -> str:
-    """The dtype of a column: figures are float64, NaN where nothing was measured."""
+    """Return the dtype of a column: figures are float64, NaN where nothing was measured."""
     kinds = {"Int64": WHOLE, "boolean": FLAGS, "category": CATEGORIES, "string": TEXTS}
     return next((kind for kind, names in kinds.items() if column in names), "float64")
 
 
 def frame(rows: Sequence[Mapping[str, Any]], meanings: Meanings) -> pd.DataFrame:
-    """A row for each mapping, with the columns of `meanings`; also without a row each column has its type."""
+    """Return a row for each mapping, with the columns of `meanings`; also without a row each column has its
+    type."""
     import pandas as pd
 
     columns = {
@@ -40,17 +41,18 @@ def frame(rows: Sequence[Mapping[str, Any]], meanings: Meanings) -> pd.DataFrame
 
 
 def _built_as(kind: str) -> str:
-    """What a column is read as before it becomes a category."""
+    """Return what a column is read as before it becomes a category."""
     return "string" if kind == "category" else kind
 
 
 def typed(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with the type that belongs to each of its columns."""
+    """Return the table with the type that belongs to each of its columns."""
     return table.astype({name: kind_of(name) for name in table.columns})
 
 
 def described(table: pd.DataFrame, meanings: Meanings) -> pd.DataFrame:
-    """The table with `attrs["units"]` and `attrs["meanings"]`: column -> unit, and what it says in words."""
+    """Return the table with `attrs["units"]` and `attrs["meanings"]`: column -> unit, and what it says in
+    words."""
     known = {name: meanings[name] for name in table.columns if name in meanings}
     table.attrs["units"] = {name: unit for name, (unit, _) in known.items()}
     table.attrs["meanings"] = {name: meaning for name, (_, meaning) in known.items()}

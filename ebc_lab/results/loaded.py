@@ -22,10 +22,11 @@ from ebc_lab.records.columns import (
     STEP_MEANINGS,
     meaning_of,
 )
+from ebc_lab.records.decisions import Decision
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import read_columns
 from ebc_lab.study.stages import stage_of
-from ebc_lab.study.stages.rules import Decision, decision_problem
+from ebc_lab.study.stages.rules import decision_problem
 from ebc_lab.study.store.find import find
 from ebc_lab.study.store.study import Record, Study, StudyHeader, studies_in
 
@@ -38,15 +39,11 @@ if TYPE_CHECKING:
 OUTPUT_DIR = Config.output_dir  # of the working folder: where studies are unless told otherwise
 OF_STEPS = STEP_MEANINGS | FURTHER_STEP_MEANINGS | EBM_STEP_MEANINGS
 OF_EVALS = EVAL_MEANINGS | EBM_EVAL_MEANINGS
-OF_THE_RUN = {
-    "run_id": ("", "the run"),
-    "arm": ("", "its arm"),
-    "seed": ("", "its seed"),
-}
+OF_THE_RUN = {"run_id": ("", "the run"), "arm": ("", "its arm"), "seed": ("", "its seed")}
 
 
 def load(name: str | os.PathLike[str], output_dir: str | os.PathLike[str] = OUTPUT_DIR) -> LoadedStudy:
-    """A study by its name in `output_dir`, by its folder, or by its bundle (`.zip`), finished or not.
+    """Return a study by its name in `output_dir`, by its folder, or by its bundle (`.zip`), finished or not.
 
     Nothing that the study holds is executed; torch is not imported.
 
@@ -88,22 +85,23 @@ class LoadedStudy:
 
     @property
     def root(self) -> Path:
-        """Its folder; of a bundle a temporary one, which is there as long as this object (see `source`)."""
+        """Return its folder; of a bundle a temporary one, which is there as long as this object (see
+        `source`)."""
         return self._study.root
 
     @property
     def source(self) -> Path:
-        """Where it was loaded from: its folder, or its bundle."""
+        """Return where it was loaded from: its folder, or its bundle."""
         return self._study.place
 
     @property
     def config(self) -> dict[str, Any]:
-        """Every setting, as study.json resolved it."""
+        """Return every setting, as study.json resolved it."""
         return self.header["config"]
 
     @cached_property
     def decisions(self) -> dict[str, Decision]:
-        """Stage -> its decision, of those that can be used; `problems` names the others.
+        """Return stage -> its decision, of those that can be used; `problems` names the others.
 
         Raises UserError where the file is damaged."""
         return {stage: d for stage, d in self._recorded.items() if stage not in self._faults}
@@ -114,7 +112,7 @@ class LoadedStudy:
 
     @cached_property
     def _faults(self) -> dict[str, str]:
-        """Stage -> why its decision cannot be used."""
+        """Return stage -> why its decision cannot be used."""
         return {s: why for s, decision in self._recorded.items() if (why := decision_problem(decision))}
 
     @cached_property
@@ -131,16 +129,17 @@ class LoadedStudy:
         return self._study.told()
 
     def specs(self) -> dict[str, dict[str, Any]]:
-        """Run id -> every setting of a run, as spec.json holds it; damaged runs are left out."""
+        """Return run id -> every setting of a run, as spec.json holds it; damaged runs are left out."""
         return {r.run_id: r.spec["config"] for r in self._records if r.spec is not None}
 
     def results(self) -> dict[str, dict[str, Any]]:
-        """Run id -> result.json, of the runs that have ended; damaged runs are left out."""
+        """Return run id -> result.json, of the runs that have ended; damaged runs are left out."""
         return {r.run_id: dict(r.result) for r in self._records if r.result is not None}
 
     @property
     def state(self) -> str:
-        """`running` (a process holds it), `finished`, `interrupted`, or `empty`: nothing was trained yet."""
+        """Return `running` (a process holds it), `finished`, `interrupted`, or `empty`: nothing was trained
+        yet."""
         if self._study.holder() is not None:
             return "running"
         if self.config["study"]["stages"][-1] in self.decisions:
@@ -149,7 +148,7 @@ class LoadedStudy:
 
     @property
     def problems(self) -> list[str]:
-        """What is wrong with decisions and with the files of runs, a sentence each."""
+        """Return what is wrong with decisions and with the files of runs, a sentence each."""
         remedy = "the study's command decides again from the runs"
         where = self._study.decisions_file
         faults = [f"{s} in {where} cannot be used ({why}): {remedy}." for s, why in self._faults.items()]
@@ -157,57 +156,60 @@ class LoadedStudy:
 
     @property
     def answer(self) -> str:
-        """What the study found, in a sentence or a few: about your own arm where it asks about one, else what
-        its last stage decided."""
+        """Return what the study found, in a sentence or a few: about your own arm where it asks about one,
+        else what its last stage decided."""
         if not self.decisions:
             return "nothing is decided yet"
         stage, decision = list(self.decisions.items())[-1]
         with self.told():
-            if found := [answer["sentence"] for _, _, answer in tables.answers(self.decisions)]:
-                return "\n".join([*tables.lost(self.decisions), *found])
-            said = "\n".join(stage_of(stage).headlines(decision))
-        return said if self.state != "interrupted" else f"so far, {stage}: {said}"
+            if sentences := [answer["sentence"] for _, _, answer in tables.answers(self.decisions)]:
+                return "\n".join([*tables.lost(self.decisions), *sentences])
+            text = "\n".join(stage_of(stage).headlines(decision))
+        return text if self.state != "interrupted" else f"so far, {stage}: {text}"
 
     # -- tables ----------------------------------------------------------------------------------------------
 
     def runs(self) -> pd.DataFrame:
-        """One row a run, in the order of stages, arms and seeds: what it was, how it ended, its figures."""
+        """Return one row a run, in the order of stages, arms and seeds: what it was, how it ended, its
+        figures."""
         return tables.runs(self._rows)
 
     def arms(self) -> pd.DataFrame:
-        """One row an arm of a stage, over its seeds: its setting, and means over the seeds that completed."""
+        """Return one row an arm of a stage, over its seeds: its setting, and means over the seeds that
+        completed."""
         with self.told():
             return tables.arms(self._rows, self.decisions)
 
     def differences(self) -> pd.DataFrame:
-        """One row a comparison of two arms: test loss, paired by seed, both intervals, the judgement."""
+        """Return one row a comparison of two arms: test loss, paired by seed, both intervals, the
+        judgement."""
         with self.told():
             return tables.differences(self.decisions)
 
     @property
     def verdict(self) -> pd.DataFrame:
-        """One row a question: the lines of the verdict; of a suite an arm of your own against the best other
-        one, or, where it asks about none, each arm against the one it is compared with.
+        """Return one row a question: the lines of the verdict; of a suite an arm of your own against the best
+        other one, or, where it asks about none, each arm against the one it is compared with.
 
         `attrs["looks"]`: with how many seeds the study had answered before its seeds were changed: the
         intervals do not allow for that."""
         with self.told():
-            found = tables.verdict(self.decisions)
-        found.attrs["looks"] = self.header.get("looks", [])
-        return found
+            table = tables.verdict(self.decisions)
+        table.attrs["looks"] = self.header.get("looks", [])
+        return table
 
     def steps(
         self, arm: str | None = None, seed: int | None = None, run_id: str | None = None
     ) -> pd.DataFrame:
-        """One row a step of the runs that fit, of all where nothing is given: `steps.csv` behind run_id, arm
-        and seed. Raises UserError where no run fits, or a file is damaged."""
+        """Return one row a step of the runs that fit, of all where nothing is given: `steps.csv` behind
+        run_id, arm and seed. Raises UserError where no run fits, or a file is damaged."""
         runs = self._fitting({"arm": arm, "seed": seed, "run_id": run_id})
         return self._streams(runs, lambda files: files.steps, STEP_COLUMNS, OF_STEPS)
 
     def evals(
         self, arm: str | None = None, seed: int | None = None, run_id: str | None = None
     ) -> pd.DataFrame:
-        """One row an evaluation of the runs that fit, like `steps`."""
+        """Return one row an evaluation of the runs that fit, like `steps`."""
         runs = self._fitting({"arm": arm, "seed": seed, "run_id": run_id})
         return self._streams(runs, lambda files: files.evals, EVAL_COLUMNS, OF_EVALS)
 
@@ -218,25 +220,25 @@ class LoadedStudy:
         columns: Sequence[str],
         meanings: Mapping[str, tuple[str, str]],
     ) -> pd.DataFrame:
-        """The streams of these runs under each other; `columns`: those that are there in any case."""
+        """Return the streams of these runs under each other; `columns`: those that are there in any case."""
         import pandas as pd
 
         parts = []
         for row in runs:
             try:
-                found = pd.DataFrame(read_columns(which(self._study.run_files(row["run_id"]))))
+                stream = pd.DataFrame(read_columns(which(self._study.run_files(row["run_id"]))))
             except FileNotFoundError:  # it has not begun
                 continue
             for place, key in enumerate(OF_THE_RUN):
-                found.insert(place, key, row[key])
-            parts.append(found)
+                stream.insert(place, key, row[key])
+            parts.append(stream)
         parts = parts or [pd.DataFrame(columns=[*OF_THE_RUN, *columns])]
         table = typed(pd.concat(parts, ignore_index=True))
-        told = {name: meaning_of(name, {**OF_THE_RUN, **meanings}) for name in table.columns}
-        return described(table, {name: meaning for name, meaning in told.items() if meaning})
+        known = {name: meaning_of(name, {**OF_THE_RUN, **meanings}) for name in table.columns}
+        return described(table, {name: meaning for name, meaning in known.items() if meaning})
 
     def _fitting(self, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The training runs of this arm, seed and id. Raises UserError, naming what there is."""
+        """Return the training runs of this arm, seed and id. Raises UserError, naming what there is."""
         wanted = {key: value for key, value in wanted.items() if value is not None}
         every = [row for row in self._rows if row.get("kind") == "train"]
         fitting = [row for row in every if all(row[key] == value for key, value in wanted.items())]
@@ -252,10 +254,10 @@ class LoadedStudy:
 
     def __repr__(self) -> str:
         try:
-            said = f"{self.state}, {len(self._study.run_ids())} runs: {self.answer}"
+            text = f"{self.state}, {len(self._study.run_ids())} runs: {self.answer}"
         except UserError as error:
-            said = str(error)
-        return f"<study {self.name}: {said}>"
+            text = str(error)
+        return f"<study {self.name}: {text}>"
 
     def _repr_html_(self) -> str:
         corpus, version = self.header["corpus"]["title"], self.header["ebc_lab"]

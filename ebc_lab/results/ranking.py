@@ -58,15 +58,15 @@ class Board:
     notes: list[str]
 
     def as_json(self) -> dict[str, Any]:
-        """The same as values that JSON has; None for what is not known."""
+        """Return the same as values that JSON has; None for what is not known."""
         rows = self.table.astype(object).where(self.table.notna(), None).to_dict("records")
         return {"groups": self.groups, "arms": rows, "notes": self.notes}
 
     def _repr_html_(self) -> str:
         from html import escape
 
-        said = "".join(f"<p>{escape(line)}</p>" for line in (*self._about(), *self.notes))
-        return f"<div>{self.table.to_html(index=False, escape=True, na_rep='–')}{said}</div>"
+        lines = "".join(f"<p>{escape(line)}</p>" for line in (*self._about(), *self.notes))
+        return f"<div>{self.table.to_html(index=False, escape=True, na_rep='–')}{lines}</div>"
 
     def __repr__(self) -> str:
         return "\n".join([self.table.to_string(index=False), *self._about(), *self.notes])
@@ -84,34 +84,34 @@ def board(*folders: str | os.PathLike[str]) -> Board:
     notes: list[str] = []
     entries: list[Entry] = []
     seen: dict[tuple[str, str], str] = {}  # which study, and since when -> where it was found
-    found = [place for folder in folders or (OUTPUT_DIR,) for place in _studies(str(folder))]
-    for place in found:
+    everything = [place for folder in folders or (OUTPUT_DIR,) for place in _studies(str(folder))]
+    for place in everything:
         try:
             study = load(f"{place.parent}{os.sep}{place.name}")
             which = (study.header["study"], study.header["created"])
             if seen.setdefault(which, place.name) != place.name:
                 notes.append(f"{place.name} is the study {seen[which]} once more, and counts once.")
                 continue
-            own = list(_entries(study))
+            arms = list(_entries(study))
         except UserError as error:
             notes.append(f"{place.name} is left out: {error}")
             continue
         with study.told():
-            notes += [f"{study.name}: {told}" for told in lost(study.decisions)]
-        if not own:
+            notes += [f"{study.name}: {line}" for line in lost(study.decisions)]
+        if not arms:
             why = next(iter(study.problems), "no arm of it has been judged on the test split yet.")
             notes.append(f"{place.name} is left out: {why}")
-        entries += own
+        entries += arms
     return _ranked(entries, notes)
 
 
 def _studies(name: str) -> list[Path]:
-    """The studies in a folder; itself, where it is one, or the name of one. Raises UserError where there is
-    none."""
+    """Return the studies in a folder; itself, where it is one, or the name of one. Raises UserError where
+    there is none."""
     folder = Path(name).expanduser()
-    if folder.suffix != SUFFIX and not Study(folder).exists() and (found := places(folder)):
-        return found
-    one = place_of(name, OUTPUT_DIR, lambda said: None)
+    if folder.suffix != SUFFIX and not Study(folder).exists() and (studies := places(folder)):
+        return studies
+    one = place_of(name, OUTPUT_DIR, lambda text: None)
     if is_bundle(one) or Study(one).exists():
         return [one]
     if folder.is_dir() or folder == Path(OUTPUT_DIR):
@@ -121,31 +121,31 @@ def _studies(name: str) -> list[Path]:
 
 
 def _entries(study: LoadedStudy) -> Iterator[Entry]:
-    """The arms of the finals or of a suite that have a result on the test split."""
+    """Yield the arms of the finals or of a suite that have a result on the test split."""
     decided = decision_that_shows("verdict", study.decisions) or decision_that_shows("arms", study.decisions)
     results = study.results()
     specs = study.specs()
     with study.told():
-        for track, found in (decided or {"tracks": {}})["tracks"].items():
-            for label, arm in found["arms"].items():
-                own = losses(arm, results)
+        for track, decided_track in (decided or {"tracks": {}})["tracks"].items():
+            for label, arm in decided_track["arms"].items():
+                by_seed = losses(arm, results)
                 run = next((specs[run_id] for run_id in arm["runs"].values() if run_id in specs), None)
-                if own and run is not None:
+                if by_seed and run is not None:
                     key, environment = _key(study, run), _environment(study)
                     runs = frozenset(arm["runs"].values())
-                    yield Entry(study.name, track, label, arm["lr"], key, environment, own, runs)
+                    yield Entry(study.name, track, label, arm["lr"], key, environment, by_seed, runs)
 
 
 def _key(study: LoadedStudy, run: Mapping[str, Any]) -> Key:
-    """What must agree: the run's text, tokens, workload, model, batch and length."""
+    """Return what must agree: the run's text, tokens, workload, model, batch and length."""
     corpus = study.header["corpus"]
     workload = run.get("workload", {"name": "gpt"})
-    own = {"ebm": run.get("ebm"), "encoder": run.get("encoder"), "decoder": run.get("decoder")}
+    parts = {"ebm": run.get("ebm"), "encoder": run.get("encoder"), "decoder": run.get("decoder")}
     tokens = run.get("tokens", {"name": "characters"})
     return (
         ("corpus", f"{corpus['title']} ({str(corpus['sha256'])[:8]})"),
         ("tokens", "characters" if tokens["name"] == "characters" else _words(tokens)),
-        ("workload", "gpt" if workload["name"] == "gpt" else _words({**workload, **own})),
+        ("workload", "gpt" if workload["name"] == "gpt" else _words({**workload, **parts})),
         ("model", _words(run["model"])),
         ("batch", f"{run['batch_size'] * run.get('accumulate', 1)}×{run['model']['context']}"),
         ("steps", str(run["steps"])),
@@ -153,15 +153,17 @@ def _key(study: LoadedStudy, run: Mapping[str, Any]) -> Key:
 
 
 def _words(settings: Mapping[str, Any]) -> str:
-    """`gpt, blocks 3, width 128`."""
-    told = {name: value for name, value in settings.items() if name != "name" and value not in (None, {}, "")}
-    rest = [f"{name} {value}" for name, value in told.items()]
+    """Return `gpt, blocks 3, width 128`."""
+    others = {
+        name: value for name, value in settings.items() if name != "name" and value not in (None, {}, "")
+    }
+    rest = [f"{name} {value}" for name, value in others.items()]
     return ", ".join([str(settings.get("name", "")), *rest]).strip(", ")
 
 
 def _environment(study: LoadedStudy) -> str:
-    found = study.header["environment"]
-    return f"torch {found.get('torch')}, numerics {found.get('numerics_version')}"
+    versions = study.header["environment"]
+    return f"torch {versions.get('torch')}, numerics {versions.get('numerics_version')}"
 
 
 def _ranked(entries: Sequence[Entry], notes: list[str]) -> Board:
@@ -172,68 +174,73 @@ def _ranked(entries: Sequence[Entry], notes: list[str]) -> Board:
     ordered = sorted(groups.values(), key=len, reverse=True)
     rows: list[dict[str, Any]] = []
     about: dict[str, str] = {}
-    for i, own in enumerate(ordered):
+    for i, group in enumerate(ordered):
         name = chr(ord("A") + i) if i < 26 else f"G{i + 1}"
-        about[name] = "; ".join(f"{what} {value}" for what, value in own[0].key)
-        rows += _rows(name, own)
+        about[name] = "; ".join(f"{what} {value}" for what, value in group[0].key)
+        rows += _rows(name, group)
         if i:
-            notes.append(f"group {name} is not ranked with A: {_apart(own[0].key, ordered[0][0].key)}.")
-        if len(places := sorted({entry.environment for entry in own})) > 1:
-            said = " and ".join(places)
-            notes.append(f"group {name} was trained by {said}: losses may differ by more than the seeds'.")
-        notes += _unshared(name, own)
+            notes.append(f"group {name} is not ranked with A: {_apart(group[0].key, ordered[0][0].key)}.")
+        if len(places := sorted({entry.environment for entry in group})) > 1:
+            where = " and ".join(places)
+            notes.append(f"group {name} was trained by {where}: losses may differ by more than the seeds'.")
+        notes += _unshared(name, group)
     return Board(frame(rows, BOARD_MEANINGS), about, notes)
 
 
 def _merged(entries: Sequence[Entry]) -> list[Entry]:
-    """Each arm once: one whose runs were copied to another study, where it has the same name, names both."""
-    found: dict[tuple[Any, ...], Entry] = {}
+    """Return each arm once: one whose runs were copied to another study, where it has the same name, names
+    both."""
+    merged: dict[tuple[Any, ...], Entry] = {}
     for entry in entries:
         which = (entry.key, entry.environment, entry.arm, entry.runs, *sorted(entry.losses.items()))
-        if known := found.get(which):
+        if known := merged.get(which):
             entry = replace(known, study=f"{known.study}, {entry.study}")
-        found[which] = entry
-    return list(found.values())
+        merged[which] = entry
+    return list(merged.values())
 
 
 def _apart(key: Key, other: Key) -> str:
-    """`batch 16×64 against 24×32`."""
+    """Return `batch 16×64 against 24×32`."""
     pairs = zip(key, other, strict=True)
-    return "; ".join(f"{what} {own} against {theirs}" for (what, own), (_, theirs) in pairs if own != theirs)
+    return "; ".join(
+        f"{what} {value} against {theirs}" for (what, value), (_, theirs) in pairs if value != theirs
+    )
 
 
-def _unshared(name: str, own: Sequence[Entry]) -> list[str]:
-    shared = set(own[0].losses).intersection(*(entry.losses for entry in own))
-    every = set().union(*(entry.losses for entry in own))
+def _unshared(name: str, entries: Sequence[Entry]) -> list[str]:
+    shared = set(entries[0].losses).intersection(*(entry.losses for entry in entries))
+    every = set().union(*(entry.losses for entry in entries))
     if shared == every:
         return []
     return [f"the arms of group {name} share {len(shared)} of {len(every)} seeds."]
 
 
-def _rows(name: str, own: Sequence[Entry]) -> Iterator[dict[str, Any]]:
-    """The arms of a group, best first, each beside the best."""
-    alone = {id(e): paired(e.losses, dict.fromkeys(e.losses, 0.0)) for e in own}  # the mean's own interval
+def _rows(name: str, entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
+    """Yield the arms of a group, best first, each beside the best."""
+    alone = {
+        id(e): paired(e.losses, dict.fromkeys(e.losses, 0.0)) for e in entries
+    }  # the mean's own interval
 
     def place(entry: Entry) -> tuple[bool, float]:
-        found = alone[id(entry)]
-        return found["mean"] is None, found["mean"] if found["mean"] is not None else _middle(found)
+        mean = alone[id(entry)]
+        return mean["mean"] is None, mean["mean"] if mean["mean"] is not None else _middle(mean)
 
-    ordered = sorted(own, key=place)
+    ordered = sorted(entries, key=place)
     best = ordered[0]
     for rank, entry in enumerate(ordered, 1):
-        found = alone[id(entry)]
-        against = paired(entry.losses, best.losses) if entry is not best else {}
+        mean = alone[id(entry)]
+        against: Mapping[str, Any] = paired(entry.losses, best.losses) if entry is not best else {}
         yield {
             "group": name,
             "rank": rank,
             "arm": entry.arm,
             "study": entry.study,
             "track": entry.track,
-            "test_loss": found["mean"],
-            "low": found["low"] if found["mean"] is not None else None,
-            "high": found["high"] if found["mean"] is not None else None,
+            "test_loss": mean["mean"],
+            "low": mean["low"] if mean["mean"] is not None else None,
+            "high": mean["high"] if mean["mean"] is not None else None,
             "seeds": len(entry.losses),
-            "diverged": found.get("diverged", {}).get("arm", 0),
+            "diverged": mean.get("diverged", {}).get("arm", 0),
             "lr": entry.lr,
             "shared_seeds": against.get("seeds", len(entry.losses)),
             "difference": against.get("mean"),
@@ -242,5 +249,5 @@ def _rows(name: str, own: Sequence[Entry]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _middle(found: Mapping[str, Any]) -> float:
-    return float("inf") if found["median"] is None else float(found["median"])
+def _middle(mean: Mapping[str, Any]) -> float:
+    return float("inf") if mean["median"] is None else float(mean["median"])

@@ -5,20 +5,15 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.records.columns import (
-    ARM_MEANINGS,
-    DIFFERENCE_MEANINGS,
-    RUN_MEANINGS,
-    VERDICT_MEANINGS,
-)
+from ebc_lab.records.columns import ARM_MEANINGS, DIFFERENCE_MEANINGS, RUN_MEANINGS, VERDICT_MEANINGS
+from ebc_lab.records.decisions import Decision, Difference
 from ebc_lab.study.stages import decision_that_shows
 from ebc_lab.study.stages.compare_arms import reference_of
-from ebc_lab.study.stages.rules import Decision
 from ebc_lab.study.stages.spec import GRID, settings_of
 from ebc_lab.study.stages.verdict import sentence, unfinished, verdict_of
 from ebc_lab.study.store.study import Record
@@ -35,7 +30,7 @@ MEANS = ("val_loss", "test_loss", "c_median", "kl_median", "clip_rate", "tokens_
 
 
 def run_rows(records: Sequence[Record], decisions: Decisions) -> list[dict[str, Any]]:
-    """A mapping for each run, by the names of RUN_MEANINGS, in the order of stages, arms and seeds."""
+    """Return a mapping for each run, by the names of RUN_MEANINGS, in the order of stages, arms and seeds."""
     tracks = _tracks_of_runs(decisions)
     rows = [_run(record, tracks) for record in records]
     order = [*decisions, *sorted({str(row["stage"]) for row in rows} - set(decisions))]
@@ -64,7 +59,7 @@ def _run(record: Record, tracks: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's settings say; of another version's, what every version calls the same."""
+    """Return what a run's settings say; of another version's, what every version calls the same."""
     try:
         return settings_of(from_dict(RunConfig, dict(config)))
     except (UserError, LookupError):
@@ -78,46 +73,47 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tracks_of_runs(decisions: Decisions) -> dict[str, str]:
-    """Run id -> the track that it belongs to, where a decision says so: arms of suites have any settings."""
-    found: dict[str, str] = {}
+    """Return run id -> the track that it belongs to, where a decision says so: arms of suites have any
+    settings."""
+    track_of: dict[str, str] = {}
     for decision in decisions.values():
         tracks = decision["tracks"]
         if len(tracks) == 1 and decision["stage"] in ("tune", "ablation"):
-            found |= {c["run_id"]: next(iter(tracks)) for c in decision["candidates"]}
-        for track, own in tracks.items():
-            for arm in _arms_of(own).values():
-                found |= dict.fromkeys(arm.get("runs", {}).values(), track)
-    return found
+            track_of |= {c["run_id"]: next(iter(tracks)) for c in decision["candidates"]}
+        for track, decided in tracks.items():
+            for arm in _arms_of(decided).values():
+                track_of |= dict.fromkeys(arm.get("runs", {}).values(), track)
+    return track_of
 
 
 def _arms_of(track: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The arms of a decided track that are over seeds: those of the finals and of a suite."""
+    """Return the arms of a decided track that are over seeds: those of the finals and of a suite."""
     arms = track.get("arms", {})
     return {n: arm for n, arm in arms.items() if isinstance(arm, dict) and isinstance(arm.get("runs"), dict)}
 
 
 def runs(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row a run."""
+    """Return one row a run."""
     return frame(rows, RUN_MEANINGS)
 
 
 def arms(rows: Sequence[Mapping[str, Any]], decisions: Decisions) -> pd.DataFrame:
-    """One row an arm of a stage: means over its completed seeds."""
+    """Return one row an arm of a stage: means over its completed seeds."""
     alike: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         if row.get("kind") == "train":
             alike.setdefault(tuple(row.get(key) for key in SETTING), []).append(row)
     mine, costs = _asked_about(decisions), _step_costs(decisions)
     made = []
-    for own in alike.values():
-        ends = Counter(row.get("outcome") for row in own)
-        first = own[0]
+    for of_arm in alike.values():
+        ends = Counter(row.get("outcome") for row in of_arm)
+        first = of_arm[0]
         suite = first["stage"] == "ablation"
         made.append(
             {
                 **{key: first.get(key) for key in ARM_MEANINGS},
-                **_means([row for row in own if row.get("outcome") == "completed"]),
-                "seeds": len(own),
+                **_means([row for row in of_arm if row.get("outcome") == "completed"]),
+                "seeds": len(of_arm),
                 "completed": ends["completed"],
                 "diverged": ends["diverged"],
                 "mine": (first["track"], first["role"]) in mine,
@@ -127,52 +123,52 @@ def arms(rows: Sequence[Mapping[str, Any]], decisions: Decisions) -> pd.DataFram
     return frame(made, ARM_MEANINGS)
 
 
-def _means(own: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    found: dict[str, float | None] = dict.fromkeys(("val_sd", "test_sd"))
+def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    means: dict[str, float | None] = dict.fromkeys(("val_sd", "test_sd"))
     for key in MEANS:
-        values = [float(row[key]) for row in own if row.get(key) is not None]
-        found[key] = statistics.fmean(values) if values else None
+        values = [float(row[key]) for row in rows if row.get(key) is not None]
+        means[key] = statistics.fmean(values) if values else None
         if key in ("val_loss", "test_loss") and len(values) > 1:
-            found[f"{key.removesuffix('_loss')}_sd"] = statistics.stdev(values)
-    return found
+            means[f"{key.removesuffix('_loss')}_sd"] = statistics.stdev(values)
+    return means
 
 
 def _asked_about(decisions: Decisions) -> set[tuple[str, str]]:
     tracks = decisions.get("ablation", {}).get("tracks", {})
-    return {(track, arm) for track, found in tracks.items() for arm in found.get("mine", [])}
+    return {(track, arm) for track, decided in tracks.items() for arm in decided.get("mine", [])}
 
 
 def _step_costs(decisions: Decisions) -> dict[tuple[str, str], float]:
     tracks = decisions.get("ablation", {}).get("tracks", {})
     return {
         (track, arm): cost["ratio"]
-        for track, found in tracks.items()
-        for arm, cost in (found.get("steps_cost") or {}).items()
+        for track, decided in tracks.items()
+        for arm, cost in (decided.get("steps_cost") or {}).items()
     }
 
 
 def differences(decisions: Decisions) -> pd.DataFrame:
-    """One row a comparison of two arms, of every decision that makes some."""
+    """Return one row a comparison of two arms, of every decision that makes some."""
     rows = []
     for stage, decision in decisions.items():
         for name, track in decision["tracks"].items():
-            for family, arm, reference, found, more in _compared(track):
+            for family, arm, reference, difference, more in _compared(track):
                 about = {"stage": stage, "track": name, "family": family, "arm": arm, "reference": reference}
-                luck = found.get("luck", {}).get("sd", 0.0)
-                rows.append({**found, **more, **about, "luck": luck})
+                luck = difference.get("luck", {}).get("sd", 0.0)
+                rows.append({**difference, **more, **about, "luck": luck})
     return frame(rows, DIFFERENCE_MEANINGS)
 
 
 Compared = tuple[str, str, str, Mapping[str, Any], Mapping[str, Any]]
 
 
-def _compared(track: Mapping[str, Any]) -> Iterator[Compared]:
-    """(family, arm, reference, difference, further columns) of a decided track."""
-    for family, found in track.get("differences", {}).items():
-        for arm, difference in found.items():
+def _compared(track: Any) -> Iterator[Compared]:
+    """Yield (family, arm, reference, difference, further columns) of a decided track."""
+    for family, compared in track.get("differences", {}).items():
+        for arm, difference in compared.items():
             yield family, arm, reference_of(track, family, arm), difference, {}
-    for found in track.get("lr_windows", {}).values():
-        yield "lr_window", found["arm"], found["reference"], found["difference"], {}
+    for compared in track.get("lr_windows", {}).values():
+        yield "lr_window", compared["arm"], compared["reference"], compared["difference"], {}
     for label, arm in _arms_of(track).items():
         asked = (track.get("answers") or {}).get(label, {"against": {}})
         if arm.get("difference") and arm["versus"] not in asked["against"]:
@@ -186,11 +182,12 @@ def _compared(track: Mapping[str, Any]) -> Iterator[Compared]:
 
 
 def verdict(decisions: Decisions) -> pd.DataFrame:
-    """One row a question that the study answers: the lines of its verdict, or its arms of one's own."""
+    """Return one row a question that the study answers: the lines of its verdict, or its arms of one's
+    own."""
     rows = []
     judged = decision_that_shows("verdict", decisions) or {"tracks": {}}
-    for track, found in judged["tracks"].items():
-        rows += [{**line, "track": track} for line in found["verdict"]]
+    for track, decided in judged["tracks"].items():
+        rows += [{**line, "track": track} for line in decided["verdict"]]
     for track, label, answer in _suite_lines(decisions):
         asked = f"Is {label} better than {answer['rival']}?" if answer["rival"] else f"Is {label} better?"
         rows.append(
@@ -200,28 +197,28 @@ def verdict(decisions: Decisions) -> pd.DataFrame:
 
 
 def _suite_lines(decisions: Decisions) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """(track, arm, answer) of a suite: about its arms of one's own, where it asks about none about each that
-    is paired with another one."""
-    found = list(answers(decisions))
-    yield from found
-    suite = {} if found else decisions.get("ablation", {}).get("tracks", {})
-    for track, own in suite.items():
-        for label, arm in own["arms"].items():
+    """Yield (track, arm, answer) of a suite: about its arms of one's own, where it asks about none about each
+    that is paired with another one."""
+    asked = list(answers(decisions))
+    yield from asked
+    suite = {} if asked else decisions.get("ablation", {}).get("tracks", {})
+    for track, decided in suite.items():
+        for label, arm in decided["arms"].items():
             if (d := arm.get("difference")) and d["seeds"]:
                 rival, verdict = arm["versus"], verdict_of(d)
-                told = {**d, "verdict": verdict, "seeds_needed": d.get("seeds_needed")}
-                said = sentence(label, {"rival": rival, "against": {rival: told}})
-                yield track, label, {"rival": rival, "verdict": verdict, "sentence": said}
+                judged = cast(Difference, {**d, "verdict": verdict, "seeds_needed": d.get("seeds_needed")})
+                text = sentence(label, rival, {rival: judged})
+                yield track, label, {"rival": rival, "verdict": verdict, "sentence": text}
 
 
 def lost(decisions: Decisions) -> list[str]:
-    """The arms of a suite of which no run ended, a sentence each."""
+    """Return the arms of a suite of which no run ended, a sentence each."""
     tracks = decisions.get("ablation", {}).get("tracks", {})
-    return [line for found in tracks.values() for line in unfinished(found)]
+    return [line for track in tracks.values() for line in unfinished(track)]
 
 
 def answers(decisions: Decisions) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """(track, arm, answer) for each arm that the study asks about."""
-    for track, found in decisions.get("ablation", {}).get("tracks", {}).items():
-        for label, answer in (found.get("answers") or {}).items():
+    """Yield (track, arm, answer) for each arm that the study asks about."""
+    for track, decided in decisions.get("ablation", {}).get("tracks", {}).items():
+        for label, answer in (decided.get("answers") or {}).items():
             yield track, label, answer

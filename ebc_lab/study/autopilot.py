@@ -16,6 +16,7 @@ from typing import Any
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config
+from ebc_lab.records.decisions import Acceptance, Decision
 from ebc_lab.records.figures import FINISHED, RunResult
 from ebc_lab.records.files import refuse_unwritable
 from ebc_lab.workloads.text import checked_text
@@ -25,7 +26,7 @@ from .launch import Pool, opened
 from .launch.rehearse import rehearse
 from .resolve import resolve_study
 from .stages import decision_that_shows, planned_runs, speculative_runs, stage_of
-from .stages.rules import Decision, Results, Undecidable
+from .stages.rules import Results, Undecidable
 from .stages.runs import distinct
 from .stages.spec import RunSpec
 from .store import attempts, manifest
@@ -37,7 +38,7 @@ from .trackers import following
 
 Say = Callable[[str], None]
 Tabulate = Callable[[Study, str, Sequence[RunSpec], Results], None]
-Conclude = Callable[[Config, Study, dict[str, Decision], Say], dict[str, Any] | None]
+Conclude = Callable[[Config, Study, dict[str, Decision], Say], Acceptance | None]
 Expect = Callable[[Config, ResultsOf, Mapping[str, float]], Mapping[str, Any] | None]
 
 
@@ -84,18 +85,18 @@ class Outcome:
     stages: list[str]
     answer: list[str]  # what the last of these stages found, a line for each track
     warning: str | None = None
-    acceptance: dict[str, Any] | None = None
+    acceptance: Acceptance | None = None
     ablation: Decision | None = None
     modes: Decision | None = None
 
     @property
     def trained(self) -> int:
-        """Runs trained in this call, those that turned out not to be needed included."""
+        """Return runs trained in this call, those that turned out not to be needed included."""
         return self.runs.training + self.runs.unused
 
 
 def study_of(config: Config) -> Study:
-    """The study that a configuration names."""
+    """Return the study that a configuration names."""
     return Study(Path(config.output_dir).expanduser() / config.study.name)
 
 
@@ -108,7 +109,7 @@ def autopilot(
     limits: Limits | None = None,
     command: Sequence[str] = (),
 ) -> Outcome:
-    """Run or continue `stages` of the study in order (all of `study.stages` by default).
+    """Return run or continue `stages` of the study in order (all of `study.stages` by default).
 
     `command`: the words of a command line that continues the study, told to whoever stops it.
     Raises UserError (configuration, a held study, a missing earlier stage), StageFailed (also when `limits`
@@ -163,7 +164,8 @@ class _Call:
     seen: dict[str, RunResult] = field(default_factory=dict)  # results that progress has counted
 
     def results_seen(self, specs: list[RunSpec]) -> dict[str, RunResult]:
-        """The results of these runs, each read once: for what is shown, and nothing that is decided."""
+        """Return the results of these runs, each read once: for what is shown, and nothing that is
+        decided."""
         self.seen |= self.study.results([s for s in specs if s.run_id not in self.seen])
         return {s.run_id: self.seen[s.run_id] for s in specs if s.run_id in self.seen}
 
@@ -303,7 +305,7 @@ class _Wave:
         self.specs = {s.run_id: s for s in [*spare, *wave]}
         self.left = {s.run_id: s for s in wave}
         known = [call.study.result(s.run_id) for s in runs if s.run_id not in self.left]
-        proven = any(found is not None and found["outcome"] in FINISHED for found in known)
+        proven = any(result is not None and result["outcome"] in FINISHED for result in known)
         self.breaker = Breaker(stage, call.study, proven=proven)
 
     def check_in(self, done: Sequence[str], busy: Sequence[Sequence[str]]) -> None:
@@ -314,16 +316,16 @@ class _Wave:
             raise Cancelled(f"study {study.name} was cancelled")
         self.call.limits.tick(len(busy))
         for run_id in done:
-            found = study.result(run_id)
-            assert found is not None
-            self.call.limits.ended(self.left.pop(run_id), found)
+            result = study.result(run_id)
+            assert result is not None
+            self.call.limits.ended(self.left.pop(run_id), result)
             for why in attempts.restarts(study.run_dir(run_id)):
                 self.call.listener.say(f"{self.progress.stage}: {run_id}: {why}")
-            if found["outcome"] not in FINISHED:
+            if result["outcome"] not in FINISHED:
                 self.call.listener.say(
-                    f"{self.progress.stage}: {run_id} {found['outcome']}: {found.get('cause')}"
+                    f"{self.progress.stage}: {run_id} {result['outcome']}: {result.get('cause')}"
                 )
-            self.breaker.saw(run_id, found, len(self.left))
+            self.breaker.saw(run_id, result, len(self.left))
         self.progress.running = self._running(run_id for run_ids in busy for run_id in run_ids)
         if done or self.expected is None:
             self._expect()
@@ -341,14 +343,14 @@ class _Wave:
             self.progress.total = self.progress.done + self.expected["left"]
 
     def _running(self, run_ids: Iterable[str]) -> list[dict[str, Any]]:
-        found = []
+        running = []
         for run_id in run_ids:
             spec = self.specs.get(run_id)
             now = self.call.study.progress(run_id)
             if spec and now:
                 shown = {"arm": spec.arm, "lr": spec.run.optimizer.lr, "seed": spec.run.seed}
-                found.append({"run_id": run_id, **shown, **now})
-        return found
+                running.append({"run_id": run_id, **shown, **now})
+        return running
 
     def _left_s(self) -> float | None:
         """Seconds until the study is done, counted down since they were estimated from finished runs; before
@@ -373,17 +375,17 @@ def _refuse_undecided(stage: str, earlier: Sequence[str], known: Mapping[str, De
 
 
 def _wave_in_words(wave: Sequence[RunSpec], timed: Sequence[RunSpec], there: int) -> str:
-    """`15 runs to train, then 2 measurements of time; 3 are there already`."""
+    """Return `15 runs to train, then 2 measurements of time; 3 are there already`."""
 
     def counted_as(n: int, what: str, rest: str) -> str:
         return f"{n} {what}{'' if n == 1 else 's'}{rest}"
 
     measured = counted_as(len(timed), "measurement", " of time") if timed else ""
     if wave[0].kind == "train":
-        said = counted_as(len(wave), "run", " to train") + (f", then {measured}" if timed else "")
+        text = counted_as(len(wave), "run", " to train") + (f", then {measured}" if timed else "")
     else:
-        said = measured
-    return said + (f"; {there} {'is' if there == 1 else 'are'} there already" if there else "")
+        text = measured
+    return text + (f"; {there} {'is' if there == 1 else 'are'} there already" if there else "")
 
 
 def _ended(study: Study) -> set[str]:

@@ -24,8 +24,8 @@ class StageFailed(Exception):
 
 
 def cause_class(run_id: str, outcome: str, cause: str | None) -> str:
-    """A run's outcome and its cause without its name, numbers and addresses, so that similar causes are
-    equal.
+    """Return a run's outcome and its cause without its name, numbers and addresses, so that similar causes
+    are equal.
     """
     cause = (cause or "").replace(run_id, "#")
     return f"{outcome}: " + re.sub(r"0x[0-9a-f]+|\d+(\.\d+)?([eE][-+]?\d+)?", "#", cause)
@@ -45,7 +45,7 @@ class Breaker:
         self.cause = ""
 
     def saw(self, run_id: str, result: Mapping[str, Any], left: int) -> None:
-        """A run has ended, `left` others are still to come. Raises StageFailed."""
+        """Note that a run has ended, and `left` others are still to come. Raises StageFailed."""
         if result["outcome"] in FINISHED:
             self.proven = True
             self.row = []
@@ -83,8 +83,8 @@ class Limits:
         return self.runs_left is not None or self.max_s is not None
 
     def admitted(self, wave: Sequence[RunSpec]) -> list[RunSpec]:
-        """The longest runs of the wave that fit into what is left. Hours are predicted from the runs that
-        this call has finished; before the first, one run alone is admitted."""
+        """Return the longest runs of the wave that fit into what is left. Hours are predicted from the runs
+        that this call has finished; before the first, one run alone is admitted."""
         chosen = sorted(wave, key=lambda s: -s.cost)
         if self.runs_left is not None:
             chosen = chosen[: self.runs_left]
@@ -102,7 +102,7 @@ class Limits:
         return chosen
 
     def ended(self, spec: RunSpec, result: Mapping[str, Any]) -> None:
-        """A run of this call has ended."""
+        """Note that a run of this call has ended."""
         if self.runs_left is not None:
             self.runs_left -= 1
         if result["outcome"] in FINISHED and result.get("wall_s"):

@@ -90,7 +90,7 @@ def _header(
     why: Mapping[str, str],
     looks: list[int],
 ) -> StudyHeader:
-    """What study.json records. `known`: what it recorded before."""
+    """Return what study.json records. `known`: what it recorded before."""
     copied = own.keep(study, config)
     header: StudyHeader = {
         "study": study.name,
@@ -119,8 +119,8 @@ def _header(
 
 
 def looks_before(config: Config, known: Mapping[str, Any], study: Study) -> list[int]:
-    """With how many seeds this study has answered before this call, which has others. A study whose seeds
-    stay the same answers from them alone."""
+    """Return with how many seeds this study has answered before this call, which has others. A study whose
+    seeds stay the same answers from them alone."""
     looks = list(known.get("looks", []))
     seeds = known["config"]["seeds"]
     answered = config.study.stages[-1] in study.decisions()
@@ -128,8 +128,8 @@ def looks_before(config: Config, known: Mapping[str, Any], study: Study) -> list
 
 
 def changes(config: Config, known: Mapping[str, Any], records: Sequence[Record]) -> list[Change]:
-    """(what, in study.json, now) of everything that makes this another study than the recorded one: settings,
-    torch, numerics."""
+    """Return (what, in study.json, now) of everything that makes this another study than the recorded one:
+    settings, torch, numerics."""
     settings = refused(from_recorded(config, known), requested(config), records)
     return settings + environment_changes(settings_of(known), known)
 
@@ -145,7 +145,7 @@ def adopt(config: Config, known: Mapping[str, Any]) -> Config:
 
 
 def _retrained(config: Config, study: Study) -> str:
-    """What this call would train, in words."""
+    """Return what this call would train, in words."""
     if not config.data.sha256:
         return "on another corpus none is"
     records = study.records()
@@ -158,7 +158,7 @@ def _retrained(config: Config, study: Study) -> str:
 def _resolve(
     config: Config, corpus: Corpus, study: Study, say: Callable[[str], None]
 ) -> tuple[Config, dict[str, str]]:
-    """The configuration with nothing left open, and why each setting that was left open was chosen."""
+    """Return the configuration with nothing left open, and why each setting that was left open was chosen."""
     if corpus.name == "path":
         config = replace(config, data=replace(config.data, file=corpus.source))
     config = replace(config, device=chosen_device(config.device))
@@ -177,8 +177,8 @@ def _resolve(
 
 
 def _runs_per_worker(config: Config, study: Study, say: Callable[[str], None]) -> int:
-    """How many runs a worker trains at a time: as measured on a GPU, fewer where that has several workers;
-    else 1.
+    """Return how many runs a worker trains at a time: as measured on a GPU, fewer where that has several
+    workers; else 1.
 
     It changes no number, so where it cannot be measured the study continues with 1. Raises Cancelled.
     """
@@ -189,20 +189,20 @@ def _runs_per_worker(config: Config, study: Study, say: Callable[[str], None]) -
     try:
         if name == "slurm":
             return int(packing_on_node(config, study, say)["runs_per_worker"])
-        found = packing(run, say)
+        measured = packing(run, say)
     except UserError as error:
         say(f"{error} A worker trains one run at a time: launcher.runs_per_worker=… sets another number.")
         return 1
     workers_per_gpu = math.ceil(slots(config) / max(1, len(visible_gpus())))
-    return max(1, int(found["runs_per_worker"]) // workers_per_gpu)
+    return max(1, int(measured["runs_per_worker"]) // workers_per_gpu)
 
 
 def _on_node(config: Config, study: Study, say: Callable[[str], None]) -> Choice:
-    """The settings of Slurm jobs: the precision is measured on a node, unless it is given."""
+    """Return the settings of Slurm jobs: the precision is measured on a node, unless it is given."""
     run, why = chosen_by_rule(run_part(config), cores(), job_cores(config.launcher))
     if not is_open(run, "dtype"):
         return Choice(run.dtype, run.threads_per_run, run.compile, why)
     say("measuring float32 against bfloat16 autocast on a node …")
     asked = replace(config, threads_per_run=run.threads_per_run, compile=run.compile)
-    found = choice_on_node(asked, study)
-    return replace(found, why={**why, "dtype": found.why["dtype"]})
+    choice = choice_on_node(asked, study)
+    return replace(choice, why={**why, "dtype": choice.why["dtype"]})

@@ -66,10 +66,7 @@ def test_texts_are_made_visible_after_the_checksum_is_checked(tmp_path):
     raw = {"cause": "\x1b[2J\u202eevil\ud800\nnext line", "\x07key": ["caf\u00e9 \u03b4*\t"], "checksum": 0}
     write_checksummed(path, raw)
     found = read_checksummed(path, "")
-    assert found == {
-        "cause": r"\x1b[2J\u202eevil\ud800" + "\nnext line",
-        r"\x07key": ["caf\u00e9 \u03b4*\t"],
-    }
+    assert found == {"cause": r"\x1b[2J\u202eevil\ud800" + "\nnext line", r"\x07key": ["caf\u00e9 \u03b4*\t"]}
     write_checksummed(path, found)  # what was read can be written, and means the same
     assert read_checksummed(path, "") == found
     assert checksum_holds(with_checksum(found))

@@ -18,6 +18,7 @@ from urllib.parse import quote
 from ebc_lab.config.dicts import flat
 from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.schema import STAGES, Config
+from ebc_lab.records.decisions import Arm, Decision, Difference, FinalsTrack, Line, NoiseFloor, SuiteTrack
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.study.inspect import status, why
 from ebc_lab.study.inspect.reproduce import StudyCommand, study_command, with_seeds_wanted
@@ -41,8 +42,8 @@ CHOICES = ("candidates", "points")  # what a stage shows that chooses something 
 
 
 def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
-    """Everything the page tells of a study. `lenient`: damage is listed in `problems` as far as that is
-    possible.
+    """Return everything the page tells of a study. `lenient`: damage is listed in `problems` as far as that
+    is possible.
 
     Raises UserError: there is no study, or one of its files was truncated or edited. To be called, like what
     shows its findings, within `Study.told`.
@@ -93,15 +94,15 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
 
 
 def untracked(lines: Iterable[str], tracks: Iterable[str]) -> list[str]:
-    """Sentences with their track in words, and without the one that they begin with where there is only
-    one."""
+    """Return sentences with their track in words, and without the one that they begin with where there is
+    only one."""
     alone = list(tracks)
-    own = [words.tracks_in_words(line, alone) for line in lines]
-    return [line.removeprefix(f"{optimizer(alone[0])}: ") for line in own] if len(alone) == 1 else own
+    worded = [words.tracks_in_words(line, alone) for line in lines]
+    return [line.removeprefix(f"{optimizer(alone[0])}: ") for line in worded] if len(alone) == 1 else worded
 
 
-def label(name: str, arm: Mapping[str, Any]) -> str:
-    """An arm as the tables name it: a suite's by its own name, a final one in words."""
+def label(name: str, arm: Arm) -> str:
+    """Return an arm as the tables name it: a suite's by its own name, a final one in words."""
     return name if "about" in arm else words.short(name, arm)
 
 
@@ -109,7 +110,7 @@ def label(name: str, arm: Mapping[str, Any]) -> str:
 
 
 def _question(config: Config) -> str:
-    """Whether the arms that a suite asks about are better; else the suite's own question, or the lab's;
+    """Tell whether the arms that a suite asks about are better; else the suite's own question, or the lab's;
     without EBC at several rates the page cannot answer all of it."""
     if mine := [label for label in config.ablation.mine.arms if label in config.ablation.arms]:
         return f"{'Is' if len(mine) == 1 else 'Are'} {' and '.join(mine)} better?"
@@ -121,7 +122,7 @@ def _question(config: Config) -> str:
 
 
 def _facts(
-    config: Config, header: Mapping[str, Any], decisions: Mapping[str, Any], results: Mapping[str, Any]
+    config: Config, header: StudyHeader, decisions: Mapping[str, Decision], results: tables.Results
 ) -> list[tuple[str, str]]:
     optimizers = list(dict.fromkeys(optimizer(t) for d in decisions.values() for t in d["tracks"]))
     hours = sum(r.get("wall_s") or 0.0 for r in results.values())
@@ -144,10 +145,8 @@ def _facts(
     ]
 
 
-def _seeds_of(
-    decisions: Mapping[str, Any], compared: Mapping[str, Any] | None, config: Config
-) -> Sequence[int]:
-    """The seeds of the runs that the study ends with."""
+def _seeds_of(decisions: Mapping[str, Decision], compared: Decision | None, config: Config) -> Sequence[int]:
+    """Return the seeds of the runs that the study ends with."""
     modes = decision_that_shows("modes", decisions)
     if modes:
         return sorted({c["seed"] for c in modes["candidates"]})
@@ -164,8 +163,10 @@ def _files_of(study: Study) -> tables.Files:
     """Leads from a run to its log and its curve, those of them that are there."""
 
     def files(run_id: str) -> list[tuple[str, str]]:
-        own = study.run_files(run_id)
-        there = [(word, path) for word, path in (("log", own.log), ("curve", own.steps)) if path.is_file()]
+        paths = study.run_files(run_id)
+        there = [
+            (word, path) for word, path in (("log", paths.log), ("curve", paths.steps)) if path.is_file()
+        ]
         return [(word, quote(path.relative_to(study.root).as_posix())) for word, path in there]
 
     return files
@@ -183,9 +184,9 @@ def _runs(trained: Iterable[Record], bits: bool, files: tables.Files) -> Table:
 
 
 def _broken(study: Study, config: Config, trained: Iterable[Record]) -> list[dict[str, Any]]:
-    """Runs that did not complete, grouped by cause; `result`: diverging is one, failing is none."""
-    told = [status.run_status(study, r.run_id, r.spec, r.result) for r in trained if r.spec and r.result]
-    groups = status.failures_of(study, config, [r for r in told if r["outcome"] != "completed"])
+    """Return runs that did not complete, grouped by cause; `result`: diverging is one, failing is none."""
+    ended = [status.run_status(study, r.run_id, r.spec, r.result) for r in trained if r.spec and r.result]
+    groups = status.failures_of(study, config, [r for r in ended if r["outcome"] != "completed"])
     for group in groups:
         group["result"] = group["outcome"] in FINISHED
         group["log"] = str(Path(group["log"]).relative_to(study.root))
@@ -193,17 +194,18 @@ def _broken(study: Study, config: Config, trained: Iterable[Record]) -> list[dic
 
 
 def _again(study: Study, header: StudyHeader) -> StudyCommand:
-    """The command that does the study again, on the corpus that was found, which is no setting that differs:
-    `auto` may find another elsewhere."""
-    asked = header["requested"]["data"]
-    found = {**asked, "name": header["config"]["data"]["name"]}
-    again = study_command({**header["requested"], "data": found}, copies(study, header))
-    changed = [c for c in again.changed if c[0] != "data.name" or asked["name"] != "auto"]
+    """Return the command that does the study again, on the corpus that was found, which is no setting that
+    differs: `auto` may find another elsewhere."""
+    requested = header["requested"]["data"]
+    data = {**requested, "name": header["config"]["data"]["name"]}
+    again = study_command({**header["requested"], "data": data}, copies(study, header))
+    changed = [c for c in again.changed if c[0] != "data.name" or requested["name"] != "auto"]
     return replace(again, changed=changed)
 
 
-def _more_seeds(study: Study, header: StudyHeader, suite: Mapping[str, Any] | None) -> str | None:
-    """The command of a study with the seeds that an undecided answer wants; None where it wants none."""
+def _more_seeds(study: Study, header: StudyHeader, suite: Decision | None) -> str | None:
+    """Return the command of a study with the seeds that an undecided answer wants; None where it wants
+    none."""
     wanted = with_seeds_wanted(header["requested"], suite)
     return study_command(wanted, copies(study, header)).command if wanted else None
 
@@ -220,7 +222,7 @@ def _setting_tables(changed: Sequence[tuple[str, Any, Any]], settings: Mapping[s
     }
 
 
-def _checksums(study: Study, decisions: Mapping[str, Any]) -> Table:
+def _checksums(study: Study, decisions: Mapping[str, Decision]) -> Table:
     there = {p for pattern in CHECKED for p in study.root.glob(pattern) if not p.name.startswith(".")}
     paths = {p for p in there if p.is_file()}
     rows = [(visible(p.name), manifest.sha256_of(p)) for p in sorted(paths) if p != study.manifest_file]
@@ -233,21 +235,21 @@ def _checksums(study: Study, decisions: Mapping[str, Any]) -> Table:
 # -- decisions -----------------------------------------------------------------------------------------------
 
 
-def _by_weight(decisions: Mapping[str, Any], config: Config) -> list[str]:
-    """The stages in their order; of a suite that asks about arms of one's own their tuning first, and what
-    only gives its noise after it."""
+def _by_weight(decisions: Mapping[str, Decision], config: Config) -> list[str]:
+    """Return the stages in their order; of a suite that asks about arms of one's own their tuning first, and
+    what only gives its noise after it."""
     return sorted(decisions, key=lambda s: bool(config.ablation.mine.arms) and stage_of(s).shows != "points")
 
 
 def _decision(
-    name: str, decision: Mapping[str, Any], config: Config, floors: Mapping[str, Mapping[str, Any]]
+    name: str, decision: Decision, config: Config, floors: Mapping[str, NoiseFloor]
 ) -> dict[str, Any]:
     stage, tracks = stage_of(name), decision["tracks"]
     alone = name == "lr_sweep" and bool(config.ablation.mine.arms)
 
     def rows(track: str) -> list[tuple[str, str, str]]:
-        found = stage.rows(track, decision)
-        return [row for row in found if row[0] != "natural KL"] if alone else found
+        every = stage.rows(track, decision)
+        return [row for row in every if row[0] != "natural KL"] if alone else every
 
     if stage.shows == "points":
         table = tables.tuned(name, decision)
@@ -269,42 +271,42 @@ def _decision(
 
 
 def _chosen(
-    rows: list[tuple[str, str, str]], d: Mapping[str, Any], floor: Mapping[str, Any] | None
+    rows: list[tuple[str, str, str]], d: Mapping[str, Any], floor: NoiseFloor | None
 ) -> list[tuple[str, str, str]]:
-    """(what, figure, remark) of what a stage chose for a track."""
+    """Return (what, figure, remark) of what a stage chose for a track."""
     if "optimizer" in d:
         rows = [("optimizer", optimizer(f"{d['optimizer']}_{d['projection']}"), ""), *rows]
     return [*rows, _margin(d, floor)] if "margin_sigma" in d and floor else rows
 
 
-def _margin(d: Mapping[str, Any], floor: Mapping[str, Any]) -> tuple[str, str, str]:
+def _margin(d: Mapping[str, Any], floor: NoiseFloor) -> tuple[str, str, str]:
     sigmas = d["margin_sigma"]
     if sigmas is None:
         return ("margin", words.NOTHING, "no runner-up qualified")
     within = floor["detectable"] is not None and sigmas * floor["sigma"] < floor["detectable"]
     noise = "within the noise: another seed could have chosen otherwise"
     remark = noise if within else "ahead of the runner-up"
-    told = f"{remark}; two single runs show {fixed(floor['detectable'])} nats four times out of five"
-    told += f"; σ from {words.plural(floor['seeds'], 'seed')}" if floor["seeds"] < 3 else ""
-    return ("margin", f"{sigmas:.1f} σ", told)
+    text = f"{remark}; two single runs show {fixed(floor['detectable'])} nats four times out of five"
+    text += f"; σ from {words.plural(floor['seeds'], 'seed')}" if floor["seeds"] < 3 else ""
+    return ("margin", f"{sigmas:.1f} σ", text)
 
 
 # -- verdict, finals, suite ----------------------------------------------------------------------------------
 
 
-def _verdict(track: str, found: Mapping[str, Any], config: Config) -> dict[str, Any]:
+def _verdict(track: str, compared: FinalsTrack, config: Config) -> dict[str, Any]:
     margin = config.finals.margin
-    differences = [by_interval(x["difference"], x["joint"]) for x in found["verdict"] if "difference" in x]
+    differences = [by_interval(x["difference"], x["joint"]) for x in compared["verdict"] if "difference" in x]
     ruler = Ruler.over(differences, max((d["margin"] for d in differences), default=margin))
-    verdicts = Counter(x["verdict"] for x in found["verdict"])
-    lines = [_line(line, found, ruler, config) for line in found["verdict"]]
-    scales = found["lr_windows"].get("ebc", {}).get("scales", ())
+    verdicts = Counter(x["verdict"] for x in compared["verdict"])
+    lines = [_line(line, compared, ruler, config) for line in compared["verdict"]]
+    window = compared["lr_windows"].get("ebc")
     return {
         "track": track,
         "name": optimizer(track),
-        "answer": words.answer(found["verdict"], margin, scales),
-        "warning": words.control_warning(found),
-        "glance": _titled(glance.finals(f"glance-{track}", found), f": {optimizer(track)}"),
+        "answer": words.answer(compared["verdict"], margin, window["scales"] if window else ()),
+        "warning": words.control_warning(compared),
+        "glance": _titled(glance.finals(f"glance-{track}", compared), f": {optimizer(track)}"),
         "counts": {v: verdicts[v] for v in ("pass", "fail", "undecided")},
         "lines": lines,
         "least": [d["detectable"] for d in differences if d.get("detectable") is not None],
@@ -312,41 +314,41 @@ def _verdict(track: str, found: Mapping[str, Any], config: Config) -> dict[str, 
     }
 
 
-def _line(line: Mapping[str, Any], found: Mapping[str, Any], ruler: Ruler, config: Config) -> dict[str, Any]:
-    """A line of the verdict with its words, and its difference drawn on a ruler where it has one."""
+def _line(line: Line, compared: FinalsTrack, ruler: Ruler, config: Config) -> dict[str, Any]:
+    """Return a line of the verdict with its words, and its difference drawn on a ruler where it has one."""
     title, asks, _ = words.CHECKS.get(line["name"], (line["question"], "", {}))
-    fair = line.get("reference") == found["roles"].get("control")
+    fair = line.get("reference") == compared["roles"].get("control")
     reference = "the fair control" if fair else "the baseline"
     means = words.means(line, config.finals.margin, reference, config.study.band)
-    told = {**line, "title": title, "asks": asks, "means": means, "drawn": None}
+    worded = {**line, "title": title, "asks": asks, "means": means, "drawn": None}
     if "difference" in line:
         d = by_interval(line["difference"], line["joint"])
-        told |= {
+        worded |= {
             "drawn": ruler.drawn(d),
             "ruler": Ruler(ruler.reach, d["margin"]),  # each line has a target of its own
             "least": d["detectable"],
             "at_once": d["comparisons"] if line["joint"] else 1,
-            "between": [label(n, found["arms"][n]) for n in (line["arm"], line["reference"])],
+            "between": [label(n, compared["arms"][n]) for n in (line["arm"], line["reference"])],
         }
-    return told
+    return worded
 
 
-def _finals(decision: Mapping[str, Any], config: Config, results: tables.Results) -> dict[str, Any]:
+def _finals(decision: Decision, config: Config, results: tables.Results) -> dict[str, Any]:
     margin = config.finals.margin
     name = decision["stage"]
     several = len(decision["tracks"]) > 1
     tracks = []
-    for track, found in decision["tracks"].items():
+    for track, judged in decision["tracks"].items():
         of = f": {optimizer(track)}" if several else ""
-        arms = replace(tables.arms(f"finals-{track}", found, results).on(PAGE), title=f"Arms{of}")
+        arms = replace(tables.arms(f"finals-{track}", judged, results).on(PAGE), title=f"Arms{of}")
         compared = [
-            _compared(f"against-{track}-{i}", f"{words.FAMILIES[family]}{of}", family, found, margin)
-            for i, family in enumerate(found["differences"], 1)
+            _compared(f"against-{track}-{i}", f"{words.FAMILIES[family]}{of}", family, judged, margin, pairs)
+            for i, (family, pairs) in enumerate(judged["differences"].items(), 1)
         ]
-        own = {"named": {n: label(n, arm) for n, arm in found["arms"].items()}, "arms": arms}
-        own["low_bit"] = _titled(tables.low_bit(f"finals-levels-{track}", found, results), of)
-        own["states"] = _states(f"finals-states-{track}", of, found, results)
-        tracks.append({"name": optimizer(track), "compared": compared, **own})
+        shown = {"named": {n: label(n, arm) for n, arm in judged["arms"].items()}, "arms": arms}
+        shown["low_bit"] = _titled(tables.low_bit(f"finals-levels-{track}", judged, results), of)
+        shown["states"] = _states(f"finals-states-{track}", of, judged, results)
+        tracks.append({"name": optimizer(track), "compared": compared, **shown})
     return {
         "about": stage_of(name).about,
         "rule": decision["rule"],
@@ -359,30 +361,31 @@ def _finals(decision: Mapping[str, Any], config: Config, results: tables.Results
 
 
 def _suite(
-    decision: Mapping[str, Any], results: tables.Results, config: Config, tune: Mapping[str, Any] | None
+    decision: Decision, results: tables.Results, config: Config, tune: Decision | None
 ) -> dict[str, Any]:
     several = len(decision["tracks"]) > 1
     tracks = []
-    for track, found in decision["tracks"].items():
+    for track, compared in decision["tracks"].items():
         of = f": {optimizer(track)}" if several else ""
-        ranked = tables.ranked(found)
-        pairs = tables.suite_pairs(found, ranked)
-        arms = tables.arms(f"suite-{track}", found, results, ranked).on(PAGE)
-        own = (f"suite-differences-{track}", f"its reference{of}", "", found, None, pairs)
+        ranked = tables.ranked(compared)
+        pairs = tables.suite_pairs(compared, ranked)
+        arms = tables.arms(f"suite-{track}", compared, results, ranked).on(PAGE)
+        memory = tables.beside_weights(f"suite-memory-{track}", compared, results, ranked)
+        pairing = (f"suite-differences-{track}", f"its reference{of}", "", compared, None, pairs)
         tracks.append(
             {
                 "name": optimizer(track),
-                "answer": words.suite_answer(found),
+                "answer": words.suite_answer(compared),
                 "named": {name: name for name in ranked},
-                "glance": _glances(track, of, found, ranked, tune),
-                "tried": _tried(track, of, found, config, tune),
-                "judged": {found["reference"], *words.mine_of(found), *ranked[:1]},
+                "glance": _glances(track, of, compared, ranked, tune),
+                "tried": _tried(track, of, compared, config, tune),
+                "judged": {compared["reference"], *words.mine_of(compared), *ranked[:1]},
                 "arms": replace(arms, title=f"Arms, best first{of}"),
-                "low_bit": _titled(tables.low_bit(f"suite-levels-{track}", found, results, ranked), of),
-                "states": _states(f"suite-states-{track}", of, found, results, ranked),
-                "memory": _titled(tables.beside_weights(f"suite-memory-{track}", found, results, ranked), of),
-                "compared": [_compared(*own)] if pairs else [],
-                "least": _least(_judging(found, pairs)),
+                "low_bit": _titled(tables.low_bit(f"suite-levels-{track}", compared, results, ranked), of),
+                "states": _states(f"suite-states-{track}", of, compared, results, ranked),
+                "memory": _titled(memory, of),
+                "compared": [_compared(*pairing)] if pairs else [],
+                "least": _least(_judging(compared, pairs)),
             }
         )
     notes = untracked(decision["notes"], decision["tracks"])
@@ -390,73 +393,75 @@ def _suite(
     return {"about": about, "rule": decision["rule"], "notes": notes, "tracks": tracks}
 
 
-def _judging(found: Mapping[str, Any], pairs: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The differences that the answer rests on: those of the arms that a suite asks about, else all."""
-    answers = found.get("answers") or {}
-    own = [
-        d for label in words.mine_of(found) if label in answers for d in answers[label]["against"].values()
+def _judging(compared: SuiteTrack, pairs: Mapping[str, Difference]) -> list[Difference]:
+    """Return the differences that the answer rests on: those of the arms that a suite asks about, else
+    all."""
+    answers = compared.get("answers") or {}
+    differences = [
+        d for label in words.mine_of(compared) if label in answers for d in answers[label]["against"].values()
     ]
-    return own or list(pairs.values())
+    return differences or list(pairs.values())
 
 
-def _least(pairs: Iterable[Mapping[str, Any]]) -> list[float]:
-    """The smallest detectable differences, by the intervals that judge."""
-    found = (by_interval(d, joint=True)["detectable"] for d in pairs)
-    return [least for least in found if least is not None]
+def _least(pairs: Iterable[Difference]) -> list[float]:
+    """Return the smallest detectable differences, by the intervals that judge."""
+    detectable = (by_interval(d, joint=True)["detectable"] for d in pairs)
+    return [least for least in detectable if least is not None]
 
 
 def _glances(
-    track: str, of: str, found: Mapping[str, Any], ranked: Sequence[str], tune: Mapping[str, Any] | None
+    track: str, of: str, compared: SuiteTrack, ranked: Sequence[str], tune: Decision | None
 ) -> list[Table]:
-    """What stands under the answer: each arm that is asked about beside the others; or what a sweep shows; or
-    every arm."""
-    if asked := words.asked(found):
+    """Return what stands under the answer: each arm that is asked about beside the others; or what a sweep
+    shows; or every arm."""
+    if asked := words.asked(compared):
         tuned = words.tuned_arms(tune, track)
         names = {label: f"better-{track}-{i}" for i, label in enumerate(asked, 1)}
-        made = [glance.is_better(name, label, found, tuned) for label, name in names.items()]
+        made = [glance.is_better(name, label, compared, tuned) for label, name in names.items()]
     else:
-        made = tables.spans(found, f"{{}}-{track}".format) or [glance.suite(f"glance-{track}", found, ranked)]
+        made = tables.spans(compared, f"{{}}-{track}".format) or [
+            glance.suite(f"glance-{track}", compared, ranked)
+        ]
     return [replace(table.on(PAGE), title=f"{table.title}{of}") for table in made]
 
 
-def _tried(
-    track: str, of: str, found: Mapping[str, Any], config: Config, tune: Mapping[str, Any] | None
-) -> Table | None:
-    """What was tried of the arms of a suite that asks about some of them."""
-    if not tune or not words.mine_of(found):
+def _tried(track: str, of: str, compared: SuiteTrack, config: Config, tune: Decision | None) -> Table | None:
+    """Return what was tried of the arms of a suite that asks about some of them."""
+    if not tune or not words.mine_of(compared):
         return None
     grids = {label: arm.tune for label, arm in config.ablation.arms.items()}
-    mine = words.mine_of(found)
-    order = [*mine, *(label for label in found["arms"] if label not in mine)]
+    mine = words.mine_of(compared)
+    order = [*mine, *(label for label in compared["arms"] if label not in mine)]
     return _titled(glance.tried(f"tried-{track}", tune, track, order, grids), of)
 
 
-def _modes(decision: Mapping[str, Any], results: tables.Results) -> dict[str, Any]:
+def _modes(decision: Decision, results: tables.Results) -> dict[str, Any]:
     tracks = decision["tracks"].items()
     return {
         "title": stage_of(decision["stage"]).title,
         "about": stage_of(decision["stage"]).about,
         "rule": decision["rule"],
         "notes": untracked(decision["notes"], decision["tracks"]),
-        "answers": [same_bits(found) for _, found in tracks],
+        "answers": [same_bits(compared) for _, compared in tracks],
         "tables": [tables.modes(f"modes-{t}", decision, t, results).on(PAGE) for t, _ in tracks],
     }
 
 
 def _titled(made: Table | None, of: str) -> Table | None:
-    """A table for the page; None where no arm has what it shows."""
+    """Return a table for the page; None where no arm has what it shows."""
     return made and replace(made.on(PAGE), title=f"{made.title}{of}")
 
 
 def _states(
     name: str,
     of: str,
-    found: Mapping[str, Any],
+    compared: FinalsTrack | SuiteTrack,
     results: tables.Results,
     names: Iterable[str] | None = None,
 ) -> Table | None:
-    """What the splats of energy-based models know, with the columns for which only the page has room."""
-    made = tables.states(name, found, results, names)
+    """Return what the splats of energy-based models know, with the columns for which only the page has
+    room."""
+    made = tables.states(name, compared, results, names)
     return _titled(made and replace(made, note=made.note + tables.PAGE_NOTE), of)
 
 
@@ -464,21 +469,20 @@ def _compared(
     name: str,
     against: str,
     family: str,
-    found: Mapping[str, Any],
+    compared: FinalsTrack | SuiteTrack,
     margin: float | None,
-    pairs: Mapping[str, Mapping[str, Any]] | None = None,
+    pairs: Mapping[str, Difference],
 ) -> Table:
-    """Paired differences as rows with a drawn interval each, on one ruler: a family of the finals', or a
-    suite's `pairs`."""
-    pairs = found["differences"][family] if pairs is None else pairs
+    """Return paired differences as rows with a drawn interval each, on one ruler: a family of the finals', or
+    a suite's `pairs`."""
     ruler = Ruler.over([by_interval(d, joint=True) for d in pairs.values()], margin)
 
-    def draw(d: Mapping[str, Any]) -> dict[str, Any] | None:
+    def draw(d: Difference) -> dict[str, Any] | None:
         alone = ruler.drawn(d)
         return alone and {**alone, "all": ruler.drawn(by_interval(d, joint=True)), "ruler": ruler}
 
     title = f"Difference in test loss against {against}"
-    return tables.differences(name, title, pairs, found, draw, family).on(PAGE)
+    return tables.differences(name, title, pairs, compared, draw, family).on(PAGE)
 
 
 class Ruler:
@@ -493,10 +497,11 @@ class Ruler:
         self.target = None if margin is None else self.x(margin)
 
     @classmethod
-    def over(cls, differences: Sequence[Mapping[str, Any]], margin: float | None) -> Ruler:
-        """An axis that shows most intervals whole: one wild arm does not squash the others."""
-        limits = ((abs(d[k]) for k in ("low", "high", "mean") if d.get(k) is not None) for d in differences)
-        sizes = [m for own in limits if (m := max(own, default=0.0)) > 0]
+    def over(cls, differences: Sequence[Difference], margin: float | None) -> Ruler:
+        """Return an axis that shows most intervals whole: one wild arm does not squash the others."""
+        limits = ((d["low"], d["high"], d["mean"]) for d in differences)
+        largest = (max((abs(x) for x in ends if x is not None), default=0.0) for ends in limits)
+        sizes = [size for size in largest if size > 0]
         reach = min(max(sizes), 1.5 * statistics.median(sizes)) if sizes else 1.0
         return cls(1.1 * max(reach, 2 * (margin or 0.0)), margin)
 
@@ -504,8 +509,8 @@ class Ruler:
         share = max(-1.0, min(1.0, value / self.reach))
         return round(self.WIDTH / 2 + share * (self.WIDTH / 2 - self.EDGE), 1)
 
-    def drawn(self, d: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The ends of the interval and its middle on the axis; None where there is no interval."""
+    def drawn(self, d: Difference) -> dict[str, Any] | None:
+        """Return the ends of the interval and its middle on the axis; None where there is no interval."""
         low, high, middle = d.get("low"), d.get("high"), d.get("mean", d.get("median"))
         middle = d.get("median") if middle is None else middle
         if low is None and high is None:

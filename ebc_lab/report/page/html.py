@@ -41,7 +41,7 @@ class Picture:
 
     @property
     def whole_title(self) -> str:
-        """The title where no heading above it names the arm."""
+        """Return the title where no heading above it names the arm."""
         return f"{self.arm}: {self.title}" if self.arm and self.arm not in self.title else self.title
 
     @property
@@ -62,34 +62,34 @@ def write_page(root: Path) -> Path:
     return study.page_file
 
 
-def render(root: Path, found: Mapping[str, Any], live: Mapping[str, Any] | None = None) -> str:
-    """The page of what `evidence.gather` found.
+def render(root: Path, evidence_of: Mapping[str, Any], live: Mapping[str, Any] | None = None) -> str:
+    """Return the page of what `evidence.gather` found.
 
     `live`: what `inspect.status` says, for a page that follows a study.
     """
-    shown, left_out = chosen_pictures(pictures(root), _judged(found))
+    shown, left_out = chosen_pictures(pictures(root), _judged(evidence_of))
     by_section: dict[str, list[Picture]] = {}
     for picture in shown:
         by_section.setdefault(picture.section, []).append(picture)
     rest = {"pictures": by_section, "left_out": left_out, "live": live, "words": words}
-    return _rendered("page.html.j2", **found, **rest)
+    return _rendered("page.html.j2", **evidence_of, **rest)
 
 
 def message(title: str, text: str) -> str:
-    """A page that says one thing: what a live view shows when the study cannot be read."""
+    """Return a page that says one thing: what a live view shows when the study cannot be read."""
     return _rendered("message.html.j2", title=title, text=text)
 
 
 def _rendered(template: str, **values: Any) -> str:
-    """A template with these values, and with the page's own style and script. Raises LookupError where a
-    value lacks what the template names."""
+    """Return a template with these values, and with the page's own style and script. Raises LookupError where
+    a value lacks what the template names."""
     from jinja2 import UndefinedError
 
     style = _source("page.css")
     script = _source("page.js")
-    own = {"style": style, "script": script, "style_hash": _hash(style), "script_hash": _hash(script)}
+    embedded = {"style": style, "script": script, "style_hash": _hash(style), "script_hash": _hash(script)}
     try:
-        page: str = _environment().get_template(template).render(**values, **own)
+        page: str = _environment().get_template(template).render(**values, **embedded)
     except UndefinedError as error:
         raise LookupError(str(error)) from None
     return page
@@ -100,7 +100,8 @@ def _rendered(template: str, **values: Any) -> str:
 
 
 def pictures(root: Path) -> list[Picture]:
-    """The study's figures, in the order of figures.json; those whose files are not there are left out."""
+    """Return the study's figures, in the order of figures.json; those whose files are not there are left
+    out."""
     return [
         Picture(e["name"], e["section"], e["title"], e["alt"], e["arm"], path)
         for e in catalogue.catalogue(root)
@@ -109,26 +110,26 @@ def pictures(root: Path) -> list[Picture]:
 
 
 def _file(root: Path, name: str) -> Path | None:
-    """The SVG unless it is a large one with a PNG beside it; only a file of this very folder."""
-    own = {p.name: p for p in root.iterdir() if p.suffix in KINDS}
-    svg, png = own.get(f"{name}.svg"), own.get(f"{name}.png")
+    """Return the SVG unless it is a large one with a PNG beside it; only a file of this very folder."""
+    images = {p.name: p for p in root.iterdir() if p.suffix in KINDS}
+    svg, png = images.get(f"{name}.svg"), images.get(f"{name}.png")
     return png if svg is None or (png and svg.stat().st_size > LARGE_SVG) else svg
 
 
 def chosen_pictures(all_of_them: list[Picture], about: set[str]) -> tuple[list[Picture], list[Picture]]:
-    """(those to embed, those left out): all of them while they are few, else the study's own and the judged
-    arms'."""
+    """Return (those to embed, those left out): all of them while they are few, else the study's own and the
+    judged arms'."""
     if len(all_of_them) <= EMBEDDED:
         return all_of_them, []
     shown = [p for p in all_of_them if not p.arm or p.arm in about][:EMBEDDED]
     return shown, [p for p in all_of_them if p not in shown]
 
 
-def _judged(found: Mapping[str, Any]) -> set[str]:
-    """The arms that the verdict is about: those it compares; of a suite the reference and the best."""
-    lines = [line for v in found["verdict"] for line in v["lines"]]
+def _judged(evidence_of: Mapping[str, Any]) -> set[str]:
+    """Return the arms that the verdict is about: those it compares; of a suite the reference and the best."""
+    lines = [line for v in evidence_of["verdict"] for line in v["lines"]]
     about = {line[k] for line in lines for k in ("arm", "reference") if line.get(k)}
-    for track in (found["suite"] or {"tracks": []})["tracks"]:
+    for track in (evidence_of["suite"] or {"tracks": []})["tracks"]:
         about |= track["judged"]
     return about
 
@@ -155,12 +156,12 @@ def _environment() -> Any:
 
 @functools.cache
 def _source(name: str) -> Any:
-    """A file of ours that the page holds whole; it is not the study's text, and not escaped."""
+    """Return a file of ours that the page holds whole; it is not the study's text, and not escaped."""
     from markupsafe import Markup
 
     return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
 
 
 def _hash(text: str) -> str:
-    """The one inline style, or script, that the page's policy allows."""
+    """Return the one inline style, or script, that the page's policy allows."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -38,7 +38,7 @@ class LivePage:
         self.content, self.version = b"", ""
 
     def now(self) -> tuple[bytes, str]:
-        """(the page, what its bytes hash to)."""
+        """Return (the page, what its bytes hash to)."""
         with self.lock:
             seen = self._fingerprint()
             if seen != self.seen:
@@ -55,8 +55,8 @@ class LivePage:
             return html.message(f"Study {self.study.name} cannot be shown", str(error))
         except OSError as error:  # a file that vanishes
             what = f"{type(error).__name__}: {error}"
-            told = f"Its files cannot be read as those of a study ({what}): see `ebc-lab verify`."
-            return html.message(f"Study {self.study.name} cannot be shown", told)
+            text = f"Its files cannot be read as those of a study ({what}): see `ebc-lab verify`."
+            return html.message(f"Study {self.study.name} cannot be shown", text)
 
     def _fingerprint(self) -> str:
         """Changes when the page would: names, sizes and times of the files that it is made from, and who
@@ -78,10 +78,10 @@ class LivePage:
             paths += [run.spec, run.result, run.progress]
         for path in paths:
             try:
-                found = path.stat()
+                status = path.stat()
             except OSError:
                 continue
-            yield path, f"{found.st_mtime_ns} {found.st_size} {found.st_ino}"
+            yield path, f"{status.st_mtime_ns} {status.st_size} {status.st_ino}"
 
 
 def _launcher(study: Study) -> str:
@@ -162,7 +162,7 @@ class Server(ThreadingHTTPServer):
 
 
 def server(study: Study, port: int = 0) -> Server:
-    """A server of the study's page, bound but not yet answering.
+    """Return a server of the study's page, bound but not yet answering.
 
     Raises UserError: no study, or the port cannot be used.
     """

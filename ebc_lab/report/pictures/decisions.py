@@ -332,7 +332,7 @@ def _draw_references(axes: Axes, found: Mapping[str, Any], swept: Mapping[str, A
     return handles
 
 
-def _draw_windows(axes: Axes, windows: Mapping[str, Mapping[str, Any] | None]) -> None:
+def _draw_windows(axes: Axes, windows: Mapping[str, Any]) -> None:
     """Each arm's LR window as a bar at the foot of the axes, an arrow where it does not end within what was
     tried."""
     wide = {role: w for role, w in windows.items() if w and w["high"] > w["low"]}

@@ -305,11 +305,13 @@ def _each_seed(
     flat: dict[str, Any] = {
         arms[name]["runs"][seed]: result for name, own in results.items() for seed, result in own.items()
     }
-    own: dict[str, list[Mapping[str, float]]] = {}
+    own: dict[str, Any] = {}
     for name, arm in arms.items():
         pairs = [s for s in arm["runs"] if s in arms[baseline]["runs"]]
-        alone = ({n: {"runs": {s: arms[n]["runs"][s]}} for n in (baseline, name)} for s in pairs)
-        seen = [compare_arms.efficiency(one, baseline, flat, facts.tokens_per_step)[name] for one in alone]
+        alone: Any = ({n: {"runs": {s: arms[n]["runs"][s]}} for n in (baseline, name)} for s in pairs)
+        seen: list[Any] = [
+            compare_arms.efficiency(one, baseline, flat, facts.tokens_per_step)[name] for one in alone
+        ]
         own[name] = [at for at in seen if at]
     return own
 

@@ -226,7 +226,7 @@ def _heading(found: Mapping[str, Any], family: str, words_of: str) -> str:
     return f"Against {words_of}\n{short(reference, arm).partition(' (')[0]}{loss}"
 
 
-def _final_rows(found: Mapping[str, Any], family: str, results: Results) -> list[Row]:
+def _final_rows(found: Any, family: str, results: Results) -> list[Row]:
     """The final arms of one family of differences, best first."""
     arms = found["arms"]
     rows = []

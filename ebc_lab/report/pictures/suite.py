@@ -118,7 +118,7 @@ def suite_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
 
 
 def _together(
-    root: Path, facts: Facts, track: str, found: Mapping[str, Any], decisions: Decisions
+    root: Path, facts: Facts, track: str, found: Any, decisions: Any
 ) -> Iterator[tuple[str, Sheet]]:
     """(name, sheet) of the arms' loss curves over each other, and of the curves over the learning rate of
     those that were tuned over one."""

@@ -386,7 +386,7 @@ def draw_transfer(facts: Facts, track: str, found: Mapping[str, Any]) -> Sheet:
     return figure
 
 
-def _worst_regrets(found: Mapping[str, Any]) -> str:
+def _worst_regrets(found: Any) -> str:
     """The largest mean regret with EBC and of the plain optimizer."""
     told = []
     worst = largest_regrets(regrets_of(found), found["arms"])

@@ -13,6 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 from ebc_lab.records.columns import BITS
+from ebc_lab.records.decisions import Arm, ComparedTrack, Efficiency, TunedArm
+from ebc_lab.records.figures import RunResult
 from ebc_lab.study.stages import suite
 from ebc_lab.study.stages.ablation import figure_of
 
@@ -20,11 +22,11 @@ from . import words
 from .table import PAGE, PAPER, TERMINAL, Cell, Column, Table, filled, loss_column, two_digits
 from .words import NOTHING, brief, fixed, percent
 
-Results = Mapping[str, Mapping[str, Any]]
+Results = Mapping[str, RunResult]
 
 
-def point_in_words(arm: Mapping[str, Any]) -> str:
-    """What an arm was tuned to; empty where nothing was."""
+def point_in_words(arm: Arm | TunedArm) -> str:
+    """Return what an arm was tuned to; empty where nothing was."""
     return suite.point_in_words(arm.get("point"))
 
 
@@ -44,7 +46,7 @@ def three_digits(value: float | None) -> str:
 
 
 def bits_column() -> Column:
-    """Of bits per character, in studies where these are not nats by another factor."""
+    """Make the column of bits per character, in studies where these are not nats by another factor."""
     return Column("Bits per character", "figure", three_digits, "bits/char", optional=True)
 
 
@@ -90,28 +92,28 @@ ARMS = (
 
 def arms(
     name: str,
-    found: Mapping[str, Any],
+    track: ComparedTrack,
     results: Results | None = None,
     names: Iterable[str] | None = None,
     timed: Results | None = None,
 ) -> Table:
-    """The arms of the finals or of a suite, in the order of `names`: their figures, means over completed
-    seeds; where any has few levels or a policy, also bits per weight, how much smaller the whole model is,
-    and the time of a step.
+    """Return the arms of the finals or of a suite, in the order of `names`: their figures, means over
+    completed seeds; where any has few levels or a policy, also bits per weight, how much smaller the whole
+    model is, and the time of a step.
 
     Without `results` the means are those of the decision, and no spread is known but that of the test loss;
     times, which no decision holds, are then taken from `timed`.
     """
-    reached = found.get("efficiency")
-    measured = _low_bit_of(found, results)
+    reached = track.get("efficiency")
+    measured = _low_bit_of(track, results)
     timed = results if timed is None else timed
     rows = []
-    for label in names or found["arms"]:
-        arm = found["arms"][label]
-        chosen = label == found.get("reference")
-        own = results_of(arm, results)
+    for label in names or track["arms"]:
+        arm = track["arms"][label]
+        chosen = label == track.get("reference")
+        runs = results_of(arm, results)
         ms_per_step = _ms_per_step(results_of(arm, timed)) if measured else None
-        values = _arm(label, arm, own, reached, chosen, ms_per_step)
+        values = _arm(label, arm, runs, reached, chosen, ms_per_step)
         rows.append(filled(ARMS, values, chosen=chosen))
     note = "means over the completed seeds; losses in nats per token, ± one standard deviation over the seeds"
     note += "; smaller: the whole model, packed, against float32" if "compression" in measured else ""
@@ -120,21 +122,21 @@ def arms(
 
 def _arm(
     label: str,
-    arm: Mapping[str, Any],
-    own: Sequence[Mapping[str, Any]] | None,
-    efficiency: Mapping[str, Any] | None,
+    arm: Arm,
+    results: Sequence[RunResult] | None,
+    efficiency: Mapping[str, Efficiency | None] | None,
     reference: bool,
     ms_per_step: float | None,
 ) -> tuple[Any, ...]:
-    """The cells of an arm. `own`: its runs' results, where they are known."""
-    outcomes = _outcomes(arm, own)
+    """Return the cells of an arm. `own`: its runs' results, where they are known."""
+    outcomes = _outcomes(arm, results)
     done = outcomes.get("completed", 0)
     runs = len(arm["runs"])
     diverged = outcomes.get("diverged")
     lost = Cell(f"{diverged} of {runs} diverged", page=f"{diverged} diverged") if diverged else None
 
     def mean(key: str) -> float | None:
-        return _mean(arm, own, key)
+        return _mean(arm, results, key)
 
     reached = (efficiency or {}).get(label)
     ebc = arm["ebc"]
@@ -146,9 +148,10 @@ def _arm(
         arm.get("lr"),
         arm.get("delta_star"),
         Cell(f"{done} of {runs}" if done < runs else str(runs), done),
-        lost or replace(_with_spread(arm, own, "val_loss"), page=fixed(mean("val_loss"))),  # the page is full
-        lost or _with_spread(arm, own, "test_loss"),
-        None if lost else bits_of(arm, own),
+        lost
+        or replace(_with_spread(arm, results, "val_loss"), page=fixed(mean("val_loss"))),  # the page is full
+        lost or _with_spread(arm, results, "test_loss"),
+        None if lost else bits_of(arm, results),
         mean("bits_per_weight"),
         mean("compression"),
         ms_per_step,
@@ -163,61 +166,63 @@ def _arm(
         mean("shock_peak"),
         mean("shock_recovery_steps"),
         mean("shock_recovered"),
-        _unless_baseline(efficiency, reached, "steps"),
+        _unless_baseline(efficiency, reached),
         reached["train_s"] if reached else None,
         mean("tokens_per_s"),
         ", ".join(f"{n} {o}" for o, n in outcomes.items()) if in_suite and done < runs else "",
     )
 
 
-def _outcomes(arm: Mapping[str, Any], own: Sequence[Mapping[str, Any]] | None) -> dict[str, int]:
-    if own is None:
+def _outcomes(arm: Arm, results: Sequence[RunResult] | None) -> dict[str, int]:
+    if results is None:
         return dict(arm["outcomes"])
-    ends = [str(r["outcome"]) for r in own if r.get("outcome")]
+    ends = [str(r["outcome"]) for r in results if r.get("outcome")]
     return {end: ends.count(end) for end in sorted(set(ends))}
 
 
-def results_of(arm: Mapping[str, Any], results: Results | None) -> list[Mapping[str, Any]] | None:
-    return None if results is None else [results.get(run_id, {}) for run_id in arm["runs"].values()]
+def results_of(arm: Arm, results: Results | None) -> list[RunResult] | None:
+    return None if results is None else [results.get(run_id, RunResult()) for run_id in arm["runs"].values()]
 
 
-def _values(own: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    """A figure of the completed runs."""
-    found = (figure_of(r, key) for r in own if r.get("outcome") == "completed")
-    return [value for value in found if value is not None]
+def _values(results: Sequence[RunResult], key: str) -> list[float]:
+    """Return a figure of the completed runs."""
+    values = (figure_of(r, key) for r in results if r.get("outcome") == "completed")
+    return [value for value in values if value is not None]
 
 
-def _mean(arm: Mapping[str, Any], own: Sequence[Mapping[str, Any]] | None, key: str) -> float | None:
-    if own is None:
-        return arm["figures"].get(key) if "figures" in arm else arm.get(key)
-    values = _values(own, key)
+def _mean(arm: Arm, results: Sequence[RunResult] | None, key: str) -> float | None:
+    if results is None:
+        figures: Mapping[str, Any] = arm.get("figures", arm)
+        return figures.get(key)
+    values = _values(results, key)
     if key.startswith("shock_"):  # also over runs that did not recover, which only the decision tells apart
         return arm.get("figures", {}).get(key)
     return statistics.fmean(values) if values else None
 
 
-def bits_of(arm: Mapping[str, Any], own: Sequence[Mapping[str, Any]] | None = None) -> float | None:
-    """Mean bits per character on the test split, None where the decision tells losses in nats alone."""
-    told = arm.get("figures", arm)
-    return _mean(arm, own, BITS) if BITS in told else None
+def bits_of(arm: Arm, results: Sequence[RunResult] | None = None) -> float | None:
+    """Return mean bits per character on the test split, None where the decision tells losses in nats
+    alone."""
+    figures = arm.get("figures", arm)
+    return _mean(arm, results, BITS) if BITS in figures else None
 
 
-def _with_spread(arm: Mapping[str, Any], own: Sequence[Mapping[str, Any]] | None, key: str) -> Cell:
-    mean = _mean(arm, own, key)
-    values = _values(own or (), key)
+def _with_spread(arm: Arm, results: Sequence[RunResult] | None, key: str) -> Cell:
+    mean = _mean(arm, results, key)
+    values = _values(results or (), key)
     spread = f" ± {fixed(statistics.stdev(values))}" if len(values) > 1 else ""
     return Cell(fixed(mean) + spread, mean)
 
 
-def _ends(arm: Mapping[str, Any], key: str) -> tuple[float, float] | None:
-    """A figure near the start and near the end of the run."""
+def _ends(arm: Arm, key: str) -> tuple[float, float] | None:
+    """Return a figure near the start and near the end of the run."""
     figures = arm.get("figures", {})
     early, late = figures.get(f"{key}_early"), figures.get(f"{key}_late")
     return None if early is None or late is None else (early, late)
 
 
-def _named(label: str, arm: Mapping[str, Any], reference: bool) -> Cell:
-    """A suite's arm by its own name, a final one in words where there is room for them."""
+def _named(label: str, arm: Arm, reference: bool) -> Cell:
+    """Return a suite's arm by its own name, a final one in words where there is room for them."""
     if "about" not in arm and "roles" in arm:
         roles = ", ".join(map(words.role, arm["roles"]))
         return Cell(label, page=words.short(label, arm), note=roles, code=label)
@@ -226,10 +231,10 @@ def _named(label: str, arm: Mapping[str, Any], reference: bool) -> Cell:
     return Cell(label, note=", ".join(remarks))
 
 
-def _unless_baseline(efficiency: Any, reached: Any, key: str) -> Any:
+def _unless_baseline(efficiency: Any, reached: Efficiency | None) -> Any:
     if efficiency is None:
         return Cell()
-    return reached[key] if reached else Cell("not reached")
+    return reached["steps"] if reached else Cell("not reached")
 
 
 # -- few levels ----------------------------------------------------------------------------------------------
@@ -262,35 +267,36 @@ POLICY_NOTE = "factors: what the policy multiplied the schedule by, medians of a
 
 
 def low_bit(
-    name: str, found: Mapping[str, Any], results: Results | None = None, names: Iterable[str] | None = None
+    name: str, track: ComparedTrack, results: Results | None = None, names: Iterable[str] | None = None
 ) -> Table | None:
-    """What few levels took, and what a policy did, in the order of `names`; None where no arm has either."""
-    there = _low_bit_of(found, results)
-    if not there:
+    """Return what few levels took, and what a policy did, in the order of `names`; None where no arm has
+    either."""
+    present = _low_bit_of(track, results)
+    if not present:
         return None
-    parts = {"Few levels": LEVELS_NOTE} if there - set(OF_POLICY) else {}
-    parts |= {"Policies": POLICY_NOTE} if there & set(OF_POLICY) else {}
+    parts = {"Few levels": LEVELS_NOTE} if present - set(OF_POLICY) else {}
+    parts |= {"Policies": POLICY_NOTE} if present & set(OF_POLICY) else {}
     rows = []
-    for label in names or found["arms"]:
-        arm = found["arms"][label]
-        own = results_of(arm, results)
-        chosen = label == found.get("reference")
-        figures = (_mean(arm, own, key) for key in OF_LEVELS)
-        values = (_named(label, arm, chosen), *figures, _ms_per_step(own))
+    for label in names or track["arms"]:
+        arm = track["arms"][label]
+        runs = results_of(arm, results)
+        chosen = label == track.get("reference")
+        figures = (_mean(arm, runs, key) for key in OF_LEVELS)
+        values = (_named(label, arm, chosen), *figures, _ms_per_step(runs))
         rows.append(filled(LOW_BIT, values, chosen=chosen))
     note = "; ".join(("means over the completed seeds", *parts.values()))
     return Table(name, " and ".join(parts).capitalize(), LOW_BIT, rows, note)
 
 
-def _low_bit_of(found: Mapping[str, Any], results: Results | None) -> set[str]:
-    """The low-bit figures that any arm has."""
-    every = [(arm, results_of(arm, results)) for arm in found["arms"].values()]
-    return {key for arm, own in every for key in OF_LEVELS if _mean(arm, own, key) is not None}
+def _low_bit_of(track: ComparedTrack, results: Results | None) -> set[str]:
+    """Return the low-bit figures that any arm has."""
+    every = [(arm, results_of(arm, results)) for arm in track["arms"].values()]
+    return {key for arm, runs in every for key in OF_LEVELS if _mean(arm, runs, key) is not None}
 
 
-def _ms_per_step(own: Sequence[Mapping[str, Any]] | None) -> float | None:
-    """Of training, evaluations aside; None where no completed run says it."""
-    done = [r for r in own or () if r.get("outcome") == "completed"]
+def _ms_per_step(results: Sequence[RunResult] | None) -> float | None:
+    """Return the time of a training step, evaluations aside; None where no completed run says it."""
+    done = [r for r in results or () if r.get("outcome") == "completed"]
     timed = [1000 * r["train_s"] / r["steps"] for r in done if r.get("train_s") and r.get("steps")]
     return statistics.fmean(timed) if timed else None
 
@@ -324,12 +330,12 @@ PAGE_NOTE = (
 
 
 def states(
-    name: str, found: Mapping[str, Any], results: Results, names: Iterable[str] | None = None
+    name: str, track: ComparedTrack, results: Results, names: Iterable[str] | None = None
 ) -> Table | None:
-    """What the splats of energy-based models know of held-out states, in the order of `names`; None where no
-    arm is such a model."""
-    every = {label: _of_workload(results_of(arm, results) or ()) for label, arm in found["arms"].items()}
-    there = {key for own in every.values() for key in own}
+    """Return what the splats of energy-based models know of held-out states, in the order of `names`; None
+    where no arm is such a model."""
+    every = {label: _of_workload(results_of(arm, results) or ()) for label, arm in track["arms"].items()}
+    there = {key for figures in every.values() for key in figures}
     if not there:
         return None
     levels = sorted((key for key in there if re.match(rf"{SCORED}\d", key)), key=_sigma)
@@ -339,34 +345,34 @@ def states(
     scores = {key: Column(f"R² at {_sigma(key):g}", "figure", short=f"R² {_sigma(key):g}") for key in levels}
     columns = [Column("Arm", "name", short="arm", head=True), *((OF_STATES | scores)[key] for key in shown)]
     rows = []
-    for label in names or found["arms"]:
-        own = every[label]
-        values = [_score(own, key) if key in scores else own.get(key) for key in shown]
-        chosen = label == found.get("reference")
-        rows.append(filled(columns, (_named(label, found["arms"][label], chosen), *values), chosen=chosen))
+    for label in names or track["arms"]:
+        figures = every[label]
+        values = [_score(figures, key) if key in scores else figures.get(key) for key in shown]
+        chosen = label == track.get("reference")
+        rows.append(filled(columns, (_named(label, track["arms"][label], chosen), *values), chosen=chosen))
     return Table(name, "States and splats", columns, rows, STATES_NOTE)
 
 
 def _sigma(key: str) -> float:
-    """The noise level, radians, in the name of its figure: 0.05 of `r2_0p05`."""
+    """Return the noise level, radians, in the name of its figure: 0.05 of `r2_0p05`."""
     return float(key.removeprefix(SCORED).replace("p", "."))
 
 
-def _score(own: Mapping[str, float], key: str) -> Cell:
-    """R² and, after a stroke, its matched value."""
-    r2, matched = own.get(key), own.get(f"matched_{key.removeprefix(SCORED)}")
+def _score(figures: Mapping[str, float], key: str) -> Cell:
+    """Return R² and, after a stroke, its matched value."""
+    r2, matched = figures.get(key), figures.get(f"matched_{key.removeprefix(SCORED)}")
     if r2 is None:
         return Cell(NOTHING)
     beside = f"/{matched:.2g}" if matched is not None else ""
     return Cell(f"{r2:.2g}{beside}".replace("-", "−"), r2)
 
 
-def _of_workload(own: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The figures of the completed runs' models, as means."""
-    done = [r["workload"] for r in own if r.get("outcome") == "completed" and r.get("workload")]
+def _of_workload(results: Sequence[RunResult]) -> dict[str, float]:
+    """Return the figures of the completed runs' models, as means."""
+    done = [r["workload"] for r in results if r.get("outcome") == "completed" and r.get("workload")]
     keys = {key for figures in done for key, value in figures.items() if isinstance(value, int | float)}
-    found = {}
+    means = {}
     for key in sorted(keys):
         values = [figures[key] for figures in done if figures.get(key) is not None]
-        found[key] = statistics.fmean(values)
-    return found
+        means[key] = statistics.fmean(values)
+    return means

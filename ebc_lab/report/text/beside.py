@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from ebc_lab.records.columns import MEMORY_MEANINGS
+from ebc_lab.records.decisions import Arm, Difference, FinalsTrack, SuiteTrack
 
 from . import words
 from .arms import Results, results_of
@@ -31,29 +31,32 @@ NOTE = (
 
 
 def beside_weights(
-    name: str, found: Mapping[str, Any], results: Results | None = None, names: Iterable[str] | None = None
+    name: str,
+    track: FinalsTrack | SuiteTrack,
+    results: Results | None = None,
+    names: Iterable[str] | None = None,
 ) -> Table | None:
-    """What each arm keeps beside the weights, and what that costs, in the order of `names`; None where the
-    arms do not differ in it."""
-    if not any(set(MEMORY_MEANINGS) & set(arm.get("figures", ())) for arm in found["arms"].values()):
+    """Return what each arm keeps beside the weights, and what that costs, in the order of `names`; None where
+    the arms do not differ in it."""
+    if not any(set(MEMORY_MEANINGS) & set(arm.get("figures", ())) for arm in track["arms"].values()):
         return None
     rows = []
-    for label in names or found["arms"]:
-        arm = found["arms"][label]
+    for label in names or track["arms"]:
+        arm = track["arms"][label]
         figures = arm["figures"]
         values = (
             label,
             figures.get("val_loss"),
             _difference(arm.get("difference")),
             *(figures.get(key, Cell(NOTHING)) for key in MEMORY_MEANINGS),
-            None if found.get("steps_cost") else _steps_per_s(arm, results),  # that one is paired
+            None if track.get("steps_cost") else _steps_per_s(arm, results),  # that one is paired
             figures.get("kl_within_30pct") if arm["ebc"] else None,
         )
-        rows.append(filled(COLUMNS, values, chosen=label == found.get("reference")))
+        rows.append(filled(COLUMNS, values, chosen=label == track.get("reference")))
     return Table(name, "Beside the weights", COLUMNS, rows, NOTE)
 
 
-def _difference(d: Mapping[str, Any] | None) -> Cell:
+def _difference(d: Difference | None) -> Cell:
     if not d or d.get("mean") is None:
         return Cell(NOTHING)
     low, high = d.get("low"), d.get("high")
@@ -61,7 +64,7 @@ def _difference(d: Mapping[str, Any] | None) -> Cell:
     return Cell(signed(d["mean"]) + interval, d["mean"])
 
 
-def _steps_per_s(arm: Mapping[str, Any], results: Results | None) -> float | None:
-    own = results_of(arm, results) or ()
-    done = [r for r in own if r.get("outcome") == "completed" and r.get("train_s")]
+def _steps_per_s(arm: Arm, results: Results | None) -> float | None:
+    runs = results_of(arm, results) or ()
+    done = [r for r in runs if r.get("outcome") == "completed" and r.get("train_s")]
     return statistics.fmean(r["steps"] / r["train_s"] for r in done) if done else None

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ebc_lab.records.decisions import Arm, Decision, Difference, FinalsTrack, StepCost, SuiteTrack, TunedArm
 from ebc_lab.study.stages.statistics import by_interval, in_octaves
 
 from . import words
@@ -24,8 +25,9 @@ VERDICT = Column("Verdict", short="verdict")
 WINDOW = Column("LR window, octaves", "figure", short="LR window", optional=True)
 
 
-def pair_cells(difference: Mapping[str, Any] | None) -> tuple[Cell, Cell, Cell]:
-    """A paired difference with the interval that judges it, and what follows from that: three cells."""
+def pair_cells(difference: Difference | None) -> tuple[Cell, Cell, Cell]:
+    """Return a paired difference with the interval that judges it, and what follows from that: three
+    cells."""
     if not difference:
         return Cell(NOTHING), Cell(NOTHING), Cell(NOTHING)
     d = by_interval(difference, joint=True)
@@ -38,20 +40,18 @@ def pair_cells(difference: Mapping[str, Any] | None) -> tuple[Cell, Cell, Cell]:
     return Cell(signed(centre, 3), centre), limits, verdict_cell(difference)
 
 
-def verdict_cell(difference: Mapping[str, Any]) -> Cell:
-    """What a suite says of a difference: the joint interval beside 0."""
-    said = words.verdict_of(difference)
-    return Cell(said, tone=words.BADGES[said])
+def verdict_cell(difference: Difference) -> Cell:
+    """Return what a suite says of a difference: the joint interval beside 0."""
+    verdict = words.verdict_of(difference)
+    return Cell(verdict, tone=words.BADGES[verdict])
 
 
 # -- is mine better? -----------------------------------------------------------------------------------------
 
 
-def is_better(
-    name: str, label: str, found: Mapping[str, Any], tuned: Mapping[str, Mapping[str, Any]]
-) -> Table:
-    """An arm that a suite asks about beside every other, best rival first: what each was tuned to, and the
-    difference of the asked one from it.
+def is_better(name: str, label: str, track: SuiteTrack, tuned: Mapping[str, TunedArm]) -> Table:
+    """Return an arm that a suite asks about beside every other, best rival first: what each was tuned to, and
+    the difference of the asked one from it.
 
     `tuned`: what `tune` chose for each arm; empty where nothing was tuned.
     """
@@ -67,20 +67,20 @@ def is_better(
         Column(f"{label} is", short=f"{label} is"),
         Column("Time of a step", "figure", short="step", optional=True),
     )
-    answer = found["answers"][label]
-    costs = found.get("steps_cost") or {}
-    rivals = sorted((n for n in found["arms"] if n != label), key=lambda n: _place(n, found, answer["rival"]))
+    answer = track["answers"][label]
+    costs = track.get("steps_cost") or {}
+    rivals = sorted((n for n in track["arms"] if n != label), key=lambda n: _place(n, track, answer["rival"]))
     rows = []
     for arm in (label, *rivals):
-        own = found["arms"][arm]
+        settings = track["arms"][arm]
         against = [Cell("itself"), Cell(), Cell()] if arm == label else pair_cells(answer["against"].get(arm))
         values = (
-            _named(arm, found, answer["rival"]),
-            own["lr"],
-            schedule_in_words(own),
-            own.get("warmup_steps"),
-            _window(tuned.get(arm, {})),
-            _loss(own),
+            _named(arm, track, answer["rival"]),
+            settings["lr"],
+            schedule_in_words(settings),
+            settings.get("warmup_steps"),
+            _window(tuned.get(arm)),
+            _loss(settings),
             *against,
             _cost(costs.get(arm)),
         )
@@ -90,36 +90,36 @@ def is_better(
     return Table(name, f"Is {label} better?", columns, rows, note)
 
 
-def _place(name: str, found: Mapping[str, Any], rival: str | None) -> tuple[bool, float]:
-    """The rival that was picked beforehand comes first, then by test loss."""
-    median = found["arms"][name]["test_median"]
+def _place(name: str, track: SuiteTrack, rival: str | None) -> tuple[bool, float]:
+    """Return the rival that was picked beforehand comes first, then by test loss."""
+    median = track["arms"][name]["test_median"]
     return name != rival, math.inf if median is None else median
 
 
-def _named(arm: str, found: Mapping[str, Any], rival: str | None) -> Cell:
-    remarks = ["reference"] if arm == found["reference"] else []
-    remarks += ["best of the others by validation"] if arm == rival else []
-    return Cell(arm, page=arm, note=", ".join(remarks))
+def _named(arm: str, track: SuiteTrack, rival: str | None) -> Cell:
+    notes = ["reference"] if arm == track["reference"] else []
+    notes += ["best of the others by validation"] if arm == rival else []
+    return Cell(arm, page=arm, note=", ".join(notes))
 
 
-def schedule_in_words(arm: Mapping[str, Any]) -> str:
-    """The shape of an arm's learning rate; empty where the decision does not say it."""
+def schedule_in_words(arm: Arm) -> str:
+    """Return the shape of an arm's learning rate; empty where the decision does not say it."""
     return str(arm.get("lr_schedule") or "").replace("_", " ")
 
 
-def _window(tuned: Mapping[str, Any]) -> Cell:
-    span = tuned.get("window")
+def _window(tuned: TunedArm | None) -> Cell:
+    span = tuned.get("window") if tuned else None
     return Cell(in_octaves(span).removesuffix(" octaves"), span["octaves"]) if span else Cell()
 
 
-def _loss(arm: Mapping[str, Any]) -> Cell:
+def _loss(arm: Arm) -> Cell:
     if diverged := arm["outcomes"].get("diverged"):
         return Cell(f"{diverged} of {len(arm['runs'])} diverged")
     return Cell(words.fixed(arm["test_loss"]), arm["test_loss"])
 
 
-def _cost(cost: Mapping[str, float] | None) -> Cell:
-    """How many times the reference's step an arm's step takes."""
+def _cost(cost: StepCost | None) -> Cell:
+    """Return how many times the reference's step an arm's step takes."""
     if not cost:
         return Cell()
     low, high = cost.get("low"), cost.get("high")
@@ -147,16 +147,14 @@ TRIED = (
 Grids = Mapping[str, Mapping[str, Sequence[Any]]]  # arm -> setting -> the values asked for
 
 
-def tried(
-    name: str, decision: Mapping[str, Any], track: str, arms: Iterable[str], grids: Grids
-) -> Table | None:
-    """How much was tried of each arm before its best point was taken: that all were tuned alike. None where
-    none of the arms was tuned. `grids`: what was asked for."""
+def tried(name: str, decision: Decision, track: str, arms: Iterable[str], grids: Grids) -> Table | None:
+    """Return how much was tried of each arm before its best point was taken: that all were tuned alike. None
+    where none of the arms was tuned. `grids`: what was asked for."""
     tuned = words.tuned_arms(decision, track)
     several = len(decision["tracks"]) > 1
     rows: list[Row] = []
     for label in (arm for arm in arms if arm in tuned):
-        own = tuned[label]
+        chosen = tuned[label]
         every = [c for c in decision["candidates"] if c["role"] == label]
         runs = [c for c in every if not several or c["run_id"].startswith(f"{track}_")]
         points = len({c["arm"] for c in runs})
@@ -164,13 +162,13 @@ def tried(
         values = (
             label,
             points,
-            len(own["extended"]),
+            len(chosen["extended"]),
             len({c["seed"] for c in runs}),
-            own["runs"],
+            chosen["runs"],
             f"{brief(rates[0])} to {brief(rates[-1])}" if rates else "",
             _values(grids.get(label, {}), "schedule"),
             _values(grids.get(label, {}), "warmup_share"),
-            point_in_words(own),
+            point_in_words(chosen),
         )
         rows.append(filled(TRIED, values))
     note = "points: settings tried; added: where the best one lay on an edge, or to end the LR window"
@@ -178,7 +176,7 @@ def tried(
 
 
 def _values(grid: Mapping[str, Sequence[Any]], key: str) -> str:
-    """The values of a setting that were tried."""
+    """Return the values of a setting that were tried."""
     return ", ".join(v.replace("_", " ") if isinstance(v, str) else brief(v) for v in grid.get(key, ()))
 
 
@@ -196,13 +194,13 @@ SUITE = (
 )
 
 
-def suite(name: str, found: Mapping[str, Any], ranked: Sequence[str]) -> Table:
-    """A suite's arms, best first, each with its difference from its reference."""
-    versus = {found["arms"][n]["versus"] for n in ranked} - {None}
+def suite(name: str, track: SuiteTrack, ranked: Sequence[str]) -> Table:
+    """Return a suite's arms, best first, each with its difference from its reference."""
+    versus = {track["arms"][n]["versus"] for n in ranked} - {None}
     rows = []
     for label in ranked:
-        arm = found["arms"][label]
-        itself = label == found["reference"]
+        arm = track["arms"][label]
+        itself = label == track["reference"]
         cells = (Cell("reference"), Cell(), Cell()) if itself else pair_cells(arm["difference"])
         against = arm["versus"] if len(versus) > 1 else ""
         rows.append(filled(SUITE, (label, point_in_words(arm), _loss(arm), against, *cells), chosen=itself))
@@ -222,15 +220,15 @@ FINALS = (
 )
 
 
-def finals(name: str, found: Mapping[str, Any]) -> Table:
-    """The final arms, each with its differences from the baseline and from the fair control."""
+def finals(name: str, track: FinalsTrack) -> Table:
+    """Return the final arms, each with its differences from the baseline and from the fair control."""
     rows = []
-    for label, arm in found["arms"].items():
+    for label, arm in track["arms"].items():
         pairs: list[Cell] = []
         for family in ("baseline", "control"):
-            itself = label == found["roles"].get(family)
-            difference = found["differences"].get(family, {}).get(label)
+            itself = label == track["roles"].get(family)
+            difference = track["differences"].get(family, {}).get(label)
             pairs += [Cell("itself"), Cell(), Cell()] if itself else pair_cells(difference)
         values = (words.short(label, arm), arm["lr"], _loss(arm), *pairs)
-        rows.append(filled(FINALS, values, chosen=label == found["roles"]["baseline"]))
+        rows.append(filled(FINALS, values, chosen=label == track["roles"]["baseline"]))
     return Table(name, "The arms at a glance", FINALS, rows, f"{NATS}; {JOINT}")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ebc_lab.records.columns import MODE_MEANINGS
+from ebc_lab.records.decisions import Decision, ModesTrack
 from ebc_lab.study.stages.circumstances import NOTHING_SHOWN, headline, shows_nothing
 from ebc_lab.study.stages.stage import candidates_of
 
@@ -30,20 +31,21 @@ COLUMNS = (
 )
 
 
-def figures(decision: Mapping[str, Any], track: str, results: Results | None) -> list[dict[str, Any]]:
-    """One mapping a mode, of the columns in MODE_MEANINGS. Without `results` nothing is known of time."""
+def figures(decision: Decision, track: str, results: Results | None) -> list[dict[str, Any]]:
+    """Return one mapping a mode, of the columns in MODE_MEANINGS. Without `results` nothing is known of
+    time."""
     rows = []
-    for mode, found in decision["tracks"][track]["modes"].items():
+    for mode, counts in decision["tracks"][track]["modes"].items():
         ids = [c["run_id"] for c in candidates_of(track, decision) if c["role"] == mode]
-        own = [(results or {}).get(run_id, {}) for run_id in ids]
-        rates = [r["steps"] / r["train_s"] for r in own if r.get("train_s")]
+        runs = [(results or {}).get(run_id, {}) for run_id in ids]
+        rates = [r["steps"] / r["train_s"] for r in runs if r.get("train_s")]
         rate = statistics.median(rates) if rates else None
-        rows.append({"track": track, "mode": mode, **found, "steps_per_s": rate})
+        rows.append({"track": track, "mode": mode, **counts, "steps_per_s": rate})
     return rows
 
 
-def modes(name: str, decision: Mapping[str, Any], track: str, results: Results | None = None) -> Table:
-    """Runs, distinct checksums, spread of the validation loss and steps/s of each mode."""
+def modes(name: str, decision: Decision, track: str, results: Results | None = None) -> Table:
+    """Return runs, distinct checksums, spread of the validation loss and steps/s of each mode."""
     rows = []
     for figure in figures(decision, track, results):
         values = [figure[key] for key in MODE_MEANINGS if key != "track"]
@@ -58,14 +60,14 @@ def modes(name: str, decision: Mapping[str, Any], track: str, results: Results |
     return Table(name, "The same run under each mode", COLUMNS, rows, note)
 
 
-def same_bits(found: Mapping[str, Any]) -> bool:
-    """Whether all runs of a mode completed, with the same weights."""
-    return found["checksums"] == 1 and found["completed"] == found["runs"] > 1
+def same_bits(mode: Mapping[str, Any]) -> bool:
+    """Tell whether all runs of a mode completed, with the same weights."""
+    return bool(mode["checksums"] == 1 and mode["completed"] == mode["runs"] > 1)
 
 
-def answer(track: Mapping[str, Any]) -> dict[str, str]:
-    """What the comparison found, in a word and a sentence."""
-    same = [mode for mode, found in track["modes"].items() if same_bits(found)]
+def answer(track: ModesTrack) -> dict[str, str]:
+    """Return what the comparison found, in a word and a sentence."""
+    same = [mode for mode, counts in track["modes"].items() if same_bits(counts)]
     word = f"The same bits under {' and '.join(same)}." if same else "Under no mode the same bits."
     empty = shows_nothing(track["modes"])
     return {"word": f"{NOTHING_SHOWN.capitalize()}." if empty else word, "text": f"{headline(track)}."}

@@ -15,6 +15,8 @@ from types import MappingProxyType
 from typing import Any
 
 from ebc_lab.config.schema import Config
+from ebc_lab.records.decisions import Acceptance, Decision, Difference, FinalsTrack, SuiteTrack
+from ebc_lab.records.figures import RunResult
 from ebc_lab.records.files import write_atomic
 from ebc_lab.study.stages import decision_that_shows
 from ebc_lab.study.stages.compare_arms import in_bits, seeds_of
@@ -43,85 +45,92 @@ class About:
     def __str__(self) -> str:
         seeds = ", ".join(map(str, self.seeds))
         source = f"Study {self.study}: {self.corpus}, {self.scale} scale"
-        told = f"{source}, seed{'s' * (len(self.seeds) > 1)} {seeds}."
-        told += f" {self.model}" if self.model else ""
-        told += f" Note: {self.looked}." if self.looked else ""
-        return f"{told} Corpus: {self.warning}." if self.warning else told
+        text = f"{source}, seed{'s' * (len(self.seeds) > 1)} {seeds}."
+        text += f" {self.model}" if self.model else ""
+        text += f" Note: {self.looked}." if self.looked else ""
+        return f"{text} Corpus: {self.warning}." if self.warning else text
 
 
 # -- which tables, and what is said below them ---------------------------------------------------------------
 
 
-def finals(about: About, decision: Mapping[str, Any], results: Results) -> list[Table]:
-    """The arms of the finals, and their differences from each of their references."""
+def finals(about: About, decision: Decision, results: Results) -> list[Table]:
+    """Return the arms of the finals, and their differences from each of their references."""
     made = []
-    for track, found in decision["tracks"].items():
-        made += _arms(about, "finals", track, found, results)
-        for family, pairs in found["differences"].items():
+    for track, compared in decision["tracks"].items():
+        made += _arms(about, "finals", track, compared, results)
+        for family, pairs in compared["differences"].items():
             title = f"Test loss against {FAMILIES[family]}"
-            title += f", {found['roles'][family]}" if family in found["roles"] else ""
-            made.append(_differences(about, f"{track}-{family}", title, pairs, found, family))
+            title += f", {compared['roles'][family]}" if family in compared["roles"] else ""
+            made.append(_differences(about, f"{track}-{family}", title, pairs, compared, family))
     return made
 
 
 def suite(
     about: About,
-    decision: Mapping[str, Any],
+    decision: Decision,
     results: Results,
-    tune: Mapping[str, Any] | None = None,
+    tune: Decision | None = None,
     grids: glance.Grids = MappingProxyType({}),
 ) -> list[Table]:
-    """A suite's arms, and the difference of each from the arm it is compared with; of arms that it asks about
-    first whether they are better, and what was tried of each. `tune`, `grids`: what `glance.tried` tells."""
+    """Return a suite's arms, and the difference of each from the arm it is compared with; of arms that it
+    asks about first whether they are better, and what was tried of each. `tune`, `grids`: what `glance.tried`
+    tells."""
     made = []
-    for track, found in decision["tracks"].items():
-        made += _better(about, track, found, tune, grids)
-        made += _arms(about, "suite", track, found, results)
-        title = f"{optimizer(track)}: test loss of the arms against {found['reference']}"
-        pairs = tables.suite_pairs(found, found["arms"])
-        made.append(_differences(about, f"{track}-differences", title, pairs, found))
-        spans = tables.spans(found, f"{track}-{{}}".format)
+    for track, compared in decision["tracks"].items():
+        made += _better(about, track, compared, tune, grids)
+        made += _arms(about, "suite", track, compared, results)
+        title = f"{optimizer(track)}: test loss of the arms against {compared['reference']}"
+        pairs = tables.suite_pairs(compared, compared["arms"])
+        made.append(_differences(about, f"{track}-differences", title, pairs, compared))
+        spans = tables.spans(compared, f"{track}-{{}}".format)
         made += [replace(t.on(PAPER), caption=[f"{t.note}.", str(about)]) for t in spans]
     return made
 
 
-def verdict(about: About, acceptance: Mapping[str, Any]) -> list[Table]:
-    """The lines of the verdict."""
+def verdict(about: About, acceptance: Acceptance) -> list[Table]:
+    """Return the lines of the verdict."""
     counts = ", ".join(f"{n} {v}" for v, n in acceptance["counts"].items())
     caption = [f"{counts}.", "Judged on the test split, which no decision has looked at.", str(about)]
     return [replace(tables.verdict(acceptance["lines"]).on(PAPER), caption=caption)]
 
 
 def _better(
-    about: About, track: str, found: Mapping[str, Any], tune: Mapping[str, Any] | None, grids: glance.Grids
+    about: About, track: str, compared: SuiteTrack, tune: Decision | None, grids: glance.Grids
 ) -> list[Table]:
-    """Whether the arms that a suite asks about are better, each with its answer; and what was tried."""
+    """Tell whether the arms that a suite asks about are better, each with its answer; and what was tried."""
     made = []
     tuned = words.tuned_arms(tune, track)
-    for i, label in enumerate(words.asked(found), 1):
-        table = glance.is_better(f"{track}-better-{i}", label, found, tuned).on(PAPER)
-        told = f"{found['answers'][label]['sentence']}."
-        made.append(replace(table, caption=[told, f"{table.note[:1].upper()}{table.note[1:]}.", str(about)]))
-    if made and tune and (tried := glance.tried(f"{track}-tried", tune, track, found["arms"], grids)):
-        note = f"{tried.note[:1].upper()}{tried.note[1:]}."
-        made.append(replace(tried.on(PAPER), caption=[note, str(about)]))
+    for i, label in enumerate(words.asked(compared), 1):
+        table = glance.is_better(f"{track}-better-{i}", label, compared, tuned).on(PAPER)
+        sentence = f"{compared['answers'][label]['sentence']}."
+        made.append(replace(table, caption=[sentence, _capital(table.note), str(about)]))
+    if made and tune and (tried := glance.tried(f"{track}-tried", tune, track, compared["arms"], grids)):
+        made.append(replace(tried.on(PAPER), caption=[_capital(tried.note), str(about)]))
     return made
 
 
-def _arms(about: About, kind: str, track: str, found: Mapping[str, Any], results: Results) -> list[Table]:
-    """The arms, what few levels took where any has them, what the splats of energy-based models know, and
-    what is kept beside the weights where arms differ in that."""
-    usual = [arm for arm in found["arms"].values() if not arm.get("shape")]
+def _capital(note: str) -> str:
+    """Write a note as a sentence."""
+    return f"{note[:1].upper()}{note[1:]}."
+
+
+def _arms(
+    about: About, kind: str, track: str, compared: FinalsTrack | SuiteTrack, results: Results
+) -> list[Table]:
+    """Return the arms, what few levels took where any has them, what the splats of energy-based models know,
+    and what is kept beside the weights where arms differ in that."""
+    usual = [arm for arm in compared["arms"].values() if not arm.get("shape")]
     ids = [run_id for arm in usual for run_id in arm["runs"].values()]
-    steps = max((results.get(run_id, {}).get("steps") or 0 for run_id in ids), default=0)
-    otherwise = "" if len(usual) == len(found["arms"]) else ", or as many times that as an arm says"
-    told = any(tables.bits_of(arm) is not None for arm in found["arms"].values())
-    made = tables.arms(f"{track}-arms", found, results).on(PAPER)
+    steps = max((results.get(run_id, RunResult()).get("steps") or 0 for run_id in ids), default=0)
+    otherwise = "" if len(usual) == len(compared["arms"]) else ", or as many times that as an arm says"
+    with_bits = any(tables.bits_of(arm) is not None for arm in compared["arms"].values())
+    made = tables.arms(f"{track}-arms", compared, results).on(PAPER)
     shown = {title_of(column) for column in made.columns}
     means = {"c": "median clip coefficient c", "KL/δ*": "applied KL over its target δ*"}
     means |= {"tokens/s": "training tokens per second"}
-    known = "".join(f"; {said}" for column, said in means.items() if column in shown)
-    bits = "; bits per character on the test split" if told else ""
+    known = "".join(f"; {meaning}" for column, meaning in means.items() if column in shown)
+    bits = "; bits per character on the test split" if with_bits else ""
     caption = [
         f"After {steps} steps{otherwise}: seeds completed; mean cross-entropy on the whole split, in nats "
         f"per token, ± the standard deviation over seeds{bits}{known}; all are means over completed seeds.",
@@ -130,15 +139,14 @@ def _arms(about: About, kind: str, track: str, found: Mapping[str, Any], results
     ]
     arms = replace(made, title=f"Arms of the {kind}, {optimizer(track)}", caption=caption)
     further = [
-        tables.low_bit(f"{track}-low-bit", found, results),
-        tables.states(f"{track}-states", found, results),
-        tables.beside_weights(f"{track}-memory", found, results),
+        tables.low_bit(f"{track}-low-bit", compared, results),
+        tables.states(f"{track}-states", compared, results),
+        tables.beside_weights(f"{track}-memory", compared, results),
     ]
     every = [arms]
     for table in filter(None, further):
-        note = f"{table.note[:1].upper()}{table.note[1:]}."
         title = f"{table.title} in the arms of the {kind}, {optimizer(track)}"
-        every.append(replace(table.on(PAPER), title=title, caption=[note, str(about)]))
+        every.append(replace(table.on(PAPER), title=title, caption=[_capital(table.note), str(about)]))
     return every
 
 
@@ -146,11 +154,11 @@ def _differences(
     about: About,
     name: str,
     title: str,
-    pairs: Mapping[str, Mapping[str, Any]],
-    found: Mapping[str, Any],
+    pairs: Mapping[str, Difference],
+    compared: FinalsTrack | SuiteTrack,
     family: str = "",
 ) -> Table:
-    made = tables.differences(name, title, pairs, found, family=family).on(PAPER)
+    made = tables.differences(name, title, pairs, compared, family=family).on(PAPER)
     shown = {column.short for column in made.columns}
     together = max((d.get("comparisons") or 0 for d in pairs.values()), default=0)
     looks = max((d.get("looks") or 1 for d in pairs.values()), default=1)
@@ -167,7 +175,7 @@ def _differences(
         "Arm minus reference in nats per token, paired by seed, negative where the arm is better: mean, 95% "
         "t-interval by itself, and the smallest difference that so many seeds would have shown with power "
         "80%.",
-        *(told for column, told in explained.items() if column in shown),
+        *(meaning for column, meaning in explained.items() if column in shown),
         *([f"Every interval is corrected for {looks} looks at the results."] if looks > 1 else []),
         *([] if "joint" in shown else [f"Nothing corrects for the {len(pairs)} comparisons."]),
         str(about),
@@ -183,7 +191,7 @@ def title_of(column: Column) -> str:
 
 
 def markdown(made: Sequence[Table]) -> str:
-    """The tables one after the other, each with its title above and its caption below."""
+    """Return the tables one after the other, each with its title above and its caption below."""
     parts = []
     for table in made:
         kinds = [column.kind for column in table.columns]
@@ -201,14 +209,14 @@ def _markdown_cell(kind: str, text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text without anything that Markdown reads as its own: no `_` at the edge of a word, no bracket of a
-    link, and no HTML."""
+    """Return text without anything that Markdown reads as its own: no `_` at the edge of a word, no bracket
+    of a link, and no HTML."""
     marked = re.sub(r"([\\`*|~]|(?<!\w)_|_(?!\w)|\](?=[(\[:]))", r"\\\1", " ".join(text.split()))
     return marked.replace("&", "&amp;").replace("<", "&lt;") if "<" in marked else marked
 
 
 def _code(name: str) -> str:
-    """A name in code type; a table's own bar is the one character that needs a backslash there."""
+    """Return a name in code type; a table's own bar is the one character that needs a backslash there."""
     text = " ".join(name.split()).replace("|", r"\|")
     return f"`` {text} ``" if "`" in text else f"`{text}`"
 
@@ -256,12 +264,12 @@ LATEX = str.maketrans(
 
 
 def escaped(text: str) -> str:
-    """Text in which no character means anything to LaTeX."""
+    """Return text in which no character means anything to LaTeX."""
     return " ".join(text.split()).translate(LATEX)
 
 
 def latex(made: Sequence[Table], study: str) -> str:
-    """One table environment for each table, under the label `tab:<study>-<its name>`."""
+    """Return one table environment for each table, under the label `tab:<study>-<its name>`."""
     parts = ["% needs \\usepackage{booktabs}\n"]
     for table in made:
         kinds = [column.kind for column in table.columns]
@@ -306,9 +314,9 @@ def write(
     root: Path,
     config: Config,
     corpus: Mapping[str, Any],
-    decisions: Mapping[str, Any],
-    acceptance: Mapping[str, Any] | None,
-    result_of: Callable[[str], Mapping[str, Any] | None],
+    decisions: Mapping[str, Decision],
+    acceptance: Acceptance | None,
+    result_of: Callable[[str], RunResult | None],
     looked: str = "",
 ) -> None:
     """summary_final, acceptance and ablation as .md and .tex, each where the study has it.
@@ -324,7 +332,9 @@ def write(
         if decision is not None:
             about = replace(about, seeds=seeds_of(decision))
             arms = [arm for track in decision["tracks"].values() for arm in track["arms"].values()]
-            results = {run_id: result_of(run_id) or {} for arm in arms for run_id in arm["runs"].values()}
+            results = {
+                run_id: result_of(run_id) or RunResult() for arm in arms for run_id in arm["runs"].values()
+            }
             grids = {label: arm.tune for label, arm in config.ablation.arms.items()}
             made[name] = (
                 finals(about, decision, results)
@@ -333,6 +343,6 @@ def write(
             )
     if acceptance:
         made["acceptance"] = verdict(about, acceptance)
-    for name, own in made.items():
-        write_atomic(root / f"{name}.md", markdown(own))
-        write_atomic(root / f"{name}.tex", latex(own, about.study))
+    for name, tables_of in made.items():
+        write_atomic(root / f"{name}.md", markdown(tables_of))
+        write_atomic(root / f"{name}.tex", latex(tables_of, about.study))

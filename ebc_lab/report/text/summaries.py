@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebc_lab.records.columns import ABLATION_MEANINGS, COLUMNS, MODE_MEANINGS, OF_A_DIFFERENCE, TUNED
+from ebc_lab.records.decisions import Decision
+from ebc_lab.records.figures import RunResult
 from ebc_lab.records.files import write_atomic
 from ebc_lab.study.stages.spec import settings_of
 
@@ -25,17 +27,17 @@ if TYPE_CHECKING:
     from ebc_lab.study.stages.spec import RunSpec
 
 
-def summary(specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """One row per run, in the order of the plan; empty where a run has no such figure."""
+def summary(specs: Sequence[RunSpec], results: Mapping[str, RunResult]) -> pd.DataFrame:
+    """Return one row per run, in the order of the plan; empty where a run has no such figure."""
     import pandas as pd
 
     timed = [s for s in specs if s.kind == "overhead"]
-    measured = {s.track: results.get(s.run_id, {}).get("overhead_pct") for s in timed}
+    measured = {s.track: results.get(s.run_id, RunResult()).get("overhead_pct") for s in timed}
     rows: dict[str, dict[str, Any]] = {}
     for spec in specs:
         if spec.kind != "train" or spec.run_id in rows:
             continue
-        result = results.get(spec.run_id, {})
+        result = results.get(spec.run_id, RunResult())
         ebc = spec.run.stabilizer.name == "ebc"
         rows[spec.run_id] = {
             **{k: result.get(k) for k in COLUMNS},
@@ -51,14 +53,14 @@ def summary(specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]) 
     return pd.DataFrame(list(rows.values()), columns=list(COLUMNS))
 
 
-def ablation(decision: Mapping[str, Any]) -> pd.DataFrame:
-    """One row per arm of a suite: its figures (means over completed seeds) and its paired difference in test
-    loss. Columns that no arm has are left out."""
+def ablation(decision: Decision) -> pd.DataFrame:
+    """Return one row per arm of a suite: its figures (means over completed seeds) and its paired difference
+    in test loss. Columns that no arm has are left out."""
     import pandas as pd
 
     rows = []
-    for track, found in decision["tracks"].items():
-        for label, arm in found["arms"].items():
+    for track, suite in decision["tracks"].items():
+        for label, arm in suite["arms"].items():
             d = arm["difference"] or {}
             tuned = {f"{TUNED}{k}": v for k, v in (arm["point"] or {}).items()}
             rows.append(
@@ -82,21 +84,21 @@ def ablation(decision: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[key for key in ABLATION_MEANINGS if key in there])
 
 
-def write_modes(path: Path, decision: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> None:
-    """The table of the modes of determinism that a study compares."""
+def write_modes(path: Path, decision: Decision, results: Mapping[str, RunResult]) -> None:
+    """Write the table of the modes of determinism that a study compares."""
     import pandas as pd
 
     rows = [row for track in decision["tracks"] for row in figures(decision, track, results)]
     _write(path, pd.DataFrame(rows, columns=list(MODE_MEANINGS)))
 
 
-def write_ablation(path: Path, decision: Mapping[str, Any]) -> None:
-    """The table of a suite's arms."""
+def write_ablation(path: Path, decision: Decision) -> None:
+    """Write the table of a suite's arms."""
     _write(path, ablation(decision))
 
 
-def write_summary(path: Path, specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]) -> None:
-    """The table of a stage's runs."""
+def write_summary(path: Path, specs: Sequence[RunSpec], results: Mapping[str, RunResult]) -> None:
+    """Write the table of a stage's runs."""
     _write(path, summary(specs, results))
 
 

@@ -48,7 +48,7 @@ class Column:
     optional: bool = False  # left out where no row has anything in it
 
     def cell(self, value: Any) -> Cell:
-        """A value in this column's format; a Cell stays as it is."""
+        """Return a value in this column's format; a Cell stays as it is."""
         if isinstance(value, Cell):
             return value
         return Cell(self.form(value), value if self.kind == "figure" else None)
@@ -85,21 +85,22 @@ class Table:
     caption: Sequence[str] = ()  # sentences below it in a paper
 
     def on(self, place: str) -> Table:
-        """The columns shown in a place. The terminal is narrow: there every empty column is left out."""
+        """Return the columns shown in a place. The terminal is narrow: there every empty column is left
+        out."""
 
         def wanted(i: int, column: Column) -> bool:
             droppable = column.optional or place == TERMINAL
             return place in column.on and not (droppable and all(row.cells[i].empty for row in self.rows))
 
-        kept = [i for i, column in enumerate(self.columns) if wanted(i, column)]
-        rows = [replace(row, cells=[row.cells[i] for i in kept]) for row in self.rows]
-        return replace(self, columns=[self.columns[i] for i in kept], rows=rows)
+        columns = [i for i, column in enumerate(self.columns) if wanted(i, column)]
+        rows = [replace(row, cells=[row.cells[i] for i in columns]) for row in self.rows]
+        return replace(self, columns=[self.columns[i] for i in columns], rows=rows)
 
     def texts(self) -> list[list[str]]:
-        """The cells as plain text, row by row."""
+        """Return the cells as plain text, row by row."""
         return [[cell.text for cell in row.cells] for row in self.rows]
 
 
 def filled(columns: Sequence[Column], values: Iterable[Any], **row: Any) -> Row:
-    """A row of values, each in its column's format. `row`: the Row's other fields."""
+    """Return a row of values, each in its column's format. `row`: the Row's other fields."""
     return Row([column.cell(value) for column, value in zip(columns, values, strict=True)], **row)

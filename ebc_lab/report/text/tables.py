@@ -8,9 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from ebc_lab.records.columns import BITS
+from ebc_lab.records.decisions import (
+    Arm,
+    Candidate,
+    Decision,
+    Difference,
+    Diverged,
+    FinalsTrack,
+    Line,
+    SuiteTrack,
+    Sweep,
+)
+from ebc_lab.records.figures import RunResult
+from ebc_lab.records.paths import SpecRecord
 from ebc_lab.study.stages.compare_arms import reference_of
 from ebc_lab.study.stages.lr_sweep import schedule_in_words
 from ebc_lab.study.stages.rules import band_distance
@@ -30,7 +43,7 @@ from .modes import modes as modes
 from .table import PAGE, PAPER, TERMINAL, Cell, Column, Row, Table, filled, loss_column, two_digits
 from .words import NOTHING, brief, fixed, percent, signed
 
-Draw = Callable[[Mapping[str, Any]], Any]
+Draw = Callable[[Difference], Any]
 
 
 # -- decisions -----------------------------------------------------------------------------------------------
@@ -53,11 +66,11 @@ CANDIDATES = (
 )
 
 
-def candidates(stage: str, decision: Mapping[str, Any], band: Sequence[float] | None) -> Table:
-    """The runs that a stage chose from, with what became of each. `band`: where the rule wants their median
-    c; None where it does not ask for one."""
+def candidates(stage: str, decision: Decision, band: Sequence[float] | None) -> Table:
+    """Return the runs that a stage chose from, with what became of each. `band`: where the rule wants their
+    median c; None where it does not ask for one."""
     tracks = decision["tracks"].values()
-    told = _of_the_sweep(tracks)
+    remarks = _of_the_sweep(tracks)
     chosen = {d["run_id"] for d in tracks if "run_id" in d}
     ranked = {run_id for d in tracks for run_id in d.get("ranked", ())}
     inert = {r["run_id"] for d in tracks for own in d.get("arms", {}).values() for r in own if r.get("inert")}
@@ -68,7 +81,7 @@ def candidates(stage: str, decision: Mapping[str, Any], band: Sequence[float] | 
     rows: list[Row] = []
     for c in decision["candidates"]:
         lead = best_of_grid if c["role"] == "grid" else best  # a grid's runs are shorter than the others
-        known = lead is not None and c["val_loss"] is not None
+        loss = c["val_loss"]
         won = c["run_id"] in chosen
         ebc = c["delta_star"] is not None  # without EBC nothing is clipped
         values = (
@@ -79,12 +92,12 @@ def candidates(stage: str, decision: Mapping[str, Any], band: Sequence[float] | 
             c["lr_scale"] if len(scales) > 1 else Cell(),
             c["delta_star"],
             c["seed"] if len(seeds) > 1 else Cell(),
-            c["val_loss"],
+            loss,
             c["val_se"],
-            c["val_loss"] - lead if known else None,
+            loss - lead if loss is not None and lead is not None else None,
             c.get("c_median") if ebc else None,
             c["clip_rate"] if ebc else None,
-            "; ".join([*told.get((c["role"], c["run_id"]), ()), *_notes(c, inert, band)]),
+            "; ".join([*remarks.get((c["role"], c["run_id"]), ()), *_notes(c, inert, band)]),
         )
         chosen -= {c["run_id"]} if won else set()  # a run that two roles share is marked once
         rows.append(filled(CANDIDATES, values, chosen=won))
@@ -102,18 +115,19 @@ PARTS = {"baseline": "constant rate", "control": "control’s search"}  # roles 
 
 
 def _of_the_sweep(tracks: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], list[str]]:
-    """(role, run id) -> what the sweep's decision says of it: its schedule, and what it was taken for."""
-    told: dict[tuple[str, str], list[str]] = {}
+    """Return (role, run id) -> what the sweep's decision says of it: its schedule, and what it was taken
+    for."""
+    remarks: dict[tuple[str, str], list[str]] = {}
     for d in tracks:
         control = d.get("control", {})
         for point in control.get("grid", ()):
             schedule = schedule_in_words({"name": point["schedule"], **point})
             taken = ["taken as the fair control"] if point["run_id"] == control["run_id"] else []
-            told["control", point["run_id"]] = [schedule, *taken]
-    return told
+            remarks["control", point["run_id"]] = [schedule, *taken]
+    return remarks
 
 
-def _became(candidate: Mapping[str, Any], chosen: bool, ranked: Iterable[str]) -> Cell:
+def _became(candidate: Candidate, chosen: bool, ranked: Iterable[str]) -> Cell:
     if chosen:
         return Cell("→ chosen", tone="strong")
     if candidate["outcome"] != "completed":
@@ -121,8 +135,8 @@ def _became(candidate: Mapping[str, Any], chosen: bool, ranked: Iterable[str]) -
     return Cell("qualified" if candidate["run_id"] in ranked else "")
 
 
-def _notes(c: Mapping[str, Any], inert: Iterable[str], band: Sequence[float] | None) -> list[str]:
-    """What a reader must know of a candidate beyond its figures."""
+def _notes(c: Candidate, inert: Iterable[str], band: Sequence[float] | None) -> list[str]:
+    """Return what a reader must know of a candidate beyond its figures."""
     notes = []
     middle = c.get("c_median")
     if c["outcome"] != "completed":
@@ -143,14 +157,14 @@ TUNED = (
 )
 
 
-def tuned(stage: str, decision: Mapping[str, Any]) -> Table:
-    """Each arm's best point."""
+def tuned(stage: str, decision: Decision) -> Table:
+    """Return each arm's best point."""
     rows = []
-    for found in decision["tracks"].values():
-        for name, arm in found["arms"].items():
+    for track in decision["tracks"].values():
+        for name, arm in track["arms"].items():
             edges = ", ".join(f"{k}: {e}" for k, e in arm["edges"].items())
             sigmas = arm["margin_sigma"]
-            margin = None if sigmas is None else sigmas * found["sigma"]
+            margin = None if sigmas is None else sigmas * track["sigma"]
             worst = arm.get("worst_loss")
             values = (name, point_in_words(arm), arm["val_loss"], worst, margin, arm["runs"], edges)
             rows.append(filled(TUNED, values))
@@ -165,7 +179,6 @@ def tuned(stage: str, decision: Mapping[str, Any]) -> Table:
 
 
 SWEPT = {"lr_scale": "learning rate", "delta": "δ*"}  # a swept setting -> what it sets
-AT = {"lr_scale": "lr", "delta": "delta_star"}  # and the point's value of it
 WINDOWS = (
     Column("Arm", "name", short="arm", head=True),
     Column("Of", short="of"),
@@ -179,13 +192,13 @@ WINDOWS = (
 )
 
 
-def windows(name: str, found: Mapping[str, Any]) -> Table | None:
-    """How far each swept setting of a suite's arms may be off, widest first; None without a sweep."""
+def windows(name: str, track: SuiteTrack) -> Table | None:
+    """Return how far each swept setting of a suite's arms may be off, widest first; None without a sweep."""
     sweeps = [
-        (arm, key, own) for arm, swept in found.get("windows", {}).items() for key, own in swept.items()
+        (arm, key, sweep) for arm, swept in track.get("windows", {}).items() for key, sweep in swept.items()
     ]
     sweeps.sort(key=lambda s: (list(SWEPT).index(s[1]), -(s[2]["window"] or {"octaves": -1.0})["octaves"]))
-    rows = [filled(WINDOWS, _window(arm, key, own, found.get("arms", {}))) for arm, key, own in sweeps]
+    rows = [filled(WINDOWS, _window(arm, key, sweep, track.get("arms", {}))) for arm, key, sweep in sweeps]
     note = (
         f"how far a setting may be off: octaves within {WINDOW_NATS:g} nats of the arm’s own best test loss; "
         "≥ where the window does not end within what was tried; “worst start” against the best fixed δ*"
@@ -193,16 +206,17 @@ def windows(name: str, found: Mapping[str, Any]) -> Table | None:
     return Table(name, "Windows", WINDOWS, rows, note) if rows else None
 
 
-def _window(arm: str, key: str, own: Mapping[str, Any], arms: Mapping[str, Any]) -> tuple[Any, ...]:
-    span = own["window"]
+def _window(arm: str, key: str, sweep: Sweep, arms: Mapping[str, Arm]) -> tuple[Any, ...]:
+    span = sweep["window"]
     if span is None:
         return (arm, SWEPT[key], Cell("every run diverged"), *(None,) * (len(WINDOWS) - 3))
-    best = next(p for p in own["points"] if p["value"] == span["best"])
+    best = next(p for p in sweep["points"] if p["value"] == span["best"])
     width = Cell(in_octaves(span).removesuffix(" octaves"), span["octaves"])
-    rate = own["rate_octaves"] if key == "delta" else None
+    rate = sweep["rate_octaves"] if key == "delta" else None
     bits = bits_of(arms.get(best["arm"], {}))
-    values = (best[AT[key]], span["loss"], bits, own["regret_x4"], abs(rate) if rate is not None else None)
-    return arm, SWEPT[key], width, *values, own.get("worst")
+    at = best["lr"] if key == "lr_scale" else best["delta_star"]
+    values = (at, span["loss"], bits, sweep["regret_x4"], abs(rate) if rate is not None else None)
+    return arm, SWEPT[key], width, *values, sweep.get("worst")
 
 
 REGRETS = (
@@ -215,26 +229,28 @@ REGRETS = (
 )
 
 
-def regrets(name: str, found: Mapping[str, Any]) -> Table | None:
-    """What it costs to keep the settings of another size, against tuning again; None without transfers."""
+def regrets(name: str, track: SuiteTrack) -> Table | None:
+    """Return what it costs to keep the settings of another size, against tuning again; None without
+    transfers."""
     rows = []
-    for size in found.get("transfer", ()):
+    for size in track.get("transfer", ()):
         for arm in size["kept"]:
-            regret, plain = found["arms"][arm]["difference"] or {}, size["against_kept"].get(arm)
-            own = (_centre(plain), _interval(plain, "low", "high")) if plain else ("", "")
-            rows.append(
-                filled(REGRETS, (size["shape"], arm, _centre(regret), _interval(regret, "low", "high"), *own))
-            )
+            cells: list[Cell | str] = []
+            pairs: list[Any] = [track["arms"][arm]["difference"] or {}, size["against_kept"].get(arm)]
+            for pair in pairs:
+                cells += ["", ""] if pair is None else [_centre(pair), _interval(pair, "low", "high")]
+            rows.append(filled(REGRETS, (size["shape"], arm, *cells)))
     note = "nats per token: kept settings minus settings tuned again at that size; below zero is better"
     return Table(name, "Regrets", REGRETS, rows, note) if rows else None
 
 
-def spans(found: Mapping[str, Any], name: Callable[[str], str]) -> list[Table]:
-    """The windows of what a suite sweeps and the regrets of what it carries to other sizes, if it does.
+def spans(track: SuiteTrack, name: Callable[[str], str]) -> list[Table]:
+    """Return the windows of what a suite sweeps and the regrets of what it carries to other sizes, if it
+    does.
 
     `name`: what a table shows, `windows` or `regrets` -> the table's name.
     """
-    made = (windows(name("windows"), found), regrets(name("regrets"), found))
+    made = (windows(name("windows"), track), regrets(name("regrets"), track))
     return [table for table in made if table is not None]
 
 
@@ -257,22 +273,22 @@ DIFFERENCES = (
 def differences(
     name: str,
     title: str,
-    pairs: Mapping[str, Mapping[str, Any]],
-    found: Mapping[str, Any],
+    pairs: Mapping[str, Difference],
+    track: FinalsTrack | SuiteTrack,
     draw: Draw = lambda difference: None,
     family: str = "",
 ) -> Table:
-    """Paired differences in test loss, arm -> difference. `draw`: an interval's drawing for the page;
+    """Return paired differences in test loss, arm -> difference. `draw`: an interval's drawing for the page;
     `family`: of the finals' differences, where each arm may have a reference of its own."""
     rows = []
     for label, d in pairs.items():
-        arm = found["arms"].get(label, {})
-        elsewhere = arm.get("versus") not in (None, found.get("reference"))
+        arm = track["arms"].get(label, {})
+        elsewhere = arm.get("versus") not in (None, track.get("reference"))
         lost = d.get("diverged")
-        rival = reference_of(found, family, label) if family == "rate" else ""
-        own = f"against {words.short(rival, found['arms'][rival])}" if rival else ""
+        rival = reference_of(cast(FinalsTrack, track), family, label) if family == "rate" else ""
+        beside = f"against {words.short(rival, track['arms'][rival])}" if rival else ""
         values = (
-            _compared(label, arm, elsewhere, lost, own),
+            _compared(label, arm, elsewhere, lost, beside),
             Cell(page="none", drawing=draw(d)),
             d["seeds"],
             Cell(f"{lost['arm']} / {lost['reference']}" if lost else "", lost["arm"] if lost else None),
@@ -280,7 +296,7 @@ def differences(
             Cell(_interval(d, "low", "high"), d.get("low")),
             Cell(_interval(d, "joint_low", "joint_high"), d.get("joint_low")),
             d.get("joint_detectable", d.get("detectable")),
-            _judged(d) if "roles" in found else _said(d),
+            _judged(d) if "roles" in track else _said(d),
         )
         rows.append(filled(DIFFERENCES, values))
     note = (
@@ -289,37 +305,35 @@ def differences(
     return Table(name, title, DIFFERENCES, rows, note)
 
 
-def suite_pairs(found: Mapping[str, Any], names: Iterable[str]) -> dict[str, Mapping[str, Any]]:
-    """The arms of a suite that are paired with another one -> their difference."""
-    return {name: d for name in names if (d := found["arms"][name]["difference"])}
+def suite_pairs(track: SuiteTrack, names: Iterable[str]) -> dict[str, Difference]:
+    """Return the arms of a suite that are paired with another one -> their difference."""
+    return {name: d for name in names if (d := track["arms"][name]["difference"])}
 
 
-def ranked(found: Mapping[str, Any]) -> list[str]:
-    """A suite's arms, best first; those that were judged on another text come last."""
+def ranked(track: SuiteTrack) -> list[str]:
+    """Return a suite's arms, best first; those that were judged on another text come last."""
 
     def place(name: str) -> tuple[bool, float]:
-        arm = found["arms"][name]
+        arm = track["arms"][name]
         return not arm["comparable"], math.inf if arm["test_median"] is None else arm["test_median"]
 
-    return sorted(found["arms"], key=place)
+    return sorted(track["arms"], key=place)
 
 
-def _compared(
-    label: str, arm: Mapping[str, Any], elsewhere: bool, lost: Mapping[str, int] | None, own: str
-) -> Cell:
-    """The arm, what it is compared with if not with the reference, and on the page what diverged and what is
-    its `own` reference."""
+def _compared(label: str, arm: Arm, elsewhere: bool, lost: Diverged | None, beside: str) -> Cell:
+    """Return the arm, what it is compared with if not with the reference, and on the page what diverged and
+    what is its `own` reference."""
     against = f"against {arm['versus']}" if elsewhere else ""
     name = label if "about" in arm or "roles" not in arm else words.short(label, arm)
     text = f"{label} ({against})" if against else label
     by_rank = (
         f"by rank: {lost['arm']} of its runs diverged, {lost['reference']} of the reference’s" if lost else ""
     )
-    return Cell(text, page=name, note="; ".join(filter(None, (against, own, by_rank))))
+    return Cell(text, page=name, note="; ".join(filter(None, (against, beside, by_rank))))
 
 
 def _centre(d: Mapping[str, Any]) -> Cell:
-    """The mean difference, or the median where a diverged run makes ranks decide."""
+    """Return the mean difference, or the median where a diverged run makes ranks decide."""
     if d.get("mean") is not None:
         return Cell(signed(d["mean"], 3), d["mean"])
     if d.get("median") is not None:
@@ -329,7 +343,7 @@ def _centre(d: Mapping[str, Any]) -> Cell:
 
 
 def _interval(d: Mapping[str, Any], low: str, high: str) -> str:
-    """A limit that is absent is infinite by rank, and not known by t."""
+    """Return a limit that is absent is infinite by rank, and not known by t."""
     if low not in d or (d[low] is None and d[high] is None and d.get("method") != "rank"):
         return NOTHING
     left = "(−∞" if d[low] is None else f"[{signed(d[low], 3)}"
@@ -337,15 +351,15 @@ def _interval(d: Mapping[str, Any], low: str, high: str) -> str:
     return f"{left}, {right}"
 
 
-def _said(d: Mapping[str, Any]) -> Cell:
+def _said(d: Difference) -> Cell:
     return verdict_cell(d) if d["seeds"] else Cell(NOTHING)
 
 
-def _judged(d: Mapping[str, Any]) -> Cell:
+def _judged(d: Difference) -> Cell:
     if not d.get("judged"):
         return Cell(NOTHING)
-    tone, said = words.JUDGED[d["judged"]]
-    return Cell(d["judged"], page=said, tone=tone)
+    tone, words_of = words.JUDGED[d["judged"]]
+    return Cell(d["judged"], page=words_of, tone=tone)
 
 
 # -- verdict and runs ----------------------------------------------------------------------------------------
@@ -359,8 +373,8 @@ VERDICT = (
 )
 
 
-def verdict(lines: Sequence[Mapping[str, Any]]) -> Table:
-    """The lines of the verdict; their track only where there are several."""
+def verdict(lines: Sequence[Line]) -> Table:
+    """Return the lines of the verdict; their track only where there are several."""
     several = len({line["track"] for line in lines}) > 1
     rows = []
     for line in lines:
@@ -390,13 +404,13 @@ Files = Callable[[str], Sequence[tuple[str, str]]]  # run id -> words, and the f
 
 
 def runs(
-    specs: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]],
+    specs: Sequence[tuple[str, SpecRecord, RunResult]],
     *,
     bits: bool = False,
     files: Files = lambda run_id: (),
 ) -> Table:
-    """All runs, each given as its id, its spec and its result (empty while there is none). `bits`: losses in
-    bits per character, too; `files`: of a run, that the page leads to."""
+    """Return all runs, each given as its id, its spec and its result (empty while there is none). `bits`:
+    losses in bits per character, too; `files`: of a run, that the page leads to."""
     figures = ("val_loss", "test_loss", BITS, "c_median", "kl_median", "wall_s")
     rows = []
     for run_id, spec, result in specs:
@@ -423,6 +437,6 @@ def runs(
 def plain(
     name: str, title: str, columns: Mapping[str, str], rows: Iterable[Sequence[str]], note: str = ""
 ) -> Table:
-    """A table of text. `columns`: title -> kind; the first one names the row."""
+    """Return a table of text. `columns`: title -> kind; the first one names the row."""
     shown = [Column(title, kind, head=not i) for i, (title, kind) in enumerate(columns.items())]
     return Table(name, title, shown, [filled(shown, row) for row in rows], note)

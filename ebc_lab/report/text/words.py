@@ -9,16 +9,26 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict, TypeVar
 
 from ebc_lab.config.errors import clock as clock  # also the templates' filter
 from ebc_lab.config.parts.lr_schedule import TAILS, LRScheduleConfig
 from ebc_lab.config.parts.stabilizer import SCHEDULES as DELTA_TAILS
 from ebc_lab.config.schema import RunConfig
+from ebc_lab.records.decisions import (
+    Arm,
+    Difference,
+    FinalsTrack,
+    Line,
+    RateWindow,
+    SuiteTrack,
+    Sweep,
+)
 from ebc_lab.study.stages.spec import optimizer as optimizer
 from ebc_lab.study.stages.spec import tracks_in_words as tracks_in_words
 from ebc_lab.study.stages.statistics import WINDOW_NATS, by_interval, in_octaves, show_difference
 from ebc_lab.study.stages.suite import SAME_NATS, contenders
+from ebc_lab.study.stages.suite import tuned_arms as tuned_arms
 from ebc_lab.study.stages.verdict import unfinished
 from ebc_lab.study.stages.verdict import verdict_of as verdict_of
 
@@ -154,9 +164,19 @@ JUDGED = {  # of a paired difference -> badge, what it says
 }
 
 
+class InWords(TypedDict, total=False):
+    """A study's answer: `judged` beats, meets, misses or undecided; `told` are the sentences of `text`."""
+
+    judged: str
+    word: str
+    lead: str
+    text: str
+    told: list[str]
+
+
 def has_ebc(config: Mapping[str, Any]) -> bool:
-    """Whether anything in a study, by its recorded settings, has EBC; where nothing has, nothing is said of
-    it."""
+    """Tell whether anything in a study, by its recorded settings, has EBC; where nothing has, nothing is said
+    of it."""
     if {"calibrate", "controller_search", "lr_scale", "finals"} & set(config["study"]["stages"]):
         return True
     arms = ((config.get("ablation") or {}).get("arms") or {}).values()
@@ -171,7 +191,7 @@ NOISE_ALONE = (
 
 
 def explanation(ebc: bool) -> dict[str, Any]:
-    """What a page says was done, `method`, and what its `terms` mean."""
+    """Return what a page says was done, `method`, and what its `terms` mean."""
     terms = {term: what for term, what in TERMS.items() if ebc or term not in OF_EBC}
     return {"method": METHOD if ebc else (METHOD_WITHOUT_EBC,), "terms": terms}
 
@@ -181,12 +201,12 @@ def explanation(ebc: bool) -> dict[str, Any]:
 
 
 def fixed(x: float | None, digits: int = 4) -> str:
-    """A figure with this many decimals: losses have four."""
+    """Return a figure with this many decimals: losses have four."""
     return NOTHING if x is None or not math.isfinite(x) else f"{x:z.{digits}f}".replace("-", "−")
 
 
 def part(x: float | None) -> str:
-    """A part of a whole, as c is: two decimals, or one digit where they would be 0."""
+    """Return a part of a whole, as c is: two decimals, or one digit where they would be 0."""
     return f"{x:.1g}" if x is not None and 0 < x < 0.005 else fixed(x, 2)
 
 
@@ -204,7 +224,7 @@ def size(count: float) -> str:
 
 
 def brief(x: Any) -> str:
-    """Three significant digits where there are more; text and whole numbers as they are."""
+    """Return three significant digits where there are more; text and whole numbers as they are."""
     if x is None or x == "":
         return NOTHING
     if isinstance(x, bool) or not isinstance(x, int | float):
@@ -221,7 +241,7 @@ def percent(x: float | None, digits: int = 0) -> str:
 
 
 def setting(x: Any) -> str:
-    """A value of the configuration; of a third, six digits."""
+    """Return a value of the configuration; of a third, six digits."""
     if isinstance(x, Mapping):
         return str(dict(x)) if x else "{}"
     if isinstance(x, list | tuple):
@@ -234,7 +254,7 @@ def setting(x: Any) -> str:
 
 
 def interval(low: float | None, high: float | None, digits: int = 4) -> str:
-    """`−0.012 to +0.034`; a missing limit is an infinite one."""
+    """Return `−0.012 to +0.034`; a missing limit is an infinite one."""
     if low is None and high is None:
         return NOTHING
     left = "−∞" if low is None else signed(low, digits)
@@ -246,7 +266,7 @@ def plural(n: int, one: str, many: str | None = None) -> str:
 
 
 def breakable(name: str) -> Any:
-    """A long name of ours that may break after its underscores."""
+    """Return a long name of ours that may break after its underscores."""
     from markupsafe import Markup, escape
 
     return Markup("_<wbr>").join(escape(part) for part in name.split("_"))
@@ -256,23 +276,24 @@ def breakable(name: str) -> Any:
 # ------------------------------------------------------------------------------------------------------------
 
 
-def judgement(line: Mapping[str, Any]) -> str:
-    """beats, meets, misses or undecided, of a verdict line that compares two arms."""
+def judgement(line: Line) -> str:
+    """Return beats, meets, misses or undecided, of a verdict line that compares two arms."""
     return {"pass": "beats" if line["beats"] else "meets", "fail": "misses"}.get(line["verdict"], "undecided")
 
 
-def means(line: Mapping[str, Any], margin: float, reference: str, band: Sequence[float]) -> str:
-    """What a line's verdict says, for somebody who does not know the method."""
-    if line["name"] == "c_in_band" and line["verdict"] == "fail" and line.get("c_median") is not None:
-        if line["c_median"] > band[1]:
+def means(line: Line, margin: float, reference: str, band: Sequence[float]) -> str:
+    """Say what a line's verdict means, for somebody who does not know the method."""
+    c = line.get("c_median")
+    if line["name"] == "c_in_band" and line["verdict"] == "fail" and c is not None:
+        if c > band[1]:
             return (
                 "It hardly acts: over a full-length run the typical step is within the budget anyway, or "
                 "nearly so."
             )
         return "It cuts deep: the typical step is shortened further than the band allows."
-    own = CHECKS.get(line["name"], ("", "", {}))[2]
-    if own or not line.get("difference"):
-        return str(own.get(line["verdict"], ""))
+    meanings = CHECKS.get(line["name"], ("", "", {}))[2]
+    if meanings or not line.get("difference"):
+        return str(meanings.get(line["verdict"], ""))
     return {
         "beats": f"It beats {reference}: the whole interval lies below zero.",
         "meets": f"It meets the target, at most {margin:g} nats worse than {reference}; "
@@ -284,8 +305,8 @@ def means(line: Mapping[str, Any], margin: float, reference: str, band: Sequence
     }[judgement(line)]
 
 
-def gap(difference: Mapping[str, Any], joint: bool, than: str = "") -> str:
-    """A paired difference in words, from the arm's side, with the interval that it is judged by."""
+def gap(difference: Difference, joint: bool, than: str = "") -> str:
+    """Write a paired difference, from the arm's side, with the interval that it is judged by."""
     d = by_interval(difference, joint)
     if d["mean"] is None:
         return show_difference(difference, joint=joint)
@@ -297,11 +318,9 @@ def gap(difference: Mapping[str, Any], joint: bool, than: str = "") -> str:
     return f"{size} (95% interval {limits}{whose}, {plural(d['seeds'], 'paired seed')})"
 
 
-def answer(
-    lines: Sequence[Mapping[str, Any]], margin: float, scales: Sequence[float] = ()
-) -> dict[str, Any] | None:
-    """The finals in a `word`, a `lead` of a line or two, and the sentences `told`, which `text` joins; None
-    where the lines that compare arms are not there.
+def answer(lines: Sequence[Line], margin: float, scales: Sequence[float] = ()) -> InWords | None:
+    """Answer the finals in a `word`, a `lead` of a line or two, and the sentences `told`, which `text` joins;
+    None where the lines that compare arms are not there.
 
     `scales`: the learning rates that the line `lr_window` compares.
     """
@@ -310,17 +329,17 @@ def answer(
     if fair is None:
         return None
     window = by_name.get("lr_window")
-    told = [_against_control(fair)]
+    sentences = [_against_control(fair)]
     if twice := by_name.get("x2_no_worse_than_baseline"):
-        told.append(_against_baseline(twice, margin))
+        sentences.append(_against_baseline(twice, margin))
     how = judgement(fair)
     lead = [_in_brief("EBC’s best arm against the fair control", fair)]
     if window is None:
         words_of = {"beats": "Yes.", "meets": "It keeps up, no more.", "misses": "No."}
         word = words_of.get(how, "Undecided.")
-        return {"judged": how, "word": word, "lead": _joined(lead), "text": " ".join(told), "told": told}
+        return _in_words(how, word, lead, sentences)
     tuned = "The setting to be tuned instead is EBC’s budget δ*: how far one step may move the predictions."
-    told = [_over_the_window(window, scales), *told, tuned]
+    sentences = [_over_the_window(window, scales), *sentences, tuned]
     low, high = scales
     lead.append(_in_brief(f"EBC at ×{high:g} against ×{low:g}", window))
     headroom, word = _headroom(window)
@@ -332,11 +351,11 @@ def answer(
     elif {"pass", "beats"} & signs and not {"fail", "misses"} & signs:
         judged = "meets"
     word = f"Headroom, {word}; a better loss, {loss}."
-    return {"judged": judged, "word": word, "lead": _joined(lead), "text": " ".join(told), "told": told}
+    return _in_words(judged, word, lead, sentences)
 
 
-def _in_brief(what: str, line: Mapping[str, Any]) -> str:
-    """A comparison in a clause: by how much, and whether that is decided."""
+def _in_brief(what: str, line: Line) -> str:
+    """Write a comparison in a clause: by how much, and whether that is decided."""
     mean = line["difference"]["mean"]
     if mean is None:
         return f"{what}: runs diverged, by rank {judgement(line)}"
@@ -344,14 +363,16 @@ def _in_brief(what: str, line: Mapping[str, Any]) -> str:
     return f"{what}: {size}, undecided" if line["verdict"] == "undecided" else f"{what}: {size}"
 
 
-def _joined(clauses: Sequence[str]) -> str:
-    return f"{'; '.join(clauses)}."
+def _in_words(judged: str, word: str, lead: Sequence[str], sentences: list[str]) -> InWords:
+    text = " ".join(sentences)
+    return {"judged": judged, "word": word, "lead": f"{'; '.join(lead)}.", "text": text, "told": sentences}
 
 
-def control_warning(found: Mapping[str, Any]) -> str:
-    """What a reader must know of a fair control that is worse than the baseline; empty where it is not."""
-    control = found["roles"].get("control")
-    difference = found["differences"].get("baseline", {}).get(control)
+def control_warning(track: FinalsTrack) -> str:
+    """Say what a reader must know of a fair control that is worse than the baseline; empty where it is
+    not."""
+    control = track["roles"].get("control", "")
+    difference = track["differences"].get("baseline", {}).get(control)
     if not difference or (difference["mean"] or 0.0) <= 0:
         return ""
     return (
@@ -360,32 +381,33 @@ def control_warning(found: Mapping[str, Any]) -> str:
     )
 
 
-def _headroom(window: Mapping[str, Any]) -> tuple[str, str]:
-    """What the LR window's line is judged, and in a word; `same` where the plain optimizer passes it too."""
+def _headroom(window: Line) -> tuple[str, str]:
+    """Say what the LR window's line is judged, and in a word; `same` where the plain optimizer passes it
+    too."""
     plain = window["plain"]
     if window["verdict"] == "pass" and plain and plain["difference"]["alone"] in ("beats", "meets"):
         return "same", "the same without EBC"
     return window["verdict"], {"pass": "yes", "fail": "no", "undecided": "undecided"}[window["verdict"]]
 
 
-def _over_the_window(window: Mapping[str, Any], scales: Sequence[float]) -> str:
-    """What a higher learning rate does to EBC, and to the plain optimizer."""
+def _over_the_window(window: Line, scales: Sequence[float]) -> str:
+    """Say what a higher learning rate does to EBC, and to the plain optimizer."""
     low, high = (f"×{scale:g}" for scale in scales)
     between = f"between {low} and {high} of the best constant one"
-    said = {
+    claim = {
         "pass": f"With EBC the learning rate hardly matters {between}",
         "fail": f"With EBC the learning rate still matters {between}",
         "undecided": f"Whether the learning rate still matters with EBC, {between}, is open",
     }[window["verdict"]]
     lead = f"at {high} the test loss is " if window["difference"]["mean"] is not None else ""
-    text = f"{said}: {lead}{gap(window['difference'], window['joint'], f' than at {low}')}"
+    text = f"{claim}: {lead}{gap(window['difference'], window['joint'], f' than at {low}')}"
     if window["plain"] and (plain := _plain_step(window["plain"], low, high)):
         text += f"; on the fair control’s schedule (tuned for the plain optimizer) without EBC, {plain}"
     return f"{text}."
 
 
-def _plain_step(plain: Mapping[str, Any], low: str, high: str) -> str:
-    """What the same step of the learning rate does without EBC; empty where that is not known."""
+def _plain_step(plain: RateWindow, low: str, high: str) -> str:
+    """Say what the same step of the learning rate does without EBC; empty where that is not known."""
     d = plain["difference"]
     if d["mean"] is not None:
         return f"it is {abs(d['mean']):.3f} nats {'lower' if d['mean'] < 0 else 'higher'}"
@@ -396,19 +418,19 @@ def _plain_step(plain: Mapping[str, Any], low: str, high: str) -> str:
     return " and ".join(f"{n} of {plural(d['seeds'], 'run')} diverged at {at}" for n, at in ends if n)
 
 
-def _against_control(fair: Mapping[str, Any]) -> str:
-    said = {
+def _against_control(fair: Line) -> str:
+    claim = {
         "beats": "EBC’s best arm beats the fair control",
         "meets": "EBC’s best arm keeps up with the fair control, but is not shown to beat it",
         "misses": "EBC’s best arm loses to the fair control",
         "undecided": "Whether EBC’s best arm keeps up with the fair control is open",
     }[judgement(fair)]
-    said += " (the same optimizer on a schedule tuned for it)"
+    claim += " (the same optimizer on a schedule tuned for it)"
     lead = "its test loss is " if fair["difference"]["mean"] is not None else ""
-    return f"{said}: {lead}{gap(fair['difference'], fair['joint'])}."
+    return f"{claim}: {lead}{gap(fair['difference'], fair['joint'])}."
 
 
-def _against_baseline(twice: Mapping[str, Any], margin: float) -> str:
+def _against_baseline(twice: Line, margin: float) -> str:
     then = {
         "beats": "EBC even beats the plain optimizer at its best one",
         "meets": f"EBC stays within {margin:g} nats of the plain optimizer at its best one",
@@ -419,91 +441,88 @@ def _against_baseline(twice: Mapping[str, Any], margin: float) -> str:
     return f"At twice the best constant learning rate, {then}: {compared}."
 
 
-def mine_of(found: Mapping[str, Any]) -> list[str]:
-    """The arms that a suite asks about, as it decided about them; none in suites that ask something else."""
-    return [label for label in found.get("mine", ()) if label in found["arms"]]
+def mine_of(track: SuiteTrack) -> list[str]:
+    """Return the arms that a suite asks about, as it decided about them; none in suites that ask something
+    else."""
+    return [label for label in track.get("mine", ()) if label in track["arms"]]
 
 
-def asked(found: Mapping[str, Any]) -> list[str]:
-    """Those of them that are answered."""
-    return [label for label in mine_of(found) if label in found["answers"]]
+def asked(track: SuiteTrack) -> list[str]:
+    """Return those of them that are answered."""
+    return [label for label in mine_of(track) if label in track["answers"]]
 
 
-def tuned_arms(tune: Mapping[str, Any] | None, track: str) -> Mapping[str, Mapping[str, Any]]:
-    """What the decision of the stage tune holds of each arm of a track; empty where nothing was tuned."""
-    return tune["tracks"].get(track, {}).get("arms", {}) if tune else {}
-
-
-def suite_answer(found: Mapping[str, Any]) -> dict[str, Any]:
-    """A suite in a word and a sentence: of arms that it asks about whether they are better; else which arms
-    the joint interval tells apart from their reference.
+def suite_answer(track: SuiteTrack) -> InWords:
+    """Answer a suite in a word and a sentence: of arms that it asks about whether they are better; else which
+    arms the joint interval tells apart from their reference.
 
     Never which arm is best: the lowest of several losses is that of the luckiest, too. `told`: further
     sentences.
     """
-    if mine_of(found) or found.get("answers"):
-        return mine_answer(found)
-    arms = {n: a for n, a in contenders(found).items() if a["test_median"] is not None}
+    if mine_of(track) or track.get("answers"):
+        return mine_answer(track)
+    arms = {n: a for n, a in contenders(track).items() if a["test_median"] is not None}
     if not arms:
         text = "No arm completed a run that can be compared."
         return {"judged": "undecided", "word": "No answer.", "text": text}
-    windows = found.get("windows", {})
-    if any("lr_scale" in own for own in windows.values()):
+    windows = track.get("windows", {})
+    if any("lr_scale" in sweeps for sweeps in windows.values()):
         return _window_answer(windows)
-    if rules := rules_among({name: own["delta"] for name, own in windows.items() if "delta" in own}):
+    if rules := rules_among({name: sweeps["delta"] for name, sweeps in windows.items() if "delta" in sweeps}):
         return _start_answer(rules)
-    if found.get("transfer"):
-        return _transfer_answer(found)
-    return _apart_answer(found)
+    if track.get("transfer"):
+        return _transfer_answer(track)
+    return _apart_answer(track)
 
 
-def mine_answer(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Whether the arms that a suite asks about are better, each against the best of the others."""
-    answers: Mapping[str, Any] = found["answers"]  # also of those that were never trained
-    lost = " ".join(f"{line}." for line in unfinished(found))
+def mine_answer(track: SuiteTrack) -> InWords:
+    """Say whether the arms that a suite asks about are better, each against the best of the others."""
+    answers = track["answers"]  # also of those that were never trained
+    lost = " ".join(f"{line}." for line in unfinished(track))
     if not answers:
         return {
             "judged": "undecided",
             "word": "No answer.",
             "text": lost or "No run of these arms completed.",
         }
-    verdicts = {own["verdict"] for own in answers.values()}
+    verdicts = {answer["verdict"] for answer in answers.values()}
     one = verdicts.pop() if len(verdicts) == 1 else "undecided"
-    said = [f"{n} {VERDICTS[own['verdict']][1]} {own['rival'] or ''}".rstrip() for n, own in answers.items()]
-    text = " ".join(f"{own['sentence'].rstrip('.')}." for own in answers.values())
-    return {"judged": VERDICTS[one][0], "word": f"{'; '.join(said)}.", "text": f"{lost} {text}".lstrip()}
+    clauses = [f"{n} {VERDICTS[a['verdict']][1]} {a['rival'] or ''}".rstrip() for n, a in answers.items()]
+    text = " ".join(f"{answer['sentence'].rstrip('.')}." for answer in answers.values())
+    return {"judged": VERDICTS[one][0], "word": f"{'; '.join(clauses)}.", "text": f"{lost} {text}".lstrip()}
 
 
-def _apart_answer(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a suite of arms with references: which of them are told apart from these, and how."""
-    told: dict[str, list[str]] = {"better": [], "worse": [], "level": [], "undecided": []}
+def _apart_answer(track: SuiteTrack) -> InWords:
+    """Say which arms of a suite of arms with references are told apart from these, and how."""
+    groups: dict[str, list[str]] = {"better": [], "worse": [], "level": [], "undecided": []}
     references = set()
-    for label, arm in found["arms"].items():
-        if (arm.get("difference") or {}).get("seeds"):
-            n = arm["difference"].get("seeds_needed")
-            told[verdict_of(arm["difference"])].append(f"{label} ({n})" if n else label)
+    for label, arm in track["arms"].items():
+        difference = arm.get("difference")
+        if difference and difference["seeds"]:
+            n = difference.get("seeds_needed")
+            groups[verdict_of(difference)].append(f"{label} ({n})" if n else label)
             references.add(arm["versus"])
     whom = references.pop() if len(references) == 1 else "their references"
-    many = sum(map(len, told.values()))
-    lost = [f"{line}." for line in unfinished(found)]
+    many = sum(map(len, groups.values()))
+    lost = [f"{line}." for line in unfinished(track)]
     if not many:
         text = " ".join(lost) or "No arm is paired with another one."
         return {"judged": "undecided", "word": "No comparison.", "text": text}
-    apart = [f"{len(told[kind])} {kind}" for kind in ("better", "worse") if told[kind]]
+    apart = [f"{len(groups[kind])} {kind}" for kind in ("better", "worse") if groups[kind]]
     word = f"None of {plural(many, 'arm')} is told apart from {whom}"
     if apart:
         word = f"Of {plural(many, 'arm')} {' and '.join(apart)} than {whom}"
     kinds = {"better": "Better", "worse": "Worse", "level": "Level"}
-    counted = any(label.endswith(")") for label in told["undecided"])
+    counted = any(label.endswith(")") for label in groups["undecided"])
     kinds["undecided"] = "Not told apart (about so many seeds would)" if counted else "Not told apart"
-    said = [f"{kinds[kind]}: {_first_few(labels)}." for kind, labels in told.items() if labels]
+    sentences = [f"{kinds[kind]}: {_first_few(labels)}." for kind, labels in groups.items() if labels]
     by = f"By the 95% intervals that hold for all {plural(many, 'comparison')} together." if many > 1 else ""
-    judged = "meets" if told["better"] and not told["worse"] else "undecided"
-    return {"judged": judged, "word": f"{word}.", "text": " ".join(filter(None, (*lost, *said, by)))}
+    judged = "meets" if groups["better"] and not groups["worse"] else "undecided"
+    return {"judged": judged, "word": f"{word}.", "text": " ".join(filter(None, (*lost, *sentences, by)))}
 
 
 def _first_few(labels: Sequence[str]) -> str:
-    """Names, no more than a headline has room for."""
+    """Return names, no more than a headline has room for."""
     if len(labels) <= FEW + 1:
         return ", ".join(labels)
     return f"{', '.join(labels[:FEW])} and {len(labels) - FEW} more"
@@ -520,58 +539,64 @@ VERDICTS = {  # of an arm that a suite asks about -> tone of the answer, in word
 BADGES = {"better": "pass", "level": "pass", "worse": "fail", "undecided": "undecided"}
 
 
-def _window_answer(windows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Of a suite that sweeps the learning rate: the widest window, and all of them in order."""
-    spans = {name: own["lr_scale"]["window"] for name, own in windows.items() if "lr_scale" in own}
-    order = sorted(spans, key=lambda n: -(spans[n]["octaves"] if spans[n] else -1.0))
-    said = "; ".join(f"{name} {in_octaves(spans[name])}" for name in order)
-    text = f"Learning rates whose test loss is within {WINDOW_NATS:g} nats of an arm’s own best: {said}."
+def _window_answer(windows: Mapping[str, Mapping[str, Sweep]]) -> InWords:
+    """Name the widest window of a suite that sweeps the learning rate, and all of them in order."""
+    spans = {name: sweeps["lr_scale"]["window"] for name, sweeps in windows.items() if "lr_scale" in sweeps}
+    order = sorted(spans, key=lambda n: -(span["octaves"] if (span := spans[n]) else -1.0))
+    listed = "; ".join(f"{name} {in_octaves(spans[name])}" for name in order)
+    text = f"Learning rates whose test loss is within {WINDOW_NATS:g} nats of an arm’s own best: {listed}."
     return {"judged": "undecided", "word": f"Widest window: {order[0]}.", "text": text}
 
 
-def rules_among(sweeps: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """The sweeps over δ* of arms that are measured by another one's: rules by which δ moves."""
-    return {name: own for name, own in sweeps.items() if own.get("yardstick") not in (None, name)}
+S = TypeVar("S", bound=Mapping[str, Any])  # a `Sweep`
+
+
+def rules_among(sweeps: Mapping[str, S]) -> dict[str, S]:
+    """Return the sweeps over δ* of arms that are measured by another one's: rules by which δ moves."""
+    return {name: sweep for name, sweep in sweeps.items() if sweep.get("yardstick") not in (None, name)}
 
 
 def largest_regrets(
-    regrets: Mapping[str, float | None], arms: Mapping[str, Any]
+    regrets: Mapping[str, float | None], arms: Mapping[str, Arm]
 ) -> dict[bool, tuple[str, float]]:
-    """Whether with EBC -> the arm with the largest known regret, and that."""
+    """Return, with EBC and without, the arm with the largest known regret, and that."""
     known = {name: x for name, x in regrets.items() if x is not None}
     rising = sorted(known, key=lambda name: known[name])
     return {bool(arms[name]["ebc"]): (name, known[name]) for name in rising}
 
 
-def regrets_of(found: Mapping[str, Any]) -> dict[str, float | None]:
-    """The mean regret of each arm of a transfer that keeps the settings of another size, None if unknown."""
-    kept = [name for size in found["transfer"] for name in size["kept"]]
-    return {name: (found["arms"][name]["difference"] or {}).get("mean") for name in kept}
+def regrets_of(track: SuiteTrack) -> dict[str, float | None]:
+    """Return the mean regret of each arm of a transfer that keeps the settings of another size, None if
+    unknown."""
+    copied = [name for size in track["transfer"] for name in size["kept"]]
+    differences = {name: track["arms"][name]["difference"] for name in copied}
+    return {name: difference["mean"] if difference else None for name, difference in differences.items()}
 
 
-def _start_answer(rules: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Of a suite that sets rules for δ against the fixed one: those that forget where they started."""
-    good = [name for name, own in rules.items() if own["every_start"]]
+def _start_answer(rules: Mapping[str, Sweep]) -> InWords:
+    """Name, of a suite that sets rules for δ against the fixed one, those that forget where they started."""
+    good = [name for name, rule in rules.items() if rule["every_start"]]
     worst = {
-        n: "a start diverged" if own["worst"] is None else signed(own["worst"], 3) for n, own in rules.items()
+        n: "a start diverged" if rule["worst"] is None else signed(rule["worst"], 3)
+        for n, rule in rules.items()
     }
     text = (
         "Test loss from each rule’s worst start, minus that of the best fixed δ* of its length, in nats: "
-        f"{'; '.join(f'{n} {said}' for n, said in worst.items())}. At most {SAME_NATS:g} needs no tuning."
+        f"{'; '.join(f'{n} {regret}' for n, regret in worst.items())}. At most {SAME_NATS:g} needs no tuning."
     )
     word = f"Without tuning: {', '.join(good) or 'no rule'}."
     return {"judged": "undecided" if good else "misses", "word": word, "text": text}
 
 
-def _transfer_answer(found: Mapping[str, Any]) -> dict[str, str]:
-    """Of a suite that carries settings to other sizes: the regrets, and the largest of each kind."""
-    regrets = regrets_of(found)
-    said = "; ".join(f"{n} {NOTHING if x is None else signed(x, 3)}" for n, x in regrets.items())
-    worst = largest_regrets(regrets, found["arms"])
+def _transfer_answer(track: SuiteTrack) -> InWords:
+    """List the regrets of a suite that carries settings to other sizes, and the largest of each kind."""
+    regrets = regrets_of(track)
+    listed = "; ".join(f"{n} {NOTHING if x is None else signed(x, 3)}" for n, x in regrets.items())
+    worst = largest_regrets(regrets, track["arms"])
     kinds = {"EBC": True, "plain": False}
     largest = [f"{kind} {signed(worst[ebc][1], 3)}" for kind, ebc in kinds.items() if ebc in worst]
     text = (
-        f"Test loss with the settings of the usual size, minus that of a rate tuned again, in nats: {said}."
+        f"Test loss with the settings of the usual size, minus that of a rate tuned again, in nats: {listed}."
     )
     return {"judged": "undecided", "word": f"Largest regret: {', '.join(largest) or NOTHING}.", "text": text}
 
@@ -711,5 +736,5 @@ def words(name: str, arm: Mapping[str, Any]) -> str:
 
 
 def explained(text: str) -> dict[str, str]:
-    """The terms that a text uses, with what they mean."""
+    """Return the terms that a text uses, with what they mean."""
     return {term: what for term, what in TERMS.items() if re.search(rf"(?<!\w){re.escape(term)}(?!\w)", text)}

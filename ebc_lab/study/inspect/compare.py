@@ -27,7 +27,7 @@ OF_ARMS = "ablation.arms."  # how the settings of a suite's arms begin
 
 
 def compare(a: Study, b: Study) -> dict[str, Any]:
-    """What differs between two studies, and what they have in common; pairs are (in a, in b).
+    """Return what differs between two studies, and what they have in common; pairs are (in a, in b).
 
     Raises UserError when one is not there, or a file of one was edited.
     """
@@ -37,7 +37,7 @@ def compare(a: Study, b: Study) -> dict[str, Any]:
 
 
 def _told_by_place(*places: Path) -> list[str]:
-    """The shortest ends of two paths that tell them apart."""
+    """Return the shortest ends of two paths that tell them apart."""
     for parts in range(1, max(len(place.parts) for place in places)):
         ends = ["/".join(place.parts[-parts:]) for place in places]
         if ends[0] != ends[1]:
@@ -53,7 +53,7 @@ def _compared(*snapshots: Snapshot) -> dict[str, Any]:
     resolved = _unequal(heads[0]["config"], heads[1]["config"])
     names = [a.name, b.name] if a.name != b.name else _told_by_place(a.place, b.place)
     asked = flat(heads[0]["requested"]), flat(heads[1]["requested"])
-    answers = [_answer(own) for own in decisions]
+    answers = [_answer(made) for made in decisions]
     return {
         "studies": names,
         "roots": [str(a.root), str(b.root)],
@@ -73,40 +73,44 @@ def _compared(*snapshots: Snapshot) -> dict[str, Any]:
 
 
 def _answer(decisions: Mapping[str, Any]) -> list[str]:
-    """What the last stage says, where it concludes a study."""
+    """Return what the last stage says, where it concludes a study."""
     last = next(reversed(list(decisions)), None)
     return stage_of(last).headlines(decisions[last]) if last and stage_of(last).concludes else []
 
 
 def _tuned(*decisions: Mapping[str, Any]) -> dict[str, list[str | None]]:
-    """Arm -> its tuned point in both, in words; an arm that is tuned in neither is absent."""
-    found: list[dict[str, str]] = []
-    for own in decisions:
-        tracks = own["tune"]["tracks"] if "tune" in own else {}
-        found.append(
+    """Return arm -> its tuned point in both, in words; an arm that is tuned in neither is absent."""
+    points: list[dict[str, str]] = []
+    for study in decisions:
+        tracks = study["tune"]["tracks"] if "tune" in study else {}
+        points.append(
             {
                 f"{told_of(track, tracks)}{label}": point_in_words(arm["point"])
                 for track, arms in tracks.items()
                 for label, arm in arms["arms"].items()
             }
         )
-    return {label: [own.get(label) for own in found] for label in dict.fromkeys([*found[0], *found[1]])}
+    return {
+        label: [study.get(label) for study in points] for label in dict.fromkeys([*points[0], *points[1]])
+    }
 
 
 def _arms_told(unequal: Mapping[str, list[Any]], *requested: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Settings that differ, those of an arm that only one study has in one line: what it is."""
-    names = [{key.split(".")[2] for key in own if key.startswith(OF_ARMS)} for own in requested]
-    told: dict[str, list[Any]] = {}
+    names = [{key.split(".")[2] for key in settings if key.startswith(OF_ARMS)} for settings in requested]
+    lines: dict[str, list[Any]] = {}
     for key, pair in unequal.items():
         if f"{key}." == OF_ARMS:  # of a study that has none
             continue
         name = key.split(".")[2] if key.startswith(OF_ARMS) else None
-        if name is None or all(name in own for own in names):
-            told[key] = pair
+        if name is None or all(name in settings for settings in names):
+            lines[key] = pair
             continue
-        about = (own.get(f"{OF_ARMS}{name}.about") or "given" for own in requested)
-        told[f"arm {name}"] = [x if name in own else None for x, own in zip(about, names, strict=True)]
-    return told
+        about = (settings.get(f"{OF_ARMS}{name}.about") or "given" for settings in requested)
+        lines[f"arm {name}"] = [
+            x if name in settings else None for x, settings in zip(about, names, strict=True)
+        ]
+    return lines
 
 
 def _machine(header: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,54 +124,56 @@ def _unequal(a: Mapping[str, Any], b: Mapping[str, Any], leave: tuple[str, ...] 
 
 
 def _runs(*snapshots: Snapshot) -> dict[str, Any]:
-    """The runs that both planned, and whether their results are equal, timing aside."""
-    found = [_trained(snapshot) for snapshot in snapshots]
-    common = [r for r in found[0] if r in found[1]]
-    unequal = {r: _unequal(found[0][r], found[1][r], leave=TIMING) for r in common}
+    """Return the runs that both planned, and whether their results are equal, timing aside."""
+    results = [_trained(snapshot) for snapshot in snapshots]
+    common = [r for r in results[0] if r in results[1]]
+    unequal = {r: _unequal(results[0][r], results[1][r], leave=TIMING) for r in common}
     different = {r: keys for r, keys in unequal.items() if keys}
     return {
         "counts": [counted(snapshot.sorts_of_runs().values()).as_dict() for snapshot in snapshots],
         "common": len(common),
         "equal": len(common) - len(different),
-        "weights": _weights(*([own[r] for r in common] for own in found)),
+        "weights": _weights(*([study[r] for r in common] for study in results)),
         "different": different,
     }
 
 
 def _weights(*results: Sequence[RunResult]) -> dict[str, int]:
-    """Of how many runs both recorded the weights' checksum, and of how many of these it is the same."""
+    """Count of how many runs both recorded the weights' checksum, and of how many of these it is the same."""
     pairs = ((x.get("weights_checksum"), y.get("weights_checksum")) for x, y in zip(*results, strict=True))
     both = [(x, y) for x, y in pairs if x is not None and y is not None]
     return {"compared": len(both), "equal": sum(x == y for x, y in both)}
 
 
 def _trained(snapshot: Snapshot) -> dict[str, RunResult]:
-    """Run id -> result of the training runs that count. Raises UserError when a file was edited."""
-    found = {}
+    """Return run id -> result of the training runs that count. Raises UserError when a file was edited."""
+    results = {}
     sorts = snapshot.sorts_of_runs()
     for r in snapshot.sound_records():
         if sorts.get(r.run_id) == TRAINING and r.result is not None:
-            found[r.run_id] = r.result
-    return found
+            results[r.run_id] = r.result
+    return results
 
 
 def _figures(stage: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    """Track -> figure -> pair; a track that only one of them kept has None on the other side."""
-    found: dict[str, Any] = {}
+    """Return track -> figure -> pair; a track that only one of them kept has None on the other side."""
+    figures: dict[str, Any] = {}
     for track in dict.fromkeys([*a["tracks"], *b["tracks"]]):
-        own = [d["tracks"].get(track) for d in (a, b)]
-        pairs = {figure.path: [figure.value(d) for d in own] for figure in stage_of(stage).figures}
-        found[track] = {path: pair for path, pair in pairs.items() if pair != [None, None]}
-    return found
+        pair_of = [d["tracks"].get(track) for d in (a, b)]
+        pairs = {figure.path: [figure.value(d) for d in pair_of] for figure in stage_of(stage).figures}
+        figures[track] = {path: pair for path, pair in pairs.items() if pair != [None, None]}
+    return figures
 
 
 def _verdict(*decisions: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Each line of the verdicts, side by side; `flipped` where they do not agree."""
+    """Return each line of the verdicts, side by side; `flipped` where they do not agree."""
     tracks = [[] if d is None else d["tracks"].items() for d in decisions]
-    lines = [{(t, line["name"]): line for t, found in own for line in found["verdict"]} for own in tracks]
+    lines = [
+        {(t, line["name"]): line for t, decided in study for line in decided["verdict"]} for study in tracks
+    ]
     out = []
     for track, name in dict.fromkeys([*lines[0], *lines[1]]):
-        pair = [own.get((track, name)) for own in lines]
+        pair = [study.get((track, name)) for study in lines]
         verdicts = [x["verdict"] if x else None for x in pair]
         out.append(
             {
@@ -182,17 +188,21 @@ def _verdict(*decisions: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _arms(*decisions: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The arms that both have, with the mean test loss of the seeds that completed, and b's minus a's."""
+    """Return the arms that both have, with the mean test loss of the seeds that completed, and b's minus
+    a's."""
     out = {}
     for shown in ("verdict", "arms"):
         ends = [decision_that_shows(shown, d) for d in decisions]
         tracks = [[] if d is None else d["tracks"].items() for d in ends]
-        arms = [{(t, name): arm for t, found in own for name, arm in found["arms"].items()} for own in tracks]
+        arms = [
+            {(t, name): arm for t, decided in study for name, arm in decided["arms"].items()}
+            for study in tracks
+        ]
         for track, name in (key for key in arms[0] if key in arms[1]):
-            pair = [own[track, name] for own in arms]
+            pair = [study[track, name] for study in arms]
             losses = [arm["test_loss"] for arm in pair]
             bits = {BITS: list(map(_bits_of, pair))} if any(BITS in arm for arm in pair) else {}
-            of = "" if shown == "verdict" else told_of(track, {key[0] for own in arms for key in own})
+            of = "" if shown == "verdict" else told_of(track, {key[0] for study in arms for key in study})
             out[f"{of}{name}"] = {
                 "seeds": [len(arm["runs"]) for arm in pair],
                 "test_loss": losses,
@@ -206,5 +216,5 @@ def _bits_of(arm: Mapping[str, Any]) -> float | None:
     """Bits per character of an arm; where it does not say them its tokens are characters."""
     nats = arm["test_loss"]
     usual = None if nats is None else nats / math.log(2)
-    found: float | None = arm.get(BITS, usual)
-    return found
+    bits: float | None = arm.get(BITS, usual)
+    return bits

@@ -33,14 +33,14 @@ class WithNeighbours:
         for spec in new:
             self.looked_for.add(spec.run_id)
         for run_id, neighbour in (finished_elsewhere(self.study, new) if new else {}).items():
-            found = neighbour.results([s for s in new if s.run_id == run_id])
-            self.copied |= found
+            copied = neighbour.results([s for s in new if s.run_id == run_id])
+            self.copied |= copied
         return {s.run_id: self.copied[s.run_id] for s in specs if s.run_id in self.copied} | there
 
 
 def with_corpus_of_neighbours(config: Config, study: Study) -> Config:
-    """The configuration with the checksums of text and tokenizer that a neighbour which asked for the same
-    ones has, where they are open: without them a run has no name."""
+    """Return the configuration with the checksums of text and tokenizer that a neighbour which asked for the
+    same ones has, where they are open: without them a run has no name."""
     for other in studies_in(study.root.parent):
         if config.data.sha256 and (config.tokens.name == "characters" or config.tokens.sha256):
             break

@@ -12,22 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.bench.speeds import (
-    Choice,
-    NotMeasured,
-    choose_for_study,
-    chosen_by_rule,
-    is_open,
-    job_cores,
-)
+from ebc_lab.bench.speeds import Choice, NotMeasured, choose_for_study, chosen_by_rule, is_open, job_cores
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.machine import chosen_device, cores
 from ebc_lab.config.schema import Config
+from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import RunResult
 
 from ..launch.pool import at_a_time, slots
 from ..stages import stage_of
-from ..stages.rules import Decision, Undecidable, val_loss
+from ..stages.rules import Undecidable, val_loss
 from ..stages.runs import distinct
 from ..stages.spec import RunSpec
 from ..stages.stage import Scenario, Stage
@@ -81,7 +75,7 @@ def _asked(
     results: dict[str, RunResult],
     known: ResultsOf,
 ) -> list[RunSpec]:
-    """The runs that a stage asks for; adds their results, known or invented, to `results`."""
+    """Return the runs that a stage asks for; adds their results, known or invented, to `results`."""
     first = len(results)
     lowest: dict[str, float] = {}  # role -> of the known losses; "" of all
     while True:
@@ -109,8 +103,8 @@ def _without_looks_between(config: Config) -> Config:
 
 
 def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: float) -> RunResult:
-    """A result as the scenario has it. Its losses start from `best`, so that they are comparable with known
-    ones."""
+    """Return a result as the scenario has it. Its losses start from `best`, so that they are comparable with
+    known ones."""
     lr = spec.run.optimizer.lr
     grid = config.lr_sweep.grids.get(spec.run.optimizer.name, [])  # an arm may have another optimizer
     if scenario.edge or len(grid) <= 2:
@@ -130,21 +124,21 @@ def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: f
         "descent_median": 0.1,
         "grad_norm_quantiles": [1.0] * 41,
     }
-    own = stage_of(spec.stage).invented(config, scenario, spec, nth)
-    result.update(own)
-    if (loss := own.get("val_loss")) is not None:
+    figures = stage_of(spec.stage).invented(config, scenario, spec, nth)
+    result.update(figures)
+    if (loss := figures.get("val_loss")) is not None:
         result["val_loss"] = best + loss - USUAL
     return result
 
 
 def expected_left(config: Config, known: ResultsOf, under_way: Mapping[str, float]) -> dict[str, Any]:
-    """How far a study that runs is, in milliseconds: training runs `done`, those `left` as far as can be
-    expected, their `steps`, and `seconds` of work, None before a run has finished.
+    """Return how far a study that runs is, in milliseconds: training runs `done`, those `left` as far as can
+    be expected, their `steps`, and `seconds` of work, None before a run has finished.
 
     `config` is resolved. `known`: the results that exist; `under_way`: run id -> the share that is trained.
     """
     stages = forecast(config, ("expected",), known)["expected"]
-    specs = [s for found in stages.values() for s in found if s.kind == "train"]
+    specs = [s for planned in stages.values() for s in planned if s.kind == "train"]
     results = known(specs)
     left = [s for s in specs if s.run_id not in results]
     pace = observed(specs, results)
@@ -160,7 +154,7 @@ def expected_left(config: Config, known: ResultsOf, under_way: Mapping[str, floa
 
 
 def planned(config: Config) -> dict[str, Any]:
-    """Runs, steps, tokens and time per stage: min, expected and max, because sweeps may extend.
+    """Return runs, steps, tokens and time per stage: min, expected and max, because sweeps may extend.
 
     Of a study that has begun, `done` runs are counted and left out of the time, and so are those that will be
     `copied` from other studies in the folder. Raises UserError when a result was edited.
@@ -193,9 +187,9 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
             figures[scenario] = _figures(runs[stage], named, known, rate, speed)
     for figures in stages.values():  # known results may turn the scenarios' order around
         for key in ("runs", "steps", "tokens", "eta_s"):
-            found = [f[key] for f in figures.values() if f[key] is not None]
-            figures["min"][key] = min(found, default=None)
-            figures["max"][key] = max(found, default=None)
+            known_figures = [f[key] for f in figures.values() if f[key] is not None]
+            figures["min"][key] = min(known_figures, default=None)
+            figures["max"][key] = max(known_figures, default=None)
     for key in ("runs", "steps", "tokens"):  # each stage may be short in another scenario
         least = sum(stages[stage]["min"][key] for stage in config.study.stages)
         stages["total"]["min"][key] = min(least, stages["total"]["min"][key])
@@ -218,7 +212,8 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
 
 
 def _placed(config: Config, header: Mapping[str, Any] | None) -> Config:
-    """The configuration with a device, a corpus and a number of runs per worker, as far as they are known."""
+    """Return the configuration with a device, a corpus and a number of runs per worker, as far as they are
+    known."""
     begun_with = header["config"]["launcher"].get("runs_per_worker", 1) if header else 1
     runs_per_worker = config.launcher.runs_per_worker or begun_with
     return replace(
@@ -233,7 +228,7 @@ def _placed(config: Config, header: Mapping[str, Any] | None) -> Config:
 def _figures(
     specs: Sequence[RunSpec], config: Config, known: WithNeighbours, rate: Pace | None, speed: Choice | None
 ) -> dict[str, Any]:
-    """What the training runs among `specs` take; those that will be `copied` take nothing."""
+    """Return what the training runs among `specs` take; those that will be `copied` take nothing."""
     training = [s for s in specs if s.kind == "train"]
     there = known(training)
     copied = [s for s in training if s.run_id in known.copied]
@@ -262,7 +257,7 @@ def _seconds(
 
 
 def _plainest(config: Config) -> Choice:
-    """What an estimate takes for settings that are still to be measured: float32, one thread, not
+    """Return what an estimate takes for settings that are still to be measured: float32, one thread, not
     compiled."""
     run, why = chosen_by_rule(run_part(config), cores(), job_cores(config.launcher))
     dtype = "float32" if is_open(run, "dtype") else run.dtype

@@ -40,7 +40,7 @@ class Pace:
 
 
 def learned(records: Iterable[Record], source: str = "this study") -> Pace | None:
-    """The pace of the finished training runs; None where there is none."""
+    """Return the pace of the finished training runs; None where there is none."""
     timed: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for spec, result in ((r.spec, r.result) for r in records):
         if spec is None or result is None or spec["kind"] != "train" or result["outcome"] not in FINISHED:
@@ -54,7 +54,7 @@ def learned(records: Iterable[Record], source: str = "this study") -> Pace | Non
 
 
 def observed(specs: Iterable[RunSpec], results: Mapping[str, RunResult]) -> Pace | None:
-    """`learned` of these runs' results by run id."""
+    """Return `learned` of these runs' results by run id."""
     timed: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for spec in specs:
         result = results.get(spec.run_id)
@@ -67,7 +67,7 @@ def observed(specs: Iterable[RunSpec], results: Mapping[str, RunResult]) -> Pace
 
 
 def _of(timed: Mapping[tuple[str, str], Sequence[tuple[float, float]]], source: str) -> Pace | None:
-    """A pace from pairs of seconds and cost by kind of run."""
+    """Return a pace from pairs of seconds and cost by kind of run."""
     if not timed:
         return None
     every = [pair for pairs in timed.values() for pair in pairs]
@@ -83,8 +83,9 @@ def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
 
 
 def of_siblings(config: Config, study: Study) -> Pace | None:
-    """The pace of the newest other studies in the same folder that had the same shape on the same machine."""
-    found: list[Record] = []
+    """Return the pace of the newest other studies in the same folder that had the same shape on the same
+    machine."""
+    measured: list[Record] = []
     names = []
     host = hardware()["host"]
     shape = _shape(to_dict(run_part(config)))
@@ -100,11 +101,11 @@ def of_siblings(config: Config, study: Study) -> Pace | None:
         except (UserError, OSError):
             continue  # a damaged study, which is not the one asked about, is left out
         if known:
-            found += records
+            measured += records
             names.append(other.name)
         if len(names) == SIBLINGS:
             break
-    return learned(found, f"{', '.join(names)}, of the same shape on this machine")
+    return learned(measured, f"{', '.join(names)}, of the same shape on this machine")
 
 
 def _shape(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,8 @@ class StudyCommand:
 
 
 def reproduce(config: Config, run: RunConfig, own: Copies = NONE) -> str:
-    """A command line that trains exactly this run. `own`: the study's copies of the user's own files."""
+    """Return a command line that trains exactly this run. `own`: the study's copies of the user's own
+    files."""
     base = _defaults((f"scale={config.scale}",), study=False)
     changed = {k: v for k, v in flat(to_dict(run)).items() if k not in base or base[k] != v}
     for group in OWN:
@@ -56,8 +57,8 @@ def reproduce(config: Config, run: RunConfig, own: Copies = NONE) -> str:
 
 
 def study_command(requested: Mapping[str, Any], own: Copies = NONE) -> StudyCommand:
-    """The `ebc-lab autopilot` that asks for these settings, `requested` of a study.json. `own`: the study's
-    copies of the user's own files."""
+    """Return the `ebc-lab autopilot` that asks for these settings, `requested` of a study.json. `own`: the
+    study's copies of the user's own files."""
     asked = flat(requested)
     try:
         chosen = _chosen(requested, asked, own)
@@ -79,8 +80,8 @@ def study_command(requested: Mapping[str, Any], own: Copies = NONE) -> StudyComm
     gone = tuple(f"ablation.arms.{arm}." for arm in left_out)
     unsaid = [k for k, _, _ in changed if k not in settable and not k.startswith((*of_arms, *gone))]
     sayable = settable - {name} - {k for k in asked if k.startswith(of_arms)}
-    said = [(k, v) for k, _, v in changed if k in sayable]
-    words = [f"{k}={override_value(v)}" for k, v in said]
+    sayable_changes = [(k, v) for k, _, v in changed if k in sayable]
+    words = [f"{k}={override_value(v)}" for k, v in sayable_changes]
     words += [f"ablation.arms.{arm}={override_value(settings)}" for arm, settings in arms.items()]
     words += [f"~ablation.arms.{arm}" for arm in left_out]
     named = [f"{name}={override_value(v)}" for k, _, v in changed if k == name]
@@ -92,7 +93,7 @@ def study_command(requested: Mapping[str, Any], own: Copies = NONE) -> StudyComm
 
 
 def _chosen(requested: Mapping[str, Any], asked: Mapping[str, Any], own: Copies) -> list[str]:
-    """The choices that the rest is told from: scale, suite, and the parts of the user's own."""
+    """Return the choices that the rest is told from: scale, suite, and the parts of the user's own."""
     chosen = [f"scale={requested['scale']}"]
     suite = own.suite_path or _suite(asked)
     chosen += [f"study={override_value(suite)}"] if suite != "default" else []
@@ -119,35 +120,36 @@ def _new_arms(
     """Name -> the settings, as far as they are no defaults, of the arms that the suite does not have."""
     usual = to_dict(ArmConfig())
     known = _arms_of(base)
-    found = {}
+    arms = {}
     for name, arm in requested["ablation"]["arms"].items():
         if name in known:
             continue
         made = {key: value for key, value in arm.items() if value != usual.get(key)}
         if settings := made.get("settings"):
             made["settings"] = {group: _by_path(group, part, own) for group, part in settings.items()}
-        found[name] = made
-    return found
+        arms[name] = made
+    return arms
 
 
 def _is_usual(key: str, _: Any, value: Any) -> bool:
-    """Whether a setting of a new arm says nothing: a default, or a checksum that was found out."""
+    """Tell whether a setting of a new arm says nothing: a default, or a checksum that was found out."""
     usual = flat(to_dict(ArmConfig()))
     return key.endswith(".sha256") or usual.get(key.split(".", 3)[3]) == value
 
 
 def _left_out(requested: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
-    """The arms that the suite has and the study does not."""
+    """Return the arms that the suite has and the study does not."""
     return [name for name in _arms_of(base) if name not in requested["ablation"]["arms"]]
 
 
 def _arms_of(base: Mapping[str, Any]) -> dict[str, None]:
-    """The names of a suite's arms, in its order."""
+    """Return the names of a suite's arms, in its order."""
     return dict.fromkeys(key.split(".")[2] for key in base if key.startswith("ablation.arms."))
 
 
 def _by_path(group: str, part: Any, own: Copies) -> Any:
-    """A part of an arm as a user writes it: the target of a copy by its path, without what is found out."""
+    """Return a part of an arm as a user writes it: the target of a copy by its path, without what is found
+    out."""
     if not isinstance(part, Mapping) or not part.get("target"):
         return part
     made = {key: value for key, value in part.items() if key != "sha256"}
@@ -157,7 +159,8 @@ def _by_path(group: str, part: Any, own: Copies) -> Any:
 
 
 def continuing(study: Study, header: StudyHeader) -> str | None:
-    """The command line that continues a study: the one that ran it last, or else one that asks for the same.
+    """Return the command line that continues a study: the one that ran it last, or else one that asks for the
+    same.
 
     None where only a file that is not in study.json could say it.
     """
@@ -170,8 +173,8 @@ def continuing(study: Study, header: StudyHeader) -> str | None:
 
 
 def deciding(study: Study, header: StudyHeader, decision: Mapping[str, Any] | None) -> str | None:
-    """The command line of another study in the same place that has as many seeds as the undecided answers
-    want; what this one has finished is copied. None where none wants any."""
+    """Return the command line of another study in the same place that has as many seeds as the undecided
+    answers want; what this one has finished is copied. None where none wants any."""
     wanted = with_seeds_wanted(header["requested"], decision)
     return _here(study, header, wanted) if wanted else None
 
@@ -179,10 +182,10 @@ def deciding(study: Study, header: StudyHeader, decision: Mapping[str, Any] | No
 def with_seeds_wanted(
     requested: Mapping[str, Any], decision: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
-    """The settings of a study that would decide what is undecided, under a name of its own: the number of
-    seeds is chosen before its answer is seen. None where there is none."""
+    """Return the settings of a study that would decide what is undecided, under a name of its own: the number
+    of seeds is chosen before its answer is seen. None where there is none."""
     tracks = decision["tracks"].values() if decision else ()
-    answers = [answer for found in tracks for answer in (found.get("answers") or {}).values()]
+    answers = [answer for track in tracks for answer in (track.get("answers") or {}).values()]
     undecided = [a["seeds"] for a in answers if a["verdict"] == "undecided" and a["seeds"]]
     if not undecided:
         return None
@@ -192,23 +195,24 @@ def with_seeds_wanted(
 
 
 def _here(study: Study, header: StudyHeader, requested: Mapping[str, Any]) -> str | None:
-    """The command line that asks for these settings with the study's launcher, in its folder of studies."""
-    found = study_command(requested, copies(study, header))
-    if found.unsaid:
+    """Return the command line that asks for these settings with the study's launcher, in its folder of
+    studies."""
+    command = study_command(requested, copies(study, header))
+    if command.unsaid:
         return None
     launcher = flat({"launcher": header["config"]["launcher"]})
     default = flat({"launcher": to_dict(LauncherConfig())})
-    own = {k: v for k, v in launcher.items() if default.get(k) != v and k != "launcher.runs_per_worker"}
-    words = [f"{k.removesuffix('.name')}={override_value(v)}" for k, v in own.items()]
+    settings = {k: v for k, v in launcher.items() if default.get(k) != v and k != "launcher.runs_per_worker"}
+    words = [f"{k.removesuffix('.name')}={override_value(v)}" for k, v in settings.items()]
     if str(study.root.parent) != Config.output_dir:
         words.append(f"output_dir={override_value(str(study.root.parent.resolve()))}")
-    return shlex.join([*shlex.split(found.command), *words])
+    return shlex.join([*shlex.split(command.command), *words])
 
 
 @functools.cache
 def _defaults(chosen: tuple[str, ...], *, study: bool) -> dict[str, Any]:
-    """Every setting that these choices give. Cached: composing is slow, and a page asks for each failed
-    run."""
+    """Return every setting that these choices give. Cached: composing is slow, and a page asks for each
+    failed run."""
     try:
         config = compose(chosen, study=study, here=False)
     except UserError:  # a suite with parts of the user's own may be read where they are not
@@ -219,16 +223,16 @@ def _defaults(chosen: tuple[str, ...], *, study: bool) -> dict[str, Any]:
 
 
 def _suite(asked: Mapping[str, Any]) -> str:
-    """The choice of `conf/study` that agrees with most of these settings, those of a run aside."""
+    """Return the choice of `conf/study` that agrees with most of these settings, those of a run aside."""
 
     def agreement(choice: str) -> int:
         try:
             whole = settings_of("study", choice)
-            own = flat({k: v for k, v in whole.items() if k not in RunConfig.__dataclass_fields__})
-            own.pop("study.name", None)
+            settings = flat({k: v for k, v in whole.items() if k not in RunConfig.__dataclass_fields__})
+            settings.pop("study.name", None)
         except UserError:
             return 0
-        return sum(1 if _same(asked.get(k), v) else -1 for k, v in own.items() if v != {})
+        return sum(1 if _same(asked.get(k), v) else -1 for k, v in settings.items() if v != {})
 
     return max(["default", *groups()["study"]], key=agreement)
 
@@ -240,7 +244,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def override_value(value: Any) -> str:
-    """A value as Hydra's command line takes it."""
+    """Return a value as Hydra's command line takes it."""
     if value is None:
         return "null"
     if isinstance(value, list):

@@ -28,7 +28,7 @@ from .reproduce import continuing, reproduce
 
 
 def status(study: Study) -> dict[str, Any]:
-    """Where a study is. Raises UserError when there is none, or its study.json cannot be read at all.
+    """Return where a study is. Raises UserError when there is none, or its study.json cannot be read at all.
 
     `state` is `running` (a process holds it), `finished`, `finished_with_failures`, `stale` (decided, but a
     decision no longer follows from the files), `interrupted` (begun, nobody holds it) or `empty` (nothing
@@ -86,15 +86,15 @@ def _told(snapshot: Snapshot) -> dict[str, Any]:
 def _stages(
     snapshot: Snapshot, because: Mapping[str, str], runs: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Each stage of the study. `because`: stage -> why its decision is stale."""
+    """Return each stage of the study. `because`: stage -> why its decision is stale."""
     decisions = snapshot.decisions
     work = remaining_work(snapshot.config, snapshot.reusable_results()) if because else []
     would_train = {w.stage: w.missing for w in work}
     stages = []
     sorts = snapshot.sorts_of_runs()
     for stage in snapshot.config.study.stages:
-        own = [r for r in runs if r["stage"] == stage and sorts[r["run_id"]] == TRAINING]
-        outcomes = Counter(r["outcome"] or "open" for r in own)
+        of_stage = [r for r in runs if r["stage"] == stage and sorts[r["run_id"]] == TRAINING]
+        outcomes = Counter(r["outcome"] or "open" for r in of_stage)
         if stage in because:
             state = "stale"
         elif stage in decisions:
@@ -119,7 +119,7 @@ def _stages(
 def run_status(
     study: Study, run_id: str, spec: Mapping[str, Any], result: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """A planned run: what it is, and how it ended."""
+    """Return a planned run: what it is, and how it ended."""
     return {
         "run_id": run_id,
         "stage": spec["stage"],
@@ -163,13 +163,14 @@ def _queue(study: Study, every_s: float) -> tuple[dict[str, int], list[str]]:
 
 
 def _again(study: Study, config: Config, run_id: str) -> str | None:
-    """The command that trains one run as its spec describes it, outside the study; None for a measurement."""
+    """Return the command that trains one run as its spec describes it, outside the study; None for a
+    measurement."""
     spec = read_json(study.run_files(run_id).spec, SpecRecord)
     run = from_dict(RunConfig, spec["config"])
     if run.lr_schedule.source:  # its name in this study, which a new run elsewhere would not find
         run.lr_schedule.source = str(study.run_dir(run.lr_schedule.source).resolve())
-    own = copies(study, study.header(checked=False))
-    return reproduce(config, run, own) if spec["kind"] == "train" else None
+    copied = copies(study, study.header(checked=False))
+    return reproduce(config, run, copied) if spec["kind"] == "train" else None
 
 
 def _eta(

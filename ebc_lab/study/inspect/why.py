@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ebc_lab.config.errors import UserError, nearest, shown
+from ebc_lab.records.decisions import Decision, NoiseFloor
 
 from ..stages import stage_of
 from ..stages.statistics import noise
@@ -14,7 +15,8 @@ from ..store.study import Study
 
 
 def why(study: Study, stage: str | None) -> dict[str, Any]:
-    """Stage -> its decision with what would have changed it, for one stage or all. Raises UserError."""
+    """Return each stage's decision with what would have changed it, for one stage or all. Raises
+    UserError."""
     snapshot = read(study)
     stages = snapshot.config.study.stages
     if stage is not None and stage not in stages:
@@ -40,14 +42,14 @@ def why(study: Study, stage: str | None) -> dict[str, Any]:
         }
 
 
-def noise_floor(decisions: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Track -> the noise between seeds, in which margins are counted (`stages.statistics.noise`)."""
+def noise_floor(decisions: Mapping[str, Decision]) -> dict[str, NoiseFloor]:
+    """Return each track's noise between seeds, in which margins are counted (`stages.statistics.noise`)."""
     tracks = decisions["lr_sweep"]["tracks"] if "lr_sweep" in decisions else {}
     return {track: noise(d["replicate_losses"]) for track, d in tracks.items()}
 
 
-def noise_in_words(floor: Mapping[str, Any]) -> str:
-    """The noise floor in a line: σ, its interval, and what two single runs could show."""
+def noise_in_words(floor: NoiseFloor) -> str:
+    """Write the noise floor in a line: σ, its interval, and what two single runs could show."""
     if floor["sigma"] is None:
         return "σ unknown"
     return (

@@ -73,7 +73,7 @@ def _record_cancelled(study: Study) -> list[str]:
 
 
 def _identity(files: RunFiles) -> str | None:
-    """The digest of what names a run, None where its spec cannot be read."""
+    """Return the digest of what names a run, None where its spec cannot be read."""
     try:
         return digest(read_json(files.spec, SpecRecord)["identity"])
     except (OSError, UserError):

@@ -88,6 +88,6 @@ def _ignore_usr2() -> None:
 
 
 def worker_env(config: Config) -> dict[str, str]:
-    """What is set in every worker's environment."""
+    """Return what is set in every worker's environment."""
     threads = str(config.threads_per_run)
     return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}

@@ -70,7 +70,7 @@ def idle(
 
 
 def _misbehave(directory: Path, step: int) -> Iterator[None]:
-    """What idle.json asks for at this step; yields while the run is to be held."""
+    """Yield what idle.json asks for at this step; yields while the run is to be held."""
     asked = directory / "idle.json"
     plan = read_json(asked) if asked.exists() else {}
     if plan.get("at") != step:

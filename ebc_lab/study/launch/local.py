@@ -64,7 +64,8 @@ class LocalPool(WorkerPool):
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _gpus_of(self, slot: int) -> list[str]:
-        """The GPUs of a slot, one for each process of a run; slots beyond the last share them in turn."""
+        """Return the GPUs of a slot, one for each process of a run; slots beyond the last share them in
+        turn."""
         together = self.config.launcher.processes_per_run
         first = slot % (len(self.gpus) // together) * together
         return self.gpus[first : first + together]

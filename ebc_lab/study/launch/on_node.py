@@ -32,13 +32,14 @@ FOUND: dict[str, Any] = {"packing": Packing, "speeds": Choice}  # module -> what
 
 
 def packing_on_node(config: Config, study: Study, say: Say) -> dict[str, Any]:
-    """What `packing` finds on a node, kept with the study's sessions. Raises as `_measured_on_node`."""
+    """Return what `packing` finds on a node, kept with the study's sessions. Raises as
+    `_measured_on_node`."""
 
     def measure() -> dict[str, Any]:
         say("measuring on a node how many runs of this shape should share a GPU …")
-        found = _measured_on_node("packing", config, study, "launcher.runs_per_worker=…")
-        say(describe(found))
-        return found
+        packing = _measured_on_node("packing", config, study, "launcher.runs_per_worker=…")
+        say(describe(packing))
+        return packing
 
     launcher = config.launcher
     about = [to_dict(run_part(config)), launcher.partition, launcher.constraint, versions()["torch"]]
@@ -47,15 +48,15 @@ def packing_on_node(config: Config, study: Study, say: Say) -> dict[str, Any]:
 
 
 def choice_on_node(config: Config, study: Study) -> Choice:
-    """What `speeds.choose` chooses on a node. Raises as `_measured_on_node`."""
-    found = _measured_on_node("speeds", config, study, "dtype=…")
+    """Return what `speeds.choose` chooses on a node. Raises as `_measured_on_node`."""
+    choice = _measured_on_node("speeds", config, study, "dtype=…")
     with blamed("what a node measured", "give dtype=…"):
-        return Choice(**found)
+        return Choice(**choice)
 
 
 def _measured_on_node(module: str, config: Config, study: Study, setting: str) -> dict[str, Any]:
-    """What `ebc_lab.bench.<module>` prints in a job of its own: the driver's machine may have other cores, or
-    no GPU.
+    """Return what `ebc_lab.bench.<module>` prints in a job of its own: the driver's machine may have other
+    cores, or no GPU.
 
     `setting`: what makes the measurement unnecessary. Raises UserError when the job or the queue fails,
     Cancelled.
@@ -73,12 +74,12 @@ def _measured_on_node(module: str, config: Config, study: Study, setting: str) -
                 raise Cancelled(f"study {study.name} was cancelled")
             if time.monotonic() - asked > config.launcher.queue_every_s:
                 asked = time.monotonic()
-                found = queue.jobs_named(name).get(job.job_id)
-                if found is not None:
+                entry = queue.jobs_named(name).get(job.job_id)
+                if entry is not None:
                     seen = asked
-                ended = asked - seen > GONE_S if found is None else not found.live
+                ended = asked - seen > GONE_S if entry is None else not entry.live
                 if ended and not out.exists():
-                    state = found.state if found else "gone"
+                    state = entry.state if entry else "gone"
                     remedy = f"read {job.paths.stdout}, or give {setting}"
                     raise UserError(f"measuring the {module} on a node failed ({state}): {remedy}.")
             time.sleep(POLL_S)
@@ -102,5 +103,5 @@ class _Measurement:
 
     def __call__(self) -> None:
         command = [sys.executable, "-m", f"ebc_lab.bench.{self.module}"]
-        found = subprocess.run(command, input=self.run, stdout=subprocess.PIPE, text=True, check=True).stdout
-        write_json(Path(self.out), json.loads(found))
+        output = subprocess.run(command, input=self.run, stdout=subprocess.PIPE, text=True, check=True).stdout
+        write_json(Path(self.out), json.loads(output))

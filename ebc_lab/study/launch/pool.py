@@ -109,7 +109,7 @@ class WorkerPool(ABC):
 
     @abstractmethod
     def _running_workers(self) -> list[str]:
-        """The workers that should show signs of life: started, neither queued nor gone."""
+        """Return the workers that should show signs of life: started, neither queued nor gone."""
 
     @abstractmethod
     def _kill(self, worker: str) -> None:
@@ -117,7 +117,8 @@ class WorkerPool(ABC):
 
     @abstractmethod
     def _place(self, worker: str, note: Mapping[str, Any]) -> str | None:
-        """Where a worker ran, as named in `avoided`: what may be broken when workers keep dying there."""
+        """Return where a worker ran, as named in `avoided`: what may be broken when workers keep dying
+        there."""
 
     @abstractmethod
     def close(self) -> None:
@@ -125,7 +126,7 @@ class WorkerPool(ABC):
 
     @abstractmethod
     def leave(self) -> None:
-        """The driver is interrupted: close, or leave the workers to a later driver."""
+        """Note that the driver is interrupted: close, or leave the workers to a later driver."""
 
     def run(
         self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn, *, canary: bool
@@ -189,11 +190,11 @@ class WorkerPool(ABC):
             self.study.run_files(run_id).result.unlink()
 
     def _is_final(self, run_id: str) -> bool:
-        """Whether any result of this run would be kept."""
+        """Tell whether any result of this run would be kept."""
         return self.config.launcher.runs_per_worker <= 1 or run_id in self.alone or run_id in self.final
 
     def _has_started(self, run_id: str) -> bool:
-        """Whether a canary has survived its start: it has taken a step, or it has a result."""
+        """Tell whether a canary has survived its start: it has taken a step, or it has a result."""
         result = self.study.result(run_id)
         if result is not None:
             return result["outcome"] in FINISHED
@@ -241,7 +242,7 @@ class WorkerPool(ABC):
             self._kill_for(worker, why, late, late)
 
     def _sign_of(self, worker: str, note: Mapping[str, Any]) -> Alive:
-        """What is known of a worker now, given what was known before."""
+        """Return what is known of a worker now, given what was known before."""
         run_ids = note.get("run_ids") or []
         now = time.monotonic()
         known = self.alive.get(worker, Alive(None, now, {}, started=False))
@@ -289,7 +290,7 @@ class WorkerPool(ABC):
                 self._give_up(specs[run_id], death, cause)
 
     def _count_failed_starts(self, death: Death, note: Mapping[str, Any], cause: str) -> None:
-        """Raises WorkersFailed once MAX_FAILED_STARTS workers in a row have ended before they took a run."""
+        """Raise WorkersFailed once MAX_FAILED_STARTS workers in a row have ended before they took a run."""
         if note.get("ran"):
             self.failed_starts = 0
         elif death.counts:
@@ -337,8 +338,8 @@ class WorkerPool(ABC):
 
 
 def slots(config: Config) -> int:
-    """How many workers run at a time under a resolved configuration: jobs, or here one (or more) per GPU or
-    core group."""
+    """Return how many workers run at a time under a resolved configuration: jobs, or here one (or more) per
+    GPU or core group."""
     launcher = config.launcher
     if launcher.name == "inline":
         return 1
@@ -351,12 +352,12 @@ def slots(config: Config) -> int:
 
 
 def at_a_time(config: Config) -> int:
-    """How many runs go at a time under a resolved configuration."""
+    """Return how many runs go at a time under a resolved configuration."""
     return slots(config) * max(1, config.launcher.runs_per_worker)
 
 
 def worker_settings(config: Config) -> dict[str, Any]:
-    """What session.json tells every worker: how it behaves, and which version of the code is meant."""
+    """Return what session.json tells every worker: how it behaves, and which version of the code is meant."""
     launcher = config.launcher
     return {
         "checkpoint_every_s": launcher.checkpoint_every_s,

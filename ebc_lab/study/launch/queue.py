@@ -75,7 +75,7 @@ class Job:
 
 
 def _run_slurm(*command: str) -> str:
-    """The output of a Slurm command. Raises QueueUnavailable."""
+    """Return the output of a Slurm command. Raises QueueUnavailable."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     except FileNotFoundError:
@@ -96,7 +96,8 @@ def jobs_named(name: str) -> dict[str, Job]:
 
 
 def squeue_command() -> list[str]:
-    """The command whose output `parse_squeue` reads: all of this user's jobs that Slurm still knows."""
+    """Return the command whose output `parse_squeue` reads: all of this user's jobs that Slurm still
+    knows."""
     return [
         "squeue",
         "--noheader",
@@ -109,11 +110,11 @@ def squeue_command() -> list[str]:
 
 def parse_squeue(text: str) -> dict[str, Job]:
     """Job key -> job, from the output of `squeue_command`."""
-    found = {}
+    jobs = {}
     for line in text.splitlines():
         array, task, state, reason = line.split("|", 3)
-        found[f"{array}_{task}" if task.isdigit() else array] = Job(state, reason)
-    return found
+        jobs[f"{array}_{task}" if task.isdigit() else array] = Job(state, reason)
+    return jobs
 
 
 def scancel(name: str, *options: str) -> None:
@@ -127,7 +128,8 @@ def scancel_one(key: str) -> None:
 
 
 def job_name(session: Session) -> str:
-    """The name of a session's jobs: the study, and a token of the session that no other job can have."""
+    """Return the name of a session's jobs: the study, and a token of the session that no other job can
+    have."""
     study = Path(session.about()["study"]).name
     return f"ebc-{study[:40]}-{session.root.name.removeprefix('session-')}"
 
@@ -144,8 +146,8 @@ def forget(study: Study) -> None:
 
 
 def session_of(study: Study) -> Session | None:
-    """Where the study's jobs and their driver communicate; None without jobs. Raises UserError if it is out
-    of reach."""
+    """Return where the study's jobs and their driver communicate; None without jobs. Raises UserError if it
+    is out of reach."""
     path = study.launcher_file
     if not path.exists():
         return None
@@ -164,7 +166,8 @@ def session_of(study: Study) -> Session | None:
 
 
 def cached_jobs(session: Session, every_s: float) -> dict[str, Job]:
-    """`jobs_named`, at most once every `every_s` over all processes: the last answer is kept in the session.
+    """Return `jobs_named`, at most once every `every_s` over all processes: the last answer is kept in the
+    session.
 
     Raises QueueUnavailable.
     """
@@ -175,14 +178,14 @@ def cached_jobs(session: Session, every_s: float) -> dict[str, Job]:
             return {k: Job(*v) for k, v in last["jobs"].items()}
     except (OSError, UserError, TypeError):  # TypeError: more or fewer than two texts
         pass
-    found = jobs_named(job_name(session))
+    jobs = jobs_named(job_name(session))
     with suppress(OSError):  # then Slurm is only asked again sooner
         write_json(
             path,
-            {"at": time.time(), "jobs": {k: [j.state, j.reason] for k, j in found.items()}},
+            {"at": time.time(), "jobs": {k: [j.state, j.reason] for k, j in jobs.items()}},
             durable=False,
         )
-    return found
+    return jobs
 
 
 def stop_jobs(session: Session) -> tuple[int, list[str]]:

@@ -16,6 +16,7 @@ from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.machine import chosen_device, visible_gpus
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.cache import MeasurementCache
+from ebc_lab.records.decisions import BestRate, NaturalSteps
 from ebc_lab.workloads.text import checked_text, pinned
 
 from ..stages.runs import completed, plain_run
@@ -24,7 +25,8 @@ from .command import worker_env
 
 TOGETHER_S = 60.0  # for all of them; what is not known by then shows when it is trained
 MODULE = "ebc_lab.training.rehearsal"
-UNIT = {"natural_kl": 1.0, "descent_median": 1.0}  # of a baseline, in place of what a sweep would measure
+# of a baseline, in place of what a sweep would measure
+UNIT: NaturalSteps = {"natural_kl": 1.0, "descent_median": 1.0}
 
 
 def rehearse(config: Config, study: Study, say: Callable[[str], None]) -> None:
@@ -38,17 +40,17 @@ def rehearse(config: Config, study: Study, say: Callable[[str], None]) -> None:
         return
     runs = {name: _at(placed, run) for name, run in asked.items()}
     key = [str(study.root.resolve()), *([name, run.steps, *_targets(run)] for name, run in runs.items())]
-    kept = MeasurementCache("rehearsal", key, form=list[str])
-    if kept.read() is not None:
+    rehearsals = MeasurementCache("rehearsal", key, form=list[str])
+    if rehearsals.read() is not None:
         return
     warnings = _tried(runs, study, config)
     for warning in warnings:
         say(f"warning: {warning}")
-    kept.write(warnings)
+    rehearsals.write(warnings)
 
 
 def _targets(settings: RunConfig) -> Iterator[tuple[str, str, str]]:
-    """(group, target with its checksum, arguments) of the own parts of a run."""
+    """Yield (group, target with its checksum, arguments) of the own parts of a run."""
     for group in OWN:
         part = getattr(settings, group)
         if part.target is not None:
@@ -56,25 +58,25 @@ def _targets(settings: RunConfig) -> Iterator[tuple[str, str, str]]:
 
 
 def _with_new_parts(config: Config) -> dict[str, RunConfig]:
-    """What is tried -> its run: of the arms, the controller search's candidates and the study's own settings,
-    those with a part that none before has."""
-    found: dict[str, RunConfig] = {}
+    """Return what is tried -> its run: of the arms, the controller search's candidates and the study's own
+    settings, those with a part that none before has."""
+    rehearsed: dict[str, RunConfig] = {}
     known: set[tuple[str, str, str]] = set()
     for name, run in _runs(config):
-        own = set(_targets(run))
-        if own - known:
-            known |= own
-            found[name] = run
-    return found
+        targets = set(_targets(run))
+        if targets - known:
+            known |= targets
+            rehearsed[name] = run
+    return rehearsed
 
 
 def _runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
-    """Everything that the study may train, at its own length: arms first, because they have names."""
+    """Yield everything that the study may train, at its own length: arms first, because they have names."""
     optimizer = config.lr_sweep.optimizers[0] if config.lr_sweep.optimizers else config.optimizer.name
     rate = config.optimizer.lr
     if config.optimizer.name != optimizer:
         rate = optimizer_defaults(optimizer).lr
-    track = {"optimizer": optimizer, "lr": rate, "projection": config.projection.name}
+    track: BestRate = {"optimizer": optimizer, "lr": rate, "projection": config.projection.name}
     base = run_part(config)
     seed = config.seeds[0] if config.seeds else base.seed
     for name, arm in config.ablation.all_arms().items():
@@ -89,7 +91,7 @@ def _runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
 
 
 def _placed(config: Config) -> Config | None:
-    """The configuration with its text and device; None where this machine lacks the device."""
+    """Return the configuration with its text and device; None where this machine lacks the device."""
     device = chosen_device(config.device)
     if device == "cuda" and not visible_gpus():
         return None
@@ -98,7 +100,7 @@ def _placed(config: Config) -> Config | None:
 
 
 def _at(placed: Config, run: RunConfig) -> RunConfig:
-    """The run on that text and device, with nothing left open."""
+    """Return the run on that text and device, with nothing left open."""
     dtype = run.dtype if run.dtype != "auto" else "float32"
     there = replace(run, data=placed.data, tokens=placed.tokens, device=placed.device)
     return replace(there, compile="off", threads_per_run=1, dtype=dtype)
@@ -106,8 +108,8 @@ def _at(placed: Config, run: RunConfig) -> RunConfig:
 
 def _tried(runs: dict[str, RunConfig], study: Study, config: Config) -> list[str]:
     """Try them. -> warnings. Raises UserError."""
-    own = str(study.own.resolve()) if study.own.is_dir() else None
-    asked = json.dumps({"own": own, "runs": [to_dict(run) for run in runs.values()]})
+    folder = str(study.own.resolve()) if study.own.is_dir() else None
+    asked = json.dumps({"own": folder, "runs": [to_dict(run) for run in runs.values()]})
     env = {**os.environ, **worker_env(config), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
@@ -123,9 +125,9 @@ def _tried(runs: dict[str, RunConfig], study: Study, config: Config) -> list[str
     except subprocess.TimeoutExpired:
         return ["parts of your own were not tried to the end: their first steps took over a minute"]
     answers = [json.loads(line) for line in done.stdout.splitlines()]
-    for name, found in zip(runs, answers, strict=False):
-        if "refused" in found:
-            why = visible(found["refused"])
+    for name, problem in zip(runs, answers, strict=False):
+        if "refused" in problem:
+            why = visible(problem["refused"])
             raise UserError(f"{name}: {why}: mend it, and give the same command again; nothing was trained.")
     if len(answers) < len(runs):
         name = list(runs)[len(answers)]
@@ -133,4 +135,4 @@ def _tried(runs: dict[str, RunConfig], study: Study, config: Config) -> list[str
             f"{name}: the process that tried its parts for one step ended with code {done.returncode}: try "
             "it alone with `ebc-lab train`, and give the same command again."
         )
-    return [f"{name}: {found['warned']}" for name, found in zip(runs, answers, strict=True) if found]
+    return [f"{name}: {problem['warned']}" for name, problem in zip(runs, answers, strict=True) if problem]

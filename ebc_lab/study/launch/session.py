@@ -22,7 +22,8 @@ from ..store.study import Study
 
 
 def state_dir(study: Study, launcher: str) -> Path:
-    """A private folder for a study's launcher, outside the study. Raises UserError if it cannot be made."""
+    """Return a private folder for a study's launcher, outside the study. Raises UserError if it cannot be
+    made."""
     from platformdirs import user_state_path
 
     name = f"{study.name}-{hashlib.sha256(str(study.root.resolve()).encode()).hexdigest()[:10]}"
@@ -83,7 +84,7 @@ class Session:
 
     @classmethod
     def begin(cls, study: Study, launcher: str, **about: Any) -> Session:
-        """A new session, replacing any that an earlier driver left behind."""
+        """Return a new session, replacing any that an earlier driver left behind."""
         state = state_dir(study, launcher)
         for old in state.glob(
             "session-*"
@@ -141,7 +142,7 @@ class Session:
 
 
 def exit_cause(session: Session, worker: str) -> str:
-    """How a worker process ended, in words; empty if its parent did not live to record it."""
+    """Return how a worker process ended, in words; empty if its parent did not live to record it."""
     try:
         code = read_json(session.root / f"exit-{worker}.json", dict[str, int])["code"]
     except (OSError, UserError, KeyError):

@@ -56,7 +56,8 @@ class SlurmPool(WorkerPool):
             say(f"adopted {len(live)} Slurm job(s) of an earlier call: {', '.join(sorted(live))}")
 
     def _adopted(self, config: Config, study: Study, say: Say) -> tuple[Session | None, dict[str, Job]]:
-        """The session whose jobs are still alive and run the same code, if there is one. Raises UserError."""
+        """Return the session whose jobs are still alive and run the same code, if there is one. Raises
+        UserError."""
         session = queue.session_of(study)
         if session is None:
             return None, {}
@@ -119,16 +120,16 @@ class SlurmPool(WorkerPool):
         now = time.monotonic()
         self.looked = now
         try:
-            found = queue.cached_jobs(self.session, self.config.launcher.queue_every_s / 2)
+            jobs = queue.cached_jobs(self.session, self.config.launcher.queue_every_s / 2)
         except QueueUnavailable as error:
             self._say_once(f"the queue does not answer ({error}); trying again")
             return
-        for key, job in found.items():  # also those of a submission that was interrupted half-way
+        for key, job in jobs.items():  # also those of a submission that was interrupted half-way
             if key not in self.jobs and job.live and job.state != ENDING:
                 self.jobs[key] = job
                 self.since.setdefault(key, now)
         for key in list(self.jobs):
-            seen = found.get(key)
+            seen = jobs.get(key)
             if self._is_alive(key, seen, now):
                 self.jobs[key] = seen or self.jobs[key]
             else:
@@ -140,7 +141,7 @@ class SlurmPool(WorkerPool):
         self._say_once(f"{len(self.jobs) - len(waiting)} job(s) running, {len(waiting)} waiting{why}")
 
     def _is_alive(self, key: str, seen: Job | None, now: float) -> bool:
-        """Whether a job of ours still counts as alive, given what the queue shows of it."""
+        """Tell whether a job of ours still counts as alive, given what the queue shows of it."""
         if seen is not None and seen.state == ENDING:  # it may still be requeued
             return now - self.ending.setdefault(key, now) < GONE_S
         self.ending.pop(key, None)

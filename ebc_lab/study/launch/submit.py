@@ -47,18 +47,18 @@ def submitted(
         with _own_environment(), executor.batch():
             return [executor.submit(command) for command in commands]
     except (*errors, OSError, subprocess.SubprocessError) as error:
-        said = str(error).splitlines() or ["sbatch fails without a message"]
-        lines = [x.strip() for x in said if "error" in x.lower()] or said[-1:]
+        message = str(error).splitlines() or ["sbatch fails without a message"]
+        lines = [x.strip() for x in message if "error" in x.lower()] or message[-1:]
         raise UserError(
             f"Slurm does not accept the job ({lines[0]}): see launcher.partition, launcher.sbatch …"
         ) from None
 
 
 def _sbatch(config: Config, name: str, count: int, avoid: Sequence[str]) -> dict[str, Any]:
-    """The options of one submission, in submitit's names; what the user sets in `launcher.sbatch` overrides
-    ours."""
+    """Return the options of one submission, in submitit's names; what the user sets in `launcher.sbatch`
+    overrides ours."""
     asked: LauncherConfig = config.launcher
-    own = {k.replace("-", "_"): v for k, v in asked.sbatch.items()}
+    by_user = {k.replace("-", "_"): v for k, v in asked.sbatch.items()}
     together = asked.processes_per_run
     gpus = asked.gpus_per_node if asked.gpus_per_node is not None else together * (config.device == "cuda")
     options = {
@@ -68,7 +68,7 @@ def _sbatch(config: Config, name: str, count: int, avoid: Sequence[str]) -> dict
         "nodes": 1,
         "ntasks_per_node": 1,
         "cpus_per_task": asked.cpus_per_task or together * config.threads_per_run,
-        "gpus_per_node": None if any(k in own for k in GPUS) else gpus or None,
+        "gpus_per_node": None if any(k in by_user for k in GPUS) else gpus or None,
         "mem": f"{round(1024 * asked.mem_gb)}M" if asked.mem_gb else None,
         "partition": asked.partition,
         "account": asked.account,
@@ -79,7 +79,7 @@ def _sbatch(config: Config, name: str, count: int, avoid: Sequence[str]) -> dict
         "exclude": ",".join(avoid) or None,
         "stderr_to_stdout": True,
         "array_parallelism": count,
-        "additional_parameters": {"requeue": True, **own},
+        "additional_parameters": {"requeue": True, **by_user},
     }
     return {**{k: v for k, v in options.items() if v is not None}, "wckey": None}
 

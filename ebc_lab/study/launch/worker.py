@@ -59,7 +59,7 @@ Turns = Generator[None, None, bool]  # of a claimed run; yields between blocks o
 
 
 def function_of(kind: str) -> Callable[..., Progress]:
-    """The function that trains a kind of run. Raises UserError for an unknown kind."""
+    """Return the function that trains a kind of run. Raises UserError for an unknown kind."""
     if kind not in KINDS:
         raise UserError(f"a run of kind {kind!r} is unknown here; the kinds are {any_of(list(KINDS))}.")
     module, _, name = KINDS[kind].partition(":")
@@ -118,7 +118,7 @@ def carry(
 
 
 def execute(study: Study, run_id: str, **how: Any) -> bool:
-    """`carry` without yielding to other runs. -> whether this call trained the run."""
+    """Return `carry` without yielding to other runs. -> whether this call trained the run."""
     return to_the_end(carry(study, run_id, **how))
 
 
@@ -251,7 +251,7 @@ class Worker:
     # -- which runs ------------------------------------------------------------------------------------------
 
     def _may_take_another(self) -> bool:
-        """Whether to look for another run; while some are in progress, no more often than an idle worker
+        """Tell whether to look for another run; while some are in progress, no more often than an idle worker
         does."""
         if not self.turns:
             return True
@@ -297,7 +297,7 @@ class Worker:
         return False
 
     def sharing_class(self, run_id: str) -> str | None:
-        """Runs of the same class may share this worker; None: the run goes alone.
+        """Return runs of the same class may share this worker; None: the run goes alone.
 
         Measurements of time go alone, and so do runs with dropout, which draw from the device's only
         generator, and those with a model of the user's, which may. The number of threads belongs to the
@@ -311,15 +311,16 @@ class Worker:
             model = spec["config"]["model"]
             draws = model["dropout"] > 0 or model.get("target") is not None
             alone = spec["kind"] in MEASUREMENTS or draws
-            own = [int(spec["config"]["threads_per_run"]), spec["config"].get("determinism")]
-            return None if alone else canonical_json(own)
+            settings = [int(spec["config"]["threads_per_run"]), spec["config"].get("determinism")]
+            return None if alone else canonical_json(settings)
         except (OSError, UserError, KeyError, TypeError, ValueError):
             return None  # the problem is reported when the run is claimed
 
     # -- the runs in progress --------------------------------------------------------------------------------
 
     def _advance(self, run_id: str) -> None:
-        """One block of steps of one run. Raises DeviceFailed, and OSError if its folder cannot be written."""
+        """Take one block of steps of one run. Raises DeviceFailed, and OSError if its folder cannot be
+        written."""
         try:
             next(self.turns[run_id])
             if not self.started:

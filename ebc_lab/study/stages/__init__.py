@@ -8,16 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import STAGES, Config
+from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import RunResult
 
-from .rules import Decision
 from .spec import RunSpec
 from .stage import Stage
 
 
 @functools.cache
 def stage_of(name: str) -> Stage:
-    """The stage of this name: the `STAGE` of the module named like it. Raises UserError for an unknown
+    """Return the stage of this name: the `STAGE` of the module named like it. Raises UserError for an unknown
     one."""
     if name not in STAGES:
         raise UserError(f"{name} is not a stage; the stages are {', '.join(STAGES)}.")
@@ -26,7 +26,7 @@ def stage_of(name: str) -> Stage:
 
 
 def decision_that_shows(what: str, decisions: Mapping[str, Decision]) -> Decision | None:
-    """The decision whose stage shows a `verdict`, or its `arms`; None where there is none."""
+    """Return the decision whose stage shows a `verdict`, or its `arms`; None where there is none."""
     return next((d for name, d in decisions.items() if stage_of(name).shows == what), None)
 
 
@@ -36,7 +36,8 @@ def planned_runs(
     decisions: Mapping[str, Decision],
     results_of: Callable[[list[RunSpec]], dict[str, RunResult]],
 ) -> tuple[list[RunSpec], dict[str, RunResult]]:
-    """The runs that a stage asks for, and the results that they have; its list grows with the results."""
+    """Return the runs that a stage asks for, and the results that they have; its list grows with the
+    results."""
     specs: list[RunSpec] = []
     results: dict[str, RunResult] = {}
     while True:
@@ -52,7 +53,7 @@ def planned_runs(
 def speculative_runs(
     config: Config, decisions: Mapping[str, Decision], running: Sequence[RunSpec], later: Sequence[str]
 ) -> list[RunSpec]:
-    """Runs that an idle worker may start on: those of `later` stages that the decisions so far already
+    """Return runs that an idle worker may start on: those of `later` stages that the decisions so far already
     determine, and those that will follow `running` ones if they win (the only runs that may turn out not to
     be needed).
     """

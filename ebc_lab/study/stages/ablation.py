@@ -12,13 +12,14 @@ from typing import Any
 from ebc_lab.config.choices import changed
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.columns import BITS
+from ebc_lab.records.decisions import Arm, Decision, StepCost, SuiteTrack, SweepTrack
 from ebc_lab.records.figures import RunResult
 
-from .compare_arms import Arm, arms_of, losses
-from .rules import Decision, Results, Undecidable, losses_of, make_decision
+from .compare_arms import arms_of, losses
+from .rules import Results, Undecidable, losses_of, make_decision
 from .spec import RunSpec, told_of
-from .stage import Stage, Track
-from .statistics import paired, seeds_needed
+from .stage import Stage
+from .statistics import Luck, paired, seeds_needed
 from .suite import contenders, luck_between, point_of, ready, run_of, shape_of, transfer_of, windows_of
 from .verdict import add_answers, told_apart, unfinished, verdict_of
 
@@ -64,19 +65,19 @@ PLAIN = {"optimizer": {"name": "adam"}, "stabilizer": {"name": "none"}}
 
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """Every arm over the seeds; arms that copy another arm's record join as soon as that is there."""
+    """Plan every arm over the seeds; arms that copy another arm's record join as soon as that is there."""
     specs: list[RunSpec] = []
     for track in ready(config, decisions, "ablation"):
-        own: dict[tuple[str, int], RunSpec] = {}
+        trained: dict[tuple[str, int], RunSpec] = {}
         for (label, arm), seed in itertools.product(config.ablation.all_arms().items(), config.seeds):
             point = point_of(config, decisions, track, label, arm)
             if arm.replay or arm.matched or point is None:
                 continue
             run, scale = run_of(config, decisions, track, arm, config.ablation.steps, seed, point)
-            own[label, seed] = _spec(track, label, run, scale)
-        specs += own.values()
-        specs += _copies(config, decisions, results, track, own)
-        specs += measurements(list(own.values())) if config.ablation.step_cost else []
+            trained[label, seed] = _spec(track, label, run, scale)
+        specs += trained.values()
+        specs += _copies(config, decisions, results, track, trained)
+        specs += measurements(list(trained.values())) if config.ablation.step_cost else []
     return specs
 
 
@@ -89,14 +90,14 @@ def _copies(
     decisions: Mapping[str, Decision],
     results: Results,
     track: str,
-    own: Mapping[tuple[str, int], RunSpec],
+    trained: Mapping[tuple[str, int], RunSpec],
 ) -> Iterator[RunSpec]:
-    """The arms made from another arm's record: its c·lr replayed, or its clip rate matched."""
+    """Plan the arms made from another arm's record: its c·lr replayed, or its clip rate matched."""
     arms = {label: arm for label, arm in config.ablation.all_arms().items() if arm.replay or arm.matched}
     following = dict(zip(config.seeds, [*config.seeds[1:], config.seeds[0]], strict=True))
     for (label, arm), seed in itertools.product(arms.items(), config.seeds):
         of = following[seed] if arm.replay and arm.replay_seed == "next" else seed
-        source = own.get((arm.replay or arm.matched or "", of))
+        source = trained.get((arm.replay or arm.matched or "", of))
         result = results.get(source.run_id) if source else None
         if source is None or result is None or result.get("outcome") != "completed":
             continue
@@ -110,7 +111,7 @@ def _copies(
 
 
 def _matching_strength(result: RunResult) -> float:
-    """The gradient norm that as many of the run's steps exceed as it clipped."""
+    """Return the gradient norm that as many of the run's steps exceed as it clipped."""
     grid = result["grad_norm_quantiles"]
     clip_rate = result["clip_rate"]
     assert grid is not None
@@ -121,12 +122,12 @@ def _matching_strength(result: RunResult) -> float:
 
 
 def beside_adam(run: RunConfig) -> RunConfig:
-    """The same run under torch's Adam alone, which it takes turns with."""
+    """Build the same run under torch's Adam alone, which it takes turns with."""
     return changed(run, PLAIN)
 
 
 def measurements(specs: Sequence[RunSpec]) -> list[RunSpec]:
-    """A measurement for the first run of every arm that is not Adam alone."""
+    """Plan a measurement for the first run of every arm that is not Adam alone."""
     first: dict[tuple[str, str], RunSpec] = {}
     for spec in specs:
         first.setdefault((spec.track, spec.arm), spec)
@@ -143,51 +144,51 @@ def _differs(run: RunConfig) -> bool:
 
 
 def steps_cost(
-    labels: Sequence[str], reference: str, own: Sequence[RunSpec], results: Results
-) -> dict[str, dict[str, float]]:
-    """Arm -> the time of its step over that of the reference's: median over turns, and quartiles. Arms that
-    could not be measured are absent; all are where the reference could not."""
-    found: dict[str, list[float]] = {}
-    timed = {s.arm: results.get(s.run_id, {}) for s in own if s.kind == STEP}
+    labels: Sequence[str], reference: str, specs: Sequence[RunSpec], results: Results
+) -> dict[str, StepCost]:
+    """Return each arm's time of a step over that of the reference's: median over turns, and quartiles. Arms
+    that could not be measured are absent; all are where the reference could not."""
+    ratios: dict[str, tuple[float, float, float]] = {}
+    timed = {s.arm: results.get(s.run_id, {}) for s in specs if s.kind == STEP}
     for label in labels:
         result: Mapping[str, Any] = timed.get(label, {"step_ratio": 1.0, "step_ratio_iqr": [1.0, 1.0]})
         if result.get("step_ratio"):
             low, high = result["step_ratio_iqr"]
-            found[label] = [result["step_ratio"], low, high]
-    if reference not in found:
+            ratios[label] = (result["step_ratio"], low, high)
+    if reference not in ratios:
         return {}
-    unit = found[reference][0]
-    return {
-        label: dict(zip(("ratio", "low", "high"), (x / unit for x in values), strict=True))
-        for label, values in found.items()
-        if label != reference
-    } | {reference: {"ratio": 1.0, "low": 1.0, "high": 1.0}}
+    unit = ratios.pop(reference)[0]
+    costs: dict[str, StepCost] = {}
+    for label, (ratio, low, high) in ratios.items():
+        costs[label] = {"ratio": ratio / unit, "low": low / unit, "high": high / unit}
+    return costs | {reference: {"ratio": 1.0, "low": 1.0, "high": 1.0}}
 
 
 def decide(
     config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
 ) -> Decision:
-    """Each arm's figures and its paired difference in test loss from its reference, with a 95% interval."""
-    tracks: dict[str, Any] = {}
+    """Measure each arm's figures and its paired difference in test loss from its reference, with a 95%
+    interval."""
+    tracks: dict[str, SuiteTrack] = {}
     notes: list[str] = []
     trained = [s for s in specs if s.kind == "train"]
     every = ready(config, earlier, "ablation")
-    for track in every:
-        tracks[track] = {
+    for name in every:
+        arms = _arms(config, [s for s in trained if s.track == name], results, earlier)
+        track: SuiteTrack = {
             "reference": config.ablation.reference,
-            "arms": _arms(config, [s for s in trained if s.track == track], results, earlier),
-            "sigma": earlier["lr_sweep"]["tracks"][track]["sigma"],
+            "arms": arms,
+            "sigma": earlier["lr_sweep"]["tracks"][name]["sigma"],
         }
         if config.ablation.step_cost:
-            own = [s for s in specs if s.track == track]
-            tracks[track]["steps_cost"] = steps_cost(
-                list(tracks[track]["arms"]), config.ablation.reference, own, results
-            )
-        tracks[track]["windows"] = windows_of(config, tracks[track]["arms"], results)
-        tracks[track]["transfer"] = transfer_of(config, tracks[track]["arms"], results)
-        likely = contenders(tracks[track])
-        tracks[track]["best_by_seed"] = {str(s): _best_of(likely, results, str(s)) for s in config.seeds}
-        notes += _notes(config, told_of(track, every), tracks[track])
+            of_track = [s for s in specs if s.track == name]
+            track["steps_cost"] = steps_cost(list(arms), config.ablation.reference, of_track, results)
+        track["windows"] = windows_of(config, arms, results)
+        track["transfer"] = transfer_of(config, arms, results)
+        likely = contenders(track)
+        track["best_by_seed"] = {str(s): _best_of(likely, results, str(s)) for s in config.seeds}
+        notes += _notes(config, told_of(name, every), track)
+        tracks[name] = track
     compared = _add_differences(config, tracks, results, earlier)
     about_mine = add_answers(config, tracks, results, earlier)
     if all(math.isinf(loss) for loss in losses_of(trained, results)):
@@ -213,56 +214,54 @@ def decide(
 
 
 def _arms(
-    config: Config, own: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
+    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
 ) -> dict[str, Arm]:
-    """The arms of one track, with what the suite says of them."""
+    """Return the arms of one track, with what the suite says of them."""
     asked = config.ablation.all_arms()
-    arms = arms_of(own, results)
+    arms = arms_of(specs, results)
     for label, arm in arms.items():
-        mine = [s.run for s in own if s.arm == label]
+        runs = [s.run for s in specs if s.arm == label]
         reference = asked[label].versus or config.ablation.reference
-        strengths = {x for run in mine if (x := run.stabilizer.strength) is not None}
+        strengths = {x for run in runs if (x := run.stabilizer.strength) is not None}
         arm |= {
             "about": asked[label].about or label,
             "shape": shape_of(asked[label]),
             "point": point_of(config, earlier, arm["track"], label, asked[label]) or None,
             "figures": _figures(arm, results),
             "strength": statistics.median(strengths) if strengths else None,
-            "comparable": not any(run.final_windows for run in mine),
+            "comparable": not any(run.final_windows for run in runs),
             "versus": reference if reference != label else None,
             "cause": _cause(arm, results),
         }
-    _add_memory(arms, own, results)
+    _add_memory(arms, specs, results)
     return arms
 
 
 def _cause(arm: Arm, results: Results) -> str | None:
-    """Why the arm has no finished run, where it has none and a run says why."""
+    """Say why the arm has no finished run, where it has none and a run says why."""
     causes = (results.get(run_id, RunResult()).get("cause") for run_id in arm["runs"].values())
     return None if losses(arm, results) else next((str(cause) for cause in causes if cause), None)
 
 
-def _add_memory(arms: Mapping[str, Arm], own: Sequence[RunSpec], results: Results) -> None:
+def _add_memory(arms: Mapping[str, Arm], specs: Sequence[RunSpec], results: Results) -> None:
     """Give the arms the bytes that they keep beside the weights, where these differ between them."""
-    hooked = {s.arm for s in own if s.run.memory.hooks}
-    found = {}
+    hooked = {s.arm for s in specs if s.run.memory.hooks}
+    memory: dict[str, dict[str, float | None]] = {}
     for label, arm in arms.items():
-        done = [
-            r for run_id in arm["runs"].values() if "state_bytes" in (r := results.get(run_id, RunResult()))
-        ]
-        if done:
-            first = done[0]
+        every = (results.get(run_id, RunResult()) for run_id in arm["runs"].values())
+        first = next((r for r in every if "state_bytes" in r), None)
+        if first is not None:
             gradients = first["largest_gradient_bytes" if label in hooked else "gradient_bytes"]
-            found[label] = {"state_bytes": float(first["state_bytes"]), "gradient_bytes": float(gradients)}
+            memory[label] = {"state_bytes": float(first["state_bytes"]), "gradient_bytes": float(gradients)}
             if "activation_bytes" in first:
-                found[label]["activation_bytes"] = float(first["activation_bytes"])
-    if len({tuple(bytes_.items()) for bytes_ in found.values()}) > 1:
-        for label, bytes_ in found.items():
+                memory[label]["activation_bytes"] = float(first["activation_bytes"])
+    if len({tuple(bytes_.items()) for bytes_ in memory.values()}) > 1:
+        for label, bytes_ in memory.items():
             arms[label]["figures"] |= bytes_
 
 
-def _notes(config: Config, of: str, found: Track) -> list[str]:
-    arms = found["arms"]
+def _notes(config: Config, of: str, track: SuiteTrack) -> list[str]:
+    arms = track["arms"]
     missing = [label for label in config.ablation.all_arms() if label not in arms]
     asked = config.ablation.all_arms()
     why = {
@@ -275,11 +274,11 @@ def _notes(config: Config, of: str, found: Track) -> list[str]:
     for label, arm in arms.items():
         if diverged := arm["outcomes"].get("diverged"):
             notes.append(f"{of}{label}: {diverged} of {len(arm['runs'])} seeds diverged")
-    for name, sweeps in found["windows"].items():
-        left_out = [label for own in sweeps.values() for label in own["left_out"]]
+    for name, sweeps in track["windows"].items():
+        left_out = [label for sweep in sweeps.values() for label in sweep["left_out"]]
         if left_out:
             notes.append(f"{of}{name}'s windows leave out {', '.join(left_out)}: a run failed or was lost")
-    by_seed = found["best_by_seed"]
+    by_seed = track["best_by_seed"]
     if len(set(by_seed.values())) > 1:
         best = "; ".join(f"seed {s} {label}" for s, label in by_seed.items())
         notes.append(f"{of}one seed alone would have named different best arms: {best}")
@@ -287,21 +286,24 @@ def _notes(config: Config, of: str, found: Track) -> list[str]:
 
 
 def _add_differences(
-    config: Config, tracks: Mapping[str, Any], results: Results, earlier: Mapping[str, Decision]
+    config: Config, tracks: Mapping[str, SuiteTrack], results: Results, earlier: Mapping[str, Decision]
 ) -> int:
     """Give every arm its difference in test loss from its reference, with how many seeds would decide it
     where it is undecided; None where it has none, or no run of one of the two finished. -> how many have one.
     """
-    pairs = []
+    pairs: list[tuple[SweepTrack, Arm, Arm, Luck]] = []
     for name, track in tracks.items():
         for label, arm in track["arms"].items():
             arm["difference"] = None
-            reference = track["arms"].get(arm["versus"])
-            if reference and losses(arm, results) and losses(reference, results):
-                luck = luck_between(config, earlier, name, label, arm["versus"])
+            versus = arm["versus"]
+            if versus not in track["arms"]:
+                continue
+            reference = track["arms"][versus]
+            if losses(arm, results) and losses(reference, results):
+                luck = luck_between(config, earlier, name, label, versus)
                 pairs.append((earlier["lr_sweep"]["tracks"][name], arm, reference, luck))
     for swept, arm, reference, luck in pairs:
-        arm["difference"] = paired(
+        difference = arm["difference"] = paired(
             losses(arm, results),
             losses(reference, results),
             margin=config.finals.margin,
@@ -309,40 +311,40 @@ def _add_differences(
             replicates=swept["replicate_losses"],
             luck=luck,
         )
-        if verdict_of(arm["difference"]) == "undecided":
-            arm["difference"]["seeds_needed"] = seeds_needed(arm["difference"])
+        if verdict_of(difference) == "undecided":
+            difference["seeds_needed"] = seeds_needed(difference)
     return len(pairs)
 
 
 def _best_of(arms: Mapping[str, Arm], results: Results, seed: str) -> str | None:
-    """The arm with the lowest test loss of this seed alone."""
-    by_seed = {label: losses(arm, results) for label, arm in arms.items()}
-    found = {label: own[seed] for label, own in by_seed.items() if seed in own}
-    return min(found, key=lambda label: found[label], default=None)
+    """Name the arm with the lowest test loss of this seed alone."""
+    by_arm = {label: losses(arm, results) for label, arm in arms.items()}
+    of_seed = {label: by_seed[seed] for label, by_seed in by_arm.items() if seed in by_seed}
+    return min(of_seed, key=lambda label: of_seed[label], default=None)
 
 
 def _figures(arm: Arm, results: Results) -> dict[str, float | None]:
-    """Means over the arm's completed seeds; None where none has the figure."""
-    own = [results.get(run_id, RunResult()) for run_id in arm["runs"].values()]
-    completed: list[Mapping[str, Any]] = [r for r in own if r.get("outcome") == "completed"]
-    found: dict[str, float | None] = {}
+    """Average the figures over the arm's completed seeds; None where none has the figure."""
+    runs = [results.get(run_id, RunResult()) for run_id in arm["runs"].values()]
+    completed: list[Mapping[str, Any]] = [r for r in runs if r.get("outcome") == "completed"]
+    figures: dict[str, float | None] = {}
     for key in (*FIGURES, BITS) if BITS in arm else FIGURES:
         values = [float(r[key]) for r in completed if r.get(key) is not None]
-        found[key] = statistics.fmean(values) if values else None
+        figures[key] = statistics.fmean(values) if values else None
     shocked = [r.get("shock_recovery_steps") for r in completed if r.get("shock_peak") is not None]
-    found["shock_recovered"] = sum(x is not None for x in shocked) / len(shocked) if shocked else None
+    figures["shock_recovered"] = sum(x is not None for x in shocked) / len(shocked) if shocked else None
     if None in shocked:  # a mean over those that recovered would flatter those that did not
-        found["shock_recovery_steps"] = None
+        figures["shock_recovery_steps"] = None
     for key in LOW_BIT_FIGURES:
         values = [x for r in completed if (x := figure_of(r, key)) is not None]
         if values:
-            found[key] = statistics.fmean(values)
-    return found
+            figures[key] = statistics.fmean(values)
+    return figures
 
 
 def figure_of(result: Mapping[str, Any], key: str) -> float | None:
-    """A figure of a run, None where it has none. `compression`: how many times smaller model.ebcpack, all of
-    it, is than the model in float32."""
+    """Return a figure of a run, None where it has none. `compression`: how many times smaller model.ebcpack,
+    all of it, is than the model in float32."""
     if key == "compression":
         packed = result.get("packed_bytes")
         return result["model_bytes_float32"] / packed if packed else None
@@ -350,13 +352,13 @@ def figure_of(result: Mapping[str, Any], key: str) -> float | None:
     return None if value is None else float(value)
 
 
-def headline(track: Track) -> str:
-    """The arms of which no run ended; then the answers about arms of one's own, else which arms are told
-    apart from their reference."""
-    told = [answer["sentence"] for answer in track["answers"].values()]
+def headline(track: SuiteTrack) -> str:
+    """Name the arms of which no run ended; then write the answers about arms of one's own, else which arms
+    are told apart from their reference."""
+    answers = [answer["sentence"] for answer in track["answers"].values()]
     lost = unfinished(track)
     many = len(track["arms"]) - len(lost)
-    return "; ".join([*lost, *(told or [f"{many} arm{'s' * (many != 1)}; {told_apart(track)}"])])
+    return "; ".join([*lost, *(answers or [f"{many} arm{'s' * (many != 1)}; {told_apart(track)}"])])
 
 
 STAGE = Stage(

@@ -7,16 +7,14 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
 
 from ebc_lab.config.checks import least_target_kl
 from ebc_lab.config.identity import round3
 from ebc_lab.config.schema import Config, RunConfig
+from ebc_lab.records.decisions import CalibratedTrack, Candidate, Decision, SweepTrack
 from ebc_lab.records.figures import RunResult
 
 from .rules import (
-    Candidate,
-    Decision,
     Results,
     band_distance,
     c_median,
@@ -29,15 +27,15 @@ from .rules import (
 )
 from .runs import ebc_run, spec_of, tracks_of, waiting
 from .spec import RunSpec
-from .stage import Figure, Scenario, Stage, Track, held_back_by_its_seeds, outside_the_band
-from .statistics import WINDOW_NATS, in_octaves, window
+from .stage import Figure, Scenario, Stage, beside_the_band, held_back_by_its_seeds, outside_the_band
+from .statistics import WINDOW_NATS, in_octaves, open_ends, window
 
 PUBLISHED_TARGETS = (0.03, 0.05, 0.07)  # nats per token
 
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """The target KL grid of each track and budget, and up to `max_extra` more: beyond the edge that the best
-    lies on, or to bring the median c into the band."""
+    """Plan the target KL grid of each track and budget, and up to `max_extra` more: beyond the edge that the
+    best lies on, or to bring the median c into the band."""
     specs: list[RunSpec] = []
     for name in tracks_of(decisions, "calibrate"):
         track = decisions["lr_sweep"]["tracks"][name]
@@ -46,17 +44,20 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
     return specs
 
 
-def _runs_of(config: Config, track: Track, budget: str, results: Results) -> list[RunSpec]:
-    """The runs of one track under one budget."""
+def _runs_of(config: Config, track: SweepTrack, budget: str, results: Results) -> list[RunSpec]:
+    """Plan the runs of one track under one budget."""
     settings = config.calibrate
     scale = settings.lr_scale
     first = config.study.stage_seed
-    least = least_target_kl(_run(config, track, budget, 1.0, first))
+
+    def run_at(target_kl: float, seed: int) -> RunConfig:
+        return ebc_run(config, track, settings.steps, seed, scale, budget=budget, target_kl=target_kl)
 
     def specs(target_kl: float) -> list[RunSpec]:
-        seeds = range(first, first + settings.seeds)
-        made = [_run(config, track, budget, target_kl, seed) for seed in seeds]
-        return [spec_of("calibrate", "ebc", run, scale, usual=config.finals.steps) for run in made]
+        runs = [run_at(target_kl, seed) for seed in range(first, first + settings.seeds)]
+        return [spec_of("calibrate", "ebc", run, scale, usual=config.finals.steps) for run in runs]
+
+    least = least_target_kl(run_at(1.0, first))
 
     if settings.delta_grid == "published":
         targets = list(PUBLISHED_TARGETS)
@@ -64,42 +65,32 @@ def _runs_of(config: Config, track: Track, budget: str, results: Results) -> lis
         targets = [round3(m * track["natural_kl"]) for m in settings.multiples]
     points = {target_kl: specs(target_kl) for target_kl in sorted({max(t, round3(least)) for t in targets})}
     for _ in range(settings.max_extra):
-        own = [s for runs in points.values() for s in runs]
-        if waiting(own, results):
+        asked = [s for runs in points.values() for s in runs]
+        if waiting(asked, results):
             break
-        more = _next_target(config, own, results)
+        more = _next_target(config, asked, results)
         if more is None or more < least or more in points:
             break
         points[more] = specs(more)
     return [s for runs in points.values() for s in runs]
 
 
-def _run(config: Config, track: Track, budget: str, target_kl: float, seed: int) -> RunConfig:
-    settings = config.calibrate
-    return ebc_run(config, track, settings.steps, seed, settings.lr_scale, budget=budget, target_kl=target_kl)
-
-
 def band_aimed_at(config: Config) -> list[float] | None:
-    """Where the rule wants the median c; None where it goes by the loss alone."""
+    """Return where the rule wants the median c; None where it goes by the loss alone."""
     return config.study.band if config.calibrate.choose == "band" else None
 
 
 def mean_losses(specs: Sequence[RunSpec], results: Results) -> dict[float, float]:
-    """Target KL -> mean validation loss over its seeds, infinite where one of them did not complete."""
-    found: dict[float, list[float]] = {}
+    """Return by target KL the mean validation loss over its seeds, infinite where one of them did not
+    complete."""
+    by_target: dict[float, list[float]] = {}
     for spec in specs:
-        found.setdefault(spec.run.budget.target_kl, []).append(val_loss(results.get(spec.run_id)))
-    return {target_kl: statistics.fmean(losses) for target_kl, losses in sorted(found.items())}
-
-
-def _known(specs: Sequence[RunSpec], losses: Mapping[float, float], results: Results) -> dict[float, float]:
-    """The losses of those targets of which no run failed or was lost."""
-    lost = {s.run.budget.target_kl for s in specs if not ended(results.get(s.run_id))}
-    return {target_kl: nats for target_kl, nats in losses.items() if target_kl not in lost}
+        by_target.setdefault(spec.run.budget.target_kl, []).append(val_loss(results.get(spec.run_id)))
+    return {target_kl: statistics.fmean(losses) for target_kl, losses in sorted(by_target.items())}
 
 
 def _next_target(config: Config, points: Sequence[RunSpec], results: Results) -> float | None:
-    """One more target KL to try; None where there is no reason for one."""
+    """Return one more target KL to try; None where there is no reason for one."""
     if config.calibrate.choose == "band":
         first = [p for p in points if p.run.seed == config.study.stage_seed]
         return _towards_band(first, results, config.study.band)
@@ -115,7 +106,8 @@ def _next_target(config: Config, points: Sequence[RunSpec], results: Results) ->
 
 
 def _towards_band(points: Sequence[RunSpec], results: Results, band: Sequence[float]) -> float | None:
-    """None: in the band already, or nothing to go by. c rises with the target."""
+    """Return a target KL nearer to the band; None in the band already, or with nothing to go by. c rises with
+    the target."""
     medians = {p.run.budget.target_kl: c_median(results.get(p.run_id)) for p in points}
     known = sorted((target, c) for target, c in medians.items() if c is not None)
     if not known or any(band_distance(c, band) == 0 for _, c in known):
@@ -129,7 +121,7 @@ def _towards_band(points: Sequence[RunSpec], results: Results, band: Sequence[fl
 
 
 def _bound(spec: RunSpec) -> str:
-    """What is said of the aggregate behind a surrogate; `l2` bounds nothing, and is labelled so wherever it
+    """Write the aggregate behind a surrogate; `l2` bounds nothing, and is labelled so wherever it
     is shown."""
     aggregate = spec.run.budget.aggregate
     if spec.run.budget.name != "surrogate":
@@ -140,22 +132,21 @@ def _bound(spec: RunSpec) -> str:
 def decide(
     config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
 ) -> Decision:
-    """The target KL (and the budget) of each track: lowest mean validation loss; or, by the band, the lowest
-    with the median c inside it, else the nearest to it."""
+    """Choose the target KL (and the budget) of each track: lowest mean validation loss; or, by the band, the
+    lowest with the median c inside it, else the nearest to it."""
     settings = config.calibrate
     low, high = config.study.band
-    tracks: dict[str, Any] = {}
+    tracks: dict[str, CalibratedTrack] = {}
     notes: list[str] = []
     for track, swept in earlier["lr_sweep"]["tracks"].items():
-        own = [s for s in specs if s.track == track]
-        found = _decided(config, own, results, swept)
-        if found is None:
+        decided = _decided(config, [s for s in specs if s.track == track], results, swept)
+        if decided is None:
             continue
-        tracks[track] = found
-        if settings.choose == "band" and not found["in_band"]:
+        tracks[track] = decided
+        if settings.choose == "band" and not decided["in_band"]:
             notes.append(f"{track}: no median c fell into {low:g}–{high:g}; the nearest was taken")
-        if settings.choose == "loss" and found["edge"]:
-            notes.append(f"{track}: δ* {found['delta_star']:g} is the {found['edge']}est tried")
+        if settings.choose == "loss" and decided["edge"]:
+            notes.append(f"{track}: δ* {decided['delta_star']:g} is the {decided['edge']}est tried")
     refuse_without_tracks(tracks, "calibrate", specs, results)
     rule = (
         f"at LR ×{settings.lr_scale:g}: lowest validation loss over a grid of δ* that is extended where the "
@@ -170,10 +161,12 @@ def decide(
     return make_decision("calibrate", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
 
-def _decided(config: Config, own: Sequence[RunSpec], results: Results, swept: Track) -> dict[str, Any] | None:
-    """What is decided for one track, from its runs; None where no δ* completed under all of its seeds."""
+def _decided(
+    config: Config, specs: Sequence[RunSpec], results: Results, swept: SweepTrack
+) -> CalibratedTrack | None:
+    """Decide for one track, from its runs; None where no δ* completed under all of its seeds."""
     by_budget: dict[str, list[RunSpec]] = {}
-    for spec in own:
+    for spec in specs:
         by_budget.setdefault(spec.run.budget.name, []).append(spec)
     losses = {budget: mean_losses(runs, results) for budget, runs in by_budget.items()}
 
@@ -183,7 +176,7 @@ def _decided(config: Config, own: Sequence[RunSpec], results: Results, swept: Tr
     def outside(spec: RunSpec) -> float:
         return band_distance(c_median(results.get(spec.run_id)), config.study.band)
 
-    usable = [s for s in own if math.isfinite(outside(s)) and math.isfinite(loss(s))]
+    usable = [s for s in specs if math.isfinite(outside(s)) and math.isfinite(loss(s))]
     usable = [s for s in usable if s.run.seed == config.study.stage_seed]  # one run stands for its δ*
     if not usable:
         return None
@@ -198,7 +191,11 @@ def _decided(config: Config, own: Sequence[RunSpec], results: Results, swept: Tr
     target_kl = winner.run.budget.target_kl
     ranked_losses = {s.run_id: loss(s) for s in ranked}
     tried = losses[winner.run.budget.name]
-    known = _known(by_budget[winner.run.budget.name], tried, results)
+    # a target of which a run failed or was lost says nothing of the window
+    missing = {
+        s.run.budget.target_kl for s in by_budget[winner.run.budget.name] if not ended(results.get(s.run_id))
+    }
+    known = {at: nats for at, nats in tried.items() if at not in missing}
     finite = {f"{at:g}": nats for at, nats in tried.items() if math.isfinite(nats)}
     return {
         "budget": winner.run.budget.name,
@@ -222,7 +219,8 @@ def _decided(config: Config, own: Sequence[RunSpec], results: Results, swept: Tr
     }
 
 
-def headline(track: Track) -> str:
+def headline(track: CalibratedTrack) -> str:
+    """Write a decided track in one line."""
     return (
         f"KL budget δ* {track['delta_star']:g} nats per token "
         f"({track['times_natural']:.2f} × the natural KL), held by budget={track['budget']}{track['bound']}, "
@@ -232,7 +230,8 @@ def headline(track: Track) -> str:
 
 
 def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-    """The best loss, or the median c inside the band, comes after the grid and `scenario.extra` more runs."""
+    """Invent a result: the best loss, or the median c inside the band, comes after the grid and
+    `scenario.extra` more runs."""
     settings = config.calibrate
     natural = settings.delta_grid == "natural"
     points = len(settings.multiples if natural else PUBLISHED_TARGETS)
@@ -243,19 +242,16 @@ def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> Run
     return {"c_median": 0.6, "val_loss": 2.0 + 0.001 * behind}
 
 
-def _reach(track: Track) -> str:
-    found = track["delta_window"]
-    ends = [end for end in ("low", "high") if found[f"open_{end}"]]
-    reach = f"{found['low']:.3g} to {found['high']:.3g} nats, loss within {WINDOW_NATS:g} of the best"
-    return reach + (f"; at least: open at the {' and the '.join(ends)} end" if ends else "")
+def _reach(track: CalibratedTrack) -> str:
+    span = track["delta_window"]
+    assert span is not None
+    ends = open_ends(span)
+    reach = f"{span['low']:.3g} to {span['high']:.3g} nats, loss within {WINDOW_NATS:g} of the best"
+    return reach + (f"; at least: open at the {ends} end" if ends else "")
 
 
-def _reported(track: Track) -> str:
-    return f"{'inside' if track['in_band'] else 'outside'} the verdict’s band"
-
-
-def _overlooked(chosen: Track, candidate: Candidate, own: Sequence[Candidate]) -> str:
-    return held_back_by_its_seeds(candidate, own, chosen) or outside_the_band(chosen, candidate)
+def _overlooked(chosen: CalibratedTrack, candidate: Candidate, candidates: Sequence[Candidate]) -> str:
+    return held_back_by_its_seeds(candidate, candidates, chosen) or outside_the_band(chosen, candidate)
 
 
 STAGE = Stage(
@@ -272,7 +268,7 @@ STAGE = Stage(
             lambda track: f"nats per step, {track['times_natural']:.2f} × the natural KL",
         ),
         Figure("times_natural"),
-        Figure("c_median", "median c", "{:.2f}", _reported),
+        Figure("c_median", "median c", "{:.2f}", beside_the_band),
         Figure("val_loss", "validation loss", "{:.4f}", "nats per token"),
         Figure("delta_window.octaves", "δ* window", "{:.1f} octaves", _reach),
     ),

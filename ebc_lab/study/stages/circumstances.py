@@ -11,11 +11,12 @@ from ebc_lab.config.choices import under
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.machine import capabilities
 from ebc_lab.config.schema import CAPABILITIES, Config, RunConfig
+from ebc_lab.records.decisions import Decision, ModeFound, ModesTrack
 from ebc_lab.records.figures import RunResult
 
-from .rules import Decision, Results, losses_of, make_decision, refuse_without_tracks
+from .rules import Results, losses_of, make_decision, refuse_without_tracks
 from .spec import RunSpec
-from .stage import Figure, Stage, Track
+from .stage import Figure, Stage
 
 NAME = "circumstances"
 PLAIN = "none"  # the mode that has to differ, for the comparison to show anything
@@ -23,11 +24,11 @@ NOTHING_SHOWN = "the comparison shows nothing"
 
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """Every mode in every combination of threads, vector instructions and parts of a batch."""
-    own = config.circumstances
+    """Plan every mode in every combination of threads, vector instructions and parts of a batch."""
+    settings = config.circumstances
     specs = []
     for mode, threads, capability, parts in itertools.product(
-        own.modes, own.threads, _instructions(config), own.parts
+        settings.modes, settings.threads, _instructions(config), settings.parts
     ):
         run = _run(config, mode, threads, capability, parts)
         specs.append(RunSpec(NAME, mode, f"{mode}_t{threads}_{capability}_b{parts}", 1.0, run))
@@ -35,12 +36,13 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
 
 
 def _instructions(config: Config) -> Sequence[str]:
-    """Those asked for; before the study is resolved, or in a plan of it, those of this CPU."""
+    """Return the vector instructions asked for; before the study is resolved, or in a plan of it, those of
+    this CPU."""
     return config.circumstances.capabilities or capabilities()
 
 
 def _run(config: Config, mode: str, threads: int, capability: str, parts: int) -> RunConfig:
-    """The study's own optimizer at its own rate, plain, in these circumstances."""
+    """Build the study's own optimizer at its own rate, plain, in these circumstances."""
     base = run_part(config)
     plain = replace(
         base,
@@ -57,63 +59,62 @@ def _run(config: Config, mode: str, threads: int, capability: str, parts: int) -
 def decide(
     config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
 ) -> Decision:
-    """How many different weights each mode ended with, and how far apart their losses are."""
-    own = config.circumstances
+    """Count how many different weights each mode ended with, and how far apart their losses are."""
+    settings = config.circumstances
     instructions = _instructions(config)
-    modes = {mode: _mode([s for s in specs if s.role == mode], results) for mode in own.modes}
-    told = {specs[0].track: {"modes": modes, "capabilities": list(instructions)}}
-    completed = any(found["completed"] for found in modes.values())
-    refuse_without_tracks(told if completed else {}, NAME, specs, results)
+    modes = {mode: _mode([s for s in specs if s.role == mode], results) for mode in settings.modes}
+    tracks: dict[str, ModesTrack] = {specs[0].track: {"modes": modes, "capabilities": list(instructions)}}
+    completed = any(mode["completed"] for mode in modes.values())
+    refuse_without_tracks(tracks if completed else {}, NAME, specs, results)
+    threads, capabilities_tried, parts = (
+        ", ".join(map(str, values)) for values in (settings.threads, instructions, settings.parts)
+    )
     rule = (
-        f"distinct sha256 of the weights after {own.steps} steps, seed {own.seed}, over "
-        f"{_listed(own.threads)} threads × {_listed(instructions)} × a batch in {_listed(own.parts)} parts"
+        f"distinct sha256 of the weights after {settings.steps} steps, seed {settings.seed}, over "
+        f"{threads} threads × {capabilities_tried} × a batch in {parts} parts"
     )
     left_out = [name for name in CAPABILITIES if name not in instructions]
     notes = [f"not tried: {', '.join(left_out)}"] if left_out else []
-    notes += [f"{mode}: {text}" for mode, found in modes.items() if (text := _incomplete(found))]
+    notes += [f"{name}: {text}" for name, mode in modes.items() if (text := _incomplete(mode))]
     if empty := shows_nothing(modes):
         notes.append(f"{NOTHING_SHOWN}: {empty}")
-    return make_decision(NAME, rule, config, specs, results, earlier, tracks=told, notes=notes)
+    return make_decision(NAME, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
 
 def resolved(config: Config, say: Callable[[str], None]) -> Config:
-    """With the vector instructions of this CPU, where none are given."""
-    own = config.circumstances
-    if own.capabilities:
+    """Fill in the vector instructions of this CPU, where none are given."""
+    settings = config.circumstances
+    if settings.capabilities:
         return config
     there = capabilities()
     if lacking := [name for name in CAPABILITIES if name not in there]:
         say(f"{NAME}: {', '.join(lacking)} left out, which this CPU lacks")
-    return replace(config, circumstances=replace(own, capabilities=list(there)))
+    return replace(config, circumstances=replace(settings, capabilities=list(there)))
 
 
-def _listed(values: Sequence[object]) -> str:
-    return ", ".join(map(str, values))
-
-
-def _mode(own: Sequence[RunSpec], results: Results) -> dict[str, Any]:
-    """What the runs of one mode have in common."""
-    found = [results.get(s.run_id, RunResult()) for s in own]
-    done = [s for s in own if results.get(s.run_id, RunResult()).get("outcome") == "completed"]
+def _mode(specs: Sequence[RunSpec], results: Results) -> ModeFound:
+    """Count what the runs of one mode have in common."""
+    outcomes = [results.get(s.run_id, RunResult()).get("outcome") for s in specs]
+    done = [s for s, outcome in zip(specs, outcomes, strict=True) if outcome == "completed"]
     losses = losses_of(done, results)
     return {
-        "runs": len(own),
+        "runs": len(specs),
         "completed": len(done),
-        "diverged": sum(r.get("outcome") == "diverged" for r in found),
+        "diverged": outcomes.count("diverged"),
         "checksums": len({results[s.run_id].get("weights_checksum") for s in done}),
         "loss_range": max(losses) - min(losses) if losses else None,
     }
 
 
-def _incomplete(found: Mapping[str, Any]) -> str:
-    lost = found["runs"] - found["completed"] - found["diverged"]
-    parts = ((found["diverged"], "diverged"), (lost, "have no result"))
-    told = ", ".join(f"{n} {what}" for n, what in parts if n)
-    return f"of {found['runs']} runs {told}" if told else ""
+def _incomplete(mode: ModeFound) -> str:
+    lost = mode["runs"] - mode["completed"] - mode["diverged"]
+    parts = ((mode["diverged"], "diverged"), (lost, "have no result"))
+    text = ", ".join(f"{n} {what}" for n, what in parts if n)
+    return f"of {mode['runs']} runs {text}" if text else ""
 
 
-def shows_nothing(modes: Mapping[str, Mapping[str, Any]]) -> str:
-    """Why equal weights under another mode would be no sign of it; empty where they are one."""
+def shows_nothing(modes: Mapping[str, ModeFound]) -> str:
+    """Say why equal weights under another mode would be no sign of it; empty where they are one."""
     plain = modes.get(PLAIN)
     if plain is None:
         return f"determinism={PLAIN} is not among the modes"
@@ -122,18 +123,19 @@ def shows_nothing(modes: Mapping[str, Mapping[str, Any]]) -> str:
     return f"determinism={PLAIN} has {_counted(plain)} as well"
 
 
-def _counted(found: Mapping[str, Any]) -> str:
-    n = found["checksums"]
-    return f"{n} checksum{'' if n == 1 else 's'} in {found['completed']} runs"
+def _counted(mode: ModeFound) -> str:
+    n = mode["checksums"]
+    return f"{n} checksum{'' if n == 1 else 's'} in {mode['completed']} runs"
 
 
-def headline(track: Track) -> str:
-    told = ", ".join(f"{mode} {_counted(found)}" for mode, found in track["modes"].items())
-    return f"{told}; {NOTHING_SHOWN}" if shows_nothing(track["modes"]) else told
+def headline(track: ModesTrack) -> str:
+    """Write a decided track in one line."""
+    counts = ", ".join(f"{name} {_counted(mode)}" for name, mode in track["modes"].items())
+    return f"{counts}; {NOTHING_SHOWN}" if shows_nothing(track["modes"]) else counts
 
 
 def invented(config: Config, scenario: Any, spec: RunSpec, nth: int) -> RunResult:
-    """What the forecast assumes."""
+    """Invent a result for the forecast."""
     return {"weights_checksum": "" if spec.role != PLAIN else str(nth)}
 
 

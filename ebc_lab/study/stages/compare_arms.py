@@ -14,24 +14,24 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.config.study_checks import stage_seeds
 from ebc_lab.records.columns import BITS
+from ebc_lab.records.decisions import Arm, Decision, Efficiency, FinalsTrack, RateWindow
 from ebc_lab.records.figures import RunResult
 
-from .rules import Decision, Results, Undecidable
+from .rules import Results, Undecidable
 from .spec import RunSpec, schedules_of
 from .statistics import paired
 
-Arm = dict[str, Any]
 MEANS = ("val_loss", "test_loss", "heldout_loss", "c_mean", "c_median", "kl_median", "clip_rate")
 
 
 def arms_of(specs: Sequence[RunSpec], results: Results) -> dict[str, Arm]:
-    """Arm -> roles, settings, run ids by seed, and its figures over the seeds that completed. Arms with the
-    same runs are one.
+    """Return each arm with its roles, settings, run ids by seed, and its figures over the seeds that
+    completed. Arms with the same runs are one.
 
     `test_median` and `val_median`, by which arms are ranked, are over all finished seeds, where one that
     diverged ranks behind every other: None where it is the median itself.
@@ -53,53 +53,52 @@ def arms_of(specs: Sequence[RunSpec], results: Results) -> dict[str, Arm]:
         if spec.role not in arm["roles"]:
             arm["roles"].append(spec.role)
         arm["runs"][str(spec.run.seed)] = spec.run_id
-    told = {spec.arm for spec in specs if in_bits(spec.run)}
+    with_bits = {spec.arm for spec in specs if in_bits(spec.run)}
     for name, arm in arms.items():
-        arm |= _figures(arm, results, (*MEANS, BITS) if name in told else MEANS)
+        arm |= _figures(arm, results, (*MEANS, BITS) if name in with_bits else MEANS)
     return arms
 
 
 def in_bits(run: RunConfig) -> bool:
-    """Whether losses are also told in bits per character: of a GPT on characters they are nats by another
-    factor."""
+    """Tell whether losses are also shown in bits per character: of a GPT on characters they are nats by
+    another factor."""
     return run.workload.name != "gpt" or run.tokens.name != "characters"
 
 
-def _figures(arm: Mapping[str, Any], results: Results, means: Sequence[str]) -> dict[str, Any]:
-    own = [results.get(run_id, RunResult()) for run_id in arm["runs"].values()]
-    outcomes = Counter(str(r["outcome"]) for r in own if "outcome" in r)
-    found: dict[str, Any] = {"outcomes": dict(sorted(outcomes.items()))}
-    completed: list[Mapping[str, Any]] = [r for r in own if r.get("outcome") == "completed"]
+def _figures(arm: Arm, results: Results, means: Sequence[str]) -> Arm:
+    runs = [results.get(run_id, RunResult()) for run_id in arm["runs"].values()]
+    outcomes = Counter(str(r["outcome"]) for r in runs if "outcome" in r)
+    figures: dict[str, Any] = {"outcomes": dict(sorted(outcomes.items()))}
+    completed: list[Mapping[str, Any]] = [r for r in runs if r.get("outcome") == "completed"]
     for key in means:
         values = [float(x) for r in completed if (x := r.get(key)) is not None]
-        found[key] = statistics.fmean(values) if values else None
+        figures[key] = statistics.fmean(values) if values else None
         if key == "test_loss":
-            found["test_sd"] = statistics.stdev(values) if len(values) > 1 else None
+            figures["test_sd"] = statistics.stdev(values) if len(values) > 1 else None
     for split in ("val", "test"):
         middle = statistics.median(losses(arm, results, f"{split}_loss").values() or [math.inf])
-        found[f"{split}_median"] = middle if math.isfinite(middle) else None
-    return found
+        figures[f"{split}_median"] = middle if math.isfinite(middle) else None
+    return cast(Arm, figures)
 
 
-def losses(
-    arm: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]], key: str = "test_loss"
-) -> dict[str, float]:
-    """Seed -> loss, infinite where the run diverged; seeds whose run failed or was lost are absent."""
-    found: dict[str, float] = {}
+def losses(arm: Arm, results: Mapping[str, Mapping[str, Any]], key: str = "test_loss") -> dict[str, float]:
+    """Return each seed's loss, infinite where the run diverged; seeds whose run failed or was lost are
+    absent."""
+    by_seed: dict[str, float] = {}
     for seed, run_id in arm["runs"].items():
         result = results.get(run_id, {})
         if result.get("outcome") == "completed" and result.get(key) is not None:
-            found[seed] = float(result[key])
+            by_seed[seed] = float(result[key])
         elif result.get("outcome") == "diverged":
-            found[seed] = math.inf
-    return found
+            by_seed[seed] = math.inf
+    return by_seed
 
 
 def efficiency(
     arms: Mapping[str, Arm], baseline: str, results: Results, tokens_per_step: int
-) -> dict[str, Any]:
-    """Per arm: median steps, tokens and training seconds until the fixed windows' loss is at the baseline's
-    final one.
+) -> dict[str, Efficiency | None]:
+    """Return per arm the median steps, tokens and training seconds until the fixed windows' loss is at the
+    baseline's final one.
 
     Seeds are paired; None where fewer than half of them got there.
     """
@@ -114,7 +113,7 @@ def efficiency(
 
 def _reached(
     arm: Arm, targets: Mapping[str, float], results: Results, tokens_per_step: int
-) -> dict[str, Any] | None:
+) -> Efficiency | None:
     reached = []
     seeds = [seed for seed in arm["runs"] if seed in targets]
     for seed in seeds:
@@ -133,24 +132,24 @@ def _reached(
 
 def compare(
     config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> dict[str, dict[str, Any]]:
-    """Track -> its arms, their roles, the best EBC arm by val, and what each arm's test loss differs by:
-    every other arm's from the baseline's, every EBC arm's from the control's and from the plain arm's at the
-    same rate (`rate`); and the LR windows. Raises Undecidable where no baseline run completed.
+) -> dict[str, FinalsTrack]:
+    """Return each track's arms, their roles, the best EBC arm by val, and what each arm's test loss differs
+    by: every other arm's from the baseline's, every EBC arm's from the control's and from the plain arm's at
+    the same rate (`rate`); and the LR windows. Raises Undecidable where no baseline run completed.
     """
     arms = arms_of(specs, results)
-    tracks: dict[str, Any] = {}
+    tracks: dict[str, FinalsTrack] = {}
     pairs: list[tuple[str, str, str, str]] = []  # track, family, arm, its reference
     for track in earlier["lr_scale"]["tracks"]:
-        own = {n: a for n, a in arms.items() if a["track"] == track}
-        role = {r: n for n, a in own.items() for r in a["roles"]}
+        of_track = {n: a for n, a in arms.items() if a["track"] == track}
+        role = {r: n for n, a in of_track.items() for r in a["roles"]}
         baseline = role["baseline"]
-        if not any(math.isfinite(x) for x in losses(own[baseline], results).values()):
-            causes = {str(results.get(r, RunResult()).get("cause")) for r in own[baseline]["runs"].values()}
+        if not any(math.isfinite(x) for x in losses(arms[baseline], results).values()):
+            causes = {str(results.get(r, RunResult()).get("cause")) for r in arms[baseline]["runs"].values()}
             why = "; ".join(sorted(causes))
             raise Undecidable(f"finals could not judge: no baseline run of {track} completed ({why}).")
-        with_ebc = [n for n, a in own.items() if a["ebc"]]
-        pairs += [(track, "baseline", n, baseline) for n in own if n != baseline]
+        with_ebc = [n for n, a in of_track.items() if a["ebc"]]
+        pairs += [(track, "baseline", n, baseline) for n in of_track if n != baseline]
         pairs += [(track, "control", n, role["control"]) for n in with_ebc]
         pairs += [
             (track, "rate", role[r], role[plain])
@@ -160,7 +159,7 @@ def compare(
         families = dict.fromkeys(family for of, family, _, _ in pairs if of == track)
         tracks[track] = {
             "roles": role,
-            "arms": own,
+            "arms": of_track,
             "best_ebc_by_val": min(with_ebc, key=lambda n: (_mean_val_loss(arms[n], results), n)),
             "differences": {family: {} for family in families},
         }
@@ -174,20 +173,20 @@ def compare(
             looks=len(looks(config)),
             replicates=earlier["lr_sweep"]["tracks"][track]["replicate_losses"],
         )
-    for name, found in tracks.items():
+    for name, compared in tracks.items():
         replicates = earlier["lr_sweep"]["tracks"][name]["replicate_losses"]
-        found["lr_windows"] = _lr_windows(config, found, results, replicates)
+        compared["lr_windows"] = _lr_windows(config, compared, results, replicates)
     return tracks
 
 
 def _plain_at_rate_of(role: str) -> str:
-    """`control_x8` of `ebc_x8`: the fair control's schedule at the same rate."""
+    """Return `control_x8` for `ebc_x8`: the fair control's schedule at the same rate."""
     return role.replace("ebc", "control")
 
 
-def reference_of(track: Mapping[str, Any], family: str, name: str) -> str:
-    """The arm from which `differences[family][name]` of a compared track is measured."""
-    role: dict[str, str] = track["roles"]
+def reference_of(track: FinalsTrack, family: str, name: str) -> str:
+    """Return the arm from which `differences[family][name]` of a compared track is measured."""
+    role = track["roles"]
     if family != "rate":
         return role[family]
     plain = (_plain_at_rate_of(r) for r in track["arms"][name]["roles"] if r.startswith("ebc_x"))
@@ -195,12 +194,12 @@ def reference_of(track: Mapping[str, Any], family: str, name: str) -> str:
 
 
 def _lr_windows(
-    config: Config, track: Mapping[str, Any], results: Results, replicates: Sequence[float]
-) -> dict[str, Any]:
-    """`ebc`: the arm at the highest of its rates in the finals against itself at the lowest, if it has two;
-    `control`: the same at these two rates, if it has both. Where more than half of the runs diverged at the
-    highest it misses, whatever became of those at the lowest."""
-    found: dict[str, Any] = {}
+    config: Config, track: FinalsTrack, results: Results, replicates: Sequence[float]
+) -> dict[str, RateWindow]:
+    """Compare EBC at the highest of its rates in the finals with itself at the lowest, `ebc`, if it has two,
+    and the control at these two rates, `control`, if it has both. Where more than half of the runs diverged
+    at the highest it misses, whatever became of those at the lowest."""
+    windows: dict[str, RateWindow] = {}
     by_scale: dict[str, dict[float, str]] = {"ebc": {}, "control": {}}
     for role, name in track["roles"].items():
         kind, _, scale = role.partition("_x")
@@ -220,10 +219,10 @@ def _lr_windows(
             looks=len(looks(config)),
             replicates=replicates,
         )
-        if 2 * difference.get("diverged", {}).get("arm", 0) > difference["seeds"]:
-            difference |= {"alone": "misses", "judged": "misses"}
-        found[kind] = {"scales": scales, "arm": high, "reference": low, "difference": difference}
-    return found
+        if "diverged" in difference and 2 * difference["diverged"]["arm"] > difference["seeds"]:
+            difference["alone"] = difference["judged"] = "misses"
+        windows[kind] = {"scales": scales, "arm": high, "reference": low, "difference": difference}
+    return windows
 
 
 def _mean_val_loss(arm: Arm, results: Results) -> float:
@@ -232,7 +231,7 @@ def _mean_val_loss(arm: Arm, results: Results) -> float:
 
 
 def looks(config: Config) -> list[int]:
-    """After how many seeds the finals are looked at: once, or again whenever seeds are added, up to
+    """Return after how many seeds the finals are looked at: once, or again whenever seeds are added, up to
     `max_seeds`."""
     first = len(config.seeds)
     most = config.finals.max_seeds
@@ -242,8 +241,8 @@ def looks(config: Config) -> list[int]:
 def next_seeds(
     config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
 ) -> list[int]:
-    """The seeds to add to the finals of `specs`: none once the verdict's comparisons are decided, or at the
-    last look."""
+    """Return the seeds to add to the finals of `specs`: none once the verdict's comparisons are decided, or
+    at the last look."""
     used = list(dict.fromkeys(s.run.seed for s in specs if s.kind == "train"))
     at = looks(config)
     if len(used) >= at[-1] or _all_decided(config, specs, results, earlier):
@@ -257,22 +256,22 @@ def _all_decided(
     config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
 ) -> bool:
     try:
-        found = compare(config, specs, results, earlier)
+        tracks = compare(config, specs, results, earlier)
     except Undecidable:
         return True  # more seeds of what does not train would not help
-    return all("undecided" not in claims(track) for track in found.values())
+    return all("undecided" not in claims(track) for track in tracks.values())
 
 
-def claims(track: Mapping[str, Any]) -> list[str]:
-    """What the verdict's comparisons of the test loss are judged to be."""
+def claims(track: FinalsTrack) -> list[str]:
+    """Return what the verdict's comparisons of the test loss are judged to be."""
     baseline = track["differences"]["baseline"][track["roles"]["ebc_x2"]]
     control = track["differences"]["control"][track["best_ebc_by_val"]]
     windows = [track["lr_windows"]["ebc"]["difference"]["alone"]] if "ebc" in track["lr_windows"] else []
     return [baseline["alone"], control["judged"], *windows]
 
 
-def seeds_of(decision: Mapping[str, Any]) -> list[int]:
-    """The seeds that the arms of the finals, or of a suite, were trained with: those asked for, and those
-    added."""
-    arms = [arm for found in decision["tracks"].values() for arm in found["arms"].values()]
+def seeds_of(decision: Decision) -> list[int]:
+    """Return the seeds that the arms of the finals, or of a suite, were trained with: those asked for, and
+    those added."""
+    arms = [arm for track in decision["tracks"].values() for arm in track["arms"].values()]
     return sorted({int(seed) for arm in arms for seed in arm["runs"]})

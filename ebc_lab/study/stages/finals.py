@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from ebc_lab.config.identity import round3
 from ebc_lab.config.schema import Config, RunConfig
+from ebc_lab.records.decisions import Decision, FinalsTrack, Sequential
 from ebc_lab.records.figures import RunResult
 
 from .compare_arms import claims, compare, efficiency, looks, next_seeds
-from .rules import Decision, Results, make_decision
+from .rules import Results, make_decision
 from .runs import control_run, ebc_run, length, plain_run, searched, spec_of, tracks_of, waiting, with_ebc
 from .spec import RunSpec, arm_name
-from .stage import Figure, Stage, Track
+from .stage import Figure, Stage
 from .statistics import CONFIDENCE, show_difference
 from .verdict import remedy, verdict_lines
 
@@ -23,7 +23,7 @@ OVERHEAD_STEPS = 160  # steps a side of the overhead measurement
 
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """Every arm at full length over `seeds`, and over more while the verdict is undecided and more are
+    """Plan every arm at full length over `seeds`, and over more while the verdict is undecided and more are
     allowed; one paired measurement of EBC's overhead at this shape.
     """
     seeds = list(config.seeds)
@@ -48,15 +48,15 @@ def _runs_over(
 ) -> list[RunSpec]:
     specs: list[RunSpec] = []
     for name in tracks_of(decisions, "finals"):
-        own: list[RunSpec] = []
+        of_track: list[RunSpec] = []
         for seed in seeds:
             if (name, seed) not in made:
                 arms = final_arms(config, decisions, name, seed)
                 made[name, seed] = [spec_of("finals", role, run, scale) for role, run, scale in arms]
-            own += made[name, seed]
-        specs += own
+            of_track += made[name, seed]
+        specs += of_track
         if "lr_scale" in decisions:
-            twice = next(s for s in own if s.role == "ebc_x2")
+            twice = next(s for s in of_track if s.role == "ebc_x2")
             shape = replace(twice.run, steps=OVERHEAD_STEPS)
             timed = arm_name(shape, 2.0, length(shape, config.finals.steps))
             specs.append(RunSpec("finals", "overhead", timed, 2.0, shape, "overhead"))
@@ -66,19 +66,19 @@ def _runs_over(
 def final_arms(
     config: Config, decisions: Mapping[str, Decision], name: str, seed: int
 ) -> Iterator[tuple[str, RunConfig, float]]:
-    """(role, run, LR scale) of each arm in `finals.arms` that the decisions determine; two roles may be the
-    same run."""
+    """Yield (role, run, LR scale) of each arm in `finals.arms` that the decisions determine; two roles may be
+    the same run."""
     for role in config.finals.arms:
-        found = _final_arm(config, decisions, name, seed, role)
-        if found is not None:
-            run, scale = found
+        arm = _final_arm(config, decisions, name, seed, role)
+        if arm is not None:
+            run, scale = arm
             yield role, replace(run, evaluate=["val", "test"]), scale
 
 
 def _final_arm(
     config: Config, decisions: Mapping[str, Decision], name: str, seed: int, role: str
 ) -> tuple[RunConfig, float] | None:
-    """The run of one role, and its LR scale; None while a decision that it needs is missing."""
+    """Build the run of one role, and return its LR scale; None while a decision that it needs is missing."""
     track = decisions["lr_sweep"]["tracks"][name]
     steps = config.finals.steps
     kind, _, at = role.rpartition("_x")
@@ -109,7 +109,7 @@ def _final_arm(
 def decide(
     config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
 ) -> Decision:
-    """The finals as a decision: arms, paired differences, efficiency, verdict lines; one track after the
+    """Judge the finals: arms, paired differences, efficiency, verdict lines; one track after the
     other."""
     tracks = compare(config, specs, results, earlier)
     tokens_per_step = config.batch_size * config.model.context
@@ -143,9 +143,9 @@ def decide(
 
 
 def _sequential(
-    config: Config, specs: Sequence[RunSpec], tracks: Mapping[str, Track]
-) -> dict[str, Any] | None:
-    """After how many seeds the results were looked at, and why no more were added; None where none could
+    config: Config, specs: Sequence[RunSpec], tracks: Mapping[str, FinalsTrack]
+) -> Sequential | None:
+    """Say after how many seeds the results were looked at, and why no more were added; None where none could
     be."""
     at = looks(config)
     if len(at) == 1:
@@ -154,33 +154,27 @@ def _sequential(
     stopped = "every comparison is decided"
     if any("undecided" in claims(track) for track in tracks.values()):
         stopped = f"still undecided at {seeds} seeds, the most allowed"
-    return {
-        "looks": at,
-        "at": seeds,
-        "confidence": 1 - (1 - CONFIDENCE) / len(at),
-        "stopped": stopped,
-    }
+    return {"looks": at, "at": seeds, "confidence": 1 - (1 - CONFIDENCE) / len(at), "stopped": stopped}
 
 
-def headline(track: Track) -> str:
+def headline(track: FinalsTrack) -> str:
+    """Write a decided track in one line."""
     counts = Counter(line["verdict"] for line in track["verdict"])
+    text = ", ".join(f"{counts[v]} {v}" for v in ("pass", "fail", "undecided"))
     best = track["differences"]["control"].get(track["best_ebc_by_val"])
-    told = (
-        ""
-        if best is None
-        else f"; best EBC arm by validation − fair control: {show_difference(best, joint=True)}"
-    )
-    return ", ".join(f"{counts[v]} {v}" for v in ("pass", "fail", "undecided")) + told
+    if best is not None:
+        text += f"; best EBC arm by validation − fair control: {show_difference(best, joint=True)}"
+    return text
 
 
-def flips(stage: Stage, name: str, decision: Mapping[str, Any]) -> str:
-    """What could change each line of the verdict that did not pass."""
+def flips(stage: Stage, name: str, decision: Decision) -> str:
+    """Say what could change each line of the verdict that did not pass."""
     lines: dict[str, list[str]] = {}
     for line in decision["tracks"][name]["verdict"]:
         if line["verdict"] != "pass":
             lines.setdefault(remedy(line), []).append(line["name"])
-    told = [f"{what} could change {', '.join(names)}" for what, names in lines.items()]
-    return "; ".join(told) or "every line passed"
+    remedies = [f"{what} could change {', '.join(names)}" for what, names in lines.items()]
+    return "; ".join(remedies) or "every line passed"
 
 
 STAGE = Stage(

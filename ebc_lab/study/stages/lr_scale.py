@@ -6,15 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from ebc_lab.config.identity import round3
 from ebc_lab.config.schema import Config, RunConfig
+from ebc_lab.records.decisions import Candidate, Decision, ScaledRun, ScaleTrack, SweepTrack, Window
 from ebc_lab.records.figures import RunResult
 
 from .rules import (
-    Candidate,
-    Decision,
     Results,
     band_distance,
     c_median,
@@ -27,9 +25,9 @@ from .rules import (
 )
 from .runs import control_run, ebc_run, plain_run, searched, spec_of, tracks_of
 from .spec import RunSpec
-from .stage import Figure, Scenario, Stage, Track, outside_the_band
+from .stage import Figure, Scenario, Stage, beside_the_band, outside_the_band
 from .stage import invented as invented_by_default
-from .statistics import WINDOW_NATS, in_octaves, window
+from .statistics import WINDOW_NATS, in_octaves, open_ends, window
 
 INERT_CLIP_RATE = 0.99  # share of clipped steps from which on the learning rate no longer matters
 INERT_NOTE = "LR inert: the same run up to rounding"
@@ -37,8 +35,8 @@ SURROGATE_SHARE = 0.6  # of its median at ×1, which a fixed trust radius is set
 
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """Every LR scale with and without EBC; with the surrogate also with its trust radius fixed at the median
-    S of ×1."""
+    """Plan every LR scale with and without EBC; with the surrogate also with its trust radius fixed at the
+    median S of ×1."""
     search_open = "controller_search" in config.study.stages and "controller_search" not in decisions
     specs: list[RunSpec] = []
     spec = partial(spec_of, "lr_scale", usual=config.finals.steps)
@@ -46,29 +44,26 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
         track = decisions["lr_sweep"]["tracks"][name]
         scales = config.lr_scale.scales
         seed = config.study.stage_seed
-        plain = {s: _plain(config, track, seed, s) for s in sorted({1.0, *scales})}
-        specs += [spec("none", run, s) for s, run in plain.items()]
+        # without EBC: constant where the study's schedule is, else on the fair control's schedule
+        make = plain_run if config.study.lr_schedule == "constant" else control_run
+        for scale in sorted({1.0, *scales}):
+            specs.append(spec("none", make(config, track, config.lr_scale.steps, seed, scale), scale))
         if "calibrate" not in decisions or search_open:
             continue
         chosen = searched(decisions, name)
-        found = decisions["calibrate"]["tracks"][name]
+        calibrated = decisions["calibrate"]["tracks"][name]
+        budget = {"budget": calibrated["budget"], "target_kl": calibrated["delta_star"]}
         for scale in scales:
-            budget = {"budget": found["budget"], "target_kl": found["delta_star"]}
             run = ebc_run(config, track, config.lr_scale.steps, seed, scale, **budget, **chosen)
             specs.append(spec("ebc", run, scale))
-        if "surrogate" in found["by_budget"]:
-            specs += _fixed_radius(config, track, found["by_budget"]["surrogate"], results)
+        if "surrogate" in calibrated["by_budget"]:
+            specs += _fixed_radius(config, track, calibrated["by_budget"]["surrogate"], results)
     return specs
 
 
-def _plain(config: Config, track: Track, seed: int, scale: float) -> RunConfig:
-    """Without EBC: constant where the study's schedule is, else on the fair control's schedule."""
-    make = plain_run if config.study.lr_schedule == "constant" else control_run
-    return make(config, track, config.lr_scale.steps, seed, scale)
-
-
-def _fixed_radius(config: Config, track: Track, target_kl: float, results: Results) -> list[RunSpec]:
-    """The surrogate at ×1, and, once its median S is known, every scale with the trust radius fixed there."""
+def _fixed_radius(config: Config, track: SweepTrack, target_kl: float, results: Results) -> list[RunSpec]:
+    """Plan the surrogate at ×1, and, once its median S is known, every scale with the trust radius fixed
+    there."""
 
     def surrogate_run(target_kl: float, scale: float) -> RunConfig:
         seed = config.study.stage_seed
@@ -95,18 +90,19 @@ def _fixed_radius(config: Config, track: Track, target_kl: float, results: Resul
 def decide(
     config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
 ) -> Decision:
-    """The LR scale of each track's EBC arm, and how far the LR can rise with and without EBC."""
+    """Choose the LR scale of each track's EBC arm, and measure how far the LR can rise with and without
+    EBC."""
     low, high = config.study.band
-    tracks: dict[str, Any] = {}
+    tracks: dict[str, ScaleTrack] = {}
     notes: list[str] = []
     for track in earlier["calibrate"]["tracks"]:
         arms = _rows([s for s in specs if s.track == track], results)
         sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
-        found = _decided(config, arms, results, sigma)
-        if found is None:
+        decided = _decided(config, arms, results, sigma)
+        if decided is None:
             continue
-        tracks[track] = found
-        if config.calibrate.choose == "band" and not found["in_band"]:
+        tracks[track] = decided
+        if config.calibrate.choose == "band" and not decided["in_band"]:
             notes.append(f"{track}: no EBC scale has its median c in {low:g}–{high:g}; the nearest was taken")
         inert = [r for r in _usable(arms, results) if r["inert"]]
         if len(inert) > 1:
@@ -126,27 +122,32 @@ def decide(
     return make_decision("lr_scale", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
 
-def _rows(own: Sequence[RunSpec], results: Results) -> dict[str, list[dict[str, Any]]]:
-    """Arm (a role) -> its runs as a decision shows them, and whether each is inert, by rising scale."""
-    arms: dict[str, list[dict[str, Any]]] = {}
-    for spec in sorted(own, key=lambda s: s.lr_scale):
+def _rows(specs: Sequence[RunSpec], results: Results) -> dict[str, list[ScaledRun]]:
+    """Return by arm (a role) its runs as a decision shows them, and whether each is inert, by rising
+    scale."""
+    arms: dict[str, list[ScaledRun]] = {}
+    for spec in sorted(specs, key=lambda s: s.lr_scale):
         row = candidate(spec, results)
         inert = spec.role != "none" and (row["clip_rate"] or 0) >= INERT_CLIP_RATE
         arms.setdefault(spec.role, []).append({**row, "inert": inert})
     return arms
 
 
-def _usable(arms: Mapping[str, Sequence[Track]], results: Results) -> list[Track]:
+def _usable(arms: Mapping[str, list[ScaledRun]], results: Results) -> list[ScaledRun]:
     return [r for r in arms.get("ebc", []) if c_median(results.get(r["run_id"])) is not None]
 
 
 def _decided(
-    config: Config, arms: Mapping[str, Sequence[Track]], results: Results, sigma: float
-) -> dict[str, Any] | None:
-    """What is decided for one track; None where no EBC run, or no baseline at ×1, completed."""
+    config: Config, arms: dict[str, list[ScaledRun]], results: Results, sigma: float
+) -> ScaleTrack | None:
+    """Decide for one track; None where no EBC run, or no baseline at ×1, completed."""
     band = config.study.band
     losses = {r["run_id"]: val_loss(results.get(r["run_id"])) for rows in arms.values() for r in rows}
-    reference = _reference(config, arms, losses)
+    # the plain optimizer's loss: at ×1 where its rate is constant, on a schedule at the best scale
+    plain = {r["lr_scale"]: losses[r["run_id"]] for r in arms.get("none", [])}
+    reference = min(plain.values(), default=math.inf)
+    if config.study.lr_schedule == "constant":
+        reference = plain.get(1.0, math.inf)
     usable = _usable(arms, results)
     if not usable or math.isinf(reference):
         return None
@@ -161,7 +162,7 @@ def _decided(
     else:
         chosen = min(candidates, key=lambda r: (band_distance(r["c_median"], band), r["val_loss"]))
     headroom: dict[str, float | None] = {}
-    windows: dict[str, dict[str, Any] | None] = {}
+    windows: dict[str, Window | None] = {}
     for arm, rows in arms.items():
         windows[arm] = window({r["lr_scale"]: losses[r["run_id"]] for r in rows if ended(r)})
         within = (r["lr_scale"] for r in rows if losses[r["run_id"]] <= reference + sigma)
@@ -178,19 +179,14 @@ def _decided(
         "lr_window": windows,
         "headroom_is_tautology": bool(inert),
         "ranked": [r["run_id"] for r in inside],
-        "margin_sigma": margin_sigma([r["val_loss"] for r in inside], sigma),
+        "margin_sigma": margin_sigma([losses[r["run_id"]] for r in inside], sigma),
         "sigma": sigma,
         "arms": arms,
     }
 
 
-def _reference(config: Config, arms: Mapping[str, Sequence[Track]], losses: Mapping[str, float]) -> float:
-    """The plain optimizer's loss: at ×1 where its rate is constant, on a schedule at the best scale."""
-    plain = {r["lr_scale"]: losses[r["run_id"]] for r in arms.get("none", [])}
-    return plain.get(1.0, math.inf) if config.study.lr_schedule == "constant" else min(plain.values())
-
-
-def headline(track: Track) -> str:
+def headline(track: ScaleTrack) -> str:
+    """Write a decided track in one line."""
     scales = {arm: "nowhere" if x is None else f"×{x:g}" for arm, x in track["headroom"].items()}
     headroom = ", ".join(f"{HEADROOM.get(arm, arm)} {scale}" for arm, scale in scales.items())
     inert = " (where EBC clips nearly every step, which cancels the learning rate)"
@@ -203,25 +199,25 @@ def headline(track: Track) -> str:
 
 
 def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-    """The largest scale is chosen unless the scenario has arms coincide."""
+    """Invent a result: the largest scale is chosen unless the scenario has arms coincide."""
     if spec.role != "ebc" or scenario.merged:
         return invented_by_default(config, scenario, spec, nth)
     return {"c_median": 0.6 if spec.lr_scale == max(config.lr_scale.scales) else 0.3}
 
 
-def _reach(role: str, track: Track) -> str:
-    found = track["lr_window"][role]
-    reach = f"×{found['low']:.3g} to ×{found['high']:.3g}, within {WINDOW_NATS:g} nats of its best"
-    ends = [end for end in ("low", "high") if found[f"open_{end}"]]
-    return reach + (f"; open at the {' and the '.join(ends)} end of what was tried" if ends else "")
+def _reach(role: str, track: ScaleTrack) -> str:
+    span = track["lr_window"][role]
+    assert span is not None
+    reach = f"×{span['low']:.3g} to ×{span['high']:.3g}, within {WINDOW_NATS:g} nats of its best"
+    ends = open_ends(span)
+    return reach + (f"; open at the {ends} end of what was tried" if ends else "")
 
 
-def _overlooked(chosen: Track, candidate: Candidate, own: Sequence[Candidate]) -> str:
+def _overlooked(chosen: ScaleTrack, candidate: Candidate, candidates: Sequence[Candidate]) -> str:
     if candidate["role"] != "ebc":
         other = "without EBC" if candidate["role"] == "none" else HEADROOM[candidate["role"]]
         return f"{other}, and this stage chooses a scale for EBC"
-    rows: Sequence[Track] = chosen["arms"]["ebc"]
-    inert = [r for r in rows if r["inert"] and r["c_median"] is not None]
+    inert = [r for r in chosen["arms"]["ebc"] if r["inert"] and r["c_median"] is not None]
     if candidate["run_id"] in {r["run_id"] for r in inert[1:]}:
         return f"LR inert, ×{inert[0]['lr_scale']:g} stands for it"
     return outside_the_band(chosen, candidate)
@@ -243,12 +239,7 @@ STAGE = Stage(
     headline=headline,
     figures=(
         Figure("lr_scale", "chosen scale", "×{:g}", lambda track: "LR inert there" if track["inert"] else ""),
-        Figure(
-            "c_median",
-            "median c",
-            "{:.2f}",
-            lambda track: f"{'inside' if track['in_band'] else 'outside'} the verdict’s band",
-        ),
+        Figure("c_median", "median c", "{:.2f}", beside_the_band),
         Figure("val_loss", "validation loss", "{:.4f}", "nats per token"),
         *(
             Figure(f"headroom.{role}", f"headroom, {words}", "×{:g}", HIGHEST)
@@ -256,10 +247,7 @@ STAGE = Stage(
         ),
         *(
             Figure(
-                f"lr_window.{role}.octaves",
-                f"LR window, {words}",
-                "{:.1f} octaves",
-                partial(_reach, role),
+                f"lr_window.{role}.octaves", f"LR window, {words}", "{:.1f} octaves", partial(_reach, role)
             )
             for role, words in HEADROOM.items()
         ),

@@ -12,10 +12,10 @@ from typing import Any
 
 from ebc_lab.config.parts.lr_schedule import LRScheduleConfig
 from ebc_lab.config.schema import Config, RunConfig
+from ebc_lab.records.decisions import BestRate, Control, Decision, Pair, SweepTrack
 from ebc_lab.records.figures import RunResult
 
 from .rules import (
-    Decision,
     Results,
     Undecidable,
     best,
@@ -29,15 +29,15 @@ from .rules import (
 )
 from .runs import distinct, length, plain_run, scheduled, waiting
 from .spec import RunSpec, arm_name
-from .stage import Figure, Scenario, Stage, Track
+from .stage import Figure, Scenario, Stage
 from .stage import invented as invented_by_default
 from .statistics import noise as noise_floor
 
-Pair = tuple[str, str]  # optimizer, projection
+Searched = tuple[str, str]  # optimizer, projection
 
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """The grid of every (optimizer, projection) and its extensions; then, for the kept tracks and at the
+    """Plan the grid of every (optimizer, projection) and its extensions; then, for the kept tracks and at the
     length of `long_steps`, constant rates, their winner's replicates, and the search for the fair control.
     """
     sweep = config.lr_sweep
@@ -66,25 +66,25 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
     return specs
 
 
-def _plain(config: Config, pair: Pair, lr: float, steps: int, seed: int, scale: float) -> RunConfig:
-    track = {"optimizer": pair[0], "projection": pair[1], "lr": lr}
+def _plain(config: Config, pair: Searched, lr: float, steps: int, seed: int, scale: float) -> RunConfig:
+    track: BestRate = {"optimizer": pair[0], "projection": pair[1], "lr": lr}
     return plain_run(config, track, steps, seed, scale)
 
 
-def _grid_run(config: Config, pair: Pair, lr: float) -> RunSpec:
+def _grid_run(config: Config, pair: Searched, lr: float) -> RunSpec:
     sweep = config.lr_sweep
     run = _plain(config, pair, lr, sweep.steps, config.study.stage_seed, 1.0)
     return _spec(config, "grid", scheduled(run, config.study.lr_schedule, sweep.warmup), 1.0)
 
 
 def _spec(config: Config, role: str, run: RunConfig, scale: float) -> RunSpec:
-    """A run of this stage. Its scale counts from the grid's best rate and not, as later, from the best
+    """Make a run of this stage. Its scale counts from the grid's best rate and not, as later, from the best
     constant one, so the arm is named by the rate itself."""
     return RunSpec("lr_sweep", role, arm_name(run, None, length(run, config.finals.steps)), scale, run)
 
 
-def _baselines(config: Config, pair: Pair, lr: float, results: Results) -> list[RunSpec]:
-    """Constant rates around the grid's best `lr`, and replicates of the best of them."""
+def _baselines(config: Config, pair: Searched, lr: float, results: Results) -> list[RunSpec]:
+    """Plan constant rates around the grid's best `lr`, and replicates of the best of them."""
     sweep = config.lr_sweep
     seed = config.study.stage_seed
 
@@ -102,9 +102,10 @@ def _baselines(config: Config, pair: Pair, lr: float, results: Results) -> list[
     return points + [baseline(winner.lr_scale, seed, "replicate") for seed in seeds]
 
 
-def _control_search(config: Config, pair: Pair, lr: float, results: Results) -> list[RunSpec]:
-    """Plain schedules around the grid's best `lr`, one factor at a time: the peak, the warm-up, the shape,
-    and the peak once more where one of these two changed. Each factor starts from the best run so far."""
+def _control_search(config: Config, pair: Searched, lr: float, results: Results) -> list[RunSpec]:
+    """Plan plain schedules around the grid's best `lr`, one factor at a time: the peak, the warm-up, the
+    shape, and the peak once more where one of these two changed. Each factor starts from the best run so
+    far."""
     sweep = config.lr_sweep
     plain = partial(_plain, config, pair, lr, sweep.long_steps, config.study.stage_seed)
 
@@ -138,7 +139,8 @@ def _other_shapes(config: Config, winner: RunSpec, points: Sequence[RunSpec]) ->
 
 
 def _other_peaks(config: Config, winner: RunSpec, points: Sequence[RunSpec]) -> Peaks:
-    """The peaks next to the winner's that its schedule was not tried at; the first schedule had its own."""
+    """List the peaks next to the winner's that its schedule was not tried at; the first schedule had its
+    own."""
     schedule = winner.run.lr_schedule
     if len(config.lr_sweep.control_scales) == 1 or schedule == points[0].run.lr_schedule:
         return []
@@ -178,7 +180,7 @@ def _extend(
 
 
 def sweep_winners(grid: Sequence[RunSpec], results: Results) -> dict[str, RunSpec]:
-    """Track -> its best grid run, best track first; a track without a completed run is absent."""
+    """Return each track's best grid run, best track first; a track without a completed run is absent."""
     tracks: dict[str, list[RunSpec]] = {}
     for spec in grid:
         tracks.setdefault(spec.track, []).append(spec)
@@ -187,39 +189,44 @@ def sweep_winners(grid: Sequence[RunSpec], results: Results) -> dict[str, RunSpe
 
 
 def kept_tracks(config: Config, winners: Mapping[str, RunSpec], results: Results) -> list[str]:
-    """The tracks that later stages continue with: the best, or every one that is not triaged."""
+    """Name the tracks that later stages continue with: the best, or every one that is not triaged."""
     losses = {t: val_loss(results[w.run_id]) for t, w in winners.items()}
     alive = [t for t in losses if not triaged(config, losses, t)]
     return alive if config.lr_sweep.keep == "all" else alive[:1]
 
 
 def triaged(config: Config, losses: Mapping[str, float], track: str) -> bool:
-    """Whether a track lies more than `skip_threshold` (relative) behind the best."""
+    """Tell whether a track lies more than `skip_threshold` (relative) behind the best."""
     return losses[track] > min(losses.values()) * (1 + config.lr_sweep.skip_threshold)
 
 
 def decide(
     config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
 ) -> Decision:
-    """The best baseline learning rate of each track, the noise, the natural KL and the fair control."""
+    """Choose the best baseline learning rate of each track, and measure the noise, the natural KL and the
+    fair control."""
     grid = [s for s in specs if s.role == "grid"]
     winners = sweep_winners(grid, results)
     refuse_without_tracks(winners, "lr_sweep", grid, results)
-    kept = kept_tracks(config, winners, results)
-    tracks: dict[str, Any] = {}
+    continued = kept_tracks(config, winners, results)
+    tracks: dict[str, SweepTrack] = {}
     dropped = []
-    for track in kept:
+    for track in continued:
         try:
-            own = [s for s in specs if s.track == track]
-            tracks[track] = _decided(config, winners[track], own, results)
+            of_track = [s for s in specs if s.track == track]
+            tracks[track] = _decided(config, winners[track], of_track, results)
         except Undecidable as why:
             dropped.append(str(why))
     if not tracks:
         raise Undecidable(" ".join(dropped))
-    pairs = _pairs(config, grid, winners, results, kept)
-    _add_dropped(tracks, pairs, config)
+    pairs = _pairs(config, grid, winners, results, continued)
+    _add_dropped(tracks, pairs)
+    scales = config.lr_sweep.baseline_scales
+    constant = f"{scales[0]:g} times that rate as a constant one (no other is tried)"
+    if len(scales) > 1:
+        constant = "the lowest of constant rates around it"
     rule = (
-        f"the grid's lowest validation loss; at the length of the finals, {_constant_rate(config)}, and the "
+        f"the grid's lowest validation loss; at the length of the finals, {constant}, and the "
         "fair control: peak, warm-up and shape one after the other; a best point on an edge "
         f"extends its grid by a factor 2, at most {config.lr_sweep.max_extensions} times, that of the "
         f"control's peaks {config.lr_sweep.control_extensions} times; sigma is the standard deviation of the "
@@ -231,18 +238,10 @@ def decide(
     )
 
 
-def _constant_rate(config: Config) -> str:
-    """Which constant rate is the baseline's."""
-    scales = config.lr_sweep.baseline_scales
-    if len(scales) > 1:
-        return "the lowest of constant rates around it"
-    return f"{scales[0]:g} times that rate as a constant one (no other is tried)"
-
-
-def _decided(config: Config, winner: RunSpec, own: Sequence[RunSpec], results: Results) -> dict[str, Any]:
-    """What is decided for one track, from its own runs. Raises Undecidable."""
+def _decided(config: Config, winner: RunSpec, specs: Sequence[RunSpec], results: Results) -> SweepTrack:
+    """Decide for one track, from its runs. Raises Undecidable."""
     of_role: dict[str, list[RunSpec]] = {role: [] for role in ("grid", "baseline", "replicate", "control")}
-    for spec in own:
+    for spec in specs:
         of_role[spec.role].append(spec)
     grid = of_role["grid"]
     baseline = best(of_role["baseline"], results)
@@ -276,17 +275,14 @@ def _decided(config: Config, winner: RunSpec, own: Sequence[RunSpec], results: R
         "replicate_losses": noise,
         "natural_kl": statistics.median(natural),
         "descent_median": _descent(of_role["replicate"], results),
-        "control": {
-            **_control(control, of_role["control"], _rate(baseline), results),
-            "used": _control_is_used(config),
-        },
+        "control": _control(config, control, of_role["control"], _rate(baseline), results),
     }
 
 
 def _replicated(
     baseline: RunSpec, replicates: Sequence[RunSpec], results: Results
 ) -> tuple[list[float], list[float]]:
-    """The replicates' losses and their KL divergences of a step. Raises Undecidable."""
+    """Return the replicates' losses and their KL divergences of a step. Raises Undecidable."""
     completed = [results[s.run_id] for s in replicates if math.isfinite(val_loss(results.get(s.run_id)))]
     natural = [float(kl) for result in completed if (kl := result["kl_median"])]
     if len(completed) < 2 or not natural:
@@ -299,9 +295,11 @@ def _replicated(
 
 
 def _control(
-    winner: RunSpec, points: Sequence[RunSpec], baseline_lr: float, results: Results
-) -> dict[str, Any]:
-    """The fair control, and everything that it was chosen from."""
+    config: Config, winner: RunSpec, points: Sequence[RunSpec], baseline_lr: float, results: Results
+) -> Control:
+    """Describe the fair control, and everything that it was chosen from."""
+    # it is used where anything in the study is compared with it, or runs on its schedule
+    compared = {"calibrate", "controller_search", "lr_scale", "finals"} & set(config.study.stages)
     schedule = winner.run.lr_schedule
     alike = [s.lr_scale for s in points if s.run.lr_schedule == schedule]
     warmups = [s.run.lr_schedule.warmup_steps for s in points]
@@ -327,20 +325,15 @@ def _control(
             }
             for s in points
         ],
+        "used": bool(compared) or any(arm.control for arm in config.ablation.all_arms().values()),
     }
 
 
-def _control_is_used(config: Config) -> bool:
-    """Whether anything in the study is compared with the fair control, or runs on its schedule."""
-    compared = {"calibrate", "controller_search", "lr_scale", "finals"} & set(config.study.stages)
-    return bool(compared) or any(arm.control for arm in config.ablation.all_arms().values())
-
-
 def _descent(replicates: Sequence[RunSpec], results: Results) -> float | None:
-    """The predicted decrease in loss of the baseline's steps, nats a step: the unit of the `energy`
+    """Return the predicted decrease in loss of the baseline's steps, nats a step: the unit of the `energy`
     controller."""
-    found = [results[s.run_id].get("descent_median") for s in replicates if s.run_id in results]
-    known = [d for d in found if d]
+    every = (results[s.run_id].get("descent_median") for s in replicates if s.run_id in results)
+    known = [descent for descent in every if descent]
     return statistics.median(known) if known else None
 
 
@@ -349,17 +342,17 @@ def _pairs(
     grid: Sequence[RunSpec],
     winners: Mapping[str, RunSpec],
     results: Results,
-    kept: Sequence[str],
-) -> list[dict[str, Any]]:
-    """Every (optimizer, projection), the best first, and whether it was kept."""
+    continued: Sequence[str],
+) -> list[Pair]:
+    """List every (optimizer, projection), the best first, and whether it was kept."""
     losses = {t: val_loss(results[w.run_id]) for t, w in winners.items()}
-    pairs: list[dict[str, Any]] = [
+    pairs: list[Pair] = [
         {
             "track": t,
             "lr": w.run.optimizer.lr,
             "val_loss": losses[t],
             "triaged": triaged(config, losses, t),
-            "kept": t in kept,
+            "kept": t in continued,
         }
         for t, w in winners.items()
     ]
@@ -369,7 +362,7 @@ def _pairs(
     return pairs
 
 
-def _add_dropped(tracks: Mapping[str, dict[str, Any]], pairs: list[dict[str, Any]], config: Config) -> None:
+def _add_dropped(tracks: Mapping[str, SweepTrack], pairs: list[Pair]) -> None:
     """Say of every pair how far it lies behind the best on the grid, `behind` in nats and `behind_sigma`, and
     whether one run each could tell them apart; and give the best track those that were `dropped` for it."""
     best = next((t for p in pairs if (t := p["track"]) in tracks), None)
@@ -383,32 +376,32 @@ def _add_dropped(tracks: Mapping[str, dict[str, Any]], pairs: list[dict[str, Any
         pair["behind"] = behind
         pair["behind_sigma"] = behind / floor["sigma"] if behind is not None and floor["sigma"] else None
         pair["told_apart"] = behind is not None and abs(behind) >= (floor["detectable"] or math.inf)
-    for track, found in tracks.items():
-        found["dropped"] = [
-            {**p, "detectable": floor["detectable"]} for p in pairs if not p["kept"] and track == best
-        ]
+    for name, track in tracks.items():
+        dropped = [p for p in pairs if not p["kept"] and name == best]
+        track["dropped"] = [{**p, "detectable": floor["detectable"]} for p in dropped]
 
 
 def _times(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
 
 
-def _note_of_dropped(best: str, pair: Mapping[str, Any]) -> str:
+def _note_of_dropped(best: str, pair: Pair) -> str:
+    text = f"{best} goes on without {_dropped_in_words(pair)}"
     if pair["told_apart"] or pair["triaged"]:
-        return f"{best} goes on without {_dropped_in_words(pair)}"
+        return text
     least = "" if pair["detectable"] is None else f" (smallest detectable {pair['detectable']:.4f} nats)"
-    return f"{best} goes on without {_dropped_in_words(pair)}{least}: lr_sweep.keep=all goes on with both"
+    return f"{text}{least}: lr_sweep.keep=all goes on with both"
 
 
-def _dropped_in_words(pair: Mapping[str, Any]) -> str:
-    """`muon_none, 0.0412 nats behind on the grid, not told apart by one run each`."""
+def _dropped_in_words(pair: Pair) -> str:
+    """Write `muon_none, 0.0412 nats behind on the grid, not told apart by one run each`."""
     if pair["behind"] is None:
         return f"{pair['track']}, of which no grid run completed"
-    told = "" if pair["told_apart"] else ", not told apart by one run each"
-    return f"{pair['track']}, {pair['behind']:.4f} nats behind on the grid{told}"
+    unsure = "" if pair["told_apart"] else ", not told apart by one run each"
+    return f"{pair['track']}, {pair['behind']:.4f} nats behind on the grid{unsure}"
 
 
-def _notes(config: Config, tracks: Mapping[str, Track], pairs: Sequence[Mapping[str, Any]]) -> list[str]:
+def _notes(config: Config, tracks: Mapping[str, SweepTrack], pairs: Sequence[Pair]) -> list[str]:
     notes = []
     for t, d in tracks.items():
         control = d["control"]
@@ -439,7 +432,7 @@ def _notes(config: Config, tracks: Mapping[str, Track], pairs: Sequence[Mapping[
 
 
 def follow_up(config: Config, spec: RunSpec) -> RunSpec | None:
-    """The grid point that would follow if this extension wins, unless it is the last one allowed."""
+    """Return the grid point that would follow if this extension wins, unless it is the last one allowed."""
     if spec.role != "grid":
         return None
     grid = config.lr_sweep.grids[spec.run.optimizer.name]
@@ -457,18 +450,18 @@ def follow_up(config: Config, spec: RunSpec) -> RunSpec | None:
 
 
 def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-    """At the most, another warm-up or shape than the control's first wins, so that its peaks are looked at
-    again."""
+    """Invent a result: at the most, another warm-up or shape than the control's first wins, so that its peaks
+    are looked at again."""
     result = invented_by_default(config, scenario, spec, nth)
-    own = spec.run.lr_schedule
     sweep = config.lr_sweep
     first = scheduled(spec.run, sweep.control_shapes[0], sweep.control_warmups[0]).lr_schedule
-    if spec.role == "control" and own != first and not scenario.merged:
+    if spec.role == "control" and spec.run.lr_schedule != first and not scenario.merged:
         result["val_loss"] = 1.0 + 1e-6 * nth
     return result
 
 
-def headline(track: Track) -> str:
+def headline(track: SweepTrack) -> str:
+    """Write a decided track in one line."""
     dropped = "".join(f"; dropped: {_dropped_in_words(pair)}" for pair in track["dropped"])
     which = "the only constant rate tried" if len(track["ranked"]) == 1 else "best constant rate"
     seeds = _times(len(track["replicate_losses"]), "seed")
@@ -479,40 +472,43 @@ def headline(track: Track) -> str:
     )
 
 
-def _control_in_words(track: Track) -> str:
-    """The fair control; empty where nothing in the study is compared with it."""
+def _control_in_words(track: SweepTrack) -> str:
+    """Write the fair control; empty where nothing in the study is compared with it."""
     control = track["control"]
     if not control.get("used", True):
         return ""
-    worse = ", worse than the baseline" if control["val_loss"] > track["val_loss"] else ""
     return (
         f"; fair control (tuned schedule): lr {control['lr']:g} (×{control['lr_scale']:g}), "
-        f"{schedule_in_words(control['lr_schedule'])}, validation loss {control['val_loss']:.4f}{worse}"
+        f"{schedule_in_words(control['lr_schedule'])}, validation loss {control['val_loss']:.4f}"
+        f"{_worse(track)}"
     )
 
 
+def _worse(track: SweepTrack) -> str:
+    return ", worse than the baseline" if track["control"]["val_loss"] > track["val_loss"] else ""
+
+
 def schedule_in_words(schedule: Mapping[str, Any]) -> str:
-    """`trapezoid, 100 steps of warm-up`."""
+    """Write `trapezoid, 100 steps of warm-up`."""
     return f"{schedule['name'].replace('_', ' ')}, {schedule['warmup_steps']} steps of warm-up"
 
 
-def _edge(track: Track) -> str:
+def _edge(track: SweepTrack) -> str:
     if len(track["ranked"]) == 1:
         return "constant; no other was tried"
     return f"constant; the {track['edge']}est tried" if track["edge"] else "constant; lower and higher tried"
 
 
-def _noise(track: Track) -> str:
+def _noise(track: SweepTrack) -> str:
     floor = noise_floor(track["replicate_losses"])
     return f"nats, {floor['seeds']} replicate seeds; 95% interval {floor['low']:.4f} to {floor['high']:.4f}"
 
 
-def _of_control(track: Track) -> str:
+def _of_control(track: SweepTrack) -> str:
     control = track["control"]
     edge = f"; {control['edge']} edge of its grid" if control["edge"] else ""
     schedule = schedule_in_words(control["lr_schedule"])
-    worse = ", worse than the baseline" if control["val_loss"] > track["val_loss"] else ""
-    return f"×{control['lr_scale']:g}, {schedule}; loss {control['val_loss']:.4f}{worse}{edge}"
+    return f"×{control['lr_scale']:g}, {schedule}; loss {control['val_loss']:.4f}{_worse(track)}{edge}"
 
 
 STAGE = Stage(

@@ -1,4 +1,4 @@
-"""The rules that several stages share, and the record of a decision.
+"""The rules that several stages share, and how a decision is made and checked.
 
 Pure functions: configuration, earlier decisions and results in, a decision out. Every decision uses the
 validation loss; only the verdict looks at the test loss. A run that did not complete never wins. A decision
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 from ebc_lab.config.dicts import to_dict
 from ebc_lab.config.identity import digest
 from ebc_lab.config.kinds import misfit
 from ebc_lab.config.schema import Config
+from ebc_lab.records.decisions import Candidate, Decision
 from ebc_lab.records.figures import FINISHED, RunResult
 from ebc_lab.records.json_files import checksum_holds, with_checksum
 
@@ -28,50 +29,12 @@ FORM = 4  # of a recorded decision; raised by hand when what it holds changes
 TIMING = ("wall_s", "train_s", "tokens_per_s", "probe_pct", "curve", "streams")
 
 
-class Candidate(TypedDict):
-    """A run as a decision shows it."""
-
-    run_id: str
-    role: str
-    arm: str
-    lr: float
-    lr_scale: float
-    delta_star: float | None  # the target KL, nats per token
-    seed: int
-    outcome: str | None
-    cause: str | None
-    val_loss: float | None
-    val_se: float | None
-    c_median: float | None
-    clip_rate: float | None
-    kl_median: float | None
-    kl_within_30pct: float | None
-
-
-class Decision(TypedDict, total=False):
-    """What a stage decided, as auto_decisions.json records it."""
-
-    stage: str
-    form: int
-    rule: str  # in words
-    tracks: dict[
-        str, Any
-    ]  # <optimizer>_<projection> -> what was chosen for it; each stage has figures of its own
-    notes: list[str]
-    candidates: list[Candidate]
-    measurements: list[dict[str, str]]  # run_id and role of runs that were not trained
-    inputs_sha256: str
-    decision_sha256: str
-    pairs: list[dict[str, Any]]  # of lr_sweep: each (optimizer, projection), and whether it was kept
-    sequential: dict[str, Any] | None  # of the finals: after how many seeds they were looked at
-
-
 class Undecidable(Exception):
     """A stage's results do not allow its decision; says why, and what would."""
 
 
 def val_loss(result: RunResult | None) -> float:
-    """The figure that decisions compare: infinite unless the run completed with a finite loss."""
+    """Return the figure that decisions compare: infinite unless the run completed with a finite loss."""
     if not result or result.get("outcome") != "completed":
         return math.inf
     loss = result.get("val_loss")
@@ -79,25 +42,25 @@ def val_loss(result: RunResult | None) -> float:
 
 
 def ended(run: Mapping[str, Any] | None) -> bool:
-    """Whether a result, or a candidate, says something about its settings: it completed or diverged, and was
-    not lost or failed."""
+    """Tell whether a result, or a candidate, says something about its settings: it completed or diverged, and
+    was not lost or failed."""
     return run is not None and run.get("outcome") in FINISHED
 
 
 def losses_of(specs: Sequence[RunSpec], results: Results) -> list[float]:
-    """The validation loss of each run, infinite where it did not complete."""
+    """Return the validation loss of each run, infinite where it did not complete."""
     return [val_loss(results.get(s.run_id)) for s in specs]
 
 
 def best(specs: Sequence[RunSpec], results: Results) -> RunSpec | None:
-    """The spec with the lowest validation loss, the lower learning rate where equal; None when none
+    """Return the spec with the lowest validation loss, the lower learning rate where equal; None when none
     completed."""
     ranked = sorted(specs, key=lambda s: (val_loss(results.get(s.run_id)), s.run.optimizer.lr))
     return ranked[0] if ranked and math.isfinite(val_loss(results.get(ranked[0].run_id))) else None
 
 
 def c_median(result: RunResult | None) -> float | None:
-    """The median clip coefficient of a completed run."""
+    """Return the median clip coefficient of a completed run."""
     if result is None or math.isinf(val_loss(result)):
         return None
     value = result.get("c_median")
@@ -105,25 +68,25 @@ def c_median(result: RunResult | None) -> float | None:
 
 
 def band_distance(c: float | None, band: Sequence[float]) -> float:
-    """How far a median c lies outside the band; 0 inside."""
+    """Return how far a median c lies outside the band; 0 inside."""
     return math.inf if c is None else max(band[0] - c, c - band[1], 0.0)
 
 
 def edge_of(values: Sequence[float], value: float) -> str | None:
-    """Which edge of a grid a value lies on: `low`, `high`, `both`, or None."""
+    """Name the edge of a grid that a value lies on: `low`, `high`, `both`, or None."""
     edges = [edge for edge, end in (("low", min(values)), ("high", max(values))) if value == end]
     return "both" if len(edges) == 2 else next(iter(edges), None)
 
 
 def margin_sigma(losses: Sequence[float], sigma: float | None) -> float | None:
-    """How far the runner-up lies behind the winner, in units of sigma; None without a runner-up or without
-    sigma."""
+    """Return how far the runner-up lies behind the winner, in units of sigma; None without a runner-up or
+    without sigma."""
     finite = sorted(x for x in losses if math.isfinite(x))
     return (finite[1] - finite[0]) / sigma if len(finite) > 1 and sigma else None
 
 
 def candidate(spec: RunSpec, results: Results) -> Candidate:
-    """A run as a decision shows it."""
+    """Show a run as a decision does."""
     result = results.get(spec.run_id, RunResult())
     run = spec.run
     return {
@@ -152,24 +115,24 @@ def make_decision(
     specs: Sequence[RunSpec],
     results: Results,
     earlier: Mapping[str, Decision],
-    **found: Any,
+    **chosen: Any,
 ) -> Decision:
-    """A decision with its evidence, the hash of its inputs, and the hash of itself."""
-    there = [s for s in specs if s.run_id in results]
+    """Make a decision with its evidence, the hash of its inputs, and the hash of itself."""
+    known = [s for s in specs if s.run_id in results]
     decision: dict[str, Any] = {
         "stage": stage,
         "form": FORM,
         "rule": rule,
-        **found,
-        "candidates": [candidate(s, results) for s in there if s.kind == "train"],
-        "measurements": [{"run_id": s.run_id, "role": s.role} for s in there if s.kind != "train"],
+        **chosen,
+        "candidates": [candidate(s, results) for s in known if s.kind == "train"],
+        "measurements": [{"run_id": s.run_id, "role": s.role} for s in known if s.kind != "train"],
     }
     decision["inputs_sha256"] = inputs_digest(config, stage, inputs_of(decision), results, earlier)
     return cast(Decision, with_checksum(decision, "decision_sha256"))
 
 
 def decision_problem(decision: Mapping[str, Any]) -> str | None:
-    """Why a recorded decision cannot be used; None when it can."""
+    """Say why a recorded decision cannot be used; None when it can."""
     if not checksum_holds(decision, "decision_sha256"):
         return "its record in auto_decisions.json was edited"
     if decision.get("form") != FORM:
@@ -180,7 +143,7 @@ def decision_problem(decision: Mapping[str, Any]) -> str | None:
 
 
 def inputs_of(decision: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(role, run id) of every run that a decision was made from."""
+    """List (role, run id) of every run that a decision was made from."""
     return [(c["role"], c["run_id"]) for c in (*decision["candidates"], *decision["measurements"])]
 
 
@@ -191,7 +154,7 @@ def inputs_digest(
     results: Mapping[str, Mapping[str, Any]],
     earlier: Mapping[str, Decision],
 ) -> str:
-    """The hash of all that a decision rests on: settings, earlier decisions, results without their
+    """Hash all that a decision rests on: settings, earlier decisions, results without their
     timings."""
     settings = {
         "stage": to_dict(getattr(config, stage)),
@@ -211,7 +174,7 @@ def inputs_digest(
 def refuse_without_tracks(
     tracks: Mapping[str, Any], stage: str, specs: Sequence[RunSpec], results: Results
 ) -> None:
-    """Raises Undecidable, with the causes of the failed runs, where no track is left."""
+    """Raise Undecidable, with the causes of the failed runs, where no track is left."""
     if not tracks:
         causes = {result.get("cause") for s in specs if (result := results.get(s.run_id))}
         why = "; ".join(sorted(c.rstrip(".") for c in causes if c)[:3]) or "no run completed"

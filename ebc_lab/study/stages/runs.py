@@ -15,13 +15,14 @@ from ebc_lab.config.dicts import run_part
 from ebc_lab.config.identity import resolved, round3, share_in_steps
 from ebc_lab.config.parts.optimizer import OptimizerConfig
 from ebc_lab.config.schema import STAGES, Config, RunConfig
+from ebc_lab.records.decisions import BestRate, Decision, NaturalSteps, SweepTrack
 
-from .rules import Decision, Results
+from .rules import Results
 from .spec import RunSpec, arm_name
 
 
-def plain_run(config: Config, track: Mapping[str, Any], steps: int, seed: int, scale: float) -> RunConfig:
-    """A track's plain run at a multiple of its best constant learning rate, held constant."""
+def plain_run(config: Config, track: BestRate, steps: int, seed: int, scale: float) -> RunConfig:
+    """Build a track's plain run at a multiple of its best constant learning rate, held constant."""
     base = run_part(config)
     return replace(
         base,
@@ -35,15 +36,15 @@ def plain_run(config: Config, track: Mapping[str, Any], steps: int, seed: int, s
     )
 
 
-def control_run(config: Config, track: Mapping[str, Any], steps: int, seed: int, scale: float) -> RunConfig:
-    """A track's plain run on the fair control's schedule, which keeps its warm-up in steps."""
+def control_run(config: Config, track: SweepTrack, steps: int, seed: int, scale: float) -> RunConfig:
+    """Build a track's plain run on the fair control's schedule, which keeps its warm-up in steps."""
     run = plain_run(config, track, steps, seed, scale)
     return replace(run, lr_schedule=replace(run.lr_schedule, **track["control"]["lr_schedule"]))
 
 
 def ebc_run(
     config: Config,
-    track: Mapping[str, Any],
+    track: SweepTrack,
     steps: int,
     seed: int,
     scale: float,
@@ -52,33 +53,34 @@ def ebc_run(
     target_kl: float,
     **settings: Any,
 ) -> RunConfig:
-    """A track's run with EBC on the study's schedules. It warms up by itself: the learning rate does not."""
+    """Build a track's run with EBC on the study's schedules. It warms up by itself: the learning rate does
+    not."""
     run = scheduled(plain_run(config, track, steps, seed, scale), config.study.lr_schedule, 0)
     return with_ebc(run, track, budget, target_kl, config.study.kl_schedule, **settings)
 
 
 def scheduled(run: RunConfig, schedule: str, warmup: float) -> RunConfig:
-    """The run on this learning-rate schedule; `warmup` in steps, or below 1 as a share of the run."""
+    """Put the run on this learning-rate schedule; `warmup` in steps, or below 1 as a share of the run."""
     steps = share_in_steps(warmup, run.steps) if warmup < 1 else int(warmup)
     return replace(run, lr_schedule=replace(run.lr_schedule, name=schedule, warmup_steps=steps))
 
 
 def track_optimizer(config: Config, name: str, lr: float) -> OptimizerConfig:
-    """The optimizer at `lr`: the study's settings where it is the study's optimizer, else those of its own
-    file."""
-    own = config.optimizer if config.optimizer.name == name else optimizer_defaults(name)
-    return replace(own, lr=float(f"{lr:.6g}"))
+    """Return the optimizer at `lr`: the study's settings where it is the study's optimizer, else those of its
+    own file."""
+    settings = config.optimizer if config.optimizer.name == name else optimizer_defaults(name)
+    return replace(settings, lr=float(f"{lr:.6g}"))
 
 
 def with_ebc(
     run: RunConfig,
-    track: Mapping[str, Any],
+    track: SweepTrack,
     budget: str,
     target_kl: float,
     schedule: str = "constant",
     **settings: Any,
 ) -> RunConfig:
-    """The run with EBC, completed from the track's baseline; `settings` are those that a controller search
+    """Add EBC to the run, completed from the track's baseline; `settings` are those that a controller search
     chose."""
     run = replace(
         run,
@@ -89,14 +91,15 @@ def with_ebc(
 
 
 def with_target(run: RunConfig, target_kl: float) -> RunConfig:
-    """The run at this target KL, to three digits, or at the least that its budget can hold in its
+    """Set the run's target KL, to three digits, or at the least that its budget can hold in its
     precision."""
     return replace(run, budget=replace(run.budget, target_kl=max(round3(target_kl), least_target_kl(run))))
 
 
-def completed(run: RunConfig, track: Mapping[str, Any], times: float = 1.0) -> RunConfig:
-    """The run with a target KL that can be held, no guard without a bound, and the open gain of the `energy`
-    controller set from the baseline: `times` the KL that it spent for each nat of promised decrease."""
+def completed(run: RunConfig, track: NaturalSteps, times: float = 1.0) -> RunConfig:
+    """Complete the run: a target KL that can be held, no guard without a bound, and the open gain of the
+    `energy` controller set from the baseline: `times` the KL that it spent for each nat of promised
+    decrease."""
     if run.stabilizer.name == "ebc":
         run = with_target(run, run.budget.target_kl)
     if run.budget.name != "surrogate":
@@ -114,32 +117,34 @@ def completed(run: RunConfig, track: Mapping[str, Any], times: float = 1.0) -> R
 def spec_of(
     stage: str, role: str, run: RunConfig, scale: float, note: str = "", *, usual: int | None = None
 ) -> RunSpec:
-    """A stage's run, with its arm named from its settings; `usual`: the steps that the name does not tell."""
+    """Make a stage's run, with its arm named from its settings; `usual`: the steps that the name does not
+    tell."""
     return RunSpec(stage, role, arm_name(run, scale, note + length(run, usual)), scale, run)
 
 
 def length(run: RunConfig, usual: int | None) -> str:
-    """What an arm's name says of a run's length: `_n200` of a run of 200 steps where others are usual."""
+    """Write what an arm's name says of a run's length: `_n200` of a run of 200 steps where others are
+    usual."""
     return "" if usual in (None, run.steps) else f"_n{run.steps}"
 
 
 def tracks_of(decisions: Mapping[str, Decision], stage: str) -> list[str]:
-    """The tracks that the latest decision before `stage` kept; none before the first decision."""
+    """Return the tracks that the latest decision before `stage` kept; none before the first decision."""
     made = [s for s in STAGES[: STAGES.index(stage)] if s in decisions]
     return list(decisions[made[-1]]["tracks"]) if made else []
 
 
 def searched(decisions: Mapping[str, Decision], track: str) -> dict[str, Any]:
-    """The settings that the controller search chose for a track; none where there was no search."""
-    found = decisions.get("controller_search")
-    return dict(found["tracks"][track]["settings"]) if found else {}
+    """Return the settings that the controller search chose for a track; none where there was no search."""
+    decision = decisions.get("controller_search")
+    return dict(decision["tracks"][track]["settings"]) if decision else {}
 
 
 def waiting(specs: Sequence[RunSpec], results: Results) -> bool:
-    """Whether a run has no result yet."""
+    """Tell whether a run has no result yet."""
     return any(s.run_id not in results for s in specs)
 
 
 def distinct(specs: Sequence[RunSpec]) -> list[RunSpec]:
-    """One spec per run: the first that asked for it."""
+    """Return one spec per run: the first that asked for it."""
     return list({s.run_id: s for s in reversed(specs)}.values())[::-1]

@@ -21,14 +21,15 @@ from ebc_lab.config.identity import (
     warmup_steps,
 )
 from ebc_lab.config.schema import RunConfig
+from ebc_lab.records.decisions import Schedules
 
 GRID = "grid"  # the role of the runs by which the first best rate is found
 DIGITS = 6  # of a learning rate, and of its scale: as many as `track_optimizer` keeps
 
 
 def arm_name(run: RunConfig, lr_scale: float | None, note: str = "") -> str:
-    """`<optimizer>_<projection>_<stabilizer>[_d<target KL>_<budget>]_x<scale><schedules>`, the schedules as
-    `tail_of` spells them: `_lindelta_lrdecay`, `_holddelta_trapezoid_w0`.
+    """Return `<optimizer>_<projection>_<stabilizer>[_d<target KL>_<budget>]_x<scale><schedules>`, the
+    schedules as `tail_of` spells them: `_lindelta_lrdecay`, `_holddelta_trapezoid_w0`.
 
     `_x2` is twice the track's best constant rate. Before that is known, `lr_scale` None, the learning rate
     itself is named, `_lr0p004`: an arm's name means one rate wherever it is read.
@@ -38,7 +39,7 @@ def arm_name(run: RunConfig, lr_scale: float | None, note: str = "") -> str:
 
 
 def settings_of(run: RunConfig) -> dict[str, Any]:
-    """What tables say of a run's settings, by the names of `records.columns`; None for what has no effect."""
+    """Name a run's settings as `records.columns` does; None for what has no effect."""
     run = resolved(run)
     ebc = run.stabilizer.name == "ebc"
     bound = ebc and (run.budget.name in ("surrogate", "calibrated") or run.budget.sensitivity_every > 0)
@@ -56,8 +57,8 @@ def settings_of(run: RunConfig) -> dict[str, Any]:
     }
 
 
-def schedules_of(run: RunConfig) -> dict[str, Any]:
-    """The learning rate's schedule with its warm-up, and that of the target KL, as tables name them."""
+def schedules_of(run: RunConfig) -> Schedules:
+    """Name the learning rate's schedule with its warm-up, and that of the target KL, as tables do."""
     run = resolved(run)  # a warm-up may be given as a share
     return {
         "lr_schedule": run.lr_schedule.name,
@@ -86,7 +87,7 @@ class RunSpec:
 
     @property
     def told_scale(self) -> float | None:
-        """Its LR scale as tables show it: none in a grid, whose rates no best one is known for yet."""
+        """Return its LR scale as tables show it: none in a grid, whose rates no best one is known for yet."""
         return None if self.role == GRID else self.lr_scale
 
     @cached_property
@@ -103,13 +104,13 @@ class RunSpec:
 
     @property
     def cost(self) -> float:
-        """Relative work of the run, see `cost_of`."""
+        """Return relative work of the run, see `cost_of`."""
         run = self.run
         return cost_of(run.steps, run.batch_size * run.model.context, run.optimizer.name, run.stabilizer.name)
 
 
 def cost_of(steps: int, tokens_per_step: int, optimizer: str, stabilizer: str) -> float:
-    """Relative work, for balancing workers: tokens, with a little more for what EBC and Muon add to a
+    """Return relative work, for balancing workers: tokens, with a little more for what EBC and Muon add to a
     step."""
     cost = steps * tokens_per_step * (1.1 if stabilizer != "none" else 1.0)
     return cost * (1.4 if optimizer == "muon" else 1.0)
@@ -151,9 +152,9 @@ def optimizer(track: str) -> str:
 def tracks_in_words(text: str, tracks: Iterable[str] = ()) -> str:
     """The tracks that a sentence names in words: `Adam: …` of `adam_none: …`. Names of arms and runs, which
     go on after the track, stay as they are recorded. `tracks`: those of optimizers that are not ours."""
-    own = [re.escape(track) for track in tracks]
-    text = re.sub(rf"\b(?:{'|'.join(own)})\b", lambda found: optimizer(found[0]), text) if own else text
-    return TRACK.sub(lambda found: optimizer(found[0]), text)
+    others = [re.escape(track) for track in tracks]
+    text = re.sub(rf"\b(?:{'|'.join(others)})\b", lambda match: optimizer(match[0]), text) if others else text
+    return TRACK.sub(lambda match: optimizer(match[0]), text)
 
 
 def told_of(track: str, tracks: Collection[str]) -> str:

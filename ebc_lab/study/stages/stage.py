@@ -15,26 +15,28 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ebc_lab.config.schema import STAGE_NEEDS, Config, StageConfig
+from ebc_lab.records.decisions import Candidate, Decision
 from ebc_lab.records.figures import RunResult
 
-from .rules import Candidate, Decision, Results
+from .rules import Results
 from .spec import RunSpec, optimizer, told_of
 
-Track = Mapping[str, Any]  # what a stage decided for one (optimizer, projection)
+Track = Mapping[str, Any]  # what any stage decided for one (optimizer, projection): see records.decisions
 MISSING = object()
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of a decided track. `diff` compares all of them; the page shows those that have a label."""
+    """Names a figure of a decided track. `diff` compares all of them; the page shows those that have a
+    label."""
 
     path: str  # into the track, `control.lr`
     label: str = ""
     form: str = "{}"  # for str.format
-    remark: str | Callable[[Track], str] = ""  # its unit, or what is to be said of it
+    remark: str | Callable[[Any], str] = ""  # its unit, or what is to be said of it
 
     def value(self, track: Any, missing: Any = None) -> Any:
-        """The figure of this track, or `missing` where the track has none."""
+        """Return the figure of this track, or `missing` where the track has none."""
         for key in self.path.split("."):
             if not isinstance(track, Mapping) or key not in track:
                 return missing
@@ -42,7 +44,7 @@ class Figure:
         return track
 
     def row(self, track: Track) -> tuple[str, str, str]:
-        """(label, the figure as text, remark)."""
+        """Return (label, the figure as text, remark)."""
         value = self.value(track)
         remark = self.remark if isinstance(self.remark, str) else self.remark(track)
         return self.label, "none" if value is None else self.form.format(value), remark
@@ -50,7 +52,8 @@ class Figure:
 
 @dataclass(frozen=True)
 class Scenario:
-    """How results that do not exist yet might turn out, for the forecast of how many runs there will be."""
+    """Says how results that do not exist yet might turn out, for the forecast of how many runs there will
+    be."""
 
     name: str
     edge: bool  # the best learning rate lies on the edge until the extensions are used up
@@ -59,8 +62,9 @@ class Scenario:
     open: bool  # the verdict stays undecided, so that finals that may add seeds add all of them
 
 
-def runner_up(stage: Stage, name: str, decision: Mapping[str, Any]) -> str | None:
-    """What the next best candidates lacked to be chosen; None where a stage does not choose one winner."""
+def runner_up(stage: Stage, name: str, decision: Decision) -> str | None:
+    """Say what the next best candidates lacked to be chosen; None where a stage does not choose one
+    winner."""
     track = decision["tracks"][name]
     if "ranked" not in track:
         return None
@@ -76,73 +80,76 @@ def runner_up(stage: Stage, name: str, decision: Mapping[str, Any]) -> str | Non
         parts.append(f"{second['arm']} at {at} would have had to be {gap:.4f} nats better{sigmas}")
     if over := stage.passed_over(name, decision):
         parts.append(f"another rule would have chosen {over}")
-    return "; ".join([*parts, *_other_tracks(name, track, decision)]) or "there was no other candidate"
+    # optimizers that were dropped for this track: grid run against grid run, all as long
+    for pair in track.get("dropped", []):
+        if pair["behind"] is not None:
+            words = f"{pair['track']} would have had to be {pair['behind']:.4f} nats better on the grid"
+            unsure = "" if pair["told_apart"] else ", less than one run each can tell apart"
+            parts.append(words + unsure)
+    return "; ".join(parts) or "there was no other candidate"
 
 
-def candidates_of(name: str, decision: Mapping[str, Any]) -> list[Candidate]:
-    """The candidates of one track."""
-    every: list[Candidate] = decision["candidates"]
-    return [c for c in every if len(decision["tracks"]) == 1 or c["run_id"].startswith(f"{name}_")]
+def candidates_of(name: str, decision: Decision) -> list[Candidate]:
+    """Return the candidates of one track."""
+    alone = len(decision["tracks"]) == 1
+    return [c for c in decision["candidates"] if alone or c["run_id"].startswith(f"{name}_")]
 
 
-def held_back_by_its_seeds(candidate: Candidate, own: Sequence[Candidate], chosen: Track) -> str:
-    """Why the other seeds of a candidate's arm keep it from being chosen; empty where they do not."""
-    own = [c for c in own if (c["role"], c["arm"]) == (candidate["role"], candidate["arm"])]
-    if any(c["run_id"] == chosen["run_id"] for c in own):
+def seeds_of_arm(candidate: Candidate, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return the runs of a candidate's arm under every seed, itself among them."""
+    return [c for c in candidates if (c["role"], c["arm"]) == (candidate["role"], candidate["arm"])]
+
+
+def held_back_by_its_seeds(candidate: Candidate, candidates: Sequence[Candidate], chosen: Track) -> str:
+    """Say why the other seeds of a candidate's arm keep it from being chosen; empty where they do not."""
+    seeds = seeds_of_arm(candidate, candidates)
+    if any(c["run_id"] == chosen["run_id"] for c in seeds):
         return ""
-    for c in own:
+    for c in seeds:
         if c["val_loss"] is None:
             became = "diverged" if c["outcome"] == "diverged" else "did not complete"
             return f"seed {c['seed']} {became} there"
-    mean = statistics.fmean(c["val_loss"] or 0.0 for c in own)
+    mean = statistics.fmean(c["val_loss"] or 0.0 for c in seeds)
     return f"the mean of its seeds is {mean:.4f}" if mean > chosen["val_loss"] else ""
 
 
 def outside_the_band(track: Track, candidate: Candidate) -> str:
-    """Why a candidate that was not ranked by its loss was not: for its median c; empty where it was."""
+    """Say why a candidate that was not ranked by its loss was not: for its median c; empty where it was."""
     if candidate["run_id"] in track["ranked"]:
         return ""
     c = candidate["c_median"]
     return "its c was not recorded" if c is None else f"its median c, {c:.2f}, is outside the band"
 
 
-def _other_tracks(name: str, track: Track, decision: Mapping[str, Any]) -> list[str]:
-    """What the optimizers lacked that were dropped for this track: grid run against grid run, all as long."""
-    told = []
-    for pair in track.get("dropped", []):
-        if pair["behind"] is None:
-            continue
-        words = f"{pair['track']} would have had to be {pair['behind']:.4f} nats better on the grid"
-        if not pair["told_apart"]:
-            words += ", less than one run each can tell apart"
-        told.append(words)
-    return told
+def beside_the_band(track: Track) -> str:
+    """Say whether the chosen median c lies in the verdict's band."""
+    return f"{'inside' if track['in_band'] else 'outside'} the verdict’s band"
 
 
 def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-    """What the forecast assumes of a run in addition to its loss: a median c in the band at the scale that is
-    chosen."""
+    """Invent what the forecast assumes of a run in addition to its loss: a median c in the band at the scale
+    that is chosen."""
     return {"c_median": 0.6 if scenario.merged == (spec.lr_scale == 2) else 0.3}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. The fields from `figures` on have defaults that serve a stage which chooses one winner per
-    track."""
+    """Describes one stage. The fields from `figures` on have defaults that serve a stage which chooses one
+    winner per track."""
 
     name: str
     # (config, earlier decisions, results so far) -> its runs; the list may grow with the results
     runs: Callable[[Config, Mapping[str, Decision], Results], list[RunSpec]]
     # (config, its runs, their results, earlier decisions); raises Undecidable
     decide: Callable[[Config, Sequence[RunSpec], Results, Mapping[str, Decision]], Decision]
-    headline: Callable[[Track], str]  # a decided track in one line
+    headline: Callable[[Any], str]  # a decided track, of this stage's class, in one line
     figures: tuple[Figure, ...] = ()
     # (stage, name of a track, decision): what would change it
-    flips: Callable[[Stage, str, Mapping[str, Any]], str | None] = runner_up
+    flips: Callable[[Stage, str, Decision], str | None] = runner_up
     setting: str = "lr {lr:g}"  # what sets a candidate apart, for str.format
     # (what was chosen, a candidate with a lower loss, its track's candidates): why it was passed over; empty
     # where it could not have been chosen, being another seed of what was, or no candidate at all
-    overlooked: Callable[[Track, Candidate, Sequence[Candidate]], str] = lambda chosen, candidate, own: ""
+    overlooked: Callable[[Any, Candidate, Sequence[Candidate]], str] = lambda chosen, candidate, every: ""
     grows: bool = True  # its list of runs grows with its own results; if not, asking once is enough
     concludes: bool = False  # no later stage builds on its decision
     # while this run is still in progress, the one that would follow if it wins: an idle worker may start on
@@ -164,7 +171,7 @@ class Stage:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The stages without which it cannot be asked for."""
+        """Return the stages without which it cannot be asked for."""
         return STAGE_NEEDS[self.name]
 
     @property
@@ -172,54 +179,56 @@ class Stage:
         return self.summary or f"summary_{self.name}.csv"
 
     def settings(self, config: Config) -> StageConfig:
-        """Its part of the configuration."""
-        found: StageConfig = getattr(config, self.name)
-        return found
+        """Return its part of the configuration."""
+        settings: StageConfig = getattr(config, self.name)
+        return settings
 
-    def headlines(self, decision: Mapping[str, Any]) -> list[str]:
-        """A decision in one line per track, with the winner's margin where there is one winner. Of points,
-        each of several seeds, some single run nearly always lies lower: `would_change` says which."""
-        told = {name: f"{self.headline(d)}{_margin(d)}" for name, d in decision["tracks"].items()}
-        over = (lambda name, decision: "") if self.shows == "points" else self._passed_over
-        return [f"{self._of(name, decision)}{words}{over(name, decision)}" for name, words in told.items()]
+    def headlines(self, decision: Decision) -> list[str]:
+        """Write a decision in one line per track, with the winner's margin where there is one winner. Of
+        points, each of several seeds, some single run nearly always lies lower: `would_change` says which."""
+        lines = []
+        for name, track in decision["tracks"].items():
+            over = "" if self.shows == "points" else self._passed_over(name, decision)
+            lines.append(f"{self._of(name, decision)}{self.headline(track)}{_margin(track)}{over}")
+        return lines
 
-    def _of(self, name: str, decision: Mapping[str, Any]) -> str:
-        """How a sentence about a track begins. The only one of a suite's stage is not named."""
+    def _of(self, name: str, decision: Decision) -> str:
+        """Begin a sentence about a track. The only one of a suite's stage is not named."""
         if self.shows in ("points", "arms", "modes"):
             return told_of(name, decision["tracks"])
         return f"{optimizer(name)}: "
 
-    def would_change(self, decision: Mapping[str, Any]) -> list[str]:
-        """What would have changed the decision, one sentence per track."""
-        told = {name: self.flips(self, name, decision) for name in decision["tracks"]}
-        return [f"{self._of(name, decision)}{words}" for name, words in told.items() if words]
+    def would_change(self, decision: Decision) -> list[str]:
+        """Say what would have changed the decision, one sentence per track."""
+        flips = {name: self.flips(self, name, decision) for name in decision["tracks"]}
+        return [f"{self._of(name, decision)}{words}" for name, words in flips.items() if words]
 
-    def passed_over(self, name: str, decision: Mapping[str, Any]) -> str:
-        """The candidates of a track whose loss is lower than that of the chosen one, the lowest with the
+    def passed_over(self, name: str, decision: Decision) -> str:
+        """Name the candidates of a track whose loss is lower than that of the chosen one, the lowest with the
         reason why it was not chosen; empty where there are none."""
         track = decision["tracks"][name]
-        own = candidates_of(name, decision)
+        candidates = candidates_of(name, decision)
         lower: dict[str, tuple[float, str]] = {}  # arm -> its lowest loss, and what is said of it
-        for c in own:
+        for c in candidates:
             chosen = track if "val_loss" in track else track.get("arms", {}).get(c["role"], {})
             loss, limit = c["val_loss"], chosen.get("val_loss")
             if loss is None or limit is None or loss >= limit:
                 continue
-            if reason := self.overlooked(chosen, c, own):
-                said = f"{self.setting.format_map(c)}, {loss:.4f}: {reason}"
-                lower[c["arm"]] = min((loss, said), lower.get(c["arm"], (math.inf, "")))
+            if reason := self.overlooked(chosen, c, candidates):
+                words = f"{self.setting.format_map(c)}, {loss:.4f}: {reason}"
+                lower[c["arm"]] = min((loss, words), lower.get(c["arm"], (math.inf, "")))
         if not lower:
             return ""
         more = f"; {len(lower) - 1} more" if len(lower) > 1 else ""
         return min(lower.values())[1] + more
 
-    def _passed_over(self, name: str, decision: Mapping[str, Any]) -> str:
+    def _passed_over(self, name: str, decision: Decision) -> str:
         over = self.passed_over(name, decision)
         return f"; lower, but passed over: {over}" if over else ""
 
-    def rows(self, name: str, decision: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-        """(label, figure, remark) of what was decided for a track, as the page shows it. The loss says which
-        lower ones were passed over."""
+    def rows(self, name: str, decision: Decision) -> list[tuple[str, str, str]]:
+        """Return (label, figure, remark) of what was decided for a track, as the page shows it. The loss says
+        which lower ones were passed over."""
         track = decision["tracks"][name]
         shown = [f for f in self.figures if f.label and f.value(track, MISSING) is not MISSING]
         over = self._passed_over(name, decision)
@@ -237,5 +246,5 @@ def _margin(track: Track) -> str:
 
 
 def of_few_seeds(track: Track) -> str:
-    """A warning beside a figure in units of σ that two replicates alone tell."""
+    """Warn beside a figure in units of σ that two replicates alone tell."""
     return " (σ from 2 seeds)" if len(track.get("replicate_losses", ())) == 2 else ""

@@ -23,7 +23,9 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
+
+from ebc_lab.records.decisions import Difference, NoiseFloor, Window
 
 CONFIDENCE = 0.95
 POWER = 0.80
@@ -41,7 +43,7 @@ class Luck:
     freedom: float = 1.0
 
     def __add__(self, other: Luck) -> Luck:
-        """Of a difference of two."""
+        """Return the luck of a difference of two."""
         variance, freedom = _sum((self.sd**2, self.freedom), (other.sd**2, other.freedom))
         return Luck(math.sqrt(variance), freedom)
 
@@ -50,14 +52,14 @@ NO_LUCK = Luck()
 
 
 def _sum(*parts: tuple[float, float]) -> tuple[float, float]:
-    """Variance and degrees of freedom of a sum, from those of its parts (Welch and Satterthwaite)."""
+    """Return variance and degrees of freedom of a sum, from those of its parts (Welch and Satterthwaite)."""
     variance = sum(v for v, _ in parts)
     shares = sum(v**2 / freedom for v, freedom in parts if v)
     return variance, variance**2 / shares if shares else parts[0][1]
 
 
 def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float) -> Luck:
-    """The luck in choosing the lowest of several points, from each one's losses under the same seeds.
+    """Return the luck in choosing the lowest of several points, from each one's losses under the same seeds.
 
     The noise of a point's mean is what is left of its losses without the point's and the seed's own effects,
     by its median size over the better half of the points, because losses at too high a rate have outliers;
@@ -102,8 +104,9 @@ def paired(
     looks: int = 1,
     replicates: Sequence[float] = (),
     luck: Luck = NO_LUCK,
-) -> dict[str, Any]:
-    """Arm minus reference over the seeds that both have; losses in nats by seed, infinite where one diverged.
+) -> Difference:
+    """Compare an arm with a reference over the seeds that both have; losses in nats by seed, infinite where
+    one diverged.
 
     `replicates`: losses of one configuration under several seeds, the noise floor. `luck`: of the difference,
     in what tuning the two chose. Returns
@@ -133,28 +136,28 @@ def paired(
         out |= {"method": "rank", "diverged": {"arm": lost, "reference": gained}}
     elif both:
         out |= _moments(differences, replicates)
-    found = _tested(out["method"], differences, luck)
-    if isinstance(found, _Widened):
+    test = _tested(out["method"], differences, luck)
+    if isinstance(test, _Widened):
         out["luck"] = asdict(luck)
     for name, prefix, k in (("alone", "", 1), ("judged", "joint_", comparisons)):
-        low, high, p = _interval(found, level / k)
+        low, high, p = _interval(test, level / k)
         out |= {f"{prefix}low": _finite(low), f"{prefix}high": _finite(high)}
         out["p_joint" if prefix else "p"] = None if p is None else min(1.0, p * looks * k)
         out[f"{prefix}detectable"] = _detectable(finite, replicates, level / k, luck)
         out[name] = "misses" if lost > gained else judge(low, high, margin)
-    return out
+    return cast(Difference, out)
 
 
-def _interval(found: Any, level: float) -> tuple[float, float, float | None]:
-    """The ends of an interval at `level`, NaN where there is none, and p."""
-    if found is None:
+def _interval(test: Any, level: float) -> tuple[float, float, float | None]:
+    """Return the ends of an interval at `level`, NaN where there is none, and p."""
+    if test is None:
         return math.nan, math.nan, None
-    low, high = found.confidence_interval(1 - level)
-    return low, high, float(found.pvalue)
+    low, high = test.confidence_interval(1 - level)
+    return low, high, float(test.pvalue)
 
 
 def _moments(differences: Sequence[float], replicates: Sequence[float]) -> dict[str, float | None]:
-    """Mean and spread of finite differences, and the mean in units of the replicates' spread."""
+    """Return mean and spread of finite differences, and the mean in units of the replicates' spread."""
     mean = statistics.fmean(differences)
     return {
         "mean": mean,
@@ -164,8 +167,8 @@ def _moments(differences: Sequence[float], replicates: Sequence[float]) -> dict[
 
 
 def judge(low: float, high: float, margin: float) -> str:
-    """`beats`: the upper limit is below 0; `meets` the target: it is at most `margin`; `misses` it: the lower
-    limit is above.
+    """Return `beats`: the upper limit is below 0; `meets` the target: it is at most `margin`; `misses` it:
+    the lower limit is above.
 
     Otherwise, and where the limits are NaN, `undecided`. (An arm that diverged on more seeds than its
     reference misses, whatever its other seeds did.)
@@ -202,25 +205,26 @@ class _Widened:
     def pvalue(self) -> float:
         from scipy import stats
 
-        own = 2 * stats.t.sf(abs(self.mean) / self.error, self.freedom)
-        return max(float(own), float(self.plain.pvalue))
+        widened = 2 * stats.t.sf(abs(self.mean) / self.error, self.freedom)
+        return max(float(widened), float(self.plain.pvalue))
 
     def confidence_interval(self, confidence_level: float) -> tuple[float, float]:
         from scipy import stats
 
         low, high = self.plain.confidence_interval(confidence_level)
-        own = stats.t.interval(confidence_level, self.freedom, self.mean, self.error)
-        return min(float(low), float(own[0])), max(float(high), float(own[1]))
+        wide_low, wide_high = stats.t.interval(confidence_level, self.freedom, self.mean, self.error)
+        return min(float(low), float(wide_low)), max(float(high), float(wide_high))
 
 
 def _error(spread: float, seeds: int, luck: Luck) -> tuple[float, float]:
-    """Standard error of a mean difference, and its degrees of freedom."""
+    """Return standard error of a mean difference, and its degrees of freedom."""
     variance, freedom = _sum((spread**2 / seeds, seeds - 1), (luck.sd**2, luck.freedom))
     return math.sqrt(variance), freedom
 
 
 def _tested(method: str | None, differences: Sequence[float], luck: Luck) -> Any:
-    """scipy's test of no difference, which also gives intervals; None where there is nothing to test."""
+    """Return scipy's test of no difference, which also gives intervals; None where there is nothing to
+    test."""
     from scipy import stats
 
     if method is None or (method == "t" and len(differences) < 2):
@@ -229,8 +233,8 @@ def _tested(method: str | None, differences: Sequence[float], luck: Luck) -> Any
         return _Same(statistics.fmean(differences))
     if method == "t":
         plain = stats.ttest_1samp(differences, 0.0)
-        own = _error(statistics.stdev(differences), len(differences), luck)
-        return _Widened(plain, statistics.fmean(differences), *own) if luck.sd else plain
+        error, freedom = _error(statistics.stdev(differences), len(differences), luck)
+        return _Widened(plain, statistics.fmean(differences), error, freedom) if luck.sd else plain
     return stats.quantile_test(differences, q=0.0, p=0.5)
 
 
@@ -246,7 +250,8 @@ def _finite(value: float) -> float | None:
 def _detectable(
     differences: Sequence[float], replicates: Sequence[float], level: float, luck: Luck = NO_LUCK
 ) -> float | None:
-    """From the spread of the differences; where there is none yet, from the replicates'."""
+    """Return the smallest detectable difference, from the spread of the differences; where there is none yet,
+    from the replicates'."""
     if len(differences) > 1:
         error, freedom = _error(statistics.stdev(differences), len(differences), luck)
         return _factor(freedom, level) * error
@@ -257,8 +262,8 @@ def _detectable(
 
 @functools.cache
 def _factor(freedom: float, level: float) -> float:
-    """The true difference, in standard errors, that a two-sided t-test at `level` finds with probability
-    POWER."""
+    """Return the true difference, in standard errors, that a two-sided t-test at `level` finds with
+    probability POWER."""
     from scipy import optimize, stats
 
     critical = stats.t.ppf(1 - level / 2, freedom)
@@ -267,25 +272,24 @@ def _factor(freedom: float, level: float) -> float:
     )
 
 
-def seeds_needed(difference: Mapping[str, Any]) -> int | None:
-    """How many seeds would decide a difference of `paired` that is undecided: the fewest, more than it has,
-    with which its joint interval would exclude 0, or lie within ± the margin, in 4 of 5 studies.
+def seeds_needed(difference: Difference) -> int | None:
+    """Return how many seeds would decide a difference of `paired` that is undecided: the fewest, more than it
+    has, with which its joint interval would exclude 0, or lie within ± the margin, in 4 of 5 studies.
 
     That is if the differences go on as they are, with the same mean and the same spread. None for more than
     MOST_SEEDS, where a run diverged, and from one seed, which shows no spread. The luck of a tuning does not
     shrink with them.
     """
-    n: int = difference["seeds"]
     mean, spread = difference["mean"], difference["sd"]
     if mean is None or spread is None:
         return None
     level = (1 - CONFIDENCE) / difference["looks"] / difference["comparisons"]
-    luck = Luck(**difference.get("luck", {}))
+    luck = Luck(**difference["luck"]) if "luck" in difference else NO_LUCK
 
     def decides(seeds: int) -> bool:
         return _power(mean, max(spread, ROUNDING), seeds, level, difference["margin"], luck) >= POWER
 
-    low, high = max(2, n + 1), MOST_SEEDS
+    low, high = max(2, difference["seeds"] + 1), MOST_SEEDS
     if not decides(high):
         return None
     while low < high:
@@ -295,7 +299,8 @@ def seeds_needed(difference: Mapping[str, Any]) -> int | None:
 
 
 def _power(mean: float, spread: float, seeds: int, level: float, margin: float, luck: Luck) -> float:
-    """How probable it is that a t-interval at `level` excludes 0, or lies within ± `margin`: the larger."""
+    """Return how probable it is that a t-interval at `level` excludes 0, or lies within ± `margin`: the
+    larger."""
     from scipy import stats
 
     error, freedom = _error(spread, seeds, luck)
@@ -314,25 +319,30 @@ def _noncentral(critical: float, freedom: float, shift: float) -> float:
     from scipy import stats
 
     if abs(shift) < 35:
-        found = float(stats.nct.sf(critical, freedom, shift))
-        if math.isfinite(found):
-            return found
+        chance = float(stats.nct.sf(critical, freedom, shift))
+        if math.isfinite(chance):
+            return chance
     return float(stats.norm.sf(critical - shift))
 
 
-def by_interval(difference: Mapping[str, Any], joint: bool) -> dict[str, Any]:
-    """The difference with the `low`, `high`, `detectable` and `judged` of one of the two intervals."""
-    k = "joint_" if joint else ""
-    own = {end: difference[k + end] for end in ("low", "high", "detectable")}
-    return {**difference, **own, "judged": difference["judged" if joint else "alone"]}
+def by_interval(difference: Difference, joint: bool) -> Difference:
+    """Return the difference with the `low`, `high`, `detectable` and `judged` of one of the two intervals."""
+    if not joint:
+        return {**difference, "judged": difference["alone"]}
+    return {
+        **difference,
+        "low": difference["joint_low"],
+        "high": difference["joint_high"],
+        "detectable": difference["joint_detectable"],
+    }
 
 
 VERDICT_OF = {"beats": "pass", "meets": "pass", "misses": "fail", "undecided": "undecided"}
 
 
-def show_difference(d: Mapping[str, Any], *, joint: bool = False) -> str:
-    """A difference in one line: estimate, interval, seeds, and the smallest difference that they could have
-    shown."""
+def show_difference(d: Difference, *, joint: bool = False) -> str:
+    """Write a difference in one line: estimate, interval, seeds, and the smallest difference that they could
+    have shown."""
     d = by_interval(d, joint)
     shown = "too few seeds to detect any difference"
     if d["detectable"] is not None:
@@ -356,8 +366,8 @@ def show_difference(d: Mapping[str, Any], *, joint: bool = False) -> str:
     return f"{words}, {d['seeds']} seed{'s' * (d['seeds'] != 1)}; {shown}"
 
 
-def show_mean(d: Mapping[str, Any]) -> str:
-    """The estimate alone: `+0.0123 nats`, or how many runs diverged."""
+def show_mean(d: Difference) -> str:
+    """Write the estimate alone: `+0.0123 nats`, or how many runs diverged."""
     if d["mean"] is not None:
         return f"{d['mean']:+.4f} nats"
     if d["method"] == "rank":
@@ -365,9 +375,9 @@ def show_mean(d: Mapping[str, Any]) -> str:
     return "not known"
 
 
-def noise(losses: Sequence[float]) -> dict[str, Any]:
-    """The noise floor from replicate seeds: `sigma`, its 95% interval, and what a comparison of two single
-    runs could show.
+def noise(losses: Sequence[float]) -> NoiseFloor:
+    """Measure the noise floor by replicate seeds: `sigma`, its 95% interval, and what a comparison of two
+    single runs could show.
 
     `detectable`: the smallest true difference, nats, that two runs of one seed each would show 4 times in 5.
     None from fewer than two losses.
@@ -389,8 +399,9 @@ def noise(losses: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def window(losses: Mapping[float, float], within: float = WINDOW_NATS) -> dict[str, Any] | None:
-    """How far a setting may be off: the range around its best value whose loss is within `within` nats of it.
+def window(losses: Mapping[float, float], within: float = WINDOW_NATS) -> Window | None:
+    """Measure how far a setting may be off: the range around its best value whose loss is within `within`
+    nats of it.
 
     `losses`: nats by the setting's value (> 0), infinite where a run diverged. Between two values the loss is
     taken to be linear in the logarithm of the setting; where one of them is infinite, the window ends at the
@@ -417,16 +428,22 @@ def window(losses: Mapping[float, float], within: float = WINDOW_NATS) -> dict[s
     }
 
 
-def in_octaves(found: Mapping[str, Any] | None) -> str:
-    """The width of a window in words; one that ends with what was tried is at least that wide."""
-    if found is None:
+def in_octaves(span: Window | None) -> str:
+    """Write the width of a window; one that ends with what was tried is at least that wide."""
+    if span is None:
         return "none"
-    at_least = "≥ " if found["open_low"] or found["open_high"] else ""
-    return f"{at_least}{found['octaves']:.1f} octaves"
+    at_least = "≥ " if span["open_low"] or span["open_high"] else ""
+    return f"{at_least}{span['octaves']:.1f} octaves"
+
+
+def open_ends(span: Window) -> str:
+    """Name the ends of what was tried at which a window still holds: `low`, `high`, `low and the high`."""
+    return " and the ".join(["low"] * span["open_low"] + ["high"] * span["open_high"])
 
 
 def _crossing(values: Sequence[float], losses: Mapping[float, float], limit: float) -> tuple[float, bool]:
-    """Where the loss first exceeds `limit` along `values`; the last value and True where it never does."""
+    """Return where the loss first exceeds `limit` along `values`; the last value and True where it never
+    does."""
     for inside, outside in itertools.pairwise(values):
         if losses[outside] <= limit:
             continue

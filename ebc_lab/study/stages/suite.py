@@ -13,9 +13,19 @@ from typing import Any
 from ebc_lab.config.choices import changed, shaped
 from ebc_lab.config.schema import ArmConfig, Config, RunConfig
 from ebc_lab.ebc.options import MEASURED
+from ebc_lab.records.decisions import (
+    Arm,
+    CalibratedTrack,
+    Decision,
+    SuiteTrack,
+    Sweep,
+    SweptPoint,
+    Transfer,
+    TunedArm,
+)
 
-from .compare_arms import Arm, losses
-from .rules import Decision, Results
+from .compare_arms import losses
+from .rules import Results
 from .runs import completed, plain_run, searched, tracks_of, with_target
 from .statistics import NO_LUCK, ROUNDING, Luck, paired, window
 
@@ -26,7 +36,7 @@ Point = dict[str, Any]  # setting of TUNABLE -> its value
 
 
 def points(grids: Mapping[str, Sequence[Any]]) -> list[Point]:
-    """Every combination of an arm's grids."""
+    """List every combination of an arm's grids."""
     return [
         {k: v if isinstance(v, str) else float(v) for k, v in zip(grids, values, strict=True)}
         for values in itertools.product(*grids.values())
@@ -34,9 +44,9 @@ def points(grids: Mapping[str, Sequence[Any]]) -> list[Point]:
 
 
 def point_in_words(point: Mapping[str, Any] | None) -> str:
-    """`lr 0.004, warmup share 0.167, schedule cosine`; empty where nothing was tuned."""
-    told = {k.replace("_", " "): v if isinstance(v, str) else f"{v:.3g}" for k, v in (point or {}).items()}
-    return ", ".join(f"{key} {value}" for key, value in told.items())
+    """Write `lr 0.004, warmup share 0.167, schedule cosine`; empty where nothing was tuned."""
+    values = {k: v if isinstance(v, str) else f"{v:.3g}" for k, v in (point or {}).items()}
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())
 
 
 def run_of(
@@ -48,7 +58,8 @@ def run_of(
     seed: int,
     point: Point,
 ) -> tuple[RunConfig, float]:
-    """An arm's run at a point of its grid, and its LR scale. `steps`: of a run of the suite's usual length.
+    """Build an arm's run at a point of its grid, and return its LR scale. `steps`: of a run of the suite's
+    usual length.
 
     An absolute lr in the point takes the place of the track's, and the arm's LR scale multiplies it.
     Its target KL is a multiple of the calibrated one, or of the natural KL where nothing was calibrated.
@@ -67,8 +78,7 @@ def run_of(
     if run.stabilizer.name == "ebc" and "target_kl" not in arm.settings.get("budget", {}):
         unit = swept["natural_kl"]
         if "calibrate" in decisions:
-            found = decisions["calibrate"]["tracks"][track]
-            unit = _calibrated(found, run.budget.name)
+            unit = _calibrated(decisions["calibrate"]["tracks"][track], run.budget.name)
         run = with_target(run, unit * times)
     if arm.control:
         run = replace(run, lr_schedule=replace(run.lr_schedule, **swept["control"]["lr_schedule"]))
@@ -77,18 +87,19 @@ def run_of(
     return completed(run, swept, times), float(f"{scale:.6g}")
 
 
-def _calibrated(found: Mapping[str, Any], budget: str) -> float:
-    """The target calibrated for this budget; else for another that measures the KL too, else the winner's."""
-    own: Mapping[str, float] = found["by_budget"]
+def _calibrated(track: CalibratedTrack, budget: str) -> float:
+    """Return the target calibrated for this budget; else for another that measures the KL too, else the
+    winner's."""
+    targets = track["by_budget"]
     alike = [budget, *(MEASURED if budget in MEASURED else ())]
-    return next((own[name] for name in alike if name in own), float(found["delta_star"]))
+    return next((targets[name] for name in alike if name in targets), float(track["delta_star"]))
 
 
 def point_of(
     config: Config, decisions: Mapping[str, Decision], track: str, label: str, arm: ArmConfig
 ) -> Point | None:
-    """What the stage tune chose for an arm: {} where nothing was to be tuned, None before it has decided, and
-    where no point of the arm completed.
+    """Return what the stage tune chose for an arm: {} where nothing was to be tuned, None before it has
+    decided, and where no point of the arm completed.
 
     What a sweep sets is not taken from there.
     """
@@ -97,15 +108,22 @@ def point_of(
         return {}
     if "tune" not in decisions:
         return None
-    found = decisions["tune"]["tracks"][track]["arms"][source]
-    if "untuned" in found:
+    tuned = tuned_arms(decisions["tune"], track)[source]
+    if "untuned" in tuned:
         return None
-    point: Point = found["point"]
-    return {k: v for k, v in point.items() if not swept or k != swept.key}
+    return {k: v for k, v in tuned["point"].items() if not swept or k != swept.key}
+
+
+def tuned_arms(tune: Decision | None, track: str) -> Mapping[str, TunedArm]:
+    """Return what the decision of the stage tune holds of each arm of a track; empty where nothing was
+    tuned."""
+    arms: Mapping[str, TunedArm] = tune["tracks"].get(track, {}).get("arms", {}) if tune else {}
+    return arms
 
 
 def _tuned_as(config: Config, label: str, arm: ArmConfig) -> str | None:
-    """The arm whose tuning chose this one's point, itself or another; None where nothing was to be tuned."""
+    """Return the arm whose tuning chose this one's point, itself or another; None where nothing was to be
+    tuned."""
     if not arm.tuned_as and not arm.tune:
         return None
     swept = config.ablation.swept().get(label)
@@ -115,32 +133,33 @@ def _tuned_as(config: Config, label: str, arm: ArmConfig) -> str | None:
 def luck_between(
     config: Config, decisions: Mapping[str, Decision], track: str, label: str, other: str
 ) -> Luck:
-    """The luck of the tuning in the difference of two arms: none where both have the same point."""
+    """Return the luck of the tuning in the difference of two arms: none where both have the same point."""
     arms = config.ablation.all_arms()
-    own, theirs = (_tuned_as(config, name, arms[name]) for name in (label, other))
-    if own == theirs:
+    source, other_source = (_tuned_as(config, name, arms[name]) for name in (label, other))
+    if source == other_source:
         return NO_LUCK
-    tuned = decisions["tune"]["tracks"][track]["arms"] if "tune" in decisions else {}
-    first, second = (Luck(**tuned[s].get("luck", {})) if s in tuned else NO_LUCK for s in (own, theirs))
-    return first + second
+    tuned = tuned_arms(decisions.get("tune"), track)
+    points = [tuned[name] for name in (source, other_source) if name and name in tuned]
+    return sum((Luck(**point["luck"]) for point in points if "luck" in point), NO_LUCK)
 
 
 def ready(config: Config, decisions: Mapping[str, Decision], stage: str) -> list[str]:
-    """The tracks of a suite's stage, once every earlier stage that it builds on has decided."""
+    """Return the tracks of a suite's stage, once every earlier stage that it builds on has decided."""
     before = [s for s in config.study.stages if s in ("lr_sweep", "calibrate", "controller_search")]
     return tracks_of(decisions, stage) if all(s in decisions for s in before) else []
 
 
 def shape_of(arm: ArmConfig) -> str:
-    """How an arm's runs differ in size from the suite's, in words; empty where they do not."""
+    """Write how an arm's runs differ in size from the suite's; empty where they do not."""
     sizes = {"steps": arm.steps, "width": arm.width_scale, "batch": arm.batch_scale}
     return ", ".join(f"{value:g}× {what}" for what, value in sizes.items() if value != 1)
 
 
-def contenders(found: Mapping[str, Any]) -> dict[str, Arm]:
-    """The arms of a suite that may be called its best: judged on the whole split, of the reference's size."""
-    arms: Mapping[str, Arm] = found["arms"]
-    size = arms[found["reference"]].get("shape") if found["reference"] in arms else ""
+def contenders(track: SuiteTrack) -> dict[str, Arm]:
+    """Return the arms of a suite that may be called its best: judged on the whole split, of the reference's
+    size."""
+    arms, reference = track["arms"], track["reference"]
+    size = arms[reference].get("shape") if reference in arms else ""
     return {n: arm for n, arm in arms.items() if arm["comparable"] and arm.get("shape") == size}
 
 
@@ -148,35 +167,34 @@ def contenders(found: Mapping[str, Any]) -> dict[str, Arm]:
 # ----------------------------------------------------------------------------------------------
 
 
-def windows_of(
-    config: Config, arms: Mapping[str, Arm], results: Results
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """Swept arm -> `lr_scale`, `delta` -> its points, its window, and how far it may be off."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+def windows_of(config: Config, arms: Mapping[str, Arm], results: Results) -> dict[str, dict[str, Sweep]]:
+    """Return each swept arm's sweeps, by `lr_scale` and `delta`: its points, its window, and how far it may
+    be off."""
+    windows: dict[str, dict[str, Sweep]] = {}
     for label, point in config.ablation.swept().items():
         if label in arms:
-            own = found.setdefault(point.arm, {}).setdefault(point.key, {"points": []})
-            own["points"].append(_point(label, point.value, arms[label], results))
-    for name, sweeps in found.items():
-        for key, own in list(sweeps.items()):
-            own["points"], own["left_out"] = _comparable(key, own["points"])
-            if not own["points"]:
+            sweep = windows.setdefault(point.arm, {}).setdefault(point.key, {"points": []})
+            sweep["points"].append(_point(label, point.value, arms[label], results))
+    for name, sweeps in windows.items():
+        for key, sweep in list(sweeps.items()):
+            sweep["points"], sweep["left_out"] = _comparable(key, sweep["points"])
+            if not sweep["points"]:
                 del sweeps[key]
                 continue
-            own["about"] = config.ablation.arms[name].about or name
-            own["shape"] = shape_of(config.ablation.arms[name])
-            own |= _spans(own["points"])
-    for name, sweeps in found.items():
+            sweep["about"] = config.ablation.arms[name].about or name
+            sweep["shape"] = shape_of(config.ablation.arms[name])
+            sweep |= _spans(sweep["points"])
+    for name, sweeps in windows.items():
         yardstick = config.ablation.arms[name].versus or name
-        if "delta" in sweeps and "delta" in found.get(yardstick, {}):
-            sweeps["delta"] |= _from_any_start(yardstick, found[yardstick]["delta"], sweeps["delta"])
-    return found
+        if "delta" in sweeps and "delta" in windows.get(yardstick, {}):
+            sweeps["delta"] |= _from_any_start(yardstick, windows[yardstick]["delta"], sweeps["delta"])
+    return windows
 
 
-def _point(label: str, value: float, arm: Arm, results: Results) -> dict[str, Any]:
-    """One value of a swept setting. A seed that diverged has no loss, and then nor has their mean."""
-    own = losses(arm, results)
-    mean = statistics.fmean(own.values()) if own else math.inf
+def _point(label: str, value: float, arm: Arm, results: Results) -> SweptPoint:
+    """Measure one value of a swept setting. A seed that diverged has no loss, and then nor has their mean."""
+    by_seed = losses(arm, results)
+    mean = statistics.fmean(by_seed.values()) if by_seed else math.inf
     c = arm["figures"].get("c_median")
     return {
         "value": value,
@@ -184,13 +202,14 @@ def _point(label: str, value: float, arm: Arm, results: Results) -> dict[str, An
         "lr": arm["lr"],
         "delta_star": arm["delta_star"],
         "loss": mean if math.isfinite(mean) else None,
-        "seeds": {seed: loss if math.isfinite(loss) else None for seed, loss in own.items()},
+        "seeds": {seed: loss if math.isfinite(loss) else None for seed, loss in by_seed.items()},
         "rate": c * arm["lr"] if c is not None else None,
     }
 
 
-def _comparable(key: str, points: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The points by rising value, and the arms of those left out, of which a run failed or was lost.
+def _comparable(key: str, points: Sequence[SweptPoint]) -> tuple[list[SweptPoint], list[str]]:
+    """Sort the points by rising value, and name the arms of those left out, of which a run failed or was
+    lost.
 
     A target that was raised to the least possible one counts as what it was, and once.
     """
@@ -198,42 +217,38 @@ def _comparable(key: str, points: Sequence[dict[str, Any]]) -> tuple[list[dict[s
     whole = [p for p in points if len(p["seeds"]) == most]
     left_out = [p["arm"] for p in points if len(p["seeds"]) < most]
     if key == "delta" and whole:
-        unit = min(p["delta_star"] / p["value"] for p in whole)
-        whole = list({p["delta_star"]: p for p in whole}.values())
-        for p in whole:
-            if p["delta_star"] > unit * p["value"] * (1 + ROUNDED):
-                p["value"] = p["delta_star"] / unit
+        targets = {delta: p for p in whole if (delta := p["delta_star"]) is not None}
+        unit = min((p["delta_star"] or 0.0) / p["value"] for p in whole)
+        whole = list(targets.values())
+        for delta, p in targets.items():
+            if delta > unit * p["value"] * (1 + ROUNDED):
+                p["value"] = delta / unit
     return sorted(whole, key=lambda p: p["value"]), left_out
 
 
-def _losses(points: Sequence[Mapping[str, Any]]) -> dict[float, float]:
+def _losses(points: Sequence[SweptPoint]) -> dict[float, float]:
     return {p["value"]: math.inf if p["loss"] is None else p["loss"] for p in points}
 
 
-def _spans(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The window of a sweep, the regret of four times its best value, and by how much the effective rate
-    differs between the window's ends."""
+def _spans(points: Sequence[SweptPoint]) -> Sweep:
+    """Measure the window of a sweep, the regret of four times its best value, and by how much the effective
+    rate differs between the window's ends."""
     by_value = _losses(points)
     span = window(by_value)
-    found: dict[str, Any] = {
-        "window": span,
-        "regret_x4": None,
-        "rate_octaves": None,
-    }
+    spans: Sweep = {"window": span, "regret_x4": None, "rate_octaves": None}
     if span is None:
-        return found
+        return spans
     further = next((x for x in by_value if math.isclose(x, 4 * span["best"], rel_tol=1e-3)), None)
     if further is not None and math.isfinite(by_value[further]):
-        found["regret_x4"] = by_value[further] - span["loss"]
-    rates = {p["value"]: p["rate"] for p in points if p["rate"]}
+        spans["regret_x4"] = by_value[further] - span["loss"]
+    rates = {p["value"]: rate for p in points if (rate := p["rate"])}
     if len(rates) == len(points):
-        low, high = (_between(rates, span[end]) for end in ("low", "high"))
-        found["rate_octaves"] = math.log2(high / low)
-    return found
+        spans["rate_octaves"] = math.log2(_between(rates, span["high"]) / _between(rates, span["low"]))
+    return spans
 
 
 def _between(values: Mapping[float, float], at: float) -> float:
-    """A positive figure at a setting between two measured ones, linear in both logarithms."""
+    """Interpolate a positive figure between two measured settings, linear in both logarithms."""
     for (left, a), (right, b) in itertools.pairwise(sorted(values.items())):
         if left <= at <= right:
             share = math.log(at / left) / math.log(right / left)
@@ -241,39 +256,35 @@ def _between(values: Mapping[float, float], at: float) -> float:
     return values[min(values, key=lambda x: abs(math.log(x / at)))]
 
 
-def _from_any_start(yardstick: str, best: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """How far the worst start ends above the best point of the arm that a rule is measured by, and whether
-    that is near enough to need no tuning."""
+def _from_any_start(yardstick: str, best: Sweep, rule: Sweep) -> Sweep:
+    """Measure how far the worst start of a rule ends above the best point of the arm that it is measured by,
+    and whether that is near enough to need no tuning."""
     if best["window"] is None:
         return {"yardstick": yardstick, "worst": None, "every_start": False}
-    worst = max(_losses(own["points"]).values()) - best["window"]["loss"]
-    finite = math.isfinite(worst)
-    return {
-        "yardstick": yardstick,
-        "worst": worst if finite else None,
-        "every_start": worst <= SAME_NATS + ROUNDING,
-    }
+    worst = max(_losses(rule["points"]).values()) - best["window"]["loss"]
+    near = worst <= SAME_NATS + ROUNDING
+    return {"yardstick": yardstick, "worst": worst if math.isfinite(worst) else None, "every_start": near}
 
 
-def transfer_of(config: Config, arms: Mapping[str, Arm], results: Results) -> list[dict[str, Any]]:
-    """Of a suite whose arms are tuned at one size and run at others: at each other size the arm that was
-    tuned there again, and the regret of each of those that were not.
+def transfer_of(config: Config, arms: Mapping[str, Arm], results: Results) -> list[Transfer]:
+    """Compare the sizes of a suite whose arms are tuned at one size and run at others: at each other size the
+    arm that was tuned there again, and the regret of each of those that were not.
 
     The regret is the difference in test loss that the arm has anyway; beside it stands that of every arm
     with EBC from the plain one that kept its settings, too.
     """
     asked = config.ablation.all_arms()
     copies = {n: a.versus for n, a in asked.items() if a.tuned_as and n in arms}
-    found = []
+    transfers: list[Transfer] = []
     for label, arm in asked.items():
-        kept = [n for n, versus in copies.items() if versus == label]
-        if arm.tuned_as or not kept or label not in arms:
+        copied = [n for n, versus in copies.items() if versus == label]
+        if arm.tuned_as or not copied or label not in arms:
             continue
-        plain = [n for n in kept if not arms[n]["ebc"]]
+        plain = [n for n in copied if not arms[n]["ebc"]]
         pairs = {
             n: paired(losses(arms[n], results), losses(arms[plain[0]], results))
-            for n in kept
+            for n in copied
             if arms[n]["ebc"] and plain
         }
-        found.append({"shape": shape_of(arm), "tuned": label, "kept": kept, "against_kept": pairs})
-    return found
+        transfers.append({"shape": shape_of(arm), "tuned": label, "kept": copied, "against_kept": pairs})
+    return transfers

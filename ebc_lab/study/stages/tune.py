@@ -12,27 +12,18 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ebc_lab.config.identity import number
 from ebc_lab.config.schema import GROWING, TUNABLE, ArmConfig, Config, TuneConfig
+from ebc_lab.records.decisions import Candidate, CurvePoint, Decision, TunedArm, TunedTrack, Window
 from ebc_lab.records.figures import RunResult
 
-from .rules import (
-    Candidate,
-    Decision,
-    Results,
-    edge_of,
-    ended,
-    losses_of,
-    make_decision,
-    margin_sigma,
-    val_loss,
-)
+from .rules import Results, edge_of, ended, losses_of, make_decision, margin_sigma, val_loss
 from .runs import waiting
 from .spec import DIGITS, RunSpec, told_of
-from .stage import Scenario, Stage, Track, held_back_by_its_seeds
+from .stage import Scenario, Stage, held_back_by_its_seeds, seeds_of_arm
 from .statistics import luck_of_choice, window
 from .suite import Point, point_in_words, points, ready, run_of
 
@@ -44,22 +35,21 @@ FEW = 4  # arms whose best points a headline has room for
 
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """Every point of every arm's grid, at the stage's seeds; the grids grow as their runs end."""
+    """Plan every point of every arm's grid, at the stage's seeds; the grids grow as their runs end."""
     specs: list[RunSpec] = []
     for track in ready(config, decisions, "tune"):
         for label, arm in tuned_arms(config).items():
-            for own in _tried(config, decisions, results, track, label, arm).tried.values():
-                specs += own
+            specs += itertools.chain(*_tried(config, decisions, results, track, label, arm).tried.values())
     return specs
 
 
 def tuned_arms(config: Config) -> dict[str, ArmConfig]:
-    """The arms that have a grid, before any sweep."""
+    """Return the arms that have a grid, before any sweep."""
     return {label: arm for label, arm in config.ablation.arms.items() if arm.tune}
 
 
 def _name(label: str, point: Point) -> str:
-    """An arm at a point of its grid: `muon_lr0p016_w0p167_cosine`."""
+    """Name an arm at a point of its grid: `muon_lr0p016_w0p167_cosine`."""
     return label + "".join(f"_{_value(key, value)}" for key, value in point.items())
 
 
@@ -77,16 +67,16 @@ def _tried(
     label: str,
     arm: ArmConfig,
 ) -> Search:
-    """The points of an arm's grid, and those by which it grew."""
+    """Search the points of an arm's grid, and those by which it grew."""
 
     def runs_of(point: Point) -> list[RunSpec]:
         first = config.study.stage_seed
-        made = []
+        runs = []
         for seed in range(first, first + config.tune.seeds):
             run, scale = run_of(config, decisions, track, arm, config.tune.steps, seed, point)
             run = replace(run, evaluate=["val"])
-            made.append(RunSpec("tune", label, _name(label, point), scale, run, of_track=track))
-        return made
+            runs.append(RunSpec("tune", label, _name(label, point), scale, run, of_track=track))
+        return runs
 
     return search(config.tune, arm, runs_of, results)
 
@@ -96,7 +86,7 @@ def _tried(
 
 @dataclass
 class Search:
-    """What was tried of one arm so far, and by which points its grids grew."""
+    """Holds what was tried of one arm so far, and by which points its grids grew."""
 
     arm: ArmConfig
     runs_of: Callable[[Point], list[RunSpec]]
@@ -108,14 +98,15 @@ class Search:
 
     @property
     def open(self) -> bool:
-        """Whether a run has no result yet: nothing further is known before."""
-        return any(waiting(own, self.results) for own in self.tried.values())
+        """Tell whether a run has no result yet: nothing further is known before."""
+        return any(waiting(runs, self.results) for runs in self.tried.values())
 
     @property
     def lost(self) -> bool:
-        """Whether no point completed though every run came to an end: each diverged with one of its seeds."""
-        runs = [self.results.get(s.run_id) for own in self.tried.values() for s in own]
-        return self.best() is None and all(map(ended, runs))
+        """Tell whether no point completed though every run came to an end: each diverged with one of its
+        seeds."""
+        specs = itertools.chain(*self.tried.values())
+        return self.best() is None and all(ended(self.results.get(s.run_id)) for s in specs)
 
     def add(self, wanted: Sequence[Point], *, grown: bool = False) -> bool:
         """Try the points that were not tried before. -> whether there were any."""
@@ -126,16 +117,16 @@ class Search:
         return bool(new)
 
     def mean(self, point: Mapping[str, Any]) -> float:
-        """The validation loss over the seeds, infinite where one of them did not complete."""
+        """Return the mean validation loss over the seeds, infinite where one of them did not complete."""
         return statistics.fmean(losses_of(self.tried[tuple(point.items())], self.results))
 
     def worst(self, point: Mapping[str, Any]) -> float:
-        """The validation loss of the point's worst seed, infinite where that did not complete."""
+        """Return the validation loss of the point's worst seed, infinite where that did not complete."""
         return max(losses_of(self.tried[tuple(point.items())], self.results))
 
     def best(self) -> Point | None:
-        """The point whose worst seed has the lowest loss, of equal ones that with the lower learning rate;
-        None if none is finite."""
+        """Return the point whose worst seed has the lowest loss, of equal ones that with the lower learning
+        rate; None if none is finite."""
         ranked = sorted(map(dict, self.tried), key=lambda p: (self.worst(p), self._rate(p)))
         return ranked[0] if ranked and math.isfinite(self.worst(ranked[0])) else None
 
@@ -143,7 +134,7 @@ class Search:
         return self.tried[tuple(point.items())][0].run.optimizer.lr
 
     def alike(self, point: Mapping[str, Any]) -> list[Point]:
-        """The points tried with this one's warm-up and shape, itself among them."""
+        """Return the points tried with this one's warm-up and shape, itself among them."""
         fixed = {k: v for k, v in point.items() if k not in GROWING}
         return [p for p in map(dict, self.tried) if fixed.items() <= p.items()]
 
@@ -174,7 +165,7 @@ class Search:
                 yield from self._moved(best, key, best[key] / inner)
 
     def _beside(self, best: Point, key: str, values: Sequence[float]) -> Iterator[Point]:
-        """The values next to the best, a step of the grid away, where two steps were leapt at a time."""
+        """Try the values next to the best, a step of the grid away, where two steps were leapt at a time."""
         ratio = ratio_of(self.arm.tune[key])
         at = values.index(best[key])
         below = [best[key] / x for x in values[:at][-1:]]
@@ -184,13 +175,13 @@ class Search:
                 yield from self._moved(best, key, r)
 
     def _moved(self, point: Point, key: str, ratio: float) -> Iterator[Point]:
-        """The point with one setting multiplied, where that is still a number that it takes."""
+        """Multiply one setting of a point, where that is still a number that it takes."""
         value = float(f"{point[key] * ratio:.4g}")
         if TUNABLE[key].holds(value):
             yield {**point, key: value}
 
     def others(self, key: str) -> None:
-        """The other values of a setting that does not grow, at the best point so far."""
+        """Try the other values of a setting that does not grow, at the best point so far."""
         best = None if self.open else self.best()
         if best is None or key not in best:
             return
@@ -201,7 +192,7 @@ class Search:
                 self.add(list(self._moved({**best, key: HELD}, rate, 1 / ratio_of(self.arm.tune[rate]))))
 
     def rates_once_more(self) -> None:
-        """The rates next to the best, where its warm-up or shape is not that of the first points."""
+        """Try the rates next to the best, where its warm-up or shape is not that of the first points."""
         best = None if self.open else self.best()
         if best is None or best in self.alike(dict(next(iter(self.tried)))):
             return
@@ -225,24 +216,24 @@ class Search:
                 return
 
     def curve(self, point: Point) -> dict[float, float]:
-        """lr -> mean loss, of the points that differ from this one in lr alone."""
+        """Return by lr the mean loss of the points that differ from this one in lr alone."""
         rest = {k: v for k, v in point.items() if k != "lr"}
         return {p["lr"]: self.mean(p) for p in map(dict, self.tried) if rest.items() <= p.items()}
 
 
 def ratio_of(grid: Sequence[float]) -> float:
-    """How far apart the values of a grid are; 2 where it has one."""
+    """Return how far apart the values of a grid are; 2 where it has one."""
     return float(grid[-1] / grid[-2]) if len(grid) > 1 else 2.0
 
 
 def without_idle(point: Mapping[str, Any]) -> Point:
-    """The point without its warm-up where its shape has none."""
+    """Leave out a point's warm-up where its shape has none."""
     return {k: v for k, v in point.items() if k != "warmup_share" or point.get("schedule") != HELD}
 
 
 def begun_with(tune: TuneConfig, arm: ArmConfig) -> list[Point]:
-    """The points that a search starts from: every combination, or, one setting after the other, those of the
-    settings that grow, at the first warm-up and shape."""
+    """List the points that a search starts from: every combination, or, one setting after the other, those of
+    the settings that grow, at the first warm-up and shape."""
     if tune.search == "grid":
         return points(arm.tune)
     return points({k: values if k in GROWING else values[:1] for k, values in arm.tune.items()})
@@ -251,18 +242,18 @@ def begun_with(tune: TuneConfig, arm: ArmConfig) -> list[Point]:
 def search(
     tune: TuneConfig, arm: ArmConfig, runs_of: Callable[[Point], list[RunSpec]], results: Results
 ) -> Search:
-    """The search of an arm as far as the results tell."""
-    found = Search(arm, runs_of, results)
-    found.add(begun_with(tune, arm))
-    found.grow(tune.max_extensions)
+    """Search an arm as far as the results tell."""
+    tried = Search(arm, runs_of, results)
+    tried.add(begun_with(tune, arm))
+    tried.grow(tune.max_extensions)
     if tune.search == "coordinate":
         for key in itertools.filterfalse(GROWING.__contains__, arm.tune):
-            found.others(key)
-        found.rates_once_more()
-        found.grow(tune.max_extensions)
+            tried.others(key)
+        tried.rates_once_more()
+        tried.grow(tune.max_extensions)
     if tune.window and "lr" in arm.tune:
-        found.widen(tune.max_extensions)
-    return found
+        tried.widen(tune.max_extensions)
+    return tried
 
 
 # -- the decision -------------------------------------------------------------------------------------------
@@ -271,20 +262,18 @@ def search(
 def decide(
     config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
 ) -> Decision:
-    """Each tuned arm's best point, by the validation loss of its worst seed; one on an edge of its grid is
-    noted."""
-    tracks: dict[str, Any] = {}
+    """Choose each tuned arm's best point, by the validation loss of its worst seed; one on an edge of its
+    grid is noted."""
+    tracks: dict[str, TunedTrack] = {}
     notes: list[str] = []
     every = ready(config, earlier, "tune")
     for track in every:
         of = told_of(track, every)
         sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
-        arms: dict[str, Any] = {}
+        arms: dict[str, TunedArm] = {}
         for label, arm in tuned_arms(config).items():
-            tried = _tried(config, earlier, results, track, label, arm)
-            found = _decided(tried, results, sigma)
-            notes += [of + note for note in _notes(label, found, arm.tune)]
-            arms[label] = found
+            arms[label] = _decided(_tried(config, earlier, results, track, label, arm), results, sigma)
+            notes += [of + note for note in _notes(label, arms[label], arm.tune)]
         tracks[track] = {"arms": arms, "sigma": sigma}
     seeds = "one seed" if config.tune.seeds == 1 else f"the worst of {config.tune.seeds} seeds"
     how = "every combination"
@@ -299,80 +288,82 @@ def decide(
     return make_decision("tune", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
 
-def _decided(found: Search, results: Results, sigma: float) -> dict[str, Any]:
-    """The best point of one arm, and the learning rates around it."""
-    winner = found.best()
-    chosen = winner or dict(next(iter(found.tried)))
+def _decided(search: Search, results: Results, sigma: float) -> TunedArm:
+    """Choose the best point of one arm, and measure the learning rates around it."""
+    winner = search.best()
+    chosen = winner or dict(next(iter(search.tried)))
     growing = [key for key in chosen if key in GROWING]
-    grids = {key: [p[key] for p in found.alike(chosen)] for key in growing}
+    grids = {key: [p[key] for p in search.alike(chosen)] for key in growing}
     edges = {k: edge_of(grids[k], chosen[k]) for k in growing if len(set(grids[k])) > 1}
     if "warmup_share" in chosen:
-        shares = {p["warmup_share"] for p in map(dict, found.tried) if "warmup_share" in p}
+        shares = {p["warmup_share"] for p in map(dict, search.tried) if "warmup_share" in p}
         edges["warmup_share"] = edge_of([*shares], chosen["warmup_share"]) if len(shares) > 1 else None
-    best = found.tried[tuple(chosen.items())]
-    luck = luck_of_choice([losses_of(own, results) for own in found.tried.values()], sigma)
-    return {
+    best = search.tried[tuple(chosen.items())]
+    luck = luck_of_choice([losses_of(runs, results) for runs in search.tried.values()], sigma)
+    decided: TunedArm = {
         "point": chosen,
         "run_id": best[0].run_id if winner else None,
-        "val_loss": found.mean(chosen) if winner else None,
-        "worst_loss": found.worst(chosen) if winner else None,
-        "runs": sum(map(len, found.tried.values())),
-        "extended": found.extended,
+        "val_loss": search.mean(chosen) if winner else None,
+        "worst_loss": search.worst(chosen) if winner else None,
+        "runs": sum(map(len, search.tried.values())),
+        "extended": search.extended,
         "edges": {k: edge for k, edge in edges.items() if edge},
-        "margin_sigma": margin_sigma([found.worst(dict(p)) for p in found.tried], sigma),
-        "luck": asdict(luck),
-        **({} if winner else {"untuned": _untuned(found)}),
-        **(_curve(found, chosen, results) if "lr" in chosen else {}),
+        "margin_sigma": margin_sigma([search.worst(dict(p)) for p in search.tried], sigma),
+        "luck": {"sd": luck.sd, "freedom": luck.freedom},
     }
+    if not winner:
+        decided["untuned"] = _untuned(search)
+    if "lr" in chosen:
+        decided["curve"], decided["window"] = _curve(search, chosen, results)
+    return decided
 
 
-def _untuned(found: Search) -> str:
-    """Why an arm has no best point, in words."""
-    rates = [own[0].run.optimizer.lr for own in found.tried.values()]
-    if found.lost:
+def _untuned(search: Search) -> str:
+    """Say why an arm has no best point."""
+    rates = [runs[0].run.optimizer.lr for runs in search.tried.values()]
+    if search.lost:
         return f"no rate between {min(rates):.4g} and {max(rates):.4g} completes"
     return "no point of its grid completed, and a run failed"
 
 
-def _notes(label: str, found: Mapping[str, Any], grids: Mapping[str, Sequence[Any]]) -> list[str]:
-    """What is to be known of an arm's search: that it found nothing, how far it went, on what edge."""
-    notes = [f"{label} could not be tuned: {found['untuned']}"] if "untuned" in found else []
-    if notes:
-        return notes
+def _notes(label: str, arm: TunedArm, grids: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Note what is to be known of an arm's search: that it found nothing, how far it went, on what edge."""
+    if "untuned" in arm:
+        return [f"{label} could not be tuned: {arm['untuned']}"]
+    notes: list[str] = []
     for key in (k for k in grids if k in GROWING):
-        reached = [p[key] for p in found["extended"]]
+        reached = [p[key] for p in arm["extended"]]
         ends = [f"down to {min(reached):.4g}"] if reached and min(reached) < grids[key][0] else []
         ends += [f"up to {max(reached):.4g}"] if reached and max(reached) > grids[key][-1] else []
         notes += [f"{label}: {key} grid grown {' and '.join(ends)}"] if ends else []
-    for key, edge in found["edges"].items():
-        at = f"{label}'s best {key}, {found['point'][key]:g}"
+    for key, edge in arm["edges"].items():
+        at = f"{label}'s best {key}, {arm['point'][key]:g}"
         where = f"lies on its grid's {edge} edge" if key in GROWING else f"is the {edge}est tried"
         notes.append(f"{at}, {where}")
     return notes
 
 
-def _curve(found: Search, chosen: Point, results: Results) -> dict[str, Any]:
-    """The validation loss over the learning rate at the chosen warm-up and shape, by rising rate, None where
-    a run diverged; and the LR window."""
-    curve: list[dict[str, Any]] = []
-    for lr in sorted(found.curve(chosen)):
-        own = found.tried[tuple({**chosen, "lr": lr}.items())]
-        losses = {str(s.run.seed): val_loss(results.get(s.run_id)) for s in own}
+def _curve(search: Search, chosen: Point, results: Results) -> tuple[list[CurvePoint], Window | None]:
+    """Return the validation loss over the learning rate at the chosen warm-up and shape, by rising rate, None
+    where a run diverged; and the LR window."""
+    curve: list[CurvePoint] = []
+    for lr in sorted(search.curve(chosen)):
+        runs = search.tried[tuple({**chosen, "lr": lr}.items())]
+        losses = {str(s.run.seed): val_loss(results.get(s.run_id)) for s in runs}
         mean = statistics.fmean(losses.values())
         curve.append(
             {
-                "lr": own[0].run.optimizer.lr,
+                "lr": runs[0].run.optimizer.lr,
                 "val_loss": mean if math.isfinite(mean) else None,
                 "seeds": {seed: x if math.isfinite(x) else None for seed, x in losses.items()},
             }
         )
-    known: dict[float, float] = {p["lr"]: math.inf if p["val_loss"] is None else p["val_loss"] for p in curve}
-    return {"curve": curve, "window": window(known)}
+    return curve, window({p["lr"]: math.inf if p["val_loss"] is None else p["val_loss"] for p in curve})
 
 
 def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-    """What the forecast assumes: the middle of a grid is best, or its upper end; of a search for one setting
-    after the other, the usual landscape of `_landscape`."""
+    """Invent a result for the forecast: the middle of a grid is best, or its upper end; of a search for one
+    setting after the other, the usual landscape of `_landscape`."""
     arm = config.ablation.arms[spec.role]
     if config.tune.search == "coordinate":
         return {"val_loss": 2.0 + _landscape(arm, scenario, spec)}
@@ -385,9 +376,9 @@ def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> Run
 
 
 def _landscape(arm: ArmConfig, scenario: Scenario, spec: RunSpec) -> float:
-    """How far an invented run lies above the best: by an octave of the rate the sixth part of a window, more
-    where few runs are expected; the last warm-up and shape are best where more are, and at the most every
-    higher rate is better."""
+    """Return how far an invented run lies above the best: by an octave of the rate the sixth part of a
+    window, more where few runs are expected; the last warm-up and shape are best where more are, and at the
+    most every higher rate is better."""
     rates: list[float] = next((arm.tune[k] for k in RATES if k in arm.tune), [1.0])
     first = arm.tune.get("schedule", [spec.run.lr_schedule.name])[0]
     usual: bool = spec.run.lr_schedule.name == first
@@ -401,35 +392,36 @@ def _landscape(arm: ArmConfig, scenario: Scenario, spec: RunSpec) -> float:
     return 0.03 * abs(octaves) + 0.001 * usual
 
 
-def headline(track: Track) -> str:
+def headline(track: TunedTrack) -> str:
+    """Write a decided track in one line."""
     arms = track["arms"]
     if len(arms) <= FEW:
-        return " · ".join(f"{label} {_best_in_words(found)}" for label, found in arms.items())
-    losses = {a: f["val_loss"] for a, f in arms.items() if f["val_loss"] is not None}
-    best = min(losses, key=lambda a: losses[a], default="none")
+        return " · ".join(f"{label} {_best_in_words(arm)}" for label, arm in arms.items())
+    losses = {label: loss for label, arm in arms.items() if (loss := arm["val_loss"]) is not None}
+    best = min(losses, key=lambda label: losses[label], default="none")
     return f"{len(arms)} arms tuned; the lowest validation loss has {best}"
 
 
-def _best_in_words(found: Mapping[str, Any]) -> str:
-    """`lr 0.008 → 2.6880`, the settings that grow and the validation loss there."""
-    if found["val_loss"] is None:
-        return f"could not be tuned: {found['untuned']}"
-    grown = {k: v for k, v in found["point"].items() if k in GROWING}
-    return f"{point_in_words(grown or found['point'])} → {found['val_loss']:.4f}"
+def _best_in_words(arm: TunedArm) -> str:
+    """Write `lr 0.008 → 2.6880`, the settings that grow and the validation loss there."""
+    if arm["val_loss"] is None:
+        return f"could not be tuned: {arm['untuned']}"
+    grown = {k: v for k, v in arm["point"].items() if k in GROWING}
+    return f"{point_in_words(grown or arm['point'])} → {arm['val_loss']:.4f}"
 
 
-def _flips(stage: Stage, name: str, decision: Mapping[str, Any]) -> str | None:
-    """The points of which a single run lies lower than the mean of the chosen one."""
+def _flips(stage: Stage, name: str, decision: Decision) -> str | None:
+    """Name the points of which a single run lies lower than the mean of the chosen one."""
     over = stage.passed_over(name, decision)
     return f"one run alone would have chosen {over}" if over else None
 
 
-def _overlooked(chosen: Track, candidate: Candidate, own: Sequence[Candidate]) -> str:
-    """Why a point of which this seed is lower was not chosen: another seed diverged, or is worse."""
-    losses = [c["val_loss"] for c in own if (c["role"], c["arm"]) == (candidate["role"], candidate["arm"])]
+def _overlooked(chosen: Mapping[str, Any], candidate: Candidate, candidates: Sequence[Candidate]) -> str:
+    """Say why a point of which this seed is lower was not chosen: another seed diverged, or is worse."""
+    losses = [c["val_loss"] for c in seeds_of_arm(candidate, candidates)]
     known = [loss for loss in losses if loss is not None]
     if len(known) < len(losses):
-        return held_back_by_its_seeds(candidate, own, chosen)
+        return held_back_by_its_seeds(candidate, candidates, chosen)
     return f"its worst seed has {max(known):.4f}" if max(known) > chosen["worst_loss"] else ""
 
 

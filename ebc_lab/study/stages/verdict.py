@@ -13,54 +13,61 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from ebc_lab.config.schema import Config
 from ebc_lab.config.study_checks import stage_seeds
-from ebc_lab.records.figures import KL_BAND, PLATEAU_C, RunResult
+from ebc_lab.records.decisions import (
+    Acceptance,
+    Answer,
+    Arm,
+    Decision,
+    Difference,
+    FinalsTrack,
+    Line,
+    SuiteTrack,
+    TunedArm,
+)
+from ebc_lab.records.figures import FINISHED, KL_BAND, PLATEAU_C, RunResult
 
-from .compare_arms import Arm, losses, seeds_of
-from .rules import Decision, Results, band_distance
+from .compare_arms import losses, seeds_of
+from .rules import Results, band_distance, ended
 from .statistics import (
     CONFIDENCE,
     MOST_SEEDS,
     POWER,
-    VERDICT_OF,
     by_interval,
     paired,
     seeds_needed,
     show_difference,
     show_mean,
 )
-from .suite import contenders, luck_between
+from .suite import contenders, luck_between, tuned_arms
 
 MOST_GIVEN = 100  # seeds that the setting takes
 MOST_TOLD = 3  # comparisons beside that with the rival; beyond they are counted
 UNTUNED = "untuned"  # the verdict on an arm of which no point completed
+PASSED = {"beats": True, "meets": True, "misses": False, "undecided": None}  # a comparison -> its line
 COUNTED = {
     "better": "better than",
     "worse": "worse than",
     "level": "level with",
     "undecided": "undecided against",
 }
-Line = dict[str, Any]  # name, question, verdict, figure, and what the figure was made from
 
 
 def overhead_limit(scale: str) -> float:
-    """What EBC may add to a step's time, in percent. Where a step is a few thousand tokens, a probe costs
-    more of it."""
+    """Return what EBC may add to a step's time, in percent. Where a step is a few thousand tokens, a probe
+    costs more of it."""
     return 8.0 if scale == "laptop" else 5.0
 
 
-def verdict_lines(
-    config: Config, track: Mapping[str, Any], results: Results, overhead: RunResult
-) -> list[Line]:
-    """The lines of a track: three on EBC at ×2 itself, two comparisons of the test loss, the LR window where
-    the finals have EBC at two rates, and the overhead."""
+def verdict_lines(config: Config, track: FinalsTrack, results: Results, overhead: RunResult) -> list[Line]:
+    """Judge a track in lines: three on EBC at ×2 itself, two comparisons of the test loss, the LR window
+    where the finals have EBC at two rates, and the overhead."""
     twice = track["roles"]["ebc_x2"]
     runs = track["arms"][twice]["runs"].values()
-    known = [results[run_id] for run_id in runs if run_id in results]
-    finished = [r for r in known if r.get("outcome") in ("completed", "diverged")]
+    finished = [results[run_id] for run_id in runs if ended(results.get(run_id))]
     return [
         _kl_on_target(finished),
         _c_in_band(finished, config.study.band),
@@ -86,10 +93,10 @@ def verdict_lines(
     ]
 
 
-def _line(name: str, question: str, passed: bool | None, figure: str, **found: Any) -> Line:
-    """`passed` None: undecided."""
+def _line(name: str, question: str, passed: bool | None, figure: str, **evidence: Any) -> Line:
+    """Make a line of the verdict; `passed` None: undecided."""
     verdict = {True: "pass", False: "fail", None: "undecided"}[passed]
-    return {"name": name, "question": question, "verdict": verdict, "figure": figure, **found}
+    return cast(Line, {"name": name, "question": question, "verdict": verdict, "figure": figure, **evidence})
 
 
 def _kl_on_target(finished: Sequence[RunResult]) -> Line:
@@ -136,19 +143,22 @@ def _no_plateau(finished: Sequence[RunResult], steps: int) -> Line:
 
 
 def _comparison(
-    track: Mapping[str, Any], reference: str, arm: str, name: str, question: str, *, joint: bool
+    track: FinalsTrack, reference: str, arm: str, name: str, question: str, *, joint: bool
 ) -> Line:
-    """An arm's test loss against the baseline's or the control's, by the interval that is its own or
+    """Compare an arm's test loss with the baseline's or the control's, by the interval that is its own or
     joint."""
     difference = track["differences"][reference][arm]
     beats = difference["judged"] == "beats"
+    figure = show_difference(difference, joint=joint) + (" — beats it" if beats else "")
+    # a control that is itself worse than the plain constant rate is easily beaten
+    rival = track["differences"]["baseline"].get(track["roles"][reference])
+    if reference != "baseline" and rival is not None and (rival["mean"] or 0) > 0:
+        figure += f"; mind that this {reference} is {show_mean(rival)} from the baseline, no strong rival"
     return _line(
         name,
         question,
-        {"pass": True, "fail": False}.get(VERDICT_OF[difference["judged" if joint else "alone"]]),
-        show_difference(difference, joint=joint)
-        + (" — beats it" if beats else "")
-        + _worse_than_baseline(track, reference),
+        PASSED[difference["judged" if joint else "alone"]],
+        figure,
         arm=arm,
         reference=track["roles"][reference],
         difference=difference,
@@ -157,22 +167,14 @@ def _comparison(
     )
 
 
-def _worse_than_baseline(track: Mapping[str, Any], reference: str) -> str:
-    """A warning where the arm that is compared with is itself worse than the plain constant rate."""
-    own = track["differences"]["baseline"].get(track["roles"][reference])
-    if reference == "baseline" or own is None or own["mean"] is None or own["mean"] <= 0:
-        return ""
-    return f"; mind that this {reference} is {show_mean(own)} from the baseline, no strong rival"
-
-
-def _lr_window(config: Config, track: Mapping[str, Any]) -> list[Line]:
-    """EBC at its highest rate against EBC at its lowest, with the plain arm's own difference beside it."""
+def _lr_window(config: Config, track: FinalsTrack) -> list[Line]:
+    """Compare EBC at its highest rate with EBC at its lowest, the plain arm's own difference beside it."""
     windows = track["lr_windows"]
     if "ebc" not in windows:
         return []
-    own = windows["ebc"]
-    low, high = own["scales"]
-    difference = own["difference"]
+    window = windows["ebc"]
+    low, high = window["scales"]
+    difference = window["difference"]
     figure = show_difference(difference)
     if "control" in windows:
         plain = by_interval(windows["control"]["difference"], joint=False)
@@ -180,10 +182,10 @@ def _lr_window(config: Config, track: Mapping[str, Any]) -> list[Line]:
     line = _line(
         "lr_window",
         f"test loss of EBC at LR ×{high:g} ≤ EBC at ×{low:g} + {config.finals.window_margin:g}",
-        {"pass": True, "fail": False}.get(VERDICT_OF[difference["alone"]]),
+        PASSED[difference["alone"]],
         figure,
-        arm=own["arm"],
-        reference=own["reference"],
+        arm=window["arm"],
+        reference=window["reference"],
         difference=difference,
         joint=False,
         beats=False,
@@ -193,7 +195,7 @@ def _lr_window(config: Config, track: Mapping[str, Any]) -> list[Line]:
 
 
 def _overhead(measured: RunResult, limit_pct: float) -> Line:
-    """Judged by its quartiles: undecided while they enclose the limit."""
+    """Judge the overhead by its quartiles: undecided while they enclose the limit."""
     overhead = measured.get("overhead_pct")
     quartiles = measured.get("overhead_iqr_pct")
     passed = None
@@ -213,19 +215,15 @@ def _overhead(measured: RunResult, limit_pct: float) -> Line:
 RECIPE = "another recipe (budget, schedules, calibrate.multiples=…)"
 SEEDS = "more seeds (seeds=…, or finals.max_seeds=…)"
 LONGER = "longer runs (finals.steps=…)"
-CHEAPER = "a cheaper recipe (audit_every=…, budget.probe_sequences=…), or larger batches,"
+CHEAPER = "a cheaper recipe (audit_every=…, budget.probe_sequences=…), or longer steps,"
 QUIETER = "a measurement on a quieter machine"
 
 
 def remedy(line: Line) -> str:
-    """What could change a line that failed or is undecided."""
+    """Say what could change a line that failed or is undecided."""
     failed = line["verdict"] == "fail"
     if line["name"] == "overhead":
-        return (
-            "a cheaper recipe (audit_every=…, budget.probe_sequences=…), or longer steps,"
-            if failed
-            else QUIETER
-        )
+        return CHEAPER if failed else QUIETER
     if failed:
         return RECIPE
     if "difference" in line:
@@ -235,9 +233,10 @@ def remedy(line: Line) -> str:
     return f"{RECIPE} under which EBC clips" if line["name"] == "kl_on_target" else "a run that ends"
 
 
-def acceptance(config: Config, decision: Decision) -> dict[str, Any]:
-    """acceptance.json: every line, and how many passed, failed or stayed undecided."""
-    lines = [{"track": t, **line} for t, found in decision["tracks"].items() for line in found["verdict"]]
+def acceptance(config: Config, decision: Decision) -> Acceptance:
+    """Return acceptance.json: every line, and how many passed, failed or stayed undecided."""
+    tracks: dict[str, FinalsTrack] = decision["tracks"]
+    lines: list[Line] = [{"track": t, **line} for t, track in tracks.items() for line in track["verdict"]]
     counts = Counter(line["verdict"] for line in lines)
     return {
         "counts": {v: counts[v] for v in ("pass", "fail", "undecided")},
@@ -253,7 +252,7 @@ def acceptance(config: Config, decision: Decision) -> dict[str, Any]:
 
 
 def add_answers(
-    config: Config, tracks: Mapping[str, Any], results: Results, earlier: Mapping[str, Decision]
+    config: Config, tracks: Mapping[str, SuiteTrack], results: Results, earlier: Mapping[str, Decision]
 ) -> int:
     """Give every track its arms of one's own, `mine`, and the `answers` about them. -> the number of
     comparisons, all of which hold at once."""
@@ -265,16 +264,18 @@ def add_answers(
     comparisons = sum(len(mine) * len(others) for mine, others in asked.values())
     for name, (mine, others) in asked.items():
         replicates = earlier["lr_sweep"]["tracks"][name]["replicate_losses"]
-        untuned = _untuned(config, earlier.get("tune"), name)
+        tuned = tuned_arms(earlier.get("tune"), name)
+        untuned = _untuned(config, tuned)
+        arms = tracks[name]["arms"]
         tracks[name]["mine"] = [*mine, *untuned]
         tracks[name]["answers"] = {}
-        by_validation = _by_validation(tracks[name]["arms"], earlier.get("tune"), name, others)
+        by_validation = _by_validation(arms, tuned, others)
         for label in mine if others else []:
-            own = losses(tracks[name]["arms"][label], results)
+            by_seed = losses(arms[label], results)
             against = {
                 other: paired(
-                    own,
-                    losses(tracks[name]["arms"][other], results),
+                    by_seed,
+                    losses(arms[other], results),
                     margin=config.finals.margin,
                     comparisons=comparisons,
                     replicates=replicates,
@@ -287,59 +288,59 @@ def add_answers(
     return comparisons
 
 
-def _untuned(config: Config, tuned: Decision | None, track: str) -> dict[str, dict[str, Any]]:
-    """The answers about those of one's own arms that have no best point, and so were not compared."""
-    points = tuned["tracks"][track]["arms"] if tuned else {}
-    why = {n: x for n in config.ablation.mine.arms if (x := points.get(n, {}).get("untuned"))}
-    empty: dict[str, Any] = {
-        "rival": None,
-        "difference": None,
-        "against": {},
-        "seeds_needed": None,
-        "seeds": None,
-    }
-    return {
-        label: {**empty, "verdict": UNTUNED, "sentence": f"{label} could not be tuned: {reason}"}
-        for label, reason in why.items()
-    }
+def _untuned(config: Config, tuned: Mapping[str, TunedArm]) -> dict[str, Answer]:
+    """Answer about those of one's own arms that have no best point, and so were not compared."""
+    answers: dict[str, Answer] = {}
+    for label in config.ablation.mine.arms:
+        if label in tuned and (reason := tuned[label].get("untuned")):
+            answers[label] = {
+                "rival": None,
+                "difference": None,
+                "against": {},
+                "seeds_needed": None,
+                "seeds": None,
+                "verdict": UNTUNED,
+                "sentence": f"{label} could not be tuned: {reason}",
+            }
+    return answers
 
 
-def _by_validation(
-    arms: Mapping[str, Arm], tuned: Decision | None, track: str, others: list[str]
-) -> list[str]:
-    """The other arms, that with the lowest validation loss first: of its tuning, where all of them were
+def _by_validation(arms: Mapping[str, Arm], tuned: Mapping[str, TunedArm], others: list[str]) -> list[str]:
+    """Sort the other arms, that with the lowest validation loss first: of its tuning, where all of them were
     tuned."""
-    found: dict[str, float | None] = {o: arms[o]["val_median"] for o in others}
-    points = tuned["tracks"][track]["arms"] if tuned else {}
-    if all(o in points for o in others):
-        found = {o: points[o]["val_loss"] for o in others}
-    return sorted(others, key=lambda o: math.inf if (x := found[o]) is None else x)
+    val_losses = {o: arms[o]["val_median"] for o in others}
+    if all(o in tuned for o in others):
+        val_losses = {o: tuned[o]["val_loss"] for o in others}
+    return sorted(others, key=lambda o: math.inf if (x := val_losses[o]) is None else x)
 
 
-def _answer(config: Config, label: str, rival: str, against: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def _answer(config: Config, label: str, rival: str, against: dict[str, Difference]) -> Answer:
     for difference in against.values():
         difference["verdict"] = verdict_of(difference)
         undecided = difference["verdict"] == "undecided"
         difference["seeds_needed"] = seeds_needed(difference) if undecided else None
     needed = against[rival]["seeds_needed"]
-    found: dict[str, Any] = {
+    return {
         "rival": rival,
         "difference": against[rival],
-        "against": dict(against),
+        "against": against,
         "verdict": against[rival]["verdict"],
         "seeds_needed": needed,
         "seeds": _seeds(config, needed),
+        "sentence": sentence(label, rival, against),
     }
-    return found | {"sentence": sentence(label, found)}
 
 
-def verdict_of(difference: Mapping[str, Any]) -> str:
-    """`better` or `worse` where the joint interval excludes 0, `level` where it lies within ± the margin,
-    else `undecided`. An arm that diverged on every one of several seeds, the other on none, is worse,
-    whatever their number allows to tell."""
+def verdict_of(difference: Difference) -> str:
+    """Judge a difference: `better` or `worse` where the joint interval excludes 0, `level` where it lies
+    within ± the margin, else `undecided`. An arm that diverged on every one of several seeds, the other on
+    none, is worse, whatever their number allows to tell."""
     lost = difference.get("diverged", {"arm": 0, "reference": 0})
-    for verdict, more, fewer in (("worse", "arm", "reference"), ("better", "reference", "arm")):
-        if lost[more] == difference["seeds"] > 1 and lost[fewer] == 0:
+    for verdict, more, fewer in (
+        ("worse", lost["arm"], lost["reference"]),
+        ("better", lost["reference"], lost["arm"]),
+    ):
+        if more == difference["seeds"] > 1 and fewer == 0:
             return verdict
     low, high = difference["joint_low"], difference["joint_high"]
     margin = difference["margin"]
@@ -352,7 +353,8 @@ def verdict_of(difference: Mapping[str, Any]) -> str:
 
 
 def _seeds(config: Config, needed: int | None) -> list[int] | None:
-    """The seeds of the study, and as many more as are needed; None where `seeds` does not take so many."""
+    """Return the seeds of the study, and as many more as are needed; None where `seeds` does not take so
+    many."""
     if needed is None or needed > MOST_GIVEN:
         return None
     taken = {*config.seeds, *stage_seeds(config)}
@@ -360,30 +362,29 @@ def _seeds(config: Config, needed: int | None) -> list[int] | None:
     return [*config.seeds, *itertools.islice(more, max(0, needed - len(config.seeds)))]
 
 
-def sentence(label: str, answer: Mapping[str, Any]) -> str:
-    """The answer in a sentence: `cautious against muon, the best of the others by validation: −0.0123 nats of
-    test loss [−0.0200, −0.0040], 5 seeds: better; against adam undecided: −0.0040 [−0.0100, 0.0020], about 9
-    seeds would decide it`."""
-    rival, against = answer["rival"], answer["against"]
+def sentence(label: str, rival: str, against: Mapping[str, Difference]) -> str:
+    """Write an answer in a sentence: `cautious against muon, the best of the others by validation: −0.0123
+    nats of test loss [−0.0200, −0.0040], 5 seeds: better; against adam undecided: −0.0040 [−0.0100, 0.0020],
+    about 9 seeds would decide it`."""
     d = against[rival]
     best = ", the best of the others by validation" if len(against) > 1 else ""
-    told = f"{label} against {rival}{best}: {_measured(d)}: {d['verdict']}{_remark(d)}"
+    first = f"{label} against {rival}{best}: {_measured(d)}: {d['verdict']}{_remark(d)}"
     others = {name: x for name, x in against.items() if name != rival}
     if len(others) < MOST_TOLD:
-        return told + "".join(f"; against {name} {_in_short(x)}" for name, x in others.items())
+        return first + "".join(f"; against {name} {_in_short(x)}" for name, x in others.items())
     counts = Counter(x["verdict"] for x in others.values())
     counted = [f"{what} {counts[v]}" for v, what in COUNTED.items() if counts[v]]
-    return f"{told}; of the other {len(others)}: {', '.join(counted)}"
+    return f"{first}; of the other {len(others)}: {', '.join(counted)}"
 
 
-def _in_short(d: Mapping[str, Any]) -> str:
-    """A further comparison, without what it has in common with the first."""
+def _in_short(d: Difference) -> str:
+    """Write a further comparison, without what it has in common with the first."""
     words = _measured(d).replace(" nats of test loss", "").removesuffix(f", {_seeds_in_words(d)}")
     return f"{d['verdict']}: {words}{_remark(d)}"
 
 
-def _measured(d: Mapping[str, Any]) -> str:
-    """The difference, its joint interval and the seeds."""
+def _measured(d: Difference) -> str:
+    """Write the difference, its joint interval and the seeds."""
     if d["method"] is None:
         return "no pair of finished runs"
     words = ""
@@ -399,12 +400,12 @@ def _measured(d: Mapping[str, Any]) -> str:
     return f"{words}, {_seeds_in_words(d)}"
 
 
-def _seeds_in_words(d: Mapping[str, Any]) -> str:
+def _seeds_in_words(d: Difference) -> str:
     return f"{d['seeds']} seed{'s' * (d['seeds'] != 1)}"
 
 
-def _remark(d: Mapping[str, Any]) -> str:
-    """What is to be known beside a verdict: how small the difference is, or what would decide it."""
+def _remark(d: Difference) -> str:
+    """Write what is to be known beside a verdict: how small the difference is, or what would decide it."""
     verdict, margin, needed = d["verdict"], d["margin"], d["seeds_needed"]
     if verdict == "level":
         return f", no more than {margin:g} nats apart"
@@ -416,8 +417,8 @@ def _remark(d: Mapping[str, Any]) -> str:
         return ", one seed: no interval"
     if d["method"] != "t":
         return ""
-    by_luck = "luck" in d and d["luck"]["sd"] > d["sd"] / math.sqrt(d["seeds"])
-    if needed is None and by_luck and seeds_needed({**d, "luck": {}}) is not None:
+    by_luck = "luck" in d and d["luck"]["sd"] > (d["sd"] or 0.0) / math.sqrt(d["seeds"])
+    if needed is None and by_luck and seeds_needed({**d, "luck": {"sd": 0.0, "freedom": 1.0}}) is not None:
         return (
             ", the luck of the tuning is larger than that of the seeds: a larger tune.seeds would be needed"
         )
@@ -430,33 +431,31 @@ def _signed(value: float) -> str:
     return f"{value:+.4f}".replace("-", "−")
 
 
-def unfinished(track: Mapping[str, Any]) -> list[str]:
-    """The arms of which no run ended, with why: these have no verdict and are not counted.
+def unfinished(track: SuiteTrack) -> list[str]:
+    """Name the arms of which no run ended, with why: these have no verdict and are not counted.
 
     `hot: no run ended (2 failed: ramps.py:3: TypeError)`."""
-    told = []
+    lines = []
     for label, arm in track["arms"].items():
-        if not {"completed", "diverged"} & set(arm["outcomes"]):
-            ends = (
-                ", ".join(f"{n} {outcome}" for outcome, n in arm["outcomes"].items()) or "none has a result"
-            )
-            why = f": {arm['cause'].rstrip('.')}" if arm.get("cause") else ""
-            told.append(f"{label}: no run ended ({ends}{why})")
-    return told
+        if not set(FINISHED) & set(arm["outcomes"]):
+            ends = ", ".join(f"{n} {outcome}" for outcome, n in arm["outcomes"].items())
+            why = f": {cause.rstrip('.')}" if (cause := arm.get("cause")) else ""
+            lines.append(f"{label}: no run ended ({ends or 'none has a result'}{why})")
+    return lines
 
 
-def told_apart(track: Mapping[str, Any]) -> str:
-    """Of a suite without arms of one's own: which arms are told apart from their reference by the interval
+def told_apart(track: SuiteTrack) -> str:
+    """Say which arms of a suite without arms of one's own are told apart from their reference by the interval
     that holds for all of them at once, and which are not."""
-    found: dict[str, list[str]] = {"lower": [], "higher": [], "not told apart": []}
+    groups: dict[str, list[str]] = {"lower": [], "higher": [], "not told apart": []}
     for label, arm in track["arms"].items():
         d = arm["difference"]
         if d is not None and d["seeds"]:
             where = {"better": "lower", "worse": "higher"}.get(verdict_of(d), "not told apart")
-            remarks = [arm["shape"]] * bool(arm.get("shape"))
-            remarks += [f"about {n} seeds would decide it"] if (n := d.get("seeds_needed")) else []
-            found[where].append(f"{label} ({'; '.join(remarks)})" if remarks else label)
-    parts = [f"{what}: {_named(labels)}" for what, labels in found.items() if labels]
+            notes = [arm["shape"]] * bool(arm.get("shape"))
+            notes += [f"about {n} seeds would decide it"] if (n := d.get("seeds_needed")) else []
+            groups[where].append(f"{label} ({'; '.join(notes)})" if notes else label)
+    parts = [f"{what}: {_named(labels)}" for what, labels in groups.items() if labels]
     if not parts:
         return "no arm was compared"
     return f"test loss beside the reference's, all intervals holding at once: {'; '.join(parts)}"

@@ -42,7 +42,8 @@ def note(directory: Path, event: str, **about: Any) -> None:
 
 
 def surroundings() -> dict[str, Any]:
-    """What this process sees of the machine: evidence of where a run was trained, and on which device."""
+    """Return what this process sees of the machine: evidence of where a run was trained, and on which
+    device."""
     return {
         "host": os.uname().nodename,
         "pid": os.getpid(),
@@ -51,7 +52,7 @@ def surroundings() -> dict[str, Any]:
 
 
 def log(directory: Path) -> list[dict[str, Any]]:
-    """Every event so far, oldest first; a line that a crash cut off is left out."""
+    """Return every event so far, oldest first; a line that a crash cut off is left out."""
     path = RunFiles(directory).attempts
     out: list[dict[str, Any]] = []
     try:
@@ -66,7 +67,7 @@ def log(directory: Path) -> list[dict[str, Any]]:
 
 
 def restarts(directory: Path) -> list[str]:
-    """Why the latest attempt began with the first step again; empty if it did not."""
+    """Say why the latest attempt began with the first step again; empty if it did not."""
     events = log(directory)
     begins = [i for i, event in enumerate(events) if event.get("event") == "begin"]
     latest = events[begins[-1] :] if begins else []

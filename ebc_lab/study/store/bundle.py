@@ -61,10 +61,10 @@ def export(study: Study, output: Path | None = None) -> dict[str, Any]:
     recorded = _exportable(study)
     refuse_unwritable(path.resolve().parent)
     names = [manifest.NAME, *sorted(recorded)]
-    own = {manifest.NAME: manifest.sha256_of(study.manifest_file), **recorded}
+    checksums = {manifest.NAME: manifest.sha256_of(study.manifest_file), **recorded}
     before = manifest.sha256_of(path) if path.exists() else None
     with atomic_writer(path) as out:
-        pack(out, ((name, _content(study.root / name, own[name])) for name in names))
+        pack(out, ((name, _content(study.root / name, checksums[name])) for name in names))
     made = manifest.sha256_of(path)
     return {
         "study": study.name,
@@ -89,7 +89,7 @@ def pack(out: BinaryIO, contents: Iterable[tuple[str, bytes]]) -> None:
 
 
 def _member(name: str) -> zipfile.ZipInfo:
-    """The description of a file that every bundle has."""
+    """Return the description of a file that every bundle has."""
     info = zipfile.ZipInfo(name, DATE)
     info.compress_type = zipfile.ZIP_DEFLATED
     info.create_system = 3  # Unix, on any system
@@ -98,7 +98,8 @@ def _member(name: str) -> zipfile.ZipInfo:
 
 
 def _digests(path: Path) -> tuple[bytes, bytes]:
-    """The sha256 (hex) of all but the last `DIGEST` bytes of a file, and those bytes: equal if intact."""
+    """Return the sha256 (hex) of all but the last `DIGEST` bytes of a file, and those bytes: equal if
+    intact."""
     sha256 = hashlib.sha256()
     left = path.stat().st_size - DIGEST
     with open(path, "rb") as f:
@@ -127,7 +128,7 @@ def _refuse_to_overwrite(path: Path) -> None:
 
 
 def _exportable(study: Study) -> dict[str, str]:
-    """Path -> sha256 of what goes into the bundle. Raises UserError."""
+    """Return path -> sha256 of what goes into the bundle. Raises UserError."""
     study.must_exist()
     recorded = manifest.read(study.root)
     study.header()
@@ -137,14 +138,14 @@ def _exportable(study: Study) -> dict[str, str]:
         )
     if study.holder() is not None:
         raise UserError(f"study {study.name} is being run: export it when it has finished.")
-    found = verify_study(study)
-    if found["bad"]:
-        first = found["bad"][0]
+    findings = verify_study(study)
+    if findings["bad"]:
+        first = findings["bad"][0]
         what = f"{first['file']}: {first['what']}"
-        if len(found["bad"]) > 1:
-            what += f" and {len(found['bad']) - 1} more"
+        if len(findings["bad"]) > 1:
+            what += f" and {len(findings['bad']) - 1} more"
         raise UserError(f"study {study.name} is not as recorded ({what}): {first['remedy']}.")
-    if not recorded["complete"] or found["unrecorded"]:
+    if not recorded["complete"] or findings["unrecorded"]:
         raise UserError(
             f"study {study.name} was cut off, and not all of its files are recorded: run its command again, "
             f"or `ebc-lab report {study.name}`, which records what is there."
@@ -153,7 +154,8 @@ def _exportable(study: Study) -> dict[str, str]:
 
 
 def _content(path: Path, sha256: str) -> bytes:
-    """A file as it was recorded. Raises UserError when it has changed, or is larger than a bundle takes."""
+    """Return a file as it was recorded. Raises UserError when it has changed, or is larger than a bundle
+    takes."""
     content = read_regular(path, LARGEST)
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(
@@ -163,38 +165,39 @@ def _content(path: Path, sha256: str) -> bytes:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether a name means a bundle and not a study's folder."""
+    """Tell whether a name means a bundle and not a study's folder."""
     return path.suffix == SUFFIX and not path.is_dir()
 
 
 def verify(path: Path, sha256: str | None = None) -> dict[str, Any]:
-    """What `verify_study` returns, for a bundle, and its own `sha256`, which is compared with the given one.
+    """Return what `verify_study` returns, for a bundle, and its own `sha256`, which is compared with the
+    given one.
 
     `bad` names the files whose contents are not those that were packed, or the archive if only its structure
     was changed. Raises UserError when there is no such file, or no room to unpack it.
     """
     if sha256 is not None and (len(sha256) != 64 or set(sha256.lower()) - set("0123456789abcdef")):
         raise UserError("--sha256 takes the 64 hex digits that `ebc-lab export` printed.")
-    own = _own_sha256(path)
+    checksum = _own_sha256(path)
     with tempfile.TemporaryDirectory(prefix="ebc-lab-") as folder:
         study = Study(Path(folder) / path.stem)
         wrong = _unpack(path, study.root)
         there = set(_names(study.root))
-        found: dict[str, Any] = {"study": study.name, "files": len(there), "growing": 0}
+        findings: dict[str, Any] = {"study": study.name, "files": len(there), "growing": 0}
         if _intact(path):  # otherwise files may be missing because the directory was damaged
-            found |= _check_contents(study, there, wrong)
-    if sha256 is not None and sha256.lower() != own:
-        wrong[ARCHIVE] = f"its sha256 is {own}, and {sha256} was expected"
+            findings |= _check_contents(study, there, wrong)
+    if sha256 is not None and sha256.lower() != checksum:
+        wrong[ARCHIVE] = f"its sha256 is {checksum}, and {sha256} was expected"
     bad = [
         {"file": _told(name), "what": visible(what), "remedy": _remedy(name)}
         for name, what in sorted(wrong.items())
     ]
-    about = {"root": str(path), "sha256": own, "under_way": False, "unrecorded": 0}
-    return {**found, **about, "bad": bad, "ok": not bad}
+    about = {"root": str(path), "sha256": checksum, "under_way": False, "unrecorded": 0}
+    return {**findings, **about, "bad": bad, "ok": not bad}
 
 
 def _told(name: str) -> str:
-    """A name from an archive, in a length that can be read."""
+    """Return a name from an archive, in a length that can be read."""
     return visible(name if len(name) <= LONGEST else name[:80] + "…")
 
 
@@ -227,17 +230,17 @@ def _check_contents(study: Study, there: set[str], wrong: dict[str, str]) -> dic
     if not all(map(_safe, recorded)):
         wrong[manifest.NAME] = "it lists a file outside the study"
         return {}
-    found: dict[str, Any] = {"files": len(recorded), "growing": 0}
+    findings: dict[str, Any] = {"files": len(recorded), "growing": 0}
     bad = dict.fromkeys(there - {manifest.NAME, *recorded}, UNKNOWN)
     if study.exists():
         checked = verify_study(study)
-        found["growing"] = checked["growing"]
+        findings["growing"] = checked["growing"]
         bad |= {b["file"]: b["what"] for b in checked["bad"]}
     else:
         bad |= dict.fromkeys(set(recorded) - there, MISSING)
     for name, what in bad.items():
         wrong.setdefault(name, what)
-    return found
+    return findings
 
 
 def unpack(path: Path, into: Path) -> Study:
@@ -273,7 +276,7 @@ class Bundled(Study):
 
 
 def _unpack_intact(path: Path, into: Path) -> None:
-    """Raises UserError when anything is wrong with the bundle."""
+    """Raise UserError when anything is wrong with the bundle."""
     _own_sha256(path)
     for name, what in sorted(_unpack(path, into).items()):
         remedy = f"{_remedy(name)}; `ebc-lab verify {path}` lists it all"
@@ -311,7 +314,7 @@ def _unpack(path: Path, into: Path) -> dict[str, str]:
 
 
 def _header_matches(path: Path, member: zipfile.ZipInfo) -> bool:
-    """Whether the header of a file is the one that `pack` writes for what the directory says of it."""
+    """Tell whether the header of a file is the one that `pack` writes for what the directory says of it."""
     expected = _member(member.orig_filename)
     for field in ("CRC", "compress_size", "file_size", "compress_type", "flag_bits"):
         setattr(expected, field, getattr(member, field))
@@ -345,7 +348,7 @@ def _unpack_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, into: Path
 
 
 def _safe(name: str) -> bool:
-    """A plain path inside the bundle, on any system."""
+    """Return a plain path inside the bundle, on any system."""
     return len(name) <= LONGEST and all(_safe_part(part) for part in name.split("/"))
 
 
@@ -359,5 +362,5 @@ def _safe_part(part: str) -> bool:
 
 
 def _names(root: Path) -> Iterator[str]:
-    """Every file below a folder, hidden ones too."""
+    """Return every file below a folder, hidden ones too."""
     return (path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())

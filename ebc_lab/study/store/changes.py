@@ -25,12 +25,12 @@ AUTO = "auto"  # the corpus that a study leaves open
 
 
 def requested(config: Config) -> dict[str, Any]:
-    """The settings that make a study what it is, as they were asked for."""
+    """Return the settings that make a study what it is, as they were asked for."""
     return {k: v for k, v in to_dict(config).items() if k not in NOT_THE_STUDY}
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[Change]:
-    """(dotted path, old, new) of every setting that differs. One that an older version did not have is
+    """Return (dotted path, old, new) of every setting that differs. One that an older version did not have is
     None, or empty."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(set(old) | set(new))
@@ -40,23 +40,24 @@ def differences(old: Any, new: Any, path: str = "") -> list[Change]:
 
 
 def from_recorded(config: Config, known: Mapping[str, Any]) -> list[Change]:
-    """The settings of a call that differ from those in study.json, `known`."""
+    """Return the settings of a call that differ from those in study.json, `known`."""
     asked = requested(config)
     old = known["requested"]
     return differences({**old, "data": asked["data"]} if same_corpus(config.data, known) else old, asked)
 
 
 def same_corpus(data: DataConfig, known: Mapping[str, Any]) -> bool:
-    """Whether a call means the corpus that the study has: `auto`, and the one that it found, are the same."""
-    now, asked, found = to_dict(data), known["requested"]["data"], known["config"]["data"]
-    named = {now["name"], asked.get("name")} <= {AUTO, found.get("name")}
+    """Tell whether a call means the corpus that the study has: `auto`, and the one that it found, are the
+    same."""
+    now, asked, resolved_data = to_dict(data), known["requested"]["data"], known["config"]["data"]
+    named = {now["name"], asked.get("name")} <= {AUTO, resolved_data.get("name")}
     same_file = now["file"] == asked.get("file")
-    return now == asked or (named and same_file and now["sha256"] in (None, found.get("sha256")))
+    return now == asked or (named and same_file and now["sha256"] in (None, resolved_data.get("sha256")))
 
 
 def looked(looks: Sequence[int]) -> str:
-    """What is to be said of an answer whose number of seeds was chosen after a look at an earlier one; of
-    another nothing. `looks`: the seeds of each earlier answer."""
+    """Return what is to be said of an answer whose number of seeds was chosen after a look at an earlier one;
+    of another nothing. `looks`: the seeds of each earlier answer."""
     if not looks:
         return ""
     had = ", then ".join(map(str, looks))
@@ -66,46 +67,47 @@ def looked(looks: Sequence[int]) -> str:
     )
 
 
-def refused(found: Iterable[Change], asked: Mapping[str, Any], records: Sequence[Record]) -> list[Change]:
-    """Those that need --force: not texts, and not the edit of a part of which no run has finished.
+def refused(changes: Iterable[Change], asked: Mapping[str, Any], records: Sequence[Record]) -> list[Change]:
+    """Return those that need --force: not texts, and not the edit of a part of which no run has finished.
 
     `asked`: the settings now; `records`: the study's runs.
     """
     return [
         change
-        for change in found
+        for change in changes
         if not TEXT.fullmatch(change[0]) and not (is_edit(change, asked) and _unfinished(change, records))
     ]
 
 
 def is_edit(change: Change, asked: Mapping[str, Any]) -> bool:
-    """Whether a part's file is another one than it was, and nothing else."""
+    """Tell whether a part's file is another one than it was, and nothing else."""
     key, old, new = change
     return bool(key.endswith(".sha256") and old and new and _part(asked, key).get("target"))
 
 
 def _part(asked: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """The part that the setting `key` belongs to."""
+    """Return the part that the setting `key` belongs to."""
     names = key.split(".")[:-1]
-    found: Any = functools.reduce(lambda part, name: part.get(name, {}), names, asked)
-    return found if isinstance(found, Mapping) else {}
+    part_of: Any = functools.reduce(lambda part, name: part.get(name, {}), names, asked)
+    return part_of if isinstance(part_of, Mapping) else {}
 
 
 def _unfinished(change: Change, records: Sequence[Record]) -> bool:
-    """Whether no run of a part as it was has finished. An unreadable run may have."""
+    """Tell whether no run of a part as it was has finished. An unreadable run may have."""
     group = change[0].split(".")[-2]
     return not any(record.problem or has_finished(record, group, change[1]) for record in records)
 
 
 def has_finished(record: Record, group: str, sha256: str) -> bool:
-    """Whether a run with this part, by its checksum, has finished."""
+    """Tell whether a run with this part, by its checksum, has finished."""
     if record.spec is None or record.result is None or record.result["outcome"] not in FINISHED:
         return False
     return bool(record.spec["config"].get(group, {}).get("sha256") == sha256)
 
 
 def pinned(records: Sequence[Record], run_id: str) -> str:
-    """What is to be said to who mends a part of this run of which other runs have finished; else nothing."""
+    """Return what is to be said to who mends a part of this run of which other runs have finished; else
+    nothing."""
     spec = next((record.spec for record in records if record.run_id == run_id), None)
     config: Mapping[str, Any] = spec["config"] if spec else {}
     parts = [(group, config[group]) for group in OWN if config.get(group, {}).get("sha256")]
@@ -115,23 +117,23 @@ def pinned(records: Sequence[Record], run_id: str) -> str:
     return ""
 
 
-def in_words(found: Sequence[Change], asked: Mapping[str, Any], edited: Sequence[str]) -> str:
-    """`mine: first → sign_sgd; arm hot is new; seeds: [0, 1] → [0]; and 3 more`."""
-    lines = told(found, asked, edited)
+def in_words(changes: Sequence[Change], asked: Mapping[str, Any], edited: Sequence[str]) -> str:
+    """Return `mine: first → sign_sgd; arm hot is new; seeds: [0, 1] → [0]; and 3 more`."""
+    lines = told(changes, asked, edited)
     more = [f"and {len(lines) - MOST} more"] if len(lines) > MOST else []
     return "; ".join([*lines[:MOST], *more])
 
 
-def told(found: Sequence[Change], asked: Mapping[str, Any], edited: Sequence[str]) -> list[str]:
-    """Each change in words, those of whole arms first. `edited`: the files of one's own that are not as they
-    were."""
+def told(changes: Sequence[Change], asked: Mapping[str, Any], edited: Sequence[str]) -> list[str]:
+    """Return each change in words, those of whole arms first. `edited`: the files of one's own that are not
+    as they were."""
     swapped, lines = set(), []
-    for key, old, new in found:
+    for key, old, new in changes:
         if key == "ablation.mine.arms":
             before, now = old or [], new or []
             lines.append(f"mine: {', '.join(before) or 'none'} → {', '.join(now) or 'none'}")
             swapped |= {"mine", key, *(f"ablation.arms.{name}" for name in {*before, *now})}
-    left = [change for change in found if change[0] not in swapped]
+    left = [change for change in changes if change[0] not in swapped]
     lines += [_said(change, asked, edited) for change in sorted(left, key=lambda one: not _whole_arm(one))]
     return list(dict.fromkeys(lines))
 
@@ -141,7 +143,7 @@ def _whole_arm(change: Change) -> bool:
 
 
 def _said(change: Change, asked: Mapping[str, Any], edited: Sequence[str]) -> str:
-    """`optimizer.eps: 1e-08 → 1e-07`; of a part of one's own, which of its files were `edited`."""
+    """Return `optimizer.eps: 1e-08 → 1e-07`; of a part of one's own, which of its files were `edited`."""
     key, old, new = change
     if _whole_arm(change):
         name = key.rpartition(".")[2]

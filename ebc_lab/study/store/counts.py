@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..stages.rules import Decision, inputs_of
+from ebc_lab.records.decisions import Decision
+
+from ..stages.rules import inputs_of
 from .study import Record
 
 TRAINING = "training"
@@ -32,29 +34,30 @@ class RunCounts:
 
 
 def sorts_of_runs(records: Iterable[Record], decisions: Mapping[str, Decision]) -> dict[str, str]:
-    """Run id -> TRAINING, MEASUREMENT or UNUSED. A run of a stage that is still open may yet be used."""
+    """Return run id -> TRAINING, MEASUREMENT or UNUSED. A run of a stage that is still open may yet be
+    used."""
     used = {run_id for decision in decisions.values() for _, run_id in inputs_of(decision)}
-    found = {}
+    sorts = {}
     for record in records:
         if record.spec is None:
             continue
         if record.spec["kind"] != "train":
-            found[record.run_id] = MEASUREMENT
+            sorts[record.run_id] = MEASUREMENT
         elif record.run_id in used or record.spec["stage"] not in decisions:
-            found[record.run_id] = TRAINING
+            sorts[record.run_id] = TRAINING
         else:
-            found[record.run_id] = UNUSED
-    return found
+            sorts[record.run_id] = UNUSED
+    return sorts
 
 
 def counted(sorts: Iterable[str]) -> RunCounts:
-    """How many runs are of each of these sorts."""
+    """Return how many runs are of each of these sorts."""
     all_of = list(sorts)
     return RunCounts(*(all_of.count(sort) for sort in (TRAINING, MEASUREMENT, UNUSED)))
 
 
 def in_words(counts: Mapping[str, Any]) -> str:
-    """`25 training runs, 1 measurement of time, 1 run that no decision uses`."""
+    """Return `25 training runs, 1 measurement of time, 1 run that no decision uses`."""
     ending = {n: "" if n == 1 else "s" for n in counts.values()}
     parts = [f"{counts[TRAINING]} training run{ending[counts[TRAINING]]}"]
     if n := counts[MEASUREMENT]:

@@ -18,7 +18,8 @@ Say = Callable[[str], None]
 
 
 def find(name: str | None, output_dir: str, say: Say = lambda text: None) -> Study:
-    """A study by name or path, or a bundle of one; without a name, the newest one. Raises UserError."""
+    """Return a study by name or path, or a bundle of one; without a name, the newest one. Raises
+    UserError."""
     if name:
         path = place_of(name, output_dir, say)
         return Bundled(path) if is_bundle(path) else Study(path)
@@ -30,7 +31,7 @@ def find(name: str | None, output_dir: str, say: Say = lambda text: None) -> Stu
 
 
 def no_study_in(folder: Path) -> str:
-    """That a folder holds no study, in a sentence; what lies in the working folder is named."""
+    """Say that a folder holds no study, in a sentence; what lies in the working folder is named."""
     here = [study.name for study in studies_in(Path()) if study.exists()]
     here += sorted(path.name for path in Path().glob(f"*{SUFFIX}"))
     if not here or folder.resolve() == Path.cwd():
@@ -41,7 +42,8 @@ def no_study_in(folder: Path) -> str:
 
 
 def place_of(name: str, output_dir: str, say: Say) -> Path:
-    """Where the folder or bundle is: a path as given; a plain name in `output_dir`, else in this folder.
+    """Return where the folder or bundle is: a path as given; a plain name in `output_dir`, else in this
+    folder.
 
     `say` is told where both have one.
     """
@@ -62,7 +64,7 @@ def place_of(name: str, output_dir: str, say: Say) -> Path:
 
 
 def _of_a_suite(path: Path) -> str:
-    """That a file is a suite's, and what its study is called, in a sentence."""
+    """Say that a file is a suite's, and what its study is called, in a sentence."""
     try:
         name = read(path)["study"]["name"]
     except (LookupError, TypeError):
@@ -75,7 +77,7 @@ def _holds(path: Path) -> bool:
 
 
 def to_rebuild(name: str | None, output_dir: str, output: Path | None, say: Say = lambda text: None) -> Study:
-    """The study for `report`; a bundle is unpacked into `output`, or next to it. Raises UserError."""
+    """Return the study for `report`; a bundle is unpacked into `output`, or next to it. Raises UserError."""
     path = place_of(name, output_dir, say) if name else None
     if path and is_bundle(path):
         return unpack(path, output.expanduser() if output else _beside(path, output_dir))
@@ -87,7 +89,8 @@ def to_rebuild(name: str | None, output_dir: str, output: Path | None, say: Say 
 
 
 def _beside(path: Path, output_dir: str) -> Path:
-    """Where a bundle is unpacked unless told otherwise. Raises UserError where a study is in the way."""
+    """Return where a bundle is unpacked unless told otherwise. Raises UserError where a study is in the
+    way."""
     into = path.with_suffix("")
     study = Path(output_dir).expanduser() / into.name
     other = f"--output {path.with_name(f'{into.name}_unpacked')}"
@@ -107,7 +110,7 @@ def _beside(path: Path, output_dir: str) -> Path:
 def verify_named(
     name: str | None, output_dir: str, sha256: str | None, say: Say = lambda text: None
 ) -> dict[str, Any]:
-    """`verify` of a bundle or of a study, by name. Raises UserError."""
+    """Return `verify` of a bundle or of a study, by name. Raises UserError."""
     path = place_of(name, output_dir, say) if name else None
     if path and is_bundle(path):
         return verify(path, sha256)

@@ -38,7 +38,8 @@ class ManifestRecord(TypedDict):
 
 
 def read(root: Path) -> dict[str, Any]:
-    """`files` (path -> sha256) and `complete`. Raises UserError: it is missing, truncated or edited."""
+    """Return `files` (path -> sha256) and `complete`. Raises UserError: it is missing, truncated or
+    edited."""
     if not (root / NAME).exists():
         raise UserError(
             f"study {root.name} has no {NAME}, which its command writes when it has finished: continue the "
@@ -46,25 +47,25 @@ def read(root: Path) -> dict[str, Any]:
         )
     report = f"`ebc-lab report {root.name}`"
     remedy = f"restore a copy, or delete it and let {report} record the files as they are now"
-    found = read_checksummed(root / NAME, remedy, ManifestRecord)
-    files = {path: sha256 for path, sha256 in found["files"].items() if not path.endswith(CHECKPOINT)}
-    return {**found, "files": files}
+    record = read_checksummed(root / NAME, remedy, ManifestRecord)
+    files = {path: sha256 for path, sha256 in record["files"].items() if not path.endswith(CHECKPOINT)}
+    return {**record, "files": files}
 
 
 def begin(root: Path) -> None:
     """A command is in progress from now on. Raises UserError when the manifest was truncated or edited."""
-    if (root / NAME).exists() and (found := read(root))["complete"]:
-        _write(root, found["files"], complete=False)
+    if (root / NAME).exists() and (record := read(root))["complete"]:
+        _write(root, record["files"], complete=False)
 
 
 def refuse_changed(root: Path) -> None:
-    """Raises UserError where settings, a spec or a result, from which all else is computed, is not the file
+    """Raise UserError where settings, a spec or a result, from which all else is computed, is not the file
     that was recorded, whatever its own checksum says."""
     if not (root / NAME).exists():
         return
     study = StudyFiles(root)
-    own = f"{study.own.name}/*"
-    built_on = (study.header_file.name, own, f"{RUNS}/*/{RESULT}", f"{RUNS}/*/{SPEC}")
+    copies = f"{study.own.name}/*"
+    built_on = (study.header_file.name, copies, f"{RUNS}/*/{RESULT}", f"{RUNS}/*/{SPEC}")
     for path, sha256 in read(root)["files"].items():
         if not any(fnmatch(path, pattern) for pattern in built_on):
             continue
@@ -82,12 +83,12 @@ def remove_entries(root: Path, *patterns: str, runs: Iterable[str] = (), but: Co
     `but`, and all of `runs`."""
     if not (root / NAME).exists():
         return
-    found = read(root)
+    record = read(root)
     gone = set(runs)
-    meant = {path for path in found["files"] if path not in but and _meant(path, patterns, gone)}
-    kept = {path: sha256 for path, sha256 in found["files"].items() if path not in meant}
-    if len(kept) < len(found["files"]):
-        _write(root, kept, complete=False)
+    meant = {path for path in record["files"] if path not in but and _meant(path, patterns, gone)}
+    entries = {path: sha256 for path, sha256 in record["files"].items() if path not in meant}
+    if len(entries) < len(record["files"]):
+        _write(root, entries, complete=False)
 
 
 def _meant(path: str, patterns: Sequence[str], runs: set[str]) -> bool:
@@ -100,9 +101,9 @@ def complete(root: Path) -> None:
     known: dict[str, str] = read(root)["files"] if (root / NAME).exists() else {}
     there = {path: run_of(path) for path in files(root)}
     study = StudyFiles(root)
-    own = (study.header_file.name, f"{study.own.name}/*", *study.conclusions())
+    meant = (study.header_file.name, f"{study.own.name}/*", *study.conclusions())
     fresh = {run_id for run_id in there.values() if run_id} - {run_of(path) for path in known}
-    new = {path: sha256_of(root / path) for path in there if path not in known and _meant(path, own, fresh)}
+    new = {path: sha256_of(root / path) for path in there if path not in known and _meant(path, meant, fresh)}
     _write(root, dict(sorted((known | new).items())), complete=True)
 
 
@@ -111,8 +112,8 @@ def _write(root: Path, entries: dict[str, str], *, complete: bool) -> None:
 
 
 def files(root: Path, *, unfinished: bool = False) -> Iterator[str]:
-    """All files but the manifest, checkpoints, diagnoses and hidden ones; `unfinished`: also runs without a
-    result."""
+    """Yield all files but the manifest, checkpoints, diagnoses and hidden ones; `unfinished`: also runs
+    without a result."""
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(d for d in folders if not d.startswith(".") and d != "__pycache__")
         inside = os.path.relpath(folder, root)
@@ -128,7 +129,7 @@ def files(root: Path, *, unfinished: bool = False) -> Iterator[str]:
 
 
 def run_of(path: str) -> str | None:
-    """The run that a file belongs to, by its path in the study."""
+    """Return the run that a file belongs to, by its path in the study."""
     parts = path.split("/")
     return parts[1] if parts[0] == RUNS and len(parts) > 2 else None
 

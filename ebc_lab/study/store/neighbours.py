@@ -24,24 +24,24 @@ from .study import Study, studies_in
 
 
 def finished_elsewhere(study: Study, specs: Sequence[RunSpec]) -> dict[str, Study]:
-    """Run id -> a neighbour that has finished this very run, with the files that it recorded of it.
+    """Return run id -> a neighbour that has finished this very run, with the files that it recorded of it.
 
     Measurements of time are left out: they belong to a machine and an hour.
     """
-    found: dict[str, Study] = {}
+    elsewhere: dict[str, Study] = {}
     for neighbour in studies_in(study.root.parent):
         if neighbour.name == study.name:
             continue
-        left = [s for s in specs if s.kind == "train" and s.run_id not in found]
+        left = [s for s in specs if s.kind == "train" and s.run_id not in elsewhere]
         with suppress(OSError):  # it may be somebody else's
             there = [s for s in left if neighbour.has_result(s.run_id)]
             recorded = _recorded(neighbour) if there else {}
-            found |= {s.run_id: neighbour for s in there if _sound_result(neighbour, s, recorded)}
-    return found
+            elsewhere |= {s.run_id: neighbour for s in there if _sound_result(neighbour, s, recorded)}
+    return elsewhere
 
 
 def _recorded(study: Study) -> Mapping[str, str] | None:
-    """What its manifest records; None where that cannot be trusted."""
+    """Return what its manifest records; None where that cannot be trusted."""
     try:
         return manifest.read(study.root)["files"] if study.manifest_file.exists() else {}
     except (UserError, OSError):
@@ -49,7 +49,7 @@ def _recorded(study: Study) -> Mapping[str, str] | None:
 
 
 def _sound_result(study: Study, spec: RunSpec, recorded: Mapping[str, str] | None) -> RunResult | None:
-    """The result of a finished run whose files are as its result, and the manifest, recorded them."""
+    """Return the result of a finished run whose files are as its result, and the manifest, recorded them."""
     if recorded is None:
         return None
     files = study.run_files(spec.run_id)
@@ -72,9 +72,9 @@ def _streams_match(files: RunFiles, result: RunResult) -> bool:
 
 
 def _recorded_by(files: RunFiles, result: RunResult) -> tuple[Path, ...]:
-    """The files whose checksums the result holds; a kept model is not every run's."""
-    kept = [path for path in (files.packed, files.model) if path.name in result.get("streams", {})]
-    return (files.steps, files.evals, *kept)
+    """Return the files whose checksums the result holds; a kept model is not every run's."""
+    models = [path for path in (files.packed, files.model) if path.name in result.get("streams", {})]
+    return (files.steps, files.evals, *models)
 
 
 def _copied(files: RunFiles, result: RunResult) -> tuple[Path, ...]:
@@ -87,9 +87,9 @@ def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
     A kill on the way leaves no result, so the run is taken, or trained, by the next command.
     """
     study.write_spec(spec)
-    own = study.run_files(spec.run_id)
-    with run_lock(own.directory) as mine:
-        if not mine or own.result.exists():
+    files = study.run_files(spec.run_id)
+    with run_lock(files.directory) as mine:
+        if not mine or files.result.exists():
             return False
         try:
             result = neighbour.results([spec])[spec.run_id]
@@ -97,12 +97,12 @@ def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
             contents = [read_regular(path, MOST_BYTES) if path.exists() else b"" for path in other]
         except (UserError, OSError, LookupError):
             return False
-        for path, content in zip(_copied(own, result), contents, strict=True):
+        for path, content in zip(_copied(files, result), contents, strict=True):
             write_atomic(path, content)
-        if not _streams_match(own, result):  # somebody is changing them
+        if not _streams_match(files, result):  # somebody is changing them
             return False
-        attempts.note(own.directory, "taken", study=neighbour.name)
-        write_checksummed(own.result, result)
-        own.checkpoint.unlink(missing_ok=True)
-        own.progress.unlink(missing_ok=True)
+        attempts.note(files.directory, "taken", study=neighbour.name)
+        write_checksummed(files.result, result)
+        files.checkpoint.unlink(missing_ok=True)
+        files.progress.unlink(missing_ok=True)
     return True

@@ -18,13 +18,14 @@ from .study import OwnRecord, Study, StudyHeader
 
 
 def lacking(study: Study, header: Mapping[str, Any], config: Config) -> bool:
-    """Whether the study lacks a copy of a file that it needs: deleted, or never made by an older version."""
+    """Tell whether the study lacks a copy of a file that it needs: deleted, or never made by an older
+    version."""
     recorded = header.get("own", {"files": {}})["files"]
     return any(name not in recorded or not (study.own / name).is_file() for name in config.own_files)
 
 
 def edited(config: Config, header: Mapping[str, Any]) -> list[str]:
-    """The files of one's own that are not as they were when the study copied them."""
+    """Return the files of one's own that are not as they were when the study copied them."""
     recorded = header.get("own", {"files": {}})["files"]
     now = {name: manifest.sha256_of(Path(path)) for name, path in config.own_files.items()}
     return [name for name, sha256 in now.items() if recorded.get(name, sha256) != sha256]
@@ -66,16 +67,16 @@ class Copies:
 
     @property
     def suite_path(self) -> str | None:
-        """The suite's copy, while it is there."""
+        """Return the suite's copy, while it is there."""
         there = self.suite is not None and (self.folder / self.suite).is_file()
         return str((self.folder / str(self.suite)).resolve()) if there else None
 
     def to_show(self, text: str) -> str:
-        """A text with the folder as commands name it."""
+        """Return a text with the folder as commands name it."""
         return text.replace(str(self.folder.resolve()), self.shown)
 
     def path_of(self, target: str) -> str:
-        """`<own>/my_opt.py:Cautious` for the target of a copy; another target as it is."""
+        """Return `<own>/my_opt.py:Cautious` for the target of a copy; another target as it is."""
         module, _, name = target.partition(":")
         file = f"{module}.py"
         there = "." not in module and file in self.files and (self.folder / file).is_file()
@@ -83,8 +84,8 @@ class Copies:
 
 
 def copies(study: Study, header: StudyHeader | Mapping[str, Any]) -> Copies:
-    """The copies that a study has, by its study.json."""
-    found: Any = header.get("own") or {"suite": None, "files": {}}
+    """Return the copies that a study has, by its study.json."""
+    recorded: Any = header.get("own") or {"suite": None, "files": {}}
     shown = str(study.own) if study.resumable else str(Path(study.name) / study.own.name)
     plain = shown if re.match(r"[./~]", shown) or "/" in shown else f"./{shown}"
-    return Copies(study.own, plain, found["suite"], frozenset(found["files"]))
+    return Copies(study.own, plain, recorded["suite"], frozenset(recorded["files"]))

@@ -10,10 +10,11 @@ from typing import Any
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import recorded_environment
+from ebc_lab.records.decisions import Decision
 from ebc_lab.records.json_files import as_json
 
 from ..stages import planned_runs, stage_of
-from ..stages.rules import Decision, Undecidable
+from ..stages.rules import Undecidable
 from ..stages.runs import distinct
 from .reuse import runs_in_words
 from .snapshot import Snapshot, read
@@ -23,7 +24,7 @@ SHOWN = 60  # characters of a value that is itself a list or a mapping
 
 
 def replay(study: Study, stage: str | None = None) -> dict[str, Any]:
-    """Stage -> `same`, the `differences` (path, recorded, recomputed), and a `problem`, if any.
+    """Return stage -> `same`, the `differences` (path, recorded, recomputed), and a `problem`, if any.
 
     For one stage, or all that are decided. Raises UserError when there is no such decision.
     """
@@ -37,7 +38,7 @@ def replay(study: Study, stage: str | None = None) -> dict[str, Any]:
         )
     last = config.study.stages.index(asked[-1])
     made: dict[str, Decision] = {}
-    found: dict[str, Any] = {}
+    findings: dict[str, Any] = {}
     problem: str | None = None
     with study.told(), recorded_environment(snapshot.header["environment"]):
         for name in config.study.stages[: last + 1]:
@@ -45,14 +46,14 @@ def replay(study: Study, stage: str | None = None) -> dict[str, Any]:
                 problem = _decide_again(name, snapshot, made)
             differences = [] if problem else _differences(recorded.get(name), made[name])
             if name in asked:
-                found[name] = {
+                findings[name] = {
                     "same": not (problem or differences),
                     "differences": differences,
                     "problem": problem,
                 }
             if problem and "builds on" not in problem:
                 problem = f"builds on {name}, which could not be decided again"
-    return {"study": study.name, "same": all(f["same"] for f in found.values()), "stages": found}
+    return {"study": study.name, "same": all(f["same"] for f in findings.values()), "stages": findings}
 
 
 def _decide_again(stage: str, snapshot: Snapshot, made: dict[str, Decision]) -> str | None:
@@ -71,7 +72,7 @@ def _decide_again(stage: str, snapshot: Snapshot, made: dict[str, Decision]) -> 
 
 
 def _differences(recorded: Any, made: Any, path: str = "") -> list[dict[str, Any]]:
-    """Where two decisions differ, leaf by leaf."""
+    """Return where two decisions differ, leaf by leaf."""
     if recorded == made:
         return []
     if isinstance(recorded, Mapping) and isinstance(made, Mapping):
@@ -84,9 +85,9 @@ def _differences(recorded: Any, made: Any, path: str = "") -> list[dict[str, Any
     return [{"path": path, "recorded": recorded, "recomputed": made}]
 
 
-def replay_in_words(found: Mapping[str, Any]) -> Iterator[str]:
-    """`lr_sweep: the same`, or the problem, or one line a difference."""
-    for stage, f in found["stages"].items():
+def replay_in_words(findings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield `lr_sweep: the same`, or the problem, or one line a difference."""
+    for stage, f in findings["stages"].items():
         if f["same"]:
             yield f"{stage}: the same"
         elif f["problem"]:

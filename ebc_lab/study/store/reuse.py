@@ -8,10 +8,11 @@ from typing import Any
 
 from ebc_lab.config.identity import by_name, study_environment
 from ebc_lab.config.schema import Config
+from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import RunResult
 
 from ..stages import planned_runs, stage_of
-from ..stages.rules import Decision, Results, Undecidable, decision_problem, inputs_digest, inputs_of
+from ..stages.rules import Results, Undecidable, decision_problem, inputs_digest, inputs_of
 from ..stages.runs import distinct
 from ..stages.spec import RunSpec
 from .study import RETRIED, RETRIED_UNFINISHED, Record
@@ -33,12 +34,13 @@ class StageWork:
 
 
 def remaining_work(config: Config, results_of: ResultsOf) -> list[StageWork]:
-    """What a command would train in each stage, as far as the results tell; sweeps may still extend."""
+    """Return what a command would train in each stage, as far as the results tell; sweeps may still
+    extend."""
     decisions: dict[str, Decision] = {}
-    found: list[StageWork] = []
+    work: list[StageWork] = []
     for stage in config.study.stages:
-        if found and (found[-1].missing != 0 or found[-1].undecidable):
-            found.append(StageWork(stage))
+        if work and (work[-1].missing != 0 or work[-1].undecidable):
+            work.append(StageWork(stage))
             continue
         specs, results = planned_runs(stage, config, decisions, results_of)
         runs = distinct(specs)
@@ -49,27 +51,27 @@ def remaining_work(config: Config, results_of: ResultsOf) -> list[StageWork]:
                 decisions[stage] = stage_of(stage).decide(config, specs, results, decisions)
             except Undecidable:
                 undecidable = True
-        found.append(StageWork(stage, len(runs), missing, undecidable))
-    return found
+        work.append(StageWork(stage, len(runs), missing, undecidable))
+    return work
 
 
-def work_in_words(found: Sequence[StageWork]) -> str:
-    """`lr_sweep: all 8 kept; calibrate: 3 of 5 would be trained; finals: decided again after that`."""
+def work_in_words(work: Sequence[StageWork]) -> str:
+    """Return `lr_sweep: all 8 kept; calibrate: 3 of 5 would be trained; finals: decided again after that`."""
     parts = []
-    for look in found:
+    for look in work:
         if look.missing is None:
             continue
         what = f"all {look.runs}" if look.missing in (0, look.runs) else f"{look.missing} of {look.runs}"
         note = ", which cannot be decided from them" if look.undecidable else ""
         parts.append(f"{look.stage}: {what} {'would be trained' if look.missing else 'kept'}{note}")
-    after = [look.stage for look in found if look.missing is None]
+    after = [look.stage for look in work if look.missing is None]
     if after:
         parts.append(f"{', '.join(after)}: decided again after that")
     return "; ".join(parts)
 
 
 def reusable_results(records: Sequence[Record], *, finished: bool) -> ResultsOf:
-    """The results that a command would take as they are; it trains the other runs again."""
+    """Return the results that a command would take as they are; it trains the other runs again."""
     again = RETRIED if finished else RETRIED_UNFINISHED
     known = {r.run_id: r.result for r in records if r.result is not None and r.result["outcome"] not in again}
 
@@ -83,14 +85,15 @@ def reusable_results(records: Sequence[Record], *, finished: bool) -> ResultsOf:
 def stale_decisions(
     config: Config, header: Mapping[str, Any], decisions: Mapping[str, Decision], records: Sequence[Record]
 ) -> dict[str, str]:
-    """Stage -> why its recorded decision no longer follows from the results and the decisions before it.
+    """Return stage -> why its recorded decision no longer follows from the results and the decisions before
+    it.
 
     Only hashes are compared; nothing is decided again.
     """
     results = {r.run_id: r.result for r in records if r.result is not None}
     damaged = {r.run_id for r in records if r.problem}
     changed = [f"{k} is {new} here and was {old}" for k, old, new in environment_changes(config, header)]
-    found: dict[str, str] = {}
+    stale: dict[str, str] = {}
     sound: dict[str, Decision] = {}
     for stage in (s for s in config.study.stages if s in decisions):
         decision = decisions[stage]
@@ -99,11 +102,11 @@ def stale_decisions(
         else:
             reasons = changed + _changed_inputs(config, stage, decision, results, damaged, sound)
             sound[stage] = decision
-        if found:
-            reasons.append(f"it builds on {next(reversed(found))}, which is stale")
+        if stale:
+            reasons.append(f"it builds on {next(reversed(stale))}, which is stale")
         if reasons:
-            found[stage] = "; ".join(reasons)
-    return found
+            stale[stage] = "; ".join(reasons)
+    return stale
 
 
 def _changed_inputs(
@@ -114,7 +117,7 @@ def _changed_inputs(
     damaged: set[str],
     earlier: Mapping[str, Decision],
 ) -> list[str]:
-    """Why a decision does not follow from the `results`; empty if it does."""
+    """Say why a decision does not follow from the `results`; empty if it does."""
     runs = inputs_of(decision)
     ids = list(dict.fromkeys(run_id for _, run_id in runs))
     edited = [r for r in ids if r in damaged]
@@ -132,14 +135,14 @@ def _changed_inputs(
 
 
 def runs_in_words(run_ids: Sequence[str], of: int, what: str) -> str:
-    """`2 of its 8 runs are missing (…)`, with the first two named."""
+    """Return `2 of its 8 runs are missing (…)`, with the first two named."""
     verb = "is" if len(run_ids) == 1 else "are"
     more = ", …" if len(run_ids) > 2 else ""
     return f"{len(run_ids)} of its {of} runs {verb} {what} ({', '.join(run_ids[:2])}{more})"
 
 
 def environment_changes(config: Config, header: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(what, recorded, now) of what the names of runs depend on in addition to settings."""
+    """Return (what, recorded, now) of what the names of runs depend on in addition to settings."""
     now = by_name(study_environment(config))
     recorded = by_name(header.get("environment", {}))
     return [(k, recorded.get(k), now[k]) for k in now if recorded.get(k) != now[k]]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 from ebc_lab.config.errors import UserError, blamed
 from ebc_lab.config.identity import recorded_environment
 from ebc_lab.config.schema import Config
+from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import RunResult
 
 from ..stages import stage_of
-from ..stages.rules import Decision, decision_problem
+from ..stages.rules import decision_problem
 from ..stages.spec import RunSpec
 from . import counts, reuse
 from .reuse import ResultsOf
@@ -34,11 +33,11 @@ class Snapshot:
 
     @property
     def finished(self) -> bool:
-        """Whether the last stage is decided."""
+        """Tell whether the last stage is decided."""
         return self.config.study.stages[-1] in self.decisions
 
     def sound_decisions(self) -> dict[str, Decision]:
-        """All decisions. Raises UserError when one was edited, or is another version's."""
+        """Return all decisions. Raises UserError when one was edited, or is another version's."""
         if self.faults:
             what = "; ".join(f"{stage}: {why}" for stage, why in self.faults.items())
             raise UserError(
@@ -48,38 +47,40 @@ class Snapshot:
         return self.decisions
 
     def sound_records(self) -> list[Record]:
-        """All planned runs. Raises UserError when the files of one are damaged."""
+        """Return all planned runs. Raises UserError when the files of one are damaged."""
         for record in self.records:
             if record.problem:
                 raise UserError(record.problem)
         return self.records
 
     def results_of(self, specs: list[RunSpec]) -> dict[str, RunResult]:
-        """Run id -> result, of those `specs` that have one. Raises UserError: damaged, or another run's."""
+        """Return run id -> result, of those `specs` that have one. Raises UserError: damaged, or another
+        run's."""
         known = {record.run_id: record for record in self.records}
-        found = {}
+        results = {}
         for spec in specs:
             record = known.get(spec.run_id)
             if record is None:
                 continue
             if record.result is not None:
                 self.study.refuse_other_runs(spec, record.result)
-                found[spec.run_id] = record.result
+                results[spec.run_id] = record.result
             elif record.problem:
                 raise UserError(record.problem)
-        return found
+        return results
 
     def sorts_of_runs(self) -> dict[str, str]:
-        """Run id -> whether it is a training run, a measurement, or one that no decision uses."""
+        """Return run id -> whether it is a training run, a measurement, or one that no decision uses."""
         sound = {stage: d for stage, d in self.decisions.items() if stage not in self.faults}
         return counts.sorts_of_runs(self.records, sound)
 
     def reusable_results(self) -> ResultsOf:
-        """The results that the same command would take as they are."""
+        """Return the results that the same command would take as they are."""
         return reuse.reusable_results(self.records, finished=self.finished)
 
     def stale_decisions(self) -> dict[str, str]:
-        """Stage -> why its decision no longer follows from the files (in a bundle, under any torch)."""
+        """Return stage -> why its decision no longer follows from the files (in a bundle, under any
+        torch)."""
         with self._environment():
             return reuse.stale_decisions(self.config, self.header, self.decisions, self.records)
 
@@ -117,15 +118,16 @@ def read(study: Study, *, strict: bool = True) -> Snapshot:
     return Snapshot(study, header, settings_of(header), decisions, faults, records, problems)
 
 
-def _fault(stage: str, decision: Mapping[str, Any]) -> str | None:
-    """Why a recorded decision cannot be used: edited, another version's, or not what its stage decides."""
+def _fault(stage: str, decision: Decision) -> str | None:
+    """Say why a recorded decision cannot be used: edited, another version's, or not what its stage
+    decides."""
     if why := decision_problem(decision):
         return why
     try:
         with blamed("it", "it is decided again"):
-            told = stage_of(stage)
-            told.headlines(decision)
-            told.would_change(decision)
+            decider = stage_of(stage)
+            decider.headlines(decision)
+            decider.would_change(decision)
     except UserError:
         return "its record in auto_decisions.json is not what this stage decides"
     return None

@@ -18,13 +18,14 @@ from ebc_lab.config.identity import NAMED_BY, digest, matches_run_id
 from ebc_lab.config.kinds import misfit
 from ebc_lab.config.schema import STAGES, Config, RunConfig
 from ebc_lab.config.study_checks import validate
+from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import OUTCOMES, RunResult
 from ebc_lab.records.json_files import as_json, read_checksummed, read_json, write_json
 from ebc_lab.records.locks import study_holder, study_lock
 from ebc_lab.records.paths import ProgressRecord, ShownSettings, SpecRecord, StudyFiles
 
 from ..stages import stage_of
-from ..stages.rules import Decision, inputs_of
+from ..stages.rules import inputs_of
 from ..stages.spec import RunSpec
 from . import manifest
 
@@ -79,16 +80,16 @@ class StudyHeader(TypedDict):
 
 
 def settings_of(header: Mapping[str, Any]) -> Config:
-    """The settings in study.json, resolved. Raises UserError where another version wrote them."""
+    """Return the settings in study.json, resolved. Raises UserError where another version wrote them."""
     try:
-        found: Config = from_dict(Config, header["config"])
-        validate(found, study=True, here=False)
+        config: Config = from_dict(Config, header["config"])
+        validate(config, study=True, here=False)
     except UserError as error:
         raise UserError(
             f"study {header['study']} cannot be read here ({str(error).rstrip('.')}): use that version of "
             "ebc-lab, or choose another study.name."
         ) from None
-    return found
+    return config
 
 
 @dataclass(frozen=True)
@@ -112,14 +113,14 @@ class Study(StudyFiles):
 
     @property
     def place(self) -> Path:
-        """Where a reader finds it: its folder, or the bundle that it was unpacked from."""
+        """Return where a reader finds it: its folder, or the bundle that it was unpacked from."""
         return self.root
 
     def exists(self) -> bool:
         return self.header_file.exists()
 
     def must_exist(self) -> None:
-        """Raises UserError when there is no study here."""
+        """Raise UserError when there is no study here."""
         if not self.exists():
             names = [study.name for study in studies_in(self.root.parent)]
             near = nearest(self.name, names) + (f" (there is {any_of(names)})" if names else "")
@@ -138,14 +139,16 @@ class Study(StudyFiles):
         return blamed(f"a file of study {self.name}", remedy)
 
     def header(self, *, checked: bool = True) -> StudyHeader:
-        """study.json. Raises UserError: no study here, or the file was truncated or (`checked`) edited."""
+        """Return study.json. Raises UserError: no study here, or the file was truncated or (`checked`)
+        edited."""
         self.must_exist()
         if not checked:
             return cast(StudyHeader, read_json(self.header_file, StudyHeader, HEADER_REMEDY))
         return cast(StudyHeader, read_checksummed(self.header_file, HEADER_REMEDY, StudyHeader))
 
     def decisions(self) -> dict[str, Any]:
-        """Stage -> decision, in the order of the stages. Raises UserError when the file was truncated."""
+        """Return stage -> decision, in the order of the stages. Raises UserError when the file was
+        truncated."""
         remedy = "delete it, and the study's command decides again from the runs"
         try:
             return dict(read_json(self.decisions_file, dict[str, dict[str, Any]], remedy))
@@ -153,40 +156,41 @@ class Study(StudyFiles):
             return {}
 
     def result(self, run_id: str) -> RunResult | None:
-        """A run's result, if it has one. Raises UserError: truncated, edited, or another run's."""
+        """Return a run's result, if it has one. Raises UserError: truncated, edited, or another run's."""
         files = self.run_files(run_id)
         try:
             remedy = f"delete {files.directory}, and the study's command trains the run again"
-            found = cast(RunResult, read_checksummed(files.result, remedy, RunResult))
+            recorded = cast(RunResult, read_checksummed(files.result, remedy, RunResult))
         except FileNotFoundError:
             return None
-        own = found.get("identity") or ""  # none where the spec could not be read
-        if found.get("run_id", run_id) != run_id or not run_id.endswith(own[:NAMED_BY]):
+        identity = recorded.get("identity") or ""  # none where the spec could not be read
+        if recorded.get("run_id", run_id) != run_id or not run_id.endswith(identity[:NAMED_BY]):
             raise OfAnotherRun(f"{files.result} was not written by this run: {remedy}.")
-        if wrong := _misfit_result(found):
+        if wrong := _misfit_result(recorded):
             raise UserError(f"{files.result} is damaged ({wrong}): {remedy}.")
-        return found
+        return recorded
 
     def has_result(self, run_id: str) -> bool:
         return self.run_files(run_id).result.exists()
 
     def results(self, specs: Iterable[RunSpec]) -> dict[str, RunResult]:
-        """Run id -> result, of those `specs` that have one. Raises UserError: edited, or another run's."""
-        found = {}
+        """Return run id -> result, of those `specs` that have one. Raises UserError: edited, or another
+        run's."""
+        known = {}
         for spec in specs:
             result = self.result(spec.run_id)
             if result is not None:
                 self.refuse_other_runs(spec, result)
-                found[spec.run_id] = result
-        return found
+                known[spec.run_id] = result
+        return known
 
     def results_of(self, decision: Decision) -> dict[str, RunResult]:
-        """Run id -> result, of the runs that a decision was made from and that have one."""
-        found = {run_id: self.result(run_id) for _, run_id in inputs_of(decision)}
-        return {run_id: result for run_id, result in found.items() if result is not None}
+        """Return run id -> result, of the runs that a decision was made from and that have one."""
+        known = {run_id: self.result(run_id) for _, run_id in inputs_of(decision)}
+        return {run_id: result for run_id, result in known.items() if result is not None}
 
     def refuse_other_runs(self, spec: RunSpec, result: Mapping[str, Any]) -> None:
-        """Raises UserError when a result in a run's folder belongs to another run."""
+        """Raise UserError when a result in a run's folder belongs to another run."""
         if result.get("identity") != spec.identity_sha256:
             files = self.run_files(spec.run_id)
             raise OfAnotherRun(
@@ -194,7 +198,7 @@ class Study(StudyFiles):
             )
 
     def records(self) -> list[Record]:
-        """Every planned run; what is wrong with one is in its `problem`, and not raised."""
+        """Return every planned run; what is wrong with one is in its `problem`, and not raised."""
         return [record for run_id in self.run_ids() if (record := self._record(run_id))]
 
     def _record(self, run_id: str) -> Record | None:
@@ -214,7 +218,8 @@ class Study(StudyFiles):
         return Record(run_id, spec, result, problem)
 
     def read_spec(self, run_id: str) -> tuple[str, RunConfig]:
-        """(kind, configuration) of a planned run. Raises UserError when its spec does not match its name."""
+        """Return (kind, configuration) of a planned run. Raises UserError when its spec does not match its
+        name."""
         spec = self._spec(run_id)
         run: RunConfig = from_dict(RunConfig, spec["config"])
         try:
@@ -227,8 +232,8 @@ class Study(StudyFiles):
         return spec["kind"], run
 
     def _spec(self, run_id: str) -> SpecRecord:
-        """A run's spec.json, of whose settings those in `ShownSettings` are there. Raises UserError: damaged,
-        or another run's; FileNotFoundError."""
+        """Return a run's spec.json, of whose settings those in `ShownSettings` are there. Raises UserError:
+        damaged, or another run's; FileNotFoundError."""
         files = self.run_files(run_id)
         remedy = f"delete {files.directory}, and the run is planned again"
         spec = cast(SpecRecord, read_json(files.spec, SpecRecord, remedy))
@@ -248,7 +253,8 @@ class Study(StudyFiles):
             return None
 
     def holder(self) -> dict[str, Any] | None:
-        """Which process is running the study now, or None; found without taking the lock or writing."""
+        """Return which process is running the study now, or None; found without taking the lock or
+        writing."""
         return study_holder(self)
 
     def prepare(self) -> None:
@@ -269,7 +275,7 @@ class Study(StudyFiles):
         return study_lock(self)
 
     def must_be_ours(self) -> None:
-        """Raises UserError where this user may read the study and not change it."""
+        """Raise UserError where this user may read the study and not change it."""
         if self.root.exists() and not os.access(self.root, os.W_OK | os.X_OK):
             raise UserError(
                 f"{self.root} belongs to another user and cannot be changed: status, why, verify, diff, "
@@ -278,15 +284,12 @@ class Study(StudyFiles):
 
     def note_command(self, words: Sequence[str]) -> None:
         """Keep the command that runs the study, with the folder in which it was given."""
-        about: NotedCommand = {
-            "words": list(words),
-            "folder": os.getcwd(),
-            "study": str(self.root.resolve()),
-        }
+        about: NotedCommand = {"words": list(words), "folder": os.getcwd(), "study": str(self.root.resolve())}
         write_json(self.command_file, about)
 
     def noted_command(self) -> str | None:
-        """That command, for a shell in this folder; None if none was kept, or the study was moved since."""
+        """Say that command, for a shell in this folder; None if none was kept, or the study was moved
+        since."""
         try:
             about = read_json(self.command_file, NotedCommand)
         except (OSError, UserError):
@@ -323,9 +326,9 @@ class Study(StudyFiles):
         earlier = STAGES[: STAGES.index(stage)]
         if before is not None:
             self.drop_conclusions(but=[stage_of(s).summary_csv for s in earlier])
-        kept = {s: known[s] for s in earlier if s in known}
+        decisions = {s: known[s] for s in earlier if s in known}
         manifest.remove_entries(self.root, self.decisions_file.name)
-        write_json(self.decisions_file, {**kept, stage: decision})
+        write_json(self.decisions_file, {**decisions, stage: decision})
         return before is not None
 
     def drop_conclusions(self, but: Collection[str] = ()) -> None:
@@ -353,17 +356,17 @@ class Study(StudyFiles):
         return gone
 
 
-def _misfit_result(found: RunResult) -> str | None:
-    """What is wrong with a result beyond the kinds of its figures."""
-    if found.get("outcome") not in OUTCOMES:
+def _misfit_result(result: RunResult) -> str | None:
+    """Return what is wrong with a result beyond the kinds of its figures."""
+    if result.get("outcome") not in OUTCOMES:
         return "it does not say how the run ended"
-    if found.get("grad_norm_quantiles") == []:
+    if result.get("grad_norm_quantiles") == []:
         return "grad_norm_quantiles is empty"
-    return misfit(found.get("curve", []), list[tuple[float, float | None, float]], "curve")
+    return misfit(result.get("curve", []), list[tuple[float, float | None, float]], "curve")
 
 
 def studies_in(folder: Path) -> list[Study]:
-    """The studies in a folder, the newest first; what cannot be looked at is none."""
+    """Return the studies in a folder, the newest first; what cannot be looked at is none."""
     written: list[tuple[float, Study]] = []
     for path in folder.glob("*"):
         with suppress(OSError):

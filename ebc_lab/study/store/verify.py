@@ -28,7 +28,8 @@ FOREIGN = "was not written by the run it is named after"
 
 
 def verify(study: Study) -> dict[str, Any]:
-    """`bad`: each file that is not as it should be, with what is wrong and the remedy; `ok`: there is none.
+    """Return `bad`: each file that is not as it should be, with what is wrong and the remedy; `ok`: there is
+    none.
 
     `under_way`: the last stage is not decided, a command is running the study, or one was cut off. Files that
     are not recorded yet are then only counted (`unrecorded`), as are those of runs in progress (`growing`).
@@ -47,10 +48,10 @@ def verify(study: Study) -> dict[str, Any]:
         wrong |= dict.fromkeys(fresh, UNKNOWN)
     wrong = _contents(study, set(all_there)) | wrong
     growing = len(set(all_there) - set(there) - set(recorded["files"]))
-    told = {
+    findings = {
         p: {"what": visible(what), "remedy": visible(_remedy(study, p, what))} for p, what in wrong.items()
     }
-    bad = [{"file": visible(p), **told[p]} for p in sorted(wrong)]
+    bad = [{"file": visible(p), **findings[p]} for p in sorted(wrong)]
     return {
         "study": study.name,
         "root": str(study.root),
@@ -71,7 +72,7 @@ def _ended(study: Study) -> bool:
 
 
 def _compare(root: Path, recorded: Mapping[str, str]) -> dict[str, str]:
-    """Recorded file -> what is wrong with it."""
+    """Return recorded file -> what is wrong with it."""
     wrong = {}
     for path, sha256 in recorded.items():
         try:
@@ -85,7 +86,7 @@ def _compare(root: Path, recorded: Mapping[str, str]) -> dict[str, str]:
 
 
 def _contents(study: Study, files: set[str]) -> dict[str, str]:
-    """File -> what is wrong: a study.json or decision that was edited, what is not its run's own."""
+    """Return file -> what is wrong: a study.json or decision that was edited, what is not its run's own."""
     wrong: dict[str, str] = {}
     try:
         study.header()
@@ -130,13 +131,14 @@ def _contents(study: Study, files: set[str]) -> dict[str, str]:
 
 
 def _identity_digest(study: Study, run_id: str) -> str:
-    """The digest of a run's identity, from its spec. Raises UserError when the spec is not this run's."""
+    """Return the digest of a run's identity, from its spec. Raises UserError when the spec is not this
+    run's."""
     spec = read_json(study.run_files(run_id).spec, SpecRecord)
     kind = spec["kind"]
     whole = spec["identity"]
     run: RunConfig = from_dict(RunConfig, spec["config"])
-    own = whole if kind == "train" else whole["run"]
-    with recorded_environment(environment(own)):
+    named = whole if kind == "train" else whole["run"]
+    with recorded_environment(environment(named)):
         if identity_of(kind, run) != whole or not matches_run_id(kind, run, run_id):
             raise UserError(f"{run_id} is another run.")
     return digest(whole)

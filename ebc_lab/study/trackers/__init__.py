@@ -110,7 +110,7 @@ class _Follower:
 
 
 def settings_for(name: str, config: TrackerConfig) -> dict[str, str | None]:
-    """What this tracker alone reads, as `Place` takes it."""
+    """Return what this tracker alone reads, as `Place` takes it."""
     if name == "mlflow":
         return {"mlflow_uri": absolute(config.mlflow_uri)}
     if name == "wandb":
@@ -119,7 +119,7 @@ def settings_for(name: str, config: TrackerConfig) -> dict[str, str | None]:
 
 
 def absolute(uri: str | None) -> str | None:
-    """A store's address that means the same in any working directory."""
+    """Return a store's address that means the same in any working directory."""
     for scheme in ("sqlite:///", "file:"):
         if uri and uri.startswith(scheme) and not uri.removeprefix(scheme).startswith("/"):
             return scheme + str(Path(uri.removeprefix(scheme)).resolve())

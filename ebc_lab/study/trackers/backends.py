@@ -130,28 +130,34 @@ class MLflow:
         """MLflow's id of a run, which is created if there is none yet."""
         if run.run_id not in self.ids:
             experiment = self._experiment(run.group)
-            found = self.client.search_runs([experiment], f"tags.ebc_lab_run = '{run.run_id}'", max_results=1)
+            matches = self.client.search_runs(
+                [experiment], f"tags.ebc_lab_run = '{run.run_id}'", max_results=1
+            )
             tags = {"ebc_lab_run": run.run_id}
-            own = found[0] if found else self.client.create_run(experiment, tags=tags, run_name=run.run_id)
-            self._log_batch(own.info.run_id, params=run.settings)
-            self.ids[run.run_id] = own.info.run_id
+            tracked = (
+                matches[0] if matches else self.client.create_run(experiment, tags=tags, run_name=run.run_id)
+            )
+            self._log_batch(tracked.info.run_id, params=run.settings)
+            self.ids[run.run_id] = tracked.info.run_id
         return self.ids[run.run_id]
 
     def _experiment(self, name: str) -> str:
-        found = self.client.get_experiment_by_name(name)
-        if found:
-            return str(found.experiment_id)
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment:
+            return str(experiment.experiment_id)
         return str(self.client.create_experiment(name, artifact_location=self.artifacts))
 
-    def _log_batch(self, own: str, rows: Sequence[Row] = (), params: Mapping[str, Any] | None = None) -> None:
+    def _log_batch(
+        self, run_id: str, rows: Sequence[Row] = (), params: Mapping[str, Any] | None = None
+    ) -> None:
         from mlflow.entities import Metric, Param
 
         now = int(time.time() * 1000)
         metrics = [Metric(name, x, now, step) for step, figures in rows for name, x in figures.items()]
         if params:
-            self.client.log_batch(own, params=[Param(k, str(v)) for k, v in params.items()])
+            self.client.log_batch(run_id, params=[Param(k, str(v)) for k, v in params.items()])
         for at in range(0, len(metrics), METRICS_PER_CALL):
-            self.client.log_batch(own, metrics=metrics[at : at + METRICS_PER_CALL])
+            self.client.log_batch(run_id, metrics=metrics[at : at + METRICS_PER_CALL])
 
     def log(self, run: Run, rows: Sequence[Row]) -> None:
         self._log_batch(self._id(run), rows)
@@ -166,7 +172,7 @@ class MLflow:
         """Nothing to do: every call has arrived when it returns."""
 
     def close(self) -> None:
-        """The same."""
+        """Do the same."""
 
 
 class WandB:
@@ -256,8 +262,8 @@ class Trackio:
         self.noted = False
 
     def _log(self, run: Run, rows: Sequence[Row], **more: str) -> None:
-        """Raises OSError where Trackio, which only warns, could not write."""
-        with warnings.catch_warnings(record=True) as said:
+        """Raise OSError where Trackio, which only warns, could not write."""
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             config = {**run.settings, **run.identity, **more}
             shown = self.trackio.init(
@@ -266,7 +272,7 @@ class Trackio:
             for step, figures in rows:
                 shown.log(figures, step=step)
             shown.finish()
-        failed = [str(w.message) for w in said if str(w.message).startswith("trackio failed")]
+        failed = [str(w.message) for w in caught if str(w.message).startswith("trackio failed")]
         if failed:
             raise OSError(failed[0])
         if not self.noted:
@@ -285,7 +291,7 @@ class Trackio:
         """Nothing to do: a call returns when the database holds what it was given."""
 
     def close(self) -> None:
-        """The same."""
+        """Do the same."""
 
 
 TRACKERS: dict[str, Callable[[Place], Tracker]] = {

@@ -61,7 +61,7 @@ class Reader:
         self.complete: dict[Path, int] = {}  # result.json -> its time, of runs that are shown to their end
 
     def measuring(self) -> bool:
-        """Whether a measurement of time is in progress, which must not be disturbed."""
+        """Tell whether a measurement of time is in progress, which must not be disturbed."""
         return any(
             run.progress.exists() and not run.result.exists()
             for run in StudyFiles(self.root).all_runs()
@@ -110,7 +110,7 @@ class Reader:
 
 
 def settings_of(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that distinguish a run from the others."""
+    """Return the settings that distinguish a run from the others."""
     out = {k: spec[k] for k in ("arm", "stage", "role", "lr_scale") if k in spec}
     for name, keys in SETTINGS.items():
         value: Any = spec["config"]
@@ -123,21 +123,21 @@ def settings_of(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def figures_of(result: Mapping[str, Any]) -> dict[str, float]:
-    """A result's plain figures, `final/<name>`."""
+    """Return a result's plain figures, `final/<name>`."""
     numbers = {k: v for k, v in result.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     return {f"final/{k}": float(v) for k, v in numbers.items()}
 
 
 def new_rows(path: Path, columns: Sequence[str], after: int) -> list[Row]:
-    """The figures that a stream holds after a step. A file that does not exist holds none yet."""
+    """Return the figures that a stream holds after a step. A file that does not exist holds none yet."""
     try:
-        found = read_columns(path)
+        table = read_columns(path)
     except (FileNotFoundError, UserError):  # UserError: its last line is being written
         return []
     rows = []
-    for i, step in enumerate(found["step"]):
+    for i, step in enumerate(table["step"]):
         if step > after:
-            values = ((name, float(found[name][i])) for name in columns)
+            values = ((name, float(table[name][i])) for name in columns)
             rows.append((int(step), {name: x for name, x in values if math.isfinite(x)}))
     return rows
 
@@ -181,7 +181,7 @@ def follow(
 
 
 def main(about: Mapping[str, Any]) -> int:
-    """One tracker's process, which `_Follower` starts. -> exit code."""
+    """Return one tracker's process, which `_Follower` starts. -> exit code."""
     over = threading.Event()
 
     def wait_for_the_end() -> None:

@@ -8,11 +8,7 @@ from ebc_lab.report.text import glance, papers, words
 from ebc_lab.report.text.table import PAGE
 from ebc_lab.study.stages.statistics import paired, window
 
-LOSSES = {
-    "adam": (2.00, 2.01, 2.02),
-    "muon": (1.90, 1.91, 1.92),
-    "mine": (1.80, 1.815, 1.82),
-}
+LOSSES = {"adam": (2.00, 2.01, 2.02), "muon": (1.90, 1.91, 1.92), "mine": (1.80, 1.815, 1.82)}
 
 
 def arm(label, lr, **more):

@@ -117,12 +117,7 @@ def test_every_column_of_a_suite_is_documented():
     named = (*FIGURES, *LOW_BIT_FIGURES, *columns.MEMORY_MEANINGS, columns.BITS, "shock_recovered")
     figures = dict.fromkeys(named, 1.0)
     arm = dict.fromkeys((*summaries.ABOUT_AN_ARM, "strength", "difference", "versus"))
-    arm |= {
-        "point": dict.fromkeys(TUNABLE, 1.0),
-        "runs": {},
-        "outcomes": {},
-        "figures": figures,
-    }
+    arm |= {"point": dict.fromkeys(TUNABLE, 1.0), "runs": {}, "outcomes": {}, "figures": figures}
     table = summaries.ablation({"tracks": {"adam_none": {"arms": {"arm": arm}}}})
     assert list(table.columns) == list(columns.ABLATION_MEANINGS)
 

@@ -14,16 +14,7 @@ from ebc_lab.config.fields import setting_of
 from ebc_lab.config.parts.policy import PolicyConfig
 from ebc_lab.config.parts.quantizer import QuantizerConfig
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.report.text.words import (
-    LOW_BIT,
-    answer,
-    explained,
-    low_bit,
-    role,
-    short,
-    tracks_in_words,
-    words,
-)
+from ebc_lab.report.text.words import LOW_BIT, answer, explained, low_bit, role, short, tracks_in_words, words
 from ebc_lab.study.stages.statistics import VERDICT_OF
 
 ARM = {"ebc": True, "lr_scale": 2.0, "roles": ["ebc_lindelta"], "track": "adam_none"}

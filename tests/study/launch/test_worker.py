@@ -218,9 +218,7 @@ def test_only_the_run_that_took_too_long_is_charged(packed):
     pool = packed.pool(runs_per_worker=3, max_lost=0)
     pool.killed["0"] = ("longer than allowed", [late])
     pool._record_death(
-        Death("0", "killed", Path("log")),
-        {"run_ids": [late, other], "ran": 2},
-        {s.run_id: s for s in specs},
+        Death("0", "killed", Path("log")), {"run_ids": [late, other], "ran": 2}, {s.run_id: s for s in specs}
     )
     assert packed.study.result(late)["outcome"] == "lost"
     assert packed.study.result(other) is None

@@ -168,7 +168,7 @@ def test_the_luck_of_the_tuning_widens_the_interval_of_arms_that_were_tuned_apar
     assert unsure["difference"]["luck"]["sd"] == pytest.approx(0.02 * 2**0.5)
     assert unsure["sentence"].endswith("than that of the seeds: a larger tune.seeds would be needed")
     noisy = {**unsure["difference"], "sd": 1.0, "verdict": "undecided", "seeds_needed": None}
-    said = sentence("muon", {"rival": "adam", "against": {"adam": noisy}})
+    said = sentence("muon", "adam", {"adam": noisy})
     assert said.endswith("undecided, more than 200 seeds would be needed")
     assert "widened by what other tuning seeds would have chosen" in lucky["rule"]
     assert lucky["tracks"]["adam_none"]["arms"]["muon"]["difference"]["luck"] == unsure["difference"]["luck"]

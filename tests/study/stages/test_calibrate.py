@@ -141,9 +141,7 @@ def test_a_target_that_diverged_was_tried_all_the_same():
 def test_budgets_at_the_same_target_are_told_apart(losses):
     config, decisions = after_the_sweep("calibrate.budgets=[tracked,shadow]")
     found = track_of(
-        config,
-        decisions,
-        lambda s: done(losses[s.run.budget.name] + abs(s.run.budget.target_kl - 0.0125)),
+        config, decisions, lambda s: done(losses[s.run.budget.name] + abs(s.run.budget.target_kl - 0.0125))
     )
     best = min(losses, key=losses.get)
     assert (found["budget"], found["val_loss"]) == (best, 1.9)
@@ -220,10 +218,7 @@ def test_the_grid_is_enough_when_a_median_c_is_in_the_band():
 def test_a_bracket_that_straddles_the_band_is_bisected_geometrically():
     config, decisions = after_the_sweep(*BAND, "calibrate.multiples=[1,4]")
     _, specs, _ = played(
-        "calibrate",
-        config,
-        decisions,
-        lambda s: done(2.0, 0.3 if s.run.budget.target_kl < 0.013 else 0.9),
+        "calibrate", config, decisions, lambda s: done(2.0, 0.3 if s.run.budget.target_kl < 0.013 else 0.9)
     )
     assert targets(specs) == pytest.approx([0.01, 0.04, 0.02, 0.0141, 0.0119], rel=1e-2)
 
