@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ebc_lab.ebm.energy import Terms
+from ebc_lab.ebm.energy import Terms, stiffness
 from ebc_lab.ebm.langevin import SAMPLERS, Result, baoab_step, langevin, original_chain
 from ebc_lab.ebm.sphere import geodesic, normalise, project
 from ebc_lab.ebm.vmf import bessel_ratio, bessel_ratio_slope, sample
@@ -226,7 +226,7 @@ def mixtures_deviation(rows: int, steps: int, pairs: bool, oracle_rows: int) -> 
         terms.score,
         start,
         steps=steps,
-        stiffness=terms.stiffness(),
+        stiffness=stiffness(terms.kappa, None, terms.omega, 8),
         step=0.5,
         adjusted=True,
         generator=generator(7),
@@ -363,7 +363,7 @@ def test_states_stay_on_the_sphere_in_their_own_precision_without_a_graph(dtype,
         narrow.score,
         uniform(20, 8, dtype=dtype),
         steps=200,
-        stiffness=narrow.stiffness(),
+        stiffness=stiffness(narrow.kappa, None, narrow.omega, 8),
         adjusted=adjusted,
         generator=generator(),
     )
