@@ -17,13 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from .sphere import distance, normalise
-from .store import SplatStore, Wins, totals
+from .starts import counts_of, totals
+from .store import SplatStore, Wins
 from .vmf import mean_cosine
 
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 Integers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
-
-__all__ = ["Event", "HistoryBuffer", "Pile", "PowerLaw", "drive", "novelty", "power_law", "topple"]
 
 LEAK: Final = 0.99  # of a splat's stress, each win
 MERGE: Final = 0.1  # radians: members this close to their splat make it wider instead of a new one
@@ -96,7 +95,7 @@ def drive(store: SplatStore, wins: Wins) -> None:
     far out on average, at any number of splats or states a step.
     """
     new = novelty(wins.angle, store.width()[wins.winner], store.n)
-    counts = torch.zeros_like(store.age).scatter_add_(0, wins.winner, torch.ones_like(wins.winner))
+    counts = counts_of(wins.winner, store.capacity)
     store.stress.mul_(LEAK ** counts.to(store.stress)).add_(totals(wins.winner, new, store.capacity))
 
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from ebc_lab.ebm import vmf
 from ebc_lab.ebm.sphere import distance, normalise
-from ebc_lab.ebm.store import SplatStore, spherical_kmeans, splats_at, totals
+from ebc_lab.ebm.starts import spherical_kmeans, splats_at, totals
+from ebc_lab.ebm.store import SplatStore
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 needs_faiss = pytest.mark.skipif(
