@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 
 def cooccurrence(tokens: ArrayLike, vocabulary: int, n: int, seed: int) -> Tensor:
-    """Unit embeddings (V, n) float32 of the tokens of a text, ids (L,): near where their company is the same.
+    """Make unit embeddings (V, n) float32 of a text's tokens, ids (L,): near where their company is the same.
 
     With C(a, b) how often a and b lie at most four tokens apart, the positive pointwise mutual information
     max(0, ln(C(a, b)·ΣC/(C(a)·C(b)))) = U·S·Vᵀ gives the rows U·√S of its n largest singular values (Levy,
@@ -51,14 +51,14 @@ def cooccurrence(tokens: ArrayLike, vocabulary: int, n: int, seed: int) -> Tenso
     rows[used, : vectors.shape[1]] = vectors
     rows = _normalised(rows)
     noise = draw.standard_normal(rows.shape) / np.sqrt(n)
-    rows[~rows.any(1)] = noise[~rows.any(1)]
+    rows[~rows.any(1)] = noise[~rows.any(1)]  # tokens without company
     if n > rank:
         rows += NOISE * noise
     return torch.from_numpy(_normalised(rows).astype(np.float32))
 
 
 def _positive_information(ids: NDArray[np.int64], size: int) -> csr_array:
-    """Positive pointwise mutual information of tokens at most `REACH` apart, (size, size), symmetric."""
+    """Return the positive pointwise mutual information of tokens at most `REACH` apart, (size, size)."""
     from scipy.sparse import coo_array, csr_array
 
     one_way: csr_array = csr_array((size, size))
@@ -73,7 +73,7 @@ def _positive_information(ids: NDArray[np.int64], size: int) -> csr_array:
 
 
 def _factors(information: csr_array, most: int, draw: np.random.Generator) -> tuple[Floats, int]:
-    """(U·√S of the `most` largest singular values (V, most), how many of them are not zero)."""
+    """Return U·√S of the `most` largest singular values (V, most), and how many of them are not zero."""
     size = information.shape[0]
     if size <= PLAIN_UP_TO or most >= size:
         left, values, _ = np.linalg.svd(information.toarray())
@@ -94,13 +94,13 @@ def _factors(information: csr_array, most: int, draw: np.random.Generator) -> tu
 
 
 def _signed(columns: Floats) -> Floats:
-    """Columns whose largest entry is positive: a singular vector's own sign is the library's choice."""
+    """Make each column's largest entry positive: a singular vector's own sign is the library's choice."""
     largest = np.abs(columns).argmax(0)
     return columns * np.where(columns[largest, np.arange(columns.shape[1])] < 0, -1.0, 1.0)
 
 
 def _normalised(rows: Floats) -> Floats:
-    """Rows of length 1; a row of zeros stays one."""
+    """Make rows of length 1; a row of zeros stays one."""
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(length > 0, length, 1.0)
 
@@ -109,7 +109,7 @@ def _normalised(rows: Floats) -> Floats:
 
 
 def load_gpt2(folder: str | Path, n: int) -> Tensor:
-    """GPT-2's token embeddings from a local folder, as unit rows (V, n) float32.
+    """Read GPT-2's token embeddings from a local folder, as unit rows (V, n) float32.
 
     Their n principal components (about the mean) where n is less than their width, 768 in the smallest GPT-2,
     else they themselves with zeros behind. Reads `wte.weight`, with or without `transformer.` in front, from
@@ -131,7 +131,7 @@ def load_gpt2(folder: str | Path, n: int) -> Tensor:
 
 
 def gpt2_weight(folder: str | Path) -> Tensor:
-    """GPT-2's token embeddings as a local folder has them, (V, width). Raises as `load_gpt2` does."""
+    """Read GPT-2's token embeddings as a local folder has them, (V, width). Raises as `load_gpt2` does."""
     weight = _token_weight(Path(folder).expanduser())
     if weight.ndim != 2 or not weight.numel() or not weight.is_floating_point():
         raise ValueError(

@@ -85,15 +85,14 @@ def sampled_bump(
 
 def test_golden_step():
     m = tensor(GOLDEN["m"])
-    x, v = baoab_step(
-        tensor(GOLDEN["x"]),
-        tensor(GOLDEN["v"]),
-        lambda x: GOLDEN["raw"] * project(x, m),
-        GOLDEN["dt"],
-        GOLDEN["friction"],
-        GOLDEN["temperature"],
-        tensor(GOLDEN["noise"]),
-    )
+    x, v, noise = (tensor(GOLDEN[name]) for name in ("x", "v", "noise"))
+    settings = (GOLDEN[name] for name in ("dt", "friction", "temperature"))
+
+    def score(x):
+        return GOLDEN["raw"] * project(x, m)
+
+    x, v, force = baoab_step(x, v, score(x), score, *settings, noise)
+    assert torch.equal(force, score(x))
     torch.testing.assert_close(x, tensor(GOLDEN["x_new"]), rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(v, tensor(GOLDEN["v_new"]), rtol=1e-8, atol=1e-10)
 
@@ -105,7 +104,7 @@ def test_without_friction_a_step_conserves_energy_to_second_order_and_runs_backw
 
     def after(dt: float, v: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         for _ in range(round(1 / dt)):
-            x, v = baoab_step(x, v, bump.score, dt, 0.0, 1.0, torch.zeros_like(x))
+            x, v, _ = baoab_step(x, v, bump.score(x), bump.score, dt, 0.0, 1.0, torch.zeros_like(x))
         return x, v
 
     def drift(dt: float) -> float:
@@ -126,7 +125,7 @@ def test_friction_and_noise_alone_give_velocities_the_temperature():
     noise = generator(2)
     for _ in range(6):
         draw = torch.randn(x.shape, generator=noise, dtype=torch.float64)
-        x, v = baoab_step(x, v, torch.zeros_like, 0.1, 6.0, 2.5, draw)
+        x, v, _ = baoab_step(x, v, torch.zeros_like(x), torch.zeros_like, 0.1, 6.0, 2.5, draw)
     kinetic = (v * v).sum(-1) / (n - 1)
     expected = 2.5 * (1 - math.exp(-2 * 6.0 * 0.1 * 6))
     assert abs(float(kinetic.mean()) - expected) < 4 * float(kinetic.std()) / math.sqrt(len(x))
