@@ -197,7 +197,7 @@ class EnergyModel(nn.Module):
         return states.flatten(0, 1), contexts.flatten(0, 1)
 
     def decode(self, settled: Tensor, states: Tensor, rows: int) -> tuple[Tensor, Routing | None]:
-        """Decode settled states and their contexts' states, (M, n) each, of `rows` sequences: logits (M, V)."""
+        """Decode settled states and the states they came from, (M, n) each, of `rows` sequences: (M, V)."""
         u = math.sqrt(self.settings.n) * torch.cat([settled, states], -1)
         if isinstance(self.decoder, Decoder):
             logits, routing = self.decoder(u)
