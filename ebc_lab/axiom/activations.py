@@ -8,7 +8,7 @@ thousands: those functions keep theirs (`EXACT`, docs/axiom.md, "Activations").
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakValueDictionary
@@ -20,28 +20,15 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
-from .packing import DTYPES, Noise, Packed, pack, statistics, unpack
+from .packing import DTYPES, Packed, Rounding, statistics, unpack
 
 # functions whose backward pass exponentiates what they saved
 EXACT: tuple[Callable[..., Any], ...] = (
-    F.scaled_dot_product_attention,
-    F.multi_head_attention_forward,
-    F.softmax,
-    F.softmin,
-    F.log_softmax,
-    F.cross_entropy,
-    torch.softmax,
-    torch.log_softmax,
-    torch.logsumexp,
-    torch.special.softmax,
-    torch.special.log_softmax,
-    torch.special.logsumexp,
-    Tensor.softmax,
-    Tensor.log_softmax,
-    Tensor.logsumexp,
-    torch.logcumsumexp,
-    Tensor.logcumsumexp,
-    F.ctc_loss,
+    *(F.scaled_dot_product_attention, F.multi_head_attention_forward),
+    *(F.softmax, F.softmin, F.log_softmax, F.cross_entropy, F.ctc_loss),
+    *(torch.softmax, torch.log_softmax, torch.logsumexp, torch.logcumsumexp),
+    *(torch.special.softmax, torch.special.log_softmax, torch.special.logsumexp),
+    *(Tensor.softmax, Tensor.log_softmax, Tensor.logsumexp, Tensor.logcumsumexp),
 )
 weak_reference: Callable[[torch.UntypedStorage], object] = StorageWeakRef
 
@@ -90,7 +77,7 @@ class _Watch(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
 
 
-class compressed_activations:
+class compressed_activations(Rounding):
     """A context around forward passes: what autograd saves in it is packed in 4 bits, until it is needed.
 
         activations = compressed_activations(parameters=model.parameters())
@@ -136,9 +123,8 @@ class compressed_activations:
     ):
         if min_numel < 1:
             raise ValueError(f"min_numel={min_numel} must be at least 1: raise it.")
+        super().__init__(seed, stochastic)
         self.min_numel = min_numel
-        self.stochastic = stochastic
-        self._noise = Noise(seed)
         self._parameters = list(parameters)
         self._functions = exact
         self._entered: ExitStack | None = None
@@ -191,14 +177,6 @@ class compressed_activations:
         """
         return {**statistics(*self._counts), "kept_bytes": self._kept_bytes}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of the noise. Loads with `weights_only=True`."""
-        return self._noise.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Pack the next forward passes with the bits that followed when `state` was taken."""
-        self._noise.load_state_dict(state)
-
     def _pack(self, tensor: Tensor) -> _Exact | _Saved:
         plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
         if not plain or self._is_weight(tensor):
@@ -214,7 +192,7 @@ class compressed_activations:
         if packed is None:
             memory = tensor.as_strided((tensor.numel(),), (1,)) if dense else tensor
             try:
-                packed = pack(memory, self._noise if self.stochastic else None)
+                packed = self._packed_form(memory)
             except FloatingPointError:
                 return self._keep(tensor, place)
             self._packed[key] = packed

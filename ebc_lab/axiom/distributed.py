@@ -223,7 +223,8 @@ def axiom_hook(state: AxiomDDPState, bucket: GradBucket) -> torch.futures.Future
     gradients = bucket.gradients()
     rows = _in_rows(gradients)
     own_residuals = state.residuals_of(bucket.parameters()) if state.error_feedback else []
-    residuals = [_memory_of(r) for r in own_residuals]
+    # in the order of memory, as the gradients of a bucket lie, which need not be that of their indices
+    residuals = [r.as_strided((r.numel(),), (1,)) for r in own_residuals]
     # gradient plus residual, in blocks
     parts = _parts(rows, gradients) if residuals else []
     for part, residual in zip(parts, residuals, strict=True):
@@ -332,11 +333,6 @@ def _decode(vals: Tensor, idx: Tensor) -> tuple[Tensor, Tensor]:
 def _zeros_for(p: Tensor) -> Tensor:
     """Make zeros in float32, of p's shape and order in memory."""
     return torch.zeros_like(p, dtype=torch.float32)
-
-
-def _memory_of(residual: Tensor) -> Tensor:
-    """View its values in the order of memory, as those of a bucket lie; that of its indices may differ."""
-    return residual.as_strided((residual.numel(),), (1,))
 
 
 def _flat(lists: Sequence[Sequence[Tensor]]) -> list[Tensor]:

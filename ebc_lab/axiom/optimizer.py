@@ -316,18 +316,14 @@ class AXIOM(torch.optim.Optimizer):
             backward.bad.append(p)
             return
         state = self._state_of(p, group)
-        scale = self._share_limit(p, state, norm)
+        scale = 1.0
+        if self.max_grad_norm is not None:  # its share of the limit of the global norm
+            share = state["share"] if "share" in state else p.numel() / self._elements()
+            limit = self.max_grad_norm * math.sqrt(share)
+            scale = min(1.0, limit / max(float(norm), TINY))
         slope = update(p, g, state, self._rule(group), scale=scale, watch=self.record_slope)
         if slope is not None:
             backward.slopes[p] = slope
-
-    def _share_limit(self, p: Tensor, state: State, norm: Tensor) -> float:
-        """Return the factor that holds a tensor's gradient to its share of max_grad_norm."""
-        if self.max_grad_norm is None:
-            return 1.0
-        share = state["share"] if "share" in state else p.numel() / self._elements()
-        limit = self.max_grad_norm * math.sqrt(share)
-        return min(1.0, limit / max(float(norm), TINY))
 
     def _elements(self) -> int:
         return sum(p.numel() for p, _ in self._parameters())

@@ -223,7 +223,26 @@ def statistics(slots: int, original: int, compressed: int) -> dict[str, float]:
     }
 
 
-class AXIOM_CHECKPOINT:
+class Rounding:
+    """Packs tensors with noise of its own: `seed` of it, `stochastic` for unbiased rounding."""
+
+    def __init__(self, seed: int, stochastic: bool):
+        self.stochastic = stochastic
+        self._noise = Noise(seed)
+
+    def _packed_form(self, x: Tensor) -> Packed:
+        return pack(x, self._noise if self.stochastic else None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the noise, and nothing that is packed. Loads with `weights_only=True`."""
+        return self._noise.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue with the bits that would have followed when `state` was taken."""
+        self._noise.load_state_dict(state)
+
+
+class AXIOM_CHECKPOINT(Rounding):
     """Tensors kept in 4 bits in numbered slots.
 
     Args:
@@ -240,10 +259,9 @@ class AXIOM_CHECKPOINT:
     ):
         if max_slots < 1 or max_n < 1:
             raise ValueError(f"max_slots={max_slots} and max_n={max_n} must both be at least 1: raise them.")
+        super().__init__(seed, stochastic)
         self.max_slots = max_slots
         self.max_n = max_n
-        self.stochastic = stochastic
-        self._noise = Noise(seed)
         self._slots: dict[int, Packed] = {}
 
     def store(self, x: Tensor, slot: int) -> None:
@@ -258,7 +276,7 @@ class AXIOM_CHECKPOINT:
             raise TypeError(f"a {type(x).__name__} cannot be stored: give a tensor of floating values.")
         if x.numel() > self.max_n:
             raise ValueError(f"{x.numel()} values are more than max_n={self.max_n}: raise max_n.")
-        self._slots[slot] = pack(x, self._noise if self.stochastic else None)
+        self._slots[slot] = self._packed_form(x)
 
     def restore(self, slot: int) -> Tensor:
         """Return the slot's tensor, of its shape and dtype, contiguous, on its device. It stays stored.
@@ -274,14 +292,6 @@ class AXIOM_CHECKPOINT:
         """Return slots_used, original_bytes, compressed_bytes, compression_ratio, saved_pct of all slots."""
         stored = self._slots.values()
         return statistics(len(stored), sum(p.original_bytes for p in stored), sum(p.nbytes for p in stored))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of the noise, not what the slots hold. Loads with `weights_only=True`."""
-        return self._noise.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue with the noise that would have followed when `state` was taken."""
-        self._noise.load_state_dict(state)
 
     def _check(self, slot: int) -> None:
         if not 0 <= slot < self.max_slots:

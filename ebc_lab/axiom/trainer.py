@@ -143,7 +143,15 @@ class AXIOM_Trainer:
         """
         self._refuse_cleaned()
         check_count("steps", steps, 1)
-        self._check_output()
+        # whether the results can be written is asked before hours of training
+        if self.save_results:
+            check_writable("results_dir", self.results_dir)
+            if find_spec("matplotlib") is None:
+                raise ImportError(
+                    "matplotlib, which draws the results, is missing: install it, or set save_results=False."
+                )
+        if self.checkpoint_interval:
+            check_writable("checkpoint_dir", self.checkpoint_dir)
         target = self.step + steps
         began = time.perf_counter() - self._course.wall_s
         if self.device.type == "cuda":
@@ -346,17 +354,6 @@ class AXIOM_Trainer:
                 f"results_prefix={self.results_prefix!r} must be the beginning of a file's name, without a "
                 "folder: name that in results_dir."
             )
-
-    def _check_output(self) -> None:
-        """Check that what `fit` is to write can be written, before hours of training."""
-        if self.save_results:
-            check_writable("results_dir", self.results_dir)
-            if find_spec("matplotlib") is None:
-                raise ImportError(
-                    "matplotlib, which draws the results, is missing: install it, or set save_results=False."
-                )
-        if self.checkpoint_interval:
-            check_writable("checkpoint_dir", self.checkpoint_dir)
 
 
 def chosen_device(wanted: str | torch.device | None, models: torch.device) -> torch.device:

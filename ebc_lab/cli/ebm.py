@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -272,6 +272,7 @@ def _measured(kept_model: KeptModel, split: str, samples: int) -> dict[str, Any]
     """Measure a split: its figures by name. Raises UserError where the run's text is not at hand."""
     import torch
 
+    from ebc_lab.ebm.diagnose import levels_of
     from ebc_lab.ebm.evaluate import held_out, ngram_baselines
     from ebc_lab.workloads.batches import windows
     from ebc_lab.workloads.corpus import locate
@@ -291,6 +292,10 @@ def _measured(kept_model: KeptModel, split: str, samples: int) -> dict[str, Any]
     figures = held_out(model, judged, torch.Generator().manual_seed(run.seed), run.ebm.noise)
     unigram, bigram = ngram_baselines(text.splits["train"], text.splits[split], text.vocabulary)
     characters = text.characters_per_token()[split]
+    levels = []
+    for name in levels_of(figures):
+        of_level = {kind: figures[f"{kind}_{name}"] for kind in ("r2", "r2_se", "matched")}
+        levels.append({"sigma": float(name.replace("p", "."))} | of_level)
     return {
         "tokens": int(loss["tokens"]),
         "characters_per_token": characters,
@@ -301,7 +306,7 @@ def _measured(kept_model: KeptModel, split: str, samples: int) -> dict[str, Any]
         "sampled_loss": _sampled(kept_model, ids, samples),
         "baselines": {"unigram": unigram, "bigram": bigram},
         **{name: value for name, value in figures.items() if not name.startswith(("r2_", "matched_"))},
-        "levels": _by_level(figures),
+        "levels": levels,
     }
 
 
@@ -322,17 +327,6 @@ def _sampled(kept_model: KeptModel, ids: Tensor, samples: int) -> dict[str, Any]
         return losses | sampled_loss(kept_model.model, inputs, targets, sampling_of(run), chance, samples)
     except ValueError as error:  # a chain that left the finite numbers
         return losses | {"settled": None, "sampled": None, "problem": str(error)}
-
-
-def _by_level(figures: Mapping[str, float]) -> list[dict[str, float]]:
-    """List R², its standard error and its matched value at every noise level, in radians."""
-    from ebc_lab.ebm.diagnose import levels_of
-
-    levels = []
-    for name in levels_of(figures):
-        known = {kind: figures[f"{kind}_{name}"] for kind in ("r2", "r2_se", "matched")}
-        levels.append({"sigma": float(name.replace("p", "."))} | known)
-    return levels
 
 
 # -- what is diagnosed ---------------------------------------------------------------------------------------

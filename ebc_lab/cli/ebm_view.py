@@ -62,7 +62,10 @@ class EbmView:
         self.files = files = RunFiles(directory)
         self.run = run
         self.console = console or Console(highlight=False)
-        self.characters = _characters_per_token(run)
+        self.characters = 1.0  # a token, of the validation split
+        if run.tokens.name != "characters":
+            corpus, _ = checked_text(run, quiet=True)
+            self.characters = tokenised_of(run, corpus).characters_per_token()["val"]
         self.steps = CsvTail(files.steps)
         self.evals = CsvTail(files.evals)
         self.previous: Row | None = None  # of evals.csv
@@ -109,19 +112,14 @@ class EbmView:
         parts.append(_evaluations(self.table[-EVALUATIONS:]))
         parts.append(Text(f"loss parts  {_parts(latest)}"))
         if latest.scores:
-            parts.append(_scores(latest))
+            table = plain_table("R² at, radians", *(f">{_radians(level)}" for level in latest.scores))
+            table.add_row("found", *(short(r2) for r2, _ in latest.scores.values()))
+            table.add_row("matched", *(short(matched) for _, matched in latest.scores.values()))
+            parts.append(table)
         if latest.loads:
             parts.append(Text(f"experts     {', '.join(map(percent, latest.loads))}"))
         parts += [Text(alert_in_words(alert), style="yellow") for alert in self.alerts[-ALERTS:]]
         return Group(*parts)
-
-
-def _characters_per_token(run: RunConfig) -> float:
-    """Return the characters of a token of the validation split."""
-    if run.tokens.name == "characters":
-        return 1.0
-    corpus, _ = checked_text(run, quiet=True)
-    return tokenised_of(run, corpus).characters_per_token()["val"]
 
 
 # -- what is read --------------------------------------------------------------------------------------------
@@ -245,13 +243,6 @@ def _evaluations(evaluations: Sequence[Evaluation]) -> RenderableType:
         splats = (short(e.figure("energy")), short(e.figure("kappa_median")))
         shares = (percent(e.figure("splat_coverage")), percent(e.figure("state_coverage")))
         table.add_row(f"{e.row['step']:.0f}", *speed_and_loss, *splats, *shares, short(e.soc_rate))
-    return table
-
-
-def _scores(e: Evaluation) -> RenderableType:
-    table = plain_table("R² at, radians", *(f">{_radians(level)}" for level in e.scores))
-    table.add_row("found", *(short(r2) for r2, _ in e.scores.values()))
-    table.add_row("matched", *(short(matched) for _, matched in e.scores.values()))
     return table
 
 

@@ -132,7 +132,21 @@ def load_gpt2(folder: str | Path, n: int) -> Tensor:
 
 def gpt2_weight(folder: str | Path) -> Tensor:
     """Read GPT-2's token embeddings as a local folder has them, (V, width). Raises as `load_gpt2` does."""
-    weight = _token_weight(Path(folder).expanduser())
+    place = Path(folder).expanduser()
+    if not place.is_dir():
+        raise ValueError(f"{place} is not a folder: name the one that holds GPT-2's {WEIGHT_FILES[0]}.")
+    present = [place / name for name in WEIGHT_FILES if (place / name).is_file()]
+    if not present:
+        raise ValueError(f"{place} has neither {' nor '.join(WEIGHT_FILES)}: put GPT-2's weights there.")
+    try:
+        weight = _token_weight(present[0])
+    except ImportError:
+        raise ValueError(f"{present[0]} needs safetensors: pip install 'ebc-lab[ebm]'.") from None
+    except Exception as error:  # each library raises its own classes
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"{present[0]} cannot be read ({why}): download it again.") from None
+    if weight is None:
+        raise ValueError(f"{present[0]} has no {' or '.join(KEYS)}, so it is not of a GPT-2: give GPT-2's.")
     if weight.ndim != 2 or not weight.numel() or not weight.is_floating_point():
         raise ValueError(
             f"the token embeddings in {folder} are {weight.dtype} of shape {tuple(weight.shape)}, "
@@ -143,35 +157,13 @@ def gpt2_weight(folder: str | Path) -> Tensor:
     return weight
 
 
-def _token_weight(place: Path) -> Tensor:
-    if not place.is_dir():
-        raise ValueError(f"{place} is not a folder: name the one that holds GPT-2's {WEIGHT_FILES[0]}.")
-    present = [place / name for name in WEIGHT_FILES if (place / name).is_file()]
-    if not present:
-        raise ValueError(f"{place} has neither {' nor '.join(WEIGHT_FILES)}: put GPT-2's weights there.")
-    read = _from_safetensors if present[0].suffix == ".safetensors" else _from_pickle
-    try:
-        weight = read(present[0])
-    except ImportError:
-        raise ValueError(f"{present[0]} needs safetensors: pip install 'ebc-lab[ebm]'.") from None
-    except Exception as error:  # each library raises its own classes
-        why = str(error).partition("\n")[0]
-        raise ValueError(f"{present[0]} cannot be read ({why}): download it again.") from None
-    if weight is None:
-        raise ValueError(f"{present[0]} has no {' or '.join(KEYS)}, so it is not of a GPT-2: give GPT-2's.")
-    return weight
-
-
-def _from_safetensors(path: Path) -> Tensor | None:
+def _token_weight(path: Path) -> Tensor | None:
+    if path.suffix != ".safetensors":
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        return next((state[key] for key in KEYS if key in state), None)
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
         key = next((key for key in KEYS if key in file.keys()), None)  # noqa: SIM118
         weight: Tensor | None = file.get_tensor(key) if key else None
-    return weight
-
-
-def _from_pickle(path: Path) -> Tensor | None:
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    weight: Tensor | None = next((state[key] for key in KEYS if key in state), None)
     return weight

@@ -173,7 +173,9 @@ class _Chain:
             height_there = _finite(self.energy(there), "energy", k)
             rise = height_there - height + _kinetic(velocity) - _kinetic(v)
             # it is accepted by its rise in energy, or the velocity is turned round
-            accepted = torch.log(_uniform(rise, self.generator)) < -rise / self.temperature
+            device = rise.device if self.generator is None else self.generator.device
+            uniform = torch.rand(rise.shape, dtype=rise.dtype, device=device, generator=self.generator)
+            accepted = torch.log(uniform.to(rise.device)) < -rise / self.temperature
             rows = accepted.unsqueeze(-1)
             x, v = torch.where(rows, there, x), torch.where(rows, velocity, -v)
             force = torch.where(rows, force_there, force)
@@ -188,11 +190,6 @@ class _Chain:
 
 def _kinetic(v: Tensor) -> Tensor:
     return 0.5 * (v * v).sum(-1)
-
-
-def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    device = like.device if generator is None else generator.device
-    return torch.rand(like.shape, dtype=like.dtype, device=device, generator=generator).to(like.device)
 
 
 def _finite(values: Tensor, name: str, step: int) -> Tensor:

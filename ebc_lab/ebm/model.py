@@ -89,21 +89,17 @@ class WindowEncoder(nn.Module):
 
     def __init__(self, n: int, window: int):
         super().__init__()
-        fading = (FADES**j * _rotation(n) for j in range(1, window))
-        self.mix = nn.ParameterList([nn.Parameter(m) for m in (torch.eye(n), *fading)])
+        matrices = [torch.eye(n)]
+        for j in range(1, window):
+            q, r = torch.linalg.qr(torch.randn(n, n))
+            matrices.append(FADES**j * (q * r.diagonal().sign()))
+        self.mix = nn.ParameterList([nn.Parameter(matrix) for matrix in matrices])
 
     def forward(self, e: Tensor) -> Tensor:
         T, m = e.shape[1], len(self.mix)
         padded = F.pad(e, (0, 0, m - 1, 0))
         shifted = torch.cat([padded[:, m - 1 - j : m - 1 - j + T] for j in range(m)], -1)  # (B, T, m·n)
         return F.linear(shifted, torch.cat(list(self.mix), 1))
-
-
-def _rotation(n: int) -> Tensor:
-    """Draw a random orthogonal matrix, (n, n)."""
-    q, r = torch.linalg.qr(torch.randn(n, n))
-    rotation: Tensor = q * r.diagonal().sign()
-    return rotation
 
 
 class CausalBlocks(nn.Module):
