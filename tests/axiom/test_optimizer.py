@@ -241,10 +241,7 @@ def test_a_plain_anomaly_changes_nothing(value):
     state = copy.deepcopy(optimizer.state_dict())
     loss_of(model, 0).backward()
     model.mix.weight.grad[0, 0] = value
-    with pytest.raises(
-        AnomalyError,
-        match=r"gradient of mix\.weight is not finite .*: nothing was changed",
-    ):
+    with pytest.raises(AnomalyError, match=r"gradient of mix\.weight is not finite .*: nothing was changed"):
         optimizer.step()
     with pytest.raises(AnomalyError, match="the loss is"):
         optimizer.step(loss=torch.tensor(value))

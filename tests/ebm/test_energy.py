@@ -11,14 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebc_lab.ebm import energy as energy_module
-from ebc_lab.ebm.energy import (
-    Energy,
-    Terms,
-    compositional_energy,
-    geometric_energy,
-    splat_logits,
-    stiffness,
-)
+from ebc_lab.ebm.energy import Energy, Terms, compositional_energy, geometric_energy, splat_logits, stiffness
 from ebc_lab.ebm.sphere import geodesic, normalise, project
 from ebc_lab.ebm.vmf import log_peak
 
