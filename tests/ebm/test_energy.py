@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.ebm_states import tensor, unit
 
 from ebc_lab.ebm import energy as energy_module
 from ebc_lab.ebm.energy import Energy, Terms, compositional_energy, geometric_energy, splat_logits, stiffness
@@ -18,15 +19,6 @@ from ebc_lab.ebm.vmf import log_peak
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())["energy"]
 NAMES = ("mu", "alpha", "kappa", "contexts", "tether", "a", "b", "omega")
 METHODS = (Terms.total, Terms.score, Terms.settle)
-
-
-def tensor(values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def unit(*shape: int, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return normalise(torch.randn(*shape, generator=generator, dtype=torch.float64))
 
 
 def example(n: int = 12, splats: int = 20, rows: int = 7, seed: int = 0) -> tuple[torch.Tensor, Terms]:
