@@ -81,7 +81,7 @@ CLAIMS: dict[str, dict[str, float]] = {
     },
     "01-ai/Yi-1.5-34B": {"total_compression": 853.0, "axiom_gradients_gb": 0.2},
 }
-"""What the method's public description promises of some of them, under the keys of `estimate_memory`."""
+"""The promises of the method's public description for some of them, by the keys of `estimate_memory`."""
 
 TABLE = {
     "laptop-gpt": "laptop GPT, 0.616 M",

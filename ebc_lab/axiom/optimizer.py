@@ -134,9 +134,9 @@ class AXIOM(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for copies and pickles, which begin without hooks."""
         names = ("max_grad_norm", "detect_anomaly", "peak_gradient_bytes")
-        own = {name: getattr(self, name) for name in names}
+        settings = {name: getattr(self, name) for name in names}
         fresh = {"lr_scale": 1.0, "record_slope": False, "_handles": [], "_backward": Backward()}
-        return {**super().__getstate__(), **own, **fresh}
+        return {**super().__getstate__(), **settings, **fresh}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as in every torch optimizer. Raises ValueError, TypeError as the class does."""

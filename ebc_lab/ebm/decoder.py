@@ -22,7 +22,7 @@ ROUTER_SCALE = 0.02  # standard deviation of the router's first weights: nearly 
 
 
 class Routing(NamedTuple):
-    """Where M tokens went; `logits` and `probabilities` are (M, E), `gates` and `indices` (M, active)."""
+    """The routes of M tokens; `logits` and `probabilities` are (M, E), `gates` and `indices` (M, active)."""
 
     logits: Tensor
     gates: Tensor

@@ -27,7 +27,7 @@ class TokenizerLike(Protocol):
 
 @dataclass(frozen=True)
 class Writing:
-    """How a text goes on. Raises ValueError for what is out of range."""
+    """The choices by which a text goes on. Raises ValueError for what is out of range."""
 
     tokens: int = 200
     temperature: float = 0.8  # of the choice among the next tokens; 0: the likeliest
