@@ -12,7 +12,8 @@ from typing import Any
 _HOMES = {
     "optimizer": ("AXIOM",),
     "checks": ("AnomalyError",),
-    "activations": ("AXIOM_CHECKPOINT", "compressed_activations"),
+    "activations": ("compressed_activations",),
+    "packing": ("AXIOM_CHECKPOINT",),
     "distributed": ("AXIOM_DDP", "AxiomDDPState", "axiom_hook"),
     "memory": ("estimate_memory",),
     "loading": ("load_model",),

@@ -1,4 +1,4 @@
-"""What is refused, and in which words."""
+"""Checks of settings, losses and gradients, and the words of refusals."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class AnomalyError(FloatingPointError):
 
 
 def check_range(name: str, value: Any, least: float, most: float) -> None:
-    """Raises ValueError unless the value is a finite number in its range, TypeError unless it is a number."""
+    """Raise ValueError unless the value is a finite number in its range, TypeError unless it is a number."""
     if isinstance(value, bool) or not isinstance(value, int | float | torch.Tensor):
         raise TypeError(f"{name} must be a number, not {value!r}.")
     number = float(value)
@@ -53,7 +53,7 @@ def check_range(name: str, value: Any, least: float, most: float) -> None:
 
 
 def check_group(group: Mapping[str, Any]) -> None:
-    """Raises ValueError or TypeError for a parameter group with a setting out of its range."""
+    """Raise ValueError or TypeError for a parameter group with a setting out of its range."""
     for name, (least, most) in RANGES.items():
         check_range(name, group[name], least, most)
     if group["rank"] != int(group["rank"]):
@@ -64,7 +64,7 @@ def check_group(group: Mapping[str, Any]) -> None:
 
 
 def norm_of(g: torch.Tensor) -> torch.Tensor:
-    """L2 norm of a gradient in float32 or better, 0-dim; finite if and only if every square of it is."""
+    """Return the L2 norm of a gradient in float32 or better, 0-dim; finite if and only if every square is."""
     wide = torch.promote_types(g.dtype, torch.float32)
     if g.dtype == wide or g.numel() <= CHUNK:
         norm: torch.Tensor = torch.linalg.vector_norm(g, dtype=wide)
@@ -75,26 +75,26 @@ def norm_of(g: torch.Tensor) -> torch.Tensor:
 
 
 def finite_loss(loss: Any) -> bool:
-    """Whether a loss is finite, as far as there is one: None is."""
+    """Tell whether a loss is finite, as far as there is one: None is."""
     if loss is None:
         return True
     return bool(torch.isfinite(loss).all()) if isinstance(loss, torch.Tensor) else math.isfinite(loss)
 
 
-def told(loss: Any) -> str:
-    """A loss that is not finite, in a message."""
+def loss_in_words(loss: Any) -> str:
+    """Write a loss that is not finite in a message."""
     single = not isinstance(loss, torch.Tensor) or loss.numel() == 1
     return f"{float(loss)}" if single else "not finite"
 
 
 def listed(names: Sequence[str]) -> str:
-    """The names in one phrase, the first of them where there are many."""
+    """List the names in one phrase, the first of them where there are many."""
     rest = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def workers() -> int:
-    """How many processes torch.distributed has joined; 1 without it."""
+    """Count the processes that torch.distributed has joined; 1 without it."""
     distributed = torch.distributed
     joined = distributed.is_available() and distributed.is_initialized()
     return int(distributed.get_world_size()) if joined else 1

@@ -1,4 +1,4 @@
-"""What workers send each other of their gradients: the largest of each block, in 4 bits (docs/axiom.md).
+"""Gradients between workers, which send each other the largest of each block, in 4 bits (docs/axiom.md).
 
 A gradient is cut into blocks of 256 values, the last one filled up with zeros. Of each block the k largest
 magnitudes are sent, k = 2·round(256·percent/200): s, the largest of all, in bfloat16; q = rint(7v/s) of each,
@@ -47,12 +47,12 @@ class AXIOM_DDP:
             raise ValueError(f"a gradient of n={n} values cannot be cut into blocks: give n of at least 1.")
         self.n = n
         self.top_k_percent = top_k_percent
-        self.k = _kept_of(top_k_percent)
+        self.k = _sent_of(top_k_percent)
         self.blocks = _blocks_of(n)
 
     @torch.no_grad()
     def compress(self, g: Tensor) -> tuple[Tensor, Tensor, int]:
-        """A gradient of n values, of any shape, strides and floating dtype -> (vals, idx, count).
+        """Compress a gradient of n values, of any shape, strides and floating dtype, to (vals, idx, count).
 
         vals is uint8 (blocks, 2 + k/2): s, then the q. idx is uint8 (blocks, k): the positions, in no order.
         count is blocks·k. Both lie where g does.
@@ -79,7 +79,7 @@ class AXIOM_DDP:
 
     @torch.no_grad()
     def decompress(self, vals: Tensor, idx: Tensor, count: int) -> Tensor:
-        """What `compress` returned -> s·q/7 at its positions and 0 elsewhere, float32 (n,).
+        """Turn what `compress` returned into s·q/7 at its positions and 0 elsewhere, float32 (n,).
 
         Raises TypeError where vals or idx is not uint8, ValueError for a payload of another size.
         """
@@ -100,11 +100,11 @@ class AXIOM_DDP:
         return rows.scatter_(1, positions, values).view(-1)[: self.n]
 
     def payload_bytes(self) -> int:
-        """Bytes of one message: 2 + k/2 + k for each block."""
-        return self.blocks * _message_bytes(self.k)
+        """Count the bytes of one message: 2 + k/2 + k for each block."""
+        return self.blocks * (SCALE_BYTES + self.k // 2 + self.k)
 
     def bandwidth(self, world: int) -> dict[str, float]:
-        """What a worker among `world` receives for one gradient, in bytes.
+        """Return what a worker among `world` receives for one gradient, in bytes.
 
         `ring_all_reduce_bytes` of float32 gradients, 2(world - 1)/world·4n; `all_gather_bytes` of the
         others' messages, (world - 1)·payload_bytes(); and `ratio`, the first over the second.
@@ -118,7 +118,7 @@ class AXIOM_DDP:
 
 
 class AxiomDDPState:
-    """What `axiom_hook` goes by and keeps: register it with a model by `register_comm_hook`.
+    """The settings and residuals of `axiom_hook`: register it with a model by `register_comm_hook`.
 
     Args:
         top_k_percent: as of AXIOM_DDP.
@@ -138,7 +138,7 @@ class AxiomDDPState:
         process_group: ProcessGroup | None = None,
     ):
         self.top_k_percent = top_k_percent
-        self.k = _kept_of(top_k_percent)
+        self.k = _sent_of(top_k_percent)
         self.error_feedback = error_feedback
         self.process_group = process_group
         self.sent = 0
@@ -150,32 +150,29 @@ class AxiomDDPState:
         self._residual_of: dict[Tensor, Tensor] = {}
 
     def residuals_of(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """What earlier steps left out of the gradients of a bucket's parameters: float32, zeros at first.
+        """Return what earlier steps left out of a bucket's gradients: float32, zeros at first.
 
         They are the state's own, to be changed in place, and lie in memory as the parameters do.
         Raises ValueError where loaded residuals are of other shapes than the parameters.
         """
         new = [p for p in parameters if p not in self._residual_of]
-        if new:
-            self._meet(new)
+        if new:  # the first backward: its buckets are met in their order, loaded residuals too
+            if self._met == len(self._residuals):
+                self._residuals.append([_zeros_for(p) for p in new])
+            residuals = self._residuals[self._met]
+            _check_shapes(residuals, new)
+            residuals[:] = [_zeros_for(p).copy_(r) for r, p in zip(residuals, new, strict=True)]
+            self._residual_of.update(zip(new, residuals, strict=True))
+            self._met += 1
         return [self._residual_of[p] for p in parameters]
 
-    def _meet(self, parameters: list[Tensor]) -> None:
-        if self._met == len(self._residuals):
-            self._residuals.append([_zeros_for(p) for p in parameters])
-        kept = self._residuals[self._met]
-        _check_shapes(kept, parameters)
-        kept[:] = [_zeros_for(p).copy_(r) for r, p in zip(kept, parameters, strict=True)]
-        self._residual_of.update(zip(parameters, kept, strict=True))
-        self._met += 1
-
     def state_dict(self) -> dict[str, Any]:
-        """This worker's residuals, copied, and both counts; loads with `weights_only=True`.
+        """Return this worker's residuals, copied, and both counts; loads with `weights_only=True`.
 
         Each worker has residuals of its own: save them all. A run that goes on with the weights, optimizers
         and these of another, with the same settings of DistributedDataParallel, repeats it bit for bit.
         """
-        residuals = [_copies(kept) for kept in self._residuals]
+        residuals = [_copies(bucket) for bucket in self._residuals]
         return {"residuals": residuals, "sent": self.sent, "dense": self.dense}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -194,7 +191,7 @@ class AxiomDDPState:
             for r, saved in zip(_flat(self._residuals), _flat(loaded), strict=True):
                 r.copy_(saved)
         else:
-            self._residuals = [_copies(kept) for kept in loaded]
+            self._residuals = [_copies(bucket) for bucket in loaded]
         self.sent = state["sent"]
         self.dense = state["dense"]
 
@@ -209,7 +206,7 @@ class AxiomDDPState:
 
 @torch.no_grad()
 def axiom_hook(state: AxiomDDPState, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-    """The communication hook: `model.register_comm_hook(AxiomDDPState(), axiom_hook)`.
+    """Exchange a bucket's gradients: `model.register_comm_hook(AxiomDDPState(), axiom_hook)`.
 
     With e the gradient plus its residual, the residual becomes e - decompress(compress(e)) and the gradient
     the mean of what all workers' messages decompress to, added in the order of ranks: it has the same bits on
@@ -225,12 +222,15 @@ def axiom_hook(state: AxiomDDPState, bucket: GradBucket) -> torch.futures.Future
         raise TypeError("sparse gradients cannot be cut into blocks: build the embedding with sparse=False.")
     gradients = bucket.gradients()
     rows = _in_rows(gradients)
-    kept = state.residuals_of(bucket.parameters()) if state.error_feedback else []
-    residuals = [_memory_of(r) for r in kept]
+    own_residuals = state.residuals_of(bucket.parameters()) if state.error_feedback else []
+    # in the order of memory, as the gradients of a bucket lie, which need not be that of their indices
+    residuals = [r.as_strided((r.numel(),), (1,)) for r in own_residuals]
+    # gradient plus residual, in blocks
     parts = _parts(rows, gradients) if residuals else []
     for part, residual in zip(parts, residuals, strict=True):
         part.add_(residual)
     finite = rows.isfinite().all()  # not looked at: on a GPU the host would wait for it
+    # what is sent, and what is left of it for the next step
     vals, idx = _encode(rows, state.k)
     if residuals:
         values, positions = _decode(vals, idx)
@@ -242,7 +242,7 @@ def axiom_hook(state: AxiomDDPState, bucket: GradBucket) -> torch.futures.Future
 
 
 def _mean_of_all(state: AxiomDDPState, bucket: GradBucket, message: Tensor) -> torch.futures.Future[Tensor]:
-    """Sends `message`, (blocks, bytes of a block); later, the bucket's buffer holds the mean of all."""
+    """Send `message`, (blocks, bytes of a block); later, the bucket's buffer holds the mean of all."""
     group = state.process_group or dist.group.WORLD
     buffer = bucket.buffer()
     gradients = bucket.gradients()
@@ -266,7 +266,7 @@ def _mean_of_all(state: AxiomDDPState, bucket: GradBucket, message: Tensor) -> t
 
 
 def _mean(messages: Tensor, k: int) -> Tensor:
-    """Messages of all workers, (world, blocks, bytes of a block) -> the mean of what they hold, float32
+    """Return the mean of the messages of all workers, (world, blocks, bytes of a block): float32
     (blocks, 256), added in their order; all NaN where one is."""
     world, blocks, _ = messages.shape
     total = torch.zeros(blocks, BLOCK, device=messages.device)
@@ -278,8 +278,8 @@ def _mean(messages: Tensor, k: int) -> Tensor:
     return total.div_(world).masked_fill_(~finite, torch.nan)
 
 
-def _kept_of(percent: float) -> int:
-    """How many values of each block are sent, an even number from 2 to 256."""
+def _sent_of(percent: float) -> int:
+    """Return how many values of each block are sent, an even number from 2 to 256."""
     k = 2 * round(BLOCK * percent / 200) if 0 < percent <= 100 else 0
     if k < 2:
         raise ValueError(
@@ -293,13 +293,8 @@ def _blocks_of(n: int) -> int:
     return math.ceil(n / BLOCK)
 
 
-def _message_bytes(k: int) -> int:
-    """Of one block: its scale, half a byte and a position for each value."""
-    return SCALE_BYTES + k // 2 + k
-
-
 def _in_rows(gradients: Sequence[Tensor]) -> Tensor:
-    """Gradients -> their values in blocks, float32 (blocks, 256), each gradient from a block of its own."""
+    """Cut gradients into blocks, float32 (blocks, 256), each gradient from a block of its own."""
     blocks = sum(_blocks_of(g.numel()) for g in gradients)
     rows = torch.zeros(blocks, BLOCK, device=gradients[0].device)
     for part, g in zip(_parts(rows, gradients), gradients, strict=True):
@@ -308,13 +303,13 @@ def _in_rows(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def _parts(rows: Tensor, gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Where the gradients lie in the rows: views, (values of a gradient,)."""
-    own = torch.split(rows, [_blocks_of(g.numel()) for g in gradients])
-    return [part.view(-1)[: g.numel()] for part, g in zip(own, gradients, strict=True)]
+    """Return where the gradients lie in the rows: views, (values of a gradient,)."""
+    blocks = torch.split(rows, [_blocks_of(g.numel()) for g in gradients])
+    return [part.view(-1)[: g.numel()] for part, g in zip(blocks, gradients, strict=True)]
 
 
 def _encode(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Blocks, float32 (blocks, 256) -> vals and idx as of `AXIOM_DDP.compress`."""
+    """Encode blocks, float32 (blocks, 256), as vals and idx of `AXIOM_DDP.compress`."""
     magnitudes = rows.abs()
     positions = magnitudes.topk(k, dim=1, sorted=False).indices
     scale = magnitudes.amax(1, keepdim=True).clamp_(max=LARGEST_SCALE).to(torch.bfloat16)
@@ -326,7 +321,7 @@ def _encode(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _decode(vals: Tensor, idx: Tensor) -> tuple[Tensor, Tensor]:
-    """vals and idx -> values s·q/7, float32, and positions, int64, both (blocks, k)."""
+    """Decode vals and idx: values s·q/7, float32, and positions, int64, both (blocks, k)."""
     scale = vals[:, :SCALE_BYTES].clone(memory_format=torch.contiguous_format).view(torch.bfloat16)
     packed = vals[:, SCALE_BYTES:]
     stored = torch.stack((packed & 15, packed >> 4), 2).flatten(1)
@@ -336,13 +331,8 @@ def _decode(vals: Tensor, idx: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _zeros_for(p: Tensor) -> Tensor:
-    """Zeros in float32, of p's shape and order in memory."""
+    """Make zeros in float32, of p's shape and order in memory."""
     return torch.zeros_like(p, dtype=torch.float32)
-
-
-def _memory_of(residual: Tensor) -> Tensor:
-    """Its values in the order of memory, as those of a bucket lie, which need not be that of its indices."""
-    return residual.as_strided((residual.numel(),), (1,))
 
 
 def _flat(lists: Sequence[Sequence[Tensor]]) -> list[Tensor]:
@@ -353,9 +343,9 @@ def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t.detach().clone() for t in tensors]
 
 
-def _check_shapes(kept: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
-    """ValueError where residuals are not of these shapes."""
-    shapes = [tuple(t.shape) for t in kept]
+def _check_shapes(residuals: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
+    """Raise ValueError where residuals are not of these shapes."""
+    shapes = [tuple(t.shape) for t in residuals]
     needed = [tuple(t.shape) for t in wanted]
     if shapes != needed:
         raise ValueError(

@@ -18,7 +18,7 @@ DTYPES = {32: torch.float32, 16: torch.bfloat16, 8: torch.bfloat16}
 
 
 def load_model(folder: str | Path, *, bits: int = 8) -> PreTrainedModel:
-    """A causal language model that transformers saved to `folder`, on the CPU and in eval mode.
+    """Load a causal language model that transformers saved to `folder`, on the CPU and in eval mode.
 
     Args:
         folder: with config.json and the weights; a name on a model hub is not looked up.
@@ -37,10 +37,8 @@ def load_model(folder: str | Path, *, bits: int = 8) -> PreTrainedModel:
         raise ValueError(f"bits={bits!r} cannot be loaded: choose 32, 16 or 8.")
     path = Path(folder)
     if not (path / "config.json").is_file():
-        remedy = "name a folder that save_pretrained wrote"
-        raise FileNotFoundError(
-            f"{folder} is no folder with a config.json, and nothing is downloaded: {remedy}."
-        )
+        missing = f"{folder} is no folder with a config.json, and nothing is downloaded"
+        raise FileNotFoundError(f"{missing}: name a folder that save_pretrained wrote.")
     transformers = _library("transformers")
     quantization = _library("torchao.quantization") if bits == 8 else None
     model: PreTrainedModel = _read(transformers, path, DTYPES[bits])
@@ -71,8 +69,8 @@ def _read(transformers: Any, path: Path, dtype: torch.dtype) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # transformers, safetensors and json each have their own
-        said = " ".join(str(error).split()).partition(". ")[0] or type(error).__name__
-        raise ValueError(f"{path} cannot be loaded as a causal language model: {said.rstrip('.')}.") from None
+        why = " ".join(str(error).split()).partition(". ")[0] or type(error).__name__
+        raise ValueError(f"{path} cannot be loaded as a causal language model: {why.rstrip('.')}.") from None
     drawn = {str(key) for key in report["missing_keys"]}  # at random, by transformers
     drawn |= {str(key) for key, *_ in report["mismatched_keys"]}
     if drawn:
@@ -94,7 +92,7 @@ def _freeze_in_int8(model: nn.Module, quantization: Any) -> None:
 
 
 def _as_linear(layer: Any) -> nn.Linear:
-    """A Conv1D of transformers, x W + b with W (in, out), as nn.Linear."""
+    """Turn a Conv1D of transformers, x W + b with W (in, out), into an nn.Linear."""
     inputs, outputs = layer.weight.shape
     linear = nn.Linear(inputs, outputs, device="meta")
     linear.weight = nn.Parameter(layer.weight.detach().T.contiguous())

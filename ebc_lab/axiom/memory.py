@@ -1,4 +1,4 @@
-"""What training a model takes before activations, counted from the shapes of its parameters.
+"""The memory that training a model takes before activations, counted from the shapes of its parameters.
 
 A model is a count of `Weight`s. Those of GPT-2, Llama and Mistral follow from their configurations, those of
 a module from its parameters (on the meta device, too: no memory is needed), and every figure is counted from
@@ -23,6 +23,8 @@ from .update import compression, state_bytes
 GB = 1e9  # bytes
 INT4_BYTES = 0.5 + 2 / 64  # of a weight: its four bits, and a 16-bit scale shared by 64
 
+NEAREST = 4  # names that an error lists
+
 Shape = tuple[int, ...]
 
 
@@ -45,13 +47,8 @@ def _llama(width: int, blocks: int, heads: int, inner: int, **others: Any) -> di
 
 
 def _gpt2(width: int, blocks: int) -> dict[str, Any]:
-    return {
-        "model_type": "gpt2",
-        "vocab_size": 50257,
-        "n_positions": 1024,
-        "n_embd": width,
-        "n_layer": blocks,
-    }
+    tokens = {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024}
+    return tokens | {"n_embd": width, "n_layer": blocks}
 
 
 KNOWN: dict[str, dict[str, Any]] = {
@@ -84,7 +81,7 @@ CLAIMS: dict[str, dict[str, float]] = {
     },
     "01-ai/Yi-1.5-34B": {"total_compression": 853.0, "axiom_gradients_gb": 0.2},
 }
-"""What the method's public description promises of some of them, under the keys of `estimate_memory`."""
+"""The promises of the method's public description for some of them, by the keys of `estimate_memory`."""
 
 TABLE = {
     "laptop-gpt": "laptop GPT, 0.616 M",
@@ -105,7 +102,7 @@ def estimate_memory(
     rank: int = 4,
     device_gb: float | None = None,
 ) -> dict[str, Any]:
-    """What training all weights takes with AXIOM, and with AdamW in float32. Activations are not counted.
+    """Estimate what training all weights takes with AXIOM, and with AdamW in float32, without activations.
 
     Args:
         name_or_config: a name in `KNOWN` (in any case; without its owner or `-hf`, too), a folder with
@@ -133,20 +130,22 @@ def estimate_memory(
     is damaged, of another family or has no sensible numbers, for rank < 0 and device_gb <= 0, and TypeError
     for anything else.
     """
-    _refuse_rank(rank)
+    if type(rank) is not int or rank < 0:
+        raise ValueError(f"rank={rank!r} is no rank: it must be a whole number, 0 for no momentum.")
     if device_gb is not None and not 0 < device_gb < math.inf:
         raise ValueError(f"device_gb={device_gb} is no size of a memory: name its GB, above 0.")
     weights = weights_of(name_or_config)
     every = _Totals.of(weights, rank)
     if not every.parameters:
         raise ValueError("the model has no parameters, so there is nothing to estimate.")
-    trained = _Totals.of(_trained_under_int8(weights), rank)
-    found = _figures(every, trained)
-    return found | {"recommendation": _recommendation(found, every, trained, device_gb)}
+    under_int8 = {weight: count for weight, count in weights.items() if not weight.quantised}
+    trained = _Totals.of(Counter(under_int8), rank)
+    sizes = _sizes(every, trained)
+    return sizes | {"recommendation": _recommendation(sizes, every, trained, device_gb)}
 
 
 def compression_table(ranks: Sequence[int] = (0, 4, 16)) -> list[dict[str, Any]]:
-    """True compression of the models of `TABLE`, a row each, beside what is claimed of them.
+    """Count the true compression of the models of `TABLE`, a row each, beside what is claimed of them.
 
     A row has `name`, `label`, `parameters`, `state` (by rank), `gradients` (of AXIOM in 4 and in 2 bytes a
     weight, by bytes), `total` (the same, at rank 4) and `claims`. The baseline is AdamW: 8 bytes of state and
@@ -187,11 +186,7 @@ class _Totals:
         return cls(parameters, largest, state)
 
 
-def _trained_under_int8(weights: Weights) -> Weights:
-    return Counter({weight: count for weight, count in weights.items() if not weight.quantised})
-
-
-def _figures(every: _Totals, trained: _Totals) -> dict[str, Any]:
+def _sizes(every: _Totals, trained: _Totals) -> dict[str, Any]:
     n = every.parameters
     quantised = n - trained.parameters
     gradient = 2 * every.largest
@@ -213,10 +208,11 @@ def _figures(every: _Totals, trained: _Totals) -> dict[str, Any]:
 
 
 def _recommendation(
-    found: Mapping[str, Any], every: _Totals, trained: _Totals, device_gb: float | None
+    sizes: Mapping[str, Any], every: _Totals, trained: _Totals, device_gb: float | None
 ) -> str:
-    adamw, axiom = found["adamw_fp32_training_gb"], found["axiom_fp16_training_gb"]
-    frozen = found["int8_gb"] + (trained.state + 2 * trained.largest) / GB
+    """Write in a sentence what fits a device, the heaviest way first, or what each way takes without one."""
+    adamw, axiom = sizes["adamw_fp32_training_gb"], sizes["axiom_fp16_training_gb"]
+    frozen = sizes["int8_gb"] + (trained.state + 2 * trained.largest) / GB
     share = trained.parameters / every.parameters
     ways = [(adamw, "AdamW in float32"), (axiom, "AXIOM with hooks in 16 bits")]
     if 0 < share < 1:
@@ -236,7 +232,7 @@ def _recommendation(
 
 
 def weights_of(source: str | Path | Mapping[str, Any] | nn.Module) -> Weights:
-    """The parameters of whatever `estimate_memory` takes, tied ones once. Raises as it does."""
+    """Count the parameters of whatever `estimate_memory` takes, tied ones once. Raises as it does."""
     if isinstance(source, str) and (name := known_name(source)) is not None:
         return _weights_by_config(KNOWN[name], name)
     if isinstance(source, str | Path):
@@ -244,13 +240,14 @@ def weights_of(source: str | Path | Mapping[str, Any] | nn.Module) -> Weights:
     if isinstance(source, Mapping):
         return _weights_by_config(source, "the configuration")
     if isinstance(source, nn.Module):
-        return _weights_of_module(source)
+        quantised = {id(layer.weight) for layer in quantised_layers(source).values()}
+        return Counter(Weight(tuple(p.shape), id(p) in quantised) for p in source.parameters())
     wanted = "a name, a folder, a configuration (config.to_dict()) or a module"
     raise TypeError(f"memory is estimated of {wanted}, not of {type(source).__name__}.")
 
 
 def quantised_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that INT8 loading quantises and freezes: the linear ones, but not the output head.
+    """List the layers that INT8 loading quantises and freezes: the linear ones, but not the output head.
 
     Linear are nn.Linear and the Conv1D of transformers (a transposed nn.Linear). The head is what
     `get_output_embeddings` of transformers returns; of other modules, the last nn.Linear if it has the shape
@@ -274,13 +271,8 @@ def quantised_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: layer for name, layer in linear.items() if id(layer.weight) not in left_out}
 
 
-def _weights_of_module(model: nn.Module) -> Weights:
-    quantised = {id(layer.weight) for layer in quantised_layers(model).values()}
-    return Counter(Weight(tuple(p.shape), id(p) in quantised) for p in model.parameters())
-
-
 def known_name(name: str) -> str | None:
-    """The name in `KNOWN` that `name` stands for, or None."""
+    """Return the name in `KNOWN` that `name` stands for, or None."""
     return _aliases().get(_plain(name))
 
 
@@ -289,7 +281,7 @@ def _plain(name: str) -> str:
 
 
 def _aliases() -> dict[str, str]:
-    """Names in lower case, with and without the owner -> names in `KNOWN`."""
+    """Map names in lower case, with and without the owner, to names in `KNOWN`."""
     aliases: dict[str, str] = {}
     for name in KNOWN:
         short = _plain(name).rpartition("/")[2]
@@ -299,21 +291,18 @@ def _aliases() -> dict[str, str]:
     return aliases
 
 
-def _nearest(name: str, most: int = 4) -> list[str]:
-    aliases = _aliases()
-    near = difflib.get_close_matches(_plain(name), aliases, n=2 * most, cutoff=0)
-    return list(dict.fromkeys(aliases[alias] for alias in near))[:most]
-
-
 def _read_config(source: str | Path) -> tuple[Mapping[str, Any], str]:
-    """(configuration, its file) of a folder or a file."""
+    """Read the configuration of a folder or a file; also returns the file's name."""
     path = Path(source)
     file = path / "config.json" if path.is_dir() else path
     if file != path and not file.is_file():
         raise FileNotFoundError(f"{source} has no config.json: name a folder that has one, or the file.")
     if not file.is_file():
         missing = f"{source} is neither a known name nor a folder or file, and nothing is downloaded"
-        raise FileNotFoundError(f"{missing}: the nearest names known are {', '.join(_nearest(str(source)))}.")
+        aliases = _aliases()
+        near = difflib.get_close_matches(_plain(str(source)), aliases, n=2 * NEAREST, cutoff=0)
+        names = list(dict.fromkeys(aliases[alias] for alias in near))[:NEAREST]
+        raise FileNotFoundError(f"{missing}: the nearest names known are {', '.join(names)}.")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -334,23 +323,23 @@ class _Fields:
     source: str
 
     def count(self, name: str, default: int | None = None) -> int:
-        """A whole number of 1 or more; `default` where it is missing or null."""
-        found = self.config.get(name)
-        if found is None and default is not None:
+        """Read a whole number of 1 or more; `default` where it is missing or null."""
+        value = self.config.get(name)
+        if value is None and default is not None:
             return default
-        if found is None:
+        if value is None:
             raise ValueError(f"{self.source} has no {name}: a whole number is needed to count weights.")
-        if type(found) is not int or found < 1:
+        if type(value) is not int or value < 1:
             raise self.wrong(name, "a whole number of 1 or more")
-        return found
+        return value
 
     def flag(self, name: str, default: bool) -> bool:
-        found = self.config.get(name)
-        if found is None:
+        value = self.config.get(name)
+        if value is None:
             return default
-        if type(found) is not bool:
+        if type(value) is not bool:
             raise self.wrong(name, "true or false")
-        return found
+        return value
 
     def wrong(self, name: str, wanted: str) -> ValueError:
         return ValueError(f"{self.source} has {name}={self.config.get(name)!r}: it must be {wanted}.")
@@ -368,7 +357,7 @@ def _weights_by_config(config: Mapping[str, Any], source: str) -> Weights:
 def _weights(
     blocks: int, matrices: Iterable[Shape], vectors: Iterable[int], outside: Iterable[Shape]
 ) -> Weights:
-    """Of a model: the matrices of each block's linear layers, its vectors, and what is outside the blocks."""
+    """Count the matrices of each block's linear layers, its vectors, and what is outside the blocks."""
     weights: Weights = Counter(Weight(shape) for shape in outside)
     for shape in matrices:
         weights[Weight(shape, True)] += blocks
@@ -392,20 +381,17 @@ def _gpt2_weights(fields: _Fields) -> Weights:
 
 
 def _llama_weights(fields: _Fields) -> Weights:
-    attention_bias = fields.flag("attention_bias", False)
-    mlp_bias = fields.flag("mlp_bias", False)
-    key_value_heads = fields.count("num_key_value_heads", fields.count("num_attention_heads"))
-    return _rotary_weights(fields, key_value_heads, attention_bias, mlp_bias)
+    return _rotary_weights(fields, fields.flag("attention_bias", False), fields.flag("mlp_bias", False))
 
 
 def _mistral_weights(fields: _Fields) -> Weights:
     if "num_key_value_heads" not in fields.config:
         fields.count("num_key_value_heads")  # null means all heads, but there is no telling what absence does
+    return _rotary_weights(fields, attention_bias=False, mlp_bias=False)
+
+
+def _rotary_weights(fields: _Fields, attention_bias: bool, mlp_bias: bool) -> Weights:
     key_value_heads = fields.count("num_key_value_heads", fields.count("num_attention_heads"))
-    return _rotary_weights(fields, key_value_heads, attention_bias=False, mlp_bias=False)
-
-
-def _rotary_weights(fields: _Fields, key_value_heads: int, attention_bias: bool, mlp_bias: bool) -> Weights:
     d = fields.count("hidden_size")
     heads = fields.count("num_attention_heads")
     inner = fields.count("intermediate_size")
@@ -427,7 +413,7 @@ def _rotary_weights(fields: _Fields, key_value_heads: int, attention_bias: bool,
 
 
 def _ebc_gpt_weights(fields: _Fields) -> Weights:
-    """The lab's own GPT: no biases, separate q, k, v and o, untied head."""
+    """Count the lab's own GPT: no biases, separate q, k, v and o, untied head."""
     d = fields.count("width")
     vocabulary = fields.count("vocabulary")
     matrices = [(d, d)] * 4 + [(4 * d, d), (d, 4 * d)]
@@ -441,8 +427,3 @@ _FAMILIES = {
     "mistral": _mistral_weights,
     "ebc-gpt": _ebc_gpt_weights,
 }
-
-
-def _refuse_rank(rank: int) -> None:
-    if type(rank) is not int or rank < 0:
-        raise ValueError(f"rank={rank!r} is no rank: it must be a whole number, 0 for no momentum.")

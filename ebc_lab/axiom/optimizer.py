@@ -32,8 +32,8 @@ from .checks import (
     check_range,
     finite_loss,
     listed,
+    loss_in_words,
     norm_of,
-    told,
     workers,
 )
 from .update import Rule, State, compression, new_state, state_bytes, state_shapes, update
@@ -48,7 +48,7 @@ RULE = (
 
 @dataclass
 class Backward:
-    """What hooks have seen since the last `step`, by parameter."""
+    """The gradients that hooks have seen since the last `step`, by parameter."""
 
     norms: dict[Tensor, Tensor] = field(default_factory=dict)  # of the gradients, 0-dim
     bad: list[Tensor] = field(default_factory=list)  # those with a gradient that is not finite
@@ -57,7 +57,7 @@ class Backward:
     over: bool = False  # whether it has ended
 
     def admits(self, p: Tensor) -> bool:
-        """In the hook of a parameter: whether it belongs to the pass that began after the last `step`.
+        """Tell, in the hook of a parameter, whether it belongs to the pass that began after the last `step`.
 
         Reentrant checkpointing runs passes inside a pass. An outer one has a lower number, and goes on when
         an inner one has ended; two inner ones without a parameter before them look like two passes.
@@ -118,17 +118,8 @@ class AXIOM(torch.optim.Optimizer):
         beta1: float = 0.9,
         rms_limit: float = 1.0,
     ):
-        defaults = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "streak_boost": streak_boost,
-            "snr_floor": snr_floor,
-            "rank": rank,
-            "momentum_weight": momentum_weight,
-            "relative": relative,
-            "beta1": beta1,
-            "rms_limit": rms_limit,
-        }
+        gains = (streak_boost, snr_floor, rank, momentum_weight, relative, beta1, rms_limit)
+        defaults = dict(zip(RULE, (lr, weight_decay, *gains), strict=True))
         if max_grad_norm is not None:
             check_range("max_grad_norm", max_grad_norm, 0, math.inf)
         self.max_grad_norm = max_grad_norm
@@ -141,15 +132,14 @@ class AXIOM(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles, which begin without hooks."""
-        own = {
-            name: getattr(self, name) for name in ("max_grad_norm", "detect_anomaly", "peak_gradient_bytes")
-        }
+        """Return the state for copies and pickles, which begin without hooks."""
+        names = ("max_grad_norm", "detect_anomaly", "peak_gradient_bytes")
+        settings = {name: getattr(self, name) for name in names}
         fresh = {"lr_scale": 1.0, "record_slope": False, "_handles": [], "_backward": Backward()}
-        return {**super().__getstate__(), **own, **fresh}
+        return {**super().__getstate__(), **settings, **fresh}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in every torch optimizer. Raises ValueError, TypeError as the class does."""
+        """Add a group as in every torch optimizer. Raises ValueError, TypeError as the class does."""
         if getattr(self, "_handles", None):
             raise RuntimeError("remove_hooks() before adding a parameter group, and register them again.")
         super().add_param_group(param_group)
@@ -162,7 +152,7 @@ class AXIOM(torch.optim.Optimizer):
     # -- settings --------------------------------------------------------------------------------------------
 
     def get_lr(self) -> float:
-        """The learning rate of the first group."""
+        """Return the learning rate of the first group."""
         return float(self.param_groups[0]["lr"])
 
     def set_lr(self, lr: float) -> None:
@@ -173,7 +163,7 @@ class AXIOM(torch.optim.Optimizer):
 
     @property
     def hooked(self) -> bool:
-        """Whether weights move inside backward."""
+        """Tell whether weights move inside backward."""
         return bool(self._handles)
 
     # -- one step --------------------------------------------------------------------------------------------
@@ -201,24 +191,24 @@ class AXIOM(torch.optim.Optimizer):
     @torch.no_grad()
     def _plain_step(self, loss: Any) -> None:
         if self.detect_anomaly and not finite_loss(loss):
-            raise AnomalyError(f"the loss is {told(loss)}: nothing was changed.")
-        held = [(p, p.grad, group) for p, group in self._parameters() if p.grad is not None]
-        for p, g, _ in held:
+            raise AnomalyError(f"the loss is {loss_in_words(loss)}: nothing was changed.")
+        gradients = [(p, p.grad, group) for p, group in self._parameters() if p.grad is not None]
+        for p, g, _ in gradients:
             self._refuse_sparse(p, g)
-        total = sum(g.numel() * g.element_size() for _, g, _ in held)
+        total = sum(g.numel() * g.element_size() for _, g, _ in gradients)
         self.peak_gradient_bytes = max(self.peak_gradient_bytes, total)
-        scale = self._limit([(p, g) for p, g, _ in held])
-        for p, g, group in held:
+        scale = self._limit([(p, g) for p, g, _ in gradients])
+        for p, g, group in gradients:
             update(p, g, self._state_of(p, group), self._rule(group), scale=scale)
 
-    def _limit(self, held: Sequence[tuple[Tensor, Tensor]]) -> float:
-        """The factor that holds the global norm to max_grad_norm. Raises AnomalyError."""
-        if not held or not (self.detect_anomaly or self.max_grad_norm is not None):
+    def _limit(self, gradients: Sequence[tuple[Tensor, Tensor]]) -> float:
+        """Return the factor that holds the global norm to max_grad_norm. Raises AnomalyError."""
+        if not gradients or not (self.detect_anomaly or self.max_grad_norm is not None):
             return 1.0
-        norms = torch.stack([norm_of(g).double() for _, g in held])
+        norms = torch.stack([norm_of(g).double() for _, g in gradients])
         if self.detect_anomaly and not norms.isfinite().all():
             finite = norms.isfinite().tolist()
-            bad = [p for (p, _), sound in zip(held, finite, strict=True) if not sound]
+            bad = [p for (p, _), sound in zip(gradients, finite, strict=True) if not sound]
             names = self._names(bad)
             raise AnomalyError(f"the gradient of {listed(names)} {NOT_FINITE}: nothing was changed.", names)
         if self.max_grad_norm is None:
@@ -248,7 +238,7 @@ class AXIOM(torch.optim.Optimizer):
             )
 
     def _names(self, tensors: Sequence[Tensor]) -> list[str]:
-        """What errors call parameters: their names, where the optimizer was given them."""
+        """Return what errors call parameters: their names, where the optimizer was given them."""
         known: dict[int, str] = {}
         for group in self.param_groups:
             for p, name in zip(group["params"], group.get("param_names", ()), strict=False):
@@ -326,18 +316,14 @@ class AXIOM(torch.optim.Optimizer):
             backward.bad.append(p)
             return
         state = self._state_of(p, group)
-        scale = self._share_limit(p, state, norm)
+        scale = 1.0
+        if self.max_grad_norm is not None:  # its share of the limit of the global norm
+            share = state["share"] if "share" in state else p.numel() / self._elements()
+            limit = self.max_grad_norm * math.sqrt(share)
+            scale = min(1.0, limit / max(float(norm), TINY))
         slope = update(p, g, state, self._rule(group), scale=scale, watch=self.record_slope)
         if slope is not None:
             backward.slopes[p] = slope
-
-    def _share_limit(self, p: Tensor, state: State, norm: Tensor) -> float:
-        """The factor that holds a tensor's gradient to its share of max_grad_norm."""
-        if self.max_grad_norm is None:
-            return 1.0
-        share = state["share"] if "share" in state else p.numel() / self._elements()
-        limit = self.max_grad_norm * math.sqrt(share)
-        return min(1.0, limit / max(float(norm), TINY))
 
     def _elements(self) -> int:
         return sum(p.numel() for p, _ in self._parameters())
@@ -353,19 +339,15 @@ class AXIOM(torch.optim.Optimizer):
                 "registered: zero_grad(), remove_hooks() and register_hooks() again."
             )
         if backward.bad or (self.detect_anomaly and not finite_loss(loss)):
-            raise self._anomaly(backward, loss)
+            bad, moved = self._names(backward.bad), self._names(backward.moved)
+            after = f"{listed(moved)} had moved already" if moved else "nothing else had moved"
+            if bad:
+                message = f"the gradient of {listed(bad)} {NOT_FINITE} and was not used; {after}."
+            else:
+                message = f"the loss is {loss_in_words(loss)}; {after}."
+            raise AnomalyError(message, bad, moved)
         if self.max_grad_norm is not None:
             self._renew_shares(backward.norms)
-
-    def _anomaly(self, backward: Backward, loss: Any) -> AnomalyError:
-        """What is raised of a backward with a gradient that is not finite, or else of such a loss."""
-        bad = self._names(backward.bad)
-        moved = self._names(backward.moved)
-        after = f"{listed(moved)} had moved already" if moved else "nothing else had moved"
-        if bad:
-            message = f"the gradient of {listed(bad)} {NOT_FINITE} and was not used; {after}."
-            return AnomalyError(message, bad, moved)
-        return AnomalyError(f"the loss is {told(loss)}; {after}.", moved=moved)
 
     def _renew_shares(self, norms: Mapping[Tensor, Tensor]) -> None:
         """Let every tensor's share follow its part of the squared norm, 0 without one: they sum to 1."""
@@ -382,7 +364,7 @@ class AXIOM(torch.optim.Optimizer):
 
     @property
     def backward(self) -> Backward:
-        """What the hooks have seen since the last `step`."""
+        """Return what the hooks have seen since the last `step`."""
         return self._backward
 
     # -- state -----------------------------------------------------------------------------------------------
@@ -393,25 +375,26 @@ class AXIOM(torch.optim.Optimizer):
         torch would cast them to the dtype of the weights. Raises ValueError where it is of other parameters
         or settings; nothing has changed then.
         """
-        held = [(p, group) for group in self.param_groups for p in group["params"]]
+        parameters = [(p, group) for group in self.param_groups for p in group["params"]]
         saved = [i for group in state_dict["param_groups"] for i in group["params"]]
-        if len(saved) != len(held):
-            raise ValueError(f"this state is of {len(saved)} parameters, and the optimizer has {len(held)}.")
+        if len(saved) != len(parameters):
+            raise ValueError(
+                f"this state is of {len(saved)} parameters, and the optimizer has {len(parameters)}."
+            )
         for group in state_dict["param_groups"]:
             if set(RULE) - set(group):
                 raise ValueError("this state is of another optimizer.")
             check_group({**group, "params": []})
         ranks = [group["rank"] for group in state_dict["param_groups"] for _ in group["params"]]
-        found: dict[Tensor, State] = {}
-        for i, rank, (p, _) in zip(saved, ranks, held, strict=True):
+        states: dict[Tensor, State] = {}
+        for i, rank, (p, _) in zip(saved, ranks, parameters, strict=True):
             state = state_dict["state"].get(i)
             if state is not None:
                 self._check_state(p, state, rank)
-                found[p] = {
-                    k: v.to(p.device, copy=True) if isinstance(v, Tensor) else v for k, v in state.items()
-                }
+                tensors = {k: v.to(p.device, copy=True) for k, v in state.items() if isinstance(v, Tensor)}
+                states[p] = state | tensors
         super().load_state_dict({**state_dict, "state": {}})
-        self.state.update(found)
+        self.state.update(states)
 
     def _check_state(self, p: Tensor, state: State, rank: int) -> None:
         shapes = {name: tuple(v.shape) for name, v in state.items() if isinstance(v, Tensor)}
@@ -421,7 +404,7 @@ class AXIOM(torch.optim.Optimizer):
             raise ValueError(f"the state of {self._names([p])[0]} is not what a tensor of its shape has.")
 
     def memory_usage(self, verbose: bool = True) -> dict[str, float]:
-        """Bytes held, and how many times less than AdamW's with float32 moments and gradients; printed too.
+        """Return the bytes held, and how many times less they are than AdamW's in float32; printed too.
 
         `gradient_bytes`: at their height, so the largest tensor's under hooks, and all without.
         """
@@ -429,7 +412,7 @@ class AXIOM(torch.optim.Optimizer):
         elements = self._elements()
         state = sum(state_bytes(p.shape, group["rank"]) for p, group in self._parameters())
         gradients = max(of_tensors, default=0) if self.hooked else sum(of_tensors)
-        found = {
+        usage = {
             "parameters": elements,
             "parameter_bytes": sum(of_tensors),
             "state_bytes": state,
@@ -437,6 +420,6 @@ class AXIOM(torch.optim.Optimizer):
             **compression(elements, state, gradients),
         }
         if verbose:
-            for name, value in found.items():
+            for name, value in usage.items():
                 print(f"{name:22}{value:>16,.1f}×" if "compression" in name else f"{name:22}{value:>16,}")
-        return found
+        return usage

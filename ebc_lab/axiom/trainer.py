@@ -125,13 +125,13 @@ class AXIOM_Trainer:
 
     @property
     def step(self) -> int:
-        """Steps taken, those before a resumption included."""
+        """Count the steps taken, those before a resumption included."""
         return len(self._course.train_losses)
 
     # -- training --------------------------------------------------------------------------------------------
 
     def fit(self, steps: int) -> dict[str, Any]:
-        """Train for `steps` more steps. -> `results()`, which are written too, if they are to be saved.
+        """Train for `steps` more steps; return `results()`, which are written too, if they are to be saved.
 
         Raises:
             AnomalyError: a loss or a gradient is not finite. No result is written, `results()` has what was
@@ -143,7 +143,15 @@ class AXIOM_Trainer:
         """
         self._refuse_cleaned()
         check_count("steps", steps, 1)
-        self._check_output()
+        # whether the results can be written is asked before hours of training
+        if self.save_results:
+            check_writable("results_dir", self.results_dir)
+            if find_spec("matplotlib") is None:
+                raise ImportError(
+                    "matplotlib, which draws the results, is missing: install it, or set save_results=False."
+                )
+        if self.checkpoint_interval:
+            check_writable("checkpoint_dir", self.checkpoint_dir)
         target = self.step + steps
         began = time.perf_counter() - self._course.wall_s
         if self.device.type == "cuda":
@@ -224,7 +232,7 @@ class AXIOM_Trainer:
 
     @torch.no_grad()
     def evaluate(self, max_batches: int | None = None) -> tuple[float, float]:
-        """(loss, perplexity) on the validation loader, or its first batches; training is not disturbed.
+        """Return (loss, perplexity) on the validation loader, or its first batches, not disturbing training.
 
         The mean over labels other than -100. A model that shifts labels has one fewer in each row, which
         matters only where rows differ in length.
@@ -254,7 +262,7 @@ class AXIOM_Trainer:
     # -- results and checkpoints -----------------------------------------------------------------------------
 
     def results(self) -> dict[str, Any]:
-        """What has been reached. A figure that is not finite, or does not exist yet, is None.
+        """Return what has been reached. A figure that is not finite, or does not exist yet, is None.
 
         train_improvement_pct compares the losses of the first and the last step; val_improvement_pct the
         perplexities. tokens_per_sec counts input_ids, and training steps only. compression_*: times smaller
@@ -263,7 +271,7 @@ class AXIOM_Trainer:
         return figures(self._course, self._usage or self.optimizer.memory_usage(verbose=False))
 
     def save_checkpoint(self, step: int | None = None, path: str | os.PathLike[str] | None = None) -> Path:
-        """Write model, optimizer, curves, random states and whether there are hooks. -> the file.
+        """Write model, optimizer, curves, random states and whether there are hooks; return the file.
 
         Args:
             step: the number in the file's name, by default of the steps taken.
@@ -347,22 +355,11 @@ class AXIOM_Trainer:
                 "folder: name that in results_dir."
             )
 
-    def _check_output(self) -> None:
-        """Whether what `fit` is to write can be written, before hours of training."""
-        if self.save_results:
-            check_writable("results_dir", self.results_dir)
-            if find_spec("matplotlib") is None:
-                raise ImportError(
-                    "matplotlib, which draws the results, is missing: install it, or set save_results=False."
-                )
-        if self.checkpoint_interval:
-            check_writable("checkpoint_dir", self.checkpoint_dir)
 
-
-def chosen_device(given: str | torch.device | None, models: torch.device) -> torch.device:
-    """Where to train, CUDA with its number."""
-    device = torch.device(given) if given is not None else models
-    if given is None and models.type == "cpu" and torch.cuda.is_available():
+def chosen_device(wanted: str | torch.device | None, models: torch.device) -> torch.device:
+    """Choose where to train, CUDA with its number."""
+    device = torch.device(wanted) if wanted is not None else models
+    if wanted is None and models.type == "cpu" and torch.cuda.is_available():
         device = torch.device("cuda")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
@@ -370,11 +367,11 @@ def chosen_device(given: str | torch.device | None, models: torch.device) -> tor
 
 
 def due(step: int, interval: int) -> bool:
-    """Whether a step ends an interval; never of an interval of 0."""
+    """Tell whether a step ends an interval; never of an interval of 0."""
     return interval > 0 and step % interval == 0
 
 
 def check_count(name: str, value: Any, least: int) -> None:
-    """Raises ValueError unless the value is a whole number of at least `least`."""
+    """Raise ValueError unless the value is a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}.")

@@ -1,4 +1,4 @@
-"""What `AXIOM_Trainer` takes from a loader, and what it takes from a model."""
+"""Batches and losses as `AXIOM_Trainer` takes them from a loader and a model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Batches:
         self._pass = None
 
     def next(self) -> Any:
-        """The next batch; the loader is begun again when it is exhausted. Raises ValueError if it cannot."""
+        """Return the next batch; an exhausted loader is begun again. Raises ValueError if it cannot."""
         with self._own_random_numbers():
             for _ in range(2):
                 if self._pass is None:
@@ -55,7 +55,7 @@ class Batches:
 
 
 def on_device(batch: Any, device: torch.device) -> Batch:
-    """A batch on the device. Raises ValueError unless it is a pair or a dict of input_ids and labels."""
+    """Move a batch to the device. Raises ValueError unless it is a pair or a dict of input_ids and labels."""
     if isinstance(batch, Mapping):
         named = dict(batch)
     elif isinstance(batch, tuple | list) and len(batch) == 2:
@@ -73,7 +73,7 @@ def on_device(batch: Any, device: torch.device) -> Batch:
 
 
 def loss_of(output: Any) -> Tensor:
-    """The loss in what a model returned, of one element. Raises ValueError where there is none."""
+    """Return the loss in what a model returned, of one element. Raises ValueError where there is none."""
     loss = getattr(output, "loss", output)
     if isinstance(loss, Tensor) and loss.numel() == 1:
         return loss
@@ -85,13 +85,13 @@ def loss_of(output: Any) -> Tensor:
 
 
 def counted(labels: Tensor) -> int:
-    """How many labels a mean loss is over."""
+    """Count the labels that a mean loss is over."""
     return int((labels != IGNORED).sum())
 
 
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Has dropout and the like switched off; each module is then again in the mode it was in."""
+    """Switch dropout and the like off; each module is then again in the mode it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -20,7 +20,7 @@ HEADER = "AXIOM checkpoint 1, sha256 {}\n"
 
 @contextmanager
 def replaced(path: Path) -> Iterator[io.BufferedRandom]:
-    """A file to write, which takes the place of the old one when it is complete: a crash leaves either."""
+    """Open a file that takes the old one's place when it is complete: a crash leaves either."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -35,7 +35,7 @@ def replaced(path: Path) -> Iterator[io.BufferedRandom]:
 
 
 def check_writable(name: str, folder: Path) -> None:
-    """Raises OSError for a folder that cannot be created or written; creates nothing."""
+    """Raise OSError for a folder that cannot be created or written; creates nothing."""
     whole = folder.resolve()
     existing = next(p for p in (whole, *whole.parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
@@ -48,7 +48,7 @@ def check_writable(name: str, folder: Path) -> None:
 
 
 def header(digest: str) -> bytes:
-    """The first line of a checkpoint; what torch.save writes follows."""
+    """Return the first line of a checkpoint; what torch.save writes follows."""
     return HEADER.format(digest).encode()
 
 
@@ -64,7 +64,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What `write_checkpoint` wrote, on the CPU. ValueError for any other content, OSError without a file."""
+    """Read what `write_checkpoint` wrote, on the CPU. ValueError for other content, OSError for no file."""
     other = f"{path} is damaged, or no checkpoint of AXIOM_Trainer"
     start = len(header("0" * 64))
     with open(path, "rb") as f:
@@ -82,7 +82,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_weights(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Raises ValueError unless both have the same names, shapes and dtypes."""
+    """Raise ValueError unless both have the same names, shapes and dtypes."""
     for name in [*own, *saved]:
         if name not in saved or name not in own:
             where = "it" if name in own else "the model"
@@ -93,12 +93,12 @@ def check_weights(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
 
 
 def form(x: Any) -> str:
-    """Shape and dtype of a tensor, the type of anything else."""
+    """Name shape and dtype of a tensor, the type of anything else."""
     return f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
 
 
 def with_own_settings(saved: Mapping[str, Any], own: AXIOM) -> dict[str, Any]:
-    """The optimizer's state of a checkpoint, with the settings of `own`, which has one group of parameters.
+    """Give a checkpoint's optimizer state the settings of `own`, which has one group of parameters.
 
     Raises ValueError unless `own` can load it.
     """
@@ -115,7 +115,7 @@ def with_own_settings(saved: Mapping[str, Any], own: AXIOM) -> dict[str, Any]:
 
 
 def check_random(states: Mapping[str, Any], device: torch.device) -> None:
-    """Raises RuntimeError or TypeError for random states that torch does not take."""
+    """Raise RuntimeError or TypeError for random states that torch does not take."""
     devices = {"rng": "cpu", "loader_rng": "cpu"}
     if device.type == "cuda":
         devices["cuda_rng"] = str(device)

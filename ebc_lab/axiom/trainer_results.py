@@ -1,4 +1,4 @@
-"""What `AXIOM_Trainer` reports: the course of training, its figures, and a picture of them."""
+"""The reports of `AXIOM_Trainer`: the course of training, its figures, and a picture of them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ LOOK: dict[Any, Any] = {  # of the picture
 
 @dataclass
 class Course:
-    """What training has been through, over all calls of `fit` and all resumptions."""
+    """The course of training, over all calls of `fit` and all resumptions."""
 
     train_losses: list[float] = field(default_factory=list)  # of each step
     val_losses: list[float] = field(default_factory=list)
@@ -56,9 +56,9 @@ class Course:
 
 
 def figures(course: Course, usage: Mapping[str, float]) -> dict[str, Any]:
-    """The results of a course, with what `AXIOM.memory_usage` returned; None for what is not finite."""
+    """Return the results of a course and of `AXIOM.memory_usage`; None for what is not finite."""
     vram = course.peak_vram_bytes
-    found = {
+    results = {
         "train_losses": list(course.train_losses),
         **progress("train", "loss", course.train_losses),
         "val_losses": list(course.val_losses),
@@ -74,11 +74,11 @@ def figures(course: Course, usage: Mapping[str, float]) -> dict[str, Any]:
         "compression_total": usage["total_compression"],
         "steps": len(course.train_losses),
     }
-    return {name: only_finite(value) for name, value in found.items()}
+    return {name: only_finite(value) for name, value in results.items()}
 
 
 def progress(kind: str, figure: str, curve: list[float]) -> dict[str, float]:
-    """The first and the last value of a curve, and how far it has fallen in percent of the first."""
+    """Return the first and the last value of a curve, and how far it has fallen in percent of the first."""
     first, last = (curve[0], curve[-1]) if curve else (math.nan, math.nan)
     return {
         f"initial_{kind}_{figure}": first,
@@ -88,7 +88,7 @@ def progress(kind: str, figure: str, curve: list[float]) -> dict[str, float]:
 
 
 def only_finite(value: Any) -> Any:
-    """The value, or the values of a list, with None for what JSON has no number for."""
+    """Return the value, or the values of a list, with None for what JSON has no number for."""
     if isinstance(value, list):
         return [only_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -106,7 +106,7 @@ def write_results(results: Mapping[str, Any], folder: Path, prefix: str) -> None
 
 
 def picture(results: Mapping[str, Any], title: str) -> bytes:
-    """A PNG of the training loss and, where there was validation, of its loss and perplexity."""
+    """Draw a PNG of the training loss and, where there was validation, of its loss and perplexity."""
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -168,5 +168,5 @@ def draw_perplexities(axes: Any, results: Mapping[str, Any]) -> None:
 
 
 def with_gaps(curve: list[float | None]) -> list[float]:
-    """NaN, which leaves a gap, for None."""
+    """Put NaN, which leaves a gap, for None."""
     return [math.nan if x is None else x for x in curve]

@@ -44,7 +44,7 @@ class Rule:
 
 
 def sides(shape: Shape) -> tuple[int, int] | None:
-    """(m, n) of a tensor that is treated as a matrix; None of a vector."""
+    """Return (m, n) of a tensor that is treated as a matrix; None of a vector."""
     if len(shape) < 2:
         return None
     m = shape[0]
@@ -53,7 +53,7 @@ def sides(shape: Shape) -> tuple[int, int] | None:
 
 
 def state_shapes(shape: Shape, rank: int) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of each float32 tensor of the state of a tensor of this shape.
+    """Map name to shape of each float32 tensor of the state of a tensor of this shape.
 
     `left` and `right` are the transposes of P and Q: on a CPU their products with x are several times faster.
     """
@@ -62,18 +62,18 @@ def state_shapes(shape: Shape, rank: int) -> dict[str, tuple[int, ...]]:
         flat = (math.prod(shape),)
         return {"square": flat, "mean": flat} if rank else {"square": flat}
     m, n = matrix
-    found: dict[str, tuple[int, ...]] = {"row": (m,), "col": (n,)}
+    moments: dict[str, tuple[int, ...]] = {"row": (m,), "col": (n,)}
     r = min(rank, m, n)
-    return found | {"left": (r, m), "right": (r, n)} if rank else found
+    return moments | {"left": (r, m), "right": (r, n)} if rank else moments
 
 
 def state_bytes(shape: Shape, rank: int) -> int:
-    """Bytes of the tensors of that state."""
+    """Count the bytes of the tensors of that state."""
     return 4 * sum(math.prod(s) for s in state_shapes(shape, rank).values())
 
 
 def compression(parameters: int, state: int, gradients: int) -> dict[str, float]:
-    """AdamW's bytes, 8 of float32 moments and 4 of gradient a weight, over so many bytes of each."""
+    """Divide AdamW's bytes, 8 of float32 moments and 4 of gradient a weight, by so many bytes of each."""
     return {
         "state_compression": 8 * parameters / max(state, 1),
         "gradient_compression": 4 * parameters / max(gradients, 1),
@@ -82,14 +82,14 @@ def compression(parameters: int, state: int, gradients: int) -> dict[str, float]
 
 
 def new_state(p: Tensor, rank: int) -> State:
-    """The state of a parameter before its first step: zeros."""
+    """Make the state of a parameter before its first step: zeros."""
     shapes = state_shapes(p.shape, rank)
     zeros = {name: torch.zeros(shape, device=p.device) for name, shape in shapes.items()}
     return {"step": 0, "streak": 0, **zeros}
 
 
 def beta2_at(t: int) -> float:
-    """Decay of the second moments at a parameter's step t, counted from 1."""
+    """Return the decay of the second moments at a parameter's step t, counted from 1."""
     return min(0.999, 1 - math.pow(t, -0.8))
 
 
@@ -138,7 +138,7 @@ def _matrix(w: Tensor, g: Gradient, state: State, rule: Rule) -> None:
 
 
 def _with_momentum(w: Tensor, x: Gradient, state: State, rule: Rule) -> None:
-    """The step of a matrix and of its momentum P·Q^T, from x; `left` is P^T, `right` Q^T."""
+    """Take the step of a matrix and of its momentum P·Q^T, from x; `left` is P^T, `right` Q^T."""
     left = state["left"]
     right = state["right"]
     # the old momentum's action on Q, transposed, and the power of its rows
@@ -153,12 +153,13 @@ def _with_momentum(w: Tensor, x: Gradient, state: State, rule: Rule) -> None:
     if not first:
         length *= _boost(state, agreement, rule)
         gain = _gain(power, total, rule)
+    # one step of subspace iteration on the new momentum, which is never formed
     basis = torch.linalg.qr(onto.mul_(rule.beta1).add_(seen, alpha=1 - rule.beta1).T).Q.T.contiguous()
     turned = basis @ left.T
-    found = x.onto(basis)
+    onto_basis = x.onto(basis)
     x.move(w, length, rule, gain=gain, momentum=(left, right))
     left.copy_(basis)
-    right.copy_(torch.addmm(found, turned, right, beta=1 - rule.beta1, alpha=rule.beta1))
+    right.copy_(torch.addmm(onto_basis, turned, right, beta=1 - rule.beta1, alpha=rule.beta1))
 
 
 def _vector(w: Tensor, g: Gradient, state: State, rule: Rule) -> None:
@@ -203,13 +204,13 @@ class Gradient:
         self.columns = torch.empty(0)
 
     def squares(self) -> Iterator[tuple[Part, Tensor]]:
-        """g², by parts."""
+        """Yield g², by parts."""
         for at in self.parts:
             part = cut(self.g, at).float()
             yield at, part * part if self.scale == 1 else (part * self.scale).square_()
 
     def mean_squares(self) -> tuple[Tensor, Tensor]:
-        """The means of g² + epsilon over rows, (m,), and over columns, (n,)."""
+        """Return the means of g² + epsilon over rows, (m,), and over columns, (n,)."""
         m, n = self.g.shape
         of_rows = self.g.new_zeros(m, dtype=torch.float32)
         of_columns = self.g.new_zeros(n, dtype=torch.float32)
@@ -219,7 +220,7 @@ class Gradient:
         return of_rows.div_(n).add_(EPSILON), of_columns.div_(m).add_(EPSILON)
 
     def normalise(self, down: Tensor | None, columns: Tensor) -> None:
-        """From here on x = g·down/sqrt(columns), with factors (m,), or none, and second moments (n,)."""
+        """Make x = g·down/sqrt(columns) from here on, with factors (m,), or none, and second moments (n,)."""
         self.down = down
         self.columns = columns
         if self.parts == [WHOLE]:
@@ -233,28 +234,28 @@ class Gradient:
         return x if self.down is None else x.mul_(self.down[at[0], None])
 
     def __iter__(self) -> Iterator[tuple[Part, Tensor]]:
-        """x, by parts, float32."""
+        """Yield x, by parts, float32."""
         for at in self.parts:
             yield at, self._normalised(at) if self.x is None else cut(self.x, at)
 
     def square(self) -> Tensor:
-        """||x||², 0-dim."""
+        """Return ||x||², 0-dim."""
         squares = [torch.linalg.vector_norm(x).square() for _, x in self]
         return squares[0] if len(squares) == 1 else torch.stack(squares).sum()
 
     def seen_through(self, basis: Tensor) -> Tensor:
-        """basis·x^T, (r, m), of a basis (r, n)."""
-        found = basis.new_zeros(len(basis), self.g.shape[0])
+        """Return basis·x^T, (r, m), of a basis (r, n)."""
+        product = basis.new_zeros(len(basis), self.g.shape[0])
         for (rows, columns), x in self:
-            found[:, rows] += basis[:, columns] @ x.T
-        return found
+            product[:, rows] += basis[:, columns] @ x.T
+        return product
 
     def onto(self, basis: Tensor) -> Tensor:
-        """basis·x, (r, n), of a basis (r, m)."""
-        found = basis.new_zeros(len(basis), self.g.shape[1])
+        """Return basis·x, (r, n), of a basis (r, m)."""
+        product = basis.new_zeros(len(basis), self.g.shape[1])
         for (rows, columns), x in self:
-            found[:, columns] += basis[:, rows] @ x
-        return found
+            product[:, columns] += basis[:, rows] @ x
+        return product
 
     def move(
         self,
@@ -292,14 +293,14 @@ class Gradient:
 
 
 def numbers(*tensors: Tensor) -> list[float]:
-    """0-dim tensors, read on the host at once."""
+    """Read 0-dim tensors on the host at once."""
     if tensors[0].is_cuda:
         return [float(x) for x in torch.stack(tensors).tolist()]
     return [float(x) for x in tensors]
 
 
 def _first_basis(right: Tensor) -> Tensor:
-    """Omega^T, (r, n): what x is seen through before there is a momentum."""
+    """Return Omega^T, (r, n): what x is seen through before there is a momentum."""
     r, n = right.shape
     j = torch.arange(1, n + 1, dtype=torch.float64, device=right.device)
     k = torch.arange(1, r + 1, dtype=torch.float64, device=right.device)
@@ -307,14 +308,14 @@ def _first_basis(right: Tensor) -> Tensor:
 
 
 def _boost(state: State, agreement: float, rule: Rule) -> float:
-    """The factor on a tensor whose gradient has agreed with its momentum for a `streak` of steps."""
+    """Return the factor on a tensor whose gradient has agreed with its momentum for a `streak` of steps."""
     state["streak"] = state["streak"] + 1 if agreement > 0 else 0
     steps: int = min(state["streak"], LONGEST_STREAK)
     return 1 + (rule.streak_boost - 1) * steps / LONGEST_STREAK
 
 
 def _gain(power: Tensor, total: float, rule: Rule) -> Tensor | None:
-    """The factor on each row, (m,), from the power of the momentum in it, (m,), which sums to `total`."""
+    """Return the factor on each row, (m,), from the power of the momentum in it, which sums to `total`."""
     if rule.snr_floor == 1 or not total > 0:
         return None
     share = power * (len(power) / total)
@@ -322,7 +323,7 @@ def _gain(power: Tensor, total: float, rule: Rule) -> Tensor | None:
 
 
 def _length(w: Tensor, square: float, rule: Rule) -> float:
-    """lr·kappa·lr_scale, over the limit of the rms of an update whose squares sum to `square`."""
+    """Return lr·kappa·lr_scale, over the limit of the rms of an update whose squares sum to `square`."""
     rms = rule.lr_scale * math.sqrt(max(square, 0.0) / w.numel())
     length = rule.lr * rule.lr_scale / max(1.0, rms / rule.rms_limit)
     if not rule.relative:
@@ -344,7 +345,7 @@ def _move(w: Tensor, u: Tensor, length: float, rule: Rule) -> None:
 
 
 def parts(m: int, n: int) -> list[Part]:
-    """A matrix (m, n) in parts of at most `CHUNK` elements: whole rows, where a row is not longer."""
+    """Cut a matrix (m, n) into parts of at most `CHUNK` elements: whole rows, where a row is not longer."""
     if m * n <= CHUNK:
         return [WHOLE]
     columns = min(n, CHUNK)
@@ -355,5 +356,5 @@ def parts(m: int, n: int) -> list[Part]:
 
 
 def cut(matrix: Tensor, at: Part) -> Tensor:
-    """The part of a matrix (m, n)."""
+    """Return the part of a matrix (m, n)."""
     return matrix if at is WHOLE else matrix[at]

@@ -1,7 +1,7 @@
-"""What `ebc-lab train workload=ebm` shows while it trains: a live table on a terminal, elsewhere a line for
-every evaluation.
+"""Energy-based models on a screen: the view of `ebc-lab train workload=ebm`, and the tables of `ebc-lab ebm`.
 
-It reads the rows of steps.csv, evals.csv and alerts.jsonl as they are flushed, and keeps nothing of its own.
+The view is a live table on a terminal, elsewhere a line for every evaluation. It reads the rows of steps.csv,
+evals.csv and alerts.jsonl as they are flushed, and keeps nothing of its own.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from ebc_lab.config.errors import clock
+from ebc_lab.config.errors import clock, visible
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.ebm.diagnose import alert_in_words
+from ebc_lab.ebm.diagnose import COMPARED, COMPARED_WITH, Diagnosis, alert_in_words, number
+from ebc_lab.ebm.evaluate import TREND_OVER
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.report.text.words import NOTHING, fixed, percent
 from ebc_lab.workloads.text import checked_text, tokenised_of
 
+from .options import console
 from .screen import plain_table
 
 Row = Mapping[str, float]  # of a stream, by column; NaN where empty
@@ -39,6 +42,14 @@ PARTS = {  # column of steps.csv -> its name among the parts of the loss
 }
 LEVEL = re.compile(r"r2_(\d+(?:p\d+)?)")
 LOAD = re.compile(r"load_\d+")
+BATCH_COLUMNS = {  # of diagnose --batch: figure -> the words over its column
+    "val_loss": ">val loss",
+    "energy": ">energy",
+    "state_spread": ">spread",
+    "splat_coverage": ">coverage",
+    "kappa_median": ">κ",
+    "soc_rate": ">soc_rate",
+}
 EVALUATIONS = 10  # of the live table
 ALERTS = 5  # the latest ones
 
@@ -51,9 +62,12 @@ class EbmView:
         self.files = files = RunFiles(directory)
         self.run = run
         self.console = console or Console(highlight=False)
-        self.characters = _characters_per_token(run)
-        self.steps = Growing(files.steps)
-        self.evals = Growing(files.evals)
+        self.characters = 1.0  # a token, of the validation split
+        if run.tokens.name != "characters":
+            corpus, _ = checked_text(run, quiet=True)
+            self.characters = tokenised_of(run, corpus).characters_per_token()["val"]
+        self.steps = CsvTail(files.steps)
+        self.evals = CsvTail(files.evals)
         self.previous: Row | None = None  # of evals.csv
         self.table: list[Evaluation] = []
         self.alerts: list[dict[str, Any]] = []
@@ -89,7 +103,7 @@ class EbmView:
             self.console.print(Text(line), soft_wrap=True)
 
     def draw(self) -> RenderableType:
-        """The latest evaluation in full, and those before it as rows."""
+        """Draw the latest evaluation in full, and those before it as rows."""
         latest = self.table[-1]
         left = (self.run.steps - latest.row["step"]) / latest.rate if latest.rate else math.nan
         about = f"  {_step(latest, self.run.steps)}, {fixed(latest.rate, 1)} steps/s"
@@ -98,25 +112,20 @@ class EbmView:
         parts.append(_evaluations(self.table[-EVALUATIONS:]))
         parts.append(Text(f"loss parts  {_parts(latest)}"))
         if latest.scores:
-            parts.append(_scores(latest))
+            table = plain_table("R² at, radians", *(f">{_radians(level)}" for level in latest.scores))
+            table.add_row("found", *(short(r2) for r2, _ in latest.scores.values()))
+            table.add_row("matched", *(short(matched) for _, matched in latest.scores.values()))
+            parts.append(table)
         if latest.loads:
             parts.append(Text(f"experts     {', '.join(map(percent, latest.loads))}"))
         parts += [Text(alert_in_words(alert), style="yellow") for alert in self.alerts[-ALERTS:]]
         return Group(*parts)
 
 
-def _characters_per_token(run: RunConfig) -> float:
-    """Of the validation split."""
-    if run.tokens.name == "characters":
-        return 1.0
-    corpus, _ = checked_text(run, quiet=True)
-    return tokenised_of(run, corpus).characters_per_token()["val"]
-
-
 # -- what is read --------------------------------------------------------------------------------------------
 
 
-class Growing:
+class CsvTail:
     """The rows that a growing CSV has since they were last asked for; one that was replaced begins anew."""
 
     def __init__(self, path: Path):
@@ -127,12 +136,12 @@ class Growing:
 
     def grown(self) -> bool:
         try:
-            found = self.path.stat()
+            status = self.path.stat()
         except FileNotFoundError:
             return False
-        if found.st_ino != self.file:  # written anew for another attempt
-            self.file, self.read = found.st_ino, 0
-        return found.st_size > self.read
+        if status.st_ino != self.file:  # written anew for another attempt
+            self.file, self.read = status.st_ino, 0
+        return status.st_size > self.read
 
     def rows(self) -> list[Row]:
         if not self.grown():
@@ -144,15 +153,15 @@ class Growing:
         if not self.read and lines:
             self.columns = lines.pop(0).split(",")
         self.read += len(whole) + len(end)
-        return [dict(zip(self.columns, map(_number, line.split(",")), strict=True)) for line in lines]
-
-
-def _number(cell: str) -> float:
-    return float(cell) if cell else math.nan
+        rows: list[Row] = []
+        for line in lines:
+            values = [float(cell) if cell else math.nan for cell in line.split(",")]
+            rows.append(dict(zip(self.columns, values, strict=True)))
+        return rows
 
 
 def alerts_in(path: Path) -> list[dict[str, Any]]:
-    """The alerts of a run so far, one for each cause."""
+    """Read the alerts of a run so far, one for each cause."""
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
@@ -168,9 +177,8 @@ class Evaluation:
         self.rate = steps / seconds if seconds > 0 else math.nan
         self.bits = row["val_loss"] / math.log(2) / characters
         self.parts = {name: _mean(since, column) for column, name in PARTS.items()}
-        self.loads = [
-            _mean(since, column) for column in (since[-1] if since else ()) if LOAD.fullmatch(column)
-        ]
+        columns = filter(LOAD.fullmatch, since[-1] if since else ())
+        self.loads = [_mean(since, column) for column in columns]
         self.soc_rate = row.get("soc_rate", math.nan)
         levels = [match[1] for column in row if (match := LEVEL.fullmatch(column))]
         self.scores = {level: (row[f"r2_{level}"], row.get(f"matched_{level}", math.nan)) for level in levels}
@@ -188,31 +196,31 @@ def _mean(rows: Sequence[Row], column: str) -> float:
 
 
 def short(value: float) -> str:
-    """Three significant digits."""
+    """Write a number in three significant digits."""
     return f"{value:.3g}".replace("-", "−") if math.isfinite(value) else NOTHING
 
 
 def in_a_line(e: Evaluation, steps: int) -> str:
-    """An evaluation, for where no table can be drawn again; what was not measured is left out."""
-    said = [
+    """Write an evaluation in a line, where no table can be drawn again, without what was not measured."""
+    words = [
         f"{_step(e, steps)}",
         f"{fixed(e.rate, 1)} steps/s",
         f"val {fixed(e.figure('val_loss'))} ({fixed(e.bits, 3)} bits/char)",
         f"loss {_parts(e)}",
     ]
     if math.isfinite(e.figure("energy")):
-        said.append(f"energy {short(e.figure('energy'))} nats")
+        words.append(f"energy {short(e.figure('energy'))} nats")
     if e.scores:
         pairs = (f"{_radians(level)}: {short(r2)}/{short(own)}" for level, (r2, own) in e.scores.items())
-        said.append(f"R²/matched {', '.join(pairs)}")
-        said.append(f"κ {short(e.figure('kappa_median'))}")
+        words.append(f"R²/matched {', '.join(pairs)}")
+        words.append(f"κ {short(e.figure('kappa_median'))}")
         shares = percent(e.figure("splat_coverage")), percent(e.figure("state_coverage"))
-        said.append(f"coverage {shares[0]} of splats, {shares[1]} of states")
+        words.append(f"coverage {shares[0]} of splats, {shares[1]} of states")
     if math.isfinite(e.soc_rate):
-        said.append(f"soc_rate {short(e.soc_rate)}")
+        words.append(f"soc_rate {short(e.soc_rate)}")
     if e.loads:
-        said.append(f"experts {', '.join(map(percent, e.loads))}")
-    return "  ".join(said)
+        words.append(f"experts {', '.join(map(percent, e.loads))}")
+    return "  ".join(words)
 
 
 def _step(e: Evaluation, steps: int) -> str:
@@ -227,26 +235,94 @@ def _radians(level: str) -> str:
     return level.replace("p", ".")
 
 
-def _evaluations(found: Sequence[Evaluation]) -> RenderableType:
+def _evaluations(evaluations: Sequence[Evaluation]) -> RenderableType:
     titles = ("step", "steps/s", "val loss", "bits/char", "energy", "κ", "splats won", "covered", "soc_rate")
     table = plain_table(*(f">{title}" for title in titles))
-    for e in found:
-        table.add_row(
-            f"{e.row['step']:.0f}",
-            fixed(e.rate, 1),
-            fixed(e.figure("val_loss")),
-            fixed(e.bits, 3),
-            short(e.figure("energy")),
-            short(e.figure("kappa_median")),
-            percent(e.figure("splat_coverage")),
-            percent(e.figure("state_coverage")),
-            short(e.soc_rate),
-        )
+    for e in evaluations:
+        speed_and_loss = (fixed(e.rate, 1), fixed(e.figure("val_loss")), fixed(e.bits, 3))
+        splats = (short(e.figure("energy")), short(e.figure("kappa_median")))
+        shares = (percent(e.figure("splat_coverage")), percent(e.figure("state_coverage")))
+        table.add_row(f"{e.row['step']:.0f}", *speed_and_loss, *splats, *shares, short(e.soc_rate))
     return table
 
 
-def _scores(e: Evaluation) -> RenderableType:
-    table = plain_table("R² at, radians", *(f">{_radians(level)}" for level in e.scores))
-    table.add_row("found", *(short(r2) for r2, _ in e.scores.values()))
-    table.add_row("matched", *(short(own) for _, own in e.scores.values()))
-    return table
+# -- one model, or all in a folder ---------------------------------------------------------------------------
+
+
+def show_diagnosis(path: Path, diagnosis: Diagnosis) -> None:
+    """Print each figure of a model beside its threshold, and what its avalanches show."""
+    figures = diagnosis.figures
+    step = number(figures.get("step", math.nan))
+    typer.echo(visible(f"{path}: " + (f"step {step}" if figures else "no evaluation in it")))
+    table = plain_table("figure", ">value", ">threshold", "verdict", "~recommendation")
+    for finding in diagnosis.findings:
+        shown = (number(finding.figure), number(finding.threshold))
+        table.add_row(finding.cause, *shown, finding.verdict, finding.recommendation or "–")
+    console().print(table)
+    if any(finding.cause in COMPARED for finding in diagnosis.findings):
+        typer.echo(COMPARED_WITH)
+    if "energy" in diagnosis.trends:
+        spread = number(figures.get("state_spread", math.nan))
+        trend = diagnosis.trends["energy"]
+        typer.echo(f"energy trend: {trend}; state spread {spread}, 0 where states collapse")
+    typer.echo(f"avalanches: {diagnosis.criticality}")
+
+
+def show_batch(
+    folder: Path, rows: Sequence[Mapping[str, Any]], trends: Mapping[str, Mapping[str, str]]
+) -> None:
+    """Print a row for each model of a folder, and the trends of each run."""
+
+    def name_of(path: str) -> str:
+        return visible(str(Path(path).relative_to(folder)))
+
+    table = plain_table("model", ">step", *BATCH_COLUMNS.values(), "~alerts")
+    for row in rows:
+        if "problem" in row:
+            cells, last = ["–"] * (1 + len(BATCH_COLUMNS)), row["problem"]
+        else:
+            cells = [number(row.get(name, math.nan)) for name in ("step", *BATCH_COLUMNS)]
+            last = ", ".join(row["alerts"]) or "none"
+        table.add_row(name_of(row["model"]), *cells, last)
+    screen = console()
+    screen.print(table)
+    typer.echo(f"\ntrends of each run over its last {TREND_OVER} evaluations:")
+    table = plain_table("~run", *(heading.lstrip(">") for heading in BATCH_COLUMNS.values()))
+    for run, words in trends.items():
+        table.add_row(name_of(run), *(words.get(name, "–") for name in BATCH_COLUMNS))
+    screen.print(table)
+
+
+def show_measured(measured: Mapping[str, Any]) -> None:
+    """Print the losses of a split beside the baselines, then coverage and the score at each noise level."""
+
+    def nats(name: str, loss: float, more: str = "") -> None:
+        bits = loss / measured["characters_per_token"] / math.log(2)
+        table.add_row(name, f"{loss:.4f}", f"{math.exp(loss):.2f}", f"{bits:.3f}", more)
+
+    sampled = measured["sampled_loss"]
+    some = f"on {sampled['tokens']} tokens"
+    screen = console()
+    place = f"{measured['split']}, {measured['tokens']:,} tokens"
+    typer.echo(visible(f"{measured['model']}, step {measured['step']}: {place}"))
+    table = plain_table("", ">nats/token", ">perplexity", ">bits/character", "~")
+    nats("loss", measured["loss"], f"± {measured['loss_se']:.4f}")
+    if sampled["sampled"] is None:
+        table.add_row("sampled loss", "–", "–", "–", sampled["problem"])
+    else:
+        nats("sampled loss", sampled["sampled"], f"an upper bound, {sampled['samples']} samples {some}")
+        nats("settled", sampled["settled"], f"{some}, without chance")
+    for name, loss in measured["baselines"].items():
+        nats(name, loss, "counted on the training split")
+    screen.print(table)
+    if not measured["levels"]:
+        typer.echo("no splats: no energy, no score")
+        return
+    spread = measured["state_spread"]
+    typer.echo(f"\nenergy {measured['energy']:.3f} nats from the uniform law's; state spread {spread:.3f}")
+    won = f"{measured['splat_coverage']:.0%} of the splats won lately, {measured['winners']:.0%} win here"
+    typer.echo(f"coverage: {won}; {measured['state_coverage']:.0%} of the states lie within their splat")
+    table = plain_table(">σ, radians", ">R²", ">s.e.", ">matched")
+    for level in measured["levels"]:
+        table.add_row(f"{level['sigma']:g}", *(f"{level[kind]:.4f}" for kind in ("r2", "r2_se", "matched")))
+    screen.print(table)

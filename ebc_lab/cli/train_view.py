@@ -21,7 +21,7 @@ from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.report.text.words import fixed, part
 
-from .ebm_view import EbmView, Growing, Row
+from .ebm_view import CsvTail, EbmView, Row
 
 DRAWN_EVERY_S = 0.25  # on a terminal
 LINE_EVERY_S = 60.0  # elsewhere
@@ -50,8 +50,8 @@ class RunView:
         files = RunFiles(directory)
         self.run = run
         self.console = console or Console(highlight=False)
-        self.steps = Growing(files.steps)
-        self.evals = Growing(files.evals)
+        self.steps = CsvTail(files.steps)
+        self.evals = CsvTail(files.evals)
         self.every_s = DRAWN_EVERY_S if self.console.is_terminal else line_every_s
         self.first: tuple[float, int] | None = None  # when this attempt took its first step, and which
         self.shown_at = time.monotonic()

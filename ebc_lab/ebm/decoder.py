@@ -22,7 +22,7 @@ ROUTER_SCALE = 0.02  # standard deviation of the router's first weights: nearly 
 
 
 class Routing(NamedTuple):
-    """Where M tokens went; `logits` and `probabilities` are (M, E), `gates` and `indices` (M, active)."""
+    """The routes of M tokens; `logits` and `probabilities` are (M, E), `gates` and `indices` (M, active)."""
 
     logits: Tensor
     gates: Tensor
@@ -31,7 +31,7 @@ class Routing(NamedTuple):
 
 
 def route(logits: Tensor, active: int = 2) -> tuple[Tensor, Tensor, Tensor]:
-    """The router's logits (M, E) -> gates (M, active), indices (M, active) int64, probabilities (M, E).
+    """Turn the router's logits (M, E) into gates and int64 indices (M, active), and probabilities (M, E).
 
     `indices` lists the experts by falling probability, of equal ones the lower number first. `gates` are
     their probabilities divided by the sum; `probabilities` is the whole softmax. Raises ValueError unless
@@ -51,7 +51,7 @@ def route(logits: Tensor, active: int = 2) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def balance_loss(indices: Tensor, probabilities: Tensor) -> Tensor:
-    """E·Σ_e f_e·P_e of one layer, 0-dim: 1 when balanced, E when one expert takes everything.
+    """Return E·Σ_e f_e·P_e of one layer, 0-dim: 1 when balanced, E when one expert takes everything.
 
     f_e is expert e's share of all places in `indices` (M, active), P_e the mean over tokens of its
     probability in the whole softmax (M, E). The gradient flows through P alone. Fedus, Zoph & Shazeer (2022),
@@ -65,7 +65,7 @@ def balance_loss(indices: Tensor, probabilities: Tensor) -> Tensor:
 
 
 def router_z_loss(logits: Tensor) -> Tensor:
-    """The mean of (ln Σ_e exp z_e)² over tokens, 0-dim: keeps the router's logits (M, E) small.
+    """Return the mean of (ln Σ_e exp z_e)² over tokens, 0-dim: keeps the router's logits (M, E) small.
 
     Zoph et al. (2022), equation 5. Raises ValueError for no tokens.
     """
@@ -75,7 +75,7 @@ def router_z_loss(logits: Tensor) -> Tensor:
 
 
 def _places(indices: Tensor, experts: int) -> Tensor:
-    """How many places went to each expert, (E,) int64; unlike bincount, a GPU does not wait for it."""
+    """Count the places that went to each expert, (E,) int64; unlike bincount, a GPU does not wait for it."""
     return (indices.reshape(-1, 1) == torch.arange(experts, device=indices.device)).sum(0)
 
 
@@ -116,6 +116,7 @@ class MixtureOfExperts(nn.Module):
         routing = self.routed(u)
         tokens, width = u.shape
         flat = routing.indices.reshape(-1)  # (M·active,), the places of a token side by side
+        # rows sorted by expert, each expert's own in one product, and the results put back
         order = flat.argsort(stable=True)
         rows = u[:, None].expand(-1, self.active, -1).reshape(-1, width).index_select(0, order)
         parts = torch.split(rows, _places(flat, len(self.experts)).tolist())
@@ -124,7 +125,7 @@ class MixtureOfExperts(nn.Module):
         return (routing.gates[..., None] * placed).sum(1), routing
 
     def routed(self, u: Tensor) -> Routing:
-        """Which experts the tokens u (M, w) go to, float32 unless u is float64."""
+        """Choose the experts of the tokens u (M, w), in float32 unless u is float64."""
         if u.ndim != 2 or u.shape[1] != self.router.in_features:
             raise ValueError(
                 f"the experts take (tokens, {self.router.in_features}), not {tuple(u.shape)}: flatten it."
@@ -132,13 +133,6 @@ class MixtureOfExperts(nn.Module):
         with torch.autocast(u.device.type, enabled=False):
             logits: Tensor = self.router(u if u.dtype == torch.float64 else u.float())
         return Routing(logits, *route(logits, self.active))
-
-    def dense_reference(self, u: Tensor) -> tuple[Tensor, Routing]:
-        """The same by every expert on every token, with a gate of 0 where a token was not sent."""
-        routing = self.routed(u)
-        gates = torch.zeros_like(routing.logits).scatter(1, routing.indices, routing.gates)  # (M, E)
-        results = torch.stack([expert(u) for expert in self.experts], 1)  # (M, E, w)
-        return (gates[..., None] * results).sum(1), routing
 
 
 class Decoder(nn.Module):

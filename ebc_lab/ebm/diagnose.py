@@ -1,4 +1,4 @@
-"""What the figures of a run's evaluations say of its model: what is wrong, and what to try (docs/ebm.md).
+"""Findings from the figures of a run's evaluations: what is wrong, and what to try (docs/ebm.md).
 
 Nothing here looks at a model: `findings` and `alerts` judge figures by the names of `evaluate.held_out` and,
 where they are there, `soc_rate`, `load_max` (the largest share of first places that an expert has) and
@@ -22,13 +22,8 @@ ERRORS = 2.0  # standard errors below 0 at which the score is worse than none
 
 # the order of a table's columns; a figure that no evaluation has is left out
 TRENDS = (
-    "val_loss",
-    "energy",
-    "state_spread",
-    "splat_coverage",
-    "state_coverage",
-    "kappa_median",
-    "soc_rate",
+    *("val_loss", "energy", "state_spread"),
+    *("splat_coverage", "state_coverage", "kappa_median", "soc_rate"),
 )
 
 
@@ -44,7 +39,7 @@ class Finding:
 
 
 class Limit(NamedTuple):
-    """Of a figure whose threshold is always the same."""
+    """The threshold of a figure for which it is always the same."""
 
     threshold: float
     above: bool  # an alert above the threshold, else below it
@@ -71,27 +66,35 @@ COMPARED_WITH = (
 
 
 def alerts(figures: Mapping[str, float], curve: Sequence[Mapping[str, float]]) -> list[Finding]:
-    """Those of the `findings` that are an alert."""
+    """Return those of the `findings` that are an alert."""
     return [finding for finding in findings(figures, curve) if finding.verdict == ALERT]
 
 
 def findings(figures: Mapping[str, float], curve: Sequence[Mapping[str, float]]) -> list[Finding]:
-    """Every figure that has a threshold, judged.
+    """Judge every figure that has a threshold.
 
     Args:
         figures: of the latest evaluation.
         curve: of all evaluations so far, in their order, the latest included.
     """
-    found = [*_of_energy(curve), *_of_events(figures, curve), *_of_scores(figures)]
+    judged = [*_of_energy(curve)]
+    if "soc_rate" in figures:
+        # consolidations per 1,000 states, beside the first such figure over 0
+        first = next((rate for rate in _series(curve, "soc_rate") if rate > 0), math.nan)
+        judged.append(_judged("soc_rate", figures["soc_rate"], first, 1, MORE_EVENTS))
+    for level in levels_of(figures):
+        # R² at a noise level, beside two standard errors below 0
+        threshold = -ERRORS * figures.get(f"r2_se_{level}", math.nan)
+        judged.append(_judged(f"r2_{level}", figures[f"r2_{level}"], threshold, -1, SCORE_IS_WRONG))
     for name, limit in LIMITS.items():
         if name in figures:
             sign = 1 if limit.above else -1
-            found.append(_judged(name, figures[name], limit.threshold, sign, limit.recommendation))
-    return found
+            judged.append(_judged(name, figures[name], limit.threshold, sign, limit.recommendation))
+    return judged
 
 
 def _judged(cause: str, figure: float, threshold: float, sign: int, recommendation: str) -> Finding:
-    """An alert where the figure lies above its threshold, with sign -1 where it lies below."""
+    """Judge a figure: an alert where it lies above its threshold, with sign -1 where it lies below."""
     if not (math.isfinite(figure) and math.isfinite(threshold)):
         return Finding(cause, figure, threshold, UNKNOWN, "")
     if sign * (figure - threshold) > 0:
@@ -100,7 +103,7 @@ def _judged(cause: str, figure: float, threshold: float, sign: int, recommendati
 
 
 def _of_energy(curve: Sequence[Mapping[str, float]]) -> Iterator[Finding]:
-    """The slope of the energy in nats an evaluation, beside two of its standard errors."""
+    """Judge the slope of the energy in nats an evaluation, beside two of its standard errors."""
     energies = _series(curve, "energy")
     if not energies:
         return
@@ -112,29 +115,12 @@ def _of_energy(curve: Sequence[Mapping[str, float]]) -> Iterator[Finding]:
 
     latest = energies[-TREND_OVER:]
     fit = stats.linregress(np.arange(len(latest)), latest)
-    rises = trend == "increasing"
-    verdict = ALERT if rises else FINE
-    threshold = TREND_T * float(fit.stderr)
-    yield Finding("energy", float(fit.slope), threshold, verdict, ENERGY_RISES if rises else "")
-
-
-def _of_events(figures: Mapping[str, float], curve: Sequence[Mapping[str, float]]) -> Iterator[Finding]:
-    """Consolidations per 1,000 states, beside the first such figure over 0."""
-    if "soc_rate" in figures:
-        known = [rate for rate in _series(curve, "soc_rate") if rate > 0]
-        first = known[0] if known else math.nan
-        yield _judged("soc_rate", figures["soc_rate"], first, 1, MORE_EVENTS)
-
-
-def _of_scores(figures: Mapping[str, float]) -> Iterator[Finding]:
-    """R² at every noise level, beside two standard errors below 0."""
-    for level in levels_of(figures):
-        threshold = -ERRORS * figures.get(f"r2_se_{level}", math.nan)
-        yield _judged(f"r2_{level}", figures[f"r2_{level}"], threshold, -1, SCORE_IS_WRONG)
+    verdict, recommendation = (ALERT, ENERGY_RISES) if trend == "increasing" else (FINE, "")
+    yield Finding("energy", float(fit.slope), TREND_T * float(fit.stderr), verdict, recommendation)
 
 
 def levels_of(figures: Mapping[str, float]) -> list[str]:
-    """The noise levels among the figures, as `0p05` for 0.05 radians."""
+    """List the noise levels among the figures, as `0p05` for 0.05 radians."""
     names = (name.removeprefix("r2_") for name in figures if name.startswith("r2_"))
     return [name for name in names if not name.startswith("se_")]
 
@@ -148,7 +134,7 @@ def _series(curve: Sequence[Mapping[str, float]], name: str) -> list[float]:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What is said of one model."""
+    """The diagnosis of one model."""
 
     figures: dict[str, float]  # of its latest evaluation
     findings: list[Finding]
@@ -159,14 +145,17 @@ class Diagnosis:
 
 
 def diagnosed(curve: Sequence[Mapping[str, float]], sizes: Sequence[int] = ()) -> Diagnosis:
-    """The diagnosis of a model from all of its evaluations, and the sizes of its avalanches."""
+    """Diagnose a model from all of its evaluations, and the sizes of its avalanches."""
     figures = dict(curve[-1]) if curve else {}
     trends = {name: energy_trend(series) for name in TRENDS if (series := _series(curve, name))}
     law = power_law(list(sizes))
-    return Diagnosis(figures, findings(figures, curve), trends, len(sizes), law, _told(law, len(sizes)))
+    return Diagnosis(
+        figures, findings(figures, curve), trends, len(sizes), law, _criticality(law, len(sizes))
+    )
 
 
-def _told(law: PowerLaw | None, avalanches: int) -> str:
+def _criticality(law: PowerLaw | None, avalanches: int) -> str:
+    """Write in a sentence what the sizes of avalanches show."""
     if law is None:
         return f"not tested: {avalanches} avalanches, and a law of their sizes takes {AVALANCHES}"
     fit = f"exponent {law.alpha:.2f} from {law.xmin} topplings on, {avalanches} avalanches"
@@ -180,24 +169,24 @@ def _told(law: PowerLaw | None, avalanches: int) -> str:
 
 
 def as_plain(diagnosis: Diagnosis) -> dict[str, Any]:
-    """A diagnosis as mappings, lists, texts and numbers."""
+    """Turn a diagnosis into mappings, lists, texts and numbers."""
     law = None if diagnosis.law is None else diagnosis.law._asdict()
     return asdict(diagnosis) | {"law": law}
 
 
 def alert_in_words(alert: Mapping[str, Any]) -> str:
-    """A line of alerts.jsonl, read, as a line of text."""
+    """Write a line of alerts.jsonl, read, as a line of text."""
     figures = f"{alert['cause']} {number(alert['figure'])}, threshold {number(alert['threshold'])}"
     return f"alert at step {alert['step']}: {figures}: {alert['recommendation']}"
 
 
 def number(value: float) -> str:
-    """Four figures; – for none."""
+    """Write a number in four figures; – for none."""
     return f"{value:.4g}" if math.isfinite(value) else "–"
 
 
 def as_markdown(title: str, diagnosis: Diagnosis) -> str:
-    """A diagnosis as a page of Markdown."""
+    """Write a diagnosis as a page of Markdown."""
     lines = [f"# {title}", "", "| figure | value | threshold | verdict | recommendation |"]
     lines += ["|---|---|---|---|---|"]
     for finding in diagnosis.findings:

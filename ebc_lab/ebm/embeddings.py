@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 
 def cooccurrence(tokens: ArrayLike, vocabulary: int, n: int, seed: int) -> Tensor:
-    """Unit embeddings (V, n) float32 of the tokens of a text, ids (L,): near where their company is the same.
+    """Make unit embeddings (V, n) float32 of a text's tokens, ids (L,): near where their company is the same.
 
     With C(a, b) how often a and b lie at most four tokens apart, the positive pointwise mutual information
     max(0, ln(C(a, b)·ΣC/(C(a)·C(b)))) = U·S·Vᵀ gives the rows U·√S of its n largest singular values (Levy,
@@ -51,14 +51,14 @@ def cooccurrence(tokens: ArrayLike, vocabulary: int, n: int, seed: int) -> Tenso
     rows[used, : vectors.shape[1]] = vectors
     rows = _normalised(rows)
     noise = draw.standard_normal(rows.shape) / np.sqrt(n)
-    rows[~rows.any(1)] = noise[~rows.any(1)]
+    rows[~rows.any(1)] = noise[~rows.any(1)]  # tokens without company
     if n > rank:
         rows += NOISE * noise
     return torch.from_numpy(_normalised(rows).astype(np.float32))
 
 
 def _positive_information(ids: NDArray[np.int64], size: int) -> csr_array:
-    """Positive pointwise mutual information of tokens at most `REACH` apart, (size, size), symmetric."""
+    """Return the positive pointwise mutual information of tokens at most `REACH` apart, (size, size)."""
     from scipy.sparse import coo_array, csr_array
 
     one_way: csr_array = csr_array((size, size))
@@ -73,7 +73,7 @@ def _positive_information(ids: NDArray[np.int64], size: int) -> csr_array:
 
 
 def _factors(information: csr_array, most: int, draw: np.random.Generator) -> tuple[Floats, int]:
-    """(U·√S of the `most` largest singular values (V, most), how many of them are not zero)."""
+    """Return U·√S of the `most` largest singular values (V, most), and how many of them are not zero."""
     size = information.shape[0]
     if size <= PLAIN_UP_TO or most >= size:
         left, values, _ = np.linalg.svd(information.toarray())
@@ -94,13 +94,13 @@ def _factors(information: csr_array, most: int, draw: np.random.Generator) -> tu
 
 
 def _signed(columns: Floats) -> Floats:
-    """Columns whose largest entry is positive: a singular vector's own sign is the library's choice."""
+    """Make each column's largest entry positive: a singular vector's own sign is the library's choice."""
     largest = np.abs(columns).argmax(0)
     return columns * np.where(columns[largest, np.arange(columns.shape[1])] < 0, -1.0, 1.0)
 
 
 def _normalised(rows: Floats) -> Floats:
-    """Rows of length 1; a row of zeros stays one."""
+    """Make rows of length 1; a row of zeros stays one."""
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(length > 0, length, 1.0)
 
@@ -109,7 +109,7 @@ def _normalised(rows: Floats) -> Floats:
 
 
 def load_gpt2(folder: str | Path, n: int) -> Tensor:
-    """GPT-2's token embeddings from a local folder, as unit rows (V, n) float32.
+    """Read GPT-2's token embeddings from a local folder, as unit rows (V, n) float32.
 
     Their n principal components (about the mean) where n is less than their width, 768 in the smallest GPT-2,
     else they themselves with zeros behind. Reads `wte.weight`, with or without `transformer.` in front, from
@@ -131,8 +131,22 @@ def load_gpt2(folder: str | Path, n: int) -> Tensor:
 
 
 def gpt2_weight(folder: str | Path) -> Tensor:
-    """GPT-2's token embeddings as a local folder has them, (V, width). Raises as `load_gpt2` does."""
-    weight = _token_weight(Path(folder).expanduser())
+    """Read GPT-2's token embeddings as a local folder has them, (V, width). Raises as `load_gpt2` does."""
+    place = Path(folder).expanduser()
+    if not place.is_dir():
+        raise ValueError(f"{place} is not a folder: name the one that holds GPT-2's {WEIGHT_FILES[0]}.")
+    present = [place / name for name in WEIGHT_FILES if (place / name).is_file()]
+    if not present:
+        raise ValueError(f"{place} has neither {' nor '.join(WEIGHT_FILES)}: put GPT-2's weights there.")
+    try:
+        weight = _token_weight(present[0])
+    except ImportError:
+        raise ValueError(f"{present[0]} needs safetensors: pip install 'ebc-lab[ebm]'.") from None
+    except Exception as error:  # each library raises its own classes
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"{present[0]} cannot be read ({why}): download it again.") from None
+    if weight is None:
+        raise ValueError(f"{present[0]} has no {' or '.join(KEYS)}, so it is not of a GPT-2: give GPT-2's.")
     if weight.ndim != 2 or not weight.numel() or not weight.is_floating_point():
         raise ValueError(
             f"the token embeddings in {folder} are {weight.dtype} of shape {tuple(weight.shape)}, "
@@ -143,35 +157,13 @@ def gpt2_weight(folder: str | Path) -> Tensor:
     return weight
 
 
-def _token_weight(place: Path) -> Tensor:
-    if not place.is_dir():
-        raise ValueError(f"{place} is not a folder: name the one that holds GPT-2's {WEIGHT_FILES[0]}.")
-    present = [place / name for name in WEIGHT_FILES if (place / name).is_file()]
-    if not present:
-        raise ValueError(f"{place} has neither {' nor '.join(WEIGHT_FILES)}: put GPT-2's weights there.")
-    read = _from_safetensors if present[0].suffix == ".safetensors" else _from_pickle
-    try:
-        weight = read(present[0])
-    except ImportError:
-        raise ValueError(f"{present[0]} needs safetensors: pip install 'ebc-lab[ebm]'.") from None
-    except Exception as error:  # each library raises its own classes
-        why = str(error).partition("\n")[0]
-        raise ValueError(f"{present[0]} cannot be read ({why}): download it again.") from None
-    if weight is None:
-        raise ValueError(f"{present[0]} has no {' or '.join(KEYS)}, so it is not of a GPT-2: give GPT-2's.")
-    return weight
-
-
-def _from_safetensors(path: Path) -> Tensor | None:
+def _token_weight(path: Path) -> Tensor | None:
+    if path.suffix != ".safetensors":
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        return next((state[key] for key in KEYS if key in state), None)
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
         key = next((key for key in KEYS if key in file.keys()), None)  # noqa: SIM118
         weight: Tensor | None = file.get_tensor(key) if key else None
-    return weight
-
-
-def _from_pickle(path: Path) -> Tensor | None:
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    weight: Tensor | None = next((state[key] for key in KEYS if key in state), None)
     return weight

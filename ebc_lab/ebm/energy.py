@@ -33,12 +33,13 @@ CHUNK = 2**26  # numbers gathered at a time
 def splat_logits(
     x: Tensor, mu: Tensor, log_pi: Tensor, kappa: Tensor, log_peak: Tensor | None = None
 ) -> Tensor:
-    """ln pi_k + ln vMF(x; mu_k, kappa_k (n - 1)) of every splat, (M, N), or (M, K) for gathered splats.
+    """Return ln pi_k + ln vMF(x; mu_k, kappa_k (n - 1)) of every splat, (M, N), or (M, K) for gathered ones.
 
     ln pi + log_peak - kappa (n - 1) (1 - mu.x), with the first two added in float64.
     """
     n = x.shape[-1]
-    check_splats(x, mu)
+    if n != mu.shape[-1]:
+        raise ValueError(f"splats of {mu.shape[-1]} dimensions cannot hold points of {n}")
     with torch.autocast(x.device.type, enabled=False):
         dtype = torch.promote_types(widened(x).dtype, widened(mu).dtype)
         x, mu = x.to(dtype), mu.to(dtype)
@@ -49,14 +50,14 @@ def splat_logits(
 
 
 def _less_one(x: Tensor, mu: Tensor) -> Tensor:
-    """mu.x - 1 of every point and splat."""
+    """Return mu.x - 1 of every point and splat."""
     if mu.dim() == 2:
         return linear(x, mu, x.new_full((len(mu),), -1.0))
     return cast(Tensor, _GatheredDot.apply(mu, x)) - 1  # type: ignore[no-untyped-call]
 
 
 def _weighted(weights: Tensor, mu: Tensor) -> Tensor:
-    """sum_k w_k mu_k, (..., n)."""
+    """Return sum_k w_k mu_k, (..., n)."""
     if mu.dim() == 2:
         return torch.matmul(weights, mu)
     return cast(Tensor, _GatheredSum.apply(weights, mu))  # type: ignore[no-untyped-call]
@@ -70,7 +71,16 @@ def _sum(weights: Tensor, mu: Tensor) -> Tensor:
     return torch.matmul(weights.unsqueeze(-2), mu).squeeze(-2)
 
 
-class _GatheredDot(torch.autograd.Function):
+class _Product(torch.autograd.Function):
+    """A product of two tensors, of which both are saved."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+
+class _GatheredDot(_Product):
     """mu_k.x for gathered splats.
 
     The gradient is an elementwise product: torch's own, a batch of outer products, takes thrice as long on
@@ -82,33 +92,21 @@ class _GatheredDot(torch.autograd.Function):
         return _dot(mu, x)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         mu, x = ctx.saved_tensors
         return grads[0].unsqueeze(-1) * x.unsqueeze(-2), _sum(grads[0], mu)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        mu, x = ctx.saved_tensors
-        mu_tangent, x_tangent = (_or_zeros(t, like) for t, like in zip(tangents, (mu, x), strict=True))
-        return _dot(mu_tangent, x) + _dot(mu, x_tangent)
+        return _along(_dot, ctx.saved_tensors, tangents)
 
 
-class _GatheredSum(torch.autograd.Function):
+class _GatheredSum(_Product):
     """sum_k w_k mu_k for gathered splats, with the gradient as in `_GatheredDot`."""
 
     @staticmethod
     def forward(weights: Tensor, mu: Tensor) -> Tensor:
         return _sum(weights, mu)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,20 +115,19 @@ class _GatheredSum(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        weights, mu = ctx.saved_tensors
-        weights_tangent, mu_tangent = (
-            _or_zeros(t, like) for t, like in zip(tangents, (weights, mu), strict=True)
-        )
-        return _sum(weights_tangent, mu) + _sum(weights, mu_tangent)
+        return _along(_sum, ctx.saved_tensors, tangents)
 
 
-def _or_zeros(tangent: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if tangent is None else tangent
+def _along(product: Callable[[Tensor, Tensor], Tensor], factors: Any, tangents: Any) -> Tensor:
+    """Return the derivative of a product along the tangents of its factors, None where one is fixed."""
+    pairs = zip(tangents, factors, strict=True)
+    first, second = (torch.zeros_like(factor) if tangent is None else tangent for tangent, factor in pairs)
+    return product(first, factors[1]) + product(factors[0], second)
 
 
 @dataclass(frozen=True, eq=False)
 class Terms:
-    """The tensors of one energy; the functions of this module are its methods under their own arguments.
+    """The tensors of one energy E(x), in the shapes above; parts whose tensors are None are left out.
 
     Where many points, or many steps, share them, `prepared()` takes the splats' normalisers once.
     """
@@ -154,13 +151,13 @@ class Terms:
             raise ValueError("a, b and omega come together: give all three or none")
 
     def prepared(self) -> Terms:
-        """The same terms with `log_pi` and `log_peak` filled in."""
+        """Return the same terms with `log_pi` and `log_peak` filled in."""
         n = self.mu.shape[-1]
         peak = vmf.log_peak(n, (n - 1) * widened(self.kappa)) if self.log_peak is None else self.log_peak
         return replace(self, log_pi=self.shares(), log_peak=peak)
 
     def shares(self) -> Tensor:
-        """ln pi: as given, else ln(alpha / sum alpha)."""
+        """Return ln pi: `log_pi` where there is one, else ln(alpha / sum alpha)."""
         if self.log_pi is not None:
             return self.log_pi
         if self.alpha is None:
@@ -169,9 +166,11 @@ class Terms:
         return logs - torch.logsumexp(logs, -1, keepdim=True)
 
     def logits(self, x: Tensor) -> Tensor:
+        """Return `splat_logits`; their softmax is the probability of each splat given x."""
         return splat_logits(x, self.mu, self.shares(), self.kappa, self.log_peak)
 
     def total(self, x: Tensor) -> Tensor:
+        """Return E(x) in nats, (M,): -ln sum_k pi_k vMF(x; mu_k, kappa_k (n - 1)) and the other parts."""
         some = self.mu.shape[-2] > 0
         energy = -torch.logsumexp(self.logits(x), -1) if some else widened(x).new_zeros(x.shape[:-1])
         if self.contexts is not None and self.tether is not None:
@@ -181,6 +180,7 @@ class Terms:
         return energy
 
     def pull(self, x: Tensor) -> Tensor:
+        """Return -grad E in R^n, (M, n): sum r_k kappa_k (n-1) mu_k + (n-1) sum t_l c_l + the pairs' pull."""
         n = x.shape[-1]
         logits = self.logits(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -193,9 +193,15 @@ class Terms:
             return pull
 
     def score(self, x: Tensor) -> Tensor:
+        """Return -grad E on the sphere, (M, n): the pull's part tangent at x."""
         return project(x, self.pull(x))
 
     def settle(self, x: Tensor, steps: int = 1) -> Tensor:
+        """Return x after `steps` of x <- normalise(pull(x) + (n - 1) sum|omega| x), (M, n).
+
+        The shift adds a constant to -E on the sphere and makes it convex, so no step raises E: each maximises
+        the tangent plane that lies below it. Where the sum vanishes the point stays.
+        """
         terms = self.prepared()
         n = x.shape[-1]
         shift = 0.0 if self.omega is None else (n - 1) * widened(self.omega).abs().sum()
@@ -206,146 +212,37 @@ class Terms:
             x = torch.where(still, x, moved / torch.where(still, 1.0, length))
         return x
 
-    def stiffness(self) -> float:
-        return stiffness(self.kappa, self.tether, self.omega, self.mu.shape[-1])
 
-
-def _tethered(contexts: Tensor, tether: Tensor) -> Tensor:
-    """sum_l t_l c_l, (..., n)."""
-    return (widened(tether).unsqueeze(-1) * widened(contexts)).sum(-2)
-
-
-def _pair_pull(x: Tensor, a: Tensor, b: Tensor, omega: Tensor) -> Tensor:
-    """(n - 1) sum_i omega_i [(b_i.x) a_i + (a_i.x) b_i], (..., n)."""
-    n = x.shape[-1]
-    a, b, weights = a.to(x.dtype), b.to(x.dtype), (n - 1) * omega.to(x.dtype)
-    return torch.matmul(weights * linear(x, b), a) + torch.matmul(weights * linear(x, a), b)
-
-
-# -- the parts -----------------------------------------------------------------------------------------------
-
-
-def splat_energy(
-    x: Tensor,
-    mu: Tensor,
-    alpha: Tensor | None,
-    kappa: Tensor,
-    *,
-    log_pi: Tensor | None = None,
-    log_peak: Tensor | None = None,
-) -> Tensor:
-    """-ln sum_k pi_k vMF(x; mu_k, kappa_k (n - 1)), (M,): a normalised density's."""
-    return Terms(mu, alpha, kappa, log_pi=log_pi, log_peak=log_peak).total(x)
-
-
-def responsibilities(
-    x: Tensor,
-    mu: Tensor,
-    alpha: Tensor | None,
-    kappa: Tensor,
-    *,
-    log_pi: Tensor | None = None,
-    log_peak: Tensor | None = None,
-) -> Tensor:
-    """The probability of each splat given x, (M, N) or (M, K); rows sum to 1."""
-    return torch.softmax(Terms(mu, alpha, kappa, log_pi=log_pi, log_peak=log_peak).logits(x), -1)
+# -- the parts beside the splats -----------------------------------------------------------------------------
 
 
 def geometric_energy(x: Tensor, contexts: Tensor, tether: Tensor) -> Tensor:
-    """-(n - 1) sum_l t_l c_l.x, (M,); contexts (..., 3, n), tether (3,) over 0."""
+    """Return -(n - 1) sum_l t_l c_l.x, (M,); contexts (..., 3, n), tether (3,) over 0."""
     return -(x.shape[-1] - 1) * dot(_tethered(contexts, tether), widened(x)).squeeze(-1)
 
 
 def compositional_energy(x: Tensor, a: Tensor, b: Tensor, omega: Tensor) -> Tensor:
-    """-(n - 1) sum_i omega_i (a_i.x)(b_i.x), (M,); a, b (P, n) with unit rows, omega (P,)."""
+    """Return -(n - 1) sum_i omega_i (a_i.x)(b_i.x), (M,); a, b (P, n) with unit rows, omega (P,)."""
     with torch.autocast(x.device.type, enabled=False):
         x = widened(x)
         products = linear(x, a.to(x.dtype)) * linear(x, b.to(x.dtype))
         return -(x.shape[-1] - 1) * torch.matmul(products, omega.to(x.dtype))
 
 
-# -- the whole -----------------------------------------------------------------------------------------------
+def _tethered(contexts: Tensor, tether: Tensor) -> Tensor:
+    """Return sum_l t_l c_l, (..., n)."""
+    return (widened(tether).unsqueeze(-1) * widened(contexts)).sum(-2)
 
 
-def total(
-    x: Tensor,
-    mu: Tensor,
-    alpha: Tensor | None,
-    kappa: Tensor,
-    contexts: Tensor | None = None,
-    tether: Tensor | None = None,
-    a: Tensor | None = None,
-    b: Tensor | None = None,
-    omega: Tensor | None = None,
-    *,
-    log_pi: Tensor | None = None,
-    log_peak: Tensor | None = None,
-) -> Tensor:
-    """E(x) in nats, (M,): the splats' energy, and the other two parts where their tensors are given."""
-    return Terms(mu, alpha, kappa, contexts, tether, a, b, omega, log_pi, log_peak).total(x)
-
-
-def pull(
-    x: Tensor,
-    mu: Tensor,
-    alpha: Tensor | None,
-    kappa: Tensor,
-    contexts: Tensor | None = None,
-    tether: Tensor | None = None,
-    a: Tensor | None = None,
-    b: Tensor | None = None,
-    omega: Tensor | None = None,
-    *,
-    log_pi: Tensor | None = None,
-    log_peak: Tensor | None = None,
-) -> Tensor:
-    """-grad E in R^n, (M, n): sum r_k kappa_k (n-1) mu_k + (n-1) sum t_l c_l + the pairs' pull."""
-    return Terms(mu, alpha, kappa, contexts, tether, a, b, omega, log_pi, log_peak).pull(x)
-
-
-def score(
-    x: Tensor,
-    mu: Tensor,
-    alpha: Tensor | None,
-    kappa: Tensor,
-    contexts: Tensor | None = None,
-    tether: Tensor | None = None,
-    a: Tensor | None = None,
-    b: Tensor | None = None,
-    omega: Tensor | None = None,
-    *,
-    log_pi: Tensor | None = None,
-    log_peak: Tensor | None = None,
-) -> Tensor:
-    """-grad E on the sphere, (M, n): the pull's part tangent at x."""
-    return Terms(mu, alpha, kappa, contexts, tether, a, b, omega, log_pi, log_peak).score(x)
-
-
-def settle(
-    x: Tensor,
-    mu: Tensor,
-    alpha: Tensor | None,
-    kappa: Tensor,
-    contexts: Tensor | None = None,
-    tether: Tensor | None = None,
-    a: Tensor | None = None,
-    b: Tensor | None = None,
-    omega: Tensor | None = None,
-    steps: int = 1,
-    *,
-    log_pi: Tensor | None = None,
-    log_peak: Tensor | None = None,
-) -> Tensor:
-    """x after `steps` of x <- normalise(pull(x) + (n - 1) sum|omega| x), (M, n).
-
-    The shift adds a constant to -E on the sphere and makes it convex, so no step raises E: each maximises the
-    tangent plane that lies below it. Where the sum vanishes the point stays.
-    """
-    return Terms(mu, alpha, kappa, contexts, tether, a, b, omega, log_pi, log_peak).settle(x, steps)
+def _pair_pull(x: Tensor, a: Tensor, b: Tensor, omega: Tensor) -> Tensor:
+    """Return (n - 1) sum_i omega_i [(b_i.x) a_i + (a_i.x) b_i], (..., n)."""
+    n = x.shape[-1]
+    a, b, weights = a.to(x.dtype), b.to(x.dtype), (n - 1) * omega.to(x.dtype)
+    return torch.matmul(weights * linear(x, b), a) + torch.matmul(weights * linear(x, a), b)
 
 
 def stiffness(kappa: Tensor, tether: Tensor | None, omega: Tensor | None, n: int) -> float:
-    """The scale of E's largest curvature, for the sampler: (n - 1) (max kappa + sum t_l + sum|omega_i|)."""
+    """Bound E's largest curvature, for the sampler's step: (n - 1) (max kappa + sum t_l + sum|omega_i|)."""
     curvature = kappa.detach().max().double()
     if tether is not None:
         curvature = curvature + tether.detach().double().sum()
@@ -354,27 +251,20 @@ def stiffness(kappa: Tensor, tether: Tensor | None, omega: Tensor | None, n: int
     return (n - 1) * float(curvature)
 
 
-def check_splats(x: Tensor, mu: Tensor) -> None:
-    """ValueError where splats and points live in different dimensions."""
-    if x.shape[-1] != mu.shape[-1]:
-        raise ValueError(f"splats of {mu.shape[-1]} dimensions cannot hold points of {x.shape[-1]}")
-
-
 # -- a store's energy ----------------------------------------------------------------------------------------
 
 
 class Splats(Protocol):
-    """What `Energy` reads of a store of splats."""
+    """A store of splats, as far as `Energy` reads one."""
 
     neighbours: int
-
-    def kappa(self) -> Tensor: ...
 
     def best(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]: ...
 
     def gather(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
 
 
+@dataclass(frozen=True, eq=False)
 class Energy:
     """E with the splats of a store, summed over the K best of each point, or without any.
 
@@ -384,25 +274,16 @@ class Energy:
     keeping them.
     """
 
-    def __init__(
-        self,
-        store: Splats | None,
-        contexts: Tensor | None = None,
-        tether: Tensor | None = None,
-        a: Tensor | None = None,
-        b: Tensor | None = None,
-        omega: Tensor | None = None,
-    ):
-        self.store = store
-        self.contexts = contexts
-        self.tether = tether
-        self.a = a
-        self.b = b
-        self.omega = omega
+    store: Splats | None
+    contexts: Tensor | None = None
+    tether: Tensor | None = None
+    a: Tensor | None = None
+    b: Tensor | None = None
+    omega: Tensor | None = None
 
     def near(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The splats that act on x, int64 (M, K), and the mean mass of those left out, NaN where an index
-        cannot tell."""
+        """Find the splats that act on x, int64 (M, K), and the mean mass of those left out, NaN where an
+        index cannot tell."""
         if self.store is None:
             return torch.empty(len(x), 0, dtype=torch.int64, device=x.device), x.new_zeros(())
         return self.store.best(x.detach(), self.store.neighbours)
@@ -419,31 +300,25 @@ class Energy:
         return x
 
     def _in_chunks(self, method: Callable[[Terms, Tensor], Tensor], x: Tensor, near: Tensor | None) -> Tensor:
+        def computed(x: Tensor, near: Tensor, contexts: Tensor | None) -> Tensor:
+            return method(self.terms(x, near, contexts), x)
+
         indices = self.near(x)[0] if near is None else near
         rows = max(1, CHUNK // max(1, indices.shape[-1] * x.shape[-1]))
         if len(x) <= rows:
-            return self._of(method, x, indices, self.contexts)
+            return computed(x, indices, self.contexts)
         results = []
         for start in range(0, len(x), rows):
             at = slice(start, start + rows)
             contexts = self.contexts
             if contexts is not None and contexts.dim() == 3:
                 contexts = contexts[at]
-            arguments = (method, x[at], indices[at], contexts)
-            results.append(checkpoint(self._of, *arguments, use_reentrant=False, preserve_rng_state=False))
+            arguments = (x[at], indices[at], contexts)
+            results.append(checkpoint(computed, *arguments, use_reentrant=False, preserve_rng_state=False))
         return torch.cat(results)
 
-    def _of(
-        self,
-        method: Callable[[Terms, Tensor], Tensor],
-        x: Tensor,
-        indices: Tensor,
-        contexts: Tensor | None,
-    ) -> Tensor:
-        return method(self.terms(x, indices, contexts), x)
-
     def terms(self, x: Tensor, near: Tensor, contexts: Tensor | None = None) -> Terms:
-        """The tensors of the energy of points whose splats are `near`."""
+        """Return the tensors of the energy of points whose splats are `near`."""
         if self.store is None:
             nothing = widened(x).new_empty(near.shape)  # (M, 0)
             splats = (nothing.unsqueeze(-1).expand(*near.shape, x.shape[-1]), nothing, nothing, nothing)

@@ -1,4 +1,4 @@
-"""What is measured of a model on held-out text, and the n-gram models that its loss is held against
+"""Measurements of a model on held-out text, and the n-gram models that its loss is held against
 (docs/ebm.md)."""
 
 from __future__ import annotations
@@ -28,15 +28,14 @@ Floats = NDArray[np.float64]
 
 
 def ngram_baselines(train: ArrayLike, test: ArrayLike, vocabulary: int) -> tuple[float, float]:
-    """(unigram, bigram): nats per token on test[1:], with all counts from `train`.
+    """Return the unigram's and the bigram's nats per token on test[1:], with all counts from `train`.
 
     The unigram is add-one over the V tokens. The bigram is Witten and Bell's (1991, method C) over that
     unigram: p(w | v) = (c(v, w) + T(v)·p(w)) / (c(v) + T(v)), T(v) the number of tokens seen to follow v; the
     unigram itself where none did. Both are token ids (L,). Raises ValueError for ids outside [0, V), an empty
     `train` or a `test` of fewer than two tokens.
     """
-    known = _ids("train", train, vocabulary, least=1)
-    asked = _ids("test", test, vocabulary, least=2)
+    known, asked = _ids("train", train, vocabulary, least=1), _ids("test", test, vocabulary, least=2)
     unigram = (np.bincount(known, minlength=vocabulary) + 1) / (len(known) + vocabulary)
     before, after = asked[:-1], asked[1:]
 
@@ -47,19 +46,15 @@ def ngram_baselines(train: ArrayLike, test: ArrayLike, vocabulary: int) -> tuple
     total = seen[before] + followers[before]
     mixed = (together + followers[before] * unigram[after]) / np.maximum(total, 1)
     bigram = np.where(total > 0, mixed, unigram[after])
-    return _nats(unigram[after]), _nats(bigram)
+    return float(-np.log(unigram[after]).mean()), float(-np.log(bigram).mean())
 
 
 def _counts_of(asked: Tokens, pairs: Tokens, counts: Tokens) -> Tokens:
-    """How often each asked pair was seen; `pairs` is sorted and may be empty."""
+    """Return how often each asked pair was seen; `pairs` is sorted and may be empty."""
     if not len(pairs):
         return np.zeros_like(asked)
     place = np.minimum(np.searchsorted(pairs, asked), len(pairs) - 1)
     return np.where(pairs[place] == asked, counts[place], 0)
-
-
-def _nats(probabilities: Floats) -> float:
-    return float(-np.log(probabilities).mean())
 
 
 def _ids(name: str, tokens: ArrayLike, vocabulary: int, *, least: int) -> Tokens:
@@ -92,12 +87,12 @@ class LevelScore(NamedTuple):
 def score_quality(
     model: EnergyModel, states: Tensor, generator: torch.Generator, noise: str = "vmf"
 ) -> list[LevelScore]:
-    """R² of the score at every level over states (M, n), each noised once. ValueError without splats."""
+    """Measure R² of the score at every level over states (M, n), noised once. ValueError without splats."""
     if model.store is None:
         raise ValueError("a model without splats has no score of its states")
     kappas, peaks = model.widened()
-    own = model.store.width()[model.store.nearest(states, 1)[:, 0]].double()
-    found = []
+    widths = model.store.width()[model.store.nearest(states, 1)[:, 0]].double()
+    levels = []
     for level, sigma in enumerate(model.settings.levels):
         x = add_noise(states, sigma, noise, generator=generator)
         target = score_target(x, states, sigma, noise).double()
@@ -106,17 +101,16 @@ def score_quality(
         size = target.square().sum(-1)
         r2 = gained.sum() / size.sum()
         se = (gained - r2 * size).std() / (size.mean() * math.sqrt(len(states)))
-        found.append(LevelScore(sigma, float(r2), float(se), float(matched_r2(own, sigma).mean())))
-    return found
+        levels.append(LevelScore(sigma, float(r2), float(se), float(matched_r2(widths, sigma).mean())))
+    return levels
 
 
 def held_out_names(settings: ModelSettings) -> tuple[str, ...]:
-    """The figures of `held_out`."""
+    """Name the figures of `held_out`."""
     if not settings.splats:
         return ("state_spread",)
-    levels = [
-        f"{kind}_{level_name(sigma)}" for sigma in settings.levels for kind in ("r2", "r2_se", "matched")
-    ]
+    kinds = ("r2", "r2_se", "matched")
+    levels = [f"{kind}_{level_name(sigma)}" for sigma in settings.levels for kind in kinds]
     shares = ("splat_coverage", "winners", "state_coverage", "kappa_at_limit")
     return ("state_spread", "energy", *shares, "kappa_median", *levels)
 
@@ -125,18 +119,18 @@ def held_out_names(settings: ModelSettings) -> tuple[str, ...]:
 def held_out(
     model: EnergyModel, tokens: Tensor, generator: torch.Generator, noise: str = "vmf"
 ) -> dict[str, float]:
-    """Figures of the states of held-out tokens (B, T), by the names of `held_out_names`."""
+    """Measure the states of held-out tokens (B, T), by the names of `held_out_names`."""
     states, _ = model.encode(tokens)
-    found = {"state_spread": 1 - float(torch.linalg.vector_norm(states.mean(0)))}
+    figures = {"state_spread": 1 - float(torch.linalg.vector_norm(states.mean(0)))}
     store = model.store
     if store is None:
-        return found
+        return figures
     winner = store.nearest(states, 1)[:, 0]
     angle = distance(states, store.directions()[winner])
     width = store.width()
     in_use = width[store.active]
     at_limit = (in_use <= store.kappa_min) | (in_use >= store.kappa_max)
-    found |= {
+    figures |= {
         "energy": float(model.splat_energy(states).mean()) - log_area(store.n),
         "splat_coverage": store.coverage(),
         "winners": len(set(winner.tolist())) / len(store),
@@ -146,8 +140,8 @@ def held_out(
     }
     for level in score_quality(model, states, generator, noise):
         name = level_name(level.sigma)
-        found |= {f"r2_{name}": level.r2, f"r2_se_{name}": level.se, f"matched_{name}": level.matched}
-    return found
+        figures |= {f"r2_{name}": level.r2, f"r2_se_{name}": level.se, f"matched_{name}": level.matched}
+    return figures
 
 
 @torch.no_grad()
@@ -159,7 +153,7 @@ def sampled_loss(
     generator: torch.Generator,
     samples: int = 8,
 ) -> dict[str, float]:
-    """Losses in nats per token of inputs and targets (B, T): `settled`, without chance, and `sampled`.
+    """Return losses in nats per token of inputs and targets (B, T): `settled`, without chance, and `sampled`.
 
     The latter is an upper bound of that of p(w) = E[p(w | x)]: it takes the logarithm of a mean over
     `samples` latents.
@@ -179,8 +173,8 @@ def sampled_loss(
 
 
 def energy_trend(energies: Sequence[float]) -> str:
-    """decreasing, increasing, fluctuating or stable, by least squares over the last ten of them; unknown
-    below three."""
+    """Call energies decreasing, increasing, fluctuating or stable, by least squares over the last ten of
+    them; unknown below three."""
     y = np.asarray(energies[-TREND_OVER:], dtype=float)
     if len(y) < 3 or not np.isfinite(y).all():
         return "unknown"

@@ -14,7 +14,7 @@ from .model import EnergyModel
 
 @dataclass(frozen=True)
 class Sampling:
-    """Of a latent's chain; `step` and `friction` in units of its stiffest oscillation, see `langevin`.
+    """A latent's chain; `step` and `friction` are in units of its stiffest oscillation, see `langevin`.
 
     Raises ValueError for an unknown sampler, a step from 2 on (unstable), fewer than 0 steps, a friction of 0
     or below and a temperature below 0.
@@ -43,32 +43,31 @@ class Sampling:
 def draw(
     model: EnergyModel, states: Tensor, contexts: Tensor, sampling: Sampling, generator: torch.Generator
 ) -> Tensor:
-    """A latent for each state (M, n) under its contexts (M, 3, n): the end of a chain from it, settled.
+    """Draw a latent for each state (M, n) under its contexts (M, 3, n): the end of a chain from it, settled.
 
     ValueError, naming the step, where energy or score is not finite.
     """
     chain = states
-    if sampling.temperature > 0 and sampling.steps > 0:
-        if sampling.sampler == "original":
-            chain = original_chain(
-                lambda x: model.score(x, contexts),
-                states,
-                temperature=sampling.temperature,
-                generator=generator,
-            ).x
-        else:
-            chain = langevin(
-                lambda x: model.energy(x, contexts),
-                lambda x: model.score(x, contexts),
-                states,
-                steps=sampling.steps,
-                stiffness=model.stiffness(),
-                step=sampling.step,
-                friction=sampling.friction,
-                temperature=sampling.temperature,
-                adjusted=sampling.sampler == "adjusted",
-                generator=generator,
-            ).x
+    temperature = sampling.temperature
+
+    def score(x: Tensor) -> Tensor:
+        return model.score(x, contexts)
+
+    if temperature > 0 and sampling.steps > 0 and sampling.sampler == "original":
+        chain = original_chain(score, states, temperature=temperature, generator=generator).x
+    elif temperature > 0 and sampling.steps > 0:
+        chain = langevin(
+            lambda x: model.energy(x, contexts),
+            score,
+            states,
+            steps=sampling.steps,
+            stiffness=model.stiffness(),
+            step=sampling.step,
+            friction=sampling.friction,
+            temperature=temperature,
+            adjusted=sampling.sampler == "adjusted",
+            generator=generator,
+        ).x
     return model.settle(chain, contexts)
 
 
@@ -84,7 +83,7 @@ def written(
     sampling: Sampling | None = None,
     seed: int = 0,
 ) -> Iterator[int]:
-    """`count` further tokens after `prompt`, one by one; the same for the same seed.
+    """Yield `count` further tokens after `prompt`, one by one; the same for the same seed.
 
     Latents and tokens have chance of their own: other chains leave the tokens the same luck.
 
@@ -97,7 +96,15 @@ def written(
         ValueError: an empty prompt, a token outside the vocabulary, a count or top_k below 0, a temperature
             below 0.
     """
-    _check(model, prompt, count, temperature, top_k)
+    V = model.settings.vocabulary
+    if not prompt:
+        raise ValueError("a prompt needs one token at least")
+    if not all(0 <= token < V for token in prompt):
+        raise ValueError(f"a token of the prompt lies outside the vocabulary of {V}")
+    if count < 0 or top_k < 0:
+        raise ValueError(f"the number of tokens and top_k must be at least 0, not {count} and {top_k}")
+    if not temperature >= 0:
+        raise ValueError(f"a temperature must be at least 0, not {temperature}")
     sampling = sampling or Sampling(temperature=0.0)
     device = model.embeddings.device
     of_latents, of_tokens = (torch.Generator(device).manual_seed(s) for s in (-1 - seed, seed))
@@ -109,20 +116,8 @@ def written(
         yield tokens[-1]
 
 
-def _check(model: EnergyModel, prompt: Sequence[int], count: int, temperature: float, top_k: int) -> None:
-    V = model.settings.vocabulary
-    if not prompt:
-        raise ValueError("a prompt needs one token at least")
-    if not all(0 <= token < V for token in prompt):
-        raise ValueError(f"a token of the prompt lies outside the vocabulary of {V}")
-    if count < 0 or top_k < 0:
-        raise ValueError(f"the number of tokens and top_k must be at least 0, not {count} and {top_k}")
-    if not temperature >= 0:
-        raise ValueError(f"a temperature must be at least 0, not {temperature}")
-
-
 def _next(model: EnergyModel, tokens: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    """Logits of the token after `tokens` (1, T), (V,); earlier positions are settled without chance."""
+    """Return logits (V,) of the token after `tokens` (1, T); earlier positions are settled without chance."""
     states, contexts = model.encode(tokens)
     latest = draw(model, states[-1:], contexts[-1:], sampling, generator)
     if model.pointwise:

@@ -12,22 +12,11 @@ import difflib
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
-
-__all__ = [
-    "KINDS",
-    "NeighbourIndex",
-    "check_kind",
-    "chosen",
-    "exact_search",
-    "first_largest",
-    "largest",
-    "rows_at_once",
-]
 
 KINDS: Final = ("exact", "hnsw", "ivf")
 CHUNK: Final = 2**26  # elements of a product of states and splats held at once
@@ -38,14 +27,17 @@ LINKS: Final = 32  # M of the HNSW graph
 FIRST_EF: Final = 16
 PROBES: Final = 256  # noisy points on which recall is measured
 PROBE_ANGLE: Final = 0.3  # radians: the width of a splat of concentration 11
+FLOOR: Final = -80.0  # of a logit below the best; exp is slow where it underflows
 TIE: Final = 1e-6  # two cosines this close are the same neighbour
+
+Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 
 HEADER: Final = struct.Struct("<4sqqqqqdd")  # magic, kind, bytes, seed, n, effort, recall reached and wanted
 MAGIC: Final = b"EBI1"
 
 
 def check_kind(kind: str, kinds: tuple[str, ...] = KINDS) -> str:
-    """`kind` itself; ValueError for an unknown one, with the nearest valid name."""
+    """Return `kind` itself; ValueError for an unknown one, with the nearest valid name."""
     if kind in kinds:
         return kind
     near = difflib.get_close_matches(kind, kinds, n=1, cutoff=0.0)[0]
@@ -53,14 +45,14 @@ def check_kind(kind: str, kinds: tuple[str, ...] = KINDS) -> str:
 
 
 def chosen(kind: str, splats: int, on_gpu: bool) -> str:
-    """What "auto" stands for: exact up to 16,384 splats or on a GPU, else hnsw; other kinds as they are."""
+    """Resolve "auto": exact up to 16,384 splats or on a GPU, else hnsw; other kinds stay."""
     if check_kind(kind, ("auto", *KINDS)) != "auto":
         return kind
     return "exact" if on_gpu or splats <= EXACT_UP_TO else "hnsw"
 
 
 def exact_search(x: Tensor, mu: Tensor, k: int) -> Tensor:
-    """The k rows of mu (N, n) with the largest inner product with each x (M, n), best first: (M, k) int64."""
+    """Find the k rows of mu (N, n) of largest inner product with each x (M, n), best first: int64 (M, k)."""
     _check_count(k, mu.shape[0])
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         parts = torch.split(x, rows_at_once(mu.shape[0]))
@@ -68,20 +60,21 @@ def exact_search(x: Tensor, mu: Tensor, k: int) -> Tensor:
 
 
 def rows_at_once(places: int) -> int:
-    """How many rows of so many elements are held at once."""
+    """Return how many rows of so many elements are held at once."""
     return max(1, CHUNK // max(1, places))
 
 
 def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row of values (M, N) and their columns, (M, k) each, the largest first.
+    """Find the k largest of each row of values (M, N) and their columns, (M, k) each, the largest first.
 
     On the CPU torch.topk takes longer than the matrix product before it. The k largest lie in the k blocks of
     columns with the largest maxima, whose search is vectorised: a partition sees an eighth of the row twice.
     """
     width = values.shape[1] // BLOCK
     if values.is_cuda or width < 2 * k:
-        found = values.topk(k, dim=1)
-        return found.values, found.indices
+        best = values.topk(k, dim=1)
+        return best.values, best.indices
+    # the k best blocks of columns, and those columns that no block has
     blocks = values[:, : width * BLOCK].reshape(-1, BLOCK, width).amax(dim=1)
     steps = torch.arange(BLOCK) * width
     columns = (_among_largest(blocks, k).unsqueeze(1) + steps.unsqueeze(1)).flatten(1)  # (M, BLOCK * k)
@@ -93,14 +86,29 @@ def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return top.values, columns.gather(1, places.gather(1, top.indices))
 
 
+def best_logits(x: Tensor, scaled: Tensor, offset: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Find where the k largest of offset + scaled.x are, and the mean softmax mass of the others."""
+    best, dropped = [], []
+    for part in torch.split(x, rows_at_once(len(scaled))):
+        logits = torch.addmm(offset, part, scaled.T)  # (m, N)
+        top, places = largest(logits, k)
+        rest = (logits - top[:, :1]).clamp_(min=FLOOR).exp_().scatter_(1, places, 0.0).sum(1)
+        mass = (top - top[:, :1]).exp().sum(1)
+        best.append(places)
+        dropped.append(rest / (rest + mass))
+    return torch.cat(best), torch.cat(dropped).mean()
+
+
 def _among_largest(values: Tensor, k: int) -> Tensor:
-    """The columns of the k largest of each row on the CPU, int64 (M, k), in no order: numpy's partition takes
-    a third of torch.topk's time."""
+    """Find the columns of the k largest of each row on the CPU, int64 (M, k), in no order.
+
+    numpy's partition takes a third of torch.topk's time.
+    """
     return torch.from_numpy(np.argpartition(values.detach().numpy(), -k, axis=1)[:, -k:])
 
 
 def first_largest(values: Tensor) -> Tensor:
-    """The column of the largest of each row of values (M, N), int64 (M,), the first of equal ones.
+    """Find the column of the largest of each row of values (M, N), int64 (M,), the first of equal ones.
 
     On the CPU numpy's search is vectorised, ten times as fast as torch's.
     """
@@ -126,7 +134,7 @@ def _faiss() -> Any:
 
 @contextmanager
 def _one_thread() -> Iterator[Any]:
-    """faiss on one thread, the same graph each time; the process's own count comes back afterwards."""
+    """Run faiss on one thread, for the same graph each time; the process's own count comes back after."""
     faiss = _faiss()
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
@@ -136,7 +144,7 @@ def _one_thread() -> Iterator[Any]:
         faiss.omp_set_num_threads(before)
 
 
-def _array(x: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _array(x: Tensor) -> Floats:
     return np.ascontiguousarray(x.detach().to("cpu", torch.float32).numpy())
 
 
@@ -175,13 +183,16 @@ class NeighbourIndex:
             return self
         points = _array(mu)
         with _one_thread() as faiss:
-            self._index = _graph(faiss, self.n) if self.kind == "hnsw" else _lists(faiss, points, self.seed)
+            if self.kind == "hnsw":
+                self._index = faiss.IndexHNSWFlat(self.n, LINKS, faiss.METRIC_INNER_PRODUCT)
+            else:
+                self._index = _lists(faiss, points, self.seed)
             self._index.add(points)
             self._tune(points, min(k, len(points)))
         return self
 
     def search(self, x: Tensor, k: int) -> Tensor:
-        """The k points nearest to each x (M, n), best first: (M, k) int64, on x's device."""
+        """Find the k points nearest to each x (M, n), best first: int64 (M, k), on x's device."""
         _check_count(k, len(self))
         if self.kind == "exact":
             return exact_search(x, self._points.to(x.device), k)
@@ -189,7 +200,7 @@ class NeighbourIndex:
             return torch.from_numpy(self._find(_array(x), k)[0]).to(x.device)
 
     def computations(self, x: Tensor, k: int) -> float:
-        """Distances computed for one query, mean over x (M, n), by faiss's counters; N for the exact kind."""
+        """Count the distances computed for a query, mean over x (M, n), by faiss's counters; N if exact."""
         _check_count(k, len(self))
         if self.kind == "exact":
             return float(len(self))
@@ -202,7 +213,7 @@ class NeighbourIndex:
         return counted if self.kind == "hnsw" else counted + float(self._index.nlist)
 
     def to_bytes(self) -> Tensor:
-        """All that a search needs, uint8 (B,): the index read `from_bytes` gives the same answers."""
+        """Return all that a search needs, uint8 (B,): the index read `from_bytes` gives the same answers."""
         if self.kind == "exact":
             body = np.frombuffer(_array(self._points).tobytes(), np.uint8)
         else:
@@ -213,7 +224,7 @@ class NeighbourIndex:
 
     @classmethod
     def from_bytes(cls, kind: str, data: Tensor) -> NeighbourIndex:
-        """The index that wrote `data`; ValueError for foreign or truncated bytes or those of another kind."""
+        """Read the index that wrote `data`; ValueError for foreign or truncated bytes or another kind's."""
         raw = data.cpu().numpy()
         if len(raw) < HEADER.size or raw[:4].tobytes() != MAGIC:
             raise ValueError("these bytes are no index of this program: build the index anew.")
@@ -232,16 +243,14 @@ class NeighbourIndex:
             index._spend(effort)
         return index
 
-    def _find(
-        self, queries: np.ndarray[Any, np.dtype[np.float32]], k: int
-    ) -> tuple[np.ndarray[Any, np.dtype[np.int64]], int]:
-        """faiss's answer; queries for which it found fewer than k are answered exactly, and counted."""
-        found = self._index.search(queries, k)[1]
-        short = np.flatnonzero((found < 0).any(axis=1))
+    def _find(self, queries: Floats, k: int) -> tuple[np.ndarray[Any, np.dtype[np.int64]], int]:
+        """Ask faiss; queries for which it found fewer than k are answered exactly, and counted."""
+        places = self._index.search(queries, k)[1]
+        short = np.flatnonzero((places < 0).any(axis=1))
         if len(short):
             points = torch.from_numpy(self._index.reconstruct_n(0, len(self)))
-            found[short] = exact_search(torch.from_numpy(queries[short]), points, k).numpy()
-        return found, len(short)
+            places[short] = exact_search(torch.from_numpy(queries[short]), points, k).numpy()
+        return places, len(short)
 
     def _spend(self, effort: int) -> None:
         self.effort = effort
@@ -250,7 +259,8 @@ class NeighbourIndex:
         else:
             self._index.nprobe = effort
 
-    def _tune(self, points: np.ndarray[Any, np.dtype[np.float32]], k: int) -> None:
+    def _tune(self, points: Floats, k: int) -> None:
+        """Double the effort until the share of true neighbours of noisy points is the wanted one."""
         rng = np.random.Generator(np.random.Philox(self.seed))
         picked = points[rng.integers(len(points), size=PROBES)]
         noise = rng.standard_normal(picked.shape) * (PROBE_ANGLE / np.sqrt(self.n))
@@ -262,19 +272,15 @@ class NeighbourIndex:
         effort = FIRST_EF if self.kind == "hnsw" else 1
         while True:
             self._spend(min(effort, limit))
-            found = self._index.search(queries, k)[1]
-            reached = np.take_along_axis(cosines, found.clip(0), axis=1) >= worst
-            self.recall = float((reached & (found >= 0)).mean())
+            places = self._index.search(queries, k)[1]
+            reached = np.take_along_axis(cosines, places.clip(0), axis=1) >= worst
+            self.recall = float((reached & (places >= 0)).mean())
             if self.recall >= self.wanted or effort >= limit:
                 return
             effort *= 2
 
 
-def _graph(faiss: Any, n: int) -> Any:
-    return faiss.IndexHNSWFlat(n, LINKS, faiss.METRIC_INNER_PRODUCT)
-
-
-def _lists(faiss: Any, points: np.ndarray[Any, np.dtype[np.float32]], seed: int) -> Any:
+def _lists(faiss: Any, points: Floats, seed: int) -> Any:
     n = points.shape[1]
     lists = min(len(points), max(1, round(4 * len(points) ** 0.5)))
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(n), n, lists, faiss.METRIC_INNER_PRODUCT)

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .sphere import geodesic, normalise, project
+from .sphere import geodesic, normalise, project, randn
 
 SAMPLERS = ("baoab", "adjusted", "original")
 
@@ -39,24 +40,6 @@ class Result(NamedTuple):
 def baoab_step(
     x: Tensor,
     v: Tensor,
-    score: ScoreOf,
-    dt: float,
-    friction: float,
-    temperature: float,
-    noise: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """One step of geodesic BAOAB from x (M, n) with tangent velocities v; noise is N(0, I) of x's shape.
-
-    v += dt/2 score; geodesic dt/2; v <- e^(-g dt) v + sqrt(T (1 - e^(-2 g dt))) project(x, noise);
-    geodesic dt/2; v += dt/2 score. `friction` is g, in the inverse of dt's unit.
-    """
-    x, v, _ = _baoab(x, v, score(x), score, dt, friction, temperature, noise)
-    return x, v
-
-
-def _baoab(
-    x: Tensor,
-    v: Tensor,
     force: Tensor,
     score: ScoreOf,
     dt: float,
@@ -64,7 +47,12 @@ def _baoab(
     temperature: float,
     noise: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The step, given the score at x; also the score at the new x, which the next step starts with."""
+    """Take one step of geodesic BAOAB from x (M, n) with tangent velocities v and force = score(x).
+
+    v += dt/2 score; geodesic dt/2; v <- e^(-g dt) v + sqrt(T (1 - e^(-2 g dt))) project(x, noise);
+    geodesic dt/2; v += dt/2 score. `friction` is g, in the inverse of dt's unit; noise is N(0, I) of x's
+    shape. Returns x, v and the score at the new x, which the next step starts with.
+    """
     x, v = geodesic(x, v + 0.5 * dt * force, 0.5 * dt)
     v = _thermostat(x, v, friction * dt, temperature, noise)
     x, v = geodesic(x, v, 0.5 * dt)
@@ -73,7 +61,7 @@ def _baoab(
 
 
 def _thermostat(x: Tensor, v: Tensor, decay: float, temperature: float, noise: Tensor) -> Tensor:
-    """Friction and noise over g t = decay, exact: keeps N(0, T) on the tangent space."""
+    """Apply friction and noise over g t = decay, exactly: keeps N(0, T) on the tangent space."""
     spread = math.sqrt(-temperature * math.expm1(-2 * decay))
     return math.exp(-decay) * v + spread * project(x, noise)
 
@@ -93,7 +81,7 @@ def langevin(
     generator: torch.Generator | None = None,
     velocity: Tensor | None = None,
 ) -> Result:
-    """M chains of `steps` steps from x (M, n) towards exp(-E / temperature).
+    """Run M chains of `steps` steps from x (M, n) towards exp(-E / temperature).
 
     The scale of time is the energy's own: w^2 = stiffness + temperature (n - 1), dt = step / w, and the
     friction is friction * w. stiffness is the largest curvature (`energy.stiffness`); the second term is
@@ -106,15 +94,21 @@ def langevin(
     or an energy that is not finite, naming the step. (The energy is evaluated at every step where adjusted,
     else only at both ends.)
     """
-    _check_settings(steps, stiffness, step, friction, temperature)
+    if not 0 < step < 2:
+        raise ValueError(f"a sampler's step is between 0 and 2 (beyond, it is unstable), not {step}")
+    if not temperature >= 0:
+        raise ValueError(f"a temperature is 0 (settle only) or more, not {temperature}")
+    if steps < 0 or not friction >= 0 or not stiffness >= 0:
+        raise ValueError(
+            f"steps, friction and stiffness are 0 or more, not {steps}, {friction} and {stiffness}"
+        )
     if temperature == 0:
         return Result(x, torch.zeros_like(x) if velocity is None else velocity, 1.0)
     x = normalise(x)
     rate = math.sqrt(stiffness + temperature * (x.shape[-1] - 1))
-    if velocity is None:
-        v = math.sqrt(temperature) * project(x, _normal(x, generator))
-    else:
-        v = project(x, velocity)
+    v = project(x, randn(x, generator) if velocity is None else velocity)
+    if velocity is None:  # from the velocities' own law
+        v = math.sqrt(temperature) * v
     chain = _Chain(energy, score, step / rate, friction * rate, temperature, generator)
     if adjusted:
         return chain.adjusted(x, v, steps)
@@ -135,7 +129,7 @@ def original_chain(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Result:
-    """The chain with settings of fixed size, whatever the energy: BAOAB from rest. It does not sample.
+    """Run the chain with settings of fixed size, whatever the energy: BAOAB from rest. It does not sample.
 
     After 200 steps of 0.001 at friction 0.1 no chain has forgotten its start: on S^639 with raw
     concentration 50 the mean of mu.x is 0.78 where 0.078 is stationary. ValueError names the step of a
@@ -146,30 +140,22 @@ def original_chain(
     return chain.plain(x, torch.zeros_like(x), steps)
 
 
+@dataclass(frozen=True)
 class _Chain:
     """The settings of a run of steps; dt and friction in one unit of time."""
 
-    def __init__(
-        self,
-        energy: EnergyOf | None,
-        score: ScoreOf,
-        dt: float,
-        friction: float,
-        temperature: float,
-        generator: torch.Generator | None,
-    ):
-        self.energy = energy
-        self.score = score
-        self.dt = dt
-        self.friction = friction
-        self.temperature = temperature
-        self.generator = generator
+    energy: EnergyOf | None
+    score: ScoreOf
+    dt: float
+    friction: float
+    temperature: float
+    generator: torch.Generator | None
 
     def plain(self, x: Tensor, v: Tensor, steps: int) -> Result:
         force = _finite(self.score(x), "score", 0)
         for k in range(1, steps + 1):
-            noise = _normal(x, self.generator)
-            x, v, force = _baoab(x, v, force, self.score, self.dt, self.friction, self.temperature, noise)
+            noise = randn(x, self.generator)
+            x, v, force = baoab_step(x, v, force, self.score, self.dt, self.friction, self.temperature, noise)
             _finite(force, "score", k)
         return Result(x, v, 1.0)
 
@@ -180,12 +166,16 @@ class _Chain:
         share = 0.0
         for k in range(1, steps + 1):
             v = self._half_thermostat(x, v)
+            # a leapfrog along the geodesic proposes a point, with its velocity
             there, velocity = geodesic(x, v + 0.5 * self.dt * force, self.dt)
             force_there = _finite(self.score(there), "score", k)
             velocity = velocity + 0.5 * self.dt * force_there
             height_there = _finite(self.energy(there), "energy", k)
             rise = height_there - height + _kinetic(velocity) - _kinetic(v)
-            accepted = torch.log(_uniform(rise, self.generator)) < -rise / self.temperature
+            # it is accepted by its rise in energy, or the velocity is turned round
+            device = rise.device if self.generator is None else self.generator.device
+            uniform = torch.rand(rise.shape, dtype=rise.dtype, device=device, generator=self.generator)
+            accepted = torch.log(uniform.to(rise.device)) < -rise / self.temperature
             rows = accepted.unsqueeze(-1)
             x, v = torch.where(rows, there, x), torch.where(rows, velocity, -v)
             force = torch.where(rows, force_there, force)
@@ -195,23 +185,11 @@ class _Chain:
         return Result(x, v, share / steps if steps else 1.0)
 
     def _half_thermostat(self, x: Tensor, v: Tensor) -> Tensor:
-        noise = _normal(x, self.generator)
-        return _thermostat(x, v, 0.5 * self.friction * self.dt, self.temperature, noise)
+        return _thermostat(x, v, 0.5 * self.friction * self.dt, self.temperature, randn(x, self.generator))
 
 
 def _kinetic(v: Tensor) -> Tensor:
     return 0.5 * (v * v).sum(-1)
-
-
-def _normal(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """N(0, I) of x's shape, drawn on the generator's device."""
-    device = x.device if generator is None else generator.device
-    return torch.randn(x.shape, dtype=x.dtype, device=device, generator=generator).to(x.device)
-
-
-def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    device = like.device if generator is None else generator.device
-    return torch.rand(like.shape, dtype=like.dtype, device=device, generator=generator).to(like.device)
 
 
 def _finite(values: Tensor, name: str, step: int) -> Tensor:
@@ -220,14 +198,3 @@ def _finite(values: Tensor, name: str, step: int) -> Tensor:
             f"the {name} is not finite at step {step} of the sampler: check the splats and the start"
         )
     return values
-
-
-def _check_settings(steps: int, stiffness: float, step: float, friction: float, temperature: float) -> None:
-    if not 0 < step < 2:
-        raise ValueError(f"a sampler's step is between 0 and 2 (beyond, it is unstable), not {step}")
-    if not temperature >= 0:
-        raise ValueError(f"a temperature is 0 (settle only) or more, not {temperature}")
-    if steps < 0 or not friction >= 0 or not stiffness >= 0:
-        raise ValueError(
-            f"steps, friction and stiffness are 0 or more, not {steps}, {friction} and {stiffness}"
-        )

@@ -66,7 +66,7 @@ class ModelSettings:
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """What one forward leaves for the losses, over M = B·T tokens."""
+    """The state that one forward leaves for the losses, over M = B·T tokens."""
 
     rows: int  # B
     states: Tensor  # s, (M, n)
@@ -77,15 +77,10 @@ class Kept:
     routing: Routing | None  # of the experts
 
     def at(self, picked: Tensor) -> Kept:
-        """The same of some tokens, whose routing is left out."""
+        """Return the same of some tokens, whose routing is left out."""
+        states, contexts, settled = self.states[picked], self.contexts[picked], self.settled[picked]
         return Kept(
-            rows=len(picked),
-            states=self.states[picked],
-            contexts=self.contexts[picked],
-            settled=self.settled[picked],
-            neighbours=self.neighbours[picked],
-            dropped_mass=self.dropped_mass,
-            routing=None,
+            len(picked), states, contexts, settled, self.neighbours[picked], self.dropped_mass, routing=None
         )
 
 
@@ -94,21 +89,17 @@ class WindowEncoder(nn.Module):
 
     def __init__(self, n: int, window: int):
         super().__init__()
-        fading = (FADES**j * _rotation(n) for j in range(1, window))
-        self.mix = nn.ParameterList([nn.Parameter(m) for m in (torch.eye(n), *fading)])
+        matrices = [torch.eye(n)]
+        for j in range(1, window):
+            q, r = torch.linalg.qr(torch.randn(n, n))
+            matrices.append(FADES**j * (q * r.diagonal().sign()))
+        self.mix = nn.ParameterList([nn.Parameter(matrix) for matrix in matrices])
 
     def forward(self, e: Tensor) -> Tensor:
         T, m = e.shape[1], len(self.mix)
         padded = F.pad(e, (0, 0, m - 1, 0))
         shifted = torch.cat([padded[:, m - 1 - j : m - 1 - j + T] for j in range(m)], -1)  # (B, T, m·n)
         return F.linear(shifted, torch.cat(list(self.mix), 1))
-
-
-def _rotation(n: int) -> Tensor:
-    """A random orthogonal matrix, (n, n)."""
-    q, r = torch.linalg.qr(torch.randn(n, n))
-    rotation: Tensor = q * r.diagonal().sign()
-    return rotation
 
 
 class CausalBlocks(nn.Module):
@@ -126,8 +117,8 @@ class CausalBlocks(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         B, T, _ = x.shape
         x = self.into(x) + self.positions.weight[:T]
-        found: Tensor = self.out(self.norm(self.blocks(x.flatten(0, 1), B)))
-        return found.view(B, T, -1)
+        rows: Tensor = self.out(self.norm(self.blocks(x.flatten(0, 1), B)))
+        return rows.view(B, T, -1)
 
 
 class EnergyModel(nn.Module):
@@ -150,7 +141,12 @@ class EnergyModel(nn.Module):
             normalise(torch.randn(V, n)) if embeddings is None else embeddings.clone()
         )
         self.encoder = _encoder(settings, blocks)
-        self.store = _store(settings) if settings.splats else None
+        self.store = None
+        if settings.splats:
+            limits = (settings.kappa_min, settings.kappa_max)
+            self.store = SplatStore(
+                settings.splats, n, settings.index, settings.neighbours, *limits, settings.adapt
+            )
         self.pile: Pile | None = None
         if settings.splats and settings.soc:
             self.pile = Pile(n, threshold=settings.soc_threshold, conserved=settings.soc_conserved)
@@ -163,7 +159,7 @@ class EnergyModel(nn.Module):
 
     @property
     def pointwise(self) -> bool:
-        """Whether a token's logits depend on its own state alone."""
+        """Tell whether a token's logits depend on its own state alone."""
         return isinstance(self.decoder, Decoder)
 
     @property
@@ -177,7 +173,7 @@ class EnergyModel(nn.Module):
         return self.detailed(tokens)[0]
 
     def detailed(self, tokens: Tensor) -> tuple[Tensor, Kept]:
-        """The logits, the same bits as a call's, and what the losses need."""
+        """Return the logits, the same bits as a call's, and what the losses need."""
         B = len(tokens)
         states, contexts = self.encode(tokens)
         with torch.autocast(states.device.type, enabled=False):
@@ -188,7 +184,7 @@ class EnergyModel(nn.Module):
         return logits.view(*tokens.shape, -1), Kept(B, states, contexts, settled, near, dropped, routing)
 
     def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, T) -> states (B·T, n) and contexts (B·T, 3, n), float32 unit vectors."""
+        """Encode tokens (B, T) as states (B·T, n) and contexts (B·T, 3, n), float32 unit vectors."""
         e = normalise(self.embeddings)[tokens]  # (B, T, n)
         states = normalise(self.encoder(e))
         with torch.autocast(e.device.type, enabled=False):
@@ -197,7 +193,7 @@ class EnergyModel(nn.Module):
         return states.flatten(0, 1), contexts.flatten(0, 1)
 
     def decode(self, settled: Tensor, states: Tensor, rows: int) -> tuple[Tensor, Routing | None]:
-        """Logits (M, V) of settled states and their contexts' states, (M, n) each, of `rows` sequences."""
+        """Decode settled states and the states they came from, (M, n) each, of `rows` sequences: (M, V)."""
         u = math.sqrt(self.settings.n) * torch.cat([settled, states], -1)
         if isinstance(self.decoder, Decoder):
             logits, routing = self.decoder(u)
@@ -207,31 +203,31 @@ class EnergyModel(nn.Module):
     # -- the energy ------------------------------------------------------------------------------------------
 
     def under(self, contexts: Tensor | None) -> Energy:
-        """The energy of states under their contexts (M, 3, n); without contexts, of splats and pairs."""
+        """Return the energy of states under contexts (M, 3, n); without contexts, of splats and pairs."""
         tether = None if contexts is None else self.log_tether.exp()
         a, b = normalise(self.pair_a), normalise(self.pair_b)
         return Energy(self.store, contexts, tether, a, b, self.pair_weight)
 
     def splat_energy(self, x: Tensor, near: Tensor | None = None) -> Tensor:
-        """-ln of the splats' density at x (M, n), nats, (M,). ValueError without splats."""
+        """Return -ln of the splats' density at x (M, n), nats, (M,). ValueError without splats."""
         if self.store is None:
             raise ValueError("a model without splats has no energy of them")
         return Energy(self.store).total(x, near)
 
     def energy(self, x: Tensor, contexts: Tensor) -> Tensor:
-        """E(x | contexts) in nats, (M,)."""
+        """Return E(x | contexts) in nats, (M,)."""
         return self.under(contexts).total(x)
 
     def score(self, x: Tensor, contexts: Tensor) -> Tensor:
-        """-grad E on the sphere, (M, n)."""
+        """Return -grad E on the sphere, (M, n)."""
         return self.under(contexts).score(x)
 
     def settle(self, x: Tensor, contexts: Tensor, steps: int = 1) -> Tensor:
-        """x after `steps` that never raise E, (M, n)."""
+        """Return x after `steps` that never raise E, (M, n)."""
         return self.under(contexts).settle(x, steps)
 
     def stiffness(self) -> float:
-        """The largest curvature of E, for the sampler's step."""
+        """Bound the largest curvature of E, for the sampler's step."""
         kappa = self.log_tether.new_zeros(1)
         if self.store is not None:
             kappa = self.store.kappa()[self.store.active]
@@ -240,40 +236,28 @@ class EnergyModel(nn.Module):
     # -- the score at a noise level --------------------------------------------------------------------------
 
     def widened(self) -> tuple[Tensor, Tensor]:
-        """The splats' concentrations seen through each noise level, and their normalisers, (levels, N)."""
+        """Return the splats' kappa seen through each noise level, and their normalisers, (levels, N) each."""
         assert self.store is not None
         kappa = self.store.kappa()
         widened = torch.stack([widen(kappa, sigma) for sigma in self.settings.levels])
         return widened, log_peak(self.settings.n, (self.settings.n - 1) * widened.double())
 
     def score_at(self, x: Tensor, level: int, kappa: Tensor, peak: Tensor) -> Tensor:
-        """The score of states seen through noise of a level at x (M, n); a row each of `widened`, (N,)."""
+        """Return the score at x (M, n) of states seen through noise; kappa, peak: a level's of `widened`."""
         assert self.store is not None
         near, _ = self.store.best(x.detach(), self.store.neighbours, kappa.detach(), peak.detach())
         terms = self.under(None).terms(x, near)
-        kept = mean_cosine(1 / self.settings.levels[level] ** 2) ** 2
-        seen = replace(terms, kappa=kappa[near], omega=kept * self.pair_weight, log_peak=peak[near])
+        # a product of two coordinates loses the noise's mean cosine twice
+        left = mean_cosine(1 / self.settings.levels[level] ** 2) ** 2
+        seen = replace(terms, kappa=kappa[near], omega=left * self.pair_weight, log_peak=peak[near])
         return self.gains[level] * project(x, seen.pull(x))
-
-
-def _store(settings: ModelSettings) -> SplatStore:
-    return SplatStore(
-        settings.splats,
-        settings.n,
-        index=settings.index,
-        neighbours=settings.neighbours,
-        kappa_min=settings.kappa_min,
-        kappa_max=settings.kappa_max,
-        adapt=settings.adapt,
-    )
 
 
 def _encoder(settings: ModelSettings, blocks: Blocks | None) -> nn.Module:
     if settings.encoder == "window":
         return WindowEncoder(settings.n, settings.window)
     if settings.encoder == "transformer":
-        made = _given(blocks, "encoder")
-        return CausalBlocks(settings.n, settings.width, settings.n, settings.context, made)
+        return _between("encoder", settings.n, settings.n, settings, blocks)
     raise ValueError(f"encoder={settings.encoder!r} is unknown; it takes window or transformer")
 
 
@@ -282,18 +266,20 @@ def _decoder(settings: ModelSettings, blocks: Blocks | None) -> nn.Module:
     if settings.decoder == "moe":
         return Decoder(inputs, settings.hidden, V, experts=settings.experts, active=settings.active)
     if settings.decoder == "transformer":
-        return CausalBlocks(inputs, settings.width, V, settings.context, _given(blocks, "decoder"))
+        return _between("decoder", inputs, V, settings, blocks)
     raise ValueError(f"decoder={settings.decoder!r} is unknown; it takes moe or transformer")
 
 
-def _given(blocks: Blocks | None, part: str) -> Blocks:
+def _between(
+    part: str, inputs: int, outputs: int, settings: ModelSettings, blocks: Blocks | None
+) -> nn.Module:
     if blocks is None:
         raise ValueError(f"{part}='transformer' needs `blocks`, which makes its blocks")
-    return blocks
+    return CausalBlocks(inputs, settings.width, outputs, settings.context, blocks)
 
 
 def _decayed(e: Tensor, memory: float) -> Tensor:
-    """sum_{j <= t} memory^(t-j) e_j along the sequence, (B, T, n)."""
+    """Return sum_{j <= t} memory^(t-j) e_j along the sequence, (B, T, n)."""
     at = torch.arange(e.shape[1], device=e.device)
     lag = at[:, None] - at
     weights = torch.where(lag >= 0, memory ** lag.clamp(min=0).to(e.dtype), 0.0)
@@ -305,7 +291,7 @@ def _decayed(e: Tensor, memory: float) -> Tensor:
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Of the parts beside the cross-entropy; a part of weight 0 is not computed."""
+    """Weights of the parts beside the cross-entropy; a part of weight 0 is not computed."""
 
     mle: float = 1.0
     score: float = 0.1
@@ -316,7 +302,7 @@ class LossWeights:
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """What chance decides of a step's losses."""
+    """The draws of a step's losses."""
 
     scored: Tensor  # which tokens' states are noised and scored, at every level, (S,) int64
     noised: Tensor  # whose states the decoder meets settled from noise, (S',) int64; whole rows for blocks
@@ -342,12 +328,12 @@ class Objective(NamedTuple):
 
 
 def objective(
-    model: EnergyModel, logits: Tensor, targets: Tensor, kept: Kept, weights: LossWeights, draws: Draws
+    model: EnergyModel, logits: Tensor, targets: Tensor, forward: Kept, weights: LossWeights, draws: Draws
 ) -> Objective:
-    """What is minimised: logits (B, T, V), targets (B, T), and what `detailed` kept of this forward."""
+    """Compute what is minimised: logits (B, T, V), targets (B, T), and the forward as `detailed` left it."""
     scored = None
     total = loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
-    parts = {"loss": loss.detach(), "dropped_mass": kept.dropped_mass.detach()}
+    parts = {"loss": loss.detach(), "dropped_mass": forward.dropped_mass.detach()}
     n = model.settings.n
 
     def add(name: str, weight: float, part: Tensor) -> None:
@@ -356,17 +342,17 @@ def objective(
         parts[name] = part.detach()
 
     if model.store is not None and weights.mle:
-        energy = model.splat_energy(kept.states.detach(), kept.neighbours).mean()
+        energy = model.splat_energy(forward.states.detach(), forward.neighbours).mean()
         add("loss_mle", weights.mle, energy / (n - 1))
         parts["energy"] = energy.detach() - log_area(n)
     if model.store is not None and weights.score:
-        explained, scored = explained_by_level(model, kept.states[draws.scored].detach(), draws)
+        explained, scored = explained_by_level(model, forward.states[draws.scored].detach(), draws)
         add("loss_dsm", weights.score, 1 - torch.stack(explained).mean())
         parts |= {r2_column(s): r2.detach() for s, r2 in zip(model.settings.levels, explained, strict=True)}
     if weights.noised:
-        add("loss_noised", weights.noised, noised_loss(model, kept, targets, draws))
-    if kept.routing is not None:
-        routing = kept.routing
+        add("loss_noised", weights.noised, noised_loss(model, forward, targets, draws))
+    if forward.routing is not None:
+        routing = forward.routing
         add("balance", weights.balance, balance_loss(routing.indices, routing.probabilities))
         add("router_z", weights.z, router_z_loss(routing.logits))
         parts |= expert_loads(routing)
@@ -375,23 +361,23 @@ def objective(
 
 
 def log_area(n: int) -> float:
-    """ln of the surface of S^(n-1): the energy of the uniform law."""
+    """Return ln of the surface of S^(n-1): the energy of the uniform law."""
     return math.log(2) + n / 2 * math.log(math.pi) - math.lgamma(n / 2)
 
 
 def r2_column(sigma: float) -> str:
-    """The column of the share of the score explained at a level: `r2_0p05`."""
+    """Name the column of the share of the score explained at a level: `r2_0p05`."""
     return f"r2_{level_name(sigma)}"
 
 
 def level_name(sigma: float) -> str:
-    """A noise level in the name of a column, to its last digit: `0p05`."""
+    """Write a noise level for the name of a column, to its last digit: `0p05`."""
     return np.format_float_positional(sigma, trim="-").replace(".", "p")
 
 
 def expert_loads(routing: Routing) -> dict[str, Tensor]:
-    """The share of (token, place) pairs that each expert has, `load_0` and so on; `load_max`: the largest
-    share of tokens that have one expert as their first."""
+    """Return the share of (token, place) pairs that each expert has, `load_0` and so on, and as `load_max`
+    the largest share of tokens that have one expert as their first."""
     experts = range(routing.probabilities.shape[-1])
     loads = {f"load_{e}": (routing.indices == e).float().mean() for e in experts}
     first = torch.stack([(routing.indices[:, 0] == e).float().mean() for e in experts])
@@ -399,23 +385,23 @@ def expert_loads(routing: Routing) -> dict[str, Tensor]:
 
 
 def explained_by_level(model: EnergyModel, states: Tensor, draws: Draws) -> tuple[list[Tensor], Scored]:
-    """R² of the model's score of noised states (S, n), 0-dim for each level, and what was scored."""
+    """Return R² of the model's score of noised states (S, n), 0-dim for each level, and what was scored."""
     kappas, peaks = model.widened()
-    found = []
+    explained = []
     scored = Scored([], [])
     for level, sigma in enumerate(model.settings.levels):
         x = add_noise(states, sigma, draws.noise, generator=draws.generator)
         target = score_target(x, states, sigma, draws.noise)
         score = model.score_at(x, level, kappas[level], peaks[level])
-        found.append(r_squared(score, target))
+        explained.append(r_squared(score, target))
         scored.x.append(x)
         scored.scores.append(score.detach())
-    return found, scored
+    return explained, scored
 
 
 @torch.no_grad()
 def score_shift(model: EnergyModel, scored: Scored) -> Tensor:
-    """rms of the change of the scores since they were taken over their rms, mean over the levels, 0-dim."""
+    """Return the rms of the scores' change since then over their rms, mean over the levels, 0-dim."""
     kappas, peaks = model.widened()
     shares = []
     for level, (x, before) in enumerate(zip(scored.x, scored.scores, strict=True)):
@@ -424,13 +410,13 @@ def score_shift(model: EnergyModel, scored: Scored) -> Tensor:
     return torch.stack(shares).mean()
 
 
-def noised_loss(model: EnergyModel, kept: Kept, targets: Tensor, draws: Draws) -> Tensor:
-    """Cross-entropy of tokens decoded from states that settled from a noised start, levels in turn."""
-    part = kept.at(draws.noised)
+def noised_loss(model: EnergyModel, forward: Kept, targets: Tensor, draws: Draws) -> Tensor:
+    """Return the cross-entropy of tokens decoded from states settled from a noised start, levels in turn."""
+    part = forward.at(draws.noised)
     levels = torch.tensor(model.settings.levels, device=part.states.device)
     sigma = levels[torch.arange(len(part.states), device=levels.device) % len(levels)]
     start = add_noise(part.states.detach(), sigma, draws.noise, generator=draws.generator)
     settled = model.settle(start, part.contexts)
-    rows = max(1, len(draws.noised) * kept.rows // len(kept.states))
+    rows = max(1, len(draws.noised) * forward.rows // len(forward.states))
     logits, _ = model.decode(settled, part.states, rows)
     return F.cross_entropy(logits.float(), targets.flatten()[draws.noised])

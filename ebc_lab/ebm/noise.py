@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from .sphere import checkable, distance, exp, log, project, widened
+from .sphere import checkable, distance, exp, log, project, randn, widened
 from .vmf import Number, bessel_ratio, check_dimension, mean_cosine, sample
 
 LEVELS = (0.01, 0.05, 0.1, 0.2, 0.5)
@@ -28,7 +28,7 @@ SERIES = (1 / 3, 1 / 45, 2 / 945, 1 / 4725, 2 / 93555, 1382 / 638512875, 4 / 182
 def add_noise(
     y: Tensor, sigma: float | Tensor, kind: str = "vmf", *, generator: torch.Generator | None
 ) -> Tensor:
-    """A noisy point x for each row of y (..., n).
+    """Draw a noisy point x for each row of y (..., n).
 
     sigma is in radians, a number or a tensor that broadcasts to y's leading shape. ValueError for an unknown
     kind and for sigma outside (0, pi/2).
@@ -42,14 +42,12 @@ def add_noise(
     if kind == "vmf":
         raw = ((n - 1) / level.double() ** 2).expand(y.shape[:-1])
         return sample(y.reshape(-1, n), raw.reshape(-1), generator).reshape(y.shape)
-    device = y.device if generator is None else generator.device
-    step = torch.randn(y.shape, dtype=y.dtype, device=device, generator=generator).to(y.device)
     width = (level / math.sqrt(n - 1)).to(y.dtype).unsqueeze(-1)
-    return exp(y, width * project(y, step))
+    return exp(y, width * project(y, randn(y, generator)))
 
 
 def score_target(x: Tensor, y: Tensor, sigma: float | Tensor, kind: str = "vmf") -> Tensor:
-    """The gradient at x, on the sphere, of the log density of noise of level sigma around y; (..., n).
+    """Return the gradient at x, on the sphere, of the log density of noise of level sigma around y, (..., n).
 
     vmf: (n - 1) / sigma^2 project(x, y). geodesic: log_x(y) [(n - 1) / sigma^2 - (n - 2) (1/t - cot t) / t],
     t the angle; the second term is the volume element's (steps of more than half a turn are left out).
@@ -68,19 +66,17 @@ def score_target(x: Tensor, y: Tensor, sigma: float | Tensor, kind: str = "vmf")
 
 
 def _volume_term(t: Tensor) -> Tensor:
-    """(1/t - cot t) / t, float64 of t's shape; 1/3 at 0."""
+    """Return (1/t - cot t) / t, float64 of t's shape; 1/3 at 0."""
     square = t * t
     near = torch.zeros_like(t)
     for coefficient in reversed(SERIES):
         near = near * square + coefficient
-    far = torch.where(
-        t < SERIES_BELOW, 1.0, t
-    )  # keeps the branch that is not taken, and its gradient, finite
+    far = torch.where(t < SERIES_BELOW, 1.0, t)  # keeps the branch not taken, and its gradient, finite
     return torch.where(t < SERIES_BELOW, near, (1 / far - 1 / torch.tan(far)) / far)
 
 
 def expected_square(n: int, sigma: float) -> float:
-    """E|target|^2 of the vmf kernel, (n - 1) K A_n(K) with K = (n - 1) / sigma^2."""
+    """Return E|target|^2 of the vmf kernel, (n - 1) K A_n(K) with K = (n - 1) / sigma^2."""
     check_level(sigma)
     check_dimension(n)
     raw = (n - 1) / sigma**2
@@ -88,7 +84,7 @@ def expected_square(n: int, sigma: float) -> float:
 
 
 def r_squared(score: Tensor, target: Tensor) -> Tensor:
-    """1 - sum|score - target|^2 / sum|target|^2 over all rows, 0-dim: 0 for the zero predictor, 1 at best.
+    """Return 1 - sum|score - target|^2 / sum|target|^2 over all rows, 0-dim: 0 of predicting 0, 1 at best.
 
     Formed as sum s.(2t - s) / sum|t|^2, the same number without the difference from 1, as it may be 1e-4.
     """
@@ -97,18 +93,18 @@ def r_squared(score: Tensor, target: Tensor) -> Tensor:
 
 
 def widen(kappa: Number, sigma: float | Tensor) -> Number:
-    """kappa of a splat seen through noise of level sigma: mean cosines multiply, a' = a(kappa) a(1/sigma^2).
+    """Return a splat's kappa seen through noise sigma: mean cosines multiply, a' = a(kappa) a(1/sigma^2).
 
     kappa' = a' / (1 - a'^2), formed as b / (1 / kappa + a b sigma^2) with b = a(1/sigma^2): nothing cancels.
     """
     check_level(sigma)
     variance = sigma * sigma
-    kept = 2 / (variance + (variance * variance + 4) ** 0.5)
-    return cast(Number, kept / (1 / kappa + mean_cosine(kappa) * kept * variance))
+    cosine = 2 / (variance + (variance * variance + 4) ** 0.5)  # the noise's, a(1/sigma^2)
+    return cast(Number, cosine / (1 / kappa + mean_cosine(kappa) * cosine * variance))
 
 
 def matched_r2(kappa: Number, sigma: float | Tensor) -> Number:
-    """R^2 of the best score where states spread around a splat as the splat does: k s^2 / (1 + k s^2).
+    """Return R^2 of the best score where states spread as their splat does: k s^2 / (1 + k s^2).
 
     That is the flat space's value; the sphere's, kappa' s^2 a(kappa) by `widen`, is 5% lower at 0.5 rad.
     """
@@ -118,19 +114,19 @@ def matched_r2(kappa: Number, sigma: float | Tensor) -> Number:
 
 
 def ceiling_r2(kappa: Number, sigma: float | Tensor) -> Number:
-    """R^2 of a splat's score where all its states are copies of one point: 1 - (1 - kappa' sigma^2)^2."""
+    """Return R^2 of a splat's score where its states are copies of one point: 1 - (1 - kappa' sigma^2)^2."""
     missing = 1 - widen(kappa, sigma) * sigma * sigma
     return cast(Number, 1 - missing * missing)
 
 
 def check_level(sigma: float | Tensor) -> None:
-    """ValueError for a noise level outside (0, pi/2) radians."""
+    """Raise ValueError for a noise level outside (0, pi/2) radians."""
     levels = torch.as_tensor(sigma)
     if checkable(levels) and not bool(((levels > 0) & (levels < math.pi / 2)).all()):
         raise ValueError(f"a noise level is an rms angle between 0 and pi/2 rad, not {sigma}")
 
 
 def check_kind(kind: str) -> None:
-    """ValueError for an unknown kernel."""
+    """Raise ValueError for an unknown kernel."""
     if kind not in KINDS:
         raise ValueError(f"noise is one of {', '.join(KINDS)}, not {kind!r}")

@@ -17,13 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from .sphere import distance, normalise
-from .store import SplatStore, Wins, totals
+from .starts import counts_of, totals
+from .store import SplatStore, Wins
 from .vmf import mean_cosine
 
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 Integers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
-
-__all__ = ["Event", "HistoryBuffer", "Pile", "PowerLaw", "drive", "novelty", "power_law", "topple"]
 
 LEAK: Final = 0.99  # of a splat's stress, each win
 MERGE: Final = 0.1  # radians: members this close to their splat make it wider instead of a new one
@@ -40,7 +39,7 @@ STEEPEST: Final = 30.0
 
 
 def novelty(angle: Tensor, kappa: float | Tensor, n: int) -> Tensor:
-    """How far a state lies beyond its splat's shell, as a share of the shell's angle.
+    """Measure how far a state lies beyond its splat's shell, as a share of the shell's angle.
 
     max(0, angle / arccos a(kappa) - 1 - 2 / sqrt(2 (n - 1))), angles in radians, any shape; kappa per degree
     of freedom. The angles of a bump's own states differ from arccos a(kappa) by a share of
@@ -70,16 +69,17 @@ def topple(
     part = conserved / max(1, neighbours.shape[1])
     while bool((over := stress >= threshold).any()):
         rows = over.nonzero().squeeze(1)
-        given = (part * stress[rows]).unsqueeze(1).expand(-1, neighbours.shape[1])
+        # all at once: what they give is taken before any of them receives
+        passed_on = (part * stress[rows]).unsqueeze(1).expand(-1, neighbours.shape[1])
         stress[rows] = 0
-        stress.index_add_(0, neighbours[rows].flatten(), given.flatten())
+        stress.index_add_(0, neighbours[rows].flatten(), passed_on.flatten())
         topplings[rows] += 1
         sweeps.append(len(rows))
     return stress, topplings, sweeps
 
 
 def check_pile(threshold: float, conserved: float) -> None:
-    """ValueError for a pile that would not come to rest."""
+    """Raise ValueError for a pile that would not come to rest."""
     if not 0 <= conserved < 1:
         raise ValueError(
             f"a pile comes to rest only if it loses stress: conserved must lie in [0, 1), not {conserved}."
@@ -96,7 +96,7 @@ def drive(store: SplatStore, wins: Wins) -> None:
     far out on average, at any number of splats or states a step.
     """
     new = novelty(wins.angle, store.width()[wins.winner], store.n)
-    counts = torch.zeros_like(store.age).scatter_add_(0, wins.winner, torch.ones_like(wins.winner))
+    counts = counts_of(wins.winner, store.capacity)
     store.stress.mul_(LEAK ** counts.to(store.stress)).add_(totals(wins.winner, new, store.capacity))
 
 
@@ -126,11 +126,7 @@ class HistoryBuffer(nn.Module):
     @torch.no_grad()
     def add(self, states: Tensor, wins: Wins) -> None:
         """Keep states (M, n) and who won them; of more than `capacity`, the last."""
-        states, winner, angle = (
-            states[-self.capacity :],
-            wins.winner[-self.capacity :],
-            wins.angle[-self.capacity :],
-        )
+        states, winner, angle = (values[-self.capacity :] for values in (states, *wins))
         places = (self.position + torch.arange(len(states), device=self.position.device)) % self.capacity
         self.states.index_copy_(0, places, states.detach().to(self.states.dtype))
         self.winners.index_copy_(0, places, winner)
@@ -140,12 +136,12 @@ class HistoryBuffer(nn.Module):
 
     @torch.no_grad()
     def forget(self, rows: Tensor) -> None:
-        """Nobody won the states of splats whose place (m,) is used anew."""
+        """Leave the states of splats whose place (m,) is used anew without a winner."""
         self.winners.masked_fill_(torch.isin(self.winners, rows), NOBODY)
 
 
 class Event(NamedTuple):
-    """What one check did.
+    """The outcome of one check.
 
     `rows_changed`: places used anew, int64 (m,), whose optimizer state and copies are stale.
     `consolidations`: new splats and widened ones. `topplings`: the size of the avalanche. `sweeps`: the
@@ -198,19 +194,16 @@ class Pile(nn.Module):
             if parent not in changed:
                 consolidations += self._consolidate(store, parent, limit, changed)
         self.sizes.append(int(topplings.sum()))
-        return Event(
-            torch.tensor(changed, dtype=torch.int64, device=rows.device),
-            consolidations,
-            self.sizes[-1],
-            sweeps,
-        )
+        rows_changed = torch.tensor(changed, dtype=torch.int64, device=rows.device)
+        return Event(rows_changed, consolidations, self.sizes[-1], sweeps)
 
     def _consolidate(self, store: SplatStore, parent: int, limit: int, changed: list[int]) -> bool:
-        """Make a splat of the far states `parent` won, or `parent` as wide as all it won; whether it did."""
+        """Make a splat of the far states `parent` won, or widen `parent` to all it won; tell whether."""
         won = (self.buffer.winners == parent).nonzero().squeeze(1)
         far = won[novelty(self.buffer.angles[won], store.width()[parent], store.n) > 0]
         if len(far) < 2:
             return False
+        # close to its splat, the members' mean makes that one wider
         mean = normalise(self.buffer.states[far]).mean(0)
         centre, home = normalise(mean), normalise(store.mu[parent])
         if float(distance(centre, home)) < MERGE:
@@ -220,6 +213,7 @@ class Pile(nn.Module):
         row = _room(store, len(far), limit, [parent, *changed])
         if row is None:
             return False
+        # else a splat of their own, which takes its share of the parent's weight
         share = min(max(len(far) / len(won), SHARE[0]), SHARE[1])
         self._split(store, parent, row, share, mean)
         self.buffer.winners[far] = row
@@ -228,7 +222,7 @@ class Pile(nn.Module):
         return True
 
     def _split(self, store: SplatStore, parent: int, row: int, share: float, mean: Tensor) -> None:
-        """A splat in `row` at the mean of its members, with its share of the parent's weight and wins."""
+        """Put a splat in `row` at the mean of its members, with its share of the parent's weight and wins."""
         rows = torch.tensor([row], device=mean.device)
         old = torch.tensor([parent], device=mean.device)
         self.buffer.forget(rows)
@@ -239,7 +233,7 @@ class Pile(nn.Module):
         store.frequency[old] = (1 - share) * frequency
 
     def get_extra_state(self) -> dict[str, Tensor]:
-        """The sizes of the avalanches, int64."""
+        """Return the sizes of the avalanches, int64."""
         return {"sizes": torch.tensor(self.sizes, dtype=torch.int64)}
 
     def set_extra_state(self, state: Any) -> None:
@@ -247,18 +241,18 @@ class Pile(nn.Module):
 
 
 def _graph(store: SplatStore, rows: Tensor, neighbours: int) -> Tensor:
-    """The nearest other splats of each of rows (N,), as places in `rows`: (N, d), d <= neighbours."""
+    """Find the nearest other splats of each of rows (N,), as places in `rows`: (N, d), d <= neighbours."""
     count = min(neighbours + 1, len(rows))
-    found = store.nearest(store.directions()[rows], count)
-    itself = (found == rows.unsqueeze(1)).long()
-    others = found.gather(1, itself.argsort(dim=1, stable=True))[:, : count - 1]
+    nearest = store.nearest(store.directions()[rows], count)
+    itself = (nearest == rows.unsqueeze(1)).long()
+    others = nearest.gather(1, itself.argsort(dim=1, stable=True))[:, : count - 1]
     places = torch.empty(store.capacity, dtype=torch.int64, device=rows.device)
     places[rows] = torch.arange(len(rows), device=rows.device)
     return places[others]
 
 
-def _room(store: SplatStore, members: int, limit: int, kept: list[int]) -> int | None:
-    """A free place within the limit, else that of the least frequent splat if it is rarer than the members.
+def _room(store: SplatStore, members: int, limit: int, spared: list[int]) -> int | None:
+    """Find a free place within the limit, else the least frequent splat's if it is rarer than the members.
 
     Its weight and wins go to its nearest neighbour. None where every other splat is more frequent.
     """
@@ -266,7 +260,7 @@ def _room(store: SplatStore, members: int, limit: int, kept: list[int]) -> int |
     if len(free):
         return int(free[0])
     frequency = store.frequency.masked_fill(~store.active, math.inf)
-    frequency[kept] = math.inf
+    frequency[spared] = math.inf
     row = frequency.argmin()
     if not float(frequency[row]) < members:
         return None
@@ -322,14 +316,14 @@ def power_law(sizes: list[int] | Tensor) -> PowerLaw | None:
 
 
 def _power_logs(values: Integers, alpha: float, xmin: int) -> Floats:
-    """ln p of each value under the power law from xmin on."""
+    """Return ln p of each value under the power law from xmin on."""
     from scipy.special import zeta
 
     return cast(Floats, -alpha * np.log(values) - np.log(zeta(alpha, xmin)))
 
 
 def _fitted_power(tail: Integers, xmin: int) -> tuple[float, float, int]:
-    """The Kolmogorov-Smirnov distance of the likeliest power law of the tail, its exponent, and xmin."""
+    """Return the Kolmogorov-Smirnov distance of the tail's likeliest power law, its exponent, and xmin."""
     from scipy.optimize import minimize_scalar
     from scipy.special import zeta
 
@@ -344,7 +338,7 @@ def _fitted_power(tail: Integers, xmin: int) -> tuple[float, float, int]:
 
 
 def _lognormal_logs(values: Integers, counts: Integers, xmin: int) -> Floats:
-    """ln p of each value under the likeliest log-normal, rounded to integers and cut at xmin."""
+    """Return ln p of each value under the likeliest log-normal, rounded to integers and cut at xmin."""
     from scipy.optimize import minimize
 
     logs = np.log(values)
@@ -352,8 +346,8 @@ def _lognormal_logs(values: Integers, counts: Integers, xmin: int) -> Floats:
     spread = math.sqrt(float(counts @ (logs - mean) ** 2 / counts.sum())) + 1e-3
 
     def loss(place: Floats) -> float:
-        found = -float(counts @ _lognormal_at(values, xmin, place))
-        return found if math.isfinite(found) else 1e300
+        nats = -float(counts @ _lognormal_at(values, xmin, place))
+        return nats if math.isfinite(nats) else 1e300
 
     starts = ([mean, math.log(spread)], [mean - 10 * spread, math.log(4 * spread)])
     options = {"maxiter": 2000, "xatol": 1e-6, "fatol": 1e-8}
@@ -373,7 +367,7 @@ def _lognormal_at(values: Integers, xmin: int, place: Floats) -> Floats:
 
 
 def _vuong(differences: Floats, counts: Integers) -> tuple[float, float]:
-    """The sum of log-likelihood differences and its two-sided p, by their own spread (Vuong 1989)."""
+    """Return the sum of log-likelihood differences and its two-sided p, by their own spread (Vuong 1989)."""
     total = int(counts.sum())
     ratio = float(counts @ differences)
     variance = float(counts @ (differences - ratio / total) ** 2) / total

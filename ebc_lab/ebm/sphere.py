@@ -18,46 +18,52 @@ NEAR_ANTIPODE = 1e-7  # of 1 + x.y: closer to -x than this, no one geodesic join
 
 
 def widened(x: Tensor) -> Tensor:
-    """x in float32 where it is in half precision, else x itself."""
+    """Return x in float32 where it is in half precision, else x itself."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def checkable(x: Tensor) -> bool:
-    """Whether values of x may be looked at: not while a CUDA graph is being captured."""
+    """Tell whether values of x may be looked at: not while a CUDA graph is being captured."""
     return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
-    """x.y of each row, (..., 1)."""
+    """Return x.y of each row, (..., 1)."""
     return (x * y).sum(-1, keepdim=True)
 
 
 def norm(x: Tensor) -> Tensor:
-    """|x| of each row, (..., 1); its derivative at 0 is 0."""
+    """Return |x| of each row, (..., 1); its derivative at 0 is 0."""
     return cast(Tensor, torch.linalg.vector_norm(x, dim=-1, keepdim=True))
 
 
 def normalise(x: Tensor) -> Tensor:
-    """x / |x| for each row, (..., n); a row of zeros, which has no direction, stays zero."""
+    """Return x / |x| for each row, (..., n); a row of zeros, which has no direction, stays zero."""
     x = widened(x)
     return x / norm(x).clamp_min(torch.finfo(x.dtype).tiny)
 
 
+def randn(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw N(0, I) of x's shape and dtype on the generator's device, and move it to x's."""
+    device = x.device if generator is None else generator.device
+    return torch.randn(x.shape, dtype=x.dtype, device=device, generator=generator).to(x.device)
+
+
 def project(x: Tensor, v: Tensor) -> Tensor:
-    """The part of v tangent at x, v - (x.v) x, (..., n)."""
+    """Return the part of v tangent at x, v - (x.v) x, (..., n)."""
     x, v = widened(x), widened(v)
     return v - dot(x, v) * x
 
 
 def metric(x: Tensor) -> Tensor:
-    """The projection as a matrix, I - x x^T, (..., n, n): the metric that R^n induces at x."""
+    """Return the projection as a matrix, I - x x^T, (..., n, n): the metric that R^n induces at x."""
     x = widened(x)
     identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     return identity - x.unsqueeze(-1) * x.unsqueeze(-2)
 
 
 def distance(x: Tensor, y: Tensor) -> Tensor:
-    """The angle between x and y in radians, (...); its gradient is 0, not NaN, at angle 0."""
+    """Return the angle between x and y in radians, (...); its gradient is 0, not NaN, at angle 0."""
     return _angle(widened(x), widened(y)).squeeze(-1)
 
 
@@ -66,14 +72,14 @@ def _angle(x: Tensor, y: Tensor) -> Tensor:
 
 
 def exp(x: Tensor, v: Tensor) -> Tensor:
-    """Where the geodesic from x with tangent velocity v is at time 1, (..., n)."""
+    """Follow the geodesic from x with tangent velocity v until time 1, (..., n)."""
     x, v = widened(x), widened(v)
     angle = norm(v)
     return normalise(torch.cos(angle) * x + torch.sinc(angle / math.pi) * v)
 
 
 def log(x: Tensor, y: Tensor) -> Tensor:
-    """The tangent vector at x whose exponential is y, (..., n): its length is the angle.
+    """Return the tangent vector at x whose exponential is y, (..., n): its length is the angle.
 
     ValueError where y lies opposite to x: every direction leads there.
     """
@@ -87,7 +93,7 @@ def log(x: Tensor, y: Tensor) -> Tensor:
 
 
 def transport(x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-    """The tangent vector v at x carried along the geodesic to y, (..., n): an isometry of the tangent spaces.
+    """Carry the tangent vector v at x along the geodesic to y, (..., n): an isometry of the tangent spaces.
 
     v - (y.v) / (1 + x.y) (x + y). ValueError where y lies opposite to x.
     """
@@ -98,7 +104,7 @@ def transport(x: Tensor, y: Tensor, v: Tensor) -> Tensor:
 
 
 def geodesic(x: Tensor, v: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Point and velocity after time t on the geodesic from x with tangent velocity v, both (..., n).
+    """Return point and velocity after time t on the geodesic from x with tangent velocity v, (..., n) each.
 
     t is a number or a tensor of the leading shape.
     """
@@ -112,7 +118,7 @@ def geodesic(x: Tensor, v: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_not_opposite(x: Tensor, y: Tensor) -> None:
-    """ValueError where 1 + x.y < 1e-7 in some row."""
+    """Raise ValueError where 1 + x.y < 1e-7 in some row."""
     if not checkable(x):
         return
     both = (x + y).detach()

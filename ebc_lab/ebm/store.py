@@ -9,7 +9,7 @@
 * Approximate search takes candidates from where the splats were when the index was built; they are ranked
   anew where the splats are now.
 
-Sums over states are added as integers: they have the same bits in any order, on any device.
+Sums over states have the same bits in any order, on any device (`totals`).
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from . import vmf
-from .index import NeighbourIndex, check_kind, exact_search, first_largest, largest, rows_at_once
+from .index import NeighbourIndex, best_logits, check_kind, exact_search, largest, rows_at_once
 from .sphere import distance, normalise
+from .starts import closest, counts_of, spherical_kmeans, totals
 from .vmf import concentration_of, mean_cosine
-
-__all__ = ["Gathered", "SplatStore", "Wins", "spherical_kmeans", "splats_at", "totals"]
 
 ADAPT: Final = ("statistics", "gradient")
 KEEP: Final = 0.99  # of a splat's frequency, each step
@@ -36,13 +35,8 @@ DEAD: Final = 0.1  # of a fair share of the states
 TELLING: Final = 4  # states a splat below which a count of none does not show that a splat is dead
 FIRST_KAPPA: Final = 10.0
 FIRST_ALPHA: Final = 1.0
-FLOOR: Final = -80.0  # of a logit below the best; exp is slow where it underflows
-UNITS: Final = 2.0**32  # to the integer in which sums are added
 
-PHASES: Final = (1, 6, 10)  # tenths of the splats, in each third of the steps
-FEWEST: Final = 16
 COVERED_OVER: Final = 20  # states a splat: the latest that `coverage` looks at
-TOKENS_EACH: Final = 20  # of the training text, at least, for one splat
 
 
 class Wins(NamedTuple):
@@ -59,68 +53,6 @@ class Gathered(NamedTuple):
     log_pi: Tensor
     kappa: Tensor
     log_peak: Tensor
-
-
-# -- curriculum and first places -----------------------------------------------------------------------------
-
-
-def phase_at(step: int, steps: int) -> int:
-    """Which third of the steps a step is in: 0, 1 or 2."""
-    return int(step >= steps // 3) + int(step >= 2 * steps // 3)
-
-
-def splats_at(step: int, steps: int, most: int, tokens: int) -> int:
-    """Splats in use at a step: 0.1, 0.6 and 1 of them in the three thirds of the steps, at least 16.
-
-    `most` are allowed, and no more than one for 20 of the `tokens` of training text.
-    """
-    phase = phase_at(step, steps)
-    return min(most, max(FEWEST, min(most, tokens // TOKENS_EACH) * PHASES[phase] // 10))
-
-
-def spherical_kmeans(
-    states: Tensor, k: int, rng: np.random.Generator, rounds: int = 4
-) -> tuple[Tensor, Tensor]:
-    """Centres (k, n), unit vectors, and the centre of each state, int64 (M,), after a few rounds.
-
-    Starts from k of the states (M, n), drawn without replacement. A centre that nobody is near moves to the
-    state farthest from its own. ValueError for k outside 1 to M.
-    """
-    if not 1 <= k <= len(states):
-        raise ValueError(f"{k} centres were asked of {len(states)} states: ask for 1 to {len(states)}.")
-    with torch.no_grad():
-        points = normalise(states)
-        centres = points[torch.from_numpy(rng.choice(len(points), k, replace=False)).to(points.device)]
-        for _ in range(rounds):
-            cosine, labels = _closest(points, centres)
-            sums = totals(labels, points, k)
-            empty = (sums == 0).all(dim=1)
-            farthest = cosine.argsort(stable=True)[: int(empty.sum())]
-            centres = normalise(sums.to(points.dtype))
-            centres[empty] = points[farthest]
-        return centres, _closest(points, centres)[1]
-
-
-def _closest(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest cosine of each point with the centres, and whose it is: (M,) each."""
-    cosines, labels = [], []
-    with torch.autocast(points.device.type, enabled=False):
-        for part in torch.split(points, rows_at_once(len(centres))):
-            values = part @ centres.T
-            best = first_largest(values)
-            cosines.append(values.gather(1, best.unsqueeze(1)).squeeze(1))
-            labels.append(best)
-    return torch.cat(cosines), torch.cat(labels)
-
-
-def totals(winner: Tensor, values: Tensor, places: int) -> Tensor:
-    """Sums of values (M,) or (M, n) over the states of each place, float64 (places,) or (places, n).
-
-    Added as integers in units of 2^-32, so that the order of the states changes no bit.
-    """
-    counted = (values.double() * UNITS).round().long()
-    sums = torch.zeros((places, *values.shape[1:]), dtype=torch.int64, device=values.device)
-    return sums.index_add_(0, winner, counted).double() / UNITS
 
 
 # -- the store -----------------------------------------------------------------------------------------------
@@ -158,8 +90,15 @@ class SplatStore(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _check_store(capacity, n, neighbours, kappa_min, kappa_max)
-        check_adapt(adapt)
+        if capacity < 1 or neighbours < 1:
+            raise ValueError(f"a store needs places and neighbours, not {capacity} and {neighbours}.")
+        if n < 2:
+            raise ValueError(f"a sphere needs n >= 2 dimensions around it, not {n}.")
+        if not 0 < kappa_min <= kappa_max < math.inf:
+            limits = f"{kappa_min} and {kappa_max}"
+            raise ValueError(f"the limits of kappa must be over 0 and in order, not {limits}.")
+        if adapt not in ADAPT:
+            raise ValueError(f"store.adapt {adapt!r} is unknown: choose one of {', '.join(ADAPT)}.")
         NeighbourIndex(index, recall, seed)  # refuses now what it would refuse at the first search
         self.capacity, self.n, self.neighbours = capacity, n, neighbours
         self.kind, self.recall, self.seed = check_kind(index), recall, seed
@@ -177,13 +116,11 @@ class SplatStore(nn.Module):
         self.register_buffer("alpha", torch.zeros(capacity))
         self.register_buffer("concentration", torch.full((capacity,), first))
         self.register_buffer("frequency", torch.zeros(capacity))
-        self.register_buffer("age", torch.zeros(capacity, dtype=torch.int64))
+        self.register_buffer("age", torch.zeros_like(self.active, dtype=torch.int64))
         self.register_buffer("resultant", mean_cosine(self.concentration))
         self.register_buffer("stress", torch.zeros(capacity))
         self.register_buffer("seen", torch.tensor(0))  # states observed so far
-        self.register_buffer(
-            "last_won", torch.zeros(capacity, dtype=torch.int64)
-        )  # `seen` after its last win
+        self.register_buffer("last_won", torch.zeros_like(self.age))  # `seen` after its last win
         self.register_buffer("rows", torch.empty(0, dtype=torch.int64), persistent=False)  # of `active`
 
     def __len__(self) -> int:
@@ -195,28 +132,28 @@ class SplatStore(nn.Module):
     # -- what the energy reads -------------------------------------------------------------------------------
 
     def directions(self) -> Tensor:
-        """mu with unit rows (capacity, n), also where no splat is; gradients pass."""
+        """Return mu with unit rows (capacity, n), also where no splat is; gradients pass."""
         return normalise(self.mu)
 
     def width(self) -> Tensor:
-        """kappa within its limits (capacity,), not divided by `kappa_divisor`: how wide the states lie."""
+        """Return kappa within its limits (capacity,), before `kappa_divisor`: how wide the states lie."""
         if self.adapt == "statistics":
             return self.concentration.clamp(self.kappa_min, self.kappa_max)
         return self.log_kappa.clamp(math.log(self.kappa_min), math.log(self.kappa_max)).exp()
 
     def kappa(self) -> Tensor:
-        """The concentration per degree of freedom (capacity,) that the energy uses: width / kappa_divisor."""
+        """Return the concentrations per degree of freedom that the energy uses, width / kappa_divisor."""
         return self.width() if self.kappa_divisor == 1 else self.width() / self.kappa_divisor
 
     def log_pi(self) -> Tensor:
-        """ln of each splat's share of alpha among the active ones (capacity,); -inf where none is."""
+        """Return ln of each splat's share of alpha among the active ones (capacity,); -inf where none is."""
         if self.adapt == "gradient":
             return self.log_alpha.masked_fill(~self.active, -math.inf).log_softmax(0)
         weights = torch.where(self.active, self.alpha, 0.0)
         return torch.log(weights / weights.sum())
 
     def log_peak(self) -> Tensor:
-        """ln of each splat's density at its own mu, float64 (capacity,), at `kappa()`.
+        """Return ln of each splat's density at its own mu, float64 (capacity,), at `kappa()`.
 
         A step reads it many times between two changes of kappa: the latest answer is kept.
         """
@@ -228,14 +165,14 @@ class SplatStore(nn.Module):
         return self._peak[1]
 
     def gather(self, indices: Tensor) -> Gathered:
-        """The splats of indices (M, K), differentiable in whatever is trained."""
+        """Gather the splats of indices (M, K), differentiable in whatever is trained."""
         mu = functional.embedding(indices, self.directions())
         return Gathered(mu, self.log_pi()[indices], self.kappa()[indices], self.log_peak()[indices])
 
     # -- search ----------------------------------------------------------------------------------------------
 
     def nearest(self, x: Tensor, k: int) -> Tensor:
-        """The k active splats with the largest mu.x for each x (M, n), falling: int64 (M, k).
+        """Find the k active splats with the largest mu.x for each x (M, n), falling: int64 (M, k).
 
         ValueError where fewer than k are active. An approximate index may miss some.
         """
@@ -250,7 +187,7 @@ class SplatStore(nn.Module):
     def best(
         self, x: Tensor, k: int, kappa: Tensor | None = None, log_peak: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The k splats with the largest logit for each x (M, n), int64 (M, k), and the mean mass of the rest.
+        """Find the k splats of the largest logits for each x (M, n), int64 (M, k), and the others' mean mass.
 
         The logit is ln pi + log_peak - kappa (n - 1) (1 - mu.x), at `kappa()` or the `kappa` and `log_peak`
         given (capacity,). The dropped mass is 0-dim, NaN where an approximate index cannot tell. Where fewer
@@ -270,8 +207,8 @@ class SplatStore(nn.Module):
             whole = not k <= len(self) < self.capacity
             rows = slice(None) if whole else self.rows
             scaled = raw[rows].unsqueeze(1) * directions[rows]
-            found, dropped = _best_logits(x, scaled, offset[rows], k)
-            return found if whole else self.rows[found], dropped
+            places, dropped = best_logits(x, scaled, offset[rows], k)
+            return places if whole else self.rows[places], dropped
 
     def rebuild_index(self) -> None:
         """Build the approximate index where the splats are now; the exact kind has none."""
@@ -282,18 +219,18 @@ class SplatStore(nn.Module):
         self._index = NeighbourIndex(self.kind, self.recall, self.seed).build(points, self.neighbours)
 
     def _approximate(self, k: int) -> bool:
-        """Whether the index is asked for k splats; few of them are searched exactly."""
+        """Tell whether the index is asked for k splats; few of them are searched exactly."""
         return self.kind != "exact" and len(self) >= 2 * max(k, self.neighbours)
 
     def _rank(
         self, x: Tensor, directions: Tensor, offset: Tensor | None, raw: Tensor | None, k: int
     ) -> tuple[Tensor, Tensor]:
-        """The best k of the index's candidates, ranked where the splats are now: values and rows, (M, k)."""
+        """Rank the index's candidates where the splats are now: values and rows of the best k, (M, k)."""
         if self._index is None:
             self.rebuild_index()
         assert self._index is not None
         count = 2 * max(k, self.neighbours)
-        values, found = [], []
+        values, rows = [], []
         for part in torch.split(x, rows_at_once(count * self.n)):
             candidates = self._rows.to(x.device)[self._index.search(part, count)]
             scores = (directions[candidates] @ part.unsqueeze(2)).squeeze(2)
@@ -301,8 +238,8 @@ class SplatStore(nn.Module):
                 scores = offset[candidates] + raw[candidates] * scores
             top, places = largest(scores, k)
             values.append(top)
-            found.append(candidates.gather(1, places))
-        return torch.cat(values), torch.cat(found)
+            rows.append(candidates.gather(1, places))
+        return torch.cat(values), torch.cat(rows)
 
     # -- places ----------------------------------------------------------------------------------------------
 
@@ -367,7 +304,7 @@ class SplatStore(nn.Module):
         self._set_kappa(rows, self._kappa_of(resultant))
 
     def _kappa_of(self, resultant: Tensor) -> Tensor:
-        """The concentration of a mean cosine, within the limits; rounding lifts that of one state over 1."""
+        """Return a mean cosine's concentration within its limits; rounding lifts one state's over 1."""
         low, high = mean_cosine(self.kappa_min), mean_cosine(self.kappa_max)
         return concentration_of(resultant.clamp(low, high)).clamp_(self.kappa_min, self.kappa_max)
 
@@ -377,7 +314,7 @@ class SplatStore(nn.Module):
             self.log_kappa[rows] = self.concentration[rows].log()
 
     def weights(self) -> Tensor:
-        """alpha of each place (capacity,), trained or counted; without meaning where no splat is."""
+        """Return alpha of each place (capacity,), trained or counted; without meaning where no splat is."""
         return self.log_alpha.exp() if self.adapt == "gradient" else self.alpha
 
     # -- statistics ------------------------------------------------------------------------------------------
@@ -395,8 +332,8 @@ class SplatStore(nn.Module):
                 f"a store of {len(self)} splats in {self.n} dimensions cannot observe states of shape "
                 f"{tuple(states.shape)}: give (M, {self.n}), after splats were added."
             )
-        cosine, wins = self._win(states)
-        counts, sums = self._counted(wins.winner, cosine)
+        _, wins, counts, sums = self._win(states)
+        # a moving count of wins, and a mean cosine that moves with each of them
         self.frequency.mul_(KEEP).add_(counts)
         mean = torch.where(counts > 0, sums / counts.clamp_min(1), self.resultant)
         self.resultant.lerp_(mean, 1 - RESULTANT_KEEP**counts)
@@ -407,31 +344,27 @@ class SplatStore(nn.Module):
         return wins
 
     def coverage(self) -> float:
-        """The share of active splats that won one of the last 20 N states observed, or are newer."""
+        """Return the share of active splats that won one of the last 20 N states observed, or are newer."""
         recent = self.last_won > self.seen - COVERED_OVER * len(self)
         return float((recent & self.active).sum()) / max(1, len(self))
 
-    def _win(self, states: Tensor) -> tuple[Tensor, Wins]:
-        """mu.s of each state's nearest splat (M,), and who it is."""
+    def _win(self, states: Tensor) -> tuple[Tensor, Wins, Tensor, Tensor]:
+        """Find each state's nearest splat: its mu.s (M,), who it is, and, in the buffers' dtype, how many
+        states each place won and the sum of their cosines, (capacity,) each."""
         with torch.autocast(states.device.type, enabled=False):
             states, directions = states.detach().to(self.mu.dtype), self.directions()
             if self._approximate(1):
-                values, found = self._rank(states, directions, None, None, 1)
-                cosine, winner = values[:, 0], found[:, 0]
+                values, rows = self._rank(states, directions, None, None, 1)
+                cosine, winner = values[:, 0], rows[:, 0]
             else:
-                cosine, place = _closest(states, directions[self.rows])
+                cosine, place = closest(states, directions[self.rows])
                 winner = self.rows[place]
-            return cosine, Wins(winner, distance(states, directions[winner]))
-
-    def _counted(self, winner: Tensor, cosine: Tensor) -> tuple[Tensor, Tensor]:
-        """The states each place won and the sum of their cosines, (capacity,) each, of the buffers' dtype."""
-        ones = torch.ones_like(winner)
-        counts = torch.zeros(self.capacity, dtype=torch.int64, device=winner.device)
-        counts.scatter_add_(0, winner, ones)
-        return counts.to(self.frequency), totals(winner, cosine, self.capacity).to(self.resultant)
+            wins = Wins(winner, distance(states, directions[winner]))
+        counts = counts_of(winner, self.capacity).to(self.frequency)
+        return cosine, wins, counts, totals(winner, cosine, self.capacity).to(self.resultant)
 
     def _follow(self) -> None:
-        """alpha and the concentration from frequency and resultant; trained ones back in their limits."""
+        """Take alpha and kappa from frequency and resultant; put trained ones back in their limits."""
         if self.adapt == "gradient":
             self.log_kappa.clamp_(math.log(self.kappa_min), math.log(self.kappa_max))
             return
@@ -451,11 +384,11 @@ class SplatStore(nn.Module):
         none proves nothing: a splat must also be rare by its frequency, and only moved ones are taken anew.
         Returns the rows moved, int64; their optimizer state and what remembers their wins is the caller's.
         """
-        cosine, wins = self._win(states)
-        counts, _ = self._counted(wins.winner, cosine)
+        cosine, _, counts, _ = self._win(states)
         dead = self.active & (counts < DEAD * len(states) / len(self))
-        if self._few(states):
+        if len(states) < TELLING * len(self):
             dead &= self.frequency < DEAD * self.frequency.sum() / len(self)
+        # to states that are far from every splat
         chance = (1 - cosine.double()).clamp_min(0).cpu().numpy()
         rows = dead.nonzero().squeeze(1)[: np.count_nonzero(chance)]
         if len(rows) == 0:
@@ -476,25 +409,21 @@ class SplatStore(nn.Module):
         self._renew(states, rows)
         return rows
 
-    def _few(self, states: Tensor) -> bool:
-        return len(states) < TELLING * len(self)
-
     def _mean_alpha(self) -> Tensor:
-        """The mean weight, for gradients the geometric mean, of the active splats."""
+        """Return the mean weight of the active splats, the geometric mean where it is trained."""
         if self.adapt == "gradient":
             return self.log_alpha[self.active].mean().exp()
         return self.alpha[self.active].mean()
 
     def _renew(self, states: Tensor, moved: Tensor) -> None:
-        """Statistics from these states alone: of all splats, of the moved ones only where states are few."""
-        cosine, wins = self._win(states)
-        counts, sums = self._counted(wins.winner, cosine)
+        """Renew the statistics from these states alone: of all splats, where states are few of moved ones."""
+        cosine, _, counts, sums = self._win(states)
         pooled = cosine.mean().to(sums)  # for splats that won none of them
         resultant = torch.where(counts > 0, sums / counts.clamp_min(1), pooled)
-        if self._few(states):
-            rows, kept = moved, self.frequency.sum()
-            fair = kept / max(1, len(self) - len(moved))
-            self.frequency[rows] = torch.where(kept > 0, fair, counts[rows])
+        if len(states) < TELLING * len(self):
+            rows, others = moved, self.frequency.sum()
+            fair = others / max(1, len(self) - len(moved))
+            self.frequency[rows] = torch.where(others > 0, fair, counts[rows])
         else:
             rows = self.rows
             self.frequency[rows] = counts[rows]
@@ -506,43 +435,15 @@ class SplatStore(nn.Module):
     # -- resume ----------------------------------------------------------------------------------------------
 
     def get_extra_state(self) -> dict[str, Tensor]:
-        """What no parameter or buffer holds: the divisor of kappa, the index's bytes and its rows."""
+        """Return what no parameter or buffer holds: the divisor of kappa, the index's bytes and its rows."""
         data = torch.empty(0, dtype=torch.uint8) if self._index is None else self._index.to_bytes()
         divisor = torch.tensor(self.kappa_divisor, dtype=torch.float64)
         return {"kappa_divisor": divisor, "index": data, "rows": self._rows.cpu()}
 
     def set_extra_state(self, state: Any) -> None:
-        kept = cast(dict[str, Tensor], state)
-        self.kappa_divisor = float(kept["kappa_divisor"])
-        data = kept["index"]
+        saved = cast(dict[str, Tensor], state)
+        self.kappa_divisor = float(saved["kappa_divisor"])
+        data = saved["index"]
         self._index = NeighbourIndex.from_bytes(self.kind, data) if len(data) else None
-        self._rows = kept["rows"].to(self.mu.device)
+        self._rows = saved["rows"].to(self.mu.device)
         self.rows = self.active.nonzero().squeeze(1)  # the buffers are read before this
-
-
-def _best_logits(x: Tensor, scaled: Tensor, offset: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Where the k largest of offset + scaled.x are, and the mean softmax mass of the others."""
-    found, dropped = [], []
-    for part in torch.split(x, rows_at_once(len(scaled))):
-        logits = torch.addmm(offset, part, scaled.T)  # (m, N)
-        top, places = largest(logits, k)
-        rest = (logits - top[:, :1]).clamp_(min=FLOOR).exp_().scatter_(1, places, 0.0).sum(1)
-        mass = (top - top[:, :1]).exp().sum(1)
-        found.append(places)
-        dropped.append(rest / (rest + mass))
-    return torch.cat(found), torch.cat(dropped).mean()
-
-
-def check_adapt(adapt: str) -> None:
-    """ValueError unless alpha and kappa follow statistics or the gradient."""
-    if adapt not in ADAPT:
-        raise ValueError(f"store.adapt {adapt!r} is unknown: choose one of {', '.join(ADAPT)}.")
-
-
-def _check_store(capacity: int, n: int, neighbours: int, kappa_min: float, kappa_max: float) -> None:
-    if capacity < 1 or neighbours < 1:
-        raise ValueError(f"a store needs places and neighbours, not {capacity} and {neighbours}.")
-    if n < 2:
-        raise ValueError(f"a sphere needs n >= 2 dimensions around it, not {n}.")
-    if not 0 < kappa_min <= kappa_max < math.inf:
-        raise ValueError(f"the limits of kappa must be over 0 and in order, not {kappa_min} and {kappa_max}.")

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from .sphere import checkable, norm, normalise, project, widened
+from .sphere import checkable, norm, normalise, project, randn, widened
 
 Number = TypeVar("Number", float, Tensor)
 
@@ -26,11 +26,8 @@ DEBYE = (
     (81 / 1152, -462 / 1152, 385 / 1152),
     (30375 / 414720, -369603 / 414720, 765765 / 414720, -425425 / 414720),
     (
-        4465125 / 39813120,
-        -94121676 / 39813120,
-        349922430 / 39813120,
-        -446185740 / 39813120,
-        185910725 / 39813120,
+        *(4465125 / 39813120, -94121676 / 39813120, 349922430 / 39813120),
+        *(-446185740 / 39813120, 185910725 / 39813120),
     ),
 )
 
@@ -39,12 +36,15 @@ DEBYE = (
 
 
 def mean_cosine(kappa: Number) -> Number:
-    """a = 2 kappa / (1 + sqrt(1 + 4 kappa^2)): the mean of mu.x at large n, kappa per degree of freedom."""
+    """Return a = 2 kappa / (1 + sqrt(1 + 4 kappa^2)), the mean of mu.x at large n.
+
+    kappa is per degree of freedom.
+    """
     return cast(Number, 2 * kappa / (1 + (1 + 4 * kappa * kappa) ** 0.5))
 
 
 def concentration_of(a: Number) -> Number:
-    """kappa = a / (1 - a^2), the inverse of `mean_cosine`; nothing is clamped."""
+    """Return kappa = a / (1 - a^2), the inverse of `mean_cosine`; nothing is clamped."""
     return cast(Number, a / (1 - a * a))
 
 
@@ -52,7 +52,7 @@ def concentration_of(a: Number) -> Number:
 
 
 def bessel_ratio(n: int, K: float | Tensor) -> Tensor:
-    """A_n(K) = I_{n/2}(K) / I_{n/2-1}(K), the mean of mu.x; float64 of K's shape.
+    """Return A_n(K) = I_{n/2}(K) / I_{n/2-1}(K), the mean of mu.x; float64 of K's shape.
 
     Debye's expansion at an order of at least 30, brought down by r_v = 1 / (2 (v + 1) / K + r_{v+1}).
     ValueError for n < 2 or K <= 0.
@@ -60,6 +60,7 @@ def bessel_ratio(n: int, K: float | Tensor) -> Tensor:
     raw = _checked(n, K)
     order = _safe_order(n)
     ratio = _ratio_at(order, raw)
+    # down to the order wanted, where the recurrence loses nothing
     while order > n / 2 - 1:
         ratio = raw / (2 * order + raw * ratio)
         order -= 1
@@ -67,14 +68,14 @@ def bessel_ratio(n: int, K: float | Tensor) -> Tensor:
 
 
 def bessel_ratio_slope(n: int, K: float | Tensor) -> Tensor:
-    """dA_n / dK = 1 - A^2 - (n - 1) A / K, which is also the variance of mu.x; float64 of K's shape."""
+    """Return dA_n / dK = 1 - A^2 - (n - 1) A / K, also the variance of mu.x; float64 of K's shape."""
     raw = _checked(n, K)
     ratio = bessel_ratio(n, raw)
     return 1 - ratio * ratio - (n - 1) * ratio / raw
 
 
 def concentration(n: int, A: float | Tensor) -> Tensor:
-    """The K with A_n(K) = A, float64 of A's shape: Newton's method from A (n - A^2) / (1 - A^2).
+    """Return the K with A_n(K) = A, float64 of A's shape: Newton's method from A (n - A^2) / (1 - A^2).
 
     ValueError for n < 2 or A outside (0, 1).
     """
@@ -85,9 +86,8 @@ def concentration(n: int, A: float | Tensor) -> Tensor:
     rest = 1 - target * target
     raw = target * (n - target * target) / rest
     # the start's own slope: a floor under the exact one, which cancels away at very large K
-    least = (
-        0.5 * rest * rest / ((n - 3 * target * target) * rest + 2 * target * target * (n - target * target))
-    )
+    square = target * target
+    least = 0.5 * rest * rest / ((n - 3 * square) * rest + 2 * square * (n - square))
     for _ in range(NEWTON_STEPS):
         ratio = bessel_ratio(n, raw)
         slope = 1 - ratio * ratio - (n - 1) * ratio / raw
@@ -121,7 +121,7 @@ class _LogPeak(torch.autograd.Function):
 
 
 def log_peak(n: int, K: float | Tensor) -> Tensor:
-    """ln C_n(K) + K, the log density at the mean direction, in nats; float64 of K's shape.
+    """Return ln C_n(K) + K, the log density at the mean direction, in nats; float64 of K's shape.
 
     d log_peak / dK = 1 - A_n(K). ValueError for n < 2 or K <= 0.
     """
@@ -130,7 +130,7 @@ def log_peak(n: int, K: float | Tensor) -> Tensor:
 
 
 def _log_peak(n: int, raw: Tensor) -> Tensor:
-    """(n/2 - 1) ln K - (n/2) ln 2 pi - ln(e^-K I_{n/2-1}(K)), in a form in which no large terms cancel."""
+    """Return (n/2 - 1) ln K - (n/2) ln 2 pi - ln(e^-K I_{n/2-1}(K)), so that no large terms cancel."""
     order = _safe_order(n)
     w = torch.sqrt(order * order + raw * raw)
     peak = order * torch.log(order + w) - order * order / (w + raw) + 0.5 * torch.log(w)
@@ -152,7 +152,7 @@ def _safe_order(n: int) -> float:
 
 
 def _debye_sum(order: float, w: Tensor) -> Tensor:
-    """Sum of u_k(p) / v^k for k = 0 to 4, with p = v / w; p^k / v^k is w^-k."""
+    """Sum u_k(p) / v^k for k = 0 to 4, with p = v / w; p^k / v^k is w^-k."""
     inverse = 1 / w
     square = (order * inverse) ** 2
     total = torch.zeros_like(w)
@@ -165,7 +165,7 @@ def _debye_sum(order: float, w: Tensor) -> Tensor:
 
 
 def _ratio_at(order: float, raw: Tensor) -> Tensor:
-    """I_{v+1}(K) / I_v(K) by the expansion at both orders, their exponents subtracted in closed form."""
+    """Return I_{v+1}(K) / I_v(K) by the expansion at both orders, exponents subtracted in closed form."""
     w, above = torch.sqrt(order * order + raw * raw), torch.sqrt((order + 1) ** 2 + raw * raw)
     step = (2 * order + 1) / (above + w)
     exponent = step - order * torch.log1p((1 + step) / (order + w)) - 0.5 * torch.log1p(step / w)
@@ -177,33 +177,29 @@ def _ratio_at(order: float, raw: Tensor) -> Tensor:
 
 
 def sample(mu: Tensor, K: float | Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One point of vMF(mu, K) for each row of mu (M, n), by Wood's rejection; K is (M,) or a number.
+    """Draw one point of vMF(mu, K) for each row of mu (M, n), by Wood's rejection; K is (M,) or a number.
 
     Numbers are drawn on the generator's device. ValueError for n < 2 or K <= 0.
     """
     mu = widened(mu)
     rows, n = mu.shape
     raw = _checked(n, K).detach().to(mu.device).expand(rows)
-    device = mu.device if generator is None else generator.device
-    below, sine = _wood(n, raw, generator, device)
-    noise = torch.randn(rows, n, dtype=mu.dtype, device=device, generator=generator).to(mu.device)
-    tangent = project(mu, noise)
+    below, sine = _wood(n, raw, generator)
+    tangent = project(mu, randn(mu, generator))
     tangent = tangent / norm(tangent)
     return normalise((1 - below).to(mu.dtype).unsqueeze(-1) * mu + sine.to(mu.dtype).unsqueeze(-1) * tangent)
 
 
-def _wood(
-    n: int, raw: Tensor, generator: torch.Generator | None, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """1 - mu.x and sqrt(1 - (mu.x)^2) of vMF samples, float64 (M,), not as differences of near values."""
+def _wood(n: int, raw: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Draw 1 - mu.x and sqrt(1 - (mu.x)^2) of vMF samples, float64 (M,), not as small differences."""
+    device = raw.device if generator is None else generator.device
     b_all = (n - 1) / (2 * raw + torch.sqrt(4 * raw * raw + (n - 1) ** 2))
     below, sine = torch.zeros_like(raw), torch.zeros_like(raw)
     waiting = torch.arange(len(raw), device=raw.device)
     while len(waiting):
-        u = torch.rand(3, len(waiting), dtype=torch.float64, device=device, generator=generator).to(
-            raw.device
-        )
-        b = b_all[waiting]
+        u = torch.rand(3, len(waiting), dtype=torch.float64, device=device, generator=generator)
+        u, b = u.to(raw.device), b_all[waiting]
+        # a proposal w = mu.x of a law whose envelope covers the wanted one
         z = 0.5 + 0.5 * _coordinate(n, u[0], u[1])
         scale = 1 - (1 - b) * z
         distance = 2 * b * z / scale  # 1 - w of the proposal w
@@ -218,7 +214,7 @@ def _wood(
 
 
 def _coordinate(n: int, u: Tensor, v: Tensor) -> Tensor:
-    """One coordinate of a uniform point of S^(n-1) from two uniform numbers: 2 Beta((n-1)/2, (n-1)/2) - 1."""
+    """Make two uniform numbers a coordinate of a uniform point of S^(n-1): 2 Beta((n-1)/2, (n-1)/2) - 1."""
     if n == 2:
         return torch.cos(2 * math.pi * v)
     return torch.sqrt(-torch.expm1(torch.log(u) * (2 / (n - 2)))) * torch.cos(2 * math.pi * v)
@@ -228,7 +224,7 @@ def _coordinate(n: int, u: Tensor, v: Tensor) -> Tensor:
 
 
 def check_dimension(n: int) -> None:
-    """ValueError for n < 2."""
+    """Raise ValueError for n < 2."""
     if n < 2:
         raise ValueError(f"a sphere needs n >= 2 dimensions around it, not {n}")
 

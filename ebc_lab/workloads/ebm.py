@@ -37,7 +37,7 @@ from ebc_lab.ebm.model import (
     score_shift,
 )
 from ebc_lab.ebm.soc import drive
-from ebc_lab.ebm.store import phase_at, splats_at
+from ebc_lab.ebm.starts import phase_at, splats_at
 from ebc_lab.records.files import write_atomic
 from ebc_lab.records.paths import RunFiles
 

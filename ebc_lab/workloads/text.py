@@ -59,7 +59,7 @@ def _check_splats(run: RunConfig, tokens: int) -> None:
             f"tokens: {most} at most."
         )
     from ebc_lab.ebm.index import chosen
-    from ebc_lab.ebm.store import splats_at
+    from ebc_lab.ebm.starts import splats_at
 
     kind = chosen(run.index.name, run.ebm.splats, chosen_device(run.device) == "cuda")
     if kind != "exact" and not installed("faiss"):

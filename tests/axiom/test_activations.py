@@ -16,15 +16,9 @@ from support.tiny_gpt import alphabet, batches, make_gpt  # noqa: F401
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from ebc_lab.axiom import activations
-from ebc_lab.axiom.activations import (
-    AXIOM_CHECKPOINT,
-    DTYPES,
-    Noise,
-    compressed_activations,
-    pack,
-    unpack,
-)
+from ebc_lab.axiom import packing
+from ebc_lab.axiom.activations import compressed_activations
+from ebc_lab.axiom.packing import AXIOM_CHECKPOINT, DTYPES, Noise, pack, unpack
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())["pack4_nearest"]
 CPU = torch.device("cpu")
@@ -195,7 +189,7 @@ def test_bits_do_not_depend_on_how_many_blocks_are_worked_on_at_a_time(stretches
     x = normal(3 * 65536 + 100)
     packed = pack(x, Noise(3))
     restored = unpack(packed)
-    monkeypatch.setattr(activations, "_rows", lambda device: stretches * 1024)
+    monkeypatch.setattr(packing, "_rows", lambda device: stretches * 1024)
     assert same(pack(x, Noise(3)), packed)
     assert torch.equal(unpack(packed), restored)
 

@@ -186,11 +186,7 @@ def test_small_models_have_the_shapes_that_transformers_builds(config):
 def test_a_plain_module_counts_tied_weights_once_and_leaves_out_its_head():
     body = nn.Sequential(nn.Embedding(11, 6), nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 11, bias=False))
     assert list(quantised_layers(body)) == ["1"]
-    assert weights_of(body) == {
-        Weight((11, 6)): 2,
-        Weight((6, 6), True): 1,
-        Weight((6,)): 3,
-    }
+    assert weights_of(body) == {Weight((11, 6)): 2, Weight((6, 6), True): 1, Weight((6,)): 3}
     body[3].weight = body[0].weight
     assert estimate_memory(body)["parameters"] == 11 * 6 + 6 * 6 + 3 * 6
     assert list(quantised_layers(body)) == ["1"]

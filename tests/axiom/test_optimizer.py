@@ -33,6 +33,14 @@ def net() -> Net:
     return Net()
 
 
+def fresh(hooks: bool = False, lr: float = 0.01, **settings) -> tuple[Net, AXIOM]:
+    model = net()
+    optimizer = AXIOM(model.named_parameters(), lr=lr, **settings)
+    if hooks:
+        optimizer.register_hooks()
+    return model, optimizer
+
+
 def tokens(step: int) -> torch.Tensor:
     return torch.randint(0, 11, (4, 8), generator=torch.Generator().manual_seed(step))
 
@@ -101,9 +109,7 @@ def test_hooks_hold_one_gradient_at_a_time():
 
 
 def test_a_killed_run_resumes_bit_for_bit_with_hooks():
-    model = net()
-    optimizer = AXIOM(model.named_parameters(), lr=0.01)
-    optimizer.register_hooks()
+    model, optimizer = fresh(hooks=True)
     train(model, optimizer, range(3))
     kept = copy.deepcopy(model.state_dict())
     state = saved(optimizer)
@@ -119,8 +125,7 @@ def test_a_killed_run_resumes_bit_for_bit_with_hooks():
 
 def test_the_published_lr_scale_trains_on_after_plain_steps():
     """Since u has an rms near 1 already, 25 times it is mostly held back to rms 1."""
-    model = net()
-    optimizer = AXIOM(model.named_parameters(), lr=0.01, relative=True)
+    model, optimizer = fresh(relative=True)
     before = train(model, optimizer, range(30))
     optimizer.register_hooks(lr_scale=25)
     after = train(model, optimizer, range(30, 90))
@@ -131,10 +136,7 @@ def test_the_published_lr_scale_trains_on_after_plain_steps():
 def test_a_closure_is_a_step_of_its_own():
     ends = []
     for hooks in (False, True):
-        model = net()
-        optimizer = AXIOM(model.named_parameters(), lr=0.01)
-        if hooks:
-            optimizer.register_hooks()
+        model, optimizer = fresh(hooks)
 
         def closure(model=model, optimizer=optimizer):
             optimizer.zero_grad()
@@ -152,9 +154,7 @@ def test_checkpointed_blocks_move_too():
     """torch's activation checkpointing runs a backward inside backward."""
     ends = []
     for reentrant in (None, False, True):
-        model = net()
-        optimizer = AXIOM(model.named_parameters(), lr=0.01)
-        optimizer.register_hooks()
+        model, optimizer = fresh(hooks=True)
         for step in range(3):
             found = tokens(step)
             x = model.embedding(found)
@@ -189,9 +189,7 @@ def test_the_plain_limit_is_torchs():
 
 
 def test_under_hooks_each_tensor_is_held_to_its_share():
-    model = net()
-    optimizer = AXIOM(model.named_parameters(), lr=0.01, max_grad_norm=0.1)
-    optimizer.register_hooks()
+    model, optimizer = fresh(hooks=True, max_grad_norm=0.1)
     for step in range(5):
         train(model, optimizer, [step])
         shares = [state["share"] for state in optimizer.state.values()]
@@ -219,9 +217,7 @@ def test_hooks_limit_as_the_plain_step_where_each_tensors_part_is_its_share():
 
 
 def test_shares_survive_a_checkpoint():
-    model = net()
-    optimizer = AXIOM(model.named_parameters(), lr=0.01, max_grad_norm=0.1)
-    optimizer.register_hooks()
+    model, optimizer = fresh(hooks=True, max_grad_norm=0.1)
     train(model, optimizer, range(3))
     other = AXIOM(net().named_parameters(), max_grad_norm=0.1)
     other.load_state_dict(saved(optimizer))
@@ -234,17 +230,13 @@ def test_shares_survive_a_checkpoint():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_plain_anomaly_changes_nothing(value):
-    model = net()
-    optimizer = AXIOM(model.named_parameters(), lr=0.01)
+    model, optimizer = fresh()
     train(model, optimizer, range(2))
     before = weights(model)
     state = copy.deepcopy(optimizer.state_dict())
     loss_of(model, 0).backward()
     model.mix.weight.grad[0, 0] = value
-    with pytest.raises(
-        AnomalyError,
-        match=r"gradient of mix\.weight is not finite .*: nothing was changed",
-    ):
+    with pytest.raises(AnomalyError, match=r"gradient of mix\.weight is not finite .*: nothing was changed"):
         optimizer.step()
     with pytest.raises(AnomalyError, match="the loss is"):
         optimizer.step(loss=torch.tensor(value))
@@ -253,9 +245,7 @@ def test_a_plain_anomaly_changes_nothing(value):
 
 
 def test_under_hooks_the_tensor_stays_and_those_that_moved_are_named():
-    model = net()
-    optimizer = AXIOM(model.named_parameters(), lr=0.01)
-    optimizer.register_hooks()
+    model, optimizer = fresh(hooks=True)
     train(model, optimizer, range(2))
     handle = model.mix.weight.register_hook(lambda g: g * math.nan)
     before = model.mix.weight.detach().clone()
@@ -275,9 +265,7 @@ def test_under_hooks_the_tensor_stays_and_those_that_moved_are_named():
 
 
 def test_a_loss_that_is_not_finite_is_told_with_what_has_moved():
-    model = net()
-    optimizer = AXIOM(model.named_parameters(), lr=0.01)
-    optimizer.register_hooks()
+    model, optimizer = fresh(hooks=True)
     loss_of(model, 0).backward()
     with pytest.raises(AnomalyError, match=r"the loss is nan; .*conv.weight.* moved already"):
         optimizer.step(loss=torch.tensor(math.nan))
@@ -285,9 +273,7 @@ def test_a_loss_that_is_not_finite_is_told_with_what_has_moved():
 
 def test_a_second_backward_is_refused_before_anything_moves():
     """Also one that reaches other tensors first."""
-    model = net()
-    optimizer = AXIOM(model.named_parameters(), lr=0.01)
-    optimizer.register_hooks()
+    model, optimizer = fresh(hooks=True)
     loss = loss_of(model, 0)
     loss.backward()
     before = weights(model)
@@ -301,8 +287,7 @@ def test_a_second_backward_is_refused_before_anything_moves():
 
 
 def test_hooks_are_refused_twice_with_gradients_pending_and_without_a_scale():
-    model = net()
-    optimizer = AXIOM(model.named_parameters())
+    model, optimizer = fresh()
     loss_of(model, 0).backward()
     with pytest.raises(RuntimeError, match=r"embedding\.weight.* has a gradient that no step has used"):
         optimizer.register_hooks()
@@ -376,8 +361,7 @@ def test_state_stays_float32_under_low_precision_weights():
 
 
 def test_a_state_of_another_model_is_refused_and_changes_nothing():
-    model = net()
-    optimizer = AXIOM(model.named_parameters(), lr=0.01)
+    model, optimizer = fresh()
     train(model, optimizer, [0])
     before = str(optimizer.state_dict())
     foreign = saved(optimizer)
@@ -424,9 +408,7 @@ def test_memory_usage_counts_what_is_there(capsys):
 
 
 def test_it_learns():
-    model = net()
-    optimizer = AXIOM(model.named_parameters(), lr=0.02)
-    optimizer.register_hooks()
+    model, optimizer = fresh(hooks=True, lr=0.02)
     first = train(model, optimizer, [0])
     assert train(model, optimizer, [0] * 60) < 0.7 * first
 
@@ -450,9 +432,7 @@ def test_gradients_that_share_memory_are_each_ones_own():
 
 
 def test_a_copy_begins_without_hooks_and_trains():
-    model = net()
-    optimizer = AXIOM(model.named_parameters(), lr=0.01, max_grad_norm=0.5)
-    optimizer.register_hooks()
+    model, optimizer = fresh(hooks=True, max_grad_norm=0.5)
     train(model, optimizer, [0])
     other_model, other = copy.deepcopy((model, optimizer))
     assert not other.hooked

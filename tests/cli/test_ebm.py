@@ -177,10 +177,7 @@ def test_evaluate_prints_every_figure(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [
-        (["--split", "tset"], "did you mean test?"),
-        (["--samples", "0"], "between 1 and 1000"),
-    ],
+    [(["--split", "tset"], "did you mean test?"), (["--samples", "0"], "between 1 and 1000")],
 )
 def test_evaluate_refuses_in_one_sentence(run, tmp_path, options, words):
     assert words in refused("evaluate", str(run), *options, cwd=tmp_path)

@@ -124,7 +124,7 @@ def test_alerts_are_shown_with_the_evaluation_that_raised_them(run, trained, tmp
 def test_a_line_that_is_still_being_written_waits(tmp_path):
     path = tmp_path / "evals.csv"
     path.write_text("step,val_loss\n10,2.5\n20,2.")
-    rows = ebm_view.Growing(path)
+    rows = ebm_view.CsvTail(path)
     assert rows.rows() == [{"step": 10, "val_loss": 2.5}]
     assert rows.rows() == []
     with path.open("a") as file:

@@ -8,16 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebc_lab.ebm.diagnose import (
-    ALERT,
-    FINE,
-    UNKNOWN,
-    alerts,
-    as_markdown,
-    as_plain,
-    diagnosed,
-    findings,
-)
+from ebc_lab.ebm.diagnose import ALERT, FINE, UNKNOWN, alerts, as_markdown, as_plain, diagnosed, findings
 from ebc_lab.ebm.evaluate import energy_trend
 
 WELL = {

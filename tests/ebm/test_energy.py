@@ -2,82 +2,72 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.ebm_states import tensor, unit
 
 from ebc_lab.ebm import energy as energy_module
-from ebc_lab.ebm.energy import (
-    Energy,
-    Terms,
-    compositional_energy,
-    geometric_energy,
-    pull,
-    responsibilities,
-    score,
-    settle,
-    splat_energy,
-    splat_logits,
-    stiffness,
-    total,
-)
+from ebc_lab.ebm.energy import Energy, Terms, compositional_energy, geometric_energy, splat_logits, stiffness
 from ebc_lab.ebm.sphere import geodesic, normalise, project
 from ebc_lab.ebm.vmf import log_peak
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())["energy"]
 NAMES = ("mu", "alpha", "kappa", "contexts", "tether", "a", "b", "omega")
+METHODS = (Terms.total, Terms.score, Terms.settle)
 
 
-def tensor(values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def unit(*shape: int, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return normalise(torch.randn(*shape, generator=generator, dtype=torch.float64))
-
-
-def example(n: int = 12, splats: int = 20, rows: int = 7, seed: int = 0) -> tuple[torch.Tensor, dict]:
-    """Points (rows, n) and the arguments of `total`, float64."""
+def example(n: int = 12, splats: int = 20, rows: int = 7, seed: int = 0) -> tuple[torch.Tensor, Terms]:
+    """Points (rows, n) and an energy with every part, float64."""
     generator = torch.Generator().manual_seed(seed)
     alpha, spread = torch.rand(2, splats, generator=generator, dtype=torch.float64) + 0.1
-    terms = {
-        "mu": unit(splats, n, seed=seed + 1),
-        "alpha": alpha,
-        "kappa": 1 + 40 * spread,
-        "contexts": unit(rows, 3, n, seed=seed + 2),
-        "tether": tensor([10.0, 1.0, 0.5]),
-        "a": unit(8, n, seed=seed + 3),
-        "b": unit(8, n, seed=seed + 4),
-        "omega": 0.2 * torch.randn(8, generator=generator, dtype=torch.float64),
-    }
+    terms = Terms(
+        mu=unit(splats, n, seed=seed + 1),
+        alpha=alpha,
+        kappa=1 + 40 * spread,
+        contexts=unit(rows, 3, n, seed=seed + 2),
+        tether=tensor([10.0, 1.0, 0.5]),
+        a=unit(8, n, seed=seed + 3),
+        b=unit(8, n, seed=seed + 4),
+        omega=0.2 * torch.randn(8, generator=generator, dtype=torch.float64),
+    )
     return unit(rows, n, seed=seed + 5), terms
 
 
-def gathered(x: torch.Tensor, terms: dict, k: int) -> dict:
+def gathered(x: torch.Tensor, terms: Terms, k: int) -> Terms:
     """The k best splats of each point, as a store would gather them."""
-    log_pi = torch.log(terms["alpha"] / terms["alpha"].sum())
-    best = splat_logits(x, terms["mu"], log_pi, terms["kappa"]).topk(k).indices
-    peak = log_peak(x.shape[-1], terms["kappa"] * (x.shape[-1] - 1))
-    own = {"mu": terms["mu"][best], "alpha": None, "kappa": terms["kappa"][best]}
-    return {**terms, **own, "log_pi": log_pi[best], "log_peak": peak[best]}
+    ready = terms.prepared()
+    best = terms.logits(x).topk(k).indices
+    shares = {"log_pi": ready.log_pi[best], "log_peak": ready.log_peak[best]}
+    return replace(terms, mu=terms.mu[best], alpha=None, kappa=terms.kappa[best], **shares)
 
 
-def plain_total(x: torch.Tensor, terms: dict, row: int) -> float:
+def splats_of(terms: Terms) -> Terms:
+    """The splats' part alone."""
+    return Terms(terms.mu, terms.alpha, terms.kappa, log_pi=terms.log_pi, log_peak=terms.log_peak)
+
+
+def cast(terms: Terms, dtype: torch.dtype) -> Terms:
+    named = {name: value.to(dtype) for name, value in vars(terms).items() if value is not None}
+    return Terms(**{"alpha": None, **named})
+
+
+def plain_total(x: torch.Tensor, terms: Terms, row: int) -> float:
     """docs/ebm.md's E, one point, one splat, one pair at a time."""
     n = x.shape[-1]
     density = 0.0
-    for mu, alpha, kappa in zip(terms["mu"], terms["alpha"], terms["kappa"], strict=True):
+    for mu, alpha, kappa in zip(terms.mu, terms.alpha, terms.kappa, strict=True):
         raw = float(kappa) * (n - 1)
-        share = float(alpha / terms["alpha"].sum())
+        share = float(alpha / terms.alpha.sum())
         density += share * math.exp(float(log_peak(n, raw)) - raw * (1 - float(mu @ x)))
     energy = -math.log(density)
-    for t, context in zip(terms["tether"], terms["contexts"][row], strict=True):
+    for t, context in zip(terms.tether, terms.contexts[row], strict=True):
         energy -= (n - 1) * float(t) * float(context @ x)
-    for a, b, omega in zip(terms["a"], terms["b"], terms["omega"], strict=True):
+    for a, b, omega in zip(terms.a, terms.b, terms.omega, strict=True):
         energy -= (n - 1) * float(omega) * float(a @ x) * float(b @ x)
     return energy
 
@@ -86,29 +76,28 @@ def plain_total(x: torch.Tensor, terms: dict, row: int) -> float:
 
 
 def test_golden_values():
-    terms = [tensor(GOLDEN[name]) for name in NAMES]
-    mu, alpha, kappa, contexts, tether, a, b, omega = terms
+    terms = Terms(**{name: tensor(GOLDEN[name]) for name in NAMES})
     x = tensor([point["x"] for point in GOLDEN["points"]])
-    found = {
-        "splats": splat_energy(x, mu, alpha, kappa),
-        "geometric": geometric_energy(x, contexts, tether),
-        "compositional": compositional_energy(x, a, b, omega),
-        "responsibilities": responsibilities(x, mu, alpha, kappa),
-        "pull": pull(x, *terms),
-        "score": score(x, *terms),
-        "settled": settle(x, *terms),
+    values = {
+        "splats": splats_of(terms).total(x),
+        "geometric": geometric_energy(x, terms.contexts, terms.tether),
+        "compositional": compositional_energy(x, terms.a, terms.b, terms.omega),
+        "responsibilities": terms.logits(x).softmax(-1),
+        "pull": terms.pull(x),
+        "score": terms.score(x),
+        "settled": terms.settle(x),
     }
-    for name, value in found.items():
+    for name, value in values.items():
         expected = tensor([point[name] for point in GOLDEN["points"]])
         torch.testing.assert_close(value, expected, rtol=1e-8, atol=1e-6)
-    parts = found["splats"] + found["geometric"] + found["compositional"]
-    torch.testing.assert_close(total(x, *terms), parts)
+    parts = values["splats"] + values["geometric"] + values["compositional"]
+    torch.testing.assert_close(terms.total(x), parts)
 
 
 def test_the_total_is_the_plain_sum():
     x, terms = example()
     expected = tensor([plain_total(point, terms, row) for row, point in enumerate(x)])
-    torch.testing.assert_close(total(x, **terms), expected, rtol=1e-12, atol=1e-10)
+    torch.testing.assert_close(terms.total(x), expected, rtol=1e-12, atol=1e-10)
 
 
 @pytest.mark.parametrize("n", [2, 3])
@@ -123,42 +112,40 @@ def test_the_splats_density_integrates_to_one(n):
         flat = torch.sqrt(1 - height**2).view(-1, 1, 1) * ring
         x = torch.cat((flat, height.view(-1, 1, 1).expand(500, 500, 1)), -1).reshape(-1, 3)
         area = 4 * math.pi / len(x)
-    density = torch.exp(-splat_energy(x, terms["mu"], terms["alpha"], terms["kappa"]))
+    density = torch.exp(-splats_of(terms).total(x))
     assert float(density.sum() * area) == pytest.approx(1, abs=1e-3)
 
 
 def test_gathered_splats_give_what_shared_ones_give():
     x, terms = example()
-    terms["kappa"] = terms["kappa"] / 20
+    terms = replace(terms, kappa=terms.kappa / 20)
     everything = gathered(x, terms, 20)
-    for function in (total, pull, score, settle):
-        torch.testing.assert_close(function(x, **everything), function(x, **terms))
-    three = gathered(x, terms, 3)
-    own = {name: three[name] for name in ("mu", "alpha", "kappa", "log_pi", "log_peak")}
-    left_out = splat_energy(x, **own) - splat_energy(x, terms["mu"], terms["alpha"], terms["kappa"])
+    for method in (*METHODS, Terms.pull):
+        torch.testing.assert_close(method(everything, x), method(terms, x))
+    three = splats_of(gathered(x, terms, 3))
+    left_out = three.total(x) - splats_of(terms).total(x)
     assert float(left_out.min()) > -1e-10
     assert float(left_out.max()) > 1e-6
-    torch.testing.assert_close(responsibilities(x, **own).sum(-1), torch.ones(7, dtype=torch.float64))
 
 
 def test_leading_shapes_of_points_are_kept():
     x, terms = example(rows=6)
-    grid = {**terms, "contexts": terms["contexts"].reshape(2, 3, 3, 12)}
-    torch.testing.assert_close(total(x.reshape(2, 3, 12), **grid).reshape(6), total(x, **terms))
-    torch.testing.assert_close(settle(x.reshape(2, 3, 12), **grid).reshape(6, 12), settle(x, **terms))
-    shared = {**terms, "contexts": terms["contexts"][0]}
-    torch.testing.assert_close(score(x, **shared)[0], score(x, **terms)[0])
+    grid = replace(terms, contexts=terms.contexts.reshape(2, 3, 3, 12))
+    torch.testing.assert_close(grid.total(x.reshape(2, 3, 12)).reshape(6), terms.total(x))
+    torch.testing.assert_close(grid.settle(x.reshape(2, 3, 12)).reshape(6, 12), terms.settle(x))
+    shared = replace(terms, contexts=terms.contexts[0])
+    torch.testing.assert_close(shared.score(x)[0], terms.score(x)[0])
 
 
 def test_without_pairs_a_tethered_energy_is_again_a_mixtures():
     x, terms = example(rows=40)
-    n, tether, context = 12, terms["tether"], terms["contexts"][0]
-    raw = (n - 1) * terms["kappa"].unsqueeze(-1) * terms["mu"] + (n - 1) * (tether @ context)
+    n, tether, context = 12, terms.tether, terms.contexts[0]
+    raw = (n - 1) * terms.kappa.unsqueeze(-1) * terms.mu + (n - 1) * (tether @ context)
     joint = raw.norm(dim=-1)
-    own = terms["kappa"] * (n - 1)
-    log_weight = torch.log(terms["alpha"]) + log_peak(n, own) - own - log_peak(n, joint) + joint
-    tethered = total(x, terms["mu"], terms["alpha"], terms["kappa"], context, tether)
-    mixture = splat_energy(x, raw / joint.unsqueeze(-1), torch.softmax(log_weight, 0), joint / (n - 1))
+    own = terms.kappa * (n - 1)
+    log_weight = torch.log(terms.alpha) + log_peak(n, own) - own - log_peak(n, joint) + joint
+    tethered = Terms(terms.mu, terms.alpha, terms.kappa, context, tether).total(x)
+    mixture = Terms(raw / joint.unsqueeze(-1), torch.softmax(log_weight, 0), joint / (n - 1)).total(x)
     torch.testing.assert_close(tethered - mixture, (tethered - mixture)[:1].expand(40), rtol=0, atol=1e-9)
 
 
@@ -169,18 +156,14 @@ def test_without_pairs_a_tethered_energy_is_again_a_mixtures():
 @pytest.mark.parametrize("n", [3, 12, 640])
 def test_responsibilities_pull_and_score_are_autograds(n, k):
     x, terms = example(n)
-    if k is None:
-        terms["log_pi"] = torch.log(terms["alpha"] / terms["alpha"].sum())
-    else:
-        terms = gathered(x, terms, k)
-    point, shares = x.clone().requires_grad_(True), terms["log_pi"].clone().requires_grad_(True)
-    energies = total(point, **{**terms, "log_pi": shares})
+    terms = replace(terms, log_pi=terms.shares()) if k is None else gathered(x, terms, k)
+    point, shares = x.clone().requires_grad_(True), terms.log_pi.clone().requires_grad_(True)
+    energies = replace(terms, log_pi=shares).total(point)
     by_point, by_share = torch.autograd.grad(energies.sum(), (point, shares))
     scale = float(by_point.abs().max())
-    torch.testing.assert_close(pull(x, **terms), -by_point, rtol=1e-6, atol=1e-6 * scale)
-    torch.testing.assert_close(score(x, **terms), project(x, -by_point), rtol=1e-6, atol=1e-6 * scale)
-    own = {name: terms.get(name) for name in ("mu", "alpha", "kappa", "log_pi", "log_peak")}
-    weights = responsibilities(x, **own)
+    torch.testing.assert_close(terms.pull(x), -by_point, rtol=1e-6, atol=1e-6 * scale)
+    torch.testing.assert_close(terms.score(x), project(x, -by_point), rtol=1e-6, atol=1e-6 * scale)
+    weights = terms.logits(x).softmax(-1)
     weights = weights.sum(0) if k is None else weights
     torch.testing.assert_close(weights, -by_share, rtol=1e-6, atol=1e-6)
 
@@ -188,24 +171,22 @@ def test_responsibilities_pull_and_score_are_autograds(n, k):
 def test_the_closed_forms_build_no_graph_where_none_is_asked_for():
     x, terms = example()
     with torch.inference_mode():
-        assert not score(x, **{**terms, "mu": terms["mu"].clone().requires_grad_(True)}).requires_grad
-        torch.testing.assert_close(settle(x, **terms), settle(x, **terms))
+        assert not replace(terms, mu=terms.mu.clone().requires_grad_(True)).score(x).requires_grad
+        torch.testing.assert_close(terms.settle(x), terms.settle(x))
 
 
 @pytest.mark.parametrize("k", [None, 3])
-@pytest.mark.parametrize("function", [total, score, settle])
-def test_derivatives_by_every_tensor_agree_in_both_modes_with_differences(function, k):
+@pytest.mark.parametrize("method", METHODS)
+def test_derivatives_by_every_tensor_agree_in_both_modes_with_differences(method, k):
     x, terms = example(n=4, splats=5, rows=2)
-    names = ["mu", "alpha", "kappa", "contexts", "tether", "a", "b", "omega"]
-    fixed: dict = {}
+    names = list(NAMES)
     if k is not None:
         terms = gathered(x, terms, k)
         names[1] = "log_pi"
-        fixed = {"alpha": None, "log_peak": terms["log_peak"]}
-    inputs = [x.requires_grad_(True)] + [terms[name].detach().requires_grad_(True) for name in names]
+    inputs = [x.requires_grad_(True)] + [getattr(terms, name).detach().requires_grad_(True) for name in names]
 
     def of(x, *tensors):
-        return function(x, **fixed, **dict(zip(names, tensors, strict=True)))
+        return method(replace(terms, **dict(zip(names, tensors, strict=True))), x)
 
     assert torch.autograd.gradcheck(of, inputs, check_forward_ad=True, atol=1e-4)
     forward = torch.func.jvp(of, tuple(inputs), tuple(torch.ones_like(t) for t in inputs))[1]
@@ -217,15 +198,15 @@ def test_a_module_is_measured_by_functional_call_and_forward_mode():
     class Model(torch.nn.Module):
         def __init__(self, terms):
             super().__init__()
-            self.mu = torch.nn.Parameter(terms["mu"])
-            self.kappa = torch.nn.Parameter(terms["kappa"])
-            self.terms = {name: terms[name] for name in ("contexts", "tether", "a", "b", "omega")}
-            self.alpha = terms["alpha"]
+            self.mu = torch.nn.Parameter(terms.mu)
+            self.kappa = torch.nn.Parameter(terms.kappa)
+            self.terms = terms
 
         def forward(self, x):
-            best = splat_logits(x, self.mu, self.alpha.log(), self.kappa).topk(4).indices
-            own = {"mu": normalise(self.mu)[best], "kappa": self.kappa[best], "alpha": self.alpha[best]}
-            return settle(x, **own, **self.terms, log_pi=self.alpha.log()[best])
+            log_alpha = self.terms.alpha.log()
+            best = splat_logits(x, self.mu, log_alpha, self.kappa).topk(4).indices
+            chosen = {"mu": normalise(self.mu)[best], "kappa": self.kappa[best], "log_pi": log_alpha[best]}
+            return replace(self.terms, **chosen).settle(x)
 
     x, terms = example()
     model = Model(terms)
@@ -248,11 +229,11 @@ def test_a_module_is_measured_by_functional_call_and_forward_mode():
 @given(st.integers(0, 2**31), st.sampled_from([2, 3, 8, 40]), st.floats(0, 3))
 def test_no_step_of_settling_raises_the_energy(seed, n, pairs):
     x, terms = example(n, rows=50, seed=seed)
-    terms["omega"] = pairs * terms["omega"]
-    energies = total(x, **terms)
+    terms = replace(terms, omega=pairs * terms.omega)
+    energies = terms.total(x)
     for _ in range(6):
-        x = settle(x, **terms)
-        after = total(x, **terms)
+        x = terms.settle(x)
+        after = terms.total(x)
         assert float((after - energies).max()) < 1e-10 * (n * 100)
         energies = after
     assert float((x.norm(dim=-1) - 1).abs().max()) < 1e-12
@@ -260,9 +241,9 @@ def test_no_step_of_settling_raises_the_energy(seed, n, pairs):
 
 def test_settling_ends_where_the_score_vanishes_and_steps_add_up():
     x, terms = example()
-    torch.testing.assert_close(settle(settle(x, **terms, steps=2), **terms), settle(x, **terms, steps=3))
-    assert torch.equal(settle(x, **terms, steps=0), x)
-    assert float(score(settle(x, **terms, steps=300), **terms).norm(dim=-1).max()) < 1e-6
+    torch.testing.assert_close(terms.settle(terms.settle(x, 2)), terms.settle(x, 3))
+    assert torch.equal(terms.settle(x, 0), x)
+    assert float(terms.score(terms.settle(x, 300)).norm(dim=-1).max()) < 1e-6
 
 
 def test_a_point_without_any_pull_stays_and_a_nan_is_not_hidden():
@@ -270,8 +251,8 @@ def test_a_point_without_any_pull_stays_and_a_nan_is_not_hidden():
     mu[1] = -mu[1]
     x = torch.eye(4, dtype=torch.float64)[1:2]
     same = tensor([1.0, 1.0])
-    assert torch.equal(settle(x, mu, same, same), x)
-    assert bool(torch.isnan(settle(x, mu * math.nan, same, same)).any())
+    assert torch.equal(Terms(mu, same, same).settle(x), x)
+    assert bool(torch.isnan(Terms(mu * math.nan, same, same).settle(x)).any())
 
 
 # -- precision -----------------------------------------------------------------------------------------------
@@ -279,24 +260,24 @@ def test_a_point_without_any_pull_stays_and_a_nan_is_not_hidden():
 
 def test_float32_is_within_hundredths_of_a_nat_at_n_640_and_kappa_50():
     x, terms = example(640, splats=30, rows=50)
-    terms["kappa"] = torch.full_like(terms["kappa"], 50.0)
-    x = normalise(terms["mu"].repeat(2, 1)[:50] + 0.15 * unit(50, 640, seed=9))
-    narrow = {name: value.float() for name, value in terms.items()}
-    found = total(x.float(), **narrow)
-    assert found.dtype == torch.float32
-    exact = total(x.float().double(), **{name: value.double() for name, value in narrow.items()})
-    assert float((found - exact).abs().max()) < 0.02
+    terms = replace(terms, kappa=torch.full_like(terms.kappa, 50.0))
+    x = normalise(terms.mu.repeat(2, 1)[:50] + 0.15 * unit(50, 640, seed=9)).float()
+    narrow = cast(terms, torch.float32)
+    energies = narrow.total(x)
+    assert energies.dtype == torch.float32
+    exact = cast(narrow, torch.float64).total(x.double())
+    assert float((energies - exact).abs().max()) < 0.02
 
 
 @pytest.mark.parametrize("k", [None, 4])
 def test_autocast_changes_no_bit_and_half_precision_is_computed_in_float32(k):
     x, terms = example(64)
     terms = terms if k is None else gathered(x, terms, k)
-    narrow = {name: None if value is None else value.float() for name, value in terms.items()}
-    outside = [f(x.float(), **narrow) for f in (total, score, settle)]
+    narrow = cast(terms, torch.float32)
+    outside = [method(narrow, x.float()) for method in METHODS]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = [f(x.float(), **narrow) for f in (total, score, settle)]
-        half = total(x.bfloat16(), **{n: None if v is None else v.bfloat16() for n, v in terms.items()})
+        inside = [method(narrow, x.float()) for method in METHODS]
+        half = cast(terms, torch.bfloat16).total(x.bfloat16())
     for first, second in zip(outside, inside, strict=True):
         assert torch.equal(first, second)
     assert half.dtype == torch.float32
@@ -304,21 +285,20 @@ def test_autocast_changes_no_bit_and_half_precision_is_computed_in_float32(k):
 
 def test_prepared_terms_give_the_same_bits():
     x, terms = example()
-    plain, ready = Terms(**terms), Terms(**terms).prepared()
-    assert torch.equal(plain.total(x), ready.total(x))
-    assert torch.equal(plain.score(x), ready.score(x))
+    ready = terms.prepared()
+    assert torch.equal(terms.total(x), ready.total(x))
+    assert torch.equal(terms.score(x), ready.score(x))
     assert ready.log_peak.dtype == torch.float64
 
 
 def test_splats_without_a_share_do_not_count():
     x, terms = example()
-    log_pi = torch.log_softmax(torch.log(terms["alpha"][:15]), 0)
-    fewer = {**terms, "mu": terms["mu"][:15], "alpha": terms["alpha"][:15], "kappa": terms["kappa"][:15]}
-    padded = torch.cat((log_pi, torch.full((5,), -math.inf, dtype=torch.float64)))
-    mu = terms["mu"].clone().requires_grad_(True)
-    found = total(x, **{**terms, "mu": mu}, log_pi=padded)
-    torch.testing.assert_close(found, total(x, **fewer))
-    found.sum().backward()
+    fewer = replace(terms, mu=terms.mu[:15], alpha=terms.alpha[:15], kappa=terms.kappa[:15])
+    padded = torch.cat((fewer.shares(), torch.full((5,), -math.inf, dtype=torch.float64)))
+    mu = terms.mu.clone().requires_grad_(True)
+    energies = replace(terms, mu=mu, log_pi=padded).total(x)
+    torch.testing.assert_close(energies, fewer.total(x))
+    energies.sum().backward()
     assert float(mu.grad[15:].abs().max()) == 0
     assert bool(torch.isfinite(mu.grad).all())
 
@@ -329,107 +309,93 @@ def test_splats_without_a_share_do_not_count():
 @given(st.integers(0, 2**31), st.sampled_from([3, 12, 64]))
 def test_the_stiffness_bounds_the_curvature_of_a_tethered_mixture(seed, n):
     x, terms = example(n, rows=20, seed=seed)
-    del terms["a"], terms["b"], terms["omega"]
+    terms = replace(terms, a=None, b=None, omega=None)
     v = normalise(project(x, unit(20, n, seed=seed + 9)))
-    energies = [total(geodesic(x, v, h)[0], **terms) for h in (-1e-3, 0.0, 1e-3)]
+    energies = [terms.total(geodesic(x, v, h)[0]) for h in (-1e-3, 0.0, 1e-3)]
     curvature = (energies[0] - 2 * energies[1] + energies[2]) / 1e-6
-    assert float(curvature.max()) < stiffness(terms["kappa"], terms["tether"], None, n) * 1.001 + 0.1
+    assert float(curvature.max()) < stiffness(terms.kappa, terms.tether, None, n) * 1.001 + 0.1
 
 
 def test_the_stiffness_adds_its_parts():
     kappa, tether, omega = tensor([3.0, 7.0]), tensor([1.0, 2.0, 0.5]), tensor([0.1, -0.3])
     assert stiffness(kappa, tether, omega, 11) == pytest.approx(10 * (7 + 3.5 + 0.4))
     assert stiffness(kappa, None, None, 11) == pytest.approx(70)
-    mu = unit(2, 11, seed=0)
-    assert Terms(mu, kappa, kappa).stiffness() == pytest.approx(70)
 
 
 class Shelf:
     """The plainest store: every logit, the k largest."""
 
-    def __init__(self, terms: dict, neighbours: int):
-        self.terms = terms
+    def __init__(self, terms: Terms, neighbours: int):
+        self.terms = splats_of(terms).prepared()
         self.neighbours = neighbours
-        self.searches = 0
-
-    def kappa(self):
-        return self.terms["kappa"]
-
-    def log_pi(self):
-        return torch.log_softmax(torch.log(self.terms["alpha"]), 0)
 
     def best(self, x, k):
-        self.searches += 1
-        logits = splat_logits(x.detach(), self.terms["mu"].detach(), self.log_pi(), self.kappa())
+        logits = self.terms.logits(x).detach()
         best = logits.topk(k).indices
         return best, 1 - torch.softmax(logits, -1).gather(-1, best).sum(-1).mean()
 
     def gather(self, indices):
-        peak = log_peak(self.terms["mu"].shape[-1], self.kappa() * (self.terms["mu"].shape[-1] - 1))
-        return self.terms["mu"][indices], self.log_pi()[indices], self.kappa()[indices], peak[indices]
+        terms = self.terms
+        return terms.mu[indices], terms.log_pi[indices], terms.kappa[indices], terms.log_peak[indices]
 
 
-PARTS = ("contexts", "tether", "a", "b", "omega")
-
-
-def of_store(terms: dict, neighbours: int) -> Energy:
-    return Energy(Shelf(terms, neighbours), **{name: terms[name] for name in PARTS})
+def of_store(terms: Terms, neighbours: int | None) -> Energy:
+    store = None if neighbours is None else Shelf(terms, neighbours)
+    return Energy(store, terms.contexts, terms.tether, terms.a, terms.b, terms.omega)
 
 
 def test_a_stores_energy_over_all_its_splats_is_the_total():
     x, terms = example()
     energy = of_store(terms, 20)
-    torch.testing.assert_close(energy.total(x), total(x, **terms))
-    torch.testing.assert_close(energy.score(x), score(x, **terms))
-    torch.testing.assert_close(energy.settle(x, steps=3), settle(x, **terms, steps=3))
+    torch.testing.assert_close(energy.total(x), terms.total(x))
+    torch.testing.assert_close(energy.score(x), terms.score(x))
+    torch.testing.assert_close(energy.settle(x, steps=3), terms.settle(x, 3))
     assert float(energy.near(x)[1]) == pytest.approx(0, abs=1e-12)
 
 
 def test_an_energy_without_splats_is_that_of_the_other_parts():
     x, terms = example()
-    energy = Energy(None, **{name: terms[name] for name in PARTS})
-    parts = geometric_energy(x, terms["contexts"], terms["tether"])
-    parts = parts + compositional_energy(x, terms["a"], terms["b"], terms["omega"])
+    energy = of_store(terms, None)
+    parts = geometric_energy(x, terms.contexts, terms.tether)
+    parts = parts + compositional_energy(x, terms.a, terms.b, terms.omega)
     torch.testing.assert_close(energy.total(x), parts)
     assert (energy.total(energy.settle(x)) <= parts + 1e-9).all()
 
 
 def test_chunks_change_neither_values_nor_gradients(monkeypatch):
     x, terms = example()
-    found = []
+    runs = []
     for chunk in (2**26, 4 * 12 * 2):
         monkeypatch.setattr(energy_module, "CHUNK", chunk)
-        mu = terms["mu"].clone().requires_grad_(True)
-        energy = of_store({**terms, "mu": mu}, 4)
+        mu = terms.mu.clone().requires_grad_(True)
+        energy = of_store(replace(terms, mu=mu), 4)
         value = energy.settle(x)
         value.square().sum().backward(retain_graph=True)
         (value * x).sum().backward()
         slope = torch.func.jvp(energy.settle, (x,), (torch.ones_like(x),))[1]
-        found.append((value.detach(), mu.grad, slope, energy.near(x)[1]))
-    for whole, chunked in zip(*found, strict=True):
+        runs.append((value.detach(), mu.grad, slope, energy.near(x)[1]))
+    for whole, chunked in zip(*runs, strict=True):
         torch.testing.assert_close(whole, chunked)
-    assert 0 < float(found[0][3]) < 1
+    assert 0 < float(runs[0][3]) < 1
 
 
 # -- refusals ------------------------------------------------------------------------------------------------
 
 
-def test_halves_of_a_part_are_refused():
-    x, terms = example()
-    for missing, message in (
-        ("tether", "contexts and tether"),
-        ("contexts", "contexts and tether"),
-        ("b", "a, b"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            total(x, **{**terms, missing: None})
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [("tether", "contexts and tether"), ("contexts", "contexts and tether"), ("b", "a, b")],
+)
+def test_halves_of_a_part_are_refused(missing, message):
+    with pytest.raises(ValueError, match=message):
+        replace(example()[1], **{missing: None})
 
 
 def test_missing_shares_and_foreign_dimensions_are_refused():
     x, terms = example()
     with pytest.raises(ValueError, match="alpha or log_pi"):
-        splat_energy(x, terms["mu"], None, terms["kappa"])
+        replace(terms, alpha=None).total(x)
     with pytest.raises(ValueError, match="12 dimensions"):
-        splat_energy(x[:, :5], terms["mu"], terms["alpha"], terms["kappa"])
+        splats_of(terms).total(x[:, :5])
     with pytest.raises(ValueError, match="over 0"):
-        splat_energy(x, terms["mu"], terms["alpha"], 0 * terms["kappa"])
+        replace(terms, kappa=0 * terms.kappa).total(x)

@@ -46,10 +46,7 @@ def plain_baselines(train, test, vocabulary):
 
 def test_baselines_are_those_of_the_golden_file():
     found = ngram_baselines(GOLDEN["train"], GOLDEN["test"], GOLDEN["V"])
-    assert found == (
-        pytest.approx(GOLDEN["unigram"], rel=1e-12),
-        pytest.approx(GOLDEN["bigram"], rel=1e-12),
-    )
+    assert found == (pytest.approx(GOLDEN["unigram"], rel=1e-12), pytest.approx(GOLDEN["bigram"], rel=1e-12))
 
 
 @given(

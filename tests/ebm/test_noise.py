@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.ebm_states import generator, tensor, unit
 
 from ebc_lab.ebm.noise import (
     LEVELS,
@@ -26,18 +27,6 @@ GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 
 kinds = pytest.mark.parametrize("kind", ["vmf", "geodesic"])
 sigmas = st.floats(0.01, 1.5)
-
-
-def tensor(values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def points(rows: int, n: int, seed: int = 0) -> torch.Tensor:
-    return normalise(torch.randn(rows, n, generator=generator(seed), dtype=torch.float64))
 
 
 # -- golden values -------------------------------------------------------------------------------------------
@@ -84,8 +73,8 @@ def log_kernel(x: torch.Tensor, y: torch.Tensor, sigma: float, kind: str) -> tor
 @kinds
 @pytest.mark.parametrize("n", [2, 3, 16, 640])
 def test_targets_are_gradients_of_the_log_density(kind, n):
-    y = points(40, n)
-    u = normalise(project(y, points(40, n, seed=1)))
+    y = unit(40, n)
+    u = normalise(project(y, unit(40, n, seed=1)))
     angle = torch.linspace(0.001, 2.9, 40, dtype=torch.float64).unsqueeze(-1)
     x = exp(y, angle * u).requires_grad_(True)
     for sigma in (0.05, 0.5):
@@ -97,7 +86,7 @@ def test_targets_are_gradients_of_the_log_density(kind, n):
 
 @kinds
 def test_targets_are_tangent_at_the_noisy_point_and_point_to_the_clean_one(kind):
-    y = points(200, 32)
+    y = unit(200, 32)
     for sigma in LEVELS:
         x = add_noise(y, sigma, kind, generator=generator(1))
         target = score_target(x, y, sigma, kind)
@@ -109,7 +98,7 @@ def test_targets_are_tangent_at_the_noisy_point_and_point_to_the_clean_one(kind)
 @pytest.mark.parametrize("n", [3, 32])
 def test_steins_identity_holds_for_samples_and_targets_together(kind, n):
     """E[target.c] = (n - 1) E[c.x] for the score of any law on the sphere: a missing volume element shows."""
-    y = points(1, n).expand(60_000, n)
+    y = unit(1, n).expand(60_000, n)
     x = add_noise(y, 0.5, kind, generator=generator(3))
     excess = (score_target(x, y, 0.5, kind) * y).sum(-1) - (n - 1) * (x * y).sum(-1)
     assert abs(float(excess.mean())) < 4 * float(excess.std()) / math.sqrt(len(x))
@@ -121,7 +110,7 @@ def test_steins_identity_holds_for_samples_and_targets_together(kind, n):
 @pytest.mark.parametrize("n", [3, 64])
 @pytest.mark.parametrize("sigma", LEVELS)
 def test_the_mean_square_of_vmf_targets(n, sigma):
-    y = points(1, n).expand(20_000, n)
+    y = unit(1, n).expand(20_000, n)
     square = (score_target(add_noise(y, sigma, generator=generator(4)), y, sigma) ** 2).sum(-1)
     assert abs(float(square.mean()) - expected_square(n, sigma)) < 4 * float(square.std()) / math.sqrt(20_000)
 
@@ -129,7 +118,7 @@ def test_the_mean_square_of_vmf_targets(n, sigma):
 @kinds
 @pytest.mark.parametrize("n", [16, 640])
 def test_a_level_is_an_rms_angle_in_every_dimension(kind, n):
-    y = points(1500, n)
+    y = unit(1500, n)
     for sigma in LEVELS:
         x = add_noise(y, sigma, kind, generator=generator(5))
         rms = float((distance(x, y) ** 2).mean().sqrt())
@@ -138,7 +127,7 @@ def test_a_level_is_an_rms_angle_in_every_dimension(kind, n):
 
 @kinds
 def test_a_level_for_each_row(kind):
-    y = points(6000, 20).reshape(2000, 3, 20)
+    y = unit(6000, 20).reshape(2000, 3, 20)
     sigma = torch.tensor([0.05, 0.2, 0.5])
     x = add_noise(y, sigma, kind, generator=generator(6))
     rms = (distance(x, y) ** 2).mean(0).sqrt()
@@ -149,7 +138,7 @@ def test_a_level_for_each_row(kind):
 
 @kinds
 def test_noise_repeats_with_the_seed_and_keeps_float32(kind):
-    y = points(10, 8).float()
+    y = unit(10, 8).float()
     first = add_noise(y, 0.1, kind, generator=generator(9))
     assert torch.equal(first, add_noise(y, 0.1, kind, generator=generator(9)))
     assert first.dtype == score_target(first, y, 0.1, kind).dtype == torch.float32
@@ -158,7 +147,7 @@ def test_noise_repeats_with_the_seed_and_keeps_float32(kind):
 
 @kinds
 def test_float32_targets_have_five_digits_at_every_level(kind):
-    y = points(100, 640).float()
+    y = unit(100, 640).float()
     for sigma in LEVELS:
         x = add_noise(y, sigma, kind, generator=generator(1))
         exact = score_target(normalise(x.double()), normalise(y.double()), sigma, kind)
@@ -168,11 +157,11 @@ def test_float32_targets_have_five_digits_at_every_level(kind):
 
 @kinds
 def test_derivatives_pass_in_both_modes_and_are_finite_where_nothing_was_moved(kind):
-    y = points(3, 5)
-    x = exp(y, 0.4 * normalise(project(y, points(3, 5, seed=1)))).requires_grad_(True)
+    y = unit(3, 5)
+    x = exp(y, 0.4 * normalise(project(y, unit(3, 5, seed=1)))).requires_grad_(True)
     assert torch.autograd.gradcheck(lambda x: score_target(x, y, 0.3, kind), (x,), check_forward_ad=True)
     _, slope = torch.func.jvp(
-        lambda x: score_target(x, y, 0.3, kind), (y,), (project(y, points(3, 5, seed=2)),)
+        lambda x: score_target(x, y, 0.3, kind), (y,), (project(y, unit(3, 5, seed=2)),)
     )
     assert bool(torch.isfinite(slope).all())
     noisy, moved = torch.func.jvp(lambda y: add_noise(y, 0.3, kind, generator=generator()), (y,), (0 * y,))
@@ -183,7 +172,7 @@ def test_derivatives_pass_in_both_modes_and_are_finite_where_nothing_was_moved(k
 
 
 def test_r_squared_is_0_for_the_zero_predictor_1_for_the_target_and_the_plain_formula_between():
-    target, score = points(50, 9), points(50, 9, seed=1)
+    target, score = unit(50, 9), unit(50, 9, seed=1)
     assert float(r_squared(torch.zeros_like(target), target)) == 0
     assert float(r_squared(target, target)) == pytest.approx(1)
     plain = 1 - ((score - target) ** 2).sum() / (target**2).sum()
@@ -192,7 +181,7 @@ def test_r_squared_is_0_for_the_zero_predictor_1_for_the_target_and_the_plain_fo
 
 
 def test_r_squared_of_1e_4_keeps_its_digits_in_float32():
-    target = points(4000, 64)
+    target = unit(4000, 64)
     score = 5e-5 * target
     exact = float(r_squared(score, target))
     assert float(r_squared(score.float(), target.float())) == pytest.approx(exact, rel=1e-5)
@@ -219,7 +208,7 @@ def test_widening_twice_is_widening_by_both(kappa, first, second):
 @pytest.mark.parametrize(("kappa", "sigma"), [(10, 0.5), (50, 0.2), (50, 0.05)])
 def test_copies_of_one_point_reach_the_ceiling_and_spread_states_the_matched_value(kappa, sigma):
     n = 256
-    mu = points(1, n).expand(3000, n)
+    mu = unit(1, n).expand(3000, n)
 
     def reached(states: torch.Tensor) -> float:
         x = add_noise(states, sigma, generator=generator(2))
@@ -237,7 +226,7 @@ def test_copies_of_one_point_reach_the_ceiling_and_spread_states_the_matched_val
 
 @pytest.mark.parametrize("sigma", [0.0, -0.1, math.pi / 2, 3.0, math.nan])
 def test_levels_outside_0_and_a_quarter_turn_are_refused(sigma):
-    y = points(2, 4)
+    y = unit(2, 4)
     calls = [
         lambda: add_noise(y, sigma, generator=generator()),
         lambda: score_target(y, y, sigma),
@@ -252,7 +241,7 @@ def test_levels_outside_0_and_a_quarter_turn_are_refused(sigma):
 
 
 def test_unknown_kernels_are_refused():
-    y = points(2, 4)
+    y = unit(2, 4)
     with pytest.raises(ValueError, match="vmf, geodesic"):
         add_noise(y, 0.1, "gaussian", generator=generator())
     with pytest.raises(ValueError, match="vmf, geodesic"):

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.ebm_reference import Noise, Reference, Weights
 from support.ebm_runs import ebm_run
 from support.runs import made
 
 from ebc_lab.ebm import model as model_module
 from ebc_lab.ebm.evaluate import score_quality
 from ebc_lab.ebm.model import Draws, LossWeights, objective
-from ebc_lab.ebm.reference import Noise, Reference, Weights
 from ebc_lab.training.run import Training
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.ebm_states import assert_same
 
 from ebc_lab.ebm import vmf
 from ebc_lab.ebm.soc import HistoryBuffer, Pile, drive, novelty, power_law, topple
@@ -30,25 +31,6 @@ def about(direction, count, kappa, seed=0):
 def turned(angle, towards=1):
     """The first axis turned by an angle towards another."""
     return math.cos(angle) * E[0] + math.sin(angle) * E[towards]
-
-
-def bits(state):
-    """A state dict as flat tensors, extra state included."""
-    flat = {}
-    for name, value in state.items():
-        flat |= (
-            {f"{name}.{key}": part for key, part in value.items()}
-            if isinstance(value, dict)
-            else {name: value}
-        )
-    return flat
-
-
-def same(first, second):
-    first, second = bits(first), bits(second)
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
 
 
 # -- novelty -------------------------------------------------------------------------------------------------
@@ -320,7 +302,7 @@ def test_one_far_state_makes_no_splat(far):
     event = pile.check(store, limit=8)
     assert (event.topplings, event.consolidations, len(event.rows_changed)) == (1, 0, 0)
     store.stress[:4] = before["stress"][:4]
-    same(store.state_dict(), before)
+    assert_same(store.state_dict(), before)
 
 
 @pytest.mark.parametrize(("near", "far", "share"), [(0, 30, 0.5), (300, 2, 0.05)])
@@ -381,7 +363,7 @@ def test_a_pile_at_rest_changes_nothing():
     before = copy.deepcopy(store.state_dict())
     event = pile.check(store, limit=8)
     assert (len(event.rows_changed), event.consolidations, event.topplings, event.sweeps) == (0, 0, 0, [])
-    same(store.state_dict(), before)
+    assert_same(store.state_dict(), before)
     assert pile.sizes == []
 
 
@@ -430,7 +412,7 @@ def test_a_pile_resumes_bit_for_bit():
     for here, there in zip(run(*first, 14, 13), run(*second, 14, 13), strict=True):
         assert torch.equal(here.rows_changed, there.rows_changed)
         assert here[1:] == there[1:]
-    same(first.state_dict(), second.state_dict())
+    assert_same(first.state_dict(), second.state_dict())
 
 
 def test_the_sizes_of_avalanches_are_recorded():

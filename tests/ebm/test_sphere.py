@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.ebm_states import tensor
 
 from ebc_lab.ebm.sphere import distance, exp, geodesic, log, metric, normalise, project, transport
 
@@ -18,10 +19,6 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 dimensions = pytest.mark.parametrize("n", [3, 640], ids=["S2", "S639"])
 angles = pytest.mark.parametrize("angle", ANGLES)
-
-
-def tensor(values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def frames(n: int, seed: int = 0, rows: int = 64) -> tuple[torch.Tensor, torch.Tensor]:

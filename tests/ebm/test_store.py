@@ -14,10 +14,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.ebm_states import assert_same
 
 from ebc_lab.ebm import vmf
 from ebc_lab.ebm.sphere import distance, normalise
-from ebc_lab.ebm.store import SplatStore, spherical_kmeans, splats_at, totals
+from ebc_lab.ebm.starts import spherical_kmeans, splats_at, totals
+from ebc_lab.ebm.store import SplatStore
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 needs_faiss = pytest.mark.skipif(
@@ -50,16 +52,6 @@ def filled(capacity=40, active=30, n=6, seed=0, widest=30.0, **settings):
 
 def rng(seed=0):
     return np.random.Generator(np.random.Philox(seed))
-
-
-def same(first, second):
-    """The same bits in two state dicts, extra state included."""
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        if isinstance(value, dict):
-            same(value, second[name])
-        else:
-            assert torch.equal(value, second[name]), name
 
 
 # -- curriculum and k-means ----------------------------------------------------------------------------------
@@ -170,7 +162,7 @@ def test_a_full_store_refuses_splats_and_stays_as_it_is():
     before = copy.deepcopy(store.state_dict())
     with pytest.raises(ValueError, match="2 of 8 places free, not 3"):
         store.add(unit(3, 4))
-    same(store.state_dict(), before)
+    assert_same(store.state_dict(), before)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +180,7 @@ def test_splats_that_mean_nothing_are_refused(mu, settings, sentence):
     before = copy.deepcopy(store.state_dict())
     with pytest.raises(ValueError, match=sentence):
         store.add(mu, **settings)
-    same(store.state_dict(), before)
+    assert_same(store.state_dict(), before)
 
 
 @pytest.mark.parametrize(
@@ -474,7 +466,7 @@ def test_the_order_of_the_states_changes_no_bit():
     states = unit(300, 6, seed=4)
     first.observe(states)
     second.observe(states.flip(0))
-    same(first.state_dict(), second.state_dict())
+    assert_same(first.state_dict(), second.state_dict())
 
 
 def test_a_splat_learns_the_concentration_of_its_states():
@@ -692,10 +684,10 @@ def test_a_store_resumes_bit_for_bit(kind, adapt, steps):
     second = SplatStore(80, 8, **settings)
     second.load_state_dict(torch.load(file, weights_only=True))
     assert len(second) == 60
-    same(second.state_dict(), first.state_dict())
+    assert_same(second.state_dict(), first.state_dict())
     for here, there in zip(train(first, 6, steps), train(second, 6, steps), strict=True):
         assert torch.equal(here, there)
-    same(second.state_dict(), first.state_dict())
+    assert_same(second.state_dict(), first.state_dict())
 
 
 @needs_faiss

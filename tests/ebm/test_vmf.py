@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, special, stats
+from support.ebm_states import generator
 
 from ebc_lab.ebm.vmf import (
     bessel_ratio,
@@ -24,10 +25,6 @@ from ebc_lab.ebm.vmf import (
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())["vmf"]["rows"]
 dimensions = st.integers(2, 1200)
 concentrations = st.floats(-3, 5).map(lambda exponent: 10.0**exponent)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("row", GOLDEN, ids=lambda row: f"n{row['n']}-K{row['raw']:g}")

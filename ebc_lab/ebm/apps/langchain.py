@@ -53,15 +53,12 @@ class EBCLanguageModel(LLM):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        """By which LangChain's caches tell answers apart."""
-        sampling = asdict(self.sampling)
-        return {"model_name": self._llm_type, "weights": self._weights, "context": self.context} | {
-            "sampling": sampling,
-            "writing": asdict(self.writing),
-        }
+        """Return what LangChain's caches tell answers apart by."""
+        model = {"model_name": self._llm_type, "weights": self._weights, "context": self.context}
+        return model | {"sampling": asdict(self.sampling), "writing": asdict(self.writing)}
 
     def get_token_ids(self, text: str) -> list[int]:
-        """The model's own tokens; LangChain would fetch GPT-2's."""
+        """Return the model's own tokens; LangChain would fetch GPT-2's."""
         return list(self.tokenizer.encode(text))
 
     def _call(

@@ -54,7 +54,7 @@ def app_of(
     sampling: Sampling | None = None,
     refused: tuple[type[Exception], ...] = (),
 ) -> Starlette:
-    """The application. `refused`: what a tokenizer raises for a text it cannot take, beside ValueError."""
+    """Build the application. `refused`: what a tokenizer raises beside ValueError for text it cannot take."""
     writer = Writer(model, tokenizer, context, sampling or Sampling())
     one_at_a_time = asyncio.Lock()
 
@@ -66,9 +66,9 @@ def app_of(
 
     def post(path: str, answer: Answer, needed: str, fields: Mapping[str, type]) -> Route:
         async def endpoint(request: Request) -> JSONResponse:
-            given = checked(await _body(request), needed, fields)
+            request_fields = checked(await _body(request), needed, fields)
             async with one_at_a_time:
-                return JSONResponse(await run_in_threadpool(answer, writer, given))
+                return JSONResponse(await run_in_threadpool(answer, writer, request_fields))
 
         return Route(path, endpoint, methods=["POST"])
 
@@ -94,7 +94,7 @@ async def _failed(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _body(request: Request) -> bytes:
-    """A request's body. HTTPException where it is too large, without keeping it."""
+    """Read a request's body. HTTPException where it is too large, without keeping it."""
     parts = []
     size = 0
     async for part in request.stream():
@@ -109,41 +109,41 @@ async def _body(request: Request) -> bytes:
 
 
 def checked(body: bytes, needed: str, fields: Mapping[str, type]) -> dict[str, Any]:
-    """The fields of a JSON object, of the kinds they must have. Raises ValueError."""
+    """Read the fields of a JSON object, of the kinds they must have. Raises ValueError."""
     try:
-        given = json.loads(body)
+        request_fields = json.loads(body)
     except (ValueError, RecursionError):
-        given = None
-    if not isinstance(given, dict):
+        request_fields = None
+    if not isinstance(request_fields, dict):
         raise ValueError(f'the body must be a JSON object, as {{"{needed}": "…"}}')
-    for name, value in given.items():
+    for name, value in request_fields.items():
         if name not in fields:
             raise ValueError(f"{name[:60]!r} is unknown: a request may have {', '.join(fields)}")
         kind = fields[name]
         numbers = (int, float) if kind is float else kind
         if isinstance(value, bool) or not isinstance(value, numbers):
             raise ValueError(f"{name} must be {KINDS[kind]}")
-    if needed not in given:
+    if needed not in request_fields:
         raise ValueError(f"the body lacks {needed}, which must be a text")
-    return given
+    return request_fields
 
 
-def _generate(writer: Writer, given: Mapping[str, Any]) -> dict[str, Any]:
-    writing = Writing(**{name: value for name, value in given.items() if name != "prompt"})
-    return {"text": writer.continued(given["prompt"], writing), **asdict(writing)}
+def _generate(writer: Writer, request_fields: Mapping[str, Any]) -> dict[str, Any]:
+    writing = Writing(**{name: value for name, value in request_fields.items() if name != "prompt"})
+    return {"text": writer.continued(request_fields["prompt"], writing), **asdict(writing)}
 
 
-def _energy(writer: Writer, given: Mapping[str, Any]) -> dict[str, Any]:
-    energies, splats = writer.energies(given["text"])
-    found = energies.tolist()
-    if not all(map(math.isfinite, found)):
+def _energy(writer: Writer, request_fields: Mapping[str, Any]) -> dict[str, Any]:
+    energies, splats = writer.energies(request_fields["text"])
+    nats = energies.tolist()
+    if not all(map(math.isfinite, nats)):
         raise ValueError("the energy of this text is not finite: train the model again")
-    told = None if splats is None else splats.tolist()
-    return {"tokens": len(found), "mean": sum(found) / len(found), "energy": found, "splats": told}
+    of_splats = None if splats is None else splats.tolist()
+    return {"tokens": len(nats), "mean": sum(nats) / len(nats), "energy": nats, "splats": of_splats}
 
 
-def _embed(writer: Writer, given: Mapping[str, Any]) -> dict[str, Any]:
-    states, _ = writer.states(given["text"])
+def _embed(writer: Writer, request_fields: Mapping[str, Any]) -> dict[str, Any]:
+    states, _ = writer.states(request_fields["text"])
     return {"tokens": len(states), "n": states.shape[1], "states": states.tolist()}
 
 
@@ -151,8 +151,8 @@ def _embed(writer: Writer, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def listening(port: int = 0) -> socket.socket:
-    """A socket of this machine that waits for connections; port 0: a free one. Raises ValueError where the
-    port is none, or taken."""
+    """Open a socket of this machine that waits for connections; port 0: a free one. Raises ValueError where
+    the port is none, or taken."""
     if not 0 <= port <= 65535:
         raise ValueError(f"{port} is no port: give one from 1 to 65535, or 0 for a free one")
     made = socket.socket()
@@ -173,7 +173,7 @@ def address_of(made: socket.socket) -> str:
 
 
 def server_of(app: Starlette) -> uvicorn.Server:
-    """A server whose `run(sockets=[…])` answers until it is told to end (`should_exit`, Ctrl-C)."""
+    """Make a server whose `run(sockets=[…])` answers until it is told to end (`should_exit`, Ctrl-C)."""
     config = uvicorn.Config(
         app, lifespan="off", log_level="warning", access_log=False, timeout_graceful_shutdown=LEAVING_S
     )

@@ -27,7 +27,7 @@ class TokenizerLike(Protocol):
 
 @dataclass(frozen=True)
 class Writing:
-    """How a text goes on. Raises ValueError for what is out of range."""
+    """The choices by which a text goes on. Raises ValueError for what is out of range."""
 
     tokens: int = 200
     temperature: float = 0.8  # of the choice among the next tokens; 0: the likeliest
@@ -67,7 +67,7 @@ class Writer:
     sampling: Sampling = field(default_factory=Sampling)
 
     def continued(self, prompt: str, writing: Writing, stop: Sequence[str] = ()) -> str:
-        """What follows the prompt, up to the first of the words in `stop`; the same for the same seed.
+        """Continue the prompt, up to the first of the words in `stop`; the same for the same seed.
 
         Raises ValueError for an empty prompt or stop word and for a chain that leaves the finite numbers,
         and what the tokenizer raises.
@@ -99,7 +99,7 @@ class Writer:
 
     @torch.no_grad()
     def states(self, text: str) -> tuple[Tensor, Tensor]:
-        """The states (L, n) of a text's L tokens and their contexts (L, 3, n), in windows of the context.
+        """Encode a text's L tokens as states (L, n) and contexts (L, 3, n), in windows of the context.
 
         Raises ValueError for a text of no tokens, or of too many.
         """
@@ -113,8 +113,8 @@ class Writer:
 
     @torch.no_grad()
     def energies(self, text: str) -> tuple[Tensor, Tensor | None]:
-        """E(s | contexts) of each token's state, and what the splats alone give it less what the uniform law
-        would, nats, (L,) each; None without splats."""
+        """Return E(s | contexts) of each token's state, and what the splats alone give it less what the
+        uniform law would, nats, (L,) each; None without splats."""
         states, contexts = self.states(text)
         splats = None
         if self.model.store is not None:

@@ -3,8 +3,8 @@ with it.
 
 float64, one token at a time. Every pull is the negative gradient of an energy that is written out, every
 target of a score that of the noise's own log density, every Bessel function its power series. It imports
-nothing from the other files here, and reads of a model its parameters and buffers, by their names; the blocks
-of a transformer, which are no part of this library, are called.
+nothing of `ebc_lab` but a type, and reads of a model its parameters and buffers, by their names; the blocks
+of a transformer, which are no part of that library, are called.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from .model import ModelSettings
+    from ebc_lab.ebm.model import ModelSettings
 
 
 # -- functions of one vector ---------------------------------------------------------------------------------
