@@ -25,12 +25,14 @@ from .sheet import (
     OTHER,
     PLAIN,
     SPARE,
+    End,
     Facts,
     Sheet,
-    another,
+    above_over_steps,
     beside,
     entry,
     key,
+    last_point,
     log_axis,
     page,
     stack,
@@ -46,7 +48,6 @@ PARTS = {  # column of steps.csv -> its name beside the line
 COLOURS = (EBC, ALERT, GOAL, OTHER, SPARE, "C4", PLAIN)
 LABELS_FROM = 0.72  # of the width: the lines' labels stand beyond it
 LEVEL = re.compile(r"r2_(\d+(?:p\d+)?)")
-End = tuple[float, float, str, str]  # of a line: x, y, label, colour
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Line:
 
     @property
     def last(self) -> tuple[float, float]:
-        seen = np.flatnonzero(~np.ma.getmaskarray(self.middle))
-        return (float(self.at[seen[-1]]), float(self.middle[seen[-1]])) if len(seen) else (0.0, np.nan)
+        """Return where the median ends; (0, NaN) where there is none."""
+        return last_point(self.at, self.middle) or (0.0, np.nan)
 
 
 @dataclass(frozen=True)
@@ -108,15 +109,11 @@ def draw_states(facts: Facts, track: str, label: str, arm: Mapping[str, Any], fo
     figure, bottom = page(
         facts, what, whom, _finding(found), len(arm["runs"]), (), missing({label: arm}), (10.4, 7.4)
     )
-    top = another(bottom)
     last = max(line.last[0] for line in (*found.parts.values(), *found.scores.values()))
-    for axes in (top, bottom):
-        axes.set_xlim(-0.01 * last, 1.01 * last + 1)
+    top = above_over_steps(facts, bottom, last)
     log_axis(bottom, "y", (1.0, 3.0))
-    bottom.set_xlabel(f"training step  (one step = {facts.tokens_per_step:,} tokens)")
     bottom.set_ylabel("R² of the score (log scale)")
     top.set_ylabel("parts of the loss, unweighted")
-    top.tick_params(labelbottom=False)
     handles = [
         entry("median of the seeds", GREY),
         entry("each seed", GREY, **FAINT),

@@ -29,10 +29,13 @@ from .sheet import (
     INK,
     PLAIN,
     Arms,
+    End,
     Facts,
     Sheet,
+    above_over_steps,
     another,
     beside,
+    draw_line,
     entry,
     key,
     log_axis,
@@ -49,7 +52,6 @@ NEGLIGIBLE = 10.0  # a part of the law that is nowhere as much as a tenth of the
 STEEP, FLAT = 2.0, 1.0  # exponents of a float model, and of flips alone
 SHOWN = (0.4, 2.8)  # exponents between points, at most: noise beyond leaves the frame
 RING: dict[str, Any] = {"marker": "o", "ms": 9.5, "mew": 1.4, "mfc": "none", "ls": ""}  # where a law turns
-End = tuple[float, float, str, str]  # of a line: x, y, label, colour
 
 
 # -- KL against c --------------------------------------------------------------------------------------------
@@ -264,13 +266,10 @@ def draw_factors(facts: Facts, track: str, arms: Arms, found: Mapping[str, Facto
     finding = f"Median factor on the learning rate: {' to '.join(said)}."
     seeds = max(len(arms[name]["runs"]) for name in found)
     figure, bottom = page(facts, what, whom, finding, seeds, (), missing(arms), (10.4, 6.6))
-    top = another(bottom)
-    last = max(float(own.steps[-1]) for own in found.values())
+    last = max(float(factors.steps[-1]) for factors in found.values())
+    top = above_over_steps(facts, bottom, last)
     for axes in (top, bottom):
-        axes.set_xlim(-0.01 * last, 1.01 * last + 1)
         log_axis(axes, "y", (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
-    bottom.set_xlabel(f"training step  (one step = {facts.tokens_per_step:,} tokens)")
-    top.tick_params(labelbottom=False)
     over = window(round(last) + 1)
     handles = [
         entry(f"running geometric mean over {over} steps, median of the seeds", GREY),
@@ -287,13 +286,11 @@ def draw_factors(facts: Facts, track: str, arms: Arms, found: Mapping[str, Facto
     return figure
 
 
-def _draw_factor(axes: Axes, label: str, own: Factors, column: str, place: int) -> End:
+def _draw_factor(axes: Axes, label: str, factors: Factors, column: str, place: int) -> End:
     """`place` among the arms says its look. -> the line's end."""
     colour = COLOURS[place % len(COLOURS)]
     dashes = DASHES[place // len(COLOURS) % len(DASHES)]
-    axes.plot(own.steps, own.middle[column], color=colour, ls=dashes, lw=1.6, zorder=2.5)
-    axes.plot(own.steps, own.seeds[column].T, color=colour, lw=0.5, alpha=0.35, zorder=1.2)
-    seen = np.flatnonzero(~np.ma.getmaskarray(own.middle[column]))
-    last = int(seen[-1]) if len(seen) else 0
-    text = f"{label}  median {own.medians[column]:.2g}"
-    return float(own.steps[last]), float(own.middle[column][last]), text, colour
+    middle = factors.middle[column]
+    end = draw_line(axes, factors.steps, middle, factors.seeds[column], 0.35, color=colour, ls=dashes)
+    x, y = end or (float(factors.steps[0]), float(middle[0]))
+    return x, y, f"{label}  median {factors.medians[column]:.2g}", colour

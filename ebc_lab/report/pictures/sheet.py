@@ -53,6 +53,7 @@ FAINT: dict[str, Any] = {"lw": 0.5, "alpha": 0.6}  # the line of a single seed, 
 Decisions = Mapping[str, Mapping[str, Any]]
 Arms = Mapping[str, Mapping[str, Any]]
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]  # arm -> seed -> result
+End = tuple[float, float, str, str]  # of a line: x, y, label, colour
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,34 @@ def another(axes: Axes) -> Axes:
     return figure.add_axes((box.x0, box.y0, box.width, box.height))
 
 
+def above_over_steps(facts: Facts, bottom: Axes, last: float) -> Axes:
+    """Return a further panel for `bottom`, both over the training steps up to `last`; `bottom` names them."""
+    top = another(bottom)
+    for axes in (top, bottom):
+        axes.set_xlim(-0.01 * last, 1.01 * last + 1)
+    bottom.set_xlabel(f"training step  (one step = {facts.tokens_per_step:,} tokens)")
+    top.tick_params(labelbottom=False)
+    return top
+
+
+def draw_line(
+    axes: Axes, x: np.ndarray, middle: np.ma.MaskedArray, seeds: np.ma.MaskedArray, alpha: float, **look: Any
+) -> tuple[float, float] | None:
+    """Draw the seeds' median with the look of a line, and each seed faintly. -> its last point, if any.
+
+    `seeds`: (seeds, steps); `alpha`: of a seed's line.
+    """
+    axes.plot(x, middle, lw=1.6, zorder=2.5, **look)
+    axes.plot(x, seeds.T, color=look["color"], lw=0.5, alpha=alpha, zorder=1.2)
+    return last_point(x, middle)
+
+
+def last_point(x: np.ndarray, y: np.ma.MaskedArray) -> tuple[float, float] | None:
+    """Return the last point of a line that is not masked; None where all are."""
+    seen = np.flatnonzero(~np.ma.getmaskarray(y))
+    return (float(x[seen[-1]]), float(y[seen[-1]])) if len(seen) else None
+
+
 def key(axes: Axes, handles: Sequence[Any] | None = None, left: float = LEFT) -> None:
     """The legend under the axes, where it hides nothing, in as many columns as the page holds."""
     figure = axes.get_figure(root=True)
@@ -294,7 +323,7 @@ def columns(axes: Sequence[Axes], gap: float) -> None:
         panel.set_position((box.x0 + i * (width + between), box.y0, width, box.height))
 
 
-def beside(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+def beside(axes: Axes, ends: Sequence[End]) -> None:
     """A label for each line, right of the axes in the order of their last points: (x, y, label, colour)."""
     figure = axes.get_figure(root=True)
     assert isinstance(figure, Figure)

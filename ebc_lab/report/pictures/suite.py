@@ -41,11 +41,14 @@ from .sheet import (
     REST,
     Arms,
     Decisions,
+    End,
     Facts,
     Picture,
     Sheet,
+    above_over_steps,
     another,
     beside,
+    draw_line,
     entry,
     key,
     log_axis,
@@ -87,7 +90,7 @@ def suite_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
         tail, arms = f"_{track}" * (len(decision["tracks"]) > 1), found["arms"]
         for name, sheet in window_pictures(facts, track, found):
             yield Picture(f"{name}{tail}", "verdict", sheet)
-        arms = told_apart(found)
+        arms = highlighted_arms(found)
         forest = draw_forest(facts, track, found, rows_of(root, {**found, "arms": arms}), decision["rule"])
         together = [*_together(root, facts, track, {**found, "arms": arms}, decisions)]
         for name, sheet in (
@@ -136,7 +139,7 @@ def _together(
         yield "tuned_rates", draw_tuned(facts, curves, looks, mine)
 
 
-def told_apart(found: Mapping[str, Any]) -> Arms:
+def highlighted_arms(found: Mapping[str, Any]) -> Arms:
     """The arms that have pictures of their own: of the points of a sweep the best one, and the reference."""
     best, swept = {found["reference"]}, set()
     for sweeps in found.get("windows", {}).values():
@@ -254,19 +257,15 @@ def distance(arm: Mapping[str, Any]) -> float:
 
 def draw_steps(facts: Facts, track: str, arms: Arms, courses: Mapping[str, Course]) -> Sheet:
     """The clip coefficient above, the applied KL over its target below, a line for every EBC arm."""
-    shown = _told_apart(arms, courses)
+    shown = _highlighted(arms, courses)
     what = "What did the clip do over the run?"
     whom = f"{optimizer(track)}: every arm with EBC ({len(courses)}), medians over the seeds"
     small = ("c: median near the start → near the end of the run",)
     seeds = max(len(arm["runs"]) for arm in arms.values())
     figure, bottom = page(facts, what, whom, _farthest(arms), seeds, small, missing(arms), (10.4, 7.4))
-    top = another(bottom)
     last = max((float(c.steps[-1]) for c in courses.values() if len(c.steps)), default=0.0)
-    for axes in (top, bottom):
-        axes.set_xlim(-0.01 * last, 1.01 * last + 1)
-    bottom.set_xlabel(f"training step  (one step = {facts.tokens_per_step:,} tokens)")
+    top = above_over_steps(facts, bottom, last)
     top.set(ylabel="clip coefficient c", ylim=(-0.02, 1.06))
-    top.tick_params(labelbottom=False)
     bottom.set_ylabel("applied KL / target δ* (log scale)")
     log_axis(bottom, "y")
     bottom.axhline(1.0, color=GOAL, lw=1.2, ls="--", zorder=1)
@@ -297,10 +296,7 @@ def draw_steps(facts: Facts, track: str, arms: Arms, courses: Mapping[str, Cours
     return figure
 
 
-End = tuple[float, float, str, str]  # of a line: x, y, label, colour
-
-
-def _told_apart(arms: Arms, courses: Mapping[str, Course]) -> list[str]:
+def _highlighted(arms: Arms, courses: Mapping[str, Course]) -> list[str]:
     """The arms whose lines are named: all while they are few, else those whose c or KL moved most, by
     turns.
     """
@@ -338,10 +334,8 @@ def _draw_course(
         axes.plot(x, y, color=REST, ls="-", lw=1.0, zorder=1.5)
         return []
     colour = PALETTE[place % len(PALETTE)]
-    axes.plot(x, y, color=colour, ls=DASHES[place % len(DASHES)], lw=1.6, zorder=2.5)
-    axes.plot(x, seeds.T, color=colour, lw=0.5, alpha=0.3, zorder=1.2)
-    seen = np.flatnonzero(~np.ma.getmaskarray(y))
-    return [(float(x[seen[-1]]), float(y[seen[-1]]), words, colour)] if len(seen) else []
+    end = draw_line(axes, x, y, seeds, 0.3, color=colour, ls=DASHES[place % len(DASHES)])
+    return [(*end, words, colour)] if end else []
 
 
 def course_in_words(arm: Mapping[str, Any]) -> str:

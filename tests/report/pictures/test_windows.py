@@ -9,7 +9,7 @@ from support.drawn import sweep, words_of
 
 from ebc_lab.report.pictures import png
 from ebc_lab.report.pictures.sheet import STYLE, Facts
-from ebc_lab.report.pictures.suite import told_apart
+from ebc_lab.report.pictures.suite import highlighted_arms
 from ebc_lab.report.pictures.windows import window_pictures
 from ebc_lab.report.text.words import suite_answer
 
@@ -104,7 +104,7 @@ def test_regrets_stand_in_rows_at_each_size():
 def test_of_a_sweep_only_the_best_point_and_the_reference_have_pictures_of_their_own():
     found = found_of(RATES)
     found["arms"]["unswept"] = arm("unswept")
-    assert set(told_apart(found)) == {"plain1", "plain2", "ebc1", "unswept"}
+    assert set(highlighted_arms(found)) == {"plain1", "plain2", "ebc1", "unswept"}
 
 
 def test_a_suite_without_sweeps_has_no_such_pictures():
