@@ -1,7 +1,7 @@
 """`AuditedOptimizer`: the batch of a step, and how far the applied update moves predictions on part of it.
 
-Some rows choose c; others, which had no part in that, audit it. The logits that a step is given are looked at,
-too: wrong ones would make c fall to 0.
+Some rows choose c; others, which had no part in that, audit it. The logits that a step is given are
+looked at, too: wrong ones would make c fall to 0.
 """
 
 from __future__ import annotations

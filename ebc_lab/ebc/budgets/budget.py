@@ -1,4 +1,4 @@
-"""`Budget`: finds c at a step, with a budget of delta nats per token, and carries what it learns from that."""
+"""`Budget`: finds c at a step, within delta nats per token, and carries what it learns from that."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Need(Enum):
 class Budget:
     """One way of finding c. Subclasses say what they need, and how `find_c` follows from it.
 
-    `initial` names the numbers that go from step to step, each a 0-dim float64 tensor and an attribute of that
-    name. They change in place, because a CUDA graph reads the memory that it was captured with.
+    `initial` names the numbers that go from step to step, each a 0-dim float64 tensor and an attribute of
+    that name. They change in place, because a CUDA graph reads the memory that it was captured with.
     """
 
     need: ClassVar[Need]
