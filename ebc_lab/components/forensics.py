@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ebc_lab.ebc.budgets import Budget, Surrogate
 from ebc_lab.ebc.clip import EllipsotopeClip
 from ebc_lab.ebc.controller import Fixed
 from ebc_lab.ebc.options import (
     BETA_INITS,
-    BOUNDED,
     FORENSIC_CADENCES,
     FORENSIC_CONTROLLERS,
     GUARDS,
@@ -26,7 +26,7 @@ from ebc_lab.ebc.options import (
     check_option,
 )
 from ebc_lab.ebc.proposal import Proposal
-from ebc_lab.ebc.sensitivity import SensitivityFilter, two_in_turn
+from ebc_lab.ebc.sensitivity import Sensitivities, SensitivityFilter, two_in_turn
 from ebc_lab.ebc.settings import ClipSettings
 from ebc_lab.ebc.step import StepStats
 
@@ -180,19 +180,54 @@ class Guard:
         self.last = state["last"]
 
 
+class GuardedSurrogate(Surrogate):
+    """`Surrogate` with the factor of a `Guard`."""
+
+    def __init__(self, settings: ClipSettings, audit_every: int, device: torch.device, guard: Guard):
+        super().__init__(settings, audit_every, device)
+        self.guard = guard
+
+    def guard_factor(self, radius: Tensor) -> Tensor:
+        return self.guard.factor
+
+
+class ForensicSensitivities(Sensitivities):
+    """`Sensitivities` by the earlier study's cadence, filters and units; `rate` is the learning rate."""
+
+    settings: ForensicSettings
+    rate = 1.0
+
+    def make_filter(self) -> SensitivityFilter:
+        s = self.settings
+        return ForensicFilter(published=s.cadence == "published", zero=s.beta_init == "zero")
+
+    def due(self, t: int, bounded: bool) -> list[str]:
+        if self.settings.cadence != "published" or not bounded:
+            return super().due(t, bounded)
+        return list(self.groups) if t % 200 == 0 else two_in_turn(t, list(self.groups), every=20)
+
+    def betas(self, norms: Tensor) -> Tensor:
+        betas = super().betas(norms)
+        return betas / self.rate if self.settings.units == "per_lr" else betas
+
+
 class ForensicClip(EllipsotopeClip):
     """`EllipsotopeClip` that takes `ForensicSettings`. Arguments and errors as there."""
 
     settings: ForensicSettings
     settings_type: ClassVar[type[ClipSettings]] = ForensicSettings
 
-    def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **options)
-        self.guard = Guard(self.settings.guard).to(self.weights[0].device)
+    sensitivities: ForensicSensitivities
 
-    def _make_filter(self) -> SensitivityFilter:
-        s = self.settings
-        return ForensicFilter(published=s.cadence == "published", zero=s.beta_init == "zero")
+    def _make_sensitivities(self) -> ForensicSensitivities:
+        return ForensicSensitivities(self.settings)
+
+    def _make_budget(self, device: torch.device) -> Budget:
+        self.guard = Guard(self.settings.guard).to(device)
+        budget = super()._make_budget(device)
+        if isinstance(budget, Surrogate):
+            return GuardedSurrogate(self.settings, self.audit_every, device, self.guard)
+        return budget
 
     def _make_controller(self) -> Fixed:
         s = self.settings
@@ -211,18 +246,9 @@ class ForensicClip(EllipsotopeClip):
     def kind(self, t: int) -> tuple[str, ...] | None:
         return None if self._audits(t) and self.guard.kind != "none" else super().kind(t)
 
-    def _due(self, t: int) -> list[str]:
-        s = self.settings
-        if s.cadence != "published" or s.budget not in BOUNDED:
-            return super()._due(t)
-        return list(self.groups) if t % 200 == 0 else two_in_turn(t, list(self.groups), every=20)
-
-    def _betas(self, norms: Tensor) -> Tensor:
-        betas = super()._betas(norms)
-        return betas / self.param_groups[0]["lr"] if self.settings.units == "per_lr" else betas
-
-    def _guard_factor(self, radius: Tensor) -> Tensor:
-        return self.guard.factor
+    def _limit_update(self, stats: StepStats, proposal: Proposal) -> None:
+        self.sensitivities.rate = self.param_groups[0]["lr"]
+        super()._limit_update(stats, proposal)
 
     def _audited(self, stats: StepStats, proposal: Proposal) -> None:
         super()._audited(stats, proposal)
@@ -233,7 +259,7 @@ class ForensicClip(EllipsotopeClip):
                 assert stats.surrogate is not None
                 rho = stats.movement / (stats.clip_coefficient * stats.surrogate)
             inflation = self.guard.audit(rho, proposal.t)
-            for group in self.filters.values():
+            for group in self.sensitivities.filters.values():
                 group.inflate(inflation)
 
 

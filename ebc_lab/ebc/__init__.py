@@ -3,9 +3,10 @@
 This package imports torch and nothing else of this project, so it can be copied into another one. Each part
 of the theory has its own file:
 
-* `logits`: how far predictions moved; `grouping`, `sensitivity` (beta) and `surrogate` (the bound S)
-* `budget`: how c is found; `controller`: how delta evolves
-* `stabilized`: one step, as every stabilizer takes it; `clip`: the optimizer
+* `logits`: how far predictions moved; `grouping` and `sensitivity`: beta, and the bound S
+* `budgets`: how c is found, a class for each budget; `controller`: how delta evolves
+* `clip`: the optimizer; `stabilized`: the order of its step, which every stabilizer takes; `audits`: what a
+  step did to predictions; `wrapping`: what schedulers and checkpoints see
 * `options` and `settings`: names, constants and what can be chosen, without torch
 * `attached`: the same step on optimizers that other code calls, and `look`, its first steps looked at
   independently; `parallel`: on several processes
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .attached import Attached, attach
-    from .budget import clip_coefficient, trust_radius
+    from .budgets.surrogate import clip_coefficient, trust_radius
     from .clip import EllipsotopeClip
     from .controller import make_controller, schedule_multiplier
     from .given.checks import EBCWarning
@@ -63,7 +64,7 @@ __all__ = [
 ]
 
 _FILES = (
-    *("logits", "grouping", "sensitivity", "budget", "controller"),
+    *("logits", "grouping", "sensitivity", "budgets.surrogate", "controller"),
     *("settings", "step", "proposal", "stabilized", "clip", "in_backward"),
     *("given.checks", "attached"),
 )

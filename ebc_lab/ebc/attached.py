@@ -223,7 +223,7 @@ class Attached:
             self._begin()
             return None
         if self._opened is None and not self._passing and self._measures():
-            self.clip.meet()
+            self.clip.sync_process_group()
             self._before = self.clip.keep()
         watched = self._watching(closure)
         if "closure" in kwargs:

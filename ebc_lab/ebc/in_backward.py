@@ -8,7 +8,6 @@ bounds nothing at the step itself.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar, Protocol
@@ -16,19 +15,14 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from .budgets import Lagged
 from .clip import EllipsotopeClip
 from .flat import joint_norm
-from .logits import mean_kl
 from .options import LAGGED
 from .probe import Batch
 from .proposal import Proposal
 from .stabilized import StabilizedOptimizer
 from .step import NonFiniteUpdateError, StepInputs, StepStats
-
-FIRST_C = 0.1
-RISE = 3.0  # by which c rises from one step to the next, at most
-FALL = 10.0  # by which it falls after a KL that is not finite
-MEMORY = 0.5  # of the running mean of ln k
 
 
 class Backward(Protocol):
@@ -136,27 +130,25 @@ class InBackward(StabilizedOptimizer):
     def _moved(self, inputs: StepInputs) -> Proposal:
         """What the step has left: no copy of W is there to go back to. Raises NonFiniteUpdateError."""
         layout = self._laid_out()
-        parts = layout.parts
-        if self._bad(parts, joint_norm(parts)):
+        if self._bad(layout.parts, joint_norm(layout.parts)):
             raise NonFiniteUpdateError(f"step {inputs.t}: the optimizer made a non-finite update.")
         audit = self._audits(inputs.t)
         batch = self._batch(inputs, audit) if audit or self._measures(inputs.t) else None
-        sound = self._flags[True]
-        return Proposal(inputs.t, batch, layout, None, [], sound, self.arithmetic, self.workers)
+        return self._proposal(inputs.t, batch, None, [], self._flags[True], audit)
 
 
 class LaggedClip(InBackward, EllipsotopeClip):
     """EBC whose c is known before backward: the KL of c·dW is taken to grow with (c·lr)² as it did lately.
 
-    After each step its KL is measured on the probe rows, and ln(KL/(c·lr)²) averaged half-way with what was
-    known. The base moves the weights at the rate c·lr, so weight decay is scaled as well. Arguments are those
-    of `EllipsotopeClip`, with budget="lagged" (the default).
+    The base moves the weights at the rate c·lr, so weight decay is scaled as well; see `budgets.Lagged`.
+    Arguments are those of `EllipsotopeClip`, with budget="lagged" (the default).
 
     Raises:
         ValueError: as `InBackward`; a grouping that leaves weights out, or a controller that compares losses.
     """
 
     budgets: ClassVar[tuple[str, ...]] = (LAGGED,)
+    budget: Lagged
 
     def __init__(
         self,
@@ -173,29 +165,18 @@ class LaggedClip(InBackward, EllipsotopeClip):
             raise ValueError(
                 f"controller={self.settings.controller!r} compares losses at W, which has moved."
             )
-        self.trial.fill_(FIRST_C)
-        self._c = 1.0  # of the step that has begun
-        self._rates: list[float] = []  # the groups' learning rates without it
+        self._rates: list[float] = []  # the groups' learning rates without c, from `begin_step` on
 
     @torch.no_grad()
     def begin_step(self) -> int:
         self._restore_rates()
         t = super().begin_step()
         self._rates = [group["lr"] for group in self.param_groups]
-        self._c = self._next_c() if self.settings.limits(t) else 1.0
-        for group in self.param_groups:
-            group["lr"] = group["lr"] * self._c
-        return t
-
-    def _next_c(self) -> float:
-        """c from what is known of the KL, at most three times the last one; while nothing is, the first."""
-        log_k = float(self.log_k)
-        if not math.isfinite(log_k):
-            return float(self.trial)
         delta = float(self.controller.delta) * self.radius_factor**2
-        lr = float(self._rates[0])
-        reach = math.sqrt(delta * math.exp(-log_k)) / lr if lr else math.inf
-        return min(1.0, reach, RISE * float(self.trial))
+        c = self.budget.choose_c(t, delta, float(self._rates[0]))
+        for group in self.param_groups:
+            group["lr"] = group["lr"] * c
+        return t
 
     def _restore_rates(self) -> None:
         for group, rate in zip(self.param_groups, self._rates, strict=False):
@@ -211,21 +192,4 @@ class LaggedClip(InBackward, EllipsotopeClip):
 
     def _limit_update(self, stats: StepStats, proposal: Proposal) -> None:
         """Record c, and learn from the KL of the update, which has been applied."""
-        stats.clip_coefficient = torch.tensor(self._c, dtype=torch.float64, device=self.trial.device)
-        if not self.settings.limits(proposal.t):
-            return
-        assert proposal.batch is not None
-        assert self.floor is not None
-        rows = proposal.batch.probe
-        kl = float(mean_kl(rows.z, proposal.batch.logits(rows.inputs), rows.mask))
-        stats.trial = stats.clip_coefficient
-        stats.trial_kl = torch.tensor(kl, dtype=torch.float64)
-        stats.measurements = 1
-        moved = self._c * float(self._rates[0])
-        if not math.isfinite(kl):
-            self.trial.fill_(self._c / FALL / (RISE if self.log_k.isfinite() else 1))
-        elif moved:
-            seen = math.log(max(kl, self.floor) / moved**2)
-            known = float(self.log_k)
-            self.log_k.fill_(MEMORY * known + (1 - MEMORY) * seen if math.isfinite(known) else seen)
-            self.trial.fill_(self._c)
+        stats.clip_coefficient = self.budget.find_c(stats, proposal)

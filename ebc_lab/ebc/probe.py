@@ -24,6 +24,7 @@ from .given.numbers import Numbers, kept
 from .logits import mean_kl, token_mean
 from .options import KL_FLOOR
 from .parallel.shards import fsdp_modules, gathered_dtypes, resharded
+from .parallel.workers import Workers
 from .step import StepInputs
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -233,6 +234,13 @@ class Batch:
         if mask is not None and mask.shape != z.shape[:-1]:
             raise checks.other_lengths(tuple(z.shape), tuple(mask.shape), self.size)
         return Rows(rows, mask, None if targets is None else targets[start:end], z)
+
+    def probe_tokens(self, workers: Workers) -> Tensor | int:
+        """Return how many tokens choose c, on all processes, 1 at least."""
+        count = self.probe.count()
+        if not workers.alone:
+            count = workers.total(count)[0]
+        return count.double().clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
 
     def logits(self, rows: Any, part: tuple[int, int] | None = None) -> Tensor:
         """The logits on `rows` at the present weights, without dropout, in the training forward's precision.

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .flat import Copy, Layout
 from .parallel.shards import local
 from .parallel.workers import Workers
-from .probe import Batch, Rows
+from .probe import LOW_PRECISION, Batch, Rows
 from .step import Arithmetic, StepStats
 
 
@@ -56,6 +56,11 @@ class Proposal:
     sound: Tensor  # bool, 0-dim: gradients and proposal are finite
     arithmetic: Arithmetic
     workers: Workers
+    names: Sequence[str]
+    weights: Sequence[nn.Parameter]  # at W + dW
+    scaled: Sequence[int]  # indices of the weights that c scales
+    retract: Callable[[], None] | None  # puts the weights back on their manifold
+    audited: bool
 
     @property
     def before(self) -> Copy:
@@ -112,13 +117,16 @@ class Proposal:
         new = [self.layout.parts[i] for i in segments]
         self.arithmetic.interpolate(old, new, c, [out[i] for i in segments])
 
-    def kl(
-        self, c: Tensor | float, rows: Rows, retract: Callable[[], None] | None, *, whole: bool = False
-    ) -> Tensor:
-        """KL(p(W) || p(W + c·dW)) on `rows` of every process, 0-dim, nats per token; noise may make it < 0.
+    def by_name(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return one tensor for each weight as derivatives take them: by name, float32 at least."""
+        wide = (w.float() if w.dtype in LOW_PRECISION else w for w in tensors)
+        return {f"model.{n}": w for n, w in zip(self.names, wide, strict=True)}
 
-        What c does not scale stays at W, or is scaled as well if `whole`. The weights are as before
-        afterwards; the copy for trial weights is overwritten.
+    def kl(self, c: Tensor | float, rows: Rows, *, whole: bool = False) -> Tensor:
+        """Return KL(p(W) || p(W + c·dW)) on `rows` of every process, 0-dim, nats per token.
+
+        Noise may make it < 0. What c does not scale stays at W, or is scaled as well if `whole`. The weights
+        are as before afterwards; the copy for trial weights is overwritten.
         """
         assert self.batch is not None
         layout = self.layout
@@ -128,8 +136,8 @@ class Proposal:
             for i in set(range(len(layout.parts))).difference(layout.moving):
                 trial.parts[i].copy_(self.before.parts[i])
         with trial.standing_in(layout.weights):
-            if retract is not None:
-                retract()
+            if self.retract is not None:
+                self.retract()
             z = self.batch.moved(rows)
         return self.workers.mean(self.arithmetic.mean_kl(rows.z, z, rows.mask), rows.count())
 

@@ -7,15 +7,19 @@ finite difference (`fd`), always in float32 outside autocast, and smoothed by `S
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .grouping import group_parameters
 from .logits import centre, rms_norm
 from .options import CADENCES, check_option
+from .proposal import Proposal
+from .settings import ClipSettings
+from .step import StepStats
 
 Forward = Callable[[dict[str, Tensor]], Tensor]  # parameters by name -> logits (..., V)
 FD_MOVEMENT = 1e-2  # logits: large enough for float32, small enough to be linear
@@ -158,3 +162,91 @@ def aggregate(contributions: Tensor, kind: str) -> Tensor:
     """
     check_option("aggregate", kind, _AGGREGATES)
     return _AGGREGATES[kind](torch.as_tensor(contributions))
+
+
+class Sensitivities:
+    """The groups of weights, a filter of beta for each, and when and how these are measured."""
+
+    def __init__(self, settings: ClipSettings):
+        self.settings = settings
+        self.groups: dict[str, list[int]] = {}  # group -> indices of its weights
+        self.filters: dict[str, SensitivityFilter] = {}
+        self._members: list[Tensor] = []  # the same indices, on the weights' device
+
+    def regroup(self, shapes: Mapping[str, Sequence[int]], device: torch.device) -> None:
+        """Group the weights, {name: shape}; groups that were there before keep their sensitivities."""
+        index = {name: i for i, name in enumerate(shapes)}
+        named = group_parameters(shapes, self.settings.grouping, shapes)
+        self.groups = {group: [index[name] for name in names] for group, names in named.items()}
+        self._members = [torch.tensor(members, device=device) for members in self.groups.values()]
+        self.filters = {group: self.filters.get(group) or self.make_filter() for group in self.groups}
+
+    def make_filter(self) -> SensitivityFilter:
+        return SensitivityFilter()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every group's beta has been measured."""
+        return all(f.beta is not None for f in self.filters.values())
+
+    def due(self, t: int, bounded: bool) -> list[str]:
+        """Return the groups measured at step `t`: where c is `bounded` by them, else to be recorded."""
+        if bounded:
+            return due_groups(t, list(self.groups), self.settings.cadence)
+        every = self.settings.sensitivity_every
+        return list(self.groups) if every > 0 and t % every == 0 else []
+
+    def measure(self, stats: StepStats, proposal: Proposal, due: Sequence[str]) -> None:
+        """Measure the betas that are due or unknown, and record the contributions and S."""
+        updates = proposal.updates()
+        squares = torch.stack(torch._foreach_norm(updates)).double().square()
+        norms = torch.stack([squares[members].sum() for members in self._members]).sqrt()
+        weights = proposal.by_name(proposal.old)
+        measured = torch.full_like(norms, torch.nan)
+        probed = False
+        for i, (group, members) in enumerate(self.groups.items()):
+            wanted = group in due or self.filters[group].beta is None
+            if not wanted or not norms[i] > 0:
+                continue
+            # along the group's own unit direction
+            direction = {f"model.{proposal.names[j]}": updates[j] / norms[i].to(updates[j]) for j in members}
+            direction = {n: u.to(weights[n].dtype) for n, u in direction.items()}
+            measured[i] = self.filters[group].update(self._observe(group, proposal, weights, direction))
+            probed = True
+        contributions = self.betas(norms) * norms
+        stats.contributions = torch.where(norms > 0, contributions, 0)  # a group at rest needs no beta
+        stats.sensitivities = measured if probed else None
+        stats.surrogate = aggregate(stats.contributions, self.settings.aggregate)
+
+    def _observe(
+        self, group: str, proposal: Proposal, weights: dict[str, Tensor], direction: dict[str, Tensor]
+    ) -> Tensor:
+        """Return one observation of a group's beta, 0-dim."""
+        batch = proposal.batch
+        assert batch is not None
+        rows = batch.probe
+        if self.settings.probe == "jvp":
+            observed = probe_jvp(batch.functional, weights, direction, rows.mask)
+        else:
+            known = self.filters[group].beta
+            guess = 1.0 if known is None or not known > 0 else float(known)
+            observed = probe_fd(batch.functional, weights, direction, rows.mask, guess)
+        return proposal.workers.rms(observed, rows.count()).to(observed.dtype)
+
+    def betas(self, norms: Tensor) -> Tensor:
+        """Return the beta of every group, (L,), in the dtype of `norms`; NaN where it is unknown."""
+        unknown = torch.full_like(norms[0], torch.nan)
+        return torch.stack([unknown if f.beta is None else f.beta.to(norms) for f in self.filters.values()])
+
+    def to(self, device: torch.device) -> None:
+        self._members = [members.to(device) for members in self._members]
+        for f in self.filters.values():
+            f.beta = None if f.beta is None else f.beta.to(device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {group: f.state_dict() for group, f in self.filters.items()}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        for group, f in self.filters.items():
+            f.load_state_dict(state[group])
+        self.to(device)

@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from .audits import AuditedOptimizer
 from .flat import Copy, Layout, joint_norm
 from .given import bases as given_bases
-from .given import checks
-from .options import CURVE_SCALES
 from .parallel.shards import local, sharding_group, unwrapped
 from .parallel.workers import Workers
-from .probe import Batch, GivenLogits, Prober, Rows
+from .probe import Batch, GivenLogits, Prober
 from .proposal import Opened, Proposal, StateCopy
 from .step import Arithmetic, NonFiniteUpdateError, StepInputs, StepStats, TorchArithmetic
 
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
     from .parallel.workers import Group
 
 
-class StabilizedOptimizer(torch.optim.Optimizer):
+class StabilizedOptimizer(AuditedOptimizer):
     """Plain optimizers with audits and rules for failing steps; subclasses limit the gradient or the update.
 
     Args:
@@ -69,14 +67,12 @@ class StabilizedOptimizer(torch.optim.Optimizer):
     of the last step.
     """
 
-    deferred = False  # reads nothing on the host: the bases must then heed `found_inf`, as torch's fused do
     radius_factor = 1.0  # see above
     keeps_old = False  # whether the update is limited, so that W is needed again after the base step
     inside_backward = False  # whether the bases move the weights there
     capturable = True  # whether the step can do without reading values on the host, see `kind`
     takes_arithmetic = True  # whether all that it computes goes through `arithmetic`
     takes_shards = True  # whether it can limit weights of which each process has a part
-    watches_given = False  # whether audits look at the logits given, not only the first step
 
     def __init__(
         self,
@@ -103,10 +99,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         if arithmetic is not None:
             self._check_arithmetic()
         model = unwrapped(model)
-        self.names, self.weights = given_bases.trained(model, self.bases)
-        super().__init__(self.weights, {})
-        self.defaults = self.bases[0].defaults  # some schedulers look there for a momentum
-        self.model = model
+        super().__init__(model, self.bases)
         self.probe_sequences = probe_sequences
         self.audit_every = audit_every
         self.audit_tokens = audit_tokens
@@ -115,13 +108,10 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         self.retract = retract
         self.arithmetic = arithmetic or TorchArithmetic()
         self.prober = Prober(model, forward, fresh_logits, compiled, batch_dim, self.arithmetic.refusals)
-        self.step_index = 0
-        self.peak_lr = float(self.param_groups[0].get("lr", 1.0))
         self.scaled = list(range(len(self.weights)))  # the weights that c scales
         device = self.weights[0].device
         self._one = torch.ones((), dtype=torch.float64, device=device)  # of most steps; nothing changes it
         self._flags = tuple(torch.tensor(flag, device=device) for flag in (False, True))
-        self._trained_at: list[Tensor] | None = None
         self._layout: Layout | None = None
         self.given = GivenLogits(self.prober, fresh_logits)
         self._last_c = 1.0  # where the host has read it
@@ -141,117 +131,10 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         if beside:
             raise ValueError(f"{beside[0]} computes with torch's own operations: it takes no `arithmetic`.")
 
-    # -- a torch optimizer to schedulers, scalers and checkpoints --------------------------------------------
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The base optimizers' own."""
-        return [group for base in self.bases for group in base.param_groups]
-
-    @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        """torch's own constructor starts with a list of its own, which is not kept."""
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """To the last base optimizer. The next step limits its parameters too."""
-        if hasattr(self, "model"):
-            self.bases[-1].add_param_group(param_group)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(repr(base) for base in self.bases)})"
-
-    def __getstate__(self) -> dict[str, Any]:
-        """All of it but what is found again, where the weights lie in memory."""
-        # torch's own names for hooks, which cannot be pickled, all begin so
-        kept = {k: v for k, v in self.__dict__.items() if not k.startswith("_optimizer_")}
-        return kept | {"_layout": None, "_moving": []}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on, the bases' states too; loads with `weights_only=True`."""
-        return {"bases": [base.state_dict() for base in self.bases], **self.own_state_dict()}
-
-    def own_state_dict(self) -> dict[str, Any]:
-        """`state_dict` without the bases' states."""
-        state = {"step_index": self.step_index, "peak_lr": self.peak_lr, **self._own_state()}
-        return state if self.given.settled else {**state, "fresh_logits": self.prober.fresh_logits}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if "bases" not in state_dict or len(state_dict["bases"]) != len(self.bases):
-            raise ValueError(
-                f"this is not the state of a {type(self).__name__} around {len(self.bases)} optimizer(s): "
-                "load a plain optimizer's own into that one, before it is wrapped."
-            )
-        for base, state in zip(self.bases, state_dict["bases"], strict=True):
-            base.load_state_dict(state)
-        self.load_own_state_dict(state_dict)
-
-    def load_own_state_dict(self, state: dict[str, Any]) -> None:
-        """Of `own_state_dict`, or of `state_dict` as far as it is not the bases'."""
-        self.step_index = state["step_index"]
-        self.peak_lr = state["peak_lr"]
-        if state.get("fresh_logits", False):  # states of before say nothing of it
-            self.given.renew()
-        self._load_own_state(state)
-
-    def _own_state(self) -> dict[str, Any]:
-        """What a stabilizer itself carries from step to step."""
-        return {}
-
-    def _load_own_state(self, state: dict[str, Any]) -> None:
-        return
-
-    @torch.no_grad()
-    def eval(self) -> None:
-        """Set the weights for evaluation, if a base evaluates other weights than it trains (Schedule-Free).
-
-        Those are put on the projection's set or manifold too.
-        """
-        swapping = [base for base in self.bases if hasattr(base, "eval")]
-        if not swapping or self._trained_at is not None:
-            return
-        self._trained_at = [local(p).detach().clone() for p in self.weights]
-        for base in swapping:
-            base.eval()
-        self.prober.forget()
-        for constrain in (self.project, self.retract):
-            if constrain is not None:
-                constrain()
-
-    @torch.no_grad()
-    def train(self) -> None:
-        """Undo `eval`, bit for bit. Every base is told, since some start in evaluation mode."""
-        for base in self.bases:
-            getattr(base, "train", lambda: None)()
-        if self._trained_at is None:
-            return
-        torch._foreach_copy_([local(p) for p in self.weights], self._trained_at)
-        self._trained_at = None
-        self.prober.forget()
-
-    @torch.no_grad()
-    def renew_rows(self, parameter: nn.Parameter, rows: Tensor) -> None:
-        """Forget what the bases know of some rows of a parameter, which now hold something new.
-
-        Every state of the parameter's shape is zeroed there, and copies of the weights take their values.
-        """
-        for base in self.bases:
-            copies = getattr(base, "weight_copies", ())
-            for key, value in base.state.get(parameter, {}).items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    value[rows] = parameter[rows].to(value.dtype) if key in copies else 0
-
-    def _lr_ratio(self) -> float:
-        """The learning rate over its peak (the one that a scheduler keeps, or the first), at most 1."""
-        group = self.param_groups[0]
-        if "lr" not in group:
-            return 1.0
-        peak = float(group.get("max_lr", group.get("initial_lr", self.peak_lr)))
-        return min(1.0, float(group["lr"]) / peak) if peak else 1.0
-
     # -- the weights and the processes, which may change from step to step -----------------------------------
 
-    def meet(self) -> None:
-        """At the start of a step: see which weights are trained now, and at the first one by whom else."""
+    def sync_process_group(self) -> None:
+        """See which weights are trained at this step, and at the first one by which other processes."""
         moving = given_bases.moving(self.bases)
         if moving != self._moving:
             self.names, self.weights = given_bases.trained(self.model, self.bases)
@@ -355,14 +238,14 @@ class StabilizedOptimizer(torch.optim.Optimizer):
 
         The step's learning rate must be set by then. A schedule of delta* that follows it reads it here.
         """
-        self.meet()
+        self.sync_process_group()
         t = self.step_index
         self.step_index += 1
         self._prepare(t)
         return t
 
     def kind(self, t: int) -> tuple[str, ...] | None:
-        """What step `t` does beyond the usual; None if it reads values on the host or is like no other.
+        """Return the CUDA-graph cache key of step `t`; None if the step cannot be captured.
 
         Steps of one kind launch the same work, so that one graph serves them all.
         """
@@ -417,18 +300,6 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         copies = self._state_copies() if keep else []
         return Opened(inputs.t, stats, batch, audit, curve, kept, copies)
 
-    def _rows_first(self, inputs: StepInputs) -> StepInputs:
-        """With the batch's axis in front in all but what the model takes."""
-        if not self.prober.axis:
-            return inputs
-        front = self.prober.rows_first
-        return replace(
-            inputs,
-            logits=None if inputs.logits is None else front(checks.logits_in(inputs.logits)),
-            mask=None if inputs.mask is None else front(inputs.mask),
-            targets=None if inputs.targets is None else front(inputs.targets),
-        )
-
     @torch.no_grad()
     def keep(self) -> Copy:
         """A copy of the weights as they are now, until the next step."""
@@ -439,10 +310,6 @@ class StabilizedOptimizer(torch.optim.Optimizer):
     def has_moved(self, kept: Copy) -> bool:
         """Whether the weights are no longer what `kept` holds, in one process at least."""
         return self.any_process(not kept.equals_weights())
-
-    def any_process(self, flag: bool) -> bool:
-        """Whether it is true in one of the processes that train together."""
-        return bool(self.workers.any(self._flags[flag]))
 
     @torch.no_grad()
     def close_step(self, opened: Opened) -> StepStats:
@@ -505,123 +372,37 @@ class StabilizedOptimizer(torch.optim.Optimizer):
             failed = self.workers.any(failed)
         stats.failed = failed
         sound = ~(stats.bad_gradient | failed) if self.deferred else self._flags[True]
-        proposal = Proposal(
-            opened.t,
-            opened.batch,
-            layout,
-            opened.kept,
-            opened.copies,
-            sound,
-            self.arithmetic,
-            self.workers,
-        )
+        proposal = self._proposal(opened.t, opened.batch, opened.kept, opened.copies, sound, opened.audit)
         if not self.deferred and failed:
             if opened.kept is not None:
                 proposal.restore()
             raise NonFiniteUpdateError(f"step {opened.t}: the optimizer proposed a non-finite update.")
         return proposal
 
+    def _proposal(
+        self,
+        t: int,
+        batch: Batch | None,
+        kept: Copy | None,
+        copies: list[StateCopy],
+        sound: Tensor,
+        audited: bool,
+    ) -> Proposal:
+        """Describe the update that the weights have just made."""
+        return Proposal(
+            *(t, batch, self._laid_out(), kept, copies, sound, self.arithmetic, self.workers),
+            names=self.names,
+            weights=self.weights,
+            scaled=self.scaled,
+            retract=self.retract,
+            audited=audited,
+        )
+
     def _bad(self, tensors: Sequence[Tensor], norm: Tensor) -> Tensor:
         """Whether an element of the tensors, whose joint norm is given, is not finite; 0-dim bool."""
         if self.deferred:
             return ~finite_flag(tensors, norm)
         return self._flags[not all_finite(tensors, norm)]
-
-    def _audits(self, t: int) -> bool:
-        return self.audit_every > 0 and t % self.audit_every == 0
-
-    def _curves(self, t: int) -> bool:
-        """Whether step `t` measures the KL at many scales of the proposal."""
-        return self.curve_every > 0 and t > 0 and t % self.curve_every == 0
-
-    def _held(self, inputs: StepInputs) -> tuple[bool, bool]:
-        """Whether this step is audited, and whether it draws a curve; neither on a batch too short for it."""
-        audit = self._audits(inputs.t)
-        curve = self._curves(inputs.t)
-        if not audit and not curve:
-            return False, False
-        size, k = self._rows(inputs)
-        short = size <= k
-        if inputs.mask is not None and not self.deferred:
-            short = short or not bool(inputs.mask[k:].any())
-        if not self.workers.alone:
-            short = self.any_process(short)
-        if short:
-            return False, False
-        return audit, curve
-
-    def _rows(self, inputs: StepInputs) -> tuple[int, int]:
-        """The rows of the batch, and how many of them choose c."""
-        logits = None if inputs.logits is None else checks.logits_in(inputs.logits)
-        size = checks.rows_of(inputs.tokens, logits, inputs.mask, self.prober.axis)
-        if self.probe_sequences is not None:
-            return size, self.probe_sequences
-        like = logits[..., 0] if logits is not None else inputs.mask
-        if like is None:  # neither is given: tokens are one for each position, most of the time
-            like = next(t for t in checks.tensors_in(inputs.tokens) if t.ndim > self.prober.axis)
-            like = self.prober.rows_first(like)
-        most = size - max(1, size // 4) if self.audit_every and size > 1 else size
-        k = -(-checks.ENOUGH_TOKENS // max(1, like[0].numel()))
-        if inputs.mask is not None and not self.deferred:
-            counted = inputs.mask.reshape(size, -1).sum(1).cumsum(0)
-            k = 1 + int((counted < checks.ENOUGH_TOKENS).sum())
-        return size, min(max(k, 2), most)
-
-    def _batch(self, inputs: StepInputs, held: bool) -> Batch:
-        """`held`: with the rows of an audit."""
-        batch = self._batch_of(inputs, held)
-        if self.deferred:
-            return batch
-        renewed = False
-        if self.given.due(self._collapsed()):
-            renewed = self._check_given(batch, inputs)
-            self.given.looked_at(self._collapsed())
-        if self.watches_given and batch.held is not None and not self.workers.sharded and not renewed:
-            renewed = self._watch_given(batch, inputs, batch.held)
-        return self._batch_of(inputs, held) if renewed else batch
-
-    def _batch_of(self, inputs: StepInputs, held: bool) -> Batch:
-        return Batch(
-            self.prober,
-            inputs,
-            self.weights[0],
-            k=self._rows(inputs)[1],
-            audit=held,
-            audit_tokens=self.audit_tokens,
-        )
-
-    def _collapsed(self) -> float:
-        """The c of the step before, where measurements on logits that were given chose it; else 1."""
-        return 1.0
-
-    def _check_given(self, batch: Batch, inputs: StepInputs) -> bool:
-        """At the first batch, and when c collapses: are the logits given the model's own on the batch?
-
-        Returns whether they are computed anew from now on, as where the training forward draws random numbers
-        that no module shows. Raises ValueError, at the first batch, where they are another batch's.
-        """
-        kl = batch.check_given(batch.probe)
-        if kl is None and self.workers.alone:
-            return False
-        # a process that was given none has no say, and takes part: the others wait for it
-        count = 0 if kl is None else batch.probe.count()
-        found = float(self.workers.mean(self._one if kl is None else kl, count))
-        if not found > max(10 * batch.floor, self._most_differing()):
-            return False
-        return self.given.answer(batch, inputs, found, self.workers.alone)
-
-    def _watch_given(self, batch: Batch, inputs: StepInputs, held: Rows) -> bool:
-        """At an audit, `_check_given` on its rows, since what is too small to be seen at the first batch may
-        grow in training."""
-        kl = batch.check_given(held)
-        if kl is None or not kl > max(10 * batch.floor, self._most_differing()):
-            return False
-        self.watches_given = False
-        return self.given.answer(batch, inputs, float(kl), self.workers.alone)
-
-    def _most_differing(self) -> float:
-        """How far given logits may lie from the model's own, nats per token."""
-        return 1e-3
 
     def _state_copies(self) -> list[StateCopy]:
         """Of W in the bases' states, as far as a step changes them."""
@@ -634,15 +415,6 @@ class StabilizedOptimizer(torch.optim.Optimizer):
                         before = local(base.state[p].get(key, p)).detach().clone()
                         found.append(StateCopy(i, base.state[p], key, before))
         return found
-
-    def _slope(self, proposal: Proposal) -> Tensor:
-        """<gradient, dW>, 0-dim float64."""
-        triples = zip(self.weights, proposal.old, proposal.layout.weights, strict=True)
-        moved = [(local(p.grad), w, new) for p, w, new in triples if p.grad is not None]
-        if not moved:
-            return torch.zeros_like(proposal.sound, dtype=torch.float64)
-        gradients, old, new = zip(*moved, strict=True)
-        return self.workers.joined(self.arithmetic.slope(gradients, old, new))
 
     def _apply(self, stats: StepStats, proposal: Proposal, c: Tensor) -> None:
         """Move the weights from W + dW to W + c·dW, and the states' copies of them likewise; c is 0-dim.
@@ -676,37 +448,6 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         proposal.scale_states(stats.clip_coefficient, range(len(self.weights)))
         proposal.restore()
 
-    def _kl_curve(self, proposal: Proposal) -> Tensor:
-        """The KL at CURVE_SCALES of the whole proposal, on the held rows; NaN where it is not finite."""
-        assert proposal.batch is not None
-        held = proposal.batch.held
-        assert held is not None
-        found = [proposal.kl(c, held, self.retract, whole=True) for c in CURVE_SCALES]
-        curve = torch.stack(found).double().clamp(min=0)
-        return torch.where(curve.isfinite() & proposal.sound, curve, torch.nan)
-
-    def _audit(self, stats: StepStats, proposal: Proposal) -> None:
-        """Measure how far the applied update moved the predictions on the held rows."""
-        assert proposal.batch is not None
-        held = proposal.batch.held
-        assert held is not None
-        z_new = proposal.batch.moved(held)
-        tokens = held.count()
-        kl = self.arithmetic.mean_kl(held.z, z_new, held.mask)
-        movement = self.arithmetic.movement(held.z, z_new, held.mask)
-        stats.audit_tokens = proposal.batch.held_tokens
-        if not self.workers.alone:
-            kl, square, counted = self.workers.pooled(tokens, kl, movement.double().square())
-            movement = square.sqrt()
-            stats.audit_tokens = int(counted)
-        stats.applied_kl = kl.clamp(min=0)
-        stats.movement = movement
-        if (
-            self.deferred
-        ):  # the host does not know yet whether the step was skipped, and a skipped one is not audited
-            stats.applied_kl = torch.where(stats.skipped, torch.nan, stats.applied_kl)
-            stats.movement = torch.where(stats.skipped, torch.nan, stats.movement)
-
 
 def _check_counts(**counts: int) -> None:
     for name, count in counts.items():
@@ -723,7 +464,7 @@ def all_finite(tensors: Sequence[Tensor], norm: Tensor) -> bool:
 
 
 def finite_flag(tensors: Sequence[Tensor], norm: Tensor) -> Tensor:
-    """`all_finite` as a 0-dim bool tensor, without reading a value on the host.
+    """Return `all_finite` as a 0-dim bool tensor, without reading a value on the host.
 
     Whether the norm overflowed is unknown then, so it is computed again in float64, whose range no float32
     exceeds.

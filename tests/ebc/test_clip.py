@@ -150,7 +150,7 @@ def test_which_steps_may_measure_again(make_gpt, batches, train, options, refine
     optimizer = adam_clip(model, **options)
     measured = []
     for batch in batches(23):
-        optimizer.trial = torch.tensor(1e-3, dtype=torch.float64)  # far off at every step
+        optimizer.budget.trial = torch.tensor(1e-3, dtype=torch.float64)  # far off at every step
         measured.append(train(model, optimizer, [batch])[0].measurements)
     assert [m > 1 for m in measured] == [t < refined for t in range(23)]
     assert max(measured) <= 3
@@ -309,14 +309,14 @@ def test_no_usable_trial_restores_the_weights_and_keeps_the_optimizer_state(
     optimizer = adam_clip(model, forward=lambda m, x: m(x) * (math.nan if broken[0] else 1))
     train(model, optimizer, batches(3))
     weights = weights_of(model)
-    trial = optimizer.trial.item()
+    trial = optimizer.budget.trial.item()
     broken[0] = True
     (stats,) = train(model, optimizer, batches(1))
     assert stats.skipped
     assert (stats.clip_coefficient, stats.measurements, stats.applied_kl) == (0, 3, None)
     assert bits(model.parameters()) == bits(weights)
     assert {entry["step"].item() for entry in optimizer.bases[0].state.values()} == {4}
-    assert optimizer.trial.item() == pytest.approx(trial / 1000)
+    assert optimizer.budget.trial.item() == pytest.approx(trial / 1000)
     broken[0] = False
     (stats,) = train(model, optimizer, batches(1))
     assert not stats.skipped

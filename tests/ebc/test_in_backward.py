@@ -76,7 +76,7 @@ def test_c_follows_from_the_kl_of_earlier_steps(make_gpt, batches):
     for i, batch in enumerate(batches(6)):
         rate = 0.2 if i < 3 else 0.4
         optimizer.param_groups[0]["lr"] = rate
-        before = float(optimizer.trial)
+        before = float(optimizer.budget.trial)
         expected = 0.1 if math.isnan(log_k) else min(1, math.sqrt(2e-4 / math.exp(log_k)) / rate, 3 * before)
         stats = go(model, optimizer, batch)
         c = float(stats.clip_coefficient)
@@ -102,7 +102,7 @@ def test_a_bad_gradient_is_a_skipped_step_although_other_tensors_moved(make_gpt,
     optimizer = lagged(model)
     first, second, third = batches(3)
     go(model, optimizer, first)
-    known = float(optimizer.log_k)
+    known = float(optimizer.budget.log_k)
     before = snapshot(model)
     handle = model.blocks[0].q.weight.register_hook(lambda g: g * math.nan)
     stats = go(model, optimizer, second)
@@ -110,7 +110,7 @@ def test_a_bad_gradient_is_a_skipped_step_although_other_tensors_moved(make_gpt,
     assert stats.skipped
     assert stats.bad_gradient
     assert stats.clip_coefficient == 0
-    assert float(optimizer.log_k) == known
+    assert float(optimizer.budget.log_k) == known
     after = snapshot(model)
     assert torch.equal(after["blocks.0.q.weight"], before["blocks.0.q.weight"])
     assert not torch.equal(after["head.weight"], before["head.weight"])
@@ -123,7 +123,7 @@ def test_a_kl_that_is_not_finite_divides_c_by_ten(make_gpt, batches, monkeypatch
     data = batches(3)
     go(model, optimizer, data[0])
     with monkeypatch.context() as patch:
-        patch.setattr("ebc_lab.ebc.in_backward.mean_kl", lambda *args: torch.tensor(math.nan))
+        patch.setattr("ebc_lab.ebc.budgets.lagged.mean_kl", lambda *args: torch.tensor(math.nan))
         c = float(go(model, optimizer, data[1]).clip_coefficient)
     assert float(go(model, optimizer, data[2]).clip_coefficient) == pytest.approx(c / 10)
 
@@ -133,7 +133,7 @@ def test_a_first_kl_that_is_not_finite_does_the_same(make_gpt, batches, monkeypa
     optimizer = lagged(model)
     data = batches(2)
     with monkeypatch.context() as patch:
-        patch.setattr("ebc_lab.ebc.in_backward.mean_kl", lambda *args: torch.tensor(math.inf))
+        patch.setattr("ebc_lab.ebc.budgets.lagged.mean_kl", lambda *args: torch.tensor(math.inf))
         go(model, optimizer, data[0])
     assert float(go(model, optimizer, data[1]).clip_coefficient) == pytest.approx(0.01)
 

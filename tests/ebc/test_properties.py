@@ -259,7 +259,7 @@ def test_fisher_is_shadow_to_first_order(seed):
                 budget=budget,
                 floor=1e-13,
             )
-            optimizer.trial = torch.tensor(chosen[0] if chosen else 1.0, dtype=torch.float64)
+            optimizer.budget.trial = torch.tensor(chosen[0] if chosen else 1.0, dtype=torch.float64)
             chosen.append(optimizer.step(integers(6, 5, seed=seed)).clip_coefficient.item())
         assert chosen[1] < 1
         apart.append(abs(chosen[1] / chosen[0] - 1))

@@ -156,7 +156,7 @@ def test_a_forward_that_refuses_a_trial_step_has_a_kl_that_is_not_finite():
     stats = optimizer.step(torch.rand(4, 3))
     assert stats.skipped
     assert math.isnan(stats.trial_kl)
-    assert optimizer.trial.item() == pytest.approx(0.01)
+    assert optimizer.budget.trial.item() == pytest.approx(0.01)
     assert torch.equal(model.weight, before)
 
 

@@ -191,6 +191,15 @@ def differing(kl: float, by_rows: int | None = None, axis: int = 0) -> ValueErro
     )
 
 
+def few_tokens(tokens: int, rows: int, size: int) -> str:
+    """Return the warning for c chosen by so few tokens, of some of a batch's rows."""
+    more = "take larger batches" if rows == size else f"raise probe_sequences (now {rows})"
+    return (
+        f"c is chosen by {tokens} tokens of each batch, and the others' KL will often be far from "
+        f"the budget: {more}, or use budget='tracked'."
+    )
+
+
 def renewed(kl: float) -> str:
     """What is said when z(W) is computed anew from now on."""
     return (

@@ -65,7 +65,7 @@ class Workers:
     def mean(self, value: Tensor, count: Tensor | int) -> Tensor:
         """The mean over the tokens of all processes, of a mean over `count` of them here; 0-dim.
 
-        Alone, that mean itself. A process without a token has no say.
+        Alone, that mean itself. A process without tokens contributes zero weight.
         """
         return value if self.alone else self.pooled(count, value)[0]
 

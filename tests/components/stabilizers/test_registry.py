@@ -263,7 +263,7 @@ def test_ebc_is_built_as_the_run_says():
     assert (chosen.probe, chosen.cadence, wrapped.audit_every) == ("fd", "published", 4)
     assert (chosen.units, chosen.guard, chosen.sensitivity_every) == ("per_lr", "shrink", 7)
     assert set(wrapped.groups) == {"embedding", "norm", "attention", "mlp", "head"}
-    assert all((f.published, f.zero) == (True, True) for f in wrapped.filters.values())
+    assert all((f.published, f.zero) == (True, True) for f in wrapped.sensitivities.filters.values())
     assert wrapped.controller.gain == {"kp": 0.5, "ki": 0.3}  # what is not given is the kind's own
     assert sum(len(members) for members in wrapped.groups.values()) == len(list(model.parameters()))
 

@@ -59,7 +59,7 @@ def test_an_unknown_schedule_is_refused():
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "hold_decay", "lr_squared"])
 def test_the_trust_region_is_ebc_with_sensitivity_one(schedule, monkeypatch):
-    monkeypatch.setattr("ebc_lab.ebc.clip.probe_jvp", lambda *_: torch.tensor(1.0))
+    monkeypatch.setattr("ebc_lab.ebc.sensitivity.probe_jvp", lambda *_: torch.tensor(1.0))
     model = small_model()
     other = small_model()
     strength = 0.05

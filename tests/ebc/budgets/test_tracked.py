@@ -20,7 +20,7 @@ def clip(model, base=None, **options):
 
 
 def carried(optimizer):
-    return [getattr(optimizer, name).item() for name in CARRIED]
+    return [getattr(optimizer.budget, name).item() for name in CARRIED]
 
 
 def test_the_first_measurement_is_believed_in_full_and_later_ones_in_part(make_gpt, batches, train):
@@ -84,7 +84,7 @@ def test_a_repeated_measurement_counts_once(make_gpt, batches, backward):
     *start, batch = batches(8)
     for each in start:
         before = go(model, optimizer, each, backward)
-    optimizer.log_ratio -= 1.9  # the predicted c is 2.6 times too large
+    optimizer.budget.log_ratio -= 1.9  # the predicted c is 2.6 times too large
     stats = go(model, optimizer, batch, backward)
     assert stats.measurements > 1
     prior = before.tracked_variance.item() + 0.04
@@ -139,7 +139,7 @@ def test_the_rate_is_inert_where_every_step_is_clipped(make_gpt, batches, train)
     for factor in (1, 4):
         model = make_gpt(dtype=torch.float64)
         optimizer = clip(model, torch.optim.SGD(model.parameters(), lr=factor), floor=1e-7)
-        optimizer.trial /= factor
+        optimizer.budget.trial /= factor
         steps = train(model, optimizer, batches(25))
         assert all(s.clip_coefficient < 1 for s in steps)
         found.append([factor * s.clip_coefficient.item() for s in steps])
@@ -191,7 +191,7 @@ def test_a_kl_that_is_not_finite_is_tried_again_at_a_tenth_and_forgets_the_predi
 def test_a_kl_below_the_floor_is_accepted_and_ten_times_as_much_is_tried_next(make_gpt, batches, backward):
     model = make_gpt()
     optimizer = clip(model, floor=2e-4, refine_steps=0)
-    optimizer.trial.fill_(1e-3)
+    optimizer.budget.trial.fill_(1e-3)
     trials = []
     for batch in batches(5):
         stats = go(model, optimizer, batch, backward)
@@ -208,7 +208,7 @@ def test_a_kl_below_the_floor_is_accepted_and_ten_times_as_much_is_tried_next(ma
 def test_without_a_measurement_a_bound_is_not_exceeded(make_gpt, batches, backward):
     model = make_gpt()
     optimizer = clip(model, floor=2e-4, refine_steps=0, measure_every=2)
-    optimizer.trial.fill_(1e-3)
+    optimizer.budget.trial.fill_(1e-3)
     first, second = (go(model, optimizer, batch, backward) for batch in batches(2))
     assert first.clip_coefficient.item() == pytest.approx(1e-3)
     assert second.measurements == 0
@@ -222,14 +222,14 @@ def test_a_zero_gradient_moves_nothing_and_teaches_nothing(make_gpt, batches, ba
     data = batches(4)
     for batch in data[:3]:
         go(model, optimizer, batch, backward)
-    x = optimizer.log_ratio.item()
+    x = optimizer.budget.log_ratio.item()
     before = snapshot(model)
     backward(model, data[3])
     for p in model.parameters():
         p.grad.zero_()
     stats = optimizer.step(data[3][:, :-1], model(data[3][:, :-1]))
     assert not stats.skipped
-    assert optimizer.log_ratio.item() == x
+    assert optimizer.budget.log_ratio.item() == x
     assert same(snapshot(model), before)
 
 

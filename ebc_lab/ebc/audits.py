@@ -1,0 +1,188 @@
+"""`AuditedOptimizer`: the batch of a step, and how far the applied update moves predictions on part of it.
+
+Some rows choose c; others, which had no part in that, audit it. The logits that a step is given are
+looked at, too: wrong ones would make c fall to 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .given import checks
+from .options import CURVE_SCALES
+from .parallel.shards import local
+from .parallel.workers import Workers
+from .probe import Batch, Rows
+from .proposal import Proposal
+from .step import Arithmetic, StepInputs, StepStats
+from .wrapping import WrappingOptimizer
+
+
+class AuditedOptimizer(WrappingOptimizer):
+    """A wrapping optimizer that measures what its steps do; `StabilizedOptimizer` sets what it reads."""
+
+    deferred = False  # reads nothing on the host: the bases must then heed `found_inf`, as torch's fused do
+    watches_given = False  # whether audits look at the logits given, not only the first step
+    probe_sequences: int | None
+    audit_every: int
+    audit_tokens: int
+    curve_every: int
+    arithmetic: Arithmetic
+    workers: Workers
+    _one: Tensor
+    _flags: tuple[Tensor, ...]
+
+    def any_process(self, flag: bool) -> bool:
+        """Return whether it is true in one of the processes that train together."""
+        return bool(self.workers.any(self._flags[flag]))
+
+    def _audits(self, t: int) -> bool:
+        return self.audit_every > 0 and t % self.audit_every == 0
+
+    def _curves(self, t: int) -> bool:
+        """Whether step `t` measures the KL at many scales of the proposal."""
+        return self.curve_every > 0 and t > 0 and t % self.curve_every == 0
+
+    def _held(self, inputs: StepInputs) -> tuple[bool, bool]:
+        """Whether this step is audited, and whether it draws a curve; neither on a batch too short for it."""
+        audit = self._audits(inputs.t)
+        curve = self._curves(inputs.t)
+        if not audit and not curve:
+            return False, False
+        size, k = self._rows(inputs)
+        short = size <= k
+        if inputs.mask is not None and not self.deferred:
+            short = short or not bool(inputs.mask[k:].any())
+        if not self.workers.alone:
+            short = self.any_process(short)
+        if short:
+            return False, False
+        return audit, curve
+
+    def _rows_first(self, inputs: StepInputs) -> StepInputs:
+        """With the batch's axis in front in all but what the model takes."""
+        if not self.prober.axis:
+            return inputs
+        front = self.prober.rows_first
+        return replace(
+            inputs,
+            logits=None if inputs.logits is None else front(checks.logits_in(inputs.logits)),
+            mask=None if inputs.mask is None else front(inputs.mask),
+            targets=None if inputs.targets is None else front(inputs.targets),
+        )
+
+    def _rows(self, inputs: StepInputs) -> tuple[int, int]:
+        """The rows of the batch, and how many of them choose c."""
+        logits = None if inputs.logits is None else checks.logits_in(inputs.logits)
+        size = checks.rows_of(inputs.tokens, logits, inputs.mask, self.prober.axis)
+        if self.probe_sequences is not None:
+            return size, self.probe_sequences
+        like = logits[..., 0] if logits is not None else inputs.mask
+        if like is None:  # neither is given: tokens are one for each position, most of the time
+            like = next(t for t in checks.tensors_in(inputs.tokens) if t.ndim > self.prober.axis)
+            like = self.prober.rows_first(like)
+        most = size - max(1, size // 4) if self.audit_every and size > 1 else size
+        k = -(-checks.ENOUGH_TOKENS // max(1, like[0].numel()))
+        if inputs.mask is not None and not self.deferred:
+            counted = inputs.mask.reshape(size, -1).sum(1).cumsum(0)
+            k = 1 + int((counted < checks.ENOUGH_TOKENS).sum())
+        return size, min(max(k, 2), most)
+
+    def _batch(self, inputs: StepInputs, held: bool) -> Batch:
+        """`held`: with the rows of an audit."""
+        batch = self._batch_of(inputs, held)
+        if self.deferred:
+            return batch
+        renewed = False
+        if self.given.due(self._collapsed()):
+            renewed = self._check_given(batch, inputs)
+            self.given.looked_at(self._collapsed())
+        if self.watches_given and batch.held is not None and not self.workers.sharded and not renewed:
+            renewed = self._watch_given(batch, inputs, batch.held)
+        return self._batch_of(inputs, held) if renewed else batch
+
+    def _batch_of(self, inputs: StepInputs, held: bool) -> Batch:
+        return Batch(
+            self.prober,
+            inputs,
+            self.weights[0],
+            k=self._rows(inputs)[1],
+            audit=held,
+            audit_tokens=self.audit_tokens,
+        )
+
+    def _collapsed(self) -> float:
+        """The c of the step before, where measurements on logits that were given chose it; else 1."""
+        return 1.0
+
+    def _check_given(self, batch: Batch, inputs: StepInputs) -> bool:
+        """At the first batch, and when c collapses: are the logits given the model's own on the batch?
+
+        Returns whether they are computed anew from now on, as where the training forward draws random numbers
+        that no module shows. Raises ValueError, at the first batch, where they are another batch's.
+        """
+        kl = batch.check_given(batch.probe)
+        if kl is None and self.workers.alone:
+            return False
+        # a process without given logits contributes zero weight, and takes part: the others wait for it
+        count = 0 if kl is None else batch.probe.count()
+        found = float(self.workers.mean(self._one if kl is None else kl, count))
+        if not found > max(10 * batch.floor, self._most_differing()):
+            return False
+        return self.given.answer(batch, inputs, found, self.workers.alone)
+
+    def _watch_given(self, batch: Batch, inputs: StepInputs, held: Rows) -> bool:
+        """At an audit, `_check_given` on its rows, since what is too small to be seen at the first batch may
+        grow in training."""
+        kl = batch.check_given(held)
+        if kl is None or not kl > max(10 * batch.floor, self._most_differing()):
+            return False
+        self.watches_given = False
+        return self.given.answer(batch, inputs, float(kl), self.workers.alone)
+
+    def _most_differing(self) -> float:
+        """How far given logits may lie from the model's own, nats per token."""
+        return 1e-3
+
+    def _slope(self, proposal: Proposal) -> Tensor:
+        """<gradient, dW>, 0-dim float64."""
+        triples = zip(self.weights, proposal.old, proposal.layout.weights, strict=True)
+        moved = [(local(p.grad), w, new) for p, w, new in triples if p.grad is not None]
+        if not moved:
+            return torch.zeros_like(proposal.sound, dtype=torch.float64)
+        gradients, old, new = zip(*moved, strict=True)
+        return self.workers.joined(self.arithmetic.slope(gradients, old, new))
+
+    def _kl_curve(self, proposal: Proposal) -> Tensor:
+        """The KL at CURVE_SCALES of the whole proposal, on the held rows; NaN where it is not finite."""
+        assert proposal.batch is not None
+        held = proposal.batch.held
+        assert held is not None
+        found = [proposal.kl(c, held, whole=True) for c in CURVE_SCALES]
+        curve = torch.stack(found).double().clamp(min=0)
+        return torch.where(curve.isfinite() & proposal.sound, curve, torch.nan)
+
+    def _audit(self, stats: StepStats, proposal: Proposal) -> None:
+        """Measure how far the applied update moved the predictions on the held rows."""
+        assert proposal.batch is not None
+        held = proposal.batch.held
+        assert held is not None
+        z_new = proposal.batch.moved(held)
+        tokens = held.count()
+        kl = self.arithmetic.mean_kl(held.z, z_new, held.mask)
+        movement = self.arithmetic.movement(held.z, z_new, held.mask)
+        stats.audit_tokens = proposal.batch.held_tokens
+        if not self.workers.alone:
+            kl, square, counted = self.workers.pooled(tokens, kl, movement.double().square())
+            movement = square.sqrt()
+            stats.audit_tokens = int(counted)
+        stats.applied_kl = kl.clamp(min=0)
+        stats.movement = movement
+        if (
+            self.deferred
+        ):  # the host does not know yet whether the step was skipped, and a skipped one is not audited
+            stats.applied_kl = torch.where(stats.skipped, torch.nan, stats.applied_kl)
+            stats.movement = torch.where(stats.skipped, torch.nan, stats.movement)

@@ -1,0 +1,26 @@
+"""The budget `fisher`: c from q, the KL of the whole proposal to second order (docs/method.md)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..proposal import Proposal
+from ..step import StepStats
+from .budget import Budget, Need
+from .surrogate import clip_coefficient
+
+
+class Fisher(Budget):
+    """c = min(1, sqrt(delta/q)), with one derivative along the proposal at every step."""
+
+    need: ClassVar[Need] = Need.DERIVATIVES
+
+    def predicts(self, stats: StepStats) -> bool:
+        return True
+
+    def find_c(self, stats: StepStats, proposal: Proposal) -> Tensor:
+        assert stats.delta is not None
+        assert stats.predicted_kl is not None
+        return clip_coefficient(stats.delta.sqrt(), stats.predicted_kl.sqrt())
