@@ -245,7 +245,7 @@ def test_autocast():
         optimizer.zero_grad()
         assert 0 < ebc.last.clip_coefficient < 1
         assert ebc.last.trial_kl == pytest.approx(0.002, rel=0.6)
-    assert ebc.clip.floor == 1e-5
+    assert ebc.clip.budget.floor == 1e-5
 
 
 class Checkpointed(Net):

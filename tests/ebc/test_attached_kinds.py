@@ -183,7 +183,7 @@ def test_low_precision_weights_under_autocast():
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert ebc.clip.floor == 1e-5
+    assert ebc.clip.budget.floor == 1e-5
 
 
 def test_accumulation_is_no_contrast_where_the_logits_are_made_of_the_output():

@@ -47,7 +47,7 @@ def test_a_trial_sees_the_weights_it_set(make_gpt, batches, enclosed):
     )  # 0 where a cached copy of the old weights was read
     assert all(s.applied_kl > 0 for s in steps)
     assert all(0 < s.clip_coefficient < 1 for s in steps)
-    assert optimizer.floor == KL_FLOOR["bfloat16"]
+    assert optimizer.budget.floor == KL_FLOOR["bfloat16"]
 
 
 def test_inside_and_outside_the_block_are_the_same_run(make_gpt, batches):
@@ -98,12 +98,12 @@ def test_floors(make_gpt, batches, train):
     model = make_gpt()
     optimizer = adam_clip(model, target_kl=5e-5)  # fine in float32
     train(model, optimizer, batches(1))
-    assert optimizer.floor == KL_FLOOR["float32"]
+    assert optimizer.budget.floor == KL_FLOOR["float32"]
     low = make_gpt(dtype=torch.bfloat16)
     optimizer = adam_clip(low, forward=lambda m, x: m(x).float())  # its logits do not show it
     (batch,) = batches(1)
     optimizer.step(batch[:, :-1], forward_backward(low, batch).float())
-    assert optimizer.floor == KL_FLOOR["bfloat16"]
+    assert optimizer.budget.floor == KL_FLOOR["bfloat16"]
 
 
 @pytest.mark.parametrize("enclosed", [True, False])
