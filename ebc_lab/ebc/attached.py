@@ -25,7 +25,7 @@ from .given import checks, losses
 from .given.arguments import Arguments, MaskOf
 from .given.bases import Optimizers, as_list, state_keeper
 from .given.forwards import FIRST, Capture, Forward
-from .look import Look
+from .given.look import Look
 from .parallel.shards import local, shared_out, unwrapped
 from .proposal import Opened
 from .step import StepInputs, StepStats

@@ -19,13 +19,13 @@ from typing import Any
 
 from torch import Tensor
 
-from .clip import EllipsotopeClip
-from .given import checks, losses
-from .given.forwards import FIRST, Forward
-from .logits import mean_kl
-from .parallel.shards import local
-from .probe import Batch
-from .proposal import Opened
+from ..clip import EllipsotopeClip
+from ..logits import mean_kl
+from ..parallel.shards import local
+from ..probe import Batch
+from ..proposal import Opened
+from . import checks, losses
+from .forwards import FIRST, Forward
 
 RowsFirst = Callable[[Tensor], Tensor]  # logits, or a mask of them, with the batch in front
 
