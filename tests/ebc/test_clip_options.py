@@ -400,8 +400,8 @@ def test_a_proposal_that_suddenly_grows_is_held_without_a_measurement(make_gpt, 
 def test_audits_fall_on_measured_and_carried_steps_alike(make_gpt, k, audit_every):
     optimizer = clip(make_gpt(), measure_every=k, refine_steps=0, audit_every=audit_every)
     steps = range(60 * audit_every)
-    assert sum(optimizer._measures_kl(t) for t in steps) == pytest.approx(len(steps) / k, rel=0.05)
-    audited = [optimizer._measures_kl(t) for t in steps if t % audit_every == 0]
+    assert sum(optimizer.budget.measures_kl(t) for t in steps) == pytest.approx(len(steps) / k, rel=0.05)
+    audited = [optimizer.budget.measures_kl(t) for t in steps if t % audit_every == 0]
     assert sum(audited) / len(audited) == pytest.approx(1 / k, abs=0.05)
 
 

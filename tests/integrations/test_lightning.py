@@ -206,7 +206,7 @@ class Upcast(Model):
 def test_mixed_precision_is_measured_in_the_precision_of_training(tmp_path):
     callback = EBC(**OPTIONS)
     fit(Upcast(), tmp_path, callback, precision="bf16-mixed")
-    assert callback.attached.clip.floor == 1e-5
+    assert callback.attached.clip.budget.floor == 1e-5
     rows = [row for row in logged(tmp_path) if row["loss"]]
     clipped = [float(row["ebc/c"]) for row in rows]
     assert clipped[:8] == pytest.approx(by_hand(STEPS)[1][:8], rel=0.1)

@@ -156,7 +156,7 @@ def test_bf16_is_measured_as_what_it_is(tmp_path):
     ebc = EBC(**OPTIONS)
     trainer = make_trainer(tmp_path, ebc, bf16=True, save_strategy="no")
     trainer.train()
-    assert ebc.attached.clip.floor == 1e-5
+    assert ebc.attached.clip.budget.floor == 1e-5
     assert min(clipped(trainer)) < 0.9
     with pytest.raises(ValueError, match="ten times 1e-05"):
         make_trainer(tmp_path, EBC(target_kl=5e-5), bf16=True).train()

@@ -334,7 +334,7 @@ class Run:
 
     def result(self) -> dict[str, Any]:
         engine = self.ebc.clip if self.attached else self.ebc
-        return {**self.told, "weights": self.weights(), "floor": engine.floor}
+        return {**self.told, "weights": self.weights(), "floor": engine.budget.floor}
 
 
 def resumed(first: Run) -> Run:
