@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from importlib import metadata
 from typing import Any
 
-from .choices import OWN, kind_of
+from .choices import OWN, groups, kind_of
 from .dicts import run_part, to_dict
 from .errors import UserError
 from .fields import CUSTOM, UNSET, setting_of
@@ -172,6 +172,19 @@ def tails_of(run: RunConfig) -> list[Tail]:
 def tail_of(run: RunConfig) -> str:
     """How the names of runs and arms end: `_holddelta_trapezoid_w100_ternary`."""
     return "".join(tail.name for tail in tails_of(run))
+
+
+def tails_of_choices() -> dict[str, Tail]:
+    """Every tail that a single choice of a part gives a name: `_ternary`, `_lrdecay`."""
+    tails: dict[str, Tail] = {}
+    for part in PARTS:
+        usual = part.settings()
+        for field in dataclasses.fields(usual):
+            values = groups().get(part.name, ()) if field.name == "name" else setting_of(field).choices
+            for value in values:
+                changed = dataclasses.replace(usual, **{field.name: value})
+                tails |= {tail.name: tail for tail in part.tail(changed) if tail.name}
+    return tails
 
 
 def run_id(kind: str, run: RunConfig) -> str:

@@ -12,8 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar
 
 from ebc_lab.config.errors import clock as clock  # also the templates' filter
-from ebc_lab.config.parts.lr_schedule import TAILS, LRScheduleConfig
-from ebc_lab.config.parts.stabilizer import SCHEDULES as DELTA_TAILS
+from ebc_lab.config.identity import tails_of_choices
+from ebc_lab.config.part import Tail
+from ebc_lab.config.parts.lr_schedule import TAILS as LR_TAILS
+from ebc_lab.config.parts.lr_schedule import LRScheduleConfig
+from ebc_lab.config.parts.partition import PARTITION
+from ebc_lab.config.parts.policy import POLICY
+from ebc_lab.config.parts.quantizer import QUANTIZER
+from ebc_lab.config.parts.stabilizer import SCHEDULES
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.decisions import (
     Arm,
@@ -601,43 +607,9 @@ def _transfer_answer(track: SuiteTrack) -> InWords:
     return {"judged": "undecided", "word": f"Largest regret: {', '.join(largest) or NOTHING}.", "text": text}
 
 
-SHORT_SCHEDULES = {  # how a run's name says its schedules (identity.tail_of) -> in a label
-    "lindelta": "falling δ*",
-    "cosdelta": "δ* falling as a cosine",
-    "holddelta": "hold-decay δ*",
-    "lrdelta": "δ* with LR²",
-    "lrdecay": "LR decay",
-    "cosine": "cosine LR",
-    "trapezoid": "trapezoid LR",
-    "invsqrt": "1/√t LR",
-    "replay": "LR replayed",
-}
-LOW_BIT = {  # the same of what is low-bit (identity.tail_of), for labels and titles
-    "ternary": "ternary weights",
-    "five": "five-level weights",
-    "gternary": "ternary gradients",
-    "gfive": "five-level gradients",
-    "mint8": "int8 moments",
-    "mint8_linear": "int8 moments, linear",
-    "mternary": "ternary moments",
-    "mfive": "five-level moments",
-    "aint4": "4-bit activations",
-    "clustered": "batches from one cluster",
-    "stratified": "batches over all clusters",
-    "auxnn": "policy of a small network",
-    "random": "random policy",
-}
-SCHEDULES = {  # -> in a title
-    "lindelta": "KL target falling to 5%",
-    "cosdelta": "KL target falling to 5% as a cosine",
-    "holddelta": "hold-decay KL target",
-    "lrdelta": "KL target falling with the square of the learning rate",
-    "lrdecay": "warm-up and decay",
-    "cosine": "warm-up and half a cosine down",
-    "trapezoid": "trapezoid learning rate",
-    "invsqrt": "warm-up, then down as 1/√t",
-    "replay": "the learning rate of another run",
-}
+# the end of a run's name (identity.tail_of), without its first _ -> what it says; a model of one's own aside,
+# which may be called like anything
+TAILS = {name[1:]: tail for name, tail in tails_of_choices().items() if name != "_custom"}
 
 
 # -- an arm in words
@@ -662,43 +634,48 @@ def short(name: str, arm: Mapping[str, Any]) -> str:
         return f"{text}, control’s schedule"
     if kind == "ebc" or first == "ebc_chosen":
         return text
-    return text + "".join(f", {said}" for said in schedules_of(name, arm, SHORT_SCHEDULES))
+    return text + "".join(f", {said}" for said in schedules_of(name, arm))
 
 
-def schedules_of(name: str, arm: Mapping[str, Any], phrases: Mapping[str, str]) -> Iterator[str]:
-    """The schedules of an arm as its decision records them, and of what is low-bit what its name says beside
-    its track: an optimizer of one's own may be called like a schedule."""
+def schedules_of(name: str, arm: Mapping[str, Any], *, title: bool = False) -> Iterator[str]:
+    """The schedules of an arm as its decision records them, and of what else is no default what its name says
+    beside its track: an optimizer of one's own may be called like a schedule."""
     rest = name.removeprefix(f"{arm['track']}_")
-    if "lr_schedule" not in arm:
-        yield from schedules(rest, phrases)
-        return
-    tails = DELTA_TAILS.get(arm["delta_schedule"]), TAILS.get(arm["lr_schedule"])
-    yield from (phrases[tail.name[1:]] for tail in tails if tail and tail.name[1:] in phrases)
-    warmup = arm["warmup_steps"]
-    if warmup is not None and warmup != LRScheduleConfig().warmup_steps:
-        yield from schedules(f"w{warmup}", phrases)
-    yield from schedules("_".join(part for part in _parts(rest) if part in LOW_BIT), phrases)
+    if "lr_schedule" in arm:
+        recorded = SCHEDULES.get(arm["delta_schedule"]), LR_TAILS.get(arm["lr_schedule"])
+        yield from (_said(tail, title) for tail in recorded if tail and tail.words)
+        warmup = arm["warmup_steps"]
+        of_schedules = {tail.name[1:] for tail in (*SCHEDULES.values(), *LR_TAILS.values())}
+        rest = "_".join(part for part in _parts(rest) if part in TAILS.keys() - of_schedules)
+        if warmup is not None and warmup != LRScheduleConfig().warmup_steps:
+            rest = f"w{warmup}_{rest}"
+    yield from schedules(rest, title=title)
 
 
 def _parts(name: str) -> list[str]:
     return re.findall(r"mint8_linear|[^_]+", name)
 
 
-def schedules(name: str, phrases: Mapping[str, str] = SHORT_SCHEDULES) -> Iterator[str]:
-    """What the end of a run's or an arm's name says of its schedules, `w100` and `w0` as words, and of what
-    is low-bit."""
+def _said(tail: Tail, title: bool) -> str:
+    return tail.words if title or not tail.label else tail.label
+
+
+def schedules(name: str, *, title: bool = False) -> Iterator[str]:
+    """Say what the end of a run's or an arm's name means, `w100`, `w0` and `e0p6` too; at length in a
+    `title`."""
     for part in _parts(name):
-        if part in phrases or part in LOW_BIT:
-            yield phrases.get(part) or LOW_BIT[part]
+        if part in TAILS:
+            yield _said(TAILS[part], title)
         elif re.fullmatch(r"w\d+", part):
             yield "no warm-up" if part == "w0" else f"{part[1:]} steps of warm-up"
+        elif re.fullmatch(r"e\d(p\d+)?", part):
+            yield f"decay over the last {100 * float(part[1:].replace('p', '.')):.3g}%"
 
 
 def low_bit(config: RunConfig) -> str:
     """What a configuration has in few levels, and its batches and policy, where they are not the defaults."""
-    quantizer = config.quantizer
-    chosen = (quantizer.name, f"g{quantizer.gradients}", f"m{quantizer.state}")
-    return ", ".join(LOW_BIT[x] for x in (*chosen, config.partition.name, config.policy.name) if x in LOW_BIT)
+    parts = (QUANTIZER, PARTITION, POLICY)
+    return ", ".join(tail.words for part in parts for tail in part.tail(getattr(config, part.name)))
 
 
 def model(config: RunConfig) -> str:
@@ -731,7 +708,7 @@ def words(name: str, arm: Mapping[str, Any]) -> str:
         "its best constant rate" if arm["lr_scale"] == 1 else f"{arm['lr_scale']:g}× the best constant rate"
     )
     text = f"{optimizer(arm['track'])} {'with EBC' if arm['ebc'] else 'without EBC'}, {rate}"
-    text += "".join(f", {said}" for said in schedules_of(name, arm, SCHEDULES))
+    text += "".join(f", {said}" for said in schedules_of(name, arm, title=True))
     return text + {"baseline": " (the baseline)", "control": " (the fair control)"}.get(arm["roles"][0], "")
 
 

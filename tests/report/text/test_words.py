@@ -14,7 +14,7 @@ from ebc_lab.config.fields import setting_of
 from ebc_lab.config.parts.policy import PolicyConfig
 from ebc_lab.config.parts.quantizer import QuantizerConfig
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.report.text.words import LOW_BIT, answer, explained, low_bit, role, short, tracks_in_words, words
+from ebc_lab.report.text.words import TAILS, answer, explained, low_bit, role, short, tracks_in_words, words
 from ebc_lab.study.stages.statistics import VERDICT_OF
 
 ARM = {"ebc": True, "lr_scale": 2.0, "roles": ["ebc_lindelta"], "track": "adam_none"}
@@ -29,6 +29,10 @@ ARM = {"ebc": True, "lr_scale": 2.0, "roles": ["ebc_lindelta"], "track": "adam_n
         ("_cosine_w100", "EBC ×2, cosine LR, 100 steps of warm-up"),
         ("_cosine_ternary_gfive", "EBC ×2, cosine LR, ternary weights, five-level gradients"),
         ("_mint8_linear", "EBC ×2, int8 moments, linear"),
+        ("_trapezoid_e0p6", "EBC ×2, trapezoid LR, decay over the last 60%"),
+        ("_customlr", "EBC ×2, own LR schedule"),
+        ("_ebm_bpe", "EBC ×2, energy-based model, byte pairs"),
+        ("_verity", "EBC ×2, exact sums"),
         (
             "_mint8_clustered_auxnn",
             "EBC ×2, int8 moments, batches from one cluster, policy of a small network",
@@ -56,13 +60,13 @@ def test_what_is_low_bit_of_a_configuration_has_words_and_defaults_have_none():
 @pytest.mark.parametrize("group", ["quantizer", "partition", "policy"])
 def test_every_choice_of_low_bit_has_words_in_a_name(group):
     default = getattr(RunConfig(), group).name
-    assert set(groups()[group]) - {default} <= set(LOW_BIT)
+    assert set(groups()[group]) - {default} <= set(TAILS)
 
 
 def test_every_level_of_gradients_and_moments_has_words_in_a_name():
     by_name = {field.name: setting_of(field).choices for field in fields(QuantizerConfig)}
     for lead, name in (("g", "gradients"), ("m", "state")):
-        assert {f"{lead}{choice}" for choice in by_name[name] if choice != "none"} <= set(LOW_BIT)
+        assert {f"{lead}{choice}" for choice in by_name[name] if choice != "none"} <= set(TAILS)
 
 
 def test_the_finals_arms_are_named_by_their_roles():
