@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from ebc_lab.config.choices import groups
 from ebc_lab.config.identity import (
     delta_schedule,
     digest,
@@ -20,6 +21,8 @@ from ebc_lab.config.identity import (
     tail_of,
     warmup_steps,
 )
+from ebc_lab.config.parts.optimizer import OPTIMIZER
+from ebc_lab.config.parts.projection import PROJECTION
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.decisions import Schedules
 
@@ -120,33 +123,15 @@ def cost_of(steps: int, tokens_per_step: int, optimizer: str, stabilizer: str) -
 # ----------------------------------------------------------------------------------------
 
 
-OPTIMIZERS = {
-    "adam": "Adam",
-    "adamw": "AdamW",
-    "muon": "Muon",
-    "sgd": "SGD",
-    "lion": "Lion",
-    "adafactor": "Adafactor",
-    "soap": "SOAP",
-    "schedule_free": "schedule-free AdamW",
-    "adam_uncorrected": "Adam without bias correction",
-    "axiom": "AXIOM",
-    "galore": "GaLore",
-    "adam8bit": "8-bit Adam",
-    "adam4bit": "4-bit Adam",
-}
-
-
-PROJECTIONS = ("none", "spectral", "stiefel")
-TRACK = re.compile(rf"\b(?:{'|'.join(OPTIMIZERS)})_(?:{'|'.join(PROJECTIONS)})\b")
+CHOICES = (groups()["optimizer"], groups()["projection"])
+TRACK = re.compile(r"\b(?:{})_(?:{})\b".format(*("|".join(names) for names in CHOICES)))
 
 
 def optimizer(track: str) -> str:
-    """A track (optimizer_projection) in words."""
+    """Name a track (optimizer_projection) in words."""
     name, _, projection = track.rpartition("_")
-    return OPTIMIZERS.get(name, name) + (
-        f" + {projection} projection" if projection not in ("", "none") else ""
-    )
+    bound = f" + {PROJECTION.words.get(projection, projection)}" if projection not in ("", "none") else ""
+    return OPTIMIZER.words.get(name, name) + bound
 
 
 def tracks_in_words(text: str, tracks: Iterable[str] = ()) -> str:

@@ -11,6 +11,7 @@ import pytest
 
 from ebc_lab.config.choices import groups
 from ebc_lab.config.fields import setting_of
+from ebc_lab.config.parts import PART
 from ebc_lab.config.parts.policy import PolicyConfig
 from ebc_lab.config.parts.quantizer import QuantizerConfig
 from ebc_lab.config.schema import RunConfig
@@ -55,6 +56,11 @@ def test_what_is_low_bit_of_a_configuration_has_words_and_defaults_have_none():
     chosen = {"name": "five", "gradients": "ternary", "state": "int8_linear"}
     run = replace(run, quantizer=QuantizerConfig(**chosen), policy=PolicyConfig("random"))
     assert low_bit(run) == "five-level weights, ternary gradients, int8 moments, linear, random policy"
+
+
+@pytest.mark.parametrize("group", ["optimizer", "projection"])
+def test_every_choice_of_a_track_has_words(group):
+    assert set(groups()[group]) - {"none", "custom"} == set(PART[group].words)
 
 
 @pytest.mark.parametrize("group", ["quantizer", "partition", "policy"])
@@ -180,6 +186,7 @@ def test_without_a_window_the_answer_is_that_of_the_comparison():
     [
         ("adam_none: 3 arms", "Adam: 3 arms"),
         ("muon_spectral: no grid run completed", "Muon + spectral projection: no grid run completed"),
+        ("adam_sphere: no grid run completed", "Adam + sphere projection: no grid run completed"),
         ("adam_uncorrected_none would have had to be", "Adam without bias correction would have had to be"),
         ("adam_none_ebc_d0p02_tracked_x2 at ×2", "adam_none_ebc_d0p02_tracked_x2 at ×2"),  # a recorded name
         ("adam_none", "Adam"),
