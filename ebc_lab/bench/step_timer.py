@@ -64,10 +64,12 @@ class StepTimer:
 
     def __init__(self, run: RunConfig, folder: Path):
         plain = {name: getattr(RunConfig(), name) for name in LEFT_OUT}
-        self.run = run = dataclasses.replace(run, **plain)
+        corpus = random_text(run)
+        data = dataclasses.replace(run.data, sha256=corpus.sha256)
+        self.run = run = dataclasses.replace(run, compile="off", data=data, **plain)
         make = numerics_of(run).workloads[run.workload.name]
-        folder.mkdir(exist_ok=True)
-        workload = make(run, random_text(run), torch.device(run.device))
+        folder.mkdir(parents=True, exist_ok=True)
+        workload = make(run, corpus, torch.device(run.device))
         self.training = Training(run, folder, workload=workload)
         self.loop = Loop(self.training, bare=True)
         synchronise(run)
@@ -140,7 +142,7 @@ def _serve(connection: Connection, run: RunConfig, parent: int, folder: Path) ->
 def compiling(run: RunConfig) -> dict[str, Any]:
     """Seconds to compile a run's three shapes (step, probe, audit), and the ms of a step either way."""
     with tempfile.TemporaryDirectory(prefix="ebc-lab-bench-") as folder:
-        timer = StepTimer(dataclasses.replace(run, compile="off"), Path(folder))
+        timer = StepTimer(run, Path(folder))
     training = timer.training
     for _ in range(2):
         timer.step()
