@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ebc_lab.components.determinism import Verity
 from ebc_lab.config.choices import changed
 from ebc_lab.config.parts.determinism import DeterminismConfig
 from ebc_lab.config.parts.lr_schedule import LRScheduleConfig
@@ -67,11 +68,12 @@ def _held(run: RunConfig) -> dict[str, float]:
                 quantized[tensor.data_ptr()] = tensor.numel()
             return tensor
 
-        assert training.exact is not None
+        numerics = training.numerics
+        assert isinstance(numerics, Verity)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            training.exact.summed(training.forward, *loop.batch())
-        sums = [s.total for s in training.exact.grids.sums if s.total is not None]
-        training.exact.grids.reset()
+            numerics.summed(training.forward, *loop.batch())
+        sums = [s.total for s in numerics.grids.sums if s.total is not None]
+        numerics.grids.reset()
     return {
         "sums": sum(t.numel() * t.element_size() for t in sums) / count,
         "quantized": 8 * sum(quantized.values()) / count,

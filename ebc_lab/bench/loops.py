@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.ebc import StepInputs
+from ebc_lab.ebc import StepInputs, StepStats
 from ebc_lab.ebc.options import BOUNDED
 from ebc_lab.training.recording import recorded
 from ebc_lab.training.run import Training
@@ -27,7 +27,7 @@ PROBE_INTERVAL = 20  # steps between the surrogate's probes
 
 @contextlib.contextmanager
 def opened(run: RunConfig) -> Iterator[Training]:
-    """A run at its first step, in a temporary folder. Raises what building it raises."""
+    """Open a run at its first step, in a temporary folder. Raises what building it raises."""
     with tempfile.TemporaryDirectory(prefix="ebc-lab-bench-") as folder:
         training = Training(run, Path(folder))
         try:
@@ -56,7 +56,7 @@ def probes(run: RunConfig) -> bool:
 
 
 def warm_steps(run: RunConfig) -> int:
-    """Steps after which steps no longer cost more than later ones."""
+    """Return the warm-up steps that timing leaves out."""
     return SURROGATE_WARM_STEPS if probes(run) else WARM_STEPS
 
 
@@ -72,7 +72,7 @@ def synchronise(run: RunConfig) -> None:
 
 
 class Loop:
-    """A loop over a Training's model, batches and optimizer that records nothing.
+    """A loop over a Training's model, batches, hooks and optimizer that records nothing.
 
     `bare` leaves the stabilizer out and steps the base optimizers themselves: no audit, no check.
     """
@@ -82,21 +82,19 @@ class Loop:
         self.bare = bare
         self.run = training.run_config
         self.step_index = 0
-        self.begun = 0  # the stabilizer's number of the step that is under way
 
     def steps(self, count: int) -> float:
-        """Seconds for the next `count` steps."""
+        """Return the seconds for the next `count` steps."""
         start = time.perf_counter()
         for _ in range(count):
-            inputs, targets = self.batch()
-            logits, _ = self.forward_backward(inputs, targets)
-            self.update(inputs, logits, targets)
+            last, _ = self.forward_backward(*self.batch())
+            self.update(last)
             self.zero_grad()
         synchronise(self.run)
         return time.perf_counter() - start
 
     def recorded_steps(self, count: int) -> float:
-        """Seconds for the next `count` steps as a run takes them, recorded."""
+        """Return the seconds for the next `count` steps as a run takes them, recorded."""
         start = time.perf_counter()
         take_steps(self.training, count)
         synchronise(self.run)
@@ -106,30 +104,23 @@ class Loop:
         self.step_index += 1
         return self.training.batches.at(self.step_index - 1)
 
-    def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-> logits (B, T, V), the loss whose gradients are taken, and the mean loss, nats per token."""
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss whose gradients a step takes, 0-dim."""
         workload = self.training.workload
-        with self.training.memory.saving():
+        with self.training.saving():
             logits, kept = workload.forward(self.training.forward, inputs)
-            total, parts = workload.loss(logits, targets, kept, self.step_index - 1)
-        return logits, total, parts["loss"]
+            return workload.loss(logits, targets, kept, self.step_index - 1)[0]
 
-    def forward_backward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """-> logits (B, T, V) and the mean loss, nats per token; the gradients are in place,
-        or with hooks the weights have moved."""
-        if not self.bare:
-            self.begun = self.training.optimizer.begin_step()
-        if self.training.exact:
-            loss, logits = self.training.exact.backward(self.training.forward, inputs, targets)
-            return logits, loss
-        logits, total, loss = self.forward(inputs, targets)
-        torch.autograd.backward(total)
-        return logits, loss
+    def forward_backward(self, inputs: Tensor, targets: Tensor) -> tuple[StepInputs, Tensor]:
+        """Return the inputs of `update` and the mean loss, nats per token; the gradients are in place, as the
+        run's hooks change them, or with updates inside backward the weights have moved."""
+        t = self.step_index - 1 if self.bare else self.training.optimizer.begin_step()
+        values, last, _ = self.training.forward_backward(t, inputs, targets, self.run.optimizer.lr)
+        return last, values["loss"]
 
-    def update(self, inputs: Tensor, logits: Tensor, targets: Tensor) -> Any:
+    def update(self, last: StepInputs) -> StepStats | None:
         if not self.bare:
-            taken = StepInputs(self.begun, inputs, logits, targets=targets)
-            return self.training.optimizer.take_step(taken)
+            return self.training.optimizer.take_step(last)
         for base in self.training.optimizer.bases:
             base.step()
         return None

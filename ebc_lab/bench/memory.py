@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ebc_lab.axiom.optimizer import AXIOM
-from ebc_lab.components.memory import reachable, storages
+from ebc_lab.components.memory import Memory, reachable, storages
 from ebc_lab.config.parts.stabilizer import StabilizerConfig
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.training.run import Training
@@ -91,7 +91,7 @@ def saved_bytes(forward: Callable[[], object], weights: Iterable[Tensor]) -> int
 
 def _activations(training: Training, loop: Loop) -> int:
     """Bytes that the step's forward saves for backward, packed if the run packs them."""
-    packed = training.memory.activations
+    [packed] = [hook.activations for hook in training.hooks if isinstance(hook, Memory)]
     if packed is None:
         return saved_bytes(lambda: loop.forward(*loop.batch()), training.model.parameters())
     loop.forward(*loop.batch())
@@ -102,12 +102,11 @@ def _activations(training: Training, loop: Loop) -> int:
 def _held(training: Training, loop: Loop) -> dict[str, int]:
     """Bytes of parameters, gradients at their height, activations, base optimizers and stabilizer."""
     activations = _activations(training, loop)
-    inputs, targets = loop.batch()
-    logits, _ = loop.forward_backward(inputs, targets)
+    last, _ = loop.forward_backward(*loop.batch())
     parameters = storages([*training.model.parameters(), *training.model.buffers()])
     gradients = storages(p.grad for p in training.model.parameters() if p.grad is not None)
     bases = training.optimizer.bases
-    loop.update(inputs, logits, targets)
+    loop.update(last)
     loop.zero_grad()
     state = storages(t for base in bases for t in reachable(base.state))
     own = {} if loop.bare else storages(reachable(training.optimizer))

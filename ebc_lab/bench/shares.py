@@ -85,9 +85,9 @@ def block(loop: Loop, clock: Clock, count: int) -> None:
         with clock.on("data"):
             inputs, targets = loop.batch()
         with clock.on("forward_backward"):
-            logits, loss = loop.forward_backward(inputs, targets)
+            last, loss = loop.forward_backward(inputs, targets)
         with clock.on("other"):
-            stats = loop.update(inputs, logits, targets)
+            stats = loop.update(last)
         with clock.on("forward_backward"):
             loop.zero_grad()
         with clock.on("recording"):

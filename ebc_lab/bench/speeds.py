@@ -24,6 +24,8 @@ from typing import Any, TypedDict, TypeVar
 from ebc_lab.config import machine
 from ebc_lab.config.dicts import from_dict, run_part, to_dict
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.parts.memory import MEMORY
+from ebc_lab.config.parts.quantizer import QUANTIZER
 from ebc_lab.config.schema import Config, LauncherConfig, RunConfig
 from ebc_lab.records.cache import MeasurementCache
 
@@ -280,8 +282,15 @@ def shape_here(run: RunConfig) -> dict[str, Any]:
         "cores": here["cores"],
         "gpus": machine.gpu_names() if run.device == "cuda" else (),
         **_workload(run),
+        **_kept(run),
         **({"determinism": run.determinism.engine} if run.determinism.exact else {}),
     }
+
+
+def _kept(run: RunConfig) -> dict[str, Any]:
+    """Return how weights and activations are kept, where a step does that in a way of its own."""
+    settings = {part.name: (part, getattr(run, part.name)) for part in (QUANTIZER, MEMORY)}
+    return {name: to_dict(of_run) for name, (part, of_run) in settings.items() if not part.neutral(of_run)}
 
 
 def _workload(run: RunConfig) -> dict[str, Any]:

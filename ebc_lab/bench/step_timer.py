@@ -14,22 +14,24 @@ import multiprocessing
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from ebc_lab.components import optimizers
+from ebc_lab.components import numerics_of
 from ebc_lab.config.dicts import from_dict
-from ebc_lab.config.parts.tokens import TokensConfig
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.training.process import forward_of, set_up_torch
-from ebc_lab.workloads import WORKLOADS
+from ebc_lab.training.run import Training
 from ebc_lab.workloads.corpus import Corpus
 
+from .loops import Loop, synchronise
 from .speeds import Case
 
 VOCABULARY = 65  # characters; other tokens are taken for as many
@@ -39,6 +41,11 @@ MAX_STEPS = 40  # of one measurement, however short a step is
 ROUNDS = 3  # measurements of each case
 ENOUGH_S = 8.0  # after which no further round begins
 COMPILED_PAIRS = 12  # steps each way, in turns
+# settings of a run that a rate is not kept by
+LEFT_OUT = (
+    *("accumulate", "tokens", "lr_schedule", "projection", "stabilizer", "budget", "controller"),
+    *("shock", "partition", "policy"),
+)
 
 
 def random_text(run: RunConfig) -> Corpus:
@@ -50,34 +57,29 @@ def random_text(run: RunConfig) -> Corpus:
 
 
 class StepTimer:
-    """A model and its optimizer at the run's shape; `step` trains once and returns how long that took."""
+    """A run's step at its shape, with the plain optimizer; `step` trains once and returns how long that took.
 
-    def __init__(self, run: RunConfig):
-        self.run = run = dataclasses.replace(run, tokens=TokensConfig())
-        set_up_torch(run)
-        shape = (run.batch_size, run.model.context + 1)
-        self.tokens = torch.randint(0, VOCABULARY, shape, device=run.device)
-        self.workload = WORKLOADS[run.workload.name](run, random_text(run), torch.device(run.device))
-        self.model = self.workload.build().to(run.device, getattr(torch, run.param_dtype))
-        self.forward: torch.nn.Module = self.model
-        matrices = self.workload.matrices(self.model)
-        exact = run.determinism.exact
-        self.bases = optimizers.build(self.model, run.optimizer, matrices, exact=exact)
+    What says when a step does something, a schedule, a shock or a policy, is left out.
+    """
+
+    def __init__(self, run: RunConfig, folder: Path):
+        plain = {name: getattr(RunConfig(), name) for name in LEFT_OUT}
+        corpus = random_text(run)
+        data = dataclasses.replace(run.data, sha256=corpus.sha256)
+        self.run = run = dataclasses.replace(run, compile="off", data=data, **plain)
+        make = numerics_of(run).workloads[run.workload.name]
+        folder.mkdir(parents=True, exist_ok=True)
+        workload = make(run, corpus, torch.device(run.device))
+        self.training = Training(run, folder, workload=workload)
+        self.loop = Loop(self.training, bare=True)
+        synchronise(run)
 
     def step(self) -> float:
-        """Seconds of one training step."""
-        start = time.perf_counter()
-        logits, kept = self.workload.forward(self.forward, self.tokens[:, :-1])
-        torch.autograd.backward(self.workload.loss(logits, self.tokens[:, 1:], kept, 0)[0])
-        for base in self.bases:
-            base.step()
-            base.zero_grad()
-        if self.run.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
+        """Return the seconds of one training step."""
+        return self.loop.steps(1)
 
     def block(self) -> float:
-        """Median seconds of a step over about BLOCK_S seconds."""
+        """Return the median seconds of a step over about BLOCK_S seconds."""
         end = time.perf_counter() + BLOCK_S
         taken: list[float] = []
         while not taken or (time.perf_counter() < end and len(taken) < MAX_STEPS):
@@ -93,21 +95,23 @@ def rates(run: RunConfig, cases: Sequence[Case]) -> list[float]:
     """
     context = multiprocessing.get_context("fork" if hasattr(os, "fork") else None)
     connections: list[Connection] = []
-    for _ in range(max(processes for _, processes, _ in cases)):
-        ours, theirs = context.Pipe()
-        context.Process(target=_serve, args=(theirs, run, os.getpid()), daemon=True).start()
-        theirs.close()
-        connections.append(ours)
-    taken: list[list[float]] = [[] for _ in cases]
-    begun = time.perf_counter()
-    for nth in range(ROUNDS):
-        if nth and time.perf_counter() - begun > ENOUGH_S:
-            break
-        for (threads, processes, dtype), found in zip(cases, taken, strict=True):
-            used = connections[:processes]
-            _ask(used, (threads, dtype))  # every process is ready before any is timed
-            found.append(sum(1 / seconds for seconds in _ask(used, None)))
-    return [statistics.median(found) for found in taken]
+    measured: list[list[float]] = [[] for _ in cases]
+    with tempfile.TemporaryDirectory(prefix="ebc-lab-bench-") as folder:
+        for nth in range(max(processes for _, processes, _ in cases)):
+            ours, theirs = context.Pipe()
+            arguments = (theirs, run, os.getpid(), Path(folder) / str(nth))
+            context.Process(target=_serve, args=arguments, daemon=True).start()
+            theirs.close()
+            connections.append(ours)
+        begun = time.perf_counter()
+        for nth in range(ROUNDS):
+            if nth and time.perf_counter() - begun > ENOUGH_S:
+                break
+            for (threads, processes, dtype), of_case in zip(cases, measured, strict=True):
+                used = connections[:processes]
+                _ask(used, (threads, dtype))  # every process is ready before any is timed
+                of_case.append(sum(1 / seconds for seconds in _ask(used, None)))
+    return [statistics.median(of_case) for of_case in measured]
 
 
 def _ask(connections: Sequence[Connection], order: tuple[int, str] | None) -> list[float]:
@@ -116,7 +120,7 @@ def _ask(connections: Sequence[Connection], order: tuple[int, str] | None) -> li
     return [connection.recv() for connection in connections]
 
 
-def _serve(connection: Connection, run: RunConfig, parent: int) -> None:
+def _serve(connection: Connection, run: RunConfig, parent: int, folder: Path) -> None:
     """Answer the parent while it lives: (threads, dtype) sets up and takes a step, None times a block."""
     timers: dict[str, StepTimer] = {}
     dtype = ""
@@ -130,35 +134,38 @@ def _serve(connection: Connection, run: RunConfig, parent: int) -> None:
         threads, dtype = order
         shape = dataclasses.replace(run, threads_per_run=threads, dtype=dtype)
         if dtype not in timers:
-            timers[dtype] = StepTimer(shape)
+            timers[dtype] = StepTimer(shape, folder / dtype)
         set_up_torch(shape)
         connection.send(timers[dtype].step())
 
 
 def compiling(run: RunConfig) -> dict[str, Any]:
     """Seconds to compile a run's three shapes (step, probe, audit), and the ms of a step either way."""
-    timer = StepTimer(run)
+    with tempfile.TemporaryDirectory(prefix="ebc-lab-bench-") as folder:
+        timer = StepTimer(run, Path(folder))
+    training = timer.training
     for _ in range(2):
         timer.step()
-    compiled = forward_of(timer.model, dataclasses.replace(run, compile="on"))
+    compiled = forward_of(training.model, dataclasses.replace(run, compile="on"))
     start = time.perf_counter()
-    timer.forward = compiled
+    training.trained = compiled
     timer.step()
-    timer.model.eval()
+    training.model.eval()
+    tokens, _ = timer.loop.batch()
     audited = -(-run.audit_tokens // run.model.context)
     low = run.dtype == "bfloat16"
     for rows in {run.budget.probe_sequences, min(run.batch_size - run.budget.probe_sequences, audited)}:
         context = torch.autocast(run.device, torch.bfloat16, cache_enabled=False) if low else nullcontext()
         with torch.no_grad(), context:
-            compiled(timer.tokens[:rows, :-1])
-    timer.model.train()
+            compiled(tokens[:rows])
+    training.model.train()
     seconds = time.perf_counter() - start
-    taken: dict[str, list[float]] = {"eager": [], "compiled": []}
+    took: dict[str, list[float]] = {"eager": [], "compiled": []}
     for _ in range(COMPILED_PAIRS):
-        for how, forward in (("eager", timer.model), ("compiled", compiled)):
-            timer.forward = forward
-            taken[how].append(timer.step())
-    ms = {f"{how}_ms": 1e3 * statistics.median(t) for how, t in taken.items()}
+        for how, forward in (("eager", training.model), ("compiled", compiled)):
+            training.trained = forward
+            took[how].append(timer.step())
+    ms = {f"{how}_ms": 1e3 * statistics.median(seconds) for how, seconds in took.items()}
     return {"compile_s": seconds, **ms}
 
 

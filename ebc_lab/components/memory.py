@@ -11,62 +11,62 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ebc_lab.axiom.optimizer import AXIOM
-from ebc_lab.config.parts.memory import MemoryConfig
+from ebc_lab.config.parts.memory import MEMORY
 from ebc_lab.config.schema import RunConfig
+
+from .hook import Built, Hook
 
 PRIME = 2654435761  # so that no two seeds of a run and of its memory meet soon
 
 
-def unused(config: MemoryConfig) -> bool:
-    """Whether a run keeps what any other does."""
-    return not config.hooks and config.activations == "none"
+class Memory(Hook):
+    """How a run saves activations and where it makes its update, and the bytes that its gradients and its
+    optimizer's state take, which every run tells."""
 
+    name = "memory"
 
-def register_hooks(bases: Sequence[Optimizer], config: MemoryConfig) -> None:
-    """Have the run's base optimizer move the weights inside backward, if the run asks for that."""
-    if not config.hooks:
-        return
-    for base in bases:
-        if isinstance(base, AXIOM):
-            base.detect_anomaly = True
-            base.register_hooks()
-
-
-class Memory:
-    """How a run saves activations, and the bytes that its gradients and its optimizer's state take."""
-
-    def __init__(self, run: RunConfig, model: nn.Module):
-        self.weights = [p for p in model.parameters() if p.requires_grad]
+    def __init__(self, run: RunConfig, built: Built):
+        self.graphed = MEMORY.neutral(run.memory)
+        self.weights = [p for p in built.model.parameters() if p.requires_grad]
         self.activations: Any = None
         if run.memory.activations == "int4":
             from ebc_lab.axiom.activations import compressed_activations
 
             seed = (run.seed + PRIME * run.memory.seed) % 2**32  # a CPU generator takes as many bits
-            self.activations = compressed_activations(seed=seed, parameters=model.parameters())
+            self.activations = compressed_activations(seed=seed, parameters=built.model.parameters())
+
+    @classmethod
+    def prepare(cls, run: RunConfig, bases: Sequence[Optimizer]) -> None:
+        """Have the base optimizer move the weights inside backward, if the run asks for that."""
+        if run.memory.hooks:
+            for base in bases:
+                if isinstance(base, AXIOM):
+                    base.detect_anomaly = True
+                    base.register_hooks()
 
     def saving(self) -> AbstractContextManager[Any]:
-        """Around a forward: what autograd saves for backward is packed."""
+        """Pack what autograd saves for backward."""
         return self.activations or nullcontext()
 
     def figures(self, bases: Sequence[Optimizer]) -> dict[str, int]:
-        """Bytes of the optimizers' state, of all gradients and of the largest (with hooks no more exists at a
-        time), and of what the last step's forward saved, if that was packed."""
-        held = storages(self.weights)
+        """Return the bytes of the optimizers' state, of all gradients and of the largest (with hooks no more
+        exists at a time), and of what the last step's forward saved, if that was packed."""
+        weights = storages(self.weights)
         state = storages(t for base in bases for t in reachable(base.state))
         gradients = [p.numel() * p.element_size() for p in self.weights]
-        found = {
-            "state_bytes": sum(n for at, n in state.items() if at not in held),
+        figures = {
+            "state_bytes": sum(n for at, n in state.items() if at not in weights),
             "gradient_bytes": sum(gradients),
             "largest_gradient_bytes": max(gradients),
         }
         if self.activations is not None:
-            found["activation_bytes"] = self.activations.memory_stats()["compressed_bytes"]
-        return found
+            figures["activation_bytes"] = self.activations.memory_stats()["compressed_bytes"]
+        return figures
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.activations is None else self.activations.state_dict()
@@ -77,8 +77,8 @@ class Memory:
 
 
 def reachable(root: Any) -> list[Tensor]:
-    """Every tensor that an object leads to: through attributes, containers, closures and bound methods."""
-    found: list[Tensor] = []
+    """Return every tensor that an object leads to: by attributes, containers, closures and bound methods."""
+    tensors: list[Tensor] = []
     seen: set[int] = set()
     left = [root]
     while left:
@@ -89,7 +89,7 @@ def reachable(root: Any) -> list[Tensor]:
         if is_traceable_wrapper_subclass(x):
             left += [getattr(x, name) for name in x.__tensor_flatten__()[0]]
         elif isinstance(x, Tensor):
-            found.append(x)
+            tensors.append(x)
         if isinstance(x, Mapping):
             left += [*x.keys(), *x.values()]
         elif isinstance(x, list | tuple | set | frozenset):
@@ -103,7 +103,7 @@ def reachable(root: Any) -> list[Tensor]:
                 left.append(x.cell_contents)
         elif hasattr(x, "__dict__") and not isinstance(x, Tensor):
             left += list(vars(x).values())
-    return found
+    return tensors
 
 
 def storages(tensors: Iterable[Tensor]) -> dict[int, int]:

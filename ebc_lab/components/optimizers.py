@@ -25,7 +25,6 @@ from ebc_lab.axiom.optimizer import AXIOM
 from ebc_lab.config.choices import own_part, told
 from ebc_lab.config.errors import need
 from ebc_lab.config.parts.optimizer import OptimizerConfig
-from ebc_lab.verity import VerityAdam
 
 from .forensics import UncorrectedAdam
 
@@ -34,10 +33,11 @@ Matrices = Sequence[nn.Parameter]  # the hidden ones, as the workload names them
 
 def _fused(params: Iterable[nn.Parameter], c: OptimizerConfig) -> dict[str, Any]:
     """What the Adams share: one kernel for all tensors, and on a GPU a step that a CUDA graph can capture."""
-    return _moments(c) | {"fused": True, "capturable": any(p.is_cuda for p in params)}
+    return moments(c) | {"fused": True, "capturable": any(p.is_cuda for p in params)}
 
 
-def _moments(c: OptimizerConfig) -> dict[str, Any]:
+def moments(c: OptimizerConfig) -> dict[str, Any]:
+    """Return the arguments of an optimizer with Adam's moments."""
     return {"lr": c.lr, "betas": (c.beta1, c.beta2), "eps": c.eps, "weight_decay": c.weight_decay}
 
 
@@ -202,14 +202,14 @@ def soap(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optim
     apart = {id(p) for p in tables}
     groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if id(p) not in apart]}]
     groups += [{"params": [p], "max_precondition_dim": p.shape[1]} for p in tables]
-    return [PromptSOAP(groups, **_moments(c))]
+    return [PromptSOAP(groups, **moments(c))]
 
 
 def schedule_free(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """Schedule-Free AdamW; `weight_decay` acts at y."""
     from .library_optimizers import ScheduleFree
 
-    return [ScheduleFree(model.parameters(), **_moments(c))]
+    return [ScheduleFree(model.parameters(), **moments(c))]
 
 
 def axiom(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
@@ -241,21 +241,21 @@ def galore(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Opt
     projected = {"rank": c.rank, "update_proj_gap": 50, "scale": 0.25, "projection_type": "std"}
     rest = [p for p in model.parameters() if id(p) not in hidden]
     groups: list[dict[str, Any]] = [{"params": list(matrices), **projected}, {"params": rest}]
-    return [PlainGaLore([group for group in groups if group["params"]], **_moments(c))]
+    return [PlainGaLore([group for group in groups if group["params"]], **moments(c))]
 
 
 def adam8bit(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """torchao's Adam with moments in 8 bits, of tensors of 4,096 elements and more."""
     from .torchao_optimizers import EagerAdam8bit
 
-    return [EagerAdam8bit(model.parameters(), **_moments(c))]
+    return [EagerAdam8bit(model.parameters(), **moments(c))]
 
 
 def adam4bit(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """The same in 4 bits."""
     from .torchao_optimizers import EagerAdam4bit
 
-    return [EagerAdam4bit(model.parameters(), **_moments(c))]
+    return [EagerAdam4bit(model.parameters(), **moments(c))]
 
 
 def custom(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
@@ -306,42 +306,8 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig, Matrices], list[Opti
 CAPTURABLE = ("adam", "adamw", "adam_uncorrected", "muon")
 
 
-def build(
-    model: nn.Module,
-    config: OptimizerConfig,
-    matrices: Matrices,
-    *,
-    state: str = "none",
-    seed: int = 0,
-    exact: bool = False,
-) -> list[Optimizer]:
-    """The base optimizers of a model; `matrices` are its hidden ones (a workload's `matrices(model)`).
-
-    `state`: the levels in which Adam keeps their moments (docs/lowbit.md); `seed` rounds them. `exact`: Adam
-    under determinism=verity.
-    """
-    if exact:
-        return [VerityAdam(model.parameters(), **_moments(config))]
-    if state != "none":
-        return [_low_bit_adam(model, config, matrices, state, seed)]
+def build(model: nn.Module, config: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
+    """Return the base optimizers of a model; `matrices`: its hidden ones (a workload's `matrices(model)`)."""
     if config.target is not None:
         return custom(model, config)
     return OPTIMIZERS[config.name](model, config, matrices)
-
-
-def _low_bit_adam(
-    model: nn.Module, c: OptimizerConfig, matrices: Matrices, state: str, seed: int
-) -> Optimizer:
-    from ebc_lab.lowbit.state import QuantizedAdam
-
-    return QuantizedAdam(
-        model.parameters(),
-        c.lr,
-        (c.beta1, c.beta2),
-        c.eps,
-        state=state,
-        quantized=matrices,
-        seed=seed,
-        weight_decay=c.weight_decay,
-        decoupled=c.name == "adamw",
-    )

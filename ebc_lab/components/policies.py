@@ -12,29 +12,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ebc_lab.config.parts.policy import POLICY
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.ebc import StabilizedOptimizer, StepStats
+from ebc_lab.ebc import StepStats
 from ebc_lab.ebc.flat import joint_norm
 from ebc_lab.ebc.options import CLIPPED_BELOW
 from ebc_lab.lowbit.policy import Observed, make_policy
 
-COLUMNS = ("lr_factor", "radius_factor")
+from .hook import Built, Hook
 
 
-class Steering:
+class Steering(Hook):
     """A run's policy, with what it is fed: the step before, and how the new gradient judges it."""
 
-    def __init__(self, run: RunConfig, optimizer: StabilizedOptimizer):
+    name = "steering"
+    graphed = False
+    columns = ("lr_factor", "radius_factor")
+
+    def __init__(self, run: RunConfig, built: Built):
         self.policy = make_policy(run.policy.name, run.seed)
         self.steps = run.steps
-        self.optimizer = optimizer
+        self.optimizer = built.optimizer
         self.update: list[Tensor] | None = None  # the last one applied; None: skipped, or there was none
         self.update_norm = 0.0
         self.clipped = False
 
-    def steer(self, t: int, loss: Tensor, lr: float) -> dict[str, Tensor]:
-        """After the backward pass of step `t` and before its update: judge the last update by the gradient,
-        then set the step's learning rate, `lr` times the policy's factor, and its radius."""
+    @classmethod
+    def acts(cls, run: RunConfig) -> bool:
+        return not POLICY.neutral(run.policy)
+
+    def gradients(self, t: int, loss: Tensor, lr: float) -> dict[str, Tensor]:
+        """Judge the last update by the gradient, then set the step's learning rate, `lr` times the policy's
+        factor, and its radius."""
         weights = self.optimizer.weights
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in weights]
         norm = float(joint_norm(gradients))
@@ -55,15 +64,16 @@ class Steering:
         }
 
     @torch.no_grad()
-    def taken(self, stats: StepStats) -> None:
-        """After the update: keep what was applied."""
+    def after(self, t: int, stats: StepStats) -> dict[str, Tensor]:
+        """Keep what was applied."""
         assert self.update is not None
         if bool(stats.skipped):
             self.update = None
-            return
+            return {}
         self.update = list(torch._foreach_sub(list[Tensor](self.optimizer.weights), self.update))
         self.update_norm = float(joint_norm(self.update))
         self.clipped = float(stats.clip_coefficient) < CLIPPED_BELOW
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -85,8 +95,3 @@ class Steering:
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     parts = [torch.dot(x.flatten().double(), y.flatten().double()) for x, y in zip(a, b, strict=True)]
     return torch.stack(parts).sum()
-
-
-def build(run: RunConfig, optimizer: StabilizedOptimizer) -> Steering | None:
-    """The run's policy, or None for `constant`, which changes nothing."""
-    return None if run.policy.name == "constant" else Steering(run, optimizer)

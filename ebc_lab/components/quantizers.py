@@ -1,71 +1,41 @@
 """Low-bit training in a run: hidden matrices and their gradients in few levels, and what is recorded of it.
 
-The maths is in `ebc_lab.lowbit` (docs/lowbit.md); the optimizer's state is `optimizers.build`'s part.
+The maths is in `ebc_lab.lowbit` (docs/lowbit.md).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from ebc_lab.config.parts.quantizer import QuantizerConfig
+from ebc_lab.config.parts.quantizer import QUANTIZER, QuantizerConfig
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import StepStats
-from ebc_lab.lowbit.clustering import ParameterClustering
 from ebc_lab.lowbit.container import PackedTensor, read_packed, write_packed
 from ebc_lab.lowbit.gradients import GradientQuantizer
 from ebc_lab.lowbit.levels import entropy_bits, quantize, zero_share
 from ebc_lab.lowbit.state import QuantizedAdam
 from ebc_lab.lowbit.ste import codes_of, flip_share, straight_through
-from ebc_lab.workloads.gpt import HiddenLinear
+from ebc_lab.records.paths import RunFiles
+from ebc_lab.workloads.gpt import HiddenLinear, hidden
+
+from .hook import Built, Hook
 
 FLIPS_OVER = 10  # steps between the two sets of codes that are compared
 
 
 def grouping_of(config: QuantizerConfig) -> dict[str, Any]:
-    """Levels, group and scale as `ebc_lab.lowbit` takes them: a count and a step as numbers."""
+    """Return levels, group and scale as `ebc_lab.lowbit` takes them: a count and a step as numbers."""
     group = int(config.group) if config.group.isdecimal() else config.group
     scale = config.scale if config.scale in ("absmean", "absmax") else float(config.scale)
     return {"levels": config.name, "group": group, "scale": scale}
-
-
-def unused(config: QuantizerConfig) -> bool:
-    """Whether nothing is quantized at all."""
-    return (config.name, config.gradients, config.state) == ("none", "none", "none")
-
-
-def install(model: nn.Module, config: QuantizerConfig) -> None:
-    """Have every hidden matrix of the model used through its levels, if the run asks for any."""
-    if config.name == "none":
-        return
-    for module in hidden(model):
-        module.quantize = functools.partial(straight_through, **grouping_of(config))
-
-
-def hidden(model: nn.Module) -> list[HiddenLinear]:
-    """The layers that hold the hidden matrices, in the model's order."""
-    return [module for module in model.modules() if isinstance(module, HiddenLinear)]
-
-
-def effective_weights(model: nn.Module) -> list[Tensor]:
-    """What the forward uses of each trained parameter, in the model's order."""
-    quantized = {id(module.weight): module for module in hidden(model)}
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [quantized[id(p)].effective() if id(p) in quantized else p for p in trained]
-
-
-def clustered_groups(model: nn.Module, run: RunConfig) -> dict[str, list[str]] | None:
-    """The groups of budget.grouping=kmeans, from the initial weights: group -> names; None for others."""
-    if run.budget.grouping != "kmeans":
-        return None
-    clusters = ParameterClustering(run.budget.clusters, seed=run.seed)
-    return clusters.groups({name: p.detach().cpu().numpy() for name, p in model.named_parameters()})
 
 
 class Flips:
@@ -88,70 +58,106 @@ class Flips:
         return flip_share(before, now) if audited and before is not None else None
 
 
-class LowBit:
-    """What a run quantizes beside its optimizer's state, and what it records of that."""
+class LowBit(Hook):
+    """What a run quantizes, weights, gradients or its optimizer's state, and what it records of that."""
 
-    def __init__(self, run: RunConfig, matrices: Sequence[nn.Parameter]):
-        config = run.quantizer
-        self.matrices = matrices
-        self.flips = Flips(matrices, config, run.audit_every) if config.name != "none" else None
-        self.gradients: GradientQuantizer | None = None
+    name = "low_bit"
+    graphed = False
+
+    def __init__(self, run: RunConfig, built: Built):
+        self.config = config = run.quantizer
+        self.matrices = built.matrices
+        self.flips = Flips(self.matrices, config, run.audit_every) if config.name != "none" else None
+        self.quantizer: GradientQuantizer | None = None
         if config.gradients != "none":
-            self.gradients = GradientQuantizer(
+            self.quantizer = GradientQuantizer(
                 config.gradients,
                 rounding=config.rounding,
                 error_feedback=config.error_feedback,
                 seed=run.seed,
             )
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """What it adds to steps.csv."""
         flips = ("flip_share",) if self.flips else ()
-        return (*flips, "grad_error") if self.gradients else flips
+        self.columns = (*flips, "grad_error") if self.quantizer else flips
 
-    def weights_before(self, t: int) -> dict[str, Tensor]:
-        """What is recorded of the weights before step `t` moves them."""
+    @classmethod
+    def acts(cls, run: RunConfig) -> bool:
+        return not QUANTIZER.neutral(run.quantizer)
+
+    @classmethod
+    def install(cls, run: RunConfig, model: nn.Module) -> None:
+        """Have every hidden matrix of the model used through its levels, if the run asks for any."""
+        if run.quantizer.name != "none":
+            for module in hidden(model):
+                module.quantize = functools.partial(straight_through, **grouping_of(run.quantizer))
+
+    @classmethod
+    def make_bases(
+        cls, run: RunConfig, model: nn.Module, matrices: Sequence[nn.Parameter]
+    ) -> list[Optimizer] | None:
+        """Return Adam whose moments are kept in few levels, if the run asks for that."""
+        if run.quantizer.state == "none":
+            return None
+        c = run.optimizer
+        adam = QuantizedAdam(
+            model.parameters(),
+            c.lr,
+            (c.beta1, c.beta2),
+            c.eps,
+            state=run.quantizer.state,
+            quantized=matrices,
+            seed=run.seed,
+            weight_decay=c.weight_decay,
+            decoupled=c.name == "adamw",
+        )
+        return [adam]
+
+    def before(self, t: int) -> dict[str, Tensor]:
+        """Compare the codes with those of ten steps ago."""
         share = self.flips.at(t) if self.flips else None
         return {} if share is None else {"flip_share": share}
 
-    def compress(self, t: int) -> dict[str, Tensor]:
+    def gradients(self, t: int, loss: Tensor, lr: float) -> dict[str, Tensor]:
         """Put the quantized gradients of step `t` in the place of the matrices' own."""
-        if self.gradients is None:
+        if self.quantizer is None:
             return {}
-        held = [p for p in self.matrices if p.grad is not None]
-        own = [p.grad for p in held if p.grad is not None]
-        for p, quantized in zip(held, self.gradients.compress(own, t), strict=True):
+        moved = [p for p in self.matrices if p.grad is not None]
+        gradients = [p.grad for p in moved if p.grad is not None]
+        for p, quantized in zip(moved, self.quantizer.compress(gradients, t), strict=True):
             p.grad = quantized
-        error = self.gradients.last_error
+        error = self.quantizer.last_error
         return {} if error is None else {"grad_error": error}
 
-    def commit(self, stats: StepStats) -> None:
+    def after(self, t: int, stats: StepStats) -> dict[str, Tensor]:
         """Keep the residuals of the gradients, unless the step was skipped."""
-        if self.gradients is not None:
-            self.gradients.commit(~stats.skipped)
+        if self.quantizer is not None:
+            self.quantizer.commit(~stats.skipped)
+        return {}
 
-    def figures(self, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, float]:
-        """What the quantized gradients and the optimizer's quantized state take, in bits a weight."""
-        found = {}
-        if self.gradients:
-            found["grad_bits"] = self.gradients.grad_bits
-        for optimizer in optimizers:
-            if isinstance(optimizer, QuantizedAdam):
-                found["state_bits"] = optimizer.bits_per_weight
-        return found
+    def figures(self, bases: Sequence[Optimizer]) -> dict[str, float]:
+        """Return what the quantized gradients and the optimizer's quantized state take, in bits a weight."""
+        figures = {}
+        if self.quantizer:
+            figures["grad_bits"] = self.quantizer.grad_bits
+        for base in bases:
+            if isinstance(base, QuantizedAdam):
+                figures["state_bits"] = base.bits_per_weight
+        return figures
+
+    def finished(self, model: nn.Module, files: RunFiles) -> Mapping[str, float]:
+        """Write the model packed, where its weights are quantized."""
+        return {} if self.config.name == "none" else write_model(files.packed, model, self.config)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "codes": dict(self.flips.codes) if self.flips else {},
-            "gradients": self.gradients.state_dict() if self.gradients else {},
+            "gradients": self.quantizer.state_dict() if self.quantizer else {},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.flips:
             self.flips.codes = dict(state["codes"])
-        if self.gradients:
-            self.gradients.load_state_dict(state["gradients"])
+        if self.quantizer:
+            self.quantizer.load_state_dict(state["gradients"])
 
 
 # -- the file that a run leaves ------------------------------------------------------------------------------
@@ -194,6 +200,6 @@ def read_model(path: Path, model: nn.Module) -> None:
     for module in hidden(model):
         module.quantize = None
     for name, p in parameters.items():
-        found = tensors[name]
-        values = found.values() if isinstance(found, PackedTensor) else found
+        tensor = tensors[name]
+        values = tensor.values() if isinstance(tensor, PackedTensor) else tensor
         p.copy_(torch.as_tensor(values).to(p.device))

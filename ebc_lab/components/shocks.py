@@ -1,53 +1,71 @@
 """One disturbance at one step, to see how a stabilizer recovers: wrong labels, a rate spike, a bad gradient.
 
-Each is a function of the run's seed alone, so that paired runs get the same one. `shock` is None at all other
-steps.
+Each is a function of the run's seed alone, so that paired runs get the same one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from ebc_lab.config.parts.shock import ShockConfig
+from ebc_lab.config.parts.shock import SHOCK
 from ebc_lab.config.schema import RunConfig
+from ebc_lab.records.figures import recovery
+
+from .hook import Built, Hook
 
 
-def step_of(run: RunConfig) -> int:
-    """The step (0-based) at which the run's shock strikes."""
-    return run.steps // 2 if run.shock.step is None else run.shock.step
+class Shock(Hook):
+    """The run's shock at its step, and nothing at all others."""
 
+    def __init__(self, run: RunConfig, built: Built):
+        self.kind = run.shock.name
+        self.size = run.shock.size
+        self.step = run.steps // 2 if run.shock.step is None else run.shock.step
+        self.seed = run.seed
+        self.model = built.model
+        self.vocabulary = built.vocabulary
 
-def strikes(run: RunConfig, step: int) -> bool:
-    return run.shock.name != "none" and step == step_of(run)
+    @classmethod
+    def acts(cls, run: RunConfig) -> bool:
+        return not SHOCK.neutral(run.shock)
 
+    def event_at(self, t: int) -> bool:
+        return t == self.step
 
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed + 0x5EED)
+    def _strikes(self, t: int, kind: str) -> bool:
+        return t == self.step and kind == self.kind
 
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed + 0x5EED)
 
-def learning_rate(shock: ShockConfig | None, lr: float) -> float:
-    """The scheduled rate, or `size` times it."""
-    return lr * shock.size if shock and shock.name == "lr_spike" else lr
+    def rate(self, t: int, lr: float) -> float:
+        """Return the scheduled rate, or `size` times it."""
+        return lr * self.size if self._strikes(t, "lr_spike") else lr
 
+    def targets(self, t: int, targets: Tensor) -> Tensor:
+        """Return targets, or the same with a share `size` of them drawn uniformly from the vocabulary."""
+        if not self._strikes(t, "label_noise"):
+            return targets
+        draw = self._generator()
+        wrong = torch.randint(self.vocabulary, targets.shape, generator=draw).to(targets)
+        chosen = (torch.rand(targets.shape, generator=draw) < self.size).to(targets.device)
+        return torch.where(chosen, wrong, targets)
 
-def targets(shock: ShockConfig | None, targets: Tensor, vocabulary: int, seed: int) -> Tensor:
-    """Targets (B, T), or the same with a share `size` of them drawn uniformly from the vocabulary."""
-    if not shock or shock.name != "label_noise":
-        return targets
-    draw = _generator(seed)
-    wrong = torch.randint(vocabulary, targets.shape, generator=draw).to(targets)
-    chosen = (torch.rand(targets.shape, generator=draw) < shock.size).to(targets.device)
-    return torch.where(chosen, wrong, targets)
+    def gradients(self, t: int, loss: Tensor, lr: float) -> dict[str, Tensor]:
+        """Add Gaussian noise of `size` times the gradient's own norm to the gradient, in place."""
+        if self._strikes(t, "corrupt_gradient"):
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            draw = self._generator()
+            noise = [torch.randn(g.shape, generator=draw).to(g) for g in gradients]
+            scale = self.size * get_total_norm(gradients) / get_total_norm(noise)
+            torch._foreach_add_(gradients, [n * scale for n in noise])
+        return {}
 
-
-def gradients(shock: ShockConfig | None, model: nn.Module, seed: int) -> None:
-    """Add Gaussian noise of `size` times the gradient's own norm to the gradient, in place."""
-    if not shock or shock.name != "corrupt_gradient":
-        return
-    own = [p.grad for p in model.parameters() if p.grad is not None]
-    draw = _generator(seed)
-    noise = [torch.randn(g.shape, generator=draw).to(g) for g in own]
-    scale = shock.size * get_total_norm(own) / get_total_norm(noise)
-    torch._foreach_add_(own, [n * scale for n in noise])
+    def summary(self, columns: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return how far the loss rose, and how long it took to recover."""
+        return recovery(columns["loss"], self.step)

@@ -11,11 +11,11 @@ from typing import Any, Protocol
 
 import torch
 
+from ebc_lab.components.hook import DamagedStateError
 from ebc_lab.config.errors import UserError
 from ebc_lab.ebc.probe import Prober
 from ebc_lab.records.files import opened, write_atomic
 from ebc_lab.records.streams import Mark
-from ebc_lab.verity import VerityError
 
 from .turns import Say
 
@@ -108,12 +108,12 @@ def restore(path: Path, state: Mapping[str, Any], parts: Mapping[str, Part], pro
     """Put what `read` returned of `path` into the parts that `save` was given, and into the random
     generators.
 
-    Raises UserError where the grids of determinism=verity are damaged, or another model's.
+    Raises UserError where a part's state is damaged, or another model's.
     """
     for name, part in parts.items():
         try:
-            part.load_state_dict(state[name])
-        except VerityError as error:
+            part.load_state_dict(state.get(name, {}))
+        except DamagedStateError as error:
             raise UserError(f"{path} is damaged ({str(error).rstrip('.')}): {AGAIN}.") from None
     prober.seconds = state["probe_s"]
     torch.set_rng_state(state["rng"])

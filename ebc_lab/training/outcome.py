@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from ebc_lab.components.determinism import engine_in_words
 from ebc_lab.config.checks import remarks
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity
@@ -72,8 +71,7 @@ def recorded_run(
     broken = False
     try:
         training = Training(run, directory, say, ranks)
-        if run.determinism.exact:
-            _log(files, f"determinism=verity, engine {engine_in_words(run.device)}")
+        _log(files, *training.numerics.log_lines())
         result = yield from training.blocks(**hooks)
     except (Interrupted, KeyboardInterrupt, UserError):
         raise

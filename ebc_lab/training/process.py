@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import os
 
 import torch
 from torch import nn
 
-from ebc_lab.components import determinism, stabilizers
+from ebc_lab.components import numerics_of, stabilizers
 from ebc_lab.config.schema import RunConfig
 
 COMPILED_SHAPES = 256  # shapes and modes for which one process may compile a model
@@ -16,31 +15,14 @@ MALLOPT = {-1: 2**31 - 1, -3: 32 << 20}  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD at
 
 
 def set_up_torch(run: RunConfig) -> None:
-    """Set threads, whose number changes bits on a CPU, reproducible kernels, the allocator, and the engine of
-    a run under verity. Raises UserError where that would compute wrong bits here."""
+    """Set threads, whose number changes bits on a CPU, the run's numerics and the allocator.
+
+    Raises UserError where that would compute wrong bits here.
+    """
     if torch.get_num_threads() != run.threads_per_run:
         torch.set_num_threads(run.threads_per_run)
-    asked = run.determinism.name == "torch"
-    if asked or run.device == "cuda":
-        repeat_bits(strict=asked)
-    elif torch.are_deterministic_algorithms_enabled():  # an earlier run of this process asked for it
-        torch.use_deterministic_algorithms(False)
-    determinism.start(run)
+    numerics_of(run).set_up(run)
     keep_freed_memory()
-
-
-def repeat_bits(*, strict: bool = False) -> None:
-    """Have a GPU give the same bits whatever else it computes, so that packed runs equal single ones.
-
-    By default the backward pass of attention adds in the order in which blocks finish, and cuBLAS chooses its
-    algorithm by the workspace of a stream; the workspace must be set before the first call of cuBLAS.
-    `strict`: an operation that has no reproducible kernel raises RuntimeError, on a CPU too.
-    """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=not strict)
-    torch.backends.cudnn.benchmark = False
-    # each buffer would be written twice
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def keep_freed_memory() -> None:

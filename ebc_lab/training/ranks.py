@@ -10,10 +10,8 @@ import os
 import signal
 import threading
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -90,13 +88,6 @@ class Ranks:
 
 
 ALONE = Ranks()
-
-
-def unsynchronised(forward: nn.Module, *, wanted: bool) -> AbstractContextManager[Any]:
-    """A context in which backward leaves gradients to the next one, if `wanted`."""
-    if wanted and isinstance(forward, DistributedDataParallel):
-        return forward.no_sync()
-    return nullcontext()
 
 
 def joined() -> Ranks:

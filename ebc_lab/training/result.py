@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ebc_lab.components import shocks
 from ebc_lab.config.checks import precision
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc.options import KL_FLOOR
-from ebc_lab.records.figures import recovery, summarise
+from ebc_lab.records.figures import summarise
 from ebc_lab.records.files import opened
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import Mark, holds, read_columns
@@ -29,6 +28,7 @@ def finished(
     cause: str | None,
     evaluate: Callable[[str], dict[str, float]],
     *,
+    summary: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     packed: Callable[[], dict[str, Any]],
     characters: Mapping[str, float],
     steps: int,
@@ -36,12 +36,13 @@ def finished(
     train_s: float,
     probe_s: float,
 ) -> dict[str, Any]:
-    """The result of a run after its last step, without `wall_s`.
+    """Return the result of a run after its last step, without `wall_s`.
 
     Args:
         marks: what was recorded in each stream; the figures are computed from the files.
         cause: why it has diverged, if that showed in its steps.
         evaluate: split -> loss, its standard error, accuracy and tokens; called unless the run has diverged.
+        summary: columns of steps.csv -> further figures, also of a run that has diverged.
         packed: keeps the model -> figures of it; called unless it has diverged.
         characters: of a token, by split.
         train_s: seconds of training, of which measurements took `probe_s`.
@@ -62,8 +63,7 @@ def finished(
         evaluated = {}
     result: dict[str, Any] = {"outcome": "diverged" if cause else "completed", "cause": cause, "steps": steps}
     result |= _held_out(evaluated, characters) | figures | {"guard_count": guard_count}
-    if run.shock.name != "none":
-        result |= recovery(columns["loss"], shocks.step_of(run))
+    result |= summary(columns)
     curve = read_columns(files.evals)
     result |= packed() if cause is None else {}
     result["curve"] = np.stack([curve[k] for k in ("step", "val_loss", "train_s")], 1).tolist()

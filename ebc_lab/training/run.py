@@ -10,7 +10,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from ebc_lab import workloads
-from ebc_lab.components import forensics, optimizers, policies, projections, quantizers, shocks, stabilizers
-from ebc_lab.components.determinism import Exact
+from ebc_lab.components import forensics, hooks_of, numerics_of, optimizers, projections, stabilizers
 from ebc_lab.components.forensics import ForensicClip
-from ebc_lab.components.memory import Memory, register_hooks, unused
+from ebc_lab.components.hook import Built, Hook
 from ebc_lab.components.schedules import lr_schedule
 from ebc_lab.config.identity import digest, identity, resolved
-from ebc_lab.config.parts.shock import ShockConfig
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import EllipsotopeClip, NonFiniteUpdateError, StabilizedOptimizer, StepInputs
 from ebc_lab.ebc.flat import lay_flat
@@ -32,16 +30,15 @@ from ebc_lab.ebc.options import BOUNDED
 from ebc_lab.records.columns import CURVE_COLUMNS
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import Mark, holds
-from ebc_lab.verity import VerityError, weights_checksum
 from ebc_lab.workloads.batches import windows
+from ebc_lab.workloads.gpt import effective_weights
 from ebc_lab.workloads.losses import evaluate
-from ebc_lab.workloads.partition import training_batches
 
 from . import checkpoint, divergence, result
 from .graphs import StepGraphs
 from .pending import Packed, PendingSteps, Values
 from .process import forward_of, set_up_torch
-from .ranks import ALONE, Ranks, unsynchronised
+from .ranks import ALONE, Ranks
 from .recording import Recording, Unrecorded, recorded
 from .turns import Interrupted, Progress, Say, quiet, to_the_end
 
@@ -53,12 +50,20 @@ class Training:
     """One run in its folder, at the step of its checkpoint if there is one. `run()` trains it to its end.
 
     `say` is told why it starts from its first step although it has a checkpoint. `ranks`: this process among
-    those that train the run; only the first one reads what comes of it, and writes.
+    those that train the run; only the first one reads what comes of it, and writes. `workload`: in the place
+    of the one that the run names.
 
     Raises UserError where the text, a checkpoint or a replayed schedule is missing, damaged or another one's.
     """
 
-    def __init__(self, run: RunConfig, directory: Path, say: Say = quiet, ranks: Ranks = ALONE):
+    def __init__(
+        self,
+        run: RunConfig,
+        directory: Path,
+        say: Say = quiet,
+        ranks: Ranks = ALONE,
+        workload: workloads.Workload | None = None,
+    ):
         self.run_config = run = resolved(run)
         self.ranks = ranks
         self.directory = directory
@@ -69,25 +74,39 @@ class Training:
         # each run of a process works on its own stream, so that several share the GPU
         self.stream = torch.cuda.Stream() if run.device == "cuda" else None  # type: ignore[no-untyped-call]
         with self._on_stream():
-            self.workload = workloads.load(run, device)
+            numerics = numerics_of(run)
+            kinds: list[type[Hook]] = [numerics, *hooks_of(run)]
+
+            # what is trained
+            self.workload = workload or workloads.load(run, device, numerics.workloads)
             self.model = self.workload.build().to(device)
             if run.param_dtype != "float32":
                 forensics.set_parameter_dtype(self.model, run.param_dtype)
-            quantizers.install(self.model, run.quantizer)
+            for kind in kinds:
+                kind.install(run, self.model)
             lay_flat(self.model.parameters())
             self.forward = forward_of(self.model, run)
             self.trained = ranks.training(self.forward)
-            self.memory = Memory(run, self.model)
-            self.exact = Exact(run, self.model) if run.determinism.exact else None
+
+            # what trains it
             matrices = self.workload.matrices(self.model)
-            self.optimizer = self._stabilized(matrices)
-            self.low_bit = quantizers.LowBit(run, matrices)
-            self.steering = policies.build(run, self.optimizer)
-            self.batches, self.probe_batches = training_batches(run, self.workload.tokens["train"])
-            self.fixed_windows = self._fixed_windows()
+            self.optimizer = self._stabilized(kinds, matrices)
+            built = Built(self.model, matrices, self.optimizer, self.workload.vocabulary)
+            self.numerics = numerics(run, built)
+            # of a step that ends the run
+            self.refusals: tuple[type[Exception], ...] = (NonFiniteUpdateError, *numerics.refusals)
+            self.hooks: list[Hook] = [self.numerics, *(kind(run, built) for kind in kinds[1:])]
+
+            # on what
+            self.batches, self.probe_batches = workloads.training_batches(run, self.workload.tokens["train"])
+            self.fixed_windows = numerics.windows(
+                self.workload.tokens["val"], run.model.context, run.eval_windows
+            )
             # where a graph looks for the learning rate and for the batch
             self.rate = torch.zeros((), device=device)
             self.starts = torch.zeros(run.batch_size, dtype=torch.int64, device=device)
+
+            # from where
             torch.manual_seed(run.seed)  # dropout
             saved = self._saved(say)
             prober = self.optimizer.prober
@@ -101,8 +120,7 @@ class Training:
         self.lr_at = lr_schedule(run.lr_schedule, run.optimizer.lr, run.steps, directory.parent)
         self.pending = PendingSteps(BLOCK_STEPS[run.device], device)
         capturable = run.optimizer.name in optimizers.CAPTURABLE and self.workload.capturable
-        plain = quantizers.unused(run.quantizer) and self.steering is None and unused(run.memory)
-        usual = plain and self.exact is None and self.probe_batches is None
+        usual = all(hook.graphed for hook in self.hooks) and self.probe_batches is None
         graphed = self.stream is not None and capturable and usual and ranks.count == 1
         self.graphs = StepGraphs() if graphed else None
         self.recording = self._recording(checkpoint.marks_of(saved) if saved else {})
@@ -116,67 +134,52 @@ class Training:
     def _on_stream(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
-    def _stabilized(self, matrices: Sequence[nn.Parameter]) -> StabilizedOptimizer:
+    def _stabilized(
+        self, kinds: Sequence[type[Hook]], matrices: Sequence[nn.Parameter]
+    ) -> StabilizedOptimizer:
         run = self.run_config
         directions = self.workload.directions(self.model)
         # first: it may move the initial weights
         projection = projections.build(matrices, run.projection, directions)
-        state = run.quantizer.state
-        exact = run.determinism.exact
-        bases = optimizers.build(self.model, run.optimizer, matrices, state=state, seed=run.seed, exact=exact)
-        register_hooks(bases, run.memory)
+        # the hooks' base optimizers go before the run's own
+        replaced = (kind.make_bases(run, self.model, matrices) for kind in kinds)
+        bases = next(filter(None, replaced), None) or optimizers.build(self.model, run.optimizer, matrices)
+        for kind in kinds:
+            kind.prepare(run, bases)
         return stabilizers.build(
             self.model,
             bases,
             projection,
             self.ranks.share_of(run),
             self.forward,
-            groups=self._grouping(),
-            effective=functools.partial(quantizers.effective_weights, self.model),
+            groups=stabilizers.groups_of(self.model, run, self.workload),
+            effective=functools.partial(effective_weights, self.model),
+            arithmetic=numerics_of(run).arithmetic,
         )
 
-    def _fixed_windows(self) -> list[tuple[Tensor, Tensor]]:
-        run = self.run_config
-        text = self.workload.tokens["val"]
-        return windows(text, run.model.context, run.eval_windows, exact=run.determinism.exact)
-
-    def _grouping(self) -> Mapping[str, Sequence[str]] | None:
-        """The groups of the budget, where they do not follow from the names of the parameters."""
-        names = [name for name, _ in self.model.named_parameters()]
-        clustered = quantizers.clustered_groups(self.model, self.run_config)
-        return clustered or self.workload.groups(names, self.run_config.budget.grouping)
-
     def _parts(self) -> dict[str, checkpoint.Part]:
-        """Everything with a state that a checkpoint holds."""
-        parts: dict[str, checkpoint.Part] = {"model": self.model, "optimizer": self.optimizer}
-        if not quantizers.unused(self.run_config.quantizer):
-            parts["low_bit"] = self.low_bit
-        if self.steering:
-            parts["steering"] = self.steering
-        if self.exact:
-            parts["grids"] = self.exact
-        if self.memory.state_dict():
-            parts["memory"] = self.memory
-        if self.workload.state_dict():
-            parts["workload"] = self.workload
-        return parts
+        """Return everything with a state that a checkpoint holds."""
+        parts: dict[str, checkpoint.Part] = {hook.name: hook for hook in self.hooks if hook.name}
+        parts["workload"] = self.workload
+        stateful = {name: part for name, part in parts.items() if part.state_dict()}
+        return {"model": self.model, "optimizer": self.optimizer, **stateful}
 
     def _further_columns(self) -> list[str]:
-        """What steps.csv has beside its usual columns."""
+        """Return what steps.csv has beside its usual columns."""
         run = self.run_config
         exponent = ("exponent",) if run.stabilizer.name == "ebc" and run.budget.exponent == "auto" else ()
-        steered = policies.COLUMNS if self.steering else ()
+        hooked = [column for hook in self.hooks for column in hook.columns]
         curve = CURVE_COLUMNS if run.curve_every else ()
-        return [*self.workload.step_columns, *exponent, *self.low_bit.columns, *steered, *curve]
+        return [*self.workload.step_columns, *exponent, *hooked, *curve]
 
     def _groups(self) -> list[str]:
-        """The groups whose contributions and sensitivities are recorded."""
+        """Return the groups whose contributions and sensitivities are recorded."""
         budget = self.run_config.budget
         measured = budget.name in BOUNDED or budget.sensitivity_every
         return list(self.optimizer.groups) if isinstance(self.optimizer, EllipsotopeClip) and measured else []
 
     def _saved(self, say: Say) -> dict[str, Any] | None:
-        """The checkpoint, unless the rows before it are no longer those that were recorded."""
+        """Return the checkpoint, unless the rows before it are no longer those that were recorded."""
         saved = checkpoint.read(self.files.checkpoint, self.identity, say)
         marks = checkpoint.marks_of(saved) if saved else {}
         for name, mark in marks.items():
@@ -191,11 +194,9 @@ class Training:
         self.recording.sync()
         reached = checkpoint.Reached(self.step, self.skips, self.train_s, self.wall_s)
         marks = self.recording.marks()
+        path, prober = self.files.checkpoint, self.optimizer.prober
         with self._on_stream():
-            parts = self._parts()
-            checkpoint.save(
-                self.files.checkpoint, self.identity, reached, marks, parts, self.optimizer.prober
-            )
+            checkpoint.save(path, self.identity, reached, marks, self._parts(), prober)
 
     # -- the loop --------------------------------------------------------------------------------------------
 
@@ -270,89 +271,90 @@ class Training:
                 self._take_step(step)
 
     def _take_step(self, step: int) -> None:
-        run = self.run_config
-        shock = run.shock if shocks.strikes(run, step) else None
-        lr = shocks.learning_rate(shock, self.lr_at(step))
-        self._set_rate(lr)  # as a number first: schedules of delta* read it on the host
+        # the learning rate, as a number first: schedules of delta* read it on the host
+        lr = self.lr_at(step)
+        for hook in self.hooks:
+            lr = hook.rate(step, lr)
+        self._set_rate(lr)
         t = self.optimizer.begin_step()
-        graphed = self.graphs and not shock and not self.workload.event_at(step)
-        kind = self.optimizer.kind(t) if graphed else None
+
+        # whether this step comes from a CUDA graph
+        usual = not (self.workload.event_at(step) or any(hook.event_at(step) for hook in self.hooks))
+        kind = self.optimizer.kind(t) if self.graphs and usual else None
         graph = self.graphs if self.graphs and self.graphs.wants(kind) else None
         self.optimizer.deferred = graph is not None
         if self.graphs:
             self.rate.fill_(lr)
             self._set_rate(self.rate)
+
+        # the step itself; its values are read later
         values: Values | Packed
         if graph:
             self.starts.copy_(self.batches.starts_at(step))
             values = graph.run(kind, lambda: Packed.of(self._computed(t, *self.batches.rows(self.starts))))
         else:
             inputs, targets = self.batches.at(step)
-            targets = shocks.targets(shock, targets, self.workload.vocabulary, run.seed)
-            own = (self.ranks.rows(inputs), self.ranks.rows(targets))
-            values = self._computed(t, *own, shock, lr=lr)
+            for hook in self.hooks:
+                targets = hook.targets(step, targets)
+            values = self._computed(t, self.ranks.rows(inputs), self.ranks.rows(targets), lr)
         self.pending.add(lr, values)
 
     def _set_rate(self, lr: float | Tensor) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-    def _computed(
-        self, t: int, inputs: Tensor, targets: Tensor, shock: ShockConfig | None = None, lr: float = 0.0
-    ) -> Values:
-        """Forward, backward and update of step `t` -> everything recorded of it, still on the device.
-
-        `lr`: the scheduled learning rate, which a policy multiplies.
-        """
-        low_bit = self.low_bit.weights_before(t)
+    def _computed(self, t: int, inputs: Tensor, targets: Tensor, lr: float = 0.0) -> Values:
+        """Take step `t` at the scheduled learning rate `lr` -> everything recorded of it, still on the
+        device."""
+        # forward and backward
         try:
-            values, last, kept = self._backward(t, inputs, targets)
-        except VerityError:  # a value is not finite
+            values, last, kept = self.forward_backward(t, inputs, targets, lr)
+        except self.numerics.refusals:  # a value is not finite
             self.optimizer.zero_grad()
             loss = torch.full((), math.nan, device=targets.device)
             return {"loss": loss, "failed": torch.ones_like(loss, dtype=torch.bool)}
-        shocks.gradients(shock, self.model, self.run_config.seed)
-        values |= {**low_bit, **self.low_bit.compress(t)}
-        if self.steering:
-            values |= self.steering.steer(t, values["loss"], lr)
+
+        # the update, limited and audited
         try:
             stats = self.optimizer.take_step(last)
-        except (NonFiniteUpdateError, VerityError):
+        except self.refusals:
             return {**values, "failed": torch.ones_like(values["loss"], dtype=torch.bool)}
         finally:
             self.optimizer.zero_grad()
-        self.low_bit.commit(stats)
-        if self.steering:
-            self.steering.taken(stats)
+
+        # what follows it
+        for hook in self.hooks:
+            values |= hook.after(t, stats)
         further = self.workload.after_step(t, stats, kept, self.optimizer.renew_rows)
         return {**values, **recorded(stats), **further}
 
-    def _backward(self, t: int, inputs: Tensor, targets: Tensor) -> tuple[dict[str, Tensor], StepInputs, Any]:
-        """Forward and backward, `accumulate` parts of the batch one after another -> parts of the loss, the
-        inputs of the optimizer's step, which are those of the last part, and what the workload kept of it.
+    def forward_backward(
+        self, t: int, inputs: Tensor, targets: Tensor, lr: float
+    ) -> tuple[dict[str, Tensor], StepInputs, Any]:
+        """Leave this process's gradients of step `t` in `p.grad`, as the hooks change them -> the parts of
+        the loss and the hooks' columns, the inputs of the optimizer's step, and what the workload kept.
 
-        Under verity there are `micro_batches` parts, and the step looks at the whole batch: no bit
-        depends on the split. Raises VerityError there where a value is not finite.
+        Raises what `numerics.refusals` names where a value is not finite.
         """
-        probe = self._probe(t)
-        if self.exact:
-            loss, logits = self.exact.backward(self.forward, inputs, targets)
-            return {"loss": loss}, StepInputs(t, inputs, logits, targets=targets, probe=probe), None
-        count = self.run_config.accumulate
-        sums: dict[str, Tensor] = {}
-        for i, (x, y) in enumerate(zip(inputs.chunk(count), targets.chunk(count), strict=True)):
-            with unsynchronised(self.trained, wanted=i + 1 < count):
-                with self.memory.saving():
-                    logits, kept = self.workload.forward(self.trained, x)
-                    total, parts = self.workload.loss(logits, y, kept, t)
-                torch.autograd.backward(total if count == 1 else total / count)
-            sums = {name: part + sums[name] if sums else part for name, part in parts.items()}
-        last = StepInputs(t, x, logits, targets=y, probe=probe)
-        means = {name: s if count == 1 else s / count for name, s in sums.items()}
-        return self.ranks.mean(means), last, kept
+        columns: dict[str, Tensor] = {}
+        for hook in self.hooks:
+            columns |= hook.before(t)
+        batch = StepInputs(t, inputs, targets=targets, probe=self._probe(t))
+        losses, last, kept = self.numerics.backward(batch, self.trained, self.workload, self.saving)
+        values = {**self.ranks.mean(losses), **columns}
+        for hook in self.hooks:
+            values |= hook.gradients(t, values["loss"], lr)
+        return values, last, kept
+
+    def saving(self) -> ExitStack:
+        """Return what surrounds a forward whose activations are kept for backward."""
+        stack = ExitStack()
+        for hook in self.hooks:
+            stack.enter_context(hook.saving())
+        return stack
 
     def _probe(self, t: int) -> tuple[Tensor, Tensor] | None:
-        """This process's rows of held-back text that choose c at step `t`."""
+        """Return this process's rows of held-back text that choose c at step `t`."""
         if self.probe_batches is None:
             return None
         inputs, targets = self.probe_batches.at(t)
@@ -362,14 +364,14 @@ class Training:
         """Read and record the pending steps; returns the cause if the run has diverged at one of them."""
         with self._on_stream():
             taken = self.pending.take()
-        for lr, found in taken:
+        for lr, values in taken:
             step = self.step
             self.step += 1
-            lr *= found.get("lr_factor", 1.0)  # type: ignore[operator]
-            cause = divergence.fatal(step, found)
-            self.recording.step(step, lr, found, failed=cause is not None)
+            lr *= values.get("lr_factor", 1.0)  # type: ignore[operator]
+            cause = divergence.fatal(step, values)
+            self.recording.step(step, lr, values, failed=cause is not None)
             if cause is None:
-                self.skips = self.skips + 1 if found["skipped"] else 0
+                self.skips = self.skips + 1 if values["skipped"] else 0
                 cause = divergence.stuck(self.skips, step)
             if cause:
                 return cause
@@ -377,30 +379,28 @@ class Training:
 
     # -- evaluation and the end ------------------------------------------------------------------------------
 
-    def _trained_tokens(self) -> int:
-        return self.step * self.run_config.batch_size * self.run_config.model.context
-
     def _record_evaluation(self, alive: Callable[[], None]) -> None:
         """Only the first process evaluates; the others take the optimizer to those weights and back too."""
         self.ranks.refuse_drift(list(self.model.parameters()), self.step)
         if not self.ranks.first:
             self._judged(lambda model: {})
             return
-        found = self._evaluate(self.fixed_windows, alive)
-        evaluated, loss = self.workload.evaluated, found["loss"]
-        found |= self._judged(lambda model: evaluated(model, self.step, loss, self.files))
-        tokens = self._trained_tokens()
-        self.recording.evaluation(self.step, found, tokens=tokens, train_s=self.train_s)
+        figures = self._evaluate(self.fixed_windows, alive)
+        evaluated, loss = self.workload.evaluated, figures["loss"]
+        figures |= self._judged(lambda model: evaluated(model, self.step, loss, self.files))
+        tokens = self.step * self.run_config.batch_size * self.run_config.model.context
+        self.recording.evaluation(self.step, figures, tokens=tokens, train_s=self.train_s)
         self.recording.flush()
 
     def _evaluate(
         self, pairs: Iterable[tuple[Tensor, Tensor]], alive: Callable[[], None]
     ) -> dict[str, float]:
-        """`evaluate` at the weights by which the optimizer is judged."""
-        return self._judged(lambda model: evaluate(model, self.run_config, pairs, alive))
+        """Return what `evaluate` finds at the weights by which the optimizer is judged."""
+        how = self.numerics.sums
+        return self._judged(lambda model: evaluate(model, self.run_config, pairs, alive, how))
 
     def _judged(self, measure: Callable[[nn.Module], Mapping[str, Any]]) -> dict[str, Any]:
-        """What `measure` finds of the model at the weights by which the optimizer is judged."""
+        """Return what `measure` finds of the model at the weights by which the optimizer is judged."""
         with self._on_stream():
             self.optimizer.eval()
             try:
@@ -429,6 +429,7 @@ class Training:
             self.recording.marks(),
             cause,
             evaluated,
+            summary=lambda columns: _joined(hook.summary(columns) for hook in self.hooks),
             packed=self._keep_model,
             characters=self.workload.characters_per_token,
             steps=self.step,
@@ -438,13 +439,17 @@ class Training:
         )
 
     def _keep_model(self) -> dict[str, Any]:
-        """Write the model by whose weights the run was judged, packed where it is quantized -> figures of
-        what is quantized, and of the workload."""
-        run = self.run_config
-        bases = self.optimizer.bases
-        found: dict[str, Any] = self.low_bit.figures(bases) | self.memory.figures(bases)
-        found |= self._judged(lambda model: {"weights_checksum": weights_checksum(model)})
-        if run.quantizer.name != "none":
-            path = self.files.packed
-            found |= self._judged(lambda model: quantizers.write_model(path, model, run.quantizer))
-        return found | self._judged(lambda model: self.workload.finished(model, self.step, self.files))
+        """Keep the model by whose weights the run was judged -> figures of it."""
+        figures = _joined(hook.figures(self.optimizer.bases) for hook in self.hooks)
+        for hook in self.hooks:
+            # one that keeps nothing is not asked: going to those weights and back may round the present ones
+            if type(hook).finished is not Hook.finished:
+                figures |= self._judged(functools.partial(hook.finished, files=self.files))
+        return figures | self._judged(lambda model: self.workload.finished(model, self.step, self.files))
+
+
+def _joined(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    joined: dict[str, Any] = {}
+    for part in parts:
+        joined |= part
+    return joined

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig
 
 if TYPE_CHECKING:
@@ -14,9 +15,12 @@ if TYPE_CHECKING:
     from ebc_lab.ebc import StepStats
     from ebc_lab.records.paths import RunFiles
 
+    from .batches import Batches
     from .corpus import Corpus
 
     Renew = Callable[[nn.Parameter, Tensor], None]  # a parameter, and rows of it that hold something new
+
+HELD_SHARE = 0.02  # of the training text, its end, where the budget is measured on held-back text
 
 
 class Workload(Protocol):
@@ -77,13 +81,14 @@ class Workload(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> Any: ...
 
 
+Makers = Mapping[str, Callable[..., Workload]]  # name -> what makes it of run, corpus and device
+
+
 def _gpt(run: RunConfig, corpus: Corpus, device: torch.device) -> Workload:
     from .custom import OwnModelWorkload
-    from .gpt import ExactGPTWorkload, GPTWorkload
+    from .gpt import GPTWorkload
 
-    if run.model.target is not None:
-        return OwnModelWorkload(run, corpus, device)
-    cls = ExactGPTWorkload if run.determinism.exact else GPTWorkload
+    cls = GPTWorkload if run.model.target is None else OwnModelWorkload
     return cls(run, corpus, device)
 
 
@@ -93,12 +98,36 @@ def _ebm(run: RunConfig, corpus: Corpus, device: torch.device) -> Workload:
     return EBMWorkload(run, corpus, device)
 
 
-WORKLOADS: dict[str, Callable[[RunConfig, Corpus, torch.device], Workload]] = {"gpt": _gpt, "ebm": _ebm}
+WORKLOADS: Makers = {"gpt": _gpt, "ebm": _ebm}
 
 
-def load(run: RunConfig, device: torch.device) -> Workload:
-    """The workload that a run names, with its text read, checked and tokenised. Raises UserError."""
+def load(run: RunConfig, device: torch.device, makers: Makers = WORKLOADS) -> Workload:
+    """Return the workload that a run names, with its text read, checked and tokenised. Raises UserError."""
     from .text import checked_text
 
     corpus, _ = checked_text(run, quiet=True)
-    return WORKLOADS[run.workload.name](run, corpus, device)
+    return makers[run.workload.name](run, corpus, device)
+
+
+def training_batches(run: RunConfig, text: Tensor) -> tuple[Batches, Batches | None]:
+    """Return the run's training batches, and with budget.probe_tokens=held those that choose c.
+
+    Raises UserError where the text is too short to hold any of it back, or for the run's clusters.
+    """
+    from .batches import Batches
+    from .partition import PartitionedBatches
+
+    context = run.model.context
+    if run.partition.name != "uniform":
+        return PartitionedBatches(text, run.batch_size, context, run.seed, run.partition), None
+    if run.stabilizer.name != "ebc" or run.budget.probe_tokens != "held":
+        return Batches(text, run.batch_size, context, run.seed), None
+    cut = round((1 - HELD_SHARE) * len(text))
+    held_back = text[cut:]
+    if len(held_back) < context + 1:
+        raise UserError(
+            f"the corpus is too short for budget.probe_tokens=held: {len(held_back)} characters would be "
+            f"held back and a window takes {context + 1}; use a longer text, or probe_tokens=train."
+        )
+    trained = Batches(text[:cut], run.batch_size, context, run.seed, of=len(text))
+    return trained, Batches(held_back, run.budget.probe_sequences, context, run.seed)

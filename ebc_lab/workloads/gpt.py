@@ -154,9 +154,8 @@ def plain(
     """The model by its sizes, its hidden matrices used through `quantize`, for those without a RunConfig."""
     config = ModelConfig(blocks=blocks, width=width, heads=heads, context=context)
     model = build(config, vocabulary, seed)
-    for module in model.modules():
-        if isinstance(module, HiddenLinear):
-            module.quantize = quantize
+    for layer in hidden(model):
+        layer.quantize = quantize
     return model
 
 
@@ -164,6 +163,18 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """The matrices inside the blocks of a GPT: q, k, v, o, mlp-in and mlp-out, in the model's order."""
     assert isinstance(model, GPT | VerityGPT)
     return [p for p in model.blocks.parameters() if p.ndim == 2]
+
+
+def hidden(model: nn.Module) -> list[HiddenLinear]:
+    """Return the layers that hold the hidden matrices, in the model's order."""
+    return [module for module in model.modules() if isinstance(module, HiddenLinear)]
+
+
+def effective_weights(model: nn.Module) -> list[Tensor]:
+    """Return what the forward uses of each trained parameter, in the model's order."""
+    layers = {id(layer.weight): layer for layer in hidden(model)}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [layers[id(p)].effective() if id(p) in layers else p for p in trained]
 
 
 class GPTWorkload:

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,45 +44,6 @@ def mean_of(total: int, tokens: int) -> float:
     return total / (UNIT * tokens)
 
 
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    run: RunConfig,
-    pairs: Iterable[tuple[Tensor, Tensor]],
-    alive: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
-    """Mean loss over disjoint windows, its standard error (over windows), accuracy, token count.
-
-    `alive` is called after every forward, because a split may take minutes.
-    """
-    exact = run.determinism.exact
-    sums_of: Callable[[Tensor, Tensor], Any] = exact_window_sums if exact else window_sums
-    sums: list[Any] = []
-    counts = []
-    hits = []
-    model.eval()
-    try:
-        for inputs, targets in pairs:
-            rows = max(1, EVAL_TOKENS[run.device] // inputs.shape[1])
-            for x, y in zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True):
-                with autocast(run):
-                    logits = model(x)
-                sums.append(sums_of(logits, y))
-                counts.append(torch.full((len(y),), float(y.shape[1]), dtype=torch.float64))
-                hits.append((logits.argmax(-1) == y).sum())
-                alive()
-    except VerityError:  # a value is not finite
-        return dict.fromkeys(("loss", "se", "accuracy", "tokens"), math.nan)
-    finally:
-        model.train()
-    count = torch.cat(counts)
-    tokens = float(count.sum())
-    mean, spread = (_exact_spread if exact else _spread)(sums, count, tokens)
-    k = len(count)
-    se = math.sqrt(spread * k / (k - 1)) / tokens if k > 1 else math.nan
-    return {"loss": mean, "se": se, "accuracy": int(torch.stack(hits).sum()) / tokens, "tokens": tokens}
-
-
 def _spread(sums: Sequence[Tensor], count: Tensor, tokens: float) -> tuple[float, float]:
     """The mean loss of a token, and the squared deviations of windows from it, from each one's sum, and from
     the tokens in it, (k,)."""
@@ -97,3 +58,53 @@ def _exact_spread(sums: Sequence[list[int]], count: Tensor, tokens: float) -> tu
     mean = mean_of(sum(total), int(tokens))
     off = [mean_of(s, 1) - n * mean for s, n in zip(total, count.tolist(), strict=True)]
     return mean, math.fsum(x * x for x in off)
+
+
+class Sums(NamedTuple):
+    """How the losses of windows are added up."""
+
+    of_windows: Callable[[Tensor, Tensor], Any]  # logits (B, T, V), targets (B, T) -> the sum of each window
+    spread: Callable[[Sequence[Any], Tensor, float], tuple[float, float]]  # see `_spread`
+    refusals: tuple[type[Exception], ...] = ()  # of windows whose losses are not finite
+
+
+SUMS = Sums(window_sums, _spread)
+EXACT_SUMS = Sums(exact_window_sums, _exact_spread, (VerityError,))
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    run: RunConfig,
+    pairs: Iterable[tuple[Tensor, Tensor]],
+    alive: Callable[[], None] = lambda: None,
+    how: Sums = SUMS,
+) -> dict[str, float]:
+    """Return the mean loss over disjoint windows, its standard error (over windows), accuracy, token count.
+
+    `alive` is called after every forward, because a split may take minutes. `how`: in float64, or exactly.
+    """
+    sums: list[Any] = []
+    counts = []
+    hits = []
+    model.eval()
+    try:
+        for inputs, targets in pairs:
+            rows = max(1, EVAL_TOKENS[run.device] // inputs.shape[1])
+            for x, y in zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True):
+                with autocast(run):
+                    logits = model(x)
+                sums.append(how.of_windows(logits, y))
+                counts.append(torch.full((len(y),), float(y.shape[1]), dtype=torch.float64))
+                hits.append((logits.argmax(-1) == y).sum())
+                alive()
+    except how.refusals:  # a value is not finite
+        return dict.fromkeys(("loss", "se", "accuracy", "tokens"), math.nan)
+    finally:
+        model.train()
+    count = torch.cat(counts)
+    tokens = float(count.sum())
+    mean, spread = how.spread(sums, count, tokens)
+    k = len(count)
+    se = math.sqrt(spread * k / (k - 1)) / tokens if k > 1 else math.nan
+    return {"loss": mean, "se": se, "accuracy": int(torch.stack(hits).sum()) / tokens, "tokens": tokens}

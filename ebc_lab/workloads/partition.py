@@ -9,12 +9,10 @@ from torch import Tensor
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.parts.partition import PartitionConfig
-from ebc_lab.config.schema import RunConfig
 from ebc_lab.lowbit.clustering import DataClustering, suggest_k, window_features
 
 from .batches import Batches
 
-HELD_SHARE = 0.02  # of the training text, its end, where the budget is measured on held-back text
 SUGGESTED = range(2, 13)  # numbers of clusters that are compared where none is asked for
 OFFSETS = 1  # which numbers of a step say where in their windows its rows begin
 
@@ -56,24 +54,3 @@ class PartitionedBatches(Batches):
         starts = windows * self.context + draw.integers(0, self.context, self.batch_size)
         last = len(self.tokens) - len(self.window)
         return torch.from_numpy(np.minimum(starts, last)).to(self.tokens.device)
-
-
-def training_batches(run: RunConfig, text: Tensor) -> tuple[Batches, Batches | None]:
-    """The run's training batches, and with budget.probe_tokens=held those that choose c.
-
-    Raises UserError where the text is too short to hold any of it back.
-    """
-    context = run.model.context
-    if run.partition.name != "uniform":
-        return PartitionedBatches(text, run.batch_size, context, run.seed, run.partition), None
-    if run.stabilizer.name != "ebc" or run.budget.probe_tokens != "held":
-        return Batches(text, run.batch_size, context, run.seed), None
-    cut = round((1 - HELD_SHARE) * len(text))
-    held = text[cut:]
-    if len(held) < context + 1:
-        raise UserError(
-            f"the corpus is too short for budget.probe_tokens=held: {len(held)} characters would be held "
-            f"back and a window takes {context + 1}; use a longer text, or probe_tokens=train."
-        )
-    trained = Batches(text[:cut], run.batch_size, context, run.seed, of=len(text))
-    return trained, Batches(held, run.budget.probe_sequences, context, run.seed)

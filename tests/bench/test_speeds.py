@@ -19,11 +19,15 @@ from ebc_lab.bench.speeds import (
     is_open,
     known_rates,
 )
+from ebc_lab.bench.step_timer import StepTimer
+from ebc_lab.components.memory import Memory
 from ebc_lab.config import machine as machine_module
+from ebc_lab.config.choices import changed
 from ebc_lab.config.compose import compose
-from ebc_lab.config.dicts import run_part
+from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import LauncherConfig, RunConfig
+from ebc_lab.workloads.gpt import hidden
 
 OPEN = RunConfig(device="cpu")
 GIVEN = replace(OPEN, dtype="float32", threads_per_run=2, compile="off")
@@ -228,6 +232,30 @@ def test_another_shape_or_machine_is_measured_again(machine):
     assert known_rates(OPEN, [*cases, (8, 1, "float32")]) == {}, "rates are compared only if all are known"
     machine.setattr(machine_module, "hardware", lambda: {"cpu": "another", "cores": 4})
     assert known_rates(OPEN, cases) == {}
+
+
+def test_what_keeps_weights_and_activations_in_few_bits_is_measured_by_itself():
+    shape = speeds.shape_here(OPEN)
+    assert not {"quantizer", "memory"} & set(shape)  # rates that were kept before stay known
+    keep(OPEN, RATES)
+    for settings in ({"quantizer": {"name": "ternary"}}, {"memory": {"name": "int4"}}):
+        assert known_rates(changed(OPEN, settings), list(RATES)) == {}
+        assert speeds.shape_here(changed(OPEN, settings)) == shape | {
+            name: to_dict(getattr(changed(OPEN, settings), name)) for name in settings
+        }
+
+
+@pytest.mark.parametrize("settings", [{"quantizer": {"name": "ternary"}}, {"memory": {"name": "int4"}}])
+def test_a_timed_step_is_the_runs_own(tiny, tmp_path, settings):
+    run = changed(run_part(compose([o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))])), settings)
+    timer = StepTimer(run, tmp_path / "run")
+    assert timer.step() > 0
+    model = timer.training.model
+    [packed] = [hook.activations for hook in timer.training.hooks if isinstance(hook, Memory)]
+    if "quantizer" in settings:
+        assert all(len(layer.effective().unique()) == 3 for layer in hidden(model))
+    else:
+        assert packed.memory_stats()["compressed_bytes"] > 0
 
 
 # -- real measurements ---------------------------------------------------------------------------------------

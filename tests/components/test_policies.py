@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from ebc_lab.components.hook import Built
 from ebc_lab.components.policies import Steering
 from ebc_lab.config.parts.policy import PolicyConfig
 from ebc_lab.config.schema import RunConfig
@@ -39,10 +40,15 @@ class Quadratic(torch.nn.Module):
         return x * self.w
 
 
+def made(optimizer: StabilizedOptimizer) -> Steering:
+    run = RunConfig(steps=10, policy=PolicyConfig("auxnn"))
+    return Steering(run, Built(optimizer.model, [], optimizer, 0))
+
+
 def steered(policy: Told, lr: float = 0.1) -> tuple[Steering, StabilizedOptimizer]:
     model = Quadratic()
     optimizer = StabilizedOptimizer(model, torch.optim.SGD(model.parameters(), lr=lr), audit_every=0)
-    steering = Steering(RunConfig(steps=10, policy=PolicyConfig("auxnn")), optimizer)
+    steering = made(optimizer)
     steering.policy = policy
     return steering, optimizer
 
@@ -51,8 +57,8 @@ def take(steering: Steering, optimizer: StabilizedOptimizer, gradient: list[floa
     w = optimizer.weights[0]
     w.grad = torch.tensor(gradient)
     t = optimizer.begin_step()
-    values = steering.steer(t, torch.tensor(2.0), lr)
-    steering.taken(optimizer.take_step(StepInputs(t)))
+    values = steering.gradients(t, torch.tensor(2.0), lr)
+    steering.after(t, optimizer.take_step(StepInputs(t)))
     return values
 
 
@@ -89,15 +95,14 @@ def test_a_skipped_step_feeds_nothing_back():
 
 
 def test_its_state_is_restored_exactly():
-    run = RunConfig(steps=10, policy=PolicyConfig("auxnn"))
     gradients = np.random.default_rng(0).normal(size=(8, 2)).tolist()
     whole, stopped = (steered(Told()) for _ in range(2))
     for steering, optimizer in (whole, stopped):
-        steering.policy = Steering(run, optimizer).policy
+        steering.policy = made(optimizer).policy
         for gradient in gradients[:4]:
             take(steering, optimizer, gradient)
     fresh, optimizer = steered(Told())
-    fresh.policy = Steering(run, optimizer).policy
+    fresh.policy = made(optimizer).policy
     fresh.load_state_dict(stopped[0].state_dict())
     optimizer.load_state_dict(stopped[1].state_dict())
     with torch.no_grad():

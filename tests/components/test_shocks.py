@@ -1,6 +1,7 @@
 """One disturbance at one step: what it changes, nothing else, and the same in paired runs."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import get_total_norm
 
-from ebc_lab.components import shocks
+from ebc_lab.components.shocks import Shock
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.parts.shock import ShockConfig
@@ -28,23 +29,29 @@ def shocked(run, name, **settings):
     return replace(run, shock=ShockConfig(name, **settings))
 
 
-def test_half_the_labels_become_random_ones_the_same_for_every_arm():
+def at_20(run, name, model=None, seed=3, **settings):
+    """The shock of a run of 40 steps, which strikes half-way unless told otherwise."""
+    shocked_run = replace(shocked(run, name, **settings), seed=seed)
+    return Shock(shocked_run, SimpleNamespace(model=model, vocabulary=10))
+
+
+def test_half_the_labels_become_random_ones_the_same_for_every_arm(run):
     targets = torch.zeros(40, 50, dtype=torch.int64)
-    noisy = shocks.targets(ShockConfig("label_noise", size=0.5), targets, 10, seed=3)
-    assert (noisy != 0).double().mean() == pytest.approx(
-        0.5 * 0.9, abs=0.03
-    )  # a tenth of the draws is the old label
+    shock = at_20(run, "label_noise", size=0.5)
+    noisy = shock.targets(20, targets)
+    # a tenth of the draws is the old label
+    assert (noisy != 0).double().mean() == pytest.approx(0.5 * 0.9, abs=0.03)
     assert noisy.max() == 9
-    assert torch.equal(noisy, shocks.targets(ShockConfig("label_noise", size=0.5), targets, 10, seed=3))
-    assert not torch.equal(noisy, shocks.targets(ShockConfig("label_noise", size=0.5), targets, 10, seed=4))
-    assert shocks.targets(None, targets, 10, seed=3) is targets
+    assert torch.equal(noisy, at_20(run, "label_noise", size=0.5).targets(20, targets))
+    assert not torch.equal(noisy, at_20(run, "label_noise", size=0.5, seed=4).targets(20, targets))
+    assert shock.targets(19, targets) is targets
 
 
-def test_a_corrupted_gradient_is_off_by_so_many_times_its_norm():
+def test_a_corrupted_gradient_is_off_by_so_many_times_its_norm(run):
     model = nn.Linear(30, 40)
     for p in model.parameters():
         p.grad = torch.ones_like(p)
-    shocks.gradients(ShockConfig("corrupt_gradient", size=5.0), model, seed=0)
+    at_20(run, "corrupt_gradient", model, size=5.0).gradients(20, torch.tensor(1.0), 0.1)
     off = [p.grad - 1 for p in model.parameters()]
     assert get_total_norm(off) == pytest.approx(5 * (31 * 40) ** 0.5, rel=1e-5)
 
@@ -52,14 +59,15 @@ def test_a_corrupted_gradient_is_off_by_so_many_times_its_norm():
 def test_other_steps_and_other_shocks_change_nothing(run):
     model = nn.Linear(3, 4)
     model.weight.grad = torch.ones_like(model.weight)
-    for shock in (None, ShockConfig("lr_spike")):
-        shocks.gradients(shock, model, seed=0)
+    for name, t in (("corrupt_gradient", 19), ("lr_spike", 20)):
+        at_20(run, name, model).gradients(t, torch.tensor(1.0), 0.1)
     assert (model.weight.grad == 1).all()
-    assert shocks.learning_rate(ShockConfig("label_noise"), 0.1) == 0.1
-    assert shocks.learning_rate(ShockConfig("lr_spike", size=7.0), 0.1) == pytest.approx(0.7)
-    assert [t for t in range(40) if shocks.strikes(shocked(run, "lr_spike"), t)] == [20]  # half-way
-    assert [t for t in range(40) if shocks.strikes(shocked(run, "lr_spike", step=7), t)] == [7]
-    assert not any(shocks.strikes(run, t) for t in range(40))
+    assert at_20(run, "label_noise").rate(20, 0.1) == 0.1
+    spike = at_20(run, "lr_spike", size=7.0)
+    assert [t for t in range(40) if spike.rate(t, 0.1) != 0.1] == [20]  # half-way
+    assert spike.rate(20, 0.1) == pytest.approx(0.7)
+    assert [t for t in range(40) if at_20(run, "lr_spike", step=7).event_at(t)] == [7]
+    assert not Shock.acts(run)
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_weights_that_no_forward_can_use_at_the_end_are_a_diverged_run(exact, tm
 def test_damaged_grids_in_a_checkpoint_are_named(exact, tmp_path, monkeypatch, damage):
     begun = Training(exact, made(tmp_path))
     begun.advance(2)
-    monkeypatch.setattr(begun.exact, "state_dict", lambda: damage)
+    monkeypatch.setattr(begun.numerics, "state_dict", lambda: damage)
     begun.save_checkpoint()
     begun.recording.close()
     with pytest.raises(UserError, match=r"checkpoint.pt is damaged \(.*grids.*\): delete it, and the run"):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.runs import killed_in_mid_run, made, plain, resumed_after, untimed
 
+from ebc_lab.components.memory import Memory
 from ebc_lab.config.choices import changed
 from ebc_lab.training.outcome import run_and_record
 from ebc_lab.training.run import Training
@@ -41,7 +42,8 @@ def test_a_result_tells_the_bytes_beside_the_weights(run, tmp_path):
     fresh.advance(2)
     state = fresh.optimizer.bases[0].memory_usage(verbose=False)["state_bytes"]
     assert result["state_bytes"] == state
-    assert 0 < result["activation_bytes"] == fresh.memory.activations.memory_stats()["compressed_bytes"]
+    [packed] = [hook.activations for hook in fresh.hooks if isinstance(hook, Memory)]
+    assert 0 < result["activation_bytes"] == packed.memory_stats()["compressed_bytes"]
 
 
 @pytest.mark.parametrize("settings", [ALL, LAGGED], ids=["plain", "lagged"])

@@ -13,7 +13,9 @@ from ebc_lab.config.errors import need
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import EllipsotopeClip, InBackward, LaggedClip, StabilizedOptimizer
 from ebc_lab.ebc.options import LAGGED, SETTLING
-from ebc_lab.verity.arithmetic import Arithmetic
+from ebc_lab.ebc.step import Arithmetic
+from ebc_lab.lowbit.clustering import ParameterClustering
+from ebc_lab.workloads import Workload
 
 from ..forensics import ForensicClip, ForensicSettings
 from .energy import EnergyBudget
@@ -155,6 +157,14 @@ STABILIZERS: dict[str, Build] = {
 TAKEN: dict[str, tuple[str, ...]] = {"ebc": ("groups",), "trust_region": ("groups", "effective")}
 
 
+def groups_of(model: nn.Module, run: RunConfig, workload: Workload) -> Groups | None:
+    """Return the groups of the run's budget, where they do not follow from the names of the parameters."""
+    if run.budget.grouping == "kmeans":
+        clusters = ParameterClustering(run.budget.clusters, seed=run.seed)
+        return clusters.groups({name: p.detach().cpu().numpy() for name, p in model.named_parameters()})
+    return workload.groups([name for name, _ in model.named_parameters()], run.budget.grouping)
+
+
 def build(
     model: nn.Module,
     bases: Sequence[Optimizer],
@@ -164,20 +174,22 @@ def build(
     *,
     groups: Groups | None = None,
     effective: Effective | None = None,
+    arithmetic: Arithmetic | None = None,
 ) -> StabilizedOptimizer:
-    """The run's stabilizer around its base optimizers.
+    """Return the run's stabilizer around its base optimizers.
 
     Args:
         compiled: what training calls in the model's place.
         groups: {group: parameter names}, instead of `budget.grouping`.
         effective: of a quantized model, see `TrustRegion`.
+        arithmetic: what measures, in the place of torch.
     Raises:
         ValueError: a combination that the stabilizer refuses.
     """
-    given = {"groups": groups, "effective": effective}
-    taken: dict[str, Any] = {key: given[key] for key in TAKEN.get(run.stabilizer.name, ())}
-    if run.determinism.exact:
-        taken["arithmetic"] = Arithmetic()
+    offered = {"groups": groups, "effective": effective}
+    taken: dict[str, Any] = {key: offered[key] for key in TAKEN.get(run.stabilizer.name, ())}
+    if arithmetic is not None:
+        taken["arithmetic"] = arithmetic
     when = "retract" if getattr(projection, "retracts", False) else "project"
     made = STABILIZERS[run.stabilizer.name] if run.stabilizer.target is None else custom
     return made(
