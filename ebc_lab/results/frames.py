@@ -34,15 +34,11 @@ def frame(rows: Sequence[Mapping[str, Any]], meanings: Meanings) -> pd.DataFrame
     type."""
     import pandas as pd
 
-    columns = {
-        name: pd.Series([row.get(name) for row in rows], dtype=_built_as(kind_of(name))) for name in meanings
-    }
+    columns = {}
+    for name in meanings:
+        kind = "string" if kind_of(name) == "category" else kind_of(name)  # a category later
+        columns[name] = pd.Series([row.get(name) for row in rows], dtype=kind)
     return described(typed(pd.DataFrame(columns)), meanings)
-
-
-def _built_as(kind: str) -> str:
-    """Return what a column is read as before it becomes a category."""
-    return "string" if kind == "category" else kind
 
 
 def typed(table: pd.DataFrame) -> pd.DataFrame:

@@ -183,7 +183,10 @@ def _ranked(entries: Sequence[Entry], notes: list[str]) -> Board:
         if len(places := sorted({entry.environment for entry in group})) > 1:
             where = " and ".join(places)
             notes.append(f"group {name} was trained by {where}: losses may differ by more than the seeds'.")
-        notes += _unshared(name, group)
+        shared = set(group[0].losses).intersection(*(entry.losses for entry in group))
+        every = set().union(*(entry.losses for entry in group))
+        if shared != every:
+            notes.append(f"the arms of group {name} share {len(shared)} of {len(every)} seeds.")
     return Board(frame(rows, BOARD_MEANINGS), about, notes)
 
 
@@ -207,14 +210,6 @@ def _apart(key: Key, other: Key) -> str:
     )
 
 
-def _unshared(name: str, entries: Sequence[Entry]) -> list[str]:
-    shared = set(entries[0].losses).intersection(*(entry.losses for entry in entries))
-    every = set().union(*(entry.losses for entry in entries))
-    if shared == every:
-        return []
-    return [f"the arms of group {name} share {len(shared)} of {len(every)} seeds."]
-
-
 def _rows(name: str, entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
     """Yield the arms of a group, best first, each beside the best."""
     alone = {
@@ -223,7 +218,9 @@ def _rows(name: str, entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
 
     def place(entry: Entry) -> tuple[bool, float]:
         mean = alone[id(entry)]
-        return mean["mean"] is None, mean["mean"] if mean["mean"] is not None else _middle(mean)
+        if mean["mean"] is not None:
+            return False, mean["mean"]
+        return True, float("inf") if mean["median"] is None else float(mean["median"])
 
     ordered = sorted(entries, key=place)
     best = ordered[0]
@@ -247,7 +244,3 @@ def _rows(name: str, entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
             "difference_low": against.get("low"),
             "difference_high": against.get("high"),
         }
-
-
-def _middle(mean: Mapping[str, Any]) -> float:
-    return float("inf") if mean["median"] is None else float(mean["median"])

@@ -103,7 +103,13 @@ def arms(rows: Sequence[Mapping[str, Any]], decisions: Decisions) -> pd.DataFram
     for row in rows:
         if row.get("kind") == "train":
             alike.setdefault(tuple(row.get(key) for key in SETTING), []).append(row)
-    mine, costs = _asked_about(decisions), _step_costs(decisions)
+    suite_tracks = decisions.get("ablation", {}).get("tracks", {})
+    mine = {(track, arm) for track, decided in suite_tracks.items() for arm in decided.get("mine", [])}
+    costs = {
+        (track, arm): cost["ratio"]
+        for track, decided in suite_tracks.items()
+        for arm, cost in (decided.get("steps_cost") or {}).items()
+    }
     made = []
     for of_arm in alike.values():
         ends = Counter(row.get("outcome") for row in of_arm)
@@ -131,20 +137,6 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
         if key in ("val_loss", "test_loss") and len(values) > 1:
             means[f"{key.removesuffix('_loss')}_sd"] = statistics.stdev(values)
     return means
-
-
-def _asked_about(decisions: Decisions) -> set[tuple[str, str]]:
-    tracks = decisions.get("ablation", {}).get("tracks", {})
-    return {(track, arm) for track, decided in tracks.items() for arm in decided.get("mine", [])}
-
-
-def _step_costs(decisions: Decisions) -> dict[tuple[str, str], float]:
-    tracks = decisions.get("ablation", {}).get("tracks", {})
-    return {
-        (track, arm): cost["ratio"]
-        for track, decided in tracks.items()
-        for arm, cost in (decided.get("steps_cost") or {}).items()
-    }
 
 
 def differences(decisions: Decisions) -> pd.DataFrame:

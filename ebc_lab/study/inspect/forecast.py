@@ -84,7 +84,8 @@ def _asked(
         there = known(new)
         results |= there
         if len(results) == first:  # nothing can be decided at the looks between the first and the last
-            config = _without_looks_between(config)
+            more = max(1, config.finals.max_seeds - len(config.seeds))
+            config = replace(config, finals=replace(config.finals, seeds_per_look=more))
         for spec in (s for s in new if s.run_id in there):
             for role in ("", spec.role):
                 lowest[role] = min(lowest.get(role, math.inf), val_loss(there[spec.run_id]))
@@ -95,11 +96,6 @@ def _asked(
                 results[spec.run_id] = _invent(config, scenario, spec, len(results) - first, best)
         if not new or not stage.grows:
             return specs
-
-
-def _without_looks_between(config: Config) -> Config:
-    more = max(1, config.finals.max_seeds - len(config.seeds))
-    return replace(config, finals=replace(config.finals, seeds_per_look=more))
 
 
 def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: float) -> RunResult:

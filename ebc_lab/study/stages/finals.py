@@ -27,9 +27,22 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
     allowed; one paired measurement of EBC's overhead at this shape.
     """
     seeds = list(config.seeds)
-    made: Made = {}
+    made: dict[tuple[str, int], list[RunSpec]] = {}  # track and seed -> its runs, from one look to the next
     while True:
-        specs = _runs_over(config, decisions, seeds, made)
+        specs: list[RunSpec] = []
+        for name in tracks_of(decisions, "finals"):
+            of_track: list[RunSpec] = []
+            for seed in seeds:
+                if (name, seed) not in made:
+                    arms = final_arms(config, decisions, name, seed)
+                    made[name, seed] = [spec_of("finals", role, run, scale) for role, run, scale in arms]
+                of_track += made[name, seed]
+            specs += of_track
+            if "lr_scale" in decisions:
+                twice = next(s for s in of_track if s.role == "ebc_x2")
+                shape = replace(twice.run, steps=OVERHEAD_STEPS)
+                timed = arm_name(shape, 2.0, length(shape, config.finals.steps))
+                specs.append(RunSpec("finals", "overhead", timed, 2.0, shape, "overhead"))
         if "lr_scale" not in decisions or len(looks(config)) == 1:
             return specs
         if waiting([s for s in specs if s.kind == "train"], results):
@@ -38,29 +51,6 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
         if not more:
             return specs
         seeds += more
-
-
-Made = dict[tuple[str, int], list[RunSpec]]  # track and seed -> its runs, from one look to the next
-
-
-def _runs_over(
-    config: Config, decisions: Mapping[str, Decision], seeds: Sequence[int], made: Made
-) -> list[RunSpec]:
-    specs: list[RunSpec] = []
-    for name in tracks_of(decisions, "finals"):
-        of_track: list[RunSpec] = []
-        for seed in seeds:
-            if (name, seed) not in made:
-                arms = final_arms(config, decisions, name, seed)
-                made[name, seed] = [spec_of("finals", role, run, scale) for role, run, scale in arms]
-            of_track += made[name, seed]
-        specs += of_track
-        if "lr_scale" in decisions:
-            twice = next(s for s in of_track if s.role == "ebc_x2")
-            shape = replace(twice.run, steps=OVERHEAD_STEPS)
-            timed = arm_name(shape, 2.0, length(shape, config.finals.steps))
-            specs.append(RunSpec("finals", "overhead", timed, 2.0, shape, "overhead"))
-    return specs
 
 
 def final_arms(
