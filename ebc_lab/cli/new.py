@@ -7,7 +7,7 @@ from pathlib import Path
 from string import Template
 
 from ebc_lab.config.choices import groups
-from ebc_lab.config.errors import need, shown
+from ebc_lab.config.errors import require, shown
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")
 SUITE = Template(
@@ -145,18 +145,20 @@ def new(name: str, folder: Path) -> list[str]:
 
     Raises UserError for a name that means something else, and where one of the files is there already.
     """
-    need(
+    require(
         bool(NAME.fullmatch(name)),
         f"{shown(name)} cannot be a name in Python: take small letters, digits and _, such as cautious.",
     )
-    need(
+    require(
         name not in (*groups()["optimizer"], *groups()["study"]),
         f"{name} is ebc-lab's own already: take another name, such as my_{name}.",
     )
     words = {"name": name, "file": f"{name}_optimizer", "made": "".join(map(str.capitalize, name.split("_")))}
     made = {f"{name}.yaml": SUITE, f"{words['file']}.py": OPTIMIZER, f"test_{name}.py": TEST}
     for file in made:
-        need(not (folder / file).exists(), f"{file} is there already: choose another name, or move it away.")
+        require(
+            not (folder / file).exists(), f"{file} is there already: choose another name, or move it away."
+        )
     for file, text in made.items():
         (folder / file).write_text(text.substitute(words), encoding="utf-8")
     return [

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from ebc_lab.axiom.optimizer import AXIOM
 from ebc_lab.config.choices import own_part, told
-from ebc_lab.config.errors import need
+from ebc_lab.config.errors import require
 from ebc_lab.config.parts.optimizer import OptimizerConfig
 
 from .forensics import UncorrectedAdam
@@ -268,16 +268,16 @@ def custom(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
     bases = list(made) if isinstance(made, list | tuple) else [made]
     key = told("optimizer", c)
     others = [type(base).__name__ for base in bases if not isinstance(base, Optimizer)]
-    need(
+    require(
         bool(bases) and not others,
         f"{key} returned {', '.join(others) or 'nothing'}, not a torch optimizer or a list of them.",
     )
     groups = [group for base in bases for group in base.param_groups]
     held = {id(p) for group in groups for p in group["params"]}
     left = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
-    need(not left, f"{key} leaves out {len(left)} of the model's parameters, {', '.join(left[:3])}….")
+    require(not left, f"{key} leaves out {len(left)} of the model's parameters, {', '.join(left[:3])}….")
     rates = [group.get("lr") for group in groups if group.get("lr") != c.lr]
-    need(
+    require(
         not rates,
         f"{key} has a group with learning rate {rates[:1]}, and a run gives every group its own, "
         f"optimizer.lr={c.lr:g}, on its schedule: leave lr as it is given.",

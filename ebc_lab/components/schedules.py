@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ebc_lab.config.choices import own_part, told
-from ebc_lab.config.errors import UserError, need, shown
+from ebc_lab.config.errors import UserError, require, shown
 from ebc_lab.config.parts.lr_schedule import LRScheduleConfig
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import read_columns
@@ -80,7 +80,7 @@ def _own_schedule(config: LRScheduleConfig, peak: float, steps: int) -> Callable
     def rate(step: int) -> float:
         found = factor(step, steps)
         number = isinstance(found, int | float) and not isinstance(found, bool)
-        need(
+        require(
             number and 0 <= found < math.inf,
             f"{key} gave {shown(found)} for step {step} of {steps}: it must be "
             "a finite number >= 0, the factor on the peak.",

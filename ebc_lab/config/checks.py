@@ -14,7 +14,7 @@ from ebc_lab.ebc.options import LAGGED, LEAST_MULTIPLIER, LEAST_TARGET_KL, MEASU
 
 from .choices import OWN, choices_of, groups, kind_of, values_in_conf
 from .dicts import type_hints
-from .errors import HIDDEN, UserError, any_of, need, shown
+from .errors import HIDDEN, UserError, any_of, require, shown
 from .fields import CUSTOM, Setting, default_of, setting_of
 from .hints import near_choice
 from .modes import check_modes
@@ -31,7 +31,7 @@ LABEL = re.compile(r"[A-Za-z0-9]\w{0,59}", re.ASCII)  # of a user's own part, in
 
 def choice(key: str, value: Any, allowed: Iterable[str]) -> None:
     known = list(allowed)
-    need(
+    require(
         value in known,
         f"{key}={shown(value)} is unknown{near_choice(key, str(value), known)}; it takes {any_of(known)}.",
     )
@@ -51,7 +51,7 @@ def check_settings(config: Any, path: str = "") -> None:
             continue
         setting = setting_of(field)
         if own and field.name == "name":
-            need(bool(LABEL.fullmatch(str(value))), f"{key}={shown(value)} must be letters, digits and _.")
+            require(bool(LABEL.fullmatch(str(value))), f"{key}={shown(value)} must be letters, digits and _.")
             continue
         check_value(key, value, setting, kinds[field.name])
 
@@ -97,7 +97,7 @@ def check_read(config: Any, beside: Any = None) -> None:
     """Refuse settings that nobody reads, but for those that `beside` has, too: what this began as, of whose
     study others may read them. Raises UserError."""
     for key, sentence in set_in_vain(config).items():
-        need(beside is not None and value_at(config, key) == value_at(beside, key), sentence)
+        require(beside is not None and value_at(config, key) == value_at(beside, key), sentence)
 
 
 def value_at(config: Any, key: str) -> Any:
@@ -110,10 +110,10 @@ def check_value(key: str, value: Any, setting: Setting, kind: Any) -> None:
     """Refuse a value that this setting does not take. Raises UserError."""
     inside = typing.get_args(kind)
     if value is None:
-        need(kind is Any or types.NoneType in inside, f"{key} must have a value.")
+        require(kind is Any or types.NoneType in inside, f"{key} must have a value.")
     elif isinstance(value, Mapping):
-        need(kind is Any or typing.get_origin(kind) is dict, f"{key} takes one value, not {shown(value)}.")
-        need(len(value) <= setting.most, f"{key} takes at most {setting.most} entries, not {len(value)}.")
+        require(kind is Any or typing.get_origin(kind) is dict, f"{key} takes one value, not {shown(value)}.")
+        require(len(value) <= setting.most, f"{key} takes at most {setting.most} entries, not {len(value)}.")
         for name, item in value.items():
             _check_text(f"the names in {key}", str(name), 100)
             if setting.keys:
@@ -129,16 +129,18 @@ def check_value(key: str, value: Any, setting: Setting, kind: Any) -> None:
 
 
 def _check_list(key: str, value: list[Any], setting: Setting, kind: Any) -> None:
-    need(kind is Any or typing.get_origin(kind) is list, f"{key} is one value, not a list: {shown(value)}.")
-    need(bool(value) or not setting.least, f"{key} must not be empty.")
-    need(len(value) >= setting.least, f"{key} needs {setting.least} values, not {len(value)}.")
-    need(len(value) <= setting.most, f"{key} takes at most {setting.most} items, not {len(value)}.")
+    require(
+        kind is Any or typing.get_origin(kind) is list, f"{key} is one value, not a list: {shown(value)}."
+    )
+    require(bool(value) or not setting.least, f"{key} must not be empty.")
+    require(len(value) >= setting.least, f"{key} needs {setting.least} values, not {len(value)}.")
+    require(len(value) <= setting.most, f"{key} takes at most {setting.most} items, not {len(value)}.")
     for item in value:
         check_value(key, item, setting, (typing.get_args(kind) or (Any,))[0])
     if setting.increasing:
-        need(value == sorted(set(value)), f"{key} must be increasing, without repeats: {shown(value)}.")
+        require(value == sorted(set(value)), f"{key} must be increasing, without repeats: {shown(value)}.")
     if setting.unique:
-        need(len(set(value)) == len(value), f"{key} must not name anything twice: {shown(value)}.")
+        require(len(set(value)) == len(value), f"{key} must not name anything twice: {shown(value)}.")
 
 
 def _check_one(key: str, value: Any, setting: Setting, kind: Any) -> None:
@@ -148,14 +150,14 @@ def _check_one(key: str, value: Any, setting: Setting, kind: Any) -> None:
         word = "a whole number" if kind is int else "a finite number"
         number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
         finite = number and (isinstance(value, int) or math.isfinite(value))
-        need(
+        require(
             finite and setting.holds(value),
             " ".join([f"{key} must be {word}", setting.range()]) + f", {told}",
         )
     elif kind is bool:
-        need(isinstance(value, bool), f"{key} must be true or false, {told}")
+        require(isinstance(value, bool), f"{key} must be true or false, {told}")
     elif kind is str:
-        need(isinstance(value, str), f"{key} must be a text, {told}")
+        require(isinstance(value, str), f"{key} must be a text, {told}")
     if isinstance(value, str):
         _check_text(key, value, setting.longest)
     if setting.group:
@@ -165,8 +167,8 @@ def _check_one(key: str, value: Any, setting: Setting, kind: Any) -> None:
 
 
 def _check_text(key: str, text: str, longest: int) -> None:
-    need(len(text) <= longest, f"{key} takes at most {longest} characters, not {len(text)}.")
-    need(not HIDDEN.search(text), f"{key} has control characters: {shown(text)}.")
+    require(len(text) <= longest, f"{key} takes at most {longest} characters, not {len(text)}.")
+    require(not HIDDEN.search(text), f"{key} has control characters: {shown(text)}.")
 
 
 def validate_run(run: RunConfig, beside: RunConfig | None = None) -> None:
@@ -175,25 +177,25 @@ def validate_run(run: RunConfig, beside: RunConfig | None = None) -> None:
     check_settings(run)
     check_read(run, beside)
     shock = run.shock
-    need(run.model.width % run.model.heads == 0, "model.width must be a multiple of model.heads.")
-    need(
+    require(run.model.width % run.model.heads == 0, "model.width must be a multiple of model.heads.")
+    require(
         least_memory_gb(run) <= MOST_MEMORY_GB,
         f"this run needs at least {least_memory_gb(run):.0f} GB of memory, and {MOST_MEMORY_GB} GB is the "
         "most that is tried: make model.width, model.blocks, model.context or batch_size smaller.",
     )
-    need(
+    require(
         run.param_dtype == "float32" or run.projection.name != "spectral",
         "param_dtype=bfloat16 does not go with projection=spectral: "
         "there is no singular value decomposition in bfloat16.",
     )
-    need(
+    require(
         shock.name == "none" or shock.step is None or shock.step < run.steps,
         f"shock.step={shock.step} lies beyond the run's {run.steps} steps (counted from 0).",
     )
     _check_accumulation(run)
     part = run.batch_size // run.accumulate
     of = "of the batch" if run.accumulate == 1 else "of each part of the batch"
-    need(
+    require(
         run.budget.probe_sequences < max(part, 1),
         f"budget.probe_sequences must leave rows {of} for the audit: 1 to {part - 1}.",
     )
@@ -206,12 +208,12 @@ def validate_run(run: RunConfig, beside: RunConfig | None = None) -> None:
     _check_quantizer(run)
     _check_low_bit(run)
     _check_memory(run)
-    need(
+    require(
         run.workload.name == "ebm" or run.projection.name != "sphere",
         "projection=sphere keeps the directions of workload=ebm on the sphere, and "
         f"workload={run.workload.name} has none.",
     )
-    need(
+    require(
         run.workload.name != "ebm" or run.ebm.embeddings != "gpt2" or run.tokens.name == "gpt2",
         "ebm.embeddings=gpt2 are those of GPT-2's own tokens: add tokens=gpt2.",
     )
@@ -221,12 +223,12 @@ def validate_run(run: RunConfig, beside: RunConfig | None = None) -> None:
 
 def _check_memory(run: RunConfig) -> None:
     """Refuse what does not go with packed activations, or with updates after backward. Raises UserError."""
-    need(
+    require(
         run.memory.activations == "none" or run.compile != "on",
         f"memory.activations={run.memory.activations} packs what an uncompiled forward saves: leave compile "
         "at off.",
     )
-    need(
+    require(
         run.stabilizer.name != "ebc" or run.budget.name != LAGGED or run.memory.hooks,
         "budget=lagged looks at earlier steps because hooks leave it no choice: choose budget=shadow, which "
         "measures the step itself, or memory=hooks with optimizer=axiom.",
@@ -235,7 +237,7 @@ def _check_memory(run: RunConfig) -> None:
 
 def _check_accumulation(run: RunConfig) -> None:
     """Refuse parts of a batch that are no equal ones. Raises UserError."""
-    need(
+    require(
         run.batch_size % run.accumulate == 0,
         f"accumulate={run.accumulate} must divide batch_size={run.batch_size} into equal parts.",
     )
@@ -246,7 +248,7 @@ def _check_own_parts(run: RunConfig) -> None:
     UserError."""
     for group in OWN:
         part = getattr(run, group)
-        need(
+        require(
             part.name != CUSTOM or part.target is not None,
             f"{group}=custom needs {group}.target=module:function (docs/extending.md).",
         )
@@ -259,13 +261,13 @@ def _check_own_parts(run: RunConfig) -> None:
         _check_finite(f"{group}.arguments", part.arguments)
     if kind_of("optimizer", run.optimizer) == CUSTOM:
         decay = run.optimizer.weight_decay
-        need(
+        require(
             decay == 0,
             "optimizer.weight_decay is not given to your own optimizer: write what it takes as "
             f"optimizer.arguments, for example 'optimizer.arguments={{weight_decay: {decay}}}'.",
         )
     if run.model.target is not None:
-        need(
+        require(
             levels.unused(run.quantizer),
             "a quantizer goes with model=gpt, whose hidden matrices it knows, not with a model of your own.",
         )
@@ -276,18 +278,18 @@ def _check_finite(key: str, value: Any) -> None:
     if isinstance(value, Mapping | list):
         for item in value.values() if isinstance(value, Mapping) else value:
             _check_finite(key, item)
-    need(not isinstance(value, float) or math.isfinite(value), f"{key} takes finite numbers, not {value}.")
+    require(not isinstance(value, float) or math.isfinite(value), f"{key} takes finite numbers, not {value}.")
 
 
 def _check_quantizer(run: RunConfig) -> None:
     """Refuse levels of what the optimizer or the weights do not have. Raises UserError."""
     quantizer = run.quantizer
-    need(
+    require(
         quantizer.state == "none" or run.optimizer.name in WITH_LOW_BIT_STATE,
         f"quantizer.state={quantizer.state} keeps Adam's moments: it goes with optimizer=adam or adamw, not "
         f"{run.optimizer.name}.",
     )
-    need(
+    require(
         (quantizer.name, quantizer.state) == ("none", "none") or run.param_dtype == "float32",
         f"a quantizer needs float32 weights beneath its levels: leave param_dtype=float32, not "
         f"{run.param_dtype}.",
@@ -298,30 +300,30 @@ def _check_low_bit(run: RunConfig) -> None:
     """Refuse what does not go with quantized weights, with a partition or with a policy. Raises UserError."""
     quantized = run.quantizer.name != "none"
     policy = run.policy.name
-    need(
+    require(
         not quantized or run.projection.name == "none",
         f"quantizer={run.quantizer.name} does not go with projection={run.projection.name}, which would bind "
         "the weights beneath and not those that the forward uses: choose projection=none.",
     )
-    need(
+    require(
         not quantized or run.stabilizer.name != "ebc" or run.budget.measure_every == 1,
         f"budget.measure_every={run.budget.measure_every} takes KL to grow as the squared size of the step, "
         f"which it does not under quantizer={run.quantizer.name}: leave it at 1.",
     )
-    need(
+    require(
         run.stabilizer.norm == "latent" or quantized,
         "stabilizer.norm=effective is the norm of quantized weights: choose quantizer=ternary or five.",
     )
-    need(
+    require(
         run.stabilizer.norm == "latent" or run.stabilizer.per == "all",
         "stabilizer.norm=effective halves the whole update until it fits: leave stabilizer.per=all.",
     )
-    need(
+    require(
         run.partition.name == "uniform" or run.stabilizer.name != "ebc" or run.budget.probe_tokens == "train",
         f"partition={run.partition.name} draws batches from the whole training text: leave "
         "budget.probe_tokens=train.",
     )
-    need(
+    require(
         policy == "constant" or "lr_squared" not in (run.budget.schedule, run.stabilizer.schedule),
         f"policy={policy} multiplies the learning rate, which schedule=lr_squared follows: choose another "
         "schedule.",
@@ -355,11 +357,11 @@ def least_memory_gb(run: RunConfig) -> float:
     return (weights + 40 * run.batch_size * model.context * model.width * model.blocks) / 1e9
 
 
-def need_gpu() -> None:
+def require_gpu() -> None:
     """Refuse work for a GPU where there is none. Raises UserError."""
     from .machine import visible_gpus
 
-    need(
+    require(
         bool(visible_gpus()),
         "device=cuda, but nvidia-smi shows no GPU here (or CUDA_VISIBLE_DEVICES hides it).",
     )
@@ -368,7 +370,7 @@ def need_gpu() -> None:
 def check_run(run: RunConfig) -> None:
     """Refuse a target KL that a resolved run's precision cannot measure. Raises UserError."""
     least = least_target_kl(run)
-    need(
+    require(
         run.stabilizer.name != "ebc" or run.budget.target_kl >= least,
         f"budget.target_kl={run.budget.target_kl:g} is below {least:g} nats, where its schedule ends below "
         f"ten times the smallest KL that {precision(run)} can show: raise it, or use budget=surrogate.",

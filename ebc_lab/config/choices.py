@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .dicts import type_hints
-from .errors import UserError, any_of, nearest, need, shown
+from .errors import UserError, any_of, nearest, require, shown
 from .fields import CUSTOM
 from .own import sources, suites
 from .own.entry_points import offered
@@ -177,7 +177,7 @@ def offered_parts(group: str) -> list[dict[str, Any]]:
 
 def _offered_target(group: str, name: str) -> str:
     found = offered(group)[name]
-    need(
+    require(
         len(found) == 1,
         f"{group}={name} is offered by several installed packages ({any_of(found)}): choose one with "
         f"{group}=custom {group}.target=….",
@@ -213,7 +213,7 @@ class _Names:
         if written := sources.BY_PATH.fullmatch(target):
             file = sources.file_of(written)
             known = self.files.setdefault(file.stem, file)
-            need(known == file, f"{key}: {known} and {file} have the same name: rename one of them.")
+            require(known == file, f"{key}: {known} and {file} have the same name: rename one of them.")
         return made
 
     def name(self, group: str, name: Any, target: str) -> Any:
@@ -369,14 +369,14 @@ def _sourced(key: str, target: str, sha256: str | None, files: dict[str, str]) -
         found = sources.find(target)
     except LookupError as error:
         raise UserError(f"{key}.target={shown(target)}: {error.args[0]}.") from None
-    need(
+    require(
         sha256 in (None, found.sha256),
         f"{key}.sha256={shown(sha256)} is not the checksum of {found.path}, {found.sha256}: put that file "
         f"back, or leave {key}.sha256 out.",
     )
     for name, path in found.files.items():
         known = Path(files.setdefault(name, str(path)))
-        need(
+        require(
             known == path or known.read_bytes() == path.read_bytes(),
             f"{key}.target={shown(target)}: {known} and {path} have the same name: rename one of them.",
         )
@@ -418,7 +418,7 @@ def own_part(group: str, part: Any) -> Callable[..., Any]:
 
     def called(*positional: Any, **given: Any) -> Any:
         twice = [name for name in part.arguments if name in given]
-        need(not twice, f"{group}.arguments: {', '.join(twice)} is given by the run itself: leave it out.")
+        require(not twice, f"{group}.arguments: {', '.join(twice)} is given by the run itself: leave it out.")
         try:
             inspect.signature(function).bind(*positional, **given, **part.arguments)
         except TypeError as error:

@@ -17,7 +17,7 @@ from typing import Any
 
 from . import schema
 from .choices import choices_of, conf_dir, groups, offered_parts, own_suite, with_names, with_sources
-from .errors import UserError, any_of, nearest, need, shown
+from .errors import UserError, any_of, nearest, require, shown
 from .hints import STUDY_DECIDES, near_setting
 from .limits import STEPS
 from .overrides import (
@@ -58,7 +58,7 @@ def compose(
     """
     overrides = [listed(o) for o in overrides]
     parsed = check_overrides(overrides)
-    need(
+    require(
         not {"steps", TRAIN_TOKENS} <= set(parsed),
         f"steps and tokens both say how long the run is: give one of steps={parsed.get('steps')} and "
         f"tokens={parsed.get(TRAIN_TOKENS)}.",
@@ -92,7 +92,7 @@ def _leaving_out(config: Config, names: Sequence[str]) -> Config:
     """The configuration without these arms. Raises UserError where there is no such arm."""
     arms = config.ablation.arms
     for name in names:
-        need(
+        require(
             name in arms,
             f"~ablation.arms.{shown(name)}: the suite has no such arm{nearest(name, list(arms))}; leave out "
             f"{any_of([*arms]) if arms else 'one that it has'}.",
@@ -218,7 +218,7 @@ def set_length(composed: Any) -> None:
     if tokens is None or not 1 <= tokens < math.inf or a_step < 1:
         return
     steps = math.ceil(tokens / a_step)
-    need(steps <= STEPS, f"tokens={tokens:g} are {steps} steps of {a_step} tokens: at most {STEPS}.")
+    require(steps <= STEPS, f"tokens={tokens:g} are {steps} steps of {a_step} tokens: at most {STEPS}.")
     composed.steps = steps
     composed.train_tokens = None
 
@@ -371,11 +371,11 @@ def with_mine(config: Config, *, study: bool) -> Config:
     if not config.mine:
         return config
     suite = config.ablation
-    need(
+    require(
         study,
         f"mine={shown(config.mine[0])} goes with a study: `ebc-lab autopilot {SUITES_FOR_MINE} mine=…`.",
     )
-    need(
+    require(
         bool(suite.mine.group),
         f"mine={shown(config.mine[0])}: this study has no place for it; add {SUITES_FOR_MINE}.",
     )

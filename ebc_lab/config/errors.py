@@ -31,7 +31,7 @@ class UserError(Exception):
         return visible(super().__str__())
 
 
-def need(ok: bool, message: str) -> None:
+def require(ok: bool, message: str) -> None:
     """Raise UserError with this message unless it is so."""
     if not ok:
         raise UserError(message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .errors import UserError, need
+from .errors import UserError, require
 from .identity import resolved
 from .part import Mode, Unfit
 from .parts import PARTS
@@ -28,12 +28,12 @@ def check_modes(run: RunConfig) -> None:
 def check_exact(run: RunConfig) -> None:
     """Refuse what determinism=verity cannot make exact. Raises UserError."""
     parts = run.determinism.micro_batches
-    need(
+    require(
         run.batch_size % parts == 0,
         f"determinism.micro_batches={parts} must divide batch_size={run.batch_size}.",
     )
     tokens = run.batch_size * run.model.context
-    need(
+    require(
         tokens <= MOST_TOKENS,
         f"determinism=verity adds up {MOST_TOKENS:,} tokens a step at the most, and this batch has "
         f"{tokens:,}: make batch_size or model.context smaller.",
@@ -50,14 +50,14 @@ def check_processes(run: RunConfig, processes: int) -> None:
     asked = Mode.SEVERAL_PROCESSES.value.format(processes)
     part = run.batch_size // run.accumulate
     of = "batch_size" if run.accumulate == 1 else "each of the accumulate parts of batch_size"
-    need(part % processes == 0, f"{asked} must divide {of}, which is {part}.")
+    require(part % processes == 0, f"{asked} must divide {of}, which is {part}.")
     probe = run.budget.probe_sequences
-    need(
+    require(
         probe % processes == 0,
         f"{asked} must divide budget.probe_sequences={probe}, whose rows all processes measure together.",
     )
     rows = min(-(-run.audit_tokens // run.model.context), part - probe)
-    need(
+    require(
         rows % processes == 0,
         f"{asked} must divide the {rows} row(s) of an audit, which are audit_tokens={run.audit_tokens} of "
         f"{run.model.context} tokens each, or what the {part} rows leave: choose another audit_tokens.",

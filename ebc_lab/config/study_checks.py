@@ -15,14 +15,14 @@ from .checks import (
     check_settings,
     check_value,
     choice,
-    need_gpu,
+    require_gpu,
     set_in_vain,
     validate_run,
     value_at,
 )
 from .choices import changed, choices_of, groups, kind_of, shaped, under
 from .dicts import run_part
-from .errors import UserError, any_of, nearest, need, shown
+from .errors import UserError, any_of, nearest, require, shown
 from .fields import CUSTOM, number
 from .limits import MULTIPLE
 from .machine import chosen_device, visible_gpus
@@ -81,12 +81,12 @@ def validate(config: Config, *, study: bool, here: bool = True) -> None:
     _stages(config)
     _launcher(config.launcher)
     _trackers(config.tracker)
-    need(
+    require(
         config.device != "auto" or config.launcher.name != "slurm" or not study,
         "launcher=slurm needs device=cuda or device=cpu: what this machine has says nothing about the nodes.",
     )
     if config.device == "cuda" and here and config.launcher.name != "slurm":
-        need_gpu()
+        require_gpu()
     validate_run(run, beside=run if study else None)
     _processes(config, run, here=here, study=study)
     if study and (config.determinism.exact or config.launcher.processes_per_run > 1):
@@ -132,12 +132,12 @@ def _processes(config: Config, run: RunConfig, *, here: bool, study: bool) -> No
     launcher = config.launcher
     together = launcher.processes_per_run
     check_processes(run, together)
-    need(
+    require(
         together == 1 or not (study and "circumstances" in config.study.stages),
         f"launcher.processes_per_run={together} does not go with the stage circumstances, which compares "
         "bits: leave it at 1.",
     )
-    need(
+    require(
         together == 1 or launcher.runs_per_worker <= 1,
         f"launcher.processes_per_run={together} does not go with launcher.runs_per_worker="
         f"{launcher.runs_per_worker}: leave that at 1, or at 0.",
@@ -145,13 +145,13 @@ def _processes(config: Config, run: RunConfig, *, here: bool, study: bool) -> No
     if launcher.name == "slurm":
         gpus = launcher.gpus_per_node if config.device == "cuda" else None
         for key, room in (("gpus_per_node", gpus), ("cpus_per_task", launcher.cpus_per_task or None)):
-            need(
+            require(
                 room is None or together <= room,
                 f"launcher.processes_per_run={together} needs launcher.{key} >= {together}, not {room}.",
             )
     elif together > 1 and here and chosen_device(config.device) == "cuda":
         gpus = len(visible_gpus())
-        need(
+        require(
             together <= gpus,
             f"launcher.processes_per_run={together} takes a GPU for each process, and {gpus} can be seen "
             f"here: choose {gpus} at the most, or device=cpu.",
@@ -165,7 +165,7 @@ def _swept(config: Config) -> list[str]:
     others = [name for name in config.lr_sweep.optimizers if name != own]
     for name in others:
         known = name in choices_of("optimizer", name)
-        need(
+        require(
             not known or (name in groups()["optimizer"] and name != CUSTOM),
             f"lr_sweep.optimizers={name} is none of ebc-lab's own: give optimizer={name} as well; a study "
             "has one of these.",
@@ -206,34 +206,34 @@ def _stage_run(config: Config) -> RunConfig:
 
 def _study(config: Config) -> None:
     name = config.study.name
-    need(
+    require(
         bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name)),
         f"study.name={shown(name)} must be a plain folder name: letters, digits, '.', '_' and '-', "
         "at most 80.",
     )
-    need(
+    require(
         not name.lower().endswith(".zip"),
         f"study.name={name} would be taken for a bundle, a file: leave out .zip.",
     )
-    need(bool(config.output_dir.strip()), "output_dir must name a folder.")
-    need(
+    require(bool(config.output_dir.strip()), "output_dir must name a folder.")
+    require(
         max(len(part.encode()) for part in config.output_dir.split("/")) <= LONGEST_FILE_NAME,
         f"output_dir={shown(config.output_dir)} has a name of more than {LONGEST_FILE_NAME} bytes, which no "
         "disk takes: shorten it.",
     )
     deciding = stage_seeds(config)
-    need(
+    require(
         not any(seed in deciding for seed in config.seeds),
         f"seeds must not contain {deciding[0]} to {deciding[-1]}: those make decisions, and no decision is "
         "judged on them.",
     )
     band = config.study.band
-    need(
+    require(
         len(band) == 2 and band[0] < band[1],
         f"study.band must be two numbers 0 < low < high <= 1, not {band}.",
     )
     for optimizer in config.lr_sweep.optimizers:
-        need(
+        require(
             bool(config.lr_sweep.grids.get(optimizer)),
             f"lr_sweep.grids.{optimizer} is missing: give its learning rates, for example "
             f"'lr_sweep.grids.{optimizer}=[1e-3,2e-3,4e-3]'.",
@@ -241,12 +241,12 @@ def _study(config: Config) -> None:
     _final_arms(config.finals.arms)
     most = config.finals.max_seeds
     seeds = len(config.seeds)
-    need(
+    require(
         most == 0 or 2 <= seeds < most,
         f"finals.max_seeds={most} adds to `seeds`: two at least, and fewer, not {seeds}.",
     )
     each = config.finals.seeds_per_look
-    need(
+    require(
         most == 0 or (most - seeds) / each <= MOST_LOOKS,
         f"finals.seeds_per_look={each} makes more than {MOST_LOOKS} looks until there are {most} seeds, and "
         f"each widens every interval: give {math.ceil((most - seeds) / MOST_LOOKS)} at least.",
@@ -265,30 +265,30 @@ def _final_arms(arms: Sequence[str]) -> None:
     """The finals have the arms that the verdict compares, and no other than are known."""
     for arm in arms:
         at = re.fullmatch(r"(?:ebc|control)_x(\d+(?:\.\d+)?)", arm)
-        need(
+        require(
             arm in FINAL_ARMS or (at is not None and MULTIPLE["low"] <= float(at[1]) <= MULTIPLE["high"]),
             f"finals.arms: {shown(arm)} is unknown{nearest(arm, FINAL_ARMS)}; it takes "
             f"{', '.join(FINAL_ARMS)}, and ebc_x or control_x with a multiple of the best lr up to "
             f"{MULTIPLE['high']:g}, as in ebc_x8.",
         )
     for arm in NEEDED_ARMS:
-        need(arm in arms, f"finals.arms lacks {arm}, which the verdict compares.")
+        require(arm in arms, f"finals.arms lacks {arm}, which the verdict compares.")
 
 
 def _launcher(launcher: LauncherConfig) -> None:
-    need(
+    require(
         launcher.name != "inline" or launcher.runs_per_worker <= 1,
         "launcher.runs_per_worker goes with launcher=local or slurm: launcher=inline trains one at a time.",
     )
     if launcher.name != "slurm":
         return
-    need(launcher.slots > 0, "launcher.slots must say how many jobs launcher=slurm may have at a time.")
+    require(launcher.slots > 0, "launcher.slots must say how many jobs launcher=slurm may have at a time.")
     for option in launcher.sbatch:
-        need(
+        require(
             option.replace("-", "_") not in SBATCH_OURS,
             f"launcher.sbatch.{option} is set by the launcher itself: see docs/slurm.md.",
         )
-    need(
+    require(
         60 * launcher.timeout_min > launcher.signal_delay_s,
         "launcher.timeout_min must be longer than launcher.signal_delay_s.",
     )
@@ -300,20 +300,20 @@ def _stages(config: Config) -> None:
     for stage in stages:
         choice("study.stages", stage, STAGES)
     order = [s for s in STAGES if s in stages]
-    need(stages == order, f"study.stages must be in the order {', '.join(order)}, each once.")
+    require(stages == order, f"study.stages must be in the order {', '.join(order)}, each once.")
     for stage in stages:
         for before in STAGE_NEEDS[stage]:
-            need(before in stages, f"study.stages: {stage} needs {before} as well.")
+            require(before in stages, f"study.stages: {stage} needs {before} as well.")
     counts = most_runs(config)
     told = ", ".join(f"{stage} {runs}" for stage, runs in counts.items())
-    need(
+    require(
         sum(counts.values()) <= MOST_RUNS,
         f"this study may have more than {MOST_RUNS} runs ({told}): shorten its grids, arms or seeds, or make "
         "it several studies.",
     )
     base = replace(_stage_run(config), stabilizer=replace(config.stabilizer, name="ebc"))
     if "controller_search" in stages:
-        need(
+        require(
             bool(config.controller_search.candidates), "controller_search.candidates must name at least one."
         )
         for name, settings in config.controller_search.candidates.items():
@@ -378,24 +378,24 @@ def _most_points(config: Config, arm: ArmConfig) -> int:
 def _suite(config: Config) -> None:
     """The arms of a suite can all be run, and tuned ones get the same number of runs."""
     suite = config.ablation
-    need(
+    require(
         not suite.shocks or config.shock == ShockConfig(step=config.shock.step),
         "this suite brings its own shocks: only shock.step can be set.",
     )
-    need("none" not in suite.shocks, "ablation.shocks names disturbances: leave out none.")
+    require("none" not in suite.shocks, "ablation.shocks names disturbances: leave out none.")
     for key, values in (("lr_scales", suite.lr_scales), ("deltas", suite.deltas)):
-        need(
+        require(
             len({number(value) for value in values}) == len(values),
             f"ablation.{key}: two of {shown(values)} are the same to three digits, as in their arms' names.",
         )
     arms = suite.all_arms()
-    need(len(arms) > 1, "ablation.arms must name at least two arms: choose a suite with study=NAME.")
-    need(
+    require(len(arms) > 1, "ablation.arms must name at least two arms: choose a suite with study=NAME.")
+    require(
         bool(suite.reference),
         "ablation.reference is missing: it names the arm that every other is paired with, "
         f"{any_of(list(arms))}.",
     )
-    need(
+    require(
         suite.reference in arms,
         f"ablation.reference={suite.reference} is none of the arms{nearest(suite.reference, list(arms))}.",
     )
@@ -405,26 +405,26 @@ def _suite(config: Config) -> None:
     _mine(suite)
     sizes = {name: _begun_with(config, arm) for name, arm in suite.arms.items() if arm.tune}
     sweeps = bool(suite.lr_scales or suite.deltas)
-    need(not (sweeps and suite.shocks), "ablation.shocks does not go with lr_scales or deltas.")
+    require(not (sweeps and suite.shocks), "ablation.shocks does not go with lr_scales or deltas.")
     copies = [name for name, arm in suite.arms.items() if arm.replay or arm.matched]
-    need(
+    require(
         not (suite.lr_scales and copies), f"ablation.lr_scales does not go with copies: {', '.join(copies)}."
     )
-    need(not (sizes and suite.shocks), "ablation.shocks goes with arms that have nothing to tune.")
-    need(not sizes or "tune" in config.study.stages, "study.stages: arms with a grid need the stage tune.")
+    require(not (sizes and suite.shocks), "ablation.shocks goes with arms that have nothing to tune.")
+    require(not sizes or "tune" in config.study.stages, "study.stages: arms with a grid need the stage tune.")
     counts = ", ".join(f"{name} {size}" for name, size in sizes.items())
-    need(len(set(sizes.values())) <= 1, f"every tuned arm must get the same number of runs: {counts}.")
+    require(len(set(sizes.values())) <= 1, f"every tuned arm must get the same number of runs: {counts}.")
 
 
 def _mine(suite: AblationConfig) -> None:
     """The arms that the answer is about are there, and others that they can be compared with."""
     for name in suite.mine.arms:
         choice("ablation.mine.arms", name, suite.arms)
-    need(
+    require(
         not suite.mine.arms or len(suite.mine.arms) < len(suite.arms),
         "ablation.mine.arms names every arm: leave one out, which they are compared with.",
     )
-    need(
+    require(
         not (suite.mine.arms and (suite.shocks or suite.lr_scales or suite.deltas)),
         "ablation.mine.arms goes with neither shocks, lr_scales nor deltas.",
     )
@@ -435,23 +435,23 @@ def _grids(path: str, arm: ArmConfig) -> None:
     for key, values in arm.tune.items():
         check_value(f"{path}.tune.{key}", values, TUNABLE[key], list[Any])
         for value in values if TUNABLE[key].choices else ():
-            need(isinstance(value, str), f"{path}.tune.{key} takes names, not {shown(value)}.")
-    need(
+            require(isinstance(value, str), f"{path}.tune.{key} takes names, not {shown(value)}.")
+    require(
         not {"lr", "lr_scale"} <= set(arm.tune),
         f"{path}.tune: lr and lr_scale are both the learning rate: leave one out.",
     )
     given = [key for key in ("schedule", "warmup_share") if key in arm.tune]
     own = arm.settings.get("lr_schedule", {}).get("target") is not None
-    need(
+    require(
         not (given and (arm.control or own)),
         f"{path}.tune.{', '.join(given)} does not go with a schedule of your own, or the fair control's.",
     )
-    need(not ("lr" in arm.tune and arm.control), f"{path}.tune.lr does not go with control.")
+    require(not ("lr" in arm.tune and arm.control), f"{path}.tune.lr does not go with control.")
 
 
 def _arm(name: str, arm: ArmConfig, config: Config) -> None:
     path = f"ablation.arms.{name}"
-    need(
+    require(
         bool(re.fullmatch(r"[a-z0-9][a-z0-9_]{0,59}", name)),
         f"{path}: an arm's name is lower-case letters, digits and _.",
     )
@@ -462,28 +462,28 @@ def _arm(name: str, arm: ArmConfig, config: Config) -> None:
     stabilizer = run.stabilizer.name
     fixed = "target_kl" in arm.settings.get("budget", {})
     for key, given in (("delta", arm.delta is not None), ("tune.delta", "delta" in arm.tune)):
-        need(not given or stabilizer == "ebc", f"{path}.{key} goes with stabilizer ebc.")
-        need(
+        require(not given or stabilizer == "ebc", f"{path}.{key} goes with stabilizer ebc.")
+        require(
             not given or not fixed,
             f"{path}.{key} and settings.budget.target_kl both set the target KL: leave one out.",
         )
-    need(
+    require(
         "strength" not in arm.tune or stabilizer not in ("none", "ebc"),
         f"{path}.tune.strength goes with a stabilizer that has one.",
     )
-    need(not arm.matched or stabilizer == "norm_clip", f"{path}.matched goes with stabilizer norm_clip.")
-    need(
+    require(not arm.matched or stabilizer == "norm_clip", f"{path}.matched goes with stabilizer norm_clip.")
+    require(
         not (arm.tune and arm.tuned_as), f"{path}: an arm has its own grid or another's best point, not both."
     )
-    need(
+    require(
         not (arm.control and "lr_schedule" in arm.settings),
         f"{path}.control sets the learning-rate schedule: leave settings.lr_schedule out.",
     )
-    need(
+    require(
         arm.width_scale == 1 or run.model.target is None,
         f"{path}.width_scale goes with model=gpt: a model of your own has its sizes in model.arguments.",
     )
-    need(
+    require(
         not (arm.tune and (arm.replay or arm.matched)),
         f"{path}: an arm that copies another has nothing to tune.",
     )
@@ -501,14 +501,14 @@ def _references(name: str, arm: ArmConfig, arms: Mapping[str, ArmConfig], suite:
         else:
             copies = key != "versus"
             allowed = [n for n, a in arms.items() if n != name and not (copies and (a.replay or a.matched))]
-        need(bool(allowed), f"{path}.{key}={other}: there is no such arm to take it from.")
+        require(bool(allowed), f"{path}.{key}={other}: there is no such arm to take it from.")
         choice(f"{path}.{key}", other, allowed)
 
 
 def _as_run(path: str, base: RunConfig, settings: dict[str, object], processes: int) -> RunConfig:
     """The run that these settings make of `base`, validated, also for so many `processes`. Errors begin with
     `path`."""
-    need(isinstance(settings, dict), f"{path} takes the settings of a run, not {shown(settings)}.")
+    require(isinstance(settings, dict), f"{path} takes the settings of a run, not {shown(settings)}.")
     try:
         run = changed(base, settings)
         validate_run(run, beside=base)
@@ -522,20 +522,20 @@ def _trackers(config: TrackerConfig) -> None:
     """Refuse a tracker whose extra is not installed, and a setting that none of them reads."""
     for name in config.names:
         lacking = [module for module in TRACKER_MODULES[name] if importlib.util.find_spec(module) is None]
-        need(
+        require(
             not lacking,
             f"tracker={name} needs {', '.join(lacking)}: python -m pip install 'ebc-lab[{name}]'.",
         )
     for_wandb = config.wandb_project is not None or config.wandb_mode != "auto"
-    need(
+    require(
         "wandb" in config.names or not for_wandb,
         "tracker.wandb_mode and tracker.wandb_project go with tracker=wandb.",
     )
     uri = config.mlflow_uri
     if uri is None:
         return
-    need(
+    require(
         "://" in uri or uri.startswith("file:"),
         f"tracker.mlflow_uri={uri} is no URI: write sqlite:///FILE, file:FOLDER or http://HOST:PORT.",
     )
-    need("mlflow" in config.names, "tracker.mlflow_uri goes with tracker=mlflow.")
+    require("mlflow" in config.names, "tracker.mlflow_uri goes with tracker=mlflow.")

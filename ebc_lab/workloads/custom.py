@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ebc_lab.config.choices import own_part, told
-from ebc_lab.config.errors import UserError, need
+from ebc_lab.config.errors import UserError, require
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc.grouping import group_parameters
 
@@ -31,7 +31,9 @@ class OwnModelWorkload(GPTWorkload):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.run.seed)
             model = function(self.vocabulary, context)
-            need(isinstance(model, nn.Module), f"{key} returned {type(model).__name__}, not a torch module.")
+            require(
+                isinstance(model, nn.Module), f"{key} returned {type(model).__name__}, not a torch module."
+            )
             model.eval()
             with torch.no_grad():
                 logits = model(torch.zeros(2, context, dtype=torch.int64))
@@ -39,12 +41,12 @@ class OwnModelWorkload(GPTWorkload):
         wanted = (2, context, self.vocabulary)
         is_tensor = isinstance(logits, Tensor)
         found = str(tuple(logits.shape)) if is_tensor else type(logits).__name__
-        need(
+        require(
             is_tensor and tuple(logits.shape) == wanted,
             f"{key}: its model makes {found} of tokens {wanted[:2]}, not logits {wanted}.",
         )
         made: nn.Module = model
-        need(any(p.requires_grad for p in made.parameters()), f"{key}: its model has nothing to train.")
+        require(any(p.requires_grad for p in made.parameters()), f"{key}: its model has nothing to train.")
         return made
 
     def matrices(self, model: nn.Module) -> list[nn.Parameter]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ebc_lab.config.choices import own_part, told
-from ebc_lab.config.errors import need
+from ebc_lab.config.errors import require
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import EllipsotopeClip, InBackward, LaggedClip, StabilizedOptimizer
 from ebc_lab.ebc.options import LAGGED, SETTLING
@@ -126,12 +126,12 @@ def custom(
     strength = {} if chosen.strength is None else {"strength": chosen.strength}
     made = own_part("stabilizer", chosen)(model, bases, **common, **strength)
     key = told("stabilizer", chosen)
-    need(
+    require(
         isinstance(made, StabilizedOptimizer),
         f"{key} returned {type(made).__name__}, not a StabilizedOptimizer of ebc_lab.ebc.",
     )
     wrapped: StabilizedOptimizer = made
-    need(
+    require(
         [id(base) for base in wrapped.bases] == [id(base) for base in bases],
         f"{key} wraps other optimizers than the run's: hand on those that it is given.",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ebc_lab.config.checks import need_gpu
+from ebc_lab.config.checks import require_gpu
 from ebc_lab.config.machine import visible_gpus
 from ebc_lab.config.schema import Config
 
@@ -21,7 +21,7 @@ def opened(config: Config, study: Study, say: Say = lambda text: None) -> Iterat
     """The pool that `config.launcher` names; closed on exit, or left if the driver was interrupted."""
     pool: Pool
     if config.device == "cuda" and config.launcher.name != "slurm":
-        need_gpu()  # a study begun on one may be continued where there is none
+        require_gpu()  # a study begun on one may be continued where there is none
     if config.launcher.name == "inline":
         pool = InlinePool(config, study)
     elif config.launcher.name == "slurm":
