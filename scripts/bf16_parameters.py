@@ -13,7 +13,7 @@ import sys
 
 import torch
 
-from ebc_lab.components import optimizers
+from ebc_lab.components import optimizer as optimizers
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.ebc import mean_kl

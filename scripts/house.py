@@ -30,7 +30,7 @@ LAYERS: tuple[dict[str, str], ...] = (
     },
     {"records": "files on disk: formats, columns, locks"},
     {"workloads": "what is trained: model, text, loss"},
-    {"components": "optimizers, stabilizers, schedules, shocks"},
+    {"components": "what the parts of a run do"},
     {"training": "one run"},
     {"bench": "measurements on this machine"},
     {"study": "many runs: stages, store, launchers"},

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from ebc_lab.config.checks import WITH_LOW_BIT_STATE
 from ebc_lab.config.choices import changed
 from ebc_lab.config.parts.memory import MemoryConfig
+from ebc_lab.config.parts.quantizer import WITH_LOW_BIT_STATE
 from ebc_lab.config.parts.stabilizer import StabilizerConfig
 from ebc_lab.config.schema import RunConfig
 

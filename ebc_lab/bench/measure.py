@@ -20,6 +20,8 @@ from ebc_lab.config.compose import compose, implied
 from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.machine import chosen_device, git_revision, hardware
+from ebc_lab.config.part import Part
+from ebc_lab.config.parts import PARTS
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.files import refuse_unwritable
 from ebc_lab.records.json_files import as_json, write_json
@@ -59,21 +61,17 @@ QUICK = Effort(pairs=2, turns_s=25.0, pairs_s=5.0, share_blocks=1, passes=3, ste
 
 def refuse_own_sections(run: RunConfig) -> None:
     """Raises UserError for a run whose steps most sections, which take them apart, would not measure."""
-    plain = RunConfig()
-    apart = {
-        "low-bit training": {
-            "quantizer": run.quantizer != plain.quantizer,
-            "policy": run.policy != plain.policy,
-        },
-        "exact training": {"determinism": run.determinism != plain.determinism},
-    }
     if run.model.target is not None:
         raise UserError("`ebc-lab bench` counts what a step of the GPT computes: leave model.target out.")
-    for what, settings in apart.items():
-        if any(settings.values()):
+    apart: dict[str, list[Part[Any]]] = {}
+    for part in PARTS:
+        if part.measured:
+            apart.setdefault(part.measured, []).append(part)
+    for what, parts in apart.items():
+        if any(part.of(run) != part.settings() for part in parts):
             raise UserError(
                 f"`ebc-lab bench` measures {what} beside the plain step, in a section of its own: leave "
-                f"{' and '.join(settings)} out."
+                f"{' and '.join(part.name for part in parts)} out."
             )
 
 

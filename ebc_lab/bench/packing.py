@@ -19,9 +19,9 @@ from typing import Any, TypedDict
 
 from ebc_lab.config.dicts import from_dict, to_dict
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.parts import PARTS
 from ebc_lab.config.parts.data import DataConfig
 from ebc_lab.config.parts.lr_schedule import LRScheduleConfig
-from ebc_lab.config.parts.shock import ShockConfig
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.cache import MeasurementCache
 
@@ -102,9 +102,9 @@ def measure_packing(
     from ebc_lab.workloads.corpus import locate
 
     data = DataConfig(name="pydoc", sha256=locate(DataConfig(name="pydoc"), quiet=True).sha256)
-    endless = replace(
-        run, data=data, steps=10**6, evaluate=[], lr_schedule=LRScheduleConfig(), shock=ShockConfig()
-    )
+    untimed: dict[str, Any] = {part.name: part.settings() for part in PARTS if not part.timed}
+    schedule = LRScheduleConfig()
+    endless = replace(run, data=data, steps=10**6, evaluate=[], lr_schedule=schedule, **untimed)
     rates: dict[int, float] = {}
     with tempfile.TemporaryDirectory(prefix="ebc-lab-packing-") as folder:
         packed = PackedRuns(endless, Path(folder))

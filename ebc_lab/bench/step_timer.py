@@ -26,6 +26,7 @@ import torch
 
 from ebc_lab.components import numerics_of
 from ebc_lab.config.dicts import from_dict
+from ebc_lab.config.parts import PARTS
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.training.process import forward_of, set_up_torch
 from ebc_lab.training.run import Training
@@ -44,7 +45,7 @@ COMPILED_PAIRS = 12  # steps each way, in turns
 # settings of a run that a rate is not kept by
 LEFT_OUT = (
     *("accumulate", "tokens", "lr_schedule", "projection", "stabilizer", "budget", "controller"),
-    *("shock", "partition", "policy"),
+    *(part.name for part in PARTS if not part.timed),
 )
 
 
@@ -59,7 +60,7 @@ def random_text(run: RunConfig) -> Corpus:
 class StepTimer:
     """A run's step at its shape, with the plain optimizer; `step` trains once and returns how long that took.
 
-    What says when a step does something, a schedule, a shock or a policy, is left out.
+    What says when a step does something, as a schedule does, is left out.
     """
 
     def __init__(self, run: RunConfig, folder: Path):

@@ -8,7 +8,7 @@ import argparse
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ebc_lab.config.errors import UserError, any_of, nearest, shown
 
@@ -195,11 +195,7 @@ def _listed(entries: Mapping[str, str], width: int) -> list[str]:
 
 def _defaults() -> dict[str, str]:
     """Group -> the choice that it has unless another is given; of `scale`, what suits this machine."""
-    from omegaconf import OmegaConf
-
-    from ebc_lab.config.choices import conf_dir
+    from ebc_lab.config.choices import further_choices, listed_choices
     from ebc_lab.config.compose import default_scale
 
-    listed: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml"))
-    chosen = {k: v for entry in listed["defaults"] if isinstance(entry, dict) for k, v in entry.items()}
-    return chosen | {"scale": default_scale().partition("=")[2]}
+    return further_choices() | listed_choices() | {"scale": default_scale().partition("=")[2]}

@@ -251,7 +251,7 @@ def train_one(
     begun = from_dict(RunConfig, earlier["config"]) if earlier else None
     run = _resolved(run, begun, job_cores, processes)
     if run.lr_schedule.name == "replay":
-        from ebc_lab.components.schedules import recorded_rates, source_folder
+        from ebc_lab.components.lr_schedule import recorded_rates, source_folder
 
         run.lr_schedule.sha256 = digest(recorded_rates(source_folder(run.lr_schedule, directory.parent)))
     run_id = digest(identity(run))[:10]

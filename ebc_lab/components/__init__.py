@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from ebc_lab.config.parts import PARTS
 from ebc_lab.config.schema import RunConfig
 
 if TYPE_CHECKING:
@@ -12,37 +16,24 @@ if TYPE_CHECKING:
     from .hook import Hook
 
 
-def _shock() -> type[Hook]:
-    from .shocks import Shock
-
-    return Shock
-
-
-def _quantizer() -> type[Hook]:
-    from .quantizers import LowBit
-
-    return LowBit
+def _declared() -> list[Callable[[], type[Hook] | None]]:
+    """Return what imports the hook of each part that has one, in the order in which they act at every turn of
+    a step: `HOOK` in the part's file here."""
+    files = [f"{__name__}.{part.name}" for part in PARTS]
+    return [functools.partial(_hook, file) for file in files if find_spec(file)]
 
 
-def _policy() -> type[Hook]:
-    from .policies import Steering
-
-    return Steering
-
-
-def _memory() -> type[Hook]:
-    from .memory import Memory
-
-    return Memory
+def _hook(file: str) -> type[Hook] | None:
+    kind: type[Hook] | None = getattr(import_module(file), "HOOK", None)
+    return kind
 
 
-# in the order in which they act at every turn of a step
-HOOKS: list[Callable[[], type[Hook]]] = [_shock, _quantizer, _policy, _memory]
+HOOKS = _declared()
 
 
 def hooks_of(run: RunConfig) -> list[type[Hook]]:
     """Return the hooks that a run needs, in the order in which they act, after its numerics."""
-    return [kind for kind in (load() for load in HOOKS) if kind.acts(run)]
+    return [kind for load in HOOKS if (kind := load()) and kind.acts(run)]
 
 
 def numerics_of(run: RunConfig) -> type[Torch]:

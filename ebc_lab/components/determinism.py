@@ -41,7 +41,7 @@ from ebc_lab.workloads.gpt import ExactGPTWorkload
 from ebc_lab.workloads.losses import EXACT_SUMS, SUMS, Sums, mean_of
 
 from .hook import Built, DamagedStateError, Hook
-from .optimizers import moments
+from .optimizer import moments
 
 Saving = Callable[[], AbstractContextManager[Any]]
 Backward = tuple[Mapping[str, Tensor], StepInputs, Any]

@@ -76,6 +76,9 @@ class Memory(Hook):
             self.activations.load_state_dict(state)
 
 
+HOOK = Memory
+
+
 def reachable(root: Any) -> list[Tensor]:
     """Return every tensor that an object leads to: by attributes, containers, closures and bound methods."""
     tensors: list[Tensor] = []

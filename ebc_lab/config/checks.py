@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 import types
@@ -10,7 +11,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ebc_lab.ebc.options import LAGGED, LEAST_MULTIPLIER, LEAST_TARGET_KL, MEASURING
+from ebc_lab.ebc.options import LEAST_MULTIPLIER, LEAST_TARGET_KL, MEASURING
 
 from .choices import OWN, choices_of, groups, kind_of, values_in_conf
 from .dicts import type_hints
@@ -20,11 +21,8 @@ from .hints import near_choice
 from .modes import check_modes
 from .own.entry_points import offered
 from .parts import PART, PARTS
-from .parts import quantizer as levels
 from .schema import RunConfig
 
-STEERED = ("ebc", "trust_region")  # stabilizers with a radius, which a policy can move
-WITH_LOW_BIT_STATE = ("adam", "adamw")  # optimizers whose moments can be kept in few bits
 MOST_MEMORY_GB = 1000  # no GPU has as much, and few machines
 LABEL = re.compile(r"[A-Za-z0-9]\w{0,59}", re.ASCII)  # of a user's own part, in names of runs
 
@@ -176,21 +174,11 @@ def validate_run(run: RunConfig, beside: RunConfig | None = None) -> None:
     which may have settings that only others of a study read. Raises UserError."""
     check_settings(run)
     check_read(run, beside)
-    shock = run.shock
     require(run.model.width % run.model.heads == 0, "model.width must be a multiple of model.heads.")
     require(
         least_memory_gb(run) <= MOST_MEMORY_GB,
         f"this run needs at least {least_memory_gb(run):.0f} GB of memory, and {MOST_MEMORY_GB} GB is the "
         "most that is tried: make model.width, model.blocks, model.context or batch_size smaller.",
-    )
-    require(
-        run.param_dtype == "float32" or run.projection.name != "spectral",
-        "param_dtype=bfloat16 does not go with projection=spectral: "
-        "there is no singular value decomposition in bfloat16.",
-    )
-    require(
-        shock.name == "none" or shock.step is None or shock.step < run.steps,
-        f"shock.step={shock.step} lies beyond the run's {run.steps} steps (counted from 0).",
     )
     _check_accumulation(run)
     part = run.batch_size // run.accumulate
@@ -200,39 +188,13 @@ def validate_run(run: RunConfig, beside: RunConfig | None = None) -> None:
         f"budget.probe_sequences must leave rows {of} for the audit: 1 to {part - 1}.",
     )
     _check_own_parts(run)
-    for one in PARTS:
-        reader, choices = one.read_by or ("", ())
-        if not reader or getattr(run, reader).name in choices:
-            for refusal in one.refuses(getattr(run, one.name)):
-                raise UserError(refusal)
-    _check_quantizer(run)
-    _check_low_bit(run)
-    _check_memory(run)
-    require(
-        run.workload.name == "ebm" or run.projection.name != "sphere",
-        "projection=sphere keeps the directions of workload=ebm on the sphere, and "
-        f"workload={run.workload.name} has none.",
-    )
-    require(
-        run.workload.name != "ebm" or run.ebm.embeddings != "gpt2" or run.tokens.name == "gpt2",
-        "ebm.embeddings=gpt2 are those of GPT-2's own tokens: add tokens=gpt2.",
-    )
+    read = [one for one in PARTS if not one.read_by or getattr(run, one.read_by[0]).name in one.read_by[1]]
+    of_groups = (refusal for one in read for refusal in one.refuses(one.of(run)))
+    between_groups = (refusal for one in read for refusal in one.clashes(one.of(run), run))
+    for refusal in itertools.chain(of_groups, between_groups):
+        raise UserError(refusal)
     check_modes(run)
     check_run(run)
-
-
-def _check_memory(run: RunConfig) -> None:
-    """Refuse what does not go with packed activations, or with updates after backward. Raises UserError."""
-    require(
-        run.memory.activations == "none" or run.compile != "on",
-        f"memory.activations={run.memory.activations} packs what an uncompiled forward saves: leave compile "
-        "at off.",
-    )
-    require(
-        run.stabilizer.name != "ebc" or run.budget.name != LAGGED or run.memory.hooks,
-        "budget=lagged looks at earlier steps because hooks leave it no choice: choose budget=shadow, which "
-        "measures the step itself, or memory=hooks with optimizer=axiom.",
-    )
 
 
 def _check_accumulation(run: RunConfig) -> None:
@@ -266,11 +228,6 @@ def _check_own_parts(run: RunConfig) -> None:
             "optimizer.weight_decay is not given to your own optimizer: write what it takes as "
             f"optimizer.arguments, for example 'optimizer.arguments={{weight_decay: {decay}}}'.",
         )
-    if run.model.target is not None:
-        require(
-            levels.unused(run.quantizer),
-            "a quantizer goes with model=gpt, whose hidden matrices it knows, not with a model of your own.",
-        )
 
 
 def _check_finite(key: str, value: Any) -> None:
@@ -281,72 +238,9 @@ def _check_finite(key: str, value: Any) -> None:
     require(not isinstance(value, float) or math.isfinite(value), f"{key} takes finite numbers, not {value}.")
 
 
-def _check_quantizer(run: RunConfig) -> None:
-    """Refuse levels of what the optimizer or the weights do not have. Raises UserError."""
-    quantizer = run.quantizer
-    require(
-        quantizer.state == "none" or run.optimizer.name in WITH_LOW_BIT_STATE,
-        f"quantizer.state={quantizer.state} keeps Adam's moments: it goes with optimizer=adam or adamw, not "
-        f"{run.optimizer.name}.",
-    )
-    require(
-        (quantizer.name, quantizer.state) == ("none", "none") or run.param_dtype == "float32",
-        f"a quantizer needs float32 weights beneath its levels: leave param_dtype=float32, not "
-        f"{run.param_dtype}.",
-    )
-
-
-def _check_low_bit(run: RunConfig) -> None:
-    """Refuse what does not go with quantized weights, with a partition or with a policy. Raises UserError."""
-    quantized = run.quantizer.name != "none"
-    policy = run.policy.name
-    require(
-        not quantized or run.projection.name == "none",
-        f"quantizer={run.quantizer.name} does not go with projection={run.projection.name}, which would bind "
-        "the weights beneath and not those that the forward uses: choose projection=none.",
-    )
-    require(
-        not quantized or run.stabilizer.name != "ebc" or run.budget.measure_every == 1,
-        f"budget.measure_every={run.budget.measure_every} takes KL to grow as the squared size of the step, "
-        f"which it does not under quantizer={run.quantizer.name}: leave it at 1.",
-    )
-    require(
-        run.stabilizer.norm == "latent" or quantized,
-        "stabilizer.norm=effective is the norm of quantized weights: choose quantizer=ternary or five.",
-    )
-    require(
-        run.stabilizer.norm == "latent" or run.stabilizer.per == "all",
-        "stabilizer.norm=effective halves the whole update until it fits: leave stabilizer.per=all.",
-    )
-    require(
-        run.partition.name == "uniform" or run.stabilizer.name != "ebc" or run.budget.probe_tokens == "train",
-        f"partition={run.partition.name} draws batches from the whole training text: leave "
-        "budget.probe_tokens=train.",
-    )
-    require(
-        policy == "constant" or "lr_squared" not in (run.budget.schedule, run.stabilizer.schedule),
-        f"policy={policy} multiplies the learning rate, which schedule=lr_squared follows: choose another "
-        "schedule.",
-    )
-
-
 def remarks(run: RunConfig) -> list[str]:
     """What is allowed and means less than it seems, a sentence each, for whoever starts the run."""
-    said = []
-    stabilizer, budget = run.stabilizer.name, run.budget.name
-    if run.memory.hooks and stabilizer == "none":
-        said.append("memory.hooks: the plain optimizer; EBC inside backward is stabilizer=ebc budget=lagged.")
-    if run.policy.name != "constant" and stabilizer not in STEERED:
-        said.append(
-            f"policy={run.policy.name} moves the learning rate alone: stabilizer={stabilizer} has no trust "
-            "radius."
-        )
-    if run.quantizer.name != "none" and stabilizer == "ebc" and budget not in MEASURING:
-        said.append(
-            f"budget={budget} differentiates through the quantizer as if it were not there, so that it sees "
-            "no code flip: a forensic arm (docs/lowbit.md)."
-        )
-    return said
+    return [warning for part in PARTS for warning in part.warnings(part.of(run), run)]
 
 
 def least_memory_gb(run: RunConfig) -> float:

@@ -19,6 +19,7 @@ from .own import sources, suites
 from .own.entry_points import offered
 from .own.names import own_name
 from .part import is_own
+from .parts import PARTS
 from .parts.controller import ControllerConfig
 from .parts.determinism import DeterminismConfig
 from .parts.optimizer import OptimizerConfig
@@ -43,6 +44,20 @@ def groups() -> dict[str, list[str]]:
     return {
         d.name: sorted(f.stem for f in d.glob("*.yaml")) for d in sorted(conf_dir().iterdir()) if d.is_dir()
     }
+
+
+@functools.cache
+def listed_choices() -> dict[str, str]:
+    """Return the choices that conf/config.yaml names, by their groups."""
+    from omegaconf import OmegaConf
+
+    listed: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml"))
+    return {k: v for entry in listed["defaults"] if isinstance(entry, dict) for k, v in entry.items()}
+
+
+def further_choices() -> dict[str, str]:
+    """Return those of the parts that it does not name, as their dataclasses have them."""
+    return {part.name: part.settings().name for part in PARTS if part.name not in listed_choices()}
 
 
 @functools.cache

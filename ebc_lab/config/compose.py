@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from . import schema
-from .choices import choices_of, conf_dir, groups, offered_parts, own_suite, with_names, with_sources
+from .choices import (
+    choices_of,
+    conf_dir,
+    further_choices,
+    groups,
+    offered_parts,
+    own_suite,
+    with_names,
+    with_sources,
+)
 from .errors import UserError, any_of, nearest, require, shown
 from .hints import STUDY_DECIDES, near_setting
 from .limits import STEPS
@@ -298,6 +307,8 @@ def register_schema() -> None:
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(name="schema", node=Config)
+    further = [{group: choice} for group, choice in further_choices().items()]
+    ConfigStore.instance().store(name="parts", node={"defaults": further})
     for group in OFFERED:
         for part in offered_parts(group):
             ConfigStore.instance().store(group=group, name=part["name"], node=part)

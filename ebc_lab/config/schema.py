@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from ebc_lab.ebc import options
 
 from .fields import Setting, number, setting
 from .limits import EXTENSIONS, GRID, LR, MULTIPLE, SECONDS, SEED, SEEDS, STEPS, TOKENS
 from .machine import INSTRUCTIONS
+from .parts import PARTS
 from .parts.budget import BudgetConfig
 from .parts.controller import ControllerConfig
 from .parts.data import DataConfig
@@ -26,15 +27,12 @@ from .parts.lr_schedule import LR_SHAPES, LRScheduleConfig
 from .parts.memory import MemoryConfig
 from .parts.model import ModelConfig
 from .parts.optimizer import OptimizerConfig
-from .parts.partition import PartitionConfig
-from .parts.policy import PolicyConfig
 from .parts.projection import ProjectionConfig
-from .parts.quantizer import QuantizerConfig
-from .parts.shock import ShockConfig
 from .parts.stabilizer import StabilizerConfig
 from .parts.tokens import TokensConfig
 from .parts.workload import WorkloadConfig
 
+T = TypeVar("T")
 SPLITS = ("train", "val", "test")
 # settings that may differ between calls on one study
 NOT_THE_STUDY = ("launcher", "output_dir", "tracker", "own_files")
@@ -50,9 +48,28 @@ GROWING = ("lr", "lr_scale", "delta", "strength")  # of these: a grid grows wher
 CAPABILITIES = tuple(INSTRUCTIONS)
 
 
+def with_further(fields_of_parts: Mapping[str, tuple[Any, Any]]) -> Callable[[type[T]], type[T]]:
+    """Add to a dataclass, before it is made one, the fields that parts bring and it does not name.
+
+    `fields_of_parts`: name -> its type and what makes its default. They are read as `PART.of(run)`.
+    """
+
+    def add(cls: type[T]) -> type[T]:
+        for name, (kind, default) in fields_of_parts.items():
+            if name not in cls.__annotations__:
+                cls.__annotations__[name] = kind
+                setattr(cls, name, default)
+        return cls
+
+    return add
+
+
 @dataclass
+@with_further({part.name: (part.settings, field(default_factory=part.settings)) for part in PARTS})
 class RunConfig:
-    """All of one training run. Everything here, and nothing else, enters `identity`."""
+    """All of one training run. Everything here, and nothing else, enters `identity`.
+
+    It names the parts that are read all over; the others' settings join it after these."""
 
     seed: int = setting(0, "of the initial weights and the data order", low=0, high=SEED)
     steps: int = setting(600, "length of the run", "steps", low=1, high=STEPS)
@@ -115,12 +132,8 @@ class RunConfig:
     stabilizer: StabilizerConfig = field(default_factory=StabilizerConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     controller: ControllerConfig = field(default_factory=ControllerConfig)
-    shock: ShockConfig = field(default_factory=ShockConfig)
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     determinism: DeterminismConfig = field(default_factory=DeterminismConfig)
-    partition: PartitionConfig = field(default_factory=PartitionConfig)
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
     workload: WorkloadConfig = field(default_factory=WorkloadConfig)
     tokens: TokensConfig = field(default_factory=TokensConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -375,7 +388,12 @@ class MineConfig:
     arms: list[str] = setting([], "arms that are compared with every other; those of mine= join", unique=True)
 
 
+EACH = "each arm also runs under each of these, paired with itself undisturbed"
+VERSIONS = {part.versions.key: part for part in PARTS if part.versions}
+
+
 @dataclass
+@with_further({key: (list[str], setting([], EACH, group=part.name)) for key, part in VERSIONS.items()})
 class AblationConfig(StageConfig):
     """A suite: named arms over `seeds`, each compared with one of them, paired by seed (docs/suites.md)."""
 
@@ -387,9 +405,6 @@ class AblationConfig(StageConfig):
     mine: MineConfig = field(default_factory=MineConfig)
     step_cost: bool = setting(
         False, "the time of each arm's step is measured, in turns with that of torch's Adam"
-    )
-    shocks: list[str] = setting(
-        [], "each arm also runs under each of these, paired with itself undisturbed", group="shock"
     )
     lr_scales: list[float] = setting(
         [], "each arm runs at each of these instead of its own lr_scale", increasing=True, **MULTIPLE
@@ -410,8 +425,8 @@ class AblationConfig(StageConfig):
         return out
 
     def all_arms(self) -> dict[str, ArmConfig]:
-        """The arms, one for each point of those that are swept, and after each its shocked versions,
-        `<arm>_<shock>`."""
+        """The arms, one for each point of those that are swept, and after each its versions under the choices
+        of a part, `<arm>_<choice>`."""
         swept = self.swept()
         out: dict[str, ArmConfig] = {}
         of_arm: dict[str, list[str]] = {}
@@ -421,8 +436,13 @@ class AblationConfig(StageConfig):
             for label in of_arm.get(name, [name]):
                 arm = self._at(swept[label], swept) if label in swept else self.arms[name]
                 out[label] = arm
-                out |= {f"{label}_{shock}": _shocked(label, arm, shock) for shock in self.shocks}
+                for part, choices in self.versions().items():
+                    out |= {f"{label}_{choice}": _under(label, arm, part, choice) for choice in choices}
         return out
+
+    def versions(self) -> dict[str, list[str]]:
+        """The choices under each of which every arm runs too, by the name of their part."""
+        return {part.name: choices for key, part in VERSIONS.items() if (choices := getattr(self, key))}
 
     def _at(self, point: Swept, swept: Mapping[str, Swept]) -> ArmConfig:
         """The arm at a point of its sweep, compared with the same point of the arm that it is compared
@@ -437,11 +457,10 @@ class AblationConfig(StageConfig):
         return dataclasses.replace(arm, about=about, versus=versus, **at)
 
 
-def _shocked(label: str, arm: ArmConfig, shock: str) -> ArmConfig:
-    about = f"{arm.about or label}, {shock.replace('_', ' ')}"
-    return dataclasses.replace(
-        arm, about=about, settings={**arm.settings, "shock": {"name": shock}}, versus=label
-    )
+def _under(label: str, arm: ArmConfig, part: str, choice: str) -> ArmConfig:
+    about = f"{arm.about or label}, {choice.replace('_', ' ')}"
+    settings = {**arm.settings, part: {"name": choice}}
+    return dataclasses.replace(arm, about=about, settings=settings, versus=label)
 
 
 @dataclass

@@ -28,7 +28,6 @@ from .limits import MULTIPLE
 from .machine import chosen_device, visible_gpus
 from .modes import check_processes
 from .parts import PART
-from .parts.shock import ShockConfig
 from .parts.stabilizer import StabilizerConfig
 from .schema import (
     CAPABILITIES,
@@ -36,6 +35,7 @@ from .schema import (
     STAGE_NEEDS,
     STAGES,
     TUNABLE,
+    VERSIONS,
     AblationConfig,
     ArmConfig,
     Config,
@@ -341,7 +341,8 @@ def most_runs(config: Config) -> dict[str, int]:
     points = sum(_most_points(config, arm) for arm in suite.arms.values() if arm.tune)
     same = config.circumstances
     where = len(same.threads) * len(same.capabilities or CAPABILITIES) * len(same.parts)
-    labels = len(suite.arms) * max(1, len(suite.lr_scales) + len(suite.deltas)) * (1 + len(suite.shocks))
+    versions = 1 + sum(map(len, suite.versions().values()))
+    labels = len(suite.arms) * max(1, len(suite.lr_scales) + len(suite.deltas)) * versions
     seeds = len(config.seeds)
     found = {
         "lr_sweep": pairs * (longest + 2 * sweep.max_extensions) + tracks * (around + control),
@@ -378,11 +379,16 @@ def _most_points(config: Config, arm: ArmConfig) -> int:
 def _suite(config: Config) -> None:
     """The arms of a suite can all be run, and tuned ones get the same number of runs."""
     suite = config.ablation
-    require(
-        not suite.shocks or config.shock == ShockConfig(step=config.shock.step),
-        "this suite brings its own shocks: only shock.step can be set.",
-    )
-    require("none" not in suite.shocks, "ablation.shocks names disturbances: leave out none.")
+    for key, part in VERSIONS.items():
+        these, choices = part.versions, getattr(suite, key)
+        assert these is not None
+        free = {these.free: getattr(part.of(config), these.free)}
+        require(
+            not choices or part.of(config) == part.settings(**free),
+            f"this suite brings its own {key}: only {part.name}.{these.free} can be set.",
+        )
+        none = part.settings().name
+        require(none not in choices, f"ablation.{key} names {these.noun}: leave out {none}.")
     for key, values in (("lr_scales", suite.lr_scales), ("deltas", suite.deltas)):
         require(
             len({number(value) for value in values}) == len(values),
@@ -405,12 +411,15 @@ def _suite(config: Config) -> None:
     _mine(suite)
     sizes = {name: _begun_with(config, arm) for name, arm in suite.arms.items() if arm.tune}
     sweeps = bool(suite.lr_scales or suite.deltas)
-    require(not (sweeps and suite.shocks), "ablation.shocks does not go with lr_scales or deltas.")
+    versions = [key for key in VERSIONS if getattr(suite, key)]
+    for key in versions:
+        require(not sweeps, f"ablation.{key} does not go with lr_scales or deltas.")
     copies = [name for name, arm in suite.arms.items() if arm.replay or arm.matched]
     require(
         not (suite.lr_scales and copies), f"ablation.lr_scales does not go with copies: {', '.join(copies)}."
     )
-    require(not (sizes and suite.shocks), "ablation.shocks goes with arms that have nothing to tune.")
+    for key in versions:
+        require(not sizes, f"ablation.{key} goes with arms that have nothing to tune.")
     require(not sizes or "tune" in config.study.stages, "study.stages: arms with a grid need the stage tune.")
     counts = ", ".join(f"{name} {size}" for name, size in sizes.items())
     require(len(set(sizes.values())) <= 1, f"every tuned arm must get the same number of runs: {counts}.")
@@ -425,8 +434,8 @@ def _mine(suite: AblationConfig) -> None:
         "ablation.mine.arms names every arm: leave one out, which they are compared with.",
     )
     require(
-        not (suite.mine.arms and (suite.shocks or suite.lr_scales or suite.deltas)),
-        "ablation.mine.arms goes with neither shocks, lr_scales nor deltas.",
+        not (suite.mine.arms and (suite.versions() or suite.lr_scales or suite.deltas)),
+        f"ablation.mine.arms goes with neither {', '.join(VERSIONS)}, lr_scales nor deltas.",
     )
 
 

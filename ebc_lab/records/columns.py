@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 
 from ebc_lab.config.fields import number
+from ebc_lab.config.part import EXPERT, LEVEL, Figure
+from ebc_lab.config.parts import PARTS
 from ebc_lab.ebc.options import CURVE_SCALES
 
 NATS = "nats/token"
@@ -47,10 +49,7 @@ STEP_COLUMNS = tuple(STEP_MEANINGS)
 CURVE_COLUMNS = tuple(f"kl_c{number(c)}" for c in CURVE_SCALES)  # KL at these shares of the proposal
 FURTHER_STEP_MEANINGS = {  # of steps.csv, in runs that ask for what they record
     "exponent": ("", "p of exponent=auto: KL is taken to grow as c to this power"),
-    "flip_share": (SHARE, "codes of the hidden matrices that differ from those ten steps before; at audits"),
-    "grad_error": ("", "squared error of the quantized gradients, over the square of what was quantized"),
-    "lr_factor": (SCALE, "the policy's factor, which `lr` contains"),
-    "radius_factor": (SCALE, "its factor on the trust radius"),
+    **{name: meaning for part in PARTS if not part.read_by for name, meaning in part.columns.items()},
     **{
         name: (NATS, f"between W and W + {c:g}·ΔW, on the audit's tokens; every `curve_every` steps")
         for name, c in zip(CURVE_COLUMNS, CURVE_SCALES, strict=True)
@@ -65,48 +64,10 @@ EVAL_MEANINGS = {  # of evals.csv, one row an evaluation
 }
 EVAL_COLUMNS = tuple(EVAL_MEANINGS)
 BITS = "test_bits_per_char"
-LEVEL, EXPERT = "<σ>", "<i>"  # in the name of a column: a noise level, as `0p05`, and the number of an expert
-EBM_STEP_MEANINGS = {  # of steps.csv under workload=ebm; `loss` is the cross-entropy alone
-    "loss_total": (NATS, "what is minimised: `loss` and the other parts by their weights"),
-    "loss_mle": ("nats/degree of freedom", "mean energy of the states under the splats, over n − 1"),
-    "energy": ("nats", "the same, over all degrees, less that of the uniform law on the sphere"),
-    "loss_dsm": ("", "of denoising score matching: 1 less the mean of R² over the levels"),
-    f"r2_{LEVEL}": ("", "R², the share of the score explained, of this step's states noised by σ radians"),
-    "loss_noised": (NATS, "cross-entropy from states that settled from a noised start"),
-    "dropped_mass": (SHARE, "mass of the splats beyond the K that act on a state; empty with hnsw and ivf"),
-    "splats": ("splats", "in use"),
-    "revived": ("splats", "that won nothing and were moved; at such looks"),
-    "kappa_median": ("per degree of freedom", "median concentration κ of the splats in use"),
-    "soc_rate": ("per 1,000 states", "consolidations since the last look; at such looks"),
-    "topplings": ("", "how often a splat toppled; at such looks"),
-    "consolidations": ("splats", "that toppling made or widened; at such looks"),
-    "balance": ("", "balance loss of the experts: 1 where all are used alike"),
-    "router_z": ("", "mean squared log-partition of their router"),
-    "route_flips": (SHARE, "audited tokens whose experts the update changed; at audits"),
-    f"load_{EXPERT}": (SHARE, "share of the (token, place) pairs that expert i has, from 0"),
-    "splat_flips": (SHARE, "audited tokens whose nearest splat the update changed; at audits"),
-    "score_shift": ("", "rms change of the scores by the update over their rms; at audits"),
-    "event_kl": (
-        NATS,
-        "between the logits before and after what is no part of the update: statistics, revival, toppling, "
-        "new splats; at audits",
-    ),
+WORKLOAD_STEP_MEANINGS = {  # of steps.csv, under a workload that has further ones
+    name: meaning for part in PARTS if part.read_by for name, meaning in part.columns.items()
 }
-EBM_EVAL_MEANINGS = {  # of evals.csv, and of `workload` in result.json, on validation states
-    "state_spread": (SHARE, "1 less the length of the mean state: 0 where states have collapsed"),
-    "energy": ("nats", "mean energy of the states under the splats, less that of the uniform law"),
-    "splat_coverage": (SHARE, "splats in use that won one of the last training states, 20 for each splat"),
-    "winners": (SHARE, "splats in use that win one of these states"),
-    "state_coverage": (SHARE, "states no further from their splat than its own concentration expects"),
-    "kappa_at_limit": (SHARE, "splats in use whose κ is at `ebm.kappa_min` or `ebm.kappa_max`"),
-    "kappa_median": ("per degree of freedom", "median κ of the splats in use"),
-    f"r2_{LEVEL}": ("", "R², the share of the score explained at noise of σ radians"),
-    f"r2_se_{LEVEL}": ("", "its standard error over the states"),
-    f"matched_{LEVEL}": ("", "R² if the states were spread as their own splats are"),
-    "dropped_mass": (SHARE, "of the last steps.csv row before it"),
-    "soc_rate": ("per 1,000 states", "of the latest look before it; empty before the first one"),
-    "load_max": (SHARE, "the largest load of an expert, likewise"),
-}
+WORKLOAD_EVAL_MEANINGS = {name: meaning for part in PARTS for name, meaning in part.evals.items()}
 PATTERNS = {LEVEL: r"\d+(?:p\d+)?", EXPERT: r"\d+"}
 
 
@@ -196,26 +157,8 @@ OF_A_DIFFERENCE = (
     *("joint_low", "joint_high", "joint_detectable", "comparisons"),
     *("p", "p_joint", "sigmas", "alone", "judged"),
 )
-LOW_BIT_MEANINGS = {  # of a run with few levels, or with a policy; of a suite's arms too
-    "bits_per_weight": ("bits", "of the hidden matrices in model.ebcpack, their steps included"),
-    "compression": (SCALE, "size of the whole model in float32 over that of model.ebcpack"),
-    "entropy_bits": ("bits", "entropy of the codes at the end: what a weight could take at the least"),
-    "zero_share": (SHARE, "codes that are 0 at the end"),
-    "flip_share": (SHARE, "codes that differ from those ten steps before, median of the audits"),
-    "grad_bits": ("bits", "what one worker would send of an element of a gradient"),
-    "grad_error": ("", "squared error of the quantized gradients, over the square, median of the steps"),
-    "state_bits": ("bits", "both moments of a hidden weight"),
-    "lr_factor": (SCALE, "the policy's factor on the learning rate, median of the steps"),
-    "radius_factor": (SCALE, "its factor on the trust radius, median of the steps"),
-}
-MEMORY_MEANINGS = {  # of a suite whose arms differ in what they keep beside the weights
-    "state_bytes": ("bytes", "of the optimizer's state"),
-    "gradient_bytes": (
-        "bytes",
-        "of gradients at their height: all of them, or with hooks the largest tensor's",
-    ),
-    "activation_bytes": ("bytes", "of activations that a forward saves for backward, packed"),
-}
+OF_PARTS: dict[str, Figure] = {figure.key: figure for part in PARTS for figure in part.figures}
+PART_MEANINGS = {key: (figure.unit, figure.meaning) for key, figure in OF_PARTS.items()}
 MODE_MEANINGS = {  # of determinism.csv, one row a mode of determinism
     "track": ("", "the optimizer and projection, `<optimizer>_<projection>`"),
     "mode": ("", "of `determinism`"),
@@ -264,14 +207,7 @@ ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over
     "beta_early": ("logits/norm", "the groups' mean β, when as for c"),
     "beta_late": ("logits/norm", "the groups' mean β, when as for c"),
     **_of(COLUMN_MEANINGS, "tightness_median", "guard_count", "skipped_steps"),
-    "shock_peak": (
-        NATS,
-        "how far the mean training loss of any 10 steps after a shock rose above that before it",
-    ),
-    "shock_recovery_steps": ("steps", "until such a mean was back; empty where a seed's never was"),
-    "shock_recovered": (SHARE, "seeds that came back"),
-    **LOW_BIT_MEANINGS,
-    **MEMORY_MEANINGS,
+    **PART_MEANINGS,
     "versus": ("", "the arm that it is compared with"),
     "pairs": ("seeds", "that both have"),
     "difference": (NATS, "mean of test loss, arm minus versus, paired by seed; empty where a run diverged"),

@@ -5,10 +5,10 @@ A run's result holds them as a `RunResult`. An empty cell of `steps.csv` was not
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
+from ebc_lab.config.parts import PARTS
 from ebc_lab.ebc.options import CLIPPED_BELOW, CURVE_SCALES, KL_FLOOR
 
 from .columns import CURVE_COLUMNS
@@ -20,8 +20,6 @@ WARM_STEPS = 20  # the KL of the first steps is several times larger: medians le
 KL_BAND = 0.30  # "within ±30% of the target"
 PLATEAU_C = 0.3
 LOGGED_EVERY = 20  # steps between log lines of the earlier study, whose statistics came from those alone
-SHOCK_WINDOW = 20  # steps before a shock that say what the loss was
-RECOVERY_WINDOW = 10  # steps whose mean must be back there
 FINISHED = ("completed", "diverged")  # outcomes that are results
 OUTCOMES = (*FINISHED, "oom", "failed", "lost", "cancelled")
 
@@ -29,7 +27,8 @@ OUTCOMES = (*FINISHED, "oom", "failed", "lost", "cancelled")
 class RunResult(TypedDict, total=False):
     """result.json: how a run ended, and its figures; None where nothing was measured.
 
-    Losses and KL divergences in nats per token, times in seconds. A failed run has the first keys only.
+    Losses and KL divergences in nats per token, times in seconds. A failed run has the first keys only; the
+    figures of the run's parts, which are declared in `config/parts`, are beside these.
     """
 
     run_id: str
@@ -77,26 +76,9 @@ class RunResult(TypedDict, total=False):
     surrogate_median: float | None
     descent_median: float | None
     grad_norm_quantiles: list[float] | None
-    flip_share: float | None  # of a run with a quantizer: codes that changed in ten steps, median of audits
-    grad_error: float | None  # of one with quantized gradients: squared error over the square, median
-    grad_bits: float  # what one worker would send of a gradient's element
-    state_bits: float  # both moments of a hidden weight
-    state_bytes: int  # of the optimizer's state
-    gradient_bytes: int  # of all gradients
-    largest_gradient_bytes: int  # of one tensor's: no more exists at a time where hooks make the updates
-    activation_bytes: int  # saved for backward, packed; of a run that packs them
     weights_checksum: str  # of the weights by which the run was judged, 16 hex digits
-    packed_bytes: int  # model.ebcpack, all of it
-    model_bytes_float32: int
-    bits_per_weight: float  # hidden matrices in that file, steps included
-    entropy_bits: float  # of their codes
-    zero_share: float
     kl_curve: list[list[float]]  # (c, median KL of c times the proposal); with curve_every
     kl_law: list[float] | None  # A, B of KL = A c² + B c through it
-    lr_factor: float | None  # of a policy, median
-    radius_factor: float | None
-    shock_peak: float | None
-    shock_recovery_steps: int | None
     workload: dict[str, Any]  # of workload=ebm: figures of the kept model
     curve: list[list[Any]]  # (step, loss on the fixed windows, seconds of training)
     streams: dict[str, str]  # steps.csv, evals.csv, the kept model -> their sha256 when the run ended
@@ -115,28 +97,6 @@ def longest_streak(flags: Iterable[bool]) -> int:
         now = now + 1 if flag else 0
         best = max(best, now)
     return best
-
-
-def recovery(losses: np.ndarray, shock: int) -> dict[str, Any]:
-    """What a disturbance at step `shock` did to the training loss, and how long that lasted.
-
-    `shock_peak`: how far the mean of any 10 later steps rose above the mean of the 20 steps before the shock.
-    `shock_recovery_steps`: steps until such a mean is back within two standard errors, None if it never is.
-    """
-    import numpy as np
-
-    before = losses[max(0, shock - SHOCK_WINDOW) : shock]
-    after = losses[shock + 1 :]
-    if len(before) < 2 or len(after) < RECOVERY_WINDOW:
-        return {"shock_peak": None, "shock_recovery_steps": None}
-    means = np.convolve(after, np.full(RECOVERY_WINDOW, 1 / RECOVERY_WINDOW), mode="valid")
-    level = before.mean()
-    error = before.std(ddof=1) / math.sqrt(RECOVERY_WINDOW)
-    back = np.flatnonzero(means <= level + 2 * error)
-    return {
-        "shock_peak": float(means.max() - level),
-        "shock_recovery_steps": int(back[0]) if len(back) else None,
-    }
 
 
 def summarise(steps: Mapping[str, np.ndarray], floor: float = KL_FLOOR["float32"]) -> dict[str, Any]:
@@ -177,9 +137,9 @@ def summarise(steps: Mapping[str, np.ndarray], floor: float = KL_FLOOR["float32"
 def _further(steps: Mapping[str, np.ndarray], floor: float) -> dict[str, Any]:
     """Of the columns that only some runs have: medians, and the curve of KL against c with its law."""
     found: dict[str, Any] = {}
-    for name in ("flip_share", "grad_error", "lr_factor", "radius_factor"):
-        if name in steps:
-            found[name] = _median(_measured(steps[name]))
+    for figure in (figure for part in PARTS for figure in part.figures if figure.of_steps):
+        if figure.key in steps:
+            found[figure.key] = _median(_measured(steps[figure.key]))
     if CURVE_COLUMNS[0] in steps:
         medians = [_median(_measured(steps[name])) for name in CURVE_COLUMNS]
         measured = zip(CURVE_SCALES, medians, strict=True)

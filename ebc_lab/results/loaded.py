@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from ebc_lab.config.errors import UserError, nearest
 from ebc_lab.config.schema import Config
 from ebc_lab.records.columns import (
-    EBM_EVAL_MEANINGS,
-    EBM_STEP_MEANINGS,
     EVAL_COLUMNS,
     EVAL_MEANINGS,
     FURTHER_STEP_MEANINGS,
     STEP_COLUMNS,
     STEP_MEANINGS,
+    WORKLOAD_EVAL_MEANINGS,
+    WORKLOAD_STEP_MEANINGS,
     meaning_of,
 )
 from ebc_lab.records.decisions import Decision
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OUTPUT_DIR = Config.output_dir  # of the working folder: where studies are unless told otherwise
-OF_STEPS = STEP_MEANINGS | FURTHER_STEP_MEANINGS | EBM_STEP_MEANINGS
-OF_EVALS = EVAL_MEANINGS | EBM_EVAL_MEANINGS
+OF_STEPS = STEP_MEANINGS | FURTHER_STEP_MEANINGS | WORKLOAD_STEP_MEANINGS
+OF_EVALS = EVAL_MEANINGS | WORKLOAD_EVAL_MEANINGS
 OF_THE_RUN = {"run_id": ("", "the run"), "arm": ("", "its arm"), "seed": ("", "its seed")}
 
 

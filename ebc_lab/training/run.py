@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from ebc_lab import workloads
-from ebc_lab.components import forensics, hooks_of, numerics_of, optimizers, projections, stabilizers
+from ebc_lab.components import forensics, hooks_of, numerics_of, stabilizers
+from ebc_lab.components import optimizer as optimizers
+from ebc_lab.components import projection as projections
 from ebc_lab.components.forensics import ForensicClip
 from ebc_lab.components.hook import Built, Hook
-from ebc_lab.components.schedules import lr_schedule
+from ebc_lab.components.lr_schedule import lr_schedule
 from ebc_lab.config.identity import digest, identity, resolved
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import EllipsotopeClip, NonFiniteUpdateError, StabilizedOptimizer, StepInputs

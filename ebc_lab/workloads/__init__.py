@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.parts.partition import PARTITION
 from ebc_lab.config.schema import RunConfig
 
 if TYPE_CHECKING:
@@ -118,8 +119,9 @@ def training_batches(run: RunConfig, text: Tensor) -> tuple[Batches, Batches | N
     from .partition import PartitionedBatches
 
     context = run.model.context
-    if run.partition.name != "uniform":
-        return PartitionedBatches(text, run.batch_size, context, run.seed, run.partition), None
+    partition = PARTITION.of(run)
+    if not PARTITION.neutral(partition):
+        return PartitionedBatches(text, run.batch_size, context, run.seed, partition), None
     if run.stabilizer.name != "ebc" or run.budget.probe_tokens != "held":
         return Batches(text, run.batch_size, context, run.seed), None
     cut = round((1 - HELD_SHARE) * len(text))

@@ -32,7 +32,7 @@ def test_packing_is_measured_with_whole_runs(run, stabilizer):
 
 
 def test_a_number_of_runs_that_memory_does_not_hold_is_left_out(run, monkeypatch):
-    from ebc_lab.components import optimizers
+    from ebc_lab.components import optimizer as optimizers
 
     build = optimizers.build
     built = []

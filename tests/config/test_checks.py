@@ -22,10 +22,6 @@ IN_VAIN = [
         "with stabilizer=trust_region, not stabilizer=agc",
     ),
     (["stabilizer.strength=2"], "stabilizer.strength goes with stabilizer=norm_clip, .*not stabilizer=ebc"),
-    (
-        ["shock.size=3"],
-        "size goes with shock=label_noise, lr_spike or corrupt_gradient, not",
-    ),
     (["partition.clusters=3"], "goes with partition=clustered or stratified, not partition=uniform"),
     (["memory.seed=3"], "memory.seed goes with memory.activations=int4, not memory.activations=none"),
     (["budget.clusters=3"], "budget.clusters goes with budget.grouping=kmeans, not budget.grouping=block"),

@@ -106,7 +106,7 @@ def test_every_choice_of_every_group_composes():
         if "workload=ebm" in named:
             named = [o for o in named if not o.startswith(("quantizer=", "controller=", "model="))]
         if "memory=hooks" in named or "memory=all" in named:
-            instead = ["optimizer=axiom", "stabilizer=none", "shock=none", "policy=constant"]
+            instead = ["optimizer=axiom", "stabilizer=none"]
             replaced = ("optimizer=", "stabilizer=", "budget=", "shock=", "policy=")
             named = [o for o in named if not o.startswith(replaced)] + instead
         elif "budget=lagged" in named:
@@ -125,8 +125,6 @@ def test_every_choice_of_every_group_composes():
         (["seeds=[7,101]"], ["100 to 102"]),
         (["seeds=[7,105]", "lr_sweep.replicates=5"], ["100 to 105"]),
         (["seeds=[7,106]", "calibrate.seeds=7"], ["100 to 106"]),
-        (["study=shocks", "shock.size=3"], ["only shock.step"]),
-        (["study=shocks", "shock.step=60"], ["beyond the run's 60 steps"]),
         (["study=stabilizers", "study.stages=[lr_sweep,ablation]"], ["need the stage tune"]),
         (["seeds=[0,1,2]", "finals.max_seeds=3"], ["finals.max_seeds", "fewer, not 3"]),
         (["seeds=[0]", "finals.max_seeds=3"], ["finals.max_seeds", "two at least"]),
@@ -148,8 +146,6 @@ def test_a_study_that_cannot_be_meant_is_refused(overrides, words):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["shock=lr_spike", "shock.step=60"], "beyond the run's 60 steps"),
-        (["shock=label_noise", "shock.size=2"], "at most 1"),
         (["lr_schedule=replay"], "needs lr_schedule.source"),
         (["budget.guard=shrink"], "goes with budget=surrogate"),
         (["param_dtype=bfloat16", "projection=spectral"], "no singular value decomposition"),

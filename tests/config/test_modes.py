@@ -25,8 +25,6 @@ EBC = {"stabilizer": {"name": "ebc"}, "budget": {"name": "shadow"}}
         {"optimizer": {"name": "adamw", "weight_decay": 0.1}},
         {"lr_schedule": {"name": "trapezoid"}},
         {"lr_schedule": {"name": "warmup_linear"}},
-        {"shock": {"name": "lr_spike"}},
-        {"shock": {"name": "label_noise", "size": 0.5}},
         {"final_windows": 3},
         {"dtype": "auto", "compile": "auto"},
         {"determinism": {"engine": "eager", "micro_batches": 8}},
@@ -58,10 +56,6 @@ def test_what_can_be_exact_is_accepted(settings):
         ({"quantizer": {"state": "int8"}}, "choose quantizer=none"),
         ({"memory": {"name": "int4"}}, "choose memory=none"),
         ({"partition": {"name": "clustered"}}, "choose partition=uniform"),
-        (
-            {"shock": {"name": "corrupt_gradient"}},
-            "corrupt_gradient: .* choose shock=label_noise, lr_spike or none",
-        ),
         ({"curve_every": 10}, "curve_every: leave it at 0"),
         ({"stabilizer": {"name": "ebc"}}, "determinism=verity .* budget=tracked: choose budget=shadow"),
         (EBC | {"controller": {"name": "rsl"}}, "controller=rsl: choose controller=fixed"),
@@ -166,7 +160,7 @@ TOGETHER = ["scale=smoke", "device=cpu", "launcher.processes_per_run=2"]
 
 @pytest.mark.parametrize(
     "setting",
-    ["budget=shadow", "stabilizer=trust_region", "optimizer=muon", "accumulate=2", "shock=label_noise"],
+    ["budget=shadow", "stabilizer=trust_region", "optimizer=muon", "accumulate=2"],
 )
 def test_what_several_processes_can_train_together_is_accepted(setting):
     together, alone = (

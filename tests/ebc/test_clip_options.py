@@ -9,7 +9,7 @@ from support.pairwise import contract
 from support.stepping import assert_resumes, go, same, snapshot
 
 from ebc_lab.components.library_optimizers import ScheduleFree
-from ebc_lab.components.projections import Stiefel
+from ebc_lab.components.projection import Stiefel
 from ebc_lab.ebc import ClipSettings, EllipsotopeClip
 from ebc_lab.ebc.options import AGGREGATES, BUDGETS, CADENCES, CONTROLLERS, LEAST_MULTIPLIER
 from ebc_lab.workloads.gpt import hidden_matrices

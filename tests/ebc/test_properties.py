@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ebc_lab.components.optimizers import OPTIMIZERS
-from ebc_lab.components.optimizers import build as build_bases
+from ebc_lab.components.optimizer import OPTIMIZERS
+from ebc_lab.components.optimizer import build as build_bases
 from ebc_lab.config.parts.model import ModelConfig
 from ebc_lab.config.parts.optimizer import OptimizerConfig
 from ebc_lab.ebc import EllipsotopeClip

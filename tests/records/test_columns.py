@@ -10,10 +10,10 @@ import pytest
 from support.ebm_runs import eventful, tiny_ebm
 
 from ebc_lab.records.columns import (
-    EBM_EVAL_MEANINGS,
-    EBM_STEP_MEANINGS,
     EVAL_COLUMNS,
     STEP_COLUMNS,
+    WORKLOAD_EVAL_MEANINGS,
+    WORKLOAD_STEP_MEANINGS,
     meaning_of,
 )
 from ebc_lab.records.json_files import read_json
@@ -44,8 +44,8 @@ def stream(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 def test_every_column_that_a_run_writes_has_a_meaning_and_every_meaning_a_column(trained):
     for path, usual, meanings in (
-        (trained.steps, STEP_COLUMNS, EBM_STEP_MEANINGS),
-        (trained.evals, EVAL_COLUMNS, EBM_EVAL_MEANINGS),
+        (trained.steps, STEP_COLUMNS, WORKLOAD_STEP_MEANINGS),
+        (trained.evals, EVAL_COLUMNS, WORKLOAD_EVAL_MEANINGS),
     ):
         columns, rows = stream(path)
         own = [column for column in columns if column not in usual]
@@ -59,7 +59,7 @@ def test_every_column_that_a_run_writes_has_a_meaning_and_every_meaning_a_column
 
 def test_the_figures_of_the_kept_model_are_those_of_its_evaluations_and_a_few_more(trained):
     figures = read_json(trained.result)["workload"]
-    unknown = {name for name in figures if meaning_of(name, EBM_EVAL_MEANINGS) is None}
+    unknown = {name for name in figures if meaning_of(name, WORKLOAD_EVAL_MEANINGS) is None}
     assert unknown == set(OF_THE_KEPT_MODEL)
 
 
@@ -76,8 +76,8 @@ def test_the_figures_of_the_kept_model_are_those_of_its_evaluations_and_a_few_mo
 def test_other_settings_add_no_column_without_a_meaning(text_file, overrides):
     run = tiny_ebm(text_file, *overrides)
     for names, meanings in (
-        (step_columns(run), EBM_STEP_MEANINGS),
-        (eval_columns(run, 40), EBM_EVAL_MEANINGS),
+        (step_columns(run), WORKLOAD_STEP_MEANINGS),
+        (eval_columns(run, 40), WORKLOAD_EVAL_MEANINGS),
     ):
         assert [name for name in names if meaning_of(name, meanings) is None] == []
 
@@ -86,7 +86,7 @@ def test_other_settings_add_no_column_without_a_meaning(text_file, overrides):
     "column", ["r2_", "r2_x", "r2_se", "r2_0p05_s", "load_", "load_max", "load_1p5", "soc"]
 )
 def test_only_a_level_or_a_number_stands_for_the_mark_in_a_name(column):
-    assert meaning_of(column, EBM_STEP_MEANINGS) is None
+    assert meaning_of(column, WORKLOAD_STEP_MEANINGS) is None
 
 
 def test_the_tables_of_the_docs_are_the_programs():
@@ -96,8 +96,8 @@ def test_the_tables_of_the_docs_are_the_programs():
         {name: (unit, meaning) for name, unit, meaning in row.findall(text)}
         for text in part.split("And to `evals.csv`")
     ]
-    assert tables == [EBM_STEP_MEANINGS, EBM_EVAL_MEANINGS]
-    assert [list(table) for table in tables] == [list(EBM_STEP_MEANINGS), list(EBM_EVAL_MEANINGS)]
+    assert tables == [WORKLOAD_STEP_MEANINGS, WORKLOAD_EVAL_MEANINGS]
+    assert [list(table) for table in tables] == [list(WORKLOAD_STEP_MEANINGS), list(WORKLOAD_EVAL_MEANINGS)]
 
 
 def test_the_files_of_a_run_are_in_the_docs(trained):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ebc_lab.config.errors import UserError
 from ebc_lab.ebc.options import CURVE_SCALES
 from ebc_lab.records.columns import CURVE_COLUMNS, STEP_COLUMNS
-from ebc_lab.records.figures import kl_law, longest_streak, recovery, summarise
+from ebc_lab.records.figures import kl_law, longest_streak, summarise
 from ebc_lab.records.files import write_atomic
 from ebc_lab.records.json_files import read_json, write_json
 from ebc_lab.records.streams import Stream, holds, read_columns
@@ -184,18 +184,6 @@ def test_a_run_that_diverged_is_summarised_without_warnings():
     found = summarise(rows(grad_norm=np.where(np.arange(40) > 20, np.inf, 1.0)))
     assert found["grad_norm_quantiles"] == [1] * 41  # others than finite ones are in no result
     assert summarise(rows(grad_norm=np.full(40, np.nan)))["grad_norm_quantiles"] is None
-
-
-def test_recovery_counts_the_steps_until_the_loss_is_back():
-    losses = np.full(100, 2.0)
-    losses[30:50] = np.resize([1.9, 2.1], 20)
-    losses[51:61] = 5.0
-    found = recovery(losses, 50)
-    assert found["shock_peak"] == pytest.approx(3.0)
-    assert found["shock_recovery_steps"] == 10
-    losses[51:] = 5.0
-    assert recovery(losses, 50)["shock_recovery_steps"] is None
-    assert recovery(losses, 95) == {"shock_peak": None, "shock_recovery_steps": None}
 
 
 @pytest.mark.parametrize(("a", "b"), [(0.01, 0.0), (0.007, 0.002), (0.0, 0.003)])

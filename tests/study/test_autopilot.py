@@ -248,7 +248,7 @@ def test_an_interrupted_study_says_so_and_how_to_continue(tiny, tmp_path):
 
 
 def test_one_crashing_run_never_stops_the_study_and_never_wins(tiny, tmp_path, monkeypatch):
-    from ebc_lab.components import optimizers
+    from ebc_lab.components import optimizer as optimizers
 
     build = optimizers.build
 
@@ -269,7 +269,7 @@ def test_one_crashing_run_never_stops_the_study_and_never_wins(tiny, tmp_path, m
 
 
 def test_a_stage_whose_first_runs_fail_for_one_cause_is_stopped_early(tiny, tmp_path, monkeypatch):
-    from ebc_lab.components import optimizers
+    from ebc_lab.components import optimizer as optimizers
 
     def crash(*_, **named):
         raise RuntimeError("no kernel for this")

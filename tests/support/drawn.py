@@ -235,7 +235,7 @@ def write_suite(
     gains: Mapping[str, Sequence[float]] = GAIN,
     versus: Mapping[str, str] = {TRAP: GOOD},
     outcomes: Mapping[tuple[str, int], str] = {(BROKEN, 0): "diverged"},
-    shocks: Mapping[str, Mapping[str, Any]] = {},
+    more: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {},
     tracks: tuple[str, ...] = ("adam_none",),
     asked: Sequence[str] = (),
     ebc: Sequence[str] = (GOOD, TRAP),
@@ -243,7 +243,8 @@ def write_suite(
 ) -> Path:
     """A finished suite.
 
-    `gains`: an arm's test loss minus 2, seed by seed; `shocks`: by arm; `finals`: a study's too.
+    `gains`: an arm's test loss minus 2, seed by seed; `more`: by arm, what its results and settings hold
+    besides; `finals`: a study's too.
     """
     write_study(root)
     found: dict[str, Any] = {}
@@ -257,7 +258,7 @@ def write_suite(
                 folder = root / "runs" / runs[str(seed)]
                 write_run(folder, ebc=label in ebc, seed=seed, outcome=outcome)
                 if outcome != "missing":
-                    _judge(folder, 2 + gain if outcome == "completed" else None, shocks.get(label))
+                    _judge(folder, 2 + gain if outcome == "completed" else None, more.get(label, ({}, {})))
             losses[label] = {
                 str(s): 2 + gain if ends[s] == "completed" else math.inf
                 for s, gain in zip(ends, own, strict=True)
@@ -284,16 +285,12 @@ def write_suite(
     return root
 
 
-def _judge(folder: Path, test_loss: float | None, shock: Mapping[str, Any] | None) -> None:
-    """Give a run its test loss, and what a shock did to it."""
-    result = json.loads((folder / "result.json").read_text()) | {"test_loss": test_loss}
-    if shock:
-        result |= {"shock_peak": shock["peak"], "shock_recovery_steps": shock["back"]}
+def _judge(folder: Path, test_loss: float | None, more: tuple[Mapping[str, Any], Mapping[str, Any]]) -> None:
+    """Give a run its test loss, and what its result and settings hold besides."""
+    result = json.loads((folder / "result.json").read_text()) | {"test_loss": test_loss, **more[0]}
     (folder / "result.json").write_text(json.dumps(result))
-    told = {"name": shock["name"] if shock else "none", "step": None, "size": 10.0}
-    (folder / "spec.json").write_text(
-        json.dumps({**SPEC, "run_id": folder.name, "config": {"steps": 40, "shock": told}})
-    )
+    config = {"steps": 40, **more[1]}
+    (folder / "spec.json").write_text(json.dumps({**SPEC, "run_id": folder.name, "config": config}))
 
 
 def _suite_arm(
@@ -372,3 +369,16 @@ def sweep(losses: Mapping[float, float | None], label: str, **more: Any) -> dict
     span = window({value: math.inf if loss is None else loss for value, loss in losses.items()})
     found = {"about": label, "shape": "", "points": points, "window": span, "left_out": []}
     return found | {"regret_x4": None, "rate_octaves": None} | more
+
+
+def check_page(figure: Figure, name: str) -> None:
+    """Assert that no text of a picture leaves its page or lies over its axes."""
+    figure.draw_without_rendering()
+    used = figure.get_tightbbox()
+    assert 0 <= used.x0 < used.x1 <= figure.get_figwidth(), name
+    assert 0 <= used.y0 < used.y1 <= figure.get_figheight(), name
+    assert min(text.get_window_extent().y0 for text in figure.texts) >= max(a.bbox.y1 for a in figure.axes), (
+        name
+    )
+    bottom = min(axes.get_tightbbox().y0 for axes in figure.axes)
+    assert all(legend.get_window_extent().y1 <= bottom for legend in figure.legends), name

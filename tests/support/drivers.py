@@ -100,7 +100,7 @@ def struck_once(folder: Path, error: str) -> str:
     `folder`/struck is there.
     """
     change = STRIKING.format(mark=str(folder / "struck"), error=error)
-    return _changed(folder, "ebc_lab.components.optimizers", change)
+    return _changed(folder, "ebc_lab.components.optimizer", change)
 
 
 def held_at_first(folder: Path) -> str:

@@ -18,8 +18,8 @@ from support.ebm_runs import eventful, tiny_ebm
 from support.runs import killed_in_mid_run, made, plain, untimed
 from torch import Tensor
 
-from ebc_lab.components.optimizers import OPTIMIZERS
-from ebc_lab.components.projections import PROJECTIONS
+from ebc_lab.components.optimizer import OPTIMIZERS
+from ebc_lab.components.projection import PROJECTIONS
 from ebc_lab.components.stabilizers import STABILIZERS
 from ebc_lab.config.choices import changed
 from ebc_lab.config.identity import resolved as choices_resolved

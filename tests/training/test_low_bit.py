@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.runs import killed_in_mid_run, made, resumed_after, untimed
 
-from ebc_lab.components import quantizers
+from ebc_lab.components import quantizer as quantizers
 from ebc_lab.config.choices import changed
 from ebc_lab.ebc import StepStats
 from ebc_lab.lowbit import inspect_packed, quantize, read_packed

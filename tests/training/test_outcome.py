@@ -8,7 +8,8 @@ import pytest
 import torch
 from support.runs import plain
 
-from ebc_lab.components import optimizers, stabilizers
+from ebc_lab.components import optimizer as optimizers
+from ebc_lab.components import stabilizers
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity
 from ebc_lab.records.json_files import write_checksummed

@@ -7,7 +7,8 @@ import pytest
 import torch
 from support.runs import ebc
 
-from ebc_lab.components import optimizers, stabilizers
+from ebc_lab.components import optimizer as optimizers
+from ebc_lab.components import stabilizers
 from ebc_lab.config.identity import resolved
 from ebc_lab.training import process
 from ebc_lab.training import run as run_module

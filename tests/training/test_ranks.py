@@ -94,9 +94,8 @@ SETTINGS = {
     "none": {"stabilizer": {"name": "none"}},
     "shadow": {"stabilizer": {"name": "ebc"}, "budget": {"name": "shadow"}},
     "held": {"stabilizer": {"name": "ebc"}, "budget": {"name": "tracked", "probe_tokens": "held"}},
-    "noise": {"stabilizer": {"name": "none"}, "shock": {"name": "label_noise", "step": 5}},
 }
-QUICK = {("shadow", 2), ("held", 1), ("noise", 1)}  # of which `noise` is `none` until its shock
+QUICK = {("shadow", 2), ("held", 1)}
 ALIKE = [
     pytest.param(name, n, marks=() if (name, n) in QUICK else pytest.mark.slow)
     for name in SETTINGS

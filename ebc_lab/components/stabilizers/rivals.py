@@ -126,7 +126,7 @@ class AdaptiveGradientClip(Rival):
     eps = 1e-3  # so that units initialised to zero can learn
 
     def __init__(self, model: nn.Module, optimizers: Optimizer | Sequence[Optimizer], **options: Any):
-        from pytorch_optimizer.optimizer.utils.gradient import unit_norm  # here: see `components.optimizers`
+        from pytorch_optimizer.optimizer.utils.gradient import unit_norm  # here: see `components.optimizer`
 
         super().__init__(model, optimizers, **options)
         self.unit_norm = unit_norm

@@ -1,31 +1,18 @@
-"""The parts of a run, in the order in which they show in its name."""
+"""The parts of a run, in the order in which they show in its name: every `Part` of a file in this folder."""
 
 from __future__ import annotations
 
+import pkgutil
+from importlib import import_module
 from typing import Any
 
 from ..part import Part
-from .budget import BUDGET
-from .controller import CONTROLLER
-from .data import DATA
-from .determinism import DETERMINISM
-from .ebm import DECODER, EBM_PART, ENCODER, INDEX, SAMPLER
-from .lr_schedule import LR_SCHEDULE
-from .memory import MEMORY
-from .model import MODEL
-from .optimizer import OPTIMIZER
-from .partition import PARTITION
-from .policy import POLICY
-from .projection import PROJECTION
-from .quantizer import QUANTIZER
-from .shock import SHOCK
-from .stabilizer import STABILIZER
-from .tokens import TOKENS
-from .workload import WORKLOAD
 
-PARTS: tuple[Part[Any], ...] = (
-    *(DATA, OPTIMIZER, PROJECTION, STABILIZER, BUDGET, CONTROLLER, LR_SCHEDULE, MODEL, SHOCK),
-    *(QUANTIZER, MEMORY, PARTITION, POLICY),
-    *(WORKLOAD, TOKENS, ENCODER, DECODER, INDEX, SAMPLER, EBM_PART, DETERMINISM),
-)
+
+def _declared() -> list[Part[Any]]:
+    modules = [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+    return [value for module in modules for value in vars(module).values() if isinstance(value, Part)]
+
+
+PARTS: tuple[Part[Any], ...] = tuple(sorted(_declared(), key=lambda part: (part.place, part.name)))
 PART: dict[str, Part[Any]] = {part.name: part for part in PARTS}

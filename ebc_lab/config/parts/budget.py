@@ -124,6 +124,7 @@ def _tail(budget: BudgetConfig) -> Iterator[Tail]:
 BUDGET = Part(
     "budget",
     BudgetConfig,
+    place=50,
     idle=_idle,
     unfit=_unfit,
     tail=_tail,

@@ -45,4 +45,4 @@ def _unfit(controller: ControllerConfig, mode: Mode) -> Unfit | None:
     return None
 
 
-CONTROLLER = Part("controller", ControllerConfig, unfit=_unfit)
+CONTROLLER = Part("controller", ControllerConfig, place=60, unfit=_unfit)

@@ -27,4 +27,4 @@ def _refuses(data: DataConfig) -> Iterator[str]:
         yield "data=path needs data.file=FILE, a UTF-8 text."
 
 
-DATA = Part("data", DataConfig, refuses=_refuses)
+DATA = Part("data", DataConfig, place=10, refuses=_refuses)

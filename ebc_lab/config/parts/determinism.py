@@ -59,6 +59,8 @@ def _tail(determinism: DeterminismConfig) -> Iterator[Tail]:
 DETERMINISM = Part(
     "determinism",
     DeterminismConfig,
+    place=210,
+    measured="exact training",
     neutral=lambda determinism: determinism.name == "none",
     unfit=_unfit,
     tail=_tail,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ..fields import setting
 from ..limits import STEPS
 from ..machine import installed
-from ..part import Part
+from ..part import EXPERT, LEVEL, Part
 
 SEARCHED = ("hnsw", "ivf")  # indices that faiss builds
 EBM = ("workload", ("ebm",))
@@ -135,8 +136,65 @@ def _ebm_refuses(ebm: EbmConfig) -> Iterator[str]:
         yield "ebm.embeddings=gpt2 needs ebm.gpt2=FOLDER, which holds GPT-2's weights."
 
 
-ENCODER = Part("encoder", EncoderConfig, read_by=EBM)
-DECODER = Part("decoder", DecoderConfig, refuses=_decoder_refuses, read_by=EBM)
-INDEX = Part("index", IndexConfig, refuses=_index_refuses, read_by=EBM)
-SAMPLER = Part("sampler", SamplerConfig, read_by=EBM)
-EBM_PART = Part("ebm", EbmConfig, refuses=_ebm_refuses, read_by=EBM)
+def _ebm_clashes(ebm: EbmConfig, run: Any) -> Iterator[str]:
+    if ebm.embeddings == "gpt2" and run.tokens.name != "gpt2":
+        yield "ebm.embeddings=gpt2 are those of GPT-2's own tokens: add tokens=gpt2."
+
+
+NATS = "nats/token"
+SHARE = "0–1"
+STEP_COLUMNS = {  # of steps.csv; `loss` is the cross-entropy alone
+    "loss_total": (NATS, "what is minimised: `loss` and the other parts by their weights"),
+    "loss_mle": ("nats/degree of freedom", "mean energy of the states under the splats, over n − 1"),
+    "energy": ("nats", "the same, over all degrees, less that of the uniform law on the sphere"),
+    "loss_dsm": ("", "of denoising score matching: 1 less the mean of R² over the levels"),
+    f"r2_{LEVEL}": ("", "R², the share of the score explained, of this step's states noised by σ radians"),
+    "loss_noised": (NATS, "cross-entropy from states that settled from a noised start"),
+    "dropped_mass": (SHARE, "mass of the splats beyond the K that act on a state; empty with hnsw and ivf"),
+    "splats": ("splats", "in use"),
+    "revived": ("splats", "that won nothing and were moved; at such looks"),
+    "kappa_median": ("per degree of freedom", "median concentration κ of the splats in use"),
+    "soc_rate": ("per 1,000 states", "consolidations since the last look; at such looks"),
+    "topplings": ("", "how often a splat toppled; at such looks"),
+    "consolidations": ("splats", "that toppling made or widened; at such looks"),
+    "balance": ("", "balance loss of the experts: 1 where all are used alike"),
+    "router_z": ("", "mean squared log-partition of their router"),
+    "route_flips": (SHARE, "audited tokens whose experts the update changed; at audits"),
+    f"load_{EXPERT}": (SHARE, "share of the (token, place) pairs that expert i has, from 0"),
+    "splat_flips": (SHARE, "audited tokens whose nearest splat the update changed; at audits"),
+    "score_shift": ("", "rms change of the scores by the update over their rms; at audits"),
+    "event_kl": (
+        NATS,
+        "between the logits before and after what is no part of the update: statistics, revival, toppling, "
+        "new splats; at audits",
+    ),
+}
+EVAL_COLUMNS = {  # of evals.csv, and of `workload` in result.json, on validation states
+    "state_spread": (SHARE, "1 less the length of the mean state: 0 where states have collapsed"),
+    "energy": ("nats", "mean energy of the states under the splats, less that of the uniform law"),
+    "splat_coverage": (SHARE, "splats in use that won one of the last training states, 20 for each splat"),
+    "winners": (SHARE, "splats in use that win one of these states"),
+    "state_coverage": (SHARE, "states no further from their splat than its own concentration expects"),
+    "kappa_at_limit": (SHARE, "splats in use whose κ is at `ebm.kappa_min` or `ebm.kappa_max`"),
+    "kappa_median": ("per degree of freedom", "median κ of the splats in use"),
+    f"r2_{LEVEL}": ("", "R², the share of the score explained at noise of σ radians"),
+    f"r2_se_{LEVEL}": ("", "its standard error over the states"),
+    f"matched_{LEVEL}": ("", "R² if the states were spread as their own splats are"),
+    "dropped_mass": (SHARE, "of the last steps.csv row before it"),
+    "soc_rate": ("per 1,000 states", "of the latest look before it; empty before the first one"),
+    "load_max": (SHARE, "the largest load of an expert, likewise"),
+}
+ENCODER = Part("encoder", EncoderConfig, place=160, read_by=EBM)
+DECODER = Part("decoder", DecoderConfig, place=170, refuses=_decoder_refuses, read_by=EBM)
+INDEX = Part("index", IndexConfig, place=180, refuses=_index_refuses, read_by=EBM)
+SAMPLER = Part("sampler", SamplerConfig, place=190, read_by=EBM)
+EBM_PART = Part(
+    "ebm",
+    EbmConfig,
+    place=200,
+    refuses=_ebm_refuses,
+    clashes=_ebm_clashes,
+    columns=STEP_COLUMNS,
+    evals=EVAL_COLUMNS,
+    read_by=EBM,
+)

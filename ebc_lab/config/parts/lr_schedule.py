@@ -94,4 +94,6 @@ def _tail(schedule: LRScheduleConfig) -> Iterator[Tail]:
         yield Tail(f"_e{number(share)}", f"decay over the last {100 * share:.3g}%")
 
 
-LR_SCHEDULE = Part("lr_schedule", LRScheduleConfig, idle=_idle, refuses=_refuses, unfit=_unfit, tail=_tail)
+LR_SCHEDULE = Part(
+    "lr_schedule", LRScheduleConfig, place=70, idle=_idle, refuses=_refuses, unfit=_unfit, tail=_tail
+)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
+
+from ebc_lab.ebc.options import LAGGED
 
 from ..fields import setting
 from ..limits import SEED
-from ..part import Mode, Part, Tail, Unfit
+from ..part import Figure, Mode, Part, Tail, Unfit
 
 
 @dataclass
@@ -49,4 +52,46 @@ def _tail(memory: MemoryConfig) -> Iterator[Tail]:
         yield Tail(f"_a{memory.activations}", "4-bit activations")
 
 
-MEMORY = Part("memory", MemoryConfig, neutral=_neutral, unfit=_unfit, tail=_tail)
+def _clashes(memory: MemoryConfig, run: Any) -> Iterator[str]:
+    if memory.activations != "none" and run.compile == "on":
+        yield (
+            f"memory.activations={memory.activations} packs what an uncompiled forward saves: leave compile "
+            "at off."
+        )
+    if run.stabilizer.name == "ebc" and run.budget.name == LAGGED and not memory.hooks:
+        yield (
+            "budget=lagged looks at earlier steps because hooks leave it no choice: choose budget=shadow, "
+            "which measures the step itself, or memory=hooks with optimizer=axiom."
+        )
+
+
+def _warnings(memory: MemoryConfig, run: Any) -> Iterator[str]:
+    if memory.hooks and run.stabilizer.name == "none":
+        yield "memory.hooks: the plain optimizer; EBC inside backward is stabilizer=ebc budget=lagged."
+
+
+MEMORY = Part(
+    "memory",
+    MemoryConfig,
+    place=110,
+    neutral=_neutral,
+    unfit=_unfit,
+    tail=_tail,
+    clashes=_clashes,
+    warnings=_warnings,
+    figures=(
+        Figure("state_bytes", "bytes", "of the optimizer's state", averaged=False),
+        Figure(
+            "gradient_bytes",
+            "bytes",
+            "of gradients at their height: all of them, or with hooks the largest tensor's",
+            averaged=False,
+        ),
+        Figure(
+            "activation_bytes",
+            "bytes",
+            "of activations that a forward saves for backward, packed",
+            averaged=False,
+        ),
+    ),
+)

@@ -53,4 +53,4 @@ DROPOUT = {
     Mode.SEVERAL_PROCESSES: "each process would draw its own",
     Mode.IN_BACKWARD: "a second forward would draw other numbers",
 }
-MODEL = Part("model", ModelConfig, unfit=_unfit, tail=_tail)
+MODEL = Part("model", ModelConfig, place=80, unfit=_unfit, tail=_tail)

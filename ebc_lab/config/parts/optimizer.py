@@ -114,5 +114,12 @@ def _unfit(optimizer: OptimizerConfig, mode: Mode) -> Unfit | None:
 
 
 OPTIMIZER = Part(
-    "optimizer", OptimizerConfig, idle=_idle, refuses=_refuses, unfit=_unfit, words=WORDS, libraries=LIBRARIES
+    "optimizer",
+    OptimizerConfig,
+    place=20,
+    idle=_idle,
+    refuses=_refuses,
+    unfit=_unfit,
+    words=WORDS,
+    libraries=LIBRARIES,
 )

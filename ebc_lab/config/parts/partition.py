@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ..fields import setting
 from ..machine import installed
@@ -53,4 +54,22 @@ def _tail(partition: PartitionConfig) -> Iterator[Tail]:
         yield Tail(f"_{partition.name}", WORDS[partition.name])
 
 
-PARTITION = Part("partition", PartitionConfig, neutral=_neutral, refuses=_refuses, unfit=_unfit, tail=_tail)
+def _clashes(partition: PartitionConfig, run: Any) -> Iterator[str]:
+    if not _neutral(partition) and run.stabilizer.name == "ebc" and run.budget.probe_tokens != "train":
+        yield (
+            f"partition={partition.name} draws batches from the whole training text: leave "
+            "budget.probe_tokens=train."
+        )
+
+
+PARTITION = Part(
+    "partition",
+    PartitionConfig,
+    place=120,
+    timed=False,
+    neutral=_neutral,
+    refuses=_refuses,
+    unfit=_unfit,
+    tail=_tail,
+    clashes=_clashes,
+)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from ebc_lab.ebc.options import MEASURING
 
 from ..errors import shown
 from ..fields import setting
-from ..part import Mode, Part, Tail, Unfit
+from ..part import Figure, Mode, Part, Tail, Unfit
 
+WITH_LOW_BIT_STATE = ("adam", "adamw")  # optimizers whose moments can be kept in few bits
 LEVELS = ("ternary", "five")
 WORDS = {
     "ternary": "ternary",
@@ -92,4 +96,128 @@ def _tail(quantizer: QuantizerConfig) -> Iterator[Tail]:
         yield Tail(f"_m{quantizer.state}", f"{WORDS[quantizer.state]} moments")
 
 
-QUANTIZER = Part("quantizer", QuantizerConfig, neutral=unused, refuses=_refuses, unfit=_unfit, tail=_tail)
+def _clashes(quantizer: QuantizerConfig, run: Any) -> Iterator[str]:
+    quantized = quantizer.name != "none"
+    if run.model.target is not None and not unused(quantizer):
+        yield "a quantizer goes with model=gpt, whose hidden matrices it knows, not with a model of your own."
+    if quantizer.state != "none" and run.optimizer.name not in WITH_LOW_BIT_STATE:
+        yield (
+            f"quantizer.state={quantizer.state} keeps Adam's moments: it goes with optimizer=adam or adamw, "
+            f"not {run.optimizer.name}."
+        )
+    if (quantizer.name, quantizer.state) != ("none", "none") and run.param_dtype != "float32":
+        yield (
+            f"a quantizer needs float32 weights beneath its levels: leave param_dtype=float32, not "
+            f"{run.param_dtype}."
+        )
+    if quantized and run.projection.name != "none":
+        yield (
+            f"quantizer={quantizer.name} does not go with projection={run.projection.name}, which would bind "
+            "the weights beneath and not those that the forward uses: choose projection=none."
+        )
+    if quantized and run.stabilizer.name == "ebc" and run.budget.measure_every != 1:
+        yield (
+            f"budget.measure_every={run.budget.measure_every} takes KL to grow as the squared size of the "
+            f"step, which it does not under quantizer={quantizer.name}: leave it at 1."
+        )
+    if run.stabilizer.norm != "latent" and not quantized:
+        yield "stabilizer.norm=effective is the norm of quantized weights: choose quantizer=ternary or five."
+
+
+def _warnings(quantizer: QuantizerConfig, run: Any) -> Iterator[str]:
+    if quantizer.name != "none" and run.stabilizer.name == "ebc" and run.budget.name not in MEASURING:
+        yield (
+            f"budget={run.budget.name} differentiates through the quantizer as if it were not there, so that "
+            "it sees no code flip: a forensic arm (docs/lowbit.md)."
+        )
+
+
+def _compression(result: Mapping[str, Any]) -> float | None:
+    packed = result.get("packed_bytes")
+    return result["model_bytes_float32"] / packed if packed else None
+
+
+FLIPS = "codes of the hidden matrices that differ from those ten steps before; at audits"
+GRAD_ERROR = "squared error of the quantized gradients, over the square of what was quantized"
+QUANTIZER = Part(
+    "quantizer",
+    QuantizerConfig,
+    place=100,
+    neutral=unused,
+    refuses=_refuses,
+    unfit=_unfit,
+    tail=_tail,
+    clashes=_clashes,
+    warnings=_warnings,
+    measured="low-bit training",
+    columns={"flip_share": ("0–1", FLIPS), "grad_error": ("", GRAD_ERROR)},
+    figures=(
+        Figure(
+            "bits_per_weight",
+            "bits",
+            "of the hidden matrices in model.ebcpack, their steps included",
+            title="Bits per weight",
+            short="bits",
+            form="two_digits",
+            beside="loss",
+        ),
+        Figure(
+            "compression",
+            "×",
+            "size of the whole model in float32 over that of model.ebcpack",
+            title="Smaller by",
+            short="smaller",
+            form="times",
+            beside="loss",
+            places=("paper",),
+            of_run=_compression,
+        ),
+        Figure(
+            "entropy_bits",
+            "bits",
+            "entropy of the codes at the end: what a weight could take at the least",
+            title="Entropy, bits",
+            short="entropy",
+            form="two_digits",
+        ),
+        Figure("zero_share", "0–1", "codes that are 0 at the end", "Zeros", "zeros", "percent"),
+        Figure(
+            "flip_share",
+            "0–1",
+            "codes that differ from those ten steps before, median of the audits",
+            title="Flips in ten steps",
+            short="flips",
+            form="tenths_of_percent",
+            of_steps=True,
+        ),
+        Figure(
+            "grad_bits",
+            "bits",
+            "what one worker would send of an element of a gradient",
+            title="Gradient bits",
+            short="grad. bits",
+            form="two_digits",
+        ),
+        Figure(
+            "grad_error",
+            "",
+            "squared error of the quantized gradients, over the square, median of the steps",
+            title="Gradient error",
+            short="grad. error",
+            form="percent",
+            of_steps=True,
+        ),
+        Figure(
+            "state_bits",
+            "bits",
+            "both moments of a hidden weight",
+            title="State bits",
+            short="state bits",
+            form="two_digits",
+        ),
+    ),
+    table="Few levels",
+    note="bits a weight of the hidden matrices in the packed file, entropy and zeros of their codes at the "
+    "end; flips: codes that changed within ten steps; gradient error: squared, over the square of what was "
+    "quantized; state bits: both moments; flips and gradient error are medians of a run",
+)

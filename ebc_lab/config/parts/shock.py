@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
 
 from ..fields import setting
 from ..limits import STEPS
-from ..part import Mode, Part, Unfit
+from ..part import Figure, Mode, Part, Unfit, Versions
 
+SHOCK_WINDOW = 20  # steps before a shock that say what the loss was
+RECOVERY_WINDOW = 10  # steps whose mean must be back there
 SHOCKS = ("label_noise", "lr_spike", "corrupt_gradient")
 
 
@@ -49,4 +53,65 @@ def _unfit(shock: ShockConfig, mode: Mode) -> Unfit | None:
     return None
 
 
-SHOCK = Part("shock", ShockConfig, neutral=_neutral, refuses=_refuses, unfit=_unfit)
+def _clashes(shock: ShockConfig, run: Any) -> Iterator[str]:
+    if not _neutral(shock) and shock.step is not None and shock.step >= run.steps:
+        yield f"shock.step={shock.step} lies beyond the run's {run.steps} steps (counted from 0)."
+
+
+def _back(completed: Sequence[Mapping[str, Any]]) -> list[float | None]:
+    """Return after how many steps the loss of each disturbed run was back; None: never."""
+    return [r.get("shock_recovery_steps") for r in completed if r.get("shock_peak") is not None]
+
+
+def _recovery_steps(completed: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the mean; none where a run never was back: a mean over the others would flatter the arm."""
+    steps = [value for value in _back(completed) if value is not None]
+    return fmean(steps) if steps and len(steps) == len(_back(completed)) else None
+
+
+def _recovered(completed: Sequence[Mapping[str, Any]]) -> float | None:
+    back = _back(completed)
+    return sum(steps is not None for steps in back) / len(back) if back else None
+
+
+SHOCK = Part(
+    "shock",
+    ShockConfig,
+    place=90,
+    neutral=_neutral,
+    refuses=_refuses,
+    unfit=_unfit,
+    clashes=_clashes,
+    timed=False,
+    figures=(
+        Figure(
+            "shock_peak",
+            "nats/token",
+            "how far the mean training loss of any 10 steps after a shock rose above that before it",
+            title="peak",
+            beside="steps",
+            always=True,
+        ),
+        Figure(
+            "shock_recovery_steps",
+            "steps",
+            "until such a mean was back; empty where a seed's never was",
+            title="recovery",
+            beside="steps",
+            of_arm=_recovery_steps,
+            always=True,
+        ),
+        Figure(
+            "shock_recovered",
+            "0–1",
+            "seeds that came back",
+            title="recovered",
+            form="percent",
+            beside="steps",
+            of_arm=_recovered,
+            always=True,
+        ),
+    ),
+    picture="recovery",
+    versions=Versions("shocks", "disturbances", free="step"),
+)

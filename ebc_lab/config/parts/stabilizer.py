@@ -62,6 +62,11 @@ def _idle(stabilizer: StabilizerConfig) -> tuple[str, ...]:
     return ("per", "norm") if usual else ()
 
 
+def _refuses(stabilizer: StabilizerConfig) -> Iterator[str]:
+    if stabilizer.norm != "latent" and stabilizer.per != "all":
+        yield "stabilizer.norm=effective halves the whole update until it fits: leave stabilizer.per=all."
+
+
 def _unfit(stabilizer: StabilizerConfig, mode: Mode) -> Unfit | None:
     given = f"stabilizer={stabilizer.name}"
     if mode is Mode.EXACT and stabilizer.name not in ("none", "ebc"):
@@ -82,7 +87,9 @@ def _tail(stabilizer: StabilizerConfig) -> Iterator[Tail]:
 STABILIZER = Part(
     "stabilizer",
     StabilizerConfig,
+    place=40,
     idle=_idle,
+    refuses=_refuses,
     unfit=_unfit,
     tail=_tail,
     libraries={"agc": "pytorch-optimizer"},

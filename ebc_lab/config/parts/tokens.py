@@ -40,4 +40,4 @@ def _tail(tokens: TokensConfig) -> Iterator[Tail]:
         yield Tail(f"_{tokens.name}", WORDS[tokens.name])
 
 
-TOKENS = Part("tokens", TokensConfig, neutral=_neutral, refuses=_refuses, tail=_tail)
+TOKENS = Part("tokens", TokensConfig, place=150, neutral=_neutral, refuses=_refuses, tail=_tail)

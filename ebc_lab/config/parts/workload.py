@@ -31,4 +31,4 @@ def _tail(workload: WorkloadConfig) -> Iterator[Tail]:
         yield Tail(f"_{workload.name}", "energy-based model")
 
 
-WORKLOAD = Part("workload", WorkloadConfig, neutral=_neutral, unfit=_unfit, tail=_tail)
+WORKLOAD = Part("workload", WorkloadConfig, place=140, neutral=_neutral, unfit=_unfit, tail=_tail)

@@ -36,6 +36,7 @@ GREY = "#666666"
 REST = "#BBBBBB"  # of lines that are not told apart
 STRONG = (EBC, ALERT, GOAL)  # of the arms that a study asks about
 MOST_LINES = 8  # of a panel that are all told apart
+LABELS_FROM = 0.7  # of the width: the lines' labels stand beyond it
 LEFT, RIGHT = 0.085, 0.975  # margins, as shares of the width
 EDGE = 8.0  # points above and below
 ROWS_FROM = 0.38  # of the width: the names of rows end there at most

@@ -1,5 +1,5 @@
 """The pictures of a suite: its arms side by side, the mechanism over the run, what few levels change,
-recovery from shocks, and each arm.
+what parts of a run show, and each arm.
 
 With several tracks, every picture has its track's name in its own.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from ebc_lab.records.figures import KL_BAND, RECOVERY_WINDOW, SHOCK_WINDOW
+from ebc_lab.records.figures import KL_BAND
 
 from ..text.words import mine_of, optimizer, tuned_arms
 from .arm import Rival, draw_clip, draw_kl, draw_loss
@@ -26,6 +25,7 @@ from .ebm import States, draw_states, states_of
 from .forest import draw_forest, missing, rows_of, signed
 from .low_bit import Curve, Factors, curve_of, draw_factors, draw_kl_curve, factors_of
 from .mechanism import Tightness, draw_groups, draw_tightness, tightness_of
+from .of_parts import OF_PARTS
 from .overlaid import course_of as losses_of
 from .overlaid import draw_overlaid
 from .sheet import (
@@ -35,9 +35,8 @@ from .sheet import (
     FAINT,
     GOAL,
     GREY,
-    INK,
+    LABELS_FROM,
     MOST_LINES,
-    PLAIN,
     REST,
     Arms,
     Decisions,
@@ -46,7 +45,6 @@ from .sheet import (
     Picture,
     Sheet,
     above_over_steps,
-    another,
     beside,
     draw_line,
     entry,
@@ -58,18 +56,8 @@ from .sheet import (
 from .windows import draw_tuned, strong_looks, window_pictures
 
 PALETTE = (EBC, ALERT, GOAL, "C4", "C5", "C6", "black")
-WITH_EBC = (EBC, GOAL, "C6", "black")  # the two palettes where arms with and without EBC share a panel
-WITHOUT = (PLAIN, "C4", "C5", ALERT)
 HIGHLIGHTED = 6  # of more lines
-LABELS_FROM = 0.7  # of the width: the lines' labels stand beyond it
 LEAST_RATIO = 0.01  # the log axis of KL / δ* ends there: what lies further off leaves the frame
-AFTER_SHOCK = 150  # steps shown after a shock
-RECOVERY_POINTS = 100  # of a line
-SHOCKS = {
-    "label_noise": "one batch with {:.0%} of its targets drawn at random",
-    "lr_spike": "one step at {:g} times the learning rate",
-    "corrupt_gradient": "one gradient with noise of {:g} times its norm",
-}
 
 
 @dataclass
@@ -77,7 +65,7 @@ class Gathered:
     """What the pictures of several arms are drawn from, gathered while each arm's runs are in memory."""
 
     courses: dict[str, Course]
-    recoveries: list[Recovery]
+    of_parts: dict[str, dict[str, Any]]  # picture -> arm -> what it draws of that
     tight: dict[str, Tightness]
     curves: dict[str, Curve]  # of KL against c
     states: States | None = None  # of the reference, if it is an energy-based model
@@ -97,7 +85,7 @@ def suite_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
             [*together, ("ablation", forest)] if mine_of(found) else [("ablation", forest), *together]
         ):
             yield Picture(f"{name}{tail}", "verdict", sheet)
-        all_arms = Gathered({}, [], {}, {})
+        all_arms = Gathered({}, {}, {}, {})
         natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
         yield from _arm_pictures(root, facts, arms, tail, natural_kl, all_arms, found["reference"])
         if courses := all_arms.courses:
@@ -115,9 +103,9 @@ def suite_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
         if factors := _factors(root, found["arms"]):
             sheet = draw_factors(facts, track, {label: found["arms"][label] for label in factors}, factors)
             yield Picture(f"policy{tail}", section, sheet)
-        if recoveries := all_arms.recoveries:
-            sheet = draw_recovery(facts, track, {r.label: arms[r.label] for r in recoveries}, recoveries)
-            yield Picture(f"recovery{tail}", section, sheet)
+        for name, drawn in all_arms.of_parts.items():
+            sheet = OF_PARTS[name].draw(facts, track, {label: arms[label] for label in drawn}, drawn)
+            yield Picture(f"{name}{tail}", section, sheet)
 
 
 def _together(
@@ -185,7 +173,9 @@ def _arm_pictures(
             all_arms.curves[label] = curve
         for kind, sheet in own.items():
             yield Picture(f"{label}{tail}_{kind}", "arms", sheet, label)
-        all_arms.recoveries += recovery_of(label, arm, runs, specs)
+        for name, picture in OF_PARTS.items():
+            if (drawn := picture.gather(label, arm, runs, specs)) is not None:
+                all_arms.of_parts.setdefault(name, {})[label] = drawn
 
 
 def _factors(root: Path, arms: Arms) -> dict[str, Factors]:
@@ -346,135 +336,3 @@ def course_in_words(arm: Mapping[str, Any]) -> str:
 def ratio_in_words(arm: Mapping[str, Any]) -> str:
     ratio = arm["figures"].get("kl_ratio_median")
     return f"KL / δ* {ratio:.2f} where clipped" if ratio is not None else "never clipped at an audit"
-
-
-# -- how shocks passed
-# ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """An arm's training loss around its shock.
-
-    `loss`: minus its level before, by `offset` from the shock's step.
-    """
-
-    label: str
-    kind: str  # of the shock
-    size: float
-    offset: np.ndarray
-    loss: np.ndarray
-    seeds: np.ndarray  # the same of each seed
-    peaks: Sequence[float]  # of the seeds
-    back: Sequence[float | None]  # steps until the loss was back, None: never
-
-
-def recovery_of(
-    label: str, arm: Mapping[str, Any], runs: Sequence[Run], specs: Mapping[str, Mapping[str, Any]]
-) -> list[Recovery]:
-    """The arm's recovery; none where it had no shock, or no run lasted long enough after it."""
-    lines, peaks, back = [], [], []
-    offset = np.arange(-SHOCK_WINDOW, AFTER_SHOCK + 1)
-    # with the gap at the shock itself
-    offset = offset[np.union1d(thinned(len(offset), RECOVERY_POINTS), SHOCK_WINDOW)]
-    shock: Mapping[str, Any] = {}
-    for run in runs:
-        config = specs[run.seed].get("config", {})
-        if run.result.get("shock_peak") is None or not run.steps or not config:
-            continue
-        shock = config["shock"]
-        at = config["steps"] // 2 if shock["step"] is None else shock["step"]
-        lines.append(around(run.steps["loss"], at, offset))
-        peaks.append(float(run.result["shock_peak"]))
-        back.append(run.result.get("shock_recovery_steps"))
-    if not lines:
-        return []
-    mean = np.ma.masked_invalid(lines).mean(axis=0).filled(math.nan)
-    return [Recovery(label, shock["name"], shock["size"], offset, mean, np.array(lines), peaks, back)]
-
-
-def around(losses: np.ndarray, shock: int, offset: np.ndarray) -> np.ndarray:
-    """Running mean of the last 10 losses, none from before the shock, minus the mean of the 20 before it.
-
-    NaN outside the run, and at the shock itself, whose loss may be of corrupted targets.
-    """
-    out = np.full(len(offset), math.nan)
-    level = losses[max(0, shock - SHOCK_WINDOW) : shock].mean()
-    for i, step in enumerate(shock + offset):
-        first = max(step - RECOVERY_WINDOW + 1, shock + 1 if step > shock else 0)
-        if 0 <= step < len(losses) and step != shock:
-            out[i] = losses[first : step + 1].mean() - level
-    return out
-
-
-def draw_recovery(facts: Facts, track: str, arms: Arms, recoveries: Sequence[Recovery]) -> Sheet:
-    """A panel for each kind of shock, a line for each arm that had it."""
-    kinds = list(dict.fromkeys((r.kind, r.size) for r in recoveries))
-    of_kind = {kind: [r for r in recoveries if (r.kind, r.size) == kind] for kind in kinds}
-    worst, least = (choose(recoveries, key=lambda r: statistics.fmean(r.peaks)) for choose in (max, min))
-    text = f"Largest peak: {worst.label}, {signed(statistics.fmean(worst.peaks))}"
-    text += (
-        f"; smallest: {least.label}, {signed(statistics.fmean(least.peaks))}" if least is not worst else ""
-    )
-    what = "How does a run recover from a shock?"
-    whom = f"{optimizer(track)}: training loss around a shock, "
-    whom += f"minus its mean over the {SHOCK_WINDOW} steps before"
-    small = ("peak: the highest mean of any 10 later steps",)
-    seeds = max(len(arm["runs"]) for arm in arms.values())
-    size = (10.4, 2.4 + 2.2 * len(kinds))
-    figure, last = page(facts, what, whom, f"{text}.", seeds, small, missing(arms), size)
-    panels = [*(another(last) for _ in kinds[1:]), last]
-    last.set_xlabel("steps since the shock")
-    handles = []
-    for dashes, words, ebc in (("-", "with", True), ("--", "without", False)):
-        label = f"{words} EBC, mean of the seeds over the last {RECOVERY_WINDOW} steps at most"
-        if any(bool(arm["ebc"]) == ebc for arm in arms.values()):
-            handles.append(entry(label, INK, ls=dashes))
-    if any(len(own) <= MOST_LINES for own in of_kind.values()):
-        handles.append(entry("each seed", GREY, **FAINT))
-    handles.append(entry("the shock (its own step is left out)", ALERT, ls=":", lw=1.2))
-    key(last, handles)
-    box = last.get_position()
-    last.set_position((box.x0, box.y0, box.width, box.height - 12 / 72 / figure.get_figheight()))
-    stack(panels, [1.0] * len(panels), 36, LABELS_FROM)
-    for ((kind, strength), own), axes in zip(of_kind.items(), panels, strict=True):
-        title = SHOCKS.get(kind, kind + " {:g}").format(strength)
-        axes.set_title(title, loc="left", size=9.5, color=INK)
-        _draw_recoveries(axes, arms, own)
-    return figure
-
-
-def _draw_recoveries(axes: Axes, arms: Arms, recoveries: Sequence[Recovery]) -> None:
-    """The lines of one kind of shock: thinner when the colours are used up, and dashed differently after
-    that."""
-    axes.set_ylabel("loss − before (nats)")
-    axes.axhline(0, color="#999999", lw=0.8)
-    axes.axvline(0, color=ALERT, ls=":", lw=1.2)
-    looks = {
-        ebc: itertools.cycle(itertools.product(dashes, (1.8, 0.9), palette))
-        for ebc, dashes, palette in ((True, ("-", "-."), WITH_EBC), (False, ("--", ":"), WITHOUT))
-    }
-    ends = []
-    for recovery in recoveries:
-        dashes, width, colour = next(looks[bool(arms[recovery.label]["ebc"])])
-        axes.plot(recovery.offset, recovery.loss, color=colour, lw=width, ls=dashes)
-        if len(recoveries) <= MOST_LINES:
-            axes.plot(recovery.offset, recovery.seeds.T, color=colour, lw=0.5, alpha=0.3, zorder=1.2)
-        end = np.flatnonzero(np.isfinite(recovery.loss))[-1]
-        ends.append((float(recovery.offset[end]), float(recovery.loss[end]), told(recovery), colour))
-    axes.set_xlim(-SHOCK_WINDOW - 1, max(x for x, *_ in ends) + 1)
-    beside(axes, ends)
-
-
-def told(recovery: Recovery) -> str:
-    """The arm with its peak, and after how many steps its loss was back."""
-    back = [steps for steps in recovery.back if steps is not None]
-    label = recovery.label.removesuffix(f"_{recovery.kind}")  # the panel says which shock it was
-    text = f"{label}  peak {signed(statistics.fmean(recovery.peaks))}, "
-    after = round(statistics.fmean(back)) if back else 0
-    if after:
-        text += f"back after {after} step{'s' * (after != 1)}"
-    else:
-        text += "back immediately" if back else "not back"
-    some = 0 < len(back) < len(recovery.back)
-    return text + (f" ({len(back)} of {len(recovery.back)} seeds)" if some else "")

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ebc_lab.records.columns import BITS
+from ebc_lab.config.part import Figure
+from ebc_lab.config.parts import PARTS
+from ebc_lab.records.columns import BITS, OF_PARTS
 from ebc_lab.records.decisions import Arm, ComparedTrack, Efficiency, TunedArm
 from ebc_lab.records.figures import RunResult
 from ebc_lab.study.stages import suite
-from ebc_lab.study.stages.ablation import figure_of
 
 from . import words
 from .table import PAGE, PAPER, TERMINAL, Cell, Column, Table, filled, loss_column, two_digits
@@ -58,7 +59,25 @@ def factor(value: float | None) -> str:
     return NOTHING if value is None else f"×{brief(value)}"
 
 
+FORMS: dict[str, Callable[[Any], str]] = {  # of a `Figure` -> how its value is written
+    "brief": brief,
+    "two_digits": two_digits,
+    "percent": percent,
+    "tenths_of_percent": lambda x: percent(x, 1),
+    "times": times,
+    "factor": factor,
+}
 BESIDE_LOSS = (TERMINAL, PAGE)  # a paper has them in a table of their own
+BESIDE: dict[str, list[Figure]] = {
+    where: [figure for figure in OF_PARTS.values() if figure.beside == where] for where in ("loss", "steps")
+}
+
+
+def _column_of(figure: Figure, on: Sequence[str], optional: bool = True) -> Column:
+    short = figure.short or figure.title
+    return Column(figure.title, "figure", FORMS[figure.form], short, on=on, optional=optional)
+
+
 ARMS = (
     Column("Arm", "name", short="arm", head=True),
     Column("What it is", "prose", on=(PAGE,), optional=True),
@@ -69,8 +88,7 @@ ARMS = (
     loss_column("Validation loss", "val. loss"),
     loss_column("Test loss", "test loss"),
     bits_column(),
-    Column("Bits per weight", "figure", two_digits, "bits", on=BESIDE_LOSS, optional=True),
-    Column("Smaller by", "figure", times, "smaller", on=BESIDE_LOSS, optional=True),
+    *(_column_of(figure, BESIDE_LOSS) for figure in BESIDE["loss"]),
     Column("ms per step", "figure", brief, "ms/step", on=BESIDE_LOSS, optional=True),
     Column("Median c", "figure", two_digits, "c", optional=True),
     _drift(".2g", "c"),
@@ -80,9 +98,7 @@ ARMS = (
     _of_page("KL per step", brief, TERMINAL),
     Column("KL/δ*", "figure", two_digits, optional=True),
     _of_page("KL within ±30%", percent, TERMINAL),
-    Column("peak", "figure", brief, on=(TERMINAL,)),
-    Column("recovery", "figure", brief, on=(TERMINAL,)),
-    Column("recovered", "figure", percent, on=(TERMINAL,)),
+    *(_column_of(figure, (TERMINAL,), optional=False) for figure in BESIDE["steps"]),
     _of_page("Steps to the baseline’s loss", brief),
     _of_page("Time to it", words.clock),
     Column("tokens/s", "figure", lambda x: fixed(x, 0), on=(PAPER,)),
@@ -152,8 +168,7 @@ def _arm(
         or replace(_with_spread(arm, results, "val_loss"), page=fixed(mean("val_loss"))),  # the page is full
         lost or _with_spread(arm, results, "test_loss"),
         None if lost else bits_of(arm, results),
-        mean("bits_per_weight"),
-        mean("compression"),
+        *(mean(figure.key) for figure in BESIDE["loss"]),
         ms_per_step,
         mean("c_median") if ebc else None,
         _ends(arm, "c") if ebc else None,
@@ -163,9 +178,7 @@ def _arm(
         mean("kl_median"),
         mean("kl_ratio_median") if ebc else None,
         mean("kl_within_30pct") if ebc and in_suite else None,
-        mean("shock_peak"),
-        mean("shock_recovery_steps"),
-        mean("shock_recovered"),
+        *(mean(figure.key) for figure in BESIDE["steps"]),
         _unless_baseline(efficiency, reached),
         reached["train_s"] if reached else None,
         mean("tokens_per_s"),
@@ -184,20 +197,17 @@ def results_of(arm: Arm, results: Results | None) -> list[RunResult] | None:
     return None if results is None else [results.get(run_id, RunResult()) for run_id in arm["runs"].values()]
 
 
-def _values(results: Sequence[RunResult], key: str) -> list[float]:
-    """Return a figure of the completed runs."""
-    values = (figure_of(r, key) for r in results if r.get("outcome") == "completed")
-    return [value for value in values if value is not None]
-
-
 def _mean(arm: Arm, results: Sequence[RunResult] | None, key: str) -> float | None:
+    """Return a figure's mean over the completed runs, as the decision has it where their results are not
+    known."""
     if results is None:
         figures: Mapping[str, Any] = arm.get("figures", arm)
         return figures.get(key)
-    values = _values(results, key)
-    if key.startswith("shock_"):  # also over runs that did not recover, which only the decision tells apart
-        return arm.get("figures", {}).get(key)
-    return statistics.fmean(values) if values else None
+    return OF_PARTS.get(key, Figure(key, "", "")).mean(_completed(results))
+
+
+def _completed(results: Sequence[RunResult]) -> list[RunResult]:
+    return [r for r in results if r.get("outcome") == "completed"]
 
 
 def bits_of(arm: Arm, results: Sequence[RunResult] | None = None) -> float | None:
@@ -209,7 +219,8 @@ def bits_of(arm: Arm, results: Sequence[RunResult] | None = None) -> float | Non
 
 def _with_spread(arm: Arm, results: Sequence[RunResult] | None, key: str) -> Cell:
     mean = _mean(arm, results, key)
-    values = _values(results or (), key)
+    completed: list[Mapping[str, Any]] = [*_completed(results or ())]
+    values = [r[key] for r in completed if r.get(key) is not None]
     spread = f" ± {fixed(statistics.stdev(values))}" if len(values) > 1 else ""
     return Cell(fixed(mean) + spread, mean)
 
@@ -240,30 +251,15 @@ def _unless_baseline(efficiency: Any, reached: Efficiency | None) -> Any:
 # -- few levels ----------------------------------------------------------------------------------------------
 
 
+TABLED = tuple(part for part in PARTS if part.table)  # whose figures have a table of their own
 OF_LEVELS = {  # figure of an arm -> its column
-    "bits_per_weight": Column("Bits per weight", "figure", two_digits, "bits", optional=True),
-    "entropy_bits": Column("Entropy, bits", "figure", two_digits, "entropy", optional=True),
-    "compression": Column("Smaller by", "figure", times, "smaller", on=(PAPER,), optional=True),
-    "zero_share": Column("Zeros", "figure", percent, "zeros", optional=True),
-    "flip_share": Column("Flips in ten steps", "figure", lambda x: percent(x, 1), "flips", optional=True),
-    "grad_bits": Column("Gradient bits", "figure", two_digits, "grad. bits", optional=True),
-    "grad_error": Column("Gradient error", "figure", percent, "grad. error", optional=True),
-    "state_bits": Column("State bits", "figure", two_digits, "state bits", optional=True),
-    "lr_factor": Column("Factor on the LR", "figure", factor, "LR factor", optional=True),
-    "radius_factor": Column("Factor on the radius", "figure", factor, "radius factor", optional=True),
+    figure.key: _column_of(figure, figure.places) for part in TABLED for figure in part.figures
 }
 LOW_BIT = (
     Column("Arm", "name", short="arm", head=True),
     *OF_LEVELS.values(),
     Column("ms per step", "figure", brief, "ms/step", on=(PAPER,), optional=True),
 )
-OF_POLICY = ("lr_factor", "radius_factor")
-LEVELS_NOTE = (
-    "bits a weight of the hidden matrices in the packed file, entropy and zeros of their codes at the end; "
-    "flips: codes that changed within ten steps; gradient error: squared, over the square of what was "
-    "quantized; state bits: both moments; flips and gradient error are medians of a run"
-)
-POLICY_NOTE = "factors: what the policy multiplied the schedule by, medians of a run"
 
 
 def low_bit(
@@ -274,8 +270,7 @@ def low_bit(
     present = _low_bit_of(track, results)
     if not present:
         return None
-    parts = {"Few levels": LEVELS_NOTE} if present - set(OF_POLICY) else {}
-    parts |= {"Policies": POLICY_NOTE} if present & set(OF_POLICY) else {}
+    parts = {part.table: part.note for part in TABLED if present & {figure.key for figure in part.figures}}
     rows = []
     for label in names or track["arms"]:
         arm = track["arms"][label]

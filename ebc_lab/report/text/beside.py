@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 
-from ebc_lab.records.columns import MEMORY_MEANINGS
+from ebc_lab.config.parts.memory import MEMORY
 from ebc_lab.records.decisions import Arm, Difference, FinalsTrack, SuiteTrack
 
 from . import words
@@ -13,6 +13,7 @@ from .arms import Results, results_of
 from .table import Cell, Column, Table, filled, loss_column
 from .words import NOTHING, percent, signed
 
+KEPT = [figure.key for figure in MEMORY.figures]
 COLUMNS = (
     Column("Arm", "name", short="arm", head=True),
     loss_column("Validation loss", "val. loss"),
@@ -38,7 +39,7 @@ def beside_weights(
 ) -> Table | None:
     """Return what each arm keeps beside the weights, and what that costs, in the order of `names`; None where
     the arms do not differ in it."""
-    if not any(set(MEMORY_MEANINGS) & set(arm.get("figures", ())) for arm in track["arms"].values()):
+    if not any(set(KEPT) & set(arm.get("figures", ())) for arm in track["arms"].values()):
         return None
     rows = []
     for label in names or track["arms"]:
@@ -48,7 +49,7 @@ def beside_weights(
             label,
             figures.get("val_loss"),
             _difference(arm.get("difference")),
-            *(figures.get(key, Cell(NOTHING)) for key in MEMORY_MEANINGS),
+            *(figures.get(key, Cell(NOTHING)) for key in KEPT),
             None if track.get("steps_cost") else _steps_per_s(arm, results),  # that one is paired
             figures.get("kl_within_30pct") if arm["ebc"] else None,
         )

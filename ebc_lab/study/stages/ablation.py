@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from ebc_lab.config.choices import changed
+from ebc_lab.config.parts import PARTS
 from ebc_lab.config.schema import Config, RunConfig
-from ebc_lab.records.columns import BITS
+from ebc_lab.records.columns import BITS, OF_PARTS
 from ebc_lab.records.decisions import Arm, Decision, StepCost, SuiteTrack, SweepTrack
 from ebc_lab.records.figures import RunResult
 
@@ -43,20 +44,6 @@ FIGURES = (  # of a run, averaged over an arm's completed seeds
     "tightness_median",
     "guard_count",
     "skipped_steps",
-    "shock_peak",
-    "shock_recovery_steps",
-)
-LOW_BIT_FIGURES = (  # the same, but left out where an arm has none: other suites' decisions stay as they were
-    "bits_per_weight",
-    "compression",
-    "entropy_bits",
-    "zero_share",
-    "flip_share",
-    "grad_bits",
-    "grad_error",
-    "state_bits",
-    "lr_factor",
-    "radius_factor",
 )
 STEP = "step"  # of a run, and how its name begins
 STEP_COST = "step_cost"
@@ -248,7 +235,7 @@ def _add_memory(arms: Mapping[str, Arm], specs: Sequence[RunSpec], results: Resu
     hooked = {s.arm for s in specs if s.run.memory.hooks}
     memory: dict[str, dict[str, float | None]] = {}
     for label, arm in arms.items():
-        every = (results.get(run_id, RunResult()) for run_id in arm["runs"].values())
+        every: list[Mapping[str, Any]] = [results.get(run_id, RunResult()) for run_id in arm["runs"].values()]
         first = next((r for r in every if "state_bytes" in r), None)
         if first is not None:
             gradients = first["largest_gradient_bytes" if label in hooked else "gradient_bytes"]
@@ -331,25 +318,11 @@ def _figures(arm: Arm, results: Results) -> dict[str, float | None]:
     for key in (*FIGURES, BITS) if BITS in arm else FIGURES:
         values = [float(r[key]) for r in completed if r.get(key) is not None]
         figures[key] = statistics.fmean(values) if values else None
-    shocked = [r.get("shock_recovery_steps") for r in completed if r.get("shock_peak") is not None]
-    figures["shock_recovered"] = sum(x is not None for x in shocked) / len(shocked) if shocked else None
-    if None in shocked:  # a mean over those that recovered would flatter those that did not
-        figures["shock_recovery_steps"] = None
-    for key in LOW_BIT_FIGURES:
-        values = [x for r in completed if (x := figure_of(r, key)) is not None]
-        if values:
-            figures[key] = statistics.fmean(values)
+    for figure in OF_PARTS.values():  # left out where no run has it, unless decisions always had it
+        value = figure.mean(completed) if figure.averaged else None
+        if value is not None or figure.always:
+            figures[figure.key] = value
     return figures
-
-
-def figure_of(result: Mapping[str, Any], key: str) -> float | None:
-    """Return a figure of a run, None where it has none. `compression`: how many times smaller model.ebcpack,
-    all of it, is than the model in float32."""
-    if key == "compression":
-        packed = result.get("packed_bytes")
-        return result["model_bytes_float32"] / packed if packed else None
-    value = result.get(key)
-    return None if value is None else float(value)
 
 
 def headline(track: SuiteTrack) -> str:
@@ -371,5 +344,8 @@ STAGE = Stage(
     about="Every arm of the suite over the same seeds, each paired with its reference.",
     question=lambda config: config.ablation.question,
     shows="arms",
-    pictures=("ablation", "ablation_steps", "ablation_tightness", "kl_curve", "policy", "recovery"),
+    pictures=(
+        *("ablation", "ablation_steps", "ablation_tightness", "kl_curve", "policy"),
+        *(part.picture for part in PARTS if part.picture),
+    ),
 )

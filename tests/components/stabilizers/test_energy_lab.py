@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from support.perceptron import backward_on, batch, floats, gradients, joint, same, small_model
 
-from ebc_lab.components.optimizers import build as build_optimizers
+from ebc_lab.components.optimizer import build as build_optimizers
 from ebc_lab.components.stabilizers import build
 from ebc_lab.components.stabilizers.energy import EnergyBudget, energy_budget_clip, monitor_ebc_ratio
 from ebc_lab.config.parts.model import ModelConfig

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from support.pairwise import contract
 
 from ebc_lab.components import stabilizers
-from ebc_lab.components.optimizers import OPTIMIZERS
-from ebc_lab.components.optimizers import build as build_optimizers
-from ebc_lab.components.projections import PROJECTIONS
-from ebc_lab.components.projections import build as build_projection
+from ebc_lab.components.optimizer import OPTIMIZERS
+from ebc_lab.components.optimizer import build as build_optimizers
+from ebc_lab.components.projection import PROJECTIONS
+from ebc_lab.components.projection import build as build_projection
 from ebc_lab.components.stabilizers import STABILIZERS, build
 from ebc_lab.config.choices import groups, optimizer_defaults, settings_of, with_sources
 from ebc_lab.config.fields import CUSTOM

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.perceptron import CLASSES, UPDATE, around, backward, equal, grads, norm, sgd, small_model, values
 from torch import nn
 
-from ebc_lab.components.optimizers import build as build_optimizers
+from ebc_lab.components.optimizer import build as build_optimizers
 from ebc_lab.components.stabilizers import STABILIZERS, build
 from ebc_lab.components.stabilizers.rivals import AdaptiveGradientClip, NormClip, ValueClip, ZClip
 from ebc_lab.config.choices import groups, settings_of

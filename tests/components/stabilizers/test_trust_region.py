@@ -13,7 +13,7 @@ from support.perceptron import backward, grads, norm, sgd, small_model, values
 from support.quantized import TernaryLinear
 from torch import nn
 
-from ebc_lab.components.optimizers import build as build_optimizers
+from ebc_lab.components.optimizer import build as build_optimizers
 from ebc_lab.components.stabilizers import STABILIZERS, build
 from ebc_lab.components.stabilizers.rivals import TrustRegion
 from ebc_lab.config.parts.budget import BudgetConfig

@@ -33,7 +33,6 @@ def test_what_goes_together_is_accepted():
         ({"curve_every": 10}, "curve_every: .* leave curve_every=0"),
         ({"quantizer": {"gradients": "five"}}, "quantizer.gradients: no gradient is left"),
         ({"policy": {"name": "random"}}, "choose policy=constant"),
-        ({"shock": {"name": "corrupt_gradient"}}, "shock=corrupt_gradient: no gradient is left"),
         (LAGGED | {"budget": {"name": "lagged", "probe_tokens": "held"}}, "budget.probe_tokens: leave it"),
         (
             LAGGED | {"budget": {"name": "lagged", "grouping": "matrices"}},

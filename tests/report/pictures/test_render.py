@@ -18,7 +18,6 @@ from support.drawn import (
     FALLING,
     GAIN,
     GOOD,
-    PLAIN,
     TRAP,
     drawn,
     expected_names,
@@ -38,9 +37,8 @@ LARGEST = 60_000  # bytes of a picture: a page holds dozens
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Path:
-    """A drawn study with finals and a suite with shocks, so with every kind of picture."""
-    shocks = {label: {"name": "lr_spike", "peak": 0.2, "back": 3} for label in (PLAIN, GOOD)}
-    root = write_suite(tmp_path_factory.mktemp("every"), shocks=shocks, outcomes={}, finals=True)
+    """A drawn study with finals and a suite, so with every kind of picture but those of parts."""
+    root = write_suite(tmp_path_factory.mktemp("every"), outcomes={}, finals=True)
     pictures_module.draw_study(root)
     return root
 
@@ -110,7 +108,7 @@ def test_the_pictures_of_long_runs_stay_small(tmp_path):
 def test_a_study_with_finals_and_a_suite_has_every_picture(study):
     kinds = {f"{arm}_loss" for arm in GAIN}
     kinds |= {f"{arm}_{kind}" for arm in (GOOD, TRAP) for kind in ("clip", "kl", "groups")}
-    together = {"ablation", "ablation_curves", "ablation_steps", "ablation_tightness", "recovery"}
+    together = {"ablation", "ablation_curves", "ablation_steps", "ablation_tightness"}
     assert {path.stem for path in study.glob("*.png")} == expected_names("adam_none") | kinds | together
 
 

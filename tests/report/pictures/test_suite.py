@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from support.drawn import BROKEN, GAIN, GOOD, PLAIN, SEEDS, TRAP, drawn, words_of, write_suite
+from support.drawn import BROKEN, GAIN, GOOD, PLAIN, SEEDS, TRAP, check_page, drawn, words_of, write_suite
 
 from ebc_lab.report import pictures
 from ebc_lab.report.pictures import forest
@@ -245,62 +245,10 @@ def test_of_many_ebc_arms_those_that_moved_most_are_named(tmp_path):
 def test_no_text_of_a_suite_leaves_the_page(tmp_path):
     long = "a_label_that_" + "goes_on_" * 8
     gains = {PLAIN: (0.0, 0.0), GOOD: (-0.05, -0.04), long: (0.01, 0.02)}
-    shocks = {
-        GOOD: {"name": "lr_spike", "peak": 0.2, "back": 3},
-        long: {"name": "lr_spike", "peak": 0.1, "back": None},
-    }
-    figures = drawn(
-        write_suite(tmp_path, gains=gains, versus={long: GOOD}, outcomes={}, shocks=shocks, ebc=(GOOD, long))
-    )
+    figures = drawn(write_suite(tmp_path, gains=gains, versus={long: GOOD}, outcomes={}, ebc=(GOOD, long)))
     assert any(text.endswith(f"(vs {GOOD})") for text in words_of(figures["ablation"]))
-    for name in ("ablation", "ablation_steps", "recovery", f"{long}_loss"):
-        figure = figures[name]
-        figure.draw_without_rendering()
-        used = figure.get_tightbbox()
-        assert 0 <= used.x0 < used.x1 <= figure.get_figwidth(), name
-        assert 0 <= used.y0 < used.y1 <= figure.get_figheight(), name
-        assert min(text.get_window_extent().y0 for text in figure.texts) >= max(
-            a.bbox.y1 for a in figure.axes
-        ), name
-        bottom = min(axes.get_tightbbox().y0 for axes in figure.axes)
-        assert all(legend.get_window_extent().y1 <= bottom for legend in figure.legends), name
-
-
-def test_recovery_has_a_panel_for_each_kind_of_shock_and_a_line_for_each_arm(tmp_path):
-    shocks = {
-        PLAIN: {"name": "lr_spike", "peak": 0.4, "back": 12},
-        GOOD: {"name": "lr_spike", "peak": 0.1, "back": 0},
-        TRAP: {"name": "label_noise", "peak": 0.2, "back": None},
-    }
-    figures = drawn(write_suite(tmp_path, shocks=shocks, outcomes={}))
-    panels = {axes.get_title(loc="left"): axes for axes in figures["recovery"].axes}
-    assert set(panels) == {
-        "one step at 10 times the learning rate",
-        "one batch with 1000% of its targets drawn at random",
-    }
-    spike, noise = panels.values() if "step" in next(iter(panels)) else reversed(panels.values())
-    told = {text.get_text() for text in spike.texts}
-    assert told == {f"{PLAIN}  peak +0.400, back after 12 steps", f"{GOOD}  peak +0.100, back immediately"}
-    assert [text.get_text() for text in noise.texts] == [f"{TRAP}  peak +0.200, not back"]
-    lines = [line for line in spike.get_lines() if len(line.get_xdata()) > 2]
-    assert sum(line.get_alpha() is None for line in lines) == 2
-    assert sum(line.get_alpha() is not None for line in lines) == 2 * len(SEEDS)
-
-
-def test_a_suite_without_shocks_has_no_recovery_picture(suite):
-    assert "recovery" not in suite
-
-
-def test_around_a_shock_no_mean_reaches_over_it():
-    losses = np.concatenate([np.full(30, 2.0), [9.0], np.full(5, 3.0), np.full(20, 2.0)])
-    offset = np.arange(-20, 40)
-    found = dict(zip(offset.tolist(), suite_module.around(losses, 30, offset).tolist(), strict=True))
-    assert found[-20] == found[-1] == 0.0
-    assert np.isnan(found[0])
-    assert found[1] == found[5] == 1.0
-    assert found[10] == pytest.approx(0.5)
-    assert found[25] == 0.0
-    assert np.isnan(found[26])
+    for name in ("ablation", "ablation_steps", f"{long}_loss"):
+        check_page(figures[name], name)
 
 
 def test_signs_are_those_of_print():

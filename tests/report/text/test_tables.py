@@ -112,9 +112,9 @@ def test_every_summary_has_the_documented_columns_in_their_order(finished):
 
 def test_every_column_of_a_suite_is_documented():
     from ebc_lab.config.schema import TUNABLE
-    from ebc_lab.study.stages.ablation import FIGURES, LOW_BIT_FIGURES
+    from ebc_lab.study.stages.ablation import FIGURES
 
-    named = (*FIGURES, *LOW_BIT_FIGURES, *columns.MEMORY_MEANINGS, columns.BITS, "shock_recovered")
+    named = (*FIGURES, *columns.OF_PARTS, columns.BITS)
     figures = dict.fromkeys(named, 1.0)
     arm = dict.fromkeys((*summaries.ABOUT_AN_ARM, "strength", "difference", "versus"))
     arm |= {"point": dict.fromkeys(TUNABLE, 1.0), "runs": {}, "outcomes": {}, "figures": figures}

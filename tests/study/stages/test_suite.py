@@ -14,6 +14,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import resolved
 from ebc_lab.config.schema import ArmConfig
 from ebc_lab.config.study_checks import validate
+from ebc_lab.records.columns import OF_PARTS
 from ebc_lab.records.streams import read_columns
 from ebc_lab.report.conclude import concluding
 from ebc_lab.report.text.words import suite_answer
@@ -56,7 +57,7 @@ ONCE = {"seeds": 1, "max_extensions": 0}
 
 
 def suite(tiny, arms=ARMS, *overrides, reference="plain", tune=ONCE, **more):
-    """A study that consists of a suite, on the small text. `more`: its shocks and sweeps."""
+    """A study that consists of a suite, on the small text. `more`: its sweeps."""
     config = compose(
         [*tiny, "data.sha256=" + "0" * 64, "dtype=float32", "launcher=inline", "seeds=[3,5]", *overrides]
     )
@@ -139,16 +140,6 @@ def test_the_energy_controller_gets_the_baselines_gain(tiny):
     arm = ArmConfig(settings={**EBC, "controller": {"name": "energy"}})
     run, _ = run_of(named(tiny), DECIDED, "adam_none", arm, 30, 3, {})
     assert run.controller.a == pytest.approx(0.02 / 0.1)
-
-
-def test_shocked_arms_are_paired_with_themselves(tiny):
-    config = named(tiny, {"plain": ARMS["plain"], "ebc": ARMS["ebc"]}, shocks=["lr_spike"])
-    arms = config.ablation.all_arms()
-    assert list(arms) == ["plain", "plain_lr_spike", "ebc", "ebc_lr_spike"]
-    assert arms["ebc_lr_spike"].versus == "ebc"
-    runs = {s.role: s.run for s in ablation.runs(config, DECIDED, {})}
-    assert runs["ebc_lr_spike"].shock.name == "lr_spike"
-    assert replace(runs["ebc_lr_spike"], shock=runs["ebc"].shock) == runs["ebc"]
 
 
 def test_every_arm_has_every_seed_and_no_run_is_made_twice(tiny):
@@ -624,30 +615,6 @@ def test_an_arm_judged_on_another_text_is_never_the_best(tiny):
     assert "few" not in found["best_by_seed"].values()
 
 
-def test_a_seed_that_never_recovers_is_not_averaged_away(tiny):
-    arms = {"plain": ARMS["plain"], "ebc": ARMS["ebc"]}
-    config = named(tiny, arms, shocks=["lr_spike"])
-    results = {}
-    for s in ablation.runs(config, DECIDED, {}):
-        back = None if s.run.seed == 5 and s.role == "plain_lr_spike" else 4
-        shocked = {"shock_peak": 0.5, "shock_recovery_steps": back} if s.run.shock.name != "none" else {}
-        results[s.run_id] = {
-            "outcome": "completed",
-            "val_loss": 2.0,
-            "test_loss": 2.0,
-            "clip_rate": 0.5,
-            **shocked,
-        }
-    decision = ablation.decide(config, ablation.runs(config, DECIDED, results), results, DECIDED)
-    found = {label: arm["figures"] for label, arm in decision["tracks"]["adam_none"]["arms"].items()}
-    assert (found["plain_lr_spike"]["shock_recovery_steps"], found["plain_lr_spike"]["shock_recovered"]) == (
-        None,
-        0.5,
-    )
-    assert (found["ebc_lr_spike"]["shock_recovery_steps"], found["ebc_lr_spike"]["shock_recovered"]) == (4, 1)
-    assert found["plain"]["shock_recovered"] is None
-
-
 def test_what_few_levels_took_is_averaged_over_an_arms_runs_and_left_out_where_it_has_none(tiny):
     """Left out, not null: the decisions of suites without few levels keep their hash."""
     config = named(tiny, {"plain": ARMS["plain"], "ternary": ArmConfig(settings={"quantizer": TERNARY})})
@@ -659,7 +626,7 @@ def test_what_few_levels_took_is_averaged_over_an_arms_runs_and_left_out_where_i
             results[s.run_id] |= packed | {"zero_share": 0.3, "flip_share": None, "train_s": 7.0}
     decision = ablation.decide(config, ablation.runs(config, DECIDED, results), results, DECIDED)
     found = {label: arm["figures"] for label, arm in decision["tracks"]["adam_none"]["arms"].items()}
-    assert set(found["plain"]) == {*ablation.FIGURES, "shock_recovered"}
+    assert set(found["plain"]) == {*ablation.FIGURES, *(f.key for f in OF_PARTS.values() if f.always)}
     assert {k: v for k, v in found["ternary"].items() if k not in found["plain"]} == {
         "compression": 11.0,
         "zero_share": 0.3,

@@ -5,16 +5,17 @@ Each is a function of the run's seed alone, so that paired runs get the same one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from ebc_lab.config.parts.shock import SHOCK
+from ebc_lab.config.parts.shock import RECOVERY_WINDOW, SHOCK, SHOCK_WINDOW
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.records.figures import recovery
 
 from .hook import Built, Hook
 
@@ -23,16 +24,17 @@ class Shock(Hook):
     """The run's shock at its step, and nothing at all others."""
 
     def __init__(self, run: RunConfig, built: Built):
-        self.kind = run.shock.name
-        self.size = run.shock.size
-        self.step = run.steps // 2 if run.shock.step is None else run.shock.step
+        self.kind = SHOCK.of(run).name
+        self.size = SHOCK.of(run).size
+        step = SHOCK.of(run).step
+        self.step = run.steps // 2 if step is None else step
         self.seed = run.seed
         self.model = built.model
         self.vocabulary = built.vocabulary
 
     @classmethod
     def acts(cls, run: RunConfig) -> bool:
-        return not SHOCK.neutral(run.shock)
+        return not SHOCK.neutral(SHOCK.of(run))
 
     def event_at(self, t: int) -> bool:
         return t == self.step
@@ -69,3 +71,26 @@ class Shock(Hook):
     def summary(self, columns: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return how far the loss rose, and how long it took to recover."""
         return recovery(columns["loss"], self.step)
+
+
+HOOK = Shock
+
+
+def recovery(losses: np.ndarray, shock: int) -> dict[str, Any]:
+    """What a disturbance at step `shock` did to the training loss, and how long that lasted.
+
+    `shock_peak`: how far the mean of any 10 later steps rose above the mean of the 20 steps before the shock.
+    `shock_recovery_steps`: steps until such a mean is back within two standard errors, None if it never is.
+    """
+    before = losses[max(0, shock - SHOCK_WINDOW) : shock]
+    after = losses[shock + 1 :]
+    if len(before) < 2 or len(after) < RECOVERY_WINDOW:
+        return {"shock_peak": None, "shock_recovery_steps": None}
+    means = np.convolve(after, np.full(RECOVERY_WINDOW, 1 / RECOVERY_WINDOW), mode="valid")
+    level = before.mean()
+    error = before.std(ddof=1) / math.sqrt(RECOVERY_WINDOW)
+    back = np.flatnonzero(means <= level + 2 * error)
+    return {
+        "shock_peak": float(means.max() - level),
+        "shock_recovery_steps": int(back[0]) if len(back) else None,
+    }

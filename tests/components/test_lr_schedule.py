@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebc_lab.components.schedules import LR_SCHEDULES, lr_factor, lr_schedule
+from ebc_lab.components.lr_schedule import LR_SCHEDULES, lr_factor, lr_schedule
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.parts.lr_schedule import LRScheduleConfig
 

@@ -65,7 +65,7 @@ class LowBit(Hook):
     graphed = False
 
     def __init__(self, run: RunConfig, built: Built):
-        self.config = config = run.quantizer
+        self.config = config = QUANTIZER.of(run)
         self.matrices = built.matrices
         self.flips = Flips(self.matrices, config, run.audit_every) if config.name != "none" else None
         self.quantizer: GradientQuantizer | None = None
@@ -81,21 +81,21 @@ class LowBit(Hook):
 
     @classmethod
     def acts(cls, run: RunConfig) -> bool:
-        return not QUANTIZER.neutral(run.quantizer)
+        return not QUANTIZER.neutral(QUANTIZER.of(run))
 
     @classmethod
     def install(cls, run: RunConfig, model: nn.Module) -> None:
         """Have every hidden matrix of the model used through its levels, if the run asks for any."""
-        if run.quantizer.name != "none":
+        if QUANTIZER.of(run).name != "none":
             for module in hidden(model):
-                module.quantize = functools.partial(straight_through, **grouping_of(run.quantizer))
+                module.quantize = functools.partial(straight_through, **grouping_of(QUANTIZER.of(run)))
 
     @classmethod
     def make_bases(
         cls, run: RunConfig, model: nn.Module, matrices: Sequence[nn.Parameter]
     ) -> list[Optimizer] | None:
         """Return Adam whose moments are kept in few levels, if the run asks for that."""
-        if run.quantizer.state == "none":
+        if QUANTIZER.of(run).state == "none":
             return None
         c = run.optimizer
         adam = QuantizedAdam(
@@ -103,7 +103,7 @@ class LowBit(Hook):
             c.lr,
             (c.beta1, c.beta2),
             c.eps,
-            state=run.quantizer.state,
+            state=QUANTIZER.of(run).state,
             quantized=matrices,
             seed=run.seed,
             weight_decay=c.weight_decay,
@@ -161,6 +161,9 @@ class LowBit(Hook):
 
 
 # -- the file that a run leaves ------------------------------------------------------------------------------
+
+
+HOOK = LowBit
 
 
 def write_model(path: Path, model: nn.Module, config: QuantizerConfig) -> dict[str, float]:

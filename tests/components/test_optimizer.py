@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ebc_lab.components import optimizers
+from ebc_lab.components import optimizer as optimizers
 from ebc_lab.components.library_optimizers import ScheduleFree
-from ebc_lab.components.optimizers import (
+from ebc_lab.components.optimizer import (
     OPTIMIZERS,
     StackedMuon,
     UncappedAdafactor,

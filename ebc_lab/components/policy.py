@@ -30,7 +30,7 @@ class Steering(Hook):
     columns = ("lr_factor", "radius_factor")
 
     def __init__(self, run: RunConfig, built: Built):
-        self.policy = make_policy(run.policy.name, run.seed)
+        self.policy = make_policy(POLICY.of(run).name, run.seed)
         self.steps = run.steps
         self.optimizer = built.optimizer
         self.update: list[Tensor] | None = None  # the last one applied; None: skipped, or there was none
@@ -39,7 +39,7 @@ class Steering(Hook):
 
     @classmethod
     def acts(cls, run: RunConfig) -> bool:
-        return not POLICY.neutral(run.policy)
+        return not POLICY.neutral(POLICY.of(run))
 
     def gradients(self, t: int, loss: Tensor, lr: float) -> dict[str, Tensor]:
         """Judge the last update by the gradient, then set the step's learning rate, `lr` times the policy's
@@ -90,6 +90,9 @@ class Steering(Hook):
         self.update = None if update is None else [u.to(d) for u, d in zip(update, devices, strict=True)]
         self.update_norm = state["update_norm"]
         self.clipped = state["clipped"]
+
+
+HOOK = Steering
 
 
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebc_lab.components import projections
-from ebc_lab.components.projections import Spectral, Stiefel, build, newton_schulz_polar, norm_bound
+from ebc_lab.components import projection as projections
+from ebc_lab.components.projection import Spectral, Stiefel, build, newton_schulz_polar, norm_bound
 from ebc_lab.config.identity import identity
 from ebc_lab.config.parts.data import DataConfig
 from ebc_lab.config.parts.model import ModelConfig

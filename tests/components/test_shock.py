@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import get_total_norm
 
-from ebc_lab.components.shocks import Shock
+from ebc_lab.components.shock import Shock, recovery
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.parts.shock import ShockConfig
@@ -85,3 +85,23 @@ def test_a_run_is_undisturbed_until_the_shock_and_says_how_it_recovered(run, tmp
     assert result["outcome"] == "completed"
     if name == "lr_spike":
         assert result["shock_peak"] > 0.1  # thirty times the learning rate is felt
+
+
+def test_recovery_counts_the_steps_until_the_loss_is_back():
+    losses = np.full(100, 2.0)
+    losses[30:50] = np.resize([1.9, 2.1], 20)
+    losses[51:61] = 5.0
+    found = recovery(losses, 50)
+    assert found["shock_peak"] == pytest.approx(3.0)
+    assert found["shock_recovery_steps"] == 10
+    losses[51:] = 5.0
+    assert recovery(losses, 50)["shock_recovery_steps"] is None
+    assert recovery(losses, 95) == {"shock_peak": None, "shock_recovery_steps": None}
+
+
+def test_two_processes_disturb_what_one_does(run, tmp_path):
+    run = replace(run, shock=ShockConfig("label_noise", step=5), batch_size=12, steps=10)
+    for name, processes in (("alone", 1), ("together", 2)):
+        assert run_and_record(run, tmp_path / name, "x", processes=processes)["outcome"] == "completed"
+    one, two = (read_columns(tmp_path / name / "steps.csv")["loss"] for name in ("alone", "together"))
+    np.testing.assert_allclose(two, one, rtol=2e-4)

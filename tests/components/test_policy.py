@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ebc_lab.components.hook import Built
-from ebc_lab.components.policies import Steering
+from ebc_lab.components.policy import Steering
 from ebc_lab.config.parts.policy import PolicyConfig
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import StabilizedOptimizer, StepInputs

@@ -1,0 +1,192 @@
+"""A part is added by two files that mirror each other, and taken away by deleting what bears its name."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = ("pyproject.toml", "README.md", "CHANGELOG.md")
+COPIED = ("ebc_lab", "benchmarks", "conf", "scripts", "tests", "docs", *DOCUMENTS)
+
+SETTINGS = '''"""Gradients that are halved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..fields import setting
+from ..part import Figure, Part, Tail
+
+
+@dataclass
+class HalvingConfig:
+    """Gradients that are halved."""
+
+    name: str = setting("none", "whether they are", group="halving")
+    times: int = setting(1, "how often", "times", low=1, high=9, only=("halve",))
+
+
+def _tail(halving: HalvingConfig) -> Iterator[Tail]:
+    if halving.name == "halve":
+        yield Tail("_halved", "halved gradients")
+
+
+HALVING = Part(
+    "halving",
+    HalvingConfig,
+    neutral=lambda halving: halving.name == "none",
+    tail=_tail,
+    columns={"halved": ("times", "how often this step's gradients were halved")},
+    figures=(
+        Figure("halved", "times", "of the gradients of a step, median", "Halved", "halved", of_steps=True),
+    ),
+    table="Halved gradients",
+    note="halved: how often",
+)
+'''
+HOOK = '''"""Gradients that are halved."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ebc_lab.config.parts.halving import HALVING
+from ebc_lab.config.schema import RunConfig
+
+from .hook import Built, Hook
+
+
+class Halving(Hook):
+    columns = ("halved",)
+
+    def __init__(self, run: RunConfig, built: Built):
+        self.times = HALVING.of(run).times
+        self.model = built.model
+
+    @classmethod
+    def acts(cls, run: RunConfig) -> bool:
+        return not HALVING.neutral(HALVING.of(run))
+
+    def gradients(self, t: int, loss: Tensor, lr: float) -> dict[str, Tensor]:
+        for p in self.model.parameters():
+            assert p.grad is not None
+            p.grad *= 0.5**self.times
+        return {"halved": torch.tensor(float(self.times))}
+
+
+HOOK = Halving
+'''
+SHOWN = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, "scripts")
+import settings_page
+from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import run_part
+from ebc_lab.config.identity import tail_of
+from ebc_lab.records.columns import ABLATION_MEANINGS, FURTHER_STEP_MEANINGS
+from ebc_lab.records.json_files import read_json
+from ebc_lab.report.text import arms, words
+from ebc_lab.study.stages.ablation import _figures
+config = compose(["scale=smoke", "halving=halve", "halving.times=2"], study=False)
+result = read_json(Path(sys.argv[1]) / "result.json")
+arm = {"runs": {"0": "x"}, "roles": ["arm"], "track": "adam_none", "ebc": False, "lr_scale": 1.0}
+arm["figures"] = _figures(arm, {"x": result})
+table = arms.low_bit("t", {"arms": {"halved": arm}}, {"x": result})
+print(json.dumps({
+    "name": tail_of(run_part(config)),
+    "label": [*words.schedules("adam_none_halved")],
+    "page": "`halving.times`" in settings_page.page(),
+    "meaning": [FURTHER_STEP_MEANINGS["halved"], ABLATION_MEANINGS["halved"]],
+    "figure": [result["halved"], arm["figures"]["halved"]],
+    "table": [table.title, [c.title for c in table.columns if c.short == "halved"], "2" in table.texts()[0]],
+}))
+"""
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the tree, to change."""
+    for name in COPIED:
+        source = ROOT / name
+        ignored = shutil.ignore_patterns("__pycache__", "*.so")
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / name, ignore=ignored)
+        else:
+            shutil.copy(source, tmp_path / name)
+    return tmp_path
+
+
+def run_in(copy, *command):
+    environment = os.environ | {"PYTHONPATH": str(copy)}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=copy, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return done.stdout
+
+
+def test_a_part_is_added_by_two_files_and_the_choices_of_its_folder(copy, tiny):
+    (copy / "ebc_lab/config/parts/halving.py").write_text(SETTINGS)
+    (copy / "ebc_lab/components/halving.py").write_text(HOOK)
+    (copy / "conf/halving").mkdir()
+    for name in ("none", "halve"):
+        (copy / f"conf/halving/{name}.yaml").write_text(f"name: {name}\n")
+    settings = [o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))]
+    overrides = [*settings, "stabilizer=none", "halving=halve", "halving.times=2", "output_dir=outputs"]
+    run_in(copy, "-c", "from ebc_lab.cli import main; main()", "train", *overrides)
+    [steps] = (copy / "outputs").rglob("steps.csv")
+    header, first, *_ = steps.read_text().splitlines()
+    assert dict(zip(header.split(","), first.split(","), strict=True))["halved"] == "2"
+    shown = json.loads(run_in(copy, "-c", SHOWN, str(steps.parent)).splitlines()[-1])
+    assert shown["name"] == "_halved"
+    assert shown["label"] == ["halved gradients"]
+    assert shown["page"]
+    assert shown["meaning"][0] == ["times", "how often this step's gradients were halved"]
+    assert shown["figure"] == [2, 2]
+    assert shown["table"] == ["Halved gradients", ["Halved"], True]
+    refused = subprocess.run(
+        [sys.executable, "-c", "from ebc_lab.cli import main; main()", "train", *settings, "halving.times=2"],
+        cwd=copy,
+        env=os.environ | {"PYTHONPATH": str(copy)},
+        capture_output=True,
+        text=True,
+    )
+    assert "halving.times goes with halving=halve, not halving=none" in " ".join(refused.stderr.split())
+
+
+OF_SHOCK = (  # its settings, what it does, its picture, its choices with the suite that has them; its tests
+    *("ebc_lab/config/parts/shock.py", "ebc_lab/components/shock.py", "ebc_lab/report/pictures/shock.py"),
+    *("conf/shock", "conf/study/shocks.yaml"),
+    *("tests/config/parts/test_shock.py", "tests/components/test_shock.py"),
+    "tests/report/pictures/test_shock.py",
+)
+TESTS = ("-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow and not cuda")
+
+
+def without_shock(copy):
+    for name in OF_SHOCK:
+        path = copy / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def test_a_part_is_taken_away_by_deleting_what_bears_its_name(copy):
+    without_shock(copy)
+    run_in(copy, "-m", "ruff", "check", ".")
+    run_in(copy, "scripts/house.py")
+    run_in(copy, *TESTS, "tests/training/test_hooks.py", "tests/config/test_checks.py")
+
+
+@pytest.mark.slow
+def test_without_it_types_and_tests_are_as_before(copy):
+    without_shock(copy)
+    run_in(copy, "-m", "mypy")
+    rooms = ("config", "records", "training/test_hooks.py", "report", "study/stages")
+    run_in(copy, *TESTS, *(f"tests/{room}" for room in rooms))
