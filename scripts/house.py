@@ -7,15 +7,29 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "ebc_lab"
 PICTURE = "docs/images/layers.svg"
+PARTS_PICTURE = "docs/images/parts.svg"
+BRINGS = {  # field of a `Part` -> what the picture calls it
+    "neutral": "a neutral choice",
+    "refuses": "refusals inside",
+    "clashes": "refusals with others",
+    "unfit": "unfit for a mode",
+    "tail": "name and label",
+    "columns": "columns of steps.csv",
+    "figures": "figures",
+    "table": "a table",
+    "picture": "a picture",
+    "versions": "versions in suites",
+}
 
 # From the bottom up, what each package is for. Packages of one layer do not import each other.
 LAYERS: tuple[dict[str, str], ...] = (
@@ -280,33 +294,57 @@ def packages_imported(found: Iterable[Import]) -> dict[str, set[str]]:
 
 
 def picture(found: Iterable[Import]) -> str:
-    """An SVG: a row for each package, the top layer first, with a dot under each that it imports from."""
-    uses = packages_imported(found)
+    """Draw a row for each package, the top layer first, with a dot under each that it imports from."""
     rows = [(name, about) for layer in reversed(LAYERS) for name, about in layer.items()]
-    columns = [name for name, _ in rows[1:]]
-    height, left, step = 34, 430, 40
+    title = "Packages of ebc_lab, the top layer first, and which others each imports from"
+    return grid(title, rows, [name for name, _ in rows[1:]], packages_imported(found))
+
+
+def parts_picture() -> str:
+    """Draw a row for each part of a run, in the order of its name, with a dot under what its files bring."""
+    from ebc_lab.config.part import Part
+    from ebc_lab.config.parts import PARTS
+
+    usual = {name: field.default for name, field in Part.__dataclass_fields__.items()}
+    brings: dict[str, set[str]] = {}
+    for part_ in PARTS:
+        own = {words for name, words in BRINGS.items() if getattr(part_, name) not in (usual[name], {})}
+        file = ROOT / PACKAGE / "components" / f"{part_.name}.py"
+        acts = file.exists() and re.search("^(HOOK|NUMERICS)\\b", file.read_text(), re.MULTILINE)
+        brings[part_.name] = own | ({"acts in a step"} if acts else set())
+    rows = [(part_.name, (part_.settings.__doc__ or "").split(".")[0].split(" (")[0]) for part_ in PARTS]
+    return grid(
+        "Parts of a run, and what the files of each bring", rows, [*BRINGS.values(), "acts in a step"], brings
+    )
+
+
+def grid(
+    title: str, rows: Sequence[tuple[str, str]], columns: Sequence[str], dots: Mapping[str, set[str]]
+) -> str:
+    """Draw an SVG: rows of a name and what it is, with a dot under each column that it has."""
+    height, left, step = 34, 470, 40
     lines = []
     for x, name in enumerate(columns):
         at = left + step * x + step / 2
         lines.append(f'<text transform="translate({at + 4:g} 92) rotate(-50)">{name}</text>')
     for y, (name, about) in enumerate(rows):
         top = 100 + height * y
-        lines.append(f'<rect x="8" y="{top}" width="412" height="{height - 6}" rx="4" class="row"/>')
+        lines.append(f'<rect x="8" y="{top}" width="452" height="{height - 6}" rx="4" class="row"/>')
         lines.append(f'<text x="18" y="{top + 19}" class="name">{name}</text>')
-        lines.append(f'<text x="112" y="{top + 19}">{about}</text>')
+        lines.append(f'<text x="112" y="{top + 19}">{" ".join(about.split())[:58]}</text>')
         for x, other in enumerate(columns):
             at = left + step * x + step / 2
-            kind = "dot" if other in uses[name] else "none"
-            radius = 6 if other in uses[name] else 1.5
+            kind = "dot" if other in dots[name] else "none"
+            radius = 6 if other in dots[name] else 1.5
             lines.append(f'<circle cx="{at:g}" cy="{top + 14}" r="{radius}" class="{kind}"/>')
-    width = left + step * len(columns) + 40
+    width = left + step * len(columns) + 70
     height *= len(rows)
     style = "text{font:13px sans-serif;fill:#222}.name{font-weight:bold}"
     style += ".row{fill:#e8eef6}.dot{fill:#2f5f9e}.none{fill:#bbb}"
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{110 + height}" role="img">',
-            "<title>Packages of ebc_lab, the top layer first, and which others each imports from</title>",
+            f"<title>{title}</title>",
             f"<style>{style}</style>",
             '<rect width="100%" height="100%" fill="white"/>',
             *lines,
@@ -323,6 +361,7 @@ def main() -> None:
             print(f"{height}  {name:11} imports {', '.join(sorted(uses[name])) or 'nothing of ours'}")
     if "--write" in sys.argv[1:]:
         (ROOT / PICTURE).write_text(picture(found))
+        (ROOT / PARTS_PICTURE).write_text(parts_picture())
     broken = violations(ROOT)
     for path in modules(ROOT).values():
         broken += hard_to_read(path)

@@ -19,9 +19,10 @@ def test_code_is_easy_to_read(package):
     assert [breach for path in found for breach in house.hard_to_read(path)] == []
 
 
-def test_the_picture_shows_the_imports_of_now():
-    now = house.picture(house.imports(ROOT))
-    assert (ROOT / house.PICTURE).read_text() == now, "run python scripts/house.py --write"
+def test_the_pictures_show_the_imports_and_the_parts_of_now():
+    now = house.picture(house.imports(ROOT)), house.parts_picture()
+    shown = tuple((ROOT / name).read_text() for name in (house.PICTURE, house.PARTS_PICTURE))
+    assert shown == now, "run python scripts/house.py --write"
 
 
 INSIDE = "\n\ndef planted():\n    {}\n"
