@@ -6,6 +6,7 @@ keeps copies of them in the same layout. Weights that are scattered work too, on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -178,3 +179,19 @@ class Layout:
     def trial(self) -> Copy:
         """For the weights at which the KL of a trial step is measured."""
         return Copy(self.weights, self.segments, self.written)
+
+
+def all_finite(tensors: Sequence[Tensor], norm: Tensor) -> bool:
+    """Whether every element is finite; each tensor is looked at only if their joint norm overflowed."""
+    return math.isfinite(norm) or all(bool(torch.isfinite(t).all()) for t in tensors)
+
+
+def finite_flag(tensors: Sequence[Tensor], norm: Tensor) -> Tensor:
+    """Return `all_finite` as a 0-dim bool tensor, without reading a value on the host.
+
+    Whether the norm overflowed is unknown then, so it is computed again in float64, whose range no float32
+    exceeds.
+    """
+    if not tensors or tensors[0].dtype == torch.float64:
+        return torch.isfinite(norm)
+    return torch.isfinite(torch.stack(torch._foreach_norm(list(tensors), 2, torch.float64))).all()

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from .audits import AuditedOptimizer
-from .flat import Copy, Layout, joint_norm
+from .flat import Copy, Layout, all_finite, finite_flag, joint_norm
 from .given import bases as given_bases
+from .given import checks
 from .parallel.shards import local, sharding_group, unwrapped
 from .parallel.workers import Workers
 from .probe import Batch, GivenLogits, Prober
@@ -92,8 +93,8 @@ class StabilizedOptimizer(AuditedOptimizer):
         arithmetic: Arithmetic | None = None,
         process_group: Group = "auto",
     ):
-        _check_counts(audit_every=audit_every, curve_every=curve_every, batch_dim=batch_dim)
-        _check_counts(probe_sequences=1 if probe_sequences is None else probe_sequences)
+        checks.check_counts(audit_every=audit_every, curve_every=curve_every, batch_dim=batch_dim)
+        checks.check_counts(probe_sequences=1 if probe_sequences is None else probe_sequences)
         self.bases = given_bases.as_list(optimizers)
         self._check_bases()
         if arithmetic is not None:
@@ -447,28 +448,3 @@ class StabilizedOptimizer(AuditedOptimizer):
         stats.clip_coefficient = torch.zeros_like(stats.clip_coefficient)
         proposal.scale_states(stats.clip_coefficient, range(len(self.weights)))
         proposal.restore()
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        least = 1 if name == "probe_sequences" else 0
-        if not isinstance(count, int):
-            raise TypeError(f"{name} must be a whole number, not {count!r}.")
-        if count < least:
-            raise ValueError(f"{name} must be at least {least}, not {count}.")
-
-
-def all_finite(tensors: Sequence[Tensor], norm: Tensor) -> bool:
-    """Whether every element is finite; each tensor is looked at only if their joint norm overflowed."""
-    return math.isfinite(norm) or all(bool(torch.isfinite(t).all()) for t in tensors)
-
-
-def finite_flag(tensors: Sequence[Tensor], norm: Tensor) -> Tensor:
-    """Return `all_finite` as a 0-dim bool tensor, without reading a value on the host.
-
-    Whether the norm overflowed is unknown then, so it is computed again in float64, whose range no float32
-    exceeds.
-    """
-    if not tensors or tensors[0].dtype == torch.float64:
-        return torch.isfinite(norm)
-    return torch.isfinite(torch.stack(torch._foreach_norm(list(tensors), 2, torch.float64))).all()

@@ -99,9 +99,9 @@ def read(path: Path, identity: str, say: Say) -> dict[str, Any] | None:
     return dict(state)
 
 
-def marks_of(state: Mapping[str, Any]) -> dict[str, Mark]:
-    """How far the streams had come."""
-    return {name: Mark(*mark) for name, mark in state["streams"].items()}
+def marks_of(state: Mapping[str, Any] | None) -> dict[str, Mark]:
+    """Return how far the streams had come; nothing without a checkpoint."""
+    return {name: Mark(*mark) for name, mark in state["streams"].items()} if state else {}
 
 
 def restore(path: Path, state: Mapping[str, Any], parts: Mapping[str, Part], prober: Prober) -> Reached:

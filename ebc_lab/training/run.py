@@ -31,7 +31,7 @@ from ebc_lab.ebc.flat import lay_flat
 from ebc_lab.ebc.options import BOUNDED
 from ebc_lab.records.columns import CURVE_COLUMNS
 from ebc_lab.records.paths import RunFiles
-from ebc_lab.records.streams import Mark, holds
+from ebc_lab.records.streams import holds
 from ebc_lab.workloads.batches import windows
 from ebc_lab.workloads.gpt import effective_weights
 from ebc_lab.workloads.losses import evaluate
@@ -125,13 +125,11 @@ class Training:
         usual = all(hook.graphed for hook in self.hooks) and self.probe_batches is None
         graphed = self.stream is not None and capturable and usual and ranks.count == 1
         self.graphs = StepGraphs() if graphed else None
-        self.recording = self._recording(checkpoint.marks_of(saved) if saved else {})
+        self.recording = self._recording(saved) if ranks.first else Unrecorded()
 
-    def _recording(self, marks: Mapping[str, Mark]) -> Recording:
-        if not self.ranks.first:
-            return Unrecorded()
+    def _recording(self, saved: Mapping[str, Any] | None) -> Recording:
         columns = (self._further_columns(), self.workload.eval_columns)
-        return Recording(self.files, self._groups(), marks, *columns)
+        return Recording(self.files, self._groups(), checkpoint.marks_of(saved), *columns)
 
     def _on_stream(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
@@ -183,8 +181,7 @@ class Training:
     def _saved(self, say: Say) -> dict[str, Any] | None:
         """Return the checkpoint, unless the rows before it are no longer those that were recorded."""
         saved = checkpoint.read(self.files.checkpoint, self.identity, say)
-        marks = checkpoint.marks_of(saved) if saved else {}
-        for name, mark in marks.items():
+        for name, mark in checkpoint.marks_of(saved).items():
             if not holds(self.directory / name, mark):
                 say(f"{name} is not what the checkpoint was written after: it starts from its first step")
                 return None
@@ -341,7 +338,11 @@ class Training:
         columns: dict[str, Tensor] = {}
         for hook in self.hooks:
             columns |= hook.before(t)
-        batch = StepInputs(t, inputs, targets=targets, probe=self._probe(t))
+        probe = None  # this process's rows of held-back text that choose c
+        if self.probe_batches is not None:
+            held_inputs, held_targets = self.probe_batches.at(t)
+            probe = self.ranks.rows(held_inputs), self.ranks.rows(held_targets)
+        batch = StepInputs(t, inputs, targets=targets, probe=probe)
         losses, last, kept = self.numerics.backward(batch, self.trained, self.workload, self.saving)
         values = {**self.ranks.mean(losses), **columns}
         for hook in self.hooks:
@@ -354,13 +355,6 @@ class Training:
         for hook in self.hooks:
             stack.enter_context(hook.saving())
         return stack
-
-    def _probe(self, t: int) -> tuple[Tensor, Tensor] | None:
-        """Return this process's rows of held-back text that choose c at step `t`."""
-        if self.probe_batches is None:
-            return None
-        inputs, targets = self.probe_batches.at(t)
-        return self.ranks.rows(inputs), self.ranks.rows(targets)
 
     def record_steps(self) -> str | None:
         """Read and record the pending steps; returns the cause if the run has diverged at one of them."""
@@ -398,8 +392,7 @@ class Training:
         self, pairs: Iterable[tuple[Tensor, Tensor]], alive: Callable[[], None]
     ) -> dict[str, float]:
         """Return what `evaluate` finds at the weights by which the optimizer is judged."""
-        how = self.numerics.sums
-        return self._judged(lambda model: evaluate(model, self.run_config, pairs, alive, how))
+        return self._judged(lambda model: evaluate(model, self.run_config, pairs, alive, self.numerics.sums))
 
     def _judged(self, measure: Callable[[nn.Module], Mapping[str, Any]]) -> dict[str, Any]:
         """Return what `measure` finds of the model at the weights by which the optimizer is judged."""

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from ebc_lab.ebc import StabilizedOptimizer, StepStats
+from ebc_lab.ebc.flat import all_finite
 from ebc_lab.ebc.options import check_option
 from ebc_lab.ebc.probe import LOW_PRECISION
-from ebc_lab.ebc.stabilized import all_finite
 
 NORMS = ("raw", "rms")
 NON_FINITE = ("skip", "zero", "raise")

@@ -207,3 +207,13 @@ def renewed(kl: float) -> str:
         f"by a KL of {kl:.2g} nats per token: from now on EBC computes them again at each step, one more "
         "forward on the rows that choose c. fresh_logits=True says so from the start."
     )
+
+
+def check_counts(**counts: int) -> None:
+    """Raise TypeError or ValueError unless these are whole numbers >= 0, `probe_sequences` >= 1."""
+    for name, count in counts.items():
+        least = 1 if name == "probe_sequences" else 0
+        if not isinstance(count, int):
+            raise TypeError(f"{name} must be a whole number, not {count!r}.")
+        if count < least:
+            raise ValueError(f"{name} must be at least {least}, not {count}.")
