@@ -191,7 +191,7 @@ def test_an_observation_that_is_not_finite_changes_nothing(published, zero, when
 def test_the_published_cadence_sweeps_every_200_steps_with_two_groups_in_turn_between(make_gpt):
     optimizer = clip(make_gpt(), budget="surrogate", cadence="published")
     groups = list(optimizer.groups)
-    due = {t: optimizer._due(t) for t in range(1000)}
+    due = {t: optimizer.sensitivities.due(t, optimizer.budget.bounded) for t in range(1000)}
     assert [t for t in due if due[t] == groups] == [0, 200, 400, 600, 800]
     assert {t for t in due if due[t]} == set(range(0, 1000, 20))
     assert [due[t] for t in (20, 40, 60)] == [groups[:2], groups[2:], groups[:2]]
