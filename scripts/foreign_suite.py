@@ -99,7 +99,7 @@ class Plugin:
             self.made.append(weakref.ref(new))
             return new
 
-        plain.__new__ = staticmethod(made)  # type: ignore[assignment, method-assign]
+        plain.__new__ = staticmethod(made)  # type: ignore[method-assign]
         plainly = nn.Module.__call__
 
         def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:

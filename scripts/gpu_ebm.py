@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def main() -> None:
     shadow = changed(replace(run, steps=400), {"stabilizer": {"name": "ebc"}, "budget": {"name": "shadow"}})
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        measurements = {
+        measurements: dict[str, Callable[[], Any]] = {
             "ebm": lambda: trained(plain, folder / "ebm", TRAINED_S),
             "gpt": lambda: trained(
                 changed(plain, {"workload": {"name": "gpt"}}), folder / "gpt", OTHERS_S / 2

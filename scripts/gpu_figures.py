@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        measurements = {
+        measurements: dict[str, Callable[[], Any]] = {
             "results_change": lambda: sameness(run, folder / "same"),
             "the_hot_path_waits": lambda: waits(run, folder / "waits"),
             "packing": lambda: packing(run),

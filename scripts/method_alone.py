@@ -37,7 +37,7 @@ def wrapped() -> tuple[nn.Module, StepStats]:
     optimizer = EllipsotopeClip(model, base, settings=ClipSettings(target_kl=TARGET_KL), probe_sequences=8)
     for tokens, targets in batches():
         logits: Tensor = model(tokens)
-        cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()  # type: ignore[no-untyped-call]
+        cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
         stats = optimizer.step(tokens, logits)
         optimizer.zero_grad()
     return model, stats
@@ -49,7 +49,7 @@ def attached() -> tuple[nn.Module, StepStats | None]:
     ebc = attach(model, optimizer, target_kl=TARGET_KL, probe_sequences=8)
     for tokens, targets in batches():
         logits: Tensor = model(tokens)
-        cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()  # type: ignore[no-untyped-call]
+        cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
         optimizer.step()
         optimizer.zero_grad()
     return model, ebc.last

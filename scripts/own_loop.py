@@ -24,7 +24,8 @@ class CharRNN(nn.Module):
         self.head = nn.Linear(width, vocabulary)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.head(self.recurrent(self.embedding(tokens))[0])
+        logits: torch.Tensor = self.head(self.recurrent(self.embedding(tokens))[0])
+        return logits
 
 
 def main() -> None:

@@ -43,7 +43,15 @@ def load_model(folder: str | Path, *, bits: int = 8) -> PreTrainedModel:
     quantization = _library("torchao.quantization") if bits == 8 else None
     model: PreTrainedModel = _read(transformers, path, DTYPES[bits])
     if quantization is not None:
-        _freeze_in_int8(model, quantization)
+        names = set(quantised_layers(model))
+        for name in names:
+            layer = model.get_submodule(name)
+            if not isinstance(layer, nn.Linear):
+                model.set_submodule(name, _as_linear(layer))
+        config = quantization.Int8WeightOnlyConfig()
+        quantization.quantize_(model, config, filter_fn=lambda _, name: name in names)
+        for name in names:
+            model.get_submodule(name).weight.requires_grad_(False)
     return model
 
 
@@ -77,18 +85,6 @@ def _read(transformers: Any, path: Path, dtype: torch.dtype) -> Any:
         wrong = f"{len(drawn)} of its weights are missing or of another shape, first {min(drawn)}"
         raise ValueError(f"{path} is damaged, or its config.json is another model's: {wrong}.")
     return model
-
-
-def _freeze_in_int8(model: nn.Module, quantization: Any) -> None:
-    names = set(quantised_layers(model))
-    for name in names:
-        layer = model.get_submodule(name)
-        if not isinstance(layer, nn.Linear):
-            model.set_submodule(name, _as_linear(layer))
-    config = quantization.Int8WeightOnlyConfig()
-    quantization.quantize_(model, config, filter_fn=lambda _, name: name in names)
-    for name in names:
-        model.get_submodule(name).weight.requires_grad_(False)
 
 
 def _as_linear(layer: Any) -> nn.Linear:

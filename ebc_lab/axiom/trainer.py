@@ -189,7 +189,7 @@ class AXIOM_Trainer:
                 f"the loss of step {step} is {value}: the weights are those of step {step - 1}. "
                 "Lower the learning rate, or look at the batch."
             )
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         course = self._course

@@ -87,7 +87,7 @@ class PlainLoop:
         targets = torch.stack([self.data[i + 1 : i + 1 + self.context] for i in starts]).to(self.device)
         logits = self.model(inputs)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.detach()

@@ -105,7 +105,8 @@ def show(console: Console, keys: Sequence[str], found: Sequence[Job], folder: Pa
     ebc = any(job.with_ebc for job in found)
     budget = (">c", ">KL/δ*") if ebc else ()
     table = plain_table("job", *(f"~{_short(key, keys)}" for key in keys), ">val loss", *budget, ">time", "~")
-    best = _best(found)
+    losses = [job.result["val_loss"] for job in found if job.result.get("val_loss") is not None]
+    best = next((job for job in found if losses and job.result.get("val_loss") == min(losses)), None)
     for job in found:
         table.add_row(*_cells(job, ebc, job is best), style="bold" if job is best else "")
     console.print(Text(f"\n{len(found)} runs in {folder}", style="bold"))
@@ -118,11 +119,6 @@ def _short(key: str, keys: Sequence[str]) -> str:
     """The last part of a key, or all of it where another ends alike."""
     tail = key.rpartition(".")[2]
     return tail if sum(other.rpartition(".")[2] == tail for other in keys) == 1 else key
-
-
-def _best(found: Sequence[Job]) -> Job | None:
-    losses = [job.result["val_loss"] for job in found if job.result.get("val_loss") is not None]
-    return next((job for job in found if losses and job.result.get("val_loss") == min(losses)), None)
 
 
 def _cells(job: Job, ebc: bool, best: bool) -> list[RenderableType]:

@@ -35,9 +35,9 @@ class Eager(torch.optim.Optimizer):
         self.param_groups[-1]["lr"] = rate
 
 
-class EagerAdam8bit(Eager, Adam8bit):
+class EagerAdam8bit(Eager, Adam8bit):  # type: ignore[misc]
     """Adam with moments in 8 bits: blocks of 256 of a tensor, a dynamic map of values."""
 
 
-class EagerAdam4bit(Eager, Adam4bit):
+class EagerAdam4bit(Eager, Adam4bit):  # type: ignore[misc]
     """Adam with moments in 4 bits: blocks of 128 of a tensor."""

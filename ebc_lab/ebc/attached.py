@@ -127,10 +127,6 @@ class Attached:
         self.clip.watches_given = options.get("fresh_logits") is not False
         self.clip.prober.watched = FIRST
         self.look = Look() if check and self._measures() else None
-        self._between_steps()
-        self._handles = [handle for o in self.optimizers for handle in self._hooks(o)]
-
-    def _between_steps(self) -> None:
         self._opened: Opened | None = None
         self._waiting: list[Optimizer] = []  # those that have not stepped yet in the step that is open
         self._hidden: list[tuple[nn.Parameter, Tensor | None]] = []
@@ -139,6 +135,7 @@ class Attached:
         self._inside: Optimizer | None = None  # the one whose step is running
         self._call: FrameType | None = None  # that step
         self._nested = 0  # calls of it inside: a subclass's step calls its parent's, which has the hooks too
+        self._handles = [handle for o in self.optimizers for handle in self._hooks(o)]
 
     def _hooks(self, optimizer: Optimizer) -> list[Any]:
         setattr(optimizer, _MARK, True)
@@ -246,7 +243,12 @@ class Attached:
         if self._opened is None and not self._passing:
             self._open()
         if self._opened is not None and self._opened.void:
-            self._hide_gradients()
+            # Of the optimizer whose step is running: it leaves a weight without one, and its state, alone
+            assert self._inside is not None
+            held = [p for group in self._inside.param_groups for p in group["params"]]
+            self._hidden = [(p, p.grad) for p in held]
+            for p in held:
+                p.grad = None
 
     def _open(self) -> None:
         """The first half of the step, with the gradients at hand."""
@@ -382,14 +384,6 @@ class Attached:
             self.look.forget()
         self._hidden = []
         self._finish()
-
-    def _hide_gradients(self) -> None:
-        """Of the optimizer whose step is running: it leaves a weight without one, and its state, alone."""
-        assert self._inside is not None
-        held = [p for group in self._inside.param_groups for p in group["params"]]
-        self._hidden = [(p, p.grad) for p in held]
-        for p in held:
-            p.grad = None
 
     def _show_gradients(self) -> None:
         for p, gradient in self._hidden:

@@ -45,7 +45,7 @@ def mean_cosine(kappa: Number) -> Number:
 
 def concentration_of(a: Number) -> Number:
     """Return kappa = a / (1 - a^2), the inverse of `mean_cosine`; nothing is clamped."""
-    return cast(Number, a / (1 - a * a))
+    return a / (1 - a * a)
 
 
 # -- Bessel functions ----------------------------------------------------------------------------------------

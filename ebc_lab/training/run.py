@@ -74,7 +74,7 @@ class Training:
         set_up_torch(run)
         device = torch.device(run.device)
         # each run of a process works on its own stream, so that several share the GPU
-        self.stream = torch.cuda.Stream() if run.device == "cuda" else None  # type: ignore[no-untyped-call]
+        self.stream = torch.cuda.Stream() if run.device == "cuda" else None
         with self._on_stream():
             numerics = numerics_of(run)
             kinds: list[type[Hook]] = [numerics, *hooks_of(run)]

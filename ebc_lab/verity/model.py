@@ -31,7 +31,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, B: int) -> Tensor:  # x: (B·T, C)
         x = x + self.o(attention(self.qkv(self.attention_norm(x)), B, self.heads))
-        return x + self.mlp_out(gelu(self.mlp_in(self.mlp_norm(x))))
+        x = x + self.mlp_out(gelu(self.mlp_in(self.mlp_norm(x))))
+        return x
 
 
 class VerityGPT(nn.Module):

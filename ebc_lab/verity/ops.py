@@ -324,6 +324,7 @@ class _GELU(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> Tensor:
+        slope: Tensor
         (slope,) = ctx.saved_tensors
         return dy * slope
 
@@ -352,6 +353,7 @@ class _Softmax(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dp: Tensor) -> Tensor:
+        p: Tensor
         (p,) = ctx.saved_tensors
         wide, g = p.double(), dp.double()
         return ((g - tree_sum(g * wide)[..., None]) * wide).float()

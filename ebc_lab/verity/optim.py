@@ -41,7 +41,7 @@ class VerityAdam(torch.optim.Optimizer):
                 raise ValueError(f"VerityAdam takes float32 parameters, not {p.dtype}.")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Do one update. VerityError, and nothing has changed, where there is no gradient at all (a step
         whose sums did not fit their grids), or one that is not finite."""
         loss = None

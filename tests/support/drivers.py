@@ -49,6 +49,7 @@ if "ebc_lab.study.launch.worker" in " ".join(sys.orig_argv):
                 return None
             sys.meta_path.remove(self)
             spec = importlib.util.find_spec(name)
+            sys.meta_path.insert(0, self)  # to look for a module is not yet to load it
             load = spec.loader.exec_module
             spec.loader.exec_module = lambda module: (load(module), change(module))
             return spec

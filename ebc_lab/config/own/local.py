@@ -16,15 +16,10 @@ def files_of(path: Path, root: Path) -> list[Path]:
     anywhere in its text. What cannot be read as Python imports nothing."""
     found = [path]
     for file in found:  # which grows
-        name = _name_of(file, root)
+        name = list(file.relative_to(root).parent.parts)
         for module in _imported(file, name):
             found += [one for one in _files_named(module, root) if one not in found]
     return found
-
-
-def _name_of(file: Path, root: Path) -> list[str]:
-    """The package that a file's relative imports start from, in parts."""
-    return list(file.relative_to(root).parent.parts)
 
 
 def _imported(file: Path, package: list[str]) -> Iterator[list[str]]:

@@ -231,7 +231,7 @@ class Capture:
                 with torch.no_grad():  # backward may be differentiated itself
                     forward.gradient = losses.gradient_of(shown, output, gradient)
 
-            output.register_hook(came)  # type: ignore[no-untyped-call]
+            output.register_hook(came)
             return
 
 

@@ -137,7 +137,21 @@ class HybridLLMTrainer:
         run = self._started()
         last = run.history[-1] if run.history else {}
         final = last.get("validation_loss", run.initial_loss)
-        sizes = self._sizes_in_bytes(run)
+        hidden = [p.numel() for p in run.hidden().values()]
+        everything = sum(t.nbytes for t in [*run.model.parameters(), *run.model.buffers()])
+        hidden_float = 4 * sum(hidden)
+        packed = hidden_float
+        if self.config.quantize_weights:
+            packed = matrices_size(hidden, self.config.levels)
+        whole = everything - hidden_float + packed
+        sizes = {
+            "hidden_matrices": hidden_float / packed,
+            "whole_model": everything / whole,
+            "hidden_bytes": packed,
+            "hidden_bytes_float32": hidden_float,
+            "model_bytes": whole,
+            "model_bytes_float32": everything,
+        }
         hidden_count = sum(p.numel() for p in run.hidden().values())
         return {
             "total_steps": run.step,
@@ -228,7 +242,7 @@ class HybridLLMTrainer:
             raise ValueError("loss_fn must return a 0-dim tensor that depends on the prediction.")
         run.optimizer.zero_grad()
         # in units of its own, so that Adam's eps means the same for data of any unit
-        (loss if loss_fn else loss / source.unit).backward()  # type: ignore[no-untyped-call]
+        (loss if loss_fn else loss / source.unit).backward()
         value = float(loss.detach())
         gradient = _flat(p.grad if p.grad is not None else torch.zeros_like(p) for p in run.parameters())
         norm = float(gradient.norm())
@@ -303,23 +317,6 @@ class HybridLLMTrainer:
             folder = Path(self.config.checkpoint_dir)
             folder.mkdir(parents=True, exist_ok=True)
             self.save_checkpoint(folder / CHECKPOINT)
-
-    def _sizes_in_bytes(self, run: Run) -> dict[str, float]:
-        hidden = [p.numel() for p in run.hidden().values()]
-        everything = sum(t.nbytes for t in [*run.model.parameters(), *run.model.buffers()])
-        hidden_float = 4 * sum(hidden)
-        packed = hidden_float
-        if self.config.quantize_weights:
-            packed = matrices_size(hidden, self.config.levels)
-        whole = everything - hidden_float + packed
-        return {
-            "hidden_matrices": hidden_float / packed,
-            "whole_model": everything / whole,
-            "hidden_bytes": packed,
-            "hidden_bytes_float32": hidden_float,
-            "model_bytes": whole,
-            "model_bytes_float32": everything,
-        }
 
     def _optimizer_summary(self, run: Run) -> dict[str, Any]:
         adaptive = self.config.use_adaptive_lr

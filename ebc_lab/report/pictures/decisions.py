@@ -168,15 +168,11 @@ def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
     for axes in (left, right):
         shown = [row for row in rows if (row["role"] == "grid") == (axes is left)]
         rates = sorted({row["lr"] for row in shown})
-        _widen(axes, rates)
+        # A log axis with room beside the first and the last rate, where the rings stay whole
+        room = (rates[-1] / rates[0]) ** 0.06 if rates[-1] > rates[0] else 1.5
+        axes.set_xlim(rates[0] / room, rates[-1] * room)
         ticks_at(axes, rates, [tick(rate) for rate in rates])
     return figure
-
-
-def _widen(axes: Axes, rates: Sequence[float]) -> None:
-    """A log axis with room beside the first and the last rate, where the rings stay whole."""
-    room = (rates[-1] / rates[0]) ** 0.06 if rates[-1] > rates[0] else 1.5
-    axes.set_xlim(rates[0] / room, rates[-1] * room)
 
 
 def _schedule_of(point: Mapping[str, Any]) -> str:

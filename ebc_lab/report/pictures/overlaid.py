@@ -52,7 +52,8 @@ class Course:
 
     @property
     def mean(self) -> np.ma.MaskedArray:
-        return self.losses.mean(axis=0)
+        mean: np.ma.MaskedArray = self.losses.mean(axis=0)
+        return mean
 
     @property
     def end(self) -> float:

@@ -44,7 +44,8 @@ def svg(figure: Sheet, name: str) -> bytes:
     shrink(root)
     root.attrib |= {"role": "img", "aria-label": f"{figure.title} {figure.alt}"}
     root.set("style", f"stroke-linejoin: round; stroke-linecap: butt; font-family: {FACES}")
-    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
+    text: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return text + b"\n"
 
 
 def shrink(root: ElementTree.Element) -> None:

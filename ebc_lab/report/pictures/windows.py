@@ -146,7 +146,12 @@ def draw_tuned(
     seeds = max((len(p["seeds"]) for own in sweeps.values() for p in own["points"]), default=1)
     whom = "Validation loss of every arm over learning rates of its own, its other settings as chosen"
     size = (10.4, 5.6 + ROW * len(named))
-    finding = _tuned_finding(curves, order, mine)
+    # The arms asked about beside the best of the others; without any, the lowest
+    told = [name for name in order if name in mine]
+    told += sorted((n for n in order if n not in mine), key=lambda n: _loss(curves[n]))[: 1 if mine else 2]
+    done = {name: curves[name] for name in told if curves[name]["val_loss"] is not None}
+    said = [f"{_best_in_words(name, own)}, {in_octaves(own['window'])}" for name, own in done.items()]
+    finding = f"Loss at the chosen rate, and LR window: {'; '.join(said)}." if said else "Every run diverged."
     figure, bottom = page(facts, what, whom, finding, seeds, ("stage tune",), size=size)
     top = another(bottom)
     for axes in (top, bottom):
@@ -164,7 +169,9 @@ def draw_tuned(
     _key(bottom, sweeps, handles)
     rows = ROW * len(named)
     labels = [_tuned_end(name, curves[name], looks[name][0]) for name in named if shown[name]["window"]]
-    start = _room_for([label for *_, label, _ in labels])
+    # Where labels beside a picture begin, of its width, so that they fill what is left of it
+    most = max(map(len, ([label for *_, label, _ in labels])), default=0)
+    start = min(max(0.97 - CHARACTER * most, LEAST_FROM), MOST_FROM)
     stack((top, bottom), (max(1.0, figure.get_figheight() - 3.2 - rows), rows), 12, start)
     _draw_windows(bottom, {name: sweeps[name] for name in named}, looks)
     beside(top, labels)
@@ -197,15 +204,6 @@ def strong_looks(names: Sequence[str], mine: Sequence[str]) -> dict[str, Look]:
     return {name: (next(own), "o", "-") if name in mine else next(others) for name in names}
 
 
-def _tuned_finding(curves: Mapping[str, Mapping[str, Any]], order: Sequence[str], mine: Sequence[str]) -> str:
-    """The arms asked about beside the best of the others; without any, the lowest."""
-    told = [name for name in order if name in mine]
-    told += sorted((n for n in order if n not in mine), key=lambda n: _loss(curves[n]))[: 1 if mine else 2]
-    done = {name: curves[name] for name in told if curves[name]["val_loss"] is not None}
-    said = [f"{_best_in_words(name, own)}, {in_octaves(own['window'])}" for name, own in done.items()]
-    return f"Loss at the chosen rate, and LR window: {'; '.join(said)}." if said else "Every run diverged."
-
-
 def _best_in_words(name: str, own: Mapping[str, Any]) -> str:
     rate = _chosen_rate(own)
     return f"{name} {_loss(own):.3f}" + (f" at {rate:g}" if rate is not None else "")
@@ -215,12 +213,6 @@ def _tuned_end(name: str, own: Mapping[str, Any], colour: str) -> tuple[float, f
     """The end of an arm's line, with its label."""
     last = [p for p in own["curve"] if p["val_loss"] is not None][-1]
     return last["lr"], last["val_loss"], _best_in_words(f"{name} best", own), colour
-
-
-def _room_for(labels: Sequence[str]) -> float:
-    """Where labels beside a picture begin, of its width, so that they fill what is left of it."""
-    most = max(map(len, labels), default=0)
-    return min(max(0.97 - CHARACTER * most, LEAST_FROM), MOST_FROM)
 
 
 def _page(

@@ -99,7 +99,7 @@ class TensorBoard:
         writer = self._writer(run)
         writer.add_text("outcome", outcome)
         settings = {**run.settings, "outcome": outcome}
-        for summary in hparams(settings, dict(figures)):  # type: ignore[no-untyped-call]
+        for summary in hparams(settings, dict(figures)):
             writer.file_writer.add_summary(summary)
         self.writers.pop(run.run_id).close()
 
