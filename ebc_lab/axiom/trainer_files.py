@@ -81,13 +81,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 # -- whether a checkpoint fits -------------------------------------------------------------------------------
 
 
-def check_weights(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+def check_weights(saved: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Raise ValueError unless both have the same names, shapes and dtypes."""
-    for name in [*own, *saved]:
-        if name not in saved or name not in own:
-            where = "it" if name in own else "the model"
+    for name in [*expected, *saved]:
+        if name not in saved or name not in expected:
+            where = "it" if name in expected else "the model"
             raise ValueError(f"{where} has no {name}")
-        kinds = [form(state[name]) for state in (saved, own)]
+        kinds = [form(state[name]) for state in (saved, expected)]
         if kinds[0] != kinds[1]:
             raise ValueError(f"its {name} is {kinds[0]}, not {kinds[1]}")
 
@@ -97,19 +97,19 @@ def form(x: Any) -> str:
     return f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
 
 
-def with_own_settings(saved: Mapping[str, Any], own: AXIOM) -> dict[str, Any]:
+def with_own_settings(saved: Mapping[str, Any], optimizer: AXIOM) -> dict[str, Any]:
     """Give a checkpoint's optimizer state the settings of `own`, which has one group of parameters.
 
     Raises ValueError unless `own` can load it.
     """
-    group = own.state_dict()["param_groups"][0]
+    group = optimizer.state_dict()["param_groups"][0]
     (other,) = saved["param_groups"]
     if group["rank"] != other["rank"]:
         raise ValueError(f"its rank is {other['rank']}, not {group['rank']}")
     if group["param_names"] != other["param_names"]:
         raise ValueError("other parameters were trained")
     state = {**saved, "param_groups": [group]}
-    named = zip(group["param_names"], own.param_groups[0]["params"], strict=True)
+    named = zip(group["param_names"], optimizer.param_groups[0]["params"], strict=True)
     AXIOM(list(named), rank=group["rank"]).load_state_dict(state)
     return state
 

@@ -45,26 +45,29 @@ def beside_weights(
     runs = {name: _with(plain, settings) for name, (settings, _) in VARIANTS.items()}
     against = {name: other for name, (_, other) in VARIANTS.items() if other}
     bare = [name for name, run in runs.items() if run.stabilizer.name == "none"]
-    found = {name: of_run(runs[name], bare=True) for name in bare}
-    rows = [{"what": name, **bytes_, **_ratios(found[PLAIN], bytes_)} for name, bytes_ in found.items()]
+    measured_of = {name: of_run(runs[name], bare=True) for name in bare}
+    rows = [
+        {"what": name, **bytes_, **_ratios(measured_of[PLAIN], bytes_)}
+        for name, bytes_ in measured_of.items()
+    ]
     say("what that costs in time")
     return {"bytes": rows, "times": steps_compared(runs, against, rounds, limit_s)}
 
 
 def _with(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     """The run with these settings, at its optimizer's own default rate."""
-    found = changed(run, settings)
-    found.optimizer.lr = optimizer_defaults(found.optimizer.name).lr
-    return found
+    variant = changed(run, settings)
+    variant.optimizer.lr = optimizer_defaults(variant.optimizer.name).lr
+    return variant
 
 
-def _ratios(plain: Mapping[str, int], own: Mapping[str, int]) -> dict[str, float]:
+def _ratios(plain: Mapping[str, int], compressed: Mapping[str, int]) -> dict[str, float]:
     """How many times less than the plain step's, and by how much lower the peak of a step is, in per cent."""
     both = ("optimizer_state", "gradients")
     return {
-        "state_ratio": plain["optimizer_state"] / own["optimizer_state"],
-        "gradient_ratio": plain["gradients"] / own["gradients"],
-        "total_ratio": sum(plain[k] for k in both) / sum(own[k] for k in both),
-        "activation_ratio": plain["activations"] / own["activations"],
-        "peak_saved_pct": 100 * (1 - own["peak"] / plain["peak"]),
+        "state_ratio": plain["optimizer_state"] / compressed["optimizer_state"],
+        "gradient_ratio": plain["gradients"] / compressed["gradients"],
+        "total_ratio": sum(plain[k] for k in both) / sum(compressed[k] for k in both),
+        "activation_ratio": plain["activations"] / compressed["activations"],
+        "peak_saved_pct": 100 * (1 - compressed["peak"] / plain["peak"]),
     }

@@ -46,7 +46,7 @@ def seconds_of(run: RunConfig, call: Callable[..., object], *arguments: object) 
 
 def start_up(repeats: int) -> dict[str, Any]:
     """Seconds of complete processes, from start to exit. Raises UserError when one fails."""
-    found = {}
+    seconds = {}
     for name, (program, *arguments) in COMMANDS.items():
         command = [sys.executable, "-c", program, *arguments]
         taken = []
@@ -55,10 +55,10 @@ def start_up(repeats: int) -> dict[str, Any]:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             taken.append(time.perf_counter() - start)
             if done.returncode:
-                said = done.stderr.strip().splitlines() or ["no message"]
-                raise UserError(f"{name} cannot be measured: {said[-1]}")
-        found[name] = spread(taken)
-    return found
+                message = done.stderr.strip().splitlines() or ["no message"]
+                raise UserError(f"{name} cannot be measured: {message[-1]}")
+        seconds[name] = spread(taken)
+    return seconds
 
 
 def fixed_costs(run: RunConfig, steps: int, repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
@@ -110,13 +110,13 @@ def step_flops(model: nn.Module, run: RunConfig) -> dict[str, float]:
 
 def matmul_peak(run: RunConfig, sizes: Sequence[int], repeats: int) -> dict[str, float]:
     """FLOP/s of the best square product (2·n³ operations) by size n, in the run's precision."""
-    found = {}
+    rates = {}
     for n in sizes:
         a, b = (torch.randn(n, n, device=run.device).to(getattr(torch, run.dtype)) for _ in range(2))
         torch.mm(a, b)
         best = min(seconds_of(run, torch.mm, a, b) for _ in range(repeats))
-        found[str(n)] = 2.0 * n**3 / best
-    return found
+        rates[str(n)] = 2.0 * n**3 / best
+    return rates
 
 
 def compute(run: RunConfig, steps: int, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:

@@ -25,12 +25,12 @@ def examine(config: Config, say: Callable[[str], None] = lambda text: None) -> d
     from .speeds import report
 
     problems: list[str] = []
-    found: dict[str, Any] = {"versions": versions(), "hardware": hardware()}
+    facts: dict[str, Any] = {"versions": versions(), "hardware": hardware()}
     try:
         say("looking for the corpus …")
         corpus = locate(config.data, quiet=True)
         about = {k: getattr(corpus, k) for k in ("name", "source", "sha256")}
-        found["corpus"] = {**about, "characters": len(corpus.text)}
+        facts["corpus"] = {**about, "characters": len(corpus.text)}
         if corpus.warning:
             problems.append(corpus.warning)
     except UserError as error:
@@ -38,21 +38,21 @@ def examine(config: Config, say: Callable[[str], None] = lambda text: None) -> d
     run = run_part(config)
     run.device = chosen_device(run.device)
     try:
-        found["speed"] = report(config, run, say)
+        facts["speed"] = report(config, run, say)
         if run.device == "cuda":
-            dtype = found["speed"]["study"]["dtype"]
-            found["packing"] = packing(replace(run, dtype=dtype, threads_per_run=1, compile="off"), say)
+            dtype = facts["speed"]["study"]["dtype"]
+            facts["packing"] = packing(replace(run, dtype=dtype, threads_per_run=1, compile="off"), say)
     except UserError as error:
         problems.append(str(error))
     say("compiling verity's engine, unless it is there …")
-    found["verity"] = engine_in_words(run.device)
+    facts["verity"] = engine_in_words(run.device)
     output = Path(config.output_dir)
     existing = next(p for p in [output, *output.resolve().parents] if p.exists())
     writable = existing.is_dir() and os.access(existing, os.W_OK)
     free_gb = round(shutil.disk_usage(existing).free / 1e9, 1)
-    found["output"] = {"path": str(output), "writable": writable, "free_gb": free_gb}
+    facts["output"] = {"path": str(output), "writable": writable, "free_gb": free_gb}
     if not writable:
         problems.append(f"{output} cannot be written: choose another output_dir.")
-    found["slurm"] = shutil.which("sbatch") is not None
-    found["problems"] = problems
-    return found
+    facts["slurm"] = shutil.which("sbatch") is not None
+    facts["problems"] = problems
+    return facts

@@ -50,10 +50,10 @@ def _after_step(run: RunConfig) -> dict[str, Any]:
             nonlocal spent
             synchronise(run)
             start = time.perf_counter()
-            found = inner(*args)
+            further = inner(*args)
             synchronise(run)
             spent += time.perf_counter() - start
-            return found
+            return further
 
         training.workload.after_step = timed  # type: ignore[method-assign, assignment]
         loop = Loop(training)

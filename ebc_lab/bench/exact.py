@@ -50,8 +50,8 @@ def exact_steps(run: RunConfig, rounds: int, limit_s: float, say: Callable[[str]
     for engine in engines:
         runs[f"verity, {engine}"] = changed(plain, {"determinism": {"name": "verity", "engine": engine}})
     against = {name: PLAIN for name in runs if name != PLAIN}
-    found = steps_compared(runs, against, rounds, limit_s)
-    return {"compared": found, "bytes_per_weight": _held(runs[f"verity, {engines[0]}"])}
+    compared = steps_compared(runs, against, rounds, limit_s)
+    return {"compared": compared, "bytes_per_weight": _held(runs[f"verity, {engines[0]}"])}
 
 
 def _held(run: RunConfig) -> dict[str, float]:

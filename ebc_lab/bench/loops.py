@@ -108,8 +108,8 @@ class Loop:
         """Return the loss whose gradients a step takes, 0-dim."""
         workload = self.training.workload
         with self.training.saving():
-            logits, kept = workload.forward(self.training.forward, inputs)
-            return workload.loss(logits, targets, kept, self.step_index - 1)[0]
+            logits, states = workload.forward(self.training.forward, inputs)
+            return workload.loss(logits, targets, states, self.step_index - 1)[0]
 
     def forward_backward(self, inputs: Tensor, targets: Tensor) -> tuple[StepInputs, Tensor]:
         """Return the inputs of `update` and the mean loss, nats per token; the gradients are in place, as the

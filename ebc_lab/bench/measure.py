@@ -119,41 +119,41 @@ def bench(
     effort = QUICK if quick else FULL
     begun = time.perf_counter()
     threads = torch.get_num_threads()
-    found: dict[str, Any] = {"about": about(config, run, quick, list(overrides))}
+    figures: dict[str, Any] = {"about": about(config, run, quick, list(overrides))}
     try:
-        found |= _sections(run, effort, quick, say)
+        figures |= _sections(run, effort, quick, say)
     finally:
         torch.set_num_threads(threads)
-    found["about"]["took_s"] = time.perf_counter() - begun
-    found = as_json(found)
+    figures["about"]["took_s"] = time.perf_counter() - begun
+    figures = as_json(figures)
     if record:
         folder.mkdir(exist_ok=True)
-        path = unused_path(folder, f"{found['about']['date'][:10]}-{slug(run)}-{config.scale}")
-        write_json(path, found)
-        found["about"]["recorded"] = str(path)
-    return found
+        path = unused_path(folder, f"{figures['about']['date'][:10]}-{slug(run)}-{config.scale}")
+        write_json(path, figures)
+        figures["about"]["recorded"] = str(path)
+    return figures
 
 
 def _sections(run: RunConfig, effort: Effort, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """What is measured, in its order; some of it is about a GPT alone, and some about an ebm."""
     gpt = run.workload.name == "gpt"
-    found: dict[str, Any] = {}
+    sections: dict[str, Any] = {}
     if gpt:
-        found["throughput"] = throughput(run, effort.pairs, effort.turns_s, say)
-    found["overhead"] = overheads(run, effort.pairs, effort.pairs_s, say)
+        sections["throughput"] = throughput(run, effort.pairs, effort.turns_s, say)
+    sections["overhead"] = overheads(run, effort.pairs, effort.pairs_s, say)
     if gpt:
-        found["low_bit"] = low_bit(run, 3 * effort.pairs, effort.turns_s, say)
+        sections["low_bit"] = low_bit(run, 3 * effort.pairs, effort.turns_s, say)
     else:
-        found["ebm"] = energy_steps(run, effort.pairs, effort.turns_s, say)
-    found["shares"] = shares(run, effort.share_blocks, say)
-    found["fixed"] = fixed_costs(run, effort.steps, effort.repeats, say)
+        sections["ebm"] = energy_steps(run, effort.pairs, effort.turns_s, say)
+    sections["shares"] = shares(run, effort.share_blocks, say)
+    sections["fixed"] = fixed_costs(run, effort.steps, effort.repeats, say)
     if gpt:
-        found["compute"] = compute(run, effort.passes, quick, say)
-    found["memory"] = memory(run, say)
+        sections["compute"] = compute(run, effort.passes, quick, say)
+    sections["memory"] = memory(run, say)
     if gpt:
-        found["beside_weights"] = beside_weights(run, 3 * effort.pairs, effort.turns_s, say)
-        found["exact"] = exact_steps(run, 3 * effort.pairs, effort.turns_s, say)
-    return found
+        sections["beside_weights"] = beside_weights(run, 3 * effort.pairs, effort.turns_s, say)
+        sections["exact"] = exact_steps(run, 3 * effort.pairs, effort.turns_s, say)
+    return sections
 
 
 def about(config: Config, run: RunConfig, quick: bool, overrides: list[str]) -> dict[str, Any]:

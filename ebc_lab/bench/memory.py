@@ -35,14 +35,14 @@ CPU = 0  # the device type of the profiler's memory events
 def _without_stderr() -> Iterator[None]:
     """The profiler's C++ part reports its start, its end and every scalar freed meanwhile on the terminal."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    stderr_copy = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr_copy, 2)
+        os.close(stderr_copy)
         os.close(nowhere)
 
 
@@ -75,18 +75,18 @@ def _peak_on_cuda(step: Callable[[], object]) -> int:
 def saved_bytes(forward: Callable[[], object], weights: Iterable[Tensor]) -> int:
     """Bytes that autograd saves for backward during `forward`; memory saved twice, or a weight's, counts once
     or not at all."""
-    held = storages(weights)
+    weight_storages = storages(weights)
     saved: dict[int, int] = {}
-    kept = []
+    saved_tensors = []
 
     def pack(tensor: Tensor) -> Tensor:
-        kept.append(tensor)  # an address is not used again meanwhile
+        saved_tensors.append(tensor)  # an address is not used again meanwhile
         saved.update(storages([tensor]))
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         forward()
-    return sum(n for at, n in saved.items() if at not in held)
+    return sum(n for at, n in saved.items() if at not in weight_storages)
 
 
 def _activations(training: Training, loop: Loop) -> int:
@@ -109,7 +109,7 @@ def _held(training: Training, loop: Loop) -> dict[str, int]:
     loop.update(last)
     loop.zero_grad()
     state = storages(t for base in bases for t in reachable(base.state))
-    own = {} if loop.bare else storages(reachable(training.optimizer))
+    state_storages = {} if loop.bare else storages(reachable(training.optimizer))
     counted = parameters.keys() | gradients.keys() | state.keys()
     hooked = [base.peak_gradient_bytes for base in bases if isinstance(base, AXIOM) and base.hooked]
     return {
@@ -117,7 +117,7 @@ def _held(training: Training, loop: Loop) -> dict[str, int]:
         "gradients": sum(hooked) or sum(gradients.values()),
         "activations": activations,
         "optimizer_state": sum(n for at, n in state.items() if at not in parameters),
-        "stabilizer": sum(n for at, n in own.items() if at not in counted),
+        "stabilizer": sum(n for at, n in state_storages.items() if at not in counted),
     }
 
 
@@ -126,9 +126,9 @@ def of_run(run: RunConfig, *, bare: bool = False) -> dict[str, int]:
     with opened(run) as training:
         loop = Loop(training, bare=bare)
         loop.steps(run.audit_every - 1)  # the optimizer's state is there, and the stabilizer's buffers
-        held = _held(training, loop)
+        by_kind = _held(training, loop)
         peak_of = _peak_on_cuda if run.device == "cuda" else peak_on_cpu
-        return {**held, "peak": peak_of(lambda: loop.steps(1))}
+        return {**by_kind, "peak": peak_of(lambda: loop.steps(1))}
 
 
 def memory(run: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
@@ -141,13 +141,13 @@ def memory(run: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
     bare = of_run(dataclasses.replace(run, stabilizer=StabilizerConfig()), bare=True)
 
     def measure(name: str, variant: RunConfig) -> dict[str, Any]:
-        found = of_run(variant)
-        held = found["stabilizer"]
+        figures = of_run(variant)
+        stabilizer_bytes = figures["stabilizer"]
         return {
-            "held_bytes": held,
-            "peak_bytes": found["peak"],
-            "extra_copies": held / found["parameters"],
-            "peak_extra_copies": (found["peak"] + held - bare["peak"]) / found["parameters"],
+            "held_bytes": stabilizer_bytes,
+            "peak_bytes": figures["peak"],
+            "extra_copies": stabilizer_bytes / figures["parameters"],
+            "peak_extra_copies": (figures["peak"] + stabilizer_bytes - bare["peak"]) / figures["parameters"],
         }
 
     rows = [{"stabilizer": name, **found} for name, found in measured_variants(variants(run), measure)]

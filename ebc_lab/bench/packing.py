@@ -62,9 +62,9 @@ def packing(run: RunConfig, say: Callable[[str], None] = lambda text: None) -> d
 
     def measure() -> dict[str, Any]:
         say("measuring how many runs of this shape should share a GPU …")
-        found = measured(run)
-        say(describe(found))
-        return found
+        figures = measured(run)
+        say(describe(figures))
+        return figures
 
     return dict(packing_cache(run).read_or_measure(measure))
 
@@ -141,7 +141,7 @@ class PackedRuns:
             self.runs.append((training, training.blocks()))
 
     def tokens_per_s(self, steps: int) -> float:
-        """Of all runs together, while each takes `steps` more steps or a few more. Raises UserError."""
+        """Return the rate of all runs together over about `steps` more steps of each. Raises UserError."""
         from .loops import synchronise
 
         begun = [training.step for training, _ in self.runs]

@@ -102,10 +102,10 @@ def paired_overhead(
         bare, stabilized = interleaved(
             sides, block, rounds, limit_s=limit_s, on_round=lambda i: on_progress(i * block)
         )
-    found = spread([100 * (b / a - 1) for a, b in zip(bare, stabilized, strict=True)])
+    overhead = spread([100 * (b / a - 1) for a, b in zip(bare, stabilized, strict=True)])
     return {
-        "overhead_pct": found["median"],
-        "overhead_iqr_pct": found["quartiles"],
+        "overhead_pct": overhead["median"],
+        "overhead_iqr_pct": overhead["quartiles"],
         "pairs": len(bare),
         "plain_steps_per_s": block / statistics.median(bare),
     }
@@ -164,8 +164,8 @@ def step_ratio(run: RunConfig) -> dict[str, Any]:
     # at a rate of its own: at the run's it may blow up, and numbers near zero take longer on a CPU
     adam = {"name": "adam", "lr": optimizer_defaults("adam").lr}
     sides = {"adam": changed(run, {"optimizer": adam, "stabilizer": {"name": "none"}}), "run": run}
-    [found] = steps_compared(sides, {"run": "adam"}, STEP_ROUNDS, STEP_LIMIT_S, block)
-    times = found["times"]
+    [ratio] = steps_compared(sides, {"run": "adam"}, STEP_ROUNDS, STEP_LIMIT_S, block)
+    times = ratio["times"]
     return {"step_ratio": times["median"], "step_ratio_iqr": times["quartiles"]}
 
 
@@ -235,12 +235,12 @@ def steps_compared(
             loop.recorded_steps(WARM_STEPS)
         seconds = interleaved([loop.recorded_steps for loop in loops], block, rounds, limit_s=limit_s)
     took = dict(zip(runs, seconds, strict=True))
-    found = []
+    comparisons = []
     for name, other in against.items():
         ratios = [b / a for a, b in zip(took[other], took[name], strict=True)]
         step_ms = spread([1e3 * s / block for s in took[name]])
-        found.append({"what": name, "against": other, "times": spread(ratios), "step_ms": step_ms})
-    return found
+        comparisons.append({"what": name, "against": other, "times": spread(ratios), "step_ms": step_ms})
+    return comparisons
 
 
 # -- the lab's step against a plain loop ---------------------------------------------------------------------
@@ -275,8 +275,8 @@ class PlainProcess:
         if line:
             return line
         _, errors = self.process.communicate()
-        said = errors.strip().splitlines() or ["it left no message"]
-        raise UserError(f"the plain loop's process ended: {said[-1]}")
+        message = errors.strip().splitlines() or ["it left no message"]
+        raise UserError(f"the plain loop's process ended: {message[-1]}")
 
     def steps(self, count: int) -> float:
         """Seconds for the next `count` steps, by that process's clock."""
@@ -316,14 +316,14 @@ def throughput(run: RunConfig, rounds: int, limit_s: float, say: Callable[[str],
         took = dict(
             zip(sides, interleaved(list(sides.values()), block, rounds, limit_s=limit_s), strict=True)
         )
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for name, seconds in took.items():
-        found[name] = {
+        figures[name] = {
             "dtype": run.dtype if name == "lab" else "float32",
             "threads": elsewhere.threads if name == "plain_defaults" else run.threads_per_run,
             "tokens_per_s": spread([block * run.batch_size * run.model.context / s for s in seconds]),
             "step_ms": spread([1e3 * s / block for s in seconds]),
         }
     for name in ("plain", "plain_defaults"):
-        found[f"lab_over_{name}"] = spread([b / a for a, b in zip(took["lab"], took[name], strict=True)])
-    return {**found, "pairs": len(took["lab"]), "steps_per_block": block}
+        figures[f"lab_over_{name}"] = spread([b / a for a, b in zip(took["lab"], took[name], strict=True)])
+    return {**figures, "pairs": len(took["lab"]), "steps_per_block": block}

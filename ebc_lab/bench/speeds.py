@@ -104,25 +104,25 @@ def chosen_by_rule(
     `job_cores`: what each Slurm job asks for; None where this machine trains.
     """
     on_gpu = run.device == "cuda"
-    given = [k for k in CHOSEN if not is_open(run, k)]
-    found: dict[str, tuple[Any, str]] = {k: (getattr(run, k), "as given") for k in given}
-    if "threads_per_run" not in found:
+    set_by_user = [k for k in CHOSEN if not is_open(run, k)]
+    chosen: dict[str, tuple[Any, str]] = {k: (getattr(run, k), "as given") for k in set_by_user}
+    if "threads_per_run" not in chosen:
         if on_gpu:
-            found["threads_per_run"] = (1, "the GPU does the work")
+            chosen["threads_per_run"] = (1, "the GPU does the work")
         elif job_cores is not None:
-            found["threads_per_run"] = (job_cores, "the cores that each job asks for")
+            chosen["threads_per_run"] = (job_cores, "the cores that each job asks for")
         elif cores == 1:
-            found["threads_per_run"] = (1, "there is one core for each process")
+            chosen["threads_per_run"] = (1, "there is one core for each process")
     if run.determinism.exact:
         rules = {"dtype": "float32", "compile": "off"}
-        found |= {k: (v, "determinism=verity") for k, v in rules.items() if k not in found}
-    if "compile" not in found and (on_gpu or job_cores is not None):
+        chosen |= {k: (v, "determinism=verity") for k, v in rules.items() if k not in chosen}
+    if "compile" not in chosen and (on_gpu or job_cores is not None):
         reason = "steps on a GPU come from CUDA graphs" if on_gpu else "not measured for jobs on nodes"
-        found["compile"] = ("off", f"{reason}; compile=on overrides this")
-    if "compile" not in found and run.workload.name != "gpt":
-        found["compile"] = ("off", f"workload={run.workload.name} is not compiled")
-    run = replace(run, **{k: value for k, (value, _) in found.items()})
-    return run, {k: reason for k, (_, reason) in found.items()}
+        chosen["compile"] = ("off", f"{reason}; compile=on overrides this")
+    if "compile" not in chosen and run.workload.name != "gpt":
+        chosen["compile"] = ("off", f"workload={run.workload.name} is not compiled")
+    run = replace(run, **{k: value for k, (value, _) in chosen.items()})
+    return run, {k: reason for k, (_, reason) in chosen.items()}
 
 
 def cases_of(run: RunConfig, cores: int, limit: int) -> list[Case]:
@@ -176,15 +176,15 @@ def compile_rule(planned_s: float, steps: int, cost: Callable[[], CompileCost | 
     if planned_s < MIN_COMPILED_S:
         run = f"the longest run trains for {planned_s:.0f} s"
         return "off", f"{run}, and below {MIN_COMPILED_S:.0f} s compiling cannot pay"
-    found = cost()
-    if isinstance(found, str):
-        return "off", found
-    saved = steps * (found["eager_ms"] - found["compiled_ms"]) / 1e3
+    cost_of = cost()
+    if isinstance(cost_of, str):
+        return "off", cost_of
+    saved = steps * (cost_of["eager_ms"] - cost_of["compiled_ms"]) / 1e3
     why = (
-        f"compiling takes {found['compile_s']:.0f} s and makes a step {found['compiled_ms']:.1f} ms instead "
-        f"of {found['eager_ms']:.1f}: {saved:+.0f} s saved in the longest run's {steps} steps"
+        f"compiling takes {cost_of['compile_s']:.0f} s and makes a step {cost_of['compiled_ms']:.1f} ms "
+        f"instead of {cost_of['eager_ms']:.1f}: {saved:+.0f} s saved in the longest run's {steps} steps"
     )
-    return ("on" if saved > MIN_PAYOFF * found["compile_s"] else "off"), why
+    return ("on" if saved > MIN_PAYOFF * cost_of["compile_s"] else "off"), why
 
 
 # -- from measurements to a choice ---------------------------------------------------------------------------
@@ -321,11 +321,11 @@ def measured_rates(run: RunConfig, cases: Sequence[Case]) -> dict[Case, float]:
     """Measure steps/s of each case, over all its processes, and keep them. Raises UserError when that
     fails."""
     try:
-        found = run_module("step_timer", {"run": to_dict(run), "cases": cases})
+        timed = run_module("step_timer", {"run": to_dict(run), "cases": cases})
     except UserError as error:
         remedy = "give dtype=…, threads_per_run=… and compile=off"
         raise UserError(f"measuring the speed failed ({error}): {remedy}.") from None
-    rates = dict(zip(cases, found, strict=True))
+    rates = dict(zip(cases, timed, strict=True))
     for case, cache in rate_caches(run, cases).items():
         cache.write(rates[case])
     return rates
@@ -343,13 +343,13 @@ def compile_cost(
     with tempfile.TemporaryDirectory() as cold:
         env = {"TORCHINDUCTOR_CACHE_DIR": cold}
         try:
-            found: CompileCost = run_module("step_timer", {"run": to_dict(run)}, env, COMPILE_TIMEOUT_S)
+            measured: CompileCost = run_module("step_timer", {"run": to_dict(run)}, env, COMPILE_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             return f"compiling takes more than {COMPILE_TIMEOUT_S:.0f} s here"
         except UserError as error:
             return f"torch.compile fails here ({error!s:.200})"
-    cache.write(found)
-    return found
+    cache.write(measured)
+    return measured
 
 
 def run_module(

@@ -38,15 +38,15 @@ COSTS = {
 }
 
 
-def within(found: Mapping[str, Any], form: str) -> str:
+def within(spread: Mapping[str, Any], form: str) -> str:
     """A median and its quartiles."""
-    low, high = found["quartiles"]
-    return f"{found['median']:{form}} ({low:{form}}–{high:{form}})"
+    low, high = spread["quartiles"]
+    return f"{spread['median']:{form}} ({low:{form}}–{high:{form}})"
 
 
-def benchmark(console: Console, found: Mapping[str, Any]) -> None:
+def benchmark(console: Console, figures: Mapping[str, Any]) -> None:
     """Everything, section by section."""
-    a = found["about"]
+    a = figures["about"]
     run = a["run"]
     machine = a["machine"]
     m = run["model"]
@@ -67,17 +67,17 @@ def benchmark(console: Console, found: Mapping[str, Any]) -> None:
         busy = f"the load average was {load[0]:.1f} on {machine['cores']} cores at the start"
         console.print(Text(f"{busy}: expect wide quartiles", style="yellow"))
     for name, section in SECTIONS.items():
-        if name not in found:  # of another workload
+        if name not in figures:  # of another workload
             continue
-        title, table = section(found)
+        title, table = section(figures)
         console.print(Text(f"\n{title}", style="bold"))
         console.print(table)
     if a.get("recorded"):
         console.print(Text(f"\nrecorded in {a['recorded']}"))
 
 
-def _throughput(found: Mapping[str, Any]) -> tuple[str, Table]:
-    t = found["throughput"]
+def _throughput(figures: Mapping[str, Any]) -> tuple[str, Table]:
+    t = figures["throughput"]
     table = plain_table("~loop", "precision", ">threads", ">tokens/s", ">ms/step", ">the lab's speed over it")
     for side, label in SIDES.items():
         s = t[side]
@@ -88,10 +88,10 @@ def _throughput(found: Mapping[str, Any]) -> tuple[str, Table]:
     return "Speed", table
 
 
-def _overhead(found: Mapping[str, Any]) -> tuple[str, Table]:
+def _overhead(figures: Mapping[str, Any]) -> tuple[str, Table]:
     title = "What each stabilizer adds to a step (checks and audits included), against the bare optimizer"
     table = plain_table("stabilizer", ">overhead", ">quartiles", ">pairs", "~")
-    for row in found["overhead"]:
+    for row in figures["overhead"]:
         if row["refused"]:
             table.add_row(row["stabilizer"], "", "", "", Text(row["refused"], style="dim"))
             continue
@@ -101,8 +101,8 @@ def _overhead(found: Mapping[str, Any]) -> tuple[str, Table]:
     return title, table
 
 
-def _low_bit(found: Mapping[str, Any]) -> tuple[str, Table]:
-    return "Low-bit training, steps as a run takes them", _compared(found["low_bit"])
+def _low_bit(figures: Mapping[str, Any]) -> tuple[str, Table]:
+    return "Low-bit training, steps as a run takes them", _compared(figures["low_bit"])
 
 
 def _compared(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -113,15 +113,15 @@ def _compared(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _ebm(found: Mapping[str, Any]) -> tuple[str, Table]:
-    share = within(found["ebm"]["after_step_pct"], ".1f")
+def _ebm(figures: Mapping[str, Any]) -> tuple[str, Table]:
+    share = within(figures["ebm"]["after_step_pct"], ".1f")
     title = f"The energy-based model's steps as a run takes them; statistics, revival and toppling: {share} %"
-    return title, _compared(found["ebm"]["compared"])
+    return title, _compared(figures["ebm"]["compared"])
 
 
-def _shares(found: Mapping[str, Any]) -> tuple[str, Table]:
+def _shares(figures: Mapping[str, Any]) -> tuple[str, Table]:
     title = "Where a step's time goes, %"
-    columns = {name: s for name, s in found["shares"].items() if not s["refused"]}
+    columns = {name: s for name, s in figures["shares"].items() if not s["refused"]}
     table = plain_table("part of the step", *(f">{name}" for name in columns))
     for part, label in PARTS.items():
         table.add_row(label, *(f"{s['share_pct'][part]:.1f}" for s in columns.values()))
@@ -129,8 +129,8 @@ def _shares(found: Mapping[str, Any]) -> tuple[str, Table]:
     return title, table
 
 
-def _fixed(found: Mapping[str, Any]) -> tuple[str, Table]:
-    f = found["fixed"]
+def _fixed(figures: Mapping[str, Any]) -> tuple[str, Table]:
+    f = figures["fixed"]
     title = f"Once a command, once a run (of {f['steps']} steps; median of {f['repeats']})"
     table = plain_table("what", ">seconds")
     for key, label in COSTS.items():
@@ -138,8 +138,8 @@ def _fixed(found: Mapping[str, Any]) -> tuple[str, Table]:
     return title, table
 
 
-def _compute(found: Mapping[str, Any]) -> tuple[str, Table]:
-    c = found["compute"]
+def _compute(figures: Mapping[str, Any]) -> tuple[str, Table]:
+    c = figures["compute"]
     title = f"Arithmetic of forward and backward in {c['dtype']}, {c['threads']} thread(s)"
     table = plain_table("what", ">figure")
     flops = c["flops_per_step"]
@@ -157,39 +157,43 @@ def _compute(found: Mapping[str, Any]) -> tuple[str, Table]:
     return title, table
 
 
-def _memory(found: Mapping[str, Any]) -> tuple[str, Table]:
-    m = found["memory"]
+def _memory(figures: Mapping[str, Any]) -> tuple[str, Table]:
+    m = figures["memory"]
     b = m["bare_bytes"]
-    held = f"parameters {size(b['parameters'])}, gradients {size(b['gradients'])}"
+    weights = f"parameters {size(b['parameters'])}, gradients {size(b['gradients'])}"
     peak = f"a bare step adds {size(b['peak'])} at most"
-    title = f"Memory: {held}, optimizer {size(b['optimizer_state'])}; {peak}"
+    title = f"Memory: {weights}, optimizer {size(b['optimizer_state'])}; {peak}"
     copies = (">in copies of the parameters", ">at the peak of a step, copies more")
     table = plain_table("stabilizer", ">held", *copies, "~")
     for row in m["stabilizers"]:
         if row["refused"]:
             table.add_row(row["stabilizer"], "", "", "", Text(row["refused"], style="dim"))
             continue
-        held = size(row["held_bytes"])
+        weights = size(row["held_bytes"])
         copies_more = f"{row['peak_extra_copies']:+z.2f}"
-        table.add_row(row["stabilizer"], held, f"{row['extra_copies']:.2f}", copies_more)
+        table.add_row(row["stabilizer"], weights, f"{row['extra_copies']:.2f}", copies_more)
     return title, table
 
 
-def _beside(found: Mapping[str, Any]) -> tuple[str, Group]:
+def _beside(figures: Mapping[str, Any]) -> tuple[str, Group]:
     table = plain_table(
         "~what", ">state", ">gradients", ">activations", ">peak of a step", ">less than Adam's"
     )
-    for row in found["beside_weights"]["bytes"]:
-        told = [size(row[k]) for k in ("optimizer_state", "gradients", "activations", "peak")]
+    for row in figures["beside_weights"]["bytes"]:
+        sizes = [size(row[k]) for k in ("optimizer_state", "gradients", "activations", "peak")]
         ratios = f"state {row['state_ratio']:.1f}×, both {row['total_ratio']:.1f}×"
-        table.add_row(row["what"], *told, f"{ratios}, peak {-row['peak_saved_pct']:+z.0f}%")
-    return "Beside the weights", Group(table, Text(), _compared(found["beside_weights"]["times"]))
+        table.add_row(row["what"], *sizes, f"{ratios}, peak {-row['peak_saved_pct']:+z.0f}%")
+    return "Beside the weights", Group(table, Text(), _compared(figures["beside_weights"]["times"]))
 
 
-def _exact(found: Mapping[str, Any]) -> tuple[str, Table]:
-    held = found["exact"]["bytes_per_weight"]
-    told = f"{held['sums']:.1f} B a weight for sums, {held['quantized']:.1f} B for quantized weights"
-    return f"Exact training (determinism=verity), beside plain: {told}", _compared(found["exact"]["compared"])
+def _exact(figures: Mapping[str, Any]) -> tuple[str, Table]:
+    bytes_of = figures["exact"]["bytes_per_weight"]
+    memory_note = (
+        f"{bytes_of['sums']:.1f} B a weight for sums, {bytes_of['quantized']:.1f} B for quantized weights"
+    )
+    return f"Exact training (determinism=verity), beside plain: {memory_note}", _compared(
+        figures["exact"]["compared"]
+    )
 
 
 SECTIONS = {

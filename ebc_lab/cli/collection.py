@@ -32,10 +32,10 @@ def list_studies(
     folder = folder.expanduser()
     if folder != Path(OUTPUT_DIR) and not folder.is_dir():
         raise UserError(f"{folder} is no folder: give one that holds studies or bundles.")
-    found = catalogue(folder)
+    studies = catalogue(folder)
     if as_json:
-        return typer.echo(json.dumps(found, indent=1))
-    if not found:
+        return typer.echo(json.dumps(studies, indent=1))
+    if not studies:
         return typer.echo(no_study_in(folder))
     from rich.text import Text
 
@@ -44,7 +44,7 @@ def list_studies(
     from .screen import STATE_STYLE, plain_table
 
     table = plain_table("~study", "state", "scale", ">runs", ">age", ">size", "~found")
-    for one in found:
+    for one in studies:
         name = f"{one['name']}.zip" if one["bundle"] else one["name"]
         state = Text(one["state"], STATE_STYLE.get(one["state"], ""))
         size = "–" if one["bytes"] is None else words.size(one["bytes"])
@@ -64,22 +64,22 @@ def board(
     """Rank arms over many studies and bundles, where corpus, model, batch and length are the same."""
     from ebc_lab.results.ranking import board as ranked
 
-    found = ranked(*(folders or [Path(OUTPUT_DIR)]))
-    told = found.as_json()
+    ranking = ranked(*(folders or [Path(OUTPUT_DIR)]))
+    board_json = ranking.as_json()
     if as_json:
-        return typer.echo(json.dumps(told, indent=1))
+        return typer.echo(json.dumps(board_json, indent=1))
     from .screen import plain_table
 
     screen = console()
-    for group, about in found.groups.items():
+    for group, about in ranking.groups.items():
         screen.print(f"{group}: {about}")
         table = plain_table(">#", "~arm", "~study", ">test loss", ">seeds", ">lr", ">from the best")
-        for row in (row for row in told["arms"] if row["group"] == group):
+        for row in (row for row in board_json["arms"] if row["group"] == group):
             table.add_row(*_row(row))
         screen.print(table, "")
-    if found.groups:
+    if ranking.groups:
         screen.print(NOTE)
-    for note in found.notes:
+    for note in ranking.notes:
         screen.print(note)
 
 

@@ -114,8 +114,8 @@ def autopilot(
 
     limits = Limits(max_runs, max_hours)
     # what continues it later: without the limits of this call, and without a tracker's address
-    kept = [o for o in overrides or [] if not o.lstrip("+").startswith("tracker")]
-    lasting = ["ebc-lab", "autopilot", *(["-m"] if multirun else []), *kept]
+    handed_on = [o for o in overrides or [] if not o.lstrip("+").startswith("tracker")]
+    lasting = ["ebc-lab", "autopilot", *(["-m"] if multirun else []), *handed_on]
     configs = configurations(overrides or [], multirun=multirun)
     return _piloted(configs, multirun, as_json, force=force, limits=limits, lasting=lasting)
 
@@ -148,16 +148,16 @@ def _piloted(configs: Sequence[Any], several: bool, as_json: bool, **how: Any) -
     from .pilot import pilot
 
     console = _console(aside=as_json)
-    found: list[dict[str, Any]] = []
+    endings: list[dict[str, Any]] = []
     for config in configs:
-        found.append(pilot(config, console, command_line(), **how))
-        if found[-1]["exit_code"] == INTERRUPTED:
+        endings.append(pilot(config, console, command_line(), **how))
+        if endings[-1]["exit_code"] == INTERRUPTED:
             break
     if as_json:
-        _json(found if several else found[0])
-    if found[-1]["outcome"] == "cancelled":  # which is said already
+        _json(endings if several else endings[0])
+    if endings[-1]["outcome"] == "cancelled":  # which is said already
         raise SystemExit(INTERRUPTED)
-    return max(int(one["exit_code"]) for one in found)
+    return max(int(one["exit_code"]) for one in endings)
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
@@ -194,12 +194,12 @@ def plan(overrides: Overrides = None, as_json: Json = False) -> None:
     from ebc_lab.study.inspect.forecast import planned
 
     [config] = configurations(overrides or [])
-    found = planned(config)
+    forecast = planned(config)
     if as_json:
-        return _json(found)
+        return _json(forecast)
     from . import screen
 
-    screen.plan(_console(), found, overrides or [])
+    screen.plan(_console(), forecast, overrides or [])
 
 
 @app.command()
@@ -209,13 +209,13 @@ def status(study: Name = None, output_dir: Place = OUTPUT_DIR, as_json: Json = F
     from ebc_lab.study.store import find as find_module
 
     where = find_module.find(study, output_dir, _aside)
-    found = status_module.status(where)
+    state = status_module.status(where)
     if as_json:
-        return _json(found)
+        return _json(state)
     from . import screen
 
     with where.told():
-        screen.status(_console(), found)
+        screen.status(_console(), state)
 
 
 @app.command()
@@ -247,9 +247,9 @@ def why(
     where = find_module.find(study, output_dir, _aside)
     if again:
         return _replayed(where, stage, as_json)
-    found = why_module.why(where, stage)
+    reasons = why_module.why(where, stage)
     if as_json:
-        _json(found)
+        _json(reasons)
         return 0
     from ebc_lab.config.dicts import from_dict
     from ebc_lab.config.schema import Config
@@ -258,19 +258,19 @@ def why(
     from . import screen
 
     with where.told():
-        screen.why(_console(), found, band_aimed_at(from_dict(Config, where.header()["config"])))
+        screen.why(_console(), reasons, band_aimed_at(from_dict(Config, where.header()["config"])))
     return 0
 
 
 def _replayed(study: Any, stage: str | None, as_json: bool) -> int:
     from ebc_lab.study.store.replay import replay, replay_in_words
 
-    found = replay(study, stage)
+    comparison = replay(study, stage)
     if as_json:
-        _json(found)
+        _json(comparison)
     else:
-        typer.echo("\n".join(replay_in_words(found)))
-    return 0 if found["same"] else 4
+        typer.echo("\n".join(replay_in_words(comparison)))
+    return 0 if comparison["same"] else 4
 
 
 @app.command()
@@ -294,12 +294,12 @@ def export(
     from ebc_lab.study.store.bundle import export as pack
     from ebc_lab.study.store.find import find
 
-    found = pack(find(study, output_dir, _aside), output)
+    bundle = pack(find(study, output_dir, _aside), output)
     if as_json:
-        return _json(found)
+        return _json(bundle)
     from . import screen
 
-    screen.exported(_console(), found)
+    screen.exported(_console(), bundle)
 
 
 @app.command()
@@ -318,14 +318,14 @@ def verify(
     """
     from ebc_lab.study.store.find import verify_named
 
-    found = verify_named(study, output_dir, sha256, _aside)
+    verdict = verify_named(study, output_dir, sha256, _aside)
     if as_json:
-        _json(found)
+        _json(verdict)
     else:
         from . import screen
 
-        screen.verified(_console(), found)
-    return 0 if found["ok"] else 4
+        screen.verified(_console(), verdict)
+    return 0 if verdict["ok"] else 4
 
 
 @app.command()
@@ -340,13 +340,13 @@ def diff(
     from ebc_lab.study.store.find import find
 
     first, second = find(a, output_dir, _aside), find(b, output_dir, _aside)
-    found = compare(first, second)
+    comparison = compare(first, second)
     if as_json:
-        return _json(found)
+        return _json(comparison)
     from . import screen
 
     with first.told(), second.told():
-        screen.compared(_console(), found)
+        screen.compared(_console(), comparison)
 
 
 @app.command()
@@ -368,10 +368,10 @@ def report(
     from ebc_lab.report.conclude import report as rebuild
     from ebc_lab.study.store.find import to_rebuild
 
-    found = to_rebuild(study, output_dir, output, _aside)
-    rebuild(found, typer.echo)
-    typer.echo(f"rebuilt in {visible(str(found.root))}")
-    typer.echo(f"page {visible(str(found.page_file))}")
+    bundle = to_rebuild(study, output_dir, output, _aside)
+    rebuild(bundle, typer.echo)
+    typer.echo(f"rebuilt in {visible(str(bundle.root))}")
+    typer.echo(f"page {visible(str(bundle.page_file))}")
 
 
 @app.command()
@@ -387,10 +387,10 @@ def watch(
     from ebc_lab.report.page.serve import address_of, server
     from ebc_lab.study.store.find import find
 
-    found = find(study, output_dir, _aside)
-    with server(found, port) as made:
+    watched = find(study, output_dir, _aside)
+    with server(watched, port) as made:
         try:
-            typer.echo(f"study {found.name}: {address_of(made)}  (Ctrl-C stops watching, not the study)")
+            typer.echo(f"study {watched.name}: {address_of(made)}  (Ctrl-C stops watching, not the study)")
             if show:
                 typer.launch(address_of(made))
             made.serve_forever()
@@ -413,12 +413,12 @@ def cancel(
     from ebc_lab.study.store.find import find
 
     where = find(study, output_dir, _aside)
-    found = {**end(where, _aside), "continue": continuing(where, where.header(checked=False))}
+    ending = {**end(where, _aside), "continue": continuing(where, where.header(checked=False))}
     if as_json:
-        return _json(found)
+        return _json(ending)
     from . import screen
 
-    typer.echo(screen.cancelled(found))
+    typer.echo(screen.cancelled(ending))
 
 
 @app.command()
@@ -428,12 +428,12 @@ def data(overrides: Overrides = None, as_json: Json = False) -> None:
     from ebc_lab.workloads.corpus import describe
 
     [config] = configurations(overrides or [])
-    found = describe(config.data)
+    corpus = describe(config.data)
     if as_json:
-        return _json(found)
+        return _json(corpus)
     from . import screen
 
-    screen.corpus(_console(), found)
+    screen.corpus(_console(), corpus)
 
 
 @app.command()
@@ -444,12 +444,12 @@ def doctor(overrides: Overrides = None, as_json: Json = False) -> None:
     from ebc_lab.config.compose import configurations
 
     [config] = configurations(overrides or [])
-    found = examine(config, _aside)
+    examination = examine(config, _aside)
     if as_json:
-        return _json(found)
+        return _json(examination)
     from . import screen
 
-    screen.doctor(_console(), found)
+    screen.doctor(_console(), examination)
 
 
 @app.command()
@@ -469,12 +469,14 @@ def bench(
     """
     from ebc_lab.bench.measure import bench as measure
 
-    found = measure(overrides or [], quick=quick, record=record, say=lambda text: typer.echo(text, err=True))
+    figures = measure(
+        overrides or [], quick=quick, record=record, say=lambda text: typer.echo(text, err=True)
+    )
     if as_json:
-        return _json(found)
+        return _json(figures)
     from . import bench_screen
 
-    bench_screen.benchmark(_console(), found)
+    bench_screen.benchmark(_console(), figures)
 
 
 app.command("list")(collection.list_studies)

@@ -211,7 +211,9 @@ def in_a_line(e: Evaluation, steps: int) -> str:
     if math.isfinite(e.figure("energy")):
         words.append(f"energy {short(e.figure('energy'))} nats")
     if e.scores:
-        pairs = (f"{_radians(level)}: {short(r2)}/{short(own)}" for level, (r2, own) in e.scores.items())
+        pairs = (
+            f"{_radians(level)}: {short(r2)}/{short(matched)}" for level, (r2, matched) in e.scores.items()
+        )
         words.append(f"R²/matched {', '.join(pairs)}")
         words.append(f"κ {short(e.figure('kappa_median'))}")
         shares = percent(e.figure("splat_coverage")), percent(e.figure("state_coverage"))

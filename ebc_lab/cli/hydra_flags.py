@@ -88,12 +88,12 @@ def given(arguments: Sequence[str]) -> Given:
         flag = word.partition("=")[0]
         if flag := next((f for f in (flag, SHORT.get(flag, "")) if f in REFUSED), ""):
             raise UserError(f"{flag} of Hydra is not offered: {REFUSED[flag]}.")
-    found, unknown = _parser().parse_known_intermixed_args(list(arguments))
+    known, unknown = _parser().parse_known_intermixed_args(list(arguments))
     for word in unknown:
         flags = [word for flag in HELP for word in flag.replace(",", "").split() if word.startswith("-")]
         near = nearest(word, flags) or ": settings are given without dashes, as scale=smoke"
         raise UserError(f"{shown(word)} is no flag of train{near}; `ebc-lab train --help` lists them.")
-    asked = Given(**vars(found))
+    asked = Given(**vars(known))
     if asked.info is not None and "=" in asked.info:  # an override behind --info without a word of its own
         asked = Given(**{**vars(asked), "info": "all", "overrides": [asked.info, *asked.overrides]})
     if asked.info not in (None, *INFO):

@@ -72,9 +72,9 @@ def defaults(launcher: Any, overrides: Sequence[str]) -> list[str]:
             raise UserError(
                 f"hydra/launcher=submitit_slurm needs Slurm, and {missing[0]} is not on the PATH."
             )
-    given = {o.lstrip("+").partition("=")[0] for o in overrides}
+    keys = {o.lstrip("+").partition("=")[0] for o in overrides}
     ours = {f"hydra.launcher.{key}": value for key, value in DEFAULTS[kind].items()}
-    return [f"{key}={value}" for key, value in ours.items() if key not in given]
+    return [f"{key}={value}" for key, value in ours.items() if key not in keys]
 
 
 @contextmanager
@@ -85,8 +85,8 @@ def launching(launcher: Any, sweep_dir: str) -> Iterator[None]:
 
     slurm = launcher._target_.endswith("SlurmLauncher")
     # variables of a job that this command itself runs in would clash with those of the jobs it submits
-    kept = (*KEPT, "SUBMITIT_PREEMPT_SIGNAL")
-    for name in [n for n in os.environ if n.startswith(SCRUBBED) and n not in kept]:
+    variables = (*KEPT, "SUBMITIT_PREEMPT_SIGNAL")
+    for name in [n for n in os.environ if n.startswith(SCRUBBED) and n not in variables]:
         del os.environ[name]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print a traceback and exit; the messages are ours
     if slurm and not _accounting():
@@ -142,11 +142,11 @@ def _watch_the_queue() -> None:
         def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
             text = string if isinstance(string, str) else string.decode()
             # submitit takes an unknown state for an end
-            found = {
+            states = {
                 key: {"State": "RUNNING" if job.live else job.state}
                 for key, job in parse_squeue(text).items()
             }
             # the queue forgets a job some minutes after its end
-            return {job: found.get(job, {"State": "ENDED"}) for job in self._registered}
+            return {job: states.get(job, {"State": "ENDED"}) for job in self._registered}
 
     SlurmJob.watcher = QueueWatcher(delay_s=60)

@@ -66,17 +66,17 @@ def _expected(*asked: Any) -> dict[str, Any] | None:
 
 
 def _answers(done: Outcome) -> list[dict[str, Any]]:
-    """Of a suite, what is said of each arm, with its difference in test loss and the intervals: of one's own
+    """Return what a suite says of each arm, with its difference in test loss and the intervals: of one's own
     where there is any, else of every arm against the one that it is compared with."""
-    found = []
+    answers = []
     for track, arms in (done.ablation or {"tracks": {}})["tracks"].items():
-        own = arms.get("answers") or {}
-        found += [{"track": track, "arm": label, **answer} for label, answer in own.items()]
-        for label, arm in arms["arms"].items() if not own else ():
+        by_question = arms.get("answers") or {}
+        answers += [{"track": track, "arm": label, **answer} for label, answer in by_question.items()]
+        for label, arm in arms["arms"].items() if not by_question else ():
             if (difference := arm.get("difference")) is not None:
                 about = {"rival": arm.get("versus") or arms["reference"], "difference": difference}
-                found.append({"track": track, "arm": label, **about, "verdict": verdict_of(difference)})
-    return found
+                answers.append({"track": track, "arm": label, **about, "verdict": verdict_of(difference)})
+    return answers
 
 
 def _told(done: Outcome) -> dict[str, Any]:

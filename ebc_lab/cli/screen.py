@@ -174,8 +174,8 @@ def running_rows(running: Sequence[Mapping[str, Any]], width: int) -> list[Rende
     longest = max(map(len, names), default=0)
     bar = min(24, room - longest - 2)
     rows: list[RenderableType] = []
-    for r, name, told in zip(running, names, cells, strict=True):
-        figures = "  ".join(f"{cell:>{size}}" for cell, size in zip(told, sizes, strict=True))
+    for r, name, details in zip(running, names, cells, strict=True):
+        figures = "  ".join(f"{cell:>{size}}" for cell, size in zip(details, sizes, strict=True))
         line = Table.grid(padding=(0, 2))
         drawn_bar = [ProgressBar(total=r["steps"], completed=r["step"], width=bar)] if bar >= 8 else []
         line.add_row(Text(f"{name:<{longest}}", no_wrap=True), *drawn_bar, Text(figures, no_wrap=True))
@@ -187,16 +187,16 @@ def _shortened(name: str, room: int) -> str:
     """The name without its middle, where it is longer than that."""
     if len(name) <= room:
         return name
-    kept = max(2, room - 1)
-    return f"{name[: kept - kept // 2]}…{name[-(kept // 2) :]}"
+    shown = max(2, room - 1)
+    return f"{name[: shown - shown // 2]}…{name[-(shown // 2) :]}"
 
 
 def outcome(console: Console, done: Any) -> None:
     """The end of a call: what was found and where it lies; last the answer, the page, the next command."""
     if done.acceptance:
         console.print(drawn(tables.verdict(done.acceptance["lines"])))
-        said = " ".join(line["question"] + line["figure"] for line in done.acceptance["lines"])
-        for term, meaning in explained(said).items():
+        text = " ".join(line["question"] + line["figure"] for line in done.acceptance["lines"])
+        for term, meaning in explained(text).items():
             console.print(Text(f"  {term}: {meaning}", style="dim"))
     if done.ablation:
         console.print(suite(done.ablation, results_of(done), done.study.decisions().get("tune")))
@@ -234,8 +234,8 @@ def _last_words(console: Console, done: Any) -> None:
     for line in done.answer:
         console.print(Text.assemble(("answer  ", "bold"), tracks_in_words(line)))
     study = done.study
-    if said := looked(study.header().get("looks", [])):
-        console.print(Text(f"        {said}", style="yellow"))
+    if warned := looked(study.header().get("looks", [])):
+        console.print(Text(f"        {warned}", style="yellow"))
     if study.page_file.exists():
         console.print(Text.assemble(("page    ", "bold"), str(study.page_file)), soft_wrap=True)
     if more := deciding(study, study.header(), done.ablation):
@@ -279,18 +279,18 @@ def suite(
     differences. Empty columns are left out. `timed`: results from which the time of a step is taken; `tune`:
     the decision that gave the arms their points."""
     made = []
-    for track, found in decision["tracks"].items():
-        names = tables.ranked(found)
-        if mine := asked(found):
+    for track, track_decision in decision["tracks"].items():
+        names = tables.ranked(track_decision)
+        if mine := asked(track_decision):
             tuned = tuned_arms(tune, track)
-            made += [drawn(glance.is_better(label, label, found, tuned)) for label in mine]
+            made += [drawn(glance.is_better(label, label, track_decision, tuned)) for label in mine]
         else:
-            pairs = tables.suite_pairs(found, names)
-            made.append(drawn(tables.arms(track, found, names=names, timed=timed)))
-            made.append(drawn(tables.differences(track, "Differences in test loss", pairs, found)))
-        if beside := tables.beside_weights(track, found, timed, names):
+            pairs = tables.suite_pairs(track_decision, names)
+            made.append(drawn(tables.arms(track, track_decision, names=names, timed=timed)))
+            made.append(drawn(tables.differences(track, "Differences in test loss", pairs, track_decision)))
+        if beside := tables.beside_weights(track, track_decision, timed, names):
             made.append(drawn(beside))
-        made += map(drawn, tables.spans(found, f"{track}-{{}}".format))
+        made += map(drawn, tables.spans(track_decision, f"{track}-{{}}".format))
     return Group(*made)
 
 
@@ -300,65 +300,65 @@ def same_bits(decision: Decision, timed: tables.Results | None = None) -> Render
     return Group(*(part for table in made for part in (drawn(table), Text(table.note, style="dim"))))
 
 
-def status(console: Console, found: Mapping[str, Any]) -> None:
+def status(console: Console, state: Mapping[str, Any]) -> None:
     """How far a study is, and what is wrong with it."""
-    _print_header(console, found)
+    _print_header(console, state)
     table = plain_table("stage", "state", ">runs", "~outcomes", "~decided")
-    for s in found["stages"]:
+    for s in state["stages"]:
         outcomes = ", ".join(f"{s['outcomes'][o]} {o}" for o in OUTCOME_ORDER if o in s["outcomes"])
         decided = tracks_in_words("\n".join(s["decided"]))
         table.add_row(s["stage"], s["state"], str(s["runs"]), outcomes, decided)
     console.print(table)
-    console.print(Text(runs_in_words(found["runs"])))
-    for r in found["running"]:
+    console.print(Text(runs_in_words(state["runs"])))
+    for r in state["running"]:
         p = r["progress"]
         about = (
             f"  {r['arm']} seed {r['seed']}: step {p['step']}/{p['steps']}, {p['steps_per_s']:.1f} steps/s"
         )
         console.print(Text(about))
-    if found["state"] in ("running", "interrupted") and found["eta_s"] is not None:
-        console.print(f"about {clock(found['eta_s'])} of work left")
-    for s in found["stages"]:
+    if state["state"] in ("running", "interrupted") and state["eta_s"] is not None:
+        console.print(f"about {clock(state['eta_s'])} of work left")
+    for s in state["stages"]:
         if s["stale_because"]:
             stale = f"{s['stage']} is stale: {s['stale_because']}; {_retrained(s['would_train'])}"
             console.print(Text(stale, style="yellow"), soft_wrap=True)
-    for problem in found["problems"]:
+    for problem in state["problems"]:
         console.print(Text(f"problem: {problem}", style="red"), soft_wrap=True)
-    for f in found["failures"]:
+    for f in state["failures"]:
         console.print(Text(f"{len(f['runs'])} {f['outcome']}: {f['cause']}", style="red"))
         again = f"\n  again: {f['command']}" if f["command"] else ""
         console.print(Text(f"  log {f['log']}{again}"), soft_wrap=True)
-    if found["continue"]:
-        console.print(f"this continues the study:\n  {found['continue']}", soft_wrap=True, markup=False)
+    if state["continue"]:
+        console.print(f"this continues the study:\n  {state['continue']}", soft_wrap=True, markup=False)
 
 
-def _print_header(console: Console, found: Mapping[str, Any]) -> None:
+def _print_header(console: Console, status_of: Mapping[str, Any]) -> None:
     """Which study, its state, who drives it."""
-    state = Text(found["state"].replace("_", " "), style=STATE_STYLE.get(found["state"], ""))
-    about = f"  ({found['scale']} scale, {found['corpus']['title']})"
-    console.print(Text.assemble((f"{found['study']} ", "bold"), state, about))
-    console.print(Text(found["root"], style="dim"))
-    if found["corpus"].get("warning"):
-        console.print(Text(f"warning: {found['corpus']['warning']}", style="yellow"))
-    if (h := found["holder"]) is not None:
+    state = Text(status_of["state"].replace("_", " "), style=STATE_STYLE.get(status_of["state"], ""))
+    about = f"  ({status_of['scale']} scale, {status_of['corpus']['title']})"
+    console.print(Text.assemble((f"{status_of['study']} ", "bold"), state, about))
+    console.print(Text(status_of["root"], style="dim"))
+    if status_of["corpus"].get("warning"):
+        console.print(Text(f"warning: {status_of['corpus']['warning']}", style="yellow"))
+    if (h := status_of["holder"]) is not None:
         pid, host, since = (h.get(key, "?") for key in ("pid", "host", "since"))
         console.print(f"run by process {pid} on {host} since {since}")
-    if found["queue"]:
-        jobs = ", ".join(f"{n} {state.lower()}" for state, n in sorted(found["queue"].items()))
+    if status_of["queue"]:
+        jobs = ", ".join(f"{n} {state.lower()}" for state, n in sorted(status_of["queue"].items()))
         alone = "; no process drives them: the command that began the study adopts them"
         console.print(Text(f"Slurm jobs: {jobs}{alone if h is None else ''}"))
 
 
-def cancelled(found: Mapping[str, Any]) -> str:
+def cancelled(ending: Mapping[str, Any]) -> str:
     """What was stopped, and what continues it."""
-    jobs = f", {plural(found['jobs'], 'Slurm job')} ended" if found["jobs"] else ""
+    jobs = f", {plural(ending['jobs'], 'Slurm job')} ended" if ending["jobs"] else ""
     runs = (
-        f"{plural(len(found['runs']), 'run')} stopped before the end" if found["runs"] else "no run to stop"
+        f"{plural(len(ending['runs']), 'run')} stopped before the end" if ending["runs"] else "no run to stop"
     )
-    idle = found["driver"] is None and not found["jobs"]
+    idle = ending["driver"] is None and not ending["jobs"]
     what = f"{'nobody was running it' if idle else 'cancelled'}; {runs}{jobs}"
-    command = found["continue"] or "the command that began it"
-    return f"{found['study']}: {what}; this continues from the checkpoints:\n  {command}"
+    command = ending["continue"] or "the command that began it"
+    return f"{ending['study']}: {what}; this continues from the checkpoints:\n  {command}"
 
 
 def _retrained(runs: int | None) -> str:
@@ -369,13 +369,13 @@ def _retrained(runs: int | None) -> str:
     return "it would be decided again, from the runs that are there"
 
 
-def why(console: Console, found: Mapping[str, Any], band: Sequence[float] | None) -> None:
+def why(console: Console, reasons: Mapping[str, Any], band: Sequence[float] | None) -> None:
     """The answer, and decisions with their evidence. `band`: where the rule wants the median c, if it
     does."""
-    last = list(found)[-1]
-    for line in found[last]["headline"] if len(found) > 1 and stage_of(last).concludes else ():
+    last = list(reasons)[-1]
+    for line in reasons[last]["headline"] if len(reasons) > 1 and stage_of(last).concludes else ():
         console.print(Text.assemble(("answer  ", "bold"), tracks_in_words(line)))
-    for stage, d in found.items():
+    for stage, d in reasons.items():
         console.print(Text(f"\n{stage}", style="bold"))
         for line in d["headline"]:
             console.print(Text(f"  {tracks_in_words(line)}"))
@@ -400,7 +400,9 @@ def _evidence(stage: str, decision: Decision, band: Sequence[float] | None) -> R
         return same_bits(decision)
     if shows == "verdict":
         lines: list[Any] = [
-            {"track": t, **x} for t, found in decision["tracks"].items() for x in found["verdict"]
+            {"track": t, **x}
+            for t, track_decision in decision["tracks"].items()
+            for x in track_decision["verdict"]
         ]
         return drawn(tables.verdict(lines))
     if shows == "points":
@@ -408,16 +410,16 @@ def _evidence(stage: str, decision: Decision, band: Sequence[float] | None) -> R
     return drawn(tables.candidates(stage, decision, band))
 
 
-def plan(console: Console, found: Mapping[str, Any], overrides: Sequence[str]) -> None:
-    about = f"{found['scale']} scale on {found['device']}, {found['slots']} run(s) at a time"
-    console.print(Text.assemble((f"{found['study']} ", "bold"), about))
-    if found["changed"]:
-        others = "; ".join(found["changed"][:4])
+def plan(console: Console, forecast: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    about = f"{forecast['scale']} scale on {forecast['device']}, {forecast['slots']} run(s) at a time"
+    console.print(Text.assemble((f"{forecast['study']} ", "bold"), about))
+    if forecast["changed"]:
+        others = "; ".join(forecast["changed"][:4])
         console.print(
             Text(f"begun with other settings ({others}): autopilot would ask for --force", style="yellow")
         )
-    copied = any(s["expected"]["copied"] for s in found["stages"].values())
-    done = ["done"] * found["begun"] + ["copied"] * copied
+    copied = any(s["expected"]["copied"] for s in forecast["stages"].values())
+    done = ["done"] * forecast["begun"] + ["copied"] * copied
     left = "left " if done else "time "
     columns = (
         "runs min",
@@ -431,72 +433,75 @@ def plan(console: Console, found: Mapping[str, Any], overrides: Sequence[str]) -
         "max",
     )
     table = plain_table("stage", *(f">{c}" for c in columns))
-    for stage, s in found["stages"].items():
+    for stage, s in forecast["stages"].items():
         e = s["expected"]
         times = [clock(s[k]["eta_s"]) for k in ("min", "expected", "max")]
         counts = [str(s[k]["runs"]) for k in ("min", "expected", "max")] + [str(e[key]) for key in done]
         table.add_row(stage, *counts, f"{e['steps']:,}", f"{e['tokens']:,}", *times)
     console.print(table)
-    if found["eta_from"]:
-        told = f"times from {found['eta_from']}"
-    elif found["launcher"] == "slurm":
-        told = "times are known once a run has finished: this machine's speed says nothing about the nodes"
+    if forecast["eta_from"]:
+        source = f"times from {forecast['eta_from']}"
+    elif forecast["launcher"] == "slurm":
+        source = "times are known once a run has finished: this machine's speed says nothing about the nodes"
     else:
-        told = "times need one measurement of this shape, of some ten seconds: "
-        told += shlex.join(["ebc-lab", "doctor", *overrides])
-    console.print(Text(told, style="dim", overflow="fold"), soft_wrap=True)
+        source = "times need one measurement of this shape, of some ten seconds: "
+        source += shlex.join(["ebc-lab", "doctor", *overrides])
+    console.print(Text(source, style="dim", overflow="fold"), soft_wrap=True)
 
 
-def verified(console: Console, found: Mapping[str, Any]) -> None:
-    for bad in found["bad"]:
+def verified(console: Console, verdict: Mapping[str, Any]) -> None:
+    for bad in verdict["bad"]:
         console.print(Text(f"{bad['file']}: {bad['what']}", style="red"))
         console.print(Text(f"  {bad['remedy']}", overflow="fold"))
-    if found["under_way"]:
-        console.print(f"in progress or interrupted: {found['unrecorded']} file(s) are not recorded yet")
-    if found["growing"]:
+    if verdict["under_way"]:
+        console.print(f"in progress or interrupted: {verdict['unrecorded']} file(s) are not recorded yet")
+    if verdict["growing"]:
         console.print(
-            f"{found['growing']} file(s) of runs without a result: not recorded before they have one"
+            f"{verdict['growing']} file(s) of runs without a result: not recorded before they have one"
         )
-    word = "as recorded" if found["ok"] else f"checked, {len(found['bad'])} wrong"
-    console.print(
-        Text(f"{found['study']}: {found['files']} file(s) {word}", style="green" if found["ok"] else "red")
-    )
-    if "sha256" in found:
-        console.print(f"sha256 of the bundle: {found['sha256']}", soft_wrap=True)
-
-
-def exported(console: Console, found: Mapping[str, Any]) -> None:
+    word = "as recorded" if verdict["ok"] else f"checked, {len(verdict['bad'])} wrong"
     console.print(
         Text(
-            f"{found['bundle']}: {found['files']} files and their manifest, {found['bytes'] / 1e6:.1f} MB; "
-            "checkpoints are not in it"
+            f"{verdict['study']}: {verdict['files']} file(s) {word}",
+            style="green" if verdict["ok"] else "red",
         )
     )
-    console.print(f"sha256: {found['sha256']}", soft_wrap=True)
-    if found["replaced"]:
+    if "sha256" in verdict:
+        console.print(f"sha256 of the bundle: {verdict['sha256']}", soft_wrap=True)
+
+
+def exported(console: Console, bundle: Mapping[str, Any]) -> None:
+    console.print(
+        Text(
+            f"{bundle['bundle']}: {bundle['files']} files and their manifest, {bundle['bytes'] / 1e6:.1f} MB"
+            "; checkpoints are not in it"
+        )
+    )
+    console.print(f"sha256: {bundle['sha256']}", soft_wrap=True)
+    if bundle["replaced"]:
         console.print(
-            Text(f"replaced {found['bundle']} (sha256 {found['replaced']})", style="yellow"), soft_wrap=True
+            Text(f"replaced {bundle['bundle']} (sha256 {bundle['replaced']})", style="yellow"), soft_wrap=True
         )
     console.print(
-        f"`ebc-lab verify {found['bundle']}` checks it anywhere; `report` and `why --replay` read it",
+        f"`ebc-lab verify {bundle['bundle']}` checks it anywhere; `report` and `why --replay` read it",
         soft_wrap=True,
     )
 
 
-def compared(console: Console, found: Mapping[str, Any]) -> None:
+def compared(console: Console, comparison: Mapping[str, Any]) -> None:
     """Two studies side by side, what is equal in a few words and what is not in tables."""
-    a, b = found["studies"]
-    _found_in_both(console, found)
-    corpora = [f"{c['title']} ({c['sha256'][:12]}…)" for c in found["corpus"]]
+    a, b = comparison["studies"]
+    _found_in_both(console, comparison)
+    corpora = [f"{c['title']} ({c['sha256'][:12]}…)" for c in comparison["corpus"]]
     console.print(
-        Text(f"corpus: {'the same, ' + corpora[0] if found['same_corpus'] else ' | '.join(corpora)}")
+        Text(f"corpus: {'the same, ' + corpora[0] if comparison['same_corpus'] else ' | '.join(corpora)}")
     )
-    for what, said in COMPARED.items():
-        if found[what]:
-            console.print(_pairs(said, a, b, [(k, *pair) for k, pair in found[what].items()]))
+    for what, sentence in COMPARED.items():
+        if comparison[what]:
+            console.print(_pairs(sentence, a, b, [(k, *pair) for k, pair in comparison[what].items()]))
         else:
-            console.print(f"{said}: the same")
-    runs = found["runs"]
+            console.print(f"{sentence}: the same")
+    runs = comparison["runs"]
     equal = f"{runs['common']} training runs in common, of which {runs['equal']} with equal results"
     weights = runs["weights"]
     equal += f"; {weights['equal']} of {weights['compared']} with the same weights_checksum"
@@ -507,25 +512,25 @@ def compared(console: Console, found: Mapping[str, Any]) -> None:
         )
     rows = [
         (f"{stage} {optimizer(track)}: {figure}", *pair)
-        for stage, tracks in found["decisions"].items()
+        for stage, tracks in comparison["decisions"].items()
         for track, figures in tracks.items()
         for figure, pair in figures.items()
     ]
     if rows:
         console.print(_pairs("decision", a, b, rows))
-    if found["verdict"]:
+    if comparison["verdict"]:
         table = plain_table("verdict", "", f"~{a}", "", f"~{b}", "", title="Verdict")
-        for line in found["verdict"]:
+        for line in comparison["verdict"]:
             cells = [Text(v or "–", style=VERDICT_STYLE.get(v or "", "")) for v in line["verdict"]]
             (x, y), flip = line["figure"], Text("flipped" if line["flipped"] else "", style="bold")
             name = f"{optimizer(line['track'])}: {line['name']}"
             table.add_row(name, cells[0], x or "", cells[1], y or "", flip)
         console.print(table)
-    if found["arms"]:
-        told = any(BITS in f for f in found["arms"].values())
-        title = "Mean test loss, and bits per character" if told else "Mean test loss"
+    if comparison["arms"]:
+        bits_compared = any(BITS in f for f in comparison["arms"].values())
+        title = "Mean test loss, and bits per character" if bits_compared else "Mean test loss"
         table = plain_table("~arm", f">{a}", f">{b}", ">difference", title=title)
-        for arm, f in found["arms"].items():
+        for arm, f in comparison["arms"].items():
             losses = ["–" if x is None else f"{x:.4f}" for x in f["test_loss"]]
             bits = ["" if x is None else f" ({x:.3f})" for x in f.get(BITS, (None, None))]
             both = map("".join, zip(losses, bits, strict=True))
@@ -533,14 +538,14 @@ def compared(console: Console, found: Mapping[str, Any]) -> None:
         console.print(table)
 
 
-def _found_in_both(console: Console, found: Mapping[str, Any]) -> None:
+def _found_in_both(console: Console, comparison: Mapping[str, Any]) -> None:
     """What each of two studies answers, and the points to which their arms were tuned."""
-    for name, lines in zip(found["studies"], found["answers"], strict=True):
+    for name, lines in zip(comparison["studies"], comparison["answers"], strict=True):
         for line in lines:
             console.print(Text.assemble((f"{name}: ", "bold"), line))
-    if found["tuned"]:
-        rows = [(arm, *pair) for arm, pair in found["tuned"].items()]
-        a, b = found["studies"]
+    if comparison["tuned"]:
+        rows = [(arm, *pair) for arm, pair in comparison["tuned"].items()]
+        a, b = comparison["studies"]
         console.print(_pairs("tuned to", a, b, rows))
 
 
@@ -560,36 +565,36 @@ def _pairs(what: str, a: str, b: str, rows: Sequence[tuple[str, Any, Any]]) -> T
     return table
 
 
-def doctor(console: Console, found: Mapping[str, Any]) -> None:
-    h = found["hardware"]
+def doctor(console: Console, examination: Mapping[str, Any]) -> None:
+    h = examination["hardware"]
     console.print(
         Text(
             f"machine    {h['host']}: {h['cpu']}, {h['cores']} cores, GPUs: {', '.join(h['gpus']) or 'none'}"
         )
     )
-    console.print(Text("versions   " + ", ".join(f"{k} {v}" for k, v in found["versions"].items())))
-    if "corpus" in found:
-        c = found["corpus"]
+    console.print(Text("versions   " + ", ".join(f"{k} {v}" for k, v in examination["versions"].items())))
+    if "corpus" in examination:
+        c = examination["corpus"]
         console.print(
             Text(
                 f"corpus     {c['name']}: {c['source']}, {c['characters']:,} characters, sha256 "
                 f"{c['sha256'][:12]}…"
             )
         )
-    if "speed" in found:
-        _speed(console, found["speed"])
-    if "packing" in found:
-        console.print(Text(f"packing    {packing_in_words(found['packing'])}"))
-    console.print(Text(f"verity     engine {found['verity']}"))
-    o = found["output"]
+    if "speed" in examination:
+        _speed(console, examination["speed"])
+    if "packing" in examination:
+        console.print(Text(f"packing    {packing_in_words(examination['packing'])}"))
+    console.print(Text(f"verity     engine {examination['verity']}"))
+    o = examination["output"]
     console.print(
         Text(
             f"output     {o['path']}: {'writable' if o['writable'] else 'NOT writable'}, {o['free_gb']} GB "
             f"free"
         )
     )
-    console.print(Text(f"slurm      {'sbatch is here' if found['slurm'] else 'no sbatch here'}"))
-    for problem in found["problems"]:
+    console.print(Text(f"slurm      {'sbatch is here' if examination['slurm'] else 'no sbatch here'}"))
+    for problem in examination["problems"]:
         console.print(Text(f"problem    {problem}", style="red"))
 
 
@@ -617,7 +622,7 @@ def _speed(console: Console, s: Mapping[str, Any]) -> None:
         console.print(Text(f"rule       {setting}: {rule}", style="dim", overflow="fold"))
 
 
-def corpus(console: Console, found: Mapping[str, Any]) -> None:
-    for key, value in found.items():
+def corpus(console: Console, facts: Mapping[str, Any]) -> None:
+    for key, value in facts.items():
         if value is not None:
             console.print(Text(f"{key:<11} {value}"))

@@ -56,15 +56,15 @@ def tabulated(
         yield
     finally:
         keys = varying(combinations)
-        found = jobs(combinations, keys, runs, folder)
-        if len(found) > 1 and any(job.result for job in found):
-            show(made_console(), [key for key, _ in keys], found, folder)
+        table_jobs = jobs(combinations, keys, runs, folder)
+        if len(table_jobs) > 1 and any(job.result for job in table_jobs):
+            show(made_console(), [key for key, _ in keys], table_jobs, folder)
 
 
 def varying(combinations: Sequence[Sequence[str]]) -> list[tuple[str, int]]:
     """The keys whose values differ between the runs, and where they stand among the overrides."""
     first = combinations[0]
-    places = [i for i, own in enumerate(first) if any(c[i] != own for c in combinations)]
+    places = [i for i, value in enumerate(first) if any(c[i] != value for c in combinations)]
     return [(first[i].partition("=")[0].lstrip("+"), i) for i in places]
 
 
@@ -76,12 +76,12 @@ def jobs(
 ) -> list[Job]:
     """The runs of a sweep with their results, in their order."""
     where = folders(folder)
-    found = []
+    of_folder = []
     for number, (overrides, run) in enumerate(zip(combinations, runs, strict=True)):
         directory = where.get(tuple(map(spelled, overrides)))
         values = [shown(ESCAPED.sub(r"\1", overrides[i].partition("=")[2])) for _, i in keys]
-        found.append(Job(number, values, run, directory, result_of(directory)))
-    return found
+        of_folder.append(Job(number, values, run, directory, result_of(directory)))
+    return of_folder
 
 
 def folders(folder: Path) -> dict[tuple[str, ...], Path]:
@@ -100,18 +100,18 @@ def result_of(directory: Path | None) -> dict[str, Any]:
     return {}
 
 
-def show(console: Console, keys: Sequence[str], found: Sequence[Job], folder: Path) -> None:
+def show(console: Console, keys: Sequence[str], table_jobs: Sequence[Job], folder: Path) -> None:
     """Print the table of a sweep over these keys, the run with the lowest validation loss marked."""
-    ebc = any(job.with_ebc for job in found)
+    ebc = any(job.with_ebc for job in table_jobs)
     budget = (">c", ">KL/δ*") if ebc else ()
     table = plain_table("job", *(f"~{_short(key, keys)}" for key in keys), ">val loss", *budget, ">time", "~")
-    losses = [job.result["val_loss"] for job in found if job.result.get("val_loss") is not None]
-    best = next((job for job in found if losses and job.result.get("val_loss") == min(losses)), None)
-    for job in found:
+    losses = [job.result["val_loss"] for job in table_jobs if job.result.get("val_loss") is not None]
+    best = next((job for job in table_jobs if losses and job.result.get("val_loss") == min(losses)), None)
+    for job in table_jobs:
         table.add_row(*_cells(job, ebc, job is best), style="bold" if job is best else "")
-    console.print(Text(f"\n{len(found)} runs in {folder}", style="bold"))
+    console.print(Text(f"\n{len(table_jobs)} runs in {folder}", style="bold"))
     console.print(table)
-    if any(job.never_clipped for job in found):
+    if any(job.never_clipped for job in table_jobs):
         console.print(Text("c = 1: the budget never limited an update", style="dim"))
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ebc_lab.config import machine
-from ebc_lab.config.checks import check_run, remarks
+from ebc_lab.config.checks import check_run, warnings_of
 from ebc_lab.config.choices import conf_dir, refuse_edited, with_names, with_sources
 from ebc_lab.config.compose import (
     compose,
@@ -75,17 +75,17 @@ class _Job:
     """One call of Hydra: what was asked for, checked, and what is added to it. Raises UserError."""
 
     def __init__(self, asked: hydra_flags.Given):
-        given = asked.overrides
+        asked_for = asked.overrides
         self.asked = asked
-        self.multirun = asked.multirun or "hydra.mode=MULTIRUN" in given
-        self.extra = [] if any(o.lstrip("+").startswith("scale=") for o in given) else [default_scale()]
+        self.multirun = asked.multirun or "hydra.mode=MULTIRUN" in asked_for
+        self.extra = [] if any(o.lstrip("+").startswith("scale=") for o in asked_for) else [default_scale()]
         if not self.multirun:
-            self.extra += implied(given)[len(given) :]
-        combinations = expand(given) if self.multirun else [given]
+            self.extra += implied(asked_for)[len(asked_for) :]
+        combinations = expand(asked_for) if self.multirun else [asked_for]
         self.combinations = [[*overrides, *self.extra] for overrides in combinations]
         self.configs = _validated(self.combinations)
         self.settings = _hydra_settings([spelled(o) for o in self.combinations[0]])
-        if not self.multirun and any(o.startswith("hydra/launcher=") for o in given):
+        if not self.multirun and any(o.startswith("hydra/launcher=") for o in asked_for):
             raise UserError("hydra/launcher starts the runs of a sweep, also of one run: it needs -m.")
         self.directory = Path((self.settings.sweep if self.multirun else self.settings.run).dir)
         self.warnings = _refuse_impossible(self.configs, self.directory) if asked.trains else []
@@ -121,8 +121,8 @@ class _Job:
 
     def _ebc_by_default(self) -> list[str]:
         """A line that says so where nobody asked for EBC."""
-        given = any(o.lstrip("+").startswith("stabilizer") for o in self.asked.overrides)
-        if given or not all(config.stabilizer.name == "ebc" for config in self.configs):
+        chosen = any(o.lstrip("+").startswith("stabilizer") for o in self.asked.overrides)
+        if chosen or not all(config.stabilizer.name == "ebc" for config in self.configs):
             return []
         return [f"{self.configs[0].optimizer.name} with EBC, the default; stabilizer=none trains it alone"]
 
@@ -132,10 +132,10 @@ class _Job:
         if not self.multirun:
             return {**_ended(self.directory), **about}
         of_runs = [_without_hydra(combination) for combination in self.combinations]
-        found = jobs(of_runs, varying(of_runs), self.configs, self.directory)
+        finished = jobs(of_runs, varying(of_runs), self.configs, self.directory)
         runs = [
             {"overrides": list(overrides), "folder": str(job.directory or ""), **_ended(job.directory)}
-            for overrides, job in zip(of_runs, found, strict=True)
+            for overrides, job in zip(of_runs, finished, strict=True)
         ]
         return {"outcome": "done" if code == 0 else "stopped", "runs": runs, **about}
 
@@ -169,9 +169,9 @@ def _refuse_impossible(configs: Sequence[Config], directory: Path) -> list[str]:
     """Raises UserError where a text is too short or not there, or the folder cannot be written. -> what a
     reader must know of the texts."""
     texts = {repr((c.data, c.tokens, c.workload, c.ebm, c.model.context, c.steps)): c for c in configs}
-    found = [checked_text(config)[0].warning for config in texts.values()]
+    warnings = [checked_text(config)[0].warning for config in texts.values()]
     refuse_unwritable(directory)
-    return list(dict.fromkeys(warning for warning in found if warning))
+    return list(dict.fromkeys(warning for warning in warnings if warning))
 
 
 def _hydra_settings(overrides: Sequence[str]) -> Any:
@@ -185,8 +185,8 @@ def _hydra_settings(overrides: Sequence[str]) -> Any:
         with initialize_config_dir(**hydra_base(), config_dir=str(conf_dir().resolve())):
             composed = hydra_compose("config", list(overrides), return_hydra_config=True)
     except HydraException as error:
-        told = f"{error}\n{error.__cause__ or ''}".partition("Config search path")[0]
-        lines = [line.strip() for line in told.splitlines() if not line.startswith(("To append", " "))]
+        message = f"{error}\n{error.__cause__ or ''}".partition("Config search path")[0]
+        lines = [line.strip() for line in message.splitlines() if not line.startswith(("To append", " "))]
         raise UserError(" ".join(filter(None, lines))) from None
     HydraConfig.instance().set_config(composed)  # for ${hydra:…}
     return composed.hydra
@@ -260,8 +260,8 @@ def train_one(
             f"{directory} holds another run ({earlier['run_id']}): choose another hydra.run.dir, or delete "
             f"it."
         )
-    for remark in [*remarks(run), *_crowded(run, processes, job_cores or machine.cores())]:
-        print(f"note: {remark}")
+    for warning in [*warnings_of(run), *_crowded(run, processes, job_cores or machine.cores())]:
+        print(f"note: {warning}")
     directory.mkdir(parents=True, exist_ok=True)
     spec: SpecRecord = {"run_id": run_id, "kind": "train", "identity": identity(run), "config": to_dict(run)}
     write_json(known, spec)
@@ -325,10 +325,12 @@ def _until_done(attempt: Callable[[Callable[[], bool]], dict[str, Any]]) -> dict
     """
     from ebc_lab.training.turns import Interrupted
 
-    own: dict[int, Any] = {
+    handlers: dict[int, Any] = {
         s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     }
-    heard = [s for s, handler in own.items() if callable(handler) or s in (signal.SIGINT, signal.SIGTERM)]
+    heard = [
+        s for s, handler in handlers.items() if callable(handler) or s in (signal.SIGINT, signal.SIGTERM)
+    ]
     asked: list[int] = []
     for s in heard:
         signal.signal(s, lambda number, _: asked.append(number))
@@ -339,9 +341,9 @@ def _until_done(attempt: Callable[[Callable[[], bool]], dict[str, Any]]) -> dict
             except Interrupted:
                 while asked:
                     number = asked.pop(0)
-                    if not callable(own[number]):
+                    if not callable(handlers[number]):
                         raise
-                    own[number](number, None)
+                    handlers[number](number, None)
     finally:
         for s in heard:
-            signal.signal(s, own[s])
+            signal.signal(s, handlers[s])

@@ -81,18 +81,18 @@ class RunView:
             self.live.update(self._line(step, [*pace, *known]), refresh=True)
             return
         figures = ", ".join(known)
-        told = ", ".join([f"step {step}/{self.run.steps}", *pace])
-        self.console.print(Text(f"{told}: {figures}" if figures else told), soft_wrap=True)
+        progress = ", ".join([f"step {step}/{self.run.steps}", *pace])
+        self.console.print(Text(f"{progress}: {figures}" if figures else progress), soft_wrap=True)
 
     def _line(self, step: int, known: list[str]) -> RenderableType:
         """The step, and as many of these as have room, from the first on; a bar only where room is left."""
-        told = f"step {step:>{len(str(self.run.steps))}}/{self.run.steps}"
-        while known and len(told) + 2 + len(", ".join(known)) > self.console.width:
+        progress = f"step {step:>{len(str(self.run.steps))}}/{self.run.steps}"
+        while known and len(progress) + 2 + len(", ".join(known)) > self.console.width:
             known = known[:-1]
-        said = ", ".join(known)
-        spare = self.console.width - len(told) - len(said) - 4
+        figures = ", ".join(known)
+        spare = self.console.width - len(progress) - len(figures) - 4
         line = Table.grid(padding=(0, 2))
-        cells: list[RenderableType] = [Text(told, no_wrap=True), Text(said, no_wrap=True)]
+        cells: list[RenderableType] = [Text(progress, no_wrap=True), Text(figures, no_wrap=True)]
         if spare >= LEAST_OF_BAR:
             cells.insert(1, ProgressBar(self.run.steps, step, width=min(spare, MOST_OF_BAR)))
         line.add_row(*cells)

@@ -95,12 +95,12 @@ class Torch(Hook):
         for i, (x, y) in enumerate(zip(batch.tokens.chunk(count), batch.targets.chunk(count), strict=True)):
             with unsynchronised(called, wanted=i + 1 < count):
                 with saving():
-                    logits, kept = workload.forward(called, x)
-                    total, parts = workload.loss(logits, y, kept, batch.t)
+                    logits, states = workload.forward(called, x)
+                    total, parts = workload.loss(logits, y, states, batch.t)
                 torch.autograd.backward(total if count == 1 else total / count)
             sums = {name: part + sums[name] if sums else part for name, part in parts.items()}
         means = {name: s if count == 1 else s / count for name, s in sums.items()}
-        return means, replace(batch, tokens=x, logits=logits, targets=y), kept
+        return means, replace(batch, tokens=x, logits=logits, targets=y), states
 
     def finished(self, model: nn.Module, files: RunFiles) -> dict[str, str]:
         return {"weights_checksum": weights_checksum(model)}

@@ -68,7 +68,7 @@ class Hook:
     # -- at a step -------------------------------------------------------------------------------------------
 
     def event_at(self, t: int) -> bool:
-        """Return whether the step is like no other, so that it is never taken from a graph."""
+        """Return whether no other step does the same, so that no CUDA graph captures it."""
         return False
 
     def rate(self, t: int, lr: float) -> float:

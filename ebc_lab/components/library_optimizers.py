@@ -42,13 +42,15 @@ class ScheduleFree(ScheduleFreeAdamW):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         if not all(group["train_mode"] for group in self.param_groups):
             raise RuntimeError("the weights are the averages of eval(): call train() before the next step.")
-        held = [(p, p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [
+            (p, p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None
+        ]
         try:
-            for p, gradient in held:
+            for p, gradient in gradients:
                 p.grad = gradient.clone()
             super().step()
         finally:
-            for p, gradient in held:
+            for p, gradient in gradients:
                 p.grad = gradient
 
 
@@ -59,12 +61,12 @@ class PlainGaLore(GaLore):
     """GaLore whose state_dict holds tensors and numbers only: the library keeps its projectors as objects."""
 
     def state_dict(self) -> dict[str, Any]:
-        found = super().state_dict()
-        plain = {i: dict(state) for i, state in found["state"].items()}
+        exported = super().state_dict()
+        plain = {i: dict(state) for i, state in exported["state"].items()}
         for state in plain.values():
             if "projector" in state:
                 state["projector"] = {key: getattr(state["projector"], key) for key in PROJECTOR}
-        return {**found, "state": plain}
+        return {**exported, "state": plain}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)

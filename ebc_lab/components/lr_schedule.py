@@ -78,14 +78,14 @@ def _own_schedule(config: LRScheduleConfig, peak: float, steps: int) -> Callable
     key = told("lr_schedule", config)
 
     def rate(step: int) -> float:
-        found = factor(step, steps)
-        number = isinstance(found, int | float) and not isinstance(found, bool)
+        value = factor(step, steps)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
         require(
-            number and 0 <= found < math.inf,
-            f"{key} gave {shown(found)} for step {step} of {steps}: it must be "
+            number and 0 <= value < math.inf,
+            f"{key} gave {shown(value)} for step {step} of {steps}: it must be "
             "a finite number >= 0, the factor on the peak.",
         )
-        return peak * float(found)
+        return peak * float(value)
 
     rate(0)
     rate(steps - 1)

@@ -105,13 +105,13 @@ class StackedMuon(torch.optim.Muon):
         if bad is None:
             torch._foreach_lerp_(buffers, gradients, weight)
             return _wide(torch._foreach_lerp(gradients, buffers, group["momentum"]))
-        held = _wide(buffers)
+        stacked = _wide(buffers)
         new = _wide(gradients)
-        new = torch.where(bad > 0, held, new)
-        held = held.lerp(new, weight)
-        back = [h if h.shape == b.shape else h.T for h, b in zip(held, buffers, strict=True)]
+        new = torch.where(bad > 0, stacked, new)
+        stacked = stacked.lerp(new, weight)
+        back = [h if h.shape == b.shape else h.T for h, b in zip(stacked, buffers, strict=True)]
         torch._foreach_copy_(buffers, back)
-        return new.lerp(held, group["momentum"])
+        return new.lerp(stacked, group["momentum"])
 
 
 def _wide(matrices: Sequence[Tensor]) -> Tensor:
@@ -273,8 +273,8 @@ def custom(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
         f"{key} returned {', '.join(others) or 'nothing'}, not a torch optimizer or a list of them.",
     )
     groups = [group for base in bases for group in base.param_groups]
-    held = {id(p) for group in groups for p in group["params"]}
-    left = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
+    optimized = {id(p) for group in groups for p in group["params"]}
+    left = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in optimized]
     require(not left, f"{key} leaves out {len(left)} of the model's parameters, {', '.join(left[:3])}….")
     rates = [group.get("lr") for group in groups if group.get("lr") != c.lr]
     require(

@@ -40,7 +40,7 @@ def check_settings(config: Any, path: str = "") -> None:
     UserError."""
     cls: Any = type(config)
     kinds = type_hints(cls)
-    own = path.rstrip(".") in OWN and kind_of(path.rstrip("."), config) == CUSTOM
+    of_own_part = path.rstrip(".") in OWN and kind_of(path.rstrip("."), config) == CUSTOM
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         key = path + field.name
@@ -48,7 +48,7 @@ def check_settings(config: Any, path: str = "") -> None:
             check_settings(value, f"{key}.")
             continue
         setting = setting_of(field)
-        if own and field.name == "name":
+        if of_own_part and field.name == "name":
             require(bool(LABEL.fullmatch(str(value))), f"{key}={shown(value)} must be letters, digits and _.")
             continue
         check_value(key, value, setting, kinds[field.name])
@@ -72,8 +72,8 @@ def set_in_vain(config: Any) -> dict[str, str]:
             if reading not in choices and reader:
                 vain[key] = f"{key} goes with {reader}={any_of(choices)}, not {reader}={reading}."
             elif setting.only and now not in setting.only:
-                own = f": write it as {group}.arguments" if now == CUSTOM else ""
-                vain[key] = f"{key} goes with {of}={any_of(setting.only)}, not {of}={now}{own}."
+                advice = f": write it as {group}.arguments" if now == CUSTOM else ""
+                vain[key] = f"{key} goes with {of}={any_of(setting.only)}, not {of}={now}{advice}."
     return vain
 
 
@@ -143,19 +143,19 @@ def _check_list(key: str, value: list[Any], setting: Setting, kind: Any) -> None
 
 def _check_one(key: str, value: Any, setting: Setting, kind: Any) -> None:
     """A single value: no list, no mapping, and there is one."""
-    told = f"not {shown(value)}."
+    complaint = f"not {shown(value)}."
     if kind in (int, float) or setting.numeric:
         word = "a whole number" if kind is int else "a finite number"
         number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
         finite = number and (isinstance(value, int) or math.isfinite(value))
         require(
             finite and setting.holds(value),
-            " ".join([f"{key} must be {word}", setting.range()]) + f", {told}",
+            " ".join([f"{key} must be {word}", setting.range()]) + f", {complaint}",
         )
     elif kind is bool:
-        require(isinstance(value, bool), f"{key} must be true or false, {told}")
+        require(isinstance(value, bool), f"{key} must be true or false, {complaint}")
     elif kind is str:
-        require(isinstance(value, str), f"{key} must be a text, {told}")
+        require(isinstance(value, str), f"{key} must be a text, {complaint}")
     if isinstance(value, str):
         _check_text(key, value, setting.longest)
     if setting.group:
@@ -215,9 +215,9 @@ def _check_own_parts(run: RunConfig) -> None:
             f"{group}=custom needs {group}.target=module:function (docs/extending.md).",
         )
         if part.target is None and part.name not in groups()[group]:
-            found = any_of(offered(group).get(part.name, ("?",)))
+            targets = any_of(offered(group).get(part.name, ("?",)))
             raise UserError(
-                f"{group}={part.name} is what installed packages call {found}: choose one with "
+                f"{group}={part.name} is what installed packages call {targets}: choose one with "
                 f"{group}=custom {group}.target=…."
             )
         _check_finite(f"{group}.arguments", part.arguments)
@@ -238,7 +238,7 @@ def _check_finite(key: str, value: Any) -> None:
     require(not isinstance(value, float) or math.isfinite(value), f"{key} takes finite numbers, not {value}.")
 
 
-def remarks(run: RunConfig) -> list[str]:
+def warnings_of(run: RunConfig) -> list[str]:
     """What is allowed and means less than it seems, a sentence each, for whoever starts the run."""
     return [warning for part in PARTS for warning in part.warnings(part.of(run), run)]
 

@@ -185,26 +185,26 @@ def own_suite(choice: object) -> Path | None:
 def offered_parts(group: str) -> list[dict[str, Any]]:
     """What each choice sets that installed packages offer and `conf` does not have; of one that two packages
     offer, nothing but its name."""
-    targets = {name: found for name, found in offered(group).items() if name not in groups()[group]}
-    single = {name: {"target": found[0]} for name, found in targets.items() if len(found) == 1}
+    targets = {name: target for name, target in offered(group).items() if name not in groups()[group]}
+    single = {name: {"target": target[0]} for name, target in targets.items() if len(target) == 1}
     return [{**settings_of(group, CUSTOM), "name": name, **single.get(name, {})} for name in targets]
 
 
 def _offered_target(group: str, name: str) -> str:
-    found = offered(group)[name]
+    targets = offered(group)[name]
     require(
-        len(found) == 1,
-        f"{group}={name} is offered by several installed packages ({any_of(found)}): choose one with "
+        len(targets) == 1,
+        f"{group}={name} is offered by several installed packages ({any_of(targets)}): choose one with "
         f"{group}=custom {group}.target=….",
     )
-    return found[0]
+    return targets[0]
 
 
 def kind_of(group: str, part: Any) -> str:
     """Which choice of `conf` a part of a run is: its name, or `custom` where it has a target and a name of
     its own."""
-    own = getattr(part, "target", None) is not None and is_own(part, groups()[group])
-    return CUSTOM if own else str(part.name)
+    is_custom = getattr(part, "target", None) is not None and is_own(part, groups()[group])
+    return CUSTOM if is_custom else str(part.name)
 
 
 Settings = TypeVar("Settings", bound=RunConfig)
@@ -294,10 +294,10 @@ def _of_study(config: Config, names: _Names) -> dict[str, Any]:
         for name, arm in suite.arms.items()
     }
     candidates = {
-        name: _renamed(f"controller_search.candidates.{name}", own, names)
-        if isinstance(own, Mapping)
-        else own
-        for name, own in search.candidates.items()
+        name: _renamed(f"controller_search.candidates.{name}", candidate, names)
+        if isinstance(candidate, Mapping)
+        else candidate
+        for name, candidate in search.candidates.items()
     }
     return {
         "ablation": dataclasses.replace(suite, arms=arms),
@@ -336,11 +336,11 @@ def with_sources(settings: Settings) -> Settings:
     The files that they are made of join `own_files`. Raises UserError where a target is not found, or its
     file is not the one whose checksum the settings name.
     """
-    found = {group: getattr(settings, group) for group in OWN}
+    sourced = {group: getattr(settings, group) for group in OWN}
     files: dict[str, str] = {}
     parts: dict[str, Any] = {
         group: dataclasses.replace(part, **_sourced(group, part.target, part.sha256, files))
-        for group, part in found.items()
+        for group, part in sourced.items()
         if part.target is not None
     }
     if isinstance(settings, Config):
@@ -354,10 +354,10 @@ def with_sources(settings: Settings) -> Settings:
         search = settings.controller_search
         candidates = {
             # what is no settings is refused, in its words, by what checks the stage
-            name: _with_sources(f"controller_search.candidates.{name}: ", own, files)
-            if isinstance(own, Mapping)
-            else own
-            for name, own in search.candidates.items()
+            name: _with_sources(f"controller_search.candidates.{name}: ", candidate, files)
+            if isinstance(candidate, Mapping)
+            else candidate
+            for name, candidate in search.candidates.items()
         }
         parts["controller_search"] = dataclasses.replace(search, candidates=candidates)
         parts["own_files"] = {**settings.own_files, **files}
@@ -381,21 +381,21 @@ def _with_sources(where: str, settings: Mapping[str, Any], files: dict[str, str]
 def _sourced(key: str, target: str, sha256: str | None, files: dict[str, str]) -> dict[str, Any]:
     """What is found out about a target; its files join `files`, name -> path."""
     try:
-        found = sources.find(target)
+        source = sources.find(target)
     except LookupError as error:
         raise UserError(f"{key}.target={shown(target)}: {error.args[0]}.") from None
     require(
-        sha256 in (None, found.sha256),
-        f"{key}.sha256={shown(sha256)} is not the checksum of {found.path}, {found.sha256}: put that file "
+        sha256 in (None, source.sha256),
+        f"{key}.sha256={shown(sha256)} is not the checksum of {source.path}, {source.sha256}: put that file "
         f"back, or leave {key}.sha256 out.",
     )
-    for name, path in found.files.items():
+    for name, path in source.files.items():
         known = Path(files.setdefault(name, str(path)))
         require(
             known == path or known.read_bytes() == path.read_bytes(),
             f"{key}.target={shown(target)}: {known} and {path} have the same name: rename one of them.",
         )
-    return {"target": found.target, "sha256": found.sha256}
+    return {"target": source.target, "sha256": source.sha256}
 
 
 def refuse_edited(now: RunConfig, before: RunConfig, remedy: str) -> None:
@@ -414,8 +414,8 @@ def refuse_edited(now: RunConfig, before: RunConfig, remedy: str) -> None:
 def told(group: str, part: Any) -> str:
     """An own part as errors name it, `optimizer.target=my_opt:Cautious (my_opt.py:12)`: with the line of its
     function, unless it is of an installed package."""
-    found = sources.find(part.target)
-    return f"{group}.target={part.target}{f' ({found.place})' if found.files else ''}"
+    source = sources.find(part.target)
+    return f"{group}.target={part.target}{f' ({source.place})' if source.files else ''}"
 
 
 def own_part(group: str, part: Any) -> Callable[..., Any]:
@@ -431,16 +431,16 @@ def own_part(group: str, part: Any) -> Callable[..., Any]:
         raise UserError(f"{group}.target={part.target}: {error.args[0]}.") from None
     key = told(group, part)
 
-    def called(*positional: Any, **given: Any) -> Any:
-        twice = [name for name in part.arguments if name in given]
+    def called(*positional: Any, **named: Any) -> Any:
+        twice = [name for name in part.arguments if name in named]
         require(not twice, f"{group}.arguments: {', '.join(twice)} is given by the run itself: leave it out.")
         try:
-            inspect.signature(function).bind(*positional, **given, **part.arguments)
+            inspect.signature(function).bind(*positional, **named, **part.arguments)
         except TypeError as error:
-            words = ", ".join([f"{len(positional)} positional", *given, *part.arguments])
+            words = ", ".join([f"{len(positional)} positional", *named, *part.arguments])
             raise UserError(f"{key} does not take what it is given ({words}): {error}.") from None
         except ValueError:  # a function without a signature, written in C
             pass
-        return function(*positional, **given, **part.arguments)
+        return function(*positional, **named, **part.arguments)
 
     return called

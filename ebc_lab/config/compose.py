@@ -85,16 +85,16 @@ def compose(
         config = with_mine(with_names(config), study=study)
         config = by_their_targets(with_sources(config)) if sources else config
         validate(config, study=study, here=here)
-    own = {suite.name: str(suite)} if suite else {}
-    return replace(config, own_files={**own, **config.own_files})
+    suite_choice = {suite.name: str(suite)} if suite else {}
+    return replace(config, own_files={**suite_choice, **config.own_files})
 
 
 def _without(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     """The overrides without `~ablation.arms.NAME`, and the arms that these name."""
     keys = [o.partition("=")[0] for o in overrides]
-    found = [ARM.fullmatch(key.removeprefix("~")) if key.startswith("~") else None for key in keys]
-    kept = [o for o, arm in zip(overrides, found, strict=True) if arm is None]
-    return kept, [arm[1] for arm in found if arm is not None]
+    matches = [ARM.fullmatch(key.removeprefix("~")) if key.startswith("~") else None for key in keys]
+    others = [o for o, arm in zip(overrides, matches, strict=True) if arm is None]
+    return others, [arm[1] for arm in matches if arm is not None]
 
 
 def _leaving_out(config: Config, names: Sequence[str]) -> Config:
@@ -110,7 +110,7 @@ def _leaving_out(config: Config, names: Sequence[str]) -> Config:
     return replace(config, ablation=replace(config.ablation, arms=left)) if names else config
 
 
-def _composed(overrides: Sequence[str], suite: Path | None, given: Mapping[str, Any]) -> Config:
+def _composed(overrides: Sequence[str], suite: Path | None, values: Mapping[str, Any]) -> Config:
     """What Hydra makes of overrides, of which those of settings are `given`. Raises UserError."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
@@ -128,7 +128,7 @@ def _composed(overrides: Sequence[str], suite: Path | None, given: Mapping[str, 
         refuse_references(OmegaConf.to_container(composed, resolve=False))
         config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_refusal(error, suite, given)) from None
+        raise UserError(_refusal(error, suite, values)) from None
     except (RecursionError, OverflowError):
         raise UserError("a setting refers to itself, or holds a number that is too large.") from None
     return config
@@ -164,24 +164,24 @@ def _line(path: Path, key: str) -> str:
     return path.name if line is None else f"{path.name}:{line}"
 
 
-def _sets(suite: Path | None, key: str, given: Mapping[str, Any]) -> bool:
+def _sets(suite: Path | None, key: str, values: Mapping[str, Any]) -> bool:
     """Whether a file of one's own sets this, and no override does."""
     if suite is None or suites.line_of(suite, key) is None:
         return False
     arm = ARM.match(key)
     elsewhere = arm is not None and not suites.sets(suite, arm[0])
-    around = (key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.") for other in given)
+    around = (key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.") for other in values)
     return not (elsewhere or any(around))
 
 
 @contextmanager
-def _in_file(suite: Path | None, given: Mapping[str, Any]) -> Iterator[None]:
+def _in_file(suite: Path | None, values: Mapping[str, Any]) -> Iterator[None]:
     """Names the line of one's own suite in a refusal of what it sets."""
     try:
         yield
     except UserError as error:
         key = re.match(r"[a-z_]+(\.\w+)*", str(error))
-        if suite is None or key is None or not _sets(suite, key[0], given):
+        if suite is None or key is None or not _sets(suite, key[0], values):
             raise
         raise UserError(f"{_line(suite, key[0])}: {error}") from None
 
@@ -198,10 +198,10 @@ def _with_arms(overrides: Sequence[str], parsed: Mapping[str, Any]) -> list[str]
     for override in overrides:
         written = override.partition("=")[0]
         key = written.lstrip("+")
-        if found := ARM.fullmatch(key):
-            arms[found[1]] = parsed[key]
-        elif (found := A_SETTING_OF_AN_ARM.fullmatch(key)) and (written != key or found[1] in mine):
-            arms[found[1]] = _with(arms.get(found[1]), found[2].split("."), parsed[key])
+        if match := ARM.fullmatch(key):
+            arms[match[1]] = parsed[key]
+        elif (match := A_SETTING_OF_AN_ARM.fullmatch(key)) and (written != key or match[1] in mine):
+            arms[match[1]] = _with(arms.get(match[1]), match[2].split("."), parsed[key])
         else:
             left.append(override)
     if not arms:
@@ -249,10 +249,10 @@ def implied(overrides: Sequence[str]) -> list[str]:
     ]
 
 
-def _refusal(error: Exception, suite: Path | None, given: Mapping[str, Any]) -> str:
+def _refusal(error: Exception, suite: Path | None, values: Mapping[str, Any]) -> str:
     """What Hydra or OmegaConf says, in one sentence, with the line of one's own suite that it is about."""
     text = str(error.__cause__ or error)
-    lines = [line for told in text.splitlines() if (line := told.strip())] or [repr(error)]
+    lines = [line for line_text in text.splitlines() if (line := line_text.strip())] or [repr(error)]
     if lines[0].startswith(("In 'study/own-", "In 'given/")):  # which say no more than what follows
         lines = lines[1:]
     first = " ".join(lines[:2]) if lines[0].endswith("composing config:") else lines[0]
@@ -262,7 +262,7 @@ def _refusal(error: Exception, suite: Path | None, given: Mapping[str, Any]) -> 
         first = f"it is a list, {key}=[…]"
     an_arm = bool(key and ARM.fullmatch(key))
     inside = f"ablation.arms.{key}."
-    if key and "is not a subclass of ArmConfig" in first and any(o.startswith(inside) for o in given):
+    if key and "is not a subclass of ArmConfig" in first and any(o.startswith(inside) for o in values):
         key, an_arm, first = (
             inside[:-1],
             True,
@@ -270,19 +270,19 @@ def _refusal(error: Exception, suite: Path | None, given: Mapping[str, Any]) -> 
         )  # a setting of a mapping in an arm that is not
     if "is not a subclass of ArmConfig" in first or (an_arm and "is not Optional" in first):
         first = f"an arm is a mapping, {{lr_scale: 2, settings: {{…}}}}; '~{key}' leaves it out"
-    if found := re.match(r"Key '(\w+)' not in '(\w+)'", first):
-        kind = getattr(schema, found[2], None)
-        near = nearest(found[1], [f.name for f in fields(kind)] if kind else [])
+    if match := re.match(r"Key '(\w+)' not in '(\w+)'", first):
+        kind = getattr(schema, match[2], None)
+        near = nearest(match[1], [f.name for f in fields(kind)] if kind else [])
         first = f"there is no such setting{near}"
-    if found := re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", first):
-        first = f"{shown(found[1])} is not {NUMBERS.get(found[2], found[2])}"
+    if match := re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", first):
+        first = f"{shown(match[1])} is not {NUMBERS.get(match[2], match[2])}"
     if "is not in struct" in first and an_arm:
-        near = nearest(str(key).rpartition(".")[2], [own_name(str(t)) for t in given.get(MINE) or ()])
+        near = nearest(str(key).rpartition(".")[2], [own_name(str(t)) for t in values.get(MINE) or ()])
         first = (
             f"the suite has no such arm{near}; a new one is begun with a +, +{key}.lr_scale=2, or written "
             f"whole, {key}={{lr_scale: 2, settings: {{…}}}}"
         )
-    where = f"{_line(suite, key)}: " if suite and key and _sets(suite, key, given) else ""
+    where = f"{_line(suite, key)}: " if suite and key and _sets(suite, key, values) else ""
     return f"{where}{key + ': ' if key else ''}{first[:300]}"
 
 
@@ -353,9 +353,9 @@ def configurations(
     made = []
     for combination in combinations:
         config = compose(combination)
-        own = [o.replace("=", "_") for o in combination if o.partition("=")[0] in keys]
-        if own and "study.name" not in keys:
-            slug = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(own)).strip("-")
+        varied = [o.replace("=", "_") for o in combination if o.partition("=")[0] in keys]
+        if varied and "study.name" not in keys:
+            slug = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(varied)).strip("-")
             config = replace(config, study=replace(config.study, name=f"{config.study.name}_{slug}"[:80]))
         made.append(config)
     for config in made:
@@ -396,9 +396,9 @@ def with_mine(config: Config, *, study: bool) -> Config:
     for target in dict.fromkeys(config.mine):
         name = of_target.get(target)
         if name is None:
-            said = {n for n, arm in arms.items() if suite.mine.group not in arm.settings}
-            name = own_name(target, [*(set(arms) - said), *choices_of(suite.mine.group, None)])
-            template = _merged(suite.mine.template, arms[name]) if name in said else suite.mine.template
+            with_part = {n for n, arm in arms.items() if suite.mine.group not in arm.settings}
+            name = own_name(target, [*(set(arms) - with_part), *choices_of(suite.mine.group, None)])
+            template = _merged(suite.mine.template, arms[name]) if name in with_part else suite.mine.template
             arms[name] = _arm(suite.mine.group, template, name, target)
         made.append(name)
     mine = replace(suite.mine, arms=list(dict.fromkeys([*suite.mine.arms, *made])))
@@ -411,15 +411,15 @@ def _by_target(group: str, arms: Mapping[str, ArmConfig]) -> dict[str, str]:
     return {p["target"]: name for name, p in parts.items() if isinstance(p, Mapping) and p.get("target")}
 
 
-def _merged(template: ArmConfig, said: ArmConfig) -> ArmConfig:
+def _merged(template: ArmConfig, arm: ArmConfig) -> ArmConfig:
     """The template with what overrides say of one arm."""
     usual = ArmConfig()
-    own: dict[str, Any] = {
-        f.name: getattr(said, f.name) for f in fields(said) if getattr(said, f.name) != getattr(usual, f.name)
+    settings: dict[str, Any] = {
+        f.name: getattr(arm, f.name) for f in fields(arm) if getattr(arm, f.name) != getattr(usual, f.name)
     }
-    for key in own.keys() & {"settings", "tune"}:
-        own[key] = {**getattr(template, key), **own[key]}
-    return replace(template, **own)
+    for key in settings.keys() & {"settings", "tune"}:
+        settings[key] = {**getattr(template, key), **settings[key]}
+    return replace(template, **settings)
 
 
 def _arm(group: str, template: ArmConfig, name: str, target: str) -> ArmConfig:
@@ -434,5 +434,5 @@ def by_their_targets(config: Config) -> Config:
     if not config.mine:
         return config
     suite = config.ablation
-    found = _by_target(suite.mine.group, {name: suite.arms[name] for name in suite.mine.arms})
-    return replace(config, mine=list(found))
+    arms = _by_target(suite.mine.group, {name: suite.arms[name] for name in suite.mine.arms})
+    return replace(config, mine=list(arms))

@@ -21,7 +21,7 @@ HIDDEN = re.compile(
 
 def visible(text: str) -> str:
     """Text from outside with every control character as an escape that can be read."""
-    return HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 class UserError(Exception):
@@ -66,8 +66,8 @@ def any_of(choices: Sequence[str]) -> str:
     """`a, b or c`; the last ones are counted where naming all would fill the screen."""
     length = list(accumulate(len(choice) + 2 for choice in choices))
     if length[-1] > LONG:
-        kept = sum(end <= LONG for end in length)
-        choices = [*choices[:kept], f"{len(choices) - kept} more"]
+        shown_count = sum(end <= LONG for end in length)
+        choices = [*choices[:shown_count], f"{len(choices) - shown_count} more"]
     return " or ".join([", ".join(choices[:-1]), choices[-1]]) if len(choices) > 1 else choices[0]
 
 

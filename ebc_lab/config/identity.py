@@ -196,11 +196,11 @@ def run_id(kind: str, run: RunConfig) -> str:
 
 def identity_of(kind: str, run: RunConfig) -> dict[str, Any]:
     """A training run's identity, or that of a measurement made at a run's shape."""
-    own = identity(run)
-    libraries = own.pop("libraries", {})
-    own |= {k: v for k, v in _RECORDED.get({}).items() if k != "libraries"}
-    own |= _versions_of(libraries)
-    return own if kind == "train" else {"kind": kind, "run": own}
+    named = identity(run)
+    libraries = named.pop("libraries", {})
+    named |= {k: v for k, v in _RECORDED.get({}).items() if k != "libraries"}
+    named |= _versions_of(libraries)
+    return named if kind == "train" else {"kind": kind, "run": named}
 
 
 def matches_run_id(kind: str, run: RunConfig, run_id: str) -> bool:
@@ -217,11 +217,11 @@ def environment(whole: Mapping[str, Any]) -> dict[str, Any]:
 def study_environment(config: Config) -> dict[str, Any]:
     """The same for all the runs that a study may plan: its libraries are those of every optimizer and
     stabilizer that its settings name."""
-    found = environment(identity_of("train", config))
-    found.pop("libraries", None)
+    recorded = environment(identity_of("train", config))
+    recorded.pop("libraries", None)
     choices = _named_in(to_dict(config))
     named = {PART[group].libraries[choice] for group, choice in choices if choice in PART[group].libraries}
-    return found | _versions_of(named)
+    return recorded | _versions_of(named)
 
 
 def _versions_of(libraries: Iterable[str]) -> dict[str, dict[str, str | None]]:
@@ -229,14 +229,14 @@ def _versions_of(libraries: Iterable[str]) -> dict[str, dict[str, str | None]]:
     made before libraries were recorded."""
     recorded = _RECORDED.get({})
     versions = recorded.get("libraries", {}) if recorded else {n: library_version(n) for n in libraries}
-    found = {name: versions[name] for name in sorted(libraries) if name in versions}
-    return {"libraries": found} if found else {}
+    used = {name: versions[name] for name in sorted(libraries) if name in versions}
+    return {"libraries": used} if used else {}
 
 
 def by_name(environment: Mapping[str, Any]) -> dict[str, Any]:
     """An environment with its libraries beside the rest: `torch`, `numerics_version`, `torchao`."""
-    own = {k: v for k, v in environment.items() if k != "libraries"}
-    return {**own, **environment.get("libraries", {})}
+    others = {k: v for k, v in environment.items() if k != "libraries"}
+    return {**others, **environment.get("libraries", {})}
 
 
 def _named_in(settings: Any) -> Iterator[tuple[str, str]]:
@@ -252,9 +252,9 @@ def _named_in(settings: Any) -> Iterator[tuple[str, str]]:
 
 
 @contextmanager
-def recorded_environment(found: Mapping[str, Any]) -> Iterator[None]:
+def recorded_environment(environment: Mapping[str, Any]) -> Iterator[None]:
     """Name runs as in a recorded `environment`, so that a study can be read under another torch."""
-    token = _RECORDED.set(dict(found))
+    token = _RECORDED.set(dict(environment))
     try:
         yield
     finally:

@@ -92,8 +92,8 @@ def _fields(kind: type) -> tuple[dict[str, Check], list[str]]:
 
 
 def _one_of(checks: Sequence[Check], value: Any) -> Wrong:
-    found = [check(value) for check in checks]
-    return None if None in found else found[0]
+    complaints = [check(value) for check in checks]
+    return None if None in complaints else complaints[0]
 
 
 def _list_of(item: Check, value: Any) -> Wrong:
@@ -121,9 +121,9 @@ def _fields_of(checks: Mapping[str, Check], needed: Sequence[str], value: Any) -
     return _first((key, checks[key](one)) for key, one in value.items() if key in checks)
 
 
-def _first(found: Iterable[tuple[str | int, Wrong]]) -> Wrong:
+def _first(wrongs: Iterable[tuple[str | int, Wrong]]) -> Wrong:
     """The first part of a value that is wrong, its place as seen from the value."""
-    for key, wrong in found:
+    for key, wrong in wrongs:
         if wrong is not None:
             place, what = wrong
             return (f"[{key}]" if isinstance(key, int) else f".{key}") + place, what
@@ -134,8 +134,8 @@ def _plain(kind: Any, value: Any) -> Wrong:
     """What is wrong with a plain value, or with a container whatever it contains."""
     if _is(value, kind):
         return None
-    own = next((name for plain, name in NAMES.items() if _is(value, plain)), "a number out of range")
-    return "", f"is {own}, not {NAMES[kind]}"
+    actual = next((name for plain, name in NAMES.items() if _is(value, plain)), "a number out of range")
+    return "", f"is {actual}, not {NAMES[kind]}"
 
 
 def _is(value: Any, kind: Any) -> bool:

@@ -80,18 +80,18 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def git_revision() -> str | None:
-    """Of the checkout that this package runs from; None where it is installed without one."""
+    """Return the git revision of this package's checkout; None where it is installed without one."""
     here = Path(__file__).parent
     if not shutil.which("git"):
         return None
-    found, tracked = (
+    revision, tracked = (
         subprocess.run(["git", "-C", str(here), *asked], capture_output=True, text=True, check=False)
         for asked in (
             ["describe", "--always", "--dirty", "--abbrev=12"],
             ["ls-files", "--error-unmatch", __file__],
         )
     )
-    return found.stdout.strip() if found.returncode == 0 and tracked.returncode == 0 else None
+    return revision.stdout.strip() if revision.returncode == 0 and tracked.returncode == 0 else None
 
 
 def _of_cpu(what: str) -> str:

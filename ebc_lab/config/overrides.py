@@ -70,7 +70,7 @@ def parse(overrides: Sequence[str]) -> list[Any]:
     if together > LONGEST_TOGETHER:
         raise UserError(f"the overrides have {together} characters: {LONGEST_TOGETHER} at most.")
     parser = OverridesParser.create()
-    found = []
+    parsed = []
     for text in map(_renamed, overrides):
         key = _key(text)
         if (depth := _depth(text)) > DEEPEST:
@@ -85,8 +85,8 @@ def parse(overrides: Sequence[str]) -> list[Any]:
         digits = max((len(str(abs(x))) for x in _integers(override.value())), default=0)
         if digits > MOST_DIGITS:
             raise UserError(f"{key} is given a number of {digits} digits: no setting takes more than 9.")
-        found.append(override)
-    return found
+        parsed.append(override)
+    return parsed
 
 
 def _renamed(override: str) -> str:
@@ -195,8 +195,8 @@ def _with_suites(override: str) -> str:
     key, _, values = override.partition("=")
     if key.lstrip("+") != GROUP:
         return override
-    given = [value.strip().strip("'\"") for value in values.split(",")]
-    files = [(value, own_suite(value)) for value in given]
+    names = [value.strip().strip("'\"") for value in values.split(",")]
+    files = [(value, own_suite(value)) for value in names]
     return f"{key}={','.join(chosen_name(file) if file else value for value, file in files)}"
 
 

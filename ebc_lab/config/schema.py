@@ -451,8 +451,8 @@ class AblationConfig(StageConfig):
         versus = arm.versus
         if versus in self.arms:
             versus = versus + point.tail if versus + point.tail in swept else None
-        said = {"lr_scale": "at LR ×{:g}", "delta": "from δ* ×{:g}"}[point.key].format(point.value)
-        about = f"{arm.about or point.arm}, {said}"
+        text = {"lr_scale": "at LR ×{:g}", "delta": "from δ* ×{:g}"}[point.key].format(point.value)
+        about = f"{arm.about or point.arm}, {text}"
         at: dict[str, Any] = {point.key: point.value}
         return dataclasses.replace(arm, about=about, versus=versus, **at)
 

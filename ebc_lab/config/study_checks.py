@@ -161,8 +161,8 @@ def _processes(config: Config, run: RunConfig, *, here: bool, study: bool) -> No
 def _swept(config: Config) -> list[str]:
     """The optimizers of the sweep, the study's own one as `custom`. Raises UserError where there is another
     one that is not in conf/."""
-    own = config.optimizer.name if kind_of("optimizer", config.optimizer) == CUSTOM else None
-    others = [name for name in config.lr_sweep.optimizers if name != own]
+    custom = config.optimizer.name if kind_of("optimizer", config.optimizer) == CUSTOM else None
+    others = [name for name in config.lr_sweep.optimizers if name != custom]
     for name in others:
         known = name in choices_of("optimizer", name)
         require(
@@ -170,7 +170,7 @@ def _swept(config: Config) -> list[str]:
             f"lr_sweep.optimizers={name} is none of ebc-lab's own: give optimizer={name} as well; a study "
             "has one of these.",
         )
-    return [CUSTOM if name == own else name for name in config.lr_sweep.optimizers]
+    return [CUSTOM if name == custom else name for name in config.lr_sweep.optimizers]
 
 
 def _set_by_stages(config: Config) -> None:
@@ -180,11 +180,13 @@ def _set_by_stages(config: Config) -> None:
     stages = config.study.stages
     asked: dict[str, dict[str, Any]] = {}
     if "lr_sweep" in stages:
-        own = config.lr_sweep
-        others = [name for name in own.optimizers if name != plain.optimizer.name]
+        sweep = config.lr_sweep
+        others = [name for name in sweep.optimizers if name != plain.optimizer.name]
         asked |= {f"lr_sweep.optimizers={name}": {"optimizer": {"name": name}} for name in others}
-        asked |= {f"lr_sweep.projections={name}": {"projection": {"name": name}} for name in own.projections}
-        asked |= {f"lr_sweep.control_shapes={n}": {"lr_schedule": {"name": n}} for n in own.control_shapes}
+        asked |= {
+            f"lr_sweep.projections={name}": {"projection": {"name": name}} for name in sweep.projections
+        }
+        asked |= {f"lr_sweep.control_shapes={n}": {"lr_schedule": {"name": n}} for n in sweep.control_shapes}
     if {"calibrate", "lr_scale", "finals"} & set(stages):
         ebc = {"stabilizer": {"name": "ebc"}}
         named = config.study
@@ -305,11 +307,11 @@ def _stages(config: Config) -> None:
         for before in STAGE_NEEDS[stage]:
             require(before in stages, f"study.stages: {stage} needs {before} as well.")
     counts = most_runs(config)
-    told = ", ".join(f"{stage} {runs}" for stage, runs in counts.items())
+    listed = ", ".join(f"{stage} {runs}" for stage, runs in counts.items())
     require(
         sum(counts.values()) <= MOST_RUNS,
-        f"this study may have more than {MOST_RUNS} runs ({told}): shorten its grids, arms or seeds, or make "
-        "it several studies.",
+        f"this study may have more than {MOST_RUNS} runs ({listed}): shorten its grids, arms or seeds, or "
+        "make it several studies.",
     )
     base = replace(_stage_run(config), stabilizer=replace(config.stabilizer, name="ebc"))
     if "controller_search" in stages:
@@ -344,7 +346,7 @@ def most_runs(config: Config) -> dict[str, int]:
     versions = 1 + sum(map(len, suite.versions().values()))
     labels = len(suite.arms) * max(1, len(suite.lr_scales) + len(suite.deltas)) * versions
     seeds = len(config.seeds)
-    found = {
+    counts = {
         "lr_sweep": pairs * (longest + 2 * sweep.max_extensions) + tracks * (around + control),
         "calibrate": tracks * len(config.calibrate.budgets) * deltas * config.calibrate.seeds,
         "controller_search": tracks * len(config.controller_search.candidates),
@@ -354,7 +356,7 @@ def most_runs(config: Config) -> dict[str, int]:
         "ablation": tracks * labels * seeds,
         "circumstances": len(same.modes) * where,
     }
-    return {stage: found.get(stage, 0) for stage in config.study.stages}
+    return {stage: counts.get(stage, 0) for stage in config.study.stages}
 
 
 def _begun_with(config: Config, arm: ArmConfig) -> int:
@@ -449,11 +451,11 @@ def _grids(path: str, arm: ArmConfig) -> None:
         not {"lr", "lr_scale"} <= set(arm.tune),
         f"{path}.tune: lr and lr_scale are both the learning rate: leave one out.",
     )
-    given = [key for key in ("schedule", "warmup_share") if key in arm.tune]
-    own = arm.settings.get("lr_schedule", {}).get("target") is not None
+    tuned = [key for key in ("schedule", "warmup_share") if key in arm.tune]
+    custom = arm.settings.get("lr_schedule", {}).get("target") is not None
     require(
-        not (given and (arm.control or own)),
-        f"{path}.tune.{', '.join(given)} does not go with a schedule of your own, or the fair control's.",
+        not (tuned and (arm.control or custom)),
+        f"{path}.tune.{', '.join(tuned)} does not go with a schedule of your own, or the fair control's.",
     )
     require(not ("lr" in arm.tune and arm.control), f"{path}.tune.lr does not go with control.")
 
@@ -470,10 +472,10 @@ def _arm(name: str, arm: ArmConfig, config: Config) -> None:
     _grids(path, arm)
     stabilizer = run.stabilizer.name
     fixed = "target_kl" in arm.settings.get("budget", {})
-    for key, given in (("delta", arm.delta is not None), ("tune.delta", "delta" in arm.tune)):
-        require(not given or stabilizer == "ebc", f"{path}.{key} goes with stabilizer ebc.")
+    for key, is_set in (("delta", arm.delta is not None), ("tune.delta", "delta" in arm.tune)):
+        require(not is_set or stabilizer == "ebc", f"{path}.{key} goes with stabilizer ebc.")
         require(
-            not given or not fixed,
+            not is_set or not fixed,
             f"{path}.{key} and settings.budget.target_kl both set the target KL: leave one out.",
         )
     require(

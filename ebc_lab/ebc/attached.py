@@ -119,8 +119,8 @@ class Attached:
             self._version,
         )
         try:
-            own = {"forward": self.capture.call, "compiled": compiled, "probe_sequences": None}
-            self.clip = EllipsotopeClip(inner, self.optimizers, **{**own, **options})
+            defaults = {"forward": self.capture.call, "compiled": compiled, "probe_sequences": None}
+            self.clip = EllipsotopeClip(inner, self.optimizers, **{**defaults, **options})
         except Exception:
             self.capture.remove()
             raise
@@ -185,10 +185,10 @@ class Attached:
         return {**state, KEY: self.state_dict()}
 
     def _load(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        kept = dict(state)
-        own = kept.pop(KEY, None)
-        if own is not None:
-            self.load_state_dict(own)
+        rest = dict(state)
+        saved = rest.pop(KEY, None)
+        if saved is not None:
+            self.load_state_dict(saved)
         elif self.clip.step_index == 0:
             warnings.warn(
                 "this optimizer state comes without EBC's, so c is searched for anew: load a state dict that "
@@ -196,7 +196,7 @@ class Attached:
                 checks.EBCWarning,
                 stacklevel=2,
             )
-        return kept
+        return rest
 
     # -- one step --------------------------------------------------------------------------------------------
 
@@ -245,9 +245,9 @@ class Attached:
         if self._opened is not None and self._opened.void:
             # Of the optimizer whose step is running: it leaves a weight without one, and its state, alone
             assert self._inside is not None
-            held = [p for group in self._inside.param_groups for p in group["params"]]
-            self._hidden = [(p, p.grad) for p in held]
-            for p in held:
+            weights = [p for group in self._inside.param_groups for p in group["params"]]
+            self._hidden = [(p, p.grad) for p in weights]
+            for p in weights:
                 p.grad = None
 
     def _open(self) -> None:
@@ -264,24 +264,26 @@ class Attached:
         else:
             self._opened = self._opened_after(forward, t, self._before)
 
-    def _opened_after(self, forward: Forward, t: int, kept: Copy | None) -> Opened:
+    def _opened_after(self, forward: Forward, t: int, weights_before: Copy | None) -> Opened:
         self._suspect(forward)
         if self.capture.draws:
             self.clip.given.renew()
-        moved = kept is not None and self.clip.has_moved(kept)
+        moved = weights_before is not None and self.clip.has_moved(weights_before)
         stale = moved or (forward.version is not None and forward.version != self._version())
         inputs = StepInputs(
             t, forward.batch, forward.logits, forward.mask, stale=stale or forward.overwritten
         )
         with self.capture.pause(), forward.precision():
-            if not moved or kept is None:
-                opened = self.clip.open_step(inputs, kept)
+            if not moved or weights_before is None:
+                opened = self.clip.open_step(inputs, weights_before)
                 self._suspect_own(opened)
                 if self.look is not None and not stale:
                     self.look.begin(opened, forward, self.capture.rows_first)
                 return opened
-            with kept.standing_in(self.clip.weights):  # the closure was called at other weights than W
-                return self.clip.open_step(inputs, kept)
+            with weights_before.standing_in(
+                self.clip.weights
+            ):  # the closure was called at other weights than W
+                return self.clip.open_step(inputs, weights_before)
 
     def _suspect(self, forward: Forward) -> None:
         """Raises ValueError where a forward's logits are not what EBC takes them for."""
@@ -310,8 +312,8 @@ class Attached:
         All of the model's: an optimizer that is not attached may have moved others. Under FSDP those that are
         limited, since the model has other parameters during a forward than after it.
         """
-        own = self.clip.weights
-        watched = own if any(map(shared_out, own)) else self.clip.model.parameters()
+        weights = self.clip.weights
+        watched = weights if any(map(shared_out, weights)) else self.clip.model.parameters()
         tracked = (p for p in watched if not p.is_inference())
         return hash(tuple((p._version, local(p).data_ptr()) for p in tracked))
 

@@ -129,10 +129,10 @@ class AuditedOptimizer(WrappingOptimizer):
             return False
         # a process without given logits contributes zero weight, and takes part: the others wait for it
         count = 0 if kl is None else batch.probe.count()
-        found = float(self.workers.mean(self._one if kl is None else kl, count))
-        if not found > max(10 * batch.floor, self._most_differing()):
+        difference = float(self.workers.mean(self._one if kl is None else kl, count))
+        if not difference > max(10 * batch.floor, self._most_differing()):
             return False
-        return self.given.answer(batch, inputs, found, self.workers.alone)
+        return self.given.answer(batch, inputs, difference, self.workers.alone)
 
     def _watch_given(self, batch: Batch, inputs: StepInputs, held: Rows) -> bool:
         """At an audit, `_check_given` on its rows, since what is too small to be seen at the first batch may
@@ -159,21 +159,21 @@ class AuditedOptimizer(WrappingOptimizer):
     def _kl_curve(self, proposal: Proposal) -> Tensor:
         """The KL at CURVE_SCALES of the whole proposal, on the held rows; NaN where it is not finite."""
         assert proposal.batch is not None
-        held = proposal.batch.held
-        assert held is not None
-        found = [proposal.kl(c, held, whole=True) for c in CURVE_SCALES]
-        curve = torch.stack(found).double().clamp(min=0)
+        audit_rows = proposal.batch.held
+        assert audit_rows is not None
+        kls = [proposal.kl(c, audit_rows, whole=True) for c in CURVE_SCALES]
+        curve = torch.stack(kls).double().clamp(min=0)
         return torch.where(curve.isfinite() & proposal.sound, curve, torch.nan)
 
     def _audit(self, stats: StepStats, proposal: Proposal) -> None:
         """Measure how far the applied update moved the predictions on the held rows."""
         assert proposal.batch is not None
-        held = proposal.batch.held
-        assert held is not None
-        z_new = proposal.batch.moved(held)
-        tokens = held.count()
-        kl = self.arithmetic.mean_kl(held.z, z_new, held.mask)
-        movement = self.arithmetic.movement(held.z, z_new, held.mask)
+        audit_rows = proposal.batch.held
+        assert audit_rows is not None
+        z_new = proposal.batch.moved(audit_rows)
+        tokens = audit_rows.count()
+        kl = self.arithmetic.mean_kl(audit_rows.z, z_new, audit_rows.mask)
+        movement = self.arithmetic.movement(audit_rows.z, z_new, audit_rows.mask)
         stats.audit_tokens = proposal.batch.held_tokens
         if not self.workers.alone:
             kl, square, counted = self.workers.pooled(tokens, kl, movement.double().square())

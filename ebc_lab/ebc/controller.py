@@ -100,12 +100,12 @@ class Fixed:
         if missing:
             raise ValueError(f"{type(self).__name__}.update needs the signal {', '.join(missing)}.")
         kl = self._number(kl)
-        given = {name: self._number(signals.get(name)) for name in self.needs}
+        values = {name: self._number(signals.get(name)) for name in self.needs}
         if self.needs:
-            given["c"] = self._number(signals.get("c"))
-        usable = torch.stack([kl, *given.values()]).isfinite().all()
+            values["c"] = self._number(signals.get("c"))
+        usable = torch.stack([kl, *values.values()]).isfinite().all()
         before = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
-        self._rule(kl, torch.as_tensor(clipped, device=self.delta.device), given)
+        self._rule(kl, torch.as_tensor(clipped, device=self.delta.device), values)
         for name, value in before.items():  # in place: a CUDA graph reads the memory it was captured with
             value.copy_(torch.where(usable, getattr(self, name), value))
             setattr(self, name, value)

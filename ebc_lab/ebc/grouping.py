@@ -71,11 +71,11 @@ _GROUPINGS: dict[str, Callable[[list[str]], list[str]]] = {
 
 def _as_given(names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """A grouping that was made elsewhere, which must hold each parameter once."""
-    found = [name for members in groups.values() for name in members]
+    listed_names = [name for members in groups.values() for name in members]
     complaints = {
-        "unknown": set(found).difference(names),
-        "in two places": {name for name in found if found.count(name) > 1},
-        "in no group": set(names).difference(found),
+        "unknown": set(listed_names).difference(names),
+        "in two places": {name for name in listed_names if listed_names.count(name) > 1},
+        "in no group": set(names).difference(listed_names),
         "without a parameter": {group for group, members in groups.items() if not members},
     }
     for complaint, wrong in complaints.items():

@@ -18,8 +18,8 @@ def token_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """Mean of `values` (one for each token, any shape) -> 0-dim; over the tokens of `mask` if given."""
     if mask is None:
         return values.mean()
-    kept = mask.bool()
-    return torch.where(kept, values, 0).sum() / kept.sum()  # not a product: padding may hold NaN
+    counted = mask.bool()
+    return torch.where(counted, values, 0).sum() / counted.sum()  # not a product: padding may hold NaN
 
 
 def centre(x: Tensor) -> Tensor:
@@ -55,10 +55,10 @@ def overconfidence(z: Tensor, targets: Tensor, mask: Tensor | None = None) -> Te
     label = z.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
     p = z.softmax(-1)
     excess = torch.where(p > 0, p * z, 0).sum(-1) - label  # p = 0 where the vocabulary is masked
-    kept = targets >= 0 if mask is None else (targets >= 0) & mask.bool()
-    count = kept.sum()
-    mean = token_mean(excess, kept)
-    variance = token_mean((excess - mean).square(), kept) / (count - 1)
+    counted = targets >= 0 if mask is None else (targets >= 0) & mask.bool()
+    count = counted.sum()
+    mean = token_mean(excess, counted)
+    variance = token_mean((excess - mean).square(), counted) / (count - 1)
     return mean / variance.sqrt()
 
 

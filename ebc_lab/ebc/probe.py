@@ -129,13 +129,13 @@ class Prober(nn.Module):
         start = time.perf_counter()
         # `eval()`, twice a step, without `modules()` and __setattr__, which take longer than a small forward
         training: list[dict[str, Any]] = []
-        found = [self.model]
-        for module in found:
+        modules = [self.model]
+        for module in modules:
             if module.training:
                 state = module.__dict__
                 state["training"] = False
                 training.append(state)
-            found += [child for child in module._modules.values() if child is not None]
+            modules += [child for child in module._modules.values() if child is not None]
         try:
             yield
         finally:
@@ -209,15 +209,15 @@ class Batch:
         if audit:
             row = (self.probe.z if logits is None else logits)[0]
             end, self.held_tokens = _audited_rows(size, k, audit_tokens, row[..., 0].numel(), inputs.mask)
-            held = prober.cut(inputs.tokens, k, end, size)
-            self.held = self._rows(held, inputs.mask, None, z, k, end)
+            audit_inputs = prober.cut(inputs.tokens, k, end, size)
+            self.held = self._rows(audit_inputs, inputs.mask, None, z, k, end)
 
     def _probe(self, inputs: StepInputs, z: Tensor | None, k: int, size: int) -> Rows:
         if inputs.probe is None:
             rows = self.prober.cut(inputs.tokens, 0, k, size)
             return self._rows(rows, inputs.mask, inputs.targets, z, 0, k)
-        given, targets = inputs.probe
-        rows = self.prober.cut(given, 0, k, checks.rows_of(given, None, None, self.prober.axis))
+        logits, targets = inputs.probe
+        rows = self.prober.cut(logits, 0, k, checks.rows_of(logits, None, None, self.prober.axis))
         return self._rows(rows, None, targets, None, 0, k)
 
     def _rows(
@@ -285,10 +285,13 @@ class Batch:
         return mean_kl(rows.z, self.moved(rows), rows.mask)
 
     def cause(self, inputs: StepInputs) -> Cause:
-        """Of logits given that differ from the model's own on some of their rows: two forwards on all."""
-        given = checks.logits_in(inputs.logits)
-        own = self.logits(inputs.tokens)
-        if own.shape == given.shape and float(mean_kl(given, own, inputs.mask)) <= 10 * self.floor:
+        """Name why some rows of the logits given differ from the model's own, by two forwards on all."""
+        passed = checks.logits_in(inputs.logits)
+        computed = self.logits(inputs.tokens)
+        if (
+            computed.shape == passed.shape
+            and float(mean_kl(passed, computed, inputs.mask)) <= 10 * self.floor
+        ):
             return Cause.ROWS
         buffers = [(b, b.clone()) for b in self.prober.model.buffers()]
         try:
@@ -297,7 +300,10 @@ class Batch:
         finally:
             for buffer, before in buffers:
                 buffer.copy_(before)
-        differs = trained.shape == own.shape and float(mean_kl(own, trained, inputs.mask)) > 10 * self.floor
+        differs = (
+            trained.shape == computed.shape
+            and float(mean_kl(computed, trained, inputs.mask)) > 10 * self.floor
+        )
         return Cause.TRAINING if differs else Cause.UNKNOWN
 
     def functional(self, weights: dict[str, Tensor]) -> Tensor:
@@ -387,9 +393,9 @@ def _audited_rows(
     if mask is None:
         end = min(size, k - (-tokens // tokens_per_row))
         return end, (end - k) * tokens_per_row
-    kept = mask[k:].reshape(size - k, -1).sum(1).cumsum(0)
-    end = min(size, k + 1 + int((kept < tokens).sum()))
-    return end, int(kept[end - k - 1])
+    counts = mask[k:].reshape(size - k, -1).sum(1).cumsum(0)
+    end = min(size, k + 1 + int((counts < tokens).sum()))
+    return end, int(counts[end - k - 1])
 
 
 def _call(model: nn.Module, inputs: Any) -> Any:

@@ -292,10 +292,10 @@ class StabilizedOptimizer(AuditedOptimizer):
             stats.clip_coefficient = torch.zeros_like(stats.clip_coefficient)
             return Opened(inputs.t, stats, None, False, False, kept, [], void=True)
         audit, curve = self._held(inputs)
-        held = audit or curve
-        batch = self._batch(inputs, held) if held or self._measures(inputs.t) else None
+        audit_rows = audit or curve
+        batch = self._batch(inputs, audit_rows) if audit_rows or self._measures(inputs.t) else None
         self._limit_gradients(stats, gradients)
-        keep = self.keeps_old or held
+        keep = self.keeps_old or audit_rows
         if keep and kept is None:
             kept = self.keep()
         copies = self._state_copies() if keep else []
@@ -304,9 +304,9 @@ class StabilizedOptimizer(AuditedOptimizer):
     @torch.no_grad()
     def keep(self) -> Copy:
         """A copy of the weights as they are now, until the next step."""
-        kept = self._laid_out().kept
-        kept.store()
-        return kept
+        weights = self._laid_out().kept
+        weights.store()
+        return weights
 
     def has_moved(self, kept: Copy) -> bool:
         """Whether the weights are no longer what `kept` holds, in one process at least."""
@@ -406,16 +406,16 @@ class StabilizedOptimizer(AuditedOptimizer):
         return self._flags[not all_finite(tensors, norm)]
 
     def _state_copies(self) -> list[StateCopy]:
-        """Of W in the bases' states, as far as a step changes them."""
-        found = []
+        """Return the copies of W in the bases' states, as far as a step changes them."""
+        copies = []
         for base in self.bases:
             for key in getattr(base, "weight_copies", ()):
-                held = {id(p) for group in base.param_groups for p in group["params"]}
+                of_base = {id(p) for group in base.param_groups for p in group["params"]}
                 for i, p in enumerate(self.weights):
-                    if id(p) in held and p.grad is not None:
+                    if id(p) in of_base and p.grad is not None:
                         before = local(base.state[p].get(key, p)).detach().clone()
-                        found.append(StateCopy(i, base.state[p], key, before))
-        return found
+                        copies.append(StateCopy(i, base.state[p], key, before))
+        return copies
 
     def _apply(self, stats: StepStats, proposal: Proposal, c: Tensor) -> None:
         """Move the weights from W + dW to W + c·dW, and the states' copies of them likewise; c is 0-dim.

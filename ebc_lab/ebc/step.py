@@ -31,7 +31,7 @@ class Arithmetic(Protocol):
     refusals: tuple[type[Exception], ...] = ()  # what a forward may raise for weights that have gone too far
 
     def sqrt(self, x: Tensor) -> Tensor:
-        """Of a 0-dim float64 tensor."""
+        """Return the square root of a 0-dim float64 tensor."""
         return torch.sqrt(x)
 
     def norm(self, tensors: Sequence[Tensor]) -> Tensor:

@@ -55,8 +55,8 @@ class WrappingOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """All of it but what is found again, where the weights lie in memory."""
         # torch's own names for hooks, which cannot be pickled, all begin so
-        kept = {k: v for k, v in self.__dict__.items() if not k.startswith("_optimizer_")}
-        return kept | {"_layout": None, "_moving": []}
+        state = {k: v for k, v in self.__dict__.items() if not k.startswith("_optimizer_")}
+        return state | {"_layout": None, "_moving": []}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, the bases' states too; loads with `weights_only=True`."""
@@ -78,7 +78,7 @@ class WrappingOptimizer(torch.optim.Optimizer):
         self.load_own_state_dict(state_dict)
 
     def load_own_state_dict(self, state: dict[str, Any]) -> None:
-        """Of `own_state_dict`, or of `state_dict` as far as it is not the bases'."""
+        """Load what `own_state_dict` returned, or `state_dict` as far as it is not the bases'."""
         self.step_index = state["step_index"]
         self.peak_lr = state["peak_lr"]
         if state.get("fresh_logits", False):  # states of before say nothing of it

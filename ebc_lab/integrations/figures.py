@@ -25,9 +25,9 @@ class Figures:
         audit on, `ebc/applied_kl` (nats per token). Empty before the first step."""
         if self._stats is None:
             return {}
-        found = {
+        figures = {
             "ebc/c": self._stats.clip_coefficient,
             "ebc/applied_kl": self._applied_kl,
             "ebc/delta": self._stats.delta,
         }
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in figures.items() if value is not None}

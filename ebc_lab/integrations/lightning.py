@@ -117,14 +117,14 @@ class EBC(Callback):
 
 def _training(limited: nn.Module, optimizers: list[Optimizer]) -> list[Optimizer]:
     """Those of the optimizers that hold a parameter of `limited`. Raises ValueError if none does."""
-    own = {id(p) for p in limited.parameters()}
-    found = []
+    of_model = {id(p) for p in limited.parameters()}
+    training = []
     for optimizer in optimizers:
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if held & own:
-            found.append(optimizer)
-    if not found:
+        of_optimizer = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if of_optimizer & of_model:
+            training.append(optimizer)
+    if not training:
         raise ValueError(
             f"no optimizer of configure_optimizers trains the {type(limited).__name__} that EBC limits."
         )
-    return found
+    return training

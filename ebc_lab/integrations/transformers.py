@@ -101,8 +101,8 @@ class EBC(TrainerCallback, ExportableState):
 
     def _resume(self, state: TrainerState) -> None:
         assert self.attached is not None
-        found = _states(state).get(type(self).__name__, {})
-        saved = found.get("attributes", {}).get("saved")
+        saved_state = _states(state).get(type(self).__name__, {})
+        saved = saved_state.get("attributes", {}).get("saved")
         if saved is None:
             warnings.warn(
                 "this checkpoint was saved without EBC: c is searched for anew.", EBCWarning, stacklevel=3
@@ -147,7 +147,7 @@ class EBC(TrainerCallback, ExportableState):
 
 
 def _states(state: TrainerState) -> dict[str, Any]:
-    """Of the callbacks, by the names of their classes."""
+    """Return the callbacks' states, by the names of their classes."""
     return cast("dict[str, Any]", state.stateful_callbacks)
 
 

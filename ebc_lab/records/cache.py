@@ -53,8 +53,8 @@ class MeasurementCache:
 
     def read_or_measure(self, measure: Callable[[], Any]) -> Any:
         """Return the measurement, made by `measure` and kept where there is none yet."""
-        found = self.read()
-        if found is None:
-            found = measure()
-            self.write(found)
-        return found
+        measured = self.read()
+        if measured is None:
+            measured = measure()
+            self.write(measured)
+        return measured

@@ -65,7 +65,7 @@ class Window(TypedDict):
 
 
 class Diverged(TypedDict):
-    """Of how many pairs the one run diverged, and of how many the other."""
+    """Counts of the pairs in which the one run diverged, and in which the other did."""
 
     arm: int
     reference: int
@@ -467,7 +467,7 @@ class Sweep(TypedDict, total=False):
 
 
 class Transfer(TypedDict):
-    """Of arms run at another size than they were tuned at: the arm tuned there again, and those that were
+    """What arms lose at another size than they were tuned at: the arm tuned there again, and those that were
     not."""
 
     shape: str

@@ -135,18 +135,18 @@ def summarise(steps: Mapping[str, np.ndarray], floor: float = KL_FLOOR["float32"
 
 
 def _further(steps: Mapping[str, np.ndarray], floor: float) -> dict[str, Any]:
-    """Of the columns that only some runs have: medians, and the curve of KL against c with its law."""
-    found: dict[str, Any] = {}
+    """Summarize the columns that only some runs have: medians, and the curve of KL against c with its law."""
+    figures: dict[str, Any] = {}
     for figure in (figure for part in PARTS for figure in part.figures if figure.of_steps):
         if figure.key in steps:
-            found[figure.key] = _median(_measured(steps[figure.key]))
+            figures[figure.key] = _median(_measured(steps[figure.key]))
     if CURVE_COLUMNS[0] in steps:
         medians = [_median(_measured(steps[name])) for name in CURVE_COLUMNS]
         measured = zip(CURVE_SCALES, medians, strict=True)
         curve = [[c, kl] for c, kl in measured if kl is not None and kl >= floor]
-        found["kl_curve"] = curve
-        found["kl_law"] = kl_law(curve)
-    return found
+        figures["kl_curve"] = curve
+        figures["kl_law"] = kl_law(curve)
+    return figures
 
 
 def kl_law(curve: Sequence[Sequence[float]]) -> list[float] | None:
@@ -162,8 +162,8 @@ def kl_law(curve: Sequence[Sequence[float]]) -> list[float] | None:
     if len(curve) < 2:
         return None
     c, kl = np.array(curve).T
-    found, _ = nnls(np.stack([c * c / kl, c / kl], 1), np.ones(len(c)))
-    return [float(x) for x in found]
+    coefficients, _ = nnls(np.stack([c * c / kl, c / kl], 1), np.ones(len(c)))
+    return [float(x) for x in coefficients]
 
 
 def _kl_figures(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:

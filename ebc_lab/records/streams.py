@@ -75,12 +75,12 @@ class Stream:
         self.path = path
         self.columns = tuple(columns)
         header = f"{','.join(self.columns)}\n".encode()
-        kept = read_regular(path, MOST_BYTES)[: after.size] if after else header
-        if not kept.startswith(header):
+        content = read_regular(path, MOST_BYTES)[: after.size] if after else header
+        if not content.startswith(header):
             raise UserError(f"{path} has other columns than this version writes: delete its run folder.")
-        write_atomic(path, kept)
-        self.size = len(kept)
-        self.sha256 = hashlib.sha256(kept)
+        write_atomic(path, content)
+        self.size = len(content)
+        self.sha256 = hashlib.sha256(content)
         self.file = open(path, "ab", buffering=1 << 16)  # noqa: SIM115 - open as long as the run
 
     def append(self, row: Mapping[str, Any]) -> None:

@@ -87,22 +87,22 @@ def recorded_run(
     idle[:] = [p for p in idle if p.process.poll() is None]
     process = idle.pop() if idle else _Process(kind)
     end: dict[str, Any] | None = None
-    told = False
+    was_told = False
     try:
         about = {"run_id": run_id, "directory": str(directory), "corpus_warning": corpus_warning}
         process.tell(run=to_dict(run), checkpoint_every_s=checkpoint_every_s, **about)
         while end is None and process.alive:
-            for said in process.listen():
-                if "step" in said:
-                    on_progress(said["step"])
-                elif "say" in said:
-                    say(said["say"])
+            for message in process.listen():
+                if "step" in message:
+                    on_progress(message["step"])
+                elif "say" in message:
+                    say(message["say"])
                 elif (
                     end is None or "rank" not in end
                 ):  # what another than the first says comes before its end
-                    end = said
-            if end is None and not told and should_stop():
-                told = True
+                    end = message
+            if end is None and not was_told and should_stop():
+                was_told = True
                 process.tell(stop=True)
             yield
     finally:
@@ -191,9 +191,9 @@ class _Process:
         there, _, _ = select.select([self.process.stdout], [], [], LISTEN_S)
         if not there:
             return []
-        said = os.read(self.process.stdout.fileno(), 1 << 16)
-        self.alive = bool(said)
-        *lines, self.heard = (self.heard + said).split(b"\n")
+        received = os.read(self.process.stdout.fileno(), 1 << 16)
+        self.alive = bool(received)
+        *lines, self.heard = (self.heard + received).split(b"\n")
         return [json.loads(line) for line in lines]
 
     def complaints(self) -> str:
@@ -229,5 +229,5 @@ class _Process:
 
 @atexit.register
 def _close_idle() -> None:
-    for process in (p for own in _idle.values() for p in own):
+    for process in (p for of_kind in _idle.values() for p in of_kind):
         process.close()

@@ -10,12 +10,12 @@ SKIPS_TO_DIVERGE = 10  # skipped steps in a row
 LAST_STEPS = 50  # whose mean loss must not exceed the initial loss
 
 
-def fatal(step: int, found: Mapping[str, Any]) -> str | None:
+def fatal(step: int, figures: Mapping[str, Any]) -> str | None:
     """Why a run cannot continue after a step with these values; None if it can."""
     for name in ("loss", "loss_total"):
-        if not math.isfinite(found.get(name, 0.0)):
-            return f"the {name.replace('_', ' ')} is {found[name]} at step {step}"
-    if found.get("failed"):
+        if not math.isfinite(figures.get(name, 0.0)):
+            return f"the {name.replace('_', ' ')} is {figures[name]} at step {step}"
+    if figures.get("failed"):
         return f"step {step}: the optimizer proposed a non-finite update."
     return None
 

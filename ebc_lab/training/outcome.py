@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ebc_lab.config.checks import remarks
+from ebc_lab.config.checks import warnings_of
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity
 from ebc_lab.config.own.sources import line_of_fault
@@ -92,7 +92,7 @@ def _about(run: RunConfig, ranks: Ranks, corpus_warning: str | None) -> list[str
     text = f"corpus {run.data.name}, sha256 {str(run.data.sha256)[:12]}…"
     warned = [f"warning: {corpus_warning}"] if corpus_warning else []
     together = [f"{ranks.count} processes together"] if ranks.count > 1 else []
-    return [text, *warned, *together, *remarks(run)]
+    return [text, *warned, *together, *warnings_of(run)]
 
 
 def _record(result: dict[str, Any], files: RunFiles) -> None:
@@ -123,12 +123,12 @@ def _breaks_device(error: Exception, files: RunFiles) -> bool:
 
 
 def _earlier_result(files: RunFiles, name: str) -> dict[str, Any]:
-    found = read_checksummed(
+    result = read_checksummed(
         files.result, f"delete {files.directory}, and the same command trains the run again"
     )
-    if found.get("identity") != name:
+    if result.get("identity") != name:
         raise UserError(f"{files.result} is another run's result: choose another folder, or delete this one.")
-    return found
+    return result
 
 
 def _log(files: RunFiles, *lines: str) -> None:

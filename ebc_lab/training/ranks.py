@@ -71,9 +71,9 @@ class Ranks:
         """What rank 0 says."""
         if self.count == 1:
             return flag
-        said = torch.tensor(int(flag))
-        dist.broadcast(said, 0)
-        return bool(said)
+        votes = torch.tensor(int(flag))
+        dist.broadcast(votes, 0)
+        return bool(votes)
 
     def refuse_drift(self, weights: list[nn.Parameter], step: int) -> None:
         """Raises RuntimeError unless the weights, after so many steps, are those of all processes."""

@@ -30,30 +30,30 @@ KEPT_OF_BAD_GRADIENT = ("loss", "delta", "target_kl", "radius", "grad_norm")
 def recorded(stats: StepStats) -> Values:
     """What is recorded of a step's StepStats, by their names, not read from the device yet."""
     counted = {name: getattr(stats, name) for name in COUNTED}
-    found = {name: value for name, value in vars(stats).items() if isinstance(value, Tensor)}
-    return found | {k: torch.full((), n, device=stats.skipped.device) for k, n in counted.items() if n}
+    figures = {name: value for name, value in vars(stats).items() if isinstance(value, Tensor)}
+    return figures | {k: torch.full((), n, device=stats.skipped.device) for k, n in counted.items() if n}
 
 
 def step_row(
-    step: int, lr: float, found: Mapping[str, Any], groups: Sequence[str], *, failed: bool
+    step: int, lr: float, figures: Mapping[str, Any], groups: Sequence[str], *, failed: bool
 ) -> dict[str, Any]:
     """The row of a step at learning rate `lr` with these values; `failed`: it ended the run."""
-    c = 0.0 if failed else found["clip_coefficient"]
-    skipped = failed or bool(found["skipped"])
-    if failed or found["bad_gradient"]:
-        kept = KEPT_OF_FAILED if failed else KEPT_OF_BAD_GRADIENT
-        found = {name: found[name] for name in kept if name in found}
+    c = 0.0 if failed else figures["clip_coefficient"]
+    skipped = failed or bool(figures["skipped"])
+    if failed or figures["bad_gradient"]:
+        recorded_columns = KEPT_OF_FAILED if failed else KEPT_OF_BAD_GRADIENT
+        figures = {name: figures[name] for name in recorded_columns if name in figures}
     row: dict[str, Any] = {"step": step, "lr": lr, "c": c, "eta_eff": c * lr, "skipped": skipped}
     for column, name in RECORDED.items():
-        value = found.get(name)
+        value = figures.get(name)
         measured = value is not None and not math.isnan(value)
         if measured or name == "loss":
-            row[column] = int(found[name]) if column in COUNTED else value
+            row[column] = int(figures[name]) if column in COUNTED else value
     for kind, name in BY_GROUP.items():
-        if name in found:
-            of_groups = zip(groups, found[name], strict=True)
+        if name in figures:
+            of_groups = zip(groups, figures[name], strict=True)
             row |= {f"{kind}_{group}": value for group, value in of_groups if not math.isnan(value)}
-    curve = zip(CURVE_COLUMNS, found.get("kl_curve", ()), strict=False)
+    curve = zip(CURVE_COLUMNS, figures.get("kl_curve", ()), strict=False)
     return row | {column: value for column, value in curve if not math.isnan(value)}
 
 
@@ -85,16 +85,16 @@ class Recording:
         """Everything recorded so far, by file name."""
         return {stream.path.name: stream.mark() for stream in self.streams}
 
-    def step(self, step: int, lr: float, found: Mapping[str, Any], *, failed: bool) -> None:
-        row = step_row(step, lr, found, self.groups, failed=failed)
-        own = {name: found[name] for name in self.of_workload if name in found}
-        self.steps.append(row | {name: value for name, value in own.items() if not math.isnan(value)})
+    def step(self, step: int, lr: float, figures: Mapping[str, Any], *, failed: bool) -> None:
+        row = step_row(step, lr, figures, self.groups, failed=failed)
+        of_workload = {name: figures[name] for name in self.of_workload if name in figures}
+        self.steps.append(row | {name: value for name, value in of_workload.items() if not math.isnan(value)})
 
-    def evaluation(self, step: int, found: Mapping[str, float], *, tokens: int, train_s: float) -> None:
+    def evaluation(self, step: int, figures: Mapping[str, float], *, tokens: int, train_s: float) -> None:
         """What an evaluation after `step` steps, or `tokens` tokens, found on the fixed windows."""
-        row = {"step": step, "val_loss": found["loss"], "val_se": found["se"], "tokens": tokens}
-        own = {name: found[name] for name in self.further_evals if not math.isnan(found[name])}
-        self.evals.append({**row, "train_s": train_s, **own})
+        row = {"step": step, "val_loss": figures["loss"], "val_se": figures["se"], "tokens": tokens}
+        further = {name: figures[name] for name in self.further_evals if not math.isnan(figures[name])}
+        self.evals.append({**row, "train_s": train_s, **further})
 
     def flush(self) -> None:
         """Let a reader see every row appended so far."""
@@ -118,8 +118,8 @@ class Unrecorded(Recording):
     def __init__(self) -> None:
         self.streams = ()
 
-    def step(self, step: int, lr: float, found: Mapping[str, Any], *, failed: bool) -> None:
+    def step(self, step: int, lr: float, figures: Mapping[str, Any], *, failed: bool) -> None:
         return
 
-    def evaluation(self, step: int, found: Mapping[str, float], *, tokens: int, train_s: float) -> None:
+    def evaluation(self, step: int, figures: Mapping[str, float], *, tokens: int, train_s: float) -> None:
         return

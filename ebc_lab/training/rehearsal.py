@@ -30,8 +30,8 @@ def tried(run: RunConfig, directory: Path) -> dict[str, str]:
 
     An error that did not come through a file of the user's is none here: memory, say, may do for the run.
     """
-    own = run.model.target is not None or run.workload.name != "gpt"
-    small = run if own else replace(run, model=replace(run.model, blocks=1))
+    with_parts = run.model.target is not None or run.workload.name != "gpt"
+    small = run if with_parts else replace(run, model=replace(run.model, blocks=1))
     small = replace(small, compile="off", threads_per_run=1, capability="auto")
     try:
         training = Training(small, directory)
@@ -66,8 +66,8 @@ def answer(asked: dict[str, Any], answers: TextIO) -> None:
         remember(Path(asked["own"]))
     for run in asked["runs"]:
         with tempfile.TemporaryDirectory(prefix="ebc-lab-") as folder:
-            found = tried(from_dict(RunConfig, run), Path(folder))
-        answers.write(json.dumps(found) + "\n")
+            facts = tried(from_dict(RunConfig, run), Path(folder))
+        answers.write(json.dumps(facts) + "\n")
         answers.flush()
 
 

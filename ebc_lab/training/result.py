@@ -75,9 +75,9 @@ def finished(
 
 def _models_of(files: RunFiles, result: Mapping[str, Any]) -> dict[str, str]:
     """The checksums of the models that the run has kept."""
-    kept = {"packed_bytes": files.packed, "workload": files.model}
+    paths = {"packed_bytes": files.packed, "workload": files.model}
     sums = {}
-    for path in (path for figure, path in kept.items() if figure in result):
+    for path in (path for figure, path in paths.items() if figure in result):
         with opened(path) as f:
             sums[path.name] = hashlib.file_digest(f, "sha256").hexdigest()
     return sums
@@ -98,9 +98,9 @@ def _held_out(
     """The figures on held-out text, from what each split's evaluation found; None for a split without one."""
     figures: dict[str, float | None] = {}
     for split in ("val", "test"):
-        found = evaluated.get(split)
-        figures[f"{split}_loss"] = found["loss"] if found else None
-        figures[f"{split}_se"] = found["se"] if found else None
+        of_split = evaluated.get(split)
+        figures[f"{split}_loss"] = of_split["loss"] if of_split else None
+        figures[f"{split}_se"] = of_split["se"] if of_split else None
     if {"val", "test"} <= set(evaluated):
         nats = sum(e["loss"] * e["tokens"] for e in evaluated.values())
         figures["heldout_loss"] = nats / sum(e["tokens"] for e in evaluated.values())

@@ -307,7 +307,7 @@ class Training:
         device."""
         # forward and backward
         try:
-            values, last, kept = self.forward_backward(t, inputs, targets, lr)
+            values, last, states = self.forward_backward(t, inputs, targets, lr)
         except self.numerics.refusals:  # a value is not finite
             self.optimizer.zero_grad()
             loss = torch.full((), math.nan, device=targets.device)
@@ -324,7 +324,7 @@ class Training:
         # what follows it
         for hook in self.hooks:
             values |= hook.after(t, stats)
-        further = self.workload.after_step(t, stats, kept, self.optimizer.renew_rows)
+        further = self.workload.after_step(t, stats, states, self.optimizer.renew_rows)
         return {**values, **recorded(stats), **further}
 
     def forward_backward(
@@ -343,11 +343,11 @@ class Training:
             held_inputs, held_targets = self.probe_batches.at(t)
             probe = self.ranks.rows(held_inputs), self.ranks.rows(held_targets)
         batch = StepInputs(t, inputs, targets=targets, probe=probe)
-        losses, last, kept = self.numerics.backward(batch, self.trained, self.workload, self.saving)
+        losses, last, states = self.numerics.backward(batch, self.trained, self.workload, self.saving)
         values = {**self.ranks.mean(losses), **columns}
         for hook in self.hooks:
             values |= hook.gradients(t, values["loss"], lr)
-        return values, last, kept
+        return values, last, states
 
     def saving(self) -> ExitStack:
         """Return what surrounds a forward whose activations are kept for backward."""

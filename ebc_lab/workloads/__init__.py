@@ -46,7 +46,7 @@ class Workload(Protocol):
         (maybe compiled), and what `loss` and `after_step` need of this forward."""
 
     def loss(
-        self, logits: Tensor, targets: Tensor, kept: Any, step: int
+        self, logits: Tensor, targets: Tensor, states: Any, step: int
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """What is minimised, 0-dim, and its parts by the names of their columns, detached, 0-dim: `loss` is
         the cross-entropy, nats per token, which every decision looks at; targets (B, T)."""
@@ -60,7 +60,7 @@ class Workload(Protocol):
     def groups(self, names: Sequence[str], kind: str) -> Mapping[str, Sequence[str]] | None:
         """The groups of a budget, group -> names of parameters; None: by the names alone."""
 
-    def after_step(self, step: int, stats: StepStats, kept: Any, renew: Renew) -> Mapping[str, Tensor]:
+    def after_step(self, step: int, stats: StepStats, states: Any, renew: Renew) -> Mapping[str, Tensor]:
         """After the update and its audit: statistics and events of its own -> further columns, 0-dim.
 
         `renew` is to be told of rows of a parameter that hold something new.

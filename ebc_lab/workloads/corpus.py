@@ -82,9 +82,9 @@ def _read(path: Path, title: str, name: str, expected: str | None = None) -> Cor
 
 def _shakespeare(config: DataConfig, quiet: bool) -> Corpus:
     path = cache_dir() / SHAKESPEARE_FILE
-    given = os.environ.get("EBC_LAB_DATA")
-    if given and (Path(given).expanduser() / SHAKESPEARE_FILE).is_file():
-        path = Path(given).expanduser() / SHAKESPEARE_FILE
+    folder = os.environ.get("EBC_LAB_DATA")
+    if folder and (Path(folder).expanduser() / SHAKESPEARE_FILE).is_file():
+        path = Path(folder).expanduser() / SHAKESPEARE_FILE
     elif not path.is_file():
         _download(path, quiet)
     return _read(path, "tiny Shakespeare", "shakespeare", SHAKESPEARE_SHA256)
@@ -93,11 +93,11 @@ def _shakespeare(config: DataConfig, quiet: bool) -> Corpus:
 def _download(target: Path, quiet: bool) -> None:
     """Fetch it into the user's cache. Raises CorpusUnavailable, a second time without trying again."""
     if error := _fetched(target, quiet):
-        given = os.environ.get("EBC_LAB_DATA")
-        lacking = f"EBC_LAB_DATA={given} has no {SHAKESPEARE_FILE}" if given else "EBC_LAB_DATA is not set"
+        folder = os.environ.get("EBC_LAB_DATA")
+        lacking = f"EBC_LAB_DATA={folder} has no {SHAKESPEARE_FILE}" if folder else "EBC_LAB_DATA is not set"
         raise CorpusUnavailable(
             f"{lacking}, {target.parent} has none either, and downloading it failed ({error}): put "
-            f"{SHAKESPEARE_FILE} into {given or 'a folder named by EBC_LAB_DATA'}, or use data=pydoc.",
+            f"{SHAKESPEARE_FILE} into {folder or 'a folder named by EBC_LAB_DATA'}, or use data=pydoc.",
             f"{lacking}, and downloading it failed",
         )
 

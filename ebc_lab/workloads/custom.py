@@ -40,10 +40,10 @@ class OwnModelWorkload(GPTWorkload):
             model.train()
         wanted = (2, context, self.vocabulary)
         is_tensor = isinstance(logits, Tensor)
-        found = str(tuple(logits.shape)) if is_tensor else type(logits).__name__
+        output = str(tuple(logits.shape)) if is_tensor else type(logits).__name__
         require(
             is_tensor and tuple(logits.shape) == wanted,
-            f"{key}: its model makes {found} of tokens {wanted[:2]}, not logits {wanted}.",
+            f"{key}: its model makes {output} of tokens {wanted[:2]}, not logits {wanted}.",
         )
         made: nn.Module = model
         require(any(p.requires_grad for p in made.parameters()), f"{key}: its model has nothing to train.")
@@ -55,14 +55,14 @@ class OwnModelWorkload(GPTWorkload):
         named = dict(model.named_parameters())
         shapes = {name: tuple(p.shape) for name, p in named.items()}
         try:
-            found = group_parameters(named, "matrices", shapes)
+            groups = group_parameters(named, "matrices", shapes)
         except ValueError:
-            found = {}
+            groups = {}
         optimizer, projection = self.run.optimizer.name, self.run.projection.name
         needs = f"optimizer={optimizer}" if optimizer in OF_MATRICES else f"projection={projection}"
-        if not found and (optimizer in OF_MATRICES or projection != "none"):
+        if not groups and (optimizer in OF_MATRICES or projection != "none"):
             raise UserError(
                 f"model.target={self.run.model.target}: {needs} needs hidden matrices, and none has a usual "
                 "name, as q_proj, o_proj, fc1 and fc2 are: name them so, or choose another."
             )
-        return [named[name] for names in found.values() for name in names]
+        return [named[name] for names in groups.values() for name in names]

@@ -213,17 +213,17 @@ class EBMWorkload:
     def forward(self, called: nn.Module, inputs: Tensor) -> tuple[Tensor, Tape]:
         assert isinstance(called, EnergyModel)
         with autocast(self.run):
-            logits, kept = called.detailed(inputs)
-        return logits, Tape(inputs, kept)
+            logits, states = called.detailed(inputs)
+        return logits, Tape(inputs, states)
 
     def loss(
-        self, logits: Tensor, targets: Tensor, kept: Tape, step: int
+        self, logits: Tensor, targets: Tensor, tape: Tape, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         with autocast(self.run):
-            found = objective(self.model, logits, targets, kept.kept, self.weights, self._draws(step, kept))
-        kept.scored = found.scored
-        self.latest = found.parts
-        return found.total, found.parts
+            terms = objective(self.model, logits, targets, tape.kept, self.weights, self._draws(step, tape))
+        tape.scored = terms.scored
+        self.latest = terms.parts
+        return terms.total, terms.parts
 
     def _draws(self, step: int, tape: Tape) -> Draws:
         B, T = tape.inputs.shape
@@ -241,17 +241,17 @@ class EBMWorkload:
     def event_at(self, step: int) -> bool:
         return True
 
-    def after_step(self, step: int, stats: StepStats, kept: Tape, renew: Renew) -> dict[str, Tensor]:
+    def after_step(self, step: int, stats: StepStats, tape: Tape, renew: Renew) -> dict[str, Tensor]:
         if bool(stats.skipped):
             return {}
-        audited = None if stats.applied_kl is None else self._audit(kept, stats.audit_tokens)
-        found = {} if audited is None else audited.found
+        audited = None if stats.applied_kl is None else self._audit(tape, stats.audit_tokens)
+        figures = {} if audited is None else audited.found
         if self.model.store is not None:
-            found |= self._events(step, kept.kept.states.detach(), renew)
+            figures |= self._events(step, tape.kept.states.detach(), renew)
         if audited is not None:
             after = self._predicted(audited.inputs)[0]
-            found["event_kl"] = mean_kl(audited.logits, after)
-        return found
+            figures["event_kl"] = mean_kl(audited.logits, after)
+        return figures
 
     # -- what an audit sees beside the logits ----------------------------------------------------------------
 
@@ -260,9 +260,9 @@ class EBMWorkload:
         training = self.model.training
         self.model.eval()
         with autocast(self.run):
-            found = self.model.detailed(inputs)
+            prediction = self.model.detailed(inputs)
         self.model.train(training)
-        return found
+        return prediction
 
     def _audit(self, tape: Tape, tokens: int) -> Audited:
         """What changed between W and W + c·dW, on the rows that audit the step."""
@@ -271,15 +271,15 @@ class EBMWorkload:
         rows = slice(first, first + max(1, tokens // T))
         at = slice(first * T, rows.stop * T)
         logits, now = self._predicted(tape.inputs[rows])
-        found = {}
+        figures = {}
         if tape.kept.routing is not None and now.routing is not None:
             before = tape.kept.routing.indices[at].sort(-1).values
-            found["route_flips"] = (before != now.routing.indices.sort(-1).values).any(-1).float().mean()
+            figures["route_flips"] = (before != now.routing.indices.sort(-1).values).any(-1).float().mean()
         if self.model.store is not None:
-            found["splat_flips"] = (tape.kept.neighbours[at, 0] != now.neighbours[:, 0]).float().mean()
+            figures["splat_flips"] = (tape.kept.neighbours[at, 0] != now.neighbours[:, 0]).float().mean()
         if tape.scored is not None:
-            found["score_shift"] = score_shift(self.model, tape.scored)
-        return Audited(tape.inputs[rows], logits, found)
+            figures["score_shift"] = score_shift(self.model, tape.scored)
+        return Audited(tape.inputs[rows], logits, figures)
 
     # -- statistics and events -------------------------------------------------------------------------------
 
@@ -288,7 +288,7 @@ class EBMWorkload:
         store, ebm = self.model.store, self.ebm
         assert store is not None
         moved: list[Tensor] = []
-        found: dict[str, Tensor] = {}
+        events: dict[str, Tensor] = {}
         wins = store.observe(states)
         pile = self.model.pile
         if pile is not None:
@@ -298,7 +298,7 @@ class EBMWorkload:
         if ebm.revive and (step in REVIVED_AT or (step > 0 and step % ebm.revive_every == 0)):
             rows = store.revive(self._present(step), self._rng(step, "revive"))
             moved.append(rows)
-            found["revived"] = states.new_tensor(float(len(rows)))
+            events["revived"] = states.new_tensor(float(len(rows)))
             if pile is not None:
                 pile.buffer.forget(rows)
         if pile is not None and step > 0 and step % ebm.soc_every == 0:
@@ -307,7 +307,7 @@ class EBMWorkload:
             self.soc_rate = 1000 * event.consolidations / self.states_seen
             counts: dict[str, float] = {"topplings": event.topplings, "consolidations": event.consolidations}
             counts["soc_rate"] = self.soc_rate
-            found |= {name: states.new_tensor(float(count)) for name, count in counts.items()}
+            events |= {name: states.new_tensor(float(count)) for name, count in counts.items()}
             self.states_seen = 0
         moved.append(self._next_phase(step))
         changed = torch.cat(moved)
@@ -316,7 +316,7 @@ class EBMWorkload:
         if len(changed) or (step + 1) % self.run.index.rebuild_every == 0:
             store.rebuild_index()
         in_use = store.width()[store.active]
-        return found | {"splats": states.new_tensor(float(len(store))), "kappa_median": in_use.median()}
+        return events | {"splats": states.new_tensor(float(len(store))), "kappa_median": in_use.median()}
 
     def _next_phase(self, step: int) -> Tensor:
         """Rows of the splats that the next step is the first to have."""
@@ -343,22 +343,22 @@ class EBMWorkload:
     def groups(self, names: Sequence[str], kind: str) -> dict[str, list[str]] | None:
         if kind not in GROUPS:
             return None
-        found: dict[str, list[str]] = {}
+        groups: dict[str, list[str]] = {}
         for name in names:
-            found.setdefault(GROUPS[kind](name), []).append(name)
-        return found
+            groups.setdefault(GROUPS[kind](name), []).append(name)
+        return groups
 
     # -- figures and the kept model --------------------------------------------------------------------------
 
     def evaluated(self, model: nn.Module, step: int, loss: float, files: RunFiles) -> dict[str, float]:
         assert isinstance(model, EnergyModel)
         tokens = self._windows("val", EVALUATED)[0]
-        found = held_out(model, tokens, self._generator(0, "evaluate"), self.ebm.noise) | self._recent()
-        self.curve.append({"step": float(step), "val_loss": loss, **found})
-        self._alert(step, found, files)
+        figures = held_out(model, tokens, self._generator(0, "evaluate"), self.ebm.noise) | self._recent()
+        self.curve.append({"step": float(step), "val_loss": loss, **figures})
+        self._alert(step, figures, files)
         if self.ebm.keep_every and step % self.ebm.keep_every == 0:
             self._keep(model, step, files.models / f"step_{step}.pt")
-        return found
+        return figures
 
     def _recent(self) -> dict[str, float]:
         """What the last step, and the last look at the pile, showed."""
@@ -367,17 +367,17 @@ class EBMWorkload:
         known["soc_rate"] = self.soc_rate
         return {name: known.get(name, math.nan) for name in names}
 
-    def _alert(self, step: int, found: Mapping[str, float], files: RunFiles) -> None:
+    def _alert(self, step: int, figures: Mapping[str, float], files: RunFiles) -> None:
         """Write what is wrong for the first time into alerts.jsonl, and into the log."""
         known = {alert["cause"] for alert in self.alerts}
-        new = [finding for finding in alerts(found, self.curve) if finding.cause not in known]
+        new = [finding for finding in alerts(figures, self.curve) if finding.cause not in known]
         if not new:
             return
-        told: list[dict[str, Any]] = [{"step": step, **asdict(finding)} for finding in new]
-        self.alerts += told
+        lines: list[dict[str, Any]] = [{"step": step, **asdict(finding)} for finding in new]
+        self.alerts += lines
         write_atomic(files.alerts, "".join(f"{json.dumps(alert)}\n" for alert in self.alerts).encode())
         with open(files.log, "a", encoding="utf-8") as log:
-            log.writelines(f"{alert_in_words(alert)}\n" for alert in told)
+            log.writelines(f"{alert_in_words(alert)}\n" for alert in lines)
 
     def _windows(self, split: str, count: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of about `count` tokens of a split, in windows spread over it, (B, T) each."""
@@ -394,17 +394,17 @@ class EBMWorkload:
         """What result.json says of the model itself, on validation text."""
         model.eval()
         tokens = self._windows("val", JUDGED)[0]
-        found: dict[str, Any] = held_out(model, tokens, self._generator(0, "evaluate"), self.ebm.noise)
+        figures: dict[str, Any] = held_out(model, tokens, self._generator(0, "evaluate"), self.ebm.noise)
         inputs, targets = self._windows("val", SAMPLED)
         try:
-            found |= sampled_loss(
+            figures |= sampled_loss(
                 model, inputs, targets, sampling_of(self.run), self._generator(0, "sample"), SAMPLES
             )
         except ValueError as error:  # a chain that left the finite numbers
-            found["sampling"] = str(error)
+            figures["sampling"] = str(error)
         unigram, bigram = ngram_baselines(self.train_ids, self.tokens["val"].cpu().numpy(), self.vocabulary)
         trend = energy_trend([row["energy"] for row in self.curve if "energy" in row])
-        return found | {"unigram": unigram, "bigram": bigram, "energy_trend": trend}
+        return figures | {"unigram": unigram, "bigram": bigram, "energy_trend": trend}
 
     def _keep(self, model: EnergyModel, step: int, path: Path) -> None:
         write_model(path, model, self.run, tokenizer_of(self.run, self.corpus), step, self.curve)

@@ -200,7 +200,7 @@ class GPTWorkload:
         return logits, None
 
     def loss(
-        self, logits: Tensor, targets: Tensor, kept: None, step: int
+        self, logits: Tensor, targets: Tensor, states: None, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         loss = token_losses(logits, targets).mean()
         return loss, {"loss": loss.detach()}
@@ -214,7 +214,7 @@ class GPTWorkload:
     def groups(self, names: Sequence[str], kind: str) -> None:
         return None
 
-    def after_step(self, step: int, stats: Any, kept: None, renew: Any) -> dict[str, Tensor]:
+    def after_step(self, step: int, stats: Any, states: None, renew: Any) -> dict[str, Tensor]:
         return {}
 
     def event_at(self, step: int) -> bool:
@@ -240,7 +240,7 @@ class ExactGPTWorkload(GPTWorkload):
         return build_exact(self.run.model, self.vocabulary, self.run.seed)
 
     def loss(
-        self, logits: Tensor, targets: Tensor, kept: None, step: int
+        self, logits: Tensor, targets: Tensor, states: None, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         loss = ops.cross_entropy(logits, targets, reduction="mean")
         return loss, {"loss": loss.detach()}

@@ -123,10 +123,10 @@ def write_model(
 def _interned(rows: Sequence[dict[str, float]]) -> list[dict[str, float]]:
     """The same rows with each name one object, whether a row was found or read back: a pickle writes a known
     object as a reference, and equal models should be equal bytes."""
-    found = []
+    strings = []
     for row in rows:
-        found.append({sys.intern(name): value for name, value in row.items()})
-    return found
+        strings.append({sys.intern(name): value for name, value in row.items()})
+    return strings
 
 
 def read_model(path: Path, device: str = "cpu") -> KeptModel:

@@ -58,7 +58,7 @@ class Tokenised:
     sha256: str | None  # of the tokenizer's JSON; None for characters
 
     def characters_per_token(self) -> dict[str, float]:
-        """Of each split: what turns nats per token into bits per character."""
+        """Return, for each split, what turns nats per token into bits per character."""
         return {split: self.characters[split] / len(ids) for split, ids in self.splits.items()}
 
 
@@ -183,9 +183,9 @@ def _byte_pairs_of(corpus: Corpus, size: int) -> BytePairs:
     from tokenizers import __version__
 
     cache = MeasurementCache("tokenizer", [corpus.sha256, size, BOUNDARIES, __version__], form=dict[str, str])
-    kept = cache.read() or {}
-    text = kept.get("tokenizer", "")
-    if not text or kept.get("sha256") != _sha256(text):
+    cached = cache.read() or {}
+    text = cached.get("tokenizer", "")
+    if not text or cached.get("sha256") != _sha256(text):
         text = _learned(_texts(corpus)["train"], size)
         cache.write({"tokenizer": text, "sha256": _sha256(text)})
     return BytePairs("bpe", _parsed("bpe", text, str(cache.path)))

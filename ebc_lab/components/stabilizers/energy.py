@@ -92,11 +92,11 @@ class ActivationRecord:
         unclaimed = {id(p) for p in (model.parameters() if parameters is None else parameters)}
         modules = dict(model.named_modules())
         for name, module in modules.items():
-            own = [p for p in module.parameters(recurse=False) if id(p) in unclaimed]
-            unclaimed.difference_update(map(id, own))
-            if own:
+            direct = [p for p in module.parameters(recurse=False) if id(p) in unclaimed]
+            unclaimed.difference_update(map(id, direct))
+            if direct:
                 layer = f".{name}".partition(".parametrizations.")[0][1:]
-                self.layers.setdefault(layer, []).extend(own)
+                self.layers.setdefault(layer, []).extend(direct)
         self.inside = {m: [n for n in self.layers if m in _enclosing(n)] for m in modules}
         self.handles = [
             module.register_forward_hook(functools.partial(self._keep, name))
@@ -113,26 +113,30 @@ class ActivationRecord:
             open_layers = [n for n in self.inside[name] if n not in self.energies]
         if not any(p.requires_grad for n in open_layers for p in self.layers[n]):
             return
-        found = _first_floating(output)
-        if found is not None:
-            self.energies[name] = output_norm(found.detach(), self.norm)
+        activations = _first_floating(output)
+        if activations is not None:
+            self.energies[name] = output_norm(activations.detach(), self.norm)
 
     def _energy(self, layer: str) -> Tensor | None:
         return next((self.energies[n] for n in (layer, *_enclosing(layer)) if n in self.energies), None)
 
     def read(self) -> Reading | None:
         """What the layers' gradients and outputs measure now; None if there is no gradient at all."""
-        held = {n: [p.grad for p in own if p.grad is not None] for n, own in self.layers.items()}
-        held = {n: gradients for n, gradients in held.items() if gradients}
-        if not held:
+        gradients_of = {
+            n: [p.grad for p in weights if p.grad is not None] for n, weights in self.layers.items()
+        }
+        gradients_of = {n: gradients for n, gradients in gradients_of.items() if gradients}
+        if not gradients_of:
             return None
-        squares = tensor_norms([g for gradients in held.values() for g in gradients]).square()
-        by_layer = torch.split(squares, [len(gradients) for gradients in held.values()])
+        squares = tensor_norms([g for gradients in gradients_of.values() for g in gradients]).square()
+        by_layer = torch.split(squares, [len(gradients) for gradients in gradients_of.values()])
         norms = torch.stack([s.sum() for s in by_layer]).sqrt()
-        energies = [self._energy(n) for n in held]
+        energies = [self._energy(n) for n in gradients_of]
         limitless = torch.full_like(norms[0], torch.inf)
         stacked = torch.stack([limitless if e is None else e.to(norms) for e in energies])
-        return Reading(list(held), list(held.values()), norms, stacked, [e is not None for e in energies])
+        return Reading(
+            list(gradients_of), list(gradients_of.values()), norms, stacked, [e is not None for e in energies]
+        )
 
     def remove(self) -> None:
         """Stop watching."""

@@ -76,9 +76,9 @@ class Rival(StabilizedOptimizer):
         clipped = [i for i, scale in enumerate(scales) if scale < 1]
         if clipped:
             weights: list[Tensor] = [self.weights[i] for i in clipped]
-            kept = [proposal.old[i] for i in clipped]
-            torch._foreach_lerp_(kept, weights, [scales[i] for i in clipped])
-            torch._foreach_copy_(weights, kept)
+            old = [proposal.old[i] for i in clipped]
+            torch._foreach_lerp_(old, weights, [scales[i] for i in clipped])
+            torch._foreach_copy_(weights, old)
 
 
 def share(part: Tensor, whole: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ OFFERED = {"optimizer": "ebc_lab.optimizers", "stabilizer": "ebc_lab.stabilizers
 def offered(group: str) -> dict[str, tuple[str, ...]]:
     """Name -> the targets, `module:function`, that installed packages offer under it: one, unless two
     packages chose the same name."""
-    found: dict[str, set[str]] = {}
+    by_name: dict[str, set[str]] = {}
     for entry in metadata.entry_points(group=OFFERED[group]) if group in OFFERED else ():
-        found.setdefault(entry.name, set()).add(f"{entry.module}:{entry.attr}")
-    return {name: tuple(sorted(targets)) for name, targets in sorted(found.items())}
+        by_name.setdefault(entry.name, set()).add(f"{entry.module}:{entry.attr}")
+    return {name: tuple(sorted(targets)) for name, targets in sorted(by_name.items())}

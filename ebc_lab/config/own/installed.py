@@ -31,6 +31,6 @@ def _release(folder: Path, file: str) -> str | None:
         except OSError:  # it was not pip that installed this one
             continue
         if f"\n{file}," in f"\n{record}":
-            found = PathDistribution(info)
-            return f"{found.metadata['Name']}=={found.version.partition('+')[0]}"
+            distribution = PathDistribution(info)
+            return f"{distribution.metadata['Name']}=={distribution.version.partition('+')[0]}"
     return None

@@ -14,12 +14,12 @@ OURS = "ebc_lab"  # whose versions are part of a run's identity by other means
 def files_of(path: Path, root: Path) -> list[Path]:
     """The module in `path` first, then every file below `root` that it imports, directly or through others,
     anywhere in its text. What cannot be read as Python imports nothing."""
-    found = [path]
-    for file in found:  # which grows
+    files = [path]
+    for file in files:  # which grows
         name = list(file.relative_to(root).parent.parts)
         for module in _imported(file, name):
-            found += [one for one in _files_named(module, root) if one not in found]
-    return found
+            files += [one for one in _files_named(module, root) if one not in files]
+    return files
 
 
 def _imported(file: Path, package: list[str]) -> Iterator[list[str]]:

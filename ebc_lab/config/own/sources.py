@@ -92,10 +92,10 @@ def remember(place: Path) -> None:
     """Look in this file for the module of its name, or in this folder for any, before the working directory;
     also in processes that this one starts."""
     place = Path(os.path.abspath(place))
-    kept = [one for one in _remembered() if one != place and (place.is_dir() or one.name != place.name)]
+    places = [one for one in _remembered() if one != place and (place.is_dir() or one.name != place.name)]
     if place.parent != Path.cwd() or place.is_dir():
-        kept.insert(0, place)
-    os.environ[PLACES] = os.pathsep.join(map(str, kept))
+        places.insert(0, place)
+    os.environ[PLACES] = os.pathsep.join(map(str, places))
 
 
 def _remembered() -> list[Path]:
@@ -112,8 +112,8 @@ def find(target: str) -> Source:
         raise LookupError("a target is written module:function or ./file.py:function")
     module, colon, name = target.partition(":")
     parts = module.split(".")
-    own = _own_places(parts[0])
-    specs = list(_specs(parts, own))
+    places = _own_places(parts[0])
+    specs = list(_specs(parts, places))
     if not colon:
         named = max(1, min(len(specs), len(parts) - 1))
         parts, name = parts[:named], ".".join(parts[named:])
@@ -126,7 +126,7 @@ def find(target: str) -> Source:
     path = Path(origin)
     line = _line_of(name.partition(".")[0], path.read_bytes(), origin) if path.suffix == ".py" else None
     root = path.parents[len(parts) - 1 + (path.name == "__init__.py")]
-    files = _files_below(root, path, parts) if str(root) in own and parts[0] != OURS else {}
+    files = _files_below(root, path, parts) if str(root) in places and parts[0] != OURS else {}
     release = None if files or parts[0] in RELEASED else installed_release(path)
     return Source(module, name, path, line, root, files, _sha256(files or {path.name: path}, path, release))
 
@@ -134,8 +134,8 @@ def find(target: str) -> Source:
 def _files_below(root: Path, path: Path, parts: Sequence[str]) -> dict[str, Path]:
     """Name below `root` -> file, of a module, its packages and all that they import there."""
     packages = [root.joinpath(*parts[:depth], "__init__.py") for depth in range(1, len(parts))]
-    found = [one for start in (path, *filter(Path.is_file, packages)) for one in files_of(start, root)]
-    return {one.relative_to(root).as_posix(): one for one in found}
+    files = [one for start in (path, *filter(Path.is_file, packages)) for one in files_of(start, root)]
+    return {one.relative_to(root).as_posix(): one for one in files}
 
 
 def _sha256(files: Mapping[str, Path], path: Path, release: str | None = None) -> str:
@@ -163,14 +163,14 @@ def load(target: str, sha256: str) -> Callable[..., Any]:
             f"and is {source.sha256[:SHOWN]}…): put the old one back, or plan the run again"
         )
     module = _imported(source)
-    found: Callable[..., Any]
+    part: Callable[..., Any]
     try:
-        found = functools.reduce(getattr, source.name.split("."), module)  # type: ignore[assignment]
+        part = functools.reduce(getattr, source.name.split("."), module)  # type: ignore[assignment]
     except AttributeError:
         raise LookupError(f"there is no {source.name} in {source.path}") from None
-    if not callable(found):
-        raise LookupError(f"{source.name} in {source.path} is {type(found).__name__}, not a function")
-    return found
+    if not callable(part):
+        raise LookupError(f"{source.name} in {source.path} is {type(part).__name__}, not a function")
+    return part
 
 
 def _imported(source: Source) -> ModuleType:
@@ -206,16 +206,16 @@ def _module_named(name: str) -> str:
 
 def _own_places(top: str) -> list[str]:
     """The folders in which a module of one's own is looked for, in order."""
-    own = [
+    places = [
         one.parent if one.suffix == ".py" else one for one in _remembered() if one.stem == top or one.is_dir()
     ]
-    return [str(folder) for folder in [*own, Path.cwd()]]
+    return [str(folder) for folder in [*places, Path.cwd()]]
 
 
-def _specs(parts: Sequence[str], own: Sequence[str]) -> Iterator[ModuleSpec]:
+def _specs(parts: Sequence[str], roots: Sequence[str]) -> Iterator[ModuleSpec]:
     """The specs of a, a.b, a.b.c for the parts of `a.b.c`, as far as they are found."""
     importlib.invalidate_caches()
-    places = [*own, *sys.path]
+    places = [*roots, *sys.path]
     for depth, part in enumerate(parts):
         # by its last part alone: with the whole name, a folder without __init__.py would need its parent
         # imported

@@ -71,16 +71,16 @@ def read(path: Path) -> dict[str, Any]:
 
     try:
         with open(path, encoding="utf-8") as text:
-            found = OmegaConf.load(text)
+            suite = OmegaConf.load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise LookupError(f"{path}{f':{mark.line + 1}' if mark else ''}: {what}: mend the file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise LookupError(f"{path} cannot be read ({error}): give the file of a suite, in UTF-8.") from None
-    if not isinstance(found, DictConfig):
+    if not isinstance(suite, DictConfig):
         raise LookupError(f"{path} holds no settings: a suite begins with lines such as ablation: …")
-    settings: Any = OmegaConf.to_container(found)
+    settings: Any = OmegaConf.to_container(suite)
     named = settings.setdefault(GROUP, {})
     if isinstance(named, dict):
         named.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-."))
@@ -105,17 +105,17 @@ def _place(target: str, folder: Path) -> str:
     written = sources.BY_PATH.fullmatch(target)
     if written is None:
         module, _, name = target.partition(":")
-        own = folder / f"{module}.py"
-        if name and own.is_file():
-            return f"{own}:{name}"
+        beside = folder / f"{module}.py"
+        if name and beside.is_file():
+            return f"{beside}:{name}"
         if (folder / module.partition(".")[0]).is_dir():
             sources.remember(folder)
         return target
     file = Path(written["file"]).expanduser()
-    found = next(
+    here = next(
         (one for one in (folder / file, Path.cwd() / file, folder / file.name) if one.is_file()), file
     )
-    return f"{found}:{written['name']}"
+    return f"{here}:{written['name']}"
 
 
 def register(path: Path) -> dict[str, Any]:
@@ -144,11 +144,11 @@ def _lines(path: Path, key: str) -> list[int]:
     node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     lines = []
     for part in key.split("."):
-        found = next(((name, inner) for name, inner in _pairs(node) if name.value == part), None)
-        if found is None:
+        pair = next(((name, inner) for name, inner in _pairs(node) if name.value == part), None)
+        if pair is None:
             break
-        lines.append(found[0].start_mark.line + 1)
-        node = found[1]
+        lines.append(pair[0].start_mark.line + 1)
+        node = pair[1]
     return lines
 
 

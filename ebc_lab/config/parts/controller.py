@@ -32,16 +32,16 @@ class ControllerConfig:
 
 
 def _unfit(controller: ControllerConfig, mode: Mode) -> Unfit | None:
-    given = f"controller={controller.name}"
+    choice = f"controller={controller.name}"
     exact = [str(name) for name in options.WITH_ARITHMETIC["controller"]]
     if mode is Mode.EXACT and controller.name not in exact:
-        return Unfit(given, f"choose {any_of([f'controller={name}' for name in exact])}")
+        return Unfit(choice, f"choose {any_of([f'controller={name}' for name in exact])}")
     if mode is Mode.SEVERAL_PROCESSES and controller.name in OF_ONE_PROCESS:
-        return Unfit(given, "it looks at the rows of one process; leave launcher.processes_per_run=1")
+        return Unfit(choice, "it looks at the rows of one process; leave launcher.processes_per_run=1")
     if mode is Mode.EBM and controller.name == "agreement":
-        return Unfit(given, "it compares the fall of one loss with the slope of the sum of six")
+        return Unfit(choice, "it compares the fall of one loss with the slope of the sum of six")
     if mode is Mode.IN_BACKWARD and controller.name == "agreement":
-        return Unfit(given, "budget=lagged sees no whole step; choose a controller that compares no losses")
+        return Unfit(choice, "budget=lagged sees no whole step; choose a controller that compares no losses")
     return None
 
 

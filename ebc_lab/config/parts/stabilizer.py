@@ -68,14 +68,14 @@ def _refuses(stabilizer: StabilizerConfig) -> Iterator[str]:
 
 
 def _unfit(stabilizer: StabilizerConfig, mode: Mode) -> Unfit | None:
-    given = f"stabilizer={stabilizer.name}"
+    choice = f"stabilizer={stabilizer.name}"
     if mode is Mode.EXACT and stabilizer.name not in ("none", "ebc"):
-        return Unfit(given, "choose stabilizer=none, or stabilizer=ebc with budget=shadow")
+        return Unfit(choice, "choose stabilizer=none, or stabilizer=ebc with budget=shadow")
     if mode is Mode.SEVERAL_PROCESSES and stabilizer.name in OF_ONE_PROCESS:
-        return Unfit(given, "it looks at the rows of one process; leave launcher.processes_per_run=1")
+        return Unfit(choice, "it looks at the rows of one process; leave launcher.processes_per_run=1")
     if mode is Mode.IN_BACKWARD and stabilizer.name not in ("none", "ebc"):
         others = "stabilizer=none, stabilizer=ebc with budget=lagged, or memory.hooks=false"
-        return Unfit(given, f"{NO_WHOLE_STEP}; choose {others}")
+        return Unfit(choice, f"{NO_WHOLE_STEP}; choose {others}")
     return None
 
 

@@ -36,11 +36,11 @@ class Arguments:
 
     def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """All that the forward was given, by name; what a batch in one mapping holds, by its keys."""
-        found: dict[str, Any] = {}
+        named: dict[str, Any] = {}
         for value in (*args, *kwargs.values()):
             if isinstance(value, Mapping):
-                found |= value
-        return found | dict(zip(self.positional, args, strict=False)) | dict(kwargs)
+                named |= value
+        return named | dict(zip(self.positional, args, strict=False)) | dict(kwargs)
 
     def kept(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
         """`args` and `kwargs` of a measuring forward, and whether something was left out."""

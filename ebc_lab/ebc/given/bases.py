@@ -22,10 +22,10 @@ def as_list(optimizers: Optimizers) -> list[torch.optim.Optimizer]:
     stands for the wrapped one.
     """
     listed = list(optimizers) if isinstance(optimizers, Sequence) else [optimizers]
-    given = [_unwrapped(base) for base in listed]
-    if not given:
+    unwrapped = [_unwrapped(base) for base in listed]
+    if not unwrapped:
         raise ValueError("no optimizer was given.")
-    for base in given:
+    for base in unwrapped:
         if not isinstance(base, torch.optim.Optimizer):
             raise TypeError(f"{type(base).__name__} is no torch.optim.Optimizer.")
         if isinstance(base, torch.optim.LBFGS):
@@ -37,7 +37,7 @@ def as_list(optimizers: Optimizers) -> list[torch.optim.Optimizer]:
             raise ValueError(f"{name} moves the weights inside backward, where nothing can limit it.")
         if hasattr(base, "second_step") and hasattr(base, "base_optimizer"):
             raise ValueError(f"{name} moves the weights twice in a step: `attach` to its base_optimizer.")
-    return given
+    return unwrapped
 
 
 def _unwrapped(base: Any) -> Any:
@@ -87,19 +87,19 @@ def trained(model: nn.Module, bases: Sequence[torch.optim.Optimizer]) -> tuple[l
     Raises ValueError for one that is not the model's, belongs to two optimizers or has sparse gradients, and
     where there is none.
     """
-    own = {id(p) for p in model.parameters()}
-    held = [id(p) for p in _held(bases)]
-    if len(set(held)) < len(held):
+    of_model = {id(p) for p in model.parameters()}
+    of_bases = [id(p) for p in _held(bases)]
+    if len(set(of_bases)) < len(of_bases):
         raise ValueError("a parameter belongs to two of the optimizers.")
-    if not own.issuperset(held):
+    if not of_model.issuperset(of_bases):
         raise ValueError(
             "an optimizer holds a parameter that is not the model's: make it from the model's parameters, "
             "after anything that replaces them, as fully_shard does. A module inside the one that is trained "
             "needs an optimizer of its own: one for its parameters, one for the rest."
         )
     known = set(moving(bases))
-    found = {n: p for n, p in model.named_parameters() if id(p) in known}
-    if not found:
+    weights = {n: p for n, p in model.named_parameters() if id(p) in known}
+    if not weights:
         raise ValueError("the optimizers hold no trainable parameter.")
-    _refuse_sparse(model, found.values())
-    return list(found), list(found.values())
+    _refuse_sparse(model, weights.values())
+    return list(weights), list(weights.values())

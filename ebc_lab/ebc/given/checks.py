@@ -178,14 +178,16 @@ def differing(kl: float, by_rows: int | None = None, axis: int = 0) -> ValueErro
 
     `by_rows`: the rows of the batch, along `axis`, if on all of them together the model says just that.
     """
-    found = f"the logits given differ from the model's own on this batch by a KL of {kl:.2g} nats per token: "
+    difference = (
+        f"the logits given differ from the model's own on this batch by a KL of {kl:.2g} nats per token: "
+    )
     if by_rows is not None:
         return ValueError(
-            f"{found}a row's logits depend on other rows, and EBC calls the model on some of them. Let all "
-            f"choose c, probe_sequences={by_rows}{'' if axis else TIME_FIRST}."
+            f"{difference}a row's logits depend on other rows, and EBC calls the model on some of them. Let "
+            f"all choose c, probe_sequences={by_rows}{'' if axis else TIME_FIRST}."
         )
     return ValueError(
-        f"{found}they are another batch's, weights, logits or batch were changed since, a row's logits "
+        f"{difference}they are another batch's, weights, logits or batch were changed since, a row's logits "
         "depend on other rows, or the training forward is not the one in evaluation mode (then pass "
         "fresh_logits=True)."
     )

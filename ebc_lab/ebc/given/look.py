@@ -135,8 +135,8 @@ class Looking:
             self.turns = False
             self.rows = some
             self.z = self._logits()
-        kept = None if self.mask is None else self.mask[: self.k]
-        self.seen = Seen(float(mean_kl(batch.probe.z, self.z[: self.k], kept)), batch.floor)
+        mask_rows = None if self.mask is None else self.mask[: self.k]
+        self.seen = Seen(float(mean_kl(batch.probe.z, self.z[: self.k], mask_rows)), batch.floor)
         self.seconds = time.perf_counter() - start
 
     def _logits(self) -> Tensor:
@@ -152,8 +152,8 @@ class Looking:
         halves = [slice(0, k), slice(k, self.size)]
         kls = []
         for half in halves:
-            kept = None if self.mask is None else self.mask[half]
-            kls.append(float(mean_kl(self.z[half], z[half], kept)) if len(z[half]) else math.nan)
+            mask_rows = None if self.mask is None else self.mask[half]
+            kls.append(float(mean_kl(self.z[half], z[half], mask_rows)) if len(z[half]) else math.nan)
         seen.kl, seen.kl_others = kls
         gradient = self.forward.gradient
         seen.unused = self.forward.used is False
@@ -166,7 +166,7 @@ class Looking:
         self.seconds += time.perf_counter() - start
 
     def _share(self, gradient: losses.Gradient, z: Tensor, weights: list[Any]) -> float:
-        """Of the fall of the loss that the gradients promise, the part that passes the logits."""
+        """Return the part of the promised fall of the loss that passes the logits."""
         assert self.kept is not None
         rows = min(len(gradient.rows), self.size)
         g = gradient.rows[:rows].double()
@@ -187,47 +187,47 @@ def finding(steps: list[Seen], batch: Batch, target_kl: float) -> str | None:
     `batch`: that of the last of them.
     """
     k, size, axis = len(batch.probe.z), batch.size, batch.prober.axis
-    said = []
+    sentences = []
     apart = max(s.apart for s in steps)
     floor = steps[0].floor
     target_kl = min(target_kl, _median([s.kl for s in steps]))
     if apart > max(10 * floor, 0.1 * target_kl):
-        said.append(
+        sentences.append(
             f"two forwards on the same rows at the same weights, in another order, differ by a KL of "
             f"{apart:.2g} nats per token. A row's logits depend on other rows: let all choose c, "
             f"probe_sequences={size}{'' if axis else checks.TIME_FIRST}."
         )
     if all(s.unused for s in steps):
-        said.append(
+        sentences.append(
             "no gradient comes back to the last training forward before a step: call the one that is trained "
             "inside `with ebc.this_forward():`."
         )
     doubts = [s.doubt for s in steps if s.doubt]
     if len(doubts) == len(steps):
-        said.append(doubts[0])
+        sentences.append(doubts[0])
     idle = _median([s.idle for s in steps])
     if idle > IDLE:
-        said.append(
+        sentences.append(
             f"the loss does not depend on {idle:.0%} of the positions that EBC measures: say which count, by "
             "the forward's arguments, as mask_of=lambda given: given['labels'] != -100."
         )
     share = _median([s.share for s in steps])
     if share < 1 / UNLIKE and not doubts:
-        said.append(
+        sentences.append(
             f"{max(share, 0):.0%} of the fall of the loss passes the logits that EBC measures: training "
             "optimizes something else as well, which no budget on these logits holds back. If another output "
             "matters more, say logits_of=…."
         )
     ratio = _median([s.kl_others / s.kl for s in steps])
     if not 1 / UNLIKE <= ratio <= UNLIKE and not math.isnan(ratio):
-        said.append(
+        sentences.append(
             f"on other rows the KL of a step is {ratio:.2g} × that on the {k} rows that choose c: raise "
             f"probe_sequences, or take budget='tracked'."
         )
-    return " ".join(said) if said else None
+    return " ".join(sentences) if sentences else None
 
 
 def _median(values: list[float]) -> float:
-    """Of those that could be seen; NaN if there is none, which no comparison holds for."""
+    """Return the median of those that could be seen; NaN if there is none, which no comparison holds for."""
     known = sorted(v for v in values if not math.isnan(v))
     return known[len(known) // 2] if known else math.nan

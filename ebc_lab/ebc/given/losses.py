@@ -113,12 +113,12 @@ def doubt(gradient: Gradient | None, log_probabilities: bool) -> str | None:
     """What is said of a loss that is no softmax's, where nothing tells what it is."""
     if gradient is None or not gradient.usable or log_probabilities:
         return None
-    found = unbalanced(gradient.rows.float(), gradient.rows.ndim - 1)
-    if found <= UNLIKE_SOFTMAX:
+    imbalance = unbalanced(gradient.rows.float(), gradient.rows.ndim - 1)
+    if imbalance <= UNLIKE_SOFTMAX:
         return None
     return (
         "the loss is not one of a softmax over the last axis of the model's output (its gradient sums to "
-        f"{found:.0%} of its size there, not to zero): EBC bounds the KL of that softmax, which training "
+        f"{imbalance:.0%} of its size there, not to zero): EBC bounds the KL of that softmax, which training "
         f"does not use. For labels that are each 0 or 1 give {LABELS_OF}; a regression has no such KL."
     )
 
@@ -146,8 +146,8 @@ def without_loss(gradient: Gradient, mask: Tensor | None) -> float:
     if mask is None:
         return float(idle.float().mean())
     rows = min(len(idle), len(mask))
-    kept = mask[:rows].bool()
-    return float((idle[:rows] & kept).sum() / kept.sum().clamp(min=1))
+    counted = mask[:rows].bool()
+    return float((idle[:rows] & counted).sum() / counted.sum().clamp(min=1))
 
 
 def _between(z: Tensor) -> bool:

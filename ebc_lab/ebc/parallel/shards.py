@@ -51,12 +51,12 @@ def fsdp_modules(model: nn.Module) -> list[Any]:
 
 def gathered_dtypes(modules: Sequence[Any]) -> set[torch.dtype]:
     """Those of the weights as a forward sees them, which a mixed precision policy may choose."""
-    found: set[torch.dtype] = set()
+    dtypes: set[torch.dtype] = set()
     for module in modules:
         module.unshard()
-        found |= {p.dtype for p in module.parameters() if not shared_out(p)}
+        dtypes |= {p.dtype for p in module.parameters() if not shared_out(p)}
         module.reshard()
-    return found
+    return dtypes
 
 
 def sharding_group(model: nn.Module, weights: Sequence[Tensor]) -> dist.ProcessGroup | None:
@@ -118,6 +118,6 @@ def swapped(parts: Sequence[Tensor], others: Sequence[Tensor]) -> Iterator[None]
 @torch.no_grad()
 def _exchange(parts: Sequence[Tensor], others: Sequence[Tensor]) -> None:
     for part, other in zip(parts, others, strict=True):
-        kept = part.clone()
+        copy = part.clone()
         part.copy_(other)
-        other.copy_(kept)
+        other.copy_(copy)

@@ -57,10 +57,10 @@ class Workers:
 
     def total(self, *numbers: Tensor | float) -> Tensor:
         """Sums over the processes, (len(numbers),) float64, in one message."""
-        own = torch.stack([torch.as_tensor(x, dtype=torch.float64, device=self.device) for x in numbers])
+        local = torch.stack([torch.as_tensor(x, dtype=torch.float64, device=self.device) for x in numbers])
         if not self.alone:
-            dist.all_reduce(own, group=self.group)
-        return own
+            dist.all_reduce(local, group=self.group)
+        return local
 
     def mean(self, value: Tensor, count: Tensor | int) -> Tensor:
         """The mean over the tokens of all processes, of a mean over `count` of them here; 0-dim.

@@ -99,15 +99,15 @@ def _lr_sweep(root: Path, facts: Facts, decision: Mapping[str, Any], decisions: 
 
 
 def _lr_scale(root: Path, facts: Facts, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:
-    for track, found in decision["tracks"].items():
-        yield track, draw_lr_scale(facts, track, found, decisions["lr_sweep"]["tracks"][track])
+    for track, of_track in decision["tracks"].items():
+        yield track, draw_lr_scale(facts, track, of_track, decisions["lr_sweep"]["tracks"][track])
 
 
 def _eta_eff(root: Path, facts: Facts, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:
-    for track, found in decision["tracks"].items():
-        rows = [row for own in found["arms"].values() for row in own]
+    for track, of_track in decision["tracks"].items():
+        rows = [row for of_role in of_track["arms"].values() for row in of_role]
         results = {row["run_id"]: known(root, row["run_id"]) for row in rows}
-        yield track, draw_eta_eff(facts, track, found, results)
+        yield track, draw_eta_eff(facts, track, of_track, results)
 
 
 def _calibrate(root: Path, facts: Facts, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:

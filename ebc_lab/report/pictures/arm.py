@@ -86,9 +86,9 @@ def draw_loss(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Ru
     """Training loss (running mean, seeds faint) and validation loss on the fixed windows, with the
     rival's.
     """
-    target, own = final_validation(rival.runs), final_validation(runs)
+    target, ends = final_validation(rival.runs), final_validation(runs)
     what = "Is it learning? Training and validation loss"
-    figure, axes = arm_page(facts, name, arm, runs, what, _loss_finding(own, target, rival))
+    figure, axes = arm_page(facts, name, arm, runs, what, _loss_finding(ends, target, rival))
     axes.set_ylabel("loss (nats per token; lower is better)")
     steps, table = by_step((r.steps for r in runs), "loss")
     if not len(steps):
@@ -120,13 +120,13 @@ def draw_loss(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Ru
     return figure
 
 
-def _loss_finding(own: Sequence[float], target: Sequence[float], rival: Rival) -> str:
-    if not own:
+def _loss_finding(ends: Sequence[float], target: Sequence[float], rival: Rival) -> str:
+    if not ends:
         return "No seed completed."
-    finding = f"Validation loss ends at {statistics.fmean(own):.3f}"
-    finding += f" (seeds {min(own):.3f} to {max(own):.3f})" if len(own) > 1 else ""
+    finding = f"Validation loss ends at {statistics.fmean(ends):.3f}"
+    finding += f" (seeds {min(ends):.3f} to {max(ends):.3f})" if len(ends) > 1 else ""
     if target and not rival.itself:
-        gap = statistics.fmean(own) - statistics.fmean(target)
+        gap = statistics.fmean(ends) - statistics.fmean(target)
         finding += f", {abs(gap):.3f} {'below' if gap < 0 else 'above'} {rival.name}{rival.found}"
     return f"{finding}."
 

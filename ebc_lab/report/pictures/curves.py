@@ -79,10 +79,10 @@ def by_step(streams: Iterable[Mapping[str, np.ndarray]], column: str) -> tuple[n
     """A column of several streams side by side. -> the steps that any of them has, and (streams, steps),
     masked where a stream has no finite value: a run that ended early drops out of the mean instead of bending
     it."""
-    own = [s for s in streams if s]
-    steps = np.unique(np.concatenate([s["step"] for s in own])) if own else np.empty(0)
-    table = np.full((len(own), len(steps)), np.nan)
-    for row, stream in zip(table, own, strict=True):
+    streams_there = [s for s in streams if s]
+    steps = np.unique(np.concatenate([s["step"] for s in streams_there])) if streams_there else np.empty(0)
+    table = np.full((len(streams_there), len(steps)), np.nan)
+    for row, stream in zip(table, streams_there, strict=True):
         row[np.searchsorted(steps, stream["step"])] = stream[column]
     return steps, np.ma.masked_invalid(table)
 

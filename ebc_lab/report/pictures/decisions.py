@@ -70,8 +70,8 @@ def whole(row: Mapping[str, Any]) -> bool:
 
 def by_track(rows: Rows, tracks: Sequence[str]) -> dict[str, list[Mapping[str, Any]]]:
     """A stage's candidates by track: the first two words of their arm's name."""
-    own = {track: [row for row in rows if row["arm"].startswith(f"{track}_")] for track in tracks}
-    return {track: found for track, found in own.items() if found}
+    of_track = {track: [row for row in rows if row["arm"].startswith(f"{track}_")] for track in tracks}
+    return {track: track_rows for track, track_rows in of_track.items() if track_rows}
 
 
 def column(rows: Rows, name: str) -> list[Any]:
@@ -86,11 +86,11 @@ def ticks_at(axes: Axes, values: Sequence[float], labels: Sequence[str]) -> None
     """Ticks of a log x axis at the values that were tried, except where a label would run into the one
     before."""
     low, high = np.log(axes.get_xlim())
-    kept: list[int] = []
+    shown: list[int] = []
     for i, value in enumerate(values):
-        if not kept or np.log(value / values[kept[-1]]) > LEAST_GAP * (high - low):
-            kept.append(i)
-    axes.set_xticks([values[i] for i in kept], [labels[i] for i in kept])
+        if not shown or np.log(value / values[shown[-1]]) > LEAST_GAP * (high - low):
+            shown.append(i)
+    axes.set_xticks([values[i] for i in shown], [labels[i] for i in shown])
 
 
 def crosses(axes: Axes, rows: Rows, x: str, colour: str, height: float, ceiling: float = math.inf) -> bool:
@@ -102,14 +102,14 @@ def crosses(axes: Axes, rows: Rows, x: str, colour: str, height: float, ceiling:
         mark = "^" if whole(row) else "x"
         axes.plot(row[x], height, mark, color=colour, ms=9, mew=2.2, transform=top)
         side = -1 if row[x] == max(column(rows, x)) else 1  # the last one's words stay on the page
-        told = axes.annotate(
+        note = axes.annotate(
             f"{row['val_loss']:.3f}" if whole(row) else str(row["outcome"]),
             (row[x], height),
             xycoords=top,
             xytext=(7 * side, 0),
             textcoords="offset points",
         )
-        told.set(color=colour, size=8, va="center", ha="left" if side > 0 else "right")
+        note.set(color=colour, size=8, va="center", ha="left" if side > 0 else "right")
     return bool(broken)
 
 
@@ -130,29 +130,29 @@ def bars(axes: Axes, x: Sequence[float], rows: Rows, colour: str) -> None:
 def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
     """Validation loss by learning rate of the plain optimizers: left the grid of each, right the kept ones at
     full length, at constant rates with replicates, and on the schedules that the control was sought among."""
-    rows, kept = decision["candidates"], decision["tracks"]
-    own = by_track(rows, [pair["track"] for pair in decision["pairs"]])
+    rows, winners = decision["candidates"], decision["tracks"]
+    grids = by_track(rows, [pair["track"] for pair in decision["pairs"]])
     edges = [
-        f"{optimizer(t)}'s best constant rate is the {d['edge']}est" for t, d in kept.items() if d["edge"]
+        f"{optimizer(t)}'s best constant rate is the {d['edge']}est" for t, d in winners.items() if d["edge"]
     ]
     plainly = " without EBC" if facts.ebc else ""
-    whose = ", ".join(optimizer(track) for track in own)
+    whose = ", ".join(optimizer(track) for track in grids)
     whom = "; ".join((f"{whose},{plainly}" if plainly else whose, *edges))
     seeds = len({row["seed"] for row in rows})
     grid_seeds = seeds_in_words([row for row in rows if row["role"] == "grid"])
     small = (f"stage lr_sweep, grid with seed {grid_seeds}", "bars: ± s.e.")
     what = f"Which learning rate is best{plainly}, constant and on a schedule?"
-    lines = sum(1 + len({_schedule_of(point) for point in d["control"]["grid"]}) for d in kept.values())
+    lines = sum(1 + len({_schedule_of(point) for point in d["control"]["grid"]}) for d in winners.values())
     size = (8.6, 5.4 + 0.18 * (lines + 3))  # the key needs the room
-    figure, left = page(facts, what, whom, _sweep_finding(kept), seeds, small, size=size)
-    of_grid = _draw_grids(left, facts, own, kept)
+    figure, left = page(facts, what, whom, _sweep_finding(winners), seeds, small, size=size)
+    of_grid = _draw_grids(left, facts, grids, winners)
     right = another(left)
     looks = itertools.cycle(TRACKS)
-    low, ceiling = _framed(rows, kept)
+    low, ceiling = _framed(rows, winners)
     of_long: list[Any] = []
-    for track in kept:
-        whose = f"{optimizer(track)}, " if len(kept) > 1 else ""
-        of_long += _draw_long(right, own.get(track, []), kept[track], whose, looks, ceiling)
+    for track in winners:
+        whose = f"{optimizer(track)}, " if len(winners) > 1 else ""
+        of_long += _draw_long(right, grids.get(track, []), winners[track], whose, looks, ceiling)
     if math.isfinite(ceiling):
         right.set_ylim(low - 0.1 * (ceiling - low), ceiling)
     make_room(right, 1)
@@ -164,7 +164,7 @@ def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
     right.set_xlabel(f"learning rate (log scale): around its best{steps[1]}")
     left.set_ylabel("validation loss (nats per token)")
     columns((left, right), 34)
-    keys((left, right), [list({h.get_label(): h for h in own}.values()) for own in (of_grid, of_long)])
+    keys((left, right), [list({h.get_label(): h for h in grids}.values()) for grids in (of_grid, of_long)])
     for axes in (left, right):
         shown = [row for row in rows if (row["role"] == "grid") == (axes is left)]
         rates = sorted({row["lr"] for row in shown})
@@ -180,30 +180,30 @@ def _schedule_of(point: Mapping[str, Any]) -> str:
     return schedule_in_words({"name": point["schedule"], **point})
 
 
-def _sweep_finding(kept: Mapping[str, Mapping[str, Any]]) -> str:
-    best = min(kept, key=lambda track: kept[track]["val_loss"])
-    found = kept[best]
-    sigma = found.get("sigma")
-    finding = f"Lowest at a constant rate: {optimizer(best)} at {found['lr']:g}, {found['val_loss']:.3f}"
+def _sweep_finding(winners: Mapping[str, Mapping[str, Any]]) -> str:
+    best = min(winners, key=lambda track: winners[track]["val_loss"])
+    winner = winners[best]
+    sigma = winner.get("sigma")
+    finding = f"Lowest at a constant rate: {optimizer(best)} at {winner['lr']:g}, {winner['val_loss']:.3f}"
     finding += f" (σ over fresh seeds {sigma:.3f})" if sigma is not None else ""
-    control = found["control"]
+    control = winner["control"]
     schedule = schedule_in_words(control["lr_schedule"])
     finding += f"; {schedule}, at {control['lr']:g}: {control['val_loss']:.3f}"
     return f"{finding}."
 
 
 def _draw_grids(
-    axes: Axes, facts: Facts, own: Mapping[str, Rows], kept: Mapping[str, Mapping[str, Any]]
+    axes: Axes, facts: Facts, grids: Mapping[str, Rows], winners: Mapping[str, Mapping[str, Any]]
 ) -> list[Any]:
     """The grid of every optimizer. -> its part of the key."""
     log_axis(axes, "x", RATES)
     rows_of_crosses = 0
     handles: list[Any] = []
     extended = False
-    for (track, found), (colour, marker, dashes) in zip(own.items(), TRACKS * len(own), strict=False):
-        grid = sorted((r for r in found if r["role"] == "grid"), key=lambda r: r["lr"])
+    for (track, points), (colour, marker, dashes) in zip(grids.items(), TRACKS * len(grids), strict=False):
+        grid = sorted((r for r in points if r["role"] == "grid"), key=lambda r: r["lr"])
         done = [row for row in grid if whole(row)]
-        label = optimizer(track) + ("" if track in kept else ", not kept")
+        label = optimizer(track) + ("" if track in winners else ", not kept")
         look: dict[str, Any] = {"color": colour, "marker": marker, "ls": dashes}
         handles += axes.plot(column(done, "lr"), column(done, "val_loss"), **look, label=label)
         bars(axes, column(done, "lr"), done, colour)
@@ -232,14 +232,14 @@ def _draw_long(
             lines.setdefault(_schedule_of(point), []).append(by_run[point["run_id"]])
     handles: list[Any] = []
     rows_of_crosses = 0
-    for label, own in lines.items():
+    for label, line in lines.items():
         colour, marker, dashes = next(looks)
-        own = sorted(own, key=lambda row: row["lr"])
-        done = [row for row in own if whole(row)]
+        line = sorted(line, key=lambda row: row["lr"])
+        done = [row for row in line if whole(row)]
         look: dict[str, Any] = {"color": colour, "marker": marker, "ls": dashes, "label": whose + label}
         handles += axes.plot(column(done, "lr"), column(done, "val_loss"), **look)
         bars(axes, column(done, "lr"), done, colour)
-        rows_of_crosses += crosses(axes, own, "lr", colour, 0.95 - 0.08 * rows_of_crosses, ceiling)
+        rows_of_crosses += crosses(axes, line, "lr", colour, 0.95 - 0.08 * rows_of_crosses, ceiling)
     again = [row for row in rows if row["role"] == "replicate" and whole(row)]
     beside = [1.03 * row["lr"] for row in again]
     axes.plot(beside, column(again, "val_loss"), color=INK, **SEED)
@@ -248,12 +248,12 @@ def _draw_long(
     return handles
 
 
-def _framed(rows: Rows, kept: Mapping[str, Mapping[str, Any]]) -> tuple[float, float]:
+def _framed(rows: Rows, winners: Mapping[str, Mapping[str, Any]]) -> tuple[float, float]:
     """The lowest loss at full length, and the one above which a few bad runs would press all others
     together: infinite where there are none such."""
     losses = [row["val_loss"] for row in rows if row["role"] in ("baseline", "control") and whole(row)]
     low = min(losses)
-    taken = [loss for d in kept.values() for loss in (d["val_loss"], d["control"]["val_loss"])]
+    taken = [loss for d in winners.values() for loss in (d["val_loss"], d["control"]["val_loss"])]
     middle = max(statistics.median(losses), *taken)
     limit = low + MOST_TIMES * (middle - low)
     return low, limit if max(losses) > limit > low else math.inf
@@ -262,29 +262,29 @@ def _framed(rows: Rows, kept: Mapping[str, Mapping[str, Any]]) -> tuple[float, f
 # -- 2. the LR scales ----------------------------------------------------------------------------------------
 
 
-def draw_lr_scale(facts: Facts, track: str, found: Mapping[str, Any], swept: Mapping[str, Any]) -> Sheet:
+def draw_lr_scale(facts: Facts, track: str, decision: Mapping[str, Any], swept: Mapping[str, Any]) -> Sheet:
     """Validation loss against the LR scale, with and without EBC, and each one's LR window; the best without
     EBC with its noise, the baseline, the chosen scale.
 
     `swept`: what lr_sweep decided for the track.
     """
-    rows = [row for arm in found["arms"].values() for row in arm]
+    rows = [row for arm in decision["arms"].values() for row in arm]
     what = "How far can the learning rate rise?"
     whom = f"{optimizer(track)} with and without EBC; ×1 is its best constant learning rate, {swept['lr']:g}"
     small = (f"stage lr_scale, seed {seeds_in_words(rows)}",)
     seeds = len({str(row["seed"]) for row in rows})
-    figure, axes = page(facts, what, whom, _scale_finding(found), seeds, small, size=(8.6, 5.8))
+    figure, axes = page(facts, what, whom, _scale_finding(decision), seeds, small, size=(8.6, 5.8))
     scales = {row["lr_scale"]: f"×{tick(row['lr_scale'])}\nlr {tick(row['lr'])}" for row in rows}
-    for row in found["arms"].get("ebc", []):
+    for row in decision["arms"].get("ebc", []):
         scales[row["lr_scale"]] += f"\nc {row['c_median']:.2f}" if row["c_median"] is not None else ""
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(scales), [scales[s] for s in sorted(scales)])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(min(scales) / 1.15, max(scales) * 1.15)
-    handles = _draw_references(axes, found, swept)
+    handles = _draw_references(axes, decision, swept)
     ring: list[Any] = []
     rows_of_crosses = 0
-    for role, arm in found["arms"].items():
+    for role, arm in decision["arms"].items():
         label, colour, marker, dashes, shift = LR_ARMS.get(role, (role, SPARE, *UNKNOWN, 1.0))
         done = [row for row in arm if whole(row)]
         x = [row["lr_scale"] * shift for row in done]
@@ -295,8 +295,8 @@ def draw_lr_scale(facts: Facts, track: str, found: Mapping[str, Any], swept: Map
         for at, row in zip(x, done, strict=True):
             if row["inert"]:
                 axes.plot(at, row["val_loss"], color=colour, **{**ADDED, "marker": marker})
-            if row["run_id"] == found["run_id"]:
-                chosen = f"chosen, with EBC: ×{found['lr_scale']:g}"
+            if row["run_id"] == decision["run_id"]:
+                chosen = f"chosen, with EBC: ×{decision['lr_scale']:g}"
                 ring = axes.plot(at, row["val_loss"], **RING, label=chosen)
         rows_of_crosses += crosses(axes, arm, "lr_scale", colour, 0.95 - 0.08 * rows_of_crosses)
     handles += ring
@@ -304,7 +304,7 @@ def draw_lr_scale(facts: Facts, track: str, found: Mapping[str, Any], swept: Map
         handles.append(entry("LR inert: the same run up to rounding", EBC, ls="", marker="o", mfc="white"))
     handles.append(entry(f"LR window: loss within {WINDOW_NATS:g} nats of the arm's own best", lw=4.0))
     make_room(axes, rows_of_crosses)
-    _draw_windows(axes, found["lr_window"])
+    _draw_windows(axes, decision["lr_window"])
     axes.set_xlabel(
         "learning rate at its peak, as a multiple of the best constant one; c: median clip coefficient of EBC"
     )
@@ -313,10 +313,10 @@ def draw_lr_scale(facts: Facts, track: str, found: Mapping[str, Any], swept: Map
     return figure
 
 
-def _draw_references(axes: Axes, found: Mapping[str, Any], swept: Mapping[str, Any]) -> list[Any]:
+def _draw_references(axes: Axes, decision: Mapping[str, Any], swept: Mapping[str, Any]) -> list[Any]:
     """The best loss without EBC with its noise, and the baseline's where that is another. -> their part of
     the key."""
-    best, sigma, constant = found["baseline_val_loss"], found["sigma"], swept["val_loss"]
+    best, sigma, constant = decision["baseline_val_loss"], decision["sigma"], swept["val_loss"]
     other = not math.isclose(best, constant)
     name = "best without EBC" if other else "baseline"
     label = f"{name} ± 1σ (σ = {sigma:.3f} over seeds)"
@@ -344,36 +344,36 @@ def _draw_windows(axes: Axes, windows: Mapping[str, Any]) -> None:
         for end, tip in zip(("low", "high"), "<>", strict=True):
             look: dict[str, Any] = {"color": colour, "ms": 9, "transform": across, "clip_on": False}
             axes.plot(window[end], at, tip if window[f"open_{end}"] else "|", mew=2, **look)
-        told = axes.annotate(
+        note = axes.annotate(
             f"{label}: {in_octaves(window)}",
             (math.sqrt(ends[0] * ends[1]), at),
             xycoords=across,
             xytext=(0, 4),
             textcoords="offset points",
         )
-        told.set(ha="center", size=8.5, color=colour)
+        note.set(ha="center", size=8.5, color=colour)
 
 
-def _scale_finding(found: Mapping[str, Any]) -> str:
-    windows = {role: in_octaves(found["lr_window"].get(role)) for role in ("ebc", "none")}
+def _scale_finding(decision: Mapping[str, Any]) -> str:
+    windows = {role: in_octaves(decision["lr_window"].get(role)) for role in ("ebc", "none")}
     finding = f"LR window: {windows['ebc']} with EBC, {windows['none']} without."
     tautology = " At hollow points c < 1 cancels the learning rate."
-    return finding + (tautology if found["headroom_is_tautology"] else "")
+    return finding + (tautology if decision["headroom_is_tautology"] else "")
 
 
 # -- 3. the effective learning rate --------------------------------------------------------------------------
 
 
 def draw_eta_eff(
-    facts: Facts, track: str, found: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]
+    facts: Facts, track: str, decision: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]
 ) -> Sheet | None:
     """Median c·lr of the LR scales' runs against their learning rate; None where none recorded it.
 
     `results`: by run id.
     """
     arms: dict[str, list[tuple[float, float, float, float]]] = {}
-    for role, own in found["arms"].items():
-        for row in own:
+    for role, of_role in decision["arms"].items():
+        for row in of_role:
             result = results.get(row["run_id"], {})
             if result.get("eta_eff_median") is not None and result.get("c_median"):
                 applied = result["eta_eff_median"]
@@ -381,7 +381,7 @@ def draw_eta_eff(
                 arms.setdefault(role, []).append((row["lr"], applied, *spread))
     if not arms:
         return None
-    rows = [row for own in found["arms"].values() for row in own]
+    rows = [row for of_role in decision["arms"].values() for row in of_role]
     finding = "No EBC run recorded its effective learning rate."
     if ebc := sorted(arms.get("ebc", [])):
         (low, slow, *_), (high, fast, *_) = ebc[0], ebc[-1]
@@ -400,7 +400,7 @@ def draw_eta_eff(
     for role, points in arms.items():
         label, colour, marker, dashes, shift = LR_ARMS.get(role, (role, SPARE, *UNKNOWN, 1.0))
         lr, middle, below, above = np.array(sorted(points)).T
-        label = ", ".join((label, *schedules(found["arms"][role][0]["arm"].removeprefix(f"{track}_"))))
+        label = ", ".join((label, *schedules(decision["arms"][role][0]["arm"].removeprefix(f"{track}_"))))
         handles += axes.plot(lr * shift, middle, color=colour, marker=marker, ls=dashes, label=label)
         spreads = np.maximum((middle - below, above - middle), 0)
         axes.errorbar(lr * shift, middle, spreads, fmt="none", ecolor=colour, elinewidth=1)
@@ -420,11 +420,13 @@ def draw_eta_eff(
 
 def budget_of(row: Mapping[str, Any]) -> str:
     """A candidate's budget, as its arm's name says it."""
-    found = re.search(r"_ebc_d[^_]+_(.+?)_x", row["arm"])
-    return found[1] if found else row["role"]
+    match = re.search(r"_ebc_d[^_]+_(.+?)_x", row["arm"])
+    return match[1] if match else row["role"]
 
 
-def draw_calibration(facts: Facts, track: str, found: Mapping[str, Any], rows: Rows, natural: float) -> Sheet:
+def draw_calibration(
+    facts: Facts, track: str, decision: Mapping[str, Any], rows: Rows, natural: float
+) -> Sheet:
     """Validation loss and median c against δ*, a line for every budget.
 
     Shown too: the δ* window, the natural KL, the winner, and the band for c where the rule aims at it.
@@ -432,16 +434,16 @@ def draw_calibration(facts: Facts, track: str, found: Mapping[str, Any], rows: R
     low, high = facts.band
     done = [row for row in rows if whole(row) and row["c_median"] is not None]
     inside = sum(low <= row["c_median"] <= high for row in done)
-    times = tick(found["delta_star"] / natural, ROUNDED)
-    finding = f"Chosen: δ* {found['delta_star']:g}, {times} × the natural KL: "
-    finding += f"median c {found['c_median']:.2f}, validation loss {found['val_loss']:.3f}; "
+    times = tick(decision["delta_star"] / natural, ROUNDED)
+    finding = f"Chosen: δ* {decision['delta_star']:g}, {times} × the natural KL: "
+    finding += f"median c {decision['c_median']:.2f}, validation loss {decision['val_loss']:.3f}; "
     what = "Which KL target δ* gives the lowest loss?"
     if facts.aims_at_band:
         what = "Which KL target δ* holds the updates back as much as wanted?"
         finding += f"{inside} of {len(rows)} runs inside the band."
     else:
-        finding += f"δ* window {in_octaves(found['delta_window'])}."
-    whom = f"{optimizer(track)} with EBC at ×{found['lr_scale']:g} the best constant learning rate: "
+        finding += f"δ* window {in_octaves(decision['delta_window'])}."
+    whom = f"{optimizer(track)} with EBC at ×{decision['lr_scale']:g} the best constant learning rate: "
     whom += "loss and clip coefficient against δ*"
     small = (f"stage calibrate, seed {seeds_in_words(rows)}",)
     seeds = len({str(row["seed"]) for row in rows})
@@ -455,10 +457,10 @@ def draw_calibration(facts: Facts, track: str, found: Mapping[str, Any], rows: R
         label = f"target band for c, {low:g} to {high:g}"
         handles.append(bottom.axhspan(low, high, color=GOAL, alpha=0.15, lw=0, label=label))
     handles.append(entry(f"natural KL of the baseline, {natural:.3g}", GREY, ls=":", lw=1.2))
-    lost = _draw_budgets(top, bottom, rows, done, found, handles)
+    lost = _draw_budgets(top, bottom, rows, done, decision, handles)
     handles.append(entry("chosen", **RING))
     make_room(top, int(lost))
-    if window := found["delta_window"]:
+    if window := decision["delta_window"]:
         reach = top.axvspan(window["low"], window["high"], color=SPARE, alpha=0.12, lw=0)
         reach.set_label(f"δ* window, {in_octaves(window)}: within {WINDOW_NATS:g} nats of the best")
         handles.append(reach)
@@ -476,7 +478,7 @@ def draw_calibration(facts: Facts, track: str, found: Mapping[str, Any], rows: R
 
 
 def _draw_budgets(
-    top: Axes, bottom: Axes, rows: Rows, done: Rows, found: Mapping[str, Any], handles: list[Any]
+    top: Axes, bottom: Axes, rows: Rows, done: Rows, decision: Mapping[str, Any], handles: list[Any]
 ) -> bool:
     """A line for every budget in both panels, through the means over the seeds; their legend goes to
     `handles`. -> whether a run did not complete."""
@@ -484,8 +486,10 @@ def _draw_budgets(
     budgets = list(dict.fromkeys(budget_of(row) for row in rows))
     several = len({row["seed"] for row in rows}) > 1
     for budget, (colour, marker, dashes) in zip(budgets, BUDGETS * len(budgets), strict=False):
-        own = sorted((row for row in rows if budget_of(row) == budget), key=lambda row: row["delta_star"])
-        shown = [row for row in own if row in done]
+        of_budget = sorted(
+            (row for row in rows if budget_of(row) == budget), key=lambda row: row["delta_star"]
+        )
+        shown = [row for row in of_budget if row in done]
         x = sorted({row["delta_star"] for row in shown})
         style: dict[str, Any] = {"color": colour, "marker": marker, "ls": dashes}
         label = f"budget {budget}" + (", mean over the seeds" if several else "")
@@ -496,9 +500,9 @@ def _draw_budgets(
             if several:
                 axes.plot(column(shown, "delta_star"), column(shown, name), color=colour, **SEED)
             for row in shown:
-                if row["run_id"] == found["run_id"]:
+                if row["run_id"] == decision["run_id"]:
                     axes.plot(row["delta_star"], means[row["delta_star"]], **RING)
         if not several:
             bars(top, x, shown, colour)
-        lost |= crosses(top, own, "delta_star", colour, 0.93)
+        lost |= crosses(top, of_budget, "delta_star", colour, 0.93)
     return lost

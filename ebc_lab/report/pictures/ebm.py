@@ -93,23 +93,23 @@ def states_of(runs: Sequence[Run]) -> States | None:
 def _line(runs: Sequence[Run], stream: str, column: str) -> Line:
     """A column of steps.csv as running means, of evals.csv as it is."""
     every: list[Mapping[str, np.ndarray]] = [getattr(run, stream) for run in runs]
-    steps, table = by_step([own for own in every if column in own], column)
+    steps, table = by_step([stream_rows for stream_rows in every if column in stream_rows], column)
     if stream == "steps":
         at = thinned(len(steps))
         steps, table = steps[at], running_mean(table)[:, at]
     return Line(steps, np.ma.median(table, axis=0), table)
 
 
-def draw_states(facts: Facts, track: str, label: str, arm: Mapping[str, Any], found: States) -> Sheet:
+def draw_states(facts: Facts, track: str, label: str, arm: Mapping[str, Any], states: States) -> Sheet:
     """The parts of the loss above, R² of the score at every noise level below, matched values dashed."""
     what = "How does the energy-based model learn?"
     whom = (
         f"{optimizer(track)}, {label}: parts of its loss, and the share of the score that its splats explain"
     )
     figure, bottom = page(
-        facts, what, whom, _finding(found), len(arm["runs"]), (), missing({label: arm}), (10.4, 7.4)
+        facts, what, whom, _finding(states), len(arm["runs"]), (), missing({label: arm}), (10.4, 7.4)
     )
-    last = max(line.last[0] for line in (*found.parts.values(), *found.scores.values()))
+    last = max(line.last[0] for line in (*states.parts.values(), *states.scores.values()))
     top = above_over_steps(facts, bottom, last)
     log_axis(bottom, "y", (1.0, 3.0))
     bottom.set_ylabel("R² of the score (log scale)")
@@ -123,16 +123,16 @@ def draw_states(facts: Facts, track: str, label: str, arm: Mapping[str, Any], fo
     handles.append(entry(f"above: running means over {over} steps; below: R² above 0", "none"))
     key(bottom, handles)
     stack((top, bottom), (1.0, 1.2), 14, LABELS_FROM)
-    colours = dict(zip(found.scores, COLOURS * len(found.scores), strict=False))
+    colours = dict(zip(states.scores, COLOURS * len(states.scores), strict=False))
     beside(
-        top, [_drawn(top, PARTS[n], x, c) for (n, x), c in zip(found.parts.items(), COLOURS, strict=False)]
+        top, [_drawn(top, PARTS[n], x, c) for (n, x), c in zip(states.parts.items(), COLOURS, strict=False)]
     )
-    for sigma, line in found.matched.items():
+    for sigma, line in states.matched.items():
         shown = np.ma.masked_less_equal(line.middle, 0.0)
         bottom.plot(line.at, shown, color=colours[sigma], ls="--", lw=1.2, zorder=2)
     ends = [
         _drawn(bottom, f"{sigma:g} radians", line, colours[sigma], above=0.0)
-        for sigma, line in found.scores.items()
+        for sigma, line in states.scores.items()
     ]
     beside(bottom, [end for end in ends if end[1] > 0])
     return figure
@@ -148,13 +148,13 @@ def _drawn(axes: Axes, label: str, line: Line, colour: str, above: float = -np.i
     return x, y, f"{label}  {value}", colour
 
 
-def _finding(found: States) -> str:
+def _finding(states: States) -> str:
     """R² at the end as a share of its matched value, level by level."""
-    said = []
-    for sigma, line in found.scores.items():
-        r2, matched = line.last[1], found.matched[sigma].last[1]
+    shares = []
+    for sigma, line in states.scores.items():
+        r2, matched = line.last[1], states.matched[sigma].last[1]
         if matched > 0:
-            said.append(f"{r2 / matched:.2f} at {sigma:g}")
-    if not said:
+            shares.append(f"{r2 / matched:.2f} at {sigma:g}")
+    if not shares:
         return "No evaluation of the score."
-    return f"R² at the end over its matched value: {', '.join(said)} radians."
+    return f"R² at the end over its matched value: {', '.join(shares)} radians."

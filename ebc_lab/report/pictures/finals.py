@@ -62,63 +62,69 @@ def final_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
     decision = decisions[section]
     tracks = decision["tracks"]
     several = len(tracks) > 1
-    arms = {name: arm for found in tracks.values() for name, arm in found["arms"].items()}
+    arms = {name: arm for track_decision in tracks.values() for name, arm in track_decision["arms"].items()}
     results = {name: read_results(root, arm) for name, arm in arms.items()}
-    for track, found in tracks.items():
+    for track, track_decision in tracks.items():
         tail = f"_{track}" * several
-        own = {name: results[name] for name in found["arms"]}
-        if sheet := _overlaid(root, facts, track, found):
+        own_results = {name: results[name] for name in track_decision["arms"]}
+        if sheet := _overlaid(root, facts, track, track_decision):
             yield Picture(f"curves{tail}", "verdict", sheet)
-        yield Picture(f"finals{tail}", "verdict", draw_finals(facts, track, found, own, decision["rule"]))
-        yield Picture(f"efficiency{tail}", section, draw_efficiency(facts, track, found, own))
+        yield Picture(
+            f"finals{tail}",
+            "verdict",
+            draw_finals(facts, track, track_decision, own_results, decision["rule"]),
+        )
+        yield Picture(
+            f"efficiency{tail}", section, draw_efficiency(facts, track, track_decision, own_results)
+        )
     yield Picture("pareto", section, draw_pareto(facts, arms, results))
     if sheet := draw_overhead(facts, tracks, overheads_of(root, decision), results):
         yield Picture("overhead", section, sheet)
-    for track, found in tracks.items():
-        baseline = read_runs(root, found["arms"][found["roles"]["baseline"]])
+    for track, track_decision in tracks.items():
+        baseline = read_runs(root, track_decision["arms"][track_decision["roles"]["baseline"]])
         if states := states_of(baseline):
-            arm = found["arms"][found["roles"]["baseline"]]
+            arm = track_decision["arms"][track_decision["roles"]["baseline"]]
             sheet = draw_states(facts, track, "the baseline", arm, states)
             yield Picture("ebm" + f"_{track}" * several, section, sheet)
         tight: dict[str, Tightness] = {}
         natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
-        yield from _arm_pictures(root, facts, found, baseline, natural_kl, tight)
+        yield from _arm_pictures(root, facts, track_decision, baseline, natural_kl, tight)
         if tight:
-            names = {name: short(name, found["arms"][name]) for name in tight}
-            sheet = draw_tightness(facts, track, names, found["arms"], tight)
+            names = {name: short(name, track_decision["arms"][name]) for name in tight}
+            sheet = draw_tightness(facts, track, names, track_decision["arms"], tight)
             yield Picture("tightness" + f"_{track}" * several, section, sheet)
 
 
-def _overlaid(root: Path, facts: Facts, track: str, found: Mapping[str, Any]) -> Sheet | None:
+def _overlaid(root: Path, facts: Facts, track: str, decision: Mapping[str, Any]) -> Sheet | None:
     """The final arms' loss curves over each other, those with EBC in strong colours; None where no run
     completed."""
-    named = {short(name, arm): course_of(root, arm) for name, arm in found["arms"].items()}
+    named = {short(name, arm): course_of(root, arm) for name, arm in decision["arms"].items()}
     courses = {label: course for label, course in named.items() if course}
     if not courses:
         return None
     ebc = [label for label, course in courses.items() if course.arm["ebc"]]
-    baseline = found["roles"]["baseline"]
+    baseline = decision["roles"]["baseline"]
     whom = f"{optimizer(track)}: the final arms over each other, those with EBC in colour"
     looks = strong_looks(list(courses), ebc)
-    return draw_overlaid(facts, whom, courses, looks, ebc, short(baseline, found["arms"][baseline]))
+    return draw_overlaid(facts, whom, courses, looks, ebc, short(baseline, decision["arms"][baseline]))
 
 
 def _arm_pictures(
     root: Path,
     facts: Facts,
-    found: Mapping[str, Any],
+    decision: Mapping[str, Any],
     baseline: Sequence[Run],
     natural_kl: float,
     tight: dict[str, Tightness],
 ) -> Iterator[Picture]:
     """Every arm's own pictures; each run is read once, the baseline's before. What tightness it measured goes
     to `tight`."""
-    reference = found["roles"]["baseline"]
-    for name, arm in found["arms"].items():
+    reference = decision["roles"]["baseline"]
+    for name, arm in decision["arms"].items():
         itself = name == reference
         runs = baseline if itself else read_runs(root, arm)
         there = "most seeds do not get there"
-        if reached := found["efficiency"].get(name):
+        if reached := decision["efficiency"].get(name):
             there = f"{reached['seeds']} of {len(runs)} seeds get there, at step {reached['steps']:.0f}"
         rival = Rival("the baseline", baseline, f"; {there}", itself=itself)
         yield Picture(f"{name}_loss", "arms", draw_loss(facts, name, arm, runs, rival), name)
@@ -161,8 +167,10 @@ def draw_pareto(facts: Facts, arms: Arms, results: Results) -> Sheet:
     Labels stand in a column beside the axes, in the order of the points, because plain arms share c = 1.
     """
     tracks = sorted({arm["track"] for arm in arms.values()})
-    done = {name: [r for r in own.values() if _has_test_loss(r)] for name, own in results.items()}
-    points = {n: (_mean(own, "c_mean"), _mean(own, "test_loss")) for n, own in done.items() if own}
+    done = {name: [r for r in by_seed.values() if _has_test_loss(r)] for name, by_seed in results.items()}
+    points = {
+        n: (_mean(by_seed, "c_mean"), _mean(by_seed, "test_loss")) for n, by_seed in done.items() if by_seed
+    }
 
     def label(name: str) -> str:
         whose = f"{optimizer(arms[name]['track']).removesuffix(' projection')}, " if len(tracks) > 1 else ""
@@ -250,21 +258,21 @@ def _label_points(
 # -- how soon the baseline's loss is reached -----------------------------------------------------------------
 
 
-def draw_efficiency(facts: Facts, track: str, found: Mapping[str, Any], results: Results) -> Sheet:
+def draw_efficiency(facts: Facts, track: str, decision: Mapping[str, Any], results: Results) -> Sheet:
     """Steps, tokens and training seconds until an arm's validation loss is at the baseline's final one, seeds
     faint.
 
     Arms that never got there say so.
     """
-    arms, reached = found["arms"], found["efficiency"]
-    own = _each_seed(facts, found, results)
+    arms, reached = decision["arms"], decision["efficiency"]
+    seed_runs = _each_seed(facts, decision, results)
     what = "How soon does each arm reach the baseline's final loss?"
     whom = f"{optimizer(track)}: validation loss on the fixed windows"
     small = (
         "medians over the seeds, paired with the baseline's; an arm is there when half of its seeds are",
     )
     size = (8.6, 3.0 + 0.34 * len(arms))
-    figure, left = page(facts, what, whom, _first_there(found), seeds_in(arms), small, size=size)
+    figure, left = page(facts, what, whom, _first_there(decision), seeds_in(arms), small, size=size)
     left.set_xlabel("training steps  (tokens on top)")
     key(left, efficiency_key(arms))
     name_rows(left, [short(name, arm) for name, arm in arms.items()])
@@ -278,10 +286,10 @@ def draw_efficiency(facts: Facts, track: str, found: Mapping[str, Any], results:
     right.spines["left"].set_visible(False)
     right.tick_params(axis="y", length=0)
     for axes, unit in ((left, "steps"), (right, "train_s")):
-        shown = [x[unit] for some in (reached.values(), *own.values()) for x in some if x]
+        shown = [x[unit] for some in (reached.values(), *seed_runs.values()) for x in some if x]
         axes.set_xlim(0, 1.18 * max(shown, default=1.0))
         for y, (name, arm) in enumerate(arms.items()):
-            draw_reached(axes, y, arm, reached.get(name), own[name], unit)
+            draw_reached(axes, y, arm, reached.get(name), seed_runs[name], unit)
         make_room_for_figures(axes)
     a_step = facts.tokens_per_step
     both_ways = (lambda x: np.multiply(x, a_step), lambda x: np.divide(x, a_step))
@@ -298,26 +306,28 @@ def tokens_in_words(value: float) -> str:
 
 
 def _each_seed(
-    facts: Facts, found: Mapping[str, Any], results: Results
+    facts: Facts, decision: Mapping[str, Any], results: Results
 ) -> dict[str, list[Mapping[str, float]]]:
     """Arm -> where each of its seeds that got there reached the loss of the baseline's run of that seed."""
-    arms, baseline = found["arms"], found["roles"]["baseline"]
+    arms, baseline = decision["arms"], decision["roles"]["baseline"]
     flat: dict[str, Any] = {
-        arms[name]["runs"][seed]: result for name, own in results.items() for seed, result in own.items()
+        arms[name]["runs"][seed]: result
+        for name, by_seed in results.items()
+        for seed, result in by_seed.items()
     }
-    own: dict[str, Any] = {}
+    by_seed: dict[str, Any] = {}
     for name, arm in arms.items():
         pairs = [s for s in arm["runs"] if s in arms[baseline]["runs"]]
         alone: Any = ({n: {"runs": {s: arms[n]["runs"][s]}} for n in (baseline, name)} for s in pairs)
         seen: list[Any] = [
             compare_arms.efficiency(one, baseline, flat, facts.tokens_per_step)[name] for one in alone
         ]
-        own[name] = [at for at in seen if at]
-    return own
+        by_seed[name] = [at for at in seen if at]
+    return by_seed
 
 
-def _first_there(found: Mapping[str, Any]) -> str:
-    arms, reached, baseline = found["arms"], found["efficiency"], found["roles"]["baseline"]
+def _first_there(decision: Mapping[str, Any]) -> str:
+    arms, reached, baseline = decision["arms"], decision["efficiency"], decision["roles"]["baseline"]
     there = {name: at for name, at in reached.items() if at and name != baseline}
     if not there:
         return "No other arm gets to the baseline's final loss."
@@ -348,9 +358,9 @@ def draw_reached(
     at = reached[unit]
     axes.plot((0, at), (y, y), color=colour, lw=1.0, alpha=0.5)
     axes.plot(at, y, mark_of(arm), color=colour, ms=6.5, zorder=3)
-    told = f"{at:,.0f}" if unit == "steps" else f"{at:.3g} s"
-    told += f"  ({reached['seeds']} of {runs} seeds)" if reached["seeds"] < runs else ""
-    axes.annotate(told, (at, y), xytext=(6, 4), textcoords="offset points", size=8, color=colour)
+    value = f"{at:,.0f}" if unit == "steps" else f"{at:.3g} s"
+    value += f"  ({reached['seeds']} of {runs} seeds)" if reached["seeds"] < runs else ""
+    axes.annotate(value, (at, y), xytext=(6, 4), textcoords="offset points", size=8, color=colour)
 
 
 def make_room_for_figures(axes: Axes) -> None:
@@ -381,22 +391,22 @@ OF_OVERHEAD, OF_PROBES = "a step’s time without EBC", "the run’s training ti
 Share = tuple[str, float, Sequence[float], bool]  # what, %, quartiles or seeds, whether it is the overhead
 
 
-def draw_overhead(facts: Facts, found: Decisions, measured: Arms, results: Results) -> Sheet | None:
+def draw_overhead(facts: Facts, decisions: Decisions, measured: Arms, results: Results) -> Sheet | None:
     """EBC's overhead with its quartiles against the limit, and the share of each EBC arm's time spent in its
     probes.
 
     `found`: the finals' tracks; `measured`: track -> its overhead's result. None where nothing was measured.
     """
     limit = verdict.overhead_limit(facts.scale)
-    rows = _shares(found, measured, results)
+    rows = _shares(decisions, measured, results)
     if not rows:
         return None
     pairs = [str(result["pairs"]) for result in measured.values() if result.get("pairs")]
     small = (f"overhead: {' and '.join(pairs)} pairs of timed runs, with and without EBC",) if pairs else ()
-    whom = " and ".join(optimizer(track) for track in found)
+    whom = " and ".join(optimizer(track) for track in decisions)
     whom += ": a step's time with EBC over one without, and the time in its probes"
-    seeds = max(seeds_in(decided["arms"]) for decided in found.values())
-    finding = _overhead_finding(rows, limit, len(found) > 1)
+    seeds = max(seeds_in(decided["arms"]) for decided in decisions.values())
+    finding = _overhead_finding(rows, limit, len(decisions) > 1)
     size = (8.6, 2.4 + 0.45 * len(rows))
     figure, axes = page(facts, "What does EBC cost in time?", whom, finding, seeds, small, size=size)
     axes.set_xlabel("%, of what stands under each name")
@@ -412,8 +422,8 @@ def draw_overhead(facts: Facts, found: Decisions, measured: Arms, results: Resul
         elif not overhead:
             axes.plot(others, [y] * len(others), color=INK, **{**SEED, "alpha": 0.6})
         place = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "size": 8.5}
-        told = axes.annotate(f"{value:.1f}%", (max((value, *others)), y), **place)  # type: ignore[arg-type]
-        told.set(bbox={"fc": "white", "ec": "none", "pad": 1.5}, zorder=4)
+        note = axes.annotate(f"{value:.1f}%", (max((value, *others)), y), **place)  # type: ignore[arg-type]
+        note.set(bbox={"fc": "white", "ec": "none", "pad": 1.5}, zorder=4)
     low = min(0.0, *(min((row[1], *row[2])) for row in rows))
     axes.set_xlim(1.1 * low, 1.15 * max(limit, *(max((row[1], *row[2])) for row in rows)))
     key(axes, handles)
@@ -421,17 +431,17 @@ def draw_overhead(facts: Facts, found: Decisions, measured: Arms, results: Resul
     return figure
 
 
-def _shares(found: Decisions, measured: Arms, results: Results) -> list[Share]:
+def _shares(verdict: Decisions, measured: Arms, results: Results) -> list[Share]:
     rows: list[Share] = []
-    for track, decided in found.items():
-        whose = f"{optimizer(track)}, " if len(found) > 1 else ""
+    for track, decided in verdict.items():
+        whose = f"{optimizer(track)}, " if len(verdict) > 1 else ""
         result = measured.get(track, {})
         if result.get("overhead_pct") is not None:
             quartiles = result.get("overhead_iqr_pct") or ()
             rows.append((f"{whose}overhead", result["overhead_pct"], quartiles, True))
         for name, arm in decided["arms"].items():
-            own = results[name].values() if arm["ebc"] else ()
-            shares = [r["probe_pct"] for r in own if r.get("probe_pct") is not None]
+            of_arm = results[name].values() if arm["ebc"] else ()
+            shares = [r["probe_pct"] for r in of_arm if r.get("probe_pct") is not None]
             if shares:
                 probes = f"{whose}probes of {short(name, arm)}"
                 rows.append((probes, statistics.median(shares), shares, False))

@@ -135,13 +135,13 @@ def signed(value: float) -> str:
     return "0.000" if abs(value) < 0.0005 else f"{value:+.3f}".replace("-", "−")
 
 
-def rows_of(root: Path, found: Mapping[str, Any]) -> list[Row]:
+def rows_of(root: Path, decision: Mapping[str, Any]) -> list[Row]:
     """The arms of a track, best first, with their differences seed by seed."""
-    results = {label: read_results(root, arm) for label, arm in found["arms"].items()}
+    results = {label: read_results(root, arm) for label, arm in decision["arms"].items()}
     rows = []
-    for label, arm in found["arms"].items():
+    for label, arm in decision["arms"].items():
         differences = seed_differences(results[label], results.get(arm["versus"], {}))
-        rows.append(Row(label, arm, differences, arm["versus"] not in (None, found["reference"])))
+        rows.append(Row(label, arm, differences, arm["versus"] not in (None, decision["reference"])))
     return sorted(rows, key=lambda row: row.place)
 
 
@@ -157,58 +157,60 @@ def missing(arms: Arms, asked: Sequence[str] = ()) -> str:
     return "; ".join(f"{kind}: {', '.join(labels)}" for kind, labels in kinds.items() if labels)
 
 
-def draw_forest(facts: Facts, track: str, found: Mapping[str, Any], rows: Sequence[Row], rule: str) -> Sheet:
+def draw_forest(
+    facts: Facts, track: str, decision: Mapping[str, Any], rows: Sequence[Row], rule: str
+) -> Sheet:
     """A suite's arms: one row each, its difference from its reference with its intervals, seeds faint, its
     losses."""
-    arms, reference = found["arms"], found["reference"]
+    arms, reference = decision["arms"], decision["reference"]
     zero = arms[reference]["test_loss"] if reference in arms else None
-    said = f"0 = {reference}, which has no test loss"
+    zero_line = f"0 = {reference}, which has no test loss"
     if zero is not None:
-        said = f"0 = {reference}, test loss {zero:.3f}"
+        zero_line = f"0 = {reference}, test loss {zero:.3f}"
     what = "What does each change do to the test loss?"
     whom = facts.question or f"{optimizer(track)}: every arm against {reference}, paired seed by seed"
     small = (optimizer(track), plural(len(rows), "arm"), rule.partition(";")[0])
     alert = missing(arms, facts.arms)
     figure, axes, handles = rows_page(facts, what, whom, finding(rows), small, alert, rows, 0)
     key(axes, handles, LEFT)
-    head_of(axes, said)
+    head_of(axes, zero_line)
     for y, row in enumerate(rows):
         draw_row(axes, y, row, arms)
         write_row(axes, y, row)
     return figure
 
 
-def draw_finals(facts: Facts, track: str, found: Mapping[str, Any], results: Results, rule: str) -> Sheet:
+def draw_finals(facts: Facts, track: str, decision: Mapping[str, Any], results: Results, rule: str) -> Sheet:
     """The final arms against the baseline, under them against the fair control and against the plain arm of
     the same rate, with zero and the target's margin."""
-    arms, margin = found["arms"], facts.margin
+    arms, margin = decision["arms"], facts.margin
     groups: dict[str, list[Row]] = {}
     parts = []
     for family, words_of in FAMILIES.items():
-        if family not in found["differences"]:
+        if family not in decision["differences"]:
             continue
-        rows = _final_rows(found, family, results)
-        groups[_heading(found, family, words_of)] = rows
-        whom = f"against {words_of}" if family in found["roles"] else "against plain at its rate"
+        rows = _final_rows(decision, family, results)
+        groups[_heading(decision, family, words_of)] = rows
+        whom = f"against {words_of}" if family in decision["roles"] else "against plain at its rate"
         parts.append(f"{whom}, {counts(rows)}")
-    rows = [row for own in groups.values() for row in own]
+    rows = [row for group in groups.values() for row in group]
     text = "; ".join(parts)
     what = "Is any arm better than the baseline, or the fair control?"
     whom = f"{optimizer(track)}: every final arm, paired seed by seed"
     named = {short(name, arm): arm for name, arm in arms.items()}
-    told = (f"{text[0].upper()}{text[1:]}.", (rule.partition(";")[0],), missing(named))
-    figure, axes, handles = rows_page(facts, what, whom, *told, rows, len(groups), margin)
+    notes = (f"{text[0].upper()}{text[1:]}.", (rule.partition(";")[0],), missing(named))
+    figure, axes, handles = rows_page(facts, what, whom, *notes, rows, len(groups), margin)
     if margin is not None:
         axes.axvline(margin, color=ALERT, lw=1.2, ls=":", zorder=1)
         handles.append(entry(f"+{margin:g}: the target's margin, “no worse”", ALERT, lw=1.2, ls=":"))
     key(axes, handles, LEFT)
     head_of(axes, "0 = the reference")
     y = 0
-    for heading, own in groups.items():
+    for heading, group in groups.items():
         look = {"xycoords": across_of(axes), "va": "center", "size": 9, "annotation_clip": False}
         title = axes.annotate(heading, (LEFT, y), **look)
         title.set(style="italic", color=INK)
-        for row in own:
+        for row in group:
             y += 1
             draw_row(axes, y, row, arms)
             write_row(axes, y, row)
@@ -216,23 +218,23 @@ def draw_finals(facts: Facts, track: str, found: Mapping[str, Any], results: Res
     return figure
 
 
-def _heading(found: Mapping[str, Any], family: str, words_of: str) -> str:
+def _heading(decision: Mapping[str, Any], family: str, words_of: str) -> str:
     """Above the rows of one family: what they are compared with, and, where that is one arm, its loss."""
-    if family not in found["roles"]:
+    if family not in decision["roles"]:
         return f"Against {words_of}"
-    reference = found["roles"][family]
-    arm = found["arms"][reference]
+    reference = decision["roles"][family]
+    arm = decision["arms"][reference]
     loss = f", test loss {arm['test_loss']:.3f}" if arm["test_loss"] is not None else ""
     return f"Against {words_of}\n{short(reference, arm).partition(' (')[0]}{loss}"
 
 
-def _final_rows(found: Any, family: str, results: Results) -> list[Row]:
+def _final_rows(decision: Any, family: str, results: Results) -> list[Row]:
     """The final arms of one family of differences, best first."""
-    arms = found["arms"]
+    arms = decision["arms"]
     rows = []
-    for name, difference in found["differences"][family].items():
+    for name, difference in decision["differences"][family].items():
         arm = arms[name]
-        reference = reference_of(found, family, name)
+        reference = reference_of(decision, family, name)
         judged = f" · {difference['judged']}" if difference.get("judged") else ""
         compared = {"versus": reference, "difference": difference, "about": words(name, arm), "point": None}
         seeds = seed_differences(results[name], results[reference])
@@ -241,7 +243,7 @@ def _final_rows(found: Any, family: str, results: Results) -> list[Row]:
 
 
 def seed_differences(
-    own: Mapping[str, Mapping[str, Any]], reference: Mapping[str, Mapping[str, Any]]
+    results_of: Mapping[str, Mapping[str, Any]], reference: Mapping[str, Mapping[str, Any]]
 ) -> list[float]:
     """Test loss minus the reference's of the same seed, where both completed."""
 
@@ -250,7 +252,7 @@ def seed_differences(
         return {seed: float(loss) for seed, loss in done.items() if loss is not None}
 
     others = losses(reference)
-    return [loss - others[seed] for seed, loss in losses(own).items() if seed in others]
+    return [loss - others[seed] for seed, loss in losses(results_of).items() if seed in others]
 
 
 def counts(rows: Sequence[Row]) -> str:
@@ -258,8 +260,8 @@ def counts(rows: Sequence[Row]) -> str:
     judged = [row.difference.get("judged") for row in rows]
     if any(judged):
         kinds = (("beats", "better"), ("meets", "no worse"), ("misses", "worse"), ("undecided", "undecided"))
-        found = [f"{judged.count(kind)} {said}" for kind, said in kinds if kind in judged]
-        return f"of {plural(len(rows), 'arm')} {', '.join(found)}"
+        tallies = [f"{judged.count(kind)} {phrase}" for kind, phrase in kinds if kind in judged]
+        return f"of {plural(len(rows), 'arm')} {', '.join(tallies)}"
     below, above = excluding_zero(rows)
     return f"of {plural(len(rows), 'interval')} {below} lie{'s' * (below == 1)} below zero, {above} above"
 
@@ -273,7 +275,7 @@ def rows_page(
     facts: Facts,
     what: str,
     whom: str,
-    found: str,
+    finding_text: str,
     small: Sequence[str],
     alert: str,
     rows: Sequence[Row],
@@ -285,7 +287,7 @@ def rows_page(
     slots = len(rows) + headings
     height = 2.6 + tall / 72 * max(slots, 2)
     seeds = max((len(row.arm["runs"]) for row in rows), default=0)
-    figure, axes = page(facts, what, whom, found, seeds, small, alert, (WIDTH, height), LEFT)
+    figure, axes = page(facts, what, whom, finding_text, seeds, small, alert, (WIDTH, height), LEFT)
     axes.set_xlabel("test loss minus its reference's (nats per token)\n← better        worse →")
     axes.set(xlim=frame(rows, margin), ylim=(slots - 0.5, -0.5), yticks=[])
     axes.spines["left"].set_visible(False)
@@ -372,7 +374,7 @@ def across_of(axes: Axes) -> Any:
     return blended_transform_factory(figure.transFigure, axes.transData)
 
 
-def head_of(axes: Axes, said: str) -> None:
+def head_of(axes: Axes, title: str) -> None:
     """Put the axes between the names and the figures; above the rows, what zero is, and the columns'
     headings."""
     figure = axes.get_figure(root=True)
@@ -387,7 +389,7 @@ def head_of(axes: Axes, said: str) -> None:
         side = "left" if zero < 0.3 else "right"
     above: dict[str, Any] = {"xytext": (0, 5), "textcoords": "offset points", "annotation_clip": False}
     data = blended_transform_factory(axes.transData, axes.transAxes)
-    axes.annotate(said, (0, 1), xycoords=data, ha=side, size=8.5, color=GOAL, **above)
+    axes.annotate(title, (0, 1), xycoords=data, ha=side, size=8.5, color=GOAL, **above)
     across = blended_transform_factory(figure.transFigure, axes.transAxes)
     for x, heading in COLUMNS:
         axes.annotate(heading, (x, 1), xycoords=across, ha="right", size=8, color=GREY, **above)
@@ -401,15 +403,15 @@ def draw_row(axes: Axes, y: int, row: Row, arms: Mapping[str, Mapping[str, Any]]
     n, of = row.arm["outcomes"].get("diverged", 0), len(row.arm["runs"])
     if n:
         axes.plot(0.985, y, "x", color=ALERT, ms=8, mew=2.2, transform=across)
-        said = f"{n} of {seeds_of(of)} diverged"
-        axes.text(0.955, y, said, transform=across, ha="right", va="center", size=8, color=ALERT)
+        words = f"{n} of {seeds_of(of)} diverged"
+        axes.text(0.955, y, words, transform=across, ha="right", va="center", size=8, color=ALERT)
     if row.mean is None and not n:
         other = arms.get(row.arm["versus"])
-        said = "no pair of seeds to compare"
+        words = "no pair of seeds to compare"
         if row.difference.get("diverged") and other:
             diverged, seeds = other["outcomes"].get("diverged", 0), seeds_of(len(other["runs"]))
-            said = f"{row.arm['versus']} diverged in {diverged} of {seeds}"
-        axes.text(0.985, y, said, transform=across, ha="right", va="center", size=8, color=ALERT)
+            words = f"{row.arm['versus']} diverged in {diverged} of {seeds}"
+        axes.text(0.985, y, words, transform=across, ha="right", va="center", size=8, color=ALERT)
     elif row.mean is None:
         return
     elif not row.arm["versus"]:

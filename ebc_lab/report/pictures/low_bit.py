@@ -68,15 +68,15 @@ class Curve:
 
 def curve_of(runs: Sequence[Run]) -> Curve | None:
     """None where no completed run measured it."""
-    found = [run.result.get("kl_curve") for run in runs if run.outcome == "completed"]
-    seeds = [np.array(sorted(curve)) for curve in found if curve]
+    measured = [run.result.get("kl_curve") for run in runs if run.outcome == "completed"]
+    seeds = [np.array(sorted(curve)) for curve in measured if curve]
     if not seeds:
         return None
     every = np.concatenate(seeds)
     points = []
     for c in np.unique(every[:, 0]):
-        own = every[every[:, 0] == c, 1]
-        points.append((c, np.median(own), own.min(), own.max()))
+        at_c = every[every[:, 0] == c, 1]
+        points.append((c, np.median(at_c), at_c.min(), at_c.max()))
     law = kl_law([[c, kl] for c, kl, *_ in points])
     return Curve(seeds, np.array(points), (law[0], law[1]) if law else None)
 
@@ -213,9 +213,9 @@ def _draw_exponents(axes: Axes, label: str, curve: Curve, colour: str, marker: s
         return []
     c, measured = exponents(curve.points)
     axes.plot(c, measured, marker, color=colour, ms=5.5, mec="white", mew=0.6, zorder=3)
-    own = np.array([exponents(seed)[1] for seed in curve.seeds if len(seed) == len(curve.points)])
-    if len(own) > 1:
-        axes.vlines(c, own.min(axis=0), own.max(axis=0), color=colour, lw=1.2, alpha=0.7, zorder=2)
+    of_seeds = np.array([exponents(seed)[1] for seed in curve.seeds if len(seed) == len(curve.points)])
+    if len(of_seeds) > 1:
+        axes.vlines(c, of_seeds.min(axis=0), of_seeds.max(axis=0), color=colour, lw=1.2, alpha=0.7, zorder=2)
     if curve.law:
         at = np.geomspace(curve.points[0, 0], curve.points[-1, 0], LAW_POINTS)
         axes.plot(at, exponent_of(curve.law, at), color=colour, ls="--", lw=1.3, zorder=2.5)
@@ -257,16 +257,16 @@ def factors_of(runs: Sequence[Run]) -> Factors | None:
     return Factors(steps[at], middle, seeds, medians)
 
 
-def draw_factors(facts: Facts, track: str, arms: Arms, found: Mapping[str, Factors]) -> Sheet:
+def draw_factors(facts: Facts, track: str, arms: Arms, courses: Mapping[str, Factors]) -> Sheet:
     """The factor on the learning rate above, the one on the trust radius below, a line for every arm."""
     what = "What did the policy do over the run?"
     whom = f"{optimizer(track)}: its factors on the learning rate (LR) and on the trust radius"
-    least, most = (choose(found, key=lambda n: found[n].medians["lr_factor"]) for choose in (min, max))
-    said = [f"{found[name].medians['lr_factor']:.2g} ({name})" for name in dict.fromkeys((least, most))]
-    finding = f"Median factor on the learning rate: {' to '.join(said)}."
-    seeds = max(len(arms[name]["runs"]) for name in found)
+    least, most = (choose(courses, key=lambda n: courses[n].medians["lr_factor"]) for choose in (min, max))
+    medians = [f"{courses[name].medians['lr_factor']:.2g} ({name})" for name in dict.fromkeys((least, most))]
+    finding = f"Median factor on the learning rate: {' to '.join(medians)}."
+    seeds = max(len(arms[name]["runs"]) for name in courses)
     figure, bottom = page(facts, what, whom, finding, seeds, (), missing(arms), (10.4, 6.6))
-    last = max(float(factors.steps[-1]) for factors in found.values())
+    last = max(float(factors.steps[-1]) for factors in courses.values())
     top = above_over_steps(facts, bottom, last)
     for axes in (top, bottom):
         log_axis(axes, "y", (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
@@ -281,7 +281,9 @@ def draw_factors(facts: Facts, track: str, arms: Arms, found: Mapping[str, Facto
     for axes, (column, name) in zip((top, bottom), FACTORS.items(), strict=True):
         axes.set_ylabel(f"{name} (log scale)")
         axes.axhline(1.0, color=INK, lw=1.0, ls=":", zorder=1)
-        ends = [_draw_factor(axes, label, own, column, i) for i, (label, own) in enumerate(found.items())]
+        ends = [
+            _draw_factor(axes, label, curve, column, i) for i, (label, curve) in enumerate(courses.items())
+        ]
         beside(axes, ends)
     return figure
 

@@ -49,12 +49,12 @@ def groups_of(runs: Sequence[Run]) -> list[str]:
 
 def measured(runs: Sequence[Run], column: str) -> list[Mapping[str, np.ndarray]]:
     """The runs' streams at the steps where the column was measured."""
-    kept: list[Mapping[str, np.ndarray]] = []
+    streams: list[Mapping[str, np.ndarray]] = []
     for run in runs:
         rows = np.isfinite(run.steps[column]) if column in run.steps else np.zeros(0, dtype=bool)
         if rows.any():
-            kept.append({k: v[rows] for k, v in run.steps.items()})
-    return kept
+            streams.append({k: v[rows] for k, v in run.steps.items()})
+    return streams
 
 
 def percent(share: float) -> str:
@@ -145,7 +145,7 @@ def tightness_of(runs: Sequence[Run]) -> Tightness | None:
 
 
 def draw_tightness(
-    facts: Facts, track: str, names: Mapping[str, str], arms: Arms, found: Mapping[str, Tightness]
+    facts: Facts, track: str, names: Mapping[str, str], arms: Arms, measured_of: Mapping[str, Tightness]
 ) -> Sheet:
     """A row for every arm that measured it: median, quartiles, 10th to 90th percentile, its seeds faint.
 
@@ -155,9 +155,9 @@ def draw_tightness(
     whom = (
         f"{optimizer(track)}: tightness, the measured movement T over the predicted one, c·S, at the audits"
     )
-    seeds = max(len(arms[name]["runs"]) for name in found)
-    size = (8.6, 2.5 + 0.34 * len(found))
-    figure, axes = page(facts, what, whom, _tightness_finding(names, found), seeds, size=size)
+    seeds = max(len(arms[name]["runs"]) for name in measured_of)
+    size = (8.6, 2.5 + 0.34 * len(measured_of))
+    figure, axes = page(facts, what, whom, _tightness_finding(names, measured_of), seeds, size=size)
     axes.set_xlabel("T / (c·S)  (log scale)      ← moved less than predicted        moved more →")
     log_axis(axes, "x", (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
     axes.axvline(1.0, color=GOAL, lw=1.4, ls="--", zorder=1)
@@ -167,7 +167,7 @@ def draw_tightness(
         entry("10th to 90th percentile", lw=0.9),
         entry("each seed's median", **SEED),
     ]
-    for y, (name, tightness) in enumerate(found.items()):
+    for y, (name, tightness) in enumerate(measured_of.items()):
         colour = colour_of(arms[name])
         p10, p25, middle, p75, p90 = np.quantile(tightness.values, (0.1, 0.25, 0.5, 0.75, 0.9))
         axes.plot((p10, p90), (y, y), color=colour, lw=0.9)
@@ -175,14 +175,14 @@ def draw_tightness(
         axes.plot(middle, y, mark_of(arms[name]), color=colour, ms=6.5, mec="white", zorder=3)
         axes.plot(tightness.seeds, [y + 0.25] * len(tightness.seeds), color=colour, **SEED)
     key(axes, handles)
-    name_rows(axes, [names[name] for name in found])
+    name_rows(axes, [names[name] for name in measured_of])
     return figure
 
 
-def _tightness_finding(names: Mapping[str, str], found: Mapping[str, Tightness]) -> str:
-    every = np.concatenate([t.values for t in found.values()])
+def _tightness_finding(names: Mapping[str, str], measured_of: Mapping[str, Tightness]) -> str:
+    every = np.concatenate([t.values for t in measured_of.values()])
     share = 100 * float((every <= 1).mean())
-    middles = {name: float(np.median(t.values)) for name, t in found.items()}
+    middles = {name: float(np.median(t.values)) for name, t in measured_of.items()}
     low, high = min(middles, key=lambda n: middles[n]), max(middles, key=lambda n: middles[n])
     finding = f"At most as far (≤ 1) on {share:.0f}% of {len(every)} measured steps; "
     finding += f"median {middles[low]:.2g} ({names[low]})"

@@ -80,7 +80,7 @@ def draw_overlaid(
     order = sorted(courses, key=lambda name: (name not in mine, name != reference, courses[name].end))
     named = order[:MOST_LINES]
     what = "How does the loss of each arm fall?"
-    arms = {name: own.arm for name, own in courses.items()}
+    arms = {name: course.arm for name, course in courses.items()}
     seeds = max(len(arm["runs"]) for arm in arms.values())
     small = (f"validation loss on {facts.windows} fixed windows",)
     figure, left = page(facts, what, whom, _finding(courses, mine), seeds, small, missing(arms), SIZE)
@@ -109,8 +109,8 @@ def _finding(courses: Mapping[str, Course], mine: Sequence[str]) -> str:
     rising = sorted(courses, key=lambda name: courses[name].end)
     best = rising[0]
     text = f"At the end, mean of the seeds, not yet the test loss: lowest {best}, {courses[best].end:.3f}"
-    told = [name for name in rising[1:] if name in mine] or rising[1:2]
-    text += "".join(f"; {name} {signed(courses[name].end - courses[best].end)}" for name in told)
+    others = [name for name in rising[1:] if name in mine] or rising[1:2]
+    text += "".join(f"; {name} {signed(courses[name].end - courses[best].end)}" for name in others)
     return f"{text}."
 
 

@@ -60,20 +60,20 @@ def shrink(root: ElementTree.Element) -> None:
         word for e in everything for v in e.attrib.values() for word in re.findall(r"(?<=#)[\w.-]+", v)
     }
     for element in everything:
-        own = element.attrib
-        if own.get("id") not in referred:
-            own.pop("id", None)
+        attributes = element.attrib
+        if attributes.get("id") not in referred:
+            attributes.pop("id", None)
         for key in PLACES:
-            if key in own:
-                own[key] = rounded(own[key], 1 if len(own[key]) > LONG else 2)
+            if key in attributes:
+                attributes[key] = rounded(attributes[key], 1 if len(attributes[key]) > LONG else 2)
         if element.tag == f"{{{SVG}}}text":
-            own["style"] = (
-                own["style"]
+            attributes["style"] = (
+                attributes["style"]
                 .replace("font-family: 'DejaVu Sans'; ", "")
                 .replace("; font-family: 'DejaVu Sans'", "")
             )
-            if own.get("transform", "").startswith("rotate(-0 "):
-                del own["transform"]
+            if attributes.get("transform", "").startswith("rotate(-0 "):
+                del attributes["transform"]
             element.text = (element.text or "").replace(
                 "  ", "\N{NO-BREAK SPACE}" * 2
             )  # plain ones would become one
@@ -90,5 +90,5 @@ def shrink(root: ElementTree.Element) -> None:
 def rounded(value: str, digits: int) -> str:
     """Every number in an attribute, rounded to `digits` digits after the point."""
     return NUMBER.sub(
-        lambda found: f"{float(found[0]):.{digits}f}".rstrip("0").rstrip("."), " ".join(value.split())
+        lambda match: f"{float(match[0]):.{digits}f}".rstrip("0").rstrip("."), " ".join(value.split())
     )

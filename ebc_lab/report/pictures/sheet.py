@@ -125,9 +125,9 @@ def page(
     figure = Sheet(figsize=size)
     FigureCanvasAgg(figure)
     source = (seeds_of(seeds), f"{facts.scale} scale", f"study {facts.name}", facts.corpus, *small)
-    said = filter(None, (text.rstrip(".") for text in (whom, finding, alert)))
+    sentences = filter(None, (text.rstrip(".") for text in (whom, finding, alert)))
     figure.title = " ".join(what.split())
-    figure.alt = " ".join(". ".join((*said, "")).split())
+    figure.alt = " ".join(". ".join((*sentences, "")).split())
     warnings = (f"Corpus: {facts.warning}" if facts.warning else "", alert)
     wrapped = [line for text in warnings for line in wrap(text, WARNING_WIDTH, max_lines=2, placeholder=" …")]
     lines = [
@@ -232,7 +232,7 @@ def keys(panels: Sequence[Axes], handles: Sequence[Sequence[Any]]) -> None:
     figure = panels[0].get_figure(root=True)
     assert isinstance(figure, Figure)
     boxes = [axes.get_position() for axes in panels]
-    legends = [_legend(figure, own, box.width) for own, box in zip(handles, boxes, strict=True)]
+    legends = [_legend(figure, of_panel, box.width) for of_panel, box in zip(handles, boxes, strict=True)]
     tall = _hang(legends, [box.x0 for box in boxes])
     for axes, box in zip(panels, boxes, strict=True):
         axes.set_position(_above(axes, tall, box.x0, box.width))
@@ -282,8 +282,8 @@ def _above(axes: Axes, tall: float, left: float, width: float) -> tuple[float, f
 def say_nothing_to_draw(axes: Axes) -> None:
     axes.grid(False)
     axes.set(xticks=[], yticks=[])
-    said = "no run of this arm recorded a single step"
-    axes.text(0.5, 0.5, said, ha="center", va="center", color=ALERT, size=12)
+    text = "no run of this arm recorded a single step"
+    axes.text(0.5, 0.5, text, ha="center", va="center", color=ALERT, size=12)
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:

@@ -128,17 +128,17 @@ def draw(facts: Facts, track: str, arms: Arms, drawn: Mapping[str, Recovery]) ->
         label = f"{words} EBC, mean of the seeds over the last {RECOVERY_WINDOW} steps at most"
         if any(bool(arm["ebc"]) == ebc for arm in arms.values()):
             handles.append(entry(label, INK, ls=dashes))
-    if any(len(own) <= MOST_LINES for own in of_kind.values()):
+    if any(len(of_one) <= MOST_LINES for of_one in of_kind.values()):
         handles.append(entry("each seed", GREY, **FAINT))
     handles.append(entry("the shock (its own step is left out)", ALERT, ls=":", lw=1.2))
     key(last, handles)
     box = last.get_position()
     last.set_position((box.x0, box.y0, box.width, box.height - 12 / 72 / figure.get_figheight()))
     stack(panels, [1.0] * len(panels), 36, LABELS_FROM)
-    for ((kind, strength), own), axes in zip(of_kind.items(), panels, strict=True):
+    for ((kind, strength), of_one), axes in zip(of_kind.items(), panels, strict=True):
         title = SHOCKS.get(kind, kind + " {:g}").format(strength)
         axes.set_title(title, loc="left", size=9.5, color=INK)
-        _draw_recoveries(axes, arms, own)
+        _draw_recoveries(axes, arms, of_one)
     return figure
 
 

@@ -72,22 +72,24 @@ class Gathered:
 
 
 def suite_pictures(root: Path, facts: Facts, section: str, decisions: Decisions) -> Iterator[Picture]:
-    """Of every track's arms together, and of each arm. `section`: the stage that compares them."""
+    """Draw every track's arms together, and each arm. `section`: the stage that compares them."""
     decision = decisions[section]
-    for track, found in decision["tracks"].items():
-        tail, arms = f"_{track}" * (len(decision["tracks"]) > 1), found["arms"]
-        for name, sheet in window_pictures(facts, track, found):
+    for track, of_track in decision["tracks"].items():
+        tail, arms = f"_{track}" * (len(decision["tracks"]) > 1), of_track["arms"]
+        for name, sheet in window_pictures(facts, track, of_track):
             yield Picture(f"{name}{tail}", "verdict", sheet)
-        arms = highlighted_arms(found)
-        forest = draw_forest(facts, track, found, rows_of(root, {**found, "arms": arms}), decision["rule"])
-        together = [*_together(root, facts, track, {**found, "arms": arms}, decisions)]
+        arms = highlighted_arms(of_track)
+        forest = draw_forest(
+            facts, track, of_track, rows_of(root, {**of_track, "arms": arms}), decision["rule"]
+        )
+        together = [*_together(root, facts, track, {**of_track, "arms": arms}, decisions)]
         for name, sheet in (
-            [*together, ("ablation", forest)] if mine_of(found) else [("ablation", forest), *together]
+            [*together, ("ablation", forest)] if mine_of(of_track) else [("ablation", forest), *together]
         ):
             yield Picture(f"{name}{tail}", "verdict", sheet)
         all_arms = Gathered({}, {}, {}, {})
         natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
-        yield from _arm_pictures(root, facts, arms, tail, natural_kl, all_arms, found["reference"])
+        yield from _arm_pictures(root, facts, arms, tail, natural_kl, all_arms, of_track["reference"])
         if courses := all_arms.courses:
             sheet = draw_steps(facts, track, {label: arms[label] for label in courses}, courses)
             yield Picture(f"ablation_steps{tail}", section, sheet)
@@ -98,10 +100,10 @@ def suite_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
             sheet = draw_kl_curve(facts, track, {label: arms[label] for label in curves}, curves)
             yield Picture(f"kl_curve{tail}", section, sheet)
         if states := all_arms.states:
-            label = found["reference"]
+            label = of_track["reference"]
             yield Picture(f"ebm{tail}", section, draw_states(facts, track, label, arms[label], states))
-        if factors := _factors(root, found["arms"]):
-            sheet = draw_factors(facts, track, {label: found["arms"][label] for label in factors}, factors)
+        if factors := _factors(root, of_track["arms"]):
+            sheet = draw_factors(facts, track, {label: of_track["arms"][label] for label in factors}, factors)
             yield Picture(f"policy{tail}", section, sheet)
         for name, drawn in all_arms.of_parts.items():
             sheet = OF_PARTS[name].draw(facts, track, {label: arms[label] for label in drawn}, drawn)
@@ -109,33 +111,33 @@ def suite_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
 
 
 def _together(
-    root: Path, facts: Facts, track: str, found: Any, decisions: Any
+    root: Path, facts: Facts, track: str, of_track: Any, decisions: Any
 ) -> Iterator[tuple[str, Sheet]]:
     """(name, sheet) of the arms' loss curves over each other, and of the curves over the learning rate of
     those that were tuned over one."""
-    mine, arms = mine_of(found), found["arms"]
+    mine, arms = mine_of(of_track), of_track["arms"]
     looks = strong_looks(list(arms), mine)
-    own = {label: losses_of(root, arm) for label, arm in arms.items() if arm.get("comparable", True)}
-    courses = {label: course for label, course in own.items() if course}
+    losses = {label: losses_of(root, arm) for label, arm in arms.items() if arm.get("comparable", True)}
+    courses = {label: course for label, course in losses.items() if course}
     if len(courses) > 1:
         whom = f"{' and '.join(mine) or 'Every arm'} {'against the others' if mine else 'of the suite'}"
         whom += ", each at its own best" if "tune" in decisions else ""
-        yield "ablation_curves", draw_overlaid(facts, whom, courses, looks, mine, found["reference"])
+        yield "ablation_curves", draw_overlaid(facts, whom, courses, looks, mine, of_track["reference"])
     tuned = tuned_arms(decisions.get("tune"), track)
     curves = {label: arm for label, arm in tuned.items() if label in arms and arm.get("curve")}
     if curves:
         yield "tuned_rates", draw_tuned(facts, curves, looks, mine)
 
 
-def highlighted_arms(found: Mapping[str, Any]) -> Arms:
+def highlighted_arms(of_track: Mapping[str, Any]) -> Arms:
     """The arms that have pictures of their own: of the points of a sweep the best one, and the reference."""
-    best, swept = {found["reference"]}, set()
-    for sweeps in found.get("windows", {}).values():
-        for own in sweeps.values():
-            at = own["window"]["best"] if own["window"] else own["points"][0]["value"]
-            best |= {p["arm"] for p in own["points"] if p["value"] == at}
-            swept |= {p["arm"] for p in own["points"]}
-    return {label: arm for label, arm in found["arms"].items() if label in best or label not in swept}
+    best, swept = {of_track["reference"]}, set()
+    for sweeps in of_track.get("windows", {}).values():
+        for sweep in sweeps.values():
+            at = sweep["window"]["best"] if sweep["window"] else sweep["points"][0]["value"]
+            best |= {p["arm"] for p in sweep["points"] if p["value"] == at}
+            swept |= {p["arm"] for p in sweep["points"]}
+    return {label: arm for label, arm in of_track["arms"].items() if label in best or label not in swept}
 
 
 def _arm_pictures(
@@ -156,14 +158,14 @@ def _arm_pictures(
         of = arm["versus"] or label
         itself = of == label
         rival = Rival(of, runs if itself else references.get(of, []), in_words(arm), itself=itself)
-        own = {"loss": draw_loss(own_facts, label, arm, runs, rival)}
+        sheets = {"loss": draw_loss(own_facts, label, arm, runs, rival)}
         if arm["ebc"]:
-            own |= {
+            sheets |= {
                 "clip": draw_clip(own_facts, label, arm, runs),
                 "kl": draw_kl(own_facts, label, arm, runs, natural_kl),
             }
             if sheet := draw_groups(own_facts, label, arm, runs):
-                own["groups"] = sheet
+                sheets["groups"] = sheet
             if measured := tightness_of(runs):
                 all_arms.tight[label] = measured
             all_arms.courses[label] = course_of(runs)
@@ -171,7 +173,7 @@ def _arm_pictures(
             all_arms.states = states_of(runs)
         if curve := curve_of(runs):
             all_arms.curves[label] = curve
-        for kind, sheet in own.items():
+        for kind, sheet in sheets.items():
             yield Picture(f"{label}{tail}_{kind}", "arms", sheet, label)
         for name, picture in OF_PARTS.items():
             if (drawn := picture.gather(label, arm, runs, specs)) is not None:
@@ -179,10 +181,10 @@ def _arm_pictures(
 
 
 def _factors(root: Path, arms: Arms) -> dict[str, Factors]:
-    """Of every arm with a policy, also of those that have no pictures of their own."""
+    """Read the factors of every arm with a policy, also of those that have no pictures of their own."""
     steered = {label: arm for label, arm in arms.items() if "lr_factor" in arm["figures"]}
-    found = {label: factors_of(read_runs(root, arm)) for label, arm in steered.items()}
-    return {label: factors for label, factors in found.items() if factors}
+    measured = {label: factors_of(read_runs(root, arm)) for label, arm in steered.items()}
+    return {label: factors for label, factors in measured.items() if factors}
 
 
 def _sized(facts: Facts, specs: Mapping[str, Mapping[str, Any]]) -> Facts:
@@ -273,7 +275,7 @@ def draw_steps(facts: Facts, track: str, arms: Arms, courses: Mapping[str, Cours
     bottoms: list[End] = []
     for label, course in courses.items():
         place = shown.index(label) if label in shown else None
-        c, ratio = (f"{label}  {said(arms[label])}" for said in (course_in_words, ratio_in_words))
+        c, ratio = (f"{label}  {words_of(arms[label])}" for words_of in (course_in_words, ratio_in_words))
         tops += _draw_course(top, course.steps, course.c, course.seeds[0], c, place)
         bottoms += _draw_course(bottom, course.audits, course.ratio, course.seeds[1], ratio, place)
     seen = np.concatenate([c.ratio.compressed() for c in courses.values()])

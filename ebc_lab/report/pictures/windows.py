@@ -56,32 +56,32 @@ PALE = (  # the looks of arms beside those that are asked about
 )
 
 
-def window_pictures(facts: Facts, track: str, found: Mapping[str, Any]) -> Iterator[tuple[str, Sheet]]:
+def window_pictures(facts: Facts, track: str, decision: Mapping[str, Any]) -> Iterator[tuple[str, Sheet]]:
     """(name, sheet) of what a track's sweeps and transfers show, where it has any."""
-    sweeps = found.get("windows", {})
-    of_rate = {name: own["lr_scale"] for name, own in sweeps.items() if "lr_scale" in own}
-    of_delta = {name: own["delta"] for name, own in sweeps.items() if "delta" in own}
+    sweeps = decision.get("windows", {})
+    of_rate = {name: sweep["lr_scale"] for name, sweep in sweeps.items() if "lr_scale" in sweep}
+    of_delta = {name: sweep["delta"] for name, sweep in sweeps.items() if "delta" in sweep}
     if of_rate:
-        yield "lr_windows", draw_rates(facts, track, found, of_rate)
+        yield "lr_windows", draw_rates(facts, track, decision, of_rate)
     if of_delta:
-        yield "delta_windows", draw_deltas(facts, track, found, of_delta)
-    if found.get("transfer"):
-        yield "transfer", draw_transfer(facts, track, found)
+        yield "delta_windows", draw_deltas(facts, track, decision, of_delta)
+    if decision.get("transfer"):
+        yield "transfer", draw_transfer(facts, track, decision)
 
 
 # -- sweeps
 # ----------------------------------------------------------------------------------------------------------
 
 
-def draw_rates(facts: Facts, track: str, found: Mapping[str, Any], sweeps: Mapping[str, Sweep]) -> Sheet:
+def draw_rates(facts: Facts, track: str, decision: Mapping[str, Any], sweeps: Mapping[str, Sweep]) -> Sheet:
     """Test loss against the learning rate, a line for each arm, and under it each arm's window as a bar."""
     what = "Over how many octaves of the learning rate does the loss stay near its best?"
     widest = max(sweeps, key=lambda name: _octaves(sweeps[name]))
     finding = f"Widest window: {widest}, {in_octaves(sweeps[widest]['window'])}"
     size = (10.4, 5.6 + ROW * len(sweeps))
-    figure, bottom = _page(facts, track, found, sweeps, (what, finding), size)
+    figure, bottom = _page(facts, track, decision, sweeps, (what, finding), size)
     top = another(bottom)
-    looks = _looks(list(sweeps), [name for name, own in sweeps.items() if own["points"][0]["delta_star"]])
+    looks = _looks(list(sweeps), [name for name, sweep in sweeps.items() if sweep["points"][0]["delta_star"]])
     for axes in (top, bottom):
         log_axis(axes, "x")
     _draw_losses(top, sweeps, looks, "lr", "test loss")
@@ -96,7 +96,7 @@ def draw_rates(facts: Facts, track: str, found: Mapping[str, Any], sweeps: Mappi
     return figure
 
 
-def draw_deltas(facts: Facts, track: str, found: Mapping[str, Any], sweeps: Mapping[str, Sweep]) -> Sheet:
+def draw_deltas(facts: Facts, track: str, decision: Mapping[str, Any], sweeps: Mapping[str, Sweep]) -> Sheet:
     """Test loss against the δ* that runs start from, a line for each arm, a panel for each size of run."""
     shapes = list(dict.fromkeys(own["shape"] for own in sweeps.values()))
     what = "How much does the δ* that a run starts from matter?"
@@ -109,7 +109,7 @@ def draw_deltas(facts: Facts, track: str, found: Mapping[str, Any], sweeps: Mapp
         name, own = next(iter(sweeps.items()))
         finding = f"{name}: {in_octaves(own['window'])} of δ*"
     size = (10.4, 2.6 + 2.6 * len(shapes))
-    figure, last = _page(facts, track, found, sweeps, (what, finding), size)
+    figure, last = _page(facts, track, decision, sweeps, (what, finding), size)
     panels = [*(another(last) for _ in shapes[1:]), last]
     last.set_xlabel("δ* at the start, nats per token (log scale)")
     _key(last, sweeps)
@@ -137,21 +137,23 @@ def draw_tuned(
     `curves`: what `tune` decided of each arm that has a `curve`; `looks`: how each one's line is drawn;
     `mine`: the arms that the study asks about.
     """
-    sweeps = {label: _as_sweep(label, own) for label, own in curves.items()}
+    sweeps = {label: _as_sweep(label, curve) for label, curve in curves.items()}
     order = sorted(sweeps, key=lambda name: (name not in mine, _loss(curves[name]), name))
     named = order[:MOST_LINES]
     looks = {**looks, **dict.fromkeys(order[MOST_LINES:], (REST, ".", "-"))}
     shown = {name: sweeps[name] for name in order}
     what = "Which learning rate suits each arm, and how much of it?"
-    seeds = max((len(p["seeds"]) for own in sweeps.values() for p in own["points"]), default=1)
+    seeds = max((len(p["seeds"]) for curve in sweeps.values() for p in curve["points"]), default=1)
     whom = "Validation loss of every arm over learning rates of its own, its other settings as chosen"
     size = (10.4, 5.6 + ROW * len(named))
     # The arms asked about beside the best of the others; without any, the lowest
-    told = [name for name in order if name in mine]
-    told += sorted((n for n in order if n not in mine), key=lambda n: _loss(curves[n]))[: 1 if mine else 2]
-    done = {name: curves[name] for name in told if curves[name]["val_loss"] is not None}
-    said = [f"{_best_in_words(name, own)}, {in_octaves(own['window'])}" for name, own in done.items()]
-    finding = f"Loss at the chosen rate, and LR window: {'; '.join(said)}." if said else "Every run diverged."
+    named_first = [name for name in order if name in mine]
+    named_first += sorted((n for n in order if n not in mine), key=lambda n: _loss(curves[n]))[
+        : 1 if mine else 2
+    ]
+    done = {name: curves[name] for name in named_first if curves[name]["val_loss"] is not None}
+    ends = [f"{_best_in_words(name, curve)}, {in_octaves(curve['window'])}" for name, curve in done.items()]
+    finding = f"Loss at the chosen rate, and LR window: {'; '.join(ends)}." if ends else "Every run diverged."
     figure, bottom = page(facts, what, whom, finding, seeds, ("stage tune",), size=size)
     top = another(bottom)
     for axes in (top, bottom):
@@ -178,56 +180,56 @@ def draw_tuned(
     return figure
 
 
-def _as_sweep(label: str, own: Mapping[str, Any]) -> dict[str, Any]:
+def _as_sweep(label: str, curve: Mapping[str, Any]) -> dict[str, Any]:
     """A tuned arm's curve as the drawing of sweeps takes it."""
     points = [
         {"value": p["lr"], "lr": p["lr"], "arm": label, "loss": p["val_loss"], "seeds": p["seeds"]}
-        for p in own["curve"]
+        for p in curve["curve"]
     ]
-    return {"points": points, "window": own["window"], "regret_x4": None, "chosen": _chosen_rate(own)}
+    return {"points": points, "window": curve["window"], "regret_x4": None, "chosen": _chosen_rate(curve)}
 
 
-def _chosen_rate(own: Mapping[str, Any]) -> float | None:
+def _chosen_rate(curve: Mapping[str, Any]) -> float | None:
     """The learning rate that a tuned arm has, the best by its worst seed: not always the lowest mean."""
-    return next((p["lr"] for p in own["curve"] if p["val_loss"] == own["val_loss"] is not None), None)
+    return next((p["lr"] for p in curve["curve"] if p["val_loss"] == curve["val_loss"] is not None), None)
 
 
-def _loss(own: Mapping[str, Any]) -> float:
-    return math.inf if own["val_loss"] is None else own["val_loss"]
+def _loss(curve: Mapping[str, Any]) -> float:
+    return math.inf if curve["val_loss"] is None else curve["val_loss"]
 
 
 def strong_looks(names: Sequence[str], mine: Sequence[str]) -> dict[str, Look]:
     """How each arm's line is drawn: strong colours for those asked about, paler ones for the others; all of
     them strong where none is asked about."""
     others = itertools.cycle(TRACKS if not mine else PALE)
-    own = itertools.cycle(STRONG)
-    return {name: (next(own), "o", "-") if name in mine else next(others) for name in names}
+    strong = itertools.cycle(STRONG)
+    return {name: (next(strong), "o", "-") if name in mine else next(others) for name in names}
 
 
-def _best_in_words(name: str, own: Mapping[str, Any]) -> str:
-    rate = _chosen_rate(own)
-    return f"{name} {_loss(own):.3f}" + (f" at {rate:g}" if rate is not None else "")
+def _best_in_words(name: str, curve: Mapping[str, Any]) -> str:
+    rate = _chosen_rate(curve)
+    return f"{name} {_loss(curve):.3f}" + (f" at {rate:g}" if rate is not None else "")
 
 
-def _tuned_end(name: str, own: Mapping[str, Any], colour: str) -> tuple[float, float, str, str]:
+def _tuned_end(name: str, curve: Mapping[str, Any], colour: str) -> tuple[float, float, str, str]:
     """The end of an arm's line, with its label."""
-    last = [p for p in own["curve"] if p["val_loss"] is not None][-1]
-    return last["lr"], last["val_loss"], _best_in_words(f"{name} best", own), colour
+    last = [p for p in curve["curve"] if p["val_loss"] is not None][-1]
+    return last["lr"], last["val_loss"], _best_in_words(f"{name} best", curve), colour
 
 
 def _page(
     facts: Facts,
     track: str,
-    found: Mapping[str, Any],
+    decision: Mapping[str, Any],
     sweeps: Mapping[str, Sweep],
-    said: tuple[str, str],
+    question: tuple[str, str],
     size: tuple[float, float],
 ) -> tuple[Sheet, Axes]:
     """The header of a picture of sweeps. `said`: what it shows, and what was found."""
-    seeds = max(len(p["seeds"]) for own in sweeps.values() for p in own["points"])
+    seeds = max(len(p["seeds"]) for sweep in sweeps.values() for p in sweep["points"])
     whom = f"{optimizer(track)}: test loss, mean of the seeds"
-    arms = {p["arm"]: found["arms"][p["arm"]] for own in sweeps.values() for p in own["points"]}
-    return page(facts, said[0], whom, f"{said[1]}.", seeds, (), missing(arms), size)
+    arms = {p["arm"]: decision["arms"][p["arm"]] for sweep in sweeps.values() for p in sweep["points"]}
+    return page(facts, question[0], whom, f"{question[1]}.", seeds, (), missing(arms), size)
 
 
 def _looks(names: Sequence[str], first: Sequence[str]) -> dict[str, Look]:
@@ -237,8 +239,8 @@ def _looks(names: Sequence[str], first: Sequence[str]) -> dict[str, Look]:
     return looks
 
 
-def _octaves(own: Sweep) -> float:
-    return own["window"]["octaves"] if own["window"] else -1.0
+def _octaves(sweep: Sweep) -> float:
+    return sweep["window"]["octaves"] if sweep["window"] else -1.0
 
 
 def _key(axes: Axes, sweeps: Mapping[str, Sweep], more: Sequence[Any] = ()) -> None:
@@ -247,7 +249,7 @@ def _key(axes: Axes, sweeps: Mapping[str, Sweep], more: Sequence[Any] = ()) -> N
         entry("each seed", GREY, **SEED),
         entry(f"window: within {WINDOW_NATS:g} nats of the arm's own best", GREY, lw=5, alpha=0.35),
     ]
-    points = [p for own in sweeps.values() for p in own["points"]]
+    points = [p for sweep in sweeps.values() for p in sweep["points"]]
     highest = max((loss for p in points for loss in p["seeds"].values() if loss is not None), default=0.0)
     if highest > _limits(points)[1]:
         handles.append(entry("a seed above the axis", GREY, ls="", marker="^", ms=5))
@@ -266,14 +268,14 @@ def _draw_losses(
 ) -> None:
     """A line for each arm; where a seed diverged it is broken, and a cross stands at the top, as does a
     triangle for a seed above it. `of`: which loss; `strong`: the arms whose lines are thick."""
-    bottom_edge, top_edge = _limits([p for own in sweeps.values() for p in own["points"]])
-    for i, (name, own) in enumerate(sweeps.items()):
+    bottom_edge, top_edge = _limits([p for sweep in sweeps.values() for p in sweep["points"]])
+    for i, (name, sweep) in enumerate(sweeps.items()):
         colour, marker, line = looks[name]
-        at = [p[x] for p in own["points"]]
-        losses = [math.nan if p["loss"] is None else p["loss"] for p in own["points"]]
+        at = [p[x] for p in sweep["points"]]
+        losses = [math.nan if p["loss"] is None else p["loss"] for p in sweep["points"]]
         width, above = (2.6, 2.8) if name in strong else (1.4, 2.5)
         axes.plot(at, losses, color=colour, ls=line, lw=width, marker=marker, ms=4, zorder=above)
-        for p in own["points"]:
+        for p in sweep["points"]:
             seeds = [loss for loss in p["seeds"].values() if loss is not None]
             inside = [loss for loss in seeds if loss <= top_edge]
             axes.plot([p[x]] * len(inside), inside, color=colour, zorder=1.5, **SEED)
@@ -282,9 +284,9 @@ def _draw_losses(
             if p["loss"] is None:
                 top = axes.get_xaxis_transform()
                 axes.plot(p[x], 0.97 - 0.03 * (i % 8), "x", color=colour, ms=7, mew=1.8, transform=top)
-        if own["window"] and x == "delta_star":
-            ends = [_at(own, x, own["window"][end]) for end in ("low", "high")]
-            limit = own["window"]["loss"] + WINDOW_NATS
+        if sweep["window"] and x == "delta_star":
+            ends = [_at(sweep, x, sweep["window"][end]) for end in ("low", "high")]
+            limit = sweep["window"]["loss"] + WINDOW_NATS
             axes.plot(ends, [limit] * 2, color=colour, lw=5, alpha=0.35, solid_capstyle="butt")
     axes.set_ylim(bottom_edge, top_edge)
     axes.set_ylabel(f"{of} (nats per token)")
@@ -299,9 +301,9 @@ def _limits(points: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     return low - 0.06 * room, high + 0.12 * room
 
 
-def _at(own: Sweep, x: str, value: float) -> float:
+def _at(sweep: Sweep, x: str, value: float) -> float:
     """Where a value of the swept setting stands on the axis: both are proportional."""
-    first = own["points"][0]
+    first = sweep["points"][0]
     return float(first[x] * value / first["value"])
 
 
@@ -310,14 +312,14 @@ def _draw_windows(axes: Axes, sweeps: Mapping[str, Sweep], looks: Mapping[str, L
     axes.grid(axis="y", visible=False)
     axes.set(yticks=[], ylim=(len(sweeps) - 0.5, -0.5), ylabel="windows")
     ends = []
-    for row, (name, own) in enumerate(sweeps.items()):
+    for row, (name, sweep) in enumerate(sweeps.items()):
         colour = looks[name][0]
-        span = own["window"]
-        last = own["points"][-1]["lr"]
+        span = sweep["window"]
+        last = sweep["points"][-1]["lr"]
         if span:
-            low, high = (_at(own, "lr", span[end]) for end in ("low", "high"))
+            low, high = (_at(sweep, "lr", span[end]) for end in ("low", "high"))
             axes.plot([low, high], [row] * 2, color=colour, lw=5, alpha=0.35, solid_capstyle="butt")
-            best = own.get("chosen") or _at(own, "lr", span["best"])
+            best = sweep.get("chosen") or _at(sweep, "lr", span["best"])
             axes.plot(best, row, "|", color=colour, ms=8, mew=2)
             for there, edge, marker in ((span["open_low"], low, "<"), (span["open_high"], high, ">")):
                 if there:
@@ -330,44 +332,44 @@ def _draw_windows(axes: Axes, sweeps: Mapping[str, Sweep], looks: Mapping[str, L
 def _labels(
     sweeps: Mapping[str, Sweep], looks: Mapping[str, Look], x: str
 ) -> list[tuple[float, float, str, str]]:
-    """Of each line, beside its last finite point: its arm, and what was found of it."""
+    """Return a label for each line, beside its last finite point: its arm, and what was found of it."""
     ends = []
-    for name, own in sweeps.items():
-        points = [p for p in own["points"] if p["loss"] is not None]
+    for name, sweep in sweeps.items():
+        points = [p for p in sweep["points"] if p["loss"] is not None]
         if points:
-            said = _found_of_rate(own) if x == "lr" else _found_of_delta(name, own)
-            ends.append((points[-1][x], points[-1]["loss"], f"{name}  {said}", looks[name][0]))
+            finding = _found_of_rate(sweep) if x == "lr" else _found_of_delta(name, sweep)
+            ends.append((points[-1][x], points[-1]["loss"], f"{name}  {finding}", looks[name][0]))
     return ends
 
 
-def _found_of_rate(own: Sweep) -> str:
-    regret = own["regret_x4"]
+def _found_of_rate(sweep: Sweep) -> str:
+    regret = sweep["regret_x4"]
     further = f", {signed(regret)} at ×4 of it" if regret is not None else ""
-    return f"best {own['window']['loss']:.3f}{further}"
+    return f"best {sweep['window']['loss']:.3f}{further}"
 
 
-def _found_of_delta(name: str, own: Sweep) -> str:
-    said = in_octaves(own["window"])
-    if own.get("yardstick") in (None, name):
-        return said
-    return f"worst start {signed(own['worst'])}" if own["worst"] is not None else "a start diverged"
+def _found_of_delta(name: str, sweep: Sweep) -> str:
+    octaves = in_octaves(sweep["window"])
+    if sweep.get("yardstick") in (None, name):
+        return octaves
+    return f"worst start {signed(sweep['worst'])}" if sweep["worst"] is not None else "a start diverged"
 
 
 # -- transfer
 # --------------------------------------------------------------------------------------------------------
 
 
-def draw_transfer(facts: Facts, track: str, found: Mapping[str, Any]) -> Sheet:
+def draw_transfer(facts: Facts, track: str, decision: Mapping[str, Any]) -> Sheet:
     """The regret of each arm that kept its settings, at each size, beside the plain optimizer tuned there."""
-    arms = found["arms"]
-    rows = [(size, label) for size in found["transfer"] for label in size["kept"]]
+    arms = decision["arms"]
+    rows = [(size, label) for size in decision["transfer"] for label in size["kept"]]
     seeds = max(len(arms[label]["runs"]) for _, label in rows)
     whom = f"{optimizer(track)}: test loss minus that of the plain optimizer tuned again at that size"
     height = 2.6 + 0.42 * len(rows)
     shown = {label: arms[label] for _, label in rows}
     what = "Do settings that were chosen at one size serve at another?"
-    said = _worst_regrets(found)
-    figure, axes = page(facts, what, whom, said, seeds, (), missing(shown), (10.4, height))
+    regrets = _worst_regrets(decision)
+    figure, axes = page(facts, what, whom, regrets, seeds, (), missing(shown), (10.4, height))
     axes.set_xlabel("regret, nats per token (left is better)")
     axes.grid(axis="y", visible=False)
     axes.axvline(0, color=INK, lw=1.0)
@@ -378,15 +380,15 @@ def draw_transfer(facts: Facts, track: str, found: Mapping[str, Any]) -> Sheet:
     return figure
 
 
-def _worst_regrets(found: Any) -> str:
+def _worst_regrets(decision: Any) -> str:
     """The largest mean regret with EBC and of the plain optimizer."""
-    told = []
-    worst = largest_regrets(regrets_of(found), found["arms"])
+    sentences = []
+    worst = largest_regrets(regrets_of(decision), decision["arms"])
     for words, ebc in (("EBC", True), ("the plain optimizer", False)):
         if ebc in worst:
             label, regret = worst[ebc]
-            told.append(f"of {words} {signed(regret)} ({label})")
-    return f"Largest regret {', '.join(told)}." if told else "No regret is known."
+            sentences.append(f"of {words} {signed(regret)} ({label})")
+    return f"Largest regret {', '.join(sentences)}." if sentences else "No regret is known."
 
 
 def _transfer_key(rows: Sequence[tuple[Any, str]], arms: Mapping[str, Any]) -> list[Any]:
@@ -402,8 +404,8 @@ def _draw_regret(axes: Axes, row: int, arm: Mapping[str, Any]) -> None:
     difference = arm["difference"] or {}
     colour, marker = (EBC, "o") if arm["ebc"] else (COLOURS[0], "s")
     if difference.get("mean") is None:
-        told = "diverged" if difference.get("diverged") else "no pair of seeds"
-        axes.text(0.5, row, told, transform=axes.get_yaxis_transform(), color=ALERT, size=8, va="center")
+        cause = "diverged" if difference.get("diverged") else "no pair of seeds"
+        axes.text(0.5, row, cause, transform=axes.get_yaxis_transform(), color=ALERT, size=8, va="center")
         return
     if difference["low"] is not None:
         axes.plot([difference["low"], difference["high"]], [row] * 2, color=colour, lw=1.6)

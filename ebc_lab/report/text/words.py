@@ -634,7 +634,7 @@ def short(name: str, arm: Mapping[str, Any]) -> str:
         return f"{text}, control’s schedule"
     if kind == "ebc" or first == "ebc_chosen":
         return text
-    return text + "".join(f", {said}" for said in schedules_of(name, arm))
+    return text + "".join(f", {schedule}" for schedule in schedules_of(name, arm))
 
 
 def schedules_of(name: str, arm: Mapping[str, Any], *, title: bool = False) -> Iterator[str]:
@@ -708,7 +708,7 @@ def words(name: str, arm: Mapping[str, Any]) -> str:
         "its best constant rate" if arm["lr_scale"] == 1 else f"{arm['lr_scale']:g}× the best constant rate"
     )
     text = f"{optimizer(arm['track'])} {'with EBC' if arm['ebc'] else 'without EBC'}, {rate}"
-    text += "".join(f", {said}" for said in schedules_of(name, arm, title=True))
+    text += "".join(f", {schedule}" for schedule in schedules_of(name, arm, title=True))
     return text + {"baseline": " (the baseline)", "control": " (the fair control)"}.get(arm["roles"][0], "")
 
 

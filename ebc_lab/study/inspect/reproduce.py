@@ -41,14 +41,14 @@ class StudyCommand:
     unsaid: list[str]
 
 
-def reproduce(config: Config, run: RunConfig, own: Copies = NONE) -> str:
+def reproduce(config: Config, run: RunConfig, copies: Copies = NONE) -> str:
     """Return a command line that trains exactly this run. `own`: the study's copies of the user's own
     files."""
     base = _defaults((f"scale={config.scale}",), study=False)
     changed = {k: v for k, v in flat(to_dict(run)).items() if k not in base or base[k] != v}
     for group in OWN:
         if (target := changed.get(f"{group}.target")) is not None:
-            changed[f"{group}.target"] = own.to_show(own.path_of(target))
+            changed[f"{group}.target"] = copies.to_show(copies.path_of(target))
             changed.pop(f"{group}.sha256", None)  # the copy's, which the study's manifest holds
     if run.data.name == "shakespeare":
         changed.pop("data.sha256", None)  # there is one of that name, and it is checked wherever it is read
@@ -56,22 +56,22 @@ def reproduce(config: Config, run: RunConfig, own: Copies = NONE) -> str:
     return shlex.join(["ebc-lab", "train", f"scale={config.scale}", *words])
 
 
-def study_command(requested: Mapping[str, Any], own: Copies = NONE) -> StudyCommand:
+def study_command(requested: Mapping[str, Any], copies: Copies = NONE) -> StudyCommand:
     """Return the `ebc-lab autopilot` that asks for these settings, `requested` of a study.json. `own`: the
     study's copies of the user's own files."""
     asked = flat(requested)
     try:
-        chosen = _chosen(requested, asked, own)
+        chosen = _chosen(requested, asked, copies)
         base = _defaults(tuple(chosen), study=True)
     except UserError:  # another version's suite, or one that was changed
-        own = NONE
-        chosen = _chosen({**requested, "mine": []}, asked, own)
+        copies = NONE
+        chosen = _chosen({**requested, "mine": []}, asked, copies)
         base = _defaults(tuple(chosen), study=True)
     name = "study.name"
     both = {k: (base.get(k), asked.get(k)) for k in (*asked, *base)}
     # an empty mapping is not said where its entries are, nor by a version that did not have it
     filled = {k for k, value in base.items() if value == {} and k not in asked}
-    arms, left_out = _new_arms(requested, base, own), _left_out(requested, base)
+    arms, left_out = _new_arms(requested, base, copies), _left_out(requested, base)
     of_arms = tuple(f"ablation.arms.{arm}." for arm in arms)
     entries = {k for k in asked if in_mapping(k) and not k.startswith("ablation.arms.")}
     differing = {k for k, (old, new) in both.items() if old != new} | (entries - base.keys())
@@ -86,20 +86,20 @@ def study_command(requested: Mapping[str, Any], own: Copies = NONE) -> StudyComm
     words += [f"~ablation.arms.{arm}" for arm in left_out]
     named = [f"{name}={override_value(v)}" for k, _, v in changed if k == name]
     return StudyCommand(
-        own.to_show(shlex.join(["ebc-lab", "autopilot", *chosen, *words, *named])),
+        copies.to_show(shlex.join(["ebc-lab", "autopilot", *chosen, *words, *named])),
         [c for c in changed if c[0] != name and not (c[0].startswith(of_arms) and _is_usual(*c))],
         unsaid,
     )
 
 
-def _chosen(requested: Mapping[str, Any], asked: Mapping[str, Any], own: Copies) -> list[str]:
+def _chosen(requested: Mapping[str, Any], asked: Mapping[str, Any], copies: Copies) -> list[str]:
     """Return the choices that the rest is told from: scale, suite, and the parts of the user's own."""
     chosen = [f"scale={requested['scale']}"]
-    suite = own.suite_path or _suite(asked)
+    suite = copies.suite_path or _suite(asked)
     chosen += [f"study={override_value(suite)}"] if suite != "default" else []
     mine = requested.get("mine") or []
     if mine and _defaults(tuple(chosen), study=True)["mine"] != mine:
-        paths = [own.path_of(target) for target in mine]
+        paths = [copies.path_of(target) for target in mine]
         chosen.append(f"mine={override_value(paths)}")
     optimizer = requested["optimizer"]
     if optimizer.get("target") is None:
@@ -110,12 +110,12 @@ def _chosen(requested: Mapping[str, Any], asked: Mapping[str, Any], own: Copies)
     grids = [f"lr_sweep.grids.{name}={override_value(grid)}"] if grid else []
     if name in offered("optimizer"):
         return [*chosen, f"optimizer={name}", *grids]
-    target = override_value(own.path_of(optimizer["target"]))
+    target = override_value(copies.path_of(optimizer["target"]))
     return [*chosen, f"optimizer={CUSTOM}", f"optimizer.target={target}", *grids]
 
 
 def _new_arms(
-    requested: Mapping[str, Any], base: Mapping[str, Any], own: Copies
+    requested: Mapping[str, Any], base: Mapping[str, Any], copies: Copies
 ) -> dict[str, dict[str, Any]]:
     """Name -> the settings, as far as they are no defaults, of the arms that the suite does not have."""
     usual = to_dict(ArmConfig())
@@ -126,7 +126,7 @@ def _new_arms(
             continue
         made = {key: value for key, value in arm.items() if value != usual.get(key)}
         if settings := made.get("settings"):
-            made["settings"] = {group: _by_path(group, part, own) for group, part in settings.items()}
+            made["settings"] = {group: _by_path(group, part, copies) for group, part in settings.items()}
         arms[name] = made
     return arms
 
@@ -147,7 +147,7 @@ def _arms_of(base: Mapping[str, Any]) -> dict[str, None]:
     return dict.fromkeys(key.split(".")[2] for key in base if key.startswith("ablation.arms."))
 
 
-def _by_path(group: str, part: Any, own: Copies) -> Any:
+def _by_path(group: str, part: Any, copies: Copies) -> Any:
     """Return a part of an arm as a user writes it: the target of a copy by its path, without what is found
     out."""
     if not isinstance(part, Mapping) or not part.get("target"):
@@ -155,7 +155,7 @@ def _by_path(group: str, part: Any, own: Copies) -> Any:
     made = {key: value for key, value in part.items() if key != "sha256"}
     if part.get("name") == own_name(part["target"], groups()[group]):
         made["name"] = CUSTOM
-    return {**made, "target": own.path_of(part["target"])}
+    return {**made, "target": copies.path_of(part["target"])}
 
 
 def continuing(study: Study, header: StudyHeader) -> str | None:

@@ -112,17 +112,17 @@ def _contents(study: Study, files: set[str]) -> dict[str, str]:
         elif result in files:
             wrong[spec] = MISSING
         try:
-            found = study.result(run_id)
+            record = study.result(run_id)
         except OfAnotherRun:
             wrong[result] = FOREIGN
             continue
         except UserError:
             wrong[result] = "damaged or edited: its checksum does not match, or it is no result"
             continue
-        if found is not None and expected is not None and found.get("identity") != expected:
+        if record is not None and expected is not None and record.get("identity") != expected:
             wrong[result] = FOREIGN
             continue
-        for name, sha256 in (found or {}).get("streams", {}).items():
+        for name, sha256 in (record or {}).get("streams", {}).items():
             stream = f"{run.directory.relative_to(study.root)}/{name}"
             with suppress(UserError, OSError):  # `_compare` names it
                 if stream in files and manifest.sha256_of(study.root / stream) != sha256:

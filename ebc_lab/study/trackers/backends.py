@@ -163,10 +163,12 @@ class MLflow:
         self._log_batch(self._id(run), rows)
 
     def end(self, run: Run, outcome: str, figures: Mapping[str, float]) -> None:
-        own = self._id(run)
-        self._log_batch(own, [(0, dict(figures))])
-        self.client.set_tag(own, "outcome", outcome)
-        self.client.set_terminated(own, "FINISHED" if outcome in ("completed", "diverged") else "FAILED")
+        mlflow_id = self._id(run)
+        self._log_batch(mlflow_id, [(0, dict(figures))])
+        self.client.set_tag(mlflow_id, "outcome", outcome)
+        self.client.set_terminated(
+            mlflow_id, "FINISHED" if outcome in ("completed", "diverged") else "FAILED"
+        )
 
     def flush(self, run: Run) -> None:
         """Nothing to do: every call has arrived when it returns."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from ebc_lab.config.checks import remarks
+from ebc_lab.config.checks import warnings_of
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
@@ -107,7 +107,7 @@ def test_the_groups_of_a_trust_region_name_it_too():
     ],
 )
 def test_what_means_less_than_it_seems_is_said(overrides, words):
-    said = remarks(composed(*overrides))
+    said = warnings_of(composed(*overrides))
     assert len(said) == (words is not None)
     assert words is None or words in said[0]
 
