@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "ebc_lab"
@@ -322,28 +323,28 @@ def grid(
     title: str, rows: Sequence[tuple[str, str]], columns: Sequence[str], dots: Mapping[str, set[str]]
 ) -> str:
     """Draw an SVG: rows of a name and what it is, with a dot under each column that it has."""
-    height, left, step = 34, 470, 40
+    height, head, left, step = 34, 136, 590, 40
     lines = []
     for x, name in enumerate(columns):
         at = left + step * x + step / 2
-        lines.append(f'<text transform="translate({at + 4:g} 92) rotate(-50)">{name}</text>')
+        lines.append(f'<text transform="translate({at + 4:g} {head - 8}) rotate(-50)">{name}</text>')
     for y, (name, about) in enumerate(rows):
-        top = 100 + height * y
-        lines.append(f'<rect x="8" y="{top}" width="452" height="{height - 6}" rx="4" class="row"/>')
+        top = head + height * y
+        lines.append(f'<rect x="8" y="{top}" width="572" height="{height - 6}" rx="4" class="row"/>')
         lines.append(f'<text x="18" y="{top + 19}" class="name">{name}</text>')
-        lines.append(f'<text x="112" y="{top + 19}">{" ".join(about.split())[:58]}</text>')
+        lines.append(f'<text x="124" y="{top + 19}">{shorten(about, 66, placeholder=" …")}</text>')
         for x, other in enumerate(columns):
             at = left + step * x + step / 2
             kind = "dot" if other in dots[name] else "none"
             radius = 6 if other in dots[name] else 1.5
             lines.append(f'<circle cx="{at:g}" cy="{top + 14}" r="{radius}" class="{kind}"/>')
     width = left + step * len(columns) + 70
-    height *= len(rows)
+    height = head + height * len(rows) + 10
     style = "text{font:13px sans-serif;fill:#222}.name{font-weight:bold}"
     style += ".row{fill:#e8eef6}.dot{fill:#2f5f9e}.none{fill:#bbb}"
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{110 + height}" role="img">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" role="img">',
             f"<title>{title}</title>",
             f"<style>{style}</style>",
             '<rect width="100%" height="100%" fill="white"/>',
