@@ -24,7 +24,7 @@ from .flat import Copy
 from .given import checks, losses
 from .given.arguments import Arguments, MaskOf
 from .given.bases import Optimizers, as_list, state_keeper
-from .given.forwards import FIRST, Capture, Forward
+from .given.capture import FIRST, Capture, Forward
 from .given.look import Look
 from .parallel.shards import local, shared_out, unwrapped
 from .proposal import Opened

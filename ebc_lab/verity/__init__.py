@@ -8,7 +8,8 @@ This package imports torch and nothing else of this project, so it can be copied
 * `bits`, `functions`: exponents, sums as trees, exp, log, the normal distribution
 * `ops`: exact layers and their gradients; `grids`: gradients as integer sums over tokens; `optim`: Adam
 * `engine`: torch alone (`eager`), or a C file that this machine's compiler builds (`native`)
-* `model`: a GPT; `arithmetic`: what EBC computes; `checks`: whether a platform computes as it must
+* `model`: a GPT; `arithmetic`: what EBC computes; `checks`: whether a platform computes as it must;
+  `checksum`: of the weights
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from . import ops
 from .arithmetic import Arithmetic
 from .bits import VerityError, bits_for
 from .checks import check_platform
+from .checksum import weights_checksum
 from .engine import use_engine
 from .functions import cos2pi, normal_
 from .grids import Grids
 from .model import VerityGPT
 from .ops import exact_matmul
-from .optim import VerityAdam, weights_checksum
+from .optim import VerityAdam
 
 __all__ = [
     "Arithmetic",

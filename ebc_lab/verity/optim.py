@@ -1,13 +1,11 @@
-"""Adam in float64 arithmetic with float32 state, and the checksum of a model's weights."""
+"""Adam in float64 arithmetic with float32 state."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from .bits import NOT_FINITE, VerityError
 from .engine import engine_of
@@ -61,7 +59,7 @@ class VerityAdam(torch.optim.Optimizer):
             self._update(group, p)
         return loss
 
-    def _update(self, group: dict[str, Any], p: nn.Parameter) -> None:
+    def _update(self, group: dict[str, Any], p: torch.nn.Parameter) -> None:
         assert p.grad is not None
         state = self.state[p]
         if not state:
@@ -72,13 +70,3 @@ class VerityAdam(torch.optim.Optimizer):
         lr = float(group["lr"])
         settings = (lr, beta1, beta2, group["eps"], lr * group["weight_decay"], 1.0 - first, 1.0 - second)
         engine_of(p.device).adam(p, p.grad, state["exp_avg"], state["exp_avg_sq"], *settings)
-
-
-def weights_checksum(model: nn.Module) -> str:
-    """Return 16 hex digits of the sha256 over the parameters, sorted by name: equal means equal bits."""
-    digest = hashlib.sha256()
-    for name, p in sorted(model.named_parameters()):
-        digest.update(f"{name} {tuple(p.shape)} {p.dtype}\n".encode())
-        values: Tensor = p.detach().cpu().contiguous()
-        digest.update(values.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

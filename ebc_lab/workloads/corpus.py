@@ -17,13 +17,13 @@ import numpy as np
 
 from ebc_lab.config.errors import HIDDEN, UserError
 from ebc_lab.config.parts.data import DataConfig
-from ebc_lab.config.schema import SPLITS
 from ebc_lab.records.cache import cache_dir
+
+from .splits import split_slices
 
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 SHAKESPEARE_FILE = "tinyshakespeare.txt"
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-BOUNDARIES = (0.90, 0.95)  # of train | val | test
 
 
 class CorpusUnavailable(UserError):
@@ -56,8 +56,7 @@ class Corpus:
         used = np.zeros(sys.maxunicode + 1, dtype=bool)
         used[codes] = True
         ids = (used.cumsum() - 1)[codes]  # ranks of the characters used; sorting a long text takes a minute
-        cuts = [int(len(ids) * b) for b in BOUNDARIES]
-        return dict(zip(SPLITS, np.split(ids, cuts), strict=True))
+        return {split: ids[part] for split, part in split_slices(len(ids)).items()}
 
 
 def _read(path: Path, title: str, name: str, expected: str | None = None) -> Corpus:
@@ -193,7 +192,8 @@ def describe(config: DataConfig) -> dict[str, str | int | None]:
 
 def check_length(corpus: Corpus, context: int) -> None:
     """Refuse a text whose smallest split cannot fill two windows of `context` tokens. Raises UserError."""
-    shortest = len(corpus.text) - int(len(corpus.text) * BOUNDARIES[1])
+    test = split_slices(len(corpus.text))["test"]
+    shortest = test.stop - test.start
     if shortest < 2 * context + 1:
         raise UserError(
             f"the corpus at {corpus.source} is too short: its {shortest} test characters must hold two "

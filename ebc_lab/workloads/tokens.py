@@ -10,18 +10,17 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from ebc_lab.config.errors import UserError, any_of, nearest
-from ebc_lab.config.schema import SPLITS
 from ebc_lab.records.cache import MeasurementCache
 from ebc_lab.records.files import read_regular
 
-from .corpus import BOUNDARIES, Corpus
+from .corpus import Corpus
+from .splits import BOUNDARIES, split_slices
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Trained
@@ -269,10 +268,8 @@ def _sha256(text: str) -> str:
 
 
 def _texts(corpus: Corpus) -> dict[str, str]:
-    """Each split's text, cut where `Corpus.tokens` cuts."""
-    n = len(corpus.text)
-    cuts = [0, *(int(n * b) for b in BOUNDARIES), n]
-    return {split: corpus.text[a:b] for split, (a, b) in zip(SPLITS, pairwise(cuts), strict=True)}
+    """Return split -> its text."""
+    return {split: corpus.text[part] for split, part in split_slices(len(corpus.text)).items()}
 
 
 def tokenised(tokenizer: Tokenizer, corpus: Corpus) -> Tokenised:

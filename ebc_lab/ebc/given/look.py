@@ -25,7 +25,7 @@ from ..parallel.shards import local
 from ..probe import Batch
 from ..proposal import Opened
 from . import checks, losses
-from .forwards import FIRST, Forward
+from .capture import FIRST, Forward
 
 RowsFirst = Callable[[Tensor], Tensor]  # logits, or a mask of them, with the batch in front
 
