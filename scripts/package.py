@@ -128,7 +128,8 @@ def method_alone(wheel: Path) -> None:
     there.link(["torch"])
     there.install(wheel)
     print(there.run("python", METHOD).strip())
-    strict = (sys.executable, "-m", "mypy", "--strict", "--config-file=")
+    # as pyproject's: torch's own backward has no types
+    strict = (sys.executable, "-m", "mypy", "--strict", "--untyped-calls-exclude=torch", "--config-file=")
     places = ("--cache-dir", ROOT / ".mypy_cache" / "package", "--python-executable", there.bin / "python")
     print(run([*strict, *places, METHOD], there.elsewhere).strip())
 
