@@ -29,9 +29,9 @@ import numpy as np
 from ebc_lab.config.compose import compose
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Decision
+from ebc_lab.records.spec import RunSpec
 from ebc_lab.study.stages import ablation, compare_arms, finals
 from ebc_lab.study.stages.rules import Results
-from ebc_lab.study.stages.spec import RunSpec
 from ebc_lab.study.stages.statistics import NO_LUCK, luck_of_choice, paired
 from ebc_lab.study.stages.tune import begun_with
 

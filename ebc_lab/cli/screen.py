@@ -28,7 +28,7 @@ from ebc_lab.report.text import table as model
 from ebc_lab.report.text.words import asked, explained, optimizer, plural, tracks_in_words, tuned_arms
 from ebc_lab.study.inspect.reproduce import deciding
 from ebc_lab.study.inspect.why import noise_in_words
-from ebc_lab.study.stages import stage_of
+from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.store.changes import looked
 from ebc_lab.study.store.counts import in_words as runs_in_words
 

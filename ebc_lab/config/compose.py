@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,10 +27,8 @@ from .choices import (
 )
 from .errors import UserError, any_of, nearest, require, shown
 from .hints import STUDY_DECIDES, near_setting
-from .limits import STEPS
 from .overrides import (
     ARM,
-    TRAIN_TOKENS,
     check_overrides,
     expand,
     in_mapping,
@@ -42,6 +39,7 @@ from .overrides import (
 from .own import suites
 from .own.entry_points import OFFERED
 from .own.names import own_name
+from .parts.tokens import refuse_two_lengths, set_steps
 from .schema import STAGES, ArmConfig, Config
 from .study_checks import validate
 
@@ -67,11 +65,7 @@ def compose(
     """
     overrides = [listed(o) for o in overrides]
     parsed = check_overrides(overrides)
-    require(
-        not {"steps", TRAIN_TOKENS} <= set(parsed),
-        f"steps and tokens both say how long the run is: give one of steps={parsed.get('steps')} and "
-        f"tokens={parsed.get(TRAIN_TOKENS)}.",
-    )
+    refuse_two_lengths(parsed)
     if study:
         overrides += _narrow(parsed)
     if "scale" not in parsed:
@@ -124,7 +118,7 @@ def _composed(overrides: Sequence[str], suite: Path | None, values: Mapping[str,
     try:
         with initialize_config_dir(**hydra_base(), config_dir=str(conf_dir().resolve())):
             composed = hydra_compose("config", [spelled(o) for o in overrides])
-        set_length(composed)
+        set_steps(composed)
         refuse_references(OmegaConf.to_container(composed, resolve=False))
         config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     except (HydraException, OmegaConfBaseException) as error:
@@ -216,20 +210,6 @@ def _with(settings: Any, path: Sequence[str], value: Any) -> dict[str, Any]:
     known = settings if isinstance(settings, Mapping) else {}
     inner = _with(known.get(path[0]), path[1:], value) if path[1:] else value
     return {**known, path[0]: inner}
-
-
-def set_length(composed: Any) -> None:
-    """Give a composed configuration the steps that its `train_tokens` are at its batch, and empty that.
-
-    What cannot be such a number is left for the checks to refuse. Raises UserError for too many steps.
-    """
-    tokens, a_step = composed.train_tokens, composed.batch_size * composed.model.context
-    if tokens is None or not 1 <= tokens < math.inf or a_step < 1:
-        return
-    steps = math.ceil(tokens / a_step)
-    require(steps <= STEPS, f"tokens={tokens:g} are {steps} steps of {a_step} tokens: at most {STEPS}.")
-    composed.steps = steps
-    composed.train_tokens = None
 
 
 def implied(overrides: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from .errors import UserError, any_of, shown
 from .fields import CUSTOM
 from .hints import near_choice, near_setting
 from .own.suites import GROUP, beside_us, chosen_name
+from .parts.tokens import TOKENS, renamed
 from .schema import Config
 
 LONGEST = 4000  # characters of an override; longer ones take Hydra's parser seconds
@@ -24,8 +25,6 @@ DEEPEST = 20  # lists and mappings inside each other; its parser recurses
 MOST_DIGITS = 30
 MOST_COMBINATIONS = 1000  # of a sweep
 ARM = re.compile(r"ablation\.arms\.([^.]+)")
-TOKENIZER = "tokens"  # a group, which a number names no choice of
-TRAIN_TOKENS = "train_tokens"
 
 
 def check_overrides(
@@ -71,7 +70,7 @@ def parse(overrides: Sequence[str]) -> list[Any]:
         raise UserError(f"the overrides have {together} characters: {LONGEST_TOGETHER} at most.")
     parser = OverridesParser.create()
     parsed = []
-    for text in map(_renamed, overrides):
+    for text in map(renamed, overrides):
         key = _key(text)
         if (depth := _depth(text)) > DEEPEST:
             raise UserError(f"{key} is given in brackets {depth} deep: {DEEPEST} at most.")
@@ -87,28 +86,6 @@ def parse(overrides: Sequence[str]) -> list[Any]:
             raise UserError(f"{key} is given a number of {digits} digits: no setting takes more than 9.")
         parsed.append(override)
     return parsed
-
-
-def _renamed(override: str) -> str:
-    """The override under the name of its setting: `tokens=2e6`, one number or several, is `train_tokens=2e6`;
-    `tokens=bpe` stays."""
-    key, _, values = override.partition("=")
-    if key.lstrip("+") != TOKENIZER or not all(map(_is_number, values.split(","))):
-        return override
-    return f"{TRAIN_TOKENS}={','.join(map(_plain_number, values.split(',')))}"
-
-
-def _plain_number(text: str) -> str:
-    """`2000000` for 2e6."""
-    return f"{float(text):.0f}" if float(text).is_integer() else text
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _key(text: str) -> str:
@@ -141,7 +118,7 @@ def _check_choices(override: Any) -> None:
     for value in list(override.sweep_string_iterator()) if several else [override.value()]:
         choices = choices_of(group, value)
         if value not in choices:
-            length = ", or how many tokens to train on, as 2e6" if group == TOKENIZER else ""
+            length = ", or how many tokens to train on, as 2e6" if group == TOKENS.name else ""
             beside = beside_us(value) if group == GROUP else None
             near = f" (did you mean {beside}?)" if beside else near_choice(group, str(value), choices)
             raise UserError(
@@ -176,7 +153,7 @@ def spelled(override: str) -> str:
     and a number of tokens under the name of its setting.
 
     Arms are left alone: `compose` merges a whole one as a suite's file would be."""
-    override = _with_suites(_renamed(override))
+    override = _with_suites(renamed(override))
     key = override.partition("=")[0].lstrip("+")
     kind: Any = Config
     for name in key.split(".")[:-1]:

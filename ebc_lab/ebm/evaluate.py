@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from .denoising import add_noise, matched_r2, score_target
 from .generate import Sampling, draw
 from .model import EnergyModel, ModelSettings, level_name, log_area
-from .noise import add_noise, matched_r2, score_target
 from .soc import novelty
 from .sphere import distance
 

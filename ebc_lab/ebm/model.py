@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .decoder import Decoder, Routing, balance_loss, router_z_loss
+from .denoising import LEVELS, add_noise, r_squared, score_target, widen
 from .energy import Energy, stiffness
-from .noise import LEVELS, add_noise, r_squared, score_target, widen
 from .soc import Pile
 from .sphere import normalise, project
 from .store import SplatStore

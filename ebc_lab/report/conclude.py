@@ -13,9 +13,10 @@ from ebc_lab.records.figures import RunResult
 from ebc_lab.records.files import read_regular, write_atomic
 from ebc_lab.records.json_files import write_json
 from ebc_lab.records.paths import PAPERS, PICTURES
+from ebc_lab.records.spec import RunSpec
 from ebc_lab.study.autopilot import Listener, Say
-from ebc_lab.study.stages import decision_that_shows, planned_runs, stage_of, verdict
-from ebc_lab.study.stages.spec import RunSpec
+from ebc_lab.study.stages import verdict
+from ebc_lab.study.stages.stage import decision_that_shows, planned_runs, stage_of
 from ebc_lab.study.store import manifest
 from ebc_lab.study.store.changes import looked
 from ebc_lab.study.store.snapshot import read

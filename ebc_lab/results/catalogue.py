@@ -14,8 +14,8 @@ from typing import Any
 from ebc_lab.config.errors import UserError, visible
 from ebc_lab.records.json_files import parsed
 from ebc_lab.records.paths import RUNS, StudyFiles
-from ebc_lab.study.stages import stage_of
 from ebc_lab.study.stages.rules import decision_problem
+from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.store.bundle import SUFFIX
 from ebc_lab.study.store.study import Study, studies_in
 

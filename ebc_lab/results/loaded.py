@@ -25,8 +25,8 @@ from ebc_lab.records.columns import (
 from ebc_lab.records.decisions import Decision
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import read_columns
-from ebc_lab.study.stages import stage_of
 from ebc_lab.study.stages.rules import decision_problem
+from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.store.find import find
 from ebc_lab.study.store.study import Record, Study, StudyHeader, studies_in
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.columns import BOARD_MEANINGS
-from ebc_lab.study.stages import decision_that_shows
 from ebc_lab.study.stages.compare_arms import losses
+from ebc_lab.study.stages.stage import decision_that_shows
 from ebc_lab.study.stages.statistics import paired
 from ebc_lab.study.store.bundle import SUFFIX, is_bundle
 from ebc_lab.study.store.find import no_study_in, place_of

@@ -12,9 +12,9 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.columns import ARM_MEANINGS, DIFFERENCE_MEANINGS, RUN_MEANINGS, VERDICT_MEANINGS
 from ebc_lab.records.decisions import Decision, Difference
-from ebc_lab.study.stages import decision_that_shows
+from ebc_lab.records.spec import GRID, settings_of
 from ebc_lab.study.stages.compare_arms import reference_of
-from ebc_lab.study.stages.spec import GRID, settings_of
+from ebc_lab.study.stages.stage import decision_that_shows
 from ebc_lab.study.stages.verdict import sentence, unfinished, verdict_of
 from ebc_lab.study.store.study import Record
 

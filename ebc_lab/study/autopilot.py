@@ -19,16 +19,16 @@ from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Acceptance, Decision
 from ebc_lab.records.figures import FINISHED, RunResult
 from ebc_lab.records.files import refuse_unwritable
+from ebc_lab.records.spec import RunSpec
 from ebc_lab.workloads.text import checked_text
 
 from .guards import Breaker, Limits, StageFailed
 from .launch import Pool, opened
 from .launch.rehearse import rehearse
 from .resolve import resolve_study
-from .stages import decision_that_shows, planned_runs, speculative_runs, stage_of
 from .stages.rules import Results, Undecidable
 from .stages.runs import distinct
-from .stages.spec import RunSpec
+from .stages.stage import decision_that_shows, planned_runs, speculative_runs, stage_of
 from .store import attempts, manifest
 from .store.counts import RunCounts, counted, sorts_of_runs
 from .store.neighbours import finished_elsewhere, take

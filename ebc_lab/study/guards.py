@@ -10,8 +10,8 @@ from typing import Any
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.figures import FINISHED
+from ebc_lab.records.spec import RunSpec
 
-from .stages.spec import RunSpec
 from .store.changes import pinned
 from .store.study import Study
 

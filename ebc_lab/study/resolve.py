@@ -27,7 +27,7 @@ from ebc_lab.workloads.text import checked_text, pinned
 
 from .launch.on_node import choice_on_node, packing_on_node
 from .launch.pool import slots
-from .stages import stage_of
+from .stages.stage import stage_of
 from .store import manifest, own
 from .store.changes import Change, from_recorded, in_words, is_edit, looked, refused, requested, same_corpus
 from .store.reuse import environment_changes, remaining_work, reusable_results, work_in_words

@@ -19,8 +19,8 @@ from support.called import called as call
 from ebc_lab.cli import screen
 from ebc_lab.cli import train as train_module
 from ebc_lab.records.json_files import read_json, write_checksummed
+from ebc_lab.records.spec import RunSpec
 from ebc_lab.report.text import words
-from ebc_lab.study.stages.spec import RunSpec
 
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 

@@ -17,8 +17,8 @@ from support.called import called as call
 from ebc_lab.ebm.apps.serve import listening
 from ebc_lab.ebm.generate import Sampling
 from ebc_lab.records.json_files import read_json
+from ebc_lab.records.spec import RunSpec
 from ebc_lab.records.streams import read_columns
-from ebc_lab.study.stages.spec import RunSpec
 from ebc_lab.study.store import manifest
 from ebc_lab.study.store.study import Study
 from ebc_lab.workloads.kept import read_model

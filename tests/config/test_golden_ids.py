@@ -20,7 +20,7 @@ from ebc_lab.config.choices import changed, groups
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import canonical_json, recorded_environment, run_id
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.study.stages.spec import arm_name
+from ebc_lab.records.spec import arm_name
 
 GOLDEN = Path(__file__).with_name("golden_ids.json")
 DRAWS = 2000

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.ebm_models import energy_model, some_tokens
 
+from ebc_lab.ebm.denoising import add_noise, score_target
 from ebc_lab.ebm.evaluate import (
     energy_trend,
     held_out,
@@ -23,7 +24,6 @@ from ebc_lab.ebm.evaluate import (
     score_quality,
 )
 from ebc_lab.ebm.generate import Sampling
-from ebc_lab.ebm.noise import add_noise, score_target
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())["baselines"]
 

@@ -8,6 +8,7 @@ import torch
 from support.ebm_models import VOCABULARY, energy_model, some_tokens
 from torch.func import functional_call
 
+from ebc_lab.ebm.denoising import add_noise
 from ebc_lab.ebm.model import (
     Draws,
     EnergyModel,
@@ -20,7 +21,6 @@ from ebc_lab.ebm.model import (
     r2_column,
     score_shift,
 )
-from ebc_lab.ebm.noise import add_noise
 
 SHAPES = {
     "moe": {},

@@ -15,7 +15,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.records.columns import ARM_MEANINGS, COLUMN_MEANINGS, DIFFERENCE_MEANINGS, RUN_MEANINGS
 from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.report.text.summaries import summary
-from ebc_lab.study.stages import stage_of
+from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.store.bundle import export
 from ebc_lab.study.store.study import Study
 

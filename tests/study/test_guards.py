@@ -21,7 +21,7 @@ from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.guards import Breaker, Limits, StageFailed, cause_class
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.launch.cancel import cancel
-from ebc_lab.study.stages import stage_of
+from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.store.study import Cancelled, Study
 
 GOOD = {"outcome": "completed", "cause": None}

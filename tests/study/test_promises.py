@@ -19,7 +19,7 @@ from ebc_lab.report.conclude import concluding
 from ebc_lab.study.autopilot import autopilot
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.launch import opened
-from ebc_lab.study.stages import planned_runs
+from ebc_lab.study.stages.stage import planned_runs
 from ebc_lab.study.store.study import Study, settings_of
 from ebc_lab.study.store.verify import verify
 from ebc_lab.training.run import Training

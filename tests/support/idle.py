@@ -8,11 +8,11 @@ from pathlib import Path
 from support.drivers import sessions
 
 from ebc_lab.config.compose import compose
+from ebc_lab.records.spec import RunSpec
 from ebc_lab.study.launch import opened
 from ebc_lab.study.launch.local import LocalPool
 from ebc_lab.study.resolve import resolve_study
-from ebc_lab.study.stages import stage_of
-from ebc_lab.study.stages.spec import RunSpec
+from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Study
 

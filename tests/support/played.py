@@ -8,9 +8,9 @@ from typing import Any
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.schema import Config
-from ebc_lab.study.stages import stage_of
+from ebc_lab.records.spec import RunSpec
 from ebc_lab.study.stages.runs import distinct
-from ebc_lab.study.stages.spec import RunSpec
+from ebc_lab.study.stages.stage import stage_of
 
 Answer = Callable[[RunSpec], Mapping[str, Any]]
 DIVERGED = {"outcome": "diverged", "val_loss": None, "c_median": None, "kl_median": 5.0}

@@ -1,14 +1,19 @@
-"""What a text is cut into."""
+"""What a text is cut into, `tokens=bpe`, and how long a run is in tokens: `tokens=2e6`, not `steps`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from ..errors import require
 from ..fields import setting
+from ..limits import STEPS
 from ..machine import installed
 from ..part import Part, Tail
 
+TRAIN_TOKENS = "train_tokens"  # what `tokens=2e6` is kept as until the batch is known
 WORDS = {"bpe": "byte pairs", "gpt2": "GPT-2’s tokens"}
 
 
@@ -41,3 +46,48 @@ def _tail(tokens: TokensConfig) -> Iterator[Tail]:
 
 
 TOKENS = Part("tokens", TokensConfig, place=150, neutral=_neutral, refuses=_refuses, tail=_tail)
+
+
+def renamed(override: str) -> str:
+    """Return the override under the name of its setting: `tokens=2e6`, one number or several, is
+    `train_tokens=2e6`; `tokens=bpe` stays."""
+    key, _, values = override.partition("=")
+    if key.lstrip("+") != TOKENS.name or not all(map(_is_number, values.split(","))):
+        return override
+    return f"{TRAIN_TOKENS}={','.join(map(_plain_number, values.split(',')))}"
+
+
+def _plain_number(text: str) -> str:
+    """`2000000` for 2e6."""
+    return f"{float(text):.0f}" if float(text).is_integer() else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def refuse_two_lengths(parsed: Mapping[str, Any]) -> None:
+    """Raise UserError where both steps and tokens say how long a run is."""
+    require(
+        not {"steps", TRAIN_TOKENS} <= set(parsed),
+        f"steps and tokens both say how long the run is: give one of steps={parsed.get('steps')} and "
+        f"tokens={parsed.get(TRAIN_TOKENS)}.",
+    )
+
+
+def set_steps(composed: Any) -> None:
+    """Give a composed configuration the steps that its `train_tokens` are at its batch, and empty that.
+
+    What cannot be such a number is left for the checks to refuse. Raises UserError for too many steps.
+    """
+    tokens, a_step = composed.train_tokens, composed.batch_size * composed.model.context
+    if tokens is None or not 1 <= tokens < math.inf or a_step < 1:
+        return
+    steps = math.ceil(tokens / a_step)
+    require(steps <= STEPS, f"tokens={tokens:g} are {steps} steps of {a_step} tokens: at most {STEPS}.")
+    composed.steps = steps
+    composed.train_tokens = None

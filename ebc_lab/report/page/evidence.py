@@ -22,9 +22,9 @@ from ebc_lab.records.decisions import Arm, Decision, Difference, FinalsTrack, Li
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.study.inspect import status, why
 from ebc_lab.study.inspect.reproduce import StudyCommand, study_command, with_seeds_wanted
-from ebc_lab.study.stages import decision_that_shows, stage_of
 from ebc_lab.study.stages.calibrate import band_aimed_at
 from ebc_lab.study.stages.compare_arms import in_bits, seeds_of
+from ebc_lab.study.stages.stage import decision_that_shows, stage_of
 from ebc_lab.study.stages.statistics import by_interval
 from ebc_lab.study.store import manifest
 from ebc_lab.study.store.changes import looked

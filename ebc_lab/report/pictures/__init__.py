@@ -17,7 +17,7 @@ from ebc_lab.config.schema import AblationConfig
 from ebc_lab.records.files import write_atomic
 from ebc_lab.records.json_files import read_json
 from ebc_lab.records.paths import StudyFiles
-from ebc_lab.study.stages import stage_of
+from ebc_lab.study.stages.stage import stage_of
 
 from ..text import words
 from .catalogue import write_catalogue

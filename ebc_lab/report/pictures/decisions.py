@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from ebc_lab.study.stages.lr_sweep import schedule_in_words
+from ebc_lab.study.stages.fair_control import schedule_in_words
 from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves
 
 from ..text.words import optimizer, schedules

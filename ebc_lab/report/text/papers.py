@@ -18,8 +18,8 @@ from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Acceptance, Decision, Difference, FinalsTrack, SuiteTrack
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.files import write_atomic
-from ebc_lab.study.stages import decision_that_shows
 from ebc_lab.study.stages.compare_arms import in_bits, seeds_of
+from ebc_lab.study.stages.stage import decision_that_shows
 
 from . import glance, tables, words
 from .table import PAPER, Column, Table

@@ -14,7 +14,7 @@ from ebc_lab.records.columns import ABLATION_MEANINGS, COLUMNS, MODE_MEANINGS, O
 from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.files import write_atomic
-from ebc_lab.study.stages.spec import settings_of
+from ebc_lab.records.spec import settings_of
 
 from .modes import figures
 
@@ -24,7 +24,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadshe
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ebc_lab.study.stages.spec import RunSpec
+    from ebc_lab.records.spec import RunSpec
 
 
 def summary(specs: Sequence[RunSpec], results: Mapping[str, RunResult]) -> pd.DataFrame:

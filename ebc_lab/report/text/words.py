@@ -30,8 +30,8 @@ from ebc_lab.records.decisions import (
     SuiteTrack,
     Sweep,
 )
-from ebc_lab.study.stages.spec import optimizer as optimizer
-from ebc_lab.study.stages.spec import tracks_in_words as tracks_in_words
+from ebc_lab.records.spec import optimizer as optimizer
+from ebc_lab.records.spec import tracks_in_words as tracks_in_words
 from ebc_lab.study.stages.statistics import WINDOW_NATS, by_interval, in_octaves, show_difference
 from ebc_lab.study.stages.suite import SAME_NATS, contenders
 from ebc_lab.study.stages.suite import tuned_arms as tuned_arms

@@ -12,10 +12,10 @@ from ebc_lab.config.dicts import flat
 from ebc_lab.config.identity import by_name
 from ebc_lab.records.columns import BITS
 from ebc_lab.records.figures import RunResult
+from ebc_lab.records.spec import told_of
 
-from ..stages import decision_that_shows, stage_of
 from ..stages.rules import TIMING
-from ..stages.spec import told_of
+from ..stages.stage import decision_that_shows, stage_of
 from ..stages.suite import point_in_words
 from ..store.counts import TRAINING, counted
 from ..store.snapshot import Snapshot, read

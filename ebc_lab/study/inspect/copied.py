@@ -11,8 +11,8 @@ from ebc_lab.config.dicts import to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config
 from ebc_lab.records.figures import RunResult
+from ebc_lab.records.spec import RunSpec
 
-from ..stages.spec import RunSpec
 from ..store.neighbours import finished_elsewhere
 from ..store.reuse import ResultsOf
 from ..store.study import Study, StudyHeader, studies_in

@@ -18,13 +18,12 @@ from ebc_lab.config.machine import chosen_device, cores
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import RunResult
+from ebc_lab.records.spec import RunSpec
 
 from ..launch.pool import at_a_time, slots
-from ..stages import stage_of
 from ..stages.rules import Undecidable, val_loss
 from ..stages.runs import distinct
-from ..stages.spec import RunSpec
-from ..stages.stage import Scenario, Stage
+from ..stages.stage import Scenario, Stage, stage_of
 from ..store.changes import requested, told
 from ..store.own import edited
 from ..store.reuse import ResultsOf, reusable_results

@@ -14,8 +14,8 @@ from ebc_lab.config.errors import UserError, blamed
 from ebc_lab.config.machine import hardware
 from ebc_lab.config.schema import Config
 from ebc_lab.records.figures import FINISHED, RunResult
+from ebc_lab.records.spec import RunSpec, cost_of
 
-from ..stages.spec import RunSpec, cost_of
 from ..store.study import Record, Study, studies_in
 
 ENOUGH = 2  # finished runs from which on a kind of run has a pace of its own

@@ -16,7 +16,7 @@ from ebc_lab.records.paths import SpecRecord
 from ..guards import cause_class
 from ..launch import queue as queue_module
 from ..launch.pool import at_a_time
-from ..stages import stage_of
+from ..stages.stage import stage_of
 from ..store.counts import TRAINING, counted
 from ..store.own import copies
 from ..store.reuse import ResultsOf, remaining_work

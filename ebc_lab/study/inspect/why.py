@@ -8,7 +8,7 @@ from typing import Any
 from ebc_lab.config.errors import UserError, nearest, shown
 from ebc_lab.records.decisions import Decision, NoiseFloor
 
-from ..stages import stage_of
+from ..stages.stage import stage_of
 from ..stages.statistics import noise
 from ..store.snapshot import read
 from ..store.study import Study

@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 
 from ebc_lab.config.schema import Config
+from ebc_lab.records.spec import RunSpec
 from ebc_lab.training.turns import DeviceFailed, Interrupted
 
-from ..stages.spec import RunSpec
 from ..store.study import Study
 from .pool import CheckIn, WorkersFailed
 

@@ -27,9 +27,9 @@ from ebc_lab.config.schema import Config
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.records.locks import run_lock
+from ebc_lab.records.spec import RunSpec
 from ebc_lab.records.streams import rows_in
 
-from ..stages.spec import RunSpec
 from ..store import attempts
 from ..store.study import Study
 from .session import Session

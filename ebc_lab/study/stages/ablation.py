@@ -15,10 +15,10 @@ from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.columns import BITS, OF_PARTS
 from ebc_lab.records.decisions import Arm, Decision, StepCost, SuiteTrack, SweepTrack
 from ebc_lab.records.figures import RunResult
+from ebc_lab.records.spec import RunSpec, told_of
 
 from .compare_arms import arms_of, losses
 from .rules import Results, Undecidable, losses_of, make_decision
-from .spec import RunSpec, told_of
 from .stage import Stage
 from .statistics import Luck, paired, seeds_needed
 from .suite import contenders, luck_between, point_of, ready, run_of, shape_of, transfer_of, windows_of

@@ -13,6 +13,7 @@ from ebc_lab.config.identity import round3
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.decisions import CalibratedTrack, Candidate, Decision, SweepTrack
 from ebc_lab.records.figures import RunResult
+from ebc_lab.records.spec import RunSpec
 
 from .rules import (
     Results,
@@ -26,7 +27,6 @@ from .rules import (
     val_loss,
 )
 from .runs import ebc_run, spec_of, tracks_of, waiting
-from .spec import RunSpec
 from .stage import Figure, Scenario, Stage, beside_the_band, held_back_by_its_seeds, outside_the_band
 from .statistics import WINDOW_NATS, in_octaves, open_ends, window
 

@@ -13,9 +13,9 @@ from ebc_lab.config.machine import capabilities
 from ebc_lab.config.schema import CAPABILITIES, Config, RunConfig
 from ebc_lab.records.decisions import Decision, ModeFound, ModesTrack
 from ebc_lab.records.figures import RunResult
+from ebc_lab.records.spec import RunSpec
 
 from .rules import Results, losses_of, make_decision, refuse_without_tracks
-from .spec import RunSpec
 from .stage import Figure, Stage
 
 NAME = "circumstances"

@@ -21,9 +21,9 @@ from ebc_lab.config.study_checks import stage_seeds
 from ebc_lab.records.columns import BITS
 from ebc_lab.records.decisions import Arm, Decision, Efficiency, FinalsTrack, RateWindow
 from ebc_lab.records.figures import RunResult
+from ebc_lab.records.spec import RunSpec, schedules_of
 
 from .rules import Results, Undecidable
-from .spec import RunSpec, schedules_of
 from .statistics import paired
 
 MEANS = ("val_loss", "test_loss", "heldout_loss", "c_mean", "c_median", "kl_median", "clip_rate")

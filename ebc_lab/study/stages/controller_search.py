@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Candidate, ControllerTrack, Decision
 from ebc_lab.records.figures import KL_BAND
+from ebc_lab.records.spec import RunSpec
 
 from .rules import Results, best, losses_of, make_decision, margin_sigma, refuse_without_tracks, val_loss
 from .runs import ebc_run, spec_of, tracks_of
-from .spec import RunSpec
 from .stage import Figure, Stage
 
 

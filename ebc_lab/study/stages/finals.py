@@ -10,11 +10,12 @@ from ebc_lab.config.identity import round3
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.decisions import Decision, FinalsTrack, Sequential
 from ebc_lab.records.figures import RunResult
+from ebc_lab.records.spec import RunSpec, arm_name
 
 from .compare_arms import claims, compare, efficiency, looks, next_seeds
+from .fair_control import control_run
 from .rules import Results, make_decision
-from .runs import control_run, ebc_run, length, plain_run, searched, spec_of, tracks_of, waiting, with_ebc
-from .spec import RunSpec, arm_name
+from .runs import ebc_run, length, plain_run, searched, spec_of, tracks_of, waiting, with_ebc
 from .stage import Figure, Stage
 from .statistics import CONFIDENCE, show_difference
 from .verdict import remedy, verdict_lines

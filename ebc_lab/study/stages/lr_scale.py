@@ -11,7 +11,9 @@ from ebc_lab.config.identity import round3
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.decisions import Candidate, Decision, ScaledRun, ScaleTrack, SweepTrack, Window
 from ebc_lab.records.figures import RunResult
+from ebc_lab.records.spec import RunSpec
 
+from .fair_control import control_run
 from .rules import (
     Results,
     band_distance,
@@ -23,8 +25,7 @@ from .rules import (
     refuse_without_tracks,
     val_loss,
 )
-from .runs import control_run, ebc_run, plain_run, searched, spec_of, tracks_of
-from .spec import RunSpec
+from .runs import ebc_run, plain_run, searched, spec_of, tracks_of
 from .stage import Figure, Scenario, Stage, beside_the_band, outside_the_band
 from .stage import invented as invented_by_default
 from .statistics import WINDOW_NATS, in_octaves, open_ends, window

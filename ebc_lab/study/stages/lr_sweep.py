@@ -5,21 +5,19 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
-from ebc_lab.config.parts.lr_schedule import LRScheduleConfig
-from ebc_lab.config.schema import Config, RunConfig
-from ebc_lab.records.decisions import BestRate, Control, Decision, Pair, SweepTrack
+from ebc_lab.config.schema import Config
+from ebc_lab.records.decisions import Decision, Pair, SweepTrack
 from ebc_lab.records.figures import RunResult
+from ebc_lab.records.spec import RunSpec
 
+from .fair_control import control_in_words, control_remark, control_search, fair_control
 from .rules import (
     Results,
     Undecidable,
     best,
-    candidate,
     edge_of,
     losses_of,
     make_decision,
@@ -27,13 +25,10 @@ from .rules import (
     refuse_without_tracks,
     val_loss,
 )
-from .runs import distinct, length, plain_run, scheduled, waiting
-from .spec import RunSpec, arm_name
+from .runs import Searched, extend, rate_of, scale_of, scheduled, searched_run, sweep_spec, waiting
 from .stage import Figure, Scenario, Stage
 from .stage import invented as invented_by_default
 from .statistics import noise as noise_floor
-
-Searched = tuple[str, str]  # optimizer, projection
 
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
@@ -52,7 +47,7 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
     for pair, grid in grids.items():
         track = "_".join(pair)
         if track in winners and not triaged(config, losses, track):
-            _extend(grid, partial(_grid_run, config, pair), _rate, results, sweep.max_extensions)
+            extend(grid, partial(_grid_run, config, pair), rate_of, results, sweep.max_extensions)
     specs = [s for grid in grids.values() for s in grid]
     if waiting(specs, results):
         return specs
@@ -62,25 +57,14 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
         won = winners[track].run
         pair = (won.optimizer.name, won.projection.name)
         specs += _baselines(config, pair, won.optimizer.lr, results)
-        specs += _control_search(config, pair, won.optimizer.lr, results)
+        specs += control_search(config, pair, won.optimizer.lr, results)
     return specs
-
-
-def _plain(config: Config, pair: Searched, lr: float, steps: int, seed: int, scale: float) -> RunConfig:
-    track: BestRate = {"optimizer": pair[0], "projection": pair[1], "lr": lr}
-    return plain_run(config, track, steps, seed, scale)
 
 
 def _grid_run(config: Config, pair: Searched, lr: float) -> RunSpec:
     sweep = config.lr_sweep
-    run = _plain(config, pair, lr, sweep.steps, config.study.stage_seed, 1.0)
-    return _spec(config, "grid", scheduled(run, config.study.lr_schedule, sweep.warmup), 1.0)
-
-
-def _spec(config: Config, role: str, run: RunConfig, scale: float) -> RunSpec:
-    """Make a run of this stage. Its scale counts from the grid's best rate and not, as later, from the best
-    constant one, so the arm is named by the rate itself."""
-    return RunSpec("lr_sweep", role, arm_name(run, None, length(run, config.finals.steps)), scale, run)
+    run = searched_run(config, pair, lr, sweep.steps, config.study.stage_seed, 1.0)
+    return sweep_spec(config, "grid", scheduled(run, config.study.lr_schedule, sweep.warmup), 1.0)
 
 
 def _baselines(config: Config, pair: Searched, lr: float, results: Results) -> list[RunSpec]:
@@ -89,94 +73,17 @@ def _baselines(config: Config, pair: Searched, lr: float, results: Results) -> l
     seed = config.study.stage_seed
 
     def baseline(scale: float, seed: int = seed, role: str = "baseline") -> RunSpec:
-        run = _plain(config, pair, lr, sweep.long_steps, seed, scale)
-        return _spec(config, role, run, scale)
+        run = searched_run(config, pair, lr, sweep.long_steps, seed, scale)
+        return sweep_spec(config, role, run, scale)
 
     points = [baseline(scale) for scale in sweep.baseline_scales]
     if len(points) > 1:
-        _extend(points, baseline, _scale, results, sweep.max_extensions)
+        extend(points, baseline, scale_of, results, sweep.max_extensions)
     winner = None if waiting(points, results) else best(points, results)
     if winner is None:
         return points
     seeds = range(seed + 1, seed + sweep.replicates + 1)
     return points + [baseline(winner.lr_scale, seed, "replicate") for seed in seeds]
-
-
-def _control_search(config: Config, pair: Searched, lr: float, results: Results) -> list[RunSpec]:
-    """Plan plain schedules around the grid's best `lr`, one factor at a time: the peak, the warm-up, the
-    shape, and the peak once more where one of these two changed. Each factor starts from the best run so
-    far."""
-    sweep = config.lr_sweep
-    plain = partial(_plain, config, pair, lr, sweep.long_steps, config.study.stage_seed)
-
-    def control(scale: float, schedule: LRScheduleConfig) -> RunSpec:
-        return _spec(config, "control", replace(plain(scale), lr_schedule=schedule), scale)
-
-    first = scheduled(plain(1.0), sweep.control_shapes[0], sweep.control_warmups[0]).lr_schedule
-    points = [control(scale, first) for scale in sweep.control_scales]
-    if len(points) > 1:
-        _extend(points, lambda scale: control(scale, first), _scale, results, sweep.control_extensions)
-    for factor in (_other_warmups, _other_shapes, _other_peaks):
-        winner = None if waiting(points, results) else best(points, results)
-        if winner is None:
-            break
-        points += [control(scale, schedule) for scale, schedule in factor(config, winner, points)]
-    return distinct(points)
-
-
-Peaks = list[tuple[float, LRScheduleConfig]]  # scale and schedule of further runs of the control
-
-
-def _other_warmups(config: Config, winner: RunSpec, points: Sequence[RunSpec]) -> Peaks:
-    shape = winner.run.lr_schedule.name
-    runs = [scheduled(winner.run, shape, warmup) for warmup in config.lr_sweep.control_warmups[1:]]
-    return [(winner.lr_scale, run.lr_schedule) for run in runs]
-
-
-def _other_shapes(config: Config, winner: RunSpec, points: Sequence[RunSpec]) -> Peaks:
-    schedule = winner.run.lr_schedule
-    return [(winner.lr_scale, replace(schedule, name=shape)) for shape in config.lr_sweep.control_shapes[1:]]
-
-
-def _other_peaks(config: Config, winner: RunSpec, points: Sequence[RunSpec]) -> Peaks:
-    """List the peaks next to the winner's that its schedule was not tried at; the first schedule had its
-    own."""
-    schedule = winner.run.lr_schedule
-    if len(config.lr_sweep.control_scales) == 1 or schedule == points[0].run.lr_schedule:
-        return []
-    tried = {s.lr_scale for s in points if s.run.lr_schedule == schedule}
-    return [(x, schedule) for x in (winner.lr_scale / 2, winner.lr_scale * 2) if x not in tried]
-
-
-def _rate(spec: RunSpec) -> float:
-    return spec.run.optimizer.lr
-
-
-def _scale(spec: RunSpec) -> float:
-    return spec.lr_scale
-
-
-def _extend(
-    points: list[RunSpec],
-    make: Callable[[float], RunSpec],
-    value: Callable[[RunSpec], float],
-    results: Results,
-    most: int,
-) -> None:
-    """Extend a grid by a factor 2 beyond the edge that its winner lies on, until it lies inside or a run is
-    missing."""
-    for _ in range(most):
-        winner = None if waiting(points, results) else best(points, results)
-        if winner is None:
-            return
-        values = [value(s) for s in points]
-        edge = edge_of(values, value(winner))
-        if edge in ("high", "both"):
-            points.append(make(2 * max(values)))
-        if edge in ("low", "both"):
-            points.append(make(min(values) / 2))
-        if edge is None:
-            return
 
 
 def sweep_winners(grid: Sequence[RunSpec], results: Results) -> dict[str, RunSpec]:
@@ -255,18 +162,18 @@ def _decided(config: Config, winner: RunSpec, specs: Sequence[RunSpec], results:
     sigma = statistics.stdev(noise)
     same_run = baseline.run_id in {s.run_id for s in grid}
     tried = grid if same_run else of_role["baseline"]  # runs of another length or schedule tell nothing
-    rates = [_rate(s) for s in grid]
+    rates = [rate_of(s) for s in grid]
     return {
         "optimizer": winner.run.optimizer.name,
         "projection": winner.run.projection.name,
-        "lr": _rate(baseline),
+        "lr": rate_of(baseline),
         "run_id": baseline.run_id,
         "val_loss": val_loss(results[baseline.run_id]),
-        "edge": edge_of([_rate(s) for s in tried], _rate(baseline)) if len(tried) > 1 else None,
+        "edge": edge_of([rate_of(s) for s in tried], rate_of(baseline)) if len(tried) > 1 else None,
         "grid": {
-            "lr": _rate(winner),
+            "lr": rate_of(winner),
             "val_loss": val_loss(results[winner.run_id]),
-            "edge": edge_of(rates, _rate(winner)),
+            "edge": edge_of(rates, rate_of(winner)),
             "extensions": len(rates) - len(config.lr_sweep.grids[winner.run.optimizer.name]),
         },
         "ranked": [s.run_id for s in tried],
@@ -275,7 +182,7 @@ def _decided(config: Config, winner: RunSpec, specs: Sequence[RunSpec], results:
         "replicate_losses": noise,
         "natural_kl": statistics.median(natural),
         "descent_median": _descent(of_role["replicate"], results),
-        "control": _control(config, control, of_role["control"], _rate(baseline), results),
+        "control": fair_control(config, control, of_role["control"], rate_of(baseline), results),
     }
 
 
@@ -288,45 +195,10 @@ def _replicated(
     if len(completed) < 2 or not natural:
         raise Undecidable(
             f"lr_sweep could not decide: fewer than two replicates of {baseline.arm} at lr "
-            f"{_rate(baseline):g} completed with an audited KL, so neither the noise nor the natural KL is "
+            f"{rate_of(baseline):g} completed with an audited KL, so neither the noise nor the natural KL is "
             "known."
         )
     return [val_loss(result) for result in completed], natural
-
-
-def _control(
-    config: Config, winner: RunSpec, points: Sequence[RunSpec], baseline_lr: float, results: Results
-) -> Control:
-    """Describe the fair control, and everything that it was chosen from."""
-    # it is used where anything in the study is compared with it, or runs on its schedule
-    compared = {"calibrate", "controller_search", "lr_scale", "finals"} & set(config.study.stages)
-    schedule = winner.run.lr_schedule
-    alike = [s.lr_scale for s in points if s.run.lr_schedule == schedule]
-    warmups = [s.run.lr_schedule.warmup_steps for s in points]
-    return {
-        "lr": _rate(winner),
-        "lr_scale": float(f"{_rate(winner) / baseline_lr:.6g}"),
-        "run_id": winner.run_id,
-        "val_loss": val_loss(results[winner.run_id]),
-        "lr_schedule": {
-            "name": schedule.name,
-            "warmup_steps": schedule.warmup_steps,
-            "decay_share": schedule.decay_share,
-        },
-        "edge": edge_of(alike, winner.lr_scale) if len(alike) > 1 else None,
-        "longest_warmup": len(set(warmups)) > 1 and schedule.warmup_steps == max(warmups),
-        "grid": [
-            {
-                "run_id": s.run_id,
-                "lr": _rate(s),
-                "schedule": s.run.lr_schedule.name,
-                "warmup_steps": s.run.lr_schedule.warmup_steps,
-                "val_loss": candidate(s, results)["val_loss"],
-            }
-            for s in points
-        ],
-        "used": bool(compared) or any(arm.control for arm in config.ablation.all_arms().values()),
-    }
 
 
 def _descent(replicates: Sequence[RunSpec], results: Results) -> float | None:
@@ -468,29 +340,8 @@ def headline(track: SweepTrack) -> str:
     return (
         f"baseline ({which}): lr {track['lr']:g}, validation loss {track['val_loss']:.4f}, σ "
         f"(its spread over {seeds}) {track['sigma']:.4f}; natural KL (of a step without EBC) "
-        f"{track['natural_kl']:.4g} nats{_control_in_words(track)}{dropped}"
+        f"{track['natural_kl']:.4g} nats{control_in_words(track)}{dropped}"
     )
-
-
-def _control_in_words(track: SweepTrack) -> str:
-    """Write the fair control; empty where nothing in the study is compared with it."""
-    control = track["control"]
-    if not control.get("used", True):
-        return ""
-    return (
-        f"; fair control (tuned schedule): lr {control['lr']:g} (×{control['lr_scale']:g}), "
-        f"{schedule_in_words(control['lr_schedule'])}, validation loss {control['val_loss']:.4f}"
-        f"{_worse(track)}"
-    )
-
-
-def _worse(track: SweepTrack) -> str:
-    return ", worse than the baseline" if track["control"]["val_loss"] > track["val_loss"] else ""
-
-
-def schedule_in_words(schedule: Mapping[str, Any]) -> str:
-    """Write `trapezoid, 100 steps of warm-up`."""
-    return f"{schedule['name'].replace('_', ' ')}, {schedule['warmup_steps']} steps of warm-up"
 
 
 def _edge(track: SweepTrack) -> str:
@@ -504,13 +355,6 @@ def _noise(track: SweepTrack) -> str:
     return f"nats, {floor['seeds']} replicate seeds; 95% interval {floor['low']:.4f} to {floor['high']:.4f}"
 
 
-def _of_control(track: SweepTrack) -> str:
-    control = track["control"]
-    edge = f"; {control['edge']} edge of its grid" if control["edge"] else ""
-    schedule = schedule_in_words(control["lr_schedule"])
-    return f"×{control['lr_scale']:g}, {schedule}; loss {control['val_loss']:.4f}{_worse(track)}{edge}"
-
-
 STAGE = Stage(
     name="lr_sweep",
     runs=runs,
@@ -521,7 +365,7 @@ STAGE = Stage(
         Figure("val_loss", "validation loss", "{:.4f}", "nats per token"),
         Figure("sigma", "noise σ", "{:.4f}", _noise),
         Figure("natural_kl", "natural KL", "{:.3g}", "nats per step, without EBC"),
-        Figure("control.lr", "fair control", "lr {:.3g}", _of_control),
+        Figure("control.lr", "fair control", "lr {:.3g}", control_remark),
         Figure("control.val_loss"),
     ),
     follow_up=follow_up,

@@ -18,8 +18,7 @@ from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Candidate, Decision
 from ebc_lab.records.figures import FINISHED, RunResult
 from ebc_lab.records.json_files import checksum_holds, with_checksum
-
-from .spec import RunSpec
+from ebc_lab.records.spec import RunSpec
 
 Results = Mapping[str, RunResult]  # by run id
 OTHER_VERSION = "it was recorded by another version of ebc-lab"

@@ -5,7 +5,7 @@ Pure functions of the configuration and of the decisions so far; the stages say 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +16,11 @@ from ebc_lab.config.identity import resolved, round3, share_in_steps
 from ebc_lab.config.parts.optimizer import OptimizerConfig
 from ebc_lab.config.schema import STAGES, Config, RunConfig
 from ebc_lab.records.decisions import BestRate, Decision, NaturalSteps, SweepTrack
+from ebc_lab.records.spec import RunSpec, arm_name
 
-from .rules import Results
-from .spec import RunSpec, arm_name
+from .rules import Results, best, edge_of
+
+Searched = tuple[str, str]  # optimizer, projection
 
 
 def plain_run(config: Config, track: BestRate, steps: int, seed: int, scale: float) -> RunConfig:
@@ -34,12 +36,6 @@ def plain_run(config: Config, track: BestRate, steps: int, seed: int, scale: flo
         stabilizer=replace(base.stabilizer, name="none"),
         lr_schedule=replace(base.lr_schedule, name="constant"),
     )
-
-
-def control_run(config: Config, track: SweepTrack, steps: int, seed: int, scale: float) -> RunConfig:
-    """Build a track's plain run on the fair control's schedule, which keeps its warm-up in steps."""
-    run = plain_run(config, track, steps, seed, scale)
-    return replace(run, lr_schedule=replace(run.lr_schedule, **track["control"]["lr_schedule"]))
 
 
 def ebc_run(
@@ -148,3 +144,45 @@ def waiting(specs: Sequence[RunSpec], results: Results) -> bool:
 def distinct(specs: Sequence[RunSpec]) -> list[RunSpec]:
     """Return one spec per run: the first that asked for it."""
     return list({s.run_id: s for s in reversed(specs)}.values())[::-1]
+
+
+def searched_run(config: Config, pair: Searched, lr: float, steps: int, seed: int, scale: float) -> RunConfig:
+    track: BestRate = {"optimizer": pair[0], "projection": pair[1], "lr": lr}
+    return plain_run(config, track, steps, seed, scale)
+
+
+def sweep_spec(config: Config, role: str, run: RunConfig, scale: float) -> RunSpec:
+    """Make a run of this stage. Its scale counts from the grid's best rate and not, as later, from the best
+    constant one, so the arm is named by the rate itself."""
+    return RunSpec("lr_sweep", role, arm_name(run, None, length(run, config.finals.steps)), scale, run)
+
+
+def rate_of(spec: RunSpec) -> float:
+    return spec.run.optimizer.lr
+
+
+def scale_of(spec: RunSpec) -> float:
+    return spec.lr_scale
+
+
+def extend(
+    points: list[RunSpec],
+    make: Callable[[float], RunSpec],
+    value: Callable[[RunSpec], float],
+    results: Results,
+    most: int,
+) -> None:
+    """Extend a grid by a factor 2 beyond the edge that its winner lies on, until it lies inside or a run is
+    missing."""
+    for _ in range(most):
+        winner = None if waiting(points, results) else best(points, results)
+        if winner is None:
+            return
+        values = [value(s) for s in points]
+        edge = edge_of(values, value(winner))
+        if edge in ("high", "both"):
+            points.append(make(2 * max(values)))
+        if edge in ("low", "both"):
+            points.append(make(min(values) / 2))
+        if edge is None:
+            return

@@ -19,10 +19,10 @@ from ebc_lab.config.identity import number
 from ebc_lab.config.schema import GROWING, TUNABLE, ArmConfig, Config, TuneConfig
 from ebc_lab.records.decisions import Candidate, CurvePoint, Decision, TunedArm, TunedTrack, Window
 from ebc_lab.records.figures import RunResult
+from ebc_lab.records.spec import DIGITS, RunSpec, told_of
 
 from .rules import Results, edge_of, ended, losses_of, make_decision, margin_sigma, val_loss
 from .runs import waiting
-from .spec import DIGITS, RunSpec, told_of
 from .stage import Scenario, Stage, held_back_by_its_seeds, seeds_of_arm
 from .statistics import luck_of_choice, window
 from .suite import Point, point_in_words, points, ready, run_of

@@ -16,9 +16,9 @@ from ebc_lab.records.files import read_regular, write_atomic
 from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.records.locks import run_lock
 from ebc_lab.records.paths import RunFiles
+from ebc_lab.records.spec import RunSpec
 from ebc_lab.records.streams import MOST_BYTES
 
-from ..stages.spec import RunSpec
 from . import attempts, manifest
 from .study import Study, studies_in
 

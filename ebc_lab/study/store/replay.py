@@ -13,9 +13,9 @@ from ebc_lab.config.identity import recorded_environment
 from ebc_lab.records.decisions import Decision
 from ebc_lab.records.json_files import as_json
 
-from ..stages import planned_runs, stage_of
 from ..stages.rules import Undecidable
 from ..stages.runs import distinct
+from ..stages.stage import planned_runs, stage_of
 from .reuse import runs_in_words
 from .snapshot import Snapshot, read
 from .study import Study

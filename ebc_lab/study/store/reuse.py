@@ -10,11 +10,11 @@ from ebc_lab.config.identity import by_name, study_environment
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import RunResult
+from ebc_lab.records.spec import RunSpec
 
-from ..stages import planned_runs, stage_of
 from ..stages.rules import Results, Undecidable, decision_problem, inputs_digest, inputs_of
 from ..stages.runs import distinct
-from ..stages.spec import RunSpec
+from ..stages.stage import planned_runs, stage_of
 from .study import RETRIED, RETRIED_UNFINISHED, Record
 
 ResultsOf = Callable[[list[RunSpec]], dict[str, RunResult]]

@@ -10,10 +10,10 @@ from ebc_lab.config.identity import recorded_environment
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import RunResult
+from ebc_lab.records.spec import RunSpec
 
-from ..stages import stage_of
 from ..stages.rules import decision_problem
-from ..stages.spec import RunSpec
+from ..stages.stage import stage_of
 from . import counts, reuse
 from .reuse import ResultsOf
 from .study import Record, Study, StudyHeader, settings_of

@@ -23,10 +23,10 @@ from ebc_lab.records.figures import OUTCOMES, RunResult
 from ebc_lab.records.json_files import as_json, read_checksummed, read_json, write_json
 from ebc_lab.records.locks import study_holder, study_lock
 from ebc_lab.records.paths import ProgressRecord, ShownSettings, SpecRecord, StudyFiles
+from ebc_lab.records.spec import RunSpec
 
-from ..stages import stage_of
 from ..stages.rules import inputs_of
-from ..stages.spec import RunSpec
+from ..stages.stage import stage_of
 from . import manifest
 
 HEADER_REMEDY = (

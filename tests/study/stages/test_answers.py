@@ -12,7 +12,8 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.report.text.words import suite_answer
 from ebc_lab.results import tables
 from ebc_lab.results.tables import verdict
-from ebc_lab.study.stages import ablation, stage_of
+from ebc_lab.study.stages import ablation
+from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.stages.statistics import paired, seeds_needed
 from ebc_lab.study.stages.verdict import sentence, verdict_of
 

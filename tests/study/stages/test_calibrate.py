@@ -4,8 +4,9 @@ import pytest
 from support.played import DIVERGED, FAILED, by_lr, config_of, decided, done, played
 
 from ebc_lab.study.inspect.forecast import planned
-from ebc_lab.study.stages import calibrate, stage_of
+from ebc_lab.study.stages import calibrate
 from ebc_lab.study.stages.rules import Undecidable
+from ebc_lab.study.stages.stage import stage_of
 
 BAND = ("calibrate.choose=band", "calibrate.multiples=[0.75,1,1.25,1.5,2]", "calibrate.lr_scale=2")
 

@@ -11,8 +11,9 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity, matches_run_id
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.report.text import modes as tables
-from ebc_lab.study.stages import circumstances, stage_of
+from ebc_lab.study.stages import circumstances
 from ebc_lab.study.stages.rules import Undecidable
+from ebc_lab.study.stages.stage import stage_of
 
 EVERY = "circumstances.capabilities=[default,avx2,avx512]"
 

@@ -3,7 +3,7 @@
 from support.played import config_of, decided_through, done, played
 
 from ebc_lab.study.inspect.forecast import planned
-from ebc_lab.study.stages import stage_of
+from ebc_lab.study.stages.stage import stage_of
 
 SEARCH = "study.stages=[lr_sweep,calibrate,controller_search,lr_scale,finals]"
 TRACK = "adam_none"

@@ -3,7 +3,7 @@
 import pytest
 from support.played import config_of, decided, done
 
-from ebc_lab.study.stages import stage_of
+from ebc_lab.study.stages.stage import stage_of
 
 
 def swept(behind, control=0.0):

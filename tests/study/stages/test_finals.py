@@ -7,7 +7,8 @@ from support.played import DIVERGED, config_of, decided_through, done, played
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
-from ebc_lab.study.stages import finals, stage_of
+from ebc_lab.study.stages import finals
+from ebc_lab.study.stages.stage import stage_of
 
 TRACK = "adam_none"
 EARLIER = [

@@ -3,8 +3,9 @@
 import pytest
 from support.played import DIVERGED, FAILED, config_of, decided, decided_through, done, played
 
-from ebc_lab.study.stages import lr_scale, stage_of
+from ebc_lab.study.stages import lr_scale
 from ebc_lab.study.stages.rules import Undecidable
+from ebc_lab.study.stages.stage import stage_of
 
 TRACK = "adam_none"
 ONE_RATE = ("optimizer=adam", "lr_sweep.baseline_scales=[0.5]", "lr_scale.scales=[1,2,4,8]")

@@ -4,8 +4,9 @@ the fair control, one factor at a time."""
 import pytest
 from support.played import DIVERGED, FAILED, by_lr, config_of, decided, done, played, rates
 
-from ebc_lab.study.stages import lr_sweep, stage_of
+from ebc_lab.study.stages import lr_sweep
 from ebc_lab.study.stages.rules import Undecidable
+from ebc_lab.study.stages.stage import stage_of
 
 BEST = 4e-3
 

@@ -4,7 +4,7 @@ over."""
 import pytest
 from support.played import DIVERGED, config_of, decided, decided_through, done
 
-from ebc_lab.study.stages import stage_of
+from ebc_lab.study.stages.stage import stage_of
 
 TRACK = "adam_none"
 ONE_RATE = ("optimizer=adam", "lr_sweep.baseline_scales=[0.5]", "lr_scale.scales=[1,2,4,8]")

@@ -8,8 +8,8 @@ from support.played import DIVERGED, by_lr, config_of, decided, decided_through,
 from ebc_lab.config.identity import digest, identity
 from ebc_lab.config.schema import STAGES
 from ebc_lab.study.inspect.forecast import forecast, planned
-from ebc_lab.study.stages import speculative_runs, stage_of
 from ebc_lab.study.stages.runs import distinct
+from ebc_lab.study.stages.stage import speculative_runs, stage_of
 
 EVERY = ["smoke", "laptop", "paper"]
 

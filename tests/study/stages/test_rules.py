@@ -5,7 +5,6 @@ import math
 import pytest
 from support.played import config_of, done
 
-from ebc_lab.study.stages import stage_of
 from ebc_lab.study.stages.rules import (
     FORM,
     band_distance,
@@ -16,6 +15,7 @@ from ebc_lab.study.stages.rules import (
     margin_sigma,
     val_loss,
 )
+from ebc_lab.study.stages.stage import stage_of
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import ArmConfig
 from ebc_lab.config.study_checks import validate
 from ebc_lab.study.inspect.forecast import expected_left, forecast
-from ebc_lab.study.stages import stage_of
+from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.stages.statistics import WINDOW_NATS
 
 SWEPT = {"lr": 1e-3, "optimizer": "adam", "projection": "none", "natural_kl": 0.02, "sigma": 0.01}

@@ -14,8 +14,7 @@ from ebc_lab.config.choices import conf_dir
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import STAGES
-from ebc_lab.study.stages import planned_runs, stage_of
-from ebc_lab.study.stages.stage import Figure, Stage
+from ebc_lab.study.stages.stage import Figure, Stage, planned_runs, stage_of
 
 MODULE = '''
 """warm_up: how many steps of warm-up the best baseline learning rate wants."""

@@ -21,8 +21,9 @@ from ebc_lab.report.text.words import suite_answer
 from ebc_lab.study.autopilot import autopilot
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.inspect.why import why
-from ebc_lab.study.stages import ablation, stage_of
+from ebc_lab.study.stages import ablation
 from ebc_lab.study.stages.runs import distinct
+from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.stages.suite import _spans, run_of
 
 EBC = {"stabilizer": {"name": "ebc"}}

@@ -1,7 +1,8 @@
 import pytest
 
-from ebc_lab.study.stages import finals, planned_runs
+from ebc_lab.study.stages import finals
 from ebc_lab.study.stages.compare_arms import efficiency
+from ebc_lab.study.stages.stage import planned_runs
 
 
 def test_efficiency_is_paired_by_seed_and_wants_half_of_the_seeds():

@@ -15,7 +15,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest
 from ebc_lab.records.json_files import read_checksummed, write_checksummed, write_json
 from ebc_lab.records.locks import run_lock
-from ebc_lab.study.stages import stage_of
+from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.store.find import find
 from ebc_lab.study.store.study import Study
 

@@ -24,7 +24,8 @@ from ebc_lab.config.identity import (
 from ebc_lab.config.parts.optimizer import OPTIMIZER
 from ebc_lab.config.parts.projection import PROJECTION
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.records.decisions import Schedules
+
+from .decisions import Schedules
 
 GRID = "grid"  # the role of the runs by which the first best rate is found
 DIGITS = 6  # of a learning rate, and of its scale: as many as `track_optimizer` keeps

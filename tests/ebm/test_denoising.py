@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.ebm_states import generator, tensor, unit
 
-from ebc_lab.ebm.noise import (
+from ebc_lab.ebm.denoising import (
     LEVELS,
     add_noise,
     ceiling_r2,

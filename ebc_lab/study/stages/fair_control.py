@@ -1,0 +1,145 @@
+"""The fair control: the same optimizer without EBC, on a schedule whose peak, warm-up and shape are tuned.
+
+Whoever beats it beats a tuned schedule, not an untuned constant rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from ebc_lab.config.parts.lr_schedule import LRScheduleConfig
+from ebc_lab.config.schema import Config, RunConfig
+from ebc_lab.records.decisions import Control, SweepTrack
+from ebc_lab.records.spec import RunSpec
+
+from .rules import Results, best, candidate, edge_of, val_loss
+from .runs import (
+    Searched,
+    distinct,
+    extend,
+    plain_run,
+    rate_of,
+    scale_of,
+    scheduled,
+    searched_run,
+    sweep_spec,
+    waiting,
+)
+
+
+def control_run(config: Config, track: SweepTrack, steps: int, seed: int, scale: float) -> RunConfig:
+    """Build a track's plain run on the fair control's schedule, which keeps its warm-up in steps."""
+    run = plain_run(config, track, steps, seed, scale)
+    return replace(run, lr_schedule=replace(run.lr_schedule, **track["control"]["lr_schedule"]))
+
+
+def control_search(config: Config, pair: Searched, lr: float, results: Results) -> list[RunSpec]:
+    """Plan plain schedules around the grid's best `lr`, one factor at a time: the peak, the warm-up, the
+    shape, and the peak once more where one of these two changed. Each factor starts from the best run so
+    far."""
+    sweep = config.lr_sweep
+    plain = partial(searched_run, config, pair, lr, sweep.long_steps, config.study.stage_seed)
+
+    def control(scale: float, schedule: LRScheduleConfig) -> RunSpec:
+        return sweep_spec(config, "control", replace(plain(scale), lr_schedule=schedule), scale)
+
+    first = scheduled(plain(1.0), sweep.control_shapes[0], sweep.control_warmups[0]).lr_schedule
+    points = [control(scale, first) for scale in sweep.control_scales]
+    if len(points) > 1:
+        extend(points, lambda scale: control(scale, first), scale_of, results, sweep.control_extensions)
+    for factor in (_other_warmups, _other_shapes, _other_peaks):
+        winner = None if waiting(points, results) else best(points, results)
+        if winner is None:
+            break
+        points += [control(scale, schedule) for scale, schedule in factor(config, winner, points)]
+    return distinct(points)
+
+
+Peaks = list[tuple[float, LRScheduleConfig]]  # scale and schedule of further runs of the control
+
+
+def _other_warmups(config: Config, winner: RunSpec, points: Sequence[RunSpec]) -> Peaks:
+    shape = winner.run.lr_schedule.name
+    runs = [scheduled(winner.run, shape, warmup) for warmup in config.lr_sweep.control_warmups[1:]]
+    return [(winner.lr_scale, run.lr_schedule) for run in runs]
+
+
+def _other_shapes(config: Config, winner: RunSpec, points: Sequence[RunSpec]) -> Peaks:
+    schedule = winner.run.lr_schedule
+    return [(winner.lr_scale, replace(schedule, name=shape)) for shape in config.lr_sweep.control_shapes[1:]]
+
+
+def _other_peaks(config: Config, winner: RunSpec, points: Sequence[RunSpec]) -> Peaks:
+    """List the peaks next to the winner's that its schedule was not tried at; the first schedule had its
+    own."""
+    schedule = winner.run.lr_schedule
+    if len(config.lr_sweep.control_scales) == 1 or schedule == points[0].run.lr_schedule:
+        return []
+    tried = {s.lr_scale for s in points if s.run.lr_schedule == schedule}
+    return [(x, schedule) for x in (winner.lr_scale / 2, winner.lr_scale * 2) if x not in tried]
+
+
+def fair_control(
+    config: Config, winner: RunSpec, points: Sequence[RunSpec], baseline_lr: float, results: Results
+) -> Control:
+    """Describe the fair control, and everything that it was chosen from."""
+    # it is used where anything in the study is compared with it, or runs on its schedule
+    compared = {"calibrate", "controller_search", "lr_scale", "finals"} & set(config.study.stages)
+    schedule = winner.run.lr_schedule
+    alike = [s.lr_scale for s in points if s.run.lr_schedule == schedule]
+    warmups = [s.run.lr_schedule.warmup_steps for s in points]
+    return {
+        "lr": rate_of(winner),
+        "lr_scale": float(f"{rate_of(winner) / baseline_lr:.6g}"),
+        "run_id": winner.run_id,
+        "val_loss": val_loss(results[winner.run_id]),
+        "lr_schedule": {
+            "name": schedule.name,
+            "warmup_steps": schedule.warmup_steps,
+            "decay_share": schedule.decay_share,
+        },
+        "edge": edge_of(alike, winner.lr_scale) if len(alike) > 1 else None,
+        "longest_warmup": len(set(warmups)) > 1 and schedule.warmup_steps == max(warmups),
+        "grid": [
+            {
+                "run_id": s.run_id,
+                "lr": rate_of(s),
+                "schedule": s.run.lr_schedule.name,
+                "warmup_steps": s.run.lr_schedule.warmup_steps,
+                "val_loss": candidate(s, results)["val_loss"],
+            }
+            for s in points
+        ],
+        "used": bool(compared) or any(arm.control for arm in config.ablation.all_arms().values()),
+    }
+
+
+def control_in_words(track: SweepTrack) -> str:
+    """Write the fair control; empty where nothing in the study is compared with it."""
+    control = track["control"]
+    if not control.get("used", True):
+        return ""
+    return (
+        f"; fair control (tuned schedule): lr {control['lr']:g} (×{control['lr_scale']:g}), "
+        f"{schedule_in_words(control['lr_schedule'])}, validation loss {control['val_loss']:.4f}"
+        f"{_worse(track)}"
+    )
+
+
+def _worse(track: SweepTrack) -> str:
+    return ", worse than the baseline" if track["control"]["val_loss"] > track["val_loss"] else ""
+
+
+def schedule_in_words(schedule: Mapping[str, Any]) -> str:
+    """Write `trapezoid, 100 steps of warm-up`."""
+    return f"{schedule['name'].replace('_', ' ')}, {schedule['warmup_steps']} steps of warm-up"
+
+
+def control_remark(track: SweepTrack) -> str:
+    control = track["control"]
+    edge = f"; {control['edge']} edge of its grid" if control["edge"] else ""
+    schedule = schedule_in_words(control["lr_schedule"])
+    return f"×{control['lr_scale']:g}, {schedule}; loss {control['val_loss']:.4f}{_worse(track)}{edge}"
