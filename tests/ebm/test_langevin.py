@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.ebm_states import generator, tensor, unit
+from support.ebm_states import cosine_variance, generator, tensor, unit
 
 from ebc_lab.ebm.energy import Terms, stiffness
 from ebc_lab.ebm.langevin import SAMPLERS, Result, baoab_step, langevin, original_chain
 from ebc_lab.ebm.sphere import geodesic, project
-from ebc_lab.ebm.vmf import bessel_ratio, bessel_ratio_slope, sample
+from ebc_lab.ebm.vmf import bessel_ratio, sample
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())["baoab"]
 
@@ -42,7 +42,7 @@ def chains(target: Bump | Terms, x: torch.Tensor, **settings) -> Result:
 def mean_cosine_error(n: int, raw: float, result: Result) -> tuple[float, float]:
     """E[mu.x] / A_n - 1, and one standard error of it."""
     expected = float(bessel_ratio(n, raw))
-    spread = math.sqrt(float(bessel_ratio_slope(n, raw)) / len(result.x))
+    spread = math.sqrt(cosine_variance(n, raw) / len(result.x))
     return float(result.x[:, 0].double().mean()) / expected - 1, spread / expected
 
 

@@ -3,6 +3,7 @@
 import torch
 
 from ebc_lab.ebm.sphere import normalise
+from ebc_lab.ebm.vmf import bessel_ratio
 
 
 def tensor(values) -> torch.Tensor:
@@ -15,6 +16,12 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def unit(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return normalise(torch.randn(*shape, generator=generator(seed), dtype=dtype))
+
+
+def cosine_variance(n: int, raw: float) -> float:
+    """Of mu.x under vMF(mu, raw): the slope of the Bessel ratio."""
+    ratio = float(bessel_ratio(n, raw))
+    return 1 - ratio * ratio - (n - 1) * ratio / raw
 
 
 def assert_same(first, second) -> None:
