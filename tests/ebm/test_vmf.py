@@ -1,8 +1,6 @@
 """The von Mises-Fisher law: golden values, quadrature, scipy's Bessel functions, samples, refusals."""
 
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, special, stats
-from support.ebm_states import cosine_variance, generator
+from support.ebm_states import GOLDEN, cosine_variance, generator
 
 from ebc_lab.ebm.vmf import (
     bessel_ratio,
@@ -21,12 +19,11 @@ from ebc_lab.ebm.vmf import (
     sample,
 )
 
-GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())["vmf"]["rows"]
 dimensions = st.integers(2, 1200)
 concentrations = st.floats(-3, 5).map(lambda exponent: 10.0**exponent)
 
 
-@pytest.mark.parametrize("row", GOLDEN, ids=lambda row: f"n{row['n']}-K{row['raw']:g}")
+@pytest.mark.parametrize("row", GOLDEN["vmf"]["rows"], ids=lambda row: f"n{row['n']}-K{row['raw']:g}")
 def test_golden_values(row):
     n, raw = row["n"], row["raw"]
     assert float(bessel_ratio(n, raw)) == pytest.approx(row["bessel_ratio"], rel=1e-8)

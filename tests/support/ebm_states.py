@@ -1,9 +1,14 @@
 """Numbers, points on the sphere and state dicts for the tests of the energy-based model's library."""
 
+import json
+from pathlib import Path
+
 import torch
 
 from ebc_lab.ebm.sphere import normalise
 from ebc_lab.ebm.vmf import bessel_ratio
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "ebm" / "golden.json").read_text())
 
 
 def tensor(values) -> torch.Tensor:
