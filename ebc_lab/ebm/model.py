@@ -211,10 +211,6 @@ class EnergyModel(nn.Module):
         """Return E(x | contexts) in nats, (M,)."""
         return self.under(contexts).total(x)
 
-    def score(self, x: Tensor, contexts: Tensor) -> Tensor:
-        """Return -grad E on the sphere, (M, n)."""
-        return self.under(contexts).score(x)
-
     def settle(self, x: Tensor, contexts: Tensor, steps: int = 1) -> Tensor:
         """Return x after `steps` that never raise E, (M, n)."""
         return self.under(contexts).settle(x, steps)

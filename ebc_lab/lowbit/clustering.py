@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -225,17 +225,15 @@ def _lloyd(grid: Floats, start: Floats, max_iter: int, backend: str) -> tuple[La
     return kmeans_of(grid, start, max_iter)
 
 
+@dataclass(eq=False, repr=False)
 class KMeansClustering:
     """`kmeans` behind the familiar names: `fit`, `predict`, `labels_`, `cluster_centers_`, `inertia_`."""
 
-    def __init__(
-        self, n_clusters: int = 10, seed: int = 0, max_iter: int = 300, backend: str = "auto"
-    ) -> None:
-        self.n_clusters = n_clusters
-        self.seed = seed
-        self.max_iter = max_iter
-        self.backend = backend
-        self._clusters: tuple[KMeansResult, _Grid, Floats] | None = None
+    n_clusters: int = 10
+    seed: int = 0
+    max_iter: int = 300
+    backend: str = "auto"
+    _clusters: tuple[KMeansResult, _Grid, Floats] | None = field(default=None, init=False)
 
     def fit(self, X: ArrayLike | torch.Tensor) -> KMeansClustering:
         """Cluster the rows of X (n, d); ValueError as `kmeans`."""
@@ -424,13 +422,13 @@ class DataClustering:
         return rng.permutation(np.concatenate(drawn))
 
 
+@dataclass(eq=False, repr=False)
 class ParameterClustering:
     """Groups of a model's tensors that are alike in size, scale, shape and depth."""
 
-    def __init__(self, n_clusters: int = 6, seed: int = 0, backend: str = "auto") -> None:
-        self.n_clusters = n_clusters
-        self.seed = seed
-        self.backend = backend
+    n_clusters: int = 6
+    seed: int = 0
+    backend: str = "auto"
 
     def groups(self, named: Mapping[str, Any]) -> dict[str, list[str]]:
         """Group {name: tensor or (shape, rms)}, in the model's order, into {`cluster0`, ...: names}.

@@ -77,9 +77,10 @@ def test_energy_score_and_settling_anywhere_on_the_sphere(trained):
     states, contexts = model.encode(tokens_of(model)[0][:1])
     noise = torch.randn(states.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     x = torch.nn.functional.normalize(states + 0.3 * noise, dim=-1).detach()
-    for name in ("energy", "score"):
-        expected = [getattr(slow, name)(*point) for point in zip(x, contexts, strict=True)]
-        torch.testing.assert_close(getattr(model, name)(x, contexts), torch.stack(expected), **EXACT)
+    expected = [slow.energy(*point) for point in zip(x, contexts, strict=True)]
+    torch.testing.assert_close(model.energy(x, contexts), torch.stack(expected), **EXACT)
+    expected = [slow.score(*point) for point in zip(x, contexts, strict=True)]
+    torch.testing.assert_close(model.under(contexts).score(x), torch.stack(expected), **EXACT)
     expected = [slow.settle(*point, steps=3) for point in zip(x, contexts, strict=True)]
     torch.testing.assert_close(model.settle(x, contexts, steps=3), torch.stack(expected), **EXACT)
 
