@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -46,21 +46,11 @@ def splat_logits(
         raw = (n - 1) * widened(kappa)
         peak = vmf.log_peak(n, raw) if log_peak is None else log_peak
         offset = (log_pi.double() + peak).to(dtype)
-        return torch.addcmul(offset, raw.to(dtype), _less_one(x, mu))
-
-
-def _less_one(x: Tensor, mu: Tensor) -> Tensor:
-    """Return mu.x - 1 of every point and splat."""
-    if mu.dim() == 2:
-        return linear(x, mu, x.new_full((len(mu),), -1.0))
-    return cast(Tensor, _GatheredDot.apply(mu, x)) - 1  # type: ignore[no-untyped-call]
-
-
-def _weighted(weights: Tensor, mu: Tensor) -> Tensor:
-    """Return sum_k w_k mu_k, (..., n)."""
-    if mu.dim() == 2:
-        return torch.matmul(weights, mu)
-    return cast(Tensor, _GatheredSum.apply(weights, mu))  # type: ignore[no-untyped-call]
+        if mu.dim() == 2:
+            less_one = linear(x, mu, x.new_full((len(mu),), -1.0))  # mu.x - 1
+        else:
+            less_one = _GatheredDot.apply(mu, x) - 1  # type: ignore[no-untyped-call]
+        return torch.addcmul(offset, raw.to(dtype), less_one)
 
 
 def _dot(mu: Tensor, x: Tensor) -> Tensor:
@@ -185,7 +175,8 @@ class Terms:
         logits = self.logits(x)
         with torch.autocast(x.device.type, enabled=False):
             weights = torch.softmax(logits, -1) * ((n - 1) * self.kappa).to(logits.dtype)
-            pull = _weighted(weights, self.mu.to(logits.dtype))
+            weighted = torch.matmul if self.mu.dim() == 2 else _GatheredSum.apply
+            pull: Tensor = weighted(weights, self.mu.to(logits.dtype))
             if self.contexts is not None and self.tether is not None:
                 pull = pull + (n - 1) * _tethered(self.contexts, self.tether)
             if self.a is not None and self.b is not None and self.omega is not None:

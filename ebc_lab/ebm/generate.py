@@ -47,18 +47,15 @@ def draw(
 
     ValueError, naming the step, where energy or score is not finite.
     """
-    chain = states
-    temperature = sampling.temperature
-
-    def score(x: Tensor) -> Tensor:
-        return model.score(x, contexts)
-
-    if temperature > 0 and sampling.steps > 0 and sampling.sampler == "original":
-        chain = original_chain(score, states, temperature=temperature, generator=generator).x
-    elif temperature > 0 and sampling.steps > 0:
+    energy, temperature = model.under(contexts), sampling.temperature
+    if temperature == 0 or sampling.steps == 0:
+        return energy.settle(states)
+    if sampling.sampler == "original":
+        chain = original_chain(energy.score, states, temperature=temperature, generator=generator)
+    else:
         chain = langevin(
-            lambda x: model.energy(x, contexts),
-            score,
+            energy.total,
+            energy.score,
             states,
             steps=sampling.steps,
             stiffness=model.stiffness(),
@@ -67,8 +64,8 @@ def draw(
             temperature=temperature,
             adjusted=sampling.sampler == "adjusted",
             generator=generator,
-        ).x
-    return model.settle(chain, contexts)
+        )
+    return energy.settle(chain.x)
 
 
 @torch.no_grad()

@@ -76,13 +76,6 @@ class Kept:
     dropped_mass: Tensor  # the others' mean responsibility, 0-dim
     routing: Routing | None  # of the experts
 
-    def at(self, picked: Tensor) -> Kept:
-        """Return the same of some tokens, whose routing is left out."""
-        states, contexts, settled = self.states[picked], self.contexts[picked], self.settled[picked]
-        return Kept(
-            len(picked), states, contexts, settled, self.neighbours[picked], self.dropped_mass, routing=None
-        )
-
 
 class WindowEncoder(nn.Module):
     """sum_{j < m} M_j e_{t-j}, (B, T, n): at first the identity, then fading rotations."""
@@ -217,10 +210,6 @@ class EnergyModel(nn.Module):
     def energy(self, x: Tensor, contexts: Tensor) -> Tensor:
         """Return E(x | contexts) in nats, (M,)."""
         return self.under(contexts).total(x)
-
-    def score(self, x: Tensor, contexts: Tensor) -> Tensor:
-        """Return -grad E on the sphere, (M, n)."""
-        return self.under(contexts).score(x)
 
     def settle(self, x: Tensor, contexts: Tensor, steps: int = 1) -> Tensor:
         """Return x after `steps` that never raise E, (M, n)."""
@@ -412,11 +401,11 @@ def score_shift(model: EnergyModel, scored: Scored) -> Tensor:
 
 def noised_loss(model: EnergyModel, forward: Kept, targets: Tensor, draws: Draws) -> Tensor:
     """Return the cross-entropy of tokens decoded from states settled from a noised start, levels in turn."""
-    part = forward.at(draws.noised)
-    levels = torch.tensor(model.settings.levels, device=part.states.device)
-    sigma = levels[torch.arange(len(part.states), device=levels.device) % len(levels)]
-    start = add_noise(part.states.detach(), sigma, draws.noise, generator=draws.generator)
-    settled = model.settle(start, part.contexts)
-    rows = max(1, len(draws.noised) * forward.rows // len(forward.states))
-    logits, _ = model.decode(settled, part.states, rows)
+    states = forward.states[draws.noised]
+    levels = torch.tensor(model.settings.levels, device=states.device)
+    sigma = levels[torch.arange(len(states), device=levels.device) % len(levels)]
+    start = add_noise(states.detach(), sigma, draws.noise, generator=draws.generator)
+    settled = model.settle(start, forward.contexts[draws.noised])
+    rows = max(1, len(states) * forward.rows // len(forward.states))
+    logits, _ = model.decode(settled, states, rows)
     return F.cross_entropy(logits.float(), targets.flatten()[draws.noised])

@@ -55,13 +55,6 @@ def project(x: Tensor, v: Tensor) -> Tensor:
     return v - dot(x, v) * x
 
 
-def metric(x: Tensor) -> Tensor:
-    """Return the projection as a matrix, I - x x^T, (..., n, n): the metric that R^n induces at x."""
-    x = widened(x)
-    identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-    return identity - x.unsqueeze(-1) * x.unsqueeze(-2)
-
-
 def distance(x: Tensor, y: Tensor) -> Tensor:
     """Return the angle between x and y in radians, (...); its gradient is 0, not NaN, at angle 0."""
     return _angle(widened(x), widened(y)).squeeze(-1)

@@ -86,8 +86,6 @@ class SplatStore(nn.Module):
         kappa_min: float = 1.0,
         kappa_max: float = 50.0,
         adapt: str = "statistics",
-        recall: float = 0.95,
-        seed: int = 0,
     ) -> None:
         super().__init__()
         if capacity < 1 or neighbours < 1:
@@ -99,9 +97,9 @@ class SplatStore(nn.Module):
             raise ValueError(f"the limits of kappa must be over 0 and in order, not {limits}.")
         if adapt not in ADAPT:
             raise ValueError(f"store.adapt {adapt!r} is unknown: choose one of {', '.join(ADAPT)}.")
-        NeighbourIndex(index, recall, seed)  # refuses now what it would refuse at the first search
+        NeighbourIndex(index)  # refuses now what it would refuse at the first search
         self.capacity, self.n, self.neighbours = capacity, n, neighbours
-        self.kind, self.recall, self.seed = check_kind(index), recall, seed
+        self.kind = check_kind(index)
         self.kappa_min, self.kappa_max, self.adapt = kappa_min, kappa_max, adapt
         self.kappa_divisor = 1.0
         self._index: NeighbourIndex | None = None
@@ -216,7 +214,7 @@ class SplatStore(nn.Module):
             return
         self._rows = self.rows
         points = self.directions().detach()[self._rows]
-        self._index = NeighbourIndex(self.kind, self.recall, self.seed).build(points, self.neighbours)
+        self._index = NeighbourIndex(self.kind).build(points, self.neighbours)
 
     def _approximate(self, k: int) -> bool:
         """Tell whether the index is asked for k splats; few of them are searched exactly."""

@@ -67,13 +67,6 @@ def bessel_ratio(n: int, K: float | Tensor) -> Tensor:
     return ratio
 
 
-def bessel_ratio_slope(n: int, K: float | Tensor) -> Tensor:
-    """Return dA_n / dK = 1 - A^2 - (n - 1) A / K, also the variance of mu.x; float64 of K's shape."""
-    raw = _checked(n, K)
-    ratio = bessel_ratio(n, raw)
-    return 1 - ratio * ratio - (n - 1) * ratio / raw
-
-
 def concentration(n: int, A: float | Tensor) -> Tensor:
     """Return the K with A_n(K) = A, float64 of A's shape: Newton's method from A (n - A^2) / (1 - A^2).
 

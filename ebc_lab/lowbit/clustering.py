@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -225,63 +225,56 @@ def _lloyd(grid: Floats, start: Floats, max_iter: int, backend: str) -> tuple[La
     return kmeans_of(grid, start, max_iter)
 
 
+@dataclass(eq=False, repr=False)
 class KMeansClustering:
     """`kmeans` behind the familiar names: `fit`, `predict`, `labels_`, `cluster_centers_`, `inertia_`."""
 
-    def __init__(
-        self, n_clusters: int = 10, seed: int = 0, max_iter: int = 300, backend: str = "auto"
-    ) -> None:
-        self.n_clusters = n_clusters
-        self.seed = seed
-        self.max_iter = max_iter
-        self.backend = backend
-        self._result: KMeansResult | None = None
-        self._grid: _Grid | None = None
-        self._centers: Floats | None = None
+    n_clusters: int = 10
+    seed: int = 0
+    max_iter: int = 300
+    backend: str = "auto"
+    _clusters: tuple[KMeansResult, _Grid, Floats] | None = field(default=None, init=False)
 
     def fit(self, X: ArrayLike | torch.Tensor) -> KMeansClustering:
         """Cluster the rows of X (n, d); ValueError as `kmeans`."""
-        self._result, self._grid, self._centers = _cluster(
-            _rows(X, "X"), self.n_clusters, self.seed, None, self.max_iter, self.backend
-        )
+        points = _rows(X, "X")
+        self._clusters = _cluster(points, self.n_clusters, self.seed, None, self.max_iter, self.backend)
         return self
 
     def predict(self, X: ArrayLike | torch.Tensor) -> Labels:
         """Return the nearest centre of each row, (n,): for the rows of `fit` its `labels_`, bit for bit."""
-        result = self._fitted()
-        assert self._grid is not None
-        assert self._centers is not None
+        _, grid, centers = self._fitted()
         points = _rows(X, "X")
-        features = result.centroids.shape[1]
+        features = centers.shape[1]
         if points.shape[1] != features:
             raise ValueError(f"X has {points.shape[1]} features, but {features} were fitted: give the same.")
         if len(points):
             _box(points, "X")
-        return nearest(self._grid.integers(points), self._centers)
+        return nearest(grid.integers(points), centers)
 
     def fit_predict(self, X: ArrayLike | torch.Tensor) -> Labels:
         return self.fit(X).labels_
 
-    def _fitted(self) -> KMeansResult:
-        if self._result is None:
+    def _fitted(self) -> tuple[KMeansResult, _Grid, Floats]:
+        if self._clusters is None:
             raise ValueError("nothing is clustered yet: call fit(X) first.")
-        return self._result
+        return self._clusters
 
     @property
     def labels_(self) -> Labels:
-        return self._fitted().labels
+        return self._fitted()[0].labels
 
     @property
     def cluster_centers_(self) -> Floats:
-        return self._fitted().centroids
+        return self._fitted()[0].centroids
 
     @property
     def inertia_(self) -> float:
-        return self._fitted().inertia
+        return self._fitted()[0].inertia
 
     @property
     def n_iter_(self) -> int:
-        return self._fitted().iterations
+        return self._fitted()[0].iterations
 
 
 def suggest_k(
@@ -429,13 +422,13 @@ class DataClustering:
         return rng.permutation(np.concatenate(drawn))
 
 
+@dataclass(eq=False, repr=False)
 class ParameterClustering:
     """Groups of a model's tensors that are alike in size, scale, shape and depth."""
 
-    def __init__(self, n_clusters: int = 6, seed: int = 0, backend: str = "auto") -> None:
-        self.n_clusters = n_clusters
-        self.seed = seed
-        self.backend = backend
+    n_clusters: int = 6
+    seed: int = 0
+    backend: str = "auto"
 
     def groups(self, named: Mapping[str, Any]) -> dict[str, list[str]]:
         """Group {name: tensor or (shape, rms)}, in the model's order, into {`cluster0`, ...: names}.

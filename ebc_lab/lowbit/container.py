@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 MAGIC = b"EBCPACK1"
 VERSION = 1
-KINDS = ("packed", "float32")
 _ALIGNMENT = 4  # bytes: a float32 lies at a multiple of its size
 _CHUNK = 1 << 20
 _FRAME = len(MAGIC) + 8 + 32  # magic, header length, checksum

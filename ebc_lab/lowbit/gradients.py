@@ -9,7 +9,6 @@ and no memory is saved: e is a float32 copy of the matrices. The maths is in doc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,14 +22,6 @@ from .levels import rounding_key, stochastic_step
 from .ste import effective
 
 ROUNDINGS = ("nearest", "stochastic")
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """The residuals a step would leave, float32, and whether all its gradients were finite (0-dim bool)."""
-
-    residuals: list[Tensor]
-    finite: Tensor
 
 
 class GradientQuantizer:
@@ -61,7 +52,8 @@ class GradientQuantizer:
         self.seed = seed
         self.residuals: list[Tensor] | None = None
         self.last_error = torch.tensor(torch.nan)
-        self._proposal: Proposal | None = None
+        # the residuals a step would leave, float32, and whether all its gradients were finite, 0-dim
+        self._proposal: tuple[list[Tensor], Tensor] | None = None
         self._sent = (0, 0)  # bytes and elements
 
     @property
@@ -92,7 +84,7 @@ class GradientQuantizer:
         explained = 2 * _products(wanted, sent) - _products(sent, sent)
         self.last_error = torch.where(total == 0, 0.0, (1 - explained / total).clamp(min=0)).float()
         if self.error_feedback:
-            self._proposal = Proposal([a - s for a, s in zip(wanted, sent, strict=True)], finite)
+            self._proposal = [a - s for a, s in zip(wanted, sent, strict=True)], finite
         return _chosen(finite, sent, gradients)
 
     def commit(self, taken: Tensor | bool = True) -> None:
@@ -104,15 +96,15 @@ class GradientQuantizer:
         self._proposal = None
         if proposal is None or taken is False:
             return
-        keep = proposal.finite
+        residuals, keep = proposal
         if isinstance(taken, Tensor):
             keep = keep & taken.to(keep.device)
         if self.residuals is None:
-            self.residuals = [torch.zeros_like(r) for r in proposal.residuals]
+            self.residuals = [torch.zeros_like(r) for r in residuals]
         if keep.device.type == "cpu":
-            self.residuals = _chosen(keep, proposal.residuals, self.residuals)
+            self.residuals = _chosen(keep, residuals, self.residuals)
             return
-        for r, new in zip(self.residuals, proposal.residuals, strict=True):
+        for r, new in zip(self.residuals, residuals, strict=True):
             r.copy_(torch.where(keep, new, r))  # in place: a CUDA graph reads the memory it was captured with
 
     def state_dict(self) -> dict[str, Any]:

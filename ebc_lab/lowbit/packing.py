@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from .backends import get_backend
 from .backends.formulas import Codes
-from .backends.planes import check_bytes, check_codes, packed_size
-
-__all__ = ["pack", "packed_size", "unpack"]
+from .backends.planes import check_bytes, check_codes
+from .backends.planes import packed_size as packed_size
 
 
 def pack(codes: object, levels: str, *, backend: str = "numpy") -> NDArray[np.uint8]:

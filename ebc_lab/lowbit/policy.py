@@ -30,21 +30,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Observed:
-    """What a policy sees before a step.
+    """What a policy sees before a step."""
 
-    Args:
-        loss: of this step's batch.
-        grad_norm: of the whole gradient.
-        update_norm: of the last update as it was applied; 0 before the first.
-        progress: t/steps, in [0, 1].
-        clipped: whether a stabilizer shortened the last step.
-    """
-
-    loss: float
-    grad_norm: float
-    update_norm: float
-    progress: float
-    clipped: bool
+    loss: float  # of this step's batch
+    grad_norm: float  # of the whole gradient
+    update_norm: float  # of the last update as it was applied; 0 before the first
+    progress: float  # t/steps, in [0, 1]
+    clipped: bool  # whether a stabilizer shortened the last step
 
 
 class RunningMoments:

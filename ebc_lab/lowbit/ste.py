@@ -68,10 +68,15 @@ def straight_through(
 def effective(weight: Tensor, levels: str, group: Group, scale: Scale) -> Tensor:
     """Return what `straight_through` does, without a gradient."""
     latent = _float32(weight, levels, group, scale)
+    values: Tensor | None = None
     if weight.device.type == "cpu" and not traced(weight):
-        values = _dispatched(latent.detach(), levels, group, scale)
-    else:
-        values = torch_effective(latent, levels, group, _checked_scale(scale))
+        try:
+            values = default_dispatcher().quantize(latent.detach(), levels, scale, group)
+        except ValueError:
+            if latent.isfinite().all():
+                raise
+    if values is None:
+        values = torch_effective(latent, levels, group, scale)
     return values.double() if weight.dtype == torch.float64 else values
 
 
@@ -79,7 +84,7 @@ def codes_of(weight: Tensor, levels: str, group: Group = "tensor", scale: Scale 
     """Return a weight's int8 codes at this moment, for recording; 0 throughout a group that is not finite."""
     with torch.no_grad():
         latent = _float32(weight.detach(), levels, group, scale)
-        steps = torch_steps(latent, levels, group, _checked_scale(scale))
+        steps = torch_steps(latent, levels, group, scale)
         steps = torch.where(steps.isfinite(), steps, 0.0)
         return torch_codes(latent.nan_to_num(0.0, 0.0, 0.0), steps, levels, group)
 
@@ -109,17 +114,3 @@ def _float32(weight: Tensor, levels: str, group: Group, scale: Scale) -> Tensor:
     if weight.is_complex():
         raise ValueError(f"a weight must be real to be quantized, not {weight.dtype}.")
     return weight.float()
-
-
-def _checked_scale(scale: Scale) -> Scale:
-    return scale if isinstance(scale, str) else float(scale)
-
-
-def _dispatched(weight: Tensor, levels: str, group: Group, scale: Scale) -> Tensor:
-    try:
-        values: Tensor = default_dispatcher().quantize(weight, levels, scale, group)
-    except ValueError:
-        if weight.isfinite().all():
-            raise
-        values = torch_effective(weight, levels, group, _checked_scale(scale))
-    return values

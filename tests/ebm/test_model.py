@@ -75,15 +75,6 @@ def test_a_later_token_does_not_reach_back(settings):
     assert moved[:, 7].min() > 1e-6
 
 
-@every
-def test_rows_do_not_see_one_another_and_may_be_short(settings):
-    model = energy_model(**settings)
-    tokens = some_tokens()
-    with torch.no_grad():
-        torch.testing.assert_close(model(tokens)[1], model(tokens[1:2])[0])
-        torch.testing.assert_close(model(tokens)[:, :5], model(tokens[:, :5]))
-
-
 def test_weights_are_the_seeds():
     first, second, other = (energy_model(seed=seed).state_dict() for seed in (3, 3, 4))
     names = [name for name, value in first.items() if isinstance(value, torch.Tensor)]
@@ -131,42 +122,10 @@ def test_unknown_parts_are_refused():
 # -- the energy ----------------------------------------------------------------------------------------------
 
 
-@every
-def test_settling_never_raises_the_energy_of_all_splats(settings):
-    model = energy_model(**(settings | {"neighbours": 16}))
-    states, contexts = model.encode(some_tokens())
-    x = torch.nn.functional.normalize(torch.randn(states.shape, dtype=torch.float64), dim=-1)
-    with torch.no_grad():
-        for _ in range(5):
-            settled = model.settle(x, contexts)
-            assert (model.energy(settled, contexts) - model.energy(x, contexts)).max() < 1e-9
-            x = settled
-
-
-@every
-def test_the_score_is_the_falling_gradient_of_the_energy(settings):
-    model = energy_model(**settings)
-    states, contexts = (t.detach() for t in model.encode(some_tokens(1)))
-    x = add_noise(states, 0.3, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    [slope] = torch.autograd.grad(model.energy(x, contexts).sum(), x)
-    on_sphere = slope - (slope * x).sum(-1, keepdim=True) * x
-    torch.testing.assert_close(model.score(x, contexts), -on_sphere, rtol=1e-9, atol=1e-9)
-
-
 def test_the_energy_of_the_uniform_law_is_the_log_area():
     assert log_area(2) == pytest.approx(math.log(2 * math.pi))
     assert log_area(3) == pytest.approx(math.log(4 * math.pi))
     assert log_area(640) == pytest.approx(math.log(2) + 320 * math.log(math.pi) - math.lgamma(320))
-
-
-def test_no_noise_leaves_the_score_of_the_splats_alone():
-    """At a level near 0 the score is the plain one without contexts."""
-    model = energy_model(levels=(1e-4,))
-    states, _ = model.encode(some_tokens(1))
-    kappas, peaks = model.widened()
-    seen = model.score_at(states, 0, kappas[0], peaks[0])
-    near, _ = model.under(None).near(states)
-    torch.testing.assert_close(seen, model.under(None).score(states, near), rtol=1e-5, atol=1e-5)
 
 
 # -- derivatives ---------------------------------------------------------------------------------------------
@@ -220,27 +179,6 @@ def test_the_splats_follow_the_states_and_not_the_reverse(part):
 
 
 # -- the losses ----------------------------------------------------------------------------------------------
-
-
-@every
-def test_the_parts_add_up(settings):
-    weights = LossWeights(mle=0.7, score=0.2, noised=0.3, balance=0.05, z=0.02)
-    found = objective_of(energy_model(**settings), some_tokens(), weights)
-    named = {
-        "loss_mle": weights.mle,
-        "loss_dsm": weights.score,
-        "loss_noised": weights.noised,
-        "balance": weights.balance,
-        "router_z": weights.z,
-    }
-    expected = found.parts["loss"] + sum(
-        weight * found.parts[name] for name, weight in named.items() if name in found.parts
-    )
-    torch.testing.assert_close(found.total.detach(), expected)
-    assert all(part.dim() == 0 and not part.requires_grad for part in found.parts.values())
-    loads = [part for name, part in found.parts.items() if name.removeprefix("load_").isdigit()]
-    assert not loads or float(sum(loads)) == pytest.approx(1)
-    assert ("loss_mle" in found.parts) == ("r2_0p05" in found.parts) == (found.scored is not None)
 
 
 def test_columns_are_named_by_their_level():
@@ -303,16 +241,6 @@ def test_noised_states_of_blocks_are_whole_rows():
     found = noised_loss(tiny, kept, targets, draws)
     clean = torch.nn.functional.cross_entropy(logits[1:].float().flatten(0, 1), targets[1:].flatten())
     torch.testing.assert_close(found, clean, rtol=1e-4, atol=1e-4)
-
-
-def test_some_of_what_a_forward_keeps():
-    model = energy_model()
-    _, kept = model.detailed(some_tokens())
-    part = kept.at(torch.tensor([5, 1]))
-    assert part.rows == 2
-    assert part.routing is None
-    assert torch.equal(part.states, kept.states[[5, 1]])
-    assert torch.equal(part.neighbours, kept.neighbours[[5, 1]])
 
 
 def test_weights_and_places_come_back_from_a_file(tmp_path):

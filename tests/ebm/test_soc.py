@@ -1,24 +1,21 @@
 """The pile on the splats: novelty, toppling, its memory, consolidation, and the law of its avalanches."""
 
 import copy
-import io
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.ebm_states import assert_same
+from support.ebm_states import GOLDEN, assert_same
+from support.low_bit import saved_and_loaded
 
 from ebc_lab.ebm import vmf
 from ebc_lab.ebm.soc import HistoryBuffer, Pile, drive, novelty, power_law, topple
 from ebc_lab.ebm.sphere import distance, normalise
 from ebc_lab.ebm.store import SplatStore, Wins
 
-GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 N = 16
 E = torch.eye(N)
 
@@ -403,11 +400,8 @@ def test_a_pile_resumes_bit_for_bit():
     first = torch.nn.ModuleList([SplatStore(24, N), Pile(N, capacity=600)])
     first[0].add(E[:8], kappa=50.0)
     assert sum(event.consolidations for event in run(*first, 13)) > 0
-    file = io.BytesIO()
-    torch.save(first.state_dict(), file)
-    file.seek(0)
     second = torch.nn.ModuleList([SplatStore(24, N), Pile(N, capacity=600)])
-    second.load_state_dict(torch.load(file, weights_only=True))
+    second.load_state_dict(saved_and_loaded(first.state_dict()))
     assert second[1].sizes == first[1].sizes != []
     for here, there in zip(run(*first, 14, 13), run(*second, 14, 13), strict=True):
         assert torch.equal(here.rows_changed, there.rows_changed)

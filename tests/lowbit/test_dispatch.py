@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from ebc_lab import lowbit
 from ebc_lab.lowbit import dispatch
 from ebc_lab.lowbit.backends import BackendUnavailableError, NumpyBackend, get_backend
 from ebc_lab.lowbit.clustering import kmeans
@@ -275,6 +276,12 @@ def test_dispatchers():
     assert create_auto_dispatcher().config == BackendConfig()
     empty = {"total_operations": 0, "backend_summary": {}, "choices": [], "unavailable": {}}
     assert create_auto_dispatcher().get_metrics() == empty
+
+
+def test_every_name_of_the_library_loads():
+    assert {"HAS_GPU", "BackendConfig", "create_auto_dispatcher"} < set(lowbit.__all__)
+    for name in lowbit.__all__:
+        getattr(lowbit, name)
 
 
 def test_torch_is_not_imported_for_numpy():

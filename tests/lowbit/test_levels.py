@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from support.low_bit import GOLDEN, assert_same_bits, gaussian, large_golden
 
-from ebc_lab.lowbit.backends.formulas import SCALES, TOP, as_float32, mix, order_free_mean, root_mean_square
+from ebc_lab.lowbit.backends.formulas import SCALES, TOP, as_float32, order_free_mean, root_mean_square
 from ebc_lab.lowbit.levels import (
     Quantized,
     absmean,
@@ -338,13 +338,6 @@ def test_uniforms_are_those_of_the_golden_file(case):
 @given(st.integers(0, 2**32 - 1))
 def test_uniforms_are_those_of_the_transcription(key):
     assert uniforms(50, key).tolist() == [plain_uniform(i, key) for i in range(50)]
-
-
-def test_the_hash_is_the_same_for_a_number_an_array_and_a_tensor():
-    numbers = [0, 1, 0x9E3779B9, 2**31, 2**32 - 1]
-    expected = [mix(n) for n in numbers]
-    assert mix(np.array(numbers, np.uint32)).tolist() == expected
-    assert mix(torch.tensor(numbers)).tolist() == expected
 
 
 def test_a_negative_count_of_uniforms_is_refused():

@@ -527,22 +527,3 @@ def test_the_snippet_of_the_trainer():
     summary = trainer.get_training_summary()
     assert summary["total_steps"] == 5 * 29
     assert summary["final_loss"] < 0.6 * summary["zero_predictor_loss"]
-
-
-def test_the_snippet_of_the_dispatcher():
-    np.random.seed(0)
-    data = np.random.randn(1000, 16).astype(np.float32)
-    values = np.random.randn(10_000).astype(np.float32)
-
-    from ebc_lab.lowbit import HAS_GPU, BackendConfig, HybridDispatcher, create_auto_dispatcher
-
-    assert HAS_GPU in (True, False)
-    dispatcher = create_auto_dispatcher()
-    quantized = dispatcher.quantize(values)
-    assert quantized.tobytes() == quantize(values, "five").values().tobytes()
-    labels, centroids = dispatcher.kmeans(data, n_clusters=10)
-    assert labels.shape == (1000,)
-    assert centroids.shape == (10, 16)
-    config = BackendConfig(prefer_gpu=False, prefer_cpp=True, min_size_for_cpp=0, verbose=False)
-    assert HybridDispatcher(config).quantize(values).tobytes() == quantized.tobytes()
-    assert dispatcher.get_metrics()["total_operations"] == 2

@@ -54,16 +54,12 @@ def _within(name: str, value: float, low: int, high: float, kinds: tuple[type, .
 
 @dataclass(frozen=True, eq=False)
 class Writer:
-    """A model and its tokenizer.
-
-    Args:
-        context: tokens that the model looks back on, as in its training.
-        sampling: of a latent; its steps and temperature are those of each `Writing`.
-    """
+    """A model and its tokenizer."""
 
     model: EnergyModel
     tokenizer: TokenizerLike
-    context: int
+    context: int  # tokens that the model looks back on, as in its training
+    # of a latent; its steps and temperature are those of each `Writing`
     sampling: Sampling = field(default_factory=Sampling)
 
     def continued(self, prompt: str, writing: Writing, stop: Sequence[str] = ()) -> str:

@@ -20,7 +20,7 @@ enum { FAR = 1 << 21 };     /* values from which on they come from memory, not f
 enum { WIDTH = 64 };        /* bytes of a plane of a whole packed block */
 enum { TERNARY_PLANES = 5, FIVE_PLANES = 24, FIVE_BYTES = 7, MOST_CODES = FIVE_PLANES * WIDTH };
 enum { ABSMEAN = 0, ABSMAX = 1, GIVEN = 2 };
-enum { DONE = 0, NOT_FINITE = 1, NO_MEMORY = -1 };
+static const int64_t DONE = 0, NOT_FINITE = 1, NO_MEMORY = -1;
 static const uint32_t INFINITE = 0x7F800000u; /* the bits of infinity: those of NaN are larger */
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -50,10 +50,10 @@ class _Language:
 
 
 _LANGUAGES = {
-    "c": _Language("kernels.c", "CC", "cc", ("-std=c11", "-pthread")),
+    "c": _Language("kernels.c", "CC", "cc", ("-std=c11",)),
     "cpp": _Language("kernels.cpp", "CXX", "c++", ("-std=c++17", "-pthread")),
 }
-_HEADERS = ("blocks.h", "kmeans.h")
+_HEADERS = ("operations.h", "blocks.h", "kmeans.h")
 
 # What each function takes; all but ebc_decode return an int64. Addresses travel as plain integers.
 _P, _L, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32

@@ -1,6 +1,6 @@
 """The low-bit operations in C and C++ (docs/lowbit.md, backends).
 
-* `kernels.c` runs on one thread, `kernels.cpp` on `threads`; both give the bits of the numpy reference.
+* `kernels.c` runs them on one thread, `kernels.cpp` on `threads`; both give the bits of the numpy reference.
 * Arrays are numpy's or torch's on the CPU; tensors are read where they lie. torch is not imported here.
 """
 
@@ -84,7 +84,8 @@ def _address(array: Array) -> int:
 
 
 class CompiledBackend:
-    """The operations of `backends.Backend` in C ("c", one thread) or C++ ("cpp", `threads` threads).
+    """The operations of `backends.Backend`, and the errors they raise, in C ("c", one thread) or C++ ("cpp",
+    `threads` threads).
 
     Numpy in, numpy out; CPU tensor in, CPU tensor out. Contiguous float32 (int8, uint8) is not copied.
     `out`, where given, takes the result: contiguous, of its dtype and shape, apart from the input.
@@ -106,7 +107,6 @@ class CompiledBackend:
         *,
         out: Any = None,
     ) -> tuple[Array, Array]:
-        """Return the nearest codes, int8, and the steps. ValueError where a value is NaN or infinite."""
         weights = _taken(values, _FLOAT32)
         codes = _room(values, weights.shape, _INT8, out)
         steps = self._quantize(weights, levels, group, scale, _address(codes), None)
@@ -121,7 +121,6 @@ class CompiledBackend:
         *,
         out: Any = None,
     ) -> Array:
-        """Return step * code, float32; NaN throughout a group that holds NaN or infinity."""
         weights = _taken(values, _FLOAT32)
         result = _room(values, weights.shape, _FLOAT32, out)
         self._quantize(weights, levels, group, scale, None, _address(result))
@@ -152,7 +151,6 @@ class CompiledBackend:
     def decode(
         self, codes: Array, steps: Array, levels: str, group: Group = "tensor", *, out: Any = None
     ) -> Array:
-        """Return step * code, float32, +0 where the code is 0."""
         check_levels(levels)
         taken = _taken(codes, _INT8)
         layout = _layout(taken.shape, check_group(group, taken.shape))
@@ -162,8 +160,6 @@ class CompiledBackend:
         return _given_back(result, codes) if out is None else out
 
     def stochastic(self, values: Array, levels: str, step: float, key: int, *, out: Any = None) -> Array:
-        """Return the stochastic codes, int8; `key` is a `rounding_key`. ValueError where a value is not
-        finite."""
         top = check_levels(levels)
         step = check_step(step)
         weights = _taken(values, _FLOAT32)
@@ -179,7 +175,6 @@ class CompiledBackend:
         return _given_back(codes, values) if out is None else out
 
     def pack(self, codes: Array, levels: str, *, out: Any = None) -> Array:
-        """Return codes, row-major, as flat uint8 of `packed_size` bytes. ValueError for what is no code."""
         top = check_levels(levels)
         taken = _taken(codes, _INT8)
         if str(getattr(codes, "dtype", "")) not in ("int8", "torch.int8"):  # check them as they came
@@ -224,7 +219,6 @@ class CompiledBackend:
         return _given_back(result, data) if out is None else out
 
     def kmeans(self, grid: Array, start: Array, max_iter: int) -> tuple[Array, Array, int]:
-        """Do Lloyd's passes on a grid of integers (n, d) from centres (k, d): (labels, centres, passes)."""
         points = np.require(np.asarray(grid), np.float64, ["C", "A"])
         centres = np.array(start, dtype=np.float64, order="C")
         fit = points.ndim == 2 and centres.ndim == 2 and points.shape[1:] == centres.shape[1:]

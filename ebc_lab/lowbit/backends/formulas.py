@@ -110,9 +110,7 @@ def check_finite(values: Floats) -> None:
     flat = finite.reshape(-1)
     first = int(np.argmin(flat))
     value = float(values.reshape(-1)[first])
-    place = first
-    if values.ndim > 1:
-        place = tuple(int(i) for i in np.unravel_index(first, values.shape))  # type: ignore[assignment]
+    place = tuple(map(int, np.unravel_index(first, values.shape))) if values.ndim > 1 else first
     count = flat.size - int(np.count_nonzero(flat))
     raise ValueError(
         f"{count} of {flat.size} values are NaN or infinite as float32, the first {value} at index {place}: "

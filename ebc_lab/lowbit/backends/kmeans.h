@@ -3,16 +3,10 @@
  * Points and centres are integers of at most 24 bits held as float64, so scores |c|^2 - 2 x.c and sums are
  * integers below 2^53 and float64 is exact in any order. Most decisions are made in float32, in which the
  * integers themselves are exact and only the sums round: a decision counts where the rounding errors of both
- * scores together cannot turn it, else float64 decides. Plain C that is also valid C++17; see docs/lowbit.md.
+ * scores together cannot turn it, else float64 decides. A part of operations.h; see docs/lowbit.md.
  */
 #ifndef EBC_LAB_KMEANS_H
 #define EBC_LAB_KMEANS_H
-
-#include <math.h>
-#include <pthread.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
 
 #ifdef __AVX512F__
 #define EBC_KM_LANES 16
@@ -22,14 +16,13 @@
 #define EBC_KM_TILE (2 * EBC_KM_LANES) /* points side by side: two registers of float32 */
 #define EBC_KM_BLOCK 6                 /* centres at once: 12 sums, which fit 16 registers too */
 #define EBC_KM_MOST_FEATURES 65536     /* beyond, the bound on the rounding errors is not kept here */
-#define EBC_KM_MOST_THREADS 64
-#define EBC_KM_WORK_OF_A_THREAD (1 << 21) /* multiplications in a pass that are worth a thread */
+#define EBC_KM_PRODUCTS 32             /* multiplications that take as long as another operation's value */
 
 typedef float ebc_km_floats __attribute__((vector_size(4 * EBC_KM_LANES)));
 typedef int32_t ebc_km_ints __attribute__((vector_size(4 * EBC_KM_LANES)));
 typedef double ebc_km_doubles __attribute__((vector_size(4 * EBC_KM_LANES), aligned(8)));
 
-typedef struct {
+typedef struct ebc_km_problem {
     const double *grid; /* (n, d) */
     int64_t n, d, k;
     int exact_only;     /* 1 where float32 cannot hold the values or bound the errors */
@@ -45,11 +38,6 @@ typedef struct {
     float *center_norms; /* (k,) |c|, rounded up */
     float *slacks;      /* (k,) the error of a score is at most slack * (2 |x| + |c|) */
 } ebc_km_problem;
-
-typedef struct {
-    ebc_km_problem *problem;
-    int64_t first, last; /* tiles */
-} ebc_km_job;
 
 /* The exact product of two rows of integers; the order does not matter. */
 static inline double ebc_km_dot(const double *a, const double *b, int64_t d)
@@ -212,12 +200,11 @@ static inline void ebc_km_label_tile(const ebc_km_problem *p, int64_t tile, int3
         unsure[lane] = !unsure[lane];
 }
 
-static inline void *ebc_km_label(void *argument)
+static int64_t ebc_km_label(const Work *work, int64_t first, int64_t last)
 {
-    const ebc_km_job *job = (const ebc_km_job *)argument;
-    const ebc_km_problem *p = job->problem;
+    const ebc_km_problem *p = work->problem;
     int32_t label[EBC_KM_TILE], unsure[EBC_KM_TILE];
-    for (int64_t tile = job->first; tile < job->last; tile++) {
+    for (int64_t tile = first; tile < last; tile++) {
         const int64_t from = tile * EBC_KM_TILE;
         const int64_t left = p->n - from, points = left < EBC_KM_TILE ? left : EBC_KM_TILE;
         if (!p->exact_only)
@@ -227,33 +214,16 @@ static inline void *ebc_km_label(void *argument)
             p->found[from + lane] = exactly ? ebc_km_nearest_exactly(p, from + lane) : label[lane];
         }
     }
-    return NULL;
+    return FINE;
 }
 
 /* Labels of all points into `found`. Threads share nothing they write, so their number changes nothing. */
-static inline void ebc_km_label_all(ebc_km_problem *p, int64_t threads)
+static inline void ebc_km_label_all(ebc_km_problem *p, int32_t threads)
 {
-    const int64_t tiles = ebc_km_tiles(p->n);
-    const double worth = (double)p->n * (double)p->d * (double)p->k / EBC_KM_WORK_OF_A_THREAD;
-    ebc_km_job jobs[EBC_KM_MOST_THREADS];
-    pthread_t handles[EBC_KM_MOST_THREADS];
-    int started[EBC_KM_MOST_THREADS];
-    threads = threads < EBC_KM_MOST_THREADS ? threads : EBC_KM_MOST_THREADS;
-    threads = (double)threads < worth ? threads : (int64_t)worth;
-    threads = threads > 1 ? threads : 1;
+    const double products = (double)p->n * (double)p->d * (double)p->k;
+    const Work work = {.problem = p};
     ebc_km_pack_centres(p);
-    for (int64_t t = 0; t < threads; t++) {
-        jobs[t].problem = p;
-        jobs[t].first = tiles * t / threads;
-        jobs[t].last = tiles * (t + 1) / threads;
-        started[t] = t > 0 && pthread_create(&handles[t], NULL, ebc_km_label, &jobs[t]) == 0;
-    }
-    for (int64_t t = 0; t < threads; t++)
-        if (!started[t])
-            ebc_km_label(&jobs[t]);
-    for (int64_t t = 1; t < threads; t++)
-        if (started[t])
-            pthread_join(handles[t], NULL);
+    in_parallel(threads, ebc_km_tiles(p->n), (int64_t)(products / EBC_KM_PRODUCTS), ebc_km_label, &work);
 }
 
 static inline void ebc_km_add(ebc_km_problem *p, int64_t point, int64_t cluster, double sign)
@@ -366,9 +336,8 @@ static inline int64_t ebc_km_layout(ebc_km_problem *p, char *memory, double **di
  * `centres` holds the start and takes the result, `labels` (n,) the label of each point for these centres.
  * Returns the passes, the last one included, or -1 where there is no memory. Expects 1 <= k <= n, 1 <= d and
  * 1 <= max_iter. `threads` changes the time alone. */
-static inline int64_t ebc_kmeans_lloyd(
-    const double *grid, int64_t n, int64_t d, double *centres, int64_t k, int64_t max_iter, int32_t *labels,
-    int32_t threads)
+int64_t ebc_kmeans(const double *grid, int64_t n, int64_t d, double *centres, int64_t k, int64_t max_iter,
+                   int32_t *labels, int32_t threads)
 {
     ebc_km_problem p;
     double *distances;

@@ -127,7 +127,6 @@ def _lloyd_of_tensors(
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     import torch
 
-    k = len(centers)
     labels = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
     sums = torch.zeros_like(centers)
     for passes in range(1, max_iter + 1):
@@ -141,11 +140,17 @@ def _lloyd_of_tensors(
             if passes > 1:
                 sums.index_add_(0, labels[rows], values, alpha=-1)
         labels = new_labels
-        counts = torch.bincount(labels, minlength=k)
-        new_sums = sums
-        if not bool(counts.all()):
-            new_sums, counts = _filled(points, centers, labels, sums, counts)
-        centers = torch.round(new_sums / counts[:, None].double()) + 0.0
+        counts = torch.bincount(labels, minlength=len(centers))
+        filled = sums
+        if not bool(counts.all()):  # each empty cluster gets a point, chosen on the host
+            filled = sums.clone()
+            own, host_counts = labels.int().cpu().numpy(), counts.cpu().numpy()
+            distances = (points - centers[labels]).square().sum(1).cpu().numpy()
+            for cluster, point in _points_for_empty(own, distances, host_counts):
+                filled[int(own[point])] -= points[point]
+                filled[cluster] += points[point]
+            counts = torch.from_numpy(host_counts).to(counts.device)
+        centers = torch.round(filled / counts[:, None].double()) + 0.0
     return _nearest_of_tensors(points, centers), centers, max_iter
 
 
@@ -158,23 +163,3 @@ def _nearest_of_tensors(points: torch.Tensor, centers: torch.Tensor) -> torch.Te
         scores = torch.addmm(squares, rows, centers.T, alpha=-2)
         nearest.append(scores.argmin(1))  # documented: the first of equals
     return torch.cat(nearest)
-
-
-def _filled(
-    points: torch.Tensor,
-    centers: torch.Tensor,
-    labels: torch.Tensor,
-    sums: torch.Tensor,
-    counts: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return sums and counts in which each empty cluster has a point."""
-    import torch
-
-    distances = (points - centers[labels]).square().sum(1)
-    host_counts = counts.cpu().numpy().copy()
-    host_labels = labels.int().cpu().numpy()
-    sums = sums.clone()
-    for cluster, point in _points_for_empty(host_labels, distances.cpu().numpy(), host_counts):
-        sums[int(host_labels[point])] -= points[point]
-        sums[cluster] += points[point]
-    return sums, torch.from_numpy(host_counts).to(counts.device)

@@ -140,19 +140,18 @@ class HybridLLMTrainer:
         hidden = [p.numel() for p in run.hidden().values()]
         everything = sum(t.nbytes for t in [*run.model.parameters(), *run.model.buffers()])
         hidden_float = 4 * sum(hidden)
-        packed = hidden_float
-        if self.config.quantize_weights:
-            packed = matrices_size(hidden, self.config.levels)
-        whole = everything - hidden_float + packed
+        packed = matrices_size(hidden, self.config.levels)
+        used = packed if self.config.quantize_weights else hidden_float
+        whole = everything - hidden_float + used
         sizes = {
-            "hidden_matrices": hidden_float / packed,
+            "hidden_matrices": hidden_float / used,
             "whole_model": everything / whole,
-            "hidden_bytes": packed,
+            "hidden_bytes": used,
             "hidden_bytes_float32": hidden_float,
             "model_bytes": whole,
             "model_bytes_float32": everything,
         }
-        hidden_count = sum(p.numel() for p in run.hidden().values())
+        sent = hidden_float if run.gradients is None else packed  # by one worker, of these gradients
         return {
             "total_steps": run.step,
             "initial_loss": run.initial_loss,
@@ -161,9 +160,9 @@ class HybridLLMTrainer:
             "zero_predictor_loss": run.zero_loss,
             "total_loss_reduction": run.initial_loss - final,
             "total_time": run.seconds,
-            "bits_per_weight": 8 * sizes["hidden_bytes"] / hidden_count,
+            "bits_per_weight": 8 * used / sum(hidden),
             "compression": sizes,
-            "optimizer_summary": self._optimizer_summary(run),
+            "optimizer_summary": self._optimizer_summary(run) | {"gradient_bits": 8 * sent / sum(hidden)},
             "metrics_history": [dict(record) for record in run.history],
         }
 
@@ -330,15 +329,7 @@ class HybridLLMTrainer:
             "constraints_active": run.clipped_steps,
             "constraints_active_share": run.clipped_steps / max(1, run.step),
             "skipped_steps": run.skipped_steps,
-            "gradient_bits": self._gradient_bits(run),
         }
-
-    def _gradient_bits(self, run: Run) -> float:
-        """Return what one worker would send of a hidden matrix's gradient, per element."""
-        if run.gradients is None:
-            return 32.0
-        counts = [p.numel() for p in run.hidden().values()]
-        return 8 * matrices_size(counts, self.config.levels) / sum(counts)
 
 
 def _mean_loss(source: Rows | Text, predict: Callable[[Tensor, Tensor], Tensor], loss: Loss) -> float:

@@ -17,6 +17,7 @@ from ..gradients import GradientQuantizer
 from ..policy import Policy
 
 _MAGIC = b"EBCTRN01"
+_PARTS = ("model", "optimizer", "gradients", "policy")  # of a run, that have a state of their own
 
 
 @dataclasses.dataclass
@@ -43,12 +44,6 @@ class Run:
     losses: list[float] = dataclasses.field(default_factory=list)  # of this epoch's steps
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)  # of whole epochs
 
-    @classmethod
-    def plain(cls) -> list[str]:
-        """Return the names of what is saved as it is; the others have a state of their own."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        return [name for name in names if name not in ("model", "optimizer", "gradients", "policy")]
-
     def parameters(self) -> list[nn.Parameter]:
         return list(self.model.parameters())
 
@@ -58,21 +53,16 @@ class Run:
         return {name: p for name, p in named if p.ndim == 2 and (self.kind == "rows" or "blocks." in name)}
 
     def state_dict(self) -> dict[str, Any]:
-        state = {name: getattr(self, name) for name in self.plain()}
-        state["model"] = self.model.state_dict()
-        state["optimizer"] = self.optimizer.state_dict()
-        state["gradients"] = None if self.gradients is None else self.gradients.state_dict()
-        state["policy"] = self.policy.state_dict()
-        return state
+        plain = {name: value for name, value in vars(self).items() if name not in _PARTS}
+        parts = {name: getattr(self, name) for name in _PARTS}
+        return plain | {name: None if part is None else part.state_dict() for name, part in parts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in self.plain():
-            setattr(self, name, state[name])
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.gradients is not None:
-            self.gradients.load_state_dict(state["gradients"])
-        self.policy.load_state_dict(state["policy"])
+        for name, value in vars(self).items():
+            if name not in _PARTS:
+                setattr(self, name, state[name])
+            elif value is not None:
+                value.load_state_dict(state[name])
 
 
 def write_checkpoint(path: Path, saved: dict[str, Any]) -> None:
