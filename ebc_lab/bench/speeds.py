@@ -1,5 +1,4 @@
-"""Precision, threads and compiling: the rules that choose what is fastest on this machine, and what they are
-applied to.
+"""Precision, threads and compiling: rules that choose what is fastest here, and what they are applied to.
 
 The rules are pure functions of measured rates; `choose` applies them and measures what is not known yet.
 Measurements run in processes of their own (`step_timer`), so that the driver needs no torch, and are kept in
@@ -318,8 +317,7 @@ def known_rates(run: RunConfig, cases: Sequence[Case]) -> dict[Case, float]:
 
 
 def measured_rates(run: RunConfig, cases: Sequence[Case]) -> dict[Case, float]:
-    """Measure steps/s of each case, over all its processes, and keep them. Raises UserError when that
-    fails."""
+    """Measure steps/s of each case, over all its processes, and keep them. Raises UserError."""
     try:
         timed = run_module("step_timer", {"run": to_dict(run), "cases": cases})
     except UserError as error:
@@ -357,8 +355,7 @@ def run_module(
 ) -> Any:
     """The JSON that `python -m ebc_lab.bench.<name>` prints for a request on its standard input.
 
-    `env`: variables in addition to this process's. Raises UserError with the last line of what it says when
-    it fails, subprocess.TimeoutExpired.
+    `env`: further variables. Raises UserError with its last line when it fails, subprocess.TimeoutExpired.
     """
     done = subprocess.run(
         [sys.executable, "-m", f"ebc_lab.bench.{name}"],
@@ -379,8 +376,7 @@ def run_module(
 def report(config: Config, run: RunConfig, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """All rates at this shape, for both dtypes, and what a study and a single run would choose, and why.
 
-    Measures what is not known, and says so first; `cached`: the rates were known. Raises UserError when a
-    measurement fails.
+    Measures what is not known, and says so first; `cached`: the rates were known. Raises UserError.
     """
     cores = machine.cores()
     shape = chosen_by_rule(run, cores, job_cores(config.launcher))[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import typer
 
 from ebc_lab.config.errors import UserError, any_of, blamed, nearest, visible
 
-from .options import OUTPUT_DIR, PASS_ON, Json, Place
+from .options import OUTPUT_DIR, PASS_ON, Json, Place, Port, print_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -171,9 +170,7 @@ def generate(
 def serve(
     model: Model,
     arm: Arm = None,
-    port: Annotated[
-        int, typer.Option("--port", help="Port on 127.0.0.1; a free one if left out.", show_default=False)
-    ] = 0,
+    port: Port = 0,
     output_dir: Place = OUTPUT_DIR,
 ) -> None:
     """Answer POST /generate, /energy, /embed and GET /health on 127.0.0.1 until Ctrl-C.
@@ -251,8 +248,7 @@ def _models_in(study: Any) -> list[tuple[str, Path]]:
 
 
 def _loaded(path: Path) -> KeptModel:
-    """Load a model onto its run's device, where this machine has it, with as many threads as in training:
-    their number changes bits. Raises UserError."""
+    """Load a model onto its run's device, if there, with its threads, which change bits. Raises UserError."""
     import torch
 
     from ebc_lab.workloads.kept import read_model
@@ -408,4 +404,4 @@ def _write_reports(path: Path, diagnosis: Diagnosis) -> None:
 def _json(value: Any) -> None:
     from ebc_lab.records.json_files import as_json
 
-    typer.echo(json.dumps(as_json(value), indent=1))
+    print_json(as_json(value))
