@@ -286,15 +286,12 @@ def test_evaluate_restores_the_mode_when_the_model_fails():
     assert model.training
 
 
-@pytest.mark.parametrize("wrong", [0, True])
-def test_evaluate_refuses_what_is_no_number_of_batches(wrong):
-    with pytest.raises(ValueError, match="max_batches must be a whole number of at least 1"):
-        quiet(tiny(), batches(), batches()).evaluate(wrong)
-
-
-def test_evaluate_needs_data():
+def test_evaluate_needs_data_and_a_whole_number_of_batches():
     with pytest.raises(ValueError, match="there is no val_loader"):
         quiet(tiny(), batches()).evaluate()
+    for wrong in (0, True):
+        with pytest.raises(ValueError, match="max_batches must be a whole number of at least 1"):
+            quiet(tiny(), batches(), batches()).evaluate(wrong)
 
 
 # -- what goes wrong -----------------------------------------------------------------------------------------
@@ -404,19 +401,15 @@ def test_cleanup_gives_the_model_back():
     assert not trainer.optimizer.state
     assert trainer.results() == results
     assert trainer.evaluate()[0] == results["val_losses"][-1]
-    with pytest.raises(RuntimeError, match="make a new one"):
-        trainer.fit(1)
-    with pytest.raises(RuntimeError, match="make a new one"):
-        trainer.save_checkpoint()
-    with quiet(model.requires_grad_(True), batches(), hooks=False) as again:
-        again.fit(1)
-
-
-def test_cleanup_follows_an_error():
-    trainer = quiet(tiny(), batches())
-    with pytest.raises(ZeroDivisionError), trainer:
+    for use in (lambda: trainer.fit(1), trainer.save_checkpoint):
+        with pytest.raises(RuntimeError, match="make a new one"):
+            use()
+    model.zero_grad()
+    again = quiet(model, batches())
+    again.fit(1)
+    with pytest.raises(ZeroDivisionError), again:
         raise ZeroDivisionError
-    assert not trainer.optimizer.hooked
+    assert not again.optimizer.hooked
 
 
 # -- on a GPU ------------------------------------------------------------------------------------------------
