@@ -19,7 +19,7 @@ from ebc_lab import __version__
 from ebc_lab.config.errors import visible
 
 from . import collection, completion, ebm
-from .options import HELP_NAMES, INTERRUPTED, OUTPUT_DIR, PASS_ON, Json, Place, Port, print_json
+from .options import HELP_NAMES, INTERRUPTED, OUTPUT_DIR, PASS_ON, Json, Place, Port, optional, print_json
 from .options import console as _console
 
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer exports its children only
@@ -34,15 +34,9 @@ Overrides = Annotated[
 Force = Annotated[
     bool, typer.Option("--force", help="Change the settings of a study that was begun with others.")
 ]
-MaxRuns = Annotated[
-    int | None,
-    typer.Option("--max-runs", help="Train at most this many runs in this call.", show_default=False),
-]
+MaxRuns = Annotated[int | None, optional("--max-runs", help="Train at most this many runs in this call.")]
 MaxHours = Annotated[
-    float | None,
-    typer.Option(
-        "--max-hours", help="Stop before the workers' hours together exceed this.", show_default=False
-    ),
+    float | None, optional("--max-hours", help="Stop before the workers' hours together exceed this.")
 ]
 Name = Annotated[
     str | None,
@@ -274,12 +268,7 @@ def export(
     study: Name = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="The bundle; STUDY.zip beside the study's folder if left out.",
-            show_default=False,
-        ),
+        optional("--output", "-o", help="The bundle; STUDY.zip beside the study's folder if left out."),
     ] = None,
     output_dir: Place = OUTPUT_DIR,
     as_json: Json = False,
@@ -298,9 +287,7 @@ def export(
 def verify(
     study: Name = None,
     output_dir: Place = OUTPUT_DIR,
-    sha256: Annotated[
-        str | None, typer.Option("--sha256", help="Of a bundle: what `export` printed.", show_default=False)
-    ] = None,
+    sha256: Annotated[str | None, optional("--sha256", help="Of a bundle: what `export` printed.")] = None,
     as_json: Json = False,
 ) -> int:
     """Check every file of a study against its recorded sha256, every run against its name; of a bundle every
@@ -338,11 +325,9 @@ def report(
     output_dir: Place = OUTPUT_DIR,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
+        optional(
+            *("--output", "-o"),
             help="Of a bundle: the folder to unpack it into; beside it, under its name, if left out.",
-            show_default=False,
         ),
     ] = None,
 ) -> None:

@@ -13,7 +13,7 @@ import typer
 
 from ebc_lab.config.errors import UserError, any_of, blamed, nearest, visible
 
-from .options import OUTPUT_DIR, PASS_ON, Json, Place, Port, print_json
+from .options import OUTPUT_DIR, PASS_ON, Json, Place, Port, optional, print_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,11 +26,7 @@ MOST_SAMPLES = 1000
 KEPT = ("model.pt", "models/step_*.pt")  # under a run's folder
 MODEL = typer.Argument(help="A run's folder, a model.pt, or, with --arm, a study.", show_default=False)
 Model = Annotated[str, MODEL]
-Arm = Annotated[
-    str | None,
-    typer.Option("--arm", help="Of the study MODEL: the first seed's run of this arm.", show_default=False),
-]
-
+Arm = Annotated[str | None, optional("--arm", help="Of the study MODEL: the first seed's run of this arm.")]
 LANGEVIN_STEPS = "Of a latent's chain, 0: settle only; not of sampler=original."
 
 app = typer.Typer(
@@ -64,8 +60,7 @@ def diagnose(
     model: Annotated[str | None, MODEL] = None,
     arm: Arm = None,
     batch: Annotated[
-        Path | None,
-        typer.Option("--batch", help="A folder: one row for each model kept in it.", show_default=False),
+        Path | None, optional("--batch", help="A folder: one row for each model kept in it.")
     ] = None,
     report: Annotated[
         bool, typer.Option("--report", help="Also write it beside the model, as Markdown and as JSON.")
@@ -129,7 +124,7 @@ def evaluate(
 @app.command()
 def generate(
     model: Model,
-    prompt: Annotated[str, typer.Option("--prompt", help="What the text begins with.", show_default=False)],
+    prompt: Annotated[str, optional("--prompt", help="What the text begins with.")],
     arm: Arm = None,
     tokens: Annotated[int, typer.Option("--tokens", help="How many more.")] = 200,
     temperature: Annotated[
@@ -138,8 +133,7 @@ def generate(
     top_k: Annotated[int, typer.Option("--top-k", help="Only from the k likeliest; 0: from all.")] = 0,
     langevin_steps: Annotated[int, typer.Option("--langevin-steps", help=LANGEVIN_STEPS)] = 20,
     langevin_step: Annotated[
-        float | None,
-        typer.Option("--langevin-step", help="Its size, below 2; the run's if left out.", show_default=False),
+        float | None, optional("--langevin-step", help="Its size, below 2; the run's if left out.")
     ] = None,
     langevin_temperature: Annotated[
         float, typer.Option("--langevin-temperature", help="Of the chain; 0: settle only.")

@@ -109,10 +109,13 @@ def test_generate_without_chance_takes_the_likeliest_token_each_time(run, tmp_pa
         (["--prompt", "a", "--tokens", "-1"], "tokens must lie between 0 and"),
         (["--prompt", "a", "--top-k", "-1"], "top_k must lie between 0 and"),
         (["--prompt", "a", "--seed", "-1"], "seed must lie between 0 and"),
+        (["--split", "tset"], "did you mean test?"),
+        (["--samples", "0"], "between 1 and 1000"),
     ],
 )
-def test_generate_refuses_in_one_sentence(run, tmp_path, options, words):
-    assert words in refused("generate", str(run), *options, cwd=tmp_path)
+def test_generate_and_evaluate_refuse_in_one_sentence(run, tmp_path, options, words):
+    command = "generate" if "--prompt" in options else "evaluate"
+    assert words in refused(command, str(run), *options, cwd=tmp_path)
 
 
 def test_a_chain_that_leaves_the_finite_numbers_names_its_step(own, tmp_path):
@@ -161,14 +164,6 @@ def test_evaluate_prints_every_figure(run, tmp_path):
         *("energy", "coverage", "R²", "s.e.", "matched", "0.05"),
     ):
         assert words in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [(["--split", "tset"], "did you mean test?"), (["--samples", "0"], "between 1 and 1000")],
-)
-def test_evaluate_refuses_in_one_sentence(run, tmp_path, options, words):
-    assert words in refused("evaluate", str(run), *options, cwd=tmp_path)
 
 
 def test_evaluate_says_that_the_text_has_changed(own, text_file, tmp_path):

@@ -1,5 +1,4 @@
-"""What commands tell programs with `--json`, what they tell of the text, of EBC as the default, of a study's
-answer, and of a mistake in how they are called."""
+"""What commands tell programs with `--json`, of the text, of EBC as the default, and of a study's answer."""
 
 import io
 import json
@@ -93,20 +92,6 @@ def test_the_last_screen_ends_in_the_answer_the_page_and_the_next_command(finish
     assert page == f"page    {finished[1].study.page_file}"
     assert watch == f"next    ebc-lab why {finished[1].study.root}"
     assert load == f'        python: ebc_lab.load("{finished[1].study.root}").runs()'
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["autopilt"], "no such command 'autopilt' (did you mean autopilot?); the commands are "),
-        (["plan", "--nonsense"], "`ebc-lab plan --help` lists the options"),
-        (["diff", "one"], "missing argument 'b'"),
-        (["autopilot", "--max-runs", "many"], "invalid value for '--max-runs'"),
-        (["plan", "study=memry"], "(did you mean memory?); study takes aggregator, "),
-    ],
-)
-def test_a_mistaken_call_is_told_in_one_sentence(arguments, words, tmp_path):
-    assert words in refused(*arguments, cwd=tmp_path)
 
 
 def test_an_unknown_study_is_answered_with_those_that_there_are(finished, tmp_path):
