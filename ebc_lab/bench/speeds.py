@@ -270,7 +270,7 @@ def job_cores(launcher: LauncherConfig) -> int | None:
 def shape_here(run: RunConfig) -> dict[str, Any]:
     """What the speed of a step depends on, here: the run's shape, this machine, torch."""
     here = machine.hardware()
-    return {
+    shape = {
         "model": to_dict(run.model),
         "batch": run.batch_size,
         "device": run.device,
@@ -280,24 +280,14 @@ def shape_here(run: RunConfig) -> dict[str, Any]:
         "cpu": here["cpu"],
         "cores": here["cores"],
         "gpus": machine.gpu_names() if run.device == "cuda" else (),
-        **_workload(run),
-        **_kept(run),
-        **({"determinism": run.determinism.engine} if run.determinism.exact else {}),
     }
-
-
-def _kept(run: RunConfig) -> dict[str, Any]:
-    """Return how weights and activations are kept, where a step does that in a way of its own."""
-    settings = {part.name: (part, getattr(run, part.name)) for part in (QUANTIZER, MEMORY)}
-    return {name: to_dict(of_run) for name, (part, of_run) in settings.items() if not part.neutral(of_run)}
-
-
-def _workload(run: RunConfig) -> dict[str, Any]:
-    """What a step's speed depends on in a workload that is no GPT."""
-    if run.workload.name == "gpt":
-        return {}
-    parts = ("workload", "encoder", "decoder", "index", "ebm")
-    return {part: to_dict(getattr(run, part)) for part in parts}
+    own: list[str] = []
+    if run.workload.name != "gpt":
+        own += ["workload", "encoder", "decoder", "index", "ebm"]
+    # how weights and activations are kept, where a step does that in a way of its own
+    own += [part.name for part in (QUANTIZER, MEMORY) if not part.neutral(getattr(run, part.name))]
+    shape |= {name: to_dict(getattr(run, name)) for name in own}
+    return shape | ({"determinism": run.determinism.engine} if run.determinism.exact else {})
 
 
 def rate_caches(run: RunConfig, cases: Sequence[Case]) -> dict[Case, MeasurementCache]:
