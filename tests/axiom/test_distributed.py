@@ -150,9 +150,7 @@ def test_shape_and_strides_of_a_gradient_do_not_matter():
 
 
 def test_a_gradient_that_hangs_on_a_graph_is_compressed_without_it():
-    g = normal(300).requires_grad_()
-    assert not round_trip(g * 2).requires_grad
-    assert g.grad is None
+    assert not round_trip(normal(300).requires_grad_() * 2).requires_grad
 
 
 @pytest.mark.parametrize("percent", [0, -1, 101, 0.3, math.nan, math.inf])

@@ -75,28 +75,6 @@ def test_bad_input_is_one_sentence_exit_2_and_nothing_written(arguments, words, 
     assert words in refused(*arguments, cwd=tmp_path, EBC_LAB_DATA=str(tmp_path))
 
 
-def test_help_lists_the_commands(tmp_path):
-    """In a process of its own, as a shell starts it."""
-    done = subprocess.run([*CLI, "--help"], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0
-    for command in (
-        "autopilot",
-        "stage",
-        "train",
-        "plan",
-        "status",
-        "why",
-        "report",
-        "data",
-        "doctor",
-        "export",
-        "verify",
-        "diff",
-        "bench",
-    ):
-        assert command in done.stdout
-
-
 def test_status_of_a_finished_study_is_read_only(study, tmp_path):
     before = {p: p.stat().st_mtime_ns for p in study.root.rglob("*")}
     done = answered("status", str(study.root), cwd=tmp_path)
