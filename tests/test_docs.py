@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -68,10 +69,8 @@ def test_what_the_architecture_names_is_in_the_file_it_names():
     named += re.findall(r"`(\w+)` in\s+`(ebc_lab/[\w/]+\.py)`", text)
     assert len(named) > 30
     for name, path in named:
-        assert re.search(rf"^ *(?:def |class )?{name}\b", (ROOT / path).read_text(), re.MULTILINE), (
-            name,
-            path,
-        )
+        found = re.search(rf"^ *(?:def |class )?{name}\b", (ROOT / path).read_text(), re.MULTILINE)
+        assert found, (name, path)
     for path in re.findall(r"`((?:ebc_lab|conf)/[\w/.]*)`", text):
         assert (ROOT / path).exists() or "NAME" in path, path
 
@@ -127,10 +126,8 @@ def own_parts(tmp_path, monkeypatch):
         (folder / suite).write_text(blocks(page, "yaml")[0])
     [project] = blocks(OWN_PARTS, "toml")
     groups = tomllib.loads(project)["project"]["entry-points"]
-    lines = [
-        line for group, named in groups.items() for line in (f"[{group}]", *(map("=".join, named.items())))
-    ]
-    (about / "entry_points.txt").write_text("\n".join(lines))
+    lines = [[f"[{group}]", *map("=".join, named.items())] for group, named in groups.items()]
+    (about / "entry_points.txt").write_text("\n".join(chain(*lines)))
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-parts\nVersion: 1.0\n")
     monkeypatch.syspath_prepend(folder)
     monkeypatch.chdir(folder)
@@ -218,12 +215,8 @@ def test_targets_of_make_are_there():
     rules = re.findall(r"^([a-z][a-z -]*):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     texts = [page.read_text() for page in PAGES]
     named = {target for text in texts for target in re.findall(r"`make ([a-z-]+)", FENCE.sub("", text))}
-    named |= {
-        t
-        for text in texts
-        for _, body in FENCE.findall(text)
-        for t in re.findall(r"^make ([a-z-]+)", body, re.MULTILINE)
-    }
+    bodies = [body for text in texts for _, body in FENCE.findall(text)]
+    named |= {target for body in bodies for target in re.findall(r"^make ([a-z-]+)", body, re.MULTILINE)}
     assert {"autopilot", "test"} < named
     assert named - {target for rule in rules for target in rule.split()} == set()
 
@@ -273,9 +266,8 @@ def test_the_glossary_is_the_programs():
 
 
 def test_every_setting_is_documented_as_it_is():
-    assert settings_page.PAGE.read_text() == settings_page.page(), (
-        "run python scripts/settings_page.py --write"
-    )
+    remedy = "run python scripts/settings_page.py --write"
+    assert settings_page.PAGE.read_text() == settings_page.page(), remedy
 
 
 @pytest.mark.parametrize(

@@ -207,10 +207,7 @@ class compressed_activations(Rounding):
         return bool(self._weights) and tensor.untyped_storage()._cdata in self._weights
 
     def _place(self, tensor: Tensor) -> int:
-        """Return the identity of a tensor's storage, which no other takes in this forward pass.
-
-        The weak reference frees the storage's memory with its last tensor, but not its identity.
-        """
+        """Return the identity of a tensor's storage; a weak reference keeps it, and not the memory."""
         storage = tensor.untyped_storage()
         place: int = storage._cdata
         if place not in self._storages:

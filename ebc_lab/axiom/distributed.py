@@ -12,6 +12,7 @@ does: each worker receives all of them, and the saving falls with their number (
 # Annotations are evaluated here, as DistributedDataParallel compares those of a hook with the classes.
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -172,8 +173,7 @@ class AxiomDDPState:
         Each worker has residuals of its own: save them all. A run that goes on with the weights, optimizers
         and these of another, with the same settings of DistributedDataParallel, repeats it bit for bit.
         """
-        residuals = [_copies(bucket) for bucket in self._residuals]
-        return {"residuals": residuals, "sent": self.sent, "dense": self.dense}
+        return {"residuals": _copies(self._residuals), "sent": self.sent, "dense": self.dense}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue as the worker of this rank that `state` was taken from.
@@ -187,11 +187,12 @@ class AxiomDDPState:
                 "the saved state has residuals of error feedback: set error_feedback=True to use it."
             )
         if self._met:
-            _check_shapes(_flat(self._residuals), _flat(loaded))
-            for r, saved in zip(_flat(self._residuals), _flat(loaded), strict=True):
-                r.copy_(saved)
+            own, saved = (list(chain.from_iterable(buckets)) for buckets in (self._residuals, loaded))
+            _check_shapes(own, saved)
+            for r, other in zip(own, saved, strict=True):
+                r.copy_(other)
         else:
-            self._residuals = [_copies(bucket) for bucket in loaded]
+            self._residuals = _copies(loaded)
         self.sent = state["sent"]
         self.dense = state["dense"]
 
@@ -266,8 +267,7 @@ def _mean_of_all(state: AxiomDDPState, bucket: GradBucket, message: Tensor) -> t
 
 
 def _mean(messages: Tensor, k: int) -> Tensor:
-    """Return the mean of the messages of all workers, (world, blocks, bytes of a block): float32
-    (blocks, 256), added in their order; all NaN where one is."""
+    """Average messages (world, blocks, bytes), in order: float32 (blocks, 256), all NaN where one is."""
     world, blocks, _ = messages.shape
     total = torch.zeros(blocks, BLOCK, device=messages.device)
     finite = torch.ones((), dtype=torch.bool, device=messages.device)
@@ -335,12 +335,8 @@ def _zeros_for(p: Tensor) -> Tensor:
     return torch.zeros_like(p, dtype=torch.float32)
 
 
-def _flat(lists: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    return [tensor for tensors in lists for tensor in tensors]
-
-
-def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [t.detach().clone() for t in tensors]
+def _copies(buckets: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+    return [[r.detach().clone() for r in bucket] for bucket in buckets]
 
 
 def _check_shapes(residuals: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:

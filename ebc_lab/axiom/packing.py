@@ -19,7 +19,7 @@ BLOCK = 64  # values
 TOP = 15  # highest q
 STRETCH = 1 << 16  # values that take their noise from one place of the table; also the table's length
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-SMALLEST = 0x00800000  # bits of the smallest normal float32
+SMALLEST = 0x00800000  # bits of the smallest normal float32, the least step: 1/step is finite
 
 
 class Noise:
@@ -121,10 +121,7 @@ def unpack(packed: Packed) -> Tensor:
 
 
 def _ranges(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Return lo and step of blocks (b, 64), (b,) float32 with bfloat16's bits: lo <= values <= lo + 15·step.
-
-    A step is at least the smallest normal number, so that a constant block can be divided by it.
-    """
+    """Return lo and step of blocks (b, 64), (b,) float32 of bfloat16's bits: lo <= x <= lo + 15·step."""
     wide = torch.float64 if blocks.dtype is torch.float64 else torch.float32
     low = blocks.amin(1).to(wide)
     high = blocks.amax(1).to(wide)
@@ -168,10 +165,7 @@ def _parts(rows: int, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _encode(blocks: Tensor, lo: Tensor, step: Tensor, noise: Noise | None, codes: Tensor) -> None:
-    """Fill `codes`, (b, 32).
-
-    (x - lo)/step is at most 15·(1 + 2^-22), so with the largest ξ, 1 - 2^-17, it stays below 16.
-    """
+    """Fill `codes`, (b, 32): (x - lo)/step is 15·(1 + 2^-22) at most, below 16 with the largest ξ too."""
     most = min(_rows(blocks.device), len(blocks))
     scaled = torch.empty(most, BLOCK, device=blocks.device)
     q = torch.empty(most, BLOCK, dtype=torch.int16, device=blocks.device)

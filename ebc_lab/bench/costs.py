@@ -62,8 +62,7 @@ def start_up(repeats: int) -> dict[str, Any]:
 
 
 def fixed_costs(run: RunConfig, steps: int, repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Seconds, each the median of `repeats`, of what a run without stabilizer costs in addition to its
-    `steps` steps.
+    """Seconds, each the median of `repeats`, of what a run without stabilizer costs beside its `steps` steps.
 
     `finish_s` is the end of a run without its evaluation: reading and summarising the rows of its steps.
     """

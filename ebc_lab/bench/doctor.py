@@ -16,8 +16,7 @@ from ebc_lab.config.schema import Config
 
 
 def examine(config: Config, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-    """Everything `ebc-lab doctor` reports. Problems are listed, not raised. `say` is told of what takes
-    time."""
+    """Everything `ebc-lab doctor` reports. Problems are listed, not raised. `say`: told what takes time."""
     from ebc_lab.components.determinism import engine_in_words
     from ebc_lab.workloads.corpus import locate
 

@@ -1,5 +1,4 @@
-"""What the parts of an energy-based model's step take: paired ratios of steps as a run takes them, in one
-process."""
+"""What the parts of an energy-based model's step take: paired ratios of steps as a run takes them."""
 
 from __future__ import annotations
 
@@ -37,8 +36,8 @@ def energy_steps(run: RunConfig, rounds: int, limit_s: float, say: Callable[[str
 
 
 def _after_step(run: RunConfig) -> dict[str, Any]:
-    """The median share of `after_step` in steps without audits, in per cent, and the quartiles: a part of
-    each third of a short run with a revival and a look at the pile, without the step that adds splats."""
+    """The share of `after_step` in steps without audits, in per cent, over three parts of a short run, each
+    with a revival and a look at the pile, without the step that adds splats."""
     block = max(run.ebm.revive_every, run.ebm.soc_every)
     third = WARM_STEPS + block + 1
     run = dataclasses.replace(run, audit_every=30 * third, steps=3 * third)

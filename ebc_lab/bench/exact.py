@@ -55,8 +55,7 @@ def exact_steps(run: RunConfig, rounds: int, limit_s: float, say: Callable[[str]
 
 
 def _held(run: RunConfig) -> dict[str, float]:
-    """Bytes for each weight: of the exact sums at the end of backward, and of the quantized weights, which
-    are kept from forward to backward."""
+    """Bytes a weight: exact sums at the end of backward, quantized weights kept from forward to backward."""
     with opened(dataclasses.replace(run, steps=3)) as training:
         loop = Loop(training)
         loop.recorded_steps(1)

@@ -76,11 +76,9 @@ def refuse_own_sections(run: RunConfig) -> None:
 
 
 def resolved(config: Config) -> RunConfig:
-    """The run that the overrides describe, with device, precision and corpus resolved as a study of such runs
-    would.
+    """The run of the overrides, with device, precision and corpus as a study of such runs would have them.
 
-    Raises UserError: no corpus, one that is too short, settings that cannot be trained, a schedule that
-    replays a run.
+    Raises UserError: no corpus, one that is too short, settings that cannot be trained, lr_schedule=replay.
     """
     run = run_part(config)
     refuse_own_sections(run)
@@ -101,8 +99,7 @@ def bench(
     record: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Everything that `ebc-lab bench` reports about the run that `overrides` describe; docs/speed.md explains
-    it.
+    """Everything that `ebc-lab bench` reports about the run of these overrides (docs/speed.md).
 
     Args:
         quick: seconds instead of minutes; the figures then show that it works, not how fast.
@@ -187,10 +184,9 @@ def slug(run: RunConfig) -> str:
 def project() -> Path:
     """The nearest folder from here upwards that holds a project, else this one."""
     here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "pyproject.toml").exists() or (folder / ".git").exists():
-            return folder
-    return here
+    marks = ("pyproject.toml", ".git")
+    above = (here, *here.parents)
+    return next((folder for folder in above if any((folder / mark).exists() for mark in marks)), here)
 
 
 def unused_path(folder: Path, stem: str) -> Path:

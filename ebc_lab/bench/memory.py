@@ -1,7 +1,6 @@
 """What is held in memory between steps, by purpose, and at the peak of a step.
 
-Counted in tensors, not in the process's resident pages: those depend on the allocator's history and on all
-imports.
+Counted in tensors, not in the process's pages, which depend on the allocator's history and on all imports.
 """
 
 from __future__ import annotations
@@ -73,8 +72,7 @@ def _peak_on_cuda(step: Callable[[], object]) -> int:
 
 
 def saved_bytes(forward: Callable[[], object], weights: Iterable[Tensor]) -> int:
-    """Bytes that autograd saves for backward during `forward`; memory saved twice, or a weight's, counts once
-    or not at all."""
+    """Bytes that autograd saves for backward during `forward`: once each, and without the weights."""
     weight_storages = storages(weights)
     saved: dict[int, int] = {}
     saved_tensors = []

@@ -1,8 +1,6 @@
-"""How many runs share one GPU: measured by training them in turns as a worker does, and kept in the user's
-cache.
+"""How many runs share one GPU: measured by training them in turns as a worker does, and kept in a cache.
 
-Only `measure_packing` needs torch; it runs as `python -m ebc_lab.bench.packing`, so that the driver needs
-none.
+Only `measure_packing` needs torch; it runs as `python -m ebc_lab.bench.packing`: the driver needs none.
 """
 
 from __future__ import annotations

@@ -31,9 +31,7 @@ from .loops import WARM_STEPS, Loop, interval, opened, probes, warm_steps
 from .plain_loop import PlainLoop
 
 MIN_ROUNDS = 3  # however slow the machine is
-GRAPHED_BLOCK = (
-    50  # steps at least on a GPU, to hide what launching a block and reading its records cost the host
-)
+GRAPHED_BLOCK = 50  # steps at least on a GPU, to hide what a block's launch and records cost the host
 STEP_BLOCK = 4  # steps of `step_ratio` between turns: short, so that what else runs here meets both sides
 STEP_ROUNDS = 40  # of them at most
 STEP_LIMIT_S = 8.0
@@ -48,8 +46,7 @@ def interleaved(
     limit_s: float = math.inf,
     on_round: Callable[[int], None] = lambda i: None,
 ) -> list[list[float]]:
-    """Seconds of each side's blocks of `count` steps, one list per side, one block per round; the order
-    rotates.
+    """Seconds of each side's blocks of `count` steps, a list per side, a block per round; the order rotates.
 
     After `limit_s` seconds no further round begins, except for the first MIN_ROUNDS.
     """
@@ -134,8 +131,7 @@ def step_run(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> Prog
 def _measured_run(
     kind: str, measure: Callable[[], dict[str, Any]], run: RunConfig, directory: Path, run_id: str
 ) -> Progress:
-    """Measure and write `result.json` under the measurement's identity; a failure is recorded as one. It
-    never yields to other runs, and knows no checkpoints and no stopping."""
+    """Measure and write `result.json`, a failure too; it never yields, and knows no checkpoint or stop."""
     yield from ()
     files = RunFiles(directory)
     started = time.perf_counter()
@@ -182,9 +178,7 @@ def variants(run: RunConfig) -> Iterator[tuple[str, RunConfig]]:
             yield name, dataclasses.replace(run, stabilizer=StabilizerConfig(name))
             continue
         for budget in BUDGETS:
-            guard = (
-                run.budget.guard if budget == "surrogate" else "none"
-            )  # the others have no bound to correct
+            guard = run.budget.guard if budget == "surrogate" else "none"  # the others have no bound
             changed = dataclasses.replace(run.budget, name=budget, guard=guard)
             yield f"ebc {budget}", dataclasses.replace(run, stabilizer=StabilizerConfig(name), budget=changed)
 
@@ -294,8 +288,7 @@ class PlainProcess:
 
 
 def throughput(run: RunConfig, rounds: int, limit_s: float, say: Callable[[str], None]) -> dict[str, Any]:
-    """Tokens/s of the lab's baseline and of a plain eager float32 loop of the same model, and their paired
-    ratios.
+    """Tokens/s of the lab's baseline and of a plain eager float32 loop of its model, and their paired ratios.
 
     The lab's side is the run without stabilizer as it would be trained: its precision and threads, with
     checks, audits and recording. `plain` takes turns with it in this process, with the same number of threads

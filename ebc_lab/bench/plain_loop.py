@@ -1,5 +1,4 @@
-"""The loop that the lab is compared with: a character GPT in plain PyTorch, eager, float32, Adam at its
-defaults.
+"""The loop that the lab is compared with: a character GPT in plain PyTorch, eager, float32, default Adam.
 
     python -m ebc_lab.bench.plain_loop --batch 16 --context 64 --steps 200
 

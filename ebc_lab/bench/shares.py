@@ -98,8 +98,7 @@ def of_run(run: RunConfig, rounds: int) -> dict[str, Any]:
     """The parts' shares of the step's time in per cent, which add up to 100, and milliseconds per step.
 
     Medians over `rounds` blocks of whole audit and probe intervals. On a GPU the clock waits for every part,
-    so that work which would overlap with the host counts in full: the sum is then longer than a free-running
-    step.
+    so that work which would overlap with the host counts in full: the sum exceeds a free-running step.
     """
     with opened(run) as training:
         loop = Loop(training)

@@ -1,5 +1,4 @@
-"""Precision, threads and compiling: the rules that choose what is fastest on this machine, and what they are
-applied to.
+"""Precision, threads and compiling: rules that choose what is fastest here, and what they are applied to.
 
 The rules are pure functions of measured rates; `choose` applies them and measures what is not known yet.
 Measurements run in processes of their own (`step_timer`), so that the driver needs no torch, and are kept in
@@ -271,7 +270,7 @@ def job_cores(launcher: LauncherConfig) -> int | None:
 def shape_here(run: RunConfig) -> dict[str, Any]:
     """What the speed of a step depends on, here: the run's shape, this machine, torch."""
     here = machine.hardware()
-    return {
+    shape = {
         "model": to_dict(run.model),
         "batch": run.batch_size,
         "device": run.device,
@@ -281,24 +280,14 @@ def shape_here(run: RunConfig) -> dict[str, Any]:
         "cpu": here["cpu"],
         "cores": here["cores"],
         "gpus": machine.gpu_names() if run.device == "cuda" else (),
-        **_workload(run),
-        **_kept(run),
-        **({"determinism": run.determinism.engine} if run.determinism.exact else {}),
     }
-
-
-def _kept(run: RunConfig) -> dict[str, Any]:
-    """Return how weights and activations are kept, where a step does that in a way of its own."""
-    settings = {part.name: (part, getattr(run, part.name)) for part in (QUANTIZER, MEMORY)}
-    return {name: to_dict(of_run) for name, (part, of_run) in settings.items() if not part.neutral(of_run)}
-
-
-def _workload(run: RunConfig) -> dict[str, Any]:
-    """What a step's speed depends on in a workload that is no GPT."""
-    if run.workload.name == "gpt":
-        return {}
-    parts = ("workload", "encoder", "decoder", "index", "ebm")
-    return {part: to_dict(getattr(run, part)) for part in parts}
+    own: list[str] = []
+    if run.workload.name != "gpt":
+        own += ["workload", "encoder", "decoder", "index", "ebm"]
+    # how weights and activations are kept, where a step does that in a way of its own
+    own += [part.name for part in (QUANTIZER, MEMORY) if not part.neutral(getattr(run, part.name))]
+    shape |= {name: to_dict(getattr(run, name)) for name in own}
+    return shape | ({"determinism": run.determinism.engine} if run.determinism.exact else {})
 
 
 def rate_caches(run: RunConfig, cases: Sequence[Case]) -> dict[Case, MeasurementCache]:
@@ -318,8 +307,7 @@ def known_rates(run: RunConfig, cases: Sequence[Case]) -> dict[Case, float]:
 
 
 def measured_rates(run: RunConfig, cases: Sequence[Case]) -> dict[Case, float]:
-    """Measure steps/s of each case, over all its processes, and keep them. Raises UserError when that
-    fails."""
+    """Measure steps/s of each case, over all its processes, and keep them. Raises UserError."""
     try:
         timed = run_module("step_timer", {"run": to_dict(run), "cases": cases})
     except UserError as error:
@@ -357,8 +345,7 @@ def run_module(
 ) -> Any:
     """The JSON that `python -m ebc_lab.bench.<name>` prints for a request on its standard input.
 
-    `env`: variables in addition to this process's. Raises UserError with the last line of what it says when
-    it fails, subprocess.TimeoutExpired.
+    `env`: further variables. Raises UserError with its last line when it fails, subprocess.TimeoutExpired.
     """
     done = subprocess.run(
         [sys.executable, "-m", f"ebc_lab.bench.{name}"],
@@ -379,8 +366,7 @@ def run_module(
 def report(config: Config, run: RunConfig, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """All rates at this shape, for both dtypes, and what a study and a single run would choose, and why.
 
-    Measures what is not known, and says so first; `cached`: the rates were known. Raises UserError when a
-    measurement fails.
+    Measures what is not known, and says so first; `cached`: the rates were known. Raises UserError.
     """
     cores = machine.cores()
     shape = chosen_by_rule(run, cores, job_cores(config.launcher))[0]

@@ -1,5 +1,4 @@
-"""What a training step takes, measured for `speeds` in a process of its own: `python -m
-ebc_lab.bench.step_timer`.
+"""What a training step takes, measured for `speeds` as `python -m ebc_lab.bench.step_timer`.
 
 Trains on random tokens with the plain optimizer. The standard input holds `run`, and either `cases`, which
 are answered with the steps/s of each, or nothing else, which is answered with what `torch.compile` costs and
@@ -91,8 +90,7 @@ class StepTimer:
 def rates(run: RunConfig, cases: Sequence[Case]) -> list[float]:
     """Steps/s of each case, its processes together: medians of rounds in which all cases take turns.
 
-    The processes are forks of this one, which has imported torch and computed nothing. Raises EOFError when
-    one dies.
+    The processes are forks of this one, which has computed nothing yet. Raises EOFError when one dies.
     """
     context = multiprocessing.get_context("fork" if hasattr(os, "fork") else None)
     connections: list[Connection] = []

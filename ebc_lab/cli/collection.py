@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import OUTPUT_DIR, Json, console
+from .options import OUTPUT_DIR, Json, console, print_json
 
 LONGEST = 90  # characters of what a study found, in the list; --json has all of it
 NOTE = (
@@ -34,7 +33,7 @@ def list_studies(
         raise UserError(f"{folder} is no folder: give one that holds studies or bundles.")
     studies = catalogue(folder)
     if as_json:
-        return typer.echo(json.dumps(studies, indent=1))
+        return print_json(studies)
     if not studies:
         return typer.echo(no_study_in(folder))
     from rich.text import Text
@@ -67,7 +66,7 @@ def board(
     ranking = ranked(*(folders or [Path(OUTPUT_DIR)]))
     board_json = ranking.as_json()
     if as_json:
-        return typer.echo(json.dumps(board_json, indent=1))
+        return print_json(board_json)
     from .screen import plain_table
 
     screen = console()

@@ -7,10 +7,9 @@ and `status` answer in 0.3 seconds.
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +19,7 @@ from ebc_lab import __version__
 from ebc_lab.config.errors import visible
 
 from . import collection, completion, ebm
-from .options import HELP_NAMES, INTERRUPTED, OUTPUT_DIR, PASS_ON, Json, Place
+from .options import HELP_NAMES, INTERRUPTED, OUTPUT_DIR, PASS_ON, Json, Place, Port, optional, print_json
 from .options import console as _console
 
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer exports its children only
@@ -35,15 +34,9 @@ Overrides = Annotated[
 Force = Annotated[
     bool, typer.Option("--force", help="Change the settings of a study that was begun with others.")
 ]
-MaxRuns = Annotated[
-    int | None,
-    typer.Option("--max-runs", help="Train at most this many runs in this call.", show_default=False),
-]
+MaxRuns = Annotated[int | None, optional("--max-runs", help="Train at most this many runs in this call.")]
 MaxHours = Annotated[
-    float | None,
-    typer.Option(
-        "--max-hours", help="Stop before the workers' hours together exceed this.", show_default=False
-    ),
+    float | None, optional("--max-hours", help="Stop before the workers' hours together exceed this.")
 ]
 Name = Annotated[
     str | None,
@@ -90,8 +83,13 @@ def command_line() -> str:
     return shlex.join(["ebc-lab", *sys.argv[1:]])
 
 
-def _json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=1))
+def _show(answer: Any, as_json: bool, draw: Callable[[Any], None]) -> None:
+    """Print an answer as JSON, or have it drawn by `screen`, which is handed over."""
+    if as_json:
+        return print_json(answer)
+    from . import screen
+
+    draw(screen)
 
 
 @app.command()
@@ -154,7 +152,7 @@ def _piloted(configs: Sequence[Any], several: bool, as_json: bool, **how: Any) -
         if endings[-1]["exit_code"] == INTERRUPTED:
             break
     if as_json:
-        _json(endings if several else endings[0])
+        print_json(endings if several else endings[0])
     if endings[-1]["outcome"] == "cancelled":  # which is said already
         raise SystemExit(INTERRUPTED)
     return max(int(one["exit_code"]) for one in endings)
@@ -195,11 +193,7 @@ def plan(overrides: Overrides = None, as_json: Json = False) -> None:
 
     [config] = configurations(overrides or [])
     forecast = planned(config)
-    if as_json:
-        return _json(forecast)
-    from . import screen
-
-    screen.plan(_console(), forecast, overrides or [])
+    _show(forecast, as_json, lambda screen: screen.plan(_console(), forecast, overrides or []))
 
 
 @app.command()
@@ -210,12 +204,8 @@ def status(study: Name = None, output_dir: Place = OUTPUT_DIR, as_json: Json = F
 
     where = find_module.find(study, output_dir, _aside)
     state = status_module.status(where)
-    if as_json:
-        return _json(state)
-    from . import screen
-
     with where.told():
-        screen.status(_console(), state)
+        _show(state, as_json, lambda screen: screen.status(_console(), state))
 
 
 @app.command()
@@ -249,7 +239,7 @@ def why(
         return _replayed(where, stage, as_json)
     reasons = why_module.why(where, stage)
     if as_json:
-        _json(reasons)
+        print_json(reasons)
         return 0
     from ebc_lab.config.dicts import from_dict
     from ebc_lab.config.schema import Config
@@ -267,7 +257,7 @@ def _replayed(study: Any, stage: str | None, as_json: bool) -> int:
 
     comparison = replay(study, stage)
     if as_json:
-        _json(comparison)
+        print_json(comparison)
     else:
         typer.echo("\n".join(replay_in_words(comparison)))
     return 0 if comparison["same"] else 4
@@ -278,12 +268,7 @@ def export(
     study: Name = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="The bundle; STUDY.zip beside the study's folder if left out.",
-            show_default=False,
-        ),
+        optional("--output", "-o", help="The bundle; STUDY.zip beside the study's folder if left out."),
     ] = None,
     output_dir: Place = OUTPUT_DIR,
     as_json: Json = False,
@@ -295,20 +280,14 @@ def export(
     from ebc_lab.study.store.find import find
 
     bundle = pack(find(study, output_dir, _aside), output)
-    if as_json:
-        return _json(bundle)
-    from . import screen
-
-    screen.exported(_console(), bundle)
+    _show(bundle, as_json, lambda screen: screen.exported(_console(), bundle))
 
 
 @app.command()
 def verify(
     study: Name = None,
     output_dir: Place = OUTPUT_DIR,
-    sha256: Annotated[
-        str | None, typer.Option("--sha256", help="Of a bundle: what `export` printed.", show_default=False)
-    ] = None,
+    sha256: Annotated[str | None, optional("--sha256", help="Of a bundle: what `export` printed.")] = None,
     as_json: Json = False,
 ) -> int:
     """Check every file of a study against its recorded sha256, every run against its name; of a bundle every
@@ -319,12 +298,7 @@ def verify(
     from ebc_lab.study.store.find import verify_named
 
     verdict = verify_named(study, output_dir, sha256, _aside)
-    if as_json:
-        _json(verdict)
-    else:
-        from . import screen
-
-        screen.verified(_console(), verdict)
+    _show(verdict, as_json, lambda screen: screen.verified(_console(), verdict))
     return 0 if verdict["ok"] else 4
 
 
@@ -341,12 +315,8 @@ def diff(
 
     first, second = find(a, output_dir, _aside), find(b, output_dir, _aside)
     comparison = compare(first, second)
-    if as_json:
-        return _json(comparison)
-    from . import screen
-
     with first.told(), second.told():
-        screen.compared(_console(), comparison)
+        _show(comparison, as_json, lambda screen: screen.compared(_console(), comparison))
 
 
 @app.command()
@@ -355,11 +325,9 @@ def report(
     output_dir: Place = OUTPUT_DIR,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
+        optional(
+            *("--output", "-o"),
             help="Of a bundle: the folder to unpack it into; beside it, under its name, if left out.",
-            show_default=False,
         ),
     ] = None,
 ) -> None:
@@ -377,9 +345,7 @@ def report(
 @app.command()
 def watch(
     study: Name = None,
-    port: Annotated[
-        int, typer.Option("--port", help="Port on 127.0.0.1; a free one if left out.", show_default=False)
-    ] = 0,
+    port: Port = 0,
     show: Annotated[bool, typer.Option("--open/--no-open", help="Also open it in a browser.")] = False,
     output_dir: Place = OUTPUT_DIR,
 ) -> None:
@@ -414,11 +380,7 @@ def cancel(
 
     where = find(study, output_dir, _aside)
     ending = {**end(where, _aside), "continue": continuing(where, where.header(checked=False))}
-    if as_json:
-        return _json(ending)
-    from . import screen
-
-    typer.echo(screen.cancelled(ending))
+    _show(ending, as_json, lambda screen: typer.echo(screen.cancelled(ending)))
 
 
 @app.command()
@@ -429,11 +391,7 @@ def data(overrides: Overrides = None, as_json: Json = False) -> None:
 
     [config] = configurations(overrides or [])
     corpus = describe(config.data)
-    if as_json:
-        return _json(corpus)
-    from . import screen
-
-    screen.corpus(_console(), corpus)
+    _show(corpus, as_json, lambda screen: screen.corpus(_console(), corpus))
 
 
 @app.command()
@@ -445,11 +403,7 @@ def doctor(overrides: Overrides = None, as_json: Json = False) -> None:
 
     [config] = configurations(overrides or [])
     examination = examine(config, _aside)
-    if as_json:
-        return _json(examination)
-    from . import screen
-
-    screen.doctor(_console(), examination)
+    _show(examination, as_json, lambda screen: screen.doctor(_console(), examination))
 
 
 @app.command()
@@ -469,11 +423,9 @@ def bench(
     """
     from ebc_lab.bench.measure import bench as measure
 
-    figures = measure(
-        overrides or [], quick=quick, record=record, say=lambda text: typer.echo(text, err=True)
-    )
+    figures = measure(overrides or [], quick=quick, record=record, say=_aside)
     if as_json:
-        return _json(figures)
+        return print_json(figures)
     from . import bench_screen
 
     bench_screen.benchmark(_console(), figures)

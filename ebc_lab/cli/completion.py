@@ -52,10 +52,6 @@ def studies(ctx: typer.Context, incomplete: str) -> list[str]:
     return _beginning(incomplete, [*names, *bundles])
 
 
-def studies_or_stages(ctx: typer.Context, incomplete: str) -> list[str]:
-    return [*studies(ctx, incomplete), *stages(incomplete)]
-
-
 def values(key: str) -> list[str]:
     """What a group or a setting takes, where that can be listed."""
     from ebc_lab.config.choices import choices_of, groups

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import typer
 
 from ebc_lab.config.errors import UserError, any_of, blamed, nearest, visible
 
-from .options import OUTPUT_DIR, PASS_ON, Json, Place
+from .options import OUTPUT_DIR, PASS_ON, Json, Place, Port, optional, print_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,11 +26,7 @@ MOST_SAMPLES = 1000
 KEPT = ("model.pt", "models/step_*.pt")  # under a run's folder
 MODEL = typer.Argument(help="A run's folder, a model.pt, or, with --arm, a study.", show_default=False)
 Model = Annotated[str, MODEL]
-Arm = Annotated[
-    str | None,
-    typer.Option("--arm", help="Of the study MODEL: the first seed's run of this arm.", show_default=False),
-]
-
+Arm = Annotated[str | None, optional("--arm", help="Of the study MODEL: the first seed's run of this arm.")]
 LANGEVIN_STEPS = "Of a latent's chain, 0: settle only; not of sampler=original."
 
 app = typer.Typer(
@@ -65,8 +60,7 @@ def diagnose(
     model: Annotated[str | None, MODEL] = None,
     arm: Arm = None,
     batch: Annotated[
-        Path | None,
-        typer.Option("--batch", help="A folder: one row for each model kept in it.", show_default=False),
+        Path | None, optional("--batch", help="A folder: one row for each model kept in it.")
     ] = None,
     report: Annotated[
         bool, typer.Option("--report", help="Also write it beside the model, as Markdown and as JSON.")
@@ -130,7 +124,7 @@ def evaluate(
 @app.command()
 def generate(
     model: Model,
-    prompt: Annotated[str, typer.Option("--prompt", help="What the text begins with.", show_default=False)],
+    prompt: Annotated[str, optional("--prompt", help="What the text begins with.")],
     arm: Arm = None,
     tokens: Annotated[int, typer.Option("--tokens", help="How many more.")] = 200,
     temperature: Annotated[
@@ -139,8 +133,7 @@ def generate(
     top_k: Annotated[int, typer.Option("--top-k", help="Only from the k likeliest; 0: from all.")] = 0,
     langevin_steps: Annotated[int, typer.Option("--langevin-steps", help=LANGEVIN_STEPS)] = 20,
     langevin_step: Annotated[
-        float | None,
-        typer.Option("--langevin-step", help="Its size, below 2; the run's if left out.", show_default=False),
+        float | None, optional("--langevin-step", help="Its size, below 2; the run's if left out.")
     ] = None,
     langevin_temperature: Annotated[
         float, typer.Option("--langevin-temperature", help="Of the chain; 0: settle only.")
@@ -171,9 +164,7 @@ def generate(
 def serve(
     model: Model,
     arm: Arm = None,
-    port: Annotated[
-        int, typer.Option("--port", help="Port on 127.0.0.1; a free one if left out.", show_default=False)
-    ] = 0,
+    port: Port = 0,
     output_dir: Place = OUTPUT_DIR,
 ) -> None:
     """Answer POST /generate, /energy, /embed and GET /health on 127.0.0.1 until Ctrl-C.
@@ -251,8 +242,7 @@ def _models_in(study: Any) -> list[tuple[str, Path]]:
 
 
 def _loaded(path: Path) -> KeptModel:
-    """Load a model onto its run's device, where this machine has it, with as many threads as in training:
-    their number changes bits. Raises UserError."""
+    """Load a model onto its run's device, if there, with its threads, which change bits. Raises UserError."""
     import torch
 
     from ebc_lab.workloads.kept import read_model
@@ -408,4 +398,4 @@ def _write_reports(path: Path, diagnosis: Diagnosis) -> None:
 def _json(value: Any) -> None:
     from ebc_lab.records.json_files import as_json
 
-    typer.echo(json.dumps(as_json(value), indent=1))
+    print_json(as_json(value))

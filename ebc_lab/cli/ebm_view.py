@@ -55,8 +55,7 @@ ALERTS = 5  # the latest ones
 
 
 class EbmView:
-    """Shows each evaluation of a run in its folder once it is flushed; called with the step that is
-    reached."""
+    """Shows each evaluation of a run in its folder once it is flushed; called with the step reached."""
 
     def __init__(self, run: RunConfig, directory: Path, console: Console | None = None):
         self.files = files = RunFiles(directory)

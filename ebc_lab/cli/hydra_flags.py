@@ -1,6 +1,4 @@
-"""The flags of `ebc-lab train`: those of Hydra's own command line that work here, why the others are refused,
-and what `train --help` prints.
-"""
+"""The flags of `ebc-lab train`: those of Hydra's that work here, why others do not, and `train --help`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""Hydra's submitit launchers under `ebc-lab train -m`: defaults for runs with checkpoints, one sentence on
-failure.
+"""Hydra's submitit launchers under `ebc-lab train -m`: defaults for runs with checkpoints, and failures.
 
-The launchers are those of the plugin hydra-submitit-launcher: its pickles lie in `.submitit` in the sweep
-folder.
+They are those of the plugin hydra-submitit-launcher, whose pickles lie in `.submitit` in the sweep folder.
 """
 
 from __future__ import annotations
@@ -30,9 +28,7 @@ DEFAULTS = {  # where the plugin's own would end a run that could continue from 
 
 
 class JobFailed(Exception):
-    """A run failed in a launcher's job: the message and the exit code, which submitit's pickle brings
-    back.
-    """
+    """A run failed in a launcher's job: message and exit code, which submitit's pickle brings back."""
 
     def __init__(self, message: str, code: int):
         super().__init__(message, code)
@@ -55,17 +51,16 @@ def defaults(launcher: Any, overrides: Sequence[str]) -> list[str]:
     kind = launcher._target_.rpartition(".")[2]
     schema = SlurmQueueConf if kind == "SlurmLauncher" else LocalQueueConf
     # what the plugin has no setting for can be added: +hydra.launcher.mail_user=me
-    known = [f.name for f in fields(schema)] + [
-        k for k in SlurmExecutor._valid_parameters() if schema is SlurmQueueConf
-    ]
+    added = SlurmExecutor._valid_parameters() if schema is SlurmQueueConf else ()
+    known = [*(f.name for f in fields(schema)), *added]
     for key in (k for k in launcher if k not in known):
         raise UserError(f"hydra.launcher.{key} is not a setting of {kind}{nearest(key, known)}.")
     if kind == "SlurmLauncher":
         if 60 * launcher.timeout_min <= launcher.signal_delay_s:
+            told = f"hydra.launcher.signal_delay_s={launcher.signal_delay_s} seconds before the end"
             raise UserError(
                 f"hydra.launcher.timeout_min={launcher.timeout_min} leaves no time to train: jobs are told "
-                f"to write their "
-                f"checkpoint hydra.launcher.signal_delay_s={launcher.signal_delay_s} seconds before the end."
+                f"to write their checkpoint {told}."
             )
         missing = [command for command in ("sbatch", "srun") if shutil.which(command) is None]
         if missing:
@@ -79,8 +74,7 @@ def defaults(launcher: Any, overrides: Sequence[str]) -> list[str]:
 
 @contextmanager
 def launching(launcher: Any, sweep_dir: str) -> Iterator[None]:
-    """Around a sweep of the plugin's: a clean environment for its jobs; SystemExit with a sentence when one
-    fails."""
+    """Around a sweep: a clean environment for its jobs; SystemExit with a sentence when one fails."""
     from submitit.core.utils import UncompletedJobError
 
     slurm = launcher._target_.endswith("SlurmLauncher")
@@ -98,21 +92,16 @@ def launching(launcher: Any, sweep_dir: str) -> Iterator[None]:
         _leave(f"{failed.message}\nthe sweep's other runs are in {sweep_dir}", failed.code)
     except UncompletedJobError as error:
         if "sbatch: error: " in str(error):
-            _leave(
-                f"error: sbatch refuses the jobs: {str(error).strip().rpartition('sbatch: error: ')[2]}", 2
-            )
+            why = str(error).strip().rpartition("sbatch: error: ")[2]
+            _leave(f"error: sbatch refuses the jobs: {why}", 2)
         dead = re.match(r"Job (\S+) .*?\(state: (.*?)\)", str(error), re.DOTALL)
         what = f"job {dead[1]} ended without a result, {dead[2]}" if dead else str(error).splitlines()[0]
-        _leave(
-            f"{what}; the logs are in {sweep_dir}/.submitit, and {again} continues from the checkpoints", 4
-        )
+        logs = f"the logs are in {sweep_dir}/.submitit"
+        _leave(f"{what}; {logs}, and {again} continues from the checkpoints", 4)
     except KeyboardInterrupt:
         if slurm:
-            _leave(
-                f"interrupted; the jobs continue without it, and once they are over {again} finds their "
-                f"results",
-                130,
-            )
+            after = f"once they are over {again} finds their results"
+            _leave(f"interrupted; the jobs continue without it, and {after}", 130)
         _leave(f"interrupted; {again} continues from the checkpoints", 130)
 
 
@@ -124,9 +113,8 @@ def _leave(message: str, code: int) -> NoReturn:
 def _accounting() -> bool:
     """Whether sacct answers: without it submitit waits forever for a job that was cancelled or killed."""
     try:
-        return (
-            subprocess.run(["sacct", "-n", "-X", "-j", "1"], capture_output=True, timeout=60).returncode == 0
-        )
+        asked = subprocess.run(["sacct", "-n", "-X", "-j", "1"], capture_output=True, timeout=60)
+        return asked.returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
 
@@ -142,10 +130,8 @@ def _watch_the_queue() -> None:
         def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
             text = string if isinstance(string, str) else string.decode()
             # submitit takes an unknown state for an end
-            states = {
-                key: {"State": "RUNNING" if job.live else job.state}
-                for key, job in parse_squeue(text).items()
-            }
+            found = parse_squeue(text).items()
+            states = {key: {"State": "RUNNING" if job.live else job.state} for key, job in found}
             # the queue forgets a job some minutes after its end
             return {job: states.get(job, {"State": "ENDED"}) for job in self._registered}
 

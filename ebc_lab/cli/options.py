@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import sys
 from typing import Annotated, Any
@@ -14,9 +16,14 @@ HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Place = Annotated[str, typer.Option("--output-dir", help="Folder that holds the studies.")]
-
-
+optional = functools.partial(typer.Option, show_default=False)
+Port = Annotated[int, optional("--port", help="Port on 127.0.0.1; a free one if left out.")]
 PIPE_WIDTH = 100  # characters of a line where no terminal says how many it has, unless COLUMNS does
+
+
+def print_json(value: Any) -> None:
+    """What `--json` prints."""
+    typer.echo(json.dumps(value, indent=1))
 
 
 def console(*, aside: bool = False) -> Any:

@@ -66,8 +66,7 @@ def _expected(*asked: Any) -> dict[str, Any] | None:
 
 
 def _answers(done: Outcome) -> list[dict[str, Any]]:
-    """Return what a suite says of each arm, with its difference in test loss and the intervals: of one's own
-    where there is any, else of every arm against the one that it is compared with."""
+    """Return what a suite says of each arm of one's own or, without any, of each against its rival."""
     answers = []
     for track, arms in (done.ablation or {"tracks": {}})["tracks"].items():
         by_question = arms.get("answers") or {}

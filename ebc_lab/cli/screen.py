@@ -1,6 +1,4 @@
-"""What the terminal shows: the live view, decisions, the verdict, status, plan and doctor, drawn with
-rich.
-"""
+"""What the terminal shows: the live view, decisions, the verdict, status, plan and doctor, by rich."""
 
 from __future__ import annotations
 
@@ -49,8 +47,7 @@ OUTCOME_ORDER = ("completed", "diverged", "failed", "oom", "lost", "cancelled", 
 class PlainTable(Table):
     """A table whose cells are shown as they are: nothing in a text is markup, and no figure is cut.
 
-    Where room is too short, texts that should stay on one line are folded after all, and then long titles
-    of figures.
+    Where room is too short, texts that should stay on one line are folded, and then long titles of figures.
     """
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -98,10 +95,7 @@ def plain_table(*columns: str, title: str | None = None) -> Table:
 
 
 class View:
-    """Follows a study: a live table on a terminal, plain lines elsewhere.
-
-    Its three methods are the study's listener.
-    """
+    """Follows a study, as its listener: a live table on a terminal, plain lines elsewhere."""
 
     def __init__(self, console: Console):
         self.console = console
@@ -162,10 +156,8 @@ def running_rows(running: Sequence[Mapping[str, Any]], width: int) -> list[Rende
     """A line for each run in progress: its arm, seed, step and speed. Where room is short the bar goes first,
     then the learning rate, then the middle of the arm's name."""
     speeds = [f"{r['steps_per_s']:.1f}" if r["steps_per_s"] else "–" for r in running]
-    cells = [
-        (f"seed {r['seed']}", f"{r['step']}/{r['steps']}", f"{speed} steps/s")
-        for r, speed in zip(running, speeds, strict=True)
-    ]
+    pairs = zip(running, speeds, strict=True)
+    cells = [(f"seed {r['seed']}", f"{r['step']}/{r['steps']}", f"{v} steps/s") for r, v in pairs]
     sizes = [max(map(len, column)) for column in zip(*cells, strict=True)]
     room = width - sum(sizes) - 2 * len(sizes)
     names = [f"{r['arm']} lr {r['lr']:g}" for r in running]
@@ -220,11 +212,8 @@ def outcome(console: Console, done: Any) -> None:
     if done.warning:
         console.print(Text(f"warning: {done.warning}", style="yellow"))
     if done.failed:
-        console.print(
-            Text(
-                f"{len(done.failed)} run(s) failed: `ebc-lab status {done.study.name}` says why.", style="red"
-            )
-        )
+        why = f"`ebc-lab status {done.study.name}` says why"
+        console.print(Text(f"{len(done.failed)} run(s) failed: {why}.", style="red"))
     _last_words(console, done)
 
 
@@ -248,9 +237,8 @@ def _last_words(console: Console, done: Any) -> None:
 def drawn(table: model.Table) -> Table:
     """A table of the report as the terminal shows it."""
     shown = table.on(model.TERMINAL)
-    made = plain_table(
-        *(MARKS.get(c.kind, "") + (c.short or c.title) for c in shown.columns), title=table.title
-    )
+    columns = (MARKS.get(c.kind, "") + (c.short or c.title) for c in shown.columns)
+    made = plain_table(*columns, title=table.title)
     for row in shown.rows:
         made.add_row(*map(_cell, row.cells), style="bold" if row.chosen else "")
     return made
@@ -312,10 +300,8 @@ def status(console: Console, state: Mapping[str, Any]) -> None:
     console.print(Text(runs_in_words(state["runs"])))
     for r in state["running"]:
         p = r["progress"]
-        about = (
-            f"  {r['arm']} seed {r['seed']}: step {p['step']}/{p['steps']}, {p['steps_per_s']:.1f} steps/s"
-        )
-        console.print(Text(about))
+        step = f"step {p['step']}/{p['steps']}, {p['steps_per_s']:.1f} steps/s"
+        console.print(Text(f"  {r['arm']} seed {r['seed']}: {step}"))
     if state["state"] in ("running", "interrupted") and state["eta_s"] is not None:
         console.print(f"about {clock(state['eta_s'])} of work left")
     for s in state["stages"]:
@@ -352,9 +338,8 @@ def _print_header(console: Console, status_of: Mapping[str, Any]) -> None:
 def cancelled(ending: Mapping[str, Any]) -> str:
     """What was stopped, and what continues it."""
     jobs = f", {plural(ending['jobs'], 'Slurm job')} ended" if ending["jobs"] else ""
-    runs = (
-        f"{plural(len(ending['runs']), 'run')} stopped before the end" if ending["runs"] else "no run to stop"
-    )
+    stopped = f"{plural(len(ending['runs']), 'run')} stopped before the end"
+    runs = stopped if ending["runs"] else "no run to stop"
     idle = ending["driver"] is None and not ending["jobs"]
     what = f"{'nobody was running it' if idle else 'cancelled'}; {runs}{jobs}"
     command = ending["continue"] or "the command that began it"
@@ -370,8 +355,7 @@ def _retrained(runs: int | None) -> str:
 
 
 def why(console: Console, reasons: Mapping[str, Any], band: Sequence[float] | None) -> None:
-    """The answer, and decisions with their evidence. `band`: where the rule wants the median c, if it
-    does."""
+    """The answer, and decisions with their evidence. `band`: where the rule wants the median c, if so."""
     last = list(reasons)[-1]
     for line in reasons[last]["headline"] if len(reasons) > 1 and stage_of(last).concludes else ():
         console.print(Text.assemble(("answer  ", "bold"), tracks_in_words(line)))
@@ -399,11 +383,8 @@ def _evidence(stage: str, decision: Decision, band: Sequence[float] | None) -> R
     if shows == "modes":
         return same_bits(decision)
     if shows == "verdict":
-        lines: list[Any] = [
-            {"track": t, **x}
-            for t, track_decision in decision["tracks"].items()
-            for x in track_decision["verdict"]
-        ]
+        tracks = decision["tracks"].items()
+        lines: list[Any] = [{"track": name, **line} for name, track in tracks for line in track["verdict"]]
         return drawn(tables.verdict(lines))
     if shows == "points":
         return drawn(tables.tuned(stage, decision))
@@ -415,23 +396,12 @@ def plan(console: Console, forecast: Mapping[str, Any], overrides: Sequence[str]
     console.print(Text.assemble((f"{forecast['study']} ", "bold"), about))
     if forecast["changed"]:
         others = "; ".join(forecast["changed"][:4])
-        console.print(
-            Text(f"begun with other settings ({others}): autopilot would ask for --force", style="yellow")
-        )
+        begun = f"begun with other settings ({others}): autopilot would ask for --force"
+        console.print(Text(begun, style="yellow"))
     copied = any(s["expected"]["copied"] for s in forecast["stages"].values())
     done = ["done"] * forecast["begun"] + ["copied"] * copied
     left = "left " if done else "time "
-    columns = (
-        "runs min",
-        "exp.",
-        "max",
-        *done,
-        "steps",
-        "tokens",
-        f"{left}min",
-        "exp.",
-        "max",
-    )
+    columns = ("runs min", "exp.", "max", *done, "steps", "tokens", f"{left}min", "exp.", "max")
     table = plain_table("stage", *(f">{c}" for c in columns))
     for stage, s in forecast["stages"].items():
         e = s["expected"]
@@ -456,36 +426,25 @@ def verified(console: Console, verdict: Mapping[str, Any]) -> None:
     if verdict["under_way"]:
         console.print(f"in progress or interrupted: {verdict['unrecorded']} file(s) are not recorded yet")
     if verdict["growing"]:
-        console.print(
-            f"{verdict['growing']} file(s) of runs without a result: not recorded before they have one"
-        )
-    word = "as recorded" if verdict["ok"] else f"checked, {len(verdict['bad'])} wrong"
-    console.print(
-        Text(
-            f"{verdict['study']}: {verdict['files']} file(s) {word}",
-            style="green" if verdict["ok"] else "red",
-        )
+        growing = f"{verdict['growing']} file(s) of runs without a result"
+        console.print(f"{growing}: not recorded before they have one")
+    word, style = (
+        ("as recorded", "green") if verdict["ok"] else (f"checked, {len(verdict['bad'])} wrong", "red")
     )
+    console.print(Text(f"{verdict['study']}: {verdict['files']} file(s) {word}", style=style))
     if "sha256" in verdict:
         console.print(f"sha256 of the bundle: {verdict['sha256']}", soft_wrap=True)
 
 
 def exported(console: Console, bundle: Mapping[str, Any]) -> None:
-    console.print(
-        Text(
-            f"{bundle['bundle']}: {bundle['files']} files and their manifest, {bundle['bytes'] / 1e6:.1f} MB"
-            "; checkpoints are not in it"
-        )
-    )
+    path = bundle["bundle"]
+    content = f"{bundle['files']} files and their manifest, {bundle['bytes'] / 1e6:.1f} MB"
+    console.print(Text(f"{path}: {content}; checkpoints are not in it"))
     console.print(f"sha256: {bundle['sha256']}", soft_wrap=True)
     if bundle["replaced"]:
-        console.print(
-            Text(f"replaced {bundle['bundle']} (sha256 {bundle['replaced']})", style="yellow"), soft_wrap=True
-        )
-    console.print(
-        f"`ebc-lab verify {bundle['bundle']}` checks it anywhere; `report` and `why --replay` read it",
-        soft_wrap=True,
-    )
+        console.print(Text(f"replaced {path} (sha256 {bundle['replaced']})", style="yellow"), soft_wrap=True)
+    read = "`report` and `why --replay` read it"
+    console.print(f"`ebc-lab verify {path}` checks it anywhere; {read}", soft_wrap=True)
 
 
 def compared(console: Console, comparison: Mapping[str, Any]) -> None:
@@ -493,9 +452,8 @@ def compared(console: Console, comparison: Mapping[str, Any]) -> None:
     a, b = comparison["studies"]
     _found_in_both(console, comparison)
     corpora = [f"{c['title']} ({c['sha256'][:12]}…)" for c in comparison["corpus"]]
-    console.print(
-        Text(f"corpus: {'the same, ' + corpora[0] if comparison['same_corpus'] else ' | '.join(corpora)}")
-    )
+    corpus = f"the same, {corpora[0]}" if comparison["same_corpus"] else " | ".join(corpora)
+    console.print(Text(f"corpus: {corpus}"))
     for what, sentence in COMPARED.items():
         if comparison[what]:
             console.print(_pairs(sentence, a, b, [(k, *pair) for k, pair in comparison[what].items()]))
@@ -507,9 +465,8 @@ def compared(console: Console, comparison: Mapping[str, Any]) -> None:
     equal += f"; {weights['equal']} of {weights['compared']} with the same weights_checksum"
     console.print(f"runs: {'; '.join(map(runs_in_words, runs['counts']))}; {equal}")
     for run_id, keys in runs["different"].items():
-        console.print(
-            Text(f"  {run_id}: {', '.join(f'{k} {x!r} | {y!r}' for k, (x, y) in list(keys.items())[:3])}")
-        )
+        differing = ", ".join(f"{k} {x!r} | {y!r}" for k, (x, y) in list(keys.items())[:3])
+        console.print(Text(f"  {run_id}: {differing}"))
     rows = [
         (f"{stage} {optimizer(track)}: {figure}", *pair)
         for stage, tracks in comparison["decisions"].items()
@@ -566,55 +523,42 @@ def _pairs(what: str, a: str, b: str, rows: Sequence[tuple[str, Any, Any]]) -> T
 
 
 def doctor(console: Console, examination: Mapping[str, Any]) -> None:
+    """A line or a table for each thing that was examined."""
+
+    def tell(about: str, fact: str, style: str = "") -> None:
+        console.print(Text(f"{about:<11}{fact}", style=style))
+
     h = examination["hardware"]
-    console.print(
-        Text(
-            f"machine    {h['host']}: {h['cpu']}, {h['cores']} cores, GPUs: {', '.join(h['gpus']) or 'none'}"
-        )
-    )
-    console.print(Text("versions   " + ", ".join(f"{k} {v}" for k, v in examination["versions"].items())))
+    tell("machine", f"{h['host']}: {h['cpu']}, {h['cores']} cores, GPUs: {', '.join(h['gpus']) or 'none'}")
+    tell("versions", ", ".join(f"{k} {v}" for k, v in examination["versions"].items()))
     if "corpus" in examination:
         c = examination["corpus"]
-        console.print(
-            Text(
-                f"corpus     {c['name']}: {c['source']}, {c['characters']:,} characters, sha256 "
-                f"{c['sha256'][:12]}…"
-            )
-        )
+        text = f"{c['characters']:,} characters, sha256 {c['sha256'][:12]}…"
+        tell("corpus", f"{c['name']}: {c['source']}, {text}")
     if "speed" in examination:
         _speed(console, examination["speed"])
     if "packing" in examination:
-        console.print(Text(f"packing    {packing_in_words(examination['packing'])}"))
-    console.print(Text(f"verity     engine {examination['verity']}"))
+        tell("packing", packing_in_words(examination["packing"]))
+    tell("verity", f"engine {examination['verity']}")
     o = examination["output"]
-    console.print(
-        Text(
-            f"output     {o['path']}: {'writable' if o['writable'] else 'NOT writable'}, {o['free_gb']} GB "
-            f"free"
-        )
-    )
-    console.print(Text(f"slurm      {'sbatch is here' if examination['slurm'] else 'no sbatch here'}"))
+    writable = "writable" if o["writable"] else "NOT writable"
+    tell("output", f"{o['path']}: {writable}, {o['free_gb']} GB free")
+    tell("slurm", "sbatch is here" if examination["slurm"] else "no sbatch here")
     for problem in examination["problems"]:
-        console.print(Text(f"problem    {problem}", style="red"))
+        tell("problem", problem, "red")
 
 
 def _speed(console: Console, s: Mapping[str, Any]) -> None:
     when = "measured here before, from the cache" if s["cached"] else "measured now"
-    table = plain_table(
-        ">runs at once",
-        ">threads each",
-        "~dtype",
-        ">steps/s together",
-        title=f"speed: {s['scale']} shape on {s['device']}, {when}",
-    )
+    title = f"speed: {s['scale']} shape on {s['device']}, {when}"
+    table = plain_table(">runs at once", ">threads each", "~dtype", ">steps/s together", title=title)
     for r in sorted(s["rates"], key=lambda r: (r["threads"], r["processes"], r["dtype"])):
         table.add_row(str(r["processes"]), str(r["threads"]), r["dtype"], f"{r['steps_per_s']:.1f}")
     console.print(table)
     for c in s["compile"]:
         steps = f"a step of {c['eager_ms']:.1f} ms takes {c['compiled_ms']:.1f} ms"
-        console.print(
-            f"compiling at {c['threads']} thread(s) in {c['dtype']}: {c['compile_s']:.0f} s, then {steps}"
-        )
+        at = f"compiling at {c['threads']} thread(s) in {c['dtype']}"
+        console.print(f"{at}: {c['compile_s']:.0f} s, then {steps}")
     for what, name in (("study", "a study takes"), ("single_run", "one run takes")):
         for setting, reason in s[what]["why"].items():
             console.print(Text(f"{name}  {setting}={s[what][setting]}: {reason}", overflow="fold"))

@@ -12,7 +12,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,11 @@ class _Job:
             self.extra += implied(asked_for)[len(asked_for) :]
         combinations = expand(asked_for) if self.multirun else [asked_for]
         self.combinations = [[*overrides, *self.extra] for overrides in combinations]
-        self.configs = _validated(self.combinations)
+        for combination in self.combinations:
+            check_overrides(combination, hydra_keys=True)
+        self.of_runs = [_without_hydra(combination) for combination in self.combinations]
+        here = "hydra/launcher=submitit_slurm" not in self.combinations[0]
+        self.configs = [compose(overrides, study=False, here=here) for overrides in self.of_runs]
         self.settings = _hydra_settings([spelled(o) for o in self.combinations[0]])
         if not self.multirun and any(o.startswith("hydra/launcher=") for o in asked_for):
             raise UserError("hydra/launcher starts the runs of a sweep, also of one run: it needs -m.")
@@ -95,8 +99,7 @@ class _Job:
             if is_submitit(self.settings.launcher):
                 around = launching(self.settings.launcher, str(self.directory))
             if self.multirun:
-                of_runs = [_without_hydra(combination) for combination in self.combinations]
-                after = tabulated(of_runs, self.configs, self.directory)
+                after = tabulated(self.of_runs, self.configs, self.directory)
         words = [spelled(override) for override in self.asked.overrides]
         sys.argv = ["ebc-lab train", *self.asked.words, *words, *self.extra]
         with after, around:
@@ -125,11 +128,10 @@ class _Job:
         about = {"folder": str(self.directory), "warnings": self.warnings, "exit_code": code}
         if not self.multirun:
             return {**_ended(self.directory), **about}
-        of_runs = [_without_hydra(combination) for combination in self.combinations]
-        finished = jobs(of_runs, varying(of_runs), self.configs, self.directory)
+        finished = jobs(self.of_runs, varying(self.of_runs), self.configs, self.directory)
         runs = [
             {"overrides": list(overrides), "folder": str(job.directory or ""), **_ended(job.directory)}
-            for overrides, job in zip(of_runs, finished, strict=True)
+            for overrides, job in zip(self.of_runs, finished, strict=True)
         ]
         return {"outcome": "done" if code == 0 else "stopped", "runs": runs, **about}
 
@@ -140,28 +142,18 @@ def _ended(directory: Path | None) -> dict[str, Any]:
 
 
 def own_folder(named: Path) -> Path:
-    """Make this folder, or `<named>-2` and so on: its name is a time, and others may have begun in the same
-    second."""
-    for path in itertools.chain([named], (named.with_name(f"{named.name}-{n}") for n in itertools.count(2))):
-        try:
+    """Make this folder, or `<named>-2` and so on, where another run has begun in the same second."""
+    path = named
+    for n in itertools.count(2):
+        with suppress(FileExistsError):
             path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return path
-    raise AssertionError
-
-
-def _validated(combinations: Sequence[Sequence[str]]) -> list[Config]:
-    """The configuration of every combination of a sweep. Raises UserError."""
-    for combination in combinations:
-        check_overrides(combination, hydra_keys=True)
-    here = "hydra/launcher=submitit_slurm" not in combinations[0]
-    return [compose(_without_hydra(combination), study=False, here=here) for combination in combinations]
+            break
+        path = named.with_name(f"{named.name}-{n}")
+    return path
 
 
 def _refuse_impossible(configs: Sequence[Config], directory: Path) -> list[str]:
-    """Raises UserError where a text is too short or not there, or the folder cannot be written. -> what a
-    reader must know of the texts."""
+    """Raises UserError for a text or a folder that cannot be used. -> warnings about the texts."""
     texts = {repr((c.data, c.tokens, c.workload, c.ebm, c.model.context, c.steps)): c for c in configs}
     warnings = [checked_text(config)[0].warning for config in texts.values()]
     refuse_unwritable(directory)
@@ -187,8 +179,7 @@ def _hydra_settings(overrides: Sequence[str]) -> Any:
 
 
 def task(composed: Any) -> float | None:
-    """What Hydra calls for each job: train one run in the job's output folder. -> its validation loss, for
-    sweepers."""
+    """What Hydra calls for each job: train a run in its folder. -> its validation loss, for sweepers."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
@@ -230,10 +221,9 @@ def train_one(
     job_cores: int | None = None,
     processes: int = 1,
 ) -> dict[str, Any]:
-    """Resolve what is left to choose, train in `directory`, and print the outcome. `job_cores`: of a
-    launcher's job; `processes`: how many train the run together.
+    """Resolve what is left to choose, train in `directory`, and print the outcome. Raises UserError.
 
-    Raises UserError.
+    `job_cores`: of a launcher's job; `processes`: how many train the run together.
     """
     from ebc_lab.config.identity import digest, identity
     from ebc_lab.records.json_files import read_json, write_json
@@ -250,10 +240,8 @@ def train_one(
         run.lr_schedule.sha256 = digest(recorded_rates(source_folder(run.lr_schedule, directory.parent)))
     run_id = digest(identity(run))[:10]
     if earlier and earlier["run_id"] != run_id:
-        raise UserError(
-            f"{directory} holds another run ({earlier['run_id']}): choose another hydra.run.dir, or delete "
-            f"it."
-        )
+        remedy = "choose another hydra.run.dir, or delete it"
+        raise UserError(f"{directory} holds another run ({earlier['run_id']}): {remedy}.")
     for warning in [*warnings_of(run), *_crowded(run, processes, job_cores or machine.cores())]:
         print(f"note: {warning}")
     directory.mkdir(parents=True, exist_ok=True)
@@ -282,10 +270,7 @@ def _crowded(run: RunConfig, processes: int, cores: int) -> list[str]:
 
 
 def _resolved(run: RunConfig, begun: RunConfig | None, job_cores: int | None, processes: int) -> RunConfig:
-    """The run with corpus, device and speed settings chosen, as `begun` has them where it was begun earlier.
-
-    Raises UserError where it cannot be trained.
-    """
+    """The run with corpus, device and speed settings chosen, as `begun` has them. Raises UserError."""
     from ebc_lab.bench.speeds import CHOSEN, choose, is_open
     from ebc_lab.config.machine import chosen_device
 
@@ -311,8 +296,7 @@ def _resolved(run: RunConfig, begun: RunConfig | None, job_cores: int | None, pr
 
 
 def _until_done(attempt: Callable[[Callable[[], bool]], dict[str, Any]]) -> dict[str, Any]:
-    """Train; a signal takes effect at the next checkpoint: its own handler runs or, without one, Interrupted
-    is raised.
+    """Train; at the next checkpoint a signal's own handler runs or, without one, Interrupted is raised.
 
     submitit's handlers requeue the job on USR2 (time-out, pre-emption) and ignore TERM: whether a kill or a
     restart follows is up to Slurm, and until then the run continues.
@@ -322,9 +306,8 @@ def _until_done(attempt: Callable[[Callable[[], bool]], dict[str, Any]]) -> dict
     handlers: dict[int, Any] = {
         s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     }
-    heard = [
-        s for s, handler in handlers.items() if callable(handler) or s in (signal.SIGINT, signal.SIGTERM)
-    ]
+    ends = (signal.SIGINT, signal.SIGTERM)
+    heard = [s for s, handler in handlers.items() if callable(handler) or s in ends]
     asked: list[int] = []
     for s in heard:
         signal.signal(s, lambda number, _: asked.append(number))

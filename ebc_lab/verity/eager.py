@@ -85,8 +85,7 @@ def gelu(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def heads(x: Tensor, B: int, n: int, H: int, bits: int) -> tuple[Tensor, Tensor]:
-    """Quantize n tensors of B·T tokens side by side, (B·T, n·H·D) float32 -> integers (n, B·H, T, D) float64
-    and their exponents (n, B·H), one for each sequence and head."""
+    """Quantize n tensors (B·T, n·H·D) float32 -> integers (n, B·H, T, D) float64 and exponents (n, B·H)."""
     N, width = x.shape
     T, D = N // B, width // (n * H)
     parted = x.view(B, T, n, H, D).permute(2, 0, 3, 1, 4).reshape(n * B * H, T * D)
@@ -102,16 +101,11 @@ def merged(P: Sequence[Tensor], s: Tensor, B: int, H: int) -> Tensor:
     return y.float().view(n, B, H, T, D).permute(1, 3, 0, 2, 4).reshape(B * T, n * H * D)
 
 
-def _causal(T: int, device: torch.device) -> Tensor:
-    """Return where token i sees token j, (T, T) bool."""
-    at = torch.arange(T, device=device)
-    return at[:, None] >= at
-
-
 def causal_softmax(Z: Tensor, s: Tensor, alpha: float, bits: int) -> tuple[Tensor, Tensor]:
     """Turn scores Z·2^s·alpha, (B·H, T, T) integers and (B·H,), into p float32 and rint(p·2^bits) float64."""
     z = (Z * pow2(s)[:, None, None]) * alpha
-    seen = _causal(Z.shape[-1], Z.device)
+    at = torch.arange(Z.shape[-1], device=Z.device)
+    seen = at[:, None] >= at  # where token i sees token j
     z = torch.where(seen, z, -torch.inf)
     e = torch.where(seen, exp64((z - z.amax(-1, keepdim=True)).clamp_(min=-1000.0)), 0.0)
     p = divided(e, tree_sum(e)[..., None]).float()
@@ -121,8 +115,7 @@ def causal_softmax(Z: Tensor, s: Tensor, alpha: float, bits: int) -> tuple[Tenso
 def causal_softmax_backward(
     dP: Tensor, s: Tensor, p: Tensor, alpha: float, bits: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradient of the scores before alpha from dP·2^s and p: integers (B·H, T, T) float64 and
-    their exponents (B·H,)."""
+    """Return the gradient of the scores before alpha from dP·2^s and p: integers and exponents."""
     dp = dP * pow2(s)[:, None, None]
     wide = p.double()
     ds = (((dp - tree_sum(dp * wide)[..., None]) * wide) * alpha).float()

@@ -466,33 +466,31 @@ def test_memory_of_parameters_is_looked_up_at_each_forward():
         assert y.requires_grad
 
 
-def test_a_tensor_saved_by_several_nodes_is_packed_once():
-    x = normal(64, 64).requires_grad_()
-
-    def make():
-        a = x * 1
-        return a.sin() + a.t().exp().log() + a.view(16, 256).cos().view(64, 64) + a * a
-
-    y, stats = saved_by(make)
-    # a, in three shapes; what exp made, its transpose alone
-    assert stats["slots_used"] == 2
-    assert stats["original_bytes"] == 2 * 4 * 4096
-    exact = torch.autograd.grad(y.sum(), x)[0]
-    assert apart(exact, torch.autograd.grad(make().sum(), x)[0]) < 0.2
+def sharing(x):
+    a = x * 1
+    return a.sin() + a.t().exp().log() + a.view(16, 256).cos().view(64, 64) + a * a
 
 
-def test_parts_of_a_tensor_are_packed_each_and_restored_each():
-    x = normal(64, 96).requires_grad_()
+def parted(x):
+    left, middle, right = (1 * x).split(32, 1)
+    return left * middle + right.sin() + left.T.reshape(64, 32).cos()
 
-    def make():
-        left, middle, right = (1 * x).split(32, 1)
-        return left * middle + right.sin() + left.T.reshape(64, 32).cos()
 
-    y, stats = saved_by(make)
-    assert stats["slots_used"] == 4
-    assert stats["original_bytes"] == 4 * 4 * 2048
-    found = torch.autograd.grad(y.sum(), x)[0]
-    assert apart(found, torch.autograd.grad(make().sum(), x)[0]) < 0.2
+@pytest.mark.parametrize(
+    ("make", "width", "slots", "values"),
+    [
+        (sharing, 64, 2, 4096),  # a, in three shapes; what exp made, its transpose alone
+        (parted, 96, 4, 2048),
+    ],
+)
+def test_a_tensor_saved_by_several_nodes_is_packed_once_and_parts_of_one_are_packed_each(
+    make, width, slots, values
+):
+    x = normal(64, width).requires_grad_()
+    y, stats = saved_by(lambda: make(x))
+    assert (stats["slots_used"], stats["original_bytes"]) == (slots, slots * 4 * values)
+    (found,) = torch.autograd.grad(y.sum(), x)
+    assert apart(found, torch.autograd.grad(make(x).sum(), x)[0]) < 0.2
 
 
 def test_a_tensor_changed_in_place_is_packed_anew():
@@ -608,10 +606,6 @@ def attended(q, k, v):
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
-def with_weights(q, k, v):
-    return (q @ k.mT).softmax(-1) @ v
-
-
 @pytest.mark.parametrize("sharpness", [1, 8])
 def test_attention_keeps_its_tensors(sharpness):
     leaves = [normal(2, 4, 64, 32, seed=i).requires_grad_() for i in range(3)]
@@ -689,12 +683,8 @@ def test_a_resumed_run_repeats_its_bits():
     again = compressed_activations(seed=3)
     assert torch.equal(gradients(model, x, again), gradients(model, x, compressed_activations(seed=3)))
     assert not torch.equal(gradients(model, x, compressed_activations(seed=4)), wanted[0])
-
-
-def test_nearest_rounding_repeats_itself():
-    model, x = network(), normal(128, 32)
-    around = compressed_activations(stochastic=False)
-    assert torch.equal(gradients(model, x, around), gradients(model, x, around))
+    nearest = compressed_activations(stochastic=False)
+    assert torch.equal(gradients(model, x, nearest), gradients(model, x, nearest))
 
 
 def test_torch_s_own_generator_is_left_alone():
@@ -706,6 +696,8 @@ def test_torch_s_own_generator_is_left_alone():
 
 
 def test_entering_twice_is_refused_and_leaving_by_an_error_is_not():
+    with pytest.raises(ValueError, match="min_numel=0 must be at least 1"):
+        compressed_activations(0)
     around = compressed_activations()
     with pytest.raises(RuntimeError, match="in use"), around, around:
         pass
@@ -715,8 +707,3 @@ def test_entering_twice_is_refused_and_leaving_by_an_error_is_not():
     assert apart(gradients(model, x, around), gradients(model, x)) > 0  # still packs
     plain = (1 * x.requires_grad_()).sin()
     assert torch.equal(torch.autograd.grad(plain.sum(), x)[0], x.detach().cos())  # and only inside
-
-
-def test_a_threshold_below_one_is_refused():
-    with pytest.raises(ValueError, match="min_numel=0 must be at least 1"):
-        compressed_activations(0)

@@ -242,9 +242,11 @@ def test_whatever_is_said_to_fit_does(name, device_gb):
 # -- refusals ------------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_name_is_not_downloaded():
+def test_an_unknown_name_is_not_downloaded_and_a_folder_without_a_config_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing is downloaded.*meta-llama/Llama-2-7b-hf"):
         estimate_memory("meta-llama/Llama-3-7b")
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+        estimate_memory(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -279,25 +281,13 @@ def test_a_damaged_file_is_named(tmp_path, content):
         estimate_memory(tmp_path)
 
 
-def test_a_folder_without_a_config_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
-        estimate_memory(tmp_path)
-
-
 @pytest.mark.parametrize(
-    "given",
-    [
-        {"rank": -1},
-        {"rank": 1.5},
-        {"rank": True},
-        {"device_gb": 0},
-        {"device_gb": -8},
-        {"device_gb": math.nan},
-    ],
+    ("name", "value"),
+    [*(("rank", rank) for rank in (-1, 1.5, True)), *(("device_gb", gb) for gb in (0, -8, math.nan))],
 )
-def test_a_senseless_rank_or_device_is_refused(given):
-    with pytest.raises(ValueError, match=next(iter(given))):
-        estimate_memory("gpt2", **given)
+def test_a_senseless_rank_or_device_is_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        estimate_memory("gpt2", **{name: value})
 
 
 def test_what_is_no_model_is_refused():
@@ -321,11 +311,15 @@ def test_the_command_prints_what_is_true_beside_what_is_promised(capsys):
     assert said.splitlines()[-1] == estimate_memory("llama-7b", device_gb=24)["recommendation"]
 
 
-def test_the_command_promises_nothing_of_other_models(capsys):
+def test_the_command_promises_nothing_of_other_models_and_prints_the_table(capsys):
     assert main(["estimate", "gpt2", "--rank", "0"]) == 0
     said = capsys.readouterr().out
     assert "rank 0" in said
     assert "promised" not in said
+    assert main(["table"]) == 0
+    said = capsys.readouterr().out
+    assert "4,750 / 1,007 / 305" in said
+    assert "280 / 200 / 220" in said
 
 
 def test_the_command_writes_json(capsys):
@@ -335,13 +329,6 @@ def test_the_command_writes_json(capsys):
     assert found == estimate_memory("gpt2-large", rank=16)
     assert main(["table", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["state"]["4"] == compression_table()[0]["state"][4]
-
-
-def test_the_command_prints_the_table(capsys):
-    assert main(["table"]) == 0
-    said = capsys.readouterr().out
-    assert "4,750 / 1,007 / 305" in said
-    assert "280 / 200 / 220" in said
 
 
 @pytest.mark.parametrize(

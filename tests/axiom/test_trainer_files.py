@@ -228,14 +228,9 @@ def test_nothing_in_a_file_is_executed(receiver, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("content", [b"", saved({"model": {}})], ids=["empty", "torch's"])
-def test_files_of_others_are_refused(receiver, content):
-    refused(receiver, content, "is damaged, or no checkpoint of AXIOM_Trainer")
-
-
-@pytest.mark.parametrize("change", [lambda whole: whole + b"\0", lambda whole: whole[:-1]])
-def test_a_longer_or_shorter_file_is_refused(written, receiver, change):
-    refused(receiver, change(written), "is damaged")
+@pytest.mark.parametrize("change", [lambda whole: b"", lambda whole: whole + b"\0", lambda _: saved({})])
+def test_files_of_others_and_longer_ones_are_refused(written, receiver, change):
+    refused(receiver, change(written), "is damaged, or no checkpoint of AXIOM_Trainer")
 
 
 def state_of(content: bytes) -> dict[str, Any]:
@@ -245,15 +240,10 @@ def state_of(content: bytes) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("entry", "value", "message"),
-    [
-        ("curves", {"unknown": 1}, "is not of this trainer"),
-        ("loader_rng", torch.zeros(5056), "is not of this trainer"),
-        ("optimizer", {}, "is not of this trainer"),
-    ],
+    "other", [{"curves": {"unknown": 1}}, {"loader_rng": torch.zeros(5056)}, {"optimizer": {}}]
 )
-def test_a_whole_file_with_other_content_is_refused(written, receiver, entry, value, message):
-    refused(receiver, sealed(saved(state_of(written) | {entry: value})), message)
+def test_a_whole_file_with_other_content_is_refused(written, receiver, other):
+    refused(receiver, sealed(saved(state_of(written) | other)), "is not of this trainer")
 
 
 @pytest.mark.parametrize("row", [torch.zeros(WORDS + 1), torch.zeros(WORDS).double()])

@@ -18,8 +18,7 @@ def folder(finished, tmp_path):
 
 
 def told(*words, columns=80):
-    done = CliRunner().invoke(app, list(map(str, words)), env={"COLUMNS": str(columns)})
-    return done
+    return CliRunner().invoke(app, list(map(str, words)), env={"COLUMNS": str(columns)})
 
 
 def test_list_fits_a_terminal_of_80_columns(folder):

@@ -79,13 +79,13 @@ def test_off_a_terminal_lines_have_a_hundred_characters_unless_columns_says_othe
     assert options.console().width == width
 
 
-def seen(config, study, runs):
-    """What is expected while these runs are there, each of the others just begun."""
+def seen(config, study, runs, begun=()):
+    """What is expected while these runs are there, and of those that are `begun` a share."""
 
     def known(specs):
         return study.results([s for s in specs if s.run_id in runs])
 
-    return expected_left(config, known, {})
+    return expected_left(config, known, dict(begun))
 
 
 def test_progress_knows_its_whole_from_the_first_run_to_the_last(finished, resolved):
@@ -108,12 +108,8 @@ def test_progress_knows_its_whole_from_the_first_run_to_the_last(finished, resol
 def test_a_run_under_way_counts_by_what_is_left_of_it(finished, resolved):
     study = finished[1].study
     sweep = {r.run_id for r in study.records() if r.spec["stage"] == "lr_sweep"}
-
-    def known(specs):
-        return study.results([s for s in specs if s.run_id in sweep])
-
     half = {r.run_id: 0.5 for r in study.records() if r.run_id not in sweep}
-    fresh, begun = expected_left(resolved, known, {}), expected_left(resolved, known, half)
+    fresh, begun = seen(resolved, study, sweep), seen(resolved, study, sweep, half)
     assert begun["left"] == fresh["left"]
     assert begun["seconds"] < fresh["seconds"]
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 from rich.console import Console
-from support.called import called
+from support.called import SMALL_RUN, answered, called
 
 from ebc_lab.cli import sweep_view
 from ebc_lab.config.compose import compose
@@ -16,9 +16,8 @@ KEYS = ["optimizer.lr", "stabilizer"]
 
 @pytest.fixture(scope="module")
 def small(text_file):
-    shape = ["model.blocks=1", "model.width=16", "model.context=16", "batch_size=10"]
-    how = ["budget.probe_sequences=2", "device=cpu", "eval_every=1000", "dtype=float32", "threads_per_run=1"]
-    return ["scale=smoke", *shape, *how, "data=path", f"data.file={text_file}"]
+    how = ["eval_every=1000", "dtype=float32", "threads_per_run=1"]
+    return [*SMALL_RUN, *how, "data=path", f"data.file={text_file}"]
 
 
 def rows(text: str) -> list[list[str]]:
@@ -31,8 +30,7 @@ def rows(text: str) -> list[list[str]]:
 def test_a_sweep_ends_in_a_table_of_its_runs(small, tmp_path):
     asked = ["tokens=3200,6400", "stabilizer=ebc,none", "budget.target_kl=50", "hydra.sweep.dir=many"]
     named = "hydra.sweep.subdir=job_${hydra.job.num}"
-    done = called("train", "-m", *small, *asked, named, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = answered("train", "-m", *small, *asked, named, cwd=tmp_path)
     head, *found, note = rows(done.stdout)
     assert head == ["job", "train_tokens", "stabilizer", "val loss", "c", "KL/δ*", "time"]
     results = [read_json(tmp_path / f"many/job_{i}/result.json") for i in range(4)]
@@ -83,17 +81,21 @@ def test_one_run_needs_no_table_and_neither_does_a_sweep_without_a_result(tmp_pa
     assert rows(capsys.readouterr().out)[2] == ["1", "0.1", "–", "–", "–", "–", "not begun"]
 
 
+def shown(combinations, keys, runs, folder, width) -> str:
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    sweep_view.show(
+        console, [key for key, _ in keys], sweep_view.jobs(combinations, keys, runs, folder), folder
+    )
+    return console.file.getvalue()
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_it_fits_a_terminal_and_says_how_runs_ended(width, tmp_path):
-    combinations = COMBINATIONS
-    runs = [compose(c, study=False) for c in combinations]
-    for i, (overrides, result) in enumerate(zip(combinations, RESULTS, strict=True)):
+    runs = [compose(c, study=False) for c in COMBINATIONS]
+    for i, (overrides, result) in enumerate(zip(COMBINATIONS, RESULTS, strict=True)):
         record(tmp_path / str(i), overrides, result)
-    keys = sweep_view.varying(combinations)
-    found = sweep_view.jobs(combinations, keys, runs, tmp_path)
-    console = Console(file=io.StringIO(), width=width, highlight=False)
-    sweep_view.show(console, [key for key, _ in keys], found, tmp_path)
-    text = console.file.getvalue()
+    keys = sweep_view.varying(COMBINATIONS)
+    text = shown(COMBINATIONS, keys, runs, tmp_path, width)
     assert max(map(len, text.splitlines()[2:])) <= width
     table = rows(text)
     assert table[1] == ["0", "0.01", "2.5000", "0.46", "1.02", "1 min 40 s", "completed, best"]
@@ -101,17 +103,14 @@ def test_it_fits_a_terminal_and_says_how_runs_ended(width, tmp_path):
     assert "diverged: the loss is not finite" in text
     assert "failed: RuntimeError" in text
     (tmp_path / "0/result.json").write_text("{}")  # damaged
-    assert sweep_view.jobs(combinations, keys, runs, tmp_path)[0].result == {}
+    assert sweep_view.jobs(COMBINATIONS, keys, runs, tmp_path)[0].result == {}
 
 
 def test_values_are_shown_as_they_were_given_and_a_small_c_is_not_0(tmp_path):
     combinations = [["scale=smoke", f"data.file=a\\ {name}\\:1"] for name in "bc"]
     record(tmp_path / "0", combinations[0], RESULTS[0] | {"c_median": 0.0031})
     runs = [compose(["scale=smoke"], study=False)] * 2
-    found = sweep_view.jobs(combinations, [("data.file", 1)], runs, tmp_path)
-    console = Console(file=io.StringIO(), width=120, highlight=False)
-    sweep_view.show(console, ["data.file"], found, tmp_path)
-    table = rows(console.file.getvalue())
+    table = rows(shown(combinations, [("data.file", 1)], runs, tmp_path, 120))
     assert table[1][:4] == ["0", "a b:1", "2.5000", "0.003"]
 
 

@@ -15,6 +15,11 @@ from unittest import mock
 from ebc_lab.cli import main
 
 CAUGHT = (signal.SIGTERM, signal.SIGHUP)  # what `main` takes over for as long as the process lives
+CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]  # in a process of its own
+SMALL_RUN = [  # of some steps a second
+    *("scale=smoke", "model.blocks=1", "model.width=16", "model.context=16", "batch_size=10"),
+    *("budget.probe_sequences=2", "device=cpu"),
+]
 
 
 def called(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -37,3 +42,21 @@ def called(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProces
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def answered(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """`called`, which must succeed."""
+    done = called(*arguments, cwd=cwd, **env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def refused(*arguments: str, cwd: Path, **env: str) -> str:
+    """The one sentence of an exit with code 2, which has written nothing."""
+    before = sorted(cwd.rglob("*"))
+    done = called(*arguments, cwd=cwd, **env)
+    assert (done.returncode, done.stdout) == (2, ""), done.stdout + done.stderr
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert sorted(cwd.rglob("*")) == before
+    return line
