@@ -8,7 +8,6 @@ import torch
 from support.ebm_models import VOCABULARY, energy_model, some_tokens
 from torch.func import functional_call
 
-from ebc_lab.ebm.denoising import add_noise
 from ebc_lab.ebm.model import (
     Draws,
     EnergyModel,
