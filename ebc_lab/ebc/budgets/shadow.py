@@ -102,14 +102,15 @@ class Shadow(Measured):
             self.carry("kl_rate", rate, proposal, rate.isfinite())
         if self.exponent is not None and proposal.audited:
             self._observe_exponent(self.exponent, proposal, result)
-        return torch.where(result.skipped, math.nan, result.c)
+        return result.c
 
     def _observe_exponent(self, exponent: ExponentEstimate, proposal: Proposal, result: ShadowResult) -> None:
         """Measure p between c and c/4, on the tokens of the audit."""
         assert proposal.batch is not None
         assert proposal.batch.held is not None
-        kl = proposal.kl(result.c, proposal.batch.held)
-        below = proposal.kl(result.c / EXPONENT_SPAN, proposal.batch.held)
+        c = result.c.nan_to_num()
+        kl = proposal.kl(c, proposal.batch.held)
+        below = proposal.kl(c / EXPONENT_SPAN, proposal.batch.held)
         exponent.observe(exponent_between(kl, below, self.floor), proposal.sound & ~result.skipped)
 
     def state_dict(self) -> dict[str, Any]:
