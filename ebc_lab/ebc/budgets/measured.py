@@ -100,11 +100,9 @@ class Measured(Budget):
         self, stats: StepStats, proposal: Proposal, trial: Tensor, scale: Scale | None = None
     ) -> ShadowResult:
         """Measure the KL of trial steps, `trial` first, and record it; for the rest see `shadow_search`."""
-        batch = proposal.batch
-        assert batch is not None
         assert stats.delta is not None
         result = shadow_search(
-            lambda trial: proposal.kl(trial, batch.probe),
+            lambda trial: proposal.kl(trial, proposal.batch.probe),
             stats.delta,
             trial,
             measurements=self.settings.measurements if self.settings.refines(proposal.t) else 1,

@@ -114,7 +114,6 @@ class Tracked(Measured):
         """Measure at `trial` -> what is known then, and c; repeated measurements all start from `prior`."""
         delta = stats.delta
         assert delta is not None
-        assert proposal.batch is not None
         noise = TOKEN_NOISE / proposal.batch.probe_tokens(proposal.workers)
         seen: list[Tensor] = []  # x, by each measurement
         believed: list[Track] = []
