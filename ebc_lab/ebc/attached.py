@@ -222,21 +222,17 @@ class Attached:
         if self._opened is None and not self._passing and self._measures():
             self.clip.sync_process_group()
             self._before = self.clip.keep()
-        watched = self._watching(closure)
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": watched}
-        return (args[0], watched, *args[2:]), kwargs
-
-    def _watching(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """The closure, after whose first call the step begins: then the gradients are there."""
 
         def watched() -> Any:
+            """The closure, after whose first call the step begins: then the gradients are there."""
             value = closure()
             with torch.no_grad():
                 self._begin()
             return value
 
-        return watched
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": watched}
+        return (args[0], watched, *args[2:]), kwargs
 
     def _begin(self) -> None:
         """What comes before an optimizer moves its weights, the step's first one or a later one."""
@@ -280,9 +276,8 @@ class Attached:
                 if self.look is not None and not stale:
                     self.look.begin(opened, forward, self.capture.rows_first)
                 return opened
-            with weights_before.standing_in(
-                self.clip.weights
-            ):  # the closure was called at other weights than W
+            # the closure was called at other weights than W
+            with weights_before.standing_in(self.clip.weights):
                 return self.clip.open_step(inputs, weights_before)
 
     def _suspect(self, forward: Forward) -> None:

@@ -158,18 +158,13 @@ class AuditedOptimizer(WrappingOptimizer):
 
     def _kl_curve(self, proposal: Proposal) -> Tensor:
         """The KL at CURVE_SCALES of the whole proposal, on the held rows; NaN where it is not finite."""
-        assert proposal.batch is not None
-        audit_rows = proposal.batch.held
-        assert audit_rows is not None
-        kls = [proposal.kl(c, audit_rows, whole=True) for c in CURVE_SCALES]
+        kls = [proposal.kl(c, proposal.audit_rows, whole=True) for c in CURVE_SCALES]
         curve = torch.stack(kls).double().clamp(min=0)
         return torch.where(curve.isfinite() & proposal.sound, curve, torch.nan)
 
     def _audit(self, stats: StepStats, proposal: Proposal) -> None:
         """Measure how far the applied update moved the predictions on the held rows."""
-        assert proposal.batch is not None
-        audit_rows = proposal.batch.held
-        assert audit_rows is not None
+        audit_rows = proposal.audit_rows
         z_new = proposal.batch.moved(audit_rows)
         tokens = audit_rows.count()
         kl = self.arithmetic.mean_kl(audit_rows.z, z_new, audit_rows.mask)
@@ -181,8 +176,6 @@ class AuditedOptimizer(WrappingOptimizer):
             stats.audit_tokens = int(counted)
         stats.applied_kl = kl.clamp(min=0)
         stats.movement = movement
-        if (
-            self.deferred
-        ):  # the host does not know yet whether the step was skipped, and a skipped one is not audited
+        if self.deferred:  # the host does not know yet whether the step was skipped: then it is not audited
             stats.applied_kl = torch.where(stats.skipped, torch.nan, stats.applied_kl)
             stats.movement = torch.where(stats.skipped, torch.nan, stats.movement)

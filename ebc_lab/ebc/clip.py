@@ -71,8 +71,9 @@ class EllipsotopeClip(ControlledOptimizer):
         self.keeps_old = s.active
         self.sensitivities = self._make_sensitivities()
         self._weights_changed()
-        self._start_controller(self.weights[0].device)
-        self.budget = self._make_budget(self.weights[0].device)
+        device = self.weights[0].device
+        self.controller = self._make_controller().to(device)
+        self.budget = self._make_budget(device)
         self.chosen_by: tuple[int, int] | None = None  # rows and tokens of the first batch
         if s.floor is not None:
             self._set_floor(s.floor)
@@ -173,8 +174,8 @@ class EllipsotopeClip(ControlledOptimizer):
         if judging or self.budget.predicts(stats):
             predict(stats, proposal, judging)
         # c, and the update that it leaves; where no token counts no KL can be measured: c of the step before
-        batch, looks = proposal.batch, not self.deferred and self.workers.alone
-        if looks and batch and isinstance(self.budget, Measured) and not int(batch.probe.count()):
+        looks = not self.deferred and self.workers.alone
+        if looks and isinstance(self.budget, Measured) and not int(proposal.batch.probe.count()):
             self._apply(stats, proposal, self.budget.trial.clone())
         else:
             self._apply(stats, proposal, self.budget.find_c(stats, proposal))

@@ -277,11 +277,7 @@ class ControlledOptimizer(StabilizedOptimizer):
 
     settings: ClipSettings
     controller: Fixed
-    _boldness: Tensor  # of this step's predictions
-
-    def _start_controller(self, device: torch.device) -> None:
-        self.controller = self._make_controller().to(device)
-        self._boldness = torch.tensor(math.nan, dtype=torch.float64, device=device)
+    _boldness: Tensor  # of this step's predictions, where the controller watches
 
     def _make_controller(self) -> Fixed:
         s = self.settings

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from .budgets import Lagged
 from .clip import EllipsotopeClip
 from .flat import joint_norm
+from .given.bases import Optimizers
 from .options import LAGGED
 from .probe import Batch
-from .proposal import Proposal
+from .proposal import Opened, Proposal
 from .stabilized import StabilizedOptimizer
 from .step import NonFiniteUpdateError, StepInputs, StepStats
 
@@ -60,12 +61,7 @@ class InBackward(StabilizedOptimizer):
     capturable = False
     takes_arithmetic = False
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
-        **options: Any,
-    ):
+    def __init__(self, model: nn.Module, optimizers: Optimizers, **options: Any):
         super().__init__(model, optimizers, **options)
         if len(self.bases) != 1:
             raise ValueError("one base optimizer is needed.")
@@ -114,7 +110,7 @@ class InBackward(StabilizedOptimizer):
             stats.clip_coefficient = torch.zeros_like(stats.clip_coefficient)
             return stats
         self.base.step()
-        proposal = self._moved(inputs)
+        proposal = self._moved(inputs, stats)
         for constrain in (self.project, self.retract):
             if constrain is not None:
                 constrain()
@@ -127,14 +123,14 @@ class InBackward(StabilizedOptimizer):
         torch.clear_autocast_cache()
         return stats
 
-    def _moved(self, inputs: StepInputs) -> Proposal:
+    def _moved(self, inputs: StepInputs, stats: StepStats) -> Proposal:
         """What the step has left: no copy of W is there to go back to. Raises NonFiniteUpdateError."""
         layout = self._laid_out()
         if self._bad(layout.parts, joint_norm(layout.parts)):
             raise NonFiniteUpdateError(f"step {inputs.t}: the optimizer made a non-finite update.")
         audit = self._audits(inputs.t)
         batch = self._batch(inputs, audit) if audit or self._measures(inputs.t) else None
-        return self._proposal(inputs.t, batch, None, [], self._flags[True], audit)
+        return self._proposal(Opened(inputs.t, stats, batch, audit, False, None, []), self._flags[True])
 
 
 class LaggedClip(InBackward, EllipsotopeClip):
@@ -150,12 +146,7 @@ class LaggedClip(InBackward, EllipsotopeClip):
     budgets: ClassVar[tuple[str, ...]] = (LAGGED,)
     budget: Lagged
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
-        **options: Any,
-    ):
+    def __init__(self, model: nn.Module, optimizers: Optimizers, **options: Any):
         if options.get("settings") is None:
             options.setdefault("budget", LAGGED)
         super().__init__(model, optimizers, **options)

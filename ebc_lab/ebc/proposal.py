@@ -49,7 +49,7 @@ class Proposal:
     """The weights are at W + dW; `kept` holds W, where the step needs it again."""
 
     t: int  # the step, 0-based
-    batch: Batch | None  # None where the step measures nothing
+    measured_batch: Batch | None  # None where the step measures nothing
     layout: Layout
     kept: Copy | None
     state_copies: list[StateCopy]
@@ -66,6 +66,16 @@ class Proposal:
     def before(self) -> Copy:
         assert self.kept is not None, "W is kept with `keeps_old` and at audits only"
         return self.kept
+
+    @property
+    def batch(self) -> Batch:
+        assert self.measured_batch is not None, "the step measures nothing"
+        return self.measured_batch
+
+    @property
+    def audit_rows(self) -> Rows:
+        assert self.batch.held is not None, "the step is not audited"
+        return self.batch.held
 
     @property
     def old(self) -> list[Tensor]:
@@ -108,11 +118,11 @@ class Proposal:
         sums = self.workers.total(fall, norm.square())
         return sums[0], sums[1].sqrt()
 
-    def interpolate(self, c: Tensor | float, out: Sequence[Tensor]) -> None:
-        """Set what c scales to W + c·dW, exact at 0 and 1, in `out`, by segment."""
-        self._interpolate(c, out, self.layout.moving)
-
-    def _interpolate(self, c: Tensor | float, out: Sequence[Tensor], segments: Sequence[int]) -> None:
+    def interpolate(
+        self, c: Tensor | float, out: Sequence[Tensor], segments: Sequence[int] | None = None
+    ) -> None:
+        """Set `segments`, by default what c scales, to W + c·dW, exact at 0 and 1, in `out`, by segment."""
+        segments = self.layout.moving if segments is None else segments
         old = [self.before.parts[i] for i in segments]
         new = [self.layout.parts[i] for i in segments]
         self.arithmetic.interpolate(old, new, c, [out[i] for i in segments])
@@ -128,10 +138,9 @@ class Proposal:
         Noise may make it < 0. What c does not scale stays at W, or is scaled as well if `whole`. The weights
         are as before afterwards; the copy for trial weights is overwritten.
         """
-        assert self.batch is not None
         layout = self.layout
         trial = layout.trial
-        self._interpolate(c, trial.parts, range(len(layout.parts)) if whole else layout.moving)
+        self.interpolate(c, trial.parts, range(len(layout.parts)) if whole else layout.moving)
         if not whole:
             for i in set(range(len(layout.parts))).difference(layout.moving):
                 trial.parts[i].copy_(self.before.parts[i])

@@ -223,7 +223,6 @@ class Sensitivities:
     ) -> Tensor:
         """Return one observation of a group's beta, 0-dim."""
         batch = proposal.batch
-        assert batch is not None
         rows = batch.probe
         if self.settings.probe == "jvp":
             observed = probe_jvp(batch.functional, weights, direction, rows.mask)

@@ -7,22 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from .options import (
-    AGGREGATES,
-    BUDGETS,
-    CADENCES,
-    CONTROLLERS,
-    EXPONENTS,
-    GROUPINGS,
-    LAGGED,
-    LEAST_MULTIPLIER,
-    MEASURING,
-    PROBES,
-    SCHEDULES,
-    SETTLING,
-    WITH_ARITHMETIC,
-    check_option,
-)
+from . import options
+from .options import check_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +65,13 @@ class ClipSettings:
     floor: float | None = None
 
     names: ClassVar[dict[str, tuple[str, ...]]] = {
-        "budget": (*BUDGETS, LAGGED),
-        "aggregate": AGGREGATES,
-        "controller": CONTROLLERS,
-        "schedule": SCHEDULES,
-        "probe": PROBES,
-        "cadence": CADENCES,
-        "exponent": EXPONENTS,
+        "budget": (*options.BUDGETS, options.LAGGED),
+        "aggregate": options.AGGREGATES,
+        "controller": options.CONTROLLERS,
+        "schedule": options.SCHEDULES,
+        "probe": options.PROBES,
+        "cadence": options.CADENCES,
+        "exponent": options.EXPONENTS,
     }
 
     def __post_init__(self) -> None:
@@ -94,7 +80,7 @@ class ClipSettings:
         for key, allowed in self.names.items():
             check_option(key, getattr(self, key), allowed)
         if not isinstance(self.grouping, Mapping):
-            check_option("grouping", self.grouping, GROUPINGS)
+            check_option("grouping", self.grouping, options.GROUPINGS)
         if self.exponent == "auto" and self.budget != "shadow":
             raise ValueError(
                 f"exponent='auto' goes with budget='shadow': {self.budget!r} takes KL to grow as c²."
@@ -122,7 +108,7 @@ class ClipSettings:
     @property
     def settling(self) -> int:
         """The first steps, in which a KL is measured at every one."""
-        return SETTLING if self.refine_steps is None else self.refine_steps
+        return options.SETTLING if self.refine_steps is None else self.refine_steps
 
     def refines(self, t: int) -> bool:
         """Whether step `t` (0-based) may measure more than once."""
@@ -135,7 +121,7 @@ class ClipSettings:
 
     def check_arithmetic(self) -> None:
         """Raises ValueError if something would be computed beside the optimizer's `arithmetic`."""
-        for key, allowed in WITH_ARITHMETIC.items():
+        for key, allowed in options.WITH_ARITHMETIC.items():
             value = getattr(self, key)
             if self.active and value not in allowed:
                 listed = " or ".join(f"{key}={a!r}" for a in allowed)
@@ -145,8 +131,8 @@ class ClipSettings:
 
     def check_floor(self, floor: float) -> None:
         """Raises ValueError if the budget measures KLs and the target is too small for that at some step."""
-        least = self.target_kl * LEAST_MULTIPLIER.get(self.schedule, 1.0)
-        if not self.active or self.budget not in MEASURING or least >= 10 * floor * (1 - 1e-9):
+        least = self.target_kl * options.LEAST_MULTIPLIER.get(self.schedule, 1.0)
+        if not self.active or self.budget not in options.MEASURING or least >= 10 * floor * (1 - 1e-9):
             return
         falling = f", falling to {least:g} on schedule={self.schedule!r}," if least < self.target_kl else ""
         raise ValueError(

@@ -23,7 +23,7 @@ from .given import bases as given_bases
 from .given import checks
 from .parallel.shards import local, sharding_group, unwrapped
 from .parallel.workers import Workers
-from .probe import Batch, GivenLogits, Prober
+from .probe import GivenLogits, Prober
 from .proposal import Opened, Proposal, StateCopy
 from .step import Arithmetic, NonFiniteUpdateError, StepInputs, StepStats, TorchArithmetic
 
@@ -335,9 +335,9 @@ class StabilizedOptimizer(AuditedOptimizer):
         kl_curve = self._kl_curve(proposal) if opened.curve else None
         if opened.audit and stats.gradient_scale is None:
             stats.slope = self._slope(proposal)
-        if self.deferred:
-            stats.clip_coefficient = torch.where(proposal.sound, stats.clip_coefficient, 0.0)
         self._limit_update(stats, proposal)
+        if self.deferred and stats.clip_coefficient is self._one:  # the update is not limited
+            stats.clip_coefficient = torch.where(proposal.sound, self._one, 0.0)
         if self.retract is not None and not stats.skipped:
             self.retract()
         if opened.curve and (self.deferred or not stats.skipped):
@@ -373,30 +373,19 @@ class StabilizedOptimizer(AuditedOptimizer):
             failed = self.workers.any(failed)
         stats.failed = failed
         sound = ~(stats.bad_gradient | failed) if self.deferred else self._flags[True]
-        proposal = self._proposal(opened.t, opened.batch, opened.kept, opened.copies, sound, opened.audit)
+        proposal = self._proposal(opened, sound)
         if not self.deferred and failed:
             if opened.kept is not None:
                 proposal.restore()
             raise NonFiniteUpdateError(f"step {opened.t}: the optimizer proposed a non-finite update.")
         return proposal
 
-    def _proposal(
-        self,
-        t: int,
-        batch: Batch | None,
-        kept: Copy | None,
-        copies: list[StateCopy],
-        sound: Tensor,
-        audited: bool,
-    ) -> Proposal:
+    def _proposal(self, opened: Opened, sound: Tensor) -> Proposal:
         """Describe the update that the weights have just made."""
         return Proposal(
-            *(t, batch, self._laid_out(), kept, copies, sound, self.arithmetic, self.workers),
-            names=self.names,
-            weights=self.weights,
-            scaled=self.scaled,
-            retract=self.retract,
-            audited=audited,
+            *(opened.t, opened.batch, self._laid_out(), opened.kept, opened.copies, sound),
+            *(self.arithmetic, self.workers, self.names, self.weights, self.scaled, self.retract),
+            audited=opened.audit,
         )
 
     def _bad(self, tensors: Sequence[Tensor], norm: Tensor) -> Tensor:

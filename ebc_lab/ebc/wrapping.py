@@ -31,9 +31,7 @@ class WrappingOptimizer(torch.optim.Optimizer):
         self.given: GivenLogits
         self.project: Callable[[], None] | None = None
         self.retract: Callable[[], None] | None = None
-        self._trained_at: list[Tensor] | None = (
-            None  # the weights that are trained, while others are evaluated
-        )
+        self._trained_at: list[Tensor] | None = None  # what is trained, while others are evaluated
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:

@@ -117,12 +117,8 @@ class EBC(Callback):
 
 def _training(limited: nn.Module, optimizers: list[Optimizer]) -> list[Optimizer]:
     """Those of the optimizers that hold a parameter of `limited`. Raises ValueError if none does."""
-    of_model = {id(p) for p in limited.parameters()}
-    training = []
-    for optimizer in optimizers:
-        of_optimizer = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if of_optimizer & of_model:
-            training.append(optimizer)
+    weights = {id(p) for p in limited.parameters()}
+    training = [o for o in optimizers if any(id(p) in weights for g in o.param_groups for p in g["params"])]
     if not training:
         raise ValueError(
             f"no optimizer of configure_optimizers trains the {type(limited).__name__} that EBC limits."

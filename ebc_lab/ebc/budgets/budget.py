@@ -55,7 +55,7 @@ class Budget:
     def carry(self, name: str, value: Tensor, proposal: Proposal, usable: Tensor) -> None:
         """Keep a number for the next steps, if it is usable and the step is sound."""
         number: Tensor = getattr(self, name)
-        number.copy_(torch.where(proposal.sound & usable, value, number))
+        torch.where(proposal.sound & usable, value, number, out=number)
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name).clone() for name in self.initial}

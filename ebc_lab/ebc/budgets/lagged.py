@@ -50,7 +50,6 @@ class Lagged(Budget):
         c = torch.tensor(self.c, dtype=torch.float64, device=self.trial.device)
         if not self.settings.limits(proposal.t):
             return c
-        assert proposal.batch is not None
         rows = proposal.batch.probe
         kl = float(mean_kl(rows.z, proposal.batch.logits(rows.inputs), rows.mask))
         stats.trial = c

@@ -24,7 +24,7 @@ Scale = Callable[[Tensor, Tensor], Tensor]  # (a KL, the trial scale of it) -> c
 class ShadowResult:
     """What a shadow search has settled on.
 
-    `c` is 0 where `skipped`; `trial` and `kl` are the last trial scale and the KL measured there.
+    `c` is NaN where `skipped`; `trial` and `kl` are the last trial scale and the KL measured there.
     """
 
     c: Tensor
@@ -33,23 +33,6 @@ class ShadowResult:
     trial: Tensor
     kl: Tensor
     measurements: int
-
-
-def shadow_step(
-    kl: Tensor, trial: Tensor, delta: Tensor, floor: float, scale: Scale
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Take one measurement -> (c, next trial, skipped), without a branch.
-
-    A KL below the floor shows nothing: accept the trial and try ten times as much next. Not finite: give up a
-    factor of ten.
-    """
-    sound = torch.isfinite(kl)
-    low = sound & (kl < floor)
-    scaled = scale(kl.clamp(min=floor), trial).clamp(max=1.0)
-    c = torch.where(low & (delta > 0), trial, torch.where(sound, scaled, 0.0))
-    positive = torch.where(scaled > 0, scaled, trial)  # after a budget of 0, start from the last positive one
-    following = torch.where(low, (10 * trial).clamp(max=1.0), torch.where(sound, positive, trial / 10))
-    return c, following, ~sound
 
 
 def shadow_search(
@@ -65,6 +48,9 @@ def shadow_search(
 ) -> ShadowResult:
     """Find c such that the measured KL of c·dW is delta.
 
+    A KL below the floor shows nothing: accept the trial and try ten times as much next. Not finite: give up a
+    factor of ten.
+
     Args:
         measure: trial scale -> KL of that part of the update, nats per token; both 0-dim.
         delta: the budget, nats per token.
@@ -79,18 +65,22 @@ def shadow_search(
     scale = scale or (lambda kl, trial: trial * root(delta / kl))
     used = 0
     while True:
-        # a float32 forward cannot resolve KLs below ~1e-7: rounding may even make them negative
         kl = measure(trial).double()
-        kl = torch.where(torch.isfinite(kl), kl.clamp(min=0.0), kl)
         used += 1
-        c, following, skipped = shadow_step(kl, trial, delta, floor, scale)
+        sound = torch.isfinite(kl)
+        kl = kl.clamp(min=0.0)  # a float32 forward cannot resolve KLs below ~1e-7: rounding may make them < 0
+        low = sound & (kl < floor)
+        scaled = scale(kl.clamp(min=floor), trial).clamp(max=1.0)
+        c = torch.where(low & (delta > 0), trial, torch.where(sound, scaled, math.nan))
+        # after a budget of 0, start from the last positive one
+        positive = torch.where(scaled > 0, scaled, trial)
+        following = torch.where(low, (10 * trial).clamp(max=1.0), torch.where(sound, positive, trial / 10))
         if used < measurements:
-            low = (kl < floor) & (trial < 1)
             off = (c > ratio * trial) | (c * ratio < trial)
-            if skipped | low | off:
+            if ~sound | (low & (trial < 1)) | off:
                 trial = following
                 continue
-        return ShadowResult(c, following, skipped, trial, kl, used)
+        return ShadowResult(c, following, ~sound, trial, kl, used)
 
 
 class Measured(Budget):
@@ -110,11 +100,9 @@ class Measured(Budget):
         self, stats: StepStats, proposal: Proposal, trial: Tensor, scale: Scale | None = None
     ) -> ShadowResult:
         """Measure the KL of trial steps, `trial` first, and record it; for the rest see `shadow_search`."""
-        batch = proposal.batch
-        assert batch is not None
         assert stats.delta is not None
         result = shadow_search(
-            lambda trial: proposal.kl(trial, batch.probe),
+            lambda trial: proposal.kl(trial, proposal.batch.probe),
             stats.delta,
             trial,
             measurements=self.settings.measurements if self.settings.refines(proposal.t) else 1,

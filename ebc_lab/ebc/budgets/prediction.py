@@ -14,7 +14,6 @@ from ..step import Forecast, StepStats
 def predict(stats: StepStats, proposal: Proposal, judging: bool) -> None:
     """Record q of the budgeted proposal from one derivative; if `judging`, the forecast for the loss too."""
     batch = proposal.batch
-    assert batch is not None
     updates = proposal.by_name(proposal.updates())
     direction = {name: updates[name] for name in (f"model.{proposal.names[i]}" for i in proposal.scaled)}
     z, dz = linearised(batch.functional, proposal.by_name(proposal.old), direction)
@@ -31,7 +30,6 @@ def predict(stats: StepStats, proposal: Proposal, judging: bool) -> None:
 
 def judge(stats: StepStats, proposal: Proposal) -> dict[str, Tensor]:
     """Return by how much the loss on the probe rows fell, and what slope and q of the proposal predicted."""
-    assert proposal.batch is not None
     assert stats.predicted_kl is not None
     assert stats.forecast is not None
     weights = list(proposal.old)  # what is not budgeted stays where it was
@@ -52,12 +50,10 @@ def budgeted_movement(stats: StepStats, proposal: Proposal) -> Tensor:
     rest = [i for i in range(len(proposal.weights)) if i not in proposal.scaled]
     if not rest:
         return stats.movement
-    batch = proposal.batch
-    assert batch is not None
-    assert batch.held is not None
+    rows = proposal.audit_rows
     free: list[Tensor] = [proposal.layout.weights[i] for i in rest]
     applied = [w.clone() for w in free]
     torch._foreach_copy_(free, [proposal.old[i] for i in rest])
-    movement = rms_norm(centre(batch.logits(batch.held.inputs)) - centre(batch.held.z), batch.held.mask)
+    movement = rms_norm(centre(proposal.batch.logits(rows.inputs)) - centre(rows.z), rows.mask)
     torch._foreach_copy_(free, applied)
-    return proposal.workers.rms(movement, batch.held.count())
+    return proposal.workers.rms(movement, rows.count())

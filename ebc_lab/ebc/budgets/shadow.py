@@ -63,12 +63,6 @@ class ExponentEstimate:
         moved = torch.cat([p.reshape(1), self.seen[:-1]])
         self.seen.copy_(torch.where(usable & p.isfinite(), moved, self.seen))
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"seen": self.seen.clone()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.seen.copy_(state["seen"])
-
 
 class Shadow(Measured):
     """c = min(1, trial·sqrt(delta/KL)); between measurements, KL is taken to grow with ||dW||²."""
@@ -102,24 +96,23 @@ class Shadow(Measured):
             self.carry("kl_rate", rate, proposal, rate.isfinite())
         if self.exponent is not None and proposal.audited:
             self._observe_exponent(self.exponent, proposal, result)
-        return torch.where(result.skipped, math.nan, result.c)
+        return result.c
 
     def _observe_exponent(self, exponent: ExponentEstimate, proposal: Proposal, result: ShadowResult) -> None:
         """Measure p between c and c/4, on the tokens of the audit."""
-        assert proposal.batch is not None
-        assert proposal.batch.held is not None
-        kl = proposal.kl(result.c, proposal.batch.held)
-        below = proposal.kl(result.c / EXPONENT_SPAN, proposal.batch.held)
+        c = result.c.nan_to_num()
+        kl = proposal.kl(c, proposal.audit_rows)
+        below = proposal.kl(c / EXPONENT_SPAN, proposal.audit_rows)
         exponent.observe(exponent_between(kl, below, self.floor), proposal.sound & ~result.skipped)
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
-        return state if self.exponent is None else {**state, "exponent": self.exponent.state_dict()}
+        return state if self.exponent is None else {**state, "exponent": {"seen": self.exponent.seen.clone()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         if self.exponent is not None:
-            self.exponent.load_state_dict(state["exponent"])
+            self.exponent.seen.copy_(state["exponent"]["seen"])
 
     def to(self, device: torch.device) -> None:
         super().to(device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -29,7 +30,7 @@ def proposal_scale(fall: Tensor, grad_norm: Tensor, norm: Tensor) -> Tensor:
         grad_norm: ||g||, and `norm` n = ||dW||, both over the weights that c scales.
     """
     least = LEAST_COSINE * grad_norm * norm
-    return torch.where((fall > least) | fall.isnan(), fall, least) * norm  # NaN if any of them is
+    return torch.maximum(least, fall) * norm  # NaN if any of them is
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Track:
     log_ratio: Tensor
     variance: Tensor
 
-    @property
+    @cached_property
     def known(self) -> Tensor:
         """Whether x was measured, bool."""
         return self.variance > 0
@@ -61,8 +62,8 @@ class Track:
 
         One that contradicts a factor of ten or more is believed in full: the filter starts again from it.
         """
-        innovation = self.innovation(seen)
-        starts = ~(innovation.abs() < SURPRISE)  # nothing known, too
+        innovation = seen - self.log_ratio
+        starts = ~(self.known & (innovation.abs() < SURPRISE))
         gain = torch.where(starts, 1.0, self.variance / (self.variance + noise))
         return Track(torch.where(starts, seen, self.log_ratio + gain * innovation), gain * noise)
 
@@ -113,7 +114,6 @@ class Tracked(Measured):
         """Measure at `trial` -> what is known then, and c; repeated measurements all start from `prior`."""
         delta = stats.delta
         assert delta is not None
-        assert proposal.batch is not None
         noise = TOKEN_NOISE / proposal.batch.probe_tokens(proposal.workers)
         seen: list[Tensor] = []  # x, by each measurement
         believed: list[Track] = []
@@ -133,4 +133,4 @@ class Tracked(Measured):
         log_ratio = torch.where(result.skipped, prior.log_ratio, log_ratio)
         stats.innovation = torch.where(unknown, math.nan, prior.innovation(seen[-1]))
         after = Track(log_ratio, torch.where(unknown, math.nan, believed[-1].variance))
-        return after, torch.where(result.skipped, math.nan, result.c)
+        return after, result.c

@@ -54,9 +54,9 @@ class Hook:
     A copy (an average of the weights, a saved module) has the same hook, or after pickling none.
     """
 
-    def __init__(self, module: nn.Module, act: Callable[..., None]):
-        self.module: nn.Module | None = module
-        self.act: Callable[..., None] | None = act
+    def __init__(self, module: nn.Module | None = None, act: Callable[..., None] | None = None):
+        self.module = module
+        self.act = act
 
     def __call__(self, module: nn.Module, *given: Any) -> None:
         if self.act is not None and module is self.module:
@@ -66,14 +66,7 @@ class Hook:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _nothing, ()
-
-
-def _nothing() -> Hook:
-    hook = Hook.__new__(Hook)
-    hook.module = None
-    hook.act = None
-    return hook
+        return Hook, ()
 
 
 class Capture:
@@ -99,7 +92,7 @@ class Capture:
         before: Callable[[], None],
         version: Callable[[], int],
     ):
-        self.logits_of = logits_of or _itself
+        self.logits_of = logits_of or checks.logits_in
         self.arguments = arguments
         self.axis = axis
         self.last: Forward | None = None
@@ -233,10 +226,6 @@ class Capture:
 
             output.register_hook(came)
             return
-
-
-def _itself(output: Any) -> Any:
-    return output
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:

@@ -115,9 +115,7 @@ class Look:
 class Looking:
     """One step: `before` it at W, `after` it at W + c·dW."""
 
-    def __init__(
-        self, opened: Opened, batch: Batch, forward: Forward, rows_first: Callable[[Tensor], Tensor]
-    ):
+    def __init__(self, opened: Opened, batch: Batch, forward: Forward, rows_first: RowsFirst):
         start = time.perf_counter()
         self.batch = batch
         self.forward = forward

@@ -83,7 +83,8 @@ def refusal(z: Tensor, gradient: Gradient | None) -> str | None:
     probabilities = _between(z) and (g is not None or _differ(z))
     for axis in axes:
         if probabilities and _is(z.sum(axis), 1):
-            return _probabilities(None if axis == last else axis)
+            log = "torch.log" if axis == last else f"lambda p: p.movedim({axis}, -1).log()"
+            return f"the model returns probabilities, and EBC takes logits: give logits_of={log}."
         if _is(z.logsumexp(axis), 0):
             return None if axis == last else _other_axis(axis, z)
     if g is None:
@@ -206,11 +207,6 @@ def _labels_by_themselves(z: Tensor, g: Tensor) -> bool:
     scale = g[clear] / part[clear]
     near = (scale / scale.median() - 1).abs() < 0.05
     return bool(near.float().mean() > 0.9)
-
-
-def _probabilities(axis: int | None) -> str:
-    log = "torch.log" if axis is None else f"lambda p: p.movedim({axis}, -1).log()"
-    return f"the model returns probabilities, and EBC takes logits: give logits_of={log}."
 
 
 def _other_axis(axis: int, z: Tensor) -> str:
