@@ -71,9 +71,8 @@ class EllipsotopeClip(ControlledOptimizer):
         self.keeps_old = s.active
         self.sensitivities = self._make_sensitivities()
         self._weights_changed()
-        device = self.weights[0].device
-        self.controller = self._make_controller().to(device)
-        self.budget = self._make_budget(device)
+        self.controller = self._make_controller().to(self.weights[0].device)
+        self.budget = self._make_budget(self.weights[0].device)
         self.chosen_by: tuple[int, int] | None = None  # rows and tokens of the first batch
         if s.floor is not None:
             self._set_floor(s.floor)
