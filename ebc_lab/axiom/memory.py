@@ -381,16 +381,19 @@ def _gpt2_weights(fields: _Fields) -> Weights:
 
 
 def _llama_weights(fields: _Fields) -> Weights:
-    """Count those of Llama, and of Mistral, which has no biases whatever its configuration says."""
-    mistral = fields.config["model_type"] == "mistral"
-    if mistral and "num_key_value_heads" not in fields.config:
+    return _rotary_weights(fields, fields.flag("attention_bias", False), fields.flag("mlp_bias", False))
+
+
+def _mistral_weights(fields: _Fields) -> Weights:
+    if "num_key_value_heads" not in fields.config:
         fields.count("num_key_value_heads")  # null means all heads, but there is no telling what absence does
-    attention_bias, mlp_bias = (
-        not mistral and fields.flag(name, False) for name in ("attention_bias", "mlp_bias")
-    )
-    heads = fields.count("num_attention_heads")
-    key_value_heads = fields.count("num_key_value_heads", heads)
+    return _rotary_weights(fields, attention_bias=False, mlp_bias=False)
+
+
+def _rotary_weights(fields: _Fields, attention_bias: bool, mlp_bias: bool) -> Weights:
+    key_value_heads = fields.count("num_key_value_heads", fields.count("num_attention_heads"))
     d = fields.count("hidden_size")
+    heads = fields.count("num_attention_heads")
     inner = fields.count("intermediate_size")
     vocabulary = fields.count("vocab_size")
     if fields.config.get("head_dim") is None and d % heads:
@@ -421,6 +424,6 @@ def _ebc_gpt_weights(fields: _Fields) -> Weights:
 _FAMILIES = {
     "gpt2": _gpt2_weights,
     "llama": _llama_weights,
-    "mistral": _llama_weights,
+    "mistral": _mistral_weights,
     "ebc-gpt": _ebc_gpt_weights,
 }

@@ -128,14 +128,14 @@ class AXIOM(torch.optim.Optimizer):
         self.peak_gradient_bytes = 0  # the most that gradients have taken at a time
         self.record_slope = False  # whether hooks measure <gradient, update> of each tensor
         self._handles: list[RemovableHandle] = []
-        self.backward = Backward()  # what the hooks have seen since the last `step`
+        self._backward = Backward()
         super().__init__(params, defaults)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for copies and pickles, which begin without hooks."""
         names = ("max_grad_norm", "detect_anomaly", "peak_gradient_bytes")
         settings = {name: getattr(self, name) for name in names}
-        fresh = {"lr_scale": 1.0, "record_slope": False, "_handles": [], "backward": Backward()}
+        fresh = {"lr_scale": 1.0, "record_slope": False, "_handles": [], "_backward": Backward()}
         return {**super().__getstate__(), **settings, **fresh}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -274,7 +274,7 @@ class AXIOM(torch.optim.Optimizer):
                 "hooks, with axiom_hook between workers, or on one worker."
             )
         self.lr_scale = lr_scale
-        self.backward = Backward()
+        self._backward = Backward()
         for i, group in enumerate(self.param_groups):
             for p in group["params"]:
                 if p.requires_grad and p.numel():
@@ -286,7 +286,7 @@ class AXIOM(torch.optim.Optimizer):
             handle.remove()
         self._handles = []
         self.lr_scale = 1.0
-        self.backward = Backward()
+        self._backward = Backward()
 
     def _hook(self, group: int) -> Callable[[Tensor], None]:
         def hook(p: Tensor) -> None:
@@ -301,7 +301,7 @@ class AXIOM(torch.optim.Optimizer):
         g = p.grad
         p.grad = None
         assert g is not None
-        backward = self.backward
+        backward = self._backward
         if not backward.admits(p):
             raise RuntimeError(
                 "a second backward before step(): under hooks the first has moved the weights, so gradients "
@@ -330,8 +330,8 @@ class AXIOM(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _end_backward(self, loss: Any) -> None:
-        backward = self.backward
-        self.backward = Backward()
+        backward = self._backward
+        self._backward = Backward()
         left = [p for p, _ in self._parameters() if p.grad is not None]
         if left:
             raise RuntimeError(
@@ -361,6 +361,11 @@ class AXIOM(torch.optim.Optimizer):
             part = squares.get(p, 0.0) / total
             share = state.get("share", p.numel() / elements)
             state["share"] = SHARE_DECAY * share + (1 - SHARE_DECAY) * part
+
+    @property
+    def backward(self) -> Backward:
+        """Return what the hooks have seen since the last `step`."""
+        return self._backward
 
     # -- state -----------------------------------------------------------------------------------------------
 

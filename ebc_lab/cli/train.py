@@ -7,7 +7,6 @@ mistake; then `hydra.main` takes over with the arguments as they were given.
 from __future__ import annotations
 
 import itertools
-import json
 import shlex
 import signal
 import sys
@@ -35,6 +34,7 @@ from ebc_lab.workloads.text import checked_text, pinned
 from . import hydra_flags
 from .hydra_launchers import JobFailed, defaults, is_submitit, launching
 from .options import console as made_console
+from .options import print_json
 from .sweep_view import jobs, result_of, tabulated, varying
 from .train_view import closing_lines, live_view
 
@@ -60,7 +60,7 @@ def train(arguments: Sequence[str]) -> None:
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     if asked.as_json:
-        print(json.dumps(job.told(code), indent=1))
+        print_json(job.told(code))
     if code:
         sys.exit(code)
 

@@ -130,7 +130,8 @@ class InBackward(StabilizedOptimizer):
             raise NonFiniteUpdateError(f"step {inputs.t}: the optimizer made a non-finite update.")
         audit = self._audits(inputs.t)
         batch = self._batch(inputs, audit) if audit or self._measures(inputs.t) else None
-        return self._proposal(Opened(inputs.t, stats, batch, audit, False, None, []), self._flags[True])
+        opened = Opened(inputs.t, stats, batch, audit, curve=False, kept=None, copies=[])
+        return self._proposal(opened, self._flags[True])
 
 
 class LaggedClip(InBackward, EllipsotopeClip):

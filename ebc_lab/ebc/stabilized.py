@@ -335,9 +335,9 @@ class StabilizedOptimizer(AuditedOptimizer):
         kl_curve = self._kl_curve(proposal) if opened.curve else None
         if opened.audit and stats.gradient_scale is None:
             stats.slope = self._slope(proposal)
+        if self.deferred:
+            stats.clip_coefficient = torch.where(proposal.sound, stats.clip_coefficient, 0.0)
         self._limit_update(stats, proposal)
-        if self.deferred and stats.clip_coefficient is self._one:  # the update is not limited
-            stats.clip_coefficient = torch.where(proposal.sound, self._one, 0.0)
         if self.retract is not None and not stats.skipped:
             self.retract()
         if opened.curve and (self.deferred or not stats.skipped):

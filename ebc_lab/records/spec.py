@@ -120,8 +120,7 @@ def cost_of(steps: int, tokens_per_step: int, optimizer: str, stabilizer: str) -
     return cost * (1.4 if optimizer == "muon" else 1.0)
 
 
-# -- a track in words
-# ----------------------------------------------------------------------------------------
+# -- a track in words ----------------------------------------------------------------------------------------
 
 
 CHOICES = (groups()["optimizer"], groups()["projection"])

@@ -128,8 +128,11 @@ class VLALinear(nn.Module):
         self.weight = nn.Parameter(torch.zeros(out_features, in_features))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
         self._products = Products([self])
-        self._terms = Terms(self, "bias") if bias else None
-        self.summed = [s for s in (self._products, self._terms) if s is not None]
+        self._terms = Terms(self, "bias") if self.bias is not None else None
+
+    @property
+    def summed(self) -> list[Products | Terms]:
+        return [self._products] if self._terms is None else [self._products, self._terms]
 
     def forward(self, x: Tensor) -> Tensor:
         flat = _check(x, "VLALinear", self.in_features).reshape(-1, self.in_features)
@@ -150,7 +153,10 @@ class VLAStack(nn.Module):
             raise ValueError("VLAStack takes linear layers without bias.")
         self._linears = linears
         self._products = Products(linears)
-        self.summed = [self._products]
+
+    @property
+    def summed(self) -> list[Products]:
+        return [self._products]
 
     def forward(self, x: Tensor) -> Tensor:
         weights = [linear.weight for linear in self._linears]
@@ -203,8 +209,11 @@ class VLALayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(d))
         self.bias = nn.Parameter(torch.zeros(d)) if bias else None
         self._gain = Terms(self, "weight")
-        self._bias = Terms(self, "bias") if bias else None
-        self.summed = [s for s in (self._gain, self._bias) if s is not None]
+        self._bias = Terms(self, "bias") if self.bias is not None else None
+
+    @property
+    def summed(self) -> list[Terms]:
+        return [self._gain] if self._bias is None else [self._gain, self._bias]
 
     def forward(self, x: Tensor) -> Tensor:
         flat = _check(x, "VLALayerNorm", len(self.weight)).reshape(-1, x.shape[-1])
@@ -286,7 +295,10 @@ class VLAEmbedding(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(n, d))
         self._terms = Terms(self, "weight")
-        self.summed = [self._terms]
+
+    @property
+    def summed(self) -> list[Terms]:
+        return [self._terms]
 
     def forward(self, ids: Tensor) -> Tensor:
         n, d = self.weight.shape

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from support.called import CLI
 
 from ebc_lab.config.compose import compose, configurations
 from ebc_lab.config.errors import UserError
@@ -21,8 +22,6 @@ from ebc_lab.study.guards import StageFailed
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.store.study import Study
 from ebc_lab.training import run as run_module
-
-CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 
 
 def without_timing(path: Path) -> str:

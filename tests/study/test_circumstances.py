@@ -7,7 +7,7 @@ import subprocess
 
 import pandas as pd
 import pytest
-from support.drivers import CLI
+from support.called import CLI
 from support.invented import RESOLVED, invent
 
 from ebc_lab.config.compose import compose

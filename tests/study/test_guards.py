@@ -9,8 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support.called import called
-from support.drivers import CLI, until
+from support.called import CLI, called
+from support.drivers import until
 from typer.testing import CliRunner
 
 from ebc_lab.cli.commands import app

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from support.drivers import CLI, sessions
+from support.called import CLI
+from support.drivers import sessions
 
 from ebc_lab.records.columns import TIMING_COLUMNS
 from ebc_lab.study.store import attempts

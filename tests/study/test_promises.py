@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from support.drivers import CLI, struck_once, until, without_timing
+from support.called import CLI
+from support.drivers import struck_once, until, without_timing
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError

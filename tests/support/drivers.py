@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -10,8 +9,6 @@ import pandas as pd
 from ebc_lab.records.columns import TIMING_COLUMNS
 from ebc_lab.study.launch.session import Session, state_dir
 from ebc_lab.study.store.study import Study
-
-CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 
 
 def without_timing(path: Path) -> str:

@@ -147,12 +147,13 @@ def distinct(specs: Sequence[RunSpec]) -> list[RunSpec]:
 
 
 def searched_run(config: Config, pair: Searched, lr: float, steps: int, seed: int, scale: float) -> RunConfig:
+    """Build a plain run of the sweep at a multiple of `lr`, held constant."""
     track: BestRate = {"optimizer": pair[0], "projection": pair[1], "lr": lr}
     return plain_run(config, track, steps, seed, scale)
 
 
 def sweep_spec(config: Config, role: str, run: RunConfig, scale: float) -> RunSpec:
-    """Make a run of this stage. Its scale counts from the grid's best rate and not, as later, from the best
+    """Make a run of lr_sweep. Its scale counts from the grid's best rate and not, as later, from the best
     constant one, so the arm is named by the rate itself."""
     return RunSpec("lr_sweep", role, arm_name(run, None, length(run, config.finals.steps)), scale, run)
 

@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -17,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from support.called import CLI
 from support.invented import invent
 
 import ebc_lab
@@ -39,7 +39,6 @@ from ebc_lab.study.store.verify import verify
 
 HOSTILE = "<script>alert('x')</script> \"quoted\" & more"
 PNG = b"\x89PNG\r\n\x1a\n"
-CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 
 
 class Words(HTMLParser):

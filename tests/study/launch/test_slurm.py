@@ -15,7 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.drivers import CLI, sessions, until, without_timing
+from support.called import CLI
+from support.drivers import sessions, until, without_timing
 from support.idle import Bench
 
 from ebc_lab.config.compose import compose

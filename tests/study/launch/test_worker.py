@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.drivers import CLI, held_at_first, struck_once, without_timing
+from support.called import CLI
+from support.drivers import held_at_first, struck_once, without_timing
 from support.idle import Bench
 
 from ebc_lab.bench import packing

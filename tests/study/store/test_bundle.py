@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support.called import called
+from support.called import CLI, called
 from typer.testing import CliRunner
 
 import ebc_lab
@@ -28,8 +28,6 @@ from ebc_lab.study.store import find as find_module
 from ebc_lab.study.store.find import find
 from ebc_lab.study.store.replay import replay
 from ebc_lab.study.store.study import Study
-
-CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 
 
 @pytest.fixture(scope="module")

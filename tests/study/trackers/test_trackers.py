@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.called import CLI
 
 from ebc_lab.config.compose import compose, configurations
 from ebc_lab.config.dicts import run_part, to_dict
@@ -26,7 +27,6 @@ from ebc_lab.study.trackers import backends, process
 from ebc_lab.training.outcome import run_and_record
 from ebc_lab.workloads.corpus import locate
 
-CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 TIMES = ("wall_s", "train_s", "tokens_per_s", "probe_pct", "curve", "streams", "checksum")
 
 
