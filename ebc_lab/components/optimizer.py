@@ -67,10 +67,12 @@ def sgd(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimi
 class StackedMuon(torch.optim.Muon):
     """torch's Muon, with one batch of Newton–Schulz products for all matrices of one shape or its transpose.
 
-    torch handles the matrices one by one: at 128 features on a CPU that is a third of the step, stacked it is
-    a quarter. State, defaults and formula are torch's, with Nesterov momentum and
-    `adjust_lr_fn="match_rms_adamw"` only. The updates agree up to bfloat16 rounding.
+    State, defaults and formula are torch's, with Nesterov momentum and `adjust_lr_fn="match_rms_adamw"` only.
+    Set `precision` to float32 where bfloat16 products, which torch's Muon takes everywhere, are the slower
+    ones: on a CPU without AMX they take twice as long. The updates agree up to rounding.
     """
+
+    precision = torch.bfloat16  # of the products
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -82,7 +84,7 @@ class StackedMuon(torch.optim.Muon):
                 if p.grad is not None:
                     stacks.setdefault(tuple(sorted(p.shape)), []).append(p)
             for (_, long), matrices in stacks.items():
-                updates = orthogonal(self._momenta(matrices, group, bad), group)
+                updates = orthogonal(self._momenta(matrices, group, bad).to(self.precision), group)
                 rate = group["lr"] * 0.2 * math.sqrt(long)
                 decay = group["lr"] * group["weight_decay"]
                 if bad is not None:
@@ -119,15 +121,35 @@ def _wide(matrices: Sequence[Tensor]) -> Tensor:
     return torch.stack([m if m.shape[0] <= m.shape[1] else m.T for m in matrices])
 
 
-def orthogonal(momenta: Tensor, group: dict[str, Any]) -> Tensor:
-    """Matrices (n, short, long) orthogonalised by Newton–Schulz, bfloat16."""
-    x = momenta.bfloat16()
+def orthogonal(x: Tensor, group: dict[str, Any]) -> Tensor:
+    """Orthogonalise matrices (n, short, long) by Newton–Schulz, x ← (a + b·xxᵀ + c·(xxᵀ)²)x, in their dtype.
+
+    All iterates have the singular vectors of the first. So in float32 those of long matrices are polynomials
+    of its Gram matrix, which is short, and only the last one is multiplied with x: half the products at
+    (128, 512). In bfloat16 that would lose the small singular values.
+    """
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=group["eps"])
-    a, b, c = group["ns_coefficients"]
-    for _ in range(group["ns_steps"]):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x
+    short, long = x.shape[-2:]
+    if x.dtype == torch.bfloat16 or 2 * long <= 3 * short:
+        a, b, c = group["ns_coefficients"]
+        for _ in range(group["ns_steps"]):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        return x
+    gram = x @ x.mT  # of the present iterate, which is product @ x
+    product = factor = _polynomial(gram, *group["ns_coefficients"])
+    for _ in range(group["ns_steps"] - 1):
+        gram = factor @ gram @ factor
+        factor = _polynomial(gram, *group["ns_coefficients"])
+        product = factor @ product
+    return product @ x
+
+
+def _polynomial(gram: Tensor, a: float, b: float, c: float) -> Tensor:
+    """Return a + b·gram + c·gram² of matrices (n, m, m)."""
+    polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+    return polynomial
 
 
 def muon(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
@@ -306,8 +328,17 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig, Matrices], list[Opti
 CAPTURABLE = ("adam", "adamw", "adam_uncorrected", "muon")
 
 
-def build(model: nn.Module, config: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
-    """Return the base optimizers of a model; `matrices`: its hidden ones (a workload's `matrices(model)`)."""
+def build(
+    model: nn.Module, config: OptimizerConfig, matrices: Matrices, dtype: str = "float32"
+) -> list[Optimizer]:
+    """Return the base optimizers of a model; `matrices`: its hidden ones (a workload's `matrices(model)`).
+
+    `dtype`: that of the run's products, in which Muon takes its own too.
+    """
     if config.target is not None:
         return custom(model, config)
-    return OPTIMIZERS[config.name](model, config, matrices)
+    bases = OPTIMIZERS[config.name](model, config, matrices)
+    for base in bases:
+        if isinstance(base, StackedMuon):
+            base.precision = getattr(torch, dtype)
+    return bases

@@ -143,7 +143,8 @@ class Training:
         projection = projections.build(matrices, run.projection, directions)
         # the hooks' base optimizers go before the run's own
         replaced = (kind.make_bases(run, self.model, matrices) for kind in kinds)
-        bases = next(filter(None, replaced), None) or optimizers.build(self.model, run.optimizer, matrices)
+        bases = next(filter(None, replaced), None)
+        bases = bases or optimizers.build(self.model, run.optimizer, matrices, run.dtype)
         for kind in kinds:
             kind.prepare(run, bases)
         return stabilizers.build(

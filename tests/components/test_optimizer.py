@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ebc_lab.components import optimizer as optimizers
 from ebc_lab.components.library_optimizers import ScheduleFree
@@ -242,12 +244,14 @@ def test_muon_takes_the_hidden_matrices_at_adams_rms(model):
         assert values.max() < 1.3
 
 
-def test_stacked_muon_is_torchs_muon_up_to_bfloat16_rounding(model):
+@pytest.mark.parametrize(("precision", "rounding"), [(torch.bfloat16, 0.01), (torch.float32, 0.03)])
+def test_stacked_muon_is_torchs_muon_up_to_bfloat16_rounding(model, precision, rounding):
     plain = copy.deepcopy(model)
     stacked = copy.deepcopy(model)
-    settings = {"lr": LR, "momentum": 0.9, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
-    reference = torch.optim.Muon(hidden_matrices(plain), **settings)
-    fast = StackedMuon(hidden_matrices(stacked), **settings)
+    options = {"lr": LR, "momentum": 0.9, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    reference = torch.optim.Muon(hidden_matrices(plain), **options)
+    fast = StackedMuon(hidden_matrices(stacked), **options)
+    fast.precision = precision
     for i in range(4):
         for p, q in zip(hidden_matrices(plain), hidden_matrices(stacked), strict=True):
             p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
@@ -257,9 +261,41 @@ def test_stacked_muon_is_torchs_muon_up_to_bfloat16_rounding(model):
     start = dict(model.named_parameters())
     for (name, p), q in zip(plain.named_parameters(), stacked.parameters(), strict=True):
         moved = (p - start[name]).norm()
-        assert (p - q).norm() <= 0.01 * moved, name
+        assert (p - q).norm() <= rounding * moved, name
     for p, q in zip(hidden_matrices(plain), hidden_matrices(stacked), strict=True):
         assert torch.equal(fast.state[q]["momentum_buffer"], reference.state[p]["momentum_buffer"])
+
+
+@settings(max_examples=20)
+@given(
+    st.integers(0, 2**20),
+    st.sampled_from([(8, 8), (8, 12), (8, 16), (16, 80)]),
+    st.floats(0, 6),
+    st.booleans(),
+)
+def test_newton_schulz_in_float32_is_the_plain_iteration(seed, shape, decades, lacking):
+    """On matrices of any condition, short of a rank, too; in float64, one product after the other."""
+    drawn = torch.Generator().manual_seed(seed)
+    sizes = torch.logspace(0, -decades, shape[0])[:, None]
+    stack = torch.randn(3, *shape, generator=drawn) * sizes
+    if lacking:
+        stack[0, 1:3] = stack[0, 0]
+    group = torch.optim.Muon([torch.zeros(2, 2)]).param_groups[0]
+    a, b, c = group["ns_coefficients"]
+    expected = stack.double() / torch.linalg.matrix_norm(stack.double(), keepdim=True)
+    for _ in range(group["ns_steps"]):
+        gram = expected @ expected.mT
+        expected = a * expected + (b * gram + c * gram @ gram) @ expected
+    found = optimizers.orthogonal(stack, group).double()
+    assert torch.linalg.matrix_norm(found - expected).max() < 1e-3 * math.sqrt(shape[0])
+
+
+def test_muon_orthogonalises_in_the_precision_of_the_run(model):
+    config = CONFIGS["muon"]
+    matrices = hidden_matrices(model)
+    for dtype, precision in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        muon, _ = optimizers.build(model, config, matrices, dtype)
+        assert muon.precision == precision
 
 
 def test_muon_leaves_a_matrix_without_gradient_alone(model):
