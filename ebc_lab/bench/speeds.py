@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
-from typing import Any, TypedDict, TypeVar
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 from ebc_lab.config import machine
 from ebc_lab.config.dicts import from_dict, run_part, to_dict
@@ -32,7 +32,7 @@ CHOSEN = ("dtype", "threads_per_run", "compile")  # by measurement, where they a
 DTYPES = ("float32", "bfloat16")
 THREADS = (1, 2, 4, 8)  # per run; those that the machine has are tried
 TIE = 1.05  # a gain below 5% does not justify bfloat16 or more threads
-MIN_COMPILED_S = 120.0  # of eager training, below which compiling cannot pay
+MIN_COMPILED_S = 1200.0  # of eager training in all: below that measuring what compiling gains cannot pay
 MIN_PAYOFF = 2.0  # times the seconds of compiling that compiling must save
 COMPILE_TIMEOUT_S = 900.0
 MEASURING_S = 15  # what `measured_rates` takes where a step takes milliseconds, start-up included
@@ -42,9 +42,10 @@ RULES = {  # as `ebc-lab doctor` prints them
     "threads_per_run": "study: what makes the most steps/s on the whole machine, with one run for every "
     "threads_per_run cores in parallel; single run: what makes one process fastest; fewer threads where the "
     "gain is below 5%; 1 on a GPU; launcher=slurm: launcher.cpus_per_task, or 1",
-    "compile": "off where the longest run trains for less than 2 minutes; else on where it saves twice the "
-    "seconds that compiling takes; off on a GPU, whose steps come from CUDA graphs, on Slurm nodes and "
-    "under determinism=verity; compile=on overrides the first two",
+    "compile": "off where all runs of a study together take less than 20 minutes; else on where it saves "
+    "twice the seconds that compiling takes, once, and from the cache on disk again in every run; off on a "
+    "GPU, whose steps come from CUDA graphs, on Slurm nodes and under determinism=verity; compile=on "
+    "overrides the first two",
     "optimizers": "adam, adamw and sgd are torch's fused kernels (fused=True); Muon's and EBC's own "
     "arithmetic is batched over all tensors (foreach)",
 }
@@ -54,11 +55,20 @@ R = TypeVar("R", bound=RunConfig)
 
 
 class CompileCost(TypedDict):
-    """What compiling takes, and a step without and with it."""
+    """What compiling takes, the first time and from inductor's cache on disk, and a step without and with
+    it."""
 
     compile_s: float
+    again_s: float
     eager_ms: float
     compiled_ms: float
+
+
+class Work(NamedTuple):
+    """What is to be trained in all: by one run, or by a study."""
+
+    runs: int
+    steps: int
 
 
 class NotMeasured(UserError):
@@ -165,23 +175,29 @@ def in_parallel(threads: int, processes: int) -> str:
     return f"one run of {each}" if processes == 1 else f"{processes} runs of {each} in parallel"
 
 
-def compile_rule(planned_s: float, steps: int, cost: Callable[[], CompileCost | str]) -> tuple[str, str]:
+def compile_rule(
+    work: Work, rate: float, at_a_time: int, cost: Callable[[], CompileCost | str]
+) -> tuple[str, str]:
     """on or off, and why.
 
     Args:
-        planned_s: seconds that the longest run trains, eagerly; `steps`: its steps.
+        work: all that is trained, with one cache of compiled code.
+        rate: eager steps/s, of `at_a_time` runs together.
         cost: what compiling costs, or why that is not known; called only where it matters.
     """
+    planned_s = work.steps / rate
+    what = "the run trains" if work.runs == 1 else f"all {work.runs} runs together train"
     if planned_s < MIN_COMPILED_S:
-        run = f"the longest run trains for {planned_s:.0f} s"
-        return "off", f"{run}, and below {MIN_COMPILED_S:.0f} s compiling cannot pay"
+        return "off", f"{what} for {planned_s:.0f} s, and below {MIN_COMPILED_S:.0f} s compiling cannot pay"
     cost_of = cost()
     if isinstance(cost_of, str):
         return "off", cost_of
-    saved = steps * (cost_of["eager_ms"] - cost_of["compiled_ms"]) / 1e3
+    step_s = (cost_of["eager_ms"] - cost_of["compiled_ms"]) / 1e3
+    saved = (work.steps * step_s - work.runs * cost_of["again_s"]) / at_a_time
     why = (
-        f"compiling takes {cost_of['compile_s']:.0f} s and makes a step {cost_of['compiled_ms']:.1f} ms "
-        f"instead of {cost_of['eager_ms']:.1f}: {saved:+.0f} s saved in the longest run's {steps} steps"
+        f"compiling takes {cost_of['compile_s']:.0f} s, {cost_of['again_s']:.1f} s again in each run, and "
+        f"makes a step {cost_of['compiled_ms']:.1f} ms instead of {cost_of['eager_ms']:.1f}: "
+        f"{saved:+.0f} s saved in the {planned_s:.0f} s of {work.steps} steps"
     )
     return ("on" if saved > MIN_PAYOFF * cost_of["compile_s"] else "off"), why
 
@@ -192,7 +208,7 @@ def compile_rule(planned_s: float, steps: int, cost: Callable[[], CompileCost | 
 def choose(
     run: RunConfig,
     *,
-    steps: int,
+    work: Callable[[RunConfig], Work],
     limit: int = 0,
     job_cores: int | None = None,
     together: int = 1,
@@ -202,7 +218,7 @@ def choose(
     """Choose what `run`, whose device is known, leaves open.
 
     Args:
-        steps: of the longest run that `run` stands for.
+        work: all that is trained with the settings chosen; asked where that matters, with nothing left open.
         limit: how many such runs train in parallel at most, 0 for as many as the cores hold.
         job_cores: see `chosen_by_rule`.
         together: how many processes train a run, so that each has that share of the cores.
@@ -231,26 +247,45 @@ def choose(
     run = replace(run, dtype=dtype, threads_per_run=threads)
     compiled = run.compile
     if "compile" in undecided:
-        planned_s = steps * processes / rates[case]
         cost = functools.partial(compile_cost, run, measure=measure, say=say)
-        compiled, why["compile"] = compile_rule(planned_s, steps, cost)
+        planned = work(replace(run, compile="off"))
+        compiled, why["compile"] = compile_rule(planned, rates[case], processes, cost)
     return Choice(dtype, threads, compiled, why, (*case, rates[case]))
 
 
 def choose_for_study(
-    config: Config, *, measure: bool = True, say: Callable[[str], None] = lambda text: None
+    config: Config,
+    *,
+    work: Callable[[Config], Work | None] = lambda config: None,
+    measure: bool = True,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Choice:
-    """`choose` for all runs of a study, whose device is known, by its longest run and its launcher."""
+    """`choose` for all runs of a study, whose device is known, by its launcher.
+
+    `work`: what the study will train in all; where that is not known, the longest run of each of its stages.
+    """
     launcher = config.launcher
+    stages = config.study.stages
+    longest = Work(len(stages), sum(getattr(config, stage).steps for stage in stages))
+
+    def in_all(run: RunConfig) -> Work:
+        chosen = {k: getattr(run, k) for k in CHOSEN}
+        return work(replace(config, **chosen)) or longest
+
     return choose(
         run_part(config),
-        steps=max(getattr(config, stage).steps for stage in config.study.stages),
+        work=in_all,
         limit=parallel_limit(launcher),
         job_cores=job_cores(launcher),
         together=launcher.processes_per_run,
         measure=measure,
         say=say,
     )
+
+
+def one_run(run: RunConfig) -> Work:
+    """Return the work of a run by itself."""
+    return Work(1, run.steps)
 
 
 def parallel_limit(launcher: LauncherConfig) -> int:
@@ -378,7 +413,7 @@ def report(config: Config, run: RunConfig, say: Callable[[str], None] = lambda t
         say(f"measuring the speed of {len(cases)} settings at this shape: some {MEASURING_S} s …")
         rates = measured_rates(shape, cases)
     study = choose_for_study(replace(config, device=run.device), say=say)
-    single = choose(run, steps=run.steps, limit=1, say=say)
+    single = choose(run, work=one_run, limit=1, say=say)
     rows: list[dict[str, Any]] = []
     alone: dict[str, float] = {}  # of one process with a study's threads
     compiling: dict[tuple[int, str], Any] = {}
@@ -407,4 +442,4 @@ def _as_json(choice: Choice) -> dict[str, Any]:
 
 if __name__ == "__main__":
     asked: RunConfig = from_dict(RunConfig, json.load(sys.stdin))
-    print(json.dumps(dataclasses.asdict(choose(asked, steps=asked.steps, limit=1))))
+    print(json.dumps(dataclasses.asdict(choose(asked, work=one_run, limit=1))))

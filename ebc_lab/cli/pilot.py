@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -13,7 +13,7 @@ from ebc_lab.report.conclude import concluding
 from ebc_lab.report.text.words import tracks_in_words
 from ebc_lab.study.autopilot import Outcome, autopilot, study_of
 from ebc_lab.study.guards import Limits, StageFailed
-from ebc_lab.study.inspect.forecast import expected_left
+from ebc_lab.study.inspect.forecast import expected_left, expected_work
 from ebc_lab.study.launch.pool import WorkersFailed
 from ebc_lab.study.stages.rules import Undecidable
 from ebc_lab.study.stages.verdict import verdict_of
@@ -21,6 +21,8 @@ from ebc_lab.study.store.study import Cancelled
 
 from . import screen
 from .options import INTERRUPTED
+
+Told = TypeVar("Told")
 
 
 def pilot(
@@ -41,7 +43,13 @@ def pilot(
     study = study_of(config)
     about: dict[str, Any] = {"study": study.name, "folder": str(study.root)}
     view = screen.View(console)
-    listener = concluding(say=view.say, decided=view.decided, watch=view.watch, expect=_expected)
+    listener = concluding(
+        say=view.say,
+        decided=view.decided,
+        watch=view.watch,
+        expect=_told_only(expected_left),
+        work=_told_only(expected_work),
+    )
     try:
         with view.following():
             done = autopilot(config, listener, stages=stages, force=force, limits=limits, command=lasting)
@@ -57,12 +65,16 @@ def pilot(
     return {**_told(done), **about}
 
 
-def _expected(*asked: Any) -> dict[str, Any] | None:
-    """What is still to be trained, None where that cannot be said: what is only shown never stops a study."""
-    try:
-        return expected_left(*asked)
-    except (UserError, Undecidable, *MISTAKEN):
-        return None
+def _told_only(forecast: Callable[..., Told]) -> Callable[..., Told | None]:
+    """Return None where what is still to be trained cannot be said: a forecast never stops a study."""
+
+    def said(*asked: Any) -> Told | None:
+        try:
+            return forecast(*asked)
+        except (UserError, Undecidable, *MISTAKEN):
+            return None
+
+    return said
 
 
 def _answers(done: Outcome) -> list[dict[str, Any]]:

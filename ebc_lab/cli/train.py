@@ -271,7 +271,7 @@ def _crowded(run: RunConfig, processes: int, cores: int) -> list[str]:
 
 def _resolved(run: RunConfig, begun: RunConfig | None, job_cores: int | None, processes: int) -> RunConfig:
     """The run with corpus, device and speed settings chosen, as `begun` has them. Raises UserError."""
-    from ebc_lab.bench.speeds import CHOSEN, choose, is_open
+    from ebc_lab.bench.speeds import CHOSEN, choose, is_open, one_run
     from ebc_lab.config.machine import chosen_device
 
     for key in (*CHOSEN, "device"):
@@ -283,7 +283,7 @@ def _resolved(run: RunConfig, begun: RunConfig | None, job_cores: int | None, pr
     run.device = chosen_device(run.device)
     if any(is_open(run, key) for key in CHOSEN):
         each = None if job_cores is None else max(1, job_cores // processes)
-        choice = choose(run, steps=run.steps, limit=1, job_cores=each, together=processes, say=print)
+        choice = choose(run, work=one_run, limit=1, job_cores=each, together=processes, say=print)
         print("\n".join(choice.reasons(run)))
         run = choice.apply_to(run)
     check_run(run)

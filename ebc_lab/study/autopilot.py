@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ebc_lab.bench.speeds import Work
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Acceptance, Decision
@@ -50,7 +51,8 @@ class Listener:
     `tabulate(study, stage, specs, results)` writes a stage's table; `conclude(config, study, decisions, say)`
     writes everything that is made after the last stage, and returns the verdict if there is one.
     `ebc_lab.report.conclude` has both. `expect(config, results, under_way)` says what is still to be trained,
-    as `ebc_lab.study.inspect.forecast.expected_left` does.
+    and `work(config)` what is to be trained in all, as `expected_left` and `expected_work` of
+    `ebc_lab.study.inspect.forecast` do.
     """
 
     say: Callable[[str], None] = lambda text: None
@@ -59,6 +61,7 @@ class Listener:
     tabulate: Tabulate = lambda study, stage, specs, results: None
     conclude: Conclude = lambda config, study, decisions, say: None
     expect: Expect = lambda config, results, under_way: None
+    work: Callable[[Config], Work | None] = lambda config: None
 
 
 @dataclass
@@ -130,7 +133,7 @@ def autopilot(
     study.prepare()
     with study.held():
         study.cancel_mark.unlink(missing_ok=True)
-        config, corpus = resolve_study(config, study, listener.say, force=force)
+        config, corpus = resolve_study(config, study, listener.say, force=force, work=listener.work)
         manifest.refuse_changed(study.root)
         if corpus.warning:
             listener.say(f"warning: {corpus.warning}")

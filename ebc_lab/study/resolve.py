@@ -14,7 +14,7 @@ from typing import Any
 
 from ebc_lab import __version__
 from ebc_lab.bench.packing import packing
-from ebc_lab.bench.speeds import CHOSEN, Choice, choose_for_study, chosen_by_rule, is_open, job_cores
+from ebc_lab.bench.speeds import CHOSEN, Choice, Work, choose_for_study, chosen_by_rule, is_open, job_cores
 from ebc_lab.config.checks import check_run
 from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
@@ -35,10 +35,17 @@ from .store.study import Record, Study, StudyHeader, settings_of
 
 
 def resolve_study(
-    config: Config, study: Study, say: Callable[[str], None], *, force: bool
+    config: Config,
+    study: Study,
+    say: Callable[[str], None],
+    *,
+    force: bool,
+    work: Callable[[Config], Work | None] = lambda config: None,
 ) -> tuple[Config, Corpus]:
     """Resolve the configuration and write study.json, or adopt the resolution of the study that is already
     there.
+
+    `work`: what a resolved configuration trains in all, by which compiling is chosen.
 
     With `force` a study begun with other settings, or under another torch, is changed: what was concluded
     from the old ones is removed, runs that are still the same are kept. Raises UserError: the corpus, or such
@@ -63,7 +70,7 @@ def resolve_study(
     config = pinned(config, corpus, tokenizer_sha256)
     if known and known["corpus"]["sha256"] == corpus.sha256:  # a fallback is announced only when it is chosen
         corpus = replace(corpus, warning=known["corpus"]["warning"])
-    config, why = _resolve(config, corpus, study, say)
+    config, why = _resolve(config, corpus, study, say, work)
     check_run(config)
     changed_copies = known is not None and own.lacking(study, known, config)
     looks = looks_before(config, known, study) if known else []
@@ -156,7 +163,11 @@ def _retrained(config: Config, study: Study) -> str:
 
 
 def _resolve(
-    config: Config, corpus: Corpus, study: Study, say: Callable[[str], None]
+    config: Config,
+    corpus: Corpus,
+    study: Study,
+    say: Callable[[str], None],
+    work: Callable[[Config], Work | None],
 ) -> tuple[Config, dict[str, str]]:
     """Return the configuration with nothing left open, and why each setting that was left open was chosen."""
     if corpus.name == "path":
@@ -167,7 +178,7 @@ def _resolve(
     chosen: dict[str, str] = {}
     if any(is_open(config, k) for k in CHOSEN):
         on_node = config.launcher.name == "slurm"
-        choice = _on_node(config, study, say) if on_node else choose_for_study(config, say=say)
+        choice = _on_node(config, study, say) if on_node else choose_for_study(config, work=work, say=say)
         for line in choice.reasons(config):
             say(line)
         chosen = {k: choice.why[k] for k in CHOSEN if is_open(config, k)}

@@ -10,6 +10,7 @@ import pytest
 from ebc_lab.bench import speeds
 from ebc_lab.bench.speeds import (
     NotMeasured,
+    Work,
     cases_of,
     choose,
     choose_for_study,
@@ -17,20 +18,18 @@ from ebc_lab.bench.speeds import (
     compile_rule,
     fastest,
     is_open,
-    known_rates,
 )
-from ebc_lab.bench.step_timer import StepTimer
-from ebc_lab.components.memory import Memory
 from ebc_lab.config import machine as machine_module
-from ebc_lab.config.choices import changed
 from ebc_lab.config.compose import compose
-from ebc_lab.config.dicts import run_part, to_dict
+from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.parts.data import DataConfig
 from ebc_lab.config.schema import LauncherConfig, RunConfig
-from ebc_lab.workloads.gpt import hidden
+from ebc_lab.study.inspect.forecast import expected_work
 
 OPEN = RunConfig(device="cpu")
-COST = ("compile_s", "eager_ms", "compiled_ms")
+COST = ("compile_s", "again_s", "eager_ms", "compiled_ms")
+NAMED = DataConfig(sha256="0" * 64)
 GIVEN = replace(OPEN, dtype="float32", threads_per_run=2, compile="off")
 
 
@@ -106,24 +105,28 @@ def test_the_fastest_wins_and_the_plainer_wins_ties(rates, chosen):
 
 
 @pytest.mark.parametrize(
-    ("planned_s", "steps", "figures", "chosen", "words"),
+    ("work", "figures", "chosen", "words"),
     [
-        (119, 600, None, "off", "119 s, and below 120 s"),
-        (121, 600, (27, 200, 188), "off", "saved in the longest run's 600"),
-        (900, 10_000, (27, 90, 84.7), "off", r"\+53 s"),  # less than twice 27 s
-        (900, 10_000, (27, 90, 84.5), "on", r"\+55 s"),
-        (900, 10_000, (5, 90, 95), "off", "-50 s"),
-        (900, 10_000, "torch.compile fails here (no g++)", "off", "no g"),
+        (Work(50, 11_990), None, "off", "all 50 runs together train for 1199 s, and below 1200 s"),
+        (Work(1, 11_990), None, "off", "the run trains for 1199 s"),
+        (
+            Work(50, 20_000),
+            (27, 3, 200, 188),
+            "off",
+            r"\+45 s",
+        ),  # 240 s, and 3 s again in each, two at a time
+        (Work(50, 20_000), (27, 3, 200, 186), "on", r"\+65 s saved in the 2000 s of 20000 steps"),
+        (Work(500, 20_000), (27, 3, 200, 150), "off", "-250 s"),  # runs too short for their own start
+        (Work(1, 20_000), (5, 1, 90, 95), "off", "-50 s"),
+        (Work(1, 20_000), "torch.compile fails here (no g++)", "off", "no g"),
     ],
 )
-def test_compiling_must_pay_twice_over_and_is_not_measured_for_short_runs(
-    planned_s, steps, figures, chosen, words
-):
+def test_compiling_must_pay_twice_over_and_is_not_measured_for_little_work(work, figures, chosen, words):
     def asked():
         assert figures is not None, "compiling was measured for nothing"
         return figures if isinstance(figures, str) else dict(zip(COST, figures, strict=True))
 
-    found, why = compile_rule(planned_s, steps, asked)
+    found, why = compile_rule(work, 10.0, 2, asked)
     assert found == chosen
     assert re.search(words, why), why
 
@@ -160,79 +163,55 @@ RATES |= {(1, 1, "bfloat16"): 20.0, (2, 1, "bfloat16"): 20.0}
 
 def test_a_study_takes_the_machines_throughput_and_a_single_run_its_own(machine):
     asked = would_measure(machine, RATES)
-    study = choose(OPEN, steps=600)
+    study = choose(OPEN, work=lambda run: Work(1, 600))
     assert (study.dtype, study.threads_per_run, study.compile) == ("bfloat16", 1, "off")
     assert study.rate == (1, 4, "bfloat16", 120.0)
     rates = "120.0 with 4 runs of 1 thread in parallel, 72.0 with 2 runs of 2 threads in parallel"
     assert rates in study.why["threads_per_run"]
-    assert "trains for 20 s" in study.why["compile"]  # 600 steps of a run that has a quarter of 120 steps/s
-    alone = choose(OPEN, steps=600, limit=1)
+    assert "trains for 5 s" in study.why["compile"]  # 600 steps at 120 steps/s
+    alone = choose(OPEN, work=lambda run: Work(1, 600), limit=1)
     assert (alone.dtype, alone.threads_per_run) == ("bfloat16", 4)
     assert len(asked) == 2
-    assert choose(OPEN, steps=600) == study  # from the cache
-    assert choose(OPEN, steps=600, measure=False) == study
+    assert choose(OPEN, work=lambda run: Work(1, 600)) == study  # from the cache
+    assert choose(OPEN, work=lambda run: Work(1, 600), measure=False) == study
     assert len(asked) == 2
     said = study.reasons(replace(OPEN, dtype="float32"))  # only of what was left open
     assert [line.partition(":")[0] for line in said] == ["threads_per_run=1", "compile=off"]
 
 
 def test_what_is_given_is_kept_and_costs_no_measurement():
-    assert choose(GIVEN, steps=10**9).why == dict.fromkeys(speeds.CHOSEN, "as given")
+    assert choose(GIVEN, work=lambda run: Work(1, 10**9)).why == dict.fromkeys(speeds.CHOSEN, "as given")
     with pytest.raises(NotMeasured):
-        choose(OPEN, steps=600, measure=False)
-    cuda = choose(replace(OPEN, device="cuda", dtype="float32"), steps=10**9)
+        choose(OPEN, work=lambda run: Work(1, 600), measure=False)
+    cuda = choose(replace(OPEN, device="cuda", dtype="float32"), work=lambda run: Work(1, 10**9))
     assert (cuda.threads_per_run, cuda.compile) == (1, "off")
 
 
-def test_a_long_run_asks_what_compiling_costs_at_what_was_chosen(machine):
-    would_measure(machine, RATES, {"compile_s": 20.0, "eager_ms": 33.0, "compiled_ms": 30.0})
-    assert choose(OPEN, steps=100_000).compile == "on"
-    assert choose(OPEN, steps=10_000).compile == "off"  # 30 s saved, 20 s paid
+def test_much_work_asks_what_compiling_costs_at_what_was_chosen(machine):
+    would_measure(machine, RATES, dict(zip(COST, (20.0, 1.0, 33.0, 30.0), strict=True)))
+    asked = []
+
+    def work(steps):
+        return lambda run: asked.append(run) or Work(1, steps)
+
+    assert choose(OPEN, work=work(150_000)).compile == "on"  # 450 s saved, by four runs at a time
+    assert choose(OPEN, work=work(50_000)).compile == "off"
+    assert {(run.dtype, run.threads_per_run, run.compile) for run in asked} == {("bfloat16", 1, "off")}
 
 
-def test_a_study_is_as_long_as_its_longest_stage_and_as_wide_as_its_launcher(machine):
+def test_a_study_is_as_long_as_all_its_runs_and_as_wide_as_its_launcher(machine):
     asked = would_measure(machine, RATES, "not known")
     config = compose(["scale=laptop", "device=cpu"])
-    assert "trains for 20 s" in choose_for_study(config).why["compile"]
-    longer = replace(config, lr_scale=replace(config.lr_scale, steps=6000))
-    assert choose_for_study(longer).why["compile"] == "not known"
+    work = expected_work(replace(config, dtype="float32", threads_per_run=1, compile="off", data=NAMED))
+    assert work.runs > 40
+    assert 20_000 < work.steps < 600 * work.runs  # the grid's runs are shorter
+    why = choose_for_study(config, work=lambda run: work).why["compile"]
+    assert f"all {work.runs} runs together train for {work.steps / 120:.0f} s" in why
+    assert choose_for_study(config, work=lambda run: Work(60, 200_000)).why["compile"] == "not known"
+    assert "all 4 runs together train for 17 s" in choose_for_study(config).why["compile"]
     inline = replace(config, launcher=replace(config.launcher, name="inline"))
     assert choose_for_study(inline).threads_per_run == 4
     assert {n for _, n, _ in asked[-1]} == {1}
-
-
-def test_another_shape_or_machine_is_measured_again(machine):
-    cases = list(RATES)
-    keep(OPEN, RATES)
-    assert known_rates(replace(OPEN, seed=5, steps=7, dtype="float32"), cases) == RATES
-    assert known_rates(replace(OPEN, batch_size=8), cases) == {}
-    assert known_rates(OPEN, [*cases, (8, 1, "float32")]) == {}, "rates are compared only if all are known"
-    machine.setattr(machine_module, "hardware", lambda: {"cpu": "another", "cores": 4})
-    assert known_rates(OPEN, cases) == {}
-
-
-def test_what_keeps_weights_and_activations_in_few_bits_is_measured_by_itself():
-    shape = speeds.shape_here(OPEN)
-    assert not {"quantizer", "memory"} & set(shape)  # rates that were kept before stay known
-    keep(OPEN, RATES)
-    for settings in ({"quantizer": {"name": "ternary"}}, {"memory": {"name": "int4"}}):
-        assert known_rates(changed(OPEN, settings), list(RATES)) == {}
-        assert speeds.shape_here(changed(OPEN, settings)) == shape | {
-            name: to_dict(getattr(changed(OPEN, settings), name)) for name in settings
-        }
-
-
-@pytest.mark.parametrize("settings", [{"quantizer": {"name": "ternary"}}, {"memory": {"name": "int4"}}])
-def test_a_timed_step_is_the_runs_own(tiny, tmp_path, settings):
-    run = changed(run_part(compose([o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))])), settings)
-    timer = StepTimer(run, tmp_path / "run")
-    assert timer.step() > 0
-    model = timer.training.model
-    [packed] = [hook.activations for hook in timer.training.hooks if isinstance(hook, Memory)]
-    if "quantizer" in settings:
-        assert all(len(layer.effective().unique()) == 3 for layer in hidden(model))
-    else:
-        assert packed.memory_stats()["compressed_bytes"] > 0
 
 
 # -- real measurements ---------------------------------------------------------------------------------------
@@ -255,7 +234,7 @@ def test_what_compiling_costs_is_measured_cold_and_kept(tiny, machine, tmp_path)
     run = run_part(compose(tiny))
     found = speeds.compile_cost(run)
     assert not isinstance(found, str), found
-    assert found["compile_s"] > 0.5
+    assert found["compile_s"] > found["again_s"] > 0
     assert found["eager_ms"] > 0 < found["compiled_ms"]
     assert speeds.compile_cost(run, measure=False) == found
     assert isinstance(speeds.compile_cost(replace(run, batch_size=9), measure=False), str)

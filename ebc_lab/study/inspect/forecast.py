@@ -12,7 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.bench.speeds import Choice, NotMeasured, choose_for_study, chosen_by_rule, is_open, job_cores
+from ebc_lab.bench.speeds import (
+    Choice,
+    NotMeasured,
+    Work,
+    choose_for_study,
+    chosen_by_rule,
+    is_open,
+    job_cores,
+)
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.machine import chosen_device, cores
 from ebc_lab.config.schema import Config
@@ -148,6 +156,13 @@ def expected_left(config: Config, known: ResultsOf, under_way: Mapping[str, floa
     }
 
 
+def expected_work(config: Config) -> Work:
+    """Return the training runs that can be expected of a study in all, and their steps."""
+    stages = forecast(config, ("expected",))["expected"]
+    steps = [s.run.steps for planned in stages.values() for s in planned if s.kind == "train"]
+    return Work(len(steps), sum(steps))
+
+
 def planned(config: Config) -> dict[str, Any]:
     """Return runs, steps, tokens and time per stage: min, expected and max, because sweeps may extend.
 
@@ -170,7 +185,7 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
     placed = _placed(with_corpus_of_neighbours(config, study), header)
     speed: Choice | None = None
     with suppress(NotMeasured):
-        speed = choose_for_study(placed, measure=False)
+        speed = choose_for_study(placed, work=expected_work, measure=False)
     named = (speed or _plainest(placed)).apply_to(placed)
     finished = snapshot is not None and snapshot.finished and not changed
     known = WithNeighbours(study, reusable_results(records, finished=finished))
