@@ -29,11 +29,10 @@ from .launch.rehearse import rehearse
 from .resolve import resolve_study
 from .stages.rules import Results, Undecidable
 from .stages.runs import distinct
-from .stages.stage import decision_that_shows, planned_runs, speculative_runs, stage_of
+from .stages.stage import ResultsOf, decision_that_shows, planned_runs, speculative_runs, stage_of
 from .store import attempts, manifest
 from .store.counts import RunCounts, counted, sorts_of_runs
 from .store.neighbours import finished_elsewhere, take
-from .store.reuse import ResultsOf
 from .store.study import RETRIED, RETRIED_UNFINISHED, Cancelled, Study
 from .trackers import following
 
@@ -262,30 +261,34 @@ class _Call:
         if not wave and len(timed) < len(missing):
             what = f"{len(missing)} run(s) of {stage} are still to be trained"
             raise StageFailed(self.limits.message(what))
-        spare: list[RunSpec] = []
-        if wave and not self.limits.any:
-            later = self.stages[self.stages.index(stage) + 1 :]
-            wanted = {s.run_id for s in runs}
-            spare = distinct(speculative_runs(self.config, self.decisions, wave, later))
-            spare = [s for s in spare if s.run_id not in wanted]
-            elsewhere = finished_elsewhere(study, spare)  # they are taken when they are wanted
-            spare = [s for s in spare if s.run_id not in elsewhere]
+        speculates = bool(wave) and not self.limits.any
         wave = wave or timed[:1]  # a measurement of time runs alone
         if stage in study.decisions():  # a deleted run, or one whose name changed with the code
             self.listener.say(
                 f"{stage} was decided, but {len(missing)} of its {len(runs)} runs are not there: trained "
                 "again"
             )
-        planned = [*wave, *spare]
-        manifest.remove_entries(
-            study.root, runs=[s.run_id for s in planned if not study.has_result(s.run_id)]
-        )
-        for spec in planned:
-            study.write_spec(spec)
+        self._prepare(wave)
         self.listener.say(f"{stage}: {_wave_in_words(wave, timed, len(runs) - len(missing))}")
-        watched = _Wave(self, stage, runs, wave, spare, pool.at_a_time)
+        watched = _Wave(self, stage, runs, wave, pool.at_a_time, speculates=speculates)
         canary = not watched.breaker.proven and wave[0].kind == "train"
-        pool.run(wave, spare, watched.check_in, canary=canary)
+        pool.run(wave, watched.spare, watched.check_in, canary=canary)
+
+    def _prepare(self, planned: Sequence[RunSpec]) -> None:
+        """Write what workers need of runs that have no result."""
+        manifest.remove_entries(self.study.root, runs=[s.run_id for s in planned])
+        for spec in planned:
+            self.study.write_spec(spec)
+
+    def ahead(self, stage: str, wave: Sequence[RunSpec]) -> list[RunSpec]:
+        """Return what else an idle worker may start on now, while the wave trains; made ready for it."""
+        later = self.stages[self.stages.index(stage) + 1 :]
+        runs = speculative_runs(self.config, self.decisions, stage, wave, later, self.results_seen)
+        spare = [s for s in runs if not self.study.has_result(s.run_id)]
+        elsewhere = finished_elsewhere(self.study, spare)  # they are taken when they are wanted
+        spare = [s for s in spare if s.run_id not in elsewhere]
+        self._prepare(spare)
+        return spare
 
 
 class _Wave:
@@ -297,23 +300,27 @@ class _Wave:
         stage: str,
         runs: Sequence[RunSpec],
         wave: Sequence[RunSpec],
-        spare: Sequence[RunSpec],
         at_a_time: int,
+        *,
+        speculates: bool,
     ):
         self.call = call
         self.progress = Progress(call.study.name, stage, at_a_time, measuring=wave[0].kind != "train")
         self.asked = len(runs)
         self.expected: dict[str, Any] | None = None
         self.expected_at = time.monotonic()
-        self.specs = {s.run_id: s for s in [*spare, *wave]}
+        self.wave = wave
+        self.speculates = speculates
+        self.spare: list[RunSpec] = []  # what idle workers may start on
+        self._speculate()
         self.left = {s.run_id: s for s in wave}
         known = [call.study.result(s.run_id) for s in runs if s.run_id not in self.left]
         proven = any(result is not None and result["outcome"] in FINISHED for result in known)
         self.breaker = Breaker(stage, call.study, proven=proven)
 
-    def check_in(self, done: Sequence[str], busy: Sequence[Sequence[str]]) -> None:
-        """`done`: ids of the runs that ended since the last call; `busy`: those of each worker. Raises
-        Cancelled, StageFailed."""
+    def check_in(self, done: Sequence[str], busy: Sequence[Sequence[str]]) -> list[str]:
+        """`done`: ids of the runs that ended since the last call; `busy`: those of each worker. -> ids of the
+        runs that an idle worker may start on. Raises Cancelled, StageFailed."""
         study = self.call.study
         if study.cancel_mark.exists():
             raise Cancelled(f"study {study.name} was cancelled")
@@ -330,10 +337,19 @@ class _Wave:
                 )
             self.breaker.saw(run_id, result, len(self.left))
         self.progress.running = self._running(run_id for run_ids in busy for run_id in run_ids)
+        if done and self.left:
+            self._speculate()
         if done or self.expected is None:
             self._expect()
         self.progress.left_s = self._left_s()
         self.call.listener.watch(self.progress)
+        return [s.run_id for s in self.spare]
+
+    def _speculate(self) -> None:
+        """Look for runs that are certain by now; those that were offered before stay on the list."""
+        if self.speculates:
+            now = self.call.ahead(self.progress.stage, self.wave)
+            self.spare = distinct([*now, *self.spare])
 
     def _expect(self) -> None:
         """Count the runs that are there, and those that are expected still."""
@@ -347,8 +363,9 @@ class _Wave:
 
     def _running(self, run_ids: Iterable[str]) -> list[dict[str, Any]]:
         running = []
+        specs = {s.run_id: s for s in (*self.spare, *self.wave)}
         for run_id in run_ids:
-            spec = self.specs.get(run_id)
+            spec = specs.get(run_id)
             now = self.call.study.progress(run_id)
             if spec and now:
                 shown = {"arm": spec.arm, "lr": spec.run.optimizer.lr, "seed": spec.run.seed}

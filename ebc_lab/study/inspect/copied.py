@@ -13,8 +13,8 @@ from ebc_lab.config.schema import Config
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
+from ..stages.stage import ResultsOf
 from ..store.neighbours import finished_elsewhere
-from ..store.reuse import ResultsOf
 from ..store.study import Study, StudyHeader, studies_in
 
 

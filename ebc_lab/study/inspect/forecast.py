@@ -31,10 +31,10 @@ from ebc_lab.records.spec import RunSpec
 from ..launch.pool import at_a_time, slots
 from ..stages.rules import Undecidable, val_loss
 from ..stages.runs import distinct
-from ..stages.stage import Scenario, Stage, stage_of
+from ..stages.stage import ResultsOf, Scenario, Stage, stage_of
 from ..store.changes import requested, told
 from ..store.own import edited
-from ..store.reuse import ResultsOf, reusable_results
+from ..store.reuse import reusable_results
 from ..store.snapshot import Snapshot, read
 from ..store.study import Study
 from .copied import WithNeighbours, with_corpus_of_neighbours

@@ -16,10 +16,10 @@ from ebc_lab.records.paths import SpecRecord
 from ..guards import cause_class
 from ..launch import queue as queue_module
 from ..launch.pool import at_a_time
-from ..stages.stage import stage_of
+from ..stages.stage import ResultsOf, stage_of
 from ..store.counts import TRAINING, counted
 from ..store.own import copies
-from ..store.reuse import ResultsOf, remaining_work
+from ..store.reuse import remaining_work
 from ..store.snapshot import Snapshot, read
 from ..store.study import RETRIED, Record, Study
 from . import pace

@@ -38,7 +38,8 @@ MAX_FAILED_STARTS = 3  # workers in a row that die, or exit, before they take a 
 RUNS_TO_AVOID = 2  # different runs in a row that lost their worker in one place, before it is avoided
 WATCH_S = 1.0  # between two checks of the heartbeats
 # (run ids newly done, the run ids of each busy worker), called at every poll; raises to stop the wave
-CheckIn = Callable[[Sequence[str], Sequence[Sequence[str]]], None]
+# -> the spare runs from now on, None where they stay as they are
+CheckIn = Callable[[Sequence[str], Sequence[Sequence[str]]], Sequence[str] | None]
 Say = Callable[[str], None]
 
 
@@ -131,15 +132,16 @@ class WorkerPool(ABC):
     def run(
         self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn, *, canary: bool
     ) -> None:
-        """Train `specs` to their results, longest first; a worker with nothing left to do starts on `spare`.
+        """Train `specs` to their results, longest first; a worker with nothing left to do starts on `spare`,
+        to which `check_in` may add.
 
         With `canary` the first run goes alone until it has taken a step; if it fails, the next one goes
-        alone. Returns when `specs` are done, whatever the state of `spare`. Raises what `check_in` raises,
-        WorkersFailed, and UserError (a worker cannot write).
+        alone. Returns when `specs` are done, whatever the state of the spare ones. Raises what `check_in`
+        raises, WorkersFailed, and UserError (a worker cannot write).
         """
         ordered = [s.run_id for s in sorted(specs, key=lambda s: -s.cost)]
         by_id = {s.run_id: s for s in specs}
-        spares = [s.run_id for s in spare]
+        spares: Sequence[str] = [s.run_id for s in spare]
         tried = 1 if canary else len(ordered)
         left = {run_id: self.study.run_files(run_id).result for run_id in ordered}
         self._offer([*ordered[:tried], *(spares if tried == len(ordered) else [])])
@@ -150,16 +152,16 @@ class WorkerPool(ABC):
                 del left[run_id]
             notes = self.session.notes()
             busy = [notes[w]["run_ids"] for w in self._running_workers() if notes.get(w, {}).get("run_ids")]
-            check_in(done, busy)
+            more = check_in(done, busy)
             if not left:
                 return
+            spares = spares if more is None else more
             if tried < len(ordered):
                 if any(self._has_started(r) for r in ordered[:tried]):
                     tried = len(ordered)
-                    self._offer([*ordered, *spares])
                 elif not any(r in left for r in ordered[:tried]):
                     tried += 1
-                    self._offer(ordered[:tried])
+            self._offer([*ordered[:tried], *(spares if tried == len(ordered) else [])])
             self._watch_workers(notes, by_id)
             self._offer(self.offered)  # before a new worker reads the list
             self._start_workers(len(left))

@@ -6,7 +6,9 @@ import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
+from typing import Any, cast
 
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Decision, Pair, SweepTrack
@@ -147,10 +149,7 @@ def decide(
 
 def _decided(config: Config, winner: RunSpec, specs: Sequence[RunSpec], results: Results) -> SweepTrack:
     """Decide for one track, from its runs. Raises Undecidable."""
-    of_role: dict[str, list[RunSpec]] = {role: [] for role in ("grid", "baseline", "replicate", "control")}
-    for spec in specs:
-        of_role[spec.role].append(spec)
-    grid = of_role["grid"]
+    of_role = _by_role(specs)
     baseline = best(of_role["baseline"], results)
     control = best(of_role["control"], results)
     if baseline is None or control is None:
@@ -158,6 +157,27 @@ def _decided(config: Config, winner: RunSpec, specs: Sequence[RunSpec], results:
         raise Undecidable(
             f"lr_sweep could not decide: no run of {winner.track} with {lacking} learning rate completed."
         )
+    decided = _without_control(config, winner, baseline, of_role, results)
+    decided["control"] = fair_control(config, control, of_role["control"], rate_of(baseline), results)
+    return cast(SweepTrack, decided)
+
+
+def _by_role(specs: Sequence[RunSpec]) -> dict[str, list[RunSpec]]:
+    of_role: dict[str, list[RunSpec]] = {role: [] for role in ("grid", "baseline", "replicate", "control")}
+    for spec in specs:
+        of_role[spec.role].append(spec)
+    return of_role
+
+
+def _without_control(
+    config: Config,
+    winner: RunSpec,
+    baseline: RunSpec,
+    of_role: Mapping[str, Sequence[RunSpec]],
+    results: Results,
+) -> dict[str, Any]:
+    """Return all of a decided track but its fair control. Raises Undecidable."""
+    grid = of_role["grid"]
     noise, natural = _replicated(baseline, of_role["replicate"], results)
     sigma = statistics.stdev(noise)
     same_run = baseline.run_id in {s.run_id for s in grid}
@@ -182,8 +202,21 @@ def _decided(config: Config, winner: RunSpec, specs: Sequence[RunSpec], results:
         "replicate_losses": noise,
         "natural_kl": statistics.median(natural),
         "descent_median": _descent(of_role["replicate"], results),
-        "control": fair_control(config, control, of_role["control"], rate_of(baseline), results),
     }
+
+
+def settled(config: Config, specs: Sequence[RunSpec], results: Results) -> dict[str, Any]:
+    """Return each track without its control, whose search may go on, once its baseline and the replicates
+    are known."""
+    winners = sweep_winners([s for s in specs if s.role == "grid"], results)
+    tracks: dict[str, Any] = {}
+    for name in dict.fromkeys(s.track for s in specs if s.role == "replicate"):
+        of_role = _by_role([s for s in specs if s.track == name])
+        baseline = best(of_role["baseline"], results)
+        if baseline is not None and not waiting(of_role["replicate"], results):
+            with suppress(Undecidable):
+                tracks[name] = _without_control(config, winners[name], baseline, of_role, results)
+    return tracks
 
 
 def _replicated(
@@ -369,6 +402,7 @@ STAGE = Stage(
         Figure("control.val_loss"),
     ),
     follow_up=follow_up,
+    settled=settled,
     invented=invented,
     title="Learning rate, noise and a fair control",
     about="Without EBC: which optimizer is best, and at which constant learning rate, how much luck there is "

@@ -13,6 +13,7 @@ import importlib
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,9 +24,11 @@ from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, optimizer, told_of
 
 from .rules import Results
+from .runs import distinct
 
 Track = Mapping[str, Any]  # what any stage decided for one (optimizer, projection): see records.decisions
 MISSING = object()
+ResultsOf = Callable[[list[RunSpec]], dict[str, RunResult]]  # of those that have one
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,8 @@ class Stage:
     # while this run is still in progress, the one that would follow if it wins: an idle worker may start on
     # it
     follow_up: Callable[[Config, RunSpec], RunSpec | None] = lambda config, spec: None
+    # (config, its runs, their results): its tracks as far as nothing that it still waits for changes them
+    settled: Callable[[Config, Sequence[RunSpec], Results], dict[str, Any]] = lambda config, specs, known: {}
     # (config, scenario, run, how many runs the stage has made before it) -> figures of a result that the
     # forecast invents; of a val_loss 2.0 stands for the best loss that is known
     invented: Callable[[Config, Scenario, RunSpec, int], RunResult] = invented
@@ -272,7 +277,7 @@ def planned_runs(
     stage: str,
     config: Config,
     decisions: Mapping[str, Decision],
-    results_of: Callable[[list[RunSpec]], dict[str, RunResult]],
+    results_of: ResultsOf,
 ) -> tuple[list[RunSpec], dict[str, RunResult]]:
     """Return the runs that a stage asks for, and the results that they have; its list grows with the
     results."""
@@ -288,13 +293,40 @@ def planned_runs(
             return specs, results
 
 
+class Settled(dict[str, Any]):
+    """What of a decision, or of a track, is settled: to ask for anything else of it raises `NotSettled`."""
+
+    def __missing__(self, key: str) -> Any:
+        raise NotSettled(key)
+
+
+class NotSettled(LookupError):
+    """What was asked for depends on a decision that is still open."""
+
+
 def speculative_runs(
-    config: Config, decisions: Mapping[str, Decision], running: Sequence[RunSpec], later: Sequence[str]
+    config: Config,
+    decisions: Mapping[str, Decision],
+    stage: str,
+    running: Sequence[RunSpec],
+    later: Sequence[str],
+    results_of: ResultsOf = lambda specs: {},
 ) -> list[RunSpec]:
-    """Return runs that an idle worker may start on: those of `later` stages that the decisions so far already
-    determine, and those that will follow `running` ones if they win (the only runs that may turn out not to
-    be needed).
+    """Return runs that an idle worker may start on while `running` ones of a stage train: those that the
+    stage asks for by now; those of `later` stages that the decisions so far already determine, or that do not
+    depend on what this stage still looks for; and those that will follow `running` ones if they win (the only
+    runs that may turn out not to be needed).
     """
-    determined = [s for stage in later for s in stage_of(stage).runs(config, decisions, {})]
+    asked, results = planned_runs(stage, config, decisions, results_of)
+    certain = list(asked)
+    for name in later:
+        certain += stage_of(name).runs(config, decisions, {})
+    if tracks := stage_of(stage).settled(config, asked, results):
+        part: Any = Settled(tracks={name: Settled(track) for name, track in tracks.items()})
+        for name in later:
+            with suppress(NotSettled):
+                certain += stage_of(name).runs(config, {**decisions, stage: part}, {})
     following = [stage_of(s.stage).follow_up(config, s) for s in running]
-    return [s for s in determined if s.kind == "train"] + [s for s in following if s is not None]
+    known = {*results, *(s.run_id for s in running)}
+    runs = [s for s in certain if s.kind == "train"] + [s for s in following if s is not None]
+    return [s for s in distinct(runs) if s.run_id not in known]

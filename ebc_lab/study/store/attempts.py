@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ebc_lab.records.files import read_regular
 from ebc_lab.records.json_files import MOST_BYTES, parsed
 from ebc_lab.records.paths import RunFiles
 
 RESTARTED = "restarted"
+OVER = ("end", "stopped", "lost", "cancelled")  # events after which a worker is free again
 SEEN = (
     "CUDA_VISIBLE_DEVICES",
     "OMP_NUM_THREADS",
@@ -31,7 +32,8 @@ SEEN = (
 
 def note(directory: Path, event: str, **about: Any) -> None:
     """Append one event; a single write, so that lines of two processes never mix."""
-    line = json.dumps({"at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **about}) + "\n"
+    now = datetime.now().astimezone().isoformat(timespec="milliseconds")
+    line = json.dumps({"at": now, "event": event, **about}) + "\n"
     descriptor = os.open(RunFiles(directory).attempts, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         size = os.fstat(descriptor).st_size
@@ -72,3 +74,30 @@ def restarts(directory: Path) -> list[str]:
     begins = [i for i, event in enumerate(events) if event.get("event") == "begin"]
     latest = events[begins[-1] :] if begins else []
     return [str(event.get("cause")) for event in latest if event.get("event") == RESTARTED]
+
+
+class Span(NamedTuple):
+    """One attempt, from a worker's claim of the run until it was free again; in seconds since the epoch."""
+
+    begin: float
+    end: float
+    worker: tuple[str, int]  # its host and process
+
+
+def spans(directory: Path) -> list[Span]:
+    """Return the attempts of which both ends are known, oldest first; not those of the study that a finished
+    run was taken from."""
+    found: list[Span] = []
+    begun: tuple[float, tuple[str, int]] | None = None
+    for event in log(directory):
+        with suppress(KeyError, TypeError, ValueError):
+            what = event["event"]
+            at = datetime.fromisoformat(event["at"]).timestamp()
+            if what == "taken":
+                found, begun = [], None
+            elif what == "begin":
+                begun = at, (str(event["host"]), int(event["pid"]))
+            elif what in OVER and begun is not None:
+                found.append(Span(begun[0], at, begun[1]))
+                begun = None
+    return found

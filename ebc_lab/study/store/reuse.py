@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,8 @@ from ebc_lab.records.spec import RunSpec
 
 from ..stages.rules import Results, Undecidable, decision_problem, inputs_digest, inputs_of
 from ..stages.runs import distinct
-from ..stages.stage import planned_runs, stage_of
+from ..stages.stage import ResultsOf, planned_runs, stage_of
 from .study import RETRIED, RETRIED_UNFINISHED, Record
-
-ResultsOf = Callable[[list[RunSpec]], dict[str, RunResult]]
 
 
 @dataclass(frozen=True)

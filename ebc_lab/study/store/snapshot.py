@@ -13,9 +13,8 @@ from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
 from ..stages.rules import decision_problem
-from ..stages.stage import stage_of
+from ..stages.stage import ResultsOf, stage_of
 from . import counts, reuse
-from .reuse import ResultsOf
 from .study import Record, Study, StudyHeader, settings_of
 
 

@@ -1,5 +1,6 @@
 """The stages together: which runs a whole study makes, under which names, and what may start early."""
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from ebc_lab.config.identity import digest, identity
 from ebc_lab.config.schema import STAGES
 from ebc_lab.study.inspect.forecast import forecast, planned
 from ebc_lab.study.stages.runs import distinct
-from ebc_lab.study.stages.stage import speculative_runs, stage_of
+from ebc_lab.study.stages.stage import planned_runs, speculative_runs, stage_of
 
 EVERY = ["smoke", "laptop", "paper"]
 
@@ -71,35 +72,71 @@ def test_a_run_id_is_readable_and_hangs_on_its_identity():
     assert distinct([first, other]) == [first]
 
 
+def known(results):
+    return lambda specs: {s.run_id: results[s.run_id] for s in specs if s.run_id in results}
+
+
 def test_idle_workers_foresee_certain_runs_and_the_next_extension_only():
     config = config_of("optimizer=adam")
     decisions = decided_through("lr_scale", config, by_lr(4e-3))
     first = {"lr_sweep": decisions["lr_sweep"]}
-    certain = speculative_runs(config, first, [], ["lr_scale", "finals"])
+    running = stage_of("calibrate").runs(config, first, {})
+    certain = speculative_runs(config, first, "calibrate", running, ["lr_scale", "finals"])
     assert {s.role for s in certain} == {"none", "baseline", "control", "control_x2", "control_x8"}
-    needed = {
-        s.run_id for stage in ("lr_scale", "finals") for s in stage_of(stage).runs(config, decisions, {})
-    }
-    assert {s.run_id for s in certain} <= needed
     grid = stage_of("lr_sweep").runs(config, {}, {})
-    assert speculative_runs(config, {}, grid, []) == []
+    assert speculative_runs(config, {}, "lr_sweep", grid, []) == []
     results = {s.run_id: done(2 - s.run.optimizer.lr) for s in grid}
     extension = [s for s in stage_of("lr_sweep").runs(config, {}, results) if s.run_id not in results]
     assert [s.run.optimizer.lr for s in extension] == [16e-3]
-    [guess] = speculative_runs(config, {}, extension, [])
+    [guess] = speculative_runs(config, {}, "lr_sweep", extension, [], known(results))
     results[extension[0].run_id] = done(1.9)
     assert guess.run_id in {s.run_id for s in stage_of("lr_sweep").runs(config, {}, results)}
-    assert speculative_runs(config, {}, [guess], []) == []
+    beyond = speculative_runs(config, {}, "lr_sweep", [guess], [], known(results))
+    assert beyond == []
 
 
-def test_nothing_is_guessed_from_the_control_or_the_calibration():
+def test_the_calibration_starts_while_the_search_for_the_control_goes_on():
     config = config_of("optimizer=adam")
-    _, specs, _ = played("lr_sweep", config, {}, by_lr(4e-3))
-    tuned = [s for s in specs if s.role != "grid"]
-    assert speculative_runs(config, {}, tuned, []) == []
+    _, specs, results = played("lr_sweep", config, {}, by_lr(4e-3))
+    searching = [s for s in specs if s.role == "control"]
+    there = {s.run_id: results[s.run_id] for s in specs if s.role != "control"}
+    early = speculative_runs(config, {}, "lr_sweep", searching, config.study.stages[1:], known(there))
     decisions = {"lr_sweep": decided("lr_sweep", config, {}, by_lr(4e-3))}
-    running = stage_of("calibrate").runs(config, decisions, {})
-    assert speculative_runs(config, decisions, running, []) == []
+    wanted = stage_of("calibrate").runs(config, decisions, {})
+    assert [s.run_id for s in early] == [s.run_id for s in wanted]
+    replicate = next(s.run_id for s in specs if s.role == "replicate")  # still trains
+    lacking = {k: v for k, v in there.items() if k != replicate}
+    early = speculative_runs(config, {}, "lr_sweep", searching, config.study.stages[1:], known(lacking))
+    assert [s.run_id for s in early] == [replicate]
+
+
+@pytest.mark.parametrize("suite", ["default", "published"])
+@pytest.mark.parametrize("seed", range(2))
+def test_whatever_ends_first_no_run_starts_early_that_the_study_does_not_make(seed, suite):
+    """Losses by the run's name, and the runs of a wave end in another order; extensions are the exception."""
+    config = config_of("optimizer=adam", f"study={suite}", "study.name=s")
+    draw = random.Random(seed)
+    decisions = {}
+    made = set()
+    early = {}
+    for i, stage in enumerate(config.study.stages):
+        results = {}
+        while missing := [
+            s for s in stage_of(stage).runs(config, decisions, results) if s.run_id not in results
+        ]:
+            spec = draw.choice(missing)
+            results[spec.run_id] = done(2 + int(spec.run_id[-6:], 16) % 1009 / 1009, 0.6)
+            running = [s for s in missing if s is not spec]
+            later = config.study.stages[i + 1 :]
+            more = (
+                speculative_runs(config, decisions, stage, running, later, known(results)) if running else []
+            )
+            early |= {s.run_id: s for s in more if running and s.role != "grid"}
+        specs, _ = planned_runs(stage, config, decisions, known(results))
+        made |= {s.run_id for s in specs}
+        decisions[stage] = stage_of(stage).decide(config, specs, results, decisions)
+    assert early
+    assert set(early) <= made
 
 
 def test_a_failing_run_anywhere_ends_no_study():
