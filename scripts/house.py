@@ -80,7 +80,7 @@ ROOMS = {
         ("stages", "trackers"),
         ("store",),
         ("launch",),
-        ("resolve", "guards"),
+        ("resolve", "guards", "so_far"),
         ("autopilot",),
         ("inspect",),
     ),

@@ -25,6 +25,8 @@ from ebc_lab.report.text import glance, tables
 from ebc_lab.report.text import table as model
 from ebc_lab.report.text.words import asked, explained, optimizer, plural, tracks_in_words, tuned_arms
 from ebc_lab.study.inspect.reproduce import deciding
+from ebc_lab.study.inspect.slots import in_words as slots_in_words
+from ebc_lab.study.inspect.slots import timeline
 from ebc_lab.study.inspect.why import noise_in_words
 from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.store.changes import looked
@@ -103,6 +105,7 @@ class View:
         self.started = time.monotonic()
         self.told_at = self.started
         self.newest = ""  # decision, in a line
+        self.early = ("", "")  # the stage that a line was last told of before it was decided, and the line
 
     @contextmanager
     def following(self) -> Iterator[View]:
@@ -132,15 +135,23 @@ class View:
     def watch(self, progress: Any) -> None:
         if self.live is not None:
             self.live.update(self._draw(progress))
-        elif time.monotonic() - self.told_at >= LINE_EVERY_S:
+            return
+        due = time.monotonic() - self.told_at >= LINE_EVERY_S
+        if due:
             self.told_at = time.monotonic()
             self.say(f"{progress.stage}: {how_far(progress)}")
+        stage, line = self.early
+        now = progress.so_far
+        if now and now != line and (due or stage != progress.stage):
+            self.early = progress.stage, now
+            self.say(f"{progress.stage}: so far, {tracks_in_words(now)}")
 
     def _draw(self, p: Any) -> RenderableType:
         head = Text.assemble((f"{p.study} · {p.stage}", "bold"), f"  {how_far(p)}")
+        early = [Text(f"so far: {tracks_in_words(p.so_far)}")] if p.so_far else []
         newest = Text(f"newest decision: {self.newest}" if self.newest else "", style="dim", no_wrap=True)
         newest.overflow = "ellipsis"
-        return Group(head, *running_rows(p.running, self.console.width), newest)
+        return Group(head, *early, *running_rows(p.running, self.console.width), newest)
 
 
 def how_far(p: Any) -> str:
@@ -197,6 +208,8 @@ def outcome(console: Console, done: Any) -> None:
     root = done.study.root
     stages = ", ".join(done.stages) or "none"
     console.print(f"in this call: {runs_in_words(done.runs.as_dict())}; stages decided: {stages}")
+    if busy := timeline(done.study):
+        console.print(slots_in_words(busy.as_dict()))
     places = {
         "decisions": done.study.decisions_file.name,
         "verdict": done.study.acceptance_file.name,
@@ -302,8 +315,7 @@ def status(console: Console, state: Mapping[str, Any]) -> None:
         p = r["progress"]
         step = f"step {p['step']}/{p['steps']}, {p['steps_per_s']:.1f} steps/s"
         console.print(Text(f"  {r['arm']} seed {r['seed']}: {step}"))
-    if state["state"] in ("running", "interrupted") and state["eta_s"] is not None:
-        console.print(f"about {clock(state['eta_s'])} of work left")
+    print_early(console, state)
     for s in state["stages"]:
         if s["stale_because"]:
             stale = f"{s['stage']} is stale: {s['stale_because']}; {_retrained(s['would_train'])}"
@@ -316,6 +328,17 @@ def status(console: Console, state: Mapping[str, Any]) -> None:
         console.print(Text(f"  log {f['log']}{again}"), soft_wrap=True)
     if state["continue"]:
         console.print(f"this continues the study:\n  {state['continue']}", soft_wrap=True, markup=False)
+
+
+def print_early(console: Console, state: Mapping[str, Any]) -> None:
+    """What is known of the stage that is open, what is left, and how busy the slots were."""
+    if early := state["so_far"]:
+        said = tracks_in_words(early["line"])
+        console.print(Text.assemble(("so far  ", "bold"), f"{early['stage']}: {said}"), soft_wrap=True)
+    if state["state"] in ("running", "interrupted") and state["eta_s"] is not None:
+        console.print(f"about {clock(state['eta_s'])} of work left")
+    if state["slots"]:
+        console.print(Text(slots_in_words(state["slots"]), style="dim"), soft_wrap=True)
 
 
 def _print_header(console: Console, status_of: Mapping[str, Any]) -> None:

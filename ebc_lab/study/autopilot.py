@@ -10,12 +10,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ebc_lab.bench.speeds import Work
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import MISTAKEN, UserError
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Acceptance, Decision
 from ebc_lab.records.figures import FINISHED, RunResult
@@ -27,6 +28,7 @@ from .guards import Breaker, Limits, StageFailed
 from .launch import Pool, opened
 from .launch.rehearse import rehearse
 from .resolve import resolve_study
+from .so_far import SoFar, so_far
 from .stages.rules import Results, Undecidable
 from .stages.runs import distinct
 from .stages.stage import ResultsOf, decision_that_shows, planned_runs, speculative_runs, stage_of
@@ -73,8 +75,10 @@ class Progress:
     done: int = 0  # training runs of the whole study that have a result
     total: int | None = None
     left_s: float | None = None
+    so_far: str = ""  # of the open stage, in a line
     measuring: bool = False  # what time something takes, alone; such runs are not among `total`
-    running: list[dict[str, Any]] = field(default_factory=list)  # run_id, step, steps, steps_per_s
+    # run_id, arm, lr, seed, step, steps, steps_per_s; val_loss at_step, both None before an evaluation
+    running: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -309,6 +313,7 @@ class _Wave:
         self.asked = len(runs)
         self.expected: dict[str, Any] | None = None
         self.expected_at = time.monotonic()
+        self.known: SoFar | None = None
         self.wave = wave
         self.speculates = speculates
         self.spare: list[RunSpec] = []  # what idle workers may start on
@@ -342,6 +347,8 @@ class _Wave:
         if done or self.expected is None:
             self._expect()
         self.progress.left_s = self._left_s()
+        if self.known is not None:
+            self.progress.so_far = self.known.line(self.progress.running)
         self.call.listener.watch(self.progress)
         return [s.run_id for s in self.spare]
 
@@ -358,6 +365,9 @@ class _Wave:
         self.expected = dict(call.listener.expect(call.config, call.results_seen, shares) or {})
         self.expected_at = time.monotonic()
         self.progress.done = self.expected.get("done", self.asked - len(self.left))
+        with suppress(UserError, Undecidable, *MISTAKEN):  # what is shown never stops a study
+            stages = self.expected.get("stages")
+            self.known = so_far(call.config, call.decisions, call.results_seen, stages)
         if "left" in self.expected:
             self.progress.total = self.progress.done + self.expected["left"]
 
@@ -369,7 +379,8 @@ class _Wave:
             now = self.call.study.progress(run_id)
             if spec and now:
                 shown = {"arm": spec.arm, "lr": spec.run.optimizer.lr, "seed": spec.run.seed}
-                running.append({"run_id": run_id, **shown, **now})
+                at_step, loss = self.call.study.last_evaluation(run_id) or (None, None)
+                running.append({"run_id": run_id, **shown, **now, "at_step": at_step, "val_loss": loss})
         return running
 
     def _left_s(self) -> float | None:

@@ -136,7 +136,8 @@ def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: f
 
 def expected_left(config: Config, known: ResultsOf, under_way: Mapping[str, float]) -> dict[str, Any]:
     """Return how far a study that runs is, in milliseconds: training runs `done`, those `left` as far as can
-    be expected, their `steps`, and `seconds` of work, None before a run has finished.
+    be expected, their `steps`, and `seconds` of work, None before a run has finished; and how many each of
+    the `stages` makes.
 
     `config` is resolved. `known`: the results that exist; `under_way`: run id -> the share that is trained.
     """
@@ -153,7 +154,13 @@ def expected_left(config: Config, known: ResultsOf, under_way: Mapping[str, floa
         "left": len(left),
         "steps": sum(s.run.steps * open_share[s.run_id] for s in left),
         "seconds": max(longest, sum(work) / at_a_time(config)) if pace else None,
+        "stages": training_runs(stages),
     }
+
+
+def training_runs(stages: Mapping[str, Sequence[RunSpec]]) -> dict[str, int]:
+    """Return how many training runs each stage of a forecast makes."""
+    return {stage: sum(s.kind == "train" for s in specs) for stage, specs in stages.items()}
 
 
 def expected_work(config: Config) -> Work:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, clock
 from ebc_lab.config.schema import STAGES
 from ebc_lab.records.json_files import read_json
 from ebc_lab.records.paths import SpecRecord, StudyFiles
@@ -76,8 +76,8 @@ def timeline(study: StudyFiles) -> Timeline | None:
     return Timeline(slots, bars, stages, _use(bars, slots, 0.0, since))
 
 
-def in_words(told: Mapping[str, Any], clock: Any) -> str:
-    """Return `2 slots over 12 min 31 s, idle 7% of it: lr_sweep 9%, calibrate 2%`; of one slot likewise."""
+def in_words(told: Mapping[str, Any]) -> str:
+    """Return `2 slots over 12 min 31 s, idle 7% of the time (lr_sweep 9%, calibrate 2%)`."""
     idle = dict(told["idle"])
     whole = idle.pop("whole")
     slots = f"{told['slots']} slot{'s' * (told['slots'] != 1)}"

@@ -12,10 +12,12 @@ from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.json_files import read_json
 from ebc_lab.records.paths import SpecRecord
+from ebc_lab.records.spec import RunSpec
 
 from ..guards import cause_class
 from ..launch import queue as queue_module
 from ..launch.pool import at_a_time
+from ..so_far import SoFar, so_far
 from ..stages.stage import ResultsOf, stage_of
 from ..store.counts import TRAINING, counted
 from ..store.own import copies
@@ -23,8 +25,9 @@ from ..store.reuse import remaining_work
 from ..store.snapshot import Snapshot, read
 from ..store.study import RETRIED, Record, Study
 from . import pace
-from .forecast import forecast
+from .forecast import forecast, training_runs
 from .reproduce import continuing, reproduce
+from .slots import timeline
 
 
 def status(study: Study) -> dict[str, Any]:
@@ -60,9 +63,15 @@ def _told(snapshot: Snapshot) -> dict[str, Any]:
     else:
         state = "interrupted" if runs else "empty"
     eta = None  # of a stale study it depends on what is decided again
-    if state != "stale":
-        eta = 0.0 if state.startswith("finished") else _eta(config, records, runs, known)
+    early = None
+    if state.startswith("finished"):
+        eta = 0.0
+    elif state != "stale":
+        expected = forecast(config, ("expected",), known)["expected"]
+        eta = _eta(config, records, runs, known, expected)
+        early = so_far(config, snapshot.decisions, known, training_runs(expected))
     in_progress = [r for r in runs if r["outcome"] is None and r["progress"]]
+    busy = timeline(study)
     retried = state == "finished_with_failures" and any(f["outcome"] in RETRIED for f in failures)
     to_go_on = (retried or state in ("interrupted", "empty", "stale")) and study.resumable
     return {
@@ -77,10 +86,18 @@ def _told(snapshot: Snapshot) -> dict[str, Any]:
         "running": in_progress if holder is not None or queue else [],
         "queue": queue,
         "eta_s": eta,
+        "so_far": early and _early(early, in_progress),
+        "slots": busy and busy.as_dict(),
         "failures": failures,
         "continue": continuing(study, snapshot.header) if to_go_on else None,
         "problems": [*snapshot.problems, *unavailable],
     }
+
+
+def _early(known: SoFar, running: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what is known of the open stage, in a line, and how many of its training runs are there."""
+    flying = [{**r, **r["progress"]} for r in running if r["stage"] == known.stage]
+    return {"stage": known.stage, "line": known.line(flying), "ended": known.ended, "runs": known.runs}
 
 
 def _stages(
@@ -129,8 +146,16 @@ def run_status(
         "outcome": result["outcome"] if result else None,
         "cause": result.get("cause") if result else None,
         "wall_s": result.get("wall_s") if result else None,
-        "progress": None if result else study.progress(run_id),
+        "progress": None if result else _progress(study, run_id),
     }
+
+
+def _progress(study: Study, run_id: str) -> dict[str, Any] | None:
+    now = study.progress(run_id)
+    if now is None:
+        return None
+    at_step, loss = study.last_evaluation(run_id) or (None, None)
+    return {**now, "at_step": at_step, "val_loss": loss}
 
 
 def failures_of(study: Study, config: Config, failed: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -174,15 +199,18 @@ def _again(study: Study, config: Config, run_id: str) -> str | None:
 
 
 def _eta(
-    config: Config, records: Sequence[Record], runs: Sequence[Mapping[str, Any]], known: ResultsOf
+    config: Config,
+    records: Sequence[Record],
+    runs: Sequence[Mapping[str, Any]],
+    known: ResultsOf,
+    stages: Mapping[str, Sequence[RunSpec]],
 ) -> float | None:
-    """Seconds left for the expected runs, at the pace of the finished ones; None where no run has
-    finished."""
+    """Seconds left for the expected runs of each stage, at the pace of the finished ones; None where no run
+    has finished."""
     rate = pace.learned(records)
     if rate is None:
         return None
-    stages = forecast(config, ("expected",), known)["expected"].values()
-    expected = [s for specs in stages for s in specs if s.kind == "train"]
+    expected = [s for specs in stages.values() for s in specs if s.kind == "train"]
     done = known(expected)
     part = {r["run_id"]: r["progress"].get("step", 0) / r["steps"] for r in runs if r["progress"]}
     left = sum(rate.seconds(s) * (1 - part.get(s.run_id, 0.0)) for s in expected if s.run_id not in done)

@@ -13,14 +13,14 @@ from ebc_lab.config.choices import changed
 from ebc_lab.config.parts import PARTS
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.columns import BITS, OF_PARTS
-from ebc_lab.records.decisions import Arm, Decision, StepCost, SuiteTrack, SweepTrack
+from ebc_lab.records.decisions import Arm, Decision, Difference, StepCost, SuiteTrack, SweepTrack
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, told_of
 
 from .compare_arms import arms_of, losses
 from .rules import Results, Undecidable, losses_of, make_decision
-from .stage import Stage
-from .statistics import Luck, paired, seeds_needed
+from .stage import Said, Stage, compared
+from .statistics import Luck, paired, seeds_needed, show_mean
 from .suite import contenders, luck_between, point_of, ready, run_of, shape_of, transfer_of, windows_of
 from .verdict import add_answers, told_apart, unfinished, verdict_of
 
@@ -334,11 +334,42 @@ def headline(track: SuiteTrack) -> str:
     return "; ".join([*lost, *(answers or [f"{many} arm{'s' * (many != 1)}; {told_apart(track)}"])])
 
 
+def so_far(
+    stage: Stage, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
+) -> list[Said]:
+    """Say how the arms that a suite asks about lie beside their rival; without any, which arm lies lowest
+    beside its reference. From the seeds that have both runs. Raises Undecidable."""
+    decision = decide(config, specs, results, earlier)
+    said = []
+    for name, track in decision["tracks"].items():
+        for label, rival, d in _told_early(track):
+            seeds = f"from {d['seeds']} of {len(config.seeds)} seeds"
+            words = f"{label} {show_mean(d)} of test loss against {rival}, {seeds}"
+            told = compared(told_of(name, decision["tracks"]) + words, f"{name} {label}", d, joint=True)
+            said.append(told)
+    return said
+
+
+def _told_early(track: SuiteTrack) -> list[tuple[str, str, Difference]]:
+    """Return (an arm, its rival, their difference)."""
+    asked = {label: (answer["rival"], answer["difference"]) for label, answer in track["answers"].items()}
+    if asked:
+        return [(label, rival, d) for label, (rival, d) in asked.items() if rival and d and d["seeds"]]
+    beside = [(label, arm["versus"], arm["difference"]) for label, arm in contenders(track).items()]
+    paired_off = [(label, rival, d) for label, rival, d in beside if rival and d and d["seeds"]]
+    known = [(d["median"], label, rival, d) for label, rival, d in paired_off if d["median"] is not None]
+    if not known:
+        return []
+    _, label, rival, difference = min(known, key=lambda found: found[0])
+    return [(label, rival, difference)]
+
+
 STAGE = Stage(
     name="ablation",
     runs=runs,
     decide=decide,
     headline=headline,
+    so_far=so_far,
     concludes=True,
     title="Ablation",
     about="Every arm of the suite over the same seeds, each paired with its reference.",

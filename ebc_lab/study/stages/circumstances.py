@@ -16,7 +16,7 @@ from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
 from .rules import Results, losses_of, make_decision, refuse_without_tracks
-from .stage import Figure, Stage
+from .stage import Figure, Said, Stage
 
 NAME = "circumstances"
 PLAIN = "none"  # the mode that has to differ, for the comparison to show anything
@@ -134,6 +134,20 @@ def headline(track: ModesTrack) -> str:
     return f"{counts}; {NOTHING_SHOWN}" if shows_nothing(track["modes"]) else counts
 
 
+def so_far(
+    stage: Stage, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
+) -> list[Said]:
+    """Say how many different weights each mode ended with by now."""
+    modes = {
+        mode: _mode([s for s in specs if s.role == mode], results) for mode in config.circumstances.modes
+    }
+    return [
+        Said(f"{name} {_counted(mode)}", name, "several" if mode["checksums"] > 1 else "")
+        for name, mode in modes.items()
+        if mode["completed"]
+    ]
+
+
 def invented(config: Config, scenario: Any, spec: RunSpec, nth: int) -> RunResult:
     """Invent a result for the forecast."""
     return {"weights_checksum": "" if spec.role != PLAIN else str(nth)}
@@ -144,6 +158,7 @@ STAGE = Stage(
     runs=runs,
     decide=decide,
     headline=headline,
+    so_far=so_far,
     figures=tuple(
         Figure(f"modes.{mode}.{key}")
         for mode in ("none", "torch", "verity")

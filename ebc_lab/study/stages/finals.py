@@ -16,8 +16,8 @@ from .compare_arms import claims, compare, efficiency, looks, next_seeds
 from .fair_control import control_run
 from .rules import Results, make_decision
 from .runs import ebc_run, length, plain_run, searched, spec_of, tracks_of, waiting, with_ebc
-from .stage import Figure, Stage
-from .statistics import CONFIDENCE, show_difference
+from .stage import Figure, Said, Stage, compared
+from .statistics import CONFIDENCE, show_difference, show_mean
 from .verdict import remedy, verdict_lines
 
 OVERHEAD_STEPS = 160  # steps a side of the overhead measurement
@@ -168,6 +168,26 @@ def flips(stage: Stage, name: str, decision: Decision) -> str:
     return "; ".join(remedies) or "every line passed"
 
 
+def so_far(
+    stage: Stage, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
+) -> list[Said]:
+    """Say what the verdict's comparisons of the test loss would be from the seeds that have both runs. Raises
+    Undecidable."""
+    said = []
+    for name, track in compare(config, specs, results, earlier).items():
+        asked = len({s.run.seed for s in specs if s.track == name and s.kind == "train"})
+        for rival, arm, called in (
+            ("baseline", track["roles"]["ebc_x2"], "EBC at ×2"),
+            ("control", track["best_ebc_by_val"], "the best EBC arm by validation"),
+        ):
+            d = track["differences"][rival].get(arm)
+            if d is not None and d["seeds"]:
+                against = f"against the {'fair ' * (rival == 'control')}{rival}"
+                words = f"{called} {show_mean(d)} {against}, from {d['seeds']} of {asked} seeds"
+                said.append(compared(words, f"{name} {rival}", d, joint=rival == "control"))
+    return said
+
+
 STAGE = Stage(
     name="finals",
     runs=runs,
@@ -178,6 +198,7 @@ STAGE = Stage(
         Figure("overhead_pct", "overhead", "{:.1f}%", "of the step time"),
     ),
     flips=flips,
+    so_far=so_far,
     concludes=True,
     title="Finals",
     about="Every arm at full length, from the same initial weights and data order for each seed.",

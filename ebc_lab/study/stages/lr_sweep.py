@@ -13,7 +13,7 @@ from typing import Any, cast
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Decision, Pair, SweepTrack
 from ebc_lab.records.figures import RunResult
-from ebc_lab.records.spec import RunSpec
+from ebc_lab.records.spec import RunSpec, optimizer
 
 from .fair_control import control_in_words, control_remark, control_search, fair_control
 from .rules import (
@@ -28,7 +28,7 @@ from .rules import (
     val_loss,
 )
 from .runs import Searched, extend, rate_of, scale_of, scheduled, searched_run, sweep_spec, waiting
-from .stage import Figure, Scenario, Stage
+from .stage import NOT_APART, Figure, Said, Scenario, Stage
 from .stage import invented as invented_by_default
 from .statistics import noise as noise_floor
 
@@ -286,6 +286,49 @@ def _add_dropped(tracks: Mapping[str, SweepTrack], pairs: list[Pair]) -> None:
         track["dropped"] = [{**p, "detectable": floor["detectable"]} for p in dropped]
 
 
+def so_far(
+    stage: Stage, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
+) -> list[Said]:
+    """Say who leads on the grids; once these are done, for each track that goes on, what its baseline and its
+    control would be now."""
+    grid = [s for s in specs if s.role == "grid"]
+    winners = sweep_winners(grid, results)
+    if not winners:
+        return []
+    said = [_on_the_grid(grid, winners, results)]
+    if waiting(grid, results):
+        return said
+    for track in kept_tracks(config, winners, results):
+        of_role = _by_role([s for s in specs if s.track == track])
+        for role, called in (("baseline", "best constant rate"), ("control", "best schedule")):
+            if lead := best(of_role[role], results):
+                words = f"{called} lr {rate_of(lead):g}, {val_loss(results[lead.run_id]):.4f}"
+                several = sum(map(math.isfinite, losses_of(of_role[role], results))) > 1
+                holds = lead.run_id if several else ""
+                said.append(Said(words + " (the only one so far)" * (not several), f"{track} {role}", holds))
+    return said
+
+
+def _on_the_grid(grid: Sequence[RunSpec], winners: Mapping[str, RunSpec], results: Results) -> Said:
+    """Say which run of the grids leads, or won, and the next track; of a single track, the next rate."""
+    lead, *others = winners.values()
+    leads = "leads" if waiting(grid, results) else "won the grid"
+    mine = val_loss(results[lead.run_id])
+    at = f"{optimizer(lead.track)} at lr {rate_of(lead):g}"
+    none_yet = [t for t in dict.fromkeys(s.track for s in grid) if t not in winners]
+    but = f" (nothing yet of {', '.join(map(optimizer, none_yet))})" if none_yet else ""
+    second = best([s for s in grid if s.run_id != lead.run_id], results)
+    if others:
+        gap = val_loss(results[others[0].run_id]) - mine
+        next_best = f"{optimizer(others[0].track)} at lr {rate_of(others[0]):g}"
+    elif second is not None:
+        gap = val_loss(results[second.run_id]) - mine
+        next_best = f"lr {rate_of(second):g}"
+    else:
+        return Said(f"{at} is the only one so far, {mine:.4f}{but}", "grid", "")
+    return Said(f"{at} {leads}, {gap:.4f} nats ahead of {next_best}{but}", "grid", lead.run_id)
+
+
 def _times(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
 
@@ -302,7 +345,7 @@ def _dropped_in_words(pair: Pair) -> str:
     """Write `muon_none, 0.0412 nats behind on the grid, not told apart by one run each`."""
     if pair["behind"] is None:
         return f"{pair['track']}, of which no grid run completed"
-    unsure = "" if pair["told_apart"] else ", not told apart by one run each"
+    unsure = "" if pair["told_apart"] else NOT_APART
     return f"{pair['track']}, {pair['behind']:.4f} nats behind on the grid{unsure}"
 
 
@@ -403,6 +446,7 @@ STAGE = Stage(
     ),
     follow_up=follow_up,
     settled=settled,
+    so_far=so_far,
     invented=invented,
     title="Learning rate, noise and a fair control",
     about="Without EBC: which optimizer is best, and at which constant learning rate, how much luck there is "

@@ -15,19 +15,21 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import STAGE_NEEDS, STAGES, Config, StageConfig
-from ebc_lab.records.decisions import Candidate, Decision
+from ebc_lab.records.decisions import Candidate, Decision, Difference
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, optimizer, told_of
 
 from .rules import Results
 from .runs import distinct
+from .statistics import by_interval, noise
 
 Track = Mapping[str, Any]  # what any stage decided for one (optimizer, projection): see records.decisions
 MISSING = object()
+NOT_APART = ", not told apart by one run each"
 ResultsOf = Callable[[list[RunSpec]], dict[str, RunResult]]  # of those that have one
 
 
@@ -74,13 +76,9 @@ def runner_up(stage: Stage, name: str, decision: Decision) -> str | None:
     track = decision["tracks"][name]
     if "ranked" not in track:
         return None
-    others = [c for c in candidates_of(name, decision) if c["run_id"] != track["run_id"]]
-    ranked = [c for c in others if c["run_id"] in track["ranked"] and c["val_loss"] is not None]
     parts = []
-    if ranked:
-        means = {c["run_id"]: c["val_loss"] for c in ranked} | track.get("ranked_losses", {})
-        second = min(ranked, key=lambda c: means[c["run_id"]])
-        gap = means[second["run_id"]] - track["val_loss"]
+    if ranked := ranked_others(name, decision):
+        gap, second = ranked[0]
         sigmas = f" ({gap / track['sigma']:.1f} σ)" if track["sigma"] else ""
         at = stage.setting.format_map(second)
         parts.append(f"{second['arm']} at {at} would have had to be {gap:.4f} nats better{sigmas}")
@@ -93,6 +91,59 @@ def runner_up(stage: Stage, name: str, decision: Decision) -> str | None:
             unsure = "" if pair["told_apart"] else ", less than one run each can tell apart"
             parts.append(words + unsure)
     return "; ".join(parts) or "there was no other candidate"
+
+
+def ranked_others(name: str, decision: Decision) -> list[tuple[float, Candidate]]:
+    """Return the candidates that were ranked behind the chosen one, each with how far, nats; nearest
+    first."""
+    track = decision["tracks"][name]
+    others = [c for c in candidates_of(name, decision) if c["run_id"] != track["run_id"]]
+    ranked = [c for c in others if c["run_id"] in track["ranked"] and c["val_loss"] is not None]
+    means = {c["run_id"]: c["val_loss"] for c in ranked} | track.get("ranked_losses", {})
+    behind = [(means[c["run_id"]] - track["val_loss"], c) for c in ranked]
+    return sorted(behind, key=lambda pair: pair[0])
+
+
+class Said(NamedTuple):
+    """What is said of a stage before it is decided: in `words`, and what of it the rest may overturn.
+
+    `claim`: what it is about, the same word all along the stage; `holds`: what it says of that, empty where
+    the words leave it open.
+    """
+
+    words: str
+    claim: str
+    holds: str
+
+
+def leading(
+    stage: Stage, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
+) -> list[Said]:
+    """Say what each track would choose if the stage were decided now, what lies next, and whether a run of
+    each could tell them apart. Raises Undecidable."""
+    decision = stage.decide(config, specs, results, earlier)
+    said = []
+    for name, track in decision["tracks"].items():
+        by_id = {c["run_id"]: c for c in candidates_of(name, decision)}
+        words = stage.of(name, decision) + stage.setting.format_map(by_id[track["run_id"]])
+        others = ranked_others(name, decision)
+        if not others:
+            said.append(Said(f"{words} is the only one so far, {track['val_loss']:.4f}", name, ""))
+            continue
+        gap, second = others[0]
+        words += f" leads, {gap:.4f} nats ahead of {stage.setting.format_map(second)}"
+        floor = noise(earlier["lr_sweep"]["tracks"][name]["replicate_losses"])
+        apart = gap >= (floor["detectable"] or math.inf)
+        said.append(Said(words + NOT_APART * (not apart), name, track["run_id"] if apart else ""))
+    return said
+
+
+def compared(words: str, claim: str, difference: Difference, *, joint: bool) -> Said:
+    """Say a difference so far, and that it is open while its interval holds 0."""
+    d = by_interval(difference, joint)
+    low, high = d["low"], d["high"]
+    side = "above" if low is not None and low > 0 else "below" if high is not None and high < 0 else ""
+    return Said(words + (", undecided so far" if not side else ""), claim, side)
 
 
 def candidates_of(name: str, decision: Decision) -> list[Candidate]:
@@ -152,6 +203,11 @@ class Stage:
     figures: tuple[Figure, ...] = ()
     # (stage, name of a track, decision): what would change it
     flips: Callable[[Stage, str, Decision], str | None] = runner_up
+    # (this, configuration, its runs, the results so far, earlier decisions): what is known before it is
+    # decided; raises Undecidable
+    so_far: Callable[[Stage, Config, Sequence[RunSpec], Results, Mapping[str, Decision]], list[Said]] = (
+        leading
+    )
     setting: str = "lr {lr:g}"  # what sets a candidate apart, for str.format
     # (what was chosen, a candidate with a lower loss, its track's candidates): why it was passed over; empty
     # where it could not have been chosen, being another seed of what was, or no candidate at all
@@ -197,10 +253,10 @@ class Stage:
         lines = []
         for name, track in decision["tracks"].items():
             over = "" if self.shows == "points" else self._passed_over(name, decision)
-            lines.append(f"{self._of(name, decision)}{self.headline(track)}{_margin(track)}{over}")
+            lines.append(f"{self.of(name, decision)}{self.headline(track)}{_margin(track)}{over}")
         return lines
 
-    def _of(self, name: str, decision: Decision) -> str:
+    def of(self, name: str, decision: Decision) -> str:
         """Begin a sentence about a track. The only one of a suite's stage is not named."""
         if self.shows in ("points", "arms", "modes"):
             return told_of(name, decision["tracks"])
@@ -209,7 +265,7 @@ class Stage:
     def would_change(self, decision: Decision) -> list[str]:
         """Say what would have changed the decision, one sentence per track."""
         flips = {name: self.flips(self, name, decision) for name in decision["tracks"]}
-        return [f"{self._of(name, decision)}{words}" for name, words in flips.items() if words]
+        return [f"{self.of(name, decision)}{words}" for name, words in flips.items() if words]
 
     def passed_over(self, name: str, decision: Decision) -> str:
         """Name the candidates of a track whose loss is lower than that of the chosen one, the lowest with the

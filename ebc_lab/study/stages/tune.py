@@ -23,7 +23,7 @@ from ebc_lab.records.spec import DIGITS, RunSpec, told_of
 
 from .rules import Results, edge_of, ended, losses_of, make_decision, margin_sigma, val_loss
 from .runs import waiting
-from .stage import Scenario, Stage, held_back_by_its_seeds, seeds_of_arm
+from .stage import Said, Scenario, Stage, held_back_by_its_seeds, seeds_of_arm
 from .statistics import luck_of_choice, window
 from .suite import Point, point_in_words, points, ready, run_of
 
@@ -410,6 +410,30 @@ def _best_in_words(arm: TunedArm) -> str:
     return f"{point_in_words(grown or arm['point'])} → {arm['val_loss']:.4f}"
 
 
+def so_far(
+    stage: Stage, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
+) -> list[Said]:
+    """Say which arm has the lowest point by now, and how many have one."""
+    said = []
+    every = ready(config, earlier, "tune")
+    for track in every:
+        found: dict[str, tuple[float, Point, str]] = {}
+        arms = tuned_arms(config)
+        for label, arm in arms.items():
+            searched = _tried(config, earlier, results, track, label, arm)
+            if point := searched.best():
+                run_id = searched.tried[tuple(point.items())][0].run_id
+                found[label] = searched.mean(point), point, run_id
+        if found:
+            first = min(found, key=lambda label: found[label][0])
+            loss, point, run_id = found[first]
+            words = f"lowest is {first} at {point_in_words(point)}, {loss:.4f}"
+            words += f"; {len(found)} of {len(arms)} arms have a point"
+            holds = run_id if len(found) > 1 else ""
+            said.append(Said(told_of(track, every) + words, f"{track} lowest", holds))
+    return said
+
+
 def _flips(stage: Stage, name: str, decision: Decision) -> str | None:
     """Name the points of which a single run lies lower than the mean of the chosen one."""
     over = stage.passed_over(name, decision)
@@ -431,6 +455,7 @@ STAGE = Stage(
     decide=decide,
     headline=headline,
     flips=_flips,
+    so_far=so_far,
     invented=invented,
     title="Each arm at its own best",
     about="Every arm that has a grid gets the same number of tuning runs, and more only where its best point "

@@ -252,6 +252,16 @@ class Study(StudyFiles):
         except (OSError, UserError):  # none, or being replaced; on NFS also stale for a moment
             return None
 
+    def last_evaluation(self, run_id: str) -> tuple[int, float] | None:
+        """Return the step and the validation loss of a run's latest evaluation; None before the first."""
+        try:
+            rows = self.run_files(run_id).evals.read_text(encoding="utf-8").splitlines(keepends=True)
+            whole = [row for row in rows[1:] if row.endswith("\n")]
+            step, loss, *_ = whole[-1].split(",")
+            return int(step), float(loss)
+        except (OSError, ValueError, LookupError):
+            return None
+
     def holder(self) -> dict[str, Any] | None:
         """Return which process is running the study now, or None; found without taking the lock or
         writing."""

@@ -1,0 +1,73 @@
+"""What can be said of a study before it is decided: one line that gets better as its runs end.
+
+It is about the stage that is open, in the words of that stage's own rule applied to the results that are
+there, and never says that anything is decided. Before there is a result it says how far the runs in progress
+have come, and what they were last evaluated at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ebc_lab.config.schema import Config
+from ebc_lab.records.decisions import Decision
+
+from .stages.rules import Undecidable
+from .stages.runs import distinct
+from .stages.stage import ResultsOf, Said, planned_runs, stage_of
+
+NOTHING = "nothing to compare yet"
+
+
+@dataclass(frozen=True)
+class SoFar:
+    """What is known of the stage that is open: `ended` of about `runs` of its training runs are there."""
+
+    stage: str
+    said: list[Said]
+    ended: int
+    runs: int
+
+    def line(self, running: Sequence[Mapping[str, Any]] = ()) -> str:
+        """Write `Adam leads at lr 0.002, 0.0500 nats ahead of Muon at lr 0.008 (5 of about 22 runs)`.
+
+        `running`: what is known of each run in progress, by `arm`, `step`, `steps` and `val_loss`.
+        """
+        return f"{self._words(running)} ({self.ended} of about {self.runs} runs)"
+
+    def _words(self, running: Sequence[Mapping[str, Any]]) -> str:
+        if self.said:
+            return "; ".join(said.words for said in self.said)
+        shown = next((r for r in running if r.get("val_loss") is not None), None)
+        if shown is None:
+            return NOTHING
+        arm, loss, step, steps = (shown[key] for key in ("arm", "val_loss", "at_step", "steps"))
+        return f"{NOTHING}; {arm} had a validation loss of {loss:.3f} after {step} of {steps} steps"
+
+
+def so_far(
+    config: Config,
+    decisions: Mapping[str, Decision],
+    results_of: ResultsOf,
+    expected: Mapping[str, int] | None = None,
+) -> SoFar | None:
+    """Return what is known of the first stage without a decision; None where all are decided.
+
+    `expected`: stage -> the training runs that it is likely to make.
+    """
+    stage = next((s for s in config.study.stages if s not in decisions), None)
+    if stage is None:
+        return None
+    specs, results = planned_runs(stage, config, decisions, results_of)
+    training = [s for s in distinct(specs) if s.kind == "train"]
+    ended = sum(s.run_id in results for s in training)
+    said: list[Said] = []
+    if ended:
+        try:
+            said = stage_of(stage).so_far(stage_of(stage), config, specs, results, decisions)
+        except Undecidable:  # not from these results yet
+            said = []
+    runs = max(len(training), (expected or {}).get(stage, 0))
+    return SoFar(stage, said, ended, runs)
