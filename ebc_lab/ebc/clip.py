@@ -145,7 +145,8 @@ class EllipsotopeClip(ControlledOptimizer):
             return (*kind, "free")
         unsensed = self.budget.bounded and not self.sensitivities.complete
         refines = self.budget.need is Need.MEASUREMENT and s.refines(t)
-        if unsensed or refines or self.sensitivities.due(t, self.budget.bounded) or self._judges(t):
+        looks = s.measure != "every"  # at the prediction's variance
+        if unsensed or refines or looks or self.sensitivities.due(t, self.budget.bounded) or self._judges(t):
             return None
         return kind if self.budget.measures_kl(t) else (*kind, "carried")
 

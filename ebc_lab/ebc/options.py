@@ -23,6 +23,7 @@ EXPONENTS = ("square", "auto")  # of shadow: how KL is taken to grow with c
 
 FORENSIC_CADENCES = (*CADENCES, "published")
 FORENSIC_CONTROLLERS = (*CONTROLLERS, "pi")
+CADENCES_OF_KL = ("every", "when_needed")  # of `MEASURED`: which steps measure a KL
 GUARDS = ("none", "shrink", "shrink_inflate", "shrink_published")  # the first name of each is the method
 BETA_INITS = ("first", "zero")
 UNITS = ("logits", "per_lr")
@@ -45,9 +46,15 @@ CLIPPED_BELOW = 0.999  # a step counts as clipped when c is below this
 KL_FLOOR = {"float32": 1e-7, "bfloat16": 1e-5}  # nats per token: a smaller measured KL is rounding noise
 LEAST_TARGET_KL = {"float32": 1e-6, "bfloat16": 1e-4}  # nats per token, of `MEASURED`: ten floors
 SETTLING = 20  # of `MEASURED`: steps at the start in which a KL is measured at every one
-DRIFT = 0.04  # of `tracked`: by how much the variance of ln(KL/P) grows at a step
+# of `tracked`, fitted to measured series of Adam and Muon: by how much the variance of ln(KL/P) grows at
+# one of the first SETTLING steps and at a later one; and its variance about that from step to step, at first
+EARLY_DRIFT = 0.04
+DRIFT = 0.002
+FLICKER = 0.04
+FLICKER_RATE = 0.02  # of `tracked`: the weight of a new measurement in what is known of the flicker
 TOKEN_NOISE = 9.0  # of `tracked`: the variance of a measured ln KL, times the tokens it was measured on
-SURPRISE = 2.3  # of `tracked`: a measured ln KL as far from the predicted one starts the filter again
+SURPRISE = 4.0  # of `tracked`, standard deviations: a measurement further from its prediction shows a jump
+DITHER = 7  # of `measure="when_needed"`: audits fall on as many different steps after a measurement
 LEAST_COSINE = 0.05  # of `tracked`: a proposal is taken to promise as much of the steepest fall at least
 LEAST_MULTIPLIER = {  # the end of a schedule's factor on the target KL
     "linear": 0.05,

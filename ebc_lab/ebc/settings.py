@@ -35,6 +35,9 @@ class ClipSettings:
             contributions; 0 never.
         measure_every: `shadow` and `tracked` measure at one step in this many. In between, `tracked` predicts
             the KL, and `shadow` takes it to be what the last measurement found for each unit of ||dW||².
+        measure: `tracked` alone can do with fewer: `when_needed` measures where the predicted standard
+            deviation of ln KL exceeds `measure_above`. It is read on the host, so no CUDA graph holds such a
+            step.
         refine_steps, measurements: these two measure again, up to `measurements` times in a step, while c and
             the trial c differ by more than a factor of 1.5; the first at every step, or in the first
             `refine_steps` steps only, which then need no value on the host (CUDA graphs).
@@ -59,6 +62,8 @@ class ClipSettings:
     cadence: str = "warm"
     sensitivity_every: int = 0
     measure_every: int = 1
+    measure: str = "every"
+    measure_above: float = 0.25
     refine_steps: int | None = None
     measurements: int = 3
     exponent: str = "square"
@@ -72,6 +77,7 @@ class ClipSettings:
         "probe": options.PROBES,
         "cadence": options.CADENCES,
         "exponent": options.EXPONENTS,
+        "measure": options.CADENCES_OF_KL,
     }
 
     def __post_init__(self) -> None:
@@ -89,6 +95,13 @@ class ClipSettings:
             raise ValueError(
                 "exponent='auto' needs measure_every=1: between measurements KL is taken to grow as ||dW||²."
             )
+        if self.measure != "every" and (self.budget != "tracked" or self.measure_every > 1):
+            raise ValueError(
+                f"measure={self.measure!r} goes with budget='tracked', which knows how sure it is, and "
+                "measure_every=1."
+            )
+        if not self.measure_above > 0:
+            raise ValueError(f"measure_above must be > 0, not {self.measure_above}.")
         if self.measure_every < 1:
             raise ValueError(f"measure_every must be at least 1, not {self.measure_every}.")
         if not 0 < self.until <= 1:

@@ -112,6 +112,7 @@ class StepStats:
     measurements: int = 0
     tracked_log_ratio: Tensor | None = None  # x of `tracked`, ln(KL of the whole proposal / P)
     tracked_variance: Tensor | None = None  # v, of x; NaN: not measured yet
+    tracked_flicker: Tensor | None = None  # the variance of ln(KL/P) about x
     tracked_scale: Tensor | None = None  # P
     innovation: Tensor | None = None  # the measured x minus the predicted one
     predicted_kl: Tensor | None = None  # q of the whole proposal, nats per token

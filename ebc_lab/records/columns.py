@@ -30,6 +30,7 @@ STEP_MEANINGS = {  # of steps.csv, one row a step: column -> unit, meaning
     "measurements": ("", "how many it made"),
     "tracked_log_ratio": ("", "x of `tracked`, ln of the whole proposal's KL over P, after this step"),
     "tracked_variance": ("", "the variance of x; empty while x is not known"),
+    "tracked_flicker": ("", "the variance of ln(KL/P) about x, from step to step"),
     "tracked_scale": ("", "P of `tracked`, from ⟨gradient, ΔW⟩ and ‖ΔW‖"),
     "innovation": ("", "the measured x minus the predicted one"),
     "predicted_kl": (NATS, "q of the whole proposal"),

@@ -42,6 +42,7 @@ TRACKED = {
     "hold_decay-one-row": {"schedule": "hold_decay", "probe_sequences": 1},
     "log_pi-every-2nd": {"controller": "log_pi", "measure_every": 2},
     "linear-every-3rd": {"schedule": "linear", "measure_every": 3},
+    "when-needed": {"measure": "when_needed", "measure_above": 0.5},
     "energy": {"controller": "energy", "gain": 0.05},
     "matrices": {"grouping": "matrices", "target_kl": 0.005},
     "held-rsl": {"held": True, "controller": "rsl"},
@@ -135,10 +136,14 @@ def test_tracked(make_gpt, batches, backward, options):
         assert got.tracked_scale.item() == pytest.approx(want.P, rel=rel)
         assert number(got.tracked_log_ratio) == pytest.approx(want.x, abs=10 * rel)
         assert number(got.tracked_variance) == pytest.approx(want.v, rel=rel)
+        assert got.tracked_flicker.item() == pytest.approx(want.w, rel=10 * rel, abs=rel)
         assert number(got.innovation) == pytest.approx(want.innovation, abs=10 * rel)
     every = options.get("measure_every", 1)
     measured = [t for t, step in enumerate(slow_steps) if step.trace]
-    assert len(measured) == pytest.approx(20 + (STEPS - 20) / every, abs=1)
+    if "measure" in options:
+        assert 22 < len(measured) < STEPS - 6  # sure enough at some, not at others
+    else:
+        assert len(measured) == pytest.approx(20 + (STEPS - 20) / every, abs=1)
     assert sum(step.innovation is not None for step in slow_steps) > len(measured) // 2
 
 

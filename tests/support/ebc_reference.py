@@ -99,9 +99,10 @@ class ReferenceStep:
     skipped: bool = False
     trace: list[tuple[float, float]] = field(default_factory=list)  # of what is measured: (trial, KL)
     p: float = 2.0  # KL ~ c^p, of `shadow`
-    P: float | None = None  # of `tracked`, like these three
+    P: float | None = None  # of `tracked`, like these four
     x: float | None = None
     v: float | None = None
+    w: float | None = None
     innovation: float | None = None
     guard: float = 1.0  # the factor on the trust radius, under `surrogate`
     S: float | None = None
@@ -149,6 +150,8 @@ class ReferenceClip:
     audit_tokens: int = 512
     floor: float = 1e-7
     measure_every: int = 1  # of `tracked`
+    measure: str = "every"  # of `tracked`, like the next
+    measure_above: float = 0.25
     exponent: str = "square"  # of `shadow`
     refine_steps: int | None = None  # of `shadow` and `tracked`
     cadence: str = "warm"
@@ -160,6 +163,7 @@ class ReferenceClip:
         self.trial = 0.1
         self.x: float | None = None
         self.v: float | None = None
+        self.w = 0.04
         self.log_k: float | None = None
         self.exponents: list[float] = []  # one for each audit
         self.delta = self.target_kl
@@ -299,31 +303,38 @@ class ReferenceClip:
     def _tracked(self, done: ReferenceStep, proposal: Proposal, t: int) -> None:
         P = done.P = self._proposal_scale(proposal)
         x = self.x
-        v = None if self.v is None else self.v + 0.04
+        v = None if self.v is None else self.v + (0.04 if t < 20 else 0.002)
+        w = self.w
         expected = None if x is None or P == 0 else min(1.0, math.sqrt(self.delta / (P * math.exp(x))))
         first = self.trial if v is None or expected is None else expected
 
         # between measurements: the prediction, or what an upper bound of x allows
-        if t >= 20 and (t + t // math.lcm(self.measure_every, self.audit_every)) % self.measure_every:
+        if not self._measures(t):
             done.c = first if expected is None else min(first, expected)
             self.trial = done.c or self.trial
             if P > 0:
                 self.v = v
-            done.x, done.v = self.x, self.v
+            done.x, done.v, done.w = self.x, self.v, self.w
             return
 
         noise = 9 / proposal.tokens.numel()
 
-        def update(y: float) -> tuple[float, float]:
-            if v is None or x is None or abs(y - x) >= 2.3:
-                return y, noise
-            k = v / (v + noise)
-            return x + k * (y - x), (1 - k) * v
+        def update(y: float) -> tuple[float, float, float, float]:
+            """y -> x, v, w, and ln(KL/P) of this very step."""
+            if v is None or x is None:
+                return y, w + noise, w, y
+            off = y - x
+            spread = v + w + noise
+            extra = off**2 - spread if off**2 > 16 * spread else 0.0
+            gain = (v + extra) / (spread + extra)
+            here = (v + extra + w) / (spread + extra)
+            new_w = max(0.0, w + 0.02 * (min(off**2, 16 * spread) - spread))
+            return x + gain * off, gain * (w + noise), new_w, x + here * off
 
         def scale(kl: float, trial: float) -> float:
             whole = kl / trial**2
             return math.sqrt(
-                self.delta / (P * math.exp(update(math.log(whole / P) + noise / 2)[0]) if P else whole)
+                self.delta / (P * math.exp(update(math.log(whole / P) + noise / 2)[3]) if P else whole)
             )
 
         self._search(done, proposal, t, first or self.trial, scale)
@@ -332,10 +343,23 @@ class ReferenceClip:
             self.v = None
         elif P > 0:
             y = math.log(max(kl, self.floor) / trial**2 / P)
-            self.x, self.v = update(y + noise / 2) if kl >= self.floor else (y, None)
+            if kl >= self.floor:
+                self.x, self.v, self.w, _ = update(y + noise / 2)
+            else:
+                self.x, self.v = y, None
             if v is not None and x is not None and kl >= self.floor:
                 done.innovation = y + noise / 2 - x
-        done.x, done.v = self.x, self.v
+        done.x, done.v, done.w = self.x, self.v, self.w
+
+    def _measures(self, t: int) -> bool:
+        if t < 20:
+            return True
+        if self.measure == "every":
+            return (t + t // math.lcm(self.measure_every, self.audit_every)) % self.measure_every == 0
+        if self.v is None or math.sqrt(self.v + self.w + 0.002) > self.measure_above:
+            return True
+        audits, since = divmod(t, self.audit_every)
+        return since == 1 + audits % min(7, max(1, self.audit_every - 1))
 
     def _proposal_scale(self, proposal: Proposal) -> float:
         """P = max(u, 0.05·||g||·n)·n, of what is budgeted."""

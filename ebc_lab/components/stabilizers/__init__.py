@@ -68,6 +68,8 @@ def ebc(
         cadence=budget.cadence,
         sensitivity_every=budget.sensitivity_every,
         measure_every=budget.measure_every,
+        measure=budget.measure,
+        measure_above=budget.measure_above,
         refine_steps=SETTLING,  # later steps can be captured in a CUDA graph, and are as they were recorded
         exponent=budget.exponent,
         guard=budget.guard,

@@ -65,6 +65,21 @@ class BudgetConfig:
     measure_every: int = setting(
         1, "steps between measurements", "steps", low=1, high=STEPS, only=options.MEASURED
     )
+    measure: str = setting(
+        "every",
+        "one step in measure_every, or when_needed: where the prediction is not sure enough",
+        choices=options.CADENCES_OF_KL,
+        only=("tracked",),
+        neutral="every",
+    )
+    measure_above: float = setting(
+        0.25,
+        "the predicted standard deviation of ln KL above which it is measured",
+        above=0,
+        high=10,
+        of="measure",
+        only=("when_needed",),
+    )
     sensitivity_every: int = setting(
         0,
         "steps between recordings of S; 0: never; the bounded budgets record it at every step",

@@ -115,10 +115,11 @@ def _clashes(quantizer: QuantizerConfig, run: Any) -> Iterator[str]:
             f"quantizer={quantizer.name} does not go with projection={run.projection.name}, which would bind "
             "the weights beneath and not those that the forward uses: choose projection=none."
         )
-    if quantized and run.stabilizer.name == "ebc" and run.budget.measure_every != 1:
+    ebc = run.stabilizer.name == "ebc"
+    if quantized and ebc and run.budget.name == "shadow" and run.budget.measure_every != 1:
         yield (
             f"budget.measure_every={run.budget.measure_every} takes KL to grow as the squared size of the "
-            f"step, which it does not under quantizer={quantizer.name}: leave it at 1."
+            f"step, which it does not under quantizer={quantizer.name}: leave it at 1, or use budget=tracked."
         )
     if run.stabilizer.norm != "latent" and not quantized:
         yield "stabilizer.norm=effective is the norm of quantized weights: choose quantizer=ternary or five."

@@ -1,7 +1,7 @@
 """The budget `tracked`: predict the KL from step to step, and correct that by what is measured.
 
-x = ln(KL of the whole proposal / P) drifts slowly, P being what the KL is roughly proportional to; a Kalman
-filter follows it (docs/method.md).
+ln(KL of the whole proposal / P), P being what the KL is roughly proportional to, drifts slowly and flickers
+about that from step to step; a Kalman filter follows its slow part x (docs/method.md).
 """
 
 from __future__ import annotations
@@ -15,7 +15,17 @@ import torch
 from torch import Tensor
 
 from ..flat import joint_norm
-from ..options import DRIFT, LEAST_COSINE, SURPRISE, TOKEN_NOISE
+from ..options import (
+    DITHER,
+    DRIFT,
+    EARLY_DRIFT,
+    FLICKER,
+    FLICKER_RATE,
+    LEAST_COSINE,
+    SETTLING,
+    SURPRISE,
+    TOKEN_NOISE,
+)
 from ..parallel.shards import local
 from ..proposal import Proposal
 from ..step import StepStats
@@ -35,52 +45,86 @@ def proposal_scale(fall: Tensor, grad_norm: Tensor, norm: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Track:
-    """What is known of x: the filter's mean and variance, float64 both.
+    """What is known of x: the filter's mean and variance, and the variance of the flicker; float64 all.
 
     With a variance of NaN, `log_ratio` is no measurement but an upper bound, or NaN, and the next measurement
-    is believed in full.
+    is believed in full. `here` is by how much this step's own ln(KL/P) is taken to lie above x.
     """
 
     log_ratio: Tensor
     variance: Tensor
+    flicker: Tensor
+    here: Tensor | float = 0.0
 
     @cached_property
     def known(self) -> Tensor:
         """Whether x was measured, bool."""
         return self.variance > 0
 
-    def later(self) -> Track:
+    def later(self, drift: float) -> Track:
         """Return the track one step on: x may have drifted."""
-        return Track(self.log_ratio, self.variance + DRIFT)
+        return Track(self.log_ratio, self.variance + drift, self.flicker)
 
     def innovation(self, seen: Tensor) -> Tensor:
-        """Return by how much a measured x exceeds this one; NaN where there is none to compare with."""
+        """Return by how much a measurement exceeds x; NaN where there is no x to compare with."""
         return torch.where(self.known, seen - self.log_ratio, math.nan)
 
     def measured(self, seen: Tensor, noise: Tensor | float) -> Track:
-        """Return the track after a measurement of x, `seen`, whose variance is `noise`.
+        """Return the track after a measurement of this step's ln(KL/P), `seen`, whose variance is `noise`.
 
-        One that contradicts a factor of ten or more is believed in full: the filter starts again from it.
+        One that lies too far off for drift, flicker and noise shows a jump of x, and is believed nearly in
+        full. Where x was not known it starts from it.
         """
-        innovation = seen - self.log_ratio
-        starts = ~(self.known & (innovation.abs() < SURPRISE))
-        gain = torch.where(starts, 1.0, self.variance / (self.variance + noise))
-        return Track(torch.where(starts, seen, self.log_ratio + gain * innovation), gain * noise)
+        off = torch.where(self.known, seen - self.log_ratio, 0.0)
+        expected = self.variance + self.flicker + noise  # of off²
+        most = SURPRISE**2 * expected
+        jump = torch.where(off.square() > most, off.square() - expected, 0.0)
+        gain = torch.where(self.known, (self.variance + jump) / (expected + jump), 1.0)
+        share = torch.where(self.known, self.flicker / (expected + jump), 0.0)
+        surplus = torch.where(self.known, off.square().minimum(most) - expected, 0.0)
+        return Track(
+            torch.where(self.known, self.log_ratio + gain * off, seen),
+            gain * (self.flicker + noise),
+            (self.flicker + FLICKER_RATE * surplus).clamp(min=0.0),
+            share * off,
+        )
 
 
 class Tracked(Measured):
     """c = min(1, sqrt(delta/(P·e^x))), with x predicted at every step and measured where that is due."""
 
-    initial: ClassVar[dict[str, float]] = {**Measured.initial, "log_ratio": math.nan, "variance": math.nan}
+    initial: ClassVar[dict[str, float]] = {
+        **Measured.initial,
+        "log_ratio": math.nan,
+        "variance": math.nan,
+        "flicker": FLICKER,
+    }
     log_ratio: Tensor  # x
     variance: Tensor  # and its variance
+    flicker: Tensor  # the variance of ln(KL/P) about x
+
+    def measures_kl(self, t: int) -> bool:
+        """Whether a KL is measured at step `t`; `when_needed` asks how sure the prediction is, on the host.
+
+        One measurement after each audit, each time a step later, keeps audits from meeting the same step
+        after a measurement again and again.
+        """
+        s = self.settings
+        if s.measure == "every" or t < s.settling:
+            return super().measures_kl(t)
+        every = self.audit_every
+        if every and t % every == 1 + (t // every) % min(DITHER, max(1, every - 1)):
+            return True
+        sure = float(self.variance + self.flicker) + DRIFT <= s.measure_above**2  # NaN: not at all
+        return not sure
 
     def find_c(self, stats: StepStats, proposal: Proposal) -> Tensor:
         assert stats.delta is not None
         scale = self._scale(stats, proposal)
         usable = (scale > 0) & (scale < math.inf)
         # predict: x may have drifted since the last step
-        prior = Track(self.log_ratio, self.variance).later()
+        drift = EARLY_DRIFT if proposal.t < SETTLING else DRIFT
+        prior = Track(self.log_ratio, self.variance, self.flicker).later(drift)
         known = usable & prior.known
         expected = (stats.delta / (scale * prior.log_ratio.exp())).sqrt().clamp(max=1.0)  # NaN without an x
         if self.measures_kl(proposal.t):
@@ -93,9 +137,11 @@ class Tracked(Measured):
             self.carry("trial", c, proposal, c > 0)
         self.carry("log_ratio", after.log_ratio, proposal, usable)
         self.carry("variance", after.variance, proposal, usable)
+        self.carry("flicker", after.flicker, proposal, usable & after.flicker.isfinite())
         stats.tracked_scale = scale
         stats.tracked_log_ratio = self.log_ratio.clone()
         stats.tracked_variance = self.variance.clone()
+        stats.tracked_flicker = self.flicker.clone()
         return c
 
     def _scale(self, stats: StepStats, proposal: Proposal) -> Tensor:
@@ -122,7 +168,7 @@ class Tracked(Measured):
             whole = kl / (trial * trial)
             seen.append((whole / scale).log() + noise / 2)  # a noisy mean's log lies low by that
             believed.append(prior.measured(seen[-1], noise))
-            tracked = scale * believed[-1].log_ratio.exp()
+            tracked = scale * (believed[-1].log_ratio + believed[-1].here).exp()
             return (delta / torch.where(tracked > 0, tracked, whole)).sqrt()
 
         result = self.search(stats, proposal, trial, believe)
@@ -132,5 +178,6 @@ class Tracked(Measured):
         log_ratio = torch.where(low, most, believed[-1].log_ratio)
         log_ratio = torch.where(result.skipped, prior.log_ratio, log_ratio)
         stats.innovation = torch.where(unknown, math.nan, prior.innovation(seen[-1]))
-        after = Track(log_ratio, torch.where(unknown, math.nan, believed[-1].variance))
+        variance = torch.where(unknown, math.nan, believed[-1].variance)
+        after = Track(log_ratio, variance, torch.where(unknown, prior.flicker, believed[-1].flicker))
         return after, result.c

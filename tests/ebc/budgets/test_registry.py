@@ -34,7 +34,7 @@ def test_a_state_with_every_budgets_numbers_is_continued(make_gpt, batches, back
         go(model, optimizer, batch, backward)
     state = copy.deepcopy(optimizer.state_dict())
     former = {name: torch.tensor(value, dtype=torch.float64) for name, value in FORMERLY.items()} | state
-    assert set(state) & set(FORMERLY) == set(optimizer.budget.initial)
+    assert set(state) & set(FORMERLY) == set(optimizer.budget.initial) - {"flicker"}  # which came later
 
     again = make_gpt()
     again.load_state_dict(model.state_dict())

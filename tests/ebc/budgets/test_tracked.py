@@ -1,5 +1,6 @@
 """`tracked` step by step: what it predicts, what a measurement is worth, and what leaves it alone."""
 
+import copy
 import itertools
 import math
 
@@ -11,7 +12,8 @@ from ebc_lab.ebc import EllipsotopeClip
 
 LR = 0.02
 TOKENS = 2 * 16  # of two probe rows
-CARRIED = ("trial", "log_ratio", "variance")
+CARRIED = ("trial", "log_ratio", "variance", "flicker")
+EARLY_DRIFT, DRIFT, FLICKER = 0.04, 0.002, 0.04
 
 
 def clip(model, base=None, **options):
@@ -27,21 +29,25 @@ def test_the_first_measurement_is_believed_in_full_and_later_ones_in_part(make_g
     model = make_gpt()
     first, *steps = train(model, clip(model, refine_steps=0), batches(12))
     assert first.innovation.isnan()
-    assert first.tracked_variance.item() == pytest.approx(9 / TOKENS)
+    assert first.tracked_variance.item() == pytest.approx(FLICKER + 9 / TOKENS)
     assert first.clip_coefficient.item() == pytest.approx(
         min(1, 0.1 * math.sqrt(0.002 / first.trial_kl.item() / math.exp(9 / TOKENS / 2))), rel=1e-9
     )
     before = first
     for step in steps:
-        prior = before.tracked_variance.item() + 0.04
-        gain = prior / (prior + 9 / TOKENS)
+        prior, flicker = before.tracked_variance.item() + EARLY_DRIFT, before.tracked_flicker.item()
+        spread = prior + flicker + 9 / TOKENS
+        gain = prior / spread
         x = before.tracked_log_ratio.item()
         seen = math.log(step.trial_kl / step.trial**2 / step.tracked_scale) + 9 / TOKENS / 2
         assert step.innovation.item() == pytest.approx(seen - x)
         assert step.tracked_log_ratio.item() == pytest.approx(x + gain * (seen - x))
         assert step.tracked_variance.item() == pytest.approx((1 - gain) * prior)
-        # where the measurement was made, and where the step went
-        for c, ratio in ((step.trial, x), (step.clip_coefficient, step.tracked_log_ratio.item())):
+        learned = flicker + 0.02 * ((seen - x) ** 2 - spread)
+        assert step.tracked_flicker.item() == pytest.approx(max(0, learned))
+        # where the measurement was made, and where the step went: by what is seen of its own flicker too
+        here = x + (prior + flicker) / spread * (seen - x)
+        for c, ratio in ((step.trial, x), (step.clip_coefficient, here)):
             predicted = math.sqrt(0.002 / (step.tracked_scale.item() * math.exp(ratio)))
             assert c.item() == pytest.approx(min(1, predicted))
         before = step
@@ -87,9 +93,12 @@ def test_a_repeated_measurement_counts_once(make_gpt, batches, backward):
     optimizer.budget.log_ratio -= 1.9  # the predicted c is 2.6 times too large
     stats = go(model, optimizer, batch, backward)
     assert stats.measurements > 1
-    prior = before.tracked_variance.item() + 0.04
-    gain = prior / (prior + noise)
-    assert stats.tracked_variance.item() == pytest.approx(gain * noise)
+    prior, flicker = before.tracked_variance.item() + EARLY_DRIFT, before.tracked_flicker.item()
+    spread = prior + flicker + noise
+    jump = max(0, stats.innovation.item() ** 2 - spread)
+    assert jump > 15 * spread  # 1.9 is more than four standard deviations
+    gain = (prior + jump) / (spread + jump)
+    assert stats.tracked_variance.item() == pytest.approx(gain * (flicker + noise))
     assert stats.tracked_log_ratio.item() == pytest.approx(
         before.tracked_log_ratio.item() - 1.9 + gain * stats.innovation.item()
     )
@@ -101,7 +110,7 @@ def test_only_tokens_that_count_make_a_measurement_certain(make_gpt, batches, ba
     mask = torch.ones_like(batch[:, :-1], dtype=torch.bool)
     mask[0, 4:] = False
     stats = go(model, clip(model), batch, backward, mask=mask)
-    assert stats.tracked_variance.item() == pytest.approx(9 / 20)
+    assert stats.tracked_variance.item() == pytest.approx(FLICKER + 9 / 20)
 
 
 def test_between_measurements_the_prediction_alone_decides(make_gpt, batches, train):
@@ -112,7 +121,8 @@ def test_between_measurements_the_prediction_alone_decides(make_gpt, batches, tr
         if not step.measurements:
             assert step.innovation is None
             assert step.tracked_log_ratio == before.tracked_log_ratio
-            assert step.tracked_variance.item() == pytest.approx(before.tracked_variance.item() + 0.04)
+            assert step.tracked_variance.item() == pytest.approx(before.tracked_variance.item() + EARLY_DRIFT)
+            assert step.tracked_flicker == before.tracked_flicker
             predicted = math.sqrt(0.002 / (step.tracked_scale * step.tracked_log_ratio.exp()).item())
             assert step.clip_coefficient.item() == pytest.approx(min(1, predicted))
     assert sum(s.clip_coefficient.item() < 1 for s in steps) == len(steps)
@@ -184,7 +194,7 @@ def test_a_kl_that_is_not_finite_is_tried_again_at_a_tenth_and_forgets_the_predi
     after = go(model, optimizer, data[7], backward)
     assert after.trial.item() == pytest.approx(lost.trial.item() / 10)
     assert after.innovation.isnan()
-    assert after.tracked_variance.item() == pytest.approx(9 / TOKENS)
+    assert after.tracked_variance.item() == pytest.approx(after.tracked_flicker.item() + 9 / TOKENS)
     assert after.clip_coefficient.item() == pytest.approx(usual.clip_coefficient.item(), rel=0.5)
 
 
@@ -239,3 +249,65 @@ def test_its_budget_is_spent(make_gpt, batches, train):
     ratios = torch.stack([s.applied_kl for s in steps[20:]]) / 0.002
     assert all(s.clip_coefficient < 1 for s in steps)
     assert ratios.median().item() == pytest.approx(1, abs=0.25)
+
+
+def test_when_needed_measures_where_the_prediction_is_not_sure_enough(make_gpt, batches, train):
+    model = make_gpt()
+    above = 0.25
+    optimizer = clip(model, measure="when_needed", measure_above=above)
+    steps = train(model, optimizer, batches(60))
+    assert all(s.measurements for s in steps[:20])
+    unsure = 0
+    for before, step in itertools.pairwise(steps[19:]):
+        sd = math.sqrt((before.tracked_variance + before.tracked_flicker).item() + DRIFT)
+        assert bool(step.measurements) == (sd > above)
+        unsure += sd > above
+    assert 0 < unsure < 40
+
+
+def test_when_needed_measures_more_where_less_is_known_and_audits_see_every_distance(
+    make_gpt, batches, train
+):
+    shares = []
+    for above in (0.22, 0.3):
+        model = make_gpt()
+        options = {"measure": "when_needed", "measure_above": above, "audit_every": 5}
+        steps = train(model, clip(model, **options), batches(80))
+        shares.append(sum(s.measurements > 0 for s in steps))
+    assert shares[0] > shares[1]
+    last = [max(i for i in range(t + 1) if steps[i].measurements) for t in range(len(steps))]
+    since = {t - last[t] for t in range(20, 80, 5)}
+    assert len(since) >= 4
+
+
+def test_when_needed_resumes_at_the_same_bits(make_gpt, batches, backward):
+    data = batches(40)
+
+    def fresh():
+        model = make_gpt()
+        return model, clip(model, measure="when_needed", measure_above=0.25, audit_every=5)
+
+    model, optimizer = fresh()
+    for batch in data[:30]:
+        go(model, optimizer, batch, backward)
+    again, resumed = fresh()
+    again.load_state_dict(model.state_dict())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for batch in data[30:]:
+        whole, rest = go(model, optimizer, batch, backward), go(again, resumed, batch, backward)
+        assert whole.measurements == rest.measurements
+    assert same(snapshot(model), snapshot(again))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": "shadow", "measure": "when_needed"}, "goes with budget='tracked'"),
+        ({"measure": "when_needed", "measure_every": 2}, "measure_every=1"),
+        ({"measure": "when_needed", "measure_above": 0.0}, "measure_above must be > 0"),
+        ({"measure": "sometimes"}, "measure"),
+    ],
+)
+def test_when_needed_is_refused_where_nothing_says_what_is_needed(make_gpt, options, message):
+    with pytest.raises(ValueError, match=message):
+        clip(make_gpt(), **options)
