@@ -331,13 +331,19 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Rebuild the tables, plots and page of a study from its runs; a bundle is unpacked for it and left
-    unchanged."""
+    """Rebuild the tables, plots and page of a study from its runs, and say what is known of one that is not
+    finished; a bundle is unpacked for it and left unchanged."""
     from ebc_lab.report.conclude import report as rebuild
+    from ebc_lab.study.inspect import status as status_module
     from ebc_lab.study.store.find import to_rebuild
+
+    from . import screen
 
     bundle = to_rebuild(study, output_dir, output, _aside)
     rebuild(bundle, typer.echo)
+    state = status_module.status(bundle)
+    if not state["state"].startswith("finished"):
+        screen.known(_console(), state)
     typer.echo(f"rebuilt in {visible(str(bundle.root))}")
     typer.echo(f"page {visible(str(bundle.page_file))}")
 

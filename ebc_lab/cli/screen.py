@@ -28,6 +28,7 @@ from ebc_lab.study.inspect.reproduce import deciding
 from ebc_lab.study.inspect.slots import in_words as slots_in_words
 from ebc_lab.study.inspect.slots import timeline
 from ebc_lab.study.inspect.why import noise_in_words
+from ebc_lab.study.so_far import NOTHING
 from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.store.changes import looked
 from ebc_lab.study.store.counts import in_words as runs_in_words
@@ -142,7 +143,8 @@ class View:
             self.say(f"{progress.stage}: {how_far(progress)}")
         stage, line = self.early
         now = progress.so_far
-        if now and now != line and (due or stage != progress.stage):
+        at_last = line.startswith(NOTHING) and not now.startswith(NOTHING)
+        if now and now != line and (due or at_last or stage != progress.stage):
             self.early = progress.stage, now
             self.say(f"{progress.stage}: so far, {tracks_in_words(now)}")
 
@@ -315,7 +317,7 @@ def status(console: Console, state: Mapping[str, Any]) -> None:
         p = r["progress"]
         step = f"step {p['step']}/{p['steps']}, {p['steps_per_s']:.1f} steps/s"
         console.print(Text(f"  {r['arm']} seed {r['seed']}: {step}"))
-    print_early(console, state)
+    _print_early(console, state)
     for s in state["stages"]:
         if s["stale_because"]:
             stale = f"{s['stage']} is stale: {s['stale_because']}; {_retrained(s['would_train'])}"
@@ -326,11 +328,26 @@ def status(console: Console, state: Mapping[str, Any]) -> None:
         console.print(Text(f"{len(f['runs'])} {f['outcome']}: {f['cause']}", style="red"))
         again = f"\n  again: {f['command']}" if f["command"] else ""
         console.print(Text(f"  log {f['log']}{again}"), soft_wrap=True)
+    _print_continue(console, state)
+
+
+def known(console: Console, state: Mapping[str, Any]) -> None:
+    """What is known of a study that is not finished: what is decided, what so far, and what is missing."""
+    for s in state["stages"]:
+        for line in s["decided"]:
+            console.print(Text.assemble((f"{s['stage']} decided: ", "bold"), tracks_in_words(line)))
+    _print_early(console, state)
+    missing = ", ".join(s["stage"] for s in state["stages"] if s["state"] != "decided")
+    console.print(f"not decided: {missing}")
+    _print_continue(console, state)
+
+
+def _print_continue(console: Console, state: Mapping[str, Any]) -> None:
     if state["continue"]:
         console.print(f"this continues the study:\n  {state['continue']}", soft_wrap=True, markup=False)
 
 
-def print_early(console: Console, state: Mapping[str, Any]) -> None:
+def _print_early(console: Console, state: Mapping[str, Any]) -> None:
     """What is known of the stage that is open, what is left, and how busy the slots were."""
     if early := state["so_far"]:
         said = tracks_in_words(early["line"])

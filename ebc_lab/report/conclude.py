@@ -91,17 +91,13 @@ def _draw(study: Study, decisions: Mapping[str, Decision], say: Say) -> None:
 def report(study: Study, say: Say = lambda text: None) -> None:
     """Rebuild tables, plots and page of a study from its runs; trains nothing.
 
-    Raises UserError when no stage is decided yet.
+    Of an unfinished study the page says what is known so far.
     """
     from .page.html import write_page
 
     snapshot = read(study)
     config = snapshot.config
     decisions = snapshot.sound_decisions()
-    if not decisions:
-        raise UserError(
-            f"study {study.name} has no decision yet: `ebc-lab status {study.name}` shows how far it is."
-        )
     with study.held(), study.told():
         manifest.refuse_changed(study.root)
         manifest.begin(study.root)

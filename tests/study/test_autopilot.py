@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from support.called import CLI
+from support.called import CLI, called
 
 from ebc_lab.config.compose import compose, configurations
 from ebc_lab.config.errors import UserError
@@ -18,7 +18,7 @@ from ebc_lab.records.columns import COLUMNS, STEP_COLUMNS, TIMING_COLUMNS
 from ebc_lab.records.streams import read_columns
 from ebc_lab.report.conclude import concluding, report, write_table
 from ebc_lab.study.autopilot import Listener, autopilot
-from ebc_lab.study.guards import StageFailed
+from ebc_lab.study.guards import Limits, StageFailed
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.store.study import Study
 from ebc_lab.training import run as run_module
@@ -244,6 +244,25 @@ def test_an_interrupted_study_says_so_and_how_to_continue(tiny, tmp_path):
     found = status(Study(tmp_path / "stopped"))
     assert found["state"] == "interrupted"
     assert [s["state"] for s in found["stages"]] == ["decided", "open"]
+    told = called("report", "stopped", "--output-dir", str(tmp_path), cwd=tmp_path).stdout
+    assert told.startswith("lr_sweep decided: Adam: baseline")
+    assert "\nso far  calibrate: " in told
+    assert "\nnot decided: calibrate\n" in told
+    assert re.search(r"\nthis continues the study:\n  .*study\.name=stopped .*calibrate\.steps=4000\n", told)
+    page = (tmp_path / "stopped" / "report.html").read_text()
+    assert "No answer yet." in page
+    assert "So far, calibrate: " in page
+    assert "This continues the study from here:" in page
+
+
+def test_of_a_study_without_a_decision_report_says_how_to_go_on(tiny, tmp_path):
+    config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=begun"])
+    with pytest.raises(StageFailed):
+        autopilot(config, Listener(), limits=Limits(max_runs=2), command=["ebc-lab", "autopilot"])
+    told = called("report", "begun", "--output-dir", str(tmp_path), cwd=tmp_path).stdout
+    assert re.match(r"so far  lr_sweep: Adam at lr 0\.0\d+ leads, .* \(2 of about \d+ runs\)\n", told)
+    assert "not decided: lr_sweep, calibrate, lr_scale, finals\n" in told
+    assert "Not decided so far: lr_sweep, calibrate" in (tmp_path / "begun" / "report.html").read_text()
 
 
 def test_one_crashing_run_never_stops_the_study_and_never_wins(tiny, tmp_path, monkeypatch):

@@ -21,15 +21,17 @@ from ebc_lab.config.schema import STAGES, Config
 from ebc_lab.records.decisions import Arm, Decision, Difference, FinalsTrack, Line, NoiseFloor, SuiteTrack
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.study.inspect import status, why
-from ebc_lab.study.inspect.reproduce import StudyCommand, study_command, with_seeds_wanted
+from ebc_lab.study.inspect.reproduce import StudyCommand, continuing, study_command, with_seeds_wanted
+from ebc_lab.study.inspect.slots import in_words, timeline
 from ebc_lab.study.stages.calibrate import band_aimed_at
 from ebc_lab.study.stages.compare_arms import in_bits, seeds_of
+from ebc_lab.study.stages.rules import Undecidable
 from ebc_lab.study.stages.stage import decision_that_shows, stage_of
 from ebc_lab.study.stages.statistics import by_interval
 from ebc_lab.study.store import manifest
 from ebc_lab.study.store.changes import looked
 from ebc_lab.study.store.own import copies
-from ebc_lab.study.store.snapshot import read
+from ebc_lab.study.store.snapshot import Snapshot, read
 from ebc_lab.study.store.study import Record, Study, StudyHeader
 
 from ..text import glance, tables, words
@@ -81,6 +83,9 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "modes": _modes(modes, results) if modes else None,
         "decided": {s: _decision(s, d, config, floors) for s, d in chosen.items()},
         "open": waiting,
+        "early": _early(snapshot) if waiting else None,
+        "carry_on": continuing(study, header) if waiting and study.resumable else None,
+        "slots": in_words(busy.as_dict()) if (busy := timeline(study)) else "",
         "finals": _finals(final, config, results) if final else None,
         "broken": _broken(study, config, trained),
         # `watch` serves the page alone, and not the files beside it
@@ -91,6 +96,15 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "setting_tables": _setting_tables(again.changed, settings),
         "checksums": _checksums(study, decisions),
     }
+
+
+def _early(snapshot: Snapshot) -> dict[str, Any] | None:
+    """Return what is known of the open stage, in words; None where something damaged is in the way."""
+    try:
+        known = status.known_so_far(snapshot)
+    except (UserError, Undecidable):  # `problems` names it
+        return None
+    return {**known, "line": words.tracks_in_words(known["line"])} if known else None
 
 
 def untracked(lines: Iterable[str], tracks: Iterable[str]) -> list[str]:

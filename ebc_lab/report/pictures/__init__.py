@@ -17,6 +17,7 @@ from ebc_lab.config.schema import AblationConfig
 from ebc_lab.records.files import write_atomic
 from ebc_lab.records.json_files import read_json
 from ebc_lab.records.paths import StudyFiles
+from ebc_lab.study.inspect.slots import timeline
 from ebc_lab.study.stages.stage import stage_of
 
 from ..text import words
@@ -26,6 +27,7 @@ from .decisions import by_track, draw_calibration, draw_eta_eff, draw_lr_scale, 
 from .finals import final_pictures
 from .render import png, svg
 from .sheet import STYLE, Decisions, Facts, Picture, Sheet
+from .slots import draw_slots
 from .suite import suite_pictures
 
 Drawn = Iterator[
@@ -88,6 +90,8 @@ def pictures(root: Path, facts: Facts, decisions: Decisions) -> Iterator[Picture
                 for track, sheet in OF_A_CHOICE[picture](root, facts, decision, decisions):
                     if sheet:
                         yield Picture(f"{picture}_{track}" if track and several else picture, name, sheet)
+    if (busy := timeline(StudyFiles(root))) and decisions:
+        yield Picture("timeline", "timeline", draw_slots(facts, busy))
 
 
 # -- of a decision between candidates ------------------------------------------------------------------------

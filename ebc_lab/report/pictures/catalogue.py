@@ -13,7 +13,7 @@ from ebc_lab.config.schema import STAGES
 from ebc_lab.records.json_files import read_json, write_json
 from ebc_lab.records.paths import StudyFiles
 
-SECTIONS = ("verdict", *STAGES, "arms")  # in reading order
+SECTIONS = ("verdict", *STAGES, "arms", "timeline")  # in reading order
 
 
 class Entry(TypedDict):

@@ -10,12 +10,14 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 from matplotlib.axes import Axes
 
+from ebc_lab.config.parts import PARTS
 from ebc_lab.records.figures import KL_BAND
 
 from ..text.words import mine_of, optimizer, tuned_arms
@@ -25,7 +27,6 @@ from .ebm import States, draw_states, states_of
 from .forest import draw_forest, missing, rows_of, signed
 from .low_bit import Curve, Factors, curve_of, draw_factors, draw_kl_curve, factors_of
 from .mechanism import Tightness, draw_groups, draw_tightness, tightness_of
-from .of_parts import OF_PARTS
 from .overlaid import course_of as losses_of
 from .overlaid import draw_overlaid
 from .sheet import (
@@ -58,6 +59,23 @@ from .windows import draw_tuned, strong_looks, window_pictures
 PALETTE = (EBC, ALERT, GOAL, "C4", "C5", "C6", "black")
 HIGHLIGHTED = 6  # of more lines
 LEAST_RATIO = 0.01  # the log axis of KL / δ* ends there: what lies further off leaves the frame
+
+
+class PartPicture(Protocol):
+    """The picture that a part of a run has of its own, `Part.picture`: a file of this folder with the part's
+    name."""
+
+    def gather(
+        self, label: str, arm: Mapping[str, Any], runs: Sequence[Run], specs: Mapping[str, Mapping[str, Any]]
+    ) -> Any:
+        """Return what the picture shows of an arm, None for nothing."""
+
+    def draw(self, facts: Facts, track: str, arms: Arms, drawn: Mapping[str, Any]) -> Sheet:
+        """Draw the arms that show something."""
+
+
+DRAWN = [part for part in PARTS if part.picture]
+OF_PARTS = {part.picture: cast(PartPicture, import_module(f"{__package__}.{part.name}")) for part in DRAWN}
 
 
 @dataclass

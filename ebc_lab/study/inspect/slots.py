@@ -27,6 +27,7 @@ class Bar:
     run_id: str
     stage: str
     kind: str
+    seed: int
     begin: float
     end: float
     worker: tuple[str, int]
@@ -93,7 +94,7 @@ def _attempts(study: StudyFiles) -> list[Bar]:
         except (OSError, UserError):  # other readers say what is wrong with it
             continue
         if (stage := spec.get("stage")) in STAGES:
-            of_run = (spec["run_id"], stage, spec["kind"])
+            of_run = (spec["run_id"], stage, spec["kind"], spec["config"]["seed"])
             bars += [Bar(*of_run, s.begin, s.end, s.worker) for s in attempts.spans(files.directory)]
     return sorted(bars, key=lambda bar: (bar.begin, bar.end, bar.run_id))
 

@@ -17,7 +17,7 @@ from ebc_lab.records.spec import RunSpec
 from ..guards import cause_class
 from ..launch import queue as queue_module
 from ..launch.pool import at_a_time
-from ..so_far import SoFar, so_far
+from ..so_far import so_far
 from ..stages.stage import ResultsOf, stage_of
 from ..store.counts import TRAINING, counted
 from ..store.own import copies
@@ -69,7 +69,7 @@ def _told(snapshot: Snapshot) -> dict[str, Any]:
     elif state != "stale":
         expected = forecast(config, ("expected",), known)["expected"]
         eta = _eta(config, records, runs, known, expected)
-        early = so_far(config, snapshot.decisions, known, training_runs(expected))
+        early = _early(snapshot, expected)
     in_progress = [r for r in runs if r["outcome"] is None and r["progress"]]
     busy = timeline(study)
     retried = state == "finished_with_failures" and any(f["outcome"] in RETRIED for f in failures)
@@ -86,7 +86,7 @@ def _told(snapshot: Snapshot) -> dict[str, Any]:
         "running": in_progress if holder is not None or queue else [],
         "queue": queue,
         "eta_s": eta,
-        "so_far": early and _early(early, in_progress),
+        "so_far": early,
         "slots": busy and busy.as_dict(),
         "failures": failures,
         "continue": continuing(study, snapshot.header) if to_go_on else None,
@@ -94,9 +94,24 @@ def _told(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def _early(known: SoFar, running: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what is known of the open stage, in a line, and how many of its training runs are there."""
-    flying = [{**r, **r["progress"]} for r in running if r["stage"] == known.stage]
+def known_so_far(snapshot: Snapshot) -> dict[str, Any] | None:
+    """Return what is known of the stage that is open: its name, a `line`, and how many of its `runs` are
+    there; None where all are decided, or a decision cannot be used."""
+    if snapshot.finished or snapshot.faults:
+        return None
+    config = snapshot.config
+    return _early(snapshot, forecast(config, ("expected",), snapshot.reusable_results())["expected"])
+
+
+def _early(snapshot: Snapshot, expected: Mapping[str, Sequence[RunSpec]]) -> dict[str, Any] | None:
+    known = so_far(snapshot.config, snapshot.decisions, snapshot.reusable_results(), training_runs(expected))
+    if known is None:
+        return None
+    flying = []
+    for record in snapshot.records:
+        if record.spec and record.result is None and record.spec["stage"] == known.stage:
+            now = run_status(snapshot.study, record.run_id, record.spec, None)
+            flying += [{**now, **now["progress"]}] if now["progress"] else []
     return {"stage": known.stage, "line": known.line(flying), "ended": known.ended, "runs": known.runs}
 
 

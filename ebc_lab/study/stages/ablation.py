@@ -351,17 +351,15 @@ def so_far(
 
 
 def _told_early(track: SuiteTrack) -> list[tuple[str, str, Difference]]:
-    """Return (an arm, its rival, their difference)."""
-    asked = {label: (answer["rival"], answer["difference"]) for label, answer in track["answers"].items()}
-    if asked:
-        return [(label, rival, d) for label, (rival, d) in asked.items() if rival and d and d["seeds"]]
-    beside = [(label, arm["versus"], arm["difference"]) for label, arm in contenders(track).items()]
-    paired_off = [(label, rival, d) for label, rival, d in beside if rival and d and d["seeds"]]
-    known = [(d["median"], label, rival, d) for label, rival, d in paired_off if d["median"] is not None]
-    if not known:
-        return []
-    _, label, rival, difference = min(known, key=lambda found: found[0])
-    return [(label, rival, difference)]
+    """Return (an arm, its rival, their difference) where the two have a seed in common."""
+    found = [(label, answer["rival"], answer["difference"]) for label, answer in track["answers"].items()]
+    if not found:
+        beside = [(label, arm["versus"], arm["difference"]) for label, arm in contenders(track).items()]
+        known = [(d["median"], label) for label, _, d in beside if d and d["median"] is not None]
+        lowest = min(known, default=(0.0, ""))[1]
+        found = [(label, rival, d) for label, rival, d in beside if label == lowest]
+    paired_off = ((label, rival, d) for label, rival, d in found if d and d["seeds"])
+    return [(label, rival, d) for label, rival, d in paired_off if rival]
 
 
 STAGE = Stage(

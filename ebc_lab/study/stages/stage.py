@@ -142,7 +142,11 @@ def compared(words: str, claim: str, difference: Difference, *, joint: bool) -> 
     """Say a difference so far, and that it is open while its interval holds 0."""
     d = by_interval(difference, joint)
     low, high = d["low"], d["high"]
-    side = "above" if low is not None and low > 0 else "below" if high is not None and high < 0 else ""
+    side = ""
+    if low is not None and low > 0:
+        side = "above"
+    elif high is not None and high < 0:
+        side = "below"
     return Said(words + (", undecided so far" if not side else ""), claim, side)
 
 

@@ -1,0 +1,70 @@
+"""How busy the slots were: one row a slot, one bar a run, coloured by its stage; what is white idled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from ebc_lab.config.errors import clock
+from ebc_lab.study.inspect.slots import Bar, Timeline
+
+from .sheet import INK, Facts, Sheet, key, name_rows, page
+
+COLOURS = ("C0", "C4", "C2", "C5", "C6", "C3")  # of the stages, in their order
+ROW = 0.42  # inches
+MOST_ROWS = 32  # slots that have a row of their own; the others are left out, and said so
+HATCH = "////"  # of a measurement of time, which no other run may disturb
+
+
+def draw_slots(facts: Facts, busy: Timeline) -> Sheet:
+    """Draw every attempt of a study's runs on its slot."""
+    rows = min(busy.slots, MOST_ROWS)
+    size = (11.0, 2.6 + ROW * rows)
+    said = "Slots over time: when did each run train, and what idled?"
+    whom = f"{busy.slots} slot{'s' * (busy.slots != 1)}, {len(busy.bars)} runs and measurements"
+    finding = f"Idle {100 * busy.whole.idle:.0f}% of {clock(busy.whole.seconds)}: {_by_stage(busy)}"
+    cut = f"only the first {rows} slots are drawn" if rows < busy.slots else ""
+    seeds = len({bar.seed for bar in busy.bars})
+    figure, axes = page(facts, said, whom, finding, seeds, (), cut, size)
+    stages = list(dict.fromkeys(bar.stage for bar in sorted(busy.bars, key=lambda bar: bar.end)))
+    stages.sort(key=list(busy.stages).index)
+    colours = {stage: COLOURS[i % len(COLOURS)] for i, stage in enumerate(stages)}
+    axes.set_xlim(0, busy.whole.seconds)
+    axes.set_xlabel("time since the first run began")
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 1.5, 2, 3, 6, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: clock(value)))
+    axes.grid(False)
+    for bar in busy.bars:
+        if bar.slot < rows:
+            _draw(axes, bar, colours[bar.stage])
+    key(axes, list(_handles(busy, colours)))
+    name_rows(axes, [f"slot {slot + 1}" for slot in range(rows)])
+    return figure
+
+
+def _by_stage(busy: Timeline) -> str:
+    return ", ".join(f"{stage} {100 * use.idle:.0f}%" for stage, use in busy.stages.items())
+
+
+def _draw(axes: Axes, bar: Bar, colour: str) -> None:
+    hatch = HATCH if bar.kind != "train" else None
+    axes.barh(
+        bar.slot,
+        bar.end - bar.begin,
+        left=bar.begin,
+        height=0.72,
+        color=colour,
+        edgecolor="white",
+        linewidth=0.6,
+        hatch=hatch,
+    )
+
+
+def _handles(busy: Timeline, colours: dict[str, str]) -> Iterator[Patch]:
+    for stage, colour in colours.items():
+        yield Patch(facecolor=colour, label=stage)
+    if any(bar.kind != "train" for bar in busy.bars):
+        yield Patch(facecolor="white", edgecolor=INK, hatch=HATCH, label="a measurement of time, alone")

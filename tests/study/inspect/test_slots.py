@@ -1,0 +1,100 @@
+"""How busy the slots were, from the attempts of runs: invented ones, whose idle share can be counted."""
+
+import json
+from datetime import UTC, datetime
+
+import matplotlib
+import pytest
+from support.drawn import check_page, words_of
+
+from ebc_lab.records.paths import StudyFiles
+from ebc_lab.report.pictures import STYLE
+from ebc_lab.report.pictures.sheet import Facts
+from ebc_lab.report.pictures.slots import draw_slots
+from ebc_lab.study.inspect.slots import in_words, timeline
+
+
+def at(second):
+    return datetime.fromtimestamp(1_700_000_000 + second, UTC).isoformat(timespec="milliseconds")
+
+
+def attempted(study, run_id, stage, *events, kind="train"):
+    """`events`: (second, event) or (second, event, process)."""
+    files = study.run_files(run_id)
+    files.directory.mkdir(parents=True)
+    config = {"seed": 0}
+    about = {
+        "run_id": run_id,
+        "kind": kind,
+        "stage": stage,
+        "role": "",
+        "arm": "",
+        "identity": {},
+        "config": config,
+    }
+    files.spec.write_text(json.dumps(about))
+    lines = [{"at": at(s), "event": e, "host": "h", **({"pid": p[0]} if p else {})} for s, e, *p in events]
+    files.attempts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Two workers: 10 s each in lr_sweep, then the second idles for 6 s beside the last run; in finals a
+    measurement of 4 s runs alone."""
+    study = StudyFiles(tmp_path)
+    attempted(study, "a", "lr_sweep", (0, "begin", 1), (10, "end"))
+    attempted(study, "b", "lr_sweep", (0, "begin", 2), (10, "end"))
+    attempted(study, "c", "lr_sweep", (10, "begin", 1), (16, "end"))
+    attempted(study, "d", "finals", (16, "begin", 1), (20, "end"), kind="overhead")
+    return study
+
+
+def test_the_idle_share_is_what_no_run_filled(study):
+    busy = timeline(study)
+    assert [(bar.run_id, bar.slot) for bar in busy.bars] == [("a", 0), ("b", 1), ("c", 0), ("d", 0)]
+    assert busy.stages["lr_sweep"].idle == pytest.approx(6 / 32)
+    assert busy.stages["finals"].idle == pytest.approx(0.5)
+    assert busy.whole.idle == pytest.approx(10 / 40)
+    assert in_words(busy.as_dict()) == "2 slots over 20 s, idle 25% of the time (lr_sweep 19%, finals 50%)"
+
+
+def test_an_interruption_and_a_crash_are_not_idle_time(study):
+    """`e` is stopped, and continued an hour later by a new worker; of `f` nobody knows when it died."""
+    attempted(study, "e", "finals", (20, "begin", 1), (22, "stopped"), (3620, "begin", 3), (3624, "end"))
+    attempted(study, "f", "finals", (20, "begin", 2), (3620, "begin", 4), (3624, "end"))
+    busy = timeline(study)
+    assert busy.whole.seconds == pytest.approx(26)
+    assert [(b.begin, b.end) for b in busy.bars if b.run_id == "f"] == [
+        (pytest.approx(22), pytest.approx(26))
+    ]
+
+
+def test_a_run_of_another_study_took_no_slot_here(study):
+    attempted(study, "e", "finals", (-900, "begin", 9), (-800, "end"), (20, "taken"))
+    assert "e" not in {bar.run_id for bar in timeline(study).bars}
+
+
+def test_a_stages_runs_that_began_early_fill_the_time_of_the_stage_before(study):
+    attempted(study, "e", "calibrate", (10, "begin", 2), (16, "end"))
+    assert timeline(study).stages["lr_sweep"].idle == 0
+
+
+def test_nothing_is_said_before_a_run_has_ended(tmp_path):
+    study = StudyFiles(tmp_path)
+    attempted(study, "a", "lr_sweep", (0, "begin", 1))
+    assert timeline(study) is None
+
+
+def test_the_picture_has_a_row_for_each_slot_and_cuts_no_word(study):
+    facts = Facts("s", "words", None, "smoke", 640, 8, (0.5, 0.7))
+    with matplotlib.rc_context(fname=STYLE):
+        figure = draw_slots(facts, timeline(study))
+        check_page(figure, "slots")
+        words = words_of(figure)
+        [legend] = figure.legends
+        assert len(figure.axes[0].patches) == 4
+    assert {"slot 1", "slot 2"} <= {text.get_text() for text in figure.axes[0].get_yticklabels()}
+    named = [text.get_text() for text in legend.get_texts()]
+    assert named == ["lr_sweep", "finals", "a measurement of time, alone"]
+    assert not any("…" in text for text in [*words, *named])
+    assert "Idle 25% of 20 s" in figure.alt

@@ -1,0 +1,125 @@
+"""What is said of a study before it is decided: right as far as it goes, and never more than is there."""
+
+import pytest
+from early_lines import judged, moments
+from support.played import by_lr, config_of, decided, decided_through, done, played
+
+from ebc_lab.cli.screen import View
+from ebc_lab.config.identity import recorded_environment
+from ebc_lab.study.autopilot import Progress
+from ebc_lab.study.so_far import so_far
+from ebc_lab.study.stages.stage import stage_of
+from ebc_lab.study.store.snapshot import read
+
+
+def told(config, decisions, results, expected=None, running=()):
+    known = so_far(
+        config,
+        decisions,
+        lambda specs: {s.run_id: results[s.run_id] for s in specs if s.run_id in results},
+        expected,
+    )
+    return known.line(running)
+
+
+def test_the_first_minutes_line_gets_better_run_by_run():
+    config = config_of()
+    grid = {
+        (s.run.optimizer.name, s.run.optimizer.lr): s.run_id
+        for s in stage_of("lr_sweep").runs(config, {}, {})
+    }
+    expected = {"lr_sweep": 22}
+    flying = [{"arm": "a", "val_loss": 3.125, "at_step": 50, "steps": 200}]
+    nothing = "nothing to compare yet"
+    assert told(config, {}, {}, expected) == f"{nothing} (0 of about 22 runs)"
+    after = f"{nothing}; a had a validation loss of 3.125 after 50 of 200 steps (0 of about 22 runs)"
+    assert told(config, {}, {}, expected, flying) == after
+    results = {grid["muon", 8e-3]: done(2.5)}
+    first = "Muon at lr 0.008 is the only one so far, 2.5000 (nothing yet of Adam) (1 of about 22 runs)"
+    assert told(config, {}, results, expected, flying) == first
+    results[grid["muon", 16e-3]] = done(2.53)
+    second = (
+        "Muon at lr 0.008 leads, 0.0300 nats ahead of lr 0.016 (nothing yet of Adam) (2 of about 22 runs)"
+    )
+    assert told(config, {}, results, expected) == second
+    results[grid["adam", 2e-3]] = done(2.45)
+    third = "Adam at lr 0.002 leads, 0.0500 nats ahead of Muon at lr 0.008 (3 of about 22 runs)"
+    assert told(config, {}, results, expected) == third
+
+
+def test_runs_that_noise_explains_are_not_told_apart():
+    config = config_of("optimizer=adam")
+    decisions = {"lr_sweep": decided("lr_sweep", config, {}, by_lr(4e-3))}  # replicates 0.01 apart
+    targets = stage_of("calibrate").runs(config, decisions, {})
+    results = {targets[0].run_id: done(2.01)}
+    assert "is the only one so far, 2.0100" in told(config, decisions, results)
+    results[targets[1].run_id] = done(2.0)
+    close = told(config, decisions, results)
+    assert "leads, 0.0100 nats ahead of δ*" in close
+    assert "not told apart by one run each" in close
+    results[targets[1].run_id] = done(1.0)
+    assert "not told apart" not in told(config, decisions, results)
+
+
+@pytest.mark.parametrize(("luck", "is_open"), [(0.0, False), (1.0, True)])
+def test_the_finals_are_told_from_the_seeds_that_have_both_runs(luck, is_open):
+    config = config_of("optimizer=adam")
+    decisions = decided_through("lr_scale", config, by_lr(4e-3))
+    gains = {0: -0.2, 1: -0.2 + luck}
+    results = {}
+    for spec in stage_of("finals").runs(config, decisions, {}):
+        if spec.run.seed in gains and spec.kind == "train":
+            ebc = spec.run.stabilizer.name == "ebc"
+            results[spec.run_id] = done(2.0 + spec.run.seed + ebc * gains[spec.run.seed])
+    line = told(config, decisions, results)
+    assert f"EBC at ×2 {sum(gains.values()) / 2:+.4f} nats against the baseline, from 2 of 3 seeds" in line
+    assert ("undecided so far" in line) == is_open
+    nobody = {run_id: r for run_id, r in results.items() if "ebc" not in run_id}
+    assert told(config, decisions, nobody).startswith("nothing to compare yet (")
+
+
+@pytest.mark.parametrize("suite", ["optimizers", "stabilizers"])
+def test_every_stage_of_a_suite_says_something_while_its_last_run_trains(suite):
+    config = config_of(f"study={suite}", "study.name=s")
+    decisions = {}
+    for stage in config.study.stages:
+        _, specs, results = played(stage, config, decisions, by_lr(4e-3))
+        without = dict(list(results.items())[:-1])
+        assert not told(config, decisions, without).startswith("nothing")
+        decisions[stage] = stage_of(stage).decide(config, specs, results, decisions)
+    assert so_far(config, decisions, lambda specs: {}) is None
+
+
+def test_a_finished_studys_lines_end_with_its_decisions(finished):
+    study = finished[1].study
+    snapshot = read(study)
+    with recorded_environment(snapshot.header["environment"]):
+        lines = judged(list(moments(snapshot)))
+    assert [m.at for m in lines] == sorted(m.at for m in lines)
+    assert lines[0].at < lines[-1].at
+    last = {}
+    for moment in lines:
+        last |= {(moment.known.stage, said.claim): said.holds for said in moment.known.said}
+        if moment.known.said:
+            assert moment.known.ended > 0
+    swept = study.decisions()["lr_sweep"]["tracks"]["adam_none"]
+    assert last["lr_sweep", "adam_none control"] in ("", swept["control"]["run_id"])
+    [won] = [
+        c for c in study.decisions()["lr_sweep"]["candidates"] if c["run_id"] == last["lr_sweep", "grid"]
+    ]
+    assert won["lr"] == swept["grid"]["lr"]
+
+
+def test_without_a_terminal_the_line_is_told_once_something_can_be_compared(capsys):
+    from rich.console import Console
+
+    view = View(Console(width=200))
+    for line in (
+        "nothing to compare yet (0 of about 9 runs)",
+        "Adam leads (2 of about 9 runs)",
+        "Adam leads (3 …",
+    ):
+        view.watch(Progress("s", "lr_sweep", 2, so_far=line))
+    said = [line.partition("] ")[2] for line in capsys.readouterr().out.splitlines()]
+    wanted = ["nothing to compare yet (0 of about 9 runs)", "Adam leads (2 of about 9 runs)"]
+    assert said == [f"lr_sweep: so far, {line}" for line in wanted]
