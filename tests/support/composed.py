@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from unittest import mock
 
 from hydra._internal import config_loader_impl as loader
 from hydra._internal.config_loader_impl import ConfigLoaderImpl as Loader
+from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.defaults_list import DefaultsList, Overrides
 from hydra.core.config_store import ConfigStore
 
@@ -22,6 +24,7 @@ from ebc_lab.config.schema import Config
 
 # where a study lies and what it is called differs from test to test, and has no say in any other setting
 PLACE = re.compile(r"(output_dir|study\.name)=([A-Za-z/][\w./-]*)")
+CHANGING = r"\bgiven\b|\bown-"  # in what Hydra is told of a user's own suite, and of arms given as overrides
 WORDS_OF_YAML = {"true", "false", "yes", "no", "on", "off", "null", "nan", "inf"}
 
 
@@ -71,8 +74,9 @@ def conf_read_once() -> Iterator[None]:
     merged: dict[Any, bytes] = {}
     list_of, merge, store = loader.create_defaults_list, Loader._compose_config_from_defaults_list, ConfigStore.store
 
-    def from_folder(repo: Any) -> bool:
-        return any(str(source.path) == str(folder) for source in repo.get_sources())
+    def lasting(repo: Any, choices: Any) -> bool:
+        """Whether these choices mean the same next time: they are of `conf`, not files or arms of one's own."""
+        return any(s.path == str(folder) for s in repo.get_sources()) and not re.search(CHANGING, str(choices))
 
     def remembered_list(
         repo: Any, config_name: Any, overrides_list: Any, prepend_hydra: bool, skip_missing: bool
@@ -80,29 +84,36 @@ def conf_read_once() -> Iterator[None]:
         settings = Overrides(repo=repo, overrides_list=overrides_list).config_overrides
         choices = tuple(o.input_line for o in overrides_list if o not in settings)
         key = (config_name, choices, prepend_hydra, skip_missing)
-        if key not in lists or not from_folder(repo):
-            made = list_of(repo, config_name, overrides_list, prepend_hydra, skip_missing)
-            if from_folder(repo):
-                lists[key] = made
-            return made
-        return replace(lists[key], config_overrides=settings)
+        if key in lists and lasting(repo, choices):
+            return replace(lists[key], config_overrides=settings)
+        made = list_of(repo, config_name, overrides_list, prepend_hydra, skip_missing)
+        if lasting(repo, choices):
+            lists[key] = made
+        return made
 
     def remembered_merge(self: Loader, defaults: Any, repo: Any) -> Any:
-        if not from_folder(repo):
-            return merge(self, defaults, repo)
         key = tuple(map(repr, defaults))
+        if not lasting(repo, key):
+            return merge(self, defaults, repo)
         if key not in merged:
             merged[key] = pickle.dumps(merge(self, defaults, repo))
         return pickle.loads(merged[key])
 
-    def stored(self: ConfigStore, *given: Any, **named: Any) -> None:
-        lists.clear()
-        merged.clear()
-        store(self, *given, **named)
+    def stored(self: ConfigStore, name: str, node: Any, group: str | None = None, **more: Any) -> None:
+        if not re.search(CHANGING, f"{group}/{name}"):
+            lists.clear()
+            merged.clear()
+        store(self, name, node, group, **more)
+
+    def light(self: CachingConfigRepository, delegate: Any) -> None:
+        """Without a copy of all that is stored: nobody changes it."""
+        self.delegate = copy.copy(delegate)
+        self.cache = {}
 
     with (
         mock.patch.object(loader, "create_defaults_list", remembered_list),
         mock.patch.object(Loader, "_compose_config_from_defaults_list", remembered_merge),
         mock.patch.object(ConfigStore, "store", stored),
+        mock.patch.object(CachingConfigRepository, "__init__", light),
     ):
         yield
