@@ -52,11 +52,12 @@ test-browser test-browser-quick: $(VENV)/installed-dev  ## the page
 test-matrix: $(VENV)/installed-dev  ## the wheel under every Python that is found, and under the newest torch
 	$(BIN)/python scripts/matrix.py
 
-lint: $(VENV)/installed-dev  ## ruff, mypy (strict but for ebc_lab/report), and the layers of docs/architecture.md
+lint: $(VENV)/installed-dev  ## ruff, mypy (strict but for ebc_lab/report), the layers of docs/architecture.md, the choice of make test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/house.py
+	$(BIN)/python scripts/least_tests.py --check
 
 package: $(VENV)/installed-dev  ## wheel and sdist, in dist; both installed in clean environments and used there
 	$(BIN)/python scripts/package.py

@@ -3,18 +3,17 @@
     python scripts/least_tests.py [--update] [TEST_FILES…]    chooses anew, from what scripts/reached.py saw
     python scripts/least_tests.py --check                     in a second: is the choice out of date?
 
-First come the tests that together reach each step from a line to the next that any test reaches, those first that
-reach most per second; one that later ones make useless is dropped. Then, as long as there is time, those that reach
-what few of the chosen reach: a line that is reached is not yet a line whose value somebody looks at.
+First come the tests that together reach each step from a line to the next that any test reaches, those first
+that reach most per second; one that later ones make useless is dropped. Then, as long as there is time, those
+that reach what few of the chosen do: a line that is reached is not yet a line whose value somebody looks at.
 
-least.json names functions of which not every case is chosen, and the cases that are. A test that it does not name
-runs: so does every new one, and `--check` fails once there are too many of these. `--update` reads the test files
-anew that changed since scripts/reached.py last did; of a file that was never read the choice stays.
+least.json names functions of which not every case is chosen, and the cases that are. A test that it does not
+name runs: so does every new one, and `--check` fails once there are too many of these. `--update` reads the
+test files anew that changed since scripts/reached.py last did; of a file never read the choice stays.
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
 import heapq
 import json
@@ -62,7 +61,7 @@ class Test:
 
 
 def known(files: Iterable[str]) -> tuple[list[Test], dict[str, float], list[reached.Arc]]:
-    """Every test of the files that passed, the seconds of each shared fixture, and the steps by their number."""
+    """Every test of the files that passed, the seconds of each shared fixture, the steps by their number."""
     number: dict[reached.Arc, int] = {}
     tests = []
     seconds: Counter[str] = Counter()
@@ -138,10 +137,11 @@ class Choice:
         heapq.heapify(heap)
         while heap:
             _, name, test = heapq.heappop(heap)
-            rate = self.worth(test, most) / self.cost(test)  # never more than when it was last looked at …
+            # it is never more than when it was last looked at, so the best is known without looking at all
+            rate = self.worth(test, most) / self.cost(test)
             if not rate or self.seconds + self.cost(test) > seconds:
                 continue
-            if heap and rate < -heap[0][0] and rate:  # … so that the best of all is known without looking at all
+            if heap and rate < -heap[0][0]:
                 heapq.heappush(heap, (-rate, name, test))
                 continue
             self.add(test)
@@ -193,6 +193,18 @@ def written(tests: Iterable[Test], choice: Choice, old: Mapping[str, Any]) -> di
     }
 
 
+def listed(tests: Iterable[Test]) -> set[str]:
+    """Those of the tests that least.json has `make test` run."""
+    partly = json.loads(LIST.read_text())["cases"]
+    names = set()
+    for test in tests:
+        file, function, case = split(test.name)
+        cases = partly.get(file, {}).get(function)
+        if cases is None or case in cases:
+            names.add(test.name)
+    return names
+
+
 def choose(files: list[str]) -> None:
     """Write the choice, and say what it comes to."""
     tests, fixtures, steps = known(files)
@@ -205,8 +217,8 @@ def choose(files: list[str]) -> None:
     everything = sum(t.seconds for t in tests) + sum(fixtures.values())
     lost = len({s for t in tests for s in t.steps}) - sum(count > 0 for count in choice.reaching.values())
     print(
-        f"{len(choice.tests)} of {len(tests)} tests, {choice.seconds:.0f} of {everything:.0f} s of processor time, "
-        f"reach {len(steps) - lost} of {len(steps)} steps from line to line"
+        f"{len(choice.tests)} of {len(tests)} tests, {choice.seconds:.0f} of {everything:.0f} s of processor "
+        f"time, reach {len(steps) - lost} of {len(steps)} steps from line to line"
     )
 
 
@@ -221,7 +233,7 @@ def _modules() -> Iterator[Path]:
 
 
 def stale(said: Mapping[str, Any]) -> list[str]:
-    """What of the list is no longer so. Cases are looked at where pytest collects them, in tests/conftest.py."""
+    """What of the list is no longer so. Cases are looked at where pytest collects them: tests/conftest.py."""
     found = []
     files = {file: functions(file) for file in reached.test_files()}
     for file, of_file in said["cases"].items():
@@ -237,7 +249,7 @@ def stale(said: Mapping[str, Any]) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = reached.arguments(__doc__)
     parser.add_argument("files", nargs="*", help="test files to read anew before")
     parser.add_argument("--update", action="store_true", help="read anew those that changed")
     parser.add_argument("--check", action="store_true", help="fail if the choice is out of date")
@@ -248,9 +260,7 @@ def main() -> int:
         return bool(found)
     new = set(reached.test_files()) - set(json.loads(LIST.read_text())["functions"]) if LIST.exists() else ()
     if asked.files or asked.update:
-        reached.read_anew(
-            asked.files or [f for f in reached.test_files() if reached.changed(f) or f in new]
-        )
+        reached.read_anew(asked.files or [f for f in reached.test_files() if reached.changed(f) or f in new])
     choose(reached.test_files())
     return 0
 

@@ -2,10 +2,11 @@
 
     python scripts/reached.py [--update] [TEST_FILES…]        needs `pip install coverage`; half an hour
 
-Every test file runs in a process of its own, so that no test finds what those of another file left in a cache.
-What was seen is written to .reached/, one file for each test file; `--update` reads anew only those that have
-changed since. Lines are kept as a function's name and the line's place in it: an edit elsewhere in its file moves
-none of them. Code outside functions runs whenever its file is imported, whichever test is first; it is left out.
+Every test file runs in a process of its own, so that no test finds what those of others left in a cache.
+What was seen is written to .reached/, one file for each test file; `--update` reads anew only those that
+have changed since. Lines are kept as a function's name and the line's place in it: an edit elsewhere in
+its file moves none of them. Code outside functions runs whenever its file is imported, whichever test is
+first; it is left out.
 """
 
 from __future__ import annotations
@@ -18,9 +19,7 @@ import hashlib
 import json
 import os
 import resource
-import shutil
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
@@ -45,8 +44,8 @@ data_file = {data}
 context = ${{{context}-}}
 """
 SLOW_TO_IMPORT = (
-    *("torch", "torch._dynamo", "numpy", "scipy.stats", "pandas", "matplotlib.pyplot", "jinja2", "jsonschema"),
-    *("hydra.main", "hydra.core.config_store", "omegaconf", "submitit", "pooch", "typer", "rich", "pytorch_optimizer"),
+    *("torch", "torch._dynamo", "pytorch_optimizer", "numpy", "scipy.stats", "pandas", "matplotlib.pyplot"),
+    *("hydra.main", "hydra.core.config_store", "omegaconf", "submitit", "pooch", "typer", "rich", "jinja2"),
 )
 
 # a step from one line of a function to another: (file, function, from, to), both counted from its first line
@@ -201,13 +200,25 @@ def record(test_file: str) -> int:
             [str(folder / "site"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         )
         watch = coverage.Coverage(
-            config_file=False, data_file=str(data), data_suffix="main", branch=True, source=[str(ROOT / "ebc_lab")]
+            config_file=False,
+            data_file=str(data),
+            data_suffix="main",
+            branch=True,
+            source=[str(ROOT / "ebc_lab")],
         )
         recorder = Recorder(watch)
         watch.start()
         os.environ["COVERAGE_PROCESS_START"] = str(settings)
         code = pytest.main(
-            ["-m", NOT_HERE, "--disable-warnings", "-p", "no:cacheprovider", f"--basetemp={folder / 'temp'}", test_file],
+            [
+                "-m",
+                NOT_HERE,
+                "--disable-warnings",
+                "-p",
+                "no:cacheprovider",
+                f"--basetemp={folder / 'temp'}",
+                test_file,
+            ],
             plugins=[recorder],
         )
         watch.stop()
@@ -281,8 +292,12 @@ def _in_own_process(test_file: str) -> int:
         os._exit(70)
 
 
+def arguments(about: str | None) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("files", nargs="*", help="test files; all of them by default")
     parser.add_argument("--update", action="store_true", help="only those that changed since they were read")
     asked = parser.parse_args()

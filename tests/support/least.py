@@ -1,4 +1,4 @@
-"""The tests of `make test`: all but those that tests/least.json leaves out (scripts/least_tests.py chooses)."""
+"""The tests of `make test`: all but what tests/least.json leaves out; scripts/least_tests.py chooses."""
 
 from __future__ import annotations
 
