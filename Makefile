@@ -15,13 +15,16 @@ endif
 # containers often set it: then every process compiles all of the code, and pytest every test, again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: autopilot test test-slow test-matrix test-cuda test-browser test-browser-quick test-slurm test-slurm-quick lint package clean
+.PHONY: autopilot test test-all test-slow test-matrix test-cuda test-browser test-browser-quick test-slurm test-slurm-quick lint package clean
 
 autopilot: $(VENV)/installed  ## the main job, at the right scale for this machine
 	$(BIN)/ebc-lab autopilot $(ARGS)
 
 # a worker that has run out of tests takes some of another's, so that both end together
-test: $(VENV)/installed-dev  ## everything that runs in minutes on two cores
+test: $(VENV)/installed-dev  ## the fewest tests that reach what all of them reach: scripts/least_tests.py
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "least and not slow and $(HERE)" $(ARGS)
+
+test-all: $(VENV)/installed-dev  ## everything that runs in minutes on two cores
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and $(HERE)" $(ARGS)
 
 test-slow: $(VENV)/installed-dev  ## full matrices, and ten times as many invented examples
@@ -49,11 +52,12 @@ test-browser test-browser-quick: $(VENV)/installed-dev  ## the page
 test-matrix: $(VENV)/installed-dev  ## the wheel under every Python that is found, and under the newest torch
 	$(BIN)/python scripts/matrix.py
 
-lint: $(VENV)/installed-dev  ## ruff, mypy (strict but for ebc_lab/report), and the layers of docs/architecture.md
+lint: $(VENV)/installed-dev  ## ruff, mypy (strict but for ebc_lab/report), the layers of docs/architecture.md, the choice of make test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/house.py
+	$(BIN)/python scripts/least_tests.py --check
 
 package: $(VENV)/installed-dev  ## wheel and sdist, in dist; both installed in clean environments and used there
 	$(BIN)/python scripts/package.py

@@ -1,5 +1,7 @@
 """What every test starts from: one thread, so that bits repeat; Ctrl-C heard; a small text; own caches."""
 
+import functools
+import os
 import random
 import signal
 from pathlib import Path
@@ -7,12 +9,24 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from support import least
+from support.shared import made_once
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in background jobs
 settings.register_profile("quick", max_examples=20, deadline=None, derandomize=True)
 settings.register_profile("slow", max_examples=200, deadline=None)  # of make test-slow
 settings.load_profile("quick")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    least.mark(items, whole_files=not any("::" in argument for argument in config.args))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if least.asked(config) and least.left_out(collection_path, config.rootpath) else None
+
 
 WORDS = "the cat sat on a mat and saw rain run down to sea under moon".split()  # noqa: SIM905
 
@@ -25,10 +39,13 @@ def small_text() -> str:
 
 
 @pytest.fixture(scope="session")
-def text_file(small_text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("corpus") / "words.txt"
-    path.write_text(small_text * 3)
-    return path
+def text_file(small_text: str, once) -> Path:
+    def write(folder: Path) -> Path:
+        path = folder / "words.txt"
+        path.write_text(small_text * 3)
+        return path
+
+    return once("corpus", write)
 
 
 @pytest.fixture(scope="session")
@@ -69,19 +86,37 @@ def own_places(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixture
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def composed_once():
+    """A composition takes a fifth of a second, and half of all tests begin with one."""
+    from support.composed import composed_once, conf_read_once
+
+    with conf_read_once(), composed_once():
+        yield
+
+
 @pytest.fixture(scope="session")
-def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory, own_places):
-    """A finished study, trained once in this process, and everything it said. Tests must not change it."""
+def once(tmp_path_factory: pytest.TempPathFactory, own_places):
+    """`once(name, make)`: what `make(folder)` returned in the first process of this test run that asked."""
+    base = tmp_path_factory.getbasetemp()
+    # xdist's workers have folders of their own in that of the run
+    of_run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return functools.partial(made_once, Path(os.environ.get("TESTS_SHARED", of_run / "shared")))
+
+
+@pytest.fixture(scope="session")
+def finished(tiny: list[str], once):
+    """A finished study, trained once in a test run, and everything it said. Tests must not change it."""
     from ebc_lab.config.compose import compose
     from ebc_lab.report.conclude import concluding
     from ebc_lab.study.autopilot import autopilot
 
-    said: list[str] = []
-    config = compose(
-        [*tiny, "launcher=inline", f"output_dir={tmp_path_factory.mktemp('studies')}", "study.name=done"]
-    )
-    outcome = autopilot(config, concluding(say=said.append))
-    return config, outcome, said
+    def train(folder: Path):
+        said: list[str] = []
+        config = compose([*tiny, "launcher=inline", f"output_dir={folder}", "study.name=done"])
+        return config, autopilot(config, concluding(say=said.append)), said
+
+    return once("finished", train)
 
 
 @pytest.fixture

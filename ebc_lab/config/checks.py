@@ -29,10 +29,9 @@ LABEL = re.compile(r"[A-Za-z0-9]\w{0,59}", re.ASCII)  # of a user's own part, in
 
 def choice(key: str, value: Any, allowed: Iterable[str]) -> None:
     known = list(allowed)
-    require(
-        value in known,
-        f"{key}={shown(value)} is unknown{near_choice(key, str(value), known)}; it takes {any_of(known)}.",
-    )
+    if value not in known:  # what it is near to is looked for then alone: that takes longer than all checks
+        near = near_choice(key, str(value), known)
+        raise UserError(f"{key}={shown(value)} is unknown{near}; it takes {any_of(known)}.")
 
 
 def check_settings(config: Any, path: str = "") -> None:
@@ -143,19 +142,14 @@ def _check_list(key: str, value: list[Any], setting: Setting, kind: Any) -> None
 
 def _check_one(key: str, value: Any, setting: Setting, kind: Any) -> None:
     """A single value: no list, no mapping, and there is one."""
-    complaint = f"not {shown(value)}."
     if kind in (int, float) or setting.numeric:
-        word = "a whole number" if kind is int else "a finite number"
         number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
         finite = number and (isinstance(value, int) or math.isfinite(value))
-        require(
-            finite and setting.holds(value),
-            " ".join([f"{key} must be {word}", setting.range()]) + f", {complaint}",
-        )
-    elif kind is bool:
-        require(isinstance(value, bool), f"{key} must be true or false, {complaint}")
-    elif kind is str:
-        require(isinstance(value, str), f"{key} must be a text, {complaint}")
+        if not (finite and setting.holds(value)):
+            word = "a whole number" if kind is int else "a finite number"
+            raise UserError(" ".join([f"{key} must be {word}", setting.range()]) + f", not {shown(value)}.")
+    elif kind in (bool, str) and not isinstance(value, kind):
+        raise UserError(f"{key} must be {'true or false' if kind is bool else 'a text'}, not {shown(value)}.")
     if isinstance(value, str):
         _check_text(key, value, setting.longest)
     if setting.group:

@@ -82,9 +82,12 @@ def setting(default: T, about: str, unit: str = "", **limits: Any) -> T:
     return cast(T, made)
 
 
+ANYTHING = Setting()
+
+
 def setting_of(field: dataclasses.Field[Any]) -> Setting:
     """The metadata of a field; one that `setting` did not make takes anything."""
-    return cast(Setting, field.metadata.get("setting", Setting()))
+    return cast(Setting, field.metadata.get("setting", ANYTHING))
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:

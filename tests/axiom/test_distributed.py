@@ -377,8 +377,8 @@ def test_residuals_that_do_not_fit_are_refused_and_change_nothing(trained):
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> gloo.Results:
-    return gloo.start("short", tmp_path_factory.mktemp("short"))
+def both(once) -> gloo.Results:
+    return once("short", lambda folder: gloo.start("short", folder))
 
 
 def test_both_workers_end_with_equal_weights_in_bfloat16_too(both):

@@ -5,12 +5,12 @@ from support.ebc_gloo_cases import CASES, SLOW_CASES, Told, start
 
 
 @pytest.fixture(scope="session")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
+def told(once) -> Told:
     """What each rank has to say of `CASES`, and what was refused."""
-    return start("train_and_refuse", CASES, tmp_path_factory.mktemp("gloo"))
+    return once("gloo", lambda folder: start("train_and_refuse", CASES, folder))
 
 
 @pytest.fixture(scope="session")
-def slowly_told(tmp_path_factory: pytest.TempPathFactory) -> Told:
+def slowly_told(once) -> Told:
     """The same of `SLOW_CASES`."""
-    return start("train", SLOW_CASES, tmp_path_factory.mktemp("slow_gloo"))
+    return once("slow_gloo", lambda folder: start("train", SLOW_CASES, folder))

@@ -1,0 +1,195 @@
+"""Whether `make test` catches what all tests do: sixty deliberate breaks, each in a copy of the tree.
+
+    python scripts/mutations.py [NUMBERS…]        after scripts/reached.py; a quarter of an hour
+
+scripts/mutations.txt names a file, a line of it and what becomes of that line; the breaks were drawn at
+random from all packages. Of each, those tests run that reach the line, the quickest first, until one
+fails: first those of `make test`, then, if none of them fails, all others.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import least_tests
+import pytest
+import reached
+
+ROOT = Path(__file__).parent.parent
+BREAKS = Path(__file__).with_suffix(".txt")
+NOT_COPIED = (
+    ".git",
+    ".venv",
+    ".reached",
+    "__pycache__",
+    "outputs",
+    "build",
+    "dist",
+    ".*_cache",
+    "node_modules",
+)
+FIRST = 80  # tests that are tried together
+MOST_SECONDS = 300  # of processor time, foreseen, that the tests may take of which none fails
+HANGS = 300  # seconds until a break is taken for caught because nothing ends any more
+ALL_PASS, SOME_FAIL, NONE_LEFT = 0, 1, 5  # what pytest ends with
+
+
+@dataclass(frozen=True)
+class Break:
+    """A line of a file, and what becomes of it."""
+
+    file: str
+    line: str
+    broken: str
+
+    def apply(self, root: Path) -> None:
+        """Raises ValueError unless the line is there once."""
+        path = root / self.file
+        lines = path.read_text().splitlines(keepends=True)
+        at = [i for i, line in enumerate(lines) if line.strip() == self.line]
+        if len(at) != 1:
+            raise ValueError(f"{self.file} has {len(at)} lines {self.line!r}")
+        lines[at[0]] = lines[at[0]].replace(self.line, self.broken)
+        path.write_text("".join(lines))
+
+    def place(self) -> tuple[str, set[int]]:
+        """The function that the line is in, and the lines of its statement as reached.py counts them."""
+        source = (ROOT / self.file).read_text()
+        number = [line.strip() for line in source.splitlines()].index(self.line) + 1
+        around = [
+            node
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.stmt) and node.lineno <= number <= (node.end_lineno or node.lineno)
+        ]
+        statement = max(around, key=lambda node: node.lineno)
+        name, first = reached.functions(ROOT / self.file)[number]
+        end = max(number, min(statement.end_lineno or number, number + 8))
+        return name, {line - first for line in range(statement.lineno, end + 1)}
+
+
+def breaks() -> list[Break]:
+    """Those of mutations.txt: three lines each, the file, `- ` the line and `+ ` what becomes of it."""
+    lines = BREAKS.read_text().splitlines()
+    thirds = zip(lines[::3], lines[1::3], lines[2::3], strict=True)
+    return [Break(file, line.removeprefix("- "), broken.removeprefix("+ ")) for file, line, broken in thirds]
+
+
+class Failed:
+    """A plugin of pytest: notes the test that failed."""
+
+    def __init__(self, note: Path):
+        self.note = note
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.note.write_text(report.nodeid)
+
+
+def fails(names: Sequence[str], root: Path) -> str | None:
+    """The first of these tests that fails in the copy; empty where not even an import succeeds."""
+    sys.stdout.flush()
+    note = root.with_name("failed")
+    note.unlink(missing_ok=True)
+    child = os.fork()
+    if not child:
+        try:
+            os.setpgid(0, 0)
+            os._exit(_tested(names, root, note))
+        finally:
+            os._exit(SOME_FAIL)
+    until = time.monotonic() + HANGS
+    code = None
+    while code is None and time.monotonic() < until:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        code = os.waitstatus_to_exitcode(status) if pid else None
+        time.sleep(0.1)
+    if code is None:
+        os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    if code in (ALL_PASS, NONE_LEFT):
+        return None
+    return note.read_text() if note.exists() else ""
+
+
+def _tested(names: Sequence[str], root: Path, note: Path) -> int:
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    os.chdir(root)
+    sys.path.insert(0, str(root))
+    os.environ["PYTHONPATH"] = str(root)
+    with tempfile.TemporaryDirectory() as temp:
+        settings = ["-x", "-p", "no:cacheprovider", f"--basetemp={temp}/t", f"--rootdir={root}"]
+        return int(pytest.main([*settings, *names], plugins=[Failed(note)]))
+
+
+def caught(names: Sequence[str], root: Path) -> str | None:
+    """The test that fails in the copy, and passes in the tree as it is."""
+    left = list(names)
+    while left:
+        part = left[:FIRST]
+        failed = fails(part, root)
+        if failed is None:
+            left = left[FIRST:]
+        elif not failed or fails([failed], ROOT) is None:
+            return failed or "an import"
+        else:
+            left = [name for name in left if name != failed]
+    return None
+
+
+def in_time(tests: Sequence[least_tests.Test]) -> list[str]:
+    """The quickest, as many as are let run."""
+    names, seconds = [], 0.0
+    for test in sorted(tests, key=lambda t: t.seconds):
+        seconds += test.seconds
+        if seconds < MOST_SECONDS:
+            names.append(test.name)
+    return names
+
+
+def main(asked: Sequence[str]) -> int:
+    every = breaks()
+    for name in reached.SLOW_TO_IMPORT:
+        __import__(name)
+    tests, _, steps = least_tests.known(reached.test_files())
+    chosen = least_tests.listed(tests)
+    by_least: list[int] = []
+    by_rest: list[int] = []
+    for number in [int(word) for word in asked] or range(len(every)):
+        one = every[number]
+        function, lines = one.place()
+        here = {
+            i for i, (*place, a, b) in enumerate(steps) if place == [one.file, function] and lines & {a, b}
+        }
+        reaching = [test for test in tests if test.steps & here]
+        first = [test for test in reaching if test.name in chosen]
+        rest = [test for test in reaching if test.name not in chosen]
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder) / "tree"
+            shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(*NOT_COPIED))
+            one.apply(root)
+            found, by = caught(in_time(first), root), by_least
+            if not found:
+                found, by = caught(in_time(rest), root), by_rest
+        if found:
+            by.append(number)
+        who = "no test" if not found else f"{'make test' if by is by_least else 'the others alone'}, {found}"
+        print(f"{number:2} {one.file}: {one.broken}", f"   {len(first)} of {len(reaching)}: {who}", sep="\n")
+        sys.stdout.flush()
+    caught_ones = len(by_least) + len(by_rest)
+    print(f"of {caught_ones} breaks that some test catches make test catches {len(by_least)}; not {by_rest}")
+    return len(by_least) < 0.95 * caught_ones
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

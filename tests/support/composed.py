@@ -1,0 +1,123 @@
+"""Configurations that tests compose again and again: Hydra makes each of them once in a process."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from hydra._internal import config_loader_impl as loader
+from hydra._internal.config_loader_impl import ConfigLoaderImpl as Loader
+from hydra._internal.config_repository import CachingConfigRepository
+from hydra._internal.defaults_list import DefaultsList, Overrides
+from hydra.core.config_store import ConfigStore
+
+from ebc_lab.config import compose as module
+from ebc_lab.config.choices import conf_dir
+from ebc_lab.config.schema import Config
+
+# where a study lies and what it is called differs from test to test, and has no say in any other setting
+PLACE = re.compile(r"(output_dir|study\.name)=([A-Za-z/][\w./-]*)")
+CHANGING = r"\bgiven\b|\bown-"  # in what Hydra is told of a user's own suite, and of arms given as overrides
+WORDS_OF_YAML = {"true", "false", "yes", "no", "on", "off", "null", "nan", "inf"}
+
+
+@contextmanager
+def composed_once() -> Iterator[None]:
+    """What Hydra makes of the same overrides is remembered, and every caller gets its own copy.
+
+    Compositions that read a user's own files, arms given as overrides, or another folder than `conf` are made
+    anew each time, and so is everything that is refused.
+    """
+    compose = module._composed
+    usual = conf_dir()
+    known: dict[tuple[str, ...], bytes] = {}
+
+    def remembering(overrides: Sequence[str], suite: Path | None, values: Mapping[str, Any]) -> Config:
+        if suite is not None or "+given=arms" in overrides or conf_dir() != usual:
+            return compose(overrides, suite, values)
+        places = {o: match for o in overrides if (match := _place(o))}
+        rest = tuple(o for o in overrides if o not in places)
+        if rest not in known:
+            known[rest] = pickle.dumps(compose(rest, suite, values))
+        config: Config = pickle.loads(known[rest])
+        for match in places.values():
+            key, value = match.groups()
+            study = replace(config.study, name=value)
+            config = (
+                replace(config, study=study) if key == "study.name" else replace(config, output_dir=value)
+            )
+        return config
+
+    with mock.patch.object(module, "_composed", remembering):
+        yield
+
+
+def _place(override: str) -> re.Match[str] | None:
+    match = PLACE.fullmatch(override)
+    return None if match is None or match[2].lower() in WORDS_OF_YAML else match
+
+
+@contextmanager
+def conf_read_once() -> Iterator[None]:
+    """What Hydra makes of the same choices from `conf` is remembered: files are read and merged once, then
+    only single settings are set, on a copy. Forgotten as soon as something else is stored for Hydra to find.
+
+    A composition takes 27 ms so, and not 198; `composed_once` makes 11 of a repeated one.
+    """
+    folder = conf_dir().resolve()
+    lists: dict[Any, DefaultsList] = {}
+    merged: dict[Any, bytes] = {}
+    list_of, store = loader.create_defaults_list, ConfigStore.store
+    merge = Loader._compose_config_from_defaults_list
+
+    def lasting(repo: Any, choices: Any) -> bool:
+        """Whether these choices mean the same next time: they are of `conf`, not one's own files or arms."""
+        from_conf = any(source.path == str(folder) for source in repo.get_sources())
+        return from_conf and not re.search(CHANGING, str(choices))
+
+    def remembered_list(
+        repo: Any, config_name: Any, overrides_list: Any, prepend_hydra: bool, skip_missing: bool
+    ) -> DefaultsList:
+        settings = Overrides(repo=repo, overrides_list=overrides_list).config_overrides
+        choices = tuple(o.input_line for o in overrides_list if o not in settings)
+        key = (config_name, choices, prepend_hydra, skip_missing)
+        if key in lists and lasting(repo, choices):
+            return replace(lists[key], config_overrides=settings)
+        made = list_of(repo, config_name, overrides_list, prepend_hydra, skip_missing)
+        if lasting(repo, choices):
+            lists[key] = made
+        return made
+
+    def remembered_merge(self: Loader, defaults: Any, repo: Any) -> Any:
+        key = tuple(map(repr, defaults))
+        if not lasting(repo, key):
+            return merge(self, defaults, repo)
+        if key not in merged:
+            merged[key] = pickle.dumps(merge(self, defaults, repo))
+        return pickle.loads(merged[key])
+
+    def stored(self: ConfigStore, name: str, node: Any, group: str | None = None, **more: Any) -> None:
+        if not re.search(CHANGING, f"{group}/{name}"):
+            lists.clear()
+            merged.clear()
+        store(self, name, node, group, **more)
+
+    def light(self: CachingConfigRepository, delegate: Any) -> None:
+        """Without a copy of all that is stored: nobody changes it."""
+        self.delegate = copy.copy(delegate)
+        self.cache = {}
+
+    with (
+        mock.patch.object(loader, "create_defaults_list", remembered_list),
+        mock.patch.object(Loader, "_compose_config_from_defaults_list", remembered_merge),
+        mock.patch.object(ConfigStore, "store", stored),
+        mock.patch.object(CachingConfigRepository, "__init__", light),
+    ):
+        yield
