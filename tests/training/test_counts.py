@@ -24,7 +24,7 @@ EVERY_SECOND = {"stabilizer": {"name": "ebc"}, "budget": {"name": "shadow", "mea
 USUAL = range(21, 30)  # past the refinement; the surrogate's groups are due at 40
 AUDITED = 30
 SHAPE = ["device=cpu", "dtype=float32", "threads_per_run=1", "compile=off", "data=path"]
-SHAPE += ["audit_every=10"]
+SHAPE += ["audit_every=10", "budget.measure=every"]
 SHAPE += ["batch_size=6", "model.context=32"]  # few activations, so that copies of weights stand out
 
 

@@ -152,7 +152,7 @@ def test_what_a_budget_measures_is_recorded_and_nothing_else(run, tmp_path):
                 steps["surrogate"], rel=1e-6
             )
     assert columns["tracked"] - columns["shadow"] == {
-        *("tracked_log_ratio", "tracked_variance", "tracked_scale", "innovation")
+        *("tracked_log_ratio", "tracked_variance", "tracked_flicker", "tracked_scale", "innovation")
     }
     assert columns["fisher"] - columns["shadow"] == {"predicted_kl"}
     assert {"guard", "surrogate", "radius"} <= columns["surrogate"]

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from ebc_lab.config.choices import own_part, told
 from ebc_lab.config.errors import require
+from ebc_lab.config.parts.budget import measured_as
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import EllipsotopeClip, InBackward, LaggedClip, StabilizedOptimizer
 from ebc_lab.ebc.options import LAGGED, SETTLING
@@ -68,7 +69,7 @@ def ebc(
         cadence=budget.cadence,
         sensitivity_every=budget.sensitivity_every,
         measure_every=budget.measure_every,
-        measure=budget.measure,
+        measure=measured_as(budget),
         measure_above=budget.measure_above,
         refine_steps=SETTLING,  # later steps can be captured in a CUDA graph, and are as they were recorded
         exponent=budget.exponent,

@@ -94,8 +94,15 @@ def records_bound(budget: BudgetConfig) -> bool:
     return budget.name in options.BOUNDED or budget.sensitivity_every > 0
 
 
+def measured_as(budget: BudgetConfig) -> str:
+    """One of CADENCES_OF_KL: which steps measure a KL, of those that `measure_every` leaves."""
+    return budget.measure if budget.name == "tracked" and budget.measure_every == 1 else "every"
+
+
 def _idle(budget: BudgetConfig) -> tuple[str, ...]:
     idle = ("sensitivity_every",) if budget.name in options.BOUNDED else ()
+    if measured_as(budget) != budget.measure:  # a scale's file may set it beside another budget
+        idle = (*idle, "measure", "measure_above")
     if records_bound(budget):
         return idle
     of_the_bound = ("aggregate", "guard", "probe", "cadence", "beta_init", "units")

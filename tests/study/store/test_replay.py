@@ -38,14 +38,14 @@ def test_an_edited_decision_is_shown_leaf_by_leaf(own_copy, stage):
     path = study.root / "auto_decisions.json"
     decisions = json.loads(path.read_text())
     decisions[stage]["candidates"][0]["lr"] = 99.0
-    decisions[stage]["notes"] = ["mine"]
+    decisions[stage]["rule"] = "mine"
     path.write_text(json.dumps(decisions))
     found = replay(study)
     assert not found["same"]
     assert [s for s, f in found["stages"].items() if not f["same"]] == [stage]
     shown = {d["path"]: (d["recorded"], d["recomputed"]) for d in found["stages"][stage]["differences"]}
     assert shown["candidates[0].lr"][0] == 99.0
-    assert shown["notes"][0] == ["mine"]
+    assert shown["rule"][0] == "mine"
     assert len(shown) == 2
     assert replay(study, "lr_sweep")["same"] == (stage != "lr_sweep")
     assert any("candidates[0].lr: 99.0 → 0." in line for line in replay_in_words(found))
