@@ -86,6 +86,13 @@ def own_places(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixture
         yield
 
 
+@pytest.fixture(autouse=True)
+def subnormals():
+    """A run switches them off for its process."""
+    yield
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def composed_once():
     """A composition takes a fifth of a second, and half of all tests begin with one."""

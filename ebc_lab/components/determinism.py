@@ -56,6 +56,7 @@ class Torch(Hook):
     workloads: ClassVar[Makers] = WORKLOADS
     sums: ClassVar[Sums] = SUMS  # of losses in an evaluation
     exact_windows = False  # whether evaluation windows are spread by integers alone
+    keeps_subnormals = False  # whether a CPU computes with numbers below 1e-38, a hundred times as slowly
 
     def __init__(self, run: RunConfig, built: Built):
         self.run = run
@@ -67,6 +68,7 @@ class Torch(Hook):
             repeat_bits(strict=cls.strict)
         elif torch.are_deterministic_algorithms_enabled():  # an earlier run of this process asked for it
             torch.use_deterministic_algorithms(False)
+        torch.set_flush_denormal(not cls.keeps_subnormals)
 
     @classmethod
     def windows(cls, tokens: Tensor, context: int, count: int) -> list[tuple[Tensor, Tensor]]:
@@ -125,6 +127,7 @@ class Verity(Torch):
     workloads: ClassVar[Makers] = {"gpt": ExactGPTWorkload}
     sums = EXACT_SUMS
     exact_windows = True
+    keeps_subnormals = True
 
     def __init__(self, run: RunConfig, built: Built):
         super().__init__(run, built)

@@ -102,7 +102,10 @@ class StackedMuon(torch.optim.Muon):
     def _momenta(self, matrices: list[nn.Parameter], group: dict[str, Any], bad: Tensor | None) -> Tensor:
         """The Nesterov momenta after this step's gradients, transposed if tall, (n, short, long)."""
         gradients = [p.grad for p in matrices if p.grad is not None]
-        buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in matrices]
+        for p in matrices:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffers = [self.state[p]["momentum_buffer"] for p in matrices]
         weight = 1 - group["momentum"]
         if bad is None:
             torch._foreach_lerp_(buffers, gradients, weight)

@@ -1,4 +1,4 @@
-"""What is compiled, and what is not."""
+"""How a process is set up to train: what is compiled, and which numbers are computed with."""
 
 import shutil
 from dataclasses import replace
@@ -29,6 +29,14 @@ def test_stabilizers_that_hook_into_layers_are_known(run):
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
         assert hooked == (name in stabilizers.HOOKED), name
         assert (process.forward_of(model, replace(shape, compile="on")) is model) == hooked
+
+
+def test_a_cpu_spends_no_time_on_numbers_below_1e_38_unless_the_run_is_exact(run):
+    run = replace(run, stabilizer=replace(run.stabilizer, name="none"))
+    small = torch.tensor([1e-39])
+    for name, kept in (("none", False), ("verity", True), ("none", False)):
+        process.set_up_torch(replace(run, determinism=replace(run.determinism, name=name)))
+        assert bool(small * 2 > 0) == kept
 
 
 @COMPILER

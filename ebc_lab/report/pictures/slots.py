@@ -9,6 +9,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ebc_lab.config.errors import clock
+from ebc_lab.config.schema import STAGES
 from ebc_lab.study.inspect.slots import Bar, Timeline
 
 from .sheet import INK, Facts, Sheet, key, name_rows, page
@@ -29,8 +30,8 @@ def draw_slots(facts: Facts, busy: Timeline) -> Sheet:
     cut = f"only the first {rows} slots are drawn" if rows < busy.slots else ""
     seeds = len({bar.seed for bar in busy.bars})
     figure, axes = page(facts, said, whom, finding, seeds, (), cut, size)
-    stages = list(dict.fromkeys(bar.stage for bar in sorted(busy.bars, key=lambda bar: bar.end)))
-    stages.sort(key=list(busy.stages).index)
+    drawn = {bar.stage for bar in busy.bars}  # one whose runs all trained during another has no time of its own
+    stages = [stage for stage in STAGES if stage in drawn]
     colours = {stage: COLOURS[i % len(COLOURS)] for i, stage in enumerate(stages)}
     axes.set_xlim(0, busy.whole.seconds)
     axes.set_xlabel("time since the first run began")

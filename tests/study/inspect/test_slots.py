@@ -86,15 +86,16 @@ def test_nothing_is_said_before_a_run_has_ended(tmp_path):
 
 
 def test_the_picture_has_a_row_for_each_slot_and_cuts_no_word(study):
+    attempted(study, "e", "calibrate", (10, "begin", 2), (16, "end"))  # all of it beside lr_sweep
     facts = Facts("s", "words", None, "smoke", 640, 8, (0.5, 0.7))
     with matplotlib.rc_context(fname=STYLE):
         figure = draw_slots(facts, timeline(study))
         check_page(figure, "slots")
         words = words_of(figure)
         [legend] = figure.legends
-        assert len(figure.axes[0].patches) == 4
+        assert len(figure.axes[0].patches) == 5
     assert {"slot 1", "slot 2"} <= {text.get_text() for text in figure.axes[0].get_yticklabels()}
     named = [text.get_text() for text in legend.get_texts()]
-    assert named == ["lr_sweep", "finals", "a measurement of time, alone"]
+    assert named == ["lr_sweep", "calibrate", "finals", "a measurement of time, alone"]
     assert not any("…" in text for text in [*words, *named])
-    assert "Idle 25% of 20 s" in figure.alt
+    assert "Idle 10% of 20 s" in figure.alt
