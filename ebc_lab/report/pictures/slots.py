@@ -30,7 +30,7 @@ def draw_slots(facts: Facts, busy: Timeline) -> Sheet:
     cut = f"only the first {rows} slots are drawn" if rows < busy.slots else ""
     seeds = len({bar.seed for bar in busy.bars})
     figure, axes = page(facts, said, whom, finding, seeds, (), cut, size)
-    drawn = {bar.stage for bar in busy.bars}  # one whose runs all trained during another has no time of its own
+    drawn = {bar.stage for bar in busy.bars}  # one that trained beside another too
     stages = [stage for stage in STAGES if stage in drawn]
     colours = {stage: COLOURS[i % len(COLOURS)] for i, stage in enumerate(stages)}
     axes.set_xlim(0, busy.whole.seconds)
