@@ -17,10 +17,14 @@ DIVERGED = {"outcome": "diverged", "val_loss": None, "c_median": None, "kl_media
 FAILED = {"outcome": "failed", "cause": "a bug", "val_loss": None}
 
 
+GRIDS = ("calibrate.multiples=[1,1.25,1.6,2]", "lr_sweep.control_scales=[1,2]")
+
+
 def config_of(*overrides: str, scale: str = "laptop") -> Config:
-    """A study's settings with nothing left to be measured."""
+    """A study's settings with nothing left to be measured, and grids that no scale's file changes."""
     named = [f"scale={scale}", "dtype=float32", "threads_per_run=1", "compile=off", "device=cpu"]
-    config = compose([*named, *overrides])
+    grids = GRIDS if scale == "laptop" else ()
+    config = compose([*named, *grids, *overrides])
     return replace(config, data=replace(config.data, sha256="0" * 64))
 
 

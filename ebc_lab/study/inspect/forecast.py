@@ -65,6 +65,10 @@ def _runs_in(config: Config, scenario: Scenario, known: ResultsOf) -> dict[str, 
         stage = stage_of(name)
         specs = _asked(config, scenario, stage, decisions, results, known)
         runs[name] = [s for s in distinct(specs) if s.run_id not in before]
+        if not scenario.merged:  # which runs two arms or stages share depends on decisions: at the most, none
+            there = known(specs)
+            runs[name] = [s for s in runs[name] if s.run_id in there]
+            runs[name] += [s for s in specs if s.run_id not in there]
         if stage.concludes:
             continue
         try:

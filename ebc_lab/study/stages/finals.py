@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from ebc_lab.config.identity import round3
@@ -16,7 +17,7 @@ from .compare_arms import claims, compare, efficiency, looks, next_seeds
 from .fair_control import control_run
 from .rules import Results, make_decision
 from .runs import ebc_run, length, plain_run, searched, spec_of, tracks_of, waiting, with_ebc
-from .stage import Figure, Said, Stage, compared
+from .stage import Figure, NotSettled, Said, Stage, compared
 from .statistics import CONFIDENCE, show_difference, show_mean
 from .verdict import remedy, verdict_lines
 
@@ -60,7 +61,9 @@ def final_arms(
     """Yield (role, run, LR scale) of each arm in `finals.arms` that the decisions determine; two roles may be
     the same run."""
     for role in config.finals.arms:
-        arm = _final_arm(config, decisions, name, seed, role)
+        arm = None
+        with suppress(NotSettled):
+            arm = _final_arm(config, decisions, name, seed, role)
         if arm is not None:
             run, scale = arm
             yield role, replace(run, evaluate=["val", "test"]), scale
