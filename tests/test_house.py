@@ -29,41 +29,44 @@ INSIDE = "\n\ndef planted():\n    {}\n"
 CHECKED = "\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    {}\n"
 
 
-@pytest.mark.parametrize(
-    ("file", "planted", "words"),
-    [
-        ("records/files.py", "from ebc_lab.study.guards import Guards", "study is not below records"),
-        (
-            "study/launch/pool.py",
-            INSIDE.format("import ebc_lab.report.conclude"),
-            "report is not below study",
-        ),
-        ("config/schema.py", CHECKED.format("from ebc_lab.ebc import clip"), "ebc is not below config"),
-        ("study/stages/rules.py", "from ..store import find", "store is not below stages"),
-        ("study/trackers/backends.py", "from ..stages import rules", "stages is not below trackers"),
-        ("report/text/words.py", "from ..page import html", "page is not below text"),
-        ("study/invented.py", "from .stages import rules\nfrom .inspect import why", "inspect is not below"),
-        ("__init__.py", "from ebc_lab.config import schema", "config is not below"),
-        ("ebc/controller.py", "import numpy", "ebc may import torch and the standard library alone"),
-        ("ebc/controller.py", "from ebc_lab.config import errors", "config is not below ebc"),
-        ("config/errors.py", INSIDE.format("import torch"), "config must load without torch"),
-        ("integrations/figures.py", "from ebc_lab.config import errors", "config is not below integrations"),
-        ("integrations/figures.py", "import accelerate", "integrations may import torch, lightning"),
-        ("records/files.py", "from ..config import errors", "absolute between packages"),
-        ("records/files.py", "from ebc_lab.records import locks", "relative inside a package"),
-        (
-            "config/errors.py",
-            INSIDE.format("from . import checks"),
-            "ebc_lab.config.errors, ebc_lab.config.hints",
-        ),
-    ],
-)
-def test_a_planted_import_is_noticed(tmp_path, file, planted, words):
-    shutil.copytree(ROOT / "ebc_lab", tmp_path / "ebc_lab")
-    path = tmp_path / "ebc_lab" / file
-    path.parent.mkdir(exist_ok=True)
-    path.write_text((path.read_text() if path.exists() else "") + f"\n{planted}\n")
-    assert any(words in sentence for sentence in house.violations(tmp_path)), house.violations(tmp_path)
+PLANTED = [
+    ("records/files.py", "from ebc_lab.study.guards import Guards", "study is not below records"),
+    ("study/launch/pool.py", INSIDE.format("import ebc_lab.report.conclude"), "report is not below study"),
+    ("config/schema.py", CHECKED.format("from ebc_lab.ebc import clip"), "ebc is not below config"),
+    ("study/stages/rules.py", "from ..store import find", "store is not below stages"),
+    ("study/trackers/backends.py", "from ..stages import rules", "stages is not below trackers"),
+    ("report/text/words.py", "from ..page import html", "page is not below text"),
+    ("study/invented.py", "from .stages import rules\nfrom .inspect import why", "inspect is not below"),
+    ("__init__.py", "from ebc_lab.config import schema", "config is not below"),
+    ("ebc/controller.py", "import numpy", "ebc may import torch and the standard library alone"),
+    ("ebc/controller.py", "from ebc_lab.config import errors", "config is not below ebc"),
+    ("config/errors.py", INSIDE.format("import torch"), "config must load without torch"),
+    ("integrations/figures.py", "from ebc_lab.config import errors", "config is not below integrations"),
+    ("integrations/figures.py", "import accelerate", "integrations may import torch, lightning"),
+    ("records/files.py", "from ..config import errors", "absolute between packages"),
+    ("records/files.py", "from ebc_lab.records import locks", "relative inside a package"),
+]
+
+
+def violations(folder, *planted):
+    """What is found in a copy of the package after these lines were added, each to its file."""
+    shutil.copytree(ROOT / "ebc_lab", folder / "ebc_lab")
+    for file, lines, *_ in planted:
+        with open(folder / "ebc_lab" / file, "a") as code:
+            code.write(f"\n{lines}\n")
+    return house.violations(folder)
+
+
+def test_every_planted_import_is_noticed(tmp_path):
+    found = violations(tmp_path, *PLANTED)
+    for file, planted, words in PLANTED:
+        module = ".".join(["ebc_lab", *Path(file).with_suffix("").parts]).removesuffix(".__init__")
+        assert any(s.startswith(f"{module}, line ") and words in s for s in found), (planted, found)
+
+
+def test_files_that_import_each_other_are_noticed(tmp_path):
+    found = violations(tmp_path, ("config/errors.py", INSIDE.format("from . import checks")))
+    assert any("ebc_lab.config.errors, ebc_lab.config.hints" in sentence for sentence in found), found
 
 
 def test_folders_that_import_each_other_are_noticed_though_their_files_do_not(tmp_path):
