@@ -23,7 +23,8 @@ GRIDS = ("calibrate.multiples=[1,1.25,1.6,2]", "lr_sweep.control_scales=[1,2]")
 def config_of(*overrides: str, scale: str = "laptop") -> Config:
     """A study's settings with nothing left to be measured, and grids that no scale's file changes."""
     named = [f"scale={scale}", "dtype=float32", "threads_per_run=1", "compile=off", "device=cpu"]
-    grids = GRIDS if scale == "laptop" else ()
+    suite = any(o.startswith("study=") for o in overrides)  # which may have its own
+    grids = GRIDS if scale == "laptop" and not suite else ()
     config = compose([*named, *grids, *overrides])
     return replace(config, data=replace(config.data, sha256="0" * 64))
 
