@@ -36,7 +36,7 @@ from ebc_lab.study.store.snapshot import read
 from ebc_lab.study.store.study import Study
 
 SIGMAS = (1.0, 2.0, 3.0, 5.0, 10.0)
-FIRSTS = (0.25, 0.5, 0.6, 0.75)
+FIRSTS = (0.25, 0.5, 0.6, 0.75, 0.9)
 OTHERS = (("lr_sweep", "grid"), ("lr_sweep", "control"), ("calibrate", ""))  # stage, role: these do not race
 
 

@@ -23,7 +23,7 @@ class Race(Hook):
         bound = self.above.get(step)
         if bound is None or not loss > bound:  # NaN is for the rules of divergence
             return None
-        return f"raced at step {step}: its loss, {loss:.4f}, is above {bound:.4f}: it cannot win any more"
+        return f"at step {step} its loss, {loss:.4f}, was above {bound:.4f}: it could not win any more"
 
 
 HOOK = Race

@@ -333,8 +333,8 @@ class TuneConfig(StageConfig):
     )
     race_sigmas: float = setting(
         0.0,
-        "from half of its run on one is stopped that lies so far behind the arm's best finished point of the "
-        "same shape at the same step; 0: none is",
+        "from three quarters of its steps on a run is stopped that is so far behind the arm's best finished "
+        "point of the same shape at the same step; 0: none is; not with window",
         "σ",
         low=0,
         high=1000,

@@ -26,7 +26,9 @@ from .rules import Results, best, edge_of, losses_of
 
 Searched = tuple[str, str]  # optimizer, projection
 Rivals = Sequence[Sequence[RunSpec]]  # points of a search, each with its seeds
-RACED_FROM = 0.6  # share of a run before which none is stopped: where a trapezoid begins to fall
+RACED_FROM = (
+    0.75  # share of a run before which none is stopped: a search misled before (scripts/race_replay.py)
+)
 MOST_BOUNDS = 20  # of a run: more would fill its settings and hardly stop it earlier
 DIGITS = 4  # of a bound, in nats
 
