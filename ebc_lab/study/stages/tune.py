@@ -320,6 +320,11 @@ def decide(
             arms[label] = _decided(_tried(config, earlier, results, track, label, arm), results, sigma)
             notes += [of + note for note in _notes(label, arms[label], arm.tune)]
         tracks[track] = {"arms": arms, "sigma": sigma}
+    if stopped := sum(results.get(s.run_id, {}).get("outcome") == "raced" for s in specs):
+        notes.append(
+            f"{stopped} of {len(specs)} runs were raced: the luck of the tuning is estimated without their "
+            "points"
+        )
     seeds = "one seed" if config.tune.seeds == 1 else f"the worst of {config.tune.seeds} seeds"
     how = "every combination"
     if config.tune.search == "coordinate":

@@ -95,13 +95,14 @@ def test_the_same_point_wins_as_without_racing_and_no_arm_loses_its_search():
         assert points[0] == points[1]
 
 
-def test_a_raced_point_does_not_win_and_is_said(monkeypatch):
+def test_a_raced_point_does_not_win_and_is_said():
     decision, _, _ = decided(suite())
     lost = [c for c in decision["candidates"] if c["outcome"] == "raced"]
     assert lost
     assert all(c["val_loss"] is None and c["raced"] == 450 and "step 450" in c["cause"] for c in lost)
     assert "is stopped where its loss" in decision["rule"]
     assert "5 sigma" in decision["rule"]
+    assert any(note.startswith(f"{len(lost)} of ") for note in decision["notes"])
     ids = {arm["run_id"] for arm in decision["tracks"]["adam_none"]["arms"].values()}
     assert not ids & {c["run_id"] for c in lost}
 
