@@ -20,6 +20,7 @@ from ebc_lab.bench.packing import describe as packing_in_words
 from ebc_lab.config.errors import clock, visible
 from ebc_lab.records.columns import BITS
 from ebc_lab.records.decisions import Decision
+from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.paths import RUNS
 from ebc_lab.report.text import glance, tables
 from ebc_lab.report.text import table as model
@@ -44,7 +45,7 @@ STATE_STYLE = {
     "interrupted": "yellow",
     "stale": "yellow",
 }
-OUTCOME_ORDER = ("completed", "diverged", "failed", "oom", "lost", "cancelled", "open")
+OUTCOME_ORDER = (*FINISHED, "failed", "oom", "lost", "cancelled", "open")
 
 
 class PlainTable(Table):

@@ -15,6 +15,7 @@ from rich.text import Text
 from ebc_lab.config.errors import UserError, clock, shown
 from ebc_lab.config.overrides import spelled
 from ebc_lab.config.schema import RunConfig
+from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.json_files import read_checksummed
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.report.text.words import NOTHING, fixed, part
@@ -141,4 +142,4 @@ def _ended(job: Job, best: bool) -> Text:
         return Text("not finished" if job.directory else "not begun", style="yellow")
     if outcome == "completed":
         return Text("completed, best" if best else "completed", style="green")
-    return Text(f"{outcome}: {job.result.get('cause')}", style="yellow" if outcome == "diverged" else "red")
+    return Text(f"{outcome}: {job.result.get('cause')}", style="yellow" if outcome in FINISHED else "red")

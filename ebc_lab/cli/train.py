@@ -24,6 +24,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.overrides import check_overrides, expand, spelled
 from ebc_lab.config.parts.tokens import set_steps
 from ebc_lab.config.schema import Config, RunConfig
+from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.files import refuse_unwritable
 from ebc_lab.records.locks import run_lock
 from ebc_lab.records.paths import RunFiles, SpecRecord
@@ -197,7 +198,7 @@ def task(composed: Any) -> float | None:
         every, together = config.launcher.checkpoint_every_s, config.launcher.processes_per_run
         with following(config.tracker, directory, print):
             result = train_one(run_part(config), directory, every, cores, together)
-        if result["outcome"] not in ("completed", "diverged"):
+        if result["outcome"] not in FINISHED:
             cause = str(result["cause"]).rstrip(".")
             message, code = f"the run {result['outcome']}: {cause}; {RunFiles(directory).log}", 4
     except (UserError, OSError) as error:

@@ -95,6 +95,13 @@ class Hook:
         """Look at what the update did -> columns, 0-dim."""
         return {}
 
+    # -- at an evaluation ------------------------------------------------------------------------------------
+
+    def ends(self, step: int, loss: float) -> str | None:
+        """Say why the run ends after `step` steps, where it has this loss on the fixed windows; None: it goes
+        on. Asked before the last step alone, and it must depend on nothing else."""
+        return None
+
     # -- what a run leaves -----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:

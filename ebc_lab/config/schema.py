@@ -331,6 +331,14 @@ class TuneConfig(StageConfig):
         "a grid of lr then grows both ways, max_extensions times at most, until the losses at its ends are "
         "0.05 nats above the best",
     )
+    race_sigmas: float = setting(
+        0.0,
+        "from three quarters of its steps on a run is stopped that is so far behind the arm's best finished "
+        "point of the same shape at the same step; 0: none is; not with window",
+        "σ",
+        low=0,
+        high=1000,
+    )
 
 
 @dataclass

@@ -28,6 +28,7 @@ from .limits import MULTIPLE
 from .machine import chosen_device, visible_gpus
 from .modes import check_processes
 from .parts import PART
+from .parts.race import RACE
 from .parts.stabilizer import StabilizerConfig
 from .schema import (
     CAPABILITIES,
@@ -92,9 +93,27 @@ def validate(config: Config, *, study: bool, here: bool = True) -> None:
     if study and (config.determinism.exact or config.launcher.processes_per_run > 1):
         _set_by_stages(config)
     if study:
+        _races(config)
         _read_by_somebody(replace(config, budget=run.budget))
     else:
         check_read(config)
+
+
+def _races(config: Config) -> None:
+    """Refuse runs that end early anywhere but in the search of `tune`, and there where every loss is needed.
+    Raises UserError."""
+    base = run_part(config)
+    for settings in ({}, *_settings_of_runs(config)):
+        require(
+            RACE.neutral(RACE.of(changed(base, {RACE.name: settings.get(RACE.name, {})}))),
+            "race=bounds is for a single run, ebc-lab train: in a study the stage tune gives its runs their "
+            "bounds by itself (tune.race_sigmas), and no other run has any.",
+        )
+    require(
+        not (config.tune.window and config.tune.race_sigmas),
+        "tune.race_sigmas would stop the runs whose losses say how far the LR window reaches: leave it at 0, "
+        "or set tune.window=false.",
+    )
 
 
 def _read_by_somebody(config: Config) -> None:

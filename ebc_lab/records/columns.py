@@ -106,7 +106,7 @@ COLUMN_MEANINGS = {  # of summary_*.csv, one row a run: column -> unit, meaning
     "aggregate": ("", "how contributions add up to S; empty where S is not measured"),
     "controller": ("", "how EBC's δ moves; empty without EBC"),
     "delta_star": (NATS, "δ*, the target KL of a step, before its schedule"),
-    "outcome": ("", "`completed`, `diverged`, `oom`, `failed`, `lost` or `cancelled`"),
+    "outcome": ("", "`completed`, `diverged`, `raced`, `oom`, `failed`, `lost` or `cancelled`"),
     "steps": ("steps", "taken"),
     "val_loss": (NATS, "cross-entropy on the whole validation split; decisions look at this one"),
     "val_se": (NATS, "its standard error over the split's windows"),

@@ -23,6 +23,7 @@ class Candidate(TypedDict):
     seed: int
     outcome: str | None
     cause: str | None
+    raced: NotRequired[int]  # after how many steps it was stopped, because it could not win any more
     val_loss: float | None
     val_se: float | None
     c_median: float | None
@@ -407,11 +408,12 @@ class Acceptance(TypedDict, total=False):
 
 
 class CurvePoint(TypedDict):
-    """The losses at one learning rate around an arm's best point; None where a run diverged."""
+    """The losses at one learning rate around an arm's best point; None where a run diverged or was raced."""
 
     lr: float
     val_loss: float | None
     seeds: dict[str, float | None]
+    raced: NotRequired[int]  # seeds that were stopped, because they could not win any more
 
 
 class TunedArm(TypedDict):

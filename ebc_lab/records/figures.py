@@ -20,7 +20,7 @@ WARM_STEPS = 20  # the KL of the first steps is several times larger: medians le
 KL_BAND = 0.30  # "within ±30% of the target"
 PLATEAU_C = 0.3
 LOGGED_EVERY = 20  # steps between log lines of the earlier study, whose statistics came from those alone
-FINISHED = ("completed", "diverged")  # outcomes that are results
+FINISHED = ("completed", "diverged", "raced")  # outcomes that are results, which all processes of a run see
 OUTCOMES = (*FINISHED, "oom", "failed", "lost", "cancelled")
 
 

@@ -27,6 +27,7 @@ from ebc_lab.config.identity import digest, identity
 from ebc_lab.config.machine import capabilities
 from ebc_lab.config.modes import check_processes
 from ebc_lab.config.schema import RunConfig
+from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import rows_in
@@ -37,7 +38,6 @@ VARIABLE = "ATEN_CPU_CAPABILITY"
 # how a run ends there
 DONE, INTERRUPTED, REFUSED, UNWRITABLE, DEVICE = "done", "interrupted", "refused", "unwritable", "device"
 FAILED = "failed"  # of another than the first of several; with its outcome and cause
-AGREED = ("completed", "diverged")  # outcomes that all processes of a run see
 LISTEN_S = 0.05  # for what a process says, before another run of this one has its turn
 CLOSE_S = 5.0  # for an idle process to end
 
@@ -208,7 +208,7 @@ class _Process:
         """Whether it can train another run after this end: one of several that has failed has left the others
         waiting for it."""
         if self.together:
-            return end["end"] == INTERRUPTED or (end["end"] == DONE and end["why"] in AGREED)
+            return end["end"] == INTERRUPTED or (end["end"] == DONE and end["why"] in FINISHED)
         return bool(end["end"] != DEVICE)
 
     def kill(self) -> None:

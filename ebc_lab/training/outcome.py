@@ -1,4 +1,4 @@
-"""One run trained to an outcome in its result.json: `completed`, `diverged`, `oom` or `failed`."""
+"""One run trained to an outcome in its result.json: `completed`, `diverged`, `raced`, `oom` or `failed`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity
 from ebc_lab.config.own.sources import line_of_fault
 from ebc_lab.config.schema import RunConfig
+from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import rows_in
@@ -98,7 +99,7 @@ def _about(run: RunConfig, ranks: Ranks, corpus_warning: str | None) -> list[str
 def _record(result: dict[str, Any], files: RunFiles) -> None:
     """Write the result, after which there is nothing to resume unless the run has failed."""
     write_checksummed(files.result, result)
-    if result["outcome"] in ("completed", "diverged"):
+    if result["outcome"] in FINISHED:
         files.checkpoint.unlink(missing_ok=True)
     _log(files, f"{result['outcome']} {result.get('cause') or ''}")
 

@@ -26,6 +26,7 @@ def finished(
     files: RunFiles,
     marks: Mapping[str, Mark],
     cause: str | None,
+    ended: str | None,
     evaluate: Callable[[str], dict[str, float]],
     *,
     summary: Callable[[Mapping[str, Any]], Mapping[str, Any]],
@@ -41,9 +42,10 @@ def finished(
     Args:
         marks: what was recorded in each stream; the figures are computed from the files.
         cause: why it has diverged, if that showed in its steps.
-        evaluate: split -> loss, its standard error, accuracy and tokens; called unless the run has diverged.
+        ended: why it was raced: ended before its last step, since it could not win any more.
+        evaluate: split -> loss, its standard error, accuracy and tokens; called of a run that completed.
         summary: columns of steps.csv -> further figures, also of a run that has diverged.
-        packed: keeps the model -> figures of it; called unless it has diverged.
+        packed: keeps the model -> figures of it; called of a run that completed.
         characters: of a token, by split.
         train_s: seconds of training, of which measurements took `probe_s`.
     Raises:
@@ -56,12 +58,15 @@ def finished(
             raise UserError(f"{path} was changed while the run was training: {again}.")
     columns = read_columns(files.steps)
     figures = summarise(columns, KL_FLOOR[precision(run)])
-    cause = cause or risen(figures, run.steps)
+    cause = cause or ended or risen(figures, run.steps)
     evaluated = {} if cause else {split: evaluate(split) for split in run.evaluate}
     if not all(math.isfinite(e["loss"]) for e in evaluated.values()):
         cause = "the loss is not finite on held-out text"
         evaluated = {}
-    result: dict[str, Any] = {"outcome": "diverged" if cause else "completed", "cause": cause, "steps": steps}
+    outcome = "diverged" if cause else "completed"
+    if ended:
+        outcome = "raced"
+    result: dict[str, Any] = {"outcome": outcome, "cause": cause, "steps": steps}
     result |= _held_out(evaluated, characters) | figures | {"guard_count": guard_count}
     result |= summary(columns)
     curve = read_columns(files.evals)

@@ -220,6 +220,7 @@ class Training:
         before = self.wall_s
         first = self.step
         cause: str | None = None
+        ended: str | None = None  # by a hook
 
         def alive() -> None:
             on_progress(self.step)
@@ -237,7 +238,9 @@ class Training:
                 if cause:
                     break
                 if self.step % run.eval_every == 0 or self.step == run.steps:
-                    self._record_evaluation(alive)
+                    ended = self._record_evaluation(alive)
+                    if ended:
+                        break
                 if self.step // FLUSH_STEPS > begin // FLUSH_STEPS:
                     self.recording.flush()
                 alive()
@@ -250,7 +253,7 @@ class Training:
                     raise Interrupted
                 if self.stream is None:
                     yield
-            return self._finish(cause, alive) | {"wall_s": before + time.perf_counter() - begun}
+            return self._finish(cause, ended, alive) | {"wall_s": before + time.perf_counter() - begun}
         finally:
             self.recording.close()
 
@@ -376,18 +379,24 @@ class Training:
 
     # -- evaluation and the end ------------------------------------------------------------------------------
 
-    def _record_evaluation(self, alive: Callable[[], None]) -> None:
-        """Only the first process evaluates; the others take the optimizer to those weights and back too."""
+    def _record_evaluation(self, alive: Callable[[], None]) -> str | None:
+        """Evaluate, and return why a hook ends the run here; None where it goes on. Only the first process
+        evaluates; the others take the optimizer to those weights and back too, and end with it."""
         self.ranks.refuse_drift(list(self.model.parameters()), self.step)
         if not self.ranks.first:
             self._judged(lambda model: {})
-            return
+            return "the first process ends it" if self.ranks.agreed(False) else None
         figures = self._evaluate(self.fixed_windows, alive)
         evaluated, loss = self.workload.evaluated, figures["loss"]
         figures |= self._judged(lambda model: evaluated(model, self.step, loss, self.files))
         tokens = self.step * self.run_config.batch_size * self.run_config.model.context
         self.recording.evaluation(self.step, figures, tokens=tokens, train_s=self.train_s)
         self.recording.flush()
+        ended = None
+        if self.step < self.run_config.steps:
+            ended = next(filter(None, (hook.ends(self.step, loss) for hook in self.hooks)), None)
+        self.ranks.agreed(ended is not None)
+        return ended
 
     def _evaluate(
         self, pairs: Iterable[tuple[Tensor, Tensor]], alive: Callable[[], None]
@@ -404,7 +413,7 @@ class Training:
             finally:
                 self.optimizer.train()
 
-    def _finish(self, cause: str | None, alive: Callable[[], None]) -> dict[str, Any]:
+    def _finish(self, cause: str | None, ended: str | None, alive: Callable[[], None]) -> dict[str, Any]:
         run = self.run_config
         if not self.ranks.first:
             return {}
@@ -424,6 +433,7 @@ class Training:
             self.files,
             self.recording.marks(),
             cause,
+            ended,
             evaluated,
             summary=lambda columns: _joined(hook.summary(columns) for hook in self.hooks),
             packed=self._keep_model,

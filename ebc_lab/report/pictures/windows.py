@@ -45,6 +45,8 @@ LABELS_FROM = 0.68  # of the width: the lines' labels stand beyond it
 CHARACTER = 0.0066  # of the width: one of a label
 LEAST_FROM, MOST_FROM = 0.6, 0.8  # where labels of any length begin
 ROW = 0.26  # inches that one row of windows takes
+LOST: dict[str, Any] = {"ls": "", "marker": "x", "ms": 7, "mew": 1.8}  # a seed that diverged
+STOPPED: dict[str, Any] = {"ls": "", "marker": "D", "ms": 5, "mew": 1.4, "mfc": "none"}  # that was raced
 PALE = (  # the looks of arms beside those that are asked about
     ("#4D4D4D", "s", "--"),
     ("#A98600", "D", "-."),
@@ -182,10 +184,7 @@ def draw_tuned(
 
 def _as_sweep(label: str, curve: Mapping[str, Any]) -> dict[str, Any]:
     """A tuned arm's curve as the drawing of sweeps takes it."""
-    points = [
-        {"value": p["lr"], "lr": p["lr"], "arm": label, "loss": p["val_loss"], "seeds": p["seeds"]}
-        for p in curve["curve"]
-    ]
+    points = [{**p, "value": p["lr"], "arm": label, "loss": p["val_loss"]} for p in curve["curve"]]
     return {"points": points, "window": curve["window"], "regret_x4": None, "chosen": _chosen_rate(curve)}
 
 
@@ -253,8 +252,10 @@ def _key(axes: Axes, sweeps: Mapping[str, Sweep], more: Sequence[Any] = ()) -> N
     highest = max((loss for p in points for loss in p["seeds"].values() if loss is not None), default=0.0)
     if highest > _limits(points)[1]:
         handles.append(entry("a seed above the axis", GREY, ls="", marker="^", ms=5))
-    if any(p["loss"] is None for p in points):
-        handles.append(entry("a seed diverged", GREY, ls="", marker="x", ms=7, mew=1.8))
+    if any(p["loss"] is None and not p.get("raced") for p in points):
+        handles.append(entry("a seed diverged", GREY, **LOST))
+    if any(p.get("raced") for p in points):
+        handles.append(entry("stopped: too far behind to win", GREY, **STOPPED))
     key(axes, handles)
 
 
@@ -266,8 +267,9 @@ def _draw_losses(
     of: str,
     strong: Container[str] = (),
 ) -> None:
-    """A line for each arm; where a seed diverged it is broken, and a cross stands at the top, as does a
-    triangle for a seed above it. `of`: which loss; `strong`: the arms whose lines are thick."""
+    """A line for each arm; where a seed diverged or was stopped it is broken, and a cross or an open diamond
+    stands at the top, as does a triangle for a seed above it. `of`: which loss; `strong`: the arms whose
+    lines are thick."""
     bottom_edge, top_edge = _limits([p for sweep in sweeps.values() for p in sweep["points"]])
     for i, (name, sweep) in enumerate(sweeps.items()):
         colour, marker, line = looks[name]
@@ -283,7 +285,8 @@ def _draw_losses(
                 axes.plot(p[x], 0.985, "^", color=colour, ms=5, transform=axes.get_xaxis_transform())
             if p["loss"] is None:
                 top = axes.get_xaxis_transform()
-                axes.plot(p[x], 0.97 - 0.03 * (i % 8), "x", color=colour, ms=7, mew=1.8, transform=top)
+                look = STOPPED if p.get("raced") else LOST
+                axes.plot(p[x], 0.97 - 0.03 * (i % 8), color=colour, transform=top, **look)
         if sweep["window"] and x == "delta_star":
             ends = [_at(sweep, x, sweep["window"][end]) for end in ("low", "high")]
             limit = sweep["window"]["loss"] + WINDOW_NATS

@@ -41,8 +41,8 @@ def val_loss(result: RunResult | None) -> float:
 
 
 def ended(run: Mapping[str, Any] | None) -> bool:
-    """Tell whether a result, or a candidate, says something about its settings: it completed or diverged, and
-    was not lost or failed."""
+    """Tell whether a result, or a candidate, says something about its settings: it completed, diverged or was
+    raced, and was not lost or failed."""
     return run is not None and run.get("outcome") in FINISHED
 
 
@@ -88,7 +88,7 @@ def candidate(spec: RunSpec, results: Results) -> Candidate:
     """Show a run as a decision does."""
     result = results.get(spec.run_id, RunResult())
     run = spec.run
-    return {
+    shown: Candidate = {
         "run_id": spec.run_id,
         "role": spec.role,
         "arm": spec.arm,
@@ -105,6 +105,9 @@ def candidate(spec: RunSpec, results: Results) -> Candidate:
         "kl_median": result.get("kl_median"),
         "kl_within_30pct": result.get("kl_within_30pct"),
     }
+    if shown["outcome"] == "raced":
+        shown["raced"] = result["steps"]
+    return shown
 
 
 def make_decision(

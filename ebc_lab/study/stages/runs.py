@@ -1,10 +1,12 @@
-"""How runs are built: a track's plain run at a multiple of its best learning rate, with EBC, on a schedule.
+"""How runs are built: a track's plain run at a multiple of its best learning rate, with EBC, on a schedule;
+and how one of a search gets the bounds above which it is stopped.
 
 Pure functions of the configuration and of the decisions so far; the stages say which of these runs they want.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,13 +16,21 @@ from ebc_lab.config.choices import changed, optimizer_defaults
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.identity import resolved, round3, share_in_steps
 from ebc_lab.config.parts.optimizer import OptimizerConfig
+from ebc_lab.config.parts.race import RACE, RaceConfig
 from ebc_lab.config.schema import STAGES, Config, RunConfig
 from ebc_lab.records.decisions import BestRate, Decision, NaturalSteps, SweepTrack
+from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, arm_name
 
-from .rules import Results, best, edge_of
+from .rules import Results, best, edge_of, losses_of
 
 Searched = tuple[str, str]  # optimizer, projection
+Rivals = Sequence[Sequence[RunSpec]]  # points of a search, each with its seeds
+RACED_FROM = (
+    0.75  # share of a run before which none is stopped: a search misled before (scripts/race_replay.py)
+)
+MOST_BOUNDS = 20  # of a run: more would fill its settings and hardly stop it earlier
+DIGITS = 4  # of a bound, in nats
 
 
 def plain_run(config: Config, track: BestRate, steps: int, seed: int, scale: float) -> RunConfig:
@@ -187,3 +197,57 @@ def extend(
             points.append(make(min(values) / 2))
         if edge is None:
             return
+
+
+# -- racing --------------------------------------------------------------------------------------------------
+
+
+def raced(
+    run: RunConfig, rivals: Rivals, results: Results, margin: float, first: float = RACED_FROM
+) -> RunConfig:
+    """Return the run with bounds, losses on the fixed windows above which it ends: at each evaluation the
+    loss of the best finished rival there, of its worst seed, plus `margin` nats; as it is without a rival.
+
+    Bounds are settings of the run: what it becomes depends on nothing else, so it is the same whenever it is
+    trained, resumed or copied. `rivals`: points all of whose runs have a result. Only those that differ in
+    rate, strength or target alone count. Before the decay a high rate has a higher loss than a low one that
+    it will beat, and a shape that falls early a lower one: the loss in the middle of a run misleads.
+    """
+    finished = [p for p in rivals if alike(p[0].run, run) and max(losses_of(p, results)) < math.inf]
+    if not finished:
+        return run
+    lead = min(finished, key=lambda point: max(losses_of(point, results)))
+    curves = [_curve(results[spec.run_id]) for spec in lead]
+    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+    late = [step for step in steps if first * run.steps <= step < run.steps]
+    every = math.ceil(len(late) / MOST_BOUNDS) or 1
+    highest = {step: max(curve[step] for curve in curves) for step in late[::every]}
+    above = {str(step): round(loss + margin, DIGITS) for step, loss in highest.items()}
+    return _with_race(run, RaceConfig("bounds", above)) if above else run
+
+
+def alike(run: RunConfig, other: RunConfig) -> bool:
+    """Tell whether two runs differ in rate, strength, target and seed alone."""
+    return _without_what_grows(run) == _without_what_grows(other)
+
+
+def _without_what_grows(run: RunConfig) -> RunConfig:
+    run = _with_race(resolved(run), RaceConfig())
+    return replace(
+        run,
+        seed=0,
+        optimizer=replace(run.optimizer, lr=1.0),
+        stabilizer=replace(run.stabilizer, strength=None),
+        budget=replace(run.budget, target_kl=1.0),
+    )
+
+
+def _with_race(run: RunConfig, race: RaceConfig) -> RunConfig:
+    part: dict[str, Any] = {RACE.name: race}
+    return replace(run, **part)
+
+
+def _curve(result: RunResult) -> dict[int, float]:
+    """Return step -> loss on the fixed windows; empty where none was recorded, as in a forecast."""
+    rows = result.get("curve") or []
+    return {int(step): float(loss) for step, loss, *_ in rows if loss is not None and math.isfinite(loss)}

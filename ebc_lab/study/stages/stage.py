@@ -168,10 +168,16 @@ def held_back_by_its_seeds(candidate: Candidate, candidates: Sequence[Candidate]
         return ""
     for c in seeds:
         if c["val_loss"] is None:
-            became = "diverged" if c["outcome"] == "diverged" else "did not complete"
-            return f"seed {c['seed']} {became} there"
+            return f"seed {c['seed']} {_became(c)} there"
     mean = statistics.fmean(c["val_loss"] or 0.0 for c in seeds)
     return f"the mean of its seeds is {mean:.4f}" if mean > chosen["val_loss"] else ""
+
+
+def _became(candidate: Candidate) -> str:
+    """Say what became of a run without a final loss."""
+    if candidate["outcome"] == "raced":
+        return f"was stopped at step {candidate['raced']}"
+    return "diverged" if candidate["outcome"] == "diverged" else "did not complete"
 
 
 def outside_the_band(track: Track, candidate: Candidate) -> str:

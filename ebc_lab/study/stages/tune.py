@@ -22,13 +22,14 @@ from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import DIGITS, RunSpec, told_of
 
 from .rules import Results, edge_of, ended, losses_of, make_decision, margin_sigma, val_loss
-from .runs import waiting
+from .runs import RACED_FROM, Rivals, raced, waiting
 from .stage import Said, Scenario, Stage, held_back_by_its_seeds, seeds_of_arm
 from .statistics import luck_of_choice, window
 from .suite import Point, point_in_words, points, ready, run_of
 
 SHORT = {"lr_scale": "x", "warmup_share": "w"}  # how a setting is called in a point's name
 Settled = tuple[tuple[str, Any], ...]  # a point that can be a key
+Race = Callable[[list[RunSpec], Rivals], list[RunSpec]]  # a point's runs, with what ends them early
 RATES = ("lr", "lr_scale")
 HELD = "constant"  # the shape without a warm-up
 FEW = 4  # arms whose best points a headline has room for
@@ -68,6 +69,19 @@ def _tried(
     arm: ArmConfig,
 ) -> Search:
     """Search the points of an arm's grid, and those by which it grew."""
+    runs_of = runs_maker(config, decisions, track, label, arm)
+    margin = config.tune.race_sigmas * decisions["lr_sweep"]["tracks"][track]["sigma"]
+
+    def race(runs: list[RunSpec], rivals: Rivals) -> list[RunSpec]:
+        return [replace(s, run=raced(s.run, rivals, results, margin)) for s in runs]
+
+    return search(config.tune, arm, runs_of, results, race if margin else None)
+
+
+def runs_maker(
+    config: Config, decisions: Mapping[str, Decision], track: str, label: str, arm: ArmConfig
+) -> Callable[[Point], list[RunSpec]]:
+    """Return what makes the runs of an arm's point, one for each seed."""
 
     def runs_of(point: Point) -> list[RunSpec]:
         first = config.study.stage_seed
@@ -78,7 +92,7 @@ def _tried(
             runs.append(RunSpec("tune", label, _name(label, point), scale, run, of_track=track))
         return runs
 
-    return search(config.tune, arm, runs_of, results)
+    return runs_of
 
 
 # -- the search of an arm's best point ---------------------------------------------------------------------
@@ -91,7 +105,9 @@ class Search:
     arm: ArmConfig
     runs_of: Callable[[Point], list[RunSpec]]
     results: Results
+    race: Race | None = None  # None: every run is trained to its end
     tried: dict[Settled, list[RunSpec]] = field(default_factory=dict)
+    rivals: list[list[RunSpec]] = field(default_factory=list)  # the points of all steps before this one
     extended: list[Point] = field(default_factory=list)
     extensions: int = 0
     sunk: str = ""  # the setting that had to go down before any point completed
@@ -108,13 +124,24 @@ class Search:
         specs = itertools.chain(*self.tried.values())
         return self.best() is None and all(ended(self.results.get(s.run_id)) for s in specs)
 
+    def goes_on(self) -> bool:
+        """Tell whether every run has a result. Then the search takes its next step, and what it adds races
+        against all that is there now: never against what happens to be finished when a run is planned."""
+        if self.open:
+            return False
+        self.rivals = list(self.tried.values())
+        return True
+
     def add(self, wanted: Sequence[Point], *, grown: bool = False) -> bool:
         """Try the points that were not tried before. -> whether there were any."""
         plain = (without_idle(p) for p in wanted)
         new = [p for p in plain if tuple(p.items()) not in self.tried]
-        self.tried |= {tuple(p.items()): self.runs_of(p) for p in new}
+        self.tried |= {tuple(p.items()): self._raced(self.runs_of(p)) for p in new}
         self.extended += new if grown else []
         return bool(new)
+
+    def _raced(self, runs: list[RunSpec]) -> list[RunSpec]:
+        return self.race(runs, self.rivals) if self.race else runs
 
     def mean(self, point: Mapping[str, Any]) -> float:
         """Return the mean validation loss over the seeds, infinite where one of them did not complete."""
@@ -143,7 +170,7 @@ class Search:
     def grow(self, most: int) -> None:
         """Extend the grids on whose edge the best point lies, until it lies inside; `most` times in all.
         While every point diverges the rate goes down, two steps of its grid at a time."""
-        while self.extensions < most and not self.open:
+        while self.extensions < most and self.goes_on():
             if not self.add(list(self._below() if self.lost else self._beyond()), grown=True):
                 return
             self.extensions += 1
@@ -182,7 +209,7 @@ class Search:
 
     def others(self, key: str) -> None:
         """Try the other values of a setting that does not grow, at the best point so far."""
-        best = None if self.open else self.best()
+        best = self.best() if self.goes_on() else None
         if best is None or key not in best:
             return
         values = self.arm.tune[key]
@@ -193,7 +220,7 @@ class Search:
 
     def rates_once_more(self) -> None:
         """Try the rates next to the best, where its warm-up or shape is not that of the first points."""
-        best = None if self.open else self.best()
+        best = self.best() if self.goes_on() else None
         if best is None or best in self.alike(dict(next(iter(self.tried)))):
             return
         for key in (k for k in RATES if k in best):
@@ -205,7 +232,7 @@ class Search:
         `most` times in all."""
         ratio = ratio_of(self.arm.tune["lr"])
         for _ in range(most):
-            best = None if self.open else self.best()
+            best = self.best() if self.goes_on() else None
             span = window(self.curve(best)) if best is not None else None
             if best is None or span is None:
                 return
@@ -239,12 +266,30 @@ def begun_with(tune: TuneConfig, arm: ArmConfig) -> list[Point]:
     return points({k: values if k in GROWING else values[:1] for k, values in arm.tune.items()})
 
 
+def middles(points: Sequence[Point]) -> list[Point]:
+    """Return of each warm-up and shape the point in the middle of the grids that grow."""
+    fixed = [{k: v for k, v in point.items() if k not in GROWING} for point in points]
+    found = []
+    for first in (p for i, p in enumerate(points) if fixed[i] not in fixed[:i]):
+        values = {k: sorted({p[k] for p in points}) for k in first if k in GROWING}
+        found.append({**first, **{k: of[len(of) // 2] for k, of in values.items()}})
+    return found
+
+
 def search(
-    tune: TuneConfig, arm: ArmConfig, runs_of: Callable[[Point], list[RunSpec]], results: Results
+    tune: TuneConfig,
+    arm: ArmConfig,
+    runs_of: Callable[[Point], list[RunSpec]],
+    results: Results,
+    race: Race | None = None,
 ) -> Search:
-    """Search an arm as far as the results tell."""
-    tried = Search(arm, runs_of, results)
-    tried.add(begun_with(tune, arm))
+    """Search an arm as far as the results tell. Where its runs race, the middles of the grids come first."""
+    tried = Search(arm, runs_of, results, race)
+    begun = begun_with(tune, arm)
+    if race:
+        tried.add(middles(begun))
+    if not race or tried.goes_on():
+        tried.add(begun)
     tried.grow(tune.max_extensions)
     if tune.search == "coordinate":
         for key in itertools.filterfalse(GROWING.__contains__, arm.tune):
@@ -275,6 +320,11 @@ def decide(
             arms[label] = _decided(_tried(config, earlier, results, track, label, arm), results, sigma)
             notes += [of + note for note in _notes(label, arms[label], arm.tune)]
         tracks[track] = {"arms": arms, "sigma": sigma}
+    if stopped := sum(results.get(s.run_id, {}).get("outcome") == "raced" for s in specs):
+        notes.append(
+            f"{stopped} of {len(specs)} runs were raced: the luck of the tuning is estimated without their "
+            "points"
+        )
     seeds = "one seed" if config.tune.seeds == 1 else f"the worst of {config.tune.seeds} seeds"
     how = "every combination"
     if config.tune.search == "coordinate":
@@ -285,6 +335,12 @@ def decide(
         f"{config.tune.max_extensions} times at most, and while every point diverges its rate goes down"
     )
     rule += "; then that of lr, as often, until its window closes" if config.tune.window else ""
+    if config.tune.race_sigmas:
+        rule += (
+            "; the middle of a grid is trained first, and another run of its shape is stopped where its loss "
+            f"on the fixed windows, from {RACED_FROM:.0%} of its steps on, is {config.tune.race_sigmas:g} "
+            "sigma above that of the best finished point at the same step: it has no loss and does not win"
+        )
     return make_decision("tune", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
 
@@ -345,19 +401,23 @@ def _notes(label: str, arm: TunedArm, grids: Mapping[str, Sequence[Any]]) -> lis
 
 def _curve(search: Search, chosen: Point, results: Results) -> tuple[list[CurvePoint], Window | None]:
     """Return the validation loss over the learning rate at the chosen warm-up and shape, by rising rate, None
-    where a run diverged; and the LR window."""
+    where a run diverged or was stopped; and the LR window, None where a run was stopped: how far it reaches
+    is then not known."""
     curve: list[CurvePoint] = []
     for lr in sorted(search.curve(chosen)):
         runs = search.tried[tuple({**chosen, "lr": lr}.items())]
         losses = {str(s.run.seed): val_loss(results.get(s.run_id)) for s in runs}
         mean = statistics.fmean(losses.values())
-        curve.append(
-            {
-                "lr": runs[0].run.optimizer.lr,
-                "val_loss": mean if math.isfinite(mean) else None,
-                "seeds": {seed: x if math.isfinite(x) else None for seed, x in losses.items()},
-            }
-        )
+        point: CurvePoint = {
+            "lr": runs[0].run.optimizer.lr,
+            "val_loss": mean if math.isfinite(mean) else None,
+            "seeds": {seed: x if math.isfinite(x) else None for seed, x in losses.items()},
+        }
+        if stopped := sum(results.get(s.run_id, {}).get("outcome") == "raced" for s in runs):
+            point["raced"] = stopped
+        curve.append(point)
+    if any("raced" in p for p in curve):
+        return curve, None
     return curve, window({p["lr"]: math.inf if p["val_loss"] is None else p["val_loss"] for p in curve})
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ebc_lab.records.figures import FINISHED
+
 FOLDER = ".trackers"  # in the study's folder; hidden, because it is no part of what a study records
 MLFLOW_ENV = {  # no telemetry, and no minutes of retries against a server that is down
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -166,9 +168,7 @@ class MLflow:
         mlflow_id = self._id(run)
         self._log_batch(mlflow_id, [(0, dict(figures))])
         self.client.set_tag(mlflow_id, "outcome", outcome)
-        self.client.set_terminated(
-            mlflow_id, "FINISHED" if outcome in ("completed", "diverged") else "FAILED"
-        )
+        self.client.set_terminated(mlflow_id, "FINISHED" if outcome in FINISHED else "FAILED")
 
     def flush(self, run: Run) -> None:
         """Nothing to do: every call has arrived when it returns."""
@@ -234,7 +234,7 @@ class WandB:
     def end(self, run: Run, outcome: str, figures: Mapping[str, float]) -> None:
         shown = self._run(run)
         shown.summary.update({"outcome": outcome, **figures})
-        shown.finish(exit_code=0 if outcome in ("completed", "diverged") else 1)
+        shown.finish(exit_code=0 if outcome in FINISHED else 1)
         del self.runs[run.run_id]
 
     def flush(self, run: Run) -> None:

@@ -1,0 +1,29 @@
+"""A run that ends where its loss is above its bound: what it would still become has no chance to win."""
+
+from __future__ import annotations
+
+from ebc_lab.config.parts.race import RACE
+from ebc_lab.config.schema import RunConfig
+
+from .hook import Built, Hook
+
+
+class Race(Hook):
+    """Compares each evaluation with the bound for its step."""
+
+    def __init__(self, run: RunConfig, built: Built):
+        self.above = {int(step): loss for step, loss in RACE.of(run).above.items()}
+
+    @classmethod
+    def acts(cls, run: RunConfig) -> bool:
+        return not RACE.neutral(RACE.of(run))
+
+    def ends(self, step: int, loss: float) -> str | None:
+        """Say by how much the loss after so many steps is above the bound; None where it is not."""
+        bound = self.above.get(step)
+        if bound is None or not loss > bound:  # NaN is for the rules of divergence
+            return None
+        return f"at step {step} its loss, {loss:.4f}, was above {bound:.4f}: it could not win any more"
+
+
+HOOK = Race
