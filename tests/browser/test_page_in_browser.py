@@ -365,6 +365,8 @@ def test_all_of_it_is_there_without_scripts(reader, studies, name):
         assert len(section.text) > 40
     assert len(reader.all("#runs-table tbody tr")) > 10
     assert all(t.is_displayed() for t in reader.all("table") if t.get_attribute("id") != "settings")
+    for fold in reader.all("details:has(figure) > summary"):
+        fold.click()
     assert all(f.is_displayed() for f in reader.all("figure.figure"))
 
 
