@@ -23,6 +23,7 @@ PACKAGES = (
     "scipy",
     "matplotlib",
 )
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds, and of how many
 INSTRUCTIONS: dict[str, set[str]] = {  # as ATEN_CPU_CAPABILITY names them -> flags of a CPU that has them
     "default": set(),
     "avx2": {"avx2", "fma"},
@@ -39,7 +40,7 @@ def cores() -> int:
     """Cores this process may use: its affinity, cut by a cgroup quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
+        quota, period = QUOTA.read_text(encoding="utf-8").split()
         if quota != "max":
             allowed = min(allowed, max(1, int(quota) // int(period)))
     except (OSError, ValueError):

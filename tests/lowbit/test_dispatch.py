@@ -61,6 +61,10 @@ def lie(values: np.ndarray) -> np.ndarray:
     return np.eye(1, len(values), dtype=np.float32)[0]
 
 
+def reshape(values: np.ndarray) -> np.ndarray:
+    return quantize(values, "five").values().reshape(2, -1)
+
+
 def fail(values: np.ndarray) -> np.ndarray:
     raise RuntimeError("driver\nshutting down")
 
@@ -215,7 +219,9 @@ def test_what_is_not_preferred_or_too_small_is_no_candidate(only, config, n, lef
     assert dispatcher.get_metrics()["choices"][0]["measured_ms"].keys() == {"numpy", *names} - left_out
 
 
-@pytest.mark.parametrize(("wrong", "reason"), [(lie, "bits"), (fail, "driver shutting down")])
+@pytest.mark.parametrize(
+    ("wrong", "reason"), [(lie, "bits"), (reshape, "bits"), (fail, "driver shutting down")]
+)
 def test_a_backend_that_is_wrong_is_dropped(only, wrong, reason):
     only(c=Answering(wrong), cpp=Slow("cpp", 0))
     dispatcher = HybridDispatcher(HOST)
