@@ -3,9 +3,10 @@
     python scripts/least_tests.py [--update] [TEST_FILES…]    chooses anew, from what scripts/reached.py saw
     python scripts/least_tests.py --check                     in a second: is the choice out of date?
 
-First come the tests that together reach each step from a line to the next that any test reaches, those first
-that reach most per second; one that later ones make useless is dropped. Then, as long as there is time, those
-that reach what few of the chosen do: a line that is reached is not yet a line whose value somebody looks at.
+First come the tests that alone caught a break of scripts/mutations.py. Then come those that together reach
+each step from a line to the next that any test reaches, those first that reach most per second; one that
+later ones make useless is dropped. Then, as long as there is time, those that reach what few of the chosen
+do: a line that is reached is not yet a line whose value somebody looks at.
 
 least.json names functions of which not every case is chosen, and the cases that are. A test that it does not
 name runs: so does every new one, and `--check` fails once there are too many of these. `--update` reads the
@@ -37,6 +38,8 @@ ALWAYS = (
     "tests/ebm/test_reference.py",
     "tests/test_house.py",
 )
+BREAKS = Path(__file__).with_name("mutations.txt")
+ALONE = "! "  # before a test that alone caught the break above it
 SECONDS = 330.0  # of processor time that the chosen tests may take, as reached.py measured it
 WORTH = (1.0, 0.2, 0.05)  # of being the first, second, third of the chosen tests to reach a step
 UNKNOWN = 0.05  # share of the test functions that may be newer than the choice
@@ -147,10 +150,16 @@ class Choice:
             self.add(test)
 
 
+def caught_alone() -> set[str]:
+    """The tests without which a break of mutations.txt passed `make test`."""
+    return {line.removeprefix(ALONE) for line in BREAKS.read_text().splitlines() if line.startswith(ALONE)}
+
+
 def chosen(tests: list[Test], fixtures: Mapping[str, float]) -> Choice:
     choice = Choice(fixtures)
+    alone = caught_alone()
     for test in tests:
-        if test.file in ALWAYS:
+        if test.file in ALWAYS or test.name in alone:
             choice.add(test)
     always = set(choice.tests)
     choice.add_best(tests, 1, float("inf"))
