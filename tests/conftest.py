@@ -1,6 +1,7 @@
 """What every test starts from: one thread, so that bits repeat; Ctrl-C heard; a small text; own caches."""
 
 import functools
+import gc
 import os
 import random
 import signal
@@ -22,6 +23,12 @@ settings.load_profile("quick")
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     least.mark(items, whole_files=not any("::" in argument for argument in config.args))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: the collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -16,7 +16,10 @@ from hydra._internal import config_loader_impl as loader
 from hydra._internal.config_loader_impl import ConfigLoaderImpl as Loader
 from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.defaults_list import DefaultsList, Overrides
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 
 from ebc_lab.config import compose as module
 from ebc_lab.config.choices import conf_dir
@@ -72,15 +75,27 @@ def conf_read_once() -> Iterator[None]:
     A composition takes 27 ms so, and not 198; `composed_once` makes 11 of a repeated one.
     """
     folder = conf_dir().resolve()
+    files: dict[str, bytes] = {}
     lists: dict[Any, DefaultsList] = {}
     merged: dict[Any, bytes] = {}
     list_of, store = loader.create_defaults_list, ConfigStore.store
     merge = Loader._compose_config_from_defaults_list
+    Plugins.instance()
+    source = SourcesRegistry.instance().types["file"]
+    read = source.load_config
 
     def lasting(repo: Any, choices: Any) -> bool:
         """Whether these choices mean the same next time: they are of `conf`, not one's own files or arms."""
         from_conf = any(source.path == str(folder) for source in repo.get_sources())
         return from_conf and not re.search(CHANGING, str(choices))
+
+    def remembered_file(self: ConfigSource, config_path: str) -> ConfigResult:
+        if self.path != str(folder):
+            return read(self, config_path)
+        if config_path not in files:
+            files[config_path] = pickle.dumps(read(self, config_path))
+        result: ConfigResult = pickle.loads(files[config_path])
+        return result
 
     def remembered_list(
         repo: Any, config_name: Any, overrides_list: Any, prepend_hydra: bool, skip_missing: bool
@@ -115,6 +130,7 @@ def conf_read_once() -> Iterator[None]:
         self.cache = {}
 
     with (
+        mock.patch.object(source, "load_config", remembered_file),
         mock.patch.object(loader, "create_defaults_list", remembered_list),
         mock.patch.object(Loader, "_compose_config_from_defaults_list", remembered_merge),
         mock.patch.object(ConfigStore, "store", stored),
