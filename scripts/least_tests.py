@@ -16,11 +16,12 @@ test files anew that changed since scripts/reached.py last did; of a file never 
 from __future__ import annotations
 
 import ast
+import functools
 import heapq
 import json
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,16 +89,17 @@ def known(files: Iterable[str]) -> tuple[list[Test], dict[str, float], list[reac
     return tests, dict(seconds), list(number)
 
 
-def functions(file: str) -> list[str]:
+@functools.cache
+def functions(file: str) -> tuple[str, ...]:
     """The tests of a file by their names, `TestClass::test_it` where they are in one."""
-    found = []
+    found: list[str] = []
     for node in ast.parse((ROOT / file).read_text()).body:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test"):
             found.append(node.name)
         elif isinstance(node, ast.ClassDef) and node.name.startswith("Test"):
             inner = (n.name for n in node.body if isinstance(n, ast.FunctionDef))
             found += [f"{node.name}::{name}" for name in inner if name.startswith("test")]
-    return found
+    return tuple(found)
 
 
 # -- choosing ------------------------------------------------------------------------------------------------
@@ -221,7 +223,7 @@ def choose(files: list[str]) -> None:
     old = json.loads(LIST.read_text()) if LIST.exists() else {}
     said = written(tests, choice, old)
     modules = {steps[step][0] for step, count in choice.reaching.items() if count > 0}
-    said["modules"] = sorted({*said["modules"], *modules} & {str(p.relative_to(ROOT)) for p in _modules()})
+    said["modules"] = sorted({*said["modules"], *modules} & set(_modules()))
     LIST.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n")
     everything = sum(t.seconds for t in tests) + sum(fixtures.values())
     lost = len({s for t in tests for s in t.steps}) - sum(count > 0 for count in choice.reaching.values())
@@ -234,11 +236,14 @@ def choose(files: list[str]) -> None:
 # -- whether it is out of date -------------------------------------------------------------------------------
 
 
-def _modules() -> Iterator[Path]:
+@functools.cache
+def _modules() -> tuple[str, ...]:
     """The files of ebc_lab that have functions."""
-    for path in sorted((ROOT / "ebc_lab").rglob("*.py")):
-        if any(isinstance(node, ast.FunctionDef) for node in ast.walk(ast.parse(path.read_text()))):
-            yield path
+    return tuple(
+        str(path.relative_to(ROOT))
+        for path in sorted((ROOT / "ebc_lab").rglob("*.py"))
+        if any(isinstance(node, ast.FunctionDef) for node in ast.walk(ast.parse(path.read_text())))
+    )
 
 
 def stale(said: Mapping[str, Any]) -> list[str]:
@@ -249,8 +254,8 @@ def stale(said: Mapping[str, Any]) -> list[str]:
         gone = sorted(set(of_file) - set(files.get(file, ())))
         found += [f"{file}::{name} is named, and there is no such test" for name in gone]
     found += [f"{file} was read, and is no more" for file in sorted(set(said["functions"]) - set(files))]
-    unread = [str(p.relative_to(ROOT)) for p in _modules() if str(p.relative_to(ROOT)) not in said["modules"]]
-    found += [f"{path}: no test that was read reaches it" for path in unread]
+    unread = set(_modules()) - set(said["modules"])
+    found += [f"{path}: no test that was read reaches it" for path in sorted(unread)]
     new = sum(max(len(names) - said["functions"].get(file, 0), 0) for file, names in files.items())
     if new > UNKNOWN * sum(said["functions"].values()):
         found.append(f"{new} test functions are newer than the choice: all of them run in `make test`")

@@ -181,12 +181,12 @@ def test_a_part_is_taken_away_by_deleting_what_bears_its_name(copy):
     without_shock(copy)
     run_in(copy, "-m", "ruff", "check", ".")
     run_in(copy, "scripts/house.py")
-    run_in(copy, *TESTS, "tests/training/test_hooks.py", "tests/config/test_checks.py")
+    run_in(copy, *TESTS, "tests/training/test_hooks.py")
 
 
 @pytest.mark.slow
 def test_without_it_types_and_tests_are_as_before(copy):
     without_shock(copy)
     run_in(copy, "-m", "mypy")
-    rooms = ("config", "records", "training/test_hooks.py", "report", "study/stages")
+    rooms = ("config", "records", "report", "study/stages")
     run_in(copy, *TESTS, *(f"tests/{room}" for room in rooms))

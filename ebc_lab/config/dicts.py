@@ -27,11 +27,11 @@ def to_dict(config: Any) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float):
         return value
+    if dataclasses.is_dataclass(value):  # before what takes longer to ask
+        return to_dict(value)
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return to_dict(value)
+    return [_plain(inner) for inner in value]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
