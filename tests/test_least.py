@@ -25,14 +25,14 @@ def names(tests, **fixtures):
 
 
 def test_all_that_any_test_reaches_is_reached_and_what_others_make_useless_is_dropped(monkeypatch):
-    monkeypatch.setattr(least_tests, "SECONDS", 0.0)
+    monkeypatch.setattr(least_tests, "SHARE", 0.0)
     tests = [seen("quick", 1, {1, 2}), seen("wide", 3, {2, 3, 4, 5, 6, 7}), seen("dear", 9, {1, 8})]
     assert names([*tests, seen("useless", 2, {3, 4})]) == ["dear", "wide"]
     assert names([*tests, seen("other", 1, {8, 9})]) == ["other", "quick", "wide"]
 
 
 def test_a_fixture_that_several_share_is_paid_once(monkeypatch):
-    monkeypatch.setattr(least_tests, "SECONDS", 0.0)
+    monkeypatch.setattr(least_tests, "SHARE", 0.0)
     tests = [seen("alone", 4, {1, 2}), seen("first", 1, {1}, {"study"}), seen("second", 1, {2}, {"study"})]
     assert names(tests, study=9.0) == ["alone"]
     assert names([*tests, seen("third", 1, {3}, {"study"})], study=0.5) == ["first", "second", "third"]
@@ -40,8 +40,22 @@ def test_a_fixture_that_several_share_is_paid_once(monkeypatch):
 
 def test_time_that_is_left_goes_to_what_few_of_the_chosen_reach(monkeypatch):
     tests = [seen("both", 1, {1, 2}), seen("one", 0.5, {1}), seen("long", 50, {1, 2})]
-    monkeypatch.setattr(least_tests, "SECONDS", 2.0)
+    monkeypatch.setattr(least_tests, "SHARE", 0.04)
     assert names(tests) == ["both", "one"]
+
+
+def test_what_alone_caught_a_break_is_chosen(monkeypatch):
+    monkeypatch.setattr(least_tests, "SHARE", 0.0)
+    monkeypatch.setattr(least_tests, "caught_alone", lambda: {"tests/test_a.py::useless"})
+    assert names([seen("quick", 1, {1, 2}), seen("useless", 9, {2})]) == ["quick", "useless"]
+
+
+def test_every_test_that_alone_caught_a_break_runs(said):
+    assert least_tests.caught_alone()
+    for name in least_tests.caught_alone():
+        file, function, case = least_tests.split(name)
+        assert function in least_tests.functions(file)
+        assert case in said["cases"].get(file, {}).get(function, [case])
 
 
 @pytest.fixture
