@@ -216,7 +216,8 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
         stages["total"]["min"][key] = min(least, stages["total"]["min"][key])
     measured = None
     if speed and speed.rate:
-        measured = "steps/s measured on this machine, evaluations and start-up not counted"
+        plain = f"steps/s of optimizer={named.optimizer.name} alone, measured on this machine"
+        measured = f"{plain}; what other optimizers, EBC, evaluations and start-up add is not counted"
     return {
         "study": config.study.name,
         "scale": config.scale,
