@@ -1,6 +1,6 @@
-"""Whether `make test` catches what all tests do: sixty deliberate breaks, each in a copy of the tree.
+"""Whether `make test` catches what all tests do: eighty deliberate breaks, each in a copy of the tree.
 
-    python scripts/mutations.py [NUMBERS…]        after scripts/reached.py; a quarter of an hour
+    python scripts/mutations.py [NUMBERS…]        after scripts/reached.py; an hour
 
 scripts/mutations.txt names a file, a line of it and what becomes of that line; the breaks were drawn at
 random from all packages. Of each, those tests run that reach the line, the quickest first, until one
