@@ -316,6 +316,16 @@ def test_report_rebuilds_the_page_and_verify_knows_it(own_copy, undrawn):
     assert verify(study)["ok"]
 
 
+@pytest.mark.parametrize(
+    ("arms", "asks"), [("ebc_x2,ebc_x8", "What does EBC buy"), ("ebc_x2", "Does bounding")]
+)
+def test_what_ebc_buys_is_asked_where_it_ran_at_several_rates(arms, asks, tmp_path, text_file):
+    arms = f"finals.arms=[baseline,control,{arms}]"
+    study = invent(tmp_path, ["data=path", f"data.file={text_file}", arms], stages=1)
+    report(study)
+    assert asks in read(study.root).text
+
+
 def test_a_study_under_way_gets_a_page_of_what_is_decided(tmp_path, text_file):
     study = invent(tmp_path, ["data=path", f"data.file={text_file}"], stages=2)
     report(study)
