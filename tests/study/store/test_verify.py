@@ -218,7 +218,9 @@ def test_a_study_that_is_not_finished_may_hold_what_is_not_recorded_yet(own_copy
     (study.root / "auto_decisions.json").write_text(json.dumps(decisions))
     manifest.remove_entries(study.root, "auto_decisions.json", runs=[a_run(study, 25)])
     report(study)
-    assert verify(study)["ok"]
+    found = verify(study)
+    assert found["ok"]
+    assert found["under_way"]
     manifest.remove_entries(study.root, runs=[a_run(study, 25)])
     found = verify(study)
     assert found["ok"]
