@@ -242,3 +242,14 @@ def test_a_bundle_is_gone_when_its_results_are(bundle):
     assert zipfile.is_zipfile(bundle)
     del s
     assert not root.exists()
+
+
+def test_of_runs_of_another_version_the_settings_are_told_that_every_version_has(study, tmp_path):
+    shutil.copytree(study.root, tmp_path / "done")
+    for path in (tmp_path / "done" / "runs").glob("*/spec.json"):
+        spec = json.loads(path.read_text())
+        path.write_text(json.dumps(spec | {"config": spec["config"] | {"of_another_version": 1}}))
+    columns = ["seed", "lr", "optimizer", "projection", "stabilizer", "delta_star"]
+    found, expected = (ebc_lab.load(root).runs()[columns] for root in (tmp_path / "done", study.root))
+    pd.testing.assert_frame_equal(found, expected)
+    assert found.delta_star.notna().any()
