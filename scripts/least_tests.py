@@ -152,6 +152,11 @@ class Choice:
             self.add(test)
 
 
+def time_of_all(tests: Iterable[Test], fixtures: Mapping[str, float]) -> float:
+    """Seconds of processor time of all tests, each shared fixture once."""
+    return sum(test.seconds for test in tests) + sum(fixtures.values())
+
+
 def caught_alone() -> set[str]:
     """The tests without which a break of mutations.txt passed `make test`."""
     return {line.removeprefix(ALONE) for line in BREAKS.read_text().splitlines() if line.startswith(ALONE)}
@@ -166,8 +171,7 @@ def chosen(tests: list[Test], fixtures: Mapping[str, float]) -> Choice:
     always = set(choice.tests)
     choice.add_best(tests, 1, float("inf"))
     choice.drop_useless(always)
-    everything = sum(test.seconds for test in tests) + sum(fixtures.values())
-    choice.add_best(tests, len(WORTH), SHARE * everything)
+    choice.add_best(tests, len(WORTH), SHARE * time_of_all(tests, fixtures))
     return choice
 
 
@@ -226,7 +230,7 @@ def choose(files: list[str]) -> None:
     modules = {steps[step][0] for step, count in choice.reaching.items() if count > 0}
     said["modules"] = sorted({*said["modules"], *modules} & set(_modules()))
     LIST.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n")
-    everything = sum(t.seconds for t in tests) + sum(fixtures.values())
+    everything = time_of_all(tests, fixtures)
     lost = len({s for t in tests for s in t.steps}) - sum(count > 0 for count in choice.reaching.values())
     print(
         f"{len(choice.tests)} of {len(tests)} tests, {choice.seconds:.0f} of {everything:.0f} s of processor "

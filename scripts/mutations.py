@@ -26,7 +26,6 @@ import pytest
 import reached
 
 ROOT = Path(__file__).parent.parent
-BREAKS = Path(__file__).with_suffix(".txt")
 NOT_COPIED = (
     ".git",
     ".venv",
@@ -79,7 +78,8 @@ class Break:
 
 def breaks() -> list[Break]:
     """Those of mutations.txt: three lines each, the file, `- ` the line and `+ ` what becomes of it."""
-    lines = [line for line in BREAKS.read_text().splitlines() if not line.startswith(least_tests.ALONE)]
+    lines = least_tests.BREAKS.read_text().splitlines()
+    lines = [line for line in lines if not line.startswith(least_tests.ALONE)]
     thirds = zip(lines[::3], lines[1::3], lines[2::3], strict=True)
     return [Break(file, line.removeprefix("- "), broken.removeprefix("+ ")) for file, line, broken in thirds]
 

@@ -38,8 +38,8 @@ for module in pkgutil.walk_packages(ebc_lab.__path__, "ebc_lab."):
         except ImportError as error:
             assert "pip install 'ebc-lab[" in str(error), error
 """
+STEPS = 20  # of each run of the study below
 # of the study that `ebc-lab new` suggests: as little of it as still tunes, compares and answers
-STEPS = 20
 SHORT = (
     *("scale=smoke", "data=pydoc", "device=cpu", "seeds=[0,1]", "tune.seeds=1", "tune.max_extensions=0"),
     *("lr_sweep.steps=10", *(f"{stage}.steps={STEPS}" for stage in ("finals", "tune", "ablation"))),

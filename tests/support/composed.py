@@ -80,9 +80,9 @@ def conf_read_once() -> Iterator[None]:
     merged: dict[Any, bytes] = {}
     list_of, store = loader.create_defaults_list, ConfigStore.store
     merge = Loader._compose_config_from_defaults_list
-    Plugins.instance()
-    source = SourcesRegistry.instance().types["file"]
-    read = source.load_config
+    Plugins.instance()  # fills the registry, with classes that are not those one would import
+    reader = SourcesRegistry.instance().types["file"]
+    read = reader.load_config
 
     def lasting(repo: Any, choices: Any) -> bool:
         """Whether these choices mean the same next time: they are of `conf`, not one's own files or arms."""
@@ -130,7 +130,7 @@ def conf_read_once() -> Iterator[None]:
         self.cache = {}
 
     with (
-        mock.patch.object(source, "load_config", remembered_file),
+        mock.patch.object(reader, "load_config", remembered_file),
         mock.patch.object(loader, "create_defaults_list", remembered_list),
         mock.patch.object(Loader, "_compose_config_from_defaults_list", remembered_merge),
         mock.patch.object(ConfigStore, "store", stored),
