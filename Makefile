@@ -15,7 +15,9 @@ endif
 # containers often set it: then every process compiles all of the code, and pytest every test, again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: autopilot test test-all test-slow test-matrix test-cuda test-browser test-browser-quick test-slurm test-slurm-quick lint package clean
+.PHONY: install autopilot test test-all test-slow test-matrix test-cuda test-browser test-browser-quick test-slurm test-slurm-quick lint package clean
+
+install: $(VENV)/installed  ## the environment
 
 autopilot: $(VENV)/installed  ## the main job, at the right scale for this machine
 	$(BIN)/ebc-lab autopilot $(ARGS)

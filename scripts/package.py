@@ -10,6 +10,8 @@ torch need not be copied. The environment of the method alone has torch and what
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -38,18 +40,17 @@ for module in pkgutil.walk_packages(ebc_lab.__path__, "ebc_lab."):
         except ImportError as error:
             assert "pip install 'ebc-lab[" in str(error), error
 """
-STEPS = 20  # of each run of the study below
-# of the study that `ebc-lab new` suggests: as little of it as still tunes, compares and answers
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+STEPS = 20  # of each run of the README's studies below
+# as little of a study as still tunes, compares and answers
 SHORT = (
     *("scale=smoke", "data=pydoc", "device=cpu", "seeds=[0,1]", "tune.seeds=1", "tune.max_extensions=0"),
     *("lr_sweep.steps=10", *(f"{stage}.steps={STEPS}" for stage in ("finals", "tune", "ablation"))),
 )
 SHOWN = f"""
-import sys, ebc_lab
-study = ebc_lab.load("first")
-steps = study.steps(arm="first", seed=0)
-steps.plot(x="step", y="loss").figure.savefig("loss.png")
-assert len(steps) == {STEPS} and set(study.arms().arm) >= {{"adam", "muon", "first"}}, study.arms()
+assert len(study.steps(arm="cautious", seed=0)) == {STEPS}
+assert set(study.arms().arm) >= {{"adam", "muon", "cautious"}}, study.arms()
 assert "torch" not in sys.modules
 print(study.answer)
 """
@@ -160,22 +161,46 @@ def lab(wheel: Path) -> dict[str, str]:
     return hashes(metadata)
 
 
-def first_hour(wheel: Path) -> None:
-    """An empty folder, the wheel, and an optimizer of one's own: from `new` to an answer and a plot."""
-    there = Environment("first")
-    metadata = there.install(wheel)
-    there.link([*(metadata.requires or []), "pytest"])
-    folder = there.elsewhere
-    there.run("ebc-lab", "new", "first")
-    assert {path.name for path in folder.iterdir()} == {"first.yaml", "first_optimizer.py", "test_first.py"}
-    print(there.run("python", "-m", "pytest", "-q", "test_first.py").strip())
-    assert "tune" in there.run("ebc-lab", "plan", "study=./first.yaml", *SHORT)
-    there.run("ebc-lab", "autopilot", "study=./first.yaml", *SHORT)
-    answer = there.run("python", "-c", SHOWN).strip()
-    assert "first against" in answer, answer
-    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert "first" in there.run("ebc-lab", "list")
-    print(answer)
+def readme_lines(language: str) -> list[str]:
+    """The lines of the README's blocks in a language, without remarks; commands in none."""
+    bodies = [body for kind, body in FENCE.findall(README) if kind == language]
+    return [line.partition(" #")[0].strip() for body in bodies for line in body.splitlines()]
+
+
+def as_the_readme_says() -> None:
+    """An empty environment, an empty folder, and every command of the README, its studies shortened."""
+    there = Environment("readme")
+    programs = ("pip", "make", "ebc-lab")
+    lines = [line.partition(" && ")[0] for line in readme_lines("") if line.split(" ")[0] in programs]
+    assert {line.split(" ")[0] for line in lines} == set(programs)
+    for line in lines:
+        program, *words = shlex.split(line)
+        if program == "pip":
+            assert words == ["install", "."]
+            metadata = there.install(ROOT)
+            there.link([*(metadata.requires or []), *("pytest", "pytest-xdist", "hypothesis")])
+        elif program == "make":
+            make(words[0], there)
+        else:
+            there.run(program, *words, *(shorter(words) if words[0] == "autopilot" else ()))
+    print(there.run("python", "-m", "pytest", "-q", "test_cautious.py").strip())
+    shown = [line.removeprefix(">>> ") for line in readme_lines("pycon")]
+    print(there.run("python", "-c", "\n".join(["import sys, ebc_lab", *shown, SHOWN])).strip())
+
+
+def shorter(given: Sequence[str] = ()) -> list[str]:
+    """Settings that make a study small, but for those that are given."""
+    names = {word.partition("=")[0] for word in given}
+    return [setting for setting in SHORT if setting.partition("=")[0] not in names]
+
+
+def make(target: str, there: Environment) -> None:
+    """A target of the Makefile, with the commands of an environment that is installed already."""
+    results = f"output_dir={there.elsewhere / 'outputs/ebc_ablation'}"
+    arguments = {"autopilot": " ".join([*shorter(), results]), "test": "tests/records/test_json_files.py"}
+    installed = [word for mark in ("installed", "installed-dev") for word in ("-o", f".venv/{mark}")]
+    given = [f"BIN={there.bin}", f"ARGS={arguments.get(target, '')}"]
+    run(["make", *installed, target, *given], ROOT)
 
 
 def from_source(sdist: Path, as_wheel: dict[str, str]) -> None:
@@ -216,7 +241,7 @@ def main() -> None:
     run([sys.executable, "-m", "build", "--outdir", dist, ROOT], ROOT)
     [wheel], [sdist] = dist.glob("ebc_lab-*.whl"), dist.glob("ebc_lab-*.tar.gz")
     with ThreadPoolExecutor() as beside:
-        others = [beside.submit(check, wheel) for check in (method_alone, first_hour)]
+        others = [beside.submit(method_alone, wheel), beside.submit(as_the_readme_says)]
         from_source(sdist, lab(wheel))
         for other in others:
             other.result()

@@ -17,6 +17,7 @@ import typer
 from support.invented import invent
 
 from ebc_lab.cli.commands import app
+from ebc_lab.cli.new import new
 from ebc_lab.cli.train import train_one
 from ebc_lab.config import choices
 from ebc_lab.config import compose as compose_module
@@ -79,12 +80,22 @@ def test_what_the_architecture_names_is_in_the_file_it_names():
 
 
 WITH_A_STUDY = "docs/results.md"  # whose code tests/results runs, on a study
+README = "README.md"
+# what the README's loop is put in: a model, an optimizer and batches of one's own
+OWN_LOOP = """
+import torch
+from torch.nn.functional import cross_entropy
+
+model = torch.nn.Sequential(torch.nn.Embedding(64, 32), torch.nn.Linear(32, 64))
+optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+batches = [(torch.randint(64, (16, 64)), torch.randint(64, (16, 64))) for _ in range(5)]
+"""
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if blocks(n, "python") and n != WITH_A_STUDY])
 def test_the_code_of_a_page_runs_from_top_to_bottom(name, tmp_path):
     script = tmp_path / "page.py"
-    script.write_text("\n".join(blocks(name, "python")))
+    script.write_text("\n".join([OWN_LOOP * (name == README), *blocks(name, "python")]))
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, str(script)],
@@ -110,6 +121,7 @@ def commands() -> list[str]:
 
 
 OWN_PARTS = "docs/extending.md"
+SUITES = "docs/suites.md"
 
 
 @pytest.fixture
@@ -122,8 +134,10 @@ def own_parts(tmp_path, monkeypatch):
     for body in [*blocks(OWN_PARTS, "python"), *blocks("docs/compare.md", "python")]:
         file = re.match(r"# (\w+\.py)\n", body)[1]
         modules[file.removesuffix(".py")] = (folder / file).write_text(body)
-    for page, suite in (("README.md", "mine.yaml"), (OWN_PARTS, "share.yaml")):
-        (folder / suite).write_text(blocks(page, "yaml")[0])
+    for page, which, suite in ((SUITES, -1, "mine.yaml"), (OWN_PARTS, 0, "share.yaml")):
+        (folder / suite).write_text(blocks(page, "yaml")[which])
+    new("cautious", folder)  # as the README does
+    modules["cautious_optimizer"] = None
     [project] = blocks(OWN_PARTS, "toml")
     groups = tomllib.loads(project)["project"]["entry-points"]
     lines = [[f"[{group}]", *map("=".join, named.items())] for group, named in groups.items()]
@@ -221,7 +235,7 @@ def test_targets_of_make_are_there():
     assert named - {target for rule in rules for target in rule.split()} == set()
 
 
-def test_the_readmes_own_suite_runs(tiny, tmp_path, own_parts):
+def test_the_suite_of_the_suites_page_runs(tiny, tmp_path, own_parts):
     here = ["launcher=inline", f"output_dir={tmp_path}"]
     config = compose([*tiny, "study=./mine.yaml", "ablation.steps=20", *here])
     outcome = autopilot(config, concluding())
@@ -232,7 +246,7 @@ def test_the_readmes_own_suite_runs(tiny, tmp_path, own_parts):
     assert "`clipped`" in (tmp_path / "mine" / "ablation.md").read_text()
     assert arms["ebc"]["versus"] == "clipped"  # what its question asks
     assert arms["ebc"]["difference"]["seeds"] == 2
-    assert f"paired differences from `{arms['ebc']['versus']}`" in (ROOT / "README.md").read_text()
+    assert f"paired differences from `{arms['ebc']['versus']}`" in (ROOT / SUITES).read_text()
 
 
 # -- statistics ----------------------------------------------------------------------------------------------
