@@ -265,6 +265,52 @@ def test_the_suites_page_says_how_many_comparisons_an_interval_holds_for(tmp_pat
     assert "divided by the number of the suite's differences (Bonferroni)" in said
 
 
+# -- papers --------------------------------------------------------------------------------------------------
+
+
+PAPERS = "docs/papers.md"
+NO_METHODS = {"data", "ebm", "launcher", "scale", "study", "tracker"}  # groups of texts, sizes and machines
+
+
+def papers() -> list[list[str]]:
+    """The rows of the tables: key, authors, title, year, paper, used by."""
+    rows = re.findall(r"^\| (.+) \|$", (ROOT / PAPERS).read_text(), re.MULTILINE)
+    cells = [row.split(" | ") for row in rows]
+    return [row for row in cells if len(row) == 6 and row[0] != "key"]
+
+
+def test_every_choice_names_its_paper_or_why_it_has_none():
+    groups = choices.groups()
+    there = {f"{group}={name}" for group in groups.keys() - NO_METHODS for name in groups[group]}
+    cited = {choice for row in papers() for choice in re.findall(r"`(\w+=\w+)`", row[-1])}
+    none = set(re.findall(r"`(\w+=\w+)`", section(PAPERS, "Choices without a paper")))
+    assert (cited | none) == there
+    assert cited & none == set()
+
+
+def test_a_paper_is_cited_where_its_page_says_and_its_page_has_all_that_are_cited():
+    files = [*PAGES, *(ROOT / "ebc_lab").rglob("*.py")]
+    texts = {path: " ".join(path.read_text().split()) for path in files}
+    rows = papers()
+    for key, authors, _, year, paper, used in rows:
+        surname = re.split(r",| &| et al", authors)[0]
+        number = re.match(r"\[(arXiv:\d{4}\.\d{4,5})\]", paper)
+        cited = re.escape(number[1]) if number else rf"\b{surname}\b.{{0,40}}\b{year}\b"
+        places = re.findall(r"\]\((\.\./ebc_lab/[\w/]+\.py|\w+\.md)", used)
+        assert places, key
+        for place in places:
+            assert re.search(cited, texts[(ROOT / "docs" / place).resolve()]), (key, place)
+    listed = [number for row in rows for number in re.findall(r"\[arXiv:([\d.]+)\]", row[4])]
+    assert len(set(listed)) == len(listed) > 80
+    for path, text in texts.items():
+        assert set(re.findall(r"arXiv:(\d{4}\.\d{4,5})", text)) <= set(listed), path
+        for shown, opened in re.findall(r"\[arXiv:([\d.]+)\]\(https://arxiv\.org/abs/([\d.]+)\)", text):
+            assert shown == opened, path
+        assert text.count("arxiv.org/") == len(
+            re.findall(r"\[arXiv:[\d.]+\]\(https://arxiv\.org/abs/", text)
+        ), path
+
+
 # -- tables --------------------------------------------------------------------------------------------------
 
 

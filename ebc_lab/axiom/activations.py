@@ -4,6 +4,9 @@ The packed form is of `packing`: with its noise a value is unbiased. Unbiased va
 only where the backward pass is linear in them. Where it exponentiates them, as attention does when it
 recomputes its weights from queries, keys and their log-sum-exp, an error of a few units becomes a factor of
 thousands: those functions keep theirs (`EXACT`, docs/axiom.md, "Activations").
+
+Activations in few bits with stochastic rounding: Chen et al., arXiv:2104.14129; for any model: Liu et al.,
+arXiv:2206.11357.
 """
 
 from __future__ import annotations

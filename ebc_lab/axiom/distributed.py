@@ -7,6 +7,9 @@ the block, one byte. At 6.25 percent, k = 16, that is 26 bytes in place of 1024,
 
 Every worker chooses other positions, so the messages cannot be added up on their way as a ring all-reduce
 does: each worker receives all of them, and the saving falls with their number (`AXIOM_DDP.bandwidth`).
+
+The largest elements alone: Lin et al., arXiv:1712.01887; with what was left out added to the next step:
+Stich, Cordonnier & Jaggi, arXiv:1809.07599, and Karimireddy et al., arXiv:1901.09847.
 """
 
 # Annotations are evaluated here, as DistributedDataParallel compares those of a hook with the classes.

@@ -11,6 +11,7 @@ moved and no longer:
         optimizer.step(loss=loss)  # ends the step, and raises what the hooks found
 
 Every formula looks at one tensor alone, so hooks change no bit, unless `max_grad_norm` or `lr_scale` is set.
+Updates inside backward: Lv et al., arXiv:2306.09782.
 """
 
 from __future__ import annotations

@@ -3,6 +3,10 @@
 A tensor of two or more dimensions whose sides m = shape[0] and n = the rest are both at least 2 is treated as
 a matrix (m, n), anything else as a vector. All arithmetic and all state are float32, whatever the weights
 are. Nothing here looks at another tensor: that is why an update inside backward changes no bit.
+
+The factored moments and the clip are Adafactor's (Shazeer & Stern, arXiv:1804.04235); one step of subspace
+iteration from the last factors is also how PowerSGD compresses gradients (Vogels, Karimireddy & Jaggi,
+arXiv:1905.13727).
 """
 
 from __future__ import annotations

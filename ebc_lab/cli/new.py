@@ -41,7 +41,7 @@ import torch
 
 class $made(torch.optim.Optimizer):
     """Cautious AdamW: only the parts of Adam's step that agree with the gradient are taken, larger by as much
-    as the others are missing (Liang et al., 2024).
+    as the others are missing (Liang et al., arXiv:2411.16085).
 
     A study calls it with (parameters, lr=…) and sets the learning rate of every group at every step.
     """

@@ -21,7 +21,10 @@ def constant(step: int, steps: int, config: LRScheduleConfig) -> float:
 
 
 def warmup_linear(step: int, steps: int, config: LRScheduleConfig) -> float:
-    """Up linearly over `warmup_steps`, from the first step on, then linearly down to 0 after the last."""
+    """Up linearly over `warmup_steps`, from the first step on, then linearly down to 0 after the last.
+
+    Warm-up: Goyal et al., arXiv:1706.02677. Linear decay: Defazio et al., arXiv:2310.07831.
+    """
     warmup = _warmup(config, steps)
     if step < warmup:
         return (step + 1) / warmup
@@ -29,7 +32,7 @@ def warmup_linear(step: int, steps: int, config: LRScheduleConfig) -> float:
 
 
 def cosine(step: int, steps: int, config: LRScheduleConfig) -> float:
-    """The same with half a wave of the cosine for the way down."""
+    """The same with half a wave of the cosine for the way down. Loshchilov & Hutter, arXiv:1608.03983."""
     warmup = _warmup(config, steps)
     if step < warmup:
         return (step + 1) / warmup
@@ -40,6 +43,7 @@ def trapezoid(step: int, steps: int, config: LRScheduleConfig) -> float:
     """Up as above, held, then linearly down to 0 over the last `decay_share` of the run.
 
     Where the warm-up reaches into the decay the smaller of the two factors applies, and 1 is never reached.
+    Hägele et al., arXiv:2405.18392; as warm-up, stable, decay: Hu et al., arXiv:2404.06395.
     """
     warmup = _warmup(config, steps)
     rise = (step + 1) / warmup if step < warmup else 1.0
@@ -47,7 +51,7 @@ def trapezoid(step: int, steps: int, config: LRScheduleConfig) -> float:
 
 
 def inverse_sqrt(step: int, steps: int, config: LRScheduleConfig) -> float:
-    """Up as above, then down as 1/sqrt(step), whatever the run's length."""
+    """Up as above, then down as 1/sqrt(step), whatever the run's length. Vaswani et al., arXiv:1706.03762."""
     warmup = max(1, _warmup(config, steps))
     return min((step + 1) / warmup, math.sqrt(warmup / (step + 1)))
 

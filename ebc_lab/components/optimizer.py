@@ -46,17 +46,17 @@ def _adam(params: Sequence[nn.Parameter], c: OptimizerConfig) -> Optimizer:
 
 
 def adam(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
-    """Adam with bias correction; `weight_decay` is added to the gradient."""
+    """Adam with bias correction; `weight_decay` is added to the gradient. Kingma & Ba, arXiv:1412.6980."""
     return [_adam(list(model.parameters()), c)]
 
 
 def adamw(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
-    """Adam with decoupled weight decay."""
+    """Adam with decoupled weight decay. Loshchilov & Hutter, arXiv:1711.05101."""
     return [torch.optim.AdamW(model.parameters(), **_fused(model.parameters(), c))]
 
 
 def sgd(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
-    """SGD with heavy-ball momentum."""
+    """SGD (Robbins & Monro 1951) with heavy-ball momentum (Polyak 1964)."""
     return [
         torch.optim.SGD(
             model.parameters(), lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay, fused=True
@@ -67,7 +67,8 @@ def sgd(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimi
 class StackedMuon(torch.optim.Muon):
     """torch's Muon, with one batch of Newton–Schulz products for all matrices of one shape or its transpose.
 
-    State, defaults and formula are torch's, with Nesterov momentum and `adjust_lr_fn="match_rms_adamw"` only.
+    State, defaults and formula are torch's, with Nesterov momentum and `adjust_lr_fn="match_rms_adamw"` only
+    (Liu et al., arXiv:2502.16982).
     Set `precision` to float32 where bfloat16 products, which torch's Muon takes everywhere, are the slower
     ones: on a CPU without AMX they take twice as long. The updates agree up to rounding.
     """
@@ -156,7 +157,10 @@ def _polynomial(gram: Tensor, a: float, b: float, c: float) -> Tensor:
 
 
 def muon(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
-    """Muon on the hidden matrices, its updates at Adam's rms so that one rate fits both; Adam on the rest."""
+    """Muon on the hidden matrices, its updates at Adam's rms so that one rate fits both; Adam on the rest.
+
+    Jordan et al. 2024; the scale of the updates: Liu et al., arXiv:2502.16982.
+    """
     hidden = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in hidden]
     return [
@@ -177,7 +181,10 @@ def adam_uncorrected(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -
 
 
 def lion(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
-    """Lion: each weight moves by lr·sign(b1·m + (1-b1)·g), m follows g with b2; decoupled decay."""
+    """Lion: each weight moves by lr·sign(b1·m + (1-b1)·g), m follows g with b2; decoupled decay.
+
+    Chen et al., arXiv:2302.06675.
+    """
     from pytorch_optimizer import Lion
 
     return [Lion(model.parameters(), lr=c.lr, betas=(c.beta1, c.beta2), weight_decay=c.weight_decay)]
@@ -209,6 +216,8 @@ class UncappedAdafactor(torch.optim.Adafactor):
 def adafactor(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """Adafactor: second moments by rows and columns, no momentum, lr relative to the rms of each tensor.
 
+    Shazeer & Stern, arXiv:1804.04235.
+
     eps1 is not torch's default, 1.2e-7: that is compared with mean *squared* gradients, so a matrix whose
     gradients have an rms below 3e-4, as most have here, would lose its second moments. torch adds its square
     to g²: 1e-30, as in the paper.
@@ -218,6 +227,8 @@ def adafactor(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[
 
 def soap(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """SOAP: Adam in the eigenbases of Shampoo's preconditioners, renewed every 10 steps; decoupled decay.
+
+    Vyas et al., arXiv:2409.11321; Shampoo: Gupta, Koren & Singer, arXiv:1802.09568.
 
     The rows of a model's `tables` are places, not directions of a space: they have no preconditioner.
     """
@@ -231,7 +242,7 @@ def soap(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optim
 
 
 def schedule_free(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
-    """Schedule-Free AdamW; `weight_decay` acts at y."""
+    """Schedule-Free AdamW; `weight_decay` acts at y. Defazio et al., arXiv:2405.15682."""
     from .library_optimizers import ScheduleFree
 
     return [ScheduleFree(model.parameters(), **moments(c))]
@@ -259,7 +270,10 @@ def axiom(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Opti
 
 
 def galore(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
-    """GaLore: Adam on the hidden matrices' gradients, projected to `rank` dimensions; Adam on the rest."""
+    """GaLore: Adam on the hidden matrices' gradients, projected to `rank` dimensions; Adam on the rest.
+
+    Zhao et al., arXiv:2403.03507.
+    """
     from .library_optimizers import PlainGaLore
 
     hidden = {id(p) for p in matrices}
@@ -270,14 +284,17 @@ def galore(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Opt
 
 
 def adam8bit(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
-    """torchao's Adam with moments in 8 bits, of tensors of 4,096 elements and more."""
+    """torchao's Adam with moments in 8 bits, of tensors of 4,096 elements and more.
+
+    Dettmers et al., arXiv:2110.02861.
+    """
     from .torchao_optimizers import EagerAdam8bit
 
     return [EagerAdam8bit(model.parameters(), **moments(c))]
 
 
 def adam4bit(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
-    """The same in 4 bits."""
+    """The same in 4 bits. Li, Chen & Zhu, arXiv:2309.01507."""
     from .torchao_optimizers import EagerAdam4bit
 
     return [EagerAdam4bit(model.parameters(), **moments(c))]

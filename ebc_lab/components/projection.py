@@ -55,7 +55,7 @@ class Spectral:
     """Operator norm of each hidden matrix at most `bound` times its largest initial singular value.
 
     The exact (Frobenius-nearest) projection clips singular values. An SVD is made only for matrices that a
-    cheap upper bound does not already clear.
+    cheap upper bound does not already clear. Sedghi, Gupta & Long, arXiv:1805.10408, clip singular values so.
     """
 
     retracts: ClassVar[bool] = False
@@ -88,7 +88,8 @@ def newton_schulz_polar(stack: Tensor, iterations: int = 12) -> tuple[Tensor, Te
     The iteration takes a singular value x to 1.5 x - 0.5 x^3: towards 1 for 0 < x < sqrt(3), a small one by a
     factor 1.5 at a time, and close to 1 the error is squared. So a matrix whose largest may be above 1.2 is
     divided by its bound first, which changes no polar factor, and the iterations end with the first whose
-    squared error is below rounding: twelve bring values from 0.03 of the largest up to 1.
+    squared error is below rounding: twelve bring values from 0.03 of the largest up to 1 (Higham 1986, whose
+    Newton iteration this replaces by one without inverses).
 
     Returns: the factors (n, a, b), and max|X^T X - I| on the short side (n,): an upper estimate where they
     ended early.
@@ -117,8 +118,8 @@ class Stiefel:
 
     The initial weights are put there when this is made, with their Frobenius norm kept; a call retracts W to
     s times its polar factor, the nearest point of the manifold, which agrees with W + t·xi to first order in
-    t for tangent xi. A matrix on which Newton-Schulz does not converge, being nearly singular, gets an SVD.
-    Low-precision weights are computed in float32.
+    t for tangent xi (Absil & Malick 2012). A matrix on which Newton-Schulz does not converge, being nearly
+    singular, gets an SVD. Low-precision weights are computed in float32.
     """
 
     retracts: ClassVar[bool] = True
@@ -150,7 +151,10 @@ def _at_least_float32(matrices: Sequence[Tensor]) -> Tensor:
 
 
 class Sphere:
-    """Each row of these parameters a unit vector, as which it is put when this is made; a zero row stays."""
+    """Each row of these parameters a unit vector, as which it is put when this is made; a zero row stays.
+
+    Loshchilov et al., arXiv:2410.01131, keep the vectors of all of a transformer's matrices so.
+    """
 
     retracts: ClassVar[bool] = True
 

@@ -1,4 +1,8 @@
-"""A run that ends where its loss is above its bound: what it would still become has no chance to win."""
+"""A run that ends where its loss is above its bound: what it would still become has no chance to win.
+
+Races: Maron & Moore 1993. Successive halving, which stops a fixed share instead: Jamieson & Talwalkar,
+arXiv:1502.07943.
+"""
 
 from __future__ import annotations
 

@@ -13,6 +13,9 @@ of the theory has its own file:
 * `step`, `probe`, `proposal` and `flat`: what a step is given, its batch, its update, and the memory of the
   weights; `given`: what is wrong with some of them
 
+A bound on the KL of a step is the trust region of Schulman et al., arXiv:1502.05477; the ellipsotope that the
+bound S belongs to is of Kousik, Dai & Gao, arXiv:2108.01750.
+
 Torch is loaded at the first use of a name that needs it, so that `options` and `settings` can be imported
 without it.
 """

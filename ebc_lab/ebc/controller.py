@@ -153,7 +153,10 @@ class LogPI(Fixed):
 
 
 class RSL(Fixed):
-    """KL > 2·delta* -> delta/1.5; KL < delta*/2 and clipped -> 1.5·delta; within a factor e^12 of delta*."""
+    """KL > 2·delta* -> delta/1.5; KL < delta*/2 and clipped -> 1.5·delta; within a factor e^12 of delta*.
+
+    The library RSL-RL moves a learning rate by this rule (Rudin et al., arXiv:2109.11978).
+    """
 
     def _rule(self, kl: Tensor, clipped: Tensor, signals: dict[str, Tensor]) -> None:
         self._step(down=kl > 2 * self.target, up=clipped & (kl < self.target / 2))
@@ -162,9 +165,9 @@ class RSL(Fixed):
 class Agreement(Fixed):
     """The classical trust-region ratio: r = loss_drop / (-c·slope - c²·q), the real over the predicted fall.
 
-    r < 1/4, or a prediction that is not a fall -> delta/1.5; r > 3/4 and clipped -> 1.5·delta; within a
-    factor e^12 of delta*. `ratio` is the last r, 0-dim, no unit: NaN before the first, and where no fall was
-    predicted.
+    Conn, Gould & Toint 2000. r < 1/4, or a prediction that is not a fall -> delta/1.5; r > 3/4 and clipped ->
+    1.5·delta; within a factor e^12 of delta*. `ratio` is the last r, 0-dim, no unit: NaN before the first,
+    and where no fall was predicted.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("loss_drop", "slope", "q")
@@ -214,7 +217,8 @@ class Confidence(Fixed):
     delta does not rise in the first 20 steps, which are timid at any delta; nor where nothing is clipped; nor
     where timidity heals by itself: it was more than a standard error, and halves within ten steps.
 
-    It forgets its start on one text and not on another: docs/method.md.
+    It forgets its start on one text and not on another: docs/method.md. The logits' scale as a measure of
+    confidence: Guo et al., arXiv:1706.04599.
     """
 
     watches: ClassVar[bool] = True

@@ -72,7 +72,8 @@ def probe_fd(
 class SensitivityFilter:
     """A robust running mean of the observations of one group's beta.
 
-    The n-th observation weighs max(1-decay, 1/n), and from the 4th on its residual is limited to ±huber·beta.
+    The n-th observation weighs max(1-decay, 1/n), and from the 4th on its residual is limited to ±huber·beta
+    (Huber 1964).
     """
 
     def __init__(self, decay: float = 0.95, huber: float = 0.5):

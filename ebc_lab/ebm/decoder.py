@@ -3,7 +3,8 @@
 u + Σ g_e·expert_e(norm(u)) over the `active` most probable of `experts` experts, then norm and head.
 
 * an expert is two matrices with a GELU between them, without biases
-* gates are the chosen experts' probabilities, renormalised; they carry the gradient to the router
+* gates are the chosen experts' probabilities, renormalised (Shazeer et al., arXiv:1701.06538); they carry the
+  gradient to the router
 * no token is dropped: rows are sorted by expert, each expert takes its own in one matrix product, and their
   results are put back. Both moves are permutations, so that forward and backward have the same bits each time
 * the router works in float32 under autocast, because a rounded logit sends a token elsewhere
@@ -54,8 +55,8 @@ def balance_loss(indices: Tensor, probabilities: Tensor) -> Tensor:
     """Return E·Σ_e f_e·P_e of one layer, 0-dim: 1 when balanced, E when one expert takes everything.
 
     f_e is expert e's share of all places in `indices` (M, active), P_e the mean over tokens of its
-    probability in the whole softmax (M, E). The gradient flows through P alone. Fedus, Zoph & Shazeer (2022),
-    equation 4, with places for tokens. Raises ValueError for no tokens.
+    probability in the whole softmax (M, E). The gradient flows through P alone. Fedus, Zoph & Shazeer,
+    arXiv:2101.03961, equation 4, with places for tokens. Raises ValueError for no tokens.
     """
     if not indices.numel():
         raise ValueError("no token was routed, so there is no balance: give at least one.")
@@ -67,7 +68,7 @@ def balance_loss(indices: Tensor, probabilities: Tensor) -> Tensor:
 def router_z_loss(logits: Tensor) -> Tensor:
     """Return the mean of (ln Σ_e exp z_e)² over tokens, 0-dim: keeps the router's logits (M, E) small.
 
-    Zoph et al. (2022), equation 5. Raises ValueError for no tokens.
+    Zoph et al., arXiv:2202.08906, equation 5. Raises ValueError for no tokens.
     """
     if not logits.numel():
         raise ValueError("no token was routed, so there is no z loss: give at least one.")

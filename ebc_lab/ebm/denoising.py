@@ -5,6 +5,9 @@ of raw concentration (n - 1) / sigma^2 around the clean point, and `geodesic`, a
 space followed by the exponential map. Each target is the gradient of the kernel's log density at the noisy
 point, tangent there. The Euclidean "noise / sigma" is no such gradient: it has the wrong sign, lies in the
 clean point's tangent space and lacks the volume element.
+
+Denoising score matching: Vincent 2011; at several levels: Song & Ermon, arXiv:1907.05600; on manifolds: De
+Bortoli et al., arXiv:2202.02763.
 """
 
 from __future__ import annotations

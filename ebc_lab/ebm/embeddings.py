@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 REACH = 4  # tokens to either side that count as near
 NOISE = 0.1  # length of what is added where there are more dimensions than directions in the counts
 PLAIN_UP_TO = 2048  # tokens in use, beyond which the largest singular values are found by random projection
-POWER_STEPS = 4  # of that (Halko, Martinsson & Tropp 2011)
+POWER_STEPS = 4  # of that
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 KEYS = ("wte.weight", "transformer.wte.weight")
 
@@ -28,7 +28,8 @@ def cooccurrence(tokens: ArrayLike, vocabulary: int, n: int, seed: int) -> Tenso
 
     With C(a, b) how often a and b lie at most four tokens apart, the positive pointwise mutual information
     max(0, ln(C(a, b)·ΣC/(C(a)·C(b)))) = U·S·Vᵀ gives the rows U·√S of its n largest singular values (Levy,
-    Goldberg & Dagan 2015), normalised. Where n is more than its rank, noise of length 0.1 fills the rest, and
+    Goldberg & Dagan 2015; of many tokens by random projection: Halko, Martinsson & Tropp, arXiv:0909.4061),
+    normalised. Where n is more than its rank, noise of length 0.1 fills the rest, and
     the rows are normalised again. A token without such company gets a random direction. The same for the same
     seed; raises ValueError for ids outside [0, V), less than two of them, and n < 2.
     """

@@ -191,7 +191,8 @@ class Terms:
         """Return x after `steps` of x <- normalise(pull(x) + (n - 1) sum|omega| x), (M, n).
 
         The shift adds a constant to -E on the sphere and makes it convex, so no step raises E: each maximises
-        the tangent plane that lies below it. Where the sum vanishes the point stays.
+        the tangent plane that lies below it (Journée et al., arXiv:0811.4724). Where the sum vanishes the
+        point stays.
         """
         terms = self.prepared()
         n = x.shape[-1]

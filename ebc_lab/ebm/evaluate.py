@@ -156,7 +156,7 @@ def sampled_loss(
     """Return losses in nats per token of inputs and targets (B, T): `settled`, without chance, and `sampled`.
 
     The latter is an upper bound of that of p(w) = E[p(w | x)]: it takes the logarithm of a mean over
-    `samples` latents.
+    `samples` latents (Burda, Grosse & Salakhutdinov, arXiv:1509.00519).
     """
     B = len(inputs)
     states, contexts = model.encode(inputs)

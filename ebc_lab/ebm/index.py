@@ -4,6 +4,9 @@ Exact search is one matrix product and a top-k, and the way on a GPU. The two ap
 effort (efSearch, nprobe) by doubling when they are built, until they find the wanted share of the true
 neighbours of noisy copies of their own points, and keep what they reached. They answer from the points they
 were built with: whoever moves the points ranks the answers anew, and builds again from time to time.
+
+HNSW: Malkov & Yashunin, arXiv:1603.09320. Inverted lists: Jégou, Douze & Schmid 2011. faiss: Douze et al.,
+arXiv:2401.08281.
 """
 
 from __future__ import annotations

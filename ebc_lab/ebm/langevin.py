@@ -1,8 +1,9 @@
 """Langevin dynamics on the sphere: geodesic BAOAB, its Metropolis-adjusted form, and the original's chain.
 
 dx = v dt, dv = (score(x) - g v) dt + sqrt(2 g T) dW, v tangent at x, split as kick, drift along a geodesic,
-friction and noise, drift, kick (Leimkuhler and Matthews 2016; docs/ebm.md). The law of x tends to exp(-E /
-T) with respect to the sphere's surface: up to O(dt^2) for `baoab`, exactly for `adjusted`. `original` is a
+friction and noise, drift, kick (BAOAB: Leimkuhler & Matthews, arXiv:1203.5428; along geodesics: Leimkuhler &
+Matthews 2016; docs/ebm.md). The law of x tends to exp(-E / T) with respect to the sphere's surface: up to
+O(dt^2) for `baoab`, exactly for `adjusted` (Metropolis et al. 1953; Horowitz 1991). `original` is a
 chain with settings of fixed size (200 steps of 0.001) that stops long before it is stationary; it is kept
 as an arm of comparison, under that name. Nothing here uses autograd: energies and scores come in closed
 form.

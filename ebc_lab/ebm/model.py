@@ -78,7 +78,10 @@ class Kept:
 
 
 class WindowEncoder(nn.Module):
-    """sum_{j < m} M_j e_{t-j}, (B, T, n): at first the identity, then fading rotations."""
+    """sum_{j < m} M_j e_{t-j}, (B, T, n): at first the identity, then fading rotations.
+
+    The context of the log-bilinear model (Mnih & Hinton 2007).
+    """
 
     def __init__(self, n: int, window: int):
         super().__init__()

@@ -1,10 +1,10 @@
 """Self-organised criticality: a pile of stress on the splats that topples and places new ones (docs/ebm.md).
 
-An Olami-Feder-Christensen pile on the graph of the splats' nearest neighbours. A splat gathers stress when
-its states lie beyond the shell in which a bump of its width holds them; at the threshold it topples onto the
-neighbours, and the states that drove it may become a splat of their own. Each toppling loses a part of the
-stress, so an avalanche ends. Whether the sizes of avalanches follow a power law, the mark of criticality, is
-for their statistics to tell: `power_law`.
+A pile of Olami, Feder & Christensen 1992 on the graph of the splats' nearest neighbours. A splat gathers
+stress when its states lie beyond the shell in which a bump of its width holds them; at the threshold it
+topples onto the neighbours, and the states that drove it may become a splat of their own. Each toppling loses
+a part of the stress, so an avalanche ends. Whether the sizes of avalanches follow a power law, the mark of
+criticality, is for their statistics to tell: `power_law`.
 """
 
 from __future__ import annotations
@@ -294,9 +294,9 @@ class PowerLaw(NamedTuple):
 def power_law(sizes: list[int] | Tensor) -> PowerLaw | None:
     """Fit avalanche sizes by maximum likelihood; None for fewer than 50 avalanches.
 
-    The discrete law of Clauset, Shalizi and Newman (2009), xmin by the least Kolmogorov-Smirnov distance
-    among those that keep at least half of the avalanches, and 50: a law of a few extremes is no law of the
-    pile. The rival is a log-normal rounded to integers and cut at xmin. ValueError for sizes under 1.
+    The discrete law of Clauset, Shalizi & Newman, arXiv:0706.1062, xmin by the least Kolmogorov-Smirnov
+    distance among those that keep at least half of the avalanches, and 50: a law of a few extremes is no law
+    of the pile. The rival is a log-normal rounded to integers and cut at xmin. ValueError for sizes under 1.
     """
     data = np.sort(np.asarray(sizes, dtype=np.int64))
     if len(data) and data[0] < 1:

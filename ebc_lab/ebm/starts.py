@@ -39,6 +39,8 @@ def spherical_kmeans(
 ) -> tuple[Tensor, Tensor]:
     """Find centres (k, n), unit vectors, and the centre of each state, int64 (M,), by a few rounds.
 
+    Dhillon & Modha 2001.
+
     Starts from k of the states (M, n), drawn without replacement. A centre that nobody is near moves to the
     state farthest from its own. ValueError for k outside 1 to M.
     """

@@ -70,6 +70,8 @@ def bessel_ratio(n: int, K: float | Tensor) -> Tensor:
 def concentration(n: int, A: float | Tensor) -> Tensor:
     """Return the K with A_n(K) = A, float64 of A's shape: Newton's method from A (n - A^2) / (1 - A^2).
 
+    Banerjee et al. 2005; Sra 2012.
+
     ValueError for n < 2 or A outside (0, 1).
     """
     check_dimension(n)
@@ -170,9 +172,9 @@ def _ratio_at(order: float, raw: Tensor) -> Tensor:
 
 
 def sample(mu: Tensor, K: float | Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Draw one point of vMF(mu, K) for each row of mu (M, n), by Wood's rejection; K is (M,) or a number.
+    """Draw one point of vMF(mu, K) for each row of mu (M, n), by rejection; K is (M,) or a number.
 
-    Numbers are drawn on the generator's device. ValueError for n < 2 or K <= 0.
+    Wood 1994. Numbers are drawn on the generator's device. ValueError for n < 2 or K <= 0.
     """
     mu = widened(mu)
     rows, n = mu.shape

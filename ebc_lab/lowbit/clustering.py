@@ -87,6 +87,8 @@ def kmeans(
 ) -> KMeansResult:
     """Do Lloyd's k-means of the rows of X (n, d), from k-means++ centres of `seed` or from `init` (k, d).
 
+    Lloyd 1982; Arthur & Vassilvitskii 2007.
+
     The labels are always those of the centroids returned, also after `max_iter` passes. A cluster that runs
     empty takes the point farthest from its own centre. `init` is clipped to X's box. `backend` changes the
     time alone; `auto` is the compiled C if there is one, else numpy. ValueError: an X that is not 2-D, is
@@ -282,10 +284,10 @@ def suggest_k(
 ) -> SuggestedK:
     """Return the k of `ks` that suits X (n, d) best, the smaller one on ties.
 
-    `silhouette`: the largest mean silhouette (scikit-learn's, of at most 2000 rows drawn with `seed`), 0
-    where there are not two clusters or no cluster has two rows. `elbow`: the point of the normalised curve
-    (k, inertia) that lies farthest below the chord between its ends. ValueError: no k, a k that `kmeans`
-    refuses, another method.
+    `silhouette`: the largest mean silhouette (Rousseeuw 1987; scikit-learn's, of at most 2000 rows drawn with
+    `seed`), 0 where there are not two clusters or no cluster has two rows. `elbow`: the point of the
+    normalised curve (k, inertia) that lies farthest below the chord between its ends. ValueError: no k, a k
+    that `kmeans` refuses, another method.
     """
     if method not in ("silhouette", "elbow"):
         raise ValueError(f"method is {method!r}: it is 'silhouette' or 'elbow'.")

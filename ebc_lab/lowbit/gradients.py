@@ -4,6 +4,9 @@ Of each matrix by itself, a = gradient, or gradient + what earlier steps left ou
 compressed gradient is step·code of a, and e <- a - step·code is left out of this one. Two phases, so that a
 skipped step loses nothing: `compress` proposes, `commit` keeps the residuals. Nothing is sent in one process
 and no memory is saved: e is a float32 copy of the matrices. The maths is in docs/lowbit.md, "Gradients".
+
+Ternary gradients: Wen et al., arXiv:1705.07878; more levels: Alistarh et al., arXiv:1610.02132. Error
+feedback: Seide et al. 2014; Karimireddy et al., arXiv:1901.09847.
 """
 
 from __future__ import annotations

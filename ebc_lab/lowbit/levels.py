@@ -2,6 +2,9 @@
 
 A code q is an integer in [-top, top]; what it stands for is step * q. `ternary` has top 1, `five` top 2. The
 functions take anything that numpy or torch calls an array, check it, and have a backend compute.
+
+Ternary weights: Li et al., arXiv:1605.04711; with the mean magnitude as step: Ma et al., arXiv:2402.17764.
+Stochastic codes: Gupta et al., arXiv:1502.02551.
 """
 
 from __future__ import annotations

@@ -5,6 +5,9 @@ and answers two factors in [1/4, 4]: f multiplies the learning rate, rho the rad
 `random` draws both anew each step, `auxnn` is a small network that learns from the one-step derivative of
 the loss. That derivative is greedy: it prefers steps that are too small for the long run, so a comparison
 names all three. The maths is in docs/lowbit.md, "Policies".
+
+That derivative moves the learning rate itself in Baydin et al., arXiv:1703.04782; why it is greedy: Wu et
+al., arXiv:1803.02021.
 """
 
 from __future__ import annotations

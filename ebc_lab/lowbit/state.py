@@ -13,6 +13,9 @@ each with a float32 maximum. With n weights of a matrix and `exp_avg` m, `exp_av
 
 A v that is rounded to 0 where m is not would divide m by eps alone: `int8` keeps every v above 0 there,
 `int8_linear` shows what it is good for. The maths is in docs/lowbit.md, "Optimizer state".
+
+Moments in blocks of 8 bits: Dettmers et al., arXiv:2110.02861; in 4, and why 0 must not be a level of v: Li,
+Chen & Zhu, arXiv:2309.01507.
 """
 
 from __future__ import annotations

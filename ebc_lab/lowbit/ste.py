@@ -8,7 +8,8 @@
 * A group that holds NaN or infinity has no finite value: the forward of a diverged run does not raise, its
   loss is NaN. `quantize` itself does raise.
 
-The maths is in docs/lowbit.md, "Training through the quantizer".
+The maths is in docs/lowbit.md, "Training through the quantizer". The straight-through estimator: Bengio,
+Léonard & Courville, arXiv:1308.3432.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Two rules make results independent of the machine (docs/verity.md). A product of matrices of integers that are
 small enough is exact in float64, in any order. Everything else is one IEEE operation after another, each
 rounded once, in the order that the source gives.
+
+Matrix products without rounding from parts of few bits: Ozaki et al. 2012.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def sqrt32(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def normal_(t: Tensor, std: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-    """Fill float32 `t` with normal numbers of deviation `std`, drawn on the CPU, by Box and Muller."""
+    """Fill float32 `t` with normal numbers of deviation `std`, drawn on the CPU (Box & Muller 1958)."""
     a = torch.randint(0, 2**31, (t.numel(), 4), generator=generator)
     u = (a[:, 0] * 2**21 + (a[:, 1] >> 10) + 1).double() * pow2f(-52)
     v = (a[:, 2] * 2**21 + (a[:, 3] >> 10)).double() * pow2f(-52)

@@ -3,6 +3,9 @@
 A sum's terms are rounded to integers on a grid, 2^E divided into so many steps, and added as int64. Without
 `Grids` a layer takes E from the backward call's own tokens. With `Grids(model)` E is fixed before the step,
 so that any number of backward calls and workers add to the same sums.
+
+Sums that are reproducible because their terms are rounded to one grid: Demmel & Nguyen 2013, and in parallel
+Demmel & Nguyen 2015.
 """
 
 from __future__ import annotations

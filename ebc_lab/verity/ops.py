@@ -3,6 +3,8 @@
 Tensors between operations are float32. Rows (tokens) are independent of each other, so that a batch may be
 split anywhere; gradients of weights are integer sums over rows (`grids`). A tensor feeds two consumers at
 most: torch adds their gradients in an order of its own, and a sum of two has only one.
+
+Layer norm: Ba, Kiros & Hinton, arXiv:1607.06450. GELU: Hendrycks & Gimpel, arXiv:1606.08415.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Adam in float64 arithmetic with float32 state."""
+"""Adam in float64 arithmetic with float32 state (Kingma & Ba, arXiv:1412.6980)."""
 
 from __future__ import annotations
 

@@ -7,6 +7,8 @@
 * hidden matrices are used through what a quantizer makes of them, each matrix by itself
 * bfloat16 attention on a CPU is written out for short contexts and runs in float32 for long ones: the
   backward pass of torch's fused kernel is several times slower in bfloat16 than in float32
+
+After Radford et al. 2019; norms before attention and mlp: Xiong et al., arXiv:2002.04745.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 A tokenizer's sha256 is part of a run's identity, as its corpus's is; characters need none, for they follow
 from the corpus. `bpe` learns from the training split alone, so that nothing of val and test is in its tokens.
+
+Byte pairs: Sennrich, Haddow & Birch, arXiv:1508.07909; of bytes: Radford et al. 2019.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def share(part: Tensor, whole: Tensor) -> Tensor:
 
 
 class NormClip(Rival):
-    """The global L2 norm of the gradient is at most `strength` (Pascanu, Mikolov & Bengio 2013).
+    """The global L2 norm of the gradient is at most `strength` (Pascanu et al., arXiv:1211.5063).
 
     torch's own: g · min(1, strength/(||g|| + 1e-6)).
     """
@@ -104,7 +104,7 @@ class NormClip(Rival):
 
 
 class ValueClip(Rival):
-    """Every element of the gradient lies within ±`strength`, so that its direction changes too."""
+    """Every element of the gradient lies within ±`strength`: its direction changes too (Mikolov 2012)."""
 
     default = 0.01
 
@@ -115,7 +115,7 @@ class ValueClip(Rival):
 
 
 class AdaptiveGradientClip(Rival):
-    """Unit by unit, ||g|| is at most `strength` · max(||w||, 1e-3) (Brock, De, Smith & Simonyan 2021).
+    """Unit by unit, ||g|| is at most `strength` · max(||w||, 1e-3) (Brock et al., arXiv:2102.06171).
 
     A unit is what feeds one output: a row of a matrix (torch keeps outputs first; of an embedding, one
     token's vector), a filter of a convolution, a vector as a whole. The paper leaves the last layer out; here
@@ -145,7 +145,7 @@ class AdaptiveGradientClip(Rival):
 
 
 class ZClip(Rival):
-    """Outliers among the gradient norms are pulled back (ZClip: Kumar et al. 2025).
+    """Outliers among the gradient norms are pulled back (ZClip: Kumar et al., arXiv:2504.02507).
 
     z = (||g|| - mean)/std. Where z > `strength` the norm becomes mean + (strength²/z)·std: the further out,
     the nearer to the mean. Mean and variance are running averages (`alpha`) of the norms after that; the
@@ -208,7 +208,9 @@ class TrustRegion(Rival):
     c = min(1, w/||dW||).
 
     This is EBC with one group whose sensitivity is always 1 and target_kl = strength²/4: it bounds how far
-    weights move and ignores what that does to predictions. `strength` is in units of weight norm.
+    weights move and ignores what that does to predictions. `strength` is in units of weight norm. Bounding an
+    update by a norm of the weights is what Bernstein et al., arXiv:2002.03432, do for each layer, relative to
+    its weights' norm.
 
     Args:
         schedule: m(t): `constant`; `linear`, `cosine` or `hold_decay` over `total_steps`; `lr_squared`.
@@ -349,10 +351,11 @@ class KLClip(Rival):
 class RMSClip(Rival):
     """Each tensor's update in units of the learning rate, u = dW/lr, is divided by max(1, rms(u)/`strength`).
 
-    The clip of Adafactor (Shazeer & Stern 2018) on whatever an optimizer proposes. StableAdamW (Wortsman et
-    al. 2023; also in `pytorch_optimizer`) is Adam with the same formula on rms(g/sqrt(v)): it looks at the
-    gradient of the step alone, not at the momentum that is applied, and weight decay is added after it, not
-    clipped with it. No unit: an update of Adam has an rms of about 1 while gradients agree.
+    The clip of Adafactor (Shazeer & Stern, arXiv:1804.04235) on whatever an optimizer proposes. StableAdamW
+    (Wortsman et al., arXiv:2304.13013; also in `pytorch_optimizer`) is Adam with the same formula on
+    rms(g/sqrt(v)): it looks at the gradient of the step alone, not at the momentum that is applied, and
+    weight decay is added after it, not clipped with it. No unit: an update of Adam has an rms of about 1
+    while gradients agree.
     """
 
     default = 1.0

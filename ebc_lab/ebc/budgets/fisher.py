@@ -1,4 +1,7 @@
-"""The budget `fisher`: c from q, the KL of the whole proposal to second order (docs/method.md)."""
+"""The budget `fisher`: c from q, the KL of the whole proposal to second order (docs/method.md).
+
+Wu et al., arXiv:1708.05144, scale a step of K-FAC by the same rule, with K-FAC's approximation of q.
+"""
 
 from __future__ import annotations
 

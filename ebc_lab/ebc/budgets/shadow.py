@@ -1,5 +1,7 @@
 """The budget `shadow`: measure the KL of a trial step instead of bounding it (docs/method.md).
 
+The line search of Schulman et al., arXiv:1502.05477, measures it too, and shortens a step until it fits.
+
 Where weights are quantized, KL grows as c^p with p below 2, and p can be measured at audits ("On a quantized
 model").
 """

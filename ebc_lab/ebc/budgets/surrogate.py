@@ -1,6 +1,7 @@
 """The budget `surrogate`: c from the trust radius and the ellipsotope bound S (docs/method.md).
 
-Since KL <= ||centre(dz)||^2 / 4, the trust radius in rms units is 2·sqrt(delta).
+Since KL <= ||centre(dz)||^2 / 4, the trust radius in rms units is 2·sqrt(delta). Ellipsotopes: Kousik,
+Dai & Gao, arXiv:2108.01750.
 """
 
 from __future__ import annotations

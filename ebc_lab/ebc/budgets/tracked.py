@@ -1,7 +1,7 @@
 """The budget `tracked`: predict the KL from step to step, and correct that by what is measured.
 
 ln(KL of the whole proposal / P), P being what the KL is roughly proportional to, drifts slowly and flickers
-about that from step to step; a Kalman filter follows its slow part x (docs/method.md).
+about that from step to step; a Kalman filter (Kalman 1960) follows its slow part x (docs/method.md).
 """
 
 from __future__ import annotations

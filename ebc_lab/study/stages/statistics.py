@@ -2,15 +2,16 @@
 
 Distributions and tests are scipy's; chosen here is only which of them is used, and at which level:
 
-* The differences of an arm from its reference, seed by seed, get a t-interval. Where a run diverged there is
-  no mean: its loss ranks behind every other, and the median difference gets the distribution-free interval of
-  order statistics.
+* The differences of an arm from its reference, seed by seed, get a t-interval (Student 1908). Where a run
+  diverged there is no mean: its loss ranks behind every other, and the median difference gets the
+  distribution-free interval of order statistics (Thompson 1936).
 * Wherever several arms are compared with one reference, a second, wider interval holds for all of them at
-  once (Bonferroni), and what is claimed of an arm rests on that one.
+  once (Bonferroni; Dunn 1961), and what is claimed of an arm rests on that one.
 * A study that looks at its results more than once, adding seeds while they are undecided, divides its error
-  by the number of looks.
+  by the number of looks (Bonferroni again; on why it must: Armitage, McPherson & Rowe 1969).
 * Where an arm's settings were chosen by tuning it, other tuning seeds might have chosen others: that luck is
-  estimated from the tuning's own runs and widens the t-interval (on why it must: Bouthillier et al., 2021).
+  estimated from the tuning's own runs and widens the t-interval (on why it must: Bouthillier et al.,
+  arXiv:2103.03098).
 
 scipy is imported late: it takes half a second, and `status` needs none of it.
 """
@@ -52,7 +53,8 @@ NO_LUCK = Luck()
 
 
 def _sum(*parts: tuple[float, float]) -> tuple[float, float]:
-    """Return variance and degrees of freedom of a sum, from those of its parts (Welch and Satterthwaite)."""
+    """Return variance and degrees of freedom of a sum, from those of its parts (Welch 1947;
+    Satterthwaite 1946)."""
     variance = sum(v for v, _ in parts)
     shares = sum(v**2 / freedom for v, freedom in parts if v)
     return variance, variance**2 / shares if shares else parts[0][1]
@@ -401,7 +403,7 @@ def noise(losses: Sequence[float]) -> NoiseFloor:
 
 def window(losses: Mapping[float, float], within: float = WINDOW_NATS) -> Window | None:
     """Measure how far a setting may be off: the range around its best value whose loss is within `within`
-    nats of it.
+    nats of it. (Wortsman et al., arXiv:2309.14322, average the excess loss over a fixed range instead.)
 
     `losses`: nats by the setting's value (> 0), infinite where a run diverged. Between two values the loss is
     taken to be linear in the logarithm of the setting; where one of them is infinite, the window ends at the

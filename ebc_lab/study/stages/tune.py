@@ -4,6 +4,9 @@ The search goes over every combination of an arm's grids, or through one setting
 same for every arm, so that none is tuned more carefully than another: as many points to begin with, the same
 seeds, and grids that grow by their own ratio for all of them as often. A point counts as its worst seed: a
 setting that trains well with one seed and badly with another is not an arm's best.
+
+That a comparison of optimizers is one of their tuning: Choi et al., arXiv:1910.05446; Sivaprasad et al.,
+arXiv:1910.11758.
 """
 
 from __future__ import annotations

@@ -333,8 +333,8 @@ def _answer(config: Config, label: str, rival: str, against: dict[str, Differenc
 
 def verdict_of(difference: Difference) -> str:
     """Judge a difference: `better` or `worse` where the joint interval excludes 0, `level` where it lies
-    within ± the margin, else `undecided`. An arm that diverged on every one of several seeds, the other on
-    none, is worse, whatever their number allows to tell."""
+    within ± the margin (Schuirmann 1987), else `undecided`. An arm that diverged on every one of several
+    seeds, the other on none, is worse, whatever their number allows to tell."""
     lost = difference.get("diverged", {"arm": 0, "reference": 0})
     for verdict, more, fewer in (
         ("worse", lost["arm"], lost["reference"]),
