@@ -167,7 +167,8 @@ def first_hour(wheel: Path) -> None:
     there.link([*(metadata.requires or []), "pytest"])
     folder = there.elsewhere
     there.run("ebc-lab", "new", "first")
-    assert {path.name for path in folder.iterdir()} == {"first.yaml", "first_optimizer.py", "test_first.py"}
+    written = {"first.yaml", "first_optimizer.py", "test_first.py", "ebc-lab.schema.json"}
+    assert {path.name for path in folder.iterdir()} == written
     print(there.run("python", "-m", "pytest", "-q", "test_first.py").strip())
     assert "tune" in there.run("ebc-lab", "plan", "study=./first.yaml", *SHORT)
     there.run("ebc-lab", "autopilot", "study=./first.yaml", *SHORT)
