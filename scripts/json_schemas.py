@@ -37,7 +37,7 @@ SUITE = "suite.json"
 NAMES = {int: "integer", float: "number", str: "string", bool: "boolean", NoneType: "null"}
 ANOTHER_SETTING = {
     "pattern": f"^{REFERENCE.pattern}$",
-    "patternErrorMessage": "It is neither what is taken here nor another setting, ${batch_size}.",
+    "patternErrorMessage": "This takes another kind of value, or another setting as ${batch_size}.",
 }
 
 
