@@ -21,7 +21,7 @@ from .study import Study
 
 SPECIFICATION = "https://w3id.org/ro/crate/1.1"
 PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
-ACTION, SOFTWARE, CORPUS = "#study", "#ebc-lab", "#corpus"
+ACTION, SOFTWARE, CORPUS, LICENSE = "#study", "#ebc-lab", "#corpus", "#license"
 FORMATS = {  # of this list alone: what a machine knows of endings is not the same everywhere
     ".csv": "text/csv",
     ".html": "text/html",
@@ -85,9 +85,17 @@ def described(study: Study, entries: Mapping[str, str]) -> Entity:
             "description": f"Evidence of the study {header['study']}: {len(runs)} runs on "
             f"{header['corpus']['title']}, in the stages {stages}, with settings, decisions and checksums.",
             "datePublished": ended,
+            "license": {"@id": LICENSE},
             "conformsTo": {"@id": PROFILE},
             "hasPart": parts,
             "mentions": {"@id": ACTION},
+        },
+        {
+            "@id": LICENSE,
+            "@type": "CreativeWork",
+            "name": "no license stated",
+            "description": "The program does not know under which terms its users publish their results: ask "
+            "those who published these.",
         },
         {"@id": PROFILE, "@type": "CreativeWork", "name": "Process Run Crate", "version": "0.5"},
         _action(header, ended, parts),
