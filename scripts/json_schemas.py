@@ -250,5 +250,5 @@ if __name__ == "__main__":
             path.unlink()
         for path, text in files().items():
             path.write_text(text, encoding="utf-8")
-    else:
-        print("\n".join(map(str, out_of_date())))
+    elif wrong := out_of_date():
+        sys.exit("\n".join(["out of date (--write writes them):", *map(str, wrong)]))
