@@ -83,7 +83,7 @@ def _plain(setting: Setting, names: list[str]) -> Schema:
         "maximum": setting.high,
         "exclusiveMaximum": setting.below,
     }
-    made = {word: limit for word, limit in limits.items() if limit is not None}
+    made: Schema = {word: limit for word, limit in limits.items() if limit is not None}
     if "string" in names:
         made["maxLength"] = setting.longest
     else:
