@@ -15,7 +15,7 @@ endif
 # containers often set it: then every process compiles all of the code, and pytest every test, again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install autopilot test test-all test-slow test-matrix test-cuda test-browser test-browser-quick test-slurm test-slurm-quick lint package clean
+.PHONY: install autopilot test test-all test-slow test-matrix test-cuda test-browser test-browser-quick test-slurm test-slurm-quick lint lock package clean
 
 install: $(VENV)/installed  ## the environment
 
@@ -54,12 +54,19 @@ test-browser test-browser-quick: $(VENV)/installed-dev  ## the page
 test-matrix: $(VENV)/installed-dev  ## the wheel under every Python that is found, and under the newest torch
 	$(BIN)/python scripts/matrix.py
 
-lint: $(VENV)/installed-dev  ## ruff, mypy (strict but for ebc_lab/report), the layers of docs/architecture.md, the choice of make test
+lint: $(VENV)/installed-dev  ## ruff, mypy (strict but for ebc_lab/report), the layers of docs/architecture.md, the choice of make test, the lock
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/house.py
 	$(BIN)/python scripts/least_tests.py --check
+	$(BIN)/python scripts/lock.py --check
+
+# but for torch, whose newest build may be for GPUs: raise its line by hand; run the tests before you commit it
+lock: $(VENV)/installed-dev  ## constraints.txt with the newest versions that go together
+	grep '^torch==' constraints.txt > $(VENV)/torch.txt
+	$(PIP) -c $(VENV)/torch.txt --upgrade --upgrade-strategy eager -e ".[dev]"
+	$(BIN)/python scripts/lock.py --write
 
 package: $(VENV)/installed-dev  ## wheel and sdist, in dist; both installed in clean environments and used there
 	$(BIN)/python scripts/package.py

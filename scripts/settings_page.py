@@ -51,13 +51,17 @@ def takes(group: str, setting: Any, kind: Any) -> str:
             name for plain, name in NUMBERS.items() if plain in inside and typing.get_origin(kind) is not dict
         ]
         words = " ".join([*named[:1], setting.range()]).strip()
+    return "; ".join([*filter(None, [words]), *read_with(group, setting)])
+
+
+def read_with(group: str, setting: Any) -> Iterator[str]:
+    """The choices without which a setting is not read, `with optimizer=axiom`."""
     reader, choices = READ_BY.get(group) or ("", ())
     if reader:
-        words += f"; with {reader}={any_of(choices)}"
+        yield f"with {reader}={any_of(choices)}"
     if setting.only:
         of = group if setting.of == "name" else f"{group}.{setting.of}"
-        words += f"; with {of}={any_of(setting.only)}"
-    return words.removeprefix("; ")
+        yield f"with {of}={any_of(setting.only)}"
 
 
 def default(value: Any) -> str:

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 import house
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from support.called import called
@@ -27,6 +28,8 @@ def test_the_newest_entry_of_the_changelog_is_this_version(tmp_path):
     versions = [re.fullmatch(r"(\d+\.\d+\.\d+) - (\d{4}-\d\d-\d\d)", heading) for heading in released]
     assert all(versions), released
     assert versions[0][1] == ebc_lab.__version__
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (cited["version"], str(cited["date-released"])) == (versions[0][1], versions[0][2])
     newest_first = [(tuple(map(int, v[1].split("."))), v[2]) for v in versions]
     assert newest_first == sorted(newest_first, reverse=True)
     assert called("--version", cwd=tmp_path).stdout == f"ebc-lab {ebc_lab.__version__}\n"

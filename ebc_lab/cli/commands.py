@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from ebc_lab import __version__
-from ebc_lab.config.errors import visible
+from ebc_lab.config.errors import require, visible
 
 from . import collection, completion, ebm
 from .options import HELP_NAMES, INTERRUPTED, OUTPUT_DIR, PASS_ON, Json, Place, Port, optional, print_json
@@ -175,13 +175,27 @@ def train(
 
 @app.command()
 def new(
-    name: Annotated[str, typer.Argument(help="What it is called: cautious.", show_default=False)],
+    name: Annotated[
+        str | None, typer.Argument(help="What it is called: cautious.", show_default=False)
+    ] = None,
+    schema: Annotated[
+        bool,
+        typer.Option("--schema", help="Only the schema, by which an editor completes and checks suites."),
+    ] = False,
 ) -> None:
-    """Write a suite, an optimizer of your own and its test into this folder, to begin with."""
-    from .new import new as write
+    """Write a suite, an optimizer of your own, its test and a schema into this folder, to begin with."""
+    from ebc_lab.config.own.editor import FILE
 
-    commands = write(name, Path.cwd())
-    typer.echo(f"{name}.yaml, {name}_optimizer.py and test_{name}.py are written; next:")
+    from .new import new as write
+    from .new import write_schema
+
+    if schema:
+        write_schema(Path.cwd())
+        typer.echo(f"{FILE} is written.")
+        return
+    require(name is not None, "give a name: ebc-lab new cautious.")
+    commands = write(str(name), Path.cwd())
+    typer.echo(f"{name}.yaml, {name}_optimizer.py, test_{name}.py and {FILE} are written; next:")
     typer.echo("\n".join(f"  {command}" for command in commands))
 
 

@@ -8,10 +8,12 @@ from string import Template
 
 from ebc_lab.config.choices import groups
 from ebc_lab.config.errors import require, shown
+from ebc_lab.config.own.editor import FILE, suite_schema
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")
 SUITE = Template(
     """\
+# yaml-language-server: $$schema=./$schema
 # Is it better than Adam and Muon? Each is tuned alike and judged on seeds that tuned none of them.
 #   ebc-lab plan study=./$name.yaml scale=smoke         what that would take
 #   ebc-lab autopilot study=./$name.yaml scale=smoke    a minute or two, to see that all works
@@ -141,7 +143,7 @@ def test_the_learning_rate_is_that_of_its_group():
 
 
 def new(name: str, folder: Path) -> list[str]:
-    """Write NAME.yaml, NAME_optimizer.py and test_NAME.py. -> the commands that come next.
+    """Write NAME.yaml, NAME_optimizer.py, test_NAME.py and the schema. -> the commands that come next.
 
     Raises UserError for a name that means something else, and where one of the files is there already.
     """
@@ -154,6 +156,7 @@ def new(name: str, folder: Path) -> list[str]:
         f"{name} is ebc-lab's own already: take another name, such as my_{name}.",
     )
     words = {"name": name, "file": f"{name}_optimizer", "made": "".join(map(str.capitalize, name.split("_")))}
+    words["schema"] = FILE
     made = {f"{name}.yaml": SUITE, f"{words['file']}.py": OPTIMIZER, f"test_{name}.py": TEST}
     for file in made:
         require(
@@ -161,8 +164,18 @@ def new(name: str, folder: Path) -> list[str]:
         )
     for file, text in made.items():
         (folder / file).write_text(text.substitute(words), encoding="utf-8")
+    write_schema(folder)
     return [
         f"python -m pytest test_{name}.py",
         f"ebc-lab plan study=./{name}.yaml scale=smoke",
         f"ebc-lab autopilot study=./{name}.yaml scale=smoke",
     ]
+
+
+def write_schema(folder: Path) -> None:
+    """Write what an editor checks suites against, of this version, in place of that of another.
+
+    It lies beside the suites, which name it in their first line: the path of an installed package would be
+    another on every machine, and would enter the copies of the suite that studies keep.
+    """
+    (folder / FILE).write_text(suite_schema(), encoding="utf-8")

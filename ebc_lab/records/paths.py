@@ -102,6 +102,7 @@ class StudyFiles:
         self.figures_file = root / "figures.json"  # what each picture shows
         self.page_file = root / "report.html"
         self.manifest_file = root / "manifest.json"
+        self.crate_file = root / "ro-crate-metadata.json"  # what all of them are, for other programs
         self.own = root / "own"  # copies of the suite and the parts that are the user's own
         self.driver_lock = root / ".lock"  # held by the process that drives the study
         self.driver_file = root / ".driver.json"  # which process that is
@@ -132,5 +133,6 @@ class StudyFiles:
             self.ablation_file,
             self.modes_file,
             self.page_file,
+            self.crate_file,
         )
         return (*(path.name for path in made), "summary_*.csv", *PAPERS, *PICTURES)

@@ -17,7 +17,7 @@ from ebc_lab.records.spec import RunSpec
 from ebc_lab.study.autopilot import Listener, Say
 from ebc_lab.study.stages import verdict
 from ebc_lab.study.stages.stage import decision_that_shows, planned_runs, stage_of
-from ebc_lab.study.store import manifest
+from ebc_lab.study.store import crate, manifest
 from ebc_lab.study.store.changes import looked
 from ebc_lab.study.store.snapshot import read
 from ebc_lab.study.store.study import Study
@@ -109,4 +109,4 @@ def report(study: Study, say: Say = lambda text: None) -> None:
             write_conclusions(config, study, decisions, say)
         else:
             write_page(study.root)
-        manifest.complete(study.root)
+        crate.complete(study)

@@ -32,7 +32,7 @@ from .so_far import SoFar, so_far
 from .stages.rules import Results, Undecidable
 from .stages.runs import distinct
 from .stages.stage import ResultsOf, decision_that_shows, planned_runs, speculative_runs, stage_of
-from .store import attempts, manifest
+from .store import attempts, crate, manifest
 from .store.counts import RunCounts, counted, sorts_of_runs
 from .store.neighbours import finished_elsewhere, take
 from .store.study import RETRIED, RETRIED_UNFINISHED, Cancelled, Study
@@ -228,7 +228,7 @@ class _Call:
         if concluded:
             with study.told():
                 verdict = self.listener.conclude(self.config, study, self.decisions, self.listener.say)
-        manifest.complete(study.root)
+        crate.complete(study)
         if self.sources:
             taken = ", ".join(f"{n} from {name}" for name, n in sorted(self.sources.items()))
             self.listener.say(f"runs taken from other studies, and not trained: {taken}")

@@ -1,9 +1,13 @@
 """`ebc-lab new`: what it writes works as it is."""
 
 import importlib.util
+import json
+import re
 import sys
 
+import jsonschema
 import pytest
+import yaml
 
 from ebc_lab.cli.new import new
 from ebc_lab.config.compose import compose
@@ -24,6 +28,7 @@ def written(tmp_path, monkeypatch):
 def test_the_suite_compares_it_with_adam_and_muon(written):
     folder, commands = written
     assert sorted(path.name for path in folder.iterdir()) == [
+        "ebc-lab.schema.json",
         "mild_steps.yaml",
         "mild_steps_optimizer.py",
         "test_mild_steps.py",
@@ -34,6 +39,9 @@ def test_the_suite_compares_it_with_adam_and_muon(written):
     assert list(config.ablation.arms) == ["adam", "muon", "mild_steps"]
     assert config.ablation.mine.arms == ["mild_steps"]
     assert set(config.own_files) == {"mild_steps.yaml", "mild_steps_optimizer.py"}
+    suite = (folder / "mild_steps.yaml").read_text()
+    [schema] = re.findall(r"^# yaml-language-server: \$schema=(\S+)$", suite, re.MULTILINE)
+    jsonschema.Draft7Validator(json.loads((folder / schema).read_text())).validate(yaml.safe_load(suite))
 
 
 def test_its_optimizer_passes_its_own_test(written):

@@ -239,7 +239,8 @@ def _setting_tables(changed: Sequence[tuple[str, Any, Any]], settings: Mapping[s
 def _checksums(study: Study, decisions: Mapping[str, Decision]) -> Table:
     there = {p for pattern in CHECKED for p in study.root.glob(pattern) if not p.name.startswith(".")}
     paths = {p for p in there if p.is_file()}
-    rows = [(visible(p.name), manifest.sha256_of(p)) for p in sorted(paths) if p != study.manifest_file]
+    of_the_page_too = (study.manifest_file, study.crate_file)
+    rows = [(visible(p.name), manifest.sha256_of(p)) for p in sorted(paths) if p not in of_the_page_too]
     rows += [(f"decision {s}", d["decision_sha256"]) for s, d in decisions.items()]
     note = "sha256; manifest.json has those of every file"
     title = "Checksums of the tables and decisions"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
@@ -96,15 +96,23 @@ def _meant(path: str, patterns: Sequence[str], runs: set[str]) -> bool:
     return run_id in runs if run_id else any(fnmatch(path, p) for p in patterns)
 
 
-def complete(root: Path) -> None:
-    """Add entries for the study's own files and those of finished runs; existing entries do not change."""
+def complete(root: Path, describe: Callable[[Mapping[str, str]], None] | None = None) -> None:
+    """Add entries for the study's own files and those of finished runs; existing entries do not change.
+
+    `describe`: is given all entries but that of the description of the study, and writes it.
+    """
     known: dict[str, str] = read(root)["files"] if (root / NAME).exists() else {}
     there = {path: run_of(path) for path in files(root)}
     study = StudyFiles(root)
     meant = (study.header_file.name, f"{study.own.name}/*", *study.conclusions())
     fresh = {run_id for run_id in there.values() if run_id} - {run_of(path) for path in known}
     new = {path: sha256_of(root / path) for path in there if path not in known and _meant(path, meant, fresh)}
-    _write(root, dict(sorted((known | new).items())), complete=True)
+    entries = known | new
+    if describe:
+        crate = study.crate_file
+        describe({path: sha256 for path, sha256 in sorted(entries.items()) if path != crate.name})
+        entries[crate.name] = sha256_of(crate)
+    _write(root, dict(sorted(entries.items())), complete=True)
 
 
 def _write(root: Path, entries: dict[str, str], *, complete: bool) -> None:

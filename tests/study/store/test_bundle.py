@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rocrate.rocrate import ROCrate
 from support.called import CLI, called
 from typer.testing import CliRunner
 
@@ -23,7 +24,7 @@ from ebc_lab.records.json_files import with_checksum
 from ebc_lab.report.conclude import report
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.inspect.why import why
-from ebc_lab.study.store import bundle, manifest
+from ebc_lab.study.store import attempts, bundle, manifest
 from ebc_lab.study.store import find as find_module
 from ebc_lab.study.store.find import find
 from ebc_lab.study.store.replay import replay
@@ -85,6 +86,35 @@ def test_a_bundle_holds_what_the_manifest_records_and_the_same_study_gives_the_s
     assert again["sha256"] == manifest.sha256_of(exported)
     assert again["files"] == len(found) - 1 == bundle.verify(exported)["files"]
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_bundle_is_an_ro_crate_and_one_from_before_is_still_sound(exported, tmp_path):
+    """As another library reads it: rocrate."""
+    folder = tmp_path / "done"
+    shutil.unpack_archive(exported, folder)
+    crate = ROCrate(folder)
+    recorded = manifest.read(folder)["files"]
+    files = {entity.id: entity for entity in crate.data_entities if entity.type == "File"}
+    assert set(files) == {"manifest.json", *recorded} - {"ro-crate-metadata.json"}
+    del files["manifest.json"]
+    for name, entity in files.items():
+        assert (entity["sha256"], entity["contentSize"]) == (
+            recorded[name],
+            str((folder / name).stat().st_size),
+        )
+        assert entity["encodingFormat"] != "application/octet-stream", name
+    header = json.loads((folder / "study.json").read_text())
+    action = crate.dereference("#study")
+    assert action["instrument"]["version"] == ebc_lab.__version__
+    assert header["corpus"]["sha256"] in crate.dereference("#corpus")["identifier"]
+    ends = [event["at"] for run in (folder / "runs").iterdir() for event in attempts.log(run)]
+    assert crate.root_dataset["datePublished"] == action["endTime"] == max(ends)
+    assert action["startTime"][:19] == header["created"][:19]
+
+    before = contents(exported)
+    del before["ro-crate-metadata.json"], recorded["ro-crate-metadata.json"]
+    before["manifest.json"] = json.dumps(with_checksum({"complete": True, "files": recorded})).encode()
+    assert wrong(made_again(tmp_path / "before.zip", before)) == {}
 
 
 def test_a_bundle_is_as_recorded_and_can_be_held_against_a_published_sha256(exported):

@@ -1,0 +1,200 @@
+"""ro-crate-metadata.json: what a study's folder holds, for archives and for programs that do not know ours.
+
+By RO-Crate 1.1 and the profile Process Run Crate 0.5. It is made of what other files record, and of no clock:
+the same study gives the same bytes, on any machine. It is in the manifest like every file made from the runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import quote
+
+from ebc_lab.records.files import write_atomic
+
+from . import attempts, manifest
+from .study import Study
+
+SPECIFICATION = "https://w3id.org/ro/crate/1.1"
+PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
+ACTION, SOFTWARE, CORPUS, LICENSE = "#study", "#ebc-lab", "#corpus", "#license"
+FORMATS = {  # of this list alone: what a machine knows of endings is not the same everywhere
+    ".csv": "text/csv",
+    ".html": "text/html",
+    ".json": "application/json",
+    ".jsonl": "application/x-ndjson",
+    ".md": "text/markdown",
+    ".png": "image/png",
+    ".py": "text/x-python",
+    ".svg": "image/svg+xml",
+    ".tex": "text/x-tex",
+    ".txt": "text/plain",
+    ".yaml": "application/yaml",
+    ".yml": "application/yaml",
+}
+ANY_BYTES = "application/octet-stream"
+MEANINGS = {
+    "study.json": "settings, checksum of the text, versions, hardware",
+    "auto_decisions.json": "what each stage decided, and from which runs",
+    "results_final.json": "the last stage's decision",
+    "report.html": "the results as a page",
+    manifest.NAME: "sha256 of every file",
+}
+
+Entity = dict[str, Any]
+
+
+def complete(study: Study) -> None:
+    """Record the files of a study, and describe them. Ends a command that `manifest.begin` began."""
+
+    def describe(entries: Mapping[str, str]) -> None:
+        text = json.dumps(described(study, entries), indent=1) + "\n"
+        path = study.crate_file
+        with suppress(OSError, UnicodeDecodeError):
+            if path.read_text(encoding="utf-8") == text:
+                return
+        manifest.remove_entries(study.root, path.name)
+        write_atomic(path, text)
+
+    manifest.complete(study.root, describe)
+
+
+def described(study: Study, entries: Mapping[str, str]) -> Entity:
+    """The whole description. `entries`: path -> sha256 of every file in it, beside the manifest."""
+    header = study.header()
+    runs = sorted({run for path in entries if (run := manifest.run_of(path))})
+    tops = sorted(path for path in [*entries, manifest.NAME] if manifest.run_of(path) is None)
+    parts = _links([*map(quote, tops), *map(quote, (f"{study.runs.name}/{run}/" for run in runs))])
+    ended = _last_end(study, runs) or _time(header["created"])
+    stages = ", ".join(header["config"]["study"]["stages"])
+    graph = [
+        {
+            "@id": study.crate_file.name,
+            "@type": "CreativeWork",
+            "conformsTo": {"@id": SPECIFICATION},
+            "about": {"@id": "./"},
+        },
+        {
+            "@id": "./",
+            "@type": "Dataset",
+            "name": f"ebc-lab study {header['study']}",
+            "description": f"Evidence of the study {header['study']}: {len(runs)} runs on "
+            f"{header['corpus']['title']}, in the stages {stages}, with settings, decisions and checksums.",
+            "datePublished": ended,
+            "license": {"@id": LICENSE},
+            "conformsTo": {"@id": PROFILE},
+            "hasPart": parts,
+            "mentions": {"@id": ACTION},
+        },
+        {
+            "@id": LICENSE,
+            "@type": "CreativeWork",
+            "name": "no license stated",
+            "description": "The program does not know under which terms its users publish their results: ask "
+            "those who published these.",
+        },
+        {"@id": PROFILE, "@type": "CreativeWork", "name": "Process Run Crate", "version": "0.5"},
+        _action(header, ended, parts),
+        *_used(header),
+        *_data(study, entries, runs),
+    ]
+    return {"@context": f"{SPECIFICATION}/context", "@graph": graph}
+
+
+def _action(header: Mapping[str, Any], ended: str, parts: list[Entity]) -> Entity:
+    """What made the files: one command, or several that went on with the study."""
+    machine = header["hardware"]
+    gpus = ", ".join(map(str, machine.get("gpus") or ())) or "no GPU"
+    made_on = f"{machine.get('cpu')}, {machine.get('cores')} cores, {gpus}, {machine.get('system')}"
+    return {
+        "@id": ACTION,
+        "@type": "CreateAction",
+        "name": f"ebc-lab autopilot, study {header['study']}",
+        "description": f"`ebc-lab autopilot` with the settings in study.json, on {made_on}; revision "
+        f"{header['git'] or 'not known'}. The end is that of the last run.",
+        "startTime": _time(header["created"]),
+        "endTime": ended,
+        "instrument": {"@id": SOFTWARE},
+        "object": [{"@id": "study.json"}, {"@id": CORPUS}],
+        "result": [part for part in parts if part["@id"] != "study.json"],
+    }
+
+
+def _used(header: Mapping[str, Any]) -> Iterator[Entity]:
+    """The text and the programs, by what study.json says of them."""
+    versions = {name: str(found) for name, found in header["versions"].items() if found and name != "ebc-lab"}
+    yield {
+        "@id": CORPUS,
+        "@type": "CreativeWork",
+        "name": header["corpus"]["title"],
+        "description": "the text that was trained on; it is not in here",
+        "identifier": f"sha256:{header['corpus']['sha256']}",
+    }
+    yield {
+        "@id": SOFTWARE,
+        "@type": "SoftwareApplication",
+        "name": "ebc-lab",
+        "version": header["ebc_lab"],
+        "softwareRequirements": _links(f"#{name}" for name in versions),
+    }
+    for name, found in versions.items():
+        yield {"@id": f"#{name}", "@type": "SoftwareApplication", "name": name, "version": found}
+
+
+def _data(study: Study, entries: Mapping[str, str], runs: Iterable[str]) -> list[Entity]:
+    """The folder of each run, and every file."""
+    of_run: dict[str, list[str]] = {run: [] for run in runs}
+    for path in entries:
+        if run := manifest.run_of(path):
+            of_run[run].append(path)
+    folders = [
+        {
+            "@id": quote(f"{study.runs.name}/{run}/"),
+            "@type": "Dataset",
+            "name": f"run {run}",
+            "hasPart": _links(map(quote, sorted(paths))),
+        }
+        for run, paths in of_run.items()
+    ]
+    return [*folders, *(_file(study, path, entries.get(path)) for path in sorted([*entries, manifest.NAME]))]
+
+
+def _file(study: Study, path: str, sha256: str | None) -> Entity:
+    """A file; of the manifest, which has the sha256 of this description, neither that nor the size."""
+    pure = PurePosixPath(path)
+    made: Entity = {
+        "@id": quote(path),
+        "@type": "File",
+        "name": pure.name,
+        "encodingFormat": FORMATS.get(pure.suffix, ANY_BYTES),
+    }
+    if path in MEANINGS:
+        made["description"] = MEANINGS[path]
+    if sha256 is not None:
+        made["sha256"] = sha256
+        with suppress(FileNotFoundError):  # `verify` names it
+            made["contentSize"] = str((study.root / path).stat().st_size)
+    return made
+
+
+def _links(names: Iterable[str]) -> list[Entity]:
+    return [{"@id": name} for name in names]
+
+
+def _last_end(study: Study, runs: Iterable[str]) -> str | None:
+    """When the last of these runs ended, by their records; None where none says so."""
+    events = (event for run in runs for event in attempts.log(study.run_dir(run)))
+    times = []
+    for event in events:
+        with suppress(KeyError, ValueError):  # a line that is none of ours
+            times += [_time(str(event["at"]))] if event["event"] == "end" else []
+    return max(times, default=None)
+
+
+def _time(recorded: str) -> str:
+    """A recorded time as RFC 3339 in UTC, whose texts are in the order of the times."""
+    return datetime.fromisoformat(recorded).astimezone(UTC).isoformat(timespec="milliseconds")
