@@ -39,13 +39,14 @@ MEASURING_S = 15  # what `measured_rates` takes where a step takes milliseconds,
 RULES = {  # as `ebc-lab doctor` prints them
     "dtype": "bfloat16 autocast where it is more than 5% faster than float32; float32 under "
     "determinism=verity",
-    "threads_per_run": "study: what makes the most steps/s on the whole machine, with one run for every "
-    "threads_per_run cores in parallel; single run: what makes one process fastest; fewer threads where the "
-    "gain is below 5%; 1 on a GPU; launcher=slurm: launcher.cpus_per_task, or 1",
-    "compile": "off where all runs of a study together take less than 20 minutes; else on where it saves "
-    "twice the seconds that compiling takes, once, and from the cache on disk again in every run; off on a "
-    "GPU, whose steps come from CUDA graphs, on Slurm nodes and under determinism=verity; compile=on "
-    "overrides the first two",
+    "threads_per_run": "for a study, the number with the most steps/s on the whole machine, where parallel "
+    "runs have threads_per_run cores each; for a single run, the number that makes one process fastest; "
+    "fewer threads where more would gain less than 5%; 1 on a GPU; with launcher=slurm, "
+    "launcher.cpus_per_task, or 1",
+    "compile": "off where all runs of a study together take less than 20 minutes; else on where the time it "
+    "saves, less a reload from the disk cache in every run, is more than twice the time of compiling; off on "
+    "a GPU, whose steps come from CUDA graphs, on Slurm nodes and under determinism=verity; compile=on "
+    "overrides the GPU's and Slurm's default",
     "optimizers": "adam, adamw and sgd are torch's fused kernels (fused=True); Muon's and EBC's own "
     "arithmetic is batched over all tensors (foreach)",
 }
@@ -114,7 +115,7 @@ def chosen_by_rule(
     """
     on_gpu = run.device == "cuda"
     set_by_user = [k for k in CHOSEN if not is_open(run, k)]
-    chosen: dict[str, tuple[Any, str]] = {k: (getattr(run, k), "as given") for k in set_by_user}
+    chosen: dict[str, tuple[Any, str]] = {k: (getattr(run, k), "already set") for k in set_by_user}
     if "threads_per_run" not in chosen:
         if on_gpu:
             chosen["threads_per_run"] = (1, "the GPU does the work")

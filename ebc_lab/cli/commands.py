@@ -183,7 +183,7 @@ def new(
         typer.Option("--schema", help="Only the schema, by which an editor completes and checks suites."),
     ] = False,
 ) -> None:
-    """Write a suite, an optimizer of your own, its test and a schema into this folder, to begin with."""
+    """Write a starter suite, an optimizer, its test and a schema into this folder, for you to edit."""
     from ebc_lab.config.own.editor import FILE
 
     from .new import new as write
@@ -195,7 +195,7 @@ def new(
         return
     require(name is not None, "give a name: ebc-lab new cautious.")
     commands = write(str(name), Path.cwd())
-    typer.echo(f"{name}.yaml, {name}_optimizer.py, test_{name}.py and {FILE} are written; next:")
+    typer.echo(f"wrote {name}.yaml, {name}_optimizer.py, test_{name}.py and {FILE}; next:")
     typer.echo("\n".join(f"  {command}" for command in commands))
 
 
@@ -304,10 +304,10 @@ def verify(
     sha256: Annotated[str | None, optional("--sha256", help="Of a bundle: what `export` printed.")] = None,
     as_json: Json = False,
 ) -> int:
-    """Check every file of a study against its recorded sha256, every run against its name; of a bundle every
-    byte.
+    """Check every file of a study against its recorded sha256 and every run against its name; in a bundle,
+    check every byte.
 
-    Exit code 4: some are bad.
+    Exit code 4: something does not match.
     """
     from ebc_lab.study.store.find import verify_named
 

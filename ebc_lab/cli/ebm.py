@@ -142,7 +142,7 @@ def generate(
     output_dir: Place = OUTPUT_DIR,
     as_json: Json = False,
 ) -> None:
-    """Go on from a prompt. The latent's chance moves the text little, that of the next token much."""
+    """Continue a prompt. Chance in the latent changes the text little, chance in the next token much."""
     from ebc_lab.ebm.apps.writer import Writer, Writing
     from ebc_lab.workloads.kept import sampling_of
 

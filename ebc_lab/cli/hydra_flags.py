@@ -29,7 +29,7 @@ HELP = {  # flag as it is written -> what it does
     "-m, --multirun": "one run per combination: optimizer.lr=1e-3,2e-3 or range(…), glob(…)",
     f"-c, --cfg {'|'.join(CFG)}": "print the settings instead of training",
     "--resolve": "with --cfg: references between settings filled in",
-    "-p, --package PATH": "with --cfg: this part of them alone, as optimizer",
+    "-p, --package PATH": "with --cfg: print only this part of the settings, such as optimizer",
     "-i, --info [WHAT]": f"how Hydra composed them: {', '.join(INFO)}",
     "-r, --run": "train one run, which is the default",
     "--json": "print one JSON object at the end; progress goes to stderr",
@@ -37,7 +37,7 @@ HELP = {  # flag as it is written -> what it does
     "-h, --help": "print this",
 }
 EXAMPLES = {
-    "ebc-lab train scale=smoke": "some seconds, to see it work",
+    "ebc-lab train scale=smoke": "a few seconds, to see it work",
     "ebc-lab train stabilizer=none optimizer=muon": "Muon alone, without EBC",
     "ebc-lab train budget.target_kl=0.02 seed=1": "EBC with another budget, another seed",
     "ebc-lab train optimizer=custom optimizer.target=./my_opt.py:Mine": "an optimizer of your own",

@@ -14,7 +14,7 @@ NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")
 SUITE = Template(
     """\
 # yaml-language-server: $$schema=./$schema
-# Is it better than Adam and Muon? Each is tuned alike and judged on seeds that tuned none of them.
+# Is it better than Adam and Muon? All are tuned alike, and judged on seeds that the tuning did not use.
 #   ebc-lab plan study=./$name.yaml scale=smoke         what that would take
 #   ebc-lab autopilot study=./$name.yaml scale=smoke    a minute or two, to see that all works
 #   ebc-lab autopilot study=./$name.yaml                the real one; the same command continues it
@@ -85,7 +85,7 @@ TEST = Template(
 import torch
 from $file import $made
 
-LR = 0.05  # yours: one at which 100 steps on the problem below go down
+LR = 0.05  # choose yours: a rate at which 100 steps lower the loss of the problem below
 
 
 def problem(seed=0):

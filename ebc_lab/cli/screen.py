@@ -147,7 +147,7 @@ class View:
         at_last = line.startswith(NOTHING) and not now.startswith(NOTHING)
         if now and now != line and (due or at_last or stage != progress.stage):
             self.early = progress.stage, now
-            self.say(f"{progress.stage}: so far, {tracks_in_words(now)}")
+            self.say(f"{progress.stage} so far: {tracks_in_words(now)}")
 
     def _draw(self, p: Any) -> RenderableType:
         head = Text.assemble((f"{p.study} · {p.stage}", "bold"), f"  {how_far(p)}")
@@ -382,7 +382,7 @@ def cancelled(ending: Mapping[str, Any]) -> str:
     stopped = f"{plural(len(ending['runs']), 'run')} stopped before the end"
     runs = stopped if ending["runs"] else "no run to stop"
     idle = ending["driver"] is None and not ending["jobs"]
-    what = f"{'nobody was running it' if idle else 'cancelled'}; {runs}{jobs}"
+    what = f"{'it was not running' if idle else 'cancelled'}; {runs}{jobs}"
     command = ending["continue"] or "the command that began it"
     return f"{ending['study']}: {what}; this continues from the checkpoints:\n  {command}"
 
@@ -434,7 +434,7 @@ def _evidence(stage: str, decision: Decision, band: Sequence[float] | None) -> R
 
 def plan(console: Console, forecast: Mapping[str, Any], overrides: Sequence[str]) -> None:
     about = f"{forecast['scale']} scale on {forecast['device']}, {forecast['slots']} run(s) at a time"
-    console.print(Text.assemble((f"{forecast['study']} ", "bold"), about))
+    console.print(Text.assemble((f"{forecast['study']}: ", "bold"), about))
     if forecast["changed"]:
         others = "; ".join(forecast["changed"][:4])
         begun = f"begun with other settings ({others}): autopilot would ask for --force"
@@ -455,7 +455,7 @@ def plan(console: Console, forecast: Mapping[str, Any], overrides: Sequence[str]
     elif forecast["launcher"] == "slurm":
         source = "times are known once a run has finished: this machine's speed says nothing about the nodes"
     else:
-        source = "times need one measurement of this shape, of some ten seconds: "
+        source = "for times, first measure the speed at this shape (about ten seconds): "
         source += shlex.join(["ebc-lab", "doctor", *overrides])
     console.print(Text(source, style="dim", overflow="fold"), soft_wrap=True)
 
@@ -468,7 +468,7 @@ def verified(console: Console, verdict: Mapping[str, Any]) -> None:
         console.print(f"in progress or interrupted: {verdict['unrecorded']} file(s) are not recorded yet")
     if verdict["growing"]:
         growing = f"{verdict['growing']} file(s) of runs without a result"
-        console.print(f"{growing}: not recorded before they have one")
+        console.print(f"{growing}: recorded once the result is there")
     word, style = (
         ("as recorded", "green") if verdict["ok"] else (f"checked, {len(verdict['bad'])} wrong", "red")
     )
@@ -592,7 +592,7 @@ def doctor(console: Console, examination: Mapping[str, Any]) -> None:
 def _speed(console: Console, s: Mapping[str, Any]) -> None:
     when = "measured here before, from the cache" if s["cached"] else "measured now"
     title = f"speed: {s['scale']} shape on {s['device']}, {when}"
-    table = plain_table(">runs at once", ">threads each", "~dtype", ">steps/s together", title=title)
+    table = plain_table(">runs at once", ">threads each", "~dtype", ">total steps/s", title=title)
     for r in sorted(s["rates"], key=lambda r: (r["threads"], r["processes"], r["dtype"])):
         table.add_row(str(r["processes"]), str(r["threads"]), r["dtype"], f"{r['steps_per_s']:.1f}")
     console.print(table)
@@ -600,7 +600,7 @@ def _speed(console: Console, s: Mapping[str, Any]) -> None:
         steps = f"a step of {c['eager_ms']:.1f} ms takes {c['compiled_ms']:.1f} ms"
         at = f"compiling at {c['threads']} thread(s) in {c['dtype']}"
         console.print(f"{at}: {c['compile_s']:.0f} s, then {steps}")
-    for what, name in (("study", "a study takes"), ("single_run", "one run takes")):
+    for what, name in (("study", "a study uses"), ("single_run", "one run uses")):
         for setting, reason in s[what]["why"].items():
             console.print(Text(f"{name}  {setting}={s[what][setting]}: {reason}", overflow="fold"))
     for setting, rule in s["rules"].items():

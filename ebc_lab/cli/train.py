@@ -122,7 +122,7 @@ class _Job:
         chosen = any(o.lstrip("+").startswith("stabilizer") for o in self.asked.overrides)
         if chosen or not all(config.stabilizer.name == "ebc" for config in self.configs):
             return []
-        return [f"{self.configs[0].optimizer.name} with EBC, the default; stabilizer=none trains it alone"]
+        return [f"{self.configs[0].optimizer.name} with EBC (the default); stabilizer=none turns EBC off"]
 
     def told(self, code: int) -> dict[str, Any]:
         """What `--json` prints: the result of the run, or of each run of the sweep."""

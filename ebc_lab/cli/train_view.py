@@ -163,9 +163,9 @@ def _budget_in_words(run: RunConfig, result: Mapping[str, Any]) -> str:
     c = f"c: median {part(result['c_median'])}, {share} of the steps clipped"
     if result["kl_within_30pct"] is None:
         return f"{c}; none of them was audited (audit_every={run.audit_every})."
-    ratio = f"median {result['kl_ratio_median']:.2f} of the target (target_kl={target:g})"
-    audits = f"{result['kl_within_30pct']:.0%} of {result['kl_clipped_audits']} audited, clipped steps"
-    return f"{c}; applied KL: {ratio}, {audits} within ±30%."
+    ratio = f"median {result['kl_ratio_median']:.2f} times the target (target_kl={target:g})"
+    audits = f"{result['kl_within_30pct']:.0%} of {result['kl_clipped_audits']} audited clipped steps"
+    return f"{c}; applied KL: {ratio}, on {audits} within ±30% of it."
 
 
 def _unlimited(target: float, result: Mapping[str, Any]) -> str:

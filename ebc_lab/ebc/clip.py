@@ -194,7 +194,7 @@ class EllipsotopeClip(ControlledOptimizer):
             return renewed
         tokens = int(batch.probe_tokens(self.workers))
         self.chosen_by = (len(batch.probe.z), tokens)
-        LOG.info("c is chosen by %d rows, %d tokens, of each batch", *self.chosen_by)
+        LOG.info("c is chosen on %d rows (%d tokens) of each batch", *self.chosen_by)
         if self.settings.active and tokens < checks.FEW_TOKENS:
             message = checks.few_tokens(tokens, len(batch.probe.z), batch.size)
             warnings.warn(message, checks.EBCWarning, stacklevel=2)

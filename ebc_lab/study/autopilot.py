@@ -416,7 +416,7 @@ def _wave_in_words(wave: Sequence[RunSpec], timed: Sequence[RunSpec], there: int
         text = counted_as(len(wave), "run", " to train") + (f", then {measured}" if timed else "")
     else:
         text = measured
-    return text + (f"; {there} {'is' if there == 1 else 'are'} there already" if there else "")
+    return text + (f"; {there} {'is' if there == 1 else 'are'} already done" if there else "")
 
 
 def _ended(study: Study) -> set[str]:

@@ -180,7 +180,7 @@ def test_a_study_takes_the_machines_throughput_and_a_single_run_its_own(machine)
 
 
 def test_what_is_given_is_kept_and_costs_no_measurement():
-    assert choose(GIVEN, work=lambda run: Work(1, 10**9)).why == dict.fromkeys(speeds.CHOSEN, "as given")
+    assert choose(GIVEN, work=lambda run: Work(1, 10**9)).why == dict.fromkeys(speeds.CHOSEN, "already set")
     with pytest.raises(NotMeasured):
         choose(OPEN, work=lambda run: Work(1, 600), measure=False)
     cuda = choose(replace(OPEN, device="cuda", dtype="float32"), work=lambda run: Work(1, 10**9))

@@ -128,7 +128,7 @@ def test_the_terminal_names_optimizers_in_words_and_explains_the_verdicts_terms(
     text = " ".join(capsys.readouterr().out.split())
     assert "adam_none:" not in text
     assert "lr_sweep decided: Adam: baseline (" in text
-    assert "headroom): without EBC ×" in text
+    assert "best without EBC): without EBC ×" in text
     for term in ("c", "δ*", "fair control", "baseline"):
         assert f"{term}: {words.TERMS[term]}" in text
 
@@ -291,7 +291,7 @@ def test_doctor_measures_and_plan_then_knows_the_time(tiny, tmp_path):
     cores = found["hardware"]["cores"]
     assert {(r["threads"], r["processes"]) for r in speed["rates"]} == {(1, 1), (1, cores)}
     assert all(r["steps_per_s"] > 0 for r in speed["rates"])
-    assert speed["study"]["why"]["dtype"] == "as given"
+    assert speed["study"]["why"]["dtype"] == "already set"
     assert set(speed["rules"]) == {"dtype", "threads_per_run", "compile", "optimizers"}
     assert found["problems"] == []
     assert re.search(r"^measuring the speed of \d+ settings at this shape: some 15 s …$", done.stderr, re.M)

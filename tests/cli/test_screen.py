@@ -151,7 +151,7 @@ def test_a_suite_about_ones_own_arm_answers_in_one_table_that_fits(tmp_path, tex
     title, head, first, *others = console.file.getvalue().splitlines()[:5]
     assert title.rstrip() == "Is cautious better?"
     assert head.split("  ")[0] == "arm"
-    assert {"best lr", "test loss", "minus it", "cautious is", "step"} <= {
+    assert {"best lr", "test loss", "difference", "cautious is", "step"} <= {
         x.strip() for x in head.split("  ")
     }
     assert first.split()[0] == "cautious"

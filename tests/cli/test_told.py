@@ -44,7 +44,7 @@ def test_train_says_on_the_screen_in_the_log_and_in_the_result_that_the_text_is_
 def test_train_without_a_stabilizer_says_first_that_ebc_is_on_and_how_it_is_not(text_file, tmp_path):
     text = ["data=path", f"data.file={text_file}"]
     default = called("train", *RUN, *text, "hydra.run.dir=a", cwd=tmp_path).stdout
-    assert default.splitlines()[0] == "adam with EBC, the default; stabilizer=none trains it alone"
+    assert default.splitlines()[0] == "adam with EBC (the default); stabilizer=none turns EBC off"
     for own in ("stabilizer=none", "stabilizer=ebc"):
         asked = called("train", *RUN, *text, own, f"hydra.run.dir={own}", cwd=tmp_path).stdout
         assert "the default" not in asked
@@ -98,7 +98,7 @@ def test_an_unknown_study_is_answered_with_those_that_there_are(finished, tmp_pa
     folder = str(finished[1].study.root.parent)
     for command in (["status"], ["why"], ["report"], ["export"], ["verify"], ["watch"], ["cancel"]):
         said = refused(*command, "unheard", "--output-dir", folder, cwd=tmp_path)
-        assert " (there is done): start it" in said
+        assert " (studies there: done): start it" in said
 
 
 def test_every_command_has_short_help(tmp_path):

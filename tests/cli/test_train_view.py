@@ -84,8 +84,8 @@ def test_a_run_that_was_clipped_says_c_and_kl_and_says_it_again(run, tmp_path, c
     first = closing(run, tmp_path, capsys)
     assert first[0].startswith("completed after 120 steps; val ")
     assert re.fullmatch(
-        r"c: median 0\.\d\d, \d+% of the steps clipped; applied KL: median \d\.\d\d of the target "
-        r"\(target_kl=0\.001\), \d+% of \d+ audited, clipped steps within ±30%\.",
+        r"c: median 0\.\d\d, \d+% of the steps clipped; applied KL: median \d\.\d\d times the target "
+        r"\(target_kl=0\.001\), on \d+% of \d+ audited clipped steps within ±30% of it\.",
         first[1],
     )
     assert closing(run, tmp_path, capsys) == [f"trained before: {first[0]}", first[1]]

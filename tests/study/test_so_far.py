@@ -35,7 +35,7 @@ def test_the_first_minutes_line_gets_better_run_by_run():
     after = f"{nothing}; a had a validation loss of 3.125 after 50 of 200 steps (0 of about 22 runs)"
     assert told(config, {}, {}, expected, flying) == after
     results = {grid["muon", 8e-3]: done(2.5)}
-    first = "Muon at lr 0.008 is the only one so far, 2.5000 (nothing yet of Adam) (1 of about 22 runs)"
+    first = "Muon at lr 0.008 is the only result yet, validation loss 2.5000 (nothing yet of Adam) (1 of about 22 runs)"
     assert told(config, {}, results, expected, flying) == first
     results[grid["muon", 16e-3]] = done(2.53)
     second = (
@@ -52,7 +52,7 @@ def test_runs_that_noise_explains_are_not_told_apart():
     decisions = {"lr_sweep": decided("lr_sweep", config, {}, by_lr(4e-3))}  # replicates 0.01 apart
     targets = stage_of("calibrate").runs(config, decisions, {})
     results = {targets[0].run_id: done(2.01)}
-    assert "is the only one so far, 2.0100" in told(config, decisions, results)
+    assert "is the only result yet, validation loss 2.0100" in told(config, decisions, results)
     results[targets[1].run_id] = done(2.0)
     close = told(config, decisions, results)
     assert "leads, 0.0100 nats ahead of δ*" in close
@@ -122,4 +122,4 @@ def test_without_a_terminal_the_line_is_told_once_something_can_be_compared(caps
         view.watch(Progress("s", "lr_sweep", 2, so_far=line))
     said = [line.partition("] ")[2] for line in capsys.readouterr().out.splitlines()]
     wanted = ["nothing to compare yet (0 of about 9 runs)", "Adam leads (2 of about 9 runs)"]
-    assert said == [f"lr_sweep: so far, {line}" for line in wanted]
+    assert said == [f"lr_sweep so far: {line}" for line in wanted]

@@ -20,7 +20,7 @@ WIDE = (PAPER, PAGE)  # where there is room for all columns
 LUCK = ", and allow for the luck of the tuning"  # where arms were tuned apart
 NATS = "nats per token; below zero is better"
 DIFFERENCE = Column("Difference", "figure", short="difference")
-INTERVAL = Column("95% for all together", "figure", short="joint")
+INTERVAL = Column("95%, all comparisons together", "figure", short="95%, joint")
 VERDICT = Column("Verdict", short="verdict")
 WINDOW = Column("LR window, octaves", "figure", short="LR window", optional=True)
 
@@ -62,7 +62,7 @@ def is_better(name: str, label: str, track: SuiteTrack, tuned: Mapping[str, Tune
         Column("Warm-up, steps", "figure", brief, "warm-up", on=WIDE, optional=True),
         WINDOW,
         loss_column("Test loss", "test loss"),
-        Column(f"{label} minus it", "figure", short="minus it"),
+        Column(f"{label} minus this arm", "figure", short="difference"),
         INTERVAL,
         Column(f"{label} is", short=f"{label} is"),
         Column("Time of a step", "figure", short="step", optional=True),

@@ -81,9 +81,9 @@ def in_words(told: Mapping[str, Any]) -> str:
     """Return `2 slots over 12 min 31 s, idle 7% of the time (lr_sweep 9%, calibrate 2%)`."""
     idle = dict(told["idle"])
     whole = idle.pop("whole")
-    slots = f"{told['slots']} slot{'s' * (told['slots'] != 1)}"
+    slots = f"{told['slots']} worker slot{'s' * (told['slots'] != 1)}"
     parts = ", ".join(f"{stage} {100 * share:.0f}%" for stage, share in idle.items())
-    return f"{slots} over {clock(told['seconds'])}, idle {100 * whole:.0f}% of the time ({parts})"
+    return f"{slots} for {clock(told['seconds'])}, idle {100 * whole:.0f}% of that time ({parts})"
 
 
 def _attempts(study: StudyFiles) -> list[Bar]:

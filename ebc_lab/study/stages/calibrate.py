@@ -149,8 +149,8 @@ def decide(
             notes.append(f"{track}: δ* {decided['delta_star']:g} is the {decided['edge']}est tried")
     refuse_without_tracks(tracks, "calibrate", specs, results)
     rule = (
-        f"at LR ×{settings.lr_scale:g}: lowest validation loss over a grid of δ* that is extended where the "
-        f"best lies on its edge, {settings.max_extra} times at most; c is reported, not aimed at"
+        f"at LR ×{settings.lr_scale:g}: the lowest validation loss over a grid of δ*, which grows, at most "
+        f"{settings.max_extra} times, while its best point lies on an edge; c is reported, not aimed at"
     )
     if settings.choose == "band":
         rule = (
@@ -223,7 +223,8 @@ def headline(track: CalibratedTrack) -> str:
     """Write a decided track in one line."""
     return (
         f"KL budget δ* {track['delta_star']:g} nats per token "
-        f"({track['times_natural']:.2f} × the natural KL), held by budget={track['budget']}{track['bound']}, "
+        f"({track['times_natural']:.2f} × the natural KL), "
+        f"enforced by budget={track['budget']}{track['bound']}, "
         f"median clip coefficient c {track['c_median']:.2f}, validation loss {track['val_loss']:.4f}; "
         f"δ* window {in_octaves(track['delta_window'])}"
     )

@@ -121,11 +121,10 @@ def decide(
         if not overhead.get("overhead_pct") and overhead.get("outcome") != "completed":
             notes.append(f"{name}: the overhead was not measured ({overhead.get('cause') or 'no result'})")
     rule = (
-        f"test loss, paired by seed, {100 * CONFIDENCE:g}% intervals, of all arms at once where one is "
-        "picked from "
-        f"several; no worse: upper limit ≤ +{config.finals.margin:g} nats; beats: below 0; KL, c, plateau "
-        "and overhead on EBC ×2; LR window: EBC at its highest rate minus EBC at its lowest, upper limit "
-        f"≤ +{config.finals.window_margin:g}"
+        f"test loss, paired by seed, with {100 * CONFIDENCE:g}% intervals, joint ones where an arm is picked "
+        f"from several; no worse: upper limit ≤ +{config.finals.margin:g} nats; beats: upper limit below 0; "
+        "KL, c, plateau and overhead are judged on EBC ×2; LR window: EBC at its highest rate minus EBC at "
+        f"its lowest, upper limit ≤ +{config.finals.window_margin:g} nats"
     )
     sequential = _sequential(config, specs, tracks)
     if sequential:
@@ -157,7 +156,7 @@ def headline(track: FinalsTrack) -> str:
     text = ", ".join(f"{counts[v]} {v}" for v in ("pass", "fail", "undecided"))
     best = track["differences"]["control"].get(track["best_ebc_by_val"])
     if best is not None:
-        text += f"; best EBC arm by validation − fair control: {show_difference(best, joint=True)}"
+        text += f"; best EBC arm (by validation) minus fair control: {show_difference(best, joint=True)}"
     return text
 
 

@@ -116,8 +116,8 @@ def decide(
     if config.calibrate.choose == "loss":
         among = "EBC scales"
     rule = (
-        f"lowest validation loss among {among}; scales clipped on {100 * INERT_CLIP_RATE:g}% of steps or "
-        "more count as one candidate; headroom: the largest scale within one sigma of the plain "
+        f"lowest validation loss among {among}; scales at which EBC clips {100 * INERT_CLIP_RATE:g}% of the "
+        "steps or more count as one candidate; headroom: the largest scale within one sigma of the plain "
         f"optimizer's best; LR window: within {WINDOW_NATS:g} nats of the arm's own best"
     )
     return make_decision("lr_scale", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
@@ -194,7 +194,7 @@ def headline(track: ScaleTrack) -> str:
     windows = ", ".join(f"{HEADROOM.get(arm, arm)} {in_octaves(w)}" for arm, w in track["lr_window"].items())
     return (
         f"×{track['lr_scale']:g}, median c {track['c_median']:.2f}, validation loss {track['val_loss']:.4f}; "
-        f"LR window {windows}; as good as the best without EBC, within one σ, up to (headroom): {headroom}"
+        f"LR window {windows}; headroom (highest rate within one σ of the best without EBC): {headroom}"
         f"{inert if track['headroom_is_tautology'] else ''}"
     )
 

@@ -131,15 +131,15 @@ def decide(
     pairs = _pairs(config, grid, winners, results, continued)
     _add_dropped(tracks, pairs)
     scales = config.lr_sweep.baseline_scales
-    constant = f"{scales[0]:g} times that rate as a constant one (no other is tried)"
+    constant = f"a constant rate {scales[0]:g} times the grid's best (no other is tried)"
     if len(scales) > 1:
-        constant = "the lowest of constant rates around it"
+        constant = "the best of several constant rates around the grid's best"
     rule = (
-        f"the grid's lowest validation loss; at the length of the finals, {constant}, and the "
-        "fair control: peak, warm-up and shape one after the other; a best point on an edge "
-        f"extends its grid by a factor 2, at most {config.lr_sweep.max_extensions} times, that of the "
-        f"control's peaks {config.lr_sweep.control_extensions} times; sigma is the standard deviation of the "
-        "baseline's fresh replicate seeds"
+        f"the lowest validation loss on the grid; then, at the length of the finals, {constant}, and the "
+        "fair control, whose peak, warm-up and shape are tuned one after the other; a grid whose best point "
+        f"lies on an edge grows by a factor 2, at most {config.lr_sweep.max_extensions} times, the grid of "
+        f"the control's peaks at most {config.lr_sweep.control_extensions} times; sigma is the standard "
+        "deviation over fresh replicate seeds of the baseline"
     )
     notes = [*_notes(config, tracks, pairs), *dropped]
     return make_decision(
@@ -325,7 +325,7 @@ def _on_the_grid(grid: Sequence[RunSpec], winners: Mapping[str, RunSpec], result
         gap = val_loss(results[second.run_id]) - mine
         next_best = f"lr {rate_of(second):g}"
     else:
-        return Said(f"{at} is the only one so far, {mine:.4f}{but}", "grid", "")
+        return Said(f"{at} is the only result yet, validation loss {mine:.4f}{but}", "grid", "")
     return Said(f"{at} {leads}, {gap:.4f} nats ahead of {next_best}{but}", "grid", lead.run_id)
 
 
@@ -370,8 +370,8 @@ def _notes(config: Config, tracks: Mapping[str, SweepTrack], pairs: Sequence[Pai
         worse = control["val_loss"] - d["val_loss"]
         if worse > 0 and control["used"]:
             notes.append(
-                f"{t}: the fair control is {worse:.4f} nats worse than the constant baseline: to beat it "
-                "says little; look at more peaks and shapes with lr_sweep.control_scales and control_shapes"
+                f"{t}: the fair control is {worse:.4f} nats worse than the constant baseline: beating it "
+                "shows little; try more peaks and shapes with lr_sweep.control_scales and control_shapes"
             )
         notes += [_note_of_dropped(t, p) for p in d["dropped"] if p["behind"] is not None]
     notes += [f"{p['track']}: no grid run completed" for p in pairs if p["val_loss"] is None]

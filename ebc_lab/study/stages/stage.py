@@ -128,7 +128,8 @@ def leading(
         words = stage.of(name, decision) + stage.setting.format_map(by_id[track["run_id"]])
         others = ranked_others(name, decision)
         if not others:
-            said.append(Said(f"{words} is the only one so far, {track['val_loss']:.4f}", name, ""))
+            only = f"{words} is the only result yet, validation loss {track['val_loss']:.4f}"
+            said.append(Said(only, name, ""))
             continue
         gap, second = others[0]
         words += f" leads, {gap:.4f} nats ahead of {stage.setting.format_map(second)}"

@@ -349,7 +349,7 @@ def show_difference(d: Difference, *, joint: bool = False) -> str:
     shown = "too few seeds to detect any difference"
     if d["detectable"] is not None:
         shown = f"smallest detectable {d['detectable']:.4f}"
-        shown += f" for {d['comparisons']} at once" if joint and d["comparisons"] > 1 else ""
+        shown += f" for all {d['comparisons']} together" if joint and d["comparisons"] > 1 else ""
     if d["method"] is None:
         return f"no pair of finished runs; {shown}"
     words = f"{d['mean']:+.4f} nats" if d["mean"] is not None else ""
@@ -364,7 +364,7 @@ def show_difference(d: Difference, *, joint: bool = False) -> str:
         low = "−∞" if d["low"] is None else f"{d['low']:+.4f}"
         high = "∞" if d["high"] is None else f"{d['high']:+.4f}"
         words += f" [{low}, {high}]"
-        words += f" for {d['comparisons']} comparisons at once" if joint and d["comparisons"] > 1 else ""
+        words += f" for all {d['comparisons']} comparisons together" if joint and d["comparisons"] > 1 else ""
     return f"{words}, {d['seeds']} seed{'s' * (d['seeds'] != 1)}; {shown}"
 
 

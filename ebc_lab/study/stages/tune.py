@@ -462,7 +462,7 @@ def headline(track: TunedTrack) -> str:
         return " · ".join(f"{label} {_best_in_words(arm)}" for label, arm in arms.items())
     losses = {label: loss for label, arm in arms.items() if (loss := arm["val_loss"]) is not None}
     best = min(losses, key=lambda label: losses[label], default="none")
-    return f"{len(arms)} arms tuned; the lowest validation loss has {best}"
+    return f"{len(arms)} arms tuned; {best} has the lowest validation loss"
 
 
 def _best_in_words(arm: TunedArm) -> str:
@@ -490,8 +490,8 @@ def so_far(
         if found:
             first = min(found, key=lambda label: found[label][0])
             loss, point, run_id = found[first]
-            words = f"lowest is {first} at {point_in_words(point)}, {loss:.4f}"
-            words += f"; {len(found)} of {len(arms)} arms have a point"
+            words = f"{first} is lowest, validation loss {loss:.4f} at {point_in_words(point)}"
+            words += f"; {len(found)} of {len(arms)} arms have a result"
             holds = run_id if len(found) > 1 else ""
             said.append(Said(told_of(track, every) + words, f"{track} lowest", holds))
     return said

@@ -85,7 +85,7 @@ def verdict_lines(config: Config, track: FinalsTrack, results: Results, overhead
             "control",
             track["best_ebc_by_val"],
             "best_ebc_no_worse_than_control",
-            f"test loss of the best EBC arm by val ≤ fair control + {config.finals.margin:g}",
+            f"test loss of the best EBC arm (by validation) ≤ fair control + {config.finals.margin:g}",
             joint=True,
         ),
         *_lr_window(config, track),
@@ -107,10 +107,10 @@ def _kl_on_target(finished: Sequence[RunResult]) -> Line:
     middle = statistics.median(ratios) if ratios else None
     figure = "no step was clipped"
     if share is not None:
-        figure = f"{100 * share:.0f}% of {clipped}; median KL/δ* {middle:.2f}"
+        figure = f"{100 * share:.0f}% of {clipped} steps; median KL/δ* {middle:.2f}"
     return _line(
         "kl_on_target",
-        f"applied KL within ±{100 * KL_BAND:g}% of δ* on most audited, clipped steps",
+        f"applied KL within ±{100 * KL_BAND:g}% of δ* on most clipped steps that were audited",
         None if share is None else share > 0.5,
         figure,
         share=share,
@@ -153,7 +153,7 @@ def _comparison(
     # a control that is itself worse than the plain constant rate is easily beaten
     rival = track["differences"]["baseline"].get(track["roles"][reference])
     if reference != "baseline" and rival is not None and (rival["mean"] or 0) > 0:
-        figure += f"; mind that this {reference} is {show_mean(rival)} from the baseline, no strong rival"
+        figure += f"; but this {reference} is a weak rival, {show_mean(rival)} worse than the baseline"
     return _line(
         name,
         question,

@@ -62,8 +62,8 @@ def looked(looks: Sequence[int]) -> str:
         return ""
     had = ", then ".join(map(str, looks))
     return (
-        f"the seeds were changed after an answer had been seen (with {had}): the intervals hold for seeds "
-        "chosen beforehand, and claim a difference somewhat too often here"
+        f"the seeds were changed after an answer had been seen (of {had} seeds); intervals hold for seeds "
+        "chosen beforehand, so these claim a difference somewhat too often"
     )
 
 

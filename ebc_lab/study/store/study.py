@@ -123,7 +123,7 @@ class Study(StudyFiles):
         """Raise UserError when there is no study here."""
         if not self.exists():
             names = [study.name for study in studies_in(self.root.parent)]
-            near = nearest(self.name, names) + (f" (there is {any_of(names)})" if names else "")
+            near = nearest(self.name, names) + (f" (studies there: {any_of(names)})" if names else "")
             place = self.root if self.root.parent.name else f"./{self.root}"
             known = self.name in choices_of("study", None)
             named = f"study={self.name}" if known else f"study.name={self.name}"

@@ -287,7 +287,7 @@ def test_seeds_that_were_changed_after_an_answer_are_said_beside_the_next_one(ow
     for seeds in ([*first, 7], [*first, 7, 8]):
         resolve_study(replace(config, seeds=seeds), study, said.append, force=True)
         study.decisions_file.write_text(decisions)  # it has answered again
-    told = f"after an answer had been seen (with {len(first)}, then {len(first) + 1})"
+    told = f"after an answer had been seen (of {len(first)}, then {len(first) + 1} seeds)"
     assert any(told in line for line in said)
     resolve_study(config, study, lambda text: None, force=True)  # nor is it forgotten with them
     assert study.header()["looks"] == [len(first), len(first) + 1, len(first) + 2]

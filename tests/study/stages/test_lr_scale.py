@@ -130,7 +130,7 @@ def test_the_windows_of_both_arms_are_in_octaves_and_say_where_they_are_open():
     assert windows["ebc"]["open_high"]
     [headline] = stage_of("lr_scale").headlines(found)
     assert "LR window without EBC ≥ 1.0 octaves, with EBC ≥ 2.8 octaves" in headline
-    assert "within one σ, up to (headroom): without EBC ×1, with EBC " in headline
+    assert "within one σ of the best without EBC): without EBC ×1, with EBC " in headline
     assert "none" not in headline.removeprefix("adam_none")
     shown = {label: (figure, remark) for label, figure, remark in lr_scale.STAGE.rows(TRACK, found)}
     assert shown["LR window, without EBC"][0] == "1.0 octaves"

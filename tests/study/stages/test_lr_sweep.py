@@ -140,7 +140,7 @@ def test_one_constant_rate_is_not_called_the_best_and_few_seeds_are_named():
     assert said.startswith("Adam: baseline (the only constant rate tried): lr ")
     assert "σ (its spread over 2 seeds)" in said
     assert "runner-up" not in said
-    assert "0.5 times that rate as a constant one (no other is tried)" in decision["rule"]
+    assert "a constant rate 0.5 times the grid's best (no other is tried)" in decision["rule"]
 
 
 def test_a_suite_that_does_not_use_the_fair_control_says_nothing_of_it():
