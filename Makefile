@@ -15,7 +15,7 @@ endif
 # containers often set it: then every process compiles all of the code, and pytest every test, again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: autopilot test test-all test-slow test-matrix test-cuda test-browser test-browser-quick test-slurm test-slurm-quick lint package clean
+.PHONY: autopilot test test-all test-slow test-matrix test-cuda test-browser test-browser-quick test-slurm test-slurm-quick lint package site site-links clean
 
 autopilot: $(VENV)/installed  ## the main job, at the right scale for this machine
 	$(BIN)/ebc-lab autopilot $(ARGS)
@@ -61,6 +61,17 @@ lint: $(VENV)/installed-dev  ## ruff, mypy (strict but for ebc_lab/report), the 
 
 package: $(VENV)/installed-dev  ## wheel and sdist, in dist; both installed in clean environments and used there
 	$(BIN)/python scripts/package.py
+
+SPHINX = $(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --nitpicky --quiet
+# NOTEBOOK=off leaves the notebook, which takes a minute, as it is written
+site: $(VENV)/installed-dev  ## the documentation, in build/site: built strictly, its notebook executed, its links checked
+	rm -rf build/site
+	$(SPHINX) -b html -d build/doctrees docs build/site
+	$(BIN)/python scripts/site_links.py build/site
+
+site-links: export NOTEBOOK := off
+site-links: $(VENV)/installed-dev  ## whether what the documentation links to elsewhere is there; needs the network
+	$(SPHINX) -b linkcheck -d build/doctrees docs build/site-links
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -11,8 +11,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
-import ebc_lab  # noqa: E402
 from site_pages import linkcode_resolve  # noqa: E402, F401 (Sphinx looks for it here)
+
+import ebc_lab  # noqa: E402
 
 project = "EBC Lab"
 author = "EBC Lab"
@@ -33,7 +34,7 @@ extensions = [
 myst_heading_anchors = 4  # the names of headings are those that links in the repository use
 highlight_language = "none"  # of a block that names no language: a command, or what it prints
 
-# -- the notebook: executed at every build, nothing of it is kept ---------------------------------------------
+# -- the notebook: executed at every build, nothing of it is kept --------------------------------------------
 
 nb_execution_mode = "force"
 nb_execution_in_temp = True
@@ -44,7 +45,7 @@ nb_execution_timeout = 300  # seconds a cell
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 
-# -- the API: docstrings are plain English, with single backticks around code ---------------------------------
+# -- the API: docstrings are plain English, with single backticks around code --------------------------------
 
 default_role = "py:obj"  # a link where it names something of ours, else only code
 autodoc_default_options = {"show-inheritance": True}
@@ -60,7 +61,7 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 INTERNAL = (  # types that show in the signature of something public
-    r"ebc\.(flat|parallel|probe|controller|budgets)\.\w+",
+    r"ebc\.(flat|parallel|probe|controller|budgets)\.[\w.]+",
     r"ebc\.(step\.(Forecast|Arithmetic)|proposal\.StateCopy)",
     r"ebm\.energy\.Splats",
     r"verity\.grids\.Grid",
@@ -72,7 +73,7 @@ nitpick_ignore_regex = [
     ("py:class", rf"ebc_lab\.({'|'.join(INTERNAL)})"),
 ]
 
-# -- how it looks, all of it from this folder: no font, script or picture comes from the network --------------
+# -- how it looks, all of it from this folder: no font, script or picture comes from the network -------------
 
 html_theme = "furo"
 html_title = "EBC Lab"
@@ -81,6 +82,6 @@ html_show_sphinx = False
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 
-# -- `make site-links` asks the network about these alone -----------------------------------------------------
+# -- `make site-links` asks the network about these alone ----------------------------------------------------
 
 linkcheck_ignore = [r"^(?!https?:)"]

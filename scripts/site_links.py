@@ -2,9 +2,9 @@
 
 usage: python scripts/site_links.py SITE
 
-Links inside the site must lead to a file that is there, and to an anchor that is in it. Of links to elsewhere
-only the form is looked at: `make site-links` asks the network. Pictures, scripts and styles must be the site's
-own.
+Links inside the site must lead to a file that is there, and to an anchor that is in it. Of links to
+elsewhere only the form is looked at: `make site-links` asks the network. Pictures, scripts and styles must be
+the site's own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the site shows beyond Sphinx's own: pages of source files, and docstrings that are plain English.
 
-The Markdown pages link to files of the repository, `../ebc_lab/ebc/clip.py`, which are no part of a site. Each
-file or folder that a page or the API links to becomes a page of the site, highlighted, with its lines numbered.
+The Markdown pages link to files of the repository, `../ebc_lab/ebc/clip.py`, which are no part of a site.
+Each file or folder that a page or the API links to becomes a page, highlighted, with its lines numbered.
 """
 
 from __future__ import annotations
