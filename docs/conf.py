@@ -43,7 +43,6 @@ if os.environ.get("NOTEBOOK") == "off":  # for a quick look at the rest
     suppress_warnings = ["myst-nb.lexer"]
 nb_execution_timeout = 300  # seconds a cell
 nb_execution_raise_on_error = True
-nb_merge_streams = True
 
 # -- the API: docstrings are plain English, with single backticks around code --------------------------------
 

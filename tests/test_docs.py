@@ -33,7 +33,8 @@ from ebc_lab.study.autopilot import Listener, autopilot
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# of a directive of the site, ```{toctree}, or a cell of the notebook, its name is the language
+FENCE = re.compile(r"^```([\w{}-]*).*?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def blocks(name: str, language: str) -> list[str]:
@@ -110,6 +111,7 @@ def commands() -> list[str]:
 
 
 OWN_PARTS = "docs/extending.md"
+NOTEBOOK = "docs/ten_minutes.md"  # which `make site` executes
 
 
 @pytest.fixture
@@ -122,6 +124,9 @@ def own_parts(tmp_path, monkeypatch):
     for body in [*blocks(OWN_PARTS, "python"), *blocks("docs/compare.md", "python")]:
         file = re.match(r"# (\w+\.py)\n", body)[1]
         modules[file.removesuffix(".py")] = (folder / file).write_text(body)
+    for magic, body in [cell.split("\n", 1) for cell in blocks(NOTEBOOK, "{code-cell}")]:
+        if file := re.fullmatch(r"%%writefile (\w+\.py)", magic):
+            modules[file[1].removesuffix(".py")] = (folder / file[1]).write_text(body)
     for page, suite in (("README.md", "mine.yaml"), (OWN_PARTS, "share.yaml")):
         (folder / suite).write_text(blocks(page, "yaml")[0])
     [project] = blocks(OWN_PARTS, "toml")
