@@ -80,6 +80,7 @@ html_copy_source = False
 html_show_sphinx = False
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 
 # -- `make site-links` asks the network about these alone ----------------------------------------------------
 

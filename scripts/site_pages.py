@@ -6,6 +6,7 @@ Each file or folder that a page or the API links to becomes a page, highlighted,
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol
 
 from docutils import nodes
+from jupyter_cache.executors import utils as executing
 from pygments.lexers import find_lexer_class_for_filename
 from sphinx import addnodes
 from sphinx.application import Sphinx
@@ -175,6 +177,8 @@ def all_is_documented(app: Sphinx, env: BuildEnvironment) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    # a command prints line by line, its cell shows one output; `nb_merge_streams` would break its lines
+    executing.executenb = functools.partial(executing.executenb, coalesce_streams=True)
     app.add_transform(Links)
     app.connect("autodoc-process-docstring", as_rst, priority=100)  # before napoleon reads sections
     app.connect("autodoc-process-docstring", after_napoleon, priority=900)
