@@ -42,7 +42,7 @@ if os.environ.get("NOTEBOOK") == "off":  # for a quick look at the rest
     nb_execution_mode = "off"
     suppress_warnings = ["myst-nb.lexer"]
 nb_execution_timeout = 300  # seconds a cell
-nb_execution_raise_on_error = True
+nb_execution_show_tb = True  # of a cell that fails, which is a warning: `make site` takes them for errors
 
 # -- the API: docstrings are plain English, with single backticks around code --------------------------------
 

@@ -30,6 +30,7 @@ PACKAGES = (  # of these every name of `__all__` must be in the reference
     "ebc_lab.verity.ops",
 )
 ATTRIBUTES = ("attribute", "property")
+MODULE_LEVEL = ("class", "data", "exception", "function")
 
 _shown: set[str] = set()  # paths of files and folders that something links to
 _attributes: dict[str, list[str]] = {}  # what is said of each
@@ -170,7 +171,8 @@ def public_bases(app: Sphinx, name: str, found: Any, options: Any, bases: list[t
 
 def all_is_documented(app: Sphinx, env: BuildEnvironment) -> None:
     """Warn of a public name that the reference leaves out."""
-    there = {name.rpartition(".")[2] for name in env.get_domain("py").objects}  # type: ignore[attr-defined]
+    shown = env.get_domain("py").objects.items()  # type: ignore[attr-defined]
+    there = {name.rpartition(".")[2] for name, entry in shown if entry.objtype in MODULE_LEVEL}
     for name, value in public().items():
         if name.rpartition(".")[2] not in there and not inspect.ismodule(value):
             _log.warning("%s is public and not in the reference (docs/api)", name)
