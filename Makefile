@@ -15,7 +15,7 @@ endif
 # containers often set it: then every process compiles all of the code, and pytest every test, again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install autopilot test test-all test-slow test-matrix test-cuda test-browser test-browser-quick test-slurm test-slurm-quick lint lock package clean
+.PHONY: install autopilot test test-all test-slow test-matrix test-cuda test-browser test-browser-quick test-slurm test-slurm-quick lint lock package site site-links clean
 
 install: $(VENV)/installed  ## the environment
 
@@ -70,6 +70,17 @@ lock: $(VENV)/installed-dev  ## constraints.txt with the newest versions that go
 
 package: $(VENV)/installed-dev  ## wheel and sdist, in dist; both installed in clean environments and used there
 	$(BIN)/python scripts/package.py
+
+SPHINX = $(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --nitpicky --quiet
+# NOTEBOOK=off leaves the notebook, which takes a minute, as it is written
+site: $(VENV)/installed-dev  ## the documentation, in build/site: built strictly, its notebook executed, its links checked
+	rm -rf build/site
+	$(SPHINX) -b html -d build/doctrees docs build/site
+	$(BIN)/python scripts/site_links.py build/site
+
+site-links: export NOTEBOOK := off
+site-links: $(VENV)/installed-dev  ## whether what the documentation links to elsewhere is there; needs the network
+	$(SPHINX) -b linkcheck -d build/doctrees docs build/site-links
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -34,7 +34,8 @@ from ebc_lab.study.autopilot import Listener, autopilot
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# of a directive of the site, ```{toctree}, or a cell of the notebook, its name is the language
+FENCE = re.compile(r"^```([\w{}-]*).*?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def blocks(name: str, language: str) -> list[str]:
@@ -122,6 +123,7 @@ def commands() -> list[str]:
 
 OWN_PARTS = "docs/extending.md"
 SUITES = "docs/suites.md"
+NOTEBOOK = "docs/ten_minutes.md"  # which `make site` executes
 
 
 @pytest.fixture
@@ -138,6 +140,9 @@ def own_parts(tmp_path, monkeypatch):
         (folder / suite).write_text(blocks(page, "yaml")[which])
     new("cautious", folder)  # as the README does
     modules["cautious_optimizer"] = None
+    for magic, body in [cell.split("\n", 1) for cell in blocks(NOTEBOOK, "{code-cell}")]:
+        if file := re.fullmatch(r"%%writefile (\w+\.py)", magic):
+            modules[file[1].removesuffix(".py")] = (folder / file[1]).write_text(body)
     [project] = blocks(OWN_PARTS, "toml")
     groups = tomllib.loads(project)["project"]["entry-points"]
     lines = [[f"[{group}]", *map("=".join, named.items())] for group, named in groups.items()]

@@ -112,6 +112,7 @@ def estimate_memory(
         device_gb: memory of the device in GB of 1e9 bytes, for `recommendation`.
 
     Returns the numbers of weights `parameters` and, in the largest tensor, `largest_tensor`; and in GB
+
     * `fp32_gb`, `fp16_gb`: the weights in 4 and 2 bytes
     * `int8_gb`: linear layers in 1 byte, all else (embeddings, the head, vectors) in 2. Their scales, one a
       row, are not counted: below 0.1% of it from a width of 1024 on
@@ -123,6 +124,7 @@ def estimate_memory(
     * `axiom_gradients_gb`: the largest tensor in 2 bytes, as with hooks one gradient exists at a time
     * `axiom_fp16_training_gb`: fp16_gb, axiom_state_gb and axiom_gradients_gb
     * `adamw_fp32_training_gb`: fp32_gb, adamw_state_gb and adamw_gradients_gb
+
     Then AdamW's bytes over AXIOM's: `state_compression`, `gradient_compression` and, of both together,
     `total_compression`. `recommendation` is a sentence.
 

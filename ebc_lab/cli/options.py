@@ -33,7 +33,8 @@ def console(*, aside: bool = False) -> Any:
     """
     from rich.console import Console
 
-    stream = sys.stderr if aside else sys.stdout
+    terminal = (sys.stderr if aside else sys.stdout).isatty()  # a notebook's FORCE_COLOR does not make it one
     columns = os.environ.get("COLUMNS", "")
-    width = None if stream.isatty() or columns.isdigit() else PIPE_WIDTH
-    return Console(stderr=aside, highlight=False, markup=False, emoji=False, width=width)
+    width = None if terminal or columns.isdigit() else PIPE_WIDTH
+    plain: Any = {"highlight": False, "markup": False, "emoji": False}
+    return Console(stderr=aside, force_terminal=terminal, width=width, **plain)

@@ -134,7 +134,8 @@ def test_the_terminal_names_optimizers_in_words_and_explains_the_verdicts_terms(
 
 
 def test_why_shows_candidates_rule_margin_and_what_would_have_changed_it(study, tmp_path):
-    done = answered("why", str(study.root), cwd=tmp_path)
+    done = answered("why", str(study.root), cwd=tmp_path, FORCE_COLOR="1")  # as in a notebook's cell
+    assert "\x1b" not in done.stdout
     assert done.stdout.startswith("answer  ")
     assert "adam_none:" not in done.stdout
     for shown in (

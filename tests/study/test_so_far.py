@@ -35,7 +35,8 @@ def test_the_first_minutes_line_gets_better_run_by_run():
     after = f"{nothing}; a had a validation loss of 3.125 after 50 of 200 steps (0 of about 22 runs)"
     assert told(config, {}, {}, expected, flying) == after
     results = {grid["muon", 8e-3]: done(2.5)}
-    first = "Muon at lr 0.008 is the only result yet, validation loss 2.5000 (nothing yet of Adam) (1 of about 22 runs)"
+    first = "Muon at lr 0.008 is the only result yet, validation loss 2.5000"
+    first += " (nothing yet of Adam) (1 of about 22 runs)"
     assert told(config, {}, results, expected, flying) == first
     results[grid["muon", 16e-3]] = done(2.53)
     second = (

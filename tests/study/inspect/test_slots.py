@@ -55,7 +55,8 @@ def test_the_idle_share_is_what_no_run_filled(study):
     assert busy.stages["lr_sweep"].idle == pytest.approx(6 / 32)
     assert busy.stages["finals"].idle == pytest.approx(0.5)
     assert busy.whole.idle == pytest.approx(10 / 40)
-    assert in_words(busy.as_dict()) == "2 worker slots for 20 s, idle 25% of that time (lr_sweep 19%, finals 50%)"
+    told = "2 worker slots for 20 s, idle 25% of that time (lr_sweep 19%, finals 50%)"
+    assert in_words(busy.as_dict()) == told
 
 
 def test_an_interruption_and_a_crash_are_not_idle_time(study):
