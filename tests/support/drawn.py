@@ -15,7 +15,7 @@ from matplotlib.text import Text
 
 from ebc_lab.records.columns import EVAL_COLUMNS, STEP_COLUMNS
 from ebc_lab.report import pictures
-from ebc_lab.report.pictures.sheet import STYLE
+from ebc_lab.report.pictures.sheet.figure import STYLE
 from ebc_lab.study.stages.statistics import paired, window
 
 STEPS = 40

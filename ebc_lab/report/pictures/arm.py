@@ -28,7 +28,8 @@ from .curves import (
     trouble,
     window,
 )
-from .sheet import ALERT, EBC, GOAL, PLAIN, Facts, Sheet, key, log_axis, page, say_nothing_to_draw
+from .sheet.figure import ALERT, EBC, GOAL, PLAIN, Facts, Sheet, log_axis, page, say_nothing_to_draw
+from .sheet.place import key
 
 MOST_BARS = 40  # of a picture: more hide each other
 MOST_MARKS = 400

@@ -15,7 +15,7 @@ from support.drawn import ARMS, BASELINE, CONTROL, FALLING, OF_A_TRACK, drawn, e
 
 from ebc_lab.report import pictures
 from ebc_lab.report.pictures.render import png
-from ebc_lab.report.pictures.sheet import spread
+from ebc_lab.report.pictures.sheet.place import spread
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from support.drawn import (
 from ebc_lab.report import pictures as pictures_module
 from ebc_lab.report.pictures.catalogue import SECTIONS, catalogue
 from ebc_lab.report.pictures.render import png, svg
-from ebc_lab.report.pictures.sheet import STYLE
+from ebc_lab.report.pictures.sheet.figure import STYLE
 
 SVG = "{http://www.w3.org/2000/svg}"
 LARGEST = 60_000  # bytes of a picture: a page holds dozens

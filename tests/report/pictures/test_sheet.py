@@ -8,7 +8,7 @@ import pytest
 from ebc_lab.report.pictures import sheet
 from ebc_lab.report.pictures.decisions import draw_calibration
 from ebc_lab.report.pictures.finals import tokens_in_words
-from ebc_lab.report.pictures.sheet import Facts
+from ebc_lab.report.pictures.sheet.figure import Facts
 
 
 @pytest.mark.parametrize(

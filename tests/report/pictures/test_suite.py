@@ -15,7 +15,7 @@ from ebc_lab.report import pictures
 from ebc_lab.report.pictures import forest
 from ebc_lab.report.pictures import suite as suite_module
 from ebc_lab.report.pictures.curves import read_runs
-from ebc_lab.report.pictures.sheet import STYLE
+from ebc_lab.report.pictures.sheet.figure import STYLE
 
 
 def row_of(figure: Figure, label: str) -> tuple[float, list[str]]:

@@ -8,7 +8,7 @@ import pytest
 from support.drawn import sweep, words_of
 
 from ebc_lab.report.pictures import png
-from ebc_lab.report.pictures.sheet import STYLE, Facts
+from ebc_lab.report.pictures.sheet.figure import STYLE, Facts
 from ebc_lab.report.pictures.suite import highlighted_arms
 from ebc_lab.report.pictures.windows import window_pictures
 from ebc_lab.report.text.words import suite_answer
