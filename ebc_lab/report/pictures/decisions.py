@@ -317,7 +317,8 @@ def draw_lr_scale(facts: Facts, track: str, decision: Mapping[str, Any], swept: 
                 axes.plot(at, row["val_loss"], color=colour, **{**ADDED, "marker": marker})
             if row["run_id"] == decision["run_id"]:
                 chosen = f"chosen, with EBC: ×{decision['lr_scale']:g}"
-                ring = axes.plot(at, row["val_loss"], **RING, label=chosen)
+                axes.plot(at, row["val_loss"], **RING)
+                ring = [entry(chosen, **RING)]
         rows_of_crosses += crosses(axes, arm, "lr_scale", colour, 0.95 - 0.08 * rows_of_crosses)
     ends = _ends_of(lines) if len(lines) <= FEW else []
     handles += [*(line for line in lines if not ends), *ring]
@@ -372,10 +373,13 @@ def _draw_windows(axes: Axes, windows: Mapping[str, Any]) -> None:
             f"{label}: {in_octaves(window)}",
             (math.sqrt(ends[0] * ends[1]), at),
             xycoords=across,
-            xytext=(0, 4),
+            xytext=(0, 6),
             textcoords="offset points",
         )
         note.set(ha="center", size=SMALL, color=colour)
+        if note.get_window_extent().x0 < axes.bbox.x0:
+            note.set(ha="left")
+            note.xy = (axes.get_xlim()[0], at)
 
 
 def _scale_finding(decision: Mapping[str, Any]) -> str:
@@ -491,9 +495,7 @@ def draw_calibration(
     if window := decision["delta_window"]:
         top.axvspan(window["low"], window["high"], color=SPARE, alpha=0.12, lw=0)
         label = f"shaded: δ* window, {in_octaves(window)}, within {WINDOW_NATS:g} nats of the best"
-        top.annotate(label, (1, 1), xycoords="axes fraction", xytext=(-3, 3), textcoords="offset points").set(
-            color=INK, size=SMALL, ha="right", va="bottom"
-        )
+        top.set_title(label, loc="left" if facts.phone else "right", size=SMALL, color=INK)
     targets = sorted({row["delta_star"] for row in rows})
     for axes in (bottom, top):
         axes.set_xlim(min(natural, *targets) / 1.05, max(natural, *targets) * 1.05)
@@ -523,8 +525,7 @@ def _draw_budgets(
         shown = [row for row in of_budget if row in done]
         x = sorted({row["delta_star"] for row in shown})
         style: dict[str, Any] = {"color": colour, "marker": marker, "ls": dashes}
-        label = f"budget {budget}" if len(budgets) > 1 else "loss and median c"
-        label += ", mean over the seeds" if several else ""
+        label = f"budget {budget}" + (", mean over the seeds" if several else "")
         for axes, name in ((top, "val_loss"), (bottom, "c_median")):
             means = {d: statistics.fmean(r[name] for r in shown if r["delta_star"] == d) for d in x}
             line = axes.plot(x, list(means.values()), **style, label=label)

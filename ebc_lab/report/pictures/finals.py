@@ -257,8 +257,9 @@ def _label_points(
             letter = ascii_lowercase[i % len(ascii_lowercase)]
             axes.text(1.03, place, letter, transform=axes.transAxes, **look)
             ahead_too = ", on the front" * (name in ahead)
-            mark = {"marker": f"${letter}$", "ms": 6, "ls": ""}
-            explained.append(entry(text + ahead_too, colour_of(arm), **mark))
+            face = colour_of(arm) if arm["ebc"] else "white"
+            mark: dict[str, Any] = {"marker": "o", "mfc": face, "mew": 1.5, "ls": ""}
+            explained.append(entry(f"{letter}  {text}{ahead_too}", colour_of(arm), **mark))
         else:
             beside = axes.text(1.03, place, text, transform=axes.transAxes, **look)
             wrapped(beside, figure.bbox.width - beside.get_window_extent().x0 - 4)

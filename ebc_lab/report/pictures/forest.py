@@ -47,18 +47,19 @@ from .sheet.figure import (
     tick,
     wrapped,
 )
+from .sheet.narrow import BACKED
 from .sheet.place import key, lowered
 
 WIDTH = 10.0  # inches
 LEFT = 0.02  # of the width, the left margin
-NAMES = (LEFT, 0.322)  # of the width, where the labels lie
-PLOT = (0.335, 0.7)  # of the width, where the axes lie
+NAMES = (LEFT, 0.35)  # of the width, where the labels lie
+PLOT = (0.365, 0.7)  # of the width, where the axes lie
 COLUMNS = ((0.842, "difference ± 95%"), (0.912, "test loss"), (RIGHT, "val loss"))  # right edge, heading
 LINE = 11.5  # points from one line of a row's words to the next
-OWN, WORDS = 32, 41  # characters of a label, and of words, that a line holds
-OWN_ON_PHONE, WORDS_ON_PHONE = 24, 48
+OWN, WORDS = 37, 45  # characters of a label, and of words, that a line holds
+OWN_ON_PHONE, WORDS_ON_PHONE = 25, 48
 STRIP = 32.0  # points of a phone's row that the interval takes, under the words
-HEADING = 34.0  # points of a heading there
+HEADING = 36.0  # points of a heading
 LOSSES = ("test loss", "val loss")
 OFF_SCALE = 4.0  # times the rows' median reach: a longer axis would leave no room to tell the others apart
 
@@ -128,7 +129,9 @@ class Row:
         about = self.arm["about"] if self.arm["about"] != self.label else ""
         text = "; ".join(part for part in (about, tuned and f"tuned: {tuned}") if part)
         lines = [(line, True) for line in wrap(name, OWN_ON_PHONE if phone else OWN)]
-        lines += [(line, False) for line in wrap(text, WORDS_ON_PHONE if phone else WORDS)]
+        lines += [
+            (line, False) for line in wrap(text, WORDS_ON_PHONE if phone else WORDS, break_on_hyphens=False)
+        ]
         if phone:
             lines.append(
                 (", ".join(f"{of} {loss}" for of, loss in zip(LOSSES, self.losses, strict=True)), False)
@@ -186,7 +189,7 @@ def draw_forest(
     key(axes, handles, LEFT)
     head_of(axes, zero_line)
     for y, row in enumerate(rows):
-        show_row(axes, y, row, arms, tall)
+        show_row(axes, y, row, arms, tall, y % 2 == 0)
     return figure
 
 
@@ -215,16 +218,17 @@ def draw_finals(facts: Facts, track: str, decision: Mapping[str, Any], results: 
         handles.append(entry(f"+{margin:g}: the target's margin, “no worse”", ALERT, lw=1.2, ls=":"))
     key(axes, handles, LEFT)
     head_of(axes, "0 = the reference")
-    own = HEADING / tall if facts.phone else 1.0
+    own = HEADING / tall
     edge = -0.5
     for heading, group in groups.items():
         look = {"xycoords": across_of(axes), "va": "center", "size": SMALL, "annotation_clip": False}
         title = axes.annotate(heading, (LEFT, edge + own / 2), **look)
         title.set(style="italic", color=INK)
         wrapped(title, (1 - 2 * LEFT) * figure.bbox.width)
+        title.set_bbox(BACKED)
         edge += own
-        for row in group:
-            show_row(axes, edge + 0.5, row, arms, tall)
+        for i, row in enumerate(group):
+            show_row(axes, edge + 0.5, row, arms, tall, i % 2 == 0)
             edge += 1
     return figure
 
@@ -296,7 +300,7 @@ def rows_page(
     """A page for rows and their headings. -> it, its axes framed, what its key must say, points of a row."""
     lines = max((len(row.lines(facts.phone)) for row in rows), default=1)
     tall = LINE * lines + (STRIP if facts.phone else 6)
-    slots = len(rows) + headings * (HEADING / tall if facts.phone else 1.0)
+    slots = len(rows) + headings * HEADING / tall
     height = 2.6 + tall / 72 * max(slots, 2)
     seeds = max((len(row.arm["runs"]) for row in rows), default=0)
     figure, axes = page(facts, what, whom, finding_text, seeds, small, alert, (WIDTH, height), LEFT)
@@ -398,26 +402,27 @@ def head_of(axes: Axes, title: str) -> None:
         axes.set_position((PLOT[0], box.y0, PLOT[1] - PLOT[0], box.height))
     low, high = axes.get_xlim()
     zero = -low / (high - low)  # as a share of the axis
-    side = "center"
-    if not 0.3 <= zero <= 0.7:
-        side = "left" if zero < 0.3 else "right"
+    side, room = "center", 2 * min(zero, 1 - zero)
+    if not 0.4 <= zero <= 0.6:
+        side, room = ("left", 1 - zero) if zero < 0.4 else ("right", zero)
     above: dict[str, Any] = {"xytext": (0, 5), "textcoords": "offset points", "annotation_clip": False}
     data = blended_transform_factory(axes.transData, axes.transAxes)
-    axes.annotate(title, (0, 1), xycoords=data, ha=side, size=SMALL, color=GOAL, **above)
+    named = axes.annotate(title, (0, 1), xycoords=data, ha=side, size=SMALL, color=GOAL, **above)
+    wrapped(named, room * axes.bbox.width)
     across = blended_transform_factory(figure.transFigure, axes.transAxes)
     for x, heading in () if figure.phone else COLUMNS:
         axes.annotate(heading, (x, 1), xycoords=across, ha="right", size=SMALL, color=GREY, **above)
 
 
-def show_row(axes: Axes, y: float, row: Row, arms: Arms, tall: float) -> None:
+def show_row(axes: Axes, y: float, row: Row, arms: Arms, tall: float, striped: bool) -> None:
     """A row around `y` with its mark and its words; on a phone, `tall` points high, the mark lies under the
     words."""
     if sheet_of(axes).phone:
         draw_row(axes, y + 0.5 - 0.6 * STRIP / tall, row, arms, 0.28 * STRIP / tall)
-        _write_row_above(axes, y, row)
+        _write_row_above(axes, y, row, 1 - STRIP / tall)
     else:
         draw_row(axes, y, row, arms)
-        write_row(axes, y, row)
+        write_row(axes, y, row, striped)
 
 
 def draw_row(axes: Axes, y: float, row: Row, arms: Arms, under: float = 0.2) -> None:
@@ -432,7 +437,13 @@ def draw_row(axes: Axes, y: float, row: Row, arms: Arms, under: float = 0.2) -> 
     if n:
         axes.plot(0.985, y, "x", color=ALERT, ms=8, mew=2.2, transform=across)
         words = f"{n} of {seeds_of(of)} diverged"
-        axes.text(0.955, y, words, transform=across, ha="right", va="center", size=SMALL, color=ALERT)
+        above: dict[str, Any] = {
+            "xytext": (0, 9),
+            "textcoords": "offset points",
+            "ha": "right",
+            "va": "center",
+        }
+        axes.annotate(words, (0.985, y), xycoords=across, size=SMALL, color=ALERT, **above)
     if row.mean is None and not n:
         other = arms.get(row.arm["versus"])
         words = "no pair of seeds to compare"
@@ -468,11 +479,11 @@ def _arrows(axes: Axes, y: float, first: float, last: float, colour: str) -> Non
             axes.plot(x, y, mark, color=colour, ms=7, transform=across, zorder=3)
 
 
-def write_row(axes: Axes, y: float, row: Row) -> None:
-    """The row's label and words on the left, its figures on the right, on a strip of its own."""
+def write_row(axes: Axes, y: float, row: Row, striped: bool) -> None:
+    """The row's label and words on the left, its figures on the right; every other one on a strip."""
     figure = sheet_of(axes)
     across = across_of(axes)
-    if round(y) % 2 == 0:
+    if striped:
         strip = Rectangle((0.5 * LEFT, y - 0.5), 1 - LEFT, 1, transform=across, fc="#F4F4F4", lw=0, zorder=-1)
         strip.set_clip_on(False)
         axes.add_artist(strip)
@@ -486,12 +497,16 @@ def write_row(axes: Axes, y: float, row: Row) -> None:
         axes.text(x, y, cell, transform=across, ha="right", va="center", size=SMALL)
 
 
-def _write_row_above(axes: Axes, y: float, row: Row) -> None:
-    """The row's label and words from its upper edge on, its difference beside the label, over a thin line."""
+def _write_row_above(axes: Axes, y: float, row: Row, share: float) -> None:
+    """The row's label and words over a `share` of it, its difference beside the label, under a thin line."""
     across = across_of(axes)
     edge = Line2D((MARGIN, 1 - MARGIN), (y - 0.5, y - 0.5), color="#DDDDDD", lw=0.6, transform=across)
     edge.set_clip_on(False)
     axes.add_artist(edge)
+    blank = Rectangle(
+        (0, y - 0.499), 1, share, transform=axes.get_yaxis_transform(), fc="white", lw=0, zorder=1.5
+    )
+    axes.add_artist(blank)
     cells = [(1 - MARGIN, "right", 0, _difference_in_words(row), _look_of(row, False) | {"color": INK})]
     cells += [
         (MARGIN, "left", i, line, _look_of(row, of_name)) for i, (line, of_name) in enumerate(row.lines(True))
@@ -499,7 +514,9 @@ def _write_row_above(axes: Axes, y: float, row: Row) -> None:
     for x, side, line, cell, look in cells:
         place: dict[str, Any] = {"xytext": (0, -3 - LINE * line), "textcoords": "offset points", "va": "top"}
         place |= {"xycoords": across, "annotation_clip": False, "ha": side}
-        axes.annotate(cell, (x, y - 0.5), **place, **look)
+        wrapped(
+            axes.annotate(cell, (x, y - 0.5), **place, **look), (1 - 2 * MARGIN) * sheet_of(axes).bbox.width
+        )
 
 
 def _look_of(row: Row, of_name: bool) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from .windows import Look
 END = 0.25  # of the run: what is enlarged
 LEAST_ENDS = 3  # evaluations of it, where the run has as many
 FRAMED_FROM = 0.1  # of the run: what lies before may leave the frame of the left panel
-LABELS_FROM = 0.72  # of the width: the lines' labels stand beyond it
+LABELS_FROM = 0.7  # of the width: the lines' labels stand beyond it
 SIZE = (10.0, 5.4)
 
 

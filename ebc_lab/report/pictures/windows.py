@@ -402,10 +402,11 @@ def _worst_regrets(decision: Any) -> str:
 
 
 def _transfer_key(rows: Sequence[tuple[Any, str]], arms: Mapping[str, Any]) -> list[Any]:
+    kinds = {bool(arms[label]["ebc"]) for _, label in rows}
     handles = [
-        entry(words, colour, marker=marker, ls="-", lw=1.6)
+        entry(words if True in kinds else "mean", colour, marker=marker, ls="-", lw=1.6)
         for words, ebc, colour, marker in (("EBC", True, EBC, "o"), ("plain", False, COLOURS[0], "s"))
-        if any(bool(arms[label]["ebc"]) == ebc for _, label in rows)
+        if ebc in kinds
     ]
     return [*handles, entry("its own 95% interval", GREY, lw=1.6)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import matplotlib
 import numpy as np
 import pytest
-from support.drawn import sweep, words_of
+from support.drawn import check_phone, sweep, words_of
 
 from ebc_lab.report.pictures import png
 from ebc_lab.report.pictures.sheet.figure import STYLE, Facts
@@ -36,7 +36,10 @@ def found_of(windows, **more):
 
 def drawn(found):
     with matplotlib.rc_context(fname=STYLE):
-        return dict(window_pictures(FACTS, "adam_none", found))
+        pictures = list(window_pictures(FACTS, "adam_none", found))
+        for one in pictures:
+            check_phone(one.on_phone(), one.name)
+        return {one.name: one.sheet for one in pictures}
 
 
 RATES = {

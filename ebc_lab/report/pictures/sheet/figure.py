@@ -8,6 +8,7 @@ is drawn in strips at the top and at the foot of a wide one, which the SVG leave
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,11 +38,12 @@ REST = "#BBBBBB"  # of lines that are not told apart
 STRONG = (EBC, ALERT, GOAL)  # of the arms that a study asks about
 MOST_LINES = 8  # of a panel that are all told apart
 LABELS_FROM = 0.7  # of the width: the lines' labels stand beyond it
-LEFT, RIGHT = 0.085, 0.975  # margins, as shares of the width
+LEFT, RIGHT = 0.095, 0.975  # margins, as shares of the width
 PHONE = 3.75  # inches: 360 CSS pixels
 MARGIN = 0.025  # of a phone's width
 EDGE = 8.0  # points above and below
 SMALL = 9.0  # points of the smallest text: 12 CSS pixels where a picture has its own size
+MOST_OF_KEY = 8.5  # points of a mark in a key
 USUAL_HEAD = 68.0  # points of the header that the heights of pictures are meant for
 ROUNDED = 1e-3  # how far the ratio of two figures of three digits may be off, relative
 SEED: dict[str, Any] = {
@@ -78,7 +80,7 @@ class Facts:
     aims_at_band: bool = False  # whether δ* is chosen by that band, too, instead of by the loss
     sweep_steps: tuple[int, int] = (0, 0)  # of the sweep's grid, and of its other runs
     question: str = ""  # what a suite asks
-    arms: tuple[str, ...] = ()  # of a suite, as asked for
+    arms: tuple[str, ...] = ()  # of a suite, as asked for; of other studies none
     ebc: bool = True  # whether anything in the study has EBC: where nothing has, it is not spoken of
     phone: bool = False  # whether a picture is drawn for a phone
 
@@ -105,7 +107,7 @@ class Sheet(Figure):
         self.source = ""  # where the data come from, with the corpus' warning
         self.alone: list[Text] = []  # only drawn where nothing around the picture says it
         self.strips = (0.0, 0.0)  # points that these take at the top and at the foot
-        self.head = 0.0  # points from the top to the end of the header
+        self.header: list[Text] = []  # its lines on a phone, from the top
         self.panels: dict[Axes, Panel] = {}  # of a phone, from the top
 
 
@@ -140,23 +142,25 @@ def page(
     head: list[Line] = [(whom, 11.0, "normal", "black"), (finding, 10.0, "normal", INK), notes]
     head.append((alert, SMALL, "bold", ALERT))
     if facts.phone:
-        figure.head = _hang_words(figure, _words(figure, left, head), EDGE)
+        figure.header = _words(figure, left, head)
         axes = figure.add_axes((left, 0.2, 1 - 2 * left, 0.5))
         figure.panels[axes] = Panel()
         return figure, axes
     above = _words(figure, left, [title])
+    lines = _words(figure, left, head)
     below = _words(figure, left, [(source, SMALL, "normal", GREY), (warning, SMALL, "bold", ALERT)])
     figure.alone = [*above, *below]
-    lines = _words(figure, left, head)
     foot = sum(_height_of(text) for text in below)
     figure.strips = (EDGE / 2 + sum(_height_of(text) for text in above), foot)
     taller = sum(_height_of(text) for text in (*above, *lines)) + EDGE - USUAL_HEAD
-    figure.set_figheight(size[1] + (taller + foot) / 72)
-    figure.head = _hang_words(figure, [*above, *lines], EDGE)
+    figure.set_figheight(
+        math.ceil((size[1] + (taller + foot) / 72) * figure.dpi) / figure.dpi
+    )  # whole pixels
+    used = hang_words(figure, [*above, *lines], EDGE)
     height = figure.get_figheight() * 72
-    _hang_words(figure, below, height - foot)
+    hang_words(figure, below, height - foot)
     bottom = 0.2 + foot / height
-    return figure, figure.add_axes((left, bottom, RIGHT - left, 1 - (figure.head + EDGE) / height - bottom))
+    return figure, figure.add_axes((left, bottom, RIGHT - left, 1 - (used + EDGE) / height - bottom))
 
 
 def _words(figure: Sheet, left: float, lines: Sequence[Line]) -> list[Text]:
@@ -177,7 +181,7 @@ def _height_of(text: Text) -> float:
     return (1.45 + 1.2 * lines) * float(text.get_fontsize())
 
 
-def _hang_words(figure: Sheet, lines: Sequence[Text], used: float) -> float:
+def hang_words(figure: Sheet, lines: Sequence[Text], used: float) -> float:
     """Put lines of words under one another, the first one `used` points from the top. -> where they end."""
     height = figure.get_figheight() * 72
     for text in lines:
@@ -187,9 +191,13 @@ def _hang_words(figure: Sheet, lines: Sequence[Text], used: float) -> float:
 
 
 def wrapped(text: Text, room: float) -> None:
-    """Break a text wider than `room` pixels into as many lines as it takes; nothing of it is left out."""
+    """Break a text wider than `room` pixels into as many lines as it takes, where two spaces stand at first;
+    nothing of it is left out."""
+    if (width := text.get_window_extent().width) <= room:
+        return
+    whole = re.sub(r"(?<! )  (?! )", "\n", text.get_text()).split("\n")
+    text.set_text("\n".join(whole))
     width = text.get_window_extent().width
-    whole = text.get_text().split("\n")
     characters = int(max(map(len, whole)) * room / max(width, 1.0)) + 2
     while width > room and characters > 1:
         lines = [line for words in whole for line in wrap(words, characters, break_on_hyphens=False) or [""]]
@@ -206,7 +214,9 @@ def sheet_of(axes: Axes) -> Sheet:
 
 
 def entry(label: str, color: str = INK, **look: Any) -> Line2D:
-    """A line of the key that no drawn line has of itself."""
+    """A line of the key that no drawn line has of itself, its mark no larger than a line of words."""
+    if "ms" in look:
+        look["ms"] = min(look["ms"], MOST_OF_KEY)
     return Line2D([], [], color=color, label=label, **look)
 
 

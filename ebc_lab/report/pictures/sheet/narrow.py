@@ -16,13 +16,14 @@ from matplotlib.axes import Axes
 from matplotlib.legend import Legend
 from matplotlib.text import Text
 
-from .figure import EDGE, GREY, INK, MARGIN, SMALL, End, Sheet, entry, sheet_of, wrapped
+from .figure import EDGE, GREY, INK, MARGIN, SMALL, End, Sheet, entry, hang_words, sheet_of, wrapped
 
 OF_SEVERAL = 150.0  # points of each panel where there are several, on average
 LEAST, MOST = 0.6, 1.5  # shares of that
 ROW = 40.0  # points of a row that has its name above it
 BROAD = 0.2  # of the width: a name of a row that is as narrow stands left of it
 FAR = 900.0  # points: a page on which everything surely fits while it is measured
+BACKED: dict[str, Any] = {"fc": "white", "ec": "none", "pad": 0.5}  # so that no line runs through words
 GAP = 9.0  # points between one panel's things and the next one's
 
 
@@ -68,7 +69,7 @@ def name_rows(axes: Axes, names: Sequence[str]) -> None:
     for row, name in enumerate(names):
         words = ", ".join(name.split("\n"))
         place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "top", "size": SMALL}
-        text = axes.text(0.0, row - 0.5, words, color=INK, **place)
+        text = axes.text(0.0, row - 0.5, words, color=INK, bbox=BACKED, **place)
         wrapped(text, (1 - 2 * MARGIN) * figure.bbox.width)
         tallest = max(tallest, 1 + text.get_text().count("\n"))
     panel.height *= 1 + 0.75 * (tallest - 1)
@@ -112,9 +113,10 @@ def arrange(figure: Sheet) -> None:
     """Place a phone's panels from the top, and cut the page to what they take."""
     figure.set_figheight(FAR / 72)
     pixels = figure.dpi / 72
+    head = hang_words(figure, figure.header, EDGE)
     words = {axes: _words_above(figure, axes) for axes in figure.panels}
     left = _left(figure)
-    used = figure.head + EDGE / 2
+    used = head + EDGE / 2
     placed = []
     for axes, panel in figure.panels.items():
         one = _Placed(axes, panel.height, words[axes], None)
@@ -125,6 +127,8 @@ def arrange(figure: Sheet) -> None:
         _thin_ticks(axes)
         used += panel.height
         labels = axes.xaxis.get_tightbbox()
+        if labels and (beyond := labels.x1 - figure.bbox.width) > 0:
+            panel.right -= beyond / figure.bbox.width + 0.005
         used += max(0.0, axes.bbox.y0 - labels.y0) / pixels if labels else 0.0
         if panel.handles:
             one.key = legend(figure, panel.handles, (1 - 2 * MARGIN) * figure.bbox.width, (2,))
@@ -138,9 +142,8 @@ def arrange(figure: Sheet) -> None:
 def _cut(figure: Sheet, height: float, left: float, placed: Sequence[_Placed]) -> None:
     """Give the page its height in points, and everything its place in that."""
     pixels = figure.dpi / 72
-    for text in figure.texts:
-        text.set_y(1 - (1 - text.get_position()[1]) * figure.get_figheight() * 72 / height)
     figure.set_figheight(height / 72)
+    hang_words(figure, figure.header, EDGE)
     for one in placed:
         bottom = 1 - (one.top + one.height) / height
         one.axes.set_position((left, bottom, figure.panels[one.axes].right - left, one.height / height))
@@ -187,6 +190,7 @@ def _left(figure: Sheet) -> float:
 def _thin_ticks(axes: Axes) -> None:
     """Leave out the label of a tick of the x axis that would run into the one before."""
     low, high = sorted(axes.get_xlim())
+    axes.xaxis.get_tightbbox()  # gives the ticks their labels
     ticks = [t for t in axes.xaxis.get_major_ticks() if low <= t.get_loc() <= high and t.label1.get_text()]
     shown, end = [], -np.inf
     ticks.sort(key=lambda t: t.label1.get_window_extent().x0)

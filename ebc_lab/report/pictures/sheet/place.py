@@ -172,7 +172,9 @@ def beside(axes: Axes, ends: Sequence[End], right: float = 1.0, handles: Sequenc
     for (at, _, _), place, text in zip(placed, places, texts, strict=True):
         text.set_y(place)
         heights = [np.clip(at[1], 0, 1), place]
-        leader = Line2D([at[0], 1.02], heights, color="#AAAAAA", lw=0.6, transform=axes.transAxes)
+        leader = Line2D(
+            [at[0], 1.02], heights, color="#AAAAAA", lw=0.6, transform=axes.transAxes, label="_leader"
+        )
         leader.set_clip_on(False)
         axes.add_artist(leader)
 
