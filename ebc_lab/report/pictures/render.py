@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
@@ -27,7 +28,8 @@ NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 def png(figure: Sheet) -> bytes:
     """The figure as PNG bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    quick: dict[str, Any] = {"compress_level": 3}  # no larger than more effort makes them
+    figure.savefig(buffer, format="png", metadata={"Software": None}, pil_kwargs=quick)
     return buffer.getvalue()
 
 

@@ -34,7 +34,7 @@ def draw_slots(facts: Facts, busy: Timeline) -> Sheet:
     drawn = {bar.stage for bar in busy.bars}  # one that trained beside another too
     stages = [stage for stage in STAGES if stage in drawn]
     colours = {stage: COLOURS[i % len(COLOURS)] for i, stage in enumerate(stages)}
-    axes.set_xlim(0, busy.whole.seconds)
+    axes.set_xlim(0, 1.03 * busy.whole.seconds)  # the last label of the axis stays on the page
     axes.set_xlabel("time since the first run began")
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 1.5, 2, 3, 6, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: clock(value)))

@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.legend import Legend
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from .figure import EDGE, GREY, INK, MARGIN, SMALL, End, Sheet, entry, hang_words, sheet_of, wrapped
 
@@ -124,9 +125,8 @@ def arrange(figure: Sheet) -> None:
         one.top = used = used + _over(axes) / pixels
         axes.set_position((left, 0.2, panel.right - left, panel.height / FAR))
         wrapped(axes.xaxis.label, axes.bbox.width)
-        _thin_ticks(axes)
+        labels = _thinned(axes)
         used += panel.height
-        labels = axes.xaxis.get_tightbbox()
         if labels and (beyond := labels.x1 - figure.bbox.width) > 0:
             panel.right -= beyond / figure.bbox.width + 0.005
         used += max(0.0, axes.bbox.y0 - labels.y0) / pixels if labels else 0.0
@@ -187,10 +187,11 @@ def _left(figure: Sheet) -> float:
     return MARGIN + widest / figure.bbox.width + 0.005
 
 
-def _thin_ticks(axes: Axes) -> None:
-    """Leave out the label of a tick of the x axis that would run into the one before."""
+def _thinned(axes: Axes) -> Bbox | None:
+    """Leave out the label of a tick of the x axis that would run into the one before. -> what the axis takes,
+    if anything."""
+    taken: Bbox | None = axes.xaxis.get_tightbbox()  # gives the ticks their labels, too
     low, high = sorted(axes.get_xlim())
-    axes.xaxis.get_tightbbox()  # gives the ticks their labels
     ticks = [t for t in axes.xaxis.get_major_ticks() if low <= t.get_loc() <= high and t.label1.get_text()]
     shown, end = [], -np.inf
     ticks.sort(key=lambda t: t.label1.get_window_extent().x0)
@@ -202,3 +203,5 @@ def _thin_ticks(axes: Axes) -> None:
     if len(shown) < len(ticks):
         axes.set_xticks([t.get_loc() for t in shown], [t.label1.get_text() for t in shown])
         axes.set_xlim(low, high)
+        taken = axes.xaxis.get_tightbbox()
+    return taken

@@ -19,7 +19,6 @@ from . import narrow
 from .figure import EDGE, LEFT, RIGHT, SMALL, End, Sheet, sheet_of, wrapped
 
 ROWS_FROM = 0.38  # of the width: the names of rows end there at most
-LEAST = 110.0  # points of axes that a tall key leaves, or the page grows
 
 
 # -- keys ----------------------------------------------------------------------------------------------------
@@ -54,7 +53,7 @@ def keys(panels: Sequence[Axes], handles: Sequence[Sequence[Any]]) -> None:
 
 def _legend(figure: Sheet, handles: Sequence[Any], width: float) -> Legend:
     """A legend in as many columns as fit a share of the page's width; its place is still open."""
-    return narrow.legend(figure, handles, width * figure.bbox.width, (4, 3, 2))
+    return narrow.legend(figure, handles, width * figure.bbox.width, (5, 4, 3, 2))
 
 
 def _hang(legends: Sequence[Legend], lefts: Sequence[float]) -> float:
