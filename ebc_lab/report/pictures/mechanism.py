@@ -144,7 +144,7 @@ def draw_tightness(
     seeds = max(len(arms[name]["runs"]) for name in measured_of)
     size = (8.6, 2.5 + 0.34 * len(measured_of))
     figure, axes = page(facts, what, whom, _tightness_finding(names, measured_of), seeds, size=size)
-    axes.set_xlabel("T / (c·S)  (log scale)\n← moved less than predicted        moved more →")
+    axes.set_xlabel("T / (c·S), log scale\n← less than predicted        more →")
     log_axis(axes, "x", (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
     axes.axvline(1.0, color=GOAL, lw=1.4, ls="--", zorder=1)
     handles = [
