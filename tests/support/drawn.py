@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from matplotlib.text import Text
 
 from ebc_lab.records.columns import EVAL_COLUMNS, STEP_COLUMNS
 from ebc_lab.report import pictures
-from ebc_lab.report.pictures.sheet import STYLE
+from ebc_lab.report.pictures.catalogue import PHONE
+from ebc_lab.report.pictures.sheet.figure import STYLE, Sheet
 from ebc_lab.study.stages.statistics import paired, window
 
 STEPS = 40
@@ -326,16 +328,28 @@ def words_of(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
 
 
-def drawn(root: Path, until: str = "") -> dict[str, Any]:
+def header_of(figure: Sheet) -> list[Text]:
+    """The lines of a picture above its axes."""
+    return [text for text in figure.texts if text.get_position()[1] > 0.5]
+
+
+def said_above(figure: Sheet) -> list[str]:
+    """The same in words, each however many lines it takes."""
+    return [" ".join(text.get_text().split()) for text in header_of(figure)]
+
+
+def drawn(root: Path, until: str = "", phone: Container[str] = ()) -> dict[str, Any]:
     """The figures of a study by name, in the study's style, not yet rendered.
 
-    `until`: no more after this one.
+    `until`: no more after this one; `phone`: those that are drawn for one, too.
     """
     facts = pictures.facts_of(json.loads((root / "study.json").read_text()))
     figures = {}
     with matplotlib.rc_context(fname=STYLE):
         for picture in pictures.pictures(root, facts, json.loads((root / "auto_decisions.json").read_text())):
             figures[picture.name] = picture.sheet
+            if picture.name in phone:
+                figures[picture.name + PHONE] = picture.on_phone()
             if picture.name == until:
                 break
     return figures
@@ -371,14 +385,29 @@ def sweep(losses: Mapping[float, float | None], label: str, **more: Any) -> dict
     return found | {"regret_x4": None, "rate_octaves": None} | more
 
 
-def check_page(figure: Figure, name: str) -> None:
+def check_phone(figure: Sheet, name: str) -> None:
+    """Assert that all of a phone's picture is on its page, and that nothing of it covers another thing."""
+    figure.draw_without_rendering()
+    used = figure.get_tightbbox()
+    assert 0 <= used.x0 < used.x1 <= figure.get_figwidth(), name
+    assert 0 <= used.y0 < used.y1 <= figure.get_figheight(), name
+    assert not any("…" in text for text in words_of(figure)), name
+    blocks = [text.get_window_extent() for text in figure.texts]
+    blocks += [legend.get_window_extent() for legend in figure.legends]
+    blocks += [axes.bbox for axes in figure.axes]
+    blocks += [box.shrunk(1, 0.95) for axes in figure.axes if (box := axes.xaxis.get_tightbbox())]
+    blocks.sort(key=lambda box: -box.y1)
+    assert all(above.y0 >= below.y1 - 1 for above, below in itertools.pairwise(blocks)), name
+
+
+def check_page(figure: Sheet, name: str) -> None:
     """Assert that no text of a picture leaves its page or lies over its axes."""
     figure.draw_without_rendering()
     used = figure.get_tightbbox()
     assert 0 <= used.x0 < used.x1 <= figure.get_figwidth(), name
     assert 0 <= used.y0 < used.y1 <= figure.get_figheight(), name
-    assert min(text.get_window_extent().y0 for text in figure.texts) >= max(a.bbox.y1 for a in figure.axes), (
-        name
-    )
+    header = [text.get_window_extent().y0 for text in header_of(figure)]
+    assert min(header) >= max(axes.bbox.y1 for axes in figure.axes), name
+    assert not any("…" in text for text in words_of(figure)), name
     bottom = min(axes.get_tightbbox().y0 for axes in figure.axes)
     assert all(legend.get_window_extent().y1 <= bottom for legend in figure.legends), name

@@ -21,34 +21,39 @@ from ebc_lab.study.inspect.slots import timeline
 from ebc_lab.study.stages.stage import stage_of
 
 from ..text import words
-from .catalogue import write_catalogue
+from .catalogue import EMBEDDED, PHONE, write_catalogue
 from .curves import known
 from .decisions import by_track, draw_calibration, draw_eta_eff, draw_lr_scale, draw_lr_sweep
 from .finals import final_pictures
 from .render import png, svg
-from .sheet import STYLE, Decisions, Facts, Picture, Sheet
+from .sheet.figure import STYLE, Decisions, Facts
+from .sheet.picture import Picture, picture
 from .slots import draw_slots
 from .suite import suite_pictures
 
-Drawn = Iterator[
-    tuple[str, Sheet | None]
-]  # the track, empty where a picture is of all; None: nothing to draw
+# the track, empty where a picture is of all; how it is drawn; what of
+Drawn = Iterator[tuple[Any, ...]]
 
 
 def draw_study(root: Path) -> list[Path]:
     """Draw every picture of the study in folder `root`, and write them and their list there. -> the files."""
     study = StudyFiles(root)
     facts = facts_of(read_json(study.header_file))
-    written, entries = [], []
+    written: list[Path] = []
+    entries: list[dict[str, str]] = []
     with matplotlib.rc_context(fname=STYLE), warnings.catch_warnings():
         # a letter that the font lacks is a box in the PNG; in the SVG the reader's own fonts show it
         for lacking in ("Glyph .* missing from font", "Matplotlib currently does not support"):
             warnings.filterwarnings("ignore", lacking, UserWarning)
-        for picture in pictures(root, facts, read_json(study.decisions_file)):
-            for ending, content in (("png", png(picture.sheet)), ("svg", svg(picture.sheet, picture.name))):
-                written.append(root / f"{picture.name}.{ending}")
+        for one in pictures(root, facts, read_json(study.decisions_file)):
+            files = {".png": png(one.sheet), ".svg": svg(one.sheet, one.name)}
+            if not one.arm or len(entries) < EMBEDDED:
+                phone = f"{one.name}{PHONE}"
+                files[f"{PHONE}.svg"] = svg(one.on_phone(), phone)
+            for ending, content in files.items():
+                written.append(root / f"{one.name}{ending}")
                 write_atomic(written[-1], content)
-            entries.append(picture.entry)
+            entries.append(one.entry)
     return [*written, write_catalogue(root, entries)]
 
 
@@ -86,12 +91,12 @@ def pictures(root: Path, facts: Facts, decisions: Decisions) -> Iterator[Picture
             yield from suite_pictures(root, facts, name, decisions)
         else:
             several = len(decision["tracks"]) > 1
-            for picture in stage.pictures:
-                for track, sheet in OF_A_CHOICE[picture](root, facts, decision, decisions):
-                    if sheet:
-                        yield Picture(f"{picture}_{track}" if track and several else picture, name, sheet)
+            for kind in stage.pictures:
+                for track, draw, *of in OF_A_CHOICE[kind](root, facts, decision, decisions):
+                    of_track = f"{kind}_{track}" if track and several else kind
+                    yield from picture(of_track, name, facts, draw, *of)
     if (busy := timeline(StudyFiles(root))) and decisions:
-        yield Picture("timeline", "timeline", draw_slots(facts, busy))
+        yield from picture("timeline", "timeline", facts, draw_slots, busy)
 
 
 # -- of a decision between candidates ------------------------------------------------------------------------
@@ -99,26 +104,26 @@ def pictures(root: Path, facts: Facts, decisions: Decisions) -> Iterator[Picture
 
 def _lr_sweep(root: Path, facts: Facts, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:
     if "candidates" in decision:
-        yield "", draw_lr_sweep(facts, decision)
+        yield "", draw_lr_sweep, decision
 
 
 def _lr_scale(root: Path, facts: Facts, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:
     for track, of_track in decision["tracks"].items():
-        yield track, draw_lr_scale(facts, track, of_track, decisions["lr_sweep"]["tracks"][track])
+        yield track, draw_lr_scale, track, of_track, decisions["lr_sweep"]["tracks"][track]
 
 
 def _eta_eff(root: Path, facts: Facts, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:
     for track, of_track in decision["tracks"].items():
         rows = [row for of_role in of_track["arms"].values() for row in of_role]
         results = {row["run_id"]: known(root, row["run_id"]) for row in rows}
-        yield track, draw_eta_eff(facts, track, of_track, results)
+        yield track, draw_eta_eff, track, of_track, results
 
 
 def _calibrate(root: Path, facts: Facts, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:
     tracks = decision["tracks"]
     for track, rows in by_track(decision["candidates"], tracks).items():
         natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
-        yield track, draw_calibration(facts, track, tracks[track], rows, natural_kl)
+        yield track, draw_calibration, track, tracks[track], rows, natural_kl
 
 
 OF_A_CHOICE: Mapping[str, Callable[[Path, Facts, Mapping[str, Any], Decisions], Drawn]] = {

@@ -28,7 +28,8 @@ from .curves import (
     trouble,
     window,
 )
-from .sheet import ALERT, EBC, GOAL, PLAIN, Facts, Sheet, key, log_axis, page, say_nothing_to_draw
+from .sheet.figure import ALERT, EBC, GOAL, PLAIN, Facts, Sheet, log_axis, page, say_nothing_to_draw
+from .sheet.place import key
 
 MOST_BARS = 40  # of a picture: more hide each other
 MOST_MARKS = 400
@@ -160,9 +161,11 @@ def draw_clip(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Ru
     if not len(steps):
         say_nothing_to_draw(axes)
         return figure
-    label = f"{_band_in_words(facts)} for the median, {low:g} to {high:g}"
-    axes.axhspan(low, high, color=GOAL, alpha=0.15, lw=0, label=label)
-    label = f"plateau line, {PLATEAU_C:g}: the verdict asks EBC ×2 not to stay under it"
+    label = f"plateau line, {PLATEAU_C:g}"
+    if not facts.arms:  # a suite has no verdict
+        band = f"{_band_in_words(facts)} for the median, {low:g} to {high:g}"
+        axes.axhspan(low, high, color=GOAL, alpha=0.15, lw=0, label=band)
+        label += ": the verdict asks EBC ×2 not to stay under it"
     axes.axhline(PLATEAU_C, color=ALERT, ls="--", lw=1.2, label=label)
     colour, at = colour_of(arm), thinned(len(steps))
     below, middle, above = moving_quantiles(table, (0.1, 0.5, 0.9), at)
@@ -194,7 +197,7 @@ def _clip_finding(facts: Facts, arm: Mapping[str, Any], runs: Sequence[Run]) -> 
         where = "below" if c < low else "above"
     clipped = 100 * statistics.fmean(r["clip_rate"] for r in results)
     longest = max(r["plateau_steps"] for r in results)
-    finding = f"Median c {c:.2f}, {where} the {_band_in_words(facts)}; "
+    finding = f"Median c {c:.2f}{'' if facts.arms else f', {where} the {_band_in_words(facts)}'}; "
     finding += f"{clipped:.0f}% of the steps are clipped; "
     return finding + f"longest stretch under {PLATEAU_C:g}: {longest} step{'s' * (longest != 1)}."
 

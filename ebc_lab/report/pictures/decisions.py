@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from ebc_lab.study.stages.fair_control import schedule_in_words
 from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves
 
 from ..text.words import optimizer, schedules
-from .sheet import (
+from .sheet.figure import (
     ALERT,
     EBC,
     GOAL,
@@ -28,19 +29,19 @@ from .sheet import (
     PLAIN,
     ROUNDED,
     SEED,
+    SMALL,
     SPARE,
+    End,
     Facts,
     Sheet,
     another,
-    columns,
     entry,
-    key,
-    keys,
     log_axis,
     page,
-    stack,
+    say_of_band,
     tick,
 )
+from .sheet.place import beside, columns, key, keys, lowered, narrowed, stack
 
 Rows = Sequence[Mapping[str, Any]]
 Look = tuple[str, str, str]  # colour, marker, line
@@ -56,6 +57,8 @@ COLOURS = (PLAIN, ALERT, GOAL, "C5", "C4", "C6", EBC, "black")
 TRACKS = tuple(zip(COLOURS, "osDv^P*X", ("-", "--", "-.", ":") * 2, strict=True))
 BUDGETS = ((EBC, "o", "-"), (OTHER, "D", "-."), (SPARE, "v", "--"), (PLAIN, "s", ":"))
 LEAST_GAP = 0.06  # of the axis, between two ticks with labels
+FEW = 4  # lines: they have their names at their ends
+NAMES_FROM = 0.76  # of the width: the lines' names stand beyond it
 RING: dict[str, Any] = {"marker": "o", "color": ALERT, "ms": 13, "mfc": "none", "mew": 1.6, "ls": ""}
 ADDED: dict[str, Any] = {"ls": "", "mfc": "white", "mew": 1.5, "zorder": 3}
 SQUARE: dict[str, Any] = {**RING, "marker": "s", "ms": 12, "color": INK}
@@ -109,7 +112,7 @@ def crosses(axes: Axes, rows: Rows, x: str, colour: str, height: float, ceiling:
             xytext=(7 * side, 0),
             textcoords="offset points",
         )
-        note.set(color=colour, size=8, va="center", ha="left" if side > 0 else "right")
+        note.set(color=colour, size=SMALL, va="center", ha="left" if side > 0 else "right")
     return bool(broken)
 
 
@@ -143,7 +146,7 @@ def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
     small = (f"stage lr_sweep, grid with seed {grid_seeds}", "bars: ± s.e.")
     what = f"Which learning rate is best{plainly}, constant and on a schedule?"
     lines = sum(1 + len({_schedule_of(point) for point in d["control"]["grid"]}) for d in winners.values())
-    size = (8.6, 5.4 + 0.18 * (lines + 3))  # the key needs the room
+    size = (8.6, 5.4 + 0.2 * (lines + 3))  # the key needs the room
     figure, left = page(facts, what, whom, _sweep_finding(winners), seeds, small, size=size)
     of_grid = _draw_grids(left, facts, grids, winners)
     right = another(left)
@@ -157,14 +160,16 @@ def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
         right.set_ylim(low - 0.1 * (ceiling - low), ceiling)
     make_room(right, 1)
     of_long.append(entry("each replicate seed", **SEED))
-    of_long.append(entry("the baseline from here on", **RING))
-    of_long.append(entry("the fair control", **SQUARE))
+    of_long.append(entry("best constant rate" + ": the baseline from here on" * (not facts.arms), **RING))
+    of_long.append(entry("best on a schedule" + ": the fair control" * (not facts.arms), **SQUARE))
     steps = [f", {n:,} steps" if n else "" for n in facts.sweep_steps]
     left.set_xlabel(f"learning rate (log scale): the grid{steps[0]}")
     right.set_xlabel(f"learning rate (log scale): around its best{steps[1]}")
     left.set_ylabel("validation loss (nats per token)")
-    columns((left, right), 34)
-    keys((left, right), [list({h.get_label(): h for h in grids}.values()) for grids in (of_grid, of_long)])
+    ends = _ends_of(of_grid) if len(grids) <= FEW and not facts.phone else []
+    columns((left, right), 110 if ends else 34)
+    of_grid = of_grid[len(ends) :]
+    keys((left, right), [list({h.get_label(): h for h in own}.values()) for own in (of_grid, of_long)])
     for axes in (left, right):
         shown = [row for row in rows if (row["role"] == "grid") == (axes is left)]
         rates = sorted({row["lr"] for row in shown})
@@ -172,7 +177,21 @@ def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
         room = (rates[-1] / rates[0]) ** 0.06 if rates[-1] > rates[0] else 1.5
         axes.set_xlim(rates[0] / room, rates[-1] * room)
         ticks_at(axes, rates, [tick(rate) for rate in rates])
+    if ends:
+        beside(left, ends, right.get_position().x0 - 0.06)
     return figure
+
+
+def _ends_of(lines: Sequence[Any]) -> list[End]:
+    """Where lines end, each with its label; those of a key only, which end nowhere, are left out."""
+    ends: list[End] = []
+    for line in lines:
+        if isinstance(line, Line2D) and line.axes:
+            points = np.atleast_2d(line.get_xydata())
+            if points.size:
+                x, y = points[-1]
+                ends.append((float(x), float(y), str(line.get_label()), str(line.get_color())))
+    return ends
 
 
 def _schedule_of(point: Mapping[str, Any]) -> str:
@@ -282,6 +301,7 @@ def draw_lr_scale(facts: Facts, track: str, decision: Mapping[str, Any], swept: 
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(min(scales) / 1.15, max(scales) * 1.15)
     handles = _draw_references(axes, decision, swept)
+    lines: list[Any] = []
     ring: list[Any] = []
     rows_of_crosses = 0
     for role, arm in decision["arms"].items():
@@ -290,16 +310,18 @@ def draw_lr_scale(facts: Facts, track: str, decision: Mapping[str, Any], swept: 
         x = [row["lr_scale"] * shift for row in done]
         look = {"color": colour, "marker": marker, "ls": dashes}
         label = ", ".join((label, *schedules(arm[0]["arm"].removeprefix(f"{track}_"))))
-        handles += axes.plot(x, column(done, "val_loss"), **look, label=label)
+        lines += axes.plot(x, column(done, "val_loss"), **look, label=label)
         bars(axes, x, done, colour)
         for at, row in zip(x, done, strict=True):
             if row["inert"]:
                 axes.plot(at, row["val_loss"], color=colour, **{**ADDED, "marker": marker})
             if row["run_id"] == decision["run_id"]:
                 chosen = f"chosen, with EBC: ×{decision['lr_scale']:g}"
-                ring = axes.plot(at, row["val_loss"], **RING, label=chosen)
+                axes.plot(at, row["val_loss"], **RING)
+                ring = [entry(chosen, **RING)]
         rows_of_crosses += crosses(axes, arm, "lr_scale", colour, 0.95 - 0.08 * rows_of_crosses)
-    handles += ring
+    ends = _ends_of(lines) if len(lines) <= FEW else []
+    handles += [*(line for line in lines if not ends), *ring]
     if any(row["inert"] for row in rows):
         handles.append(entry("LR inert: the same run up to rounding", EBC, ls="", marker="o", mfc="white"))
     handles.append(entry(f"LR window: loss within {WINDOW_NATS:g} nats of the arm's own best", lw=4.0))
@@ -310,6 +332,9 @@ def draw_lr_scale(facts: Facts, track: str, decision: Mapping[str, Any], swept: 
     )
     axes.set_ylabel("validation loss (nats per token; bars: ± s.e.)")
     key(axes, handles)
+    if ends:
+        narrowed(axes, NAMES_FROM)
+        beside(axes, ends)
     return figure
 
 
@@ -348,10 +373,13 @@ def _draw_windows(axes: Axes, windows: Mapping[str, Any]) -> None:
             f"{label}: {in_octaves(window)}",
             (math.sqrt(ends[0] * ends[1]), at),
             xycoords=across,
-            xytext=(0, 4),
+            xytext=(0, 6),
             textcoords="offset points",
         )
-        note.set(ha="center", size=8.5, color=colour)
+        note.set(ha="center", size=SMALL, color=colour)
+        if note.get_window_extent().x0 < axes.bbox.x0:
+            note.set(ha="left")
+            note.xy = (axes.get_xlim()[0], at)
 
 
 def _scale_finding(decision: Mapping[str, Any]) -> str:
@@ -396,15 +424,16 @@ def draw_eta_eff(
     log_axis(axes, "y")
     rates = column(rows, "lr")
     ends = (min(rates) / 1.1, max(rates) * 1.1)
-    handles = axes.plot(ends, ends, color=GOAL, ls=":", lw=1.4, label="c = 1, at a constant rate: c·lr = lr")
+    lines = axes.plot(ends, ends, color=GOAL, ls=":", lw=1.4, label="c = 1, at a constant rate: c·lr = lr")
     for role, points in arms.items():
         label, colour, marker, dashes, shift = LR_ARMS.get(role, (role, SPARE, *UNKNOWN, 1.0))
         lr, middle, below, above = np.array(sorted(points)).T
         label = ", ".join((label, *schedules(decision["arms"][role][0]["arm"].removeprefix(f"{track}_"))))
-        handles += axes.plot(lr * shift, middle, color=colour, marker=marker, ls=dashes, label=label)
+        lines += axes.plot(lr * shift, middle, color=colour, marker=marker, ls=dashes, label=label)
         spreads = np.maximum((middle - below, above - middle), 0)
         axes.errorbar(lr * shift, middle, spreads, fmt="none", ecolor=colour, elinewidth=1)
-    handles.append(entry("bars: as c varies, 10th to 90th percentile", GREY, lw=1))
+    few = len(lines) <= FEW
+    handles = [*([] if few else lines), entry("bars: as c varies, 10th to 90th percentile", GREY, lw=1)]
     scales = sorted({(row["lr"], row["lr_scale"]) for row in rows})
     axes.set_xticks(sorted(set(rates)), [f"{tick(lr)}\n×{tick(scale)}" for lr, scale in scales])
     axes.set_xlabel(
@@ -412,6 +441,9 @@ def draw_eta_eff(
     )
     axes.set_ylabel("median η_eff = c·lr (log scale)")
     key(axes, handles)
+    if few:
+        narrowed(axes, NAMES_FROM)
+        beside(axes, _ends_of(lines))
     return figure
 
 
@@ -454,16 +486,16 @@ def draw_calibration(
         axes.axvline(natural, color=GREY, ls=":", lw=1.2)
     handles: list[Any] = []
     if facts.aims_at_band:
-        label = f"target band for c, {low:g} to {high:g}"
-        handles.append(bottom.axhspan(low, high, color=GOAL, alpha=0.15, lw=0, label=label))
+        bottom.axhspan(low, high, color=GOAL, alpha=0.15, lw=0)
+        say_of_band(bottom, high, f"target band for c, {low:g} to {high:g}")
     handles.append(entry(f"natural KL of the baseline, {natural:.3g}", GREY, ls=":", lw=1.2))
     lost = _draw_budgets(top, bottom, rows, done, decision, handles)
     handles.append(entry("chosen", **RING))
     make_room(top, int(lost))
     if window := decision["delta_window"]:
-        reach = top.axvspan(window["low"], window["high"], color=SPARE, alpha=0.12, lw=0)
-        reach.set_label(f"δ* window, {in_octaves(window)}: within {WINDOW_NATS:g} nats of the best")
-        handles.append(reach)
+        top.axvspan(window["low"], window["high"], color=SPARE, alpha=0.12, lw=0)
+        label = f"shaded: δ* window, {in_octaves(window)}, within {WINDOW_NATS:g} nats of the best"
+        top.set_title(label, loc="left" if facts.phone else "right", size=SMALL, color=INK)
     targets = sorted({row["delta_star"] for row in rows})
     for axes in (bottom, top):
         axes.set_xlim(min(natural, *targets) / 1.05, max(natural, *targets) * 1.05)
@@ -473,6 +505,7 @@ def draw_calibration(
     bottom.set(ylabel="median c", ylim=(-0.02, 1.06))
     bottom.set_xlabel("KL target δ* (nats per token), and as a multiple of the natural KL (log scale)")
     key(bottom, handles)
+    lowered(bottom, 12.0)
     stack((top, bottom), (1.0, 1.0), 14)
     return figure
 

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from ..text.words import optimizer
 from .curves import Run, by_step, running_mean, thinned, window
 from .forest import missing
-from .sheet import (
+from .sheet.figure import (
     ALERT,
     EBC,
     FAINT,
@@ -29,14 +29,12 @@ from .sheet import (
     Facts,
     Sheet,
     above_over_steps,
-    beside,
     entry,
-    key,
     last_point,
     log_axis,
     page,
-    stack,
 )
+from .sheet.place import beside, key, stack
 
 PARTS = {  # column of steps.csv -> its name beside the line
     "loss": "cross-entropy",
@@ -107,20 +105,18 @@ def draw_states(facts: Facts, track: str, label: str, arm: Mapping[str, Any], st
         f"{optimizer(track)}, {label}: parts of its loss, and the share of the score that its splats explain"
     )
     figure, bottom = page(
-        facts, what, whom, _finding(states), len(arm["runs"]), (), missing({label: arm}), (10.4, 7.4)
+        facts, what, whom, _finding(states), len(arm["runs"]), (), missing({label: arm}), (10.0, 7.4)
     )
     last = max(line.last[0] for line in (*states.parts.values(), *states.scores.values()))
     top = above_over_steps(facts, bottom, last)
     log_axis(bottom, "y", (1.0, 3.0))
-    bottom.set_ylabel("R² of the score (log scale)")
-    top.set_ylabel("parts of the loss, unweighted")
+    over = window(round(last) + 1)
+    bottom.set_ylabel("R² of the score, where above 0 (log scale)\ndashed: if spread as their splats are")
+    top.set_ylabel(f"parts of the loss, unweighted\nrunning means over {over} steps")
     handles = [
         entry("median of the seeds", GREY),
         entry("each seed", GREY, **FAINT),
-        entry("if states were spread as their splats are", GREY, ls="--", lw=1.2),
     ]
-    over = window(round(last) + 1)
-    handles.append(entry(f"above: running means over {over} steps; below: R² above 0", "none"))
     key(bottom, handles)
     stack((top, bottom), (1.0, 1.2), 14, LABELS_FROM)
     colours = dict(zip(states.scores, COLOURS * len(states.scores), strict=False))

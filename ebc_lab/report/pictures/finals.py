@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from .ebm import draw_states, states_of
 from .forest import draw_finals
 from .mechanism import Tightness, draw_groups, draw_tightness, tightness_of
 from .overlaid import course_of, draw_overlaid
-from .sheet import (
+from .sheet.figure import (
     ALERT,
     EBC,
     GOAL,
@@ -33,24 +34,25 @@ from .sheet import (
     PLAIN,
     RIGHT,
     SEED,
+    SMALL,
     Arms,
     Decisions,
     Facts,
-    Picture,
     Results,
     Sheet,
     another,
     entry,
-    fit,
-    key,
-    name_rows,
     page,
-    spread,
+    sheet_of,
     tick,
+    wrapped,
 )
+from .sheet.picture import Picture, picture
+from .sheet.place import key, name_rows, narrowed, spread
 from .windows import strong_looks
 
 MARKS = "osDv^P*X"  # of the tracks
+ENDS_WITH_LETTERS = 0.93  # of a phone's width, where axes end whose points have letters beside them
 COLUMN, NARROW = (
     0.6,
     0.52,
@@ -67,46 +69,43 @@ def final_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
     for track, track_decision in tracks.items():
         tail = f"_{track}" * several
         own_results = {name: results[name] for name in track_decision["arms"]}
-        if sheet := _overlaid(root, facts, track, track_decision):
-            yield Picture(f"curves{tail}", "verdict", sheet)
-        yield Picture(
-            f"finals{tail}",
-            "verdict",
-            draw_finals(facts, track, track_decision, own_results, decision["rule"]),
-        )
-        yield Picture(
-            f"efficiency{tail}", section, draw_efficiency(facts, track, track_decision, own_results)
-        )
-    yield Picture("pareto", section, draw_pareto(facts, arms, results))
-    if sheet := draw_overhead(facts, tracks, overheads_of(root, decision), results):
-        yield Picture("overhead", section, sheet)
+        yield from _overlaid(root, facts, track, track_decision, f"curves{tail}")
+        of_track = (track, track_decision, own_results)
+        yield from picture(f"finals{tail}", "verdict", facts, draw_finals, *of_track, decision["rule"])
+        yield from picture(f"efficiency{tail}", section, facts, draw_efficiency, *of_track)
+    yield from picture("pareto", section, facts, draw_pareto, arms, results)
+    measured = overheads_of(root, decision)
+    yield from picture("overhead", section, facts, draw_overhead, tracks, measured, results)
     for track, track_decision in tracks.items():
         baseline = read_runs(root, track_decision["arms"][track_decision["roles"]["baseline"]])
         if states := states_of(baseline):
             arm = track_decision["arms"][track_decision["roles"]["baseline"]]
-            sheet = draw_states(facts, track, "the baseline", arm, states)
-            yield Picture("ebm" + f"_{track}" * several, section, sheet)
+            name = "ebm" + f"_{track}" * several
+            yield from picture(name, section, facts, draw_states, track, "the baseline", arm, states)
         tight: dict[str, Tightness] = {}
         natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
         yield from _arm_pictures(root, facts, track_decision, baseline, natural_kl, tight)
         if tight:
             names = {name: short(name, track_decision["arms"][name]) for name in tight}
-            sheet = draw_tightness(facts, track, names, track_decision["arms"], tight)
-            yield Picture("tightness" + f"_{track}" * several, section, sheet)
+            of = (track, names, track_decision["arms"], tight)
+            yield from picture("tightness" + f"_{track}" * several, section, facts, draw_tightness, *of)
 
 
-def _overlaid(root: Path, facts: Facts, track: str, decision: Mapping[str, Any]) -> Sheet | None:
-    """The final arms' loss curves over each other, those with EBC in strong colours; None where no run
+def _overlaid(
+    root: Path, facts: Facts, track: str, decision: Mapping[str, Any], name: str
+) -> Iterator[Picture]:
+    """The final arms' loss curves over each other, those with EBC in strong colours; none where no run
     completed."""
     named = {short(name, arm): course_of(root, arm) for name, arm in decision["arms"].items()}
     courses = {label: course for label, course in named.items() if course}
     if not courses:
-        return None
+        return
     ebc = [label for label, course in courses.items() if course.arm["ebc"]]
     baseline = decision["roles"]["baseline"]
     whom = f"{optimizer(track)}: the final arms over each other, those with EBC in colour"
     looks = strong_looks(list(courses), ebc)
-    return draw_overlaid(facts, whom, courses, looks, ebc, short(baseline, decision["arms"][baseline]))
+    named_too = short(baseline, decision["arms"][baseline])
+    yield from picture(name, "verdict", facts, draw_overlaid, whom, courses, looks, ebc, named_too)
 
 
 def _arm_pictures(
@@ -127,11 +126,13 @@ def _arm_pictures(
         if reached := decision["efficiency"].get(name):
             there = f"{reached['seeds']} of {len(runs)} seeds get there, at step {reached['steps']:.0f}"
         rival = Rival("the baseline", baseline, f"; {there}", itself=itself)
-        yield Picture(f"{name}_loss", "arms", draw_loss(facts, name, arm, runs, rival), name)
-        yield Picture(f"{name}_clip", "arms", draw_clip(facts, name, arm, runs), name)
-        yield Picture(f"{name}_kl", "arms", draw_kl(facts, name, arm, runs, natural_kl), name)
-        if sheet := draw_groups(facts, name, arm, runs):
-            yield Picture(f"{name}_groups", "arms", sheet, name)
+        own: dict[str, tuple[Any, ...]] = {
+            "loss": (draw_loss, rival),
+            "clip": (draw_clip,),
+            "kl": (draw_kl, natural_kl),
+        }
+        for kind, (draw, *more) in (own | {"groups": (draw_groups,)}).items():
+            yield from picture(f"{name}_{kind}", "arms", facts, draw, name, arm, runs, *more, arm_of=name)
         if measured := tightness_of(runs):
             tight[name] = measured
 
@@ -195,7 +196,7 @@ def draw_pareto(facts: Facts, arms: Arms, results: Results) -> Sheet:
     axes.plot(*line, color=GOAL, ls=":", lw=1.4, zorder=1)
     axes.margins(0.08)
     axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # fixed, so that the leader lines do not move them
-    best_at = "front (bold): no other arm has so low a loss at so high a c"
+    best_at = f"front{' (bold)' * (not facts.phone)}: no other arm has so low a loss at so high a c"
     handles = [
         entry("without EBC", PLAIN, marker="o", mfc="white", mew=1.5, ls=""),
         entry("with EBC", EBC, marker="o", ls=""),
@@ -203,12 +204,11 @@ def draw_pareto(facts: Facts, arms: Arms, results: Results) -> Sheet:
         entry(best_at, GOAL, ls=":", lw=1.4),
     ]
     key(axes, handles)
-    box, column = axes.get_position(), COLUMN if len(tracks) == 1 else NARROW
-    axes.set_position((box.x0, box.y0, column - box.x0, box.height))
+    narrowed(axes, COLUMN if len(tracks) == 1 else NARROW)
     for name in points:
         if len(done[name]) < len(arms[name]["runs"]):
             labels[name] += f" [{len(done[name])} of {len(arms[name]['runs'])} runs]"
-    _label_points(figure, axes, arms, points, labels, ahead)
+    _label_points(axes, arms, points, labels, ahead)
     return figure
 
 
@@ -234,25 +234,39 @@ def _front_finding(
 
 
 def _label_points(
-    figure: Sheet,
     axes: Axes,
     arms: Arms,
     points: Mapping[str, tuple[float, float]],
     labels: Mapping[str, str],
     ahead: Sequence[str],
 ) -> None:
-    """A label for each point, in a column right of the axes, with a line that leads to it."""
+    """A label for each point, in a column right of the axes, with a line that leads to it; on a phone a
+    letter, which the key explains."""
+    figure = sheet_of(axes)
     ordered = sorted(points, key=lambda n: points[n][1])
     wanted = [float(axes.transLimits.transform(points[n])[1]) for n in ordered]
-    for name, place in zip(ordered, spread(wanted, 1 / max(len(ordered), 14)), strict=True):
+    explained = []
+    for i, (name, place) in enumerate(zip(ordered, spread(wanted, 1 / max(len(ordered), 14)), strict=True)):
         arm, end = arms[name], axes.transLimits.inverted().transform((1.02, place))
         val = f" (val {arm['val_loss']:.3f})" if arm.get("val_loss") is not None else ""
         text = f"{points[name][1]:.3f}{val}  {labels[name]}"
         axes.plot(*zip(points[name], end, strict=True), color="#AAAAAA", lw=0.6, clip_on=False, zorder=1)
-        look: dict[str, Any] = {"va": "center", "size": 8, "color": colour_of(arm)}
-        weight = "bold" if name in ahead else "normal"
-        beside = axes.text(1.03, place, text, transform=axes.transAxes, weight=weight, **look)
-        fit(beside, figure.bbox.width - beside.get_window_extent().x0 - 4)
+        look: dict[str, Any] = {"va": "center", "size": SMALL, "color": colour_of(arm)}
+        look["weight"] = "bold" if name in ahead else "normal"
+        if figure.phone:
+            letter = ascii_lowercase[i % len(ascii_lowercase)]
+            axes.text(1.03, place, letter, transform=axes.transAxes, **look)
+            ahead_too = ", on the front" * (name in ahead)
+            face = colour_of(arm) if arm["ebc"] else "white"
+            mark: dict[str, Any] = {"marker": "o", "mfc": face, "mew": 1.5, "ls": ""}
+            explained.append(entry(f"{letter}  {text}{ahead_too}", colour_of(arm), **mark))
+        else:
+            beside = axes.text(1.03, place, text, transform=axes.transAxes, **look)
+            wrapped(beside, figure.bbox.width - beside.get_window_extent().x0 - 4)
+    if figure.phone:
+        panel = figure.panels[axes]
+        panel.right = ENDS_WITH_LETTERS
+        panel.handles = [*explained, *panel.handles]
 
 
 # -- how soon the baseline's loss is reached -----------------------------------------------------------------
@@ -274,23 +288,27 @@ def draw_efficiency(facts: Facts, track: str, decision: Mapping[str, Any], resul
     size = (8.6, 3.0 + 0.34 * len(arms))
     figure, left = page(facts, what, whom, _first_there(decision), seeds_in(arms), small, size=size)
     left.set_xlabel("training steps  (tokens on top)")
-    key(left, efficiency_key(arms))
-    name_rows(left, [short(name, arm) for name, arm in arms.items()])
-    box, head = left.get_position(), 30 / 72 / figure.get_figheight()
-    middle = (box.x0 + RIGHT) / 2
-    left.set_position((box.x0, box.y0, middle - box.x0 - 0.015, box.height - head))
+    names = [short(name, arm) for name, arm in arms.items()]
     right = another(left)
-    right.set_position((middle + 0.015, box.y0, RIGHT - middle - 0.015, box.height - head))
-    right.set(yticks=range(len(arms)), yticklabels=[], ylim=left.get_ylim())
+    key(right if facts.phone else left, efficiency_key(arms))
+    name_rows(left, names)
+    name_rows(right, names if facts.phone else [""] * len(names))
     right.set_xlabel("training seconds on this machine")
-    right.spines["left"].set_visible(False)
-    right.tick_params(axis="y", length=0)
+    if facts.phone:
+        left.set_xlabel(f"training steps  (one step = {facts.tokens_per_step:,} tokens)")
+    else:
+        box, head = left.get_position(), 30 / 72 / figure.get_figheight()
+        middle = (box.x0 + RIGHT) / 2
+        left.set_position((box.x0, box.y0, middle - box.x0 - 0.015, box.height - head))
+        right.set_position((middle + 0.015, box.y0, RIGHT - middle - 0.015, box.height - head))
     for axes, unit in ((left, "steps"), (right, "train_s")):
         shown = [x[unit] for some in (reached.values(), *seed_runs.values()) for x in some if x]
         axes.set_xlim(0, 1.18 * max(shown, default=1.0))
         for y, (name, arm) in enumerate(arms.items()):
             draw_reached(axes, y, arm, reached.get(name), seed_runs[name], unit)
         make_room_for_figures(axes)
+    if facts.phone:
+        return figure
     a_step = facts.tokens_per_step
     both_ways = (lambda x: np.multiply(x, a_step), lambda x: np.divide(x, a_step))
     tokens = left.secondary_xaxis("top", functions=both_ways)
@@ -353,14 +371,14 @@ def draw_reached(
         across = axes.get_yaxis_transform()
         axes.plot(0.035, y, "x", color=ALERT, ms=7, mew=2, transform=across)
         words = f"not reached by {runs - len(seeds)} of {runs} seeds"
-        axes.text(0.065, y, words, transform=across, va="center", size=8, color=ALERT)
+        axes.text(0.065, y, words, transform=across, va="center", size=SMALL, color=ALERT)
         return
     at = reached[unit]
     axes.plot((0, at), (y, y), color=colour, lw=1.0, alpha=0.5)
     axes.plot(at, y, mark_of(arm), color=colour, ms=6.5, zorder=3)
     value = f"{at:,.0f}" if unit == "steps" else f"{at:.3g} s"
     value += f"  ({reached['seeds']} of {runs} seeds)" if reached["seeds"] < runs else ""
-    axes.annotate(value, (at, y), xytext=(6, 4), textcoords="offset points", size=8, color=colour)
+    axes.annotate(value, (at, y), xytext=(6, 4), textcoords="offset points", size=SMALL, color=colour)
 
 
 def make_room_for_figures(axes: Axes) -> None:
@@ -421,7 +439,7 @@ def draw_overhead(facts: Facts, decisions: Decisions, measured: Arms, results: R
             axes.plot(others, (y, y), color="black", lw=1.4, marker="|", ms=9, mew=1.4)
         elif not overhead:
             axes.plot(others, [y] * len(others), color=INK, **{**SEED, "alpha": 0.6})
-        place = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "size": 8.5}
+        place = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "size": SMALL}
         note = axes.annotate(f"{value:.1f}%", (max((value, *others)), y), **place)  # type: ignore[arg-type]
         note.set(bbox={"fc": "white", "ec": "none", "pad": 1.5}, zorder=4)
     low = min(0.0, *(min((row[1], *row[2])) for row in rows))

@@ -27,33 +27,40 @@ from ebc_lab.study.stages.suite import point_in_words
 from ..text.words import FAMILIES, optimizer, plural, short, words
 from .arm import colour_of, mark_of
 from .curves import read_results
-from .sheet import (
+from .sheet.figure import (
     ALERT,
     GOAL,
     GREY,
     INK,
+    MARGIN,
     RIGHT,
     SEED,
+    SMALL,
     Arms,
     Facts,
     Results,
     Sheet,
     entry,
-    fit,
-    key,
     page,
     seeds_of,
+    sheet_of,
     tick,
+    wrapped,
 )
+from .sheet.narrow import BACKED
+from .sheet.place import key, lowered
 
-WIDTH = 11.0  # inches
+WIDTH = 10.0  # inches
 LEFT = 0.02  # of the width, the left margin
-NAMES = (LEFT, 0.322)  # of the width, where the labels lie
-PLOT = (0.335, 0.7)  # of the width, where the axes lie
-COLUMNS = ((0.845, "difference ± 95%"), (0.912, "test loss"), (RIGHT, "val loss"))  # right edge, heading
-LINE = 11.0  # points from one line of a row's words to the next
-OWN = 34  # characters of a label that is followed by another
-WORDS = 62  # characters of them that a line holds
+NAMES = (LEFT, 0.35)  # of the width, where the labels lie
+PLOT = (0.365, 0.7)  # of the width, where the axes lie
+COLUMNS = ((0.842, "difference ± 95%"), (0.912, "test loss"), (RIGHT, "val loss"))  # right edge, heading
+LINE = 11.5  # points from one line of a row's words to the next
+OWN, WORDS = 37, 45  # characters of a label, and of words, that a line holds
+OWN_ON_PHONE, WORDS_ON_PHONE = 25, 48
+STRIP = 32.0  # points of a phone's row that the interval takes, under the words
+HEADING = 36.0  # points of a heading
+LOSSES = ("test loss", "val loss")
 OFF_SCALE = 4.0  # times the rows' median reach: a longer axis would leave no room to tell the others apart
 
 
@@ -113,21 +120,28 @@ class Row:
             return 2, 0.0
         return 1 if self.difference.get("diverged") else 3, 0.0
 
-    @property
-    def name(self) -> str:
-        """The label, and the arm it is compared with where that is not the suite's reference."""
-        if not self.elsewhere:
-            return self.label
-        long = len(self.label) > OWN  # the other name stays on the page
-        return f"{self.label[: OWN - 1] + '…' if long else self.label}  (vs {self.arm['versus']})"
-
-    @property
-    def words(self) -> list[str]:
-        """What the arm is and what was tuned, in lines; nothing where that says no more than the label."""
+    def lines(self, phone: bool) -> list[tuple[str, bool]]:
+        """Its words in lines, each with whether it is of the name: the label, with the arm it is compared
+        with where that is not the suite's reference; what the arm is and what was tuned, where that says more
+        than the label; on a phone the losses."""
+        name = f"{self.label}  (vs {self.arm['versus']})" if self.elsewhere else self.label
         tuned = point_in_words(self.arm["point"])
         about = self.arm["about"] if self.arm["about"] != self.label else ""
         text = "; ".join(part for part in (about, tuned and f"tuned: {tuned}") if part)
-        return wrap(text, WORDS, max_lines=2, placeholder=" …")
+        lines = [(line, True) for line in wrap(name, OWN_ON_PHONE if phone else OWN)]
+        lines += [
+            (line, False) for line in wrap(text, WORDS_ON_PHONE if phone else WORDS, break_on_hyphens=False)
+        ]
+        if phone:
+            lines.append(
+                (", ".join(f"{of} {loss}" for of, loss in zip(LOSSES, self.losses, strict=True)), False)
+            )
+        return lines
+
+    @property
+    def losses(self) -> list[str]:
+        """Its losses as LOSSES names them."""
+        return ["–" if (loss := self.arm[k]) is None else f"{loss:.3f}" for k in ("test_loss", "val_loss")]
 
 
 def signed(value: float) -> str:
@@ -171,12 +185,11 @@ def draw_forest(
     whom = facts.question or f"{optimizer(track)}: every arm against {reference}, paired seed by seed"
     small = (optimizer(track), plural(len(rows), "arm"), rule.partition(";")[0])
     alert = missing(arms, facts.arms)
-    figure, axes, handles = rows_page(facts, what, whom, finding(rows), small, alert, rows, 0)
+    figure, axes, handles, tall = rows_page(facts, what, whom, finding(rows), small, alert, rows, 0)
     key(axes, handles, LEFT)
     head_of(axes, zero_line)
     for y, row in enumerate(rows):
-        draw_row(axes, y, row, arms)
-        write_row(axes, y, row)
+        show_row(axes, y, row, arms, tall, y % 2 == 0)
     return figure
 
 
@@ -199,22 +212,24 @@ def draw_finals(facts: Facts, track: str, decision: Mapping[str, Any], results: 
     whom = f"{optimizer(track)}: every final arm, paired seed by seed"
     named = {short(name, arm): arm for name, arm in arms.items()}
     notes = (f"{text[0].upper()}{text[1:]}.", (rule.partition(";")[0],), missing(named))
-    figure, axes, handles = rows_page(facts, what, whom, *notes, rows, len(groups), margin)
+    figure, axes, handles, tall = rows_page(facts, what, whom, *notes, rows, len(groups), margin)
     if margin is not None:
         axes.axvline(margin, color=ALERT, lw=1.2, ls=":", zorder=1)
         handles.append(entry(f"+{margin:g}: the target's margin, “no worse”", ALERT, lw=1.2, ls=":"))
     key(axes, handles, LEFT)
     head_of(axes, "0 = the reference")
-    y = 0
+    own = HEADING / tall
+    edge = -0.5
     for heading, group in groups.items():
-        look = {"xycoords": across_of(axes), "va": "center", "size": 9, "annotation_clip": False}
-        title = axes.annotate(heading, (LEFT, y), **look)
+        look = {"xycoords": across_of(axes), "va": "center", "size": SMALL, "annotation_clip": False}
+        title = axes.annotate(heading, (LEFT, edge + own / 2), **look)
         title.set(style="italic", color=INK)
-        for row in group:
-            y += 1
-            draw_row(axes, y, row, arms)
-            write_row(axes, y, row)
-        y += 1
+        wrapped(title, (1 - 2 * LEFT) * figure.bbox.width)
+        title.set_bbox(BACKED)
+        edge += own
+        for i, row in enumerate(group):
+            show_row(axes, edge + 0.5, row, arms, tall, i % 2 == 0)
+            edge += 1
     return figure
 
 
@@ -281,20 +296,23 @@ def rows_page(
     rows: Sequence[Row],
     headings: int,
     margin: float | None = None,
-) -> tuple[Sheet, Axes, list[Line2D]]:
-    """A page for rows and their headings. -> it, its axes framed, and what its key must say."""
-    tall = LINE * (1 + max((len(row.words) for row in rows), default=0)) + 5  # points of a row
-    slots = len(rows) + headings
+) -> tuple[Sheet, Axes, list[Line2D], float]:
+    """A page for rows and their headings. -> it, its axes framed, what its key must say, points of a row."""
+    lines = max((len(row.lines(facts.phone)) for row in rows), default=1)
+    tall = LINE * lines + (STRIP if facts.phone else 6)
+    slots = len(rows) + headings * HEADING / tall
     height = 2.6 + tall / 72 * max(slots, 2)
     seeds = max((len(row.arm["runs"]) for row in rows), default=0)
     figure, axes = page(facts, what, whom, finding_text, seeds, small, alert, (WIDTH, height), LEFT)
     axes.set_xlabel("test loss minus its reference's (nats per token)\n← better        worse →")
     axes.set(xlim=frame(rows, margin), ylim=(slots - 0.5, -0.5), yticks=[])
     axes.spines["left"].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_locator(MaxNLocator(4 if facts.phone else 6))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: ("+" if x > 0 else "") + tick(x)))
     axes.axvline(0, color=GOAL, lw=1.4, ls="--", zorder=1)
-    return figure, axes, handles_of(rows, axes.get_xlim())
+    if facts.phone:
+        figure.panels[axes].height = tall * max(slots, 1)
+    return figure, axes, handles_of(rows, axes.get_xlim()), tall
 
 
 def finding(rows: Sequence[Row]) -> str:
@@ -377,41 +395,62 @@ def across_of(axes: Axes) -> Any:
 def head_of(axes: Axes, title: str) -> None:
     """Put the axes between the names and the figures; above the rows, what zero is, and the columns'
     headings."""
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    box = axes.get_position()
-    head = 22 / 72 / figure.get_figheight()
-    axes.set_position((PLOT[0], box.y0, PLOT[1] - PLOT[0], box.height - head))
+    figure = sheet_of(axes)
+    if not figure.phone:
+        lowered(axes, 22.0)
+        box = axes.get_position()
+        axes.set_position((PLOT[0], box.y0, PLOT[1] - PLOT[0], box.height))
     low, high = axes.get_xlim()
     zero = -low / (high - low)  # as a share of the axis
-    side = "center"
-    if not 0.3 <= zero <= 0.7:
-        side = "left" if zero < 0.3 else "right"
+    side, room = "center", 2 * min(zero, 1 - zero)
+    if not 0.4 <= zero <= 0.6:
+        side, room = ("left", 1 - zero) if zero < 0.4 else ("right", zero)
     above: dict[str, Any] = {"xytext": (0, 5), "textcoords": "offset points", "annotation_clip": False}
     data = blended_transform_factory(axes.transData, axes.transAxes)
-    axes.annotate(title, (0, 1), xycoords=data, ha=side, size=8.5, color=GOAL, **above)
+    named = axes.annotate(title, (0, 1), xycoords=data, ha=side, size=SMALL, color=GOAL, **above)
+    wrapped(named, room * axes.bbox.width)
     across = blended_transform_factory(figure.transFigure, axes.transAxes)
-    for x, heading in COLUMNS:
-        axes.annotate(heading, (x, 1), xycoords=across, ha="right", size=8, color=GREY, **above)
+    for x, heading in () if figure.phone else COLUMNS:
+        axes.annotate(heading, (x, 1), xycoords=across, ha="right", size=SMALL, color=GREY, **above)
 
 
-def draw_row(axes: Axes, y: int, row: Row, arms: Mapping[str, Mapping[str, Any]]) -> None:
-    """The row's mark: a mean with its interval, arrows to what lies off the axis, or a cross with words."""
+def show_row(axes: Axes, y: float, row: Row, arms: Arms, tall: float, striped: bool) -> None:
+    """A row around `y` with its mark and its words; on a phone, `tall` points high, the mark lies under the
+    words."""
+    if sheet_of(axes).phone:
+        draw_row(axes, y + 0.5 - 0.6 * STRIP / tall, row, arms, 0.28 * STRIP / tall)
+        _write_row_above(axes, y, row, 1 - STRIP / tall)
+    else:
+        draw_row(axes, y, row, arms)
+        write_row(axes, y, row, striped)
+
+
+def draw_row(axes: Axes, y: float, row: Row, arms: Arms, under: float = 0.2) -> None:
+    """The row's mark: a mean with its interval, arrows to what lies off the axis, or a cross with words.
+
+    `under`: how far the seeds lie below it.
+    """
     colour, across = colour_of(row.arm), axes.get_yaxis_transform()
     low, high = axes.get_xlim()
-    axes.plot(row.seeds, [y + 0.2] * len(row.seeds), color=colour, **SEED)
+    axes.plot(row.seeds, [y + under] * len(row.seeds), color=colour, **SEED)
     n, of = row.arm["outcomes"].get("diverged", 0), len(row.arm["runs"])
     if n:
         axes.plot(0.985, y, "x", color=ALERT, ms=8, mew=2.2, transform=across)
         words = f"{n} of {seeds_of(of)} diverged"
-        axes.text(0.955, y, words, transform=across, ha="right", va="center", size=8, color=ALERT)
+        above: dict[str, Any] = {
+            "xytext": (0, 9),
+            "textcoords": "offset points",
+            "ha": "right",
+            "va": "center",
+        }
+        axes.annotate(words, (0.985, y), xycoords=across, size=SMALL, color=ALERT, **above)
     if row.mean is None and not n:
         other = arms.get(row.arm["versus"])
         words = "no pair of seeds to compare"
         if row.difference.get("diverged") and other:
             diverged, seeds = other["outcomes"].get("diverged", 0), seeds_of(len(other["runs"]))
             words = f"{row.arm['versus']} diverged in {diverged} of {seeds}"
-        axes.text(0.985, y, words, transform=across, ha="right", va="center", size=8, color=ALERT)
+        axes.text(0.985, y, words, transform=across, ha="right", va="center", size=SMALL, color=ALERT)
     elif row.mean is None:
         return
     elif not row.arm["versus"]:
@@ -431,7 +470,7 @@ def draw_row(axes: Axes, y: int, row: Row, arms: Mapping[str, Mapping[str, Any]]
             axes.plot(row.mean, y, mark, color=colour, ms=5.5 if row.elsewhere else 6.5, zorder=3)
 
 
-def _arrows(axes: Axes, y: int, first: float, last: float, colour: str) -> None:
+def _arrows(axes: Axes, y: float, first: float, last: float, colour: str) -> None:
     """At each edge of the axis that what lies between these two values reaches beyond, an arrow."""
     low, high = axes.get_xlim()
     across = axes.get_yaxis_transform()
@@ -440,30 +479,54 @@ def _arrows(axes: Axes, y: int, first: float, last: float, colour: str) -> None:
             axes.plot(x, y, mark, color=colour, ms=7, transform=across, zorder=3)
 
 
-def write_row(axes: Axes, y: int, row: Row) -> None:
-    """The row's label and words on the left, its figures on the right, on a strip of its own."""
-    figure = axes.get_figure(root=True)
-    assert isinstance(figure, Sheet)
+def write_row(axes: Axes, y: float, row: Row, striped: bool) -> None:
+    """The row's label and words on the left, its figures on the right; every other one on a strip."""
+    figure = sheet_of(axes)
     across = across_of(axes)
-    if y % 2 == 0:
+    if striped:
         strip = Rectangle((0.5 * LEFT, y - 0.5), 1 - LEFT, 1, transform=across, fc="#F4F4F4", lw=0, zorder=-1)
         strip.set_clip_on(False)
         axes.add_artist(strip)
-    lines = [(row.name, 8.5, "bold", colour_of(row.arm))]
-    lines += [(text, 7.5, "normal", "#555555") for text in row.words]
-    for i, (line, size, weight, colour) in enumerate(lines):
+    lines = row.lines(phone=False)
+    for i, (line, of_name) in enumerate(lines):
         offset = {"xytext": (0, LINE * ((len(lines) - 1) / 2 - i)), "textcoords": "offset points"}
-        look: dict[str, Any] = {"va": "center", "size": size, "weight": weight, "color": colour}
-        at = (NAMES[0], y)
-        text = axes.annotate(line, at, xycoords=across, annotation_clip=False, **offset, **look)  # type: ignore[arg-type]
-        fit(text, (NAMES[1] - NAMES[0]) * figure.bbox.width)
-    difference = _difference_in_words(row) if row.arm["versus"] else "reference"
-    losses = ("–" if (loss := row.arm[k]) is None else f"{loss:.3f}" for k in ("test_loss", "val_loss"))
-    for (x, _), cell in zip(COLUMNS, (difference, *losses), strict=True):
-        axes.text(x, y, cell, transform=across, ha="right", va="center", size=8.5)
+        look: dict[str, Any] = {"va": "center", **offset, **_look_of(row, of_name)}
+        text = axes.annotate(line, (NAMES[0], y), xycoords=across, annotation_clip=False, **look)
+        wrapped(text, (NAMES[1] - NAMES[0]) * figure.bbox.width)
+    for (x, _), cell in zip(COLUMNS, (_difference_in_words(row), *row.losses), strict=True):
+        axes.text(x, y, cell, transform=across, ha="right", va="center", size=SMALL)
+
+
+def _write_row_above(axes: Axes, y: float, row: Row, share: float) -> None:
+    """The row's label and words over a `share` of it, its difference beside the label, under a thin line."""
+    across = across_of(axes)
+    edge = Line2D((MARGIN, 1 - MARGIN), (y - 0.5, y - 0.5), color="#DDDDDD", lw=0.6, transform=across)
+    edge.set_clip_on(False)
+    axes.add_artist(edge)
+    blank = Rectangle(
+        (0, y - 0.499), 1, share, transform=axes.get_yaxis_transform(), fc="white", lw=0, zorder=1.5
+    )
+    axes.add_artist(blank)
+    cells = [(1 - MARGIN, "right", 0, _difference_in_words(row), _look_of(row, False) | {"color": INK})]
+    cells += [
+        (MARGIN, "left", i, line, _look_of(row, of_name)) for i, (line, of_name) in enumerate(row.lines(True))
+    ]
+    for x, side, line, cell, look in cells:
+        place: dict[str, Any] = {"xytext": (0, -3 - LINE * line), "textcoords": "offset points", "va": "top"}
+        place |= {"xycoords": across, "annotation_clip": False, "ha": side}
+        wrapped(
+            axes.annotate(cell, (x, y - 0.5), **place, **look), (1 - 2 * MARGIN) * sheet_of(axes).bbox.width
+        )
+
+
+def _look_of(row: Row, of_name: bool) -> dict[str, Any]:
+    colour, weight = (colour_of(row.arm), "bold") if of_name else ("#555555", "normal")
+    return {"size": SMALL, "weight": weight, "color": colour}
 
 
 def _difference_in_words(row: Row) -> str:
+    if not row.arm["versus"]:
+        return "reference"
     if row.mean is None:
         return "–"
     if not row.interval("low", "high"):

@@ -19,7 +19,7 @@ from ebc_lab.records.figures import kl_law
 from ..text.words import optimizer
 from .curves import Run, by_step, running_mean, thinned, window
 from .forest import missing
-from .sheet import (
+from .sheet.figure import (
     ALERT,
     DASHES,
     EBC,
@@ -28,20 +28,19 @@ from .sheet import (
     GREY,
     INK,
     PLAIN,
+    SMALL,
     Arms,
     End,
     Facts,
     Sheet,
     above_over_steps,
     another,
-    beside,
     draw_line,
     entry,
-    key,
     log_axis,
     page,
-    stack,
 )
+from .sheet.place import beside, key, stack
 
 COLOURS = (EBC, ALERT, PLAIN, GOAL, "C5", "C4", "C6")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -99,7 +98,7 @@ def draw_kl_curve(facts: Facts, track: str, arms: Arms, curves: Mapping[str, Cur
     whom = f"{optimizer(track)}: KL between W and W + c·ΔW, median of a run's audits, median of the seeds"
     small = ("a float model: KL = A c²; with few levels A c² + B c, A and B in nats per token",)
     seeds = max(len(curve.seeds) for curve in curves.values())
-    size = (10.4, 7.6)
+    size = (10.0, 7.6)
     figure, bottom = page(facts, what, whom, _finding(curves), seeds, small, missing(arms), size)
     top = another(bottom)
     for axes in (top, bottom):
@@ -172,7 +171,7 @@ def _draw_slopes(axes: Axes, curves: Mapping[str, Curve]) -> None:
         axes.plot(at, end * (at / high) ** slope, color="#999999", lw=1.0, ls=":", zorder=1)
         c = low * (high / low) ** share
         place: dict[str, Any] = {"xytext": off, "textcoords": "offset points", **beside_it}
-        axes.annotate(name, (c, end * (c / high) ** slope), color=GREY, size=8.5, **place)
+        axes.annotate(name, (c, end * (c / high) ** slope), color=GREY, size=SMALL, **place)
 
 
 def _draw_curve(axes: Axes, label: str, curve: Curve, colour: str, marker: str) -> End:
@@ -265,7 +264,7 @@ def draw_factors(facts: Facts, track: str, arms: Arms, courses: Mapping[str, Fac
     medians = [f"{courses[name].medians['lr_factor']:.2g} ({name})" for name in dict.fromkeys((least, most))]
     finding = f"Median factor on the learning rate: {' to '.join(medians)}."
     seeds = max(len(arms[name]["runs"]) for name in courses)
-    figure, bottom = page(facts, what, whom, finding, seeds, (), missing(arms), (10.4, 6.6))
+    figure, bottom = page(facts, what, whom, finding, seeds, (), missing(arms), (10.0, 6.6))
     last = max(float(factors.steps[-1]) for factors in courses.values())
     top = above_over_steps(facts, bottom, last)
     for axes in (top, bottom):

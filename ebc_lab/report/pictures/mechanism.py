@@ -12,26 +12,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 
 from ..text.words import optimizer
 from .arm import arm_page, colour_of, mark_of
 from .curves import Run, by_step, running_mean, thinned, window
-from .sheet import (
-    ALERT,
-    EBC,
-    GOAL,
-    INK,
-    SEED,
-    Arms,
-    Facts,
-    Sheet,
-    beside,
-    entry,
-    key,
-    log_axis,
-    name_rows,
-    page,
-)
+from .sheet.figure import ALERT, EBC, GOAL, INK, SEED, Arms, End, Facts, Sheet, entry, log_axis, page
+from .sheet.place import beside, key, name_rows, narrowed
 
 NAMED = 6  # groups that have a layer of their own; the smaller ones share one
 LAYERS = (EBC, "C4", GOAL, "C6", ALERT, "C5")  # neighbours far apart, also for colour-blind readers
@@ -74,7 +61,7 @@ def draw_groups(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[
     figure, axes = arm_page(facts, name, arm, runs, what, finding)
     axes.set_ylabel("contribution s_g (logits per token), stacked")
     at = thinned(len(steps))
-    stacked, ends = _draw_layers(axes, steps, at, bands)
+    stacked, ends, layers_drawn = _draw_layers(axes, steps, at, bands)
     for i, row in enumerate(surrogate):
         seen = running_mean(row[None])[0][at]
         label = "S of each seed" if not i and len(streams) > 1 else None
@@ -88,9 +75,8 @@ def draw_groups(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[
         axes.plot(steps[at], radius[at], color=ALERT, lw=1.4, ls="--", label=label)
     axes.set_ylim(0, 1.08 * max(float(np.max(stacked[at])), float(middle.max())))
     key(axes)
-    box = axes.get_position()
-    axes.set_position((box.x0, box.y0, LABELS_FROM - box.x0, box.height))
-    beside(axes, ends)
+    narrowed(axes, LABELS_FROM)
+    beside(axes, ends, handles=layers_drawn)
     return figure
 
 
@@ -111,19 +97,19 @@ def _bands(layers: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str
 
 def _draw_layers(
     axes: Axes, steps: np.ndarray, at: np.ndarray, bands: Mapping[str, np.ndarray]
-) -> tuple[np.ndarray, list[tuple[float, float, str, str]]]:
-    """Stack the layers. -> their upper edge, and where each ends: (x, y, label, colour)."""
-    stacked, ends = np.zeros(len(steps)), []
+) -> tuple[np.ndarray, list[End], list[Any]]:
+    """Stack the layers. -> their upper edge, where each ends, and what of each a key can show."""
+    stacked, ends, drawn = np.zeros(len(steps)), [], []
     for i, (label, layer) in enumerate(bands.items()):
         smooth = running_mean(np.ma.masked_invalid(layer[None]))[0].filled(0.0)
         colour = LAYERS[i] if i < len(LAYERS) else "#BBBBBB"
         look: dict[str, Any] = {"fc": colour, "hatch": "/" * (i % 2)}
-        axes.fill_between(
-            steps[at], stacked[at], (stacked + smooth)[at], alpha=0.55, ec="white", lw=0.8, **look
-        )
+        look |= {"alpha": 0.55, "ec": "white", "lw": 0.8}
+        axes.fill_between(steps[at], stacked[at], (stacked + smooth)[at], **look)
+        drawn.append(Patch(label=label, **look))
         ends.append((float(steps[at[-1]]), float(stacked[-1] + smooth[-1] / 2), label, INK))
         stacked = stacked + smooth
-    return stacked, ends
+    return stacked, ends, drawn
 
 
 # -- tightness
@@ -158,7 +144,7 @@ def draw_tightness(
     seeds = max(len(arms[name]["runs"]) for name in measured_of)
     size = (8.6, 2.5 + 0.34 * len(measured_of))
     figure, axes = page(facts, what, whom, _tightness_finding(names, measured_of), seeds, size=size)
-    axes.set_xlabel("T / (c·S)  (log scale)      ← moved less than predicted        moved more →")
+    axes.set_xlabel("T / (c·S), log scale\n← less than predicted        more →")
     log_axis(axes, "x", (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
     axes.axvline(1.0, color=GOAL, lw=1.4, ls="--", zorder=1)
     handles = [

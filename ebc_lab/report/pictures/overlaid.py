@@ -18,28 +18,15 @@ from matplotlib.patches import Rectangle
 
 from .curves import by_step, evals_of, known
 from .forest import missing, signed
-from .sheet import (
-    ALERT,
-    FAINT,
-    GREY,
-    MOST_LINES,
-    REST,
-    Facts,
-    Sheet,
-    another,
-    beside,
-    columns,
-    entry,
-    key,
-    page,
-)
+from .sheet.figure import ALERT, FAINT, GREY, MOST_LINES, REST, Facts, Sheet, another, entry, page
+from .sheet.place import beside, columns, key, narrowed
 from .windows import Look
 
 END = 0.25  # of the run: what is enlarged
 LEAST_ENDS = 3  # evaluations of it, where the run has as many
 FRAMED_FROM = 0.1  # of the run: what lies before may leave the frame of the left panel
-LABELS_FROM = 0.74  # of the width: the lines' labels stand beyond it
-SIZE = (11.0, 5.4)
+LABELS_FROM = 0.7  # of the width: the lines' labels stand beyond it
+SIZE = (10.0, 5.4)
 
 
 @dataclass(frozen=True)
@@ -91,10 +78,9 @@ def draw_overlaid(
     left.set_ylabel("validation loss (nats per token)")
     left.set_xlabel(f"training step  (one step = {facts.tokens_per_step:,} tokens)")
     right.set_xlabel("the end of the run, enlarged")
-    key(left, handles)
+    key(right if facts.phone else left, handles)
     columns((left, right), 42)
-    box = right.get_position()
-    right.set_position((box.x0, box.y0, LABELS_FROM - box.x0, box.height))
+    narrowed(right, LABELS_FROM)
     for axes in (left, right):
         for name in reversed(order):  # those asked about on top
             _draw(axes, courses[name], looks[name] if name in named else None, name in mine)

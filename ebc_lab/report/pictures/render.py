@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import io
 import re
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
+from matplotlib.transforms import Bbox
 
-from .sheet import Sheet
+from .sheet.figure import Sheet
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 FACES = "'DejaVu Sans', Verdana, Arial, sans-serif"  # the style's, and what stands in for it
@@ -26,7 +28,8 @@ NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 def png(figure: Sheet) -> bytes:
     """The figure as PNG bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    quick: dict[str, Any] = {"compress_level": 3}  # no larger than more effort makes them
+    figure.savefig(buffer, format="png", metadata={"Software": None}, pil_kwargs=quick)
     return buffer.getvalue()
 
 
@@ -34,15 +37,25 @@ def svg(figure: Sheet, name: str) -> bytes:
     """The figure as SVG bytes. The ids in it hang on `name`, so that many figures can stand in one page.
 
     Nothing in it reaches out of the drawing: no style sheet, and no ids but those that it refers to itself.
+    What a page says around all of its figures is not drawn, only told: where the data come from.
     """
     buffer = io.BytesIO()
+    top, foot = (points / 72 for points in figure.strips)
+    shown = Bbox.from_extents(0, foot, figure.get_figwidth(), figure.get_figheight() - top)
+    for line in figure.alone:
+        line.set_visible(False)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata=NO_METADATA)
+        figure.savefig(buffer, format="svg", metadata=NO_METADATA, bbox_inches=shown)
+    for line in figure.alone:
+        line.set_visible(True)
     for prefix, space in (("", SVG), ("xlink", XLINK)):
         ElementTree.register_namespace(prefix, space)
     root = ElementTree.fromstring(buffer.getvalue())
     shrink(root)
     root.attrib |= {"role": "img", "aria-label": f"{figure.title} {figure.alt}"}
+    source = ElementTree.Element(f"{{{SVG}}}desc")
+    source.text = figure.source
+    root.insert(0, source)
     root.set("style", f"stroke-linejoin: round; stroke-linecap: butt; font-family: {FACES}")
     text: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
     return text + b"\n"

@@ -17,7 +17,7 @@ from ebc_lab.config.parts.shock import RECOVERY_WINDOW, SHOCK_WINDOW
 from ..text.words import optimizer
 from .curves import Run, thinned
 from .forest import missing, signed
-from .sheet import (
+from .sheet.figure import (
     ALERT,
     EBC,
     FAINT,
@@ -27,16 +27,15 @@ from .sheet import (
     LABELS_FROM,
     MOST_LINES,
     PLAIN,
+    SMALL,
     Arms,
     Facts,
     Sheet,
     another,
-    beside,
     entry,
-    key,
     page,
-    stack,
 )
+from .sheet.place import beside, key, lowered, stack
 
 WITH_EBC = (EBC, GOAL, "C6", "black")  # the two palettes where arms with and without EBC share a panel
 WITHOUT = (PLAIN, "C4", "C5", ALERT)
@@ -119,7 +118,7 @@ def draw(facts: Facts, track: str, arms: Arms, drawn: Mapping[str, Recovery]) ->
     whom += f"minus its mean over the {SHOCK_WINDOW} steps before"
     small = ("peak: the highest mean of any 10 later steps",)
     seeds = max(len(arm["runs"]) for arm in arms.values())
-    size = (10.4, 2.4 + 2.2 * len(kinds))
+    size = (10.0, 2.4 + 2.2 * len(kinds))
     figure, last = page(facts, what, whom, f"{text}.", seeds, small, missing(arms), size)
     panels = [*(another(last) for _ in kinds[1:]), last]
     last.set_xlabel("steps since the shock")
@@ -132,12 +131,11 @@ def draw(facts: Facts, track: str, arms: Arms, drawn: Mapping[str, Recovery]) ->
         handles.append(entry("each seed", GREY, **FAINT))
     handles.append(entry("the shock (its own step is left out)", ALERT, ls=":", lw=1.2))
     key(last, handles)
-    box = last.get_position()
-    last.set_position((box.x0, box.y0, box.width, box.height - 12 / 72 / figure.get_figheight()))
+    lowered(last, 12.0)
     stack(panels, [1.0] * len(panels), 36, LABELS_FROM)
     for ((kind, strength), of_one), axes in zip(of_kind.items(), panels, strict=True):
         title = SHOCKS.get(kind, kind + " {:g}").format(strength)
-        axes.set_title(title, loc="left", size=9.5, color=INK)
+        axes.set_title(title, loc="left", size=SMALL, color=INK)
         _draw_recoveries(axes, arms, of_one)
     return figure
 

@@ -12,7 +12,8 @@ from ebc_lab.config.errors import clock
 from ebc_lab.config.schema import STAGES
 from ebc_lab.study.inspect.slots import Bar, Timeline
 
-from .sheet import INK, Facts, Sheet, key, name_rows, page
+from .sheet.figure import INK, Facts, Sheet, page
+from .sheet.place import key, name_rows
 
 COLOURS = ("C0", "C4", "C2", "C5", "C6", "C3")  # of the stages, in their order
 ROW = 0.42  # inches
@@ -23,7 +24,7 @@ HATCH = "////"  # of a measurement of time, which no other run may disturb
 def draw_slots(facts: Facts, busy: Timeline) -> Sheet:
     """Draw every attempt of a study's runs on its slot."""
     rows = min(busy.slots, MOST_ROWS)
-    size = (11.0, 2.6 + ROW * rows)
+    size = (10.0, 2.6 + ROW * rows)
     said = "Slots over time: when did each run train, and what idled?"
     whom = f"{busy.slots} slot{'s' * (busy.slots != 1)}, {len(busy.bars)} runs and measurements"
     finding = f"Idle {100 * busy.whole.idle:.0f}% of {clock(busy.whole.seconds)}: {_by_stage(busy)}"
@@ -33,7 +34,7 @@ def draw_slots(facts: Facts, busy: Timeline) -> Sheet:
     drawn = {bar.stage for bar in busy.bars}  # one that trained beside another too
     stages = [stage for stage in STAGES if stage in drawn]
     colours = {stage: COLOURS[i % len(COLOURS)] for i, stage in enumerate(stages)}
-    axes.set_xlim(0, busy.whole.seconds)
+    axes.set_xlim(0, 1.03 * busy.whole.seconds)  # the last label of the axis stays on the page
     axes.set_xlabel("time since the first run began")
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 1.5, 2, 3, 6, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: clock(value)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -29,7 +29,7 @@ from .low_bit import Curve, Factors, curve_of, draw_factors, draw_kl_curve, fact
 from .mechanism import Tightness, draw_groups, draw_tightness, tightness_of
 from .overlaid import course_of as losses_of
 from .overlaid import draw_overlaid
-from .sheet import (
+from .sheet.figure import (
     ALERT,
     DASHES,
     EBC,
@@ -43,17 +43,16 @@ from .sheet import (
     Decisions,
     End,
     Facts,
-    Picture,
     Sheet,
     above_over_steps,
-    beside,
     draw_line,
     entry,
-    key,
     log_axis,
     page,
-    stack,
+    say_of_band,
 )
+from .sheet.picture import Picture, picture
+from .sheet.place import beside, key, stack
 from .windows import draw_tuned, strong_looks, window_pictures
 
 PALETTE = (EBC, ALERT, GOAL, "C4", "C5", "C6", "black")
@@ -94,44 +93,51 @@ def suite_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
     decision = decisions[section]
     for track, of_track in decision["tracks"].items():
         tail, arms = f"_{track}" * (len(decision["tracks"]) > 1), of_track["arms"]
-        for name, sheet in window_pictures(facts, track, of_track):
-            yield Picture(f"{name}{tail}", "verdict", sheet)
+        yield from window_pictures(facts, track, of_track, tail)
         arms = highlighted_arms(of_track)
-        forest = draw_forest(
-            facts, track, of_track, rows_of(root, {**of_track, "arms": arms}), decision["rule"]
+        shown = {**of_track, "arms": arms}
+        rows = rows_of(root, shown)
+        forest = picture(
+            f"ablation{tail}", "verdict", facts, draw_forest, track, of_track, rows, decision["rule"]
         )
-        together = [*_together(root, facts, track, {**of_track, "arms": arms}, decisions)]
-        for name, sheet in (
-            [*together, ("ablation", forest)] if mine_of(of_track) else [("ablation", forest), *together]
-        ):
-            yield Picture(f"{name}{tail}", "verdict", sheet)
+        together = _together(root, facts, track, shown, decisions, tail)
+        for pictures in (together, forest) if mine_of(of_track) else (forest, together):
+            yield from pictures
         all_arms = Gathered({}, {}, {}, {})
         natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
         yield from _arm_pictures(root, facts, arms, tail, natural_kl, all_arms, of_track["reference"])
-        if courses := all_arms.courses:
-            sheet = draw_steps(facts, track, {label: arms[label] for label in courses}, courses)
-            yield Picture(f"ablation_steps{tail}", section, sheet)
-        if tight := all_arms.tight:
-            sheet = draw_tightness(facts, track, {label: label for label in tight}, arms, tight)
-            yield Picture(f"ablation_tightness{tail}", section, sheet)
-        if curves := all_arms.curves:
-            sheet = draw_kl_curve(facts, track, {label: arms[label] for label in curves}, curves)
-            yield Picture(f"kl_curve{tail}", section, sheet)
-        if states := all_arms.states:
-            label = of_track["reference"]
-            yield Picture(f"ebm{tail}", section, draw_states(facts, track, label, arms[label], states))
-        if factors := _factors(root, of_track["arms"]):
-            sheet = draw_factors(facts, track, {label: of_track["arms"][label] for label in factors}, factors)
-            yield Picture(f"policy{tail}", section, sheet)
-        for name, drawn in all_arms.of_parts.items():
-            sheet = OF_PARTS[name].draw(facts, track, {label: arms[label] for label in drawn}, drawn)
-            yield Picture(f"{name}{tail}", section, sheet)
+        factors = _factors(root, of_track["arms"])
+        for name, draw, *of in _of_all_arms(all_arms, of_track, arms, factors):
+            yield from picture(f"{name}{tail}", section, facts, draw, track, *of)
+
+
+def _of_all_arms(
+    found: Gathered, of_track: Mapping[str, Any], arms: Arms, factors: Mapping[str, Factors]
+) -> Iterator[tuple[Any, ...]]:
+    """Return (name, how it is drawn, what of) of each picture of what was gathered of all arms."""
+
+    def those(labels: Iterable[str]) -> Arms:
+        return {label: of_track["arms"][label] for label in labels}
+
+    if courses := found.courses:
+        yield "ablation_steps", draw_steps, those(courses), courses
+    if tight := found.tight:
+        yield "ablation_tightness", draw_tightness, {label: label for label in tight}, arms, tight
+    if curves := found.curves:
+        yield "kl_curve", draw_kl_curve, those(curves), curves
+    if states := found.states:
+        label = of_track["reference"]
+        yield "ebm", draw_states, label, arms[label], states
+    if factors:
+        yield "policy", draw_factors, those(factors), factors
+    for name, drawn in found.of_parts.items():
+        yield name, OF_PARTS[name].draw, those(drawn), drawn
 
 
 def _together(
-    root: Path, facts: Facts, track: str, of_track: Any, decisions: Any
-) -> Iterator[tuple[str, Sheet]]:
-    """(name, sheet) of the arms' loss curves over each other, and of the curves over the learning rate of
+    root: Path, facts: Facts, track: str, of_track: Any, decisions: Any, tail: str
+) -> Iterator[Picture]:
+    """Draw the arms' loss curves over each other, and of the curves over the learning rate of
     those that were tuned over one."""
     mine, arms = mine_of(of_track), of_track["arms"]
     looks = strong_looks(list(arms), mine)
@@ -140,11 +146,12 @@ def _together(
     if len(courses) > 1:
         whom = f"{' and '.join(mine) or 'Every arm'} {'against the others' if mine else 'of the suite'}"
         whom += ", each at its own best" if "tune" in decisions else ""
-        yield "ablation_curves", draw_overlaid(facts, whom, courses, looks, mine, of_track["reference"])
+        of = (whom, courses, looks, mine, of_track["reference"])
+        yield from picture(f"ablation_curves{tail}", "verdict", facts, draw_overlaid, *of)
     tuned = tuned_arms(decisions.get("tune"), track)
     curves = {label: arm for label, arm in tuned.items() if label in arms and arm.get("curve")}
     if curves:
-        yield "tuned_rates", draw_tuned(facts, curves, looks, mine)
+        yield from picture(f"tuned_rates{tail}", "verdict", facts, draw_tuned, curves, looks, mine)
 
 
 def highlighted_arms(of_track: Mapping[str, Any]) -> Arms:
@@ -176,14 +183,9 @@ def _arm_pictures(
         of = arm["versus"] or label
         itself = of == label
         rival = Rival(of, runs if itself else references.get(of, []), in_words(arm), itself=itself)
-        sheets = {"loss": draw_loss(own_facts, label, arm, runs, rival)}
+        kinds: dict[str, tuple[Any, ...]] = {"loss": (draw_loss, rival)}
         if arm["ebc"]:
-            sheets |= {
-                "clip": draw_clip(own_facts, label, arm, runs),
-                "kl": draw_kl(own_facts, label, arm, runs, natural_kl),
-            }
-            if sheet := draw_groups(own_facts, label, arm, runs):
-                sheets["groups"] = sheet
+            kinds |= {"clip": (draw_clip,), "kl": (draw_kl, natural_kl), "groups": (draw_groups,)}
             if measured := tightness_of(runs):
                 all_arms.tight[label] = measured
             all_arms.courses[label] = course_of(runs)
@@ -191,10 +193,11 @@ def _arm_pictures(
             all_arms.states = states_of(runs)
         if curve := curve_of(runs):
             all_arms.curves[label] = curve
-        for kind, sheet in sheets.items():
-            yield Picture(f"{label}{tail}_{kind}", "arms", sheet, label)
-        for name, picture in OF_PARTS.items():
-            if (drawn := picture.gather(label, arm, runs, specs)) is not None:
+        for kind, (draw, *more) in kinds.items():
+            name = f"{label}{tail}_{kind}"
+            yield from picture(name, "arms", own_facts, draw, label, arm, runs, *more, arm_of=label)
+        for name, part in OF_PARTS.items():
+            if (drawn := part.gather(label, arm, runs, specs)) is not None:
                 all_arms.of_parts.setdefault(name, {})[label] = drawn
 
 
@@ -272,17 +275,19 @@ def draw_steps(facts: Facts, track: str, arms: Arms, courses: Mapping[str, Cours
     whom = f"{optimizer(track)}: every arm with EBC ({len(courses)}), medians over the seeds"
     small = ("c: median near the start → near the end of the run",)
     seeds = max(len(arm["runs"]) for arm in arms.values())
-    figure, bottom = page(facts, what, whom, _farthest(arms), seeds, small, missing(arms), (10.4, 7.4))
+    figure, bottom = page(facts, what, whom, _farthest(arms), seeds, small, missing(arms), (10.0, 7.4))
     last = max((float(c.steps[-1]) for c in courses.values() if len(c.steps)), default=0.0)
     top = above_over_steps(facts, bottom, last)
     top.set(ylabel="clip coefficient c", ylim=(-0.02, 1.06))
     bottom.set_ylabel("applied KL / target δ* (log scale)")
     log_axis(bottom, "y")
     bottom.axhline(1.0, color=GOAL, lw=1.2, ls="--", zorder=1)
-    band = f"within ±{100 * KL_BAND:g}% of the target; "
-    band += "where nothing is clipped the KL lies below it by right"
-    within = bottom.axhspan(1 - KL_BAND, 1 + KL_BAND, color=GOAL, alpha=0.13, lw=0, label=band)
-    handles: list[Any] = [within]
+    bottom.axhspan(1 - KL_BAND, 1 + KL_BAND, color=GOAL, alpha=0.13, lw=0)
+    say_of_band(bottom, 1 + KL_BAND, f"within ±{100 * KL_BAND:g}% of the target")
+    bottom.set_xlabel(
+        f"{bottom.get_xlabel()}\nwhere nothing is clipped the KL lies below its target by right"
+    )
+    handles: list[Any] = []
     if others := len(courses) - len(shown):
         label = f"{others} other arms with EBC: the {len(shown)} whose c or KL / δ* moved most are named"
         handles.append(entry(label, REST, lw=1.0))

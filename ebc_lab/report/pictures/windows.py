@@ -17,7 +17,7 @@ from ebc_lab.study.stages.suite import SAME_NATS
 from ..text.words import largest_regrets, optimizer, regrets_of, rules_among
 from .decisions import COLOURS, RING, TRACKS
 from .forest import missing, signed
-from .sheet import (
+from .sheet.figure import (
     ALERT,
     EBC,
     GREY,
@@ -25,19 +25,21 @@ from .sheet import (
     MOST_LINES,
     REST,
     SEED,
+    SMALL,
     STRONG,
     Facts,
     Sheet,
     another,
-    beside,
     entry,
-    key,
     log_axis,
-    name_rows,
     page,
-    stack,
+    sheet_of,
 )
+from .sheet.picture import Picture, picture
+from .sheet.place import beside, key, lowered, name_rows, stack
 
+WITHIN = f"within {WINDOW_NATS:g} nats of the arm's own best"
+RATE = f"learning rate at its peak (log scale); bars: the LR windows, {WITHIN}"
 Sweep = Mapping[str, Any]  # of one arm over one setting
 Look = tuple[str, str, str]  # colour, marker, line
 MOST_NATS = 1.0  # above the lowest loss: the axis ends there, and what lies higher leaves the frame
@@ -58,17 +60,21 @@ PALE = (  # the looks of arms beside those that are asked about
 )
 
 
-def window_pictures(facts: Facts, track: str, decision: Mapping[str, Any]) -> Iterator[tuple[str, Sheet]]:
-    """(name, sheet) of what a track's sweeps and transfers show, where it has any."""
+def window_pictures(
+    facts: Facts, track: str, decision: Mapping[str, Any], tail: str = ""
+) -> Iterator[Picture]:
+    """Draw what a track's sweeps and transfers show, where it has any. `tail`: of the pictures' names."""
     sweeps = decision.get("windows", {})
     of_rate = {name: sweep["lr_scale"] for name, sweep in sweeps.items() if "lr_scale" in sweep}
     of_delta = {name: sweep["delta"] for name, sweep in sweeps.items() if "delta" in sweep}
     if of_rate:
-        yield "lr_windows", draw_rates(facts, track, decision, of_rate)
+        of = (track, decision, of_rate)
+        yield from picture(f"lr_windows{tail}", "verdict", facts, draw_rates, *of)
     if of_delta:
-        yield "delta_windows", draw_deltas(facts, track, decision, of_delta)
+        of = (track, decision, of_delta)
+        yield from picture(f"delta_windows{tail}", "verdict", facts, draw_deltas, *of)
     if decision.get("transfer"):
-        yield "transfer", draw_transfer(facts, track, decision)
+        yield from picture(f"transfer{tail}", "verdict", facts, draw_transfer, track, decision)
 
 
 # -- sweeps
@@ -80,7 +86,7 @@ def draw_rates(facts: Facts, track: str, decision: Mapping[str, Any], sweeps: Ma
     what = "Over how many octaves of the learning rate does the loss stay near its best?"
     widest = max(sweeps, key=lambda name: _octaves(sweeps[name]))
     finding = f"Widest window: {widest}, {in_octaves(sweeps[widest]['window'])}"
-    size = (10.4, 5.6 + ROW * len(sweeps))
+    size = (10.0, 5.6 + ROW * len(sweeps))
     figure, bottom = _page(facts, track, decision, sweeps, (what, finding), size)
     top = another(bottom)
     looks = _looks(list(sweeps), [name for name, sweep in sweeps.items() if sweep["points"][0]["delta_star"]])
@@ -89,8 +95,8 @@ def draw_rates(facts: Facts, track: str, decision: Mapping[str, Any], sweeps: Ma
     _draw_losses(top, sweeps, looks, "lr", "test loss")
     bottom.set_xlim(top.get_xlim())
     top.tick_params(labelbottom=False)
-    bottom.set_xlabel("learning rate at its peak (log scale)")
-    _key(bottom, sweeps)
+    bottom.set_xlabel(RATE)
+    _key(bottom, sweeps, bars=False)
     rows = ROW * len(sweeps)
     stack((top, bottom), (max(1.0, figure.get_figheight() - 3.2 - rows), rows), 12, LABELS_FROM)
     _draw_windows(bottom, sweeps, looks)
@@ -110,19 +116,18 @@ def draw_deltas(facts: Facts, track: str, decision: Mapping[str, Any], sweeps: M
     if not judged:
         name, own = next(iter(sweeps.items()))
         finding = f"{name}: {in_octaves(own['window'])} of δ*"
-    size = (10.4, 2.6 + 2.6 * len(shapes))
+    size = (10.0, 2.6 + 2.6 * len(shapes))
     figure, last = _page(facts, track, decision, sweeps, (what, finding), size)
     panels = [*(another(last) for _ in shapes[1:]), last]
     last.set_xlabel("δ* at the start, nats per token (log scale)")
     _key(last, sweeps)
     if len(shapes) > 1:  # room for the first panel's title
-        box = last.get_position()
-        last.set_position((box.x0, box.y0, box.width, box.height - 16 / 72 / figure.get_figheight()))
+        lowered(last, 16.0)
     stack(panels, [1.0] * len(panels), 34, LABELS_FROM)
     for shape, axes in zip(shapes, panels, strict=True):
         own = {name: sweep for name, sweep in sweeps.items() if sweep["shape"] == shape}
         if len(shapes) > 1:
-            axes.set_title(shape or "the usual length", loc="left", size=9.5, color=INK)
+            axes.set_title(shape or "the usual length", loc="left", size=SMALL, color=INK)
         log_axis(axes, "x")
         looks = _looks(list(own), list(own)[:1])
         _draw_losses(axes, own, looks, "delta_star", "test loss")
@@ -147,7 +152,7 @@ def draw_tuned(
     what = "Which learning rate suits each arm, and how much of it?"
     seeds = max((len(p["seeds"]) for curve in sweeps.values() for p in curve["points"]), default=1)
     whom = "Validation loss of every arm over learning rates of its own, its other settings as chosen"
-    size = (10.4, 5.6 + ROW * len(named))
+    size = (10.0, 5.6 + ROW * len(named))
     # The arms asked about beside the best of the others; without any, the lowest
     named_first = [name for name in order if name in mine]
     named_first += sorted((n for n in order if n not in mine), key=lambda n: _loss(curves[n]))[
@@ -163,14 +168,14 @@ def draw_tuned(
     _draw_losses(top, shown, looks, "lr", "validation loss", mine)
     bottom.set_xlim(top.get_xlim())
     top.tick_params(labelbottom=False)
-    bottom.set_xlabel("learning rate at its peak (log scale)")
+    bottom.set_xlabel(RATE)
     for name in named:
         if (chosen := _chosen_rate(curves[name])) is not None:
             top.plot(chosen, curves[name]["val_loss"], **RING)
     handles = [entry("chosen", **RING)]
     if others := len(order) - len(named):
         handles.append(entry(f"{others} other arms", REST, lw=1.4))
-    _key(bottom, sweeps, handles)
+    _key(bottom, sweeps, handles, bars=False)
     rows = ROW * len(named)
     labels = [_tuned_end(name, curves[name], looks[name][0]) for name in named if shown[name]["window"]]
     # Where labels beside a picture begin, of its width, so that they fill what is left of it
@@ -242,12 +247,11 @@ def _octaves(sweep: Sweep) -> float:
     return sweep["window"]["octaves"] if sweep["window"] else -1.0
 
 
-def _key(axes: Axes, sweeps: Mapping[str, Sweep], more: Sequence[Any] = ()) -> None:
-    handles = [
-        *more,
-        entry("each seed", GREY, **SEED),
-        entry(f"window: within {WINDOW_NATS:g} nats of the arm's own best", GREY, lw=5, alpha=0.35),
-    ]
+def _key(axes: Axes, sweeps: Mapping[str, Sweep], more: Sequence[Any] = (), bars: bool = True) -> None:
+    """`bars`: whether the windows lie among the losses, and not in a panel of their own, which says it."""
+    handles = [*more, entry("each seed", GREY, **SEED)]
+    if bars:
+        handles.append(entry(f"window: {WITHIN}", GREY, lw=5, alpha=0.35))
     points = [p for sweep in sweeps.values() for p in sweep["points"]]
     highest = max((loss for p in points for loss in p["seeds"].values() if loss is not None), default=0.0)
     if highest > _limits(points)[1]:
@@ -313,7 +317,7 @@ def _at(sweep: Sweep, x: str, value: float) -> float:
 def _draw_windows(axes: Axes, sweeps: Mapping[str, Sweep], looks: Mapping[str, Look]) -> None:
     """A bar for each arm from one end of its window to the other, an arrow where it goes on."""
     axes.grid(axis="y", visible=False)
-    axes.set(yticks=[], ylim=(len(sweeps) - 0.5, -0.5), ylabel="windows")
+    axes.set(yticks=[], ylim=(len(sweeps) - 0.5, -0.5), ylabel="LR windows")
     ends = []
     for row, (name, sweep) in enumerate(sweeps.items()):
         colour = looks[name][0]
@@ -329,7 +333,10 @@ def _draw_windows(axes: Axes, sweeps: Mapping[str, Sweep], looks: Mapping[str, L
                     axes.plot(edge, row, marker, color=colour, ms=6)
             last = high
         ends.append((last, float(row), f"{name}  {in_octaves(span)}", colour))
-    beside(axes, ends)
+    if sheet_of(axes).phone:
+        name_rows(axes, [label for *_, label, _ in ends])
+    else:
+        beside(axes, ends)
 
 
 def _labels(
@@ -372,7 +379,7 @@ def draw_transfer(facts: Facts, track: str, decision: Mapping[str, Any]) -> Shee
     shown = {label: arms[label] for _, label in rows}
     what = "Do settings that were chosen at one size serve at another?"
     regrets = _worst_regrets(decision)
-    figure, axes = page(facts, what, whom, regrets, seeds, (), missing(shown), (10.4, height))
+    figure, axes = page(facts, what, whom, regrets, seeds, (), missing(shown), (10.0, height))
     axes.set_xlabel("regret, nats per token (left is better)")
     axes.grid(axis="y", visible=False)
     axes.axvline(0, color=INK, lw=1.0)
@@ -395,10 +402,11 @@ def _worst_regrets(decision: Any) -> str:
 
 
 def _transfer_key(rows: Sequence[tuple[Any, str]], arms: Mapping[str, Any]) -> list[Any]:
+    kinds = {bool(arms[label]["ebc"]) for _, label in rows}
     handles = [
-        entry(words, colour, marker=marker, ls="-", lw=1.6)
+        entry(words if True in kinds else "mean", colour, marker=marker, ls="-", lw=1.6)
         for words, ebc, colour, marker in (("EBC", True, EBC, "o"), ("plain", False, COLOURS[0], "s"))
-        if any(bool(arms[label]["ebc"]) == ebc for _, label in rows)
+        if ebc in kinds
     ]
     return [*handles, entry("its own 95% interval", GREY, lw=1.6)]
 
@@ -408,7 +416,7 @@ def _draw_regret(axes: Axes, row: int, arm: Mapping[str, Any]) -> None:
     colour, marker = (EBC, "o") if arm["ebc"] else (COLOURS[0], "s")
     if difference.get("mean") is None:
         cause = "diverged" if difference.get("diverged") else "no pair of seeds"
-        axes.text(0.5, row, cause, transform=axes.get_yaxis_transform(), color=ALERT, size=8, va="center")
+        axes.text(0.5, row, cause, transform=axes.get_yaxis_transform(), color=ALERT, size=SMALL, va="center")
         return
     if difference["low"] is not None:
         axes.plot([difference["low"], difference["high"]], [row] * 2, color=colour, lw=1.6)

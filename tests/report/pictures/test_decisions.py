@@ -68,7 +68,10 @@ def test_at_full_length_the_sweep_shows_constant_rates_replicates_and_the_contro
     words = words_of(figures["lr_sweep"])
     assert "9.000" in words  # above the axis, which it would have squashed
     assert axes.get_ylim()[1] < 2.5
-    assert any("σ over fresh seeds 0.030); trapezoid, 10 steps of warm-up, at 0.004" in t for t in words)
+    assert any(
+        "σ over fresh seeds 0.030); trapezoid, 10 steps of warm-up, at 0.004" in t.replace("\n", " ")
+        for t in words
+    )
     assert any("constant rate is the highest" in text for text in words)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.drawn import PLAIN, drawn, words_of, write_study, write_suite
+from support.drawn import PLAIN, check_phone, drawn, words_of, write_study, write_suite
 
 from ebc_lab.report.pictures import ebm
 from ebc_lab.report.pictures.curves import Run
@@ -46,7 +46,9 @@ def energy_based(root: Path, of: str) -> Path:
 @pytest.fixture(scope="module")
 def figure(tmp_path_factory):
     root = write_suite(tmp_path_factory.mktemp("ebm"))
-    return drawn(energy_based(root, PLAIN))["ebm"]
+    figures = drawn(energy_based(root, PLAIN), phone=("ebm",))
+    check_phone(figures["ebm_phone"], "ebm")
+    return figures["ebm"]
 
 
 def test_parts_of_the_loss_and_scores_are_labelled_with_where_they_end(figure):

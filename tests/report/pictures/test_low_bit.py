@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.drawn import GOOD, PLAIN, TRAP, drawn, words_of, write_suite
+from support.drawn import GOOD, PLAIN, TRAP, check_phone, drawn, words_of, write_suite
 
 from ebc_lab.ebc.options import CURVE_SCALES
 from ebc_lab.report.pictures import low_bit
+from ebc_lab.report.pictures.catalogue import PHONE
 from ebc_lab.report.pictures.curves import Run
 
 LAWS = {PLAIN: (0.02, 0.0), GOOD: (0.02, 0.001)}  # A and B; plain: a float model
@@ -54,9 +55,12 @@ def _steer(path: Path) -> None:
         writer.writerows(steered)
 
 
+OF_FEW_LEVELS = ("kl_curve", "policy")
+
+
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory):
-    return drawn(low_bit_suite(tmp_path_factory.mktemp("levels")), until="policy")
+    return drawn(low_bit_suite(tmp_path_factory.mktemp("levels")), until="policy", phone=OF_FEW_LEVELS)
 
 
 # -- KL against c --------------------------------------------------------------------------------------------
@@ -128,7 +132,8 @@ def test_the_data_lie_between_the_lines_of_slope_1_and_2(figures):
 
 
 def test_no_text_of_them_leaves_the_page(figures):
-    for name in ("kl_curve", "policy"):
+    for name in OF_FEW_LEVELS:
+        check_phone(figures[name + PHONE], name)
         figure = figures[name]
         figure.draw_without_rendering()
         used = figure.get_tightbbox()

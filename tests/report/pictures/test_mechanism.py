@@ -14,7 +14,7 @@ from ebc_lab.config.dicts import run_part
 from ebc_lab.records.streams import read_columns
 from ebc_lab.report.pictures import mechanism
 from ebc_lab.report.pictures.curves import Run
-from ebc_lab.report.pictures.sheet import Facts
+from ebc_lab.report.pictures.sheet.figure import Facts
 from ebc_lab.training.outcome import run_and_record
 from ebc_lab.workloads.corpus import locate
 

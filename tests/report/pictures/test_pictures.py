@@ -11,11 +11,25 @@ import sys
 import matplotlib
 import matplotlib.image
 import pytest
-from support.drawn import ARMS, BASELINE, CONTROL, FALLING, OF_A_TRACK, drawn, expected_names, write_study
+from support.drawn import (
+    ARMS,
+    BASELINE,
+    CONTROL,
+    FALLING,
+    OF_A_TRACK,
+    check_phone,
+    drawn,
+    expected_names,
+    header_of,
+    said_above,
+    words_of,
+    write_study,
+)
 
 from ebc_lab.report import pictures
+from ebc_lab.report.pictures.catalogue import PHONE
 from ebc_lab.report.pictures.render import png
-from ebc_lab.report.pictures.sheet import spread
+from ebc_lab.report.pictures.sheet.place import spread
 
 
 @pytest.mark.slow
@@ -24,7 +38,7 @@ def test_draws_every_picture_of_a_study_the_same_each_time(tmp_path):
     before, settings = set(tmp_path.iterdir()), dict(matplotlib.rcParams)
     written = pictures.draw_study(root)
     names = expected_names("adam_none")
-    files = {f"{name}.{ending}" for name in names for ending in ("png", "svg")}
+    files = {f"{name}{ending}" for name in names for ending in (".png", ".svg", "_phone.svg")}
     assert {path.name for path in written} == files | {"figures.json"}
     assert set(tmp_path.iterdir()) == before | set(written)
     first = {path: path.read_bytes() for path in written}
@@ -56,7 +70,7 @@ def test_draws_whatever_became_of_the_runs_and_says_so(tmp_path, outcomes):
     for (arm, seed), outcome in outcomes.items():
         said = {"diverged": "diverged", "missing": "has no result"}.get(outcome, "did not finish")
         for kind in ("loss", "clip", "kl"):
-            header = [text.get_text() for text in figures[f"adam_none_{arm}_{kind}"].texts]
+            header = said_above(figures[f"adam_none_{arm}_{kind}"])
             assert any(f"seed {seed} {said}" in line for line in header)
     together = ("pareto", "efficiency", "finals", "overhead")
     for name in (*(f"adam_none_{FALLING}_{kind}" for kind in ("loss", "clip", "kl")), *together):
@@ -65,6 +79,9 @@ def test_draws_whatever_became_of_the_runs_and_says_so(tmp_path, outcomes):
 
 
 AWKWARD = ("adam_spectral", "muon_spectral")
+LOOKED_AT = [f"muon_spectral_{arm}_{kind}" for arm in (CONTROL, FALLING) for kind in ("loss", "clip", "kl")]
+LOOKED_AT += [f"{name}_muon_spectral" for name in OF_A_TRACK]
+LOOKED_AT += [f"muon_spectral_{FALLING}_groups", "lr_sweep", "pareto", "overhead"]
 
 
 @pytest.fixture(scope="module")
@@ -75,23 +92,23 @@ def awkward(tmp_path_factory):
         name="a_study_$with_money$_" + "x" * 60, title="a $file$ with\na very long name.txt" * 3,
         warning="NOT Shakespeare: " + "it could not be had, " * 9,
     )  # fmt: skip
-    return drawn(root)
+    return drawn(root, phone=LOOKED_AT)
 
 
 def test_each_track_has_pictures_of_its_own(awkward):
-    assert set(awkward) == expected_names(*AWKWARD)
+    assert set(awkward) == expected_names(*AWKWARD) | {name + PHONE for name in LOOKED_AT}
 
 
 def test_no_text_leaves_the_page_or_covers_another(awkward):
-    shown = [f"muon_spectral_{arm}_{kind}" for arm in (CONTROL, FALLING) for kind in ("loss", "clip", "kl")]
-    shown += [f"{name}_muon_spectral" for name in OF_A_TRACK]
-    for name in (*shown, f"muon_spectral_{FALLING}_groups", "lr_sweep", "pareto", "overhead"):
+    for name in LOOKED_AT:
+        check_phone(awkward[name + PHONE], name)
         figure = awkward[name]
         figure.draw_without_rendering()
         used = figure.get_tightbbox()
         assert 0 <= used.x0 < used.x1 <= figure.get_figwidth(), name
         assert 0 <= used.y0 < used.y1 <= figure.get_figheight(), name
-        header = [text.get_window_extent() for text in figure.texts]
+        assert not any("…" in text for text in words_of(figure)), name
+        header = [text.get_window_extent() for text in header_of(figure)]
         assert all(above.y0 >= below.y1 for above, below in itertools.pairwise(header))
         boxes = [axes.get_tightbbox() for axes in figure.axes]
         assert header[-1].y0 >= max(box.y1 for box in boxes), f"{name}: the header reaches into the axes"

@@ -4,6 +4,7 @@ palette."""
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import shutil
 from pathlib import Path
@@ -21,15 +22,16 @@ from support.drawn import (
     TRAP,
     drawn,
     expected_names,
+    words_of,
     write_run,
     write_study,
     write_suite,
 )
 
 from ebc_lab.report import pictures as pictures_module
-from ebc_lab.report.pictures.catalogue import SECTIONS, catalogue
+from ebc_lab.report.pictures.catalogue import PHONE, SECTIONS, catalogue
 from ebc_lab.report.pictures.render import png, svg
-from ebc_lab.report.pictures.sheet import STYLE
+from ebc_lab.report.pictures.sheet.figure import STYLE
 
 SVG = "{http://www.w3.org/2000/svg}"
 LARGEST = 60_000  # bytes of a picture: a page holds dozens
@@ -39,6 +41,9 @@ LARGEST = 60_000  # bytes of a picture: a page holds dozens
 def study(tmp_path_factory) -> Path:
     """A drawn study with finals and a suite, so with every kind of picture but those of parts."""
     root = write_suite(tmp_path_factory.mktemp("every"), outcomes={}, finals=True)
+    header = json.loads((root / "study.json").read_text())
+    header["corpus"]["warning"] = "not Shakespeare"
+    (root / "study.json").write_text(json.dumps(header))
     pictures_module.draw_study(root)
     return root
 
@@ -51,22 +56,55 @@ def said(picture: ElementTree.Element) -> str:
     return "\n".join("".join(text.itertext()) for text in picture.iter(f"{SVG}text"))
 
 
-def test_every_picture_says_its_study_corpus_scale_and_seeds(study):
+def test_every_picture_tells_its_study_corpus_and_scale_and_only_one_that_stands_alone_draws_them(study):
+    """The page says them once, as it does the title and what the corpus is not."""
     pictures = svgs(study)
-    assert len(pictures) > 25
+    assert len(pictures) > 50
     for name, picture in pictures.items():
-        words = said(picture)
-        for part in ("study tiny", "tiny Shakespeare", "smoke scale"):
-            assert part in words, name
-        assert re.search(r"^[1-9]\d* seeds? · ", words, re.MULTILINE), name
+        told, words = picture.findtext(f"{SVG}desc"), said(picture)
+        for part in ("study tiny", "smoke scale", "tiny Shakespeare. Corpus: not Shakespeare"):
+            assert part in told, name
+            assert part not in words, name
+        assert re.search(r"^[1-9]\d* seeds?\b", words, re.MULTILINE), name
+        assert catalogue(study)[0]["title"] not in words
+    for name, figure in drawn(study, until="calibrate").items():
+        alone = words_of(figure)
+        assert figure.title in alone, name
+        assert {"study tiny · smoke scale · tiny Shakespeare", "Corpus: not Shakespeare"} < set(alone), name
+
+
+SHOWN = {"": 736.0, PHONE: 330.0}  # CSS pixels that a picture is shown in at least, wide and on a phone
+READABLE = {"": 8.0, PHONE: 11.0}
+
+
+def test_no_text_of_a_picture_is_too_small_to_read_where_it_is_shown(study):
+    for name, picture in svgs(study).items():
+        kind = PHONE if name.endswith(PHONE) else ""
+        scale = SHOWN[kind] / float(picture.get("width").removesuffix("pt"))
+        styles = [part.get("style", "") for text in picture.iter(f"{SVG}text") for part in text.iter()]
+        sizes = [float(size) for style in styles for size in re.findall(r"([\d.]+)px", style)]
+        assert len(sizes) > 8, name
+        assert min(sizes) * scale >= READABLE[kind], name
+        if kind:
+            assert float(picture.get("width").removesuffix("pt")) == 270  # 360 CSS pixels
 
 
 def test_an_svg_stays_inside_its_drawing_and_has_no_date(study):
     for name, picture in svgs(study).items():
         tags = {element.tag.removeprefix(SVG) for element in picture.iter()}
-        assert tags <= {"svg", "g", "defs", "path", "use", "text", "tspan", "clipPath", "rect", "pattern"}, (
-            name
-        )
+        assert tags <= {
+            "svg",
+            "g",
+            "defs",
+            "path",
+            "use",
+            "text",
+            "tspan",
+            "clipPath",
+            "rect",
+            "pattern",
+            "desc",
+        }, name
         raw = (study / f"{name}.svg").read_text()
         assert "DOCTYPE" not in raw
         assert not re.search(r"https?://(?!www\.w3\.org/)", raw), name
@@ -91,7 +129,8 @@ def test_an_svg_tells_what_it_shows_to_who_cannot_see_it(study):
     told = {entry["name"]: entry for entry in catalogue(study)}
     for name, picture in svgs(study).items():
         assert picture.get("role") == "img"
-        assert picture.get("aria-label") == f"{told[name]['title']} {told[name]['alt']}"
+        entry = told[name.removesuffix(PHONE)]
+        assert picture.get("aria-label") == f"{entry['title']} {entry['alt']}"
 
 
 def test_the_pictures_of_long_runs_stay_small(tmp_path):
@@ -136,7 +175,8 @@ def test_the_catalogue_lists_every_picture_once_in_reading_order(study):
     assert (
         sorted(entry["name"] for entry in entries)
         == sorted(files)
-        == sorted(path.stem for path in study.glob("*.svg"))
+        == sorted(path.stem for path in study.glob("*.svg") if not path.stem.endswith(PHONE))
+        == sorted(path.stem.removesuffix(PHONE) for path in study.glob(f"*{PHONE}.svg"))
     )
     sections = [entry["section"] for entry in entries]
     assert sections == sorted(sections, key=SECTIONS.index)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import matplotlib
 import pytest
 
-from ebc_lab.report.pictures import sheet
 from ebc_lab.report.pictures.decisions import draw_calibration
 from ebc_lab.report.pictures.finals import tokens_in_words
-from ebc_lab.report.pictures.sheet import Facts
+from ebc_lab.report.pictures.sheet import figure as sheet
+from ebc_lab.report.pictures.sheet.figure import Facts
 
 
 @pytest.mark.parametrize(

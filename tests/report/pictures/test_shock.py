@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support.drawn import GOOD, PLAIN, SEEDS, TRAP, check_page, drawn, write_suite
+from support.drawn import GOOD, PLAIN, SEEDS, TRAP, check_page, check_phone, drawn, write_suite
 
 from ebc_lab.report.pictures import shock
 
@@ -18,7 +18,8 @@ def test_recovery_has_a_panel_for_each_kind_of_shock_and_a_line_for_each_arm(tmp
         GOOD: shocked("lr_spike", 0.1, 0),
         TRAP: shocked("label_noise", 0.2, None),
     }
-    figures = drawn(write_suite(tmp_path, more=shocks, outcomes={}))
+    figures = drawn(write_suite(tmp_path, more=shocks, outcomes={}), phone=("recovery",))
+    check_phone(figures["recovery_phone"], "recovery")
     check_page(figures["recovery"], "recovery")
     panels = {axes.get_title(loc="left"): axes for axes in figures["recovery"].axes}
     assert set(panels) == {
@@ -26,7 +27,7 @@ def test_recovery_has_a_panel_for_each_kind_of_shock_and_a_line_for_each_arm(tmp
         "one batch with 1000% of its targets drawn at random",
     }
     spike, noise = panels.values() if "step" in next(iter(panels)) else reversed(panels.values())
-    told = {text.get_text() for text in spike.texts}
+    told = {text.get_text().replace("\n", "  ") for text in spike.texts}
     assert told == {f"{PLAIN}  peak +0.400, back after 12 steps", f"{GOOD}  peak +0.100, back immediately"}
     assert [text.get_text() for text in noise.texts] == [f"{TRAP}  peak +0.200, not back"]
     lines = [line for line in spike.get_lines() if len(line.get_xdata()) > 2]

@@ -9,13 +9,27 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from support.drawn import BROKEN, GAIN, GOOD, PLAIN, SEEDS, TRAP, check_page, drawn, words_of, write_suite
+from support.drawn import (
+    BROKEN,
+    GAIN,
+    GOOD,
+    PLAIN,
+    SEEDS,
+    TRAP,
+    check_page,
+    check_phone,
+    drawn,
+    said_above,
+    words_of,
+    write_suite,
+)
 
 from ebc_lab.report import pictures
 from ebc_lab.report.pictures import forest
 from ebc_lab.report.pictures import suite as suite_module
+from ebc_lab.report.pictures.catalogue import PHONE
 from ebc_lab.report.pictures.curves import read_runs
-from ebc_lab.report.pictures.sheet import STYLE
+from ebc_lab.report.pictures.sheet.figure import STYLE
 
 
 def row_of(figure: Figure, label: str) -> tuple[float, list[str]]:
@@ -99,7 +113,7 @@ def test_a_diverged_arm_is_a_cross_at_the_right_edge_with_words(suite):
     assert "None" not in marks  # three seeds have no interval by rank
     assert "1 of 3 seeds diverged" in words
     assert marks["seeds"] == pytest.approx([0.1, 0.1])
-    header = [text.get_text() for text in suite["ablation"].texts]
+    header = said_above(suite["ablation"])
     assert "Does it pay?" in header
     assert header[-1] == f"diverged: {BROKEN} (1 of 3 seeds); could not be made: copied_arm"
 
@@ -198,7 +212,7 @@ def test_the_loss_is_drawn_against_the_arm_that_it_is_paired_with(suite):
     )
     assert f"{GOOD}, validation" in words_of(suite[f"{TRAP}_loss"])
     assert f"{PLAIN}, validation" not in words_of(suite[f"{PLAIN}_loss"])
-    header = [text.get_text() for text in suite[f"{TRAP}_loss"].texts]
+    header = said_above(suite[f"{TRAP}_loss"])
     assert header[1] == f"{TRAP}: what {TRAP} is"
     assert "test loss +0.100 ± 0.025" in header[2]
 
@@ -206,7 +220,7 @@ def test_the_loss_is_drawn_against_the_arm_that_it_is_paired_with(suite):
 def test_a_line_for_each_ebc_arm_of_what_its_clip_and_its_kl_did(suite):
     top, bottom = suite["ablation_steps"].axes[1], suite["ablation_steps"].axes[0]
     for axes in (top, bottom):
-        assert sorted(text.get_text().split("  ")[0] for text in axes.texts) == [GOOD, TRAP]
+        assert sorted(t.get_text().split("  ")[0] for t in axes.texts if "  " in t.get_text()) == [GOOD, TRAP]
     assert bottom.get_yscale() == "log"
     for axes, points in ((bottom, 4), (top, 40)):  # audits and steps of the run
         lines = [line for line in axes.get_lines() if len(line.get_xdata()) == points]
@@ -245,10 +259,13 @@ def test_of_many_ebc_arms_those_that_moved_most_are_named(tmp_path):
 def test_no_text_of_a_suite_leaves_the_page(tmp_path):
     long = "a_label_that_" + "goes_on_" * 8
     gains = {PLAIN: (0.0, 0.0), GOOD: (-0.05, -0.04), long: (0.01, 0.02)}
-    figures = drawn(write_suite(tmp_path, gains=gains, versus={long: GOOD}, outcomes={}, ebc=(GOOD, long)))
+    names = ("ablation", "ablation_steps", "ablation_tightness", "ablation_curves", f"{long}_loss")
+    root = write_suite(tmp_path, gains=gains, versus={long: GOOD}, outcomes={}, ebc=(GOOD, long))
+    figures = drawn(root, phone=names)
     assert any(text.endswith(f"(vs {GOOD})") for text in words_of(figures["ablation"]))
-    for name in ("ablation", "ablation_steps", f"{long}_loss"):
+    for name in names:
         check_page(figures[name], name)
+        check_phone(figures[name + PHONE], name)
 
 
 def test_signs_are_those_of_print():

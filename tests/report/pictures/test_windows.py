@@ -5,10 +5,10 @@ from __future__ import annotations
 import matplotlib
 import numpy as np
 import pytest
-from support.drawn import sweep, words_of
+from support.drawn import check_phone, sweep, words_of
 
 from ebc_lab.report.pictures import png
-from ebc_lab.report.pictures.sheet import STYLE, Facts
+from ebc_lab.report.pictures.sheet.figure import STYLE, Facts
 from ebc_lab.report.pictures.suite import highlighted_arms
 from ebc_lab.report.pictures.windows import window_pictures
 from ebc_lab.report.text.words import suite_answer
@@ -36,7 +36,10 @@ def found_of(windows, **more):
 
 def drawn(found):
     with matplotlib.rc_context(fname=STYLE):
-        return dict(window_pictures(FACTS, "adam_none", found))
+        pictures = list(window_pictures(FACTS, "adam_none", found))
+        for one in pictures:
+            check_phone(one.on_phone(), one.name)
+        return {one.name: one.sheet for one in pictures}
 
 
 RATES = {

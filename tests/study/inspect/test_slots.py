@@ -9,7 +9,7 @@ from support.drawn import check_page, words_of
 
 from ebc_lab.records.paths import StudyFiles
 from ebc_lab.report.pictures import STYLE
-from ebc_lab.report.pictures.sheet import Facts
+from ebc_lab.report.pictures.sheet.figure import Facts
 from ebc_lab.report.pictures.slots import draw_slots
 from ebc_lab.study.inspect.slots import in_words, timeline
 
