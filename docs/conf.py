@@ -47,7 +47,6 @@ nb_execution_show_tb = True  # of a cell that fails, which is a warning: `make s
 # -- the API: docstrings are plain English, with single backticks around code --------------------------------
 
 default_role = "py:obj"  # a link where it names something of ours, else only code
-autodoc_default_options = {"show-inheritance": True}
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"

@@ -12,7 +12,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Generic, Protocol
+from typing import Any
 
 from docutils import nodes
 from jupyter_cache.executors import utils as executing
@@ -30,6 +30,7 @@ PACKAGES = (  # of these every name of `__all__` must be in the reference
     "ebc_lab.verity.ops",
 )
 ATTRIBUTES = ("attribute", "property")
+MARKUP = re.compile(r"(^\s*\* )|[*|\\]|_(?!\w)", re.MULTILINE)  # and bullets, which are meant
 MODULE_LEVEL = ("class", "data", "exception", "function")
 
 _shown: set[str] = set()  # paths of files and folders that something links to
@@ -114,19 +115,9 @@ def _highlighted(app: Sphinx, file: Path, numbered: bool) -> str:
 
 def as_rst(app: Sphinx, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
     """Turn plain English into reStructuredText: code stays code, and nothing else is markup."""
-    after_blank = True
-    code = False
-    written: list[str] = []
-    for line in lines:
-        indented = line.startswith("    ")
-        if indented and after_blank and not code:
-            code = True
-            written += ["::", ""]
-        elif line and not indented:
-            code = False
-        written.append(line if code or not line else _escaped(line))
-        after_blank = not line
-    lines[:] = written
+    blocks = re.split(r"\n\n+", "\n".join(lines).strip("\n"))
+    written = [f"::\n\n{block}" if block.startswith("    ") else _escaped(block) for block in blocks]
+    lines[:] = [*"\n\n".join(written).split("\n"), ""]
     if what in ATTRIBUTES:  # kept from napoleon, which takes what comes before a colon for a type
         _attributes[name] = [*lines]
         lines.clear()
@@ -137,13 +128,16 @@ def after_napoleon(app: Sphinx, what: str, name: str, found: Any, options: Any, 
         lines[:] = _attributes.pop(name)
 
 
-def _escaped(line: str) -> str:
-    """A line whose stars, bars and trailing underscores outside of backticks are no markup."""
-    bullet = re.match(r"\s*\* ", line)
-    start = bullet.end() if bullet else 0
-    parts = re.split(r"(`[^`]*`)", line[start:])
-    parts[::2] = [re.sub(r"[*|\\]|_(?!\w)", r"\\\g<0>", part) for part in parts[::2]]
-    return line[:start] + "".join(parts)
+def _escaped(block: str) -> str:
+    """A block whose backticks are code, and whose stars, bars and trailing underscores are no markup."""
+    parts = re.split(r"(`[^`]+`)", block)
+    parts[::2] = [re.sub(MARKUP, lambda m: m[1] or "\\" + m[0], part) for part in parts[::2]]
+    # a name may become a link; of all else the default role would take a dot or a bracket for its own
+    parts[1::2] = [part if re.fullmatch(r"`[\w][\w.]*`", part) else f"`{part}`" for part in parts[1::2]]
+    for i in range(1, len(parts), 2):  # markup must stand apart: an escaped space, which is not shown
+        parts[i - 1] += "\\ " if re.search(r"[^\s\-:/'\"<(\[{]$", parts[i - 1]) else ""
+        parts[i + 1] = re.sub(r"^(?=\w)", r"\\ ", parts[i + 1])
+    return "".join(parts)
 
 
 # -- what the reference shows --------------------------------------------------------------------------------
@@ -153,20 +147,6 @@ def public() -> dict[str, Any]:
     """Every public name of `PACKAGES`, with its package, -> what it names."""
     packages = [importlib.import_module(package) for package in PACKAGES]
     return {f"{p.__name__}.{name}": getattr(p, name) for p in packages for name in p.__all__}
-
-
-def public_bases(app: Sphinx, name: str, found: Any, options: Any, bases: list[type]) -> None:
-    """Replace internal bases of a class by theirs, and leave out what says nothing."""
-    shown = {id(value) for value in public().values()}
-    left = [*bases]
-    bases.clear()
-    while left:
-        base = left.pop(0)
-        internal = base.__module__.startswith("ebc_lab") and id(base) not in shown
-        if internal and not base.__name__.startswith("Rival"):
-            left[:0] = base.__bases__
-        elif base not in (object, Generic, Protocol) and base not in bases:
-            bases.append(base)
 
 
 def all_is_documented(app: Sphinx, env: BuildEnvironment) -> None:
@@ -184,7 +164,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_transform(Links)
     app.connect("autodoc-process-docstring", as_rst, priority=100)  # before napoleon reads sections
     app.connect("autodoc-process-docstring", after_napoleon, priority=900)
-    app.connect("autodoc-process-bases", public_bases)
     app.connect("env-check-consistency", all_is_documented)
     app.connect("html-collect-pages", source_pages)
     return {"parallel_read_safe": False}
