@@ -34,10 +34,11 @@ from ebc_lab.study.store.own import copies
 from ebc_lab.study.store.snapshot import Snapshot, read
 from ebc_lab.study.store.study import Record, Study, StudyHeader
 
-from ..text import glance, tables, words
+from ..text import glance, headline, tables, words
 from ..text.modes import answer as same_bits
 from ..text.table import PAGE, Table
 from ..text.words import fixed, optimizer, setting
+from .curves import curves
 
 CHECKED = ("*.json", "*.csv", "*.md", "*.tex")  # files whose checksums the page states
 CHOICES = ("candidates", "points")  # what a stage shows that chooses something for the stages after it
@@ -67,18 +68,18 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
     chosen = {s: decisions[s] for s in _by_weight(decisions, config) if stage_of(s).shows in CHOICES}
     floors = why.noise_floor(decisions)
     again = _again(study, header)
+    drawn, damaged = _curves(study, trained, decisions)
     settings = {k: v for k, v in flat(header["config"]).items() if k != "output_dir"}
     waiting = [s for s in config.study.stages if s not in decisions]
     return {
         "name": header["study"],
         "header": header,
-        "problems": problems,
+        "problems": [*problems, *damaged],
         "looked": looked(header.get("looks", [])),
         "question": _question(config),
         "facts": _facts(config, header, decisions, results),
         "tokens": words.tokens(config),
-        **words.explanation(words.has_ebc(header["config"])),
-        "verdict": [_verdict(t, f, config) for t, f in final["tracks"].items()] if final else [],
+        "verdict": [_verdict(t, f, config, decisions) for t, f in final["tracks"].items()] if final else [],
         "suite": _suite(suite, results, config, decisions.get("tune")) if suite else None,
         "modes": _modes(modes, results) if modes else None,
         "decided": {s: _decision(s, d, config, floors) for s, d in chosen.items()},
@@ -89,7 +90,8 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "finals": _finals(final, config, results) if final else None,
         "broken": _broken(study, config, trained),
         # `watch` serves the page alone, and not the files beside it
-        "runs": _runs(trained, in_bits(config), (lambda run_id: ()) if lenient else _files_of(study)),
+        "runs": _runs(trained, in_bits(config), _files_of(study, drawn, beside=not lenient)),
+        "curves": drawn,
         "again": again,
         "more_seeds": _more_seeds(study, header, suite),
         "settings": settings,
@@ -173,17 +175,36 @@ def _seeds(seeds: Sequence[int]) -> str:
     return f"{len(seeds)}, from {min(seeds)} to {max(seeds)}"
 
 
-def _files_of(study: Study) -> tables.Files:
-    """Leads from a run to its log and its curve, those of them that are there."""
+def _files_of(study: Study, drawn: Mapping[str, Any], *, beside: bool) -> tables.Files:
+    """Leads from a run to its curve on the page, and to those of its files that are there, where the page
+    lies `beside` them."""
+    curved = {run["id"] for run in drawn["runs"]}
 
     def files(run_id: str) -> list[tuple[str, str]]:
         paths = study.run_files(run_id)
+        known = [("log", paths.log), ("steps", paths.steps)] if beside else []
         there = [
-            (word, path) for word, path in (("log", paths.log), ("curve", paths.steps)) if path.is_file()
+            (word, quote(path.relative_to(study.root).as_posix())) for word, path in known if path.is_file()
         ]
-        return [(word, quote(path.relative_to(study.root).as_posix())) for word, path in there]
+        return [("curve", "#curves"), *there] if run_id in curved else there
 
     return files
+
+
+def _curves(
+    study: Study, trained: Iterable[Record], decisions: Mapping[str, Decision]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the loss curves, those of the arms that the study ends with first, and what is damaged."""
+    ends = [stage for stage in decisions if stage_of(stage).shows in ("verdict", "arms")]
+    stages = [*reversed(ends), *(stage for stage in STAGES if stage not in ends)]
+    arms: dict[tuple[str, str], str] = {}
+    for stage in ends:
+        tracks = decisions[stage]["tracks"]
+        for track, compared in tracks.items():
+            of = f"{optimizer(track)}: " if len(tracks) > 1 else ""
+            arms |= {(stage, name): f"{of}{label(name, arm)}" for name, arm in compared["arms"].items()}
+    runs = [(r.run_id, r.spec, r.result or {}) for r in trained if r.spec]
+    return curves(runs, study.run_files, stages, lambda stage, arm: arms.get((stage, arm), arm))
 
 
 def _runs(trained: Iterable[Record], bits: bool, files: tables.Files) -> Table:
@@ -308,7 +329,10 @@ def _margin(d: Mapping[str, Any], floor: NoiseFloor) -> tuple[str, str, str]:
 # -- verdict, finals, suite ----------------------------------------------------------------------------------
 
 
-def _verdict(track: str, compared: FinalsTrack, config: Config) -> dict[str, Any]:
+def _verdict(
+    track: str, compared: FinalsTrack, config: Config, decisions: Mapping[str, Decision]
+) -> dict[str, Any]:
+    scaled = decisions["lr_scale"]["tracks"].get(track) if "lr_scale" in decisions else None
     margin = config.finals.margin
     differences = [by_interval(x["difference"], x["joint"]) for x in compared["verdict"] if "difference" in x]
     ruler = Ruler.over(differences, max((d["margin"] for d in differences), default=margin))
@@ -318,6 +342,7 @@ def _verdict(track: str, compared: FinalsTrack, config: Config) -> dict[str, Any
     return {
         "track": track,
         "name": optimizer(track),
+        "headline": headline.finals(compared, scaled, margin),
         "answer": words.answer(compared["verdict"], margin, window["scales"] if window else ()),
         "warning": words.control_warning(compared),
         "glance": _titled(glance.finals(f"glance-{track}", compared), f": {optimizer(track)}"),
@@ -389,6 +414,7 @@ def _suite(
         tracks.append(
             {
                 "name": optimizer(track),
+                "headline": headline.suite(compared, words.tuned_arms(tune, track)),
                 "answer": words.suite_answer(compared),
                 "named": {name: name for name in ranked},
                 "glance": _glances(track, of, compared, ranked, tune),
@@ -456,6 +482,7 @@ def _modes(decision: Decision, results: tables.Results) -> dict[str, Any]:
         "about": stage_of(decision["stage"]).about,
         "rule": decision["rule"],
         "notes": untracked(decision["notes"], decision["tracks"]),
+        "headlines": [headline.modes(compared) for _, compared in tracks],
         "answers": [same_bits(compared) for _, compared in tracks],
         "tables": [tables.modes(f"modes-{t}", decision, t, results).on(PAGE) for t, _ in tracks],
     }

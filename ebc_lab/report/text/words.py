@@ -41,7 +41,7 @@ from ebc_lab.study.stages.verdict import verdict_of as verdict_of
 NOTHING = "–"
 QUESTION = "What does EBC buy, and what does it not?"
 QUESTION_WITHOUT_WINDOW = "Does bounding how far each update may move the model’s predictions help?"
-METHOD_WITHOUT_EBC = (
+METHOD_OF_A_SUITE = (
     "Every arm is the same model on the same text. Those that have settings of their own to be tuned are "
     "tuned alike, by validation loss; then each is trained over fresh seeds, and two arms are compared seed "
     "by seed by their test loss, at which no choice has looked."
@@ -196,10 +196,12 @@ NOISE_ALONE = (
 )
 
 
-def explanation(ebc: bool) -> dict[str, Any]:
-    """Return what a page says was done, `method`, and what its `terms` mean."""
-    terms = {term: what for term, what in TERMS.items() if ebc or term not in OF_EBC}
-    return {"method": METHOD if ebc else (METHOD_WITHOUT_EBC,), "terms": terms}
+def explanation(ebc: bool, finals: bool, said: str) -> dict[str, Any]:
+    """Return what a page says was done, `method`, and what the `terms` mean that it uses. `said`: its text."""
+    terms = {term: what for term, what in explained(said).items() if ebc or term not in OF_EBC}
+    if finals:
+        return {"method": METHOD, "terms": terms}
+    return {"method": (*METHOD[:1], METHOD_OF_A_SUITE) if ebc else (METHOD_OF_A_SUITE,), "terms": terms}
 
 
 # -- numbers -------------------------------------------------------------------------------------------------

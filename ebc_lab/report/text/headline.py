@@ -1,0 +1,303 @@
+"""What a page says before all else: the verdict in one sentence, and at most three figures.
+
+Both follow from the recorded decision by the rules below; nothing is judged here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from ebc_lab.records.decisions import (
+    Difference,
+    FinalsTrack,
+    Line,
+    ModesTrack,
+    ScaleTrack,
+    StepCost,
+    SuiteTrack,
+    Sweep,
+    TunedArm,
+    Window,
+)
+from ebc_lab.study.stages.statistics import WINDOW_NATS, by_interval, in_octaves
+from ebc_lab.study.stages.suite import SAME_NATS, contenders
+
+from . import words
+from .modes import answer as same_bits_in_words
+from .modes import same_bits
+from .words import NOTHING, interval, judgement, plural, signed
+
+MOST = 3  # figures
+
+
+class Tile(NamedTuple):
+    """A figure that stands by itself: `what` it is, its `value` with its `unit`, and a `remark` in small
+    print: its interval, or what it is to be compared with."""
+
+    what: str
+    value: str
+    unit: str = ""
+    remark: str = ""
+
+
+class Headline(NamedTuple):
+    """`judged`: beats, meets, misses or undecided, as the answer's colour."""
+
+    judged: str
+    sentence: str
+    tiles: Sequence[Tile]
+
+
+# -- the finals ----------------------------------------------------------------------------------------------
+
+
+def finals(track: FinalsTrack, scaled: ScaleTrack | None, margin: float) -> Headline | None:
+    """Return what the verdict of the finals says first; None where no line of it compares two arms.
+
+    `scaled`: what `lr_scale` decided for this track, where the study has this stage.
+    """
+    lines = {line["name"]: line for line in track["verdict"]}
+    fair = lines.get("best_ebc_no_worse_than_control")
+    window = track["lr_windows"].get("ebc")
+    answer = words.answer(track["verdict"], margin, window["scales"] if window else ())
+    if fair is None or answer is None:
+        return None
+    against = _AGAINST_A_SCHEDULE[judgement(fair)]
+    line = lines.get("lr_window")
+    if line and window:
+        sentence = f"{_over_the_rates(line, window['scales'])}; {against.format(who='it')}."
+    else:
+        sentence = against.format(who="EBC")
+        sentence = f"{sentence[:1].upper()}{sentence[1:]}."
+    twice = lines.get("x2_no_worse_than_baseline")
+    tiles = [
+        *_windows_of(scaled),
+        _difference("Best EBC arm minus the fair control, test loss", fair["difference"], fair["joint"]),
+        *([_overhead(lines["overhead"])] if "overhead" in lines else []),
+        *([_difference("EBC at ×2 minus the baseline, test loss", twice["difference"])] if twice else []),
+    ]
+    return Headline(answer["judged"], sentence, tiles[:MOST])
+
+
+_AGAINST_A_SCHEDULE = {
+    "beats": "{who} beats a tuned schedule",
+    "meets": "{who} keeps up with a tuned schedule but is not shown to beat it",
+    "misses": "{who} loses to a tuned schedule",
+    "undecided": "whether {who} keeps up with a tuned schedule is undecided",
+}
+
+
+def _over_the_rates(line: Line, scales: Sequence[float]) -> str:
+    """Say whether the loss stays where it is while the learning rate rises."""
+    low, high = (f"×{scale:g}" for scale in scales)
+    over = f"within {line['difference']['margin']:g} nats from {low} to {high} of the tuned learning rate"
+    if line["verdict"] == "undecided":
+        return f"Whether EBC keeps the loss {over} is undecided"
+    if line["verdict"] == "fail":
+        return f"EBC does not keep the loss {over}"
+    plain = line["plain"]
+    as_plain = plain and plain["difference"]["alone"] in ("beats", "meets")
+    return f"EBC keeps the loss {over}{', as the plain optimizer does' if as_plain else ''}"
+
+
+def _windows_of(scaled: ScaleTrack | None) -> list[Tile]:
+    if not scaled or not (span := scaled["lr_window"].get("ebc")):
+        return []
+    without = scaled["lr_window"].get("none")
+    remark = f"{in_octaves(without)} without EBC" if without else ""
+    return [Tile("Learning-rate window with EBC", _octaves(span), "octaves", remark)]
+
+
+def _overhead(line: Line) -> Tile:
+    value, _, quartiles = line["figure"].partition(" (")
+    target = line["question"].partition("≤")[2].partition("%")[0].strip()
+    remark = ", ".join(filter(None, (quartiles.rstrip(")"), f"target at most {target}%")))
+    what = "Time that EBC adds to a step"
+    if line.get("overhead_pct") is None:
+        return Tile(what, NOTHING, "", value)
+    return Tile(what, value.rstrip("%"), "%", f"{remark}: {line['verdict']}")
+
+
+# -- suites --------------------------------------------------------------------------------------------------
+
+
+def suite(track: SuiteTrack, tuned: Mapping[str, TunedArm]) -> Headline:
+    """Return what a suite says first: about arms of one's own; or over which range a setting may be off; or
+    which arms are told apart. `tuned`: what `tune` chose for each arm; empty where nothing was tuned."""
+    answer = words.suite_answer(track)
+    if words.mine_of(track) or track.get("answers"):
+        return Headline(answer["judged"], _mine(track, answer["word"]), _tiles_of_mine(track, tuned)[:MOST])
+    windows = track.get("windows", {})
+    spans = {arm: swept["lr_scale"]["window"] for arm, swept in windows.items() if "lr_scale" in swept}
+    rules = words.rules_among({arm: swept["delta"] for arm, swept in windows.items() if "delta" in swept})
+    sentence, tiles = answer["word"], _tiles_of_arms(track)
+    if spans:
+        sentence, tiles = _widest(spans)
+    elif rules:
+        sentence, tiles = _from_any_start(rules)
+    elif track.get("transfer"):
+        sentence, tiles = _kept(track)
+    return Headline(answer["judged"], sentence, tiles[:MOST])
+
+
+def _mine(track: SuiteTrack, word: str) -> str:
+    """Say the answer about arms of one's own, and what would decide an open one."""
+    answers = [track["answers"][label] for label in words.asked(track)]
+    needed = [a["seeds_needed"] for a in answers if a["verdict"] == "undecided" and a["seeds_needed"]]
+    return f"{word.rstrip('.')}; about {plural(max(needed), 'seed')} would decide it." if needed else word
+
+
+def _tiles_of_mine(track: SuiteTrack, tuned: Mapping[str, TunedArm]) -> list[Tile]:
+    asked = words.asked(track)
+    tiles = []
+    for label in asked:
+        answer = track["answers"][label]
+        if answer["rival"] and answer["difference"]:
+            what = f"{label} minus {answer['rival']}, test loss"
+            tiles.append(_difference(what, answer["difference"], joint=True))
+    if len(asked) != 1:
+        return tiles
+    [label] = asked
+    rival = track["answers"][label]["rival"]
+    if span := (tuned[label].get("window") if label in tuned else None):
+        of_rival = tuned[rival].get("window") if rival in tuned else None
+        remark = f"{rival}: {in_octaves(of_rival)}" if of_rival else ""
+        tiles.append(Tile(f"Learning-rate window of {label}", _octaves(span), "octaves", remark))
+    costs = track.get("steps_cost") or {}
+    if label in costs:
+        tiles.append(_cost(label, costs, track["reference"], rival))
+    return tiles
+
+
+def _cost(label: str, costs: Mapping[str, StepCost], reference: str, rival: str | None) -> Tile:
+    cost = costs[label]
+    remark = f"of {reference}’s, quartiles {cost['low']:.2f} to {cost['high']:.2f}"
+    if rival in costs and rival != reference:
+        remark += f"; {rival}: ×{costs[rival]['ratio']:.2f}"
+    return Tile(f"Time of a step of {label}", f"×{cost['ratio']:.2f}", "", remark)
+
+
+def _widest(spans: Mapping[str, Window | None]) -> tuple[str, list[Tile]]:
+    """Say over which learning rates each arm holds, widest first."""
+    known = sorted(((arm, span) for arm, span in spans.items() if span), key=lambda x: -x[1]["octaves"])
+    if not known:
+        return "No arm completed a run at any learning rate.", []
+    listed = [f"{arm} over {in_octaves(span)}" for arm, span in known[:2]]
+    first = f"{listed[0]} of the learning rate"
+    text = f"The loss stays within {WINDOW_NATS:g} nats of an arm’s own best: {', '.join([first, *listed[1:]])}."
+    return text, [
+        Tile(f"Learning-rate window of {arm}", _octaves(span), "octaves", f"best at ×{span['best']:g}")
+        for arm, span in known
+    ]
+
+
+def _from_any_start(rules: Mapping[str, Sweep]) -> tuple[str, list[Tile]]:
+    """Say which rules for δ need no tuning."""
+    good = [name for name, rule in rules.items() if rule["every_start"]]
+    of_all = f"of {plural(len(rules), 'rule')}"
+    text = (
+        f"{', '.join(good) or f'None {of_all}'} ends within {SAME_NATS:g} nats of a tuned δ* from every start."
+    )
+
+    def place(name: str) -> float:
+        worst = rules[name]["worst"]
+        return math.inf if worst is None else worst
+
+    tiles = [
+        Tile(f"{name} from its worst start", NOTHING, "", "a start diverged")
+        if (worst := rules[name]["worst"]) is None
+        else Tile(f"{name} from its worst start", signed(worst, 3), "nats", "minus the best fixed δ*")
+        for name in sorted(rules, key=place)
+    ]
+    return text, tiles
+
+
+def _kept(track: SuiteTrack) -> tuple[str, list[Tile]]:
+    """Say what it costs to keep the settings of another size, at the most."""
+    largest = words.largest_regrets(words.regrets_of(track), track["arms"])
+    kinds = {True: "with EBC", False: "without EBC"}
+    several = len(largest) > 1
+    said = [
+        f"at most {signed(regret, 3)} nats{f' {kinds[ebc]}' if several else ''}"
+        for ebc, (_, regret) in sorted(largest.items(), reverse=True)
+    ]
+    text = f"Settings kept from another size cost {' and '.join(said) or 'an unknown amount'}."
+    tiles = []
+    for _, (name, _) in sorted(largest.items(), reverse=True):
+        d = track["arms"][name]["difference"]
+        tiles += [_difference(f"Largest regret, {name}", d, joint=True)] if d else []
+    return text, tiles
+
+
+def _tiles_of_arms(track: SuiteTrack) -> list[Tile]:
+    """Return how many arms are told apart from their reference, and the two ends of the differences."""
+    pairs = {
+        name: d
+        for name, arm in contenders(track).items()
+        if (d := arm.get("difference")) and d["seeds"] and _centre(d) is not None
+    }
+    if not pairs:
+        return []
+    found = Counter(words.verdict_of(d) for d in pairs.values())
+    apart = found["better"] + found["worse"]
+    counted = [f"{found[k]} {said}" for k, said in _FOUND.items() if found[k]]
+    rising = sorted(pairs, key=lambda name: _centre(pairs[name]) or 0.0)
+    ends = {"Lowest test loss": rising[0]} | ({"Highest": rising[-1]} if len(rising) > 1 else {})
+    return [
+        Tile("Arms told apart from their reference", str(apart), f"of {len(pairs)}", ", ".join(counted)),
+        *(
+            _difference(f"{end}: {name} minus {track['arms'][name]['versus']}", pairs[name], joint=True)
+            for end, name in ends.items()
+        ),
+    ]
+
+
+_FOUND = {"better": "better", "worse": "worse", "level": "level", "undecided": "undecided"}
+
+
+# -- modes of determinism ------------------------------------------------------------------------------------
+
+
+def modes(track: ModesTrack) -> Headline:
+    """Return under which modes all runs ended with the same weights."""
+    found = track["modes"]
+    same = [mode for mode, counts in found.items() if same_bits(counts)]
+    most = max(found, key=lambda mode: found[mode]["checksums"])
+    spread = {mode: c["loss_range"] for mode, c in found.items() if c["loss_range"] is not None}
+    tiles = [
+        Tile("Modes with the same bits in every run", str(len(same)), f"of {len(found)}", ", ".join(same)),
+        Tile(f"Different weights under {most}", str(found[most]["checksums"]), "", _of_runs(found[most])),
+    ]
+    if spread:
+        wide = max(spread, key=lambda mode: spread[mode])
+        tiles.append(Tile("Largest difference of the loss", f"{spread[wide]:.1e}", "nats", f"under {wide}"))
+    return Headline("undecided", same_bits_in_words(track)["word"], tiles)
+
+
+def _of_runs(mode: Mapping[str, float | None]) -> str:
+    return f"in {plural(int(mode['completed'] or 0), 'completed run')}"
+
+
+# -- figures -------------------------------------------------------------------------------------------------
+
+
+def _centre(d: Difference) -> float | None:
+    return d.get("median") if d.get("mean") is None else d["mean"]
+
+
+def _difference(what: str, difference: Difference, joint: bool = False) -> Tile:
+    """Return a paired difference, with the interval that judges it and what follows from that."""
+    d = by_interval(difference, joint)
+    low, high = d["low"], d["high"]
+    limits = "no interval" if low is None and high is None else f"95%: {interval(low, high, 3)}"
+    together = f" for all {d['comparisons']}" if joint and d["comparisons"] > 1 else ""
+    return Tile(what, signed(_centre(d), 3), "nats", f"{limits}{together}, {plural(d['seeds'], 'seed')}")
+
+
+def _octaves(span: Window) -> str:
+    return in_octaves(span).removesuffix(" octaves")
+
+
