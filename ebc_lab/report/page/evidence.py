@@ -339,11 +339,12 @@ def _verdict(
     verdicts = Counter(x["verdict"] for x in compared["verdict"])
     lines = [_line(line, compared, ruler, config) for line in compared["verdict"]]
     window = compared["lr_windows"].get("ebc")
+    answer = words.answer(compared["verdict"], margin, window["scales"] if window else ())
     return {
         "track": track,
         "name": optimizer(track),
-        "headline": headline.finals(compared, scaled, margin),
-        "answer": words.answer(compared["verdict"], margin, window["scales"] if window else ()),
+        "headline": headline.finals(compared, scaled, answer),
+        "answer": answer,
         "warning": words.control_warning(compared),
         "glance": _titled(glance.finals(f"glance-{track}", compared), f": {optimizer(track)}"),
         "counts": {v: verdicts[v] for v in ("pass", "fail", "undecided")},
@@ -457,7 +458,10 @@ def _glances(
     if asked := words.asked(compared):
         tuned = words.tuned_arms(tune, track)
         names = {label: f"better-{track}-{i}" for i, label in enumerate(asked, 1)}
-        made = [glance.is_better(name, label, compared, tuned) for label, name in names.items()]
+        made = [
+            replace(glance.is_better(name, label, compared, tuned), title=f"{label} beside the others")
+            for label, name in names.items()
+        ]
     else:
         made = tables.spans(compared, f"{{}}-{track}".format) or [
             glance.suite(f"glance-{track}", compared, ranked)
@@ -476,15 +480,17 @@ def _tried(track: str, of: str, compared: SuiteTrack, config: Config, tune: Deci
 
 
 def _modes(decision: Decision, results: tables.Results) -> dict[str, Any]:
-    tracks = decision["tracks"].items()
+    tracks = decision["tracks"]
+    of_track = (tables.modes(f"modes-{track}", decision, track, results) for track in tracks)
+    found = [table.on(PAGE) for table in of_track]
     return {
         "title": stage_of(decision["stage"]).title,
         "about": stage_of(decision["stage"]).about,
         "rule": decision["rule"],
-        "notes": untracked(decision["notes"], decision["tracks"]),
-        "headlines": [headline.modes(compared) for _, compared in tracks],
-        "answers": [same_bits(compared) for _, compared in tracks],
-        "tables": [tables.modes(f"modes-{t}", decision, t, results).on(PAGE) for t, _ in tracks],
+        "notes": untracked(decision["notes"], tracks),
+        "headlines": [headline.modes(compared) for compared in tracks.values()],
+        "answers": [same_bits(compared) for compared in tracks.values()],
+        "tables": found,
     }
 
 

@@ -22,13 +22,13 @@ from ebc_lab.records.decisions import (
     TunedArm,
     Window,
 )
-from ebc_lab.study.stages.statistics import WINDOW_NATS, by_interval, in_octaves
-from ebc_lab.study.stages.suite import SAME_NATS, contenders
+from ebc_lab.study.stages.statistics import by_interval, in_octaves
+from ebc_lab.study.stages.suite import contenders
 
 from . import words
 from .modes import answer as same_bits_in_words
 from .modes import same_bits
-from .words import NOTHING, interval, judgement, plural, signed
+from .words import NOTHING, interval, plural, signed
 
 MOST = 3  # figures
 
@@ -54,24 +54,15 @@ class Headline(NamedTuple):
 # -- the finals ----------------------------------------------------------------------------------------------
 
 
-def finals(track: FinalsTrack, scaled: ScaleTrack | None, margin: float) -> Headline | None:
+def finals(track: FinalsTrack, scaled: ScaleTrack | None, answer: words.InWords | None) -> Headline | None:
     """Return what the verdict of the finals says first; None where no line of it compares two arms.
 
     `scaled`: what `lr_scale` decided for this track, where the study has this stage.
     """
     lines = {line["name"]: line for line in track["verdict"]}
     fair = lines.get("best_ebc_no_worse_than_control")
-    window = track["lr_windows"].get("ebc")
-    answer = words.answer(track["verdict"], margin, window["scales"] if window else ())
     if fair is None or answer is None:
         return None
-    against = _AGAINST_A_SCHEDULE[judgement(fair)]
-    line = lines.get("lr_window")
-    if line and window:
-        sentence = f"{_over_the_rates(line, window['scales'])}; {against.format(who='it')}."
-    else:
-        sentence = against.format(who="EBC")
-        sentence = f"{sentence[:1].upper()}{sentence[1:]}."
     twice = lines.get("x2_no_worse_than_baseline")
     tiles = [
         *_windows_of(scaled),
@@ -79,28 +70,7 @@ def finals(track: FinalsTrack, scaled: ScaleTrack | None, margin: float) -> Head
         *([_overhead(lines["overhead"])] if "overhead" in lines else []),
         *([_difference("EBC at ×2 minus the baseline, test loss", twice["difference"])] if twice else []),
     ]
-    return Headline(answer["judged"], sentence, tiles[:MOST])
-
-
-_AGAINST_A_SCHEDULE = {
-    "beats": "{who} beats a tuned schedule",
-    "meets": "{who} keeps up with a tuned schedule but is not shown to beat it",
-    "misses": "{who} loses to a tuned schedule",
-    "undecided": "whether {who} keeps up with a tuned schedule is undecided",
-}
-
-
-def _over_the_rates(line: Line, scales: Sequence[float]) -> str:
-    """Say whether the loss stays where it is while the learning rate rises."""
-    low, high = (f"×{scale:g}" for scale in scales)
-    over = f"within {line['difference']['margin']:g} nats from {low} to {high} of the tuned learning rate"
-    if line["verdict"] == "undecided":
-        return f"Whether EBC keeps the loss {over} is undecided"
-    if line["verdict"] == "fail":
-        return f"EBC does not keep the loss {over}"
-    plain = line["plain"]
-    as_plain = plain and plain["difference"]["alone"] in ("beats", "meets")
-    return f"EBC keeps the loss {over}{', as the plain optimizer does' if as_plain else ''}"
+    return Headline(answer["judged"], answer["word"], tiles[:MOST])
 
 
 def _windows_of(scaled: ScaleTrack | None) -> list[Tile]:
@@ -118,7 +88,7 @@ def _overhead(line: Line) -> Tile:
     what = "Time that EBC adds to a step"
     if line.get("overhead_pct") is None:
         return Tile(what, NOTHING, "", value)
-    return Tile(what, value.rstrip("%"), "%", f"{remark}: {line['verdict']}")
+    return Tile(what, value, "", f"{remark}: {line['verdict']}")
 
 
 # -- suites --------------------------------------------------------------------------------------------------
@@ -133,14 +103,13 @@ def suite(track: SuiteTrack, tuned: Mapping[str, TunedArm]) -> Headline:
     windows = track.get("windows", {})
     spans = {arm: swept["lr_scale"]["window"] for arm, swept in windows.items() if "lr_scale" in swept}
     rules = words.rules_among({arm: swept["delta"] for arm, swept in windows.items() if "delta" in swept})
-    sentence, tiles = answer["word"], _tiles_of_arms(track)
     if spans:
-        sentence, tiles = _widest(spans)
+        tiles = _widest(spans)
     elif rules:
-        sentence, tiles = _from_any_start(rules)
-    elif track.get("transfer"):
-        sentence, tiles = _kept(track)
-    return Headline(answer["judged"], sentence, tiles[:MOST])
+        tiles = _from_any_start(rules)
+    else:
+        tiles = _largest_regrets(track) if track.get("transfer") else _tiles_of_arms(track)
+    return Headline(answer["judged"], answer["word"], tiles[:MOST])
 
 
 def _mine(track: SuiteTrack, word: str) -> str:
@@ -163,7 +132,7 @@ def _tiles_of_mine(track: SuiteTrack, tuned: Mapping[str, TunedArm]) -> list[Til
     [label] = asked
     rival = track["answers"][label]["rival"]
     if span := (tuned[label].get("window") if label in tuned else None):
-        of_rival = tuned[rival].get("window") if rival in tuned else None
+        of_rival = tuned[rival].get("window") if rival and rival in tuned else None
         remark = f"{rival}: {in_octaves(of_rival)}" if of_rival else ""
         tiles.append(Tile(f"Learning-rate window of {label}", _octaves(span), "octaves", remark))
     costs = track.get("steps_cost") or {}
@@ -175,70 +144,42 @@ def _tiles_of_mine(track: SuiteTrack, tuned: Mapping[str, TunedArm]) -> list[Til
 def _cost(label: str, costs: Mapping[str, StepCost], reference: str, rival: str | None) -> Tile:
     cost = costs[label]
     remark = f"of {reference}’s, quartiles {cost['low']:.2f} to {cost['high']:.2f}"
-    if rival in costs and rival != reference:
+    if rival and rival in costs and rival != reference:
         remark += f"; {rival}: ×{costs[rival]['ratio']:.2f}"
     return Tile(f"Time of a step of {label}", f"×{cost['ratio']:.2f}", "", remark)
 
 
-def _widest(spans: Mapping[str, Window | None]) -> tuple[str, list[Tile]]:
-    """Say over which learning rates each arm holds, widest first."""
+def _widest(spans: Mapping[str, Window | None]) -> list[Tile]:
     known = sorted(((arm, span) for arm, span in spans.items() if span), key=lambda x: -x[1]["octaves"])
-    if not known:
-        return "No arm completed a run at any learning rate.", []
-    listed = [f"{arm} over {in_octaves(span)}" for arm, span in known[:2]]
-    first = f"{listed[0]} of the learning rate"
-    text = f"The loss stays within {WINDOW_NATS:g} nats of an arm’s own best: {', '.join([first, *listed[1:]])}."
-    return text, [
+    return [
         Tile(f"Learning-rate window of {arm}", _octaves(span), "octaves", f"best at ×{span['best']:g}")
         for arm, span in known
     ]
 
 
-def _from_any_start(rules: Mapping[str, Sweep]) -> tuple[str, list[Tile]]:
-    """Say which rules for δ need no tuning."""
-    good = [name for name, rule in rules.items() if rule["every_start"]]
-    of_all = f"of {plural(len(rules), 'rule')}"
-    text = (
-        f"{', '.join(good) or f'None {of_all}'} ends within {SAME_NATS:g} nats of a tuned δ* from every start."
-    )
-
-    def place(name: str) -> float:
-        worst = rules[name]["worst"]
-        return math.inf if worst is None else worst
-
-    tiles = [
-        Tile(f"{name} from its worst start", NOTHING, "", "a start diverged")
-        if (worst := rules[name]["worst"]) is None
-        else Tile(f"{name} from its worst start", signed(worst, 3), "nats", "minus the best fixed δ*")
-        for name in sorted(rules, key=place)
+def _from_any_start(rules: Mapping[str, Sweep]) -> list[Tile]:
+    """Return what each rule for δ loses from its worst start, the least first."""
+    losses = {name: math.inf if rule["worst"] is None else rule["worst"] for name, rule in rules.items()}
+    return [
+        Tile(f"{name} from its worst start", signed(worst, 3), "nats", "minus the best fixed δ*")
+        if math.isfinite(worst)
+        else Tile(f"{name} from its worst start", NOTHING, "", "a start diverged")
+        for name, worst in sorted(losses.items(), key=lambda loss: loss[1])
     ]
-    return text, tiles
 
 
-def _kept(track: SuiteTrack) -> tuple[str, list[Tile]]:
-    """Say what it costs to keep the settings of another size, at the most."""
+def _largest_regrets(track: SuiteTrack) -> list[Tile]:
+    """Return the largest cost of settings that were kept from another size, with EBC and without."""
     largest = words.largest_regrets(words.regrets_of(track), track["arms"])
-    kinds = {True: "with EBC", False: "without EBC"}
-    several = len(largest) > 1
-    said = [
-        f"at most {signed(regret, 3)} nats{f' {kinds[ebc]}' if several else ''}"
-        for ebc, (_, regret) in sorted(largest.items(), reverse=True)
-    ]
-    text = f"Settings kept from another size cost {' and '.join(said) or 'an unknown amount'}."
-    tiles = []
-    for _, (name, _) in sorted(largest.items(), reverse=True):
-        d = track["arms"][name]["difference"]
-        tiles += [_difference(f"Largest regret, {name}", d, joint=True)] if d else []
-    return text, tiles
+    names = [largest[ebc][0] for ebc in (True, False) if ebc in largest]
+    pairs = {name: track["arms"][name]["difference"] for name in names}
+    return [_difference(f"Largest regret: {name}", d, joint=True) for name, d in pairs.items() if d]
 
 
 def _tiles_of_arms(track: SuiteTrack) -> list[Tile]:
     """Return how many arms are told apart from their reference, and the two ends of the differences."""
-    pairs = {
-        name: d
-        for name, arm in contenders(track).items()
-        if (d := arm.get("difference")) and d["seeds"] and _centre(d) is not None
-    }
+    differences = {name: arm.get("difference") for name, arm in contenders(track).items()}
+    pairs = {name: d for name, d in differences.items() if d and _centre(d) is not None}
     if not pairs:
         return []
     found = Counter(words.verdict_of(d) for d in pairs.values())
@@ -266,19 +207,16 @@ def modes(track: ModesTrack) -> Headline:
     found = track["modes"]
     same = [mode for mode, counts in found.items() if same_bits(counts)]
     most = max(found, key=lambda mode: found[mode]["checksums"])
+    of_runs = f"in {plural(found[most]['completed'], 'completed run')}"
     spread = {mode: c["loss_range"] for mode, c in found.items() if c["loss_range"] is not None}
     tiles = [
         Tile("Modes with the same bits in every run", str(len(same)), f"of {len(found)}", ", ".join(same)),
-        Tile(f"Different weights under {most}", str(found[most]["checksums"]), "", _of_runs(found[most])),
+        Tile(f"Different weights under {most}", str(found[most]["checksums"]), "", of_runs),
     ]
     if spread:
         wide = max(spread, key=lambda mode: spread[mode])
         tiles.append(Tile("Largest difference of the loss", f"{spread[wide]:.1e}", "nats", f"under {wide}"))
     return Headline("undecided", same_bits_in_words(track)["word"], tiles)
-
-
-def _of_runs(mode: Mapping[str, float | None]) -> str:
-    return f"in {plural(int(mode['completed'] or 0), 'completed run')}"
 
 
 # -- figures -------------------------------------------------------------------------------------------------
@@ -292,12 +230,12 @@ def _difference(what: str, difference: Difference, joint: bool = False) -> Tile:
     """Return a paired difference, with the interval that judges it and what follows from that."""
     d = by_interval(difference, joint)
     low, high = d["low"], d["high"]
-    limits = "no interval" if low is None and high is None else f"95%: {interval(low, high, 3)}"
-    together = f" for all {d['comparisons']}" if joint and d["comparisons"] > 1 else ""
-    return Tile(what, signed(_centre(d), 3), "nats", f"{limits}{together}, {plural(d['seeds'], 'seed')}")
+    seeds = plural(d["seeds"], "seed")
+    at_once = f"for {d['comparisons']} comparisons at once, " if joint and d["comparisons"] > 1 else ""
+    limits = f"{interval(low, high, 3)} (95%, {at_once}{seeds})"
+    remark = f"no interval, {seeds}" if low is None and high is None else limits
+    return Tile(what, signed(_centre(d), 3), "nats", remark)
 
 
 def _octaves(span: Window) -> str:
     return in_octaves(span).removesuffix(" octaves")
-
-

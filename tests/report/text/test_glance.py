@@ -146,9 +146,10 @@ def test_studies_without_ebc_do_not_explain_it():
     assert not words.has_ebc(plain)
     assert words.has_ebc(ebc)
     assert words.has_ebc({"study": {"stages": ["lr_sweep", "finals"]}})
-    told, untold = words.explanation(True), words.explanation(False)
-    assert "δ*" in told["terms"]
-    assert not {"δ*", "c", "natural KL"} & set(untold["terms"])
+    said = "the fair control at δ* 0.01, c and natural KL; σ of an arm"
+    told, untold = words.explanation(True, True, said), words.explanation(False, False, said)
+    assert set(told["terms"]) == {"δ*", "natural KL", "c", "fair control", "arm", "σ"}
+    assert set(untold["terms"]) == {"fair control", "arm", "σ"}  # of those used here, not all that there are
     assert "EBC" not in " ".join(untold["method"])
 
 
