@@ -18,16 +18,14 @@ from ebc_lab.records.files import write_atomic
 from ebc_lab.study.store import manifest
 from ebc_lab.study.store.study import Study
 
-from ..pictures import catalogue
+from ..pictures.catalogue import EMBEDDED, PHONE, catalogue
 from ..text import words
 from . import evidence
 from .curves import as_script
 
 TEMPLATES = Path(__file__).parent / "templates"
-EMBEDDED = 60  # figures; where there are more, those of arms that the verdict is not about are left out
 LARGE_SVG = 600_000  # bytes; of a larger one the PNG is shown, which opens sooner
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
-PHONE = "_phone"  # ends the name of the same picture drawn for a narrow screen; it has no entry of its own
 CURVES = ("curves", "ablation_curves")  # which the page's script draws too
 SCRIPTS = ("curves.js", "page.js")
 NOT_SAID = ("header", "settings", "setting_tables", "checksums", "curves")  # of the evidence: no text of ours
@@ -51,17 +49,32 @@ class Picture:
         return f"{self.arm}: {self.title}" if self.arm and self.arm not in self.title else self.title
 
     @property
-    def uri(self) -> str:
-        return _uri(self.path)
+    def caption(self) -> str:
+        """Return the title where the picture leaves it to the page: a PNG stands by itself."""
+        return "" if self.path.suffix == ".png" else self.title
+
+    @property
+    def uri(self) -> Any:
+        """Return the picture; those of an arm stand side by side, as narrow as a phone."""
+        return _uri(self.phone_path if self.arm and self.phone_path else self.path)
 
     @property
     def phone(self) -> str:
-        """Return the picture that is drawn for a narrow screen; empty where there is none."""
-        return _uri(self.phone_path) if self.phone_path else ""
+        """Return what a narrow screen shows instead; empty where that is the same."""
+        if not self.phone_path or self.arm:
+            return ""
+        return f"data:image/svg+xml;base64,{base64.b64encode(self.phone_path.read_bytes()).decode()}"
 
 
-def _uri(path: Path) -> str:
-    return f"data:{KINDS[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+def _uri(path: Path) -> Any:
+    """Return a file as a data: URI; an SVG as text, which is a fifth shorter than base64."""
+    content = path.read_bytes()
+    if path.suffix != ".svg":
+        return f"data:{KINDS[path.suffix]};base64,{base64.b64encode(content).decode()}"
+    text = " ".join(content.decode().split())
+    for special in "%#&\"":
+        text = text.replace(special, f"%{ord(special):02X}")
+    return _ours(f"data:{KINDS['.svg']},{text}")  # without " and & it stays in its attribute
 
 
 def write_page(root: Path) -> Path:
@@ -134,7 +147,7 @@ def pictures(root: Path) -> list[Picture]:
     images = {p.name: p for p in root.iterdir() if p.suffix in KINDS}  # only files of this very folder
     return [
         Picture(e["name"], e["section"], e["title"], e["alt"], e["arm"], path, phone)
-        for e in catalogue.catalogue(root)
+        for e in catalogue(root)
         if (path := _file(images, e["name"]))
         for phone in [images.get(f"{e['name']}{PHONE}.svg")]
     ]

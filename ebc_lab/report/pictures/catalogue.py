@@ -13,6 +13,8 @@ from ebc_lab.config.schema import STAGES
 from ebc_lab.records.json_files import read_json, write_json
 from ebc_lab.records.paths import StudyFiles
 
+EMBEDDED = 60  # figures of a page; where there are more, those of arms that nothing is judged of are left out
+PHONE = "_phone"  # ends the name of an SVG that is drawn for a phone
 SECTIONS = ("verdict", *STAGES, "arms", "timeline")  # in reading order
 
 
