@@ -265,7 +265,7 @@ def spans(track: SuiteTrack, name: Callable[[str], str]) -> list[Table]:
 
 DIFFERENCES = (
     Column("Arm", "name", short="arm", head=True),
-    Column("Interval", on=(PAGE,)),
+    Column("Interval", "drawing", on=(PAGE,)),
     Column("Seeds", "figure", brief, "seeds"),
     Column("Diverged", "figure", short="diverged", on=(TERMINAL, PAPER), optional=True),
     Column("Difference", "figure", short="difference"),
@@ -403,7 +403,7 @@ RUNS = (
     Column("Median c", "figure", two_digits, optional=True),
     Column("KL", "figure", brief, optional=True),
     Column("Time", "figure", words.clock),
-    Column("Files", optional=True),
+    Column("Files", "links", optional=True),
     Column("Run", "code"),
 )
 Files = Callable[[str], Sequence[tuple[str, str]]]  # run id -> words, and the file that they lead to

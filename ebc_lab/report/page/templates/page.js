@@ -239,7 +239,7 @@
     if (names(incoming) !== names(all("[data-part]"))) {
       if (!incoming.some((part) => document.getElementById(part.id))) return location.reload(); // from, or to, a message
     }
-    const top = all("[data-part]").find((part) => part.getBoundingClientRect().bottom > 0);
+    const top = all("[data-part]:not(#toc)").find((part) => part.getBoundingClientRect().bottom > 0);
     const before = top?.getBoundingClientRect().top, focused = document.activeElement?.id;
     const open = new Set(all("details[open]").map((d) => d.id));
     let previous = null;
@@ -258,7 +258,7 @@
     all("[data-part]").filter((part) => !incoming.some((other) => other.id === part.id)).forEach((part) => part.remove());
     document.title = fresh.title;
     const now = top && document.getElementById(top.id);
-    if (now && top.id !== "toc") scrollBy({ top: now.getBoundingClientRect().top - before, behavior: "instant" });
+    if (now) scrollBy({ top: now.getBoundingClientRect().top - before, behavior: "instant" });
     if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
   }
 
