@@ -1,12 +1,14 @@
 """The loss curves that the page holds as data: its script draws them, and lets the reader read them off.
 
-Losses have four decimals. A run's training loss is noisy and long: it is the median of blocks of steps.
+Losses have four decimals. Where a run has more steps than a screen can show, each point is the median of a
+block of them.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,8 @@ def curves(
     for run in order[:MOST_RUNS]:
         paths = files(run[0])
         try:
-            validation, training = _evals(paths.evals), _training(paths.steps, points)
+            validation = _curve(paths.evals, "val_loss", MOST_POINTS)
+            training = _curve(paths.steps, "loss", points)
         except UserError as error:
             damaged.append(str(error))
             continue
@@ -79,41 +82,23 @@ def as_script(data: Mapping[str, Any]) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _evals(path: Path) -> Points | None:
-    read = _column(path, "val_loss")
-    if read is None:
-        return None
-    steps, losses = read
-    kept = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), MOST_POINTS)).round().astype(int))
-    return _points(steps[kept], losses[kept])
-
-
-def _training(path: Path, most: int) -> Points | None:
-    """Return the median of each of at most `most` blocks of steps, at the block's last step."""
-    read = _column(path, "loss")
-    if read is None:
-        return None
-    steps, losses = read
-    blocks = np.array_split(np.arange(len(steps)), min(len(steps), most))
-    medians = [float(np.median(losses[block])) for block in blocks]
-    return _points(steps[[block[-1] for block in blocks]], np.array(medians))
-
-
-def _points(steps: np.ndarray, losses: np.ndarray) -> Points:
-    rounded = (round(float(x), DIGITS) if np.isfinite(x) else None for x in losses)
-    return tuple(int(step) for step in steps), tuple(rounded)
-
-
-def _column(path: Path, column: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the steps and a column of a stream; None where it has no rows. Raises UserError."""
+def _curve(path: Path, column: str, most: int) -> Points | None:
+    """Return a column of a stream at `most` steps; None where it has no rows. Raises UserError."""
     try:
         status = path.stat()
-        return _read(path, column, status.st_mtime_ns, status.st_size) if status.st_size else None
     except FileNotFoundError:
         return None
+    return _read(path, column, most, status.st_mtime_ns, status.st_size) if status.st_size else None
 
 
 @functools.lru_cache(maxsize=2 * MOST_RUNS)  # `watch` makes the page again whenever a run moves on
-def _read(path: Path, column: str, modified: int, size: int) -> tuple[np.ndarray, np.ndarray] | None:
+def _read(path: Path, column: str, most: int, modified: int, size: int) -> Points | None:
+    """Return the median of each block of steps, at the block's last step: where there are few, every step."""
     read = read_columns(path, ("step", column), alone=True)
-    return (read["step"], read[column]) if len(read["step"]) else None
+    steps, losses = read["step"], read[column]
+    if not len(steps):
+        return None
+    blocks = np.array_split(np.arange(len(steps)), min(len(steps), most))
+    medians = [float(np.median(losses[block])) for block in blocks]
+    rounded = (round(loss, DIGITS) if math.isfinite(loss) else None for loss in medians)
+    return tuple(int(steps[block[-1]]) for block in blocks), tuple(rounded)

@@ -72,7 +72,7 @@ def _uri(path: Path) -> Any:
     if path.suffix != ".svg":
         return f"data:{KINDS[path.suffix]};base64,{base64.b64encode(content).decode()}"
     text = " ".join(content.decode().split())
-    for special in "%#&\"":
+    for special in '%#&"':
         text = text.replace(special, f"%{ord(special):02X}")
     return _ours(f"data:{KINDS['.svg']},{text}")  # without " and & it stays in its attribute
 
