@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ebc_lab.config.dicts import flat
+from ebc_lab.config.dicts import flat, to_dict
 from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.schema import STAGES, Config
 from ebc_lab.records.decisions import Arm, Decision, Difference, FinalsTrack, Line, NoiseFloor, SuiteTrack
@@ -280,29 +280,44 @@ def _decision(
     name: str, decision: Decision, config: Config, floors: Mapping[str, NoiseFloor]
 ) -> dict[str, Any]:
     stage, tracks = stage_of(name), decision["tracks"]
-    alone = name == "lr_sweep" and bool(config.ablation.mine.arms)
-
-    def rows(track: str) -> list[tuple[str, str, str]]:
-        every = stage.rows(track, decision)
-        return [row for row in every if row[0] != "natural KL"] if alone else every
-
+    title, about = stage.title or name, stage.about
+    rows: Rows = stage.rows
+    if name == "lr_sweep":
+        title, about, rows = _of_the_sweep(decision, config)
     if stage.shows == "points":
         table = tables.tuned(name, decision)
     else:
         table = tables.candidates(name, decision, band_aimed_at(config))
+    chosen = {t: _chosen(rows(t, decision), d, floors.get(t)) for t, d in tracks.items()}
     return {
-        "title": stage.title or name,
-        "about": words.NOISE_ALONE if alone else stage.about,
+        "title": title,
+        "about": about,
         "rule": decision["rule"],
-        "headline": untracked(stage.headlines(decision), tracks),
+        # the figures say the same
+        "headline": [] if any(chosen.values()) else untracked(stage.headlines(decision), tracks),
         "flips": untracked(stage.would_change(decision), tracks),
         "notes": untracked(decision["notes"], tracks),
-        "tracks": [
-            {"track": t, "name": optimizer(t), "chosen": _chosen(rows(t), d, floors.get(t))}
-            for t, d in tracks.items()
-        ],
+        "tracks": [{"track": t, "name": optimizer(t), "chosen": of_track} for t, of_track in chosen.items()],
         "table": table.on(PAGE),
     }
+
+
+Rows = Callable[[str, Decision], list[tuple[str, str, str]]]  # a track's figures: what, figure, remark
+
+
+def _of_the_sweep(decision: Decision, config: Config) -> tuple[str, str, Rows]:
+    """Return the title of the stage that finds the best rate, what it is about, and its figures; without what
+    the study has no use for."""
+    mine = bool(config.ablation.mine.arms)
+    ebc = words.has_ebc(to_dict(config)) and not mine
+    control = any(t["control"].get("used", True) for t in decision["tracks"].values())
+    title, about = words.of_the_sweep(ebc, control)
+    unused = {what for what, part in words.NOT_OF_ALL.items() if not {"ebc": ebc, "control": control}[part]}
+
+    def rows(track: str, decided: Decision) -> list[tuple[str, str, str]]:
+        return [row for row in stage_of("lr_sweep").rows(track, decided) if row[0] not in unused]
+
+    return title, words.NOISE_ALONE if mine else about, rows
 
 
 def _chosen(

@@ -23,7 +23,6 @@ from ebc_lab.records.decisions import (
     Window,
 )
 from ebc_lab.study.stages.statistics import by_interval, in_octaves
-from ebc_lab.study.stages.suite import contenders
 
 from . import words
 from .modes import answer as same_bits_in_words
@@ -178,15 +177,18 @@ def _largest_regrets(track: SuiteTrack) -> list[Tile]:
 
 def _tiles_of_arms(track: SuiteTrack) -> list[Tile]:
     """Return how many arms are told apart from their reference, and the two ends of the differences."""
-    differences = {name: arm.get("difference") for name, arm in contenders(track).items()}
-    pairs = {name: d for name, d in differences.items() if d and _centre(d) is not None}
+    differences = {name: arm.get("difference") for name, arm in track["arms"].items()}
+    pairs = {name: d for name, d in differences.items() if d and d["seeds"]}
     if not pairs:
         return []
     found = Counter(words.verdict_of(d) for d in pairs.values())
+    counted = [f"{found[kind]} {kind}" for kind in ("better", "worse", "level", "undecided") if found[kind]]
     apart = found["better"] + found["worse"]
-    counted = [f"{found[k]} {said}" for k, said in _FOUND.items() if found[k]]
-    rising = sorted(pairs, key=lambda name: _centre(pairs[name]) or 0.0)
-    ends = {"Lowest test loss": rising[0]} | ({"Highest": rising[-1]} if len(rising) > 1 else {})
+    centres = {name: centre for name, d in pairs.items() if (centre := _centre(d)) is not None}
+    rising = sorted(centres, key=lambda name: centres[name])
+    ends = dict(
+        zip(("Lowest test loss", "Highest"), dict.fromkeys([*rising[:1], *rising[-1:]]), strict=False)
+    )
     return [
         Tile("Arms told apart from their reference", str(apart), f"of {len(pairs)}", ", ".join(counted)),
         *(
@@ -194,9 +196,6 @@ def _tiles_of_arms(track: SuiteTrack) -> list[Tile]:
             for end, name in ends.items()
         ),
     ]
-
-
-_FOUND = {"better": "better", "worse": "worse", "level": "level", "undecided": "undecided"}
 
 
 # -- modes of determinism ------------------------------------------------------------------------------------

@@ -196,6 +196,22 @@ NOISE_ALONE = (
 )
 
 
+def of_the_sweep(ebc: bool, control: bool) -> tuple[str, str]:
+    """Return what a study calls the stage that finds the best rate, and what it says of it: of EBC and of the
+    fair control only where the study has them."""
+    luck = "how much luck there is in a loss (σ, the spread over replicate seeds)"
+    parts = ["which optimizer is best, and at which constant learning rate", luck]
+    parts += ["how far predictions move by themselves (the natural KL)"] * ebc
+    fair = "how good the same optimizer gets on a schedule whose peak, warm-up and shape are tuned"
+    parts += [f"{fair} (the fair control)"] * control
+    about = f"{', '.join(parts[:-1])}, and {parts[-1]}."
+    title = f"Learning rate{', noise and a fair control' if control else ' and noise'}"
+    return title, f"Without EBC: {about}" if ebc else f"{about[:1].upper()}{about[1:]}"
+
+
+NOT_OF_ALL = {"natural KL": "ebc", "fair control": "control"}  # figures of that stage, and what they are for
+
+
 def explanation(ebc: bool, finals: bool, said: str) -> dict[str, Any]:
     """Return what a page says was done, `method`, and what the `terms` mean that its text, `said`, uses."""
     terms = {term: what for term, what in explained(said).items() if ebc or term not in OF_EBC}
@@ -514,10 +530,14 @@ def _apart_answer(track: SuiteTrack) -> InWords:
     if not many:
         text = " ".join(lost) or "No arm is paired with another one."
         return {"judged": "undecided", "word": "No comparison.", "text": text}
-    apart = [f"{len(groups[kind])} {kind}" for kind in ("better", "worse") if groups[kind]]
     word = f"None of {plural(many, 'arm')} is told apart from {whom}"
-    if apart:
-        word = f"Of {plural(many, 'arm')} {' and '.join(apart)} than {whom}"
+    if apart := {kind: groups[kind] for kind in ("better", "worse") if groups[kind]}:
+        clauses = [_who(labels, many, kind) for kind, labels in apart.items()]
+        rest = many - sum(map(len, apart.values()))
+        clauses[0] += f" than {whom}"
+        are = "is" if rest == 1 else "are"
+        open_ones = f"; {rest} of {plural(many, 'arm')} {are} not told apart" if rest else ""
+        word = ", ".join(clauses) + open_ones
     kinds = {"better": "Better", "worse": "Worse", "level": "Level"}
     counted = any(label.endswith(")") for label in groups["undecided"])
     kinds["undecided"] = "Not told apart (about so many seeds would)" if counted else "Not told apart"
@@ -527,6 +547,13 @@ def _apart_answer(track: SuiteTrack) -> InWords:
     return {"judged": judged, "word": f"{word}.", "text": " ".join(filter(None, (*lost, *sentences, by)))}
 
 
+def _who(labels: Sequence[str], many: int, what: str) -> str:
+    """Say of a few arms by name, of more by their number, what they are."""
+    named = " and ".join(filter(None, (", ".join(labels[:-1]), labels[-1])))
+    who = named if len(labels) <= NAMED else f"{len(labels)} of {plural(many, 'arm')}"
+    return f"{who} {'is' if len(labels) == 1 else 'are'} {what}"
+
+
 def _first_few(labels: Sequence[str]) -> str:
     """Return names, no more than a headline has room for."""
     if len(labels) <= FEW + 1:
@@ -534,7 +561,8 @@ def _first_few(labels: Sequence[str]) -> str:
     return f"{', '.join(labels[:FEW])} and {len(labels) - FEW} more"
 
 
-FEW = 5  # names that a headline lists
+FEW = 5  # names that a sentence of the answer lists
+NAMED = 2  # names that its headline does
 VERDICTS = {  # of an arm that a suite asks about -> tone of the answer, in words
     "better": ("beats", "is better than"),
     "level": ("meets", "is level with"),
@@ -595,7 +623,9 @@ def _start_answer(rules: Mapping[str, Sweep]) -> InWords:
         "Test loss from each rule’s worst start, minus that of the best fixed δ* of its length, in nats: "
         f"{'; '.join(f'{n} {regret}' for n, regret in worst.items())}. At most {SAME_NATS:g} needs no tuning."
     )
-    who = ", ".join(good) or f"None of {plural(len(rules), 'rule')}"
+    who = _first_few(good) if good else f"None of {plural(len(rules), 'rule')}"
+    if len(good) == len(rules) > 1:
+        who = f"All {len(rules)} rules"
     ends = "end" if len(good) > 1 else "ends"
     word = f"{who} {ends} within {SAME_NATS:g} nats of a tuned δ* from every start."
     return {"judged": "undecided" if good else "misses", "word": word, "text": text}

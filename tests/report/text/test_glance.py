@@ -122,7 +122,7 @@ def test_the_lowest_of_undecided_arms_is_not_called_the_best():
 def test_arms_that_are_told_apart_are_named_by_side():
     good, bad = (-0.1, -0.101, -0.102, -0.1), (0.2, 0.201, 0.2, 0.202)
     answer = words.suite_answer(suite_of(good=good, bad=bad, lucky=(-0.5, 0.4, -0.3, 0.3)))
-    assert answer["word"] == "Of 3 arms 1 better and 1 worse than plain."
+    assert answer["word"] == "good is better than plain, bad is worse; 1 of 3 arms is not told apart."
     assert "Better: good. Worse: bad. Not told apart: lucky." in answer["text"]
 
 
