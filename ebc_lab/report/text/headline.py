@@ -189,13 +189,14 @@ def _tiles_of_arms(track: SuiteTrack) -> list[Tile]:
     ends = dict(
         zip(("Lowest test loss", "Highest"), dict.fromkeys([*rising[:1], *rising[-1:]]), strict=False)
     )
-    return [
-        Tile("Arms told apart from their reference", str(apart), f"of {len(pairs)}", ", ".join(counted)),
-        *(
-            _difference(f"{end}: {name} minus {track['arms'][name]['versus']}", pairs[name], joint=True)
-            for end, name in ends.items()
-        ),
-    ]
+    tiles = [Tile("Arms told apart from their reference", str(apart), f"of {len(pairs)}", ", ".join(counted))]
+    for end, name in ends.items():
+        what = f"{end}: {name} minus {track['arms'][name]['versus']}"
+        tiles.append(_difference(what, pairs[name], joint=True))
+    costs = track.get("steps_cost") or {}
+    if rising and rising[0] in costs:
+        tiles.insert(2, _cost(rising[0], costs, track["reference"], None))
+    return tiles
 
 
 # -- modes of determinism ------------------------------------------------------------------------------------
