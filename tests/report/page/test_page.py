@@ -26,6 +26,7 @@ from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.report.conclude import report
 from ebc_lab.report.page import evidence
 from ebc_lab.report.page import html as html_module
+from ebc_lab.report.page.curves import as_script
 from ebc_lab.report.page.serve import LivePage, address_of, server
 from ebc_lab.report.text import tables
 from ebc_lab.report.text import words as words_module
@@ -175,6 +176,9 @@ def test_text_of_the_study_never_becomes_markup(told):
         "<script>",
     ]
     assert " ".join(HOSTILE.split()) in read(told).text
+    data = {"name": f"</script>{HOSTILE}"}
+    assert not set("<>&") & set(as_script(data))
+    assert json.loads(as_script(data)) == data
 
 
 def test_nothing_but_the_page_itself_may_load_or_run(told):

@@ -244,7 +244,11 @@
     }
     let start = null, marked = null;
     plot.addEventListener("pointerdown", (event) => {
-      if (event.pointerType !== "mouse" || event.button) return;
+      if (event.pointerType !== "mouse") { // a finger reads off; the buttons zoom
+        state.cursor = stepAt(spot(event)[0]);
+        return point();
+      }
+      if (event.button) return;
       start = spot(event);
       plot.setPointerCapture(event.pointerId);
     });
