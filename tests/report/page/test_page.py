@@ -114,6 +114,13 @@ def test_the_verdict_comes_first_with_target_figure_and_what_could_have_been_see
         assert " ".join(line["question"].split()) in text
         assert " ".join(line["figure"].split()) in text
     assert "could have shown" in text[: order[0]]
+    [windows, fair, overhead] = evidence.gather(Study(told))["verdict"][0]["headline"].tiles
+    [line] = [line for line in verdict if line["name"] == "best_ebc_no_worse_than_control"]
+    d = line["difference"]
+    assert (fair.value, fair.unit) == (f"{d['mean']:+.3f}".replace("-", "−"), "nats")
+    assert words_module.interval(d["joint_low"], d["joint_high"], 3) in fair.remark
+    assert (windows.unit, overhead.value) == ("octaves", "4.2%")
+    assert text.index(windows.remark) < text.index(fair.remark) < text.index(overhead.remark) < order[0]
 
 
 def packed(spec):
