@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
 import json
+import re
+import statistics
 from typing import Any
 
 import pytest
 from browser.reader import AXE, DESKTOP, HOSTILE, PHONE
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 pytestmark = pytest.mark.browser
 NAMES = ("many", "suite", "smoke")
+DRAWN_ANEW = ".scripted .static *"  # the pictures that the page's script draws itself
 COLUMN = """
 const [id, column] = arguments;
 return [...document.getElementById(id).tBodies[0].rows].map((row) => {
@@ -107,7 +113,7 @@ def test_a_link_of_the_contents_takes_the_reader_there(reader, studies, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_what_the_study_says_of_itself_stays_text(reader, studies, name):
     reader.open(studies[name])
-    assert len(reader.all("script")) == 1
+    assert [s.get_attribute("type") for s in reader.all("script")] == ["application/json", "", ""]
     assert "owned" not in reader.title
     assert reader.all("b") == []
     if name == "many":
@@ -189,15 +195,16 @@ def assert_focused(reader, button):
 
 def test_a_figure_enlarges_and_gives_the_focus_back(reader, studies):
     reader.open(studies["smoke"])
-    buttons, viewer = reader.all("figure button"), reader.one("#viewer")
-    assert len(buttons) == len(reader.all("figure.figure")) > 5
+    figures = f"figure:not({DRAWN_ANEW})"
+    buttons, viewer = reader.all(f"{figures} button"), reader.one("#viewer")
+    assert len(buttons) == len(reader.all(figures)) > 5
     assert not viewer.is_displayed()
     buttons[1].send_keys(Keys.ENTER)
     assert viewer.is_displayed()
     large, title = reader.one("#viewer-image"), reader.one("#viewer-title")
-    small = reader.all("figure.figure img")
+    small = reader.all(f"{figures} img")
     assert large.get_attribute("src") == small[1].get_attribute("src")
-    assert title.text == reader.all("figcaption")[1].get_attribute("data-title")
+    assert title.text == reader.all(f"{figures} figcaption")[1].get_attribute("data-title")
     reader.one("[data-step='1']").click()
     assert large.get_attribute("src") == small[2].get_attribute("src")
     reader.one("[data-step='-1']").click()
@@ -274,7 +281,7 @@ def test_the_page_never_scrolls_sideways(reader, studies, name, size):
 
 
 SMALL = """return [...document.querySelectorAll('figure.figure img, #viewer-image')]
-  .filter((i) => i.offsetHeight && i.width < 0.99 * i.naturalWidth)
+  .filter((i) => i.offsetHeight && i.width < 0.9 * i.naturalWidth)
   .map((i) => [i.alt, i.width, i.naturalWidth])"""
 
 
@@ -283,22 +290,147 @@ def test_on_a_phone_a_picture_keeps_the_size_in_which_its_words_can_be_read(read
     reader.open(studies[name], (390, 844))
     assert reader.run(SMALL) == []
     assert reader.run("return document.documentElement.scrollWidth") <= 390  # it scrolls by itself
+    [hero] = reader.all(".hero img")
+    assert hero.get_attribute("currentSrc") != hero.get_attribute("src")  # one that is drawn for a phone
     reader.all("figure button")[0].send_keys(Keys.ENTER)
     assert reader.one("#viewer-image").is_displayed()
     assert reader.run(SMALL) == []
 
 
+FIRST = """return ["#verdict .word", "#verdict .figured", "#verdict .hero img", "#verdict .counts"]
+  .map((s) => document.querySelector(s)?.getBoundingClientRect())
+  .map((r) => r && [r.left, r.top, r.right, r.bottom].map(Math.round))"""
+
+
 @pytest.mark.parametrize("name", ["suite", "smoke"])
-def test_the_first_screen_has_the_answer_and_a_picture_and_then_the_table(reader, studies, name):
+def test_the_first_screen_has_a_sentence_and_figures_beside_a_picture_on_a_phone_above_it(
+    reader, studies, name
+):
+    reader.open(studies[name], (1400, 900))
+    said, figures, picture, counts = reader.run(FIRST)
+    for left, top, right, bottom in filter(None, (said, figures, picture, counts)):
+        assert 0 <= left < right <= 1400
+        assert 0 <= top < bottom <= 900
+    assert said[2] <= picture[0] > figures[2]
+    assert 1 <= len(reader.all("#verdict .figured dt")) <= 3
+    sentence = reader.one("#verdict .word").text
+    assert re.fullmatch(r"[^.]+(\.\d[^.]*)*\.", sentence), sentence
+    if name == "smoke":  # a fail is never hidden, and one click away
+        asked = reader.all("#verdict .check.fail")
+        assert (f"{len(asked)} fail" in reader.one("#verdict .counts").text) == bool(asked)
+        reader.one("#verdict .counts a").click()
+        assert all(check.is_displayed() for check in reader.all("#verdict .check"))
+    reader.open(studies[name], (390, 844))
+    said, figures, picture, _ = reader.run(FIRST)
+    assert said[3] <= figures[1] < figures[3] <= picture[1]
+
+
+AT = "return [...document.querySelectorAll('.arms output')].map((o) => o.textContent)"
+LINES = "return document.querySelectorAll('.plot path.line').length"
+SPAN = "return [...document.querySelectorAll('.plot text')].map((t) => t.textContent).join()"
+
+
+def test_loss_curves_are_read_off_by_mouse_and_keyboard(reader, studies):
+    reader.open(studies["smoke"])
+    plot = reader.one(".plot")
+    reader.run("arguments[0].scrollIntoView({behavior: 'instant', block: 'center'})", plot)
+    data = json.loads(reader.run("return document.getElementById('curves-data').textContent"))
+    names = [label.text for label in reader.all(".arms label")]
+    arm = next(i for i, a in enumerate(data["arms"]) if a == {"stage": "finals", "name": names[0]})
+    runs = [run["validation"] for run in data["runs"] if run["arm"] == arm]
+    steps = data["steps"][runs[0][0]]
+
+    def median(i: int) -> str:
+        return f"{statistics.median(losses[i] for _, losses in runs):.3f}"
+
+    assert reader.run(AT)[0] == median(-1)
+    plot.send_keys(Keys.HOME, Keys.ARROW_RIGHT)
+    assert f"at step {steps[1]}" in reader.one(".legend .at").text
+    assert plot.get_attribute("aria-valuetext") == f"step {steps[1]}"
+    assert reader.run(AT)[0] == median(1)
+    assert f"{names[0]} {median(1)}" in reader.one(".unseen").get_attribute("textContent")
+    reader.run("document.activeElement.blur()")
+    x = plot.size["width"] // 2
+    ActionChains(reader.driver).move_to_element_with_offset(plot, x - 16, 0).perform()
+    assert f"at step {steps[-1]}" in reader.one(".legend .at").text  # the nearest one
+    assert len(reader.all(".cursor circle")) <= len(names)
+    ActionChains(reader.driver).move_to_element(reader.one("h1")).perform()
+    assert "at the end" in reader.one(".legend .at").text
+
+
+def test_loss_curves_zoom_and_are_filtered_by_arm(reader, studies):
+    reader.open(studies["smoke"])
+    plot, arms = reader.one(".plot"), reader.all(".arms input")
+    reader.run("arguments[0].scrollIntoView({behavior: 'instant', block: 'center'})", plot)
+    whole = reader.run(SPAN)
+    ActionChains(reader.driver).move_to_element_with_offset(plot, -100, 10).click_and_hold().move_by_offset(
+        150, 80
+    ).release().perform()
+    assert reader.run(SPAN) != whole
+    [inside, outside, reset] = reader.all(".zoomer button")
+    reset.click()
+    assert reader.run(SPAN) == whole
+    inside.click()
+    assert reader.run(SPAN) != whole
+    outside.click()
+    assert reader.run(SPAN) == whole
+    assert reader.run(LINES) == len(arms) > 2
+    arms[0].click()
+    assert reader.run(LINES) == len(arms) - 1
+    [everything, nothing] = reader.all(".every button")
+    nothing.click()
+    assert reader.run(LINES) == 0
+    everything.click()
+    assert reader.run(LINES) == len(arms)
+    Select(reader.one("[data-curves=stage]")).select_by_visible_text("lr_sweep")
+    Select(reader.one("[data-curves=kind]")).select_by_visible_text("training")
+    assert reader.run(LINES) > 0
+    assert "training loss" in reader.run(SPAN)
+
+
+@pytest.mark.parametrize("name", ["many", "smoke"])
+def test_a_runs_row_leads_to_its_curve(reader, studies, name):
     reader.open(studies[name])
-    top = "return document.querySelector(arguments[0]).getBoundingClientRect()[arguments[1]]"
-    word, picture, table = "#verdict .word", "#verdict .hero img", "#verdict table"
-    assert reader.run(top, word, "bottom") < reader.run(top, picture, "top") < 0.7 * DESKTOP[1]
-    assert reader.run(top, picture, "bottom") < reader.run(top, table, "top")
-    line = reader.run(
-        "return parseFloat(getComputedStyle(document.querySelector('#verdict .lead')).lineHeight)"
-    )
-    assert reader.one("#verdict .lead").size["height"] < 3.5 * line
+    row = reader.all("#runs-table tbody tr")[-1]
+    lead = row.find_element(By.CSS_SELECTOR, "a[href='#curves']")
+    lead.send_keys(Keys.ENTER)
+    assert row.get_attribute("id").removeprefix("run-") in reader.one(".whose").text
+    assert len(reader.all(".plot path.chosen")) == 1
+    assert -2 <= reader.run("return document.getElementById('curves').getBoundingClientRect().top") < 200
+    reader.one(".whose button").click()
+    assert reader.all(".plot path.chosen") == []
+
+
+DOWNLOADED = """
+const [table, done] = arguments;
+URL.createObjectURL = (blob) => { blob.text().then((text) => { window.text = text; }); return "#"; };
+HTMLAnchorElement.prototype.click = function () { setTimeout(() => done([this.download, window.text]), 50); };
+const button = document.getElementById(table).closest(".captioned").querySelector("button.csv");
+button.click();
+"""
+
+
+def test_every_table_can_be_had_as_csv(reader, studies):
+    reader.open(studies["many"])
+    assert len(reader.all("button.csv")) == len(reader.all("table"))
+    reader.one("[data-filter-text]").send_keys("no such run at all")  # what is filtered is in the file
+    name, text = reader.execute_async_script(DOWNLOADED, "runs-table")
+    assert name == "many_runs-table.csv"
+    assert "\r\n" in text
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert len(rows) == len(reader.all("#runs-table tbody tr"))
+    assert "Files" not in rows[0]
+    by_id = {row["Run"]: row for row in rows}
+    assert len(by_id) == len(rows)
+    for run_id in list(by_id)[:: len(rows) // 5]:
+        result = json.loads((studies["many"] / "runs" / run_id / "result.json").read_text())
+        if result["outcome"] == "completed":
+            assert float(by_id[run_id]["Validation loss"]) == result["val_loss"]
+        else:
+            assert HOSTILE in by_id[run_id]["Outcome"]
+    reader.run("document.querySelector('#settings td').textContent = '=1+1, \"x\"'")
+    text = reader.execute_async_script(DOWNLOADED, "settings")[1]
+    assert next(csv.reader(io.StringIO(text.split("\r\n", 1)[1])))[1] == '\'=1+1, "x"'
 
 
 WIDE = """return [...document.querySelectorAll('.table')].filter((t) => t.scrollWidth > t.clientWidth)
@@ -327,7 +459,7 @@ def looks() -> list[Any]:
 
 
 @pytest.mark.parametrize(("name", "size", "dark"), looks())
-def test_axe_finds_nothing_serious(reader, studies, name, size, dark, capsys):
+def test_axe_finds_nothing(reader, studies, name, size, dark, capsys):
     reader.open(studies[name], size, dark=dark)
     reader.run("document.querySelectorAll('details').forEach((d) => (d.open = true))")
     reader.run(AXE.read_text())
@@ -342,7 +474,7 @@ def test_axe_finds_nothing_serious(reader, studies, name, size, dark, capsys):
     with capsys.disabled():
         for line in told:
             print(f"\naxe {name} {size[0]} {'dark' if dark else 'light'}: {line}")
-    assert [line for line in told if line.startswith(("serious", "critical"))] == []
+    assert told == []
     assert len(found["passes"]) > 20
 
 
@@ -352,7 +484,7 @@ def test_an_enlarged_figure_is_accessible_too(reader, studies, name):
     reader.all("figure button")[0].send_keys(Keys.ENTER)
     reader.run(AXE.read_text())
     found = reader.execute_async_script("const done = arguments[0]; axe.run('#viewer').then(done)")
-    assert [v["id"] for v in found["violations"] if v["impact"] in ("serious", "critical")] == []
+    assert [v["id"] for v in found["violations"]] == []
 
 
 @pytest.mark.parametrize("name", NAMES)

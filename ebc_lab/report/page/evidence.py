@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ebc_lab.config.dicts import flat
+from ebc_lab.config.dicts import flat, to_dict
 from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.schema import STAGES, Config
 from ebc_lab.records.decisions import Arm, Decision, Difference, FinalsTrack, Line, NoiseFloor, SuiteTrack
@@ -34,10 +34,11 @@ from ebc_lab.study.store.own import copies
 from ebc_lab.study.store.snapshot import Snapshot, read
 from ebc_lab.study.store.study import Record, Study, StudyHeader
 
-from ..text import glance, tables, words
+from ..text import glance, headline, tables, words
 from ..text.modes import answer as same_bits
 from ..text.table import PAGE, Table
 from ..text.words import fixed, optimizer, setting
+from .curves import curves
 
 CHECKED = ("*.json", "*.csv", "*.md", "*.tex")  # files whose checksums the page states
 CHOICES = ("candidates", "points")  # what a stage shows that chooses something for the stages after it
@@ -67,18 +68,18 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
     chosen = {s: decisions[s] for s in _by_weight(decisions, config) if stage_of(s).shows in CHOICES}
     floors = why.noise_floor(decisions)
     again = _again(study, header)
+    drawn, damaged = _curves(study, trained, decisions)
     settings = {k: v for k, v in flat(header["config"]).items() if k != "output_dir"}
     waiting = [s for s in config.study.stages if s not in decisions]
     return {
         "name": header["study"],
         "header": header,
-        "problems": problems,
+        "problems": [*problems, *damaged],
         "looked": looked(header.get("looks", [])),
         "question": _question(config),
         "facts": _facts(config, header, decisions, results),
         "tokens": words.tokens(config),
-        **words.explanation(words.has_ebc(header["config"])),
-        "verdict": [_verdict(t, f, config) for t, f in final["tracks"].items()] if final else [],
+        "verdict": [_verdict(t, f, config, decisions) for t, f in final["tracks"].items()] if final else [],
         "suite": _suite(suite, results, config, decisions.get("tune")) if suite else None,
         "modes": _modes(modes, results) if modes else None,
         "decided": {s: _decision(s, d, config, floors) for s, d in chosen.items()},
@@ -89,7 +90,8 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "finals": _finals(final, config, results) if final else None,
         "broken": _broken(study, config, trained),
         # `watch` serves the page alone, and not the files beside it
-        "runs": _runs(trained, in_bits(config), (lambda run_id: ()) if lenient else _files_of(study)),
+        "runs": _runs(trained, in_bits(config), _files_of(study, drawn, beside=not lenient)),
+        "curves": drawn,
         "again": again,
         "more_seeds": _more_seeds(study, header, suite),
         "settings": settings,
@@ -173,17 +175,36 @@ def _seeds(seeds: Sequence[int]) -> str:
     return f"{len(seeds)}, from {min(seeds)} to {max(seeds)}"
 
 
-def _files_of(study: Study) -> tables.Files:
-    """Leads from a run to its log and its curve, those of them that are there."""
+def _files_of(study: Study, drawn: Mapping[str, Any], *, beside: bool) -> tables.Files:
+    """Leads from a run to its curve on the page, and to those of its files that are there, where the page
+    lies `beside` them."""
+    curved = {run["id"] for run in drawn["runs"]}
 
     def files(run_id: str) -> list[tuple[str, str]]:
         paths = study.run_files(run_id)
+        known = [("log", paths.log), ("steps", paths.steps)] if beside else []
         there = [
-            (word, path) for word, path in (("log", paths.log), ("curve", paths.steps)) if path.is_file()
+            (word, quote(path.relative_to(study.root).as_posix())) for word, path in known if path.is_file()
         ]
-        return [(word, quote(path.relative_to(study.root).as_posix())) for word, path in there]
+        return [("curve", "#curves"), *there] if run_id in curved else there
 
     return files
+
+
+def _curves(
+    study: Study, trained: Iterable[Record], decisions: Mapping[str, Decision]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the loss curves, those of the arms that the study ends with first, and what is damaged."""
+    ends = [stage for stage in decisions if stage_of(stage).shows in ("verdict", "arms")]
+    stages = [*reversed(ends), *(stage for stage in STAGES if stage not in ends)]
+    arms: dict[tuple[str, str], str] = {}
+    for stage in ends:
+        tracks = decisions[stage]["tracks"]
+        for track, compared in tracks.items():
+            of = f"{optimizer(track)}: " if len(tracks) > 1 else ""
+            arms |= {(stage, name): f"{of}{label(name, arm)}" for name, arm in compared["arms"].items()}
+    runs = [(r.run_id, r.spec, r.result or {}) for r in trained if r.spec]
+    return curves(runs, study.run_files, stages, lambda stage, arm: arms.get((stage, arm), arm))
 
 
 def _runs(trained: Iterable[Record], bits: bool, files: tables.Files) -> Table:
@@ -260,29 +281,44 @@ def _decision(
     name: str, decision: Decision, config: Config, floors: Mapping[str, NoiseFloor]
 ) -> dict[str, Any]:
     stage, tracks = stage_of(name), decision["tracks"]
-    alone = name == "lr_sweep" and bool(config.ablation.mine.arms)
-
-    def rows(track: str) -> list[tuple[str, str, str]]:
-        every = stage.rows(track, decision)
-        return [row for row in every if row[0] != "natural KL"] if alone else every
-
+    title, about = stage.title or name, stage.about
+    rows: Rows = stage.rows
+    if name == "lr_sweep":
+        title, about, rows = _of_the_sweep(decision, config)
     if stage.shows == "points":
         table = tables.tuned(name, decision)
     else:
         table = tables.candidates(name, decision, band_aimed_at(config))
+    chosen = {t: _chosen(rows(t, decision), d, floors.get(t)) for t, d in tracks.items()}
     return {
-        "title": stage.title or name,
-        "about": words.NOISE_ALONE if alone else stage.about,
+        "title": title,
+        "about": about,
         "rule": decision["rule"],
-        "headline": untracked(stage.headlines(decision), tracks),
+        # the figures say the same
+        "headline": [] if any(chosen.values()) else untracked(stage.headlines(decision), tracks),
         "flips": untracked(stage.would_change(decision), tracks),
         "notes": untracked(decision["notes"], tracks),
-        "tracks": [
-            {"track": t, "name": optimizer(t), "chosen": _chosen(rows(t), d, floors.get(t))}
-            for t, d in tracks.items()
-        ],
+        "tracks": [{"track": t, "name": optimizer(t), "chosen": of_track} for t, of_track in chosen.items()],
         "table": table.on(PAGE),
     }
+
+
+Rows = Callable[[str, Decision], list[tuple[str, str, str]]]  # a track's figures: what, figure, remark
+
+
+def _of_the_sweep(decision: Decision, config: Config) -> tuple[str, str, Rows]:
+    """Return the title of the stage that finds the best rate, what it is about, and its figures; without what
+    the study has no use for."""
+    mine = bool(config.ablation.mine.arms)
+    ebc = words.has_ebc(to_dict(config)) and not mine
+    control = any(t["control"].get("used", True) for t in decision["tracks"].values())
+    title, about = words.of_the_sweep(ebc, control)
+    unused = {what for what, part in words.NOT_OF_ALL.items() if not {"ebc": ebc, "control": control}[part]}
+
+    def rows(track: str, decided: Decision) -> list[tuple[str, str, str]]:
+        return [row for row in stage_of("lr_sweep").rows(track, decided) if row[0] not in unused]
+
+    return title, words.NOISE_ALONE if mine else about, rows
 
 
 def _chosen(
@@ -309,17 +345,22 @@ def _margin(d: Mapping[str, Any], floor: NoiseFloor) -> tuple[str, str, str]:
 # -- verdict, finals, suite ----------------------------------------------------------------------------------
 
 
-def _verdict(track: str, compared: FinalsTrack, config: Config) -> dict[str, Any]:
+def _verdict(
+    track: str, compared: FinalsTrack, config: Config, decisions: Mapping[str, Decision]
+) -> dict[str, Any]:
+    scaled = decisions["lr_scale"]["tracks"].get(track) if "lr_scale" in decisions else None
     margin = config.finals.margin
     differences = [by_interval(x["difference"], x["joint"]) for x in compared["verdict"] if "difference" in x]
     ruler = Ruler.over(differences, max((d["margin"] for d in differences), default=margin))
     verdicts = Counter(x["verdict"] for x in compared["verdict"])
     lines = [_line(line, compared, ruler, config) for line in compared["verdict"]]
     window = compared["lr_windows"].get("ebc")
+    answer = words.answer(compared["verdict"], margin, window["scales"] if window else ())
     return {
         "track": track,
         "name": optimizer(track),
-        "answer": words.answer(compared["verdict"], margin, window["scales"] if window else ()),
+        "headline": headline.finals(compared, scaled, answer),
+        "answer": answer,
         "warning": words.control_warning(compared),
         "glance": _titled(glance.finals(f"glance-{track}", compared), f": {optimizer(track)}"),
         "counts": {v: verdicts[v] for v in ("pass", "fail", "undecided")},
@@ -390,6 +431,7 @@ def _suite(
         tracks.append(
             {
                 "name": optimizer(track),
+                "headline": headline.suite(compared, words.tuned_arms(tune, track)),
                 "answer": words.suite_answer(compared),
                 "named": {name: name for name in ranked},
                 "glance": _glances(track, of, compared, ranked, tune),
@@ -432,7 +474,10 @@ def _glances(
     if asked := words.asked(compared):
         tuned = words.tuned_arms(tune, track)
         names = {label: f"better-{track}-{i}" for i, label in enumerate(asked, 1)}
-        made = [glance.is_better(name, label, compared, tuned) for label, name in names.items()]
+        made = [
+            replace(glance.is_better(name, label, compared, tuned), title=f"{label} beside the others")
+            for label, name in names.items()
+        ]
     else:
         made = tables.spans(compared, f"{{}}-{track}".format) or [
             glance.suite(f"glance-{track}", compared, ranked)
@@ -451,14 +496,17 @@ def _tried(track: str, of: str, compared: SuiteTrack, config: Config, tune: Deci
 
 
 def _modes(decision: Decision, results: tables.Results) -> dict[str, Any]:
-    tracks = decision["tracks"].items()
+    tracks = decision["tracks"]
+    of_track = (tables.modes(f"modes-{track}", decision, track, results) for track in tracks)
+    found = [table.on(PAGE) for table in of_track]
     return {
         "title": stage_of(decision["stage"]).title,
         "about": stage_of(decision["stage"]).about,
         "rule": decision["rule"],
-        "notes": untracked(decision["notes"], decision["tracks"]),
-        "answers": [same_bits(compared) for _, compared in tracks],
-        "tables": [tables.modes(f"modes-{t}", decision, t, results).on(PAGE) for t, _ in tracks],
+        "notes": untracked(decision["notes"], tracks),
+        "headlines": [headline.modes(compared) for compared in tracks.values()],
+        "answers": [same_bits(compared) for compared in tracks.values()],
+        "tables": found,
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,17 @@ from ebc_lab.records.files import write_atomic
 from ebc_lab.study.store import manifest
 from ebc_lab.study.store.study import Study
 
-from ..pictures import catalogue
+from ..pictures.catalogue import EMBEDDED, PHONE, catalogue
 from ..text import words
 from . import evidence
+from .curves import as_script
 
 TEMPLATES = Path(__file__).parent / "templates"
-EMBEDDED = 60  # figures; where there are more, those of arms that the verdict is not about are left out
 LARGE_SVG = 600_000  # bytes; of a larger one the PNG is shown, which opens sooner
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
+CURVES = ("curves", "ablation_curves")  # which the page's script draws too
+SCRIPTS = ("curves.js", "page.js")
+NOT_SAID = ("header", "settings", "setting_tables", "checksums", "curves")  # of the evidence: no text of ours
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Picture:
     alt: str
     arm: str
     path: Path
+    phone_path: Path | None = None
 
     @property
     def whole_title(self) -> str:
@@ -45,8 +49,32 @@ class Picture:
         return f"{self.arm}: {self.title}" if self.arm and self.arm not in self.title else self.title
 
     @property
-    def uri(self) -> str:
-        return f"data:{KINDS[self.path.suffix]};base64,{base64.b64encode(self.path.read_bytes()).decode()}"
+    def caption(self) -> str:
+        """Return the title where the picture leaves it to the page: a PNG stands by itself."""
+        return "" if self.path.suffix == ".png" else self.title
+
+    @property
+    def uri(self) -> Any:
+        """Return the picture; those of an arm stand side by side, as narrow as a phone."""
+        return _uri(self.phone_path if self.arm and self.phone_path else self.path)
+
+    @property
+    def phone(self) -> str:
+        """Return what a narrow screen shows instead; empty where that is the same."""
+        if not self.phone_path or self.arm:
+            return ""
+        return f"data:image/svg+xml;base64,{base64.b64encode(self.phone_path.read_bytes()).decode()}"
+
+
+def _uri(path: Path) -> Any:
+    """Return a file as a data: URI; an SVG as text, which is a fifth shorter than base64."""
+    content = path.read_bytes()
+    if path.suffix != ".svg":
+        return f"data:{KINDS[path.suffix]};base64,{base64.b64encode(content).decode()}"
+    text = " ".join(content.decode().split())
+    for special in '%#&"':
+        text = text.replace(special, f"%{ord(special):02X}")
+    return _ours(f"data:{KINDS['.svg']},{text}")  # without " and & it stays in its attribute
 
 
 def write_page(root: Path) -> Path:
@@ -68,10 +96,24 @@ def render(root: Path, evidence_of: Mapping[str, Any], live: Mapping[str, Any] |
     `live`: what `inspect.status` says, for a page that follows a study.
     """
     shown, left_out = chosen_pictures(pictures(root), _judged(evidence_of))
+    opening = headline_picture(shown, bool(evidence_of["verdict"]))
+    static = [p for p in shown if _is_of_curves(p) and p is not opening]
     by_section: dict[str, list[Picture]] = {}
     for picture in shown:
-        by_section.setdefault(picture.section, []).append(picture)
-    rest = {"pictures": by_section, "left_out": left_out, "live": live, "words": words}
+        if picture is not opening and picture not in static:
+            by_section.setdefault(picture.section, []).append(picture)
+    said = str({k: v for k, v in evidence_of.items() if k not in NOT_SAID})
+    ebc = words.has_ebc(evidence_of["header"]["config"])
+    rest = {
+        "pictures": by_section,
+        "opening": opening,
+        "static": static,
+        "left_out": left_out,
+        "live": live,
+        "words": words,
+        "curves_data": _ours(as_script(evidence_of["curves"])),
+        **words.explanation(ebc, bool(evidence_of["verdict"]), said),
+    }
     return _rendered("page.html.j2", **evidence_of, **rest)
 
 
@@ -85,9 +127,9 @@ def _rendered(template: str, **values: Any) -> str:
     a value lacks what the template names."""
     from jinja2 import UndefinedError
 
-    style = _source("page.css")
-    script = _source("page.js")
-    embedded = {"style": style, "script": script, "style_hash": _hash(style), "script_hash": _hash(script)}
+    style, scripts = _source("page.css"), [_source(name) for name in SCRIPTS]
+    hashes = {"style_hash": _hash(style), "script_hashes": [_hash(script) for script in scripts]}
+    embedded = {"style": style, "scripts": scripts, **hashes}
     try:
         page: str = _environment().get_template(template).render(**values, **embedded)
     except UndefinedError as error:
@@ -102,16 +144,17 @@ def _rendered(template: str, **values: Any) -> str:
 def pictures(root: Path) -> list[Picture]:
     """Return the study's figures, in the order of figures.json; those whose files are not there are left
     out."""
+    images = {p.name: p for p in root.iterdir() if p.suffix in KINDS}  # only files of this very folder
     return [
-        Picture(e["name"], e["section"], e["title"], e["alt"], e["arm"], path)
-        for e in catalogue.catalogue(root)
-        if (path := _file(root, e["name"]))
+        Picture(e["name"], e["section"], e["title"], e["alt"], e["arm"], path, phone)
+        for e in catalogue(root)
+        if (path := _file(images, e["name"]))
+        for phone in [images.get(f"{e['name']}{PHONE}.svg")]
     ]
 
 
-def _file(root: Path, name: str) -> Path | None:
-    """Return the SVG unless it is a large one with a PNG beside it; only a file of this very folder."""
-    images = {p.name: p for p in root.iterdir() if p.suffix in KINDS}
+def _file(images: Mapping[str, Path], name: str) -> Path | None:
+    """Return the SVG unless it is a large one with a PNG beside it."""
     svg, png = images.get(f"{name}.svg"), images.get(f"{name}.png")
     return png if svg is None or (png and svg.stat().st_size > LARGE_SVG) else svg
 
@@ -123,6 +166,19 @@ def chosen_pictures(all_of_them: list[Picture], about: set[str]) -> tuple[list[P
         return all_of_them, []
     shown = [p for p in all_of_them if not p.arm or p.arm in about][:EMBEDDED]
     return shown, [p for p in all_of_them if p not in shown]
+
+
+def headline_picture(shown: Sequence[Picture], finals: bool) -> Picture | None:
+    """Return the picture that stands beside the verdict: of the finals the one of learning rates, else the
+    first that the page's script does not draw as well."""
+    rates = [p for p in shown if finals and p.section == "lr_scale"]
+    of_verdict = [p for p in shown if p.section == "verdict"]
+    others = [p for p in of_verdict if not _is_of_curves(p)]
+    return next(iter([*rates, *others, *of_verdict]), None)
+
+
+def _is_of_curves(picture: Picture) -> bool:
+    return any(picture.name == name or picture.name.startswith(f"{name}_") for name in CURVES)
 
 
 def _judged(evidence_of: Mapping[str, Any]) -> set[str]:
@@ -156,10 +212,15 @@ def _environment() -> Any:
 
 @functools.cache
 def _source(name: str) -> Any:
-    """Return a file of ours that the page holds whole; it is not the study's text, and not escaped."""
+    """Return a file of ours that the page holds whole."""
+    return _ours((TEMPLATES / name).read_text(encoding="utf-8"))
+
+
+def _ours(text: str) -> Any:
+    """Return text that is not escaped, because it is not the study's or cannot become markup."""
     from markupsafe import Markup
 
-    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
+    return Markup(text)
 
 
 def _hash(text: str) -> str:

@@ -84,6 +84,7 @@ def candidates(stage: str, decision: Decision, band: Sequence[float] | None) -> 
     best_of_grid = min((d["grid"]["val_loss"] for d in tracks if "grid" in d), default=best)
     scales = {c.get("lr_scale") for c in decision["candidates"] if c["role"] not in UNSCALED}
     seeds = sorted({c["seed"] for c in decision["candidates"]})
+    parts = PARTS if any(_has_control(d) for d in tracks) else {**PARTS, "control": "on a schedule"}
     rows: list[Row] = []
     for c in decision["candidates"]:
         lead = best_of_grid if c["role"] == "grid" else best  # a grid's runs are shorter than the others
@@ -93,7 +94,7 @@ def candidates(stage: str, decision: Decision, band: Sequence[float] | None) -> 
         values = (
             _became(c, won, ranked),
             Cell(c["arm"], link=f"run-{c['run_id']}"),
-            PARTS.get(c["role"]) or words.role(c["role"]),
+            parts.get(c["role"]) or words.role(c["role"]),
             c["lr"],
             c["lr_scale"] if len(scales) > 1 else Cell(),
             c["delta_star"],
@@ -128,9 +129,15 @@ def _of_the_sweep(tracks: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], 
         control = d.get("control", {})
         for point in control.get("grid", ()):
             schedule = schedule_in_words({"name": point["schedule"], **point})
-            taken = ["taken as the fair control"] if point["run_id"] == control["run_id"] else []
+            fair = _has_control(d) and point["run_id"] == control["run_id"]
+            taken = ["taken as the fair control"] if fair else []
             remarks["control", point["run_id"]] = [schedule, *taken]
     return remarks
+
+
+def _has_control(track: Mapping[str, Any]) -> bool:
+    """Tell whether anything in the study is compared with the fair control."""
+    return bool(track.get("control", {}).get("used", True))
 
 
 def _became(candidate: Candidate, chosen: bool, ranked: Iterable[str]) -> Cell:
@@ -265,7 +272,7 @@ def spans(track: SuiteTrack, name: Callable[[str], str]) -> list[Table]:
 
 DIFFERENCES = (
     Column("Arm", "name", short="arm", head=True),
-    Column("Interval", on=(PAGE,)),
+    Column("Interval", "drawing", on=(PAGE,)),
     Column("Seeds", "figure", brief, "seeds"),
     Column("Diverged", "figure", short="diverged", on=(TERMINAL, PAPER), optional=True),
     Column("Difference", "figure", short="difference"),
@@ -403,7 +410,7 @@ RUNS = (
     Column("Median c", "figure", two_digits, optional=True),
     Column("KL", "figure", brief, optional=True),
     Column("Time", "figure", words.clock),
-    Column("Files", optional=True),
+    Column("Files", "links", optional=True),
     Column("Run", "code"),
 )
 Files = Callable[[str], Sequence[tuple[str, str]]]  # run id -> words, and the file that they lead to

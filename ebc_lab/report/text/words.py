@@ -41,7 +41,7 @@ from ebc_lab.study.stages.verdict import verdict_of as verdict_of
 NOTHING = "–"
 QUESTION = "What does EBC buy, and what does it not?"
 QUESTION_WITHOUT_WINDOW = "Does bounding how far each update may move the model’s predictions help?"
-METHOD_WITHOUT_EBC = (
+METHOD_OF_A_SUITE = (
     "Every arm is the same model on the same text. Those that have settings of their own to be tuned are "
     "tuned alike, by validation loss; then each is trained over fresh seeds, and two arms are compared seed "
     "by seed by their test loss, at which no choice has looked."
@@ -171,11 +171,11 @@ JUDGED = {  # of a paired difference -> badge, what it says
 
 
 class InWords(TypedDict, total=False):
-    """A study's answer: `judged` beats, meets, misses or undecided; `told` are the sentences of `text`."""
+    """A study's answer: `judged` beats, meets, misses or undecided; `word` is a sentence, `told` are those of
+    `text`."""
 
     judged: str
     word: str
-    lead: str
     text: str
     told: list[str]
 
@@ -196,10 +196,28 @@ NOISE_ALONE = (
 )
 
 
-def explanation(ebc: bool) -> dict[str, Any]:
-    """Return what a page says was done, `method`, and what its `terms` mean."""
-    terms = {term: what for term, what in TERMS.items() if ebc or term not in OF_EBC}
-    return {"method": METHOD if ebc else (METHOD_WITHOUT_EBC,), "terms": terms}
+def of_the_sweep(ebc: bool, control: bool) -> tuple[str, str]:
+    """Return what a study calls the stage that finds the best rate, and what it says of it: of EBC and of the
+    fair control only where the study has them."""
+    luck = "how much luck there is in a loss (σ, the spread over replicate seeds)"
+    parts = ["which optimizer is best, and at which constant learning rate", luck]
+    parts += ["how far predictions move by themselves (the natural KL)"] * ebc
+    fair = "how good the same optimizer gets on a schedule whose peak, warm-up and shape are tuned"
+    parts += [f"{fair} (the fair control)"] * control
+    about = f"{', '.join(parts[:-1])}, and {parts[-1]}."
+    title = f"Learning rate{', noise and a fair control' if control else ' and noise'}"
+    return title, f"Without EBC: {about}" if ebc else f"{about[:1].upper()}{about[1:]}"
+
+
+NOT_OF_ALL = {"natural KL": "ebc", "fair control": "control"}  # figures of that stage, and what they are for
+
+
+def explanation(ebc: bool, finals: bool, said: str) -> dict[str, Any]:
+    """Return what a page says was done, `method`, and what the `terms` mean that its text, `said`, uses."""
+    terms = {term: what for term, what in explained(said).items() if ebc or term not in OF_EBC}
+    if finals:
+        return {"method": METHOD, "terms": terms}
+    return {"method": (*METHOD[:1], METHOD_OF_A_SUITE) if ebc else (METHOD_OF_A_SUITE,), "terms": terms}
 
 
 # -- numbers -------------------------------------------------------------------------------------------------
@@ -325,8 +343,8 @@ def gap(difference: Difference, joint: bool, than: str = "") -> str:
 
 
 def answer(lines: Sequence[Line], margin: float, scales: Sequence[float] = ()) -> InWords | None:
-    """Answer the finals in a `word`, a `lead` of a line or two, and the sentences `told`, which `text` joins;
-    None where the lines that compare arms are not there.
+    """Answer the finals in a sentence, `word`, and in those that are `told` of it, which `text` joins; None
+    where the lines that compare arms are not there.
 
     `scales`: the learning rates that the line `lr_window` compares.
     """
@@ -335,43 +353,50 @@ def answer(lines: Sequence[Line], margin: float, scales: Sequence[float] = ()) -
     if fair is None:
         return None
     window = by_name.get("lr_window")
-    sentences = [_against_control(fair)]
+    told = [_against_control(fair)]
     if twice := by_name.get("x2_no_worse_than_baseline"):
-        sentences.append(_against_baseline(twice, margin))
+        told.append(_against_baseline(twice, margin))
     how = judgement(fair)
-    lead = [_in_brief("EBC’s best arm against the fair control", fair)]
+    against = AGAINST_A_SCHEDULE[how]
     if window is None:
-        words_of = {"beats": "Yes.", "meets": "It keeps up, no more.", "misses": "No."}
-        word = words_of.get(how, "Undecided.")
-        return _in_words(how, word, lead, sentences)
+        word = against.format("EBC")
+        return {"judged": how, "word": f"{word[:1].upper()}{word[1:]}.", "text": " ".join(told), "told": told}
     tuned = "The setting to be tuned instead is EBC’s budget δ*: how far one step may move the predictions."
-    sentences = [_over_the_window(window, scales), *sentences, tuned]
-    low, high = scales
-    lead.append(_in_brief(f"EBC at ×{high:g} against ×{low:g}", window))
-    headroom, word = _headroom(window)
-    loss = {"beats": "yes", "misses": "no"}.get(how, "not shown")
-    signs = {headroom, how}
+    told = [_over_the_window(window, scales), *told, tuned]
+    signs = {"same" if _as_without_ebc(window) else window["verdict"], how}
     judged = "undecided"
     if not {"pass", "beats"} & signs and {"fail", "misses"} & signs:
         judged = "misses"
     elif {"pass", "beats"} & signs and not {"fail", "misses"} & signs:
         judged = "meets"
-    word = f"Headroom, {word}; a better loss, {loss}."
-    return _in_words(judged, word, lead, sentences)
+    word = f"{_over_the_rates(window, scales)}; {against.format('it')}."
+    return {"judged": judged, "word": word, "text": " ".join(told), "told": told}
 
 
-def _in_brief(what: str, line: Line) -> str:
-    """Write a comparison in a clause: by how much, and whether that is decided."""
-    mean = line["difference"]["mean"]
-    if mean is None:
-        return f"{what}: runs diverged, by rank {judgement(line)}"
-    size = f"{abs(mean):.3f} nats {'lower' if mean < 0 else 'higher'}"
-    return f"{what}: {size}, undecided" if line["verdict"] == "undecided" else f"{what}: {size}"
+AGAINST_A_SCHEDULE = {  # of the comparison with the fair control -> the clause of the headline
+    "beats": "{} beats a tuned schedule",
+    "meets": "{} keeps up with a tuned schedule but is not shown to beat it",
+    "misses": "{} loses to a tuned schedule",
+    "undecided": "whether {} keeps up with a tuned schedule is undecided",
+}
 
 
-def _in_words(judged: str, word: str, lead: Sequence[str], sentences: list[str]) -> InWords:
-    text = " ".join(sentences)
-    return {"judged": judged, "word": word, "lead": f"{'; '.join(lead)}.", "text": text, "told": sentences}
+def _over_the_rates(window: Line, scales: Sequence[float]) -> str:
+    """Say whether the loss stays where it is while the learning rate rises."""
+    low, high = (f"×{scale:g}" for scale in scales)
+    over = f"within {window['difference']['margin']:g} nats from {low} to {high} of the tuned learning rate"
+    if window["verdict"] == "undecided":
+        return f"Whether EBC keeps the loss {over} is undecided"
+    if window["verdict"] == "fail":
+        return f"EBC does not keep the loss {over}"
+    return f"EBC keeps the loss {over}{', as the plain optimizer does' * _as_without_ebc(window)}"
+
+
+def _as_without_ebc(window: Line) -> bool:
+    """Tell whether the plain optimizer passes the line of the LR window, too."""
+    plain = window["plain"]
+    passes = plain is not None and plain["difference"]["alone"] in ("beats", "meets")
+    return window["verdict"] == "pass" and passes
 
 
 def control_warning(track: FinalsTrack) -> str:
@@ -385,15 +410,6 @@ def control_warning(track: FinalsTrack) -> str:
         f"The fair control came out worse than the baseline: its test loss is {gap(difference, joint=True)}. "
         "To beat it shows little; the comparison with the baseline is the one to look at."
     )
-
-
-def _headroom(window: Line) -> tuple[str, str]:
-    """Say what the LR window's line is judged, and in a word; `same` where the plain optimizer passes it
-    too."""
-    plain = window["plain"]
-    if window["verdict"] == "pass" and plain and plain["difference"]["alone"] in ("beats", "meets"):
-        return "same", "the same without EBC"
-    return window["verdict"], {"pass": "yes", "fail": "no", "undecided": "undecided"}[window["verdict"]]
 
 
 def _over_the_window(window: Line, scales: Sequence[float]) -> str:
@@ -514,10 +530,14 @@ def _apart_answer(track: SuiteTrack) -> InWords:
     if not many:
         text = " ".join(lost) or "No arm is paired with another one."
         return {"judged": "undecided", "word": "No comparison.", "text": text}
-    apart = [f"{len(groups[kind])} {kind}" for kind in ("better", "worse") if groups[kind]]
     word = f"None of {plural(many, 'arm')} is told apart from {whom}"
-    if apart:
-        word = f"Of {plural(many, 'arm')} {' and '.join(apart)} than {whom}"
+    if apart := {kind: groups[kind] for kind in ("better", "worse") if groups[kind]}:
+        clauses = [_who(labels, many, kind) for kind, labels in apart.items()]
+        rest = many - sum(map(len, apart.values()))
+        clauses[0] += f" than {whom}"
+        are = "is" if rest == 1 else "are"
+        open_ones = f"; {rest} of {plural(many, 'arm')} {are} not told apart" if rest else ""
+        word = ", ".join(clauses) + open_ones
     kinds = {"better": "Better", "worse": "Worse", "level": "Level"}
     counted = any(label.endswith(")") for label in groups["undecided"])
     kinds["undecided"] = "Not told apart (about so many seeds would)" if counted else "Not told apart"
@@ -527,6 +547,13 @@ def _apart_answer(track: SuiteTrack) -> InWords:
     return {"judged": judged, "word": f"{word}.", "text": " ".join(filter(None, (*lost, *sentences, by)))}
 
 
+def _who(labels: Sequence[str], many: int, what: str) -> str:
+    """Say of a few arms by name, of more by their number, what they are."""
+    named = " and ".join(filter(None, (", ".join(labels[:-1]), labels[-1])))
+    who = named if len(labels) <= NAMED else f"{len(labels)} of {plural(many, 'arm')}"
+    return f"{who} {'is' if len(labels) == 1 else 'are'} {what}"
+
+
 def _first_few(labels: Sequence[str]) -> str:
     """Return names, no more than a headline has room for."""
     if len(labels) <= FEW + 1:
@@ -534,7 +561,8 @@ def _first_few(labels: Sequence[str]) -> str:
     return f"{', '.join(labels[:FEW])} and {len(labels) - FEW} more"
 
 
-FEW = 5  # names that a headline lists
+FEW = 5  # names that a sentence of the answer lists
+NAMED = 2  # names that its headline does
 VERDICTS = {  # of an arm that a suite asks about -> tone of the answer, in words
     "better": ("beats", "is better than"),
     "level": ("meets", "is level with"),
@@ -546,12 +574,17 @@ BADGES = {"better": "pass", "level": "pass", "worse": "fail", "undecided": "unde
 
 
 def _window_answer(windows: Mapping[str, Mapping[str, Sweep]]) -> InWords:
-    """Name the widest window of a suite that sweeps the learning rate, and all of them in order."""
+    """Name the widest windows of a suite that sweeps the learning rate, and all of them in order."""
     spans = {name: sweeps["lr_scale"]["window"] for name, sweeps in windows.items() if "lr_scale" in sweeps}
     order = sorted(spans, key=lambda n: -(span["octaves"] if (span := spans[n]) else -1.0))
     listed = "; ".join(f"{name} {in_octaves(spans[name])}" for name in order)
     text = f"Learning rates whose test loss is within {WINDOW_NATS:g} nats of an arm’s own best: {listed}."
-    return {"judged": "undecided", "word": f"Widest window: {order[0]}.", "text": text}
+    widest = [f"{name} over {in_octaves(spans[name])}" for name in order[:2] if spans[name]]
+    word = "No arm completed a run at any learning rate."
+    if widest:
+        widest[0] += " of the learning rate"
+        word = f"The loss stays within {WINDOW_NATS:g} nats of an arm’s own best: {', '.join(widest)}."
+    return {"judged": "undecided", "word": word, "text": text}
 
 
 S = TypeVar("S", bound=Mapping[str, Any])  # a `Sweep`
@@ -590,7 +623,11 @@ def _start_answer(rules: Mapping[str, Sweep]) -> InWords:
         "Test loss from each rule’s worst start, minus that of the best fixed δ* of its length, in nats: "
         f"{'; '.join(f'{n} {regret}' for n, regret in worst.items())}. At most {SAME_NATS:g} needs no tuning."
     )
-    word = f"Without tuning: {', '.join(good) or 'no rule'}."
+    who = _first_few(good) if good else f"None of {plural(len(rules), 'rule')}"
+    if len(good) == len(rules) > 1:
+        who = f"All {len(rules)} rules"
+    ends = "end" if len(good) > 1 else "ends"
+    word = f"{who} {ends} within {SAME_NATS:g} nats of a tuned δ* from every start."
     return {"judged": "undecided" if good else "misses", "word": word, "text": text}
 
 
@@ -599,12 +636,17 @@ def _transfer_answer(track: SuiteTrack) -> InWords:
     regrets = regrets_of(track)
     listed = "; ".join(f"{n} {NOTHING if x is None else signed(x, 3)}" for n, x in regrets.items())
     worst = largest_regrets(regrets, track["arms"])
-    kinds = {"EBC": True, "plain": False}
-    largest = [f"{kind} {signed(worst[ebc][1], 3)}" for kind, ebc in kinds.items() if ebc in worst]
+    kinds = {True: " with EBC", False: " without EBC"}
+    largest = [
+        f"{signed(worst[ebc][1], 3)} nats{kind * (len(worst) > 1)}"
+        for ebc, kind in kinds.items()
+        if ebc in worst
+    ]
+    word = f"Settings kept from another size cost at most {' and '.join(largest) or 'an unknown amount'}."
     text = (
         f"Test loss with the settings of the usual size, minus that of a rate tuned again, in nats: {listed}."
     )
-    return {"judged": "undecided", "word": f"Largest regret: {', '.join(largest) or NOTHING}.", "text": text}
+    return {"judged": "undecided", "word": word, "text": text}
 
 
 # the end of a run's name (identity.tail_of), without its first _ -> what it says; a model of one's own aside,

@@ -122,7 +122,7 @@ def test_the_lowest_of_undecided_arms_is_not_called_the_best():
 def test_arms_that_are_told_apart_are_named_by_side():
     good, bad = (-0.1, -0.101, -0.102, -0.1), (0.2, 0.201, 0.2, 0.202)
     answer = words.suite_answer(suite_of(good=good, bad=bad, lucky=(-0.5, 0.4, -0.3, 0.3)))
-    assert answer["word"] == "Of 3 arms 1 better and 1 worse than plain."
+    assert answer["word"] == "good is better than plain, bad is worse; 1 of 3 arms is not told apart."
     assert "Better: good. Worse: bad. Not told apart: lucky." in answer["text"]
 
 
@@ -146,9 +146,10 @@ def test_studies_without_ebc_do_not_explain_it():
     assert not words.has_ebc(plain)
     assert words.has_ebc(ebc)
     assert words.has_ebc({"study": {"stages": ["lr_sweep", "finals"]}})
-    told, untold = words.explanation(True), words.explanation(False)
-    assert "δ*" in told["terms"]
-    assert not {"δ*", "c", "natural KL"} & set(untold["terms"])
+    said = "the fair control at δ* 0.01, c and natural KL; σ of an arm"
+    told, untold = words.explanation(True, True, said), words.explanation(False, False, said)
+    assert set(told["terms"]) == {"δ*", "natural KL", "c", "fair control", "arm", "σ"}
+    assert set(untold["terms"]) == {"fair control", "arm", "σ"}  # of those used here, not all that there are
     assert "EBC" not in " ".join(untold["method"])
 
 

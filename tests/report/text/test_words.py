@@ -134,14 +134,15 @@ def test_every_verdict_has_an_answer_that_claims_no_more_than_it(combination):
     window, control, baseline = combination
     for plain in PLAIN:
         found = answer(lines(window, control, baseline, plain), 0.01, (2.0, 8.0))
-        assert re.fullmatch(
-            r"Headroom, (yes|no|undecided|the same without EBC); a better loss, (yes|no|not shown)\.",
-            found["word"],
-        )
-        alike = plain is not None and plain["alone"] in ("beats", "meets")
-        assert ("Headroom, yes" in found["word"]) == (window in ("beats", "meets") and not alike)
-        assert ("a better loss, yes" in found["word"]) == (control == "beats")
-        assert ("a better loss, no." in found["word"]) == (control == "misses")
+        said = found["word"]
+        assert re.fullmatch(r"[A-Z][^.;]*0\.01 nats from ×2 to ×8 [^.;]*; [^.;]*\.", said), said
+        alike = plain is not None and plain["alone"] in ("beats", "meets") and window in ("beats", "meets")
+        assert said.startswith("EBC keeps the loss within") == (window in ("beats", "meets"))
+        assert ("EBC does not keep the loss" in said) == (window == "misses")
+        assert ("as the plain optimizer does" in said) == alike
+        assert said.endswith("; it beats a tuned schedule.") == (control == "beats")
+        assert said.endswith("; it loses to a tuned schedule.") == (control == "misses")
+        assert said.endswith(" is undecided.") == (control == "undecided")
         assert re.fullmatch(r"(?:[A-Z][^.]*(?:\.\d[^.]*)*\.(?: |$)){4}", found["text"]), found["text"]
         assert "None" not in found["text"]
         assert "δ*" in found["text"]
@@ -173,7 +174,7 @@ def test_runs_of_ebc_that_diverged_are_said_instead_of_a_difference():
 
 def test_without_a_window_the_answer_is_that_of_the_comparison():
     told = answer(lines("meets", "beats", "beats", None)[:2], 0.01)
-    assert told["word"] == "Yes."
+    assert told["word"] == "EBC beats a tuned schedule."
     assert told["judged"] == "beats"
     assert answer([], 0.01) is None
 

@@ -1,4 +1,4 @@
-// Adds to a page that is complete without it: sorting, filtering, enlarging, copying, the theme, and, under `watch`, refreshing.
+// Adds to a page that is complete without it: sorting, filtering, downloading, enlarging, copying, the theme, and, under `watch`, refreshing.
 "use strict";
 (() => {
   const root = document.documentElement;
@@ -97,6 +97,45 @@
     box.hidden = false;
     apply();
   }
+  // the whole of a table as comma-separated values (RFC 4180), with figures in full
+  const PLAIN = /^[×+−-]?[\d.,]+(e[+−-]?\d+)?%?$/;
+  const FORMULA = /^[=+\-@\t\r]/; // a spreadsheet would run such a text
+  function textOf(cell) {
+    const copy = cell.cloneNode(true);
+    all('[aria-hidden="true"]', copy).forEach((mark) => mark.remove());
+    all("br", copy).forEach((line) => line.replaceWith(" "));
+    return copy.textContent.trim().replace(/\s+/g, " ");
+  }
+  function fieldOf(cell) {
+    let text = textOf(cell);
+    if (cell.dataset.value !== undefined && PLAIN.test(text)) return cell.dataset.value;
+    if (FORMULA.test(text) && isNaN(Number(text))) text = `'${text}`;
+    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  }
+  function csv(table) {
+    const kept = [...table.tHead.rows[0].cells].flatMap((th, i) => (th.hasAttribute("data-drawn") ? [] : [i]));
+    const lines = [table.tHead.rows[0], ...table.tBodies[0].rows].map((row) => kept.map((i) => fieldOf(row.cells[i])).join(","));
+    return lines.map((line) => `${line}\r\n`).join("");
+  }
+  function downloadable(table) {
+    const caption = table.closest(".captioned").querySelector(".caption");
+    if (caption.querySelector("button")) return;
+    const control = button("CSV", `Download as CSV: ${caption.querySelector("strong").textContent}`, () => {
+      const url = URL.createObjectURL(new Blob([csv(table)], { type: "text/csv;charset=utf-8" }));
+      const study = document.querySelector(".eyebrow strong").textContent;
+      make("a", "", { href: url, download: `${study}_${table.id}.csv` }).click();
+      setTimeout(() => URL.revokeObjectURL(url), 10000);
+    });
+    control.className = "csv";
+    caption.append(" ", control);
+  }
+
+  // a link into what is folded opens it
+  addEventListener("click", (event) => {
+    const target = event.target.closest?.('a[href^="#"]')?.getAttribute("href").slice(1);
+    const fold = target && document.getElementById(target)?.closest("details");
+    if (fold) fold.open = true;
+  });
   // a link to a run that the filter hides shows it again
   addEventListener("hashchange", () => {
     const row = document.getElementById(decodeURIComponent(location.hash.slice(1)));
@@ -107,7 +146,7 @@
   // -- figures -----------------------------------------------------------------------------------------------------------
   const viewer = document.getElementById("viewer");
   let shown = null, opener = null;
-  const figures = () => all("figure.figure");
+  const figures = () => all("figure.figure:not(.scripted .static *)");
   function show(figure) {
     shown = figure.id;
     const image = figure.querySelector("img"), large = document.getElementById("viewer-image");
@@ -164,10 +203,11 @@
 
   // -- all of it, and again for what is refreshed ------------------------------------------------------------------------
   function enhance(within) {
-    all("table[data-sortable]", within).forEach(sortable);
+    all("table[data-sortable]", within).forEach((table) => { sortable(table); downloadable(table); });
     all("[data-filters]", within).forEach(filters);
     all("figure.figure", within).forEach(enlargeable);
     all(".command", within).forEach(copyable);
+    document.dispatchEvent(new CustomEvent("ebc-lab-fresh", { detail: within }));
     theme();
   }
   const stored = kept.get("ebc-lab-theme");
@@ -199,7 +239,7 @@
     if (names(incoming) !== names(all("[data-part]"))) {
       if (!incoming.some((part) => document.getElementById(part.id))) return location.reload(); // from, or to, a message
     }
-    const top = all("[data-part]").find((part) => part.getBoundingClientRect().bottom > 0);
+    const top = all("[data-part]:not(#toc)").find((part) => part.getBoundingClientRect().bottom > 0);
     const before = top?.getBoundingClientRect().top, focused = document.activeElement?.id;
     const open = new Set(all("details[open]").map((d) => d.id));
     let previous = null;
@@ -218,7 +258,7 @@
     all("[data-part]").filter((part) => !incoming.some((other) => other.id === part.id)).forEach((part) => part.remove());
     document.title = fresh.title;
     const now = top && document.getElementById(top.id);
-    if (now && top.id !== "toc") scrollBy({ top: now.getBoundingClientRect().top - before, behavior: "instant" });
+    if (now) scrollBy({ top: now.getBoundingClientRect().top - before, behavior: "instant" });
     if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
   }
 
