@@ -212,11 +212,11 @@ FINALS = (
     Column("Learning rate", "figure", brief),
     loss_column("Test loss", "test loss"),
     Column("Minus the baseline", "figure"),
-    Column("95% for all together", "figure"),
-    Column("is"),
+    Column("95%, all comparisons together", "figure"),
+    Column("Verdict"),
     Column("Minus the fair control", "figure"),
-    Column("95% for all together", "figure"),
-    Column("is"),
+    Column("95%, all comparisons together", "figure"),
+    Column("Verdict"),
 )
 
 

@@ -277,7 +277,7 @@ DIFFERENCES = (
     Column("Diverged", "figure", short="diverged", on=(TERMINAL, PAPER), optional=True),
     Column("Difference", "figure", short="difference"),
     Column("95% interval", "figure"),
-    Column("95% for all together", "figure", short="joint", optional=True),
+    Column("95%, all comparisons together", "figure", short="joint", optional=True),
     Column("Detectable, all together", "figure", lambda x: fixed(x, 3), "detectable"),
     Column("Judged", short="judged", optional=True),
 )

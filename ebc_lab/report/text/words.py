@@ -77,9 +77,9 @@ TERMS = {  # docs/glossary.md repeats them
     "σ": "the standard deviation of the final loss over replicate seeds: how much of a difference is luck",
     "margin": "how far the runner-up lies behind what was chosen, in σ; of a comparison with a target, how "
     "many nats worse still counts as no worse",
-    "smallest detectable difference": "the least true difference that these seeds would have shown "
-    "four times out of five, by the very interval that judges the comparison: of several arms, the one that "
-    "holds for all comparisons together",
+    "smallest detectable difference": "the least true difference that this many seeds would show four times "
+    "out of five, by the same interval that judges the comparison; where there are several arms, that is the "
+    "interval that holds for all comparisons together",
 }
 OF_EBC = ("δ*", "natural KL", "c", "clip rate", "headroom", "LR inert")  # terms of studies that have EBC
 CHECKS = {  # name -> title, what it asks, and what each verdict means
