@@ -75,7 +75,6 @@ def facts_of(header: Mapping[str, Any]) -> Facts:
         grids=sweep.get("grids") or {},
         aims_at_band=(config.get("calibrate") or {}).get("choose") == "band",
         sweep_steps=(sweep.get("steps", 0), sweep.get("long_steps", 0)),
-        question=suite.question,
         arms=tuple(suite.all_arms()),
         ebc=words.has_ebc(config),
     )

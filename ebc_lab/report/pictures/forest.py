@@ -182,8 +182,8 @@ def draw_forest(
     if zero is not None:
         zero_line = f"0 = {reference}, test loss {zero:.3f}"
     what = "What does each change do to the test loss?"
-    whom = facts.question or f"{optimizer(track)}: every arm against {reference}, paired seed by seed"
-    small = (optimizer(track), plural(len(rows), "arm"), rule.partition(";")[0])
+    whom = f"{optimizer(track)}: every arm against {reference}, paired seed by seed"
+    small = (plural(len(rows), "arm"), rule.partition(";")[0])
     alert = missing(arms, facts.arms)
     figure, axes, handles, tall = rows_page(facts, what, whom, finding(rows), small, alert, rows, 0)
     key(axes, handles, LEFT)

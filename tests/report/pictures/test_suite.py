@@ -114,7 +114,7 @@ def test_a_diverged_arm_is_a_cross_at_the_right_edge_with_words(suite):
     assert "1 of 3 seeds diverged" in words
     assert marks["seeds"] == pytest.approx([0.1, 0.1])
     header = said_above(suite["ablation"])
-    assert "Does it pay?" in header
+    assert header[1] == "Adam: every arm against plain_arm, paired seed by seed"  # the page says the question
     assert header[-1] == f"diverged: {BROKEN} (1 of 3 seeds); could not be made: copied_arm"
 
 

@@ -79,7 +79,6 @@ class Facts:
     )  # optimizer -> learning rates asked for
     aims_at_band: bool = False  # whether δ* is chosen by that band, too, instead of by the loss
     sweep_steps: tuple[int, int] = (0, 0)  # of the sweep's grid, and of its other runs
-    question: str = ""  # what a suite asks
     arms: tuple[str, ...] = ()  # of a suite, as asked for; of other studies none
     ebc: bool = True  # whether anything in the study has EBC: where nothing has, it is not spoken of
     phone: bool = False  # whether a picture is drawn for a phone
