@@ -177,6 +177,7 @@ def without_shock(copy):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+@pytest.mark.slow
 def test_a_part_is_taken_away_by_deleting_what_bears_its_name(copy):
     without_shock(copy)
     run_in(copy, "-m", "ruff", "check", ".")

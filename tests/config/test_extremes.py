@@ -183,6 +183,7 @@ def test_a_sweep_of_too_many_studies_is_counted_before_it_is_expanded(sweep):
         configurations([*SMOKE, sweep, "batch_size=range(1,60)"], multirun=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -205,6 +206,7 @@ def test_the_most_that_is_allowed_is_planned(overrides, tmp_path):
 ONE_OF_EACH_KIND = ("default", "determinism", "ebm", "lowbit", "memory", "robustness", "stabilizers")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "study",
     [s if s in ONE_OF_EACH_KIND else rare(s) for s in groups()["study"]],

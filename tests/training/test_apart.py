@@ -85,6 +85,7 @@ def test_a_run_is_interrupted_there_and_resumed_to_the_same_bits(there, tmp_path
     assert resumed["val_loss"] == undisturbed["val_loss"]
 
 
+@pytest.mark.slow
 def test_it_dies_with_the_process_that_started_it_and_the_run_goes_on_from_its_checkpoint(there, tmp_path):
     there = replace(there, steps=300)
     killed_in_mid_run(there, tmp_path / "killed", TOLD)

@@ -215,6 +215,7 @@ def tuned(outcome):
     return {k: (arm["point"], arm["val_loss"], arm["extended"]) for k, arm in arms.items()}
 
 
+@pytest.mark.slow
 def test_a_study_decides_the_same_with_fewer_steps(studies):
     assert tuned(studies[0]) == tuned(studies[2])
     taken = {}

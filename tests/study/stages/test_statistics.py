@@ -165,6 +165,7 @@ FEW = 200
 MANY = pytest.param(1000, marks=pytest.mark.slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("studies", [FEW, MANY])
 @pytest.mark.parametrize(
     ("kind", "diverging"),
@@ -187,6 +188,7 @@ def test_what_is_worse_by_the_margin_is_rarely_called_no_worse(studies):
     assert found["best_no_worse"] <= 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("studies", [FEW, MANY])
 @pytest.mark.parametrize("kind", ["fixed", pytest.param("sequential", marks=pytest.mark.slow)])
 def test_a_window_that_is_too_narrow_by_its_margin_is_rarely_called_wide(kind, studies):
