@@ -41,7 +41,8 @@ for module in pkgutil.walk_packages(ebc_lab.__path__, "ebc_lab."):
             assert "pip install 'ebc-lab[" in str(error), error
 """
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# of a directive of the site, ```{toctree}, or a cell of the notebook, its name is the language
+FENCE = re.compile(r"^```([\w{}-]*).*?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 STEPS = 20  # of each run of the README's studies below
 # as little of a study as still tunes, compares and answers
 SHORT = (

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import settings_page
 import typer
+from package import FENCE
 from support.invented import invent
 
 from ebc_lab.cli.commands import app
@@ -34,8 +35,6 @@ from ebc_lab.study.autopilot import Listener, autopilot
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-# of a directive of the site, ```{toctree}, or a cell of the notebook, its name is the language
-FENCE = re.compile(r"^```([\w{}-]*).*?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def blocks(name: str, language: str) -> list[str]:

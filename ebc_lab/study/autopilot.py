@@ -406,7 +406,7 @@ def _refuse_undecided(stage: str, earlier: Sequence[str], known: Mapping[str, De
 
 
 def _wave_in_words(wave: Sequence[RunSpec], timed: Sequence[RunSpec], there: int) -> str:
-    """Return `15 runs to train, then 2 measurements of time; 3 are there already`."""
+    """Return `15 runs to train, then 2 measurements of time; 3 are already done`."""
 
     def counted_as(n: int, what: str, rest: str) -> str:
         return f"{n} {what}{'' if n == 1 else 's'}{rest}"

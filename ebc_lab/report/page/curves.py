@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ebc_lab.config.errors import UserError
+from ebc_lab.records.figures import RunResult
 from ebc_lab.records.paths import RunFiles, SpecRecord
 from ebc_lab.records.streams import read_columns
 
@@ -25,7 +26,7 @@ FEWER_POINTS = 40  # of the training loss, where there are many runs
 MANY_RUNS = 150
 DIGITS = 4
 
-Run = tuple[str, SpecRecord, Mapping[str, Any]]  # id, spec, result (empty while there is none)
+Run = tuple[str, SpecRecord, RunResult]  # id, spec, result (empty while there is none)
 Points = tuple[tuple[int, ...], tuple[float | None, ...]]  # steps, losses
 
 

@@ -27,7 +27,7 @@ from ebc_lab.study.stages.calibrate import band_aimed_at
 from ebc_lab.study.stages.compare_arms import in_bits, seeds_of
 from ebc_lab.study.stages.rules import Undecidable
 from ebc_lab.study.stages.stage import decision_that_shows, stage_of
-from ebc_lab.study.stages.statistics import by_interval
+from ebc_lab.study.stages.statistics import by_interval, centre_of
 from ebc_lab.study.store import manifest
 from ebc_lab.study.store.changes import looked
 from ebc_lab.study.store.own import copies
@@ -38,7 +38,7 @@ from ..text import glance, headline, tables, words
 from ..text.modes import answer as same_bits
 from ..text.table import PAGE, Table
 from ..text.words import fixed, optimizer, setting
-from .curves import curves
+from .curves import Run, curves
 
 CHECKED = ("*.json", "*.csv", "*.md", "*.tex")  # files whose checksums the page states
 CHOICES = ("candidates", "points")  # what a stage shows that chooses something for the stages after it
@@ -63,12 +63,13 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         problems.append(str(error))
     trained = [r for r in snapshot.records if r.spec and r.spec["kind"] == "train"]
     results = {r.run_id: r.result for r in trained if r.result}
+    runs = [(r.run_id, r.spec, r.result or {}) for r in trained if r.spec]
     final, suite = decision_that_shows("verdict", decisions), decision_that_shows("arms", decisions)
     modes = decision_that_shows("modes", decisions)
     chosen = {s: decisions[s] for s in _by_weight(decisions, config) if stage_of(s).shows in CHOICES}
     floors = why.noise_floor(decisions)
     again = _again(study, header)
-    drawn, damaged = _curves(study, trained, decisions)
+    drawn, damaged = _curves(study, runs, decisions)
     settings = {k: v for k, v in flat(header["config"]).items() if k != "output_dir"}
     waiting = [s for s in config.study.stages if s not in decisions]
     return {
@@ -90,7 +91,7 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "finals": _finals(final, config, results) if final else None,
         "broken": _broken(study, config, trained),
         # `watch` serves the page alone, and not the files beside it
-        "runs": _runs(trained, in_bits(config), _files_of(study, drawn, beside=not lenient)),
+        "runs": _runs(runs, in_bits(config), _files_of(study, drawn, beside=not lenient)),
         "curves": drawn,
         "again": again,
         "more_seeds": _more_seeds(study, header, suite),
@@ -192,7 +193,7 @@ def _files_of(study: Study, drawn: Mapping[str, Any], *, beside: bool) -> tables
 
 
 def _curves(
-    study: Study, trained: Iterable[Record], decisions: Mapping[str, Decision]
+    study: Study, runs: Sequence[Run], decisions: Mapping[str, Decision]
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the loss curves, those of the arms that the study ends with first, and what is damaged."""
     ends = [stage for stage in decisions if stage_of(stage).shows in ("verdict", "arms")]
@@ -203,19 +204,16 @@ def _curves(
         for track, compared in tracks.items():
             of = f"{optimizer(track)}: " if len(tracks) > 1 else ""
             arms |= {(stage, name): f"{of}{label(name, arm)}" for name, arm in compared["arms"].items()}
-    runs = [(r.run_id, r.spec, r.result or {}) for r in trained if r.spec]
     return curves(runs, study.run_files, stages, lambda stage, arm: arms.get((stage, arm), arm))
 
 
-def _runs(trained: Iterable[Record], bits: bool, files: tables.Files) -> Table:
-    known = [(r.run_id, r.spec, r.result or {}) for r in trained if r.spec]
-
-    def place(run: tuple[str, Any, Any]) -> tuple[Any, ...]:
+def _runs(runs: Sequence[Run], bits: bool, files: tables.Files) -> Table:
+    def place(run: Run) -> tuple[Any, ...]:
         run_id, spec, _ = run
         config = spec["config"]
         return (STAGES.index(spec["stage"]), spec["arm"], config["optimizer"]["lr"], config["seed"], run_id)
 
-    return tables.runs(sorted(known, key=place), bits=bits, files=files).on(PAGE)
+    return tables.runs(sorted(runs, key=place), bits=bits, files=files).on(PAGE)
 
 
 def _broken(study: Study, config: Config, trained: Iterable[Record]) -> list[dict[str, Any]]:
@@ -311,7 +309,7 @@ def _of_the_sweep(decision: Decision, config: Config) -> tuple[str, str, Rows]:
     the study has no use for."""
     mine = bool(config.ablation.mine.arms)
     ebc = words.has_ebc(to_dict(config)) and not mine
-    control = any(t["control"].get("used", True) for t in decision["tracks"].values())
+    control = any(map(tables.has_control, decision["tracks"].values()))
     title, about = words.of_the_sweep(ebc, control)
     unused = {what for what, part in words.NOT_OF_ALL.items() if not {"ebc": ebc, "control": control}[part]}
 
@@ -574,8 +572,7 @@ class Ruler:
 
     def drawn(self, d: Difference) -> dict[str, Any] | None:
         """Return the ends of the interval and its middle on the axis; None where there is no interval."""
-        low, high, middle = d.get("low"), d.get("high"), d.get("mean", d.get("median"))
-        middle = d.get("median") if middle is None else middle
+        low, high, middle = d.get("low"), d.get("high"), centre_of(d)
         if low is None and high is None:
             return None
         ends = (-math.inf if low is None else low, math.inf if high is None else high)

@@ -63,18 +63,21 @@ class Picture:
         """Return what a narrow screen shows instead; empty where that is the same."""
         if not self.phone_path or self.arm:
             return ""
-        return f"data:image/svg+xml;base64,{base64.b64encode(self.phone_path.read_bytes()).decode()}"
+        return _base64(self.phone_path)
 
 
 def _uri(path: Path) -> Any:
     """Return a file as a data: URI; an SVG as text, which is a fifth shorter than base64."""
-    content = path.read_bytes()
     if path.suffix != ".svg":
-        return f"data:{KINDS[path.suffix]};base64,{base64.b64encode(content).decode()}"
-    text = " ".join(content.decode().split())
+        return _base64(path)
+    text = " ".join(path.read_bytes().decode().split())
     for special in '%#&"':
         text = text.replace(special, f"%{ord(special):02X}")
     return _ours(f"data:{KINDS['.svg']},{text}")  # without " and & it stays in its attribute
+
+
+def _base64(path: Path) -> str:
+    return f"data:{KINDS[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def write_page(root: Path) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ebc_lab.records.decisions import Arm, Decision, Difference, FinalsTrack, StepCost, SuiteTrack, TunedArm
-from ebc_lab.study.stages.statistics import by_interval, in_octaves
+from ebc_lab.study.stages.statistics import by_interval, centre_of, in_octaves
 
 from . import words
 from .arms import point_in_words
@@ -31,7 +31,7 @@ def pair_cells(difference: Difference | None) -> tuple[Cell, Cell, Cell]:
     if not difference:
         return Cell(NOTHING), Cell(NOTHING), Cell(NOTHING)
     d = by_interval(difference, joint=True)
-    centre = d.get("median") if d.get("mean") is None else d["mean"]
+    centre = centre_of(d)
     low, high = d["low"], d["high"]
     limits = Cell(NOTHING)
     if not (low is None and high is None):
@@ -212,11 +212,11 @@ FINALS = (
     Column("Learning rate", "figure", brief),
     loss_column("Test loss", "test loss"),
     Column("Minus the baseline", "figure"),
-    Column("95%, all comparisons together", "figure"),
-    Column("Verdict"),
+    INTERVAL,
+    VERDICT,
     Column("Minus the fair control", "figure"),
-    Column("95%, all comparisons together", "figure"),
-    Column("Verdict"),
+    INTERVAL,
+    VERDICT,
 )
 
 

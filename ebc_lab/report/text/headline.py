@@ -22,7 +22,7 @@ from ebc_lab.records.decisions import (
     TunedArm,
     Window,
 )
-from ebc_lab.study.stages.statistics import by_interval, in_octaves
+from ebc_lab.study.stages.statistics import by_interval, centre_of, in_octaves
 
 from . import words
 from .modes import answer as same_bits_in_words
@@ -184,7 +184,7 @@ def _tiles_of_arms(track: SuiteTrack) -> list[Tile]:
     found = Counter(words.verdict_of(d) for d in pairs.values())
     counted = [f"{found[kind]} {kind}" for kind in ("better", "worse", "level", "undecided") if found[kind]]
     apart = found["better"] + found["worse"]
-    centres = {name: centre for name, d in pairs.items() if (centre := _centre(d)) is not None}
+    centres = {name: centre for name, d in pairs.items() if (centre := centre_of(d)) is not None}
     rising = sorted(centres, key=lambda name: centres[name])
     ends = dict(
         zip(("Lowest test loss", "Highest"), dict.fromkeys([*rising[:1], *rising[-1:]]), strict=False)
@@ -222,10 +222,6 @@ def modes(track: ModesTrack) -> Headline:
 # -- figures -------------------------------------------------------------------------------------------------
 
 
-def _centre(d: Difference) -> float | None:
-    return d.get("median") if d.get("mean") is None else d["mean"]
-
-
 def _difference(what: str, difference: Difference, joint: bool = False) -> Tile:
     """Return a paired difference, with the interval that judges it and what follows from that."""
     d = by_interval(difference, joint)
@@ -234,7 +230,7 @@ def _difference(what: str, difference: Difference, joint: bool = False) -> Tile:
     at_once = f"for {d['comparisons']} comparisons at once, " if joint and d["comparisons"] > 1 else ""
     limits = f"{interval(low, high, 3)} (95%, {at_once}{seeds})"
     remark = f"no interval, {seeds}" if low is None and high is None else limits
-    return Tile(what, signed(_centre(d), 3), "nats", remark)
+    return Tile(what, signed(centre_of(d), 3), "nats", remark)
 
 
 def _octaves(span: Window) -> str:

@@ -84,7 +84,7 @@ def candidates(stage: str, decision: Decision, band: Sequence[float] | None) -> 
     best_of_grid = min((d["grid"]["val_loss"] for d in tracks if "grid" in d), default=best)
     scales = {c.get("lr_scale") for c in decision["candidates"] if c["role"] not in UNSCALED}
     seeds = sorted({c["seed"] for c in decision["candidates"]})
-    parts = PARTS if any(_has_control(d) for d in tracks) else {**PARTS, "control": "on a schedule"}
+    parts = PARTS if any(has_control(d) for d in tracks) else {**PARTS, "control": "on a schedule"}
     rows: list[Row] = []
     for c in decision["candidates"]:
         lead = best_of_grid if c["role"] == "grid" else best  # a grid's runs are shorter than the others
@@ -129,13 +129,13 @@ def _of_the_sweep(tracks: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], 
         control = d.get("control", {})
         for point in control.get("grid", ()):
             schedule = schedule_in_words({"name": point["schedule"], **point})
-            fair = _has_control(d) and point["run_id"] == control["run_id"]
+            fair = has_control(d) and point["run_id"] == control["run_id"]
             taken = ["taken as the fair control"] if fair else []
             remarks["control", point["run_id"]] = [schedule, *taken]
     return remarks
 
 
-def _has_control(track: Mapping[str, Any]) -> bool:
+def has_control(track: Mapping[str, Any]) -> bool:
     """Tell whether anything in the study is compared with the fair control."""
     return bool(track.get("control", {}).get("used", True))
 

@@ -78,7 +78,7 @@ def timeline(study: StudyFiles) -> Timeline | None:
 
 
 def in_words(told: Mapping[str, Any]) -> str:
-    """Return `2 slots over 12 min 31 s, idle 7% of the time (lr_sweep 9%, calibrate 2%)`."""
+    """Return `2 worker slots for 12 min 31 s, idle 7% of that time (lr_sweep 9%)`."""
     idle = dict(told["idle"])
     whole = idle.pop("whole")
     slots = f"{told['slots']} worker slot{'s' * (told['slots'] != 1)}"

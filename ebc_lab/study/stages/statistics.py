@@ -339,6 +339,11 @@ def by_interval(difference: Difference, joint: bool) -> Difference:
     }
 
 
+def centre_of(difference: Difference) -> float | None:
+    """Return the mean of a difference, or its median where a run diverged and there is no mean."""
+    return difference.get("median") if difference.get("mean") is None else difference["mean"]
+
+
 VERDICT_OF = {"beats": "pass", "meets": "pass", "misses": "fail", "undecided": "undecided"}
 
 

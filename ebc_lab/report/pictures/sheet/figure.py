@@ -39,7 +39,7 @@ STRONG = (EBC, ALERT, GOAL)  # of the arms that a study asks about
 MOST_LINES = 8  # of a panel that are all told apart
 LABELS_FROM = 0.7  # of the width: the lines' labels stand beyond it
 LEFT, RIGHT = 0.095, 0.975  # margins, as shares of the width
-PHONE = 3.75  # inches: 360 CSS pixels
+PHONE_WIDTH = 3.75  # inches: 360 CSS pixels
 MARGIN = 0.025  # of a phone's width
 EDGE = 8.0  # points above and below
 SMALL = 9.0  # points of the smallest text: 12 CSS pixels where a picture has its own size
@@ -128,7 +128,7 @@ def page(
     width.
     """
     if facts.phone:
-        size, left = (PHONE, size[1]), MARGIN
+        size, left = (PHONE_WIDTH, size[1]), MARGIN
     figure = Sheet(size, facts.phone)
     sentences = filter(None, (text.rstrip(".") for text in (whom, finding, alert)))
     figure.title = " ".join(what.split())
