@@ -41,10 +41,12 @@ TUNABLE: dict[str, Setting] = {  # what an arm's grid may hold, and its values
     "lr_scale": Setting("learning rate", "× the best lr", **GRID),
     "delta": Setting("δ*", "× the calibrated one", **GRID),
     "strength": Setting("of a rival", **GRID),
+    "radius": Setting("of EBC, beside δ*", **GRID),
     "warmup_share": Setting("warm-up", "× steps", low=0, below=1, unique=True),
     "schedule": Setting("shape of the learning rate", choices=LR_SHAPES, unique=True),
 }
-GROWING = ("lr", "lr_scale", "delta", "strength")  # of these: a grid grows where its best point is on an edge
+# of these: a grid grows where its best point is on an edge
+GROWING = ("lr", "lr_scale", "delta", "strength", "radius")
 CAPABILITIES = tuple(INSTRUCTIONS)
 
 
@@ -360,7 +362,7 @@ class ArmConfig:
     tune: dict[str, list[Any]] = setting(
         {},
         "grids whose best point is taken: lr in absolute numbers (lr_scale multiplies it), or lr_scale; "
-        "delta, strength, warmup_share, and schedule, the names of shapes",
+        "delta, strength, radius, warmup_share, and schedule, the names of shapes",
         keys=tuple(TUNABLE),
         least=1,
     )

@@ -491,6 +491,7 @@ def _arm(name: str, arm: ArmConfig, config: Config) -> None:
     _grids(path, arm)
     stabilizer = run.stabilizer.name
     fixed = "target_kl" in arm.settings.get("budget", {})
+    require("radius" not in arm.tune or stabilizer == "ebc", f"{path}.tune.radius goes with stabilizer ebc.")
     for key, is_set in (("delta", arm.delta is not None), ("tune.delta", "delta" in arm.tune)):
         require(not is_set or stabilizer == "ebc", f"{path}.{key} goes with stabilizer ebc.")
         require(

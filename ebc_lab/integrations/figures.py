@@ -22,12 +22,14 @@ class Figures:
 
     def values(self) -> dict[str, Tensor]:
         """0-dim tensors: `ebc/c`; `ebc/delta` (nats per token) unless the target is infinite; from the first
-        audit on, `ebc/applied_kl` (nats per token). Empty before the first step."""
+        audit on, `ebc/applied_kl` (nats per token); beside a radius, `ebc/ruled`, its number in
+        `options.RULED`. Empty before the first step."""
         if self._stats is None:
             return {}
         figures = {
             "ebc/c": self._stats.clip_coefficient,
             "ebc/applied_kl": self._applied_kl,
             "ebc/delta": self._stats.delta,
+            "ebc/ruled": self._stats.ruled,
         }
         return {name: value for name, value in figures.items() if value is not None}

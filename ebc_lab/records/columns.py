@@ -190,6 +190,7 @@ ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over
     f"{TUNED}schedule": ("", "the same: shape of the learning rate"),
     f"{TUNED}delta": (SCALE, "the same: δ* over the calibrated (or natural) one"),
     f"{TUNED}strength": ("", "the same: the stabilizer's strength"),
+    f"{TUNED}radius": ("", "the same: the radius of EBC, beside δ*"),
     "strength": ("", "of the stabilizer: its own unit"),
     "seeds": ("runs", "that the arm has"),
     "completed": ("runs", "of them"),

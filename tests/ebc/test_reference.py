@@ -50,6 +50,17 @@ TRACKED = {
     "now-and-then": {"target_kl": 0.03},
     "high-floor": {"target_kl": 0.002, "floor": 2e-4},
 }
+DOUBLE = {  # a radius beside the KL
+    "shadow": {"radius": 0.2},
+    "shadow-rsl-ramp": {"radius": 0.3, "ramp": 12, "controller": "rsl", "target_kl": 0.02},
+    "tracked-when-needed": {"budget": "tracked", "measure": "when_needed", "radius": 0.22},
+    "tracked-relative": {
+        "budget": "tracked", "measure": "when_needed", "radius": 0.03, "radius_unit": "initial",
+        "schedule": "hold_decay", "controller": "confidence",
+    },
+    "tracked-matrices": {"budget": "tracked", "grouping": "matrices", "radius": 0.15, "target_kl": 0.005},
+    "fisher": {"budget": "fisher", "radius": 0.2},
+}  # fmt: skip
 JUDGED = {  # one derivative at the audits
     "agreement": {"controller": "agreement", "target_kl": 0.002},
     "agreement-matrices-held": {
@@ -145,6 +156,20 @@ def test_tracked(make_gpt, batches, backward, options):
     else:
         assert len(measured) == pytest.approx(20 + (STEPS - 20) / every, abs=1)
     assert sum(step.innovation is not None for step in slow_steps) > len(measured) // 2
+
+
+@cases(DOUBLE)
+def test_double(make_gpt, batches, backward, options):
+    rel = DIFFERENCES if "fisher" in options.values() else EXACT
+    fast_steps, slow_steps, *models = run_both(make_gpt, batches, backward, options)
+    compare(fast_steps, slow_steps, *models, rel=rel)
+    ruled = [step.ruled for step in slow_steps]
+    assert {"kl", "radius"} <= set(ruled)
+    for got, want in zip(fast_steps, slow_steps, strict=True):
+        assert got.update_norm * got.clip_coefficient <= got.radius_limit * (1 + 1e-12)
+        assert got.ceiling.item() == pytest.approx(want.most, rel=rel)
+    if "measure" in options:  # past the first steps, where the radius rules by far, no KL is measured
+        assert sum(not step.trace for step in slow_steps) > 5
 
 
 def number(value):

@@ -12,6 +12,7 @@ from support.ebc_reference import ReferenceClip
 from support.quantized import Ternary
 
 from ebc_lab.ebc import EllipsotopeClip, group_parameters
+from ebc_lab.ebc.options import RULED
 from ebc_lab.workloads.gpt import hidden_matrices
 
 STEPS = 44  # past the 20 steps that measure in any case, the sweeps at 0, 10 and 20, and the turn at 40
@@ -101,6 +102,9 @@ def compare(fast_steps, slow_steps, fast_model, slow_model, rel):
         close(got.movement, want.T)
         close(got.surrogate, want.S)
         close(got.predicted_kl, want.q)
+        if want.ruled and not want.skipped:
+            assert RULED[int(got.ruled)] == want.ruled
+            assert (got.measurements > 0) == bool(want.trace)
         if want.slope is not None:
             assert got.slope.item() == pytest.approx(want.slope, rel=max(rel, SLOPES))
         if want.r is not None:

@@ -14,6 +14,8 @@ SHARDED = {"wrap": "fsdp", "steps": 5}
 # the same rows choose c, and audit it, as in one process with twice as many of each batch
 HALF = {"probe_sequences": 3, "audit_tokens": 22}
 
+DOUBLE = {"budget": "tracked", "measure": "when_needed", "radius": 0.01, "radius_unit": "initial"}
+
 CASES: dict[str, dict[str, Any]] = {
     "ddp": {},
     "inner": {"by": "attach_inner", "steps": 5},
@@ -32,6 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
     "scaled": {"bad_at": 2, "scaler": True, "optimizer": "fused", "steps": 5},
     "resumed": {"resume_at": 6},
     "tracked": {"options": {"budget": "tracked"}, "steps": 5},
+    "double": {"options": DOUBLE, "steps": 5},
     "fisher": {"options": {"budget": "fisher"}, "steps": 5},
     "surrogate": {"options": {"budget": "surrogate", "controller": "log_pi"}, "steps": 6},
     "calibrated": {"options": {"budget": "calibrated", "probe": "fd", "controller": "rsl"}, "steps": 6},
@@ -44,6 +47,7 @@ CASES: dict[str, dict[str, Any]] = {
     "fsdp masked": {**SHARDED, "masked": True},
     "fsdp bad on one": {**SHARDED, "bad_at": 2, "bad_from": "gradients"},
     "fsdp tracked": {**SHARDED, "options": {"budget": "tracked"}},
+    "fsdp double": {**SHARDED, "options": DOUBLE},
     "fsdp bfloat16": {**SHARDED, "policy": POLICY},
     "fsdp bfloat16 fresh": {**SHARDED, "policy": POLICY, "options": {"fresh_logits": True}},
     "fsdp after attach": {**SHARDED, "attach_first": True},

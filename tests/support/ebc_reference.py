@@ -99,6 +99,8 @@ class ReferenceStep:
     skipped: bool = False
     trace: list[tuple[float, float]] = field(default_factory=list)  # of what is measured: (trial, KL)
     p: float = 2.0  # KL ~ c^p, of `shadow`
+    most: float = 1.0  # the largest c that the radius allows
+    ruled: str = ""  # which bound limits the step, beside a radius
     P: float | None = None  # of `tracked`, like these four
     x: float | None = None
     v: float | None = None
@@ -145,6 +147,9 @@ class ReferenceClip:
     gain: float = math.nan  # a, of `energy`
     schedule: str = "constant"
     total_steps: int = 1
+    radius: float | None = None
+    radius_unit: str = "absolute"
+    ramp: int = 0
     probe_sequences: int = 2
     audit_every: int = 20
     audit_tokens: int = 512
@@ -174,6 +179,8 @@ class ReferenceClip:
         self.beta: list[float | None] = [None] * len(self.groups)
         self.seen = [0] * len(self.groups)
         self.budgeted = {name for members in self.groups for name in members}
+        weights = dict(self.model.named_parameters())
+        self.start = math.sqrt(sum(float(weights[n].detach().double().square().sum()) for n in self.budgeted))
 
     def step(
         self, tokens: Tensor, targets: Tensor | None = None, probe: tuple[Tensor, Tensor | None] | None = None
@@ -205,13 +212,19 @@ class ReferenceClip:
 
         # c, and the update it leaves
         done = ReferenceStep(1.0, self.delta, target, guard=self._guard_factor())
-        if self.budget == "shadow":
+        done.most = self._most(proposal, t)
+        if self.target_kl == math.inf:
+            pass
+        elif self.budget == "shadow":
             done.p = p = self._exponent()
             self._search(done, proposal, t, self.trial, lambda kl, c: c * (self.delta / kl) ** (1 / p))
         elif self.budget == "tracked":
             self._tracked(done, proposal, t)
         else:
             self._predicted(done, proposal, t)
+        if self.radius is not None:
+            done.ruled = "kl" if done.c < done.most else "radius" if done.most < 1 else "nothing"
+            done.c = min(done.c, done.most)
         if done.skipped:
             self._set(self.model, proposal, 0.0, free=0.0)
             return done
@@ -223,6 +236,9 @@ class ReferenceClip:
             last = k + math.ceil(self.audit_tokens / tokens.shape[1])
             self._audit(done, proposal, tokens[k:last])
             self._control(done, proposal, t)
+            if self.budget == "tracked":
+                self.audited_tokens = tokens[k:last].numel()
+                self._learn_from_audit(done)
         return done
 
     def _audit(self, done: ReferenceStep, proposal: Proposal, held: Tensor) -> None:
@@ -274,6 +290,7 @@ class ReferenceClip:
         """Measure the KL at `trial`, again where that was far off; `scale`: (KL, trial) -> c, unlimited."""
         z = self._z(proposal.before, proposal.tokens)
         trial_model = copy.deepcopy(proposal.before)
+        trial = min(trial, done.most)
         left = 3 if self.refine_steps is None or t < self.refine_steps else 1
         while True:
             self._set(trial_model, proposal, trial, free=0.0)
@@ -286,11 +303,11 @@ class ReferenceClip:
                 c = 0.0
                 following = trial / 10
             elif kl < self.floor:
-                again = trial < 1
+                again = trial < done.most
                 c = trial
-                following = min(1.0, 10 * trial)
+                following = min(done.most, 10 * trial)
             else:
-                c = min(1.0, scale(kl, trial))
+                c = min(done.most, scale(kl, trial))
                 again = not 1 / 1.5 <= c / trial <= 1.5
                 following = c if c > 0 else trial
             trial = following
@@ -305,11 +322,17 @@ class ReferenceClip:
         x = self.x
         v = None if self.v is None else self.v + (0.04 if t < 20 else 0.002)
         w = self.w
-        expected = None if x is None or P == 0 else min(1.0, math.sqrt(self.delta / (P * math.exp(x))))
+        reach = None if x is None or P == 0 else math.sqrt(self.delta / (P * math.exp(x)))
+        expected = None if reach is None else min(done.most, reach)
         first = self.trial if v is None or expected is None else expected
 
         # between measurements: the prediction, or what an upper bound of x allows
-        if not self._measures(t):
+        far = False  # whether the radius rules for all that is known
+        spares = self.radius is not None and self.measure == "when_needed" and t >= 20
+        if spares and v is not None and reach is not None:
+            far = 2 * math.log(done.most / reach) + 2 * math.sqrt(v + w) < 0
+        if far or not self._measures(t):
+            first = min(first, done.most)
             done.c = first if expected is None else min(first, expected)
             self.trial = done.c or self.trial
             if P > 0:
@@ -350,6 +373,33 @@ class ReferenceClip:
             if v is not None and x is not None and kl >= self.floor:
                 done.innovation = y + noise / 2 - x
         done.x, done.v, done.w = self.x, self.v, self.w
+
+    def _learn_from_audit(self, done: ReferenceStep) -> None:
+        """The KL of an audit as a measurement, where none was made because the radius ruled."""
+        if self.radius is None or self.measure != "when_needed" or done.trace:
+            return
+        if len(self.budgeted) < len(dict(self.model.named_parameters())):
+            return
+        assert done.applied_kl is not None
+        assert done.P is not None
+        noise = 9 / self.audited_tokens
+        off = math.log(done.applied_kl / done.c**2 / done.P) + noise / 2 - self.x
+        spread = self.v + self.w + noise
+        extra = off**2 - spread if off**2 > 16 * spread else 0.0
+        gain = (self.v + extra) / (spread + extra)
+        self.x += gain * off
+        self.v = gain * (self.w + noise)
+        self.w = max(0.0, self.w + 0.02 * (min(off**2, 16 * spread) - spread))
+
+    def _most(self, proposal: Proposal, t: int) -> float:
+        """r/||dW||, at most 1."""
+        if self.radius is None:
+            return 1.0
+        r = self.radius * math.sqrt(max(self._multiplier(t), 1e-12))
+        r *= min(1.0, (t + 1) / self.ramp) if self.ramp else 1.0
+        r *= self.start if self.radius_unit == "initial" else 1.0
+        norm = self._norm(proposal, self.budgeted)
+        return 1.0 if norm == 0 else min(1.0, r / norm)
 
     def _measures(self, t: int) -> bool:
         if t < 20:
@@ -484,7 +534,7 @@ class ReferenceClip:
 
     def _control(self, done: ReferenceStep, proposal: Proposal, t: int) -> None:
         target = done.target
-        clipped = done.c < 0.999
+        clipped = done.c < 0.999 and done.ruled in ("", "kl")
         kl = done.applied_kl
         assert kl is not None
         assert done.slope is not None

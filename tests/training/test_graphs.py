@@ -41,6 +41,15 @@ FEW = {  # a kind of step each
     "muon": {"optimizer": {"name": "muon", "momentum": 0.9, "weight_decay": 0.1}},
     "surrogate": {"budget": {"name": "surrogate"}},
     "tracked": {"budget": {"name": "tracked"}},
+    "a radius beside it": {
+        "budget": {
+            "name": "tracked",
+            "radius": 0.01,
+            "radius_unit": "initial",
+            "ramp": 30,
+            "schedule": "linear",
+        }
+    },
 }
 MORE = {
     "tracked under muon, every second step measures": {

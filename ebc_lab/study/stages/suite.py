@@ -84,6 +84,8 @@ def run_of(
         run = replace(run, lr_schedule=replace(run.lr_schedule, **swept["control"]["lr_schedule"]))
     if "strength" in point:
         run = replace(run, stabilizer=replace(run.stabilizer, strength=point["strength"]))
+    if "radius" in point:
+        run = replace(run, budget=replace(run.budget, radius=point["radius"]))
     return completed(run, swept, times), float(f"{scale:.6g}")
 
 

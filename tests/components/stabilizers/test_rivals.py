@@ -45,7 +45,7 @@ def test_built_from_a_run(name):
         assert type(made) is CLASSES[name]
         assert made.strength == expected
         if name == "trust_region":
-            assert (made.schedule, made.total_steps) == ("linear", 30)
+            assert (made.radius.schedule, made.radius.total_steps) == ("linear", 30)
         if name.startswith("energy"):
             assert made.record.norm == name[-3:]
 

@@ -40,6 +40,12 @@ def test_fsdp_takes_the_bits_of_ddp(told: Told, name: str, like: str) -> None:
     same_bits(told, name, like)
 
 
+def test_a_radius_is_of_all_parts_of_the_weights(told: Told) -> None:
+    """The norms are summed in another order than under DDP: not the same last bits."""
+    agree(told, "fsdp double")
+    assert told[0]["fsdp double"]["c"] == pytest.approx(told[0]["double"]["c"], rel=1e-5)
+
+
 def test_a_step_under_fsdp_measures_as_often(told: Told) -> None:
     """Audits aside: only DDP looks there at the logits given."""
     forwards = []

@@ -25,6 +25,7 @@ AGREEING = (
     "scaled",
     "resumed",
     "tracked",
+    "double",
     "fisher",
     "surrogate",
     "calibrated",
