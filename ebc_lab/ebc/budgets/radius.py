@@ -42,8 +42,8 @@ class Radius:
         total_steps: int | None = None,
         ramp: int = 0,
     ):
-        if not 0 < size < math.inf:
-            raise ValueError(f"a radius must be > 0 and finite, not {size}.")
+        if not size > 0:
+            raise ValueError(f"a radius must be > 0, not {size}.")
         if ramp < 0:
             raise ValueError(f"ramp must be at least 0 steps, not {ramp}.")
         check_option("radius_unit", unit, RADIUS_UNITS)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from ebc_lab.ebc.options import CLIPPED_BELOW
+from ebc_lab.ebc.options import CLIPPED_BELOW, RULED
 from ebc_lab.records.figures import KL_BAND, PLATEAU_C, WARM_STEPS
 
 from ..text.words import optimizer, words
@@ -31,6 +31,8 @@ from .curves import (
 from .sheet.figure import ALERT, EBC, GOAL, PLAIN, Facts, Sheet, log_axis, page, say_nothing_to_draw
 from .sheet.place import key
 
+KL_RULES = "ruled"  # the column of steps.csv, of runs with a radius beside the KL
+RULES = ("kl_ruled", "radius_ruled")
 MOST_BARS = 40  # of a picture: more hide each other
 MOST_MARKS = 400
 FRAMED_FROM = (
@@ -175,6 +177,10 @@ def draw_clip(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Ru
     faint_seeds(axes, steps[at], each, colour)
     label = f"median, over the seeds and {window(len(steps))} steps"
     axes.plot(steps[at], middle, color=colour, lw=2.2, label=label)
+    if all(KL_RULES in run.steps for run in runs if run.steps):
+        ruled = running_mean(by_step((r.steps for r in runs), KL_RULES)[1] == RULED.index("kl")).mean(0)
+        label = "share of these steps that the KL limited; the radius limits the others"
+        axes.plot(steps[at], ruled[at], color="black", lw=1.2, ls="-.", label=label)
     key(axes)
     return figure
 
@@ -198,7 +204,11 @@ def _clip_finding(facts: Facts, arm: Mapping[str, Any], runs: Sequence[Run]) -> 
     clipped = 100 * statistics.fmean(r["clip_rate"] for r in results)
     longest = max(r["plateau_steps"] for r in results)
     finding = f"Median c {c:.2f}{'' if facts.arms else f', {where} the {_band_in_words(facts)}'}; "
-    finding += f"{clipped:.0f}% of the steps are clipped; "
+    finding += f"{clipped:.0f}% of the steps are clipped"
+    if all(r.get("kl_ruled") is not None for r in results):
+        by_kl, by_radius = (100 * statistics.fmean(r[key] for r in results) for key in RULES)
+        finding += f", {by_kl:.0f}% by the KL and {by_radius:.0f}% by the radius"
+    finding += "; "
     return finding + f"longest stretch under {PLATEAU_C:g}: {longest} step{'s' * (longest != 1)}."
 
 
@@ -252,14 +262,14 @@ def _kl_finding(arm: Mapping[str, Any], runs: Sequence[Run]) -> str:
 def _mark_audits(axes: Axes, audits: Sequence[Mapping[str, np.ndarray]], colour: str, every: int) -> None:
     """A point for one in `every` audited steps.
 
-    What EBC did not clip lies under the target by right: hollow, so that it is not read as a miss.
+    What the KL did not limit lies under the target by right: hollow, so that it is not read as a miss.
     """
     some = f" (one in {every} marked)" if every > 1 else ""
     for face, clipped, label in (
-        (colour, True, f"audited step, clipped{some}"),
-        ("white", False, "audited step, not clipped"),
+        (colour, True, f"audited step, limited by the KL{some}"),
+        ("white", False, "audited step, not limited by it"),
     ):
-        chosen = [(a["c"] < CLIPPED_BELOW) == clipped for a in audits]
+        chosen = [_limited_by_kl(a) == clipped for a in audits]
         x, y = (
             np.concatenate([a[k][m] for a, m in zip(audits, chosen, strict=True)])
             for k in ("step", "applied_kl")
@@ -267,3 +277,9 @@ def _mark_audits(axes: Axes, audits: Sequence[Mapping[str, np.ndarray]], colour:
         if len(x):
             look: dict[str, Any] = {"ms": 3.2, "mew": 0.7, "mec": colour, "mfc": face, "alpha": 0.8}
             axes.plot(x[::every], y[::every], "o", **look, label=label)
+
+
+def _limited_by_kl(steps: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Which of these steps the KL budget limited, and not nothing or a radius."""
+    clipped: np.ndarray = steps["c"] < CLIPPED_BELOW
+    return clipped & (steps[KL_RULES] == RULED.index("kl")) if KL_RULES in steps else clipped
