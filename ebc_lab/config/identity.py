@@ -163,7 +163,7 @@ def tails_of(run: RunConfig) -> list[Tail]:
     """What is no default of a run's parts, in the order in which names and labels have it: the schedules of
     the target KL (or of a trust region) and of the learning rate, model, levels, workload, determinism."""
     run = resolved(run)
-    unread = () if run.stabilizer.name == "ebc" else ("budget",)
+    unread = () if run.stabilizer.name == "ebc" else ("budget", "controller")
     parts = [part for part in PARTS if part.name not in unread]
     tails = [tail for part in parts for tail in part.tail(getattr(run, part.name))]
     return [tail for tail in tails if tail.name]

@@ -202,6 +202,8 @@ class EllipsotopeClip(ControlledOptimizer):
             self.radius.see(proposal)
             stats.update_norm = proposal.norm()
             stats.radius_limit = self.radius.now * self.radius_factor
+            if self.settings.steers == "radius":
+                stats.radius_limit = stats.radius_limit * self.controller.factor.sqrt()
             stats.ceiling = clip_coefficient(stats.radius_limit, stats.update_norm)
 
     def _ruled(self, stats: StepStats, c: Tensor) -> Tensor:

@@ -60,6 +60,11 @@ class Fixed:
         self.delta.mul_(target / self.target)
         self.target.fill_(target)
 
+    @property
+    def factor(self) -> Tensor:
+        """What the rule has made of delta/delta*, 0-dim."""
+        return self.delta / self.target
+
     def update(self, kl: Tensor | float, clipped: Tensor | bool, **signals: Tensor | float | None) -> Tensor:
         """One audit: the applied KL and whether the step was clipped -> delta, both in nats per token.
 
@@ -283,7 +288,9 @@ class ControlledOptimizer(StabilizedOptimizer):
     def _begin(self, stats: StepStats) -> None:
         if self.settings.active:
             stats.target_kl = self.controller.target.clone()
-            stats.delta = self.controller.delta * self.radius_factor**2
+            controller = self.controller
+            delta = controller.delta if self.settings.steers == "kl" else controller.target
+            stats.delta = delta * self.radius_factor**2
             stats.radius = trust_radius(stats.delta, self.arithmetic.sqrt)
 
     def _batch(self, inputs: StepInputs, held: bool) -> Batch:
@@ -322,8 +329,8 @@ class ControlledOptimizer(StabilizedOptimizer):
             assert stats.slope is not None
             signals = {"slope": stats.slope}
         clipped = stats.clip_coefficient < CLIPPED_BELOW
-        if stats.ruled is not None:  # where a radius limits the step, another delta would change nothing
-            clipped = clipped & (stats.ruled == RULED.index("kl"))
+        if stats.ruled is not None:  # where the other bound limits the step, moving this one changes nothing
+            clipped = clipped & (stats.ruled == RULED.index(self.settings.steers))
         self.controller.update(stats.applied_kl, clipped, **signals)
         ratio: Tensor | None = getattr(self.controller, "ratio", None)
         stats.agreement = None if ratio is None else ratio.clone()

@@ -24,7 +24,8 @@ RADIUS_UNITS = (
     "absolute",
     "initial",
 )  # a weight norm, or a share of ||W|| before the first step
-RULED = ("nothing", "kl", "radius")  # what limited a step under a double budget, by its number in `ruled`
+STEERED = ("kl", "radius")  # which of two bounds a controller moves
+RULED = ("nothing", *STEERED)  # what limited a step under a double budget, by its number in `ruled`
 
 FORENSIC_CADENCES = (*CADENCES, "published")
 FORENSIC_CONTROLLERS = (*CONTROLLERS, "pi")

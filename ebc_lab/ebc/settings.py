@@ -33,6 +33,8 @@ class ClipSettings:
             the first steps. `radius_unit`: `absolute`, a weight norm, or `initial`, the share of ||W|| before
             the first step. It follows the square root of `schedule`, and rises linearly over the first `ramp`
             steps. With an infinite `target_kl` it is the only bound.
+        steers: what the controller moves: `kl`, delta; or `radius`, which is multiplied by the square root of
+            what it makes of delta/delta*, while delta stays at delta*.
         until: the share of `total_steps` after which every update is applied in full.
         probe, cadence: how beta is measured (`jvp`, `fd`), and how often (`warm`, `dense`, `sweep`).
         sensitivity_every: under `shadow`, `tracked` and `fisher`, steps between recordings of S and the
@@ -64,6 +66,7 @@ class ClipSettings:
     radius: float | None = None
     radius_unit: str = "absolute"
     ramp: int = 0
+    steers: str = "kl"
     until: float = 1.0
     probe: str = "jvp"
     cadence: str = "warm"
@@ -86,6 +89,7 @@ class ClipSettings:
         "exponent": options.EXPONENTS,
         "measure": options.CADENCES_OF_KL,
         "radius_unit": options.RADIUS_UNITS,
+        "steers": options.STEERED,
     }
 
     def __post_init__(self) -> None:
@@ -114,6 +118,8 @@ class ClipSettings:
             raise ValueError(f"measure_every must be at least 1, not {self.measure_every}.")
         if self.radius is None and (self.ramp or self.radius_unit != "absolute"):
             raise ValueError("ramp and radius_unit are of a radius: give radius, too.")
+        if self.steers == "radius" and (self.radius is None or not self.active):
+            raise ValueError("steers='radius' moves a radius beside a finite target_kl: give both.")
         if self.radius is not None and self.budget == options.LAGGED:
             raise ValueError("budget='lagged' chooses c before the step is known: it takes no radius.")
         if not 0 < self.until <= 1:

@@ -58,6 +58,10 @@ DOUBLE = {  # a radius beside the KL
         "budget": "tracked", "measure": "when_needed", "radius": 0.03, "radius_unit": "initial",
         "schedule": "hold_decay", "controller": "confidence",
     },
+    "confidence-steers": {
+        "radius": 0.02, "radius_unit": "initial", "ramp": 20, "controller": "confidence", "steers": "radius",
+        "target_kl": 0.02,
+    },
     "tracked-matrices": {"budget": "tracked", "grouping": "matrices", "radius": 0.15, "target_kl": 0.005},
     "fisher": {"budget": "fisher", "radius": 0.2},
 }  # fmt: skip

@@ -150,6 +150,7 @@ class ReferenceClip:
     radius: float | None = None
     radius_unit: str = "absolute"
     ramp: int = 0
+    steers: str = "kl"
     probe_sequences: int = 2
     audit_every: int = 20
     audit_tokens: int = 512
@@ -211,6 +212,9 @@ class ReferenceClip:
             self.observed.append(overconfidence(self._z(before, tokens), targets))
 
         # c, and the update it leaves
+        self.moved = self.delta / target
+        if self.steers == "radius":
+            self.delta = target
         done = ReferenceStep(1.0, self.delta, target, guard=self._guard_factor())
         done.most = self._most(proposal, t)
         if self.target_kl == math.inf:
@@ -225,6 +229,8 @@ class ReferenceClip:
         if self.radius is not None:
             done.ruled = "kl" if done.c < done.most else "radius" if done.most < 1 else "nothing"
             done.c = min(done.c, done.most)
+        if self.steers == "radius":
+            self.delta = self.moved * target  # what the controller has made of it
         if done.skipped:
             self._set(self.model, proposal, 0.0, free=0.0)
             return done
@@ -398,6 +404,7 @@ class ReferenceClip:
         r = self.radius * math.sqrt(max(self._multiplier(t), 1e-12))
         r *= min(1.0, (t + 1) / self.ramp) if self.ramp else 1.0
         r *= self.start if self.radius_unit == "initial" else 1.0
+        r *= math.sqrt(self.moved) if self.steers == "radius" else 1.0
         norm = self._norm(proposal, self.budgeted)
         return 1.0 if norm == 0 else min(1.0, r / norm)
 
@@ -534,7 +541,7 @@ class ReferenceClip:
 
     def _control(self, done: ReferenceStep, proposal: Proposal, t: int) -> None:
         target = done.target
-        clipped = done.c < 0.999 and done.ruled in ("", "kl")
+        clipped = done.c < 0.999 and done.ruled in ("", self.steers)
         kl = done.applied_kl
         assert kl is not None
         assert done.slope is not None

@@ -67,6 +67,7 @@ def ebc(
         radius=budget.radius,
         radius_unit=budget.radius_unit,
         ramp=budget.ramp,
+        steers=controller.steers,
         until=budget.until,
         probe=budget.probe,
         cadence=budget.cadence,

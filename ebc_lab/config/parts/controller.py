@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ebc_lab.ebc import options
 
 from ..errors import any_of
 from ..fields import setting
-from ..part import Mode, Part, Unfit
+from ..part import Mode, Part, Tail, Unfit
 
 OF_ONE_PROCESS = ("agreement", "confidence")  # what looks at the targets of one process's rows
 
@@ -18,6 +20,12 @@ class ControllerConfig:
     """How the current budget δ follows δ*. An empty gain is the controller's own default."""
 
     name: str = setting("auto", "auto: log_pi for surrogate, else fixed", group="controller")
+    steers: str = setting(
+        "kl",
+        "what it moves: δ, or the radius beside it, by the square root of what it makes of δ/δ*",
+        choices=options.STEERED,
+        neutral="kl",
+    )
     kp: float | None = setting(None, "proportional gain", low=0, only=("pi", "log_pi"), high=100, always=True)
     ki: float | None = setting(None, "integral gain", low=0, only=("pi", "log_pi"), high=100, always=True)
     a: float | None = setting(
@@ -45,4 +53,14 @@ def _unfit(controller: ControllerConfig, mode: Mode) -> Unfit | None:
     return None
 
 
-CONTROLLER = Part("controller", ControllerConfig, place=60, unfit=_unfit)
+def _tail(controller: ControllerConfig) -> Iterator[Tail]:
+    if controller.steers != "kl":
+        yield Tail(f"_steers{controller.steers}", "its controller moving the radius")
+
+
+def _clashes(controller: ControllerConfig, run: Any) -> Iterator[str]:
+    if run.stabilizer.name == "ebc" and controller.steers == "radius" and run.budget.radius is None:
+        yield "controller.steers=radius moves a radius: set budget.radius, too."
+
+
+CONTROLLER = Part("controller", ControllerConfig, place=60, unfit=_unfit, tail=_tail, clashes=_clashes)
