@@ -445,7 +445,8 @@ def _merged(settings: Mapping[str, Any], more: Mapping[str, Mapping[str, Any]]) 
 def _unit(path: str, unit: UnitConfig) -> None:
     """A unit's constant is a number of a run's part, and nothing else sets it."""
     group, _, key = unit.over.partition(".")
-    kind = type_hints(PART[group].settings).get(key) if group in PART else None
+    settings: Any = PART[group].settings if group in PART else UnitConfig
+    kind = type_hints(settings).get(key) if group in PART else None
     require(
         float in (kind, *typing.get_args(kind)),
         f"{path}.over={shown(unit.over)} must be a number of a run's part, such as budget.target_kl.",

@@ -2,8 +2,8 @@
 
 `Decision` is what every stage writes. Its `tracks` hold a class for each stage: `SweepTrack` of lr_sweep,
 `CalibratedTrack`, `ControllerTrack`, `ScaleTrack`, `TunedTrack`, `FinalsTrack`, `SuiteTrack` of ablation,
-`ModesTrack` of circumstances and `UnitsTrack` of carry. Losses are in nats per token, KL divergences in nats. A run's result is
-`records.figures.RunResult`.
+`ModesTrack` of circumstances and `UnitsTrack` of carry. Losses are in nats per token, KL divergences in nats.
+A run's result is `records.figures.RunResult`.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ other settings and judged by test losses of the one that was left out.
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from ebc_lab.records.decisions import (
     UnitsTrack,
 )
 
-from .statistics import paired
+from ..statistics import paired
 
 Curves = Mapping[str, Mapping[str, UnitCurve]]  # arm -> setting
 EARNS, LOSES, NO_GAIN, UNDECIDED = "earns", "loses", "no gain", "undecided"
@@ -38,27 +39,38 @@ def track_of(settings: CarryConfig, curves: Curves) -> UnitsTrack:
         arm: _found(unit, curves[arm], carried[arm], medians, settings.broken)
         for arm, unit in settings.arms.items()
     }
-    others = [arm for arm in settings.arms if arm != settings.reference]
-    pairs = {arm: _paired(settings, carried, arm) for arm in others}
-    against = {arm: pair[0] for arm, pair in pairs.items()}
-    return {
+    track: UnitsTrack = {
         "reference": settings.reference,
         "challengers": list(settings.challengers),
         "settings": {name: _setting(settings, name, best[name], medians[name]) for name in best},
         "arms": found,
-        "against": against,
-        "by_setting": {arm: pair[1] for arm, pair in pairs.items()},
-        "over_settings": {arm: pair[2] for arm, pair in pairs.items()},
-        "verdicts": {arm: verdict(against[arm], settings.margin) for arm in settings.challengers},
+        "against": {},
+        "by_setting": {},
+        "over_settings": {},
+        "verdicts": {},
         "margin": settings.margin,
         "broken": settings.broken,
     }
+    for arm in settings.arms:
+        if arm != settings.reference:
+            by_seed, each, over_settings = _paired(settings, carried, arm)
+            track["against"][arm] = by_seed
+            track["by_setting"][arm] = each
+            track["over_settings"][arm] = over_settings
+    for arm in settings.challengers:
+        track["verdicts"][arm] = verdict(track["against"][arm], settings.margin)
+    return track
 
 
 def best_of(curves: Curves, setting: str) -> tuple[str, UnitPoint] | None:
     """Return the arm and the point with the lowest mean validation loss that any arm has in a setting."""
-    points = [(arm, p) for arm, of in curves.items() for p in of[setting]["points"] if p["mean"] is not None]
-    return min(points, key=lambda found: (found[1]["mean"], found[1]["value"]), default=None)
+    best: tuple[str, UnitPoint] | None = None
+    least = math.inf
+    for arm, of in curves.items():
+        for point in of[setting]["points"]:
+            if point["mean"] is not None and point["mean"] < least:
+                best, least = (arm, point), point["mean"]
+    return best
 
 
 def point_at(curve: UnitCurve, value: float) -> UnitPoint | None:
@@ -67,7 +79,9 @@ def point_at(curve: UnitCurve, value: float) -> UnitPoint | None:
     return next((p for p in usable if math.isclose(p["value"], value, rel_tol=1e-9)), None)
 
 
-def regrets(unit: UnitConfig, curves: Mapping[str, UnitCurve], best: Mapping[str, float]) -> dict[float, float]:
+def regrets(
+    unit: UnitConfig, curves: Mapping[str, UnitCurve], best: Mapping[str, float]
+) -> dict[float, float]:
     """Return the mean regret at each constant of the arm's grid: its mean validation loss less the best of
     all arms, averaged over the settings in `best`. A constant that lacks a run in one of them is left out."""
     means: dict[float, float] = {}
@@ -191,14 +205,12 @@ def _paired(
     paired by seed; each setting by itself; and the mean over the seeds, paired by setting."""
     mine, rival = carried[arm], carried[settings.reference]
     both = [name for name in settings.settings if name in mine and name in rival]
-    together = settings.challengers if arm in settings.challengers else [*settings.arms][1:]
-    asked = {"margin": settings.margin, "comparisons": max(1, len(together))}
-    by_seed = paired(_mean_by_seed(mine, both), _mean_by_seed(rival, both), margin=settings.margin,
-                     comparisons=asked["comparisons"])
+    challenges = arm in settings.challengers
+    together = len(settings.challengers) if challenges else len(settings.arms) - 1
+    compared = functools.partial(paired, margin=settings.margin, comparisons=together)
+    by_seed = compared(_mean_by_seed(mine, both), _mean_by_seed(rival, both))
     each = {name: paired(mine[name]["test"], rival[name]["test"]) for name in both}
-    means = [{name: statistics.fmean(of[name]["test"].values()) for name in both} for of in (mine, rival)]
-    by_place = paired(*means, margin=settings.margin, comparisons=asked["comparisons"])
-    return by_seed, each, by_place
+    return by_seed, each, compared(_mean_by_setting(mine, both), _mean_by_setting(rival, both))
 
 
 def _mean_by_seed(carried: Mapping[str, Carried], names: Sequence[str]) -> dict[str, float]:
@@ -221,3 +233,7 @@ def verdict(difference: Difference, margin: float) -> str:
     if low > 0:
         return LOSES
     return NO_GAIN if low > -margin else UNDECIDED
+
+
+def _mean_by_setting(carried: Mapping[str, Carried], names: Sequence[str]) -> dict[str, float]:
+    return {name: statistics.fmean(carried[name]["test"].values()) for name in names}
