@@ -435,7 +435,11 @@ def _carry(config: Config) -> None:
             path = f"carry.arms.{name} in carry.settings.{place}"
             group, _, key = unit.over.partition(".")
             at = _merged(unit.settings, {group: {key: unit.grid[0]}})
-            _as_run(path, shaped(run, setting), at, config.launcher.processes_per_run)
+            made = _as_run(path, shaped(run, setting), at, config.launcher.processes_per_run)
+            require(
+                group != "budget" or made.stabilizer.name == "ebc",
+                f"{path}: {unit.over} goes with stabilizer=ebc, not stabilizer={made.stabilizer.name}.",
+            )
 
 
 def _merged(settings: Mapping[str, Any], more: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
