@@ -23,10 +23,15 @@ from ..rules import Results, make_decision, refuse_without_tracks
 from ..runs import distinct, waiting
 from ..stage import Said, Scenario, Stage
 from ..statistics import centre_of
-from .judged import EARNS, LOSES, NO_GAIN, track_of
+from .judged import EARNS, LOSES, NO_GAIN, UNDECIDED, track_of
 from .search import NAME, searched, with_text
 
-IN_WORDS = {EARNS: "earns its cost", LOSES: "is worse", NO_GAIN: "does not earn its cost"}
+IN_WORDS = {
+    EARNS: "earns its cost",
+    LOSES: "is worse",
+    NO_GAIN: "does not earn its cost",
+    UNDECIDED: "is undecided",
+}
 
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
@@ -115,12 +120,12 @@ def headline(track: UnitsTrack) -> str:
     least = min(judged, key=lambda arm: judged[arm])
     parts = [f"{least} carries best, {judged[least]:.4f} nats above the best of all arms on average"]
     for arm in track["challengers"]:
-        said = IN_WORDS.get(track["verdicts"][arm], "is undecided")
-        parts.append(f"{arm} {said}: {_against(track['against'][arm])} from {track['reference']}")
+        said = IN_WORDS[track["verdicts"][arm]]
+        parts.append(f"{arm} {said}: {against(track['against'][arm])} from {track['reference']}")
     return "; ".join(parts)
 
 
-def _against(difference: Difference) -> str:
+def against(difference: Difference) -> str:
     """Write `-0.0123 nats [-0.0200, -0.0046]`, by the interval that holds for all challengers."""
     mean, low, high = centre_of(difference), difference["joint_low"], difference["joint_high"]
     if mean is None:
