@@ -173,4 +173,5 @@ STAGE = Stage(
     resolved=resolved,
     question=lambda config: config.carry.question,
     shows="units",
+    pictures=("carried_excess", "carried_optima", "carried_broken"),
 )
