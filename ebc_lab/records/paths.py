@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -87,6 +88,13 @@ class RunFiles:
         self.lock = directory / ".lock"  # held by the process that trains it
 
 
+@functools.lru_cache(maxsize=20_000)
+def _run_files(runs: Path, run_id: str) -> RunFiles:
+    """Return a run's files, their paths joined once: a study of thousands of runs asks for all of them
+    whenever one ends."""
+    return RunFiles(runs / run_id)
+
+
 class StudyFiles:
     """The files in the folder of one study."""
 
@@ -116,7 +124,7 @@ class StudyFiles:
         return self.runs / run_id
 
     def run_files(self, run_id: str) -> RunFiles:
-        return RunFiles(self.run_dir(run_id))
+        return _run_files(self.runs, run_id)
 
     def run_ids(self) -> list[str]:
         """Return the names of the runs' folders, sorted."""

@@ -51,10 +51,8 @@ def draw_optima(facts: Facts, track: UnitsTrack) -> Sheet | None:
         for end, side in ((min(at.values()), "right"), (max(at.values()), "left")):
             if end != 0 and not facts.phone:
                 names = _few([name for name, octaves in at.items() if octaves == end])
-                place: dict[str, Any] = {
-                    "xytext": (8 if side == "left" else -8, 0),
-                    "textcoords": "offset points",
-                }
+                away = 8 if side == "left" else -8  # points
+                place: dict[str, Any] = {"xytext": (away, 0), "textcoords": "offset points"}
                 axes.annotate(names, (end, row), ha=side, va="center", size=SMALL, color=GREY, **place)
     axes.margins(x=0.3)
     return figure
