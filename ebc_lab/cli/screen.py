@@ -208,6 +208,8 @@ def outcome(console: Console, done: Any) -> None:
         console.print(suite(done.ablation, results_of(done), done.study.decisions().get("tune")))
     if done.modes:
         console.print(same_bits(done.modes, done.study.results_of(done.modes)))
+    if done.units:
+        console.print(carried(done.units))
     root = done.study.root
     stages = ", ".join(done.stages) or "none"
     console.print(f"in this call: {runs_in_words(done.runs.as_dict())}; stages decided: {stages}")
@@ -220,6 +222,7 @@ def outcome(console: Console, done: Any) -> None:
         "tables": "summary_*.*",
         "arms": "ablation.*",
         "modes": "determinism.csv",
+        "units": "carry.csv",
         "plots": "*.svg",
         "runs": f"{RUNS}/",
     }
@@ -301,6 +304,12 @@ def suite(
 def same_bits(decision: Decision, timed: tables.Results | None = None) -> RenderableType:
     """The modes of determinism that a study compares. `timed`: as for `suite`."""
     made = (tables.modes(track, decision, track, timed) for track in decision["tracks"])
+    return Group(*(part for table in made for part in (drawn(table), Text(table.note, style="dim"))))
+
+
+def carried(decision: Decision) -> RenderableType:
+    """What each unit loses when its constant is carried."""
+    made = [tables.units(track, decision, track) for track in decision["tracks"]]
     return Group(*(part for table in made for part in (drawn(table), Text(table.note, style="dim"))))
 
 
@@ -423,6 +432,8 @@ def _evidence(stage: str, decision: Decision, band: Sequence[float] | None) -> R
         return suite(decision)
     if shows == "modes":
         return same_bits(decision)
+    if shows == "units":
+        return carried(decision)
     if shows == "verdict":
         tracks = decision["tracks"].items()
         lines: list[Any] = [{"track": name, **line} for name, track in tracks for line in track["verdict"]]

@@ -501,6 +501,58 @@ class CircumstancesConfig(StageConfig):
     )
 
 
+@dataclass
+class UnitConfig:
+    """One arm of `carry`: a unit, and the constants in it that are tried in every setting."""
+
+    about: str = setting("", "what it is, in a few words")
+    unit: str = setting("", "the unit of the constant, in a word or two")
+    settings: dict[str, Any] = setting({}, "settings of a run that it changes: {stabilizer: {name: ebc}}")
+    over: str = setting("", "the setting of a run that the constant is of: budget.target_kl, optimizer.lr")
+    grid: list[float] = setting([], "the constants", least=2, **GRID)
+    lr_scale: float = setting(
+        1.0, "learning rate, unless the constant is one", "× the setting's lr", **MULTIPLE
+    )
+    width_power: float = setting(
+        0.0, "the constant is multiplied by this power of the setting's width_scale", low=-4, high=4
+    )
+
+
+@dataclass
+class CarrySettingConfig:
+    """One setting of `carry`: what a constant is carried to, or chosen on."""
+
+    about: str = setting("", "what is different in it, in a few words")
+    settings: dict[str, Any] = setting({}, "settings of a run that it changes: {optimizer: {name: muon}}")
+    lr: float = setting(4e-3, "the usual learning rate of its optimizer, which arms multiply", **LR)
+    steps: float = setting(1.0, "length", "× the stage's", **MULTIPLE)
+    batch_scale: float = setting(1.0, "batch_size", "× the study's", **MULTIPLE)
+    width_scale: float = setting(1.0, "model.width", "× the study's", **MULTIPLE)
+    kept: bool = setting(False, "kept for the judgement: no constant is chosen on it")
+
+
+@dataclass
+class CarryConfig(StageConfig):
+    """Arms that measure a step in different units, in different settings: which one constant, chosen in other
+    settings, serves a setting that it was not chosen on? Over `seeds`."""
+
+    question: str = setting("", "what the study asks, in a sentence")
+    steps: int = setting(600, "length of each of its runs", "steps", low=1, high=STEPS)
+    arms: dict[str, UnitConfig] = setting({}, "name → unit")
+    settings: dict[str, CarrySettingConfig] = setting({}, "name → setting; the first is the usual one")
+    reference: str = setting("", "the arm that every other is paired with: the strongest rival")
+    challengers: list[str] = setting([], "the arms that the verdict is about", unique=True)
+    margin: float = setting(
+        0.01, "a challenger earns its cost from so much below the reference on", "nats", low=0, high=10
+    )
+    broken: float = setting(
+        0.3, "a run is broken from so much above its setting's median test loss on", "nats", above=0, high=10
+    )
+    max_extensions: int = setting(
+        4, "how often a grid grows by its own ratio, when a setting's best lies on its edge", low=0, high=10
+    )
+
+
 SLURM = ("slurm",)
 
 
@@ -639,6 +691,7 @@ class Config(RunConfig):
     tune: TuneConfig = field(default_factory=TuneConfig)
     ablation: AblationConfig = field(default_factory=AblationConfig)
     circumstances: CircumstancesConfig = field(default_factory=CircumstancesConfig)
+    carry: CarryConfig = field(default_factory=CarryConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
 

@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import math
 import re
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,7 +22,7 @@ from .checks import (
     value_at,
 )
 from .choices import changed, choices_of, groups, kind_of, shaped, under
-from .dicts import run_part
+from .dicts import run_part, type_hints
 from .errors import UserError, any_of, nearest, require, shown
 from .fields import CUSTOM, number
 from .limits import MULTIPLE
@@ -43,6 +44,7 @@ from .schema import (
     LauncherConfig,
     RunConfig,
     TrackerConfig,
+    UnitConfig,
 )
 
 SBATCH_OURS = (
@@ -58,10 +60,12 @@ SBATCH_OURS = (
     "time",
 )
 MOST_RUNS = 2000  # of a study: weeks on a GPU; the largest of conf/ has less than a tenth
+MOST_CARRIED = 10_000  # of the stage carry, which asks for thousands of short ones
 MOST_LOOKS = 20  # at the finals, after the first
 LONGEST_FILE_NAME = 255  # bytes, on all common disks
 NEEDED_ARMS = ("baseline", "control", "ebc_x2")
 FINAL_ARMS = (*NEEDED_ARMS, "ebc_chosen", "none_chosen", "ebc_lindelta", "ebc_lindelta_lrdecay")
+A_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,59}")  # of an arm
 TRACKER_MODULES = {  # of each extra
     "tensorboard": ("tensorboard",),
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),
@@ -144,6 +148,9 @@ def _settings_of_runs(config: Config) -> Iterator[dict[str, Any]]:
         yield from config.controller_search.candidates.values()
     if "circumstances" in stages:
         yield from ({"determinism": {"name": mode}} for mode in config.circumstances.modes)
+    if "carry" in stages:
+        yield from (arm.settings for arm in config.carry.arms.values())
+        yield from (setting.settings for setting in config.carry.settings.values())
 
 
 def _processes(config: Config, run: RunConfig, *, here: bool, study: bool) -> None:
@@ -327,9 +334,10 @@ def _stages(config: Config) -> None:
             require(before in stages, f"study.stages: {stage} needs {before} as well.")
     counts = most_runs(config)
     listed = ", ".join(f"{stage} {runs}" for stage, runs in counts.items())
+    most = MOST_CARRIED if counts.get("carry") else MOST_RUNS
     require(
-        sum(counts.values()) <= MOST_RUNS,
-        f"this study may have more than {MOST_RUNS} runs ({listed}): shorten its grids, arms or seeds, or "
+        sum(counts.values()) <= most,
+        f"this study may have more than {most} runs ({listed}): shorten its grids, arms or seeds, or "
         "make it several studies.",
     )
     base = replace(_stage_run(config), stabilizer=replace(config.stabilizer, name="ebc"))
@@ -346,6 +354,8 @@ def _stages(config: Config) -> None:
         for mode, parts in itertools.product(config.circumstances.modes, config.circumstances.parts):
             plain = replace(under(base, mode, parts), stabilizer=StabilizerConfig())
             validate_run(plain, beside=base)
+    if "carry" in stages:
+        _carry(config)
 
 
 def most_runs(config: Config) -> dict[str, int]:
@@ -365,6 +375,8 @@ def most_runs(config: Config) -> dict[str, int]:
     versions = 1 + sum(map(len, suite.versions().values()))
     labels = len(suite.arms) * max(1, len(suite.lr_scales) + len(suite.deltas)) * versions
     seeds = len(config.seeds)
+    carry = config.carry
+    constants = sum(len(arm.grid) + carry.max_extensions for arm in carry.arms.values())
     counts = {
         "lr_sweep": pairs * (longest + 2 * sweep.max_extensions) + tracks * (around + control),
         "calibrate": tracks * len(config.calibrate.budgets) * deltas * config.calibrate.seeds,
@@ -374,6 +386,7 @@ def most_runs(config: Config) -> dict[str, int]:
         "finals": tracks * len(config.finals.arms) * max(seeds, config.finals.max_seeds),
         "ablation": tracks * labels * seeds,
         "circumstances": len(same.modes) * where,
+        "carry": constants * len(carry.settings) * seeds,
     }
     return {stage: counts.get(stage, 0) for stage in config.study.stages}
 
@@ -395,6 +408,62 @@ def _most_points(config: Config, arm: ArmConfig) -> int:
     widened = 2 * tune.max_extensions if tune.window and "lr" in arm.tune else 0
     constant = tune.search == "coordinate" and "constant" in arm.tune.get("schedule", ())  # at one more rate
     return _begun_with(config, arm) + tune.max_extensions * (edges + 1) + again + widened + constant
+
+
+def _carry(config: Config) -> None:
+    """The arms of the stage carry can be run in each of its settings, and its answer has what it compares."""
+    carry = config.carry
+    arms = list(carry.arms)
+    require(len(arms) > 1, "carry.arms must name at least two arms: choose study=units.")
+    choosing = [name for name, setting in carry.settings.items() if not setting.kept]
+    require(len(choosing) > 1, "carry.settings must name at least two that are not kept.")
+    choice("carry.reference", carry.reference, arms)
+    require(bool(carry.challengers), "carry.challengers must name the arms that the verdict is about.")
+    for arm in carry.challengers:
+        choice("carry.challengers", arm, [name for name in arms if name != carry.reference])
+    base = replace(run_part(config), steps=carry.steps, stabilizer=StabilizerConfig())
+    for kind, names in (("arms", arms), ("settings", list(carry.settings))):
+        for name in names:
+            require(
+                bool(A_NAME.fullmatch(name)),
+                f"carry.{kind}.{name}: a name is lower-case letters, digits and _.",
+            )
+    for name, unit in carry.arms.items():
+        _unit(f"carry.arms.{name}", unit)
+        for place, setting in carry.settings.items():
+            run = _as_run(f"carry.settings.{place}", base, setting.settings, 1, check=False)
+            path = f"carry.arms.{name} in carry.settings.{place}"
+            group, _, key = unit.over.partition(".")
+            at = _merged(unit.settings, {group: {key: unit.grid[0]}})
+            made = _as_run(path, shaped(run, setting), at, config.launcher.processes_per_run)
+            require(
+                group != "budget" or made.stabilizer.name == "ebc",
+                f"{path}: {unit.over} goes with stabilizer=ebc, not stabilizer={made.stabilizer.name}.",
+            )
+
+
+def _merged(settings: Mapping[str, Any], more: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {**settings, **{group: {**settings.get(group, {}), **of} for group, of in more.items()}}
+
+
+def _unit(path: str, unit: UnitConfig) -> None:
+    """A unit's constant is a number of a run's part, and nothing else sets it."""
+    group, _, key = unit.over.partition(".")
+    settings: Any = PART[group].settings if group in PART else UnitConfig
+    kind = type_hints(settings).get(key) if group in PART else None
+    require(
+        float in (kind, *typing.get_args(kind)),
+        f"{path}.over={shown(unit.over)} must be a number of a run's part, such as budget.target_kl.",
+    )
+    check_value(f"{path}.grid", unit.grid, TUNABLE["strength"], list[float])
+    require(
+        key not in unit.settings.get(group, {}),
+        f"{path}: grid and settings.{unit.over} both set it: leave one out.",
+    )
+    require(
+        unit.over != "optimizer.lr" or unit.lr_scale == 1,
+        f"{path}.lr_scale does not go with over=optimizer.lr: the constant is the rate itself.",
+    )
 
 
 def _suite(config: Config) -> None:
@@ -482,7 +551,7 @@ def _grids(path: str, arm: ArmConfig) -> None:
 def _arm(name: str, arm: ArmConfig, config: Config) -> None:
     path = f"ablation.arms.{name}"
     require(
-        bool(re.fullmatch(r"[a-z0-9][a-z0-9_]{0,59}", name)),
+        bool(A_NAME.fullmatch(name)),
         f"{path}: an arm's name is lower-case letters, digits and _.",
     )
     base = shaped(replace(run_part(config), steps=config.ablation.steps), arm)
@@ -536,12 +605,16 @@ def _references(name: str, arm: ArmConfig, arms: Mapping[str, ArmConfig], suite:
         choice(f"{path}.{key}", other, allowed)
 
 
-def _as_run(path: str, base: RunConfig, settings: dict[str, object], processes: int) -> RunConfig:
+def _as_run(
+    path: str, base: RunConfig, settings: dict[str, object], processes: int, *, check: bool = True
+) -> RunConfig:
     """The run that these settings make of `base`, validated, also for so many `processes`. Errors begin with
     `path`."""
     require(isinstance(settings, dict), f"{path} takes the settings of a run, not {shown(settings)}.")
     try:
         run = changed(base, settings)
+        if not check:
+            return run
         validate_run(run, beside=base)
         check_processes(run, processes)
     except UserError as error:

@@ -170,6 +170,26 @@ MODE_MEANINGS = {  # of determinism.csv, one row a mode of determinism
     "loss_range": (NATS, "largest difference of the validation loss between two of them"),
     "steps_per_s": ("steps/s", "median over the runs, several of which were trained at a time"),
 }
+UNIT_MEANINGS = {  # of carry.csv, one row an arm in a setting
+    "track": ("", "the study's own optimizer and projection, `<optimizer>_<projection>`"),
+    "arm": ("", "its name in the suite"),
+    "unit": ("", "of its constants"),
+    "over": ("", "the setting of a run that the constant is of"),
+    "setting": ("", "its name in the suite"),
+    "kept": ("", "whether it is kept for the judgement: no constant is chosen on it"),
+    "best": ("", "the constant with the lowest mean validation loss in this setting"),
+    "edge": ("", "`low` or `high` where that lies on an edge of what was tried"),
+    "best_val_loss": (NATS, "validation loss there, mean of the seeds"),
+    "constant": ("", "the one that was chosen on the other settings"),
+    "regret": (NATS, "its mean validation loss there, less the best of all arms"),
+    "test_loss": (NATS, "test loss at it in this setting, mean of the seeds"),
+    "excess": (NATS, "that less the test loss of the setting's best arm at its best constant"),
+    "tuned_excess": (NATS, "the same of this arm at its own best constant in this setting"),
+    "diverged": ("runs", "at the carried constant; each counts with the loss of its first step"),
+    "difference": (NATS, "test loss less the reference's, both at what they carry, paired by seed"),
+    "low": (NATS, "lower end of its 95% interval, by itself"),
+    "high": (NATS, "upper end"),
+}
 
 
 def _of(meanings: Mapping[str, tuple[str, str]], *columns: str) -> dict[str, tuple[str, str]]:

@@ -1,9 +1,9 @@
 """What the stages of a study decide, as auto_decisions.json records it: one class for each JSON object.
 
 `Decision` is what every stage writes. Its `tracks` hold a class for each stage: `SweepTrack` of lr_sweep,
-`CalibratedTrack`, `ControllerTrack`, `ScaleTrack`, `TunedTrack`, `FinalsTrack`, `SuiteTrack` of ablation and
-`ModesTrack` of circumstances. Losses are in nats per token, KL divergences in nats. A run's result is
-`records.figures.RunResult`.
+`CalibratedTrack`, `ControllerTrack`, `ScaleTrack`, `TunedTrack`, `FinalsTrack`, `SuiteTrack` of ablation,
+`ModesTrack` of circumstances and `UnitsTrack` of carry. Losses are in nats per token, KL divergences in nats.
+A run's result is `records.figures.RunResult`.
 """
 
 from __future__ import annotations
@@ -527,3 +527,87 @@ class ModesTrack(TypedDict):
 
     modes: dict[str, ModeFound]
     capabilities: list[str]
+
+
+# -- carry ---------------------------------------------------------------------------------------------------
+
+
+class UnitPoint(TypedDict):
+    """The losses at one constant of an arm in a setting, by seed; a diverged run has that of its first step,
+    and a run without a result none."""
+
+    value: float
+    val: dict[str, float | None]
+    test: dict[str, float | None]
+    mean: float | None  # validation loss; None where a run has no result
+    diverged: list[str]  # seeds
+
+
+class UnitCurve(TypedDict):
+    """What was tried of an arm in a setting, by rising constant, and the constant that is best there."""
+
+    points: list[UnitPoint]
+    best: float | None
+    loss: float | None  # mean validation loss at the best
+    edge: str | None  # of what was tried, on which the best lies
+
+
+class Carried(TypedDict):
+    """An arm in a setting, at the constant that was chosen on others."""
+
+    constant: float
+    regret: float  # mean validation regret in the settings that it was chosen on, nats
+    test: dict[str, float]
+    diverged: list[str]  # seeds
+    excess: float  # mean test loss above that of the setting's best arm at its best constant, nats
+    tuned: float  # the same of this arm at its own best constant in the setting
+
+
+class BrokenRuns(TypedDict):
+    """How many runs ended so far above their setting's median that they are of no use."""
+
+    runs: int
+    broken: int
+
+
+class UnitFound(TypedDict):
+    """What was found of one unit; None where nothing could be judged."""
+
+    about: str
+    unit: str
+    over: str
+    curves: dict[str, UnitCurve]  # by setting
+    carried: dict[str, Carried]  # by setting
+    octaves: float | None  # between the lowest and the highest of the settings' best constants
+    open: bool  # whether one of them lies on the edge of what was tried, so that there are more at least
+    excess: float | None  # mean over the settings
+    worst: str | None  # the setting with the largest excess
+    broken: BrokenRuns  # at the carried constants
+    broken_anywhere: BrokenRuns  # at all constants of the common grid
+
+
+class UnitSetting(TypedDict):
+    """A setting, and the best that any arm reached in it."""
+
+    about: str
+    kept: bool
+    arm: str | None
+    value: float | None
+    val_loss: float | None
+    test_loss: float | None
+    median: float | None  # test loss of all runs at carried constants
+
+
+class UnitsTrack(TypedDict):
+    """Which unit's one constant serves settings that it was not chosen on."""
+
+    reference: str
+    challengers: list[str]
+    settings: dict[str, UnitSetting]
+    arms: dict[str, UnitFound]
+    against: dict[str, Difference]  # arm -> from the reference, mean over the settings, paired by seed
+    by_setting: dict[str, dict[str, Difference]]  # arm -> setting -> the same in that setting
+    over_settings: dict[str, Difference]  # arm -> the mean over seeds, paired by setting
+    verdicts: dict[str, str]  # challenger -> earns | loses | no gain | undecided
+    margin: float
+    broken: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -87,6 +88,13 @@ class RunFiles:
         self.lock = directory / ".lock"  # held by the process that trains it
 
 
+@functools.lru_cache(maxsize=20_000)
+def _run_files(runs: Path, run_id: str) -> RunFiles:
+    """Return a run's files, their paths joined once: a study of thousands of runs asks for all of them
+    whenever one ends."""
+    return RunFiles(runs / run_id)
+
+
 class StudyFiles:
     """The files in the folder of one study."""
 
@@ -99,6 +107,7 @@ class StudyFiles:
         self.results_file = root / "results_final.json"
         self.ablation_file = root / "ablation.csv"
         self.modes_file = root / "determinism.csv"
+        self.units_file = root / "carry.csv"
         self.figures_file = root / "figures.json"  # what each picture shows
         self.page_file = root / "report.html"
         self.manifest_file = root / "manifest.json"
@@ -115,7 +124,7 @@ class StudyFiles:
         return self.runs / run_id
 
     def run_files(self, run_id: str) -> RunFiles:
-        return RunFiles(self.run_dir(run_id))
+        return _run_files(self.runs, run_id)
 
     def run_ids(self) -> list[str]:
         """Return the names of the runs' folders, sorted."""
@@ -132,6 +141,7 @@ class StudyFiles:
             self.results_file,
             self.ablation_file,
             self.modes_file,
+            self.units_file,
             self.page_file,
             self.crate_file,
         )

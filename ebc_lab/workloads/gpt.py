@@ -2,7 +2,8 @@
 
 * x + attention(norm(x)), then x + mlp(norm(x)); a last norm before the head
 * q, k, v and o are separate matrices, so that each can be budgeted or projected separately
-* weights ~ N(0, 0.02²), those that write into the residual stream divided by sqrt(2·blocks)
+* weights ~ N(0, 0.02²), times model.init_scale, those that write into the residual stream divided by
+  sqrt(2·blocks)
 * q, k and v are applied as one matrix product; tokens of all sequences lie on one axis, except in attention
 * hidden matrices are used through what a quantizer makes of them, each matrix by itself
 * bfloat16 attention on a CPU is written out for short contexts and runs in float32 for long ones: the
@@ -100,12 +101,12 @@ class Block(nn.Module):
         return x
 
 
-def draw_weights(module: nn.Module, blocks: int) -> None:
-    """Initial matrices of so many blocks, and of whatever is around them in `module`."""
+def draw_weights(module: nn.Module, blocks: int, scale: float = 1.0) -> None:
+    """Initial matrices of so many blocks, and of whatever is around them in `module`, times `scale`."""
     for name, p in module.named_parameters():
         if p.ndim == 2:
             writes = name.endswith((".o.weight", ".mlp_out.weight"))
-            nn.init.normal_(p, 0.0, 0.02 / math.sqrt(2 * blocks) if writes else 0.02)
+            nn.init.normal_(p, 0.0, scale * (0.02 / math.sqrt(2 * blocks) if writes else 0.02))
 
 
 class GPT(nn.Module):
@@ -119,7 +120,7 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width, bias=False)
         self.head = nn.Linear(config.width, vocabulary, bias=False)
-        draw_weights(self, config.blocks)
+        draw_weights(self, config.blocks, config.init_scale)
 
     def forward(self, tokens: Tensor) -> Tensor:
         B, T = tokens.shape

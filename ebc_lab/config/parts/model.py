@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..fields import OWN, OWN_ARGUMENTS, OWN_CHECKSUM, setting
+from ..fields import OWN, OWN_ARGUMENTS, OWN_CHECKSUM, number, setting
 from ..part import Mode, Part, Tail, Unfit
 
 GPT = ("gpt",)
@@ -24,6 +24,9 @@ class ModelConfig:
     heads: int = setting(4, "attention heads", low=1, high=1024, only=GPT)
     context: int = setting(64, "length of a sequence, T", "tokens", low=1, high=131072)
     dropout: float = setting(0.0, "dropout probability", low=0, below=1, only=GPT)
+    init_scale: float = setting(
+        1.0, "factor on the initial matrices", above=0, high=1000, only=GPT, neutral=1.0
+    )
     target: str | None = setting(
         None, "of custom: module:function, which makes the model (docs/extending.md)", only=OWN
     )
@@ -38,6 +41,8 @@ def _unfit(model: ModelConfig, mode: Mode) -> Unfit | None:
         return Unfit(f"model={model.name}", "it may draw numbers of its own; train it in one process")
     if model.name != "gpt" and mode is Mode.EBM:
         return Unfit(f"model={model.name}", "it has a model of its own; leave model=gpt")
+    if model.init_scale != 1 and mode in (Mode.EXACT, Mode.EBM):
+        return Unfit("model.init_scale", "its initial weights have a size of their own; leave it at 1")
     if model.dropout > 0 and mode is not Mode.EBM:
         return Unfit("model.dropout", f"{DROPOUT[mode]}; leave it at 0")
     return None
@@ -46,6 +51,8 @@ def _unfit(model: ModelConfig, mode: Mode) -> Unfit | None:
 def _tail(model: ModelConfig) -> Iterator[Tail]:
     if model.name != "gpt":
         yield Tail(f"_{model.name}", f"model {model.name}")
+    if model.init_scale != 1:
+        yield Tail(f"_init{number(model.init_scale)}", f"initial matrices ×{model.init_scale:g}")
 
 
 DROPOUT = {

@@ -37,6 +37,7 @@ from ebc_lab.study.store.study import Record, Study, StudyHeader
 from ..text import glance, headline, tables, words
 from ..text.modes import answer as same_bits
 from ..text.table import PAGE, Table
+from ..text.units import answer as carried
 from ..text.words import fixed, optimizer, setting
 from .curves import Run, curves
 
@@ -65,7 +66,7 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
     results = {r.run_id: r.result for r in trained if r.result}
     runs = [(r.run_id, r.spec, r.result or {}) for r in trained if r.spec]
     final, suite = decision_that_shows("verdict", decisions), decision_that_shows("arms", decisions)
-    modes = decision_that_shows("modes", decisions)
+    concluded = decision_that_shows("modes", decisions) or decision_that_shows("units", decisions)
     chosen = {s: decisions[s] for s in _by_weight(decisions, config) if stage_of(s).shows in CHOICES}
     floors = why.noise_floor(decisions)
     again = _again(study, header)
@@ -82,7 +83,7 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "tokens": words.tokens(config),
         "verdict": [_verdict(t, f, config, decisions) for t, f in final["tracks"].items()] if final else [],
         "suite": _suite(suite, results, config, decisions.get("tune")) if suite else None,
-        "modes": _modes(modes, results) if modes else None,
+        "concluded": _concluded(concluded, results) if concluded else None,
         "decided": {s: _decision(s, d, config, floors) for s, d in chosen.items()},
         "open": waiting,
         "early": _early(snapshot) if waiting else None,
@@ -493,18 +494,27 @@ def _tried(track: str, of: str, compared: SuiteTrack, config: Config, tune: Deci
     return _titled(glance.tried(f"tried-{track}", tune, track, order, grids), of)
 
 
-def _modes(decision: Decision, results: tables.Results) -> dict[str, Any]:
+def _concluded(decision: Decision, results: tables.Results) -> dict[str, Any]:
+    """Return what a study found that compares neither arms nor finals: its modes, or its units."""
+    stage = stage_of(decision["stage"])
     tracks = decision["tracks"]
-    of_track = (tables.modes(f"modes-{track}", decision, track, results) for track in tracks)
-    found = [table.on(PAGE) for table in of_track]
+    if stage.shows == "modes":
+        found = [tables.modes(f"modes-{track}", decision, track, results) for track in tracks]
+        headlines = [headline.modes(track) for track in tracks.values()]
+        answers = [same_bits(track) for track in tracks.values()]
+    else:
+        found = [tables.units(f"units-{track}", decision, track) for track in tracks]
+        found += [tables.settings(f"settings-{track}", decision, track) for track in tracks]
+        headlines = [headline.units(track) for track in tracks.values()]
+        answers = [carried(track) for track in tracks.values()]
     return {
-        "title": stage_of(decision["stage"]).title,
-        "about": stage_of(decision["stage"]).about,
+        "title": stage.title,
+        "about": stage.about,
         "rule": decision["rule"],
         "notes": untracked(decision["notes"], tracks),
-        "headlines": [headline.modes(compared) for compared in tracks.values()],
-        "answers": [same_bits(compared) for compared in tracks.values()],
-        "tables": found,
+        "headlines": headlines,
+        "answers": answers,
+        "tables": [table.on(PAGE) for table in found],
     }
 
 

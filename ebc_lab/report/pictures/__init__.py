@@ -21,6 +21,8 @@ from ebc_lab.study.inspect.slots import timeline
 from ebc_lab.study.stages.stage import stage_of
 
 from ..text import words
+from .carry.excess import draw_broken, draw_excess
+from .carry.optima import draw_optima
 from .catalogue import EMBEDDED, PHONE, write_catalogue
 from .curves import known
 from .decisions import by_track, draw_calibration, draw_eta_eff, draw_lr_scale, draw_lr_sweep
@@ -125,9 +127,22 @@ def _calibrate(root: Path, facts: Facts, decision: Mapping[str, Any], decisions:
         yield track, draw_calibration, track, tracks[track], rows, natural_kl
 
 
+def _carried(draw: Callable[..., Any]) -> Callable[..., Drawn]:
+    """Return what draws a picture of each track of a decision about units."""
+
+    def drawn(root: Path, facts: Facts, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:
+        for track, of_track in decision["tracks"].items():
+            yield track, draw, of_track
+
+    return drawn
+
+
 OF_A_CHOICE: Mapping[str, Callable[[Path, Facts, Mapping[str, Any], Decisions], Drawn]] = {
     "lr_sweep": _lr_sweep,
     "lr_scale": _lr_scale,
     "eta_eff": _eta_eff,
     "calibrate": _calibrate,
+    "carried_excess": _carried(draw_excess),
+    "carried_optima": _carried(draw_optima),
+    "carried_broken": _carried(draw_broken),
 }

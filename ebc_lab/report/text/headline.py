@@ -20,6 +20,7 @@ from ebc_lab.records.decisions import (
     SuiteTrack,
     Sweep,
     TunedArm,
+    UnitsTrack,
     Window,
 )
 from ebc_lab.study.stages.statistics import by_interval, centre_of, in_octaves
@@ -27,7 +28,8 @@ from ebc_lab.study.stages.statistics import by_interval, centre_of, in_octaves
 from . import words
 from .modes import answer as same_bits_in_words
 from .modes import same_bits
-from .words import NOTHING, interval, plural, signed
+from .units import answer as carried_in_words
+from .words import NOTHING, interval, percent, plural, signed
 
 MOST = 3  # figures
 
@@ -217,6 +219,33 @@ def modes(track: ModesTrack) -> Headline:
         wide = max(spread, key=lambda mode: spread[mode])
         tiles.append(Tile("Largest difference of the loss", f"{spread[wide]:.1e}", "nats", f"under {wide}"))
     return Headline("undecided", same_bits_in_words(track)["word"], tiles)
+
+
+# -- units ---------------------------------------------------------------------------------------------------
+
+
+def units(track: UnitsTrack) -> Headline:
+    """Return whether a challenger earns its cost, with the best of them, the unit that carries best, and how
+    many runs broke."""
+    verdicts = track["verdicts"]
+    judged = "undecided" if "undecided" in verdicts.values() else "misses"
+    judged = "beats" if "earns" in verdicts.values() else judged
+    best = min(verdicts, key=lambda arm: centre_of(track["against"][arm]) or 0.0)
+    what = f"{best} minus {track['reference']}, mean test loss"
+    found = {arm: f["excess"] for arm, f in track["arms"].items() if f["excess"] is not None}
+    tiles = [_difference(what, track["against"][best], joint=True)]
+    if found:
+        least = min(found, key=lambda arm: found[arm])
+        worst = track["arms"][least]["worst"]
+        excess = track["arms"][least]["carried"][worst]["excess"] if worst else None
+        remark = f"above the best of all arms; {signed(excess, 3)} at worst ({worst})"
+        tiles.append(Tile(f"{least} carries best", signed(found[least], 3), "nats", remark))
+    shares = {arm: f["broken"]["broken"] / max(1, f["broken"]["runs"]) for arm, f in track["arms"].items()}
+    broken = track["arms"][best]["broken"]
+    rival = percent(shares[track["reference"]], 1)
+    remark = f"{broken['broken']} of {broken['runs']}; {track['reference']} {rival}"
+    tiles.append(Tile(f"Broken runs of {best}", percent(shares[best], 1), "", remark))
+    return Headline(judged, carried_in_words(track)["word"], tiles)
 
 
 # -- figures -------------------------------------------------------------------------------------------------

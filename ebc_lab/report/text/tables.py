@@ -41,6 +41,8 @@ from .beside import beside_weights as beside_weights
 from .glance import verdict_cell
 from .modes import modes as modes
 from .table import PAGE, PAPER, TERMINAL, Cell, Column, Row, Table, filled, loss_column, two_digits
+from .units import settings as settings
+from .units import units as units
 from .words import NOTHING, brief, fixed, percent, signed
 
 Draw = Callable[[Difference], Any]

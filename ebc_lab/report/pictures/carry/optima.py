@@ -1,0 +1,75 @@
+"""Where each unit's best constant lies in each setting, in octaves from the usual setting's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ebc_lab.records.decisions import UnitCurve, UnitFound, UnitsTrack
+
+from ..sheet.figure import GREY, INK, SMALL, Facts, Sheet, entry, page
+from ..sheet.place import key, name_rows
+from . import looks_of, seeds_of
+
+ROW = 0.42  # inches
+NAMED = 2  # of the settings at one end of a row
+MARKS = {None: "o", "low": "<", "high": ">", "both": "D"}  # by the edge that a best constant lies on
+
+
+def draw_optima(facts: Facts, track: UnitsTrack) -> Sheet | None:
+    """A row for each arm, a mark for each setting's best constant; the outermost ones are named."""
+    spread = {arm: found for arm, found in track["arms"].items() if found["octaves"] is not None}
+    if not spread:
+        return None
+    order = sorted(spread, key=lambda arm: (spread[arm]["octaves"] or 0.0, arm))
+    usual = next(iter(track["settings"]))
+    what = "How far does the best constant move from setting to setting?"
+    whom = f"Each setting's best constant, by validation loss, in octaves from that of {usual}"
+    least, most = (_in_words(arm, spread[arm]) for arm in (order[0], order[-1]))
+    finding = f"Least: {least}; most: {most}."
+    size = (10.0, 2.6 + ROW * len(order))
+    figure, axes = page(facts, what, whom, finding, seeds_of(track), (), "", size)
+    axes.set_xlabel(f"octaves from the best constant in {usual}")
+    axes.axvline(0, color=INK, lw=1.0)
+    key(
+        axes,
+        [
+            entry("a setting's best", GREY, marker="o", ls="", ms=6),
+            entry("on the edge of what was tried", GREY, marker=">", ls="", ms=6),
+        ],
+    )
+    looks = looks_of(track)
+    name_rows(axes, order)
+    for row, arm in enumerate(order):
+        at = octaves_from(spread[arm]["curves"], usual)
+        colour = looks[arm][0]
+        axes.plot([min(at.values()), max(at.values())], [row] * 2, color=colour, lw=1.4, alpha=0.5)
+        for setting, octaves in at.items():
+            mark = MARKS[spread[arm]["curves"][setting]["edge"]]
+            axes.plot(octaves, row, mark, color=colour, ms=6, alpha=0.6)
+        for end, side in ((min(at.values()), "right"), (max(at.values()), "left")):
+            if end != 0 and not facts.phone:
+                names = _few([name for name, octaves in at.items() if octaves == end])
+                away = 8 if side == "left" else -8  # points
+                place: dict[str, Any] = {"xytext": (away, 0), "textcoords": "offset points"}
+                axes.annotate(names, (end, row), ha=side, va="center", size=SMALL, color=GREY, **place)
+    axes.margins(x=0.3)
+    return figure
+
+
+def octaves_from(curves: Mapping[str, UnitCurve], usual: str) -> dict[str, float]:
+    """Return how far each setting's best constant lies from that of the usual one, or of the first that has
+    one."""
+    best = {name: curve["best"] for name, curve in curves.items() if curve["best"] is not None}
+    origin = best.get(usual) or next(iter(best.values()))
+    return {name: math.log2(value / origin) for name, value in best.items()}
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _in_words(arm: str, found: UnitFound) -> str:
+    return f"{arm} {'at least ' * found['open']}{found['octaves'] or 0.0:.1f} octaves"

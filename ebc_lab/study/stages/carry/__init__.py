@@ -1,0 +1,177 @@
+"""carry: in which unit should a step be measured? Every arm in every setting, over its grid and the seeds.
+
+Which one constant of each unit, chosen in other settings, serves a setting that it was not chosen on? A grid
+grows by its own ratio where a setting's best lies on its edge; what is carried is a constant of the grid that
+all settings share. A diverged run counts with the loss of its first step, as in Wortsman et al.,
+arXiv:2309.14322; a point that lacks a run because it failed is not used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from ebc_lab.config.choices import changed, shaped
+from ebc_lab.config.dicts import run_part, to_dict
+from ebc_lab.config.schema import CarryConfig, Config
+from ebc_lab.records.decisions import Decision, Difference, UnitsTrack
+from ebc_lab.records.figures import RunResult
+from ebc_lab.records.spec import RunSpec
+
+from ..rules import Results, make_decision, refuse_without_tracks
+from ..runs import distinct, waiting
+from ..stage import Said, Scenario, Stage
+from ..statistics import centre_of
+from .judged import EARNS, LOSES, NO_GAIN, UNDECIDED, track_of
+from .search import NAME, searched, with_text
+
+IN_WORDS = {
+    EARNS: "earns its cost",
+    LOSES: "is worse",
+    NO_GAIN: "does not earn its cost",
+    UNDECIDED: "is undecided",
+}
+
+
+def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
+    """Plan every arm in every setting over its grid and the seeds; grids grow as their runs end."""
+    curves = searched(config, results)
+    return distinct([s for of in curves.values() for tried in of.values() for s in tried.specs])
+
+
+def resolved(config: Config, say: Callable[[str], None]) -> Config:
+    """Fill in the checksums of the texts and tokens of those settings that have their own."""
+    from ebc_lab.workloads.text import checked_text, pinned
+
+    carry = config.carry
+    settings = dict(carry.settings)
+    for name, setting in carry.settings.items():
+        if {"data", "tokens"} & set(setting.settings):
+            asked = with_text(run_part(config), setting.settings)
+            given = {key: setting.settings.get(key, {}).get("sha256") for key in ("data", "tokens")}
+            open_ = {key: {**asked[key], "sha256": given[key]} for key in given}
+            run = shaped(changed(run_part(config), {**setting.settings, **open_}), setting)
+            run = pinned(run, *checked_text(run))
+            own = {"data": to_dict(run.data), "tokens": to_dict(run.tokens)}
+            settings[name] = replace(setting, settings={**setting.settings, **own})
+            say(f"{NAME}: {name} has a text of its own, {run.data.name} in {run.tokens.name}")
+    return replace(config, carry=replace(carry, settings=settings))
+
+
+# -- the decision --------------------------------------------------------------------------------------------
+
+
+def decide(
+    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
+) -> Decision:
+    """Carry every unit's constant from all settings but one to that one, and judge it there."""
+    carry = config.carry
+    curves = {
+        arm: {name: tried.curve() for name, tried in of.items()}
+        for arm, of in searched(config, results).items()
+    }
+    track = track_of(carry, curves)
+    judged = any(found["carried"] for found in track["arms"].values())
+    tracks = {specs[0].track: track}
+    refuse_without_tracks(tracks if judged else {}, NAME, specs, results)
+    rule = (
+        "each setting in turn is left out; each arm takes the constant of its grid with the least mean "
+        "regret in the other settings (mean validation loss less the best of all arms there; settings that "
+        "are kept for the judgement choose nothing) and is judged by its test loss in the one left out, "
+        f"{len(config.seeds)} seeds; a challenger earns its cost if its mean test loss over the settings is "
+        f"at least {carry.margin:g} nats below that of {carry.reference} and the upper end of the 95% "
+        f"interval that holds for all {len(carry.challengers)} challengers at once is below 0; a run is "
+        f"broken if it diverged or its test loss is more than {carry.broken:g} nats above the median of all "
+        "runs at carried constants in its setting; a diverged run counts with the loss of its first step"
+    )
+    notes = list(_notes(carry, track))
+    return make_decision(NAME, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
+
+
+def _notes(carry: CarryConfig, track: UnitsTrack) -> Iterator[str]:
+    """Note what is to be known of a grid, and of runs that are missing."""
+    for arm, found in track["arms"].items():
+        on_edge = [f"{name} ({c['edge']})" for name, c in found["curves"].items() if c["edge"]]
+        if on_edge:
+            yield f"{arm}: the best constant lies on the edge of what was tried in {', '.join(on_edge)}"
+        grid = carry.arms[arm].grid
+        ends = {c["constant"] for c in found["carried"].values()} & {grid[0], grid[-1]}
+        if ends:
+            at = " and ".join(f"{value:g}" for value in sorted(ends))
+            yield f"{arm}: a constant that is carried, {at}, is the end of its grid"
+        lacking = [
+            f"{name} at {p['value']:g}"
+            for name, curve in found["curves"].items()
+            for p in curve["points"]
+            if p["mean"] is None
+        ]
+        if lacking:
+            more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+            yield f"{arm}: runs are missing, so not used: {', '.join(lacking[:5])}{more}"
+        unjudged = [name for name in track["settings"] if name not in found["carried"]]
+        if unjudged:
+            yield f"{arm} could not be judged in {', '.join(unjudged)}"
+
+
+def headline(track: UnitsTrack) -> str:
+    """Write a decided track in one sentence: which unit carries best, and what each challenger came to."""
+    judged = {arm: found["excess"] for arm, found in track["arms"].items() if found["excess"] is not None}
+    least = min(judged, key=lambda arm: judged[arm])
+    parts = [f"{least} carries best, {judged[least]:.4f} nats above the best of all arms on average"]
+    for arm in track["challengers"]:
+        said = IN_WORDS[track["verdicts"][arm]]
+        parts.append(f"{arm} {said}: {against(track['against'][arm])} from {track['reference']}")
+    return "; ".join(parts)
+
+
+def against(difference: Difference) -> str:
+    """Write `-0.0123 nats [-0.0200, -0.0046]`, by the interval that holds for all challengers."""
+    mean, low, high = centre_of(difference), difference["joint_low"], difference["joint_high"]
+    if mean is None:
+        return "nothing to compare"
+    ends = "" if low is None or high is None else f" [{low:+.4f}, {high:+.4f}]"
+    return f"{mean:+.4f} nats{ends}"
+
+
+def so_far(
+    stage: Stage, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
+) -> list[Said]:
+    """Say in how many settings every arm has a best constant by now."""
+    curves = searched(config, results)
+    known = {
+        arm: sum(not waiting(tried.specs, results) for tried in of.values()) for arm, of in curves.items()
+    }
+    whole, every = sum(known.values()), len(known) * len(config.carry.settings)
+    return [Said(f"{whole} of {every} pairs of an arm and a setting are searched", NAME, "")]
+
+
+def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
+    """Invent a result for the forecast: the middle of a grid is best, or at the most its upper end always."""
+    unit = config.carry.arms[spec.role]
+    group, _, key = unit.over.partition(".")
+    at = float(getattr(getattr(spec.run, group), key))
+    if not scenario.merged:
+        loss = 2.0 + 1 / (1 + at)
+    else:
+        loss = 2.0 + abs(math.log(at / unit.grid[len(unit.grid) // 2]))
+    return {"val_loss": loss, "test_loss": loss, "initial_loss": 5.0}
+
+
+STAGE = Stage(
+    name=NAME,
+    runs=runs,
+    decide=decide,
+    headline=headline,
+    so_far=so_far,
+    invented=invented,
+    flips=lambda stage, name, decision: None,
+    concludes=True,
+    title="One constant in every setting",
+    about="Each arm limits or sets a step in a unit of its own. Which one constant, chosen in other "
+    "settings, serves a setting that it was not chosen on?",
+    resolved=resolved,
+    question=lambda config: config.carry.question,
+    shows="units",
+    pictures=("carried_excess", "carried_optima", "carried_broken"),
+)

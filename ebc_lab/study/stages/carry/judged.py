@@ -1,0 +1,239 @@
+"""Which unit's constant serves settings that it was not chosen on: the statistics of the stage carry.
+
+Pure functions of what was measured, arm -> setting -> curve. A constant is chosen by validation losses of
+other settings and judged by test losses of the one that was left out.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ebc_lab.config.schema import CarryConfig, UnitConfig
+from ebc_lab.records.decisions import (
+    BrokenRuns,
+    Carried,
+    Difference,
+    UnitCurve,
+    UnitFound,
+    UnitPoint,
+    UnitSetting,
+    UnitsTrack,
+)
+
+from ..statistics import paired
+
+Curves = Mapping[str, Mapping[str, UnitCurve]]  # arm -> setting
+EARNS, LOSES, NO_GAIN, UNDECIDED = "earns", "loses", "no gain", "undecided"
+
+
+def track_of(settings: CarryConfig, curves: Curves) -> UnitsTrack:
+    """Judge every arm at the constants that it carries."""
+    best = {name: best_of(curves, name) for name in settings.settings}
+    carried = {arm: carried_of(settings, curves, arm, best) for arm in settings.arms}
+    medians = {name: _median([of[name] for of in carried.values() if name in of]) for name in best}
+    found = {
+        arm: _found(unit, curves[arm], carried[arm], medians, settings.broken)
+        for arm, unit in settings.arms.items()
+    }
+    track: UnitsTrack = {
+        "reference": settings.reference,
+        "challengers": list(settings.challengers),
+        "settings": {name: _setting(settings, name, best[name], medians[name]) for name in best},
+        "arms": found,
+        "against": {},
+        "by_setting": {},
+        "over_settings": {},
+        "verdicts": {},
+        "margin": settings.margin,
+        "broken": settings.broken,
+    }
+    for arm in settings.arms:
+        if arm != settings.reference:
+            by_seed, each, over_settings = _paired(settings, carried, arm)
+            track["against"][arm] = by_seed
+            track["by_setting"][arm] = each
+            track["over_settings"][arm] = over_settings
+    for arm in settings.challengers:
+        track["verdicts"][arm] = verdict(track["against"][arm], settings.margin)
+    return track
+
+
+def best_of(curves: Curves, setting: str) -> tuple[str, UnitPoint] | None:
+    """Return the arm and the point with the lowest mean validation loss that any arm has in a setting."""
+    best: tuple[str, UnitPoint] | None = None
+    least = math.inf
+    for arm, of in curves.items():
+        for point in of[setting]["points"]:
+            if point["mean"] is not None and point["mean"] < least:
+                best, least = (arm, point), point["mean"]
+    return best
+
+
+def point_at(curve: UnitCurve, value: float) -> UnitPoint | None:
+    """Return a curve's point at a constant; None where a run of it has no result."""
+    usable = (p for p in curve["points"] if p["mean"] is not None)
+    return next((p for p in usable if math.isclose(p["value"], value, rel_tol=1e-9)), None)
+
+
+def regrets(
+    unit: UnitConfig, curves: Mapping[str, UnitCurve], best: Mapping[str, float]
+) -> dict[float, float]:
+    """Return the mean regret at each constant of the arm's grid: its mean validation loss less the best of
+    all arms, averaged over the settings in `best`. A constant that lacks a run in one of them is left out."""
+    means: dict[float, float] = {}
+    for value in unit.grid:
+        points = {name: point_at(curves[name], value) for name in best}
+        behind = [p["mean"] - best[name] for name, p in points.items() if p and p["mean"] is not None]
+        if behind and len(behind) == len(best):
+            means[value] = statistics.fmean(behind)
+    return means
+
+
+def carried_of(
+    settings: CarryConfig, curves: Curves, arm: str, best: Mapping[str, tuple[str, UnitPoint] | None]
+) -> dict[str, Carried]:
+    """Judge an arm in every setting at the constant with the least mean regret in the others, of those that
+    are not kept for the judgement; of equal ones, the smaller."""
+    losses = {name: b[1]["mean"] for name, b in best.items() if b is not None and b[1]["mean"] is not None}
+    carried: dict[str, Carried] = {}
+    for name, found in best.items():
+        others = {n: x for n, x in losses.items() if n != name and not settings.settings[n].kept}
+        means = regrets(settings.arms[arm], curves[arm], others)
+        if not means or found is None:
+            continue
+        constant = min(means, key=lambda value: (means[value], value))
+        point = point_at(curves[arm][name], constant)
+        own = curves[arm][name]["best"]
+        tuned = point_at(curves[arm][name], own) if own is not None else None
+        if point is None or tuned is None:
+            continue
+        floor = _mean_test(found[1])
+        carried[name] = {
+            "constant": constant,
+            "regret": means[constant],
+            "test": _known(point["test"]),
+            "diverged": point["diverged"],
+            "excess": _mean_test(point) - floor,
+            "tuned": _mean_test(tuned) - floor,
+        }
+    return carried
+
+
+def _known(losses: Mapping[str, float | None]) -> dict[str, float]:
+    return {seed: loss for seed, loss in losses.items() if loss is not None}
+
+
+def _mean_test(point: UnitPoint) -> float:
+    return statistics.fmean(_known(point["test"]).values())
+
+
+def _median(carried: Sequence[Carried]) -> float | None:
+    losses = [loss for one in carried for loss in one["test"].values()]
+    return statistics.median(losses) if losses else None
+
+
+def _setting(
+    settings: CarryConfig, name: str, best: tuple[str, UnitPoint] | None, median: float | None
+) -> UnitSetting:
+    asked = settings.settings[name]
+    return {
+        "about": asked.about,
+        "kept": asked.kept,
+        "arm": best[0] if best else None,
+        "value": best[1]["value"] if best else None,
+        "val_loss": best[1]["mean"] if best else None,
+        "test_loss": _mean_test(best[1]) if best else None,
+        "median": median,
+    }
+
+
+def _found(
+    unit: UnitConfig,
+    curves: Mapping[str, UnitCurve],
+    carried: Mapping[str, Carried],
+    medians: Mapping[str, float | None],
+    limit: float,
+) -> UnitFound:
+    optima = [curve["best"] for curve in curves.values() if curve["best"] is not None]
+    excess = {name: one["excess"] for name, one in carried.items()}
+    on_grid = [
+        (name, point)
+        for name, curve in curves.items()
+        for value in unit.grid
+        if (point := point_at(curve, value)) is not None
+    ]
+    return {
+        "about": unit.about,
+        "unit": unit.unit,
+        "over": unit.over,
+        "curves": dict(curves),
+        "carried": dict(carried),
+        "octaves": math.log2(max(optima) / min(optima)) if optima else None,
+        "open": any(curve["edge"] for curve in curves.values()),
+        "excess": statistics.fmean(excess.values()) if excess else None,
+        "worst": max(excess, key=lambda name: excess[name], default=None),
+        "broken": broken_runs(list(carried.items()), medians, limit),
+        "broken_anywhere": broken_runs(on_grid, medians, limit),
+    }
+
+
+def broken_runs(
+    ran: Sequence[tuple[str, Any]], medians: Mapping[str, float | None], limit: float
+) -> BrokenRuns:
+    """Count the runs that diverged or ended more than `limit` nats above their setting's median.
+
+    `medians`: of a setting, the median test loss over the runs of all arms at the constants that they carry
+    to it. `ran`: (setting, the losses there by seed, and which seeds diverged).
+    """
+    runs = broken = 0
+    for name, point in ran:
+        median = medians[name]
+        for seed, loss in _known(point["test"]).items():
+            runs += 1
+            broken += seed in point["diverged"] or (median is not None and loss > median + limit)
+    return {"runs": runs, "broken": broken}
+
+
+def _paired(
+    settings: CarryConfig, carried: Mapping[str, Mapping[str, Carried]], arm: str
+) -> tuple[Difference, dict[str, Difference], Difference]:
+    """Compare an arm with the reference over the settings that both were judged in: the mean over these,
+    paired by seed; each setting by itself; and the mean over the seeds, paired by setting."""
+    mine, rival = carried[arm], carried[settings.reference]
+    both = [name for name in settings.settings if name in mine and name in rival]
+    challenges = arm in settings.challengers
+    together = len(settings.challengers) if challenges else len(settings.arms) - 1
+    compared = functools.partial(paired, margin=settings.margin, comparisons=together)
+    by_seed = compared(_mean_by_seed(mine, both), _mean_by_seed(rival, both))
+    each = {name: paired(mine[name]["test"], rival[name]["test"]) for name in both}
+    return by_seed, each, compared(_mean_by_setting(mine, both), _mean_by_setting(rival, both))
+
+
+def _mean_by_seed(carried: Mapping[str, Carried], names: Sequence[str]) -> dict[str, float]:
+    """Return each seed's mean test loss over these settings."""
+    seeds = carried[names[0]]["test"] if names else {}
+    return {seed: statistics.fmean(carried[name]["test"][seed] for name in names) for seed in seeds}
+
+
+def verdict(difference: Difference, margin: float) -> str:
+    """Say whether a challenger earns its cost, by the interval that holds for all challengers at once.
+
+    `earns`: it is `margin` better on average, and the interval lies below 0. `loses`: the interval lies above
+    0. `no gain`: it excludes a gain of `margin`. Else `undecided`.
+    """
+    mean, low, high = difference["mean"], difference["joint_low"], difference["joint_high"]
+    if mean is None or low is None or high is None:
+        return UNDECIDED
+    if mean <= -margin and high < 0:
+        return EARNS
+    if low > 0:
+        return LOSES
+    return NO_GAIN if low > -margin else UNDECIDED
+
+
+def _mean_by_setting(carried: Mapping[str, Carried], names: Sequence[str]) -> dict[str, float]:
+    return {name: statistics.fmean(carried[name]["test"].values()) for name in names}

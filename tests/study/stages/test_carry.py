@@ -1,0 +1,179 @@
+"""One constant in every setting: what is trained, which constant is carried where, and what is concluded."""
+
+import math
+from pathlib import Path
+
+import pytest
+import support.played
+from support.played import DIVERGED, FAILED, config_of, decided, done, played
+
+from ebc_lab.config.errors import UserError
+from ebc_lab.study.stages.carry.search import run_of
+from ebc_lab.study.stages.rules import Undecidable
+from ebc_lab.study.stages.stage import stage_of
+
+SUITE = Path(support.played.__file__).parent / "suites" / "carry.yaml"
+# where each arm is best, and how far in octaves from there its loss is 0.1 nats higher
+BEST = {
+    "kl": {"base": 0.02, "muon": 0.02, "long": 0.02, "wide": 0.01},
+    "radius": {"base": 0.5, "muon": 2.0, "long": 0.5, "wide": 0.5},
+    "lr": {"base": 0.01, "muon": 0.01, "long": 0.01, "wide": 0.01},
+}
+SETTINGS = list(BEST["kl"])
+
+
+def study(*more):
+    return config_of(f"study={SUITE}", *more, scale="smoke")
+
+
+def place_of(config, spec):
+    """The setting that a run belongs to: its arm's name begins with arm and setting."""
+    return next(name for name in config.carry.settings if spec.arm.startswith(f"{spec.role}_{name}_"))
+
+
+def landscape(config, **fates):
+    """Every arm is best at its own constant of each setting; a fate is of the runs of an arm's name."""
+
+    def answer(spec):
+        place = place_of(config, spec)
+        for arm, fate in fates.items():
+            if spec.arm == arm:
+                return fate
+        unit = config.carry.arms[spec.role]
+        group, _, key = unit.over.partition(".")
+        best = BEST.get(spec.role, BEST["lr"])[place]
+        off = math.log2(getattr(getattr(spec.run, group), key) / best)
+        loss = 2 + 0.1 * SETTINGS.index(place) + 0.1 * off**2 + 0.01 * spec.run.seed
+        return done(loss, test_loss=loss + 0.05, initial_loss=4.0)
+
+    return answer
+
+
+def test_every_arm_is_trained_in_every_setting_and_equal_runs_once():
+    config = study()
+    specs = stage_of("carry").runs(config, {}, {})
+    assert len({s.run_id for s in specs}) == len(specs)
+    # of lr_width only those at twice the width are other runs than lr's, and half of 0.02 is 0.01
+    assert len(specs) == 2 * 4 * (3 + 3 + 2) + 2
+    kl, radius, lr, by_width = config.carry.arms.values()
+    long, wide = config.carry.settings["long"], config.carry.settings["wide"]
+    base = config.carry.steps, config.batch_size, config.model.width
+    run = run_of(config, kl, long, 0.02)
+    assert (run.steps, run.batch_size, run.model.width) == (2 * base[0], base[1] // 2, base[2])
+    assert (run.budget.target_kl, run.optimizer.lr, run.evaluate) == (0.02, 8 * 4e-3, ["val", "test"])
+    muon = run_of(config, radius, config.carry.settings["muon"], 0.25)
+    assert (muon.optimizer.name, muon.optimizer.lr, muon.stabilizer.strength) == ("muon", 8 * 0.016, 0.25)
+    rates = [run_of(config, unit, wide, 0.02).optimizer.lr for unit in (lr, by_width)]
+    assert (rates, run_of(config, lr, wide, 0.02).model.width) == ([0.02, 0.01], 2 * base[2])
+
+
+def test_a_text_of_its_own_has_its_own_name_and_is_looked_at_when_a_study_begins(tmp_path):
+    docs = "    docs: {settings: {data: {name: pydoc}}}\n"
+    (tmp_path / "docs.yaml").write_text(SUITE.read_text() + docs)
+    config = config_of(f"study={tmp_path / 'docs.yaml'}", scale="smoke")
+    specs = stage_of("carry").runs(config, {}, {})
+    assert len({s.run_id for s in specs}) == 2 * 5 * 8 + 2  # also in a plan, before any text is read
+    own = stage_of("carry").resolved(config, lambda text: None)
+    run = run_of(own, own.carry.arms["lr"], own.carry.settings["docs"], 0.01)
+    assert (run.data.name, run.data.file) == ("pydoc", None)
+    assert len(set(run.data.sha256)) > 5
+    assert own.carry.settings["base"] == config.carry.settings["base"]
+
+
+def test_the_constant_is_chosen_on_the_other_settings_and_judged_on_the_one_left_out():
+    config = study()
+    decision = decided("carry", config, {}, landscape(config))
+    [track] = decision["tracks"].values()
+    kl, radius = track["arms"]["kl"], track["arms"]["radius"]
+    assert {name: c["constant"] for name, c in kl["carried"].items()} == dict.fromkeys(SETTINGS, 0.02)
+    # muon asks for 2, which is not on the common grid: it draws the others' constant to 1 where it is in
+    # them, and gets theirs, 0.5, where it is left out
+    constants = {name: c["constant"] for name, c in radius["carried"].items()}
+    assert constants == {"base": 1.0, "muon": 0.5, "long": 1.0, "wide": 1.0}
+    excess = {name: c["excess"] for name, c in radius["carried"].items()}
+    assert excess == pytest.approx({"base": 0.1, "muon": 0.4, "long": 0.1, "wide": 0.1})
+    assert (radius["worst"], radius["excess"]) == ("muon", pytest.approx(0.175))
+    assert radius["carried"]["muon"]["tuned"] == pytest.approx(0)  # its own best, which was grown to
+    assert (radius["octaves"], kl["octaves"]) == (2, 1)
+    assert radius["curves"]["muon"]["best"] == 2
+    assert kl["carried"]["wide"]["excess"] == pytest.approx(0.1)  # kept for the judgement: it chose nothing
+    assert radius["broken"] == {"runs": 8, "broken": 2}  # in muon, where the median is the others'
+    assert track["against"]["kl"]["mean"] == pytest.approx((0.1 - 0.7) / 4)
+    assert track["by_setting"]["kl"]["muon"]["mean"] == pytest.approx(-0.4)
+    assert track["verdicts"] == {"kl": "earns"}
+    [line] = stage_of("carry").headlines(decision)
+    assert "kl earns its cost: -0.1500 nats" in line
+
+
+def test_a_kept_setting_chooses_no_constant():
+    config = study("carry.settings.long.kept=true")
+    [track] = decided("carry", config, {}, landscape(config))["tracks"].values()
+    constants = {name: c["constant"] for name, c in track["arms"]["radius"]["carried"].items()}
+    assert constants == {"base": 1.0, "muon": 0.5, "long": 1.0, "wide": 1.0}
+    assert track["arms"]["radius"]["carried"]["long"]["regret"] == pytest.approx((0.1 + 0.1) / 2)
+
+
+def test_grids_grow_by_their_own_ratio_while_the_best_lies_on_an_edge():
+    config = study()
+    _, specs, _ = played("carry", config, {}, landscape(config))
+    grown = {s.run.stabilizer.strength for s in specs if s.arm.startswith("radius_muon")}
+    assert grown == {0.25, 0.5, 1, 2, 4}
+    far = {**BEST["radius"], "base": 1000.0}
+    decision = decided("carry", config, {}, lambda s: _with_best(config, far)(s))
+    [track] = decision["tracks"].values()
+    assert track["arms"]["radius"]["curves"]["base"]["edge"] == "high"
+    assert any("edge of what was tried in base (high)" in note for note in decision["notes"])
+
+
+def _with_best(config, best):
+    usual = landscape(config)
+
+    def answer(spec):
+        if spec.role != "radius" or place_of(config, spec) != "base":
+            return usual(spec)
+        loss = 2 + 0.01 * abs(math.log2(spec.run.stabilizer.strength / best["base"]))
+        return done(loss, test_loss=loss, initial_loss=4.0)
+
+    return answer
+
+
+def test_a_diverged_run_counts_with_its_first_loss_and_is_broken():
+    config = study()
+    lost = {**DIVERGED, "initial_loss": 4.0}
+    [track] = decided("carry", config, {}, landscape(config, kl_muon_0p02=lost))["tracks"].values()
+    kl = track["arms"]["kl"]
+    point = next(p for p in kl["curves"]["muon"]["points"] if p["value"] == 0.02)
+    assert (point["mean"], point["diverged"]) == (4.0, ["0", "1"])
+    assert kl["carried"]["muon"]["constant"] == 0.02  # the others know nothing of it
+    assert kl["carried"]["base"]["constant"] != 0.02  # here it is one of those that choose
+    assert kl["broken"] == {"runs": 8, "broken": 2}
+    assert kl["broken_anywhere"] == {"runs": 24, "broken": 4}  # and 0.04 in wide, 2 octaves off
+
+
+def test_a_point_without_all_its_runs_is_not_used():
+    config = study()
+    decision = decided("carry", config, {}, landscape(config, kl_base_0p02=FAILED))
+    [track] = decision["tracks"].values()
+    kl = track["arms"]["kl"]["carried"]
+    assert "base" not in kl
+    assert {c["constant"] for c in kl.values()} == {0.01}
+    assert any("kl: runs are missing, so not used: base at 0.02" in note for note in decision["notes"])
+    assert track["against"]["kl"]["seeds"] == 2  # over the settings that both were judged in
+    with pytest.raises(Undecidable, match="carry could not decide: a bug"):
+        decided("carry", config, {}, lambda s: FAILED)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("carry.arms.kl.over=budget.schedule", "must be a number of a run's part"),
+        ("carry.challengers=[radius]", "carry.challengers=radius is unknown"),
+        ("carry.arms.lr.lr_scale=2", "the constant is the rate itself"),
+        ("carry.settings.muon.settings={optimizer: {name: muno}}", "carry.settings.muon: optimizer=muno"),
+        ("carry.arms.kl.settings={stabilizer: {name: agc}}", "carry.arms.kl in carry.settings.base"),
+        ("carry.arms.kl.grid=[0.02,0.01]", "must be increasing"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(override, said):
+    with pytest.raises(UserError, match=said):
+        study(override)
