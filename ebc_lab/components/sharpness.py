@@ -1,9 +1,10 @@
 """`sharpness_every`: the largest eigenvalue of the Hessian of the training loss, beside a run that it leaves
 as it is.
 
-Power iteration with Hessian-vector products, which starts where it ended last: the sharpest direction turns
-slowly. Sharpness and the edge of stability: Cohen et al., arXiv:2103.00065; under Adam that of the Hessian
-between two factors P^(-1/2), P = sqrt(v) + eps: Cohen et al., arXiv:2207.14484.
+Power iteration (von Mises & Pollaczek-Geiringer 1929) with Hessian-vector products (Pearlmutter 1994), which
+starts where it ended last: the sharpest direction turns slowly. Sharpness and the edge of stability: Cohen et
+al., arXiv:2103.00065; under Adam that of the Hessian between two factors P^(-1/2), P = sqrt(v) + eps: Cohen
+et al., arXiv:2207.14484.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ Product = Callable[[Tensor], Tensor]  # (n,) -> (n,), linear and symmetric
 class Sharpness(Hook):
     """Measures the sharpness on the leading rows of the batch, as many as an audit needs, before the step.
 
-    In float32 outside autocast, without dropout. With torch's Adam on all weights the preconditioned one, too,
-    by the second moments of the step before.
+    In float32 outside autocast, without dropout. With torch's Adam on all weights the preconditioned one,
+    too, by the second moments of the step before.
     """
 
     name = "sharpness"
@@ -107,7 +108,8 @@ class Sharpness(Hook):
         group = next(g for g in base.param_groups if any(q is p for q in g["params"]))
         state = base.state[p]
         corrected = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])
-        return (corrected.sqrt() + group["eps"]).rsqrt()
+        factor: Tensor = (corrected.sqrt() + group["eps"]).rsqrt()
+        return factor
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self.vectors)

@@ -39,7 +39,10 @@ STEP_MEANINGS = {  # of steps.csv, one row a step: column -> unit, meaning
     "slope": (NATS, "⟨gradient, ΔW⟩ of the whole proposal"),
     "agreement": ("", "what the loss fell by over what was predicted"),
     "applied_kl": (NATS, "between W and W + c·ΔW, on tokens that did not choose c; at audits"),
-    "applied_norm": ("weight norm", "‖c·ΔW‖ over all weights; at audits"),
+    "applied_norm": (
+        "weight norm",
+        "‖c·ΔW‖ over all weights; at audits. `applied_kl` over its square is the curvature along the step",
+    ),
     "audit_tokens": ("tokens", "how many those were"),
     "movement": (LOGITS, "T"),
     "surrogate": (LOGITS, "S"),
