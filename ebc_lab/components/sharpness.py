@@ -2,10 +2,10 @@
 as it is.
 
 Lanczos' iteration (Lanczos 1950) with Hessian-vector products (Pearlmutter 1994), which starts where it ended
-last: the sharpest direction turns slowly. Power iteration, at the same price, takes longer, and finds a negative
-eigenvalue where that is the largest in size, as in runs that went astray. Sharpness and the edge of stability: Cohen et
-al., arXiv:2103.00065; under Adam that of the Hessian between two factors P^(-1/2), P = sqrt(v) + eps: Cohen
-et al., arXiv:2207.14484.
+last: the sharpest direction turns slowly. Power iteration, at the same price, takes longer, and finds a
+negative eigenvalue where that is the largest in size, as in runs that went astray. Sharpness and the edge of
+stability: Cohen et al., arXiv:2103.00065; under Adam that of the Hessian between two factors P^(-1/2),
+P = sqrt(v) + eps: Cohen et al., arXiv:2207.14484.
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ from .curves import Run, by_step, running_mean, thinned
 from .forest import missing
 from .sheet.figure import (
     ALERT,
+    GOAL,
     GREY,
     INK,
-    LABELS_FROM,
     SMALL,
     Arms,
     End,
@@ -37,10 +37,12 @@ from .sheet.figure import (
     last_point,
     log_axis,
     page,
+    say_of_band,
 )
 from .sheet.place import beside, columns, key, stack
 
 EARLY = 1 / 3  # of a run: what is compared between arms comes after it
+RIGHT_UNTIL = 0.83  # of the width: the right panels end there, and their labels stand beyond
 ALIKE = 1.1  # KLs whose ratio is at most this are one number
 COMPARED = 40  # steps of an arm
 SHADES = {"kl": ("viridis", 0.0, 0.86), "radius": ("YlOrBr", 0.45, 0.95)}  # map, its ends: small to large
@@ -66,6 +68,7 @@ class Steps:
     measured_at: np.ndarray  # of the sharpness; empty where there is none
     sharpness: np.ma.MaskedArray
     on_edge: np.ma.MaskedArray  # c·lr times the preconditioned sharpness; empty without
+    bound: float  # on that, of full-batch Adam
 
     @property
     def curvature(self) -> np.ma.MaskedArray:
@@ -88,9 +91,10 @@ def steps_of(runs: Sequence[Run], specs: Mapping[str, Mapping[str, Any]]) -> Ste
     norm = _smooth(streams, "applied_norm")[1]
     measured = [_measured(run.steps) for run in runs if "sharpness" in run.steps]
     then, sharpness = _smooth(measured, "sharpness")
-    edge = [stream for stream in measured if "on_edge" in stream]
+    whole = config["stabilizer"]["name"] != "ebc" or config["budget"]["grouping"] != "matrices"
+    edge = [s for s in measured if "on_edge" in s and whole]  # else c·lr is not the rate of all weights
     on_edge = _smooth(edge, "on_edge")[1] if edge else np.ma.masked_all(0)
-    return Steps(*_kind(config), at, kl, norm, then, sharpness, on_edge)
+    return Steps(*_kind(config), at, kl, norm, then, sharpness, on_edge, _bound(config))
 
 
 def _audits(steps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -131,16 +135,21 @@ def _kind(config: Mapping[str, Any]) -> tuple[str, float]:
     return "plain", float(config["optimizer"]["lr"])
 
 
+def _bound(config: Mapping[str, Any]) -> float:
+    """The rate × sharpness above which Adam is unstable on a quadratic (Cohen et al., arXiv:2207.14484)."""
+    beta = float(config["optimizer"].get("beta1", 0.9))
+    return (2 + 2 * beta) / (1 - beta)
+
+
 def draw_curvature(facts: Facts, track: str, arms: Arms, paths: Mapping[str, Steps]) -> Sheet:
     """Left the KL of the steps against their length, a path for each arm; right the curvature between the two
     over the run, and under it what the sharpness is, in units of the rate where Adam's was measured."""
-    exponent = exponent_of(paths)
     whom = f"{optimizer(track)}: audited steps from step {WARM_STEPS} on, medians over the seeds"
     small = ("running geometric means", "dot: the end of the run")
     seeds = max(len(arm["runs"]) for arm in arms.values())
     size = (12.5, 7.2)
-    finding = " ".join(filter(None, (_alike(paths), _edge(paths))))
-    figure, left = page(facts, _title(exponent), whom, finding, seeds, small, missing(arms), size)
+    finding = " ".join(filter(None, (_of_budgets(paths), _alike(paths), _edge(paths))))
+    figure, left = page(facts, _title(paths), whom, finding, seeds, small, missing(arms), size)
     bottom = another(left)
     left.set_xlabel("‖c·ΔW‖, how far the step moves the weights (log scale)")
     left.set_ylabel("applied KL, nats per token (log scale)")
@@ -150,7 +159,7 @@ def draw_curvature(facts: Facts, track: str, arms: Arms, paths: Mapping[str, Ste
     columns((left, bottom), 62)
     bottom.set_position(left.get_position()) if facts.phone else None
     top = another(bottom)
-    stack((top, bottom), (1.0, 1.0), 14, LABELS_FROM + 0.1)
+    stack((top, bottom), (1.0, 1.0), 14, RIGHT_UNTIL)
     for axes in (left, top, bottom):
         log_axis(axes, "y", (1.0, 3.0))
     log_axis(left, "x", (1.0, 2.0, 5.0))
@@ -165,6 +174,10 @@ def draw_curvature(facts: Facts, track: str, arms: Arms, paths: Mapping[str, Ste
         if end := last_point(path.at, path.curvature):
             ends.append((*end, f"{label}  {path.middle(path.curvature):.2g}", colour))
     _draw_slopes(left, paths)
+    if _on_edge(paths):
+        bound = next(path.bound for path in paths.values() if len(path.on_edge))
+        bottom.axhline(bound, color=GOAL, lw=1.2, ls="--", zorder=1)
+        say_of_band(bottom, bound, f"{bound:.3g}: the edge of stability of full-batch Adam")
     top.set_ylabel("KL / ‖c·ΔW‖²")
     bottom.set_ylabel("c·lr × preconditioned sharpness" if _on_edge(paths) else "sharpness")
     top.tick_params(labelbottom=False)
@@ -224,24 +237,48 @@ def _draw_slopes(axes: Axes, paths: Mapping[str, Steps]) -> None:
 # -- in words ------------------------------------------------------------------------------------------------
 
 
-def exponent_of(paths: Mapping[str, Steps]) -> float:
-    """The exponent of KL in ‖c·ΔW‖ from one fixed δ* to another, by least squares of the logarithms: 2 if
-    the curvature were one number. NaN for fewer than two."""
-    own = [path for path in paths.values() if path.kind == "kl"]
+@dataclass(frozen=True)
+class Trend:
+    """How KL and length go together from one limit of a kind to the next, between its first and last."""
+
+    longer: float  # ‖c·ΔW‖ of the longest steps over that of the shortest
+    exponent: float  # of KL in ‖c·ΔW‖, by least squares of the logarithms: 2 if the curvature were one number
+
+    @property
+    def kl(self) -> float:
+        """The KL of the longest over that of the shortest."""
+        return float(self.longer**self.exponent)
+
+
+def trend_of(paths: Mapping[str, Steps], kind: str) -> Trend | None:
+    """None for fewer than two arms of the kind, or where their steps are of one length."""
+    own = [path for path in paths.values() if path.kind == kind]
     points = np.log([(path.middle(path.norm), path.middle(path.kl)) for path in own]).reshape(-1, 2)
     points = points[np.isfinite(points).all(axis=1)]
-    if len(points) < 2 or np.ptp(points[:, 0]) == 0:
-        return math.nan
-    return float(np.polyfit(points[:, 0], points[:, 1], 1)[0])
+    if len(points) < 2 or np.ptp(points[:, 0]) < math.log(ALIKE):
+        return None
+    exponent = np.polyfit(points[:, 0], points[:, 1], 1)[0]
+    return Trend(math.exp(np.ptp(points[:, 0])), float(exponent))
 
 
-def _title(exponent: float) -> str:
-    if not math.isfinite(exponent):
+def _title(paths: Mapping[str, Steps]) -> str:
+    trend = trend_of(paths, "radius") or trend_of(paths, "kl")
+    if trend is None:
         return "How does the KL of a step follow its length?"
-    if exponent < LINEAR:
-        power = f"‖ΔW‖^{exponent:.1f}, not as its square"
-        return f"The curvature follows the step: from one δ* to the next the KL grows as {power}"
-    return f"The curvature is nearly one number: from one δ* to the next the KL grows as ‖ΔW‖^{exponent:.1f}"
+    grows = f"steps {trend.longer:.2g} times as long have {trend.kl:.2g} times the KL"
+    if trend.exponent < LINEAR:
+        return f"The curvature follows the step: {grows}, not {trend.longer**SQUARE:.2g} times"
+    return f"The curvature hardly depends on the step: {grows}"
+
+
+def _of_budgets(paths: Mapping[str, Steps]) -> str:
+    trend = trend_of(paths, "kl")
+    if trend is None or trend.exponent <= 0:
+        return ""
+    text = (
+        f"From the least δ* to the largest the KL grows {trend.kl:.2g}-fold, the step {trend.longer:.2g}-fold"
+    )
+    return f"{text}; at one curvature it would grow {math.sqrt(trend.kl):.2g}-fold."
 
 
 def _alike(paths: Mapping[str, Steps]) -> str:
@@ -261,10 +298,8 @@ def _alike(paths: Mapping[str, Steps]) -> str:
     if not pairs:
         return ""
     far, near = max(pairs, key=lambda pair: pair[0][0] / pair[1][0])
-    text = (
-        f"The same {math.sqrt(far[1] * near[1]):.2g} nats are {near[0]:.2g} of weight norm in {near[2]} at "
-    )
-    return text + f"step {near[3]} and {far[0]:.2g} in {far[2]} at step {far[3]}."
+    text = f"The same {math.sqrt(far[1] * near[1]):.2g} nats: ‖c·ΔW‖ = {near[0]:.2g} in {near[2]} "
+    return f"{text}(step {near[3]}), {far[0]:.2g} in {far[2]} (step {far[3]})."
 
 
 def _edge(paths: Mapping[str, Steps]) -> str:
