@@ -23,11 +23,11 @@ from ..text.words import optimizer
 from .curves import Run, by_step, running_mean, thinned
 from .forest import missing
 from .sheet.figure import (
-    ALERT,
     GOAL,
     GREY,
     INK,
     SMALL,
+    SPARE,
     Arms,
     End,
     Facts,
@@ -45,6 +45,7 @@ EARLY = 1 / 3  # of a run: what is compared between arms comes after it
 RIGHT_UNTIL = 0.83  # of the width: the right panels end there, and their labels stand beyond
 ALIKE = 1.1  # KLs whose ratio is at most this are one number
 COMPARED = 40  # steps of an arm
+ROOM = 1.2  # around what is framed, as a factor
 SHADES = {"kl": ("viridis", 0.0, 0.86), "radius": ("YlOrBr", 0.45, 0.95)}  # map, its ends: small to large
 DASHES = {"kl": "-", "radius": "--", "pi": "-.", "plain": ":"}
 IN_WORDS = {
@@ -157,7 +158,6 @@ def draw_curvature(facts: Facts, track: str, arms: Arms, paths: Mapping[str, Ste
     looks = _looks(paths)
     key(bottom if facts.phone else left, _handles(paths))
     columns((left, bottom), 62)
-    bottom.set_position(left.get_position()) if facts.phone else None
     top = another(bottom)
     stack((top, bottom), (1.0, 1.0), 14, RIGHT_UNTIL)
     for axes in (left, top, bottom):
@@ -173,10 +173,14 @@ def draw_curvature(facts: Facts, track: str, arms: Arms, paths: Mapping[str, Ste
         bottom.plot(path.measured_at, _lower(path, paths), **look)
         if end := last_point(path.at, path.curvature):
             ends.append((*end, f"{label}  {path.middle(path.curvature):.2g}", colour))
+    framed = _held(paths)
+    _frame(left, "x", [path.norm for path in framed])
+    _frame(left, "y", [path.kl for path in framed])
     _draw_slopes(left, paths)
     if _on_edge(paths):
         bound = next(path.bound for path in paths.values() if len(path.on_edge))
         bottom.axhline(bound, color=GOAL, lw=1.2, ls="--", zorder=1)
+        _frame(bottom, "y", [path.on_edge for path in framed] + [np.ma.masked_array([bound])])
         say_of_band(bottom, bound, f"{bound:.3g}: the edge of stability of full-batch Adam")
     top.set_ylabel("KL / ‖c·ΔW‖²")
     bottom.set_ylabel("c·lr × preconditioned sharpness" if _on_edge(paths) else "sharpness")
@@ -184,6 +188,18 @@ def draw_curvature(facts: Facts, track: str, arms: Arms, paths: Mapping[str, Ste
     bottom.set_xlim(top.get_xlim())
     beside(top, ends)
     return figure
+
+
+def _frame(axes: Axes, name: str, values: Sequence[np.ma.MaskedArray]) -> None:
+    """Show these positive values with some room around them; what lies further off leaves the frame."""
+    known = np.concatenate([of_one.compressed() for of_one in values])
+    if len(known):
+        axes.set(**{f"{name}lim": (known.min() / ROOM, known.max() * ROOM)})
+
+
+def _held(paths: Mapping[str, Steps]) -> list[Steps]:
+    """Those whose limit stays where it is, or that have none; all where every arm has a controller."""
+    return [path for path in paths.values() if path.kind != "pi"] or list(paths.values())
 
 
 def _on_edge(paths: Mapping[str, Steps]) -> bool:
@@ -204,7 +220,7 @@ def _looks(paths: Mapping[str, Steps]) -> dict[str, tuple[str, str]]:
         for i, (_, label) in enumerate(own):
             name, low, high = SHADES.get(kind, ("", 0.0, 1.0))
             share = low + (high - low) * i / max(1, len(own) - 1)
-            colour = to_hex(colormaps[name](share)) if name else {"pi": ALERT}.get(kind, INK)
+            colour = to_hex(colormaps[name](share)) if name else {"pi": SPARE}.get(kind, INK)
             looks[label] = (colour, dashes)
     return looks
 
@@ -304,9 +320,11 @@ def _alike(paths: Mapping[str, Steps]) -> str:
 
 def _edge(paths: Mapping[str, Steps]) -> str:
     """How far the curvature of the arms is apart, and what the rate makes of the sharpness."""
-    curvature = [path.middle(path.curvature) for path in paths.values()]
-    text = f"Curvature {min(curvature):.2g} to {max(curvature):.2g}"
-    edges = [float(np.ma.median(p.on_edge)) for p in paths.values() if p.on_edge.count()]
+    held = _held(paths)
+    curvature = [path.middle(path.curvature) for path in held]
+    text = "Without a controller the curvature is" if len(held) < len(paths) else "The curvature is"
+    text += f" {min(curvature):.2g} to {max(curvature):.2g}"
+    edges = [float(np.ma.median(path.on_edge)) for path in held if path.on_edge.count()]
     if edges:
-        text += f"; c·lr × the preconditioned sharpness {min(edges):.2g} to {max(edges):.2g}"
+        text += f", and c·lr × the preconditioned sharpness {min(edges):.2g} to {max(edges):.2g}"
     return f"{text}."
