@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import tempfile
 import time
@@ -27,7 +28,9 @@ PROBE_INTERVAL = 20  # steps between the surrogate's probes
 
 @contextlib.contextmanager
 def opened(run: RunConfig) -> Iterator[Training]:
-    """Open a run at its first step, in a temporary folder. Raises what building it raises."""
+    """Open a run at its first step, in a temporary folder, without what only looks at it. Raises what
+    building it raises."""
+    run = dataclasses.replace(run, sharpness_every=0)
     with tempfile.TemporaryDirectory(prefix="ebc-lab-bench-") as folder:
         training = Training(run, Path(folder))
         try:

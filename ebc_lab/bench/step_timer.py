@@ -44,7 +44,16 @@ ENOUGH_S = 8.0  # after which no further round begins
 COMPILED_PAIRS = 12  # steps each way, in turns
 # settings of a run that a rate is not kept by
 LEFT_OUT = (
-    *("accumulate", "tokens", "lr_schedule", "projection", "stabilizer", "budget", "controller"),
+    *(
+        "accumulate",
+        "sharpness_every",
+        "tokens",
+        "lr_schedule",
+        "projection",
+        "stabilizer",
+        "budget",
+        "controller",
+    ),
     *(part.name for part in PARTS if not part.timed),
 )
 

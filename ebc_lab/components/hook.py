@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.ebc import StabilizedOptimizer, StepStats
+from ebc_lab.ebc import StabilizedOptimizer, StepInputs, StepStats
 from ebc_lab.records.paths import RunFiles
 
 
@@ -83,8 +83,9 @@ class Hook:
         """Surround a forward whose activations are kept for backward."""
         return nullcontext()
 
-    def before(self, t: int) -> Mapping[str, Tensor]:
-        """Look at the weights before the step moves them -> columns of steps.csv, 0-dim."""
+    def before(self, t: int, batch: StepInputs) -> Mapping[str, Tensor]:
+        """Look at the weights before the step on `batch`, this process's rows, moves them -> columns of
+        steps.csv, 0-dim."""
         return {}
 
     def gradients(self, t: int, loss: Tensor, lr: float) -> Mapping[str, Tensor]:

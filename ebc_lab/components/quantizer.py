@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from ebc_lab.config.parts.quantizer import QUANTIZER, QuantizerConfig
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.ebc import StepStats
+from ebc_lab.ebc import StepInputs, StepStats
 from ebc_lab.lowbit.container import PackedTensor, read_packed, write_packed
 from ebc_lab.lowbit.gradients import GradientQuantizer
 from ebc_lab.lowbit.levels import entropy_bits, quantize, zero_share
@@ -111,7 +111,7 @@ class LowBit(Hook):
         )
         return [adam]
 
-    def before(self, t: int) -> dict[str, Tensor]:
+    def before(self, t: int, batch: StepInputs) -> dict[str, Tensor]:
         """Compare the codes with those of ten steps ago."""
         share = self.flips.at(t) if self.flips else None
         return {} if share is None else {"flip_share": share}

@@ -98,6 +98,9 @@ def _unfit_of_run(run: RunConfig, mode: Mode) -> Iterator[Unfit]:
         yield Unfit("capability", "it is there to compare bits; leave launcher.processes_per_run=1")
     if exact and run.curve_every > 0:
         yield Unfit("curve_every", "leave it at 0")
+    if mode is not Mode.IN_BACKWARD and run.sharpness_every > 0:
+        why = "it takes second derivatives of the cross-entropy, in one process; leave it at 0"
+        yield Unfit("sharpness_every", why)
     for key, usual in (("accumulate", 1), ("curve_every", 0)):
         if mode is Mode.IN_BACKWARD and getattr(run, key) != usual:
             why = f"it needs whole gradients, or the weights before the step; leave {key}={usual}"

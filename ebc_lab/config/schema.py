@@ -126,6 +126,14 @@ class RunConfig:
         high=STEPS,
         neutral=0,
     )
+    sharpness_every: int = setting(
+        0,
+        "steps between measurements of the largest eigenvalue of the loss's Hessian; 0: never",
+        "steps",
+        low=0,
+        high=STEPS,
+        neutral=0,
+    )
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

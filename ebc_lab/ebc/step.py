@@ -128,6 +128,7 @@ class StepStats:
     slope: Tensor | None = None  # <grad loss, dW> of the whole proposal, nats per token
     agreement: Tensor | None = None  # r, the loss's real fall over its predicted one
     applied_kl: Tensor | None = None  # on tokens that did not choose c, nats per token
+    applied_norm: Tensor | None = None  # ||c·dW|| over all weights, at audits; None where W was not kept
     movement: Tensor | None = None  # T, logits per token, on the same tokens
     tightness: Tensor | None = None  # T/(c·S), T of the budgeted part
     audit_tokens: int = 0

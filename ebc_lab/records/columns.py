@@ -14,6 +14,7 @@ NATS = "nats/token"
 LOGITS = "logits/token"
 SHARE = "0–1"
 SCALE = "×"
+CURVATURE = "nats/weight norm²"
 
 STEP_MEANINGS = {  # of steps.csv, one row a step: column -> unit, meaning
     "step": ("", "from 0"),
@@ -38,6 +39,10 @@ STEP_MEANINGS = {  # of steps.csv, one row a step: column -> unit, meaning
     "slope": (NATS, "⟨gradient, ΔW⟩ of the whole proposal"),
     "agreement": ("", "what the loss fell by over what was predicted"),
     "applied_kl": (NATS, "between W and W + c·ΔW, on tokens that did not choose c; at audits"),
+    "applied_norm": (
+        "weight norm",
+        "‖c·ΔW‖ over all weights; at audits. `applied_kl` over its square is the curvature along the step",
+    ),
     "audit_tokens": ("tokens", "how many those were"),
     "movement": (LOGITS, "T"),
     "surrogate": (LOGITS, "S"),
@@ -50,6 +55,14 @@ STEP_COLUMNS = tuple(STEP_MEANINGS)
 CURVE_COLUMNS = tuple(f"kl_c{number(c)}" for c in CURVE_SCALES)  # KL at these shares of the proposal
 FURTHER_STEP_MEANINGS = {  # of steps.csv, in runs that ask for what they record
     "exponent": ("", "p of exponent=auto: KL is taken to grow as c to this power"),
+    "sharpness": (
+        CURVATURE,
+        "largest eigenvalue of the training loss's Hessian before the update; every `sharpness_every` steps",
+    ),
+    "preconditioned_sharpness": (
+        "1/lr",
+        "the same of P^(-1/2) H P^(-1/2), P Adam's sqrt(v) + eps of the step before; with torch's Adam",
+    ),
     **{name: meaning for part in PARTS if not part.read_by for name, meaning in part.columns.items()},
     **{
         name: (NATS, f"between W and W + {c:g}·ΔW, on the audit's tokens; every `curve_every` steps")

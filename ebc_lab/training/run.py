@@ -341,14 +341,14 @@ class Training:
 
         Raises what `numerics.refusals` names where a value is not finite.
         """
-        columns: dict[str, Tensor] = {}
-        for hook in self.hooks:
-            columns |= hook.before(t)
         probe = None  # this process's rows of held-back text that choose c
         if self.probe_batches is not None:
             held_inputs, held_targets = self.probe_batches.at(t)
             probe = self.ranks.rows(held_inputs), self.ranks.rows(held_targets)
         batch = StepInputs(t, inputs, targets=targets, probe=probe)
+        columns: dict[str, Tensor] = {}
+        for hook in self.hooks:
+            columns |= hook.before(t, batch)
         losses, last, states = self.numerics.backward(batch, self.trained, self.workload, self.saving)
         values = {**self.ranks.mean(losses), **columns}
         for hook in self.hooks:

@@ -238,8 +238,11 @@ def test_the_applied_kl_is_that_of_the_held_rows(make_gpt, batches, train):
     (batch,) = batches(1)
     held = batch[2:, :-1]
     before = model(held)
+    weights = [p.detach().clone() for p in model.parameters()]
     (stats,) = train(model, adam_clip(model), [batch])
     with torch.no_grad():
+        moved = torch.cat([(p - old).flatten() for p, old in zip(model.parameters(), weights, strict=True)])
+        assert stats.applied_norm.item() == pytest.approx(moved.norm().item(), rel=1e-5)
         assert stats.applied_kl.item() == pytest.approx(mean_kl(before, model(held)).item(), rel=1e-3)
 
 

@@ -22,6 +22,7 @@ from ebc_lab.records.figures import KL_BAND
 
 from ..text.words import mine_of, optimizer, tuned_arms
 from .arm import Rival, draw_clip, draw_kl, draw_loss
+from .curvature import Steps, draw_curvature, steps_of
 from .curves import Run, applied_c, audited, by_step, read_results, read_runs, running_mean, thinned, window
 from .ebm import States, draw_states, states_of
 from .forest import draw_forest, missing, rows_of, signed
@@ -85,6 +86,7 @@ class Gathered:
     of_parts: dict[str, dict[str, Any]]  # picture -> arm -> what it draws of that
     tight: dict[str, Tightness]
     curves: dict[str, Curve]  # of KL against c
+    paths: dict[str, Steps]  # through KL and length of the steps
     states: States | None = None  # of the reference, if it is an energy-based model
 
 
@@ -103,7 +105,7 @@ def suite_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
         together = _together(root, facts, track, shown, decisions, tail)
         for pictures in (together, forest) if mine_of(of_track) else (forest, together):
             yield from pictures
-        all_arms = Gathered({}, {}, {}, {})
+        all_arms = Gathered({}, {}, {}, {}, {})
         natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
         yield from _arm_pictures(root, facts, arms, tail, natural_kl, all_arms, of_track["reference"])
         factors = _factors(root, of_track["arms"])
@@ -125,6 +127,8 @@ def _of_all_arms(
         yield "ablation_tightness", draw_tightness, {label: label for label in tight}, arms, tight
     if curves := found.curves:
         yield "kl_curve", draw_kl_curve, those(curves), curves
+    if any(len(path.measured_at) for path in found.paths.values()):
+        yield "curvature", draw_curvature, those(found.paths), found.paths
     if states := found.states:
         label = of_track["reference"]
         yield "ebm", draw_states, label, arms[label], states
@@ -193,6 +197,8 @@ def _arm_pictures(
             all_arms.states = states_of(runs)
         if curve := curve_of(runs):
             all_arms.curves[label] = curve
+        if path := steps_of(runs, specs):
+            all_arms.paths[label] = path
         for kind, (draw, *more) in kinds.items():
             name = f"{label}{tail}_{kind}"
             yield from picture(name, "arms", own_facts, draw, label, arm, runs, *more, arm_of=label)

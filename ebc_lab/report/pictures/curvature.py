@@ -1,0 +1,330 @@
+"""Why a fixed KL budget fixes no step: the KL of steps against their length, and the curvature between them.
+
+The columns `applied_kl`, `applied_norm`, `sharpness` and `preconditioned_sharpness` of steps.csv, which
+docs/files.md explains. Drawn where a run recorded its sharpness.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+
+from ebc_lab.records.figures import WARM_STEPS
+
+from ..text.words import optimizer
+from .curves import Run, by_step, running_mean, thinned
+from .forest import missing
+from .sheet.figure import (
+    GOAL,
+    GREY,
+    INK,
+    SMALL,
+    SPARE,
+    Arms,
+    End,
+    Facts,
+    Sheet,
+    another,
+    entry,
+    last_point,
+    log_axis,
+    page,
+    say_of_band,
+)
+from .sheet.place import beside, columns, key, stack
+
+EARLY = 1 / 3  # of a run: what is compared between arms comes after it
+RIGHT_UNTIL = 0.83  # of the width: the right panels end there, and their labels stand beyond
+ALIKE = 1.1  # KLs whose ratio is at most this are one number
+COMPARED = 40  # steps of an arm
+ROOM = 1.2  # around what is framed, as a factor
+SHADES = {"kl": ("viridis", 0.0, 0.86), "radius": ("YlOrBr", 0.45, 0.95)}  # map, its ends: small to large
+DASHES = {"kl": "-", "radius": "--", "pi": "-.", "plain": ":"}
+IN_WORDS = {
+    "kl": "fixed δ*, small to large: dark to light",
+    "radius": "fixed radius of ‖ΔW‖, small to large: light to dark",
+    "pi": "δ moved by a controller",
+    "plain": "no limit",
+}
+SQUARE, LINEAR = 2.0, 1.5  # exponents of KL in ‖ΔW‖: of a fixed curvature, and what is no square any more
+
+
+@dataclass(frozen=True)
+class Steps:
+    """An arm's audited steps from `WARM_STEPS` on: running geometric means, the seeds' median."""
+
+    kind: str  # one of DASHES: what limits it
+    limit: float  # δ*, the radius or the learning rate: what orders the arms of a kind
+    at: np.ndarray
+    kl: np.ma.MaskedArray
+    norm: np.ma.MaskedArray  # ‖c·ΔW‖
+    measured_at: np.ndarray  # of the sharpness; empty where there is none
+    sharpness: np.ma.MaskedArray
+    on_edge: np.ma.MaskedArray  # c·lr times the preconditioned sharpness; empty without
+    bound: float  # on that, of full-batch Adam
+
+    @property
+    def curvature(self) -> np.ma.MaskedArray:
+        curvature: np.ma.MaskedArray = self.kl / self.norm**2
+        return curvature
+
+    def middle(self, values: np.ma.MaskedArray) -> float:
+        """The median over all but the first third of the run."""
+        later = values[self.at >= EARLY * self.at[-1]].compressed()
+        return float(np.median(later)) if len(later) else math.nan
+
+
+def steps_of(runs: Sequence[Run], specs: Mapping[str, Mapping[str, Any]]) -> Steps | None:
+    """None where no run recorded how far an audited step moved the weights."""
+    streams = [_audits(run.steps) for run in runs if "applied_norm" in run.steps]
+    config = next((spec["config"] for spec in specs.values() if "stabilizer" in spec.get("config", {})), None)
+    if not any(len(stream["step"]) for stream in streams) or config is None:
+        return None
+    at, kl = _smooth(streams, "applied_kl")
+    norm = _smooth(streams, "applied_norm")[1]
+    measured = [_measured(run.steps) for run in runs if "sharpness" in run.steps]
+    then, sharpness = _smooth(measured, "sharpness")
+    whole = config["stabilizer"]["name"] != "ebc" or config["budget"]["grouping"] != "matrices"
+    edge = [s for s in measured if "on_edge" in s and whole]  # else c·lr is not the rate of all weights
+    on_edge = _smooth(edge, "on_edge")[1] if edge else np.ma.masked_all(0)
+    return Steps(*_kind(config), at, kl, norm, then, sharpness, on_edge, _bound(config))
+
+
+def _audits(steps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    seen = np.isfinite(steps["applied_norm"]) & (steps["applied_kl"] > 0) & (steps["applied_norm"] > 0)
+    rows = seen & (steps["step"] >= WARM_STEPS)
+    return {name: steps[name][rows] for name in ("step", "applied_kl", "applied_norm")}
+
+
+def _measured(steps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The steps whose sharpness is known and positive, and what the rate makes of it there."""
+    rows = (steps["sharpness"] > 0) & (steps["step"] >= WARM_STEPS)
+    found = {name: steps[name][rows] for name in ("step", "sharpness")}
+    if "preconditioned_sharpness" in steps:
+        rate = np.ma.log(np.ma.masked_less_equal(steps["eta_eff"], 0.0))[None]
+        typical = np.ma.exp(running_mean(rate)[0]).filled(np.nan)  # c flickers from step to step
+        found["on_edge"] = (typical * steps["preconditioned_sharpness"])[rows]
+    return found
+
+
+def _smooth(streams: Sequence[Mapping[str, np.ndarray]], column: str) -> tuple[np.ndarray, np.ma.MaskedArray]:
+    steps, table = by_step(streams, column)
+    if not len(steps):
+        return steps, np.ma.masked_all(0)
+    middle = np.ma.median(np.ma.log(np.ma.masked_less_equal(table, 0.0)), axis=0)
+    at = thinned(len(steps))
+    return steps[at], np.ma.exp(running_mean(running_mean(np.ma.masked_array(middle)[None])))[0][at]
+
+
+def _kind(config: Mapping[str, Any]) -> tuple[str, float]:
+    """What limits the steps of a run, and how much."""
+    stabilizer = config["stabilizer"]["name"]
+    if stabilizer == "ebc":
+        fixed = config["controller"]["name"] in ("fixed", "auto")
+        return "kl" if fixed else "pi", float(config["budget"]["target_kl"])
+    strength = config["stabilizer"].get("strength")
+    if stabilizer == "trust_region" and strength is not None:
+        return "radius", float(strength)
+    return "plain", float(config["optimizer"]["lr"])
+
+
+def _bound(config: Mapping[str, Any]) -> float:
+    """The rate × sharpness above which Adam is unstable on a quadratic (Cohen et al., arXiv:2207.14484)."""
+    beta = float(config["optimizer"].get("beta1", 0.9))
+    return (2 + 2 * beta) / (1 - beta)
+
+
+def draw_curvature(facts: Facts, track: str, arms: Arms, paths: Mapping[str, Steps]) -> Sheet:
+    """Left the KL of the steps against their length, a path for each arm; right the curvature between the two
+    over the run, and under it what the sharpness is, in units of the rate where Adam's was measured."""
+    whom = f"{optimizer(track)}: audited steps from step {WARM_STEPS} on, medians over the seeds"
+    small = ("running geometric means", "dot: the end of the run")
+    seeds = max(len(arm["runs"]) for arm in arms.values())
+    size = (12.5, 7.2)
+    finding = " ".join(filter(None, (_of_budgets(paths), _alike(paths), _edge(paths))))
+    figure, left = page(facts, _title(paths), whom, finding, seeds, small, missing(arms), size)
+    bottom = another(left)
+    left.set_xlabel("‖c·ΔW‖, how far the step moves the weights (log scale)")
+    left.set_ylabel("applied KL, nats per token (log scale)")
+    bottom.set_xlabel(f"training step  (one step = {facts.tokens_per_step:,} tokens)")
+    looks = _looks(paths)
+    key(bottom if facts.phone else left, _handles(paths))
+    columns((left, bottom), 62)
+    top = another(bottom)
+    stack((top, bottom), (1.0, 1.0), 14, RIGHT_UNTIL)
+    for axes in (left, top, bottom):
+        log_axis(axes, "y", (1.0, 3.0))
+    log_axis(left, "x", (1.0, 2.0, 5.0))
+    ends: list[End] = []
+    for label, path in paths.items():
+        colour, dashes = looks[label]
+        look: dict[str, Any] = {"color": colour, "ls": dashes, "lw": 1.5, "zorder": 2.5}
+        left.plot(path.norm, path.kl, **look)
+        left.plot(path.norm[-1:], path.kl[-1:], "o", color=colour, ms=5.5, mec="white", mew=0.6, zorder=3)
+        top.plot(path.at, path.curvature, **look)
+        bottom.plot(path.measured_at, _lower(path, paths), **look)
+        if end := last_point(path.at, path.curvature):
+            ends.append((*end, f"{label}  {path.middle(path.curvature):.2g}", colour))
+    framed = _held(paths)
+    _frame(left, "x", [path.norm for path in framed])
+    _frame(left, "y", [path.kl for path in framed])
+    _draw_slopes(left, paths)
+    if _on_edge(paths):
+        bound = next(path.bound for path in paths.values() if len(path.on_edge))
+        bottom.axhline(bound, color=GOAL, lw=1.2, ls="--", zorder=1)
+        _frame(bottom, "y", [path.on_edge for path in framed] + [np.ma.masked_array([bound])])
+        say_of_band(bottom, bound, f"{bound:.3g}: the edge of stability of full-batch Adam")
+    top.set_ylabel("KL / ‖c·ΔW‖²")
+    bottom.set_ylabel("c·lr × preconditioned sharpness" if _on_edge(paths) else "sharpness")
+    top.tick_params(labelbottom=False)
+    bottom.set_xlim(top.get_xlim())
+    beside(top, ends)
+    return figure
+
+
+def _frame(axes: Axes, name: str, values: Sequence[np.ma.MaskedArray]) -> None:
+    """Show these positive values with some room around them; what lies further off leaves the frame."""
+    known = np.concatenate([of_one.compressed() for of_one in values])
+    if len(known):
+        axes.set(**{f"{name}lim": (known.min() / ROOM, known.max() * ROOM)})
+
+
+def _held(paths: Mapping[str, Steps]) -> list[Steps]:
+    """Those whose limit stays where it is, or that have none; all where every arm has a controller."""
+    return [path for path in paths.values() if path.kind != "pi"] or list(paths.values())
+
+
+def _on_edge(paths: Mapping[str, Steps]) -> bool:
+    return any(len(path.on_edge) for path in paths.values())
+
+
+def _lower(path: Steps, paths: Mapping[str, Steps]) -> np.ma.MaskedArray:
+    if not _on_edge(paths):
+        return path.sharpness
+    return path.on_edge if len(path.on_edge) else np.ma.masked_all(len(path.measured_at))
+
+
+def _looks(paths: Mapping[str, Steps]) -> dict[str, tuple[str, str]]:
+    """Each arm's colour and dashes: of a kind with shades from its smallest limit to its largest."""
+    looks: dict[str, tuple[str, str]] = {}
+    for kind, dashes in DASHES.items():
+        own = sorted((p.limit, label) for label, p in paths.items() if p.kind == kind)
+        for i, (_, label) in enumerate(own):
+            name, low, high = SHADES.get(kind, ("", 0.0, 1.0))
+            share = low + (high - low) * i / max(1, len(own) - 1)
+            colour = to_hex(colormaps[name](share)) if name else {"pi": SPARE}.get(kind, INK)
+            looks[label] = (colour, dashes)
+    return looks
+
+
+def _handles(paths: Mapping[str, Steps]) -> list[Any]:
+    handles = []
+    for kind, words in IN_WORDS.items():
+        if own := [label for label, path in paths.items() if path.kind == kind]:
+            colour, dashes = _looks(paths)[own[len(own) // 2]]
+            handles.append(entry(words, colour, ls=dashes, lw=1.5))
+    return [*handles, entry("lines of one curvature, KL / ‖c·ΔW‖²", "#999999", ls=":", lw=1.0)]
+
+
+def _draw_slopes(axes: Axes, paths: Mapping[str, Steps]) -> None:
+    """Lines of one curvature, a factor 10 apart, through what is drawn."""
+    every = np.concatenate([path.curvature.compressed() for path in paths.values()])
+    xlim, ylim = axes.get_xlim(), axes.get_ylim()
+    at = np.array(xlim)
+    for power in range(math.floor(math.log10(every.min())), math.ceil(math.log10(every.max())) + 1):
+        curvature = 10.0**power
+        axes.plot(at, curvature * at**2, color="#999999", lw=1.0, ls=":", zorder=1)
+        x = min(xlim[1], math.sqrt(ylim[1] / curvature))
+        y = curvature * x**2
+        if xlim[0] < x and ylim[0] < y:
+            where: dict[str, Any] = {"xytext": (-4, -3), "textcoords": "offset points", "ha": "right"}
+            axes.annotate(f"{curvature:g}", (x, y), va="top", color=GREY, size=SMALL, **where)
+    axes.set(xlim=xlim, ylim=ylim)
+
+
+# -- in words ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trend:
+    """How KL and length go together from one limit of a kind to the next, between its first and last."""
+
+    longer: float  # ‖c·ΔW‖ of the longest steps over that of the shortest
+    exponent: float  # of KL in ‖c·ΔW‖, by least squares of the logarithms: 2 if the curvature were one number
+
+    @property
+    def kl(self) -> float:
+        """The KL of the longest over that of the shortest."""
+        return float(self.longer**self.exponent)
+
+
+def trend_of(paths: Mapping[str, Steps], kind: str) -> Trend | None:
+    """None for fewer than two arms of the kind, or where their steps are of one length."""
+    own = [path for path in paths.values() if path.kind == kind]
+    points = np.log([(path.middle(path.norm), path.middle(path.kl)) for path in own]).reshape(-1, 2)
+    points = points[np.isfinite(points).all(axis=1)]
+    if len(points) < 2 or np.ptp(points[:, 0]) < math.log(ALIKE):
+        return None
+    exponent = np.polyfit(points[:, 0], points[:, 1], 1)[0]
+    return Trend(math.exp(np.ptp(points[:, 0])), float(exponent))
+
+
+def _title(paths: Mapping[str, Steps]) -> str:
+    trend = trend_of(paths, "radius") or trend_of(paths, "kl")
+    if trend is None:
+        return "How does the KL of a step follow its length?"
+    grows = f"steps {trend.longer:.2g} times as long have {trend.kl:.2g} times the KL"
+    if trend.exponent < LINEAR:
+        return f"The curvature follows the step: {grows}, not {trend.longer**SQUARE:.2g} times"
+    return f"The curvature hardly depends on the step: {grows}"
+
+
+def _of_budgets(paths: Mapping[str, Steps]) -> str:
+    trend = trend_of(paths, "kl")
+    if trend is None or trend.exponent <= 0:
+        return ""
+    text = (
+        f"From the least δ* to the largest the KL grows {trend.kl:.2g}-fold, the step {trend.longer:.2g}-fold"
+    )
+    return f"{text}; at one curvature it would grow {math.sqrt(trend.kl):.2g}-fold."
+
+
+def _alike(paths: Mapping[str, Steps]) -> str:
+    """The two steps of two arms that are of one KL, and whose lengths are farthest apart."""
+    points = [
+        (float(n), float(kl), label, int(t))
+        for label, path in paths.items()
+        for n, kl, t in zip(
+            *(x[thinned(len(path.at), COMPARED)] for x in (path.norm, path.kl, path.at)), strict=True
+        )
+        if n is not np.ma.masked and kl is not np.ma.masked
+    ]
+    alike = [
+        (a, b) for a, b in itertools.permutations(points, 2) if a[2] != b[2] and 1 <= b[1] / a[1] <= ALIKE
+    ]
+    pairs = [(max(pair), min(pair)) for pair in alike]
+    if not pairs:
+        return ""
+    far, near = max(pairs, key=lambda pair: pair[0][0] / pair[1][0])
+    text = f"The same {math.sqrt(far[1] * near[1]):.2g} nats: ‖c·ΔW‖ = {near[0]:.2g} in {near[2]} "
+    return f"{text}(step {near[3]}), {far[0]:.2g} in {far[2]} (step {far[3]})."
+
+
+def _edge(paths: Mapping[str, Steps]) -> str:
+    """How far the curvature of the arms is apart, and what the rate makes of the sharpness."""
+    held = _held(paths)
+    curvature = [path.middle(path.curvature) for path in held]
+    text = "Without a controller the curvature is" if len(held) < len(paths) else "The curvature is"
+    text += f" {min(curvature):.2g} to {max(curvature):.2g}"
+    edges = [float(np.ma.median(path.on_edge)) for path in held if path.on_edge.count()]
+    if edges:
+        text += f", and c·lr × the preconditioned sharpness {min(edges):.2g} to {max(edges):.2g}"
+    return f"{text}."

@@ -1,0 +1,56 @@
+"""KL against the length of steps, drawn; its title says what the data say."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from support.drawn import check_page, check_phone, drawn, words_of, write_suite
+
+LENGTHS = {"short": 0.1, "middle": 0.2, "long": 0.4}  # of the arms' steps
+
+
+def suite(root: Path, exponent: float) -> Path:
+    """Three arms in radii, whose KL is 0.01·(‖ΔW‖/0.1)^exponent and whose rate just bears the sharpness."""
+    adam = {"optimizer": {"lr": 0.004, "beta1": 0.9}, "budget": {"grouping": "block"}}
+    of_run = {k: adam | {"stabilizer": {"name": "trust_region", "strength": x}} for k, x in LENGTHS.items()}
+    gains = dict.fromkeys(LENGTHS, (0.0, 0.01))
+    more = {label: ({}, config) for label, config in of_run.items()}
+    write_suite(root, gains=gains, versus={}, outcomes={}, ebc=(), more=more)
+    paths = [(x, path) for k, x in LENGTHS.items() for path in root.glob(f"runs/adam_none_{k}_s*/steps.csv")]
+    for length, path in paths:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            audited = int(row["step"]) % 10 == 0
+            row["applied_norm"] = length if audited else ""
+            row["applied_kl"] = 0.01 * (length / 0.1) ** exponent if audited else ""
+            row["eta_eff"] = length
+            row["sharpness"] = 30 / length if audited else ""
+            row["preconditioned_sharpness"] = 8 / length if audited else ""
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("exponent", "title"),
+    [
+        (0.5, "The curvature follows the step: steps 4 times as long have 2 times the KL, not 16 times"),
+        (2.0, "The curvature hardly depends on the step: steps 4 times as long have 16 times the KL"),
+    ],
+)
+def test_a_suite_that_measured_the_sharpness_shows_whether_the_curvature_follows_the_step(
+    tmp_path, exponent, title
+):
+    figures = drawn(suite(tmp_path, exponent), until="curvature", phone=("curvature",))
+    figure = figures["curvature"]
+    assert figure.title == title
+    assert "c·lr × the preconditioned sharpness 8 to 8." in figure.alt
+    ends = (0.02 if exponent == 0.5 else 0.16) / 0.4**2
+    assert f"long  {ends:.2g}" in words_of(figure)
+    check_page(figure, "curvature")
+    check_phone(figures["curvature_phone"], "curvature")
