@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ebc_lab.components.stabilizers.adagc import AdaGC
 from ebc_lab.components.stabilizers.energy import EnergyBudget
 from ebc_lab.components.stabilizers.rivals import (
     AdaptiveGradientClip,
@@ -22,13 +23,14 @@ CLASSES = {
     "value_clip": ValueClip,
     "agc": AdaptiveGradientClip,
     "zclip": ZClip,
+    "adagc": AdaGC,
     "energy_raw": EnergyBudget,
     "energy_rms": EnergyBudget,
     "trust_region": TrustRegion,
     "kl_clip": KLClip,
     "rms_clip": RMSClip,
 }
-GRADIENT = ("norm_clip", "value_clip", "agc", "zclip", "energy_raw", "energy_rms")
+GRADIENT = ("norm_clip", "value_clip", "agc", "zclip", "adagc", "energy_raw", "energy_rms")
 UPDATE = ("trust_region", "kl_clip", "rms_clip")
 
 

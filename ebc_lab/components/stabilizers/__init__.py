@@ -19,6 +19,7 @@ from ebc_lab.lowbit.clustering import ParameterClustering
 from ebc_lab.workloads import Workload
 
 from ..forensics import ForensicClip, ForensicSettings
+from .adagc import AdaGC
 from .energy import EnergyBudget
 from .rivals import (
     AdaptiveGradientClip,
@@ -149,6 +150,7 @@ STABILIZERS: dict[str, Build] = {
     "value_clip": rival(ValueClip),
     "agc": rival(AdaptiveGradientClip),
     "zclip": rival(ZClip),
+    "adagc": rival(AdaGC),
     "energy_raw": rival(EnergyBudget, lambda run: {"norm": "raw"}),
     "energy_rms": rival(EnergyBudget, lambda run: {"norm": "rms"}),
     "trust_region": trust_region,

@@ -14,7 +14,7 @@ from ..part import Mode, Part, Tail, Unfit
 TRUST_REGION = ("trust_region",)
 NO_WHOLE_STEP = "it looks at the whole step before it is applied, and there is no such moment"
 RIVALS = (
-    *("norm_clip", "value_clip", "agc", "zclip", "energy_raw", "energy_rms"),
+    *("norm_clip", "value_clip", "agc", "zclip", "adagc", "energy_raw", "energy_rms"),
     *("trust_region", "kl_clip", "rms_clip", CUSTOM),
 )
 # what looks at the activations or the targets of one process's rows
