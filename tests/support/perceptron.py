@@ -8,6 +8,7 @@ from torch import nn
 
 from ebc_lab.components.stabilizers.adagc import AdaGC
 from ebc_lab.components.stabilizers.energy import EnergyBudget
+from ebc_lab.components.stabilizers.rates import CDAT, AdaptiveWarmUp, GeN
 from ebc_lab.components.stabilizers.rivals import (
     AdaptiveGradientClip,
     KLClip,
@@ -30,6 +31,7 @@ CLASSES = {
     "kl_clip": KLClip,
     "rms_clip": RMSClip,
 }
+RATES = {"gen": GeN, "cdat": CDAT, "adaptive_warmup": AdaptiveWarmUp}  # they read the loss
 GRADIENT = ("norm_clip", "value_clip", "agc", "zclip", "adagc", "energy_raw", "energy_rms")
 UPDATE = ("trust_region", "kl_clip", "rms_clip")
 

@@ -21,6 +21,7 @@ from ebc_lab.workloads import Workload
 from ..forensics import ForensicClip, ForensicSettings
 from .adagc import AdaGC
 from .energy import EnergyBudget
+from .rates import CDAT, AdaptiveWarmUp, GeN
 from .rivals import (
     AdaptiveGradientClip,
     KLClip,
@@ -121,6 +122,11 @@ def rival(
     return build
 
 
+def geometry(run: RunConfig) -> dict[str, Any]:
+    """The norm in which the run's optimizer takes steps of a fixed length."""
+    return {"geometry": {"muon": "spectral", "sgd": "frobenius"}.get(run.optimizer.name, "elementwise")}
+
+
 def custom(
     model: nn.Module, bases: Sequence[Optimizer], run: RunConfig, **common: Any
 ) -> StabilizedOptimizer:
@@ -156,6 +162,9 @@ STABILIZERS: dict[str, Build] = {
     "trust_region": trust_region,
     "kl_clip": rival(KLClip),
     "rms_clip": rival(RMSClip),
+    "gen": rival(GeN),
+    "cdat": rival(CDAT),
+    "adaptive_warmup": rival(AdaptiveWarmUp, geometry),
 }
 
 # what some take beside the run
