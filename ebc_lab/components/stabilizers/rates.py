@@ -12,7 +12,7 @@ cost is counted as every other measurement's.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -277,9 +277,12 @@ def batch_loss(inputs: StepInputs) -> Tensor:
 
 def kappa(weights: Sequence[Tensor], geometry: str) -> float:
     """How much larger the dual norm of a step may be than its norm, over the matrices."""
-    shapes = [w.shape for w in weights if w.ndim == 2]
-    of_each = {"spectral": min, "elementwise": math.prod, "frobenius": lambda shape: 1}[geometry]
-    return float(sum(of_each(shape) for shape in shapes))
+    largest: dict[str, Callable[[torch.Size], int]] = {
+        "spectral": min,  # singular values that are all the largest
+        "elementwise": math.prod,
+        "frobenius": lambda shape: 1,
+    }
+    return float(sum(largest[geometry](w.shape) for w in weights if w.ndim == 2))
 
 
 def warm_up_share(gap: Any, first: float, peak: Any, div: float) -> Any:
