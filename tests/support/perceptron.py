@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ebc_lab.components.stabilizers.adagc import AdaGC
 from ebc_lab.components.stabilizers.energy import EnergyBudget
+from ebc_lab.components.stabilizers.rates import CDAT, AdaptiveWarmUp, GeN
 from ebc_lab.components.stabilizers.rivals import (
     AdaptiveGradientClip,
     KLClip,
@@ -22,13 +24,15 @@ CLASSES = {
     "value_clip": ValueClip,
     "agc": AdaptiveGradientClip,
     "zclip": ZClip,
+    "adagc": AdaGC,
     "energy_raw": EnergyBudget,
     "energy_rms": EnergyBudget,
     "trust_region": TrustRegion,
     "kl_clip": KLClip,
     "rms_clip": RMSClip,
 }
-GRADIENT = ("norm_clip", "value_clip", "agc", "zclip", "energy_raw", "energy_rms")
+RATES = {"gen": GeN, "cdat": CDAT, "adaptive_warmup": AdaptiveWarmUp}  # they read the loss
+GRADIENT = ("norm_clip", "value_clip", "agc", "zclip", "adagc", "energy_raw", "energy_rms")
 UPDATE = ("trust_region", "kl_clip", "rms_clip")
 
 

@@ -29,7 +29,8 @@ from ebc_lab.training.outcome import run_and_record
 from ebc_lab.training.run import Training
 from ebc_lab.training.turns import Interrupted
 
-LIMITS = [*((name, "tracked") for name in STABILIZERS if name != "ebc"), *(("ebc", b) for b in BUDGETS)]
+RIVALS = [name for name in STABILIZERS if name not in ("ebc", "gen", "cdat")]  # these two are refused
+LIMITS = [*((name, "tracked") for name in RIVALS), *(("ebc", b) for b in BUDGETS)]
 
 
 @pytest.fixture(scope="module")

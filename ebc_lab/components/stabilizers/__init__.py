@@ -19,7 +19,9 @@ from ebc_lab.lowbit.clustering import ParameterClustering
 from ebc_lab.workloads import Workload
 
 from ..forensics import ForensicClip, ForensicSettings
+from .adagc import AdaGC
 from .energy import EnergyBudget
+from .rates import CDAT, AdaptiveWarmUp, GeN
 from .rivals import (
     AdaptiveGradientClip,
     KLClip,
@@ -126,6 +128,11 @@ def rival(
     return build
 
 
+def geometry(run: RunConfig) -> dict[str, Any]:
+    """The norm in which the run's optimizer takes steps of a fixed length."""
+    return {"geometry": {"muon": "spectral", "sgd": "frobenius"}.get(run.optimizer.name, "elementwise")}
+
+
 def custom(
     model: nn.Module, bases: Sequence[Optimizer], run: RunConfig, **common: Any
 ) -> StabilizedOptimizer:
@@ -155,11 +162,15 @@ STABILIZERS: dict[str, Build] = {
     "value_clip": rival(ValueClip),
     "agc": rival(AdaptiveGradientClip),
     "zclip": rival(ZClip),
+    "adagc": rival(AdaGC),
     "energy_raw": rival(EnergyBudget, lambda run: {"norm": "raw"}),
     "energy_rms": rival(EnergyBudget, lambda run: {"norm": "rms"}),
     "trust_region": trust_region,
     "kl_clip": rival(KLClip),
     "rms_clip": rival(RMSClip),
+    "gen": rival(GeN),
+    "cdat": rival(CDAT),
+    "adaptive_warmup": rival(AdaptiveWarmUp, geometry),
 }
 
 # what some take beside the run

@@ -14,12 +14,13 @@ from ..part import Mode, Part, Tail, Unfit
 
 TRUST_REGION = ("trust_region",)
 NO_WHOLE_STEP = "it looks at the whole step before it is applied, and there is no such moment"
+RATES = ("gen", "cdat", "adaptive_warmup")  # they choose c from the loss, as a share of the rate
 RIVALS = (
-    *("norm_clip", "value_clip", "agc", "zclip", "energy_raw", "energy_rms"),
-    *("trust_region", "kl_clip", "rms_clip", CUSTOM),
+    *("norm_clip", "value_clip", "agc", "zclip", "adagc", "energy_raw", "energy_rms"),
+    *("trust_region", "kl_clip", "rms_clip", *RATES, CUSTOM),
 )
 # what looks at the activations or the targets of one process's rows
-OF_ONE_PROCESS = ("energy_raw", "energy_rms", CUSTOM)
+OF_ONE_PROCESS = ("energy_raw", "energy_rms", *RATES, CUSTOM)
 SCHEDULES = {  # of delta*, or of a squared radius -> how it shows
     "constant": Tail("", ""),
     "linear": Tail("_lindelta", "KL target falling to 5%", "falling δ*"),
@@ -94,6 +95,8 @@ def _unfit(stabilizer: StabilizerConfig, mode: Mode) -> Unfit | None:
         return Unfit(choice, "choose stabilizer=none, or stabilizer=ebc with budget=shadow")
     if mode is Mode.SEVERAL_PROCESSES and stabilizer.name in OF_ONE_PROCESS:
         return Unfit(choice, "it looks at the rows of one process; leave launcher.processes_per_run=1")
+    if mode is Mode.EBM and stabilizer.name in ("gen", "cdat"):
+        return Unfit(choice, "it looks at the cross-entropy alone, one of the six terms that are trained")
     if mode is Mode.IN_BACKWARD and stabilizer.name not in ("none", "ebc"):
         others = "stabilizer=none, stabilizer=ebc with budget=lagged, or memory.hooks=false"
         return Unfit(choice, f"{NO_WHOLE_STEP}; choose {others}")
