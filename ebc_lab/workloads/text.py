@@ -43,9 +43,12 @@ Settings = TypeVar("Settings", bound=RunConfig)
 
 
 def pinned(settings: Settings, corpus: Corpus, tokenizer_sha256: str | None) -> Settings:
-    """Settings that name exactly this text and this tokenizer."""
+    """Settings that name exactly this text and this tokenizer, and the weights that a run starts from."""
+    from .starts import pinned_start
+
     data = replace(settings.data, name=corpus.name, sha256=corpus.sha256)
-    return replace(settings, data=data, tokens=replace(settings.tokens, sha256=tokenizer_sha256))
+    tokens = replace(settings.tokens, sha256=tokenizer_sha256)
+    return pinned_start(replace(settings, data=data, tokens=tokens))
 
 
 def _check_splats(run: RunConfig, tokens: int) -> None:
@@ -105,12 +108,12 @@ def tokenizer_of(run: RunConfig, corpus: Corpus) -> Tokenizer:
     return _tokenizer(run.tokens.name, corpus, run.tokens.size, run.tokens.folder)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)  # a run may look at the text, too, that its weights come from
 def _tokenizer(kind: str, corpus: Corpus, size: int, folder: str | None) -> Tokenizer:
     return tokenizer(kind, corpus, size=size, folder=folder)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)  # a run may look at the text, too, that its weights come from
 def _cut(kind: str, corpus: Corpus, size: int, folder: str | None) -> Tokenised:
     """Once for a process: a check and the workload each ask for it."""
     return tokenised(_tokenizer(kind, corpus, size, folder), corpus)
