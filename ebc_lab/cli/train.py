@@ -30,8 +30,8 @@ from ebc_lab.records.locks import run_lock
 from ebc_lab.records.paths import RunFiles, SpecRecord
 from ebc_lab.study.inspect.reproduce import override_value
 from ebc_lab.study.trackers import following
-from ebc_lab.workloads.starts import pinned_start, placed
-from ebc_lab.workloads.text import checked_text, pinned
+from ebc_lab.workloads.starts import pinned, pinned_start, placed
+from ebc_lab.workloads.text import checked_text
 
 from . import hydra_flags
 from .hydra_launchers import JobFailed, defaults, is_submitit, launching

@@ -1,4 +1,4 @@
-"""Weights that a run starts from, or keeps; what is learnt of a new text against what is forgotten of the old.
+"""Weights that a run starts from, or keeps; what is learnt of a new text, and forgotten of the old one.
 
 The old text is the one that the weights come from. Its loss is measured on a few windows at every evaluation
 and on its whole validation split before the first step and after the last.
@@ -141,8 +141,8 @@ def load(kept: KeptWeights, model: nn.Module) -> None:
         odd = sorted(name for name in own.keys() | others.keys() if own.get(name) != others.get(name))
         there, here = (shapes.get(odd[0], "not there") for shapes in (others, own))
         raise UserError(
-            f"the weights {kept.path} are another model's: {odd[0]} is {there} in the file and {here} in this "
-            "run: choose a run of the same model."
+            f"the weights {kept.path} are another model's: {odd[0]} is {there} in the file and {here} in "
+            "this run: choose a run of the same model."
         )
     model.load_state_dict(saved)
 

@@ -23,7 +23,8 @@ from ebc_lab.config.machine import chosen_device, cores, git_revision, hardware,
 from ebc_lab.config.schema import STAGES, Config
 from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.workloads.corpus import Corpus
-from ebc_lab.workloads.text import checked_text, pinned
+from ebc_lab.workloads.starts import pinned
+from ebc_lab.workloads.text import checked_text
 
 from .launch.on_node import choice_on_node, packing_on_node
 from .launch.pool import slots

@@ -64,6 +64,13 @@ def pinned_start(run: Settings) -> Settings:
     return with_init(run, init)
 
 
+def pinned(settings: Settings, corpus: Corpus, tokenizer_sha256: str | None) -> Settings:
+    """Settings that name exactly this text and this tokenizer, and the weights that a run starts from."""
+    data = replace(settings.data, name=corpus.name, sha256=corpus.sha256)
+    tokens = replace(settings.tokens, sha256=tokenizer_sha256)
+    return pinned_start(replace(settings, data=data, tokens=tokens))
+
+
 def _old_corpus(init: InitConfig) -> Corpus:
     return locate(DataConfig(init.text, init.file, init.text_sha256), quiet=True)
 

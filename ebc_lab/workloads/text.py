@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
-from typing import TypeVar
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.machine import chosen_device, installed
@@ -37,18 +35,6 @@ def checked_text(run: RunConfig, *, quiet: bool = False) -> tuple[Corpus, str | 
     _check_splats(run, len(text.splits["train"]))
     _check_embeddings(run, text.vocabulary)
     return corpus, text.sha256
-
-
-Settings = TypeVar("Settings", bound=RunConfig)
-
-
-def pinned(settings: Settings, corpus: Corpus, tokenizer_sha256: str | None) -> Settings:
-    """Settings that name exactly this text and this tokenizer, and the weights that a run starts from."""
-    from .starts import pinned_start
-
-    data = replace(settings.data, name=corpus.name, sha256=corpus.sha256)
-    tokens = replace(settings.tokens, sha256=tokenizer_sha256)
-    return pinned_start(replace(settings, data=data, tokens=tokens))
 
 
 def _check_splats(run: RunConfig, tokens: int) -> None:

@@ -4,7 +4,8 @@ A tokenizer's sha256 is part of a run's identity, as its corpus's is; characters
 from the corpus. `bpe` learns from the training split alone, so that nothing of val and test is in its tokens.
 Bytes are the same 256 tokens for every text, so that a model of one text can be trained on another.
 
-Bytes: Xue et al., arXiv:2105.13626. Byte pairs: Sennrich, Haddow & Birch, arXiv:1508.07909; of bytes: Radford et al. 2019.
+Bytes: Xue et al., arXiv:2105.13626. Byte pairs: Sennrich, Haddow & Birch, arXiv:1508.07909; of bytes: Radford
+et al. 2019.
 """
 
 from __future__ import annotations
