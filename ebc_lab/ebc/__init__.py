@@ -4,7 +4,8 @@ This package imports torch and nothing else of this project, so it can be copied
 of the theory has its own file:
 
 * `logits`: how far predictions moved; `grouping` and `sensitivity`: beta, and the bound S
-* `budgets`: how c is found, a class for each budget; `controller`: how delta evolves
+* `budgets`: how c is found, a class for each budget, and the radius beside it; `controller`: how delta
+  evolves
 * `clip`: the optimizer; `stabilized`: the order of its step, which every stabilizer takes; `audits`: what a
   step did to predictions; `wrapping`: what schedulers and checkpoints see
 * `options` and `settings`: names, constants and what can be chosen, without torch
@@ -27,9 +28,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .attached import Attached, attach
+    from .budgets.radius import Radius
+    from .budgets.schedules import schedule_multiplier
     from .budgets.surrogate import clip_coefficient, trust_radius
     from .clip import EllipsotopeClip
-    from .controller import make_controller, schedule_multiplier
+    from .controller import make_controller
     from .given.checks import EBCWarning
     from .grouping import group_parameters
     from .in_backward import InBackward, LaggedClip
@@ -49,6 +52,7 @@ __all__ = [
     "LaggedClip",
     "NonFiniteUpdateError",
     "Proposal",
+    "Radius",
     "SensitivityFilter",
     "StabilizedOptimizer",
     "StepInputs",
@@ -67,8 +71,8 @@ __all__ = [
 ]
 
 _FILES = (
-    *("logits", "grouping", "sensitivity", "budgets.surrogate", "controller"),
-    *("settings", "step", "proposal", "stabilized", "clip", "in_backward"),
+    *("logits", "grouping", "sensitivity", "budgets.surrogate", "budgets.schedules", "controller"),
+    *("settings", "step", "proposal", "budgets.radius", "stabilized", "clip", "in_backward"),
     *("given.checks", "attached"),
 )
 

@@ -219,7 +219,7 @@ class Attached:
         if closure is None:
             self._begin()
             return None
-        if self._opened is None and not self._passing and self._measures():
+        if self._opened is None and not self._passing and (self._measures() or self.clip.keeps_old):
             self.clip.sync_process_group()
             self._before = self.clip.keep()
 

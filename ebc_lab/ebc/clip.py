@@ -13,16 +13,19 @@ from dataclasses import fields
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .budgets import BUDGETS, Budget, Need
 from .budgets.measured import Measured
 from .budgets.prediction import predict
-from .controller import ControlledOptimizer, schedule_multiplier
+from .budgets.radius import Radius
+from .budgets.schedules import schedule_multiplier
+from .budgets.surrogate import clip_coefficient
+from .controller import ControlledOptimizer
 from .given import checks
 from .given.bases import Optimizers
 from .options import BUDGETS as NAMES
-from .options import check_option
+from .options import RULED, check_option
 from .probe import Batch
 from .proposal import Proposal
 from .sensitivity import Sensitivities
@@ -68,7 +71,8 @@ class EllipsotopeClip(ControlledOptimizer):
         schedule_multiplier(s.schedule, 0, s.total_steps, 1.0)  # a schedule that lacks something fails here
         options["audit_every"] = s.audit_every if audit_every is None else audit_every
         super().__init__(model, optimizers, **options)
-        self.keeps_old = s.active
+        self.radius = self._make_radius()
+        self.keeps_old = s.active or self.radius is not None
         self.sensitivities = self._make_sensitivities()
         self._weights_changed()
         self.controller = self._make_controller().to(self.weights[0].device)
@@ -86,6 +90,16 @@ class EllipsotopeClip(ControlledOptimizer):
 
     def _make_sensitivities(self) -> Sensitivities:
         return Sensitivities(self.settings)
+
+    def _make_radius(self) -> Radius | None:
+        s = self.settings
+        if s.radius is None:
+            return None
+        made = Radius(
+            s.radius, unit=s.radius_unit, schedule=s.schedule, total_steps=s.total_steps, ramp=s.ramp
+        )
+        made.to(self.weights[0].device)
+        return made
 
     def _make_budget(self, device: torch.device) -> Budget:
         return BUDGETS[self.settings.budget](self.settings, self.audit_every, device)
@@ -122,24 +136,31 @@ class EllipsotopeClip(ControlledOptimizer):
 
     def _own_state(self) -> dict[str, Any]:
         filters = self.sensitivities.state_dict()
-        return {**self.budget.state_dict(), "controller": self.controller.state_dict(), "filters": filters}
+        state = {**self.budget.state_dict(), "controller": self.controller.state_dict(), "filters": filters}
+        start = {} if self.radius is None else self.radius.state_dict()
+        return {**state, "radius": start} if start else state
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
         self.budget.load_state_dict(state)
         self.controller.load_state_dict(state["controller"])
         self.sensitivities.load_state_dict(state["filters"], self.weights[0].device)
+        if self.radius is not None:
+            self.radius.load_state_dict(state.get("radius", {}))
 
     def _move(self, device: torch.device) -> None:
         super()._move(device)
-        for part in (self.budget, self.controller, self.sensitivities):
-            part.to(device)
+        for part in (self.budget, self.controller, self.sensitivities, self.radius):
+            if part is not None:
+                part.to(device)
 
     # -- which steps do what ---------------------------------------------------------------------------------
 
     def kind(self, t: int) -> tuple[str, ...] | None:
         kind = super().kind(t)
         s = self.settings
-        if kind is None or not s.active:
+        if kind is None or (self.radius is not None and not self.radius.settled):
+            return None
+        if not s.active:
             return kind
         if not s.limits(t):
             return (*kind, "free")
@@ -153,6 +174,11 @@ class EllipsotopeClip(ControlledOptimizer):
     def _measures(self, t: int) -> bool:
         return self.settings.limits(t)
 
+    def _prepare(self, t: int) -> None:
+        super()._prepare(t)
+        if self.radius is not None:
+            self.radius.move(t, self._lr_ratio())
+
     # -- one step, in order ----------------------------------------------------------------------------------
 
     def _batch(self, inputs: StepInputs, held: bool) -> Batch:
@@ -162,8 +188,32 @@ class EllipsotopeClip(ControlledOptimizer):
         return batch
 
     def _limit_update(self, stats: StepStats, proposal: Proposal) -> None:
-        if not self.settings.limits(proposal.t):
+        if not self.settings.in_force(proposal.t):
             return
+        self._measure_length(stats, proposal)
+        if self.settings.active:
+            self._apply(stats, proposal, self._ruled(stats, self._c_of_budget(stats, proposal)))
+        elif stats.ceiling is not None:
+            self._apply(stats, proposal, self._ruled(stats, torch.ones_like(stats.ceiling)))
+
+    def _measure_length(self, stats: StepStats, proposal: Proposal) -> None:
+        """||dW||, the radius, and the most that c may be by it."""
+        if self.radius is not None:
+            self.radius.see(proposal)
+            stats.update_norm = proposal.norm()
+            stats.radius_limit = self.radius.now * self.radius_factor
+            stats.ceiling = clip_coefficient(stats.radius_limit, stats.update_norm)
+
+    def _ruled(self, stats: StepStats, c: Tensor) -> Tensor:
+        """Return the smaller of c and what the radius allows, and record which of them limits the step."""
+        if stats.ceiling is None:
+            return c
+        by_radius = torch.where(stats.ceiling < 1, RULED.index("radius"), RULED.index("nothing"))
+        stats.ruled = torch.where(c < stats.ceiling, RULED.index("kl"), by_radius)
+        return torch.minimum(c, stats.ceiling)  # NaN if one of them is
+
+    def _c_of_budget(self, stats: StepStats, proposal: Proposal) -> Tensor:
+        """c by the KL alone, or by both where the budget looks at `stats.ceiling` itself."""
         self._observe(proposal)
         # sensitivities and S, if they are needed or due for recording
         due = self.sensitivities.due(proposal.t, self.budget.bounded)
@@ -173,12 +223,16 @@ class EllipsotopeClip(ControlledOptimizer):
         judging = self._judges(proposal.t)
         if judging or self.budget.predicts(stats):
             predict(stats, proposal, judging)
-        # c, and the update that it leaves; where no token counts no KL can be measured: c of the step before
+        # where no token counts no KL can be measured: c of the step before
         looks = not self.deferred and self.workers.alone
         if looks and isinstance(self.budget, Measured) and not int(proposal.batch.probe.count()):
-            self._apply(stats, proposal, self.budget.trial.clone())
-        else:
-            self._apply(stats, proposal, self.budget.find_c(stats, proposal))
+            return self.budget.trial.clone()
+        return self.budget.find_c(stats, proposal)
+
+    def _audited(self, stats: StepStats, proposal: Proposal) -> None:
+        super()._audited(stats, proposal)
+        if self.settings.limits(proposal.t):
+            self.budget.audited(stats, proposal)
 
     # -- the logits given ------------------------------------------------------------------------------------
 

@@ -8,53 +8,27 @@ A controller holds delta, a 0-dim float64 tensor on the model's device, and move
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .budgets.prediction import budgeted_movement, judge
+from .budgets.schedules import schedule_multiplier
 from .budgets.surrogate import trust_radius
 from .logits import overconfidence
-from .options import CLIPPED_BELOW, DECAYING_SHARE, LEAST_MULTIPLIER, SCHEDULES, check_option
+from .options import CLIPPED_BELOW, RULED, check_option
 from .probe import Batch
 from .proposal import Proposal
 from .settings import ClipSettings
 from .stabilized import StabilizedOptimizer
 from .step import StepInputs, StepStats
 
-_OF_PROGRESS: dict[str, Callable[[float], float]] = {  # t/n -> m
-    "linear": lambda x: max(LEAST_MULTIPLIER["linear"], 1 - x),
-    "cosine": lambda x: LEAST_MULTIPLIER["cosine"] + 0.475 * (1 + math.cos(math.pi * min(x, 1.0))),
-    "hold_decay": lambda x: max(LEAST_MULTIPLIER["hold_decay"], min(1, max(0, 1 - x) / DECAYING_SHARE) ** 2),
-}
 STEP = 1.5  # the factor by which `rsl` and `agreement` move delta
 RISE = math.log(1.25) / 10  # the most that `confidence` adds to ln delta for each step
 FALL = math.log(2.0) / 10  # the most that it takes away
 REACH = 12.0  # |ln delta - ln delta*| at most
 SMALLEST_TARGET = 1e-30  # nats per token: a schedule at 0 keeps delta/delta*, so that it can come back
-
-
-def schedule_multiplier(
-    kind: str, step: int, total_steps: int | None, lr_ratio: float | None = None
-) -> float:
-    """m(t), the factor on delta* at `step` t (0-based) of `total_steps` n; `lr_ratio` is lr_t / lr_peak.
-
-    `constant` 1; `linear` max(0.05, 1 - t/n); `cosine` 0.05 + 0.475·(1 + cos(pi·t/n)); `hold_decay`
-    max(0.05, min(1, (1 - t/n)/0.4)²); these three 0.05 past the end; `lr_squared` lr_ratio². Raises
-    ValueError on an unknown kind, or where what the kind needs is not given.
-    """
-    check_option("schedule", kind, SCHEDULES)
-    if kind in _OF_PROGRESS:
-        if not total_steps or total_steps < 1:
-            raise ValueError(f"schedule={kind!r} needs total_steps, the length of the run.")
-        return _OF_PROGRESS[kind](step / total_steps)
-    if kind == "lr_squared":
-        if lr_ratio is None:
-            raise ValueError("schedule='lr_squared' needs lr_ratio, the learning rate over its peak.")
-        return lr_ratio**2
-    return 1.0
 
 
 class Fixed:
@@ -347,6 +321,9 @@ class ControlledOptimizer(StabilizedOptimizer):
         elif "slope" in self.controller.needs:
             assert stats.slope is not None
             signals = {"slope": stats.slope}
-        self.controller.update(stats.applied_kl, stats.clip_coefficient < CLIPPED_BELOW, **signals)
+        clipped = stats.clip_coefficient < CLIPPED_BELOW
+        if stats.ruled is not None:  # where a radius limits the step, another delta would change nothing
+            clipped = clipped & (stats.ruled == RULED.index("kl"))
+        self.controller.update(stats.applied_kl, clipped, **signals)
         ratio: Tensor | None = getattr(self.controller, "ratio", None)
         stats.agreement = None if ratio is None else ratio.clone()

@@ -20,6 +20,11 @@ CADENCES = ("warm", "dense", "sweep")
 CONTROLLERS = ("fixed", "log_pi", "rsl", "agreement", "energy", "confidence")
 SCHEDULES = ("constant", "linear", "cosine", "hold_decay", "lr_squared")
 EXPONENTS = ("square", "auto")  # of shadow: how KL is taken to grow with c
+RADIUS_UNITS = (
+    "absolute",
+    "initial",
+)  # a weight norm, or a share of ||W|| before the first step
+RULED = ("nothing", "kl", "radius")  # what limited a step under a double budget, by its number in `ruled`
 
 FORENSIC_CADENCES = (*CADENCES, "published")
 FORENSIC_CONTROLLERS = (*CONTROLLERS, "pi")
@@ -54,6 +59,7 @@ FLICKER = 0.04
 FLICKER_RATE = 0.02  # of `tracked`: the weight of a new measurement in what is known of the flicker
 TOKEN_NOISE = 9.0  # of `tracked`: the variance of a measured ln KL, times the tokens it was measured on
 SURPRISE = 4.0  # of `tracked`, standard deviations: a measurement further from its prediction shows a jump
+REACH = 2.0  # of `tracked` beside a radius, standard deviations: a KL further off does not rule
 DITHER = 7  # of `measure="when_needed"`: audits fall on as many different steps after a measurement
 LEAST_COSINE = 0.05  # of `tracked`: a proposal is taken to promise as much of the steepest fall at least
 LEAST_MULTIPLIER = {  # the end of a schedule's factor on the target KL

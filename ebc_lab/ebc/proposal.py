@@ -13,7 +13,7 @@ from .flat import Copy, Layout
 from .parallel.shards import local
 from .parallel.workers import Workers
 from .probe import LOW_PRECISION, Batch, Rows
-from .step import Arithmetic, StepStats
+from .step import Arithmetic, StepStats, TorchArithmetic
 
 
 class StateCopy(NamedTuple):
@@ -88,7 +88,18 @@ class Proposal:
 
     def norm(self) -> Tensor:
         """||dW|| of what c scales, 0-dim float64."""
+        if not isinstance(self.arithmetic, TorchArithmetic):
+            updates = self.updates()
+            return self.arithmetic.norm([updates[i] for i in self.scaled]).double()
         parts = [torch.dist(self.layout.parts[i], self.before.parts[i]) for i in self.layout.moving]
+        total: Tensor = torch.linalg.vector_norm(torch.stack(parts).double())
+        return self.workers.joined_norm(total)
+
+    def old_norm(self) -> Tensor:
+        """||W|| of what c scales, 0-dim float64."""
+        if not isinstance(self.arithmetic, TorchArithmetic):
+            return self.arithmetic.norm([self.old[i] for i in self.scaled]).double()
+        parts = [torch.linalg.vector_norm(self.before.parts[i]) for i in self.layout.moving]
         total: Tensor = torch.linalg.vector_norm(torch.stack(parts).double())
         return self.workers.joined_norm(total)
 

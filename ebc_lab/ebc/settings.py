@@ -29,6 +29,10 @@ class ClipSettings:
             that holds every trained parameter once.
         controller: `fixed`, `log_pi`, `rsl`, `agreement`, `energy`, `confidence`; `gains` overrides its own.
         schedule: of delta*: `constant`; `linear`, `cosine` or `hold_decay` over `total_steps`; `lr_squared`.
+        radius: the most that ||c·dW|| may be, beside the KL; with a loose delta* the radius rules, and the KL
+            the first steps. `radius_unit`: `absolute`, a weight norm, or `initial`, the share of ||W|| before
+            the first step. It follows the square root of `schedule`, and rises linearly over the first `ramp`
+            steps. With an infinite `target_kl` it is the only bound.
         until: the share of `total_steps` after which every update is applied in full.
         probe, cadence: how beta is measured (`jvp`, `fd`), and how often (`warm`, `dense`, `sweep`).
         sensitivity_every: under `shadow`, `tracked` and `fisher`, steps between recordings of S and the
@@ -57,6 +61,9 @@ class ClipSettings:
     gains: Mapping[str, float] | None = field(default=None, hash=False)
     schedule: str = "constant"
     total_steps: int | None = None
+    radius: float | None = None
+    radius_unit: str = "absolute"
+    ramp: int = 0
     until: float = 1.0
     probe: str = "jvp"
     cadence: str = "warm"
@@ -78,6 +85,7 @@ class ClipSettings:
         "cadence": options.CADENCES,
         "exponent": options.EXPONENTS,
         "measure": options.CADENCES_OF_KL,
+        "radius_unit": options.RADIUS_UNITS,
     }
 
     def __post_init__(self) -> None:
@@ -104,6 +112,10 @@ class ClipSettings:
             raise ValueError(f"measure_above must be > 0, not {self.measure_above}.")
         if self.measure_every < 1:
             raise ValueError(f"measure_every must be at least 1, not {self.measure_every}.")
+        if self.radius is None and (self.ramp or self.radius_unit != "absolute"):
+            raise ValueError("ramp and radius_unit are of a radius: give radius, too.")
+        if self.radius is not None and self.budget == options.LAGGED:
+            raise ValueError("budget='lagged' chooses c before the step is known: it takes no radius.")
         if not 0 < self.until <= 1:
             raise ValueError(f"until must be a share of the run in (0, 1], not {self.until}.")
         if self.until < 1 and not self.total_steps:
@@ -115,8 +127,12 @@ class ClipSettings:
         return math.isfinite(self.target_kl)
 
     def limits(self, t: int) -> bool:
-        """Whether step `t` (0-based) is limited."""
-        return self.active and (self.until == 1 or t < self.until * (self.total_steps or 0))
+        """Whether the KL of step `t` (0-based) is limited."""
+        return self.active and self.in_force(t)
+
+    def in_force(self, t: int) -> bool:
+        """Whether step `t` (0-based) comes before `until`."""
+        return self.until == 1 or t < self.until * (self.total_steps or 0)
 
     @property
     def settling(self) -> int:

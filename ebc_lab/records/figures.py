@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from ebc_lab.config.parts import PARTS
-from ebc_lab.ebc.options import CLIPPED_BELOW, CURVE_SCALES, KL_FLOOR
+from ebc_lab.ebc.options import CLIPPED_BELOW, CURVE_SCALES, KL_FLOOR, RULED
 
 from .columns import CURVE_COLUMNS
 
@@ -140,6 +140,10 @@ def _further(steps: Mapping[str, np.ndarray], floor: float) -> dict[str, Any]:
     for figure in (figure for part in PARTS for figure in part.figures if figure.of_steps):
         if figure.key in steps:
             figures[figure.key] = _median(_measured(steps[figure.key]))
+    if "ruled" in steps:
+        sound = steps["skipped"] == 0
+        figures |= {f"{name}_ruled": _mean(steps["ruled"][sound] == RULED.index(name)) for name in RULED[1:]}
+        figures["measured"] = _mean(steps["measurements"][sound] > 0)
     if CURVE_COLUMNS[0] in steps:
         medians = [_median(_measured(steps[name])) for name in CURVE_COLUMNS]
         measured = zip(CURVE_SCALES, medians, strict=True)
@@ -170,12 +174,15 @@ def _kl_figures(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Applied KL over all audited steps, and over its target where the step was clipped.
 
     `kl_median` (of a plain run: its natural KL) leaves out the first 20 steps if any audit was later.
-    `kl_within_30pct` is the share of audited, clipped steps whose applied KL is within 30% of the target.
+    `kl_within_30pct` is the share of audited, clipped steps whose applied KL is within 30% of the target;
+    beside a radius, of those on which the KL ruled.
     """
     applied = steps["applied_kl"]
     audited = applied == applied  # not NaN
     late = audited & (steps["step"] >= WARM_STEPS)
     clipped = audited & (steps["c"] < CLIPPED_BELOW) & (steps["target_kl"] == steps["target_kl"])
+    if "ruled" in steps:
+        clipped = clipped & (steps["ruled"] == RULED.index("kl"))
     ratio = applied[clipped] / steps["target_kl"][clipped]
     return {
         "kl_median": _median(applied[late if late.any() else audited]),

@@ -18,11 +18,11 @@ from torch.optim import Optimizer
 
 from ebc_lab.ebc import (
     Proposal,
+    Radius,
     StabilizedOptimizer,
     StepStats,
     clip_coefficient,
     group_parameters,
-    schedule_multiplier,
 )
 from ebc_lab.ebc.flat import joint_norm
 from ebc_lab.ebc.options import check_option
@@ -203,17 +203,18 @@ class ZClip(Rival):
 
 
 class TrustRegion(Rival):
-    """The complete update's Frobenius norm is at most w = `strength`·sqrt(m(t))·`radius_factor`.
+    """The complete update's Frobenius norm is at most a radius w (`ebc_lab.ebc.Radius`).
 
-    c = min(1, w/||dW||).
+    c = min(1, w/||dW||), w = `strength`·sqrt(m(t))·min(1, (t+1)/`ramp`)·`radius_factor`.
 
     This is EBC with one group whose sensitivity is always 1 and target_kl = strength²/4: it bounds how far
-    weights move and ignores what that does to predictions. `strength` is in units of weight norm. Bounding an
+    weights move and ignores what that does to predictions. `strength` is a weight norm, or with
+    radius_unit="initial" the share of ||W|| before the first step. Bounding an
     update by a norm of the weights is what Bernstein et al., arXiv:2002.03432, do for each layer, relative to
     its weights' norm.
 
     Args:
-        schedule: m(t): `constant`; `linear`, `cosine` or `hold_decay` over `total_steps`; `lr_squared`.
+        schedule, total_steps, radius_unit, ramp: see `Radius`.
         per: `all`; or `group`: each group of parameters has a c of its own, min(1, w·sqrt(n_g/n)/||dW_g||),
             n_g of all n weights being its own, so that the whole still stays within w.
         grouping: of `per=group`, see `group_parameters`; every parameter must be in a group.
@@ -237,22 +238,27 @@ class TrustRegion(Rival):
         *,
         schedule: str = "constant",
         total_steps: int | None = None,
+        radius_unit: str = "absolute",
+        ramp: int = 0,
         per: str = "all",
         norm: str = "latent",
         grouping: str | Mapping[str, Sequence[str]] = "block",
         effective: Callable[[], Sequence[Tensor]] | None = None,
         **options: Any,
     ):
-        schedule_multiplier(schedule, 0, total_steps, 1.0)  # a schedule that lacks something fails here
         check_option("per", per, PER)
         check_option("norm", norm, NORMS)
         if norm == "effective" and per == "group":
             raise ValueError("norm='effective' halves the whole update until it fits: use per='all'.")
         if norm == "effective" and effective is None:
             raise ValueError("norm='effective' needs `effective`, which returns the weights of the forward.")
+        if norm == "effective" and radius_unit != "absolute":
+            raise ValueError("radius_unit='initial' is of latent weights: use norm='latent'.")
         super().__init__(model, optimizers, **options)
-        self.schedule = schedule
-        self.total_steps = total_steps
+        self.radius = Radius(
+            self.strength, unit=radius_unit, schedule=schedule, total_steps=total_steps, ramp=ramp
+        )
+        self.radius.to(self.weights[0].device)
         self.per = per
         self.norm = norm
         self.effective = effective
@@ -279,13 +285,23 @@ class TrustRegion(Rival):
             )
         return groups
 
-    def _width(self, t: int) -> float:
-        multiplier = schedule_multiplier(self.schedule, t, self.total_steps, self._lr_ratio())
-        width: float = self.strength * max(multiplier, 1e-12) ** 0.5 * self.radius_factor
-        return width
+    def _own_state(self) -> dict[str, Any]:
+        start = self.radius.state_dict()
+        return {"radius": start} if start else {}
+
+    def _load_own_state(self, state: dict[str, Any]) -> None:
+        self.radius.load_state_dict(state.get("radius", {}))
+
+    def _move(self, device: torch.device) -> None:
+        super()._move(device)
+        self.radius.to(device)
+
+    def _prepare(self, t: int) -> None:
+        self.radius.move(t, self._lr_ratio())
 
     def _limit_update(self, stats: StepStats, proposal: Proposal) -> None:
-        width = self._width(proposal.t)
+        self.radius.see(proposal)
+        width = float(self.radius.now) * self.radius_factor
         if self.effective is not None and self.norm == "effective":
             self._limit_effective(stats, proposal, width, self.effective)
             return

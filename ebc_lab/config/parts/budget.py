@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from ebc_lab.ebc import options
 
 from ..errors import any_of
-from ..fields import setting
+from ..fields import number, setting
 from ..limits import STEPS
-from ..part import Mode, Part, Tail, Unfit
-from .stabilizer import NO_WHOLE_STEP, SCHEDULES
+from ..part import Figure, Mode, Part, Tail, Unfit
+from .stabilizer import NO_WHOLE_STEP, RADIUS_UNIT, RAMP, SCHEDULES, tail_of_radius
 
 
 @dataclass
@@ -46,6 +46,17 @@ class BudgetConfig:
     units: str = setting(
         "logits", "forensic: unit of S; per_lr leaves the learning rate out", choices=options.UNITS
     )
+    radius: float | None = setting(
+        None,
+        "the longest step in weights, ‖c·ΔW‖, beside δ*; it follows √m(t) of schedule; empty: none",
+        above=0,
+        high=1e9,
+        neutral=None,
+    )
+    radius_unit: str = setting(
+        "absolute", RADIUS_UNIT.format("radius"), choices=options.RADIUS_UNITS, neutral="absolute"
+    )
+    ramp: int = setting(0, RAMP, "steps", low=0, high=STEPS, neutral=0)
     until: float = setting(
         1.0,
         "EBC acts until then; from there on every update is applied in full",
@@ -101,6 +112,8 @@ def measured_as(budget: BudgetConfig) -> str:
 
 def _idle(budget: BudgetConfig) -> tuple[str, ...]:
     idle = ("sensitivity_every",) if budget.name in options.BOUNDED else ()
+    if budget.radius is None:
+        idle = (*idle, "radius_unit", "ramp")
     if measured_as(budget) != budget.measure:  # a scale's file may set it beside another budget
         idle = (*idle, "measure", "measure_above")
     if records_bound(budget):
@@ -139,8 +152,31 @@ def _unfit_in_backward(budget: BudgetConfig) -> Unfit | None:
     return None
 
 
+def _refuses(budget: BudgetConfig) -> Iterator[str]:
+    usual = BudgetConfig()
+    if budget.radius is None and (budget.radius_unit, budget.ramp) != (usual.radius_unit, usual.ramp):
+        yield "budget.radius_unit and budget.ramp are of a radius: set budget.radius, too."
+    if budget.radius is not None and budget.name == options.LAGGED:
+        yield "budget=lagged chooses c before the step is known: leave budget.radius empty."
+
+
 def _tail(budget: BudgetConfig) -> Iterator[Tail]:
     yield SCHEDULES[budget.schedule]
+    if budget.radius is not None:
+        yield Tail(f"_r{number(budget.radius)}", f"radius {budget.radius:g}")
+        yield from tail_of_radius(budget.radius_unit, budget.ramp)
+
+
+STEP_COLUMNS = {  # of runs with a radius
+    "update_norm": ("", "‖ΔW‖ of the whole proposal, over the weights that c scales"),
+    "radius_limit": ("", "r, the most that ‖c·ΔW‖ may be"),
+    "ruled": ("", "what limited the step: 0 nothing, 1 the KL, 2 the radius"),
+}
+FIGURES = (
+    Figure("kl_ruled", "0–1", "steps on which the KL was the bound that ruled, beside a radius"),
+    Figure("radius_ruled", "0–1", "steps on which the radius was"),
+    Figure("measured", "0–1", "steps at which a KL was measured to choose c, beside a radius"),
+)
 
 
 BUDGET = Part(
@@ -148,6 +184,9 @@ BUDGET = Part(
     BudgetConfig,
     place=50,
     idle=_idle,
+    refuses=_refuses,
     unfit=_unfit,
     tail=_tail,
+    columns=STEP_COLUMNS,
+    figures=FIGURES,
 )

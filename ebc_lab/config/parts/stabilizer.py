@@ -9,6 +9,7 @@ from typing import Any
 from ebc_lab.ebc import options
 
 from ..fields import CUSTOM, OWN, OWN_ARGUMENTS, OWN_CHECKSUM, setting
+from ..limits import STEPS
 from ..part import Mode, Part, Tail, Unfit
 
 TRUST_REGION = ("trust_region",)
@@ -26,6 +27,16 @@ SCHEDULES = {  # of delta*, or of a squared radius -> how it shows
     "hold_decay": Tail("_holddelta", "hold-decay KL target", "hold-decay δ*"),
     "lr_squared": Tail("_lrdelta", "KL target falling with the square of the learning rate", "δ* with LR²"),
 }
+RADIUS_UNIT = "{}: a weight norm, or the share of ‖W‖ before the first step"
+RAMP = "over which a radius rises to its size"
+
+
+def tail_of_radius(unit: str, ramp: int) -> Iterator[Tail]:
+    """Name what is unusual about a radius."""
+    if unit != "absolute":
+        yield Tail(f"_{unit}radius", "radius in units of ‖W₀‖")
+    if ramp > 1:
+        yield Tail(f"_ramp{ramp}", f"radius rising over {ramp} steps")
 
 
 @dataclass
@@ -37,6 +48,14 @@ class StabilizerConfig:
         None, "a rival's threshold; its file says in which unit", above=0, high=1e9, only=RIVALS
     )
     schedule: str = setting("constant", "of the squared radius", choices=options.SCHEDULES, only=TRUST_REGION)
+    radius_unit: str = setting(
+        "absolute",
+        RADIUS_UNIT.format("strength"),
+        choices=options.RADIUS_UNITS,
+        only=TRUST_REGION,
+        neutral="absolute",
+    )
+    ramp: int = setting(0, RAMP, "steps", low=0, high=STEPS, only=TRUST_REGION, neutral=0)
     per: str = setting(
         "all",
         "one radius for the whole update, or a share of it for each group of budget.grouping",
@@ -65,6 +84,8 @@ def _idle(stabilizer: StabilizerConfig) -> tuple[str, ...]:
 def _refuses(stabilizer: StabilizerConfig) -> Iterator[str]:
     if stabilizer.norm != "latent" and stabilizer.per != "all":
         yield "stabilizer.norm=effective halves the whole update until it fits: leave stabilizer.per=all."
+    if stabilizer.norm != "latent" and stabilizer.radius_unit != "absolute":
+        yield "stabilizer.radius_unit=initial is of latent weights: leave stabilizer.norm=latent."
 
 
 def _unfit(stabilizer: StabilizerConfig, mode: Mode) -> Unfit | None:
@@ -82,6 +103,7 @@ def _unfit(stabilizer: StabilizerConfig, mode: Mode) -> Unfit | None:
 def _tail(stabilizer: StabilizerConfig) -> Iterator[Tail]:
     if stabilizer.name in TRUST_REGION:
         yield SCHEDULES[stabilizer.schedule]
+        yield from tail_of_radius(stabilizer.radius_unit, stabilizer.ramp)
 
 
 STABILIZER = Part(

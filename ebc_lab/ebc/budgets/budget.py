@@ -52,6 +52,9 @@ class Budget:
         """Return c, 0-dim, and record in `stats` what it follows from; NaN where no update is usable."""
         raise NotImplementedError
 
+    def audited(self, stats: StepStats, proposal: Proposal) -> None:
+        """Learn from the KL that an audit has measured, for the steps to come."""
+
     def carry(self, name: str, value: Tensor, proposal: Proposal, usable: Tensor) -> None:
         """Keep a number for the next steps, if it is usable and the step is sound."""
         number: Tensor = getattr(self, name)

@@ -43,6 +43,7 @@ def shadow_search(
     measurements: int,
     floor: float,
     ratio: float = 1.5,
+    most: Tensor | float = 1.0,
     scale: Scale | None = None,
     root: Callable[[Tensor], Tensor] = torch.sqrt,
 ) -> ShadowResult:
@@ -58,6 +59,7 @@ def shadow_search(
         measurements: how many are allowed; with one, the search itself reads no value on the host.
         floor: the smallest KL that means anything in the arithmetic at hand.
         ratio: measure again while c/trial lies outside [1/ratio, ratio] and a measurement is left.
+        most: the largest c, and the largest scale to try; a radius may make it smaller than 1.
         scale: what c a measurement stands for. Default: KL grows as c², so a KL of `kl` at `trial` puts delta
             at trial·sqrt(delta/kl).
         root: computes that root.
@@ -70,14 +72,14 @@ def shadow_search(
         sound = torch.isfinite(kl)
         kl = kl.clamp(min=0.0)  # a float32 forward cannot resolve KLs below ~1e-7: rounding may make them < 0
         low = sound & (kl < floor)
-        scaled = scale(kl.clamp(min=floor), trial).clamp(max=1.0)
+        scaled = scale(kl.clamp(min=floor), trial).clamp(max=most)
         c = torch.where(low & (delta > 0), trial, torch.where(sound, scaled, math.nan))
         # after a budget of 0, start from the last positive one
         positive = torch.where(scaled > 0, scaled, trial)
-        following = torch.where(low, (10 * trial).clamp(max=1.0), torch.where(sound, positive, trial / 10))
+        following = torch.where(low, (10 * trial).clamp(max=most), torch.where(sound, positive, trial / 10))
         if used < measurements:
             off = (c > ratio * trial) | (c * ratio < trial)
-            if ~sound | (low & (trial < 1)) | off:
+            if ~sound | (low & (trial < most)) | off:
                 trial = following
                 continue
         return ShadowResult(c, following, ~sound, trial, kl, used)
@@ -101,12 +103,14 @@ class Measured(Budget):
     ) -> ShadowResult:
         """Measure the KL of trial steps, `trial` first, and record it; for the rest see `shadow_search`."""
         assert stats.delta is not None
+        most = 1.0 if stats.ceiling is None else stats.ceiling
         result = shadow_search(
             lambda trial: proposal.kl(trial, proposal.batch.probe),
             stats.delta,
-            trial,
+            trial.clamp(max=most),
             measurements=self.settings.measurements if self.settings.refines(proposal.t) else 1,
             floor=self.floor,
+            most=most,
             scale=scale,
             root=proposal.arithmetic.sqrt,
         )

@@ -22,6 +22,7 @@ from ..options import (
     FLICKER,
     FLICKER_RATE,
     LEAST_COSINE,
+    REACH,
     SETTLING,
     SURPRISE,
     TOKEN_NOISE,
@@ -126,14 +127,16 @@ class Tracked(Measured):
         drift = EARLY_DRIFT if proposal.t < SETTLING else DRIFT
         prior = Track(self.log_ratio, self.variance, self.flicker).later(drift)
         known = usable & prior.known
-        expected = (stats.delta / (scale * prior.log_ratio.exp())).sqrt().clamp(max=1.0)  # NaN without an x
-        if self.measures_kl(proposal.t):
+        most = 1.0 if stats.ceiling is None else stats.ceiling
+        expected = (stats.delta / (scale * prior.log_ratio.exp())).sqrt().clamp(max=most)  # NaN without an x
+        if self.measures_kl(proposal.t) and self._may_rule(stats, proposal, prior, scale):
             # measure at the c that is expected, and correct the prediction
             trial = torch.where(known & (expected > 0), expected, self.trial)
             after, c = self._corrected(stats, proposal, prior, torch.where(usable, scale, 0.0), trial)
         else:
             after = prior
-            c = torch.where(known | (usable & (expected < self.trial)), expected, self.trial)
+            allowed = self.trial.clamp(max=most)
+            c = torch.where(known | (usable & (expected < allowed)), expected, allowed)
             self.carry("trial", c, proposal, c > 0)
         self.carry("log_ratio", after.log_ratio, proposal, usable)
         self.carry("variance", after.variance, proposal, usable)
@@ -143,6 +146,35 @@ class Tracked(Measured):
         stats.tracked_variance = self.variance.clone()
         stats.tracked_flicker = self.flicker.clone()
         return c
+
+    def _may_rule(self, stats: StepStats, proposal: Proposal, prior: Track, scale: Tensor) -> bool:
+        """Whether the KL may be what limits this step, and not the radius, as far as the track can tell; with
+        measure="when_needed" alone, which may read on the host."""
+        s = self.settings
+        if stats.ceiling is None or s.measure == "every" or proposal.t < s.settling:
+            return True
+        assert stats.delta is not None
+        kl_there = (scale * stats.ceiling.square()).log() + prior.log_ratio  # ln, where the radius ends
+        unsure = (prior.variance + prior.flicker).sqrt()  # NaN where x is not known
+        return not bool(kl_there + REACH * unsure < stats.delta.log())
+
+    def audited(self, stats: StepStats, proposal: Proposal) -> None:
+        """Take the audit's KL for a measurement where the radius ruled and none was made: those tokens had no
+        part in c, and this step is over. It keeps the track alive while the KL need not be measured."""
+        made = stats.ceiling is None or self.settings.measure == "every" or stats.measurements > 0
+        if made or len(proposal.scaled) < len(proposal.weights):  # an audit sees what moves freely, too
+            return
+        assert stats.applied_kl is not None
+        assert stats.tracked_scale is not None
+        kl = stats.applied_kl.double()
+        noise = TOKEN_NOISE / max(1, stats.audit_tokens)
+        whole = kl / stats.clip_coefficient.double().square()
+        seen = (whole / stats.tracked_scale).log() + noise / 2
+        after = Track(self.log_ratio, self.variance, self.flicker).measured(seen, noise)
+        usable = (kl >= self.floor) & seen.isfinite()
+        for name in ("log_ratio", "variance", "flicker"):
+            value: Tensor = getattr(after, name)
+            self.carry(name, value, proposal, usable & value.isfinite())
 
     def _scale(self, stats: StepStats, proposal: Proposal) -> Tensor:
         """Return P of what c scales."""
