@@ -28,6 +28,7 @@ from ebc_lab.workloads.starts import about_of, old_text, refuse_misfit
 from ebc_lab.workloads.text import tokenizer_of
 from ebc_lab.workloads.tokens import tokenised
 
+from .adapter import merged
 from .hook import Built, Hook
 
 
@@ -48,7 +49,7 @@ class Init(Hook):
         settings = INIT.of(run)
         if settings.name == "none":
             return
-        self.start = {name: w.cpu().clone() for name, w in plain_weights(built.model).items()}
+        self.start = {name: w.cpu().clone() for name, w in merged(built.model).items()}
         if settings.text != "none":
             tokenizer = tokenizer_of(run, locate(run.data, quiet=True))
             ids = tokenised(tokenizer, old_text(run)).splits["val"]
@@ -94,7 +95,7 @@ class Init(Hook):
     def finished(self, model: nn.Module, files: RunFiles) -> dict[str, float]:
         """Measure the old text and how far the weights are from their start; keep them, if the run asks."""
         figures: dict[str, float] = {}
-        weights = plain_weights(model)
+        weights = merged(model)
         if self.start:
             figures["weights_moved"] = distance(weights, self.start)
         if self.old is not None and self.start_loss is not None:
@@ -114,11 +115,6 @@ class Init(Hook):
 
 
 HOOK = Init
-
-
-def plain_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return name -> weight of a model, detached."""
-    return {name: w.detach() for name, w in model.state_dict().items()}
 
 
 def archive_of(weights: Mapping[str, Tensor]) -> bytes:

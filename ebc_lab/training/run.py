@@ -94,7 +94,7 @@ class Training:
             self.trained = ranks.training(self.forward)
 
             # what trains it
-            matrices = self.workload.matrices(self.model)
+            matrices = [p for p in self.workload.matrices(self.model) if p.requires_grad]
             self.optimizer = self._stabilized(kinds, matrices)
             built = Built(self.model, matrices, self.optimizer, self.workload.vocabulary)
             self.numerics = numerics(run, built)
