@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ebc_lab.config.choices import kind_of
-from ebc_lab.config.dicts import to_dict
+from ebc_lab.config.choices import changed, kind_of
+from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import read_settings
 from ebc_lab.config.parts.data import DataConfig
@@ -20,7 +20,7 @@ from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.weights import FORMAT, About, KeptWeights, found, read_weights
 
 from .corpus import Corpus, locate
-from .text import tokenizer_of
+from .text import checked_text, tokenizer_of
 
 FREE = ("name", "dropout", "sha256")  # settings of a model that its weights do not depend on
 Settings = TypeVar("Settings", bound=RunConfig)
@@ -69,6 +69,25 @@ def pinned(settings: Settings, corpus: Corpus, tokenizer_sha256: str | None) -> 
     data = replace(settings.data, name=corpus.name, sha256=corpus.sha256)
     tokens = replace(settings.tokens, sha256=tokenizer_sha256)
     return pinned_start(replace(settings, data=data, tokens=tokens))
+
+
+def arms_pinned(config: Config) -> Config:
+    """Return a resolved study's settings whose arms name exactly the texts that they train on, where these
+    are their own. Raises UserError."""
+    arms = dict(config.ablation.arms)
+    base = run_part(config)
+    for label, arm in arms.items():
+        if not {"data", "tokens"} & set(arm.settings):
+            continue
+        own = {key: {"sha256": None, **arm.settings.get(key, {})} for key in ("data", "tokens")}
+        if "data" in arm.settings:
+            own["data"] = {"file": None, **own["data"]}
+        run = changed(base, {**arm.settings, **own})
+        corpus, tokenizer = checked_text(run)
+        own["data"] |= {"name": corpus.name, "sha256": corpus.sha256}
+        own["tokens"]["sha256"] = tokenizer
+        arms[label] = replace(arm, settings={**arm.settings, **own})
+    return replace(config, ablation=replace(config.ablation, arms=arms))
 
 
 def _old_corpus(init: InitConfig) -> Corpus:

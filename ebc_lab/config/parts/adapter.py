@@ -55,14 +55,18 @@ def _clashes(adapter: AdapterConfig, run: Any) -> Iterator[str]:
 
 
 def _unfit(adapter: AdapterConfig, mode: Mode) -> Unfit | None:
-    return None if _neutral(adapter) else Unfit("adapter=lora", "it trains the plain GPT; choose adapter=none")
+    return (
+        None if _neutral(adapter) else Unfit("adapter=lora", "it trains the plain GPT; choose adapter=none")
+    )
 
 
 def _tail(adapter: AdapterConfig) -> Iterator[Tail]:
     if not _neutral(adapter):
         rank = number(adapter.rank)
         of = "" if adapter.targets == "hidden" else f" of {adapter.targets}"
-        yield Tail(f"_lora{rank}{adapter.targets if of else ''}", f"LoRA of rank {rank}{of}", f"LoRA {rank}{of}")
+        yield Tail(
+            f"_lora{rank}{adapter.targets if of else ''}", f"LoRA of rank {rank}{of}", f"LoRA {rank}{of}"
+        )
 
 
 ADAPTER = Part(

@@ -26,6 +26,7 @@ from ebc_lab.config.machine import chosen_device, cores
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import RunResult
+from ebc_lab.records.paths import WEIGHTS
 from ebc_lab.records.spec import RunSpec
 
 from ..launch.pool import at_a_time, slots
@@ -130,6 +131,7 @@ def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: f
         "surrogate_median": 1.0,
         "descent_median": 0.1,
         "grad_norm_quantiles": [1.0] * 41,
+        "streams": {WEIGHTS: "0" * 64},
     }
     figures = stage_of(spec.stage).invented(config, scenario, spec, nth)
     result.update(figures)

@@ -21,7 +21,18 @@ from .compare_arms import arms_of, losses
 from .rules import Results, Undecidable, losses_of, make_decision
 from .stage import Said, Stage, compared
 from .statistics import Luck, paired, seeds_needed, show_mean
-from .suite import contenders, luck_between, point_of, ready, run_of, shape_of, transfer_of, windows_of
+from .suite import (
+    contenders,
+    luck_between,
+    point_of,
+    ready,
+    run_of,
+    shape_of,
+    source_of,
+    started,
+    transfer_of,
+    windows_of,
+)
 from .verdict import add_answers, told_apart, unfinished, verdict_of
 
 FIGURES = (  # of a run, averaged over an arm's completed seeds
@@ -52,16 +63,25 @@ PLAIN = {"optimizer": {"name": "adam"}, "stabilizer": {"name": "none"}}
 
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """Plan every arm over the seeds; arms that copy another arm's record join as soon as that is there."""
+    """Plan every arm over the seeds; arms that copy another arm's record, or start from its weights, join as
+    soon as these are there."""
     specs: list[RunSpec] = []
     for track in ready(config, decisions, "ablation"):
         trained: dict[tuple[str, int], RunSpec] = {}
-        for (label, arm), seed in itertools.product(config.ablation.all_arms().items(), config.seeds):
+        arms = config.ablation.all_arms()
+        sources = {arm.init for arm in arms.values()}
+        first = sorted(arms.items(), key=lambda named: named[0] not in sources)
+        for (label, arm), seed in itertools.product(first, config.seeds):
             point = point_of(config, decisions, track, label, arm)
             if arm.replay or arm.matched or point is None:
                 continue
             run, scale = run_of(config, decisions, track, arm, config.ablation.steps, seed, point)
-            trained[label, seed] = _spec(track, label, run, scale)
+            if label in sources:
+                trained[label, seed] = source_of(config, decisions, track, "ablation", label, seed)
+                continue
+            begun = started(run, trained[arm.init, seed], results) if arm.init else run
+            if begun is not None:
+                trained[label, seed] = _spec(track, label, begun, scale)
         specs += trained.values()
         specs += _copies(config, decisions, results, track, trained)
         specs += measurements(list(trained.values())) if config.ablation.step_cost else []
@@ -206,8 +226,11 @@ def _arms(
     """Return the arms of one track, with what the suite says of them."""
     asked = config.ablation.all_arms()
     arms = arms_of(specs, results)
+    texts = {label: {s.run.data.sha256 for s in specs if s.arm == label} for label in arms}
+    judged_on = texts.get(config.ablation.reference)
     for label, arm in arms.items():
         runs = [s.run for s in specs if s.arm == label]
+        other_text = judged_on is not None and texts[label] != judged_on
         reference = asked[label].versus or config.ablation.reference
         strengths = {x for run in runs if (x := run.stabilizer.strength) is not None}
         arm |= {
@@ -216,8 +239,8 @@ def _arms(
             "point": point_of(config, earlier, arm["track"], label, asked[label]) or None,
             "figures": _figures(arm, results),
             "strength": statistics.median(strengths) if strengths else None,
-            "comparable": not any(run.final_windows for run in runs),
-            "versus": reference if reference != label else None,
+            "comparable": not (other_text or any(run.final_windows for run in runs)),
+            "versus": None if other_text or reference == label else reference,
             "cause": _cause(arm, results),
         }
     _add_memory(arms, specs, results)
@@ -252,8 +275,8 @@ def _notes(config: Config, of: str, track: SuiteTrack) -> list[str]:
     missing = [label for label in config.ablation.all_arms() if label not in arms]
     asked = config.ablation.all_arms()
     why = {
-        label: "be made: no run that it copies"
-        if asked[label].replay or asked[label].matched
+        label: "be made: no run that it copies, or starts from,"
+        if asked[label].replay or asked[label].matched or asked[label].init
         else "be tuned, and was not trained: no point of its grid"
         for label in missing
     }
