@@ -44,17 +44,19 @@ def _inject(model: nn.Module, settings: AdapterConfig) -> None:
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import Linear
 
-    class HiddenLora(Linear):  # type: ignore[misc]
+    class HiddenLora(Linear):
         """A hidden matrix with its low-rank addition."""
 
         def effective(self) -> Any:
             """The matrix that the forward uses."""
-            return self.base_layer.effective() + self.get_delta_weight(NAME)
+            base: Any = self.base_layer
+            return base.effective() + self.get_delta_weight(NAME)
 
     device = next(model.parameters()).device
+    alpha: Any = settings.alpha  # the library asks for a whole number, and divides
     config = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        lora_alpha=alpha,
         target_modules=list(TARGETS[settings.targets]),
         bias="none",
     )

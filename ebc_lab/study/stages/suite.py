@@ -176,7 +176,9 @@ def source_of(
     arm = config.ablation.all_arms()[label]
     steps: int = getattr(config, stage).steps
     run, scale = run_of(config, decisions, track, arm, steps, seed, {})
-    run = replace(_with_init(run, InitConfig(keep=True)), evaluate=["val"] if stage == "tune" else ["val", "test"])
+    run = replace(
+        _with_init(run, InitConfig(keep=True)), evaluate=["val"] if stage == "tune" else ["val", "test"]
+    )
     return RunSpec(stage, label, label, scale, run, of_track=track)
 
 
