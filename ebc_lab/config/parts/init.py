@@ -115,6 +115,7 @@ INIT = Part(
         ),
         Figure("weights_bytes", "bytes", "of the kept weights", averaged=False),
     ),
+    picture="forgetting",
     table="Learning and forgetting",
     note="Old text: the one that the weights come from. Forgotten: the rise of its validation loss. Weights "
     "moved: their distance from the start over their norm there.",
