@@ -11,7 +11,7 @@ from typing import Any
 
 from ebc_lab.config.choices import changed
 from ebc_lab.config.parts import PARTS
-from ebc_lab.config.schema import Config, RunConfig
+from ebc_lab.config.schema import ArmConfig, Config, RunConfig
 from ebc_lab.records.columns import BITS, OF_PARTS
 from ebc_lab.records.decisions import Arm, Decision, Difference, StepCost, SuiteTrack, SweepTrack
 from ebc_lab.records.figures import RunResult
@@ -274,12 +274,7 @@ def _notes(config: Config, of: str, track: SuiteTrack) -> list[str]:
     arms = track["arms"]
     missing = [label for label in config.ablation.all_arms() if label not in arms]
     asked = config.ablation.all_arms()
-    why = {
-        label: "be made: no run that it copies, or starts from,"
-        if asked[label].replay or asked[label].matched or asked[label].init
-        else "be tuned, and was not trained: no point of its grid"
-        for label in missing
-    }
+    why = {label: _why_missing(asked[label]) for label in missing}
     notes = [f"{of}{label} could not {reason} completed" for label, reason in why.items()]
     for label, arm in arms.items():
         if diverged := arm["outcomes"].get("diverged"):
@@ -293,6 +288,14 @@ def _notes(config: Config, of: str, track: SuiteTrack) -> list[str]:
         best = "; ".join(f"seed {s} {label}" for s, label in by_seed.items())
         notes.append(f"{of}one seed alone would have named different best arms: {best}")
     return notes
+
+
+def _why_missing(arm: ArmConfig) -> str:
+    if arm.replay or arm.matched:
+        return "be made: no run that it copies"
+    if arm.init and not arm.tune:
+        return f"be trained: no run of {arm.init}, whose weights it starts from,"
+    return "be tuned, and was not trained: no point of its grid"
 
 
 def _add_differences(
