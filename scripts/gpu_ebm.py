@@ -26,7 +26,8 @@ from ebc_lab.config.machine import hardware
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.streams import read_columns
 from ebc_lab.training.run import Training
-from ebc_lab.workloads.text import checked_text, pinned
+from ebc_lab.workloads.starts import pinned
+from ebc_lab.workloads.text import checked_text
 
 TRAINED_S = 240.0  # of training
 OTHERS_S = 60.0  # of each other measurement

@@ -121,7 +121,7 @@ def _arm(
 ) -> dict[str, Any]:
     """Take one arm's search again, with racing and without."""
     arm = config.ablation.arms[label]
-    maker = runs_maker(config, decisions, track, label, arm)
+    maker = runs_maker(config, decisions, track, label, arm, recorded)
     plain = search(config.tune, arm, maker, recorded)
     replay = Replay(recorded, margin, first)
     fast = search(config.tune, arm, maker, replay.results, replay.race)

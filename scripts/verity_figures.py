@@ -24,7 +24,8 @@ from ebc_lab.training.run import Training
 from ebc_lab.verity import VerityGPT, ops
 from ebc_lab.verity.__main__ import plain_logits
 from ebc_lab.workloads.gpt import build_exact
-from ebc_lab.workloads.text import checked_text, pinned
+from ebc_lab.workloads.starts import pinned
+from ebc_lab.workloads.text import checked_text
 
 SETTINGS = (
     *("scale=laptop", "steps=150", "dtype=float32", "threads_per_run=1", "compile=off", "device=cpu"),

@@ -25,7 +25,8 @@ from ebc_lab.config.parts import PARTS
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.files import refuse_unwritable
 from ebc_lab.records.json_files import as_json, write_json
-from ebc_lab.workloads.text import checked_text, pinned
+from ebc_lab.workloads.starts import pinned
+from ebc_lab.workloads.text import checked_text
 
 from .beside import beside_weights
 from .costs import compute, fixed_costs

@@ -30,7 +30,8 @@ from ebc_lab.records.locks import run_lock
 from ebc_lab.records.paths import RunFiles, SpecRecord
 from ebc_lab.study.inspect.reproduce import override_value
 from ebc_lab.study.trackers import following
-from ebc_lab.workloads.text import checked_text, pinned
+from ebc_lab.workloads.starts import pinned, pinned_start, placed
+from ebc_lab.workloads.text import checked_text
 
 from . import hydra_flags
 from .hydra_launchers import JobFailed, defaults, is_submitit, launching
@@ -154,9 +155,11 @@ def own_folder(named: Path) -> Path:
 
 
 def _refuse_impossible(configs: Sequence[Config], directory: Path) -> list[str]:
-    """Raises UserError for a text or a folder that cannot be used. -> warnings about the texts."""
+    """Raises UserError for a text, weights or a folder that cannot be used. -> warnings about the texts."""
     texts = {repr((c.data, c.tokens, c.workload, c.ebm, c.model.context, c.steps)): c for c in configs}
     warnings = [checked_text(config)[0].warning for config in texts.values()]
+    for config in configs:
+        pinned_start(config)
     refuse_unwritable(directory)
     return list(dict.fromkeys(warning for warning in warnings if warning))
 
@@ -195,6 +198,7 @@ def task(composed: Any) -> float | None:
     command = shlex.join(["ebc-lab", "train", *sys.argv[1:]])
     try:
         cores = int(hydra.launcher.get("cpus_per_task") or 1) if in_job else None
+        config = placed(config, [Path(config.output_dir).expanduser()])
         every, together = config.launcher.checkpoint_every_s, config.launcher.processes_per_run
         with following(config.tracker, directory, print):
             result = train_one(run_part(config), directory, every, cores, together)

@@ -39,6 +39,7 @@ class Hook:
     name: ClassVar[str] = ""  # the key of its state in checkpoint.pt
     graphed = True  # whether a step with this hook may become a CUDA graph: it reads nothing on the host
     columns: tuple[str, ...] = ()  # what it adds to steps.csv
+    eval_columns: tuple[str, ...] = ()  # and to evals.csv
 
     def __init__(self, run: RunConfig, built: Built):
         """Begin, once all of the run is built and nothing is trained."""
@@ -97,6 +98,10 @@ class Hook:
         return {}
 
     # -- at an evaluation ------------------------------------------------------------------------------------
+
+    def evaluated(self, model: nn.Module) -> Mapping[str, float]:
+        """Look at the weights by which the run is judged -> the figures of `eval_columns`."""
+        return {}
 
     def ends(self, step: int, loss: float) -> str | None:
         """Say why the run ends after `step` steps, where it has this loss on the fixed windows; None: it goes

@@ -19,6 +19,7 @@ from .fields import CUSTOM, UNSET, setting_of
 from .fields import number as number
 from .part import Tail
 from .parts import PART, PARTS
+from .parts.init import INIT, is_named
 from .parts.lr_schedule import WARMED
 from .schema import Config, RunConfig
 
@@ -65,6 +66,8 @@ def identity(run: RunConfig) -> dict[str, Any]:
         raise UserError(
             "dtype, threads_per_run, compile, device and corpus must be resolved before a run can be named."
         )
+    if not is_named(INIT.of(run)):
+        raise UserError("the weights of init.run must be looked at before a run can be named.")
     whole = to_dict(run)
     named = {key: whole[key] for key in read_settings(run, "name") if key not in PART}
     for part in PARTS:

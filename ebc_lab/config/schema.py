@@ -379,6 +379,9 @@ class ArmConfig:
     replay_seed: str = setting(
         "own", "replay the record of the same or the next seed", choices=("own", "next")
     )
+    init: str | None = setting(
+        None, "an arm from whose weights this one starts, each seed from that arm's run of the same seed"
+    )
     matched: str | None = setting(None, "an arm whose clip rate the strength of norm_clip is to reproduce")
     versus: str | None = setting(None, "the arm it is paired with; empty: the suite's reference")
 

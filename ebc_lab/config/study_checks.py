@@ -556,7 +556,8 @@ def _arm(name: str, arm: ArmConfig, config: Config) -> None:
     )
     base = shaped(replace(run_part(config), steps=config.ablation.steps), arm)
     together = config.launcher.processes_per_run
-    run = _as_run(path, base, {"stabilizer": {"name": "none"}, **arm.settings}, together)
+    started = {"init": {"name": "run", "run": arm.init}} if arm.init else {}
+    run = _as_run(path, base, {"stabilizer": {"name": "none"}, **arm.settings, **started}, together)
     _grids(path, arm)
     stabilizer = run.stabilizer.name
     fixed = "target_kl" in arm.settings.get("budget", {})
@@ -587,22 +588,43 @@ def _arm(name: str, arm: ArmConfig, config: Config) -> None:
         not (arm.tune and (arm.replay or arm.matched)),
         f"{path}: an arm that copies another has nothing to tune.",
     )
+    require(
+        not (arm.init and (arm.replay or arm.matched)),
+        f"{path}: an arm that starts from another's weights copies none: leave init or "
+        f"{'replay' if arm.replay else 'matched'} out.",
+    )
+    require(
+        "init" not in arm.settings,
+        f"{path}.settings.init: name the arm whose weights this one starts from, {path}.init=ARM.",
+    )
 
 
 def _references(name: str, arm: ArmConfig, arms: Mapping[str, ArmConfig], suite: AblationConfig) -> None:
     """The arms that this one names are there, and can give what it takes from them."""
     path = f"ablation.arms.{name}"
-    for key in ("replay", "matched", "versus", "tuned_as"):
+    for key in ("replay", "matched", "versus", "tuned_as", "init"):
         other = getattr(arm, key)
         if other is None:
             continue
         if key == "tuned_as":
             allowed = [n for n, a in suite.arms.items() if a.tune]
+        elif key == "init":  # its weights must be there before anything is tuned
+            allowed = [n for n, a in arms.items() if not (n == name or _follows(a))]
         else:
             copies = key != "versus"
-            allowed = [n for n, a in arms.items() if n != name and not (copies and (a.replay or a.matched))]
+            allowed = [n for n, a in arms.items() if n != name and not (copies and _copies(a))]
         require(bool(allowed), f"{path}.{key}={other}: there is no such arm to take it from.")
         choice(f"{path}.{key}", other, allowed)
+
+
+def _copies(arm: ArmConfig) -> bool:
+    """Whether an arm is made from another's record, or from its weights, of which a copy knows nothing."""
+    return bool(arm.replay or arm.matched or arm.init)
+
+
+def _follows(arm: ArmConfig) -> bool:
+    """Whether an arm can only be trained once another, or its own tuning, is there."""
+    return _copies(arm) or bool(arm.tune or arm.tuned_as)
 
 
 def _as_run(

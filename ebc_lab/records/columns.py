@@ -81,7 +81,12 @@ BITS = "test_bits_per_char"
 WORKLOAD_STEP_MEANINGS = {  # of steps.csv, under a workload that has further ones
     name: meaning for part in PARTS if part.read_by for name, meaning in part.columns.items()
 }
-WORKLOAD_EVAL_MEANINGS = {name: meaning for part in PARTS for name, meaning in part.evals.items()}
+WORKLOAD_EVAL_MEANINGS = {
+    name: meaning for part in PARTS if part.read_by for name, meaning in part.evals.items()
+}
+FURTHER_EVAL_MEANINGS = {  # of evals.csv, in runs that ask for what they record
+    name: meaning for part in PARTS if not part.read_by for name, meaning in part.evals.items()
+}
 PATTERNS = {LEVEL: r"\d+(?:p\d+)?", EXPERT: r"\d+"}
 
 

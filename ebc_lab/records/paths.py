@@ -9,6 +9,7 @@ from typing import Any, NotRequired, TypedDict
 
 RUNS = "runs"
 HEADER = "study.json"
+WEIGHTS = "weights.pt"
 PAPERS = ("*.md", "*.tex")  # tables for papers
 PICTURES = ("*.png", "*.svg", "figures.json")
 DIAGNOSES = (
@@ -81,6 +82,7 @@ class RunFiles:
         self.checkpoint = directory / "checkpoint.pt"  # until it has a result
         self.packed = directory / "model.ebcpack"  # of a run with a quantizer, once it has a result
         self.model = directory / "model.pt"  # of workload=ebm, once it has a result
+        self.weights = directory / WEIGHTS  # of a run with init.keep, once it has a result
         self.models = directory / "models"  # and while it trains, with ebm.keep_every
         self.alerts = directory / "alerts.jsonl"  # of workload=ebm
         self.attempts = directory / "attempts.jsonl"

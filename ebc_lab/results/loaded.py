@@ -15,6 +15,7 @@ from ebc_lab.config.schema import Config
 from ebc_lab.records.columns import (
     EVAL_COLUMNS,
     EVAL_MEANINGS,
+    FURTHER_EVAL_MEANINGS,
     FURTHER_STEP_MEANINGS,
     STEP_COLUMNS,
     STEP_MEANINGS,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 OUTPUT_DIR = Config.output_dir  # of the working folder: where studies are unless told otherwise
 OF_STEPS = STEP_MEANINGS | FURTHER_STEP_MEANINGS | WORKLOAD_STEP_MEANINGS
-OF_EVALS = EVAL_MEANINGS | WORKLOAD_EVAL_MEANINGS
+OF_EVALS = EVAL_MEANINGS | FURTHER_EVAL_MEANINGS | WORKLOAD_EVAL_MEANINGS
 OF_THE_RUN = {"run_id": ("", "the run"), "arm": ("", "its arm"), "seed": ("", "its seed")}
 
 

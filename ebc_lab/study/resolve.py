@@ -23,7 +23,8 @@ from ebc_lab.config.machine import chosen_device, cores, git_revision, hardware,
 from ebc_lab.config.schema import STAGES, Config
 from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.workloads.corpus import Corpus
-from ebc_lab.workloads.text import checked_text, pinned
+from ebc_lab.workloads.starts import arms_pinned, pinned
+from ebc_lab.workloads.text import checked_text
 
 from .launch.on_node import choice_on_node, packing_on_node
 from .launch.pool import slots
@@ -67,7 +68,7 @@ def resolve_study(
             f"({_retrained(config, study)})."
         )
     corpus, tokenizer_sha256 = checked_text(config)
-    config = pinned(config, corpus, tokenizer_sha256)
+    config = arms_pinned(pinned(config, corpus, tokenizer_sha256))
     if known and known["corpus"]["sha256"] == corpus.sha256:  # a fallback is announced only when it is chosen
         corpus = replace(corpus, warning=known["corpus"]["warning"])
     config, why = _resolve(config, corpus, study, say, work)

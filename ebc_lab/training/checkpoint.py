@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,11 +15,11 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.ebc.probe import Prober
 from ebc_lab.records.files import opened, write_atomic
 from ebc_lab.records.streams import Mark
+from ebc_lab.records.weights import ARCHIVE, About, sealed, unsealed
 
 from .turns import Say
 
 AGAIN = "delete it, and the run starts from its first step"
-ARCHIVE = b"PK"  # how torch.save begins
 
 
 class Part(Protocol):
@@ -48,10 +47,12 @@ def save(
     marks: Mapping[str, Mark],
     parts: Mapping[str, Part],
     prober: Prober,
+    about: About,
 ) -> None:
     """Write the checkpoint of the run called `identity`, whose streams are at `marks`, with a checksum.
 
-    `parts`: name -> what has a state; the model and the optimizer are among them.
+    `parts`: name -> what has a state; the model and the optimizer are among them. `about`: what the weights
+    are of.
     """
     on_gpu = next(prober.model.parameters()).is_cuda
     state = {
@@ -65,12 +66,7 @@ def save(
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    content = buffer.getvalue()
-    write_atomic(path, _first_line(content) + content)
-
-
-def _first_line(content: bytes) -> bytes:
-    return f"ebc-lab checkpoint, sha256 {hashlib.sha256(content).hexdigest()}\n".encode()
+    write_atomic(path, sealed("checkpoint", about, buffer.getvalue()))
 
 
 def read(path: Path, identity: str, say: Say) -> dict[str, Any] | None:
@@ -86,9 +82,10 @@ def read(path: Path, identity: str, say: Say) -> dict[str, Any] | None:
     if whole.startswith(ARCHIVE):
         say("an earlier version wrote its checkpoint, without a checksum: it starts from its first step")
         return None
-    line, newline, content = whole.partition(b"\n")
-    if line + newline != _first_line(content):
-        raise UserError(f"{path} is damaged or was edited (its checksum does not match): {AGAIN}.")
+    try:
+        _, content = unsealed(whole, ["checkpoint"])
+    except ValueError as error:
+        raise UserError(f"{path} is damaged or was edited ({error}): {AGAIN}.") from None
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         foreign = state["identity"] != identity

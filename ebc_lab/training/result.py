@@ -80,7 +80,7 @@ def finished(
 
 def _models_of(files: RunFiles, result: Mapping[str, Any]) -> dict[str, str]:
     """The checksums of the models that the run has kept."""
-    paths = {"packed_bytes": files.packed, "workload": files.model}
+    paths = {"packed_bytes": files.packed, "workload": files.model, "weights_bytes": files.weights}
     sums = {}
     for path in (path for figure, path in paths.items() if figure in result):
         with opened(path) as f:

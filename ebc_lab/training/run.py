@@ -33,9 +33,11 @@ from ebc_lab.ebc.options import BOUNDED
 from ebc_lab.records.columns import CURVE_COLUMNS
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import holds
+from ebc_lab.records.weights import About
 from ebc_lab.workloads.batches import windows
 from ebc_lab.workloads.gpt import effective_weights
 from ebc_lab.workloads.losses import evaluate
+from ebc_lab.workloads.starts import about_of, placed
 
 from . import checkpoint, divergence, result
 from .graphs import StepGraphs
@@ -67,7 +69,7 @@ class Training:
         ranks: Ranks = ALONE,
         workload: workloads.Workload | None = None,
     ):
-        self.run_config = run = resolved(run)
+        self.run_config = run = placed(resolved(run), [directory.parent])
         self.ranks = ranks
         self.directory = directory
         self.files = RunFiles(directory)
@@ -92,7 +94,7 @@ class Training:
             self.trained = ranks.training(self.forward)
 
             # what trains it
-            matrices = self.workload.matrices(self.model)
+            matrices = [p for p in self.workload.matrices(self.model) if p.requires_grad]
             self.optimizer = self._stabilized(kinds, matrices)
             built = Built(self.model, matrices, self.optimizer, self.workload.vocabulary)
             self.numerics = numerics(run, built)
@@ -129,7 +131,8 @@ class Training:
         self.recording = self._recording(saved) if ranks.first else Unrecorded()
 
     def _recording(self, saved: Mapping[str, Any] | None) -> Recording:
-        columns = (self._further_columns(), self.workload.eval_columns)
+        hooked = [column for hook in self.hooks for column in hook.eval_columns]
+        columns = (self._further_columns(), [*self.workload.eval_columns, *hooked])
         return Recording(self.files, self._groups(), checkpoint.marks_of(saved), *columns)
 
     def _on_stream(self) -> AbstractContextManager[Any]:
@@ -198,7 +201,12 @@ class Training:
         marks = self.recording.marks()
         path, prober = self.files.checkpoint, self.optimizer.prober
         with self._on_stream():
-            checkpoint.save(path, self.identity, reached, marks, self._parts(), prober)
+            checkpoint.save(path, self.identity, reached, marks, self._parts(), prober, self.about)
+
+    @functools.cached_property
+    def about(self) -> About:
+        """What the weights are of, for a run that starts from them."""
+        return about_of(self.run_config)
 
     # -- the loop --------------------------------------------------------------------------------------------
 
@@ -390,7 +398,12 @@ class Training:
             return "the first process ends it" if self.ranks.agreed(False) else None
         figures = self._evaluate(self.fixed_windows, alive)
         evaluated, loss = self.workload.evaluated, figures["loss"]
-        figures |= self._judged(lambda model: evaluated(model, self.step, loss, self.files))
+        figures |= self._judged(
+            lambda model: {
+                **evaluated(model, self.step, loss, self.files),
+                **_joined(hook.evaluated(model) for hook in self.hooks),
+            }
+        )
         tokens = self.step * self.run_config.batch_size * self.run_config.model.context
         self.recording.evaluation(self.step, figures, tokens=tokens, train_s=self.train_s)
         self.recording.flush()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
-from typing import TypeVar
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.machine import chosen_device, installed
@@ -37,15 +35,6 @@ def checked_text(run: RunConfig, *, quiet: bool = False) -> tuple[Corpus, str | 
     _check_splats(run, len(text.splits["train"]))
     _check_embeddings(run, text.vocabulary)
     return corpus, text.sha256
-
-
-Settings = TypeVar("Settings", bound=RunConfig)
-
-
-def pinned(settings: Settings, corpus: Corpus, tokenizer_sha256: str | None) -> Settings:
-    """Settings that name exactly this text and this tokenizer."""
-    data = replace(settings.data, name=corpus.name, sha256=corpus.sha256)
-    return replace(settings, data=data, tokens=replace(settings.tokens, sha256=tokenizer_sha256))
 
 
 def _check_splats(run: RunConfig, tokens: int) -> None:
@@ -105,12 +94,12 @@ def tokenizer_of(run: RunConfig, corpus: Corpus) -> Tokenizer:
     return _tokenizer(run.tokens.name, corpus, run.tokens.size, run.tokens.folder)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)  # a run may look at the text, too, that its weights come from
 def _tokenizer(kind: str, corpus: Corpus, size: int, folder: str | None) -> Tokenizer:
     return tokenizer(kind, corpus, size=size, folder=folder)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)  # a run may look at the text, too, that its weights come from
 def _cut(kind: str, corpus: Corpus, size: int, folder: str | None) -> Tokenised:
     """Once for a process: a check and the workload each ask for it."""
     return tokenised(_tokenizer(kind, corpus, size, folder), corpus)

@@ -1,9 +1,11 @@
-"""How a corpus becomes tokens: its characters, byte pairs learned from it, or GPT-2's. No torch here.
+"""How a corpus becomes tokens: its characters, bytes, byte pairs learned from it, or GPT-2's. No torch here.
 
 A tokenizer's sha256 is part of a run's identity, as its corpus's is; characters need none, for they follow
 from the corpus. `bpe` learns from the training split alone, so that nothing of val and test is in its tokens.
+Bytes are the same 256 tokens for every text, so that a model of one text can be trained on another.
 
-Byte pairs: Sennrich, Haddow & Birch, arXiv:1508.07909; of bytes: Radford et al. 2019.
+Bytes: Xue et al., arXiv:2105.13626. Byte pairs: Sennrich, Haddow & Birch, arXiv:1508.07909; of bytes: Radford
+et al. 2019.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from .splits import BOUNDARIES, split_slices
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Trained
 
-KINDS = ("characters", "bpe", "gpt2")
+KINDS = ("characters", "bytes", "bpe", "gpt2")
 BYTES = 256  # every byte is a token of byte pairs, so that each text has tokens
 NAMED = 5  # characters in a message
 MOST_BYTES = 64 << 20  # of a tokenizer's file; those of 256,000 tokens have 35 MB
@@ -86,6 +88,24 @@ class Characters:
         return json.dumps({"characters": "".join(self.characters)})
 
 
+class Bytes:
+    """One token for each of the 256 bytes of UTF-8."""
+
+    kind = "bytes"
+    vocabulary = BYTES
+
+    def encode(self, text: str) -> list[int]:
+        _refuse_halves(text)
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        _check_ids(ids, self.vocabulary)
+        return bytes(ids).decode(errors="replace")
+
+    def to_json(self) -> str:
+        return json.dumps({"bytes": BYTES})
+
+
 class BytePairs:
     """A byte-level tokenizer of the library tokenizers: of kind `bpe`, or `gpt2` from a folder."""
 
@@ -97,8 +117,7 @@ class BytePairs:
         self.vocabulary = max(trained.get_vocab().values(), default=-1) + 1
 
     def encode(self, text: str) -> list[int]:
-        if halves := [c for c in dict.fromkeys(text) if "\ud800" <= c <= "\udfff"]:
-            raise _outside(halves)
+        _refuse_halves(text)
         return list(self.trained.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -107,6 +126,12 @@ class BytePairs:
 
     def to_json(self) -> str:
         return str(self.trained.to_str())
+
+
+def _refuse_halves(text: str) -> None:
+    """Raise UserError for halves of characters, which UTF-8 cannot write."""
+    if halves := [c for c in dict.fromkeys(text) if "\ud800" <= c <= "\udfff"]:
+        raise _outside(halves)
 
 
 def _outside(characters: Sequence[str]) -> UserError:
@@ -132,6 +157,8 @@ def tokenizer(kind: str, corpus: Corpus, *, size: int = 512, folder: str | Path 
     """
     if kind == "characters":
         return Characters(corpus.vocabulary)
+    if kind == "bytes":
+        return Bytes()
     if kind == "bpe":
         return _byte_pairs_of(corpus, size)
     if kind == "gpt2":
@@ -143,6 +170,8 @@ def from_json(kind: str, text: str) -> Tokenizer:
     """The tokenizer that `to_json` was called on. Raises UserError unless `text` is of such a one."""
     if kind not in KINDS:
         raise _unknown(kind)
+    if kind == "bytes":
+        return Bytes()
     if kind != "characters":
         return BytePairs(kind, _parsed(kind, text, "the kept tokenizer"))
     try:

@@ -210,7 +210,7 @@ def test_budgets_of_tokens_are_swept_with_what_a_step_holds():
         (["tokens=0"], ["train_tokens", ">= 1"]),
         (["tokens=nan"], ["train_tokens", "finite"]),
         (["tokens=1e14"], ["130208333334 steps of 768 tokens: at most 100000000"]),
-        (["tokens=2M"], ["bpe, characters or gpt2, or how many tokens to train on, as 2e6"]),
+        (["tokens=2M"], ["bpe, bytes, characters or gpt2, or how many tokens to train on, as 2e6"]),
         (["tokens=1e5", "batch_size=0"], ["batch_size", ">= 1"]),
     ],
 )

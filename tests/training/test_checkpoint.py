@@ -95,11 +95,11 @@ def test_a_stream_changed_under_a_training_run_gives_no_result(run, tmp_path):
 def test_an_edited_checkpoint_is_not_believed(run, tmp_path):
     interrupted(run, tmp_path)
     path = tmp_path / "checkpoint.pt"
-    line, _, content = path.read_bytes().partition(b"\n")
+    line, about, content = path.read_bytes().split(b"\n", 2)
     state = torch.load(io.BytesIO(content), weights_only=True)
     edited = io.BytesIO()
     torch.save({**state, "step": 10**9}, edited)
-    path.write_bytes(line + b"\n" + edited.getvalue())
+    path.write_bytes(b"\n".join([line, about, edited.getvalue()]))
     with pytest.raises(UserError, match=r"checkpoint\.pt is damaged or was edited .*: delete it"):
         run_and_record(run, tmp_path, "x")
 

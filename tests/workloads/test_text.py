@@ -11,7 +11,8 @@ from support.ebm_runs import tiny_ebm
 from ebc_lab.config.choices import changed
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import identity
-from ebc_lab.workloads.text import checked_text, pinned, tokenised_of, tokenizer_of
+from ebc_lab.workloads.starts import pinned
+from ebc_lab.workloads.text import checked_text, tokenised_of, tokenizer_of
 
 pytest.importorskip("tokenizers")
 

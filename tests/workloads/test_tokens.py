@@ -265,7 +265,7 @@ def test_a_file_that_asks_to_cut_and_to_fill_is_not_obeyed(corpus, folder):
     assert cut.decode(cut.encode("a")) == "a"
 
 
-@pytest.mark.parametrize("kind", ["bpe", "gpt2"])
+@pytest.mark.parametrize("kind", ["bytes", "bpe", "gpt2"])
 def test_a_tokenizer_comes_back_from_json(corpus, folder, kind):
     cut = tokenizer(kind, corpus, folder=folder)
     again = from_json(kind, cut.to_json())

@@ -14,14 +14,17 @@ from ..machine import installed
 from ..part import Part, Tail
 
 TRAIN_TOKENS = "train_tokens"  # what `tokens=2e6` is kept as until the batch is known
-WORDS = {"bpe": "byte pairs", "gpt2": "GPT-2’s tokens"}
+WORDS = {"bytes": "bytes", "bpe": "byte pairs", "gpt2": "GPT-2’s tokens"}
+OF_LIBRARY = ("bpe", "gpt2")  # which the library tokenizers makes
 
 
 @dataclass
 class TokensConfig:
     """What a text is cut into."""
 
-    name: str = setting("characters", "its characters, byte pairs, or GPT-2's tokens", group="tokens")
+    name: str = setting(
+        "characters", "its characters, its bytes, byte pairs, or GPT-2's tokens", group="tokens"
+    )
     size: int = setting(512, "tokens in the vocabulary", "tokens", low=257, high=65536, only=("bpe",))
     folder: str | None = setting(None, "a local folder with its tokenizer", only=("gpt2",), named=False)
     sha256: str | None = setting(
@@ -34,7 +37,7 @@ def _neutral(tokens: TokensConfig) -> bool:
 
 
 def _refuses(tokens: TokensConfig) -> Iterator[str]:
-    if not (_neutral(tokens) or installed("tokenizers")):
+    if tokens.name in OF_LIBRARY and not installed("tokenizers"):
         yield f"tokens={tokens.name} needs the library tokenizers: pip install 'ebc-lab[ebm]'."
     if tokens.name == "gpt2" and not tokens.folder:
         yield "tokens=gpt2 needs tokens.folder=FOLDER, which holds GPT-2's tokenizer."

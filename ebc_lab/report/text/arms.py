@@ -253,7 +253,10 @@ def _unless_baseline(efficiency: Any, reached: Efficiency | None) -> Any:
 
 TABLED = tuple(part for part in PARTS if part.table)  # whose figures have a table of their own
 OF_LEVELS = {  # figure of an arm -> its column
-    figure.key: _column_of(figure, figure.places) for part in TABLED for figure in part.figures
+    figure.key: _column_of(figure, figure.places)
+    for part in TABLED
+    for figure in part.figures
+    if figure.title
 }
 LOW_BIT = (
     Column("Arm", "name", short="arm", head=True),

@@ -739,7 +739,8 @@ def model(config: RunConfig) -> str:
 def tokens(config: RunConfig) -> str:
     """What the text is cut into, in the plural."""
     kinds = {"bpe": f"byte pairs of the training split, {config.tokens.size:,} at the most"}
-    return ({"characters": "characters", "gpt2": "GPT-2’s"} | kinds)[config.tokens.name]
+    usual = {"characters": "characters", "bytes": "bytes", "gpt2": "GPT-2’s"}
+    return (usual | kinds)[config.tokens.name]
 
 
 def words(name: str, arm: Mapping[str, Any]) -> str:

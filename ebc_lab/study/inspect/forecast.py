@@ -23,9 +23,11 @@ from ebc_lab.bench.speeds import (
 )
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.machine import chosen_device, cores
+from ebc_lab.config.parts.init import INIT
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import RunResult
+from ebc_lab.records.paths import WEIGHTS
 from ebc_lab.records.spec import RunSpec
 
 from ..launch.pool import at_a_time, slots
@@ -40,6 +42,7 @@ from ..store.study import Study
 from .copied import WithNeighbours, with_corpus_of_neighbours
 from .pace import Pace, learned, observed, of_siblings
 
+OPEN = "0" * 64  # a checksum that is not known yet
 USUAL = 2.0  # the best loss that is invented where none is known
 SCENARIOS = (
     Scenario("min", edge=False, extra=0, merged=True, open=False),
@@ -130,6 +133,7 @@ def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: f
         "surrogate_median": 1.0,
         "descent_median": 0.1,
         "grad_norm_quantiles": [1.0] * 41,
+        "streams": {WEIGHTS: OPEN},
     }
     figures = stage_of(spec.stage).invented(config, scenario, spec, nth)
     result.update(figures)
@@ -238,11 +242,15 @@ def _placed(config: Config, header: Mapping[str, Any] | None) -> Config:
     known."""
     begun_with = header["config"]["launcher"].get("runs_per_worker", 1) if header else 1
     runs_per_worker = config.launcher.runs_per_worker or begun_with
+    start = INIT.of(config)
+    weights = {"sha256": start.sha256 or OPEN, "text_sha256": start.text_sha256 or OPEN}
+    begun: dict[str, Any] = {INIT.name: replace(start, **weights)} if start.name == "run" else {}
     return replace(
         config,
+        **begun,
         device=chosen_device(config.device),
-        data=replace(config.data, sha256=config.data.sha256 or "0" * 64),
-        tokens=replace(config.tokens, sha256=config.tokens.sha256 or "0" * 64),
+        data=replace(config.data, sha256=config.data.sha256 or OPEN),
+        tokens=replace(config.tokens, sha256=config.tokens.sha256 or OPEN),
         launcher=replace(config.launcher, runs_per_worker=runs_per_worker),
     )
 

@@ -17,7 +17,8 @@ from ebc_lab.config.machine import chosen_device, visible_gpus
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.cache import MeasurementCache
 from ebc_lab.records.decisions import BestRate, NaturalSteps
-from ebc_lab.workloads.text import checked_text, pinned
+from ebc_lab.workloads.starts import pinned
+from ebc_lab.workloads.text import checked_text
 
 from ..stages.runs import completed, plain_run
 from ..store.study import Study

@@ -11,7 +11,7 @@ from typing import Any
 
 from ebc_lab.config.choices import changed
 from ebc_lab.config.parts import PARTS
-from ebc_lab.config.schema import Config, RunConfig
+from ebc_lab.config.schema import ArmConfig, Config, RunConfig
 from ebc_lab.records.columns import BITS, OF_PARTS
 from ebc_lab.records.decisions import Arm, Decision, Difference, StepCost, SuiteTrack, SweepTrack
 from ebc_lab.records.figures import RunResult
@@ -21,7 +21,18 @@ from .compare_arms import arms_of, losses
 from .rules import Results, Undecidable, losses_of, make_decision
 from .stage import Said, Stage, compared
 from .statistics import Luck, paired, seeds_needed, show_mean
-from .suite import contenders, luck_between, point_of, ready, run_of, shape_of, transfer_of, windows_of
+from .suite import (
+    contenders,
+    luck_between,
+    point_of,
+    ready,
+    run_of,
+    shape_of,
+    source_of,
+    started,
+    transfer_of,
+    windows_of,
+)
 from .verdict import add_answers, told_apart, unfinished, verdict_of
 
 FIGURES = (  # of a run, averaged over an arm's completed seeds
@@ -52,16 +63,25 @@ PLAIN = {"optimizer": {"name": "adam"}, "stabilizer": {"name": "none"}}
 
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """Plan every arm over the seeds; arms that copy another arm's record join as soon as that is there."""
+    """Plan every arm over the seeds; arms that copy another arm's record, or start from its weights, join as
+    soon as these are there."""
     specs: list[RunSpec] = []
     for track in ready(config, decisions, "ablation"):
         trained: dict[tuple[str, int], RunSpec] = {}
-        for (label, arm), seed in itertools.product(config.ablation.all_arms().items(), config.seeds):
+        arms = config.ablation.all_arms()
+        sources = {arm.init for arm in arms.values()}
+        first = sorted(arms.items(), key=lambda named: named[0] not in sources)
+        for (label, arm), seed in itertools.product(first, config.seeds):
             point = point_of(config, decisions, track, label, arm)
             if arm.replay or arm.matched or point is None:
                 continue
             run, scale = run_of(config, decisions, track, arm, config.ablation.steps, seed, point)
-            trained[label, seed] = _spec(track, label, run, scale)
+            if label in sources:
+                trained[label, seed] = source_of(config, decisions, track, "ablation", label, seed)
+                continue
+            begun = started(run, trained[arm.init, seed], results) if arm.init else run
+            if begun is not None:
+                trained[label, seed] = _spec(track, label, begun, scale)
         specs += trained.values()
         specs += _copies(config, decisions, results, track, trained)
         specs += measurements(list(trained.values())) if config.ablation.step_cost else []
@@ -206,8 +226,11 @@ def _arms(
     """Return the arms of one track, with what the suite says of them."""
     asked = config.ablation.all_arms()
     arms = arms_of(specs, results)
+    texts = {label: {s.run.data.sha256 for s in specs if s.arm == label} for label in arms}
+    judged_on = texts.get(config.ablation.reference)
     for label, arm in arms.items():
         runs = [s.run for s in specs if s.arm == label]
+        other_text = judged_on is not None and texts[label] != judged_on
         reference = asked[label].versus or config.ablation.reference
         strengths = {x for run in runs if (x := run.stabilizer.strength) is not None}
         arm |= {
@@ -216,8 +239,8 @@ def _arms(
             "point": point_of(config, earlier, arm["track"], label, asked[label]) or None,
             "figures": _figures(arm, results),
             "strength": statistics.median(strengths) if strengths else None,
-            "comparable": not any(run.final_windows for run in runs),
-            "versus": reference if reference != label else None,
+            "comparable": not (other_text or any(run.final_windows for run in runs)),
+            "versus": None if other_text or reference == label else reference,
             "cause": _cause(arm, results),
         }
     _add_memory(arms, specs, results)
@@ -251,12 +274,7 @@ def _notes(config: Config, of: str, track: SuiteTrack) -> list[str]:
     arms = track["arms"]
     missing = [label for label in config.ablation.all_arms() if label not in arms]
     asked = config.ablation.all_arms()
-    why = {
-        label: "be made: no run that it copies"
-        if asked[label].replay or asked[label].matched
-        else "be tuned, and was not trained: no point of its grid"
-        for label in missing
-    }
+    why = {label: _why_missing(asked[label]) for label in missing}
     notes = [f"{of}{label} could not {reason} completed" for label, reason in why.items()]
     for label, arm in arms.items():
         if diverged := arm["outcomes"].get("diverged"):
@@ -270,6 +288,14 @@ def _notes(config: Config, of: str, track: SuiteTrack) -> list[str]:
         best = "; ".join(f"seed {s} {label}" for s, label in by_seed.items())
         notes.append(f"{of}one seed alone would have named different best arms: {best}")
     return notes
+
+
+def _why_missing(arm: ArmConfig) -> str:
+    if arm.replay or arm.matched:
+        return "be made: no run that it copies"
+    if arm.init and not arm.tune:
+        return f"be trained: no run of {arm.init}, whose weights it starts from,"
+    return "be tuned, and was not trained: no point of its grid"
 
 
 def _add_differences(

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ebc_lab.config.choices import changed, shaped
+from ebc_lab.config.parts.init import INIT, InitConfig
 from ebc_lab.config.schema import ArmConfig, Config, RunConfig
 from ebc_lab.ebc.options import MEASURED
 from ebc_lab.records.decisions import (
@@ -23,6 +24,8 @@ from ebc_lab.records.decisions import (
     Transfer,
     TunedArm,
 )
+from ebc_lab.records.paths import WEIGHTS
+from ebc_lab.records.spec import RunSpec
 
 from .compare_arms import losses
 from .rules import Results
@@ -163,6 +166,45 @@ def contenders(track: SuiteTrack) -> dict[str, Arm]:
     arms, reference = track["arms"], track["reference"]
     size = arms[reference].get("shape") if reference in arms else ""
     return {n: arm for n, arm in arms.items() if arm["comparable"] and arm.get("shape") == size}
+
+
+# -- arms that start from another's weights ------------------------------------------------------------------
+
+
+def source_of(
+    config: Config, decisions: Mapping[str, Decision], track: str, stage: str, label: str, seed: int
+) -> RunSpec:
+    """Plan the run of an arm, at the length of a stage's runs, from whose kept weights others start."""
+    arm = config.ablation.all_arms()[label]
+    steps: int = getattr(config, stage).steps
+    run, scale = run_of(config, decisions, track, arm, steps, seed, {})
+    run = replace(
+        _with_init(run, InitConfig(keep=True)), evaluate=["val"] if stage == "tune" else ["val", "test"]
+    )
+    return RunSpec(stage, label, label, scale, run, of_track=track)
+
+
+def started(run: RunConfig, source: RunSpec, results: Results) -> RunConfig | None:
+    """Return the run from the weights of a finished one, whose text it may forget; None before that has
+    completed."""
+    result = results.get(source.run_id)
+    if result is None or result.get("outcome") != "completed":
+        return None
+    old = source.run.data
+    init = InitConfig(
+        name="run",
+        run=source.run_id,
+        sha256=result["streams"][WEIGHTS],
+        text=old.name,
+        file=old.file if old.name == "path" else None,
+        text_sha256=old.sha256,
+    )
+    return _with_init(run, init)
+
+
+def _with_init(run: RunConfig, init: InitConfig) -> RunConfig:
+    part: dict[str, Any] = {INIT.name: init}
+    return replace(run, **part)
 
 
 # -- what a sweep shows

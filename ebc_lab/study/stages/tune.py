@@ -24,11 +24,11 @@ from ebc_lab.records.decisions import Candidate, CurvePoint, Decision, TunedArm,
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import DIGITS, RunSpec, told_of
 
-from .rules import Results, edge_of, ended, losses_of, make_decision, margin_sigma, val_loss
+from .rules import Results, Undecidable, edge_of, ended, losses_of, make_decision, margin_sigma, val_loss
 from .runs import RACED_FROM, Rivals, raced, waiting
 from .stage import Said, Scenario, Stage, held_back_by_its_seeds, seeds_of_arm
 from .statistics import luck_of_choice, window
-from .suite import Point, point_in_words, points, ready, run_of
+from .suite import Point, point_in_words, points, ready, run_of, source_of, started
 
 SHORT = {"lr_scale": "x", "warmup_share": "w"}  # how a setting is called in a point's name
 Settled = tuple[tuple[str, Any], ...]  # a point that can be a key
@@ -42,9 +42,31 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
     """Plan every point of every arm's grid, at the stage's seeds; the grids grow as their runs end."""
     specs: list[RunSpec] = []
     for track in ready(config, decisions, "tune"):
-        for label, arm in tuned_arms(config).items():
-            specs += itertools.chain(*_tried(config, decisions, results, track, label, arm).tried.values())
+        arms = tuned_arms(config)
+        for source in dict.fromkeys(arm.init for arm in arms.values() if arm.init):
+            specs += _sources(config, decisions, track, source)
+        for label, arm in arms.items():
+            if _can_start(config, decisions, results, track, arm):
+                searched = _tried(config, decisions, results, track, label, arm)
+                specs += itertools.chain(*searched.tried.values())
     return specs
+
+
+def _sources(config: Config, decisions: Mapping[str, Decision], track: str, label: str) -> list[RunSpec]:
+    """Plan the runs of an arm from whose weights those of another start, one for each seed."""
+    return [source_of(config, decisions, track, "tune", label, seed) for seed in _seeds(config)]
+
+
+def _seeds(config: Config) -> range:
+    return range(config.study.stage_seed, config.study.stage_seed + config.tune.seeds)
+
+
+def _can_start(
+    config: Config, decisions: Mapping[str, Decision], results: Results, track: str, arm: ArmConfig
+) -> bool:
+    """Tell whether the weights that an arm starts from are there."""
+    sources = _sources(config, decisions, track, arm.init) if arm.init else []
+    return all(math.isfinite(loss) for loss in losses_of(sources, results))
 
 
 def tuned_arms(config: Config) -> dict[str, ArmConfig]:
@@ -72,7 +94,7 @@ def _tried(
     arm: ArmConfig,
 ) -> Search:
     """Search the points of an arm's grid, and those by which it grew."""
-    runs_of = runs_maker(config, decisions, track, label, arm)
+    runs_of = runs_maker(config, decisions, track, label, arm, results)
     margin = config.tune.race_sigmas * decisions["lr_sweep"]["tracks"][track]["sigma"]
 
     def race(runs: list[RunSpec], rivals: Rivals) -> list[RunSpec]:
@@ -82,16 +104,24 @@ def _tried(
 
 
 def runs_maker(
-    config: Config, decisions: Mapping[str, Decision], track: str, label: str, arm: ArmConfig
+    config: Config,
+    decisions: Mapping[str, Decision],
+    track: str,
+    label: str,
+    arm: ArmConfig,
+    results: Results,
 ) -> Callable[[Point], list[RunSpec]]:
-    """Return what makes the runs of an arm's point, one for each seed."""
+    """Return what makes the runs of an arm's point, one for each seed. The weights that it starts from, if
+    any, must be there."""
 
     def runs_of(point: Point) -> list[RunSpec]:
-        first = config.study.stage_seed
         runs = []
-        for seed in range(first, first + config.tune.seeds):
+        for seed in _seeds(config):
             run, scale = run_of(config, decisions, track, arm, config.tune.steps, seed, point)
             run = replace(run, evaluate=["val"])
+            if arm.init:
+                source = source_of(config, decisions, track, "tune", arm.init, seed)
+                run = started(run, source, results) or run
             runs.append(RunSpec("tune", label, _name(label, point), scale, run, of_track=track))
         return runs
 
@@ -320,6 +350,10 @@ def decide(
         sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
         arms: dict[str, TunedArm] = {}
         for label, arm in tuned_arms(config).items():
+            if not _can_start(config, earlier, results, track, arm):
+                raise Undecidable(
+                    f"tune could not be decided: {arm.init}, where {label} starts, has no weights."
+                )
             arms[label] = _decided(_tried(config, earlier, results, track, label, arm), results, sigma)
             notes += [of + note for note in _notes(label, arms[label], arm.tune)]
         tracks[track] = {"arms": arms, "sigma": sigma}
@@ -483,6 +517,8 @@ def so_far(
         found: dict[str, tuple[float, Point, str]] = {}
         arms = tuned_arms(config)
         for label, arm in arms.items():
+            if not _can_start(config, earlier, results, track, arm):
+                continue
             searched = _tried(config, earlier, results, track, label, arm)
             if point := searched.best():
                 run_id = searched.tried[tuple(point.items())][0].run_id

@@ -73,7 +73,8 @@ def _streams_match(files: RunFiles, result: RunResult) -> bool:
 
 def _recorded_by(files: RunFiles, result: RunResult) -> tuple[Path, ...]:
     """Return the files whose checksums the result holds; a kept model is not every run's."""
-    models = [path for path in (files.packed, files.model) if path.name in result.get("streams", {})]
+    kept = (files.packed, files.model, files.weights)
+    models = [path for path in kept if path.name in result.get("streams", {})]
     return (files.steps, files.evals, *models)
 
 

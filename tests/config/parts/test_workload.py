@@ -16,7 +16,7 @@ REFUSED = [
     ("encoder=windows", "encoder=windows is unknown (did you mean window?)"),
     ("index=hsnw", "index=hsnw is unknown (did you mean hnsw?)"),
     ("sampler=baobab", "sampler=baobab is unknown (did you mean baoab?)"),
-    ("tokens=bytes", "tokens takes bpe, characters or gpt2"),
+    ("tokens=words", "tokens takes bpe, bytes, characters or gpt2"),
     ("ebm.n=1", "ebm.n must be a whole number >= 2"),
     ("ebm.kappa_min=60", "ebm.kappa_min=60 must be below ebm.kappa_max=50"),
     ("ebm.kappa_min=0", "ebm.kappa_min must be a finite number > 0"),

@@ -1,0 +1,122 @@
+"""From which weights a run starts: drawn from its seed, or those of another run; and whether it keeps its
+own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..fields import setting
+from ..part import Figure, Mode, Part, Tail, Unfit
+
+NATS = "nats/token"
+RUN = ("run",)
+TEXTS = ("source", "none", "shakespeare", "pydoc", "path")
+
+
+@dataclass
+class InitConfig:
+    """From which weights a run starts (docs/finetune.md)."""
+
+    name: str = setting("none", "drawn from the seed, or another run's weights", group="init")
+    run: str | None = setting(
+        None,
+        "whose weights: a run's folder, its weights.pt or checkpoint.pt, or STUDY/RUN_ID",
+        only=RUN,
+        named=False,
+    )
+    sha256: str | None = setting(None, "checksum of that file; filled in, then enforced", only=RUN)
+    text: str = setting(
+        "source",
+        "on which text forgetting is measured: source, that of the weights; none; or one of `data`",
+        choices=TEXTS,
+        only=RUN,
+        named=False,
+    )
+    file: str | None = setting(None, "of text=path: that text, UTF-8", only=RUN, named=False)
+    text_sha256: str | None = setting(None, "checksum of that text; filled in, then enforced", only=RUN)
+    keep: bool = setting(
+        False, "the weights at the end are kept, as weights.pt, for other runs to start from", neutral=False
+    )
+
+
+def is_named(init: InitConfig) -> bool:
+    """Whether the checksums are known that a run from other weights is named by."""
+    return init.name == "none" or bool(init.sha256 and (init.text == "none" or init.text_sha256))
+
+
+def _neutral(init: InitConfig) -> bool:
+    return init.name == "none" and not init.keep
+
+
+def _refuses(init: InitConfig) -> Iterator[str]:
+    if init.name == "run" and not init.run:
+        yield "init=run needs init.run, the folder of the run whose weights this one starts from."
+    if (init.text == "path") != (init.file is not None):
+        yield "init.text=path and init.file=FILE, the text on which forgetting is measured, go together."
+
+
+def _unfit(init: InitConfig, mode: Mode) -> Unfit | None:
+    if mode is Mode.EBM and not _neutral(init):
+        setting = "init=run" if init.name == "run" else "init.keep"
+        return Unfit(setting, "it keeps its model by itself, and starts from its seed; choose init=none")
+    return None
+
+
+def _tail(init: InitConfig) -> Iterator[Tail]:
+    if init.name == "run":
+        yield Tail("_init", "from another run’s weights", "from weights")
+
+
+INIT = Part(
+    "init",
+    InitConfig,
+    place=20,
+    neutral=_neutral,
+    refuses=_refuses,
+    unfit=_unfit,
+    tail=_tail,
+    words={"run": "another run’s weights"},
+    timed=False,
+    evals={
+        "init_val_loss": (
+            NATS,
+            "the same on windows of the text that the weights come from; with `init=run`",
+        )
+    },
+    figures=(
+        Figure(
+            "init_start_loss",
+            NATS,
+            "validation loss on the text that the weights come from, before the first step",
+            title="Old text, before",
+            short="old before",
+        ),
+        Figure(
+            "init_val_loss",
+            NATS,
+            "the same after the last step",
+            title="Old text, after",
+            short="old after",
+        ),
+        Figure(
+            "forgotten",
+            NATS,
+            "by how much that loss rose: what the run forgot",
+            title="Forgotten",
+            short="forgotten",
+        ),
+        Figure(
+            "weights_moved",
+            "",
+            "‖W − W₀‖ over ‖W₀‖: how far all weights are from where they started",
+            title="Weights moved",
+            short="moved",
+        ),
+        Figure("weights_bytes", "bytes", "of the kept weights", averaged=False),
+    ),
+    picture="forgetting",
+    table="Learning and forgetting",
+    note="Old text: the one that the weights come from. Forgotten: the rise of its validation loss. Weights "
+    "moved: their distance from the start over their norm there.",
+)

@@ -1,0 +1,130 @@
+"""Weights that a run has kept, in a file with a checksum: weights.pt, or checkpoint.pt before its end.
+
+Its first line has the checksum of all that follows; the second says in JSON what the weights are of; the rest
+is what `torch.save` writes. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+from ebc_lab.config.errors import UserError, any_of, shown
+
+from .files import opened
+from .paths import RUNS, RunFiles
+
+FORMAT = 1
+KINDS = ("weights", "checkpoint")
+ARCHIVE = b"PK"  # how torch.save begins
+
+
+class AboutText(TypedDict):
+    """Which text weights were trained on."""
+
+    name: str
+    sha256: str | None
+
+
+class About(TypedDict):
+    """What weights are of: what a run that starts from them must have in common with it."""
+
+    format: int
+    model: dict[str, Any]  # the settings of the model
+    levels: str  # that the hidden matrices were used in
+    tokens: str
+    tokenizer: str  # sha256 of the tokenizer
+    vocabulary: int
+    text: AboutText
+
+
+@dataclass(frozen=True)
+class KeptWeights:
+    """A file of weights, read whole, its checksum found right."""
+
+    path: Path
+    sha256: str  # of the whole file
+    about: About
+    archive: bytes  # what torch.save wrote
+
+
+def sealed(kind: str, about: About, archive: bytes) -> bytes:
+    """Return the content of a file of this kind: checksum, description, archive."""
+    rest = json.dumps(about, sort_keys=True).encode() + b"\n" + archive
+    return _first_line(kind, rest) + rest
+
+
+def _first_line(kind: str, rest: bytes) -> bytes:
+    return f"ebc-lab {kind}, sha256 {hashlib.sha256(rest).hexdigest()}\n".encode()
+
+
+def unsealed(whole: bytes, kinds: Iterable[str] = KINDS) -> tuple[About | None, bytes]:
+    """Return what `sealed` was given; an earlier version's checkpoint has no description.
+
+    Raises ValueError where the checksum is missing or wrong.
+    """
+    line, newline, rest = whole.partition(b"\n")
+    if line + newline not in [_first_line(kind, rest) for kind in kinds]:
+        raise ValueError("its checksum does not match")
+    if rest.startswith(ARCHIVE):
+        return None, rest
+    about, _, archive = rest.partition(b"\n")
+    described: About = json.loads(about)
+    return described, archive
+
+
+def found(named: str, folders: Iterable[Path] = ()) -> Path:
+    """Return the file of weights that `init.run` names: a file, a run's folder, or in one of `folders` a run,
+    or a run of a study, STUDY/RUN_ID. Raises UserError where there is none."""
+    written = Path(named).expanduser()
+    places = [written]
+    for folder in folders:
+        places.append(folder / written)
+        if len(written.parts) == 2:
+            places.append(folder / written.parts[0] / RUNS / written.parts[1])
+    for place in places:
+        if place.is_file():
+            return place.resolve()
+        files = RunFiles(place)
+        kept = [path for path in (files.weights, files.checkpoint) if path.is_file()]
+        if kept:
+            return kept[0].resolve()
+    if there := next((place for place in places if place.is_dir()), None):
+        raise UserError(
+            f"init.run={shown(named)}: {there} holds no weights: train that run again with init.keep=true."
+        )
+    raise UserError(
+        f"init.run={shown(named)}: there is no such run: give its folder, its weights.pt, or STUDY/RUN_ID."
+    )
+
+
+def read_weights(path: Path, sha256: str | None = None) -> KeptWeights:
+    """Read a file of weights whole. `sha256`: what its checksum must be.
+
+    Raises UserError where it is missing, truncated, edited, another program's, or not that file.
+    """
+    try:
+        with opened(path) as f:
+            whole = f.read()
+    except FileNotFoundError:
+        raise UserError(f"the weights {path} are gone: put them back, or choose another init.run.") from None
+    known = hashlib.sha256(whole).hexdigest()
+    if not whole.startswith(tuple(f"ebc-lab {kind}, ".encode() for kind in KINDS)):
+        names = any_of(["weights.pt", "checkpoint.pt"])
+        raise UserError(f"{path} holds no weights of ebc-lab: give the {names} of one of its runs.")
+    try:
+        about, archive = unsealed(whole)
+    except ValueError as error:
+        raise UserError(f"{path} is truncated or was edited ({error}): train that run again.") from None
+    if about is None or about["format"] != FORMAT:
+        raise UserError(f"{path} was written by another version of ebc-lab: train that run again.")
+    if sha256 and known != sha256:
+        raise UserError(
+            f"the weights {path} have changed: their sha256 is {known[:12]}…, this run was planned with "
+            f"{sha256[:12]}…; put the old file back, or begin anew."
+        )
+    return KeptWeights(path, known, about, archive)
