@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.parts.init import INIT
 from ebc_lab.config.schema import RunConfig
+from ebc_lab.ebc import StepInputs
 from ebc_lab.records.files import write_atomic
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.weights import KeptWeights, read_weights, sealed
@@ -73,7 +74,7 @@ class Init(Hook):
     def event_at(self, t: int) -> bool:
         return t == 0  # a loss is read on the host
 
-    def before(self, t: int) -> dict[str, Tensor]:
+    def before(self, t: int, batch: StepInputs) -> dict[str, Tensor]:
         """Measure the old text before the first step."""
         if t == 0 and self.old is not None:
             self.start_loss = self._whole(self.model)

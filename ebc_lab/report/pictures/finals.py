@@ -49,7 +49,7 @@ from .sheet.figure import (
 )
 from .sheet.picture import Picture, picture
 from .sheet.place import key, name_rows, narrowed, spread
-from .windows import strong_looks
+from .suite.windows import strong_looks
 
 MARKS = "osDv^P*X"  # of the tracks
 ENDS_WITH_LETTERS = 0.93  # of a phone's width, where axes end whose points have letters beside them

@@ -20,7 +20,7 @@ from .curves import by_step, evals_of, known
 from .forest import missing, signed
 from .sheet.figure import ALERT, FAINT, GREY, MOST_LINES, REST, Facts, Sheet, another, entry, page
 from .sheet.place import beside, columns, key, narrowed
-from .windows import Look
+from .suite.windows import Look
 
 END = 0.25  # of the run: what is enlarged
 LEAST_ENDS = 3  # evaluations of it, where the run has as many

@@ -20,7 +20,7 @@ from support.drawn import (
 
 from ebc_lab.report.pictures import png
 from ebc_lab.report.pictures.sheet.figure import MOST_LINES, REST, STRONG, STYLE, Facts
-from ebc_lab.report.pictures.windows import draw_tuned, strong_looks
+from ebc_lab.report.pictures.suite.windows import draw_tuned, strong_looks
 from ebc_lab.study.stages.statistics import window
 
 FACTS = Facts("tuned", "tiny Shakespeare", None, "smoke", 32, 64, (0.5, 0.7))

@@ -10,7 +10,7 @@ from support.drawn import check_phone, sweep, words_of
 from ebc_lab.report.pictures import png
 from ebc_lab.report.pictures.sheet.figure import STYLE, Facts
 from ebc_lab.report.pictures.suite import highlighted_arms
-from ebc_lab.report.pictures.windows import window_pictures
+from ebc_lab.report.pictures.suite.windows import window_pictures
 from ebc_lab.report.text.words import suite_answer
 
 FACTS = Facts("sweeps", "tiny Shakespeare", None, "smoke", 32, 64, (0.5, 0.7))

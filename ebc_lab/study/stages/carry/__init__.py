@@ -42,7 +42,8 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
 
 def resolved(config: Config, say: Callable[[str], None]) -> Config:
     """Fill in the checksums of the texts and tokens of those settings that have their own."""
-    from ebc_lab.workloads.text import checked_text, pinned
+    from ebc_lab.workloads.starts import pinned
+    from ebc_lab.workloads.text import checked_text
 
     carry = config.carry
     settings = dict(carry.settings)

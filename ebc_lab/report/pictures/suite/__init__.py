@@ -20,17 +20,17 @@ from matplotlib.axes import Axes
 from ebc_lab.config.parts import PARTS
 from ebc_lab.records.figures import KL_BAND
 
-from ..text.words import mine_of, optimizer, tuned_arms
-from .arm import Rival, draw_clip, draw_kl, draw_loss
-from .curvature import Steps, draw_curvature, steps_of
-from .curves import Run, applied_c, audited, by_step, read_results, read_runs, running_mean, thinned, window
-from .ebm import States, draw_states, states_of
-from .forest import draw_forest, missing, rows_of, signed
-from .low_bit import Curve, Factors, curve_of, draw_factors, draw_kl_curve, factors_of
-from .mechanism import Tightness, draw_groups, draw_tightness, tightness_of
-from .overlaid import course_of as losses_of
-from .overlaid import draw_overlaid
-from .sheet.figure import (
+from ...text.words import mine_of, optimizer, tuned_arms
+from ..arm import Rival, draw_clip, draw_kl, draw_loss
+from ..curvature import Steps, draw_curvature, steps_of
+from ..curves import Run, applied_c, audited, by_step, read_results, read_runs, running_mean, thinned, window
+from ..ebm import States, draw_states, states_of
+from ..forest import draw_forest, missing, rows_of, signed
+from ..low_bit import Curve, Factors, curve_of, draw_factors, draw_kl_curve, factors_of
+from ..mechanism import Tightness, draw_groups, draw_tightness, tightness_of
+from ..overlaid import course_of as losses_of
+from ..overlaid import draw_overlaid
+from ..sheet.figure import (
     ALERT,
     DASHES,
     EBC,
@@ -52,8 +52,8 @@ from .sheet.figure import (
     page,
     say_of_band,
 )
-from .sheet.picture import Picture, picture
-from .sheet.place import beside, key, stack
+from ..sheet.picture import Picture, picture
+from ..sheet.place import beside, key, stack
 from .windows import draw_tuned, strong_looks, window_pictures
 
 PALETTE = (EBC, ALERT, GOAL, "C4", "C5", "C6", "black")

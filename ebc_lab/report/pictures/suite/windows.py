@@ -14,10 +14,10 @@ from matplotlib.axes import Axes
 from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves
 from ebc_lab.study.stages.suite import SAME_NATS
 
-from ..text.words import largest_regrets, optimizer, regrets_of, rules_among
-from .decisions import COLOURS, RING, TRACKS
-from .forest import missing, signed
-from .sheet.figure import (
+from ...text.words import largest_regrets, optimizer, regrets_of, rules_among
+from ..decisions import COLOURS, RING, TRACKS
+from ..forest import missing, signed
+from ..sheet.figure import (
     ALERT,
     EBC,
     GREY,
@@ -35,8 +35,8 @@ from .sheet.figure import (
     page,
     sheet_of,
 )
-from .sheet.picture import Picture, picture
-from .sheet.place import beside, key, lowered, name_rows, stack
+from ..sheet.picture import Picture, picture
+from ..sheet.place import beside, key, lowered, name_rows, stack
 
 WITHIN = f"within {WINDOW_NATS:g} nats of the arm's own best"
 RATE = f"learning rate at its peak (log scale); bars: the LR windows, {WITHIN}"
