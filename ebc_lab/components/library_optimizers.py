@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from pytorch_optimizer import ADOPT, SOAP, DAdaptAdam, GaLore, Lion, NorMuon, Prodigy, ScheduleFreeAdamW
 from pytorch_optimizer.optimizer.scion import LMONorm
 from pytorch_optimizer.optimizer.utils.galore import GaLoreProjector
+from torch import nn
 from torch.optim import Optimizer
 
 from .rival_optimizers import ShareOfRate
@@ -66,7 +67,7 @@ class PromptSOAP(SOAP):
                     gram.zero_()
 
 
-class ScheduleFree(OnCopies, ScheduleFreeAdamW):  # type: ignore[misc]
+class ScheduleFree(OnCopies, ScheduleFreeAdamW):
     """Schedule-Free AdamW: gradients at y = b1·x + (1-b1)·z, steps of z, x the running mean of z.
 
     The model holds y in training and x after `eval()`; `train()` restores y up to rounding. The library
@@ -118,13 +119,13 @@ def _projector(group: dict[str, Any], saved: dict[str, Any]) -> GaLoreProjector:
     return projector
 
 
-class PlainProdigy(OneRate, Prodigy):  # type: ignore[misc]
+class PlainProdigy(OneRate, Prodigy):
     """Prodigy, which leaves out groups at rate 0; its state holds the weights of the start."""
 
     weight_starts = ("p0",)
 
 
-class PlainDAdaptAdam(OneRate, DAdaptAdam):  # type: ignore[misc]
+class PlainDAdaptAdam(OneRate, DAdaptAdam):
     """D-Adaptation's Adam, which leaves out groups at rate 0."""
 
 
@@ -136,6 +137,9 @@ class PromptADOPT(ADOPT):
     paper's step t, with g0 = g1, and its clip is the fourth root of t.
     """
 
+    def __init__(self, params: Iterable[nn.Parameter], **options: Any):
+        super().__init__(params, **options, clip_lambda=lambda step: (step - 1) ** 0.25)
+
     def init_group(self, group: dict[str, Any], **kwargs: Any) -> None:
         fresh = [p for p in group["params"] if p.grad is not None and not self.state.get(p)]
         super().init_group(group, **kwargs)
@@ -144,11 +148,11 @@ class PromptADOPT(ADOPT):
             self.state[p]["exp_avg_sq"].addcmul_(p.grad, p.grad)
 
 
-class PlainNorMuon(OnCopies, NorMuon):  # type: ignore[misc]
+class PlainNorMuon(OnCopies, NorMuon):
     """NorMuon, which writes its momentum into the gradients it is given."""
 
 
-class PartialLion(ShareOfRate, Lion):  # type: ignore[misc]
+class PartialLion(ShareOfRate, Lion):
     """Lion at a share of the rate of its group."""
 
 

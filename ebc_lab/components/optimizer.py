@@ -7,8 +7,8 @@ unchanged, moves the weights from the first step on, leaves `p.grad` unchanged, 
 `state_dict()`.
 
 An optimizer whose state holds copies of the weights names their state keys in `weight_copies`, so that they
-are scaled with the update; copies of the weights of the start, which stay, in `weight_starts`. One that evaluates other weights than it trains has `eval()` and `train()`, which
-swap them.
+are scaled with the update; copies of the weights at the start, which stay, in `weight_starts`. One that
+evaluates other weights than it trains has `eval()` and `train()`, which swap them.
 """
 
 from __future__ import annotations
@@ -321,8 +321,7 @@ def adopt(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Opti
     """
     from .library_optimizers import PromptADOPT
 
-    clip = {"clip_lambda": lambda step: (step - 1) ** 0.25}  # the library is a step ahead, see there
-    return [PromptADOPT(model.parameters(), **moments(c), **clip, weight_decouple=True)]
+    return [PromptADOPT(model.parameters(), **moments(c), weight_decouple=True)]
 
 
 def hyperball(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
@@ -365,7 +364,7 @@ def scion(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Opti
         "sign": [p for p in rest if p.ndim == 2],
         "rms": [p for p in rest if p.ndim < 2],
     }
-    options = {"lr": c.lr, "momentum": 1 - c.momentum, "weight_decay": c.weight_decay}
+    options: dict[str, Any] = {"lr": c.lr, "momentum": 1 - c.momentum, "weight_decay": c.weight_decay}
     return [SCION(params, **options, **SCION_NORMS[norm]) for norm, params in parts.items() if params]
 
 
@@ -377,8 +376,9 @@ def normuon(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Op
     from .library_optimizers import PlainNorMuon
 
     group = {"params": list(matrices), "use_muon": True, "weight_decay": c.weight_decay}
-    options = {"lr": c.lr, "momentum": c.momentum, "beta2": c.beta2, "update_scale": "match_rms"}
-    return [PlainNorMuon([group], **options), _adam(_rest(model, matrices), c)]
+    options: dict[str, Any] = {"lr": c.lr, "momentum": c.momentum, "beta2": c.beta2}
+    made = PlainNorMuon([group], **options, update_scale="match_rms")
+    return [made, _adam(_rest(model, matrices), c)]
 
 
 def d_adaptation(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:

@@ -1,4 +1,4 @@
-"""Optimizers of papers that no kept library has: fixed norms, distance over gradients, a tuner around Adam."""
+"""Rivals that no well-kept library has: fixed norms, distance over gradients, a tuner around Adam."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class ShareOfRate(Optimizer):
                 group["lr"] = rate
 
 
-class PartialAdamW(ShareOfRate, torch.optim.AdamW):  # type: ignore[misc]
+class PartialAdamW(ShareOfRate, torch.optim.AdamW):
     """AdamW at a share of the rate of its group."""
 
 
 class FixedNorm(Optimizer):
     """Every tensor keeps the Frobenius norm n that it has at its first step: W ← n·unit(W - lr·n·unit(u)).
 
-    So lr is the length of a step over that of the weights. A step within the sphere, as a wrapper that shrinks
-    steps leaves it, is put back on it by the next one.
+    So lr is the length of a step over that of the weights. What a wrapper that shrinks steps leaves inside
+    the sphere, the next step puts back on it.
     """
 
     @torch.no_grad()
@@ -76,7 +76,7 @@ class Hyperball(FixedNorm):
             state.update(step=0, exp_avg=torch.zeros_like(g), exp_avg_sq=torch.zeros_like(g))
         state["step"] += 1
         beta1, beta2 = group["betas"]
-        m = state["exp_avg"].lerp_(g, 1 - beta1)
+        m: Tensor = state["exp_avg"].lerp_(g, 1 - beta1)
         v = state["exp_avg_sq"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
         root = (v / (1 - beta2 ** state["step"])).sqrt_().add_(group["eps"])
         return (m / (1 - beta1 ** state["step"])).div_(root)
@@ -91,7 +91,7 @@ class LionAR(FixedNorm):
     def direction(self, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         if "exp_avg" not in state:
             state["exp_avg"] = torch.zeros_like(g)
-        m = state["exp_avg"].lerp_(g, 1 - group["beta"])
+        m: Tensor = state["exp_avg"].lerp_(g, 1 - group["beta"])
         return g.lerp(m, group["beta"]).sign_()
 
 
