@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.rival_reference import AUTHORS, WRITTEN_OUT
 
 from ebc_lab.components import optimizer as optimizers
 from ebc_lab.components.library_optimizers import ScheduleFree
@@ -17,6 +18,7 @@ from ebc_lab.components.optimizer import (
     StackedMuon,
     UncappedAdafactor,
 )
+from ebc_lab.config.choices import optimizer_defaults
 from ebc_lab.config.parts.model import ModelConfig
 from ebc_lab.config.parts.optimizer import OptimizerConfig
 from ebc_lab.workloads.gpt import build as build_model
@@ -450,3 +452,46 @@ def test_schedule_free_takes_the_weights_as_they_are_at_its_first_step(model):
     for p, w in zip(model.parameters(), moved, strict=True):
         assert torch.equal(p, w)
         assert torch.equal(base.state[p]["z"], w)
+
+
+# |difference| over |movement| of a tensor; 0 where all operations have one order. Two sum a distance in
+# float32, their authors in float64; in bfloat16 a stack of matrices may round otherwise than each by itself
+ROUNDING = {"prodigy": 1e-6, "d_adaptation": 1e-6, "scion": 1e-3, "normuon": 1e-3}
+
+
+@pytest.mark.parametrize("name", [*AUTHORS, *WRITTEN_OUT, "scion one by one", "normuon one by one"])
+def test_fifty_steps_are_the_references(name):
+    """The authors' package, or the paper's steps; gradients drift, and rates rise and fall."""
+    name, _, alone = name.partition(" ")
+    model = build_model(ModelConfig(blocks=1, width=16, heads=2, context=8), 11, seed=0)
+    drawn = torch.Generator().manual_seed(0)
+    twin = copy.deepcopy(model)
+    start = [p.detach().clone() for p in model.parameters()]
+    drift = [torch.randn(w.shape, generator=drawn) for w in start]
+    gradients = [[1e-2 * (d + torch.randn(d.shape, generator=drawn)) for d in drift] for _ in range(50)]
+    config = optimizer_defaults(name)
+    rates = [config.lr * min(1, (i + 1) / 10, (50 - i) / 20) for i in range(50)]
+    bases = build(model, config)
+    for group in (group for base in bases for group in base.param_groups if alone):
+        group["foreach"] = False
+    take(model, bases, gradients, rates)
+    if name in AUTHORS:
+        take(twin, [AUTHORS[name](list(twin.parameters()))], gradients, rates)
+        expected = [p.detach() for p in twin.parameters()]
+    else:
+        hidden = {id(p) for p in hidden_matrices(model)}
+        each = zip(model.parameters(), start, zip(*gradients, strict=True), strict=True)
+        expected = [WRITTEN_OUT[name](w, gs, rates, id(p) in hidden) for p, w, gs in each]
+    compared = [(p.detach(), w, e) for p, w, e in zip(model.parameters(), start, expected, strict=True)]
+    apart = [((p - e).norm() / (e - w).norm()).item() for p, w, e in compared if e is not None]
+    assert max(apart) <= (0.0 if alone else ROUNDING.get(name, 0.0))
+
+
+def take(model, bases, gradients, rates):
+    for step, rate in zip(gradients, rates, strict=True):
+        for p, g in zip(model.parameters(), step, strict=True):
+            p.grad = g.clone()
+        for base in bases:
+            for group in base.param_groups:
+                group["lr"] = rate
+            base.step()
