@@ -76,10 +76,11 @@ class Hyperball(FixedNorm):
             state.update(step=0, exp_avg=torch.zeros_like(g), exp_avg_sq=torch.zeros_like(g))
         state["step"] += 1
         beta1, beta2 = group["betas"]
-        m: Tensor = state["exp_avg"].lerp_(g, 1 - beta1)
+        m = state["exp_avg"].lerp_(g, 1 - beta1)
         v = state["exp_avg_sq"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
         root = (v / (1 - beta2 ** state["step"])).sqrt_().add_(group["eps"])
-        return (m / (1 - beta1 ** state["step"])).div_(root)
+        u: Tensor = (m / (1 - beta1 ** state["step"])).div_(root)
+        return u
 
 
 class LionAR(FixedNorm):
