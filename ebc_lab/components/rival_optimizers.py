@@ -100,7 +100,8 @@ class DoG(Optimizer):
     """Distance over gradients: a step is lr·r/√G times the gradient, for all tensors of a group together.
 
     r is the greatest distance from the start so far, at first `first`·(1 + norm of the weights); G is `eps`
-    and the sum of all squared gradients so far. `weight_decay` is added to the gradient.
+    and the sum of all squared gradients so far. `weight_decay` is added to the gradient. Ivgi, Hinder & Carmon,
+    arXiv:2302.12022.
     """
 
     weight_starts = ("start",)
@@ -160,6 +161,7 @@ class LDoG(DoG):
 class Mechanic(torch.optim.AdamW):
     """A tuner around AdamW: the weights are start + s·Δ, Δ the sum of Adam's steps, s learned by a bet.
 
+    Cutkosky, Defazio & Mehta, arXiv:2306.00144.
     The bet is won where the gradient points against Δ; s is the sum of six bettors, which forget at the rates
     `FORGET`. Δ is taken from the weights as they are, so that what a wrapper made of a step counts.
     """
