@@ -100,8 +100,8 @@ class DoG(Optimizer):
     """Distance over gradients: a step is lr·r/√G times the gradient, for all tensors of a group together.
 
     r is the greatest distance from the start so far, at first `first`·(1 + norm of the weights); G is `eps`
-    and the sum of all squared gradients so far. `weight_decay` is added to the gradient. Ivgi, Hinder & Carmon,
-    arXiv:2302.12022.
+    and the sum of all squared gradients so far. `weight_decay` is added to the gradient.
+    Ivgi, Hinder & Carmon, arXiv:2302.12022.
     """
 
     weight_starts = ("start",)
