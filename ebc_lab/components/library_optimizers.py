@@ -2,12 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from pytorch_optimizer import SOAP, GaLore, ScheduleFreeAdamW
+from pytorch_optimizer import ADOPT, SOAP, DAdaptAdam, GaLore, Lion, NorMuon, Prodigy, ScheduleFreeAdamW
+from pytorch_optimizer.optimizer.scion import LMONorm
 from pytorch_optimizer.optimizer.utils.galore import GaLoreProjector
+from torch import nn
+from torch.optim import Optimizer
+
+from .rival_optimizers import ShareOfRate
+
+
+class OnCopies(Optimizer):
+    """An optimizer that would write into its gradients: it is given copies of them."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        gradients = [
+            (p, p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None
+        ]
+        try:
+            for p, gradient in gradients:
+                p.grad = gradient.clone()
+            super().step()
+        finally:
+            for p, gradient in gradients:
+                p.grad = gradient
+
+
+class OneRate(Optimizer):
+    """An optimizer that takes the rate of its first group for all: groups at rate 0 are left out.
+
+    The authors' own implementations leave those out too.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        groups = self.param_groups
+        try:
+            self.param_groups = [group for group in groups if group["lr"] > 0]
+            if self.param_groups:
+                super().step()
+        finally:
+            self.param_groups = groups
 
 
 class PromptSOAP(SOAP):
@@ -28,12 +67,12 @@ class PromptSOAP(SOAP):
                     gram.zero_()
 
 
-class ScheduleFree(ScheduleFreeAdamW):
+class ScheduleFree(OnCopies, ScheduleFreeAdamW):
     """Schedule-Free AdamW: gradients at y = b1·x + (1-b1)·z, steps of z, x the running mean of z.
 
     The model holds y in training and x after `eval()`; `train()` restores y up to rounding. The library
-    divides the gradients by their root mean squares in place, so it is given copies. It also adds 1e-15 to
-    the second moments: an eps below 3e-8 has no effect.
+    divides the gradients by their root mean squares in place. It also adds 1e-15 to the second moments: an
+    eps below 3e-8 has no effect.
     """
 
     weight_copies = ("z",)
@@ -42,16 +81,7 @@ class ScheduleFree(ScheduleFreeAdamW):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         if not all(group["train_mode"] for group in self.param_groups):
             raise RuntimeError("the weights are the averages of eval(): call train() before the next step.")
-        gradients = [
-            (p, p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None
-        ]
-        try:
-            for p, gradient in gradients:
-                p.grad = gradient.clone()
-            super().step()
-        finally:
-            for p, gradient in gradients:
-                p.grad = gradient
+        super().step()
 
 
 PROJECTOR = ("ortho_matrix", "last_svd_step")  # what it carries from step to step
@@ -87,3 +117,47 @@ def _projector(group: dict[str, Any], saved: dict[str, Any]) -> GaLoreProjector:
     for key in PROJECTOR:
         setattr(projector, key, saved[key])
     return projector
+
+
+class PlainProdigy(OneRate, Prodigy):
+    """Prodigy, which leaves out groups at rate 0; its state holds the weights of the start."""
+
+    weight_starts = ("p0",)
+
+
+class PlainDAdaptAdam(OneRate, DAdaptAdam):
+    """D-Adaptation's Adam, which leaves out groups at rate 0."""
+
+
+class PromptADOPT(ADOPT):
+    """ADOPT that moves the weights at its first step too.
+
+    In the paper the first gradient gives the second moments alone, and a step that proposes nothing has no
+    KL to measure. Here that gradient is applied as well, over the moments made from it. So this step t is the
+    paper's step t, with g0 = g1, and its clip is the fourth root of t.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], **options: Any):
+        super().__init__(params, **options, clip_lambda=lambda step: (step - 1) ** 0.25)
+
+    def init_group(self, group: dict[str, Any], **kwargs: Any) -> None:
+        fresh = [p for p in group["params"] if p.grad is not None and not self.state.get(p)]
+        super().init_group(group, **kwargs)
+        group["step"] = max(group["step"], 1)  # at its step 1 the library makes the moments and nothing else
+        for p in fresh:
+            self.state[p]["exp_avg_sq"].addcmul_(p.grad, p.grad)
+
+
+class PlainNorMuon(OnCopies, NorMuon):
+    """NorMuon, which writes its momentum into the gradients it is given."""
+
+
+class PartialLion(ShareOfRate, Lion):
+    """Lion at a share of the rate of its group."""
+
+
+SCION_NORMS: dict[str, dict[str, Any]] = {  # plain numbers, which a checkpoint may hold
+    "spectral": {"norm_type": int(LMONorm.SPECTRAL)},
+    "sign": {"norm_type": int(LMONorm.SIGN), "scale": 60.0},
+    "rms": {"norm_type": int(LMONorm.BIAS)},
+}

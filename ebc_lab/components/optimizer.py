@@ -7,8 +7,8 @@ unchanged, moves the weights from the first step on, leaves `p.grad` unchanged, 
 `state_dict()`.
 
 An optimizer whose state holds copies of the weights names their state keys in `weight_copies`, so that they
-are scaled with the update. One that evaluates other weights than it trains has `eval()` and `train()`, which
-swap them.
+are scaled with the update; copies of the weights at the start, which stay, in `weight_starts`. One that
+evaluates other weights than it trains has `eval()` and `train()`, which swap them.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ebc_lab.config.errors import require
 from ebc_lab.config.parts.optimizer import OptimizerConfig
 
 from .forensics import UncorrectedAdam
+from .rival_optimizers import DoG, Hyperball, LDoG, LionAR, Mechanic, PartialAdamW
 
 Matrices = Sequence[nn.Parameter]  # the hidden ones, as the workload names them
 
@@ -156,13 +157,17 @@ def _polynomial(gram: Tensor, a: float, b: float, c: float) -> Tensor:
     return polynomial
 
 
+def _rest(model: nn.Module, matrices: Matrices) -> list[nn.Parameter]:
+    """Return the parameters that are not hidden matrices."""
+    hidden = {id(p) for p in matrices}
+    return [p for p in model.parameters() if id(p) not in hidden]
+
+
 def muon(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """Muon on the hidden matrices, its updates at Adam's rms so that one rate fits both; Adam on the rest.
 
     Jordan et al. 2024; the scale of the updates: Liu et al., arXiv:2502.16982.
     """
-    hidden = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in hidden]
     return [
         StackedMuon(
             matrices,
@@ -171,7 +176,7 @@ def muon(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optim
             weight_decay=c.weight_decay,
             adjust_lr_fn="match_rms_adamw",
         ),
-        _adam(rest, c),
+        _adam(_rest(model, matrices), c),
     ]
 
 
@@ -276,9 +281,8 @@ def galore(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Opt
     """
     from .library_optimizers import PlainGaLore
 
-    hidden = {id(p) for p in matrices}
     projected = {"rank": c.rank, "update_proj_gap": 50, "scale": 0.25, "projection_type": "std"}
-    rest = [p for p in model.parameters() if id(p) not in hidden]
+    rest = _rest(model, matrices)
     groups: list[dict[str, Any]] = [{"params": list(matrices), **projected}, {"params": rest}]
     return [PlainGaLore([group for group in groups if group["params"]], **moments(c))]
 
@@ -298,6 +302,114 @@ def adam4bit(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[O
     from .torchao_optimizers import EagerAdam4bit
 
     return [EagerAdam4bit(model.parameters(), **moments(c))]
+
+
+def prodigy(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
+    """Prodigy: Adam at lr·d, d a growing estimate of the distance to the solution; decoupled decay.
+
+    Mishchenko & Defazio, arXiv:2306.06101. `safeguard`, for a warm-up, keeps lr out of d's denominator.
+    """
+    from .library_optimizers import PlainProdigy
+
+    return [PlainProdigy(model.parameters(), **moments(c), safeguard_warmup=c.safeguard)]
+
+
+def adopt(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
+    """ADOPT: Adam whose gradient is divided by the moments before it, then clipped; decoupled decay.
+
+    Taniguchi et al., arXiv:2411.02853.
+    """
+    from .library_optimizers import PromptADOPT
+
+    return [PromptADOPT(model.parameters(), **moments(c), weight_decouple=True)]
+
+
+def hyperball(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
+    """Hyperball around Adam: hidden matrices keep their norm, and step lr times it; AdamW on the rest.
+
+    Wen et al., arXiv:2606.16899. The rest has the rate lr·rest_scale, and alone decays.
+    """
+    rest = PartialAdamW(_rest(model, matrices), **moments(c))
+    rest.share = c.rest_scale
+    return [Hyperball(matrices, c.lr, (c.beta1, c.beta2), c.eps), rest]
+
+
+def lionar(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
+    """LionAR: the sign of a Nesterov momentum, hidden matrices at a fixed norm; the rest by the same sign.
+
+    Kosson, Messmer & Jaggi, arXiv:2410.23922. lr is the length of a matrix's step over its norm, there the
+    sqrt(2·lr·decay) of a balance; the rest has the rate lr·rest_scale, and alone decays.
+    """
+    from .library_optimizers import PartialLion
+
+    betas = (c.beta1**2, c.beta1)  # of the momentum before this step, as Lion takes it: the same sign
+    rest = PartialLion(_rest(model, matrices), lr=c.lr, betas=betas, weight_decay=c.weight_decay)
+    rest.share = c.rest_scale
+    return [LionAR(matrices, c.lr, c.beta1), rest]
+
+
+def scion(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
+    """Scion: steps of fixed size, hidden matrices in the spectral norm, vectors in rms, the rest by signs.
+
+    Pethick et al., arXiv:2502.07529: unconstrained; with weight_decay = 1/r it is the constrained one of
+    radius r. A sign's step is 60·lr over the columns, as in the authors' GPT with shared embeddings.
+    """
+    from pytorch_optimizer import SCION
+
+    from .library_optimizers import SCION_NORMS
+
+    rest = _rest(model, matrices)
+    parts = {
+        "spectral": list(matrices),
+        "sign": [p for p in rest if p.ndim == 2],
+        "rms": [p for p in rest if p.ndim < 2],
+    }
+    options: dict[str, Any] = {"lr": c.lr, "momentum": 1 - c.momentum, "weight_decay": c.weight_decay}
+    return [SCION(params, **options, **SCION_NORMS[norm]) for norm, params in parts.items() if params]
+
+
+def normuon(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
+    """NorMuon: Muon's updates over the rms of each row so far, at Adam's rms; Adam on the rest.
+
+    Li et al., arXiv:2510.05491. beta2 is of the rows and of Adam.
+    """
+    from .library_optimizers import PlainNorMuon
+
+    group = {"params": list(matrices), "use_muon": True, "weight_decay": c.weight_decay}
+    options: dict[str, Any] = {"lr": c.lr, "momentum": c.momentum, "beta2": c.beta2}
+    made = PlainNorMuon([group], **options, update_scale="match_rms")
+    return [made, _adam(_rest(model, matrices), c)]
+
+
+def d_adaptation(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
+    """D-Adaptation: Adam at lr·d, d a lower bound of the distance to the solution; decoupled decay.
+
+    Defazio & Mishchenko, arXiv:2301.07733. A gradient enters the momentum at the rate of its step.
+    """
+    from .library_optimizers import PlainDAdaptAdam
+
+    return [PlainDAdaptAdam(model.parameters(), **moments(c), weight_decouple=True)]
+
+
+def dog(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
+    """DoG: gradient steps as long as the way from the start over the gradients' size so far.
+
+    Ivgi, Hinder & Carmon, arXiv:2302.12022, without their averaging of the weights; decay of the gradient.
+    """
+    return [DoG(model.parameters(), c.lr, c.weight_decay)]
+
+
+def ldog(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
+    """DoG for each tensor by itself. Ivgi, Hinder & Carmon, arXiv:2302.12022."""
+    return [LDoG(model.parameters(), c.lr, c.weight_decay)]
+
+
+def mechanic(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
+    """Mechanic around AdamW: a learned factor on the sum of all its steps.
+
+    Cutkosky, Defazio & Mehta, arXiv:2306.00144.
+    """
+    return [Mechanic(model.parameters(), **moments(c))]
 
 
 def custom(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
@@ -341,6 +453,16 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig, Matrices], list[Opti
     "galore": galore,
     "adam8bit": adam8bit,
     "adam4bit": adam4bit,
+    "prodigy": prodigy,
+    "adopt": adopt,
+    "hyperball": hyperball,
+    "lionar": lionar,
+    "scion": scion,
+    "normuon": normuon,
+    "d_adaptation": d_adaptation,
+    "dog": dog,
+    "ldog": ldog,
+    "mechanic": mechanic,
 }
 
 

@@ -13,7 +13,14 @@ from ebc_lab.ebc.grouping import group_parameters
 from .corpus import Corpus
 from .gpt import GPTWorkload
 
-OF_MATRICES = ("muon", "galore")  # optimizers that treat the hidden matrices apart
+OF_MATRICES = (
+    "muon",
+    "galore",
+    "hyperball",
+    "lionar",
+    "scion",
+    "normuon",
+)  # optimizers that treat the hidden matrices apart
 
 
 class OwnModelWorkload(GPTWorkload):

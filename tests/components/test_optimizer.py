@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.rival_reference import AUTHORS, WRITTEN_OUT
 
 from ebc_lab.components import optimizer as optimizers
 from ebc_lab.components.library_optimizers import ScheduleFree
@@ -17,6 +18,7 @@ from ebc_lab.components.optimizer import (
     StackedMuon,
     UncappedAdafactor,
 )
+from ebc_lab.config.choices import optimizer_defaults
 from ebc_lab.config.parts.model import ModelConfig
 from ebc_lab.config.parts.optimizer import OptimizerConfig
 from ebc_lab.workloads.gpt import build as build_model
@@ -37,6 +39,21 @@ CONFIGS = {
     "galore": OptimizerConfig("galore", lr=LR, rank=4, weight_decay=0.1),
     "adam8bit": OptimizerConfig("adam8bit", lr=LR),
     "adam4bit": OptimizerConfig("adam4bit", lr=LR),
+    "prodigy": OptimizerConfig("prodigy", lr=1.0, weight_decay=0.1),
+    "adopt": OptimizerConfig("adopt", lr=LR, beta2=0.9999, eps=1e-6, weight_decay=0.1),
+    "hyperball": OptimizerConfig("hyperball", lr=LR, weight_decay=0.1),
+    "lionar": OptimizerConfig("lionar", lr=LR, weight_decay=0.1),
+    "scion": OptimizerConfig("scion", lr=LR, momentum=0.9, weight_decay=0.1),
+    "normuon": OptimizerConfig("normuon", lr=LR, momentum=0.95, beta2=0.95),
+    "d_adaptation": OptimizerConfig("d_adaptation", lr=0.3, weight_decay=0.1),
+    "dog": OptimizerConfig("dog", lr=3.0, weight_decay=0.1),
+    "ldog": OptimizerConfig("ldog", lr=3.0, weight_decay=0.1),
+    "mechanic": OptimizerConfig("mechanic", lr=1.0, weight_decay=0.1),
+}
+# at which a step is as long as its rate: on a sphere it is so for short ones, and others begin at 1e-6
+RATES = {
+    **dict.fromkeys(("hyperball", "lionar"), (5e-4, 1e-3)),
+    **dict.fromkeys(("prodigy", "d_adaptation", "dog", "ldog", "mechanic"), (1e3, 2e3)),
 }
 every = pytest.mark.parametrize("name", CONFIGS)
 
@@ -69,7 +86,9 @@ def test_every_parameter_belongs_to_exactly_one_optimizer(model, name):
         id(p) for base in build(model, CONFIGS[name]) for group in base.param_groups for p in group["params"]
     ]
     assert sorted(held) == sorted(id(p) for p in model.parameters())
-    assert all(group["lr"] == LR for base in build(model, CONFIGS[name]) for group in base.param_groups)
+    assert all(
+        group["lr"] == CONFIGS[name].lr for base in build(model, CONFIGS[name]) for group in base.param_groups
+    )
 
 
 @every
@@ -150,27 +169,24 @@ def test_the_learning_rate_of_the_group_is_the_one_used(model, name):
     """At twice the rate a step is twice as long, also at a large rate and later in a run."""
     bases = build(model, replace(CONFIGS[name], weight_decay=0.0))
     take_steps(model, bases, 12)
-    lengths = []
-    for lr in (0.25, 0.5):
-        before = copy.deepcopy(model)
+    # a step at nearly no rate: the steps before still move the weights of these
+    least = 1e-9 if name in ("d_adaptation", "mechanic") else None
+    ends = []
+    for lr in (least, *RATES.get(name, (0.25, 0.5))):
         stepped = copy.deepcopy(model)
         others = build(stepped, replace(CONFIGS[name], weight_decay=0.0))
         for p in stepped.parameters():
             p.grad = torch.ones_like(p)
         for base, other in zip(bases, others, strict=True):
             other.load_state_dict(copy.deepcopy(base.state_dict()))
-            for group in other.param_groups:
-                group["lr"] = lr
-            old = (
-                {p: other.state[p]["z"].clone() for p in stepped.parameters()}
-                if name == "schedule_free"
-                else {}
-            )
-            other.step()
+            if lr is not None:
+                for group in other.param_groups:
+                    group["lr"] = lr
+                other.step()
         # a mean weighted by the rates depends on them in other ways too: there the newest term is compared
-        ends = [others[0].state[p]["z"] if old else p for p in stepped.parameters()]
-        starts = [old.get(p, q) for p, q in zip(stepped.parameters(), before.parameters(), strict=True)]
-        lengths.append([(a - b).detach().norm() for a, b in zip(ends, starts, strict=True)])
+        newest = [others[0].state[p]["z"] if name == "schedule_free" else p for p in stepped.parameters()]
+        ends.append([p.detach() for p in newest])
+    lengths = [[(a - b).norm() for a, b in zip(end, ends[0], strict=True)] for end in ends[1:]]
     torch.testing.assert_close(lengths[1], [2 * n for n in lengths[0]], rtol=1e-3, atol=0)
 
 
@@ -436,3 +452,46 @@ def test_schedule_free_takes_the_weights_as_they_are_at_its_first_step(model):
     for p, w in zip(model.parameters(), moved, strict=True):
         assert torch.equal(p, w)
         assert torch.equal(base.state[p]["z"], w)
+
+
+# |difference| over |movement| of a tensor; 0 where all operations have one order. Two sum a distance in
+# float32, their authors in float64; in bfloat16 a stack of matrices may round otherwise than each by itself
+ROUNDING = {"prodigy": 1e-6, "d_adaptation": 1e-6, "scion": 1e-3, "normuon": 1e-3}
+
+
+@pytest.mark.parametrize("name", [*AUTHORS, *WRITTEN_OUT, "scion one by one", "normuon one by one"])
+def test_fifty_steps_are_the_references(name):
+    """The authors' package, or the paper's steps; gradients drift, and rates rise and fall."""
+    name, _, alone = name.partition(" ")
+    model = build_model(ModelConfig(blocks=1, width=16, heads=2, context=8), 11, seed=0)
+    drawn = torch.Generator().manual_seed(0)
+    twin = copy.deepcopy(model)
+    start = [p.detach().clone() for p in model.parameters()]
+    drift = [torch.randn(w.shape, generator=drawn) for w in start]
+    gradients = [[1e-2 * (d + torch.randn(d.shape, generator=drawn)) for d in drift] for _ in range(50)]
+    config = optimizer_defaults(name)
+    rates = [config.lr * min(1, (i + 1) / 10, (50 - i) / 20) for i in range(50)]
+    bases = build(model, config)
+    for group in (group for base in bases for group in base.param_groups if alone):
+        group["foreach"] = False
+    take(model, bases, gradients, rates)
+    if name in AUTHORS:
+        take(twin, [AUTHORS[name](list(twin.parameters()))], gradients, rates)
+        expected = [p.detach() for p in twin.parameters()]
+    else:
+        hidden = {id(p) for p in hidden_matrices(model)}
+        each = zip(model.parameters(), start, zip(*gradients, strict=True), strict=True)
+        expected = [WRITTEN_OUT[name](w, gs, rates, id(p) in hidden) for p, w, gs in each]
+    compared = [(p.detach(), w, e) for p, w, e in zip(model.parameters(), start, expected, strict=True)]
+    apart = [((p - e).norm() / (e - w).norm()).item() for p, w, e in compared if e is not None]
+    assert max(apart) <= (0.0 if alone else ROUNDING.get(name, 0.0))
+
+
+def take(model, bases, gradients, rates):
+    for step, rate in zip(gradients, rates, strict=True):
+        for p, g in zip(model.parameters(), step, strict=True):
+            p.grad = g.clone()
+        for base in bases:
+            for group in base.param_groups:
+                group["lr"] = rate
+            base.step()

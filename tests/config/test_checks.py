@@ -13,7 +13,10 @@ IN_VAIN = [
         ["optimizer=sgd", "optimizer.beta1=0.8"],
         "beta1 goes with optimizer=adam, .*not optimizer=sgd",
     ),
-    (["optimizer.momentum=0.5"], "optimizer.momentum goes with optimizer=sgd or muon, not optimizer=adam"),
+    (
+        ["optimizer.momentum=0.5"],
+        "optimizer.momentum goes with optimizer=sgd, muon, normuon or scion, not optimizer=adam",
+    ),
     (["lr_schedule.warmup_steps=7"], "warmup_steps goes with lr_schedule=warmup_linear, .*not .*=constant"),
     (["lr_schedule=cosine", "lr_schedule.decay_share=0.6"], "goes with lr_schedule=trapezoid, not .*cosine"),
     (["projection.bound=9"], "projection.bound goes with projection=spectral, not projection=none"),

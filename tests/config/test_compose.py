@@ -32,7 +32,7 @@ from ebc_lab.config.overrides import expand
         (["data.file=x"], ["data=path"]),
         (["lr_sweep.grids.adam=[2e-3,1e-3]"], ["increasing"]),
         (["study.band=[0.7,0.5]"], ["study.band"]),
-        (["lr_sweep.optimizers=[lyon]"], ["lyon", "did you mean lion?"]),
+        (["lr_sweep.optimizers=[lyon]"], ["lyon", "did you mean lion or lionar?"]),
         (["optimizer=adam,sgd"], ["needs -m"]),
         (["controller.kp=0.1"], ["controller=pi or log_pi"]),
         (["controller=pi", "controller.kp=nan"], ["controller.kp", "finite"]),

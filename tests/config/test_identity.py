@@ -188,6 +188,12 @@ OF_LIBRARIES = {
     "optimizer=soap": "pytorch-optimizer",
     "optimizer=schedule_free": "pytorch-optimizer",
     "optimizer=galore": "pytorch-optimizer",
+    "optimizer=prodigy": "pytorch-optimizer",
+    "optimizer=adopt": "pytorch-optimizer",
+    "optimizer=lionar": "pytorch-optimizer",
+    "optimizer=scion": "pytorch-optimizer",
+    "optimizer=normuon": "pytorch-optimizer",
+    "optimizer=d_adaptation": "pytorch-optimizer",
     "optimizer=adam8bit": "torchao",
     "optimizer=adam4bit": "torchao",
     "stabilizer=agc": "pytorch-optimizer",
@@ -210,7 +216,9 @@ def test_a_run_is_named_by_the_library_that_computes_it_too(choice, monkeypatch)
     assert {c: named(c) for c in others} == others
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "muon", "sgd", "adafactor", "axiom"])
+@pytest.mark.parametrize(
+    "optimizer", ["adam", "adamw", "muon", "sgd", "adafactor", "axiom", "hyperball", "dog"]
+)
 def test_runs_of_torch_and_of_ours_are_named_by_no_library(optimizer, monkeypatch):
     before = named(f"optimizer={optimizer}")
     monkeypatch.setattr(names, "library_version", lambda name: "99.1.0")

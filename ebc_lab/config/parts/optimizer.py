@@ -16,12 +16,16 @@ AXIOM = ("axiom",)
 ADAMS = (  # what has Adam's two moments, or is made of it
     *("adam", "adamw", "adam_uncorrected", "adam8bit", "adam4bit"),
     *("muon", "soap", "schedule_free", "galore"),
+    *("prodigy", "adopt", "hyperball", "normuon", "d_adaptation", "mechanic"),
 )
+FIXED_NORM = ("hyperball", "lionar")
+WITH_MOMENTUM = ("sgd", "muon", "normuon", "scion")
 EXACT = ("adam", "adamw")
 OF_TORCHAO = ("adam8bit", "adam4bit")
 # choice -> the distribution whose code computes it, which names a run; torch is named for every run
 LIBRARIES = {
     **dict.fromkeys(("lion", "soap", "schedule_free", "galore"), "pytorch-optimizer"),
+    **dict.fromkeys(("prodigy", "adopt", "lionar", "scion", "normuon", "d_adaptation"), "pytorch-optimizer"),
     **dict.fromkeys(OF_TORCHAO, "torchao"),
 }
 WORDS = {
@@ -38,6 +42,16 @@ WORDS = {
     "galore": "GaLore",
     "adam8bit": "8-bit Adam",
     "adam4bit": "4-bit Adam",
+    "prodigy": "Prodigy",
+    "adopt": "ADOPT",
+    "hyperball": "Adam-Hyperball",
+    "lionar": "LionAR",
+    "scion": "Scion",
+    "normuon": "NorMuon",
+    "d_adaptation": "D-Adaptation",
+    "dog": "DoG",
+    "ldog": "LDoG",
+    "mechanic": "Mechanic around Adam",
 }
 
 
@@ -47,11 +61,13 @@ class OptimizerConfig:
 
     name: str = setting("adam", "which optimizer", group="optimizer")
     lr: float = setting(4e-3, "learning rate at its peak", **LR)
-    beta1: float = setting(0.9, "decay of the first moment", low=0, below=1, only=(*ADAMS, "lion", "axiom"))
+    beta1: float = setting(
+        0.9, "decay of the first moment", low=0, below=1, only=(*ADAMS, "lion", "lionar", "axiom")
+    )
     beta2: float = setting(0.999, "decay of the second moment", low=0, below=1, only=(*ADAMS, "lion"))
     eps: float = setting(1e-8, "added to the denominator", low=0, high=1, only=ADAMS)
     weight_decay: float = setting(0.0, "decoupled weight decay", low=0, high=100)
-    momentum: float = setting(0.0, "of SGD and Muon", low=0, high=1, only=("sgd", "muon"))
+    momentum: float = setting(0.0, "of SGD, Muon, NorMuon and Scion", low=0, high=1, only=WITH_MOMENTUM)
     rank: int = setting(
         0,
         "of AXIOM's momentum, 0: none; of GaLore's gradients",
@@ -76,6 +92,12 @@ class OptimizerConfig:
         low=0,
         high=1,
         only=AXIOM,
+    )
+    rest_scale: float = setting(
+        0.1, "rate of what is not a hidden matrix, in units of lr", low=0, high=1000, only=FIXED_NORM
+    )
+    safeguard: bool = setting(
+        False, "keep a warm-up of the rate out of the distance's denominator", only=("prodigy",)
     )
     target: str | None = setting(
         None, "of custom: module:function, which makes the optimizer (docs/extending.md)", only=OWN

@@ -49,12 +49,17 @@ TABLE = (
     [*STABILIZERS, CUSTOM],
     list(PROJECTIONS),
 )
-every_pair = contract(*TABLE, rare=("galore", "adam8bit", "adam4bit"))  # other libraries'
+RARE = (  # other libraries', and the rivals of other papers
+    *("galore", "adam8bit", "adam4bit", "prodigy", "adopt", "hyperball", "lionar", "scion", "normuon"),
+    *("d_adaptation", "dog", "ldog", "mechanic"),
+)
+every_pair = contract(*TABLE, rare=RARE)
 every = contract(*TABLE, pairs=False)
 
 
 def run_of(optimizer, stabilizer, projection, **changes):
-    own = replace(optimizer_defaults(optimizer), lr=0.02, weight_decay=0.0)
+    own = optimizer_defaults(optimizer)
+    own = replace(own, lr=0.02 if own.lr < 1 else 10.0, weight_decay=0.0)  # from 1 on lr is a factor on 1e-6
     run = replace(
         RUN, optimizer=own, stabilizer=StabilizerConfig(stabilizer), projection=ProjectionConfig(projection)
     )
