@@ -243,8 +243,8 @@ def _placed(config: Config, header: Mapping[str, Any] | None) -> Config:
     begun_with = header["config"]["launcher"].get("runs_per_worker", 1) if header else 1
     runs_per_worker = config.launcher.runs_per_worker or begun_with
     start = INIT.of(config)
-    weights: dict[str, Any] = {"sha256": start.sha256 or OPEN, "text_sha256": start.text_sha256 or OPEN}
-    begun: dict[str, Any] = {INIT.name: replace(start, **weights)} if start.name == "run" else {}
+    known = replace(start, sha256=start.sha256 or OPEN, text_sha256=start.text_sha256 or OPEN)
+    begun: dict[str, Any] = {INIT.name: known} if start.name == "run" else {}
     return replace(
         config,
         **begun,
