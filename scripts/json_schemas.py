@@ -26,7 +26,16 @@ from ebc_lab.config.compose import compose
 from ebc_lab.config.fields import ANYTHING, Setting, setting_of
 from ebc_lab.config.overrides import REFERENCE
 from ebc_lab.config.own.editor import FOLDER, NAMES_OF
-from ebc_lab.config.schema import STAGES, TUNABLE, ArmConfig, Config, MineConfig, RunConfig
+from ebc_lab.config.schema import (
+    STAGES,
+    TUNABLE,
+    ArmConfig,
+    CarrySettingConfig,
+    Config,
+    MineConfig,
+    RunConfig,
+    UnitConfig,
+)
 
 Schema = dict[str, Any]
 
@@ -50,6 +59,8 @@ RUN = definition(RunConfig.__name__)
 NARROWER: dict[str, Schema] = {
     "study.stages": {"items": {"enum": [*STAGES]}},
     "ablation.arms.NAME.settings": {"allOf": [RUN]},
+    "carry.arms.NAME.settings": {"allOf": [RUN]},
+    "carry.settings.NAME.settings": {"allOf": [RUN]},
     "controller_search.candidates": {"additionalProperties": RUN},
 }
 
@@ -166,6 +177,10 @@ def definitions() -> dict[str, Schema]:
             made[cls.__name__] = several(cls, field.name, getattr(by_default(), field.name))
     made[MineConfig.__name__] = several(MineConfig, "ablation.mine", MineConfig())
     made[ArmConfig.__name__] = several(ArmConfig, "ablation.arms.NAME", ArmConfig())
+    made[UnitConfig.__name__] = several(UnitConfig, "carry.arms.NAME", UnitConfig())
+    made[CarrySettingConfig.__name__] = several(
+        CarrySettingConfig, "carry.settings.NAME", CarrySettingConfig()
+    )
     made[RunConfig.__name__] = several(RunConfig)
     return made
 

@@ -17,7 +17,7 @@ from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import any_of
 from ebc_lab.config.fields import setting_of
 from ebc_lab.config.parts import PARTS
-from ebc_lab.config.schema import ArmConfig, MineConfig
+from ebc_lab.config.schema import ArmConfig, CarrySettingConfig, MineConfig, UnitConfig
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 TOP = r"""# The settings
@@ -113,6 +113,10 @@ def page() -> str:
             parts += ["", "## ablation.mine", "", mine, "", *table(MineConfig(), "ablation.mine")]
             parts += ["", "## ablation.arms.NAME", "", ArmConfig.__doc__ or "", ""]
             parts += table(ArmConfig(), "ablation.arms.NAME")
+        if field.name == "carry":
+            for name, kind in (("arms", UnitConfig), ("settings", CarrySettingConfig)):
+                parts += ["", f"## carry.{name}.NAME", "", kind.__doc__ or "", ""]
+                parts += table(kind(), f"carry.{name}.NAME")
     return "\n".join(parts) + "\n"
 
 

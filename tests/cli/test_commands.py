@@ -55,7 +55,7 @@ def study(finished):
         (["bench", "scale=smoke", "data=path", "data.file=nowhere.txt"], "does not exist"),
         (["plan", "optimizer=adam,sgd"], "needs -m"),
         (["autopilot", "-m", "scale=smoke", "optimizer=glob(a*)", "seeds=range(-1,1)"], "seed"),
-        (["plan", "scale=huge"], "laptop, paper or smoke"),
+        (["plan", "scale=huge"], "laptop, mini, paper or smoke"),
         (["status", "nothing"], "there is no study"),
         (["status", "optimizers"], "start it with `ebc-lab autopilot study=optimizers`"),
         (["why"], "there is no study"),

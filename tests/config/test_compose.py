@@ -11,7 +11,7 @@ from ebc_lab.config.overrides import expand
     ("overrides", "words"),
     [
         (["scal=smoke"], ["scal", "did you mean scale"]),
-        (["scale=smok"], ["did you mean smoke", "laptop, paper or smoke"]),
+        (["scale=smok"], ["did you mean smoke", "laptop, mini, paper or smoke"]),
         (["+extra=1"], ["extra is not a setting"]),
         (["++model.widht=3"], ["did you mean model.width"]),
         (["~seeds"], ["cannot be deleted"]),

@@ -95,7 +95,8 @@ def pictures(root: Path, facts: Facts, decisions: Decisions) -> Iterator[Picture
             for kind in stage.pictures:
                 for track, draw, *of in OF_A_CHOICE[kind](root, facts, decision, decisions):
                     of_track = f"{kind}_{track}" if track and several else kind
-                    yield from picture(of_track, name, facts, draw, *of)
+                    section = "verdict" if stage.concludes else name
+                    yield from picture(of_track, section, facts, draw, *of)
     if (busy := timeline(StudyFiles(root))) and decisions:
         yield from picture("timeline", "timeline", facts, draw_slots, busy)
 

@@ -1,10 +1,9 @@
 """One constant in every setting: what is trained, which constant is carried where, and what is concluded."""
 
 import math
-from pathlib import Path
 
 import pytest
-import support.played
+from support.carried import SUITE
 from support.played import DIVERGED, FAILED, config_of, decided, done, played
 
 from ebc_lab.config.errors import UserError
@@ -12,7 +11,6 @@ from ebc_lab.study.stages.carry.search import run_of
 from ebc_lab.study.stages.rules import Undecidable
 from ebc_lab.study.stages.stage import stage_of
 
-SUITE = Path(support.played.__file__).parent / "suites" / "carry.yaml"
 # where each arm is best, and how far in octaves from there its loss is 0.1 nats higher
 BEST = {
     "kl": {"base": 0.02, "muon": 0.02, "long": 0.02, "wide": 0.01},
