@@ -72,6 +72,7 @@ def test_what_can_be_exact_is_accepted(settings):
         ({"determinism": {"name": "none", "engine": "c"}}, "goes with determinism=verity"),
         ({"determinism": {"engine": "fast"}}, "determinism.engine=fast is unknown"),
         ({"sharpness_every": 10}, "sharpness_every: .* leave it at 0"),
+        ({"stabilizer": {"name": "gen"}}, "stabilizer=gen: choose stabilizer=none"),
     ],
 )
 def test_what_is_not_exact_is_refused_with_the_way_out(settings, told):

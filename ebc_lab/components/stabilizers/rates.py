@@ -256,8 +256,10 @@ def derivatives_along(proposal: Proposal) -> tuple[Tensor, Tensor]:
 
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has one derivative only
         x = next(iter(start.values())).new_zeros((), requires_grad=True)
-        (slope,) = torch.autograd.grad(loss(x), x, create_graph=True)
-        (curvature,) = torch.autograd.grad(slope, x)
+        here = loss(x)
+        with batch.prober.measuring():  # the forward has been timed
+            (slope,) = torch.autograd.grad(here, x, create_graph=True)
+            (curvature,) = torch.autograd.grad(slope, x)
     return slope.detach(), curvature
 
 

@@ -282,7 +282,7 @@ def test_a_curve_of_kl_changes_no_stabilizer(name):
             model.zero_grad()
             logits = model(tokens)
             nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
-            curves.append(wrapped.step(tokens, logits).kl_curve)
+            curves.append(wrapped.step(tokens, logits, targets=tokens.roll(-1, 1)).kl_curve)
         assert [curve is not None for curve in curves] == [bool(every) and t in (2, 4) for t in range(6)]
         found.append(values(model))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
