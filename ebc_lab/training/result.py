@@ -110,7 +110,9 @@ def _held_out(
         nats = sum(e["loss"] * e["tokens"] for e in evaluated.values())
         figures["heldout_loss"] = nats / sum(e["tokens"] for e in evaluated.values())
     test = evaluated.get("test")
-    of_text = test and characters
-    figures["test_bits_per_char"] = test["loss"] / characters["test"] / math.log(2) if of_text else None
+    bits: float | None = None
+    if test and characters:
+        bits = test["loss"] / characters["test"] / math.log(2)
+    figures["test_bits_per_char"] = bits
     figures["test_accuracy"] = test["accuracy"] if test else None
     return figures

@@ -15,12 +15,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.machine import installed
 from ebc_lab.config.schema import SPLITS
 
 CLASSES = 10
 SIDE = 8  # pixels
-BRIGHTEST = 16
+MEAN, SPREAD = 5, 6  # of the pixels, about
 BOUNDARIES = (0.60, 0.80)  # of train | val | test
 # of pixels and classes, in the order that is split
 SHA256 = "41603210916a6c1ce0a3d6372e74c54b9d8ce99d13cc38d2b4b7753b1891d389"
@@ -39,9 +38,7 @@ class Images(NamedTuple):
 
 @functools.cache
 def digits() -> dict[str, Images]:
-    """Return split -> its images. Raises UserError where the library is not there, or ships others."""
-    if not installed("sklearn"):
-        raise UserError("data=digits comes with the library scikit-learn: pip install 'ebc-lab[lowbit]'.")
+    """Return split -> its images. Raises UserError where the library ships others."""
     from sklearn.datasets import load_digits
 
     loaded = load_digits()

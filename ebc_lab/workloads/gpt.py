@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -141,18 +141,16 @@ class GPT(nn.Module):
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def drawn(
-    make: Callable[[ModelConfig, int], Model], config: ModelConfig, vocabulary: int, seed: int
-) -> Model:
-    """A model with its initial weights drawn from `seed` alone, on the CPU, float32."""
+def drawn(make: Callable[[], Model], seed: int) -> Model:
+    """The model that `make` makes, with its initial weights drawn from `seed` alone, on the CPU, float32."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return make(config, vocabulary)
+        return make()
 
 
 def build(config: ModelConfig, vocabulary: int, seed: int) -> GPT:
     """The GPT, so drawn."""
-    return drawn(GPT, config, vocabulary, seed)
+    return drawn(lambda: GPT(config, vocabulary), seed)
 
 
 def build_exact(config: ModelConfig, vocabulary: int, seed: int) -> VerityGPT:
@@ -198,7 +196,6 @@ def effective_weights(model: nn.Module) -> list[Tensor]:
 class GPTWorkload(TextSplits):
     """A GPT that predicts the next token of a text."""
 
-    model: ClassVar[Callable[[ModelConfig, int], nn.Module]] = GPT  # the model of a vocabulary, weights drawn
     step_columns: tuple[str, ...] = ()
     eval_columns: tuple[str, ...] = ()
 
@@ -211,7 +208,11 @@ class GPTWorkload(TextSplits):
         self.capturable = run.model.dropout == 0
 
     def build(self) -> nn.Module:
-        return drawn(self.model, self.run.model, self.vocabulary, self.run.seed)
+        return drawn(self.make, self.run.seed)
+
+    def make(self) -> nn.Module:
+        """The model with its weights drawn from torch's generator."""
+        return GPT(self.run.model, self.vocabulary)
 
     def forward(self, called: nn.Module, inputs: Tensor) -> tuple[Tensor, None]:
         with autocast(self.run):

@@ -40,8 +40,9 @@ class GRU(nn.Module):
 class GRUWorkload(GPTWorkload):
     """A GRU in the place of the GPT."""
 
-    model = GRU
-
     def __init__(self, run: RunConfig, corpus: Corpus, device: torch.device):
         super().__init__(run, corpus, device)
         self.capturable = False  # cuDNN's recurrent kernels allocate as they run
+
+    def make(self) -> nn.Module:
+        return GRU(self.run.model, self.vocabulary)

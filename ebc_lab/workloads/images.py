@@ -1,7 +1,7 @@
 """Small images and their classes, and two models of them: is what holds for text about text?
 
-* an image has one prediction: inputs (B, 1, 8, 8), logits (B, 1, V), targets (B, 1). So the KL of a budget and
-  every loss are a mean over images, and what the lab counts as tokens are images
+* an image has one prediction: inputs (B, 1, 8, 8), logits (B, 1, V), targets (B, 1). So the KL of a budget
+  and every loss are a mean over images, and what the lab counts as tokens are images
 * CNN: residual blocks before whose convolutions are a norm and a ReLU (He et al., arXiv:1603.05027), with
   GroupNorm of one group (Wu & He, arXiv:1803.08494), since a batch's statistics would make the prediction of
   one image depend on the others'; 4×4 pixels after the first block
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ebc_lab.config.parts.model import ModelConfig
 from ebc_lab.config.schema import RunConfig
 
-from .digits import BRIGHTEST, CLASSES, SIDE, Images, digits
+from .digits import CLASSES, MEAN, SIDE, SPREAD, Images, digits
 from .gpt import Block, GPTWorkload, HiddenLinear, draw_weights
 
 PATCH = 2  # pixels a side
@@ -63,7 +63,8 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # x: (B, C, H, W)
         inner = self.conv_in(F.relu(self.norm_in(x)))
-        return x + self.conv_out(F.relu(self.norm_out(inner)))
+        x = x + self.conv_out(F.relu(self.norm_out(inner)))
+        return x
 
 
 class CNN(nn.Module):
@@ -102,6 +103,8 @@ class ViT(nn.Module):
         self.head = nn.Linear(config.width, classes, bias=False)
         draw_weights(self, config.blocks)
         nn.init.normal_(self.patch_embedding.weight, 0.0, 1 / PATCH)  # keeps the size of its four pixels
+        # large enough beside them that attention can tell places apart from the first step on
+        nn.init.normal_(self.position_embedding.weight, 0.0, config.width**-0.5)
 
     def forward(self, images: Tensor) -> Tensor:
         patches = F.unfold(images, PATCH, stride=PATCH).mT  # (B, 16, 4)
@@ -110,7 +113,7 @@ class ViT(nn.Module):
         x = x.reshape(B * T, width)
         for block in self.blocks:
             x = block(x, B)
-        logits: Tensor = self.head(self.norm(x.view(B, T, width).mean(1)))
+        logits: Tensor = self.head(self.norm(x).view(B, T, width).mean(1))
         return logits[:, None]
 
 
@@ -152,8 +155,8 @@ class ImageBatches:
 
 
 def _tensors(images: Images, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Pixels between -1 and 1, (n, 1, 8, 8) float32, and classes (n, 1) int64."""
-    pixels = torch.from_numpy(images.pixels).float() * (2 / BRIGHTEST) - 1
+    """Pixels around 0, of size 1, (n, 1, 8, 8) float32, and classes (n, 1) int64."""
+    pixels = (torch.from_numpy(images.pixels).float() - MEAN) / SPREAD
     return pixels[:, None].to(device), torch.from_numpy(images.classes).long()[:, None].to(device)
 
 
@@ -167,7 +170,9 @@ class ImageWorkload(GPTWorkload):
         self.vocabulary = CLASSES
         self.characters_per_token = {}
         self.capturable = False  # cuDNN may measure its algorithms during a step
-        self.model = MODELS[run.model.name]
+
+    def make(self) -> nn.Module:
+        return MODELS[self.run.model.name](self.run.model, self.vocabulary)
 
     def batches(self) -> tuple[ImageBatches, None]:  # type: ignore[override]
         """Return the training batches."""

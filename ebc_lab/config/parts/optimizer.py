@@ -15,7 +15,7 @@ from ..part import Mode, Part, Unfit
 AXIOM = ("axiom",)
 ADAMS = (  # what has Adam's two moments, or is made of it
     *("adam", "adamw", "adam_uncorrected", "adam8bit", "adam4bit"),
-    *("muon", "soap", "schedule_free", "galore"),
+    *("muon", "soap", "schedule_free", "galore", "nadamw"),
 )
 EXACT = ("adam", "adamw")
 OF_TORCHAO = ("adam8bit", "adam4bit")
@@ -38,6 +38,7 @@ WORDS = {
     "galore": "GaLore",
     "adam8bit": "8-bit Adam",
     "adam4bit": "4-bit Adam",
+    "nadamw": "NadamW",
 }
 
 

@@ -1,4 +1,4 @@
-"""What is trained: a language model of tokens, an energy-based one on the sphere, or a classifier of images."""
+"""What is trained: a language model, an energy-based one on the sphere, or a classifier of images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 from ..fields import setting
 from ..part import Mode, Part, Tail, Unfit
 from .model import OF_IMAGES, OF_TEXT
-from .partition import PARTITION
 
 FEW_IMAGES = 16  # on which a budget's c is chosen: a mean over fewer is mostly chance
 WORDS = {"ebm": "energy-based model", "images": "images"}
@@ -44,8 +43,8 @@ def _clashes(workload: WorkloadConfig, run: Any) -> Iterator[str]:
             yield f"data=digits is images, and workload={workload.name} reads text: choose workload=images."
         if run.model.name in OF_IMAGES:
             yield (
-                f"model={run.model.name} is a model of images, and workload={workload.name} reads text: choose "
-                "workload=images."
+                f"model={run.model.name} is a model of images, and workload={workload.name} reads text: "
+                "choose workload=images."
             )
         return
     if run.model.name not in OF_IMAGES:
@@ -58,7 +57,7 @@ def _clashes(workload: WorkloadConfig, run: Any) -> Iterator[str]:
         yield "workload=images has one prediction for each image: leave model.context=1."
     for key, is_text in {
         "tokens": run.tokens.name != "characters",
-        "partition": not PARTITION.neutral(PARTITION.of(run)),
+        "partition": run.partition.name != "uniform",
         "final_windows": run.final_windows > 0,
         "budget.probe_tokens=held": run.stabilizer.name == "ebc" and run.budget.probe_tokens == "held",
     }.items():
