@@ -60,8 +60,13 @@ def test_a_model_predicts_each_row_by_itself_and_no_token_from_later_ones(name):
             assert moved[:7].max() < 1e-6
             assert moved[7:].min() > 1e-6
         else:
-            inputs[..., -1, -1] += 1  # the last corner reaches the prediction: nothing is masked
+            inputs[..., -1, -1] += 1  # the last corner reaches the prediction
             assert (model(inputs) - logits).abs().amin() > 1e-6
+        if name == "vit":  # and the first patch: nothing is masked
+            patches = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+            before = model.blocks[0](patches, 1)[0]
+            patches[-1] += torch.arange(16.0)
+            assert (model.blocks[0](patches, 1)[0] - before).abs().amax() > 1e-6
 
 
 def test_rotary_scores_depend_on_the_distance_and_normalised_ones_on_no_scale():
