@@ -17,7 +17,6 @@ from ebc_lab.config.parts.memory import MemoryConfig
 from ebc_lab.config.parts.stabilizer import StabilizerConfig
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.paths import RunFiles
-from ebc_lab.workloads.batches import windows
 from ebc_lab.workloads.losses import evaluate
 
 from .loops import WARM_STEPS, Loop, opened, synchronise, take_steps
@@ -77,7 +76,7 @@ def fixed_costs(run: RunConfig, steps: int, repeats: int, say: Callable[[str], N
             taken["build_s"].append(time.perf_counter() - start)
             take_steps(training, steps)
             for split in ("val", "test"):
-                batches = windows(training.workload.tokens[split], run.model.context)
+                batches = training.workload.held_out(split)
                 seconds = seconds_of(run, evaluate, training.model, run, batches)
                 taken[f"evaluate_{split}_s"].append(seconds)
             taken["checkpoint_s"].append(seconds_of(run, training.save_checkpoint))

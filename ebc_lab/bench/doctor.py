@@ -29,7 +29,7 @@ def examine(config: Config, say: Callable[[str], None] = lambda text: None) -> d
         say("looking for the corpus …")
         corpus = locate(config.data, quiet=True)
         about = {k: getattr(corpus, k) for k in ("name", "source", "sha256")}
-        facts["corpus"] = {**about, "characters": len(corpus.text)}
+        facts["corpus"] = {**about, **({"characters": len(corpus.text)} if corpus.text else {})}
         if corpus.warning:
             problems.append(corpus.warning)
     except UserError as error:

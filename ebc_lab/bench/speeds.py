@@ -131,6 +131,8 @@ def chosen_by_rule(
         chosen["compile"] = ("off", f"{reason}; compile=on overrides this")
     if "compile" not in chosen and run.workload.name != "gpt":
         chosen["compile"] = ("off", f"workload={run.workload.name} is not compiled")
+    if "compile" not in chosen and run.model.name == "gru":
+        chosen["compile"] = ("off", "model=gru is not compiled")
     run = replace(run, **{k: value for k, (value, _) in chosen.items()})
     return run, {k: reason for k, (_, reason) in chosen.items()}
 

@@ -36,7 +36,6 @@ from ebc_lab.verity import (
 from ebc_lab.verity.arithmetic import Arithmetic as VerityArithmetic
 from ebc_lab.verity.engine import engine_name, why_not_native
 from ebc_lab.workloads import WORKLOADS, Makers, Workload
-from ebc_lab.workloads.batches import windows
 from ebc_lab.workloads.gpt import ExactGPTWorkload
 from ebc_lab.workloads.losses import EXACT_SUMS, SUMS, Sums, mean_of
 
@@ -69,11 +68,6 @@ class Torch(Hook):
         elif torch.are_deterministic_algorithms_enabled():  # an earlier run of this process asked for it
             torch.use_deterministic_algorithms(False)
         torch.set_flush_denormal(not cls.keeps_subnormals)
-
-    @classmethod
-    def windows(cls, tokens: Tensor, context: int, count: int) -> list[tuple[Tensor, Tensor]]:
-        """Return so many windows spread over a text, as (inputs, targets)."""
-        return windows(tokens, context, count, exact=cls.exact_windows)
 
     def log_lines(self) -> list[str]:
         """Return what the run's log says of what computes it."""

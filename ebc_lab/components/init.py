@@ -55,7 +55,8 @@ class Init(Hook):
             tokenizer = tokenizer_of(run, locate(run.data, quiet=True))
             ids = tokenised(tokenizer, old_text(run)).splits["val"]
             self.old = torch.from_numpy(ids).to(next(built.model.parameters()).device)
-            self.windows = self.numerics.windows(self.old, run.model.context, run.eval_windows)
+            exact = self.numerics.exact_windows
+            self.windows = windows(self.old, run.model.context, run.eval_windows, exact=exact)
             self.eval_columns = tuple(INIT.evals)
 
     @classmethod

@@ -56,6 +56,12 @@ def adamw(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Opti
     return [torch.optim.AdamW(model.parameters(), **_fused(model.parameters(), c))]
 
 
+def nadamw(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
+    """Adam with Nesterov momentum and decoupled weight decay. Dozat 2016, with his momentum that grows over
+    the first steps; AlgoPerf's baseline (arXiv:2505.24005) keeps it at beta1."""
+    return [torch.optim.NAdam(model.parameters(), **moments(c), decoupled_weight_decay=True)]
+
+
 def sgd(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """SGD (Robbins & Monro 1951) with heavy-ball momentum (Polyak 1964)."""
     return [
@@ -442,6 +448,7 @@ def custom(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
 OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig, Matrices], list[Optimizer]]] = {
     "adam": adam,
     "adamw": adamw,
+    "nadamw": nadamw,
     "sgd": sgd,
     "muon": muon,
     "lion": lion,

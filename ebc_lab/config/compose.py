@@ -40,6 +40,7 @@ from .own import suites
 from .own.entry_points import OFFERED
 from .own.names import own_name
 from .parts.tokens import refuse_two_lengths, set_steps
+from .parts.workload import fit_to_images
 from .schema import STAGES, ArmConfig, Config
 from .study_checks import validate
 
@@ -118,6 +119,7 @@ def _composed(overrides: Sequence[str], suite: Path | None, values: Mapping[str,
     try:
         with initialize_config_dir(**hydra_base(), config_dir=str(conf_dir().resolve())):
             composed = hydra_compose("config", [spelled(o) for o in overrides])
+        fit_to_images(composed, values)
         set_steps(composed)
         refuse_references(OmegaConf.to_container(composed, resolve=False))
         config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]

@@ -46,7 +46,7 @@ def finished(
         evaluate: split -> loss, its standard error, accuracy and tokens; called of a run that completed.
         summary: columns of steps.csv -> further figures, also of a run that has diverged.
         packed: keeps the model -> figures of it; called of a run that completed.
-        characters: of a token, by split.
+        characters: of a token, by split; empty where there is no text.
         train_s: seconds of training, of which measurements took `probe_s`.
     Raises:
         UserError: somebody changed a stream while the run was training.
@@ -110,6 +110,9 @@ def _held_out(
         nats = sum(e["loss"] * e["tokens"] for e in evaluated.values())
         figures["heldout_loss"] = nats / sum(e["tokens"] for e in evaluated.values())
     test = evaluated.get("test")
-    figures["test_bits_per_char"] = test["loss"] / characters["test"] / math.log(2) if test else None
+    bits: float | None = None
+    if test and characters:
+        bits = test["loss"] / characters["test"] / math.log(2)
+    figures["test_bits_per_char"] = bits
     figures["test_accuracy"] = test["accuracy"] if test else None
     return figures

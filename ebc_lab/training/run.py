@@ -34,7 +34,6 @@ from ebc_lab.records.columns import CURVE_COLUMNS
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import holds
 from ebc_lab.records.weights import About
-from ebc_lab.workloads.batches import windows
 from ebc_lab.workloads.gpt import effective_weights
 from ebc_lab.workloads.losses import evaluate
 from ebc_lab.workloads.starts import about_of, placed
@@ -103,10 +102,8 @@ class Training:
             self.hooks: list[Hook] = [self.numerics, *(kind(run, built) for kind in kinds[1:])]
 
             # on what
-            self.batches, self.probe_batches = workloads.training_batches(run, self.workload.tokens["train"])
-            self.fixed_windows = numerics.windows(
-                self.workload.tokens["val"], run.model.context, run.eval_windows
-            )
+            self.batches, self.probe_batches = self.workload.batches()
+            self.fixed_windows = self.workload.held_out("val", run.eval_windows, exact=numerics.exact_windows)
             # where a graph looks for the learning rate and for the batch
             self.rate = torch.zeros((), device=device)
             self.starts = torch.zeros(run.batch_size, dtype=torch.int64, device=device)
@@ -435,11 +432,11 @@ class Training:
         self.recording.sync()
 
         def evaluated(split: str) -> dict[str, float]:
-            tokens = self.workload.tokens[split]
             if run.final_windows:
+                tokens = self.workload.tokens[split]
                 pairs = forensics.overlapping_windows(tokens, run.model.context, run.final_windows)
             else:
-                pairs = windows(tokens, run.model.context)
+                pairs = self.workload.held_out(split)
             return self._evaluate(pairs, alive)
 
         clip = self.optimizer

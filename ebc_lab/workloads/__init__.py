@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ebc_lab.config.errors import UserError
-from ebc_lab.config.parts.partition import PARTITION
 from ebc_lab.config.schema import RunConfig
 
 if TYPE_CHECKING:
@@ -16,33 +14,53 @@ if TYPE_CHECKING:
     from ebc_lab.ebc import StepStats
     from ebc_lab.records.paths import RunFiles
 
-    from .batches import Batches
     from .corpus import Corpus
 
     Renew = Callable[[nn.Parameter, Tensor], None]  # a parameter, and rows of it that hold something new
 
-HELD_SHARE = 0.02  # of the training text, its end, where the budget is measured on held-back text
+
+class BatchSource(Protocol):
+    """A run's batches by step: the same for every arm and after every resume."""
+
+    def at(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets (B, T) of `step`, on the run's device."""
+
+    def starts_at(self, step: int) -> Tensor:
+        """Where the rows of `step` are, (B,) int64, on the run's device."""
+
+    def rows(self, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows that are there, as (inputs, targets)."""
 
 
 class Workload(Protocol):
     """All that training knows of what it trains.
 
-    `model(tokens)` is a deterministic function of weights and buffers. Only the optimizer moves weights
+    Its inputs are tokens (B, T), or of workload=images images, one token's prediction each: T = 1.
+    `model(inputs)` is a deterministic function of weights and buffers. Only the optimizer moves weights
     between the two forwards of an audit; whatever else moves waits for `after_step`.
     """
 
-    tokens: dict[str, Tensor]  # each split's, (n,) int64, on the run's device
+    tokens: dict[str, Tensor]  # each split's, (n,) int64, on the run's device; empty where there is no text
     vocabulary: int  # V
-    characters_per_token: dict[str, float]  # of each split
+    characters_per_token: dict[str, float]  # of each split; empty where there is no text
     step_columns: tuple[str, ...]  # what it adds to steps.csv
     eval_columns: tuple[str, ...]  # and to evals.csv
     capturable: bool  # whether a step may become a CUDA graph: nothing in it is drawn on the host
 
+    def batches(self) -> tuple[BatchSource, BatchSource | None]:
+        """The training batches, and with budget.probe_tokens=held those that choose c."""
+
+    def held_out(
+        self, split: str, count: int | None = None, *, exact: bool = False
+    ) -> list[tuple[Tensor, Tensor]]:
+        """What a split is evaluated on, as (inputs, targets (n, T)), on the run's device: all of it, or about
+        `count` rows spread over it, found by integers alone where `exact`."""
+
     def build(self) -> nn.Module:
-        """The model, tokens (B, T) -> logits (B, T, V), on the CPU, with weights from the seed alone."""
+        """The model, inputs -> logits (B, T, V), on the CPU, with weights from the seed alone."""
 
     def forward(self, called: nn.Module, inputs: Tensor) -> tuple[Tensor, Any]:
-        """Tokens (B, T) -> logits (B, T, V) in the run's precision, bit for bit those of `called`, the model
+        """Inputs -> logits (B, T, V) in the run's precision, bit for bit those of `called`, the model
         (maybe compiled), and what `loss` and `after_step` need of this forward."""
 
     def loss(
@@ -88,8 +106,11 @@ Makers = Mapping[str, Callable[..., Workload]]  # name -> what makes it of run, 
 def _gpt(run: RunConfig, corpus: Corpus, device: torch.device) -> Workload:
     from .custom import OwnModelWorkload
     from .gpt import GPTWorkload
+    from .gru import GRUWorkload
+    from .modern import ModernGPTWorkload
 
-    cls = GPTWorkload if run.model.target is None else OwnModelWorkload
+    built = {"gpt": GPTWorkload, "modern": ModernGPTWorkload, "gru": GRUWorkload}
+    cls = built[run.model.name] if run.model.target is None else OwnModelWorkload
     return cls(run, corpus, device)
 
 
@@ -99,37 +120,18 @@ def _ebm(run: RunConfig, corpus: Corpus, device: torch.device) -> Workload:
     return EBMWorkload(run, corpus, device)
 
 
-WORKLOADS: Makers = {"gpt": _gpt, "ebm": _ebm}
+def _images(run: RunConfig, corpus: Corpus, device: torch.device) -> Workload:
+    from .images import ImageWorkload
+
+    return ImageWorkload(run, device)
+
+
+WORKLOADS: Makers = {"gpt": _gpt, "ebm": _ebm, "images": _images}
 
 
 def load(run: RunConfig, device: torch.device, makers: Makers = WORKLOADS) -> Workload:
-    """Return the workload that a run names, with its text read, checked and tokenised. Raises UserError."""
+    """Return the workload that a run names, with its data read and checked. Raises UserError."""
     from .text import checked_text
 
     corpus, _ = checked_text(run, quiet=True)
     return makers[run.workload.name](run, corpus, device)
-
-
-def training_batches(run: RunConfig, text: Tensor) -> tuple[Batches, Batches | None]:
-    """Return the run's training batches, and with budget.probe_tokens=held those that choose c.
-
-    Raises UserError where the text is too short to hold any of it back, or for the run's clusters.
-    """
-    from .batches import Batches
-    from .partition import PartitionedBatches
-
-    context = run.model.context
-    partition = PARTITION.of(run)
-    if not PARTITION.neutral(partition):
-        return PartitionedBatches(text, run.batch_size, context, run.seed, partition), None
-    if run.stabilizer.name != "ebc" or run.budget.probe_tokens != "held":
-        return Batches(text, run.batch_size, context, run.seed), None
-    cut = round((1 - HELD_SHARE) * len(text))
-    held_back = text[cut:]
-    if len(held_back) < context + 1:
-        raise UserError(
-            f"the corpus is too short for budget.probe_tokens=held: {len(held_back)} characters would be "
-            f"held back and a window takes {context + 1}; use a longer text, or probe_tokens=train."
-        )
-    trained = Batches(text[:cut], run.batch_size, context, run.seed, of=len(text))
-    return trained, Batches(held_back, run.budget.probe_sequences, context, run.seed)

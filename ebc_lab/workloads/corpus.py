@@ -19,6 +19,8 @@ from ebc_lab.config.errors import HIDDEN, UserError
 from ebc_lab.config.parts.data import DataConfig
 from ebc_lab.records.cache import cache_dir
 
+from .digits import CLASSES, digits
+from .digits import SHA256 as DIGITS_SHA256
 from .splits import split_slices
 
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -38,11 +40,11 @@ class CorpusUnavailable(UserError):
 class Corpus:
     """A text and its source. `warning`: what a reader of the results must know about it, if anything."""
 
-    name: str  # shakespeare | pydoc | path
+    name: str  # shakespeare | pydoc | path | digits
     title: str  # in tables and figures
     source: str
-    text: str
-    sha256: str  # of the UTF-8 bytes
+    text: str  # empty where it is images
+    sha256: str  # of the UTF-8 bytes, or of the pixels and classes
     warning: str | None = None
 
     @property
@@ -152,11 +154,17 @@ def _path(config: DataConfig, quiet: bool) -> Corpus:
     return _read(real, path.name, "path")
 
 
+def _digits(config: DataConfig, quiet: bool) -> Corpus:
+    digits()  # refuses what is not there
+    return Corpus("digits", "scikit-learn's digits", "sklearn.datasets.load_digits", "", DIGITS_SHA256)
+
+
 CORPORA: dict[str, Callable[[DataConfig, bool], Corpus]] = {
     "auto": _auto,
     "shakespeare": _shakespeare,
     "pydoc": _pydoc,
     "path": _path,
+    "digits": _digits,
 }
 
 
@@ -177,17 +185,17 @@ def locate(config: DataConfig, *, quiet: bool = False) -> Corpus:
 def describe(config: DataConfig) -> dict[str, str | int | None]:
     """What `ebc-lab data` prints."""
     corpus = locate(config)
-    splits = ", ".join(f"{k} {len(v):,}" for k, v in corpus.tokens().items())
-    return {
-        "name": corpus.name,
-        "title": corpus.title,
-        "source": corpus.source,
-        "sha256": corpus.sha256,
-        "characters": len(corpus.text),
-        "vocabulary": len(corpus.vocabulary),
-        "splits": splits,
-        "warning": corpus.warning,
+    whole: dict[str, str | int | None] = {
+        k: getattr(corpus, k) for k in ("name", "title", "source", "sha256")
     }
+    if corpus.name == "digits":
+        parts = {split: images.classes for split, images in digits().items()}
+        whole |= {"images": sum(map(len, parts.values())), "classes": CLASSES}
+    else:
+        parts = corpus.tokens()
+        whole |= {"characters": len(corpus.text), "vocabulary": len(corpus.vocabulary)}
+    splits = ", ".join(f"{k} {len(v):,}" for k, v in parts.items())
+    return {**whole, "splits": splits, "warning": corpus.warning}
 
 
 def check_length(corpus: Corpus, context: int) -> None:

@@ -45,6 +45,7 @@ from .batches import windows
 from .corpus import Corpus
 from .kept import build, sampling_of, settings_of, write_model
 from .losses import autocast
+from .partition import TextSplits
 from .text import tokenised_of, tokenizer_of
 
 PRESENT = 8192  # states of training text that a revival or new splats are chosen from
@@ -132,7 +133,7 @@ def eval_columns(run: RunConfig, vocabulary: int) -> tuple[str, ...]:
     return (*held_out_names(settings_of(run, vocabulary)), *recent)
 
 
-class EBMWorkload:
+class EBMWorkload(TextSplits):
     """An energy-based model that predicts the next token of a text. Raises UserError as its parts do."""
 
     capturable = False  # places and candidates of its splats are chosen on the host

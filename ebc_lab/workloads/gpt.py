@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ from ebc_lab.verity import VerityGPT, ops
 
 from .corpus import Corpus
 from .losses import autocast, token_losses
+from .partition import TextSplits
 from .text import tokenised_of
 
 PLAIN_UP_TO = 128  # tokens
@@ -40,25 +41,30 @@ def _future(T: int) -> Tensor:
     return torch.full((T, T), -torch.inf, dtype=torch.bfloat16).triu_(1)
 
 
-def attention(qkv: Tensor, B: int, heads: int, dropout: float) -> Tensor:
-    """Causal attention: queries, keys and values of B·T tokens, (B·T, 3C) -> (B·T, C), same dtype."""
+def attention(qkv: Tensor, B: int, heads: int, dropout: float, causal: bool = True) -> Tensor:
+    """Attention: queries, keys and values of B·T tokens, (B·T, 3C) -> (B·T, C), same dtype."""
     N, width = qkv.shape
     T = N // B
     D = width // (3 * heads)
-    parted = qkv.view(B, T, 3, heads, D).permute(2, 0, 3, 1, 4)  # (3, B, heads, T, D)
-    if qkv.device.type != "cpu" or qkv.dtype != torch.bfloat16:
+    return attend(qkv.view(B, T, 3, heads, D).permute(2, 0, 3, 1, 4), dropout, causal)
+
+
+def attend(parted: Tensor, dropout: float = 0.0, causal: bool = True) -> Tensor:
+    """The same of queries, keys and values by their heads, (3, B, heads, T, D) -> (B·T, heads·D)."""
+    _, B, heads, T, D = parted.shape
+    if parted.device.type != "cpu" or parted.dtype != torch.bfloat16:
         q, k, v = parted
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-    elif dropout or T > PLAIN_UP_TO:
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
+    elif dropout or T > PLAIN_UP_TO or not causal:
         with torch.autocast("cpu", enabled=False):
             q, k, v = parted.float()
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True).to(qkv.dtype)
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal).to(parted.dtype)
     else:
         q, k, v = parted.reshape(3, B * heads, T, D)
         with torch.autocast("cpu", enabled=False):
             scores = torch.baddbmm(_future(T).expand(B * heads, T, T), q, k.mT, alpha=D**-0.5)
             y = torch.bmm(scores.softmax(-1), v).view(B, heads, T, D)
-    return y.transpose(1, 2).reshape(N, heads * D)
+    return y.transpose(1, 2).reshape(B * T, heads * D)
 
 
 class HiddenLinear(nn.Linear):
@@ -77,9 +83,10 @@ class HiddenLinear(nn.Linear):
 
 
 class Block(nn.Module):
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, causal: bool = True):
         super().__init__()
         d = config.width
+        self.causal = causal
         self.heads = config.heads
         self.dropout = config.dropout
         self.attention_norm = nn.LayerNorm(d, bias=False)
@@ -96,7 +103,7 @@ class Block(nn.Module):
         dropout = self.dropout if self.training else 0.0
         weights = torch.cat([self.q.effective(), self.k.effective(), self.v.effective()])
         qkv = F.linear(self.attention_norm(x), weights)  # (B·T, 3C)
-        x = x + self.drop(self.o(attention(qkv, B, self.heads, dropout)))
+        x = x + self.drop(self.o(attention(qkv, B, self.heads, dropout, self.causal)))
         x = x + self.drop(self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x)))))
         return x
 
@@ -132,17 +139,25 @@ class GPT(nn.Module):
         return logits.view(B, T, -1)
 
 
-def build(config: ModelConfig, vocabulary: int, seed: int) -> GPT:
-    """The model with its initial weights drawn from `seed` alone, on the CPU, float32."""
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def drawn(make: Callable[[], Model], seed: int) -> Model:
+    """The model that `make` makes, with its initial weights drawn from `seed` alone, on the CPU, float32."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return GPT(config, vocabulary)
+        return make()
+
+
+def build(config: ModelConfig, vocabulary: int, seed: int) -> GPT:
+    """The GPT, so drawn."""
+    return drawn(lambda: GPT(config, vocabulary), seed)
 
 
 def build_exact(config: ModelConfig, vocabulary: int, seed: int) -> VerityGPT:
     """The same of exact layers; its weights are other ones than those that `build` draws from that seed."""
-    drawn = torch.Generator().manual_seed(seed)
-    return VerityGPT(vocabulary, config.context, config.width, config.blocks, config.heads, drawn)
+    generator = torch.Generator().manual_seed(seed)
+    return VerityGPT(vocabulary, config.context, config.width, config.blocks, config.heads, generator)
 
 
 def plain(
@@ -163,9 +178,8 @@ def plain(
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The matrices inside the blocks of a GPT: q, k, v, o, mlp-in and mlp-out, in the model's order."""
-    assert isinstance(model, GPT | VerityGPT)
-    return [p for p in model.blocks.parameters() if p.ndim == 2]
+    """The matrices inside the blocks of a model, in its order: of a GPT q, k, v, o, mlp-in and mlp-out."""
+    return [p for p in model.get_submodule("blocks").parameters() if p.ndim == 2]
 
 
 def hidden(model: nn.Module) -> list[HiddenLinear]:
@@ -180,7 +194,7 @@ def effective_weights(model: nn.Module) -> list[Tensor]:
     return [layers[id(p)].effective() if id(p) in layers else p for p in trained]
 
 
-class GPTWorkload:
+class GPTWorkload(TextSplits):
     """A GPT that predicts the next token of a text."""
 
     step_columns: tuple[str, ...] = ()
@@ -195,7 +209,11 @@ class GPTWorkload:
         self.capturable = run.model.dropout == 0
 
     def build(self) -> nn.Module:
-        return build(self.run.model, self.vocabulary, self.run.seed)
+        return drawn(self.make, self.run.seed)
+
+    def make(self) -> nn.Module:
+        """The model with its weights drawn from torch's generator."""
+        return GPT(self.run.model, self.vocabulary)
 
     def forward(self, called: nn.Module, inputs: Tensor) -> tuple[Tensor, None]:
         with autocast(self.run):

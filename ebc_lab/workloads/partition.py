@@ -1,5 +1,5 @@
-"""From which parts of the training text a run draws its batches: all of it, or clusters of its windows
-(docs/lowbit.md)."""
+"""From which parts of a text a run draws its batches, all of it, or clusters of its windows (docs/lowbit.md),
+and what it is evaluated on."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.parts.partition import PartitionConfig
+from ebc_lab.config.parts.partition import PARTITION, PartitionConfig
+from ebc_lab.config.schema import RunConfig
 from ebc_lab.lowbit.clustering import DataClustering, suggest_k, window_features
 
-from .batches import Batches
+from .batches import Batches, windows
 
+HELD_SHARE = 0.02  # of the training text, its end, where the budget is measured on held-back text
 SUGGESTED = range(2, 13)  # numbers of clusters that are compared where none is asked for
 OFFSETS = 1  # which numbers of a step say where in their windows its rows begin
 
@@ -54,3 +56,38 @@ class PartitionedBatches(Batches):
         starts = windows * self.context + draw.integers(0, self.context, self.batch_size)
         last = len(self.tokens) - len(self.window)
         return torch.from_numpy(np.minimum(starts, last)).to(self.tokens.device)
+
+
+class TextSplits:
+    """The batches and evaluation windows of a workload that is trained on a text."""
+
+    run: RunConfig
+    tokens: dict[str, Tensor]  # each split's, (n,) int64, on the run's device
+
+    def batches(self) -> tuple[Batches, Batches | None]:
+        """Return the training batches, and with budget.probe_tokens=held those that choose c.
+
+        Raises UserError where the text is too short to hold any of it back, or for the run's clusters.
+        """
+        run, text = self.run, self.tokens["train"]
+        context = run.model.context
+        partition = PARTITION.of(run)
+        if not PARTITION.neutral(partition):
+            return PartitionedBatches(text, run.batch_size, context, run.seed, partition), None
+        if run.stabilizer.name != "ebc" or run.budget.probe_tokens != "held":
+            return Batches(text, run.batch_size, context, run.seed), None
+        cut = round((1 - HELD_SHARE) * len(text))
+        held_back = text[cut:]
+        if len(held_back) < context + 1:
+            raise UserError(
+                f"the corpus is too short for budget.probe_tokens=held: {len(held_back)} characters would be "
+                f"held back and a window takes {context + 1}; use a longer text, or probe_tokens=train."
+            )
+        trained = Batches(text[:cut], run.batch_size, context, run.seed, of=len(text))
+        return trained, Batches(held_back, run.budget.probe_sequences, context, run.seed)
+
+    def held_out(
+        self, split: str, count: int | None = None, *, exact: bool = False
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return a split's disjoint windows, or so many full ones spread over it."""
+        return windows(self.tokens[split], self.run.model.context, count, exact=exact)

@@ -20,6 +20,8 @@ def checked_text(run: RunConfig, *, quiet: bool = False) -> tuple[Corpus, str | 
     Raises UserError, also where either is not the one that a checksum in the settings names.
     """
     corpus = locate(run.data, quiet=quiet)
+    if run.workload.name == "images":
+        return corpus, None
     if run.tokens.name == "characters":
         check_length(corpus, run.model.context)
         _check_splats(run, round(0.9 * len(corpus.text)))

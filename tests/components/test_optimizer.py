@@ -28,6 +28,7 @@ LR = 1e-2
 CONFIGS = {
     "adam": OptimizerConfig("adam", lr=LR, weight_decay=0.1),
     "adamw": OptimizerConfig("adamw", lr=LR, weight_decay=0.1),
+    "nadamw": OptimizerConfig("nadamw", lr=LR, weight_decay=0.1),
     "sgd": OptimizerConfig("sgd", lr=LR, momentum=0.9),
     "muon": OptimizerConfig("muon", lr=LR, momentum=0.95),
     "lion": OptimizerConfig("lion", lr=LR, beta2=0.99, weight_decay=0.1),

@@ -15,7 +15,7 @@ from ..part import Mode, Part, Unfit
 AXIOM = ("axiom",)
 ADAMS = (  # what has Adam's two moments, or is made of it
     *("adam", "adamw", "adam_uncorrected", "adam8bit", "adam4bit"),
-    *("muon", "soap", "schedule_free", "galore"),
+    *("muon", "soap", "schedule_free", "galore", "nadamw"),
     *("prodigy", "adopt", "hyperball", "normuon", "d_adaptation", "mechanic"),
 )
 FIXED_NORM = ("hyperball", "lionar")
@@ -52,6 +52,7 @@ WORDS = {
     "dog": "DoG",
     "ldog": "LDoG",
     "mechanic": "Mechanic around Adam",
+    "nadamw": "NadamW",
 }
 
 

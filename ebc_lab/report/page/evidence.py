@@ -148,7 +148,8 @@ def _facts(
     compared = decision_that_shows("verdict", decisions) or decision_that_shows("arms", decisions)
     few = words.low_bit(config)
     cut = [] if config.tokens.name == "characters" else [("Tokens", words.tokens(config))]
-    step = f"{config.batch_size} × {config.model.context} tokens"
+    images = config.workload.name == "images"
+    step = f"{config.batch_size} " + ("images" if images else f"× {config.model.context} tokens")
     return [
         ("Corpus", header["corpus"]["title"]),
         ("Model", words.model(config)),

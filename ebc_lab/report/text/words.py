@@ -16,6 +16,7 @@ from ebc_lab.config.identity import tails_of_choices
 from ebc_lab.config.part import Tail
 from ebc_lab.config.parts.lr_schedule import TAILS as LR_TAILS
 from ebc_lab.config.parts.lr_schedule import LRScheduleConfig
+from ebc_lab.config.parts.model import MODEL
 from ebc_lab.config.parts.partition import PARTITION
 from ebc_lab.config.parts.policy import POLICY
 from ebc_lab.config.parts.quantizer import QUANTIZER
@@ -724,8 +725,11 @@ def model(config: RunConfig) -> str:
     """What a configuration trains, with its sizes."""
     m, ebm, decoder = config.model, config.ebm, config.decoder
     blocks = f"{plural(m.blocks, 'block')}, width {m.width}"
+    name = MODEL.words.get(m.name, m.name.upper())
+    if config.workload.name == "images":
+        return f"{name}, {blocks}"
     if config.workload.name == "gpt":
-        return f"{m.name.upper()}, {blocks}, context {m.context}"
+        return f"{name}, {blocks}, context {m.context}"
     splats = f"up to {plural(ebm.splats, 'splat')}, {ebm.neighbours} of them on a state" if ebm.splats else ""
     window = f"a window of {plural(ebm.window, 'token')}"
     encoder = window if config.encoder.name == "window" else f"transformer blocks ({blocks})"
@@ -737,7 +741,9 @@ def model(config: RunConfig) -> str:
 
 
 def tokens(config: RunConfig) -> str:
-    """What the text is cut into, in the plural."""
+    """What the text is cut into, or images, in the plural."""
+    if config.workload.name == "images":
+        return "images"
     kinds = {"bpe": f"byte pairs of the training split, {config.tokens.size:,} at the most"}
     usual = {"characters": "characters", "bytes": "bytes", "gpt2": "GPT-2’s"}
     return (usual | kinds)[config.tokens.name]

@@ -61,8 +61,8 @@ def arms_of(specs: Sequence[RunSpec], results: Results) -> dict[str, Arm]:
 
 def in_bits(run: RunConfig) -> bool:
     """Tell whether losses are also shown in bits per character: of a GPT on characters they are nats by
-    another factor."""
-    return run.workload.name != "gpt" or run.tokens.name != "characters"
+    another factor, and images have none."""
+    return run.workload.name == "ebm" or run.tokens.name != "characters"
 
 
 def _figures(arm: Arm, results: Results, means: Sequence[str]) -> Arm:
