@@ -48,6 +48,9 @@ def test_initial_scales():
             into_the_stream = name.endswith((".o.weight", ".mlp_out.weight"))
             want = 0.02 / math.sqrt(2 * 2) if into_the_stream else 0.02
             assert p.std().item() == pytest.approx(want, rel=0.05), name
+    three = build(replace(CONFIG, init_scale=3.0), 65, 0)
+    for (name, p), q in zip(build(CONFIG, 65, 0).named_parameters(), three.parameters(), strict=True):
+        torch.testing.assert_close(q, 3 * p if p.ndim == 2 else p, msg=name)
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
