@@ -20,7 +20,8 @@ from ebc_lab.workloads.gpt import drawn, hidden_matrices
 from ebc_lab.workloads.gru import GRU
 from ebc_lab.workloads.images import CNN, ImageBatches, ViT
 from ebc_lab.workloads.modern import ModernGPT, rotated, rotations
-from ebc_lab.workloads.text import checked_text, pinned
+from ebc_lab.workloads.starts import pinned
+from ebc_lab.workloads.text import checked_text
 
 CONFIG = ModelConfig(blocks=2, width=16, heads=2, context=12)
 VOCABULARY = 10
