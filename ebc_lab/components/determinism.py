@@ -57,6 +57,11 @@ class Torch(Hook):
     exact_windows = False  # whether evaluation windows are spread by integers alone
     keeps_subnormals = False  # whether a CPU computes with numbers below 1e-38, a hundred times as slowly
 
+    @classmethod
+    def held_out(cls, workload: Workload, split: str, count: int) -> Any:
+        """Return so many fixed windows of a split, as (inputs, targets)."""
+        return workload.held_out(split, count, exact=cls.exact_windows)
+
     def __init__(self, run: RunConfig, built: Built):
         self.run = run
 

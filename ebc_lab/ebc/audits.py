@@ -177,16 +177,9 @@ class AuditedOptimizer(WrappingOptimizer):
         stats.applied_kl = kl.clamp(min=0)
         stats.movement = movement
         if proposal.kept is not None:
-            stats.applied_norm = self._applied_norm(proposal)
+            stats.applied_norm = proposal.norm(whole=True)
         if self.deferred:  # the host does not know yet whether the step was skipped: then it is not audited
             stats.applied_kl = torch.where(stats.skipped, torch.nan, stats.applied_kl)
             stats.movement = torch.where(stats.skipped, torch.nan, stats.movement)
             if stats.applied_norm is not None:
                 stats.applied_norm = torch.where(stats.skipped, torch.nan, stats.applied_norm)
-
-    def _applied_norm(self, proposal: Proposal) -> Tensor:
-        """How far the weights, which are at W + c·dW now, have moved, 0-dim float64."""
-        pairs = zip(proposal.old, proposal.layout.weights, strict=True)
-        # one difference at a time: no further copy of the weights is held
-        norms = [self.arithmetic.norm([new - old]) for old, new in pairs]
-        return self.workers.joined_norm(self.arithmetic.norm([torch.stack(norms)]).double())

@@ -86,12 +86,14 @@ class Proposal:
         """dW, one tensor for each weight."""
         return torch._foreach_sub(list(self.layout.weights), self.old)
 
-    def norm(self) -> Tensor:
-        """||dW|| of what c scales, 0-dim float64."""
+    def norm(self, *, whole: bool = False) -> Tensor:
+        """How far the weights are from W, of what c scales or of the `whole`, 0-dim float64."""
         if not isinstance(self.arithmetic, TorchArithmetic):
             updates = self.updates()
-            return self.arithmetic.norm([updates[i] for i in self.scaled]).double()
-        parts = [torch.dist(self.layout.parts[i], self.before.parts[i]) for i in self.layout.moving]
+            chosen = range(len(updates)) if whole else self.scaled
+            return self.arithmetic.norm([updates[i] for i in chosen]).double()
+        segments = range(len(self.layout.parts)) if whole else self.layout.moving
+        parts = [torch.dist(self.layout.parts[i], self.before.parts[i]) for i in segments]
         total: Tensor = torch.linalg.vector_norm(torch.stack(parts).double())
         return self.workers.joined_norm(total)
 

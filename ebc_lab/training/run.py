@@ -103,7 +103,7 @@ class Training:
 
             # on what
             self.batches, self.probe_batches = self.workload.batches()
-            self.fixed_windows = self.workload.held_out("val", run.eval_windows, exact=numerics.exact_windows)
+            self.fixed_windows = numerics.held_out(self.workload, "val", run.eval_windows)
             # where a graph looks for the learning rate and for the batch
             self.rate = torch.zeros((), device=device)
             self.starts = torch.zeros(run.batch_size, dtype=torch.int64, device=device)

@@ -40,7 +40,7 @@ def refused(overrides, **how):
         compose([*SMOKE, *overrides], **how)
     said = str(caught.value)
     assert "\n" not in said
-    assert len(said) < 400, said
+    assert len(said) < 600, said
     return said
 
 

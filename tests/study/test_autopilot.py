@@ -344,7 +344,7 @@ def test_multirun_makes_one_named_study_per_combination():
     assert {tuple(c.lr_sweep.optimizers) for c in made} == {("adam",), ("sgd",)}
     assert all(c.study.name.startswith("smoke_optimizer_") for c in made)
     globbed = configurations(["scale=smoke", "optimizer=glob(s*)"], multirun=True)
-    assert [c.lr_sweep.optimizers for c in globbed] == [["schedule_free"], ["sgd"], ["soap"]]
+    assert [c.lr_sweep.optimizers for c in globbed] == [["schedule_free"], ["scion"], ["sgd"], ["soap"]]
     with pytest.raises(UserError, match="adan"):
         configurations(["scale=smoke", "optimizer=adam,adan"], multirun=True)
 

@@ -107,7 +107,7 @@ class Measured(Budget):
         result = shadow_search(
             lambda trial: proposal.kl(trial, proposal.batch.probe),
             stats.delta,
-            trial.clamp(max=most),
+            trial if stats.ceiling is None else trial.clamp(max=most),
             measurements=self.settings.measurements if self.settings.refines(proposal.t) else 1,
             floor=self.floor,
             most=most,

@@ -135,7 +135,7 @@ class Tracked(Measured):
             after, c = self._corrected(stats, proposal, prior, torch.where(usable, scale, 0.0), trial)
         else:
             after = prior
-            allowed = self.trial.clamp(max=most)
+            allowed = self.trial if stats.ceiling is None else self.trial.clamp(max=most)
             c = torch.where(known | (usable & (expected < allowed)), expected, allowed)
             self.carry("trial", c, proposal, c > 0)
         self.carry("log_ratio", after.log_ratio, proposal, usable)
