@@ -23,7 +23,7 @@ from .checks import (
 from .choices import changed, choices_of, groups, kind_of, shaped, under
 from .dicts import run_part
 from .errors import UserError, any_of, nearest, require, shown
-from .fields import CUSTOM, number
+from .fields import CUSTOM, Setting, number
 from .limits import MULTIPLE
 from .machine import chosen_device, visible_gpus
 from .modes import check_processes
@@ -33,6 +33,7 @@ from .parts.stabilizer import StabilizerConfig
 from .schema import (
     CAPABILITIES,
     GROWING,
+    HORIZON,
     STAGE_NEEDS,
     STAGES,
     TUNABLE,
@@ -41,6 +42,8 @@ from .schema import (
     ArmConfig,
     Config,
     LauncherConfig,
+    MethodConfig,
+    ProfilesConfig,
     RunConfig,
     TrackerConfig,
 )
@@ -144,6 +147,10 @@ def _settings_of_runs(config: Config) -> Iterator[dict[str, Any]]:
         yield from config.controller_search.candidates.values()
     if "circumstances" in stages:
         yield from ({"determinism": {"name": mode}} for mode in config.circumstances.modes)
+    if "profiles" in stages:
+        workloads = config.profiles.workloads.values()
+        yield from (workload.settings for workload in workloads)
+        yield from (method.settings for method in config.profiles.methods.values())
 
 
 def _processes(config: Config, run: RunConfig, *, here: bool, study: bool) -> None:
@@ -277,9 +284,9 @@ def _study(config: Config) -> None:
 def stage_seeds(config: Config) -> range:
     """The seeds of the runs that decisions are made from."""
     first = config.study.stage_seed
-    return range(
-        first, first + max(config.lr_sweep.replicates + 1, config.calibrate.seeds, config.tune.seeds)
-    )
+    profiles = config.profiles.calibration_seeds + config.profiles.target_seeds
+    numbers = [config.lr_sweep.replicates + 1, config.calibrate.seeds, config.tune.seeds]
+    return range(first, first + max(*numbers, profiles * ("profiles" in config.study.stages)))
 
 
 def _final_arms(arms: Sequence[str]) -> None:
@@ -346,6 +353,8 @@ def _stages(config: Config) -> None:
         for mode, parts in itertools.product(config.circumstances.modes, config.circumstances.parts):
             plain = replace(under(base, mode, parts), stabilizer=StabilizerConfig())
             validate_run(plain, beside=base)
+    if "profiles" in stages:
+        _profiles(config)
 
 
 def most_runs(config: Config) -> dict[str, int]:
@@ -374,8 +383,17 @@ def most_runs(config: Config) -> dict[str, int]:
         "finals": tracks * len(config.finals.arms) * max(seeds, config.finals.max_seeds),
         "ablation": tracks * labels * seeds,
         "circumstances": len(same.modes) * where,
+        "profiles": _most_profiled(config.profiles, seeds),
     }
     return {stage: counts.get(stage, 0) for stage in config.study.stages}
+
+
+def _most_profiled(profiles: ProfilesConfig, seeds: int) -> int:
+    """The most runs of the stage profiles: the targets', the grids', and those that are scored."""
+    grids = {m: math.prod(map(len, method.grid.values())) for m, method in profiles.methods.items()}
+    workloads, each = len(profiles.workloads), profiles.calibration_seeds
+    targets = workloads * (grids.get(profiles.yardstick, 0) * each + profiles.target_seeds)
+    return targets + sum(grids.values()) * len(profiles.calibrate_on) * each + len(grids) * workloads * seeds
 
 
 def _begun_with(config: Config, arm: ArmConfig) -> int:
@@ -395,6 +413,75 @@ def _most_points(config: Config, arm: ArmConfig) -> int:
     widened = 2 * tune.max_extensions if tune.window and "lr" in arm.tune else 0
     constant = tune.search == "coordinate" and "constant" in arm.tune.get("schedule", ())  # at one more rate
     return _begun_with(config, arm) + tune.max_extensions * (edges + 1) + again + widened + constant
+
+
+OF_METHODS = ("optimizer", "stabilizer", "controller", "lr_schedule", "projection")
+
+
+def _profiles(config: Config) -> None:
+    """Every method of the stage profiles can be run on every workload, at the ends of its grid."""
+    profiles = config.profiles
+    require(len(profiles.methods) > 1, "profiles.methods must name at least two: choose study=calibrated.")
+    require(bool(profiles.workloads), "profiles.workloads must name at least one.")
+    require(bool(profiles.calibrate_on), "profiles.calibrate_on must name the workloads that choose.")
+    choice("profiles.yardstick", profiles.yardstick, list(profiles.methods))
+    for label in profiles.calibrate_on:
+        choice("profiles.calibrate_on", label, list(profiles.workloads))
+    for label in profiles.asked_about:
+        choice("profiles.asked_about", label, list(profiles.methods))
+    base = replace(run_part(config), steps=profiles.steps, stabilizer=StabilizerConfig())
+    for name, workload in profiles.workloads.items():
+        path = f"profiles.workloads.{name}"
+        _name_of(path, name)
+        for group in OF_METHODS:
+            require(group not in workload.settings, f"{path}.settings: {group} is the methods' to set.")
+    for name, method in profiles.methods.items():
+        path = f"profiles.methods.{name}"
+        _name_of(path, name)
+        _grid_of_method(path, method)
+        for place in method.cannot:
+            choice(f"{path}.cannot", place, list(profiles.workloads))
+        for place, workload in profiles.workloads.items():
+            run = shaped(changed(base, workload.settings), workload)
+            for end in (0, -1) if place not in method.cannot else ():
+                settings = method.at({key: values[end] for key, values in method.grid.items()})
+                _as_run(f"{path} on {place}", run, settings, config.launcher.processes_per_run)
+
+
+def _name_of(path: str, name: str) -> None:
+    require(
+        bool(re.fullmatch(r"[a-z0-9][a-z0-9_]{0,59}", name)),
+        f"{path}: a name is lower-case letters, digits and _.",
+    )
+
+
+def _grid_of_method(path: str, method: MethodConfig) -> None:
+    """A method says its learning rate, sets nothing twice, and its horizons are shares."""
+    for group, settings in method.settings.items():
+        require(
+            isinstance(settings, dict), f"{path}.settings.{group} takes {{name: …}}, not {shown(settings)}."
+        )
+        require(
+            settings.get("target") is None,
+            f"{path}.settings.{group}: this stage takes the lab's own parts only.",
+        )
+    for key, values in method.grid.items():
+        group, _, name = key.partition(".")
+        require(
+            key == HORIZON or (group in PART and hasattr(PART[group].settings(), name)),
+            f"{path}.grid: {shown(key)} is no setting of a run's part, as optimizer.lr is, nor {HORIZON}.",
+        )
+        require(
+            name not in method.settings.get(group, {}),
+            f"{path}: grid and settings.{key} both set it: leave one out.",
+        )
+        if key == HORIZON:
+            check_value(f"{path}.grid.{key}", values, Setting("", above=0, high=1), list[float])
+    optimizer = method.settings.get("optimizer", {})
+    require(
+        "optimizer.lr" in method.grid or "lr" in optimizer,
+        f"{path} needs its learning rate: a grid of optimizer.lr, or optimizer.lr in its settings.",
+    )
 
 
 def _suite(config: Config) -> None:
