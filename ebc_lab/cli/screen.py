@@ -208,6 +208,8 @@ def outcome(console: Console, done: Any) -> None:
         console.print(suite(done.ablation, results_of(done), done.study.decisions().get("tune")))
     if done.modes:
         console.print(same_bits(done.modes, done.study.results_of(done.modes)))
+    if done.profiles:
+        console.print(profiles(done.profiles))
     root = done.study.root
     stages = ", ".join(done.stages) or "none"
     console.print(f"in this call: {runs_in_words(done.runs.as_dict())}; stages decided: {stages}")
@@ -220,6 +222,7 @@ def outcome(console: Console, done: Any) -> None:
         "tables": "summary_*.*",
         "arms": "ablation.*",
         "modes": "determinism.csv",
+        "profiles": "profiles.csv",
         "plots": "*.svg",
         "runs": f"{RUNS}/",
     }
@@ -301,6 +304,13 @@ def suite(
 def same_bits(decision: Decision, timed: tables.Results | None = None) -> RenderableType:
     """The modes of determinism that a study compares. `timed`: as for `suite`."""
     made = (tables.modes(track, decision, track, timed) for track in decision["tracks"])
+    return Group(*(part for table in made for part in (drawn(table), Text(table.note, style="dim"))))
+
+
+def profiles(decision: Decision) -> RenderableType:
+    """The methods by their scores, and their times on each workload over the best method's."""
+    kinds = (tables.scores, tables.ratios)
+    made = [table(track, decision, track) for track in decision["tracks"] for table in kinds]
     return Group(*(part for table in made for part in (drawn(table), Text(table.note, style="dim"))))
 
 
@@ -423,6 +433,8 @@ def _evidence(stage: str, decision: Decision, band: Sequence[float] | None) -> R
         return suite(decision)
     if shows == "modes":
         return same_bits(decision)
+    if shows == "profiles":
+        return profiles(decision)
     if shows == "verdict":
         tracks = decision["tracks"].items()
         lines: list[Any] = [{"track": name, **line} for name, track in tracks for line in track["verdict"]]

@@ -99,6 +99,7 @@ class StudyFiles:
         self.results_file = root / "results_final.json"
         self.ablation_file = root / "ablation.csv"
         self.modes_file = root / "determinism.csv"
+        self.profiles_file = root / "profiles.csv"
         self.figures_file = root / "figures.json"  # what each picture shows
         self.page_file = root / "report.html"
         self.manifest_file = root / "manifest.json"
@@ -132,6 +133,7 @@ class StudyFiles:
             self.results_file,
             self.ablation_file,
             self.modes_file,
+            self.profiles_file,
             self.page_file,
             self.crate_file,
         )

@@ -53,7 +53,13 @@ def write_conclusions(
     corpus = {"corpus": header["corpus"]["title"], "warning": header["corpus"]["warning"]}
     about = {"study": header["study"], **corpus}
     accepted: Acceptance | None = None
-    made = (study.acceptance_file, study.ablation_file, study.modes_file, study.results_file)
+    made = (
+        study.acceptance_file,
+        study.ablation_file,
+        study.modes_file,
+        study.profiles_file,
+        study.results_file,
+    )
     manifest.remove_entries(study.root, *(path.name for path in made), *PAPERS)
     if final := decision_that_shows("verdict", decisions):
         accepted = cast(Acceptance, {**about, **verdict.acceptance(config, final)})
@@ -62,6 +68,8 @@ def write_conclusions(
         summaries.write_ablation(study.ablation_file, suite)
     if compared := decision_that_shows("modes", decisions):
         summaries.write_modes(study.modes_file, compared, study.results_of(compared))
+    if profiled := decision_that_shows("profiles", decisions):
+        summaries.write_profiles(study.profiles_file, profiled)
     write_json(study.results_file, {**about, **decisions[config.study.stages[-1]]})
     papers.write(
         study.root, config, corpus, decisions, accepted, study.result, looked(header.get("looks", []))

@@ -94,6 +94,7 @@ class Outcome:
     acceptance: Acceptance | None = None
     ablation: Decision | None = None
     modes: Decision | None = None
+    profiles: Decision | None = None
 
     @property
     def trained(self) -> int:
@@ -238,9 +239,10 @@ class _Call:
         runs = counted(sorts[run_id] for run_id in _ended(study) - before - self.taken if run_id in sorts)
         suite = decision_that_shows("arms", self.decisions)
         modes = decision_that_shows("modes", self.decisions)
+        profiles = decision_that_shows("profiles", self.decisions)
         last = self.stages[-1]
         answer = stage_of(last).headlines(self.decisions[last])
-        return Outcome(study, runs, failed, self.stages, answer, warning, verdict, suite, modes)
+        return Outcome(study, runs, failed, self.stages, answer, warning, verdict, suite, modes, profiles)
 
     def _take_from_neighbours(self, stage: str, missing: Sequence[RunSpec]) -> int:
         """Copy those runs that another study of this output folder has finished. -> how many."""

@@ -36,6 +36,7 @@ from ebc_lab.study.store.study import Record, Study, StudyHeader
 
 from ..text import glance, headline, tables, words
 from ..text.modes import answer as same_bits
+from ..text.profiles import answer as profiled_in_words
 from ..text.table import PAGE, Table
 from ..text.words import fixed, optimizer, setting
 from .curves import Run, curves
@@ -65,7 +66,6 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
     results = {r.run_id: r.result for r in trained if r.result}
     runs = [(r.run_id, r.spec, r.result or {}) for r in trained if r.spec]
     final, suite = decision_that_shows("verdict", decisions), decision_that_shows("arms", decisions)
-    modes = decision_that_shows("modes", decisions)
     chosen = {s: decisions[s] for s in _by_weight(decisions, config) if stage_of(s).shows in CHOICES}
     floors = why.noise_floor(decisions)
     again = _again(study, header)
@@ -82,7 +82,7 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "tokens": words.tokens(config),
         "verdict": [_verdict(t, f, config, decisions) for t, f in final["tracks"].items()] if final else [],
         "suite": _suite(suite, results, config, decisions.get("tune")) if suite else None,
-        "modes": _modes(modes, results) if modes else None,
+        "compared": _without_arms(decisions, results),
         "decided": {s: _decision(s, d, config, floors) for s, d in chosen.items()},
         "open": waiting,
         "early": _early(snapshot) if waiting else None,
@@ -493,19 +493,44 @@ def _tried(track: str, of: str, compared: SuiteTrack, config: Config, tune: Deci
     return _titled(glance.tried(f"tried-{track}", tune, track, order, grids), of)
 
 
+def _of_stage(decision: Decision, found: Iterable[Table], **said: Any) -> dict[str, Any]:
+    """Return what a stage says that has neither arms nor a verdict: its tables, and what is `said`."""
+    stage = stage_of(decision["stage"])
+    return {
+        "title": stage.title,
+        "about": stage.about,
+        "rule": decision["rule"],
+        "notes": untracked(decision["notes"], decision["tracks"]),
+        "tables": [table.on(PAGE) for table in found],
+        **said,
+    }
+
+
+def _without_arms(decisions: Mapping[str, Decision], results: tables.Results) -> dict[str, Any] | None:
+    """Return what a study compares that has neither arms nor a verdict; None where it has them."""
+    if modes := decision_that_shows("modes", decisions):
+        return _modes(modes, results)
+    profiled = decision_that_shows("profiles", decisions)
+    return _profiles(profiled) if profiled else None
+
+
 def _modes(decision: Decision, results: tables.Results) -> dict[str, Any]:
     tracks = decision["tracks"]
-    of_track = (tables.modes(f"modes-{track}", decision, track, results) for track in tracks)
-    found = [table.on(PAGE) for table in of_track]
-    return {
-        "title": stage_of(decision["stage"]).title,
-        "about": stage_of(decision["stage"]).about,
-        "rule": decision["rule"],
-        "notes": untracked(decision["notes"], tracks),
-        "headlines": [headline.modes(compared) for compared in tracks.values()],
-        "answers": [same_bits(compared) for compared in tracks.values()],
-        "tables": found,
-    }
+    found = [tables.modes(f"modes-{track}", decision, track, results) for track in tracks]
+    headlines = [headline.modes(compared) for compared in tracks.values()]
+    answers = [same_bits(compared) for compared in tracks.values()]
+    return _of_stage(decision, found, headlines=headlines, answers=answers)
+
+
+def _profiles(decision: Decision) -> dict[str, Any]:
+    tracks = decision["tracks"]
+    found: list[Table] = []
+    for name in tracks:
+        found += [tables.scores(f"scores-{name}", decision, name)]
+        found += [tables.ratios(f"ratios-{name}", decision, name)]
+    headlines = [headline.profiles(track) for track in tracks.values()]
+    answers = [profiled_in_words(track) for track in tracks.values()]
+    return _of_stage(decision, found, headlines=headlines, answers=answers)
 
 
 def _titled(made: Table | None, of: str) -> Table | None:

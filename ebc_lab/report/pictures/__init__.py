@@ -25,6 +25,7 @@ from .catalogue import EMBEDDED, PHONE, write_catalogue
 from .curves import known
 from .decisions import by_track, draw_calibration, draw_eta_eff, draw_lr_scale, draw_lr_sweep
 from .finals import final_pictures
+from .profiles import draw_profiles, draw_ratios
 from .render import png, svg
 from .sheet.figure import STYLE, Decisions, Facts
 from .sheet.picture import Picture, picture
@@ -90,10 +91,11 @@ def pictures(root: Path, facts: Facts, decisions: Decisions) -> Iterator[Picture
             yield from suite_pictures(root, facts, name, decisions)
         else:
             several = len(decision["tracks"]) > 1
+            section = "verdict" if stage.concludes else name
             for kind in stage.pictures:
                 for track, draw, *of in OF_A_CHOICE[kind](root, facts, decision, decisions):
                     of_track = f"{kind}_{track}" if track and several else kind
-                    yield from picture(of_track, name, facts, draw, *of)
+                    yield from picture(of_track, section, facts, draw, *of)
     if (busy := timeline(StudyFiles(root))) and decisions:
         yield from picture("timeline", "timeline", facts, draw_slots, busy)
 
@@ -125,9 +127,21 @@ def _calibrate(root: Path, facts: Facts, decision: Mapping[str, Any], decisions:
         yield track, draw_calibration, track, tracks[track], rows, natural_kl
 
 
+def _profiles(root: Path, facts: Facts, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:
+    for track, of_track in decision["tracks"].items():
+        yield track, draw_profiles, of_track
+
+
+def _ratios(root: Path, facts: Facts, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:
+    for track, of_track in decision["tracks"].items():
+        yield track, draw_ratios, of_track
+
+
 OF_A_CHOICE: Mapping[str, Callable[[Path, Facts, Mapping[str, Any], Decisions], Drawn]] = {
     "lr_sweep": _lr_sweep,
     "lr_scale": _lr_scale,
     "eta_eff": _eta_eff,
     "calibrate": _calibrate,
+    "profiles": _profiles,
+    "ratios": _ratios,
 }

@@ -10,12 +10,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ebc_lab.records.columns import ABLATION_MEANINGS, COLUMNS, MODE_MEANINGS, OF_A_DIFFERENCE, TUNED
+from ebc_lab.records.columns import (
+    ABLATION_MEANINGS,
+    COLUMNS,
+    MODE_MEANINGS,
+    OF_A_DIFFERENCE,
+    PROFILE_MEANINGS,
+    TUNED,
+)
 from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.files import write_atomic
 from ebc_lab.records.spec import settings_of
 
+from . import profiles
 from .modes import figures
 
 ABOUT_AN_ARM = ("about", "lr", "lr_scale", "delta_star", "lr_schedule", "warmup_steps", "delta_schedule")
@@ -90,6 +98,14 @@ def write_modes(path: Path, decision: Decision, results: Mapping[str, RunResult]
 
     rows = [row for track in decision["tracks"] for row in figures(decision, track, results)]
     _write(path, pd.DataFrame(rows, columns=list(MODE_MEANINGS)))
+
+
+def write_profiles(path: Path, decision: Decision) -> None:
+    """Write the table of the methods on each workload."""
+    import pandas as pd
+
+    rows = [row for track in decision["tracks"] for row in profiles.figures(decision, track)]
+    _write(path, pd.DataFrame(rows, columns=list(PROFILE_MEANINGS)))
 
 
 def write_ablation(path: Path, decision: Decision) -> None:

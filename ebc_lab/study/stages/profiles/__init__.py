@@ -266,5 +266,5 @@ STAGE = Stage(
     resolved=resolved,
     question=lambda config: config.profiles.question,
     shows="profiles",
-    pictures=("profiles",),
+    pictures=("profiles", "ratios"),
 )
