@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
 from ebc_lab.study.stages.profiles import score_in_words
-from ebc_lab.study.stages.profiles.score import share_within
+from ebc_lab.study.stages.profiles.scores import share_within
 
 from .sheet.figure import ALERT, EBC, GOAL, INK, LABELS_FROM, MOST_LINES, REST, SMALL, Facts, Sheet, page
 from .sheet.place import beside, name_rows, narrowed

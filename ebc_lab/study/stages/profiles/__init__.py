@@ -1,7 +1,7 @@
 """profiles: how soon does each method, with one configuration for all workloads, reach a tuned one's loss?
 
 After AlgoPerf's self-tuning ruleset (Dahl et al., arXiv:2306.07179; Kasimbeg et al., arXiv:2505.24005), at a
-size that a laptop trains: docs/stages.md. `calibration` says which runs there are, `score` how they are
+size that a laptop trains: docs/stages.md. `calibration` says which runs there are, `scores` how they are
 judged.
 """
 
@@ -20,7 +20,7 @@ from ..runs import distinct
 from ..stage import Said, Scenario, Stage
 from .calibration import Phases, edges_of, target_of
 from .plan import NAME, points_of, resolved
-from .score import MOST, intervals, lowest, median, ratios, reached, score, sensitivity, times_of
+from .scores import MOST, intervals, lowest, median, ratios, reached, score, sensitivity, times_of
 
 MISSED = [(math.inf, math.inf)]
 Timed = dict[str, dict[str, list[tuple[float, float]]]]  # method -> workload -> each seed's steps and seconds
@@ -144,7 +144,7 @@ def _profiled(phases: Phases, method: str, targets: Mapping[str, float]) -> Prof
         "score_seconds": 0.0,
         "score_others": None,
         "place": 0,
-        "sensitivity": {name: sensitivity(of, phases.results) for name, of in rates.items() if of},
+        "sensitivity": {name: sensitivity(of, phases.results) for name, of in rates.items() if len(of) > 1},
     }
 
 

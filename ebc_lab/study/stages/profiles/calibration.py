@@ -22,7 +22,7 @@ from ebc_lab.records.spec import RunSpec
 from ..rules import Results, edge_of, ended, val_loss
 from ..runs import waiting
 from .plan import Maker, Point, points_of, steps_of
-from .score import lowest, median, over_hints, times_of
+from .scores import lowest, median, over_hints, times_of
 
 RATE = "optimizer.lr"
 

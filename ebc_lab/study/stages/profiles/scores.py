@@ -127,7 +127,7 @@ def sensitivity(runs: Mapping[float, Sequence[RunSpec]], results: Results) -> Ra
     rates = sorted(runs)
     losses = {lr: _mean(runs[lr], results, capped=False) for lr in rates}
     capped = [_mean(runs[lr], results, capped=True) for lr in rates]
-    whole = len(rates) > 1 and all(map(math.isfinite, capped)) and any(map(math.isfinite, losses.values()))
+    whole = all(map(math.isfinite, capped)) and any(map(math.isfinite, losses.values()))
     return {
         "rates": rates,
         "losses": [loss if math.isfinite(loss) else None for loss in losses.values()],
