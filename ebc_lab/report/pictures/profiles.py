@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.patches import Patch
 
 from ebc_lab.study.stages.profiles import score_in_words
 from ebc_lab.study.stages.profiles.scores import share_within
 
-from .sheet.figure import ALERT, EBC, GOAL, INK, LABELS_FROM, MOST_LINES, REST, SMALL, Facts, Sheet, page
-from .sheet.place import beside, name_rows, narrowed
+from .sheet.figure import ALERT, EBC, GOAL, INK, LABELS_FROM, REST, SMALL, Facts, Sheet, entry, page, sheet_of
+from .sheet.place import beside, key, name_rows, narrowed
 
 ASKED = (EBC, ALERT, GOAL, "C4")
-OTHERS = ("C1", "C5", "C6", INK)
-DASHES = ("-", "--", "-.", ":")
+OTHERS = ("C1", "C5", "C6")
 ROW = 0.3  # inches of a method's row
 TICKS = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 SHADES = LinearSegmentedColormap.from_list("ratios", ["#2a7f9e", "#9cc9d6", "#f4f1ea"])  # from the best on
@@ -33,11 +33,11 @@ def ranked(track: Mapping[str, Any]) -> list[str]:
 
 def looks_of(track: Mapping[str, Any]) -> dict[str, tuple[str, str, float]]:
     """Return colour, dashes and width of the methods that are told apart: those asked about, and the best of
-    the others; the rest are grey."""
+    the others."""
     asked = [method for method in ranked(track) if method in track["asked_about"]][: len(ASKED)]
-    others = [m for m in ranked(track) if m not in asked][: max(0, min(MOST_LINES - len(asked), len(OTHERS)))]
+    others = [method for method in ranked(track) if method not in asked]
     looks = {m: (colour, "-", 2.4) for m, colour in zip(asked, ASKED, strict=False)}
-    return looks | {m: (c, d, 1.6) for m, c, d in zip(others, OTHERS, DASHES, strict=False)}
+    return looks | {m: (c, d, 1.6) for m, c, d in zip(others, OTHERS, ("-", "--", "-."), strict=False)}
 
 
 def ratios_of(track: Mapping[str, Any], method: str) -> list[float]:
@@ -73,6 +73,11 @@ def draw_profiles(facts: Facts, track: Mapping[str, Any]) -> Sheet:
         axes.step(x, y, where="post", color=colour, ls=dashes, lw=width, zorder=2 + nth / 100)
         shade = colour if method in looks else "#777777"
         ends.append((x[-1], y[-1], f"{method}  {methods[method]['score']:.2f}", shade))
+    told = {
+        "thick: the study asks about it": (INK, 2.4, bool(track["asked_about"])),
+        "grey: lower scores": (REST, 1.2, len(looks) < len(methods)),
+    }
+    key(axes, [entry(label, colour, lw=width) for label, (colour, width, there) in told.items() if there])
     narrowed(axes, LABELS_FROM)
     beside(axes, ends)
     return figure
@@ -107,6 +112,8 @@ def draw_ratios(facts: Facts, track: Mapping[str, Any]) -> Sheet:
     axes.set_xticks(range(len(places)), labels)
     axes.tick_params(axis="x", length=0)
     axes.spines["bottom"].set_visible(False)
+    shades = (("as fast as the best", SHADES(0.0)), (f"{most:g} times as long, or longer", SHADES(1.0)))
+    key(axes, [Patch(facecolor=colour, label=label) for label, colour in shades])
     name_rows(axes, order)
     return figure
 
@@ -116,7 +123,9 @@ def _draw_row(axes: Axes, row: int, workloads: Mapping[str, Any], places: Sequen
         ratio = (workloads.get(name) or {}).get("ratio")
         share = 1.0 if ratio is None else min(1.0, np.log(ratio) / np.log(most))
         colour = SHADES(share) if ratio is not None else "white"
-        axes.barh(row, 0.96, left=column - 0.48, height=0.92, color=colour)
+        # on a phone the names stand above their rows
+        height = 0.56 if sheet_of(axes).phone else 0.92
+        axes.barh(row, 0.96, left=column - 0.48, height=height, color=colour)
         shown = "–" if ratio is None else f"{ratio:.2f}"
         ink = "white" if ratio is not None and share < DARK else INK
         axes.text(column, row, shown, ha="center", va="center", size=SMALL, color=ink)
