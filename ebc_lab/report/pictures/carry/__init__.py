@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from ebc_lab.records.decisions import UnitsTrack
 
 from ..sheet.figure import EBC, INK, STRONG
-from ..windows import PALE, Look
+from ..suite.windows import PALE, Look
 
 
 def looks_of(track: UnitsTrack) -> dict[str, Look]:

@@ -13,7 +13,7 @@ from ebc_lab.records.decisions import BrokenRuns, UnitsTrack
 from ...text.words import signed
 from ..sheet.figure import EBC, GREY, INK, Facts, Sheet, entry, page
 from ..sheet.place import key, name_rows
-from ..windows import Look
+from ..suite.windows import Look
 from . import by_excess, looks_of, seeds_of
 
 ROW = 0.3  # inches

@@ -75,7 +75,7 @@ class PartPicture(Protocol):
 
 
 DRAWN = [part for part in PARTS if part.picture]
-OF_PARTS = {part.picture: cast(PartPicture, import_module(f"{__package__}.{part.name}")) for part in DRAWN}
+OF_PARTS = {part.picture: cast(PartPicture, import_module(f"..{part.name}", __package__)) for part in DRAWN}
 
 
 @dataclass
