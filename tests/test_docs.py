@@ -341,6 +341,7 @@ def test_every_setting_is_documented_as_it_is():
         ("ablation.csv", columns_module.ABLATION_MEANINGS),
         ("determinism.csv", columns_module.MODE_MEANINGS),
         ("carry.csv", columns_module.UNIT_MEANINGS),
+        ("profiles.csv", columns_module.PROFILE_MEANINGS),
         ("steps.csv", columns_module.STEP_MEANINGS),
         ("evals.csv", columns_module.EVAL_MEANINGS),
     ],

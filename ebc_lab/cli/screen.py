@@ -210,6 +210,8 @@ def outcome(console: Console, done: Any) -> None:
         console.print(same_bits(done.modes, done.study.results_of(done.modes)))
     if done.units:
         console.print(carried(done.units))
+    if done.profiles:
+        console.print(profiles(done.profiles))
     root = done.study.root
     stages = ", ".join(done.stages) or "none"
     console.print(f"in this call: {runs_in_words(done.runs.as_dict())}; stages decided: {stages}")
@@ -223,6 +225,7 @@ def outcome(console: Console, done: Any) -> None:
         "arms": "ablation.*",
         "modes": "determinism.csv",
         "units": "carry.csv",
+        "profiles": "profiles.csv",
         "plots": "*.svg",
         "runs": f"{RUNS}/",
     }
@@ -310,6 +313,13 @@ def same_bits(decision: Decision, timed: tables.Results | None = None) -> Render
 def carried(decision: Decision) -> RenderableType:
     """What each unit loses when its constant is carried."""
     made = [tables.units(track, decision, track) for track in decision["tracks"]]
+    return Group(*(part for table in made for part in (drawn(table), Text(table.note, style="dim"))))
+
+
+def profiles(decision: Decision) -> RenderableType:
+    """The methods by their scores, and their times on each workload over the best method's."""
+    kinds = (tables.scores, tables.ratios)
+    made = [table(track, decision, track) for track in decision["tracks"] for table in kinds]
     return Group(*(part for table in made for part in (drawn(table), Text(table.note, style="dim"))))
 
 
@@ -434,6 +444,8 @@ def _evidence(stage: str, decision: Decision, band: Sequence[float] | None) -> R
         return same_bits(decision)
     if shows == "units":
         return carried(decision)
+    if shows == "profiles":
+        return profiles(decision)
     if shows == "verdict":
         tracks = decision["tracks"].items()
         lines: list[Any] = [{"track": name, **line} for name, track in tracks for line in track["verdict"]]

@@ -24,7 +24,7 @@ from .parts.controller import ControllerConfig
 from .parts.determinism import DeterminismConfig
 from .parts.optimizer import OptimizerConfig
 from .parts.stabilizer import StabilizerConfig
-from .schema import ArmConfig, CarrySettingConfig, Config, RunConfig
+from .schema import ArmConfig, CarrySettingConfig, Config, ProfiledWorkloadConfig, RunConfig
 
 # groups whose settings mean nothing under another name
 FRESH = {"controller": ControllerConfig, "optimizer": OptimizerConfig, "stabilizer": StabilizerConfig}
@@ -117,7 +117,7 @@ def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     return typing.cast(RunConfig, _changed(run, whole, ""))
 
 
-def shaped(run: RunConfig, arm: ArmConfig | CarrySettingConfig) -> RunConfig:
+def shaped(run: RunConfig, arm: ArmConfig | CarrySettingConfig | ProfiledWorkloadConfig) -> RunConfig:
     """The run at the arm's length, batch and width, which stays a multiple of the heads."""
     heads = run.model.heads
     per_head = round(run.model.width * arm.width_scale / heads)

@@ -48,6 +48,7 @@ TUNABLE: dict[str, Setting] = {  # what an arm's grid may hold, and its values
 # of these: a grid grows where its best point is on an edge
 GROWING = ("lr", "lr_scale", "delta", "strength", "radius")
 CAPABILITIES = tuple(INSTRUCTIONS)
+HORIZON = "horizon"  # in the grid of a method: the share of the longest run at which it ends
 
 
 def with_further(fields_of_parts: Mapping[str, tuple[Any, Any]]) -> Callable[[type[T]], type[T]]:
@@ -564,6 +565,70 @@ class CarryConfig(StageConfig):
     )
 
 
+@dataclass
+class ProfiledWorkloadConfig:
+    """One workload of `profiles`: what every method trains."""
+
+    about: str = setting("", "what it is, in a few words")
+    settings: dict[str, Any] = setting({}, "settings of a run that it changes: {model: {name: gru}}")
+    steps: float = setting(1.0, "length of the runs that set its target", "× the stage's", **MULTIPLE)
+    batch_scale: float = setting(1.0, "batch_size", "× the study's", **MULTIPLE)
+    width_scale: float = setting(1.0, "model.width", "× the study's", **MULTIPLE)
+
+
+@dataclass
+class MethodConfig:
+    """One method of `profiles`: it has one configuration for all workloads, a point of its grid."""
+
+    about: str = setting("", "what it is, in a few words")
+    settings: dict[str, Any] = setting({}, "settings of a run that it changes: {optimizer: {name: lion}}")
+    grid: dict[str, list[Any]] = setting(
+        {},
+        "setting of a run → values that are tried: {optimizer.lr: [1e-3, 2e-3]}; horizon: at which shares of "
+        "the longest run its schedule, and the run, ends",
+        least=1,
+    )
+    cannot: list[str] = setting([], "workloads that it cannot train: each counts as missed", unique=True)
+
+    def at(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """Its settings at a point of its grid; a horizon is none of a run's."""
+        made = {group: dict(of) for group, of in self.settings.items()}
+        for key, value in point.items():
+            if key != HORIZON:
+                group, _, name = key.partition(".")
+                made.setdefault(group, {})[name] = value
+        return made
+
+
+@dataclass
+class ProfilesConfig(StageConfig):
+    """Methods with one configuration each for all workloads: how soon does each reach a target that a tuned
+    yardstick set? Over `seeds`."""
+
+    question: str = setting("", "what the study asks, in a sentence")
+    steps: int = setting(300, "length of the runs that set the targets", "steps", low=1, high=STEPS)
+    longest: float = setting(
+        2.0, "length of the longest run of a method, its budget", "× those runs", low=1, high=4
+    )
+    evaluations: int = setting(
+        40, "on the fixed windows, in as many steps as those runs have", "evaluations", low=1, high=1000
+    )
+    workloads: dict[str, ProfiledWorkloadConfig] = setting({}, "name → workload")
+    methods: dict[str, MethodConfig] = setting({}, "name → method")
+    yardstick: str = setting("", "the method that sets the targets, tuned on each workload")
+    calibrate_on: list[str] = setting(
+        [], "the workloads on which each method's configuration is chosen", unique=True
+    )
+    calibration_seeds: int = setting(
+        1, "seeds of each point of a grid, from study.stage_seed on", "runs", low=1, high=SEEDS
+    )
+    target_seeds: int = setting(
+        3, "seeds, after those, with which the yardstick's best point sets the target", low=1, high=SEEDS
+    )
+    target_slack: float = setting(0.0, "added to the loss that the yardstick reached", "nats", low=0, high=10)
+    asked_about: list[str] = setting([], "methods whose place the headline tells", unique=True)
+
+
 SLURM = ("slurm",)
 
 
@@ -703,6 +768,7 @@ class Config(RunConfig):
     ablation: AblationConfig = field(default_factory=AblationConfig)
     circumstances: CircumstancesConfig = field(default_factory=CircumstancesConfig)
     carry: CarryConfig = field(default_factory=CarryConfig)
+    profiles: ProfilesConfig = field(default_factory=ProfilesConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
 

@@ -24,7 +24,7 @@ from .checks import (
 from .choices import changed, choices_of, groups, kind_of, shaped, under
 from .dicts import run_part, type_hints
 from .errors import UserError, any_of, nearest, require, shown
-from .fields import CUSTOM, number
+from .fields import CUSTOM, Setting, number
 from .limits import MULTIPLE
 from .machine import chosen_device, visible_gpus
 from .modes import check_processes
@@ -34,6 +34,7 @@ from .parts.stabilizer import StabilizerConfig
 from .schema import (
     CAPABILITIES,
     GROWING,
+    HORIZON,
     STAGE_NEEDS,
     STAGES,
     TUNABLE,
@@ -42,6 +43,8 @@ from .schema import (
     ArmConfig,
     Config,
     LauncherConfig,
+    MethodConfig,
+    ProfilesConfig,
     RunConfig,
     TrackerConfig,
     UnitConfig,
@@ -151,6 +154,10 @@ def _settings_of_runs(config: Config) -> Iterator[dict[str, Any]]:
     if "carry" in stages:
         yield from (arm.settings for arm in config.carry.arms.values())
         yield from (setting.settings for setting in config.carry.settings.values())
+    if "profiles" in stages:
+        workloads = config.profiles.workloads.values()
+        yield from (workload.settings for workload in workloads)
+        yield from (method.settings for method in config.profiles.methods.values())
 
 
 def _processes(config: Config, run: RunConfig, *, here: bool, study: bool) -> None:
@@ -284,9 +291,9 @@ def _study(config: Config) -> None:
 def stage_seeds(config: Config) -> range:
     """The seeds of the runs that decisions are made from."""
     first = config.study.stage_seed
-    return range(
-        first, first + max(config.lr_sweep.replicates + 1, config.calibrate.seeds, config.tune.seeds)
-    )
+    profiles = config.profiles.calibration_seeds + config.profiles.target_seeds
+    numbers = [config.lr_sweep.replicates + 1, config.calibrate.seeds, config.tune.seeds]
+    return range(first, first + max(*numbers, profiles * ("profiles" in config.study.stages)))
 
 
 def _final_arms(arms: Sequence[str]) -> None:
@@ -356,6 +363,8 @@ def _stages(config: Config) -> None:
             validate_run(plain, beside=base)
     if "carry" in stages:
         _carry(config)
+    if "profiles" in stages:
+        _profiles(config)
 
 
 def most_runs(config: Config) -> dict[str, int]:
@@ -387,8 +396,17 @@ def most_runs(config: Config) -> dict[str, int]:
         "ablation": tracks * labels * seeds,
         "circumstances": len(same.modes) * where,
         "carry": constants * len(carry.settings) * seeds,
+        "profiles": _most_profiled(config.profiles, seeds),
     }
     return {stage: counts.get(stage, 0) for stage in config.study.stages}
+
+
+def _most_profiled(profiles: ProfilesConfig, seeds: int) -> int:
+    """The most runs of the stage profiles: the targets', the grids', and those that are scored."""
+    grids = {m: math.prod(map(len, method.grid.values())) for m, method in profiles.methods.items()}
+    workloads, each = len(profiles.workloads), profiles.calibration_seeds
+    targets = workloads * (grids.get(profiles.yardstick, 0) * each + profiles.target_seeds)
+    return targets + sum(grids.values()) * len(profiles.calibrate_on) * each + len(grids) * workloads * seeds
 
 
 def _begun_with(config: Config, arm: ArmConfig) -> int:
@@ -424,10 +442,7 @@ def _carry(config: Config) -> None:
     base = replace(run_part(config), steps=carry.steps, stabilizer=StabilizerConfig())
     for kind, names in (("arms", arms), ("settings", list(carry.settings))):
         for name in names:
-            require(
-                bool(A_NAME.fullmatch(name)),
-                f"carry.{kind}.{name}: a name is lower-case letters, digits and _.",
-            )
+            _name_of(f"carry.{kind}.{name}", name)
     for name, unit in carry.arms.items():
         _unit(f"carry.arms.{name}", unit)
         for place, setting in carry.settings.items():
@@ -463,6 +478,72 @@ def _unit(path: str, unit: UnitConfig) -> None:
     require(
         unit.over != "optimizer.lr" or unit.lr_scale == 1,
         f"{path}.lr_scale does not go with over=optimizer.lr: the constant is the rate itself.",
+    )
+
+
+OF_METHODS = ("optimizer", "stabilizer", "controller", "lr_schedule", "projection")
+
+
+def _profiles(config: Config) -> None:
+    """Every method of the stage profiles can be run on every workload, at the ends of its grid."""
+    profiles = config.profiles
+    require(len(profiles.methods) > 1, "profiles.methods must name at least two: choose study=calibrated.")
+    require(bool(profiles.workloads), "profiles.workloads must name at least one.")
+    require(bool(profiles.calibrate_on), "profiles.calibrate_on must name the workloads that choose.")
+    choice("profiles.yardstick", profiles.yardstick, list(profiles.methods))
+    for label in profiles.calibrate_on:
+        choice("profiles.calibrate_on", label, list(profiles.workloads))
+    for label in profiles.asked_about:
+        choice("profiles.asked_about", label, list(profiles.methods))
+    base = replace(run_part(config), steps=profiles.steps, stabilizer=StabilizerConfig())
+    for name, workload in profiles.workloads.items():
+        path = f"profiles.workloads.{name}"
+        _name_of(path, name)
+        for group in OF_METHODS:
+            require(group not in workload.settings, f"{path}.settings: {group} is the methods' to set.")
+    for name, method in profiles.methods.items():
+        path = f"profiles.methods.{name}"
+        _name_of(path, name)
+        _grid_of_method(path, method)
+        for place in method.cannot:
+            choice(f"{path}.cannot", place, list(profiles.workloads))
+        for place, workload in profiles.workloads.items():
+            run = shaped(changed(base, workload.settings), workload)
+            for end in (0, -1) if place not in method.cannot else ():
+                settings = method.at({key: values[end] for key, values in method.grid.items()})
+                _as_run(f"{path} on {place}", run, settings, config.launcher.processes_per_run)
+
+
+def _name_of(path: str, name: str) -> None:
+    require(bool(A_NAME.fullmatch(name)), f"{path}: a name is lower-case letters, digits and _.")
+
+
+def _grid_of_method(path: str, method: MethodConfig) -> None:
+    """A method says its learning rate, sets nothing twice, and its horizons are shares."""
+    for group, settings in method.settings.items():
+        require(
+            isinstance(settings, dict), f"{path}.settings.{group} takes {{name: …}}, not {shown(settings)}."
+        )
+        require(
+            settings.get("target") is None,
+            f"{path}.settings.{group}: this stage takes the lab's own parts only.",
+        )
+    for key, values in method.grid.items():
+        group, _, name = key.partition(".")
+        require(
+            key == HORIZON or (group in PART and hasattr(PART[group].settings(), name)),
+            f"{path}.grid: {shown(key)} is no setting of a run's part, as optimizer.lr is, nor {HORIZON}.",
+        )
+        require(
+            name not in method.settings.get(group, {}),
+            f"{path}: grid and settings.{key} both set it: leave one out.",
+        )
+        if key == HORIZON:
+            check_value(f"{path}.grid.{key}", values, Setting("", above=0, high=1), list[float])
+    optimizer = method.settings.get("optimizer", {})
+    require(
+        "optimizer.lr" in method.grid or "lr" in optimizer,
+        f"{path} needs its learning rate: a grid of optimizer.lr, or optimizer.lr in its settings.",
     )
 
 

@@ -178,6 +178,29 @@ OF_A_DIFFERENCE = (
 )
 OF_PARTS: dict[str, Figure] = {figure.key: figure for part in PARTS for figure in part.figures}
 PART_MEANINGS = {key: (figure.unit, figure.meaning) for key, figure in OF_PARTS.items()}
+PROFILE_MEANINGS = {  # of profiles.csv, one row a method and a workload
+    "track": ("", "the study's optimizer and projection, `<optimizer>_<projection>`"),
+    "method": ("", "of `profiles.methods`"),
+    "workload": ("", "of `profiles.workloads`"),
+    "point": ("", "the method's configuration, the same on every workload"),
+    "target": (NATS, "loss on the fixed windows that is to be reached"),
+    "chose": ("", "whether the configuration was chosen on this workload, among others"),
+    "seeds": ("runs", "that ended by themselves"),
+    "reached": ("runs", "of them, that reached the target"),
+    "diverged": ("runs", "of them"),
+    "steps": ("steps", "to the target, median over the seeds; empty for a miss"),
+    "train_s": ("s", "of training to the target, likewise"),
+    "ratio": ("×", "steps, over those of the best method on the workload"),
+    "ratio_seconds": ("×", "seconds, likewise"),
+    "score": ("0–1", "of the method: mean share of the workloads within a ratio of 1 to 4"),
+    "low": ("0–1", "lower end of its 95% interval, by bootstrap over the seeds"),
+    "high": ("0–1", "upper end"),
+    "score_seconds": ("0–1", "the score by seconds"),
+    "score_others": ("0–1", "the score over the workloads on which nothing was chosen"),
+    "place": ("", "of the method by its score, from 1"),
+    "lr_sensitivity": (NATS, "mean of min(loss, first loss) over the rates tried, less the best loss"),
+    "lr_window": ("octaves", "of learning rates within 0.05 nats of the best"),
+}
 MODE_MEANINGS = {  # of determinism.csv, one row a mode of determinism
     "track": ("", "the optimizer and projection, `<optimizer>_<projection>`"),
     "mode": ("", "of `determinism`"),

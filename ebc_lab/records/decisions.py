@@ -2,8 +2,8 @@
 
 `Decision` is what every stage writes. Its `tracks` hold a class for each stage: `SweepTrack` of lr_sweep,
 `CalibratedTrack`, `ControllerTrack`, `ScaleTrack`, `TunedTrack`, `FinalsTrack`, `SuiteTrack` of ablation,
-`ModesTrack` of circumstances and `UnitsTrack` of carry. Losses are in nats per token, KL divergences in nats.
-A run's result is `records.figures.RunResult`.
+`ModesTrack` of circumstances, `UnitsTrack` of carry and `ProfilesTrack` of profiles. Losses are in nats per
+token, KL divergences in nats. A run's result is `records.figures.RunResult`.
 """
 
 from __future__ import annotations
@@ -611,3 +611,72 @@ class UnitsTrack(TypedDict):
     verdicts: dict[str, str]  # challenger -> earns | loses | no gain | undecided
     margin: float
     broken: float
+
+
+# -- profiles ------------------------------------------------------------------------------------------------
+
+
+class Target(TypedDict):
+    """A workload, and the loss that a method has to reach on it."""
+
+    about: str
+    calibrates: bool  # whether methods' configurations are chosen on it
+    steps: int  # of the runs that set the target
+    longest: int  # steps of the longest run
+    point: dict[str, Any] | None  # of the yardstick's grid, the best here
+    edges: dict[str, str]  # setting -> end of its grid that this point lies on
+    lowest: dict[str, float]  # seed -> lowest loss on the fixed windows, of the runs that set the target
+    loss: float | None  # their median and the slack; None where no such run completed
+    best_steps: float | None  # fewest steps to it that any method takes
+    best_seconds: float | None
+
+
+class Reached(TypedDict):
+    """When a method reached the target on a workload; None for never, or not within the longest run."""
+
+    steps: dict[str, int | None]  # by seed: until the first evaluation at or below the target
+    seconds: dict[str, float | None]  # of training, likewise
+    median_steps: float | None  # over the seeds
+    median_seconds: float | None
+    ratio: float | None  # of the median to that of the best method
+    ratio_seconds: float | None
+    lowest: dict[str, float | None]  # by seed: lowest loss on the fixed windows
+    diverged: list[str]  # seeds
+
+
+class RateSensitivity(TypedDict):
+    """What the learning rate matters around a method's configuration, on a workload."""
+
+    rates: list[float]
+    losses: list[float | None]  # mean validation loss; None where a run diverged
+    sensitivity: float | None  # mean of min(loss, loss of the first step) over the rates, less the best loss
+    window: Window | None
+
+
+class Profiled(TypedDict):
+    """What was found of one method."""
+
+    about: str
+    point: dict[str, Any] | None  # its one configuration, of its grid; None where no run of it ended
+    edges: dict[str, str]  # setting -> end of its grid that this point lies on
+    tried: int  # points of its grid
+    calibration: float | None  # of this point: geometric mean of steps to the target over `Target.steps`
+    missed: list[str]  # workloads on which this point missed the target in the calibration
+    workloads: dict[str, Reached]
+    score: float  # mean share of workloads within a ratio τ, over τ from 1 to `most`
+    low: float | None  # of the score, by bootstrap over the seeds
+    high: float | None
+    score_seconds: float  # the same with times in seconds of training
+    score_others: float | None  # the same over the workloads on which nothing was chosen
+    place: int  # by score, from 1
+    sensitivity: dict[str, RateSensitivity]  # by workload of the calibration
+
+
+class ProfilesTrack(TypedDict):
+    """How soon each method reached the targets."""
+
+    yardstick: str
+    most: float  # ratio beyond which a workload counts as missed
+    asked_about: list[str]
+    workloads: dict[str, Target]
+    methods: dict[str, Profiled]

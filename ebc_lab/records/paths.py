@@ -110,6 +110,7 @@ class StudyFiles:
         self.ablation_file = root / "ablation.csv"
         self.modes_file = root / "determinism.csv"
         self.units_file = root / "carry.csv"
+        self.profiles_file = root / "profiles.csv"
         self.figures_file = root / "figures.json"  # what each picture shows
         self.page_file = root / "report.html"
         self.manifest_file = root / "manifest.json"
@@ -144,6 +145,7 @@ class StudyFiles:
             self.ablation_file,
             self.modes_file,
             self.units_file,
+            self.profiles_file,
             self.page_file,
             self.crate_file,
         )

@@ -53,7 +53,7 @@ def write_conclusions(
     corpus = {"corpus": header["corpus"]["title"], "warning": header["corpus"]["warning"]}
     about = {"study": header["study"], **corpus}
     accepted: Acceptance | None = None
-    tables = (study.ablation_file, study.modes_file, study.units_file)
+    tables = (study.ablation_file, study.modes_file, study.units_file, study.profiles_file)
     made = (study.acceptance_file, *tables, study.results_file)
     manifest.remove_entries(study.root, *(path.name for path in made), *PAPERS)
     if final := decision_that_shows("verdict", decisions):
@@ -65,6 +65,8 @@ def write_conclusions(
         summaries.write_modes(study.modes_file, compared, study.results_of(compared))
     if carried := decision_that_shows("units", decisions):
         summaries.write_units(study.units_file, carried)
+    if profiled := decision_that_shows("profiles", decisions):
+        summaries.write_profiles(study.profiles_file, profiled)
     write_json(study.results_file, {**about, **decisions[config.study.stages[-1]]})
     papers.write(
         study.root, config, corpus, decisions, accepted, study.result, looked(header.get("looks", []))

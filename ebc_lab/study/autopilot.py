@@ -95,6 +95,7 @@ class Outcome:
     ablation: Decision | None = None
     modes: Decision | None = None
     units: Decision | None = None
+    profiles: Decision | None = None
 
     @property
     def trained(self) -> int:
@@ -240,9 +241,12 @@ class _Call:
         suite = decision_that_shows("arms", self.decisions)
         modes = decision_that_shows("modes", self.decisions)
         units = decision_that_shows("units", self.decisions)
+        profiles = decision_that_shows("profiles", self.decisions)
         last = self.stages[-1]
         answer = stage_of(last).headlines(self.decisions[last])
-        return Outcome(study, runs, failed, self.stages, answer, warning, verdict, suite, modes, units)
+        return Outcome(
+            study, runs, failed, self.stages, answer, warning, verdict, suite, modes, units, profiles
+        )
 
     def _take_from_neighbours(self, stage: str, missing: Sequence[RunSpec]) -> int:
         """Copy those runs that another study of this output folder has finished. -> how many."""

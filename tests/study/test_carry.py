@@ -40,7 +40,7 @@ def trained(tiny, tmp_path_factory):
 def test_a_constant_is_carried_and_every_command_reads_it(trained, results_schema, capsys):
     said, outcome = trained
     study = outcome.study
-    assert any("docs has a text of its own, pydoc" in line for line in said)
+    assert any("docs has data of its own, pydoc" in line for line in said)
     specs = [json.loads(path.read_text())["config"] for path in study.runs.glob("*/spec.json")]
     texts = {spec["data"]["name"]: spec["data"]["sha256"] for spec in specs}
     assert len(specs) == 2 * 3 * 2 * 2

@@ -36,6 +36,7 @@ from ebc_lab.study.store.study import Record, Study, StudyHeader
 
 from ..text import glance, headline, tables, words
 from ..text.modes import answer as same_bits
+from ..text.profiles import answer as profiled_in_words
 from ..text.table import PAGE, Table
 from ..text.units import answer as carried
 from ..text.words import fixed, optimizer, setting
@@ -66,7 +67,6 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
     results = {r.run_id: r.result for r in trained if r.result}
     runs = [(r.run_id, r.spec, r.result or {}) for r in trained if r.spec]
     final, suite = decision_that_shows("verdict", decisions), decision_that_shows("arms", decisions)
-    concluded = decision_that_shows("modes", decisions) or decision_that_shows("units", decisions)
     chosen = {s: decisions[s] for s in _by_weight(decisions, config) if stage_of(s).shows in CHOICES}
     floors = why.noise_floor(decisions)
     again = _again(study, header)
@@ -83,7 +83,7 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "tokens": words.tokens(config),
         "verdict": [_verdict(t, f, config, decisions) for t, f in final["tracks"].items()] if final else [],
         "suite": _suite(suite, results, config, decisions.get("tune")) if suite else None,
-        "concluded": _concluded(concluded, results) if concluded else None,
+        "concluded": _without_arms(decisions, results),
         "decided": {s: _decision(s, d, config, floors) for s, d in chosen.items()},
         "open": waiting,
         "early": _early(snapshot) if waiting else None,
@@ -495,28 +495,55 @@ def _tried(track: str, of: str, compared: SuiteTrack, config: Config, tune: Deci
     return _titled(glance.tried(f"tried-{track}", tune, track, order, grids), of)
 
 
-def _concluded(decision: Decision, results: tables.Results) -> dict[str, Any]:
-    """Return what a study found that compares neither arms nor finals: its modes, or its units."""
+def _of_stage(decision: Decision, found: Iterable[Table], **said: Any) -> dict[str, Any]:
+    """Return what a stage says that has neither arms nor a verdict: its tables, and what is `said`."""
     stage = stage_of(decision["stage"])
-    tracks = decision["tracks"]
-    if stage.shows == "modes":
-        found = [tables.modes(f"modes-{track}", decision, track, results) for track in tracks]
-        headlines = [headline.modes(track) for track in tracks.values()]
-        answers = [same_bits(track) for track in tracks.values()]
-    else:
-        found = [tables.units(f"units-{track}", decision, track) for track in tracks]
-        found += [tables.settings(f"settings-{track}", decision, track) for track in tracks]
-        headlines = [headline.units(track) for track in tracks.values()]
-        answers = [carried(track) for track in tracks.values()]
     return {
         "title": stage.title,
         "about": stage.about,
         "rule": decision["rule"],
-        "notes": untracked(decision["notes"], tracks),
-        "headlines": headlines,
-        "answers": answers,
+        "notes": untracked(decision["notes"], decision["tracks"]),
         "tables": [table.on(PAGE) for table in found],
+        **said,
     }
+
+
+def _without_arms(decisions: Mapping[str, Decision], results: tables.Results) -> dict[str, Any] | None:
+    """Return what a study concludes that has neither arms nor a verdict; None where it has them."""
+    if modes := decision_that_shows("modes", decisions):
+        return _modes(modes, results)
+    if units := decision_that_shows("units", decisions):
+        return _units(units)
+    profiled = decision_that_shows("profiles", decisions)
+    return _profiles(profiled) if profiled else None
+
+
+def _modes(decision: Decision, results: tables.Results) -> dict[str, Any]:
+    tracks = decision["tracks"]
+    found = [tables.modes(f"modes-{track}", decision, track, results) for track in tracks]
+    headlines = [headline.modes(compared) for compared in tracks.values()]
+    answers = [same_bits(compared) for compared in tracks.values()]
+    return _of_stage(decision, found, headlines=headlines, answers=answers)
+
+
+def _units(decision: Decision) -> dict[str, Any]:
+    tracks = decision["tracks"]
+    found = [tables.units(f"units-{track}", decision, track) for track in tracks]
+    found += [tables.settings(f"settings-{track}", decision, track) for track in tracks]
+    headlines = [headline.units(track) for track in tracks.values()]
+    answers = [carried(track) for track in tracks.values()]
+    return _of_stage(decision, found, headlines=headlines, answers=answers)
+
+
+def _profiles(decision: Decision) -> dict[str, Any]:
+    tracks = decision["tracks"]
+    found: list[Table] = []
+    for name in tracks:
+        found += [tables.scores(f"scores-{name}", decision, name)]
+        found += [tables.ratios(f"ratios-{name}", decision, name)]
+    headlines = [headline.profiles(track) for track in tracks.values()]
+    answers = [profiled_in_words(track) for track in tracks.values()]
+    return _of_stage(decision, found, headlines=headlines, answers=answers)
 
 
 def _titled(made: Table | None, of: str) -> Table | None:

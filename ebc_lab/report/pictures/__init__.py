@@ -27,6 +27,7 @@ from .catalogue import EMBEDDED, PHONE, write_catalogue
 from .curves import known
 from .decisions import by_track, draw_calibration, draw_eta_eff, draw_lr_scale, draw_lr_sweep
 from .finals import final_pictures
+from .profiles import draw_profiles, draw_ratios
 from .render import png, svg
 from .sheet.figure import STYLE, Decisions, Facts
 from .sheet.picture import Picture, picture
@@ -92,10 +93,10 @@ def pictures(root: Path, facts: Facts, decisions: Decisions) -> Iterator[Picture
             yield from suite_pictures(root, facts, name, decisions)
         else:
             several = len(decision["tracks"]) > 1
+            section = "verdict" if stage.concludes else name
             for kind in stage.pictures:
                 for track, draw, *of in OF_A_CHOICE[kind](root, facts, decision, decisions):
                     of_track = f"{kind}_{track}" if track and several else kind
-                    section = "verdict" if stage.concludes else name
                     yield from picture(of_track, section, facts, draw, *of)
     if (busy := timeline(StudyFiles(root))) and decisions:
         yield from picture("timeline", "timeline", facts, draw_slots, busy)
@@ -128,8 +129,8 @@ def _calibrate(root: Path, facts: Facts, decision: Mapping[str, Any], decisions:
         yield track, draw_calibration, track, tracks[track], rows, natural_kl
 
 
-def _carried(draw: Callable[..., Any]) -> Callable[..., Drawn]:
-    """Return what draws a picture of each track of a decision about units."""
+def _of_each_track(draw: Callable[..., Any]) -> Callable[..., Drawn]:
+    """Return what draws a picture of each track of a decision."""
 
     def drawn(root: Path, facts: Facts, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:
         for track, of_track in decision["tracks"].items():
@@ -143,7 +144,9 @@ OF_A_CHOICE: Mapping[str, Callable[[Path, Facts, Mapping[str, Any], Decisions], 
     "lr_scale": _lr_scale,
     "eta_eff": _eta_eff,
     "calibrate": _calibrate,
-    "carried_excess": _carried(draw_excess),
-    "carried_optima": _carried(draw_optima),
-    "carried_broken": _carried(draw_broken),
+    "carried_excess": _of_each_track(draw_excess),
+    "carried_optima": _of_each_track(draw_optima),
+    "carried_broken": _of_each_track(draw_broken),
+    "profiles": _of_each_track(draw_profiles),
+    "ratios": _of_each_track(draw_ratios),
 }

@@ -15,6 +15,7 @@ from ebc_lab.records.decisions import (
     FinalsTrack,
     Line,
     ModesTrack,
+    ProfilesTrack,
     ScaleTrack,
     StepCost,
     SuiteTrack,
@@ -28,6 +29,8 @@ from ebc_lab.study.stages.statistics import by_interval, centre_of, in_octaves
 from . import words
 from .modes import answer as same_bits_in_words
 from .modes import same_bits
+from .profiles import answer as profiles_in_words
+from .profiles import span_in_words
 from .units import answer as carried_in_words
 from .words import NOTHING, interval, percent, plural, signed
 
@@ -246,6 +249,22 @@ def units(track: UnitsTrack) -> Headline:
     remark = f"{broken['broken']} of {broken['runs']}; {track['reference']} {rival}"
     tiles.append(Tile(f"Broken runs of {best}", percent(shares[best], 1), "", remark))
     return Headline(judged, carried_in_words(track)["word"], tiles)
+
+
+# -- profiles ------------------------------------------------------------------------------------------------
+
+
+def profiles(track: ProfilesTrack) -> Headline:
+    """Return who scores highest, and where the methods stand that the study asks about."""
+    methods = track["methods"]
+    tiles = []
+    for method in [m for m in track["asked_about"] if m in methods] or list(methods):
+        found = methods[method]
+        remark = f"{span_in_words(found)} (95%)" if found["low"] is not None else ""
+        place = f"place {found['place']} of {len(methods)}"
+        tiles.append(Tile(f"Score of {method}", f"{found['score']:.2f}", place, remark))
+    tiles.sort(key=lambda tile: -float(tile.value))
+    return Headline("undecided", profiles_in_words(track)["word"], tiles[:MOST])
 
 
 # -- figures -------------------------------------------------------------------------------------------------

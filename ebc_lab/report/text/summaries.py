@@ -15,6 +15,7 @@ from ebc_lab.records.columns import (
     COLUMNS,
     MODE_MEANINGS,
     OF_A_DIFFERENCE,
+    PROFILE_MEANINGS,
     TUNED,
     UNIT_MEANINGS,
 )
@@ -23,7 +24,7 @@ from ebc_lab.records.figures import RunResult
 from ebc_lab.records.files import write_atomic
 from ebc_lab.records.spec import settings_of
 
-from . import units
+from . import profiles, units
 from .modes import figures
 
 ABOUT_AN_ARM = ("about", "lr", "lr_scale", "delta_star", "lr_schedule", "warmup_steps", "delta_schedule")
@@ -106,6 +107,14 @@ def write_units(path: Path, decision: Decision) -> None:
 
     rows = [row for track in decision["tracks"] for row in units.figures(decision, track)]
     _write(path, pd.DataFrame(rows, columns=list(UNIT_MEANINGS)))
+
+
+def write_profiles(path: Path, decision: Decision) -> None:
+    """Write the table of the methods on each workload."""
+    import pandas as pd
+
+    rows = [row for track in decision["tracks"] for row in profiles.figures(decision, track)]
+    _write(path, pd.DataFrame(rows, columns=list(PROFILE_MEANINGS)))
 
 
 def write_ablation(path: Path, decision: Decision) -> None:

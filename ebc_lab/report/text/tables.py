@@ -40,6 +40,8 @@ from .arms import states as states
 from .beside import beside_weights as beside_weights
 from .glance import verdict_cell
 from .modes import modes as modes
+from .profiles import ratios as ratios
+from .profiles import scores as scores
 from .table import PAGE, PAPER, TERMINAL, Cell, Column, Row, Table, filled, loss_column, two_digits
 from .units import settings as settings
 from .units import units as units

@@ -24,7 +24,8 @@ Results = Mapping[str, RunResult]  # by run id
 OTHER_VERSION = "it was recorded by another version of ebc-lab"
 NEEDED = ("stage", "rule", "tracks", "notes", "candidates", "measurements", "inputs_sha256")
 FORM = 4  # of a recorded decision; raised by hand when what it holds changes
-# of a result: no decision rests on them; evals.csv, and so its hash, has times as well
+# of a result: they differ when it is trained again. The losses of `curve`, on which `profiles` rests, are
+# those of the run that the other figures are of
 TIMING = ("wall_s", "train_s", "tokens_per_s", "probe_pct", "curve", "streams")
 
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ebc_lab.config.checks import least_target_kl
-from ebc_lab.config.choices import changed, optimizer_defaults
-from ebc_lab.config.dicts import run_part
-from ebc_lab.config.identity import resolved, round3, share_in_steps
+from ebc_lab.config.choices import changed, optimizer_defaults, settings_of, shaped
+from ebc_lab.config.dicts import run_part, to_dict
+from ebc_lab.config.identity import digest, resolved, round3, share_in_steps
 from ebc_lab.config.parts.optimizer import OptimizerConfig
 from ebc_lab.config.parts.race import RACE, RaceConfig
-from ebc_lab.config.schema import STAGES, Config, RunConfig
+from ebc_lab.config.schema import STAGES, CarrySettingConfig, Config, ProfiledWorkloadConfig, RunConfig
 from ebc_lab.records.decisions import BestRate, Decision, NaturalSteps, SweepTrack
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, arm_name
@@ -25,6 +25,7 @@ from ebc_lab.records.spec import RunSpec, arm_name
 from .rules import Results, best, edge_of, losses_of
 
 Searched = tuple[str, str]  # optimizer, projection
+Place = TypeVar("Place", CarrySettingConfig, ProfiledWorkloadConfig)  # where arms or methods are trained
 Rivals = Sequence[Sequence[RunSpec]]  # points of a search, each with its seeds
 RACED_FROM = (
     0.75  # share of a run before which none is stopped: a search misled before (scripts/race_replay.py)
@@ -251,3 +252,46 @@ def _curve(result: RunResult) -> dict[int, float]:
     """Return step -> loss on the fixed windows; empty where none was recorded, as in a forecast."""
     rows = result.get("curve") or []
     return {int(step): float(loss) for step, loss, *_ in rows if loss is not None and math.isfinite(loss)}
+
+
+# -- texts of one's own --------------------------------------------------------------------------------------
+
+
+def _own_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the data and tokens of settings that have their own of either, else nothing. Tokens
+    of another text have another checksum, which is open where the settings do not give it."""
+    if not {"data", "tokens"} & set(settings):
+        return {}
+    data, tokens = to_dict(base.data), {**to_dict(base.tokens), "sha256": None}
+    if "data" in settings:
+        own = {"name": base.data.name, **settings["data"]}
+        data |= {"file": None, "sha256": None, **settings_of("data", own["name"]), **own}
+    return {"data": data, "tokens": tokens | settings.get("tokens", {})}
+
+
+def with_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with the checksums of their own data and tokens. In a plan, where nobody has looked at
+    them yet, that of their name stands for one."""
+    own = _own_text(base, settings)
+    for group, of in own.items():
+        if not of["sha256"] and of["name"] != "characters":
+            of["sha256"] = digest([group, of["name"], of.get("file"), of.get("size")])
+    return {**settings, **own}
+
+
+def texts_pinned(
+    config: Config, stage: str, places: Mapping[str, Place], say: Callable[[str], None]
+) -> dict[str, Place]:
+    """Fill in the checksums where a place of a stage has data or tokens of its own. Raises UserError."""
+    from ebc_lab.workloads.starts import pinned
+    from ebc_lab.workloads.text import checked_text
+
+    base, made = run_part(config), dict(places)
+    for name, place in places.items():
+        if own := _own_text(base, place.settings):
+            run = shaped(changed(base, {**place.settings, **own}), place)
+            run = pinned(run, *checked_text(run))
+            settings = {**place.settings, "data": to_dict(run.data), "tokens": to_dict(run.tokens)}
+            made[name] = replace(place, settings=settings)
+            say(f"{stage}: {name} has data of its own, {run.data.name} in {run.tokens.name}")
+    return made

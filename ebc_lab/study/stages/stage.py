@@ -236,7 +236,7 @@ class Stage:
     title: str = ""
     about: str = ""  # what it is for, in a sentence for readers who do not know the method
     question: Callable[[Config], str] = lambda config: ""  # the question of a study that ends with this stage
-    shows: Literal["candidates", "points", "verdict", "arms", "modes", "units"] = (
+    shows: Literal["candidates", "points", "verdict", "arms", "modes", "units", "profiles"] = (
         "candidates"  # the table that explains its decision
     )
     # (config, say): fills in what its settings leave to the machine that begins the study
@@ -269,7 +269,7 @@ class Stage:
 
     def of(self, name: str, decision: Decision) -> str:
         """Begin a sentence about a track. The only one of a suite's stage is not named."""
-        if self.shows in ("points", "arms", "modes", "units"):
+        if self.shows in ("points", "arms", "modes", "units", "profiles"):
             return told_of(name, decision["tracks"])
         return f"{optimizer(name)}: "
 

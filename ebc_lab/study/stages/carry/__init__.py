@@ -12,19 +12,17 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ebc_lab.config.choices import changed, shaped
-from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.schema import CarryConfig, Config
 from ebc_lab.records.decisions import Decision, Difference, UnitsTrack
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
 from ..rules import Results, make_decision, refuse_without_tracks
-from ..runs import distinct, waiting
+from ..runs import distinct, texts_pinned, waiting
 from ..stage import Said, Scenario, Stage
 from ..statistics import centre_of
 from .judged import EARNS, LOSES, NO_GAIN, UNDECIDED, track_of
-from .search import NAME, searched, with_text
+from .search import NAME, searched
 
 IN_WORDS = {
     EARNS: "earns its cost",
@@ -42,22 +40,8 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
 
 def resolved(config: Config, say: Callable[[str], None]) -> Config:
     """Fill in the checksums of the texts and tokens of those settings that have their own."""
-    from ebc_lab.workloads.starts import pinned
-    from ebc_lab.workloads.text import checked_text
-
-    carry = config.carry
-    settings = dict(carry.settings)
-    for name, setting in carry.settings.items():
-        if {"data", "tokens"} & set(setting.settings):
-            asked = with_text(run_part(config), setting.settings)
-            given = {key: setting.settings.get(key, {}).get("sha256") for key in ("data", "tokens")}
-            open_ = {key: {**asked[key], "sha256": given[key]} for key in given}
-            run = shaped(changed(run_part(config), {**setting.settings, **open_}), setting)
-            run = pinned(run, *checked_text(run))
-            own = {"data": to_dict(run.data), "tokens": to_dict(run.tokens)}
-            settings[name] = replace(setting, settings={**setting.settings, **own})
-            say(f"{NAME}: {name} has a text of its own, {run.data.name} in {run.tokens.name}")
-    return replace(config, carry=replace(carry, settings=settings))
+    settings = texts_pinned(config, NAME, config.carry.settings, say)
+    return replace(config, carry=replace(config.carry, settings=settings))
 
 
 # -- the decision --------------------------------------------------------------------------------------------

@@ -12,14 +12,14 @@ from typing import Any
 from ebc_lab.config.checks import least_target_kl
 from ebc_lab.config.choices import changed, shaped
 from ebc_lab.config.dicts import run_part, to_dict
-from ebc_lab.config.identity import canonical_json, digest, number, round3, study_environment
+from ebc_lab.config.identity import canonical_json, number, round3, study_environment
 from ebc_lab.config.schema import CarryConfig, CarrySettingConfig, Config, RunConfig, UnitConfig
 from ebc_lab.records.decisions import UnitCurve, UnitPoint
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
 from ..rules import Results, edge_of
-from ..runs import waiting
+from ..runs import waiting, with_text
 
 NAME = "carry"
 RATE = "optimizer.lr"
@@ -46,24 +46,6 @@ def _with(run: RunConfig, key: str, value: float) -> RunConfig:
     group, _, name = key.partition(".")
     changes: dict[str, Any] = {group: replace(getattr(run, group), **{name: value})}
     return replace(run, **changes)
-
-
-def with_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a setting's settings with checksums of its own text and tokens, where it has its own: the
-    study's are of another text. Before the study is resolved, in a plan, something that is no checksum of
-    any text stands for them."""
-    made = dict(settings)
-    if {"data", "tokens"} & set(settings):
-        data = {**to_dict(base.data), "file": None, "sha256": None, **settings.get("data", {})}
-        if "data" not in settings:
-            data = to_dict(base.data)
-        tokens = {**to_dict(base.tokens), "sha256": None, **settings.get("tokens", {})}
-        data["sha256"] = data["sha256"] or digest(["text", data["name"], data["file"]])
-        tokens["sha256"] = tokens["sha256"] or digest(["tokens", tokens["name"], tokens["size"]])
-        if tokens["name"] == "characters":
-            tokens["sha256"] = None
-        made |= {"data": data, "tokens": tokens}
-    return made
 
 
 @functools.lru_cache(maxsize=4)
