@@ -32,7 +32,9 @@ from ebc_lab.config.schema import (
     ArmConfig,
     CarrySettingConfig,
     Config,
+    MethodConfig,
     MineConfig,
+    ProfiledWorkloadConfig,
     RunConfig,
     UnitConfig,
 )
@@ -61,6 +63,8 @@ NARROWER: dict[str, Schema] = {
     "ablation.arms.NAME.settings": {"allOf": [RUN]},
     "carry.arms.NAME.settings": {"allOf": [RUN]},
     "carry.settings.NAME.settings": {"allOf": [RUN]},
+    "profiles.workloads.NAME.settings": {"allOf": [RUN]},
+    "profiles.methods.NAME.settings": {"allOf": [RUN]},
     "controller_search.candidates": {"additionalProperties": RUN},
 }
 
@@ -181,6 +185,10 @@ def definitions() -> dict[str, Schema]:
     made[CarrySettingConfig.__name__] = several(
         CarrySettingConfig, "carry.settings.NAME", CarrySettingConfig()
     )
+    made[ProfiledWorkloadConfig.__name__] = several(
+        ProfiledWorkloadConfig, "profiles.workloads.NAME", ProfiledWorkloadConfig()
+    )
+    made[MethodConfig.__name__] = several(MethodConfig, "profiles.methods.NAME", MethodConfig())
     made[RunConfig.__name__] = several(RunConfig)
     return made
 

@@ -17,7 +17,14 @@ from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import any_of
 from ebc_lab.config.fields import setting_of
 from ebc_lab.config.parts import PARTS
-from ebc_lab.config.schema import ArmConfig, CarrySettingConfig, MineConfig, UnitConfig
+from ebc_lab.config.schema import (
+    ArmConfig,
+    CarrySettingConfig,
+    MethodConfig,
+    MineConfig,
+    ProfiledWorkloadConfig,
+    UnitConfig,
+)
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 TOP = r"""# The settings
@@ -35,6 +42,10 @@ study 2,000 runs. `${batch_size}` in a value is the value of that setting; other
 entry of a mapping needs no `+`: `lr_sweep.grids.NAME=[…]`, `ablation.arms.NAME={lr_scale: 4, settings: {…}}`.
 """
 READ_BY = {part.name: part.read_by for part in PARTS}
+NAMED: dict[str, dict[str, type]] = {  # stage -> its mappings from a name to settings
+    "carry": {"arms": UnitConfig, "settings": CarrySettingConfig},
+    "profiles": {"workloads": ProfiledWorkloadConfig, "methods": MethodConfig},
+}
 NUMBERS = {int: "integer", float: "number", str: "text"}
 
 
@@ -113,10 +124,9 @@ def page() -> str:
             parts += ["", "## ablation.mine", "", mine, "", *table(MineConfig(), "ablation.mine")]
             parts += ["", "## ablation.arms.NAME", "", ArmConfig.__doc__ or "", ""]
             parts += table(ArmConfig(), "ablation.arms.NAME")
-        if field.name == "carry":
-            for name, kind in (("arms", UnitConfig), ("settings", CarrySettingConfig)):
-                parts += ["", f"## carry.{name}.NAME", "", kind.__doc__ or "", ""]
-                parts += table(kind(), f"carry.{name}.NAME")
+        for name, kind in NAMED.get(field.name, {}).items():
+            parts += ["", f"## {field.name}.{name}.NAME", "", kind.__doc__ or "", ""]
+            parts += table(kind(), f"{field.name}.{name}.NAME")
     return "\n".join(parts) + "\n"
 
 
