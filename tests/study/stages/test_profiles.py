@@ -5,11 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.drawn import check_page, words_of
 from support.played import DIVERGED, FAILED, config_of, decided, done, played
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.config.study_checks import validate
+from ebc_lab.report.pictures.profiles import draw_profiles, draw_ratios
+from ebc_lab.report.pictures.sheet.figure import Facts
 from ebc_lab.report.text import profiles as tables
 from ebc_lab.study.stages.profiles import scores
 from ebc_lab.study.stages.rules import Undecidable
@@ -117,6 +120,11 @@ def test_the_yardstick_sets_the_targets_and_one_configuration_is_scored_on_all()
     assert cells["adamw"][0] == "2.00"
     assert "missed" in cells["double"]
     assert len(tables.figures(decision, name)) == places * len(track["methods"])
+    facts = Facts("profiles", "tiny Shakespeare", None, "smoke", 32, 64, (0.5, 0.7))
+    for draw in (draw_profiles, draw_ratios):
+        figure = draw(facts, track)
+        check_page(figure, draw.__name__)
+        assert any("muon" in words for words in words_of(figure))
 
 
 def test_a_method_without_the_right_to_a_workload_misses_it_and_nothing_is_chosen_without_targets():
