@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -304,23 +304,28 @@ def suite(
     return Group(*made)
 
 
+def _noted(made: Iterable[model.Table]) -> RenderableType:
+    """Tables one below the other, each above its note."""
+    return Group(*(part for table in made for part in (drawn(table), Text(table.note, style="dim"))))
+
+
 def same_bits(decision: Decision, timed: tables.Results | None = None) -> RenderableType:
     """The modes of determinism that a study compares. `timed`: as for `suite`."""
     made = (tables.modes(track, decision, track, timed) for track in decision["tracks"])
-    return Group(*(part for table in made for part in (drawn(table), Text(table.note, style="dim"))))
+    return _noted(made)
 
 
 def carried(decision: Decision) -> RenderableType:
     """What each unit loses when its constant is carried."""
     made = [tables.units(track, decision, track) for track in decision["tracks"]]
-    return Group(*(part for table in made for part in (drawn(table), Text(table.note, style="dim"))))
+    return _noted(made)
 
 
 def profiles(decision: Decision) -> RenderableType:
     """The methods by their scores, and their times on each workload over the best method's."""
     kinds = (tables.scores, tables.ratios)
     made = [table(track, decision, track) for track in decision["tracks"] for table in kinds]
-    return Group(*(part for table in made for part in (drawn(table), Text(table.note, style="dim"))))
+    return _noted(made)
 
 
 def status(console: Console, state: Mapping[str, Any]) -> None:

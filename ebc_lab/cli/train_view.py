@@ -164,8 +164,8 @@ def _budget_in_words(run: RunConfig, result: Mapping[str, Any]) -> str:
     if run.budget.radius is not None:
         c += f"; the KL ruled {result['kl_ruled']:.0%} of the steps, the radius {result['radius_ruled']:.0%}"
         c += f"; a KL was measured at {result['measured']:.0%}"
-    if result["kl_within_30pct"] is None and run.budget.radius is not None:
-        return f"{c}."
+        if result["kl_within_30pct"] is None:
+            return f"{c}."
     if result["kl_within_30pct"] is None:
         return f"{c}; none of them was audited (audit_every={run.audit_every})."
     ratio = f"median {result['kl_ratio_median']:.2f} times the target (target_kl={target:g})"

@@ -7,6 +7,7 @@ All functions take logits of shape (..., V), V the vocabulary, and treat every l
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -20,6 +21,12 @@ def token_mean(values: Tensor, mask: Tensor | None) -> Tensor:
         return values.mean()
     counted = mask.bool()
     return torch.where(counted, values, 0).sum() / counted.sum()  # not a product: padding may hold NaN
+
+
+def mean_cross_entropy(z: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy of logits (..., V) with class indices (...), float32 or better, nats per token."""
+    losses = F.cross_entropy(_wide(z).flatten(0, -2), targets.flatten(), reduction="none")
+    return token_mean(losses.view(targets.shape), mask)
 
 
 def centre(x: Tensor) -> Tensor:

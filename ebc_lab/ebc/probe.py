@@ -16,12 +16,11 @@ from enum import Enum
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .given import checks
 from .given.numbers import Numbers, kept
-from .logits import mean_kl, token_mean
+from .logits import mean_cross_entropy, mean_kl
 from .options import KL_FLOOR
 from .parallel.shards import fsdp_modules, gathered_dtypes, resharded
 from .parallel.workers import Workers
@@ -318,11 +317,8 @@ class Batch:
 
     def probe_loss(self, z: Tensor) -> Tensor:
         """Mean cross-entropy of logits on the probe rows, float32 or better, nats per token."""
-        targets = self.probe.targets
-        assert targets is not None
-        wide = z if z.dtype == torch.float64 else z.float()
-        losses = F.cross_entropy(wide.flatten(0, -2), targets.flatten(), reduction="none")
-        return token_mean(losses.view(targets.shape), self.probe.mask)
+        assert self.probe.targets is not None
+        return mean_cross_entropy(z, self.probe.targets, self.probe.mask)
 
 
 class GivenLogits:

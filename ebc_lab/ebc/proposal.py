@@ -148,8 +148,16 @@ class Proposal:
     def kl(self, c: Tensor | float, rows: Rows, *, whole: bool = False) -> Tensor:
         """Return KL(p(W) || p(W + c·dW)) on `rows` of every process, 0-dim, nats per token.
 
-        Noise may make it < 0. What c does not scale stays at W, or is scaled as well if `whole`. The weights
-        are as before afterwards; the copy for trial weights is overwritten.
+        Noise may make it < 0. For the rest see `logits_at`.
+        """
+        z = self.logits_at(c, rows, whole=whole)
+        return self.workers.mean(self.arithmetic.mean_kl(rows.z, z, rows.mask), rows.count())
+
+    def logits_at(self, c: Tensor | float, rows: Rows, *, whole: bool = False) -> Tensor:
+        """Return z(W + c·dW) on `rows`.
+
+        What c does not scale stays at W, or is scaled as well if `whole`. The weights are as before
+        afterwards; the copy for trial weights is overwritten.
         """
         layout = self.layout
         trial = layout.trial
@@ -160,8 +168,7 @@ class Proposal:
         with trial.standing_in(layout.weights):
             if self.retract is not None:
                 self.retract()
-            z = self.batch.moved(rows)
-        return self.workers.mean(self.arithmetic.mean_kl(rows.z, z, rows.mask), rows.count())
+            return self.batch.moved(rows)
 
     def scale_states(self, c: Tensor, scaled: Container[int]) -> None:
         """Scale the bases' own copies of the weights `scaled` as the weights are scaled."""

@@ -153,6 +153,12 @@ def _further(steps: Mapping[str, np.ndarray], floor: float) -> dict[str, Any]:
     return figures
 
 
+def limited_by_kl(steps: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Which of these steps the KL budget limited, and not nothing or a radius beside it."""
+    clipped: np.ndarray = steps["c"] < CLIPPED_BELOW
+    return clipped & (steps["ruled"] == RULED.index("kl")) if "ruled" in steps else clipped
+
+
 def kl_law(curve: Sequence[Sequence[float]]) -> list[float] | None:
     """A and B >= 0 of KL = A c² + B c, by least squares of the relative errors at the points (c, KL > 0);
     None for fewer than two.
@@ -180,9 +186,7 @@ def _kl_figures(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
     applied = steps["applied_kl"]
     audited = applied == applied  # not NaN
     late = audited & (steps["step"] >= WARM_STEPS)
-    clipped = audited & (steps["c"] < CLIPPED_BELOW) & (steps["target_kl"] == steps["target_kl"])
-    if "ruled" in steps:
-        clipped = clipped & (steps["ruled"] == RULED.index("kl"))
+    clipped = audited & limited_by_kl(steps) & (steps["target_kl"] == steps["target_kl"])
     ratio = applied[clipped] / steps["target_kl"][clipped]
     return {
         "kl_median": _median(applied[late if late.any() else audited]),

@@ -71,6 +71,11 @@ def schedules_of(run: RunConfig) -> Schedules:
     }
 
 
+def track_of(run: RunConfig) -> str:
+    """Name the (optimizer, projection) of a run, as `<optimizer>_<projection>`."""
+    return f"{run.optimizer.name}_{run.projection.name}"
+
+
 @dataclass(frozen=True)
 class RunSpec:
     """One run that a stage needs. Only `kind` and `run` decide what it computes; the rest says why it is
@@ -87,7 +92,7 @@ class RunSpec:
     @property
     def track(self) -> str:
         """The (optimizer, projection) it belongs to, as `<optimizer>_<projection>`."""
-        return self.of_track or f"{self.run.optimizer.name}_{self.run.projection.name}"
+        return self.of_track or track_of(self.run)
 
     @property
     def told_scale(self) -> float | None:

@@ -14,7 +14,7 @@ from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import read_settings
 from ebc_lab.config.parts.data import DataConfig
-from ebc_lab.config.parts.init import INIT, InitConfig
+from ebc_lab.config.parts.init import INIT, InitConfig, with_init
 from ebc_lab.config.parts.quantizer import QUANTIZER
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.weights import FORMAT, About, KeptWeights, found, read_weights
@@ -24,12 +24,6 @@ from .text import checked_text, tokenizer_of
 
 FREE = ("name", "dropout", "sha256")  # settings of a model that its weights do not depend on
 Settings = TypeVar("Settings", bound=RunConfig)
-
-
-def with_init(run: Settings, init: InitConfig) -> Settings:
-    """Return the run with other settings of where its weights come from."""
-    part: dict[str, Any] = {INIT.name: init}
-    return replace(run, **part)
 
 
 def placed(run: Settings, folders: Iterable[Path] = ()) -> Settings:

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
@@ -25,7 +24,7 @@ from torch.optim import Optimizer
 from ebc_lab.ebc import Proposal, StepStats
 from ebc_lab.ebc.flat import Copy
 from ebc_lab.ebc.given import checks
-from ebc_lab.ebc.logits import token_mean
+from ebc_lab.ebc.logits import mean_cross_entropy
 from ebc_lab.ebc.options import check_option
 from ebc_lab.ebc.probe import Batch
 from ebc_lab.ebc.proposal import Opened
@@ -234,13 +233,7 @@ class AdaptiveWarmUp(RateRival):
 
 def loss_at(proposal: Proposal, x: float) -> float:
     """The cross-entropy on the probe rows at W + x·dW, nats per token."""
-    trial = proposal.layout.trial
-    proposal.interpolate(x, trial.parts)
-    with trial.standing_in(proposal.layout.weights):
-        if proposal.retract is not None:
-            proposal.retract()
-        z = proposal.batch.moved(proposal.batch.probe)
-    return float(proposal.batch.probe_loss(z))
+    return float(proposal.batch.probe_loss(proposal.logits_at(x, proposal.batch.probe)))
 
 
 def derivatives_along(proposal: Proposal) -> tuple[Tensor, Tensor]:
@@ -269,9 +262,7 @@ def batch_loss(inputs: StepInputs) -> Tensor:
     targets = inputs.targets
     assert targets is not None
     counted = targets >= 0 if inputs.mask is None else (targets >= 0) & inputs.mask.bool()
-    wide = z if z.dtype == torch.float64 else z.float()
-    losses = F.cross_entropy(wide.flatten(0, -2), targets.clamp(min=0).flatten(), reduction="none")
-    return token_mean(losses.view(targets.shape), counted)
+    return mean_cross_entropy(z, targets.clamp(min=0), counted)
 
 
 # -- the warm-up of fixed step lengths -----------------------------------------------------------------------

@@ -4,10 +4,13 @@ own."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from ..fields import setting
 from ..part import Figure, Mode, Part, Tail, Unfit
+
+Run = TypeVar("Run")  # a RunConfig, or what extends it
 
 NATS = "nats/token"
 RUN = ("run",)
@@ -120,3 +123,10 @@ INIT = Part(
     note="Old text: the one that the weights come from. Forgotten: the rise of its validation loss. Weights "
     "moved: their distance from the start over their norm there.",
 )
+
+
+def with_init(run: Run, init: InitConfig) -> Run:
+    """Return the run with other settings of where its weights come from."""
+    anything: Any = run
+    changed: Run = replace(anything, **{INIT.name: init})
+    return changed

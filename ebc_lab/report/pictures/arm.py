@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from ebc_lab.ebc.options import CLIPPED_BELOW, RULED
-from ebc_lab.records.figures import KL_BAND, PLATEAU_C, WARM_STEPS
+from ebc_lab.ebc.options import RULED
+from ebc_lab.records.figures import KL_BAND, PLATEAU_C, WARM_STEPS, limited_by_kl
 
 from ..text.words import optimizer, words
 from .curves import (
@@ -269,7 +269,7 @@ def _mark_audits(axes: Axes, audits: Sequence[Mapping[str, np.ndarray]], colour:
         (colour, True, f"audited step, limited by the KL{some}"),
         ("white", False, "audited step, not limited by it"),
     ):
-        chosen = [_limited_by_kl(a) == clipped for a in audits]
+        chosen = [limited_by_kl(a) == clipped for a in audits]
         x, y = (
             np.concatenate([a[k][m] for a, m in zip(audits, chosen, strict=True)])
             for k in ("step", "applied_kl")
@@ -277,9 +277,3 @@ def _mark_audits(axes: Axes, audits: Sequence[Mapping[str, np.ndarray]], colour:
         if len(x):
             look: dict[str, Any] = {"ms": 3.2, "mew": 0.7, "mec": colour, "mfc": face, "alpha": 0.8}
             axes.plot(x[::every], y[::every], "o", **look, label=label)
-
-
-def _limited_by_kl(steps: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Which of these steps the KL budget limited, and not nothing or a radius."""
-    clipped: np.ndarray = steps["c"] < CLIPPED_BELOW
-    return clipped & (steps[KL_RULES] == RULED.index("kl")) if KL_RULES in steps else clipped

@@ -6,7 +6,7 @@ Units and meanings are data, in `records.columns`; docs/files.md repeats them.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,18 +103,24 @@ def write_modes(path: Path, decision: Decision, results: Mapping[str, RunResult]
 
 def write_units(path: Path, decision: Decision) -> None:
     """Write the table of the arms of a study that carries their constants, in each setting."""
-    import pandas as pd
-
-    rows = [row for track in decision["tracks"] for row in units.figures(decision, track)]
-    _write(path, pd.DataFrame(rows, columns=list(UNIT_MEANINGS)))
+    _write_tracks(path, decision, units.figures, UNIT_MEANINGS)
 
 
 def write_profiles(path: Path, decision: Decision) -> None:
     """Write the table of the methods on each workload."""
+    _write_tracks(path, decision, profiles.figures, PROFILE_MEANINGS)
+
+
+def _write_tracks(
+    path: Path,
+    decision: Decision,
+    figures: Callable[[Decision, str], Iterable[Mapping[str, Any]]],
+    columns: Iterable[str],
+) -> None:
     import pandas as pd
 
-    rows = [row for track in decision["tracks"] for row in profiles.figures(decision, track)]
-    _write(path, pd.DataFrame(rows, columns=list(PROFILE_MEANINGS)))
+    rows = [row for track in decision["tracks"] for row in figures(decision, track)]
+    _write(path, pd.DataFrame(rows, columns=list(columns)))
 
 
 def write_ablation(path: Path, decision: Decision) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from statistics import fmean
 from typing import Any
 
 from ebc_lab.records.columns import UNIT_MEANINGS
@@ -55,7 +56,7 @@ def figures(decision: Decision, track: str) -> Iterator[dict[str, Any]]:
                 "best_val_loss": curve["loss"],
                 "constant": one["constant"] if one else None,
                 "regret": one["regret"] if one else None,
-                "test_loss": _mean(one["test"]) if one else None,
+                "test_loss": fmean(one["test"].values()) if one else None,
                 "excess": one["excess"] if one else None,
                 "tuned_excess": one["tuned"] if one else None,
                 "diverged": len(one["diverged"]) if one else None,
@@ -64,10 +65,6 @@ def figures(decision: Decision, track: str) -> Iterator[dict[str, Any]]:
                 "high": difference["high"] if difference else None,
             }
             yield {key: row[key] for key in UNIT_MEANINGS}
-
-
-def _mean(losses: dict[str, float]) -> float:
-    return math.fsum(losses.values()) / len(losses)
 
 
 def units(name: str, decision: Decision, track: str) -> Table:
@@ -84,7 +81,7 @@ def units(name: str, decision: Decision, track: str) -> Table:
             found["unit"],
             found["excess"],
             _worst(found),
-            math.fsum(tuned) / len(tuned) if tuned else None,
+            fmean(tuned) if tuned else None,
             _octaves(found),
             share(found["broken"]),
             difference,

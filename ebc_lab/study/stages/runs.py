@@ -6,6 +6,7 @@ Pure functions of the configuration and of the decisions so far; the stages say 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,14 @@ from typing import Any, TypeVar
 from ebc_lab.config.checks import least_target_kl
 from ebc_lab.config.choices import changed, optimizer_defaults, settings_of, shaped
 from ebc_lab.config.dicts import run_part, to_dict
-from ebc_lab.config.identity import digest, resolved, round3, share_in_steps
+from ebc_lab.config.identity import (
+    canonical_json,
+    digest,
+    resolved,
+    round3,
+    share_in_steps,
+    study_environment,
+)
 from ebc_lab.config.parts.optimizer import OptimizerConfig
 from ebc_lab.config.parts.race import RACE, RaceConfig
 from ebc_lab.config.schema import STAGES, CarrySettingConfig, Config, ProfiledWorkloadConfig, RunConfig
@@ -252,6 +260,21 @@ def _curve(result: RunResult) -> dict[int, float]:
     """Return step -> loss on the fixed windows; empty where none was recorded, as in a forecast."""
     rows = result.get("curve") or []
     return {int(step): float(loss) for step, loss, *_ in rows if loss is not None and math.isfinite(loss)}
+
+
+# -- many runs of one configuration --------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=8)
+def _made(key: str) -> dict[Any, RunSpec]:
+    return {}
+
+
+def specs_made(config: Config, stage: str) -> dict[Any, RunSpec]:
+    """Return where the runs that a stage makes of a configuration are kept: naming thousands of them takes
+    seconds, and a study asks for all of them whenever a run ends."""
+    named = {"run": to_dict(run_part(config)), stage: to_dict(getattr(config, stage))}
+    return _made(canonical_json({**named, "environment": study_environment(config)}))
 
 
 # -- texts of one's own --------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ebc_lab.config.choices import changed, shaped
-from ebc_lab.config.parts.init import INIT, InitConfig
+from ebc_lab.config.parts.init import InitConfig, with_init
 from ebc_lab.config.schema import ArmConfig, Config, RunConfig
 from ebc_lab.ebc.options import MEASURED
 from ebc_lab.records.decisions import (
@@ -179,7 +179,7 @@ def source_of(
     steps: int = getattr(config, stage).steps
     run, scale = run_of(config, decisions, track, arm, steps, seed, {})
     run = replace(
-        _with_init(run, InitConfig(keep=True)), evaluate=["val"] if stage == "tune" else ["val", "test"]
+        with_init(run, InitConfig(keep=True)), evaluate=["val"] if stage == "tune" else ["val", "test"]
     )
     return RunSpec(stage, label, label, scale, run, of_track=track)
 
@@ -199,12 +199,7 @@ def started(run: RunConfig, source: RunSpec, results: Results) -> RunConfig | No
         file=old.file if old.name == "path" else None,
         text_sha256=old.sha256,
     )
-    return _with_init(run, init)
-
-
-def _with_init(run: RunConfig, init: InitConfig) -> RunConfig:
-    part: dict[str, Any] = {INIT.name: init}
-    return replace(run, **part)
+    return with_init(run, init)
 
 
 # -- what a sweep shows

@@ -7,22 +7,20 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ebc_lab.config.checks import least_target_kl
 from ebc_lab.config.choices import changed, shaped
-from ebc_lab.config.dicts import run_part, to_dict
-from ebc_lab.config.identity import canonical_json, number, round3, study_environment
+from ebc_lab.config.dicts import run_part
+from ebc_lab.config.identity import number, round3
 from ebc_lab.config.schema import CarryConfig, CarrySettingConfig, Config, RunConfig, UnitConfig
 from ebc_lab.records.decisions import UnitCurve, UnitPoint
 from ebc_lab.records.figures import RunResult
-from ebc_lab.records.spec import RunSpec
+from ebc_lab.records.spec import RunSpec, track_of
 
 from ..rules import Results, edge_of
-from ..runs import waiting, with_text
+from ..runs import specs_made, waiting, with_text
 
 NAME = "carry"
-RATE = "optimizer.lr"
 TARGET = "budget.target_kl"
 Made = dict[tuple[str, str, float, int], RunSpec]  # by arm, setting, constant and seed
 
@@ -38,30 +36,15 @@ def run_of(config: Config, unit: UnitConfig, setting: CarrySettingConfig, value:
     )
     run = shaped(changed(plain, with_text(base, setting.settings)), setting)
     run = changed(run, unit.settings)
-    run = _with(run, RATE, float(f"{setting.lr * unit.lr_scale:.6g}"))
-    return _with(run, unit.over, round3(value * setting.width_scale**unit.width_power))
-
-
-def _with(run: RunConfig, key: str, value: float) -> RunConfig:
-    group, _, name = key.partition(".")
-    changes: dict[str, Any] = {group: replace(getattr(run, group), **{name: value})}
-    return replace(run, **changes)
-
-
-@functools.lru_cache(maxsize=4)
-def _made(key: str) -> Made:
-    """Return where the runs of a configuration are kept once they are made: naming thousands of them takes
-    seconds, and a study asks for all of them whenever a run ends."""
-    return {}
+    run = changed(run, {"optimizer": {"lr": float(f"{setting.lr * unit.lr_scale:.6g}")}})
+    group, _, key = unit.over.partition(".")
+    return changed(run, {group: {key: round3(value * setting.width_scale**unit.width_power)}})
 
 
 def _specs_of(config: Config) -> Callable[[str, str, float], list[RunSpec]]:
     """Return what makes an arm's runs in a setting at a constant, one for each seed."""
     carry = config.carry
-    named = {"run": run_part(config), "carry": carry}
-    parts = {key: to_dict(value) for key, value in named.items()}
-    made = _made(canonical_json({**parts, "environment": study_environment(config)}))
-    track = f"{config.optimizer.name}_{config.projection.name}"
+    made: Made = specs_made(config, NAME)
 
     def specs(arm: str, name: str, value: float) -> list[RunSpec]:
         unit, setting = carry.arms[arm], carry.settings[name]
@@ -72,7 +55,7 @@ def _specs_of(config: Config) -> Callable[[str, str, float], list[RunSpec]]:
             label = f"{arm}_{name}_{number(value)}"
             scale = float(f"{run.optimizer.lr / setting.lr:.6g}")
             made[arm, name, value, seed] = RunSpec(
-                NAME, arm, label, scale, replace(run, seed=seed), of_track=track
+                NAME, arm, label, scale, replace(run, seed=seed), of_track=track_of(config)
             )
         return [made[arm, name, value, seed] for seed in config.seeds]
 

@@ -5,19 +5,18 @@ A workload's settings come first and a method's after them, so that a method mea
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ebc_lab.config.choices import changed, shaped
-from ebc_lab.config.dicts import run_part, to_dict
-from ebc_lab.config.identity import canonical_json, number, study_environment
+from ebc_lab.config.dicts import run_part
+from ebc_lab.config.identity import number
 from ebc_lab.config.schema import HORIZON, Config, MethodConfig, ProfiledWorkloadConfig, RunConfig
-from ebc_lab.records.spec import RunSpec
+from ebc_lab.records.spec import RunSpec, track_of
 
-from ..runs import texts_pinned, with_text
+from ..runs import specs_made, texts_pinned, with_text
 
 NAME = "profiles"
 Point = dict[str, Any]  # of a method's grid, setting -> value
@@ -53,13 +52,6 @@ def resolved(config: Config, say: Callable[[str], None]) -> Config:
     return replace(config, profiles=replace(config.profiles, workloads=workloads))
 
 
-@functools.lru_cache(maxsize=4)
-def _made(key: str) -> dict[Key, RunSpec]:
-    """Return where the runs of a configuration are kept once they are made: naming hundreds of them takes a
-    second, and a study asks for all of them whenever a run ends."""
-    return {}
-
-
 @dataclass(frozen=True)
 class Maker:
     """Makes the runs of one configuration."""
@@ -69,8 +61,7 @@ class Maker:
 
     @classmethod
     def of(cls, config: Config) -> Maker:
-        named = {"run": to_dict(run_part(config)), NAME: to_dict(config.profiles)}
-        return cls(config, _made(canonical_json({**named, "environment": study_environment(config)})))
+        return cls(config, specs_made(config, NAME))
 
     def runs(
         self, name: str, point: Point, workload: str, seeds: Sequence[int], *, targets: bool = False
@@ -83,11 +74,10 @@ class Maker:
         if lacking := [key for key in keys if key not in self.made]:
             method, of = profiles.methods[name], profiles.workloads[workload]
             run = run_of(self.config, method, of, point, times)
-            track = f"{self.config.optimizer.name}_{self.config.projection.name}"
             label = f"{name}_{workload}{_in_short(point)}" + "_target" * targets
             for key in lacking:
                 seeded = replace(run, seed=key[-1])
-                self.made[key] = RunSpec(NAME, name, label, 1.0, seeded, of_track=track)
+                self.made[key] = RunSpec(NAME, name, label, 1.0, seeded, of_track=track_of(self.config))
         return [self.made[key] for key in keys]
 
 
