@@ -26,6 +26,7 @@ from ebc_lab.workloads.text import checked_text
 
 from .guards import Breaker, Limits, StageFailed
 from .launch import Pool, opened
+from .launch.pool import PAUSE
 from .launch.rehearse import rehearse
 from .resolve import resolve_study
 from .so_far import SoFar, so_far
@@ -319,6 +320,8 @@ class _Wave:
         self.asked = len(runs)
         self.expected: dict[str, Any] | None = None
         self.expected_at = time.monotonic()
+        self.news = True  # since the forecast
+        self.forecast_due = 0.0
         self.known: SoFar | None = None
         self.wave = wave
         self.speculates = speculates
@@ -348,15 +351,23 @@ class _Wave:
                 )
             self.breaker.saw(run_id, result, len(self.left))
         self.progress.running = self._running(run_id for run_ids in busy for run_id in run_ids)
-        if done and self.left:
-            self._speculate()
-        if done or self.expected is None:
-            self._expect()
+        self.news |= bool(done)
+        if self.news and time.monotonic() >= self.forecast_due:
+            self._look_ahead()
         self.progress.left_s = self._left_s()
         if self.known is not None:
             self.progress.so_far = self.known.line(self.progress.running)
         self.call.listener.watch(self.progress)
         return [s.run_id for s in self.spare]
+
+    def _look_ahead(self) -> None:
+        """Forecast anew; of thousands of runs that takes seconds, so it is not done at every end."""
+        began = time.monotonic()
+        if self.expected is not None and self.left:
+            self._speculate()
+        self._expect()
+        self.news = False
+        self.forecast_due = time.monotonic() + PAUSE * (time.monotonic() - began)
 
     def _speculate(self) -> None:
         """Look for runs that are certain by now; those that were offered before stay on the list."""

@@ -37,6 +37,7 @@ from .session import Session
 MAX_FAILED_STARTS = 3  # workers in a row that die, or exit, before they take a run
 RUNS_TO_AVOID = 2  # different runs in a row that lost their worker in one place, before it is avoided
 WATCH_S = 1.0  # between two checks of the heartbeats
+PAUSE = 20  # times what a look took, before the next: a driver shares the cores with its workers
 # (run ids newly done, the run ids of each busy worker), called at every poll; raises to stop the wave
 # -> the spare runs from now on, None where they stay as they are
 CheckIn = Callable[[Sequence[str], Sequence[Sequence[str]]], Sequence[str] | None]
@@ -146,12 +147,14 @@ class WorkerPool(ABC):
         left = {run_id: self.study.run_files(run_id).result for run_id in ordered}
         self._offer([*ordered[:tried], *(spares if tried == len(ordered) else [])])
         while True:
+            began = time.monotonic()
             self._retry_shared_memory_failures()
             done = [r for r, path in left.items() if path.exists() and self._is_final(r)]
             for run_id in done:
                 del left[run_id]
             notes = self.session.notes()
             busy = [notes[w]["run_ids"] for w in self._running_workers() if notes.get(w, {}).get("run_ids")]
+            pause_s = max(self.poll_s, PAUSE * (time.monotonic() - began))
             more = check_in(done, busy)
             if not left:
                 return
@@ -165,7 +168,7 @@ class WorkerPool(ABC):
             self._watch_workers(notes, by_id)
             self._offer(self.offered)  # before a new worker reads the list
             self._start_workers(len(left))
-            time.sleep(self.poll_s)
+            time.sleep(pause_s)
 
     def _offer(self, runs: Sequence[str]) -> None:
         """Publish this list, which of its runs go alone, and over how many workers it is shared."""

@@ -4,6 +4,7 @@
 * Its comment ends in the sha256 of all bytes before it, so any change is noticed. The checksum of each file
   in it, and the manifest, tell a change of contents from one of the archive's structure.
 * Reading a bundle needs neither torch nor the corpus; it writes nothing outside the folder it unpacks to.
+* A brief one has of each run what it was and what it came to, and not what it logged at every step.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ebc_lab.config.errors import UserError, visible
 from ebc_lab.records.files import atomic_writer, opened, read_regular, refuse_unwritable
 
-from . import manifest
+from . import crate, manifest
 from .study import Study
 from .verify import MISSING, UNKNOWN
 from .verify import verify as verify_study
@@ -47,10 +49,10 @@ FOREIGN = (
 )
 
 
-def export(study: Study, output: Path | None = None) -> dict[str, Any]:
+def export(study: Study, output: Path | None = None, *, brief: bool = False) -> dict[str, Any]:
     """Pack a study that nobody is running and whose files are all as recorded (docs/bundle.md).
 
-    Returns `bundle` (its path), `sha256`, `bytes`, `files` (how many, beside the manifest that lists them)
+    `brief`: of each run only its spec and its result, which is all that decisions are made from. Returns `bundle` (its path), `sha256`, `bytes`, `files` (how many, beside the manifest that lists them)
     and `replaced`: the sha256 of another bundle that was there, else None. `output`: by default `<study>.zip`
     beside the study. Raises UserError.
     """
@@ -60,11 +62,11 @@ def export(study: Study, output: Path | None = None) -> dict[str, Any]:
     _refuse_to_overwrite(path)
     recorded = _exportable(study)
     refuse_unwritable(path.resolve().parent)
-    names = [manifest.NAME, *sorted(recorded)]
-    checksums = {manifest.NAME: manifest.sha256_of(study.manifest_file), **recorded}
     before = manifest.sha256_of(path) if path.exists() else None
-    with atomic_writer(path) as out:
-        pack(out, ((name, _content(study.root / name, checksums[name])) for name in names))
+    with atomic_writer(path) as out, _abridged(study, recorded) if brief else nullcontext(study) as packed:
+        recorded = manifest.read(packed.root)["files"]
+        checksums = {manifest.NAME: manifest.sha256_of(packed.manifest_file), **dict(sorted(recorded.items()))}
+        pack(out, ((name, _content(packed.root / name, sha256)) for name, sha256 in checksums.items()))
     made = manifest.sha256_of(path)
     return {
         "study": study.name,
@@ -74,6 +76,19 @@ def export(study: Study, output: Path | None = None) -> dict[str, Any]:
         "bytes": path.stat().st_size,
         "files": len(recorded),
     }
+
+
+@contextmanager
+def _abridged(study: Study, recorded: Mapping[str, str]) -> Iterator[Study]:
+    """Yield a copy of a study without what its runs logged, recorded and described as that."""
+    with tempfile.TemporaryDirectory(prefix="ebc-lab-") as folder:
+        brief = Study(Path(folder) / study.root.name)
+        for name, sha256 in recorded.items():
+            if manifest.run_of(name) is None or Path(name).name in (manifest.SPEC, manifest.RESULT):
+                (brief.root / name).parent.mkdir(parents=True, exist_ok=True)
+                (brief.root / name).write_bytes(_content(study.root / name, sha256))
+        crate.complete(brief)
+        yield brief
 
 
 def pack(out: BinaryIO, contents: Iterable[tuple[str, bytes]]) -> None:

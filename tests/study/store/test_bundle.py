@@ -24,10 +24,11 @@ from ebc_lab.records.json_files import with_checksum
 from ebc_lab.report.conclude import report
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.inspect.why import why
-from ebc_lab.study.store import attempts, bundle, manifest
+from ebc_lab.study.store import attempts, bundle, manifest, snapshot
 from ebc_lab.study.store import find as find_module
 from ebc_lab.study.store.find import find
 from ebc_lab.study.store.replay import replay
+from ebc_lab.study.store.reuse import remaining_work
 from ebc_lab.study.store.study import Study
 
 
@@ -297,6 +298,26 @@ def test_the_decisions_are_explained_and_made_again_from_a_bundle(finished, expo
     assert replay(study)["same"]
     assert why(study, "finals") == why(finished[1].study, "finals")
     assert not exported.with_suffix("").exists()
+
+
+def test_a_brief_bundle_is_enough_for_the_decisions_and_to_go_on(finished, exported, tmp_path, undrawn):
+    path = tmp_path / "done.zip"
+    bundle.export(finished[1].study, path, brief=True)
+    whole, brief = contents(exported), contents(path)
+    of_runs = {name.split("/")[-1] for name in brief if name.startswith("runs/")}
+    assert of_runs == {"spec.json", "result.json"}
+    made_anew = {"manifest.json", "ro-crate-metadata.json"}
+    assert all(brief[name] == whole[name] for name in set(brief) - made_anew)
+    assert {name for name in whole if not name.startswith("runs/")} <= set(brief)
+    assert bundle.verify(path)["ok"]
+    study = bundle.unpack(path, tmp_path / "done")
+    assert replay(study)["same"]
+    found = snapshot.read(study)
+    assert all(work.missing == 0 for work in remaining_work(found.config, found.reusable_results()))
+    report(study)
+    bundle.export(study, tmp_path / "again.zip", brief=True)
+    again = contents(tmp_path / "again.zip")
+    assert {name for name in again if again[name] != brief.get(name)} <= {"report.html", *made_anew}
 
 
 def test_another_torch_makes_nothing_in_a_bundle_stale(finished, exported, monkeypatch):
