@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from pytorch_optimizer import ADOPT, SOAP, DAdaptAdam, GaLore, Lion, NorMuon, Prodigy, ScheduleFreeAdamW
+from pytorch_optimizer import (
+    ADOPT,
+    SOAP,
+    DAdaptAdam,
+    GaLore,
+    Lion,
+    MuonClip,
+    NorMuon,
+    Prodigy,
+    ScheduleFreeAdamW,
+)
 from pytorch_optimizer.optimizer.scion import LMONorm
 from pytorch_optimizer.optimizer.utils.galore import GaLoreProjector
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .rival_optimizers import ShareOfRate
@@ -150,6 +161,45 @@ class PromptADOPT(ADOPT):
 
 class PlainNorMuon(OnCopies, NorMuon):
     """NorMuon, which writes its momentum into the gradients it is given."""
+
+
+class LargestLogits:
+    """The largest logit of each head of attention in the training forwards since `taken` was last called."""
+
+    def __init__(self, blocks: Mapping[str, nn.Module]):
+        """`blocks`: those that have `largest_logits`, which is given what their forward is given."""
+        self.seen: dict[str, Tensor] = {}
+        for name, block in blocks.items():
+            block.register_forward_pre_hook(functools.partial(self._look, name))
+
+    @torch.compiler.disable
+    def _look(self, name: str, block: nn.Module, given: tuple[Any, ...]) -> None:
+        if not (block.training and torch.is_grad_enabled()):
+            return
+        with torch.no_grad():
+            now = block.largest_logits(*given)  # type: ignore[operator]
+        self.seen[name] = torch.maximum(self.seen[name], now) if name in self.seen else now
+
+    def taken(self) -> dict[str, Tensor]:
+        """Return block -> (heads,), and begin anew."""
+        seen, self.seen = self.seen, {}
+        return seen
+
+
+class WatchedMuonClip(MuonClip):
+    """MuonClip of the logits that it sees by itself; it leaves matrices alone that are not trained."""
+
+    watched: LargestLogits
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        frozen = {
+            group.get("attention_name")
+            for group in self.param_groups
+            if not all(p.requires_grad for p in group["params"])
+        }
+        logits = {name: seen for name, seen in self.watched.taken().items() if name not in frozen}
+        MuonClip.step(self, closure, attention_max_logits=logits)
 
 
 class PartialLion(ShareOfRate, Lion):

@@ -387,6 +387,34 @@ def normuon(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Op
     return [made, _adam(_rest(model, matrices), c)]
 
 
+def muonclip(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
+    """MuonClip: Muon, and after its step queries and keys whose logits of attention exceeded a bound shrink.
+
+    Kimi Team, arXiv:2507.20534: each head's by the root of logit_bound over the largest logit of the batch.
+    """
+    from .library_optimizers import LargestLogits, WatchedMuonClip
+
+    blocks = {name: block for name, block in model.named_modules() if hasattr(block, "largest_logits")}
+    require(bool(blocks), "optimizer=muonclip needs a model whose blocks have `largest_logits` (docs/models.md).")
+    hidden = {id(p) for p in matrices}
+    groups: list[dict[str, Any]] = []
+    for name, block in blocks.items():
+        for role, layer in (("query", block.q), ("key", block.k)):
+            label = {"attention_name": name, "qk_clip": role}
+            groups += [label | {"params": [p]} for p in layer.parameters() if id(p) in hidden]
+    labelled = {id(p) for group in groups for p in group["params"]}
+    groups.append({"params": [p for p in matrices if id(p) not in labelled]})
+    options: dict[str, Any] = {"use_muon": True, "weight_decay": c.weight_decay}
+    made = WatchedMuonClip(
+        [options | group for group in groups],
+        lr=c.lr,
+        momentum=c.momentum,
+        qk_clip_threshold=c.logit_bound,
+    )
+    made.watched = LargestLogits(blocks)
+    return [made, _adam(_rest(model, matrices), c)]
+
+
 def d_adaptation(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """D-Adaptation: Adam at lr·d, d a lower bound of the distance to the solution; decoupled decay.
 
@@ -466,6 +494,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig, Matrices], list[Opti
     "lionar": lionar,
     "scion": scion,
     "normuon": normuon,
+    "muonclip": muonclip,
     "d_adaptation": d_adaptation,
     "dog": dog,
     "ldog": ldog,

@@ -20,6 +20,7 @@ OF_MATRICES = (
     "lionar",
     "scion",
     "normuon",
+    "muonclip",
 )  # optimizers that treat the hidden matrices apart
 
 

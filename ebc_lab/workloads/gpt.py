@@ -107,6 +107,20 @@ class Block(nn.Module):
         x = x + self.drop(self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x)))))
         return x
 
+    def largest_logits(self, x: Tensor, B: int) -> Tensor:
+        """The largest logit of attention in each head, of what the block is given; (heads,) float32.
+
+        A second product of queries and keys: the fused attention does not tell.
+        """
+        weights = torch.cat([self.q.effective(), self.k.effective()])
+        parted = F.linear(self.attention_norm(x), weights).view(B, len(x) // B, 2, self.heads, -1)
+        q, k = parted.permute(2, 0, 3, 1, 4).float()  # (B, heads, T, D) each
+        logits = q @ k.mT * q.shape[-1] ** -0.5
+        if self.causal:
+            seen = torch.ones_like(logits[0, 0], dtype=torch.bool).tril_()
+            logits = logits.masked_fill(~seen, -torch.inf)
+        return logits.amax((0, 2, 3))
+
 
 def draw_weights(module: nn.Module, blocks: int, scale: float = 1.0) -> None:
     """Initial matrices of so many blocks, and of whatever is around them in `module`, times `scale`."""

@@ -46,6 +46,7 @@ CONFIGS = {
     "lionar": OptimizerConfig("lionar", lr=LR, weight_decay=0.1),
     "scion": OptimizerConfig("scion", lr=LR, momentum=0.9, weight_decay=0.1),
     "normuon": OptimizerConfig("normuon", lr=LR, momentum=0.95, beta2=0.95),
+    "muonclip": OptimizerConfig("muonclip", lr=LR, momentum=0.95, logit_bound=0.01),
     "d_adaptation": OptimizerConfig("d_adaptation", lr=0.3, weight_decay=0.1),
     "dog": OptimizerConfig("dog", lr=3.0, weight_decay=0.1),
     "ldog": OptimizerConfig("ldog", lr=3.0, weight_decay=0.1),
@@ -457,10 +458,10 @@ def test_schedule_free_takes_the_weights_as_they_are_at_its_first_step(model):
 
 # |difference| over |movement| of a tensor; 0 where all operations have one order. Two sum a distance in
 # float32, their authors in float64; in bfloat16 a stack of matrices may round otherwise than each by itself
-ROUNDING = {"prodigy": 1e-6, "d_adaptation": 1e-6, "scion": 1e-3, "normuon": 1e-3}
+ROUNDING = {"prodigy": 1e-6, "d_adaptation": 1e-6, "scion": 1e-3, "normuon": 1e-3, "muonclip": 1e-3}
 
 
-@pytest.mark.parametrize("name", [*AUTHORS, *WRITTEN_OUT, "scion one by one", "normuon one by one"])
+@pytest.mark.parametrize("name", [*AUTHORS, *WRITTEN_OUT, "scion one by one", "normuon one by one", "muonclip one by one"])
 def test_fifty_steps_are_the_references(name):
     """The authors' package, or the paper's steps; gradients drift, and rates rise and fall."""
     name, _, alone = name.partition(" ")
@@ -486,6 +487,49 @@ def test_fifty_steps_are_the_references(name):
     compared = [(p.detach(), w, e) for p, w, e in zip(model.parameters(), start, expected, strict=True)]
     apart = [((p - e).norm() / (e - w).norm()).item() for p, w, e in compared if e is not None]
     assert max(apart) <= (0.0 if alone else ROUNDING.get(name, 0.0))
+
+
+def test_muonclip_shrinks_the_queries_and_keys_of_each_head_whose_logits_exceed_the_bound(model):
+    """Each of fifty steps against Muon's from the same weights, whose heads are then shrunk one by one."""
+    bound = 0.004
+    ours = build(model, replace(CONFIGS["muonclip"], logit_bound=bound))
+    twin = copy.deepcopy(model)
+    reference = build(twin, replace(CONFIGS["muonclip"], logit_bound=1e6))
+    shrunk = 0
+    for i in range(50):
+        tokens = torch.randint(11, (4, 8), generator=torch.Generator().manual_seed(i))
+        twin.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            largest = plain_logits(twin, tokens)
+        for m, bases in ((model, ours), (twin, reference)):
+            m.zero_grad()
+            m(tokens).logsumexp(-1).mean().backward()
+            with torch.no_grad():
+                m(tokens * 0)  # no training forward: not heeded
+            for base in bases:
+                base.step()
+        with torch.no_grad():
+            for (block, head), logit in largest.items():
+                if logit > bound:
+                    shrunk += 1
+                    for layer in (twin.blocks[block].q, twin.blocks[block].k):
+                        layer.weight[8 * head : 8 * head + 8] *= (bound / logit) ** 0.5
+        torch.testing.assert_close(list(model.parameters()), list(twin.parameters()), rtol=1e-5, atol=1e-8)
+    assert 20 < shrunk < 180  # of 50 steps, 2 blocks and 2 heads
+
+
+def plain_logits(model, tokens):
+    """(block, head) -> the largest logit of a query and an earlier key, or its own, over a batch."""
+    found = {}
+    x = model.token_embedding(tokens) + model.position_embedding.weight  # (B, T, C)
+    for i, block in enumerate(model.blocks):
+        q, k = (layer(block.attention_norm(x)) for layer in (block.q, block.k))
+        for head in range(2):
+            of = slice(8 * head, 8 * head + 8)
+            logits = q[..., of] @ k[..., of].mT / 8**0.5
+            found[i, head] = max(logits[:, t, s].max().item() for t in range(8) for s in range(t + 1))
+        x = block(x.flatten(0, 1), len(tokens)).view_as(x)
+    return found
 
 
 def take(model, bases, gradients, rates):

@@ -15,7 +15,7 @@ IN_VAIN = [
     ),
     (
         ["optimizer.momentum=0.5"],
-        "optimizer.momentum goes with optimizer=sgd, muon, normuon or scion, not optimizer=adam",
+        "optimizer.momentum goes with optimizer=sgd, muon, normuon, muonclip or scion, not optimizer=adam",
     ),
     (["lr_schedule.warmup_steps=7"], "warmup_steps goes with lr_schedule=warmup_linear, .*not .*=constant"),
     (["lr_schedule=cosine", "lr_schedule.decay_share=0.6"], "goes with lr_schedule=trapezoid, not .*cosine"),

@@ -193,6 +193,7 @@ OF_LIBRARIES = {
     "optimizer=lionar": "pytorch-optimizer",
     "optimizer=scion": "pytorch-optimizer",
     "optimizer=normuon": "pytorch-optimizer",
+    "optimizer=muonclip": "pytorch-optimizer",
     "optimizer=d_adaptation": "pytorch-optimizer",
     "optimizer=adam8bit": "torchao",
     "optimizer=adam4bit": "torchao",

@@ -129,4 +129,22 @@ def normuon(w, gradients, rates, hidden):
     return w
 
 
-WRITTEN_OUT = {"adopt": adopt, "hyperball": hyperball, "lionar": lionar, "scion": scion, "normuon": normuon}
+def muonclip(w, gradients, rates, hidden):
+    """Algorithm 1 for hidden matrices where no logit exceeds its bound; None for the rest, torch's Adam."""
+    if not hidden:
+        return None
+    m = torch.zeros_like(w)
+    for g, lr in zip(gradients, rates, strict=True):
+        m = m * 0.95 + g
+        w = w.add(quintic(m), alpha=-(lr * 0.2 * max(w.shape) ** 0.5))
+    return w
+
+
+WRITTEN_OUT = {
+    "adopt": adopt,
+    "hyperball": hyperball,
+    "lionar": lionar,
+    "scion": scion,
+    "normuon": normuon,
+    "muonclip": muonclip,
+}

@@ -16,16 +16,17 @@ AXIOM = ("axiom",)
 ADAMS = (  # what has Adam's two moments, or is made of it
     *("adam", "adamw", "adam_uncorrected", "adam8bit", "adam4bit"),
     *("muon", "soap", "schedule_free", "galore", "nadamw"),
-    *("prodigy", "adopt", "hyperball", "normuon", "d_adaptation", "mechanic"),
+    *("prodigy", "adopt", "hyperball", "normuon", "muonclip", "d_adaptation", "mechanic"),
 )
 FIXED_NORM = ("hyperball", "lionar")
-WITH_MOMENTUM = ("sgd", "muon", "normuon", "scion")
+WITH_MOMENTUM = ("sgd", "muon", "normuon", "muonclip", "scion")
 EXACT = ("adam", "adamw")
+WITHOUT_LOGITS = ("modern", "gru", "cnn")  # models: norms bound the first one's, the others have none
 OF_TORCHAO = ("adam8bit", "adam4bit")
 # choice -> the distribution whose code computes it, which names a run; torch is named for every run
 LIBRARIES = {
     **dict.fromkeys(("lion", "soap", "schedule_free", "galore"), "pytorch-optimizer"),
-    **dict.fromkeys(("prodigy", "adopt", "lionar", "scion", "normuon", "d_adaptation"), "pytorch-optimizer"),
+    **dict.fromkeys(("prodigy", "adopt", "lionar", "scion", "normuon", "muonclip", "d_adaptation"), "pytorch-optimizer"),
     **dict.fromkeys(OF_TORCHAO, "torchao"),
 }
 WORDS = {
@@ -48,6 +49,7 @@ WORDS = {
     "lionar": "LionAR",
     "scion": "Scion",
     "normuon": "NorMuon",
+    "muonclip": "MuonClip",
     "d_adaptation": "D-Adaptation",
     "dog": "DoG",
     "ldog": "LDoG",
@@ -68,7 +70,7 @@ class OptimizerConfig:
     beta2: float = setting(0.999, "decay of the second moment", low=0, below=1, only=(*ADAMS, "lion"))
     eps: float = setting(1e-8, "added to the denominator", low=0, high=1, only=ADAMS)
     weight_decay: float = setting(0.0, "decoupled weight decay", low=0, high=100)
-    momentum: float = setting(0.0, "of SGD, Muon, NorMuon and Scion", low=0, high=1, only=WITH_MOMENTUM)
+    momentum: float = setting(0.0, "of SGD, Muon, NorMuon, MuonClip and Scion", low=0, high=1, only=WITH_MOMENTUM)
     rank: int = setting(
         0,
         "of AXIOM's momentum, 0: none; of GaLore's gradients",
@@ -97,6 +99,9 @@ class OptimizerConfig:
     rest_scale: float = setting(
         0.1, "rate of what is not a hidden matrix, in units of lr", low=0, high=1000, only=FIXED_NORM
     )
+    logit_bound: float = setting(
+        100.0, "largest logit of attention that a step leaves", above=0, high=1e6, only=("muonclip",)
+    )
     safeguard: bool = setting(
         False, "keep a warm-up of the rate out of the distance's denominator", only=("prodigy",)
     )
@@ -118,6 +123,18 @@ def _refuses(optimizer: OptimizerConfig) -> Iterator[str]:
         yield f"optimizer={optimizer.name} needs the library torchao: pip install 'ebc-lab[axiom]'."
     if optimizer.name == "galore" and optimizer.rank < 1:
         yield "optimizer=galore needs optimizer.rank >= 1."
+
+
+def _clashes(optimizer: OptimizerConfig, run: Any) -> Iterator[str]:
+    if optimizer.name != "muonclip":
+        return
+    if run.workload.name not in ("gpt", "images") or run.model.name in WITHOUT_LOGITS:
+        yield (
+            "optimizer=muonclip shrinks queries and keys by the logits of attention that they make: choose "
+            "model=gpt, vit or custom."
+        )
+    if run.adapter.name != "none":
+        yield "optimizer=muonclip shrinks whole matrices of queries and keys: choose adapter=none."
 
 
 def _unfit(optimizer: OptimizerConfig, mode: Mode) -> Unfit | None:
@@ -142,6 +159,7 @@ OPTIMIZER = Part(
     place=20,
     idle=_idle,
     refuses=_refuses,
+    clashes=_clashes,
     unfit=_unfit,
     words=WORDS,
     libraries=LIBRARIES,

@@ -50,7 +50,7 @@ TABLE = (
     list(PROJECTIONS),
 )
 RARE = (  # other libraries', and the rivals of other papers
-    *("galore", "adam8bit", "adam4bit", "prodigy", "adopt", "hyperball", "lionar", "scion", "normuon"),
+    *("galore", "adam8bit", "adam4bit", "prodigy", "adopt", "hyperball", "lionar", "scion", "normuon", "muonclip"),
     *("d_adaptation", "dog", "ldog", "mechanic"),
 )
 every_pair = contract(*TABLE, rare=RARE)
@@ -158,7 +158,8 @@ def test_frozen_and_tied_parameters_and_two_parameter_groups(optimizer, stabiliz
             group["params"] = group["params"][:half]
 
     model, wrapped = prepare(run_of(optimizer, stabilizer, projection), freeze_and_tie, split)
-    assert len(wrapped.param_groups) == 2 * (len(wrapped.bases) + (optimizer == "galore"))
+    apart = {"galore": 1, "muonclip": 2}.get(optimizer, 0)  # groups beside the first of each base
+    assert len(wrapped.param_groups) == 2 * (len(wrapped.bases) + apart)
     start = {n: p.detach().clone() for n, p in model.named_parameters()}
     take(model, wrapped, range(3))
     assert torch.equal(model.position_embedding.weight, start["position_embedding.weight"])
