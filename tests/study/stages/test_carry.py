@@ -111,6 +111,23 @@ def test_a_kept_setting_chooses_no_constant():
     assert track["arms"]["radius"]["carried"]["long"]["regret"] == pytest.approx((0.1 + 0.1) / 2)
 
 
+def test_of_starts_the_worst_in_each_setting_counts_and_no_best_is_theirs():
+    config = study("carry.arms.kl.starts=true")
+    decision = decided("carry", config, {}, landscape(config))
+    [track] = decision["tracks"].values()
+    kl = track["arms"]["kl"]
+    assert [p["value"] for p in kl["curves"]["wide"]["points"]] == config.carry.arms["kl"].grid  # not grown
+    for name, carried in kl["carried"].items():
+        worst = max(kl["curves"][name]["points"], key=lambda point: point["mean"])
+        assert carried["constant"] == worst["value"]
+        assert carried["excess"] == pytest.approx(worst["mean"] - track["settings"][name]["val_loss"])
+    assert all(found["arm"] != "kl" for found in track["settings"].values())
+    assert "kl: the worst of 3 starts counts in each setting" in decision["notes"]
+    assert "of starts the worst in the setting counts" in decision["rule"]
+    with pytest.raises(UserError, match="must name one without starts"):
+        study(*(f"carry.arms.{arm}.starts=true" for arm in config.carry.arms))
+
+
 def test_grids_grow_by_their_own_ratio_while_the_best_lies_on_an_edge():
     config = study()
     _, specs, _ = played("carry", config, {}, landscape(config))

@@ -58,13 +58,15 @@ def decide(
     }
     track = track_of(carry, curves)
     judged = any(found["carried"] for found in track["arms"].values())
+    starts = any(unit.starts for unit in carry.arms.values())
+    of_starts = "of an arm of starts the worst in the setting counts, and it is no best of a setting; "
     tracks = {specs[0].track: track}
     refuse_without_tracks(tracks if judged else {}, NAME, specs, results)
     rule = (
         "each setting in turn is left out; each arm takes the constant of its grid with the least mean "
         "regret in the other settings (mean validation loss less the best of all arms there; settings that "
         "are kept for the judgement choose nothing) and is judged by its test loss in the one left out, "
-        f"{len(config.seeds)} seeds; a challenger earns its cost if its mean test loss over the settings is "
+        f"{len(config.seeds)} seeds; {of_starts if starts else ''}a challenger earns its cost if its mean test loss over the settings is "
         f"at least {carry.margin:g} nats below that of {carry.reference} and the upper end of the 95% "
         f"interval that holds for all {len(carry.challengers)} challengers at once is below 0; a run is "
         f"broken if it diverged or its test loss is more than {carry.broken:g} nats above the median of all "
@@ -77,12 +79,14 @@ def decide(
 def _notes(carry: CarryConfig, track: UnitsTrack) -> Iterator[str]:
     """Note what is to be known of a grid, and of runs that are missing."""
     for arm, found in track["arms"].items():
-        on_edge = [f"{name} ({c['edge']})" for name, c in found["curves"].items() if c["edge"]]
-        if on_edge:
-            yield f"{arm}: the best constant lies on the edge of what was tried in {', '.join(on_edge)}"
         grid = carry.arms[arm].grid
+        on_edge = [f"{name} ({c['edge']})" for name, c in found["curves"].items() if c["edge"]]
         ends = {c["constant"] for c in found["carried"].values()} & {grid[0], grid[-1]}
-        if ends:
+        if carry.arms[arm].starts:
+            yield f"{arm}: the worst of {len(grid)} starts counts in each setting"
+        elif on_edge:
+            yield f"{arm}: the best constant lies on the edge of what was tried in {', '.join(on_edge)}"
+        if ends and not carry.arms[arm].starts:
             at = " and ".join(f"{value:g}" for value in sorted(ends))
             yield f"{arm}: a constant that is carried, {at}, is the end of its grid"
         lacking = [

@@ -32,7 +32,8 @@ EARNS, LOSES, NO_GAIN, UNDECIDED = "earns", "loses", "no gain", "undecided"
 
 def track_of(settings: CarryConfig, curves: Curves) -> UnitsTrack:
     """Judge every arm at the constants that it carries."""
-    best = {name: best_of(curves, name) for name in settings.settings}
+    tuned = {arm: of for arm, of in curves.items() if not settings.arms[arm].starts}
+    best = {name: best_of(tuned, name) for name in settings.settings}
     carried = {arm: carried_of(settings, curves, arm, best) for arm in settings.arms}
     medians = {name: _median([of[name] for of in carried.values() if name in of]) for name in best}
     found = {
@@ -63,7 +64,7 @@ def track_of(settings: CarryConfig, curves: Curves) -> UnitsTrack:
 
 
 def best_of(curves: Curves, setting: str) -> tuple[str, UnitPoint] | None:
-    """Return the arm and the point with the lowest mean validation loss that any arm has in a setting."""
+    """Return the arm and the point with the lowest mean validation loss that any of these has in a setting."""
     best: tuple[str, UnitPoint] | None = None
     least = math.inf
     for arm, of in curves.items():
@@ -97,15 +98,19 @@ def carried_of(
     settings: CarryConfig, curves: Curves, arm: str, best: Mapping[str, tuple[str, UnitPoint] | None]
 ) -> dict[str, Carried]:
     """Judge an arm in every setting at the constant with the least mean regret in the others, of those that
-    are not kept for the judgement; of equal ones, the smaller."""
+    are not kept for the judgement; of equal ones, the smaller. Of starts the worst in the setting counts."""
     losses = {name: b[1]["mean"] for name, b in best.items() if b is not None and b[1]["mean"] is not None}
     carried: dict[str, Carried] = {}
+    unit = settings.arms[arm]
+    worst = -1 if unit.starts else 1
     for name, found in best.items():
-        others = {n: x for n, x in losses.items() if n != name and not settings.settings[n].kept}
-        means = regrets(settings.arms[arm], curves[arm], others)
+        chosen_on = {n: x for n, x in losses.items() if n != name and not settings.settings[n].kept}
+        if unit.starts:
+            chosen_on = {n: x for n, x in losses.items() if n == name}
+        means = regrets(unit, curves[arm], chosen_on)
         if not means or found is None:
             continue
-        constant = min(means, key=lambda value: (means[value], value))
+        constant = min(means, key=lambda value: (worst * means[value], value))
         point = point_at(curves[arm][name], constant)
         own = curves[arm][name]["best"]
         tuned = point_at(curves[arm][name], own) if own is not None else None

@@ -132,7 +132,7 @@ def _tried(
 ) -> Tried:
     tried = Tried({float(value): make(float(value)) for value in unit.grid}, results)
     ratio = ratio_of(unit.grid)
-    for _ in range(carry.max_extensions):
+    for _ in range(0 if unit.starts else carry.max_extensions):
         if waiting(tried.specs, results):
             break
         edge = tried.curve()["edge"]
