@@ -285,7 +285,8 @@ def export(
         optional("--output", "-o", help="The bundle; STUDY.zip beside the study's folder if left out."),
     ] = None,
     brief: Annotated[
-        bool, optional("--brief", help="Without what runs logged: a seventh of the size, the same decisions.")
+        bool,
+        optional("--brief", help="Without pictures and what runs logged: the same decisions, 1 kB a run."),
     ] = False,
     output_dir: Place = OUTPUT_DIR,
     as_json: Json = False,

@@ -395,7 +395,9 @@ def muonclip(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[O
     from .library_optimizers import LargestLogits, WatchedMuonClip
 
     blocks = {name: block for name, block in model.named_modules() if hasattr(block, "largest_logits")}
-    require(bool(blocks), "optimizer=muonclip needs a model whose blocks have `largest_logits` (docs/models.md).")
+    require(
+        bool(blocks), "optimizer=muonclip needs a model whose blocks have `largest_logits` (docs/models.md)."
+    )
     hidden = {id(p) for p in matrices}
     groups: list[dict[str, Any]] = []
     for name, block in blocks.items():

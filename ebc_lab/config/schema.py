@@ -526,7 +526,8 @@ class UnitConfig:
         1.0, "learning rate, unless the constant is one", "× the setting's lr", **MULTIPLE
     )
     starts: bool = setting(
-        False, "the constants are starts of a rule that nobody tunes: in each setting the worst of them counts"
+        False,
+        "the constants are starts of a rule that nobody tunes: in each setting the worst of them counts",
     )
     width_power: float = setting(
         0.0, "the constant is multiplied by this power of the setting's width_scale", low=-4, high=4

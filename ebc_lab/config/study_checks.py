@@ -436,7 +436,9 @@ def _carry(config: Config) -> None:
     choosing = [name for name, setting in carry.settings.items() if not setting.kept]
     require(len(choosing) > 1, "carry.settings must name at least two that are not kept.")
     choice("carry.reference", carry.reference, arms)
-    require(not all(arm.starts for arm in carry.arms.values()), "carry.arms must name one without starts: true.")
+    require(
+        not all(arm.starts for arm in carry.arms.values()), "carry.arms must name one without starts: true."
+    )
     require(bool(carry.challengers), "carry.challengers must name the arms that the verdict is about.")
     for arm in carry.challengers:
         choice("carry.challengers", arm, [name for name in arms if name != carry.reference])

@@ -461,7 +461,9 @@ def test_schedule_free_takes_the_weights_as_they_are_at_its_first_step(model):
 ROUNDING = {"prodigy": 1e-6, "d_adaptation": 1e-6, "scion": 1e-3, "normuon": 1e-3, "muonclip": 1e-3}
 
 
-@pytest.mark.parametrize("name", [*AUTHORS, *WRITTEN_OUT, "scion one by one", "normuon one by one", "muonclip one by one"])
+@pytest.mark.parametrize(
+    "name", [*AUTHORS, *WRITTEN_OUT, "scion one by one", "normuon one by one", "muonclip one by one"]
+)
 def test_fifty_steps_are_the_references(name):
     """The authors' package, or the paper's steps; gradients drift, and rates rise and fall."""
     name, _, alone = name.partition(" ")

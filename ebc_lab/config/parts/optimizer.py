@@ -26,7 +26,9 @@ OF_TORCHAO = ("adam8bit", "adam4bit")
 # choice -> the distribution whose code computes it, which names a run; torch is named for every run
 LIBRARIES = {
     **dict.fromkeys(("lion", "soap", "schedule_free", "galore"), "pytorch-optimizer"),
-    **dict.fromkeys(("prodigy", "adopt", "lionar", "scion", "normuon", "muonclip", "d_adaptation"), "pytorch-optimizer"),
+    **dict.fromkeys(
+        ("prodigy", "adopt", "lionar", "scion", "normuon", "muonclip", "d_adaptation"), "pytorch-optimizer"
+    ),
     **dict.fromkeys(OF_TORCHAO, "torchao"),
 }
 WORDS = {
@@ -70,7 +72,9 @@ class OptimizerConfig:
     beta2: float = setting(0.999, "decay of the second moment", low=0, below=1, only=(*ADAMS, "lion"))
     eps: float = setting(1e-8, "added to the denominator", low=0, high=1, only=ADAMS)
     weight_decay: float = setting(0.0, "decoupled weight decay", low=0, high=100)
-    momentum: float = setting(0.0, "of SGD, Muon, NorMuon, MuonClip and Scion", low=0, high=1, only=WITH_MOMENTUM)
+    momentum: float = setting(
+        0.0, "of SGD, Muon, NorMuon, MuonClip and Scion", low=0, high=1, only=WITH_MOMENTUM
+    )
     rank: int = setting(
         0,
         "of AXIOM's momentum, 0: none; of GaLore's gradients",

@@ -4,12 +4,14 @@
 * Its comment ends in the sha256 of all bytes before it, so any change is noticed. The checksum of each file
   in it, and the manifest, tell a change of contents from one of the archive's structure.
 * Reading a bundle needs neither torch nor the corpus; it writes nothing outside the folder it unpacks to.
-* A brief one has of each run what it was and what it came to, and not what it logged at every step.
+* A brief one has of each run its spec and its result, all of them in one file, which packs four times as
+  small as they would one by one; unpacked they are the files that they were.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import struct
@@ -30,6 +32,9 @@ from .verify import MISSING, UNKNOWN
 from .verify import verify as verify_study
 
 SUFFIX = ".zip"
+JOINED = "runs.jsonl"  # of a brief bundle: the files of a run in each line, as texts by their names
+DRAWN = (".png", ".svg", ".html")  # what `ebc-lab report` makes again
+OF_A_RUN = (manifest.SPEC, manifest.RESULT)
 ARCHIVE = "the archive"  # what is wrong where no file in it is
 COMMENT = b"ebc-lab bundle; sha256 of all bytes before this one: "
 DIGEST = 64  # hex digits at the end of the comment
@@ -52,9 +57,10 @@ FOREIGN = (
 def export(study: Study, output: Path | None = None, *, brief: bool = False) -> dict[str, Any]:
     """Pack a study that nobody is running and whose files are all as recorded (docs/bundle.md).
 
-    `brief`: of each run only its spec and its result, which is all that decisions are made from. Returns `bundle` (its path), `sha256`, `bytes`, `files` (how many, beside the manifest that lists them)
-    and `replaced`: the sha256 of another bundle that was there, else None. `output`: by default `<study>.zip`
-    beside the study. Raises UserError.
+    `brief`: of each run only its spec and its result, from which all decisions are made, and no pictures,
+    which `ebc-lab report` draws again. `output`: by default `<study>.zip` beside the study. Returns `bundle`
+    (its path), `sha256`, `bytes`, `files` (how many, beside the manifest that lists them) and `replaced`: the
+    sha256 of another bundle that was there, else None. Raises UserError.
     """
     if output is None and isinstance(study, Bundled):
         raise UserError(f"{study.name}{SUFFIX} is a bundle already: copy it, or give --output FILE.zip.")
@@ -65,8 +71,12 @@ def export(study: Study, output: Path | None = None, *, brief: bool = False) -> 
     before = manifest.sha256_of(path) if path.exists() else None
     with atomic_writer(path) as out, _abridged(study, recorded) if brief else nullcontext(study) as packed:
         recorded = manifest.read(packed.root)["files"]
-        checksums = {manifest.NAME: manifest.sha256_of(packed.manifest_file), **dict(sorted(recorded.items()))}
-        pack(out, ((name, _content(packed.root / name, sha256)) for name, sha256 in checksums.items()))
+        checksums = {
+            manifest.NAME: manifest.sha256_of(packed.manifest_file),
+            **dict(sorted(recorded.items())),
+        }
+        contents = ((name, _content(packed.root / name, sha256)) for name, sha256 in checksums.items())
+        pack(out, _joined(contents) if brief else contents)
     made = manifest.sha256_of(path)
     return {
         "study": study.name,
@@ -80,15 +90,48 @@ def export(study: Study, output: Path | None = None, *, brief: bool = False) -> 
 
 @contextmanager
 def _abridged(study: Study, recorded: Mapping[str, str]) -> Iterator[Study]:
-    """Yield a copy of a study without what its runs logged, recorded and described as that."""
+    """Yield a copy of a study without pictures and what its runs logged, recorded and described as that."""
     with tempfile.TemporaryDirectory(prefix="ebc-lab-") as folder:
         brief = Study(Path(folder) / study.root.name)
         for name, sha256 in recorded.items():
-            if manifest.run_of(name) is None or Path(name).name in (manifest.SPEC, manifest.RESULT):
+            path = Path(name)
+            if path.name in OF_A_RUN if manifest.run_of(name) else path.suffix not in DRAWN:
                 (brief.root / name).parent.mkdir(parents=True, exist_ok=True)
                 (brief.root / name).write_bytes(_content(study.root / name, sha256))
         crate.complete(brief)
         yield brief
+
+
+def _joined(contents: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+    """Yield the study's own files, and those of all runs as one."""
+    runs: dict[str, dict[str, str]] = {}
+    for name, content in contents:
+        if run := manifest.run_of(name):
+            runs.setdefault(run, {})[Path(name).name] = content.decode()
+        else:
+            yield name, content
+    yield JOINED, "".join(f"{json.dumps({'run': run, **files})}\n" for run, files in runs.items()).encode()
+
+
+def _part(root: Path) -> dict[str, str]:
+    """Make the files of runs of an unpacked `JOINED`, if it is there. -> what is wrong with it."""
+    joined = root / JOINED
+    if not joined.exists():
+        return {}
+    try:
+        for line in joined.read_text(encoding="utf-8").splitlines():
+            about = json.loads(line)
+            for name in OF_A_RUN:
+                path = f"{manifest.RUNS}/{about['run']}/{name}"
+                if not _safe(path):
+                    return {JOINED: f"it names a file outside the study, {_told(path)}"}
+                (root / path).parent.mkdir(parents=True, exist_ok=True)
+                with open(root / path, "x", encoding="utf-8", newline="") as out:
+                    out.write(about[name])
+    except (ValueError, TypeError, LookupError, FileExistsError):
+        return {JOINED: "it is not the list of runs that was packed"}
+    joined.unlink()
+    return {}
 
 
 def pack(out: BinaryIO, contents: Iterable[tuple[str, bytes]]) -> None:
@@ -323,6 +366,7 @@ def _unpack(path: Path, into: Path) -> dict[str, str]:
                 return {ARCHIVE: f"its structure was changed: it does not describe {which} consistently"}
             if what := _unpack_member(archive, member, into):
                 wrong[member.orig_filename] = what
+        wrong |= _part(into)
     if not wrong and not _intact(path):
         wrong[ARCHIVE] = "its structure was changed; the contents of its files were not"
     return wrong

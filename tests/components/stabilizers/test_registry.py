@@ -50,7 +50,18 @@ TABLE = (
     list(PROJECTIONS),
 )
 RARE = (  # other libraries', and the rivals of other papers
-    *("galore", "adam8bit", "adam4bit", "prodigy", "adopt", "hyperball", "lionar", "scion", "normuon", "muonclip"),
+    *(
+        "galore",
+        "adam8bit",
+        "adam4bit",
+        "prodigy",
+        "adopt",
+        "hyperball",
+        "lionar",
+        "scion",
+        "normuon",
+        "muonclip",
+    ),
     *("d_adaptation", "dog", "ldog", "mechanic"),
 )
 every_pair = contract(*TABLE, rare=RARE)

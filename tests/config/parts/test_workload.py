@@ -42,7 +42,10 @@ REFUSED = [
     ("param_dtype=bfloat16", "workload=ebm does not go with param_dtype=bfloat16"),
     ("controller=agreement", "workload=ebm does not go with controller=agreement"),
     ("budget.grouping=matrices", "workload=ebm does not go with budget.grouping=matrices"),
-    ("optimizer=muonclip", "shrinks queries and keys by the logits of attention that they make: choose model="),
+    (
+        "optimizer=muonclip",
+        "shrinks queries and keys by the logits of attention that they make: choose model=",
+    ),
     ("workload=gpt model=modern optimizer=muonclip", "shrinks queries and keys by the logits of attention"),
     ("quantizer=ternary", "workload=ebm does not go with a quantizer"),
     ("quantizer.state=int8", "workload=ebm does not go with a quantizer"),

@@ -304,20 +304,44 @@ def test_a_brief_bundle_is_enough_for_the_decisions_and_to_go_on(finished, expor
     path = tmp_path / "done.zip"
     bundle.export(finished[1].study, path, brief=True)
     whole, brief = contents(exported), contents(path)
-    of_runs = {name.split("/")[-1] for name in brief if name.startswith("runs/")}
-    assert of_runs == {"spec.json", "result.json"}
     made_anew = {"manifest.json", "ro-crate-metadata.json"}
-    assert all(brief[name] == whole[name] for name in set(brief) - made_anew)
-    assert {name for name in whole if not name.startswith("runs/")} <= set(brief)
+    drawn = (".png", ".svg", ".html")
+    assert set(brief) == {n for n in whole if not n.startswith("runs/") and not n.endswith(drawn)} | {
+        bundle.JOINED
+    }
     assert bundle.verify(path)["ok"]
     study = bundle.unpack(path, tmp_path / "done")
+    kept = set(brief) - made_anew - {bundle.JOINED}
+    kept |= {name for name in whole if name.endswith(("/spec.json", "/result.json"))}
+    assert kept | made_anew == {
+        str(p.relative_to(study.root)) for p in study.root.rglob("*.*") if p.is_file()
+    }
+    assert all((study.root / name).read_bytes() == whole[name] for name in kept)
     assert replay(study)["same"]
     found = snapshot.read(study)
     assert all(work.missing == 0 for work in remaining_work(found.config, found.reusable_results()))
     report(study)
     bundle.export(study, tmp_path / "again.zip", brief=True)
-    again = contents(tmp_path / "again.zip")
-    assert {name for name in again if again[name] != brief.get(name)} <= {"report.html", *made_anew}
+    assert contents(tmp_path / "again.zip") == brief
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"run": "../../out"}, "outside the study"),
+        ({"run": "a", "result.json": 1}, "not the list of runs"),
+        ({"run": "a"}, "not the list of runs"),
+        ([], "not the list of runs"),
+    ],
+)
+def test_a_list_of_runs_that_is_none_is_named_and_leads_nowhere(small, tmp_path, line, said):
+    files = contents(small) | {bundle.JOINED: json.dumps(line).encode()}
+    (tmp_path / "in").mkdir()
+    path = made_again(tmp_path / "in" / "x.zip", files)
+    assert said in wrong(path)[bundle.JOINED]
+    with pytest.raises(UserError, match=r"is damaged \(runs.jsonl"):
+        bundle.unpack(path, tmp_path / "in" / "x")
+    assert sorted(p.name for p in (tmp_path / "in").iterdir()) == ["x.zip"]
 
 
 def test_another_torch_makes_nothing_in_a_bundle_stale(finished, exported, monkeypatch):

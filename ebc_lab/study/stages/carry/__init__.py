@@ -58,18 +58,19 @@ def decide(
     }
     track = track_of(carry, curves)
     judged = any(found["carried"] for found in track["arms"].values())
-    starts = any(unit.starts for unit in carry.arms.values())
-    of_starts = "of an arm of starts the worst in the setting counts, and it is no best of a setting; "
+    starts = "of an arm of starts the worst in the setting counts, and it is no best of a setting; "
+    of_starts = starts if any(unit.starts for unit in carry.arms.values()) else ""
     tracks = {specs[0].track: track}
     refuse_without_tracks(tracks if judged else {}, NAME, specs, results)
     rule = (
         "each setting in turn is left out; each arm takes the constant of its grid with the least mean "
         "regret in the other settings (mean validation loss less the best of all arms there; settings that "
         "are kept for the judgement choose nothing) and is judged by its test loss in the one left out, "
-        f"{len(config.seeds)} seeds; {of_starts if starts else ''}a challenger earns its cost if its mean test loss over the settings is "
-        f"at least {carry.margin:g} nats below that of {carry.reference} and the upper end of the 95% "
-        f"interval that holds for all {len(carry.challengers)} challengers at once is below 0; a run is "
-        f"broken if it diverged or its test loss is more than {carry.broken:g} nats above the median of all "
+        f"{len(config.seeds)} seeds; {of_starts}"
+        f"a challenger earns its cost if its mean test loss over the settings is at least {carry.margin:g} "
+        f"nats below that of {carry.reference} and the upper end of the 95% interval "
+        f"that holds for all {len(carry.challengers)} challengers at once is below 0; a run is broken if it "
+        f"diverged or its test loss is more than {carry.broken:g} nats above the median of all "
         "runs at carried constants in its setting; a diverged run counts with the loss of its first step"
     )
     notes = list(_notes(carry, track))

@@ -64,7 +64,7 @@ def track_of(settings: CarryConfig, curves: Curves) -> UnitsTrack:
 
 
 def best_of(curves: Curves, setting: str) -> tuple[str, UnitPoint] | None:
-    """Return the arm and the point with the lowest mean validation loss that any of these has in a setting."""
+    """Return the arm and the point with the lowest mean validation loss that these have in a setting."""
     best: tuple[str, UnitPoint] | None = None
     least = math.inf
     for arm, of in curves.items():
