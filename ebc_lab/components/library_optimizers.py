@@ -172,7 +172,7 @@ class LargestLogits:
         for name, block in blocks.items():
             block.register_forward_pre_hook(functools.partial(self._look, name))
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _look(self, name: str, block: nn.Module, given: tuple[Any, ...]) -> None:
         if not (block.training and torch.is_grad_enabled()):
             return

@@ -119,7 +119,8 @@ class Block(nn.Module):
         if self.causal:
             seen = torch.ones_like(logits[0, 0], dtype=torch.bool).tril_()
             logits = logits.masked_fill(~seen, -torch.inf)
-        return logits.amax((0, 2, 3))
+        largest: Tensor = logits.amax((0, 2, 3))
+        return largest
 
 
 def draw_weights(module: nn.Module, blocks: int, scale: float = 1.0) -> None:

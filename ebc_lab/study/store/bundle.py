@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 
 from ebc_lab.config.errors import UserError, visible
 from ebc_lab.records.files import atomic_writer, opened, read_regular, refuse_unwritable
+from ebc_lab.records.paths import RUNS
 
 from . import crate, manifest
 from .study import Study
@@ -122,7 +123,7 @@ def _part(root: Path) -> dict[str, str]:
         for line in joined.read_text(encoding="utf-8").splitlines():
             about = json.loads(line)
             for name in OF_A_RUN:
-                path = f"{manifest.RUNS}/{about['run']}/{name}"
+                path = f"{RUNS}/{about['run']}/{name}"
                 if not _safe(path):
                     return {JOINED: f"it names a file outside the study, {_told(path)}"}
                 (root / path).parent.mkdir(parents=True, exist_ok=True)
