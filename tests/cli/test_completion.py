@@ -38,7 +38,7 @@ def test_what_is_unknown_or_a_number_offers_nothing():
 @pytest.mark.parametrize(
     ("words", "at", "offered"),
     [
-        ("ebc-lab train optimizer = mu", 4, ["muon"]),
+        ("ebc-lab train optimizer = muo", 4, ["muon", "muonclip"]),
         ("ebc-lab train optimizer =", 3, completion.values("optimizer")),
     ],
 )

@@ -242,9 +242,9 @@ def test_proposals_of_changing_size_stay_within_the_budget_where_codes_flip():
     square, _ = wandered("square")
     auto, estimate = wandered("auto")
     assert estimate.value < 1.2
-    within = [sum(abs(ratio - 1) < 0.3 for ratio in ratios) for ratios in (square, auto)]
-    assert within[0] < len(square) / 2
-    assert within[1] > 0.8 * len(auto)
+    off = [sum(abs(ratio - 1) for ratio in ratios) / len(ratios) for ratios in (square, auto)]
+    assert off[1] < 0.8 * off[0]  # by how much depends on the processor's sums
+    assert sum(abs(ratio - 1) < 0.3 for ratio in auto) > 0.8 * len(auto)
 
 
 def test_a_batch_too_short_for_an_audit_observes_nothing():
