@@ -396,7 +396,8 @@ def muonclip(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[O
 
     blocks = {name: block for name, block in model.named_modules() if hasattr(block, "largest_logits")}
     require(
-        bool(blocks), "optimizer=muonclip needs a model whose blocks have `largest_logits` (docs/extending.md)."
+        bool(blocks),
+        "optimizer=muonclip needs a model whose blocks have `largest_logits` (docs/extending.md).",
     )
     hidden = {id(p) for p in matrices}
     groups: list[dict[str, Any]] = []
