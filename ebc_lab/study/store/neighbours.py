@@ -55,15 +55,24 @@ def _sound_result(study: Study, spec: RunSpec, recorded: Mapping[str, str] | Non
     files = study.run_files(spec.run_id)
     try:
         result = study.results([spec])[spec.run_id]
-        if result["outcome"] not in FINISHED or not _streams_match(files, result):
+        if result["outcome"] not in FINISHED:
             return None
-        for path in (files.result, *_copied(files, result)):
+        brief = _brief(study, files, recorded)
+        if not brief and not _streams_match(files, result):
+            return None
+        for path in (files.result, *(() if brief else _copied(files, result))):
             known = recorded.get(str(path.relative_to(study.root)))
             if known is not None and manifest.sha256_of(path) != known:
                 return None
     except (UserError, OSError, LookupError):
         return None
     return result
+
+
+def _brief(study: Study, files: RunFiles, recorded: Mapping[str, str]) -> bool:
+    """Return whether a run came with `ebc-lab export --brief`: recorded, but nothing that it logged."""
+    names = [str(path.relative_to(study.root)) for path in (files.result, files.steps)]
+    return not files.steps.exists() and names[0] in recorded and names[1] not in recorded
 
 
 def _streams_match(files: RunFiles, result: RunResult) -> bool:
@@ -94,13 +103,15 @@ def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
             return False
         try:
             result = neighbour.results([spec])[spec.run_id]
-            other = _copied(neighbour.run_files(spec.run_id), result)
+            theirs = neighbour.run_files(spec.run_id)
+            brief = not theirs.steps.exists() and _brief(neighbour, theirs, _recorded(neighbour) or {})
+            other = () if brief else _copied(theirs, result)
             contents = [read_regular(path, MOST_BYTES) if path.exists() else b"" for path in other]
         except (UserError, OSError, LookupError):
             return False
-        for path, content in zip(_copied(files, result), contents, strict=True):
+        for path, content in zip(_copied(files, result) if other else (), contents, strict=True):
             write_atomic(path, content)
-        if not _streams_match(files, result):  # somebody is changing them
+        if not brief and not _streams_match(files, result):  # somebody is changing them
             return False
         attempts.note(files.directory, "taken", study=neighbour.name)
         write_checksummed(files.result, result)

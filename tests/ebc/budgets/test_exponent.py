@@ -219,7 +219,7 @@ def test_what_takes_kl_to_grow_as_a_square_is_refused(options, words):
 # -- on a quantized model ------------------------------------------------------------------------------------
 
 
-def wandered(exponent, target_kl=0.01, steps=40):
+def wandered(exponent, target_kl=0.01, steps=110):
     """Audits of a ternary model whose proposals are six times larger at one step than at the next."""
     model = ternary_model()
     base = Wander([p for p in model.parameters() if p.requires_grad], lr=1.0)
@@ -243,8 +243,8 @@ def test_proposals_of_changing_size_stay_within_the_budget_where_codes_flip():
     auto, estimate = wandered("auto")
     assert estimate.value < 1.2
     off = [sum(abs(ratio - 1) for ratio in ratios) / len(ratios) for ratios in (square, auto)]
-    assert off[1] < 0.8 * off[0]  # by how much depends on the processor's sums
-    assert sum(abs(ratio - 1) < 0.3 for ratio in auto) > 0.8 * len(auto)
+    assert off[1] < 0.5 * off[0]
+    assert sum(abs(ratio - 1) < 0.3 for ratio in auto) > 0.9 * len(auto)
 
 
 def test_a_batch_too_short_for_an_audit_observes_nothing():

@@ -14,7 +14,7 @@ from ebc_lab.report.conclude import concluding
 from ebc_lab.study.autopilot import autopilot, study_of
 from ebc_lab.study.stages.stage import planned_runs
 from ebc_lab.study.store import attempts
-from ebc_lab.study.store.bundle import export
+from ebc_lab.study.store.bundle import export, unpack
 from ebc_lab.study.store.neighbours import finished_elsewhere, take
 from ebc_lab.study.store.study import Study
 from ebc_lab.study.store.verify import verify
@@ -58,7 +58,7 @@ def test_a_second_study_takes_the_runs_of_the_first_and_is_whole_without_it(
     assert {ended[name] for name in set(ended) - timed} == {"taken"}
 
 
-@pytest.mark.parametrize("what", ["steps", "evals", "log", "result", "manifest", "no streams"])
+@pytest.mark.parametrize("what", ["steps", "no steps", "evals", "log", "result", "manifest", "no streams"])
 def test_nothing_is_taken_from_a_run_that_is_not_as_recorded(own_copy, second, first_runs, what):
     _, first = own_copy
     spec = first_runs[0]
@@ -71,6 +71,9 @@ def test_nothing_is_taken_from_a_run_that_is_not_as_recorded(own_copy, second, f
         result = read_checksummed(files.result, "")
         first.manifest_file.unlink()
         write_checksummed(files.result, {k: v for k, v in result.items() if k != "streams"})
+    elif what == "no steps":  # as in a brief bundle, but they are recorded
+        files.steps.unlink()
+        assert not take(second[1], spec, first)
     elif what == "manifest":
         first.manifest_file.write_text("{}")
     else:
@@ -79,6 +82,17 @@ def test_nothing_is_taken_from_a_run_that_is_not_as_recorded(own_copy, second, f
     there = finished_elsewhere(second[1], first_runs)
     assert spec.run_id not in there
     assert bool(there) == (what != "manifest")
+
+
+def test_a_study_that_came_as_a_brief_bundle_is_a_neighbour_too(own_copy, second, first_runs, tmp_path):
+    _, first = own_copy
+    export(first, tmp_path / "brief.zip", brief=True)
+    shutil.rmtree(first.root)
+    unpack(tmp_path / "brief.zip", first.root)
+    assert set(finished_elsewhere(second[1], first_runs)) == {spec.run_id for spec in first_runs}
+    assert take(second[1], first_runs[0], first)
+    assert second[1].has_result(first_runs[0].run_id)
+    assert not second[1].run_files(first_runs[0].run_id).steps.exists()
 
 
 def test_rows_that_change_while_they_are_copied_are_not_taken(own_copy, second, first_runs):
