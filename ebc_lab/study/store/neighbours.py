@@ -57,10 +57,9 @@ def _sound_result(study: Study, spec: RunSpec, recorded: Mapping[str, str] | Non
         result = study.results([spec])[spec.run_id]
         if result["outcome"] not in FINISHED:
             return None
-        brief = _brief(study, files, recorded)
-        if not brief and not _streams_match(files, result):
+        if not (_brief(study, files, recorded) or _streams_match(files, result)):
             return None
-        for path in (files.result, *(() if brief else _copied(files, result))):
+        for path in (files.result, *_copied(files, result)):
             known = recorded.get(str(path.relative_to(study.root)))
             if known is not None and manifest.sha256_of(path) != known:
                 return None
@@ -105,13 +104,13 @@ def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
             result = neighbour.results([spec])[spec.run_id]
             theirs = neighbour.run_files(spec.run_id)
             brief = not theirs.steps.exists() and _brief(neighbour, theirs, _recorded(neighbour) or {})
-            other = () if brief else _copied(theirs, result)
-            contents = [read_regular(path, MOST_BYTES) if path.exists() else b"" for path in other]
+            copies = () if brief else zip(_copied(files, result), _copied(theirs, result), strict=True)
+            contents = {to: read_regular(path, MOST_BYTES) if path.exists() else b"" for to, path in copies}
         except (UserError, OSError, LookupError):
             return False
-        for path, content in zip(_copied(files, result) if other else (), contents, strict=True):
+        for path, content in contents.items():
             write_atomic(path, content)
-        if not brief and not _streams_match(files, result):  # somebody is changing them
+        if not (brief or _streams_match(files, result)):  # somebody is changing them
             return False
         attempts.note(files.directory, "taken", study=neighbour.name)
         write_checksummed(files.result, result)
