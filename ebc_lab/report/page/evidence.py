@@ -437,7 +437,7 @@ def _suite(
                 "glance": _glances(track, of, compared, ranked, tune),
                 "tried": _tried(track, of, compared, config, tune),
                 "judged": {compared["reference"], *words.mine_of(compared), *ranked[:1]},
-                "arms": replace(arms, title=f"Arms, best first{of}"),
+                "arms": replace(arms, title=f"Arms, lowest median test loss first{of}"),
                 "low_bit": _titled(tables.low_bit(f"suite-levels-{track}", compared, results, ranked), of),
                 "states": _states(f"suite-states-{track}", of, compared, results, ranked),
                 "memory": _titled(memory, of),
