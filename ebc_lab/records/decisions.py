@@ -584,6 +584,7 @@ class UnitFound(TypedDict):
     worst: str | None  # the setting with the largest excess
     broken: BrokenRuns  # at the carried constants
     broken_anywhere: BrokenRuns  # at all constants of the common grid
+    starts: NotRequired[bool]  # its constants are starts, of which the worst counts in each setting
 
 
 class UnitSetting(TypedDict):

@@ -123,6 +123,8 @@ def test_of_starts_the_worst_in_each_setting_counts_and_no_best_is_theirs():
         assert carried["excess"] == pytest.approx(worst["mean"] - track["settings"][name]["val_loss"])
     assert all(found["arm"] != "kl" for found in track["settings"].values())
     assert "kl: the worst of 3 starts counts in each setting" in decision["notes"]
+    found = decision["tracks"]["adam_none"]["arms"]
+    assert [arm for arm in found if found[arm].get("starts")] == ["kl"]
     assert "of starts the worst in the setting counts" in decision["rule"]
     with pytest.raises(UserError, match="must name one without starts"):
         study(*(f"carry.arms.{arm}.starts=true" for arm in config.carry.arms))

@@ -30,6 +30,8 @@ def draw_excess(facts: Facts, track: UnitsTrack) -> Sheet | None:
     what = "What does a constant lose in a setting that it was not chosen on?"
     whom = "Test loss at the constant chosen on the other settings, minus that of the setting's best arm at "
     whom += "its best constant; mean of the seeds"
+    if any(arm.get("starts") for arm in track["arms"].values()):
+        whom += ". Of starts the worst counts"
     figure, axes = page(
         facts, what, whom, _finding(track, order), seeds_of(track), (), "", (10.0, 2.8 + ROW * len(settings))
     )
@@ -62,7 +64,8 @@ def _key(track: UnitsTrack, order: Sequence[str], looks: Mapping[str, Look]) -> 
     handles: list[object] = []
     for arm in order:
         colour, marker, _ = looks[arm]
-        label = f"{arm} {signed(track['arms'][arm]['excess'], 3)}"
+        found = track["arms"][arm]
+        label = f"{arm} {signed(found['excess'], 3)}{', worst start' * found.get('starts', False)}"
         handles.append(entry(label, colour, marker=marker, ls="", ms=6))
     if max(_all(track)) > _end(track):
         handles.append(entry("beyond the axis", GREY, marker=">", ls="", ms=6))

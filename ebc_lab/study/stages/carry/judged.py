@@ -171,7 +171,7 @@ def _found(
         for value in unit.grid
         if (point := point_at(curve, value)) is not None
     ]
-    return {
+    found: UnitFound = {
         "about": unit.about,
         "unit": unit.unit,
         "over": unit.over,
@@ -184,6 +184,7 @@ def _found(
         "broken": broken_runs(list(carried.items()), medians, limit),
         "broken_anywhere": broken_runs(on_grid, medians, limit),
     }
+    return {**found, "starts": True} if unit.starts else found
 
 
 def broken_runs(
