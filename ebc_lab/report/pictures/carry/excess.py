@@ -30,8 +30,6 @@ def draw_excess(facts: Facts, track: UnitsTrack) -> Sheet | None:
     what = "What does a constant lose in a setting that it was not chosen on?"
     whom = "Test loss at the constant chosen on the other settings, minus that of the setting's best arm at "
     whom += "its best constant; mean of the seeds"
-    if any(arm.get("starts") for arm in track["arms"].values()):
-        whom += ". Of starts the worst counts"
     figure, axes = page(
         facts, what, whom, _finding(track, order), seeds_of(track), (), "", (10.0, 2.8 + ROW * len(settings))
     )
