@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -11,66 +12,124 @@ import numpy as np
 from ..text.words import optimizer
 from .curves import Run
 from .forest import missing
-from .sheet.figure import EBC, GREY, INK, LABELS_FROM, PLAIN, Arms, Facts, Sheet, entry, page
+from .sheet.figure import EBC, GREY, INK, LABELS_FROM, PLAIN, Arms, Facts, Sheet, entry, page, seeds_of
 from .sheet.place import beside, key, narrowed
 
-OLD = "init_val_loss"
+NEW, OLD = "val_loss", "init_val_loss"
 END: dict[str, Any] = {"marker": "o", "ms": 6, "ls": ""}
+POINTS: dict[str, Any] = {"marker": ".", "ms": 5, "lw": 1.2}
 COLOURS = (PLAIN, "C4", EBC, "C6", "C5", "black", GREY)
 
 
 @dataclass(frozen=True)
-class Path:
-    """An arm's way from evaluation to evaluation, mean of its completed seeds; the last is its end."""
+class Trade:
+    """What an arm learned and forgot: losses on the new text and on the old one, after the last step.
 
-    new: np.ndarray  # loss on the new text
-    old: np.ndarray  # loss on the old text
-    moved: float | None  # ‖W − W₀‖ over ‖W₀‖ at the end
+    `new`, `old`: of each point that it was tuned over, from the shortest steps to the longest; those that
+    learned less than the shortest did are left out. `seeds`: of a point. `end`: at the chosen point, means of
+    its completed seeds.
+    """
+
+    new: np.ndarray
+    old: np.ndarray
+    seeds: int
+    end: tuple[float, float]
+    moved: float | None  # ‖W − W₀‖ over ‖W₀‖ there
+
+    def forgotten_at(self, new: float) -> float | None:
+        """Return the old text's loss where the new one's is `new`, between two points; None where the arm's
+        points do not get there. Of the points those from the shortest steps to the best."""
+        if not len(self.new):
+            return None
+        best = int(self.new.argmin()) + 1
+        learned, old = self.new[:best][::-1], self.old[:best][::-1]
+        order = np.argsort(learned)
+        inside = learned.min() <= new <= learned.max()
+        return float(np.interp(new, learned[order], old[order])) if inside else None
 
 
 def gather(
-    label: str, arm: Mapping[str, Any], runs: Sequence[Run], specs: Mapping[str, Mapping[str, Any]]
-) -> Path | None:
-    """Return the arm's way; None where no completed run measured an old text."""
-    completed = [run for run in runs if run.outcome == "completed"]
-    done = [run for run in completed if len(run.evals.get(OLD, ()))]
+    label: str,
+    arm: Mapping[str, Any],
+    runs: Sequence[Run],
+    specs: Mapping[str, Mapping[str, Any]],
+    tried: Iterable[tuple[str, Mapping[str, Any]]],
+) -> Trade | None:
+    """Return the arm's trade; None where no completed run measured an old text."""
+    done = [run.result for run in runs if _measured(run.result)]
     if not done:
         return None
-    new = np.array([run.evals["val_loss"] for run in done]).mean(axis=0)
-    old = np.array([run.evals[OLD] for run in done]).mean(axis=0)
-    return Path(new, old, arm["figures"].get("weights_moved"))
+    points: dict[str, list[Mapping[str, Any]]] = {}
+    for name, result in tried:
+        points.setdefault(name, []).append(result)
+    whole = [of for of in points.values() if all(map(_measured, of))]
+    whole.sort(key=lambda of: _mean(of, "weights_moved"))
+    at = np.array([(_mean(of, NEW), _mean(of, OLD)) for of in whole]).reshape(-1, 2)
+    at = at[at[:, 0] <= at[:1, 0].max(initial=-np.inf)]
+    end, seeds = (_mean(done, NEW), _mean(done, OLD)), max(map(len, whole), default=0)
+    return Trade(at[:, 0], at[:, 1], seeds, end, arm["figures"].get("weights_moved"))
 
 
-def draw(facts: Facts, track: str, arms: Arms, drawn: Mapping[str, Path]) -> Sheet:
-    """Draw the loss on the old text over that on the new one, a line for each arm."""
-    best = min(drawn, key=lambda label: drawn[label].new[-1])
-    least = min(drawn, key=lambda label: drawn[label].old[-1])
+def _measured(result: Mapping[str, Any]) -> bool:
+    return result.get("outcome") == "completed" and result.get(OLD) is not None
+
+
+def _mean(results: Iterable[Mapping[str, Any]], name: str) -> float:
+    return fmean(result[name] for result in results)
+
+
+def draw(facts: Facts, track: str, arms: Arms, drawn: Mapping[str, Trade]) -> Sheet:
+    """Draw the loss on the old text over that on the new one: a line through each arm's points."""
     what = "What does a run forget for what it learns?"
-    whom = f"{optimizer(track)}: losses on both texts, from evaluation to evaluation"
-    finding = f"Learned most: {best}, {drawn[best].new[-1]:.3f}"
-    finding += f"; forgot least: {least}, {drawn[least].old[-1]:.3f}."
+    whom = f"{optimizer(track)}: losses on both texts at the end of each run, from short steps to long ones"
     seeds = max(len(arms[label]["runs"]) for label in drawn)
-    small = (f"validation loss on {facts.windows} fixed windows of each text",)
-    figure, axes = page(facts, what, whom, finding, seeds, small, missing(arms))
+    figure, axes = page(facts, what, whom, _finding(drawn), seeds, (), missing(arms))
     axes.set_xlabel("loss on the new text (nats per token): learning goes to the left")
     axes.set_ylabel("loss on the old text (nats per token)")
-    key(axes, [entry("from the first evaluation, mean of the seeds", INK), entry("the end", INK, **END)])
+    handles = [entry("at the chosen point, mean of the seeds", INK, **END)]
+    if of_point := max(trade.seeds for trade in drawn.values()):
+        handles.insert(0, entry(f"points that it was tuned over, {seeds_of(of_point)} each", INK, **POINTS))
+    key(axes, handles)
     narrowed(axes, LABELS_FROM)
     ends = []
-    for label, colour in zip(drawn, _colours(len(drawn)), strict=True):
-        path = drawn[label]
-        axes.plot(path.new, path.old, color=colour, lw=1.2)
-        axes.plot(path.new[-1:], path.old[-1:], color=colour, **END)
-        ends.append((float(path.new[-1]), float(path.old[-1]), _told(label, path), colour))
+    for i, (label, trade) in enumerate(drawn.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        axes.plot(trade.new, trade.old, color=colour, **POINTS)
+        axes.plot(*trade.end, color=colour, **END)
+        ends.append((*trade.end, _told(label, trade), colour))
     beside(axes, ends)
     return figure
 
 
-def _colours(count: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+def _finding(drawn: Mapping[str, Trade]) -> str:
+    """What was forgotten at equal learning: at the loss that most arms' points get to, the middle one of
+    those; where no two meet, who learned most and who forgot least."""
+    met = {x: _at(drawn, x) for trade in drawn.values() for x in trade.new}
+    most = max(map(len, met.values()), default=0)
+    if most < 2:
+        best, least = (min(drawn, key=lambda label: drawn[label].end[i]) for i in (0, 1))
+        learned = f"Learned most: {best}, {drawn[best].end[0]:.3f}"
+        return f"{learned}; forgot least: {least}, {drawn[least].end[1]:.3f}."
+    asked = [x for x, of in met.items() if len(of) == most]
+    at = min(asked, key=lambda x: abs(x - median(asked)))
+    low, high = (by(met[at], key=lambda label: met[at][label]) for by in (min, max))
+    text = f"Learned as much, to {at:.2f}, arms end on the old text at {met[at][low]:.2f} ({low})"
+    text += f" to {met[at][high]:.2f} ({high})"
+    never = [label for label in drawn if label not in met[at]]
+    return (
+        f"{text}; {' and '.join(never)} {'does' if len(never) == 1 else 'do'} not get there."
+        if never
+        else f"{text}."
+    )
 
 
-def _told(label: str, path: Path) -> str:
+def _at(drawn: Mapping[str, Trade], new: float) -> dict[str, float]:
+    """Arm -> the loss on the old text where that on the new one is `new`, of the arms that get there."""
+    found = {label: trade.forgotten_at(new) for label, trade in drawn.items()}
+    return {label: old for label, old in found.items() if old is not None}
+
+
+def _told(label: str, trade: Trade) -> str:
     """The arm with how far its weights went."""
-    moved = "" if path.moved is None else f": weights moved {path.moved:.0%}"
+    moved = "" if trade.moved is None else f": weights moved {trade.moved:.0%}"
     return f"{label}{moved}"

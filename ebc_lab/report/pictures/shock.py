@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +66,11 @@ class Recovery:
 
 
 def gather(
-    label: str, arm: Mapping[str, Any], runs: Sequence[Run], specs: Mapping[str, Mapping[str, Any]]
+    label: str,
+    arm: Mapping[str, Any],
+    runs: Sequence[Run],
+    specs: Mapping[str, Mapping[str, Any]],
+    tried: Iterable[tuple[str, Mapping[str, Any]]],
 ) -> Recovery | None:
     """Return the arm's recovery; None where it had no shock, or no run lasted long enough after it."""
     lines, peaks, back = [], [], []

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ebc_lab.records.decisions import Arm, Decision, Difference, FinalsTrack, StepCost, SuiteTrack, TunedArm
+from ebc_lab.study.stages.stage import candidates_of
 from ebc_lab.study.stages.statistics import by_interval, centre_of, in_octaves
 
 from . import words
@@ -151,12 +152,10 @@ def tried(name: str, decision: Decision, track: str, arms: Iterable[str], grids:
     """Return how much was tried of each arm before its best point was taken: that all were tuned alike. None
     where none of the arms was tuned. `grids`: what was asked for."""
     tuned = words.tuned_arms(decision, track)
-    several = len(decision["tracks"]) > 1
     rows: list[Row] = []
     for label in (arm for arm in arms if arm in tuned):
         chosen = tuned[label]
-        every = [c for c in decision["candidates"] if c["role"] == label]
-        runs = [c for c in every if not several or c["run_id"].startswith(f"{track}_")]
+        runs = [c for c in candidates_of(track, decision) if c["role"] == label]
         points = len({c["arm"] for c in runs})
         rates = sorted({c["lr"] for c in runs})
         values = (

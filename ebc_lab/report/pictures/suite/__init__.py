@@ -19,11 +19,23 @@ from matplotlib.axes import Axes
 
 from ebc_lab.config.parts import PARTS
 from ebc_lab.records.figures import KL_BAND
+from ebc_lab.study.stages.stage import candidates_of
 
 from ...text.words import mine_of, optimizer, tuned_arms
 from ..arm import Rival, draw_clip, draw_kl, draw_loss
 from ..curvature import Steps, draw_curvature, steps_of
-from ..curves import Run, applied_c, audited, by_step, read_results, read_runs, running_mean, thinned, window
+from ..curves import (
+    Run,
+    applied_c,
+    audited,
+    by_step,
+    known,
+    read_results,
+    read_runs,
+    running_mean,
+    thinned,
+    window,
+)
 from ..ebm import States, draw_states, states_of
 from ..forest import draw_forest, missing, rows_of, signed
 from ..low_bit import Curve, Factors, curve_of, draw_factors, draw_kl_curve, factors_of
@@ -58,6 +70,7 @@ from .windows import draw_tuned, strong_looks, window_pictures
 
 PALETTE = (EBC, ALERT, GOAL, "C4", "C5", "C6", "black")
 HIGHLIGHTED = 6  # of more lines
+Tried = Iterable[tuple[str, Mapping[str, Any]]]  # of an arm's tuning: the point's name and a run's result
 LEAST_RATIO = 0.01  # the log axis of KL / δ* ends there: what lies further off leaves the frame
 
 
@@ -66,9 +79,14 @@ class PartPicture(Protocol):
     name."""
 
     def gather(
-        self, label: str, arm: Mapping[str, Any], runs: Sequence[Run], specs: Mapping[str, Mapping[str, Any]]
+        self,
+        label: str,
+        arm: Mapping[str, Any],
+        runs: Sequence[Run],
+        specs: Mapping[str, Mapping[str, Any]],
+        tried: Tried,
     ) -> Any:
-        """Return what the picture shows of an arm, None for nothing."""
+        """Return what the picture shows of an arm, None for nothing. `tried`: read as it is asked for."""
 
     def draw(self, facts: Facts, track: str, arms: Arms, drawn: Mapping[str, Any]) -> Sheet:
         """Draw the arms that show something."""
@@ -87,6 +105,7 @@ class Gathered:
     tight: dict[str, Tightness]
     curves: dict[str, Curve]  # of KL against c
     paths: dict[str, Steps]  # through KL and length of the steps
+    tried: Mapping[str, Tried]
     states: States | None = None  # of the reference, if it is an energy-based model
 
 
@@ -105,7 +124,7 @@ def suite_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
         together = _together(root, facts, track, shown, decisions, tail)
         for pictures in (together, forest) if mine_of(of_track) else (forest, together):
             yield from pictures
-        all_arms = Gathered({}, {}, {}, {}, {})
+        all_arms = Gathered({}, {}, {}, {}, {}, _tried(root, decisions.get("tune"), track, arms))
         natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
         yield from _arm_pictures(root, facts, arms, tail, natural_kl, all_arms, of_track["reference"])
         factors = _factors(root, of_track["arms"])
@@ -203,8 +222,15 @@ def _arm_pictures(
             name = f"{label}{tail}_{kind}"
             yield from picture(name, "arms", own_facts, draw, label, arm, runs, *more, arm_of=label)
         for name, part in OF_PARTS.items():
-            if (drawn := part.gather(label, arm, runs, specs)) is not None:
+            if (drawn := part.gather(label, arm, runs, specs, all_arms.tried[label])) is not None:
                 all_arms.of_parts.setdefault(name, {})[label] = drawn
+
+
+def _tried(root: Path, tune: Any, track: str, arms: Iterable[str]) -> dict[str, Tried]:
+    """The results of the runs that each arm was tuned by, none of them read yet."""
+    runs = candidates_of(track, tune) if tune and track in tune["tracks"] else []
+    of_arm = {label: [c for c in runs if c["role"] == label] for label in arms}
+    return {label: ((c["arm"], known(root, c["run_id"])) for c in of) for label, of in of_arm.items()}
 
 
 def _factors(root: Path, arms: Arms) -> dict[str, Factors]:
