@@ -213,13 +213,13 @@ def matches_run_id(kind: str, run: RunConfig, run_id: str) -> bool:
 
 def environment(whole: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a run's identity that is not a setting: the versions of torch, of our numerics, and of the
-    libraries that its optimizer and its stabilizer come from."""
+    libraries that its parts come from."""
     return {k: v for k, v in whole.items() if k not in RunConfig.__dataclass_fields__}
 
 
 def study_environment(config: Config) -> dict[str, Any]:
-    """The same for all the runs that a study may plan: its libraries are those of every optimizer and
-    stabilizer that its settings name."""
+    """The same for all the runs that a study may plan: its libraries are those of every part that its
+    settings name."""
     recorded = environment(identity_of("train", config))
     recorded.pop("libraries", None)
     choices = _named_in(to_dict(config))
@@ -243,11 +243,12 @@ def by_name(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _named_in(settings: Any) -> Iterator[tuple[str, str]]:
-    """(group, choice) of every `optimizer: {name: …}`, `optimizers: […]` and `stabilizer: {name: …}`."""
+    """(group, choice) of every `optimizer: {name: …}` and `optimizers: […]`, and of every other part some of
+    whose choices a library computes."""
     if not isinstance(settings, Mapping):
         return
     for key, value in settings.items():
-        if key in ("optimizer", "stabilizer") and isinstance(value, Mapping):
+        if key in PART and PART[key].libraries and isinstance(value, Mapping):
             yield key, str(value.get("name"))
         elif key == "optimizers":
             yield from (("optimizer", str(name)) for name in value)

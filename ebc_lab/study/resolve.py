@@ -58,6 +58,8 @@ def resolve_study(
     changed = changes(config, known, study.records()) if known else []
     if known:
         config = adopt(config, known)
+    corpus, tokenizer_sha256 = checked_text(config)
+    config = arms_pinned(pinned(config, corpus, tokenizer_sha256))
     shown = in_words(changed or different, asked, own.edited(config, known or {}))
     if changed and not force:
         edits = any(is_edit(change, asked) for change in changed)
@@ -67,8 +69,6 @@ def resolve_study(
             "or add --force to change this one; runs that are still the same are kept "
             f"({_retrained(config, study)})."
         )
-    corpus, tokenizer_sha256 = checked_text(config)
-    config = arms_pinned(pinned(config, corpus, tokenizer_sha256))
     if known and known["corpus"]["sha256"] == corpus.sha256:  # a fallback is announced only when it is chosen
         corpus = replace(corpus, warning=known["corpus"]["warning"])
     config, why = _resolve(config, corpus, study, say, work)
@@ -154,8 +154,6 @@ def adopt(config: Config, known: Mapping[str, Any]) -> Config:
 
 def _retrained(config: Config, study: Study) -> str:
     """Return what this call would train, in words."""
-    if not config.data.sha256:
-        return "on another corpus none is"
     records = study.records()
     problem = next((r.problem for r in records if r.problem), None)
     if problem:

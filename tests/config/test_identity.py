@@ -242,6 +242,9 @@ def test_records_made_before_libraries_were_named_keep_their_names():
 def test_an_arms_library_is_part_of_what_a_study_was_made_with(monkeypatch):
     config = resolved("study=stabilizers", study=True)
     assert set(study_environment(config)["libraries"]) == {"pytorch-optimizer"}  # that of its arm agc
+    finetune = resolved("study=finetune", study=True)
+    finetune = replace(finetune, tokens=replace(finetune.tokens, sha256="0" * 64))
+    assert set(study_environment(finetune)["libraries"]) == {"peft"}  # of its arm lora's adapter
     assert "libraries" not in study_environment(resolved("study=controls", study=True))
     both = resolved("lr_sweep.optimizers=[adam8bit,lion]", study=True)
     header = {"environment": study_environment(both)}

@@ -114,6 +114,13 @@ def test_a_value_given_to_a_study_that_chose_is_a_change(config, monkeypatch, ch
     assert set(outcome.study.header()["chosen"]) == set(resolve.CHOSEN)
 
 
+def test_of_any_tokens_a_change_says_what_it_would_train(config, monkeypatch):
+    config = replace(config, tokens=replace(config.tokens, name="bytes"))
+    begun(config, monkeypatch)
+    with pytest.raises(UserError, match=r"audit_every: \d+ → 5.*--force.*lr_sweep: all 3 would be trained"):
+        autopilot(replace(config, audit_every=5), concluding())
+
+
 def test_slurm_jobs_take_their_cores_and_only_precision_is_measured_on_a_node(config, monkeypatch, tmp_path):
     study, other = (Study(tmp_path / name) for name in ("jobs", "others"))
     for folder in (study.root, other.root):
