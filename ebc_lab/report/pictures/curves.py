@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,17 @@ class Run:
     @property
     def outcome(self) -> str:
         return str(self.result.get("outcome", "missing"))
+
+
+@dataclass(frozen=True)
+class ArmRuns:
+    """What the picture of a part may draw of an arm."""
+
+    label: str
+    arm: Mapping[str, Any]
+    runs: Sequence[Run]
+    specs: Mapping[str, Mapping[str, Any]]  # by seed
+    tried: Callable[[], list[tuple[str, dict[str, Any]]]]  # reads the point and the result of each tuning run
 
 
 def read_runs(root: Path, arm: Mapping[str, Any]) -> list[Run]:

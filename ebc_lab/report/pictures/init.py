@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..text.words import optimizer
-from .curves import Run
+from .curves import ArmRuns
 from .forest import missing
 from .sheet.figure import EBC, GREY, INK, LABELS_FROM, PLAIN, Arms, Facts, Sheet, entry, page, seeds_of
 from .sheet.place import beside, key, narrowed
@@ -41,33 +41,27 @@ class Trade:
         points do not get there. Of the points those from the shortest steps to the best."""
         if not len(self.new):
             return None
-        best = int(self.new.argmin()) + 1
-        learned, old = self.new[:best][::-1], self.old[:best][::-1]
+        learning = slice(int(self.new.argmin()) + 1)
+        learned, old = self.new[learning], self.old[learning]
         order = np.argsort(learned)
         inside = learned.min() <= new <= learned.max()
         return float(np.interp(new, learned[order], old[order])) if inside else None
 
 
-def gather(
-    label: str,
-    arm: Mapping[str, Any],
-    runs: Sequence[Run],
-    specs: Mapping[str, Mapping[str, Any]],
-    tried: Iterable[tuple[str, Mapping[str, Any]]],
-) -> Trade | None:
+def gather(of: ArmRuns) -> Trade | None:
     """Return the arm's trade; None where no completed run measured an old text."""
-    done = [run.result for run in runs if _measured(run.result)]
+    done = [run.result for run in of.runs if _measured(run.result)]
     if not done:
         return None
     points: dict[str, list[Mapping[str, Any]]] = {}
-    for name, result in tried:
+    for name, result in of.tried():
         points.setdefault(name, []).append(result)
-    whole = [of for of in points.values() if all(map(_measured, of))]
-    whole.sort(key=lambda of: _mean(of, "weights_moved"))
-    at = np.array([(_mean(of, NEW), _mean(of, OLD)) for of in whole]).reshape(-1, 2)
+    whole = [results for results in points.values() if all(map(_measured, results))]
+    whole.sort(key=lambda results: _mean(results, "weights_moved"))
+    at = np.array([(_mean(results, NEW), _mean(results, OLD)) for results in whole]).reshape(-1, 2)
     at = at[at[:, 0] <= at[:1, 0].max(initial=-np.inf)]
     end, seeds = (_mean(done, NEW), _mean(done, OLD)), max(map(len, whole), default=0)
-    return Trade(at[:, 0], at[:, 1], seeds, end, arm["figures"].get("weights_moved"))
+    return Trade(at[:, 0], at[:, 1], seeds, end, of.arm["figures"].get("weights_moved"))
 
 
 def _measured(result: Mapping[str, Any]) -> bool:
@@ -116,11 +110,9 @@ def _finding(drawn: Mapping[str, Trade]) -> str:
     text = f"Learned as much, to {at:.2f}, arms end on the old text at {met[at][low]:.2f} ({low})"
     text += f" to {met[at][high]:.2f} ({high})"
     never = [label for label in drawn if label not in met[at]]
-    return (
-        f"{text}; {' and '.join(never)} {'does' if len(never) == 1 else 'do'} not get there."
-        if never
-        else f"{text}."
-    )
+    if never:
+        text += f"; {' and '.join(never)} {'does' if len(never) == 1 else 'do'} not get there"
+    return f"{text}."
 
 
 def _at(drawn: Mapping[str, Trade], new: float) -> dict[str, float]:

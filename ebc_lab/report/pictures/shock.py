@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from ebc_lab.config.parts.shock import RECOVERY_WINDOW, SHOCK_WINDOW
 
 from ..text.words import optimizer
-from .curves import Run, thinned
+from .curves import ArmRuns, thinned
 from .forest import missing, signed
 from .sheet.figure import (
     ALERT,
@@ -65,21 +65,15 @@ class Recovery:
     back: Sequence[float | None]  # steps until the loss was back, None: never
 
 
-def gather(
-    label: str,
-    arm: Mapping[str, Any],
-    runs: Sequence[Run],
-    specs: Mapping[str, Mapping[str, Any]],
-    tried: Iterable[tuple[str, Mapping[str, Any]]],
-) -> Recovery | None:
+def gather(of: ArmRuns) -> Recovery | None:
     """Return the arm's recovery; None where it had no shock, or no run lasted long enough after it."""
     lines, peaks, back = [], [], []
     offset = np.arange(-SHOCK_WINDOW, AFTER_SHOCK + 1)
     # with the gap at the shock itself
     offset = offset[np.union1d(thinned(len(offset), RECOVERY_POINTS), SHOCK_WINDOW)]
     shock: Mapping[str, Any] = {}
-    for run in runs:
-        config = specs[run.seed].get("config", {})
+    for run in of.runs:
+        config = of.specs[run.seed].get("config", {})
         if run.result.get("shock_peak") is None or not run.steps or not config:
             continue
         shock = config["shock"]
@@ -90,7 +84,7 @@ def gather(
     if not lines:
         return None
     mean = np.ma.masked_invalid(lines).mean(axis=0).filled(math.nan)
-    return Recovery(label, shock["name"], shock["size"], offset, mean, np.array(lines), peaks, back)
+    return Recovery(of.label, shock["name"], shock["size"], offset, mean, np.array(lines), peaks, back)
 
 
 def around(losses: np.ndarray, shock: int, offset: np.ndarray) -> np.ndarray:

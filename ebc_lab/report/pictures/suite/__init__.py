@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -25,6 +26,7 @@ from ...text.words import mine_of, optimizer, tuned_arms
 from ..arm import Rival, draw_clip, draw_kl, draw_loss
 from ..curvature import Steps, draw_curvature, steps_of
 from ..curves import (
+    ArmRuns,
     Run,
     applied_c,
     audited,
@@ -70,7 +72,6 @@ from .windows import draw_tuned, strong_looks, window_pictures
 
 PALETTE = (EBC, ALERT, GOAL, "C4", "C5", "C6", "black")
 HIGHLIGHTED = 6  # of more lines
-Tried = Iterable[tuple[str, Mapping[str, Any]]]  # of an arm's tuning: the point's name and a run's result
 LEAST_RATIO = 0.01  # the log axis of KL / δ* ends there: what lies further off leaves the frame
 
 
@@ -78,15 +79,8 @@ class PartPicture(Protocol):
     """The picture that a part of a run has of its own, `Part.picture`: a file of this folder with the part's
     name."""
 
-    def gather(
-        self,
-        label: str,
-        arm: Mapping[str, Any],
-        runs: Sequence[Run],
-        specs: Mapping[str, Mapping[str, Any]],
-        tried: Tried,
-    ) -> Any:
-        """Return what the picture shows of an arm, None for nothing. `tried`: read as it is asked for."""
+    def gather(self, of: ArmRuns) -> Any:
+        """Return what the picture shows of an arm, None for nothing."""
 
     def draw(self, facts: Facts, track: str, arms: Arms, drawn: Mapping[str, Any]) -> Sheet:
         """Draw the arms that show something."""
@@ -105,7 +99,7 @@ class Gathered:
     tight: dict[str, Tightness]
     curves: dict[str, Curve]  # of KL against c
     paths: dict[str, Steps]  # through KL and length of the steps
-    tried: Mapping[str, Tried]
+    tried: Callable[[str], list[tuple[str, dict[str, Any]]]]  # of an arm: its tuning runs, see ArmRuns
     states: States | None = None  # of the reference, if it is an energy-based model
 
 
@@ -124,7 +118,7 @@ def suite_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
         together = _together(root, facts, track, shown, decisions, tail)
         for pictures in (together, forest) if mine_of(of_track) else (forest, together):
             yield from pictures
-        all_arms = Gathered({}, {}, {}, {}, {}, _tried(root, decisions.get("tune"), track, arms))
+        all_arms = Gathered({}, {}, {}, {}, {}, partial(_tried, root, decisions.get("tune"), track))
         natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
         yield from _arm_pictures(root, facts, arms, tail, natural_kl, all_arms, of_track["reference"])
         factors = _factors(root, of_track["arms"])
@@ -221,16 +215,16 @@ def _arm_pictures(
         for kind, (draw, *more) in kinds.items():
             name = f"{label}{tail}_{kind}"
             yield from picture(name, "arms", own_facts, draw, label, arm, runs, *more, arm_of=label)
+        of_arm = ArmRuns(label, arm, runs, specs, partial(all_arms.tried, label))
         for name, part in OF_PARTS.items():
-            if (drawn := part.gather(label, arm, runs, specs, all_arms.tried[label])) is not None:
+            if (drawn := part.gather(of_arm)) is not None:
                 all_arms.of_parts.setdefault(name, {})[label] = drawn
 
 
-def _tried(root: Path, tune: Any, track: str, arms: Iterable[str]) -> dict[str, Tried]:
-    """The results of the runs that each arm was tuned by, none of them read yet."""
+def _tried(root: Path, tune: Any, track: str, label: str) -> list[tuple[str, dict[str, Any]]]:
+    """Read the results of the runs that an arm was tuned by."""
     runs = candidates_of(track, tune) if tune and track in tune["tracks"] else []
-    of_arm = {label: [c for c in runs if c["role"] == label] for label in arms}
-    return {label: ((c["arm"], known(root, c["run_id"])) for c in of) for label, of in of_arm.items()}
+    return [(c["arm"], known(root, c["run_id"])) for c in runs if c["role"] == label]
 
 
 def _factors(root: Path, arms: Arms) -> dict[str, Factors]:
