@@ -40,3 +40,8 @@ def seeds_of(track: UnitsTrack) -> int:
         len(one["test"]) for found in track["arms"].values() for one in found["carried"].values()
     ]
     return max(tests, default=0)
+
+
+def called(track: UnitsTrack, setting: str) -> str:
+    """Return what a setting is, in the study's words."""
+    return track["settings"][setting]["about"] or setting

@@ -14,7 +14,7 @@ from ...text.words import signed
 from ..sheet.figure import EBC, GREY, INK, Facts, Sheet, entry, page
 from ..sheet.place import key, name_rows
 from ..suite.windows import Look
-from . import by_excess, looks_of, seeds_of
+from . import by_excess, called, looks_of, seeds_of
 
 ROW = 0.3  # inches
 BEYOND = 0.05  # share of the marks that the axis may leave out: a broken run must not squash the rest
@@ -51,8 +51,10 @@ def draw_excess(facts: Facts, track: UnitsTrack) -> Sheet | None:
 
 def _finding(track: UnitsTrack, order: Sequence[str]) -> str:
     best = track["arms"][order[0]]
-    worst = best["worst"]
-    at_worst = f", {signed(best['carried'][worst]['excess'], 3)} at worst ({worst})" if worst else ""
+    at_worst = ""
+    if worst := best["worst"]:
+        most = signed(best["carried"][worst]["excess"], 3)
+        at_worst = f", {most} at worst ({called(track, worst)})"
     rival = track["reference"]
     beside = f"; {rival} {signed(track['arms'][rival]['excess'], 3)}" if rival in order[1:] else ""
     return f"{order[0]} loses least: {signed(best['excess'], 3)} on average{at_worst}{beside}."
@@ -71,8 +73,7 @@ def _key(track: UnitsTrack, order: Sequence[str], looks: Mapping[str, Look]) -> 
 
 
 def _row(track: UnitsTrack, name: str) -> str:
-    about = track["settings"][name]["about"] or name
-    return f"{about} (kept)" if track["settings"][name]["kept"] else about
+    return called(track, name) + " (kept)" * track["settings"][name]["kept"]
 
 
 def _all(track: UnitsTrack) -> list[float]:

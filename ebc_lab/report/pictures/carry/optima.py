@@ -10,7 +10,7 @@ from ebc_lab.records.decisions import UnitCurve, UnitFound, UnitsTrack
 
 from ..sheet.figure import GREY, INK, SMALL, Facts, Sheet, entry, page
 from ..sheet.place import key, name_rows
-from . import looks_of, seeds_of
+from . import called, looks_of, seeds_of
 
 ROW = 0.42  # inches
 NAMED = 2  # of the settings at one end of a row
@@ -25,12 +25,12 @@ def draw_optima(facts: Facts, track: UnitsTrack) -> Sheet | None:
     order = sorted(spread, key=lambda arm: (spread[arm]["octaves"] or 0.0, arm))
     usual = next(iter(track["settings"]))
     what = "How far does the best constant move from setting to setting?"
-    whom = f"Each setting's best constant, by validation loss, in octaves from that of {usual}"
+    whom = f"Each setting's best constant, by validation loss, in octaves from that of {called(track, usual)}"
     least, most = (_in_words(arm, spread[arm]) for arm in (order[0], order[-1]))
     finding = f"Least: {least}; most: {most}."
     size = (10.0, 2.6 + ROW * len(order))
     figure, axes = page(facts, what, whom, finding, seeds_of(track), (), "", size)
-    axes.set_xlabel(f"octaves from the best constant in {usual}")
+    axes.set_xlabel(f"octaves from the best constant in {called(track, usual)}")
     axes.axvline(0, color=INK, lw=1.0)
     key(
         axes,
