@@ -83,7 +83,7 @@ def _groups_of(config: Any) -> list[tuple[str, Any]]:
 
 def _is_set(group: str, field: dataclasses.Field[Any], settings: Any) -> bool:
     value = getattr(settings, field.name)
-    if value == default_of(field):
+    if value in (default_of(field), setting_of(field).absent):
         return False
     # every choice is in some file; of those that matter, none but the default is unset
     named = field.name == "name" and setting_of(field).named

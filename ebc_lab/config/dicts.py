@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import UserError
+from .fields import UNSET, setting_of
 from .kinds import misfit
 from .schema import RunConfig
 
@@ -50,7 +51,8 @@ def type_hints(cls: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type, values: dict[str, Any]) -> Any:
-    """The inverse of `to_dict`, types enforced. Raises UserError on an unknown key or a wrong type."""
+    """The inverse of `to_dict`, also of an earlier version's. Raises UserError on an unknown key or a
+    wrong type."""
     if wrong := misfit(values, cls):
         raise UserError(f"{cls.__name__} takes no such value ({wrong}).")
     return _built(cls, values)
@@ -63,10 +65,17 @@ def _built(cls: type, values: dict[str, Any]) -> Any:
         raise UserError(
             f"{cls.__name__} has no {', '.join(sorted(unknown))}: the file was written by another version."
         )
-    made = {}
+    made = dict(_settings_younger_than_records(cls))
     for key, value in values.items():
         made[key] = _of_kind(hints[key], value)
     return cls(**made)
+
+
+@functools.cache
+def _settings_younger_than_records(cls: Any) -> dict[str, Any]:
+    """Field -> what a record that lacks it stands for, where that is not the default."""
+    of = {field.name: setting_of(field).absent for field in dataclasses.fields(cls)}
+    return {name: absent for name, absent in of.items() if absent is not UNSET}
 
 
 def _of_kind(kind: Any, value: Any) -> Any:

@@ -40,6 +40,7 @@ class Setting:
     only: Sequence[str] = ()  # choices without which this setting has no effect: nobody reads it
     of: str = "name"  # the setting of its own group that makes this choice
     neutral: Any = UNSET  # the value at which it changes nothing, and is left out of a run's identity
+    absent: Any = UNSET  # what a record from before this setting stands for, where that is not the default
     named: bool = True  # whether it can change a run's numbers, and is part of its identity
     always: bool = False  # whether it is so even where nobody reads it, as names of runs have had it
 

@@ -47,6 +47,8 @@ class ClipSettings:
         refine_steps, measurements: these two measure again, up to `measurements` times in a step, while c and
             the trial c differ by more than a factor of 1.5; the first at every step, or in the first
             `refine_steps` steps only, which then need no value on the host (CUDA graphs).
+        stretch: these two let c be this many times the scale at which the KL was measured, and no more: what
+            a short trial shows need not hold far beyond it. None: any c that the measurement asks for.
         exponent: of `shadow`: how KL grows with c. `square` as c²; `auto` as c^p, p being measured at audits,
             for a model that quantizes its weights.
         floor: the smallest KL that means anything, nats per token. Default: by the logits' dtype, so a
@@ -76,6 +78,7 @@ class ClipSettings:
     measure_above: float = 0.25
     refine_steps: int | None = None
     measurements: int = 3
+    stretch: float | None = 1.5
     exponent: str = "square"
     floor: float | None = None
 
@@ -114,6 +117,8 @@ class ClipSettings:
             )
         if not self.measure_above > 0:
             raise ValueError(f"measure_above must be > 0, not {self.measure_above}.")
+        if self.stretch is not None and not self.stretch >= 1:
+            raise ValueError(f"stretch must be at least 1, or None, not {self.stretch}.")
         if self.measure_every < 1:
             raise ValueError(f"measure_every must be at least 1, not {self.measure_every}.")
         if self.radius is None and (self.ramp or self.radius_unit != "absolute"):

@@ -89,6 +89,7 @@ def named_and_refused(settings):
     """What the run and its arm are called, and the sentence that refuses them, or None."""
     whole = {"data": chosen("data", "auto"), **RESOLVED, **settings}
     whole["data"] = {"sha256": CHECKSUM, **whole["data"]}
+    whole["budget"] = {"stretch": None, **whole.get("budget", {})}  # as it was before there was one
     run = changed(RunConfig(), whole)
     names = f"{run_id('train', run)} {arm_name(run, 2.0)}"
     try:

@@ -239,6 +239,16 @@ def test_records_made_before_libraries_were_named_keep_their_names():
         assert identity_of("train", adam) == identity(adam)
 
 
+def test_a_record_from_before_a_setting_keeps_its_name_and_means_what_it_did():
+    run = run_part(resolved("stabilizer=ebc", "budget=tracked"))
+    recorded = to_dict(replace(run, budget=replace(run.budget, stretch=None)))
+    del recorded["budget"]["stretch"]
+    earlier = from_dict(RunConfig, recorded)
+    assert earlier.budget.stretch is None
+    assert "stretch" not in identity(earlier)["budget"]
+    assert identity(run)["budget"] == {**identity(earlier)["budget"], "stretch": 1.5}
+
+
 def test_an_arms_library_is_part_of_what_a_study_was_made_with(monkeypatch):
     config = resolved("study=stabilizers", study=True)
     assert set(study_environment(config)["libraries"]) == {"pytorch-optimizer"}  # that of its arm agc

@@ -40,7 +40,7 @@ def stepped(make_gpt, batches, train):
         if flat:
             lay_flat(model.parameters())
         before = [p.detach().clone() for p in model.parameters()]
-        settings = {"target_kl": 0.01, "refine_steps": 20} if cls is EllipsotopeClip else {}
+        settings = {"target_kl": 0.01, "refine_steps": 20, "stretch": None} if cls is EllipsotopeClip else {}
         optimizer = cls(
             model,
             torch.optim.Adam(model.parameters(), lr=0.02),

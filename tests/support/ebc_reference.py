@@ -158,6 +158,7 @@ class ReferenceClip:
     measure_every: int = 1  # of `tracked`
     measure: str = "every"  # of `tracked`, like the next
     measure_above: float = 0.25
+    stretch: float | None = 1.5
     exponent: str = "square"  # of `shadow`
     refine_steps: int | None = None  # of `shadow` and `tracked`
     cadence: str = "warm"
@@ -320,7 +321,7 @@ class ReferenceClip:
             if not again or left == 0:
                 break
         self.trial = trial
-        done.c = c
+        done.c = c if self.stretch is None else min(c, self.stretch * done.trace[-1][0])
         done.skipped = not math.isfinite(kl)
 
     def _tracked(self, done: ReferenceStep, proposal: Proposal, t: int) -> None:

@@ -27,7 +27,10 @@ SHAPE = [
 ]
 RUNS = {
     "plain": ["optimizer.lr=2e-2", "stabilizer=none"],
-    "shadow": ["optimizer.lr=4e-2", "stabilizer=ebc", "budget=shadow", "budget.target_kl=0.01"],
+    "shadow": [
+        *("optimizer.lr=4e-2", "stabilizer=ebc", "budget=shadow", "budget.target_kl=0.01"),
+        "budget.stretch=null",  # as it was before there was one
+    ],
     "muon, surrogate": ["optimizer=muon", "optimizer.lr=4e-2", "stabilizer=ebc", "budget=surrogate"],
 }
 # Muon orthogonalises in bfloat16, which a CPU with AMX multiplies in another order

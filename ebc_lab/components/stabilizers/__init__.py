@@ -78,6 +78,7 @@ def ebc(
         measure=measured_as(budget),
         measure_above=budget.measure_above,
         refine_steps=SETTLING,  # later steps can be captured in a CUDA graph, and are as they were recorded
+        stretch=budget.stretch,
         exponent=budget.exponent,
         guard=budget.guard,
         beta_init=budget.beta_init,

@@ -91,6 +91,15 @@ class BudgetConfig:
         of="measure",
         only=("when_needed",),
     )
+    stretch: float | None = setting(
+        1.5,
+        "the most that c may be of the scale at which the KL was measured; empty: anything",
+        low=1,
+        high=1e9,
+        only=options.MEASURED,
+        neutral=None,
+        absent=None,
+    )
     sensitivity_every: int = setting(
         0,
         "steps between recordings of S; 0: never; the bounded budgets record it at every step",

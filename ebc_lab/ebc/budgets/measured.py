@@ -43,6 +43,7 @@ def shadow_search(
     measurements: int,
     floor: float,
     ratio: float = 1.5,
+    stretch: float = math.inf,
     most: Tensor | float = 1.0,
     scale: Scale | None = None,
     root: Callable[[Tensor], Tensor] = torch.sqrt,
@@ -59,6 +60,7 @@ def shadow_search(
         measurements: how many are allowed; with one, the search itself reads no value on the host.
         floor: the smallest KL that means anything in the arithmetic at hand.
         ratio: measure again while c/trial lies outside [1/ratio, ratio] and a measurement is left.
+        stretch: c is at most this many times the trial: KL grows as c² near it, and as anything far beyond.
         most: the largest c, and the largest scale to try; a radius may make it smaller than 1.
         scale: what c a measurement stands for. Default: KL grows as c², so a KL of `kl` at `trial` puts delta
             at trial·sqrt(delta/kl).
@@ -82,6 +84,7 @@ def shadow_search(
             if ~sound | (low & (trial < most)) | off:
                 trial = following
                 continue
+        c = torch.minimum(c, stretch * trial)
         return ShadowResult(c, following, ~sound, trial, kl, used)
 
 
@@ -110,6 +113,7 @@ class Measured(Budget):
             trial if stats.ceiling is None else trial.clamp(max=most),
             measurements=self.settings.measurements if self.settings.refines(proposal.t) else 1,
             floor=self.floor,
+            stretch=self.settings.stretch or math.inf,
             most=most,
             scale=scale,
             root=proposal.arithmetic.sqrt,

@@ -112,6 +112,18 @@ def test_a_quadratic_kl_is_met_exactly(curvature, trial, measurements):
     assert 0 < found.next_trial <= 1
 
 
+@given(st.lists(st.floats(0.0, 1e3), min_size=3, max_size=3), st.floats(1e-4, 1.0), st.integers(1, 3))
+def test_a_step_goes_little_further_than_was_measured_whatever_the_kl_does(kls, trial, measurements):
+    seen = iter(kls)
+    arguments = {"measurements": measurements, "floor": 1e-7}
+    found = shadow_search(lambda c: f64(next(seen)), f64(1e-2), f64(trial), stretch=1.5, **arguments)
+    assert 0 < found.c <= 1.5 * found.trial
+    seen = iter(kls)
+    free = shadow_search(lambda c: f64(next(seen)), f64(1e-2), f64(trial), **arguments)
+    assert found.c == min(free.c, 1.5 * free.trial)
+    assert (found.next_trial, found.trial) == (free.next_trial, free.trial)  # measured again, it may go on
+
+
 def test_nothing_seen_at_the_whole_update_gives_one():
     found = search(lambda c: torch.zeros_like(c), trial=0.1)
     assert (found.c.item(), found.measurements) == (1, 2)  # never unmeasured: 0.1 first, then 1
