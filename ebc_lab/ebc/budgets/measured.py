@@ -75,17 +75,18 @@ def shadow_search(
         kl = kl.clamp(min=0.0)  # a float32 forward cannot resolve KLs below ~1e-7: rounding may make them < 0
         low = sound & (kl < floor)
         scaled = scale(kl.clamp(min=floor), trial).clamp(max=most)
-        c = torch.where(low & (delta > 0), trial, torch.where(sound, scaled, math.nan))
+        skipped = ~sound
+        c = torch.where(low & (delta > 0), trial, scaled.masked_fill(skipped, math.nan))
         # after a budget of 0, start from the last positive one
         positive = torch.where(scaled > 0, scaled, trial)
         following = torch.where(low, (10 * trial).clamp(max=most), torch.where(sound, positive, trial / 10))
         if used < measurements:
             off = (c > ratio * trial) | (c * ratio < trial)
-            if ~sound | (low & (trial < most)) | off:
+            if skipped | (low & (trial < most)) | off:
                 trial = following
                 continue
         c = torch.minimum(c, stretch * trial)
-        return ShadowResult(c, following, ~sound, trial, kl, used)
+        return ShadowResult(c, following, skipped, trial, kl, used)
 
 
 class Measured(Budget):

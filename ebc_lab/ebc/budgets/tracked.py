@@ -209,7 +209,7 @@ class Tracked(Measured):
         most = seen[-1] - noise / 2  # what was seen of a KL below the floor is the floor
         log_ratio = torch.where(low, most, believed[-1].log_ratio)
         log_ratio = torch.where(result.skipped, prior.log_ratio, log_ratio)
-        stats.innovation = torch.where(unknown, math.nan, prior.innovation(seen[-1]))
+        stats.innovation = prior.innovation(seen[-1]).masked_fill(unknown, math.nan)
         variance = torch.where(unknown, math.nan, believed[-1].variance)
         after = Track(log_ratio, variance, torch.where(unknown, prior.flicker, believed[-1].flicker))
         return after, result.c
