@@ -105,7 +105,7 @@ class StepStats:
     delta: Tensor | None = None  # the budget used, nats per token
     target_kl: Tensor | None = None  # delta*, scheduled, nats per token
     radius: Tensor | None = None  # tau = 2·sqrt(delta), logits per token
-    update_norm: Tensor | None = None  # ||dW|| of the whole proposal, where there is a radius
+    update_norm: Tensor | None = None  # ||dW|| of what c scales, where there is a radius
     radius_limit: Tensor | None = None  # r, the most that ||c·dW|| may be
     ceiling: Tensor | None = None  # min(1, r/||dW||), the most that c may be
     ruled: Tensor | None = None  # int, which bound c follows from: its place in `options.RULED`

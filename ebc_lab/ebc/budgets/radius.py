@@ -83,7 +83,7 @@ class Radius:
         return {"start": self.start.clone()} if self.relative else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take ||W|| at the start from a state; one without it starts anew."""
+        """Take ||W|| at the start from a state; one without it leaves what is known."""
         if self.relative and "start" in state:
             self.start.copy_(state["start"])
             self.settled = bool(self.start.isfinite())

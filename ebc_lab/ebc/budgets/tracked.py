@@ -159,8 +159,8 @@ class Tracked(Measured):
         return not bool(kl_there + REACH * unsure < stats.delta.log())
 
     def audited(self, stats: StepStats, proposal: Proposal) -> None:
-        """Take the audit's KL for a measurement where the radius ruled and none was made: those tokens had no
-        part in c, and this step is over. It keeps the track alive while the KL need not be measured."""
+        """Beside a radius: take the audit's KL for a measurement of a step that has none. Those tokens had no
+        part in c, and the step is over; it keeps the track alive while the KL need not be measured."""
         made = stats.ceiling is None or self.settings.measure == "every" or stats.measurements > 0
         if made or len(proposal.scaled) < len(proposal.weights):  # an audit sees what moves freely, too
             return

@@ -45,3 +45,8 @@ def seeds_of(track: UnitsTrack) -> int:
 def called(track: UnitsTrack, setting: str) -> str:
     """Return what a setting is, in the study's words."""
     return track["settings"][setting]["about"] or setting
+
+
+def arm_called(track: UnitsTrack, arm: str) -> str:
+    """Return what an arm is, in the study's words."""
+    return track["arms"][arm]["about"] or arm

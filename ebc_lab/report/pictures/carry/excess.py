@@ -14,7 +14,7 @@ from ...text.words import signed
 from ..sheet.figure import EBC, GREY, INK, Facts, Sheet, entry, page
 from ..sheet.place import key, name_rows
 from ..suite.windows import Look
-from . import by_excess, called, looks_of, seeds_of
+from . import arm_called, by_excess, called, looks_of, seeds_of
 
 ROW = 0.3  # inches
 BEYOND = 0.05  # share of the marks that the axis may leave out: a broken run must not squash the rest
@@ -56,8 +56,10 @@ def _finding(track: UnitsTrack, order: Sequence[str]) -> str:
         most = signed(best["carried"][worst]["excess"], 3)
         at_worst = f", {most} at worst ({called(track, worst)})"
     rival = track["reference"]
-    beside = f"; {rival} {signed(track['arms'][rival]['excess'], 3)}" if rival in order[1:] else ""
-    return f"{order[0]} loses least: {signed(best['excess'], 3)} on average{at_worst}{beside}."
+    beside = ""
+    if rival in order[1:]:
+        beside = f"; {arm_called(track, rival)}: {signed(track['arms'][rival]['excess'], 3)}"
+    return f"Least: {arm_called(track, order[0])}: {signed(best['excess'], 3)} on average{at_worst}{beside}."
 
 
 def _key(track: UnitsTrack, order: Sequence[str], looks: Mapping[str, Look]) -> list[object]:
@@ -65,7 +67,8 @@ def _key(track: UnitsTrack, order: Sequence[str], looks: Mapping[str, Look]) -> 
     for arm in order:
         colour, marker, _ = looks[arm]
         found = track["arms"][arm]
-        label = f"{arm} {signed(found['excess'], 3)}{', worst start' * found.get('starts', False)}"
+        label = f"{arm_called(track, arm)}: {signed(found['excess'], 3)}"
+        label += ", worst start" * found.get("starts", False)
         handles.append(entry(label, colour, marker=marker, ls="", ms=6))
     if max(_all(track)) > _end(track):
         handles.append(entry("beyond the axis", GREY, marker=">", ls="", ms=6))
@@ -108,8 +111,8 @@ def draw_broken(facts: Facts, track: UnitsTrack) -> Sheet | None:
     whom += "median"
     most = max(order, key=lambda arm: _share(arms[arm]["broken"]))
     least = min(order, key=lambda arm: _share(arms[arm]["broken"]))
-    finding = f"At carried constants: {least} {_count(arms[least]['broken'])}, {most} "
-    finding += f"{_count(arms[most]['broken'])}."
+    ends = (f"{arm_called(track, arm)}: {_count(arms[arm]['broken'])}" for arm in (least, most))
+    finding = f"At carried constants, {'; '.join(ends)}."
     size = (10.0, 2.6 + ROW * len(order))
     figure, axes = page(facts, what, whom, finding, seeds_of(track), (), "", size)
     axes.set_xlabel("share of runs (left is better)")
@@ -121,7 +124,7 @@ def draw_broken(facts: Facts, track: UnitsTrack) -> Sheet | None:
             entry("at all constants of the grid", GREY, marker="s", ls="", ms=5),
         ],
     )
-    name_rows(axes, order)
+    name_rows(axes, [arm_called(track, arm) for arm in order])
     for row, arm in enumerate(order):
         axes.plot(_share(arms[arm]["broken_anywhere"]), row, "s", color=GREY, ms=5)
         axes.plot(_share(arms[arm]["broken"]), row, "o", color=EBC, ms=6)

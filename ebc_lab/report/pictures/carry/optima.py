@@ -10,9 +10,9 @@ from ebc_lab.records.decisions import UnitCurve, UnitFound, UnitsTrack
 
 from ..sheet.figure import GREY, INK, SMALL, Facts, Sheet, entry, page
 from ..sheet.place import key, name_rows
-from . import called, looks_of, seeds_of
+from . import arm_called, called, looks_of, seeds_of
 
-ROW = 0.42  # inches
+ROW = 0.5  # inches; the names at a row's ends stand in between
 NAMED = 2  # of the settings at one end of a row
 MARKS = {None: "o", "low": "<", "high": ">", "both": "D"}  # by the edge that a best constant lies on
 
@@ -26,7 +26,7 @@ def draw_optima(facts: Facts, track: UnitsTrack) -> Sheet | None:
     usual = next(iter(track["settings"]))
     what = "How far does the best constant move from setting to setting?"
     whom = f"Each setting's best constant, by validation loss, in octaves from that of {called(track, usual)}"
-    least, most = (_in_words(arm, spread[arm]) for arm in (order[0], order[-1]))
+    least, most = (f"{arm_called(track, arm)}: {_in_words(spread[arm])}" for arm in (order[0], order[-1]))
     finding = f"Least: {least}; most: {most}."
     size = (10.0, 2.6 + ROW * len(order))
     figure, axes = page(facts, what, whom, finding, seeds_of(track), (), "", size)
@@ -40,7 +40,7 @@ def draw_optima(facts: Facts, track: UnitsTrack) -> Sheet | None:
         ],
     )
     looks = looks_of(track)
-    name_rows(axes, order)
+    name_rows(axes, [arm_called(track, arm) for arm in order])
     for row, arm in enumerate(order):
         at = octaves_from(spread[arm]["curves"], usual)
         colour = looks[arm][0]
@@ -48,12 +48,12 @@ def draw_optima(facts: Facts, track: UnitsTrack) -> Sheet | None:
         for setting, octaves in at.items():
             mark = MARKS[spread[arm]["curves"][setting]["edge"]]
             axes.plot(octaves, row, mark, color=colour, ms=6, alpha=0.6)
-        for end, side in ((min(at.values()), "right"), (max(at.values()), "left")):
+        for end, side in ((min(at.values()), "bottom"), (max(at.values()), "top")):
             if end != 0 and not facts.phone:
-                names = _few([name for name, octaves in at.items() if octaves == end])
-                away = 8 if side == "left" else -8  # points
-                place: dict[str, Any] = {"xytext": (away, 0), "textcoords": "offset points"}
-                axes.annotate(names, (end, row), ha=side, va="center", size=SMALL, color=GREY, **place)
+                names = _few([called(track, name) for name, octaves in at.items() if octaves == end])
+                away = 5 if side == "bottom" else -5  # points: the lowest above its row, the highest below
+                place: dict[str, Any] = {"xytext": (0, away), "textcoords": "offset points", "ha": "center"}
+                axes.annotate(names, (end, row), va=side, size=SMALL, color=GREY, **place)
     axes.margins(x=0.3)
     return figure
 
@@ -71,5 +71,5 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
-def _in_words(arm: str, found: UnitFound) -> str:
-    return f"{arm} {'at least ' * found['open']}{found['octaves'] or 0.0:.1f} octaves"
+def _in_words(found: UnitFound) -> str:
+    return f"{'at least ' * found['open']}{found['octaves'] or 0.0:.1f} octaves"
