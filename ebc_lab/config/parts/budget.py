@@ -177,9 +177,9 @@ def _tail(budget: BudgetConfig) -> Iterator[Tail]:
 
 
 STEP_COLUMNS = {  # of runs with a radius
-    "update_norm": ("", "‖ΔW‖ of the whole proposal, over the weights that c scales"),
+    "update_norm": ("", "‖ΔW‖ of the weights that c scales, before it does"),
     "radius_limit": ("", "r, the most that ‖c·ΔW‖ may be"),
-    "ruled": ("", "what limited the step: 0 nothing, 1 the KL, 2 the radius"),
+    "ruled": ("", "what limited the step: 0 nothing, 1 the KL (or `stretch`), 2 the radius"),
 }
 FIGURES = (
     Figure("kl_ruled", "0–1", "steps on which the KL was the bound that ruled, beside a radius"),
