@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
-from ebc_lab.records.decisions import UnitsTrack
+from ebc_lab.records.decisions import UnitFound, UnitSetting, UnitsTrack
 
 from ..sheet.figure import EBC, INK, STRONG
 from ..suite.windows import PALE, Look
@@ -42,11 +42,6 @@ def seeds_of(track: UnitsTrack) -> int:
     return max(tests, default=0)
 
 
-def called(track: UnitsTrack, setting: str) -> str:
-    """Return what a setting is, in the study's words."""
-    return track["settings"][setting]["about"] or setting
-
-
-def arm_called(track: UnitsTrack, arm: str) -> str:
-    """Return what an arm is, in the study's words."""
-    return track["arms"][arm]["about"] or arm
+def called(named: Mapping[str, UnitFound] | Mapping[str, UnitSetting], name: str) -> str:
+    """Return what an arm or a setting is, in the study's words."""
+    return named[name]["about"] or name

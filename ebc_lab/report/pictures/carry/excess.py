@@ -14,7 +14,7 @@ from ...text.words import signed
 from ..sheet.figure import EBC, GREY, INK, Facts, Sheet, entry, page
 from ..sheet.place import key, name_rows
 from ..suite.windows import Look
-from . import arm_called, by_excess, called, looks_of, seeds_of
+from . import by_excess, called, looks_of, seeds_of
 
 ROW = 0.3  # inches
 BEYOND = 0.05  # share of the marks that the axis may leave out: a broken run must not squash the rest
@@ -54,21 +54,21 @@ def _finding(track: UnitsTrack, order: Sequence[str]) -> str:
     at_worst = ""
     if worst := best["worst"]:
         most = signed(best["carried"][worst]["excess"], 3)
-        at_worst = f", {most} at worst ({called(track, worst)})"
+        at_worst = f", {most} at worst ({called(track['settings'], worst)})"
     rival = track["reference"]
-    beside = ""
-    if rival in order[1:]:
-        beside = f"; {arm_called(track, rival)}: {signed(track['arms'][rival]['excess'], 3)}"
-    return f"Least: {arm_called(track, order[0])}: {signed(best['excess'], 3)} on average{at_worst}{beside}."
+    beside = f"; {_with_excess(track, rival)}" if rival in order[1:] else ""
+    return f"Least: {_with_excess(track, order[0])} on average{at_worst}{beside}."
+
+
+def _with_excess(track: UnitsTrack, arm: str) -> str:
+    return f"{called(track['arms'], arm)}: {signed(track['arms'][arm]['excess'], 3)}"
 
 
 def _key(track: UnitsTrack, order: Sequence[str], looks: Mapping[str, Look]) -> list[object]:
     handles: list[object] = []
     for arm in order:
         colour, marker, _ = looks[arm]
-        found = track["arms"][arm]
-        label = f"{arm_called(track, arm)}: {signed(found['excess'], 3)}"
-        label += ", worst start" * found.get("starts", False)
+        label = _with_excess(track, arm) + ", worst start" * track["arms"][arm].get("starts", False)
         handles.append(entry(label, colour, marker=marker, ls="", ms=6))
     if max(_all(track)) > _end(track):
         handles.append(entry("beyond the axis", GREY, marker=">", ls="", ms=6))
@@ -76,7 +76,7 @@ def _key(track: UnitsTrack, order: Sequence[str], looks: Mapping[str, Look]) -> 
 
 
 def _row(track: UnitsTrack, name: str) -> str:
-    return called(track, name) + " (kept)" * track["settings"][name]["kept"]
+    return called(track["settings"], name) + " (kept)" * track["settings"][name]["kept"]
 
 
 def _all(track: UnitsTrack) -> list[float]:
@@ -111,7 +111,7 @@ def draw_broken(facts: Facts, track: UnitsTrack) -> Sheet | None:
     whom += "median"
     most = max(order, key=lambda arm: _share(arms[arm]["broken"]))
     least = min(order, key=lambda arm: _share(arms[arm]["broken"]))
-    ends = (f"{arm_called(track, arm)}: {_count(arms[arm]['broken'])}" for arm in (least, most))
+    ends = (f"{called(arms, arm)}: {_count(arms[arm]['broken'])}" for arm in (least, most))
     finding = f"At carried constants, {'; '.join(ends)}."
     size = (10.0, 2.6 + ROW * len(order))
     figure, axes = page(facts, what, whom, finding, seeds_of(track), (), "", size)
@@ -124,7 +124,7 @@ def draw_broken(facts: Facts, track: UnitsTrack) -> Sheet | None:
             entry("at all constants of the grid", GREY, marker="s", ls="", ms=5),
         ],
     )
-    name_rows(axes, [arm_called(track, arm) for arm in order])
+    name_rows(axes, [called(arms, arm) for arm in order])
     for row, arm in enumerate(order):
         axes.plot(_share(arms[arm]["broken_anywhere"]), row, "s", color=GREY, ms=5)
         axes.plot(_share(arms[arm]["broken"]), row, "o", color=EBC, ms=6)

@@ -10,7 +10,7 @@ from ebc_lab.records.decisions import UnitCurve, UnitFound, UnitsTrack
 
 from ..sheet.figure import GREY, INK, SMALL, Facts, Sheet, entry, page
 from ..sheet.place import key, name_rows
-from . import arm_called, called, looks_of, seeds_of
+from . import called, looks_of, seeds_of
 
 ROW = 0.5  # inches; the names at a row's ends stand in between
 NAMED = 2  # of the settings at one end of a row
@@ -23,14 +23,16 @@ def draw_optima(facts: Facts, track: UnitsTrack) -> Sheet | None:
     if not spread:
         return None
     order = sorted(spread, key=lambda arm: (spread[arm]["octaves"] or 0.0, arm))
-    usual = next(iter(track["settings"]))
+    settings = track["settings"]
+    usual = next(iter(settings))
     what = "How far does the best constant move from setting to setting?"
-    whom = f"Each setting's best constant, by validation loss, in octaves from that of {called(track, usual)}"
-    least, most = (f"{arm_called(track, arm)}: {_in_words(spread[arm])}" for arm in (order[0], order[-1]))
+    whom = "Each setting's best constant, by validation loss, in octaves from that of "
+    whom += called(settings, usual)
+    least, most = (f"{called(spread, arm)}: {_in_words(spread[arm])}" for arm in (order[0], order[-1]))
     finding = f"Least: {least}; most: {most}."
     size = (10.0, 2.6 + ROW * len(order))
     figure, axes = page(facts, what, whom, finding, seeds_of(track), (), "", size)
-    axes.set_xlabel(f"octaves from the best constant in {called(track, usual)}")
+    axes.set_xlabel(f"octaves from the best constant in {called(settings, usual)}")
     axes.axvline(0, color=INK, lw=1.0)
     key(
         axes,
@@ -40,7 +42,7 @@ def draw_optima(facts: Facts, track: UnitsTrack) -> Sheet | None:
         ],
     )
     looks = looks_of(track)
-    name_rows(axes, [arm_called(track, arm) for arm in order])
+    name_rows(axes, [called(spread, arm) for arm in order])
     for row, arm in enumerate(order):
         at = octaves_from(spread[arm]["curves"], usual)
         colour = looks[arm][0]
@@ -48,10 +50,10 @@ def draw_optima(facts: Facts, track: UnitsTrack) -> Sheet | None:
         for setting, octaves in at.items():
             mark = MARKS[spread[arm]["curves"][setting]["edge"]]
             axes.plot(octaves, row, mark, color=colour, ms=6, alpha=0.6)
-        for end, side in ((min(at.values()), "bottom"), (max(at.values()), "top")):
+        # points: the names of the lowest stand above the row, those of the highest below
+        for end, side, away in ((min(at.values()), "bottom", 5), (max(at.values()), "top", -5)):
             if end != 0 and not facts.phone:
-                names = _few([called(track, name) for name, octaves in at.items() if octaves == end])
-                away = 5 if side == "bottom" else -5  # points: the lowest above its row, the highest below
+                names = _few([called(settings, name) for name, octaves in at.items() if octaves == end])
                 place: dict[str, Any] = {"xytext": (0, away), "textcoords": "offset points", "ha": "center"}
                 axes.annotate(names, (end, row), va=side, size=SMALL, color=GREY, **place)
     axes.margins(x=0.3)
