@@ -36,7 +36,7 @@ return [...document.querySelectorAll("table")].map((table) => [table.id, named(t
 HEADER = "document.getElementById(arguments[0]).tHead.rows[0].cells"
 SHOWN = (
     "return [...document.querySelectorAll('#runs-table tbody tr')].filter((r) => "
-    "r.offsetHeight).map((r) => r.innerText)"
+    "r.offsetHeight).map((r) => r.textContent.trim())"  # innerText is empty in a table out of view
 )
 CONTROLS = """
 const controls = [...document.querySelectorAll("button, input, select, nav, dialog")];

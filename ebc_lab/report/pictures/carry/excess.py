@@ -54,10 +54,11 @@ def _finding(track: UnitsTrack, order: Sequence[str]) -> str:
     at_worst = ""
     if worst := best["worst"]:
         most = signed(best["carried"][worst]["excess"], 3)
-        at_worst = f", {most} at worst ({called(track['settings'], worst)})"
+        at_worst = f" (at worst {most}, {called(track['settings'], worst)})"
     rival = track["reference"]
     beside = f"; {_with_excess(track, rival)}" if rival in order[1:] else ""
-    return f"Least: {_with_excess(track, order[0])} on average{at_worst}{beside}."
+    least = _with_excess(track, order[0])
+    return f"{least[:1].upper()}{least[1:]} on average, the least{at_worst}{beside}."
 
 
 def _with_excess(track: UnitsTrack, arm: str) -> str:
