@@ -120,8 +120,8 @@ INIT = Part(
     ),
     picture="forgetting",
     table="Learning and forgetting",
-    note="Old text: the one that the weights come from. Forgotten: the rise of its validation loss. Weights "
-    "moved: their distance from the start over their norm there.",
+    note="old text: the one that the weights come from; forgotten: the rise of its validation loss; moved: "
+    "the weights' distance from the start over their norm there",
 )
 
 
