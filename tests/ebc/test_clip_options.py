@@ -342,6 +342,20 @@ def test_bfloat16_parameters(make_gpt, batches, backward, budget, grouping):
     assert all(p.dtype == torch.bfloat16 and p.isfinite().all() for p in model.parameters())
 
 
+def test_the_length_of_a_bfloat16_step_has_more_digits_than_bfloat16(make_gpt, batches, backward):
+    model = make_gpt(dtype=torch.bfloat16)
+    optimizer = clip(model, radius=1e-3, radius_unit="initial", budget="shadow", target_kl=1.0)
+    start = math.sqrt(sum(p.detach().double().square().sum() for p in model.parameters()))
+    for batch in batches(5):
+        logits = backward(model, batch)
+        proposal, _ = proposal_of(model, optimizer, torch.optim.Adam, lr=LR)
+        before = snapshot(model)
+        stats = optimizer.step(batch[:, :-1], logits, targets=batch[:, 1:])
+        moved = math.sqrt(sum((proposal[n] - before[n]).double().square().sum() for n in before))
+        assert stats.update_norm.item() == pytest.approx(moved, rel=1e-5)
+        assert stats.radius_limit.item() == pytest.approx(1e-3 * start, rel=1e-5)
+
+
 RULES = (BUDGETS, CONTROLLERS, AGGREGATES, CADENCES, ("constant", *LEAST_MULTIPLIER))
 
 
