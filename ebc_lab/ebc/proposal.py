@@ -191,4 +191,5 @@ def _distance(new: Tensor, old: Tensor) -> Tensor:
     """||new - old||, 0-dim, in float32 at least; `torch.dist` answers in what it is given."""
     if new.dtype not in LOW_PRECISION:
         return torch.dist(new, old)
-    return torch.linalg.vector_norm(new - old, dtype=_wide(new))
+    length: Tensor = torch.linalg.vector_norm(new - old, dtype=_wide(new))
+    return length

@@ -4,6 +4,7 @@ and these ratios, method by workload."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from ebc_lab.study.stages.profiles.scores import share_within
 from .sheet.figure import ALERT, EBC, GOAL, INK, LABELS_FROM, REST, SMALL, Facts, Sheet, entry, page, sheet_of
 from .sheet.place import beside, key, name_rows, narrowed
 
-ASKED = (EBC, ALERT, GOAL, "C4")
+ASKED = tuple(product(("-", ":", "--"), (EBC, ALERT, GOAL, "C4")))
 OTHERS = ("C1", "C5", "C6")
 ROW = 0.3  # inches of a method's row
 TICKS = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
@@ -34,9 +35,9 @@ def ranked(track: Mapping[str, Any]) -> list[str]:
 def looks_of(track: Mapping[str, Any]) -> dict[str, tuple[str, str, float]]:
     """Return colour, dashes and width of the methods that are told apart: those asked about, and the best of
     the others."""
-    asked = [method for method in ranked(track) if method in track["asked_about"]][: len(ASKED)]
+    asked = [method for method in ranked(track) if method in track["asked_about"]]
     others = [method for method in ranked(track) if method not in asked]
-    looks = {m: (colour, "-", 2.4) for m, colour in zip(asked, ASKED, strict=False)}
+    looks = {m: (colour, dashes, 2.4) for m, (dashes, colour) in zip(asked, ASKED, strict=False)}
     return looks | {m: (c, d, 1.6) for m, c, d in zip(others, OTHERS, ("-", "--", "-."), strict=False)}
 
 

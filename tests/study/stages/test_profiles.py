@@ -125,6 +125,10 @@ def test_the_yardstick_sets_the_targets_and_one_configuration_is_scored_on_all()
         figure = draw(facts, track)
         check_page(figure, draw.__name__)
         assert any("muon" in words for words in words_of(figure))
+    asked = list(track["methods"])[:6]
+    lines = draw_profiles(facts, {**track, "asked_about": asked}).axes[0].lines
+    thick = {(line.get_color(), line.get_linestyle()) for line in lines if line.get_linewidth() == 2.4}
+    assert len(thick) == len(asked)  # however many it asks about, each is thick and told apart
 
 
 def test_a_method_without_the_right_to_a_workload_misses_it_and_nothing_is_chosen_without_targets():
