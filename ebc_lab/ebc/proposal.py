@@ -94,16 +94,17 @@ class Proposal:
             return self.arithmetic.norm([updates[i] for i in chosen]).double()
         segments = range(len(self.layout.parts)) if whole else self.layout.moving
         parts = [_distance(self.layout.parts[i], self.before.parts[i]) for i in segments]
-        total: Tensor = torch.linalg.vector_norm(torch.stack(parts).double())
-        return self.workers.joined_norm(total)
+        return self._joined(parts)
 
     def old_norm(self) -> Tensor:
         """||W|| of what c scales, 0-dim float64."""
         if not isinstance(self.arithmetic, TorchArithmetic):
             return self.arithmetic.norm([self.old[i] for i in self.scaled]).double()
-        old = [self.before.parts[i] for i in self.layout.moving]
-        parts = [torch.linalg.vector_norm(part, dtype=_wide(part)) for part in old]
-        total: Tensor = torch.linalg.vector_norm(torch.stack(parts).double())
+        return self._joined([_length(self.before.parts[i]) for i in self.layout.moving])
+
+    def _joined(self, lengths: Sequence[Tensor]) -> Tensor:
+        """The length of all parts of every process together, 0-dim float64."""
+        total: Tensor = torch.linalg.vector_norm(torch.stack(list(lengths)).double())
         return self.workers.joined_norm(total)
 
     def fall_and_norm(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
@@ -116,15 +117,14 @@ class Proposal:
         parts = [room.parts[i] for i in layout.moving]
         for i, part in zip(layout.moving, parts, strict=True):
             torch.sub(layout.parts[i], self.before.parts[i], out=part)
-        wide = _wide(parts[0])
-        norms = torch.stack([torch.linalg.vector_norm(part, dtype=wide) for part in parts])
+        norms = torch.stack([_length(part) for part in parts])
         members = [j for i in layout.moving for j in layout.segments[i].members]
         known = {j: g for j in members if (g := gradients[j]) is not None}
         if known:
             torch._foreach_mul_([room.views[j] for j in known], list(known.values()))
         for j in set(members).difference(known):
             room.views[j].zero_()
-        falls = torch.stack([part.sum(dtype=wide) for part in parts])
+        falls = torch.stack([part.sum(dtype=_wide(part)) for part in parts])
         norm: Tensor = torch.linalg.vector_norm(norms.double())
         fall = -falls.double().sum()
         if not self.workers.sharded:
@@ -187,9 +187,14 @@ def _wide(part: Tensor) -> torch.dtype:
     return torch.promote_types(part.dtype, torch.float32)
 
 
+def _length(part: Tensor) -> Tensor:
+    """||part||, 0-dim, in float32 at least."""
+    length: Tensor = torch.linalg.vector_norm(part, dtype=_wide(part))
+    return length
+
+
 def _distance(new: Tensor, old: Tensor) -> Tensor:
     """||new - old||, 0-dim, in float32 at least; `torch.dist` answers in what it is given."""
     if new.dtype not in LOW_PRECISION:
         return torch.dist(new, old)
-    length: Tensor = torch.linalg.vector_norm(new - old, dtype=_wide(new))
-    return length
+    return _length(new - old)

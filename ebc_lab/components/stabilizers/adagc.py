@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 
 from ebc_lab.ebc import StepStats
 from ebc_lab.ebc.flat import joint_norm
-from ebc_lab.ebc.probe import LOW_PRECISION
 
+from .energy import tensor_norms
 from .rivals import Rival, share
 
 
@@ -64,19 +64,13 @@ class AdaGC(Rival):
         at = [i for i, p in enumerate(self.weights) if p.grad is not None]
         usual = self.usual[at]
         early = ~usual.isfinite() | (self.seen < self.warm_up)
-        norms = _norms(gradients)
+        norms = tensor_norms(gradients).float()
         together = torch.clamp(self.global_norm / (stats.grad_norm + self.eps), max=1).to(norms.dtype)
         allowed = self.strength * usual.clamp(min=self.eps) / norms.clamp(min=self.eps)
         factors = torch.where(early, together, allowed.clamp(max=1))
         torch._foreach_mul_(gradients, list(factors.unbind()))
 
-        clipped = _norms(gradients)
+        clipped = tensor_norms(gradients).float()
         smallest = torch.where(clipped > 0, torch.minimum(usual, clipped), usual)
         self.usual[at] = torch.where(early, smallest, torch.lerp(usual, clipped, 1 - self.beta))
         stats.gradient_scale = share(joint_norm(gradients), stats.grad_norm)
-
-
-def _norms(tensors: Sequence[Tensor]) -> Tensor:
-    """The L2 norm of each, (n,) float32."""
-    wide = [t.float() if t.dtype in LOW_PRECISION else t for t in tensors]
-    return torch.stack([norm.float() for norm in torch._foreach_norm(wide)])

@@ -39,7 +39,7 @@ from ..text.modes import answer as same_bits
 from ..text.profiles import answer as profiled_in_words
 from ..text.table import PAGE, Table
 from ..text.units import answer as carried
-from ..text.words import fixed, optimizer, setting
+from ..text.words import capital, fixed, optimizer, setting
 from .curves import Run, curves
 
 CHECKED = ("*.json", "*.csv", "*.md", "*.tex")  # files whose checksums the page states
@@ -134,7 +134,7 @@ def _question(config: Config) -> str:
         return f"{'Is' if len(mine) == 1 else 'Are'} {' and '.join(mine)} better?"
     for stage in config.study.stages:
         if asked := stage_of(stage).question(config):
-            return asked[:1].upper() + asked[1:]
+            return capital(asked)
     rates = [role for role in config.finals.arms if role.startswith("ebc_x")]
     return words.QUESTION if len(rates) > 1 else words.QUESTION_WITHOUT_WINDOW
 

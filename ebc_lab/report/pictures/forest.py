@@ -24,7 +24,7 @@ from matplotlib.transforms import blended_transform_factory
 from ebc_lab.study.stages.compare_arms import reference_of
 from ebc_lab.study.stages.suite import point_in_words
 
-from ..text.words import FAMILIES, optimizer, plural, short, words
+from ..text.words import FAMILIES, capital, optimizer, plural, short, words
 from .arm import colour_of, mark_of
 from .curves import read_results
 from .sheet.figure import (
@@ -211,7 +211,7 @@ def draw_finals(facts: Facts, track: str, decision: Mapping[str, Any], results: 
     what = "Is any arm better than the baseline, or the fair control?"
     whom = f"{optimizer(track)}: every final arm, paired seed by seed"
     named = {short(name, arm): arm for name, arm in arms.items()}
-    notes = (f"{text[0].upper()}{text[1:]}.", (rule.partition(";")[0],), missing(named))
+    notes = (f"{capital(text)}.", (rule.partition(";")[0],), missing(named))
     figure, axes, handles, tall = rows_page(facts, what, whom, *notes, rows, len(groups), margin)
     if margin is not None:
         axes.axvline(margin, color=ALERT, lw=1.2, ls=":", zorder=1)

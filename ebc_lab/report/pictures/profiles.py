@@ -19,7 +19,7 @@ from .sheet.figure import ALERT, EBC, GOAL, INK, LABELS_FROM, REST, SMALL, Facts
 from .sheet.place import beside, key, name_rows, narrowed
 
 ASKED = tuple(product(("-", ":", "--"), (EBC, ALERT, GOAL, "C4")))
-OTHERS = ("C1", "C5", "C6")
+OTHERS = (("-", "C1"), ("--", "C5"), ("-.", "C6"))
 ROW = 0.3  # inches of a method's row
 TICKS = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 SHADES = LinearSegmentedColormap.from_list("ratios", ["#2a7f9e", "#9cc9d6", "#f4f1ea"])  # from the best on
@@ -38,7 +38,7 @@ def looks_of(track: Mapping[str, Any]) -> dict[str, tuple[str, str, float]]:
     asked = [method for method in ranked(track) if method in track["asked_about"]]
     others = [method for method in ranked(track) if method not in asked]
     looks = {m: (colour, dashes, 2.4) for m, (dashes, colour) in zip(asked, ASKED, strict=False)}
-    return looks | {m: (c, d, 1.6) for m, c, d in zip(others, OTHERS, ("-", "--", "-."), strict=False)}
+    return looks | {m: (colour, dashes, 1.6) for m, (dashes, colour) in zip(others, OTHERS, strict=False)}
 
 
 def ratios_of(track: Mapping[str, Any], method: str) -> list[float]:

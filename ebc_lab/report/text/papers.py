@@ -24,7 +24,7 @@ from ebc_lab.study.stages.stage import decision_that_shows
 from . import glance, tables, words
 from .table import PAPER, Column, Table
 from .tables import Results
-from .words import FAMILIES, optimizer
+from .words import FAMILIES, capital, optimizer
 
 WIDE = 6  # columns that fit a page of LaTeX's article in a larger type
 
@@ -104,15 +104,10 @@ def _better(
     for i, label in enumerate(words.asked(compared), 1):
         table = glance.is_better(f"{track}-better-{i}", label, compared, tuned).on(PAPER)
         sentence = f"{compared['answers'][label]['sentence']}."
-        made.append(replace(table, caption=[sentence, _capital(table.note), str(about)]))
+        made.append(replace(table, caption=[sentence, f"{capital(table.note)}.", str(about)]))
     if made and tune and (tried := glance.tried(f"{track}-tried", tune, track, compared["arms"], grids)):
-        made.append(replace(tried.on(PAPER), caption=[_capital(tried.note), str(about)]))
+        made.append(replace(tried.on(PAPER), caption=[f"{capital(tried.note)}.", str(about)]))
     return made
-
-
-def _capital(note: str) -> str:
-    """Write a note as a sentence."""
-    return f"{note[:1].upper()}{note[1:]}."
 
 
 def _arms(
@@ -146,7 +141,7 @@ def _arms(
     every = [arms]
     for table in filter(None, further):
         title = f"{table.title} in the arms of the {kind}, {optimizer(track)}"
-        every.append(replace(table.on(PAPER), title=title, caption=[_capital(table.note), str(about)]))
+        every.append(replace(table.on(PAPER), title=title, caption=[f"{capital(table.note)}.", str(about)]))
     return every
 
 

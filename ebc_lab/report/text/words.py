@@ -207,7 +207,7 @@ def of_the_sweep(ebc: bool, control: bool) -> tuple[str, str]:
     parts += [f"{fair} (the fair control)"] * control
     about = f"{', '.join(parts[:-1])}, and {parts[-1]}."
     title = f"Learning rate{', noise and a fair control' if control else ' and noise'}"
-    return title, f"Without EBC: {about}" if ebc else f"{about[:1].upper()}{about[1:]}"
+    return title, f"Without EBC: {about}" if ebc else capital(about)
 
 
 NOT_OF_ALL = {"natural KL": "ebc", "fair control": "control"}  # figures of that stage, and what they are for
@@ -233,6 +233,11 @@ def fixed(x: float | None, digits: int = 4) -> str:
 def part(x: float | None) -> str:
     """Return a part of a whole, as c is: two decimals, or one digit where they would be 0."""
     return f"{x:.1g}" if x is not None and 0 < x < 0.005 else fixed(x, 2)
+
+
+def capital(text: str) -> str:
+    """The text with its first letter a capital, and the others as they are."""
+    return text[:1].upper() + text[1:]
 
 
 def signed(x: float | None, digits: int = 4) -> str:
@@ -361,7 +366,7 @@ def answer(lines: Sequence[Line], margin: float, scales: Sequence[float] = ()) -
     against = AGAINST_A_SCHEDULE[how]
     if window is None:
         word = against.format("EBC")
-        return {"judged": how, "word": f"{word[:1].upper()}{word[1:]}.", "text": " ".join(told), "told": told}
+        return {"judged": how, "word": f"{capital(word)}.", "text": " ".join(told), "told": told}
     tuned = "The setting to be tuned instead is EBC’s budget δ*: how far one step may move the predictions."
     told = [_over_the_window(window, scales), *told, tuned]
     signs = {"same" if _as_without_ebc(window) else window["verdict"], how}

@@ -10,7 +10,7 @@ from matplotlib.ticker import PercentFormatter
 
 from ebc_lab.records.decisions import BrokenRuns, UnitsTrack
 
-from ...text.words import signed
+from ...text.words import capital, signed
 from ..sheet.figure import EBC, GREY, INK, Facts, Sheet, entry, page
 from ..sheet.place import key, name_rows
 from ..suite.windows import Look
@@ -57,8 +57,7 @@ def _finding(track: UnitsTrack, order: Sequence[str]) -> str:
         at_worst = f" (at worst {most}, {called(track['settings'], worst)})"
     rival = track["reference"]
     beside = f"; {_with_excess(track, rival)}" if rival in order[1:] else ""
-    least = _with_excess(track, order[0])
-    return f"{least[:1].upper()}{least[1:]} on average, the least{at_worst}{beside}."
+    return f"{capital(_with_excess(track, order[0]))} on average, the least{at_worst}{beside}."
 
 
 def _with_excess(track: UnitsTrack, arm: str) -> str:

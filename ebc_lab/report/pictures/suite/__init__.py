@@ -22,7 +22,7 @@ from ebc_lab.config.parts import PARTS
 from ebc_lab.records.figures import KL_BAND
 from ebc_lab.study.stages.stage import candidates_of
 
-from ...text.words import mine_of, optimizer, tuned_arms
+from ...text.words import capital, mine_of, optimizer, tuned_arms
 from ..arm import Rival, draw_clip, draw_kl, draw_loss
 from ..curvature import Steps, draw_curvature, steps_of
 from ..curves import (
@@ -361,7 +361,7 @@ def _farthest(arms: Arms) -> str:
         ratio = arms[farthest]["figures"]["kl_ratio_median"]
         parts.append(f"farthest from its target: {farthest}, median KL / δ* {ratio:.2f}")
     text = "; ".join(parts) or "Neither c nor the KL was measured"
-    return f"{text[0].upper()}{text[1:]}."
+    return f"{capital(text)}."
 
 
 def _draw_course(
