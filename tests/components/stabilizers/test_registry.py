@@ -70,9 +70,9 @@ every = contract(*TABLE, pairs=False)
 
 def run_of(optimizer, stabilizer, projection, **changes):
     own = optimizer_defaults(optimizer)
-    shrunk = stabilizer in ("gen", "adaptive_warmup")  # a first step of 1e-6, shrunk, is lost beside a weight of 1
-    factor = 1000.0 if shrunk else 10.0
-    own = replace(own, lr=0.02 if own.lr < 1 else factor, weight_decay=0.0)  # from 1 on lr is a factor on 1e-6
+    shrunk = stabilizer in ("gen", "adaptive_warmup")  # then 10 in a million is lost beside a weight of 1
+    millionths = 1000.0 if shrunk else 10.0  # from 1 on lr is a factor on 1e-6
+    own = replace(own, lr=0.02 if own.lr < 1 else millionths, weight_decay=0.0)
     run = replace(
         RUN, optimizer=own, stabilizer=StabilizerConfig(stabilizer), projection=ProjectionConfig(projection)
     )
