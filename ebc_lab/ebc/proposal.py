@@ -102,9 +102,9 @@ class Proposal:
             return self.arithmetic.norm([self.old[i] for i in self.scaled]).double()
         return self._joined([_length(self.before.parts[i]) for i in self.layout.moving])
 
-    def _joined(self, lengths: Sequence[Tensor]) -> Tensor:
+    def _joined(self, lengths: list[Tensor]) -> Tensor:
         """The length of all parts of every process together, 0-dim float64."""
-        total: Tensor = torch.linalg.vector_norm(torch.stack(list(lengths)).double())
+        total: Tensor = torch.linalg.vector_norm(torch.stack(lengths).double())
         return self.workers.joined_norm(total)
 
     def fall_and_norm(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
@@ -184,7 +184,7 @@ class Proposal:
 
 def _wide(part: Tensor) -> torch.dtype:
     """float32, or the part's own where that is wider: a norm in bfloat16 is off by up to 0.4%."""
-    return torch.promote_types(part.dtype, torch.float32)
+    return torch.float32 if part.dtype in LOW_PRECISION else part.dtype
 
 
 def _length(part: Tensor) -> Tensor:
