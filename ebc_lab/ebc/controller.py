@@ -84,7 +84,7 @@ class Fixed:
             values["c"] = self._number(signals.get("c"))
         usable = torch.stack([kl, *values.values()]).isfinite().all()
         before = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
-        self._rule(kl, torch.as_tensor(clipped, device=self.delta.device), values)
+        self._rule(kl, self._number(clipped).bool(), values)
         for name, value in before.items():  # in place: a CUDA graph reads the memory it was captured with
             value.copy_(torch.where(usable, getattr(self, name), value))
             setattr(self, name, value)
@@ -94,7 +94,10 @@ class Fixed:
         """What a rule that `watches` is told of every step: how much too bold the batch's predictions are."""
 
     def _number(self, value: Tensor | float | None) -> Tensor:
-        return torch.as_tensor(1.0 if value is None else value, dtype=torch.float64, device=self.delta.device)
+        if isinstance(value, Tensor):
+            return value.to(self.delta)
+        # filled where it lies: a copy of a number from the host cannot be part of a CUDA graph
+        return torch.full_like(self.delta, 1.0 if value is None else value)
 
     def _rule(self, kl: Tensor, clipped: Tensor, signals: dict[str, Tensor]) -> None:
         return

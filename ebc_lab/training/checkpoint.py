@@ -17,6 +17,7 @@ from ebc_lab.records.files import opened, write_atomic
 from ebc_lab.records.streams import Mark
 from ebc_lab.records.weights import ARCHIVE, About, sealed, unsealed
 
+from .process import OwnRandomness
 from .turns import Say
 
 AGAIN = "delete it, and the run starts from its first step"
@@ -47,6 +48,7 @@ def save(
     marks: Mapping[str, Mark],
     parts: Mapping[str, Part],
     prober: Prober,
+    random: OwnRandomness,
     about: About,
 ) -> None:
     """Write the checkpoint of the run called `identity`, whose streams are at `marks`, with a checksum.
@@ -54,15 +56,13 @@ def save(
     `parts`: name -> what has a state; the model and the optimizer are among them. `about`: what the weights
     are of.
     """
-    on_gpu = next(prober.model.parameters()).is_cuda
     state = {
         "identity": identity,
         **asdict(reached),
         "streams": {name: tuple(mark) for name, mark in marks.items()},
         "probe_s": prober.seconds,
         **{name: part.state_dict() for name, part in parts.items()},
-        "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state() if on_gpu else None,
+        **random.state_dict(),
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -101,9 +101,10 @@ def marks_of(state: Mapping[str, Any] | None) -> dict[str, Mark]:
     return {name: Mark(*mark) for name, mark in state["streams"].items()} if state else {}
 
 
-def restore(path: Path, state: Mapping[str, Any], parts: Mapping[str, Part], prober: Prober) -> Reached:
-    """Put what `read` returned of `path` into the parts that `save` was given, and into the random
-    generators.
+def restore(
+    path: Path, state: Mapping[str, Any], parts: Mapping[str, Part], prober: Prober, random: OwnRandomness
+) -> Reached:
+    """Put what `read` returned of `path` into what `save` was given.
 
     Raises UserError where a part's state is damaged, or another model's.
     """
@@ -113,7 +114,5 @@ def restore(path: Path, state: Mapping[str, Any], parts: Mapping[str, Part], pro
         except DamagedStateError as error:
             raise UserError(f"{path} is damaged ({str(error).rstrip('.')}): {AGAIN}.") from None
     prober.seconds = state["probe_s"]
-    torch.set_rng_state(state["rng"])
-    if state["cuda_rng"] is not None:
-        torch.cuda.set_rng_state(state["cuda_rng"])
+    random.load_state_dict(state)
     return Reached(state["step"], state["skips"], state["train_s"], state["wall_s"])

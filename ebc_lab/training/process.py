@@ -1,8 +1,12 @@
-"""Settings of the process that trains: threads, reproducible kernels, memory, compilation."""
+"""Settings of the process that trains: threads, reproducible kernels, memory, compilation; and what its runs
+must not share: random numbers."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,6 +41,43 @@ def keep_freed_memory() -> None:
         return
     for parameter, value in MALLOPT.items():
         mallopt(parameter, value)
+
+
+class OwnRandomness:
+    """torch's default generators as one run leaves them: of the runs that take turns in a process each draws
+    on from its own numbers (dropout is all that draws).
+
+    On a GPU the generator's state is a seed and an offset, kept on the host: nothing waits for it. A CUDA
+    graph draws on from the offset that it finds at its replay, as the same step would eagerly.
+    """
+
+    def __init__(self, seed: int, device: torch.device):
+        self.on_gpu = device.type == "cuda"
+        torch.manual_seed(seed)
+        self._keep()
+
+    def _keep(self) -> None:
+        self.host = torch.get_rng_state()
+        self.gpu = torch.cuda.get_rng_state() if self.on_gpu else None
+
+    @contextmanager
+    def drawn(self) -> Iterator[None]:
+        """Within it, what torch draws by default are the run's next numbers."""
+        torch.set_rng_state(self.host)
+        if self.gpu is not None:
+            torch.cuda.set_rng_state(self.gpu)
+        try:
+            yield
+        finally:
+            self._keep()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rng": self.host, "cuda_rng": self.gpu}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.host = state["rng"]
+        if self.on_gpu and state["cuda_rng"] is not None:
+            self.gpu = state["cuda_rng"]
 
 
 def forward_of(model: nn.Module, run: RunConfig) -> nn.Module:

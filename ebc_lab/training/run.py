@@ -41,7 +41,7 @@ from ebc_lab.workloads.starts import about_of, placed
 from . import checkpoint, divergence, result
 from .graphs import StepGraphs
 from .pending import Packed, PendingSteps, Values
-from .process import forward_of, set_up_torch
+from .process import OwnRandomness, forward_of, set_up_torch
 from .ranks import ALONE, Ranks
 from .recording import Recording, Unrecorded, recorded
 from .turns import Interrupted, Progress, Say, quiet, to_the_end
@@ -109,12 +109,14 @@ class Training:
             self.starts = torch.zeros(run.batch_size, dtype=torch.int64, device=device)
 
             # from where
-            torch.manual_seed(run.seed)  # dropout
+            self.random = OwnRandomness(run.seed, device)
             saved = self._saved(say)
             prober = self.optimizer.prober
             parts = self._parts()
             path = self.files.checkpoint
-            reached = checkpoint.restore(path, saved, parts, prober) if saved else checkpoint.Reached()
+            reached = checkpoint.Reached()
+            if saved:
+                reached = checkpoint.restore(path, saved, parts, prober, self.random)
         self.step = reached.step
         self.skips = reached.skips
         self.train_s = reached.train_s
@@ -198,7 +200,8 @@ class Training:
         marks = self.recording.marks()
         path, prober = self.files.checkpoint, self.optimizer.prober
         with self._on_stream():
-            checkpoint.save(path, self.identity, reached, marks, self._parts(), prober, self.about)
+            state = (self._parts(), prober, self.random)
+            checkpoint.save(path, self.identity, reached, marks, *state, self.about)
 
     @functools.cached_property
     def about(self) -> About:
@@ -276,7 +279,7 @@ class Training:
     def take_steps(self, most: int) -> None:
         """Have the device take up to `most` steps, a block at most; `record_steps` reads what they did."""
         block = min(most, self.pending.capacity, self.run_config.steps - self.step)
-        with self._on_stream():
+        with self._on_stream(), self.random.drawn():
             for step in range(self.step + len(self.pending), self.step + block):
                 self._take_step(step)
 

@@ -7,10 +7,8 @@ from torch import Tensor, nn
 
 from ebc_lab.config.choices import own_part, told
 from ebc_lab.config.errors import UserError, require
-from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc.grouping import group_parameters
 
-from .corpus import Corpus
 from .gpt import GPTWorkload
 
 OF_MATRICES = (
@@ -27,9 +25,7 @@ OF_MATRICES = (
 class OwnModelWorkload(GPTWorkload):
     """A model that predicts the next token of a text, made by the function of `model.target`."""
 
-    def __init__(self, run: RunConfig, corpus: Corpus, device: torch.device):
-        super().__init__(run, corpus, device)
-        self.capturable = False  # whether it draws numbers is not known
+    capturable = False  # it may look at values on the host
 
     def build(self) -> nn.Module:
         """The model, after one look at what it makes of tokens. Raises UserError where that is no logits."""

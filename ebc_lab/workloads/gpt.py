@@ -214,6 +214,7 @@ class GPTWorkload(TextSplits):
 
     step_columns: tuple[str, ...] = ()
     eval_columns: tuple[str, ...] = ()
+    capturable = True
 
     def __init__(self, run: RunConfig, corpus: Corpus, device: torch.device):
         self.run = run
@@ -221,7 +222,6 @@ class GPTWorkload(TextSplits):
         self.tokens = {split: torch.from_numpy(ids).to(device) for split, ids in text.splits.items()}
         self.vocabulary = text.vocabulary
         self.characters_per_token = text.characters_per_token()
-        self.capturable = run.model.dropout == 0
 
     def build(self) -> nn.Module:
         return drawn(self.make, self.run.seed)

@@ -8,13 +8,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from ebc_lab.config.parts.model import ModelConfig
-from ebc_lab.config.schema import RunConfig
 
-from .corpus import Corpus
 from .gpt import GPTWorkload
 
 
@@ -40,9 +37,7 @@ class GRU(nn.Module):
 class GRUWorkload(GPTWorkload):
     """A GRU in the place of the GPT."""
 
-    def __init__(self, run: RunConfig, corpus: Corpus, device: torch.device):
-        super().__init__(run, corpus, device)
-        self.capturable = False  # cuDNN's recurrent kernels allocate as they run
+    capturable = False  # cuDNN's recurrent kernels allocate as they run
 
     def make(self) -> nn.Module:
         return GRU(self.run.model, self.vocabulary)

@@ -299,18 +299,15 @@ class Worker:
     def sharing_class(self, run_id: str) -> str | None:
         """Return runs of the same class may share this worker; None: the run goes alone.
 
-        Measurements of time go alone, and so do runs with dropout, which draw from the device's only
-        generator, and those with a model of the user's, which may. The number of threads belongs to the
-        process and changes bits on a CPU, as deterministic kernels do, so runs share with runs of the same
-        number and the same determinism.
+        Measurements of time go alone, and so do runs with a model of the user's, which may keep something
+        for all models of its process. The number of threads belongs to the process and changes bits on a
+        CPU, as deterministic kernels do, so runs share with runs of the same number and the same determinism.
         """
         if self.about["runs_per_worker"] == 1:
             return None
         try:
             spec = read_json(self.study.run_files(run_id).spec, SpecRecord)
-            model = spec["config"]["model"]
-            draws = model["dropout"] > 0 or model.get("target") is not None
-            alone = spec["kind"] in MEASUREMENTS or draws
+            alone = spec["kind"] in MEASUREMENTS or spec["config"]["model"].get("target") is not None
             settings = [int(spec["config"]["threads_per_run"]), spec["config"].get("determinism")]
             return None if alone else canonical_json(settings)
         except (OSError, UserError, KeyError, TypeError, ValueError):

@@ -1,0 +1,137 @@
+"""One arm on the emulated device: graphed against eager, resumed against whole, packed against single."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from support.emulated import device
+from support.emulated.arms import SHAPE
+
+from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import run_part
+from ebc_lab.config.schema import RunConfig
+from ebc_lab.training.graphs import StepGraphs
+from ebc_lab.training.run import Training
+from ebc_lab.workloads.corpus import locate
+
+RESUMED_AT = 31  # step; no evaluation and no audit
+SETTLED = 22  # from this step on, the host may wait no more than is counted
+
+
+@dataclass
+class Trial:
+    """What became of an arm. `True` where two runs wrote the same steps.csv, to the byte."""
+
+    outcome: str = ""
+    kinds: list[str] = field(default_factory=list)  # of steps that were captured
+    graphed: bool | None = None  # graphed = eager; None where nothing was captured
+    resumed: bool = False  # resumed = whole
+    packed: bool = False  # packed with another run = single
+    waits: float = 0.0  # host waits a step, between two readings of a block, once settled
+    why: dict[str, int] = field(default_factory=dict)  # these waits
+    findings: dict[str, int] = field(default_factory=dict)  # rules that were broken
+    given_back: bool = False  # all memory, once the runs are gone
+
+    @property
+    def sound(self) -> bool:
+        same = self.graphed is not False and self.resumed and self.packed
+        waits_in_graphs = self.waits if self.kinds else 0
+        return same and not self.findings and not waits_in_graphs and self.given_back
+
+
+class Watched(Training):
+    """Counts the waits of its steps, as long as they are taken and not read."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.waited: dict[str, int] = {}
+        self.settled = 0  # steps
+
+    def take_steps(self, most: int) -> None:
+        begin, before = self.step, device.waits()
+        super().take_steps(most)
+        if begin < SETTLED:
+            return
+        self.settled += len(self.pending)
+        for why, times in device.waits().items():
+            if times > before.get(why, 0):
+                self.waited[why] = self.waited.get(why, 0) + times - before.get(why, 0)
+
+
+def run_of(overrides: Sequence[str], text: Path) -> RunConfig:
+    """The run of an arm. Raises UserError."""
+    of_text = [] if "workload=images" in overrides else ["data=path", f"data.file={text}"]
+    dtype = [] if any(o.startswith("dtype=") for o in overrides) else ["dtype=float32"]
+    run = run_part(compose([*SHAPE, *of_text, "device=cuda", *dtype, *overrides], study=False))
+    return replace(run, data=replace(run.data, sha256=locate(run.data).sha256))
+
+
+def trained(run: RunConfig, folder: Path, *, eager: bool = False) -> tuple[Watched, dict[str, Any], bytes]:
+    """The training, its result and its steps.csv."""
+    training = made(run, folder)
+    if eager and training.graphs is not None:
+        training.graphs = StepGraphs(None)
+    result = training.run()
+    return training, result, (folder / "steps.csv").read_bytes()
+
+
+def made(run: RunConfig, folder: Path) -> Watched:
+    folder.mkdir(parents=True, exist_ok=True)
+    return Watched(run, folder)
+
+
+def trial(overrides: Sequence[str], folder: Path, text: Path) -> Trial:
+    """Try one arm, in new folders below `folder`."""
+    run = run_of(overrides, text)
+    shutil.rmtree(folder, ignore_errors=True)
+    gc.collect()
+    device.forget()
+    allocated = device.torch.cuda.memory_allocated()
+
+    training, result, whole = trained(run, folder / "whole")
+    found = Trial(outcome=result["outcome"], waits=sum(training.waited.values()) / max(training.settled, 1))
+    found.why = training.waited
+    captured = training.graphs.graphs if training.graphs else {}
+    found.kinds = [" ".join(kind) or "usual" for kind in captured]
+    del training, captured
+    if found.kinds:
+        found.graphed = trained(run, folder / "eager", eager=True)[2] == whole
+
+    first = made(run, folder / "resumed")
+    first.advance(RESUMED_AT)
+    first.save_checkpoint()
+    first.recording.close()
+    del first
+    # the random numbers of the process are those of no run: a checkpoint has to bring them
+    device.torch.manual_seed(12345)
+    found.resumed = trained(run, folder / "resumed")[2] == whole
+
+    under_way = [
+        made(replace(run, seed=seed), folder / f"packed{seed}").blocks() for seed in (run.seed, run.seed + 1)
+    ]
+    while under_way:
+        for progress in list(under_way):
+            if next(progress, "done") == "done":
+                under_way.remove(progress)
+    del progress
+    found.packed = (folder / f"packed{run.seed}" / "steps.csv").read_bytes() == whole
+
+    found.findings = device.findings()
+    gc.collect()
+    found.given_back = device.torch.cuda.memory_allocated() == allocated
+    device.torch.cuda.empty_cache()
+    shutil.rmtree(folder)
+    return found
+
+
+def counted(found: Trial) -> str:
+    """The line of an arm in a table."""
+    mark: Callable[[bool | None], str] = {True: "yes", False: "NO", None: "–"}.__getitem__
+    cells = [", ".join(found.kinds) or "never", mark(found.graphed), mark(found.resumed), mark(found.packed)]
+    cells += [f"{found.waits:.1f}", str(sum(found.findings.values()))]
+    return " | ".join(cells)
