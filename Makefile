@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 # processes that run tests
 JOBS ?= 2
-HERE := not slurm and not cuda and not browser
+HERE := not slurm and not cuda and not browser and not emulated
 
 # a folder that holds tinyshakespeare.txt, where the text is at hand already
 ifneq ($(wildcard ../shared/data/tinyshakespeare.txt),)
@@ -15,7 +15,7 @@ endif
 # containers often set it: then every process compiles all of the code, and pytest every test, again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install autopilot test test-all test-slow test-matrix test-cuda test-browser test-browser-quick test-slurm test-slurm-quick lint lock package site site-links clean
+.PHONY: install autopilot test test-all test-slow test-matrix test-cuda test-emulated test-emulated-quick test-browser test-browser-quick test-slurm test-slurm-quick lint lock package site site-links clean
 
 install: $(VENV)/installed  ## the environment
 
@@ -37,6 +37,11 @@ test-cuda: $(VENV)/installed-dev  ## on the GPU of this machine
 
 # of ten thousand tests only the files with such ones are read
 MARKED_FILES = $(shell grep -rl --include='*.py' 'mark\.$(firstword $(MARKED))' tests)
+
+test-emulated: MARKED := emulated
+test-emulated-quick: MARKED := emulated and not slow
+test-emulated test-emulated-quick: $(VENV)/installed-dev  ## on a GPU that is emulated (Linux, a C++ compiler)
+	EMULATED_CUDA=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "$(MARKED)" $(ARGS) tests/emulated
 
 test-slurm: MARKED := slurm
 test-slurm-quick: MARKED := slurm and not slow

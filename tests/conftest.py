@@ -8,10 +8,13 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import settings
-from support import least
+from support import emulated, least
 from support.shared import made_once
+
+emulated.install_if_wanted()
+
+import torch  # noqa: E402
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in background jobs
@@ -88,7 +91,9 @@ def own_places(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixture
         patch.setenv("XDG_STATE_HOME", str(home / "state"))
         # compiled once for all processes that run tests: their folders have this one's parent in common
         patch.setenv("EBC_LAB_LOWBIT_CACHE", str(tmp_path_factory.getbasetemp().parent / "lowbit"))
-        if request.config.option.markexpr != "cuda":
+        if emulated.wanted():
+            patch.setattr("ebc_lab.config.machine.gpu_names", lambda: ("emulated GPU",))
+        elif request.config.option.markexpr != "cuda":
             patch.setenv("CUDA_VISIBLE_DEVICES", "")
         patch.delenv("EBC_LAB_DATA", raising=False)
         yield

@@ -214,6 +214,8 @@ class ForensicSensitivities(Sensitivities):
 class ForensicClip(EllipsotopeClip):
     """`EllipsotopeClip` that takes `ForensicSettings`. Arguments and errors as there."""
 
+    capturable = True
+
     settings: ForensicSettings
     settings_type: ClassVar[type[ClipSettings]] = ForensicSettings
 

@@ -95,6 +95,32 @@ class ScheduleFree(OnCopies, ScheduleFreeAdamW):
         super().step()
 
 
+class TensorRateLion(Lion):
+    """Lion that takes a learning rate on the device and heeds `found_inf`, so that a CUDA graph can hold its
+    step: where that is 1, nothing changes."""
+
+    def _step_foreach(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor]
+    ) -> None:
+        lr = group["lr"]
+        if not isinstance(lr, Tensor):
+            super()._step_foreach(group, params, grads, exp_avgs)
+            return
+        bad = getattr(self, "found_inf", None)
+        if bad is not None:
+            lr = lr * (1 - bad)
+            # a momentum that follows itself stays
+            grads = [torch.where(bad > 0, m, g) for m, g in zip(exp_avgs, grads, strict=True)]
+        if group["weight_decay"]:
+            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+        beta1, beta2 = group["betas"]
+        updates = torch._foreach_lerp(exp_avgs, grads, weight=1 - beta1)
+        torch._foreach_sign_(updates)
+        torch._foreach_mul_(updates, -lr)
+        torch._foreach_lerp_(exp_avgs, grads, weight=1 - beta2)
+        torch._foreach_add_(params, updates)
+
+
 PROJECTOR = ("ortho_matrix", "last_svd_step")  # what it carries from step to step
 
 
@@ -138,6 +164,15 @@ class PlainProdigy(OneRate, Prodigy):
 
 class PlainDAdaptAdam(OneRate, DAdaptAdam):
     """D-Adaptation's Adam, which leaves out groups at rate 0."""
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state; torch leaves tensors in the groups where the state has them."""
+        super().load_state_dict(state)
+        for group in self.param_groups:
+            device = group["params"][0].device
+            moved = {key: value.to(device) for key, value in group.items() if isinstance(value, Tensor)}
+            group.update(moved)
 
 
 class PromptADOPT(ADOPT):

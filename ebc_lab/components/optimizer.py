@@ -196,9 +196,9 @@ def lion(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optim
 
     Chen et al., arXiv:2302.06675.
     """
-    from pytorch_optimizer import Lion
+    from .library_optimizers import TensorRateLion
 
-    return [Lion(model.parameters(), lr=c.lr, betas=(c.beta1, c.beta2), weight_decay=c.weight_decay)]
+    return [TensorRateLion(model.parameters(), lr=c.lr, betas=(c.beta1, c.beta2), weight_decay=c.weight_decay)]
 
 
 class UncappedAdafactor(torch.optim.Adafactor):
@@ -506,7 +506,12 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig, Matrices], list[Opti
 
 
 # on a GPU, these take `lr` as a tensor and heed `found_inf`
-CAPTURABLE = ("adam", "adamw", "adam_uncorrected", "muon")
+CAPTURABLE = ("adam", "adamw", "adam_uncorrected", "muon", "sgd", "lion")
+
+
+def capturable(config: OptimizerConfig) -> bool:
+    """Say whether the optimizers that `build` returns can be part of a CUDA graph; a user's own are not."""
+    return config.target is None and config.name in CAPTURABLE
 
 
 def build(

@@ -57,6 +57,10 @@ class Flips:
         self.codes[t] = now
         return flip_share(before, now) if audited and before is not None else None
 
+    def restore(self, codes: Mapping[int, Tensor]) -> None:
+        """Put back the `codes` of a checkpoint, which lie on the CPU."""
+        self.codes = {t: kept.to(self.matrices[0].device) for t, kept in codes.items()}
+
 
 class LowBit(Hook):
     """What a run quantizes, weights, gradients or its optimizer's state, and what it records of that."""
@@ -155,7 +159,7 @@ class LowBit(Hook):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.flips:
-            self.flips.codes = dict(state["codes"])
+            self.flips.restore(state["codes"])
         if self.quantizer:
             self.quantizer.load_state_dict(state["gradients"])
 

@@ -51,6 +51,7 @@ class EllipsotopeClip(ControlledOptimizer):
         ValueError: an unknown name, a target below ten floors, or parameters outside `model`.
     """
 
+    capturable = True
     settings_type: ClassVar[type[ClipSettings]] = ClipSettings
     budgets: ClassVar[tuple[str, ...]] = NAMES
 

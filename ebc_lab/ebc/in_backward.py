@@ -58,7 +58,6 @@ class InBackward(StabilizedOptimizer):
     """
 
     inside_backward = True
-    capturable = False
     takes_arithmetic = False
 
     def __init__(self, model: nn.Module, optimizers: Optimizers, **options: Any):

@@ -71,9 +71,14 @@ class StabilizedOptimizer(AuditedOptimizer):
     radius_factor = 1.0  # see above
     keeps_old = False  # whether the update is limited, so that W is needed again after the base step
     inside_backward = False  # whether the bases move the weights there
-    capturable = True  # whether the step can do without reading values on the host, see `kind`
+    capturable = True  # whether steps may become CUDA graphs, see `kind`; a subclass says so for itself
     takes_arithmetic = True  # whether all that it computes goes through `arithmetic`
     takes_shards = True  # whether it can limit weights of which each process has a part
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        # a graph would repeat what Python did when it was captured: no subclass inherits that it may be
+        cls.capturable = vars(cls).get("capturable", False)
 
     def __init__(
         self,
@@ -414,6 +419,8 @@ class StabilizedOptimizer(AuditedOptimizer):
         parts = proposal.layout.parts
         if not self.deferred:
             value = float(c)
+            if c.device != stats.skipped.device:
+                c = torch.full_like(stats.clip_coefficient, value)
             self._last_c = value if math.isfinite(value) else 0.0
             if not math.isfinite(value):
                 self._give_up(stats, proposal)

@@ -123,7 +123,7 @@ class Training:
         self.wall_s = reached.wall_s
         self.lr_at = lr_schedule(run.lr_schedule, run.optimizer.lr, run.steps, directory.parent)
         self.pending = PendingSteps(BLOCK_STEPS[run.device], device)
-        capturable = run.optimizer.name in optimizers.CAPTURABLE and self.workload.capturable
+        capturable = optimizers.capturable(run.optimizer) and self.workload.capturable
         usual = all(hook.graphed for hook in self.hooks) and self.probe_batches is None
         graphed = self.stream is not None and capturable and usual and ranks.count == 1
         self.graphs = StepGraphs() if graphed else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -36,12 +37,16 @@ class Batches:
             draw = np.random.Generator(np.random.Philox(key=[self.seed, block]))
             starts = draw.integers(0, self.of - len(self.window) + 1, (self.BLOCK, self.batch_size))
             starts %= len(self.tokens) - len(self.window) + 1
-            drawn = torch.from_numpy(starts)
-            if self.tokens.is_cuda:  # a copy from pinned memory does not wait
-                drawn = drawn.pin_memory().to(self.tokens.device, non_blocking=True)
-            self.starts = drawn
+            self.starts = self.on_device(starts)
             self.block = block
         return self.starts[row]
+
+    def on_device(self, starts: NDArray[np.int64]) -> Tensor:
+        """Return them where the text lies; a GPU does not wait for a copy from pinned memory."""
+        drawn = torch.from_numpy(starts)
+        if self.tokens.is_cuda:
+            drawn = drawn.pin_memory().to(self.tokens.device, non_blocking=True)
+        return drawn
 
     def rows(self, starts: Tensor) -> tuple[Tensor, Tensor]:
         """The windows that begin at `starts`, (B,), as (inputs, targets), (B, T) each."""

@@ -55,7 +55,7 @@ class PartitionedBatches(Batches):
         draw = np.random.Generator(np.random.Philox(key=[self.seed, step], counter=[0, 0, 0, OFFSETS]))
         starts = windows * self.context + draw.integers(0, self.context, self.batch_size)
         last = len(self.tokens) - len(self.window)
-        return torch.from_numpy(np.minimum(starts, last)).to(self.tokens.device)
+        return self.on_device(np.minimum(starts, last))
 
 
 class TextSplits:

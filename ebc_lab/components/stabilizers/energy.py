@@ -170,7 +170,6 @@ class EnergyBudget(StabilizedOptimizer):
     """
 
     default = RATIO
-    capturable = False
     takes_arithmetic = False
     takes_shards = False
 

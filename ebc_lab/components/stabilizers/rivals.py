@@ -41,7 +41,6 @@ class Rival(StabilizedOptimizer):
     """
 
     default: ClassVar[float]
-    capturable = False  # some keep a count or read a value on the host
     takes_arithmetic = False
     takes_shards = False
 

@@ -47,13 +47,13 @@ class Lagged(Budget):
         return self.c
 
     def find_c(self, stats: StepStats, proposal: Proposal) -> Tensor:
-        c = torch.tensor(self.c, dtype=torch.float64, device=self.trial.device)
+        c = torch.full((), self.c, dtype=torch.float64, device=self.trial.device)
         if not self.settings.limits(proposal.t):
             return c
         rows = proposal.batch.probe
         kl = float(mean_kl(rows.z, proposal.batch.logits(rows.inputs), rows.mask))
         stats.trial = c
-        stats.trial_kl = torch.tensor(kl, dtype=torch.float64)
+        stats.trial_kl = torch.full((), kl, dtype=torch.float64, device=self.trial.device)
         stats.measurements = 1
         moved = self.c * self.rate
         if not math.isfinite(kl):

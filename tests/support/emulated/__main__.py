@@ -21,7 +21,8 @@ from ebc_lab.config import machine  # noqa: E402
 torch.set_num_threads(1)
 machine.gpu_names = lambda: ("emulated GPU",)  # type: ignore[assignment]
 text = "the cat sat on a mat and saw rain run down to sea under moon. " * 300
-print("arm | captured | graphed = eager | resumed = whole | packed = single | waits a step | findings")
+print("arm | captured | graphed = eager | resumed = whole | packed = single | ", end="")
+print("waits in graphs | waits an eager step | findings | seconds")
 with tempfile.TemporaryDirectory() as place:
     path = Path(place) / "words.txt"
     path.write_text(text)
@@ -29,11 +30,12 @@ with tempfile.TemporaryDirectory() as place:
         begun = time.perf_counter()
         try:
             found = trial(ARMS[name], Path(place) / "runs", path)
-            print(f"{name} | {counted(found)} | {time.perf_counter() - begun:.1f} s", "" if found.sound else "UNSOUND", flush=True)
-            for sentence, times in {**found.findings, **(found.why if found.waits else {})}.items():
-                print("    ", times, sentence)
-            if not found.given_back: print("     memory is not given back")
         except Exception as error:
             print(f"{name} | {type(error).__name__}: {str(error)[:300]}", flush=True)
-            print("     ", *device.findings())
-            if len(sys.argv) > 1: traceback.print_exc()
+            traceback.print_exc()
+            continue
+        print(f"{name} | {counted(found)} | {time.perf_counter() - begun:.0f}", flush=True)
+        if not found.sound:
+            print("    NOT SOUND", "" if found.given_back else "(memory is not given back)")
+        for sentence, times in {**found.findings, **found.eager_waits, **found.graph_waits}.items():
+            print(f"    {times} × {sentence}", flush=True)

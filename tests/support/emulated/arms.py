@@ -22,13 +22,21 @@ SHAPE = [
     "eval_every=22",
     "evaluate=[val]",
     "audit_every=7",
-    "budget.probe_sequences=2",
+    "budget.probe_sequences=4",
 ]
 EBC = ["stabilizer=ebc", "budget=tracked", "budget.target_kl=0.01"]
 PLAIN = ["stabilizer=none"]
 AXIOM = ["optimizer=axiom", "optimizer.lr=1e-2"]
 EBM = [*EBC, "workload=ebm", "tokens=characters", "ebm=smoke", "ebm.splats=64"]
-IMAGES = ["workload=images", "data=digits", "model=cnn", "batch_size=16", "model.context=1", "model.width=16", "model.blocks=1"]
+IMAGES = [
+    "workload=images",
+    "data=digits",
+    "model=cnn",
+    "model.context=1",
+    "model.width=16",
+    "model.blocks=1",
+]
+OWN = "support.emulated.own:"
 
 # group of conf/ -> what each of its choices needs beside it; by default EBC on the small GPT
 BESIDE: dict[str, dict[str, list[str]]] = {
@@ -65,10 +73,14 @@ NOT: dict[str, dict[str, str]] = {
     "model": {"custom": "as own parts, below", "gru": "its kernels are cuDNN's"},
     "optimizer": {"custom": "as own parts, below"},
     "stabilizer": {"custom": "as own parts, below"},
-    "lr_schedule": {"custom": "as own parts, below", "replay": "needs another run; a number of the host, like all"},
+    "lr_schedule": {
+        "custom": "as own parts, below",
+        "replay": "needs another run; the rate is a number like any other",
+    },
     "index": {"ivf": "needs faiss"},
-    "budget": {},
 }
+# groups of conf/ that change nothing of what a step launches, or that all arms share
+ELSEWHERE = {"scale", "study", "launcher", "tracker", "data", "tokens", "init", "ebm", "adapter"}
 
 # settings within a choice that change what a step launches
 WITHIN: dict[str, list[str]] = {
@@ -108,22 +120,27 @@ WITHIN: dict[str, list[str]] = {
     "stiefel, muon": [*EBC, "projection=stiefel", "optimizer=muon", "optimizer.lr=8e-3"],
     "plain, spectral": [*PLAIN, "projection=spectral"],
     "ternary by rows": [*PLAIN, "quantizer=ternary", "quantizer.group=row"],
-    "gradients in ternary": [*EBC, "quantizer.gradients=ternary", "quantizer.rounding=stochastic", "quantizer.error_feedback=true"],
+    "gradients in ternary": [
+        *(*EBC, "quantizer.gradients=ternary", "quantizer.rounding=stochastic"),
+        "quantizer.error_feedback=true",
+    ],
     "gradients in five, nearest": [*EBC, "quantizer.gradients=five"],
     "state in int8": [*EBC, "quantizer.state=int8"],
     "state in ternary": [*EBC, "quantizer.state=ternary"],
     "state in five, adamw": [*EBC, "quantizer.state=five", "optimizer=adamw"],
     "radius by groups": ["stabilizer=trust_region", "stabilizer.per=group"],
-    "radius of effective weights": ["stabilizer=trust_region", "stabilizer.norm=effective", "quantizer=ternary"],
+    "radius of effective weights": [
+        *("stabilizer=trust_region", "stabilizer.norm=effective", "quantizer=ternary")
+    ],
     "int4 activations, adam": [*PLAIN, "memory=int4"],
     "int4 activations, tracked": [*EBC, *AXIOM, "memory=int4"],
     "verity, plain": [*PLAIN, "determinism=verity", "dtype=float32"],
     "energy-based, toppling": [*EBM, "ebm.soc=true"],
     "energy-based, plain": [*EBM, *PLAIN],
-    "own model": [*EBC, "model=custom", "model.target=support.emulated.own:model"],
-    "own optimizer": [*EBC, "optimizer=custom", "optimizer.target=support.emulated.own:optimizer", "optimizer.lr=0.1"],
-    "own stabilizer": ["stabilizer=custom", "stabilizer.target=support.emulated.own:HalfAfterTen"],
-    "own schedule": [*EBC, "lr_schedule=custom", "lr_schedule.target=support.emulated.own:schedule"],
+    "own model": [*EBC, "model=custom", f"model.target={OWN}model"],
+    "own optimizer": [*EBC, "optimizer=custom", f"optimizer.target={OWN}optimizer", "optimizer.lr=0.1"],
+    "own stabilizer": ["stabilizer=custom", f"stabilizer.target={OWN}HalfAfterTen"],
+    "own schedule": [*EBC, "lr_schedule=custom", f"lr_schedule.target={OWN}schedule"],
 }
 
 
@@ -137,3 +154,16 @@ def _of_conf() -> Iterator[tuple[str, list[str]]]:
 
 
 ARMS: dict[str, list[str]] = {**dict(_of_conf()), **WITHIN}
+# each kind of captured step, and of what cannot be: tried for every change
+QUICK = (
+    "stabilizer=none",
+    "budget=tracked",
+    "budget=surrogate",
+    "muon, bfloat16",
+    "controller=energy",
+    "tracked beside a radius",
+    "dropout",
+    "quantizer=ternary",
+    "budget=lagged",
+    "own stabilizer",
+)

@@ -1,64 +1,23 @@
 """An emulated CUDA device under torch's CPU build: import this before torch, then `install()`.
 
-`device.cpp` says what is emulated. It is compiled when it is first used, against the torch that is installed,
-and kept in the user's cache under a name made of its source and torch's version.
+`device.cpp` says what is emulated, and `build.py` compiles it.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import importlib.metadata
-import importlib.util
-import os
-import shutil
-import subprocess
 import sys
-from pathlib import Path
 
-SOURCE = Path(__file__).with_name("device.cpp")
-
-
-class NoCompiler(Exception):
-    """Why the device cannot be built here, in a sentence."""
-
-
-def built() -> Path:
-    """Return the compiled device, compiling it if need be (half a minute). Raises NoCompiler."""
-    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
-    if sys.platform != "linux" or compiler is None:
-        raise NoCompiler("the emulated CUDA device needs Linux and a C++ compiler (g++, clang++ or $CXX)")
-    spec = importlib.util.find_spec("torch")
-    assert spec is not None and spec.origin is not None
-    torch = Path(spec.origin).parent
-    if (torch / "lib" / "libtorch_cuda.so").exists():
-        raise NoCompiler("the emulated CUDA device needs torch's CPU build: this one has the real thing")
-    version = importlib.metadata.version("torch")
-    name = hashlib.sha256(SOURCE.read_bytes() + version.encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ebc-lab-tests"
-    library = cache / f"emulated-cuda-{name}.so"
-    if not library.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        part = library.with_suffix(f".{os.getpid()}")
-        includes = [f"-I{torch / 'include'}", f"-I{torch / 'include/torch/csrc/api/include'}"]
-        libraries = [f"-L{torch / 'lib'}", f"-Wl,-rpath,{torch / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
-        flags = ["-std=c++20", "-O1", "-fPIC", "-shared", "-w"]
-        command = [compiler, *flags, *includes, str(SOURCE), "-o", str(part), *libraries]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise NoCompiler(f"the emulated CUDA device does not compile here:\n{done.stderr[-2000:]}")
-        part.replace(library)
-    return library
-
+from support.emulated.build import built
 
 assert "torch" not in sys.modules, "the device must be there before torch looks for one"
 _library = ctypes.CDLL(str(built()), mode=ctypes.RTLD_GLOBAL)
-for _name, _result in {
-    **dict.fromkeys(("stream_current", "event_record", "graph_begin", "graph_nodes", "random_size"), ctypes.c_int64),
-    **dict.fromkeys(("memory_allocated", "memory_reserved", "memory_peak"), ctypes.c_int64),
-    **dict.fromkeys(("graph_end", "graph_replay", "told_findings", "told_waits", "told_launches"), ctypes.c_char_p),
-}.items():
-    getattr(_library, _name).restype = _result
+_NUMBERS = "stream_current event_record graph_begin graph_nodes random_size memory_allocated memory_reserved"
+_TEXTS = "graph_end graph_replay told_findings told_waits told_launches"
+for _name in f"{_NUMBERS} memory_peak".split():
+    getattr(_library, _name).restype = ctypes.c_int64
+for _name in _TEXTS.split():
+    getattr(_library, _name).restype = ctypes.c_char_p
 
 import torch  # noqa: E402
 
@@ -159,7 +118,7 @@ class CUDAGraph:
     def capture_end(self) -> None:
         error = _library.graph_end().decode()
         if error:
-            raise RuntimeError(f"CUDA error: operation failed due to a previous error during capture ({error})")
+            raise RuntimeError(f"CUDA error: operation failed due to an error during capture ({error})")
 
     def replay(self) -> None:
         error = _library.graph_replay(I64(self.number)).decode()

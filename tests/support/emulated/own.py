@@ -12,7 +12,9 @@ from ebc_lab.ebc import Proposal, StabilizedOptimizer, StepStats
 
 
 def model(vocabulary: int, context: int) -> nn.Module:
-    return nn.Sequential(nn.Embedding(vocabulary, 16), nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, vocabulary))
+    return nn.Sequential(
+        nn.Embedding(vocabulary, 16), nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, vocabulary)
+    )
 
 
 def optimizer(params: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:

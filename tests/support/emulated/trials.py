@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,35 +33,36 @@ class Trial:
     graphed: bool | None = None  # graphed = eager; None where nothing was captured
     resumed: bool = False  # resumed = whole
     packed: bool = False  # packed with another run = single
-    waits: float = 0.0  # host waits a step, between two readings of a block, once settled
-    why: dict[str, int] = field(default_factory=dict)  # these waits
+    graph_waits: dict[str, int] = field(default_factory=dict)  # of the host, in steps taken from a graph
+    eager_waits: dict[str, int] = field(default_factory=dict)  # in others, once settled
+    eager_steps: int = 0  # these
     findings: dict[str, int] = field(default_factory=dict)  # rules that were broken
     given_back: bool = False  # all memory, once the runs are gone
 
     @property
     def sound(self) -> bool:
         same = self.graphed is not False and self.resumed and self.packed
-        waits_in_graphs = self.waits if self.kinds else 0
-        return same and not self.findings and not waits_in_graphs and self.given_back
+        return same and not self.findings and not self.graph_waits and self.given_back
 
 
 class Watched(Training):
-    """Counts the waits of its steps, as long as they are taken and not read."""
+    """Counts the waits of its steps as they are taken, before anything is read."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        self.waited: dict[str, int] = {}
-        self.settled = 0  # steps
+        self.eager: Counter[str] = Counter()  # waits of steps that were not taken from a graph
+        self.eager_steps = 0
+        self.graphed: Counter[str] = Counter()  # of those that were
 
-    def take_steps(self, most: int) -> None:
-        begin, before = self.step, device.waits()
-        super().take_steps(most)
-        if begin < SETTLED:
-            return
-        self.settled += len(self.pending)
-        for why, times in device.waits().items():
-            if times > before.get(why, 0):
-                self.waited[why] = self.waited.get(why, 0) + times - before.get(why, 0)
+    def _take_step(self, step: int) -> None:
+        before = Counter(device.waits())
+        super()._take_step(step)
+        waited = Counter(device.waits()) - before
+        if self.optimizer.deferred:
+            self.graphed += waited
+        elif step >= SETTLED:
+            self.eager += waited
+            self.eager_steps += 1
 
 
 def run_of(overrides: Sequence[str], text: Path) -> RunConfig:
@@ -94,8 +96,8 @@ def trial(overrides: Sequence[str], folder: Path, text: Path) -> Trial:
     allocated = device.torch.cuda.memory_allocated()
 
     training, result, whole = trained(run, folder / "whole")
-    found = Trial(outcome=result["outcome"], waits=sum(training.waited.values()) / max(training.settled, 1))
-    found.why = training.waited
+    found = Trial(result["outcome"], graph_waits=dict(training.graphed), eager_waits=dict(training.eager))
+    found.eager_steps = training.eager_steps
     captured = training.graphs.graphs if training.graphs else {}
     found.kinds = [" ".join(kind) or "usual" for kind in captured]
     del training, captured
@@ -133,5 +135,6 @@ def counted(found: Trial) -> str:
     """The line of an arm in a table."""
     mark: Callable[[bool | None], str] = {True: "yes", False: "NO", None: "–"}.__getitem__
     cells = [", ".join(found.kinds) or "never", mark(found.graphed), mark(found.resumed), mark(found.packed)]
-    cells += [f"{found.waits:.1f}", str(sum(found.findings.values()))]
+    eager = f"{sum(found.eager_waits.values()) / found.eager_steps:.1f}" if found.eager_steps else "–"
+    cells += [str(sum(found.graph_waits.values())), eager, str(sum(found.findings.values()))]
     return " | ".join(cells)

@@ -1,0 +1,29 @@
+"""Every arm that a study can make, on an emulated CUDA device: graphs, resuming and packing change no bit."""
+
+import pytest
+from support.emulated import arms
+
+from ebc_lab.config.choices import groups
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in arms.QUICK else pytest.mark.slow) for n in arms.ARMS]
+)
+def test_an_arm_is_the_same_from_graphs_after_a_resume_and_beside_another(name, tmp_path, text_file):
+    from support.emulated.trials import trial
+
+    found = trial(arms.ARMS[name], tmp_path / "runs", text_file)
+    assert found.outcome == "completed"
+    assert found.findings == {}
+    assert found.graph_waits == {}
+    assert found.graphed is not False
+    assert found.resumed
+    assert found.packed
+    assert found.given_back
+    assert found.sound
+
+
+def test_every_choice_is_tried():
+    assert set(arms.BESIDE) | arms.ELSEWHERE == set(groups())
+    assert not set(arms.BESIDE) & arms.ELSEWHERE
+    assert set(arms.QUICK) <= set(arms.ARMS)
