@@ -17,6 +17,7 @@ Updates inside backward: Lv et al., arXiv:2306.09782.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -290,9 +291,15 @@ class AXIOM(torch.optim.Optimizer):
         self._backward = Backward()
 
     def _hook(self, group: int) -> Callable[[Tensor], None]:
+        # Python does not see that a tensor holds its hook: one that held the optimizer, and so all of its
+        # tensors, would keep them for ever
+        owner = weakref.ref(self)
+
         def hook(p: Tensor) -> None:
-            # by its index: load_state_dict makes new groups
-            self._move_inside(p, self.param_groups[group])
+            optimizer = owner()
+            if optimizer is not None:
+                # by its index: load_state_dict makes new groups
+                optimizer._move_inside(p, optimizer.param_groups[group])
 
         return hook
 

@@ -12,7 +12,7 @@ arXiv:1905.13727).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,8 +137,8 @@ def _matrix(w: Tensor, g: Gradient, state: State, rule: Rule) -> None:
     if rule.rank:
         _with_momentum(w, g, state, rule)
     else:
-        (square,) = numbers(g.square())
-        g.move(w, _length(w, square, rule), rule)
+        square, *norms = numbers(g.square(), *_norms(w, rule))
+        g.move(w, _length(w, square, norms, rule), rule)
 
 
 def _with_momentum(w: Tensor, x: Gradient, state: State, rule: Rule) -> None:
@@ -150,9 +150,10 @@ def _with_momentum(w: Tensor, x: Gradient, state: State, rule: Rule) -> None:
     power = (onto * left).sum(0)
     first = state["step"] == 1
     seen = x.seen_through(_first_basis(right) if first else right)
-    square, agreement, total = numbers(x.square(), (seen * left).sum(), power.sum())
+    looks = (x.square(), (seen * left).sum(), power.sum())
+    square, agreement, total, *norms = numbers(*looks, *_norms(w, rule))
     weight = rule.momentum_weight
-    length = _length(w, square + 2 * weight * agreement + weight**2 * total, rule)
+    length = _length(w, square + 2 * weight * agreement + weight**2 * total, norms, rule)
     gain: Tensor | None = None
     if not first:
         length *= _boost(state, agreement, rule)
@@ -173,8 +174,8 @@ def _vector(w: Tensor, g: Gradient, state: State, rule: Rule) -> None:
         square[at].lerp_(squares[0].add_(EPSILON), 1 - beta2_at(t))
     g.normalise(None, square)
     if not rule.rank:
-        (square_of_x,) = numbers(g.square())
-        g.move(w, _length(w, square_of_x, rule), rule)
+        square_of_x, *norms = numbers(g.square(), *_norms(w, rule))
+        g.move(w, _length(w, square_of_x, norms, rule), rule)
         return
     mean = state["mean"]
     agreements = []
@@ -182,8 +183,9 @@ def _vector(w: Tensor, g: Gradient, state: State, rule: Rule) -> None:
         agreements.append(torch.dot(x[0], mean[at]))
         mean[at].lerp_(x[0], 1 - rule.beta1)
     corrected = 1 / (1 - rule.beta1**t)
-    size, *agreed = numbers(torch.linalg.vector_norm(mean), *agreements)
-    length = _length(w, (size * corrected) ** 2, rule)
+    size, *rest = numbers(torch.linalg.vector_norm(mean), *agreements, *_norms(w, rule))
+    agreed = rest[: len(agreements)]
+    length = _length(w, (size * corrected) ** 2, rest[len(agreements) :], rule)
     if t > 1:
         length *= _boost(state, sum(agreed), rule)
     for part in g.parts:
@@ -326,14 +328,23 @@ def _gain(power: Tensor, total: float, rule: Rule) -> Tensor | None:
     return share.clamp_(min=0).sqrt_().clamp_(rule.snr_floor, 1)
 
 
-def _length(w: Tensor, square: float, rule: Rule) -> float:
-    """Return lr·kappa·lr_scale, over the limit of the rms of an update whose squares sum to `square`."""
+def _norms(w: Tensor, rule: Rule) -> list[Tensor]:
+    """Return the norms of a tensor's parts, 0-dim each, where its size counts."""
+    if not rule.relative:
+        return []
+    return [torch.linalg.vector_norm(cut(w, at), dtype=torch.float32) for at in parts(*w.shape)]
+
+
+def _length(w: Tensor, square: float, norms: Sequence[float], rule: Rule) -> float:
+    """Return lr·kappa·lr_scale, over the limit of the rms of an update whose squares sum to `square`.
+
+    `norms`: what `_norms` returned, read.
+    """
     rms = rule.lr_scale * math.sqrt(max(square, 0.0) / w.numel())
     length = rule.lr * rule.lr_scale / max(1.0, rms / rule.rms_limit)
     if not rule.relative:
         return length
-    norms = [torch.linalg.vector_norm(cut(w, at), dtype=torch.float32) for at in parts(*w.shape)]
-    size = math.hypot(*numbers(*norms)) / math.sqrt(w.numel())
+    size = math.hypot(*norms) / math.sqrt(w.numel())
     return length * max(SMALLEST_SIZE, size)
 
 

@@ -1,0 +1,274 @@
+"""The emulated device notices each thing that it is there for: every fault here is planted."""
+
+import pytest
+import torch
+from support.emulated import device
+
+ONE = torch.cuda.Stream()
+TWO = torch.cuda.Stream()
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch.cuda.synchronize()
+    device.forget()
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    device.forget()
+
+
+def captured(compute, *, stream=ONE, after=None):
+    """The graph of `compute` on a stream, in the pool of another graph, and what it returns."""
+    graph = torch.cuda.CUDAGraph()
+    pool = None if after is None else after.pool()
+    with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream, pool=pool):
+        output = compute()
+    return graph, output
+
+
+def replayed(graph, stream=ONE):
+    with torch.cuda.stream(stream):
+        graph.replay()
+    torch.cuda.synchronize()
+
+
+def found(kind):
+    return [sentence for sentence in device.findings() if sentence.startswith(kind)]
+
+
+def on_gpu(*values):
+    return torch.tensor(values, device="cuda")
+
+
+# -- what is right is found to be right ----------------------------------------------------------------------
+
+
+def test_a_graph_computes_nothing_when_it_is_captured_and_then_on_what_its_memory_holds():
+    x, total = on_gpu(1.0, 2.0), on_gpu(0.0, 0.0)
+    graph, y = captured(lambda: total.add_(x) * 2)
+    assert total.tolist() == [0, 0]
+    assert y.isnan().all()
+    for n in (1, 2):
+        replayed(graph)
+        assert y.tolist() == [2 * n, 4 * n]
+    x.fill_(10)
+    torch.cuda.synchronize()
+    replayed(graph)
+    assert y.tolist() == [2 * 12, 2 * 14]
+    assert not device.findings()
+
+
+def test_a_stream_that_waits_may_read_what_another_wrote():
+    with torch.cuda.stream(ONE):
+        x = torch.ones(3, device="cuda")
+        event = ONE.record_event()
+    with torch.cuda.stream(TWO):
+        event.wait()
+        y = x + 1
+    ONE.wait_stream(TWO)
+    with torch.cuda.stream(ONE):
+        assert (x + y).tolist() == [3, 3, 3]
+    assert not device.findings()
+
+
+def test_dropout_in_a_graph_draws_on_from_the_generator():
+    x = torch.ones(64, device="cuda")
+    torch.manual_seed(3)
+    eager = [torch.nn.functional.dropout(x, 0.5).tolist() for _ in range(2)]
+    torch.manual_seed(3)
+    graph, y = captured(lambda: torch.nn.functional.dropout(x, 0.5))
+    graphed = []
+    for _ in range(2):
+        replayed(graph)
+        graphed.append(y.tolist())
+    assert graphed == eager
+    assert eager[0] != eager[1]
+
+
+# -- the host ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x.cpu(),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 1],
+        lambda x: torch.tensor([1.0], device="cuda"),
+        lambda x: x.copy_(torch.ones(2)),
+        lambda x: x[torch.tensor([1])],
+        lambda x: x.__setitem__(torch.zeros(1, dtype=torch.int64, device="cuda"), torch.tensor(3.0)),
+    ],
+    ids="item cpu nonzero mask tensor copy_ index index_put".split(),
+)
+def test_a_wait_of_the_host_is_counted_and_may_fail(wait):
+    x = torch.ones(2, device="cuda")
+    device.forget()
+    wait(x)
+    assert sum(device.waits().values()) == 1
+    torch.cuda.set_sync_debug_mode("error")
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        wait(x)
+
+
+def test_a_copy_from_pinned_memory_does_not_wait_and_a_kernel_neither():
+    host = torch.arange(4.0).pin_memory()
+    torch.cuda.set_sync_debug_mode("error")
+    x = host.to("cuda", non_blocking=True)
+    y = torch.zeros(4, device="cuda").add_(x).mul_(0.5).fill_(2.0)
+    torch.cuda.set_sync_debug_mode("default")
+    assert (x + y).tolist() == [2, 3, 4, 5]
+    assert not device.findings()
+
+
+def test_two_devices_do_not_mix_but_for_a_number():
+    x = torch.ones(2, device="cuda")
+    assert (x * torch.tensor(3.0)).tolist() == [3, 3]
+    with pytest.raises(RuntimeError, match="same device"):
+        x + torch.ones(2)
+    with pytest.raises(RuntimeError, match="same device"):
+        torch.cat([x, torch.ones(1)])
+
+
+# -- a capture -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("compute", "said"),
+    [
+        (lambda x: x * x.sum().item(), "the host waits: a number is read"),
+        (lambda x: x + torch.tensor([1.0, 2.0]).to("cuda"), "a copy from pageable memory"),
+        (lambda x: x + torch.ones(2).to("cuda", non_blocking=True), "a copy from pageable memory"),
+        (
+            lambda x: x + torch.ones(2).pin_memory().to("cuda", non_blocking=True),
+            "pinned memory is allocated",
+        ),
+        (
+            lambda x: x + torch.rand(2, device="cuda", generator=torch.Generator("cuda")),
+            "random numbers of a generator that is not registered",
+        ),
+    ],
+    ids="item pageable asynchronous pinned generator".split(),
+)
+def test_a_capture_fails_of_what_cannot_be_captured(compute, said):
+    x = torch.ones(2, device="cuda")
+    with pytest.raises(RuntimeError, match="capture"):
+        captured(lambda: compute(x))
+    assert f"capture: {said}" in device.findings()
+
+
+def test_a_number_of_the_host_stays_as_it_was_captured():
+    x, factor = torch.ones(2, device="cuda"), torch.tensor(2.0)
+    graph, y = captured(lambda: x * factor)
+    factor.fill_(5)
+    replayed(graph)
+    assert y.tolist() == [2, 2]
+
+
+# -- memory --------------------------------------------------------------------------------------------------
+
+
+def test_memory_that_a_graph_reads_and_nobody_keeps():
+    x = torch.ones(300, device="cuda")
+    graph, _ = captured(lambda: x * 2)
+    del x
+    replayed(graph)
+    assert found("graph: aten::mul.Tensor reads memory that was freed after its capture")
+    device.forget()
+    other = torch.zeros(300, device="cuda")
+    replayed(graph)
+    assert found("graph: aten::mul.Tensor reads memory that has been another tensor's since its capture")
+    del other
+
+
+def test_what_one_graph_makes_and_another_of_its_pool_reads():
+    x, kept = torch.ones(8, device="cuda"), []
+
+    def first():
+        kept.append(x + 1)
+        return x * 2
+
+    graph, _ = captured(first)
+    other, _ = captured(lambda: x * kept[0], after=graph)
+    replayed(graph)
+    assert not device.findings()
+    replayed(other)
+    assert found("graph: aten::mul.Tensor reads memory that another graph of its pool may have overwritten")
+
+
+def test_freed_memory_does_not_keep_what_it_held():
+    x = torch.full((100,), 7.0, device="cuda")
+    address = x.data_ptr()
+    del x
+    y = torch.empty(100, device="cuda")
+    assert y.data_ptr() == address
+    assert y.isnan().all()
+
+
+def test_memory_is_given_back_with_its_last_tensor():
+    before = torch.cuda.memory_allocated()
+    x = torch.ones(1000, device="cuda")
+    y = x[:10]
+    del x
+    assert torch.cuda.memory_allocated() == before + 4096
+    del y
+    assert torch.cuda.memory_allocated() == before
+
+
+# -- the order of streams ------------------------------------------------------------------------------------
+
+
+def test_a_stream_that_does_not_wait():
+    with torch.cuda.stream(ONE):
+        x = torch.ones(3, device="cuda")
+    with torch.cuda.stream(TWO):
+        x + 1
+    assert found("order: aten::add.Tensor on stream") == [
+        f"order: aten::add.Tensor on stream {TWO.number} reads what stream {ONE.number} writes (aten::fill_.Scalar)"
+    ]
+
+
+def test_a_stream_that_writes_what_another_may_still_read():
+    x = torch.ones(3, device="cuda")
+    torch.cuda.synchronize()
+    with torch.cuda.stream(ONE):
+        x + 1
+    with torch.cuda.stream(TWO):
+        x.mul_(2)
+    assert [s for s in found("order: aten::mul_") if "writes what" in s]
+
+
+def test_memory_that_is_freed_while_another_stream_may_still_read_it():
+    with torch.cuda.stream(ONE):
+        x = torch.ones(3, device="cuda")
+    TWO.wait_stream(ONE)
+    with torch.cuda.stream(TWO):
+        y = x + 1
+    del x
+    assert found(f"order: memory of stream {ONE.number} is freed while stream {TWO.number} reads it")
+    del y
+
+
+def test_memory_that_a_stream_recorded_may_be_freed():
+    with torch.cuda.stream(ONE):
+        x = torch.ones(3, device="cuda")
+    TWO.wait_stream(ONE)
+    with torch.cuda.stream(TWO):
+        y = x + 1
+    x.record_stream(TWO)
+    del x, y
+    assert not device.findings()
+
+
+def test_pinned_memory_that_changes_before_its_copy_is_done():
+    host = torch.ones(4).pin_memory()
+    x = host.to("cuda", non_blocking=True)
+    host.fill_(2)
+    assert found("copy: pinned memory was written before a copy from it was done")
+    device.forget()
+    x.copy_(host, non_blocking=True)
+    torch.cuda.synchronize()
+    host.fill_(3)
+    assert not device.findings()
