@@ -367,6 +367,7 @@ void touch(const void* address, bool write, const std::string& name) {
   Block* block = block_at(address);
   if (!block) return find("memory: " + name + " uses memory of no allocation");
   if (!block->live) find("memory: " + name + " uses memory that was freed");
+  if (in_capture()) return;  // nothing is launched yet
   const std::string here = name + " on " + named(current_stream);
   if (block->writer >= 0 && !ordered(current_stream, block->writer, block->written))
     find("order: " + here + (write ? " writes" : " reads") + " what " + named(block->writer) + " writes (" + block->last + ")");
@@ -406,6 +407,7 @@ struct Launch {  // what one operation touches
       if (write) keep(address);
     }
   }
+  void waited_for() { host_knows(clock_of(current_stream)); }
   void record(std::function<void()> run) {
     if (!in_capture()) return;
     Node node{name, std::move(run), {}};
@@ -501,8 +503,6 @@ std::string base_name(std::string name) {  // aten::add_ -> add
   return name;
 }
 
-bool indexes(const std::string& name) { return name == "index" || name == "index_put" || name == "_index_put_impl"; }
-
 // What an operation on tensors of two devices means on a GPU: an error, a wait, or nothing.
 void check_devices(const c10::FunctionSchema& schema, const std::vector<IValue>& given, const std::string& full) {
   const std::string name = base_name(schema.name());
@@ -512,18 +512,14 @@ void check_devices(const c10::FunctionSchema& schema, const std::vector<IValue>&
   for (size_t i = 0; i < given.size(); i++) {
     each_tensor(given[i], [&](const Tensor& t) {
       if (t.is_cuda()) return;
-      if (indexes(name) && i == 1) return host_waits(full + ": an index from the host");
-      if (indexes(name) && i == 2 && t.dim() == 0) return host_waits(full + ": a number from the host");
+      if (name == "index" && i == 1) return;  // torch copies it itself, and a mask it makes an index of
+      if (name == "_index_put_impl" && (i == 1 || t.dim() == 0)) return host_waits(full + ": an index or number of the host");
       const bool number = t.dim() == 0 && (TAKING_NUMBERS.count(name) || t.unsafeGetTensorImpl()->is_wrapped_number());
       TORCH_CHECK(number, "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! (",
                   full, ", argument ", schema.arguments()[i].name(), ")");
     });
   }
   if (WAITING.count(name)) host_waits(full);
-  if (indexes(name))
-    each_tensor(given[1], [&](const Tensor& t) {
-      if (t.scalar_type() == at::kBool || t.scalar_type() == at::kByte) host_waits(full + ": a mask as an index");
-    });
 }
 
 // A graph knows the device's own generator, and draws on from it; any other would repeat its numbers.
@@ -713,7 +709,8 @@ Tensor& copy_(Tensor& self, const Tensor& source, bool non_blocking) {
   const void* of_host = up ? source.storage().data() : down ? self.storage().data() : nullptr;
   const bool pageable = of_host && !is_pinned(of_host);
   if (up && in_capture()) forbid_in_capture(pageable ? "a copy from pageable memory" : "a copy from the host");
-  if ((up || down) && (!non_blocking || (down && pageable))) host_waits(here.name);
+  const bool waits = (up || down) && (!non_blocking || (down && pageable));
+  if (waits) host_waits(here.name);
   else if (up && pageable) find("copy: from pageable memory, which is not asynchronous");
   else if (down) find("copy: to pinned memory, and nothing says when it is there");
 
@@ -725,6 +722,7 @@ Tensor& copy_(Tensor& self, const Tensor& source, bool non_blocking) {
   };
   Tensor to = alias(self, true), from = alias(source, false);
   here.begin();
+  if (waits) here.waited_for();
   if (up && !pageable) {
     char* data = (char*)source.storage().data();
     Transfer transfer{std::vector<char>(data, data + source.storage().nbytes()), current_stream, launched[current_stream]};
@@ -749,6 +747,7 @@ at::Scalar read_number(const Tensor& self) {
   host_waits("a number is read");
   Launch here{"aten::_local_scalar_dense", {{(char*)self.storage().data(), false}}};
   here.begin();
+  here.waited_for();
   Aliases aliases;
   at::AutoDispatchBelowADInplaceOrView below;
   return aliases.of(self).item();
@@ -873,6 +872,10 @@ int64_t memory_allocated() { return allocated; }
 int64_t memory_reserved() { return reserved; }
 int64_t memory_peak() { return peak; }
 void memory_reset_peak() { peak = allocated; }
+void memory_record(const void* address, int64_t stream) {
+  Locked lock(device_mutex);
+  if (Block* block = block_at(address)) block->recorded.insert(stream);
+}
 void memory_empty_cache() { Locked lock(device_mutex); return_to_system(ORDINARY); }
 
 // random numbers

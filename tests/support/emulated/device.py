@@ -151,6 +151,10 @@ def set_sync_debug_mode(mode: str | int) -> None:
     _library.waiting_fails(mode in ("error", 2))
 
 
+def record_stream(tensor: torch.Tensor, stream: Stream) -> None:
+    _library.memory_record(ctypes.c_void_p(tensor.untyped_storage().data_ptr()), I64(stream.number))
+
+
 def install() -> None:
     """Put the device in the place of `torch.cuda`'s, for the rest of this process."""
     cuda = torch.cuda
@@ -193,6 +197,7 @@ def install() -> None:
         "manual_seed_all": lambda seed: _library.random_seed(ctypes.c_uint64(seed)),
     }.items():
         setattr(cuda, name, value)
+    torch.Tensor.record_stream = record_stream  # type: ignore[method-assign, assignment]
     cuda.graphs.CUDAGraph = CUDAGraph
     torch._C._host_emptyCache = lambda: None  # type: ignore[attr-defined]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ebc_lab.ebc import Proposal, StabilizedOptimizer, StepStats
 
@@ -36,7 +36,10 @@ class HalfAfterTen(StabilizedOptimizer):
 
     def _limit_update(self, stats: StepStats, proposal: Proposal) -> None:
         self.steps += 1
-        self._apply(stats, proposal, torch.tensor(1.0 if self.steps <= 10 else 0.5))
+        self._apply(stats, proposal, self._share(stats.clip_coefficient))
+
+    def _share(self, like: Tensor) -> Tensor:
+        return torch.tensor(1.0 if self.steps <= 10 else 0.5)
 
     def _own_state(self) -> dict[str, Any]:
         return {"steps": self.steps}

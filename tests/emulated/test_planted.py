@@ -1,0 +1,87 @@
+"""Faults planted in the lab itself: a trial on the emulated device notices each of them."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from support.emulated.arms import ARMS
+from support.emulated.own import HalfAfterTen
+from support.emulated.trials import trial
+
+from ebc_lab.axiom.optimizer import AXIOM
+from ebc_lab.training.process import OwnRandomness
+from ebc_lab.workloads.batches import Batches
+
+
+@pytest.fixture
+def tried(tmp_path, text_file):
+    def of(name):
+        return trial(ARMS[name], tmp_path / "runs", text_file)
+
+    return of
+
+
+def test_a_checkpoint_that_forgets_the_random_numbers_of_the_gpu(monkeypatch, tried):
+    restore = OwnRandomness.load_state_dict
+    monkeypatch.setattr(
+        OwnRandomness, "load_state_dict", lambda self, state: restore(self, {**state, "cuda_rng": None})
+    )
+    found = tried("plain, dropout")
+    assert (found.graphed, found.resumed, found.packed) == (True, False, True)
+
+
+def test_runs_that_share_their_random_numbers(monkeypatch, tried):
+    monkeypatch.setattr(OwnRandomness, "drawn", lambda self: nullcontext())
+    assert not tried("plain, dropout").packed
+
+
+def test_a_number_that_python_counts_within_a_captured_step(monkeypatch, tried):
+    monkeypatch.setattr(HalfAfterTen, "capturable", True)
+    monkeypatch.setattr(
+        HalfAfterTen, "_share", lambda self, like: torch.full_like(like, 1.0 if self.steps <= 10 else 0.5)
+    )
+    found = tried("own stabilizer")
+    assert found.kinds
+    assert not found.graphed
+
+
+def test_a_step_that_reads_a_number_within_a_capture(monkeypatch, tried):
+    monkeypatch.setattr(HalfAfterTen, "capturable", True)
+    monkeypatch.setattr(HalfAfterTen, "_share", lambda self, like: torch.full_like(like, float(like)))
+    with pytest.raises(RuntimeError, match=r"capture .*the host waits: a number is read"):
+        tried("own stabilizer")
+
+
+def test_a_batch_that_is_read_on_the_host_between_two_steps(monkeypatch, tried):
+    starts_at = Batches.starts_at
+
+    def looked_at(self, step):
+        starts = starts_at(self, step)
+        assert starts.min().item() >= 0
+        return starts
+
+    monkeypatch.setattr(Batches, "starts_at", looked_at)
+    found = tried("stabilizer=none")
+    assert set(found.graph_waits) == {"a number is read"}
+    assert found.graphed
+
+
+def test_a_batch_that_another_stream_brings_and_nobody_waits_for(monkeypatch, tried):
+    aside = torch.cuda.Stream()
+    on_device = Batches.on_device
+
+    def brought(self, starts):
+        with torch.cuda.stream(aside):
+            return on_device(self, starts)
+
+    monkeypatch.setattr(Batches, "on_device", brought)
+    found = tried("stabilizer=none")
+    assert any(sentence.startswith("order: ") for sentence in found.findings)
+
+
+@pytest.mark.slow
+def test_a_hook_that_keeps_the_optimizer(monkeypatch, tried):
+    monkeypatch.setattr(
+        AXIOM, "_hook", lambda self, group: lambda p: self._move_inside(p, self.param_groups[group])
+    )
+    assert not tried("memory=hooks").given_back
