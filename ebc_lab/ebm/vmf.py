@@ -200,11 +200,13 @@ def _wood(n: int, raw: Tensor, generator: torch.Generator | None) -> tuple[Tenso
         distance = 2 * b * z / scale  # 1 - w of the proposal w
         at_mode = 2 * b / (1 + b)  # 1 - x0
         ratio = (at_mode + (1 - at_mode) * distance) * (1 + b) ** 2 / (4 * b)  # (1 - x0 w) / (1 - x0^2)
-        accepted = raw[waiting] * (at_mode - distance) + (n - 1) * torch.log(ratio) >= torch.log(u[2])
-        rows = waiting[accepted]
-        below[rows] = distance[accepted]
-        sine[rows] = (2 * torch.sqrt(b * z * (1 - z)) / scale)[accepted]
-        waiting = waiting[~accepted]
+        taken = raw[waiting] * (at_mode - distance) + (n - 1) * torch.log(ratio) >= torch.log(u[2])
+        # those that are taken first, each part in its order: a GPU waits once, for how many they are
+        order = torch.argsort(~taken, stable=True)
+        first = order[: int(taken.sum())]
+        below[waiting[first]] = distance[first]
+        sine[waiting[first]] = (2 * torch.sqrt(b * z * (1 - z)) / scale)[first]
+        waiting = waiting[order[len(first) :]]
     return below, sine
 
 
