@@ -1,4 +1,4 @@
-"""These tests need the emulated device, which has to be there before torch is: `make test-emulated`."""
+"""Marks what needs the emulated device, and skips it where there is none: `make test-emulated`."""
 
 import pytest
 from support.emulated import why_not

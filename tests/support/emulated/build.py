@@ -17,7 +17,7 @@ SOURCE = Path(__file__).with_name("device.cpp")
 BUILD = Path(__file__).parents[3] / "build"
 
 
-class NoCompiler(Exception):
+class NoCompiler(ImportError):
     """Why the device cannot be built here, in a sentence."""
 
 

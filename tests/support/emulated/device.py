@@ -8,9 +8,11 @@ from __future__ import annotations
 import ctypes
 import sys
 
+from support.emulated import why_not
 from support.emulated.build import built
 
-assert "torch" not in sys.modules, "the device must be there before torch looks for one"
+if "torch" in sys.modules:
+    raise ImportError(why_not() or "the emulated CUDA device must be there before torch looks for one")
 _library = ctypes.CDLL(str(built()), mode=ctypes.RTLD_GLOBAL)
 _NUMBERS = "stream_current event_record graph_begin graph_nodes random_size memory_allocated memory_reserved"
 _TEXTS = "graph_end graph_replay told_findings told_waits told_launches"
