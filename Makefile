@@ -38,10 +38,12 @@ test-cuda: $(VENV)/installed-dev  ## on the GPU of this machine
 # of ten thousand tests only the files with such ones are read
 MARKED_FILES = $(shell grep -rl --include='*.py' 'mark\.$(firstword $(MARKED))' tests)
 
-test-emulated: MARKED := emulated
+test-emulated: ON_IT := tests/emulated tests/training/test_cuda.py tests/axiom tests/lowbit tests/verity
+test-emulated: MARKED := emulated or cuda
+test-emulated-quick: ON_IT := tests/emulated
 test-emulated-quick: MARKED := emulated and not slow
 test-emulated test-emulated-quick: $(VENV)/installed-dev  ## on a GPU that is emulated (Linux, a C++ compiler)
-	EMULATED_CUDA=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "$(MARKED)" $(ARGS) tests/emulated
+	EMULATED_CUDA=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "$(MARKED)" $(ARGS) $(ON_IT)
 
 test-slurm: MARKED := slurm
 test-slurm-quick: MARKED := slurm and not slow

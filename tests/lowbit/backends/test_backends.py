@@ -8,6 +8,7 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from support import emulated
 from support.low_bit import GOLDEN, agree, assert_same_bits, gaussian, large_golden
 
 from ebc_lab.lowbit import backends as backends_module
@@ -275,6 +276,8 @@ def test_transforms_of_torch_see_the_same_values(levels, group):
 @devices
 def test_compiled_code_gives_the_same_bits(levels, group, device):
     """torch 2.13 compiled repeat_interleave and a slice wrongly on a CPU: ragged groups show it."""
+    if device == "cuda" and emulated.wanted():
+        pytest.skip("an emulated GPU compiles nothing")
     torch._dynamo.reset()
     compiled = torch.compile(torch_effective, fullgraph=True, dynamic=False)
     for shape in ((96, 5000), (33, 4097), (64, 128), (5, 8)):

@@ -62,7 +62,7 @@ BESIDE: dict[str, dict[str, list[str]]] = {
     "partition": {"clustered": ["partition.clusters=3"], "stratified": ["partition.clusters=3"]},
     "shock": {},
     "determinism": {"verity": ["dtype=float32", "budget=shadow"]},
-    "race": {"bounds": ["race.above={22: 99.0}"]},
+    "race": {"bounds": ["race.above={'22': 99.0}"]},
     "decoder": dict.fromkeys(("transformer", "moe"), EBM),
     "encoder": dict.fromkeys(("transformer", "window"), EBM),
     "sampler": dict.fromkeys(("original", "baoab", "adjusted"), EBM),
