@@ -9,8 +9,9 @@ It counts its steps, reports its progress, writes checkpoints and resumes from t
 * `kill`: end the worker by SIGKILL; `oom`: run out of memory; `device`: fail as if the GPU were gone, in the
   words of `says`.
 
-With `on`, a list of GPUs as CUDA_VISIBLE_DEVICES names them, it happens on these alone, and every time there;
-otherwise all but `hold` and `hang` happen once: the file is removed first.
+With `on`, a list of GPUs as CUDA_VISIBLE_DEVICES names them, it happens on these alone, and every time
+there; on others, what `elsewhere` says in the same form. Otherwise all but `hold` and `hang` happen once: the
+file is removed first.
 """
 
 from __future__ import annotations
@@ -76,7 +77,10 @@ def _misbehave(directory: Path, step: int) -> Iterator[None]:
     asked = directory / "idle.json"
     plan = read_json(asked) if asked.exists() else {}
     there = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    if plan.get("at") != step or not set(plan.get("on", there)) & set(there):
+    once = "on" not in plan
+    if not once and not set(plan["on"]) & set(there):
+        plan = plan.get("elsewhere", {})
+    if plan.get("at") != step:
         return
     if plan["do"] in ("hold", "hang"):
         while not (directory / "go").exists():
@@ -84,7 +88,7 @@ def _misbehave(directory: Path, step: int) -> Iterator[None]:
             if plan["do"] == "hold":
                 yield
         return
-    if "on" not in plan:
+    if once:
         asked.unlink()
     if plan["do"] == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
