@@ -84,6 +84,7 @@ class Child:
         process that hears it ends them all."""
         try:
             run = from_dict(RunConfig, asked["run"])
+            self._require_gpus(run)
             Training(run, Path(asked["directory"]), ranks=self.ranks).run()
         except Interrupted:
             return
