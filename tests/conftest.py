@@ -162,6 +162,26 @@ def own_copy(finished, tmp_path: Path):
 
 
 @pytest.fixture
+def machine_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`machine_with(8, mig={1: ["1g.10gb"]})`: nvidia-smi shows so many GPUs, here and in what is started;
+    torch finds none of them. Nothing binds this process to some of them, until the test does."""
+    from support.smi import Machine
+
+    from ebc_lab.config import machine
+
+    def begin(count: int, mig: dict[int, list[str]] | None = None) -> Machine:
+        made = Machine(tmp_path / "gpus", count, mig)
+        monkeypatch.setenv("PATH", made.path)
+        for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS"):
+            monkeypatch.delenv(name, raising=False)
+        machine.gpus.cache_clear()
+        return made
+
+    yield begin
+    machine.gpus.cache_clear()
+
+
+@pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch):
     """Studies are concluded without drawing their pictures, which takes seconds; existing ones stay."""
     monkeypatch.setattr("ebc_lab.report.pictures.draw_study", lambda root: [])

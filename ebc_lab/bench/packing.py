@@ -17,6 +17,7 @@ from typing import Any, TypedDict
 
 from ebc_lab.config.dicts import from_dict, to_dict
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.machine import visible_gpus
 from ebc_lab.config.parts import PARTS
 from ebc_lab.config.parts.data import DataConfig
 from ebc_lab.config.parts.lr_schedule import LRScheduleConfig
@@ -70,7 +71,10 @@ def packing(run: RunConfig, say: Callable[[str], None] = lambda text: None) -> d
 def measured(run: RunConfig) -> dict[str, Any]:
     """`measure_packing` in a process of its own. Raises UserError."""
     try:
-        return dict(run_module("packing", to_dict(run), {"OMP_NUM_THREADS": str(run.threads_per_run)}))
+        env = {"OMP_NUM_THREADS": str(run.threads_per_run)}
+        if gpus := visible_gpus():  # what the first worker has
+            env["CUDA_VISIBLE_DEVICES"] = gpus[0]
+        return dict(run_module("packing", to_dict(run), env))
     except UserError as error:
         raise UserError(f"measuring the packing failed: {error}") from None
 

@@ -247,12 +247,9 @@ def least_memory_gb(run: RunConfig) -> float:
 
 def require_gpu() -> None:
     """Refuse work for a GPU where there is none. Raises UserError."""
-    from .machine import visible_gpus
+    from .machine import visible_gpus, why_no_gpu
 
-    require(
-        bool(visible_gpus()),
-        "device=cuda, but nvidia-smi shows no GPU here (or CUDA_VISIBLE_DEVICES hides it).",
-    )
+    require(bool(visible_gpus()), f"device=cuda, but {why_no_gpu()}.")
 
 
 def check_run(run: RunConfig) -> None:

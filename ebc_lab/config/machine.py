@@ -6,11 +6,13 @@ import functools
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 PACKAGES = (
     "ebc-lab",
@@ -24,6 +26,10 @@ PACKAGES = (
     "matplotlib",
 )
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds, and of how many
+SMI_PATIENCE_S = 60.0  # for an answer of nvidia-smi, which may hang on a broken GPU, or of scontrol
+NONE_LEFT = (6, 15)  # exit codes of nvidia-smi: no such device, a GPU is lost
+GPU_LINE = re.compile(r"GPU (\d+): (.+?)(?: \(UUID: ([^)]+)\))?")
+MIG_LINE = re.compile(r"\s+MIG (\S+)\s+Device\s+\d+: \(UUID: ([^)]+)\)")
 INSTRUCTIONS: dict[str, set[str]] = {  # as ATEN_CPU_CAPABILITY names them -> flags of a CPU that has them
     "default": set(),
     "avx2": {"avx2", "fma"},
@@ -48,13 +54,160 @@ def cores() -> int:
     return allowed
 
 
-def visible_gpus() -> list[str]:
-    """The ids of the GPUs that this process may use; an inherited CUDA_VISIBLE_DEVICES is respected."""
-    names = gpu_names()
+class Gpu(NamedTuple):
+    """What CUDA can be given as one device: a GPU, or an instance of one that is divided (MIG mode)."""
+
+    number: int  # nvidia-smi's index; of an instance, that of its GPU
+    name: str  # the model, and the size of an instance
+    uuid: str  # as CUDA_VISIBLE_DEVICES takes it
+    divided: str | None = None  # of an instance: the UUID of its GPU, which no process can use as a whole
+
+    @property
+    def model(self) -> str:
+        return self.name.partition(" MIG ")[0]
+
+
+class _Answer(NamedTuple):
+    lines: list[str]
+    code: int  # as a shell has it: 127 where it is missing, 124 where it hangs
+
+
+def _smi(*options: str) -> _Answer:
+    if not shutil.which("nvidia-smi"):
+        return _Answer([], 127)
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", *options], capture_output=True, text=True, check=False, timeout=SMI_PATIENCE_S
+        )
+    except subprocess.TimeoutExpired:
+        return _Answer([], 124)
+    return _Answer(done.stdout.splitlines(), done.returncode)
+
+
+def listed_gpus() -> tuple[Gpu, ...] | None:
+    """Ask nvidia-smi now which devices are there. A GPU that has fallen off the bus is not listed any more.
+
+    A GPU that is divided stands there by its instances alone. None: nvidia-smi is missing, fails or hangs.
+    """
+    answer = _smi("-L")
+    found: list[Gpu] = []
+    divided: set[str] = set()
+    for line in answer.lines:  # for a lost GPU there is a sentence in place of its line
+        if match := GPU_LINE.fullmatch(line.rstrip()):
+            number, name, uuid = match.groups()
+            found.append(Gpu(int(number), name, uuid or number))
+        elif found and (match := MIG_LINE.fullmatch(line.rstrip())):
+            size, uuid = match.groups()
+            above = found[-1]
+            whole = above.divided or above.uuid
+            divided.add(whole)
+            found.append(Gpu(above.number, f"{above.model} MIG {size}", uuid, whole))
+    if answer.code not in (0, *NONE_LEFT) and not found:
+        return None
+    return tuple(gpu for gpu in found if gpu.uuid not in divided)
+
+
+def processes_on(uuid: str) -> list[str]:
+    """Ask nvidia-smi now which processes compute on a GPU, such as `4242 (python, 8142 MiB)`. Those of other
+    containers are not shown."""
+    fields = "gpu_uuid,pid,process_name,used_memory"
+    rows = (row.split(", ") for row in _smi(f"--query-compute-apps={fields}", "--format=csv,noheader").lines)
+    return [f"{row[1]} ({row[2]}, {row[3]})" for row in rows if len(row) == 4 and row[0] == uuid]
+
+
+@functools.cache
+def gpus() -> tuple[Gpu, ...]:
+    """The devices of this machine, as nvidia-smi listed them when this process first asked."""
+    return listed_gpus() or ()
+
+
+def gpu_names() -> tuple[str, ...]:
+    """The models of this machine's GPUs, and the sizes of instances; empty without nvidia-smi."""
+    return tuple(gpu.name for gpu in gpus())
+
+
+def visible_gpus(together: int = 1) -> list[str]:
+    """The devices that this process may use, each as CUDA_VISIBLE_DEVICES takes it for a worker.
+
+    They are UUIDs: once a GPU is lost, CUDA counts those behind it anew, and an index means another one. An
+    inherited CUDA_VISIBLE_DEVICES is read as CUDA reads it; without one, what Slurm gave to this job counts.
+    With `together` > 1, only those that so many processes of one run can share: no instances of a GPU, of
+    which a process sees one.
+    """
+    bound, _ = _bound_gpus()
+    return [name for gpu, name in bound if together == 1 or gpu.divided is None]
+
+
+def why_no_gpu() -> str:
+    """Why `visible_gpus` is empty, to follow `device=cuda, but`."""
+    return _bound_gpus()[1]
+
+
+def _bound_gpus() -> tuple[list[tuple[Gpu, str]], str]:
+    """Return the devices bound to this process, each with its name for CUDA, and why there are none."""
+    here = gpus()
+    if not here:
+        return [], "nvidia-smi shows no GPU here (or CUDA_VISIBLE_DEVICES hides it)"
     inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if inherited is None or not names:
-        return [str(i) for i in range(len(names))]
-    return [g.strip() for g in inherited.split(",") if g.strip() not in ("", "-1", "NoDevFiles")]
+    if inherited is not None:
+        return _chosen(inherited.split(","), f"CUDA_VISIBLE_DEVICES={inherited}")
+    for variable in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS"):
+        if given := os.environ.get(variable):
+            ids = given.split(",")
+            # the numbers are the node's; where a job can open no other devices, it lists those alone
+            if len({gpu.number for gpu in here}) <= len(ids):
+                break
+            return _chosen(ids, f"{variable}={given}")
+    else:
+        if _slurm_gave_none():
+            return [], "Slurm gave no GPU to this job: ask for one, --gpus-per-node=1"
+    return [(gpu, gpu.uuid) for gpu in here], ""
+
+
+def _chosen(entries: Sequence[str], said: str) -> tuple[list[tuple[Gpu, str]], str]:
+    """Return the devices that a list like CUDA_VISIBLE_DEVICES means, and why there are none. As for CUDA,
+    the list ends before the first entry that means no device, and one that repeats a device means none."""
+    here = gpus()
+    alike = len({gpu.model for gpu in here}) == 1 or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
+    chosen: list[tuple[Gpu, str]] = []
+    for entry in map(str.strip, entries):
+        meant = _meant(entry)
+        if not meant:
+            break
+        if any(gpu in meant for gpu, _ in chosen):
+            return [], f"{said} names a GPU twice ({entry}), and CUDA then shows none"
+        # CUDA may count GPUs of different models in another order than nvidia-smi: there an index stays one
+        certain = alike or not entry.isdecimal() or meant[0].divided is not None
+        chosen += [(gpu, gpu.uuid if certain else entry) for gpu in meant]
+    count = f"{len(here)} GPU{'s' * (len(here) != 1)}"
+    return chosen, f"{said} leaves none of the {count} here" if not chosen else ""
+
+
+def _meant(entry: str) -> list[Gpu]:
+    """Return the devices that an index, a UUID or the beginning of a UUID means: of a divided GPU all its
+    instances; none where it means nothing, or more than one."""
+    if entry.isdecimal():
+        return [gpu for gpu in gpus() if gpu.number == int(entry)]
+    if exact := [gpu for gpu in gpus() if entry in (gpu.uuid, gpu.divided)]:
+        return exact
+    if not entry.startswith(("GPU-", "MIG-")):
+        return []
+    known = {name for gpu in gpus() for name in (gpu.uuid, gpu.divided) if name and name.startswith(entry)}
+    return _meant(known.pop()) if len(known) == 1 else []
+
+
+@functools.cache
+def _slurm_gave_none() -> bool:
+    """Whether this is a job on a node whose GPUs Slurm gives out, and it has been given none."""
+    node = os.environ.get("SLURMD_NODENAME")
+    if not node or os.environ.get("SLURM_GPUS_ON_NODE"):
+        return False
+    asked = ["scontrol", "show", "node", node]
+    try:
+        said = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=SMI_PATIENCE_S)
+    except (OSError, subprocess.TimeoutExpired):  # a node as good as a job's own
+        return False
+    return bool(re.search(r"\bGres=\S*gpu", said.stdout))
 
 
 def chosen_device(device: str) -> str:
@@ -62,17 +215,6 @@ def chosen_device(device: str) -> str:
     if device != "auto":
         return device
     return "cuda" if visible_gpus() else "cpu"
-
-
-@functools.cache
-def gpu_names() -> tuple[str, ...]:
-    """The models of this machine's GPUs, as nvidia-smi lists them; empty without it."""
-    if not shutil.which("nvidia-smi"):
-        return ()
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return tuple(
-        x.split("(")[0].partition(":")[2].strip() for x in listed.stdout.splitlines() if x.startswith("GPU ")
-    )
 
 
 def versions() -> dict[str, str]:

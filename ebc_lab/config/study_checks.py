@@ -183,11 +183,13 @@ def _processes(config: Config, run: RunConfig, *, here: bool, study: bool) -> No
                 f"launcher.processes_per_run={together} needs launcher.{key} >= {together}, not {room}.",
             )
     elif together > 1 and here and chosen_device(config.device) == "cuda":
-        gpus = len(visible_gpus())
+        gpus = len(visible_gpus(together))
+        instances = len(visible_gpus()) - gpus
+        parts = f" ({instances} more are parts of one, MIG, and go alone)" if instances else ""
         require(
             together <= gpus,
             f"launcher.processes_per_run={together} takes a GPU for each process, and {gpus} can be seen "
-            f"here: choose {gpus} at the most, or device=cpu.",
+            f"here{parts}: choose {max(gpus, 1)} at the most, or device=cpu.",
         )
 
 

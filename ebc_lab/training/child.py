@@ -16,6 +16,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from ebc_lab.config.dicts import from_dict
@@ -83,6 +84,7 @@ class Child:
         process that hears it ends them all."""
         try:
             run = from_dict(RunConfig, asked["run"])
+            self._require_gpus(run)
             Training(run, Path(asked["directory"]), ranks=self.ranks).run()
         except Interrupted:
             return
@@ -95,11 +97,21 @@ class Child:
             outcome = "oom" if is_oom(error) else "failed"
             self.say(rank=self.ranks.rank, end=FAILED, why=[outcome, cause_of(error)])
 
+    def _require_gpus(self, run: RunConfig) -> None:
+        """Refuse to have two processes of a run on one GPU. Raises UserError."""
+        if run.device == "cuda" and torch.cuda.device_count() < self.ranks.count:
+            raise UserError(
+                f"launcher.processes_per_run={self.ranks.count} takes a GPU for each process, and CUDA shows "
+                f"{torch.cuda.device_count()} to this worker: give it as many, or choose fewer processes."
+            )
+
     def _trained(self, asked: dict[str, Any]) -> tuple[str, Any]:
         """Train a run to its result -> how it ended, and why."""
         try:
+            run = from_dict(RunConfig, asked["run"])
+            self._require_gpus(run)
             result = run_and_record(
-                from_dict(RunConfig, asked["run"]),
+                run,
                 Path(asked["directory"]),
                 asked["run_id"],
                 checkpoint_every_s=asked["checkpoint_every_s"],

@@ -23,12 +23,12 @@ from ebc_lab.records.streams import rows_in
 from . import apart
 from .ranks import ALONE, Ranks, lost_another
 from .run import Training
-from .turns import DeviceFailed, Interrupted, Progress, Say, quiet, to_the_end
+from .turns import UNUSABLE, DeviceFailed, Interrupted, Progress, Say, quiet, to_the_end
 
 STORAGE_ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EDQUOT, errno.EFBIG)
 OOM = (MemoryError, torch.OutOfMemoryError)
 OOM_WORDS = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
-DEVICE_WORDS = ("CUDA error", "CUDNN_STATUS_INTERNAL_ERROR", "No CUDA GPUs are available")
+DEVICE_WORDS = ("CUDA error", "CUDNN_STATUS_INTERNAL_ERROR", *UNUSABLE)
 OWN_FAULT = ("device-side assert", "illegal memory access", "misaligned address")
 
 

@@ -6,6 +6,17 @@ from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+# what torch says of a GPU that no process here can use now, whatever the run: another process has it for
+# itself (compute mode EXCLUSIVE_PROCESS), it has fallen off the bus, its driver or its memory is broken
+UNUSABLE = (
+    "busy or unavailable",
+    "No CUDA GPUs are available",
+    "no CUDA-capable device is detected",
+    "CUDA driver initialization failed",
+    "CUDA unknown error",
+    "Unexpected error from cudaGetDeviceCount()",
+    "uncorrectable ECC error encountered",
+)
 # of a run: it yields between blocks of steps, and its value is the result
 Progress = Generator[None, None, dict[str, Any]]
 Say = Callable[[str], None]

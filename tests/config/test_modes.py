@@ -4,7 +4,6 @@ import pytest
 from support.named import name_of, run
 
 from ebc_lab.bench.speeds import chosen_by_rule
-from ebc_lab.config import machine, study_checks
 from ebc_lab.config.checks import validate_run
 from ebc_lab.config.compose import compose, implied
 from ebc_lab.config.dicts import run_part
@@ -216,9 +215,8 @@ def test_several_processes_are_refused_for_any_arm_or_stage_that_they_would_chan
         compose([*TOGETHER, *settings])
 
 
-def test_more_processes_than_gpus_are_refused(monkeypatch):
-    for module in (machine, study_checks):
-        monkeypatch.setattr(module, "visible_gpus", lambda: ["0"])
+def test_more_processes_than_gpus_are_refused(machine_with):
+    machine_with(1)
     with pytest.raises(UserError, match="takes a GPU for each process, and 1 can be seen here"):
         compose(["scale=smoke", "device=cuda", "launcher.processes_per_run=2"], study=False)
 

@@ -83,12 +83,13 @@ class Bench:
             self.pools.pop().close()
 
 
-def drive(out: Path) -> None:
+def drive(out: Path, device: str = "cpu", slots: int = 2) -> None:
     """Drive two workers that hold a run each, for as long as nobody ends this process."""
     bench = Bench(out)
     specs = bench.idle(2, at=1, do="hold")
-    launcher = replace(bench.config.launcher, name="local", slots=2, checkpoint_every_s=0.0)
-    config = replace(bench.config, launcher=launcher)
+    settings = {"name": "local", "slots": slots, "runs_per_worker": 1, "checkpoint_every_s": 0.0}
+    launcher = replace(bench.config.launcher, **settings)
+    config = replace(bench.config, device=device, launcher=launcher)
 
     def check_in(done, busy) -> None:
         if len(busy) == 2:

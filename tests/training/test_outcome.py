@@ -1,6 +1,7 @@
 """How a run ends, and what is done about it: diverged, crashed, finished before."""
 
 import math
+import re
 import resource
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.training import outcome as outcome_module
 from ebc_lab.training import run as run_module
 from ebc_lab.training.outcome import run_and_record
+from ebc_lab.training.turns import DeviceFailed
 
 
 def test_an_edited_result_is_refused_with_the_remedy(run, tmp_path):
@@ -72,6 +74,32 @@ def test_a_crash_becomes_an_outcome_with_its_traceback(run, tmp_path, monkeypatc
     assert result["outcome"] == outcome
     assert type(error).__name__ in result["cause"]
     assert "Traceback" in (tmp_path / "log.txt").read_text()
+
+
+# as torch says it, from its c10/cuda and CUDA's own texts
+OUT_OF_REACH = [
+    "CUDA error: CUDA-capable device(s) is/are busy or unavailable",
+    "CUDA error: uncorrectable ECC error encountered",
+    "CUDA error: unspecified launch failure",
+    "CUDA error: out of memory",  # not even a context fits
+    "No CUDA GPUs are available",
+    "CUDA driver initialization failed, you might not have a CUDA gpu.",
+    "CUDA unknown error - this may be due to an incorrectly set up environment, e.g. changing env variable "
+    "CUDA_VISIBLE_DEVICES after program start. Setting the available devices to be zero.",
+    "Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions before calling "
+    "NumCudaDevices() that might have already set an error? Error 802: system not yet initialized",
+]
+
+
+@pytest.mark.parametrize("words", OUT_OF_REACH)
+def test_a_gpu_that_cannot_be_used_is_no_outcome_of_the_run(run, tmp_path, monkeypatch, words):
+    def fail(*_, **named):
+        raise RuntimeError(f"{words}\nCUDA kernel errors might be asynchronously reported …")
+
+    monkeypatch.setattr(optimizers, "build", fail)
+    with pytest.raises(DeviceFailed, match=re.escape(words)):
+        run_and_record(run, tmp_path, "x")
+    assert not (tmp_path / "result.json").exists()
 
 
 def test_a_full_disk_is_not_the_runs_fault(run, tmp_path, monkeypatch):

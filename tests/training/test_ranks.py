@@ -174,6 +174,12 @@ def test_kill_9_of_any_of_them_ends_all_and_the_run_goes_on_from_its_checkpoint(
     same(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.mark.slow
+def test_two_processes_of_a_run_do_not_share_a_gpu(run, tmp_path):
+    with pytest.raises(UserError, match="takes a GPU for each process, and CUDA shows 0 to this worker"):
+        run_and_record(replace(plain(run), device="cuda"), tmp_path, "x", processes=2)
+
+
 def environment(pid: int) -> dict[str, str]:
     whole = Path(f"/proc/{pid}/environ").read_bytes().decode()
     return dict(entry.split("=", 1) for entry in whole.split("\0") if entry)

@@ -31,7 +31,9 @@ def opened(config: Config, study: Study, say: Say = lambda text: None) -> Iterat
     else:
         from .local import LocalPool
 
-        pool = LocalPool(config, study, visible_gpus() if config.device == "cuda" else [], slots(config), say)
+        together = config.launcher.processes_per_run
+        gpus = visible_gpus(together) if config.device == "cuda" else []
+        pool = LocalPool(config, study, gpus, slots(config), say)
     try:
         yield pool
     except KeyboardInterrupt:

@@ -6,9 +6,12 @@ It counts its steps, reports its progress, writes checkpoints and resumes from t
 
 * `hold`: stay at this step, showing signs of life, until a file `go` appears in its folder;
 * `hang`: the same without any sign of life;
-* `kill`: end the worker by SIGKILL; `oom`: run out of memory; `device`: fail as if the GPU were gone.
+* `kill`: end the worker by SIGKILL; `oom`: run out of memory; `device`: fail as if the GPU were gone, in the
+  words of `says`.
 
-All but `hold` and `hang` happen once: the file is removed first.
+With `on`, a list of GPUs as CUDA_VISIBLE_DEVICES names them, it happens on these alone, and every time
+there; on others, what `elsewhere` says in the same form. Otherwise all but `hold` and `hang` happen once: the
+file is removed first.
 """
 
 from __future__ import annotations
@@ -73,6 +76,10 @@ def _misbehave(directory: Path, step: int) -> Iterator[None]:
     """Yield what idle.json asks for at this step; yields while the run is to be held."""
     asked = directory / "idle.json"
     plan = read_json(asked) if asked.exists() else {}
+    there = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    once = "on" not in plan
+    if not once and not set(plan["on"]) & set(there):
+        plan = plan.get("elsewhere", {})
     if plan.get("at") != step:
         return
     if plan["do"] in ("hold", "hang"):
@@ -81,9 +88,10 @@ def _misbehave(directory: Path, step: int) -> Iterator[None]:
             if plan["do"] == "hold":
                 yield
         return
-    asked.unlink()
+    if once:
+        asked.unlink()
     if plan["do"] == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if plan["do"] == "oom":
         raise MemoryError
-    raise DeviceFailed("CUDA error: unspecified launch failure")
+    raise DeviceFailed(plan.get("says", "CUDA error: unspecified launch failure"))

@@ -3,7 +3,7 @@ submitit.
 
 submitit's local executor has no queue and gives every job the same GPUs, so slots and devices are assigned
 here. A run that several processes train has as many GPUs, or groups of cores. A worker ends when its driver's
-lock is free, for whatever reason the driver ended.
+lock is free, for whatever reason the driver ended. What becomes of a GPU that fails is in `devices.py`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from filelock import FileLock
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config
+from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.json_files import read_json
 
+from ..store import attempts
 from ..store.study import Study
 from .command import WorkerCommand, worker_env
-from .pool import Death, Say, WorkerPool, worker_settings
-from .session import Session, exit_cause
+from .devices import Devices
+from .pool import Death, Say, WorkerPool, WorkersFailed, worker_settings
+from .session import CLEAN, Session, exit_cause
 
 CLOSE_S = 15.0  # for a checkpoint, before workers are killed
 
@@ -35,14 +38,21 @@ class LocalPool(WorkerPool):
     def __init__(self, config: Config, study: Study, gpus: Sequence[str], slots: int, say: Say):
         session = Session.begin(study, "local", bound=True, idle_s=None, **worker_settings(config))
         super().__init__(config, study, session, slots, say)
-        self.gpus = list(gpus)
+        self.devices = Devices(gpus, config.launcher.processes_per_run, slots)
         self.lock = FileLock(session.lock_path, fallback_to_soft=False)
         self.lock.acquire(timeout=0)
         self.jobs: dict[int, Any] = {}
         self.to_kill: set[str] = set()  # workers, as soon as they are there
 
     def _start_workers(self, wanted: int) -> None:
-        usable = [slot for slot in range(self.slots) if f"slot {slot}" not in self.avoided]
+        self._judge_memory()
+        usable = [slot for slot in self.devices.usable if f"slot {slot}" not in self.avoided]
+        if not usable and not self.jobs:
+            why = "; ".join(dict.fromkeys(self.devices.retired.values()))
+            raise WorkersFailed(f"no GPU is left to train on: {why}. The same command continues from here.")
+        if barred := self.devices.all_barred():  # those that may take most of what is left come first
+            left = [workers for run_id, workers in barred.items() if not self.study.has_result(run_id)]
+            usable.sort(key=lambda slot: sum(str(slot) in workers for workers in left))
         for slot in usable[:wanted]:
             if slot not in self.jobs:
                 self._start(slot)
@@ -53,22 +63,51 @@ class LocalPool(WorkerPool):
         executor = submitit.LocalExecutor(folder=self.session.root / "submitit")
         executor.update_parameters(timeout_min=60 * 24 * 365, stderr_to_stdout=True)
         env = worker_env(self.config)
-        if self.gpus:
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(self._gpus_of(slot))
+        if gpus := self.devices.of(slot):
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         # Ctrl-C reaches every process of this one's group, and submitit's would print a traceback each: the
         # mask is inherited, and one that comes here meanwhile is delivered afterwards
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
-            self.jobs[slot] = executor.submit(WorkerCommand(str(self.session.root), str(slot), env))
+            command = WorkerCommand(str(self.session.root), str(slot), env, self.devices.place(slot))
+            self.jobs[slot] = executor.submit(command)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def _gpus_of(self, slot: int) -> list[str]:
-        """Return the GPUs of a slot, one for each process of a run; slots beyond the last share them in
-        turn."""
-        together = self.config.launcher.processes_per_run
-        first = slot % (len(self.gpus) // together) * together
-        return self.gpus[first : first + together]
+    # -- GPUs that fail, or lack memory ----------------------------------------------------------------------
+
+    def _sharers(self) -> tuple[int, dict[str, list[str]], list[str]]:
+        retired = [str(slot) for slot in self.devices.retired]
+        return len(self.devices.usable), self.devices.all_barred(), retired
+
+    def _device_is_to_blame(self, worker: str, cause: str, lost: Sequence[str], finished: int) -> bool:
+        if finished > 0:
+            self.devices.worked(int(worker))
+        blameless, told = self.devices.failed(int(worker), cause, lost)
+        if told:
+            self.say(told)
+        return blameless
+
+    def _memory_may_suffice(self) -> bool:
+        return super()._memory_may_suffice() or self.devices.several
+
+    def _try_elsewhere(self, run_id: str) -> str:
+        begun = [e for e in attempts.log(self.study.run_dir(run_id)) if e.get("event") == "begin"]
+        gpus = begun[-1].get("cuda_visible_devices", "") if begun else ""
+        if not self.devices.several or not gpus:
+            return super()._try_elsewhere(run_id)
+        self.devices.ran_short(run_id, gpus)
+        return f"what else is on {gpus}: it is tried again on another GPU, alone"
+
+    def _judge_memory(self) -> None:
+        """Retire GPUs on which runs ran out of memory that then fitted elsewhere."""
+        for run_id in self.devices.waiting_for():
+            result = self.study.result(run_id)
+            fits = result is not None and result["outcome"] in FINISHED
+            if result is not None and (told := self.devices.fitted(run_id, elsewhere=fits)):
+                self.say(told)
+
+    # -- watching --------------------------------------------------------------------------------------------
 
     def _running_workers(self) -> list[str]:
         return [str(slot) for slot in self.jobs]
@@ -85,7 +124,10 @@ class LocalPool(WorkerPool):
             if not cause:  # its parent was killed: the worker itself may still be running
                 self._kill(str(slot))
                 cause = "killed together with its parent process"
-            deaths.append(Death(str(slot), cause, Path(job.paths.stdout)))
+            told_to_end = slot in self.devices.retired and cause == CLEAN
+            deaths.append(
+                Death(str(slot), cause, Path(job.paths.stdout), clean=told_to_end, counts=not told_to_end)
+            )
             self.to_kill.discard(str(slot))
             for left in ("exit", "process"):
                 (self.session.root / f"{left}-{slot}.json").unlink(missing_ok=True)

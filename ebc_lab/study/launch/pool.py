@@ -173,30 +173,45 @@ class WorkerPool(ABC):
     def _offer(self, runs: Sequence[str]) -> None:
         """Publish this list, which of its runs go alone, and over how many workers it is shared."""
         self.offered = list(runs)
-        now = (self.offered, [r for r in runs if r in self.alone], max(1, self.slots))
+        now = (self.offered, [r for r in runs if r in self.alone], *self._sharers())
         if now != self.published:
             self.published = now
-            self.session.publish(now[0], alone=now[1], slots=now[2])
+            self.session.publish(now[0], alone=now[1], slots=max(1, now[2]), barred=now[3], retired=now[4])
+
+    def _sharers(self) -> tuple[int, dict[str, list[str]], list[str]]:
+        """Return how many workers share what is left; by run, those that leave it to others; and those that
+        are to take no more."""
+        return self.slots, {}, []
 
     def _retry_shared_memory_failures(self) -> None:
-        """A run that ran out of memory while sharing a worker may only have lacked what the others took: its
-        result is removed, once, and it is tried again alone."""
+        """A run that ran out of memory while sharing a worker, or on one GPU of several, may only have lacked
+        what others took: its result is removed, once, and it is tried again alone."""
+        if not self._memory_may_suffice():
+            return
         for run_id in self.offered:
             if self._is_final(run_id) or not (result := self.study.result(run_id)):
                 continue
             if result["outcome"] != "oom":
                 self.final.add(run_id)
                 continue
-            self.say(
-                f"{run_id} ran out of memory, maybe because of the runs next to it: it is tried again alone"
-            )
+            where = self._try_elsewhere(run_id)
+            self.say(f"{run_id} ran out of memory, maybe because of {where}")
             self.alone.add(run_id)
             self._offer(self.offered)  # first, so that no worker takes it together with others again
             self.study.run_files(run_id).result.unlink()
 
     def _is_final(self, run_id: str) -> bool:
         """Tell whether any result of this run would be kept."""
-        return self.config.launcher.runs_per_worker <= 1 or run_id in self.alone or run_id in self.final
+        return run_id in self.alone or run_id in self.final or not self._memory_may_suffice()
+
+    def _memory_may_suffice(self) -> bool:
+        """Tell whether a run that ran out of memory might find more when it is tried again."""
+        return self.config.launcher.runs_per_worker > 1
+
+    def _try_elsewhere(self, run_id: str) -> str:
+        """Keep a run that ran out of memory from where it did, if there is anything else. -> what may have
+        taken the memory, and how it is tried again, in words."""
+        return "the runs next to it: it is tried again alone"
 
     def _has_started(self, run_id: str) -> bool:
         """Tell whether a canary has survived its start: it has taken a step, or it has a result."""
@@ -276,11 +291,16 @@ class WorkerPool(ABC):
         if death.clean:
             return
         finished = int(note.get("ran") or 0) - len(run_ids)
-        self._blame_place(self._place(death.worker, note), guilty or run_ids, finished)
         lost = [r for r in run_ids if not self.study.has_result(r)]
+        failed = bool(note.get("device_failed")) and not guilty
+        blameless = failed and self._device_is_to_blame(death.worker, cause, lost, finished)
+        if not blameless:
+            self._blame_place(self._place(death.worker, note), guilty or run_ids, finished)
         for run_id in lost:
             attempts.note(self.study.run_dir(run_id), "lost", worker=death.worker, cause=cause)
             self.say(f"{run_id} has lost its worker {death.worker}: {cause}")
+        if blameless:
+            return
         if len(lost) > 1 and not guilty:
             self.say(
                 f"any of these {len(lost)} may be to blame: each runs alone from now on, and none is charged"
@@ -293,6 +313,10 @@ class WorkerPool(ABC):
             self.lost[run_id] = self.lost.get(run_id, 0) + 1
             if self.lost[run_id] > self.config.launcher.max_lost:
                 self._give_up(specs[run_id], death, cause)
+
+    def _device_is_to_blame(self, worker: str, cause: str, lost: Sequence[str], finished: int) -> bool:
+        """Tell whether these runs lost their worker, after it had finished so many, to its GPU alone."""
+        return False
 
     def _count_failed_starts(self, death: Death, note: Mapping[str, Any], cause: str) -> None:
         """Raise WorkersFailed once MAX_FAILED_STARTS workers in a row have ended before they took a run."""
@@ -350,8 +374,8 @@ def slots(config: Config) -> int:
         return 1
     if launcher.name == "slurm" or launcher.slots:
         return launcher.slots
-    gpus = visible_gpus() if config.device == "cuda" else []
     together = launcher.processes_per_run
+    gpus = visible_gpus(together) if config.device == "cuda" else []
     on_gpus = len(gpus) // together * launcher.workers_per_gpu
     return on_gpus or max(1, cores() // (together * max(1, config.threads_per_run)))
 

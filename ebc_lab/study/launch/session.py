@@ -11,7 +11,7 @@ import hashlib
 import shutil
 import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -19,6 +19,8 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import read_json, write_json
 
 from ..store.study import Study
+
+CLEAN = "it ended with exit code 0"
 
 
 def state_dir(study: Study, launcher: str) -> Path:
@@ -59,6 +61,8 @@ class Tasks(TypedDict):
     stop: bool
     slots: int
     alone: list[str]
+    barred: dict[str, list[str]]
+    retired: list[str]
     runs: list[str]
 
 
@@ -71,6 +75,7 @@ class Note(TypedDict, total=False):
     beat: float
     host: str
     cause: str
+    device_failed: bool
     error: str
     guilty: list[str]
 
@@ -105,13 +110,17 @@ class Session:
         runs: Sequence[str],
         *,
         alone: Sequence[str] = (),
+        barred: Mapping[str, Sequence[str]] | None = None,
+        retired: Sequence[str] = (),
         slots: int = 1,
         closed: bool = False,
         stop: bool = False,
     ) -> None:
-        """What `slots` workers are to train. `alone`: runs that may not share a worker; `closed`: no more
-        will come; `stop`: stop the runs in progress, with a checkpoint each."""
+        """What `slots` workers are to train. `alone`: runs that may not share a worker; `barred`: by run, the
+        workers that leave it to others; `retired`: workers that are to take no more; `closed`: no more will
+        come; `stop`: stop the runs in progress, with a checkpoint each."""
         about = {"closed": closed, "stop": stop, "slots": slots, "alone": list(alone), "runs": list(runs)}
+        about |= {"barred": dict(barred or {}), "retired": list(retired)}
         write_json(self.root / "tasks.json", about, durable=False)
 
     def notes(self) -> dict[str, dict[str, Any]]:
@@ -148,7 +157,7 @@ def exit_cause(session: Session, worker: str) -> str:
     except (OSError, UserError, KeyError):
         return ""
     if code >= 0:
-        return f"it ended with exit code {code}"
+        return CLEAN if code == 0 else f"it ended with exit code {code}"
     try:
         name = signal.Signals(-code).name
     except ValueError:

@@ -1,5 +1,6 @@
-"""One worker: `python -m ebc_lab.study.launch.worker SESSION NAME`. It trains the session's runs, up to
-`runs_per_worker` at a time.
+"""One worker: `python -m ebc_lab.study.launch.worker SESSION NAME [PLACE]`. It trains the session's runs, up
+to `runs_per_worker` at a time. It holds its PLACE, a GPU, for as long as it lives, and waits for it first: a
+worker of a driver that was killed may still be there, writing a checkpoint.
 
 Runs that share a worker take turns in one thread, a block of steps each; on a GPU each has a stream of its
 own. Sharing changes no bit of any run. `Worker.sharing_class` says which runs share a worker.
@@ -22,6 +23,8 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ebc_lab.config.errors import UserError, any_of
 from ebc_lab.config.identity import canonical_json, digest, identity_of
@@ -54,6 +57,15 @@ GRACE_S = 60.0  # for a checkpoint, once asked to stop; then this process ends i
 PAUSE_S = 60.0  # after SIGTERM in a Slurm job: time for Slurm to do what it announced
 CANNOT_WRITE = 74  # exit codes, from sysexits.h: an input/output error
 DEVICE_FAILED = 75  # a temporary failure
+
+NOTHING_TO_DO: dict[str, Any] = {  # while the list cannot be read
+    "runs": [],
+    "alone": [],
+    "barred": {},
+    "retired": [],
+    "slots": 1,
+    "closed": False,
+}
 
 Turns = Generator[None, None, bool]  # of a claimed run; yields between blocks of steps
 
@@ -173,9 +185,10 @@ class _Stop:
 class Worker:
     """The runs of this process, and what it tells the driver about them."""
 
-    def __init__(self, session: Session, name: str):
+    def __init__(self, session: Session, name: str, place: str | None = None):
         self.session = session
         self.name = name
+        self.held = FileLock(session.root.parent / f"{place}.lock", fallback_to_soft=False) if place else None
         self.about = session.about()
         self.study = Study(Path(self.about["study"]))
         if self.study.own.is_dir():
@@ -199,6 +212,8 @@ class Worker:
         """Train until nothing is left. -> exit code: 0 done or told to end, 74 cannot write, 75 GPU lost, 130
         stopped."""
         self._import_ahead()
+        if self.held is not None and not self._wait_for_place(self.held):
+            return 0 if self.stop.told_to_end else 130
         try:
             return self._work()
         except DeviceFailed as error:  # the driver counts the runs as lost, and starts another worker
@@ -206,7 +221,7 @@ class Worker:
                 with suppress(Exception):  # nothing can be saved from a device that is gone
                     turns.close()
             own_fault = [r for r in self.turns if self.study.has_result(r)]
-            self.say(cause=str(error), **({"guilty": own_fault} if own_fault else {}))
+            self.say(cause=str(error), device_failed=True, **({"guilty": own_fault} if own_fault else {}))
             return DEVICE_FAILED
         except OSError as error:
             what = f"{error.filename or self.study.root}: {error.strerror or error}"
@@ -220,6 +235,16 @@ class Worker:
             first = (self.session.tasks() or {"runs": []})["runs"][0]
             function_of(read_json(self.study.run_files(first).spec, SpecRecord)["kind"])
 
+    def _wait_for_place(self, place: FileLock) -> bool:
+        """Hold this worker's GPU, once no other worker does. -> False if it is asked to end before."""
+        while not self.stop.final.is_set():
+            try:
+                place.acquire(timeout=min(WATCH_S, self.about["beat_s"]), poll_interval=POLL_S)
+                return True
+            except Timeout:
+                self.say(beat=time.monotonic())
+        return False
+
     def _work(self) -> int:
         poll_s = POLL_S if self.about["bound"] else POLL_SHARED_S
         worked = beat = time.monotonic()
@@ -230,14 +255,14 @@ class Worker:
                 continue
             tasks: dict[str, Any] = {"closed": False}
             if not self.stop() and self._may_take_another():
-                tasks = self.session.tasks() or {"runs": [], "alone": [], "slots": 1, "closed": False}
+                tasks = self.session.tasks() or NOTHING_TO_DO
                 self.look_at = 0.0 if self._take(tasks) else time.monotonic() + poll_s
             if self.turns:
                 for run_id in list(self.turns):
                     self._advance(run_id)
                 worked = time.monotonic()
                 continue
-            if tasks["closed"] and not self.left:
+            if (tasks["closed"] and not self.left) or self.name in tasks.get("retired", ()):
                 return 0
             if self.about["idle_s"] is not None and time.monotonic() - worked > self.about["idle_s"]:
                 return 0
@@ -267,10 +292,10 @@ class Worker:
         # a result may be taken back, so this is looked up every time
         self.left = [r for r in tasks["runs"] if not self.study.has_result(r)]
         share = math.ceil(len(self.left) / tasks["slots"])
-        if len(self.turns) >= min(self.about["runs_per_worker"], share):
+        if len(self.turns) >= min(self.about["runs_per_worker"], share) or self.name in tasks["retired"]:
             return False
         for run_id in self.left:
-            if run_id in self.turns:
+            if run_id in self.turns or self.name in tasks["barred"].get(run_id, ()):
                 continue
             sharing = None if run_id in tasks["alone"] else self.sharing_class(run_id)
             if self.turns and (sharing is None or any(s != sharing for s in self.sharing.values())):
@@ -341,4 +366,4 @@ class Worker:
 
 
 if __name__ == "__main__":
-    sys.exit(Worker(Session(Path(sys.argv[1])), sys.argv[2]).work())
+    sys.exit(Worker(Session(Path(sys.argv[1])), *sys.argv[2:4]).work())

@@ -21,14 +21,12 @@ from support.called import CLI
 from support.drivers import sessions, until, without_timing
 from support.idle import Bench
 
-from ebc_lab.config import machine
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.study.launch import pool as pool_module
 from ebc_lab.study.launch import worker
-from ebc_lab.study.launch.local import LocalPool
 from ebc_lab.study.launch.pool import Death, WorkersFailed
 from ebc_lab.study.launch.submit import _sbatch
 from ebc_lab.study.store import attempts
@@ -104,12 +102,12 @@ def test_a_worker_imports_torch_only_for_runs_that_need_it(bench):
     assert "libtorch" not in mapped[0]
 
 
-def test_slots_follow_gpus_and_workers_per_gpu_and_cores(bench, monkeypatch):
+def test_slots_follow_gpus_and_workers_per_gpu_and_cores(bench, machine_with, monkeypatch):
     def on(config: Config, **launcher) -> Config:
         settings = {"name": "local", "slots": 0, **launcher}
         return replace(config, launcher=replace(config.launcher, **settings))
 
-    monkeypatch.setattr(pool_module, "visible_gpus", lambda: ["0", "1", "2"])
+    machine_with(3)
     monkeypatch.setattr(pool_module, "cores", lambda: 8)
     cuda = replace(bench.config, device="cuda")
     assert pool_module.slots(on(cuda)) == 3
@@ -123,13 +121,6 @@ def test_slots_follow_gpus_and_workers_per_gpu_and_cores(bench, monkeypatch):
     assert pool_module.slots(on(cuda, processes_per_run=3, workers_per_gpu=2)) == 2
 
 
-def test_a_slot_has_as_many_gpus_as_processes_train_its_run(bench):
-    launcher = replace(bench.config.launcher, name="local", processes_per_run=2)
-    pool = LocalPool(replace(bench.config, launcher=launcher), bench.study, list("abcde"), 4, print)
-    assert [pool._gpus_of(slot) for slot in range(3)] == [["a", "b"], ["c", "d"], ["a", "b"]]
-    pool.close()
-
-
 def test_a_job_has_the_cores_and_gpus_of_all_processes_of_its_run(bench):
     def asked(device: str, **launcher) -> tuple[int, int | None]:
         settings = replace(bench.config.launcher, name="slurm", processes_per_run=4, **launcher)
@@ -140,14 +131,6 @@ def test_a_job_has_the_cores_and_gpus_of_all_processes_of_its_run(bench):
     assert asked("cpu") == (12, None)
     assert asked("cuda") == (12, 4)
     assert asked("cuda", cpus_per_task=32, gpus_per_node=8) == (32, 8)
-
-
-def test_an_inherited_choice_of_gpus_is_respected(monkeypatch):
-    monkeypatch.setattr(machine, "gpu_names", lambda: ("a", "b", "c", "d"))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-3f")
-    assert machine.visible_gpus() == ["2", "GPU-3f"]
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert machine.visible_gpus() == ["0", "1", "2", "3"]
 
 
 # -- no process is left --------------------------------------------------------------------------------------

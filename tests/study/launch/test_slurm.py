@@ -8,6 +8,7 @@ file is a driver of two idle runs.
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from support.called import CLI
 from support.drivers import sessions, until, without_timing
 from support.idle import Bench
+from support.smi import gpu_uuid
 
 from ebc_lab.config.compose import compose
 from ebc_lab.report.conclude import concluding
@@ -231,6 +233,63 @@ def test_cancel_ends_driver_and_jobs(study):
     assert study.live() == []
     assert study.study.holder() is None
     assert json.loads(study.call("status", "s", "--json").stdout)["state"] == "interrupted"
+
+
+HOLDING = ["sbatch", "--parsable", "--partition=main", "--gpus-per-node=1", "--output=/dev/null"]
+
+
+def drive_here(out: Path) -> None:
+    """Train two idle runs with launcher=local on the GPUs that are bound to this process."""
+    bench = Bench(out)
+    launcher = replace(bench.config.launcher, name="local", slots=0, runs_per_worker=1)
+    config = replace(bench.config, device="cuda", launcher=launcher)
+    specs = bench.idle(2)
+    with bench.study.held(), opened(config, bench.study, print) as pool:
+        pool.run(specs, [], lambda done, busy: None, canary=False)
+
+
+@pytest.fixture
+def second_gpu():
+    """The first of the node's two (fake) GPUs is taken by another job."""
+    other = subprocess.run([*HOLDING, "--wrap=tail -f /dev/null"], capture_output=True, text=True, check=True)
+    job = other.stdout.strip()
+    try:
+        until_running(job)
+        yield
+    finally:
+        subprocess.run(["scancel", job], check=True)
+
+
+def until_running(job: str) -> None:
+    while "JobState=RUNNING" not in (shown := show_job(job)):
+        assert "JobState=PENDING" in shown, shown
+
+
+@pytest.mark.parametrize("change", ["", "unset CUDA_VISIBLE_DEVICES"])
+def test_a_driver_in_a_job_uses_the_gpus_of_its_job_alone(change, machine_with, second_gpu, tmp_path):
+    machine_with(2)
+    done = in_a_job(tmp_path, change, "--gpus-per-node=1")
+    assert done.returncode == 0, done.stdout
+    study = Study(tmp_path / "s")
+    begun = [
+        event for run in study.runs.iterdir() for event in attempts.log(run) if event["event"] == "begin"
+    ]
+    assert [event["cuda_visible_devices"] for event in begun] == [gpu_uuid(1)] * 2
+    assert len({event["pid"] for event in begun}) == 1, "one GPU, one worker"
+
+
+def test_a_driver_in_a_job_without_gpus_uses_none_of_the_nodes(machine_with, tmp_path):
+    machine_with(2)
+    done = in_a_job(tmp_path, "")
+    assert done.returncode != 0
+    assert "Slurm gave no GPU to this job" in done.stdout
+
+
+def in_a_job(out: Path, change: str, *options: str) -> subprocess.CompletedProcess:
+    """A driver of idle runs on this machine's GPUs, as a job, after a change of its environment."""
+    script = f"{change}\nexec {shlex.join([*IDLE_DRIVER, str(out), 'local'])}"
+    command = ["srun", "--quiet", "--partition=main", *options, "bash", "-c", script]
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.mark.slow
@@ -478,4 +537,4 @@ def test_the_commands_of_the_guide_work(tmp_path, monkeypatch):
 
 
 if __name__ == "__main__":
-    drive(Path(sys.argv[1]))
+    (drive_here if sys.argv[2:] == ["local"] else drive)(Path(sys.argv[1]))

@@ -246,12 +246,12 @@ def test_deaths_that_one_run_explains_are_one_death_of_a_place(packed):
     assert pool.avoided == {"slot 0"}
 
 
-def test_how_many_runs_share_a_gpu_is_measured_and_said_once(resolved, tmp_path, monkeypatch):
+def test_how_many_runs_share_a_gpu_is_measured_and_said_once(resolved, tmp_path, monkeypatch, machine_with):
     found = {"runs_per_worker": 4, "tokens_per_s": {"1": 1e5, "4": 3e5, "8": 3.1e5}}
     said = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(packing, "measured", lambda run: found)
-    monkeypatch.setattr(resolve, "visible_gpus", lambda: ["0", "1"])
+    machine_with(2)
 
     def chosen(**launcher) -> int:
         on = replace(resolved, device="cuda", launcher=replace(resolved.launcher, name="local", **launcher))

@@ -1,0 +1,127 @@
+"""The GPUs under the slots of a pool on this machine: which slot has which, and which can still be used.
+
+A GPU is retired, for the rest of a call, once nvidia-smi no longer lists it, once workers find it out of
+reach twice in a row (another process holds it, say), or once two runs that ran out of memory there fit
+elsewhere. None of that is a run's fault, so none is charged.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from ebc_lab.config.machine import Gpu, listed_gpus, processes_on
+from ebc_lab.training.turns import UNUSABLE
+
+STRIKES = 2  # workers in a row that find a GPU out of reach, or runs that fit elsewhere, before it is retired
+
+
+class Devices:
+    """The slots of a pool, numbered from 0, and their GPUs; without GPUs every slot is usable."""
+
+    def __init__(self, gpus: Sequence[str], together: int, slots: int):
+        """`gpus`: as CUDA_VISIBLE_DEVICES takes them; a slot has `together` of them."""
+        count = len(gpus) // together
+        self.groups = [tuple(gpus[i * together : (i + 1) * together]) for i in range(count)]
+        self.slots = slots
+        self.retired: dict[int, str] = {}  # slot -> why it is not used again
+        self._strikes: dict[int, int] = {}  # slot -> workers in a row that found its GPU out of reach
+        self._elsewhere: dict[str, set[int]] = {}  # run id -> slots on which it is not tried again
+        self._short: dict[str, tuple[str, ...]] = {}  # run id -> GPUs on which its memory ran out
+        self._misfits: dict[tuple[str, ...], int] = {}  # GPUs -> runs whose memory ran out there alone
+
+    def of(self, slot: int) -> tuple[str, ...]:
+        """Return the GPUs of a slot, one for each process of a run; slots beyond the last share them in
+        turn."""
+        return self.groups[slot % len(self.groups)] if self.groups else ()
+
+    def place(self, slot: int) -> str | None:
+        """Name what a slot's worker holds for as long as it lives, as part of a file's name; None without
+        GPUs. It is that of the same GPU in every call, whatever else is visible."""
+        if not self.groups:
+            return None
+        return re.sub(r"[^\w.+-]", "_", f"{'+'.join(self.of(slot))}-{slot // len(self.groups)}")
+
+    @property
+    def usable(self) -> list[int]:
+        return [slot for slot in range(self.slots) if slot not in self.retired]
+
+    @property
+    def several(self) -> bool:
+        """Whether a run can be tried on another GPU than its first."""
+        return len({self.of(slot) for slot in self.usable}) > 1
+
+    def barred(self, run_id: str) -> set[int]:
+        """Return the slots that leave this run to others, as long as there are others."""
+        slots = self._elsewhere.get(run_id, set())
+        return slots if set(self.usable) - slots else set()
+
+    def all_barred(self) -> dict[str, list[str]]:
+        """Return run id -> names of the workers that leave it to others."""
+        found = {run_id: sorted(map(str, self.barred(run_id))) for run_id in self._elsewhere}
+        return {run_id: workers for run_id, workers in found.items() if workers}
+
+    # -- what happens to them --------------------------------------------------------------------------------
+
+    def failed(self, slot: int, cause: str, run_ids: Iterable[str]) -> tuple[bool, str]:
+        """Note that a worker has ended because its GPU failed; its runs are tried elsewhere.
+
+        Returns whether the GPU alone is to blame, and what there is to say.
+        """
+        for run_id in run_ids:
+            self._elsewhere.setdefault(run_id, set()).update(self._beside(slot))
+        if not self.groups:
+            return False, ""
+        there = listed_gpus()
+        gone = [name for name in self.of(slot) if there is not None and not _is_among(name, there)]
+        if gone:
+            shared = [s for s in range(self.slots) if set(self.of(s)) & set(gone)]
+            return True, self._retire(shared, f"{' and '.join(gone)} is not listed by nvidia-smi any more")
+        if not any(words in cause for words in UNUSABLE):
+            return False, ""
+        self._strikes[slot] = self._strikes.get(slot, 0) + 1
+        if self._strikes[slot] < STRIKES:
+            return True, ""
+        holders = [process for name in self.of(slot) for process in processes_on(name)]
+        held = f"; on it is process {', '.join(holders)}" if holders else ""
+        return True, self._retire([slot], f"{' and '.join(self.of(slot))} cannot be used ({cause}{held})")
+
+    def worked(self, slot: int) -> None:
+        """Note that a worker on this slot has finished a run."""
+        self._strikes.pop(slot, None)
+
+    def ran_short(self, run_id: str, gpus: str) -> None:
+        """Note that a run's memory ran out on these GPUs, named as in CUDA_VISIBLE_DEVICES; it is tried
+        elsewhere."""
+        names = tuple(gpus.split(","))
+        if slots := {slot for slot in range(self.slots) if self.of(slot) == names}:
+            self._elsewhere.setdefault(run_id, set()).update(slots)
+            self._short[run_id] = names
+
+    def waiting_for(self) -> list[str]:
+        """Return the runs of which `fitted` is to be told."""
+        return list(self._short)
+
+    def fitted(self, run_id: str, *, elsewhere: bool) -> str:
+        """Note how a run ended that ran out of memory before. Returns what there is to say."""
+        names = self._short.pop(run_id)
+        if not elsewhere:
+            return ""
+        self._misfits[names] = self._misfits.get(names, 0) + 1
+        if self._misfits[names] < STRIKES:
+            return ""
+        slots = [slot for slot in self.usable if self.of(slot) == names]
+        why = f"runs that run out of memory on {' and '.join(names)} fit elsewhere"
+        return self._retire(slots, why) if slots else ""
+
+    def _beside(self, slot: int) -> list[int]:
+        return [other for other in range(self.slots) if self.of(other) == self.of(slot)]
+
+    def _retire(self, slots: Iterable[int], why: str) -> str:
+        self.retired |= dict.fromkeys((slot for slot in slots if slot not in self.retired), why)
+        return f"{why}: no more workers are started there, and its runs go to others"
+
+
+def _is_among(name: str, listed: tuple[Gpu, ...]) -> bool:
+    """Tell whether a GPU is listed; one that is named by an index counts as listed while any has that."""
+    return any(name in (gpu.uuid, str(gpu.number)) for gpu in listed)

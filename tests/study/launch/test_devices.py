@@ -1,0 +1,330 @@
+"""Several GPUs, of a fake nvidia-smi, with real worker processes: which has which, that none is given twice,
+and what happens when one falls out, is full, or is held by somebody else.
+
+The runs are `idle` ones, which see their GPU by its name alone and fail on it in torch's words.
+"""
+
+import collections
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.drivers import until
+from support.idle import Bench
+from support.smi import BUSY, gpu_uuid, mig_uuid
+
+from ebc_lab.study.launch import opened
+from ebc_lab.study.launch.devices import Devices
+from ebc_lab.study.launch.pool import WorkersFailed
+
+TESTS = Path(__file__).parents[2]
+GPU = [gpu_uuid(number) for number in range(8)]
+MIG = [mig_uuid(1, instance) for instance in range(2)]
+FAILED = "CUDA error: unspecified launch failure"
+
+
+class Gpus(Bench):
+    """Runs in a study without a driver, for pools that are opened as a driver opens them, on its GPUs."""
+
+    def __init__(self, out: Path):
+        super().__init__(out)
+        self.seen: list[list[str]] = []  # at each look, the GPUs of the workers that lived then
+
+    @contextmanager
+    def opened(self, **launcher):
+        settings = {"name": "local", "slots": 0, "runs_per_worker": 1, **launcher}
+        config = replace(self.config, device="cuda", launcher=replace(self.config.launcher, **settings))
+        with opened(config, self.study, self.said.append) as pool:
+            yield pool
+
+    def run(self, specs, check_in=lambda done, busy: None, **launcher) -> None:
+        """Train them all, and keep what each living worker could see of GPUs."""
+
+        def look(done, busy) -> None:
+            self.seen.append(list(self.workers().values()))
+            check_in(done, busy)
+
+        with self.opened(**launcher) as pool:
+            pool.run(specs, [], look, canary=False)
+
+    def workers(self) -> dict[str, str]:
+        """Worker -> its CUDA_VISIBLE_DEVICES, from its process itself, of those that live."""
+        return {
+            name: gpus for name, note in self.notes().items() if (gpus := visible_to(note["pid"])) is not None
+        }
+
+    def trained_on(self, spec) -> list[str]:
+        """The GPUs of each attempt at a run."""
+        return [e["cuda_visible_devices"] for e in self.events(spec) if e["event"] == "begin"]
+
+    def plan(self, *specs, **plan) -> None:
+        for spec in specs:
+            (self.study.run_dir(spec.run_id) / "idle.json").write_text(json.dumps(plan))
+
+    def outcomes(self, specs) -> list[str]:
+        return [self.study.result(spec.run_id)["outcome"] for spec in specs]
+
+
+def visible_to(pid: int) -> str | None:
+    try:
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    return next(
+        (v.partition(b"=")[2].decode() for v in variables if v.startswith(b"CUDA_VISIBLE_DEVICES=")), None
+    )
+
+
+@pytest.fixture
+def bench(tmp_path):
+    made = Gpus(tmp_path)
+    yield made
+    made.close()
+
+
+def held_by_all(bench, workers: int, runs: int, **launcher) -> list[str]:
+    """The GPUs of so many workers while each holds a run."""
+    specs = bench.idle(runs, at=1, do="hold")
+    together: list[str] = []
+
+    def release(done, busy) -> None:
+        if not together and sum(map(len, busy)) == runs:
+            together.extend(bench.workers().values())
+            bench.release(*specs)
+
+    bench.run(specs, release, **launcher)
+    assert len(together) == workers
+    assert bench.outcomes(specs) == ["completed"] * runs
+    begun = {event["pid"]: event["cuda_visible_devices"] for s in specs for event in bench.events(s)[:1]}
+    assert sorted(begun.values()) == sorted(together), "attempts.jsonl says what the workers saw"
+    return together
+
+
+# -- which worker has which GPU ------------------------------------------------------------------------------
+
+
+DIVIDED = {1: ["3g.40gb", "1g.10gb"]}
+SLOW = pytest.mark.slow  # tests/config/test_machine.py has each of them without workers
+ONE_EACH = [
+    (8, {}, f"{GPU[6]},{GPU[3][:9]},9", [GPU[6], GPU[3]]),
+    (3, DIVIDED, None, [GPU[0], *MIG, GPU[2]]),
+    pytest.param(1, {}, None, GPU[:1], marks=SLOW),
+    pytest.param(2, {}, None, GPU[:2], marks=SLOW),
+    pytest.param(8, {}, None, GPU, marks=SLOW),
+    pytest.param(8, {}, "5,-1,2", GPU[5:6], marks=SLOW),
+    pytest.param(2, DIVIDED, MIG[1], [MIG[1]], marks=SLOW),
+    pytest.param(2, DIVIDED, "1", MIG, marks=SLOW),
+]
+
+
+@pytest.mark.parametrize(("count", "mig", "inherited", "devices"), ONE_EACH)
+def test_each_gpu_has_one_worker(count, mig, inherited, devices, bench, machine_with, monkeypatch):
+    machine_with(count, mig)
+    if inherited is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", inherited)
+    assert sorted(held_by_all(bench, len(devices), len(devices))) == sorted(devices)
+
+
+@pytest.mark.slow  # on a real Slurm it is in test_slurm.py
+def test_a_driver_in_a_slurm_job_gives_its_workers_the_jobs_gpus_alone(bench, machine_with, monkeypatch):
+    machine_with(8)
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_GPUS": "2,5"}.items():
+        monkeypatch.setenv(name, value)
+    assert sorted(held_by_all(bench, 2, 2)) == sorted([GPU[2], GPU[5]])
+
+
+def test_several_workers_and_runs_share_a_gpu_where_that_is_asked_for(bench, machine_with):
+    machine_with(2)
+    held = held_by_all(bench, 4, 8, workers_per_gpu=2, runs_per_worker=2)
+    assert collections.Counter(held) == {GPU[0]: 2, GPU[1]: 2}
+
+
+def test_a_run_of_several_processes_has_whole_gpus_that_no_other_run_has(bench, machine_with):
+    machine_with(6, DIVIDED)
+    held = held_by_all(bench, 2, 2, processes_per_run=2)
+    assert set(held) == {f"{GPU[0]},{GPU[2]}", f"{GPU[3]},{GPU[4]}"}
+
+
+def test_slots_beyond_the_last_gpu_share_in_turn():
+    devices = Devices(list("abcde"), 2, 4)
+    assert [devices.of(slot) for slot in range(3)] == [("a", "b"), ("c", "d"), ("a", "b")]
+    assert [devices.place(slot) for slot in range(3)] == ["a+b-0", "c+d-0", "a+b-1"]
+
+
+# -- none is given twice -------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_dies_is_replaced_on_its_own_gpu(bench, machine_with):
+    machine_with(2)
+    specs = bench.idle(2, at=1, do="hold")
+    killed: list[int] = []
+
+    def kill(done, busy) -> None:
+        if len(busy) < 2:
+            return
+        pids = {visible_to(note["pid"]): note["pid"] for note in bench.notes().values()}
+        if not killed:
+            killed.append(pids[GPU[1]])
+            os.kill(killed[0], signal.SIGKILL)
+        elif pids.get(GPU[1]) not in (None, killed[0]):
+            bench.release(*specs)
+
+    bench.run(specs, kill, max_lost=1)
+    assert bench.outcomes(specs) == ["completed"] * 2
+    assert sorted((bench.trained_on(spec) for spec in specs), key=len) == [[GPU[0]], [GPU[1], GPU[1]]]
+    for living in bench.seen:
+        assert len(set(living)) == len(living), "two workers had one GPU"
+
+
+DRIVER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from support.idle import drive
+from pathlib import Path
+drive(Path(sys.argv[2]), device="cuda", slots=0)
+"""
+
+
+def test_the_next_call_waits_for_the_gpus_that_workers_of_a_killed_driver_still_hold(
+    bench, machine_with, tmp_path
+):
+    machine_with(2)
+    command = [sys.executable, "-c", DRIVER, str(TESTS), str(tmp_path)]
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    until(driver, "both are held")
+    old = [note["pid"] for note in bench.notes().values()]
+    for pid in old:
+        os.kill(pid, signal.SIGSTOP)  # as one that hangs in a driver call, or writes for long
+    driver.kill()
+    driver.wait()  # its workers keep its output open
+    first = [*bench.idle(2), bench.spec(seed=9)]
+    bench.release(*first)
+    waited: collections.Counter = collections.Counter()
+    beats: dict[str, float] = {}
+
+    def look(done, busy) -> None:
+        for name, note in bench.notes().items():
+            if note.get("beat") not in (None, beats.get(name)):
+                beats[name] = note["beat"]
+                waited[name] += 1
+        if old and len(waited) == 2 and min(waited.values()) >= 2:
+            assert not done
+            assert not busy
+            while old:
+                os.kill(old.pop(), signal.SIGKILL)
+
+    try:
+        bench.run(first, look)
+    finally:
+        for pid in old:
+            os.kill(pid, signal.SIGKILL)
+    assert not old, "the new workers did not wait"
+    assert bench.outcomes(first) == ["completed"] * 3
+
+
+# -- a GPU that cannot be used -------------------------------------------------------------------------------
+
+
+def test_a_gpu_that_falls_out_is_not_used_again_and_its_run_is_not_charged(bench, machine_with):
+    fake = machine_with(2)
+    specs = bench.idle(4, at=1, do="hold")
+    lost: list[str] = []
+    told = f"{GPU[1]} is not listed by nvidia-smi any more: no more workers are started there"
+
+    def fall(done, busy) -> None:
+        if len(busy) == 2 and not lost and bench.all_in(specs[:2], "progress.json"):
+            on_it = (n["run_ids"] for n in bench.notes().values() if visible_to(n["pid"]) == GPU[1])
+            lost.extend(*on_it)
+            fake.lose(1)
+            bench.plan(*specs, at=2, do="device", on=[GPU[1]], says=FAILED)
+            bench.release(*(spec for spec in specs if spec.run_id in lost))
+        if any(line.startswith(told) for line in bench.said):
+            bench.release(*specs)
+
+    bench.run(specs, fall, max_lost=0)
+    assert bench.outcomes(specs) == ["completed"] * 4
+    tried = {spec.run_id: bench.trained_on(spec) for spec in specs}
+    assert tried == {run_id: [GPU[1], GPU[0]] if run_id in lost else [GPU[0]] for run_id in tried}
+    assert len(lost) == 1
+    assert len([line for line in bench.said if line.startswith(told)]) == 1
+
+
+def test_a_gpu_that_somebody_else_holds_is_left_to_him_and_no_run_is_charged(bench, machine_with):
+    machine_with(2).hold(1, 4242, 8142)
+    specs = bench.idle(4)
+    bench.plan(*specs, at=0, do="device", on=[GPU[1]], says=BUSY, elsewhere={"at": 1, "do": "hold"})
+    told = f"{GPU[1]} cannot be used ({BUSY}; on it is process 4242 (python, 8142 MiB)): no more workers"
+
+    def release(done, busy) -> None:
+        if any(line.startswith(told) for line in bench.said):
+            bench.release(*specs)
+
+    bench.run(specs, release, max_lost=0)
+    assert bench.outcomes(specs) == ["completed"] * 4
+    tried = [bench.trained_on(spec) for spec in specs]
+    assert sorted(tried, key=len) == [[GPU[0]], [GPU[0]], [GPU[1], GPU[0]], [GPU[1], GPU[0]]]
+
+
+def test_where_no_gpu_is_left_the_study_stops_and_no_run_is_lost(bench, machine_with):
+    machine_with(1).hold(0, 4242, 8142)
+    specs = bench.idle(2, at=0, do="device", on=GPU[:1], says=BUSY)
+    with pytest.raises(WorkersFailed, match=r"^no GPU is left to train on: .* process 4242 .* continues"):
+        bench.run(specs, max_lost=0)
+    assert [bench.study.result(spec.run_id) for spec in specs] == [None, None]
+    bench.plan(*specs, at=99)
+    bench.run(specs)
+    assert bench.outcomes(specs) == ["completed"] * 2
+
+
+def test_the_last_run_leaves_a_gpu_that_fails_for_one_that_works(bench, machine_with):
+    """nvidia-smi still lists it, and torch's words may mean the run."""
+    machine_with(2)
+    [spec] = bench.idle(1, at=1, do="device", on=GPU[:1], says=FAILED)
+    bench.run([spec], max_lost=1)
+    assert bench.trained_on(spec) == [GPU[0], GPU[1]]
+    assert bench.outcomes([spec]) == ["completed"]
+
+
+def test_a_run_that_breaks_every_gpu_is_given_up_and_the_gpus_are_not(bench, machine_with):
+    machine_with(2)
+    [bad, *good] = bench.idle(3)
+    bench.plan(bad, at=1, do="device", on=GPU[:2], says=FAILED)
+    bench.run([bad, *good], max_lost=1)
+    assert bench.outcomes([bad, *good]) == ["lost", *["completed"] * 2]
+    assert set(bench.trained_on(bad)) == set(GPU[:2])
+    assert not any("no more workers" in line for line in bench.said)
+
+
+def test_a_run_that_a_full_gpu_cannot_hold_is_tried_on_another_and_the_full_one_is_left(bench, machine_with):
+    machine_with(2)
+    specs = bench.idle(4)
+    bench.plan(*specs, at=1, do="oom", on=[GPU[1]], elsewhere={"at": 1, "do": "hold"})
+    told = f"maybe because of what else is on {GPU[1]}: it is tried again on another GPU, alone"
+
+    left = f"runs that run out of memory on {GPU[1]} fit elsewhere: no more workers are started there"
+
+    def release(done, busy) -> None:
+        short = [spec for spec in specs if any(told in x for x in bench.said if x.startswith(spec.run_id))]
+        if len(short) == 3:  # the last of them waits for what follows from the others
+            bench.release(*(spec for spec in specs if spec is not short[-1]))
+        if any(line.startswith(left) for line in bench.said):
+            bench.release(*specs)
+
+    bench.run(specs, release)
+    assert bench.outcomes(specs) == ["completed"] * 4
+    assert sorted((bench.trained_on(spec) for spec in specs), key=len) == [[GPU[0]], *[[GPU[1], GPU[0]]] * 3]
+    assert len([line for line in bench.said if line.startswith(left)]) == 1
+
+
+def test_a_run_that_fits_on_no_gpu_has_run_out_of_memory(bench, machine_with):
+    machine_with(2)
+    [spec] = bench.idle(1, at=1, do="oom", on=GPU[:2])
+    bench.run([spec])
+    assert bench.outcomes([spec]) == ["oom"]
+    assert sorted(bench.trained_on(spec)) == sorted(GPU[:2])
