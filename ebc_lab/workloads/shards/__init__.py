@@ -142,8 +142,8 @@ def _checked_count(path: Path, head: bytes, size: int) -> int:
     magic, version, count = (int(number) for number in np.frombuffer(head, dtype="<i4")[:3])
     if magic != MAGIC:
         raise UserError(
-            f"{path} is no shard: its first number is {magic}, not {MAGIC}; give files of GPT-2's tokens with "
-            "llm.c's header, or a text with data=path."
+            f"{path} is no shard: its first number is {magic}, not {MAGIC}; give files of GPT-2's tokens "
+            "with llm.c's header, or a text with data=path."
         )
     if version != VERSION:
         raise UserError(
