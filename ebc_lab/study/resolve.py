@@ -59,7 +59,7 @@ def resolve_study(
     if known:
         config = adopt(config, known)
     corpus, tokenizer_sha256 = checked_text(config)
-    check_length_of(config, corpus, _longest_stage(config))
+    check_length_of(config, corpus, longest_stage(config))
     config = arms_pinned(pinned(config, corpus, tokenizer_sha256))
     shown = in_words(changed or different, asked, own.edited(config, known or {}))
     if changed and not force:
@@ -90,7 +90,7 @@ def resolve_study(
     return config, corpus
 
 
-def _longest_stage(config: Config) -> int:
+def longest_stage(config: Config) -> int:
     """Return the steps of the study's longest runs, arms that are longer than their suite left out."""
     stages = [getattr(config, name) for name in config.study.stages]
     lengths: list[int] = [max(stage.steps, getattr(stage, "long_steps", 0)) for stage in stages]

@@ -19,7 +19,7 @@ ADAMS = (  # what has Adam's two moments, or is made of it
     *("prodigy", "adopt", "hyperball", "normuon", "muonclip", "d_adaptation", "mechanic"),
 )
 MUON = ("muon",)
-SCALE = {"low": 0, "high": 1000}  # of a rate, in units of lr
+SCALE: dict[str, Any] = {"low": 0, "high": 1000}  # of a rate, in units of lr
 FIXED_NORM = ("hyperball", "lionar")
 WITH_MOMENTUM = ("sgd", "muon", "normuon", "muonclip", "scion")
 EXACT = ("adam", "adamw")
