@@ -19,6 +19,7 @@ from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.workloads.losses import evaluate
 
+from . import flops
 from .loops import WARM_STEPS, Loop, opened, synchronise, take_steps
 from .pairs import spread
 
@@ -90,20 +91,12 @@ def fixed_costs(run: RunConfig, steps: int, repeats: int, say: Callable[[str], N
 
 
 def step_flops(model: nn.Module, run: RunConfig) -> dict[str, float]:
-    """Floating-point operations of one forward and backward pass on B sequences of T tokens, from the shapes.
-
-    * matrices: 6·P·B·T, where P is the number of elements of the `nn.Linear` weights. Each costs a token 2
-      operations forwards and 4 backwards. Embeddings are look-ups and cost none; norms, GELU, softmax and the
-      loss are left out.
-    * attention: 12·L·T·d·B·T. In each of L layers the scores and their product with the values cost a token
-      2·T·d operations each forwards, and twice that backwards. The complete T × T square is counted, as is
-      usual; a kernel that skips the masked half does half of it.
-    """
-    tokens = run.batch_size * run.model.context
+    """Floating-point operations of one forward and backward pass on B sequences of T tokens, as
+    `flops.step_flops` counts them, of the elements of the `nn.Linear` weights."""
+    shape = run.model
     elements = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
-    matrices = 6.0 * elements * tokens
-    attention = 12.0 * run.model.blocks * run.model.context * run.model.width * tokens
-    return {"matrices": matrices, "attention": attention, "total": matrices + attention}
+    tokens = run.batch_size * shape.context
+    return flops.step_flops(elements, shape.blocks, shape.context, shape.width, tokens)
 
 
 def matmul_peak(run: RunConfig, sizes: Sequence[int], repeats: int) -> dict[str, float]:
@@ -133,14 +126,14 @@ def compute(run: RunConfig, steps: int, quick: bool, say: Callable[[str], None])
             taken.append(seconds_of(run, loop.forward_backward, *loop.batch()))
             loop.zero_grad()
         after = matmul_peak(run, sizes, repeats)
-        flops = step_flops(training.model, run)
+        of_step = step_flops(training.model, run)
     peaks = {n: max(before[n], after[n]) for n in before}
-    achieved = spread([flops["total"] / s for s in taken])
+    achieved = spread([of_step["total"] / s for s in taken])
     peak = max(peaks.values())
     return {
         "dtype": run.dtype,
         "threads": run.threads_per_run,
-        "flops_per_step": flops,
+        "flops_per_step": of_step,
         "forward_backward_ms": spread([1e3 * s for s in taken]),
         "achieved_flops_per_s": achieved,
         "matmul_flops_per_s": peaks,

@@ -266,6 +266,7 @@ def drawn(table: model.Table) -> Table:
     return made
 
 
+LEAST_GPU_HOURS = 0.1  # of an estimate that a plan tells
 MARKS = {"figure": ">", "prose": "~"}  # of `plain_table`
 
 
@@ -486,6 +487,26 @@ def plan(console: Console, forecast: Mapping[str, Any], overrides: Sequence[str]
         source = "for times, first measure the speed at this shape (about ten seconds): "
         source += shlex.join(["ebc-lab", "doctor", *overrides])
     console.print(Text(source, style="dim", overflow="fold"), soft_wrap=True)
+    for line in _gpu_hours(forecast):
+        console.print(Text(line, overflow="fold"), soft_wrap=True)
+
+
+def _gpu_hours(forecast: Mapping[str, Any]) -> Iterator[str]:
+    """Say how many GPU hours a plan comes to: as measured, else as estimated where that is not nothing."""
+    of = forecast["stages"]["total"]
+    measured, estimated = ({k: of[k][key] for k in of} for key in ("gpu_hours", "flop_hours"))
+    if measured["expected"] is not None:
+        yield f"GPU hours: {_hours(measured)}, from {forecast['eta_from']}"
+    elif estimated["expected"] is not None and estimated["expected"] >= LEAST_GPU_HOURS:
+        yield (
+            f"GPU hours: about {_hours(estimated)}, an estimate and no measurement: "
+            f"{forecast['gpu_hours_from']}, without evaluations and what EBC measures"
+        )
+
+
+def _hours(hours: Mapping[str, float]) -> str:
+    least, expected, most = (f"{hours[k]:,.3g}" for k in ("min", "expected", "max"))
+    return expected if least == expected == most else f"{expected} ({least} to {most})"
 
 
 def verified(console: Console, verdict: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ from ebc_lab.records.paths import RunFiles, SpecRecord
 from ebc_lab.study.inspect.reproduce import override_value
 from ebc_lab.study.trackers import following
 from ebc_lab.workloads.starts import pinned, pinned_start, placed
-from ebc_lab.workloads.text import checked_text
+from ebc_lab.workloads.text import check_length_of, checked_text
 
 from . import hydra_flags
 from .hydra_launchers import JobFailed, defaults, is_submitit, launching
@@ -154,11 +154,18 @@ def own_folder(named: Path) -> Path:
     return path
 
 
+def _text_of(config: Config) -> str:
+    """What a look at a run's text depends on."""
+    return repr((config.data, config.tokens, config.workload, config.ebm, config.model.context, config.steps))
+
+
 def _refuse_impossible(configs: Sequence[Config], directory: Path) -> list[str]:
     """Raises UserError for a text, weights or a folder that cannot be used. -> warnings about the texts."""
-    texts = {repr((c.data, c.tokens, c.workload, c.ebm, c.model.context, c.steps)): c for c in configs}
-    warnings = [checked_text(config)[0].warning for config in texts.values()]
+    texts = {_text_of(config): config for config in configs}
+    corpora = {key: checked_text(config)[0] for key, config in texts.items()}
+    warnings = [corpus.warning for corpus in corpora.values()]
     for config in configs:
+        check_length_of(config, corpora[_text_of(config)], config.steps)
         pinned_start(config)
     refuse_unwritable(directory)
     return list(dict.fromkeys(warning for warning in warnings if warning))

@@ -142,6 +142,10 @@ def closing_lines(
         f"{result['outcome']} after {steps}; {losses or str(result.get('cause')).rstrip('.')}; {directory}"
     )
     yield f"trained before: {ended}" if earlier else ended
+    if "steps_to_target" in result:
+        reached = result["steps_to_target"]
+        when = "never reached" if reached is None else f"reached after {reached} steps"
+        yield f"target loss {result['target_loss']:g}: {when}"
     if run.stabilizer.name == "ebc" and result.get("clip_rate") is not None:
         yield _budget_in_words(run, result)
     if result.get("kl_law"):

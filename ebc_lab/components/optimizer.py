@@ -27,7 +27,7 @@ from ebc_lab.config.errors import require
 from ebc_lab.config.parts.optimizer import OptimizerConfig
 
 from .forensics import UncorrectedAdam
-from .rival_optimizers import DoG, Hyperball, LDoG, LionAR, Mechanic, PartialAdamW
+from .rival_optimizers import DoG, Hyperball, LDoG, LionAR, Mechanic, PartialAdam, PartialAdamW
 
 Matrices = Sequence[nn.Parameter]  # the hidden ones, as the workload names them
 
@@ -74,8 +74,8 @@ def sgd(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimi
 class StackedMuon(torch.optim.Muon):
     """torch's Muon, with one batch of Newton–Schulz products for all matrices of one shape or its transpose.
 
-    State, defaults and formula are torch's, with Nesterov momentum and `adjust_lr_fn="match_rms_adamw"` only
-    (Liu et al., arXiv:2502.16982).
+    State, defaults and formula are torch's, with Nesterov momentum and `adjust_lr_fn` of `original` (Jordan
+    et al. 2024) or `match_rms_adamw` (Liu et al., arXiv:2502.16982) only.
     Set `precision` to float32 where bfloat16 products, which torch's Muon takes everywhere, are the slower
     ones: on a CPU without AMX they take twice as long. The updates agree up to rounding.
     """
@@ -93,15 +93,17 @@ class StackedMuon(torch.optim.Muon):
                     stacks.setdefault(tuple(sorted(p.shape)), []).append(p)
             for (_, long), matrices in stacks.items():
                 updates = orthogonal(self._momenta(matrices, group, bad).to(self.precision), group)
-                rate = group["lr"] * 0.2 * math.sqrt(long)
+                by_shape = group["adjust_lr_fn"] == "original"
+                rates = {p.shape: _rate(p.shape, group, bad) for p in matrices} if by_shape else {}
+                rate = 0.0 if by_shape else _rate((1, long), group, bad)
                 decay = group["lr"] * group["weight_decay"]
                 if bad is not None:
-                    rate = rate * (1 - bad)
                     decay = decay * (1 - bad)
                 if group["weight_decay"]:
                     torch._foreach_mul_(tuple(matrices), 1 - decay)
                 for p, u in zip(matrices, updates, strict=True):
                     turned = u if u.shape == p.shape else u.T
+                    rate = rates.get(p.shape, rate)
                     if isinstance(rate, Tensor):
                         p.addcmul_(turned.to(p.dtype), rate, value=-1)
                     else:
@@ -125,6 +127,15 @@ class StackedMuon(torch.optim.Muon):
         back = [h if h.shape == b.shape else h.T for h, b in zip(stacked, buffers, strict=True)]
         torch._foreach_copy_(buffers, back)
         return new.lerp(stacked, group["momentum"])
+
+
+def _rate(shape: Sequence[int], group: dict[str, Any], bad: Tensor | None) -> Any:
+    """The factor on the orthogonal update of a matrix; 0 where `bad` is 1."""
+    if group["adjust_lr_fn"] == "original":
+        rate = group["lr"] * math.sqrt(max(1, shape[0] / shape[1]))
+    else:
+        rate = group["lr"] * 0.2 * math.sqrt(max(shape))
+    return rate if bad is None else rate * (1 - bad)
 
 
 def _wide(matrices: Sequence[Tensor]) -> Tensor:
@@ -172,18 +183,48 @@ def _rest(model: nn.Module, matrices: Matrices) -> list[nn.Parameter]:
 def muon(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """Muon on the hidden matrices, its updates at Adam's rms so that one rate fits both; Adam on the rest.
 
-    Jordan et al. 2024; the scale of the updates: Liu et al., arXiv:2502.16982.
+    Jordan et al. 2024; the scale of the updates: Liu et al., arXiv:2502.16982. Where embeddings, head, and
+    gains and biases have rates of their own, or a decay that is decoupled, each has an Adam or AdamW to
+    itself, as in modded-nanogpt; all have the moments of `c`.
     """
-    return [
-        StackedMuon(
-            matrices,
-            lr=c.lr,
-            momentum=c.momentum,
-            weight_decay=c.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        ),
-        _adam(_rest(model, matrices), c),
-    ]
+    made = StackedMuon(
+        matrices,
+        lr=c.lr,
+        momentum=c.momentum,
+        weight_decay=c.weight_decay,
+        adjust_lr_fn="original" if c.update_size == "shape" else "match_rms_adamw",
+    )
+    scales = {"embedding": c.embedding_scale, "head": c.head_scale, "vector": c.vector_scale}
+    rest = _rest(model, matrices)
+    if c.rest_decay is None and set(scales.values()) == {1.0}:
+        return [made, _adam(rest, c)]
+    bases: list[Optimizer] = [made]
+    for kind, params in _kinds(model, rest).items():
+        if params:
+            bases.append(_at_a_share(params, c, scales[kind]))
+    return bases
+
+
+def _kinds(model: nn.Module, rest: Sequence[nn.Parameter]) -> dict[str, list[nn.Parameter]]:
+    """Tell what is no hidden matrix apart: embeddings, other matrices (of a GPT the head), and vectors."""
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    tables = {id(module.weight) for module in embeddings}
+    kinds: dict[str, list[nn.Parameter]] = {"embedding": [], "head": [], "vector": []}
+    for p in rest:
+        matrix = "embedding" if id(p) in tables else "head"
+        kinds[matrix if p.ndim > 1 else "vector"].append(p)
+    return kinds
+
+
+def _at_a_share(params: Sequence[nn.Parameter], c: OptimizerConfig, scale: float) -> Optimizer:
+    """Return the Adam of some parameters, AdamW where the rest has its own decay, at `scale` times lr."""
+    made: PartialAdam | PartialAdamW
+    if c.rest_decay is None:
+        made = PartialAdam(params, **_fused(params, c))
+    else:
+        made = PartialAdamW(params, **(_fused(params, c) | {"weight_decay": c.rest_decay}))
+    made.share = scale
+    return made
 
 
 def adam_uncorrected(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
@@ -198,7 +239,9 @@ def lion(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optim
     """
     from .library_optimizers import TensorRateLion
 
-    return [TensorRateLion(model.parameters(), lr=c.lr, betas=(c.beta1, c.beta2), weight_decay=c.weight_decay)]
+    return [
+        TensorRateLion(model.parameters(), lr=c.lr, betas=(c.beta1, c.beta2), weight_decay=c.weight_decay)
+    ]
 
 
 class UncappedAdafactor(torch.optim.Adafactor):

@@ -30,6 +30,10 @@ class ShareOfRate(Optimizer):
                 group["lr"] = rate
 
 
+class PartialAdam(ShareOfRate, torch.optim.Adam):
+    """Adam at a share of the rate of its group."""
+
+
 class PartialAdamW(ShareOfRate, torch.optim.AdamW):
     """AdamW at a share of the rate of its group."""
 

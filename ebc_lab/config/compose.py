@@ -29,9 +29,11 @@ from .errors import UserError, any_of, nearest, require, shown
 from .hints import STUDY_DECIDES, near_setting
 from .overrides import (
     ARM,
+    MINE,
     check_overrides,
     expand,
     in_mapping,
+    listed,
     refuse_references,
     schema_keys,
     spelled,
@@ -46,7 +48,6 @@ from .study_checks import validate
 
 A_SETTING_OF_AN_ARM = re.compile(r"ablation\.arms\.([^.]+)\.(.+)")
 NUMBERS = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}
-MINE = "mine"
 SUITES_FOR_MINE = "study=optimizers, study=stabilizers or study=schedules"
 
 
@@ -349,13 +350,6 @@ def configurations(
 
 
 # -- mine=: own parts as arms --------------------------------------------------------------------------------
-
-
-def listed(override: str) -> str:
-    """The override as a list where it is a single `mine=./a.py:A`; any other as it is."""
-    key, equals, value = override.partition("=")
-    alone = key.lstrip("+") == MINE and equals and value.strip() and not value.lstrip().startswith("[")
-    return f"{key}=[{value}]" if alone else override
 
 
 def with_mine(config: Config, *, study: bool) -> Config:

@@ -26,7 +26,7 @@ STUDY_DECIDES = {  # a run's setting that a study chooses itself -> the study's 
     "stabilizer.norm": "the arms of a suite",
     "seed": "seeds and study.stage_seed",
     "steps": "lr_sweep.steps, calibrate.steps, lr_scale.steps and finals.steps",
-    "train_tokens": "lr_sweep.steps, calibrate.steps, lr_scale.steps and finals.steps",
+    "train_tokens": "finals.steps or finals.train_tokens, and those of its other stages",
     "evaluate": "the stages: val decides, test judges",
 }
 

@@ -24,6 +24,8 @@ LONGEST_TOGETHER = 40_000
 DEEPEST = 20  # lists and mappings inside each other; its parser recurses
 MOST_DIGITS = 30
 MOST_COMBINATIONS = 1000  # of a sweep
+MINE = "mine"
+ONE_OR_MORE = (MINE, "data.files", "data.val_files")  # lists of which a single value may stand alone
 ARM = re.compile(r"ablation\.arms\.([^.]+)")
 
 
@@ -153,7 +155,7 @@ def spelled(override: str) -> str:
     and a number of tokens under the name of its setting.
 
     Arms are left alone: `compose` merges a whole one as a suite's file would be."""
-    override = _with_suites(renamed(override))
+    override = listed(_with_suites(renamed(override)))
     key = override.partition("=")[0].lstrip("+")
     kind: Any = Config
     for name in key.split(".")[:-1]:
@@ -165,6 +167,14 @@ def spelled(override: str) -> str:
     values = [typing.get_args(k)[1] for k in mappings]
     of_any = kind is Any or any(not dataclasses.is_dataclass(value) for value in values)
     return f"++{override.lstrip('+')}" if of_any else override
+
+
+def listed(override: str) -> str:
+    """The override as a list where it is a single `mine=./a.py:A` or `data.files=a/*.bin`; any other, a sweep
+    over several among them, as it is."""
+    key, _, value = override.partition("=")
+    alone = key.lstrip("+") in ONE_OR_MORE and value.strip() and not value.lstrip().startswith("[")
+    return f"{key}=[{value}]" if alone and "," not in value else override
 
 
 def _with_suites(override: str) -> str:

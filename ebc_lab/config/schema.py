@@ -178,6 +178,9 @@ class StageConfig:
 
     needs: ClassVar[tuple[str, ...]] = ()  # stages without which this one cannot be asked for
     steps: int = setting(200, "length of each of its runs", "steps", low=1, high=STEPS)
+    train_tokens: float | None = setting(
+        None, "in place of its steps, rounded up to whole ones", "tokens", low=1, high=TOKENS
+    )
 
 
 @dataclass

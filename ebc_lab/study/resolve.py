@@ -24,7 +24,7 @@ from ebc_lab.config.schema import STAGES, Config
 from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.workloads.corpus import Corpus
 from ebc_lab.workloads.starts import arms_pinned, pinned
-from ebc_lab.workloads.text import checked_text
+from ebc_lab.workloads.text import check_length_of, checked_text
 
 from .launch.on_node import choice_on_node, packing_on_node
 from .launch.pool import slots
@@ -59,6 +59,7 @@ def resolve_study(
     if known:
         config = adopt(config, known)
     corpus, tokenizer_sha256 = checked_text(config)
+    check_length_of(config, corpus, longest_stage(config))
     config = arms_pinned(pinned(config, corpus, tokenizer_sha256))
     shown = in_words(changed or different, asked, own.edited(config, known or {}))
     if changed and not force:
@@ -87,6 +88,13 @@ def resolve_study(
         manifest.remove_entries(study.root, study.header_file.name)
         write_checksummed(study.header_file, _header(config, corpus, study, asked, known or {}, why, looks))
     return config, corpus
+
+
+def longest_stage(config: Config) -> int:
+    """Return the steps of the study's longest runs, arms that are longer than their suite left out."""
+    stages = [getattr(config, name) for name in config.study.stages]
+    lengths: list[int] = [max(stage.steps, getattr(stage, "long_steps", 0)) for stage in stages]
+    return max(lengths)
 
 
 def _header(

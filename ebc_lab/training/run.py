@@ -106,7 +106,7 @@ class Training:
             self.fixed_windows = numerics.held_out(self.workload, "val", run.eval_windows)
             # where a graph looks for the learning rate and for the batch
             self.rate = torch.zeros((), device=device)
-            self.starts = torch.zeros(run.batch_size, dtype=torch.int64, device=device)
+            self.source = torch.zeros_like(self.batches.source_at(0))
 
             # from where
             self.random = OwnRandomness(run.seed, device)
@@ -303,8 +303,8 @@ class Training:
         # the step itself; its values are read later
         values: Values | Packed
         if graph:
-            self.starts.copy_(self.batches.starts_at(step))
-            values = graph.run(kind, lambda: Packed.of(self._computed(t, *self.batches.rows(self.starts))))
+            self.source.copy_(self.batches.source_at(step))
+            values = graph.run(kind, lambda: Packed.of(self._computed(t, *self.batches.rows(self.source))))
         else:
             inputs, targets = self.batches.at(step)
             for hook in self.hooks:

@@ -25,11 +25,12 @@ class BatchSource(Protocol):
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets (B, T) of `step`, on the run's device."""
 
-    def starts_at(self, step: int) -> Tensor:
-        """Where the rows of `step` are, (B,) int64, on the run's device."""
+    def source_at(self, step: int) -> Tensor:
+        """What `rows` makes the batch of `step` from, on the run's device, of the same shape at every step:
+        where its rows are, (B,) int64, or what is in them."""
 
-    def rows(self, starts: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows that are there, as (inputs, targets)."""
+    def rows(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Those rows, as (inputs, targets), by operations of the device alone."""
 
 
 class Workload(Protocol):
@@ -40,7 +41,8 @@ class Workload(Protocol):
     between the two forwards of an audit; whatever else moves waits for `after_step`.
     """
 
-    tokens: dict[str, Tensor]  # each split's, (n,) int64, on the run's device; empty where there is no text
+    tokens: dict[str, Tensor]  # each split's, (n,) int64, on the run's device; not of images, nor of what is
+    # too long to be there at once
     vocabulary: int  # V
     characters_per_token: dict[str, float]  # of each split; empty where there is no text
     step_columns: tuple[str, ...]  # what it adds to steps.csv

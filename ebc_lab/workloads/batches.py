@@ -7,6 +7,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+BLOCK = 256  # steps drawn at a time
+
+
+def drawn_starts(seed: int, block: int, places: int, batch_size: int) -> np.ndarray:
+    """Where the windows of a block of steps begin, each of so many places as likely, (BLOCK, B) int64: a
+    function of (seed, block) alone."""
+    draw = np.random.Generator(np.random.Philox(key=[seed, block]))
+    return draw.integers(0, places, (BLOCK, batch_size))
+
 
 class Batches:
     """Training batches by step: a function of (seed, step), the same for every arm and after every resume.
@@ -14,8 +23,6 @@ class Batches:
     `of`: the length of the text for which starts are drawn, where `tokens` is only the head of it: they are
     the batches of the complete text, except that rows from its tail start elsewhere.
     """
-
-    BLOCK = 256  # steps drawn at a time
 
     def __init__(self, tokens: Tensor, batch_size: int, context: int, seed: int, *, of: int | None = None):
         self.tokens = tokens
@@ -28,14 +35,13 @@ class Batches:
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and next-token targets of `step`, (B, T) int64 each, on the tokens' device."""
-        return self.rows(self.starts_at(step))
+        return self.rows(self.source_at(step))
 
-    def starts_at(self, step: int) -> Tensor:
+    def source_at(self, step: int) -> Tensor:
         """Where the windows of `step` begin in the text, (B,) int64, on the tokens' device."""
-        block, row = divmod(step, self.BLOCK)
+        block, row = divmod(step, BLOCK)
         if block != self.block:
-            draw = np.random.Generator(np.random.Philox(key=[self.seed, block]))
-            starts = draw.integers(0, self.of - len(self.window) + 1, (self.BLOCK, self.batch_size))
+            starts = drawn_starts(self.seed, block, self.of - len(self.window) + 1, self.batch_size)
             starts %= len(self.tokens) - len(self.window) + 1
             self.starts = self.on_device(starts)
             self.block = block

@@ -21,6 +21,7 @@ from ebc_lab.records.cache import cache_dir
 
 from .digits import CLASSES, digits
 from .digits import SHA256 as DIGITS_SHA256
+from .shards import ShardSet, found
 from .splits import split_slices
 
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -40,12 +41,13 @@ class CorpusUnavailable(UserError):
 class Corpus:
     """A text and its source. `warning`: what a reader of the results must know about it, if anything."""
 
-    name: str  # shakespeare | pydoc | path | digits
+    name: str  # shakespeare | pydoc | path | digits | bin
     title: str  # in tables and figures
     source: str
-    text: str  # empty where it is images
-    sha256: str  # of the UTF-8 bytes, or of the pixels and classes
+    text: str  # empty where it is images, or tokens
+    sha256: str  # of the UTF-8 bytes, of the pixels and classes, or of the shards' checksums
     warning: str | None = None
+    shards: ShardSet | None = None  # of data=bin
 
     @property
     def vocabulary(self) -> list[str]:
@@ -159,12 +161,20 @@ def _digits(config: DataConfig, quiet: bool) -> Corpus:
     return Corpus("digits", "scikit-learn's digits", "sklearn.datasets.load_digits", "", DIGITS_SHA256)
 
 
+def _bin(config: DataConfig, quiet: bool) -> Corpus:
+    shards = ShardSet(found("data.files", config.files), found("data.val_files", config.val_files))
+    title = shards.train[0].path.name
+    title += f" and {len(shards.train) - 1} more" if len(shards.train) > 1 else ""
+    return Corpus("bin", title, str(shards.train[0].path), "", shards.sha256, shards=shards)
+
+
 CORPORA: dict[str, Callable[[DataConfig, bool], Corpus]] = {
     "auto": _auto,
     "shakespeare": _shakespeare,
     "pydoc": _pydoc,
     "path": _path,
     "digits": _digits,
+    "bin": _bin,
 }
 
 
@@ -189,12 +199,16 @@ def describe(config: DataConfig) -> dict[str, str | int | None]:
         k: getattr(corpus, k) for k in ("name", "title", "source", "sha256")
     }
     if corpus.name == "digits":
-        parts = {split: images.classes for split, images in digits().items()}
-        whole |= {"images": sum(map(len, parts.values())), "classes": CLASSES}
+        counts = {split: len(images.classes) for split, images in digits().items()}
+        whole |= {"images": sum(counts.values()), "classes": CLASSES}
+    elif corpus.shards is not None:
+        files = {"train": corpus.shards.train, "val and test": corpus.shards.val}
+        counts = {split: sum(shard.count for shard in of) for split, of in files.items()}
+        whole |= {"shards": sum(map(len, files.values())), "vocabulary": config.vocabulary}
     else:
-        parts = corpus.tokens()
+        counts = {split: len(ids) for split, ids in corpus.tokens().items()}
         whole |= {"characters": len(corpus.text), "vocabulary": len(corpus.vocabulary)}
-    splits = ", ".join(f"{k} {len(v):,}" for k, v in parts.items())
+    splits = ", ".join(f"{k} {n:,}" for k, n in counts.items())
     return {**whole, "splits": splits, "warning": corpus.warning}
 
 

@@ -218,6 +218,8 @@ class GPTWorkload(TextSplits):
 
     def __init__(self, run: RunConfig, corpus: Corpus, device: torch.device):
         self.run = run
+        self.device = device
+        self.shards = corpus.shards
         text = tokenised_of(run, corpus)
         self.tokens = {split: torch.from_numpy(ids).to(device) for split, ids in text.splits.items()}
         self.vocabulary = text.vocabulary

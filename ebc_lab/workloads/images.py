@@ -136,7 +136,7 @@ class ImageBatches:
             self.orders[epoch] = draw.permutation(len(self.images))
         return self.orders[epoch]
 
-    def starts_at(self, step: int) -> Tensor:
+    def source_at(self, step: int) -> Tensor:
         """The images of `step`, by number, (B,) int64, on their device; a batch may end one epoch and begin
         the next."""
         nth = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
@@ -147,7 +147,7 @@ class ImageBatches:
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """Images (B, 1, 8, 8) and classes (B, 1) of `step`."""
-        return self.rows(self.starts_at(step))
+        return self.rows(self.source_at(step))
 
     def rows(self, starts: Tensor) -> tuple[Tensor, Tensor]:
         """The images of these numbers, and their classes."""

@@ -17,6 +17,7 @@ from ebc_lab.verity import VerityError, ops
 
 UNIT = 1 << ops.LOSS_BITS  # of a sum of exact losses: one nat
 EVAL_TOKENS = {"cpu": 2048, "cuda": 65536}  # of one evaluation forward
+EVAL_LOGITS = 1 << 29  # of data=bin, whose vocabulary is large, in one such forward at most: 2 GiB in float32
 
 
 def autocast(run: RunConfig) -> AbstractContextManager[Any]:
@@ -72,6 +73,12 @@ SUMS = Sums(window_sums, _spread)
 EXACT_SUMS = Sums(exact_window_sums, _exact_spread, (VerityError,))
 
 
+def _tokens_at_once(run: RunConfig) -> int:
+    """How many tokens one evaluation forward takes."""
+    most = EVAL_TOKENS[run.device]
+    return min(most, EVAL_LOGITS // run.data.vocabulary) if run.data.name == "bin" else most
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -90,7 +97,7 @@ def evaluate(
     model.eval()
     try:
         for inputs, targets in pairs:
-            rows = max(1, EVAL_TOKENS[run.device] // inputs.shape[1])
+            rows = max(1, _tokens_at_once(run) // inputs.shape[1])
             for x, y in zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True):
                 with autocast(run):
                     logits = model(x)

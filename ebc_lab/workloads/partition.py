@@ -13,6 +13,8 @@ from ebc_lab.config.schema import RunConfig
 from ebc_lab.lowbit.clustering import DataClustering, suggest_k, window_features
 
 from .batches import Batches, windows
+from .shards import ShardSet
+from .shards.batches import ShardBatches
 
 HELD_SHARE = 0.02  # of the training text, its end, where the budget is measured on held-back text
 SUGGESTED = range(2, 13)  # numbers of clusters that are compared where none is asked for
@@ -50,7 +52,7 @@ class PartitionedBatches(Batches):
         clusters = partition.clusters or suggest_k(features, SUGGESTED, seed=seed).k
         self.clusters = DataClustering(clusters, seed=seed).fit(features)
 
-    def starts_at(self, step: int) -> Tensor:
+    def source_at(self, step: int) -> Tensor:
         windows = self.clusters.rows(step, self.batch_size, self.how)
         draw = np.random.Generator(np.random.Philox(key=[self.seed, step], counter=[0, 0, 0, OFFSETS]))
         starts = windows * self.context + draw.integers(0, self.context, self.batch_size)
@@ -63,14 +65,19 @@ class TextSplits:
 
     run: RunConfig
     tokens: dict[str, Tensor]  # each split's, (n,) int64, on the run's device
+    shards: ShardSet | None = None  # in the place of the training split, of data=bin
+    device: torch.device
 
-    def batches(self) -> tuple[Batches, Batches | None]:
+    def batches(self) -> tuple[Batches | ShardBatches, Batches | None]:
         """Return the training batches, and with budget.probe_tokens=held those that choose c.
 
         Raises UserError where the text is too short to hold any of it back, or for the run's clusters.
         """
-        run, text = self.run, self.tokens["train"]
+        run = self.run
         context = run.model.context
+        if self.shards is not None:
+            return ShardBatches(self.shards.train, run, self.device), None
+        text = self.tokens["train"]
         partition = PARTITION.of(run)
         if not PARTITION.neutral(partition):
             return PartitionedBatches(text, run.batch_size, context, run.seed, partition), None

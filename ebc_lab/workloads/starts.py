@@ -13,7 +13,7 @@ from ebc_lab.config.choices import changed, kind_of
 from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import read_settings
-from ebc_lab.config.parts.data import DataConfig
+from ebc_lab.config.parts.data import NO_FILES, DataConfig
 from ebc_lab.config.parts.init import INIT, InitConfig, with_init
 from ebc_lab.config.parts.quantizer import QUANTIZER
 from ebc_lab.config.schema import Config, RunConfig
@@ -22,6 +22,7 @@ from ebc_lab.records.weights import FORMAT, About, KeptWeights, found, read_weig
 from .corpus import Corpus, locate
 from .text import checked_text, tokenizer_of
 
+SHARDS = "shards"  # the kind of tokens of data=bin
 FREE = ("name", "dropout", "sha256")  # settings of a model that its weights do not depend on
 Settings = TypeVar("Settings", bound=RunConfig)
 
@@ -47,6 +48,11 @@ def pinned_start(run: Settings) -> Settings:
     init = replace(init, sha256=kept.sha256)
     if init.text == "source":
         name, sha256 = kept.about["text"]["name"], kept.about["text"]["sha256"]
+        if name == "bin":
+            raise UserError(
+                f"the weights {kept.path} come from tokens, not a text: choose init.text=none, or a text in "
+                "the same tokens."
+            )
         if name == "path" and not init.file:
             raise UserError(
                 f"the weights {kept.path} come from a text of one's own: give it as init.text=path "
@@ -75,7 +81,7 @@ def arms_pinned(config: Config) -> Config:
             continue
         own = {key: {"sha256": None, **arm.settings.get(key, {})} for key in ("data", "tokens")}
         if "data" in arm.settings:
-            own["data"] = {"file": None, **own["data"]}
+            own["data"] = {**NO_FILES, **own["data"]}
         run = changed(base, {**arm.settings, **own})
         corpus, tokenizer = checked_text(run)
         own["data"] |= {"name": corpus.name, "sha256": corpus.sha256}
@@ -93,8 +99,17 @@ def old_text(run: RunConfig) -> Corpus:
     return _old_corpus(INIT.of(run))
 
 
+def _tokens_of(run: RunConfig) -> str:
+    """What kind of tokens a run's model knows."""
+    return SHARDS if run.data.name == "bin" else run.tokens.name
+
+
 def tokenizer_sha256(run: RunConfig) -> tuple[str, int]:
-    """Return the checksum of the run's tokenizer, and how many tokens it has."""
+    """Return the checksum of the run's tokenizer, and how many tokens it has; of shards, whose tokenizer is
+    not known, that of this number."""
+    if run.data.name == "bin":
+        size = run.data.vocabulary
+        return hashlib.sha256(f"{size} tokens of shards".encode()).hexdigest(), size
     tokenizer = tokenizer_of(run, locate(run.data, quiet=True))
     return hashlib.sha256(tokenizer.to_json().encode()).hexdigest(), tokenizer.vocabulary
 
@@ -106,7 +121,7 @@ def about_of(run: RunConfig) -> About:
         "format": FORMAT,
         "model": _model_of(run),
         "levels": QUANTIZER.of(run).name,
-        "tokens": run.tokens.name,
+        "tokens": _tokens_of(run),
         "tokenizer": sha256,
         "vocabulary": vocabulary,
         "text": {"name": run.data.name, "sha256": run.data.sha256},
@@ -134,8 +149,12 @@ def _differences(about: About, run: RunConfig) -> Iterator[str]:
     levels = QUANTIZER.of(run).name
     if about["levels"] != levels:
         yield f"quantizer is {about['levels']} there and {levels} here: choose quantizer={about['levels']}"
-    if about["tokens"] != run.tokens.name:
-        yield f"tokens is {about['tokens']} there and {run.tokens.name} here: train both with tokens=bytes"
+    if about["tokens"] != _tokens_of(run):
+        yield f"tokens is {about['tokens']} there and {_tokens_of(run)} here: train both with tokens=bytes"
+        return
+    if about["tokens"] == SHARDS and about["vocabulary"] != run.data.vocabulary:
+        there = about["vocabulary"]
+        yield f"data.vocabulary is {there} there and {run.data.vocabulary} here: give both the same"
         return
     sha256, vocabulary = tokenizer_sha256(run)
     if sha256 != about["tokenizer"]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.machine import chosen_device, installed
 from ebc_lab.config.schema import RunConfig
 
 from .corpus import Corpus, check_length, locate
+from .shards import ShardSet, batches_in, head_of, too_short
 from .tokens import Tokenised, Tokenizer, tokenised, tokenizer
 
 TOKENS_PER_SPLAT = 2  # of the training text, at the least
@@ -21,6 +25,9 @@ def checked_text(run: RunConfig, *, quiet: bool = False) -> tuple[Corpus, str | 
     """
     corpus = locate(run.data, quiet=quiet)
     if run.workload.name == "images":
+        return corpus, None
+    if corpus.shards is not None:
+        _check_shards(run, corpus.shards)
         return corpus, None
     if run.tokens.name == "characters":
         check_length(corpus, run.model.context)
@@ -37,6 +44,39 @@ def checked_text(run: RunConfig, *, quiet: bool = False) -> tuple[Corpus, str | 
     _check_splats(run, len(text.splits["train"]))
     _check_embeddings(run, text.vocabulary)
     return corpus, text.sha256
+
+
+def _check_shards(run: RunConfig, shards: ShardSet) -> None:
+    """Refuse tokens that the model does not know, and splits that are too short. Raises UserError."""
+    largest = shards.largest
+    if largest.largest >= run.data.vocabulary:
+        raise UserError(
+            f"{largest.path} holds token {largest.largest}, and data.vocabulary={run.data.vocabulary} ends "
+            f"at {run.data.vocabulary - 1}: raise it, or give shards of the same tokenizer."
+        )
+    context = run.model.context
+    if run.data.val_tokens < 2 * context:
+        raise UserError(
+            f"data.val_tokens={run.data.val_tokens} must hold two windows of model.context={context}."
+        )
+    wanted, there = 2 * (run.data.val_tokens + 1), sum(shard.count for shard in shards.val)
+    if there < wanted:
+        raise UserError(
+            f"data.val_files hold {there} tokens, and data.val_tokens={run.data.val_tokens} takes {wanted} "
+            "for validation and test together: give more shards, or make it smaller."
+        )
+    if run.data.order == "random" and max(shard.count for shard in shards.train) <= context:
+        raise UserError(f"no shard of data.files holds a window of model.context={context} tokens.")
+
+
+def check_length_of(run: RunConfig, corpus: Corpus, steps: int) -> None:
+    """Refuse shards that are read in order and end before so many steps. Raises UserError."""
+    if corpus.shards is None or run.data.order != "in_order":
+        return
+    tokens = run.batch_size * run.model.context
+    batches = sum(batches_in(corpus.shards.train, tokens))
+    if batches < steps:
+        raise UserError(f"{steps} steps are too many: {too_short(batches, tokens)}")
 
 
 def _check_splats(run: RunConfig, tokens: int) -> None:
@@ -92,7 +132,9 @@ def _check_embeddings(run: RunConfig, vocabulary: int) -> None:
 
 
 def tokenizer_of(run: RunConfig, corpus: Corpus) -> Tokenizer:
-    """The run's tokenizer. Raises UserError."""
+    """The run's tokenizer. Raises UserError, also where only its tokens are known."""
+    if corpus.shards is not None:
+        raise UserError("data=bin is tokens alone, and no text can be cut as they were: choose another data.")
     return _tokenizer(run.tokens.name, corpus, run.tokens.size, run.tokens.folder)
 
 
@@ -107,8 +149,19 @@ def _cut(kind: str, corpus: Corpus, size: int, folder: str | None) -> Tokenised:
     return tokenised(_tokenizer(kind, corpus, size, folder), corpus)
 
 
+@functools.lru_cache(maxsize=2)
+def _held_out(shards: ShardSet, count: int) -> dict[str, NDArray[np.int64]]:
+    """The validation and test splits of shards, each (count + 1,): so many predictions."""
+    starts = {"val": 0, "test": count + 1}
+    return {split: head_of(shards.val, start, count + 1) for split, start in starts.items()}
+
+
 def tokenised_of(run: RunConfig, corpus: Corpus) -> Tokenised:
-    """The corpus in the run's tokens. Raises UserError where the tokenizer is not the run's."""
+    """The corpus in the run's tokens; of shards without the training split. Raises UserError where the
+    tokenizer is not the run's."""
+    if corpus.shards is not None:
+        held_out = _held_out(corpus.shards, run.data.val_tokens)
+        return Tokenised(held_out, run.data.vocabulary, {}, None)
     text = _cut(run.tokens.name, corpus, run.tokens.size, run.tokens.folder)
     known = run.tokens.sha256
     if known and text.sha256 != known:

@@ -57,12 +57,12 @@ class Tokenised:
 
     splits: dict[str, np.ndarray]  # each split's ids, (n,) int64
     vocabulary: int
-    characters: dict[str, int]  # of each split's text
+    characters: dict[str, int]  # of each split's text; empty where only its tokens are known
     sha256: str | None  # of the tokenizer's JSON; None for characters
 
     def characters_per_token(self) -> dict[str, float]:
         """Return, for each split, what turns nats per token into bits per character."""
-        return {split: self.characters[split] / len(ids) for split, ids in self.splits.items()}
+        return {split: count / len(self.splits[split]) for split, count in self.characters.items()}
 
 
 class Characters:

@@ -22,7 +22,8 @@ from ebc_lab.config.choices import optimizer_defaults
 from ebc_lab.config.parts.model import ModelConfig
 from ebc_lab.config.parts.optimizer import OptimizerConfig
 from ebc_lab.workloads.gpt import build as build_model
-from ebc_lab.workloads.gpt import hidden_matrices
+from ebc_lab.workloads.gpt import drawn, hidden_matrices
+from ebc_lab.workloads.modern import ModernGPT
 
 LR = 1e-2
 CONFIGS = {
@@ -262,11 +263,12 @@ def test_muon_takes_the_hidden_matrices_at_adams_rms(model):
         assert values.max() < 1.3
 
 
+@pytest.mark.parametrize("adjust", ["match_rms_adamw", "original"])
 @pytest.mark.parametrize(("precision", "rounding"), [(torch.bfloat16, 0.01), (torch.float32, 0.03)])
-def test_stacked_muon_is_torchs_muon_up_to_bfloat16_rounding(model, precision, rounding):
+def test_stacked_muon_is_torchs_muon_up_to_bfloat16_rounding(model, precision, rounding, adjust):
     plain = copy.deepcopy(model)
     stacked = copy.deepcopy(model)
-    options = {"lr": LR, "momentum": 0.9, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    options = {"lr": LR, "momentum": 0.9, "weight_decay": 0.1, "adjust_lr_fn": adjust}
     reference = torch.optim.Muon(hidden_matrices(plain), **options)
     fast = StackedMuon(hidden_matrices(stacked), **options)
     fast.precision = precision
@@ -314,6 +316,59 @@ def test_muon_orthogonalises_in_the_precision_of_the_run(model):
     for dtype, precision in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         muon, _ = optimizers.build(model, config, matrices, dtype)
         assert muon.precision == precision
+
+
+GROUPED = OptimizerConfig(
+    "muon",
+    lr=LR,
+    momentum=0.95,
+    beta1=0.8,
+    beta2=0.95,
+    weight_decay=0.05,
+    update_size="shape",
+    embedding_scale=28.0,
+    head_scale=0.16,
+    vector_scale=0.6,
+    rest_decay=0.001,
+)
+
+
+def test_muon_and_adamw_have_a_rate_and_a_decay_for_each_kind_of_parameter():
+    """Against torch's own optimizers, each with its kind of parameters and the rate that it comes to."""
+    model = drawn(lambda: ModernGPT(ModelConfig("modern", blocks=2, width=16, heads=2, context=8), 11), 0)
+    twin = copy.deepcopy(model)
+    named = dict(twin.named_parameters())
+    hidden = hidden_matrices(twin)
+    vectors = [p for p in named.values() if p.ndim == 1]
+    adamw = {"betas": (0.8, 0.95), "eps": 1e-8, "weight_decay": 0.001}
+    reference = [
+        torch.optim.Muon(hidden, lr=LR, momentum=0.95, weight_decay=0.05, adjust_lr_fn="original"),
+        torch.optim.AdamW([named["token_embedding.weight"]], lr=28 * LR, **adamw),
+        torch.optim.AdamW([named["head.weight"]], lr=0.16 * LR, **adamw),
+        torch.optim.AdamW(vectors, lr=0.6 * LR, **adamw),
+    ]
+    assert len(hidden) + 2 + len(vectors) == len(named)
+    start = copy.deepcopy(model)
+    bases = build(model, GROUPED)
+    for i in range(3):
+        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
+            q.grad = p.grad.clone()
+        for base in (*bases, *reference):
+            base.step()
+    for (name, p), q, old in zip(
+        model.named_parameters(), twin.parameters(), start.parameters(), strict=True
+    ):
+        rounding = 0.03 if "blocks" in name and p.ndim == 2 else 1e-5  # torch's Muon takes bfloat16 products
+        assert (p - q).norm() <= rounding * (q - old).norm(), name
+
+
+def test_without_a_decay_of_its_own_the_rest_is_adam_and_at_one_rate_it_is_one(model):
+    coupled = build(model, replace(GROUPED, rest_decay=None))
+    assert [type(base).__mro__[2] for base in coupled[1:]] == [torch.optim.Adam] * 3
+    assert {group["weight_decay"] for base in coupled for group in base.param_groups} == {0.05}
+    plain = replace(GROUPED, rest_decay=None, embedding_scale=1.0, head_scale=1.0, vector_scale=1.0)
+    assert [type(base) for base in build(model, plain)] == [StackedMuon, torch.optim.Adam]
 
 
 def test_muon_leaves_a_matrix_without_gradient_alone(model):

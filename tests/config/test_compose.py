@@ -93,7 +93,7 @@ def test_every_choice_of_every_group_composes():
     for i in range(max(map(len, of_a_run.values()))):  # the i-th choice of every group at once
         named = [f"{group}={choices[i % len(choices)]}" for group, choices in of_a_run.items()]
         of_images = ("workload=images", "data=digits", "model=cnn", "model=vit")  # workloads/test_models.py's
-        named = [o for o in named if o not in of_images]
+        named = [o for o in named if o not in (*of_images, "data=bin")]  # and test_shards.py's
         if "data=path" in named:
             named.append("data.file=README.md")
         if "lr_schedule=replay" in named:
@@ -205,6 +205,14 @@ def test_a_number_of_tokens_goes_with_the_name_of_a_tokenizer_and_is_what_other_
     assert (config.tokens.name, config.steps, config.eval_every) == ("bpe", 21, 21)
 
 
+def test_a_stage_takes_its_length_in_tokens_and_what_follows_it_follows():
+    tokens, steps = (
+        compose(["scale=smoke", f"finals.{length}"]) for length in ("train_tokens=1e5", "steps=131")
+    )
+    assert (tokens.finals.steps, tokens.calibrate.steps, tokens.lr_sweep.long_steps) == (131, 131, 131)
+    assert tokens == steps
+
+
 def test_budgets_of_tokens_are_swept_with_what_a_step_holds():
     found = [compose(c, study=False) for c in expand(["scale=smoke", "tokens=1e5,2e5", "batch_size=24,48"])]
     assert [config.steps for config in found] == [131, 66, 261, 131]
@@ -219,6 +227,8 @@ def test_budgets_of_tokens_are_swept_with_what_a_step_holds():
         (["tokens=1e14"], ["130208333334 steps of 768 tokens: at most 100000000"]),
         (["tokens=2M"], ["bpe, bytes, characters or gpt2, or how many tokens to train on, as 2e6"]),
         (["tokens=1e5", "batch_size=0"], ["batch_size", ">= 1"]),
+        (["finals.train_tokens=1e5", "finals.steps=9"], ["finals.steps and finals.train_tokens both say"]),
+        (["finals.train_tokens=0"], ["finals.train_tokens", ">= 1"]),
     ],
 )
 def test_a_number_of_tokens_that_cannot_be_meant_is_refused(overrides, words):

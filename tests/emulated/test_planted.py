@@ -54,14 +54,14 @@ def test_a_step_that_reads_a_number_within_a_capture(monkeypatch, tried):
 
 
 def test_a_batch_that_is_read_on_the_host_between_two_steps(monkeypatch, tried):
-    starts_at = Batches.starts_at
+    source_at = Batches.source_at
 
     def looked_at(self, step):
-        starts = starts_at(self, step)
+        starts = source_at(self, step)
         assert starts.min().item() >= 0
         return starts
 
-    monkeypatch.setattr(Batches, "starts_at", looked_at)
+    monkeypatch.setattr(Batches, "source_at", looked_at)
     found = tried("stabilizer=none")
     assert set(found.graph_waits) == {"a number is read"}
     assert found.graphed

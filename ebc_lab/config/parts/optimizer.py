@@ -18,6 +18,8 @@ ADAMS = (  # what has Adam's two moments, or is made of it
     *("muon", "soap", "schedule_free", "galore", "nadamw"),
     *("prodigy", "adopt", "hyperball", "normuon", "muonclip", "d_adaptation", "mechanic"),
 )
+MUON = ("muon",)
+SCALE: dict[str, Any] = {"low": 0, "high": 1000}  # of a rate, in units of lr
 FIXED_NORM = ("hyperball", "lionar")
 WITH_MOMENTUM = ("sgd", "muon", "normuon", "muonclip", "scion")
 EXACT = ("adam", "adamw")
@@ -102,6 +104,31 @@ class OptimizerConfig:
     )
     rest_scale: float = setting(
         0.1, "rate of what is not a hidden matrix, in units of lr", low=0, high=1000, only=FIXED_NORM
+    )
+    update_size: str = setting(
+        "rms",
+        "of Muon: rms, that of Adam's updates; or shape, max(1, rows/columns)^½ times an orthogonal matrix",
+        choices=("rms", "shape"),
+        only=MUON,
+        neutral="rms",
+    )
+    embedding_scale: float = setting(
+        1.0, "beside Muon: rate of the embeddings, in units of lr", only=MUON, neutral=1.0, **SCALE
+    )
+    head_scale: float = setting(
+        1.0, "beside Muon: rate of the head, in units of lr", only=MUON, neutral=1.0, **SCALE
+    )
+    vector_scale: float = setting(
+        1.0, "beside Muon: rate of gains and biases, in units of lr", only=MUON, neutral=1.0, **SCALE
+    )
+    rest_decay: float | None = setting(
+        None,
+        "beside Muon: decoupled weight decay of the rest, whose Adam is then AdamW; empty: weight_decay, "
+        "added to its gradient",
+        low=0,
+        high=100,
+        only=MUON,
+        neutral=None,
     )
     logit_bound: float = setting(
         100.0, "largest logit of attention that a step leaves", above=0, high=1e6, only=("muonclip",)

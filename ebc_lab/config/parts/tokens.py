@@ -80,17 +80,32 @@ def refuse_two_lengths(parsed: Mapping[str, Any]) -> None:
         f"steps and tokens both say how long the run is: give one of steps={parsed.get('steps')} and "
         f"tokens={parsed.get(TRAIN_TOKENS)}.",
     )
+    for key in (key for key in parsed if key.endswith(f".{TRAIN_TOKENS}")):
+        steps = key.replace(TRAIN_TOKENS, "steps")
+        require(
+            steps not in parsed,
+            f"{steps} and {key} both say how long the stage's runs are: give one of {steps}="
+            f"{parsed.get(steps)} and {key}={parsed[key]}.",
+        )
 
 
 def set_steps(composed: Any) -> None:
-    """Give a composed configuration the steps that its `train_tokens` are at its batch, and empty that.
+    """Give a composed configuration, and each of its stages, the steps that its `train_tokens` are at its
+    batch, and empty that.
 
     What cannot be such a number is left for the checks to refuse. Raises UserError for too many steps.
     """
-    tokens, a_step = composed.train_tokens, composed.batch_size * composed.model.context
-    if tokens is None or not 1 <= tokens < math.inf or a_step < 1:
-        return
-    steps = math.ceil(tokens / a_step)
-    require(steps <= STEPS, f"tokens={tokens:g} are {steps} steps of {a_step} tokens: at most {STEPS}.")
-    composed.steps = steps
-    composed.train_tokens = None
+    from omegaconf import OmegaConf
+
+    a_step = composed.batch_size * composed.model.context
+    said = [name for name in composed if not OmegaConf.is_interpolation(composed, name)]
+    timed = {name: composed[name] for name in said if OmegaConf.is_dict(composed[name])}
+    stages = {f"{name}.{TRAIN_TOKENS}": of for name, of in timed.items() if TRAIN_TOKENS in of}
+    for key, of in {"tokens": composed, **stages}.items():
+        tokens = of.train_tokens
+        if tokens is None or not 1 <= tokens < math.inf or a_step < 1:
+            continue
+        steps = math.ceil(tokens / a_step)
+        require(steps <= STEPS, f"{key}={tokens:g} are {steps} steps of {a_step} tokens: at most {STEPS}.")
+        of.steps = steps
+        of.train_tokens = None

@@ -62,6 +62,7 @@ def factor(value: float | None) -> str:
 FORMS: dict[str, Callable[[Any], str]] = {  # of a `Figure` -> how its value is written
     "brief": brief,
     "two_digits": two_digits,
+    "four_digits": fixed,
     "percent": percent,
     "tenths_of_percent": lambda x: percent(x, 1),
     "times": times,
@@ -199,11 +200,12 @@ def results_of(arm: Arm, results: Results | None) -> list[RunResult] | None:
 
 def _mean(arm: Arm, results: Sequence[RunResult] | None, key: str) -> float | None:
     """Return a figure's mean over the completed runs, as the decision has it where their results are not
-    known."""
-    if results is None:
+    known, or where it is no such mean."""
+    figure = OF_PARTS.get(key, Figure(key, "", ""))
+    if results is None or not figure.averaged:
         figures: Mapping[str, Any] = arm.get("figures", arm)
         return figures.get(key)
-    return OF_PARTS.get(key, Figure(key, "", "")).mean(_completed(results))
+    return figure.mean(_completed(results))
 
 
 def _completed(results: Sequence[RunResult]) -> list[RunResult]:

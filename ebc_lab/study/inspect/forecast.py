@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ebc_lab.bench.flops import GPU, PEAK, UTILISATION, gpu_hours, run_flops
 from ebc_lab.bench.speeds import (
     Choice,
     NotMeasured,
@@ -42,6 +43,7 @@ from ..store.study import Study
 from .copied import WithNeighbours, with_corpus_of_neighbours
 from .pace import Pace, learned, observed, of_siblings
 
+ASSUMED = f"6·N·tokens and attention at {UTILISATION:.0%} of the {PEAK / 1e12:.0f} TFLOP/s of an {GPU}"
 OPEN = "0" * 64  # a checksum that is not known yet
 USUAL = 2.0  # the best loss that is invented where none is known
 SCENARIOS = (
@@ -211,7 +213,7 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
         for stage, figures in stages.items():
             figures[scenario] = _figures(runs[stage], named, known, rate, speed)
     for figures in stages.values():  # known results may turn the scenarios' order around
-        for key in ("runs", "steps", "tokens", "eta_s"):
+        for key in ("runs", "steps", "tokens", "eta_s", "gpu_hours", "flop_hours"):
             known_figures = [f[key] for f in figures.values() if f[key] is not None]
             figures["min"][key] = min(known_figures, default=None)
             figures["max"][key] = max(known_figures, default=None)
@@ -234,6 +236,7 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
         "changed": told(changed, requested(config), edited(config, header or {})),
         "stages": stages,
         "eta_from": rate.source if rate else measured,
+        "gpu_hours_from": ASSUMED,
     }
 
 
@@ -271,7 +274,28 @@ def _figures(
         "steps": steps,
         "tokens": sum(s.run.steps * s.run.batch_size * s.run.model.context for s in training),
         "eta_s": _seconds(left, config, rate, speed),
+        "gpu_hours": _gpu_hours(left, config, rate, speed),
+        "flop_hours": _flop_hours(left),
     }
+
+
+def _gpu_hours(
+    left: Sequence[RunSpec], config: Config, rate: Pace | None, speed: Choice | None
+) -> float | None:
+    """Return the hours of all GPUs together, from runs that have finished or a speed that was measured on
+    one; None without."""
+    if config.device != "cuda":
+        return None
+    seconds = _seconds(left, config, rate, speed)
+    return None if seconds is None else seconds * slots(config) * config.launcher.processes_per_run / 3600
+
+
+def _flop_hours(left: Sequence[RunSpec]) -> float | None:
+    """Return the GPU hours that the runs' operations come to, see `bench.flops`; None where those of one of
+    them are not known."""
+    counted = [run_flops(spec.run) for spec in left]
+    known = [flops for flops in counted if flops is not None]
+    return gpu_hours(sum(known)) if len(known) == len(counted) else None
 
 
 def _seconds(

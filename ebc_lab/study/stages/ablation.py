@@ -11,13 +11,14 @@ from typing import Any
 
 from ebc_lab.config.choices import changed
 from ebc_lab.config.parts import PARTS
+from ebc_lab.config.parts.target import TARGET
 from ebc_lab.config.schema import ArmConfig, Config, RunConfig
 from ebc_lab.records.columns import BITS, OF_PARTS
 from ebc_lab.records.decisions import Arm, Decision, Difference, StepCost, SuiteTrack, SweepTrack
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, told_of
 
-from .compare_arms import arms_of, losses
+from .compare_arms import arms_of, losses, target_figures
 from .rules import Results, Undecidable, losses_of, make_decision
 from .stage import Said, Stage, compared
 from .statistics import Luck, paired, seeds_needed, show_mean
@@ -244,6 +245,8 @@ def _arms(
             "cause": _cause(arm, results),
         }
     _add_memory(arms, specs, results)
+    for arm in arms.values():
+        arm["figures"] |= target_figures(TARGET.of(config), arm, arms.get(arm["versus"] or ""), results)
     return arms
 
 

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from ebc_lab.config.parts.target import TargetConfig, finite_rows, first_at_or_below
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.config.study_checks import stage_seeds
 from ebc_lab.records.columns import BITS
@@ -23,8 +24,8 @@ from ebc_lab.records.decisions import Arm, Decision, Efficiency, FinalsTrack, Ra
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, schedules_of
 
-from .rules import Results, Undecidable
-from .statistics import paired
+from .rules import Results, Undecidable, ended
+from .statistics import below, centre_of, paired
 
 MEANS = ("val_loss", "test_loss", "heldout_loss", "c_mean", "c_median", "kl_median", "clip_rate")
 
@@ -114,20 +115,89 @@ def efficiency(
 def _reached(
     arm: Arm, targets: Mapping[str, float], results: Results, tokens_per_step: int
 ) -> Efficiency | None:
-    reached = []
     seeds = [seed for seed in arm["runs"] if seed in targets]
-    for seed in seeds:
-        curve = results.get(arm["runs"][seed], RunResult()).get("curve") or []
-        reached += [point for point in curve if point[1] is not None and point[1] <= targets[seed]][:1]
+    curves = {seed: results.get(arm["runs"][seed], RunResult()).get("curve") or [] for seed in seeds}
+    found = [first_at_or_below(curves[seed], targets[seed]) for seed in seeds]
+    reached = [point for point in found if point]
     if not reached or 2 * len(reached) < len(seeds):
         return None
-    steps = statistics.median(point[0] for point in reached)
+    steps = statistics.median(steps for steps, _ in reached)
     return {
         "steps": steps,
         "tokens": steps * tokens_per_step,
-        "train_s": statistics.median(point[2] for point in reached),
+        "train_s": statistics.median(seconds for _, seconds in reached),
         "seeds": len(reached),
     }
+
+
+def steps_to_target(arm: Arm, results: Results, target: float) -> dict[str, float]:
+    """Return each seed's steps to the target, infinite for a miss; runs that did not end are absent."""
+    steps: dict[str, float] = {}
+    for seed, run_id in arm["runs"].items():
+        result = results.get(run_id)
+        if ended(result):
+            reached = first_at_or_below((result or {}).get("curve") or [], target)
+            steps[seed] = reached[0] if reached else math.inf
+    return steps
+
+
+def target_figures(
+    target: TargetConfig, arm: Arm, reference: Arm | None, results: Results
+) -> dict[str, float | None]:
+    """Return what a suite says of an arm and a target (docs/field.md): the figures of
+    `config/parts/target.py`; nothing where there is no target.
+
+    A mean of steps needs every run to have reached it, and p that none has diverged. modded-nanogpt's
+    optimization track asks whether the mean final loss of n runs is below 3.28, by a z-test with a σ that is
+    known there; without one it is a t-test here.
+    """
+    if target.name == "none":
+        return {}
+    runs = [results.get(run_id, RunResult()) for run_id in arm["runs"].values()]
+    done = [r for r in runs if r.get("outcome") == "completed"]
+    whole = not any(r.get("outcome") == "diverged" for r in runs)
+    steps = steps_to_target(arm, results, target.loss)
+    reached = [x for x in steps.values() if math.isfinite(x)]
+    final = [float(loss) for r in done if (loss := r.get("val_loss")) is not None]
+    all_there = bool(reached) and len(reached) == len(steps)
+    return {
+        "target_loss": target.loss,
+        "target_runs": float(len(done)),
+        "target_reached": float(len(reached)),
+        "steps_to_target": statistics.fmean(reached) if all_there else None,
+        "steps_to_target_sd": _spread_of(reached) if all_there else None,
+        "target_final_loss": statistics.fmean(final) if final else None,
+        "target_final_sd": _spread_of(final),
+        "target_p": below(final, target.loss, target.sigma) if whole else None,
+        "steps_surely_below": _surely_below(target, done) if whole else None,
+        **_steps_difference(steps, steps_to_target(reference, results, target.loss) if reference else {}),
+    }
+
+
+def _spread_of(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _surely_below(target: TargetConfig, runs: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the first step at which all runs were evaluated and p of their losses is below the level: the
+    same step for all of them, as modded-nanogpt's rules want it."""
+    curves = [{step: loss for step, loss, _ in finite_rows(r.get("curve") or [])} for r in runs]
+    common = sorted(set.intersection(*map(set, curves))) if curves else []
+    for step in common:
+        p = below([curve[step] for curve in curves], target.loss, target.sigma)
+        if p is not None and p < target.level:
+            return float(step)
+    return None
+
+
+def _steps_difference(
+    steps: Mapping[str, float], of_reference: Mapping[str, float]
+) -> dict[str, float | None]:
+    keys = ("steps_difference", "steps_difference_low", "steps_difference_high")
+    if not set(steps) & set(of_reference):
+        return dict.fromkeys(keys)
+    found = paired(steps, of_reference, margin=0.0)
+    return dict(zip(keys, (centre_of(found), found["low"], found["high"]), strict=True))
 
 
 def compare(

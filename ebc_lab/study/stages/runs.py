@@ -23,6 +23,7 @@ from ebc_lab.config.identity import (
     share_in_steps,
     study_environment,
 )
+from ebc_lab.config.parts.data import NO_FILES
 from ebc_lab.config.parts.optimizer import OptimizerConfig
 from ebc_lab.config.parts.race import RACE, RaceConfig
 from ebc_lab.config.schema import STAGES, CarrySettingConfig, Config, ProfiledWorkloadConfig, RunConfig
@@ -288,7 +289,7 @@ def _own_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, dict[st
     data, tokens = to_dict(base.data), {**to_dict(base.tokens), "sha256": None}
     if "data" in settings:
         own = {"name": base.data.name, **settings["data"]}
-        data |= {"file": None, "sha256": None, **settings_of("data", own["name"]), **own}
+        data |= {**NO_FILES, "sha256": None, **settings_of("data", own["name"]), **own}
     return {"data": data, "tokens": tokens | settings.get("tokens", {})}
 
 
@@ -298,7 +299,7 @@ def with_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
     own = _own_text(base, settings)
     for group, of in own.items():
         if not of["sha256"] and of["name"] != "characters":
-            of["sha256"] = digest([group, of["name"], of.get("file"), of.get("size")])
+            of["sha256"] = digest([group, of["name"], of.get("files") or of.get("file"), of.get("size")])
     return {**settings, **own}
 
 

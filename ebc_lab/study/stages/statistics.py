@@ -382,6 +382,21 @@ def show_mean(d: Difference) -> str:
     return "not known"
 
 
+def below(losses: Sequence[float], target: float, sigma: float = 0.0) -> float | None:
+    """Return p, one-sided, of a mean so far below `target` by chance: of a z-test where the runs' standard
+    deviation `sigma` is known, else of a t-test, which needs two of them; None without."""
+    from scipy import stats
+
+    if sigma > 0 and losses:
+        z = (statistics.fmean(losses) - target) * math.sqrt(len(losses)) / sigma
+        return float(stats.norm.cdf(z))
+    if len(losses) < 2:
+        return None
+    if max(losses) - min(losses) <= ROUNDING:
+        return float(statistics.fmean(losses) >= target)
+    return float(stats.ttest_1samp(losses, target, alternative="less").pvalue)
+
+
 def noise(losses: Sequence[float]) -> NoiseFloor:
     """Measure the noise floor by replicate seeds: `sigma`, its 95% interval, and what a comparison of two
     single runs could show.

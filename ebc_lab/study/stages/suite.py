@@ -195,9 +195,9 @@ def started(run: RunConfig, source: RunSpec, results: Results) -> RunConfig | No
         name="run",
         run=source.run_id,
         sha256=result["streams"][WEIGHTS],
-        text=old.name,
+        text="none" if old.name == "bin" else old.name,
         file=old.file if old.name == "path" else None,
-        text_sha256=old.sha256,
+        text_sha256=None if old.name == "bin" else old.sha256,
     )
     return with_init(run, init)
 

@@ -62,7 +62,7 @@ BESIDE: dict[str, dict[str, list[str]]] = {
     "partition": {"clustered": ["partition.clusters=3"], "stratified": ["partition.clusters=3"]},
     "shock": {},
     "determinism": {"verity": ["dtype=float32", "budget=shadow"]},
-    "race": {"bounds": ["race.above={'22': 99.0}"]},
+    "target": {"loss": ["target.loss=2"]},
     "decoder": dict.fromkeys(("transformer", "moe"), EBM),
     "encoder": dict.fromkeys(("transformer", "window"), EBM),
     "sampler": dict.fromkeys(("original", "baoab", "adjusted"), EBM),
@@ -80,7 +80,7 @@ NOT: dict[str, dict[str, str]] = {
     "index": {"ivf": "needs faiss"},
 }
 # groups of conf/ that change nothing of what a step launches, or that all arms share
-ELSEWHERE = {"scale", "study", "launcher", "tracker", "data", "tokens", "init", "ebm", "adapter"}
+ELSEWHERE = {"scale", "study", "launcher", "tracker", "data", "tokens", "init", "ebm", "adapter", "race"}
 
 # settings within a choice that change what a step launches
 WITHIN: dict[str, list[str]] = {

@@ -16,6 +16,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ebc_lab.config.parts.target import finite_rows, first_at_or_below
 from ebc_lab.records.decisions import RateSensitivity
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
@@ -30,12 +31,7 @@ Times = Mapping[str, Mapping[str, Sequence[float]]]  # method -> workload -> eac
 
 def curve_of(result: RunResult | None) -> list[tuple[int, float, float]]:
     """Return (step, loss on the fixed windows, seconds of training) of the evaluations that have a loss."""
-    rows = (result or {}).get("curve") or []
-    return [
-        (int(step), float(loss), float(seconds))
-        for step, loss, seconds in rows
-        if loss is not None and math.isfinite(loss)
-    ]
+    return finite_rows((result or {}).get("curve") or [])
 
 
 def lowest(result: RunResult | None) -> float:
@@ -46,7 +42,7 @@ def lowest(result: RunResult | None) -> float:
 def reached(result: RunResult | None, target: float) -> tuple[int, float] | None:
     """Return the steps and the seconds until a run first has a loss at or below the target; None for never. A
     run that diverged afterwards has reached it."""
-    return next(((step, seconds) for step, loss, seconds in curve_of(result) if loss <= target), None)
+    return first_at_or_below((result or {}).get("curve") or [], target)
 
 
 def times_of(specs: Sequence[RunSpec], results: Results, target: float) -> list[tuple[float, float]]:

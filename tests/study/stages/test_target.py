@@ -1,0 +1,93 @@
+"""How soon and how surely an arm's runs reach a target loss, against the formulas written out."""
+
+import math
+import statistics
+
+import pytest
+from scipy import stats
+from support.played import done
+
+from ebc_lab.config.parts.target import TargetConfig, first_at_or_below, of_run
+from ebc_lab.study.stages.compare_arms import target_figures
+from ebc_lab.study.stages.statistics import below
+
+TARGET = TargetConfig("loss", loss=3.28)
+CURVES = {  # seed -> loss at steps 100, 200 and 300; the last is the final one, too
+    "0": (3.40, 3.281, 3.276),
+    "1": (3.41, 3.280, 3.277),
+    "2": (3.40, 3.279, 3.2775),
+    "3": (3.42, 3.2805, 3.2765),
+}
+
+
+def arm_of(curves, **outcomes):
+    """An arm and its runs' results."""
+    results = {}
+    for seed, losses in curves.items():
+        rows = [[100 * (i + 1), loss, 2.0 * (i + 1)] for i, loss in enumerate(losses)]
+        results[f"run {seed}"] = done(losses[-1], curve=rows)
+        if seed in outcomes.get("diverged", ()):
+            results[f"run {seed}"] |= {"outcome": "diverged", "val_loss": None}
+    return {"runs": {seed: f"run {seed}" for seed in curves}}, results
+
+
+def test_a_run_reaches_a_target_at_the_first_evaluation_at_or_below_it():
+    curve = [[10, 3.5, 1.0], [20, None, 2.0], [30, math.nan, 3.0], [40, 3.28, 4.0], [50, 3.0, 5.0]]
+    assert first_at_or_below(curve, 3.28) == (40, 4.0)
+    assert first_at_or_below(curve, 2.9) is None
+    assert of_run(TARGET, curve) == {"target_loss": 3.28, "steps_to_target": 40}
+    assert of_run(TargetConfig("loss", loss=2.9), curve)["steps_to_target"] is None
+    assert of_run(TargetConfig(), curve) == {}
+
+
+def test_an_arm_has_n_mean_and_spread_of_its_steps_and_p_of_its_final_losses():
+    arm, results = arm_of(CURVES)
+    figures = target_figures(TARGET, arm, None, results)
+    final = [losses[-1] for losses in CURVES.values()]
+    assert (figures["target_runs"], figures["target_reached"]) == (4, 4)
+    assert figures["steps_to_target"] == statistics.fmean([300, 200, 200, 300])
+    assert figures["steps_to_target_sd"] == pytest.approx(math.sqrt(4 * 50**2 / 3))
+    assert figures["target_final_loss"] == pytest.approx(3.27675)
+    t = (statistics.fmean(final) - 3.28) * 2 / statistics.stdev(final)
+    assert figures["target_p"] == pytest.approx(stats.t.cdf(t, 3))
+    assert 0.0005 < figures["target_p"] < 0.01
+    loose = TargetConfig("loss", loss=3.28, level=0.01)
+    assert target_figures(loose, arm, None, results)["steps_surely_below"] == 300
+
+
+def test_a_known_sigma_makes_the_z_test_of_the_benchmarks_rules():
+    """(3.28 - mean)·√n >= 0.004 there, which is 3.08 of its σ, 0.0013; p < 0.001 needs 3.09 of them."""
+    assert below([3.28 - 0.00402], 3.28, 0.0013) < 0.001 < below([3.28 - 0.00401], 3.28, 0.0013)
+    four = [3.28 - 0.00402 / 2] * 4
+    assert below(four, 3.28, 0.0013) == pytest.approx(below([3.28 - 0.00402], 3.28, 0.0013))
+    assert below([3.27], 3.28) is None  # one run alone shows no spread
+    assert (below([3.27, 3.27], 3.28), below([3.29, 3.29], 3.28)) == (0.0, 1.0)
+    known = TargetConfig("loss", loss=3.28, sigma=0.0013)
+    arm, results = arm_of({"0": (3.3, 3.27, 3.26)})
+    assert target_figures(known, arm, None, results)["steps_surely_below"] == 200
+
+
+def test_a_missed_target_leaves_no_mean_and_a_diverged_run_no_p():
+    arm, results = arm_of(CURVES | {"1": (3.5, 3.4, 3.3)})
+    figures = target_figures(TARGET, arm, None, results)
+    assert (figures["steps_to_target"], figures["steps_to_target_sd"]) == (None, None)
+    assert (figures["target_runs"], figures["target_reached"]) == (4, 3)
+    assert figures["target_p"] > 0.1
+    arm, results = arm_of(CURVES, diverged=("2",))
+    figures = target_figures(TARGET, arm, None, results)
+    assert (figures["target_p"], figures["steps_surely_below"]) == (None, None)
+    assert (figures["target_runs"], figures["target_reached"]) == (3, 4)  # it diverged afterwards
+
+
+def test_steps_are_compared_seed_by_seed():
+    arm, results = arm_of(CURVES)
+    slower = {seed: (3.5, *losses[:-1]) for seed, losses in CURVES.items()}
+    slow = {seed: (*losses, CURVES[seed][-1]) for seed, losses in slower.items()}
+    reference, others = arm_of(slow)
+    reference["runs"] = {seed: f"other {seed}" for seed in slow}
+    results |= {f"other {seed}": others[f"run {seed}"] for seed in slow}
+    figures = target_figures(TARGET, arm, reference, results)
+    assert figures["steps_difference"] == figures["steps_difference_low"] == -100
+    assert figures["steps_difference_high"] == -100
+    missing = target_figures(TARGET, *(arm_of({"9": (3.3, 3.3, 3.3)})[0], reference), results)
+    assert missing["steps_difference"] is None

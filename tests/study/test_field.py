@@ -1,0 +1,122 @@
+"""The field-sized study at 1/1000 of its size: shards with the real header, Muon and AdamW, a budget of
+tokens and a target."""
+
+import csv
+import json
+
+import pytest
+from support.called import answered, refused
+from support.shards import folder_of_shards, overrides_of
+
+from ebc_lab.config.compose import compose
+from ebc_lab.records.json_files import read_json
+
+A_THOUSANDTH = [
+    *("model.blocks=2", "model.width=32", "model.heads=2", "model.context=32", "batch_size=8"),
+    *("accumulate=2",),
+    *("dtype=float32", "device=cpu", "threads_per_run=1", "compile=off", "launcher=inline", "audit_every=10"),
+    *("budget.probe_sequences=1", "audit_tokens=64", "eval_every=5", "eval_windows=32", "seeds=[0,1]"),
+    *("lr_sweep.steps=10", "lr_sweep.long_steps=10", "ablation.train_tokens=7500", "target.loss=4.7"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return folder_of_shards(tmp_path_factory.mktemp("fineweb"))
+
+
+@pytest.fixture(scope="module")
+def finished(folder, own_places):
+    """The study, trained once."""
+    arms = "~ablation.arms.double_x2"
+    answered("autopilot", "study=fineweb", *overrides_of(folder), *A_THOUSANDTH, arms, cwd=folder)
+    return folder / "outputs" / "ebc_ablation" / "fineweb"
+
+
+def test_the_study_tells_how_soon_and_how_surely_each_arm_reaches_the_target(finished, folder):
+    rows = {row["arm"]: row for row in csv.DictReader((finished / "ablation.csv").open())}
+    assert set(rows) == {"muon", "ebc", "ebc_x2", "radius_x2"}
+    for row in rows.values():
+        assert (float(row["target_loss"]), float(row["target_runs"])) == (4.7, 2)
+        assert float(row["target_final_loss"]) == pytest.approx(float(row["val_loss"]))
+        assert 0 <= float(row["target_p"]) <= 1
+    assert rows["muon"]["steps_difference"] == ""  # the reference itself
+    reached = [row for row in rows.values() if row["steps_to_target"]]
+    assert reached
+    for row in reached:
+        assert float(row["target_reached"]) == 2
+    page = (finished / "report.html").read_text()
+    assert "Steps to the target" in page
+    specs = [read_json(path) for path in finished.glob("runs/*/spec.json")]
+    steps = {spec["config"]["steps"] for spec in specs}
+    assert steps == {10, 30}  # 7,500 tokens are 29.3 steps of 256
+    of_arm = next(s["config"]["optimizer"] for s in specs if s["config"]["steps"] == 30)
+    assert (of_arm["update_size"], of_arm["rest_decay"], of_arm["head_scale"]) == ("shape", 0.001, 0.16)
+
+
+def test_its_decisions_follow_from_its_files_and_another_target_needs_no_run(finished, folder):
+    replayed = answered("why", str(finished), "--replay", cwd=folder)
+    assert "differ" not in replayed.stdout
+    again = answered(
+        *("autopilot", "study=fineweb", *overrides_of(folder), *A_THOUSANDTH, "~ablation.arms.double_x2"),
+        *("target.loss=4.6", "study.name=other"),
+        cwd=folder,
+    )
+    assert "taken from fineweb" in again.stdout + again.stderr
+    there = finished.with_name("other") / "ablation.csv"
+    rows = {row["arm"]: row for row in csv.DictReader(there.open())}
+    assert {row["target_loss"] for row in rows.values()} == {"4.6"}
+
+
+def test_the_plan_of_the_full_size_says_gpu_hours_and_that_they_are_an_estimate(folder, tmp_path):
+    told = answered("plan", "study=fineweb", "scale=paper", cwd=tmp_path)
+    assert "an estimate and no measurement" in told.stdout
+    plan = json.loads(answered("plan", "study=fineweb", "scale=paper", "--json", cwd=tmp_path).stdout)
+    config = compose(["study=fineweb", "scale=paper"])
+    assert config.ablation.steps == 3250
+    elements = 12 * 12 * 768**2 + 50304 * 768
+    flops = plan["stages"]["ablation"]["expected"]["tokens"] * (6 * elements + 12 * 12 * 1024 * 768)
+    hours = plan["stages"]["ablation"]["expected"]["flop_hours"]
+    assert hours == pytest.approx(flops / (0.4 * 989.4e12) / 3600)
+    assert plan["stages"]["ablation"]["expected"]["runs"] == 5 * 4
+    assert plan["stages"]["total"]["expected"]["gpu_hours"] is None
+    small = answered("plan", "study=fineweb", *overrides_of(folder), *A_THOUSANDTH, cwd=tmp_path)
+    assert "GPU hours" not in small.stdout
+
+
+def test_a_study_longer_than_its_shards_is_refused_before_anything_is_written(folder, tmp_path):
+    said = refused(
+        *("autopilot", "study=fineweb", *overrides_of(folder), *A_THOUSANDTH, "ablation.train_tokens=1e5"),
+        cwd=tmp_path,
+    )
+    assert "391 steps are too many" in said
+    both = refused("plan", "study=fineweb", "ablation.steps=10", "ablation.train_tokens=1e5", cwd=tmp_path)
+    assert "ablation.steps and ablation.train_tokens both say" in both
+
+
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_two_processes_train_the_workload_as_one_does(folder, tmp_path, accumulate):
+    """But for the rounding of sums in another order, as in tests/training/test_ranks.py."""
+    overrides = [
+        *("scale=smoke", "model=modern", "optimizer=muon", *A_THOUSANDTH[:5], f"accumulate={accumulate}"),
+        *("optimizer.update_size=shape", "optimizer.rest_decay=0.001", "optimizer.head_scale=0.16"),
+        *("optimizer.lr=0.02", "stabilizer=ebc", "budget.target_kl=0.01", "budget.probe_sequences=2"),
+        *("steps=20", "eval_every=10", "eval_windows=32", "device=cpu", "target=loss", "target.loss=4.7"),
+    ]
+    results = {}
+    for count in (1, 2):
+        to = tmp_path / str(count)
+        told = answered(
+            *("train", *overrides, *overrides_of(folder), f"launcher.processes_per_run={count}"),
+            f"hydra.run.dir={to}",
+            cwd=tmp_path,
+        )
+        assert "target loss 4.7:" in told.stdout
+        results[count] = read_json(to / "result.json")
+    one, two = results[1], results[2]
+    assert one["outcome"] == two["outcome"] == "completed"
+    assert one["identity"] == two["identity"]
+    for key in ("val_loss", "test_loss", "last_loss"):
+        assert two[key] == pytest.approx(one[key], rel=2e-4)
+    assert two["steps_to_target"] == one["steps_to_target"]
+    assert two["curve"][0][:1] == [10]
