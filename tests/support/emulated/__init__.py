@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from ebc_lab.config.machine import Gpu
+
 VARIABLE = "EMULATED_CUDA"  # set by `make test-emulated`
 _missing: list[str] = []
 
@@ -24,6 +26,11 @@ def install_if_wanted() -> None:
         _missing.append(str(error))
     else:
         device.install()
+
+
+def gpus() -> tuple[Gpu, ...]:
+    """Return what `ebc_lab.config.machine.gpus` would: one GPU."""
+    return (Gpu(0, "emulated GPU", "GPU-emulated"),)
 
 
 def why_not() -> str | None:

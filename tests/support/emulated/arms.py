@@ -137,6 +137,10 @@ WITHIN: dict[str, list[str]] = {
     "verity, plain": [*PLAIN, "determinism=verity", "dtype=float32"],
     "energy-based, toppling": [*EBM, "ebm.soc=true"],
     "energy-based, plain": [*EBM, *PLAIN],
+    "shards in order": [*EBC, "data=bin", "model=modern"],
+    "shards at random, muon": [
+        *(*EBC, "data=bin", "data.order=random", "model=modern", "optimizer=muon", "optimizer.lr=8e-3")
+    ],
     "own model": [*EBC, "model=custom", f"model.target={OWN}model"],
     "own optimizer": [*EBC, "optimizer=custom", f"optimizer.target={OWN}optimizer", "optimizer.lr=0.1"],
     "own stabilizer": ["stabilizer=custom", f"stabilizer.target={OWN}HalfAfterTen"],
@@ -163,6 +167,7 @@ QUICK = (
     "controller=energy",
     "tracked beside a radius",
     "dropout",
+    "shards in order",
     "quantizer=ternary",
     "budget=lagged",
     "own stabilizer",

@@ -12,13 +12,15 @@ from typing import Any
 
 from support.emulated import device
 from support.emulated.arms import SHAPE
+from support.shards import folder_of_shards, overrides_of
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.training.graphs import StepGraphs
 from ebc_lab.training.run import Training
-from ebc_lab.workloads.corpus import locate
+from ebc_lab.workloads.starts import pinned
+from ebc_lab.workloads.text import checked_text
 
 RESUMED_AT = 31  # step; no evaluation and no audit
 SETTLED = 22  # from this step on, the host may wait no more than is counted
@@ -66,11 +68,19 @@ class Watched(Training):
 
 
 def run_of(overrides: Sequence[str], text: Path) -> RunConfig:
-    """The run of an arm. Raises UserError."""
-    of_text = [] if "workload=images" in overrides else ["data=path", f"data.file={text}"]
+    """The run of an arm, on the text, or on the shards that lie beside it. Raises UserError."""
+    data = ["data=path", f"data.file={text}"]
+    if "data=bin" in overrides:
+        shards = text.with_name("shards")
+        if not shards.exists():
+            shards.mkdir()
+            folder_of_shards(shards)
+        data = overrides_of(shards)
+    elif "workload=images" in overrides:
+        data = []
     dtype = [] if any(o.startswith("dtype=") for o in overrides) else ["dtype=float32"]
-    run = run_part(compose([*SHAPE, *of_text, "device=cuda", *dtype, *overrides], study=False))
-    return replace(run, data=replace(run.data, sha256=locate(run.data).sha256))
+    run = run_part(compose([*SHAPE, *data, "device=cuda", *dtype, *overrides], study=False))
+    return pinned(run, *checked_text(run))
 
 
 def trained(run: RunConfig, folder: Path, *, eager: bool = False) -> tuple[Watched, dict[str, Any], bytes]:
