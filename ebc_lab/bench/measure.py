@@ -64,6 +64,10 @@ def refuse_own_sections(run: RunConfig) -> None:
     """Raises UserError for a run whose steps most sections, which take them apart, would not measure."""
     if run.model.name != "gpt" or run.workload.name == "images":
         raise UserError("`ebc-lab bench` counts what a step of the GPT computes: leave model=gpt.")
+    if run.data.name == "bin":
+        raise UserError(
+            "`ebc-lab bench` takes turns with a loop that has the whole text: choose another data."
+        )
     apart: dict[str, list[Part[Any]]] = {}
     for part in PARTS:
         if part.measured:

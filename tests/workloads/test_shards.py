@@ -253,3 +253,10 @@ def test_the_corpus_is_told_in_tokens(folder):
     assert (told["shards"], told["vocabulary"]) == (3, VOCABULARY)
     assert told["splits"] == "train 20,000, val and test 2,400"
     assert json.dumps(told)
+
+
+def test_a_benchmark_beside_a_plain_loop_is_refused(folder):
+    from ebc_lab.bench.measure import refuse_own_sections
+
+    with pytest.raises(UserError, match="choose another data"):
+        refuse_own_sections(changed(run_of(folder), {"model": {"name": "gpt"}}))
