@@ -14,6 +14,7 @@ from typing import Any, cast
 from ebc_lab.config.dicts import to_dict
 from ebc_lab.config.identity import digest
 from ebc_lab.config.kinds import misfit
+from ebc_lab.config.parts.tokens import TRAIN_TOKENS
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Candidate, Decision
 from ebc_lab.records.figures import FINISHED, RunResult
@@ -159,8 +160,10 @@ def inputs_digest(
 ) -> str:
     """Hash all that a decision rests on: settings, earlier decisions, results without their
     timings."""
+    # its length is told by its steps
+    of_stage = {k: v for k, v in to_dict(getattr(config, stage)).items() if k != TRAIN_TOKENS}
     settings = {
-        "stage": to_dict(getattr(config, stage)),
+        "stage": of_stage,
         "scale": config.scale,
         "study": to_dict(config.study),
         "seeds": config.seeds,
