@@ -36,6 +36,7 @@ class Packing(TypedDict):
 
     runs_per_worker: int
     tokens_per_s: dict[str, float]  # by number of runs
+    eager: list[str]  # settings for which no step becomes a CUDA graph
 
 
 def packing_cache(run: RunConfig) -> MeasurementCache:
@@ -51,13 +52,13 @@ def packing(run: RunConfig, say: Callable[[str], None] = lambda text: None) -> d
         run: with its device and dtype resolved.
         say: told of a measurement, before and after it.
     Returns:
-        `runs_per_worker` and `tokens_per_s` by number of runs, from the cache or measured in a subprocess; 1
-        on a CPU, where runs are processes of their own.
+        `runs_per_worker`, `tokens_per_s` by number of runs and what keeps steps `eager`, from the cache or
+        measured in a subprocess; 1 on a CPU, where runs are processes of their own.
     Raises:
         UserError: the measurement failed.
     """
     if run.device != "cuda":
-        return {"runs_per_worker": 1, "tokens_per_s": {}}
+        return {"runs_per_worker": 1, "tokens_per_s": {}, "eager": []}
 
     def measure() -> dict[str, Any]:
         say("measuring how many runs of this shape should share a GPU …")
@@ -82,7 +83,9 @@ def measured(run: RunConfig) -> dict[str, Any]:
 def describe(packing: Mapping[str, Any]) -> str:
     """What `packing` found, in a sentence."""
     rates = ", ".join(f"{rate:,.0f} with {k}" for k, rate in packing["tokens_per_s"].items())
-    return f"{packing['runs_per_worker']} run(s) share a GPU: tokens/s of all together {rates}"
+    eager = ", ".join(packing["eager"])
+    steps = f"are taken eagerly ({eager})" if eager else "come from CUDA graphs"
+    return f"{packing['runs_per_worker']} run(s) share a GPU: tokens/s of all together {rates}; steps {steps}"
 
 
 def smallest_near_best(rates: Mapping[int, float]) -> int:
@@ -94,7 +97,7 @@ def smallest_near_best(rates: Mapping[int, float]) -> int:
 def measure_packing(
     run: RunConfig, counts: tuple[int, ...] = COUNTS, steps: int = 20, stretches: int = 3
 ) -> dict[str, Any]:
-    """`runs_per_worker`, and the `tokens_per_s` of all runs together by their number.
+    """`runs_per_worker`, the `tokens_per_s` of all runs together by their number, and `eager`.
 
     Each rate is the median over `stretches` stretches of `steps` steps per run. Evaluations and records are
     included; each run has its own seed, and trains on the text that is always there. Numbers of runs that do
@@ -121,7 +124,7 @@ def measure_packing(
         finally:
             packed.close()
     by_count = {str(count): rate for count, rate in rates.items()}
-    return {"runs_per_worker": smallest_near_best(rates), "tokens_per_s": by_count}
+    return {"runs_per_worker": smallest_near_best(rates), "tokens_per_s": by_count, "eager": packed.eager}
 
 
 class PackedRuns:
@@ -131,6 +134,7 @@ class PackedRuns:
         self.run = run
         self.folder = folder
         self.runs: list[tuple[Any, Any]] = []  # a Training, and its blocks
+        self.eager: list[str] = []
 
     def grow_to(self, count: int) -> None:
         """Build further runs until there are `count`."""
@@ -141,6 +145,7 @@ class PackedRuns:
             place.mkdir()
             training = Training(replace(self.run, seed=len(self.runs)), place)
             self.runs.append((training, training.blocks()))
+            self.eager = training.eager
 
     def tokens_per_s(self, steps: int) -> float:
         """Return the rate of all runs together over about `steps` more steps of each. Raises UserError."""

@@ -6,16 +6,54 @@ state) in memory that stays where it is, and must read nothing on the host.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Protocol
 
 import torch
+
+from ebc_lab.components import optimizer as optimizers
+from ebc_lab.components.hook import Hook
+from ebc_lab.config.schema import RunConfig
+from ebc_lab.ebc import StabilizedOptimizer
+from ebc_lab.workloads import Workload
 
 from .pending import Packed
 
 WARM = 3  # first steps of a process, taken eagerly: libraries initialise, optimizers create their state
 
 Compute = Callable[[], Packed]
+
+
+def why_eager(
+    run: RunConfig,
+    optimizer: StabilizedOptimizer,
+    workload: Workload,
+    hooks: Sequence[Hook],
+    *,
+    held_back: bool,
+    processes: int,
+) -> Iterator[str]:
+    """Name the settings for which no step of a run becomes a CUDA graph; with none of them most steps do.
+
+    `held_back`: whether text that is held back chooses c. `processes`: that train the run.
+    """
+    if not optimizers.capturable(run.optimizer):
+        yield f"optimizer={run.optimizer.name}"
+    if not optimizer.capturable:
+        ebc = run.stabilizer.name == "ebc"
+        yield f"budget={run.budget.name}" if ebc else f"stabilizer={run.stabilizer.name}"
+    if optimizer.project is not None or optimizer.retract is not None:
+        yield f"projection={run.projection.name}"
+    if not workload.capturable:
+        text = run.workload.name == "gpt"
+        yield f"model={run.model.name}" if text else f"workload={run.workload.name}"
+    for hook in hooks:
+        if not hook.graphed:
+            yield type(hook).__module__.rpartition(".")[2]  # the name of its group in conf/
+    if held_back:
+        yield "budget.probe_tokens=held"
+    if processes > 1:
+        yield "launcher.processes_per_run"
 
 
 class Graph(Protocol):

@@ -39,7 +39,7 @@ from ebc_lab.workloads.losses import evaluate
 from ebc_lab.workloads.starts import about_of, placed
 
 from . import checkpoint, divergence, result
-from .graphs import StepGraphs
+from .graphs import StepGraphs, why_eager
 from .pending import Packed, PendingSteps, Values
 from .process import OwnRandomness, forward_of, set_up_torch
 from .ranks import ALONE, Ranks
@@ -123,10 +123,10 @@ class Training:
         self.wall_s = reached.wall_s
         self.lr_at = lr_schedule(run.lr_schedule, run.optimizer.lr, run.steps, directory.parent)
         self.pending = PendingSteps(BLOCK_STEPS[run.device], device)
-        capturable = optimizers.capturable(run.optimizer) and self.workload.capturable
-        usual = all(hook.graphed for hook in self.hooks) and self.probe_batches is None
-        graphed = self.stream is not None and capturable and usual and ranks.count == 1
-        self.graphs = StepGraphs() if graphed else None
+        built_of = (run, self.optimizer, self.workload, self.hooks)
+        held_back = self.probe_batches is not None
+        self.eager = list(why_eager(*built_of, held_back=held_back, processes=ranks.count))
+        self.graphs = StepGraphs() if self.stream is not None and not self.eager else None
         self.recording = self._recording(saved) if ranks.first else Unrecorded()
 
     def _recording(self, saved: Mapping[str, Any] | None) -> Recording:

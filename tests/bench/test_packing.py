@@ -49,18 +49,19 @@ def test_a_number_of_runs_that_memory_does_not_hold_is_left_out(run, monkeypatch
 
 def test_a_cpu_carries_one_run_a_worker_without_being_asked(run, monkeypatch):
     monkeypatch.setattr(packing, "measured", None)
-    assert packing.packing(run) == {"runs_per_worker": 1, "tokens_per_s": {}}
+    assert packing.packing(run) == {"runs_per_worker": 1, "tokens_per_s": {}, "eager": []}
 
 
 def test_a_measurement_is_made_and_reported_once_per_shape(run, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    found = {"runs_per_worker": 4, "tokens_per_s": {"1": 1e5, "4": 3e5}}
+    found = {"runs_per_worker": 4, "tokens_per_s": {"1": 1e5, "4": 3e5}, "eager": ["optimizer=soap"]}
     measured = []
     said = []
     monkeypatch.setattr(packing, "measured", lambda run: measured.append(run) or found)
     run = replace(run, device="cuda")
     assert [packing.packing(run, said.append) for _ in range(2)] == [found, found]
-    assert said[1:] == ["4 run(s) share a GPU: tokens/s of all together 100,000 with 1, 300,000 with 4"]
+    rates = "4 run(s) share a GPU: tokens/s of all together 100,000 with 1, 300,000 with 4"
+    assert said[1:] == [f"{rates}; steps are taken eagerly (optimizer=soap)"]
     other = replace(run, dtype="bfloat16")
     assert packing.packing(other) == found
     assert measured == [run, other]

@@ -14,6 +14,7 @@ def test_an_arm_is_the_same_from_graphs_after_a_resume_and_beside_another(name, 
 
     found = trial(arms.ARMS[name], tmp_path / "runs", text_file)
     assert found.outcome == "completed"
+    assert bool(found.kinds) == (not found.eager)
     assert found.findings == {}
     assert found.graph_waits == {}
     assert found.graphed is not False

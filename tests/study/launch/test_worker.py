@@ -247,7 +247,7 @@ def test_deaths_that_one_run_explains_are_one_death_of_a_place(packed):
 
 
 def test_how_many_runs_share_a_gpu_is_measured_and_said_once(resolved, tmp_path, monkeypatch, machine_with):
-    found = {"runs_per_worker": 4, "tokens_per_s": {"1": 1e5, "4": 3e5, "8": 3.1e5}}
+    found = {"runs_per_worker": 4, "tokens_per_s": {"1": 1e5, "4": 3e5, "8": 3.1e5}, "eager": []}
     said = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(packing, "measured", lambda run: found)
@@ -258,10 +258,8 @@ def test_how_many_runs_share_a_gpu_is_measured_and_said_once(resolved, tmp_path,
         return resolve._runs_per_worker(on, Study(tmp_path), said.append)
 
     assert chosen(slots=2) == 4
-    assert (
-        said[-1]
-        == "4 run(s) share a GPU: tokens/s of all together 100,000 with 1, 300,000 with 4, 310,000 with 8"
-    )
+    rates = "tokens/s of all together 100,000 with 1, 300,000 with 4, 310,000 with 8"
+    assert said[-1] == f"4 run(s) share a GPU: {rates}; steps come from CUDA graphs"
     before = list(said)
     assert chosen(slots=4) == 2, "two workers on each GPU share what it can carry"
     assert said == before

@@ -31,6 +31,7 @@ class Trial:
     """What became of an arm. `True` where two runs wrote the same steps.csv, to the byte."""
 
     outcome: str = ""
+    eager: list[str] = field(default_factory=list)  # settings for which nothing was to be captured
     kinds: list[str] = field(default_factory=list)  # of steps that were captured
     graphed: bool | None = None  # graphed = eager; None where nothing was captured
     resumed: bool = False  # resumed = whole
@@ -44,7 +45,8 @@ class Trial:
     @property
     def sound(self) -> bool:
         same = self.graphed is not False and self.resumed and self.packed
-        return same and not self.findings and not self.graph_waits and self.given_back
+        as_told = bool(self.kinds) == (not self.eager)
+        return same and as_told and not self.findings and not self.graph_waits and self.given_back
 
 
 class Watched(Training):
@@ -52,7 +54,7 @@ class Watched(Training):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        self.eager: Counter[str] = Counter()  # waits of steps that were not taken from a graph
+        self.waits_eager: Counter[str] = Counter()  # of steps that were not taken from a graph
         self.eager_steps = 0
         self.graphed: Counter[str] = Counter()  # of those that were
 
@@ -63,7 +65,7 @@ class Watched(Training):
         if self.optimizer.deferred:
             self.graphed += waited
         elif step >= SETTLED:
-            self.eager += waited
+            self.waits_eager += waited
             self.eager_steps += 1
 
 
@@ -106,8 +108,11 @@ def trial(overrides: Sequence[str], folder: Path, text: Path) -> Trial:
     allocated = device.torch.cuda.memory_allocated()
 
     training, result, whole = trained(run, folder / "whole")
-    found = Trial(result["outcome"], graph_waits=dict(training.graphed), eager_waits=dict(training.eager))
+    found = Trial(
+        result["outcome"], graph_waits=dict(training.graphed), eager_waits=dict(training.waits_eager)
+    )
     found.eager_steps = training.eager_steps
+    found.eager = training.eager
     captured = training.graphs.graphs if training.graphs else {}
     found.kinds = [" ".join(kind) or "usual" for kind in captured]
     del training, captured
