@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pytorch_optimizer import (
@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .rival_optimizers import ShareOfRate
+
+SQUARES_EPS = 1e-15  # what the library adds to second moments
 
 
 class OnCopies(Optimizer):
@@ -84,15 +86,64 @@ class ScheduleFree(OnCopies, ScheduleFreeAdamW):
     The model holds y in training and x after `eval()`; `train()` restores y up to rounding. The library
     divides the gradients by their root mean squares in place. It also adds 1e-15 to the second moments: an
     eps below 3e-8 has no effect.
+
+    With a learning rate on the device it counts there, too, and heeds `found_inf`, so that a CUDA graph can
+    hold its step: where that is 1, nothing changes.
     """
 
     weight_copies = ("z",)
+    counted: ClassVar[dict[str, float]] = {"step": 0, "weight_sum": 0.0, "lr_max": -1.0}  # of a group
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         if not all(group["train_mode"] for group in self.param_groups):
             raise RuntimeError("the weights are the averages of eval(): call train() before the next step.")
-        super().step()
+        if not isinstance(self.param_groups[0]["lr"], Tensor):
+            super().step()
+            return
+        for group in self.param_groups:
+            self._step_on_device(group)
+
+    def _step_on_device(self, group: dict[str, Any]) -> None:
+        self.init_group(group)
+        params = [p for p in group["params"] if p.grad is not None]
+        rate: Tensor = group["lr"].double()
+        for key in self.counted:
+            group[key] = torch.as_tensor(group[key], dtype=torch.float64).to(rate.device)
+        step, weight_sum, lr_max = (group[key] for key in self.counted)
+        bad = getattr(self, "found_inf", None)
+        taken = torch.ones_like(rate) if bad is None else 1 - bad.double()
+        beta1, beta2 = group["betas"]
+
+        # the share of z in the mean
+        step.add_(taken)
+        lr_max.copy_(torch.where(taken > 0, torch.maximum(lr_max, rate), lr_max))
+        weight = taken * step ** group["r"] * lr_max.clamp(min=0) ** group["weight_lr_power"]
+        weight_sum.add_(weight)
+        share = torch.where(weight_sum > 0, weight / weight_sum, 0.0)
+
+        # the gradients over their root mean squares
+        gradients = [torch.where(taken > 0, p.grad, 0.0) for p in params]
+        squares = [self.state[p]["exp_avg_sq"] for p in params]
+        keep = torch.where(taken > 0, beta2, 1.0)
+        new = torch._foreach_mul(gradients, gradients)
+        torch._foreach_mul_(new, 1 - keep)
+        torch._foreach_mul_(squares, keep)
+        torch._foreach_add_(squares, new)
+        sizes = torch._foreach_div(squares, torch.where(step > 0, 1 - beta2**step, 1.0))
+        torch._foreach_add_(sizes, SQUARES_EPS)
+        torch._foreach_sqrt_(sizes)
+        torch._foreach_add_(sizes, group["eps"])
+        torch._foreach_div_(gradients, sizes)
+        if group["weight_decay"]:
+            torch._foreach_add_(gradients, torch._foreach_mul(params, group["weight_decay"]))
+
+        rate = rate * taken
+        zs = [self.state[p]["z"] for p in params]
+        for p, z in zip(params, zs, strict=True):
+            p.lerp_(z, share.to(p.dtype))
+        torch._foreach_add_(params, torch._foreach_mul(gradients, rate * (beta1 * (1 - share) - 1)))
+        torch._foreach_sub_(zs, torch._foreach_mul(gradients, rate))
 
 
 class TensorRateLion(Lion):

@@ -549,7 +549,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig, Matrices], list[Opti
 
 
 # on a GPU, these take `lr` as a tensor and heed `found_inf`
-CAPTURABLE = ("adam", "adamw", "adam_uncorrected", "muon", "sgd", "lion")
+CAPTURABLE = ("adam", "adamw", "adam_uncorrected", "muon", "sgd", "lion", "schedule_free")
 
 
 def capturable(config: OptimizerConfig) -> bool:

@@ -597,3 +597,32 @@ def take(model, bases, gradients, rates):
             for group in base.param_groups:
                 group["lr"] = rate
             base.step()
+
+
+@pytest.mark.parametrize("name", optimizers.CAPTURABLE)
+def test_a_rate_on_the_device_takes_the_same_steps_and_a_bad_gradient_changes_nothing(name):
+    """As a CUDA graph needs it: the rate is read where it lies, and `found_inf` says whether to take a step."""
+    config = CONFIGS[name]
+    sides = []
+    for on_device in (False, True):
+        model = build_model(ModelConfig(blocks=2, width=16, heads=2, context=8), 11, seed=0)
+        bases = build(model, config)
+        for t in range(4):
+            for group in (g for base in bases for g in base.param_groups):
+                group["lr"] = torch.tensor(config.lr / (t + 1)) if on_device else config.lr / (t + 1)
+            take_steps(model, bases, 1, start=t)
+        sides.append([p.detach().clone() for p in model.parameters()])
+    torch.testing.assert_close(sides[1], sides[0], rtol=1e-5, atol=1e-6)
+
+    def states():
+        counted = [v for base in bases for g in base.param_groups for v in g.values() if torch.is_tensor(v)]
+        return copy.deepcopy([base.state_dict()["state"] for base in bases]), copy.deepcopy(counted)
+
+    before = states()
+    for p in model.parameters():
+        p.grad = torch.full_like(p, torch.nan)
+    for base in bases:
+        base.found_inf = torch.ones(())
+        base.step()
+    torch.testing.assert_close([p.detach() for p in model.parameters()], sides[1], rtol=0, atol=0)
+    torch.testing.assert_close(states(), before, rtol=0, atol=0)
