@@ -601,7 +601,7 @@ def take(model, bases, gradients, rates):
 
 @pytest.mark.parametrize("name", optimizers.CAPTURABLE)
 def test_a_rate_on_the_device_takes_the_same_steps_and_a_bad_gradient_changes_nothing(name):
-    """As a CUDA graph needs it: the rate is read where it lies, and `found_inf` says whether to take a step."""
+    """As a CUDA graph needs it: `lr` is read where it lies, and `found_inf` says whether to take a step."""
     config = CONFIGS[name]
     sides = []
     for on_device in (False, True):
