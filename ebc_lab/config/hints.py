@@ -53,7 +53,7 @@ MEANT = {  # setting -> names that it has elsewhere, or that people guess
     "lr_schedule.warmup_share": ("warmup_ratio", "warmup_frac", "warmup_fraction"),
     "stabilizer": ("clip", "clipping", "clipper", "method"),
     "stabilizer.strength": ("max_norm", "max_grad_norm", "grad_clip", "clip_norm", "threshold"),
-    "budget.target_kl": ("kl", "target", "delta", "delta_star", "kl_target", "max_kl", "desired_kl"),
+    "budget.target_kl": ("kl", "delta", "delta_star", "kl_target", "max_kl", "desired_kl"),
     "quantizer": ("quantize", "quantization", "bits", "levels", "bitnet"),
     "quantizer.gradients": ("quantize_gradients", "gradient_compression"),
     "quantizer.state": ("state_bits", "optimizer_state"),

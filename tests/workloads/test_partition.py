@@ -27,17 +27,17 @@ def batches(how: str, seed: int = 0, clusters: int = 3) -> PartitionedBatches:
 
 def kinds_of(found: PartitionedBatches, step: int) -> np.ndarray:
     """The cluster of the window in which each row of a step begins."""
-    return found.clusters.labels[found.starts_at(step).numpy() // CONTEXT]
+    return found.clusters.labels[found.source_at(step).numpy() // CONTEXT]
 
 
 @pytest.mark.parametrize("how", ["clustered", "stratified"])
 def test_batches_are_a_function_of_seed_and_step(how):
     one = batches(how)
-    later = [one.starts_at(step) for step in (3, 0, 7)]
+    later = [one.source_at(step) for step in (3, 0, 7)]
     again = batches(how)
-    assert all(torch.equal(a, again.starts_at(s)) for a, s in zip(later, (3, 0, 7), strict=True))
+    assert all(torch.equal(a, again.source_at(s)) for a, s in zip(later, (3, 0, 7), strict=True))
     assert not torch.equal(later[0], later[1])
-    assert not torch.equal(later[0], batches(how, seed=1).starts_at(3))
+    assert not torch.equal(later[0], batches(how, seed=1).source_at(3))
 
 
 def test_clustered_rows_come_from_one_cluster_in_proportion_to_its_size():
@@ -62,7 +62,7 @@ def test_every_arm_of_one_seed_has_the_same_clusters():
 
 def test_rows_begin_anywhere_in_their_windows_and_never_run_over():
     found = batches("stratified")
-    starts = torch.cat([found.starts_at(step) for step in range(200)])
+    starts = torch.cat([found.source_at(step) for step in range(200)])
     assert len(starts.unique()) > 1000
     assert starts.max() <= len(text()) - CONTEXT - 1
     inputs, targets = found.at(0)
