@@ -52,7 +52,7 @@ def why_eager(
             yield type(hook).__module__.rpartition(".")[2]  # the name of its group in conf/
     if held_back:
         yield "budget.probe_tokens=held"
-    if run.stabilizer.name == "ebc" and run.budget.measure != "every":
+    if run.stabilizer.name == "ebc" and run.budget.measure != "every" and run.budget.until == 1:
         yield f"budget.measure={run.budget.measure}"
     if processes > 1:
         yield "launcher.processes_per_run"

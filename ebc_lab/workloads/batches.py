@@ -17,6 +17,12 @@ def drawn_starts(seed: int, block: int, places: int, batch_size: int) -> np.ndar
     return draw.integers(0, places, (BLOCK, batch_size))
 
 
+def brought(numbers: NDArray[np.int64], device: torch.device) -> Tensor:
+    """Return numbers of the host on a device; a GPU does not wait for a copy from pinned memory."""
+    drawn = torch.from_numpy(numbers)
+    return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn
+
+
 class Batches:
     """Training batches by step: a function of (seed, step), the same for every arm and after every resume.
 
@@ -43,16 +49,9 @@ class Batches:
         if block != self.block:
             starts = drawn_starts(self.seed, block, self.of - len(self.window) + 1, self.batch_size)
             starts %= len(self.tokens) - len(self.window) + 1
-            self.starts = self.on_device(starts)
+            self.starts = brought(starts, self.tokens.device)
             self.block = block
         return self.starts[row]
-
-    def on_device(self, starts: NDArray[np.int64]) -> Tensor:
-        """Return them where the text lies; a GPU does not wait for a copy from pinned memory."""
-        drawn = torch.from_numpy(starts)
-        if self.tokens.is_cuda:
-            drawn = drawn.pin_memory().to(self.tokens.device, non_blocking=True)
-        return drawn
 
     def rows(self, starts: Tensor) -> tuple[Tensor, Tensor]:
         """The windows that begin at `starts`, (B,), as (inputs, targets), (B, T) each."""

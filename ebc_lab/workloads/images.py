@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ebc_lab.config.parts.model import ModelConfig
 from ebc_lab.config.schema import RunConfig
 
+from .batches import brought
 from .digits import CLASSES, MEAN, SIDE, SPREAD, Images, digits
 from .gpt import Block, GPTWorkload, HiddenLinear, draw_weights
 
@@ -143,7 +144,7 @@ class ImageBatches:
         epochs, places = np.divmod(nth, len(self.images))
         self.orders = {e: order for e, order in self.orders.items() if e >= epochs[0]}
         rows = [self._order(int(e))[place] for e, place in zip(epochs, places, strict=True)]
-        return torch.from_numpy(np.array(rows)).to(self.images.device)
+        return brought(np.array(rows), self.images.device)
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """Images (B, 1, 8, 8) and classes (B, 1) of `step`."""

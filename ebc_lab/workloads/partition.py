@@ -12,7 +12,7 @@ from ebc_lab.config.parts.partition import PARTITION, PartitionConfig
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.lowbit.clustering import DataClustering, suggest_k, window_features
 
-from .batches import Batches, windows
+from .batches import Batches, brought, windows
 from .shards import ShardSet
 from .shards.batches import ShardBatches
 
@@ -57,7 +57,7 @@ class PartitionedBatches(Batches):
         draw = np.random.Generator(np.random.Philox(key=[self.seed, step], counter=[0, 0, 0, OFFSETS]))
         starts = windows * self.context + draw.integers(0, self.context, self.batch_size)
         last = len(self.tokens) - len(self.window)
-        return self.on_device(np.minimum(starts, last))
+        return brought(np.minimum(starts, last), self.tokens.device)
 
 
 class TextSplits:

@@ -9,6 +9,7 @@ from support.emulated.own import HalfAfterTen
 
 from ebc_lab.axiom.optimizer import AXIOM
 from ebc_lab.training.process import OwnRandomness
+from ebc_lab.workloads import batches
 from ebc_lab.workloads.batches import Batches
 
 trials = pytest.importorskip("support.emulated.trials", exc_type=ImportError)
@@ -69,13 +70,13 @@ def test_a_batch_that_is_read_on_the_host_between_two_steps(monkeypatch, tried):
 
 def test_a_batch_that_another_stream_brings_and_nobody_waits_for(monkeypatch, tried):
     aside = torch.cuda.Stream()
-    on_device = Batches.on_device
+    brought = batches.brought
 
-    def brought(self, starts):
+    def brought_aside(numbers, device):
         with torch.cuda.stream(aside):
-            return on_device(self, starts)
+            return brought(numbers, device)
 
-    monkeypatch.setattr(Batches, "on_device", brought)
+    monkeypatch.setattr(batches, "brought", brought_aside)
     found = tried("stabilizer=none")
     assert any(sentence.startswith("order: ") for sentence in found.findings)
 
