@@ -275,7 +275,7 @@ def test_how_many_runs_share_a_gpu_is_measured_and_said_once(resolved, tmp_path,
 
 def test_on_slurm_it_is_measured_on_a_node_and_not_again(resolved, tmp_path, monkeypatch):
     asked, said = [], []
-    found = {"runs_per_worker": 2, "tokens_per_s": {"1": 1e5, "2": 1.5e5}}
+    found = {"runs_per_worker": 2, "tokens_per_s": {"1": 1e5, "2": 1.5e5}, "eager": []}
     monkeypatch.setattr(on_node, "_measured_on_node", lambda what, *_: (asked.append(what), found)[1])
     on = replace(resolved, device="cuda", launcher=replace(resolved.launcher, name="slurm", slots=4))
     assert [resolve._runs_per_worker(on, Study(tmp_path / "s"), said.append) for _ in range(2)] == [2, 2]
