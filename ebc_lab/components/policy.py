@@ -7,6 +7,7 @@ host, so that a run with a policy is not captured in a CUDA graph.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,33 +47,31 @@ class Steering(Hook):
         factor, and its radius."""
         weights = self.optimizer.weights
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in weights]
-        norm = float(joint_norm(gradients))
+        length = joint_norm(gradients)
+        dot = length if self.update is None else _dot(gradients, self.update)
+        norm, along, observed = _on_host(length, dot, loss.detach())
         if self.update is not None and norm > 0 and self.update_norm > 0:
-            along = float(_dot(gradients, self.update))
             self.policy.feedback(along / (norm * self.update_norm), self.clipped)
         progress = t / self.steps
-        seen = Observed(float(loss), norm, self.update_norm, progress, self.clipped)
+        seen = Observed(observed, norm, self.update_norm, progress, self.clipped)
         on_rate, on_radius = self.policy.factors(t, seen)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * on_rate
         self.optimizer.radius_factor = on_radius
         self.update = [p.detach().clone() for p in weights]  # W, until the step is taken
-        device = loss.device
-        return {
-            "lr_factor": torch.tensor(on_rate, dtype=torch.float64, device=device),
-            "radius_factor": torch.tensor(on_radius, dtype=torch.float64, device=device),
-        }
+        number = partial(torch.full, (), dtype=torch.float64, device=loss.device)
+        return {"lr_factor": number(on_rate), "radius_factor": number(on_radius)}
 
     @torch.no_grad()
     def after(self, t: int, stats: StepStats) -> dict[str, Tensor]:
         """Keep what was applied."""
         assert self.update is not None
-        if bool(stats.skipped):
+        update = list(torch._foreach_sub(list[Tensor](self.optimizer.weights), self.update))
+        skipped, norm, c = _on_host(stats.skipped, joint_norm(update), stats.clip_coefficient)
+        if skipped:
             self.update = None
             return {}
-        self.update = list(torch._foreach_sub(list[Tensor](self.optimizer.weights), self.update))
-        self.update_norm = float(joint_norm(self.update))
-        self.clipped = float(stats.clip_coefficient) < CLIPPED_BELOW
+        self.update, self.update_norm, self.clipped = update, norm, c < CLIPPED_BELOW
         return {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -93,6 +92,11 @@ class Steering(Hook):
 
 
 HOOK = Steering
+
+
+def _on_host(*numbers: Tensor) -> list[float]:
+    """Read 0-dim tensors of one device, of any real dtype, in one look: a GPU is waited for once."""
+    return torch.stack([number.double() for number in numbers]).tolist()
 
 
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:

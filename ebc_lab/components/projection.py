@@ -62,17 +62,21 @@ class Spectral:
 
     def __init__(self, matrices: Sequence[Tensor], bound: float):
         self.stacks = by_shape(matrices)
+        self.matrices = [m for ms in self.stacks for m in ms]
         with torch.no_grad():
-            self.limits = [bound * torch.linalg.matrix_norm(torch.stack(ms), ord=2) for ms in self.stacks]
+            self.limits = [bound * n for ms in self.stacks for n in torch.linalg.matrix_norm(torch.stack(ms), 2)]
 
     @torch.no_grad()
     def __call__(self) -> None:
-        for matrices, limits in zip(self.stacks, self.limits, strict=True):
-            suspect = (norm_bound(torch.stack(matrices)) * (1 + 1e-4) > limits).nonzero().flatten().tolist()
-            for i in suspect:
-                u, s, vh = torch.linalg.svd(matrices[i], full_matrices=False)
-                if s[0] > limits[i]:
-                    matrices[i].copy_((u * s.clamp(max=limits[i])) @ vh)
+        if not self.matrices:
+            return
+        bounds = torch.cat([norm_bound(torch.stack(ms)) for ms in self.stacks])
+        suspect = bounds * (1 + 1e-4) > torch.stack(self.limits)
+        for i in suspect.nonzero().flatten().tolist():  # all that the host looks at
+            matrix, limit = self.matrices[i], self.limits[i]
+            u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+            clipped = (u * s.clamp(max=limit)) @ vh
+            matrix.copy_(torch.where(s[0] > limit, clipped, matrix))
 
 
 def svd_polar(matrix: Tensor) -> Tensor:

@@ -241,7 +241,8 @@ class HybridDispatcher:
                 measured[name] = milliseconds
             else:
                 self._drop(name, f"its bits in {key.operation} differ from numpy's")
-        choice = _Choice(self._backend(min(measured, key=measured.__getitem__)), measured)
+        usable = [name for name in measured if name == "cuda" or key.kind != "cuda"] or [*measured]
+        choice = _Choice(self._backend(min(usable, key=measured.__getitem__)), measured)
         self._choices[key] = choice
         if self.config.verbose:
             times = ", ".join(f"{name} {ms:.3g} ms" for name, ms in measured.items())
@@ -260,7 +261,7 @@ class HybridDispatcher:
         if "torch" in sys.modules:
             names.append("torch")
         if config.prefer_gpu and on_gpu:
-            names = ["numpy", "cuda"]  # on the host numpy only vouches for the bits
+            names = ["numpy", "cuda"]  # numpy vouches for the bits: it would make each step wait for copies
         elif config.prefer_gpu and n >= config.min_size_for_gpu and _has_driver():
             names += ["cuda", "cupy"]
         if key.operation == "kmeans":

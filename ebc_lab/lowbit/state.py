@@ -21,7 +21,7 @@ Chen & Zhu, arXiv:2309.01507.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from .backends.formulas import TOP
+from .backends.tensors import torch_pack, torch_unpack
 from .dispatch import default_dispatcher
 from .levels import rounding_key
 
@@ -127,9 +128,9 @@ class Levels:
         # for y within [0, 1] the ternary code is [u < y]; below the lowest level it is 0
         v_codes = below + backend.stochastic(y, "ternary", 1.0, keys[1])
         return {
-            "exp_avg_codes": backend.pack(m_codes, self.levels),
+            "exp_avg_codes": self._in_bytes(m_codes),
             "exp_avg_max": m_max,
-            "exp_avg_sq_codes": backend.pack(v_codes, self.levels),
+            "exp_avg_sq_codes": self._in_bytes(v_codes),
             "exp_avg_sq_max": v_max,
         }
 
@@ -147,12 +148,23 @@ class Levels:
 
     def unpack(self, packed: Packed, n: int) -> tuple[Tensor, Tensor]:
         """Turn what `pack` returned into flat float32 m and v, (n,)."""
-        backend = default_dispatcher()
-        m = in_blocks(backend.unpack(packed["exp_avg_codes"], n, self.levels).float(), self.block)
+        m = in_blocks(self._codes(packed["exp_avg_codes"], n).float(), self.block)
         m = m * share(packed["exp_avg_max"], self.top)[:, None]
-        octaves = (backend.unpack(packed["exp_avg_sq_codes"], n, self.levels).int() + self.top) * self.octaves
+        octaves = (self._codes(packed["exp_avg_sq_codes"], n).int() + self.top) * self.octaves
         v = in_blocks(self._power(octaves), self.block) * packed["exp_avg_sq_max"][:, None]
         return m.view(-1)[:n], v.view(-1)[:n]
+
+    # On a GPU nobody looks whether these are codes: the host would wait, and they are ours.
+
+    def _in_bytes(self, codes: Tensor) -> Tensor:
+        if codes.is_cuda:
+            return torch_pack(codes, self.levels)
+        return cast(Tensor, default_dispatcher().pack(codes, self.levels))
+
+    def _codes(self, data: Tensor, n: int) -> Tensor:
+        if data.is_cuda:
+            return torch_unpack(data, n, self.levels)
+        return cast(Tensor, default_dispatcher().unpack(data, n, self.levels))
 
 
 FORMS: dict[str, Callable[[], Bytes | Levels]] = {
@@ -176,7 +188,7 @@ class QuantizedAdam(torch.optim.Adam):
 
     A packed moment's state has `exp_avg_codes`, `exp_avg_max`, `exp_avg_sq_codes` and `exp_avg_sq_max`;
     `state_dict` and `load_state_dict` return them bit for bit. With `ternary` and `five` a step on CUDA reads
-    the number of the step on the host.
+    the counts of steps on the host, once.
 
     Raises ValueError for an unknown state, and for a quantized parameter that is not float32 or not given.
     """
@@ -227,9 +239,9 @@ class QuantizedAdam(torch.optim.Adam):
             packed = [p for p in group["params"] if p in self.streams]
             plain = [p for p in group["params"] if p not in self.streams]
             self._update(group, plain)
-            for p in packed:
-                if p.grad is not None:
-                    self._update_packed(group, p)
+            moved = [p for p in packed if p.grad is not None]
+            for p, count in zip(moved, self._counts(moved), strict=True):
+                self._update_packed(group, p, count + 1)
         return loss
 
     def _update(self, group: dict[str, Any], params: Sequence[Tensor]) -> None:
@@ -250,8 +262,19 @@ class QuantizedAdam(torch.optim.Adam):
             found_inf=getattr(self, "found_inf", None),
         )
 
-    def _update_packed(self, group: dict[str, Any], p: Tensor) -> None:
-        """Do the same on one parameter whose moments are packed: unpack, move and pack them again."""
+    def _counts(self, params: Sequence[Tensor]) -> list[int]:
+        """Count the updates of these parameters so far: all in one look where a GPU counts them."""
+        if not FORMS[self.form]().stochastic:
+            return [0] * len(params)  # nobody asks
+        steps = [self.state[p]["step"] if self.state[p] else torch.zeros(()) for p in params]
+        device = next((step.device for step in steps if not step.is_cpu), None)
+        return [int(n) for n in torch.stack([step.to(device) for step in steps]).tolist()] if steps else []
+
+    def _update_packed(self, group: dict[str, Any], p: Tensor, step: int) -> None:
+        """Do the same on one parameter whose moments are packed: unpack, move and pack them again.
+
+        `step` counts this update. Where torch moves nothing (`found_inf`), what it rounds is dropped.
+        """
         form = FORMS[self.form]()
         state = self.state[p]
         if CODES[0] in state:
@@ -262,16 +285,15 @@ class QuantizedAdam(torch.optim.Adam):
         # the float32 moments of this matrix exist up to here
         m = state.pop("exp_avg").reshape(-1)
         v = state.pop("exp_avg_sq").reshape(-1)
-        packed = form.pack(m, v, self._keys(p) if form.stochastic else (0, 0))
+        packed = form.pack(m, v, self._keys(p, step))
         bad = getattr(self, "found_inf", None)
         for name, new in packed.items():
             old = state.setdefault(name, new)
             # torch moved nothing where `bad`, so no second rounding may; in place, as torch's own moments
             old.copy_(new if bad is None else torch.where(bad > 0, old, new))
 
-    def _keys(self, p: Tensor) -> Keys:
+    def _keys(self, p: Tensor, step: int) -> Keys:
         """Return the keys of m and v of one parameter, at the count of its updates."""
-        step = int(self.state[p]["step"])
         stream = self.streams[p]
         return rounding_key(self.seed, step, stream), rounding_key(self.seed, step, stream + 1)
 

@@ -9,6 +9,8 @@ Matrix products without rounding from parts of few bits: Ozaki et al. 2012.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -54,6 +56,12 @@ def pow2(s: Tensor) -> Tensor:
 def pow2f(s: int) -> float:
     """Return 2^s as a number."""
     return float.fromhex(f"0x1p{s}")
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether no number of these is NaN or infinite: all in one look, where a GPU holds them."""
+    flags = [torch.isfinite(t).all() for t in tensors]
+    return not flags or bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all())
 
 
 def largest(x: Tensor) -> Tensor:

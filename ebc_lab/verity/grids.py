@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .bits import LEAST_EXPONENT, NOT_FINITE, VerityError, divided, pow2f
+from .bits import LEAST_EXPONENT, NOT_FINITE, VerityError, all_finite, divided, pow2f
 from .engine import engine_of
 
 FACTOR_BITS = 21  # of either factor of a product
@@ -101,7 +101,7 @@ def exponent_of(x: Tensor) -> int:
 def on_grid(x: Tensor, e: int, bits: int) -> Tensor:
     """Return rint(x·2^(bits-e)) of any shape, as float64."""
     flat = x.reshape(1, -1)
-    at = torch.tensor([e], device=x.device)
+    at = torch.full((1,), e, device=x.device)
     quantized: Tensor = engine_of(x.device).quantize_rows(flat, at, bits)
     return quantized.view(x.shape)
 
@@ -339,8 +339,8 @@ class Grids:
 
     def _write(self, gradients: Sequence[tuple[Sum, Tensor]]) -> None:
         """Write every gradient, or none where one of them is not finite."""
-        for _, gradient in gradients:
-            exponent_of(gradient)
+        if not all_finite([gradient for _, gradient in gradients]):
+            raise VerityError("a gradient is not finite.")
         for s, gradient in gradients:
             p = s.parameter
             p.grad = gradient if p.grad is None else p.grad + gradient  # a parameter of two layers

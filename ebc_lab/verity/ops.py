@@ -310,7 +310,8 @@ class VLAEmbedding(nn.Module):
 
 def _checked_ids(ids: Tensor, n: int, what: str) -> Tensor:
     """Return ids flat and int64. ValueError unless all are in 0…n-1."""
-    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < n:
+    least, most = torch.stack(ids.aminmax()).tolist() if ids.numel() else (0, 0)
+    if not 0 <= least <= most < n:
         raise ValueError(f"{what} must be in 0…{n - 1}.")
     return ids.reshape(-1).long()
 
@@ -420,8 +421,8 @@ def loss_totals(losses: Tensor) -> list[int]:
     whole = (losses * pow2f(LOSS_BITS)).round()
     high = (whole * pow2f(-HALF)).floor()  # in two parts, whose sums both fit into int64
     low = whole - high * pow2f(HALF)
-    sums = [part.to(torch.int64).sum(-1, dtype=torch.int64).tolist() for part in (high, low)]
-    return [(h << HALF) + rest for h, rest in zip(*sums, strict=True)]
+    sums = torch.stack([part.to(torch.int64).sum(-1, dtype=torch.int64) for part in (high, low)])
+    return [(h << HALF) + rest for h, rest in zip(*sums.tolist(), strict=True)]
 
 
 def loss_total(losses: Tensor) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .bits import NOT_FINITE, VerityError
+from .bits import VerityError, all_finite
 from .engine import engine_of
 
 
@@ -52,9 +52,8 @@ class VerityAdam(torch.optim.Optimizer):
                 "there is no gradient: where Grids.finish() returned False, repeat the backward calls of the "
                 "batch and finish again before step()."
             )
-        for _, p in trained:
-            if engine_of(p.device).max_exponent(p.grad) == NOT_FINITE:
-                raise VerityError("a gradient is not finite.")
+        if not all_finite([p.grad for _, p in trained if p.grad is not None]):
+            raise VerityError("a gradient is not finite.")
         for group, p in trained:
             self._update(group, p)
         return loss

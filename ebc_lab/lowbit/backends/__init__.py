@@ -110,8 +110,8 @@ class Backend:
     def unpack(self, data: Array, n: int, levels: str) -> Array:
         """Return the n codes, flat. ValueError where the bytes are no codes."""
         codes, wrong = unpack_flat(self._flat_bytes(data, n, levels), n, levels, self._empty)
-        for left in wrong:
-            refuse_wrong(int((left != 0).sum()), levels)
+        if wrong:
+            refuse_wrong(int(sum((left != 0).sum() for left in wrong)), levels)
         return self._give(codes, data)
 
     def unpack_values(

@@ -48,7 +48,7 @@ def check_codes(codes: object, levels: str) -> Codes:
 def refuse_codes(codes: Array, levels: str) -> None:
     """Raise for integers outside [-top, top]; a flat array of numpy, cupy or torch."""
     top = check_levels(levels)
-    if len(codes) == 0 or (codes.min() >= -top and codes.max() <= top):
+    if len(codes) == 0 or bool((codes.min() >= -top) & (codes.max() <= top)):  # one look at a GPU, not two
         return
     wrong = (codes < -top) | (codes > top)
     first = int(wrong.nonzero()[0][0])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .formulas import CLIP_AT, TOP, Group, Scale, in_groups, mix, order_free_total, steps_shape
-from .planes import Empty
+from .planes import Empty, pack_flat, unpack_flat
 
 
 def torch_steps(
@@ -121,6 +121,16 @@ def torch_stochastic_step(values: Tensor, levels: str) -> Tensor:
     root = torch_mean(values.reshape(1, -1), power=2)[0].sqrt()
     largest = values.abs().amax().double()
     return (torch.minimum(largest, CLIP_AT * root) * (1 / TOP[levels])).float()
+
+
+def torch_pack(codes: Tensor, levels: str) -> Tensor:
+    """Return int8 codes, row-major, as flat uint8 bytes."""
+    return cast(Tensor, pack_flat(codes.reshape(-1), levels, empty_on(codes.device)))
+
+
+def torch_unpack(data: Tensor, n: int, levels: str) -> Tensor:
+    """Return the n codes in flat uint8 bytes, flat int8."""
+    return cast(Tensor, unpack_flat(data, n, levels, empty_on(data.device))[0])
 
 
 def empty_on(device: torch.device) -> Empty:
