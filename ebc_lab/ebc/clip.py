@@ -156,6 +156,12 @@ class EllipsotopeClip(ControlledOptimizer):
 
     # -- which steps do what ---------------------------------------------------------------------------------
 
+    def never_captured(self) -> list[str]:
+        """Name the same, and `measure` where every step looks at the prediction's variance."""
+        s = self.settings
+        looks = s.active and s.measure != "every" and s.until == 1
+        return [*super().never_captured(), *(["measure"] if looks else [])]
+
     def kind(self, t: int) -> tuple[str, ...] | None:
         kind = super().kind(t)
         s = self.settings

@@ -250,14 +250,18 @@ class StabilizedOptimizer(AuditedOptimizer):
         self._prepare(t)
         return t
 
+    def never_captured(self) -> list[str]:
+        """Name what keeps every step from being captured, `stabilizer` or `projection`; several processes do
+        too, once they have met."""
+        projects = self.project is not None or self.retract is not None
+        return [*([] if self.capturable else ["stabilizer"]), *(["projection"] if projects else [])]
+
     def kind(self, t: int) -> tuple[str, ...] | None:
         """Return the CUDA-graph cache key of step `t`; None if the step cannot be captured.
 
         Steps of one kind launch the same work, so that one graph serves them all.
         """
-        if not self.capturable or self.project is not None or self.retract is not None:
-            return None
-        if not self.workers.alone:
+        if self.never_captured() or not self.workers.alone:
             return None
         if self._curves(t) or self.radius_factor != 1:
             return None

@@ -39,11 +39,13 @@ def why_eager(
     """
     if not optimizers.capturable(run.optimizer):
         yield f"optimizer={run.optimizer.name}"
-    if not optimizer.capturable:
-        ebc = run.stabilizer.name == "ebc"
-        yield f"budget={run.budget.name}" if ebc else f"stabilizer={run.stabilizer.name}"
-    if optimizer.project is not None or optimizer.retract is not None:
-        yield f"projection={run.projection.name}"
+    ebc = run.stabilizer.name == "ebc"
+    said = {
+        "stabilizer": f"budget={run.budget.name}" if ebc else f"stabilizer={run.stabilizer.name}",
+        "projection": f"projection={run.projection.name}",
+        "measure": f"budget.measure={run.budget.measure}",
+    }
+    yield from (said[name] for name in optimizer.never_captured())
     if not workload.capturable:
         text = run.workload.name == "gpt"
         yield f"model={run.model.name}" if text else f"workload={run.workload.name}"
@@ -52,8 +54,6 @@ def why_eager(
             yield type(hook).__module__.rpartition(".")[2]  # the name of its group in conf/
     if held_back:
         yield "budget.probe_tokens=held"
-    if run.stabilizer.name == "ebc" and run.budget.measure != "every" and run.budget.until == 1:
-        yield f"budget.measure={run.budget.measure}"
     if processes > 1:
         yield "launcher.processes_per_run"
 
