@@ -64,7 +64,8 @@ class Spectral:
         self.stacks = by_shape(matrices)
         self.matrices = [m for ms in self.stacks for m in ms]
         with torch.no_grad():
-            self.limits = [bound * n for ms in self.stacks for n in torch.linalg.matrix_norm(torch.stack(ms), 2)]
+            norms = [torch.linalg.matrix_norm(torch.stack(ms), ord=2) for ms in self.stacks]
+            self.limits = [bound * norm for stack in norms for norm in stack]
 
     @torch.no_grad()
     def __call__(self) -> None:
