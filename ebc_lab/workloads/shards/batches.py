@@ -11,7 +11,7 @@ from torch import Tensor
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig
 
-from ..batches import BLOCK, drawn_starts
+from ..batches import BLOCK, brought, drawn_starts
 from . import Shard, batches_in, too_short
 
 
@@ -50,13 +50,10 @@ class ShardBatches:
     def source_at(self, step: int) -> Tensor:
         """The tokens of `step`, (B, T + 1) int64, on the run's device. Raises UserError where the shards end
         before."""
-        on_gpu = self.device.type == "cuda"
-        # a copy from pinned memory does not wait
-        tokens = torch.empty(self.batch_size, self.context + 1, dtype=torch.int64, pin_memory=on_gpu)
-        rows = tokens.numpy()
+        tokens = np.empty((self.batch_size, self.context + 1), dtype=np.int64)
         for row, (shard, start) in enumerate(self._places(step)):
-            rows[row] = self.maps[shard][start : start + self.context + 1]
-        return tokens.to(self.device, non_blocking=True)
+            tokens[row] = self.maps[shard][start : start + self.context + 1]
+        return brought(tokens, self.device)
 
     def _places(self, step: int) -> list[tuple[int, int]]:
         """The shard of each row of `step`, and its first token there."""
