@@ -38,7 +38,7 @@ test-cuda: $(VENV)/installed-dev  ## on the GPU of this machine
 # of ten thousand tests only the files with such ones are read
 MARKED_FILES = $(shell grep -rl --include='*.py' 'mark\.$(firstword $(MARKED))' tests)
 
-test-emulated: ON_IT := tests/emulated tests/training/test_cuda.py tests/axiom tests/lowbit tests/verity
+test-emulated: ON_IT := tests/emulated tests/axiom tests/lowbit tests/verity
 test-emulated: MARKED := emulated or cuda
 test-emulated-quick: ON_IT := tests/emulated
 test-emulated-quick: MARKED := emulated and not slow

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ebc_lab.config.choices import OWN
-from ebc_lab.config.dicts import to_dict
+from ebc_lab.config.dicts import from_dict, to_dict
+from ebc_lab.config.errors import UserError
 from ebc_lab.config.parts.data import DataConfig
 from ebc_lab.config.schema import NOT_THE_STUDY, Config
 from ebc_lab.records.figures import FINISHED
@@ -42,8 +43,17 @@ def differences(old: Any, new: Any, path: str = "") -> list[Change]:
 def from_recorded(config: Config, known: Mapping[str, Any]) -> list[Change]:
     """Return the settings of a call that differ from those in study.json, `known`."""
     asked = requested(config)
-    old = known["requested"]
+    old = as_this_version_says(known["requested"])
     return differences({**old, "data": asked["data"]} if same_corpus(config.data, known) else old, asked)
+
+
+def as_this_version_says(old: dict[str, Any]) -> dict[str, Any]:
+    """Return recorded settings with those that an older version did not have, which stand for what it did;
+    as they are where this version lacks one of them."""
+    try:
+        return requested(from_dict(Config, old))
+    except UserError:
+        return old
 
 
 def same_corpus(data: DataConfig, known: Mapping[str, Any]) -> bool:

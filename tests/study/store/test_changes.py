@@ -90,3 +90,14 @@ def test_who_mends_a_part_that_has_worked_before_is_told_of_force():
     assert changes.pinned([failed], "bad") == ""
     assert changes.pinned([failed, run("completed", "c" * 64)], "bad") == ""
     assert "--force where you edit ramps:my_ramp" in changes.pinned([failed, run("completed")], "bad")
+
+
+def test_what_an_older_version_did_not_have_is_no_change_while_it_does_nothing():
+    older = changes.requested(Config())
+    del older["target"], older["optimizer"]["update_size"]
+    known = {"requested": older, "config": {"data": {}}}
+    assert changes.from_recorded(Config(), known) == []
+    rms = replace(Config(), optimizer=replace(Config().optimizer, update_size="steepest"))
+    assert changes.from_recorded(rms, known) == [("optimizer.update_size", "rms", "steepest")]
+    older["removed_since"] = 1
+    assert ("removed_since", 1, None) in changes.from_recorded(Config(), known)
