@@ -121,7 +121,7 @@ def _composed(overrides: Sequence[str], suite: Path | None, values: Mapping[str,
         with initialize_config_dir(**hydra_base(), config_dir=str(conf_dir().resolve())):
             composed = hydra_compose("config", [spelled(o) for o in overrides])
         fit_to_images(composed, values)
-        set_steps(composed)
+        set_steps(composed, values)
         refuse_references(OmegaConf.to_container(composed, resolve=False))
         config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     except (HydraException, OmegaConfBaseException) as error:

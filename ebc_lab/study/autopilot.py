@@ -22,13 +22,13 @@ from ebc_lab.records.decisions import Acceptance, Decision
 from ebc_lab.records.figures import FINISHED, RunResult
 from ebc_lab.records.files import refuse_unwritable
 from ebc_lab.records.spec import RunSpec
-from ebc_lab.workloads.text import check_length_of, checked_text
+from ebc_lab.workloads.text import checked_text
 
 from .guards import Breaker, Limits, StageFailed
 from .launch import Pool, opened
 from .launch.pool import PAUSE
 from .launch.rehearse import rehearse
-from .resolve import longest_stage, resolve_study
+from .resolve import check_lengths, resolve_study
 from .so_far import SoFar, so_far
 from .stages.rules import Results, Undecidable
 from .stages.runs import distinct
@@ -133,7 +133,7 @@ def autopilot(
     _refuse_undecided(stages[0], earlier, study.decisions())
     if not study.exists():  # a mistake found here leaves no files behind
         refuse_unwritable(study.root)
-        check_length_of(config, checked_text(config)[0], longest_stage(config))
+        check_lengths(config, checked_text(config)[0])
         rehearse(config, study, listener.say)
     study.must_be_ours()
     study.prepare()

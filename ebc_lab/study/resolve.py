@@ -16,6 +16,7 @@ from ebc_lab import __version__
 from ebc_lab.bench.packing import packing
 from ebc_lab.bench.speeds import CHOSEN, Choice, Work, choose_for_study, chosen_by_rule, is_open, job_cores
 from ebc_lab.config.checks import check_run
+from ebc_lab.config.choices import changed, shaped
 from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import study_environment
@@ -59,7 +60,7 @@ def resolve_study(
     if known:
         config = adopt(config, known)
     corpus, tokenizer_sha256 = checked_text(config)
-    check_length_of(config, corpus, longest_stage(config))
+    check_lengths(config, corpus)
     config = arms_pinned(pinned(config, corpus, tokenizer_sha256))
     shown = in_words(changed or different, asked, own.edited(config, known or {}))
     if changed and not force:
@@ -90,7 +91,24 @@ def resolve_study(
     return config, corpus
 
 
-def longest_stage(config: Config) -> int:
+def check_lengths(config: Config, corpus: Corpus) -> None:
+    """Refuse shards that end before a stage's runs do, or an arm's, which may be longer or have larger
+    batches. Raises UserError."""
+    check_length_of(config, corpus, _longest_stage(config))
+    arms = config.ablation.arms if corpus.shards and "ablation" in config.study.stages else {}
+    for label, arm in arms.items():
+        run = shaped(replace(run_part(config), steps=config.ablation.steps), arm)
+        run = changed(run, arm.settings)
+        if run.data.name != config.data.name:
+            continue
+        try:
+            same = run.data.files == config.data.files
+            check_length_of(run, corpus if same else checked_text(run)[0], run.steps)
+        except UserError as error:
+            raise UserError(f"ablation.arms.{label}: {error}") from None
+
+
+def _longest_stage(config: Config) -> int:
     """Return the steps of the study's longest runs, arms that are longer than their suite left out."""
     stages = [getattr(config, name) for name in config.study.stages]
     lengths: list[int] = [max(stage.steps, getattr(stage, "long_steps", 0)) for stage in stages]
@@ -154,7 +172,9 @@ def adopt(config: Config, known: Mapping[str, Any]) -> Config:
     """Fill what this call leaves open (auto, the corpus) from the study's own resolution."""
     resolved = settings_of(known)
     if same_corpus(config.data, known):
-        config = replace(config, data=resolved.data)
+        shards = config.data.name == "bin"  # which may have moved
+        adopted = replace(config.data, sha256=resolved.data.sha256) if shards else resolved.data
+        config = replace(config, data=adopted)
     left_open = {k: getattr(resolved, k) for k in (*CHOSEN, "device") if is_open(config, k)}
     asked_again = [s for s in STAGES if known["requested"].get(s) == to_dict(getattr(config, s))]
     return replace(config, **left_open, **{s: getattr(resolved, s) for s in asked_again})

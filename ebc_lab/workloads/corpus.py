@@ -163,6 +163,12 @@ def _digits(config: DataConfig, quiet: bool) -> Corpus:
 
 def _bin(config: DataConfig, quiet: bool) -> Corpus:
     shards = ShardSet(found("data.files", config.files), found("data.val_files", config.val_files))
+    held_out = {shard.sha256: shard.path for shard in shards.val}
+    if leaked := next((shard.path for shard in shards.train if shard.sha256 in held_out), None):
+        raise UserError(
+            f"data.files names {leaked}, whose tokens are among data.val_files: give patterns that tell "
+            "training from validation, 'folder/*_train_*.bin' and 'folder/*_val_*.bin'."
+        )
     title = shards.train[0].path.name
     title += f" and {len(shards.train) - 1} more" if len(shards.train) > 1 else ""
     return Corpus("bin", title, str(shards.train[0].path), "", shards.sha256, shards=shards)

@@ -13,7 +13,7 @@ from ebc_lab.config.choices import changed, kind_of
 from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import read_settings
-from ebc_lab.config.parts.data import NO_FILES, DataConfig
+from ebc_lab.config.parts.data import DataConfig, of_its_own
 from ebc_lab.config.parts.init import INIT, InitConfig, with_init
 from ebc_lab.config.parts.quantizer import QUANTIZER
 from ebc_lab.config.schema import Config, RunConfig
@@ -81,7 +81,7 @@ def arms_pinned(config: Config) -> Config:
             continue
         own = {key: {"sha256": None, **arm.settings.get(key, {})} for key in ("data", "tokens")}
         if "data" in arm.settings:
-            own["data"] = {**NO_FILES, **own["data"]}
+            own["data"] = of_its_own(base.data, arm.settings["data"])
         run = changed(base, {**arm.settings, **own})
         corpus, tokenizer = checked_text(run)
         own["data"] |= {"name": corpus.name, "sha256": corpus.sha256}

@@ -8,8 +8,14 @@ import pytest
 from support.called import answered, refused
 from support.shards import folder_of_shards, overrides_of
 
+from ebc_lab.config.choices import changed
 from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import run_part
 from ebc_lab.records.json_files import read_json
+from ebc_lab.study.resolve import adopt
+from ebc_lab.study.store.changes import from_recorded
+from ebc_lab.workloads.starts import arms_pinned, pinned
+from ebc_lab.workloads.text import checked_text
 
 A_THOUSANDTH = [
     *("model.blocks=2", "model.width=32", "model.heads=2", "model.context=32", "batch_size=8"),
@@ -120,3 +126,55 @@ def test_two_processes_train_the_workload_as_one_does(folder, tmp_path, accumula
         assert two[key] == pytest.approx(one[key], rel=2e-4)
     assert two["steps_to_target"] == one["steps_to_target"]
     assert two["curve"][0][:1] == [10]
+
+
+def small(folder, *overrides):
+    return compose(["study=fineweb", *overrides_of(folder), *A_THOUSANDTH, *overrides])
+
+
+def test_steps_of_the_command_line_stand_in_the_place_of_a_suites_tokens():
+    assert compose(["study=fineweb", "ablation.steps=10"]).ablation.steps == 10
+    both = ["study=fineweb", "ablation.steps=10", "ablation.train_tokens=null"]
+    assert compose(both).ablation.steps == 10
+    assert compose(["study=fineweb", "ablation.train_tokens=1048577"]).ablation.steps == 3
+
+
+@pytest.mark.parametrize("longer", ["steps: 3", "batch_scale: 3", "settings: {batch_size: 24}"])
+def test_an_arm_that_is_longer_than_the_shards_is_refused_before_the_study_begins(folder, tmp_path, longer):
+    said = refused(
+        *("autopilot", "study=fineweb", *overrides_of(folder), *A_THOUSANDTH),
+        f"+ablation.arms.long={{about: longer, {longer}}}",
+        cwd=tmp_path,
+    )
+    assert said.startswith("error: ablation.arms.long: ")
+    assert "steps are too many" in said
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_an_arm_may_read_the_same_shards_in_another_order(folder):
+    arm = "+ablation.arms.shuffled={about: drawn, settings: {data: {order: random}}}"
+    config = small(folder, "ablation.train_tokens=7500", arm)
+    corpus, tokenizer = checked_text(config)
+    config = arms_pinned(pinned(config, corpus, tokenizer))
+    run = changed(run_part(config), config.ablation.arms["shuffled"].settings)
+    assert (run.data.order, run.data.sha256, run.data.files) == ("random", corpus.sha256, config.data.files)
+
+
+def test_a_studys_shards_may_move_and_nothing_else_of_them_may_change(finished, folder, tmp_path):
+    known = read_json(finished / "study.json")
+    for path in folder.glob("*.bin"):
+        (tmp_path / path.name).symlink_to(path)
+    arms = "~ablation.arms.double_x2"
+    moved = small(tmp_path, arms)
+    assert from_recorded(moved, known) == []
+    adopted = adopt(moved, known)
+    assert adopted.data.files == moved.data.files
+    assert checked_text(adopted)[0].sha256 == known["corpus"]["sha256"]
+    for setting in ("data.order=random", "data.val_tokens=512", "data.vocabulary=200"):
+        paths = [path for path, _, _ in from_recorded(small(folder, arms, setting), known)]
+        assert setting.partition("=")[0] in paths
+
+
+def test_validation_shards_are_no_training_text(folder, tmp_path):
+    said = refused("data", "data=bin", f"data.files={folder}/*.bin", *overrides_of(folder)[2:], cwd=tmp_path)
+    assert "text_val_000000.bin, whose tokens are among data.val_files" in said

@@ -22,6 +22,7 @@ from ebc_lab.training.outcome import run_and_record
 from ebc_lab.training.run import Training
 from ebc_lab.workloads import load
 from ebc_lab.workloads import shards as library
+from ebc_lab.workloads.shards.batches import MAPPED
 from ebc_lab.workloads.starts import pinned
 from ebc_lab.workloads.text import check_length_of, checked_text
 
@@ -260,3 +261,14 @@ def test_a_benchmark_beside_a_plain_loop_is_refused(folder):
 
     with pytest.raises(UserError, match="choose another data"):
         refuse_own_sections(changed(run_of(folder), {"model": {"name": "gpt"}}))
+
+
+def test_many_shards_hold_few_file_descriptors(tmp_path):
+    for i in range(3 * MAPPED):
+        shard(tmp_path / f"text_train_{i:06}.bin", documents(200, i))
+    shard(tmp_path / "text_val_000000.bin", documents(2_400, 999))
+    batches, _ = workload_of(run_of(tmp_path, "data.order=random")).batches()
+    before = len(os.listdir("/proc/self/fd"))
+    for step in range(30):
+        batches.at(step)
+    assert 0 < len(os.listdir("/proc/self/fd")) - before <= MAPPED

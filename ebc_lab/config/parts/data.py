@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from ..part import Part
 
 BIN = ("bin",)
 NO_FILES: dict[str, Any] = {"file": None, "files": [], "val_files": []}  # of a text that is found by its name
+SAME_TEXT = ("name", "sha256", *NO_FILES)  # what may differ between two ways to name one text
 
 
 @dataclass
@@ -48,6 +49,13 @@ class DataConfig:
         choices=("in_order", "random"),
         only=BIN,
     )
+
+
+def of_its_own(data: DataConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what settings of a text of one's own say beside a run's `data`: without its checksum, and
+    without its files where they name another kind of text."""
+    files = NO_FILES if settings.get("name", data.name) != data.name else {}
+    return {"name": data.name, **files, "sha256": None, **settings}
 
 
 def _refuses(data: DataConfig) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..machine import installed
 from ..part import Part, Tail
 
 TRAIN_TOKENS = "train_tokens"  # what `tokens=2e6` is kept as until the batch is known
+NOTHING = (None, "null", "none", "None")  # as a command line says that a length is not given
 WORDS = {"bytes": "bytes", "bpe": "byte pairs", "gpt2": "GPT-2’s tokens"}
 OF_LIBRARY = ("bpe", "gpt2")  # which the library tokenizers makes
 
@@ -75,6 +76,7 @@ def _is_number(text: str) -> bool:
 
 def refuse_two_lengths(parsed: Mapping[str, Any]) -> None:
     """Raise UserError where both steps and tokens say how long a run is."""
+    parsed = {key: value for key, value in parsed.items() if value not in NOTHING}
     require(
         not {"steps", TRAIN_TOKENS} <= set(parsed),
         f"steps and tokens both say how long the run is: give one of steps={parsed.get('steps')} and "
@@ -89,11 +91,12 @@ def refuse_two_lengths(parsed: Mapping[str, Any]) -> None:
         )
 
 
-def set_steps(composed: Any) -> None:
+def set_steps(composed: Any, given: Collection[str] = ()) -> None:
     """Give a composed configuration, and each of its stages, the steps that its `train_tokens` are at its
     batch, and empty that.
 
-    What cannot be such a number is left for the checks to refuse. Raises UserError for too many steps.
+    `given`: the settings that a command line sets: of a stage whose `steps` it sets, a file's tokens do not
+    count. What cannot be such a number is left for the checks to refuse. Raises UserError for too many steps.
     """
     from omegaconf import OmegaConf
 
@@ -102,6 +105,8 @@ def set_steps(composed: Any) -> None:
     timed = {name: composed[name] for name in said if OmegaConf.is_dict(composed[name])}
     stages = {f"{name}.{TRAIN_TOKENS}": of for name, of in timed.items() if TRAIN_TOKENS in of}
     for key, of in {"tokens": composed, **stages}.items():
+        if key not in given and key.replace(TRAIN_TOKENS, "steps") in given:
+            of.train_tokens = None
         tokens = of.train_tokens
         if tokens is None or not 1 <= tokens < math.inf or a_step < 1:
             continue

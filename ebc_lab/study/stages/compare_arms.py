@@ -131,12 +131,14 @@ def _reached(
 
 
 def steps_to_target(arm: Arm, results: Results, target: float) -> dict[str, float]:
-    """Return each seed's steps to the target, infinite for a miss; runs that did not end are absent."""
+    """Return each seed's steps to the target, infinite for a miss, which a run that diverged is; runs that
+    did not end are absent."""
     steps: dict[str, float] = {}
     for seed, run_id in arm["runs"].items():
         result = results.get(run_id)
         if ended(result):
-            reached = first_at_or_below((result or {}).get("curve") or [], target)
+            completed = result is not None and result.get("outcome") == "completed"
+            reached = first_at_or_below((result or {}).get("curve") or [], target) if completed else None
             steps[seed] = reached[0] if reached else math.inf
     return steps
 
@@ -193,11 +195,19 @@ def _surely_below(target: TargetConfig, runs: Sequence[Mapping[str, Any]]) -> fl
 def _steps_difference(
     steps: Mapping[str, float], of_reference: Mapping[str, float]
 ) -> dict[str, float | None]:
+    """Return the mean (by rank the median) of differences paired by seed and its 95% interval.
+
+    Seeds on which neither reached the target say nothing. Nor does an interval of differences that are all
+    the same, which is as fine as evaluations tell: it would be of no width.
+    """
     keys = ("steps_difference", "steps_difference_low", "steps_difference_high")
-    if not set(steps) & set(of_reference):
+    shared = set(steps) & set(of_reference)
+    told = [seed for seed in shared if math.isfinite(min(steps[seed], of_reference[seed]))]
+    if not told:
         return dict.fromkeys(keys)
-    found = paired(steps, of_reference, margin=0.0)
-    return dict(zip(keys, (centre_of(found), found["low"], found["high"]), strict=True))
+    found = paired({seed: steps[seed] for seed in told}, of_reference, margin=0.0)
+    ends = (found["low"], found["high"]) if found["low"] != found["high"] else (None, None)
+    return dict(zip(keys, (centre_of(found), *ends), strict=True))
 
 
 def compare(

@@ -23,7 +23,7 @@ from ebc_lab.config.identity import (
     share_in_steps,
     study_environment,
 )
-from ebc_lab.config.parts.data import NO_FILES
+from ebc_lab.config.parts.data import of_its_own
 from ebc_lab.config.parts.optimizer import OptimizerConfig
 from ebc_lab.config.parts.race import RACE, RaceConfig
 from ebc_lab.config.schema import STAGES, CarrySettingConfig, Config, ProfiledWorkloadConfig, RunConfig
@@ -288,8 +288,8 @@ def _own_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, dict[st
         return {}
     data, tokens = to_dict(base.data), {**to_dict(base.tokens), "sha256": None}
     if "data" in settings:
-        own = {"name": base.data.name, **settings["data"]}
-        data |= {**NO_FILES, "sha256": None, **settings_of("data", own["name"]), **own}
+        own = of_its_own(base.data, settings["data"])
+        data |= {**settings_of("data", own["name"]), **own}
     return {"data": data, "tokens": tokens | settings.get("tokens", {})}
 
 

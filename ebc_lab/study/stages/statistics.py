@@ -384,16 +384,15 @@ def show_mean(d: Difference) -> str:
 
 def below(losses: Sequence[float], target: float, sigma: float = 0.0) -> float | None:
     """Return p, one-sided, of a mean so far below `target` by chance: of a z-test where the runs' standard
-    deviation `sigma` is known, else of a t-test, which needs two of them; None without."""
+    deviation `sigma` is known, else of a t-test, which needs two that differ; None without: runs that agree
+    in every digit are one run."""
     from scipy import stats
 
     if sigma > 0 and losses:
         z = (statistics.fmean(losses) - target) * math.sqrt(len(losses)) / sigma
         return float(stats.norm.cdf(z))
-    if len(losses) < 2:
+    if len(losses) < 2 or max(losses) - min(losses) <= ROUNDING:
         return None
-    if max(losses) - min(losses) <= ROUNDING:
-        return float(statistics.fmean(losses) >= target)
     return float(stats.ttest_1samp(losses, target, alternative="less").pvalue)
 
 

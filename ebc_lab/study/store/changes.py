@@ -11,7 +11,7 @@ from typing import Any
 from ebc_lab.config.choices import OWN
 from ebc_lab.config.dicts import from_dict, to_dict
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.parts.data import DataConfig
+from ebc_lab.config.parts.data import SAME_TEXT, DataConfig
 from ebc_lab.config.schema import NOT_THE_STUDY, Config
 from ebc_lab.records.figures import FINISHED
 
@@ -57,12 +57,14 @@ def as_this_version_says(old: dict[str, Any]) -> dict[str, Any]:
 
 
 def same_corpus(data: DataConfig, known: Mapping[str, Any]) -> bool:
-    """Tell whether a call means the corpus that the study has: `auto`, and the one that it found, are the
-    same."""
+    """Tell whether a call means the corpus that the study has, and what it makes of it: `auto`, and the one
+    that it found, are the same, and so are shards that lie elsewhere by now, whose checksum is enforced."""
     now, asked, resolved_data = to_dict(data), known["requested"]["data"], known["config"]["data"]
     named = {now["name"], asked.get("name")} <= {AUTO, resolved_data.get("name")}
     same_file = now["file"] == asked.get("file")
-    return now == asked or (named and same_file and now["sha256"] in (None, resolved_data.get("sha256")))
+    same_use = all(now[key] == asked.get(key, now[key]) for key in now if key not in SAME_TEXT)
+    same_text = named and same_file and now["sha256"] in (None, resolved_data.get("sha256"))
+    return same_use and (now == asked or same_text)
 
 
 def looked(looks: Sequence[int]) -> str:

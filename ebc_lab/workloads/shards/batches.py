@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,8 @@ from ebc_lab.config.schema import RunConfig
 
 from ..batches import BLOCK, brought, drawn_starts
 from . import Shard, batches_in, too_short
+
+MAPPED = 32  # shards at a time, each of which holds a file descriptor
 
 
 class ShardBatches:
@@ -30,7 +33,7 @@ class ShardBatches:
 
     def __init__(self, shards: Sequence[Shard], run: RunConfig, device: torch.device):
         self.shards = shards
-        self.maps = [shard.tokens() for shard in shards]
+        self.tokens_of = functools.lru_cache(MAPPED)(lambda shard: shards[shard].tokens())
         self.batch_size = run.batch_size
         self.context = run.model.context
         self.seed = run.seed
@@ -52,7 +55,7 @@ class ShardBatches:
         before."""
         tokens = np.empty((self.batch_size, self.context + 1), dtype=np.int64)
         for row, (shard, start) in enumerate(self._places(step)):
-            tokens[row] = self.maps[shard][start : start + self.context + 1]
+            tokens[row] = self.tokens_of(shard)[start : start + self.context + 1]
         return brought(tokens, self.device)
 
     def _places(self, step: int) -> list[tuple[int, int]]:

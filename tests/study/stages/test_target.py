@@ -61,7 +61,7 @@ def test_a_known_sigma_makes_the_z_test_of_the_benchmarks_rules():
     four = [3.28 - 0.00402 / 2] * 4
     assert below(four, 3.28, 0.0013) == pytest.approx(below([3.28 - 0.00402], 3.28, 0.0013))
     assert below([3.27], 3.28) is None  # one run alone shows no spread
-    assert (below([3.27, 3.27], 3.28), below([3.29, 3.29], 3.28)) == (0.0, 1.0)
+    assert below([3.27, 3.27], 3.28) is None  # nor do two that are one
     known = TargetConfig("loss", loss=3.28, sigma=0.0013)
     arm, results = arm_of({"0": (3.3, 3.27, 3.26)})
     assert target_figures(known, arm, None, results)["steps_surely_below"] == 200
@@ -76,7 +76,7 @@ def test_a_missed_target_leaves_no_mean_and_a_diverged_run_no_p():
     arm, results = arm_of(CURVES, diverged=("2",))
     figures = target_figures(TARGET, arm, None, results)
     assert (figures["target_p"], figures["steps_surely_below"]) == (None, None)
-    assert (figures["target_runs"], figures["target_reached"]) == (3, 4)  # it diverged afterwards
+    assert (figures["target_runs"], figures["target_reached"]) == (3, 3)  # it reached it, and diverged
 
 
 def test_steps_are_compared_seed_by_seed():
@@ -87,7 +87,22 @@ def test_steps_are_compared_seed_by_seed():
     reference["runs"] = {seed: f"other {seed}" for seed in slow}
     results |= {f"other {seed}": others[f"run {seed}"] for seed in slow}
     figures = target_figures(TARGET, arm, reference, results)
-    assert figures["steps_difference"] == figures["steps_difference_low"] == -100
-    assert figures["steps_difference_high"] == -100
+    assert figures["steps_difference"] == -100
+    # evaluations tell steps no finer: an interval of no width would say that nothing else can be
+    assert figures["steps_difference_low"] is figures["steps_difference_high"] is None
+    results["other 0"]["curve"] = [[100, 3.5, 2.0], [200, 3.4, 4.0], [300, 3.281, 6.0], [400, 3.27, 8.0]]
+    results["other 1"]["curve"] = [[100, 3.5, 2.0], [200, 3.27, 4.0]]
+    figures = target_figures(TARGET, arm, reference, results)
+    differences = [300 - 400, 200 - 200, 200 - 300, 300 - 400]
+    low, high = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert figures["steps_difference"] == statistics.fmean(differences)
+    ends = figures["steps_difference_low"], figures["steps_difference_high"]
+    assert ends == pytest.approx((low, high))
+    for curve in (results["run 0"], results["other 0"]):
+        curve["curve"] = [[100, 3.5, 2.0]]  # neither got there: no word on which is sooner
+    assert target_figures(TARGET, arm, reference, results)["steps_difference"] == pytest.approx(-200 / 3)
+    for result in results.values():
+        result["curve"] = [[100, 3.5, 2.0]]
+    assert target_figures(TARGET, arm, reference, results)["steps_difference"] is None
     missing = target_figures(TARGET, *(arm_of({"9": (3.3, 3.3, 3.3)})[0], reference), results)
     assert missing["steps_difference"] is None
