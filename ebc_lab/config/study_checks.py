@@ -264,6 +264,12 @@ def _study(config: Config) -> None:
         f"seeds must not contain {deciding[0]} to {deciding[-1]}: those make decisions, and no decision is "
         "judged on them.",
     )
+    alike = config.data.name == "bin" and config.data.order == "in_order" and config.init.name == "run"
+    require(
+        not alike or config.model.dropout > 0 or len(config.seeds) == 1,
+        "seeds: from the same weights (init=run), on batches in order, every seed is the same run: choose "
+        "data.order=random, or one seed.",
+    )
     band = config.study.band
     require(
         len(band) == 2 and band[0] < band[1],

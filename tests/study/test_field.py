@@ -11,6 +11,7 @@ from support.shards import folder_of_shards, overrides_of
 from ebc_lab.config.choices import changed
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
+from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import read_json
 from ebc_lab.study.resolve import adopt
 from ebc_lab.study.store.changes import from_recorded
@@ -173,6 +174,16 @@ def test_a_studys_shards_may_move_and_nothing_else_of_them_may_change(finished, 
     for setting in ("data.order=random", "data.val_tokens=512", "data.vocabulary=200"):
         paths = [path for path, _, _ in from_recorded(small(folder, arms, setting), known)]
         assert setting.partition("=")[0] in paths
+
+
+def test_seeds_that_would_all_be_one_run_are_refused(folder, tmp_path):
+    same = ["init=run", f"init.run={tmp_path}"]
+    with pytest.raises(UserError, match="every seed is the same run: choose"):
+        small(folder, *same)
+    assert (small(folder, *same, "data.order=random").seeds, small(folder, *same, "seeds=[0]").seeds) == (
+        [0, 1],
+        [0],
+    )
 
 
 def test_validation_shards_are_no_training_text(folder, tmp_path):
