@@ -29,6 +29,7 @@ from .limits import MULTIPLE
 from .machine import chosen_device, visible_gpus
 from .modes import check_processes
 from .parts import PART
+from .parts.init import INIT
 from .parts.race import RACE
 from .parts.stabilizer import StabilizerConfig
 from .schema import (
@@ -264,7 +265,7 @@ def _study(config: Config) -> None:
         f"seeds must not contain {deciding[0]} to {deciding[-1]}: those make decisions, and no decision is "
         "judged on them.",
     )
-    alike = config.data.name == "bin" and config.data.order == "in_order" and config.init.name == "run"
+    alike = config.data.name == "bin" and config.data.order == "in_order" and INIT.of(config).name == "run"
     require(
         not alike or config.model.dropout > 0 or len(config.seeds) == 1,
         "seeds: from the same weights (init=run), on batches in order, every seed is the same run: choose "
