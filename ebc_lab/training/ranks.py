@@ -1,7 +1,8 @@
 """The processes that train one run together, each on its share of every batch's rows (DDP).
 
-All of them build the same `Training` from the same seed and take the same steps. Rank 0 alone evaluates and
-writes; what it decides for all of them, and every loss, goes through here.
+All of them build the same `Training` from the same seed, take the same steps and share the windows of each
+evaluation but the last ones, on whole splits, which are rank 0's. It alone writes; what it decides for all of
+them, and every loss, goes through here.
 """
 
 from __future__ import annotations
@@ -44,6 +45,15 @@ class Ranks:
         batches make up a part of the whole.
         """
         return batch[self.rank :: self.count] if self.count > 1 else batch
+
+    def gathered(self, own: Tensor, rows: int) -> Tensor:
+        """Values of this process's rows, (rows / count, rounded up or down) -> of all rows, (rows,)."""
+        if self.count == 1:
+            return own
+        most = -(-rows // self.count)
+        parts = [own.new_empty(most) for _ in range(self.count)]
+        dist.all_gather(parts, torch.cat([own, own.new_zeros(most - len(own))]))
+        return torch.stack(parts, 1).flatten()[:rows]
 
     def share_of(self, run: RunConfig) -> RunConfig:
         """The run as its optimizer measures it here: with its share of the probed and the audited rows."""

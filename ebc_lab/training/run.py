@@ -390,13 +390,14 @@ class Training:
     # -- evaluation and the end ------------------------------------------------------------------------------
 
     def _record_evaluation(self, alive: Callable[[], None]) -> str | None:
-        """Evaluate, and return why a hook ends the run here; None where it goes on. Only the first process
-        evaluates; the others take the optimizer to those weights and back too, and end with it."""
+        """Evaluate, and return why a hook ends the run here; None where it goes on. Processes share the fixed
+        windows; what else there is to see is the first one's, and the others end with it."""
         self.ranks.refuse_drift(list(self.model.parameters()), self.step)
+        among = self.ranks if self.ranks.count > 1 else None
+        figures = self._evaluate(self.fixed_windows, alive, among)
         if not self.ranks.first:
             self._judged(lambda model: {})
             return "the first process ends it" if self.ranks.agreed(False) else None
-        figures = self._evaluate(self.fixed_windows, alive)
         evaluated, loss = self.workload.evaluated, figures["loss"]
         figures |= self._judged(
             lambda model: {
@@ -414,10 +415,14 @@ class Training:
         return ended
 
     def _evaluate(
-        self, pairs: Iterable[tuple[Tensor, Tensor]], alive: Callable[[], None]
+        self,
+        pairs: Iterable[tuple[Tensor, Tensor]],
+        alive: Callable[[], None],
+        among: Ranks | None = None,
     ) -> dict[str, float]:
         """Return what `evaluate` finds at the weights by which the optimizer is judged."""
-        return self._judged(lambda model: evaluate(model, self.run_config, pairs, alive, self.numerics.sums))
+        sums = self.numerics.sums
+        return self._judged(lambda model: evaluate(model, self.run_config, pairs, alive, sums, among))
 
     def _judged(self, measure: Callable[[nn.Module], Mapping[str, Any]]) -> dict[str, Any]:
         """Return what `measure` finds of the model at the weights by which the optimizer is judged."""

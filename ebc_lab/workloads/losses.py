@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +73,16 @@ SUMS = Sums(window_sums, _spread)
 EXACT_SUMS = Sums(exact_window_sums, _exact_spread, (VerityError,))
 
 
+class Processes(Protocol):
+    """Those that share the windows of an evaluation."""
+
+    def rows(self, batch: Tensor) -> Tensor:
+        """Return this process's rows."""
+
+    def gathered(self, own: Tensor, rows: int) -> Tensor:
+        """Return the values of all rows from those of each process's."""
+
+
 def _tokens_at_once(run: RunConfig) -> int:
     """How many tokens one evaluation forward takes."""
     most = EVAL_TOKENS[run.device]
@@ -86,10 +96,12 @@ def evaluate(
     pairs: Iterable[tuple[Tensor, Tensor]],
     alive: Callable[[], None] = lambda: None,
     how: Sums = SUMS,
+    among: Processes | None = None,
 ) -> dict[str, float]:
     """Return the mean loss over disjoint windows, its standard error (over windows), accuracy, token count.
 
     `alive` is called after every forward, because a split may take minutes. `how`: in float64, or exactly.
+    `among`: the processes that take a share of the windows each, and all return the figures of all.
     """
     sums: list[Any] = []
     counts = []
@@ -97,14 +109,23 @@ def evaluate(
     model.eval()
     try:
         for inputs, targets in pairs:
+            windows, context = targets.shape
+            if among is not None:
+                inputs, targets = among.rows(inputs), among.rows(targets)
             rows = max(1, _tokens_at_once(run) // inputs.shape[1])
+            of_pair, hits_of_pair = [], []
             for x, y in zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True):
                 with autocast(run):
                     logits = model(x)
-                sums.append(how.of_windows(logits, y))
-                counts.append(torch.full((len(y),), float(y.shape[1]), dtype=torch.float64))
-                hits.append((logits.argmax(-1) == y).sum())
+                of_pair.append(how.of_windows(logits, y))
+                hits_of_pair.append((logits.argmax(-1) == y).sum(-1))
                 alive()
+            if among is not None:
+                of_pair = [among.gathered(torch.cat(of_pair), windows)]
+                hits_of_pair = [among.gathered(torch.cat(hits_of_pair), windows)]
+            sums += of_pair
+            hits += hits_of_pair
+            counts.append(torch.full((windows,), float(context), dtype=torch.float64))
     except how.refusals:  # a value is not finite
         return dict.fromkeys(("loss", "se", "accuracy", "tokens"), math.nan)
     finally:
@@ -114,4 +135,4 @@ def evaluate(
     mean, spread = how.spread(sums, count, tokens)
     k = len(count)
     se = math.sqrt(spread * k / (k - 1)) / tokens if k > 1 else math.nan
-    return {"loss": mean, "se": se, "accuracy": int(torch.stack(hits).sum()) / tokens, "tokens": tokens}
+    return {"loss": mean, "se": se, "accuracy": int(torch.cat(hits).sum()) / tokens, "tokens": tokens}

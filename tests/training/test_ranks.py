@@ -88,6 +88,7 @@ def same(a: Path, b: Path) -> None:
     np.testing.assert_allclose(two["applied_kl"], one["applied_kl"], rtol=0.02)
     one, two = read_columns(a / "evals.csv"), read_columns(b / "evals.csv")
     np.testing.assert_allclose(two["val_loss"], one["val_loss"], rtol=TOLERANCE)
+    np.testing.assert_allclose(two["val_se"], one["val_se"], rtol=0.01)
 
 
 SETTINGS = {
@@ -107,6 +108,7 @@ ALIKE = [
 def test_two_processes_train_what_one_does(run, name, accumulate, tmp_path):
     settings = SETTINGS[name]
     run = replace(changed(run, settings), batch_size=12, accumulate=accumulate, audit_every=5)
+    run = replace(run, eval_windows=7)  # of which one has more than the other
     alone = run_and_record(run, tmp_path / "alone", "x")
     together = run_and_record(run, tmp_path / "together", "x", processes=2)
     assert (together["outcome"], together["identity"]) == ("completed", alone["identity"])
