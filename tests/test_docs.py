@@ -99,6 +99,7 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(name, tmp_path):
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, str(script)],
+        cwd=tmp_path,  # where what it writes stays
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
