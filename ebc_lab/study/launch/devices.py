@@ -35,12 +35,11 @@ class Devices:
         turn."""
         return self.groups[slot % len(self.groups)] if self.groups else ()
 
-    def place(self, slot: int) -> str | None:
-        """Name what a slot's worker holds for as long as it lives, as part of a file's name; None without
-        GPUs. It is that of the same GPU in every call, whatever else is visible."""
-        if not self.groups:
-            return None
-        return re.sub(r"[^\w.+-]", "_", f"{'+'.join(self.of(slot))}-{slot // len(self.groups)}")
+    def places(self, slot: int) -> list[str]:
+        """Name what a slot's worker holds for as long as it lives, each as part of a file's name: a share of
+        every GPU it has. The names are the same in every call, whatever else is visible, and sorted, so that
+        workers with overlapping groups of GPUs never wait for each other in a circle."""
+        return sorted(re.sub(r"[^\w.-]", "_", f"{g}-{slot // len(self.groups)}") for g in self.of(slot))
 
     @property
     def usable(self) -> list[int]:

@@ -69,7 +69,7 @@ class LocalPool(WorkerPool):
         # mask is inherited, and one that comes here meanwhile is delivered afterwards
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
-            command = WorkerCommand(str(self.session.root), str(slot), env, self.devices.place(slot))
+            command = WorkerCommand(str(self.session.root), str(slot), env, self.devices.places(slot))
             self.jobs[slot] = executor.submit(command)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -1,6 +1,6 @@
-"""One worker: `python -m ebc_lab.study.launch.worker SESSION NAME [PLACE]`. It trains the session's runs, up
-to `runs_per_worker` at a time. It holds its PLACE, a GPU, for as long as it lives, and waits for it first: a
-worker of a driver that was killed may still be there, writing a checkpoint.
+"""One worker: `python -m ebc_lab.study.launch.worker SESSION NAME [PLACE…]`. It trains the session's runs,
+up to `runs_per_worker` at a time. It holds its PLACEs, a GPU each, for as long as it lives, and waits for
+them first: a worker of a driver that was killed may still be there, writing a checkpoint.
 
 Runs that share a worker take turns in one thread, a block of steps each; on a GPU each has a stream of its
 own. Sharing changes no bit of any run. `Worker.sharing_class` says which runs share a worker.
@@ -185,10 +185,11 @@ class _Stop:
 class Worker:
     """The runs of this process, and what it tells the driver about them."""
 
-    def __init__(self, session: Session, name: str, place: str | None = None):
+    def __init__(self, session: Session, name: str, *places: str):
         self.session = session
         self.name = name
-        self.held = FileLock(session.root.parent / f"{place}.lock", fallback_to_soft=False) if place else None
+        folder = session.root.parent
+        self.held = [FileLock(folder / f"{place}.lock", fallback_to_soft=False) for place in places]
         self.about = session.about()
         self.study = Study(Path(self.about["study"]))
         if self.study.own.is_dir():
@@ -212,9 +213,9 @@ class Worker:
         """Train until nothing is left. -> exit code: 0 done or told to end, 74 cannot write, 75 GPU lost, 130
         stopped."""
         self._import_ahead()
-        if self.held is not None and not self._wait_for_place(self.held):
-            return 0 if self.stop.told_to_end else 130
         try:
+            if not all(self._wait_for(place) for place in self.held):
+                return 0 if self.stop.told_to_end else 130
             return self._work()
         except DeviceFailed as error:  # the driver counts the runs as lost, and starts another worker
             for turns in self.turns.values():
@@ -235,8 +236,8 @@ class Worker:
             first = (self.session.tasks() or {"runs": []})["runs"][0]
             function_of(read_json(self.study.run_files(first).spec, SpecRecord)["kind"])
 
-    def _wait_for_place(self, place: FileLock) -> bool:
-        """Hold this worker's GPU, once no other worker does. -> False if it is asked to end before."""
+    def _wait_for(self, place: FileLock) -> bool:
+        """Hold a GPU of this worker, once no other worker does. -> False if it is asked to end before."""
         while not self.stop.final.is_set():
             try:
                 place.acquire(timeout=min(WATCH_S, self.about["beat_s"]), poll_interval=POLL_S)

@@ -151,10 +151,15 @@ def test_a_run_of_several_processes_has_whole_gpus_that_no_other_run_has(bench, 
     assert set(held) == {f"{GPU[0]},{GPU[2]}", f"{GPU[3]},{GPU[4]}"}
 
 
+def test_a_run_of_eight_processes_has_eight_gpus(bench, machine_with):
+    machine_with(8)
+    assert held_by_all(bench, 1, 1, processes_per_run=8) == [",".join(GPU)]
+
+
 def test_slots_beyond_the_last_gpu_share_in_turn():
     devices = Devices(list("abcde"), 2, 4)
     assert [devices.of(slot) for slot in range(3)] == [("a", "b"), ("c", "d"), ("a", "b")]
-    assert [devices.place(slot) for slot in range(3)] == ["a+b-0", "c+d-0", "a+b-1"]
+    assert [devices.places(slot) for slot in range(3)] == [["a-0", "b-0"], ["c-0", "d-0"], ["a-1", "b-1"]]
 
 
 # -- none is given twice -------------------------------------------------------------------------------------
@@ -191,9 +196,11 @@ drive(Path(sys.argv[2]), device="cuda", slots=0)
 """
 
 
+@pytest.mark.parametrize(("together", "workers"), [(1, 2), (2, 1)])
 def test_the_next_call_waits_for_the_gpus_that_workers_of_a_killed_driver_still_hold(
-    bench, machine_with, tmp_path
+    together, workers, bench, machine_with, tmp_path
 ):
+    """Also where it groups them otherwise."""
     machine_with(2)
     command = [sys.executable, "-c", DRIVER, str(TESTS), str(tmp_path)]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -213,14 +220,14 @@ def test_the_next_call_waits_for_the_gpus_that_workers_of_a_killed_driver_still_
             if note.get("beat") not in (None, beats.get(name)):
                 beats[name] = note["beat"]
                 waited[name] += 1
-        if old and len(waited) == 2 and min(waited.values()) >= 2:
+        if old and len(waited) == workers and min(waited.values()) >= 2:
             assert not done
             assert not busy
             while old:
                 os.kill(old.pop(), signal.SIGKILL)
 
     try:
-        bench.run(first, look)
+        bench.run(first, look, processes_per_run=together)
     finally:
         for pid in old:
             os.kill(pid, signal.SIGKILL)
