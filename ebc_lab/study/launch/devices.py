@@ -2,7 +2,8 @@
 
 A GPU is retired, for the rest of a call, once nvidia-smi no longer lists it, once workers find it out of
 reach twice in a row (another process holds it, say), or once two runs that ran out of memory there fit
-elsewhere. None of that is a run's fault, so none is charged.
+elsewhere. None of that is a run's fault, so none is charged. A slot whose workers keep dying, while those of
+others do not, is retired as well (`WorkerPool._blame_place`).
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Devices:
         gone = [name for name in self.of(slot) if there is not None and not _is_among(name, there)]
         if gone:
             shared = [s for s in range(self.slots) if set(self.of(s)) & set(gone)]
-            return True, self._retire(shared, f"{' and '.join(gone)} is not listed by nvidia-smi any more")
+            return True, self.retire(shared, f"{' and '.join(gone)} is not listed by nvidia-smi any more")
         if not any(words in cause for words in UNUSABLE):
             return False, ""
         self._strikes[slot] = self._strikes.get(slot, 0) + 1
@@ -83,7 +84,7 @@ class Devices:
             return True, ""
         holders = [process for name in self.of(slot) for process in processes_on(name)]
         held = f"; on it is process {', '.join(holders)}" if holders else ""
-        return True, self._retire([slot], f"{' and '.join(self.of(slot))} cannot be used ({cause}{held})")
+        return True, self.retire([slot], f"{' and '.join(self.of(slot))} cannot be used ({cause}{held})")
 
     def worked(self, slot: int) -> None:
         """Note that a worker on this slot has finished a run."""
@@ -111,12 +112,13 @@ class Devices:
             return ""
         slots = [slot for slot in self.usable if self.of(slot) == names]
         why = f"runs that run out of memory on {' and '.join(names)} fit elsewhere"
-        return self._retire(slots, why) if slots else ""
+        return self.retire(slots, why) if slots else ""
 
     def _beside(self, slot: int) -> list[int]:
         return [other for other in range(self.slots) if self.of(other) == self.of(slot)]
 
-    def _retire(self, slots: Iterable[int], why: str) -> str:
+    def retire(self, slots: Iterable[int], why: str) -> str:
+        """Use these slots no more in this call. Returns what there is to say."""
         self.retired |= dict.fromkeys((slot for slot in slots if slot not in self.retired), why)
         return f"{why}: no more workers are started there, and its runs go to others"
 

@@ -46,7 +46,7 @@ class LocalPool(WorkerPool):
 
     def _start_workers(self, wanted: int) -> None:
         self._judge_memory()
-        usable = [slot for slot in self.devices.usable if f"slot {slot}" not in self.avoided]
+        usable = self.devices.usable
         if not usable and not self.jobs:
             why = "; ".join(dict.fromkeys(self.devices.retired.values()))
             raise WorkersFailed(f"no GPU is left to train on: {why}. The same command continues from here.")
@@ -84,8 +84,7 @@ class LocalPool(WorkerPool):
         if finished > 0:
             self.devices.worked(int(worker))
         blameless, told = self.devices.failed(int(worker), cause, lost)
-        if told:
-            self.say(told)
+        self._say_retired(told)
         return blameless
 
     def _memory_may_suffice(self) -> bool:
@@ -104,8 +103,19 @@ class LocalPool(WorkerPool):
         for run_id in self.devices.waiting_for():
             result = self.study.result(run_id)
             fits = result is not None and result["outcome"] in FINISHED
-            if result is not None and (told := self.devices.fitted(run_id, elsewhere=fits)):
-                self.say(told)
+            if result is not None:
+                self._say_retired(self.devices.fitted(run_id, elsewhere=fits))
+
+    def _say_retired(self, told: str) -> None:
+        """Say why slots are retired, if they are, and leave them out of what is compared with a place where
+        workers die."""
+        if told:
+            self.avoided |= {_place_of(slot) for slot in self.devices.retired}
+            self.say(told)
+
+    def _avoid(self, place: str, why: str) -> None:
+        super()._avoid(place, why)
+        self.devices.retire([slot for slot in self.devices.usable if _place_of(slot) == place], why)
 
     # -- watching --------------------------------------------------------------------------------------------
 
@@ -145,7 +155,7 @@ class LocalPool(WorkerPool):
             return
 
     def _place(self, worker: str, note: Mapping[str, Any]) -> str | None:
-        return f"slot {worker}"
+        return _place_of(worker)
 
     def close(self) -> None:
         self.session.publish([], closed=True, stop=True)
@@ -160,3 +170,7 @@ class LocalPool(WorkerPool):
 
     def leave(self) -> None:
         self.close()
+
+
+def _place_of(slot: int | str) -> str:
+    return f"slot {slot}"

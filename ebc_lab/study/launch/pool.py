@@ -346,8 +346,11 @@ class WorkerPool(ABC):
         else:
             same &= suspects
         if len(deaths) >= RUNS_TO_AVOID and self.places - self.avoided - set(self.deaths_at):
-            self.avoided.add(place)
-            self.say(f"workers keep dying in {place}, and not elsewhere: no more are started there")
+            self._avoid(place, f"workers keep dying in {place}, and not elsewhere")
+
+    def _avoid(self, place: str, why: str) -> None:
+        self.avoided.add(place)
+        self.say(f"{why}: no more are started there")
 
     def _give_up(self, spec: RunSpec, death: Death, cause: str) -> None:
         """Record a run as lost, unless another worker has taken it in the meantime."""

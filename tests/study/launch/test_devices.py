@@ -298,6 +298,29 @@ def test_the_last_run_leaves_a_gpu_that_fails_for_one_that_works(bench, machine_
     assert bench.outcomes([spec]) == ["completed"]
 
 
+def test_a_run_that_is_kept_from_one_gpu_returns_to_it_once_the_other_breaks_every_worker(
+    bench, machine_with
+):
+    machine_with(2)
+    *pair, last = bench.idle(3, at=1, do="hold")
+    bench.plan(last, at=0, do="oom", on=GPU[:1], elsewhere={"at": 1, "do": "kill"})
+    on: dict[str, str] = {}
+    avoided = "workers keep dying in slot 1, and not elsewhere: no more are started there"
+
+    def look(done, busy) -> None:
+        if len(busy) == 2 and not on:
+            on.update({visible_to(n["pid"]): n["run_ids"][0] for n in bench.notes().values()})
+            bench.plan(*pair, at=2, do="kill", on=[GPU[1]])
+            bench.release(*(spec for spec in pair if spec.run_id == on[GPU[0]]))
+        if any(line.startswith(f"{last.run_id} ran out of memory") for line in bench.said):
+            bench.release(*pair)
+
+    bench.run([*pair, last], look, max_lost=1)
+    assert avoided in bench.said
+    assert bench.trained_on(last) == [GPU[0], GPU[1], GPU[0]]
+    assert bench.outcomes([last]) == ["oom"]
+
+
 def test_a_run_that_breaks_every_gpu_is_given_up_and_the_gpus_are_not(bench, machine_with):
     machine_with(2)
     [bad, *good] = bench.idle(3)
