@@ -48,8 +48,8 @@ class Devices:
 
     @property
     def several(self) -> bool:
-        """Whether a run can be tried on another GPU than its first."""
-        return len({self.of(slot) for slot in self.usable}) > 1
+        """Whether there is another GPU than a run's first."""
+        return len({self.of(slot) for slot in range(self.slots)}) > 1
 
     def barred(self, run_id: str) -> set[int]:
         """Return the slots that leave this run to others, as long as there are others."""
@@ -90,29 +90,41 @@ class Devices:
         """Note that a worker on this slot has finished a run."""
         self._strikes.pop(slot, None)
 
-    def ran_short(self, run_id: str, gpus: str) -> None:
-        """Note that a run's memory ran out on these GPUs, named as in CUDA_VISIBLE_DEVICES; it is tried
-        elsewhere."""
+    def ran_short(self, run_id: str, gpus: str, *, alone: bool) -> bool:
+        """Note that a run's memory ran out on these GPUs, named as in CUDA_VISIBLE_DEVICES. `alone`: no other
+        run was in its worker, so that none of ours may have taken what it lacked.
+
+        Returns whether it is tried elsewhere; not where these are all that is left.
+        """
         names = tuple(gpus.split(","))
-        if slots := {slot for slot in range(self.slots) if self.of(slot) == names}:
-            self._elsewhere.setdefault(run_id, set()).update(slots)
+        slots = {slot for slot in range(self.slots) if self.of(slot) == names}
+        if not slots or not self._others(names):
+            return False
+        self._elsewhere.setdefault(run_id, set()).update(slots)
+        if alone and len(slots) == 1:
             self._short[run_id] = names
+        return True
 
     def waiting_for(self) -> list[str]:
         """Return the runs of which `fitted` is to be told."""
         return list(self._short)
 
-    def fitted(self, run_id: str, *, elsewhere: bool) -> str:
-        """Note how a run ended that ran out of memory before. Returns what there is to say."""
+    def fitted(self, run_id: str, gpus: str) -> str:
+        """Note on which GPUs a run was finished that ran out of memory before; empty: on none. Returns what
+        there is to say."""
         names = self._short.pop(run_id)
-        if not elsewhere:
+        if not gpus or gpus.split(",") == [*names]:
             return ""
         self._misfits[names] = self._misfits.get(names, 0) + 1
-        if self._misfits[names] < STRIKES:
+        if self._misfits[names] < STRIKES or not self._others(names):
             return ""
         slots = [slot for slot in self.usable if self.of(slot) == names]
         why = f"runs that run out of memory on {' and '.join(names)} fit elsewhere"
         return self.retire(slots, why) if slots else ""
+
+    def _others(self, names: tuple[str, ...]) -> bool:
+        """Tell whether GPUs other than these can still be used."""
+        return any(self.of(slot) != names for slot in self.usable)
 
     def _beside(self, slot: int) -> list[int]:
         return [other for other in range(self.slots) if self.of(other) == self.of(slot)]

@@ -90,21 +90,29 @@ class LocalPool(WorkerPool):
     def _memory_may_suffice(self) -> bool:
         return super()._memory_may_suffice() or self.devices.several
 
-    def _try_elsewhere(self, run_id: str) -> str:
-        begun = [e for e in attempts.log(self.study.run_dir(run_id)) if e.get("event") == "begin"]
-        gpus = begun[-1].get("cuda_visible_devices", "") if begun else ""
-        if not self.devices.several or not gpus:
+    def _try_elsewhere(self, run_id: str) -> str | None:
+        last = self._last_attempt(run_id)
+        gpus = last.get("cuda_visible_devices", "")
+        # a result is there before the end is logged
+        alone = self.config.launcher.runs_per_worker == 1 or (last["event"] == "end" and last["beside"] == 0)
+        if not self.devices.ran_short(run_id, gpus, alone=alone):
             return super()._try_elsewhere(run_id)
-        self.devices.ran_short(run_id, gpus)
         return f"what else is on {gpus}: it is tried again on another GPU, alone"
+
+    def _last_attempt(self, run_id: str) -> dict[str, Any]:
+        """Return what is logged of the last attempt at a run: its begin, and over it what came after."""
+        known: dict[str, Any] = {"event": None}
+        for event in attempts.log(self.study.run_dir(run_id)):
+            known = event if event.get("event") == "begin" else known | event
+        return known
 
     def _judge_memory(self) -> None:
         """Retire GPUs on which runs ran out of memory that then fitted elsewhere."""
         for run_id in self.devices.waiting_for():
-            result = self.study.result(run_id)
-            fits = result is not None and result["outcome"] in FINISHED
-            if result is not None:
-                self._say_retired(self.devices.fitted(run_id, elsewhere=fits))
+            if (result := self.study.result(run_id)) is not None:
+                fits = result["outcome"] in FINISHED
+                gpus = self._last_attempt(run_id).get("cuda_visible_devices", "") if fits else ""
+                self._say_retired(self.devices.fitted(run_id, gpus))
 
     def _say_retired(self, told: str) -> None:
         """Say why slots are retired, if they are, and leave them out of what is compared with a place where

@@ -191,10 +191,10 @@ class WorkerPool(ABC):
         for run_id in self.offered:
             if self._is_final(run_id) or not (result := self.study.result(run_id)):
                 continue
-            if result["outcome"] != "oom":
+            where = self._try_elsewhere(run_id) if result["outcome"] == "oom" else None
+            if where is None:
                 self.final.add(run_id)
                 continue
-            where = self._try_elsewhere(run_id)
             self.say(f"{run_id} ran out of memory, maybe because of {where}")
             self.alone.add(run_id)
             self._offer(self.offered)  # first, so that no worker takes it together with others again
@@ -205,13 +205,14 @@ class WorkerPool(ABC):
         return run_id in self.alone or run_id in self.final or not self._memory_may_suffice()
 
     def _memory_may_suffice(self) -> bool:
-        """Tell whether a run that ran out of memory might find more when it is tried again."""
+        """Tell whether some run that ran out of memory might find more when it is tried again."""
         return self.config.launcher.runs_per_worker > 1
 
-    def _try_elsewhere(self, run_id: str) -> str:
+    def _try_elsewhere(self, run_id: str) -> str | None:
         """Keep a run that ran out of memory from where it did, if there is anything else. -> what may have
-        taken the memory, and how it is tried again, in words."""
-        return "the runs next to it: it is tried again alone"
+        taken the memory, and how it is tried again, in words; None: nothing speaks for a second try."""
+        shared = self.config.launcher.runs_per_worker > 1
+        return "the runs next to it: it is tried again alone" if shared else None
 
     def _has_started(self, run_id: str) -> bool:
         """Tell whether a canary has survived its start: it has taken a step, or it has a result."""

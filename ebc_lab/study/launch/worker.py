@@ -12,6 +12,7 @@ In a Slurm job it survives its driver, until the list is done and it has been id
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import os
@@ -85,13 +86,13 @@ def carry(
     *,
     checkpoint_every_s: float,
     should_stop: Callable[[], bool],
-    beside: int = 0,
+    beside: Callable[[], int] = lambda: 0,
     processes: int = 1,
 ) -> Turns:
     """Train one planned run to its result, unless another process has it, yielding between blocks of steps.
 
-    The first `yield` means that the run is claimed; the value is whether this call trained it. `beside`: how
-    many other runs the same worker is on, for the log; `processes`: how many train it together. Raises
+    The first `yield` means that the run is claimed; the value is whether this call trained it. `beside`: says
+    how many other runs the same worker is on, for the log; `processes`: how many train it together. Raises
     Interrupted (with a checkpoint written) once `should_stop()`, OSError if the folder cannot be written, and
     DeviceFailed.
     """
@@ -106,7 +107,7 @@ def carry(
         except UserError as error:
             problem = error
         together = {"processes": processes} if problem is None and kind == TOGETHER and processes > 1 else {}
-        attempts.note(files.directory, "begin", beside=beside, **together, **attempts.surroundings())
+        attempts.note(files.directory, "begin", beside=beside(), **together, **attempts.surroundings())
         yield
         if problem is not None:
             _record_refusal(files, run_id, problem)
@@ -119,7 +120,7 @@ def carry(
         }
         try:
             result = yield from train(run, files.directory, run_id, **hooks, **together)
-            attempts.note(files.directory, "end", outcome=result["outcome"])
+            attempts.note(files.directory, "end", outcome=result["outcome"], beside=beside())
         except UserError as error:
             _record_refusal(files, run_id, error, digest(identity_of(kind, run)))
         except Interrupted:
@@ -308,7 +309,7 @@ class Worker:
                 run_id,
                 checkpoint_every_s=self.about["checkpoint_every_s"],
                 should_stop=lambda: self.leaving or self.stop(),
-                beside=len(self.turns),
+                beside=functools.partial(self._beside, run_id),
                 processes=self.about["processes_per_run"],
             )
             try:
@@ -321,6 +322,10 @@ class Worker:
             self.say()
             return True
         return False
+
+    def _beside(self, run_id: str) -> int:
+        """Return how many runs are in progress beside this one."""
+        return len(self.turns.keys() - {run_id})
 
     def sharing_class(self, run_id: str) -> str | None:
         """Return runs of the same class may share this worker; None: the run goes alone.

@@ -355,6 +355,67 @@ def test_a_run_that_a_full_gpu_cannot_hold_is_tried_on_another_and_the_full_one_
     assert len([line for line in bench.said if line.startswith(left)]) == 1
 
 
+def on_gpu(bench, gpu: str) -> list[str]:
+    """The runs in progress on it."""
+    return [r for note in bench.notes().values() if visible_to(note["pid"]) == gpu for r in note["run_ids"]]
+
+
+def test_a_gpu_is_not_left_for_want_of_memory_that_the_neighbours_of_a_run_took(bench, machine_with):
+    machine_with(2)
+    specs = bench.idle(6, at=1, do="hold")
+    short: list = []
+
+    def look(done, busy) -> None:
+        if sum(map(len, busy)) == 6 and not short:
+            *short[:], last = (s for s in specs if s.run_id in on_gpu(bench, GPU[1]))
+            bench.plan(*short, at=2, do="oom", on=[GPU[1]])
+            bench.release(*(spec for spec in specs if spec is not last))
+        if short and bench.all_in(short, "checked"):
+            bench.release(*specs)
+        for spec in short:
+            if spec.run_id in done:
+                (bench.study.run_dir(spec.run_id) / "checked").touch()
+
+    bench.run(specs, look, runs_per_worker=3)
+    assert bench.outcomes(specs) == ["completed"] * 6
+    assert [bench.trained_on(spec) for spec in short] == [[GPU[1], GPU[0]]] * 2
+    assert not any("no more workers" in line for line in bench.said)
+
+
+def test_a_run_that_runs_out_of_memory_on_a_gpu_already_left_is_tried_on_the_one_that_is_not(
+    bench, machine_with
+):
+    fake = machine_with(2)
+    specs = bench.idle(4, at=1, do="hold")
+    both: list = []
+
+    def look(done, busy) -> None:
+        if len(busy) == 4 and not both:
+            both[:] = (s for s in specs if s.run_id in on_gpu(bench, GPU[1]))
+            fake.lose(1)
+            bench.plan(both[0], at=2, do="device", on=[GPU[1]], says=FAILED)
+            bench.plan(both[1], at=2, do="oom", on=[GPU[1]])
+            bench.release(both[0])
+        if any("is not listed by nvidia-smi" in line for line in bench.said):
+            bench.release(*specs)
+
+    bench.run(specs, look, workers_per_gpu=2, max_lost=0)
+    assert bench.outcomes(specs) == ["completed"] * 4
+    assert [bench.trained_on(spec) for spec in both] == [[GPU[1], GPU[0]]] * 2
+
+
+def test_only_a_run_that_fits_on_another_gpu_speaks_against_one_and_never_against_the_last():
+    devices = Devices(["a", "b"], 1, 2)
+    for run_id, where in (("1", "b"), ("2", "b"), ("3", "a"), ("4", "")):
+        assert devices.ran_short(run_id, "b", alone=True)
+        assert devices.fitted(run_id, where) == ""
+    assert devices.ran_short("5", "b", alone=True)
+    devices.retire([0], "it broke")
+    assert devices.fitted("5", "a") == ""
+    assert not devices.ran_short("6", "b", alone=True)
+    assert devices.usable == [1]
+
+
 def test_a_run_that_fits_on_no_gpu_has_run_out_of_memory(bench, machine_with):
     machine_with(2)
     [spec] = bench.idle(1, at=1, do="oom", on=GPU[:2])
