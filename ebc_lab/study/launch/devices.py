@@ -63,12 +63,13 @@ class Devices:
 
     # -- what happens to them --------------------------------------------------------------------------------
 
-    def failed(self, slot: int, cause: str, run_ids: Iterable[str]) -> tuple[bool, str]:
-        """Note that a worker has ended because its GPU failed; its runs are tried elsewhere.
+    def failed(self, slot: int, said: str | None, run_ids: Iterable[str]) -> tuple[bool, str]:
+        """Note that a worker has died, and what it said of its GPU: where it said that this failed, its runs
+        are tried elsewhere. A GPU that is lost may also leave it hanging, or let it die by a signal.
 
         Returns whether the GPU alone is to blame, and what there is to say.
         """
-        for run_id in run_ids:
+        for run_id in run_ids if said is not None else ():
             self._elsewhere.setdefault(run_id, set()).update(self._beside(slot))
         if not self.groups:
             return False, ""
@@ -77,14 +78,14 @@ class Devices:
         if gone:
             shared = [s for s in range(self.slots) if set(self.of(s)) & set(gone)]
             return True, self.retire(shared, f"{' and '.join(gone)} is not listed by nvidia-smi any more")
-        if not any(words in cause for words in UNUSABLE):
+        if said is None or not any(words in said for words in UNUSABLE):
             return False, ""
         self._strikes[slot] = self._strikes.get(slot, 0) + 1
         if self._strikes[slot] < STRIKES:
             return True, ""
         holders = [process for name in self.of(slot) for process in processes_on(name)]
         held = f"; on it is process {', '.join(holders)}" if holders else ""
-        return True, self.retire([slot], f"{' and '.join(self.of(slot))} cannot be used ({cause}{held})")
+        return True, self.retire([slot], f"{' and '.join(self.of(slot))} cannot be used ({said}{held})")
 
     def worked(self, slot: int) -> None:
         """Note that a worker on this slot has finished a run."""

@@ -80,10 +80,11 @@ class LocalPool(WorkerPool):
         retired = [str(slot) for slot in self.devices.retired]
         return len(self.devices.usable), self.devices.all_barred(), retired
 
-    def _device_is_to_blame(self, worker: str, cause: str, lost: Sequence[str], finished: int) -> bool:
-        if finished > 0:
-            self.devices.worked(int(worker))
-        blameless, told = self.devices.failed(int(worker), cause, lost)
+    def _has_worked(self, worker: str) -> None:
+        self.devices.worked(int(worker))
+
+    def _device_is_to_blame(self, worker: str, said: str | None, lost: Sequence[str]) -> bool:
+        blameless, told = self.devices.failed(int(worker), said, lost)
         self._say_retired(told)
         return blameless
 

@@ -289,12 +289,14 @@ class WorkerPool(ABC):
         self.session.forget(death.worker)
         self.alive.pop(death.worker, None)
         self._count_failed_starts(death, note, cause)
+        finished = int(note.get("ran") or 0) - len(run_ids)
+        if finished > 0:
+            self._has_worked(death.worker)
         if death.clean:
             return
-        finished = int(note.get("ran") or 0) - len(run_ids)
         lost = [r for r in run_ids if not self.study.has_result(r)]
-        failed = bool(note.get("device_failed")) and not guilty
-        blameless = failed and self._device_is_to_blame(death.worker, cause, lost, finished)
+        said = note.get("cause") if note.get("device_failed") else None
+        blameless = not guilty and self._device_is_to_blame(death.worker, said, lost)
         if not blameless:
             self._blame_place(self._place(death.worker, note), guilty or run_ids, finished)
         for run_id in lost:
@@ -315,9 +317,13 @@ class WorkerPool(ABC):
             if self.lost[run_id] > self.config.launcher.max_lost:
                 self._give_up(specs[run_id], death, cause)
 
-    def _device_is_to_blame(self, worker: str, cause: str, lost: Sequence[str], finished: int) -> bool:
-        """Tell whether these runs lost their worker, after it had finished so many, to its GPU alone."""
+    def _device_is_to_blame(self, worker: str, said: str | None, lost: Sequence[str]) -> bool:
+        """Tell whether these runs lost their worker to its GPU alone. `said`: what the worker said of the
+        GPU's failure, if it said anything before its end."""
         return False
+
+    def _has_worked(self, worker: str) -> None:  # noqa: B027
+        """Note that a worker that has ended had finished a run."""
 
     def _count_failed_starts(self, death: Death, note: Mapping[str, Any], cause: str) -> None:
         """Raise WorkersFailed once MAX_FAILED_STARTS workers in a row have ended before they took a run."""

@@ -21,7 +21,7 @@ from support.smi import BUSY, gpu_uuid, mig_uuid
 
 from ebc_lab.study.launch import opened
 from ebc_lab.study.launch.devices import Devices
-from ebc_lab.study.launch.pool import WorkersFailed
+from ebc_lab.study.launch.pool import Death, WorkersFailed
 
 TESTS = Path(__file__).parents[2]
 GPU = [gpu_uuid(number) for number in range(8)]
@@ -262,6 +262,24 @@ def test_a_gpu_that_falls_out_is_not_used_again_and_its_run_is_not_charged(bench
     assert len([line for line in bench.said if line.startswith(told)]) == 1
 
 
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_gpu_is_noticed_where_its_worker_dies_or_hangs_without_a_word(ending, bench, machine_with):
+    fake = machine_with(2)
+    specs = bench.idle(2, at=1, do="hold")
+
+    def fall(done, busy) -> None:
+        if len(busy) == 2 and not fake.gpus[1]["lost"] and bench.all_in(specs, "progress.json"):
+            fake.lose(1)
+            [pid] = (n["pid"] for n in bench.notes().values() if visible_to(n["pid"]) == GPU[1])
+            os.kill(pid, ending)
+        if any(line.startswith(f"{GPU[1]} is not listed by nvidia-smi any more") for line in bench.said):
+            bench.release(*specs)
+
+    bench.run(specs, fall, max_lost=0, heartbeat_s=5)
+    assert bench.outcomes(specs) == ["completed"] * 2
+    assert sorted((bench.trained_on(spec) for spec in specs), key=len) == [[GPU[0]], [GPU[1], GPU[0]]]
+
+
 def test_a_gpu_that_somebody_else_holds_is_left_to_him_and_no_run_is_charged(bench, machine_with):
     machine_with(2).hold(1, 4242, 8142)
     specs = bench.idle(4)
@@ -276,6 +294,24 @@ def test_a_gpu_that_somebody_else_holds_is_left_to_him_and_no_run_is_charged(ben
     assert bench.outcomes(specs) == ["completed"] * 4
     tried = [bench.trained_on(spec) for spec in specs]
     assert sorted(tried, key=len) == [[GPU[0]], [GPU[0]], [GPU[1], GPU[0]], [GPU[1], GPU[0]]]
+
+
+def test_what_a_worker_said_of_its_gpu_counts_although_it_then_hung(bench, machine_with):
+    machine_with(2)
+    pool, [spec] = bench.pool(2, tuple(GPU[:2]), max_lost=0), bench.idle(1)
+
+    def die(ran: int, guilty: list[str], **note) -> None:
+        pool.killed["1"] = "no sign of life for 60 s", guilty
+        note = {"run_ids": [spec.run_id], "ran": ran, **note}
+        pool._record_death(Death("1", "killed by SIGKILL", Path("log")), note, {})
+
+    busy = {"device_failed": True, "cause": BUSY}
+    die(1, [], **busy)
+    die(2, [spec.run_id])  # another run was finished before: the GPU can be used
+    die(1, [], **busy)
+    assert not pool.devices.retired
+    die(1, [], **busy)
+    assert pool.devices.retired == {1: f"{GPU[1]} cannot be used ({BUSY})"}
 
 
 def test_where_no_gpu_is_left_the_study_stops_and_no_run_is_lost(bench, machine_with):
@@ -364,17 +400,17 @@ def test_a_gpu_is_not_left_for_want_of_memory_that_the_neighbours_of_a_run_took(
     machine_with(2)
     specs = bench.idle(6, at=1, do="hold")
     short: list = []
+    finished: set[str] = set()
 
     def look(done, busy) -> None:
         if sum(map(len, busy)) == 6 and not short:
-            *short[:], last = (s for s in specs if s.run_id in on_gpu(bench, GPU[1]))
+            *some, last = (spec for spec in specs if spec.run_id in on_gpu(bench, GPU[1]))
+            short.extend(some)
             bench.plan(*short, at=2, do="oom", on=[GPU[1]])
             bench.release(*(spec for spec in specs if spec is not last))
-        if short and bench.all_in(short, "checked"):
+        finished.update(done)
+        if short and finished >= {spec.run_id for spec in short}:
             bench.release(*specs)
-        for spec in short:
-            if spec.run_id in done:
-                (bench.study.run_dir(spec.run_id) / "checked").touch()
 
     bench.run(specs, look, runs_per_worker=3)
     assert bench.outcomes(specs) == ["completed"] * 6
@@ -391,7 +427,7 @@ def test_a_run_that_runs_out_of_memory_on_a_gpu_already_left_is_tried_on_the_one
 
     def look(done, busy) -> None:
         if len(busy) == 4 and not both:
-            both[:] = (s for s in specs if s.run_id in on_gpu(bench, GPU[1]))
+            both.extend(s for s in specs if s.run_id in on_gpu(bench, GPU[1]))
             fake.lose(1)
             bench.plan(both[0], at=2, do="device", on=[GPU[1]], says=FAILED)
             bench.plan(both[1], at=2, do="oom", on=[GPU[1]])
