@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from ebc_lab.config.machine import Gpu, listed_gpus, processes_on
+from ebc_lab.config.machine import listing, meant, processes_on
 from ebc_lab.training.turns import UNUSABLE
 
 STRIKES = 2  # workers in a row that find a GPU out of reach, or runs that fit elsewhere, before it is retired
@@ -73,8 +73,8 @@ class Devices:
             self._elsewhere.setdefault(run_id, set()).update(self._beside(slot))
         if not self.groups:
             return False, ""
-        there = listed_gpus()
-        gone = [name for name in self.of(slot) if there is not None and not _is_among(name, there)]
+        there = listing()
+        gone = [name for name in self.of(slot) if not there.failure and not meant(name, there.gpus)]
         if gone:
             shared = [s for s in range(self.slots) if set(self.of(s)) & set(gone)]
             return True, self.retire(shared, f"{' and '.join(gone)} is not listed by nvidia-smi any more")
@@ -83,9 +83,8 @@ class Devices:
         self._strikes[slot] = self._strikes.get(slot, 0) + 1
         if self._strikes[slot] < STRIKES:
             return True, ""
-        holders = [process for name in self.of(slot) for process in processes_on(name)]
-        held = f"; on it is process {', '.join(holders)}" if holders else ""
-        return True, self.retire([slot], f"{' and '.join(self.of(slot))} cannot be used ({said}{held})")
+        what = "".join([said, *(_held(name, of=len(self.of(slot))) for name in self.of(slot))])
+        return True, self.retire([slot], f"{' and '.join(self.of(slot))} cannot be used ({what})")
 
     def worked(self, slot: int) -> None:
         """Note that a worker on this slot has finished a run."""
@@ -136,6 +135,12 @@ class Devices:
         return f"{why}: no more workers are started there, and its runs go to others"
 
 
-def _is_among(name: str, listed: tuple[Gpu, ...]) -> bool:
-    """Tell whether a GPU is listed; one that is named by an index counts as listed while any has that."""
-    return any(name in (gpu.uuid, str(gpu.number)) for gpu in listed)
+def _held(name: str, of: int) -> str:
+    """Say which processes nvidia-smi shows on a GPU, one `of` so many; empty where it shows none."""
+    where = "it" if of == 1 else name
+    if name.isdecimal():  # where CUDA may count otherwise
+        where = f"nvidia-smi's GPU {name}"
+    elif name.startswith("MIG-"):
+        where = "its GPU, all instances together,"
+    processes = processes_on(name)
+    return f"; on {where} is process {', '.join(processes)}" if processes else ""

@@ -7,6 +7,7 @@ The runs are `idle` ones, which see their GPU by its name alone and fail on it i
 import collections
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -314,10 +315,27 @@ def test_what_a_worker_said_of_its_gpu_counts_although_it_then_hung(bench, machi
     assert pool.devices.retired == {1: f"{GPU[1]} cannot be used ({BUSY})"}
 
 
-def test_where_no_gpu_is_left_the_study_stops_and_no_run_is_lost(bench, machine_with):
-    machine_with(1).hold(0, 4242, 8142)
-    specs = bench.idle(2, at=0, do="device", on=GPU[:1], says=BUSY)
-    with pytest.raises(WorkersFailed, match=r"^no GPU is left to train on: .* process 4242 .* continues"):
+NUMBERED = f"MIG-{GPU[1]}/2/0"  # as Slurm names an instance
+
+
+@pytest.mark.parametrize(
+    ("name", "mig", "where"),
+    [
+        (GPU[1], {}, "it"),
+        ("1", {}, "nvidia-smi's GPU 1"),
+        (NUMBERED, DIVIDED, "its GPU, all instances together,"),
+    ],
+)
+def test_where_no_gpu_is_left_the_study_stops_and_no_run_is_lost(
+    name, mig, where, bench, machine_with, monkeypatch
+):
+    fake = machine_with(2, mig)
+    fake.hold(1, 4242, 8142)
+    fake.rename(0, "NVIDIA H100 80GB HBM3")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", name)
+    specs = bench.idle(2, at=0, do="device", on=[name], says=BUSY)
+    told = f"no GPU is left to train on: {name} cannot be used ({BUSY}; on {where} is process 4242 (python, "
+    with pytest.raises(WorkersFailed, match=f"^{re.escape(told)}.* continues"):
         bench.run(specs, max_lost=0)
     assert [bench.study.result(spec.run_id) for spec in specs] == [None, None]
     bench.plan(*specs, at=99)
