@@ -174,11 +174,11 @@ def machine_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("PATH", made.path)
         for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS"):
             monkeypatch.delenv(name, raising=False)
-        machine.gpus.cache_clear()
+        machine.first_listing.cache_clear()
         return made
 
     yield begin
-    machine.gpus.cache_clear()
+    machine.first_listing.cache_clear()
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ SMI_PATIENCE_S = 60.0  # for an answer of nvidia-smi, which may hang on a broken
 NONE_LEFT = (6, 15)  # exit codes of nvidia-smi: no such device, a GPU is lost
 GPU_LINE = re.compile(r"GPU (\d+): (.+?)(?: \(UUID: ([^)]+)\))?")
 MIG_LINE = re.compile(r"\s+MIG (\S+)\s+Device\s+\d+: \(UUID: ([^)]+)\)")
+NUMBERED_INSTANCE = re.compile(r"MIG-(GPU-[^/]+)/(\d+/\d+)")  # of a GPU: its parts, for graphics and compute
 INSTRUCTIONS: dict[str, set[str]] = {  # as ATEN_CPU_CAPABILITY names them -> flags of a CPU that has them
     "default": set(),
     "avx2": {"avx2", "fma"},
@@ -69,25 +70,45 @@ class Gpu(NamedTuple):
 
 class _Answer(NamedTuple):
     lines: list[str]
-    code: int  # as a shell has it: 127 where it is missing, 124 where it hangs
+    failure: str = ""  # in words; empty: this is all there is to know
 
 
 def _smi(*options: str) -> _Answer:
     if not shutil.which("nvidia-smi"):
-        return _Answer([], 127)
+        return _Answer([], "nvidia-smi is not on PATH")
     try:
-        done = subprocess.run(
-            ["nvidia-smi", *options], capture_output=True, text=True, check=False, timeout=SMI_PATIENCE_S
+        process = subprocess.Popen(
+            ["nvidia-smi", *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
         )
+    except OSError as error:
+        return _Answer([], f"nvidia-smi cannot be started ({error.strerror})")
+    try:
+        told, _ = process.communicate(timeout=SMI_PATIENCE_S)
     except subprocess.TimeoutExpired:
-        return _Answer([], 124)
-    return _Answer(done.stdout.splitlines(), done.returncode)
+        process.kill()  # not waited for: in a call of a broken driver it does not die, whoever kills it
+        return _Answer([], f"nvidia-smi does not answer within {SMI_PATIENCE_S:g} s")
+    lines = told.splitlines()
+    if process.returncode in (0, *NONE_LEFT):
+        return _Answer(lines)
+    first = f": {lines[0].rstrip('.')}" if lines else ""
+    return _Answer(lines, f"nvidia-smi fails with exit code {process.returncode}{first}")
 
 
-def listed_gpus() -> tuple[Gpu, ...] | None:
+class Listing(NamedTuple):
+    """The devices that nvidia-smi lists."""
+
+    gpus: tuple[Gpu, ...]
+    failure: str  # why none is known, in words; empty: it says what is there
+
+
+def listing() -> Listing:
     """Ask nvidia-smi now which devices are there. A GPU that has fallen off the bus is not listed any more.
 
-    A GPU that is divided stands there by its instances alone. None: nvidia-smi is missing, fails or hangs.
+    A GPU that is divided stands there by its instances alone.
     """
     answer = _smi("-L")
     found: list[Gpu] = []
@@ -102,23 +123,32 @@ def listed_gpus() -> tuple[Gpu, ...] | None:
             whole = above.divided or above.uuid
             divided.add(whole)
             found.append(Gpu(above.number, f"{above.model} MIG {size}", uuid, whole))
-    if answer.code not in (0, *NONE_LEFT) and not found:
-        return None
-    return tuple(gpu for gpu in found if gpu.uuid not in divided)
-
-
-def processes_on(uuid: str) -> list[str]:
-    """Ask nvidia-smi now which processes compute on a GPU, such as `4242 (python, 8142 MiB)`. Those of other
-    containers are not shown."""
-    fields = "gpu_uuid,pid,process_name,used_memory"
-    rows = (row.split(", ") for row in _smi(f"--query-compute-apps={fields}", "--format=csv,noheader").lines)
-    return [f"{row[1]} ({row[2]}, {row[3]})" for row in rows if len(row) == 4 and row[0] == uuid]
+    there = tuple(gpu for gpu in found if gpu.uuid not in divided)
+    return Listing(there, "" if found else answer.failure)
 
 
 @functools.cache
+def first_listing() -> Listing:
+    """What nvidia-smi listed when this process first asked."""
+    return listing()
+
+
 def gpus() -> tuple[Gpu, ...]:
     """The devices of this machine, as nvidia-smi listed them when this process first asked."""
-    return listed_gpus() or ()
+    return first_listing().gpus
+
+
+def processes_on(name: str) -> list[str]:
+    """Ask nvidia-smi now which processes compute on a device, named as in CUDA_VISIBLE_DEVICES: such as
+    `4242 (python, 8142 MiB)`.
+
+    An index is nvidia-smi's, for an instance the processes on all of its GPU are shown, and those of other
+    containers are not.
+    """
+    whole = {gpu.divided or gpu.uuid for gpu in meant(name, gpus())}
+    fields = "gpu_uuid,pid,process_name,used_memory"
+    rows = (row.split(", ") for row in _smi(f"--query-compute-apps={fields}", "--format=csv,noheader").lines)
+    return [f"{row[1]} ({row[2]}, {row[3]})" for row in rows if len(row) == 4 and row[0] in whole]
 
 
 def gpu_names() -> tuple[str, ...]:
@@ -147,7 +177,7 @@ def _bound_gpus() -> tuple[list[tuple[Gpu, str]], str]:
     """Return the devices bound to this process, each with its name for CUDA, and why there are none."""
     here = gpus()
     if not here:
-        return [], "nvidia-smi shows no GPU here (or CUDA_VISIBLE_DEVICES hides it)"
+        return [], first_listing().failure or "nvidia-smi lists no GPU here"
     inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
     if inherited is not None:
         return _chosen(inherited.split(","), f"CUDA_VISIBLE_DEVICES={inherited}")
@@ -171,29 +201,37 @@ def _chosen(entries: Sequence[str], said: str) -> tuple[list[tuple[Gpu, str]], s
     alike = len({gpu.model for gpu in here}) == 1 or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
     chosen: list[tuple[Gpu, str]] = []
     for entry in map(str.strip, entries):
-        meant = _meant(entry)
-        if not meant:
+        named = meant(entry, here)
+        if not named:
             break
-        if any(gpu in meant for gpu, _ in chosen):
+        if any(gpu in named for gpu, _ in chosen):
             return [], f"{said} names a GPU twice ({entry}), and CUDA then shows none"
         # CUDA may count GPUs of different models in another order than nvidia-smi: there an index stays one
-        certain = alike or not entry.isdecimal() or meant[0].divided is not None
-        chosen += [(gpu, gpu.uuid if certain else entry) for gpu in meant]
+        certain = alike or not entry.isdecimal() or named[0].divided is not None
+        chosen += [(gpu, gpu.uuid if certain else entry) for gpu in named]
     count = f"{len(here)} GPU{'s' * (len(here) != 1)}"
     return chosen, f"{said} leaves none of the {count} here" if not chosen else ""
 
 
-def _meant(entry: str) -> list[Gpu]:
-    """Return the devices that an index, a UUID or the beginning of a UUID means: of a divided GPU all its
-    instances; none where it means nothing, or more than one."""
+def meant(entry: str, listed: Sequence[Gpu]) -> list[Gpu]:
+    """Return the listed devices that an index, a UUID or the beginning of a UUID means: of a divided GPU all
+    its instances; none where it means nothing, or more than one.
+
+    Slurm names an instance by its GPU and two numbers, as old drivers list it. Newer ones do not say which of
+    theirs that is, but CUDA knows: it is a device of its own.
+    """
     if entry.isdecimal():
-        return [gpu for gpu in gpus() if gpu.number == int(entry)]
-    if exact := [gpu for gpu in gpus() if entry in (gpu.uuid, gpu.divided)]:
+        return [gpu for gpu in listed if gpu.number == int(entry)]
+    if exact := [gpu for gpu in listed if entry in (gpu.uuid, gpu.divided)]:
         return exact
+    if numbered := NUMBERED_INSTANCE.fullmatch(entry):
+        whole, instance = numbered.groups()
+        parts = [gpu for gpu in listed if gpu.divided == whole and not NUMBERED_INSTANCE.fullmatch(gpu.uuid)]
+        return [gpu._replace(name=f"{gpu.model} MIG {instance}", uuid=entry) for gpu in parts[:1]]
     if not entry.startswith(("GPU-", "MIG-")):
         return []
-    known = {name for gpu in gpus() for name in (gpu.uuid, gpu.divided) if name and name.startswith(entry)}
-    return _meant(known.pop()) if len(known) == 1 else []
+    known = {name for gpu in listed for name in (gpu.uuid, gpu.divided) if name and name.startswith(entry)}
+    return meant(known.pop(), listed) if len(known) == 1 else []
 
 
 @functools.cache

@@ -118,7 +118,8 @@ def _ended(
 ) -> dict[str, Any]:
     """The result of a run, from what its process said last; without a word from it the run has failed, or,
     where several trained it, is lost: who killed one of them has not judged the run."""
-    if process.together and (end is None or end["end"] == FAILED):
+    if process.together and (end is None or end["end"] in (FAILED, DEVICE)):
+        files.directory.mkdir(parents=True, exist_ok=True)  # they may have failed before anything else
         with open(files.log, "a", encoding="utf-8") as log:
             log.write(process.complaints())
     if end is None and process.together:

@@ -24,7 +24,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig
 
 from .apart import DEVICE, DONE, FAILED, INTERRUPTED, REFUSED, UNWRITABLE
-from .outcome import cause_of, is_oom, run_and_record
+from .outcome import cause_of, is_device_failure, is_oom, is_own_fault, run_and_record
 from .ranks import Ranks, joined, lost_another
 from .run import Training
 from .turns import DeviceFailed, Interrupted
@@ -90,20 +90,32 @@ class Child:
             return
         except UserError as error:
             self.say(rank=self.ranks.rank, end=REFUSED, why=str(error))
+        except DeviceFailed as error:
+            self.say(rank=self.ranks.rank, end=DEVICE, why=str(error))
         except Exception as error:
             if lost_another(error):
                 os._exit(1)
             traceback.print_exc()
+            cause = cause_of(error)
+            if is_device_failure(error) and not is_own_fault(cause):
+                self.say(rank=self.ranks.rank, end=DEVICE, why=cause)
+                return
             outcome = "oom" if is_oom(error) else "failed"
-            self.say(rank=self.ranks.rank, end=FAILED, why=[outcome, cause_of(error)])
+            self.say(rank=self.ranks.rank, end=FAILED, why=[outcome, cause])
 
     def _require_gpus(self, run: RunConfig) -> None:
-        """Refuse to have two processes of a run on one GPU. Raises UserError."""
-        if run.device == "cuda" and torch.cuda.device_count() < self.ranks.count:
-            raise UserError(
-                f"launcher.processes_per_run={self.ranks.count} takes a GPU for each process, and CUDA shows "
-                f"{torch.cuda.device_count()} to this worker: give it as many, or choose fewer processes."
-            )
+        """Refuse to have two processes of a run on one GPU. Raises UserError, and DeviceFailed where CUDA
+        shows fewer GPUs than this worker was given."""
+        count, shown = self.ranks.count, torch.cuda.device_count()
+        if run.device != "cuda" or shown >= count:
+            return
+        given = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        if len(given) >= count:
+            raise DeviceFailed(f"CUDA shows {shown} of the {len(given)} GPUs of this worker")
+        raise UserError(
+            f"launcher.processes_per_run={count} takes a GPU for each process, and CUDA shows "
+            f"{shown} to this worker: give it as many, or choose fewer processes."
+        )
 
     def _trained(self, asked: dict[str, Any]) -> tuple[str, Any]:
         """Train a run to its result -> how it ended, and why."""
@@ -132,10 +144,23 @@ class Child:
         return DONE, result["outcome"]
 
 
+def _joined() -> Ranks:
+    """`joined`; where the GPU of this process fails on the way, that is said, and it ends."""
+    try:
+        return joined()
+    except RuntimeError as error:
+        if not is_device_failure(error):
+            raise
+        traceback.print_exc()
+        said = {"rank": int(os.environ["RANK"]), "end": DEVICE, "why": cause_of(error)}
+        print(json.dumps(said), flush=True)
+        os._exit(1)
+
+
 if __name__ == "__main__":
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    ranks = joined()
+    ranks = _joined()
     if ranks.count == 1:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     Child(ranks).work()

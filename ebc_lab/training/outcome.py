@@ -27,7 +27,13 @@ from .turns import UNUSABLE, DeviceFailed, Interrupted, Progress, Say, quiet, to
 
 STORAGE_ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EDQUOT, errno.EFBIG)
 OOM = (MemoryError, torch.OutOfMemoryError)
-OOM_WORDS = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
+OOM_WORDS = (
+    "can't allocate memory",
+    "not enough memory",
+    "Cannot allocate memory",
+    "CUDA error: out of memory",  # outside torch's allocator: for a context, or for a library
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 DEVICE_WORDS = ("CUDA error", "CUDNN_STATUS_INTERNAL_ERROR", *UNUSABLE)
 OWN_FAULT = ("device-side assert", "illegal memory access", "misaligned address")
 
@@ -144,7 +150,7 @@ def cause_of(error: BaseException) -> str:
 
 
 def is_oom(error: BaseException) -> bool:
-    """Whether memory ran out; torch's CPU allocator says so only in its message."""
+    """Whether memory ran out; torch's CPU allocator, CUDA and cuBLAS say so only in the message."""
     named = any(words in str(error) for words in OOM_WORDS)
     return isinstance(error, OOM) or (isinstance(error, RuntimeError | OSError) and named)
 

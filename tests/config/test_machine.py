@@ -1,6 +1,7 @@
 """What this machine gives to a process: cores, and GPUs, which here are those of a fake nvidia-smi."""
 
 import os
+import re
 
 import pytest
 from support.smi import MODEL, gpu_uuid, mig_uuid
@@ -82,6 +83,10 @@ CHOSEN_INSTANCES = [
     (f"0,{MIG[0]}", [GPU[0], MIG[0]]),
     (f"{MIG[0]},{MIG[0]}", []),
     (f"1,{MIG[0]}", []),
+    # as Slurm names them, and CUDA knows them under newer drivers as well
+    (f"MIG-{GPU[1]}/2/0,MIG-{GPU[1]}/9/0", [f"MIG-{GPU[1]}/2/0", f"MIG-{GPU[1]}/9/0"]),
+    (f"MIG-{GPU[1]}/2/0,MIG-{GPU[1]}/2/0", []),
+    (f"MIG-{GPU[0]}/2/0", []),  # not divided
 ]
 
 
@@ -98,8 +103,8 @@ def test_the_names_that_instances_had_under_old_drivers_are_known(machine_with, 
     fake.gpus[0]["instances"] = [["3g.20gb", name] for name in old]
     fake.hold(0, 1, 1)
     assert machine.visible_gpus() == old
-    machine.gpus.cache_clear()
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", old[0])
+    machine.first_listing.cache_clear()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"{old[0]},MIG-{GPU[0]}/2/0")  # the second is none of them
     assert machine.visible_gpus() == old[:1]
 
 
@@ -141,11 +146,41 @@ def test_in_a_slurm_job_what_slurm_gave_is_used_and_nothing_else(
 NO_DRIVER = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n"
 
 
-@pytest.mark.parametrize(("text", "code"), [(NO_DRIVER, 9), ("No devices were found\n", 6), ("", 139)])
-def test_where_nvidia_smi_fails_there_is_no_gpu(text, code, machine_with):
-    machine_with(2).fail(text, code)
+FAILURES = [
+    (NO_DRIVER, 9, f"nvidia-smi fails with exit code 9: {NO_DRIVER.strip()}"),
+    ("No devices were found\n", 6, "nvidia-smi lists no GPU here."),
+    ("", 139, "nvidia-smi fails with exit code 139."),
+]
+
+
+def refused_without_gpu(told: str) -> None:
     assert machine.visible_gpus() == []
     assert machine.chosen_device("auto") == "cpu"
+    with pytest.raises(UserError, match=f"^{re.escape(f'device=cuda, but {told}')}$"):
+        compose(["scale=smoke", "device=cuda"])
+
+
+@pytest.mark.parametrize(("text", "code", "told"), FAILURES)
+def test_where_nvidia_smi_fails_there_is_no_gpu_and_it_is_said_why(text, code, told, machine_with):
+    machine_with(2).fail(text, code)
+    refused_without_gpu(told)
+
+
+def test_an_nvidia_smi_that_hangs_is_given_up(machine_with, monkeypatch):
+    machine_with(2).replace("#!/bin/sh\nexec tail -f /dev/null\n")
+    monkeypatch.setattr(machine, "SMI_PATIENCE_S", 0.1)
+    refused_without_gpu("nvidia-smi does not answer within 0.1 s.")
+
+
+def test_an_nvidia_smi_that_is_no_program_is_none(machine_with):
+    machine_with(2).replace("")
+    refused_without_gpu("nvidia-smi cannot be started (Exec format error).")
+
+
+def test_where_nvidia_smi_is_missing_that_is_said(monkeypatch, tmp_path, machine_with):
+    machine_with(2)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    refused_without_gpu("nvidia-smi is not on PATH.")
 
 
 @pytest.mark.parametrize(

@@ -215,10 +215,10 @@ def test_a_gpu_that_vanishes_costs_its_worker_and_an_attempt_and_blames_no_run(
 
 
 def test_a_study_of_a_gpu_is_refused_where_there_is_none_but_not_for_jobs_elsewhere(resolved, tmp_path):
-    with pytest.raises(UserError, match="nvidia-smi shows no GPU here"):
+    with pytest.raises(UserError, match="nvidia-smi is not on PATH"):
         compose(["scale=smoke", "device=cuda"])
     with (
-        pytest.raises(UserError, match="nvidia-smi shows no GPU here"),
+        pytest.raises(UserError, match="nvidia-smi is not on PATH"),
         opened(replace(resolved, device="cuda"), Study(tmp_path)),
     ):
         pass  # begun on a GPU, continued without one

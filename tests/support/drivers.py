@@ -34,10 +34,11 @@ def until(driver: subprocess.Popen, *texts: str) -> str:
     return "".join(read)
 
 
-# a sitecustomize for workers: once `module` is loaded there, `change(module)` is called
+# a sitecustomize for workers and the processes that train for them: once `module` is loaded there,
+# `change(module)` is called
 CHANGED = """
 import sys
-if "ebc_lab.study.launch.worker" in " ".join(sys.orig_argv):
+if {{"ebc_lab.study.launch.worker", "ebc_lab.training.child"}} & set(sys.orig_argv):
     import importlib.abc, importlib.util
 
     class Finder(importlib.abc.MetaPathFinder):
@@ -58,15 +59,15 @@ STRIKING = """
 import os
 
 def change(module):
-    build = module.build
+    called = getattr(module, {function!r})
 
     def broken(*asked, **named):
-        if not os.path.exists({mark!r}):
+        if {rank!r} in (None, os.environ.get("RANK")) and not os.path.exists({mark!r}):
             open({mark!r}, "w").close()
             raise {error}
-        return build(*asked, **named)
+        return called(*asked, **named)
 
-    module.build = broken
+    setattr(module, {function!r}, broken)
 """
 
 HOLDING = """
@@ -93,12 +94,15 @@ def _changed(folder: Path, module: str, change: str) -> str:
     return os.pathsep.join([str(folder / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def struck_once(folder: Path, error: str) -> str:
+def struck_once(
+    folder: Path, error: str, at: str = "ebc_lab.components.optimizer:build", rank: str | None = None
+) -> str:
     """A PYTHONPATH under which the first run that a worker builds dies of `error`, once; then
-    `folder`/struck is there.
+    `folder`/struck is there. `rank`: of several processes that train it, where in only one of them.
     """
-    change = STRIKING.format(mark=str(folder / "struck"), error=error)
-    return _changed(folder, "ebc_lab.components.optimizer", change)
+    module, function = at.split(":")
+    change = STRIKING.format(mark=str(folder / "struck"), error=error, function=function, rank=rank)
+    return _changed(folder, module, change)
 
 
 def held_at_first(folder: Path) -> str:

@@ -79,6 +79,10 @@ class Machine:
         self.failure = text, code
         self._write()
 
+    def replace(self, command: str) -> None:
+        """Let nvidia-smi be this instead."""
+        (self.bin / "nvidia-smi").write_text(command)
+
     def _change(self, number: int, **what: Any) -> None:
         self.gpus[number] |= what
         self._write()

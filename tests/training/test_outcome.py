@@ -63,7 +63,13 @@ def test_ten_skipped_steps_in_a_row_are_diverged(run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("error", "outcome"),
-    [(MemoryError("no"), "oom"), (torch.OutOfMemoryError("no"), "oom"), (RuntimeError("a bug"), "failed")],
+    [
+        (MemoryError("no"), "oom"),
+        (torch.OutOfMemoryError("no"), "oom"),
+        (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might …"), "oom"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "oom"),
+        (RuntimeError("a bug"), "failed"),
+    ],
 )
 def test_a_crash_becomes_an_outcome_with_its_traceback(run, tmp_path, monkeypatch, error, outcome):
     def crash(*_, **named):
@@ -81,7 +87,6 @@ OUT_OF_REACH = [
     "CUDA error: CUDA-capable device(s) is/are busy or unavailable",
     "CUDA error: uncorrectable ECC error encountered",
     "CUDA error: unspecified launch failure",
-    "CUDA error: out of memory",  # not even a context fits
     "No CUDA GPUs are available",
     "CUDA driver initialization failed, you might not have a CUDA gpu.",
     "CUDA unknown error - this may be due to an incorrectly set up environment, e.g. changing env variable "

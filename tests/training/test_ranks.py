@@ -3,6 +3,7 @@ process is left."""
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 from support.called import called
+from support.drivers import struck_once
 from support.runs import assert_over, ebc, killed_in_mid_run, plain
+from support.smi import BUSY
 
 from ebc_lab.config.choices import changed
 from ebc_lab.config.errors import UserError
@@ -174,6 +177,29 @@ def test_kill_9_of_any_of_them_ends_all_and_the_run_goes_on_from_its_checkpoint(
     assert said == []
     assert list(read_columns(tmp_path / "killed" / "steps.csv")["step"]) == list(range(run.steps))
     same(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize("at", ["ebc_lab.components.optimizer:build", "ebc_lab.training.ranks:joined"])
+def test_a_gpu_that_fails_under_one_of_them_is_no_outcome_of_the_run(run, at, tmp_path, monkeypatch):
+    for process in apart._idle.pop(("auto", 2), []):
+        process.close()
+    error = f'RuntimeError("{BUSY}")'
+    monkeypatch.setenv("PYTHONPATH", struck_once(tmp_path, error, at, rank="1"))
+    with pytest.raises(DeviceFailed, match=re.escape(BUSY)):
+        run_and_record(plain(run), tmp_path / "run", "x", processes=2)
+    assert (tmp_path / "struck").exists()
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert BUSY in (tmp_path / "run" / "log.txt").read_text()
+    assert run_and_record(plain(run), tmp_path / "run", "x", processes=2)["outcome"] == "completed"
+
+
+@pytest.mark.slow
+def test_gpus_that_a_worker_was_given_and_cuda_does_not_show_have_failed(run, tmp_path, monkeypatch):
+    for process in apart._idle.pop(("auto", 2), []):
+        process.close()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1,GPU-2")
+    with pytest.raises(DeviceFailed, match="CUDA shows 0 of the 2 GPUs of this worker"):
+        run_and_record(replace(plain(run), device="cuda"), tmp_path, "x", processes=2)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ SCRUBBED = ("SLURM_", "PMI_", "PMIX_", "SUBMITIT_")  # variables of an enclosing
 class WorkerCommand:
     """What submitit runs: one worker in a subprocess and an environment of its own."""
 
-    def __init__(self, session: str, worker: str | None, env: Mapping[str, str], place: str | None = None):
-        """`place`: what only one worker at a time may hold, of whichever driver; None: no such thing."""
+    def __init__(self, session: str, worker: str | None, env: Mapping[str, str], places: Sequence[str] = ()):
+        """`places`: what only one worker at a time may hold, of whichever driver."""
         self.session = session
         self.worker = worker
-        self.place = place
+        self.places = places
         self.env = dict(env)
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -38,8 +38,7 @@ class WorkerCommand:
         name = self.worker or submitit.JobEnvironment().job_id
         drop = SCRUBBED if local else ("SUBMITIT_",)
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(drop)}
-        command = [sys.executable, "-m", "ebc_lab.study.launch.worker", self.session, name]
-        command += [self.place] if self.place else []
+        command = [sys.executable, "-m", "ebc_lab.study.launch.worker", self.session, name, *self.places]
         # on this machine: a process group of its own, so that Ctrl-C reaches only the driver, whose freed
         # lock makes the worker end with a checkpoint. In a Slurm job: the job's group, so that Slurm finds it
         prepare = _be_a_worker if local else _ignore_usr2

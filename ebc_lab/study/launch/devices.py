@@ -2,7 +2,8 @@
 
 A GPU is retired, for the rest of a call, once nvidia-smi no longer lists it, once workers find it out of
 reach twice in a row (another process holds it, say), or once two runs that ran out of memory there fit
-elsewhere. None of that is a run's fault, so none is charged.
+elsewhere. None of that is a run's fault, so none is charged. A slot whose workers keep dying, while those of
+others do not, is retired as well (`WorkerPool._blame_place`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from ebc_lab.config.machine import Gpu, listed_gpus, processes_on
+from ebc_lab.config.machine import listing, meant, processes_on
 from ebc_lab.training.turns import UNUSABLE
 
 STRIKES = 2  # workers in a row that find a GPU out of reach, or runs that fit elsewhere, before it is retired
@@ -35,12 +36,11 @@ class Devices:
         turn."""
         return self.groups[slot % len(self.groups)] if self.groups else ()
 
-    def place(self, slot: int) -> str | None:
-        """Name what a slot's worker holds for as long as it lives, as part of a file's name; None without
-        GPUs. It is that of the same GPU in every call, whatever else is visible."""
-        if not self.groups:
-            return None
-        return re.sub(r"[^\w.+-]", "_", f"{'+'.join(self.of(slot))}-{slot // len(self.groups)}")
+    def places(self, slot: int) -> list[str]:
+        """Name what a slot's worker holds for as long as it lives, each as part of a file's name: a share of
+        every GPU it has. The names are the same in every call, whatever else is visible, and sorted, so that
+        workers with overlapping groups of GPUs never wait for each other in a circle."""
+        return sorted(re.sub(r"[^\w.-]", "_", f"{g}-{slot // len(self.groups)}") for g in self.of(slot))
 
     @property
     def usable(self) -> list[int]:
@@ -48,8 +48,8 @@ class Devices:
 
     @property
     def several(self) -> bool:
-        """Whether a run can be tried on another GPU than its first."""
-        return len({self.of(slot) for slot in self.usable}) > 1
+        """Whether there is another GPU than a run's first."""
+        return len({self.of(slot) for slot in range(self.slots)}) > 1
 
     def barred(self, run_id: str) -> set[int]:
         """Return the slots that leave this run to others, as long as there are others."""
@@ -63,65 +63,84 @@ class Devices:
 
     # -- what happens to them --------------------------------------------------------------------------------
 
-    def failed(self, slot: int, cause: str, run_ids: Iterable[str]) -> tuple[bool, str]:
-        """Note that a worker has ended because its GPU failed; its runs are tried elsewhere.
+    def failed(self, slot: int, said: str | None, run_ids: Iterable[str]) -> tuple[bool, str]:
+        """Note that a worker has died, and what it said of its GPU: where it said that this failed, its runs
+        are tried elsewhere. A GPU that is lost may also leave it hanging, or let it die by a signal.
 
         Returns whether the GPU alone is to blame, and what there is to say.
         """
-        for run_id in run_ids:
+        for run_id in run_ids if said is not None else ():
             self._elsewhere.setdefault(run_id, set()).update(self._beside(slot))
         if not self.groups:
             return False, ""
-        there = listed_gpus()
-        gone = [name for name in self.of(slot) if there is not None and not _is_among(name, there)]
+        there = listing()
+        gone = [name for name in self.of(slot) if not there.failure and not meant(name, there.gpus)]
         if gone:
             shared = [s for s in range(self.slots) if set(self.of(s)) & set(gone)]
-            return True, self._retire(shared, f"{' and '.join(gone)} is not listed by nvidia-smi any more")
-        if not any(words in cause for words in UNUSABLE):
+            return True, self.retire(shared, f"{' and '.join(gone)} is not listed by nvidia-smi any more")
+        if said is None or not any(words in said for words in UNUSABLE):
             return False, ""
         self._strikes[slot] = self._strikes.get(slot, 0) + 1
         if self._strikes[slot] < STRIKES:
             return True, ""
-        holders = [process for name in self.of(slot) for process in processes_on(name)]
-        held = f"; on it is process {', '.join(holders)}" if holders else ""
-        return True, self._retire([slot], f"{' and '.join(self.of(slot))} cannot be used ({cause}{held})")
+        what = "".join([said, *(_held(name, of=len(self.of(slot))) for name in self.of(slot))])
+        return True, self.retire([slot], f"{' and '.join(self.of(slot))} cannot be used ({what})")
 
     def worked(self, slot: int) -> None:
         """Note that a worker on this slot has finished a run."""
         self._strikes.pop(slot, None)
 
-    def ran_short(self, run_id: str, gpus: str) -> None:
-        """Note that a run's memory ran out on these GPUs, named as in CUDA_VISIBLE_DEVICES; it is tried
-        elsewhere."""
+    def ran_short(self, run_id: str, gpus: str, *, alone: bool) -> bool:
+        """Note that a run's memory ran out on these GPUs, named as in CUDA_VISIBLE_DEVICES. `alone`: no other
+        run was in its worker, so that none of ours may have taken what it lacked.
+
+        Returns whether it is tried elsewhere; not where these are all that is left.
+        """
         names = tuple(gpus.split(","))
-        if slots := {slot for slot in range(self.slots) if self.of(slot) == names}:
-            self._elsewhere.setdefault(run_id, set()).update(slots)
+        slots = {slot for slot in range(self.slots) if self.of(slot) == names}
+        if not slots or not self._others(names):
+            return False
+        self._elsewhere.setdefault(run_id, set()).update(slots)
+        if alone and len(slots) == 1:
             self._short[run_id] = names
+        return True
 
     def waiting_for(self) -> list[str]:
         """Return the runs of which `fitted` is to be told."""
         return list(self._short)
 
-    def fitted(self, run_id: str, *, elsewhere: bool) -> str:
-        """Note how a run ended that ran out of memory before. Returns what there is to say."""
+    def fitted(self, run_id: str, gpus: str) -> str:
+        """Note on which GPUs a run was finished that ran out of memory before; empty: on none. Returns what
+        there is to say."""
         names = self._short.pop(run_id)
-        if not elsewhere:
+        if not gpus or gpus.split(",") == [*names]:
             return ""
         self._misfits[names] = self._misfits.get(names, 0) + 1
-        if self._misfits[names] < STRIKES:
+        if self._misfits[names] < STRIKES or not self._others(names):
             return ""
         slots = [slot for slot in self.usable if self.of(slot) == names]
         why = f"runs that run out of memory on {' and '.join(names)} fit elsewhere"
-        return self._retire(slots, why) if slots else ""
+        return self.retire(slots, why) if slots else ""
+
+    def _others(self, names: tuple[str, ...]) -> bool:
+        """Tell whether GPUs other than these can still be used."""
+        return any(self.of(slot) != names for slot in self.usable)
 
     def _beside(self, slot: int) -> list[int]:
         return [other for other in range(self.slots) if self.of(other) == self.of(slot)]
 
-    def _retire(self, slots: Iterable[int], why: str) -> str:
+    def retire(self, slots: Iterable[int], why: str) -> str:
+        """Use these slots no more in this call. Returns what there is to say."""
         self.retired |= dict.fromkeys((slot for slot in slots if slot not in self.retired), why)
         return f"{why}: no more workers are started there, and its runs go to others"
 
 
-def _is_among(name: str, listed: tuple[Gpu, ...]) -> bool:
-    """Tell whether a GPU is listed; one that is named by an index counts as listed while any has that."""
-    return any(name in (gpu.uuid, str(gpu.number)) for gpu in listed)
+def _held(name: str, of: int) -> str:
+    """Say which processes nvidia-smi shows on a GPU, one `of` so many; empty where it shows none."""
+    where = "it" if of == 1 else name
+    if name.isdecimal():  # where CUDA may count otherwise
+        where = f"nvidia-smi's GPU {name}"
+    elif name.startswith("MIG-"):
+        where = "its GPU, all instances together,"
+    processes = processes_on(name)
+    return f"; on {where} is process {', '.join(processes)}" if processes else ""

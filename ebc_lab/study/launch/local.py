@@ -46,7 +46,7 @@ class LocalPool(WorkerPool):
 
     def _start_workers(self, wanted: int) -> None:
         self._judge_memory()
-        usable = [slot for slot in self.devices.usable if f"slot {slot}" not in self.avoided]
+        usable = self.devices.usable
         if not usable and not self.jobs:
             why = "; ".join(dict.fromkeys(self.devices.retired.values()))
             raise WorkersFailed(f"no GPU is left to train on: {why}. The same command continues from here.")
@@ -69,7 +69,7 @@ class LocalPool(WorkerPool):
         # mask is inherited, and one that comes here meanwhile is delivered afterwards
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
-            command = WorkerCommand(str(self.session.root), str(slot), env, self.devices.place(slot))
+            command = WorkerCommand(str(self.session.root), str(slot), env, self.devices.places(slot))
             self.jobs[slot] = executor.submit(command)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -80,32 +80,51 @@ class LocalPool(WorkerPool):
         retired = [str(slot) for slot in self.devices.retired]
         return len(self.devices.usable), self.devices.all_barred(), retired
 
-    def _device_is_to_blame(self, worker: str, cause: str, lost: Sequence[str], finished: int) -> bool:
-        if finished > 0:
-            self.devices.worked(int(worker))
-        blameless, told = self.devices.failed(int(worker), cause, lost)
-        if told:
-            self.say(told)
+    def _has_worked(self, worker: str) -> None:
+        self.devices.worked(int(worker))
+
+    def _device_is_to_blame(self, worker: str, said: str | None, lost: Sequence[str]) -> bool:
+        blameless, told = self.devices.failed(int(worker), said, lost)
+        self._say_retired(told)
         return blameless
 
     def _memory_may_suffice(self) -> bool:
         return super()._memory_may_suffice() or self.devices.several
 
-    def _try_elsewhere(self, run_id: str) -> str:
-        begun = [e for e in attempts.log(self.study.run_dir(run_id)) if e.get("event") == "begin"]
-        gpus = begun[-1].get("cuda_visible_devices", "") if begun else ""
-        if not self.devices.several or not gpus:
+    def _try_elsewhere(self, run_id: str) -> str | None:
+        last = self._last_attempt(run_id)
+        gpus = last.get("cuda_visible_devices", "")
+        # a result is there before the end is logged
+        alone = self.config.launcher.runs_per_worker == 1 or (last["event"] == "end" and last["beside"] == 0)
+        if not self.devices.ran_short(run_id, gpus, alone=alone):
             return super()._try_elsewhere(run_id)
-        self.devices.ran_short(run_id, gpus)
         return f"what else is on {gpus}: it is tried again on another GPU, alone"
+
+    def _last_attempt(self, run_id: str) -> dict[str, Any]:
+        """Return what is logged of the last attempt at a run: its begin, and over it what came after."""
+        known: dict[str, Any] = {"event": None}
+        for event in attempts.log(self.study.run_dir(run_id)):
+            known = event if event.get("event") == "begin" else known | event
+        return known
 
     def _judge_memory(self) -> None:
         """Retire GPUs on which runs ran out of memory that then fitted elsewhere."""
         for run_id in self.devices.waiting_for():
-            result = self.study.result(run_id)
-            fits = result is not None and result["outcome"] in FINISHED
-            if result is not None and (told := self.devices.fitted(run_id, elsewhere=fits)):
-                self.say(told)
+            if (result := self.study.result(run_id)) is not None:
+                fits = result["outcome"] in FINISHED
+                gpus = self._last_attempt(run_id).get("cuda_visible_devices", "") if fits else ""
+                self._say_retired(self.devices.fitted(run_id, gpus))
+
+    def _say_retired(self, told: str) -> None:
+        """Say why slots are retired, if they are, and leave them out of what is compared with a place where
+        workers die."""
+        if told:
+            self.avoided |= {_place_of(slot) for slot in self.devices.retired}
+            self.say(told)
+
+    def _avoid(self, place: str, why: str) -> None:
+        super()._avoid(place, why)
+        self.devices.retire([slot for slot in self.devices.usable if _place_of(slot) == place], why)
 
     # -- watching --------------------------------------------------------------------------------------------
 
@@ -145,7 +164,7 @@ class LocalPool(WorkerPool):
             return
 
     def _place(self, worker: str, note: Mapping[str, Any]) -> str | None:
-        return f"slot {worker}"
+        return _place_of(worker)
 
     def close(self) -> None:
         self.session.publish([], closed=True, stop=True)
@@ -160,3 +179,7 @@ class LocalPool(WorkerPool):
 
     def leave(self) -> None:
         self.close()
+
+
+def _place_of(slot: int | str) -> str:
+    return f"slot {slot}"

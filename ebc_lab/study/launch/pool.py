@@ -191,10 +191,10 @@ class WorkerPool(ABC):
         for run_id in self.offered:
             if self._is_final(run_id) or not (result := self.study.result(run_id)):
                 continue
-            if result["outcome"] != "oom":
+            where = self._try_elsewhere(run_id) if result["outcome"] == "oom" else None
+            if where is None:
                 self.final.add(run_id)
                 continue
-            where = self._try_elsewhere(run_id)
             self.say(f"{run_id} ran out of memory, maybe because of {where}")
             self.alone.add(run_id)
             self._offer(self.offered)  # first, so that no worker takes it together with others again
@@ -205,13 +205,14 @@ class WorkerPool(ABC):
         return run_id in self.alone or run_id in self.final or not self._memory_may_suffice()
 
     def _memory_may_suffice(self) -> bool:
-        """Tell whether a run that ran out of memory might find more when it is tried again."""
+        """Tell whether some run that ran out of memory might find more when it is tried again."""
         return self.config.launcher.runs_per_worker > 1
 
-    def _try_elsewhere(self, run_id: str) -> str:
+    def _try_elsewhere(self, run_id: str) -> str | None:
         """Keep a run that ran out of memory from where it did, if there is anything else. -> what may have
-        taken the memory, and how it is tried again, in words."""
-        return "the runs next to it: it is tried again alone"
+        taken the memory, and how it is tried again, in words; None: nothing speaks for a second try."""
+        shared = self.config.launcher.runs_per_worker > 1
+        return "the runs next to it: it is tried again alone" if shared else None
 
     def _has_started(self, run_id: str) -> bool:
         """Tell whether a canary has survived its start: it has taken a step, or it has a result."""
@@ -288,12 +289,14 @@ class WorkerPool(ABC):
         self.session.forget(death.worker)
         self.alive.pop(death.worker, None)
         self._count_failed_starts(death, note, cause)
+        finished = int(note.get("ran") or 0) - len(run_ids)
+        if finished > 0:
+            self._has_worked(death.worker)
         if death.clean:
             return
-        finished = int(note.get("ran") or 0) - len(run_ids)
         lost = [r for r in run_ids if not self.study.has_result(r)]
-        failed = bool(note.get("device_failed")) and not guilty
-        blameless = failed and self._device_is_to_blame(death.worker, cause, lost, finished)
+        said = note.get("cause") if note.get("device_failed") else None
+        blameless = not guilty and self._device_is_to_blame(death.worker, said, lost)
         if not blameless:
             self._blame_place(self._place(death.worker, note), guilty or run_ids, finished)
         for run_id in lost:
@@ -314,9 +317,13 @@ class WorkerPool(ABC):
             if self.lost[run_id] > self.config.launcher.max_lost:
                 self._give_up(specs[run_id], death, cause)
 
-    def _device_is_to_blame(self, worker: str, cause: str, lost: Sequence[str], finished: int) -> bool:
-        """Tell whether these runs lost their worker, after it had finished so many, to its GPU alone."""
+    def _device_is_to_blame(self, worker: str, said: str | None, lost: Sequence[str]) -> bool:
+        """Tell whether these runs lost their worker to its GPU alone. `said`: what the worker said of the
+        GPU's failure, if it said anything before its end."""
         return False
+
+    def _has_worked(self, worker: str) -> None:  # noqa: B027
+        """Note that a worker that has ended had finished a run."""
 
     def _count_failed_starts(self, death: Death, note: Mapping[str, Any], cause: str) -> None:
         """Raise WorkersFailed once MAX_FAILED_STARTS workers in a row have ended before they took a run."""
@@ -346,8 +353,11 @@ class WorkerPool(ABC):
         else:
             same &= suspects
         if len(deaths) >= RUNS_TO_AVOID and self.places - self.avoided - set(self.deaths_at):
-            self.avoided.add(place)
-            self.say(f"workers keep dying in {place}, and not elsewhere: no more are started there")
+            self._avoid(place, f"workers keep dying in {place}, and not elsewhere")
+
+    def _avoid(self, place: str, why: str) -> None:
+        self.avoided.add(place)
+        self.say(f"{why}: no more are started there")
 
     def _give_up(self, spec: RunSpec, death: Death, cause: str) -> None:
         """Record a run as lost, unless another worker has taken it in the meantime."""

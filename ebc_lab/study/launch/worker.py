@@ -1,6 +1,6 @@
-"""One worker: `python -m ebc_lab.study.launch.worker SESSION NAME [PLACE]`. It trains the session's runs, up
-to `runs_per_worker` at a time. It holds its PLACE, a GPU, for as long as it lives, and waits for it first: a
-worker of a driver that was killed may still be there, writing a checkpoint.
+"""One worker: `python -m ebc_lab.study.launch.worker SESSION NAME [PLACE…]`. It trains the session's runs,
+up to `runs_per_worker` at a time. It holds its PLACEs, a GPU each, for as long as it lives, and waits for
+them first: a worker of a driver that was killed may still be there, writing a checkpoint.
 
 Runs that share a worker take turns in one thread, a block of steps each; on a GPU each has a stream of its
 own. Sharing changes no bit of any run. `Worker.sharing_class` says which runs share a worker.
@@ -12,6 +12,7 @@ In a Slurm job it survives its driver, until the list is done and it has been id
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import os
@@ -85,13 +86,13 @@ def carry(
     *,
     checkpoint_every_s: float,
     should_stop: Callable[[], bool],
-    beside: int = 0,
+    beside: Callable[[], int] = lambda: 0,
     processes: int = 1,
 ) -> Turns:
     """Train one planned run to its result, unless another process has it, yielding between blocks of steps.
 
-    The first `yield` means that the run is claimed; the value is whether this call trained it. `beside`: how
-    many other runs the same worker is on, for the log; `processes`: how many train it together. Raises
+    The first `yield` means that the run is claimed; the value is whether this call trained it. `beside`: says
+    how many other runs the same worker is on, for the log; `processes`: how many train it together. Raises
     Interrupted (with a checkpoint written) once `should_stop()`, OSError if the folder cannot be written, and
     DeviceFailed.
     """
@@ -106,7 +107,7 @@ def carry(
         except UserError as error:
             problem = error
         together = {"processes": processes} if problem is None and kind == TOGETHER and processes > 1 else {}
-        attempts.note(files.directory, "begin", beside=beside, **together, **attempts.surroundings())
+        attempts.note(files.directory, "begin", beside=beside(), **together, **attempts.surroundings())
         yield
         if problem is not None:
             _record_refusal(files, run_id, problem)
@@ -119,7 +120,7 @@ def carry(
         }
         try:
             result = yield from train(run, files.directory, run_id, **hooks, **together)
-            attempts.note(files.directory, "end", outcome=result["outcome"])
+            attempts.note(files.directory, "end", outcome=result["outcome"], beside=beside())
         except UserError as error:
             _record_refusal(files, run_id, error, digest(identity_of(kind, run)))
         except Interrupted:
@@ -185,10 +186,11 @@ class _Stop:
 class Worker:
     """The runs of this process, and what it tells the driver about them."""
 
-    def __init__(self, session: Session, name: str, place: str | None = None):
+    def __init__(self, session: Session, name: str, *places: str):
         self.session = session
         self.name = name
-        self.held = FileLock(session.root.parent / f"{place}.lock", fallback_to_soft=False) if place else None
+        folder = session.root.parent
+        self.held = [FileLock(folder / f"{place}.lock", fallback_to_soft=False) for place in places]
         self.about = session.about()
         self.study = Study(Path(self.about["study"]))
         if self.study.own.is_dir():
@@ -212,9 +214,9 @@ class Worker:
         """Train until nothing is left. -> exit code: 0 done or told to end, 74 cannot write, 75 GPU lost, 130
         stopped."""
         self._import_ahead()
-        if self.held is not None and not self._wait_for_place(self.held):
-            return 0 if self.stop.told_to_end else 130
         try:
+            if not all(self._wait_for(place) for place in self.held):
+                return 0 if self.stop.told_to_end else 130
             return self._work()
         except DeviceFailed as error:  # the driver counts the runs as lost, and starts another worker
             for turns in self.turns.values():
@@ -235,8 +237,8 @@ class Worker:
             first = (self.session.tasks() or {"runs": []})["runs"][0]
             function_of(read_json(self.study.run_files(first).spec, SpecRecord)["kind"])
 
-    def _wait_for_place(self, place: FileLock) -> bool:
-        """Hold this worker's GPU, once no other worker does. -> False if it is asked to end before."""
+    def _wait_for(self, place: FileLock) -> bool:
+        """Hold a GPU of this worker, once no other worker does. -> False if it is asked to end before."""
         while not self.stop.final.is_set():
             try:
                 place.acquire(timeout=min(WATCH_S, self.about["beat_s"]), poll_interval=POLL_S)
@@ -307,7 +309,7 @@ class Worker:
                 run_id,
                 checkpoint_every_s=self.about["checkpoint_every_s"],
                 should_stop=lambda: self.leaving or self.stop(),
-                beside=len(self.turns),
+                beside=functools.partial(self._beside, run_id),
                 processes=self.about["processes_per_run"],
             )
             try:
@@ -320,6 +322,10 @@ class Worker:
             self.say()
             return True
         return False
+
+    def _beside(self, run_id: str) -> int:
+        """Return how many runs are in progress beside this one."""
+        return len(self.turns.keys() - {run_id})
 
     def sharing_class(self, run_id: str) -> str | None:
         """Return runs of the same class may share this worker; None: the run goes alone.

@@ -7,6 +7,7 @@ The runs are `idle` ones, which see their GPU by its name alone and fail on it i
 import collections
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from support.smi import BUSY, gpu_uuid, mig_uuid
 
 from ebc_lab.study.launch import opened
 from ebc_lab.study.launch.devices import Devices
-from ebc_lab.study.launch.pool import WorkersFailed
+from ebc_lab.study.launch.pool import Death, WorkersFailed
 
 TESTS = Path(__file__).parents[2]
 GPU = [gpu_uuid(number) for number in range(8)]
@@ -151,10 +152,15 @@ def test_a_run_of_several_processes_has_whole_gpus_that_no_other_run_has(bench, 
     assert set(held) == {f"{GPU[0]},{GPU[2]}", f"{GPU[3]},{GPU[4]}"}
 
 
+def test_a_run_of_eight_processes_has_eight_gpus(bench, machine_with):
+    machine_with(8)
+    assert held_by_all(bench, 1, 1, processes_per_run=8) == [",".join(GPU)]
+
+
 def test_slots_beyond_the_last_gpu_share_in_turn():
     devices = Devices(list("abcde"), 2, 4)
     assert [devices.of(slot) for slot in range(3)] == [("a", "b"), ("c", "d"), ("a", "b")]
-    assert [devices.place(slot) for slot in range(3)] == ["a+b-0", "c+d-0", "a+b-1"]
+    assert [devices.places(slot) for slot in range(3)] == [["a-0", "b-0"], ["c-0", "d-0"], ["a-1", "b-1"]]
 
 
 # -- none is given twice -------------------------------------------------------------------------------------
@@ -191,9 +197,11 @@ drive(Path(sys.argv[2]), device="cuda", slots=0)
 """
 
 
+@pytest.mark.parametrize(("together", "workers"), [(1, 2), (2, 1)])
 def test_the_next_call_waits_for_the_gpus_that_workers_of_a_killed_driver_still_hold(
-    bench, machine_with, tmp_path
+    together, workers, bench, machine_with, tmp_path
 ):
+    """Also where it groups them otherwise."""
     machine_with(2)
     command = [sys.executable, "-c", DRIVER, str(TESTS), str(tmp_path)]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -213,14 +221,14 @@ def test_the_next_call_waits_for_the_gpus_that_workers_of_a_killed_driver_still_
             if note.get("beat") not in (None, beats.get(name)):
                 beats[name] = note["beat"]
                 waited[name] += 1
-        if old and len(waited) == 2 and min(waited.values()) >= 2:
+        if old and len(waited) == workers and min(waited.values()) >= 2:
             assert not done
             assert not busy
             while old:
                 os.kill(old.pop(), signal.SIGKILL)
 
     try:
-        bench.run(first, look)
+        bench.run(first, look, processes_per_run=together)
     finally:
         for pid in old:
             os.kill(pid, signal.SIGKILL)
@@ -255,6 +263,24 @@ def test_a_gpu_that_falls_out_is_not_used_again_and_its_run_is_not_charged(bench
     assert len([line for line in bench.said if line.startswith(told)]) == 1
 
 
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_gpu_is_noticed_where_its_worker_dies_or_hangs_without_a_word(ending, bench, machine_with):
+    fake = machine_with(2)
+    specs = bench.idle(2, at=1, do="hold")
+
+    def fall(done, busy) -> None:
+        if len(busy) == 2 and not fake.gpus[1]["lost"] and bench.all_in(specs, "progress.json"):
+            fake.lose(1)
+            [pid] = (n["pid"] for n in bench.notes().values() if visible_to(n["pid"]) == GPU[1])
+            os.kill(pid, ending)
+        if any(line.startswith(f"{GPU[1]} is not listed by nvidia-smi any more") for line in bench.said):
+            bench.release(*specs)
+
+    bench.run(specs, fall, max_lost=0, heartbeat_s=5)
+    assert bench.outcomes(specs) == ["completed"] * 2
+    assert sorted((bench.trained_on(spec) for spec in specs), key=len) == [[GPU[0]], [GPU[1], GPU[0]]]
+
+
 def test_a_gpu_that_somebody_else_holds_is_left_to_him_and_no_run_is_charged(bench, machine_with):
     machine_with(2).hold(1, 4242, 8142)
     specs = bench.idle(4)
@@ -271,10 +297,45 @@ def test_a_gpu_that_somebody_else_holds_is_left_to_him_and_no_run_is_charged(ben
     assert sorted(tried, key=len) == [[GPU[0]], [GPU[0]], [GPU[1], GPU[0]], [GPU[1], GPU[0]]]
 
 
-def test_where_no_gpu_is_left_the_study_stops_and_no_run_is_lost(bench, machine_with):
-    machine_with(1).hold(0, 4242, 8142)
-    specs = bench.idle(2, at=0, do="device", on=GPU[:1], says=BUSY)
-    with pytest.raises(WorkersFailed, match=r"^no GPU is left to train on: .* process 4242 .* continues"):
+def test_what_a_worker_said_of_its_gpu_counts_although_it_then_hung(bench, machine_with):
+    machine_with(2)
+    pool, [spec] = bench.pool(2, tuple(GPU[:2]), max_lost=0), bench.idle(1)
+
+    def die(ran: int, guilty: list[str], **note) -> None:
+        pool.killed["1"] = "no sign of life for 60 s", guilty
+        note = {"run_ids": [spec.run_id], "ran": ran, **note}
+        pool._record_death(Death("1", "killed by SIGKILL", Path("log")), note, {})
+
+    busy = {"device_failed": True, "cause": BUSY}
+    die(1, [], **busy)
+    die(2, [spec.run_id])  # another run was finished before: the GPU can be used
+    die(1, [], **busy)
+    assert not pool.devices.retired
+    die(1, [], **busy)
+    assert pool.devices.retired == {1: f"{GPU[1]} cannot be used ({BUSY})"}
+
+
+NUMBERED = f"MIG-{GPU[1]}/2/0"  # as Slurm names an instance
+
+
+@pytest.mark.parametrize(
+    ("name", "mig", "where"),
+    [
+        (GPU[1], {}, "it"),
+        ("1", {}, "nvidia-smi's GPU 1"),
+        (NUMBERED, DIVIDED, "its GPU, all instances together,"),
+    ],
+)
+def test_where_no_gpu_is_left_the_study_stops_and_no_run_is_lost(
+    name, mig, where, bench, machine_with, monkeypatch
+):
+    fake = machine_with(2, mig)
+    fake.hold(1, 4242, 8142)
+    fake.rename(0, "NVIDIA H100 80GB HBM3")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", name)
+    specs = bench.idle(2, at=0, do="device", on=[name], says=BUSY)
+    told = f"no GPU is left to train on: {name} cannot be used ({BUSY}; on {where} is process 4242 (python, "
+    with pytest.raises(WorkersFailed, match=f"^{re.escape(told)}.* continues"):
         bench.run(specs, max_lost=0)
     assert [bench.study.result(spec.run_id) for spec in specs] == [None, None]
     bench.plan(*specs, at=99)
@@ -289,6 +350,29 @@ def test_the_last_run_leaves_a_gpu_that_fails_for_one_that_works(bench, machine_
     bench.run([spec], max_lost=1)
     assert bench.trained_on(spec) == [GPU[0], GPU[1]]
     assert bench.outcomes([spec]) == ["completed"]
+
+
+def test_a_run_that_is_kept_from_one_gpu_returns_to_it_once_the_other_breaks_every_worker(
+    bench, machine_with
+):
+    machine_with(2)
+    *pair, last = bench.idle(3, at=1, do="hold")
+    bench.plan(last, at=0, do="oom", on=GPU[:1], elsewhere={"at": 1, "do": "kill"})
+    on: dict[str, str] = {}
+    avoided = "workers keep dying in slot 1, and not elsewhere: no more are started there"
+
+    def look(done, busy) -> None:
+        if len(busy) == 2 and not on:
+            on.update({visible_to(n["pid"]): n["run_ids"][0] for n in bench.notes().values()})
+            bench.plan(*pair, at=2, do="kill", on=[GPU[1]])
+            bench.release(*(spec for spec in pair if spec.run_id == on[GPU[0]]))
+        if any(line.startswith(f"{last.run_id} ran out of memory") for line in bench.said):
+            bench.release(*pair)
+
+    bench.run([*pair, last], look, max_lost=1)
+    assert avoided in bench.said
+    assert bench.trained_on(last) == [GPU[0], GPU[1], GPU[0]]
+    assert bench.outcomes([last]) == ["oom"]
 
 
 def test_a_run_that_breaks_every_gpu_is_given_up_and_the_gpus_are_not(bench, machine_with):
@@ -323,6 +407,67 @@ def test_a_run_that_a_full_gpu_cannot_hold_is_tried_on_another_and_the_full_one_
     assert ways.count([GPU[1], GPU[0]]) + ways.count([GPU[0]]) == 4
     assert ways.count([GPU[0]]) <= 1
     assert len([line for line in bench.said if line.startswith(left)]) == 1
+
+
+def on_gpu(bench, gpu: str) -> list[str]:
+    """The runs in progress on it."""
+    return [r for note in bench.notes().values() if visible_to(note["pid"]) == gpu for r in note["run_ids"]]
+
+
+def test_a_gpu_is_not_left_for_want_of_memory_that_the_neighbours_of_a_run_took(bench, machine_with):
+    machine_with(2)
+    specs = bench.idle(6, at=1, do="hold")
+    short: list = []
+    finished: set[str] = set()
+
+    def look(done, busy) -> None:
+        if sum(map(len, busy)) == 6 and not short:
+            *some, last = (spec for spec in specs if spec.run_id in on_gpu(bench, GPU[1]))
+            short.extend(some)
+            bench.plan(*short, at=2, do="oom", on=[GPU[1]])
+            bench.release(*(spec for spec in specs if spec is not last))
+        finished.update(done)
+        if short and finished >= {spec.run_id for spec in short}:
+            bench.release(*specs)
+
+    bench.run(specs, look, runs_per_worker=3)
+    assert bench.outcomes(specs) == ["completed"] * 6
+    assert [bench.trained_on(spec) for spec in short] == [[GPU[1], GPU[0]]] * 2
+    assert not any("no more workers" in line for line in bench.said)
+
+
+def test_a_run_that_runs_out_of_memory_on_a_gpu_already_left_is_tried_on_the_one_that_is_not(
+    bench, machine_with
+):
+    fake = machine_with(2)
+    specs = bench.idle(4, at=1, do="hold")
+    both: list = []
+
+    def look(done, busy) -> None:
+        if len(busy) == 4 and not both:
+            both.extend(s for s in specs if s.run_id in on_gpu(bench, GPU[1]))
+            fake.lose(1)
+            bench.plan(both[0], at=2, do="device", on=[GPU[1]], says=FAILED)
+            bench.plan(both[1], at=2, do="oom", on=[GPU[1]])
+            bench.release(both[0])
+        if any("is not listed by nvidia-smi" in line for line in bench.said):
+            bench.release(*specs)
+
+    bench.run(specs, look, workers_per_gpu=2, max_lost=0)
+    assert bench.outcomes(specs) == ["completed"] * 4
+    assert [bench.trained_on(spec) for spec in both] == [[GPU[1], GPU[0]]] * 2
+
+
+def test_only_a_run_that_fits_on_another_gpu_speaks_against_one_and_never_against_the_last():
+    devices = Devices(["a", "b"], 1, 2)
+    for run_id, where in (("1", "b"), ("2", "b"), ("3", "a"), ("4", "")):
+        assert devices.ran_short(run_id, "b", alone=True)
+        assert devices.fitted(run_id, where) == ""
+    assert devices.ran_short("5", "b", alone=True)
+    devices.retire([0], "it broke")
+    assert devices.fitted("5", "a") == ""
+    assert not devices.ran_short("6", "b", alone=True)
+    assert devices.usable == [1]
 
 
 def test_a_run_that_fits_on_no_gpu_has_run_out_of_memory(bench, machine_with):
