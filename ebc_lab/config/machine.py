@@ -177,7 +177,8 @@ def _bound_gpus() -> tuple[list[tuple[Gpu, str]], str]:
     """Return the devices bound to this process, each with its name for CUDA, and why there are none."""
     here = gpus()
     if not here:
-        return [], first_listing().failure or "nvidia-smi lists no GPU here"
+        failure = first_listing().failure
+        return [], f"no GPU is found: {failure}" if failure else "nvidia-smi lists no GPU here"
     inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
     if inherited is not None:
         return _chosen(inherited.split(","), f"CUDA_VISIBLE_DEVICES={inherited}")

@@ -147,9 +147,9 @@ NO_DRIVER = "NVIDIA-SMI has failed because it couldn't communicate with the NVID
 
 
 FAILURES = [
-    (NO_DRIVER, 9, f"nvidia-smi fails with exit code 9: {NO_DRIVER.strip()}"),
+    (NO_DRIVER, 9, f"no GPU is found: nvidia-smi fails with exit code 9: {NO_DRIVER.strip()}"),
     ("No devices were found\n", 6, "nvidia-smi lists no GPU here."),
-    ("", 139, "nvidia-smi fails with exit code 139."),
+    ("", 139, "no GPU is found: nvidia-smi fails with exit code 139."),
 ]
 
 
@@ -169,18 +169,18 @@ def test_where_nvidia_smi_fails_there_is_no_gpu_and_it_is_said_why(text, code, t
 def test_an_nvidia_smi_that_hangs_is_given_up(machine_with, monkeypatch):
     machine_with(2).replace("#!/bin/sh\nexec tail -f /dev/null\n")
     monkeypatch.setattr(machine, "SMI_PATIENCE_S", 0.1)
-    refused_without_gpu("nvidia-smi does not answer within 0.1 s.")
+    refused_without_gpu("no GPU is found: nvidia-smi does not answer within 0.1 s.")
 
 
 def test_an_nvidia_smi_that_is_no_program_is_none(machine_with):
     machine_with(2).replace("")
-    refused_without_gpu("nvidia-smi cannot be started (Exec format error).")
+    refused_without_gpu("no GPU is found: nvidia-smi cannot be started (Exec format error).")
 
 
 def test_where_nvidia_smi_is_missing_that_is_said(monkeypatch, tmp_path, machine_with):
     machine_with(2)
     monkeypatch.setenv("PATH", str(tmp_path))
-    refused_without_gpu("nvidia-smi is not on PATH.")
+    refused_without_gpu("no GPU is found: nvidia-smi is not on PATH.")
 
 
 @pytest.mark.parametrize(
