@@ -65,14 +65,14 @@ class Spectral:
         self.matrices = [m for ms in self.stacks for m in ms]
         with torch.no_grad():
             norms = [torch.linalg.matrix_norm(torch.stack(ms), ord=2) for ms in self.stacks]
-            self.limits = [bound * norm for stack in norms for norm in stack]
+            self.limits = bound * torch.cat(norms) if norms else torch.empty(0)
 
     @torch.no_grad()
     def __call__(self) -> None:
         if not self.matrices:
             return
         bounds = torch.cat([norm_bound(torch.stack(ms)) for ms in self.stacks])
-        suspect = bounds * (1 + 1e-4) > torch.stack(self.limits)
+        suspect = bounds * (1 + 1e-4) > self.limits
         for i in suspect.nonzero().flatten().tolist():  # all that the host looks at
             matrix, limit = self.matrices[i], self.limits[i]
             u, s, vh = torch.linalg.svd(matrix, full_matrices=False)

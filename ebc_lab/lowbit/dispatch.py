@@ -241,8 +241,9 @@ class HybridDispatcher:
                 measured[name] = milliseconds
             else:
                 self._drop(name, f"its bits in {key.operation} differ from numpy's")
-        usable = [name for name in measured if name == "cuda" or key.kind != "cuda"] or [*measured]
-        choice = _Choice(self._backend(min(usable, key=measured.__getitem__)), measured)
+        stays = key.kind == "cuda" and "cuda" in measured
+        quickest = "cuda" if stays else min(measured, key=measured.__getitem__)
+        choice = _Choice(self._backend(quickest), measured)
         self._choices[key] = choice
         if self.config.verbose:
             times = ", ".join(f"{name} {ms:.3g} ms" for name, ms in measured.items())

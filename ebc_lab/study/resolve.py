@@ -31,7 +31,17 @@ from .launch.on_node import choice_on_node, packing_on_node
 from .launch.pool import slots
 from .stages.stage import stage_of
 from .store import manifest, own
-from .store.changes import Change, from_recorded, in_words, is_edit, looked, refused, requested, same_corpus
+from .store.changes import (
+    Change,
+    as_this_version_says,
+    from_recorded,
+    in_words,
+    is_edit,
+    looked,
+    refused,
+    requested,
+    same_corpus,
+)
 from .store.reuse import environment_changes, remaining_work, reusable_results, work_in_words
 from .store.study import Record, Study, StudyHeader, settings_of
 
@@ -176,7 +186,8 @@ def adopt(config: Config, known: Mapping[str, Any]) -> Config:
         adopted = replace(config.data, sha256=resolved.data.sha256) if shards else resolved.data
         config = replace(config, data=adopted)
     left_open = {k: getattr(resolved, k) for k in (*CHOSEN, "device") if is_open(config, k)}
-    asked_again = [s for s in STAGES if known["requested"].get(s) == to_dict(getattr(config, s))]
+    before = as_this_version_says(known["requested"])
+    asked_again = [s for s in STAGES if before.get(s) == to_dict(getattr(config, s))]
     return replace(config, **left_open, **{s: getattr(resolved, s) for s in asked_again})
 
 

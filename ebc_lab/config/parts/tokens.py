@@ -14,7 +14,6 @@ from ..machine import installed
 from ..part import Part, Tail
 
 TRAIN_TOKENS = "train_tokens"  # what `tokens=2e6` is kept as until the batch is known
-NOTHING = (None, "null", "none", "None")  # as a command line says that a length is not given
 WORDS = {"bytes": "bytes", "bpe": "byte pairs", "gpt2": "GPT-2’s tokens"}
 OF_LIBRARY = ("bpe", "gpt2")  # which the library tokenizers makes
 
@@ -76,7 +75,7 @@ def _is_number(text: str) -> bool:
 
 def refuse_two_lengths(parsed: Mapping[str, Any]) -> None:
     """Raise UserError where both steps and tokens say how long a run is."""
-    parsed = {key: value for key, value in parsed.items() if value not in NOTHING}
+    parsed = {key: value for key, value in parsed.items() if value is not None}
     require(
         not {"steps", TRAIN_TOKENS} <= set(parsed),
         f"steps and tokens both say how long the run is: give one of steps={parsed.get('steps')} and "

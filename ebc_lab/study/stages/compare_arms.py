@@ -135,10 +135,10 @@ def steps_to_target(arm: Arm, results: Results, target: float) -> dict[str, floa
     did not end are absent."""
     steps: dict[str, float] = {}
     for seed, run_id in arm["runs"].items():
-        result = results.get(run_id)
+        result = results.get(run_id, RunResult())
         if ended(result):
-            completed = result is not None and result.get("outcome") == "completed"
-            reached = first_at_or_below((result or {}).get("curve") or [], target) if completed else None
+            curve = result.get("curve") if result.get("outcome") == "completed" else None
+            reached = first_at_or_below(curve or [], target)
             steps[seed] = reached[0] if reached else math.inf
     return steps
 
