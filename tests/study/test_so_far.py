@@ -62,6 +62,17 @@ def test_runs_that_noise_explains_are_not_told_apart():
     assert "not told apart" not in told(config, decisions, results)
 
 
+def test_a_band_that_one_result_or_none_lies_in_is_said_and_not_that_it_is_the_only_result():
+    config = config_of("optimizer=adam", "calibrate.choose=band")
+    decisions = {"lr_sweep": decided("lr_sweep", config, {}, by_lr(4e-3))}
+    targets = stage_of("calibrate").runs(config, decisions, {})
+    results = {targets[0].run_id: done(2.01, c=0.05), targets[1].run_id: done(2.02, c=0.1)}
+    known = told(config, decisions, results)
+    assert f"δ* {targets[1].run.budget.target_kl:g} is the nearest to its band, in which none lies yet" in known
+    results[targets[1].run_id] = done(2.02, c=0.6)
+    assert "is the only one inside its band, validation loss 2.0200" in told(config, decisions, results)
+
+
 @pytest.mark.parametrize(("luck", "is_open"), [(0.0, False), (1.0, True)])
 def test_the_finals_are_told_from_the_seeds_that_have_both_runs(luck, is_open):
     config = config_of("optimizer=adam")

@@ -167,8 +167,14 @@ class WorkerPool(ABC):
             self._offer([*ordered[:tried], *(spares if tried == len(ordered) else [])])
             self._watch_workers(notes, by_id)
             self._offer(self.offered)  # before a new worker reads the list
-            self._start_workers(len(left))
+            self._start_workers(len(left) + self._spare_left(left))
             time.sleep(pause_s)
+
+    def _spare_left(self, left: Mapping[str, Path]) -> int:
+        """Return how many spare runs wait for a worker; counted only where the wave leaves slots free."""
+        if len(left) >= self.slots:
+            return 0
+        return sum(r not in left and not self.study.has_result(r) for r in self.offered)
 
     def _offer(self, runs: Sequence[str]) -> None:
         """Publish this list, which of its runs go alone, and over how many workers it is shared."""

@@ -128,8 +128,8 @@ def leading(
         words = stage.of(name, decision) + stage.setting.format_map(by_id[track["run_id"]])
         others = ranked_others(name, decision)
         if not others:
-            only = f"{words} is the only result yet, validation loss {track['val_loss']:.4f}"
-            said.append(Said(only, name, ""))
+            why = _alone(track, by_id)
+            said.append(Said(f"{words} {why}, validation loss {track['val_loss']:.4f}", name, ""))
             continue
         gap, second = others[0]
         words += f" leads, {gap:.4f} nats ahead of {stage.setting.format_map(second)}"
@@ -137,6 +137,15 @@ def leading(
         apart = gap >= (floor["detectable"] or math.inf)
         said.append(Said(words + NOT_APART * (not apart), name, track["run_id"] if apart else ""))
     return said
+
+
+def _alone(track: Track, candidates: Mapping[str, Candidate]) -> str:
+    """Say why no candidate is ranked behind the chosen one."""
+    if not any(c["val_loss"] is not None for c in candidates.values() if c["run_id"] != track["run_id"]):
+        return "is the only result yet"
+    if track["run_id"] in track["ranked"]:
+        return "is the only one inside its band"
+    return "is the nearest to its band, in which none lies yet"
 
 
 def compared(words: str, claim: str, difference: Difference, *, joint: bool) -> Said:

@@ -376,6 +376,19 @@ def test_where_the_canary_fails_another_run_goes_alone(bench):
     )
 
 
+def test_a_slot_that_the_wave_leaves_free_has_a_worker_for_spare_runs_from_the_start(bench):
+    """As where a study is resumed with one run of its stage left."""
+    [last, spare] = specs = bench.idle(2, at=1, do="hold")
+
+    def release(done, busy):
+        if len(busy) == 2:
+            bench.release(*specs)
+        return [spare.run_id]
+
+    bench.pool(2).run([last], [spare], release, canary=False)
+    assert bench.kinds(spare)[0] == "begin"
+
+
 def test_three_workers_never_train_one_run_at_once(bench):
     specs = bench.idle(2, steps=40)
     bench.run(specs, 3)
