@@ -68,7 +68,8 @@ def test_a_band_that_one_result_or_none_lies_in_is_said_and_not_that_it_is_the_o
     targets = stage_of("calibrate").runs(config, decisions, {})
     results = {targets[0].run_id: done(2.01, c=0.05), targets[1].run_id: done(2.02, c=0.1)}
     known = told(config, decisions, results)
-    assert f"δ* {targets[1].run.budget.target_kl:g} is the nearest to its band, in which none lies yet" in known
+    nearest = f"δ* {targets[1].run.budget.target_kl:g} is the nearest to its band, in which none lies yet"
+    assert nearest in known
     results[targets[1].run_id] = done(2.02, c=0.6)
     assert "is the only one inside its band, validation loss 2.0200" in told(config, decisions, results)
 
