@@ -392,14 +392,14 @@ def most_runs(config: Config) -> dict[str, int]:
     where = len(same.threads) * len(same.capabilities or CAPABILITIES) * len(same.parts)
     versions = 1 + sum(map(len, suite.versions().values()))
     labels = len(suite.arms) * max(1, len(suite.lr_scales) + len(suite.deltas)) * versions
-    seeds = len(config.seeds)
+    seeds, scales = len(config.seeds), config.lr_scale.scales
     carry = config.carry
     constants = sum(len(arm.grid) + carry.max_extensions for arm in carry.arms.values())
     counts = {
         "lr_sweep": pairs * (longest + 2 * sweep.max_extensions) + tracks * (around + control),
         "calibrate": tracks * len(config.calibrate.budgets) * deltas * config.calibrate.seeds,
         "controller_search": tracks * len(config.controller_search.candidates),
-        "lr_scale": tracks * (3 * len(config.lr_scale.scales) + 1),
+        "lr_scale": tracks * (3 * len(scales) + (1.0 not in scales) + 1),
         "tune": tracks * points * config.tune.seeds,
         "finals": tracks * len(config.finals.arms) * max(seeds, config.finals.max_seeds),
         "ablation": tracks * labels * seeds,
