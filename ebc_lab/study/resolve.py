@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import study_environment
 from ebc_lab.config.machine import chosen_device, cores, git_revision, hardware, versions, visible_gpus
-from ebc_lab.config.schema import STAGES, Config
+from ebc_lab.config.schema import STAGES, Config, RunConfig
 from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.workloads.corpus import Corpus
 from ebc_lab.workloads.starts import arms_pinned, pinned
@@ -29,6 +29,7 @@ from ebc_lab.workloads.text import check_length_of, checked_text
 
 from .launch.on_node import choice_on_node, packing_on_node
 from .launch.pool import slots
+from .stages.runs import own_text
 from .stages.stage import stage_of
 from .store import manifest, own
 from .store.changes import (
@@ -102,20 +103,37 @@ def resolve_study(
 
 
 def check_lengths(config: Config, corpus: Corpus) -> None:
-    """Refuse shards that end before a stage's runs do, or an arm's, which may be longer or have larger
-    batches. Raises UserError."""
+    """Refuse shards that end before a stage's runs do, or those of an arm, a setting or a workload, which may
+    be longer, have larger batches or shards of their own. Raises UserError."""
     check_length_of(config, corpus, _longest_stage(config))
-    arms = config.ablation.arms if corpus.shards and "ablation" in config.study.stages else {}
-    for label, arm in arms.items():
-        run = shaped(replace(run_part(config), steps=config.ablation.steps), arm)
-        run = changed(run, arm.settings)
-        if run.data.name != config.data.name:
+    for where, run in _own_runs(config):
+        if run.data.name != "bin":
             continue
         try:
             same = run.data.files == config.data.files
             check_length_of(run, corpus if same else checked_text(run)[0], run.steps)
         except UserError as error:
-            raise UserError(f"ablation.arms.{label}: {error}") from None
+            raise UserError(f"{where}: {error}") from None
+
+
+def _own_runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
+    """Yield the runs that a study sets one by one, each at its longest, with where it is set."""
+    base, stages = run_part(config), config.study.stages
+    if "ablation" in stages:
+        for name, arm in config.ablation.arms.items():
+            run = shaped(replace(base, steps=config.ablation.steps), arm)
+            yield f"ablation.arms.{name}", changed(run, arm.settings)
+    places: dict[str, Any] = {}
+    if "carry" in stages:
+        of = replace(base, steps=config.carry.steps)
+        places |= {f"carry.settings.{name}": (of, place) for name, place in config.carry.settings.items()}
+    if "profiles" in stages:
+        of = replace(base, steps=round(config.profiles.steps * config.profiles.longest))
+        places |= {
+            f"profiles.workloads.{name}": (of, place) for name, place in config.profiles.workloads.items()
+        }
+    for where, (of, place) in places.items():
+        yield where, shaped(changed(of, {**place.settings, **own_text(base, place.settings)}), place)
 
 
 def _longest_stage(config: Config) -> int:

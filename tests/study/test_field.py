@@ -3,17 +3,19 @@ tokens and a target."""
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 from support.called import answered, refused
-from support.shards import folder_of_shards, overrides_of
+from support.shards import VOCABULARY, folder_of_shards, overrides_of
 
 from ebc_lab.config.choices import changed
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import ArmConfig, CarrySettingConfig, ProfiledWorkloadConfig
 from ebc_lab.records.json_files import read_json
-from ebc_lab.study.resolve import adopt
+from ebc_lab.study.resolve import adopt, check_lengths
 from ebc_lab.study.store.changes import from_recorded
 from ebc_lab.workloads.starts import arms_pinned, pinned
 from ebc_lab.workloads.text import checked_text
@@ -150,6 +152,34 @@ def test_an_arm_that_is_longer_than_the_shards_is_refused_before_the_study_begin
     assert said.startswith("error: ablation.arms.long: ")
     assert "steps are too many" in said
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("study", "stage", "places", "made", "longest"),
+    [
+        ("optimizers", "ablation", "arms", ArmConfig, 1),
+        ("units", "carry", "settings", CarrySettingConfig, 1),
+        ("calibrated", "profiles", "workloads", ProfiledWorkloadConfig, 2),
+    ],
+)
+def test_a_part_of_a_study_with_too_few_shards_of_its_own_is_refused_before_the_study_begins(
+    folder, study, stage, places, made, longest
+):
+    files = {key: [f"{folder}/*_{split}_*.bin"] for key, split in (("files", "train"), ("val_files", "val"))}
+    data = {"name": "bin", **files, "vocabulary": VOCABULARY, "val_tokens": 1024}
+    whole = 20_000 // (8 * 32) // longest
+
+    def check(steps: int) -> None:
+        small = ("scale=smoke", "batch_size=8", "model.context=32", "device=cpu", f"{stage}.steps={steps}")
+        config = compose([f"study={study}", *small])
+        settings = getattr(config, stage)
+        own = {**getattr(settings, places), "own": made(about="theirs", settings={"data": data})}
+        config = replace(config, **{stage: replace(settings, **{places: own})})
+        check_lengths(config, checked_text(config)[0])
+
+    check(whole - 1)
+    with pytest.raises(UserError, match=rf"^{stage}\.{places}\.own: .* steps are too many"):
+        check(whole + 1)
 
 
 def test_an_arm_may_read_the_same_shards_in_another_order(folder):

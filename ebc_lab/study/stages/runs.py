@@ -281,7 +281,7 @@ def specs_made(config: Config, stage: str) -> dict[Any, RunSpec]:
 # -- texts of one's own --------------------------------------------------------------------------------------
 
 
-def _own_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def own_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the data and tokens of settings that have their own of either, else nothing. Tokens
     of another text have another checksum, which is open where the settings do not give it."""
     if not {"data", "tokens"} & set(settings):
@@ -296,7 +296,7 @@ def _own_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, dict[st
 def with_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings with the checksums of their own data and tokens. In a plan, where nobody has looked at
     them yet, that of their name stands for one."""
-    own = _own_text(base, settings)
+    own = own_text(base, settings)
     for group, of in own.items():
         if not of["sha256"] and of["name"] != "characters":
             of["sha256"] = digest([group, of["name"], of.get("files") or of.get("file"), of.get("size")])
@@ -312,7 +312,7 @@ def texts_pinned(
 
     base, made = run_part(config), dict(places)
     for name, place in places.items():
-        if own := _own_text(base, place.settings):
+        if own := own_text(base, place.settings):
             run = shaped(changed(base, {**place.settings, **own}), place)
             run = pinned(run, *checked_text(run))
             settings = {**place.settings, "data": to_dict(run.data), "tokens": to_dict(run.tokens)}
