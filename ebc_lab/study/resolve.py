@@ -122,7 +122,7 @@ def _own_runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
     if "ablation" in stages:
         for name, arm in config.ablation.arms.items():
             run = shaped(replace(base, steps=config.ablation.steps), arm)
-            yield f"ablation.arms.{name}", changed(run, arm.settings)
+            yield f"ablation.arms.{name}", changed(run, {**arm.settings, **own_text(base, arm.settings)})
     places: dict[str, Any] = {}
     if "carry" in stages:
         of = replace(base, steps=config.carry.steps)

@@ -175,7 +175,8 @@ def test_a_part_of_a_study_with_too_few_shards_of_its_own_is_refused_before_the_
         settings = getattr(config, stage)
         own = {**getattr(settings, places), "own": made(about="theirs", settings={"data": data})}
         config = replace(config, **{stage: replace(settings, **{places: own})})
-        check_lengths(config, checked_text(config)[0])
+        corpus, tokenizer = checked_text(config)
+        check_lengths(pinned(config, corpus, tokenizer), corpus)
 
     check(whole - 1)
     with pytest.raises(UserError, match=rf"^{stage}\.{places}\.own: .* steps are too many"):
