@@ -46,7 +46,15 @@ from .parts.workload import fit_to_images
 from .schema import STAGES, ArmConfig, Config
 from .study_checks import validate
 
-A_SETTING_OF_AN_ARM = re.compile(r"ablation\.arms\.([^.]+)\.(.+)")
+ENTRIES = {  # mappings of a study that take new entries: what one is, and how one is written
+    "ablation.arms": ("arm", "{lr_scale: 2, settings: {…}}"),
+    "carry.arms": ("arm", "{unit: …, over: optimizer.lr, grid: […], settings: {…}}"),
+    "carry.settings": ("setting", "{about: …, settings: {…}}"),
+    "profiles.methods": ("method", "{about: …, settings: {…}, grid: {optimizer.lr: […]}}"),
+    "profiles.workloads": ("workload", "{about: …, settings: {…}}"),
+}
+ENTRY = re.compile(rf"({'|'.join(map(re.escape, ENTRIES))})\.([^.]+)")
+A_SETTING_OF_AN_ENTRY = re.compile(rf"{ENTRY.pattern}\.(.+)")
 NUMBERS = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}
 SUITES_FOR_MINE = "study=optimizers, study=stabilizers or study=schedules"
 
@@ -75,7 +83,7 @@ def compose(
     suite = _registered_suite(parsed)
     overrides, left_out = _without(overrides)
     parsed |= dict.fromkeys(f"ablation.arms.{arm}" for arm in left_out)
-    config = _composed(_with_arms(overrides, parsed), suite, parsed)
+    config = _composed(_with_entries(overrides, parsed), suite, parsed)
     with _in_file(suite, parsed):
         config = _leaving_out(config, left_out)
         config = with_mine(with_names(config), study=study)
@@ -183,29 +191,28 @@ def _in_file(suite: Path | None, values: Mapping[str, Any]) -> Iterator[None]:
         raise UserError(f"{_line(suite, key[0])}: {error}") from None
 
 
-def _with_arms(overrides: Sequence[str], parsed: Mapping[str, Any]) -> list[str]:
+def _with_entries(overrides: Sequence[str], parsed: Mapping[str, Any]) -> list[str]:
     """The overrides with `ablation.arms.NAME={…}`, new or not, and `+ablation.arms.NAME.KEY=…` as a file that
-    Hydra merges after the suite's: it takes a new entry of their kind from no override. So too what is said
-    of an arm that `mine` will make."""
+    Hydra merges after the suite's: it takes a new entry of their kind from no override. So too the other
+    `ENTRIES`, and what is said of an arm that `mine` will make."""
     from hydra.core.config_store import ConfigStore
 
-    arms: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     left = []
     mine = {own_name(str(target)) for target in parsed.get(MINE) or ()}
     for override in overrides:
         written = override.partition("=")[0]
         key = written.lstrip("+")
-        if match := ARM.fullmatch(key):
-            arms[match[1]] = parsed[key]
-        elif (match := A_SETTING_OF_AN_ARM.fullmatch(key)) and (written != key or match[1] in mine):
-            arms[match[1]] = _with(arms.get(match[1]), match[2].split("."), parsed[key])
+        inside = A_SETTING_OF_AN_ENTRY.fullmatch(key)
+        new = inside is not None and (written != key or (inside[1] == "ablation.arms" and inside[2] in mine))
+        if ENTRY.fullmatch(key) or new:
+            given = _with(given, key.split("."), parsed[key])
         else:
             left.append(override)
-    if not arms:
+    if not given:
         return left
-    node = {"ablation": {"arms": arms}}
-    ConfigStore.instance().store(group="given", name="arms", node=node, package="_global_")
-    return [*left, "+given=arms"]
+    ConfigStore.instance().store(group="given", name="entries", node=given, package="_global_")
+    return [*left, "+given=entries"]
 
 
 def _with(settings: Any, path: Sequence[str], value: Any) -> dict[str, Any]:
@@ -243,30 +250,38 @@ def _refusal(error: Exception, suite: Path | None, values: Mapping[str, Any]) ->
     key = getattr(error, "full_key", None) or (named[1] if named else None)
     if "is not a ListConfig" in first and key:
         first = f"it is a list, {key}=[…]"
-    an_arm = bool(key and ARM.fullmatch(key))
-    inside = f"ablation.arms.{key}."
-    if key and "is not a subclass of ArmConfig" in first and any(o.startswith(inside) for o in values):
-        key, an_arm, first = (
-            inside[:-1],
-            True,
-            "is not in struct",
-        )  # a setting of a mapping in an arm that is not
-    if "is not a subclass of ArmConfig" in first or (an_arm and "is not Optional" in first):
-        first = f"an arm is a mapping, {{lr_scale: 2, settings: {{…}}}}; '~{key}' leaves it out"
+    key, first = _of_an_entry(key, first, values)
     if match := re.match(r"Key '(\w+)' not in '(\w+)'", first):
         kind = getattr(schema, match[2], None)
         near = nearest(match[1], [f.name for f in fields(kind)] if kind else [])
         first = f"there is no such setting{near}"
     if match := re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", first):
         first = f"{shown(match[1])} is not {NUMBERS.get(match[2], match[2])}"
-    if "is not in struct" in first and an_arm:
-        near = nearest(str(key).rpartition(".")[2], [own_name(str(t)) for t in values.get(MINE) or ()])
-        first = (
-            f"the suite has no such arm{near}; a new one is begun with a +, +{key}.lr_scale=2, or written "
-            f"whole, {key}={{lr_scale: 2, settings: {{…}}}}"
-        )
     where = f"{_line(suite, key)}: " if suite and key and _sets(suite, key, values) else ""
     return f"{where}{key + ': ' if key else ''}{first[:300]}"
+
+
+def _of_an_entry(key: str | None, first: str, values: Mapping[str, Any]) -> tuple[str | None, str]:
+    """The key and the words of a refusal, of an entry that is none or is not there, if it is of one."""
+    around = [f"{group}.{key}" for group in ENTRIES if any(o.startswith(f"{group}.{key}.") for o in values)]
+    if around and "is not a subclass of" in first:
+        key, first = around[0], "is not in struct"  # a setting of a mapping in an entry that is not
+    entry = ENTRY.fullmatch(key or "")
+    what, whole = ENTRIES[entry[1] if entry else "ablation.arms"]
+    an = "an" if what == "arm" else "a"
+    if "is not a subclass of ArmConfig" in first or (
+        entry and ("is not a subclass of" in first or "is not Optional" in first)
+    ):
+        leave = f"; '~{key}' leaves it out" if not entry or entry[1] == "ablation.arms" else ""
+        return key, f"{an} {what} is a mapping, {whole}{leave}"
+    if entry is None or "is not in struct" not in first:
+        return key, first
+    near = nearest(entry[2], [own_name(str(t)) for t in values.get(MINE) or ()])
+    some = "lr_scale=2" if entry[1] == "ablation.arms" else "about=…"
+    return key, (
+        f"the suite has no such {what}{near}; a new one is begun with a +, +{key}.{some}, or written whole, "
+        f"{key}={whole}"
+    )
 
 
 def default_scale() -> str:

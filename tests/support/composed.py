@@ -27,7 +27,7 @@ from ebc_lab.config.schema import Config
 
 # where a study lies and what it is called differs from test to test, and has no say in any other setting
 PLACE = re.compile(r"(output_dir|study\.name)=([A-Za-z/][\w./-]*)")
-CHANGING = r"\bgiven\b|\bown-"  # in what Hydra is told of a user's own suite, and of arms given as overrides
+CHANGING = r"\bgiven\b|\bown-"  # in what Hydra is told of a user's own suite, and of given entries
 WORDS_OF_YAML = {"true", "false", "yes", "no", "on", "off", "null", "nan", "inf"}
 
 
@@ -35,15 +35,15 @@ WORDS_OF_YAML = {"true", "false", "yes", "no", "on", "off", "null", "nan", "inf"
 def composed_once() -> Iterator[None]:
     """What Hydra makes of the same overrides is remembered, and every caller gets its own copy.
 
-    Compositions that read a user's own files, arms given as overrides, or another folder than `conf` are made
-    anew each time, and so is everything that is refused.
+    Compositions that read a user's own files, entries given as overrides, or another folder than `conf` are
+    made anew each time, and so is everything that is refused.
     """
     compose = module._composed
     usual = conf_dir()
     known: dict[tuple[str, ...], bytes] = {}
 
     def remembering(overrides: Sequence[str], suite: Path | None, values: Mapping[str, Any]) -> Config:
-        if suite is not None or "+given=arms" in overrides or conf_dir() != usual:
+        if suite is not None or "+given=entries" in overrides or conf_dir() != usual:
             return compose(overrides, suite, values)
         places = {o: match for o in overrides if (match := _place(o))}
         rest = tuple(o for o in overrides if o not in places)

@@ -22,6 +22,7 @@ ablation:
     adam: {about: Adam}
     mine: {about: mine, settings: {optimizer: {name: custom, target: './suite_opt.py:Cautious'}}}
 """
+LION = "settings: {optimizer: {name: lion}}"
 GRID = "lr_sweep.grids.custom=[1e-3,2e-3]"
 
 
@@ -147,6 +148,33 @@ def test_an_arm_is_left_out_and_a_new_one_begun_by_a_setting(folder):
     assert (arms["new"].lr_scale, arms["new"].settings) == (3, {"stabilizer": {"name": "agc"}})
     with pytest.raises(UserError, match=r"^~ablation.arms.hott: .*\(did you mean hot\?\); leave out adam, "):
         composed("study=./mine.yaml", "~ablation.arms.hott")
+
+
+@pytest.mark.parametrize(
+    ("study", "key", "settings"),
+    [
+        ("units", "carry.arms", f"{LION}, unit: rate, over: optimizer.lr, grid: [1e-4, 2e-4]"),
+        ("units", "carry.settings", "settings: {model: {name: gru}}"),
+        ("calibrated", "profiles.methods", f"{LION}, grid: {{optimizer.lr: [1e-3]}}"),
+        ("calibrated", "profiles.workloads", "settings: {model: {name: gru}}"),
+    ],
+)
+def test_the_other_suites_take_new_entries_too(study, key, settings):
+    def entries(*overrides):
+        stage, name = key.split(".")
+        return getattr(getattr(composed(f"study={study}", *overrides), stage), name)
+
+    there = entries()
+    now = entries(f"+{key}.new={{about: new, {settings}}}")
+    assert list(now) == [*there, "new"]
+    assert now["new"].about == "new"
+    what = key.partition(".")[2].removesuffix("s")
+    none = rf"^{key}.new: the suite has no such {what}; a new one is begun with a \+, \+{key}.new.about="
+    for inside in ("about=x", "settings.model.name=gru"):
+        with pytest.raises(UserError, match=none):
+            entries(f"{key}.new.{inside}")
+    with pytest.raises(UserError, match=rf"^{key}.new: an? {what} is a mapping"):
+        entries(f"+{key}.new=3")
 
 
 @pytest.mark.parametrize("sign", ["", "+"])
