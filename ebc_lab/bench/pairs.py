@@ -44,7 +44,6 @@ def interleaved(
     rounds: int,
     *,
     limit_s: float = math.inf,
-    on_round: Callable[[int], None] = lambda i: None,
 ) -> list[list[float]]:
     """Seconds of each side's blocks of `count` steps, a list per side, a block per round; the order rotates.
 
@@ -55,11 +54,28 @@ def interleaved(
     for i in range(rounds):
         if i >= MIN_ROUNDS and time.perf_counter() - begun > limit_s:
             break
-        on_round(i)
         for k in range(len(sides)):
             side = (i + k) % len(sides)
             took[side].append(sides[side](count))
     return took
+
+
+def told(sides: Sequence[Side], on_progress: Callable[[int], None]) -> list[Side]:
+    """The sides. After each block, outside of what it times, `on_progress` is told how many steps each has
+    taken, on average: a worker that is silent for `launcher.heartbeat_s` is killed."""
+    taken = 0
+
+    def telling(side: Side) -> Side:
+        def steps(count: int) -> float:
+            nonlocal taken
+            seconds = side(count)
+            taken += count
+            on_progress(taken // len(sides))
+            return seconds
+
+        return steps
+
+    return [telling(side) for side in sides]
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -93,12 +109,15 @@ def paired_overhead(
     plain = dataclasses.replace(run, stabilizer=StabilizerConfig(), audit_every=audit_every)
     with opened(plain) as unwrapped, opened(run) as training:
         loops = [Loop(unwrapped, bare=True), Loop(training)]
-        sides = [loop.recorded_steps if graphed else loop.steps for loop in loops]
-        for side in sides:
-            side(warm_steps(run))
-        bare, stabilized = interleaved(
-            sides, block, rounds, limit_s=limit_s, on_round=lambda i: on_progress(i * block)
+        warm = warm_steps(run)
+        sides = told(
+            [loop.recorded_steps if graphed else loop.steps for loop in loops],
+            lambda step: on_progress(max(0, step - warm)),
         )
+        for begun in range(0, warm, block):
+            for side in sides:
+                side(min(block, warm - begun))
+        bare, stabilized = interleaved(sides, block, rounds, limit_s=limit_s)
     overhead = spread([100 * (b / a - 1) for a, b in zip(bare, stabilized, strict=True)])
     return {
         "overhead_pct": overhead["median"],
@@ -123,9 +142,15 @@ def overhead_run(
     )
 
 
-def step_run(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> Progress:
+def step_run(
+    run: RunConfig,
+    directory: Path,
+    run_id: str,
+    on_progress: Callable[[int], None] = lambda step: None,
+    **hooks: Any,
+) -> Progress:
     """The run kind `step`, the time of the run's step over that of torch's Adam: see `_measured_run`."""
-    return (yield from _measured_run("step", lambda: step_ratio(run), run, directory, run_id))
+    return (yield from _measured_run("step", lambda: step_ratio(run, on_progress), run, directory, run_id))
 
 
 def _measured_run(
@@ -148,7 +173,7 @@ def _measured_run(
     return result
 
 
-def step_ratio(run: RunConfig) -> dict[str, Any]:
+def step_ratio(run: RunConfig, on_progress: Callable[[int], None] = lambda step: None) -> dict[str, Any]:
     """The time of a step of the run over that of the same run under torch's Adam alone, in turns, without
     audits where its own step needs none: median and quartiles."""
     run = resolved(run)
@@ -160,7 +185,7 @@ def step_ratio(run: RunConfig) -> dict[str, Any]:
     # at a rate of its own: at the run's it may blow up, and numbers near zero take longer on a CPU
     adam = {"name": "adam", "lr": optimizer_defaults("adam").lr}
     sides = {"adam": changed(run, {"optimizer": adam, "stabilizer": {"name": "none"}}), "run": run}
-    [ratio] = steps_compared(sides, {"run": "adam"}, STEP_ROUNDS, STEP_LIMIT_S, block)
+    [ratio] = steps_compared(sides, {"run": "adam"}, STEP_ROUNDS, STEP_LIMIT_S, block, on_progress)
     times = ratio["times"]
     return {"step_ratio": times["median"], "step_ratio_iqr": times["quartiles"]}
 
@@ -213,6 +238,7 @@ def steps_compared(
     rounds: int,
     limit_s: float,
     block: int | None = None,
+    on_progress: Callable[[int], None] = lambda step: None,
 ) -> list[dict[str, Any]]:
     """Seconds of a step of each run in `against` over those of the run that it names, all taking turns.
 
@@ -225,9 +251,10 @@ def steps_compared(
     with contextlib.ExitStack() as stack:
         built = (opened(dataclasses.replace(run, steps=steps)) for run in runs.values())
         loops = [Loop(stack.enter_context(one)) for one in built]
-        for loop in loops:
-            loop.recorded_steps(WARM_STEPS)
-        seconds = interleaved([loop.recorded_steps for loop in loops], block, rounds, limit_s=limit_s)
+        sides = told([loop.recorded_steps for loop in loops], on_progress)
+        for side in sides:
+            side(WARM_STEPS)
+        seconds = interleaved(sides, block, rounds, limit_s=limit_s)
     took = dict(zip(runs, seconds, strict=True))
     comparisons = []
     for name, other in against.items():

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from ebc_lab.bench import costs, low_bit, measure, plain_loop
-from ebc_lab.bench.loops import Loop, opened, take_steps
+from ebc_lab.bench.loops import Loop, interval, opened, take_steps, warm_steps
 from ebc_lab.bench.memory import reachable
 from ebc_lab.bench.pairs import (
     MIN_ROUNDS,
@@ -236,6 +236,31 @@ def test_a_step_is_measured_in_turns_with_adams_and_recorded(shape, tmp_path, mo
     assert len(blocks) == 2 * (1 + MIN_ROUNDS)
     assert len(set(blocks[2:])) == 1
     assert rates == {"muon": 0.25, "adam": optimizer_defaults("adam").lr}  # at 0.25 Adam is slow for its size
+
+
+@pytest.mark.parametrize("measurement", [overhead_run, step_run])
+def test_a_measurement_shows_that_it_goes_on_after_every_block(shape, tmp_path, monkeypatch, measurement):
+    """At 64 × 256 tokens the warm-up of a surrogate takes longer than a worker may be silent."""
+    monkeypatch.setattr("ebc_lab.bench.pairs.STEP_LIMIT_S", 0.0)
+    course = []
+    for name in ("steps", "recorded_steps"):
+
+        def noted(loop, count, taken=getattr(Loop, name)):
+            course.append(("bare" if loop.bare else loop.run.stabilizer.name, count))
+            return taken(loop, count)
+
+        monkeypatch.setattr(Loop, name, noted)
+    run = changed(shape, {"stabilizer": {"name": "ebc"}, "budget": {"name": "surrogate"}})
+    block = interval(run)
+    to_the_end(measurement(run, tmp_path, "x", on_progress=lambda step: course.append(("told", step))))
+    blocks, told = course[::2], course[1::2]
+    assert {kind for kind, _ in told} == {"told"}
+    assert "told" not in {kind for kind, _ in blocks}
+    assert max(count for _, count in blocks) == block
+    steps = [step for _, step in told]
+    assert steps == sorted(steps)
+    taken = sum(count for kind, count in blocks if kind == "ebc")
+    assert steps[-1] == taken - (warm_steps(run) if measurement is overhead_run else 0)
 
 
 def test_a_failed_measurement_is_recorded_as_failed(shape, tmp_path):
