@@ -267,21 +267,20 @@ def _of_an_entry(key: str | None, first: str, values: Mapping[str, Any]) -> tupl
     if around and "is not a subclass of" in first:
         key, first = around[0], "is not in struct"  # a setting of a mapping in an entry that is not
     entry = ENTRY.fullmatch(key or "")
-    what, whole = ENTRIES[entry[1] if entry else "ablation.arms"]
-    an = "an" if what == "arm" else "a"
-    if "is not a subclass of ArmConfig" in first or (
-        entry and ("is not a subclass of" in first or "is not Optional" in first)
-    ):
-        leave = f"; '~{key}' leaves it out" if not entry or entry[1] == "ablation.arms" else ""
-        return key, f"{an} {what} is a mapping, {whole}{leave}"
-    if entry is None or "is not in struct" not in first:
+    if entry is None:
         return key, first
-    near = nearest(entry[2], [own_name(str(t)) for t in values.get(MINE) or ()])
-    some = "lr_scale=2" if entry[1] == "ablation.arms" else "about=…"
-    return key, (
-        f"the suite has no such {what}{near}; a new one is begun with a +, +{key}.{some}, or written whole, "
-        f"{key}={whole}"
-    )
+    what, whole = ENTRIES[entry[1]]
+    if "is not a subclass of" in first or "is not Optional" in first:
+        leave = f"; '~{key}' leaves it out" if ARM.fullmatch(entry[0]) else ""
+        first = f"{'an' if what == 'arm' else 'a'} {what} is a mapping, {whole}{leave}"
+    elif "is not in struct" in first:
+        near = nearest(entry[2], [own_name(str(t)) for t in values.get(MINE) or ()])
+        some = "lr_scale=2" if ARM.fullmatch(entry[0]) else "about=…"
+        first = (
+            f"the suite has no such {what}{near}; a new one is begun with a +, +{key}.{some}, or written "
+            f"whole, {key}={whole}"
+        )
+    return key, first
 
 
 def default_scale() -> str:

@@ -119,10 +119,14 @@ def check_lengths(config: Config, corpus: Corpus) -> None:
 def _own_runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
     """Yield the runs that a study sets one by one, each at its longest, with where it is set."""
     base, stages = run_part(config), config.study.stages
+
+    def of_its_own(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+        return changed(run, {**settings, **own_text(base, settings)})
+
     if "ablation" in stages:
         for name, arm in config.ablation.arms.items():
             run = shaped(replace(base, steps=config.ablation.steps), arm)
-            yield f"ablation.arms.{name}", changed(run, {**arm.settings, **own_text(base, arm.settings)})
+            yield f"ablation.arms.{name}", of_its_own(run, arm.settings)
     places: dict[str, Any] = {}
     if "carry" in stages:
         of = replace(base, steps=config.carry.steps)
@@ -133,7 +137,7 @@ def _own_runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
             f"profiles.workloads.{name}": (of, place) for name, place in config.profiles.workloads.items()
         }
     for where, (of, place) in places.items():
-        yield where, shaped(changed(of, {**place.settings, **own_text(base, place.settings)}), place)
+        yield where, shaped(of_its_own(of, place.settings), place)
 
 
 def _longest_stage(config: Config) -> int:

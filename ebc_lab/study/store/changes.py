@@ -11,6 +11,7 @@ from typing import Any
 from ebc_lab.config.choices import OWN
 from ebc_lab.config.dicts import from_dict, to_dict
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.overrides import ARM
 from ebc_lab.config.parts.data import SAME_TEXT, DataConfig
 from ebc_lab.config.schema import NOT_THE_STUDY, Config
 from ebc_lab.records.figures import FINISHED
@@ -20,7 +21,6 @@ from .study import Record
 Change = tuple[str, Any, Any]  # dotted path, in study.json, now
 MOST = 5  # changes that are told one by one
 LONGEST = 60  # characters of a value
-ARM = re.compile(r"ablation\.arms\.([^.]+)")
 TEXT = re.compile(r"ablation\.(question|arms\.[^.]+\.about)")  # of which no run and no comparison depends
 AUTO = "auto"  # the corpus that a study leaves open
 
