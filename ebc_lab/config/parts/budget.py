@@ -119,6 +119,11 @@ def measured_as(budget: BudgetConfig) -> str:
     return budget.measure if budget.name == "tracked" and budget.measure_every == 1 else "every"
 
 
+def leaves_some_free(budget: BudgetConfig) -> bool:
+    """Whether some of what is trained moves outside of the budget, at the learning rate itself."""
+    return budget.grouping == "matrices"
+
+
 def _idle(budget: BudgetConfig) -> tuple[str, ...]:
     idle = ("sensitivity_every",) if budget.name in options.BOUNDED else ()
     if budget.radius is None:
@@ -128,7 +133,7 @@ def _idle(budget: BudgetConfig) -> tuple[str, ...]:
     if records_bound(budget):
         return idle
     of_the_bound = ("aggregate", "guard", "probe", "cadence", "beta_init", "units")
-    return of_the_bound if budget.grouping == "matrices" else (*of_the_bound, "grouping", "clusters")
+    return of_the_bound if leaves_some_free(budget) else (*of_the_bound, "grouping", "clusters")
 
 
 def _unfit(budget: BudgetConfig, mode: Mode) -> Unfit | None:
@@ -139,7 +144,7 @@ def _unfit(budget: BudgetConfig, mode: Mode) -> Unfit | None:
             if key in values and values[key] not in allowed:
                 instead = any_of([f"{name}={value}" for value in allowed])
                 return Unfit(f"{name}={values[key]}", f"choose {instead}")
-    if mode is Mode.EBM and budget.grouping == "matrices":
+    if mode is Mode.EBM and leaves_some_free(budget):
         why = "it knows a GPT's matrices by their names; block has a group for each expert"
         return Unfit("budget.grouping=matrices", why)
     if mode is Mode.IN_BACKWARD:
@@ -156,7 +161,7 @@ def _unfit_in_backward(budget: BudgetConfig) -> Unfit | None:
     for key in ("sensitivity_every", "exponent"):
         if getattr(budget, key) != getattr(usual, key):
             return Unfit(f"budget.{key}", "budget=lagged sees no whole step; leave it at its default")
-    if budget.grouping == "matrices":
+    if leaves_some_free(budget):
         return Unfit("budget.grouping=matrices", "budget=lagged scales every weight; choose another grouping")
     return None
 

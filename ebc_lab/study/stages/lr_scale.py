@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 from ebc_lab.config.identity import round3
+from ebc_lab.config.parts.budget import leaves_some_free
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.decisions import Candidate, Decision, ScaledRun, ScaleTrack, SweepTrack, Window
 from ebc_lab.records.figures import RunResult
@@ -115,10 +116,14 @@ def decide(
     among = "EBC scales with median c in the band, else the nearest"
     if config.calibrate.choose == "loss":
         among = "EBC scales"
+    inert = (
+        f"scales at which EBC clips {100 * INERT_CLIP_RATE:g}% of the steps or more count as one candidate; "
+    )
+    if leaves_some_free(config.budget):
+        inert = ""
     rule = (
-        f"lowest validation loss among {among}; scales at which EBC clips {100 * INERT_CLIP_RATE:g}% of the "
-        "steps or more count as one candidate; headroom: the largest scale within one sigma of the plain "
-        f"optimizer's best; LR window: within {WINDOW_NATS:g} nats of the arm's own best"
+        f"lowest validation loss among {among}; {inert}headroom: the largest scale within one sigma of the "
+        f"plain optimizer's best; LR window: within {WINDOW_NATS:g} nats of the arm's own best"
     )
     return make_decision("lr_scale", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
@@ -129,7 +134,8 @@ def _rows(specs: Sequence[RunSpec], results: Results) -> dict[str, list[ScaledRu
     arms: dict[str, list[ScaledRun]] = {}
     for spec in sorted(specs, key=lambda s: s.lr_scale):
         row = candidate(spec, results)
-        inert = spec.role != "none" and (row["clip_rate"] or 0) >= INERT_CLIP_RATE
+        clipped = spec.role != "none" and (row["clip_rate"] or 0) >= INERT_CLIP_RATE
+        inert = clipped and not leaves_some_free(spec.run.budget)
         arms.setdefault(spec.role, []).append({**row, "inert": inert})
     return arms
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import matplotlib
 import pytest
+from matplotlib.figure import Figure
 
 from ebc_lab.report.pictures.decisions import draw_calibration
 from ebc_lab.report.pictures.finals import tokens_in_words
@@ -58,3 +59,12 @@ def test_the_calibration_says_the_same_multiple_on_the_axis_and_in_words():
     labels = [label.get_text() for axes in figure.axes for label in axes.get_xticklabels()]
     assert "0.0125\n1.25×" in labels
     assert "1.25 × the natural KL" in figure.alt
+
+
+def test_a_log_axis_has_ticks_however_many_decades_it_spans():
+    """The published guard shrinks c by forty orders of magnitude."""
+    axes = Figure().subplots()
+    axes.plot([1, 2], [1e-40, 1e-3])
+    sheet.log_axis(axes, "y")
+    low, high = axes.get_ylim()
+    assert sum(low <= tick <= high for tick in axes.get_yticks()) >= 3

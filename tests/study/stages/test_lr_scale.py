@@ -98,6 +98,17 @@ def test_inert_scales_count_as_one_candidate_the_smallest():
     assert "band" not in flips  # ×8 has the lowest loss of all, but is ×2 under another name
 
 
+def test_no_scale_is_inert_where_some_of_the_model_moves_freely():
+    """What the budget does not hold moves at the learning rate itself, so that the runs differ."""
+    clipped = dict.fromkeys((1, 2, 4, 8), 1.0)
+    free = ("budget.grouping=matrices",)
+    found = scaled({1: 2.5, 2: 2.02, 4: 2.01, 8: 2.0}, LEVEL, clip_rate=clipped, overrides=free)
+    track = found["tracks"][TRACK]
+    assert (track["lr_scale"], track["inert"], track["headroom_is_tautology"]) == (8, False, False)
+    assert not any("inert" in n for n in found["notes"])
+    assert "count as one candidate" not in found["rule"]
+
+
 def test_a_scale_whose_run_failed_does_not_end_the_window():
     found = scaled({1: 2.0, 2: 2.0, 4: FAILED, 8: 2.0}, {1: 2.0, 2: 2.0, 4: None, 8: 2.0})
     windows = found["tracks"][TRACK]["lr_window"]

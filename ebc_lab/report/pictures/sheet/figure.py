@@ -219,11 +219,22 @@ def entry(label: str, color: str = INK, **look: Any) -> Line2D:
     return Line2D([], [], color=color, label=label, **look)
 
 
+class _OfDecades(LogLocator):
+    """Ticks inside of a decade, too; matplotlib's leaves an axis bare where its ticks skip decades."""
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        ticks = super().tick_values(vmin, vmax)
+        if len(ticks):
+            return ticks
+        self.set_params(subs=(1.0,))
+        return super().tick_values(vmin, vmax)
+
+
 def log_axis(axes: Axes, name: str, subs: Sequence[float] = (1.0, 2.0, 5.0)) -> None:
     """A log axis that is read in plain numbers."""
     axis = axes.xaxis if name == "x" else axes.yaxis
     axes.set(**{f"{name}scale": "log"})
-    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_locator(_OfDecades(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     axis.set_minor_locator(NullLocator())
 
