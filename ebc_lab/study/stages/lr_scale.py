@@ -116,13 +116,13 @@ def decide(
     among = "EBC scales with median c in the band, else the nearest"
     if config.calibrate.choose == "loss":
         among = "EBC scales"
-    inert = (
+    merged = (
         f"scales at which EBC clips {100 * INERT_CLIP_RATE:g}% of the steps or more count as one candidate; "
     )
     if leaves_some_free(config.budget):
-        inert = ""
+        merged = ""
     rule = (
-        f"lowest validation loss among {among}; {inert}headroom: the largest scale within one sigma of the "
+        f"lowest validation loss among {among}; {merged}headroom: the largest scale within one sigma of the "
         f"plain optimizer's best; LR window: within {WINDOW_NATS:g} nats of the arm's own best"
     )
     return make_decision("lr_scale", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
