@@ -144,7 +144,7 @@ def _unfit(budget: BudgetConfig, mode: Mode) -> Unfit | None:
             if key in values and values[key] not in allowed:
                 instead = any_of([f"{name}={value}" for value in allowed])
                 return Unfit(f"{name}={values[key]}", f"choose {instead}")
-    if mode is Mode.EBM and leaves_some_free(budget):
+    if mode is Mode.EBM and budget.grouping == "matrices":
         why = "it knows a GPT's matrices by their names; block has a group for each expert"
         return Unfit("budget.grouping=matrices", why)
     if mode is Mode.IN_BACKWARD:

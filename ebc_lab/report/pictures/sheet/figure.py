@@ -226,8 +226,9 @@ class _OfDecades(LogLocator):
         ticks = super().tick_values(vmin, vmax)
         if len(ticks):
             return ticks
-        self.set_params(subs=(1.0,))
-        return super().tick_values(vmin, vmax)
+        decades = LogLocator()
+        decades.set_axis(self.axis)
+        return decades.tick_values(vmin, vmax)
 
 
 def log_axis(axes: Axes, name: str, subs: Sequence[float] = (1.0, 2.0, 5.0)) -> None:
