@@ -1,9 +1,9 @@
-"""Everything that only a GPU can show, in less than eight minutes: python scripts/gpu_figures.py [FILE]
+"""Everything that only a GPU can show, in under eight minutes: python scripts/gpu_figures.py [FILE [NAME …]]
 
 At the paper study's shape (64 x 256 tokens). Prints one JSON, and writes it to FILE: whether graphs and
 packing change results, whether the hot path ever waits, tokens/s of the plain loop and of 1, 2, 4 … packed
 runs, the overhead of EBC's budgets, the share of the matrix peak, and the wall time of a whole `paper`
-autopilot, or how far it got in the time that was left.
+autopilot, or how far it got in the time that was left. NAMES choose from these, minutes=N is another limit.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -127,6 +128,10 @@ def study(folder: Path, seconds: float) -> dict[str, Any]:
 
 def main() -> None:
     begun = time.perf_counter()
+    words = sys.argv[1:]
+    minutes = next((float(word.removeprefix("minutes=")) for word in words if "=" in word), MINUTES)
+    names = [word for word in words if "=" not in word]
+    file, chosen = names[:1], names[1:]
     run = run_part(
         compose(
             ["scale=paper", "device=cuda", "dtype=bfloat16", "threads_per_run=1", "compile=off"], study=False
@@ -150,19 +155,22 @@ def main() -> None:
                 for name, settings in ARMS.items()
             },
             "compute": lambda: compute(run, 30, False, lambda text: None),
-            "paper_autopilot": lambda: study(folder, 60 * MINUTES - (time.perf_counter() - begun)),
+            "paper_autopilot": lambda: study(folder, 60 * minutes - (time.perf_counter() - begun)),
         }
         for name, measure in measurements.items():
+            if chosen and name not in chosen:
+                continue
             started = time.perf_counter()
             try:
                 found[name] = measure()
             except Exception as error:  # the others are still worth having
+                traceback.print_exc()
                 found[name] = f"{type(error).__name__}: {error}"
             print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
     text = json.dumps(found, indent=1, default=str)
     print(text)
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(text, encoding="utf-8")
+    for path in file:
+        Path(path).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

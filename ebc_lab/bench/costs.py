@@ -110,6 +110,29 @@ def matmul_peak(run: RunConfig, sizes: Sequence[int], repeats: int) -> dict[str,
     return rates
 
 
+def passes(loop: Loop, count: int) -> list[float]:
+    """Return the seconds of each of `count` forward and backward passes.
+
+    Where the run's steps come from CUDA graphs they are replays of one: eagerly the clock would show how fast
+    the host launches kernels.
+    """
+    if loop.training.graphs is not None:
+        synchronise(loop.run)
+        with torch.cuda.stream(loop.training.stream):
+            batch = loop.batch()
+            loop.forward_backward(*batch)  # what is initialised on this stream, before the capture
+            loop.zero_grad()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=loop.training.stream):
+                loop.forward_backward(*batch)
+        return [seconds_of(loop.run, graph.replay) for _ in range(count)]
+    taken = []
+    for _ in range(count):
+        taken.append(seconds_of(loop.run, loop.forward_backward, *loop.batch()))
+        loop.zero_grad()
+    return taken
+
+
 def compute(run: RunConfig, steps: int, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """FLOP/s over `steps` forward and backward passes, the machine's peak FLOP/s, and the ratio."""
     say("FLOP/s against the machine's matrix products")
@@ -121,10 +144,7 @@ def compute(run: RunConfig, steps: int, quick: bool, say: Callable[[str], None])
         loop.steps(min(WARM_STEPS, steps))
         # before and after the passes, so that a machine that is busy for a while does not lower the peak
         before = matmul_peak(run, sizes, repeats)
-        taken = []
-        for _ in range(steps):
-            taken.append(seconds_of(run, loop.forward_backward, *loop.batch()))
-            loop.zero_grad()
+        taken = passes(loop, steps)
         after = matmul_peak(run, sizes, repeats)
         of_step = step_flops(training.model, run)
     peaks = {n: max(before[n], after[n]) for n in before}
