@@ -48,7 +48,7 @@ test-emulated test-emulated-quick: $(VENV)/installed-dev  ## on a GPU that is em
 test-slurm: MARKED := slurm
 test-slurm-quick: MARKED := slurm and not slow
 test-slurm test-slurm-quick: $(VENV)/installed-dev  ## on a real one-node Slurm, brought up and taken down (root, Debian)
-	scripts/one_node_slurm.sh run $(BIN)/python -m pytest -m "$(MARKED)" $(ARGS) $(MARKED_FILES)
+	scripts/test_slurm.sh run $(BIN)/python -m pytest -m "$(MARKED)" $(ARGS) $(MARKED_FILES)
 
 test-browser: MARKED := browser
 test-browser-quick: MARKED := browser and not slow
