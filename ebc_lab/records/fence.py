@@ -54,11 +54,14 @@ def claim(directory: Path) -> str:
 def within(directory: Path, token: str) -> Iterator[None]:
     """Have this process write in a run's folder as the attempt with this token."""
     key = os.path.abspath(directory)
+    before = _writing_in.get(key)
     _writing_in[key] = directory / f"{PREFIX}{token}"
     try:
         yield
     finally:
         del _writing_in[key]
+        if before is not None:
+            _writing_in[key] = before
 
 
 def leave(directory: Path, token: str) -> None:

@@ -45,7 +45,7 @@ def locked(path: Path) -> bool:
 
 @contextmanager
 def run_lock(directory: Path) -> Iterator[str | None]:
-    """Try to lock a run's folder for training, and write there from now on in the place of any earlier attempt
+    """Try to lock a run's folder for training, and write there from now on in the place of earlier attempts
     (`fence.py`); yields the token of this one, None if another process has it.
 
     The kernel unlocks on death.

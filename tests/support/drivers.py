@@ -2,7 +2,10 @@
 
 import os
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -32,6 +35,15 @@ def until(driver: subprocess.Popen, *texts: str) -> str:
         else:
             raise AssertionError(f"never said {text!r}:\n{''.join(read)}")
     return "".join(read)
+
+
+def until_true(condition: Callable[[], object], within_s: float = 120.0) -> Any:
+    """Look again and again until the condition is true. -> its value"""
+    deadline = time.monotonic() + within_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.05)
+    return value
 
 
 # a sitecustomize for workers and the processes that train for them: once `module` is loaded there,

@@ -264,7 +264,8 @@ class WorkerPool(ABC):
         if not waiting:
             return
         carried = {run_id for note in notes.values() for run_id in note.get("run_ids") or []}
-        held = [r for r in self.offered if r in left and r not in carried and not self.study.has_result(r)]
+        offered = [run_id for run_id in self.offered if run_id in left and run_id not in carried]
+        held = [run_id for run_id in offered if not self.study.has_result(run_id)]
         for run_id in held:
             if why := self.silence.ended(self.study, run_id, self.config.launcher):
                 self.say(f"{run_id}: {why}")

@@ -176,7 +176,7 @@ class _Stop:
     def _watch(self) -> None:
         here = (os.uname().nodename, os.getpid())
         known = False  # its parent has noted this process
-        while not self.final.wait(WATCH_S):
+        while not self.final.is_set():
             process = self.session.process(self.name)
             known |= process == here
             if known and process not in (None, here):
@@ -189,6 +189,7 @@ class _Stop:
             if self.replaced or self._session_is_over():
                 self.told_to_end = True
                 self._end()
+            self.final.wait(WATCH_S)
         time.sleep(GRACE_S)
         os._exit(1)
 
