@@ -90,9 +90,14 @@ def change(module):
 
     def held(run, directory, run_id, **hooks):
         progress = train(run, directory, run_id, **hooks)
-        yield next(progress)
-        while not os.path.exists(directory / "go"):
+        for _ in range({blocks}):
+            try:
+                yield next(progress)
+            except StopIteration as end:
+                return end.value
+        while not os.path.exists(directory / "go") and not os.path.exists({go!r}):
             select.select([], [], [], 0.01)
+            hooks["on_progress"]({blocks})
             yield
         return (yield from progress)
 
@@ -117,8 +122,9 @@ def struck_once(
     return _changed(folder, module, change)
 
 
-def held_at_first(folder: Path) -> str:
-    """A PYTHONPATH under which every run that a worker trains stays after its first block of steps, letting
-    others take theirs, until a file `go` appears in its folder.
+def held_at_first(folder: Path, blocks: int = 1) -> str:
+    """A PYTHONPATH under which every run that a worker trains stays after its first block of steps, or so
+    many, letting others take theirs, until a file `go` appears in its folder, or in `folder`.
     """
-    return _changed(folder, "ebc_lab.training.outcome", HOLDING)
+    change = HOLDING.format(blocks=blocks, go=str(folder / "go"))
+    return _changed(folder, "ebc_lab.training.outcome", change)

@@ -116,7 +116,7 @@ def test_the_late_checkpoint_and_result_of_a_lost_attempt_are_refused(
     made.stop()
     begun = bench.study.progress(spec.run_id)["step"]
     assert begun < steps
-    bench.run([spec], heartbeat_s=10.0)
+    bench.run([spec], heartbeat_s=10.0 if capability == "capability=auto" else 30.0)
     bench.close()
     seen = (files.result, files.steps, files.evals)
     after = {path.name: path.read_bytes() for path in seen}
