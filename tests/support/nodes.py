@@ -27,7 +27,7 @@ LOOK_S = 0.2  # between two looks at who is alive
 CLOSED = ("end", "stopped", "lost", "cancelled")  # events after which an attempt writes no more
 SLURM = [
     *("launcher=slurm", "launcher.slots=4", "launcher.partition=main", "launcher.cpus_per_task=2"),
-    *("launcher.queue_every_s=1", "launcher.checkpoint_every_s=0.2", "launcher.heartbeat_s=20"),
+    *("launcher.queue_every_s=1", "launcher.checkpoint_every_s=0.1", "launcher.heartbeat_s=20"),
     *("launcher.max_lost=9", "dtype=float32", "threads_per_run=1", "compile=off"),
 ]
 
@@ -85,7 +85,7 @@ class Node:
         shell(str(SCRIPT), "node", self.name)
         with contextlib.suppress(subprocess.CalledProcessError):  # it is up as it is
             self.set("resume")
-        until_true(lambda: self.state() in ("idle", "mixed", "allocated", "completing"))
+        until_true(lambda: self.state() in ("idle", "mixed", "allocated"))
 
 
 @dataclass
@@ -124,12 +124,13 @@ class Witness:
         for run_id, events in logs(self.study).items():
             begins = [event for event in events if event["event"] == "begin"]
             ends = [event for event in events if event["event"] == "end"]
-            if begins and (len(ends) != 1 or ends[0]["attempt"] != begins[-1]["attempt"]):
+            if begins and (len(ends) != 1 or ends[0].get("attempt") != begins[-1].get("attempt")):
                 wrong.append(f"{run_id}: ended {len(ends)} times, or not by its last attempt")
             for before, after in itertools.pairwise(begins):
                 until = events.index(after)
                 closed = any(
-                    event["event"] in CLOSED and event.get("attempt", before["attempt"]) == before["attempt"]
+                    event["event"] in CLOSED
+                    and event.get("attempt", before.get("attempt")) == before.get("attempt")
                     for event in events[events.index(before) : until]
                 )
                 at = datetime.fromisoformat(after["at"]).timestamp()

@@ -77,10 +77,10 @@ def come_back(study: NodesStudy, lost: At) -> None:
 def test_a_lost_node_a_killed_worker_and_a_killed_driver_change_no_byte(
     tiny, study_of, tmp_path, monkeypatch
 ):
-    asked = [*tiny, *SWEEP, "lr_sweep.steps=120"]
+    asked = [*tiny, *SWEEP, "lr_sweep.steps=150"]
     study = study_of(asked)
-    # every run stays at a third of its steps until all four nodes are at one
-    monkeypatch.setenv("PYTHONPATH", held_at_first(tmp_path, blocks=40))
+    # every run stays at step 100 until all four nodes are at one
+    monkeypatch.setenv("PYTHONPATH", held_at_first(tmp_path, blocks=100))
     with Witness(study.study) as witness:
         driver = study.start()
         lost, drained, killed, _ = until_true(study.on_all)
@@ -101,13 +101,15 @@ def test_a_lost_node_a_killed_worker_and_a_killed_driver_change_no_byte(
 
 
 @pytest.mark.slow
-def test_a_study_on_four_nodes_survives_all_that_can_happen_to_them(tiny, study_of, tmp_path):
+def test_a_study_on_four_nodes_survives_all_that_can_happen_to_them(tiny, study_of, tmp_path, monkeypatch):
     grid = ["lr_sweep.grids.adam=[5e-3,1e-2,2e-2,4e-2]"]
-    asked = [*tiny, *grid, "lr_sweep.steps=2000", "calibrate.steps=1000", "lr_scale.steps=1000"]
-    study = study_of([*asked, "finals.steps=1000"])
+    asked = [*tiny, *grid, "lr_sweep.steps=1500", "calibrate.steps=600", "lr_scale.steps=600"]
+    study = study_of([*asked, "finals.steps=600"])
+    monkeypatch.setenv("PYTHONPATH", held_at_first(tmp_path, blocks=100))
     with Witness(study.study) as witness:
         driver = study.start()
         lost, _, killed, _ = until_true(study.on_all)
+        (tmp_path / "go").touch()
         # a node goes down with its job still running unseen; another is drained; a worker is killed
         Node(lost.node).cut_off()
         Node("n2").set("drain")
@@ -138,7 +140,7 @@ def test_a_study_on_four_nodes_survives_all_that_can_happen_to_them(tiny, study_
         Node("n2").restore()
         finish(study, driver)
     assert witness.two_at_once() == []
-    assert bytes_of(study.study.root) == undisturbed([*asked, "finals.steps=1000"], tmp_path / "here")
+    assert bytes_of(study.study.root) == undisturbed([*asked, "finals.steps=600"], tmp_path / "here")
 
 
 VICTIMS = ("worker", "driver", "parent", "slurmd", "node")
