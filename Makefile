@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 # processes that run tests
 JOBS ?= 2
-HERE := not slurm and not cuda and not browser and not emulated
+HERE := not slurm and not nodes and not cuda and not browser and not emulated
 
 # a folder that holds tinyshakespeare.txt, where the text is at hand already
 ifneq ($(wildcard ../shared/data/tinyshakespeare.txt),)
@@ -15,7 +15,7 @@ endif
 # containers often set it: then every process compiles all of the code, and pytest every test, again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install autopilot test test-all test-slow test-matrix test-cuda test-emulated test-emulated-quick test-browser test-browser-quick test-slurm test-slurm-quick lint lock package site site-links clean
+.PHONY: install autopilot test test-all test-slow test-matrix test-cuda test-emulated test-emulated-quick test-browser test-browser-quick test-slurm test-slurm-quick test-nodes test-nodes-quick lint lock package site site-links clean
 
 install: $(VENV)/installed  ## the environment
 
@@ -48,7 +48,15 @@ test-emulated test-emulated-quick: $(VENV)/installed-dev  ## on a GPU that is em
 test-slurm: MARKED := slurm
 test-slurm-quick: MARKED := slurm and not slow
 test-slurm test-slurm-quick: $(VENV)/installed-dev  ## on a real one-node Slurm, brought up and taken down (root, Debian)
-	scripts/one_node_slurm.sh run $(BIN)/python -m pytest -m "$(MARKED)" $(ARGS) $(MARKED_FILES)
+	scripts/test_slurm.sh run $(BIN)/python -m pytest -m "$(MARKED)" $(ARGS) $(MARKED_FILES)
+
+test-nodes: MARKED := nodes
+test-nodes-quick: MARKED := nodes and not slow
+test-nodes test-nodes-quick: export TEST_SLURM_NODES := 4
+test-nodes test-nodes-quick: export TEST_SLURM_GPUS := 0
+test-nodes test-nodes-quick: export TEST_SLURM_CPUS := 2
+test-nodes test-nodes-quick: $(VENV)/installed-dev  ## on four Slurm nodes of this machine, which are cut off, drained and killed (root, Debian)
+	scripts/test_slurm.sh run $(BIN)/python -m pytest -m "$(MARKED)" $(ARGS) $(MARKED_FILES)
 
 test-browser: MARKED := browser
 test-browser-quick: MARKED := browser and not slow

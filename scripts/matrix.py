@@ -32,7 +32,9 @@ PYTHONS = "python3.11 python3.12 python3.13"
 TESTS = ("tests/ebc", "tests/config", "tests/records", "tests/results", "tests/training/test_golden.py")
 # of those, what reads the package's source, which is not there, and what several processes train for minutes
 IGNORED = ("tests/records/test_forms.py", "tests/records/test_every_cache.py", "tests/ebc/parallel")
-LEFT_OUT = "not slow and not slurm and not cuda and not browser and not emulated and not hypothesis"
+LEFT_OUT = (
+    "not slow and not slurm and not nodes and not cuda and not browser and not emulated and not hypothesis"
+)
 
 
 class Failed(Exception):

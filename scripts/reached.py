@@ -33,7 +33,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TESTS = ROOT / "tests"
 SEEN = ROOT / ".reached"
-NOT_HERE = "not slow and not slurm and not cuda and not browser and not emulated"
+NOT_HERE = "not slow and not slurm and not nodes and not cuda and not browser and not emulated"
 CONTEXT = "REACHED_BY"  # an environment variable: the test for which a process was started
 STARTS_COVERAGE = "import coverage\ncoverage.process_startup()\n"
 SETTINGS = """[run]

@@ -57,13 +57,13 @@ def test_small_updates_do_not_reach_bfloat16_parameters(script):
     assert ratio[0.01] > 3 * ratio[1.0]
 
 
-SLURM = str(SCRIPTS / "one_node_slurm.sh")
+SLURM = str(SCRIPTS / "test_slurm.sh")
 
 
-def test_the_one_node_slurm_says_how_it_is_called():
+def test_the_slurm_of_the_tests_says_how_it_is_called():
     done = subprocess.run([SLURM, "start"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "one_node_slurm.sh up" in done.stderr
+    assert "test_slurm.sh up" in done.stderr
 
 
 @pytest.mark.slurm

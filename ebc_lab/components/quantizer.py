@@ -23,6 +23,7 @@ from ebc_lab.lowbit.gradients import GradientQuantizer
 from ebc_lab.lowbit.levels import entropy_bits, quantize, zero_share
 from ebc_lab.lowbit.state import QuantizedAdam
 from ebc_lab.lowbit.ste import codes_of, flip_share, straight_through
+from ebc_lab.records.files import replacing
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.workloads.gpt import HiddenLinear, hidden
 
@@ -149,7 +150,10 @@ class LowBit(Hook):
 
     def finished(self, model: nn.Module, files: RunFiles) -> Mapping[str, float]:
         """Write the model packed, where its weights are quantized."""
-        return {} if self.config.name == "none" else write_model(files.packed, model, self.config)
+        if self.config.name == "none":
+            return {}
+        with replacing(files.packed) as path:
+            return write_model(path, model, self.config)
 
     def state_dict(self) -> dict[str, Any]:
         return {

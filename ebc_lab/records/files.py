@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
 from ebc_lab.config.errors import UserError
+
+from . import fence
 
 
 def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
@@ -23,19 +25,30 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> N
 def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """A file to write that replaces the old one at the end: temporary name, fsync, rename.
 
-    `durable=False` leaves out the fsync, for what may be lost when the machine fails (progress).
+    `durable=False` leaves out the fsync, for what may be lost when the machine fails (progress). Raises
+    Superseded as `replacing`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            yield f
-            f.flush()
-            if durable:
-                os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary, open(temporary, "wb") as f:
+        yield f
+        f.flush()
+        if durable:
+            os.fsync(f.fileno())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write a file under, which replaces the old one at the end. Raises Superseded in the folder of
+    a run at which a later attempt has begun (`fence.py`)."""
+    own = fence.folder_of(path)
+    temporary = (own or path.parent) / f".{path.name}.{os.getpid()}.tmp"
+    with fence.checked(own):
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
 
 
 def read_regular(path: Path, most: int) -> bytes:

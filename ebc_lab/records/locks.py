@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from filelock import FileLock, Timeout
 
 from ebc_lab.config.errors import UserError
 
+from . import fence
+from .fence import Superseded
 from .json_files import read_json, write_json
 from .paths import RunFiles, StudyFiles
 
@@ -42,18 +44,38 @@ def locked(path: Path) -> bool:
 
 
 @contextmanager
-def run_lock(directory: Path) -> Iterator[bool]:
-    """Try to lock a run's folder for training; yields whether that worked. The kernel unlocks on death."""
+def run_lock(directory: Path) -> Iterator[str | None]:
+    """Try to lock a run's folder for training, and write there from now on in the place of earlier attempts
+    (`fence.py`); yields the token of this one, None if another process has it.
+
+    The kernel unlocks on death.
+    """
     lock = FileLock(RunFiles(directory).lock, fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        yield False
+        yield None
         return
     try:
-        yield True
+        token = None
+        with suppress(Superseded):
+            token = fence.claim(directory)
+        if token is None:
+            yield None
+            return
+        try:
+            with fence.within(directory, token):
+                yield token
+        finally:
+            fence.leave(directory, token)
     finally:
         lock.release()
+
+
+def take_run_lock_away(directory: Path) -> None:
+    """Let another process train a run whose lock is held by one that is lost: that keeps a lock that nobody
+    asks for, and can write no more once the next attempt has begun."""
+    RunFiles(directory).lock.unlink(missing_ok=True)
 
 
 def study_holder(files: StudyFiles) -> dict[str, Any] | None:

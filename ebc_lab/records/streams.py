@@ -16,7 +16,7 @@ from ebc_lab.config.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
-from .files import read_regular, write_atomic
+from .files import atomic_writer, read_regular
 from .json_files import write_json
 
 MOST_BYTES = 1 << 30  # of a stream
@@ -78,10 +78,12 @@ class Stream:
         content = read_regular(path, MOST_BYTES)[: after.size] if after else header
         if not content.startswith(header):
             raise UserError(f"{path} has other columns than this version writes: delete its run folder.")
-        write_atomic(path, content)
+        with atomic_writer(path) as f:
+            f.write(content)
+            # opened before it has its name: later, that may be the file of another attempt
+            self.file = open(f.name, "ab", buffering=1 << 16)  # noqa: SIM115 - open as long as the run
         self.size = len(content)
         self.sha256 = hashlib.sha256(content)
-        self.file = open(path, "ab", buffering=1 << 16)  # noqa: SIM115 - open as long as the run
 
     def append(self, row: Mapping[str, Any]) -> None:
         line = f"{','.join(_cell(row.get(c)) for c in self.columns)}\n".encode()

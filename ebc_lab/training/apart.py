@@ -27,6 +27,8 @@ from ebc_lab.config.identity import digest, identity
 from ebc_lab.config.machine import capabilities
 from ebc_lab.config.modes import check_processes
 from ebc_lab.config.schema import RunConfig
+from ebc_lab.records import fence
+from ebc_lab.records.fence import Superseded
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.records.paths import RunFiles
@@ -37,6 +39,7 @@ from .turns import DeviceFailed, Interrupted, Progress, Say, quiet
 VARIABLE = "ATEN_CPU_CAPABILITY"
 # how a run ends there
 DONE, INTERRUPTED, REFUSED, UNWRITABLE, DEVICE = "done", "interrupted", "refused", "unwritable", "device"
+SUPERSEDED = "superseded"
 FAILED = "failed"  # of another than the first of several; with its outcome and cause
 LISTEN_S = 0.05  # for what a process says, before another run of this one has its turn
 CLOSE_S = 5.0  # for an idle process to end
@@ -90,6 +93,7 @@ def recorded_run(
     was_told = False
     try:
         about = {"run_id": run_id, "directory": str(directory), "corpus_warning": corpus_warning}
+        about["attempt"] = fence.token_in(directory)
         process.tell(run=to_dict(run), checkpoint_every_s=checkpoint_every_s, **about)
         while end is None and process.alive:
             for message in process.listen():
@@ -135,6 +139,8 @@ def _ended(
         return lost
     if end["end"] == INTERRUPTED:
         raise Interrupted
+    if end["end"] == SUPERSEDED:
+        raise Superseded(files.directory)
     if end["end"] == REFUSED:
         raise UserError(end["why"])
     if end["end"] == UNWRITABLE:

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ import torch.distributed as dist
 from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig
+from ebc_lab.records import fence
+from ebc_lab.records.fence import Superseded
 
-from .apart import DEVICE, DONE, FAILED, INTERRUPTED, REFUSED, UNWRITABLE
+from .apart import DEVICE, DONE, FAILED, INTERRUPTED, REFUSED, SUPERSEDED, UNWRITABLE
 from .outcome import cause_of, is_device_failure, is_oom, is_own_fault, run_and_record
 from .ranks import Ranks, joined, lost_another
 from .run import Training
@@ -122,19 +125,23 @@ class Child:
         try:
             run = from_dict(RunConfig, asked["run"])
             self._require_gpus(run)
-            result = run_and_record(
-                run,
-                Path(asked["directory"]),
-                asked["run_id"],
-                checkpoint_every_s=asked["checkpoint_every_s"],
-                corpus_warning=asked["corpus_warning"],
-                should_stop=self.stop.is_set,
-                on_progress=lambda step: self.say(step=step),
-                say=lambda text: self.say(say=text),
-                ranks=self.ranks,
-            )
+            directory = Path(asked["directory"])
+            with fence.within(directory, asked["attempt"]) if asked["attempt"] else nullcontext():
+                result = run_and_record(
+                    run,
+                    directory,
+                    asked["run_id"],
+                    checkpoint_every_s=asked["checkpoint_every_s"],
+                    corpus_warning=asked["corpus_warning"],
+                    should_stop=self.stop.is_set,
+                    on_progress=lambda step: self.say(step=step),
+                    say=lambda text: self.say(say=text),
+                    ranks=self.ranks,
+                )
         except Interrupted:
             return INTERRUPTED, None
+        except Superseded:
+            return SUPERSEDED, None
         except UserError as error:
             return REFUSED, str(error)
         except DeviceFailed as error:

@@ -62,7 +62,8 @@ def recorded_run(
 
     Raises:
         Interrupted: it was asked to stop; its checkpoint is written.
-        UserError: the folder holds another run or a damaged file, which is left as it is.
+        UserError: the folder holds another run or a damaged file, which is left as it is; Superseded, where
+            another attempt has begun, and nothing of this one is written any more.
         OSError: the folder cannot be written.
         DeviceFailed: the GPU failed, or a process of the run; there is a result only if its own code did it.
     """

@@ -2,7 +2,10 @@
 
 import os
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -32,6 +35,15 @@ def until(driver: subprocess.Popen, *texts: str) -> str:
         else:
             raise AssertionError(f"never said {text!r}:\n{''.join(read)}")
     return "".join(read)
+
+
+def until_true(condition: Callable[[], object], within_s: float = 120.0) -> Any:
+    """Look again and again until the condition is true. -> its value"""
+    deadline = time.monotonic() + within_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.05)
+    return value
 
 
 # a sitecustomize for workers and the processes that train for them: once `module` is loaded there,
@@ -78,9 +90,14 @@ def change(module):
 
     def held(run, directory, run_id, **hooks):
         progress = train(run, directory, run_id, **hooks)
-        yield next(progress)
-        while not os.path.exists(directory / "go"):
+        for _ in range({blocks}):
+            try:
+                yield next(progress)
+            except StopIteration as end:
+                return end.value
+        while not os.path.exists(directory / "go") and not os.path.exists({go!r}):
             select.select([], [], [], 0.01)
+            hooks["on_progress"]({blocks})
             yield
         return (yield from progress)
 
@@ -105,8 +122,9 @@ def struck_once(
     return _changed(folder, module, change)
 
 
-def held_at_first(folder: Path) -> str:
-    """A PYTHONPATH under which every run that a worker trains stays after its first block of steps, letting
-    others take theirs, until a file `go` appears in its folder.
+def held_at_first(folder: Path, blocks: int = 1) -> str:
+    """A PYTHONPATH under which every run that a worker trains stays after its first block of steps, or so
+    many, letting others take theirs, until a file `go` appears in its folder, or in `folder`.
     """
-    return _changed(folder, "ebc_lab.training.outcome", HOLDING)
+    change = HOLDING.format(blocks=blocks, go=str(folder / "go"))
+    return _changed(folder, "ebc_lab.training.outcome", change)

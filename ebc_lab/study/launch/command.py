@@ -13,6 +13,8 @@ from typing import Any
 from ebc_lab.config.schema import Config
 from ebc_lab.records.json_files import write_json
 
+from .session import Session
+
 WORKER_NICENESS = 5
 SCRUBBED = ("SLURM_", "PMI_", "PMIX_", "SUBMITIT_")  # variables of an enclosing job
 
@@ -49,7 +51,7 @@ class WorkerCommand:
             preexec_fn=prepare,
             stdin=subprocess.DEVNULL,
         )
-        write_json(Path(self.session) / f"process-{name}.json", {"pid": self.process.pid}, durable=False)
+        Session(Path(self.session)).note_process(name, self.process.pid)
         if local:
             for sig in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(sig, lambda number, _: self._tell(number))

@@ -10,6 +10,7 @@ from ebc_lab.config.schema import Config
 from ebc_lab.records.spec import RunSpec
 from ebc_lab.training.turns import DeviceFailed, Interrupted
 
+from ..store import attempts
 from ..store.study import Study
 from .pool import CheckIn, WorkersFailed
 
@@ -28,6 +29,7 @@ class InlinePool:
         from .worker import POLL_S, execute
 
         asked: list[int] = []
+        silence = attempts.Silence()
         signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         previous = {s: signal.signal(s, lambda number, _: asked.append(number)) for s in signals}
         try:
@@ -47,6 +49,7 @@ class InlinePool:
                         if not trained:  # a worker of a dead driver still holds it
                             if asked:
                                 raise KeyboardInterrupt
+                            silence.ended(self.study, spec.run_id, self.config.launcher)
                             check_in([], [])
                             time.sleep(POLL_S)
                 except Interrupted:

@@ -27,7 +27,7 @@ from ..store.study import Study
 from .command import WorkerCommand, worker_env
 from .devices import Devices
 from .pool import Death, Say, WorkerPool, WorkersFailed, worker_settings
-from .session import CLEAN, Session, exit_cause
+from .session import CLEAN, ProcessRecord, Session, exit_cause
 
 CLOSE_S = 15.0  # for a checkpoint, before workers are killed
 
@@ -155,7 +155,7 @@ class LocalPool(WorkerPool):
     def _kill(self, worker: str) -> None:
         """Kill a worker that does not respond, with everything it started."""
         try:
-            pid = read_json(self.session.root / f"process-{worker}.json", dict[str, int])["pid"]
+            pid = read_json(self.session.root / f"process-{worker}.json", ProcessRecord)["pid"]
             if pid > 1:  # 0 and 1 mean ourselves and everything
                 os.killpg(pid, signal.SIGKILL)
         except FileNotFoundError:  # submitit has not started it yet

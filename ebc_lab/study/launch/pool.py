@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,8 @@ class WorkerPool(ABC):
         self.places: set[str] = set()
         self.avoided: set[str] = set()
         self.watched = 0.0
+        self.idle: dict[str, Any] = {}  # worker without a run -> how many it had begun
+        self.silence = attempts.Silence()
         self.alive: dict[str, Alive] = {}
 
     @abstractmethod
@@ -165,7 +167,7 @@ class WorkerPool(ABC):
                 elif not any(r in left for r in ordered[:tried]):
                     tried += 1
             self._offer([*ordered[:tried], *(spares if tried == len(ordered) else [])])
-            self._watch_workers(notes, by_id)
+            self._watch_workers(notes, by_id, left)
             self._offer(self.offered)  # before a new worker reads the list
             self._start_workers(len(left) + self._spare_left(left))
             time.sleep(pause_s)
@@ -229,7 +231,9 @@ class WorkerPool(ABC):
 
     # -- watching --------------------------------------------------------------------------------------------
 
-    def _watch_workers(self, notes: Mapping[str, Mapping[str, Any]], specs: Mapping[str, RunSpec]) -> None:
+    def _watch_workers(
+        self, notes: Mapping[str, Mapping[str, Any]], specs: Mapping[str, RunSpec], left: Collection[str]
+    ) -> None:
         for note in notes.values():
             if note.get("error"):
                 raise UserError(f"{note['error']}; fix that, and run the same command again.")
@@ -246,6 +250,26 @@ class WorkerPool(ABC):
             del self.alive[worker]
         for worker in running:
             self._check_heartbeat(worker, notes.get(worker, {}))
+        self._free_silent_runs({worker: notes[worker] for worker in running if worker in notes}, left)
+
+    def _free_silent_runs(self, notes: Mapping[str, Mapping[str, Any]], left: Collection[str]) -> None:
+        """Give the runs to another worker that a process holds of which nothing is heard: its node is cut
+        off, and its job counts as over or was started again elsewhere.
+
+        Only while a worker finds no run that it can claim: then every other one is held by somebody.
+        """
+        before = self.idle
+        self.idle = {w: note.get("ran") for w, note in notes.items() if not note.get("run_ids")}
+        waiting = any(before.get(w, -1) == ran and notes[w].get("started") for w, ran in self.idle.items())
+        if not waiting:
+            return
+        carried = {run_id for note in notes.values() for run_id in note.get("run_ids") or []}
+        offered = [run_id for run_id in self.offered if run_id in left and run_id not in carried]
+        held = [run_id for run_id in offered if not self.study.has_result(run_id)]
+        for run_id in held:
+            if why := self.silence.ended(self.study, run_id, self.config.launcher):
+                self.say(f"{run_id}: {why}")
+        self.silence.forget_all_but(held)
 
     def _check_heartbeat(self, worker: str, note: Mapping[str, Any]) -> None:
         """Kill a worker that shows no sign of life, or takes longer over a run than allowed.
@@ -335,7 +359,7 @@ class WorkerPool(ABC):
         """Raise WorkersFailed once MAX_FAILED_STARTS workers in a row have ended before they took a run."""
         if note.get("ran"):
             self.failed_starts = 0
-        elif death.counts:
+        elif death.counts and not (death.clean and self.silence.known):
             self.failed_starts += 1
         if self.failed_starts >= MAX_FAILED_STARTS:
             what = "find no run that they can claim" if death.clean else "die before they take a run"

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import signal
 import tempfile
@@ -64,6 +65,13 @@ class Tasks(TypedDict):
     barred: dict[str, list[str]]
     retired: list[str]
     runs: list[str]
+
+
+class ProcessRecord(TypedDict):
+    """What process-<name>.json holds."""
+
+    pid: int
+    host: str
 
 
 class Note(TypedDict, total=False):
@@ -144,6 +152,20 @@ class Session:
         try:
             return dict(read_json(self.root / "tasks.json", Tasks))
         except (OSError, UserError):
+            return None
+
+    def note_process(self, worker: str, pid: int) -> None:
+        """Note the process that a worker is now: another one than before where Slurm starts its job again."""
+        write_json(
+            self.root / f"process-{worker}.json", {"pid": pid, "host": os.uname().nodename}, durable=False
+        )
+
+    def process(self, worker: str) -> tuple[str, int] | None:
+        """Return host and process id of a worker; None where they are not noted, or cannot be read."""
+        try:
+            noted = read_json(self.root / f"process-{worker}.json", ProcessRecord)
+            return noted["host"], noted["pid"]
+        except (OSError, UserError, KeyError):
             return None
 
     def note(self, worker: str, **about: Any) -> None:

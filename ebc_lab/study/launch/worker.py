@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 from ebc_lab.config.errors import UserError, any_of
 from ebc_lab.config.identity import canonical_json, digest, identity_of
 from ebc_lab.config.own.sources import remember
+from ebc_lab.records.fence import Superseded
 from ebc_lab.records.json_files import read_json, write_checksummed
 from ebc_lab.records.locks import locked, run_lock
 from ebc_lab.records.paths import RunFiles, SpecRecord
@@ -93,8 +94,8 @@ def carry(
 
     The first `yield` means that the run is claimed; the value is whether this call trained it. `beside`: says
     how many other runs the same worker is on, for the log; `processes`: how many train it together. Raises
-    Interrupted (with a checkpoint written) once `should_stop()`, OSError if the folder cannot be written, and
-    DeviceFailed.
+    Interrupted (with a checkpoint written) once `should_stop()`, OSError if the folder cannot be written,
+    DeviceFailed, and Superseded where another attempt has begun although this one was under way.
     """
     files = study.run_files(run_id)
     with run_lock(files.directory) as mine:
@@ -107,7 +108,8 @@ def carry(
         except UserError as error:
             problem = error
         together = {"processes": processes} if problem is None and kind == TOGETHER and processes > 1 else {}
-        attempts.note(files.directory, "begin", beside=beside(), **together, **attempts.surroundings())
+        note = functools.partial(attempts.note, files.directory, attempt=mine)
+        note("begin", beside=beside(), **together, **attempts.surroundings())
         yield
         if problem is not None:
             _record_refusal(files, run_id, problem)
@@ -116,15 +118,19 @@ def carry(
             "checkpoint_every_s": checkpoint_every_s,
             "should_stop": should_stop,
             "on_progress": Heartbeat(files.progress, run.steps),
-            "say": lambda why: attempts.note(files.directory, attempts.RESTARTED, cause=why),
+            "say": lambda why: note(attempts.RESTARTED, cause=why),
         }
         try:
             result = yield from train(run, files.directory, run_id, **hooks, **together)
-            attempts.note(files.directory, "end", outcome=result["outcome"], beside=beside())
+            note("end", outcome=result["outcome"], beside=beside())
+        except Superseded:
+            note(attempts.REFUSED, cause=(cause := attempts.superseded_by(files.directory, mine)))
+            print(cause, file=sys.stderr)
+            raise
         except UserError as error:
             _record_refusal(files, run_id, error, digest(identity_of(kind, run)))
         except Interrupted:
-            attempts.note(files.directory, "stopped")
+            note("stopped")
             raise
         files.progress.unlink(missing_ok=True)
         return True
@@ -149,8 +155,10 @@ class _Stop:
     and requeued, or killed; each run is stopped with a checkpoint, and resumed if nothing happens.
     """
 
-    def __init__(self, session: Session, *, bound: bool):
+    def __init__(self, session: Session, name: str, *, bound: bool):
         self.session = session
+        self.name = name
+        self.replaced = False  # the job was started again elsewhere
         self.bound = bound
         self.event = threading.Event()
         self.final = threading.Event()
@@ -166,10 +174,22 @@ class _Stop:
         self.event.set()
 
     def _watch(self) -> None:
-        while not self.final.wait(WATCH_S):
-            if self._session_is_over():
+        here = (os.uname().nodename, os.getpid())
+        known = False  # its parent has noted this process
+        while not self.final.is_set():
+            process = self.session.process(self.name)
+            known |= process == here
+            if known and process not in (None, here):
+                self.replaced = True
+                print(
+                    f"worker {self.name} was started again on {process[0]} (process {process[1]}): this one, "
+                    f"process {here[1]} on {here[0]}, ends here",
+                    file=sys.stderr,
+                )
+            if self.replaced or self._session_is_over():
                 self.told_to_end = True
                 self._end()
+            self.final.wait(WATCH_S)
         time.sleep(GRACE_S)
         os._exit(1)
 
@@ -203,10 +223,12 @@ class Worker:
         self.left: list[str] = []  # runs on the list that had no result when it was last read
         self.leaving = False  # every run is stopped with a checkpoint, because one of them cannot write
         self.look_at = 0.0  # while runs are in progress: when to look for another one
+        self.stop = _Stop(session, name, bound=self.about["bound"])
         self.say()
-        self.stop = _Stop(session, bound=self.about["bound"])
 
     def say(self, **more: Any) -> None:
+        if self.stop.replaced:  # the note is the other one's
+            return
         now = {"run_ids": list(self.turns), "ran": self.taken, "started": self.started}
         self.session.note(self.name, **now, **self.surroundings, **more)
 
@@ -355,7 +377,7 @@ class Worker:
                 self.started = True
                 self.say()
             return
-        except (StopIteration, Interrupted):
+        except (StopIteration, Interrupted, Superseded):
             del self.turns[run_id], self.sharing[run_id]
         self.started = True
         self.look_at = 0.0

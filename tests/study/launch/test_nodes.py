@@ -1,0 +1,210 @@
+"""On four real Slurm nodes (make test-nodes): nodes that are cut off and come back, drains, preemptions, and
+kill -9 of everything; at the end the bytes are those of the same study undisturbed on this one machine.
+"""
+
+import collections
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from support.called import CLI
+from support.drivers import held_at_first, until_true
+from support.nodes import NAMES, At, Node, NodesStudy, Witness, bytes_of, kill, parent_of, shell, state_of
+
+from ebc_lab.study.store.verify import verify
+
+pytestmark = pytest.mark.nodes
+TRIALS = int(os.environ.get("EBC_LAB_NODES_TRIALS", "30"))
+PATIENCE_S = 240  # for a study that takes half a minute undisturbed
+SAME = "the same bytes"
+SWEEP = [
+    "study.stages=[lr_sweep]",
+    "lr_sweep.grids.adam=[5e-3,1e-2,2e-2,4e-2]",
+    "lr_sweep.baseline_scales=[1.0]",
+    "lr_sweep.control_scales=[1.0]",
+]
+
+
+@pytest.fixture
+def study_of(tmp_path):
+    """Studies on the nodes. No job is left in the queue and every node is up, even if the test fails."""
+    made = []
+
+    def make(overrides: list[str], name: str = "nodes") -> NodesStudy:
+        made.append(NodesStudy(overrides, tmp_path / name))
+        return made[-1]
+
+    yield make
+    for study in made:
+        study.close()
+    for name in NAMES:
+        Node(name).restore()
+
+
+def undisturbed(overrides: list[str], out: Path) -> dict[str, bytes]:
+    """What the same study records on this machine without Slurm."""
+    asked = ["launcher=local", "launcher.slots=2", "dtype=float32", "threads_per_run=1", "compile=off"]
+    command = [*CLI, "autopilot", *overrides, *asked, f"output_dir={out}", "study.name=s"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return bytes_of(out / "s")
+
+
+def kill_driver(study: NodesStudy, driver: subprocess.Popen) -> subprocess.Popen:
+    """-> the next one"""
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    return study.start()
+
+
+def finish(study: NodesStudy, driver: subprocess.Popen) -> None:
+    driver.wait()
+    assert driver.returncode == 0, study.log.read_text()[-3000:]
+    assert verify(study.study)["ok"]
+
+
+def come_back(study: NodesStudy, lost: At) -> None:
+    """A worker that was stopped goes on, and may write no more."""
+    kill(lost.pid, signal.SIGCONT)
+    for run_id in lost.runs:
+        until_true(lambda run_id=run_id: "refused" in study.events(run_id))
+
+
+def test_a_lost_node_a_killed_worker_and_a_killed_driver_change_no_byte(
+    tiny, study_of, tmp_path, monkeypatch
+):
+    asked = [*tiny, *SWEEP, "lr_sweep.steps=150"]
+    study = study_of(asked)
+    # every run stays at step 100 until all four nodes are at one
+    monkeypatch.setenv("PYTHONPATH", held_at_first(tmp_path, blocks=100))
+    with Witness(study.study) as witness:
+        driver = study.start()
+        lost, drained, killed, _ = until_true(study.on_all)
+        # a node hangs, and Slurm gives it up
+        kill(lost.pid, signal.SIGSTOP)
+        Node(lost.node).cut_off()
+        Node(lost.node).set("down")
+        Node(drained.node).set("drain")
+        kill(killed.pid)
+        driver = kill_driver(study, driver)
+        (tmp_path / "go").touch()
+        finish(study, driver)
+        come_back(study, lost)
+    assert witness.two_at_once() == []
+    for run_id in lost.runs:
+        assert study.events(run_id)[:3] == ["begin", "lost", "begin"]
+    assert bytes_of(study.study.root) == undisturbed(asked, tmp_path / "here")
+
+
+@pytest.mark.slow
+def test_a_study_on_four_nodes_survives_all_that_can_happen_to_them(tiny, study_of, tmp_path, monkeypatch):
+    grid = ["lr_sweep.grids.adam=[5e-3,1e-2,2e-2,4e-2]"]
+    asked = [*tiny, *grid, "lr_sweep.steps=1500", "calibrate.steps=600", "lr_scale.steps=600"]
+    study = study_of([*asked, "finals.steps=600"])
+    monkeypatch.setenv("PYTHONPATH", held_at_first(tmp_path, blocks=100))
+    with Witness(study.study) as witness:
+        driver = study.start()
+        lost, _, killed, _ = until_true(study.on_all)
+        (tmp_path / "go").touch()
+        # a node goes down with its job still running unseen; another is drained; a worker is killed
+        Node(lost.node).cut_off()
+        Node("n2").set("drain")
+        kill(killed.pid)
+        until_true(lambda: Node(lost.node).state().startswith("down"))
+        unseen = until_true(lambda: study.on(lost.node))
+        # it hangs just when Slurm starts its job again elsewhere; its driver is killed
+        kill(unseen.pid, signal.SIGSTOP)
+        driver = kill_driver(study, driver)
+        # a job is preempted, and requeued
+        until_true(lambda: study.on("n4"))
+        high = ["sbatch", "--parsable", "--partition=high", "--nodelist=n4", "-c2", "--output=/dev/null"]
+        shell(*high, "--wrap=sleep 15")
+        until_true(lambda: study.on("n4") is None)
+        # the parent of a worker is killed
+        worker = until_true(lambda: study.on("n3"))
+        kill(parent_of(worker.pid))
+        until_true(lambda: study.on("n3") not in (None, worker))
+        # a job is requeued by hand
+        job = until_true(lambda: study.on("n3")).name
+        shell("scontrol", "requeue", job)
+        until_true(lambda: all(study.events(run)[-1] != "begin" for run in unseen.runs), within_s=240)
+        until_true(lambda: all("lost" in study.events(run) for run in unseen.runs), within_s=240)
+        until_true(lambda: all(study.events(run).count("begin") > 1 for run in unseen.runs))
+        come_back(study, unseen)
+        # the nodes are back
+        Node(lost.node).restore()
+        Node("n2").restore()
+        finish(study, driver)
+    assert witness.two_at_once() == []
+    assert bytes_of(study.study.root) == undisturbed([*asked, "finals.steps=600"], tmp_path / "here")
+
+
+VICTIMS = ("worker", "driver", "parent", "slurmd", "node")
+
+
+def strike(study: NodesStudy, driver: subprocess.Popen, victim: str, at: At) -> subprocess.Popen:
+    """Kill -9 something of a study -> its driver from now on."""
+    if victim == "driver":
+        return kill_driver(study, driver)
+    if victim == "worker":
+        kill(at.pid)
+    if victim == "parent":
+        kill(parent_of(at.pid))
+    if victim == "node":
+        kill(at.pid, signal.SIGSTOP)
+    if victim in ("node", "slurmd"):
+        Node(at.node).cut_off()
+    return driver
+
+
+def outcome_of(study: NodesStudy, victim: str, draw: random.Random, expected: dict[str, bytes]) -> str:
+    """Run a study and kill something of it at a random moment -> what came of it."""
+    with Witness(study.study) as witness:
+        driver = study.start()
+        begun, later_s = draw.randint(1, 5), draw.expovariate(1.0)
+        until_true(lambda: sum(study.events(r).count("begin") for r in study.study.run_ids()) >= begun)
+        time.sleep(later_s)  # the moment itself is random
+        at = draw.choice(until_true(study.workers))
+        driver = strike(study, driver, victim, at)
+        ended = True
+        try:
+            driver.wait(timeout=PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            ended = False
+            os.killpg(driver.pid, signal.SIGKILL)
+            driver.wait()
+        if victim == "node":  # it comes back when all is over
+            kill(at.pid, signal.SIGCONT)
+            until_true(lambda: state_of(at.pid) is None)
+    if not ended:
+        return f"not finished after {PATIENCE_S} s"
+    if driver.returncode:
+        return f"exit code {driver.returncode}"
+    if wrong := witness.two_at_once():
+        return f"two at once: {wrong}"
+    sound = bytes_of(study.study.root) == expected and verify(study.study)["ok"]
+    return SAME if sound else "other bytes"
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_never_changes_a_byte(tiny, study_of, tmp_path):
+    """`slurmd`: that of a node, whose worker goes on unseen; `node`: with it the worker is stopped, and
+    continued when the study is finished."""
+    asked = [*tiny, *SWEEP, "lr_sweep.steps=400"]
+    expected = undisturbed(asked, tmp_path / "here")
+    outcomes: collections.Counter[tuple[str, str]] = collections.Counter()
+    for trial in range(TRIALS):
+        victim = VICTIMS[trial % len(VICTIMS)]
+        study = study_of(asked, f"trial{trial}")
+        outcome = outcome_of(study, victim, random.Random(trial), expected)
+        outcomes[victim, outcome] += 1
+        print(f"trial {trial}: {victim}: {outcome}", flush=True)
+        study.close()
+        for name in NAMES:
+            Node(name).restore()
+    print(f"\n{TRIALS} trials: {dict(outcomes)}")
+    assert {outcome for _, outcome in outcomes} == {SAME}

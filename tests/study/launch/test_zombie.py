@@ -1,0 +1,159 @@
+"""A worker on a node that is cut off: nothing is heard of it, its run is given to another, and it comes back.
+
+It is a real process here, stopped by SIGSTOP while it holds the lock of its run, and continued by SIGCONT.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from support.drivers import until_true
+from support.idle import Bench
+
+from ebc_lab.study.launch.pool import worker_settings
+from ebc_lab.study.launch.session import Session
+from ebc_lab.study.store import attempts
+from ebc_lab.training.outcome import run_and_record
+
+
+class CutOff:
+    """A study with a worker of its own, as in a Slurm job whose driver has lost sight of it."""
+
+    def __init__(self, out: Path, *overrides: str):
+        self.bench = Bench(out, *overrides)
+        settings = worker_settings(self.bench.config) | {"checkpoint_every_s": 0.0}
+        self.session = Session.begin(self.bench.study, "slurm", bound=False, idle_s=0.0, **settings)
+        self.worker: subprocess.Popen[str] | None = None
+
+    def start(self, run_id: str) -> None:
+        self.session.publish([run_id])
+        command = [sys.executable, "-m", "ebc_lab.study.launch.worker", str(self.session.root), "lost"]
+        self.worker = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.session.note_process("lost", self.worker.pid)
+
+    def stop(self) -> None:
+        self.worker.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.worker.pid, os.WSTOPPED)
+
+    def come_back(self) -> str:
+        """-> what it says before it ends."""
+        self.worker.send_signal(signal.SIGCONT)
+        _, said = self.worker.communicate()
+        return said
+
+    def close(self) -> None:
+        self.bench.close()
+        if self.worker is not None:
+            self.worker.kill()
+            self.worker.wait()
+            self.worker.stderr.close()
+
+
+@pytest.fixture
+def cut_off():
+    with ExitStack() as stack:
+
+        def make(*asked) -> CutOff:
+            made = CutOff(*asked)
+            stack.callback(made.close)
+            return made
+
+        yield make
+
+
+def without_timing(text: str) -> dict:
+    return {k: v for k, v in json.loads(text).items() if k not in ("wall_s", "train_s", "tokens_per_s")}
+
+
+def test_a_worker_that_comes_back_while_another_trains_its_run_disturbs_nothing(cut_off, tmp_path):
+    made = cut_off(tmp_path)
+    bench = made.bench
+    [spec] = bench.idle(1, at=1, do="hold")
+    files = bench.study.run_files(spec.run_id)
+    made.start(spec.run_id)
+    until_true(lambda: (bench.study.progress(spec.run_id) or {}).get("step"))
+    made.stop()
+    said = []
+
+    def check_in(done, busy):
+        # the second one holds the run as well, when the first comes back
+        if busy and not said:
+            said.append(made.come_back())
+            bench.release(spec)
+
+    bench.pool(heartbeat_s=2.0).run([spec], [], check_in, canary=False)
+    events = bench.events(spec)
+    assert [e["event"] for e in events] == ["begin", "lost", "begin", "refused", "end"]
+    lost, mine = events[0]["attempt"], events[2]["attempt"]
+    assert [e["attempt"] for e in events] == [lost, lost, mine, lost, mine]
+    assert lost != mine
+    assert f"no sign of life for 2 s of process {made.worker.pid}" in events[1]["cause"]
+    assert f"{spec.run_id} was given to another attempt on {os.uname().nodename}" in said[0]
+    assert "what it still had to write is refused, and it ends here" in said[0]
+    assert bench.study.result(spec.run_id)["outcome"] == "completed"
+    assert not [path.name for path in files.directory.glob(".*") if path != files.lock], "no token is left"
+
+
+# in a process of its own, which trains on while its worker is stopped
+APART = pytest.param("capability=default", 4000, id="apart", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("capability", "steps"), [pytest.param("capability=auto", 150, id="here"), APART])
+def test_the_late_checkpoint_and_result_of_a_lost_attempt_are_refused(
+    cut_off, tiny, tmp_path, capability, steps
+):
+    made = cut_off(tmp_path, *tiny, "dtype=float32", "threads_per_run=1", "compile=off", capability)
+    bench = made.bench
+    spec = bench.spec("train", steps=steps)
+    files = bench.study.run_files(spec.run_id)
+    made.start(spec.run_id)
+    until_true(files.checkpoint.exists)
+    made.stop()
+    begun = bench.study.progress(spec.run_id)["step"]
+    assert begun < steps
+    bench.run([spec], heartbeat_s=10.0 if capability == "capability=auto" else 30.0)
+    bench.close()
+    seen = (files.result, files.steps, files.evals)
+    after = {path.name: path.read_bytes() for path in seen}
+    said = made.come_back()
+    assert {path.name: path.read_bytes() for path in seen} == after
+    assert "what it still had to write is refused, and it ends here" in said
+    assert not files.checkpoint.exists(), "that of a finished run is gone and stays so"
+    assert [e["event"] for e in attempts.log(files.directory)] == ["begin", "lost", "begin", "end", "refused"]
+
+    alone = tmp_path / "alone"
+    run_and_record(spec.run, alone, spec.run_id)
+    for path in (files.steps, files.evals):
+        theirs = (alone / path.name).read_text().splitlines()
+        assert without_seconds(path.read_text().splitlines()) == without_seconds(theirs)
+    assert (
+        bench.study.result(spec.run_id)["val_loss"]
+        == json.loads((alone / "result.json").read_text())["val_loss"]
+    )
+
+
+def without_seconds(lines: list[str]) -> list[str]:
+    at = lines[0].split(",").index("train_s") if "train_s" in lines[0] else None
+    return [",".join(c for i, c in enumerate(line.split(",")) if i != at) for line in lines]
+
+
+def test_a_worker_whose_job_was_started_again_elsewhere_leaves_its_run_to_others(cut_off, tmp_path):
+    made = cut_off(tmp_path)
+    bench = made.bench
+    [spec] = bench.idle(1, at=1, do="hold")
+    made.start(spec.run_id)
+    until_true(lambda: attempts.log(bench.study.run_dir(spec.run_id)))
+    until_true(lambda: made.session.notes().get("lost", {}).get("run_ids"))
+    made.session.note_process("lost", 1)
+    assert made.worker.wait() == 0
+    _, said = made.worker.communicate()
+    assert "worker lost was started again on" in said
+    assert bench.kinds(spec) == ["begin", "stopped"]
+    bench.release(spec)
+    bench.run([spec])
+    assert bench.kinds(spec) == ["begin", "stopped", "begin", "end"]
