@@ -1,8 +1,8 @@
 """What commands cost on studies of thousands of runs: processor seconds and memory, and how both grow.
 
-usage: python scripts/scale_figures.py FOLDER [RUNS…]       makes studies of 1,000, 5,000 and 20,000 runs there
-       python scripts/scale_figures.py FOLDER --idle RUNS   what a driver takes for each run that trains nothing
-       python scripts/scale_figures.py FOLDER --studies N   `plan` in an output folder of N other studies
+usage: python scripts/scale_figures.py FOLDER [RUNS…]      studies of 1,000, 5,000 and 20,000 runs, made there
+       python scripts/scale_figures.py FOLDER --idle RUNS  what a driver takes for runs that train nothing
+       python scripts/scale_figures.py FOLDER --studies N  `plan` in an output folder of N other studies
 
 The studies are made of copies of a few trained runs (tests/support/many.py) and stay in FOLDER for the next
 call. Each command runs in a process of its own: `cold` without the index of results, `warm` with it. The
@@ -11,7 +11,6 @@ exponent is that of the last two sizes: seconds ~ runs ** exponent, start-up lef
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import resource
@@ -81,7 +80,9 @@ def of_study(folder: Path, runs: int) -> dict[str, Cost]:
 def exponent(low: Cost, high: Cost, start: Cost, ratio: float) -> float:
     """Return by which power of the runs the seconds grow between two sizes."""
     least = 1e-3
-    return math.log(max(high.seconds - start.seconds, least) / max(low.seconds - start.seconds, least)) / math.log(ratio)
+    return math.log(
+        max(high.seconds - start.seconds, least) / max(low.seconds - start.seconds, least)
+    ) / math.log(ratio)
 
 
 def commands(folder: Path, sizes: Sequence[int]) -> None:

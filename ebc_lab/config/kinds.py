@@ -66,6 +66,8 @@ def _check_of(kind: Any) -> Check:
         return partial(_list_of, _check_of(inside[0] if inside else Any))
     if origin in MAPPINGS and (not inside or inside[0] in (str, Any)):
         return partial(_mapping_of, _check_of(inside[1] if inside else Any))
+    if kind is float:
+        return _float
     if kind in NAMES:
         return partial(_plain, kind)
     raise TypeError(f"{kind!r} cannot be checked in a file: use what `check_form` names.")
@@ -146,6 +148,10 @@ def _inside(key: str | int, wrong: tuple[str, str]) -> tuple[str, str]:
     """What is wrong with a part of a value, its place as seen from the value."""
     place, what = wrong
     return (f"[{key}]" if isinstance(key, int) else f".{key}") + place, what
+
+
+def _float(value: Any) -> Wrong:
+    return None if type(value) is float and math.isfinite(value) else _plain(float, value)
 
 
 def _plain(kind: Any, value: Any) -> Wrong:

@@ -74,11 +74,8 @@ def _arm(i: int) -> ArmConfig:
 
 @contextmanager
 def hurried() -> Iterator[None]:
-    """Nothing waits for the disk, and no pictures are drawn, which take minutes and no place in any figure."""
-    with (
-        mock.patch("os.fsync", lambda descriptor: None),
-        mock.patch("ebc_lab.report.conclude._draw", lambda study, decisions, say: None),
-    ):
+    """Nothing waits for the disk, and no pictures are drawn, which take minutes and are not wanted here."""
+    with mock.patch("os.fsync"), mock.patch("ebc_lab.report.conclude._draw"):
         yield
 
 

@@ -22,7 +22,7 @@ from ebc_lab.records.decisions import Arm, Decision, Difference, FinalsTrack, Li
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.study.inspect import status, why
 from ebc_lab.study.inspect.reproduce import StudyCommand, continuing, study_command, with_seeds_wanted
-from ebc_lab.study.inspect.slots import in_words, timeline
+from ebc_lab.study.inspect.slots import in_words
 from ebc_lab.study.stages.calibrate import band_aimed_at
 from ebc_lab.study.stages.compare_arms import in_bits, seeds_of
 from ebc_lab.study.stages.rules import Undecidable

@@ -25,7 +25,7 @@ from dataclasses import astuple, replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ebc_lab import __version__
 from ebc_lab.config.identity import digest
@@ -132,7 +132,7 @@ class Index:
             if record.spec is None or record.problem or stamp is None:
                 records.append(record)
                 continue
-            spans = tuple(map(tuple, attempts.spans(study.run_dir(run_id))))
+            spans = tuple((s.begin, s.end, s.host, s.pid) for s in attempts.spans(study.run_dir(run_id)))
             rest = digest(untimed(record.result)) if record.result is not None else ""
             brief = replace(record.brief, untimed=rest, spans=spans)
             records.append(KnownRecord(study, brief))
@@ -216,10 +216,9 @@ def _text(brief: Brief) -> str:
 
 
 def _brief(run_id: str, text: str) -> Brief:
-    kind, stage, arm, seed, steps, optimizer, stabilizer, *rest, spans = json.loads(text)
-    names = map(sys.intern, (kind, stage, arm))
-    parts = (sys.intern(optimizer), sys.intern(stabilizer))
-    return Brief(run_id, *names, seed, steps, *parts, *rest, tuple(map(tuple, spans)))
+    *values, spans = json.loads(text)
+    shared: list[Any] = [sys.intern(value) if isinstance(value, str) else value for value in values]
+    return Brief(run_id, *shared, tuple(map(tuple, spans)))
 
 
 def _seal(name: str, key: bytes, value: str) -> bytes:
@@ -236,7 +235,7 @@ def _read(study: Study, table: str) -> dict[str, Pair]:
         rows = database.execute(f"SELECT name, key, value, seal FROM {table}").fetchall()
         return {name: (key, value) for name, key, value, seal in rows if seal == _seal(name, key, value)}
 
-    return (study.index_file.exists() and _with_index(study, "rw", work)) or {}
+    return (_with_index(study, "rw", work) if study.index_file.exists() else None) or {}
 
 
 def _write(study: Study, table: str, rows: Iterable[Row], gone: Iterable[str] = ()) -> None:

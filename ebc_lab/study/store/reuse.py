@@ -31,7 +31,6 @@ def _forgotten(name: str, make: Callable[[], str], of: str, *, runs: bool) -> st
     return make()
 
 
-
 @dataclass(frozen=True)
 class StageWork:
     """What a command would do in a stage: train the `missing` ones of its `runs`, and reuse the others.
@@ -90,10 +89,12 @@ def reusable_results(records: Sequence[Record], *, finished: bool) -> ResultsOf:
     seen: dict[str, RunResult | None] = {}
 
     def results_of(specs: list[RunSpec]) -> dict[str, RunResult]:
-        there = [s for s in specs if (r := known.get(s.run_id)) and r.brief.identity == s.identity_sha256]
-        for run_id in (s.run_id for s in there if s.run_id not in seen):
-            seen[run_id] = known[run_id].result
-        return {s.run_id: r for s in there if (r := seen[s.run_id]) is not None}
+        wanted = [s for s in specs if s.run_id in known]
+        there = [s.run_id for s in wanted if known[s.run_id].brief.identity == s.identity_sha256]
+        for run_id in there:
+            if run_id not in seen:
+                seen[run_id] = known[run_id].result
+        return {run_id: result for run_id in there if (result := seen[run_id]) is not None}
 
     return results_of
 
@@ -168,8 +169,9 @@ def _changed_inputs(
         reasons.append(runs_in_words(missing, len(ids), "missing"))
     if edited:
         reasons.append(runs_in_words(edited, len(ids), "edited"))
-    if not reasons and _inputs_digest(config, stage, runs, known, earlier, remembered) != (
-        decision["inputs_sha256"]
+    if (
+        not reasons
+        and _inputs_digest(config, stage, runs, known, earlier, remembered) != (decision["inputs_sha256"])
     ):
         reasons.append(
             "it was made from other results, settings or earlier decisions than those that are there now"

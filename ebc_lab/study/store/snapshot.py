@@ -112,8 +112,8 @@ class Snapshot:
 def read(study: Study, *, strict: bool = True, runs: Index | None = None) -> Snapshot:
     """Read all of a study. `problems` lists damaged runs, and a damaged study.json or auto_decisions.json.
 
-    `runs`: as they were looked at just before. `strict`: raises UserError where one of those two files is damaged. Raises UserError in any case when
-    there is no study, or its settings cannot be read.
+    `runs`: as they were looked at just before; `strict`: raises UserError where one of those two files is
+    damaged. Raises UserError in any case when there is no study, or its settings cannot be read.
     """
     problems: list[str] = []
     try:
@@ -156,8 +156,8 @@ def _settings(header: StudyHeader, runs: Index) -> Config:
 def _checked(
     decisions: Mapping[str, Decision], runs: Index, of: str
 ) -> tuple[dict[str, str | None], dict[str, str]]:
-    """Return (stage -> what `decision_problem` says, stage -> why its decision cannot be used). `of`: names the
-    file that they are from."""
+    """Return (stage -> what `decision_problem` says, stage -> why its decision cannot be used). `of`: names
+    the file that they are from."""
 
     def check() -> str:
         return json.dumps({stage: _faults(stage, decision) for stage, decision in decisions.items()})

@@ -113,6 +113,7 @@ class Brief:
     wall_s: float | None = None
     ended: int = 0  # at this step
     identity: str | None = None
+    weights: str | None = None  # their checksum
     untimed: str = ""  # digest of what decisions read of its result; empty where that was not asked for
     spans: tuple[tuple[float, float, str, int], ...] | None = None  # of its attempts; None as well
 
@@ -139,7 +140,7 @@ class Record:
             of_spec["tokens"] = run["batch_size"] * run["model"]["context"]
         if (result := self.result) is not None:
             of_result = {key: result.get(key) for key in ("outcome", "cause", "wall_s", "identity")}
-            of_result["ended"] = result.get("steps", 0)
+            of_result |= {"ended": result.get("steps", 0), "weights": result.get("weights_checksum")}
         return Brief(self.run_id, **of_spec, **of_result)
 
 
@@ -399,8 +400,8 @@ class Study(StudyFiles):
         `records`: the study's, where they are known."""
         wanted = set(outcomes)
         among = set(stages)
-        briefs = [record.brief for record in (self.records() if records is None else records)]
-        gone = [b.run_id for b in briefs if b.kind and b.outcome in wanted and b.stage in among]
+        briefs = (record.brief for record in (self.records() if records is None else records))
+        gone = [b.run_id for b in briefs if b.stage in among and b.outcome in wanted]
         manifest.remove_entries(self.root, runs=gone)
         for run_id in gone:
             self.run_files(run_id).result.unlink()
