@@ -12,7 +12,7 @@ import math
 import types
 import typing
 from collections import abc
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ LARGEST_INT = (1 << 63) - 1
 NAMES = {dict: "a mapping", list: "a list", str: "text", bool: "true or false", int: "a whole number"}
 NAMES |= {float: "a finite number", type(None): "null"}
 MAPPINGS = (dict, abc.Mapping, abc.MutableMapping)
+NUMBERS = (int, float)
 LISTS = (list, tuple, abc.Sequence, abc.MutableSequence)
 
 Wrong = tuple[str, str] | None  # the place inside a value, and what is wrong there; None if it fits
@@ -65,6 +66,8 @@ def _check_of(kind: Any) -> Check:
         return partial(_list_of, _check_of(inside[0] if inside else Any))
     if origin in MAPPINGS and (not inside or inside[0] in (str, Any)):
         return partial(_mapping_of, _check_of(inside[1] if inside else Any))
+    if kind is float:
+        return _float
     if kind in NAMES:
         return partial(_plain, kind)
     raise TypeError(f"{kind!r} cannot be checked in a file: use what `check_form` names.")
@@ -92,12 +95,19 @@ def _fields(kind: type) -> tuple[dict[str, Check], list[str]]:
 
 
 def _one_of(checks: Sequence[Check], value: Any) -> Wrong:
-    complaints = [check(value) for check in checks]
-    return None if None in complaints else complaints[0]
+    for check in checks:
+        if check(value) is None:
+            return None
+    return checks[0](value)
 
 
 def _list_of(item: Check, value: Any) -> Wrong:
-    return _plain(list, value) or _first(enumerate(map(item, value)))
+    if wrong := _plain(list, value):
+        return wrong
+    for place, one in enumerate(value):
+        if wrong := item(one):
+            return _inside(place, wrong)
+    return None
 
 
 def _so_many(items: Sequence[Check], value: Any) -> Wrong:
@@ -106,40 +116,54 @@ def _so_many(items: Sequence[Check], value: Any) -> Wrong:
         return wrong
     if len(value) != len(items):
         return "", f"has {len(value)} values, not {len(items)}"
-    return _first(enumerate(item(one) for item, one in zip(items, value, strict=True)))
+    for place, (item, one) in enumerate(zip(items, value, strict=True)):
+        if wrong := item(one):
+            return _inside(place, wrong)
+    return None
 
 
 def _mapping_of(item: Check, value: Any) -> Wrong:
-    return _plain(dict, value) or _first((key, item(one)) for key, one in value.items())
+    if wrong := _plain(dict, value):
+        return wrong
+    for key, one in value.items():
+        if wrong := item(one):
+            return _inside(key, wrong)
+    return None
 
 
 def _fields_of(checks: Mapping[str, Check], needed: Sequence[str], value: Any) -> Wrong:
     if wrong := _plain(dict, value):
         return wrong
-    if missing := [name for name in needed if name not in value]:
-        return f".{missing[0]}", "is missing"
-    return _first((key, checks[key](one)) for key, one in value.items() if key in checks)
-
-
-def _first(wrongs: Iterable[tuple[str | int, Wrong]]) -> Wrong:
-    """The first part of a value that is wrong, its place as seen from the value."""
-    for key, wrong in wrongs:
-        if wrong is not None:
-            place, what = wrong
-            return (f"[{key}]" if isinstance(key, int) else f".{key}") + place, what
+    for name in needed:
+        if name not in value:
+            return f".{name}", "is missing"
+    for key, one in value.items():
+        check = checks.get(key)
+        if check is not None and (wrong := check(one)):
+            return _inside(key, wrong)
     return None
+
+
+def _inside(key: str | int, wrong: tuple[str, str]) -> tuple[str, str]:
+    """What is wrong with a part of a value, its place as seen from the value."""
+    place, what = wrong
+    return (f"[{key}]" if isinstance(key, int) else f".{key}") + place, what
+
+
+def _float(value: Any) -> Wrong:
+    return None if type(value) is float and math.isfinite(value) else _plain(float, value)
 
 
 def _plain(kind: Any, value: Any) -> Wrong:
     """What is wrong with a plain value, or with a container whatever it contains."""
-    if _is(value, kind):
+    if (type(value) is kind and kind not in NUMBERS) or _is(value, kind):  # most values are, and fit
         return None
     actual = next((name for plain, name in NAMES.items() if _is(value, plain)), "a number out of range")
     return "", f"is {actual}, not {NAMES[kind]}"
 
 
 def _is(value: Any, kind: Any) -> bool:
-    if kind in (int, float):
+    if kind in NUMBERS:
         if isinstance(value, bool) or not isinstance(value, int | kind):
             return False
         return math.isfinite(value) if isinstance(value, float) else abs(value) <= LARGEST_INT

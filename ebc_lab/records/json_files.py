@@ -42,18 +42,21 @@ def read_json(path: Path, kind: Any = Any, remedy: str = REMEDY) -> Any:
     TypeError as `check_form`, also where there is no file.
     """
     check_form(kind)
-    value = _fitting(path, _raw(path, remedy), kind, remedy)
-    return _cleaned(value)
+    value, clean = _raw(path, remedy)
+    fitting = _fitting(path, value, kind, remedy)
+    return fitting if clean else _cleaned(fitting)
 
 
 def parsed(content: str | bytes) -> Any:
     """Return the value of a JSON text. Raises ValueError for what JSON has not (NaN), and for what no file of
     ours holds: numbers of thousands of digits, nesting deeper than `DEEPEST`."""
+    text = content if isinstance(content, str) else content.decode()
     try:
-        text = content if isinstance(content, str) else content.decode()
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        value = DECODER.decode(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    if text.count("[") + text.count("{") <= DEEPEST:
+        return value
     level = [value]
     for _ in range(DEEPEST):
         level = [item for items in map(_inside, level) for item in items]
@@ -73,6 +76,9 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
+DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+
+
 def _inside(value: Any) -> Iterable[Any]:
     """Return the lists and mappings directly inside a value."""
     items: Iterable[Any] = ()
@@ -83,10 +89,12 @@ def _inside(value: Any) -> Iterable[Any]:
     return [item for item in items if isinstance(item, dict | list)]
 
 
-def _raw(path: Path, remedy: str) -> Any:
+def _raw(path: Path, remedy: str) -> tuple[Any, bool]:
+    """Return what a JSON file holds, and whether all its texts are `visible`, as those of our own files."""
     content = read_regular(path, MOST_BYTES)
     try:
-        return parsed(content)
+        text = content.decode()
+        return parsed(text), "\\" not in text and text.replace("\n", " ").isprintable()
     except ValueError as error:  # not JSON, or not text
         raise UserError(f"{path} is damaged ({error}): {remedy}.") from None
 
@@ -98,7 +106,7 @@ def _fitting(path: Path, value: Any, kind: Any, remedy: str) -> Any:
 
 
 def _cleaned(value: Any) -> Any:
-    """Return the value with all its texts `visible`; of our own files, most of the time the value itself."""
+    """Return the value with all its texts `visible`."""
     if isinstance(value, str):
         return visible(value) if HIDDEN.search(value) else value
     if isinstance(value, dict):
@@ -130,8 +138,8 @@ def checksum_holds(value: Any, key: str = "checksum") -> bool:
 def read_checksummed(path: Path, remedy: str, kind: Any = Any) -> dict[str, Any]:
     """Return what `write_checksummed` was given. Raises as `read_json`, also if the file was edited since."""
     check_form(kind)
-    value = _raw(path, remedy)
+    value, clean = _raw(path, remedy)
     if not checksum_holds(value):
         raise UserError(f"{path} was edited after it was written: {remedy}.")
     value = _fitting(path, value, kind, remedy)
-    return {k: v for k, v in _cleaned(value).items() if k != "checksum"}
+    return {k: v for k, v in (value if clean else _cleaned(value)).items() if k != "checksum"}

@@ -116,6 +116,9 @@ class StudyFiles:
         self.manifest_file = root / "manifest.json"
         self.crate_file = root / "ro-crate-metadata.json"  # what all of them are, for other programs
         self.own = root / "own"  # copies of the suite and the parts that are the user's own
+        self.index_file = (
+            root / ".index.sqlite"
+        )  # of its runs, made of their files and never believed over them
         self.driver_lock = root / ".lock"  # held by the process that drives the study
         self.driver_file = root / ".driver.json"  # which process that is
         self.command_file = root / ".command.json"  # the command that runs it, or ran it last

@@ -22,7 +22,7 @@ from ebc_lab.records.decisions import Arm, Decision, Difference, FinalsTrack, Li
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.study.inspect import status, why
 from ebc_lab.study.inspect.reproduce import StudyCommand, continuing, study_command, with_seeds_wanted
-from ebc_lab.study.inspect.slots import in_words, timeline
+from ebc_lab.study.inspect.slots import in_words
 from ebc_lab.study.stages.calibrate import band_aimed_at
 from ebc_lab.study.stages.compare_arms import in_bits, seeds_of
 from ebc_lab.study.stages.rules import Undecidable
@@ -88,7 +88,7 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "open": waiting,
         "early": _early(snapshot) if waiting else None,
         "carry_on": continuing(study, header) if waiting and study.resumable else None,
-        "slots": in_words(busy.as_dict()) if (busy := timeline(study)) else "",
+        "slots": in_words(busy) if (busy := status.slots_used(snapshot)) else "",
         "finals": _finals(final, config, results) if final else None,
         "broken": _broken(study, config, trained),
         # `watch` serves the page alone, and not the files beside it
@@ -220,7 +220,7 @@ def _runs(runs: Sequence[Run], bits: bool, files: tables.Files) -> Table:
 
 def _broken(study: Study, config: Config, trained: Iterable[Record]) -> list[dict[str, Any]]:
     """Return runs that did not complete, grouped by cause; `result`: diverging is one, failing is none."""
-    ended = [status.run_status(study, r.run_id, r.spec, r.result) for r in trained if r.spec and r.result]
+    ended = [status.run_status(study, r.brief) for r in trained if r.brief.outcome]
     groups = status.failures_of(study, config, [r for r in ended if r["outcome"] != "completed"])
     for group in groups:
         group["result"] = group["outcome"] in FINISHED

@@ -108,7 +108,8 @@ def draw_loss(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Ru
     at, values = by_step((r.evals for r in runs), "val_loss")
     if len(at):
         mean = values.mean(0)
-        bars = np.ma.filled([mean - values.min(0), values.max(0) - mean], 0.0)
+        # the mean of equal values may lie a rounding beside them
+        bars = np.maximum(np.ma.filled([mean - values.min(0), values.max(0) - mean], 0.0), 0.0)
         label = f"validation loss, {facts.windows} fixed windows (bars: seeds)"
         every = math.ceil(len(at) / MOST_BARS)
         look: dict[str, Any] = {"color": "black", "marker": "o", "ms": 4, "lw": 1.0, "elinewidth": 0.8}

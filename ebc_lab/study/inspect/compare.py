@@ -4,14 +4,13 @@ never writes."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ebc_lab.config.dicts import flat
 from ebc_lab.config.identity import by_name
 from ebc_lab.records.columns import BITS
-from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import told_of
 
 from ..stages.rules import TIMING
@@ -19,7 +18,7 @@ from ..stages.stage import decision_that_shows, stage_of
 from ..stages.suite import point_in_words
 from ..store.counts import TRAINING, counted
 from ..store.snapshot import Snapshot, read
-from ..store.study import Study
+from ..store.study import Record, Study
 
 RESOLVED = ("device", "dtype", "threads_per_run", "compile")
 OF_A_PLACE = ("study.name", "created")
@@ -125,34 +124,32 @@ def _unequal(a: Mapping[str, Any], b: Mapping[str, Any], leave: tuple[str, ...] 
 
 def _runs(*snapshots: Snapshot) -> dict[str, Any]:
     """Return the runs that both planned, and whether their results are equal, timing aside."""
-    results = [_trained(snapshot) for snapshot in snapshots]
-    common = [r for r in results[0] if r in results[1]]
-    unequal = {r: _unequal(results[0][r], results[1][r], leave=TIMING) for r in common}
-    different = {r: keys for r, keys in unequal.items() if keys}
+    a, b = (_trained(snapshot) for snapshot in snapshots)
+    common = [run_id for run_id in a if run_id in b]
+    different = {r: keys for r in common if (keys := _unequal_results(a[r], b[r]))}
+    weights = [pair for r in common if None not in (pair := (a[r].brief.weights, b[r].brief.weights))]
     return {
         "counts": [counted(snapshot.sorts_of_runs().values()).as_dict() for snapshot in snapshots],
         "common": len(common),
         "equal": len(common) - len(different),
-        "weights": _weights(*([study[r] for r in common] for study in results)),
+        # of how many runs both recorded the checksum, and of how many of these it is the same
+        "weights": {"compared": len(weights), "equal": sum(x == y for x, y in weights)},
         "different": different,
     }
 
 
-def _weights(*results: Sequence[RunResult]) -> dict[str, int]:
-    """Count of how many runs both recorded the weights' checksum, and of how many of these it is the same."""
-    pairs = ((x.get("weights_checksum"), y.get("weights_checksum")) for x, y in zip(*results, strict=True))
-    both = [(x, y) for x, y in pairs if x is not None and y is not None]
-    return {"compared": len(both), "equal": sum(x == y for x, y in both)}
+def _unequal_results(a: Record, b: Record) -> dict[str, list[Any]]:
+    """Return the figures that differ between two results of a run; they are read only where some do."""
+    if a.brief.untimed and a.brief.untimed == b.brief.untimed:
+        return {}
+    return _unequal(a.result or {}, b.result or {}, leave=TIMING)
 
 
-def _trained(snapshot: Snapshot) -> dict[str, RunResult]:
-    """Return run id -> result of the training runs that count. Raises UserError when a file was edited."""
-    results = {}
+def _trained(snapshot: Snapshot) -> dict[str, Record]:
+    """Return run id -> training run that counts and has a result. Raises UserError when a file was edited."""
     sorts = snapshot.sorts_of_runs()
-    for r in snapshot.sound_records():
-        if sorts.get(r.run_id) == TRAINING and r.result is not None:
-            results[r.run_id] = r.result
-    return results
+    sound = snapshot.sound_records()
+    return {r.run_id: r for r in sound if sorts.get(r.run_id) == TRAINING and r.brief.outcome}
 
 
 def _figures(stage: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ebc_lab.config.schema import Config
 from ebc_lab.records.figures import FINISHED, RunResult
 from ebc_lab.records.spec import RunSpec, cost_of
 
+from ..store import index
 from ..store.study import Record, Study, studies_in
 
 ENOUGH = 2  # finished runs from which on a kind of run has a pace of its own
@@ -42,14 +43,13 @@ class Pace:
 def learned(records: Iterable[Record], source: str = "this study") -> Pace | None:
     """Return the pace of the finished training runs; None where there is none."""
     timed: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for spec, result in ((r.spec, r.result) for r in records):
-        if spec is None or result is None or spec["kind"] != "train" or result["outcome"] not in FINISHED:
+    for brief in (record.brief for record in records):
+        if brief.kind != "train" or brief.outcome not in FINISHED:
             continue
-        run = spec["config"]
-        kind = (run["optimizer"]["name"], run["stabilizer"]["name"])
-        cost = cost_of(result["steps"], run["batch_size"] * run["model"]["context"], *kind)
-        if cost and result.get("wall_s"):
-            timed.setdefault(kind, []).append((result["wall_s"], cost))
+        kind = (brief.optimizer, brief.stabilizer)
+        cost = cost_of(brief.ended, brief.tokens, *kind)
+        if cost and brief.wall_s:
+            timed.setdefault(kind, []).append((brief.wall_s, cost))
     return _of(timed, source)
 
 
@@ -96,7 +96,7 @@ def of_siblings(config: Config, study: Study) -> Pace | None:
             with blamed(other.name, "it is left out"):
                 header = other.header()
                 same = header["hardware"]["host"] == host and _shape(header["config"]) == shape
-                records = other.records() if same else []
+                records = index.look(other).records if same else []
                 known = learned(records) is not None
         except (UserError, OSError):
             continue  # a damaged study, which is not the one asked about, is left out

@@ -8,7 +8,8 @@ interruption and the call that continued is left out, and so is what follows the
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from ebc_lab.records.json_files import read_json
 from ebc_lab.records.paths import SpecRecord, StudyFiles
 
 from ..store import attempts
+from ..store.study import Brief
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,10 @@ class Timeline:
         }
 
 
-def timeline(study: StudyFiles) -> Timeline | None:
-    """Return what the slots of a study did so far; None where no attempt has ended."""
-    bars = _on_slots(_without_pauses(_attempts(study)))
+def timeline(study: StudyFiles, runs: Iterable[Brief] | None = None) -> Timeline | None:
+    """Return what the slots of a study did so far; None where no attempt has ended. `runs`: the study's,
+    where they are known."""
+    bars = _on_slots(_without_pauses(_attempts(study, _planned(study) if runs is None else runs)))
     if not bars:
         return None
     slots = 1 + max(bar.slot for bar in bars)
@@ -86,16 +89,22 @@ def in_words(told: Mapping[str, Any]) -> str:
     return f"{slots} for {clock(told['seconds'])}, idle {100 * whole:.0f}% of that time ({parts})"
 
 
-def _attempts(study: StudyFiles) -> list[Bar]:
-    bars = []
+def _planned(study: StudyFiles) -> Iterator[Brief]:
     for files in study.all_runs():
-        try:
+        with suppress(OSError, UserError):  # other readers say what is wrong with it
             spec = read_json(files.spec, SpecRecord)
-        except (OSError, UserError):  # other readers say what is wrong with it
+            seed = spec["config"]["seed"]
+            yield Brief(spec["run_id"], spec["kind"], stage=spec.get("stage", ""), seed=seed)
+
+
+def _attempts(study: StudyFiles, runs: Iterable[Brief]) -> list[Bar]:
+    bars = []
+    for run in runs:
+        if run.kind is None or run.stage not in STAGES:
             continue
-        if (stage := spec.get("stage")) in STAGES:
-            of_run = (spec["run_id"], stage, spec["kind"], spec["config"]["seed"])
-            bars += [Bar(*of_run, s.begin, s.end, s.worker) for s in attempts.spans(files.directory)]
+        of_run = (run.run_id, run.stage, run.kind, run.seed)
+        spans = attempts.spans(study.run_dir(run.run_id)) if run.spans is None else run.spans
+        bars += [Bar(*of_run, begin, end, (host, pid)) for begin, end, host, pid in spans]
     return sorted(bars, key=lambda bar: (bar.begin, bar.end, bar.run_id))
 
 

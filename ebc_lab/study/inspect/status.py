@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError, visible
+from ebc_lab.config.identity import digest, study_environment
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.json_files import read_json
@@ -19,11 +22,13 @@ from ..launch import queue as queue_module
 from ..launch.pool import at_a_time
 from ..so_far import so_far
 from ..stages.stage import ResultsOf, stage_of
+from ..store import index, manifest
 from ..store.counts import TRAINING, counted
+from ..store.index import Index
 from ..store.own import copies
 from ..store.reuse import remaining_work
 from ..store.snapshot import Snapshot, read
-from ..store.study import RETRIED, Record, Study
+from ..store.study import RETRIED, Brief, Record, Study, settings_of
 from . import pace
 from .forecast import forecast, training_runs
 from .reproduce import continuing, reproduce
@@ -39,9 +44,31 @@ def status(study: Study) -> dict[str, Any]:
     `would_train` counts the runs that the same command would train again for a stale one, None where that
     depends on an earlier stage.
     """
-    snapshot = read(study, strict=False)
+    study.must_exist()
+    runs = index.look(study)
+    of = _of_ended(study, runs)
+    if of and (known := runs.recall("status", of)):
+        answer: dict[str, Any] = json.loads(known)
+        return answer
+    snapshot = read(study, strict=False, runs=runs)
     with study.told():
-        return _told(snapshot)
+        answer = _told(snapshot)
+    if of and answer["state"].startswith("finished") and not answer["continue"]:
+        runs.remember("status", json.dumps(answer), of)
+    return answer
+
+
+def _of_ended(study: Study, runs: Index) -> str:
+    """Name all that the status of a finished study depends on beside its runs; empty where something else may
+    matter: a process on it, or jobs of its own."""
+    if not runs.state or study.holder() is not None or study.launcher_file.exists():
+        return ""
+    try:
+        files = [manifest.sha256_of(file) for file in (study.header_file, study.decisions_file)]
+        environment = study_environment(settings_of(study.header(), checked=False))
+    except (OSError, UserError):
+        return ""
+    return digest([*files, environment, str(study.root), os.getcwd()])
 
 
 def _told(snapshot: Snapshot) -> dict[str, Any]:
@@ -50,7 +77,7 @@ def _told(snapshot: Snapshot) -> dict[str, Any]:
     records = snapshot.records
     holder = study.holder()
     queue, unavailable = _queue(study, config.launcher.queue_every_s)
-    runs = [run_status(study, r.run_id, r.spec, r.result) for r in records if r.spec]
+    runs = [run_status(study, r.brief) for r in records if r.brief.kind]
     failures = failures_of(study, config, [r for r in runs if r["outcome"] and r["outcome"] not in FINISHED])
     because = snapshot.stale_decisions()
     known = snapshot.reusable_results()
@@ -71,7 +98,7 @@ def _told(snapshot: Snapshot) -> dict[str, Any]:
         eta = _eta(config, records, runs, known, expected)
         early = _early(snapshot, expected)
     in_progress = [r for r in runs if r["outcome"] is None and r["progress"]]
-    busy = timeline(study)
+    busy = slots_used(snapshot)
     retried = state == "finished_with_failures" and any(f["outcome"] in RETRIED for f in failures)
     to_go_on = (retried or state in ("interrupted", "empty", "stale")) and study.resumable
     return {
@@ -87,11 +114,22 @@ def _told(snapshot: Snapshot) -> dict[str, Any]:
         "queue": queue,
         "eta_s": eta,
         "so_far": early,
-        "slots": busy and busy.as_dict(),
+        "slots": busy,
         "failures": failures,
         "continue": continuing(study, snapshot.header) if to_go_on else None,
         "problems": [*snapshot.problems, *unavailable],
     }
+
+
+def slots_used(snapshot: Snapshot) -> dict[str, Any] | None:
+    """Return what `Timeline.as_dict` says of the study's slots; None where no attempt has ended."""
+
+    def ask() -> str:
+        busy = timeline(snapshot.study, (record.brief for record in snapshot.records))
+        return json.dumps(busy and busy.as_dict())
+
+    used: dict[str, Any] | None = json.loads(snapshot.index.remembered("slots", ask))
+    return used
 
 
 def known_so_far(snapshot: Snapshot) -> dict[str, Any] | None:
@@ -108,9 +146,9 @@ def _early(snapshot: Snapshot, expected: Mapping[str, Sequence[RunSpec]]) -> dic
     if known is None:
         return None
     flying = []
-    for record in snapshot.records:
-        if record.spec and record.result is None and record.spec["stage"] == known.stage:
-            now = run_status(snapshot.study, record.run_id, record.spec, None)
+    for brief in (record.brief for record in snapshot.records):
+        if brief.kind and brief.outcome is None and brief.stage == known.stage:
+            now = run_status(snapshot.study, brief)
             flying += [{**now, **now["progress"]}] if now["progress"] else []
     return {"stage": known.stage, "line": known.line(flying), "ended": known.ended, "runs": known.runs}
 
@@ -148,20 +186,18 @@ def _stages(
     return stages
 
 
-def run_status(
-    study: Study, run_id: str, spec: Mapping[str, Any], result: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def run_status(study: Study, run: Brief) -> dict[str, Any]:
     """Return a planned run: what it is, and how it ended."""
     return {
-        "run_id": run_id,
-        "stage": spec["stage"],
-        "arm": spec["arm"],
-        "seed": spec["config"]["seed"],
-        "steps": spec["config"]["steps"],
-        "outcome": result["outcome"] if result else None,
-        "cause": result.get("cause") if result else None,
-        "wall_s": result.get("wall_s") if result else None,
-        "progress": None if result else _progress(study, run_id),
+        "run_id": run.run_id,
+        "stage": run.stage,
+        "arm": run.arm,
+        "seed": run.seed,
+        "steps": run.steps,
+        "outcome": run.outcome,
+        "cause": run.cause,
+        "wall_s": run.wall_s,
+        "progress": None if run.outcome else _progress(study, run.run_id),
     }
 
 

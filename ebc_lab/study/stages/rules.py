@@ -7,12 +7,13 @@ holds its candidates, its rule, its margin in units of the noise sigma, and the 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from ebc_lab.config.dicts import to_dict
-from ebc_lab.config.identity import digest
+from ebc_lab.config.identity import canonical_json
 from ebc_lab.config.kinds import misfit
 from ebc_lab.config.parts.tokens import TRAIN_TOKENS
 from ebc_lab.config.schema import Config
@@ -160,21 +161,31 @@ def inputs_digest(
 ) -> str:
     """Hash all that a decision rests on: settings, earlier decisions, results without their
     timings."""
+    sha256 = hashlib.sha256()  # of the canonical JSON of all that, piece by piece: there may be many runs
+    before = {s: d["inputs_sha256"] for s, d in earlier.items()}
+    sha256.update(f'{{"earlier":{canonical_json(before)},"runs":['.encode())
+    for nth, (role, run_id) in enumerate(runs):
+        one = canonical_json([role, run_id, untimed(results[run_id])])
+        sha256.update(f"{',' if nth else ''}{one}".encode())
+    sha256.update(f'],"settings":{canonical_json(settings_of_stage(config, stage))}}}'.encode())
+    return sha256.hexdigest()
+
+
+def settings_of_stage(config: Config, stage: str) -> dict[str, Any]:
+    """Return the settings that a stage's decision rests on."""
     # its length is told by its steps
     of_stage = {k: v for k, v in to_dict(getattr(config, stage)).items() if k != TRAIN_TOKENS}
-    settings = {
+    return {
         "stage": of_stage,
         "scale": config.scale,
         "study": to_dict(config.study),
         "seeds": config.seeds,
     }
-    untimed = {r: {k: v for k, v in results[r].items() if k not in TIMING} for _, r in runs}
-    inputs = {
-        "settings": settings,
-        "earlier": {s: d["inputs_sha256"] for s, d in earlier.items()},
-        "runs": [[role, run_id, untimed[run_id]] for role, run_id in runs],
-    }
-    return digest(inputs)
+
+
+def untimed(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a result is the same whenever the run is trained."""
+    return {k: v for k, v in result.items() if k not in TIMING}
 
 
 def refuse_without_tracks(

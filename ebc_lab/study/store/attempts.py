@@ -149,7 +149,12 @@ class Span(NamedTuple):
 
     begin: float
     end: float
-    worker: tuple[str, int]  # its host and process
+    host: str
+    pid: int
+
+    @property
+    def worker(self) -> tuple[str, int]:
+        return self.host, self.pid
 
 
 def spans(directory: Path) -> list[Span]:
@@ -166,6 +171,6 @@ def spans(directory: Path) -> list[Span]:
             elif what == "begin":
                 begun = at, (str(event["host"]), int(event["pid"]))
             elif what in OVER and begun is not None:
-                found.append(Span(begun[0], at, begun[1]))
+                found.append(Span(begun[0], at, *begun[1]))
                 begun = None
     return found

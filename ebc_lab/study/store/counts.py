@@ -38,15 +38,15 @@ def sorts_of_runs(records: Iterable[Record], decisions: Mapping[str, Decision]) 
     used."""
     used = {run_id for decision in decisions.values() for _, run_id in inputs_of(decision)}
     sorts = {}
-    for record in records:
-        if record.spec is None:
+    for brief in (record.brief for record in records):
+        if brief.kind is None:
             continue
-        if record.spec["kind"] != "train":
-            sorts[record.run_id] = MEASUREMENT
-        elif record.run_id in used or record.spec["stage"] not in decisions:
-            sorts[record.run_id] = TRAINING
+        if brief.kind != "train":
+            sorts[brief.run_id] = MEASUREMENT
+        elif brief.run_id in used or brief.stage not in decisions:
+            sorts[brief.run_id] = TRAINING
         else:
-            sorts[record.run_id] = UNUSED
+            sorts[brief.run_id] = UNUSED
     return sorts
 
 

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from ebc_lab.config.identity import by_name, study_environment
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import by_name, digest, study_environment
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
-from ..stages.rules import Results, Undecidable, decision_problem, inputs_digest, inputs_of
+from ..stages.rules import Undecidable, decision_problem, inputs_digest, inputs_of, settings_of_stage
 from ..stages.runs import distinct
 from ..stages.stage import ResultsOf, planned_runs, stage_of
 from .study import RETRIED, RETRIED_UNFINISHED, Record
+
+NONE: dict[str, str | None] = {}
+
+
+class Remembered(Protocol):
+    """What `Index.remembered` is."""
+
+    def __call__(self, name: str, make: Callable[[], str], of: str, *, runs: bool) -> str: ...
+
+
+def _forgotten(name: str, make: Callable[[], str], of: str, *, runs: bool) -> str:
+    return make()
 
 
 @dataclass(frozen=True)
@@ -69,36 +82,47 @@ def work_in_words(work: Sequence[StageWork]) -> str:
 
 
 def reusable_results(records: Sequence[Record], *, finished: bool) -> ResultsOf:
-    """Return the results that a command would take as they are; it trains the other runs again."""
-    again = RETRIED if finished else RETRIED_UNFINISHED
-    known = {r.run_id: r.result for r in records if r.result is not None and r.result["outcome"] not in again}
+    """Return the results that a command would take as they are, each read when it is first asked for; it
+    trains the other runs again."""
+    again = (None, *(RETRIED if finished else RETRIED_UNFINISHED))
+    known = {r.run_id: r for r in records if r.brief.outcome not in again}
+    seen: dict[str, RunResult | None] = {}
 
     def results_of(specs: list[RunSpec]) -> dict[str, RunResult]:
-        there = ((s, known.get(s.run_id)) for s in specs)
-        return {s.run_id: r for s, r in there if r is not None and r.get("identity") == s.identity_sha256}
+        wanted = [s for s in specs if s.run_id in known]
+        there = [s.run_id for s in wanted if known[s.run_id].brief.identity == s.identity_sha256]
+        for run_id in there:
+            if run_id not in seen:
+                seen[run_id] = known[run_id].result
+        return {run_id: result for run_id in there if (result := seen[run_id]) is not None}
 
     return results_of
 
 
 def stale_decisions(
-    config: Config, header: Mapping[str, Any], decisions: Mapping[str, Decision], records: Sequence[Record]
+    config: Config,
+    header: Mapping[str, Any],
+    decisions: Mapping[str, Decision],
+    records: Sequence[Record],
+    remembered: Remembered = _forgotten,
+    problems: Mapping[str, str | None] = NONE,
 ) -> dict[str, str]:
     """Return stage -> why its recorded decision no longer follows from the results and the decisions before
     it.
 
-    Only hashes are compared; nothing is decided again.
+    Only hashes are compared; nothing is decided again. `remembered`: as `Index.remembered`; `problems`: of
+    decisions, where they are known.
     """
-    results = {r.run_id: r.result for r in records if r.result is not None}
-    damaged = {r.run_id for r in records if r.problem}
+    known = {r.run_id: r for r in records}
     changed = [f"{k} is {new} here and was {old}" for k, old, new in environment_changes(config, header)]
     stale: dict[str, str] = {}
     sound: dict[str, Decision] = {}
     for stage in (s for s in config.study.stages if s in decisions):
         decision = decisions[stage]
-        if why := decision_problem(decision):
+        if why := problems[stage] if stage in problems else decision_problem(decision):
             reasons = [*changed, why]
         else:
-            reasons = changed + _changed_inputs(config, stage, decision, results, damaged, sound)
+            reasons = changed + _changed_inputs(config, stage, decision, known, sound, remembered)
             sound[stage] = decision
         if stale:
             reasons.append(f"it builds on {next(reversed(stale))}, which is stale")
@@ -107,29 +131,73 @@ def stale_decisions(
     return stale
 
 
+class _Results(Mapping[str, RunResult]):
+    """The results of these runs, each read when it is looked at and held no longer."""
+
+    def __init__(self, records: Mapping[str, Record]):
+        self.records = records
+
+    def __getitem__(self, run_id: str) -> RunResult:
+        result = self.records[run_id].result
+        if result is None:
+            raise UserError(f"{run_id} was removed while the study was read: ask again.")
+        return result
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
 def _changed_inputs(
     config: Config,
     stage: str,
     decision: Decision,
-    results: Results,
-    damaged: set[str],
+    known: Mapping[str, Record],
     earlier: Mapping[str, Decision],
+    remembered: Remembered,
 ) -> list[str]:
-    """Say why a decision does not follow from the `results`; empty if it does."""
+    """Say why a decision does not follow from the results of the `known` runs; empty if it does."""
     runs = inputs_of(decision)
     ids = list(dict.fromkeys(run_id for _, run_id in runs))
-    edited = [r for r in ids if r in damaged]
-    missing = [r for r in ids if r not in results and r not in damaged]
+    edited = [r for r in ids if r in known and known[r].problem]
+    there = {r for r in ids if r in known and known[r].brief.outcome}
+    missing = [r for r in ids if r not in there and r not in edited]
     reasons = []
     if missing:
         reasons.append(runs_in_words(missing, len(ids), "missing"))
     if edited:
         reasons.append(runs_in_words(edited, len(ids), "edited"))
-    if not reasons and inputs_digest(config, stage, runs, results, earlier) != decision["inputs_sha256"]:
+    if (
+        not reasons
+        and _inputs_digest(config, stage, runs, known, earlier, remembered) != (decision["inputs_sha256"])
+    ):
         reasons.append(
             "it was made from other results, settings or earlier decisions than those that are there now"
         )
     return reasons
+
+
+def _inputs_digest(
+    config: Config,
+    stage: str,
+    runs: Sequence[tuple[str, str]],
+    known: Mapping[str, Record],
+    earlier: Mapping[str, Decision],
+    remembered: Remembered,
+) -> str:
+    """Return `inputs_digest`; where the digest of every result is known, it is remembered by these."""
+    untimed = [known[run_id].brief.untimed for _, run_id in runs]
+
+    def make() -> str:
+        return inputs_digest(config, stage, runs, _Results(known), earlier)
+
+    if not all(untimed):
+        return make()
+    settings = digest([settings_of_stage(config, stage), {s: d["inputs_sha256"] for s, d in earlier.items()}])
+    runs_digest = digest([[*run, sha256] for run, sha256 in zip(runs, untimed, strict=True)])
+    return remembered(f"inputs of {stage}", make, f"{settings} {runs_digest}", runs=False)
 
 
 def runs_in_words(run_ids: Sequence[str], of: int, what: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from ebc_lab.config.errors import UserError, blamed
-from ebc_lab.config.identity import recorded_environment
+from ebc_lab.config.identity import digest, recorded_environment, study_environment
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import RunResult
@@ -14,7 +16,8 @@ from ebc_lab.records.spec import RunSpec
 
 from ..stages.rules import decision_problem
 from ..stages.stage import ResultsOf, stage_of
-from . import counts, reuse
+from . import counts, index, manifest, reuse
+from .index import Index
 from .study import Record, Study, StudyHeader, settings_of
 
 
@@ -26,9 +29,16 @@ class Snapshot:
     header: StudyHeader
     config: Config
     decisions: dict[str, Decision]  # as recorded, in the order of the stages
-    faults: dict[str, str]  # stage -> why its recorded decision cannot be used
-    records: list[Record]  # every planned run
+    wrong: dict[str, str | None]  # stage -> what `decision_problem` says of its recorded decision
+    faults: dict[str, str]  # stage -> why that cannot be used
+    index: Index  # of every planned run
+    name: str  # of settings and decisions as they are
     problems: list[str]  # what is damaged, with a remedy each
+
+    @property
+    def records(self) -> list[Record]:
+        """Return every planned run."""
+        return self.index.records
 
     @property
     def finished(self) -> bool:
@@ -61,9 +71,9 @@ class Snapshot:
             record = known.get(spec.run_id)
             if record is None:
                 continue
-            if record.result is not None:
-                self.study.refuse_other_runs(spec, record.result)
-                results[spec.run_id] = record.result
+            if (result := record.result) is not None:
+                self.study.refuse_other_runs(spec, result)
+                results[spec.run_id] = result
             elif record.problem:
                 raise UserError(record.problem)
         return results
@@ -80,18 +90,30 @@ class Snapshot:
     def stale_decisions(self) -> dict[str, str]:
         """Return stage -> why its decision no longer follows from the files (in a bundle, under any
         torch)."""
+
+        def find() -> str:
+            return json.dumps(self._stale_decisions())
+
         with self._environment():
-            return reuse.stale_decisions(self.config, self.header, self.decisions, self.records)
+            of = f"{self.name} {digest(study_environment(self.config))}"
+            found: dict[str, str] = json.loads(self.index.remembered("stale", find, of))
+        return found
+
+    def _stale_decisions(self) -> dict[str, str]:
+        with self._environment():
+            return reuse.stale_decisions(
+                self.config, self.header, self.decisions, self.records, self.index.remembered, self.wrong
+            )
 
     def _environment(self) -> AbstractContextManager[None]:
         return nullcontext() if self.study.resumable else recorded_environment(self.header["environment"])
 
 
-def read(study: Study, *, strict: bool = True) -> Snapshot:
+def read(study: Study, *, strict: bool = True, runs: Index | None = None) -> Snapshot:
     """Read all of a study. `problems` lists damaged runs, and a damaged study.json or auto_decisions.json.
 
-    `strict`: raises UserError where one of those two files is damaged. Raises UserError in any case when
-    there is no study, or its settings cannot be read.
+    `runs`: as they were looked at just before; `strict`: raises UserError where one of those two files is
+    damaged. Raises UserError in any case when there is no study, or its settings cannot be read.
     """
     problems: list[str] = []
     try:
@@ -111,22 +133,50 @@ def read(study: Study, *, strict: bool = True) -> Snapshot:
             raise
         decisions = {}
         problems.append(str(error))
-    records = study.records()
-    problems += [record.problem for record in records if record.problem]
-    faults = {stage: why for stage, decision in decisions.items() if (why := _fault(stage, decision))}
-    return Snapshot(study, header, settings_of(header), decisions, faults, records, problems)
+    runs = runs or index.look(study)
+    problems += runs.problems
+    of = manifest.sha256_of(study.decisions_file) if decisions else ""
+    wrong, faults = _checked(decisions, runs, of)
+    config = _settings(header, runs)
+    name = digest([header, of])
+    return Snapshot(study, header, config, decisions, wrong, faults, runs, name, problems)
 
 
-def _fault(stage: str, decision: Decision) -> str | None:
-    """Say why a recorded decision cannot be used: edited, another version's, or not what its stage
-    decides."""
+def _settings(header: StudyHeader, runs: Index) -> Config:
+    """Return `settings_of`; settings that were found sound once are."""
+
+    def check() -> str:
+        settings_of(header)
+        return "sound"
+
+    runs.remembered("settings", check, digest(header["config"]), runs=False)
+    return settings_of(header, checked=False)
+
+
+def _checked(
+    decisions: Mapping[str, Decision], runs: Index, of: str
+) -> tuple[dict[str, str | None], dict[str, str]]:
+    """Return (stage -> what `decision_problem` says, stage -> why its decision cannot be used). `of`: names
+    the file that they are from."""
+
+    def check() -> str:
+        return json.dumps({stage: _faults(stage, decision) for stage, decision in decisions.items()})
+
+    checked = json.loads(runs.remembered("decisions", check, of, runs=False))
+    faults = {stage: fault for stage, (_, fault) in checked.items() if fault}
+    return {stage: wrong for stage, (wrong, _) in checked.items()}, faults
+
+
+def _faults(stage: str, decision: Decision) -> tuple[str | None, str | None]:
+    """Say what is wrong with a recorded decision, and why it cannot be used: edited, another version's, or
+    not what its stage decides."""
     if why := decision_problem(decision):
-        return why
+        return why, why
     try:
         with blamed("it", "it is decided again"):
             decider = stage_of(stage)
             decider.headlines(decision)
             decider.would_change(decision)
     except UserError:
-        return "its record in auto_decisions.json is not what this stage decides"
-    return None
+        return None, "its record in auto_decisions.json is not what this stage decides"
+    return None, None

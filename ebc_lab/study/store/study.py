@@ -8,6 +8,7 @@ import stat
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -79,17 +80,42 @@ class StudyHeader(TypedDict):
     looks: NotRequired[list[int]]  # how many seeds each answer had that was recorded before seeds changed
 
 
-def settings_of(header: Mapping[str, Any]) -> Config:
-    """Return the settings in study.json, resolved. Raises UserError where another version wrote them."""
+def settings_of(header: Mapping[str, Any], *, checked: bool = True) -> Config:
+    """Return the settings in study.json, resolved. Raises UserError where another version wrote them.
+    `checked`: whether they contradict each other is looked at, which takes a while for a hundred arms."""
     try:
         config: Config = from_dict(Config, header["config"])
-        validate(config, study=True, here=False)
+        if checked:
+            validate(config, study=True, here=False)
     except UserError as error:
         raise UserError(
             f"study {header['study']} cannot be read here ({str(error).rstrip('.')}): use that version of "
             "ebc-lab, or choose another study.name."
         ) from None
     return config
+
+
+@dataclass(frozen=True, slots=True)
+class Brief:
+    """What is asked of a run again and again; of thousands of runs nothing else is held."""
+
+    run_id: str
+    kind: str | None = None  # None where its spec cannot be used, and then all up to `tokens`
+    stage: str = ""
+    arm: str = ""
+    seed: int = 0
+    steps: int = 0
+    optimizer: str = ""
+    stabilizer: str = ""
+    tokens: int = 0  # of a step
+    outcome: str | None = None  # None without a usable result, and then all that follows
+    cause: str | None = None
+    wall_s: float | None = None
+    ended: int = 0  # at this step
+    identity: str | None = None
+    weights: str | None = None  # their checksum
+    untimed: str = ""  # digest of what decisions read of its result; empty where that was not asked for
+    spans: tuple[tuple[float, float, str, int], ...] | None = None  # of its attempts; None as well
 
 
 @dataclass(frozen=True)
@@ -100,6 +126,22 @@ class Record:
     spec: SpecRecord | None
     result: RunResult | None
     problem: str | None = None
+
+    @cached_property
+    def brief(self) -> Brief:
+        """Return the run in brief."""
+        of_spec: dict[str, Any] = {}
+        of_result: dict[str, Any] = {}
+        if (spec := self.spec) is not None:
+            run = spec["config"]
+            of_spec = {key: spec.get(key, "") for key in ("kind", "stage", "arm")}
+            of_spec |= {"seed": run["seed"], "steps": run["steps"]}
+            of_spec |= {key: run[key]["name"] for key in ("optimizer", "stabilizer")}
+            of_spec["tokens"] = run["batch_size"] * run["model"]["context"]
+        if (result := self.result) is not None:
+            of_result = {key: result.get(key) for key in ("outcome", "cause", "wall_s", "identity")}
+            of_result |= {"ended": result.get("steps", 0), "weights": result.get("weights_checksum")}
+        return Brief(self.run_id, **of_spec, **of_result)
 
 
 class Study(StudyFiles):
@@ -199,14 +241,15 @@ class Study(StudyFiles):
 
     def records(self) -> list[Record]:
         """Return every planned run; what is wrong with one is in its `problem`, and not raised."""
-        return [record for run_id in self.run_ids() if (record := self._record(run_id))]
+        return [record for run_id in self.run_ids() if (record := self.record(run_id))]
 
-    def _record(self, run_id: str) -> Record | None:
+    def record(self, run_id: str) -> Record | None:
+        """Return a planned run, as `records` does; None where nothing is planned under this name."""
         spec: SpecRecord | None = None
         result: RunResult | None = None
         problem: str | None = None
         try:
-            spec = self._spec(run_id)
+            spec = self.spec(run_id)
         except FileNotFoundError:
             return None
         except UserError as error:
@@ -220,7 +263,7 @@ class Study(StudyFiles):
     def read_spec(self, run_id: str) -> tuple[str, RunConfig]:
         """Return (kind, configuration) of a planned run. Raises UserError when its spec does not match its
         name."""
-        spec = self._spec(run_id)
+        spec = self.spec(run_id)
         run: RunConfig = from_dict(RunConfig, spec["config"])
         try:
             named = matches_run_id(spec["kind"], run, run_id)
@@ -231,7 +274,7 @@ class Study(StudyFiles):
             raise UserError(f"{path} does not describe {run_id}: delete the folder, and it is planned again.")
         return spec["kind"], run
 
-    def _spec(self, run_id: str) -> SpecRecord:
+    def spec(self, run_id: str) -> SpecRecord:
         """Return a run's spec.json, of whose settings those in `ShownSettings` are there. Raises UserError:
         damaged, or another run's; FileNotFoundError."""
         files = self.run_files(run_id)
@@ -350,16 +393,15 @@ class Study(StudyFiles):
                 if path.name not in but:
                     path.unlink()
 
-    def forget(self, outcomes: Iterable[str], stages: Iterable[str]) -> list[str]:
-        """Remove results of `stages` with one of `outcomes`, so that they are trained again. -> run ids."""
+    def forget(
+        self, outcomes: Iterable[str], stages: Iterable[str], records: Iterable[Record] | None = None
+    ) -> list[str]:
+        """Remove results of `stages` with one of `outcomes`, so that they are trained again. -> run ids.
+        `records`: the study's, where they are known."""
         wanted = set(outcomes)
         among = set(stages)
-        gone = []
-        for record in self.records():
-            if record.spec is None or record.result is None:
-                continue
-            if record.result["outcome"] in wanted and record.spec["stage"] in among:
-                gone.append(record.run_id)
+        briefs = (record.brief for record in (self.records() if records is None else records))
+        gone = [b.run_id for b in briefs if b.stage in among and b.outcome in wanted]
         manifest.remove_entries(self.root, runs=gone)
         for run_id in gone:
             self.run_files(run_id).result.unlink()

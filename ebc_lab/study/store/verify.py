@@ -12,7 +12,7 @@ from typing import Any
 
 from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError, visible
-from ebc_lab.config.identity import digest, environment, identity_of, matches_run_id, recorded_environment
+from ebc_lab.config.identity import NAMED_BY, digest, environment, identity_of, recorded_environment
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.json_files import read_json
 from ebc_lab.records.paths import SpecRecord
@@ -42,12 +42,13 @@ def verify(study: Study) -> dict[str, Any]:
     if wrong:  # a file's entry is removed before the file is written: leave out those removed since
         recorded = manifest.read(study.root)
         wrong = {p: what for p, what in wrong.items() if p in recorded["files"]}
-    there, all_there = (list(manifest.files(study.root, unfinished=u)) for u in (False, True))
+    there = set(manifest.files(study.root))
+    unfinished = [p for p in manifest.files(study.root, unfinished=True) if p not in there]
     fresh = [p for p in there if p not in recorded["files"]]
     if not under_way:
         wrong |= dict.fromkeys(fresh, UNKNOWN)
-    wrong = _contents(study, set(all_there)) | wrong
-    growing = len(set(all_there) - set(there) - set(recorded["files"]))
+    wrong = _contents(study, there.union(unfinished)) | wrong
+    growing = sum(p not in recorded["files"] for p in unfinished)
     findings = {
         p: {"what": visible(what), "remedy": visible(_remedy(study, p, what))} for p, what in wrong.items()
     }
@@ -139,9 +140,12 @@ def _identity_digest(study: Study, run_id: str) -> str:
     run: RunConfig = from_dict(RunConfig, spec["config"])
     named = whole if kind == "train" else whole["run"]
     with recorded_environment(environment(named)):
-        if identity_of(kind, run) != whole or not matches_run_id(kind, run, run_id):
+        if identity_of(kind, run) != whole:
             raise UserError(f"{run_id} is another run.")
-    return digest(whole)
+    sha256 = digest(whole)
+    if not run_id.endswith(f"-{sha256[:NAMED_BY]}"):
+        raise UserError(f"{run_id} is another run.")
+    return sha256
 
 
 def _remedy(study: Study, path: str, what: str) -> str:

@@ -1,0 +1,119 @@
+"""What commands cost on studies of thousands of runs: processor seconds and memory, and how both grow.
+
+usage: python scripts/scale_figures.py FOLDER [RUNS…]      studies of 1,000, 5,000 and 20,000 runs, made there
+       python scripts/scale_figures.py FOLDER --idle RUNS  what a driver takes for runs that train nothing
+       python scripts/scale_figures.py FOLDER --studies N  `plan` in an output folder of N other studies
+
+The studies are made of copies of a few trained runs (tests/support/many.py) and stay in FOLDER for the next
+call. Each command runs in a process of its own: `cold` without the index of results, `warm` with it. The
+exponent is that of the last two sizes: seconds ~ runs ** exponent, start-up left out.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from support import many  # noqa: E402
+
+from ebc_lab.study.launch.local import LocalPool  # noqa: E402
+from ebc_lab.study.resolve import resolve_study  # noqa: E402
+from ebc_lab.study.store.study import Study  # noqa: E402
+
+CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
+SIZES = (1000, 5000, 20_000)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one process: seconds of processor time, and the most memory that it held."""
+
+    seconds: float
+    megabytes: float
+
+
+def cost_of(command: Sequence[str]) -> Cost:
+    """Run a command to its end."""
+    process = subprocess.Popen([*CLI, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    said = process.stderr.read()
+    _, status, used = os.wait4(process.pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code:
+        sys.exit(f"{' '.join(command)} ended with exit code {code}: {said.decode()}")
+    return Cost(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+
+
+def of_study(folder: Path, runs: int) -> dict[str, Cost]:
+    """Return what each command costs on a study of so many runs, made first where it is not there."""
+    study = Study(folder / "out" / f"many{runs}")
+    if not study.manifest_file.exists():
+        many.made(folder, runs, study.root.name)
+    place = str(study.root)
+    found: dict[str, Cost] = {}
+    for name, command in {
+        "status": ["status", place],
+        "why": ["why", place],
+    }.items():
+        study.index_file.unlink(missing_ok=True)
+        found[f"{name}, cold"] = cost_of(command)
+        found[f"{name}, warm"] = cost_of(command)
+    found["verify"] = cost_of(["verify", place])
+    bundle = folder / "bundle.zip"
+    found["export"] = cost_of(["export", place, "--output", str(bundle)])
+    bundle.unlink()
+    found["diff"] = cost_of(["diff", place, place])
+    return found
+
+
+def exponent(low: Cost, high: Cost, start: Cost, ratio: float) -> float:
+    """Return by which power of the runs the seconds grow between two sizes."""
+    least = 1e-3
+    return math.log(
+        max(high.seconds - start.seconds, least) / max(low.seconds - start.seconds, least)
+    ) / math.log(ratio)
+
+
+def commands(folder: Path, sizes: Sequence[int]) -> None:
+    """Print the table of commands."""
+    found = {runs: of_study(folder, runs) for runs in sizes}
+    start = cost_of(["--version"])
+    print(f"a process that does nothing: {start.seconds:.2f} s, {start.megabytes:.0f} MB")
+    print("| command |" + "".join(f" {runs:,} |" for runs in sizes) + " exponent | MB |")
+    print("|---" * (len(sizes) + 3) + "|")
+    for name in found[sizes[0]]:
+        costs = [found[runs][name] for runs in sizes]
+        row = "".join(f" {cost.seconds:.2f} |" for cost in costs)
+        grows = exponent(costs[-2], costs[-1], start, sizes[-1] / sizes[-2]) if len(sizes) > 1 else math.nan
+        print(f"| {name} |{row} {grows:.2f} | {' / '.join(f'{cost.megabytes:.0f}' for cost in costs)} |")
+
+
+def idle(folder: Path, runs: int) -> None:
+    """Print what a driver takes for each of `runs` runs that train nothing, its workers left out."""
+    shutil.rmtree(folder / "out" / "idle", ignore_errors=True)
+    study = Study(folder / "out" / "idle")
+    study.prepare()
+    with many.hurried():
+        config, _ = resolve_study(many.config_of(folder, 4, "idle", seeds=1), study, print, force=False)
+        specs = many.idle_specs(study, config, runs)
+    launcher = replace(config.launcher, name="local", slots=2, runs_per_worker=1)
+    pool = LocalPool(replace(config, launcher=launcher), study, [], 2, print)
+    began, wall = time.process_time(), time.monotonic()
+    try:
+        pool.run(specs, [], lambda done, busy: None, canary=False)
+    finally:
+        cpu, wall = time.process_time() - began, time.monotonic() - wall
+        pool.close()
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{runs:,} idle runs in {wall:.0f} s: {1e3 * cpu / runs:.2f} ms of the driver a run, {most:.0f} MB")

@@ -1,0 +1,226 @@
+"""The index of a study's runs: never believed over their files, whatever becomes of either."""
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from ebc_lab.config.errors import UserError
+from ebc_lab.records.json_files import as_json, read_json, write_checksummed
+from ebc_lab.study.inspect.compare import compare
+from ebc_lab.study.inspect.status import status
+from ebc_lab.study.inspect.why import why
+from ebc_lab.study.store import bundle, index
+from ebc_lab.study.store.snapshot import read
+from ebc_lab.study.store.study import Study
+from ebc_lab.study.store.verify import verify
+
+NEVER = 10**9  # runs that no study has
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A study of any size has an index, and files count at once."""
+    monkeypatch.setattr(index, "LEAST", 1)
+    monkeypatch.setattr(index, "SETTLED_S", 0.0)
+
+
+@pytest.fixture
+def study(small, finished, tmp_path) -> Study:
+    copy = Study(tmp_path / "out" / "done")
+    shutil.copytree(finished[1].study.root, copy.root)
+    return copy
+
+
+def asked(question):
+    try:
+        return as_json(question())
+    except UserError as error:
+        return str(error)
+
+
+def answers(study: Study):
+    """What is said of a study, and the runs that it is said of."""
+    briefs = [(r.brief.run_id, r.brief.outcome, r.problem) for r in index.look(study).records]
+    return [briefs, *(asked(q) for q in (lambda: status(study), lambda: why(study, None)))]
+
+
+def by_files(study: Study):
+    """The same without an index."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index, "LEAST", NEVER)
+        return answers(study)
+
+
+def rewritten(path: Path, draw: random.Random) -> None:
+    """A result with another loss, or with no outcome at all, and a checksum that is right."""
+    result = {k: v for k, v in read_json(path).items() if k != "checksum"}
+    loss = {"val_loss": draw.random()} if draw.random() < 0.5 else {"outcome": "lost", "cause": "x"}
+    write_checksummed(path, {**result, **loss})
+
+
+def changed_in_place(path: Path, draw: random.Random) -> None:
+    """As many bytes as before, and the time of the last change put back."""
+    about = path.stat()
+    content = bytearray(path.read_bytes())
+    place = draw.randrange(len(content))
+    content[place] = draw.choice(b"0123456789")
+    with path.open("r+b") as file:
+        file.write(content)
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+
+def junk_in(path: Path, draw: random.Random) -> None:
+    if path.exists():
+        content = bytearray(path.read_bytes())
+        at = draw.randrange(len(content))
+        content[at : at + 400] = draw.randbytes(min(400, len(content) - at))
+        path.write_bytes(content)
+
+
+def edits(study: Study, other: Path, draw: random.Random):
+    """Everything that may happen to a study's files between two questions, by name."""
+    run = study.run_files(draw.choice(study.run_ids()))
+    made = study.index_file
+    return {
+        "result removed": lambda: run.result.unlink(missing_ok=True),
+        "result replaced": lambda: run.result.exists() and rewritten(run.result, draw),
+        "result cut off": lambda: run.result.exists() and os.truncate(run.result, draw.randrange(300)),
+        "result edited": lambda: run.result.exists() and changed_in_place(run.result, draw),
+        "spec removed": lambda: run.spec.unlink(missing_ok=True),
+        "spec edited": lambda: run.spec.exists() and changed_in_place(run.spec, draw),
+        "attempts removed": lambda: run.attempts.unlink(missing_ok=True),
+        "run removed": lambda: shutil.rmtree(run.directory),
+        "decisions removed": lambda: study.decisions_file.unlink(missing_ok=True),
+        "index removed": lambda: made.unlink(missing_ok=True),
+        "index empty": lambda: made.write_bytes(b""),
+        "index all junk": lambda: made.write_bytes(draw.randbytes(5000)),
+        "index part junk": lambda: junk_in(made, draw),
+        "index of another": lambda: shutil.copy2(other, made),
+        "nothing": lambda: None,
+    }
+
+
+def tried(study: Study, seed: int, steps: int, tmp_path: Path) -> None:
+    draw = random.Random(seed)
+    answers(study)
+    other = tmp_path / "other.sqlite"
+    shutil.copy2(study.index_file, other)
+    for _ in range(steps):
+        possible = edits(study, other, draw)
+        edit = draw.choice(sorted(possible))
+        possible[edit]()
+        expected = by_files(study)
+        assert answers(study) == expected, edit  # by an index that is behind
+        assert answers(study) == expected, edit  # and by one that was just mended
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_happens_to_the_files_the_answers_are_theirs(study, seed, tmp_path):
+    tried(study, seed, 8, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 160))
+def test_whatever_happens_to_the_files_the_answers_are_theirs_always(study, seed, tmp_path):
+    tried(study, seed, 30, tmp_path)
+
+
+def test_runs_that_are_as_they_were_are_not_read_again(study, monkeypatch):
+    expected = answers(study)
+    monkeypatch.setattr(Study, "record", None)
+    monkeypatch.setattr(Study, "result", None)
+    assert answers(study) == expected
+    assert compare(study, study)["runs"]["different"] == {}
+
+
+def test_results_of_indexed_runs_are_read_when_they_are_asked_for(study):
+    answers(study)
+    known = {r.run_id: (r.spec, r.result) for r in read(study).records}
+    assert known == {r.run_id: (r.spec, r.result) for r in study.records()}
+
+
+def test_a_young_file_may_still_change_and_is_not_indexed(study, monkeypatch):
+    monkeypatch.setattr(index, "SETTLED_S", 3600.0)
+    expected = answers(study)
+    assert index._read(study, "runs") == {}
+    assert answers(study) == expected
+
+
+def test_an_index_is_no_part_of_a_study(study, tmp_path):
+    answers(study)
+    assert study.index_file.exists()
+    assert verify(study)["ok"]
+    with zipfile.ZipFile(bundle.export(study, tmp_path / "x.zip")["bundle"]) as packed:
+        assert study.index_file.name not in packed.namelist()
+
+
+def test_a_small_study_gets_none(finished, tmp_path):
+    copy = shutil.copytree(finished[1].study.root, tmp_path / "done")
+    before = sorted(copy.rglob("*"))
+    status(Study(copy))
+    assert sorted(copy.rglob("*")) == before
+
+
+def test_a_reader_who_may_not_write_leaves_nothing(study, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert answers(study) == by_files(study)
+    assert not study.index_file.exists()
+
+
+def test_what_is_in_the_way_of_an_index_stays_there(study):
+    study.index_file.mkdir()
+    assert answers(study) == by_files(study)
+    assert study.index_file.is_dir()
+
+
+def test_a_locked_index_is_waited_for_no_longer_than_a_moment(study, monkeypatch):
+    monkeypatch.setattr(index, "WAIT_S", 0.01)
+    expected = answers(study)
+    other = sqlite3.connect(study.index_file, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    assert answers(study) == expected
+    other.close()
+    assert answers(study) == expected
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from ebc_lab.study.store import index
+from ebc_lab.study.store.study import Study
+
+index.LEAST, index.SETTLED_S = 1, 0.0
+study = Study(Path(sys.argv[1]))
+print("now", flush=True)
+while True:
+    index._write(study, "runs", [("x" * n, bytes(n), "junk") for n in range(1, 400)])
+    study.run_files(study.run_ids()[0]).result.touch()
+    index.look(study).records
+"""
+
+
+def killed_while_writing(study: Study, draw: random.Random) -> None:
+    command = [sys.executable, "-c", WRITER, str(study.root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout.readline() == "now\n"
+        journal = study.index_file.with_name(f"{study.index_file.name}-journal")
+        for _ in range(draw.randrange(1, 2000)):  # until it is in the middle of something
+            if journal.exists():
+                break
+        writer.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("trials", [2, pytest.param(30, marks=pytest.mark.slow)])
+def test_a_writer_that_is_killed_leaves_no_index_that_is_wrong(study, trials):
+    draw = random.Random(trials)
+    for _ in range(trials):
+        killed_while_writing(study, draw)
+        assert answers(study) == by_files(study)
