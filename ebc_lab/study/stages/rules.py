@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from ebc_lab.config.dicts import to_dict
+from ebc_lab.config.dicts import study_part, to_dict
 from ebc_lab.config.identity import digest
 from ebc_lab.config.kinds import misfit
 from ebc_lab.config.parts.tokens import TRAIN_TOKENS
@@ -165,7 +165,7 @@ def inputs_digest(
     settings = {
         "stage": of_stage,
         "scale": config.scale,
-        "study": to_dict(config.study),
+        "study": study_part(config),
         "seeds": config.seeds,
     }
     untimed = {r: {k: v for k, v in results[r].items() if k not in TIMING} for _, r in runs}
