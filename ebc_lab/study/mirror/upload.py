@@ -24,7 +24,7 @@ from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.schema import Config
 from ebc_lab.records.files import opened
 from ebc_lab.records.json_files import read_json, write_json
-from ebc_lab.records.paths import DIAGNOSES
+from ebc_lab.records.paths import DIAGNOSES, StudyFiles
 
 from ..store.study import Study
 from .place import CHUNK, Entry, Index, Overtaken, Place, sha256_of, why
@@ -79,8 +79,8 @@ def refuse_unusable(config: Config, study: Study) -> None:
         raise
     except Exception as error:
         raise UserError(
-            f"study.mirror={config.study.mirror} cannot be written ({why(error)}): make it reachable, or leave "
-            "the setting out; nothing was trained."
+            f"study.mirror={config.study.mirror} cannot be written ({why(error)}): make it reachable, or "
+            "leave the setting out; nothing was trained."
         ) from None
 
 
@@ -97,8 +97,8 @@ def _refuse_another(latest: Index | None, place: Place, note: MirrorRecord | Non
         return
     what = "has gone on elsewhere since" if note else "is mirrored there already"
     raise UserError(
-        f"{place.address}: a study of this name {what}: `ebc-lab pull {place.address} FOLDER` fetches it into "
-        "another output_dir, or choose another study.name or study.mirror."
+        f"{place.address}: a study of this name {what}: `ebc-lab pull {place.address} FOLDER` fetches it "
+        "into another output_dir, or choose another study.name or study.mirror."
     )
 
 
@@ -153,8 +153,8 @@ class _Mirror:
         except Exception as error:
             if self._note() is None:
                 raise UserError(
-                    f"study.mirror: {self.place.address} cannot be written ({why(error)}): make it reachable, "
-                    "or leave the setting out."
+                    f"study.mirror: {self.place.address} cannot be written ({why(error)}): make it "
+                    "reachable, or leave the setting out."
                 ) from None
             self._fail(error)
         self.thread.start()
@@ -206,8 +206,8 @@ class _Mirror:
         if not self.failing:
             self.failing = True
             self.say(
-                f"warning: {self.place.address} cannot be written ({visible(why(error))}): the runs continue, "
-                "and what is not there is tried again"
+                f"warning: {self.place.address} cannot be written ({visible(why(error))}): the runs "
+                "continue, and what is not there is tried again"
             )
 
     def _recovered(self) -> None:
@@ -347,6 +347,12 @@ def _files(folder: Path, root: Path, but: Path | None = None) -> Iterator[str]:
         for name in sorted(names):
             if not name.startswith(".") and not name.endswith(DIAGNOSES):
                 yield Path(inside, name).relative_to(root).as_posix()
+
+
+def kept_elsewhere(root: Path) -> Iterator[str]:
+    """Yield all files of a study that a mirror has, as paths in the study."""
+    progress = StudyFiles(root).run_files("").progress.name
+    yield from (path for path in _files(root, root) if path.rpartition("/")[2] != progress)
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
