@@ -10,7 +10,7 @@ import typer
 
 from ebc_lab.config.errors import visible
 
-from .options import OUTPUT_DIR, Json, print_json
+from .options import OUTPUT_DIR, Json, Place, optional, print_json
 
 
 def _aside(text: str) -> None:
@@ -65,9 +65,7 @@ def worker(
     ],
     wait: Annotated[
         float,
-        optional(
-            "--wait", help="Seconds to wait for the study's command, to begin with and when it is gone."
-        ),
+        optional("--wait", help="Seconds to wait for the study's command, at the start and when it is gone."),
     ] = 0.0,
     output_dir: Place = OUTPUT_DIR,
 ) -> int:
