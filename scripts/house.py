@@ -79,6 +79,7 @@ ROOMS = {
     "study": (
         ("stages", "trackers"),
         ("store",),
+        ("mirror",),
         ("launch",),
         ("resolve", "guards", "so_far"),
         ("autopilot",),

@@ -18,7 +18,7 @@ import typer
 from ebc_lab import __version__
 from ebc_lab.config.errors import require, visible
 
-from . import collection, completion, ebm
+from . import collection, completion, ebm, elsewhere
 from .options import HELP_NAMES, INTERRUPTED, OUTPUT_DIR, PASS_ON, Json, Place, Port, optional, print_json
 from .options import console as _console
 
@@ -457,4 +457,6 @@ def bench(
 
 app.command("list")(collection.list_studies)
 app.command("board")(collection.board)
+app.command("pull")(elsewhere.pull)
+app.command("worker")(elsewhere.worker)
 app.add_typer(ebm.app, name="ebm")

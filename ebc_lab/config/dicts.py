@@ -11,12 +11,17 @@ from typing import Any
 from .errors import UserError
 from .fields import UNSET, setting_of
 from .kinds import misfit
-from .schema import RunConfig
+from .schema import KEPT_ELSEWHERE, Config, RunConfig
 
 
 def run_part(config: RunConfig) -> RunConfig:
     """The part of a study's configuration that one run needs."""
     return RunConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(RunConfig)})
+
+
+def study_part(config: Config) -> dict[str, Any]:
+    """The settings of `study` that make it what it is: without where its files are also kept."""
+    return {k: v for k, v in to_dict(config.study).items() if k not in KEPT_ELSEWHERE}
 
 
 def to_dict(config: Any) -> dict[str, Any]:

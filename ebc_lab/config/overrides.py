@@ -82,7 +82,8 @@ def parse(overrides: Sequence[str]) -> list[Any]:
             example = "KEY=VALUE, for example scale=smoke"
             if "=" in text:
                 example = f"text with spaces, brackets or other signs in quotes, \"{key}='…'\""
-            raise UserError(f"{shown(text)!r} is not an override: write {example}.") from None
+            said = f"{key}=…" if "://" in text else shown(text)  # an address may hold a secret
+            raise UserError(f"{said!r} is not an override: write {example}.") from None
         digits = max((len(str(abs(x))) for x in _integers(override.value())), default=0)
         if digits > MOST_DIGITS:
             raise UserError(f"{key} is given a number of {digits} digits: no setting takes more than 9.")

@@ -36,6 +36,7 @@ T = TypeVar("T")
 SPLITS = ("train", "val", "test")
 # settings that may differ between calls on one study
 NOT_THE_STUDY = ("launcher", "output_dir", "tracker", "own_files")
+KEPT_ELSEWHERE = ("mirror", "mirror_every_s")  # of `study`: where its files are also kept, likewise
 TUNABLE: dict[str, Setting] = {  # what an arm's grid may hold, and its values
     "lr": Setting("learning rate, absolute", **LR, increasing=True),
     "lr_scale": Setting("learning rate", "× the best lr", **GRID),
@@ -170,6 +171,12 @@ class StudyConfig:
         "trapezoid", "learning rate in the stages' runs; EBC's have no warm-up", choices=LR_SHAPES
     )
     kl_schedule: str = setting("hold_decay", "δ* in the stages' runs", choices=options.SCHEDULES)
+    mirror: str | None = setting(
+        None, "fsspec address below which its files are also kept, s3://BUCKET/PATH (docs/storage.md)"
+    )
+    mirror_every_s: float = setting(
+        10.0, "time between two looks for what is to be mirrored", "s", above=0, high=SECONDS
+    )
 
 
 @dataclass
@@ -679,6 +686,9 @@ class LauncherConfig:
     )
     run_timeout_s: float = setting(
         0.0, "time allowed for one attempt at a run; 0: any", "s", low=0, high=SECONDS
+    )
+    join: bool = setting(
+        False, "workers may join from other machines, with ebc-lab worker (docs/storage.md)", only=("local",)
     )
     partition: str | None = setting(None, "Slurm partition", only=SLURM)
     account: str | None = setting(None, "Slurm account", only=SLURM)

@@ -90,6 +90,8 @@ def validate(config: Config, *, study: bool, here: bool = True) -> None:
     _stages(config)
     _launcher(config.launcher)
     _trackers(config.tracker)
+    if config.study.mirror is not None:
+        check_address("study.mirror", config.study.mirror)
     require(
         config.device != "auto" or config.launcher.name != "slurm" or not study,
         "launcher=slurm needs device=cuda or device=cpu: what this machine has says nothing about the nodes.",
@@ -758,3 +760,34 @@ def _trackers(config: TrackerConfig) -> None:
         f"tracker.mlflow_uri={uri} is no URI: write sqlite:///FILE, file:FOLDER or http://HOST:PORT.",
     )
     require("mlflow" in config.names, "tracker.mlflow_uri goes with tracker=mlflow.")
+
+
+def check_address(path: str, address: str) -> None:
+    """Refuse what is no address of files elsewhere, holds a secret, or needs a package that is missing.
+    `path`: the setting that it is of."""
+    require(
+        not set(address) & set("@?#"),  # the address is not repeated here
+        f"{path}: an address with a password, a key or options in it (@, ?, #) is refused, since it would be "
+        "shown: leave them to the environment (AWS_PROFILE, AWS_ENDPOINT_URL …).",
+    )
+    scheme, _, rest = address.partition("://")
+    require(
+        bool(rest) and "::" not in address,
+        f"{path} takes an address, s3://BUCKET/PATH or file:///FOLDER, not {shown(address)}.",
+    )
+    if importlib.util.find_spec("fsspec") is None:
+        raise UserError(f"{path} needs fsspec: python -m pip install 'ebc-lab[mirror]'.")
+    from fsspec.registry import known_implementations
+
+    known = known_implementations.get(scheme)
+    require(known is not None, f"{path}={shown(address)}: fsspec knows no {scheme}://.")
+    module = known["class"].partition(".")[0]
+    extra = "'ebc-lab[mirror]'" if module == "s3fs" else module
+    require(
+        importlib.util.find_spec(module) is not None,
+        f"{path}={shown(address)} needs {module}: python -m pip install {extra}.",
+    )
+    require(
+        scheme not in ("file", "local") or rest.startswith("/"),
+        f"{path}={shown(address)}: the folder is given from the root, file:///FOLDER.",
+    )

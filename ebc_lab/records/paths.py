@@ -123,6 +123,8 @@ class StudyFiles:
         self.driver_file = root / ".driver.json"  # which process that is
         self.command_file = root / ".command.json"  # the command that runs it, or ran it last
         self.launcher_file = root / ".launcher.json"  # where its Slurm jobs are known
+        self.mirror_file = root / ".mirror.json"  # which mirror it has, and the last of its indexes seen
+        self.sessions = root / ".sessions"  # where workers of other machines meet its driver
         self.cancel_mark = root / ".cancel"  # asks the driver to stop, on whichever machine it runs
         self.plotted_file = root / ".plotted"  # from which decisions the pictures were drawn
 

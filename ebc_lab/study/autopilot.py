@@ -28,6 +28,7 @@ from .guards import Breaker, Limits, StageFailed
 from .launch import Pool, opened
 from .launch.pool import PAUSE
 from .launch.rehearse import rehearse
+from .mirror.upload import mirroring, refuse_unusable
 from .resolve import check_lengths, resolve_study
 from .so_far import SoFar, so_far
 from .stages.rules import Results, Undecidable
@@ -133,6 +134,7 @@ def autopilot(
     _refuse_undecided(stages[0], earlier, study.decisions())
     if not study.exists():  # a mistake found here leaves no files behind
         refuse_unwritable(study.root)
+        refuse_unusable(config, study)
         check_lengths(config, checked_text(config)[0])
         rehearse(config, study, listener.say)
     study.must_be_ours()
@@ -152,10 +154,14 @@ def autopilot(
         for stage in earlier:
             call.decide_again(stage)
         before = _ended(study)
-        with following(config.tracker, study.root, listener.say), opened(config, study, listener.say) as pool:
-            for stage in stages:
-                call.run_stage(stage, pool)
-        return call.conclude(before, corpus.warning)
+        with mirroring(config, study, listener.say):
+            with (
+                following(config.tracker, study.root, listener.say),
+                opened(config, study, listener.say) as pool,
+            ):
+                for stage in stages:
+                    call.run_stage(stage, pool)
+            return call.conclude(before, corpus.warning)
 
 
 @dataclass

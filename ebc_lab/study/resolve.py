@@ -17,7 +17,7 @@ from ebc_lab.bench.packing import packing
 from ebc_lab.bench.speeds import CHOSEN, Choice, Work, choose_for_study, chosen_by_rule, is_open, job_cores
 from ebc_lab.config.checks import check_run
 from ebc_lab.config.choices import changed, shaped
-from ebc_lab.config.dicts import run_part, to_dict
+from ebc_lab.config.dicts import run_part, study_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import study_environment
 from ebc_lab.config.machine import chosen_device, cores, git_revision, hardware, versions, visible_gpus
@@ -158,13 +158,14 @@ def _header(
 ) -> StudyHeader:
     """Return what study.json records. `known`: what it recorded before."""
     copied = own.keep(study, config)
+    settings = {k: v for k, v in to_dict(config).items() if k not in ("tracker", "own_files")}
     header: StudyHeader = {
         "study": study.name,
         "created": known.get("created") or time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "ebc_lab": __version__,
         "requested": asked,
         # without the tracker, whose address may contain a password
-        "config": {k: v for k, v in to_dict(config).items() if k not in ("tracker", "own_files")},
+        "config": {**settings, "study": study_part(config)},
         "environment": study_environment(config),
         "chosen": {**known.get("chosen", {}), **why},
         "corpus": {

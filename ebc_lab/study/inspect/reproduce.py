@@ -19,8 +19,9 @@ from ebc_lab.config.hints import STUDY_DECIDES
 from ebc_lab.config.overrides import in_mapping
 from ebc_lab.config.own.entry_points import offered
 from ebc_lab.config.own.names import own_name
-from ebc_lab.config.schema import NOT_THE_STUDY, ArmConfig, Config, LauncherConfig, RunConfig
+from ebc_lab.config.schema import ArmConfig, Config, LauncherConfig, RunConfig
 
+from ..store.changes import requested as asked_for
 from ..store.own import Copies, copies
 from ..store.study import Study, StudyHeader
 
@@ -217,9 +218,7 @@ def _defaults(chosen: tuple[str, ...], *, study: bool) -> dict[str, Any]:
         config = compose(chosen, study=study, here=False)
     except UserError:  # a suite with parts of the user's own may be read where they are not
         config = compose(chosen, study=study, here=False, sources=False)
-    return flat(
-        {k: v for k, v in to_dict(config if study else run_part(config)).items() if k not in NOT_THE_STUDY}
-    )
+    return flat(asked_for(config) if study else to_dict(run_part(config)))
 
 
 def _suite(asked: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from ..store.study import Study
 from .command import WorkerCommand, worker_env
 from .devices import Devices
 from .pool import Death, Say, WorkerPool, WorkersFailed, worker_settings
-from .session import CLEAN, ProcessRecord, Session, exit_cause
+from .session import CLEAN, GUEST, ProcessRecord, Session, exit_cause, state_dir
 
 CLOSE_S = 15.0  # for a checkpoint, before workers are killed
 
@@ -36,8 +37,12 @@ class LocalPool(WorkerPool):
     """One worker process per slot."""
 
     def __init__(self, config: Config, study: Study, gpus: Sequence[str], slots: int, say: Say):
-        session = Session.begin(study, "local", bound=True, idle_s=None, **worker_settings(config))
+        shared = config.launcher.join
+        about = {**worker_settings(config), "device": config.device, "env": worker_env(config)}
+        session = Session.begin(study, "local", shared=shared, bound=True, idle_s=None, **about)
         super().__init__(config, study, session, slots, say)
+        # pickles, which nobody else may write
+        self.started_from = tempfile.mkdtemp(dir=state_dir(study, "local")) if shared else session.root
         self.devices = Devices(gpus, config.launcher.processes_per_run, slots)
         self.lock = FileLock(session.lock_path, fallback_to_soft=False)
         self.lock.acquire(timeout=0)
@@ -60,7 +65,7 @@ class LocalPool(WorkerPool):
     def _start(self, slot: int) -> None:
         import submitit
 
-        executor = submitit.LocalExecutor(folder=self.session.root / "submitit")
+        executor = submitit.LocalExecutor(folder=Path(self.started_from) / "submitit")
         executor.update_parameters(timeout_min=60 * 24 * 365, stderr_to_stdout=True)
         env = worker_env(self.config)
         if gpus := self.devices.of(slot):
@@ -81,9 +86,12 @@ class LocalPool(WorkerPool):
         return len(self.devices.usable), self.devices.all_barred(), retired
 
     def _has_worked(self, worker: str) -> None:
-        self.devices.worked(int(worker))
+        if not worker.startswith(GUEST):
+            self.devices.worked(int(worker))
 
     def _device_is_to_blame(self, worker: str, said: str | None, lost: Sequence[str]) -> bool:
+        if worker.startswith(GUEST):
+            return said is not None
         blameless, told = self.devices.failed(int(worker), said, lost)
         self._say_retired(told)
         return blameless
@@ -164,7 +172,7 @@ class LocalPool(WorkerPool):
             return
 
     def _place(self, worker: str, note: Mapping[str, Any]) -> str | None:
-        return _place_of(worker)
+        return f"host {note.get('host')}" if worker.startswith(GUEST) else _place_of(worker)
 
     def close(self) -> None:
         self.session.publish([], closed=True, stop=True)

@@ -32,7 +32,7 @@ from ebc_lab.records.streams import rows_in
 
 from ..store import attempts
 from ..store.study import Study
-from .session import Session
+from .session import Session, exit_cause
 
 MAX_FAILED_STARTS = 3  # workers in a row that die, or exit, before they take a run
 RUNS_TO_AVOID = 2  # different runs in a row that lost their worker in one place, before it is avoided
@@ -102,6 +102,8 @@ class WorkerPool(ABC):
         self.idle: dict[str, Any] = {}  # worker without a run -> how many it had begun
         self.silence = attempts.Silence()
         self.alive: dict[str, Alive] = {}
+        self.guests: list[str] = []  # workers that joined from elsewhere
+        self.silent: set[str] = set()  # those of them that were said to show no sign of life
 
     @abstractmethod
     def _start_workers(self, wanted: int) -> None:
@@ -155,7 +157,9 @@ class WorkerPool(ABC):
             for run_id in done:
                 del left[run_id]
             notes = self.session.notes()
-            busy = [notes[w]["run_ids"] for w in self._running_workers() if notes.get(w, {}).get("run_ids")]
+            self._see_guests(notes, by_id)
+            at_work = (*self._running_workers(), *self.guests)
+            busy = [notes[w]["run_ids"] for w in at_work if notes.get(w, {}).get("run_ids")]
             pause_s = max(self.poll_s, PAUSE * (time.monotonic() - began))
             more = check_in(done, busy)
             if not left:
@@ -181,7 +185,9 @@ class WorkerPool(ABC):
     def _offer(self, runs: Sequence[str]) -> None:
         """Publish this list, which of its runs go alone, and over how many workers it is shared."""
         self.offered = list(runs)
-        now = (self.offered, [r for r in runs if r in self.alone], *self._sharers())
+        sharers, barred, retired = self._sharers()
+        sharers += len(self.guests)
+        now = (self.offered, [r for r in runs if r in self.alone], sharers, barred, retired)
         if now != self.published:
             self.published = now
             self.session.publish(now[0], alone=now[1], slots=max(1, now[2]), barred=now[3], retired=now[4])
@@ -246,11 +252,13 @@ class WorkerPool(ABC):
             return
         self.watched = time.monotonic()
         running = self._running_workers()
-        for worker in set(self.alive) - set(running):
+        for worker in set(self.alive) - {*running, *self.guests}:
             del self.alive[worker]
         for worker in running:
             self._check_heartbeat(worker, notes.get(worker, {}))
         self._free_silent_runs({worker: notes[worker] for worker in running if worker in notes}, left)
+        for worker in self.guests:
+            self._check_guest(worker, notes.get(worker, {}))
 
     def _free_silent_runs(self, notes: Mapping[str, Mapping[str, Any]], left: Collection[str]) -> None:
         """Give the runs to another worker that a process holds of which nothing is heard: its node is cut
@@ -292,6 +300,16 @@ class WorkerPool(ABC):
             why = f"longer than launcher.run_timeout_s, {launcher.run_timeout_s:g} s"
             self._kill_for(worker, why, late, late)
 
+    def _check_guest(self, worker: str, note: Mapping[str, Any]) -> None:
+        """Say it, once, where a worker that only its own machine could end shows no sign of life."""
+        seen = self.alive[worker] = self._sign_of(worker, note)
+        patience = max(self.config.launcher.start_s, self.config.launcher.heartbeat_s)
+        if time.monotonic() - seen.since > patience and worker not in self.silent:
+            self.silent.add(worker)
+            on = f" on {', '.join(seen.begun)}" if seen.begun else ""
+            where = note.get("host", "its machine")
+            self.say(f"worker {worker}{on}: no sign of life for {patience:g} s; end it on {where}")
+
     def _sign_of(self, worker: str, note: Mapping[str, Any]) -> Alive:
         """Return what is known of a worker now, given what was known before."""
         run_ids = note.get("run_ids") or []
@@ -306,6 +324,25 @@ class WorkerPool(ABC):
         self.say(f"worker {worker}{' on ' + ', '.join(on) if on else ''}: {why}; it is killed")
         self.killed[worker] = why, guilty
         self._kill(worker)
+
+    def _see_guests(self, notes: Mapping[str, Mapping[str, Any]], specs: Mapping[str, RunSpec]) -> None:
+        """Say which workers have joined, and record those that have died: the kernel frees a guest's lock.
+
+        What one does not finish the others take at once; they need no driver for that.
+        """
+        there = self.session.guests(notes)
+        for worker in (w for w in there if w not in self.guests):
+            self.say(f"worker {worker} has joined, on {notes[worker].get('host', '?')}")
+        for worker in (w for w in self.guests if w not in there):
+            note = notes.get(worker) or self.session.notes().get(worker)
+            if note is None:
+                self.say(f"worker {worker} has left")
+                continue
+            log = self.session.root / f"{worker}.log"
+            cause = exit_cause(self.session, worker) or "its process was killed, or its machine is gone"
+            clean = not any(not self.study.has_result(r) for r in note.get("run_ids") or [])
+            self._record_death(Death(worker, cause, log, clean=clean, counts=False), note, specs)
+        self.guests = there
 
     # -- deaths ----------------------------------------------------------------------------------------------
 
@@ -431,12 +468,17 @@ def worker_settings(config: Config) -> dict[str, Any]:
     return {
         "checkpoint_every_s": launcher.checkpoint_every_s,
         "beat_s": launcher.heartbeat_s / 10,
-        "code": {
-            "ebc_lab": __version__,
-            "git": git_revision(),
-            "torch": versions()["torch"],
-            "numerics_version": NUMERICS_VERSION,
-        },
+        "code": code_here(),
         "processes_per_run": launcher.processes_per_run,
         "runs_per_worker": max(1, launcher.runs_per_worker),  # 0 is resolved by now, or there is no GPU
+    }
+
+
+def code_here() -> dict[str, Any]:
+    """Return which version of the code this is, as far as it can change numbers."""
+    return {
+        "ebc_lab": __version__,
+        "git": git_revision(),
+        "torch": versions()["torch"],
+        "numerics_version": NUMERICS_VERSION,
     }

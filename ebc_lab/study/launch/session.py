@@ -2,7 +2,8 @@
 
 `session.json` says where the study is and how workers behave, `tasks.json` which runs to train, in order,
 `worker-<name>.json` which of them each worker is on. The folder lies in the user's state directory with mode
-0700, because submitit keeps pickles beside; results never travel through it.
+0700, because submitit keeps pickles beside; results never travel through it. With `launcher.join` it lies in
+the study's folder, without the pickles, where workers of other machines find it.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import signal
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import read_json, write_json
+from ebc_lab.records.locks import locked
 
 from ..store.study import Study
 
+GUEST = "guest-"  # how the names of workers begin that no driver started
 CLEAN = "it ended with exit code 0"
 
 
@@ -53,6 +56,8 @@ class SessionRecord(TypedDict):
     processes_per_run: int
     runs_per_worker: int
     code: dict[str, Any]
+    device: NotRequired[str]  # of a session that can be joined, like `env`
+    env: NotRequired[dict[str, str]]
 
 
 class Tasks(TypedDict):
@@ -96,15 +101,19 @@ class Session:
         self.lock_path = root / "driver.lock"
 
     @classmethod
-    def begin(cls, study: Study, launcher: str, **about: Any) -> Session:
-        """Return a new session, replacing any that an earlier driver left behind."""
-        state = state_dir(study, launcher)
+    def begin(cls, study: Study, launcher: str, *, shared: bool = False, **about: Any) -> Session:
+        """Return a new session, replacing any that an earlier driver left behind. `shared`: in the study's
+        own folder, for workers that see no other."""
+        state = study.sessions if shared else state_dir(study, launcher)
+        state.mkdir(exist_ok=True)
         for old in state.glob(
             "session-*"
         ):  # a worker that is still in one takes its vanished lock for a free one
             shutil.rmtree(old, ignore_errors=True)
         session = cls(Path(tempfile.mkdtemp(prefix="session-", dir=state)))
-        write_json(session.root / "session.json", {"study": str(study.root.resolve()), **about})
+        # another machine may see the folder under another path
+        root = os.path.relpath(study.root, session.root) if shared else str(study.root.resolve())
+        write_json(session.root / "session.json", {"study": root, **about})
         session.publish([])
         return session
 
@@ -141,6 +150,10 @@ class Session:
             except (OSError, UserError):  # being replaced; on NFS also briefly stale
                 continue
         return out
+
+    def guests(self, notes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """Return the workers that joined from elsewhere and are there, each under the lock that it holds."""
+        return [w for w in notes if w.startswith(GUEST) and locked(self.root / f"{w}.lock")]
 
     def forget(self, worker: str) -> None:
         (self.root / f"worker-{worker}.json").unlink(missing_ok=True)

@@ -212,7 +212,7 @@ class Worker:
         folder = session.root.parent
         self.held = [FileLock(folder / f"{place}.lock", fallback_to_soft=False) for place in places]
         self.about = session.about()
-        self.study = Study(Path(self.about["study"]))
+        self.study = Study((session.root / self.about["study"]).resolve())
         if self.study.own.is_dir():
             remember(self.study.own)
         self.surroundings = attempts.surroundings()

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from ebc_lab.config.dicts import to_dict
+from ebc_lab.config.dicts import study_part, to_dict
 from ebc_lab.config.identity import canonical_json
 from ebc_lab.config.kinds import misfit
 from ebc_lab.config.parts.tokens import TRAIN_TOKENS
@@ -178,7 +178,7 @@ def settings_of_stage(config: Config, stage: str) -> dict[str, Any]:
     return {
         "stage": of_stage,
         "scale": config.scale,
-        "study": to_dict(config.study),
+        "study": study_part(config),
         "seeds": config.seeds,
     }
 

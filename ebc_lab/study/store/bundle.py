@@ -124,7 +124,7 @@ def _part(root: Path) -> dict[str, str]:
             about = json.loads(line)
             for name in OF_A_RUN:
                 path = f"{RUNS}/{about['run']}/{name}"
-                if not _safe(path):
+                if not safe(path):
                     return {JOINED: f"it names a file outside the study, {_told(path)}"}
                 (root / path).parent.mkdir(parents=True, exist_ok=True)
                 with open(root / path, "x", encoding="utf-8", newline="") as out:
@@ -191,7 +191,7 @@ def _exportable(study: Study) -> dict[str, str]:
     study.must_exist()
     recorded = manifest.read(study.root)
     study.header()
-    if not all(map(_safe, recorded["files"])):
+    if not all(map(safe, recorded["files"])):
         raise UserError(
             f"{study.manifest_file} lists a file outside the study: restore a copy, or delete it."
         )
@@ -286,7 +286,7 @@ def _check_contents(study: Study, there: set[str], wrong: dict[str, str]) -> dic
         damaged = "edited: its checksum does not match"
         wrong.setdefault(manifest.NAME, damaged if manifest.NAME in there else MISSING)
         return {}
-    if not all(map(_safe, recorded)):
+    if not all(map(safe, recorded)):
         wrong[manifest.NAME] = "it lists a file outside the study"
         return {}
     findings: dict[str, Any] = {"files": len(recorded), "growing": 0}
@@ -390,7 +390,7 @@ def _unpack_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, into: Path
     """Unpack one file. -> what is wrong with it, if anything; then it is not there."""
     name = member.orig_filename
     target = into / name
-    if not _safe(name):
+    if not safe(name):
         return "not unpacked: its name is not a plain path inside the study"
     if member.file_size > max(SMALL, MOST_TIMES * member.compress_size):
         return f"not unpacked: {member.file_size} bytes are more than {MOST_TIMES} times its packed size"
@@ -407,7 +407,7 @@ def _unpack_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, into: Path
     return None
 
 
-def _safe(name: str) -> bool:
+def safe(name: str) -> bool:
     """Return a plain path inside the bundle, on any system."""
     return len(name) <= LONGEST and all(_safe_part(part) for part in name.split("/"))
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ebc_lab.config.choices import OWN
-from ebc_lab.config.dicts import from_dict, to_dict
+from ebc_lab.config.dicts import from_dict, study_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.overrides import ARM
 from ebc_lab.config.parts.data import SAME_TEXT, DataConfig
@@ -27,7 +27,8 @@ AUTO = "auto"  # the corpus that a study leaves open
 
 def requested(config: Config) -> dict[str, Any]:
     """Return the settings that make a study what it is, as they were asked for."""
-    return {k: v for k, v in to_dict(config).items() if k not in NOT_THE_STUDY}
+    asked = {k: v for k, v in to_dict(config).items() if k not in NOT_THE_STUDY}
+    return {**asked, "study": study_part(config)}
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[Change]:

@@ -1,0 +1,106 @@
+"""`ebc-lab worker`: a worker that joins a running study from another machine that sees its folder.
+
+The driver of a study with `launcher.join` keeps its session in the study's folder. A worker that joins is one
+like the driver's own: it takes runs from the same list, claims each by its lock, and ends when the driver's
+lock is free. It holds a lock under its own name, by which the driver sees that it is there.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ebc_lab.config.checks import require_gpu
+from ebc_lab.config.errors import UserError
+from ebc_lab.records.locks import locked
+
+from ..store.study import Study, settings_of
+from .command import WorkerCommand
+from .pool import code_here
+from .session import GUEST, Session
+
+Say = Callable[[str], None]
+
+LOOK_S = 0.5  # between two looks for a session
+
+
+def join(study: Study, wait_s: float, say: Say) -> int:
+    """Work on a study until it is finished, or nobody has run it for `wait_s` seconds. -> exit code: 0, or
+    the worker's where it failed.
+
+    Raises UserError: nobody runs it, or with other code than is here.
+    """
+    joined = 0
+    since = time.monotonic()
+    while True:
+        session = _session(study)
+        if session is not None:
+            code = _work(session, say)
+            joined += 1
+            since = time.monotonic()
+            if code:
+                return code
+        elif joined and _finished(study):
+            say(f"study {study.name} is finished")
+            return 0
+        elif time.monotonic() - since >= wait_s:
+            if joined:
+                say(f"nobody runs study {study.name} any more")
+                return 0
+            raise UserError(_nobody(study))
+        time.sleep(LOOK_S)
+
+
+def session_folder(path: Path) -> Study | None:
+    """Return the study of a session's folder, if it is one."""
+    inside = (path / "session.json").exists()
+    return Study(path.resolve().parent.parent) if inside else None
+
+
+def _session(study: Study) -> Session | None:
+    """Return the session whose driver is there."""
+    found = [Session(path.parent) for path in study.sessions.glob("session-*/session.json")]
+    return next((session for session in found if locked(session.lock_path)), None)
+
+
+def _finished(study: Study) -> bool:
+    try:
+        return study.holder() is None and settings_of(study.header()).study.stages[-1] in study.decisions()
+    except UserError:
+        return False
+
+
+def _nobody(study: Study) -> str:
+    if not study.exists():
+        return f"there is no study at {study.root}: begin it with launcher.join=true, or --wait for it."
+    how = "its command, with launcher.join=true, lets workers join"
+    return f"nobody runs study {study.name} so that workers can join: {how}; --wait SECONDS waits for it."
+
+
+def _work(session: Session, say: Say) -> int:
+    """Be one of the session's workers. -> 0 if it was told to end, or nothing is left; else its exit code.
+    Raises UserError."""
+    about = session.about()
+    _refuse_other_code(about["code"])
+    if about.get("device") == "cuda":
+        require_gpu()
+    name = f"{GUEST}{os.uname().nodename[:40]}-{os.getpid()}-{secrets.token_hex(3)}"
+    say(f"joining {Path(session.root).resolve().parent.parent} as {name}")
+    command = WorkerCommand(str(session.root), name, about.get("env", {}), [f"{session.root.name}/{name}"])
+    code = command()
+    if code == 0 and session.root.exists():
+        session.forget(name)
+    return code
+
+
+def _refuse_other_code(code: dict[str, Any]) -> None:
+    """Raise UserError where the driver's code would give other numbers than what is installed here."""
+    here = code_here()
+    other = {k: (v, here.get(k)) for k, v in code.items() if None not in (v, here.get(k)) and v != here[k]}
+    if other:
+        what = "; ".join(f"{k} {there} there, {mine} here" for k, (there, mine) in other.items())
+        raise UserError(f"the study is run by other code than is installed here ({what}): install the same.")

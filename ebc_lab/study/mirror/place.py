@@ -1,0 +1,230 @@
+"""A study's place at an fsspec address: files that never change, and a numbered index of those that count.
+
+    files/<path>.<16 digits of its sha256>    a file of the study, as it was at some time
+    index/00000012.json                       path -> sha256 and size of every file, under a checksum
+
+* A file is written under a name that its content gives it, so nothing that an index names is written again.
+  An index names only what was written completely. So whatever is cut off, the latest index that is whole
+  describes a whole study; one that is cut off itself fails its checksum, and the one before it counts.
+* An index is made under a number that nobody has taken (S3's If-None-Match, a folder's O_EXCL). Of two
+  drivers that both think the study is theirs, one finds its number taken, and knows.
+* The last two indexes and their files are kept, for a reader of the one while the other is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any, NamedTuple, TypedDict
+
+from ebc_lab.config.kinds import misfit
+from ebc_lab.records.json_files import checksum_holds, parsed, with_checksum
+
+from ..store.bundle import safe
+
+CHUNK = 8 << 20  # bytes of a large file that are in memory at a time
+DIGITS = 16  # of a file's sha256 in its name there; the index has all 64
+KEPT = 2  # indexes
+
+
+class Entry(NamedTuple):
+    """A file as an index names it."""
+
+    sha256: str
+    bytes: int
+
+
+class IndexRecord(TypedDict):
+    """What an index holds, beside its checksum."""
+
+    study: str
+    writer: str  # a token of the folder that is mirrored
+    number: int
+    at: str
+    files: dict[str, tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class Index:
+    """A study at one time."""
+
+    study: str = ""
+    writer: str = ""
+    number: int = 0
+    files: Mapping[str, Entry] = field(default_factory=dict)
+
+
+class Overtaken(Exception):
+    """Somebody else has written the next index."""
+
+
+class Place:
+    """One study's files at an address. Methods raise what the file system raises."""
+
+    def __init__(self, address: str):
+        from fsspec.core import url_to_fs
+
+        self.address = address.rstrip("/")
+        options = {"auto_mkdir": True} if address.startswith(("file:", "local:")) else {}
+        self.fs, self.root = url_to_fs(self.address, skip_instance_cache=True, **options)
+        self.local = bool(options)
+
+    def inside(self, name: str) -> Place:
+        """Return the place of a study below this one."""
+        return Place(f"{self.address}/{name}")
+
+    # -- indexes ---------------------------------------------------------------------------------------------
+
+    def latest(self) -> Index | None:
+        """Return the latest index that is whole; None where none is."""
+        for number in sorted(self._numbers(), reverse=True):
+            if (index := self._read(number)) is not None:
+                return index
+        return None
+
+    def _numbers(self) -> list[int]:
+        names = (name.rpartition("/")[2] for name in self._listed("index"))
+        stems = (name.removesuffix(".json") for name in names)
+        return [int(stem) for stem in stems if stem.isdecimal() and stem.isascii()]
+
+    def _read(self, number: int) -> Index | None:
+        """Return an index, None where it was cut off, or is none of ours."""
+        try:
+            record = parsed(self.fs.cat_file(self._index_path(number)))
+        except (FileNotFoundError, ValueError):  # an older one may be removed meanwhile
+            return None
+        if not checksum_holds(record) or misfit(record, IndexRecord) or record["number"] != number:
+            return None
+        files = {path: Entry(*entry) for path, entry in record["files"].items()}
+        if not all(map(safe, files)):
+            return None
+        return Index(record["study"], record["writer"], number, files)
+
+    def publish(self, study: str, writer: str, after: int, files: Mapping[str, Entry]) -> Index:
+        """Make an index of these files the latest, under the next number that is free. Raises Overtaken
+        where another folder has written one since the index of number `after`."""
+        number = after + 1
+        if self.local:
+            self.fs.makedirs(f"{self.root}/index", exist_ok=True)
+        while True:
+            record: IndexRecord = {
+                "study": study,
+                "writer": writer,
+                "number": number,
+                "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "files": {path: (entry.sha256, entry.bytes) for path, entry in sorted(files.items())},
+            }
+            content = json.dumps(with_checksum(record)).encode()
+            try:
+                self.fs.pipe_file(self._index_path(number), content, mode="create")
+            except FileExistsError:
+                there = self._read(number)
+                if there is None:  # cut off
+                    number += 1
+                    continue
+                if there.writer != writer or there.files != files:  # else ours, whose answer was lost
+                    raise Overtaken from None
+            return Index(study, writer, number, dict(files))
+
+    def _index_path(self, number: int) -> str:
+        return f"{self.root}/index/{number:08d}.json"
+
+    # -- files -----------------------------------------------------------------------------------------------
+
+    def write(self, files: Mapping[str, bytes]) -> None:
+        """Write these files, as many at a time as the file system likes."""
+        self.fs.pipe({self._path(path, Entry(sha256_of(c), len(c))): c for path, c in files.items()})
+
+    def write_large(self, path: str, entry: Entry, source: IO[bytes], moved: Callable[[], None]) -> bool:
+        """Write the first bytes of an open file, calling `moved` after each part. -> False, and nothing is
+        there, if they have changed."""
+        left, sha256 = entry.bytes, hashlib.sha256()
+        with self.fs.open(self._path(path, entry), "wb") as out:
+            while left > 0 and (chunk := source.read(min(CHUNK, left))):
+                sha256.update(chunk)
+                out.write(chunk)
+                left -= len(chunk)
+                moved()
+        if sha256.hexdigest() == entry.sha256:
+            return True
+        self.fs.rm_file(self._path(path, entry))
+        return False
+
+    def read(self, files: Mapping[str, Entry]) -> dict[str, bytes | Exception]:
+        """Return what is there of each of these files, or why it cannot be read; nothing is compared."""
+        names = {self._path(path, entry): path for path, entry in files.items()}
+        if not names:
+            return {}
+        there = self.fs.cat(list(names), on_error="return")
+        return {names[name]: content for name, content in there.items()}
+
+    def opened(self, path: str, entry: Entry) -> Any:
+        """Return a large file, open for reading."""
+        return self.fs.open(self._path(path, entry), "rb")
+
+    def _path(self, path: str, entry: Entry) -> str:
+        return f"{self.root}/files/{path}.{entry.sha256[:DIGITS]}"
+
+    # -- what is left over -----------------------------------------------------------------------------------
+
+    def sweep(self, *kept: Index) -> None:
+        """Remove all files that none of these indexes names, and all earlier indexes."""
+        wanted = {self._path(path, entry) for index in kept for path, entry in index.files.items()}
+        self._remove(set(self.fs.find(f"{self.root}/files")) - wanted)
+        oldest = min(index.number for index in kept)
+        self._remove(self._index_path(number) for number in self._numbers() if number < oldest)
+
+    def remove(self, gone: Index, *kept: Index) -> None:
+        """Remove an index, and what it alone names."""
+        wanted = {(path, entry) for index in kept for path, entry in index.files.items()}
+        self._remove(self._path(*named) for named in set(gone.files.items()) - wanted)
+        self._remove([self._index_path(gone.number)])
+
+    def _remove(self, names: Iterable[str]) -> None:
+        there = sorted(names)
+        if self.local:
+            for name in there:
+                if self.fs.exists(name):
+                    self.fs.rm_file(name)
+        elif there:
+            self.fs.rm(there)
+
+    # -- looking around --------------------------------------------------------------------------------------
+
+    def probe(self, token: str) -> None:
+        """Write a file, read it, and remove it."""
+        path = f"{self.root}/files/.probe.{token}"
+        self.fs.pipe_file(path, token.encode())
+        if self.fs.cat_file(path) != token.encode():
+            raise OSError("what was written is not what is read")
+        self._remove([path])
+
+    def holds_others(self) -> bool:
+        """Tell whether anything is there that is not of a mirror."""
+        names = {name.rstrip("/").rpartition("/")[2] for name in self._listed("")}
+        return bool(names - {"files", "index"})
+
+    def studies(self) -> list[str]:
+        """Return the names of the studies directly below this place."""
+        names = sorted(name.rstrip("/").rpartition("/")[2] for name in self._listed(""))
+        return [name for name in names if safe(name) and self.inside(name)._numbers()]
+
+    def _listed(self, folder: str) -> Sequence[str]:
+        self.fs.invalidate_cache()
+        try:
+            return list(self.fs.ls(f"{self.root}/{folder}".rstrip("/"), detail=False))
+        except FileNotFoundError:
+            return []
+
+
+def sha256_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def why(error: BaseException) -> str:
+    """Return what a file system says, in a line."""
+    text = " ".join(str(getattr(error, "strerror", None) or error).split())
+    return text[:300].rstrip(".") or type(error).__name__

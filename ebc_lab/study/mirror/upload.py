@@ -1,0 +1,373 @@
+"""A study mirrored while it runs: a thread of its driver looks for what is new, and writes it to a `Place`.
+
+What it takes of a run depends on whether it has ended. With a result, all of its files, which no longer
+change. Without one, first the checkpoint and then what it appends to, which may only be longer than the
+checkpoint says: a resumed run drops the rest. A run that is claimed meanwhile waits for the next look.
+
+Nothing here stops a study once it trains. What fails is said once and tried again at the next look.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, TypedDict
+
+from ebc_lab.config.errors import UserError, visible
+from ebc_lab.config.schema import Config
+from ebc_lab.records.files import opened
+from ebc_lab.records.json_files import read_json, write_json
+from ebc_lab.records.paths import DIAGNOSES, StudyFiles
+
+from ..store.study import Study
+from .place import CHUNK, Entry, Index, Overtaken, Place, sha256_of, why
+
+Say = Callable[[str], None]
+
+IN_MEMORY = 32 << 20  # bytes that are read before they are written; a larger file goes in parts
+AT_A_TIME = 200  # files
+PAUSE = 10  # times what a look took, before the next
+LONGEST_PAUSE_S = 60.0  # while the mirror does not answer
+PATIENCE_S = 120.0  # without anything written, until the end no longer waits
+
+
+class MirrorRecord(TypedDict):
+    """What .mirror.json holds."""
+
+    address: str
+    writer: str  # the token under which this folder writes
+    since: list[Any]  # number and writer of the index from which this folder went on; of a new one 0, ""
+
+
+class Mirrored(NamedTuple):
+    """A file as it was read: its inode, time and size then."""
+
+    stamp: tuple[int, int, int]
+    entry: Entry
+
+
+def place_of(config: Config, study: Study) -> Place:
+    """Return where a study is mirrored. Raises UserError for a folder that holds the study itself."""
+    assert config.study.mirror is not None
+    try:
+        place = Place(f"{config.study.mirror.rstrip('/')}/{study.name}")
+    except (ImportError, ValueError, OSError) as error:
+        raise UserError(f"study.mirror={config.study.mirror} cannot be used ({why(error)}).") from None
+    if place.local:
+        there, here = Path(place.root).resolve(), study.root.resolve()
+        if there == here or here in there.parents or there in here.parents:
+            raise UserError(f"study.mirror={config.study.mirror} is the study's own folder: choose another.")
+    return place
+
+
+def refuse_unusable(config: Config, study: Study) -> None:
+    """Raise UserError where a new study cannot be mirrored, before anything is written here."""
+    if config.study.mirror is None:
+        return
+    place = place_of(config, study)
+    try:
+        _refuse_another(place.latest(), place, None)
+        place.probe(secrets.token_hex(8))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"study.mirror={config.study.mirror} cannot be written ({why(error)}): make it reachable, or "
+            "leave the setting out; nothing was trained."
+        ) from None
+
+
+def _refuse_another(latest: Index | None, place: Place, note: MirrorRecord | None) -> None:
+    """Raise UserError where what is mirrored there is not what this folder wrote or was pulled from."""
+    if latest is None:
+        if note is None and place.holds_others():
+            raise UserError(f"{place.address} holds files of something else: choose another study.mirror.")
+        return
+    known = note is not None and (
+        latest.writer == note["writer"] or [latest.number, latest.writer] == note["since"]
+    )
+    if known:
+        return
+    what = "has gone on elsewhere since" if note else "is mirrored there already"
+    raise UserError(
+        f"{place.address}: a study of this name {what}: `ebc-lab pull {place.address} FOLDER` fetches it "
+        "into another output_dir, or choose another study.name or study.mirror."
+    )
+
+
+@contextmanager
+def mirroring(config: Config, study: Study, say: Say) -> Iterator[None]:
+    """Mirror a study that this process holds, if it is to be; at the end wait until all is there, and say
+    what is not. Raises UserError at the beginning alone."""
+    if config.study.mirror is None:
+        yield
+        return
+    mirror = _Mirror(place_of(config, study), study, config.study.mirror_every_s, say)
+    mirror.begin()
+    try:
+        yield
+    finally:
+        mirror.finish()
+
+
+class _Mirror:
+    """The thread, and what it knows to be there."""
+
+    def __init__(self, place: Place, study: Study, every_s: float, say: Say):
+        self.place = place
+        self.study = study
+        self.every_s = every_s
+        self.say = say
+        self.index: Index | None = None  # the latest, None until it is known
+        self.before: Index | None = None  # the one before it
+        self.read: dict[str, dict[str, Mirrored]] = {}  # run, or "" -> path -> what was read last
+        self.batch: dict[str, bytes] = {}  # read, and not yet written
+        self.there: set[tuple[str, Entry]] = set()  # written completely, in an index or not
+        self.ended: dict[str, tuple[int, int, int]] = {}  # run -> the stamp of its result, once all is there
+        self.waiting: set[str] = set()  # files that are not there as they are here
+        self.failing = False
+        self.moved = 0  # files written, by which the end sees that something happens
+        self.stop = threading.Event()
+        self.over = False  # nothing more is mirrored from here
+        self.thread = threading.Thread(target=self._work, daemon=True, name="mirror")
+
+    # -- the driver's side -----------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Take the place, and start. A mirror that this study had before may be out of reach for now."""
+        try:
+            self._take()
+        except Overtaken:
+            raise UserError(
+                f"{self.place.address} is being written by somebody else: choose another."
+            ) from None
+        except UserError:
+            raise
+        except Exception as error:
+            if self._note() is None:
+                raise UserError(
+                    f"study.mirror: {self.place.address} cannot be written ({why(error)}): make it "
+                    "reachable, or leave the setting out."
+                ) from None
+            self._fail(error)
+        self.thread.start()
+
+    def finish(self) -> None:
+        """Have the thread look once more, wait for it while it writes, and say how that ended."""
+        self.stop.set()
+        seen, since = -1, time.monotonic()
+        while self.thread.is_alive() and time.monotonic() - since < PATIENCE_S:
+            if seen != self.moved:
+                seen, since = self.moved, time.monotonic()
+            self.thread.join(timeout=0.2)
+        if self.over:
+            return
+        if self.thread.is_alive() or self.waiting or self.index is None:
+            named = ", ".join(sorted(self.waiting)[:3])
+            count = f"{len(self.waiting)} file(s) are not mirrored ({named}{', …' * (len(self.waiting) > 3)})"
+            what = count if self.waiting else "the latest files are not mirrored"
+            self.say(f"warning: {what}: the same command mirrors them")
+        else:
+            self.say(f"mirrored: {len(self.index.files)} files, at {self.place.address}")
+
+    # -- the thread's side -----------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        pause_s = self.every_s
+        while True:
+            last = self.stop.wait(pause_s)
+            began = time.monotonic()
+            try:
+                self.batch = {}
+                while not self._look(whole=last) and last:
+                    self._has_moved()
+                self._recovered()
+                pause_s = max(self.every_s, PAUSE * (time.monotonic() - began))
+            except (Overtaken, UserError) as error:
+                self.over = True
+                more = f" ({error})" if isinstance(error, UserError) else ""
+                address = self.place.address
+                self.say(f"warning: {address} is written by another folder now{more}: not mirrored from here")
+                return
+            except Exception as error:
+                self._fail(error)
+                pause_s = min(max(2 * pause_s, self.every_s), max(LONGEST_PAUSE_S, self.every_s))
+            if last:
+                return
+
+    def _fail(self, error: Exception) -> None:
+        if not self.failing:
+            self.failing = True
+            self.say(
+                f"warning: {self.place.address} cannot be written ({visible(why(error))}): the runs "
+                "continue, and what is not there is tried again"
+            )
+
+    def _recovered(self) -> None:
+        if self.failing:
+            self.failing = False
+            self.say(f"{self.place.address} answers again")
+
+    def _note(self) -> MirrorRecord | None:
+        try:
+            note: MirrorRecord = read_json(self.study.mirror_file, MirrorRecord)
+        except FileNotFoundError:
+            return None
+        return note if note["address"] == self.place.address else None
+
+    def _take(self) -> None:
+        """Learn what is there, refuse another study's, and make the next index ours. Raises as `Place`."""
+        latest = self.place.latest()
+        note = self._note()
+        _refuse_another(latest, self.place, note)
+        if note is None:
+            note = {"address": self.place.address, "writer": secrets.token_hex(8), "since": [0, ""]}
+            write_json(self.study.mirror_file, note)
+        latest = latest or Index()
+        index = self.place.publish(self.study.name, note["writer"], latest.number, latest.files)
+        self.place.sweep(*([index, latest] if latest.number else [index]))
+        self.index, self.before = index, latest
+        self.there = set(index.files.items())
+
+    def _look(self, *, whole: bool) -> bool:
+        """Mirror what is new. -> False if something changed meanwhile, so that no index was written.
+
+        `whole`: also look at runs that had ended, and were all there, at an earlier look.
+        """
+        if self.index is None:
+            self._take()
+        self.waiting = set()
+        study = self.study
+        # by what these say runs are made or refused: they are read before the runs, and must stay
+        decisive = [study.header_file, study.decisions_file, study.manifest_file]
+        stamps = [_stamp(path) for path in decisive]
+        of_run = {"": self._read_all(_files(study.root, study.root, but=study.runs), self.read.get("", {}))}
+        for run_id in study.run_ids():
+            of_run[run_id] = self._of_run(run_id, whole=whole)
+        self._flush()
+        if stamps != [_stamp(path) for path in decisive]:
+            return False
+        self.read = of_run
+        files = {path: kept.entry for read in of_run.values() for path, kept in read.items()}
+        if self.index is not None and files != self.index.files:
+            self._publish(files)
+        self.waiting = set()
+        return True
+
+    def _publish(self, files: Mapping[str, Entry]) -> None:
+        assert self.index is not None
+        writer, gone = self.index.writer, self.before
+        made = self.place.publish(self.study.name, writer, self.index.number, files)
+        self.index, self.before = made, self.index
+        self._has_moved()
+        self.there = set(made.files.items()) | set(self.before.files.items())
+        if gone is not None and gone.number:
+            with suppress(OSError):  # it is swept by the next command
+                self.place.remove(gone, self.index, self.before)
+
+    def _of_run(self, run_id: str, *, whole: bool) -> dict[str, Mirrored]:
+        """Return what is mirrored of a run from now on; what was before, if it changes hands just now."""
+        files = self.study.run_files(run_id)
+        before = self.read.get(run_id, {})
+        ended, claimed = _stamp(files.result), _stamp(files.attempts)
+        if ended is not None and ended == self.ended.get(run_id) and not whole:
+            return before
+        left_out = {files.progress.name, *([] if ended else [files.result.name])}
+        first = files.result if ended else files.checkpoint
+        paths = [path for path in _files(files.directory, self.study.root) if Path(path).name not in left_out]
+        now = self._read_all(sorted(paths, key=lambda path: Path(path).name != first.name), before)
+        if (_stamp(files.result), _stamp(files.attempts)) != (ended, claimed):
+            return before
+        if ended is not None and now == before:
+            self.ended[run_id] = ended
+        return now
+
+    def _read_all(self, paths: Iterable[str], before: Mapping[str, Mirrored]) -> dict[str, Mirrored]:
+        """Read these files, in this order, as far as they have changed, and have them written."""
+        now = {}
+        for path in paths:
+            known = before.get(path)
+            with suppress(FileNotFoundError, UserError):  # removed meanwhile, or no file
+                if known is None or known.stamp != _stamp(self.study.root / path):
+                    known = self._read(path)
+                if known is not None:
+                    now[path] = known
+        return now
+
+    def _read(self, path: str) -> Mirrored | None:
+        """Read a file, and have it written unless it is there. -> None if it changes while it is read."""
+        with opened(self.study.root / path) as file:
+            about = os.fstat(file.fileno())
+            stamp = (about.st_ino, about.st_mtime_ns, about.st_size)
+            large = about.st_size > IN_MEMORY
+            content = b"" if large else file.read(about.st_size)
+            sha256 = _digest(file, about.st_size) if large else sha256_of(content)
+            entry = Entry(sha256, about.st_size if large else len(content))
+            if (path, entry) in self.there:
+                return Mirrored(stamp, entry)
+            self.waiting.add(path)
+            if not large:
+                self.batch[path] = content
+                if sum(map(len, self.batch.values())) > IN_MEMORY:
+                    self._flush()
+                return Mirrored(stamp, entry)
+            file.seek(0)
+            if not self.place.write_large(path, entry, file, self._has_moved):
+                return None
+        self.there.add((path, entry))
+        return Mirrored(stamp, entry)
+
+    def _flush(self) -> None:
+        """Write what was read."""
+        while self.batch:
+            some = dict(islice(self.batch.items(), AT_A_TIME))
+            self.place.write(some)
+            self._has_moved()
+            self.there |= {(path, Entry(sha256_of(content), len(content))) for path, content in some.items()}
+            for path in some:
+                del self.batch[path]
+
+    def _has_moved(self) -> None:
+        self.moved += 1
+
+
+def _files(folder: Path, root: Path, but: Path | None = None) -> Iterator[str]:
+    """Yield the files below a folder that are kept elsewhere as well, as paths in the study."""
+    for inside, folders, names in os.walk(folder):
+        folders[:] = sorted(
+            f for f in folders if f[0] != "." and f != "__pycache__" and Path(inside, f) != but
+        )
+        for name in sorted(names):
+            if not name.startswith(".") and not name.endswith(DIAGNOSES):
+                yield Path(inside, name).relative_to(root).as_posix()
+
+
+def kept_elsewhere(root: Path) -> Iterator[str]:
+    """Yield all files of a study that a mirror has, as paths in the study."""
+    progress = StudyFiles(root).run_files("").progress.name
+    yield from (path for path in _files(root, root) if path.rpartition("/")[2] != progress)
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """Return what changes when a file does; None where none is."""
+    try:
+        about = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return about.st_ino, about.st_mtime_ns, about.st_size
+
+
+def _digest(file: BinaryIO, size: int) -> str:
+    """Return the sha256 of the first bytes of an open file."""
+    sha256 = hashlib.sha256()
+    while size > 0 and (chunk := file.read(min(CHUNK, size))):
+        sha256.update(chunk)
+        size -= len(chunk)
+    return sha256.hexdigest()

@@ -1,0 +1,247 @@
+"""What comes back from a mirror is what was written, or is named: nothing half-written is believed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.called import called, refused
+from support.s3 import BUCKET
+
+from ebc_lab.config.errors import UserError
+from ebc_lab.records.json_files import read_json
+from ebc_lab.study.mirror import pull as pull_module
+from ebc_lab.study.mirror.place import Place
+from ebc_lab.study.mirror.pull import pull
+from ebc_lab.study.mirror.upload import kept_elsewhere
+from ebc_lab.study.store.study import Study
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {path: (root / path).read_bytes() for path in kept_elsewhere(root)}
+
+
+def objects(mirrored, ending: str) -> list[str]:
+    """The names, in the file system, of the files there of which the study calls one `…ending`."""
+    place = Place(mirrored.address)
+    names = place.fs.find(f"{place.root}/files")
+    return [name for name in names if name.rpartition(".")[0].endswith(ending)]
+
+
+def overwrite(mirrored, ending: str, change) -> str:
+    """Replace one file there by what `change` makes of it; None removes it. -> the run that it is of."""
+    place = Place(mirrored.address)
+    name = objects(mirrored, ending)[0]
+    content = change(place.fs.cat_file(name))
+    if content is None:
+        place.fs.rm_file(name)
+    else:
+        place.fs.pipe_file(name, content)
+    return name.split("/")[-2]
+
+
+DAMAGE = {
+    "damaged": lambda content: content[:-2] + bytes([content[-2] ^ 1]) + content[-1:],
+    "truncated": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "missing": lambda content: None,
+}
+
+
+def test_a_study_is_pulled_with_every_byte_and_then_needs_nothing_more(mirrored, tmp_path):
+    mirrored.mirror()
+    assert mirrored.said[-1].startswith("mirrored: ")
+    told = pull(mirrored.config.study.mirror, tmp_path / "there")
+    pulled = Study(tmp_path / "there" / "done")
+    assert contents(pulled.root) == contents(mirrored.study.root)
+    assert told["fetched"] == told["files"] > 20
+    assert not told["damaged"]
+    assert pull(mirrored.address, tmp_path / "there")["fetched"] == 0  # it is there already
+    for name in (".lock", ".driver.json", ".command.json"):  # of that machine
+        assert not (pulled.root / name).exists()
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_run_with_a_damaged_file_is_left_out_and_named(mirrored, tmp_path, how):
+    mirrored.mirror()
+    run = overwrite(mirrored, "steps.csv", DAMAGE[how])
+    done = called("pull", mirrored.address, str(tmp_path / "there"), "--json", cwd=tmp_path)
+    assert done.returncode == 4, done.stderr
+    assert list(json.loads(done.stdout)["damaged"]) == [f"runs/{run}/steps.csv"]
+    pulled = Study(tmp_path / "there" / "done")
+    assert run not in [r for r in pulled.run_ids() if pulled.has_result(r)]
+    assert len(pulled.run_ids()) >= len(mirrored.study.run_ids()) - 1
+
+
+def test_a_damaged_study_json_is_refused_and_a_damaged_table_left_out(mirrored, tmp_path):
+    mirrored.mirror()
+    overwrite(mirrored, "summary_lr_sweep.csv", DAMAGE["truncated"])
+    assert list(pull(mirrored.address, tmp_path / "a")["damaged"]) == ["summary_lr_sweep.csv"]
+    overwrite(mirrored, "study.json", DAMAGE["truncated"])
+    with pytest.raises(UserError, match=r"study\.json is not what was written"):
+        pull(mirrored.address, tmp_path / "b")
+    assert not (tmp_path / "b" / "done").exists()
+
+
+def test_an_index_that_was_cut_off_leaves_the_one_before(mirrored, tmp_path):
+    mirrored.mirror()
+    before = contents(mirrored.study.root)
+    (mirrored.study.root / "acceptance.md").write_text("changed\n")
+    mirrored.mirror()
+    place = Place(mirrored.address)
+    latest = sorted(place.fs.ls(f"{place.root}/index", detail=False))[-1]
+    place.fs.pipe_file(latest, place.fs.cat_file(latest)[:-100])
+    pull(mirrored.address, tmp_path / "there")
+    assert contents(tmp_path / "there" / "done") == before
+    mirrored.mirror()  # and the next one is whole again
+    pull(mirrored.address, tmp_path / "later")
+    assert contents(tmp_path / "later" / "done") == contents(mirrored.study.root)
+
+
+KILLED = """
+import os, pickle, signal, sys
+from ebc_lab.study.mirror import place
+from ebc_lab.study.mirror.upload import mirroring
+
+config, study, after = pickle.load(sys.stdin.buffer)
+write, publish = place.Place.write, place.Place.publish
+
+def half(self, files):
+    global after
+    after -= 1
+    if after >= 0:
+        return write(self, files)
+    for path, content in sorted(files.items()):
+        name = self._path(path, place.Entry(place.sha256_of(content), len(content)))
+        if len(content) > 10 and self.local:
+            self.fs.pipe_file(name, content[: len(content) // 2])
+            break
+        self.fs.pipe_file(name, content)
+        break
+    os.kill(os.getpid(), signal.SIGKILL)
+
+place.Place.write = half
+with mirroring(config, study, print):
+    pass
+"""
+
+
+def test_kill_9_in_the_middle_of_an_upload_leaves_the_state_before(mirrored, tmp_path):
+    import pickle
+
+    mirrored.mirror()
+    before = contents(mirrored.study.root)
+    for path in mirrored.study.root.glob("summary_*.csv"):
+        path.write_text(path.read_text() + "\n")
+    asked = pickle.dumps((mirrored.config, mirrored.study, 0))
+    done = subprocess.run([sys.executable, "-c", KILLED], input=asked, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    pull(mirrored.address, tmp_path / "there")
+    assert contents(tmp_path / "there" / "done") == before
+    mirrored.mirror()
+    pull(mirrored.address, tmp_path / "later")
+    assert contents(tmp_path / "later" / "done") == contents(mirrored.study.root)
+    indexes = Place(mirrored.address)._numbers()
+    assert len(indexes) == 2
+    assert len(objects(mirrored, "summary_lr_sweep.csv")) <= 2  # what was cut off is swept
+
+
+def test_a_pull_that_is_interrupted_goes_on_where_it_was(mirrored, tmp_path, monkeypatch):
+    mirrored.mirror()
+    read, calls = Place.read, []
+
+    def cut_off(self, files):
+        calls.append(len(files))
+        if len(calls) == 3:
+            raise ConnectionError("the line is cut")
+        return read(self, files)
+
+    monkeypatch.setattr(pull_module.Place, "read", cut_off)
+    monkeypatch.setattr(pull_module, "AT_A_TIME", 5)
+    with pytest.raises(UserError, match="the line is cut"):
+        pull(mirrored.address, tmp_path / "there")
+    assert not (tmp_path / "there" / "done").exists()
+    monkeypatch.setattr(pull_module.Place, "read", read)
+    # what lies there half-written is fetched again
+    [*_, last] = sorted(p for p in (tmp_path / "there" / ".done.pull").iterdir() if p.is_file())
+    last.write_bytes(last.read_bytes()[:10])
+    told = pull(mirrored.address, tmp_path / "there")
+    assert told["fetched"] == told["files"] - calls[0] - calls[1] + 1
+    assert contents(tmp_path / "there" / "done") == contents(mirrored.study.root)
+
+
+def test_another_study_in_its_folder_is_not_overwritten(mirrored, tmp_path):
+    mirrored.mirror()
+    shutil.copytree(mirrored.study.root, tmp_path / "there" / "done")
+    (tmp_path / "there" / "done" / ".mirror.json").unlink()
+    decisions = tmp_path / "there" / "done" / "auto_decisions.json"
+    decisions.write_text(decisions.read_text() + "\n")
+    assert "is another study, or is not as it is mirrored" in refused(
+        "pull", mirrored.address, str(tmp_path / "there"), cwd=tmp_path
+    )
+
+
+def test_who_went_on_elsewhere_shuts_the_first_folder_out(mirrored, tmp_path):
+    mirrored.mirror()
+    pull(mirrored.address, tmp_path / "there")
+    with mirrored.running():  # the first folder goes on: what was pulled is out of date
+        (mirrored.study.root / "acceptance.md").write_text("changed\n")
+    second = type(mirrored)(mirrored.config, tmp_path / "there" / "done", mirrored.config.study.mirror)
+    with pytest.raises(UserError, match="has gone on elsewhere since"):
+        second.mirror()
+    shutil.rmtree(tmp_path / "there")
+    with mirrored.running():
+        pull(mirrored.address, tmp_path / "there")
+        with second.running():  # the second takes it over while the first still runs
+            (mirrored.study.root / "acceptance.md").write_text("a late word of the first\n")
+    assert any("is written by another folder now" in line for line in mirrored.said)
+    index = Place(mirrored.address).latest()
+    assert index.writer == read_json(second.study.mirror_file)["writer"]
+    pull(mirrored.address, tmp_path / "last")
+    assert contents(tmp_path / "last" / "done") == contents(second.study.root)
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("labs", "takes an address"),
+        ("s3://key:secret@labs/x", "password"),
+        ("s3://labs/x?secret=1", "is not an override"),
+        ("'s3://labs/x?secret=1'", "password"),
+        ("nowhere://labs", "fsspec knows no nowhere://"),
+        ("gs://labs/x", "python -m pip install gcsfs"),
+        ("file://labs", "from the root"),
+        (f"s3://{BUCKET}-not-there/x", "specified bucket does not exist"),
+        ("file:///proc/labs", "cannot be written"),
+    ],
+)
+def test_a_wrong_address_is_refused_before_anything_is_written(s3, tiny, tmp_path, address, why):
+    message = refused("autopilot", *tiny, f"output_dir={tmp_path}", f"study.mirror={address}", cwd=tmp_path)
+    assert why in message
+    assert "secret" not in message.replace("not-a-secret", "")
+
+
+def test_the_address_is_no_part_of_the_study(finished, tiny):
+    from ebc_lab.config.compose import compose
+    from ebc_lab.study.store.changes import from_recorded
+
+    header = finished[1].study.header()
+    assert "mirror" not in header["requested"]["study"] | header["config"]["study"]
+    same = [
+        *tiny,
+        "launcher=inline",
+        "study.name=done",
+        "study.mirror=file:///somewhere",
+        "study.mirror_every_s=1",
+    ]
+    assert from_recorded(compose(same), header) == []
+
+
+def test_without_a_study_pull_says_so_or_lets_a_new_one_begin(s3, tmp_path):
+    assert "holds no study" in refused("pull", f"s3://{BUCKET}/none", str(tmp_path), cwd=tmp_path)
+    done = called("pull", f"s3://{BUCKET}/none", str(tmp_path), "--if-there", cwd=tmp_path)
+    assert (done.returncode, os.listdir(tmp_path)) == (0, [])

@@ -1,0 +1,159 @@
+"""A study is mirrored while it runs, and goes on elsewhere as if its machine had never been lost."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from support.called import CLI, called
+from support.drivers import held_at_first, sessions, without_timing
+from support.s3 import BUCKET, Door
+
+from ebc_lab.study.mirror.place import Place
+from ebc_lab.study.mirror.pull import pull
+from ebc_lab.study.mirror.upload import kept_elsewhere
+from ebc_lab.study.store import attempts
+from ebc_lab.study.store.study import Study
+from ebc_lab.study.store.verify import verify
+
+TRIALS = 5  # of the slow test
+DEADLINE_S = 180.0
+
+
+def command(tiny, out: Path, *more: str) -> list[str]:
+    """The first stage of a study, on two workers that write a checkpoint at every step."""
+    launcher = ["launcher=local", "launcher.slots=2", "launcher.checkpoint_every_s=0"]
+    mirror = [f"study.mirror=s3://{BUCKET}/lab", "study.mirror_every_s=0.1"]
+    return ["autopilot", *tiny, "study.stages=[lr_sweep]", *launcher, *mirror, f"output_dir={out}", *more]
+
+
+def until(what) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not what():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.05)
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def lose_the_machine(driver: subprocess.Popen, study: Study) -> None:
+    """Kill everything that runs a study, and its disk."""
+    at_work = [note["pid"] for s in sessions(study, "local") for note in s.notes().values()]
+    driver.kill()
+    for pid in at_work:
+        os.kill(pid, signal.SIGKILL)
+    driver.wait()
+    until(lambda: all(map(gone, at_work)))
+    shutil.rmtree(study.root.parent)
+
+
+def begins(study: Study, run_id: str) -> int:
+    return [event["event"] for event in attempts.log(study.run_dir(run_id))].count("begin")
+
+
+def test_a_study_whose_machine_is_lost_goes_on_from_its_mirror(tiny, finished, s3, tmp_path):
+    env = {**os.environ, "PYTHONPATH": held_at_first(tmp_path)}
+    here, there = tmp_path / "here", tmp_path / "there"
+    study = Study(here / "lost")
+    driver = subprocess.Popen(
+        [*CLI, *command(tiny, here, "study.name=lost")], env=env, stdout=subprocess.DEVNULL
+    )
+    place = Place(f"s3://{BUCKET}/lab/lost")
+
+    def mirrored(ending: str) -> list[str]:
+        index = place.latest()
+        return [path for path in (index.files if index else {}) if path.endswith(ending)]
+
+    until(lambda: mirrored("checkpoint.pt"))  # the first run goes alone, and is held
+    [first] = mirrored("checkpoint.pt")
+    (study.root / first).with_name("go").touch()
+    until(lambda: mirrored("result.json") and len(mirrored("checkpoint.pt")) == 2)
+    lose_the_machine(driver, study)
+
+    assert called("pull", f"s3://{BUCKET}/lab/lost", str(there), cwd=tmp_path).returncode == 0
+    pulled = Study(there / "lost")
+    done = {run for run in pulled.run_ids() if pulled.has_result(run)}
+    begun = {run for run in pulled.run_ids() if pulled.run_files(run).checkpoint.exists()}
+    assert (len(done), len(begun)) == (1, 2)
+    on = called(*command(tiny, there, "study.name=lost"), cwd=tmp_path)
+    assert on.returncode == 0, on.stdout + on.stderr
+    assert all(begins(pulled, run) == 1 for run in done)  # not trained again
+    assert all(begins(pulled, run) == 2 for run in begun)
+    assert not any(attempts.restarts(pulled.run_dir(run)) for run in begun)  # but from their checkpoints
+    assert verify(pulled)["ok"]
+    ours, theirs = (s.root / "summary_lr_sweep.csv" for s in (pulled, finished[1].study))
+    assert without_timing(ours) == without_timing(theirs)
+    assert set(mirrored("")) == set(kept_elsewhere(pulled.root))
+
+
+@pytest.mark.slow  # s3fs tries for seconds before it says so
+def test_a_mirror_out_of_reach_is_said_once_and_caught_up_with(mirrored, tmp_path, s3, monkeypatch):
+    if not mirrored.address.startswith("s3:"):
+        pytest.skip("a folder is always there")
+    door = Door(int(s3["AWS_ENDPOINT_URL"].rpartition(":")[2]))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{door.port}")
+
+    def said(what: str) -> int:
+        return sum(what in line for line in mirrored.said)
+
+    with mirrored.running():
+        until(lambda: "acceptance.json" in (Place(mirrored.address).latest().files or {}))
+        door.shut()
+        (mirrored.study.root / "acceptance.md").write_text("later\n")
+        until(lambda: said("cannot be written"))
+        door.open()
+        until(lambda: said("answers again"))
+    assert said("cannot be written") == 1
+    assert mirrored.said[-1].startswith("mirrored: ")
+    door.shut()
+    (mirrored.study.root / "acceptance.md").write_text("still later\n")
+    mirrored.said.clear()
+    mirrored.mirror()  # it was there before, so it does not stop the study
+    assert "the same command mirrors them" in mirrored.said[-1]
+    door.open()
+    mirrored.mirror()
+    pull(mirrored.address, tmp_path / "there")
+    assert (tmp_path / "there" / "done" / "acceptance.md").read_text() == "still later\n"
+
+
+@pytest.mark.slow
+def test_machines_lost_at_random_moments_never_change_a_byte(tiny, finished, s3, tmp_path):
+    import random
+
+    expected = without_timing(finished[1].study.root / "summary_lr_sweep.csv")
+    wrong, lost = [], 0
+    for trial in range(TRIALS):
+        draw, name = random.Random(trial), f"trial{trial}"
+        for machine in range(4):
+            out = tmp_path / f"{name}_{machine}"
+            study = Study(out / name)
+            done = called("pull", f"s3://{BUCKET}/lab/{name}", str(out), "--if-there", cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+            driver = subprocess.Popen(
+                [*CLI, *command(tiny, out, f"study.name={name}")],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            place = Place(f"s3://{BUCKET}/lab/{name}")
+            until(lambda: place.latest() is not None or driver.poll() is not None)
+            try:
+                driver.wait(timeout=draw.uniform(1, 9) if machine < 3 else None)
+                break
+            except subprocess.TimeoutExpired:
+                lose_the_machine(driver, study)
+                lost += 1
+        found = without_timing(study.root / "summary_lr_sweep.csv")
+        if found != expected or not verify(study)["ok"]:
+            wrong.append(trial)
+    print(f"\n{TRIALS} studies, {lost} machines lost, {TRIALS - len(wrong)} byte-identical")
+    assert not wrong
+    assert lost >= TRIALS
