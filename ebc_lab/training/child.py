@@ -22,6 +22,7 @@ import torch.distributed as dist
 from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig
+from ebc_lab.records.files import STORAGE_ERRORS
 
 from .apart import DEVICE, DONE, FAILED, INTERRUPTED, REFUSED, UNWRITABLE
 from .outcome import cause_of, is_device_failure, is_oom, is_own_fault, run_and_record
@@ -95,6 +96,10 @@ class Child:
         except Exception as error:
             if lost_another(error):
                 os._exit(1)
+            if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+                why = [error.errno, error.strerror, error.filename]
+                self.say(rank=self.ranks.rank, end=UNWRITABLE, why=why)
+                return
             traceback.print_exc()
             cause = cause_of(error)
             if is_device_failure(error) and not is_own_fault(cause):

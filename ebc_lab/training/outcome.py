@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import time
 import traceback
 from pathlib import Path
@@ -16,6 +15,7 @@ from ebc_lab.config.identity import digest, identity
 from ebc_lab.config.own.sources import line_of_fault
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.figures import FINISHED
+from ebc_lab.records.files import STORAGE_ERRORS
 from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import rows_in
@@ -25,7 +25,6 @@ from .ranks import ALONE, Ranks, lost_another
 from .run import Training
 from .turns import UNUSABLE, DeviceFailed, Interrupted, Progress, Say, quiet, to_the_end
 
-STORAGE_ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EDQUOT, errno.EFBIG)
 OOM = (MemoryError, torch.OutOfMemoryError)
 OOM_WORDS = (
     "can't allocate memory",
@@ -63,7 +62,7 @@ def recorded_run(
     Raises:
         Interrupted: it was asked to stop; its checkpoint is written.
         UserError: the folder holds another run or a damaged file, which is left as it is.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or not be read.
         DeviceFailed: the GPU failed, or a process of the run; there is a result only if its own code did it.
     """
     files, name = RunFiles(directory), digest(identity(run))
@@ -76,8 +75,13 @@ def recorded_run(
     started = time.perf_counter()
     _log(files, f"{run_id} begins or resumes", *_about(run, ranks, corpus_warning))
     broken = False
+
+    def told(why: str) -> None:
+        say(why)
+        _log(files, why)
+
     try:
-        training = Training(run, directory, say, ranks)
+        training = Training(run, directory, told, ranks)
         _log(files, *training.numerics.log_lines())
         result = yield from training.blocks(**hooks)
     except (Interrupted, KeyboardInterrupt, UserError):

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,7 @@ from ebc_lab.config.schema import RunConfig
 WATCH_S = 1.0  # between looks whether the launcher of these processes is there
 FOREVER = timedelta(days=365)  # the driver's heartbeat notices a process that hangs
 BACKENDS = "cpu:gloo,cuda:nccl"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,22 @@ class Ranks:
         votes = torch.tensor(int(flag))
         dist.broadcast(votes, 0)
         return bool(votes)
+
+    def from_first(self, compute: Callable[[], T]) -> T:
+        """Return what `compute` returns in rank 0, or raise what it raises there, in every process."""
+        if self.count == 1:
+            return compute()
+        answer: list[Any] = [None, None]
+        if self.first:
+            try:
+                answer = [compute(), None]
+            except Exception as error:
+                answer = [None, error]
+        dist.broadcast_object_list(answer, 0)
+        value: T = answer[0]
+        if answer[1] is not None:
+            raise answer[1]
+        return value
 
     def refuse_drift(self, weights: list[nn.Parameter], step: int) -> None:
         """Raises RuntimeError unless the weights, after so many steps, are those of all processes."""

@@ -141,6 +141,28 @@ def test_what_one_process_has_begun_two_finish_and_the_other_way_round(run, tmp_
         same(tmp_path / "whole", folder)
 
 
+@pytest.mark.parametrize("broken", ["damaged", "unreadable"])
+def test_what_the_first_process_finds_of_a_checkpoint_holds_for_all(run, broken, tmp_path):
+    run = plain(run)
+    run_and_record(run, tmp_path / "whole", "x", processes=2)
+    folder, seen, said = tmp_path / "broken", [], []
+    stop = {"on_progress": seen.append, "should_stop": lambda: bool(seen) and seen[-1] >= 11}
+    with pytest.raises(Interrupted):
+        run_and_record(run, folder, "x", processes=2, **stop)
+    path = folder / "checkpoint.pt"
+    if broken == "damaged":
+        path.write_bytes(path.read_bytes()[:1000])
+    else:
+        path.rename(folder / "elsewhere")
+        path.symlink_to("/proc/self/mem")  # a file whose first byte cannot be read
+        with pytest.raises(OSError, match="Input/output error"):
+            run_and_record(run, folder, "x", processes=2)
+        (folder / "elsewhere").rename(path)
+    run_and_record(run, folder, "x", processes=2, say=said.append)
+    assert ["checkpoint.damaged-1.pt: it starts" in text for text in said] == [True] * (broken == "damaged")
+    assert (tmp_path / "whole" / "steps.csv").read_bytes() == (folder / "steps.csv").read_bytes()
+
+
 @pytest.mark.parametrize(
     "victim",
     [
