@@ -35,7 +35,7 @@ from .parts.workload import WorkloadConfig
 T = TypeVar("T")
 SPLITS = ("train", "val", "test")
 # settings that may differ between calls on one study
-NOT_THE_STUDY = ("launcher", "output_dir", "tracker", "own_files")
+NOT_THE_STUDY = ("launcher", "output_dir", "tracker", "notify", "own_files")
 TUNABLE: dict[str, Setting] = {  # what an arm's grid may hold, and its values
     "lr": Setting("learning rate, absolute", **LR, increasing=True),
     "lr_scale": Setting("learning rate", "× the best lr", **GRID),
@@ -762,6 +762,9 @@ class Config(RunConfig):
         most=20,
     )
     output_dir: str = setting("outputs/ebc_ablation", "folder of the studies")
+    notify: str = setting(
+        "", "a program and its arguments, run when the study has ended, failed or stalled (docs/running.md)"
+    )
     own_files: dict[str, str] = setting(
         {}, "filled in: your suite, your own parts and what they import, which the study copies", most=500
     )

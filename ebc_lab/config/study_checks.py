@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import math
+import os
 import re
+import shlex
+import shutil
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -90,6 +93,7 @@ def validate(config: Config, *, study: bool, here: bool = True) -> None:
     _stages(config)
     _launcher(config.launcher)
     _trackers(config.tracker)
+    _notify(config.notify, study=study)
     require(
         config.device != "auto" or config.launcher.name != "slurm" or not study,
         "launcher=slurm needs device=cuda or device=cpu: what this machine has says nothing about the nodes.",
@@ -735,6 +739,23 @@ def _as_run(
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return run
+
+
+def _notify(command: str, *, study: bool) -> None:
+    """Refuse a command that cannot be run. Raises UserError."""
+    if not command:
+        return
+    require(study, "notify is for a study: leave it out of train, whose end your shell can wait for.")
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UserError(f"notify={shown(command)} cannot be split into words ({error}).") from None
+    require(bool(words), "notify must name a program.")
+    require(
+        shutil.which(os.path.expanduser(words[0])) is not None,
+        f"notify: {shown(words[0])} is no program on this machine: give its path (a pipe or a `;` needs "
+        "notify=\"sh -c '…'\").",
+    )
 
 
 def _trackers(config: TrackerConfig) -> None:

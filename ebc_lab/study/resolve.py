@@ -163,8 +163,8 @@ def _header(
         "created": known.get("created") or time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "ebc_lab": __version__,
         "requested": asked,
-        # without the tracker, whose address may contain a password
-        "config": {k: v for k, v in to_dict(config).items() if k not in ("tracker", "own_files")},
+        # without the tracker's address and the command, which may contain a password
+        "config": {k: v for k, v in to_dict(config).items() if k not in ("tracker", "notify", "own_files")},
         "environment": study_environment(config),
         "chosen": {**known.get("chosen", {}), **why},
         "corpus": {
