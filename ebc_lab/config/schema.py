@@ -665,6 +665,14 @@ class LauncherConfig:
         low=1,
         high=64,
     )
+    nodes_per_run: int = setting(
+        1,
+        "of a job, each with as many of a run's processes; changes no number",
+        "nodes",
+        low=1,
+        only=SLURM,
+        high=64,
+    )
     checkpoint_every_s: float = setting(10.0, "time between checkpoints", "s", low=0, high=SECONDS)
     max_lost: int = setting(2, "times a run may lose its worker before it is given up", low=0, high=100)
     heartbeat_s: float = setting(
@@ -692,7 +700,7 @@ class LauncherConfig:
     )
     cpus_per_task: int = setting(
         0,
-        "CPUs of a job; 0: threads_per_run, or 1, for each of processes_per_run",
+        "CPUs of a job, on each node; 0: threads_per_run, or 1, for each of processes_per_run there",
         "CPUs",
         low=0,
         only=SLURM,
@@ -700,7 +708,7 @@ class LauncherConfig:
     )
     gpus_per_node: int | None = setting(
         None,
-        "GPUs of a job; empty: processes_per_run under device=cuda, else none",
+        "GPUs of a job, on each node; empty: one for each process under device=cuda, else none",
         "GPUs",
         only=SLURM,
         low=0,

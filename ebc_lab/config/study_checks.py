@@ -180,12 +180,25 @@ def _processes(config: Config, run: RunConfig, *, here: bool, study: bool) -> No
         f"launcher.processes_per_run={together} does not go with launcher.runs_per_worker="
         f"{launcher.runs_per_worker}: leave that at 1, or at 0.",
     )
+    nodes = launcher.nodes_per_run
+    require(
+        together % nodes == 0,
+        f"launcher.nodes_per_run={nodes} must divide launcher.processes_per_run={together}: each node has as "
+        "many of a run's processes.",
+    )
+    require(
+        study or nodes == 1,
+        f"launcher.nodes_per_run={nodes} is for a study, whose jobs the lab starts: leave it at 1 for train.",
+    )
     if launcher.name == "slurm":
+        on_each = together // nodes
+        spread = f" on {nodes} nodes" if nodes > 1 else ""
         gpus = launcher.gpus_per_node if config.device == "cuda" else None
         for key, room in (("gpus_per_node", gpus), ("cpus_per_task", launcher.cpus_per_task or None)):
             require(
-                room is None or together <= room,
-                f"launcher.processes_per_run={together} needs launcher.{key} >= {together}, not {room}.",
+                room is None or on_each <= room,
+                f"launcher.processes_per_run={together}{spread} needs launcher.{key} >= {on_each}, "
+                f"not {room}.",
             )
     elif together > 1 and here and chosen_device(config.device) == "cuda":
         gpus = len(visible_gpus(together))

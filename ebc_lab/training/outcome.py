@@ -21,6 +21,7 @@ from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import rows_in
 
 from . import apart
+from .nodes import Nodes
 from .ranks import ALONE, Ranks, lost_another
 from .run import Training
 from .turns import UNUSABLE, DeviceFailed, Interrupted, Progress, Say, quiet, to_the_end
@@ -48,6 +49,7 @@ def recorded_run(
     run_id: str,
     *,
     processes: int = 1,
+    nodes: Nodes | None = None,
     ranks: Ranks = ALONE,
     say: Say = quiet,
     corpus_warning: str | None = None,
@@ -57,7 +59,8 @@ def recorded_run(
 
     A generator that yields between blocks of steps, so that one process can train several runs in turn.
     `say` goes to `Training`, `hooks` to its `blocks`. A crash is the run's outcome, its traceback in log.txt.
-    So many `processes` train it together; `ranks`: this is the first. `corpus_warning` is for log and result.
+    So many `processes` train it together, on several `nodes`; `ranks`: this is the first. `corpus_warning` is
+    for log and result.
 
     Raises:
         Interrupted: it was asked to stop; its checkpoint is written.
@@ -69,7 +72,7 @@ def recorded_run(
     if files.result.exists():
         return _earlier_result(files, name)
     if ranks.count == 1 and apart.wanted(run, processes):
-        hooks |= {"processes": processes, "say": say, "corpus_warning": corpus_warning}
+        hooks |= {"processes": processes, "nodes": nodes, "say": say, "corpus_warning": corpus_warning}
         return (yield from apart.recorded_run(run, directory, run_id, **hooks))
     directory.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()

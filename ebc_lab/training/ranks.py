@@ -124,11 +124,16 @@ def joined() -> Ranks:
     if count == 1:
         return ALONE
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    on_gpu = torch.cuda.device_count() >= count
+    on_gpu = torch.cuda.device_count() >= count_here(count)
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group(BACKENDS if on_gpu else "gloo", timeout=FOREVER)
     return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def count_here(count: int) -> int:
+    """Return how many of the processes that train a run are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", count))
 
 
 def _end_with(launcher: int) -> None:

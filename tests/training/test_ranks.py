@@ -50,8 +50,8 @@ def hold(step):
         sys.stdin.read()
 
 class Noted(apart._Process):
-    def __init__(self, kind):
-        super().__init__(kind)
+    def __init__(self, *kind):
+        super().__init__(*kind)
         found.append(self)
 
 found = []
@@ -79,7 +79,7 @@ def processes_of(launcher: int) -> list[int]:
 
 
 def launcher() -> subprocess.Popen:
-    [process] = apart._idle["auto", 2]
+    [process] = apart._idle["auto", 2, 1]
     return process.process
 
 
@@ -203,7 +203,7 @@ def test_kill_9_of_any_of_them_ends_all_and_the_run_goes_on_from_its_checkpoint(
 
 @pytest.mark.parametrize("at", ["ebc_lab.components.optimizer:build", "ebc_lab.training.ranks:joined"])
 def test_a_gpu_that_fails_under_one_of_them_is_no_outcome_of_the_run(run, at, tmp_path, monkeypatch):
-    for process in apart._idle.pop(("auto", 2), []):
+    for process in apart._idle.pop(("auto", 2, 1), []):
         process.close()
     error = f'RuntimeError("{BUSY}")'
     monkeypatch.setenv("PYTHONPATH", struck_once(tmp_path, error, at, rank="1"))
@@ -217,7 +217,7 @@ def test_a_gpu_that_fails_under_one_of_them_is_no_outcome_of_the_run(run, at, tm
 
 @pytest.mark.slow
 def test_gpus_that_a_worker_was_given_and_cuda_does_not_show_have_failed(run, tmp_path, monkeypatch):
-    for process in apart._idle.pop(("auto", 2), []):
+    for process in apart._idle.pop(("auto", 2, 1), []):
         process.close()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1,GPU-2")
     with pytest.raises(DeviceFailed, match="CUDA shows 0 of the 2 GPUs of this worker"):
@@ -246,7 +246,7 @@ def test_they_die_with_the_process_that_started_them(run, tmp_path):
 def test_what_one_of_them_alone_would_refuse_is_refused_before_they_are_started(run, tmp_path):
     with pytest.raises(UserError, match="must divide batch_size, which is 10"):
         run_and_record(plain(run), tmp_path, "x", processes=4)
-    assert ("auto", 4) not in apart._idle
+    assert ("auto", 4, 1) not in apart._idle
 
 
 @pytest.mark.slow

@@ -414,5 +414,6 @@ def worker_settings(config: Config) -> dict[str, Any]:
             "numerics_version": NUMERICS_VERSION,
         },
         "processes_per_run": launcher.processes_per_run,
+        "nodes_per_run": launcher.nodes_per_run,
         "runs_per_worker": max(1, launcher.runs_per_worker),  # 0 is resolved by now, or there is no GPU
     }

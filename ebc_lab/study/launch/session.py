@@ -13,7 +13,7 @@ import signal
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import read_json, write_json
@@ -50,6 +50,7 @@ class SessionRecord(TypedDict):
     checkpoint_every_s: float
     beat_s: float
     processes_per_run: int
+    nodes_per_run: NotRequired[int]
     runs_per_worker: int
     code: dict[str, Any]
 
@@ -145,6 +146,10 @@ class Session:
             return dict(read_json(self.root / "tasks.json", Tasks))
         except (OSError, UserError):
             return None
+
+    def nodes_file(self, worker: str) -> Path:
+        """Return what the other nodes of a worker's job read."""
+        return self.root / f"nodes-{worker}.json"
 
     def note(self, worker: str, **about: Any) -> None:
         write_json(self.root / f"worker-{worker}.json", about, durable=False)
