@@ -298,7 +298,7 @@ def parallel_limit(launcher: LauncherConfig) -> int:
 
 def job_cores(launcher: LauncherConfig) -> int | None:
     """What each process of a run has in a Slurm job; None where this machine trains."""
-    together = launcher.processes_per_run
+    together = launcher.processes_per_run // launcher.nodes_per_run
     return (launcher.cpus_per_task or together) // together if launcher.name == "slurm" else None
 
 

@@ -47,6 +47,14 @@ Name = Annotated[
         autocompletion=completion.studies,
     ),
 ]
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Studies, folders of studies or patterns ('shape_*'); the newest study if left out.",
+        show_default=False,
+        autocompletion=completion.studies,
+    ),
+]
 
 app = typer.Typer(
     help="Is an optimizer, a stabilizer or a schedule better? One command tunes each alike, trains over "
@@ -111,8 +119,8 @@ def autopilot(
     from ebc_lab.study.guards import Limits
 
     limits = Limits(max_runs, max_hours)
-    # what continues it later: without the limits of this call, and without a tracker's address
-    handed_on = [o for o in overrides or [] if not o.lstrip("+").startswith("tracker")]
+    # what continues it later: without the limits of this call, a tracker's address, and the command told
+    handed_on = [o for o in overrides or [] if not o.lstrip("+").startswith(("tracker", "notify"))]
     lasting = ["ebc-lab", "autopilot", *(["-m"] if multirun else []), *handed_on]
     configs = configurations(overrides or [], multirun=multirun)
     return _piloted(configs, multirun, as_json, force=force, limits=limits, lasting=lasting)
@@ -368,16 +376,21 @@ def report(
 
 @app.command()
 def watch(
-    study: Name = None,
+    studies: Names = None,
     port: Port = 0,
     show: Annotated[bool, typer.Option("--open/--no-open", help="Also open it in a browser.")] = False,
     output_dir: Place = OUTPUT_DIR,
-) -> None:
-    """Serve a study's page to this machine while it runs, until Ctrl-C. Strictly read-only."""
-    from ebc_lab.report.page.serve import address_of, server
-    from ebc_lab.study.store.find import find
+) -> int:
+    """Serve a study's page to this machine while it runs, until Ctrl-C. Strictly read-only.
 
-    watched = find(study, output_dir, _aside)
+    Of several studies it shows a line each, until all have ended.
+    """
+    from ebc_lab.report.page.serve import address_of, server
+    from ebc_lab.study.store.find import find_all
+
+    watched, *others = found = find_all(studies or [], output_dir, _aside)
+    if others:
+        return _watch_all(found, page=bool(port or show))
     with server(watched, port) as made:
         try:
             typer.echo(f"study {watched.name}: {address_of(made)}  (Ctrl-C stops watching, not the study)")
@@ -386,6 +399,21 @@ def watch(
             made.serve_forever()
         except KeyboardInterrupt:
             typer.echo("no longer watching")
+    return 0
+
+
+def _watch_all(studies: Sequence[Any], *, page: bool) -> int:
+    from ebc_lab.config.errors import UserError
+
+    from .watching import watch_all
+
+    if page:
+        raise UserError("--port and --open are for the page of one study, and these are several.")
+    try:
+        return watch_all(studies, _console())
+    except KeyboardInterrupt:
+        typer.echo("no longer watching")
+        return 0
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import typer
@@ -10,14 +10,15 @@ from rich.console import Console
 
 from ebc_lab.config.errors import MISTAKEN, UserError, visible
 from ebc_lab.report.conclude import concluding
-from ebc_lab.report.text.words import tracks_in_words
+from ebc_lab.report.text.words import plural, tracks_in_words
 from ebc_lab.study.autopilot import Outcome, autopilot, study_of
 from ebc_lab.study.guards import Limits, StageFailed
 from ebc_lab.study.inspect.forecast import expected_left, expected_work
 from ebc_lab.study.launch.pool import WorkersFailed
 from ebc_lab.study.stages.rules import Undecidable
 from ebc_lab.study.stages.verdict import verdict_of
-from ebc_lab.study.store.study import Cancelled
+from ebc_lab.study.store.study import Cancelled, Study
+from ebc_lab.study.trackers.notify import FAILED, FINISHED, STALLED, Notifier
 
 from . import screen
 from .options import INTERRUPTED
@@ -41,28 +42,52 @@ def pilot(
     where it was cancelled or interrupted. Raises UserError.
     """
     study = study_of(config)
-    about: dict[str, Any] = {"study": study.name, "folder": str(study.root)}
     view = screen.View(console)
+    notifier = Notifier(config.notify, study.root, view.say)
     listener = concluding(
         say=view.say,
         decided=view.decided,
         watch=view.watch,
         expect=_told_only(expected_left),
         work=_told_only(expected_work),
+        stalled=lambda text: notifier.tell_beside(STALLED, text),
     )
     try:
         with view.following():
             done = autopilot(config, listener, stages=stages, force=force, limits=limits, command=lasting)
-    except Cancelled as error:
-        typer.echo(f"{visible(str(error))}; the same command continues from here:\n  {command}", err=True)
-        return {"outcome": "cancelled", "exit_code": INTERRUPTED, **about}
-    except KeyboardInterrupt:  # `main` says so
-        return {"outcome": "interrupted", "exit_code": INTERRUPTED, **about}
+    except (Cancelled, KeyboardInterrupt) as error:
+        return _stopped_by_hand(study, error, command)
     except (StageFailed, WorkersFailed) as error:
-        typer.echo(f"stopped: {visible(str(error))}\nthe command:\n  {command}", err=True)
-        return {"outcome": "stopped", "cause": visible(str(error)), "exit_code": 3, **about}
+        why = visible(str(error))
+        typer.echo(f"stopped: {why}\nthe command:\n  {command}", err=True)
+        notifier.tell(FAILED, why)
+        return {"outcome": "stopped", "cause": why, "exit_code": 3, **_of(study)}
+    except Exception as error:
+        if view.watched:  # a mistake in the settings is told to who made it
+            notifier.tell(FAILED, str(error))
+        raise
     screen.outcome(console, done)
-    return {**_told(done), **about}
+    told = _told(done)
+    notifier.tell(FAILED if done.failed else FINISHED, _in_words(told))
+    return {**told, **_of(study)}
+
+
+def _of(study: Study) -> dict[str, Any]:
+    return {"study": study.name, "folder": str(study.root)}
+
+
+def _stopped_by_hand(study: Study, error: BaseException, command: str) -> dict[str, Any]:
+    """Return what is told of a study that somebody has stopped; `main` says so of an interrupt."""
+    if isinstance(error, Cancelled):
+        typer.echo(f"{visible(str(error))}; the same command continues from here:\n  {command}", err=True)
+    outcome = "cancelled" if isinstance(error, Cancelled) else "interrupted"
+    return {"outcome": outcome, "exit_code": INTERRUPTED, **_of(study)}
+
+
+def _in_words(told: Mapping[str, Any]) -> str:
+    """A finished call in a line."""
+    failed = [f"{plural(len(told['failed']), 'run')} failed"] if told["failed"] else []
+    return "; ".join([*failed, *told["answer"]])
 
 
 def _told_only(forecast: Callable[..., Told]) -> Callable[..., Told | None]:

@@ -107,6 +107,7 @@ class View:
         self.started = time.monotonic()
         self.told_at = self.started
         self.newest = ""  # decision, in a line
+        self.watched = False  # it has trained
         self.early = ("", "")  # the stage that a line was last told of before it was decided, and the line
 
     @contextmanager
@@ -135,6 +136,7 @@ class View:
         self.newest = next(iter(headlines), "")
 
     def watch(self, progress: Any) -> None:
+        self.watched = True
         if self.live is not None:
             self.live.update(self._draw(progress))
             return

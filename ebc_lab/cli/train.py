@@ -33,8 +33,8 @@ from ebc_lab.study.trackers import following
 from ebc_lab.workloads.starts import pinned, pinned_start, placed
 from ebc_lab.workloads.text import check_length_of, checked_text
 
-from . import hydra_flags
-from .hydra_launchers import JobFailed, defaults, is_submitit, launching
+from .hydra import flags as hydra_flags
+from .hydra.launchers import JobFailed, defaults, is_submitit, launching
 from .options import console as made_console
 from .options import print_json
 from .sweep_view import jobs, result_of, tabulated, varying

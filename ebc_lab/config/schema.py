@@ -35,7 +35,7 @@ from .parts.workload import WorkloadConfig
 T = TypeVar("T")
 SPLITS = ("train", "val", "test")
 # settings that may differ between calls on one study
-NOT_THE_STUDY = ("launcher", "output_dir", "tracker", "own_files")
+NOT_THE_STUDY = ("launcher", "output_dir", "tracker", "notify", "own_files")
 KEPT_ELSEWHERE = ("mirror", "mirror_every_s")  # of `study`: where its files are also kept, likewise
 TUNABLE: dict[str, Setting] = {  # what an arm's grid may hold, and its values
     "lr": Setting("learning rate, absolute", **LR, increasing=True),
@@ -672,6 +672,14 @@ class LauncherConfig:
         low=1,
         high=64,
     )
+    nodes_per_run: int = setting(
+        1,
+        "of a job, each with as many of a run's processes; changes no number",
+        "nodes",
+        low=1,
+        only=SLURM,
+        high=64,
+    )
     checkpoint_every_s: float = setting(10.0, "time between checkpoints", "s", low=0, high=SECONDS)
     max_lost: int = setting(2, "times a run may lose its worker before it is given up", low=0, high=100)
     heartbeat_s: float = setting(
@@ -702,7 +710,7 @@ class LauncherConfig:
     )
     cpus_per_task: int = setting(
         0,
-        "CPUs of a job; 0: threads_per_run, or 1, for each of processes_per_run",
+        "CPUs of a job, on each node; 0: threads_per_run, or 1, for each of processes_per_run there",
         "CPUs",
         low=0,
         only=SLURM,
@@ -710,7 +718,7 @@ class LauncherConfig:
     )
     gpus_per_node: int | None = setting(
         None,
-        "GPUs of a job; empty: processes_per_run under device=cuda, else none",
+        "GPUs of a job, on each node; empty: one for each process under device=cuda, else none",
         "GPUs",
         only=SLURM,
         low=0,
@@ -772,6 +780,9 @@ class Config(RunConfig):
         most=20,
     )
     output_dir: str = setting("outputs/ebc_ablation", "folder of the studies")
+    notify: str = setting(
+        "", "a program and its arguments, run when the study has ended, failed or stalled (docs/running.md)"
+    )
     own_files: dict[str, str] = setting(
         {}, "filled in: your suite, your own parts and what they import, which the study copies", most=500
     )

@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import math
+import os
 import re
+import shlex
+import shutil
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -92,6 +95,7 @@ def validate(config: Config, *, study: bool, here: bool = True) -> None:
     _trackers(config.tracker)
     if config.study.mirror is not None:
         check_address("study.mirror", config.study.mirror)
+    _notify(config.notify, study=study)
     require(
         config.device != "auto" or config.launcher.name != "slurm" or not study,
         "launcher=slurm needs device=cuda or device=cpu: what this machine has says nothing about the nodes.",
@@ -178,12 +182,25 @@ def _processes(config: Config, run: RunConfig, *, here: bool, study: bool) -> No
         f"launcher.processes_per_run={together} does not go with launcher.runs_per_worker="
         f"{launcher.runs_per_worker}: leave that at 1, or at 0.",
     )
+    nodes = launcher.nodes_per_run
+    require(
+        together % nodes == 0,
+        f"launcher.nodes_per_run={nodes} must divide launcher.processes_per_run={together}: each node has as "
+        "many of a run's processes.",
+    )
+    require(
+        study or nodes == 1,
+        f"launcher.nodes_per_run={nodes} is for a study, whose jobs the lab starts: leave it at 1 for train.",
+    )
     if launcher.name == "slurm":
+        on_each = together // nodes
+        spread = f" on {nodes} nodes" if nodes > 1 else ""
         gpus = launcher.gpus_per_node if config.device == "cuda" else None
         for key, room in (("gpus_per_node", gpus), ("cpus_per_task", launcher.cpus_per_task or None)):
             require(
-                room is None or together <= room,
-                f"launcher.processes_per_run={together} needs launcher.{key} >= {together}, not {room}.",
+                room is None or on_each <= room,
+                f"launcher.processes_per_run={together}{spread} needs launcher.{key} >= {on_each}, "
+                f"not {room}.",
             )
     elif together > 1 and here and chosen_device(config.device) == "cuda":
         gpus = len(visible_gpus(together))
@@ -737,6 +754,23 @@ def _as_run(
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return run
+
+
+def _notify(command: str, *, study: bool) -> None:
+    """Refuse a command that cannot be run. Raises UserError."""
+    if not command:
+        return
+    require(study, "notify is for a study: leave it out of train, whose end your shell can wait for.")
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UserError(f"notify={shown(command)} cannot be split into words ({error}).") from None
+    require(bool(words), "notify must name a program.")
+    require(
+        shutil.which(os.path.expanduser(words[0])) is not None,
+        f"notify: {shown(words[0])} is no program on this machine: give its path (a pipe or a `;` needs "
+        "notify=\"sh -c '…'\").",
+    )
 
 
 def _trackers(config: TrackerConfig) -> None:

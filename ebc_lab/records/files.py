@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from typing import BinaryIO
 from ebc_lab.config.errors import UserError
 
 from . import fence
+
+# of a disk, or of the way to it: they say nothing about what is on it
+STORAGE_ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EDQUOT, errno.EFBIG)
 
 
 def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
@@ -65,12 +69,17 @@ def read_regular(path: Path, most: int) -> bytes:
 
 
 def opened(path: Path) -> BufferedReader:
-    """Return a file, open for reading; anything else is refused as in `read_regular`."""
+    """Return a file, open for reading; anything else is refused as in `read_regular`.
+
+    Raises OSError where the disk fails.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
     except OSError as error:
+        if error.errno in STORAGE_ERRORS:
+            raise
         raise UserError(f"{path} cannot be read ({error.strerror}): restore it, or delete it.") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

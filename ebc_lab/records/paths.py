@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import os
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 RUNS = "runs"
 HEADER = "study.json"
 WEIGHTS = "weights.pt"
+CHECKPOINT = "checkpoint.pt"
+DAMAGED = "checkpoint.damaged-{}.pt"  # what a checkpoint is called that cannot be used, with a number
 PAPERS = ("*.md", "*.tex")  # tables for papers
 PICTURES = ("*.png", "*.svg", "figures.json")
 DIAGNOSES = (
@@ -79,7 +82,7 @@ class RunFiles:
         self.steps = directory / "steps.csv"
         self.evals = directory / "evals.csv"
         self.progress = directory / "progress.json"  # while it trains
-        self.checkpoint = directory / "checkpoint.pt"  # until it has a result
+        self.checkpoint = directory / CHECKPOINT  # until it has a result
         self.packed = directory / "model.ebcpack"  # of a run with a quantizer, once it has a result
         self.model = directory / "model.pt"  # of workload=ebm, once it has a result
         self.weights = directory / WEIGHTS  # of a run with init.keep, once it has a result
@@ -88,6 +91,16 @@ class RunFiles:
         self.attempts = directory / "attempts.jsonl"
         self.log = directory / "log.txt"
         self.lock = directory / ".lock"  # held by the process that trains it
+
+    def damaged(self, number: int) -> Path:
+        """Return what a checkpoint is called that could not be used."""
+        return self.directory / DAMAGED.format(number)
+
+
+def is_checkpoint(path: str) -> bool:
+    """Tell whether a run's file is a checkpoint of it, one that was set aside included."""
+    name = os.path.basename(path)
+    return name == CHECKPOINT or fnmatch(name, DAMAGED.format("*"))
 
 
 @functools.lru_cache(maxsize=20_000)
@@ -116,9 +129,7 @@ class StudyFiles:
         self.manifest_file = root / "manifest.json"
         self.crate_file = root / "ro-crate-metadata.json"  # what all of them are, for other programs
         self.own = root / "own"  # copies of the suite and the parts that are the user's own
-        self.index_file = (
-            root / ".index.sqlite"
-        )  # of its runs, made of their files and never believed over them
+        self.index_file = root / ".index.sqlite"  # of its runs, made of their files
         self.driver_lock = root / ".lock"  # held by the process that drives the study
         self.driver_file = root / ".driver.json"  # which process that is
         self.command_file = root / ".command.json"  # the command that runs it, or ran it last

@@ -55,7 +55,7 @@ class Listener:
     writes everything that is made after the last stage, and returns the verdict if there is one.
     `ebc_lab.report.conclude` has both. `expect(config, results, under_way)` says what is still to be trained,
     and `work(config)` what is to be trained in all, as `expected_left` and `expected_work` of
-    `ebc_lab.study.inspect.forecast` do.
+    `ebc_lab.study.inspect.forecast` do. `stalled(text)` hears that no run has moved for long.
     """
 
     say: Callable[[str], None] = lambda text: None
@@ -65,6 +65,7 @@ class Listener:
     conclude: Conclude = lambda config, study, decisions, say: None
     expect: Expect = lambda config, results, under_way: None
     work: Callable[[Config], Work | None] = lambda config: None
+    stalled: Callable[[str], None] = lambda text: None
 
 
 @dataclass
@@ -329,6 +330,11 @@ class _Wave:
         self.news = True  # since the forecast
         self.forecast_due = 0.0
         self.known: SoFar | None = None
+        launcher = call.config.launcher
+        self.patience_s = max(launcher.start_s, launcher.heartbeat_s)
+        self.sign: Any = None  # of what moves, and since when it has not
+        self.since = time.monotonic()
+        self.stalled = False
         self.wave = wave
         self.speculates = speculates
         self.spare: list[RunSpec] = []  # what idle workers may start on
@@ -357,6 +363,7 @@ class _Wave:
                 )
             self.breaker.saw(run_id, result, len(self.left))
         self.progress.running = self._running(run_id for run_ids in busy for run_id in run_ids)
+        self._notice_stall()
         self.news |= bool(done)
         if self.news and time.monotonic() >= self.forecast_due:
             self._look_ahead()
@@ -365,6 +372,20 @@ class _Wave:
             self.progress.so_far = self.known.line(self.progress.running)
         self.call.listener.watch(self.progress)
         return [s.run_id for s in self.spare]
+
+    def _notice_stall(self) -> None:
+        """Tell the listener, once, where no run has moved for as long as a worker may be silent: all hang, or
+        wait in a queue."""
+        sign = len(self.left), self.progress.running
+        now = time.monotonic()
+        if sign != self.sign:
+            self.sign, self.since, self.stalled = sign, now, False
+        elif not self.stalled and now - self.since > self.patience_s:
+            self.stalled = True
+            under_way = f"{len(self.progress.running)} of {len(self.left)} left are under way"
+            self.call.listener.stalled(
+                f"{self.progress.stage}: no run has moved for {self.patience_s:g} s; {under_way}"
+            )
 
     def _look_ahead(self) -> None:
         """Forecast anew; of thousands of runs that takes seconds, so it is not done at every end."""

@@ -158,13 +158,13 @@ def _header(
 ) -> StudyHeader:
     """Return what study.json records. `known`: what it recorded before."""
     copied = own.keep(study, config)
-    settings = {k: v for k, v in to_dict(config).items() if k not in ("tracker", "own_files")}
+    settings = {k: v for k, v in to_dict(config).items() if k not in ("tracker", "notify", "own_files")}
     header: StudyHeader = {
         "study": study.name,
         "created": known.get("created") or time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "ebc_lab": __version__,
         "requested": asked,
-        # without the tracker, whose address may contain a password
+        # without the tracker's address and the command, which may contain a password
         "config": {**settings, "study": study_part(config)},
         "environment": study_environment(config),
         "chosen": {**known.get("chosen", {}), **why},

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import select
-import signal
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import rows_in
 
+from .nodes import CHILD, Nodes, invite, started
 from .turns import DeviceFailed, Interrupted, Progress, Say, quiet
 
 VARIABLE = "ATEN_CPU_CAPABILITY"
@@ -45,18 +45,8 @@ LISTEN_S = 0.05  # for what a process says, before another run of this one has i
 CLOSE_S = 5.0  # for an idle process to end
 
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--local-addr=localhost")
-# for this process, which says what is to be done; torchrun would end a run's processes without a checkpoint
-NOT_FOR_TORCHRUN = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-    signal.SIGQUIT,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-)
-
 LAST_WORDS = 20_000  # bytes of what torchrun prints that are kept
-Kind = tuple[str, int]  # capability, and how many processes train a run together
+Kind = tuple[str, int, int]  # capability, how many processes train a run together, on how many nodes
 _idle: dict[Kind, list[_Process]] = {}  # without a run
 
 
@@ -71,6 +61,7 @@ def recorded_run(
     run_id: str,
     *,
     processes: int = 1,
+    nodes: Nodes | None = None,
     checkpoint_every_s: float = math.inf,
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[int], None] = lambda step: None,
@@ -85,10 +76,10 @@ def recorded_run(
     if run.capability not in ("auto", *capabilities()):
         raise UserError(f"capability={run.capability}: this CPU has {any_of(list(capabilities()))}.")
     check_processes(run, processes)
-    kind = (run.capability, processes)
+    kind = (run.capability, processes, nodes.count if nodes else 1)
     idle = _idle.setdefault(kind, [])
     idle[:] = [p for p in idle if p.process.poll() is None]
-    process = idle.pop() if idle else _Process(kind)
+    process = idle.pop() if idle else _Process(kind, nodes)
     end: dict[str, Any] | None = None
     was_told = False
     try:
@@ -157,31 +148,28 @@ class _Process:
     apart: they belong into the log of the run that failed.
     """
 
-    def __init__(self, kind: Kind):
-        capability, processes = kind
+    def __init__(self, kind: Kind, nodes: Nodes | None = None):
+        capability, processes, _ = kind
         self.together = processes > 1
         self.errors = tempfile.TemporaryFile() if self.together else None  # noqa: SIM115
         self.alive = True
         self.heard = b""
-        launcher = (*LAUNCHER, f"--nproc-per-node={processes}") if self.together else ()
+        here = invite(nodes, processes) if nodes else [*LAUNCHER, f"--nproc-per-node={processes}"]
         chosen = {} if capability == "auto" else {VARIABLE: capability}
         if self.together:
             chosen["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")  # torchrun remarks on none
-        # torchrun and what it starts inherit what is blocked
-        blocked = NOT_FOR_TORCHRUN if self.together else ()
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
-        try:
-            self.process = subprocess.Popen(
-                [sys.executable, *launcher, "-m", "ebc_lab.training.child"],
-                # threads that wait must not keep a core busy that another run needs: 2 threads on as many
-                # cores beside another such run would take many times as long
-                env={"OMP_WAIT_POLICY": "passive", **os.environ, **chosen},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self.errors,
-            )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        how: dict[str, Any] = {
+            # threads that wait must not keep a core busy that another run needs: 2 threads on as many cores
+            # beside another such run would take many times as long
+            "env": {"OMP_WAIT_POLICY": "passive", **os.environ, **chosen},
+            "stdin": subprocess.PIPE,
+            "stdout": subprocess.PIPE,
+            "stderr": self.errors,
+        }
+        if self.together:
+            self.process = started(here, **how)
+        else:
+            self.process = subprocess.Popen([sys.executable, "-m", CHILD], **how)
 
     def tell(self, **what: Any) -> None:
         """Send a line of JSON. Where the process has ended, `listen` notices."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from ebc_lab.components.hook import DamagedStateError
 from ebc_lab.config.errors import UserError
 from ebc_lab.ebc.probe import Prober
 from ebc_lab.records.files import opened, write_atomic
+from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import Mark
 from ebc_lab.records.weights import ARCHIVE, About, sealed, unsealed
 
@@ -69,31 +72,58 @@ def save(
     write_atomic(path, sealed("checkpoint", about, buffer.getvalue()))
 
 
-def read(path: Path, identity: str, say: Say) -> dict[str, Any] | None:
-    """What `save` wrote, if it is there. Nothing in it is executed; one without a checksum is not read.
+class Saved:
+    """A checkpoint that was read: what `torch.save` wrote. That alone travels to another process."""
 
-    Raises UserError when it is damaged, was edited, or is another run's.
+    def __init__(self, archive: bytes) -> None:
+        self.archive = archive
+
+    def __getstate__(self) -> dict[str, bytes]:
+        return {"archive": self.archive}
+
+    @functools.cached_property
+    def state(self) -> dict[str, Any]:
+        """What `save` wrote. Nothing in it is executed."""
+        return dict(torch.load(io.BytesIO(self.archive), map_location="cpu", weights_only=True))
+
+
+def read(files: RunFiles, identity: str, say: Say) -> Saved | None:
+    """Return what `save` wrote, if it is there. One that is damaged, by its checksum, is set aside, and one
+    without a checksum is not read; `say` is told.
+
+    Raises UserError when it is another run's or program's, OSError where the disk fails.
     """
+    path = files.checkpoint
     try:
         with opened(path) as f:
             whole = f.read()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     if whole.startswith(ARCHIVE):
         say("an earlier version wrote its checkpoint, without a checksum: it starts from its first step")
         return None
     try:
-        _, content = unsealed(whole, ["checkpoint"])
+        saved = Saved(unsealed(whole, ["checkpoint"])[1])
     except ValueError as error:
-        raise UserError(f"{path} is damaged or was edited ({error}): {AGAIN}.") from None
+        kept = _set_aside(files)
+        say(f"its checkpoint is damaged ({error}), and is now {kept}: it starts from its first step")
+        return None
     try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        foreign = state["identity"] != identity
+        foreign = saved.state["identity"] != identity
     except Exception as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}): {AGAIN}.") from None
+        raise UserError(f"{path} is none of ours ({type(error).__name__}): {AGAIN}.") from None
     if foreign:
         raise UserError(f"{path} belongs to another run: {AGAIN}.")
-    return dict(state)
+    return saved
+
+
+def _set_aside(files: RunFiles) -> str:
+    """Rename a checkpoint to what no run reads. -> its name"""
+    number = next(n for n in itertools.count(1) if not files.damaged(n).exists())
+    files.checkpoint.rename(files.damaged(number))
+    return files.damaged(number).name
 
 
 def marks_of(state: Mapping[str, Any] | None) -> dict[str, Mark]:

@@ -25,10 +25,11 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records import fence
 from ebc_lab.records.fence import Superseded
+from ebc_lab.records.files import STORAGE_ERRORS
 
 from .apart import DEVICE, DONE, FAILED, INTERRUPTED, REFUSED, SUPERSEDED, UNWRITABLE
 from .outcome import cause_of, is_device_failure, is_oom, is_own_fault, run_and_record
-from .ranks import Ranks, joined, lost_another
+from .ranks import Ranks, count_here, joined, lost_another
 from .run import Training
 from .turns import DeviceFailed, Interrupted
 
@@ -92,31 +93,41 @@ class Child:
         except Interrupted:
             return
         except UserError as error:
-            self.say(rank=self.ranks.rank, end=REFUSED, why=str(error))
+            self._say_end(REFUSED, str(error))
         except DeviceFailed as error:
-            self.say(rank=self.ranks.rank, end=DEVICE, why=str(error))
+            self._say_end(DEVICE, str(error))
         except Exception as error:
             if lost_another(error):
                 os._exit(1)
+            if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+                self._say_end(UNWRITABLE, [error.errno, error.strerror, error.filename])
+                return
             traceback.print_exc()
             cause = cause_of(error)
             if is_device_failure(error) and not is_own_fault(cause):
-                self.say(rank=self.ranks.rank, end=DEVICE, why=cause)
+                self._say_end(DEVICE, cause)
                 return
             outcome = "oom" if is_oom(error) else "failed"
-            self.say(rank=self.ranks.rank, end=FAILED, why=[outcome, cause])
+            self._say_end(FAILED, [outcome, cause])
+
+    def _say_end(self, end: str, why: Any) -> None:
+        """Say how this process's part has ended. On another node than the first nobody hears it: it ends, so
+        that the others do."""
+        self.say(rank=self.ranks.rank, end=end, why=why)
+        if os.environ.get("GROUP_RANK", "0") != "0":
+            os._exit(1)
 
     def _require_gpus(self, run: RunConfig) -> None:
         """Refuse to have two processes of a run on one GPU. Raises UserError, and DeviceFailed where CUDA
         shows fewer GPUs than this worker was given."""
-        count, shown = self.ranks.count, torch.cuda.device_count()
+        count, shown = count_here(self.ranks.count), torch.cuda.device_count()
         if run.device != "cuda" or shown >= count:
             return
         given = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         if len(given) >= count:
             raise DeviceFailed(f"CUDA shows {shown} of the {len(given)} GPUs of this worker")
         raise UserError(
-            f"launcher.processes_per_run={count} takes a GPU for each process, and CUDA shows "
+            f"launcher.processes_per_run={self.ranks.count} takes a GPU for each process, and CUDA shows "
             f"{shown} to this worker: give it as many, or choose fewer processes."
         )
 

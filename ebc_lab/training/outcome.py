@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import time
 import traceback
 from pathlib import Path
@@ -16,16 +15,17 @@ from ebc_lab.config.identity import digest, identity
 from ebc_lab.config.own.sources import line_of_fault
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.figures import FINISHED
+from ebc_lab.records.files import STORAGE_ERRORS
 from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import rows_in
 
 from . import apart
+from .nodes import Nodes
 from .ranks import ALONE, Ranks, lost_another
 from .run import Training
 from .turns import UNUSABLE, DeviceFailed, Interrupted, Progress, Say, quiet, to_the_end
 
-STORAGE_ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EDQUOT, errno.EFBIG)
 OOM = (MemoryError, torch.OutOfMemoryError)
 OOM_WORDS = (
     "can't allocate memory",
@@ -49,6 +49,7 @@ def recorded_run(
     run_id: str,
     *,
     processes: int = 1,
+    nodes: Nodes | None = None,
     ranks: Ranks = ALONE,
     say: Say = quiet,
     corpus_warning: str | None = None,
@@ -58,27 +59,33 @@ def recorded_run(
 
     A generator that yields between blocks of steps, so that one process can train several runs in turn.
     `say` goes to `Training`, `hooks` to its `blocks`. A crash is the run's outcome, its traceback in log.txt.
-    So many `processes` train it together; `ranks`: this is the first. `corpus_warning` is for log and result.
+    So many `processes` train it together, on several `nodes`; `ranks`: this is the first. `corpus_warning` is
+    for log and result.
 
     Raises:
         Interrupted: it was asked to stop; its checkpoint is written.
         UserError: the folder holds another run or a damaged file, which is left as it is; Superseded, where
             another attempt has begun, and nothing of this one is written any more.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or not be read.
         DeviceFailed: the GPU failed, or a process of the run; there is a result only if its own code did it.
     """
     files, name = RunFiles(directory), digest(identity(run))
     if files.result.exists():
         return _earlier_result(files, name)
     if ranks.count == 1 and apart.wanted(run, processes):
-        hooks |= {"processes": processes, "say": say, "corpus_warning": corpus_warning}
+        hooks |= {"processes": processes, "nodes": nodes, "say": say, "corpus_warning": corpus_warning}
         return (yield from apart.recorded_run(run, directory, run_id, **hooks))
     directory.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     _log(files, f"{run_id} begins or resumes", *_about(run, ranks, corpus_warning))
     broken = False
+
+    def told(why: str) -> None:
+        say(why)
+        _log(files, why)
+
     try:
-        training = Training(run, directory, say, ranks)
+        training = Training(run, directory, told, ranks)
         _log(files, *training.numerics.log_lines())
         result = yield from training.blocks(**hooks)
     except (Interrupted, KeyboardInterrupt, UserError):

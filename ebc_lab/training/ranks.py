@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,7 @@ from ebc_lab.config.schema import RunConfig
 WATCH_S = 1.0  # between looks whether the launcher of these processes is there
 FOREVER = timedelta(days=365)  # the driver's heartbeat notices a process that hangs
 BACKENDS = "cpu:gloo,cuda:nccl"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,22 @@ class Ranks:
         dist.broadcast(votes, 0)
         return bool(votes)
 
+    def from_first(self, compute: Callable[[], T]) -> T:
+        """Return what `compute` returns in rank 0, or raise what it raises there, in every process."""
+        if self.count == 1:
+            return compute()
+        answer: list[Any] = [None, None]
+        if self.first:
+            try:
+                answer = [compute(), None]
+            except Exception as error:
+                answer = [None, error]
+        dist.broadcast_object_list(answer, 0)
+        value: T = answer[0]
+        if answer[1] is not None:
+            raise answer[1]
+        return value
+
     def refuse_drift(self, weights: list[nn.Parameter], step: int) -> None:
         """Raises RuntimeError unless the weights, after so many steps, are those of all processes."""
         if self.count == 1:
@@ -106,11 +124,16 @@ def joined() -> Ranks:
     if count == 1:
         return ALONE
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    on_gpu = torch.cuda.device_count() >= count
+    on_gpu = torch.cuda.device_count() >= count_here(count)
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group(BACKENDS if on_gpu else "gloo", timeout=FOREVER)
     return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def count_here(count: int) -> int:
+    """Return how many of the processes that train a run are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", count))
 
 
 def _end_with(launcher: int) -> None:

@@ -53,11 +53,12 @@ BLOCK_STEPS = {"cpu": 1, "cuda": 50}  # steps between two readings of what the d
 class Training:
     """One run in its folder, at the step of its checkpoint if there is one. `run()` trains it to its end.
 
-    `say` is told why it starts from its first step although it has a checkpoint. `ranks`: this process among
+    `say` is told why it starts from its first step although it had a checkpoint. `ranks`: this process among
     those that train the run; only the first one reads what comes of it, and writes. `workload`: in the place
     of the one that the run names.
 
-    Raises UserError where the text, a checkpoint or a replayed schedule is missing, damaged or another one's.
+    Raises UserError where the text or a replayed schedule is missing or damaged, or a checkpoint is another
+    run's.
     """
 
     def __init__(
@@ -184,9 +185,14 @@ class Training:
         return list(self.optimizer.groups) if isinstance(self.optimizer, EllipsotopeClip) and measured else []
 
     def _saved(self, say: Say) -> dict[str, Any] | None:
+        """Return the checkpoint that the first process of the run has, for all of them."""
+        saved = self.ranks.from_first(lambda: self._saved_here(say))
+        return saved.state if saved else None
+
+    def _saved_here(self, say: Say) -> checkpoint.Saved | None:
         """Return the checkpoint, unless the rows before it are no longer those that were recorded."""
-        saved = checkpoint.read(self.files.checkpoint, self.identity, say)
-        for name, mark in checkpoint.marks_of(saved).items():
+        saved = checkpoint.read(self.files, self.identity, say)
+        for name, mark in checkpoint.marks_of(saved.state if saved else None).items():
             if not holds(self.directory / name, mark):
                 say(f"{name} is not what the checkpoint was written after: it starts from its first step")
                 return None

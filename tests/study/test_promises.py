@@ -2,17 +2,21 @@
 
 import json
 import os
+import random
+import select
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from support.called import CLI
-from support.drivers import struck_once, until, without_timing
+from support.drivers import held_at_first, sessions, struck_once, until, without_timing
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
@@ -181,6 +185,51 @@ def test_rows_lost_before_a_checkpoint_are_said_and_change_no_figure(finished, o
         assert without_timing(study.root / table) == without_timing(finished[1].study.root / table)
     there = finished[1].study.run_dir(specs[0].run_id) / "steps.csv"
     assert files.steps.read_bytes() == there.read_bytes()
+    assert verify(study)["ok"]
+
+
+DAMAGE = {
+    "empty": lambda whole: b"",
+    "half": lambda whole: whole[: len(whole) // 2],
+    "junk": lambda whole: random.Random(0).randbytes(len(whole)),
+}
+
+
+@pytest.mark.parametrize(
+    "damage", ["half", *(pytest.param(d, marks=pytest.mark.slow) for d in ("empty", "junk"))]
+)
+@EXTENT
+def test_checkpoints_damaged_after_kill_9_are_set_aside_and_change_no_byte(
+    finished, tiny, tmp_path, damage, table
+):
+    stages = ["autopilot"] if table == "summary_final.csv" else ["stage", "lr_sweep"]
+    settings = [*tiny, "launcher=local", "launcher.slots=2", "launcher.checkpoint_every_s=0"]
+    command = [*CLI, *stages, *settings, f"output_dir={tmp_path}", "study.name=s"]
+    study = Study(tmp_path / "s")
+    held = {**os.environ, "PYTHONPATH": held_at_first(tmp_path)}  # no run ends
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, env=held) as driver:
+        while not (begun := list(study.runs.glob("*/checkpoint.pt"))):
+            with suppress(subprocess.TimeoutExpired):
+                pytest.fail(f"the driver ended with exit code {driver.wait(timeout=0.02)}")
+        notes = [note for session in sessions(study, "local") for note in session.notes().values()]
+        workers = [os.pidfd_open(note["pid"]) for note in notes]
+        os.killpg(driver.pid, signal.SIGKILL)
+        for worker in workers:
+            signal.pidfd_send_signal(worker, signal.SIGKILL)
+            assert select.select([worker], [], [], 30)[0]
+            os.close(worker)
+    left = {}
+    for path in begun:
+        left[path.parent.name] = DAMAGE[damage](path.read_bytes())
+        path.write_bytes(left[path.parent.name])
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for run_id, content in left.items():
+        why = "its checkpoint is damaged (its checksum does not match), and is now checkpoint.damaged-1.pt"
+        assert f"lr_sweep: {run_id}: {why}: it starts from its first step" in done.stdout
+        assert why in study.run_files(run_id).log.read_text()
+        assert study.run_files(run_id).damaged(1).read_bytes() == content
+    assert without_timing(study.root / table) == without_timing(finished[1].study.root / table)
     assert verify(study)["ok"]
 
 

@@ -1,7 +1,9 @@
 """An interrupted run continues bit for bit, and a checkpoint that is not its own is refused."""
 
+import errno
 import hashlib
 import io
+import random
 from dataclasses import replace
 
 import pytest
@@ -92,16 +94,65 @@ def test_a_stream_changed_under_a_training_run_gives_no_result(run, tmp_path):
         training_.run()
 
 
-def test_an_edited_checkpoint_is_not_believed(run, tmp_path):
-    interrupted(run, tmp_path)
-    path = tmp_path / "checkpoint.pt"
-    line, about, content = path.read_bytes().split(b"\n", 2)
+def edited(whole):
+    line, about, content = whole.split(b"\n", 2)
     state = torch.load(io.BytesIO(content), weights_only=True)
-    edited = io.BytesIO()
-    torch.save({**state, "step": 10**9}, edited)
-    path.write_bytes(b"\n".join([line, about, edited.getvalue()]))
-    with pytest.raises(UserError, match=r"checkpoint\.pt is damaged or was edited .*: delete it"):
-        run_and_record(run, tmp_path, "x")
+    archive = io.BytesIO()
+    torch.save({**state, "step": 10**9}, archive)
+    return b"\n".join([line, about, archive.getvalue()])
+
+
+DAMAGE = {
+    "empty": lambda whole: b"",
+    "half": lambda whole: whole[: len(whole) // 2],
+    "junk": lambda whole: random.Random(0).randbytes(len(whole)),
+    "a bit": lambda whole: whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:],
+    "edited": edited,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_begins_again(run, tmp_path, damage):
+    whole = run_and_record(run, tmp_path / "whole", "x")
+    folder, left = tmp_path / "damaged", []
+    for steps in (20, 10):  # damaged twice
+        interrupted(run, folder, steps)
+        path = folder / "checkpoint.pt"
+        left.append(DAMAGE[damage](path.read_bytes()))
+        path.write_bytes(left[-1])
+    resumed = run_and_record(run, folder, "x")
+    assert untimed(whole) == untimed(resumed)
+    assert (tmp_path / "whole/steps.csv").read_bytes() == (folder / "steps.csv").read_bytes()
+    aside = [(folder / f"checkpoint.damaged-{n}.pt").read_bytes() for n in (1, 2)]
+    assert aside == left
+    assert not path.exists()
+
+
+def test_a_checkpoint_that_was_set_aside_is_said_and_logged(run, tmp_path):
+    interrupted(run, tmp_path)
+    (tmp_path / "checkpoint.pt").write_bytes(b"")
+    said = []
+    run_and_record(run, tmp_path, "x", say=said.append)
+    why = "its checkpoint is damaged (its checksum does not match), and is now checkpoint.damaged-1.pt"
+    assert said == [f"{why}: it starts from its first step"]
+    assert said[0] in (tmp_path / "log.txt").read_text()
+
+
+def test_a_disk_that_cannot_read_a_checkpoint_is_no_damage_to_it(run, tmp_path):
+    whole = run_and_record(run, tmp_path / "whole", "x")
+    interrupted(run, tmp_path / "broken")
+    path, elsewhere = tmp_path / "broken/checkpoint.pt", tmp_path / "elsewhere"
+    path.rename(elsewhere)
+    path.symlink_to("/proc/self/mem")  # a file whose first byte cannot be read
+    with pytest.raises(OSError, match="Input/output error") as failed:
+        run_and_record(run, tmp_path / "broken", "x")
+    assert (failed.value.errno, failed.value.filename) == (errno.EIO, str(path))
+    assert path.is_symlink()
+    assert not (tmp_path / "broken/result.json").exists()
+    elsewhere.rename(path)
+    said = []
+    assert untimed(run_and_record(run, tmp_path / "broken", "x", say=said.append)) == untimed(whole)
+    assert said == []
 
 
 def test_a_checkpoint_from_before_checksums_is_not_read(run, tmp_path):
@@ -115,22 +166,22 @@ def test_a_checkpoint_from_before_checksums_is_not_read(run, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "foreign", "pickle"])
-def test_a_bad_checkpoint_is_named_with_its_remedy_and_never_executed(run, tmp_path, damage):
+@pytest.mark.parametrize("kind", ["foreign", "pickle"])
+def test_a_checkpoint_of_others_is_named_with_its_remedy_and_never_executed(run, tmp_path, kind):
     training_ = Training(run, tmp_path)
     training_.advance(1)
     training_.save_checkpoint()
     path = tmp_path / "checkpoint.pt"
-    if damage == "truncated":
-        path.write_bytes(path.read_bytes()[:1000])
-    elif damage == "foreign":
+    if kind == "foreign":
         run = replace(run, seed=run.seed + 1)
     else:
         buffer = io.BytesIO()
         torch.save({"identity": Evil()}, buffer)
         checksum = hashlib.sha256(buffer.getvalue()).hexdigest()
         path.write_bytes(f"ebc-lab checkpoint, sha256 {checksum}\n".encode() + buffer.getvalue())
-    with pytest.raises(UserError, match=r"checkpoint\.pt (is damaged|belongs to another run).*delete it"):
+    with pytest.raises(
+        UserError, match=r"checkpoint\.pt (is none of ours|belongs to another run).*delete it"
+    ):
         run_and_record(run, tmp_path, "x")
     assert path.exists()
     assert not (tmp_path / "result.json").exists()

@@ -50,8 +50,8 @@ def hold(step):
         sys.stdin.read()
 
 class Noted(apart._Process):
-    def __init__(self, kind):
-        super().__init__(kind)
+    def __init__(self, *kind):
+        super().__init__(*kind)
         found.append(self)
 
 found = []
@@ -79,7 +79,7 @@ def processes_of(launcher: int) -> list[int]:
 
 
 def launcher() -> subprocess.Popen:
-    [process] = apart._idle["auto", 2]
+    [process] = apart._idle["auto", 2, 1]
     return process.process
 
 
@@ -141,6 +141,28 @@ def test_what_one_process_has_begun_two_finish_and_the_other_way_round(run, tmp_
         same(tmp_path / "whole", folder)
 
 
+@pytest.mark.parametrize("broken", ["damaged", "unreadable"])
+def test_what_the_first_process_finds_of_a_checkpoint_holds_for_all(run, broken, tmp_path):
+    run = plain(run)
+    run_and_record(run, tmp_path / "whole", "x", processes=2)
+    folder, seen, said = tmp_path / "broken", [], []
+    stop = {"on_progress": seen.append, "should_stop": lambda: bool(seen) and seen[-1] >= 11}
+    with pytest.raises(Interrupted):
+        run_and_record(run, folder, "x", processes=2, **stop)
+    path = folder / "checkpoint.pt"
+    if broken == "damaged":
+        path.write_bytes(path.read_bytes()[:1000])
+    else:
+        path.rename(folder / "elsewhere")
+        path.symlink_to("/proc/self/mem")  # a file whose first byte cannot be read
+        with pytest.raises(OSError, match="Input/output error"):
+            run_and_record(run, folder, "x", processes=2)
+        (folder / "elsewhere").rename(path)
+    run_and_record(run, folder, "x", processes=2, say=said.append)
+    assert ["checkpoint.damaged-1.pt: it starts" in text for text in said] == [True] * (broken == "damaged")
+    assert (tmp_path / "whole" / "steps.csv").read_bytes() == (folder / "steps.csv").read_bytes()
+
+
 @pytest.mark.parametrize(
     "victim",
     [
@@ -181,7 +203,7 @@ def test_kill_9_of_any_of_them_ends_all_and_the_run_goes_on_from_its_checkpoint(
 
 @pytest.mark.parametrize("at", ["ebc_lab.components.optimizer:build", "ebc_lab.training.ranks:joined"])
 def test_a_gpu_that_fails_under_one_of_them_is_no_outcome_of_the_run(run, at, tmp_path, monkeypatch):
-    for process in apart._idle.pop(("auto", 2), []):
+    for process in apart._idle.pop(("auto", 2, 1), []):
         process.close()
     error = f'RuntimeError("{BUSY}")'
     monkeypatch.setenv("PYTHONPATH", struck_once(tmp_path, error, at, rank="1"))
@@ -195,7 +217,7 @@ def test_a_gpu_that_fails_under_one_of_them_is_no_outcome_of_the_run(run, at, tm
 
 @pytest.mark.slow
 def test_gpus_that_a_worker_was_given_and_cuda_does_not_show_have_failed(run, tmp_path, monkeypatch):
-    for process in apart._idle.pop(("auto", 2), []):
+    for process in apart._idle.pop(("auto", 2, 1), []):
         process.close()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1,GPU-2")
     with pytest.raises(DeviceFailed, match="CUDA shows 0 of the 2 GPUs of this worker"):
@@ -224,7 +246,7 @@ def test_they_die_with_the_process_that_started_them(run, tmp_path):
 def test_what_one_of_them_alone_would_refuse_is_refused_before_they_are_started(run, tmp_path):
     with pytest.raises(UserError, match="must divide batch_size, which is 10"):
         run_and_record(plain(run), tmp_path, "x", processes=4)
-    assert ("auto", 4) not in apart._idle
+    assert ("auto", 4, 1) not in apart._idle
 
 
 @pytest.mark.slow

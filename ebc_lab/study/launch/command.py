@@ -12,6 +12,7 @@ from typing import Any
 
 from ebc_lab.config.schema import Config
 from ebc_lab.records.json_files import write_json
+from ebc_lab.training import nodes
 
 from .session import Session
 
@@ -37,9 +38,14 @@ class WorkerCommand:
         import submitit
 
         local = self.worker is not None
+        node = 0 if local else submitit.JobEnvironment().global_rank
         name = self.worker or submitit.JobEnvironment().job_id
         drop = SCRUBBED if local else ("SUBMITIT_",)
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(drop)}
+        nodes_file = Session(Path(self.session)).nodes_file(name)
+        if node > 0:
+            nodes.serve(nodes_file, node, {**inherited, **self.env})
+            return 0
         command = [sys.executable, "-m", "ebc_lab.study.launch.worker", self.session, name, *self.places]
         # on this machine: a process group of its own, so that Ctrl-C reaches only the driver, whose freed
         # lock makes the worker end with a checkpoint. In a Slurm job: the job's group, so that Slurm finds it
@@ -57,6 +63,8 @@ class WorkerCommand:
                 signal.signal(sig, lambda number, _: self._tell(number))
         code = self.process.wait()
         write_json(Path(self.session) / f"exit-{name}.json", {"code": code}, durable=False)
+        if nodes_file.exists():
+            nodes.dismiss(nodes_file)
         if code and not local:
             raise RuntimeError(
                 f"the worker ended with exit code {code}"

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,10 @@ def _measured_on_node(module: str, config: Config, study: Study, setting: str) -
     name = f"ebc-{study.name[:40]}-{folder.name}"
     out = folder / "found.json"
     measurement = _Measurement(module, json.dumps(to_dict(run_part(config))), str(out))
-    [job] = submitted(config, folder, name, [measurement])
+    launcher = config.launcher
+    on_each = launcher.processes_per_run // launcher.nodes_per_run
+    one = replace(config, launcher=replace(launcher, nodes_per_run=1, processes_per_run=on_each))
+    [job] = submitted(one, folder, name, [measurement])
     asked = time.monotonic()  # when the queue was last asked
     seen = asked  # when it last showed the job
     try:

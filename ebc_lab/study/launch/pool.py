@@ -470,6 +470,7 @@ def worker_settings(config: Config) -> dict[str, Any]:
         "beat_s": launcher.heartbeat_s / 10,
         "code": code_here(),
         "processes_per_run": launcher.processes_per_run,
+        "nodes_per_run": launcher.nodes_per_run,
         "runs_per_worker": max(1, launcher.runs_per_worker),  # 0 is resolved by now, or there is no GPU
     }
 

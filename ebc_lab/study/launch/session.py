@@ -54,6 +54,7 @@ class SessionRecord(TypedDict):
     checkpoint_every_s: float
     beat_s: float
     processes_per_run: int
+    nodes_per_run: NotRequired[int]
     runs_per_worker: int
     code: dict[str, Any]
     device: NotRequired[str]  # of a session that can be joined, like `env`
@@ -180,6 +181,10 @@ class Session:
             return noted["host"], noted["pid"]
         except (OSError, UserError, KeyError):
             return None
+
+    def nodes_file(self, worker: str) -> Path:
+        """Return what the other nodes of a worker's job read."""
+        return self.root / f"nodes-{worker}.json"
 
     def note(self, worker: str, **about: Any) -> None:
         write_json(self.root / f"worker-{worker}.json", about, durable=False)

@@ -59,13 +59,16 @@ def _sbatch(config: Config, name: str, count: int, avoid: Sequence[str]) -> dict
     overrides ours."""
     asked: LauncherConfig = config.launcher
     by_user = {k.replace("-", "_"): v for k, v in asked.sbatch.items()}
-    together = asked.processes_per_run
+    nodes = asked.nodes_per_run
+    together = asked.processes_per_run // nodes  # on each node
+    # where one task ends badly the others would wait for ever
+    srun_args = [*(["--kill-on-bad-exit=1"] if nodes > 1 else []), *asked.srun_args]
     gpus = asked.gpus_per_node if asked.gpus_per_node is not None else together * (config.device == "cuda")
     options = {
         "job_name": name,
         "time": asked.timeout_min,
         "signal_delay_s": asked.signal_delay_s,
-        "nodes": 1,
+        "nodes": nodes,
         "ntasks_per_node": 1,
         "cpus_per_task": asked.cpus_per_task or together * config.threads_per_run,
         "gpus_per_node": None if any(k in by_user for k in GPUS) else gpus or None,
@@ -75,7 +78,7 @@ def _sbatch(config: Config, name: str, count: int, avoid: Sequence[str]) -> dict
         "qos": asked.qos,
         "constraint": asked.constraint,
         "setup": asked.setup or None,
-        "srun_args": asked.srun_args or None,
+        "srun_args": srun_args or None,
         "exclude": ",".join(avoid) or None,
         "stderr_to_stdout": True,
         "array_parallelism": count,

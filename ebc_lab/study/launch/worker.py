@@ -35,6 +35,7 @@ from ebc_lab.records.json_files import read_json, write_checksummed
 from ebc_lab.records.locks import locked, run_lock
 from ebc_lab.records.paths import RunFiles, SpecRecord
 from ebc_lab.records.streams import Heartbeat, rows_in
+from ebc_lab.training.nodes import Nodes
 from ebc_lab.training.turns import DeviceFailed, Interrupted, Progress, to_the_end
 
 from ..store import attempts
@@ -89,13 +90,15 @@ def carry(
     should_stop: Callable[[], bool],
     beside: Callable[[], int] = lambda: 0,
     processes: int = 1,
+    nodes: Nodes | None = None,
 ) -> Turns:
     """Train one planned run to its result, unless another process has it, yielding between blocks of steps.
 
     The first `yield` means that the run is claimed; the value is whether this call trained it. `beside`: says
-    how many other runs the same worker is on, for the log; `processes`: how many train it together. Raises
-    Interrupted (with a checkpoint written) once `should_stop()`, OSError if the folder cannot be written,
-    DeviceFailed, and Superseded where another attempt has begun although this one was under way.
+    how many other runs the same worker is on, for the log; `processes`: how many train it together, on so
+    many `nodes`. Raises Interrupted (with a checkpoint written) once `should_stop()`, OSError if the folder
+    cannot be written, DeviceFailed, and Superseded where another attempt has begun although this one was
+    under way.
     """
     files = study.run_files(run_id)
     with run_lock(files.directory) as mine:
@@ -107,7 +110,8 @@ def carry(
             train = function_of(kind)
         except UserError as error:
             problem = error
-        together = {"processes": processes} if problem is None and kind == TOGETHER and processes > 1 else {}
+        several = problem is None and kind == TOGETHER and processes > 1
+        together: dict[str, Any] = {"processes": processes} if several else {}
         note = functools.partial(attempts.note, files.directory, attempt=mine)
         note("begin", beside=beside(), **together, **attempts.surroundings())
         yield
@@ -118,6 +122,7 @@ def carry(
             "checkpoint_every_s": checkpoint_every_s,
             "should_stop": should_stop,
             "on_progress": Heartbeat(files.progress, run.steps),
+            **({"nodes": nodes} if several else {}),
             "say": lambda why: note(attempts.RESTARTED, cause=why),
         }
         try:
@@ -216,6 +221,8 @@ class Worker:
         if self.study.own.is_dir():
             remember(self.study.own)
         self.surroundings = attempts.surroundings()
+        count = self.about.get("nodes_per_run", 1)
+        self.nodes = Nodes(count, session.nodes_file(name)) if count > 1 else None
         self.turns: dict[str, Turns] = {}  # run id -> the run, for each run in progress
         self.sharing: dict[str, str | None] = {}  # run id -> its `sharing_class`, for each run in progress
         self.taken = 0
@@ -333,6 +340,7 @@ class Worker:
                 should_stop=lambda: self.leaving or self.stop(),
                 beside=functools.partial(self._beside, run_id),
                 processes=self.about["processes_per_run"],
+                nodes=self.nodes,
             )
             try:
                 next(turns)

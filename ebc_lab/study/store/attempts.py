@@ -37,6 +37,7 @@ SEEN = (
     "SLURM_JOB_ID",
     "SLURM_ARRAY_JOB_ID",
     "SLURM_ARRAY_TASK_ID",
+    "SLURM_JOB_NODELIST",
 )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,34 @@ def find(name: str | None, output_dir: str, say: Say = lambda text: None) -> Stu
     if not studies:
         raise UserError(no_study_in(base))
     return studies[0]
+
+
+def find_all(names: Sequence[str], output_dir: str, say: Say = lambda text: None) -> list[Study]:
+    """Return the studies that names, folders of studies and patterns mean, each once; without a name, the
+    newest one. Raises UserError."""
+    studies: dict[Path, Study] = {}
+    for name in names:
+        for study in _meant(name, output_dir, say):
+            studies.setdefault(study.root.resolve(), study)
+    return list(studies.values()) if names else [find(None, output_dir, say)]
+
+
+def _meant(name: str, output_dir: str, say: Say) -> list[Study]:
+    """Return the study of a name, or the studies in a folder or of a pattern, by name."""
+    named = find(name, output_dir, say)
+    if named.exists():
+        return [named]
+    places = dict.fromkeys([named.root, Path(name).expanduser()])
+    for place in places:
+        if magic := glob.has_magic(str(place)):
+            inside = [Study(Path(path)) for path in glob.glob(str(place))]
+        else:
+            inside = studies_in(place)
+        if inside := [study for study in inside if study.exists()]:
+            return sorted(inside, key=lambda study: study.name)
+    if magic:
+        raise UserError(f"no study is called {visible(name)}, neither in {output_dir} nor here.")
+    return [named]
 
 
 def no_study_in(folder: Path) -> str:

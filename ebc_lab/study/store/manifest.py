@@ -22,10 +22,9 @@ from typing import Any, TypedDict
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.files import opened
 from ebc_lab.records.json_files import read_checksummed, write_checksummed
-from ebc_lab.records.paths import DIAGNOSES, RUNS, RunFiles, StudyFiles
+from ebc_lab.records.paths import DIAGNOSES, RUNS, RunFiles, StudyFiles, is_checkpoint
 
 NAME = StudyFiles(Path()).manifest_file.name
-CHECKPOINT = f"/{RunFiles(Path()).checkpoint.name}"
 RESULT = RunFiles(Path()).result.name
 SPEC = RunFiles(Path()).spec.name
 
@@ -48,7 +47,7 @@ def read(root: Path) -> dict[str, Any]:
     report = f"`ebc-lab report {root.name}`"
     remedy = f"restore a copy, or delete it and let {report} record the files as they are now"
     record = read_checksummed(root / NAME, remedy, ManifestRecord)
-    files = {path: sha256 for path, sha256 in record["files"].items() if not path.endswith(CHECKPOINT)}
+    files = {path: sha256 for path, sha256 in record["files"].items() if not is_checkpoint(path)}
     return {**record, "files": files}
 
 
@@ -133,7 +132,9 @@ def files(root: Path, *, unfinished: bool = False) -> Iterator[str]:
             for name in sorted(names)
             if not name.startswith(".")
         )
-        yield from (path for path in paths if path != NAME and not path.endswith((CHECKPOINT, *DIAGNOSES)))
+        for path in paths:
+            if path != NAME and not path.endswith(DIAGNOSES) and not is_checkpoint(path):
+                yield path
 
 
 def run_of(path: str) -> str | None:

@@ -485,7 +485,9 @@ def test_a_kill_during_the_export_leaves_no_half_bundle(finished, tmp_path):
 
 def test_a_checkpoint_that_a_failed_run_kept_is_not_exported_and_not_missed(own_copy, tmp_path):
     _, study = own_copy
-    (next(study.runs.glob("*/steps.csv")).parent / "checkpoint.pt").write_bytes(b"weights")
+    run = next(study.runs.glob("*/steps.csv")).parent
+    for name in ("checkpoint.pt", "checkpoint.damaged-1.pt", "checkpoint.damaged-12.pt"):
+        (run / name).write_bytes(b"weights")
     bundle.export(study, tmp_path / "out.zip")
     assert not any("checkpoint" in name for name in contents(tmp_path / "out.zip"))
     assert wrong(tmp_path / "out.zip") == {}

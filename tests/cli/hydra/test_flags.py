@@ -5,8 +5,8 @@ import re
 import pytest
 from support.called import answered, refused
 
-from ebc_lab.cli import hydra_flags
-from ebc_lab.cli.hydra_flags import given
+from ebc_lab.cli.hydra import flags as hydra_flags
+from ebc_lab.cli.hydra.flags import given
 from ebc_lab.config.errors import UserError
 
 WORKS = {  # flag as given -> what it prints on stdout

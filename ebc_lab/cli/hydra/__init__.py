@@ -1,0 +1,1 @@
+"""What `ebc-lab train` takes over from Hydra: its flags, and its launchers for multirun."""

@@ -1,0 +1,98 @@
+"""`notify=COMMAND`: a program of the user's that hears how a study ended, or that it has stalled.
+
+The command is split into words as a shell splits them, and started without one: nothing in a study's name or
+in an error's text is ever read as a command. The facts are in its environment, the message is its input as
+well. Whatever it does, the study goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from ebc_lab.config.errors import visible
+
+PATIENCE_S = 30.0  # for the command
+FINISHED, FAILED, STALLED = "finished", "failed", "stalled"
+
+
+class Notifier:
+    """Runs the command for the events of one study. A command that fails is warned of once, with `say`."""
+
+    def __init__(self, command: str, root: Path, say: Callable[[str], None]):
+        self.words = shlex.split(command)
+        self.root = root
+        self.say = say
+        self.warned = False
+        self.beside: list[threading.Thread] = []
+
+    def tell(self, event: str, message: str) -> None:
+        """Run the command and wait until it has ended, which takes PATIENCE_S at most."""
+        for thread in self.beside:
+            thread.join()
+        self.beside = []
+        if self.words:
+            self._run(event, _line(message))
+
+    def tell_beside(self, event: str, message: str) -> None:
+        """Run the command while the study goes on."""
+        self.beside.append(threading.Thread(target=self._run, args=(event, _line(message)), daemon=True))
+        self.beside[-1].start()
+
+    def _run(self, event: str, message: str) -> None:
+        facts = {
+            "EBC_LAB_STUDY": self.root.name,
+            "EBC_LAB_FOLDER": str(self.root.resolve()),
+            "EBC_LAB_EVENT": event,
+            "EBC_LAB_MESSAGE": message,
+        }
+        program, *arguments = self.words
+        with tempfile.TemporaryFile() as text, tempfile.TemporaryFile() as output:
+            text.write(f"{self.root.name} {event}: {message}\n".encode())
+            text.seek(0)
+            try:
+                process = subprocess.Popen(
+                    [os.path.expanduser(program), *arguments],
+                    env={**os.environ, **facts},
+                    stdin=text,
+                    stdout=output,  # not a pipe, which what it leaves behind could hold open
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C is for the driver
+                )
+            except OSError as error:
+                return self._warn(f"{program} cannot be started ({error.strerror})")
+            try:
+                code = process.wait(PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                return self._warn(f"it takes longer than {PATIENCE_S:g} s, and was ended")
+            finally:
+                _end(process)
+            output.seek(0)
+            printed = output.read(10_000).decode(errors="replace").strip().splitlines()
+        if code:
+            last = f": {visible(printed[-1])}" if printed else ""
+            self._warn(f"it ended with exit code {code}{last}")
+
+    def _warn(self, what: str) -> None:
+        if not self.warned:
+            self.warned = True
+            self.say(f"warning: notify: {what}; the study is as it would be without it")
+
+
+def _line(text: str) -> str:
+    return visible(" ".join(text.split()))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill the command and what it has started, unless it has ended."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
