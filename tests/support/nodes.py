@@ -27,8 +27,8 @@ LOOK_S = 0.2  # between two looks at who is alive
 CLOSED = ("end", "stopped", "lost", "cancelled")  # events after which an attempt writes no more
 SLURM = [
     *("launcher=slurm", "launcher.slots=4", "launcher.partition=main", "launcher.cpus_per_task=2"),
-    *("launcher.queue_every_s=1", "launcher.checkpoint_every_s=0.1", "launcher.heartbeat_s=20"),
-    *("launcher.max_lost=9", "dtype=float32", "threads_per_run=1", "compile=off"),
+    *("launcher.queue_every_s=1", "launcher.checkpoint_every_s=0.1", "launcher.heartbeat_s=30"),
+    *("launcher.start_s=60", "launcher.max_lost=9", "dtype=float32", "threads_per_run=1", "compile=off"),
 ]
 
 
@@ -174,8 +174,11 @@ class NodesStudy:
     def on_all(self) -> list[At] | None:
         """A worker on each node, with a checkpoint of each run."""
         found = self.workers()
-        saved = all(self.study.run_files(run).checkpoint.exists() for at in found for run in at.runs)
-        return found if saved and {at.node for at in found} == set(NAMES) else None
+        return found if self.saved(*found) and {at.node for at in found} == set(NAMES) else None
+
+    def saved(self, *workers: At) -> bool:
+        """Tell whether each of the workers' runs has a checkpoint."""
+        return all(self.study.run_files(run).checkpoint.exists() for at in workers for run in at.runs)
 
     def events(self, run_id: str) -> list[str]:
         return [event["event"] for event in attempts.log(self.study.run_dir(run_id))]

@@ -163,7 +163,10 @@ class _Stop:
     def __init__(self, session: Session, name: str, *, bound: bool):
         self.session = session
         self.name = name
-        self.replaced = False  # the job was started again elsewhere
+        self.here = (os.uname().nodename, os.getpid())
+        self.parent = os.getppid()
+        self.noted = False  # who started this process has noted it
+        self.replaced = False  # nobody takes this process for the worker any more
         self.bound = bound
         self.event = threading.Event()
         self.final = threading.Event()
@@ -179,16 +182,11 @@ class _Stop:
         self.event.set()
 
     def _watch(self) -> None:
-        here = (os.uname().nodename, os.getpid())
-        known = False  # its parent has noted this process
         while not self.final.is_set():
-            process = self.session.process(self.name)
-            known |= process == here
-            if known and process not in (None, here):
+            if why := self._nobody_waits():
                 self.replaced = True
                 print(
-                    f"worker {self.name} was started again on {process[0]} (process {process[1]}): this one, "
-                    f"process {here[1]} on {here[0]}, ends here",
+                    f"worker {self.name}, process {self.here[1]} on {self.here[0]}, ends: {why}",
                     file=sys.stderr,
                 )
             if self.replaced or self._session_is_over():
@@ -197,6 +195,18 @@ class _Stop:
             self.final.wait(WATCH_S)
         time.sleep(GRACE_S)
         os._exit(1)
+
+    def _nobody_waits(self) -> str:
+        """Say why nobody takes this process for the worker any more; empty as long as somebody does."""
+        process = self.session.process(self.name)
+        self.noted |= process == self.here
+        if not self.noted:
+            return ""
+        if process is not None and process != self.here:
+            return f"its job was started again on {process[0]} (process {process[1]})"
+        return (
+            "" if os.getppid() == self.parent else "the process that started it, and with it its job, is gone"
+        )
 
     def _session_is_over(self) -> bool:
         if not self.session.root.exists() or (self.bound and not locked(self.session.lock_path)):

@@ -152,7 +152,7 @@ def test_a_worker_whose_job_was_started_again_elsewhere_leaves_its_run_to_others
     made.session.note_process("lost", 1)
     assert made.worker.wait() == 0
     _, said = made.worker.communicate()
-    assert "worker lost was started again on" in said
+    assert "ends: its job was started again on" in said
     assert bench.kinds(spec) == ["begin", "stopped"]
     bench.release(spec)
     bench.run([spec])
