@@ -33,7 +33,7 @@ from .so_far import SoFar, so_far
 from .stages.rules import Results, Undecidable
 from .stages.runs import distinct
 from .stages.stage import ResultsOf, decision_that_shows, planned_runs, speculative_runs, stage_of
-from .store import attempts, crate, manifest
+from .store import attempts, crate, index, manifest
 from .store.counts import RunCounts, counted, sorts_of_runs
 from .store.neighbours import finished_elsewhere, take
 from .store.study import RETRIED, RETRIED_UNFINISHED, Cancelled, Study
@@ -182,7 +182,8 @@ class _Call:
         """Remove results of the call's stages that say nothing about the run itself, so that it is trained
         again."""
         finished = self.config.study.stages[-1] in self.study.decisions()
-        again = self.study.forget(RETRIED if finished else RETRIED_UNFINISHED, self.stages)
+        known = index.look(self.study).records
+        again = self.study.forget(RETRIED if finished else RETRIED_UNFINISHED, self.stages, known)
         if again:
             self.listener.say(f"{len(again)} run(s) that were lost or failed are tried again")
 
@@ -235,8 +236,8 @@ class _Call:
         if self.sources:
             taken = ", ".join(f"{n} from {name}" for name, n in sorted(self.sources.items()))
             self.listener.say(f"runs taken from other studies, and not trained: {taken}")
-        records = study.records()
-        failed = [r.run_id for r in records if r.result and r.result["outcome"] not in FINISHED]
+        records = index.look(study).records
+        failed = [r.run_id for r in records if r.outcome not in (None, *FINISHED)]
         sorts = sorts_of_runs(records, self.decisions)
         runs = counted(sorts[run_id] for run_id in _ended(study) - before - self.taken if run_id in sorts)
         suite = decision_that_shows("arms", self.decisions)
