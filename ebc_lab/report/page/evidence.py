@@ -19,7 +19,7 @@ from ebc_lab.config.dicts import flat, to_dict
 from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.schema import STAGES, Config
 from ebc_lab.records.decisions import Arm, Decision, Difference, FinalsTrack, Line, NoiseFloor, SuiteTrack
-from ebc_lab.records.figures import FINISHED
+from ebc_lab.records.figures import FINISHED, RunResult
 from ebc_lab.study.inspect import status, why
 from ebc_lab.study.inspect.reproduce import StudyCommand, continuing, study_command, with_seeds_wanted
 from ebc_lab.study.inspect.slots import in_words
@@ -65,9 +65,10 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
             raise
         decisions = {}
         problems.append(str(error))
-    trained = [r for r in snapshot.records if r.spec and r.spec["kind"] == "train"]
-    results = {r.run_id: r.result for r in trained if r.result}
-    runs = [(r.run_id, r.spec, r.result or {}) for r in trained if r.spec]
+    trained = [r for r in snapshot.records if r.brief.kind == "train"]
+    read_runs = [(r.run_id, r.spec, r.result) for r in trained]  # each file once
+    results = {run_id: result for run_id, _, result in read_runs if result}
+    runs = [(run_id, spec, result or RunResult()) for run_id, spec, result in read_runs if spec]
     final, suite = decision_that_shows("verdict", decisions), decision_that_shows("arms", decisions)
     chosen = {s: decisions[s] for s in _by_weight(decisions, config) if stage_of(s).shows in CHOICES}
     floors = why.noise_floor(decisions)

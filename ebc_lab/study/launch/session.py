@@ -143,8 +143,8 @@ class Session:
     # -- a worker's side -------------------------------------------------------------------------------------
 
     def tasks(self) -> dict[str, Any] | None:
-        """None while it cannot be read: gone, or on NFS briefly stale. The file that was read last is not read
-        again: of thousands of runs that takes longer than many a run."""
+        """None while it cannot be read: gone, or on NFS briefly stale. The file that was read last is not
+        read again: of thousands of runs that takes longer than many a run."""
         path = self.root / "tasks.json"
         try:
             about = path.stat()
