@@ -2,6 +2,7 @@
 
 usage: python scripts/scale_figures.py FOLDER [RUNS…]      studies of 1,000, 5,000 and 20,000 runs, made there
        python scripts/scale_figures.py FOLDER --idle RUNS  what a driver takes for runs that train nothing
+       python scripts/scale_figures.py FOLDER --driven RUNS  the same of a whole study, of copied runs
        python scripts/scale_figures.py FOLDER --studies N  `plan` in an output folder of N other studies
 
 The studies are made of copies of a few trained runs (tests/support/many.py) and stay in FOLDER for the next
@@ -21,12 +22,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from support import many  # noqa: E402
 
+from ebc_lab.report.conclude import concluding  # noqa: E402
+from ebc_lab.study.autopilot import autopilot  # noqa: E402
+from ebc_lab.study.inspect.forecast import expected_left  # noqa: E402
 from ebc_lab.study.launch.local import LocalPool  # noqa: E402
 from ebc_lab.study.resolve import resolve_study  # noqa: E402
 from ebc_lab.study.store.study import Study  # noqa: E402
@@ -117,3 +122,52 @@ def idle(folder: Path, runs: int) -> None:
         pool.close()
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{runs:,} idle runs in {wall:.0f} s: {1e3 * cpu / runs:.2f} ms of the driver a run, {most:.0f} MB")
+
+
+def driven(folder: Path, runs: int) -> None:
+    """Print what a driver takes for a whole study: plan, watch, decide, conclude; runs are copied by its
+    workers, and no pictures are drawn."""
+    source = many.trained(folder)
+    alone = folder / "alone"  # without neighbours to take runs from
+    shutil.rmtree(alone, ignore_errors=True)
+    config = many.config_of(folder, runs, "driven")
+    launcher = replace(config.launcher, name="local", slots=2, runs_per_worker=1)
+    config = replace(config, output_dir=str(alone), launcher=launcher)
+    listener = replace(concluding(), expect=expected_left)
+    began, wall = time.process_time(), time.monotonic()
+    with many.copying_workers(folder, source), mock.patch("ebc_lab.report.conclude._draw"):
+        done = autopilot(config, listener)
+    cpu, wall = time.process_time() - began, time.monotonic() - wall
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    each = 1e3 * cpu / done.trained
+    print(f"{done.trained:,} runs in {wall:.0f} s: {each:.2f} ms of the driver a run, {most:.0f} MB")
+
+
+def studies(folder: Path, count: int) -> None:
+    """Print what `plan` costs beside `count` other studies, all of the same small one."""
+    source = many.trained(folder).root
+    out = folder / f"beside{count}"
+    for i in range(count):
+        if not (out / f"other{i:03d}").exists():
+            shutil.copytree(source, out / f"other{i:03d}")
+    command = ["plan", "scale=smoke", "study.name=mine", "device=cpu", f"output_dir={out}"]
+    cost = min((cost_of(command) for _ in range(3)), key=lambda cost: cost.seconds)
+    print(f"plan beside {count} studies: {cost.seconds:.2f} s, {cost.megabytes:.0f} MB")
+
+
+def main(folder: Path, arguments: Sequence[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if arguments[:1] == ["--idle"]:
+        idle(folder, int(arguments[1]))
+    elif arguments[:1] == ["--driven"]:
+        driven(folder, int(arguments[1]))
+    elif arguments[:1] == ["--studies"]:
+        studies(folder, int(arguments[1]))
+    else:
+        commands(folder, [int(size) for size in arguments] or SIZES)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,7 +16,7 @@ from typing import Any
 from .choices import OWN, groups, kind_of
 from .dicts import run_part, to_dict
 from .errors import UserError
-from .fields import CUSTOM, UNSET, setting_of
+from .fields import CUSTOM, UNSET, Setting, setting_of
 from .fields import number as number
 from .part import Tail
 from .parts import PART, PARTS
@@ -89,14 +90,21 @@ def identity(run: RunConfig) -> dict[str, Any]:
 def read_settings(settings: Any, kind: str) -> list[str]:
     """The settings of a group, whose choice is `kind`, that are part of a run's identity."""
     read = []
-    for field in dataclasses.fields(settings):
-        setting = setting_of(field)
-        at = kind if setting.of == "name" else getattr(settings, setting.of)
-        idle = bool(setting.only) and at not in setting.only and not setting.always
-        neutral = setting.neutral is not UNSET and getattr(settings, field.name) == setting.neutral
-        if setting.named and not idle and not neutral:
-            read.append(field.name)
+    cls: Any = type(settings)
+    for name, setting in _named_settings(cls):
+        if setting.only and not setting.always:
+            at = kind if setting.of == "name" else getattr(settings, setting.of)
+            if at not in setting.only:
+                continue
+        if setting.neutral is UNSET or getattr(settings, name) != setting.neutral:
+            read.append(name)
     return read
+
+
+@functools.cache
+def _named_settings(cls: Any) -> list[tuple[str, Setting]]:
+    every = [(field.name, setting_of(field)) for field in dataclasses.fields(cls)]
+    return [(name, setting) for name, setting in every if setting.named]
 
 
 def _name_own_parts(named: dict[str, Any], run: RunConfig) -> None:
@@ -192,9 +200,34 @@ def tails_of_choices() -> dict[str, Tail]:
 
 def run_id(kind: str, run: RunConfig) -> str:
     """The name of a run: a slug that a person can read, and the start of its identity's hash."""
+    return _names_of(kind, run)[0]
+
+
+def _names_of(kind: str, run: RunConfig) -> tuple[str, str]:
     lead = "" if kind == "train" else f"{kind}_"
     slug = f"{lead}{stem_of(run)}_lr{number(run.optimizer.lr)}{tail_of(run)}_n{run.steps}_s{run.seed}"
-    return f"{slug}-{digest(identity_of(kind, run))[:NAMED_BY]}"
+    sha256 = digest(identity_of(kind, run))
+    return f"{slug}-{sha256[:NAMED_BY]}", sha256
+
+
+_NAMES: dict[bytes, tuple[str, str]] = {}  # digest of a run and of what else its name depends on -> its names
+MOST_NAMES = 200_000
+
+
+def names_of(kind: str, run: RunConfig) -> tuple[str, str]:
+    """`run_id`, and the sha256 of the identity; remembered, because a plan of thousands of runs asks for the
+    names of all of them again and again."""
+    versions = [library_version(name) for name in sorted(_libraries_of(run))]
+    around = (kind, _RECORDED.get({}), _torch_version(), NUMERICS_VERSION, versions)
+    try:
+        key = hashlib.blake2b(pickle.dumps((run_part(run), around)), digest_size=16).digest()
+    except (pickle.PicklingError, TypeError, AttributeError):  # a setting that is no plain value
+        return _names_of(kind, run)
+    if key not in _NAMES:
+        if len(_NAMES) >= MOST_NAMES:
+            _NAMES.clear()
+        _NAMES[key] = _names_of(kind, run)
+    return _NAMES[key]
 
 
 def identity_of(kind: str, run: RunConfig) -> dict[str, Any]:

@@ -12,11 +12,10 @@ from typing import Any
 from ebc_lab.config.choices import groups
 from ebc_lab.config.identity import (
     delta_schedule,
-    digest,
     identity_of,
+    names_of,
     number,
     resolved,
-    run_id,
     stem_of,
     tail_of,
     warmup_steps,
@@ -104,12 +103,16 @@ class RunSpec:
         return identity_of(self.kind, self.run)
 
     @cached_property
-    def run_id(self) -> str:
-        return run_id(self.kind, self.run)
+    def names(self) -> tuple[str, str]:
+        return names_of(self.kind, self.run)
 
-    @cached_property
+    @property
+    def run_id(self) -> str:
+        return self.names[0]
+
+    @property
     def identity_sha256(self) -> str:
-        return digest(self.identity)
+        return self.names[1]
 
     @property
     def cost(self) -> float:

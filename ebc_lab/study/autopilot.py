@@ -34,7 +34,7 @@ from .so_far import SoFar, so_far
 from .stages.rules import Results, Undecidable
 from .stages.runs import distinct
 from .stages.stage import ResultsOf, decision_that_shows, planned_runs, speculative_runs, stage_of
-from .store import attempts, crate, manifest
+from .store import attempts, crate, index, manifest
 from .store.counts import RunCounts, counted, sorts_of_runs
 from .store.neighbours import finished_elsewhere, take
 from .store.study import RETRIED, RETRIED_UNFINISHED, Cancelled, Study
@@ -178,25 +178,46 @@ class _Call:
     taken: set[str] = field(default_factory=set)  # runs copied from other studies
     sources: dict[str, int] = field(default_factory=dict)  # name of such a study -> how many
     seen: dict[str, RunResult] = field(default_factory=dict)  # results that progress has counted
+    read: dict[str, tuple[Any, RunResult]] = field(default_factory=dict)  # which file, and what it held
+
+    def results(self, specs: list[RunSpec]) -> dict[str, RunResult]:
+        """Return `Study.results`; a file that is the one that was read before is not read again."""
+        known = {}
+        for spec in specs:
+            files = self.study.run_files(spec.run_id)
+            try:
+                about = files.result.stat()
+            except FileNotFoundError:
+                self.read.pop(spec.run_id, None)
+                continue
+            which = (about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns, spec.identity_sha256)
+            if self.read.get(spec.run_id, (None,))[0] != which:
+                read = self.study.results([spec])
+                if spec.run_id not in read:
+                    continue
+                self.read[spec.run_id] = which, read[spec.run_id]
+            known[spec.run_id] = self.read[spec.run_id][1]
+        return known
 
     def results_seen(self, specs: list[RunSpec]) -> dict[str, RunResult]:
         """Return the results of these runs, each read once: for what is shown, and nothing that is
         decided."""
-        self.seen |= self.study.results([s for s in specs if s.run_id not in self.seen])
+        self.seen |= self.results([s for s in specs if s.run_id not in self.seen])
         return {s.run_id: self.seen[s.run_id] for s in specs if s.run_id in self.seen}
 
     def forget_failures(self) -> None:
         """Remove results of the call's stages that say nothing about the run itself, so that it is trained
         again."""
         finished = self.config.study.stages[-1] in self.study.decisions()
-        again = self.study.forget(RETRIED if finished else RETRIED_UNFINISHED, self.stages)
+        known = index.look(self.study).records
+        again = self.study.forget(RETRIED if finished else RETRIED_UNFINISHED, self.stages, known)
         if again:
             self.listener.say(f"{len(again)} run(s) that were lost or failed are tried again")
 
     def decide_again(self, stage: str) -> None:
         """Decide an earlier stage from its runs again, so that nothing is built on an outdated decision."""
         _refuse_undecided(self.stages[0], [stage], self.study.decisions())
-        specs, results = planned_runs(stage, self.config, self.decisions, self.study.results)
+        specs, results = planned_runs(stage, self.config, self.decisions, self.results)
         if any(s.run_id not in results for s in specs):
             raise UserError(f"some runs of {stage} are missing: run `ebc-lab stage {stage} …` first.")
         self._decide(stage, specs, results)
@@ -204,7 +225,7 @@ class _Call:
     def run_stage(self, stage: str, pool: Pool) -> None:
         """Train until the stage asks for no more runs, decide it, and tell the listener."""
         while True:
-            specs, results = planned_runs(stage, self.config, self.decisions, self.study.results)
+            specs, results = planned_runs(stage, self.config, self.decisions, self.results)
             missing = [s for s in distinct(specs) if s.run_id not in results]
             if not missing:
                 break
@@ -242,8 +263,8 @@ class _Call:
         if self.sources:
             taken = ", ".join(f"{n} from {name}" for name, n in sorted(self.sources.items()))
             self.listener.say(f"runs taken from other studies, and not trained: {taken}")
-        records = study.records()
-        failed = [r.run_id for r in records if r.result and r.result["outcome"] not in FINISHED]
+        records = index.look(study).records
+        failed = [r.run_id for r in records if r.outcome not in (None, *FINISHED)]
         sorts = sorts_of_runs(records, self.decisions)
         runs = counted(sorts[run_id] for run_id in _ended(study) - before - self.taken if run_id in sorts)
         suite = decision_that_shows("arms", self.decisions)
@@ -340,8 +361,8 @@ class _Wave:
         self.spare: list[RunSpec] = []  # what idle workers may start on
         self._speculate()
         self.left = {s.run_id: s for s in wave}
-        known = [call.study.result(s.run_id) for s in runs if s.run_id not in self.left]
-        proven = any(result is not None and result["outcome"] in FINISHED for result in known)
+        known = call.results([s for s in runs if s.run_id not in self.left])
+        proven = any(result["outcome"] in FINISHED for result in known.values())
         self.breaker = Breaker(stage, call.study, proven=proven)
 
     def check_in(self, done: Sequence[str], busy: Sequence[Sequence[str]]) -> list[str]:

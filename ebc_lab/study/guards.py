@@ -12,6 +12,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.spec import RunSpec
 
+from .store import index
 from .store.changes import pinned
 from .store.study import Study
 
@@ -59,7 +60,7 @@ class Breaker:
                 f"{self.stage} was stopped: {which} {len(self.row)} runs all failed with "
                 f"{result.get('cause')!r}; "
                 f"read {self.study.run_files(self.row[0]).log}, fix it, and give the same command again"
-                f"{pinned(self.study.records(), self.row[0])}."
+                f"{pinned(index.look(self.study).records, self.row[0])}."
             )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +31,7 @@ from .launch.on_node import choice_on_node, packing_on_node
 from .launch.pool import slots
 from .stages.runs import own_text
 from .stages.stage import stage_of
-from .store import manifest, own
+from .store import index, manifest, own
 from .store.changes import (
     Change,
     as_this_version_says,
@@ -43,8 +43,9 @@ from .store.changes import (
     requested,
     same_corpus,
 )
+from .store.index import Index
 from .store.reuse import environment_changes, remaining_work, reusable_results, work_in_words
-from .store.study import Record, Study, StudyHeader, settings_of
+from .store.study import Study, StudyHeader, settings_of
 
 
 def resolve_study(
@@ -67,7 +68,7 @@ def resolve_study(
     asked = requested(config)
     known = study.header() if study.exists() else None
     different = from_recorded(config, known) if known else []
-    changed = changes(config, known, study.records()) if known else []
+    changed = changes(config, known, index.look(study)) if known else []
     if known:
         config = adopt(config, known)
     corpus, tokenizer_sha256 = checked_text(config)
@@ -194,10 +195,11 @@ def looks_before(config: Config, known: Mapping[str, Any], study: Study) -> list
     return [*looks, len(seeds)] if answered and sorted(seeds) != sorted(config.seeds) else looks
 
 
-def changes(config: Config, known: Mapping[str, Any], records: Sequence[Record]) -> list[Change]:
+def changes(config: Config, known: Mapping[str, Any], runs: Index) -> list[Change]:
     """Return (what, in study.json, now) of everything that makes this another study than the recorded one:
-    settings, torch, numerics."""
-    settings = refused(from_recorded(config, known), requested(config), records)
+    settings, torch, numerics. `runs`: of which only the edit of a part asks."""
+    settings = from_recorded(config, known)
+    settings = refused(settings, requested(config), runs.records) if settings else []
     return settings + environment_changes(settings_of(known), known)
 
 
@@ -216,11 +218,10 @@ def adopt(config: Config, known: Mapping[str, Any]) -> Config:
 
 def _retrained(config: Config, study: Study) -> str:
     """Return what this call would train, in words."""
-    records = study.records()
-    problem = next((r.problem for r in records if r.problem), None)
-    if problem:
-        return f"which ones is not known: {problem}"
-    return work_in_words(remaining_work(config, reusable_results(records, finished=False)))
+    runs = index.look(study)
+    if runs.problems:
+        return f"which ones is not known: {runs.problems[0]}"
+    return work_in_words(remaining_work(config, reusable_results(runs.records, finished=False)))
 
 
 def _resolve(

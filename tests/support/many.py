@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import random
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
+from support.drivers import CHANGED
+
 from ebc_lab.config.compose import compose
-from ebc_lab.config.schema import ArmConfig, Config
+from ebc_lab.config.identity import digest
+from ebc_lab.config.schema import ArmConfig, Config, RunConfig
 from ebc_lab.records.json_files import read_json, write_checksummed
+from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.spec import RunSpec
 from ebc_lab.report.conclude import concluding
 from ebc_lab.study.autopilot import autopilot
@@ -119,17 +125,54 @@ def _missing(study: Study, config: Config, stage: str, decisions: dict) -> list[
 
 
 def copied(study: Study, spec: RunSpec, source: Study, nth: int) -> None:
-    """Give a run the files of a finished one, its losses shifted by a little of its own."""
-    like = source.run_files(_alike(source.root)[spec.stage, spec.run.optimizer.name])
+    """Plan a run and give it the files of a finished one, its losses shifted by a little of its own."""
     study.write_spec(spec)
+    like = source.run_files(_alike(source.root)[spec.stage, spec.run.optimizer.name])
     files = study.run_files(spec.run_id)
-    for path in (like.steps, like.evals, like.log, like.attempts):
+    shutil.copyfile(like.attempts, files.attempts)
+    _fill(
+        files, like, nth, {"run_id": spec.run_id, "identity": spec.identity_sha256, "steps": spec.run.steps}
+    )
+
+
+def _fill(files: RunFiles, like: RunFiles, nth: int, own: dict[str, Any]) -> dict[str, Any]:
+    for path in (like.steps, like.evals, like.log):
         shutil.copyfile(path, files.directory / path.name)
     result = {k: v for k, v in read_json(like.result).items() if k != "checksum"}
     shift = random.Random(nth).gauss(0, 0.01)
     losses = {k: result[k] + shift for k in ("val_loss", "test_loss") if result.get(k) is not None}
-    own = {"run_id": spec.run_id, "identity": spec.identity_sha256, "steps": spec.run.steps}
-    write_checksummed(files.result, {**result, **losses, **own})
+    result |= {**losses, **own}
+    write_checksummed(files.result, result)
+    return result
+
+
+def taken(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> Iterator[None]:
+    """Stand in for `recorded_run` in a worker: copy the files of a run of the study in $COPIED_FROM."""
+    yield
+    spec = read_json(directory / "spec.json")
+    source = Study(Path(os.environ["COPIED_FROM"]))
+    like = source.run_files(_alike(source.root)[spec["stage"], run.optimizer.name])
+    own = {"run_id": run_id, "identity": digest(spec["identity"]), "steps": run.steps}
+    return _fill(RunFiles(directory), like, run.seed, own)
+
+
+@contextmanager
+def copying_workers(folder: Path, source: Study) -> Iterator[None]:
+    """Workers copy runs of `source` in place of training: a driver has all of its work, they have none."""
+    (folder / "site").mkdir(exist_ok=True)
+    change = "def change(module):\n    from support.many import taken\n    module.recorded_run = taken\n"
+    code = CHANGED.format(module="ebc_lab.training.outcome") + change
+    (folder / "site" / "sitecustomize.py").write_text(code)
+    tests = Path(__file__).parent.parent
+    paths = [
+        str(folder / "site"),
+        str(tests),
+        str(tests.parent),
+        *filter(None, [os.environ.get("PYTHONPATH")]),
+    ]
+    environment = {"PYTHONPATH": os.pathsep.join(paths), "COPIED_FROM": str(source.root)}
+    with mock.patch.dict(os.environ, environment):
+        yield
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ebc_lab.config.dicts import flat, to_dict
 from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.schema import STAGES, Config
 from ebc_lab.records.decisions import Arm, Decision, Difference, FinalsTrack, Line, NoiseFloor, SuiteTrack
-from ebc_lab.records.figures import FINISHED
+from ebc_lab.records.figures import FINISHED, RunResult
 from ebc_lab.study.inspect import status, why
 from ebc_lab.study.inspect.reproduce import StudyCommand, continuing, study_command, with_seeds_wanted
 from ebc_lab.study.inspect.slots import in_words
@@ -43,6 +43,8 @@ from ..text.words import capital, fixed, optimizer, setting
 from .curves import Run, curves
 
 CHECKED = ("*.json", "*.csv", "*.md", "*.tex")  # files whose checksums the page states
+MOST_ROWS = 200  # of a table with a row for each run: a browser takes seconds for thousands
+NAMED = 12  # runs of a cause of failure that the page leads to
 CHOICES = ("candidates", "points")  # what a stage shows that chooses something for the stages after it
 
 
@@ -63,14 +65,20 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
             raise
         decisions = {}
         problems.append(str(error))
-    trained = [r for r in snapshot.records if r.spec and r.spec["kind"] == "train"]
-    results = {r.run_id: r.result for r in trained if r.result}
-    runs = [(r.run_id, r.spec, r.result or {}) for r in trained if r.spec]
+    trained = [r for r in snapshot.records if r.brief.kind == "train"]
+    read_runs = [(r.run_id, r.spec, r.result) for r in trained]  # each file once
+    results = {run_id: result for run_id, _, result in read_runs if result}
+    runs = [(run_id, spec, result or RunResult()) for run_id, spec, result in read_runs if spec]
     final, suite = decision_that_shows("verdict", decisions), decision_that_shows("arms", decisions)
     chosen = {s: decisions[s] for s in _by_weight(decisions, config) if stage_of(s).shows in CHOICES}
     floors = why.noise_floor(decisions)
     again = _again(study, header)
     drawn, damaged = _curves(study, runs, decisions)
+    broken = _broken(study, config, trained)
+    named = {f"run-{run_id}" for group in broken for run_id in group["runs"][:NAMED]}
+    # `watch` serves the page alone, and not the files beside it
+    every_run = _runs(runs, in_bits(config), _files_of(study, drawn, beside=not lenient), named)
+    rows = {row.id for row in every_run.rows}
     settings = {k: v for k, v in flat(header["config"]).items() if k != "output_dir"}
     waiting = [s for s in config.study.stages if s not in decisions]
     return {
@@ -84,15 +92,14 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "verdict": [_verdict(t, f, config, decisions) for t, f in final["tracks"].items()] if final else [],
         "suite": _suite(suite, results, config, decisions.get("tune")) if suite else None,
         "concluded": _without_arms(decisions, results),
-        "decided": {s: _decision(s, d, config, floors) for s, d in chosen.items()},
+        "decided": {s: _decision(s, d, config, floors, rows) for s, d in chosen.items()},
         "open": waiting,
         "early": _early(snapshot) if waiting else None,
         "carry_on": continuing(study, header) if waiting and study.resumable else None,
         "slots": in_words(busy) if (busy := status.slots_used(snapshot)) else "",
         "finals": _finals(final, config, results) if final else None,
-        "broken": _broken(study, config, trained),
-        # `watch` serves the page alone, and not the files beside it
-        "runs": _runs(runs, in_bits(config), _files_of(study, drawn, beside=not lenient)),
+        "broken": broken,
+        "runs": every_run,
         "curves": drawn,
         "again": again,
         "more_seeds": _more_seeds(study, header, suite),
@@ -209,13 +216,16 @@ def _curves(
     return curves(runs, study.run_files, stages, lambda stage, arm: arms.get((stage, arm), arm))
 
 
-def _runs(runs: Sequence[Run], bits: bool, files: tables.Files) -> Table:
+def _runs(runs: Sequence[Run], bits: bool, files: tables.Files, named: Collection[str]) -> Table:
+    """Return the runs in the order of stages, arms, rates and seeds; `named`: rows that the page leads to."""
+
     def place(run: Run) -> tuple[Any, ...]:
         run_id, spec, _ = run
         config = spec["config"]
         return (STAGES.index(spec["stage"]), spec["arm"], config["optimizer"]["lr"], config["seed"], run_id)
 
-    return tables.runs(sorted(runs, key=place), bits=bits, files=files).on(PAGE)
+    table = tables.runs(sorted(runs, key=place), bits=bits, files=files)
+    return table.shortened(MOST_ROWS, "all are in summary_*.csv in the study’s folder", named).on(PAGE)
 
 
 def _broken(study: Study, config: Config, trained: Iterable[Record]) -> list[dict[str, Any]]:
@@ -278,8 +288,13 @@ def _by_weight(decisions: Mapping[str, Decision], config: Config) -> list[str]:
 
 
 def _decision(
-    name: str, decision: Decision, config: Config, floors: Mapping[str, NoiseFloor]
+    name: str,
+    decision: Decision,
+    config: Config,
+    floors: Mapping[str, NoiseFloor],
+    shown: Collection[str],
 ) -> dict[str, Any]:
+    """Return what the page says of a decision. `shown`: the rows of runs that it can lead to."""
     stage, tracks = stage_of(name), decision["tracks"]
     title, about = stage.title or name, stage.about
     rows: Rows = stage.rows
@@ -299,7 +314,7 @@ def _decision(
         "flips": untracked(stage.would_change(decision), tracks),
         "notes": untracked(decision["notes"], tracks),
         "tracks": [{"track": t, "name": optimizer(t), "chosen": of_track} for t, of_track in chosen.items()],
-        "table": table.on(PAGE),
+        "table": table.shortened(MOST_ROWS, f"all are in {stage.summary_csv}").on(PAGE).linked_to(shown),
     }
 
 

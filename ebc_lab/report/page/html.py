@@ -113,6 +113,7 @@ def render(root: Path, evidence_of: Mapping[str, Any], live: Mapping[str, Any] |
         "static": static,
         "left_out": left_out,
         "live": live,
+        "named": evidence.NAMED,
         "words": words,
         "curves_data": _ours(as_script(evidence_of["curves"])),
         **words.explanation(ebc, bool(evidence_of["verdict"]), said),

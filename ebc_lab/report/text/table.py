@@ -6,7 +6,7 @@ page.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -96,6 +96,28 @@ class Table:
         columns = [i for i, column in enumerate(self.columns) if wanted(i, column)]
         rows = [replace(row, cells=[row.cells[i] for i in columns]) for row in self.rows]
         return replace(self, columns=[self.columns[i] for i in columns], rows=rows)
+
+    def shortened(self, most: int, where: str, keep: Collection[str] = ()) -> Table:
+        """Return the first rows of a long table, among them those that were chosen and those whose ids are to
+        be kept; its note says how many there are, and `where` all of them can be read."""
+        if len(self.rows) <= most:
+            return self
+        wanted = {id(row) for row in self.rows if row.chosen or row.id in keep}
+        others = [id(row) for row in self.rows if id(row) not in wanted]
+        wanted.update(others[: max(0, most - len(wanted))])
+        rows = [row for row in self.rows if id(row) in wanted]
+        short = f"the first {len(rows):,} of {len(self.rows):,} rows; {where}"
+        return replace(self, rows=rows, note=f"{self.note}; {short}" if self.note else short)
+
+    def linked_to(self, shown: Collection[str]) -> Table:
+        """Return the table without links to rows that are not among those shown."""
+        rows = [
+            replace(
+                row, cells=[replace(c, link="") if c.link and c.link not in shown else c for c in row.cells]
+            )
+            for row in self.rows
+        ]
+        return replace(self, rows=rows)
 
     def texts(self) -> list[list[str]]:
         """Return the cells as plain text, row by row."""

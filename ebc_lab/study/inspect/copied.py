@@ -32,9 +32,9 @@ class WithNeighbours:
         new = [s for s in specs if s.run_id not in there and s.run_id not in self.looked_for]
         for spec in new:
             self.looked_for.add(spec.run_id)
+        by_id = {s.run_id: s for s in new}
         for run_id, neighbour in (finished_elsewhere(self.study, new) if new else {}).items():
-            copied = neighbour.results([s for s in new if s.run_id == run_id])
-            self.copied |= copied
+            self.copied |= neighbour.results([by_id[run_id]])
         return {s.run_id: self.copied[s.run_id] for s in specs if s.run_id in self.copied} | there
 
 

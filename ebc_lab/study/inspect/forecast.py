@@ -197,7 +197,7 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
 
     header = snapshot.header if snapshot else None
     records = snapshot.sound_records() if snapshot else []
-    changed = changes(config, header, records) if header else []
+    changed = changes(config, header, snapshot.index) if header and snapshot else []
     config = adopt(config, header) if header else config
     placed = _placed(with_corpus_of_neighbours(config, study), header)
     speed: Choice | None = None

@@ -100,6 +100,9 @@ class Session:
     def __init__(self, root: Path):
         self.root = root
         self.lock_path = root / "driver.lock"
+        self.read: tuple[Any, dict[str, Any]] | None = (
+            None  # of tasks.json: which file it was, and what it said
+        )
 
     @classmethod
     def begin(cls, study: Study, launcher: str, *, shared: bool = False, **about: Any) -> Session:
@@ -162,9 +165,15 @@ class Session:
     # -- a worker's side -------------------------------------------------------------------------------------
 
     def tasks(self) -> dict[str, Any] | None:
-        """None while it cannot be read: gone, or on NFS briefly stale."""
+        """None while it cannot be read: gone, or on NFS briefly stale. The file that was read last is not
+        read again: of thousands of runs that takes longer than many a run."""
+        path = self.root / "tasks.json"
         try:
-            return dict(read_json(self.root / "tasks.json", Tasks))
+            about = path.stat()
+            which = (about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+            if self.read is None or self.read[0] != which:
+                self.read = which, dict(read_json(path, Tasks))
+            return self.read[1]
         except (OSError, UserError):
             return None
 

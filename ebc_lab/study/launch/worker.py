@@ -56,6 +56,7 @@ MEASUREMENTS = ("overhead", "step")  # kinds that measure time, and so share a w
 POLL_S = 0.1
 POLL_SHARED_S = 1.0  # in a Slurm job: every worker reads the same folder on a shared file server
 WATCH_S = 1.0
+LOOK_SHARE = 20  # times what a look through the list took, before the next
 GRACE_S = 60.0  # for a checkpoint, once asked to stop; then this process ends itself
 PAUSE_S = 60.0  # after SIGTERM in a Slurm job: time for Slurm to do what it announced
 CANNOT_WRITE = 74  # exit codes, from sysexits.h: an input/output error
@@ -237,7 +238,9 @@ class Worker:
         self.sharing: dict[str, str | None] = {}  # run id -> its `sharing_class`, for each run in progress
         self.taken = 0
         self.started = False  # everything is imported, and the first run is built
-        self.left: list[str] = []  # runs on the list that had no result when it was last read
+        self.left: list[str] = []  # runs on the list that had no result when it was last looked through
+        self.listed: dict[str, Any] | None = None  # that list
+        self.results_due = 0.0  # when to look through it again
         self.leaving = False  # every run is stopped with a checkpoint, because one of them cannot write
         self.look_at = 0.0  # while runs are in progress: when to look for another one
         self.stop = _Stop(session, name, bound=self.about["bound"])
@@ -330,13 +333,14 @@ class Worker:
         not skipped: nothing after it on the list is begun until those in progress are done, and then it is
         its turn.
         """
-        # a result may be taken back, so this is looked up every time
-        self.left = [r for r in tasks["runs"] if not self.study.has_result(r)]
+        self._look_for_results(tasks)
         share = math.ceil(len(self.left) / tasks["slots"])
         if len(self.turns) >= min(self.about["runs_per_worker"], share) or self.name in tasks["retired"]:
             return False
         for run_id in self.left:
             if run_id in self.turns or self.name in tasks["barred"].get(run_id, ()):
+                continue
+            if self.study.has_result(run_id):  # since the last look
                 continue
             sharing = None if run_id in tasks["alone"] else self.sharing_class(run_id)
             if self.turns and (sharing is None or any(s != sharing for s in self.sharing.values())):
@@ -362,6 +366,16 @@ class Worker:
             self.say()
             return True
         return False
+
+    def _look_for_results(self, tasks: dict[str, Any]) -> None:
+        """Find what is left of the list. A result may be taken back, so all of it is looked up again and
+        again; of thousands of runs only so often that it takes a small part of the time."""
+        began = time.monotonic()
+        if tasks is not self.listed or began >= self.results_due:
+            self.listed = tasks
+            self.left = [r for r in tasks["runs"] if not self.study.has_result(r)]
+            now = time.monotonic()
+            self.results_due = now + LOOK_SHARE * (now - began)
 
     def _beside(self, run_id: str) -> int:
         """Return how many runs are in progress beside this one."""

@@ -113,9 +113,9 @@ def _unfinished(change: Change, records: Sequence[Record]) -> bool:
 
 def has_finished(record: Record, group: str, sha256: str) -> bool:
     """Tell whether a run with this part, by its checksum, has finished."""
-    if record.spec is None or record.result is None or record.result["outcome"] not in FINISHED:
+    if record.outcome not in FINISHED or (spec := record.spec) is None:
         return False
-    return bool(record.spec["config"].get(group, {}).get("sha256") == sha256)
+    return bool(spec["config"].get(group, {}).get("sha256") == sha256)
 
 
 def pinned(records: Sequence[Record], run_id: str) -> str:

@@ -78,7 +78,11 @@ class KnownRecord(Record):
 
     @property
     def result(self) -> RunResult | None:
-        return self.study.result(self.run_id) if self.brief.outcome else None
+        return self.study.result(self.run_id) if self.outcome else None
+
+    @property
+    def outcome(self) -> str | None:
+        return self.brief.outcome
 
 
 class Index:
@@ -218,7 +222,7 @@ def _text(brief: Brief) -> str:
 def _brief(run_id: str, text: str) -> Brief:
     *values, spans = json.loads(text)
     shared: list[Any] = [sys.intern(value) if isinstance(value, str) else value for value in values]
-    return Brief(run_id, *shared, tuple(map(tuple, spans)))
+    return Brief(*[run_id, *shared, tuple(map(tuple, spans))])
 
 
 def _seal(name: str, key: bytes, value: str) -> bytes:

@@ -29,14 +29,18 @@ def finished_elsewhere(study: Study, specs: Sequence[RunSpec]) -> dict[str, Stud
     Measurements of time are left out: they belong to a machine and an hour.
     """
     elsewhere: dict[str, Study] = {}
+    left = {s.run_id: s for s in specs if s.kind == "train"}
     for neighbour in studies_in(study.root.parent):
         if neighbour.name == study.name:
             continue
-        left = [s for s in specs if s.kind == "train" and s.run_id not in elsewhere]
         with suppress(OSError):  # it may be somebody else's
-            there = [s for s in left if neighbour.has_result(s.run_id)]
+            planned = [r for r in neighbour.run_ids() if r in left]  # quicker than to ask for every run
+            there = [left[r] for r in planned if neighbour.has_result(r)]
             recorded = _recorded(neighbour) if there else {}
-            elsewhere |= {s.run_id: neighbour for s in there if _sound_result(neighbour, s, recorded)}
+            for spec in there:
+                if _sound_result(neighbour, spec, recorded):
+                    elsewhere[spec.run_id] = neighbour
+                    del left[spec.run_id]
     return elsewhere
 
 

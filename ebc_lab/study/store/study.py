@@ -127,6 +127,11 @@ class Record:
     result: RunResult | None
     problem: str | None = None
 
+    @property
+    def outcome(self) -> str | None:
+        """Return how the run ended; None without a usable result."""
+        return self.result["outcome"] if self.result is not None else None
+
     @cached_property
     def brief(self) -> Brief:
         """Return the run in brief."""
