@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import settings_page
 import typer
+import yaml
 from package import FENCE
 from support.invented import invent
 
@@ -172,6 +173,17 @@ def test_commands_exist_and_their_settings_compose(part, own_parts):
         except BaseException as error:
             error.add_note(line)
             raise
+
+
+@pytest.mark.parametrize("name", ["kubernetes", "skypilot", "skypilot_workers"])
+def test_the_commands_of_example_manifests_exist_and_their_settings_compose(name):
+    documents = list(yaml.safe_load_all((ROOT / "examples" / f"{name}.yaml").read_text()))
+    jobs = [d["spec"]["template"]["spec"] for d in documents if d.get("kind") == "Job"]
+    lines = [shlex.join(c["command"]) for job in jobs for c in job["containers"]]
+    lines += [line.strip() for d in documents for line in d.get("run", "").splitlines() if "ebc-lab " in line]
+    assert len(lines) == 2
+    for line in lines:
+        understood(line.replace("device=cuda", "device=cpu"))
 
 
 def understood(line: str) -> None:

@@ -397,6 +397,9 @@ def _print_header(console: Console, status_of: Mapping[str, Any]) -> None:
     if (h := status_of["holder"]) is not None:
         pid, host, since = (h.get(key, "?") for key in ("pid", "host", "since"))
         console.print(f"run by process {pid} on {host} since {since}")
+    for w in status_of["joined"]:
+        on = f", on {', '.join(w['run_ids'])}" if w["run_ids"] else ""
+        console.print(Text(f"worker {w['worker']} has joined from {w['host']}{on}"), soft_wrap=True)
     if status_of["queue"]:
         jobs = ", ".join(f"{n} {state.lower()}" for state, n in sorted(status_of["queue"].items()))
         alone = "; no process drives them: the command that began the study adopts them"

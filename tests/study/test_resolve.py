@@ -9,10 +9,10 @@ from ebc_lab.bench.speeds import Choice
 from ebc_lab.config import machine as machine_module
 from ebc_lab.config.choices import OWN
 from ebc_lab.config.compose import compose
-from ebc_lab.config.dicts import from_dict, to_dict
+from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import identity
-from ebc_lab.config.schema import NOT_THE_STUDY, Config
+from ebc_lab.config.schema import Config
 from ebc_lab.report.conclude import concluding
 from ebc_lab.study import resolve
 from ebc_lab.study.autopilot import autopilot
@@ -80,12 +80,11 @@ def test_another_machine_later_retrains_nothing_and_keeps_every_name(config, mon
 
 
 def test_a_study_begun_before_parts_of_ones_own_is_the_same_study(config):
-    asked = to_dict(config)
-    older = {k: v for k, v in asked.items() if k not in NOT_THE_STUDY}
+    older = changes.requested(config)
     for group in OWN:
         older[group] = {k: v for k, v in older[group].items() if k not in ("target", "arguments", "sha256")}
     del older["train_tokens"]
-    now = {k: v for k, v in asked.items() if k not in NOT_THE_STUDY}
+    now = changes.requested(config)
     assert changes.differences(older, now) == []
     assert not study_command(older).unsaid
     now["optimizer"] = {**now["optimizer"], "arguments": {"x": 1}}

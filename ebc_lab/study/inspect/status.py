@@ -20,6 +20,7 @@ from ebc_lab.records.spec import RunSpec
 from ..guards import cause_class
 from ..launch import queue as queue_module
 from ..launch.pool import at_a_time
+from ..launch.session import sessions_in
 from ..so_far import so_far
 from ..stages.stage import ResultsOf, stage_of
 from ..store import index, manifest
@@ -112,6 +113,7 @@ def _told(snapshot: Snapshot) -> dict[str, Any]:
         "runs": counted(snapshot.sorts_of_runs().values()).as_dict(),
         "running": in_progress if holder is not None or queue else [],
         "queue": queue,
+        "joined": joined(study),
         "eta_s": eta,
         "so_far": early,
         "slots": busy,
@@ -236,6 +238,17 @@ def _queue(study: Study, every_s: float) -> tuple[dict[str, int], list[str]]:
     except (UserError, queue_module.QueueUnavailable) as error:
         return {}, [str(error)]
     return dict(Counter(job.state for job in known.values() if job.live)), []
+
+
+def joined(study: Study) -> list[dict[str, Any]]:
+    """Return the workers that have joined a running study from elsewhere: `worker`, `host`, `run_ids`."""
+    workers = []
+    for session in sessions_in(study):
+        notes = session.notes()
+        for worker in sorted(session.guests(notes)):
+            about = {key: notes[worker].get(key) for key in ("host", "run_ids")}
+            workers.append({"worker": worker, **about})
+    return workers
 
 
 def _again(study: Study, config: Config, run_id: str) -> str | None:

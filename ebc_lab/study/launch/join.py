@@ -16,12 +16,11 @@ from typing import Any
 
 from ebc_lab.config.checks import require_gpu
 from ebc_lab.config.errors import UserError
-from ebc_lab.records.locks import locked
 
 from ..store.study import Study, settings_of
 from .command import WorkerCommand
 from .pool import code_here
-from .session import GUEST, Session
+from .session import GUEST, Session, sessions_in
 
 Say = Callable[[str], None]
 
@@ -37,9 +36,8 @@ def join(study: Study, wait_s: float, say: Say) -> int:
     joined = 0
     since = time.monotonic()
     while True:
-        session = _session(study)
-        if session is not None:
-            code = _work(session, say)
+        if sessions := sessions_in(study):
+            code = _work(sessions[0], say)
             joined += 1
             since = time.monotonic()
             if code:
@@ -59,12 +57,6 @@ def session_folder(path: Path) -> Study | None:
     """Return the study of a session's folder, if it is one."""
     inside = (path / "session.json").exists()
     return Study(path.resolve().parent.parent) if inside else None
-
-
-def _session(study: Study) -> Session | None:
-    """Return the session whose driver is there."""
-    found = [Session(path.parent) for path in study.sessions.glob("session-*/session.json")]
-    return next((session for session in found if locked(session.lock_path)), None)
 
 
 def _finished(study: Study) -> bool:

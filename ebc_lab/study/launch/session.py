@@ -199,6 +199,12 @@ class Session:
         write_json(self.root / f"worker-{worker}.json", about, durable=False)
 
 
+def sessions_in(study: Study) -> list[Session]:
+    """Return the sessions in a study's folder whose driver is there: one, or none."""
+    there = [Session(path.parent) for path in study.sessions.glob("session-*/session.json")]
+    return [session for session in there if locked(session.lock_path)]
+
+
 def exit_cause(session: Session, worker: str) -> str:
     """Return how a worker process ended, in words; empty if its parent did not live to record it."""
     try:

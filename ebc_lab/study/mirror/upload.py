@@ -341,8 +341,8 @@ class _Mirror:
 def _files(folder: Path, root: Path, but: Path | None = None) -> Iterator[str]:
     """Yield the files below a folder that are kept elsewhere as well, as paths in the study."""
     for inside, folders, names in os.walk(folder):
-        left_out = {"__pycache__", *([but.name] if but and but.parent == Path(inside) else [])}
-        folders[:] = sorted(name for name in folders if name[0] != "." and name not in left_out)
+        wanted = {f for f in folders if f != "__pycache__" and Path(inside, f) != but}
+        folders[:] = sorted(f for f in wanted if not f.startswith("."))
         for name in sorted(names):
             if not name.startswith(".") and not name.endswith(DIAGNOSES):
                 yield Path(inside, name).relative_to(root).as_posix()

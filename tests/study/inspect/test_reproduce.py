@@ -6,15 +6,16 @@ import pytest
 from support.invented import invent
 
 from ebc_lab.config.compose import compose
-from ebc_lab.config.dicts import from_dict, to_dict
+from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.overrides import check_overrides
-from ebc_lab.config.schema import NOT_THE_STUDY, Config
+from ebc_lab.config.schema import Config
 from ebc_lab.study.inspect.reproduce import continuing, deciding, override_value, study_command
+from ebc_lab.study.store import changes
 from ebc_lab.study.store.study import Study
 
 
 def requested(overrides):
-    return {k: v for k, v in to_dict(compose(overrides, here=False)).items() if k not in NOT_THE_STUDY}
+    return changes.requested(compose(overrides, here=False))
 
 
 @pytest.mark.parametrize(

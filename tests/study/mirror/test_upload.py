@@ -1,6 +1,7 @@
 """A study is mirrored while it runs, and goes on elsewhere as if its machine had never been lost."""
 
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -125,32 +126,32 @@ def test_a_mirror_out_of_reach_is_said_once_and_caught_up_with(mirrored, tmp_pat
     assert (tmp_path / "there" / "done" / "acceptance.md").read_text() == "still later\n"
 
 
+def ended(asked: list[str], study: Study, draw: random.Random, *, last: bool) -> bool:
+    """Run the command, and lose its machine at some moment unless it is the `last`. -> whether it ended."""
+    driver = subprocess.Popen([*CLI, *asked], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(lambda: study.mirror_file.exists() or driver.poll() is not None)
+    try:
+        driver.wait(timeout=None if last else draw.uniform(1, 12))
+    except subprocess.TimeoutExpired:
+        lose_the_machine(driver, study)
+        return False
+    return True
+
+
 @pytest.mark.slow
 def test_machines_lost_at_random_moments_never_change_a_byte(tiny, finished, s3, tmp_path):
-    import random
-
     expected = without_timing(finished[1].study.root / "summary_lr_sweep.csv")
     wrong, lost = [], 0
     for trial in range(TRIALS):
         draw, name = random.Random(trial), f"trial{trial}"
         for machine in range(4):
-            out = tmp_path / f"{name}_{machine}"
-            study = Study(out / name)
-            done = called("pull", f"s3://{BUCKET}/lab/{name}", str(out), "--if-there", cwd=tmp_path)
+            study = Study(tmp_path / f"{name}_{machine}" / name)
+            there = str(study.root.parent)
+            done = called("pull", f"s3://{BUCKET}/lab/{name}", there, "--if-there", cwd=tmp_path)
             assert done.returncode == 0, done.stderr
-            driver = subprocess.Popen(
-                [*CLI, *command(tiny, out, f"study.name={name}")],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            place = Place(f"s3://{BUCKET}/lab/{name}")
-            until(lambda: place.latest() is not None or driver.poll() is not None)
-            try:
-                driver.wait(timeout=draw.uniform(1, 9) if machine < 3 else None)
+            if ended(command(tiny, study.root.parent, f"study.name={name}"), study, draw, last=machine == 3):
                 break
-            except subprocess.TimeoutExpired:
-                lose_the_machine(driver, study)
-                lost += 1
+            lost += 1
         found = without_timing(study.root / "summary_lr_sweep.csv")
         if found != expected or not verify(study)["ok"]:
             wrong.append(trial)

@@ -1,0 +1,96 @@
+"""`ebc-lab worker` joins a running study from another machine, and any of them may be killed."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from support.called import CLI, called, refused
+from support.drivers import held_at_first, without_timing
+
+from ebc_lab.study.launch.session import GUEST, sessions_in
+from ebc_lab.study.store import attempts
+from ebc_lab.study.store.study import Study
+from ebc_lab.study.store.verify import verify
+
+DEADLINE_S = 180.0
+OTHER = ["unshare", "--uts", "sh", "-c", 'hostname other && exec "$@"', "sh"] if os.geteuid() == 0 else []
+
+
+def until(what):
+    deadline = time.monotonic() + DEADLINE_S
+    while not (value := what()):
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.05)
+    return value
+
+
+def command(tiny, out: Path) -> list[str]:
+    launcher = ["launcher=local", "launcher.slots=1", "launcher.checkpoint_every_s=0", "launcher.join=true"]
+    return [
+        *CLI,
+        "autopilot",
+        *tiny,
+        *launcher,
+        "study.stages=[lr_sweep]",
+        f"output_dir={out}",
+        "study.name=j",
+    ]
+
+
+def guests(study: Study) -> dict[str, dict]:
+    """The workers that have joined the study's driver, by name."""
+    notes = {w: note for s in sessions_in(study) for w, note in s.notes().items()}
+    return {w: note for w, note in notes.items() if w.startswith(GUEST) and note["run_ids"]}
+
+
+@contextlib.contextmanager
+def started(*words: str, env=None):
+    process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_workers_that_join_share_the_runs_and_may_be_killed_like_the_driver(tiny, finished, tmp_path):
+    """A driver, a worker of another host that is killed with a run in its hands, a second one that outlives
+    the driver and joins the next: the bytes of an undisturbed study, and no run trained by two at once."""
+    study = Study(tmp_path / "j")
+    held = {**os.environ, "PYTHONPATH": held_at_first(tmp_path)}
+    worker = [*OTHER, *CLI, "worker", str(study.root), "--wait", "60"]
+    with started(*command(tiny, tmp_path), env=held) as driver, started(*worker, env=held) as first:
+        canary = until(lambda: [r for r in study.run_ids() if study.progress(r)])[0]
+        until(lambda: study.sessions.is_dir())
+        (study.run_dir(canary) / "go").touch()
+        [note] = until(lambda: guests(study)).values()
+        [taken] = note["run_ids"]
+        status = called("status", str(study.root), "--json", cwd=tmp_path)
+        assert note["host"] in status.stdout
+        os.kill(note["pid"], signal.SIGKILL)
+        until(lambda: any(e["event"] == "lost" for e in attempts.log(study.run_dir(taken))))
+        first.wait(timeout=DEADLINE_S)
+        driver.kill()
+        driver.wait()
+    with started(*worker) as second, started(*command(tiny, tmp_path)) as driver:
+        assert driver.wait(timeout=DEADLINE_S) == 0, driver.stderr.read()
+        assert second.wait(timeout=DEADLINE_S) == 0
+        assert "is finished" in second.stderr.read()
+    assert verify(study)["ok"]
+    name = "summary_lr_sweep.csv"
+    assert without_timing(study.root / name) == without_timing(finished[1].study.root / name)
+    events = {run: attempts.log(study.run_dir(run)) for run in study.run_ids()}
+    ends = {run: [e["event"] for e in log].count("end") for run, log in events.items()}
+    assert set(ends.values()) == {1}
+    hosts = {e["host"] for log in events.values() for e in log if e["event"] == "begin"}
+    assert len(hosts) == (2 if OTHER else 1)
+    assert sum(e["event"] == "begin" for e in events[taken]) >= 2
+
+
+def test_a_worker_is_refused_in_a_sentence(finished, tmp_path):
+    study = finished[1].study
+    assert "launcher.join=true" in refused("worker", str(study.root), cwd=tmp_path)
+    assert "there is no study" in refused("worker", "none", "--output-dir", str(tmp_path), cwd=tmp_path)
