@@ -221,5 +221,31 @@ def test_more_processes_than_gpus_are_refused(machine_with):
         compose(["scale=smoke", "device=cuda", "launcher.processes_per_run=2"], study=False)
 
 
+SPREAD = [*TOGETHER[:2], "batch_size=12", "budget.probe_sequences=4", "audit_tokens=64", "model.context=16"]
+SPREAD += ["launcher=slurm", "launcher.processes_per_run=4", "launcher.nodes_per_run=2"]
+
+
+def test_on_how_many_nodes_a_run_is_trained_is_no_part_of_it():
+    spread, together = (compose([*SPREAD, f"launcher.nodes_per_run={n}"]) for n in (2, 1))
+    assert run_part(spread) == run_part(together)
+    assert compose([*SPREAD, "launcher.cpus_per_task=2"]).launcher.cpus_per_task == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["launcher.nodes_per_run=3"], "nodes_per_run=3 must divide launcher.processes_per_run=4"),
+        (["launcher.processes_per_run=1"], "nodes_per_run=2 must divide launcher.processes_per_run=1"),
+        (["launcher.cpus_per_task=1"], "processes_per_run=4 on 2 nodes needs launcher.cpus_per_task >= 2"),
+        (["launcher=local"], "launcher.nodes_per_run"),
+        (["determinism=verity"], "processes_per_run=4 does not go with determinism=verity: gradients are"),
+    ],
+)
+def test_nodes_that_a_run_cannot_be_spread_over_are_refused(settings, told):
+    with pytest.raises(UserError) as refused:
+        compose([*SPREAD, *settings])
+    assert told in str(refused.value)
+
+
 def test_one_process_is_asked_nothing():
     check_processes(run({"model": {"dropout": 0.5}}), 1)

@@ -131,6 +131,7 @@ def test_a_job_has_the_cores_and_gpus_of_all_processes_of_its_run(bench):
     assert asked("cpu") == (12, None)
     assert asked("cuda") == (12, 4)
     assert asked("cuda", cpus_per_task=32, gpus_per_node=8) == (32, 8)
+    assert asked("cuda", nodes_per_run=2) == (6, 2), "on each of its nodes"
 
 
 # -- no process is left --------------------------------------------------------------------------------------
