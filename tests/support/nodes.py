@@ -180,6 +180,11 @@ class NodesStudy:
         """Tell whether each of the workers' runs has a checkpoint."""
         return all(self.study.run_files(run).checkpoint.exists() for at in workers for run in at.runs)
 
+    def said(self) -> str:
+        """What the workers have said."""
+        logs = (log for s in sessions(self.study, "slurm") for log in s.root.glob("submitit/*_log.out"))
+        return "".join(log.read_text() for log in logs)
+
     def events(self, run_id: str) -> list[str]:
         return [event["event"] for event in attempts.log(self.study.run_dir(run_id))]
 

@@ -130,7 +130,11 @@ def carry(
             result = yield from train(run, files.directory, run_id, **hooks, **together)
             note("end", outcome=result["outcome"], beside=beside())
         except Superseded:
-            note(attempts.REFUSED, cause=(cause := attempts.superseded_by(files.directory, mine)))
+            cause = attempts.superseded_by(files.directory, mine)
+            if (
+                not files.result.exists()
+            ):  # else the log is finished, too, and may be recorded in the manifest
+                note(attempts.REFUSED, cause=cause)
             print(cause, file=sys.stderr)
             raise
         except UserError as error:

@@ -3,9 +3,9 @@
 `begin` (a worker has claimed the run; what it sees of the machine), `restarted` (it begins with the first
 step although it has a checkpoint; says why), `end` (with the outcome), `stopped` (by request, with a
 checkpoint), `taken` (copied, finished, from another study), `lost` (its worker died, or gives no sign of life
-and its run is given to another; written by the driver), `refused` (it was lost so, came back, and may write
-no more). After a `begin` with none of the others, worker and driver were killed together. `attempt` is the
-token of each attempt (`fence.py`).
+and its run is given to another; written by the driver), `refused` (it was lost so, came back while the other
+trained, and may write no more). After a `begin` with none of the others, worker and driver were killed
+together. `attempt` is the token of each attempt (`fence.py`).
 """
 
 from __future__ import annotations

@@ -68,10 +68,10 @@ def finish(study: NodesStudy, driver: subprocess.Popen) -> None:
 
 
 def come_back(study: NodesStudy, lost: At) -> None:
-    """A worker that was stopped goes on, and may write no more."""
+    """A worker that was stopped goes on, may write no more, and says so."""
     kill(lost.pid, signal.SIGCONT)
-    for run_id in lost.runs:
-        until_true(lambda run_id=run_id: "refused" in study.events(run_id))
+    until_true(lambda: state_of(lost.pid) is None)
+    assert "what it still had to write is refused, and it ends here" in study.said()
 
 
 def test_a_lost_node_a_killed_worker_and_a_killed_driver_change_no_byte(
@@ -94,6 +94,7 @@ def test_a_lost_node_a_killed_worker_and_a_killed_driver_change_no_byte(
         (tmp_path / "go").touch()
         finish(study, driver)
         come_back(study, lost)
+        assert verify(study.study)["ok"]
     assert witness.two_at_once() == []
     for run_id in lost.runs:
         assert study.events(run_id)[:3] == ["begin", "lost", "begin"]
