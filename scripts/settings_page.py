@@ -38,7 +38,7 @@ under others. *Default* is what `ebc-lab autopilot scale=laptop` uses; empty mea
 A study decides some of a run's settings itself and refuses overrides of them. δ\* is the target KL.
 
 A list or mapping takes at most 100 items (500 arms), a text 1,000 characters, an override 4,000, and a
-study 2,000 runs. `${batch_size}` in a value is the value of that setting; other `${…}` are refused. A new
+study 50,000 runs. `${batch_size}` in a value is the value of that setting; other `${…}` are refused. A new
 entry of a mapping needs no `+`: `lr_sweep.grids.NAME=[…]`, `ablation.arms.NAME={lr_scale: 4, settings: {…}}`.
 """
 READ_BY = {part.name: part.read_by for part in PARTS}

@@ -473,6 +473,8 @@ def plan(console: Console, forecast: Mapping[str, Any], overrides: Sequence[str]
         others = "; ".join(forecast["changed"][:4])
         begun = f"begun with other settings ({others}): autopilot would ask for --force"
         console.print(Text(begun, style="yellow"))
+    if forecast["beyond_sensible"]:
+        console.print(Text(forecast["beyond_sensible"], style="yellow"))
     copied = any(s["expected"]["copied"] for s in forecast["stages"].values())
     done = ["done"] * forecast["begun"] + ["copied"] * copied
     left = "left " if done else "time "

@@ -66,8 +66,8 @@ SBATCH_OURS = (
     "signal",
     "time",
 )
-MOST_RUNS = 2000  # of a study: weeks on a GPU; the largest of conf/ has less than a tenth
-MOST_CARRIED = 10_000  # of the stage carry, which asks for thousands of short ones
+SENSIBLE_RUNS = 20_000  # of a study: what each command costs is measured up to here (docs/speed.md)
+MOST_RUNS = 50_000  # more are a slip of the keyboard, which would be planned for many minutes
 MOST_LOOKS = 20  # at the finals, after the first
 LONGEST_FILE_NAME = 255  # bytes, on all common disks
 NEEDED_ARMS = ("baseline", "control", "ebc_x2")
@@ -369,10 +369,9 @@ def _stages(config: Config) -> None:
             require(before in stages, f"study.stages: {stage} needs {before} as well.")
     counts = most_runs(config)
     listed = ", ".join(f"{stage} {runs}" for stage, runs in counts.items())
-    most = MOST_CARRIED if counts.get("carry") else MOST_RUNS
     require(
-        sum(counts.values()) <= most,
-        f"this study may have more than {most} runs ({listed}): shorten its grids, arms or seeds, or "
+        sum(counts.values()) <= MOST_RUNS,
+        f"this study may have more than {MOST_RUNS} runs ({listed}): shorten its grids, arms or seeds, or "
         "make it several studies.",
     )
     base = replace(_stage_run(config), stabilizer=replace(config.stabilizer, name="ebc"))
@@ -393,6 +392,18 @@ def _stages(config: Config) -> None:
         _carry(config)
     if "profiles" in stages:
         _profiles(config)
+
+
+def beyond_sensible(config: Config) -> str:
+    """What is to be said of a study of more runs than is sensible, in a sentence; empty for others."""
+    runs = sum(most_runs(config).values())
+    if runs <= SENSIBLE_RUNS:
+        return ""
+    return (
+        f"this study may have {runs:,} runs, and more than {SENSIBLE_RUNS:,} are not sensible: checking, "
+        "packing and planning take minutes each; several studies in one folder take finished runs from each "
+        "other"
+    )
 
 
 def most_runs(config: Config) -> dict[str, int]:

@@ -18,6 +18,7 @@ from typing import Any
 from ebc_lab.bench.speeds import Work
 from ebc_lab.config.errors import MISTAKEN, UserError
 from ebc_lab.config.schema import Config
+from ebc_lab.config.study_checks import beyond_sensible
 from ebc_lab.records.decisions import Acceptance, Decision
 from ebc_lab.records.figures import FINISHED, RunResult
 from ebc_lab.records.files import refuse_unwritable
@@ -144,8 +145,8 @@ def autopilot(
         study.cancel_mark.unlink(missing_ok=True)
         config, corpus = resolve_study(config, study, listener.say, force=force, work=listener.work)
         manifest.refuse_changed(study.root)
-        if corpus.warning:
-            listener.say(f"warning: {corpus.warning}")
+        for warning in filter(None, (corpus.warning, beyond_sensible(config))):
+            listener.say(f"warning: {warning}")
         rehearse(config, study, listener.say)  # again only if a part has been changed
         manifest.begin(study.root)
         if command:

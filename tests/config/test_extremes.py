@@ -10,8 +10,9 @@ import signal
 import time
 
 import pytest
+from support.called import answered
 
-from ebc_lab.config import choices, hints
+from ebc_lab.config import choices, hints, study_checks
 from ebc_lab.config import compose as compose_module
 from ebc_lab.config.choices import groups
 from ebc_lab.config.compose import compose, configurations
@@ -19,7 +20,7 @@ from ebc_lab.config.dicts import flat, to_dict
 from ebc_lab.config.errors import UserError, any_of
 from ebc_lab.config.overrides import schema_keys
 from ebc_lab.config.schema import ArmConfig
-from ebc_lab.config.study_checks import MOST_CARRIED, MOST_RUNS, most_runs
+from ebc_lab.config.study_checks import most_runs
 from ebc_lab.study.inspect.forecast import planned
 
 SMOKE = ["scale=smoke"]
@@ -136,9 +137,25 @@ def test_an_extreme_is_refused_in_one_sentence_that_names_the_setting(override, 
     ],
     ids=lambda value: value[-1][:60] if value else "",
 )
-def test_an_extreme_that_lies_in_a_combination_is_refused(overrides, words):
+def test_an_extreme_that_lies_in_a_combination_is_refused(overrides, words, monkeypatch):
+    monkeypatch.setattr(study_checks, "MOST_RUNS", 2000)
     said = refused(overrides)
     assert all(word in said for word in words), said
+
+
+SUITE = ["study=stabilizers", "ablation.reference=adam_trapezoid_x1"]  # when it is swept
+
+
+def test_a_study_of_more_runs_than_is_sensible_is_told_so_and_not_refused(tmp_path, monkeypatch):
+    seeds, scales = (",".join(map(str, values)) for values in (range(200, 300), range(1, 21)))
+    many = compose([*SMOKE, *SUITE, f"seeds=[{seeds}]", f"ablation.lr_scales=[{scales}]"])
+    said = study_checks.beyond_sensible(many)
+    assert re.match(r"this study may have 3\d,\d{3} runs, and more than 20,000 are not sensible: ", said)
+    others = ",".join(map(str, range(21, 60)))
+    beyond = [*SUITE, f"seeds=[{seeds}]", f"ablation.lr_scales=[{scales},{others}]"]
+    assert "may have more than 50000 runs" in refused(beyond)
+    monkeypatch.setattr(study_checks, "SENSIBLE_RUNS", 1)
+    assert "more than 1 are not sensible" in answered("plan", *SMOKE, "device=cpu", cwd=tmp_path).stdout
 
 
 @pytest.mark.parametrize(
@@ -220,8 +237,8 @@ def test_every_suite_is_planned_and_asks_for_no_more_runs_than_are_counted_befor
     total = stages["total"]
     assert 0 < total["min"]["runs"] <= total["expected"]["runs"] <= total["max"]["runs"]
     assert all(stages[stage]["max"]["runs"] <= counted[stage] for stage in counted)
-    most = MOST_CARRIED if "carry" in counted else MOST_RUNS / (2 if "profiles" in counted else 4)
-    assert sum(counted.values()) < most
+    assert sum(counted.values()) < study_checks.SENSIBLE_RUNS / 4
+    assert not study_checks.beyond_sensible(config)
 
 
 @pytest.fixture
@@ -475,6 +492,7 @@ def too_long(number, frame):
 @pytest.mark.parametrize("cases", [30, pytest.param(2000, marks=pytest.mark.slow)])
 def test_whatever_is_overridden_is_planned_or_refused_in_a_sentence(cases, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study_checks, "MOST_RUNS", 2000)  # more may take longer to plan than is waited here
     draw = random.Random(cases)
     slowest, plans = (0.0, []), 0
     refusals = []
@@ -487,8 +505,7 @@ def test_whatever_is_overridden_is_planned_or_refused_in_a_sentence(cases, tmp_p
             try:
                 [config] = configurations(overrides)
                 plans += 1
-                most = MOST_CARRIED if "carry" in config.study.stages else MOST_RUNS
-                assert planned(config)["stages"]["total"]["max"]["runs"] <= most
+                assert planned(config)["stages"]["total"]["max"]["runs"] <= study_checks.MOST_RUNS
             except UserError as error:
                 refusals.append(str(error))
             except BaseException as error:

@@ -26,6 +26,7 @@ from ebc_lab.config.dicts import run_part
 from ebc_lab.config.machine import chosen_device, cores
 from ebc_lab.config.parts.init import INIT
 from ebc_lab.config.schema import Config
+from ebc_lab.config.study_checks import beyond_sensible
 from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.paths import WEIGHTS
@@ -234,6 +235,7 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
         "slots": at_a_time(named),
         "begun": header is not None,
         "changed": told(changed, requested(config), edited(config, header or {})),
+        "beyond_sensible": beyond_sensible(config),
         "stages": stages,
         "eta_from": rate.source if rate else measured,
         "gpu_hours_from": ASSUMED,

@@ -72,17 +72,21 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
         arms = config.ablation.all_arms()
         sources = {arm.init for arm in arms.values()}
         first = sorted(arms.items(), key=lambda named: named[0] not in sources)
-        for (label, arm), seed in itertools.product(first, config.seeds):
+        for label, arm in first:
             point = point_of(config, decisions, track, label, arm)
             if arm.replay or arm.matched or point is None:
                 continue
-            run, scale = run_of(config, decisions, track, arm, config.ablation.steps, seed, point)
-            if label in sources:
-                trained[label, seed] = source_of(config, decisions, track, "ablation", label, seed)
-                continue
-            begun = started(run, trained[arm.init, seed], results) if arm.init else run
-            if begun is not None:
-                trained[label, seed] = _spec(track, label, begun, scale)
+            alike, scale = run_of(
+                config, decisions, track, arm, config.ablation.steps, config.seeds[0], point
+            )
+            for seed in config.seeds:
+                run = replace(alike, seed=seed)
+                if label in sources:
+                    trained[label, seed] = source_of(config, decisions, track, "ablation", label, seed)
+                    continue
+                begun = started(run, trained[arm.init, seed], results) if arm.init else run
+                if begun is not None:
+                    trained[label, seed] = _spec(track, label, begun, scale)
         specs += trained.values()
         specs += _copies(config, decisions, results, track, trained)
         specs += measurements(list(trained.values())) if config.ablation.step_cost else []
