@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypedDict
 
@@ -315,7 +314,7 @@ class _Mirror:
             self.waiting.add(path)
             if not large:
                 self.batch[path] = content
-                if sum(map(len, self.batch.values())) > IN_MEMORY:
+                if len(self.batch) >= AT_A_TIME or sum(map(len, self.batch.values())) > IN_MEMORY:
                     self._flush()
                 return Mirrored(stamp, entry)
             file.seek(0)
@@ -326,13 +325,12 @@ class _Mirror:
 
     def _flush(self) -> None:
         """Write what was read."""
-        while self.batch:
-            some = dict(islice(self.batch.items(), AT_A_TIME))
-            self.place.write(some)
+        if self.batch:
+            self.place.write(self.batch)
             self._has_moved()
-            self.there |= {(path, Entry(sha256_of(content), len(content))) for path, content in some.items()}
-            for path in some:
-                del self.batch[path]
+            written = self.batch.items()
+            self.there |= {(path, Entry(sha256_of(content), len(content))) for path, content in written}
+            self.batch = {}
 
     def _has_moved(self) -> None:
         self.moved += 1
