@@ -33,7 +33,7 @@ SLURM = [
     *("launcher=slurm", "launcher.slots=1", "launcher.partition=main", "launcher.queue_every_s=1"),
     *("launcher.checkpoint_every_s=0.2", "launcher.max_lost=9", "launcher.heartbeat_s=60"),
 ]
-LONGER = "lr_sweep.steps=300"  # so that a run is not over before something happens to it
+LONGER = "lr_sweep.steps=200"  # so that a run is not over before something happens to it
 # Sums in another order: see tests/training/test_ranks.py
 TOLERANCE = 2e-4
 
@@ -149,7 +149,7 @@ def spread(tiny, tmp_path):
 
 
 def test_a_run_on_two_nodes_of_which_one_is_lost_has_the_bits_of_one_node(spread, nodes, four_nodes):
-        study = spread("nodes", LONGER)
+    study = spread("nodes", LONGER)
     asked = [*SLURM, "launcher.processes_per_run=4", "launcher.nodes_per_run=2"]
     driver = study.start(*asked)
     run_id = patiently(study.in_progress)
@@ -168,8 +168,9 @@ def test_a_run_on_two_nodes_of_which_one_is_lost_has_the_bits_of_one_node(spread
     same(study, here, run_id)
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on_with_a_run_on_other_nodes(spread, nodes):
-        study = spread("nodes", LONGER)
+    study = spread("nodes", LONGER)
     driver = study.start(*SLURM, "launcher.processes_per_run=4", "launcher.nodes_per_run=2")
     run_id = patiently(study.in_progress)
     driver.kill()
@@ -189,7 +190,7 @@ def test_another_number_of_processes_goes_on_with_a_run_on_other_nodes(spread, n
 
 @pytest.mark.slow
 def test_preemption_of_a_run_on_two_nodes_is_a_checkpoint_and_a_requeue(spread):
-        study = spread("nodes", LONGER)
+    study = spread("nodes", LONGER)
     driver = study.start(*SLURM, "launcher.processes_per_run=4", "launcher.nodes_per_run=2")
     run_id = patiently(study.in_progress)
     [session] = sessions(study.study, "slurm")
@@ -204,8 +205,8 @@ def test_preemption_of_a_run_on_two_nodes_is_a_checkpoint_and_a_requeue(spread):
 
 
 def same(study: Spread, here: Spread, resumed: str) -> None:
-    """The bits are those of one node; of the run that was resumed the first step after that, and what follows,
-    is rounded otherwise, as it is on one node: DDP then arranges its first sums anew."""
+    """The bits are those of one node; of the run that was resumed the first step after that and what follows
+    are rounded otherwise, as they are on one node: DDP then arranges its first sums anew."""
     one, other = here.steps(), study.steps()
     assert {name: steps for name, steps in other.items() if name != resumed} == {
         name: steps for name, steps in one.items() if name != resumed
