@@ -238,7 +238,7 @@ def test_on_how_many_nodes_a_run_is_trained_is_no_part_of_it():
         (["launcher.processes_per_run=1"], "nodes_per_run=2 must divide launcher.processes_per_run=1"),
         (["launcher.cpus_per_task=1"], "processes_per_run=4 on 2 nodes needs launcher.cpus_per_task >= 2"),
         (["launcher=local"], "launcher.nodes_per_run"),
-        (["determinism=verity"], "processes_per_run=4 does not go with determinism=verity: gradients are"),
+        (["determinism=torch"], "processes_per_run=4 does not go with determinism=torch: gradients are"),
     ],
 )
 def test_nodes_that_a_run_cannot_be_spread_over_are_refused(settings, told):

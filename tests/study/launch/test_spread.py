@@ -33,7 +33,7 @@ SLURM = [
     *("launcher=slurm", "launcher.slots=1", "launcher.partition=main", "launcher.queue_every_s=1"),
     *("launcher.checkpoint_every_s=0.2", "launcher.max_lost=9", "launcher.heartbeat_s=60"),
 ]
-LONGER = "lr_sweep.steps=300"  # so that a run is not over before something happens to it
+LONGER = "lr_sweep.steps=200"  # so that a run is not over before something happens to it
 # Sums in another order: see tests/training/test_ranks.py
 TOLERANCE = 2e-4
 
@@ -168,6 +168,7 @@ def test_a_run_on_two_nodes_of_which_one_is_lost_has_the_bits_of_one_node(spread
     same(study, here, run_id)
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on_with_a_run_on_other_nodes(spread, nodes):
     study = spread("nodes", LONGER)
     driver = study.start(*SLURM, "launcher.processes_per_run=4", "launcher.nodes_per_run=2")
