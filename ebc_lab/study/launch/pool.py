@@ -100,6 +100,7 @@ class WorkerPool(ABC):
         self.avoided: set[str] = set()
         self.watched = 0.0
         self.idle: dict[str, Any] = {}  # worker without a run -> how many it had begun
+        self.listened = 0.0
         self.silence = attempts.Silence()
         self.alive: dict[str, Alive] = {}
         self.guests: list[str] = []  # workers that joined from elsewhere
@@ -171,7 +172,8 @@ class WorkerPool(ABC):
                 elif not any(r in left for r in ordered[:tried]):
                     tried += 1
             self._offer([*ordered[:tried], *(spares if tried == len(ordered) else [])])
-            self._watch_workers(notes, by_id, left)
+            self._watch_workers(notes, by_id)
+            self._free_silent_runs(notes, left)
             self._offer(self.offered)  # before a new worker reads the list
             self._start_workers(len(left) + self._spare_left(left))
             time.sleep(pause_s)
@@ -237,9 +239,7 @@ class WorkerPool(ABC):
 
     # -- watching --------------------------------------------------------------------------------------------
 
-    def _watch_workers(
-        self, notes: Mapping[str, Mapping[str, Any]], specs: Mapping[str, RunSpec], left: Collection[str]
-    ) -> None:
+    def _watch_workers(self, notes: Mapping[str, Mapping[str, Any]], specs: Mapping[str, RunSpec]) -> None:
         for note in notes.values():
             if note.get("error"):
                 raise UserError(f"{note['error']}; fix that, and run the same command again.")
@@ -256,7 +256,6 @@ class WorkerPool(ABC):
             del self.alive[worker]
         for worker in running:
             self._check_heartbeat(worker, notes.get(worker, {}))
-        self._free_silent_runs({worker: notes[worker] for worker in running if worker in notes}, left)
         for worker in self.guests:
             self._check_guest(worker, notes.get(worker, {}))
 
@@ -266,6 +265,10 @@ class WorkerPool(ABC):
 
         Only while a worker finds no run that it can claim: then every other one is held by somebody.
         """
+        if time.monotonic() - self.listened < WATCH_S:
+            return
+        self.listened = time.monotonic()
+        notes = {worker: notes[worker] for worker in self._running_workers() if worker in notes}
         before = self.idle
         self.idle = {w: note.get("ran") for w, note in notes.items() if not note.get("run_ids")}
         waiting = any(before.get(w, -1) == ran and notes[w].get("started") for w, ran in self.idle.items())
