@@ -225,6 +225,19 @@ def test_what_watch_serves_leads_to_no_file_beside_it(told):
     assert 'href="runs/' not in LivePage(Study(told)).now()[0].decode()
 
 
+def test_of_very_many_runs_the_first_are_shown_and_no_link_leads_nowhere(own, monkeypatch):
+    monkeypatch.setattr(evidence, "MOST_ROWS", 4)
+    study = Study(own)
+    with study.told():
+        page = html_module.render(own, evidence.gather(study))
+    runs = len(study.run_ids())
+    assert re.search(rf"the first \d+ of {runs - 1} rows; all are in summary_\*\.csv", page)
+    assert "all are in summary_lr_sweep.csv" in page
+    ids = set(re.findall(r' id="([^"]+)"', page))
+    assert 4 <= sum(name.startswith("run-") for name in ids) < runs - 1
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= ids
+
+
 def test_figures_are_short_enough_to_read(told):
     html = (told / "report.html").read_text()
     shown = re.sub(

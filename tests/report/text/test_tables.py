@@ -16,7 +16,7 @@ from ebc_lab.records import columns
 from ebc_lab.records.figures import RunResult
 from ebc_lab.report.conclude import report
 from ebc_lab.report.text import papers, summaries, tables
-from ebc_lab.report.text.table import PAGE, PAPER, TERMINAL, Cell, Column, Table, filled
+from ebc_lab.report.text.table import PAGE, PAPER, TERMINAL, Cell, Column, Row, Table, filled
 from ebc_lab.report.text.words import NOTHING
 from ebc_lab.study.stages.ablation import _figures
 from ebc_lab.study.stages.verdict import verdict_of
@@ -140,6 +140,17 @@ def test_a_place_shows_its_own_columns_and_leaves_out_optional_ones_that_are_emp
     assert [c.title for c in table.on(TERMINAL).columns] == ["Arm"]  # narrow: nothing empty
     assert table.on(PAGE).texts() == [["a", "1.50", ""], ["b", "2.00", ""]]
     assert table.on(PAGE).rows[0].cells[1] == Cell("1.50", value=1.5)
+
+
+def test_a_long_table_shows_its_first_rows_what_was_chosen_and_where_the_rest_is():
+    rows = [Row([Cell(str(i), link=f"run-{i + 1}")], id=f"run-{i}", chosen=i == 7) for i in range(10)]
+    table = Table("t", "T", [Column("Run")], rows, "nats")
+    short = table.shortened(3, "all are in x.csv", {"run-5"})
+    assert short.texts() == [["0"], ["5"], ["7"]]
+    assert short.note == "nats; the first 3 of 10 rows; all are in x.csv"
+    assert table.shortened(10, "x") is table
+    linked = short.linked_to({row.id for row in short.rows} | {"run-1"})
+    assert [row.cells[0].link for row in linked.rows] == ["run-1", "", ""]
 
 
 def test_a_suites_table_says_of_an_interval_what_its_answer_says():

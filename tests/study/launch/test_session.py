@@ -30,6 +30,17 @@ def test_what_says_nothing_counts_as_absent(session, value, monkeypatch):
     assert queue.cached_jobs(session, 1e9) == {}
 
 
+def test_a_list_is_read_again_when_another_was_published_and_only_then(session):
+    session.publish(["a", "b"])
+    first = session.tasks()
+    assert first["runs"] == ["a", "b"]
+    assert session.tasks() is first
+    session.publish(["b", "c"])
+    assert session.tasks()["runs"] == ["b", "c"]
+    (session.root / "tasks.json").unlink()
+    assert session.tasks() is None
+
+
 @pytest.mark.parametrize("value", WRONG)
 def test_a_session_that_is_none_is_refused_with_a_remedy(session, value):
     (session.root / "session.json").write_text(json.dumps(value))

@@ -191,6 +191,28 @@ def test_a_locked_index_is_waited_for_no_longer_than_a_moment(study, monkeypatch
     assert answers(study) == expected
 
 
+RUNNER = """
+import os, sys
+from pathlib import Path
+
+for nth in range(60):
+    for result in sorted(Path(sys.argv[1]).glob("*/result.json"))[nth % 3 :: 3]:
+        aside = result.with_name(f"aside-{nth}")
+        aside.write_bytes(result.read_bytes())
+        result.unlink()
+        os.replace(aside, result)
+"""
+
+
+def test_a_study_is_asked_while_its_results_come_and_go(study):
+    before = answers(study)
+    with subprocess.Popen([sys.executable, "-c", RUNNER, str(study.runs)]) as runner:
+        while runner.poll() is None:
+            assert status(study)["study"] == "done"
+    assert runner.returncode == 0
+    assert answers(study) == by_files(study) == before
+
+
 WRITER = """
 import sys
 from pathlib import Path
