@@ -38,7 +38,7 @@ _writing_in: dict[str, Path] = {}  # folder of a run -> the folder of this proce
 def claim(directory: Path) -> str:
     """Supersede every earlier attempt at a run -> the token of a new one. Raises Superseded where another
     begins at this moment."""
-    for earlier in (*directory.glob(f"{PREFIX}*"), *directory.glob(f"{PAST}*")):
+    for earlier in [path for path in directory.iterdir() if path.name.startswith((PREFIX, PAST))]:
         _remove(earlier)
     token = secrets.token_hex(4)
     own = directory / f"{PREFIX}{token}"
@@ -67,7 +67,11 @@ def within(directory: Path, token: str) -> Iterator[None]:
 def leave(directory: Path, token: str) -> None:
     """End an attempt, superseded or not."""
     own = directory / f"{PREFIX}{token}"
-    if own.exists():
+    try:
+        own.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError:  # a file that was being written
         _remove(own)
 
 

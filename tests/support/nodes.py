@@ -148,7 +148,7 @@ class NodesStudy:
 
     def __init__(self, overrides: list[str], out: Path):
         self.out = out
-        self.command = [*CLI, "autopilot", *overrides, *SLURM, f"output_dir={out}", "study.name=s"]
+        self.command = [*CLI, "autopilot", *SLURM, *overrides, f"output_dir={out}", "study.name=s"]
         self.study = Study(out / "s")
         self.log = out / "driver.log"
         out.mkdir(parents=True, exist_ok=True)

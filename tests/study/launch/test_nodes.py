@@ -45,13 +45,21 @@ def study_of(tmp_path):
         Node(name).restore()
 
 
-def undisturbed(overrides: list[str], out: Path) -> dict[str, bytes]:
-    """What the same study records on this machine without Slurm."""
-    asked = ["launcher=local", "launcher.slots=2", "dtype=float32", "threads_per_run=1", "compile=off"]
-    command = [*CLI, "autopilot", *overrides, *asked, f"output_dir={out}", "study.name=s"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return bytes_of(out / "s")
+class Undisturbed:
+    """The same study on this machine without Slurm, trained while the other one waits for what is lost."""
+
+    def __init__(self, overrides: list[str], out: Path):
+        asked = ["launcher=local", "launcher.slots=2", "dtype=float32", "threads_per_run=1", "compile=off"]
+        command = [*CLI, "autopilot", *overrides, *asked, f"output_dir={out}", "study.name=s"]
+        self.root = out / "s"
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+
+    def bytes(self) -> dict[str, bytes]:
+        out, _ = self.process.communicate()
+        assert self.process.returncode == 0, out
+        return bytes_of(self.root)
 
 
 def kill_driver(study: NodesStudy, driver: subprocess.Popen) -> subprocess.Popen:
@@ -78,7 +86,7 @@ def test_a_lost_node_a_killed_worker_and_a_killed_driver_change_no_byte(
     tiny, study_of, tmp_path, monkeypatch
 ):
     asked = [*tiny, *SWEEP, "lr_sweep.steps=150"]
-    study = study_of(asked)
+    study = study_of([*asked, "launcher.heartbeat_s=15"])
     # every run stays at step 100 until all four nodes are at one
     monkeypatch.setenv("PYTHONPATH", held_at_first(tmp_path, blocks=100))
     with Witness(study.study) as witness:
@@ -92,20 +100,22 @@ def test_a_lost_node_a_killed_worker_and_a_killed_driver_change_no_byte(
         kill(killed.pid)
         driver = kill_driver(study, driver)
         (tmp_path / "go").touch()
+        here = Undisturbed(asked, tmp_path / "here")
         finish(study, driver)
         come_back(study, lost)
         assert verify(study.study)["ok"]
     assert witness.two_at_once() == []
     for run_id in lost.runs:
         assert study.events(run_id)[:3] == ["begin", "lost", "begin"]
-    assert bytes_of(study.study.root) == undisturbed(asked, tmp_path / "here")
+    assert bytes_of(study.study.root) == here.bytes()
 
 
 @pytest.mark.slow
 def test_a_study_on_four_nodes_survives_all_that_can_happen_to_them(tiny, study_of, tmp_path, monkeypatch):
     grid = ["lr_sweep.grids.adam=[5e-3,1e-2,2e-2,4e-2]"]
-    asked = [*tiny, *grid, "lr_sweep.steps=1500", "calibrate.steps=600", "lr_scale.steps=600"]
-    study = study_of([*asked, "finals.steps=600"])
+    steps = {"lr_sweep": 1500, "calibrate": 600, "lr_scale": 600, "finals": 600}
+    asked = [*tiny, *grid, *(f"{stage}.steps={count}" for stage, count in steps.items())]
+    study = study_of(asked)
     monkeypatch.setenv("PYTHONPATH", held_at_first(tmp_path, blocks=100))
     with Witness(study.study) as witness:
         driver = study.start()
@@ -143,7 +153,7 @@ def test_a_study_on_four_nodes_survives_all_that_can_happen_to_them(tiny, study_
         Node("n2").restore()
         finish(study, driver)
     assert witness.two_at_once() == []
-    assert bytes_of(study.study.root) == undisturbed([*asked, "finals.steps=600"], tmp_path / "here")
+    assert bytes_of(study.study.root) == Undisturbed(asked, tmp_path / "here").bytes()
 
 
 VICTIMS = ("worker", "driver", "parent", "slurmd", "node")
@@ -198,7 +208,7 @@ def test_kill_9_at_random_never_changes_a_byte(tiny, study_of, tmp_path):
     """`slurmd`: that of a node, whose worker goes on unseen; `node`: with it the worker is stopped, and
     continued when the study is finished."""
     asked = [*tiny, *SWEEP, "lr_sweep.steps=400"]
-    expected = undisturbed(asked, tmp_path / "here")
+    expected = Undisturbed(asked, tmp_path / "here").bytes()
     outcomes: collections.Counter[tuple[str, str]] = collections.Counter()
     for trial in range(TRIALS):
         victim = VICTIMS[trial % len(VICTIMS)]
