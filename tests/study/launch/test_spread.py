@@ -22,7 +22,7 @@ from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Study
 from ebc_lab.study.store.verify import verify
 
-pytestmark = pytest.mark.nodes
+pytestmark = [pytest.mark.nodes, pytest.mark.slow]
 PATIENCE_S = 300
 ONE_SEARCH = [  # which several processes can train: batches, probes and audits that they share
     *("batch_size=12", "budget.probe_sequences=4", "audit_tokens=64", "lr_sweep.grids.adam=[2e-2]"),
@@ -168,7 +168,6 @@ def test_a_run_on_two_nodes_of_which_one_is_lost_has_the_bits_of_one_node(spread
     same(study, here, run_id)
 
 
-@pytest.mark.slow
 def test_another_number_of_processes_goes_on_with_a_run_on_other_nodes(spread, nodes):
     study = spread("nodes", LONGER)
     driver = study.start(*SLURM, "launcher.processes_per_run=4", "launcher.nodes_per_run=2")
@@ -188,7 +187,6 @@ def test_another_number_of_processes_goes_on_with_a_run_on_other_nodes(spread, n
         close(study, here, name)
 
 
-@pytest.mark.slow
 def test_preemption_of_a_run_on_two_nodes_is_a_checkpoint_and_a_requeue(spread):
     study = spread("nodes", LONGER)
     driver = study.start(*SLURM, "launcher.processes_per_run=4", "launcher.nodes_per_run=2")
