@@ -93,7 +93,7 @@ def _planned(study: StudyFiles) -> Iterator[Brief]:
     for files in study.all_runs():
         with suppress(OSError, UserError):  # other readers say what is wrong with it
             spec = read_json(files.spec, SpecRecord)
-            seed = spec["config"]["seed"]
+            seed = spec["config"].get("seed", 0)
             yield Brief(spec["run_id"], spec["kind"], stage=spec.get("stage", ""), seed=seed)
 
 
