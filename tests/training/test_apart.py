@@ -62,12 +62,12 @@ def test_torch_has_the_instructions_asked_for_and_one_process_serves_several_run
     steps = []
     result = run_and_record(there, tmp_path / "a", "a", on_progress=steps.append)
     assert (result["outcome"], result["run_id"], steps[-1]) == ("completed", "a", there.steps)
-    [process] = apart._idle["default", 1]
+    [process] = apart._idle["default", 1, 1]
     environment = Path(f"/proc/{process.process.pid}/environ")
     if environment.exists():
         assert f"{apart.VARIABLE}=default".encode() in environment.read_bytes().split(b"\0")
     again = run_and_record(there, tmp_path / "b", "b")
-    assert apart._idle["default", 1] == [process]
+    assert apart._idle["default", 1, 1] == [process]
     assert [again[k] for k in ("weights_checksum", "identity")] == [
         result[k] for k in ("weights_checksum", "identity")
     ]
@@ -98,11 +98,11 @@ def test_it_dies_with_the_process_that_started_it_and_the_run_goes_on_from_its_c
 
 def test_a_process_that_is_killed_leaves_a_failed_run_with_its_cause(there, tmp_path):
     run_and_record(there, tmp_path / "before", "x")
-    [process] = apart._idle["default", 1]
+    [process] = apart._idle["default", 1, 1]
     killed = run_and_record(there, tmp_path / "killed", "x", on_progress=lambda step: process.process.kill())
     assert killed["outcome"] == "failed"
     assert "ended with code -9" in killed["cause"]
-    assert apart._idle["default", 1] == []
+    assert apart._idle["default", 1, 1] == []
     (tmp_path / "killed" / "result.json").unlink()
     assert run_and_record(there, tmp_path / "killed", "x")["outcome"] == "completed"
 
