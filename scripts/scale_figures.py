@@ -12,6 +12,7 @@ exponent is that of the last two sizes: seconds ~ runs ** exponent, start-up lef
 
 from __future__ import annotations
 
+import json
 import math
 import resource
 import shutil
