@@ -12,8 +12,8 @@ exponent is that of the last two sizes: seconds ~ runs ** exponent, start-up lef
 
 from __future__ import annotations
 
+import json
 import math
-import os
 import resource
 import shutil
 import subprocess
@@ -48,16 +48,23 @@ class Cost:
     megabytes: float
 
 
+# a small process between: what a process held before it began another program counts as that one's memory
+MEASURE = """
+import json, os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, used = os.wait4(process.pid, 0)
+print(json.dumps([os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]))
+"""
+
+
 def cost_of(command: Sequence[str]) -> Cost:
     """Run a command to its end."""
-    process = subprocess.Popen([*CLI, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, used = os.wait4(process.pid, 0)
-    code = os.waitstatus_to_exitcode(status)
+    measured = [sys.executable, "-c", MEASURE, *CLI, *command]
+    done = subprocess.run(measured, capture_output=True, text=True, check=True)
+    code, seconds, megabytes = json.loads(done.stdout)
     if code:
-        sys.exit(f"{' '.join(command)} ended with exit code {code}: {said.decode()}")
-    return Cost(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+        sys.exit(f"{' '.join(command)} ended with exit code {code}: {done.stderr}")
+    return Cost(seconds, megabytes)
 
 
 def of_study(folder: Path, runs: int) -> dict[str, Cost]:
@@ -93,7 +100,7 @@ def exponent(low: Cost, high: Cost, start: Cost, ratio: float) -> float:
 def commands(folder: Path, sizes: Sequence[int]) -> None:
     """Print the table of commands."""
     found = {runs: of_study(folder, runs) for runs in sizes}
-    start = cost_of(["--version"])
+    start = cost_of(["--help"])
     print(f"a process that does nothing: {start.seconds:.2f} s, {start.megabytes:.0f} MB")
     print("| command |" + "".join(f" {runs:,} |" for runs in sizes) + " exponent | MB |")
     print("|---" * (len(sizes) + 3) + "|")

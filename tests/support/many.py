@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import os
 import random
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -129,7 +131,12 @@ def copied(study: Study, spec: RunSpec, source: Study, nth: int) -> None:
     study.write_spec(spec)
     like = source.run_files(_alike(source.root)[spec.stage, spec.run.optimizer.name])
     files = study.run_files(spec.run_id)
-    shutil.copyfile(like.attempts, files.attempts)
+    at = datetime(2026, 1, 1, tzinfo=UTC) + nth * timedelta(seconds=2)  # one after the other
+    end = at + timedelta(seconds=1)
+    for event, when in (("begin", at), ("end", end)):
+        line = {"at": when.isoformat(), "event": event, "host": "here", "pid": 1, "beside": 0}
+        with files.attempts.open("a") as log:
+            log.write(json.dumps(line) + "\n")
     _fill(
         files, like, nth, {"run_id": spec.run_id, "identity": spec.identity_sha256, "steps": spec.run.steps}
     )

@@ -14,7 +14,7 @@ from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
 from ..stages.stage import ResultsOf
-from ..store.neighbours import finished_elsewhere
+from ..store.neighbours import Neighbour, finished_elsewhere, neighbours_of
 from ..store.study import Study, StudyHeader, studies_in
 
 
@@ -26,6 +26,7 @@ class WithNeighbours:
     own: ResultsOf
     copied: dict[str, RunResult] = field(default_factory=dict)
     looked_for: set[str] = field(default_factory=set)
+    neighbours: list[Neighbour] | None = None  # looked for once
 
     def __call__(self, specs: list[RunSpec]) -> dict[str, RunResult]:
         there = self.own(specs)
@@ -33,7 +34,9 @@ class WithNeighbours:
         for spec in new:
             self.looked_for.add(spec.run_id)
         by_id = {s.run_id: s for s in new}
-        for run_id, neighbour in (finished_elsewhere(self.study, new) if new else {}).items():
+        if new and self.neighbours is None:
+            self.neighbours = neighbours_of(self.study)
+        for run_id, neighbour in finished_elsewhere(self.study, new, self.neighbours or ()).items():
             self.copied |= neighbour.results([by_id[run_id]])
         return {s.run_id: self.copied[s.run_id] for s in specs if s.run_id in self.copied} | there
 

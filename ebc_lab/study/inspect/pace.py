@@ -5,6 +5,7 @@ Runs that shared a machine took longer than each alone would have; so will the r
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,8 @@ from ..store import index
 from ..store.study import Record, Study, studies_in
 
 ENOUGH = 2  # finished runs from which on a kind of run has a pace of its own
-SIBLINGS = 3  # other studies that are read at most, the newest first
+SIBLINGS = 3  # other studies that are learned from at most, the newest first
+LOOKED_AT = 20  # and that are looked at for that
 # settings that a step's time depends on
 SHAPE = ("model", "batch_size", "threads_per_run", "compile", "device", "dtype", "param_dtype")
 
@@ -89,9 +91,8 @@ def of_siblings(config: Config, study: Study) -> Pace | None:
     names = []
     host = hardware()["host"]
     shape = _shape(to_dict(run_part(config)))
-    for other in studies_in(study.root.parent):
-        if other.root == study.root:
-            continue
+    others = (other for other in studies_in(study.root.parent) if other.root != study.root)
+    for other in itertools.islice(others, LOOKED_AT):
         try:
             with blamed(other.name, "it is left out"):
                 header = other.header()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.figures import FINISHED, RunResult
@@ -23,25 +24,42 @@ from . import attempts, manifest
 from .study import Study, studies_in
 
 
-def finished_elsewhere(study: Study, specs: Sequence[RunSpec]) -> dict[str, Study]:
+class Neighbour(NamedTuple):
+    """Another study of the folder, and the runs that it has planned."""
+
+    study: Study
+    runs: frozenset[str]
+
+
+def neighbours_of(study: Study) -> list[Neighbour]:
+    """Return the other studies in a study's output folder, the newest first."""
+    found = []
+    for neighbour in studies_in(study.root.parent):
+        if neighbour.name != study.name:
+            with suppress(OSError):  # it may be somebody else's
+                found.append(Neighbour(neighbour, frozenset(neighbour.run_ids())))
+    return found
+
+
+def finished_elsewhere(
+    study: Study, specs: Sequence[RunSpec], neighbours: Sequence[Neighbour] | None = None
+) -> dict[str, Study]:
     """Return run id -> a neighbour that has finished this very run, with the files that it recorded of it.
 
-    Measurements of time are left out: they belong to a machine and an hour.
+    Measurements of time are left out: they belong to a machine and an hour. `neighbours`: of the study, where
+    they have been looked for.
     """
     elsewhere: dict[str, Study] = {}
     left = {s.run_id: s for s in specs if s.kind == "train"}
-    for neighbour in studies_in(study.root.parent):
-        if neighbour.name == study.name:
-            continue
-        with suppress(OSError):  # it may be somebody else's
-            planned = [r for r in neighbour.run_ids() if r in left]  # quicker than to ask for every run
-            there = [left[r] for r in planned if neighbour.has_result(r)]
+    for neighbour, runs in neighbours_of(study) if neighbours is None and left else neighbours or ():
+        with suppress(OSError):
+            there = [left[r] for r in left.keys() & runs if neighbour.has_result(r)]
             recorded = _recorded(neighbour) if there else {}
             for spec in there:
                 if _sound_result(neighbour, spec, recorded):
                     elsewhere[spec.run_id] = neighbour
                     del left[spec.run_id]
-    return elsewhere
+    return {s.run_id: elsewhere[s.run_id] for s in specs if s.run_id in elsewhere}
 
 
 def _recorded(study: Study) -> Mapping[str, str] | None:
