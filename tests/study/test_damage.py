@@ -406,7 +406,7 @@ CASES = [  # file, damage, command, exit code, words
     ("study.json", edited(created="x"), "autopilot", 2, "study.json was changed after it was recorded"),
     ("study.json", recorded_anew(edited(hardware={})), "autopilot", 2, "holds what ebc-lab never writes"),
     ("auto_decisions.json", put("[]"), "why", 2, "it is a list, not a mapping"),
-    ("auto_decisions.json", put(" " * (33 << 20)), "status", 0, "is larger than"),
+    ("auto_decisions.json", put(" " * (65 << 20)), "status", 0, "is larger than"),
     ("auto_decisions.json", put('{"lr_sweep": null}'), "verify", 4, "changed since it was recorded"),
     ("auto_decisions.json", put('{"lr_sweep": null}'), "why", 2, "lr_sweep is null, not a mapping"),
     ("auto_decisions.json", decided(candidates=None), "why", 2, "candidates is null, not a list"),
