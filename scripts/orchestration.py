@@ -18,6 +18,10 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from support.many import SMALLEST
+
 from ebc_lab.config.compose import compose
 from ebc_lab.report.conclude import concluding
 from ebc_lab.study.autopilot import autopilot
@@ -25,15 +29,7 @@ from ebc_lab.study.launch.pool import slots
 
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 TRIVIAL = [
-    "scale=smoke",
-    "data=path",
-    "model.blocks=1",
-    "model.width=8",
-    "model.context=8",
-    "batch_size=4",
-    "budget.probe_sequences=1",
-    "eval_windows=2",
-    "device=cpu",
+    *SMALLEST,
     "study.stages=[lr_sweep]",
     "lr_sweep.steps=12",
     "lr_sweep.max_extensions=0",

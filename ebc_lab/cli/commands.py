@@ -19,7 +19,18 @@ from ebc_lab import __version__
 from ebc_lab.config.errors import require, visible
 
 from . import collection, completion, ebm, elsewhere
-from .options import HELP_NAMES, INTERRUPTED, OUTPUT_DIR, PASS_ON, Json, Place, Port, optional, print_json
+from .options import (
+    HELP_NAMES,
+    INTERRUPTED,
+    OUTPUT_DIR,
+    PASS_ON,
+    Json,
+    Place,
+    Port,
+    optional,
+    print_json,
+    tell_aside,
+)
 from .options import console as _console
 
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer exports its children only
@@ -79,11 +90,6 @@ def every_command(
     ] = False,
 ) -> None:
     """What stands before the name of a command."""
-
-
-def _aside(text: str) -> None:
-    """Told beside the answer, which may be JSON."""
-    typer.echo(text, err=True)
 
 
 def command_line() -> str:
@@ -220,11 +226,11 @@ def plan(overrides: Overrides = None, as_json: Json = False) -> None:
 
 @app.command()
 def status(study: Name = None, output_dir: Place = OUTPUT_DIR, as_json: Json = False) -> None:
-    """How far a study is: stages, runs, progress, failures and how to repeat them. Strictly read-only."""
+    """How far a study is: stages, runs, progress, failures and how to repeat them. Changes nothing of it."""
     from ebc_lab.study.inspect import status as status_module
     from ebc_lab.study.store import find as find_module
 
-    where = find_module.find(study, output_dir, _aside)
+    where = find_module.find(study, output_dir, tell_aside)
     state = status_module.status(where)
     with where.told():
         _show(state, as_json, lambda screen: screen.status(_console(), state))
@@ -256,7 +262,7 @@ def why(
 
     if study in STAGES and stage is None:
         study, stage = None, study
-    where = find_module.find(study, output_dir, _aside)
+    where = find_module.find(study, output_dir, tell_aside)
     if again:
         return _replayed(where, stage, as_json)
     reasons = why_module.why(where, stage)
@@ -305,7 +311,7 @@ def export(
     from ebc_lab.study.store.bundle import export as pack
     from ebc_lab.study.store.find import find
 
-    bundle = pack(find(study, output_dir, _aside), output, brief=brief)
+    bundle = pack(find(study, output_dir, tell_aside), output, brief=brief)
     _show(bundle, as_json, lambda screen: screen.exported(_console(), bundle))
 
 
@@ -323,7 +329,7 @@ def verify(
     """
     from ebc_lab.study.store.find import verify_named
 
-    verdict = verify_named(study, output_dir, sha256, _aside)
+    verdict = verify_named(study, output_dir, sha256, tell_aside)
     _show(verdict, as_json, lambda screen: screen.verified(_console(), verdict))
     return 0 if verdict["ok"] else 4
 
@@ -339,7 +345,7 @@ def diff(
     from ebc_lab.study.inspect.compare import compare
     from ebc_lab.study.store.find import find
 
-    first, second = find(a, output_dir, _aside), find(b, output_dir, _aside)
+    first, second = find(a, output_dir, tell_aside), find(b, output_dir, tell_aside)
     comparison = compare(first, second)
     with first.told(), second.told():
         _show(comparison, as_json, lambda screen: screen.compared(_console(), comparison))
@@ -365,7 +371,7 @@ def report(
 
     from . import screen
 
-    bundle = to_rebuild(study, output_dir, output, _aside)
+    bundle = to_rebuild(study, output_dir, output, tell_aside)
     rebuild(bundle, typer.echo)
     state = status_module.status(bundle)
     if not state["state"].startswith("finished"):
@@ -381,14 +387,14 @@ def watch(
     show: Annotated[bool, typer.Option("--open/--no-open", help="Also open it in a browser.")] = False,
     output_dir: Place = OUTPUT_DIR,
 ) -> int:
-    """Serve a study's page to this machine while it runs, until Ctrl-C. Strictly read-only.
+    """Serve a study's page to this machine while it runs, until Ctrl-C. Changes nothing of it.
 
     Of several studies it shows a line each, until all have ended.
     """
     from ebc_lab.report.page.serve import address_of, server
     from ebc_lab.study.store.find import find_all
 
-    watched, *others = found = find_all(studies or [], output_dir, _aside)
+    watched, *others = found = find_all(studies or [], output_dir, tell_aside)
     if others:
         return _watch_all(found, page=bool(port or show))
     with server(watched, port) as made:
@@ -430,8 +436,8 @@ def cancel(
     from ebc_lab.study.launch.cancel import cancel as end
     from ebc_lab.study.store.find import find
 
-    where = find(study, output_dir, _aside)
-    ending = {**end(where, _aside), "continue": continuing(where, where.header(checked=False))}
+    where = find(study, output_dir, tell_aside)
+    ending = {**end(where, tell_aside), "continue": continuing(where, where.header(checked=False))}
     _show(ending, as_json, lambda screen: typer.echo(screen.cancelled(ending)))
 
 
@@ -454,7 +460,7 @@ def doctor(overrides: Overrides = None, as_json: Json = False) -> None:
     from ebc_lab.config.compose import configurations
 
     [config] = configurations(overrides or [])
-    examination = examine(config, _aside)
+    examination = examine(config, tell_aside)
     _show(examination, as_json, lambda screen: screen.doctor(_console(), examination))
 
 
@@ -475,7 +481,7 @@ def bench(
     """
     from ebc_lab.bench.measure import bench as measure
 
-    figures = measure(overrides or [], quick=quick, record=record, say=_aside)
+    figures = measure(overrides or [], quick=quick, record=record, say=tell_aside)
     if as_json:
         return print_json(figures)
     from . import bench_screen

@@ -13,7 +13,7 @@ import typer
 
 from ebc_lab.config.errors import UserError, any_of, blamed, nearest, visible
 
-from .options import OUTPUT_DIR, PASS_ON, Json, Place, Port, optional, print_json
+from .options import OUTPUT_DIR, PASS_ON, Json, Place, Port, optional, print_json, tell_aside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -217,7 +217,7 @@ def _path_of(model: str, arm: str | None, output_dir: str) -> Path:
                 raise UserError(f"the study {path} has no model: it is of another workload, or not done yet.")
             raise UserError(f"{path} is a study: name one of its arms with --arm, {any_of([*arms])}.")
         return RunFiles(path).model if path.is_dir() else path
-    study = find(model, output_dir, lambda text: typer.echo(text, err=True))
+    study = find(model, output_dir, tell_aside)
     study.must_exist()
     models = _models_in(study)
     first = next((path for name, path in models if name == arm), None)

@@ -10,11 +10,7 @@ import typer
 
 from ebc_lab.config.errors import visible
 
-from .options import OUTPUT_DIR, Json, Place, optional, print_json
-
-
-def _aside(text: str) -> None:
-    typer.echo(text, err=True)
+from .options import OUTPUT_DIR, Json, Place, optional, print_json, tell_aside
 
 
 def pull(
@@ -39,11 +35,11 @@ def pull(
     from ebc_lab.study.store.study import Study
 
     try:
-        pulled = fetch(address, Path(folder).expanduser(), _aside)
+        pulled = fetch(address, Path(folder).expanduser(), tell_aside)
     except NothingThere as error:
         if not if_there:
             raise
-        _aside(f"{error} A new one can begin.")
+        tell_aside(f"{error} A new one can begin.")
         return 0
     study = Study(Path(pulled["root"]))
     command = continuing(study, study.header())
@@ -53,7 +49,7 @@ def pull(
         print_json({**pulled, "continue": command})
     else:
         for path, what in pulled["damaged"].items():
-            _aside(f"damaged there: {path} {what}")
+            tell_aside(f"damaged there: {path} {what}")
         typer.echo(f"{pulled['files']} files, {pulled['fetched']} fetched now: {visible(pulled['root'])}")
         typer.echo(f"this continues the study:\n  {command or 'the command that began it'}")
     return 4 if pulled["damaged"] else 0
@@ -77,5 +73,5 @@ def worker(
     from ebc_lab.study.store.find import place_of
     from ebc_lab.study.store.study import Study
 
-    place = place_of(session, output_dir, _aside)
-    return join(session_folder(place) or Study(place), wait, _aside)
+    place = place_of(session, output_dir, tell_aside)
+    return join(session_folder(place) or Study(place), wait, tell_aside)

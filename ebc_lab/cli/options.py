@@ -26,6 +26,11 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=1))
 
 
+def tell_aside(text: str) -> None:
+    """Tell something beside the answer, which may be JSON."""
+    typer.echo(text, err=True)
+
+
 def console(*, aside: bool = False) -> Any:
     """rich's console for an answer: nothing in it is markup or an emoji's name, since it is from files.
 

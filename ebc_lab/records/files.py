@@ -55,6 +55,11 @@ def replacing(path: Path) -> Iterator[Path]:
             raise
 
 
+def stamp_of(about: os.stat_result) -> tuple[int, int, int, int]:
+    """Return what changes when a file does: its size, when it and its entry changed, and its inode."""
+    return about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino
+
+
 def read_regular(path: Path, most: int) -> bytes:
     """Return the content of a file of at most `most` bytes. A device or a pipe is refused before it can
     block.

@@ -21,7 +21,7 @@ from ebc_lab.config.schema import Config
 from ebc_lab.config.study_checks import beyond_sensible
 from ebc_lab.records.decisions import Acceptance, Decision
 from ebc_lab.records.figures import FINISHED, RunResult
-from ebc_lab.records.files import refuse_unwritable
+from ebc_lab.records.files import refuse_unwritable, stamp_of
 from ebc_lab.records.spec import RunSpec
 from ebc_lab.workloads.text import checked_text
 
@@ -187,11 +187,10 @@ class _Call:
         for spec in specs:
             files = self.study.run_files(spec.run_id)
             try:
-                about = files.result.stat()
+                which = (*stamp_of(files.result.stat()), spec.identity_sha256)
             except FileNotFoundError:
                 self.read.pop(spec.run_id, None)
                 continue
-            which = (about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns, spec.identity_sha256)
             if self.read.get(spec.run_id, (None,))[0] != which:
                 read = self.study.results([spec])
                 if spec.run_id not in read:

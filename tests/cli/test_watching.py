@@ -4,11 +4,10 @@ import json
 import os
 import shutil
 import subprocess
-import time
 
 import pytest
 from support.called import CLI, called, refused
-from support.drivers import held_at_first, until
+from support.drivers import held_at_first, until, until_true
 
 from ebc_lab.study.store.study import Study
 
@@ -61,6 +60,11 @@ def test_a_damaged_study_is_said_and_stops_no_other(studies):
     assert second.startswith("shape_b: finished, ")
 
 
+def let_go(study: Study) -> None:
+    for folder in study.runs.iterdir():
+        (folder / "go").touch()
+
+
 def test_it_follows_a_running_study_to_its_end(studies, tiny, tmp_path):
     """The study waits in its first run until it is seen to be running."""
     driver = [
@@ -81,10 +85,7 @@ def test_it_follows_a_running_study_to_its_end(studies, tiny, tmp_path):
         watch = [*CLI, "watch", str(study.root), "shape_a", "--output-dir", str(studies)]
         with subprocess.Popen(watch, stdout=subprocess.PIPE, text=True) as watching:
             seen = until(watching, "new: running, lr_sweep, 0 runs done", "shape_a: finished, ")
-            while running.poll() is None:
-                for folder in study.runs.iterdir():
-                    (folder / "go").touch()
-                time.sleep(0.05)
+            until_true(lambda: let_go(study) or running.poll() is not None)
             rest = watching.stdout.read()
     assert (running.returncode, watching.returncode) == (0, 3), seen + rest
     assert rest.splitlines()[-1].startswith("new: interrupted, ")

@@ -36,7 +36,7 @@ from ebc_lab.study.store.study import Study
 
 SEEDS = 100  # of an arm: as many as a study may have
 TRACKS = 2
-TRIVIAL = [
+SMALLEST = [  # a run
     "scale=smoke",
     "data=path",
     "model.blocks=1",
@@ -46,6 +46,9 @@ TRIVIAL = [
     "budget.probe_sequences=1",
     "eval_windows=2",
     "device=cpu",
+]
+TRIVIAL = [
+    *SMALLEST,
     "dtype=float32",
     "threads_per_run=1",
     "compile=off",

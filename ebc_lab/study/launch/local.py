@@ -163,7 +163,7 @@ class LocalPool(WorkerPool):
     def _kill(self, worker: str) -> None:
         """Kill a worker that does not respond, with everything it started."""
         try:
-            pid = read_json(self.session.root / f"process-{worker}.json", ProcessRecord)["pid"]
+            pid = read_json(self.session.process_file(worker), ProcessRecord)["pid"]
             if pid > 1:  # 0 and 1 mean ourselves and everything
                 os.killpg(pid, signal.SIGKILL)
         except FileNotFoundError:  # submitit has not started it yet

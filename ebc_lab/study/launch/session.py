@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from ebc_lab.config.errors import UserError
+from ebc_lab.records.files import stamp_of
 from ebc_lab.records.json_files import read_json, write_json
 from ebc_lab.records.locks import locked
 
@@ -100,9 +101,8 @@ class Session:
     def __init__(self, root: Path):
         self.root = root
         self.lock_path = root / "driver.lock"
-        self.read: tuple[Any, dict[str, Any]] | None = (
-            None  # of tasks.json: which file it was, and what it said
-        )
+        # which tasks.json was read last, and what it said
+        self.read: tuple[tuple[int, ...], dict[str, Any]] | None = None
 
     @classmethod
     def begin(cls, study: Study, launcher: str, *, shared: bool = False, **about: Any) -> Session:
@@ -169,8 +169,7 @@ class Session:
         read again: of thousands of runs that takes longer than many a run."""
         path = self.root / "tasks.json"
         try:
-            about = path.stat()
-            which = (about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+            which = stamp_of(path.stat())
             if self.read is None or self.read[0] != which:
                 self.read = which, dict(read_json(path, Tasks))
             return self.read[1]
@@ -179,17 +178,20 @@ class Session:
 
     def note_process(self, worker: str, pid: int) -> None:
         """Note the process that a worker is now: another one than before where Slurm starts its job again."""
-        write_json(
-            self.root / f"process-{worker}.json", {"pid": pid, "host": os.uname().nodename}, durable=False
-        )
+        about: ProcessRecord = {"pid": pid, "host": os.uname().nodename}
+        write_json(self.process_file(worker), about, durable=False)
 
     def process(self, worker: str) -> tuple[str, int] | None:
         """Return host and process id of a worker; None where they are not noted, or cannot be read."""
         try:
-            noted = read_json(self.root / f"process-{worker}.json", ProcessRecord)
+            noted = read_json(self.process_file(worker), ProcessRecord)
             return noted["host"], noted["pid"]
         except (OSError, UserError, KeyError):
             return None
+
+    def process_file(self, worker: str) -> Path:
+        """Return what says which process a worker is."""
+        return self.root / f"process-{worker}.json"
 
     def nodes_file(self, worker: str) -> Path:
         """Return what the other nodes of a worker's job read."""

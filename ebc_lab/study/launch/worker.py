@@ -131,9 +131,7 @@ def carry(
             note("end", outcome=result["outcome"], beside=beside())
         except Superseded:
             cause = attempts.superseded_by(files.directory, mine)
-            if (
-                not files.result.exists()
-            ):  # else the log is finished, too, and may be recorded in the manifest
+            if not files.result.exists():  # else the log is over, too, and the manifest may have recorded it
                 note(attempts.REFUSED, cause=cause)
             print(cause, file=sys.stderr)
             raise
@@ -209,9 +207,9 @@ class _Stop:
             return ""
         if process is not None and process != self.here:
             return f"its job was started again on {process[0]} (process {process[1]})"
-        return (
-            "" if os.getppid() == self.parent else "the process that started it, and with it its job, is gone"
-        )
+        if os.getppid() != self.parent:
+            return "the process that started it, and with it its job, is gone"
+        return ""
 
     def _session_is_over(self) -> bool:
         if not self.session.root.exists() or (self.bound and not locked(self.session.lock_path)):

@@ -134,9 +134,9 @@ class Place:
 
     # -- files -----------------------------------------------------------------------------------------------
 
-    def write(self, files: Mapping[str, bytes]) -> None:
+    def write(self, files: Mapping[tuple[str, Entry], bytes]) -> None:
         """Write these files, as many at a time as the file system likes."""
-        self.fs.pipe({self._path(path, Entry(sha256_of(c), len(c))): c for path, c in files.items()})
+        self.fs.pipe({self._path(*named): content for named, content in files.items()})
 
     def write_large(self, path: str, entry: Entry, source: IO[bytes], moved: Callable[[], None]) -> bool:
         """Write the first bytes of an open file, calling `moved` after each part. -> False, and nothing is

@@ -92,7 +92,7 @@ def _here_already(root: Path, place: Place, index: Index) -> str:
     note = _note(root)
     if note and note["address"] == place.address and note["writer"] == index.writer:
         return f"{root} is what is mirrored there: nothing was fetched"
-    here = {path: Entry(manifest.sha256_of(root / path), 0).sha256 for path in kept_elsewhere(root)}
+    here = {path: manifest.sha256_of(root / path) for path in kept_elsewhere(root)}
     if here == {path: entry.sha256 for path, entry in index.files.items()}:
         return f"{root} has all of it already"
     raise UserError(

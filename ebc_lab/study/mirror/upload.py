@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple, TypedDict
 
 from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.schema import Config
-from ebc_lab.records.files import opened
+from ebc_lab.records.files import opened, stamp_of
 from ebc_lab.records.json_files import read_json, write_json
 from ebc_lab.records.paths import DIAGNOSES, StudyFiles
 
@@ -29,6 +29,7 @@ from ..store.study import Study
 from .place import CHUNK, Entry, Index, Overtaken, Place, sha256_of, why
 
 Say = Callable[[str], None]
+Stamp = tuple[int, int, int, int]  # of a file, by `stamp_of`
 
 IN_MEMORY = 32 << 20  # bytes that are read before they are written; a larger file goes in parts
 AT_A_TIME = 200  # files
@@ -46,9 +47,9 @@ class MirrorRecord(TypedDict):
 
 
 class Mirrored(NamedTuple):
-    """A file as it was read: its inode, time and size then."""
+    """A file as it was read, and its stamp then."""
 
-    stamp: tuple[int, int, int]
+    stamp: Stamp
     entry: Entry
 
 
@@ -127,9 +128,9 @@ class _Mirror:
         self.index: Index | None = None  # the latest, None until it is known
         self.before: Index | None = None  # the one before it
         self.read: dict[str, dict[str, Mirrored]] = {}  # run, or "" -> path -> what was read last
-        self.batch: dict[str, bytes] = {}  # read, and not yet written
+        self.batch: dict[tuple[str, Entry], bytes] = {}  # read, and not yet written
         self.there: set[tuple[str, Entry]] = set()  # written completely, in an index or not
-        self.ended: dict[str, tuple[int, int, int]] = {}  # run -> the stamp of its result, once all is there
+        self.ended: dict[str, Stamp] = {}  # run -> the stamp of its result, once all is there
         self.waiting: set[str] = set()  # files that are not there as they are here
         self.failing = False
         self.moved = 0  # files written, by which the end sees that something happens
@@ -304,7 +305,7 @@ class _Mirror:
         """Read a file, and have it written unless it is there. -> None if it changes while it is read."""
         with opened(self.study.root / path) as file:
             about = os.fstat(file.fileno())
-            stamp = (about.st_ino, about.st_mtime_ns, about.st_size)
+            stamp = stamp_of(about)
             large = about.st_size > IN_MEMORY
             content = b"" if large else file.read(about.st_size)
             sha256 = _digest(file, about.st_size) if large else sha256_of(content)
@@ -313,7 +314,7 @@ class _Mirror:
                 return Mirrored(stamp, entry)
             self.waiting.add(path)
             if not large:
-                self.batch[path] = content
+                self.batch[path, entry] = content
                 if len(self.batch) >= AT_A_TIME or sum(map(len, self.batch.values())) > IN_MEMORY:
                     self._flush()
                 return Mirrored(stamp, entry)
@@ -328,8 +329,7 @@ class _Mirror:
         if self.batch:
             self.place.write(self.batch)
             self._has_moved()
-            written = self.batch.items()
-            self.there |= {(path, Entry(sha256_of(content), len(content))) for path, content in written}
+            self.there |= self.batch.keys()
             self.batch = {}
 
     def _has_moved(self) -> None:
@@ -352,13 +352,12 @@ def kept_elsewhere(root: Path) -> Iterator[str]:
     yield from (path for path in _files(root, root) if path.rpartition("/")[2] != progress)
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """Return what changes when a file does; None where none is."""
+def _stamp(path: Path) -> Stamp | None:
+    """Return the stamp of a file; None where none is."""
     try:
-        about = os.stat(path)
+        return stamp_of(os.stat(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return about.st_ino, about.st_mtime_ns, about.st_size
 
 
 def _digest(file: BinaryIO, size: int) -> str:

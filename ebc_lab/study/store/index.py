@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from ebc_lab import __version__
 from ebc_lab.config.identity import digest
 from ebc_lab.records.figures import RunResult
+from ebc_lab.records.files import stamp_of
 from ebc_lab.records.paths import RunFiles, SpecRecord
 
 from ..stages.rules import untimed
@@ -48,7 +49,7 @@ TABLES = ("runs", "facts")
 COLUMNS = "name TEXT PRIMARY KEY, key BLOB, value TEXT, seal BLOB"
 _FILES = RunFiles(Path())
 MADE_OF = (_FILES.spec.name, _FILES.result.name, _FILES.attempts.name)
-PACKED = struct.Struct("=QQqq")
+PACKED = struct.Struct("=QqqQ")
 Row = tuple[str, bytes, str]  # a run, its stamp, it in brief; or a fact's name, what it depends on, the fact
 Pair = tuple[bytes, str]
 NOTHING: Pair = (b"", "")
@@ -210,7 +211,7 @@ def _stamp(runs: int, run_id: str) -> Stamp | None:
         except OSError:
             return None
         else:
-            parts.append(PACKED.pack(about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns))
+            parts.append(PACKED.pack(*stamp_of(about)))
             newest = max(newest, about.st_ctime)
     return Stamp(b"".join(parts), newest)
 

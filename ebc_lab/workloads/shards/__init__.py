@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from ebc_lab.config.errors import HIDDEN, UserError
 from ebc_lab.config.identity import digest
 from ebc_lab.records.cache import MeasurementCache
+from ebc_lab.records.files import stamp_of
 
 MAGIC = 20240520
 VERSION = 1
@@ -122,8 +123,7 @@ def looked_at(setting: str, path: Path) -> Shard:
             f"the shard {path} cannot be read ({error.strerror}): give another {setting}."
         ) from None
     count = _checked_count(path, head, status.st_size)
-    stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-    content = _content(path, stamp)
+    content = _content(path, stamp_of(status))
     return Shard(path, count, content["sha256"], content["largest"])
 
 

@@ -1,14 +1,14 @@
 """`ebc-lab worker` joins a running study from another machine, and any of them may be killed."""
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 from support.called import CLI, called, refused
-from support.drivers import held_at_first, without_timing
+from support.drivers import held_at_first, until_true, without_timing
 
 from ebc_lab.study.launch.session import GUEST, sessions_in
 from ebc_lab.study.store import attempts
@@ -16,15 +16,8 @@ from ebc_lab.study.store.study import Study
 from ebc_lab.study.store.verify import verify
 
 DEADLINE_S = 180.0
+until = functools.partial(until_true, within_s=DEADLINE_S)
 OTHER = ["unshare", "--uts", "sh", "-c", 'hostname other && exec "$@"', "sh"] if os.geteuid() == 0 else []
-
-
-def until(what):
-    deadline = time.monotonic() + DEADLINE_S
-    while not (value := what()):
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.05)
-    return value
 
 
 def command(tiny, out: Path) -> list[str]:

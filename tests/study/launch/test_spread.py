@@ -3,18 +3,18 @@ the bits of one node, a node that is lost, other nodes and another number of pro
 """
 
 import contextlib
+import functools
 import os
 import re
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.called import CLI
-from support.drivers import sessions
+from support.drivers import sessions, until_true
 
 from ebc_lab.records.streams import read_columns
 from ebc_lab.study.launch import queue
@@ -24,6 +24,7 @@ from ebc_lab.study.store.verify import verify
 
 pytestmark = [pytest.mark.nodes, pytest.mark.slow]
 PATIENCE_S = 300
+patiently = functools.partial(until_true, within_s=PATIENCE_S)
 ONE_SEARCH = [  # which several processes can train: batches, probes and audits that they share
     *("batch_size=12", "budget.probe_sequences=4", "audit_tokens=64", "lr_sweep.grids.adam=[2e-2]"),
     *("lr_sweep.baseline_scales=[1.0]", "lr_sweep.control_scales=[1.0]", "study.stages=[lr_sweep]"),
@@ -83,15 +84,6 @@ class Nodes:
             with contextlib.suppress(subprocess.CalledProcessError):
                 shell("scontrol", "update", f"nodename={name}", "state=resume")
             patiently(lambda name=name: shell("sinfo", "-h", "-p", "main", "-n", name, "-o", "%T") == "idle")
-
-
-def patiently(what):
-    """What `what()` returns as soon as that is true."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (answer := what()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    return answer
 
 
 @pytest.fixture

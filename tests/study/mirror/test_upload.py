@@ -1,16 +1,16 @@
 """A study is mirrored while it runs, and goes on elsewhere as if its machine had never been lost."""
 
+import functools
 import os
 import random
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from support.called import CLI, called
-from support.drivers import held_at_first, sessions, without_timing
+from support.drivers import held_at_first, sessions, until_true, without_timing
 from support.s3 import BUCKET, Door
 
 from ebc_lab.study.mirror.place import Place
@@ -22,6 +22,7 @@ from ebc_lab.study.store.verify import verify
 
 TRIALS = 5  # of the slow test
 DEADLINE_S = 180.0
+until = functools.partial(until_true, within_s=DEADLINE_S)
 
 
 def command(tiny, out: Path, *more: str) -> list[str]:
@@ -29,13 +30,6 @@ def command(tiny, out: Path, *more: str) -> list[str]:
     launcher = ["launcher=local", "launcher.slots=2", "launcher.checkpoint_every_s=0"]
     mirror = [f"study.mirror=s3://{BUCKET}/lab", "study.mirror_every_s=0.1"]
     return ["autopilot", *tiny, "study.stages=[lr_sweep]", *launcher, *mirror, f"output_dir={out}", *more]
-
-
-def until(what) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not what():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.05)
 
 
 def gone(pid: int) -> bool:
