@@ -32,7 +32,7 @@ from ebc_lab.records.streams import rows_in
 
 from ..store import attempts
 from ..store.study import Study
-from .session import Session, exit_cause
+from .session import GUEST, Session, exit_cause
 
 MAX_FAILED_STARTS = 3  # workers in a row that die, or exit, before they take a run
 RUNS_TO_AVOID = 2  # different runs in a row that lost their worker in one place, before it is avoided
@@ -331,12 +331,14 @@ class WorkerPool(ABC):
     def _see_guests(self, notes: Mapping[str, Mapping[str, Any]], specs: Mapping[str, RunSpec]) -> None:
         """Say which workers have joined, and record those that have died: the kernel frees a guest's lock.
 
-        What one does not finish the others take at once; they need no driver for that.
+        What one does not finish the others take at once; they need no driver for that. A guest with a run has
+        held its lock: without it, it has died, be it that it came and went between two looks.
         """
         there = self.session.guests(notes)
         for worker in (w for w in there if w not in self.guests):
             self.say(f"worker {worker} has joined, on {notes[worker].get('host', '?')}")
-        for worker in (w for w in self.guests if w not in there):
+        at_work = (w for w, note in notes.items() if w.startswith(GUEST) and note.get("run_ids"))
+        for worker in dict.fromkeys(w for w in (*self.guests, *at_work) if w not in there):
             note = notes.get(worker) or self.session.notes().get(worker)
             if note is None:
                 self.say(f"worker {worker} has left")
