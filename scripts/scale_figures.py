@@ -19,7 +19,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
@@ -29,11 +30,14 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from support import many  # noqa: E402
 
+from ebc_lab.records.json_files import write_json  # noqa: E402
+from ebc_lab.records.locks import study_lock  # noqa: E402
 from ebc_lab.report.conclude import concluding  # noqa: E402
 from ebc_lab.study.autopilot import autopilot  # noqa: E402
 from ebc_lab.study.inspect.forecast import expected_left  # noqa: E402
 from ebc_lab.study.launch.local import LocalPool  # noqa: E402
 from ebc_lab.study.resolve import resolve_study  # noqa: E402
+from ebc_lab.study.so_far import SoFar, leave_outlook  # noqa: E402
 from ebc_lab.study.store.study import Study  # noqa: E402
 
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
@@ -67,6 +71,22 @@ def cost_of(command: Sequence[str]) -> Cost:
     return Cost(seconds, megabytes)
 
 
+@contextmanager
+def under_way(study: Study) -> Iterator[None]:
+    """Have a study as it is while its last stage is open: held, its driver's outlook there, and one of its
+    runs just changed."""
+    recorded = study.decisions_file.read_bytes()
+    *earlier, last = study.decisions().items()
+    with study_lock(study):
+        write_json(study.decisions_file, dict(earlier))
+        leave_outlook(study, SoFar(last[0], [], 0, 1), 60.0)
+        study.run_files(study.run_ids()[-1]).attempts.touch()
+        try:
+            yield
+        finally:
+            study.decisions_file.write_bytes(recorded)
+
+
 def of_study(folder: Path, runs: int) -> dict[str, Cost]:
     """Return what each command costs on a study of so many runs, made first where it is not there."""
     study = Study(folder / "out" / f"many{runs}")
@@ -81,6 +101,8 @@ def of_study(folder: Path, runs: int) -> dict[str, Cost]:
         study.index_file.unlink(missing_ok=True)
         found[f"{name}, cold"] = cost_of(command)
         found[f"{name}, warm"] = cost_of(command)
+    with under_way(study):
+        found["status, running"] = cost_of(["status", place])
     found["verify"] = cost_of(["verify", place])
     bundle = folder / "bundle.zip"
     found["export"] = cost_of(["export", place, "--output", str(bundle)])

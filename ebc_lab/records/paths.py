@@ -132,6 +132,7 @@ class StudyFiles:
         self.index_file = root / ".index.sqlite"  # of its runs, made of their files
         self.driver_lock = root / ".lock"  # held by the process that drives the study
         self.driver_file = root / ".driver.json"  # which process that is
+        self.outlook_file = root / ".outlook.json"  # what that process expects still
         self.command_file = root / ".command.json"  # the command that runs it, or ran it last
         self.launcher_file = root / ".launcher.json"  # where its Slurm jobs are known
         self.mirror_file = root / ".mirror.json"  # which mirror it has, and the last of its indexes seen

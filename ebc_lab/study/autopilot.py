@@ -31,7 +31,7 @@ from .launch.pool import PAUSE
 from .launch.rehearse import rehearse
 from .mirror.upload import mirroring, refuse_unusable
 from .resolve import check_lengths, resolve_study
-from .so_far import SoFar, so_far
+from .so_far import SoFar, leave_outlook, so_far
 from .stages.rules import Results, Undecidable
 from .stages.runs import distinct
 from .stages.stage import ResultsOf, decision_that_shows, planned_runs, speculative_runs, stage_of
@@ -433,6 +433,8 @@ class _Wave:
         with suppress(UserError, Undecidable, *MISTAKEN):  # what is shown never stops a study
             stages = self.expected.get("stages")
             self.known = so_far(call.config, call.decisions, call.results_seen, stages)
+            if self.known is not None:
+                leave_outlook(call.study, self.known, self.expected.get("seconds"))
         if "left" in self.expected:
             self.progress.total = self.progress.done + self.expected["left"]
 

@@ -3,22 +3,41 @@
 It is about the stage that is open, in the words of that stage's own rule applied to the results that are
 there, and never says that anything is decided. Before there is a result it says how far the runs in progress
 have come, and what they were last evaluated at.
+
+The driver of a study works it out whenever a run ends, and leaves it with what it expects still, so that
+whoever asks need not do so again.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
+from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Decision
+from ebc_lab.records.json_files import read_json, write_json
+from ebc_lab.records.paths import StudyFiles
 
 from .stages.rules import Undecidable
 from .stages.runs import distinct
 from .stages.stage import ResultsOf, Said, planned_runs, stage_of
 
 NOTHING = "nothing to compare yet"
+
+
+class OutlookRecord(TypedDict):
+    """What .outlook.json holds."""
+
+    driver: dict[str, Any]  # .driver.json of the process that wrote it
+    at: float  # seconds since the epoch
+    left_s: float | None  # from then on; None before a run has finished
+    stage: str
+    said: list[list[str]]
+    ended: int
+    runs: int
 
 
 @dataclass(frozen=True)
@@ -71,3 +90,33 @@ def so_far(
             said = []
     runs = max(len(training), (expected or {}).get(stage, 0))
     return SoFar(stage, said, ended, runs)
+
+
+def leave_outlook(files: StudyFiles, known: SoFar, left_s: float | None) -> None:
+    """Tell whoever asks what the driver of a study knows: for the process that holds the study's lock."""
+    told: OutlookRecord = {
+        "driver": read_json(files.driver_file, dict[str, Any]),
+        "at": time.time(),
+        "left_s": left_s,
+        "stage": known.stage,
+        "said": [list(said) for said in known.said],
+        "ended": known.ended,
+        "runs": known.runs,
+    }
+    write_json(files.outlook_file, told, durable=False)
+
+
+def outlook(files: StudyFiles, holder: Mapping[str, Any] | None) -> tuple[SoFar, float | None] | None:
+    """Return what the process that holds the study's lock has left there, with the seconds from now on; None
+    where it has said nothing yet, or nobody holds it."""
+    try:
+        told: OutlookRecord = read_json(files.outlook_file, OutlookRecord)
+        said = [Said(*one) for one in told["said"]]
+    except (OSError, UserError, TypeError):
+        return None
+    if holder is None or told["driver"] != holder:
+        return None
+    left_s = told["left_s"]
+    if left_s is not None:
+        left_s = max(left_s - (time.time() - told["at"]), 1.0)
+    return SoFar(told["stage"], said, told["ended"], told["runs"]), left_s

@@ -1,15 +1,21 @@
 """What is said of a study before it is decided: right as far as it goes, and never more than is there."""
 
+from unittest.mock import Mock
+
 import pytest
 from early_lines import judged, moments
 from support.played import by_lr, config_of, decided, decided_through, done, played
 
 from ebc_lab.cli.screen import View
+from ebc_lab.config.compose import compose
 from ebc_lab.config.identity import recorded_environment
-from ebc_lab.study.autopilot import Progress
-from ebc_lab.study.so_far import so_far
+from ebc_lab.study.autopilot import Listener, Progress, autopilot
+from ebc_lab.study.inspect.forecast import expected_left
+from ebc_lab.study.inspect.status import status
+from ebc_lab.study.so_far import outlook, so_far
 from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.store.snapshot import read
+from ebc_lab.study.store.study import Study
 
 
 def told(config, decisions, results, expected=None, running=()):
@@ -136,3 +142,23 @@ def test_without_a_terminal_the_line_is_told_once_something_can_be_compared(caps
     said = [line.partition("] ")[2] for line in capsys.readouterr().out.splitlines()]
     wanted = ["nothing to compare yet (0 of about 9 runs)", "Adam leads (2 of about 9 runs)"]
     assert said == [f"lr_sweep so far: {line}" for line in wanted]
+
+
+def test_who_asks_a_running_study_hears_what_its_driver_knows(tiny, tmp_path, monkeypatch):
+    asked = [*tiny, "study.stages=[lr_sweep]", "launcher=inline", f"output_dir={tmp_path}", "study.name=s"]
+    study = Study(tmp_path / "s")
+    heard = []
+
+    def watch(progress):
+        if progress.so_far:
+            found = status(study)
+            assert found["state"] == "running"
+            assert found["so_far"]["line"] == progress.so_far
+            heard.append(found["eta_s"])
+
+    monkeypatch.setattr("ebc_lab.study.inspect.status.forecast", Mock(side_effect=AssertionError))
+    autopilot(compose(asked), Listener(watch=watch, expect=expected_left))
+    assert heard[0] is None
+    assert heard[-1] >= 1.0
+    assert outlook(study, None) is None
+    assert outlook(study, {"pid": 1, "host": "another", "since": "2026-01-01 00:00:00"}) is None

@@ -188,6 +188,10 @@ class NodesStudy:
     def events(self, run_id: str) -> list[str]:
         return [event["event"] for event in attempts.log(self.study.run_dir(run_id))]
 
+    def begun(self) -> int:
+        """How many attempts at runs have begun."""
+        return sum(self.events(run_id).count("begin") for run_id in self.study.run_ids())
+
     def close(self) -> None:
         for session in sessions(self.study, "slurm"):
             queue.scancel(queue.job_name(session))

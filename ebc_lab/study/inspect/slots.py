@@ -10,8 +10,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from ebc_lab.config.errors import UserError, clock
 from ebc_lab.config.schema import STAGES
@@ -22,8 +22,7 @@ from ..store import attempts
 from ..store.study import Brief
 
 
-@dataclass(frozen=True)
-class Bar:
+class Bar(NamedTuple):
     """One attempt on one slot, in seconds since the first one began; time without a worker is cut out."""
 
     run_id: str
@@ -124,7 +123,7 @@ def _without_pauses(bars: Sequence[Bar]) -> list[Bar]:
     def counted(at: float) -> float:
         return at - sum(length for end, length in pauses if end <= at)
 
-    return [replace(bar, begin=counted(bar.begin), end=counted(bar.end)) for bar in bars]
+    return [bar._replace(begin=counted(bar.begin), end=counted(bar.end)) for bar in bars]
 
 
 def _on_slots(bars: Iterable[Bar]) -> list[Bar]:
@@ -140,7 +139,7 @@ def _on_slots(bars: Iterable[Bar]) -> list[Bar]:
         free += [0.0] * (slot == len(free))
         free[slot] = bar.end
         last[bar.worker] = slot
-        placed.append(replace(bar, slot=slot))
+        placed.append(bar._replace(slot=slot))
     return placed
 
 

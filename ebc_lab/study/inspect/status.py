@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from ebc_lab.config.dicts import from_dict
@@ -14,6 +15,7 @@ from ebc_lab.config.identity import digest, study_environment
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.json_files import read_json
+from ebc_lab.records.locks import locked
 from ebc_lab.records.paths import SpecRecord
 from ebc_lab.records.spec import RunSpec
 
@@ -21,15 +23,15 @@ from ..guards import cause_class
 from ..launch import queue as queue_module
 from ..launch.pool import at_a_time
 from ..launch.session import sessions_in
-from ..so_far import so_far
-from ..stages.stage import ResultsOf, stage_of
+from ..so_far import SoFar, outlook, so_far
+from ..stages.stage import stage_of
 from ..store import index, manifest
 from ..store.counts import TRAINING, counted
 from ..store.index import Index
 from ..store.own import copies
 from ..store.reuse import remaining_work
 from ..store.snapshot import Snapshot, read
-from ..store.study import RETRIED, Brief, Record, Study, settings_of
+from ..store.study import RETRIED, Brief, Study, settings_of
 from . import pace
 from .forecast import forecast, training_runs
 from .reproduce import continuing, reproduce
@@ -47,29 +49,34 @@ def status(study: Study) -> dict[str, Any]:
     """
     study.must_exist()
     runs = index.look(study)
-    of = _of_ended(study, runs)
+    of = _of_still(study, runs)
     if of and (known := runs.recall("status", of)):
         answer: dict[str, Any] = json.loads(known)
         return answer
     snapshot = read(study, strict=False, runs=runs)
     with study.told():
         answer = _told(snapshot)
-    if of and answer["state"].startswith("finished") and not answer["continue"]:
+    # without the command that ran it, the one that continues it depends on the user's own files
+    known_to_last = study.noted_command() or not answer["continue"]
+    open_runs = (study.run_files(r.run_id) for r in runs.records if not r.brief.outcome)
+    if of and known_to_last and not any(locked(run.lock) for run in open_runs):
         runs.remember("status", json.dumps(answer), of)
     return answer
 
 
-def _of_ended(study: Study, runs: Index) -> str:
-    """Name all that the status of a finished study depends on beside its runs; empty where something else may
-    matter: a process on it, or jobs of its own."""
+def _of_still(study: Study, runs: Index) -> str:
+    """Name all that the status of a study depends on beside its runs, while nothing is going on; empty where
+    something else may matter: a process on it, or jobs of its own."""
     if not runs.state or study.holder() is not None or study.launcher_file.exists():
         return ""
     try:
-        files = [manifest.sha256_of(file) for file in (study.header_file, study.decisions_file)]
+        made_of = [study.header_file, *[f for f in [study.decisions_file] if f.exists()]]
+        files = [manifest.sha256_of(file) for file in made_of]
         environment = study_environment(settings_of(study.header(), checked=False))
     except (OSError, UserError):
         return ""
-    return digest([*files, environment, str(study.root), os.getcwd()])
+    about = [environment, study.noted_command(), str(study.root), os.getcwd()]
+    return digest([*files, *about])
 
 
 def _told(snapshot: Snapshot) -> dict[str, Any]:
@@ -81,7 +88,6 @@ def _told(snapshot: Snapshot) -> dict[str, Any]:
     runs = [run_status(study, r.brief) for r in records if r.brief.kind]
     failures = failures_of(study, config, [r for r in runs if r["outcome"] and r["outcome"] not in FINISHED])
     because = snapshot.stale_decisions()
-    known = snapshot.reusable_results()
     if holder is not None:
         state = "running"
     elif because:
@@ -95,9 +101,9 @@ def _told(snapshot: Snapshot) -> dict[str, Any]:
     if state.startswith("finished"):
         eta = 0.0
     elif state != "stale":
-        expected = forecast(config, ("expected",), known)["expected"]
-        eta = _eta(config, records, runs, known, expected)
-        early = _early(snapshot, expected)
+        ahead = _Ahead(snapshot, holder)
+        eta = ahead.eta_s(runs)
+        early = _early(snapshot, ahead.known)
     in_progress = [r for r in runs if r["outcome"] is None and r["progress"]]
     busy = slots_used(snapshot)
     retried = state == "finished_with_failures" and any(f["outcome"] in RETRIED for f in failures)
@@ -139,12 +145,10 @@ def known_so_far(snapshot: Snapshot) -> dict[str, Any] | None:
     there; None where all are decided, or a decision cannot be used."""
     if snapshot.finished or snapshot.faults:
         return None
-    config = snapshot.config
-    return _early(snapshot, forecast(config, ("expected",), snapshot.reusable_results())["expected"])
+    return _early(snapshot, _Ahead(snapshot, snapshot.study.holder()).known)
 
 
-def _early(snapshot: Snapshot, expected: Mapping[str, Sequence[RunSpec]]) -> dict[str, Any] | None:
-    known = so_far(snapshot.config, snapshot.decisions, snapshot.reusable_results(), training_runs(expected))
+def _early(snapshot: Snapshot, known: SoFar | None) -> dict[str, Any] | None:
     if known is None:
         return None
     flying = []
@@ -262,20 +266,40 @@ def _again(study: Study, config: Config, run_id: str) -> str | None:
     return reproduce(config, run, copied) if spec["kind"] == "train" else None
 
 
-def _eta(
-    config: Config,
-    records: Sequence[Record],
-    runs: Sequence[Mapping[str, Any]],
-    known: ResultsOf,
-    stages: Mapping[str, Sequence[RunSpec]],
-) -> float | None:
-    """Seconds left for the expected runs of each stage, at the pace of the finished ones; None where no run
-    has finished."""
-    rate = pace.learned(records)
-    if rate is None:
-        return None
-    expected = [s for specs in stages.values() for s in specs if s.kind == "train"]
-    done = known(expected)
-    part = {r["run_id"]: r["progress"].get("step", 0) / r["steps"] for r in runs if r["progress"]}
-    left = sum(rate.seconds(s) * (1 - part.get(s.run_id, 0.0)) for s in expected if s.run_id not in done)
-    return float(left / at_a_time(config))
+class _Ahead:
+    """What is still to come of a study: as the process that runs it has said, or else worked out anew, which
+    takes milliseconds for each of its runs."""
+
+    def __init__(self, snapshot: Snapshot, holder: Mapping[str, Any] | None):
+        self.snapshot = snapshot
+        self.results = snapshot.reusable_results()
+        open_stage = next((s for s in snapshot.config.study.stages if s not in snapshot.decisions), None)
+        told = outlook(snapshot.study, holder)
+        self.told = told if told and told[0].stage == open_stage else None
+
+    @cached_property
+    def expected(self) -> Mapping[str, Sequence[RunSpec]]:
+        return forecast(self.snapshot.config, ("expected",), self.results)["expected"]
+
+    @property
+    def known(self) -> SoFar | None:
+        """Return what is known of the stage that is open."""
+        if self.told:
+            return self.told[0]
+        return so_far(
+            self.snapshot.config, self.snapshot.decisions, self.results, training_runs(self.expected)
+        )
+
+    def eta_s(self, runs: Sequence[Mapping[str, Any]]) -> float | None:
+        """Return the seconds left for the expected runs, at the pace of the finished ones; None where no run
+        has finished. `runs`: as `run_status` has them."""
+        if self.told:
+            return self.told[1]
+        rate = pace.learned(self.snapshot.records)
+        if rate is None:
+            return None
+        expected = [s for specs in self.expected.values() for s in specs if s.kind == "train"]
+        done = self.results(expected)
+        part = {r["run_id"]: r["progress"].get("step", 0) / r["steps"] for r in runs if r["progress"]}
+        left = sum(rate.seconds(s) * (1 - part.get(s.run_id, 0.0)) for s in expected if s.run_id not in done)
+        return float(left / at_a_time(self.snapshot.config))

@@ -9,12 +9,15 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import as_json, read_json, write_checksummed
+from ebc_lab.records.locks import run_lock
 from ebc_lab.study.inspect.compare import compare
+from ebc_lab.study.inspect.forecast import forecast
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.inspect.why import why
 from ebc_lab.study.store import bundle, index
@@ -36,6 +39,7 @@ def small(monkeypatch):
 def study(small, finished, tmp_path) -> Study:
     copy = Study(tmp_path / "out" / "done")
     shutil.copytree(finished[1].study.root, copy.root)
+    copy.note_command(["ebc-lab", "autopilot"])
     return copy
 
 
@@ -139,6 +143,21 @@ def test_runs_that_are_as_they_were_are_not_read_again(study, monkeypatch):
     monkeypatch.setattr(Study, "result", None)
     assert answers(study) == expected
     assert compare(study, study)["runs"]["different"] == {}
+
+
+def test_an_unfinished_study_is_not_planned_again_while_nothing_happens_to_it(study, monkeypatch):
+    finals = [study.run_files(r) for r in study.run_ids() if study.spec(r)["stage"] == "finals"]
+    study.decisions_file.unlink()
+    finals[0].result.unlink()
+    with run_lock(finals[0].directory):  # a worker is still on it, though its driver is gone
+        before = status(study)
+        assert (before["state"], before["stages"][-1]["outcomes"]["open"]) == ("interrupted", 1)
+    monkeypatch.setattr("ebc_lab.study.inspect.status.forecast", asked := Mock(wraps=forecast))
+    assert status(study) == before
+    assert status(study) == before
+    assert asked.call_count == 1
+    finals[1].result.unlink()
+    assert status(study)["stages"][-1]["outcomes"]["open"] == 2
 
 
 def test_results_of_indexed_runs_are_read_when_they_are_asked_for(study):
