@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -93,17 +94,19 @@ def so_far(
 
 
 def leave_outlook(files: StudyFiles, known: SoFar, left_s: float | None) -> None:
-    """Tell whoever asks what the driver of a study knows: for the process that holds the study's lock."""
-    told: OutlookRecord = {
-        "driver": read_json(files.driver_file, dict[str, Any]),
-        "at": time.time(),
-        "left_s": left_s,
-        "stage": known.stage,
-        "said": [list(said) for said in known.said],
-        "ended": known.ended,
-        "runs": known.runs,
-    }
-    write_json(files.outlook_file, told, durable=False)
+    """Tell whoever asks what the driver of a study knows, where that can be written: for the process that
+    holds the study's lock."""
+    with suppress(OSError, UserError):
+        told: OutlookRecord = {
+            "driver": read_json(files.driver_file, dict[str, Any]),
+            "at": time.time(),
+            "left_s": left_s,
+            "stage": known.stage,
+            "said": [list(said) for said in known.said],
+            "ended": known.ended,
+            "runs": known.runs,
+        }
+        write_json(files.outlook_file, told, durable=False)
 
 
 def outlook(files: StudyFiles, holder: Mapping[str, Any] | None) -> tuple[SoFar, float | None] | None:

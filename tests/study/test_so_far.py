@@ -9,10 +9,11 @@ from support.played import by_lr, config_of, decided, decided_through, done, pla
 from ebc_lab.cli.screen import View
 from ebc_lab.config.compose import compose
 from ebc_lab.config.identity import recorded_environment
+from ebc_lab.records.locks import study_lock
 from ebc_lab.study.autopilot import Listener, Progress, autopilot
 from ebc_lab.study.inspect.forecast import expected_left
 from ebc_lab.study.inspect.status import status
-from ebc_lab.study.so_far import outlook, so_far
+from ebc_lab.study.so_far import SoFar, leave_outlook, outlook, so_far
 from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.store.snapshot import read
 from ebc_lab.study.store.study import Study
@@ -162,3 +163,8 @@ def test_who_asks_a_running_study_hears_what_its_driver_knows(tiny, tmp_path, mo
     assert heard[-1] >= 1.0
     assert outlook(study, None) is None
     assert outlook(study, {"pid": 1, "host": "another", "since": "2026-01-01 00:00:00"}) is None
+    study.outlook_file.unlink()
+    study.outlook_file.mkdir()  # nothing can be written there: no reason to stop
+    with study_lock(study):
+        leave_outlook(study, SoFar("lr_sweep", [], 0, 1), None)
+        assert outlook(study, study.holder()) is None

@@ -70,7 +70,7 @@ def _of_still(study: Study, runs: Index) -> str:
     if not runs.state or study.holder() is not None or study.launcher_file.exists():
         return ""
     try:
-        made_of = [study.header_file, *[f for f in [study.decisions_file] if f.exists()]]
+        made_of = [f for f in (study.header_file, study.decisions_file) if f.exists()]
         files = [manifest.sha256_of(file) for file in made_of]
         environment = study_environment(settings_of(study.header(), checked=False))
     except (OSError, UserError):
