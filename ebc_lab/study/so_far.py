@@ -67,6 +67,11 @@ class SoFar:
         return f"{NOTHING}; {arm} had a validation loss of {loss:.3f} after {step} of {steps} steps"
 
 
+def open_stage(config: Config, decisions: Mapping[str, Decision]) -> str | None:
+    """Return the first stage without a decision; None where all are decided."""
+    return next((s for s in config.study.stages if s not in decisions), None)
+
+
 def so_far(
     config: Config,
     decisions: Mapping[str, Decision],
@@ -77,7 +82,7 @@ def so_far(
 
     `expected`: stage -> the training runs that it is likely to make.
     """
-    stage = next((s for s in config.study.stages if s not in decisions), None)
+    stage = open_stage(config, decisions)
     if stage is None:
         return None
     specs, results = planned_runs(stage, config, decisions, results_of)

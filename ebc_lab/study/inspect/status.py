@@ -23,7 +23,7 @@ from ..guards import cause_class
 from ..launch import queue as queue_module
 from ..launch.pool import at_a_time
 from ..launch.session import sessions_in
-from ..so_far import SoFar, outlook, so_far
+from ..so_far import SoFar, open_stage, outlook, so_far
 from ..stages.stage import stage_of
 from ..store import index, manifest
 from ..store.counts import TRAINING, counted
@@ -56,12 +56,18 @@ def status(study: Study) -> dict[str, Any]:
     snapshot = read(study, strict=False, runs=runs)
     with study.told():
         answer = _told(snapshot)
-    # without the command that ran it, the one that continues it depends on the user's own files
-    known_to_last = study.noted_command() or not answer["continue"]
-    open_runs = (study.run_files(r.run_id) for r in runs.records if not r.brief.outcome)
-    if of and known_to_last and not any(locked(run.lock) for run in open_runs):
+    if of and _lasts(study, answer, runs):
         runs.remember("status", json.dumps(answer), of)
     return answer
+
+
+def _lasts(study: Study, answer: Mapping[str, Any], runs: Index) -> bool:
+    """Tell whether a status holds until one of its files changes."""
+    # without the command that ran it, the one that continues it depends on the user's own files
+    if answer["continue"] and not study.noted_command():
+        return False
+    open_runs = (study.run_files(r.run_id) for r in runs.records if not r.brief.outcome)
+    return not any(locked(run.lock) for run in open_runs)
 
 
 def _of_still(study: Study, runs: Index) -> str:
@@ -273,9 +279,9 @@ class _Ahead:
     def __init__(self, snapshot: Snapshot, holder: Mapping[str, Any] | None):
         self.snapshot = snapshot
         self.results = snapshot.reusable_results()
-        open_stage = next((s for s in snapshot.config.study.stages if s not in snapshot.decisions), None)
         told = outlook(snapshot.study, holder)
-        self.told = told if told and told[0].stage == open_stage else None
+        of_now = told and told[0].stage == open_stage(snapshot.config, snapshot.decisions)
+        self.told = told if of_now else None
 
     @cached_property
     def expected(self) -> Mapping[str, Sequence[RunSpec]]:
