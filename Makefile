@@ -15,7 +15,7 @@ endif
 # containers often set it: then every process compiles all of the code, and pytest every test, again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install autopilot test test-all test-slow test-matrix test-cuda test-emulated test-emulated-quick test-browser test-browser-quick test-slurm test-slurm-quick test-nodes test-nodes-quick lint lock package site site-links clean
+.PHONY: install autopilot test test-all test-slow test-matrix test-cuda test-emulated test-emulated-quick test-browser test-browser-quick test-slurm test-slurm-quick test-nodes test-nodes-quick lint lock package proof site site-links clean
 
 install: $(VENV)/installed  ## the environment
 
@@ -85,6 +85,9 @@ lock: $(VENV)/installed-dev  ## constraints.txt with the newest versions that go
 
 package: $(VENV)/installed-dev  ## wheel and sdist, in dist; both installed in clean environments and used there
 	$(BIN)/python scripts/package.py
+
+proof: $(VENV)/installed-dev  ## every suite, whole, in a fresh clone of the last commit; goes on where a call before it was ended
+	$(BIN)/python scripts/proof.py $(ARGS)
 
 SPHINX = $(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --nitpicky --quiet
 # NOTEBOOK=off leaves the notebook, which takes a minute, as it is written

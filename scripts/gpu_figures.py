@@ -2,8 +2,9 @@
 
 At the paper study's shape (64 x 256 tokens). Prints one JSON, and writes it to FILE: whether graphs and
 packing change results, whether the hot path ever waits, tokens/s of the plain loop and of 1, 2, 4 … packed
-runs, the overhead of EBC's budgets, the share of the matrix peak, and the wall time of a whole `paper`
-autopilot, or how far it got in the time that was left. NAMES choose from these, minutes=N is another limit.
+runs, in which kernels a step's time goes, the overhead of EBC's budgets, the share of the matrix peak, and
+the wall time of a whole `paper` autopilot, or how far it got in the time that was left. NAMES choose from
+these, minutes=N is another limit.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from ebc_lab.training.turns import to_the_end
 from ebc_lab.workloads.corpus import locate
 
 MINUTES = 7.5
+PROFILED = 100  # steps
 ARMS: dict[str, dict[str, Any]] = {
     "plain": {"stabilizer": {"name": "none"}},
     "tracked": {"stabilizer": {"name": "ebc"}},
@@ -104,6 +106,37 @@ def waits(run: RunConfig, folder: Path) -> dict[str, str]:
     return found
 
 
+def kernels(run: RunConfig, folder: Path) -> dict[str, Any]:
+    """By arm, of a step: its ms, the ms in kernels, how many these are, and the dearest of them."""
+    found = {}
+    for name, settings in ARMS.items():
+        place = folder / name.replace(", ", "_")
+        place.mkdir(parents=True)
+        training = Training(changed(replace(run, steps=800, evaluate=[]), settings), place)
+        training.advance(230)
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        training.advance(PROFILED)
+        torch.cuda.synchronize()
+        ms = 1e3 * (time.perf_counter() - begun) / PROFILED
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiled:
+            training.advance(PROFILED)
+            torch.cuda.synchronize()
+        each = [event for event in profiled.key_averages() if event.self_device_time_total]
+        each.sort(key=lambda event: -event.self_device_time_total)
+        found[name] = {
+            "ms": ms,
+            "ms_in_kernels": sum(event.self_device_time_total for event in each) / PROFILED / 1e3,
+            "kernels": sum(event.count for event in each) / PROFILED,
+            "dearest": [
+                (event.key[:90], event.count / PROFILED, event.self_device_time_total / PROFILED / 1e3)
+                for event in each[:30]
+            ],
+        }
+        training.recording.close()
+    return found
+
+
 def study(folder: Path, seconds: float) -> dict[str, Any]:
     """The wall time of `ebc-lab autopilot scale=paper`, or how far it came in `seconds`."""
     command = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
@@ -150,6 +183,7 @@ def main() -> None:
             "the_hot_path_waits": lambda: waits(run, folder / "waits"),
             "packing": lambda: packing(run),
             "against_the_plain_loop": lambda: throughput(run, 5, 20, lambda text: None),
+            "kernels": lambda: kernels(run, folder / "kernels"),
             "overhead": lambda: {
                 name: paired_overhead(replace(changed(run, settings), steps=600), limit_s=15)
                 for name, settings in ARMS.items()

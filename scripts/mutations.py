@@ -1,25 +1,29 @@
-"""Whether `make test` catches what all tests do: eighty deliberate breaks, each in a copy of the tree.
+"""Which deliberate breaks tests catch, `make test` and all of them: each is made in a copy of the tree.
 
-    python scripts/mutations.py [NUMBERS…]        after scripts/reached.py; an hour
+    python scripts/mutations.py [NUMBERS…]        after scripts/reached.py; hours (12-90: from 12 to 90)
 
-scripts/mutations.txt names a file, a line of it and what becomes of that line; the breaks were drawn at
-random from all packages. Of each, those tests run that reach the line, the quickest first, until one
-fails: first those of `make test`, then, if none of them fails, all others. A test that alone caught one goes
-below it, after `! `: scripts/least_tests.py has `make test` run it.
+scripts/mutations.txt names a file, a line of it and what becomes of that line; scripts/draw_breaks.py draws
+them at random, from all rooms by their size. Of each, those tests run that reach the line, the quickest
+first, until one fails: first those of `make test`, then, if none of them fails, all others. A test that alone
+caught one goes below it, after `! `: scripts/least_tests.py has `make test` run it.
 """
 
 from __future__ import annotations
 
 import ast
+import multiprocessing
 import os
 import shutil
 import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import least_tests
 import pytest
@@ -40,6 +44,7 @@ NOT_COPIED = (
 FIRST = 80  # tests that are tried together
 MOST_SECONDS = 300  # of processor time, foreseen, that the tests may take of which none fails
 HANGS = 300  # seconds until a break is taken for caught because nothing ends any more
+MAKE_TEST, OTHERS, NONE = "make test", "the others alone", "no test"
 ALL_PASS, SOME_FAIL, NONE_LEFT = 0, 1, 5  # what pytest ends with
 
 
@@ -158,38 +163,90 @@ def in_time(tests: Sequence[least_tests.Test]) -> list[str]:
     return names
 
 
-def main(asked: Sequence[str]) -> int:
-    every = breaks()
-    for name in reached.SLOW_TO_IMPORT:
-        __import__(name)
-    tests, _, steps = least_tests.known(reached.test_files())
-    chosen = least_tests.listed(tests)
-    by_least: list[int] = []
-    by_rest: list[int] = []
-    for number in [int(word) for word in asked] or range(len(every)):
-        one = every[number]
+class Outcome(NamedTuple):
+    """What became of a break."""
+
+    number: int
+    one: Break
+    first: int  # tests of `make test` that reach it
+    reaching: int
+    by: str  # MAKE_TEST, OTHERS or NONE
+    test: str = ""
+
+    @property
+    def room(self) -> str:
+        return self.one.file.split("/")[1]
+
+
+class Tried:
+    """Tries breaks, by what is known of the tests."""
+
+    def __init__(self) -> None:
+        self.every = breaks()
+        self.tests, _, self.steps = least_tests.known(reached.test_files())
+        self.chosen = least_tests.listed(self.tests)
+
+    def outcome(self, number: int) -> Outcome:
+        one = self.every[number]
         function, lines = one.place()
-        here = {
-            i for i, (*place, a, b) in enumerate(steps) if place == [one.file, function] and lines & {a, b}
-        }
-        reaching = [test for test in tests if test.steps & here]
-        first = [test for test in reaching if test.name in chosen]
-        rest = [test for test in reaching if test.name not in chosen]
+        where = [one.file, function]
+        here = {i for i, (*place, a, b) in enumerate(self.steps) if place == where and lines & {a, b}}
+        reaching = [test for test in self.tests if test.steps & here]
+        first = [test for test in reaching if test.name in self.chosen]
+        rest = [test for test in reaching if test.name not in self.chosen]
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder) / "tree"
             shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(*NOT_COPIED))
             one.apply(root)
-            found, by = caught(in_time(first), root), by_least
-            if not found:
-                found, by = caught(in_time(rest), root), by_rest
-        if found:
-            by.append(number)
-        who = "no test" if not found else f"{'make test' if by is by_least else 'the others alone'}, {found}"
-        print(f"{number:2} {one.file}: {one.broken}", f"   {len(first)} of {len(reaching)}: {who}", sep="\n")
-        sys.stdout.flush()
-    caught_ones = len(by_least) + len(by_rest)
-    print(f"of {caught_ones} breaks that some test catches make test catches {len(by_least)}; not {by_rest}")
-    return len(by_least) < 0.95 * caught_ones
+            for by, tests in ((MAKE_TEST, first), (OTHERS, rest)):
+                if found := caught(in_time(tests), root):
+                    return Outcome(number, one, len(first), len(reaching), by, found)
+        return Outcome(number, one, len(first), len(reaching), NONE)
+
+
+def tried_here(number: int) -> Outcome:
+    """In a process that was forked from one that has set `TRIED`."""
+    assert TRIED is not None
+    return TRIED.outcome(number)
+
+
+TRIED: Tried | None = None  # too large to be sent to each process
+
+
+def by_room(outcomes: Sequence[Outcome]) -> str:
+    """A table: of each room, and of all, how many were caught and by what."""
+    rows = [f"| room | breaks | {MAKE_TEST} | {OTHERS} | {NONE} |", "|---|---|---|---|---|"]
+    for room in [*sorted({o.room for o in outcomes}), "all"]:
+        ways = Counter(o.by for o in outcomes if room in (o.room, "all"))
+        rows.append(f"| {room} | {ways.total()} | {ways[MAKE_TEST]} | {ways[OTHERS]} | {ways[NONE]} |")
+    return "\n".join(rows)
+
+
+def numbers(asked: Sequence[str], count: int) -> list[int]:
+    """`3 12-90` as numbers; all without any."""
+    found: list[int] = []
+    for word in asked:
+        begin, _, end = word.partition("-")
+        found += range(int(begin), int(end or begin) + 1)
+    return found if asked else list(range(count))
+
+
+def main(asked: Sequence[str]) -> int:
+    for name in reached.SLOW_TO_IMPORT:
+        __import__(name)
+    global TRIED
+    TRIED = Tried()
+    outcomes = []
+    wanted = numbers(asked, len(TRIED.every))
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
+        for outcome in pool.map(tried_here, wanted):
+            outcomes.append(outcome)
+            number, one, first, reaching, by, test = outcome
+            print(f"{number:3} {one.file}: {one.line}  ->  {one.broken}")
+            print(f"    {first} of {reaching} tests that reach it; by {by} {test}", flush=True)
+    print(by_room(outcomes))
+    by_some = [o for o in outcomes if o.by != NONE]
+    return sum(o.by == MAKE_TEST for o in by_some) < 0.95 * len(by_some)
 
 
 if __name__ == "__main__":

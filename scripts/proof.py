@@ -1,0 +1,98 @@
+"""Every suite, whole, in a fresh clone of the last commit: `make proof`, or for some of them ARGS="slow ci".
+
+Takes hours on two cores. What has passed on the commit is remembered in build/proof/COMMIT/passed.json, so a
+call that was ended goes on where it was, and one that comes after them all prints the table of suites, what
+passed and how long it took. Each suite's output lies beside it. A failure does not keep the others from
+running. Uncommitted changes are not in the clone, and are said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ebc_lab.config.machine import hardware
+
+ROOT = Path(__file__).parent.parent
+# in this order: what needs least first, and .ci/run, which needs the machine's Slurm for itself, alone
+SUITES = {
+    "install": "make .venv/installed-dev",
+    "lint": "make lint",
+    "test": "make test",
+    "autopilot": "make autopilot",
+    "emulated": "make test-emulated",
+    "browser": "make test-browser",
+    "slurm": "make test-slurm",
+    "nodes": "make test-nodes",
+    "package": "make package",
+    "matrix": "make test-matrix",
+    "slow": "make test-slow",
+    "ci": "bash .ci/run",
+}
+# how pytest, and the scripts that are no tests, close
+CLOSING = re.compile(r"\d+ passed.*|\d+ skipped in .*|\d+ failed.*|SKIPPED: .*|autopilot finished.*")
+
+
+def git(*words: str) -> str:
+    return subprocess.run(
+        ["git", *words], cwd=ROOT, check=True, text=True, capture_output=True
+    ).stdout.strip()
+
+
+def ran(name: str, command: str, clone: Path) -> dict[str, Any]:
+    """What became of a suite: its exit code, minutes and closing lines."""
+    log = clone.parent / f"{name}.log"
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS")}
+    begun = time.monotonic()
+    with open(log, "w", encoding="utf-8") as out:
+        code = subprocess.run(
+            command.split(), cwd=clone, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=environment
+        ).returncode
+    said = [
+        found[0] for line in log.read_text(errors="replace").splitlines() if (found := CLOSING.search(line))
+    ]
+    return {"command": command, "exit": code, "seconds": round(time.monotonic() - begun), "said": said}
+
+
+def table(passed: dict[str, Any]) -> str:
+    rows = [
+        f"| `{s['command']}` | {s['exit']} | {'; '.join(s['said'])} | {s['seconds'] / 60:.1f} min |"
+        for s in passed.values()
+    ]
+    return "\n".join(["| command | exit code | it closed with | time |", "|---|---|---|---|", *rows])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("suites", nargs="*", choices=[[], *SUITES], metavar="SUITE", help=", ".join(SUITES))
+    asked = parser.parse_args().suites or list(SUITES)
+    commit = git("rev-parse", "--short", "HEAD")
+    if changed := git("status", "--porcelain"):
+        print(f"not in the clone, for it is not committed:\n{changed}", file=sys.stderr)
+    folder = ROOT / "build" / "proof" / commit
+    clone, record = folder / "clone", folder / "passed.json"
+    if not clone.exists():
+        folder.mkdir(parents=True)
+        subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+    passed = json.loads(record.read_text()) if record.exists() else {}
+    for name in ["install", *asked]:
+        if passed.get(name, {}).get("exit") == 0:
+            continue
+        print(f"{time.strftime('%H:%M')} {SUITES[name]}", flush=True)
+        passed[name] = ran(name, SUITES[name], clone)
+        record.write_text(json.dumps(passed, indent=1))
+    print(f"\n{commit}, {hardware()['cpu']}, {hardware()['cores']} cores\n\n{table(passed)}")
+    return int(any(suite["exit"] for suite in passed.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
