@@ -2,8 +2,9 @@
 
 Takes hours on two cores. What has passed on the commit is remembered in build/proof/COMMIT/passed.json, so a
 call that was ended goes on where it was, and one that comes after them all prints the table of suites, what
-passed and how long it took. Each suite's output lies beside it. A failure does not keep the others from
-running. Uncommitted changes are not in the clone, and are said.
+passed and how long it took. make test-slow, the longest, is remembered folder by folder. Each suite's output
+lies beside it. A failure does not keep the others from running. Uncommitted changes are not in the clone, and
+are said.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -33,11 +35,12 @@ SUITES = {
     "nodes": "make test-nodes",
     "package": "make package",
     "matrix": "make test-matrix",
-    "slow": "make test-slow",
     "ci": "bash .ci/run",
 }
+SLOW = "slow"  # and after a slash the folder of tests
 # how pytest, and the scripts that are no tests, close
 CLOSING = re.compile(r"\d+ passed.*|\d+ skipped in .*|\d+ failed.*|SKIPPED: .*|autopilot finished.*")
+NONE_HERE = "Error 5"  # what make says of pytest where a folder has no such tests
 
 
 def git(*words: str) -> str:
@@ -46,18 +49,28 @@ def git(*words: str) -> str:
     ).stdout.strip()
 
 
+def suites(clone: Path) -> dict[str, str]:
+    """Every suite's command; of the slow tests one for each folder of them."""
+    tests = clone / "tests"
+    folders = [f for f in sorted(tests.iterdir()) if f.is_dir() and any(f.rglob("test_*.py"))]
+    files = " ".join(str(f.relative_to(clone)) for f in sorted(tests.glob("test_*.py")))
+    slow = {f"{SLOW}/{f.name}": f"make test-slow ARGS=tests/{f.name}" for f in folders}
+    return SUITES | slow | {f"{SLOW}/rest": f"make test-slow ARGS='{files}'"}
+
+
 def ran(name: str, command: str, clone: Path) -> dict[str, Any]:
     """What became of a suite: its exit code, minutes and closing lines."""
-    log = clone.parent / f"{name}.log"
+    log = clone.parent / f"{name.replace('/', '_')}.log"
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS")}
     begun = time.monotonic()
     with open(log, "w", encoding="utf-8") as out:
         code = subprocess.run(
-            command.split(), cwd=clone, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=environment
+            shlex.split(command), cwd=clone, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=environment
         ).returncode
-    said = [
-        found[0] for line in log.read_text(errors="replace").splitlines() if (found := CLOSING.search(line))
-    ]
+    text = log.read_text(errors="replace")
+    if NONE_HERE in text:
+        code = 0
+    said = [found[0] for line in text.splitlines() if (found := CLOSING.search(line))]
     return {"command": command, "exit": code, "seconds": round(time.monotonic() - begun), "said": said}
 
 
@@ -73,8 +86,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("suites", nargs="*", choices=[[], *SUITES], metavar="SUITE", help=", ".join(SUITES))
-    asked = parser.parse_args().suites or list(SUITES)
+    parser.add_argument(
+        "suites", nargs="*", metavar="SUITE", help=f"{', '.join(SUITES)}, {SLOW}, {SLOW}/FOLDER"
+    )
+    asked = parser.parse_args().suites
     commit = git("rev-parse", "--short", "HEAD")
     if changed := git("status", "--porcelain"):
         print(f"not in the clone, for it is not committed:\n{changed}", file=sys.stderr)
@@ -84,12 +99,13 @@ def main() -> int:
         folder.mkdir(parents=True)
         subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
     passed = json.loads(record.read_text()) if record.exists() else {}
-    for name in ["install", *asked]:
-        if passed.get(name, {}).get("exit") == 0:
-            continue
-        print(f"{time.strftime('%H:%M')} {SUITES[name]}", flush=True)
-        passed[name] = ran(name, SUITES[name], clone)
-        record.write_text(json.dumps(passed, indent=1))
+    known = suites(clone)
+    wanted = [name for name in known if not asked or {name, name.partition("/")[0]} & {*asked, "install"}]
+    for name in wanted:
+        if passed.get(name, {}).get("exit") != 0:
+            print(f"{time.strftime('%H:%M')} {known[name]}", flush=True)
+            passed[name] = ran(name, known[name], clone)
+            record.write_text(json.dumps(passed, indent=1))
     print(f"\n{commit}, {hardware()['cpu']}, {hardware()['cores']} cores\n\n{table(passed)}")
     return int(any(suite["exit"] for suite in passed.values()))
 
