@@ -1,12 +1,13 @@
-"""The tests that `make test` runs: together they reach what all tests reach. Written to tests/least.json.
+"""The tests that `make test` runs: together they reach nearly what all do. Written to tests/least.json.
 
     python scripts/least_tests.py [--update] [TEST_FILES…]    chooses anew, from what scripts/reached.py saw
     python scripts/least_tests.py --check                     in a second: is the choice out of date?
 
-First come the tests that alone caught a break of scripts/mutations.py. Then come those that together reach
-each step from a line to the next that any test reaches, those first that reach most per second; one that
-later ones make useless is dropped. Then, as long as there is time, those that reach what few of the chosen
-do: a line that is reached is not yet a line whose value somebody looks at.
+First come the tests that alone caught a break of scripts/mutations.py. Then come those that reach steps from
+a line to the next that none before them does, those first that reach most per second, until a second reaches
+no more than a few: the last hundredth of all steps takes as long as the rest, and is left to `make test-all`.
+One that later ones make useless is dropped. Then, as long as there is time, those that reach what few of the
+chosen do: a line that is reached is not yet a line whose value somebody looks at.
 
 least.json names functions of which not every case is chosen, and the cases that are. A test that it does not
 name runs: so does every new one, and `--check` fails once there are too many of these. `--update` reads the
@@ -41,7 +42,8 @@ ALWAYS = (
 )
 BREAKS = Path(__file__).with_name("mutations.txt")
 ALONE = "! "  # before a test that alone caught the break above it
-SHARE = 0.45  # of the processor time of all tests that the chosen may take
+RATE = 3.0  # new steps a second that a test must reach
+SHARE = 0.22  # of the processor time of all tests that the chosen may take
 WORTH = (1.0, 0.2, 0.05)  # of being the first, second, third of the chosen tests to reach a step
 UNKNOWN = 0.05  # share of the test functions that may be newer than the choice
 
@@ -136,15 +138,15 @@ class Choice:
                 self.reaching.subtract(test.steps)
                 self.seconds -= test.seconds
 
-    def add_best(self, tests: Iterable[Test], most: int, seconds: float) -> None:
-        """Those of most worth for a second first, until nothing is left that is worth any, or no time is."""
+    def add_best(self, tests: Iterable[Test], most: int, seconds: float, least: float = 0.0) -> None:
+        """Those of most worth for a second first, until none is worth more than `least`, or time is up."""
         heap = [(-self.worth(t, most) / self.cost(t), t.name, t) for t in tests if t.name not in self.tests]
         heapq.heapify(heap)
         while heap:
             _, name, test = heapq.heappop(heap)
             # it is never more than when it was last looked at, so the best is known without looking at all
             rate = self.worth(test, most) / self.cost(test)
-            if not rate or self.seconds + self.cost(test) > seconds:
+            if rate <= least or self.seconds + self.cost(test) > seconds:
                 continue
             if heap and rate < -heap[0][0]:
                 heapq.heappush(heap, (-rate, name, test))
@@ -169,7 +171,7 @@ def chosen(tests: list[Test], fixtures: Mapping[str, float]) -> Choice:
         if test.file in ALWAYS or test.name in alone:
             choice.add(test)
     always = set(choice.tests)
-    choice.add_best(tests, 1, float("inf"))
+    choice.add_best(tests, 1, float("inf"), RATE)
     choice.drop_useless(always)
     choice.add_best(tests, len(WORTH), SHARE * time_of_all(tests, fixtures))
     return choice
@@ -227,11 +229,12 @@ def choose(files: list[str]) -> None:
     choice = chosen(tests, fixtures)
     old = json.loads(LIST.read_text()) if LIST.exists() else {}
     said = written(tests, choice, old)
-    modules = {steps[step][0] for step, count in choice.reaching.items() if count > 0}
+    reached_by_any = {step for test in tests for step in test.steps}
+    modules = {steps[step][0] for step in reached_by_any}
     said["modules"] = sorted({*said["modules"], *modules} & set(_modules()))
     LIST.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n")
     everything = time_of_all(tests, fixtures)
-    lost = len({s for t in tests for s in t.steps}) - sum(count > 0 for count in choice.reaching.values())
+    lost = len(reached_by_any) - sum(count > 0 for count in choice.reaching.values())
     print(
         f"{len(choice.tests)} of {len(tests)} tests, {choice.seconds:.0f} of {everything:.0f} s of processor "
         f"time, reach {len(steps) - lost} of {len(steps)} steps from line to line"

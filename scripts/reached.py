@@ -35,7 +35,19 @@ TESTS = ROOT / "tests"
 SEEN = ROOT / ".reached"
 NOT_HERE = "not slow and not slurm and not nodes and not cuda and not browser and not emulated"
 CONTEXT = "REACHED_BY"  # an environment variable: the test for which a process was started
-STARTS_COVERAGE = "import coverage\ncoverage.process_startup()\n"
+STARTS_COVERAGE = """
+import coverage, os
+watch = coverage.process_startup()
+leave = os._exit
+
+def save_and_leave(code):  # a process that ends so, as those that train a run together do, would save nothing
+    watch.stop()
+    watch.save()
+    leave(code)
+
+if watch:
+    os._exit = save_and_leave
+"""
 SETTINGS = """[run]
 branch = true
 parallel = true

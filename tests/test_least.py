@@ -24,11 +24,23 @@ def names(tests, **fixtures):
     return sorted(name.rpartition(":")[2] for name in least_tests.chosen(tests, fixtures).tests)
 
 
+@pytest.fixture(autouse=True)
+def nothing_reaches_too_little(monkeypatch):
+    monkeypatch.setattr(least_tests, "RATE", 0.0)
+
+
 def test_all_that_any_test_reaches_is_reached_and_what_others_make_useless_is_dropped(monkeypatch):
     monkeypatch.setattr(least_tests, "SHARE", 0.0)
     tests = [seen("quick", 1, {1, 2}), seen("wide", 3, {2, 3, 4, 5, 6, 7}), seen("dear", 9, {1, 8})]
     assert names([*tests, seen("useless", 2, {3, 4})]) == ["dear", "wide"]
     assert names([*tests, seen("other", 1, {8, 9})]) == ["other", "quick", "wide"]
+
+
+def test_what_reaches_little_for_its_time_is_left_out(monkeypatch):
+    monkeypatch.setattr(least_tests, "SHARE", 0.0)
+    monkeypatch.setattr(least_tests, "RATE", 3.0)
+    tests = [seen("quick", 1, {1, 2, 3, 4}), seen("new", 1, {4, 5, 6, 7, 8}), seen("dear", 9, {1, 9, 10, 11})]
+    assert names(tests) == ["new"]
 
 
 def test_a_fixture_that_several_share_is_paid_once(monkeypatch):
