@@ -83,7 +83,7 @@ lock: $(VENV)/installed-dev  ## constraints.txt with the newest versions that go
 	$(PIP) -c $(VENV)/torch.txt --upgrade --upgrade-strategy eager -e ".[dev]"
 	$(BIN)/python scripts/lock.py --write
 
-package: $(VENV)/installed-dev  ## wheel and sdist, in dist; both installed in clean environments and used there
+package: $(VENV)/installed-dev  ## wheel and sdist, in dist: built twice to the same bytes, with a bill of materials; both installed in clean environments and used there
 	$(BIN)/python scripts/package.py
 
 proof: $(VENV)/installed-dev  ## every suite, whole, in a fresh clone of the last commit; goes on where a call before it was ended

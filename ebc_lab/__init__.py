@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ebc_lab.results import board, load
 
-__version__ = "0.2.0"
+__version__ = "1.0.0"
 __all__ = ["board", "load"]
 
 

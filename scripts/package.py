@@ -2,6 +2,8 @@
 
 usage: python scripts/package.py [DIST]    the folder that the two files are built in, `dist` if left out
 
+They are built twice, in other folders, from files of other dates and modes, and must be the same bytes.
+
 An environment is clean: it holds the built package and links to the packages that it declares as required, to
 what those require, and to nothing else of this interpreter's. So an undeclared import fails, and gigabytes of
 torch need not be copied. The environment of the method alone has torch and what torch requires.
@@ -9,6 +11,8 @@ torch need not be copied. The environment of the method alone has torch and what
 
 from __future__ import annotations
 
+import filecmp
+import hashlib
 import os
 import re
 import shlex
@@ -17,12 +21,14 @@ import subprocess
 import sys
 import tarfile
 import time
+import tomllib
 import venv
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import Distribution, PathDistribution, distribution, packages_distributions
+from importlib.metadata import PathDistribution, packages_distributions
 from pathlib import Path
 
+import sbom
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -59,15 +65,16 @@ print(study.answer)
 PLACES = "import ebc_lab, ebc_lab.config.choices as c; print(ebc_lab.__file__, c.conf_dir(), sep='\\n')"
 
 
-def run(command: Sequence[str | Path], cwd: Path) -> str:
-    """What a command prints; where it fails, that ends this script."""
+def run(command: Sequence[str | Path], cwd: Path, *, umask: int = -1, **more: str) -> str:
+    """What a command prints, with `more` in its environment; where it fails, that ends this script."""
     hidden = ("PYTHONPATH", "PYTHONHOME", "EBC_LAB_DATA")
     own = {"XDG_CACHE_HOME": str(WORK / "cache"), "XDG_STATE_HOME": str(WORK / "state")}
-    environment = {k: v for k, v in os.environ.items() if k not in hidden} | own
+    environment = {k: v for k, v in os.environ.items() if k not in hidden} | own | more
     done = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
         env=environment,
+        umask=umask,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -78,22 +85,6 @@ def run(command: Sequence[str | Path], cwd: Path) -> str:
 
 
 # -- environments --------------------------------------------------------------------------------------------
-
-
-def needed(required: Iterable[str]) -> dict[str, Distribution]:
-    """The installed packages that requirements name, and all that those require in turn."""
-    found: dict[str, Distribution] = {}
-    waiting = [Requirement(line) for line in required]
-    while waiting:
-        requirement = waiting.pop()
-        extras = requirement.extras or {""}
-        name = canonicalize_name(requirement.name)
-        marker = requirement.marker
-        if name in found or (marker and not any(marker.evaluate({"extra": extra}) for extra in extras)):
-            continue
-        found[name] = distribution(name)
-        waiting += [Requirement(line) for line in found[name].requires or []]
-    return found
 
 
 class Environment:
@@ -109,7 +100,8 @@ class Environment:
 
     def link(self, required: Iterable[str]) -> None:
         """Make the packages that requirements name importable, and what those require."""
-        for found in needed(required).values():
+        for package in sbom.needed(required).values():
+            found = package.distribution
             for top in {file.parts[0] for file in found.files or []} - {"..", "__pycache__"}:
                 if not (self.packages / top).exists():
                     (self.packages / top).symlink_to(Path(str(found.locate_file(top))))
@@ -125,6 +117,63 @@ class Environment:
     def run(self, *command: str | Path) -> str:
         """What a command of this environment prints, run outside the source tree's folders."""
         return run([self.bin / command[0], *command[1:]], self.elsewhere)
+
+
+# -- how they are built --------------------------------------------------------------------------------------
+
+
+class Builder:
+    """`python -m build`, with what pyproject.toml asks for to build, and with dates that are the commit's."""
+
+    def __init__(self) -> None:
+        self.there = Environment("builder")
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+        pip = (sys.executable, "-m", "pip", "--python", self.there.bin / "python", "install")
+        run([*pip, "--quiet", "--disable-pip-version-check", *project["build-system"]["requires"]], ROOT)
+        self.there.link(["build"])
+        self.date = source_date()
+
+    def build(self, source: Path, into: Path, *kinds: str, umask: int = -1) -> list[Path]:
+        """Build the sdist and the wheel from it, or the `kinds` named. -> the files, the sdist first"""
+        python = (self.there.bin / "python", "-m", "build", "--no-isolation")
+        run([*python, *kinds, "--outdir", into, source], ROOT, umask=umask, SOURCE_DATE_EPOCH=self.date)
+        return sorted(into.glob("ebc_lab-*"), key=lambda path: path.suffix)
+
+
+def source_date() -> str:
+    """The time of the last commit, in seconds; in an unpacked sdist its files have it."""
+    if (ROOT / ".git").exists():
+        return run(["git", "log", "-1", "--format=%ct"], ROOT).strip()
+    return str(int((ROOT / "pyproject.toml").stat().st_mtime))
+
+
+def unpacked(sdist: Path, into: Path) -> Path:
+    """The folder that an sdist holds."""
+    with tarfile.open(sdist) as archive:
+        archive.extractall(into, filter="data")
+    [folder] = into.iterdir()
+    return folder
+
+
+def built_twice(dist: Path) -> tuple[Path, Path]:
+    """Build both from what belongs in an sdist, with the bill of materials, and once more from a copy whose
+    files are new and nobody else's to read. -> the wheel, the sdist"""
+    builder = Builder()
+    [plain] = builder.build(ROOT, WORK / "plain", "--sdist")
+    first, again = unpacked(plain, WORK / "tree"), unpacked(plain, WORK / "another" / "tree")
+    bill = sbom.sbom()
+    for folder in (first, again):
+        (folder / sbom.NAME).write_text(bill, encoding="utf-8")
+    for path in again.rglob("*"):
+        path.chmod(path.stat().st_mode & 0o700)
+        os.utime(path)
+    sdist, wheel = builder.build(first, dist)
+    for one, other in zip((sdist, wheel), builder.build(again, WORK / "again", umask=0o077), strict=True):
+        if not filecmp.cmp(one, other, shallow=False):
+            sys.exit(f"{one} and {other}, built from the same files, differ: diffoscope says where")
+    with tarfile.open(sdist) as archive:
+        assert any(name.endswith(f"/{sbom.NAME}") for name in archive.getnames())
+    return wheel, sdist
 
 
 # -- what must hold ------------------------------------------------------------------------------------------
@@ -211,13 +260,11 @@ def from_source(sdist: Path, as_wheel: dict[str, str]) -> None:
     metadata = there.install(sdist)
     assert hashes(metadata) == as_wheel
     there.link([*(metadata.requires or []), "pytest", "hypothesis"])
-    with tarfile.open(sdist) as archive:
-        archive.extractall(there.elsewhere, filter="data")
-    [unpacked] = there.elsewhere.iterdir()
-    packed = {str(path.relative_to(unpacked)) for path in (unpacked / "tests").rglob("*.py")}
+    folder = unpacked(sdist, there.elsewhere)
+    packed = {str(path.relative_to(folder)) for path in (folder / "tests").rglob("*.py")}
     assert packed == {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("*.py")}
-    shutil.rmtree(unpacked / "ebc_lab")  # the installed one is tested
-    print(run([there.bin / "python", "-m", "pytest", "tests/ebc/test_grouping.py"], unpacked).strip())
+    shutil.rmtree(folder / "ebc_lab")  # the installed one is tested
+    print(run([there.bin / "python", "-m", "pytest", "tests/ebc/test_grouping.py"], folder).strip())
 
 
 def hashes(metadata: PathDistribution) -> dict[str, str]:
@@ -240,14 +287,15 @@ def main() -> None:
     for earlier in [*dist.glob("ebc_lab-*.whl"), *dist.glob("ebc_lab-*.tar.gz")]:
         earlier.unlink()
     WORK.mkdir(parents=True)
-    run([sys.executable, "-m", "build", "--outdir", dist, ROOT], ROOT)
-    [wheel], [sdist] = dist.glob("ebc_lab-*.whl"), dist.glob("ebc_lab-*.tar.gz")
+    wheel, sdist = built_twice(dist)
     with ThreadPoolExecutor() as beside:
         others = [beside.submit(method_alone, wheel), beside.submit(as_the_readme_says)]
         from_source(sdist, lab(wheel))
         for other in others:
             other.result()
     shutil.rmtree(WORK)
+    for file in (wheel, sdist):
+        print(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}")
     print(f"{wheel.name} and {sdist.name} hold what they promise ({time.perf_counter() - start:.0f} s)")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +13,8 @@ from itertools import chain
 from pathlib import Path
 
 import house
+import pytest
+import sbom
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -80,3 +84,32 @@ def test_what_only_extras_need_is_not_brought_to_everybody():
     assert not core & {"scikit-learn", "tqdm"}
     for extra in ("lowbit", "ebm"):
         assert any(line.startswith("scikit-learn") for line in project["optional-dependencies"][extra])
+
+
+def test_the_bill_of_materials_lists_what_runs_with_version_and_licence():
+    parts = {part["name"]: part for part in json.loads(sbom.sbom())["components"]}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
+    assert required <= {name for name, part in parts.items() if part["scope"] == "required"}
+    locked = (ROOT / "constraints.txt").read_text().splitlines()
+    for name, part in parts.items():
+        assert f"{name}=={part['version']}" in locked
+        assert part["purl"] == f"pkg:pypi/{name}@{part['version']}"
+        assert part["licenses"], name
+        assert (part["scope"] == "optional") == ("properties" in part), name
+    assert {"name": "ebc-lab:extra", "value": "wandb"} in parts["wandb"]["properties"]
+    assert not {"pytest", "sphinx", "cyclonedx-python-lib"} & set(parts)
+    assert "://" not in json.dumps(list(parts.values()))
+
+
+def test_the_bill_of_materials_is_the_same_bytes_from_another_process(tmp_path):
+    command = [sys.executable, ROOT / "scripts" / "sbom.py", tmp_path / sbom.NAME]
+    subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "1"}, check=True)
+    assert (tmp_path / sbom.NAME).read_text() == sbom.sbom()
+
+
+@pytest.mark.parametrize("licence", ["UNKNOWN", "LGPL-3.0-or-later"])
+def test_a_licence_that_nobody_has_judged_ends_the_release(licence, monkeypatch):
+    monkeypatch.setattr(sbom, "licences", lambda package: [licence])
+    with pytest.raises(SystemExit, match=rf"the licence of [\w-]+ is {licence}: see .* CONTRIBUTING"):
+        sbom.sbom()

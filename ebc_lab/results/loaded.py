@@ -143,7 +143,7 @@ class LoadedStudy:
         yet."""
         if self._study.holder() is not None:
             return "running"
-        if self.config["study"]["stages"][-1] in self.decisions:
+        if self.config["study"]["stages"][-1] in self._recorded:
             return "finished"
         return "interrupted" if self._study.run_ids() else "empty"
 
@@ -160,7 +160,8 @@ class LoadedStudy:
         """Return what the study found, in a sentence or a few: about your own arm where it asks about one,
         else what its last stage decided."""
         if not self.decisions:
-            return "nothing is decided yet"
+            unusable = "; ".join(f"{stage} cannot be used: {why}" for stage, why in self._faults.items())
+            return unusable or "nothing is decided yet"
         stage, decision = list(self.decisions.items())[-1]
         with self.told():
             if sentences := [answer["sentence"] for _, _, answer in tables.answers(self.decisions)]:

@@ -51,7 +51,7 @@ class Snapshot:
             what = "; ".join(f"{stage}: {why}" for stage, why in self.faults.items())
             raise UserError(
                 f"{self.study.decisions_file} cannot be used ({what}): run the study's command again, which "
-                "decides again from the runs."
+                "decides again from the runs, and trains again those that this version trains otherwise."
             )
         return self.decisions
 
