@@ -37,7 +37,7 @@ NOT_HERE = "not slow and not slurm and not nodes and not cuda and not browser an
 CONTEXT = "REACHED_BY"  # an environment variable: the test for which a process was started
 STARTS_COVERAGE = """
 import coverage, os
-watch = coverage.process_startup()
+watch = coverage.process_startup() or getattr(coverage.process_startup, "coverage", None)
 leave = os._exit
 
 def save_and_leave(code):  # a process that ends so, as those that train a run together do, would save nothing
@@ -235,6 +235,8 @@ def record(test_file: str) -> int:
         )
         watch.stop()
         watch.save()
+        if apart := sys.modules.get("ebc_lab.training.apart"):
+            apart._close_idle()  # processes that wait for further runs
         reached: dict[str, set[Arc]] = {}
         for part in sorted(data.parent.iterdir()):
             for test, path, start, end in _arcs(part):
