@@ -123,3 +123,12 @@ def test_time_between_two_calls_of_fit_does_not_count(tmp_path, monkeypatch):
     assert trainer.results()["total_time_min"] == minutes
     assert trainer.fit(1)["total_time_min"] == 2 * minutes
     assert trainer.results()["tokens_per_sec"] == 3 * 5  # two ticks are a second
+
+
+@pytest.mark.parametrize(("ppls", "scale"), [([25.0, 20.0], "linear"), ([2000.0, 20.0], "log")])
+def test_perplexities_that_lie_far_apart_have_a_logarithmic_axis(ppls, scale):
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    trainer_results.draw_perplexities(axes, {"val_ppls": ppls, "val_steps": [0, 10]})
+    assert axes.get_yscale() == scale

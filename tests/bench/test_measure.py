@@ -403,3 +403,11 @@ def test_low_bit_and_exact_steps_are_compared_with_the_plain_one_and_memory_is_c
 def test_a_run_of_a_section_of_its_own_is_refused_with_that(setting, leave):
     with pytest.raises(UserError, match=f"in a section of its own: leave {leave} out"):
         measure.resolved(compose(["scale=smoke", "data=pydoc", setting], study=False))
+
+
+def test_the_peak_is_of_the_quickest_product(monkeypatch):
+    taken = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(costs, "seconds_of", lambda run, call, *arguments: next(taken))
+    assert costs.matmul_peak(run_part(compose(["device=cpu", "dtype=float32"], study=False)), [8], 3) == {
+        "8": 2 * 8**3
+    }
