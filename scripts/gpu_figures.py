@@ -86,15 +86,21 @@ def sameness(run: RunConfig, folder: Path) -> dict[str, Any]:
     return found
 
 
+def warm(run: RunConfig, name: str, folder: Path) -> Training:
+    """A run of this arm past its warm-up."""
+    place = folder / name.replace(", ", "_")
+    place.mkdir(parents=True)
+    training = Training(changed(run, ARMS[name]), place)
+    training.advance(230)
+    torch.cuda.synchronize()
+    return training
+
+
 def waits(run: RunConfig, folder: Path) -> dict[str, str]:
     """What `torch.cuda.set_sync_debug_mode` says of nine steps past the warm-up, by arm."""
     found = {}
-    for name, settings in ARMS.items():
-        place = folder / name.replace(", ", "_")
-        place.mkdir(parents=True)
-        training = Training(changed(replace(run, steps=400), settings), place)
-        training.advance(230)
-        torch.cuda.synchronize()
+    for name in ARMS:
+        training = warm(replace(run, steps=400), name, folder)
         torch.cuda.set_sync_debug_mode("error")
         try:
             training.take_steps(9)
@@ -109,12 +115,8 @@ def waits(run: RunConfig, folder: Path) -> dict[str, str]:
 def kernels(run: RunConfig, folder: Path) -> dict[str, Any]:
     """By arm, of a step: its ms, the ms in kernels, how many these are, and the dearest of them."""
     found = {}
-    for name, settings in ARMS.items():
-        place = folder / name.replace(", ", "_")
-        place.mkdir(parents=True)
-        training = Training(changed(replace(run, steps=800, evaluate=[]), settings), place)
-        training.advance(230)
-        torch.cuda.synchronize()
+    for name in ARMS:
+        training = warm(replace(run, steps=800, evaluate=[]), name, folder)
         begun = time.perf_counter()
         training.advance(PROFILED)
         torch.cuda.synchronize()

@@ -38,9 +38,8 @@ SUITES = {
     "ci": "bash .ci/run",
 }
 SLOW = "slow"  # and after a slash the folder of tests
-# how pytest, and the scripts that are no tests, close
-CLOSING = re.compile(r"\d+ passed.*|\d+ skipped in .*|\d+ failed.*|SKIPPED: .*|autopilot finished.*")
-NONE_HERE = "Error 5"  # what make says of pytest where a folder has no such tests
+CLOSING = re.compile(r"\d+ (?:passed|failed|skipped).* in .*|SKIPPED: .*")  # how pytest and .ci/run close
+NONE_HERE = "] Error 5"  # what make says last of pytest where a folder has no such tests
 
 
 def git(*words: str) -> str:
@@ -68,9 +67,10 @@ def ran(name: str, command: str, clone: Path) -> dict[str, Any]:
             shlex.split(command), cwd=clone, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=environment
         ).returncode
     text = log.read_text(errors="replace")
-    if NONE_HERE in text:
+    if text.rstrip().endswith(NONE_HERE):
         code = 0
-    said = [found[0] for line in text.splitlines() if (found := CLOSING.search(line))]
+    lines = text.splitlines()
+    said = [found[0] for line in lines if (found := CLOSING.search(line))] or lines[-1:]
     return {"command": command, "exit": code, "seconds": round(time.monotonic() - begun), "said": said}
 
 
