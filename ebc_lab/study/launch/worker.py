@@ -89,21 +89,23 @@ def carry(
     *,
     checkpoint_every_s: float,
     should_stop: Callable[[], bool],
+    still_wanted: Callable[[], bool] = lambda: True,
     beside: Callable[[], int] = lambda: 0,
     processes: int = 1,
     nodes: Nodes | None = None,
 ) -> Turns:
     """Train one planned run to its result, unless another process has it, yielding between blocks of steps.
 
-    The first `yield` means that the run is claimed; the value is whether this call trained it. `beside`: says
-    how many other runs the same worker is on, for the log; `processes`: how many train it together, on so
-    many `nodes`. Raises Interrupted (with a checkpoint written) once `should_stop()`, OSError if the folder
+    The first `yield` means that the run is claimed; the value is whether this call trained it.
+    `still_wanted`: asked once the run's lock is held, for a driver that takes a result back says first what
+    is to become of the run; `beside`: says how many other runs the same worker is on, for the log;
+    `processes`: how many train it together, on so many `nodes`. Raises Interrupted (with a checkpoint written) once `should_stop()`, OSError if the folder
     cannot be written, DeviceFailed, and Superseded where another attempt has begun although this one was
     under way.
     """
     files = study.run_files(run_id)
     with run_lock(files.directory) as mine:
-        if not mine or files.result.exists():
+        if not mine or files.result.exists() or not still_wanted():
             return False
         problem: UserError | None = None
         try:
@@ -354,6 +356,7 @@ class Worker:
                 run_id,
                 checkpoint_every_s=self.about["checkpoint_every_s"],
                 should_stop=lambda: self.leaving or self.stop(),
+                still_wanted=functools.partial(self._still_wanted, run_id, run_id in tasks["alone"]),
                 beside=functools.partial(self._beside, run_id),
                 processes=self.about["processes_per_run"],
                 nodes=self.nodes,
@@ -378,6 +381,14 @@ class Worker:
             self.left = [r for r in tasks["runs"] if not self.study.has_result(r)]
             now = time.monotonic()
             self.results_due = now + LOOK_SHARE * (now - began)
+
+    def _still_wanted(self, run_id: str, alone: bool) -> bool:
+        """Tell whether the list as it is now leaves this run to this worker, and as it was thought: `alone`,
+        or not. The list that it was chosen from may be older than its driver's last word on the run."""
+        tasks = self.session.tasks()
+        if tasks is None or self.name in tasks["barred"].get(run_id, ()):
+            return False
+        return (run_id in tasks["alone"]) == alone
 
     def _beside(self, run_id: str) -> int:
         """Return how many runs are in progress beside this one."""

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from ebc_lab.bench import packing
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.parts.determinism import DeterminismConfig
+from ebc_lab.records.locks import run_lock
 from ebc_lab.study import resolve
 from ebc_lab.study.inspect.status import status
-from ebc_lab.study.launch import on_node
-from ebc_lab.study.launch.pool import Death
+from ebc_lab.study.launch import on_node, worker
+from ebc_lab.study.launch.pool import Death, worker_settings
+from ebc_lab.study.launch.session import Session
 from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Study
 from ebc_lab.training.outcome import run_and_record
@@ -29,6 +32,18 @@ from ebc_lab.training.outcome import run_and_record
 
 class Seen(Exception):
     """What a test was waiting for has happened."""
+
+
+class Unasked:
+    """Nobody stops the worker, which is in this process."""
+
+    told_to_end = replaced = False
+
+    def __init__(self, *asked, **named):
+        self.final = self.event = threading.Event()
+
+    def __call__(self) -> bool:
+        return False
 
 
 EITHER = pytest.mark.parametrize("kind", ["idle", pytest.param("train", marks=pytest.mark.slow)])
@@ -141,6 +156,29 @@ def test_memory_that_lacked_only_because_of_others_is_no_result(packed, tmp_path
     if kind == "train":
         assert (tmp_path / "struck").exists()
         same_as_alone(packed, specs, tmp_path)
+
+
+@pytest.mark.parametrize("word", ["barred", "alone"])
+def test_a_run_is_not_claimed_against_its_drivers_last_word_on_it(packed, monkeypatch, word):
+    """The driver speaks after this worker has read the list, and before it claims the run."""
+    first, second = packed.idle(2)
+    runs = [first.run_id, second.run_id]
+    settings = worker_settings(packed.config) | {"runs_per_worker": 2}
+    session = Session.begin(packed.study, "local", bound=False, idle_s=0.0, **settings)
+    said = {"barred": {second.run_id: ["me"]}} if word == "barred" else {"alone": [second.run_id]}
+
+    def lock(directory: Path):
+        if directory == packed.study.run_dir(second.run_id):
+            session.publish(runs, **said)
+        return run_lock(directory)
+
+    monkeypatch.setattr(worker, "run_lock", lock)
+    monkeypatch.setattr(worker, "_Stop", Unasked)
+    session.publish(runs)
+    assert worker.Worker(Session(session.root), "me").work() == 0
+    assert packed.kinds(first) == ["begin", "end"]
+    began = [e["beside"] for e in packed.events(second) if e["event"] == "begin"]
+    assert began == ([] if word == "barred" else [0])
 
 
 @pytest.mark.slow  # test_guards.py interrupts workers, and each kind of run resumes in tests/training
