@@ -330,7 +330,7 @@ def one_case(seed: int, finished, page, overrides, tmp_path) -> None:
         raise AssertionError(f"seed {seed}: {file} {how}: {type(error).__name__}: {error}") from error
 
 
-FUZZ = int(os.environ.get("EBC_LAB_FUZZ", "2000"))
+FUZZ = int(os.environ.get("EBC_LAB_FUZZ", "500"))
 FIRST = int(os.environ.get("EBC_LAB_FUZZ_FROM", "0"))
 
 
