@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -64,10 +65,11 @@ def by_files(study: Study):
 
 
 def rewritten(path: Path, draw: random.Random) -> None:
-    """A result with another loss, or with no outcome at all, and a checksum that is right."""
-    result = {k: v for k, v in read_json(path).items() if k != "checksum"}
+    """A result with another loss or without an outcome, and a right checksum; a damaged one stays."""
     loss = {"val_loss": draw.random()} if draw.random() < 0.5 else {"outcome": "lost", "cause": "x"}
-    write_checksummed(path, {**result, **loss})
+    with suppress(UserError):
+        result = {k: v for k, v in read_json(path).items() if k != "checksum"}
+        write_checksummed(path, {**result, **loss})
 
 
 def changed_in_place(path: Path, draw: random.Random) -> None:
@@ -132,7 +134,7 @@ def test_whatever_happens_to_the_files_the_answers_are_theirs(study, seed, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(100, 160))
+@pytest.mark.parametrize("seed", range(100, 120))
 def test_whatever_happens_to_the_files_the_answers_are_theirs_always(study, seed, tmp_path):
     tried(study, seed, 30, tmp_path)
 
