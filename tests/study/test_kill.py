@@ -20,7 +20,7 @@ from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Study
 from ebc_lab.study.store.verify import verify
 
-TRIALS = int(os.environ.get("EBC_LAB_KILL_TRIALS", "100"))
+TRIALS = int(os.environ.get("EBC_LAB_KILL_TRIALS", "50"))
 TABLES = ("summary_lr_sweep.csv", "summary_calibrate.csv", "summary_lr_scale.csv", "summary_final.csv")
 EBM = [  # the other workload, with every kind of event in its runs
     "workload=ebm",
