@@ -39,21 +39,22 @@ def each_once(*columns):
 
 
 def contract(names, *columns, rare=(), pairs=True):
-    """Parametrises a test with the full product, of which all but a pairwise table is marked slow.
+    """Parametrises a test with a pairwise table, part of which is marked slow.
 
-    Each of the `rare` values of the first column stands in one quick row, and not beside every other value;
-    without `pairs`, so does every value.
+    Quick are the pairs of all but the `rare` values of the first column, each of which stands in one quick
+    row, and not beside every other value; without `pairs`, the fewest rows that hold each value.
     """
     usual, *others = columns
     if pairs:
-        quick = set(pairwise([value for value in usual if value not in rare], *others))
-        quick |= {
+        quick = pairwise([value for value in usual if value not in rare], *others)
+        quick += [
             (value, *(list(column)[i % len(column)] for column in others)) for i, value in enumerate(rare)
-        }
+        ]
     else:
-        quick = set(each_once(*columns))
+        quick = each_once(*columns)
+    slow = [row for row in pairwise(*columns) if row not in quick] if rare or not pairs else []
     rows = [
-        pytest.param(*row, marks=() if row in quick else pytest.mark.slow)
-        for row in itertools.product(*columns)
+        *(pytest.param(*row) for row in quick),
+        *(pytest.param(*row, marks=pytest.mark.slow) for row in slow),
     ]
     return pytest.mark.parametrize(names, rows)

@@ -5,7 +5,6 @@ A new optimizer, stabilizer, budget or projection is in the table as soon as it 
 
 from __future__ import annotations
 
-import itertools
 import math
 import shutil
 from dataclasses import replace
@@ -15,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from support.ebm_runs import eventful, tiny_ebm
+from support.pairwise import contract
 from support.runs import killed_in_mid_run, made, plain, untimed
 from torch import Tensor
 
@@ -30,7 +30,7 @@ from ebc_lab.training.run import Training
 from ebc_lab.training.turns import Interrupted
 
 RIVALS = [name for name in STABILIZERS if name not in ("ebc", "gen", "cdat")]  # these two are refused
-LIMITS = [*((name, "tracked") for name in RIVALS), *(("ebc", b) for b in BUDGETS)]
+LIMITS = {name: (name, "tracked") for name in RIVALS} | {b: ("ebc", b) for b in BUDGETS}
 
 
 @pytest.fixture(scope="module")
@@ -43,21 +43,6 @@ def small(text_file):
 def busy(text_file):
     """One of 30 steps with revivals, avalanches, phases and new indices in them."""
     return eventful(tiny_ebm(text_file, "ebm.splats=60", "audit_every=5"))
-
-
-def product():
-    """All of it, of which rows that show each value once are not slow."""
-    rows = []
-    optimizers = [name for name in OPTIMIZERS if name != "muonclip"]  # refused: it needs attention's logits
-    axes = (optimizers, LIMITS, list(PROJECTIONS))
-    longest = max(map(len, axes))
-    quick = {tuple(axis[i % len(axis)] for axis in axes) for i in range(longest)}
-    for row in itertools.product(*axes):
-        optimizer, (stabilizer, budget), projection = row
-        name = budget if stabilizer == "ebc" else stabilizer
-        marks = () if row in quick else pytest.mark.slow
-        rows.append(pytest.param(*row, marks=marks, id=f"{optimizer}-{name}-{projection}"))
-    return rows
 
 
 def same(first, second):
@@ -79,9 +64,15 @@ def state_of(training):
     return {name: part.state_dict() for name, part in training._parts().items()}
 
 
-@pytest.mark.parametrize(("optimizer", "limit", "projection"), product())
+@contract(
+    ("optimizer", "limit", "projection"),
+    [name for name in OPTIMIZERS if name != "muonclip"],  # refused: it needs attention's logits
+    LIMITS,
+    list(PROJECTIONS),
+    pairs=False,
+)
 def test_it_steps_and_resumes_bit_for_bit(small, tmp_path, optimizer, limit, projection):
-    stabilizer, budget = limit
+    stabilizer, budget = LIMITS[limit]
     settings = {
         "optimizer": {"name": optimizer},
         "stabilizer": {"name": stabilizer},
