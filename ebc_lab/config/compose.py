@@ -196,6 +196,7 @@ def _with_entries(overrides: Sequence[str], parsed: Mapping[str, Any]) -> list[s
     Hydra merges after the suite's: it takes a new entry of their kind from no override. So too the other
     `ENTRIES`, and what is said of an arm that `mine` will make."""
     from hydra.core.config_store import ConfigStore
+    from omegaconf.errors import OmegaConfBaseException
 
     given: dict[str, Any] = {}
     left = []
@@ -211,7 +212,10 @@ def _with_entries(overrides: Sequence[str], parsed: Mapping[str, Any]) -> list[s
             left.append(override)
     if not given:
         return left
-    ConfigStore.instance().store(group="given", name="entries", node=given, package="_global_")
+    try:
+        ConfigStore.instance().store(group="given", name="entries", node=given, package="_global_")
+    except OmegaConfBaseException as error:  # of a ${…} that cannot be read
+        raise UserError(_refusal(error, None, parsed)) from None
     return [*left, "+given=entries"]
 
 

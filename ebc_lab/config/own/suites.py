@@ -68,6 +68,7 @@ def read(path: Path) -> dict[str, Any]:
     read."""
     import yaml
     from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     try:
         with open(path, encoding="utf-8") as text:
@@ -76,6 +77,10 @@ def read(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise LookupError(f"{path}{f':{mark.line + 1}' if mark else ''}: {what}: mend the file.") from None
+    except OmegaConfBaseException as error:  # of a ${…} that cannot be read
+        line = line_of(path, error.full_key or "")
+        what = str(error).splitlines()[0]
+        raise LookupError(f"{path}{f':{line}' if line else ''}: {what}: mend the file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise LookupError(f"{path} cannot be read ({error}): give the file of a suite, in UTF-8.") from None
     if not isinstance(suite, DictConfig):

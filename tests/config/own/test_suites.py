@@ -81,6 +81,7 @@ def test_a_suite_may_build_on_another(folder):
         ("\nseeds: 3\n", r"^bad.yaml:2: seeds: it is a list, seeds=\[…\]"),
         (SUITE.replace("[adam]", "[adm]"), r"^bad.yaml:2: lr_sweep.optimizers=adm"),
         ("- 1\n- 2\n", "bad.yaml holds no settings"),
+        ("ablation:\n  arms:\n    a: {budget: '${'}\n", r"bad.yaml:3: no viable alternative"),
     ],
 )
 def test_a_mistake_in_a_suite_is_told_with_its_line(folder, text, words):
