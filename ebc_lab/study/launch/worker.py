@@ -99,9 +99,9 @@ def carry(
     The first `yield` means that the run is claimed; the value is whether this call trained it.
     `still_wanted`: asked once the run's lock is held, for a driver that takes a result back says first what
     is to become of the run; `beside`: says how many other runs the same worker is on, for the log;
-    `processes`: how many train it together, on so many `nodes`. Raises Interrupted (with a checkpoint written) once `should_stop()`, OSError if the folder
-    cannot be written, DeviceFailed, and Superseded where another attempt has begun although this one was
-    under way.
+    `processes`: how many train it together, on so many `nodes`. Raises Interrupted (with a checkpoint
+    written) once `should_stop()`, OSError if the folder cannot be written, DeviceFailed, and Superseded where
+    another attempt has begun although this one was under way.
     """
     files = study.run_files(run_id)
     with run_lock(files.directory) as mine:
