@@ -25,8 +25,8 @@ from ebc_lab.training import apart
 from ebc_lab.training.outcome import run_and_record
 
 class Noted(apart._Process):
-    def __init__(self, kind):
-        super().__init__(kind)
+    def __init__(self, *asked):
+        super().__init__(*asked)
         (folder.parent / "pid").write_text(str(self.process.pid))
 
 def hold(step):

@@ -81,7 +81,8 @@ def test_it_steps_and_resumes_bit_for_bit(small, tmp_path, optimizer, limit, pro
     }
     run = choices_resolved(changed(small, settings))
     if optimizer in ("prodigy", "d_adaptation", "dog", "ldog", "mechanic"):
-        run = changed(run, {"optimizer": {"lr": 10.0}})  # a factor on a rate that starts at about 1e-6
+        # a factor on a rate that starts at about 1e-6, and that this limit divides at first
+        run = changed(run, {"optimizer": {"lr": 1000.0 if limit == "adaptive_warmup" else 10.0}})
     training = Training(run, made(tmp_path / "run"))
     before = {name: p.detach().clone() for name, p in training.model.named_parameters()}
     training.advance(2)

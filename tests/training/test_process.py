@@ -73,8 +73,9 @@ def test_what_is_measured_under_compiling_is_compiled_and_what_is_derived_is_not
     audited = min(run.batch_size - run.budget.probe_sequences, -(-run.audit_tokens // run.model.context))
     assert called == [
         (run.batch_size, True),
+        (run.budget.probe_sequences, False),
         (audited, False),
-    ]  # the step, the audit; its sensitivities took the model itself
+    ]  # the step, the check of its logits, the audit; the budget's sensitivities took the model itself
     called.clear()
     trained.advance(1)
     assert called == [(run.batch_size, True)]
