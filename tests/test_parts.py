@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("pyproject.toml", "README.md", "CHANGELOG.md")
-COPIED = ("ebc_lab", "benchmarks", "conf", "scripts", "tests", "docs", *DOCUMENTS)
+COPIED = (".vscode", "ebc_lab", "benchmarks", "conf", "scripts", "tests", "docs", *DOCUMENTS)
 
 SETTINGS = '''"""Gradients that are halved."""
 
@@ -168,7 +168,7 @@ OF_SHOCK = (  # its settings, what it does, its picture, its choices with the su
     *("tests/config/parts/test_shock.py", "tests/components/test_shock.py"),
     "tests/report/pictures/test_shock.py",
 )
-TESTS = ("-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow and not cuda")
+TESTS = ("-m", "pytest", "-p", "no:cacheprovider", "-m")
 
 
 def without_shock(copy):
@@ -182,12 +182,13 @@ def test_a_part_is_taken_away_by_deleting_what_bears_its_name(copy):
     without_shock(copy)
     run_in(copy, "-m", "ruff", "check", ".")
     run_in(copy, "scripts/house.py")
-    run_in(copy, *TESTS, "tests/training/test_hooks.py")
+    run_in(copy, *TESTS, "not slow and not cuda", "tests/training/test_hooks.py")
 
 
 @pytest.mark.slow
 def test_without_it_types_and_tests_are_as_before(copy):
     without_shock(copy)
+    run_in(copy, "scripts/json_schemas.py", "--write")  # for editors, from the settings
     run_in(copy, "-m", "mypy")
     rooms = ("config", "records", "report", "study/stages")
-    run_in(copy, *TESTS, *(f"tests/{room}" for room in rooms))
+    run_in(copy, *TESTS, "least and not slow and not cuda", *(f"tests/{room}" for room in rooms))
