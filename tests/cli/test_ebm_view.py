@@ -158,3 +158,14 @@ def test_bits_per_character_divide_by_the_characters_of_a_token(text_file, tmp_p
     of_test = result["test_loss"] / result["test_bits_per_char"]  # nats a token over bits a character
     assert loss / bits == pytest.approx(of_test, rel=0.1)
     assert of_test > 1.2  # of characters it is ln 2
+
+
+def test_of_a_model_without_splats_only_losses_are_shown(capsys):
+    sampled = {"tokens": 64, "sampled": None, "problem": "nothing to sample from"}
+    losses = {"loss": 2.0, "loss_se": 0.1, "sampled_loss": sampled, "baselines": {"unigram": 3.0}}
+    about = {"model": "x", "step": 3, "split": "val", "tokens": 64, "characters_per_token": 1.0}
+    ebm_view.show_measured({**about, **losses, "levels": []})
+    *table, last = capsys.readouterr().out.splitlines()
+    assert re.search(r"^loss +2\.0000 +7\.39 +2\.885 +± 0\.1000", "\n".join(table), re.MULTILINE)
+    assert "nothing to sample from" in "\n".join(table)
+    assert last == "no splats: no energy, no score"

@@ -95,3 +95,9 @@ def test_help_names_the_default_every_group_and_fits(width):
     assert max(len(line) for line in text.splitlines() if not line.strip().startswith(examples)) <= width
     refused = [flag for flag in hydra_flags.REFUSED if flag in text]
     assert refused == []
+
+
+def test_a_name_has_a_line_of_its_own_only_where_it_is_wider_than_its_column():
+    fits, too_long = "a" * 26, "b" * 27
+    lines = hydra_flags._listed({fits: "first", too_long: "second"}, 80)
+    assert lines == [f"  {fits}  first", f"  {too_long}", f"{'':30}second"]
