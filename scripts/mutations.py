@@ -3,8 +3,9 @@
     python scripts/mutations.py [NUMBERS…]        after scripts/reached.py; hours (12-90: from 12 to 90)
 
 scripts/mutations.txt names a file, a line of it and what becomes of that line; scripts/draw_breaks.py draws
-them at random, from all rooms by their size. Of each, those tests run that reach the line, the quickest
-first, until one fails: first those of `make test`, then, if none of them fails, all others. A test that alone
+them at random, from all rooms by their size. Of each, those tests run that reach the line, those of its own
+file and folder first and then the quickest, until one fails: first those of `make test`, then, if none of them
+fails, all others. A test that alone
 caught one goes below it, after `! `: scripts/least_tests.py has `make test` run it.
 """
 
@@ -42,7 +43,7 @@ NOT_COPIED = (
     "node_modules",
 )
 FIRST = 80  # tests that are tried together
-MOST_SECONDS = 300  # of processor time, foreseen, that the tests may take of which none fails
+MOST_SECONDS = 150  # of processor time, foreseen, that the tests may take of which none fails
 HANGS = 300  # seconds until a break is taken for caught because nothing ends any more
 MAKE_TEST, OTHERS, NONE = "make test", "the others alone", "no test"
 ALL_PASS, SOME_FAIL, NONE_LEFT = 0, 1, 5  # what pytest ends with
@@ -153,10 +154,17 @@ def caught(names: Sequence[str], root: Path) -> str | None:
     return None
 
 
-def in_time(tests: Sequence[least_tests.Test]) -> list[str]:
-    """The quickest, as many as are let run."""
+def in_time(tests: Sequence[least_tests.Test], file: str) -> list[str]:
+    """Those that are let run: the tests of this file's own, of its folder, all others; the quickest first."""
+    path = Path(file)
+    folder = f"{Path('tests', *path.parts[1:-1])}/"
     names, seconds = [], 0.0
-    for test in sorted(tests, key=lambda t: t.seconds):
+
+    def order(test: least_tests.Test) -> tuple[bool, bool, float]:
+        own = test.name.startswith(f"{folder}test_{path.stem}.py")
+        return not own, not test.name.startswith(folder), test.seconds
+
+    for test in sorted(tests, key=order):
         seconds += test.seconds
         if seconds < MOST_SECONDS:
             names.append(test.name)
@@ -199,7 +207,7 @@ class Tried:
             shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(*NOT_COPIED))
             one.apply(root)
             for by, tests in ((MAKE_TEST, first), (OTHERS, rest)):
-                if found := caught(in_time(tests), root):
+                if found := caught(in_time(tests, one.file), root):
                     return Outcome(number, one, len(first), len(reaching), by, found)
         return Outcome(number, one, len(first), len(reaching), NONE)
 
