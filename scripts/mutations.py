@@ -4,9 +4,9 @@
 
 scripts/mutations.txt names a file, a line of it and what becomes of that line; scripts/draw_breaks.py draws
 them at random, from all rooms by their size. Of each, those tests run that reach the line, those of its own
-file and folder first and then the quickest, until one fails: first those of `make test`, then, if none of them
-fails, all others. A test that alone
-caught one goes below it, after `! `: scripts/least_tests.py has `make test` run it.
+file and folder first, then the quickest, until one fails: first those of `make test`, then, if none of them
+fails, all others. A test that alone caught one goes below it, after `! `: scripts/least_tests.py has
+`make test` run it.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""A user's own parts: by a target, or by the name that an installed package offers."""
+"""A user's own parts, by a target or by the name that an installed package offers; runs of another size."""
 
 from dataclasses import replace
 
 import pytest
 
-from ebc_lab.config.choices import with_sources
+from ebc_lab.config.choices import shaped, with_sources
 from ebc_lab.config.compose import compose, register_schema
-from ebc_lab.config.dicts import from_dict, to_dict
+from ebc_lab.config.dicts import from_dict, run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity, run_id
 from ebc_lab.config.own.entry_points import offered
-from ebc_lab.config.schema import Config
+from ebc_lab.config.schema import ArmConfig, Config
 from ebc_lab.config.study_checks import validate
 
 TEXT = "def made(params, lr):\n    return 1\n"
@@ -198,3 +198,15 @@ def test_a_study_with_an_offered_part_is_read_where_the_package_is_not(installed
     assert read == config
     with pytest.raises(UserError, match="optimizer=tiny is unknown"):
         named("optimizer=tiny")
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"), [(2.5, (160, 60, 50)), (1.0, (64, 24, 20)), (1e-6, (4, 1, 1))], ids=str
+)
+def test_a_run_of_another_size_keeps_its_heads_and_is_never_empty(scale, expected):
+    run = run_part(compose(["scale=smoke"], study=False))
+    run = replace(run, steps=20, batch_size=24, model=replace(run.model, width=64, heads=4))
+    arm = ArmConfig(width_scale=scale, batch_scale=scale, steps=scale)
+    made = shaped(run, arm)
+    assert (made.model.width, made.batch_size, made.steps) == expected
+    assert made.model.heads == 4
