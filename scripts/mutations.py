@@ -43,7 +43,7 @@ NOT_COPIED = (
     "node_modules",
 )
 FIRST = 80  # tests that are tried together
-MOST_SECONDS = 150  # of processor time, foreseen, that the tests may take of which none fails
+MOST_SECONDS = 100  # of processor time, foreseen, that the tests may take of which none fails
 HANGS = 300  # seconds until a break is taken for caught because nothing ends any more
 MAKE_TEST, OTHERS, NONE = "make test", "the others alone", "no test"
 ALL_PASS, SOME_FAIL, NONE_LEFT = 0, 1, 5  # what pytest ends with
