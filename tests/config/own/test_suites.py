@@ -132,6 +132,9 @@ def test_two_parts_of_one_name_are_told_apart_and_two_files_of_one_name_refused(
     (folder / "mine.yaml").write_text(SUITE + second)
     arms = composed("study=./mine.yaml").ablation.arms
     assert [arms[a].settings["optimizer"]["name"] for a in ("mine", "two")] == ["cautious", "cautious_2"]
+    (folder / "mine.yaml").write_text(SUITE.replace("name: custom", "name: cautious") + second)
+    arms = composed("study=./mine.yaml").ablation.arms
+    assert [arms[a].settings["optimizer"]["name"] for a in ("mine", "two")] == ["cautious", "cautious_2"]
     (folder / "sub").mkdir()
     (folder / "sub" / "suite_opt.py").write_text(PART)
     (folder / "mine.yaml").write_text(SUITE + second.replace("other_opt", "sub/suite_opt"))
