@@ -83,7 +83,7 @@ def compose(
     suite = _registered_suite(parsed)
     overrides, left_out = _without(overrides)
     parsed |= dict.fromkeys(f"ablation.arms.{arm}" for arm in left_out)
-    config = _composed(_with_entries(overrides, parsed), suite, parsed)
+    config = _composed(overrides, suite, parsed)
     with _in_file(suite, parsed):
         config = _leaving_out(config, left_out)
         config = with_mine(with_names(config), study=study)
@@ -126,6 +126,7 @@ def _composed(overrides: Sequence[str], suite: Path | None, values: Mapping[str,
     register_schema()
     GlobalHydra.instance().clear()
     try:
+        overrides = _with_entries(overrides, values)
         with initialize_config_dir(**hydra_base(), config_dir=str(conf_dir().resolve())):
             composed = hydra_compose("config", [spelled(o) for o in overrides])
         fit_to_images(composed, values)
@@ -196,7 +197,6 @@ def _with_entries(overrides: Sequence[str], parsed: Mapping[str, Any]) -> list[s
     Hydra merges after the suite's: it takes a new entry of their kind from no override. So too the other
     `ENTRIES`, and what is said of an arm that `mine` will make."""
     from hydra.core.config_store import ConfigStore
-    from omegaconf.errors import OmegaConfBaseException
 
     given: dict[str, Any] = {}
     left = []
@@ -212,10 +212,7 @@ def _with_entries(overrides: Sequence[str], parsed: Mapping[str, Any]) -> list[s
             left.append(override)
     if not given:
         return left
-    try:
-        ConfigStore.instance().store(group="given", name="entries", node=given, package="_global_")
-    except OmegaConfBaseException as error:  # of a ${…} that cannot be read
-        raise UserError(_refusal(error, None, parsed)) from None
+    ConfigStore.instance().store(group="given", name="entries", node=given, package="_global_")
     return [*left, "+given=entries"]
 
 

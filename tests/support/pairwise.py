@@ -52,7 +52,7 @@ def contract(names, *columns, rare=(), pairs=True):
         ]
     else:
         quick = each_once(*columns)
-    slow = [row for row in pairwise(*columns) if row not in quick] if rare or not pairs else []
+    slow = [row for row in pairwise(*columns) if row not in quick]
     rows = [
         *(pytest.param(*row) for row in quick),
         *(pytest.param(*row, marks=pytest.mark.slow) for row in slow),

@@ -76,11 +76,10 @@ def read(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise LookupError(f"{path}{f':{mark.line + 1}' if mark else ''}: {what}: mend the file.") from None
+        raise _mistake(path, mark.line + 1 if mark else None, what) from None
     except OmegaConfBaseException as error:  # of a ${…} that cannot be read
         line = line_of(path, error.full_key or "")
-        what = str(error).splitlines()[0]
-        raise LookupError(f"{path}{f':{line}' if line else ''}: {what}: mend the file.") from None
+        raise _mistake(path, line, str(error).splitlines()[0]) from None
     except (OSError, UnicodeDecodeError) as error:
         raise LookupError(f"{path} cannot be read ({error}): give the file of a suite, in UTF-8.") from None
     if not isinstance(suite, DictConfig):
@@ -93,6 +92,10 @@ def read(path: Path) -> dict[str, Any]:
         settings["defaults"] = [*settings["defaults"], "_self_"]
     made: dict[str, Any] = _with_places(settings, path.parent)
     return made
+
+
+def _mistake(path: Path, line: int | None, what: str) -> LookupError:
+    return LookupError(f"{path}{f':{line}' if line else ''}: {what}: mend the file.")
 
 
 def _with_places(value: Any, folder: Path, key: str = "") -> Any:

@@ -342,7 +342,7 @@ class Worker:
         if len(self.turns) >= min(self.about["runs_per_worker"], share) or self.name in tasks["retired"]:
             return False
         for run_id in self.left:
-            if run_id in self.turns or self.name in tasks["barred"].get(run_id, ()):
+            if run_id in self.turns or self._is_barred(run_id, tasks):
                 continue
             if self.study.has_result(run_id):  # since the last look
                 continue
@@ -386,9 +386,13 @@ class Worker:
         """Tell whether the list as it is now leaves this run to this worker, and as it was thought: `alone`,
         or not. The list that it was chosen from may be older than its driver's last word on the run."""
         tasks = self.session.tasks()
-        if tasks is None or self.name in tasks["barred"].get(run_id, ()):
+        if tasks is None or self._is_barred(run_id, tasks):
             return False
         return (run_id in tasks["alone"]) == alone
+
+    def _is_barred(self, run_id: str, tasks: dict[str, Any]) -> bool:
+        """Tell whether this worker is to leave a run to others."""
+        return self.name in tasks["barred"].get(run_id, ())
 
     def _beside(self, run_id: str) -> int:
         """Return how many runs are in progress beside this one."""
