@@ -62,7 +62,7 @@ class Prober(nn.Module):
         self.normalises = any(isinstance(m, BatchNorm) for m in model.modules())
         self.seconds = 0.0
         self.sharded: list[Any] = []  # the modules whose weights FSDP gathers for a forward
-        self.low_precision = False  # whether the forward itself computes so, without autocast
+        self.low_precision: bool  # whether the forward itself computes so, without autocast: find_shards()
         self.takes_some = False  # whether it has been called on some rows of a batch
         self.watched = 0  # calls in which random numbers are still looked for
         self.draws = False  # whether it draws some in evaluation, too

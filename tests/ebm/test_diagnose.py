@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebc_lab.ebm.diagnose import ALERT, FINE, UNKNOWN, alerts, as_markdown, as_plain, diagnosed, findings
+from ebc_lab.ebm.diagnose import (
+    ALERT,
+    COMPARED_WITH,
+    FINE,
+    UNKNOWN,
+    alerts,
+    as_markdown,
+    as_plain,
+    diagnosed,
+    findings,
+)
 from ebc_lab.ebm.evaluate import energy_trend
 
 WELL = {
@@ -148,5 +158,7 @@ def test_a_diagnosis_can_be_written_as_json_and_as_markdown():
     assert f"| dropped_mass | 0.5 | 0.01 | alert | {alert['recommendation']} |" in page
     assert "| soc_rate | – | 0.3 | unknown | – |" in page
     assert "* energy: decreasing" in page
+    assert COMPARED_WITH in page
+    assert COMPARED_WITH not in as_markdown("Without", diagnosed([{"step": 1.0, "load_max": 0.4}]))
     assert diagnosed([]).figures == {}
     assert "not tested: 0 avalanches" in as_markdown("Empty", diagnosed([]))

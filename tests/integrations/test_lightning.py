@@ -214,6 +214,19 @@ def test_mixed_precision_is_measured_in_the_precision_of_training(tmp_path):
         fit(Upcast(), tmp_path, EBC(target_kl=5e-5), precision="bf16-mixed", logger=False)
 
 
+class WithAHead(Model):
+    """Its one optimizer trains more than the net."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 2)
+
+
+def test_an_optimizer_that_trains_more_than_the_submodule_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="needs an optimizer of its own"):
+        fit(WithAHead(), tmp_path, EBC(module="net", **OPTIONS), logger=False)
+
+
 @pytest.fixture
 def as_before():
     """Lightning leaves a process group, its address in the environment and other threads behind."""

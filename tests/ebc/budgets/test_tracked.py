@@ -246,6 +246,43 @@ def test_a_zero_gradient_moves_nothing_and_teaches_nothing(make_gpt, batches, ba
     assert same(snapshot(model), before)
 
 
+def test_where_nothing_can_be_predicted_the_measurement_alone_decides(make_gpt, batches, backward):
+    model = make_gpt()
+    optimizer = clip(model)
+    data = batches(5)
+    for batch in data[:4]:
+        go(model, optimizer, batch, backward)
+    x = optimizer.budget.log_ratio.item()
+    logits = backward(model, data[4])
+    for p in model.parameters():
+        p.grad.zero_()  # Adam moves on by its momentum
+    stats = optimizer.step(data[4][:, :-1], logits)
+    assert stats.tracked_scale == 0
+    allowed = math.sqrt(0.002 / stats.trial_kl.item()) * stats.trial.item()
+    assert stats.clip_coefficient.item() == pytest.approx(min(1, allowed, 1.5 * stats.trial.item()))
+    assert optimizer.budget.log_ratio.item() == x
+
+
+def test_beside_a_radius_an_audit_is_a_measurement_of_its_tokens(make_gpt, batches, train, backward):
+    model = make_gpt()
+    options = {"measure": "when_needed", "radius": 1e-2, "radius_unit": "initial", "audit_every": 1}
+    optimizer = clip(model, target_kl=10.0, **options)
+    data = batches(31)
+    train(model, optimizer, data[:30])
+    stats = go(model, optimizer, data[30], backward)
+    assert stats.measurements == 0
+    x, prior, flicker = (
+        getattr(stats, f"tracked_{name}").item() for name in ("log_ratio", "variance", "flicker")
+    )
+    noise = 9 / stats.audit_tokens
+    per_c2 = stats.applied_kl.item() / stats.clip_coefficient.item() ** 2
+    off = math.log(per_c2 / stats.tracked_scale.item()) + noise / 2 - x
+    spread = prior + flicker + noise
+    assert off**2 < 9 * spread  # no jump
+    assert optimizer.budget.log_ratio.item() == pytest.approx(x + prior / spread * off)
+    assert optimizer.budget.variance.item() == pytest.approx(prior / spread * (flicker + noise))
+
+
 def test_its_budget_is_spent(make_gpt, batches, train):
     model = make_gpt()
     steps = train(model, clip(model, audit_every=1, probe_sequences=4, audit_tokens=64), batches(40))
