@@ -120,9 +120,9 @@ def test_one_bad_byte_among_many_blocks_is_found(backend):
         for place in (0, 70, packed.size - 1):
             damaged = packed.copy()
             damaged[place] |= 127 if name == "five" else 255
-            with pytest.raises(ValueError, match="^1 packed values"):
+            with pytest.raises(ValueError, match=r"^1 packed values"):
                 unpack(damaged, n, name, backend=backend)
-            with pytest.raises(ValueError, match="^1 packed values"):
+            with pytest.raises(ValueError, match=r"^1 packed values"):
                 refuse_packed(damaged, n, name)
 
 
