@@ -1,0 +1,96 @@
+"""The pictures of constants that were carried, of the recorded study of larger models."""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from pathlib import Path
+
+import matplotlib
+import pytest
+from matplotlib.text import Annotation
+from support.drawn import words_of
+
+from ebc_lab.report.pictures.carry.excess import draw_broken, draw_excess
+from ebc_lab.report.pictures.carry.optima import draw_optima
+from ebc_lab.report.pictures.sheet.figure import STYLE, Facts
+
+FACTS = Facts("units_laptop", "tiny Shakespeare", None, "laptop", 1024, 64, (0.5, 0.7))
+RECORDED = Path(__file__).parents[3] / "docs/evidence/units_laptop.zip"
+
+
+@pytest.fixture(scope="module")
+def track():
+    with zipfile.ZipFile(RECORDED) as bundle:
+        [only] = json.loads(bundle.read("auto_decisions.json"))["carry"]["tracks"].values()
+    return only
+
+
+def sheet_of(draw, track):
+    with matplotlib.rc_context(fname=STYLE):
+        return draw(FACTS, track)
+
+
+def marks(sheet):
+    """Every mark that stands alone: (x, y, its kind)."""
+    lines = [line for line in sheet.axes[0].get_lines() if len(line.get_xdata()) == 1]
+    return [(float(line.get_xdata()[0]), float(line.get_ydata()[0]), line.get_marker()) for line in lines]
+
+
+def test_every_loss_stands_in_its_settings_row_and_a_broken_run_at_the_axis_end(track):
+    sheet = sheet_of(draw_excess, track)
+    drawn = marks(sheet)
+    excess = {
+        (round(one["excess"], 9), row)
+        for row, name in enumerate(track["settings"])
+        for found in track["arms"].values()
+        for one in [found["carried"][name]]
+    }
+    assert len(drawn) == len(excess) == 24
+    [(end, place, _)] = [mark for mark in drawn if mark[2] == ">"]
+    assert {(round(x, 9), round(y)) for x, y, kind in drawn if kind != ">"} == {
+        (x, row) for x, row in excess if x <= end
+    }
+    assert [(x > end, row) for x, row in excess if x > end] == [(True, round(place))]
+    said = words_of(sheet)
+    assert any("3 seeds" in line for line in said)
+    assert "beyond the axis" in said
+    assert any("KL, rate ×8: +0.021 on average, the least" in line for line in said)
+
+
+def test_best_constants_stand_where_they_are_and_the_outermost_settings_are_named(track):
+    sheet = sheet_of(draw_optima, track)
+    arms = sorted(track["arms"].values(), key=lambda found: found["octaves"])
+    wanted = {
+        (round(math.log2(curve["best"] / found["curves"]["base"]["best"]), 9), row)
+        for row, found in enumerate(arms)
+        for curve in found["curves"].values()
+    }
+    assert {(round(x, 9), round(y)) for x, y, _ in marks(sheet)} == wanted
+    named = [text for text in sheet.axes[0].texts if isinstance(text, Annotation)]
+    assert named
+    for text in named:
+        x, row = text.xy
+        found = arms[round(row)]
+        origin = found["curves"]["base"]["best"]
+        there = [s for s, c in found["curves"].items() if math.log2(c["best"] / origin) == x]
+        assert text.get_text().startswith(", ".join(track["settings"][s]["about"] for s in there[:2]))
+        assert text.xyann == (0, 5 if x < 0 else -5)
+        assert text.get_ha() == "center"
+
+
+def test_broken_runs_are_counted_at_carried_constants_and_at_all(track):
+    sheet = sheet_of(draw_broken, track)
+    arms = sorted(track["arms"].values(), key=lambda found: found["excess"])
+    for row, found in enumerate(arms):
+        for key, kind in (("broken", "o"), ("broken_anywhere", "s")):
+            share = found[key]["broken"] / found[key]["runs"]
+            assert (pytest.approx(share), row, kind) in marks(sheet)
+    assert any("2 of 18" in line for line in words_of(sheet))
+
+
+@pytest.mark.parametrize("draw", [draw_excess, draw_optima, draw_broken])
+def test_nothing_is_drawn_of_a_study_that_judged_nothing(track, draw):
+    unjudged = {name: found | {"excess": None, "octaves": None} for name, found in track["arms"].items()}
+    assert draw(FACTS, track | {"arms": unjudged}) is None
