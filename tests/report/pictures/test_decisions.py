@@ -123,6 +123,8 @@ def test_the_calibration_shows_loss_and_c_by_target_with_the_window_and_the_winn
     assert any("2 × the natural KL: median c 0.60" in text for text in words_of(figures["calibrate"]))
     assert "target band for c, 0.5 to 0.7" not in words_of(figures["calibrate"])
     assert any("validation loss 2.200; δ* window ≥ 0.5 octaves" in t for t in words_of(figures["calibrate"]))
+    assert bottom.get_xlabel().startswith("KL target δ* (nats per token)")
+    assert "mean over the seeds" not in " ".join(words_of(figures["calibrate"]))  # one seed
 
 
 def test_a_calibration_that_aims_at_the_band_shows_it(tmp_path):
