@@ -103,6 +103,8 @@ def test_the_effective_step_is_drawn_against_the_rate_asked_for(figures):
     ebc = next(line for line in axes.get_lines() if line.get_label().startswith("with EBC"))
     assert np.allclose(ebc.get_xdata(), [0.004, 0.008], rtol=0.05)
     assert list(ebc.get_ydata()) == [0.003, 0.003]
+    bars = [segment[:, 1] for lines in axes.collections for segment in lines.get_segments()]
+    assert any(np.allclose(ends, [0.002, 0.0045]) for ends in bars)  # of 0.003 at c 0.6: at 0.4 and 0.9
     diagonal = next(
         line for line in axes.get_lines() if line.get_label() == "c = 1, at a constant rate: c·lr = lr"
     )
