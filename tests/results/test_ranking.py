@@ -151,3 +151,11 @@ def test_runs_that_another_study_has_copied_count_once(folder, tmp_path):
     found = ebc_lab.board(tmp_path).table
     assert len(found) == len(ebc_lab.load(folder / "near").arms().query("stage == 'finals'"))
     assert {frozenset(study.split(", ")) for study in found["study"]} == {frozenset(("near", "again"))}
+
+
+def test_the_same_runs_asked_for_in_another_order_of_seeds_count_once(tmp_path, text_file):
+    settings = ["data=path", f"data.file={text_file}"]
+    for name, seeds in (("one", "[0,1]"), ("turned", "[1,0]")):
+        invent(tmp_path, [*settings, f"study.name={name}", f"seeds={seeds}"], fate=worse(0.0), drawn=False)
+    found = ebc_lab.board(tmp_path).table
+    assert {frozenset(study.split(", ")) for study in found["study"]} == {frozenset(("one", "turned"))}

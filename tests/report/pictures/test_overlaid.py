@@ -20,7 +20,7 @@ from support.drawn import (
 
 from ebc_lab.report.pictures import png
 from ebc_lab.report.pictures.sheet.figure import MOST_LINES, REST, STRONG, STYLE, Facts
-from ebc_lab.report.pictures.suite.windows import draw_tuned, strong_looks
+from ebc_lab.report.pictures.suite.windows import PALE, TRACKS, draw_tuned, strong_looks
 from ebc_lab.study.stages.statistics import window
 
 FACTS = Facts("tuned", "tiny Shakespeare", None, "smoke", 32, 64, (0.5, 0.7))
@@ -67,6 +67,10 @@ def test_tuned_arms_lie_over_each_other_by_absolute_rate_with_windows_and_chosen
     [strong] = thick(top)
     assert strong.get_color() == STRONG[0]
     assert list(strong.get_xdata()) == [0.0005, 0.001, 0.002]
+    [other] = [line for line in top.get_lines() if list(line.get_xdata()) == [0.002, 0.004, 0.008]]
+    assert other.get_color() == PALE[0][0]
+    equals = [line for line in rates(curves, []).axes[1].get_lines() if len(line.get_xdata()) == 3]
+    assert {line.get_color() for line in equals} <= {look[0] for look in TRACKS}
     rings = [line for line in top.get_lines() if line.get_markersize() == 13]
     assert sorted((line.get_xdata()[0], line.get_ydata()[0]) for line in rings) == [
         (0.001, 1.98),
@@ -114,6 +118,8 @@ def test_the_finals_loss_curves_lie_over_each_other_and_end_with_their_loss(tmp_
     assert len(curve_lines(left)) == len(curve_lines(right)) == len((BASELINE, CONTROL, FALLING))
     assert [line.get_color() for line in thick(left)] == [STRONG[0]]  # with EBC
     assert right.get_xlim()[0] > left.get_xlim()[0]
+    bottom, top = left.get_ylim()  # the loss at the end stands near the bottom
+    assert bottom == pytest.approx(2.125 - 0.06 * (top - bottom) / 1.1)
     assert sum(text.endswith("2.125 ± 0.000") for text in words_of(sheet)) == 3
     assert sheet.alt.count("At the end, mean of the seeds, not yet the test loss: lowest") == 1
 
