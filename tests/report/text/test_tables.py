@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -108,6 +109,25 @@ def test_every_summary_has_the_documented_columns_in_their_order(finished):
     for path in written:
         assert tuple(pd.read_csv(path).columns) == columns.COLUMNS
     assert set(columns.TIMING_COLUMNS) < set(columns.COLUMNS)
+
+
+def test_a_candidate_is_told_what_became_of_it_and_what_it_was_for(finished):
+    decisions = json.loads((finished[1].study.root / "auto_decisions.json").read_text())
+    for stage in ("lr_sweep", "calibrate"):
+        decision = decisions[stage]
+        [track] = decision["tracks"].values()
+        table = tables.candidates(stage, decision, None)
+        ranked = track.get("ranked", ())
+        for row, run in zip(table.rows, decision["candidates"], strict=True):
+            if (what := row.cells[0].text) != "→ chosen":
+                assert what == ("qualified" if run["run_id"] in ranked else ""), run["arm"]
+        assert {"→ chosen", "qualified", ""} >= {row.cells[0].text for row in table.rows} > {"→ chosen"}
+    control = [c for c in decisions["lr_sweep"]["candidates"] if c["role"] == "control"]
+    for used, part in ((True, "control’s search"), (False, "on a schedule")):
+        track = decisions["lr_sweep"]["tracks"]["adam_none"]
+        asked = {"tracks": {"adam_none": track | {"control": track["control"] | {"used": used}}}}
+        table = tables.candidates("lr_sweep", {**decisions["lr_sweep"], **asked}, None)
+        assert [row.cells[2].text for row in table.rows].count(part) == len(control) > 0
 
 
 def test_every_column_of_a_suite_is_documented():
