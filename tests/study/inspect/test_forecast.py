@@ -69,10 +69,11 @@ def test_min_expected_and_max_stay_in_order_whatever_is_known(own_copy, kept):
 
 
 def test_the_least_of_all_stages_together_is_no_more_than_their_sum(tmp_path):
-    config = compose(["scale=smoke", "device=cpu", "data=pydoc", f"output_dir={tmp_path}"])
+    config = compose(["scale=laptop", "device=cpu", "data=pydoc", f"output_dir={tmp_path}"])
     stages = planned(config)["stages"]
     total = stages.pop("total")
-    assert total["min"]["runs"] <= sum(stage["min"]["runs"] for stage in stages.values())
+    for key in ("runs", "steps", "tokens"):
+        assert total["min"][key] <= sum(stage["min"][key] for stage in stages.values())
 
 
 def test_failed_runs_of_an_unfinished_study_are_still_to_do(own_copy):
@@ -143,6 +144,16 @@ def test_siblings_of_another_shape_or_machine_say_nothing(own_copy):
     header["hardware"]["host"] = "another"
     write_checksummed(study.root / "study.json", header)
     assert not (planned(fresh)["eta_from"] or "").endswith("of the same shape on this machine")
+
+
+def test_the_three_newest_siblings_are_enough(own_copy):
+    config, study = own_copy
+    for name in ("a", "b", "c"):
+        shutil.copytree(study.root, study.root.parent / name)
+    fresh = replace(config, study=replace(config.study, name="fresh"))
+    names, alike, _ = planned(fresh)["eta_from"].partition(", of the same shape on this machine")
+    assert alike
+    assert len(names.split(", ")) == 3
 
 
 def test_the_eta_of_an_interrupted_study_counts_a_run_that_is_half_done(own_copy):

@@ -1,15 +1,22 @@
 """Commands that do something again are tried by composing them."""
 
 import shlex
+from dataclasses import replace
 
 import pytest
 from support.invented import invent
 
 from ebc_lab.config.compose import compose
-from ebc_lab.config.dicts import from_dict
+from ebc_lab.config.dicts import from_dict, run_part
 from ebc_lab.config.overrides import check_overrides
 from ebc_lab.config.schema import Config
-from ebc_lab.study.inspect.reproduce import continuing, deciding, override_value, study_command
+from ebc_lab.study.inspect.reproduce import (
+    continuing,
+    deciding,
+    override_value,
+    reproduce,
+    study_command,
+)
 from ebc_lab.study.store import changes
 from ebc_lab.study.store.study import Study
 
@@ -87,6 +94,14 @@ def test_a_value_is_read_as_it_was_written_and_quoted_once(value):
     assert check_overrides([written]) == {"ablation.question": value}
     if "'" not in str(value):
         assert shlex.quote(written).count("'") in (0, 2)
+
+
+@pytest.mark.parametrize(("name", "said"), [("shakespeare", False), ("pydoc", True)])
+def test_a_run_s_command_names_the_text_s_checksum_where_its_name_may_mean_several(name, said):
+    config = compose(["scale=smoke", f"data={name}"], here=False)
+    run = run_part(config)
+    command = reproduce(config, replace(run, data=replace(run.data, sha256="0" * 64)))
+    assert ("data.sha256" in command) == said
 
 
 def test_what_departs_from_the_scale_is_listed_with_its_default():

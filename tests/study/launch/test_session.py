@@ -7,7 +7,7 @@ import pytest
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.study.launch import queue
-from ebc_lab.study.launch.session import Session, exit_cause
+from ebc_lab.study.launch.session import CLEAN, Session, exit_cause
 from ebc_lab.study.store.study import Study
 
 WRONG = [None, "x", [], {}, 3, {"a": None}, {"run_ids": 3, "runs": None, "stop": "x", "code": "x", "at": []}]
@@ -28,6 +28,15 @@ def test_what_says_nothing_counts_as_absent(session, value, monkeypatch):
     monkeypatch.setattr(queue, "jobs_named", lambda name: {})
     monkeypatch.setattr(queue, "job_name", lambda session: "ebc-x")
     assert queue.cached_jobs(session, 1e9) == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [(0, CLEAN), (3, "it ended with exit code 3"), (-11, "killed by SIGSEGV"), (-99, "killed by signal 99")],
+)
+def test_how_a_worker_ended_is_told_in_words(session, code, cause):
+    (session.root / "exit-1.json").write_text(json.dumps({"code": code}))
+    assert exit_cause(session, "1") == cause
 
 
 def test_a_list_is_read_again_when_another_was_published_and_only_then(session):

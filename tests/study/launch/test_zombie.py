@@ -15,6 +15,8 @@ import pytest
 from support.drivers import until_true
 from support.idle import Bench
 
+from ebc_lab.records.locks import run_lock
+from ebc_lab.study.launch.inline import InlinePool
 from ebc_lab.study.launch.pool import worker_settings
 from ebc_lab.study.launch.session import Session
 from ebc_lab.study.store import attempts
@@ -158,3 +160,13 @@ def test_a_worker_whose_job_was_started_again_elsewhere_leaves_its_run_to_others
     bench.release(spec)
     bench.run([spec])
     assert bench.kinds(spec) == ["begin", "stopped", "begin", "end"]
+
+
+def test_without_workers_too_a_run_whose_holder_is_silent_is_trained(tmp_path):
+    bench = Bench(tmp_path, "launcher=inline", "launcher.heartbeat_s=0.1", "launcher.start_s=0.1")
+    spec = bench.spec("train", steps=3)
+    with run_lock(bench.study.run_dir(spec.run_id)) as token:
+        assert token
+        InlinePool(bench.config, bench.study).run([spec], [], lambda done, busy: None, canary=False)
+    assert bench.study.result(spec.run_id)["outcome"] == "completed"
+    assert [event["event"] for event in bench.events(spec)] == ["lost", "begin", "end"]
