@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from support.drivers import until_true
-from support.idle import Bench
+from support.idle import RESOLVED, Bench
 
 from ebc_lab.records.locks import run_lock
 from ebc_lab.study.launch.inline import InlinePool
@@ -170,3 +170,17 @@ def test_without_workers_too_a_run_whose_holder_is_silent_is_trained(tmp_path):
         InlinePool(bench.config, bench.study).run([spec], [], lambda done, busy: None, canary=False)
     assert bench.study.result(spec.run_id)["outcome"] == "completed"
     assert [event["event"] for event in bench.events(spec)] == ["lost", "begin", "end"]
+
+
+def test_a_job_that_is_told_to_end_and_does_not_takes_its_run_up_again(cut_off, tmp_path):
+    """Slurm sends SIGTERM before it takes a node away, and may leave it after all."""
+    made = cut_off(tmp_path, *RESOLVED, "launcher.heartbeat_s=1")
+    bench = made.bench
+    [spec] = bench.idle(1, at=1, do="hold")
+    made.start(spec.run_id)
+    until_true(lambda: (bench.study.progress(spec.run_id) or {}).get("step"))
+    made.worker.send_signal(signal.SIGTERM)
+    until_true(lambda: bench.kinds(spec)[2:] or made.worker.poll() is not None)
+    bench.release(spec)
+    assert made.worker.wait() == 0
+    assert bench.kinds(spec) == ["begin", "stopped", "begin", "end"]
