@@ -537,6 +537,11 @@ def test_a_rule_is_measured_by_the_best_fixed_target_of_its_length(tiny):
     assert found["rule"]["yardstick"] == "fixed"
     assert found["rule"]["rate_octaves"] == 0  # the same c at every start
 
+    decisions, _ = invented(config, lambda s: None if s.role.startswith("fixed") else loss(s), c_median=0.5)
+    found = {k: v["delta"] for k, v in decisions["ablation"]["tracks"]["adam_none"]["windows"].items()}
+    assert found["rule"]["yardstick"] == "fixed"
+    assert (found["rule"]["worst"], found["rule"]["every_start"]) == (None, False)  # nothing to measure by
+
 
 def test_the_effective_rate_between_the_ends_of_a_window():
     points = [
