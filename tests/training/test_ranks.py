@@ -7,6 +7,7 @@ import re
 import select
 import signal
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -291,3 +292,8 @@ def test_train_asks_for_several_processes_by_the_launcher(tiny, tmp_path):
     assert "completed" in done.stdout
     assert "2 processes together" in (tmp_path / "log.txt").read_text()
     assert json.loads((tmp_path / "result.json").read_text())["outcome"] == "completed"
+
+
+def test_a_process_whose_launcher_is_gone_ends():
+    command = "from ebc_lab.training.ranks import _end_with; _end_with(launcher=-1)"
+    assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 1

@@ -144,6 +144,19 @@ def test_validation_and_test_are_so_many_predictions_from_the_first_token_on(fol
         assert targets.flatten().tolist() == ids[start + 1 : start + 1025].tolist()
 
 
+def test_the_head_of_shards_goes_on_in_the_next_one_and_ends_where_it_is_asked_to(folder):
+    paths = [*sorted(folder.glob("*_train_*.bin")), folder / "text_val_000000.bin"]
+    whole = [np.frombuffer(path.read_bytes()[1024:], dtype="<u2") for path in paths]
+    every = np.concatenate(whole).tolist()
+    shards = [
+        library.Shard(path, len(ids), "", int(ids.max())) for path, ids in zip(paths, whole, strict=True)
+    ]
+    end = len(whole[0])
+    for start, count in ((0, 5), (end - 3, 7), (end, 4), (end - 1, len(whole[1]) + 9), (len(every) - 2, 50)):
+        assert library.head_of(shards, start, count).tolist() == every[start : start + count]
+    assert library.head_of(shards, len(every), 3).tolist() == []
+
+
 def whole_shards(path, **header):
     shard(path, documents(3_000), **header)
     return path

@@ -17,7 +17,7 @@ from ebc_lab.records.json_files import read_checksummed, write_checksummed, writ
 from ebc_lab.records.locks import run_lock
 from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.store.find import find
-from ebc_lab.study.store.study import Study
+from ebc_lab.study.store.study import OfAnotherRun, Study
 
 HOLD = """
 import sys, time
@@ -126,6 +126,12 @@ def test_a_result_of_another_run_is_refused(study, resolved):
         {"identity": "0" * 64, "outcome": "completed", "val_loss": 0.1},
     )
     with pytest.raises(UserError, match=r"result\.json was not written by this run"):
+        study.results([spec])
+    edited = json.loads((study.run_dir(spec.run_id) / "result.json").read_text())
+    write_checksummed(
+        study.run_dir(spec.run_id) / "result.json", edited | {"run_id": spec.run_id, "steps": spec.run.steps}
+    )
+    with pytest.raises(OfAnotherRun, match=r"result\.json was not written by this run"):
         study.results([spec])
 
 
