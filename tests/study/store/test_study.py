@@ -127,10 +127,13 @@ def test_a_result_of_another_run_is_refused(study, resolved):
     )
     with pytest.raises(UserError, match=r"result\.json was not written by this run"):
         study.results([spec])
-    edited = json.loads((study.run_dir(spec.run_id) / "result.json").read_text())
+    # one whose name is the same
+    alike = spec.identity_sha256[:10] + "0" * 54
     write_checksummed(
-        study.run_dir(spec.run_id) / "result.json", edited | {"run_id": spec.run_id, "steps": spec.run.steps}
+        study.run_dir(spec.run_id) / "result.json",
+        {"run_id": spec.run_id, "identity": alike, "outcome": "completed", "val_loss": 0.1},
     )
+    assert study.result(spec.run_id)
     with pytest.raises(OfAnotherRun, match=r"result\.json was not written by this run"):
         study.results([spec])
 
