@@ -51,7 +51,7 @@ def trained(overrides: list[str], folder: Path) -> tuple[str, dict[str, list[flo
     found["final"] = [result["val_loss"], result["test_loss"]]
     # of the energy-based model: how well it denoises, on noise that is the same at every evaluation
     evals = read_columns(folder / "run" / "evals.csv")
-    denoised = {name: [float(x) for x in evals[name]] for name in ("r2_0p2", "r2_0p5")}
+    denoised = {n: [float(x) for x in evals[n]] for n in ("r2_0p2", "r2_0p5") if n in evals}
     return result["identity"], found | denoised
 
 
