@@ -32,7 +32,7 @@ from ebc_lab.records.decisions import Decision
 from ebc_lab.records.spec import RunSpec
 from ebc_lab.study.stages import ablation, compare_arms, finals
 from ebc_lab.study.stages.rules import Results
-from ebc_lab.study.stages.statistics import NO_LUCK, luck_of_choice, paired
+from ebc_lab.study.stages.statistics import NO_LUCK, luck_beside, luck_of_choice, paired
 from ebc_lab.study.stages.tune import begun_with
 
 SEEDS_SD = 0.03  # nats, between seeds
@@ -57,21 +57,30 @@ def settings(overrides: Sequence[str] = ()) -> Config:
 def decided(config: Config) -> dict[str, Decision]:
     """What the finals build on: an lr, the noise, a target KL and a scale that no other arm has."""
     schedule = {"name": "trapezoid", "warmup_steps": 100, "decay_share": 0.4}
-    control = {"lr": 4e-3, "lr_scale": 1.0, "lr_schedule": schedule}
+    control = {"lr": 4e-3, "lr_scale": 1.0, "lr_schedule": schedule, "grid": []}
     swept = {
         "optimizer": "adam",
         "projection": "none",
         "lr": 4e-3,
         "natural_kl": 0.02,
         "sigma": 0.02,
+        "ranked": [],  # nothing was chosen from several: there is no luck of a tuning
         "control": control,
     }
     found = {
         "lr_sweep": swept | {"replicate_losses": [2.0, 2.02, 2.04]},
-        "calibrate": {"budget": "tracked", "delta_star": 0.02, "by_budget": {"tracked": 0.02}},
+        "calibrate": {
+            "budget": "tracked",
+            "delta_star": 0.02,
+            "by_budget": {"tracked": 0.02},
+            "ranked_losses": {},
+        },
         "lr_scale": {"lr_scale": 4.0},
     }
-    return {stage: {"inputs_sha256": stage, "tracks": {"adam_none": track}} for stage, track in found.items()}
+    return {
+        stage: {"inputs_sha256": stage, "candidates": [], "tracks": {"adam_none": track}}
+        for stage, track in found.items()
+    }
 
 
 def invented(
@@ -255,14 +264,38 @@ def tuned_twice(curvature: float, studies: int, *, wild: float = 0.0, seed: int 
     return {**{name: n / studies for name, n in claimed.items()}, "widens": float(np.median(wider))}
 
 
+def searched_once(curvature: float, seeds: int, studies: int, *, draw_seed: int = 1) -> dict[str, float]:
+    """How often something as good as the control's best true point is said to beat the control, whose search
+    has one seed: by the interval with `luck`, and without, `plain`."""
+    draw = np.random.default_rng(draw_seed)
+    octaves = np.arange(-1.0, 2.0)
+    beats = {"plain": 0, "luck": 0}
+    for _ in range(studies):
+        off = draw.uniform(-0.5, 0.5)
+        losses = (curvature * (octaves[:, None] - off) ** 2 + np.array(SHAPES)).ravel()
+        tried = losses + draw.normal(0, TUNED_SD, len(losses))
+        control = losses[tried.argmin()] + draw.normal(0, TUNED_SD, seeds)
+        rival = losses.min() + draw.normal(0, TUNED_SD, seeds)
+        own, other = ({str(s): float(x) for s, x in enumerate(arm)} for arm in (rival, control))
+        luck = luck_beside((rival - control).tolist(), tried.tolist())
+        for name, of in (("plain", NO_LUCK), ("luck", luck)):
+            beats[name] += paired(own, other, luck=of)["alone"] == "beats"
+    return {name: n / studies for name, n in beats.items()}
+
+
 def of_tuning(studies: int) -> None:
-    """Print how often an optimizer that is tuned twice is said to differ from itself."""
+    """Print how often an optimizer that is tuned twice is said to differ from itself, and one that is tuned
+    perfectly to beat the same one that is tuned on one seed."""
     for curvature in CURVATURE:
         for wild in (0.0, 1.0):
             found = tuned_twice(curvature, studies, wild=wild)
             where = f"{curvature:g} nats per squared octave{', wild above the best' if wild else ''}"
             shares = f"claims {found['plain']:.1%}, with luck {found['luck']:.1%}"
             print(f"tuned twice, {where}: {shares} (×{found['widens']:.2f} as wide)")
+        for seeds in (3, 8):
+            found = searched_once(curvature, seeds, studies)
+            shares = f"beats {found['plain']:.1%}, with luck {found['luck']:.1%}"
+            print(f"searched on one seed, {curvature:g} nats per squared octave, judged on {seeds}: {shares}")
 
 
 def main(studies: int, overrides: Sequence[str]) -> None:

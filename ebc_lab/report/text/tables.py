@@ -38,7 +38,7 @@ from .arms import bits_of as bits_of
 from .arms import low_bit as low_bit
 from .arms import states as states
 from .beside import beside_weights as beside_weights
-from .glance import verdict_cell
+from .glance import luck_in_words, verdict_cell
 from .modes import modes as modes
 from .profiles import ratios as ratios
 from .profiles import scores as scores
@@ -319,6 +319,8 @@ def differences(
     note = (
         "nats per token, arm minus reference; below zero is better; detectable: by the interval that judges"
     )
+    if luck := luck_in_words(pairs.values()):
+        note += f"; intervals are at 95%{luck}"
     return Table(name, title, DIFFERENCES, rows, note)
 
 

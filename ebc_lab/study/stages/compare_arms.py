@@ -20,12 +20,20 @@ from ebc_lab.config.parts.target import TargetConfig, finite_rows, first_at_or_b
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.config.study_checks import stage_seeds
 from ebc_lab.records.columns import BITS
-from ebc_lab.records.decisions import Arm, Decision, Efficiency, FinalsTrack, RateWindow
+from ebc_lab.records.decisions import (
+    Arm,
+    CalibratedTrack,
+    Decision,
+    Efficiency,
+    FinalsTrack,
+    RateWindow,
+    SweepTrack,
+)
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, schedules_of
 
 from .rules import Results, Undecidable, ended
-from .statistics import below, centre_of, paired
+from .statistics import below, centre_of, luck_beside, paired
 
 MEANS = ("val_loss", "test_loss", "heldout_loss", "c_mean", "c_median", "kl_median", "clip_rate")
 
@@ -220,6 +228,7 @@ def compare(
     arms = arms_of(specs, results)
     tracks: dict[str, FinalsTrack] = {}
     pairs: list[tuple[str, str, str, str]] = []  # track, family, arm, its reference
+    tried: dict[str, list[float]] = {}
     for track in earlier["lr_scale"]["tracks"]:
         of_track = {n: a for n, a in arms.items() if a["track"] == track}
         role = {r: n for n, a in of_track.items() for r in a["roles"]}
@@ -236,6 +245,7 @@ def compare(
             for r in role
             if r.startswith("ebc_x") and (plain := _plain_at_rate_of(r)) in role
         ]
+        tried |= _chosen_from(of_track, track, earlier)
         families = dict.fromkeys(family for of, family, _, _ in pairs if of == track)
         tracks[track] = {
             "roles": role,
@@ -245,18 +255,41 @@ def compare(
         }
     comparisons = Counter(family for _, family, _, _ in pairs)
     for track, family, name, reference in pairs:
+        of_arm, of_reference = losses(arms[name], results), losses(arms[reference], results)
+        both = [loss - of_reference[seed] for seed, loss in of_arm.items() if seed in of_reference]
         tracks[track]["differences"][family][name] = paired(
-            losses(arms[name], results),
-            losses(arms[reference], results),
+            of_arm,
+            of_reference,
             margin=config.finals.margin,
             comparisons=comparisons[family],
             looks=len(looks(config)),
             replicates=earlier["lr_sweep"]["tracks"][track]["replicate_losses"],
+            luck=luck_beside(both, tried[name], tried[reference]),
         )
     for name, compared in tracks.items():
         replicates = earlier["lr_sweep"]["tracks"][name]["replicate_losses"]
         compared["lr_windows"] = _lr_windows(config, compared, results, replicates)
     return tracks
+
+
+def _chosen_from(
+    arms: Mapping[str, Arm], track: str, earlier: Mapping[str, Decision]
+) -> dict[str, list[float]]:
+    """Return the losses of the points that each arm's settings were chosen from: the constant rates, the
+    search for the fair control, the grid of δ*; none where the rate is named beforehand, without a δ*."""
+    swept: SweepTrack = earlier["lr_sweep"]["tracks"][track]
+    calibrated: CalibratedTrack = earlier["calibrate"]["tracks"][track]
+    loss = {run["run_id"]: run["val_loss"] for run in earlier["lr_sweep"]["candidates"]}
+    tried: dict[str, Sequence[float | None]] = {
+        "baseline": [loss[run_id] for run_id in swept["ranked"]],
+        "control": [point["val_loss"] for point in swept["control"]["grid"]],
+        "ebc": [*calibrated["ranked_losses"].values()],
+    }
+    chosen = {}
+    for name, arm in arms.items():
+        kind = "ebc" if arm["ebc"] else next((r for r in ("baseline", "control") if r in arm["roles"]), "")
+        chosen[name] = [x for x in tried.get(kind, ()) if x is not None]
+    return chosen
 
 
 def _plain_at_rate_of(role: str) -> str:

@@ -97,6 +97,25 @@ def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float) -> Luck:
     return Luck(float(f"{sd:.6g}"), freedom)
 
 
+def luck_beside(differences: Sequence[float], *searches: Sequence[float]) -> Luck:
+    """Return the luck in a difference of two arms whose settings were chosen by `searches` of one seed each,
+    losses of the points tried.
+
+    One seed does not show the noise that decided between the points. It is that of the `differences` over √2,
+    as both are free of what a seed does to every run; so the luck adds no freedom to theirs. None from fewer
+    than two finite differences.
+    """
+    known = [x for x in differences if math.isfinite(x)]
+    if len(known) < 2:
+        return NO_LUCK
+    spread = statistics.stdev(known)
+    lucks = [luck_of_choice([[x] for x in tried], spread / math.sqrt(2)) for tried in searches]
+    variance = sum(luck.sd**2 for luck in lucks)
+    # the freedom with which `_sum` leaves that of the differences as it is
+    share = variance / (2 * spread**2 / len(known) + variance) if variance else 1.0
+    return Luck(math.sqrt(variance), (len(known) - 1) * share)
+
+
 def paired(
     arm: Mapping[str, float],
     reference: Mapping[str, float],
@@ -300,6 +319,12 @@ def seeds_needed(difference: Difference) -> int | None:
     return low
 
 
+def mostly_luck(difference: Difference) -> bool:
+    """Tell whether the luck of the tuning, which more seeds do not lessen, is larger than the seeds'."""
+    of_seeds = (difference["sd"] or 0.0) / math.sqrt(max(1, difference["seeds"]))
+    return "luck" in difference and difference["luck"]["sd"] > of_seeds
+
+
 def _power(mean: float, spread: float, seeds: int, level: float, margin: float, luck: Luck) -> float:
     """Return how probable it is that a t-interval at `level` excludes 0, or lies within ± `margin`: the
     larger."""
@@ -370,6 +395,7 @@ def show_difference(d: Difference, *, joint: bool = False) -> str:
         high = "∞" if d["high"] is None else f"{d['high']:+.4f}"
         words += f" [{low}, {high}]"
         words += f" for all {d['comparisons']} comparisons together" if joint and d["comparisons"] > 1 else ""
+        words += ", luck of the tuning included" if "luck" in d else ""
     return f"{words}, {d['seeds']} seed{'s' * (d['seeds'] != 1)}; {shown}"
 
 

@@ -37,6 +37,7 @@ from .statistics import (
     MOST_SEEDS,
     POWER,
     by_interval,
+    mostly_luck,
     paired,
     seeds_needed,
     show_difference,
@@ -214,6 +215,7 @@ def _overhead(measured: RunResult, limit_pct: float) -> Line:
 
 RECIPE = "another recipe (budget, schedules, calibrate.multiples=…)"
 SEEDS = "more seeds (seeds=…, or finals.max_seeds=…)"
+BETTER_TUNED = "a suite, which tunes each arm on several seeds (study=stabilizers, tune.seeds=…),"
 LONGER = "longer runs (finals.steps=…)"
 CHEAPER = "a cheaper recipe (audit_every=…, budget.probe_sequences=…), or longer steps,"
 QUIETER = "a measurement on a quieter machine"
@@ -227,7 +229,7 @@ def remedy(line: Line) -> str:
     if failed:
         return RECIPE
     if "difference" in line:
-        return SEEDS
+        return BETTER_TUNED if mostly_luck(line["difference"]) else SEEDS
     if line["name"] == "no_plateau":
         return LONGER
     return f"{RECIPE} under which EBC clips" if line["name"] == "kl_on_target" else "a run that ends"
@@ -417,8 +419,8 @@ def _remark(d: Difference) -> str:
         return ", one seed: no interval"
     if d["method"] != "t":
         return ""
-    by_luck = "luck" in d and d["luck"]["sd"] > (d["sd"] or 0.0) / math.sqrt(d["seeds"])
-    if needed is None and by_luck and seeds_needed({**d, "luck": {"sd": 0.0, "freedom": 1.0}}) is not None:
+    without: Difference = {**d, "luck": {"sd": 0.0, "freedom": 1.0}}
+    if needed is None and mostly_luck(d) and seeds_needed(without) is not None:
         return (
             ", the luck of the tuning is larger than that of the seeds: a larger tune.seeds would be needed"
         )

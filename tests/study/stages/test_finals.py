@@ -238,3 +238,27 @@ def test_the_published_study_has_six_lines_and_no_window():
     assert len(track["verdict"]) == 6
     assert line_of(track) is None
     assert set(track["differences"]) == {"baseline", "control"}
+
+
+def test_a_control_chosen_by_a_near_tie_of_one_seed_is_not_beaten_by_what_that_luck_may_explain():
+    """The same finals; only what the control was chosen from differs."""
+    config, decisions = before("seeds=[0,1,2,3,4,5,6,7]")
+    draw = random.Random(0)
+    _, specs, results = played(
+        "finals", config, decisions, lambda s: done(2 - 0.01 * s.role.startswith("ebc") + draw.gauss(0, 0.01))
+    )
+    [point, *_] = decisions["lr_sweep"]["tracks"][TRACK]["control"]["grid"]
+    found = {}
+    for kind, behind in {"clear": 0.5, "near": 0.015}.items():
+        grid = [{**point, "val_loss": 2 + behind * nth} for nth in range(2)] + [{**point, "val_loss": None}]
+        decisions["lr_sweep"]["tracks"][TRACK]["control"]["grid"] = grid
+        found[kind] = finals.decide(config, specs, results, decisions)["tracks"][TRACK]
+    line, far = (
+        {x["name"]: x for x in t["verdict"]}["best_ebc_no_worse_than_control"] for t in found.values()
+    )
+    assert line["beats"]
+    assert not far["beats"]
+    assert far["difference"]["mean"] == line["difference"]["mean"]
+    assert "luck of the tuning included" in far["figure"]
+    assert "luck" not in line["difference"]
+    assert found["clear"]["lr_windows"] == found["near"]["lr_windows"]  # a δ* has no luck beside itself

@@ -15,6 +15,7 @@ from ebc_lab.study.stages import compare_arms, finals
 from ebc_lab.study.stages.statistics import (
     Luck,
     judge,
+    luck_beside,
     luck_of_choice,
     noise,
     paired,
@@ -334,6 +335,27 @@ def test_luck_widens_the_interval_by_its_variance_and_no_seeds_shrink_it():
     hidden = {**wide, "mean": 0.004, "margin": 0.0}
     assert seeds_needed(hidden) is None
     assert seeds_needed({**hidden, "luck": {}}) is not None
+
+
+def test_the_luck_of_a_search_of_one_seed_goes_by_the_noise_of_the_differences_and_adds_no_freedom():
+    differences = [0.01, -0.02, 0.015, -0.03]
+    spread = np.std(differences, ddof=1)
+    tried = [[2.0, 2.01, 2.05], [2.0, 2.002]]
+    luck = luck_beside([*differences, math.inf], *tried)
+    lucks = [luck_of_choice([[x] for x in points], spread / math.sqrt(2)).sd for points in tried]
+    assert luck.sd == pytest.approx(math.hypot(*lucks))
+    arm = {str(seed): 2.0 + x for seed, x in enumerate(differences)}
+    found = paired(arm, dict.fromkeys(arm, 2.0), luck=luck)
+    half = stats.t.ppf(0.975, 3) * math.hypot(spread / 2, *lucks)
+    assert (found["low"], found["high"]) == pytest.approx((found["mean"] - half, found["mean"] + half))
+    assert luck_beside([0.01], *tried) == luck_beside([], *tried) == Luck()
+    assert luck_beside(differences, [2.0], []).sd == 0
+
+
+def test_what_is_as_good_as_a_control_at_its_best_seldom_beats_the_one_that_a_search_of_one_seed_chose():
+    found = null_studies.searched_once(0.01, 8, 400)
+    assert found["luck"] <= 0.08
+    assert found["plain"] > 0.12
 
 
 def test_of_an_optimizer_tuned_twice_a_difference_is_rarely_claimed():
