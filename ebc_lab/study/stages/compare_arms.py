@@ -13,7 +13,7 @@ import itertools
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from ebc_lab.config.parts.target import TargetConfig, finite_rows, first_at_or_below
@@ -33,8 +33,9 @@ from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, schedules_of
 
 from .rules import Results, Undecidable, ended
-from .statistics import below, centre_of, luck_beside, paired
+from .statistics import NO_LUCK, Luck, below, centre_of, luck_of_choice, noise_of_runs, paired
 
+LEAST_LUCK = 1e-5  # nats: less is not shown
 MEANS = ("val_loss", "test_loss", "heldout_loss", "c_mean", "c_median", "kl_median", "clip_rate")
 
 
@@ -228,7 +229,7 @@ def compare(
     arms = arms_of(specs, results)
     tracks: dict[str, FinalsTrack] = {}
     pairs: list[tuple[str, str, str, str]] = []  # track, family, arm, its reference
-    tried: dict[str, list[float]] = {}
+    lucks: dict[str, Mapping[str, Luck]] = {}  # track -> by what was chosen
     for track in earlier["lr_scale"]["tracks"]:
         of_track = {n: a for n, a in arms.items() if a["track"] == track}
         role = {r: n for n, a in of_track.items() for r in a["roles"]}
@@ -245,7 +246,7 @@ def compare(
             for r in role
             if r.startswith("ebc_x") and (plain := _plain_at_rate_of(r)) in role
         ]
-        tried |= _chosen_from(of_track, track, earlier)
+        lucks[track] = _lucks(of_track, track, earlier, results)
         families = dict.fromkeys(family for of, family, _, _ in pairs if of == track)
         tracks[track] = {
             "roles": role,
@@ -255,16 +256,15 @@ def compare(
         }
     comparisons = Counter(family for _, family, _, _ in pairs)
     for track, family, name, reference in pairs:
-        of_arm, of_reference = losses(arms[name], results), losses(arms[reference], results)
-        both = [loss - of_reference[seed] for seed, loss in of_arm.items() if seed in of_reference]
+        of_both = (_luck_of(arms[n], family, lucks[track]) for n in (name, reference))
         tracks[track]["differences"][family][name] = paired(
-            of_arm,
-            of_reference,
+            losses(arms[name], results),
+            losses(arms[reference], results),
             margin=config.finals.margin,
             comparisons=comparisons[family],
             looks=len(looks(config)),
             replicates=earlier["lr_sweep"]["tracks"][track]["replicate_losses"],
-            luck=luck_beside(both, tried[name], tried[reference]),
+            luck=sum(of_both, NO_LUCK),
         )
     for name, compared in tracks.items():
         replicates = earlier["lr_sweep"]["tracks"][name]["replicate_losses"]
@@ -272,24 +272,42 @@ def compare(
     return tracks
 
 
-def _chosen_from(
-    arms: Mapping[str, Arm], track: str, earlier: Mapping[str, Decision]
-) -> dict[str, list[float]]:
-    """Return the losses of the points that each arm's settings were chosen from: the constant rates, the
-    search for the fair control, the grid of δ*; none where the rate is named beforehand, without a δ*."""
+def _lucks(
+    arms: Mapping[str, Arm], track: str, earlier: Mapping[str, Decision], results: Results
+) -> dict[str, Luck]:
+    """Return the luck in the choice of the constant rate, `baseline`, of the fair control, `control`, and of
+    δ*, `ebc`, with the noise of the finals' own runs."""
     swept: SweepTrack = earlier["lr_sweep"]["tracks"][track]
     calibrated: CalibratedTrack = earlier["calibrate"]["tracks"][track]
     loss = {run["run_id"]: run["val_loss"] for run in earlier["lr_sweep"]["candidates"]}
-    tried: dict[str, Sequence[float | None]] = {
-        "baseline": [loss[run_id] for run_id in swept["ranked"]],
-        "control": [point["val_loss"] for point in swept["control"]["grid"]],
-        "ebc": [*calibrated["ranked_losses"].values()],
+
+    def noise() -> tuple[float, int]:
+        by_arm = [losses(arm, results) for arm in arms.values()]
+        seeds = sorted(set.intersection(*map(set, by_arm)))
+        return noise_of_runs([[x[seed] for seed in seeds] for x in by_arm]) or (swept["sigma"], 1)
+
+    def luck(tried: Iterable[float | None], seeds: int = 1) -> Luck:
+        points = [[x] for x in tried if x is not None]
+        if len(points) < 2:
+            return NO_LUCK
+        sd, freedom = noise()
+        found = luck_of_choice(points, sd / math.sqrt(seeds), freedom)
+        return found if found.sd > LEAST_LUCK else NO_LUCK
+
+    return {
+        "baseline": luck(loss[run_id] for run_id in swept["ranked"]),
+        "control": luck(point["val_loss"] for point in swept["control"]["grid"]),
+        "ebc": luck(calibrated["ranked_losses"].values(), calibrated["seeds"]),
     }
-    chosen = {}
-    for name, arm in arms.items():
-        kind = "ebc" if arm["ebc"] else next((r for r in ("baseline", "control") if r in arm["roles"]), "")
-        chosen[name] = [x for x in tried.get(kind, ()) if x is not None]
-    return chosen
+
+
+def _luck_of(arm: Arm, family: str, lucks: Mapping[str, Luck]) -> Luck:
+    """Return the luck in what an arm rests on that its partner in this family does not: δ*, the constant
+    rate, the control. At one rate (`rate`) none was chosen."""
+    if arm["ebc"]:
+        return lucks["ebc"]
+    own = [lucks[role] for role in ("baseline", "control") if role in arm["roles"] and family != "rate"]
+    return sum(own, NO_LUCK)
 
 
 def _plain_at_rate_of(role: str) -> str:

@@ -122,8 +122,8 @@ def decide(
             notes.append(f"{name}: the overhead was not measured ({overhead.get('cause') or 'no result'})")
     rule = (
         f"test loss, paired by seed, with {100 * CONFIDENCE:g}% intervals, joint ones where an arm is picked "
-        "from several, that allow for the luck of what earlier stages chose; no worse: upper limit ≤ "
-        f"+{config.finals.margin:g} nats; beats: upper limit below 0; "
+        "from several, that allow for the luck in choosing constant rate, control and δ*; no worse: upper "
+        f"limit ≤ +{config.finals.margin:g} nats; beats: upper limit below 0; "
         "KL, c, plateau and overhead are judged on EBC ×2; LR window: EBC at its highest rate minus EBC at "
         f"its lowest, upper limit ≤ +{config.finals.window_margin:g} nats"
     )

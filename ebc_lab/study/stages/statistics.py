@@ -10,8 +10,8 @@ Distributions and tests are scipy's; chosen here is only which of them is used, 
 * A study that looks at its results more than once, adding seeds while they are undecided, divides its error
   by the number of looks (Bonferroni again; on why it must: Armitage, McPherson & Rowe 1969).
 * Where an arm's settings were chosen by tuning it, other tuning seeds might have chosen others: that luck is
-  estimated from the tuning's own runs and widens the t-interval (on why it must: Bouthillier et al.,
-  arXiv:2103.03098).
+  estimated from the points that were tried and the noise of a run, and widens the t-interval (on why it must:
+  Bouthillier et al., arXiv:2103.03098).
 
 scipy is imported late: it takes half a second, and `status` needs none of it.
 """
@@ -60,14 +60,37 @@ def _sum(*parts: tuple[float, float]) -> tuple[float, float]:
     return variance, variance**2 / shares if shares else parts[0][1]
 
 
-def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float) -> Luck:
+def noise_of_runs(losses: Sequence[Sequence[float]]) -> tuple[float, int] | None:
+    """Return the standard deviation of a run's loss, nats, and its degrees of freedom, from the losses of
+    several points under the same seeds.
+
+    It is what is left without the point's and the seed's own effects, by its median size over the better half
+    of the points, because losses at too high a rate have outliers. None from fewer than two points of two
+    seeds that are finite throughout.
+    """
+    known = [of_point for of_point in losses if all(map(math.isfinite, of_point))]
+    if len(known) < 2 or len(known[0]) < 2:
+        return None
+    import numpy as np
+    from scipy import stats
+
+    points = np.array(known)
+    seeds = points.shape[1]
+    order = np.argsort(points.mean(axis=1), kind="stable")
+    near = points[order[: max(2, math.ceil(len(known) / 2))]]
+    left = near - near.mean(axis=1, keepdims=True) - near.mean(axis=0) + near.mean()
+    shrunk = (1 - 1 / len(near)) * (1 - 1 / seeds)  # of the variance, by what was taken out
+    sd = float(np.median(np.abs(left))) / stats.norm.ppf(0.75) / math.sqrt(shrunk)
+    return sd, (len(near) - 1) * (seeds - 1)
+
+
+def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float, freedom: int = 1) -> Luck:
     """Return the luck in choosing the lowest of several points, from each one's losses under the same seeds.
 
-    The noise of a point's mean is what is left of its losses without the point's and the seed's own effects,
-    by its median size over the better half of the points, because losses at too high a rate have outliers;
-    with one seed it is `sigma`. With that noise each point had a probability of being the lowest: the luck is
-    how much the points' means spread under these probabilities, and its freedom that of the noise. None where
-    one point is far ahead, and where nothing was chosen.
+    With the noise of a point's mean, by `noise_of_runs` or, of one seed, `sigma` with its `freedom`, each
+    point had a probability of being the lowest: the luck is how much the points' means spread under these
+    probabilities, and its freedom that of the noise. None where one point is far ahead, and where nothing was
+    chosen.
     """
     known = [losses for losses in tried if all(map(math.isfinite, losses))]
     if len(known) < 2:
@@ -76,16 +99,9 @@ def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float) -> Luck:
     from scipy import stats
 
     losses = np.array(known)
-    points, seeds = losses.shape
     means = losses.mean(axis=1)
-    noise_, freedom = sigma, 1
-    if seeds > 1:
-        near = losses[np.argsort(means, kind="stable")[: max(2, math.ceil(points / 2))]]
-        left = near - near.mean(axis=1, keepdims=True) - near.mean(axis=0) + near.mean()
-        shrunk = (1 - 1 / len(near)) * (1 - 1 / seeds)  # of the variance, by what was taken out
-        freedom = (len(near) - 1) * (seeds - 1)
-        noise_ = float(np.median(np.abs(left))) / stats.norm.ppf(0.75) / math.sqrt(shrunk)
-    noise_ /= math.sqrt(seeds)
+    noise_, freedom = noise_of_runs(known) or (sigma, freedom)
+    noise_ /= math.sqrt(losses.shape[1])
     if not noise_ > ROUNDING:
         return Luck(0.0, freedom)
     at = means.min() + noise_ * np.linspace(-8, 8, 801)  # where the lowest may lie
@@ -95,25 +111,6 @@ def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float) -> Luck:
     chance = lowest / lowest.sum()
     sd = math.sqrt(float(chance @ (means - chance @ means) ** 2))
     return Luck(float(f"{sd:.6g}"), freedom)
-
-
-def luck_beside(differences: Sequence[float], *searches: Sequence[float]) -> Luck:
-    """Return the luck in a difference of two arms whose settings were chosen by `searches` of one seed each,
-    losses of the points tried.
-
-    One seed does not show the noise that decided between the points. It is that of the `differences` over √2,
-    as both are free of what a seed does to every run; so the luck adds no freedom to theirs. None from fewer
-    than two finite differences.
-    """
-    known = [x for x in differences if math.isfinite(x)]
-    if len(known) < 2:
-        return NO_LUCK
-    spread = statistics.stdev(known)
-    lucks = [luck_of_choice([[x] for x in tried], spread / math.sqrt(2)) for tried in searches]
-    variance = sum(luck.sd**2 for luck in lucks)
-    # the freedom with which `_sum` leaves that of the differences as it is
-    share = variance / (2 * spread**2 / len(known) + variance) if variance else 1.0
-    return Luck(math.sqrt(variance), (len(known) - 1) * share)
 
 
 def paired(

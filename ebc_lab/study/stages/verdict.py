@@ -215,7 +215,7 @@ def _overhead(measured: RunResult, limit_pct: float) -> Line:
 
 RECIPE = "another recipe (budget, schedules, calibrate.multiples=…)"
 SEEDS = "more seeds (seeds=…, or finals.max_seeds=…)"
-BETTER_TUNED = "a suite, which tunes each arm on several seeds (study=stabilizers, tune.seeds=…),"
+TUNING = "a tuning on several seeds (calibrate.seeds=…; of schedules a suite’s, tune.seeds=…)"
 LONGER = "longer runs (finals.steps=…)"
 CHEAPER = "a cheaper recipe (audit_every=…, budget.probe_sequences=…), or longer steps,"
 QUIETER = "a measurement on a quieter machine"
@@ -229,7 +229,7 @@ def remedy(line: Line) -> str:
     if failed:
         return RECIPE
     if "difference" in line:
-        return BETTER_TUNED if mostly_luck(line["difference"]) else SEEDS
+        return TUNING if mostly_luck(line["difference"]) else SEEDS
     if line["name"] == "no_plateau":
         return LONGER
     return f"{RECIPE} under which EBC clips" if line["name"] == "kl_on_target" else "a run that ends"
