@@ -245,8 +245,8 @@ class _Call:
         self.decisions[stage] = decision
         if self.study.write_decision(stage, decision):
             self.listener.say(
-                f"{stage}: the recorded decision does not follow from the runs that are there now, by the rules "
-                "of this version; it is replaced, and what was built on it is decided again"
+                f"{stage}: the recorded decision does not follow from the runs that are there now, by the "
+                "rules of this version; it is replaced, and what was built on it is decided again"
             )
         return decision
 

@@ -249,7 +249,10 @@ def eight():
     config, decisions = before("seeds=[0,1,2,3,4,5,6,7]")
     draw = random.Random(0)
     _, specs, results = played(
-        "finals", config, decisions, lambda s: done(2 - 0.006 * s.role.startswith("ebc") + draw.gauss(0, 0.01))
+        "finals",
+        config,
+        decisions,
+        lambda s: done(2 - 0.006 * s.role.startswith("ebc") + draw.gauss(0, 0.01)),
     )
 
     def decide(control=(2.0, 2.5), constant=(2.0, 2.5), targets=(2.0, 2.5)):
