@@ -76,7 +76,7 @@ TERMS = {  # docs/glossary.md repeats them
     "track": "an optimizer with its projection of the weights, if any; each has decisions of its own",
     "paired": "two arms compared seed by seed: the same initial weights and the same data in the same order",
     "σ": "the standard deviation of the final loss over replicate seeds: how much of a difference is luck",
-    "luck of the tuning": "how far the loss of what was chosen would vary if other seeds had chosen; intervals "
+    "luck of the tuning": "how far the loss of what was chosen would vary had other seeds chosen; intervals "
     "between arms that were tuned apart allow for it",
     "margin": "how far the runner-up lies behind what was chosen, in σ; of a comparison with a target, how "
     "many nats worse still counts as no worse",

@@ -271,8 +271,8 @@ def _detectable(
     """Return the smallest detectable difference, from the spread of the differences; where there is none yet,
     from the replicates'."""
     if len(differences) > 1:
-        error, freedom = _error(statistics.stdev(differences), len(differences), luck)
-        return _factor(freedom, level) * error
+        errors = (_error(statistics.stdev(differences), len(differences), x) for x in (luck, NO_LUCK))
+        return max(_factor(freedom, level) * error for error, freedom in errors)
     if len(replicates) > 1:
         return _factor(len(replicates) - 1, level) * statistics.stdev(replicates) * math.sqrt(2)
     return None
@@ -305,7 +305,11 @@ def seeds_needed(difference: Difference) -> int | None:
     luck = Luck(**difference["luck"]) if "luck" in difference else NO_LUCK
 
     def decides(seeds: int) -> bool:
-        return _power(mean, max(spread, ROUNDING), seeds, level, difference["margin"], luck) >= POWER
+        powers = (
+            _power(mean, max(spread, ROUNDING), seeds, level, difference["margin"], x)
+            for x in {luck, NO_LUCK}
+        )
+        return min(powers) >= POWER  # the interval holds both
 
     low, high = max(2, difference["seeds"] + 1), MOST_SEEDS
     if not decides(high):
