@@ -72,9 +72,11 @@ def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     On the CPU torch.topk takes longer than the matrix product before it. The k largest lie in the k blocks of
     columns with the largest maxima, whose search is vectorised: a partition sees an eighth of the row twice.
+    Under the transforms of `torch.func` a tensor has no storage that numpy could read.
     """
     width = values.shape[1] // BLOCK
-    if values.is_cuda or width < 2 * k:
+    transformed = torch._C._functorch.is_functorch_wrapped_tensor(values)
+    if values.is_cuda or width < 2 * k or transformed:
         best = values.topk(k, dim=1)
         return best.values, best.indices
     # the k best blocks of columns, and those columns that no block has

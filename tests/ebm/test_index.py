@@ -79,6 +79,14 @@ def test_the_largest_by_blocks_are_those_of_a_sort(width, k, seed):
     assert all(len(set(row)) == k for row in columns.tolist())
 
 
+def test_the_largest_are_found_under_a_transform_too():
+    """As `budget=fisher` and `surrogate` call the model: without it their runs failed once there were enough
+    splats."""
+    values = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0))
+    (_, columns), _ = torch.func.jvp(lambda x: largest(x, 4), (values,), (torch.ones_like(values),))
+    assert torch.equal(columns, largest(values, 4)[1])
+
+
 def test_bfloat16_autocast_does_not_coarsen_a_search():
     mu, x = uniform(2000, 32), uniform(64, 32, seed=1)
     expected = exact_search(x, mu, 4)
