@@ -280,17 +280,13 @@ def _lucks(
     swept: SweepTrack = earlier["lr_sweep"]["tracks"][track]
     calibrated: CalibratedTrack = earlier["calibrate"]["tracks"][track]
     loss = {run["run_id"]: run["val_loss"] for run in earlier["lr_sweep"]["candidates"]}
-
-    def noise() -> tuple[float, int]:
-        by_arm = [losses(arm, results) for arm in arms.values()]
-        seeds = sorted(set.intersection(*map(set, by_arm)))
-        return noise_of_runs([[x[seed] for seed in seeds] for x in by_arm]) or (swept["sigma"], 1)
+    by_arm = [losses(arm, results) for arm in arms.values()]
+    common = sorted(set.intersection(*map(set, by_arm)))
+    noise = noise_of_runs([[of_arm[seed] for seed in common] for of_arm in by_arm])
+    sd, freedom = noise or (swept["sigma"], 1)
 
     def luck(tried: Iterable[float | None], seeds: int = 1) -> Luck:
         points = [[x] for x in tried if x is not None]
-        if len(points) < 2:
-            return NO_LUCK
-        sd, freedom = noise()
         found = luck_of_choice(points, sd / math.sqrt(seeds), freedom)
         return found if found.sd > LEAST_LUCK else NO_LUCK
 
