@@ -92,6 +92,10 @@ def test_an_arm_without_usable_runs_does_not_break_the_verdict(finished, resolve
     assert found["notes"]
 
 
+BY_SEEDS = {"sd": 0.02, "seeds": 4, "luck": {"sd": 0.009, "freedom": 8}}
+BY_LUCK = {"sd": 0.02, "seeds": 4, "luck": {"sd": 0.011, "freedom": 8}}
+
+
 @pytest.mark.parametrize(
     ("name", "verdict", "more", "could"),
     [
@@ -101,14 +105,15 @@ def test_an_arm_without_usable_runs_does_not_break_the_verdict(finished, resolve
         ("c_in_band", "fail", {}, "another recipe"),
         ("no_plateau", "undecided", {}, "longer runs"),
         ("no_plateau", "fail", {}, "another recipe"),
-        ("x2_no_worse_than_baseline", "undecided", {"difference": {}}, "more seeds"),
-        ("lr_window", "fail", {"difference": {}}, "another recipe"),
+        ("x2_no_worse_than_baseline", "undecided", {"difference": BY_SEEDS}, "more seeds"),
+        ("x2_no_worse_than_baseline", "undecided", {"difference": BY_LUCK}, "a tuning on several seeds"),
+        ("lr_window", "fail", {"difference": BY_SEEDS}, "another recipe"),
         ("overhead", "undecided", {}, "a quieter machine"),
         ("overhead", "fail", {}, "a cheaper recipe"),
     ],
 )
 def test_what_could_change_a_line_that_did_not_pass(name, verdict, more, could):
-    """Only intervals depend on the number of seeds."""
+    """Only intervals depend on the number of seeds, and on how many the tuning had."""
     lines = [{"name": name, "verdict": verdict, **more}, {"name": "other", "verdict": "pass"}]
     told = flips(lines)
     assert could in told
