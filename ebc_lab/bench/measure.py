@@ -39,6 +39,8 @@ from .shares import shares
 from .speeds import choose_for_study
 
 FOLDER = "benchmarks"
+OF_A_GPT = {"throughput", "low_bit", "compute", "beside_weights", "exact"}
+OF_AN_EBM = {"ebm"}
 FORMAT = 1  # of the record: raised when a figure changes its meaning or its place
 DECORATION = re.compile(r"\((r|tm)\)|\b(cpu|processor)\b|@.*$", re.IGNORECASE)  # in a processor's name
 
@@ -57,6 +59,7 @@ class Effort:
 
 
 FULL = Effort(pairs=7, turns_s=25.0, pairs_s=5.0, share_blocks=3, passes=40, steps=40, repeats=3)
+SOME = Effort(pairs=21, turns_s=75.0, pairs_s=15.0, share_blocks=9, passes=120, steps=40, repeats=9)
 QUICK = Effort(pairs=2, turns_s=25.0, pairs_s=5.0, share_blocks=1, passes=3, steps=3, repeats=1)
 
 
@@ -100,6 +103,7 @@ def resolved(config: Config) -> RunConfig:
 def bench(
     overrides: Sequence[str],
     *,
+    only: Sequence[str] = (),
     quick: bool = False,
     record: bool = False,
     say: Callable[[str], None] = lambda text: None,
@@ -107,23 +111,28 @@ def bench(
     """Everything that `ebc-lab bench` reports about the run of these overrides (docs/speed.md).
 
     Args:
+        only: sections, by their keys in what is returned; each is given three times as long. All, if empty.
         quick: seconds instead of minutes; the figures then show that it works, not how fast.
         record: also write a file to the folder `benchmarks` of the project around the current folder.
         say: told what is measured, as it begins.
     Raises:
-        UserError: settings that are refused, or a folder that cannot be written, before anything is measured.
+        UserError: settings or sections that are refused, or a folder that cannot be written, before anything
+            is measured.
     """
     config = compose(implied(overrides), study=False)
     folder = project() / FOLDER
     if record:
         refuse_unwritable(folder)
     run = resolved(config)
-    effort = QUICK if quick else FULL
+    thorough = SOME if only else FULL
+    sections = _sections(run, QUICK if quick else thorough, quick, say)
+    if unknown := sorted(set(only) - set(sections)):
+        raise UserError(f"`--only {unknown[0]}` is no section here: choose among {', '.join(sections)}.")
     begun = time.perf_counter()
     threads = torch.get_num_threads()
     figures: dict[str, Any] = {"about": about(config, run, quick, list(overrides))}
     try:
-        figures |= _sections(run, effort, quick, say)
+        figures |= {name: section() for name, section in sections.items() if not only or name in only}
     finally:
         torch.set_num_threads(threads)
     figures["about"]["took_s"] = time.perf_counter() - begun
@@ -136,26 +145,25 @@ def bench(
     return figures
 
 
-def _sections(run: RunConfig, effort: Effort, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+def _sections(
+    run: RunConfig, effort: Effort, quick: bool, say: Callable[[str], None]
+) -> dict[str, Callable[[], Any]]:
     """What is measured, in its order; some of it is about a GPT alone, and some about an ebm."""
-    gpt = run.workload.name == "gpt"
-    sections: dict[str, Any] = {}
-    if gpt:
-        sections["throughput"] = throughput(run, effort.pairs, effort.turns_s, say)
-    sections["overhead"] = overheads(run, effort.pairs, effort.pairs_s, say)
-    if gpt:
-        sections["low_bit"] = low_bit(run, 3 * effort.pairs, effort.turns_s, say)
-    else:
-        sections["ebm"] = energy_steps(run, effort.pairs, effort.turns_s, say)
-    sections["shares"] = shares(run, effort.share_blocks, say)
-    sections["fixed"] = fixed_costs(run, effort.steps, effort.repeats, say)
-    if gpt:
-        sections["compute"] = compute(run, effort.passes, quick, say)
-    sections["memory"] = memory(run, say)
-    if gpt:
-        sections["beside_weights"] = beside_weights(run, 3 * effort.pairs, effort.turns_s, say)
-        sections["exact"] = exact_steps(run, 3 * effort.pairs, effort.turns_s, say)
-    return sections
+    e = effort
+    sections: dict[str, Callable[[], Any]] = {
+        "throughput": lambda: throughput(run, e.pairs, e.turns_s, say),
+        "overhead": lambda: overheads(run, e.pairs, e.pairs_s, say),
+        "low_bit": lambda: low_bit(run, 3 * e.pairs, e.turns_s, say),
+        "ebm": lambda: energy_steps(run, e.pairs, e.turns_s, say),
+        "shares": lambda: shares(run, e.share_blocks, say),
+        "fixed": lambda: fixed_costs(run, e.steps, e.repeats, say),
+        "compute": lambda: compute(run, e.passes, quick, say),
+        "memory": lambda: memory(run, say),
+        "beside_weights": lambda: beside_weights(run, 3 * e.pairs, e.turns_s, say),
+        "exact": lambda: exact_steps(run, 3 * e.pairs, e.turns_s, say),
+    }
+    of_another = OF_AN_EBM if run.workload.name == "gpt" else OF_A_GPT
+    return {name: section for name, section in sections.items() if name not in of_another}
 
 
 def about(config: Config, run: RunConfig, quick: bool, overrides: list[str]) -> dict[str, Any]:

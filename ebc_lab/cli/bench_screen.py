@@ -67,7 +67,7 @@ def benchmark(console: Console, figures: Mapping[str, Any]) -> None:
         busy = f"the load average was {load[0]:.1f} on {machine['cores']} cores at the start"
         console.print(Text(f"{busy}: expect wide quartiles", style="yellow"))
     for name, section in SECTIONS.items():
-        if name not in figures:  # of another workload
+        if name not in figures:  # of another workload, or not asked for
             continue
         title, table = section(figures)
         console.print(Text(f"\n{title}", style="bold"))

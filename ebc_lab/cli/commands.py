@@ -467,6 +467,10 @@ def doctor(overrides: Overrides = None, as_json: Json = False) -> None:
 @app.command()
 def bench(
     overrides: Overrides = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="Of its sections this one, by its key in JSON, three times as long."),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Seconds instead of minutes: whether it works, not how fast.")
     ] = False,
@@ -481,7 +485,7 @@ def bench(
     """
     from ebc_lab.bench.measure import bench as measure
 
-    figures = measure(overrides or [], quick=quick, record=record, say=tell_aside)
+    figures = measure(overrides or [], only=only or (), quick=quick, record=record, say=tell_aside)
     if as_json:
         return print_json(figures)
     from . import bench_screen

@@ -206,6 +206,20 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(
     assert said == []
 
 
+def test_only_the_sections_that_are_asked_for_are_measured(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = ["bench", *settings(tiny), "--quick", "--only", "memory", "--only", "shares", "--json"]
+    done = CliRunner().invoke(app, asked, catch_exceptions=False)
+    assert list(json.loads(done.stdout)) == ["about", "shares", "memory"]  # in the bench's own order
+
+
+def test_a_section_of_another_workload_is_refused_before_anything_is_measured(tiny):
+    said = []
+    with pytest.raises(UserError, match=r"--only ebm.* choose among throughput, overhead, low_bit, shares"):
+        measure.bench(settings(tiny), only=["shares", "ebm"], say=said.append)
+    assert said == []
+
+
 # -- pairs ---------------------------------------------------------------------------------------------------
 
 
