@@ -173,6 +173,11 @@ class Search:
         self.extended += new if grown else []
         return bool(new)
 
+    def put_first(self, wanted: Sequence[Point]) -> None:
+        """Put these points, which were tried, before all others, in this order."""
+        first = {key: self.tried[key] for key in (tuple(without_idle(p).items()) for p in wanted)}
+        self.tried = first | self.tried
+
     def _raced(self, runs: list[RunSpec]) -> list[RunSpec]:
         return self.race(runs, self.rivals) if self.race else runs
 
@@ -185,8 +190,8 @@ class Search:
         return max(losses_of(self.tried[tuple(point.items())], self.results))
 
     def best(self) -> Point | None:
-        """Return the point whose worst seed has the lowest loss, of equal ones that with the lower learning
-        rate; None if none is finite."""
+        """Return the point whose worst seed has the lowest loss; of equal ones that with the lower learning
+        rate, then the first; None if none is finite."""
         ranked = sorted(map(dict, self.tried), key=lambda p: (self.worst(p), self._rate(p)))
         return ranked[0] if ranked and math.isfinite(self.worst(ranked[0])) else None
 
@@ -323,6 +328,7 @@ def search(
         tried.add(middles(begun))
     if not race or tried.goes_on():
         tried.add(begun)
+        tried.put_first(begun)  # of equal points the same one wins, whichever were trained first
     tried.grow(tune.max_extensions)
     if tune.search == "coordinate":
         for key in itertools.filterfalse(GROWING.__contains__, arm.tune):

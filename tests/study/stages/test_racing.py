@@ -95,6 +95,18 @@ def test_the_same_point_wins_as_without_racing_and_no_arm_loses_its_search():
         assert points[0] == points[1]
 
 
+def test_of_equal_points_the_same_one_wins_as_without_racing():
+    """A strength that limits nothing makes ties, and racing trains the middle of a grid before its head."""
+    arms = {**ARMS, "other": ArmConfig(settings={"stabilizer": {"name": "zclip"}}, tune={"strength": [1.5, 2, 2.5, 3, 4]})}
+    points = []
+    for sigmas in (0, 1000):
+        decision, _, results = decided(suite(arms=arms, sigmas=sigmas))
+        assert {r["outcome"] for r in results.values()} == {"completed"}
+        other = decision["tracks"]["adam_none"]["arms"]["other"]
+        points.append([other["point"], other["extended"]])
+    assert points[0] == points[1]
+
+
 def test_a_raced_point_does_not_win_and_is_said():
     decision, _, _ = decided(suite())
     lost = [c for c in decision["candidates"] if c["outcome"] == "raced"]
