@@ -97,7 +97,8 @@ def test_the_same_point_wins_as_without_racing_and_no_arm_loses_its_search():
 
 def test_of_equal_points_the_same_one_wins_as_without_racing():
     """A strength that limits nothing makes ties, and racing trains the middle of a grid before its head."""
-    arms = {**ARMS, "other": ArmConfig(settings={"stabilizer": {"name": "zclip"}}, tune={"strength": [1.5, 2, 2.5, 3, 4]})}
+    other = ArmConfig(settings={"stabilizer": {"name": "zclip"}}, tune={"strength": [1.5, 2, 2.5, 3, 4]})
+    arms = {**ARMS, "other": other}
     points = []
     for sigmas in (0, 1000):
         decision, _, results = decided(suite(arms=arms, sigmas=sigmas))
