@@ -28,6 +28,7 @@ SUITES = {
     "install": "make .venv/installed-dev",
     "lint": "make lint",
     "test": "make test",
+    "all": "make test-all",
     "autopilot": "make autopilot",
     "emulated": "make test-emulated",
     "browser": "make test-browser",
