@@ -59,7 +59,7 @@ class Effort:
 
 
 FULL = Effort(pairs=7, turns_s=25.0, pairs_s=5.0, share_blocks=3, passes=40, steps=40, repeats=3)
-SOME = Effort(pairs=21, turns_s=75.0, pairs_s=15.0, share_blocks=9, passes=120, steps=40, repeats=9)
+LONG = Effort(pairs=21, turns_s=75.0, pairs_s=15.0, share_blocks=9, passes=120, steps=40, repeats=9)
 QUICK = Effort(pairs=2, turns_s=25.0, pairs_s=5.0, share_blocks=1, passes=3, steps=3, repeats=1)
 
 
@@ -124,8 +124,8 @@ def bench(
     if record:
         refuse_unwritable(folder)
     run = resolved(config)
-    thorough = SOME if only else FULL
-    sections = _sections(run, QUICK if quick else thorough, quick, say)
+    effort = LONG if only else FULL
+    sections = _sections(run, QUICK if quick else effort, quick, say)
     if unknown := sorted(set(only) - set(sections)):
         raise UserError(f"`--only {unknown[0]}` is no section here: choose among {', '.join(sections)}.")
     begun = time.perf_counter()

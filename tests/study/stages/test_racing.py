@@ -103,8 +103,8 @@ def test_of_equal_points_the_same_one_wins_as_without_racing():
     for sigmas in (0, 1000):
         decision, _, results = decided(suite(arms=arms, sigmas=sigmas))
         assert {r["outcome"] for r in results.values()} == {"completed"}
-        other = decision["tracks"]["adam_none"]["arms"]["other"]
-        points.append([other["point"], other["extended"]])
+        tuned = decision["tracks"]["adam_none"]["arms"]["other"]
+        points.append([tuned["point"], tuned["extended"]])
     assert points[0] == points[1]
 
 
