@@ -1,5 +1,6 @@
 """What is said of a study before it is decided: right as far as it goes, and never more than is there."""
 
+import itertools
 from unittest.mock import Mock
 
 import pytest
@@ -67,6 +68,19 @@ def test_runs_that_noise_explains_are_not_told_apart():
     assert "not told apart by one run each" in close
     results[targets[1].run_id] = done(1.0)
     assert "not told apart" not in told(config, decisions, results)
+
+
+def test_one_delta_by_two_budgets_is_told_apart_by_the_arms():
+    config = config_of("optimizer=adam", "calibrate.budgets=[tracked,surrogate]")
+    decisions = {"lr_sweep": decided("lr_sweep", config, {}, by_lr(4e-3))}
+    specs = stage_of("calibrate").runs(config, decisions, {})
+    one, other = next(
+        (a, b)
+        for a, b in itertools.combinations(specs, 2)
+        if (a.run.budget.target_kl, a.run.seed) == (b.run.budget.target_kl, b.run.seed)
+    )
+    words = told(config, decisions, {one.run_id: done(2.0), other.run_id: done(2.1)})
+    assert f"({one.arm}) leads, 0.1000 nats ahead of δ* {other.run.budget.target_kl:g} ({other.arm})" in words
 
 
 def test_a_band_that_one_result_or_none_lies_in_is_said_and_not_that_it_is_the_only_result():

@@ -125,14 +125,17 @@ def leading(
     said = []
     for name, track in decision["tracks"].items():
         by_id = {c["run_id"]: c for c in candidates_of(name, decision)}
-        words = stage.of(name, decision) + stage.setting.format_map(by_id[track["run_id"]])
+        first, at = by_id[track["run_id"]], stage.setting.format_map
+        words = stage.of(name, decision) + at(first)
         others = ranked_others(name, decision)
         if not others:
             why = _alone(track, by_id)
             said.append(Said(f"{words} {why}, validation loss {track['val_loss']:.4f}", name, ""))
             continue
         gap, second = others[0]
-        words += f" leads, {gap:.4f} nats ahead of {stage.setting.format_map(second)}"
+        alike = at(first) == at(second)  # as one δ* by two budgets
+        words += f" ({first['arm']})" * alike
+        words += f" leads, {gap:.4f} nats ahead of {at(second)}" + f" ({second['arm']})" * alike
         floor = noise(earlier["lr_sweep"]["tracks"][name]["replicate_losses"])
         apart = gap >= (floor["detectable"] or math.inf)
         said.append(Said(words + NOT_APART * (not apart), name, track["run_id"] if apart else ""))
