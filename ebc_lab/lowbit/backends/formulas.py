@@ -176,6 +176,7 @@ def order_free_mean(xp: Any, values: Array, power: int = 1) -> Array:
     """Return the float64 mean of |v|^power over the last axis (power 1 or 2, length > 0), in any order.
 
     It differs from the exact mean by less than 2^-30 of the largest magnitude (2^-14 of its square).
+    A block whose largest magnitude is below 2^-90 counts as zero.
     """
     return order_free_total(xp, values, power, _block_totals) / values.shape[-1]
 
