@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,8 @@ def lose_the_machine(driver: subprocess.Popen, study: Study) -> None:
     at_work = [note["pid"] for s in sessions(study, "local") for note in s.notes().values()]
     driver.kill()
     for pid in at_work:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # at a study's end its workers leave before it
+            os.kill(pid, signal.SIGKILL)
     driver.wait()
     until(lambda: all(map(gone, at_work)))
     shutil.rmtree(study.root.parent)
@@ -125,7 +127,7 @@ def ended(asked: list[str], study: Study, draw: random.Random, *, last: bool) ->
     driver = subprocess.Popen([*CLI, *asked], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until(lambda: study.mirror_file.exists() or driver.poll() is not None)
     try:
-        driver.wait(timeout=None if last else draw.uniform(1, 12))
+        driver.wait(timeout=None if last else draw.uniform(0.5, 9))
     except subprocess.TimeoutExpired:
         lose_the_machine(driver, study)
         return False
