@@ -24,6 +24,12 @@ def sessions(study: Study, launcher: str) -> list[Session]:
     return [Session(p.parent) for p in state_dir(study, launcher).glob("session-*/session.json")]
 
 
+def family(pid: int) -> list[int]:
+    """All living descendants of a process."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [p for child in map(int, children) for p in (child, *family(child))]
+
+
 def until(driver: subprocess.Popen, *texts: str) -> str:
     """Read a driver's lines until one holds each of the texts, in this order. -> all that was read."""
     read = []

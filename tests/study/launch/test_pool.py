@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from support.called import CLI
-from support.drivers import sessions, until, without_timing
+from support.drivers import family, sessions, until, without_timing
 from support.idle import Bench
 
 from ebc_lab.config.compose import compose
@@ -54,12 +54,6 @@ def watch(pids) -> dict[int, int]:
 
 def gone(watched: dict[int, int]) -> bool:
     return all(select.select([fd], [], [], PATIENCE_S)[0] for fd in watched.values())
-
-
-def family(pid: int) -> list[int]:
-    """All living descendants of a process."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [p for child in map(int, children) for p in (child, *family(child))]
 
 
 # -- what workers see ----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from support.drivers import until_true
+from support.drivers import family, until_true
 from support.idle import RESOLVED, Bench
 
 from ebc_lab.records.locks import run_lock
@@ -44,7 +44,7 @@ class CutOff:
 
     def stop_trainers(self) -> list[int]:
         """Stop the processes that train for it, which it no longer hears. -> their ids."""
-        trainers = [*map(int, children(self.worker.pid))]
+        trainers = family(self.worker.pid)
         for pid in trainers:
             os.kill(pid, signal.SIGSTOP)
         return trainers
@@ -73,10 +73,6 @@ def cut_off():
             return made
 
         yield make
-
-
-def children(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 def contents(directory: Path) -> dict[str, bytes]:
