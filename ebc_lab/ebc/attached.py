@@ -26,6 +26,8 @@ from .given.arguments import Arguments, MaskOf
 from .given.bases import Optimizers, as_list, state_keeper
 from .given.capture import FIRST, Capture, Forward
 from .given.look import Look
+from .given.rows import RowsOf
+from .given.state import Snapshot
 from .parallel.shards import local, shared_out, unwrapped
 from .proposal import Opened
 from .step import StepInputs, StepStats
@@ -41,6 +43,7 @@ def attach(
     logits_of: Callable[[Any], Any] | None = None,
     drop: tuple[str, ...] | None = None,
     mask_of: MaskOf | None = None,
+    rows_of: RowsOf | None = None,
     check: bool = True,
     **options: Any,
 ) -> Attached:
@@ -56,10 +59,14 @@ def attach(
             make their input of them.
         mask_of: the forward's arguments by name -> the mask of the positions that count, of the logits' shape
             without the classes. Default: an attention mask of that shape.
+        rows_of: (the forward's arguments by name, an index of rows) -> the arguments of these rows, a dict by
+            name or a tuple. Default: every tensor that has as many rows as the logits is cut; where none has, or
+            the model cannot be called on a part, EBC calls it on whole batches.
         check: whether the first steps are looked at for what EBC would silently get wrong, see `Look`. What
             that finds is an error or one warning, with its remedy; no step depends on it.
         options: those of `EllipsotopeClip`: `target_kl` (nats per token), `budget`, `audit_every`, ...
-            `probe_sequences` is None unless given: as many rows as hold about 250 tokens that count.
+            `probe_sequences` is None unless given: as many rows as hold about 250 tokens that count; "all"
+            lets every row choose c, and leaves none for audits.
     Returns:
         What can be read (`last`, `look`), saved with DCP, and detached.
     Raises:
@@ -67,7 +74,14 @@ def attach(
             that are not what EBC takes them for.
     """
     return Attached(
-        model, optimizers, logits_of=logits_of, drop=drop, mask_of=mask_of, check=check, **options
+        model,
+        optimizers,
+        logits_of=logits_of,
+        drop=drop,
+        mask_of=mask_of,
+        rows_of=rows_of,
+        check=check,
+        **options,
     )
 
 
@@ -89,6 +103,7 @@ class Attached:
         logits_of: Callable[[Any], Any] | None = None,
         drop: tuple[str, ...] | None = None,
         mask_of: MaskOf | None = None,
+        rows_of: RowsOf | None = None,
         check: bool = True,
         **options: Any,
     ):
@@ -112,7 +127,7 @@ class Attached:
         self.capture = Capture(
             called,
             logits_of,
-            Arguments(called, drop, mask_of),
+            Arguments(called, drop, mask_of, rows_of),
             options.get("batch_dim", 0),
             check,
             self._forward_begins,
@@ -126,6 +141,8 @@ class Attached:
             raise
         self.clip.watches_given = options.get("fresh_logits") is not False
         self.clip.prober.watched = FIRST
+        if rows_of is not None:
+            self.clip.prober.cut_by = self.capture.arguments.rows
         self.look = Look() if check and self._measures() else None
         self._opened: Opened | None = None
         self._waiting: list[Optimizer] = []  # those that have not stepped yet in the step that is open
@@ -262,6 +279,7 @@ class Attached:
 
     def _opened_after(self, forward: Forward, t: int, weights_before: Copy | None) -> Opened:
         self._suspect(forward)
+        self.clip.prober.state.start = forward.start
         if self.capture.draws:
             self.clip.given.renew()
         moved = weights_before is not None and self.clip.has_moved(weights_before)
@@ -349,9 +367,10 @@ class Attached:
         if not self._waiting:
             self._finish()
 
-    def _forward_begins(self) -> None:
+    def _forward_begins(self) -> Snapshot | None:
         if self._inside is None:  # else it is a closure's
             self._finish()
+        return self.clip.prober.state.remember() if self._measures() else None
 
     @torch.no_grad()
     def _finish(self) -> None:
@@ -373,6 +392,7 @@ class Attached:
             if self.look is not None:
                 self.look.end(self.clip, forwards)
                 self.capture.looking = not self.look.done
+        self.clip.prober.state.start = None
 
     def _abandon(self) -> None:
         """Forget the step that is open."""

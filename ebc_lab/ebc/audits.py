@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .given import checks
+from .given.rows import Choice, counted_first
 from .options import CURVE_SCALES
 from .parallel.shards import local
 from .parallel.workers import Workers
@@ -26,7 +27,8 @@ class AuditedOptimizer(WrappingOptimizer):
 
     deferred = False  # reads nothing on the host: the bases must then heed `found_inf`, as torch's fused do
     watches_given = False  # whether audits look at the logits given, not only the first step
-    probe_sequences: int | None
+    spread = False  # whether the rows that choose c are drawn from the whole batch, anew at each step
+    probe_sequences: int | str | None
     audit_every: int
     audit_tokens: int
     curve_every: int
@@ -52,10 +54,10 @@ class AuditedOptimizer(WrappingOptimizer):
         curve = self._curves(inputs.t)
         if not audit and not curve:
             return False, False
-        size, k = self._rows(inputs)
-        short = size <= k
+        choice = self._choice(inputs)
+        short = choice.size <= choice.k
         if inputs.mask is not None and not self.deferred:
-            short = short or not bool(inputs.mask[k:].any())
+            short = short or not bool(choice.taken(inputs.mask, choice.k, choice.size).any())
         if not self.workers.alone:
             short = self.any_process(short)
         if short:
@@ -74,22 +76,43 @@ class AuditedOptimizer(WrappingOptimizer):
             targets=None if inputs.targets is None else front(inputs.targets),
         )
 
-    def _rows(self, inputs: StepInputs) -> tuple[int, int]:
-        """The rows of the batch, and how many of them choose c."""
+    def _choice(self, inputs: StepInputs) -> Choice:
+        """Which rows choose c: the leading ones, if positions of theirs count and `spread` is not set."""
         logits = None if inputs.logits is None else checks.logits_in(inputs.logits)
         size = checks.rows_of(inputs.tokens, logits, inputs.mask, self.prober.axis)
-        if self.probe_sequences is not None:
-            return size, self.probe_sequences
+        order = None
+        if self.spread and not self.deferred:
+            order = torch.randperm(size, generator=torch.Generator().manual_seed(inputs.t))
+        if inputs.mask is None or self.deferred:
+            return Choice(size, self._few(inputs, logits, size), order)
+        counted = inputs.mask.reshape(size, -1).sum(1).cpu()
+        k = self._enough(counted, order)
+        later = counted_first(counted, order, k)
+        return Choice(size, k if later is order else self._enough(counted, later), later)
+
+    def _few(self, inputs: StepInputs, logits: Tensor | None, size: int) -> int:
+        """How many rows choose c where all positions count."""
+        if isinstance(self.probe_sequences, int):
+            return self.probe_sequences
         like = logits[..., 0] if logits is not None else inputs.mask
         if like is None:  # neither is given: tokens are one for each position, most of the time
             like = next(t for t in checks.tensors_in(inputs.tokens) if t.ndim > self.prober.axis)
             like = self.prober.rows_first(like)
+        return self._at_most(-(-checks.ENOUGH_TOKENS // max(1, like[0].numel())), size)
+
+    def _enough(self, counted: Tensor, order: Tensor | None) -> int:
+        """How many rows choose c, of rows with `counted` positions each, (B,) on the CPU."""
+        if isinstance(self.probe_sequences, int):
+            return self.probe_sequences
+        tokens = (counted if order is None else counted[order]).cumsum(0)
+        return self._at_most(1 + int((tokens < checks.ENOUGH_TOKENS).sum()), len(counted))
+
+    def _at_most(self, k: int, size: int) -> int:
+        """`k` rows, two at least and as many as leave a quarter of the batch for audits."""
+        if self.probe_sequences == "all":
+            return size
         most = size - max(1, size // 4) if self.audit_every and size > 1 else size
-        k = -(-checks.ENOUGH_TOKENS // max(1, like[0].numel()))
-        if inputs.mask is not None and not self.deferred:
-            counted = inputs.mask.reshape(size, -1).sum(1).cumsum(0)
-            k = 1 + int((counted < checks.ENOUGH_TOKENS).sum())
-        return size, min(max(k, 2), most)
+        return min(max(k, 2), most)
 
     def _batch(self, inputs: StepInputs, held: bool) -> Batch:
         """`held`: with the rows of an audit."""
@@ -109,7 +132,7 @@ class AuditedOptimizer(WrappingOptimizer):
             self.prober,
             inputs,
             self.weights[0],
-            k=self._rows(inputs)[1],
+            self._choice(inputs),
             audit=held,
             audit_tokens=self.audit_tokens,
         )

@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .given import checks
+from .given import checks, rows
 from .given.numbers import Numbers, kept
+from .given.rows import At, Choice
+from .given.state import ModelState
 from .logits import mean_cross_entropy, mean_kl
 from .options import KL_FLOOR
 from .parallel.shards import fsdp_modules, gathered_dtypes, resharded
@@ -61,9 +63,13 @@ class Prober(nn.Module):
         self.fresh_logits = any(map(_draws, model.modules())) if fresh_logits is None else fresh_logits
         self.normalises = any(isinstance(m, BatchNorm) for m in model.modules())
         self.seconds = 0.0
+        self.state = ModelState(model)
         self.sharded: list[Any] = []  # the modules whose weights FSDP gathers for a forward
         self.low_precision: bool  # whether the forward itself computes so, without autocast: find_shards()
-        self.takes_some = False  # whether it has been called on some rows of a batch
+        self.cut_by: Callable[[Any, Tensor], Any] | None = (
+            None  # (inputs, rows) -> those rows; None: `rows.cut`
+        )
+        self.whole = False  # whether it is called on whole batches, and some rows of its logits are read
         self.watched = 0  # calls in which random numbers are still looked for
         self.draws = False  # whether it draws some in evaluation, too
         self.numbers: Numbers | None = None  # those that all measurements of a step draw then
@@ -82,21 +88,15 @@ class Prober(nn.Module):
     def forward(self, inputs: Any) -> Tensor:
         return self.rows_first(checks.logits_in(self.call(self.model, inputs)))
 
-    def as_trained(self, inputs: Any, part: tuple[int, int] | None = None) -> Tensor:
-        """The logits by the same code as the training forward's.
-
-        `part`: how many rows of how many `inputs` are. Raises ValueError where the model takes no part.
-        """
+    def as_trained(self, inputs: Any) -> Tensor:
+        """The logits by the same code as the training forward's."""
         with resharded(self.sharded):
             try:
                 output = self._called_with_its_numbers(inputs)
             except Exception as error:
-                known = isinstance(error, (torch.OutOfMemoryError, *self.refusals))
-                # a TypeError is of what it is called with, and says so
-                if part is None or self.takes_some or known or isinstance(error, TypeError):
+                if isinstance(error, (torch.OutOfMemoryError, checks.NoLogitsError, *self.refusals)):
                     raise
-                raise checks.not_by_rows(*part, error, self.axis) from error
-        self.takes_some = self.takes_some or part is not None
+                raise checks.ForwardError(error) from error
         return self.rows_first(checks.logits_in(output))
 
     def _called_with_its_numbers(self, inputs: Any) -> Any:
@@ -118,28 +118,26 @@ class Prober(nn.Module):
         """Logits, or what belongs to their positions, with the batch's axis in front."""
         return x.movedim(self.axis, 0) if self.axis else x
 
-    def cut(self, inputs: Any, start: int, stop: int, size: int) -> Any:
-        """Rows `start` to `stop` of a batch of `size` rows."""
-        return checks.cut(inputs, start, stop, size, self.axis)
+    def cut(self, inputs: Any, at: At, size: int) -> Any:
+        """Some rows of a batch of `size` rows."""
+        if self.cut_by is not None:
+            index = at if isinstance(at, Tensor) else torch.arange(at.start, at.stop)
+            return self.cut_by(inputs, index)
+        return rows.cut(inputs, at, size, self.axis)
+
+    def read_whole(self, why: str, k: int, size: int) -> None:
+        """Call the model on whole batches from now on, which is told."""
+        self.whole = True
+        warnings.warn(checks.read_whole(why, k, size, self.axis), checks.EBCWarning, stacklevel=2)
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Dropout off and the clock on; afterwards every module returns to its own mode."""
+        """In evaluation mode and the clock on; afterwards the model is as it was."""
         start = time.perf_counter()
-        # `eval()`, twice a step, without `modules()` and __setattr__, which take longer than a small forward
-        training: list[dict[str, Any]] = []
-        modules = [self.model]
-        for module in modules:
-            if module.training:
-                state = module.__dict__
-                state["training"] = False
-                training.append(state)
-            modules += [child for child in module._modules.values() if child is not None]
         try:
-            yield
+            with self.state.undisturbed():
+                yield
         finally:
-            for state in training:
-                state["training"] = True
             self.seconds += time.perf_counter() - start
 
 
@@ -156,6 +154,7 @@ class Rows:
     """Some rows of a batch and z, the model's logits on them at W."""
 
     inputs: Any
+    at: At | None  # their places in the batch; None where they are a batch of their own
     mask: Tensor | None
     targets: Tensor | None
     z: Tensor
@@ -166,12 +165,13 @@ class Rows:
 
 
 class Batch:
-    """The leading `k` rows (`probe`) choose c; if an audit is due, enough of the others (`held`) judge it.
+    """The first `k` rows of a choice (`probe`) choose c; if an audit is due, enough others (`held`) judge it.
 
     Args:
-        inputs: of the step; its `probe` rows, if given, choose c instead of the leading ones, which the audit
-            still leaves out. Logits that are not given are computed.
+        inputs: of the step; its `probe` rows, if given, choose c instead, and the audit still leaves out the
+            first `k`. Logits that are not given are computed.
         weight: any of the trained weights, for device and precision.
+        choice: of rows.
         audit: whether rows are held back for one; the batch needs more than `k` of them then.
     Raises:
         ValueError: no tokens, or logits that are not the batch's.
@@ -182,8 +182,8 @@ class Batch:
         prober: Prober,
         inputs: StepInputs,
         weight: Tensor,
+        choice: Choice,
         *,
-        k: int,
         audit: bool,
         audit_tokens: int,
     ):
@@ -191,7 +191,14 @@ class Batch:
         if prober.watched > 0 or prober.draws:
             prober.numbers = Numbers()
         logits = None if inputs.logits is None else checks.logits_in(inputs.logits)
-        self.size = size = checks.rows_of(inputs.tokens, logits, inputs.mask, prober.axis)
+        self.tokens = inputs.tokens
+        self.choice = choice
+        self.size = size = choice.size
+        k = choice.k
+        if not prober.whole and prober.cut_by is None:
+            why = checks.uncut(inputs.tokens, logits, size, prober.axis)
+            if why is not None:
+                prober.read_whole(why, k, size)
         like = weight if logits is None else logits
         self.device = like.device.type
         cast = _low_precision(like, self.device)
@@ -202,37 +209,35 @@ class Batch:
         drawn = prober.fresh_logits and prober.model.training
         z = None if logits is None or drawn or inputs.stale else logits.detach()
         self.reused = z is not None and inputs.probe is None  # whether z(W) was given for the probe rows
-        self.probe = self._probe(inputs, z, k, size)
+        self.probe = self._probe(inputs, z)
         self.held: Rows | None = None
         self.held_tokens = 0
         if audit:
             row = (self.probe.z if logits is None else logits)[0]
-            end, self.held_tokens = _audited_rows(size, k, audit_tokens, row[..., 0].numel(), inputs.mask)
-            audit_inputs = prober.cut(inputs.tokens, k, end, size)
-            self.held = self._rows(audit_inputs, inputs.mask, None, z, k, end)
+            mask = None if inputs.mask is None else choice.taken(inputs.mask, 0, size)
+            end, self.held_tokens = _audited_rows(size, k, audit_tokens, row[..., 0].numel(), mask)
+            self.held = self._rows(inputs, None, z, k, end)
 
-    def _probe(self, inputs: StepInputs, z: Tensor | None, k: int, size: int) -> Rows:
+    def _probe(self, inputs: StepInputs, z: Tensor | None) -> Rows:
         if inputs.probe is None:
-            rows = self.prober.cut(inputs.tokens, 0, k, size)
-            return self._rows(rows, inputs.mask, inputs.targets, z, 0, k)
-        logits, targets = inputs.probe
-        rows = self.prober.cut(logits, 0, k, checks.rows_of(logits, None, None, self.prober.axis))
-        return self._rows(rows, None, targets, None, 0, k)
+            return self._rows(inputs, inputs.targets, z, 0, self.choice.k)
+        tokens, targets = inputs.probe
+        size = checks.rows_of(tokens, None, None, self.prober.axis)
+        at = slice(0, min(self.choice.k, size))
+        cut = rows.cut(tokens, at, size, self.prober.axis)
+        return Rows(cut, None, None, None if targets is None else rows.take(targets, at), self.logits(cut))
 
     def _rows(
-        self,
-        rows: Any,
-        mask: Tensor | None,
-        targets: Tensor | None,
-        z: Tensor | None,
-        start: int,
-        end: int,
+        self, inputs: StepInputs, targets: Tensor | None, z: Tensor | None, start: int, end: int
     ) -> Rows:
-        z = self.logits(rows, (end - start, self.size)) if z is None else z[start:end]
-        mask = None if mask is None else mask[start:end]
-        if mask is not None and mask.shape != z.shape[:-1]:
-            raise checks.other_lengths(tuple(z.shape), tuple(mask.shape), self.size)
-        return Rows(rows, mask, None if targets is None else targets[start:end], z)
+        at = self.choice.at(start, end)
+        every = start == 0 and end >= self.size and self.choice.order is None
+        some = inputs.tokens if self.prober.whole or every else self.prober.cut(inputs.tokens, at, self.size)
+        mask = None if inputs.mask is None else rows.take(inputs.mask, at)
+        targets = None if targets is None else rows.take(targets, at)
+        if z is not None:
+            return Rows(some, at, mask, targets, rows.take(z, at))
+        return Rows(some, at, mask, targets, self.logits(some, at, None if mask is None else mask.shape))
 
     def probe_tokens(self, workers: Workers) -> Tensor | int:
         """Return how many tokens choose c, on all processes, 1 at least."""
@@ -241,14 +246,50 @@ class Batch:
             count = workers.total(count)[0]
         return count.double().clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
 
-    def logits(self, rows: Any, part: tuple[int, int] | None = None) -> Tensor:
-        """The logits on `rows` at the present weights, without dropout, in the training forward's precision.
+    def logits(self, inputs: Any, at: At | None = None, like: torch.Size | None = None) -> Tensor:
+        """The logits on `inputs`, some rows of the batch, at the present weights.
 
-        `part`: see `Prober.as_trained`; all rows are none.
+        Without dropout, in the training forward's precision. Where the model cannot be called on these rows
+        alone, or has other positions for them than it should, it is called on whole batches from now on.
+
+        Args:
+            at: the places of these rows in the batch. None: a batch of their own.
+            like: the shape that their logits must have, or the leading part of it.
+        Raises:
+            ValueError: the forward failed on the whole batch, too, or has another shape there.
         """
         with self.prober.measuring(), self._precision():
-            some = part if part is not None and part[0] < part[1] else None
-            return self.prober.as_trained(rows, some)
+            if at is None:
+                return self.prober.as_trained(inputs)
+            why = None
+            if inputs is not self.tokens and not self.prober.whole:
+                some, why = self._of_some(inputs, at, like)
+                if why is None:
+                    return some
+            z = self.prober.as_trained(self.tokens)
+            whole = rows.take(z, at) if len(z) == self.size else z
+            if len(z) != self.size or (like is not None and whole.shape[: len(like)] != like):
+                raise checks.other_shape(like or (self.size,), whole.shape)
+            if why is not None:
+                self.prober.read_whole(why, self.choice.k, self.size)
+            return whole
+
+    def _of_some(self, inputs: Any, at: At, like: torch.Size | None) -> tuple[Tensor, str | None]:
+        """The logits of a forward on some rows alone, and why they will not do."""
+        count = len(at) if isinstance(at, Tensor) else at.stop - at.start
+        about = f"EBC calls the model on {count} of the batch's {self.size} rows"
+        try:
+            z = self.prober.as_trained(inputs)
+        except checks.ForwardError as error:
+            if self.prober.sharded:  # the other processes would wait for a second forward
+                raise
+            return torch.empty(0), f"{about}, and that failed ({checks.failed(error.__cause__)})"
+        if like is None or z.shape[: len(like)] == like:
+            return z, None
+        return (
+            z,
+            f"{about} and gets logits of shape {tuple(z.shape)}, which are {tuple(like)} among all of them",
+        )
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
@@ -262,43 +303,36 @@ class Batch:
             with torch.autocast(self.device, self.autocast, cache_enabled=False):
                 yield
 
-    def moved(self, rows: Rows) -> Tensor:
-        """The logits on `rows` at the present weights, which have moved from W.
+    def moved(self, some: Rows) -> Tensor:
+        """The logits on `some` rows at the present weights, which have moved from W.
 
         All NaN if the forward raises one of the prober's `refusals`.
         """
         try:
-            z = self.logits(rows.inputs, (len(rows.z), self.size))
+            return self.logits(some.inputs, some.at, some.z.shape)
         except self.prober.refusals:
-            return torch.full_like(rows.z, torch.nan)
-        checks.same_shape(rows.z, z, self.size)
-        return z
+            return torch.full_like(some.z, torch.nan)
 
-    def check_given(self, rows: Rows) -> Tensor | None:
-        """How far z(W) as given lies from what the model says on `rows` now, nats per token, 0-dim.
+    def check_given(self, some: Rows) -> Tensor | None:
+        """How far z(W) as given lies from what the model says on `some` rows now, nats per token, 0-dim.
 
         None where z(W) was not given.
         """
         if not self.reused:
             return None
-        return mean_kl(rows.z, self.moved(rows), rows.mask)
+        return mean_kl(some.z, self.moved(some), some.mask)
 
     def cause(self, inputs: StepInputs) -> Cause:
         """Name why some rows of the logits given differ from the model's own, by two forwards on all."""
         passed = checks.logits_in(inputs.logits)
-        computed = self.logits(inputs.tokens)
+        computed = self.logits(self.tokens, slice(0, self.size))
         if (
             computed.shape == passed.shape
             and float(mean_kl(passed, computed, inputs.mask)) <= 10 * self.floor
         ):
             return Cause.ROWS
-        buffers = [(b, b.clone()) for b in self.prober.model.buffers()]
-        try:
-            with kept(), self._precision():
-                trained = self.prober.as_trained(inputs.tokens)
-        finally:
-            for buffer, before in buffers:
-                buffer.copy_(before)
+        with kept(), self._precision(), self.prober.state.unchanged():
+            trained = self.prober.as_trained(inputs.tokens)
         differs = (
             trained.shape == computed.shape
             and float(mean_kl(computed, trained, inputs.mask)) > 10 * self.floor
@@ -311,8 +345,13 @@ class Batch:
         Weights that are not given are the model's own.
         """
         with self.prober.measuring(), torch.autocast(self.device, enabled=False):
-            out: Tensor = torch.func.functional_call(self.prober, weights, (self.probe.inputs,))
-            checks.same_shape(self.probe.z, out)
+            whole = self.prober.whole and self.probe.at is not None
+            inputs = self.tokens if whole else self.probe.inputs
+            out: Tensor = torch.func.functional_call(self.prober, weights, (inputs,))
+            if whole and self.probe.at is not None:
+                out = rows.take(out, self.probe.at)
+            if out.shape != self.probe.z.shape:
+                raise checks.other_shape(self.probe.z.shape, out.shape)
             return out
 
     def probe_loss(self, z: Tensor) -> Tensor:
@@ -330,6 +369,7 @@ class GivenLogits:
     def __init__(self, prober: Prober, fresh_logits: bool | None):
         self.prober = prober
         self.settled = fresh_logits is not None  # else it is found out
+        self.resumed = False  # whether steps before have taken them for the model's own
         # the c down to which they are known to be; NaN: they have not been looked at
         self.known_to = 0.0 if fresh_logits is False else math.nan
 
@@ -354,8 +394,15 @@ class GivenLogits:
         `alone`: whether no other process waits meanwhile. Raises ValueError at the first batch.
         """
         cause = batch.cause(inputs) if alone else Cause.UNKNOWN
-        error = checks.differing(kl, batch.size if cause is Cause.ROWS else None, self.prober.axis)
-        if self.first and cause is not Cause.TRAINING:
+        if cause is Cause.ROWS and not self.prober.whole:
+            why = (
+                f"a row's logits depend on other rows: called on {batch.choice.k} rows alone, the model differs by "
+                f"a KL of {kl:.2g} nats per token from what it says of them among all"
+            )
+            self.prober.read_whole(why, batch.choice.k, batch.size)
+            return True
+        error = checks.differing(kl)
+        if self.first and not self.resumed and cause is not Cause.TRAINING:
             raise error
         renews = alone and cause is not Cause.ROWS and not self.settled
         message = checks.renewed(kl) if renews else str(error)

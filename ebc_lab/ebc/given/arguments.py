@@ -8,8 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .checks import tensors_in
+from .rows import RowsOf
+
 LABELS = ("labels", "num_items_in_batch")  # what a forward takes for its loss alone
 MASKS = ("decoder_attention_mask", "attention_mask")
+
+POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 MaskOf = Callable[[dict[str, Any]], Tensor | None]
 
@@ -22,10 +27,19 @@ class Arguments:
         drop: the names of those that only its loss needs. Default: `labels`, except for encoder-decoders,
             which make their input of them.
         mask_of: the arguments by name -> the mask of the positions that count. Default: an attention mask.
+        rows_of: the arguments by name, an index of rows -> the arguments of these rows, by name or as a tuple.
     """
 
-    def __init__(self, model: nn.Module, drop: tuple[str, ...] | None, mask_of: MaskOf | None):
-        self.positional = _positional(model)
+    def __init__(
+        self,
+        model: nn.Module,
+        drop: tuple[str, ...] | None,
+        mask_of: MaskOf | None,
+        rows_of: RowsOf | None = None,
+    ):
+        self.rows_of = rows_of
+        self.signature = _signature(model)
+        self.positional = [p.name for p in self.signature if p.kind in POSITIONAL]
         self.chosen = drop is not None  # whether somebody has said what to leave out
         if drop is None:
             config = getattr(model, "config", None)
@@ -65,6 +79,19 @@ class Arguments:
             return {name: inner for name, inner in value.items() if name not in self.drop}
         return value
 
+    def flags(self, batch: Mapping[str, Any]) -> tuple[str, ...]:
+        """The names of a kept batch's arguments that hold no tensor and have a default: what may choose a loss."""
+        optional = {p.name for p in self.signature if p.default is not inspect.Parameter.empty}
+        return tuple(k for k, v in batch["kwargs"].items() if k in optional and not any(tensors_in(v)))
+
+    def rows(self, batch: Mapping[str, Any], index: Tensor) -> dict[str, Any]:
+        """Some rows of a kept batch, as the user's `rows_of` cuts them."""
+        assert self.rows_of is not None
+        cut = self.rows_of(self.named(batch["args"], batch["kwargs"]), index)
+        if isinstance(cut, Mapping):
+            return {"args": (), "kwargs": dict(cut)}
+        return {"args": cut if isinstance(cut, tuple) else (cut,), "kwargs": {}}
+
     def mask(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], shape: tuple[int, ...] | None
     ) -> Tensor | None:
@@ -87,11 +114,9 @@ class Arguments:
         return None
 
 
-def _positional(model: nn.Module) -> list[str]:
-    """The names of a forward's positional arguments, as far as they have one."""
+def _signature(model: nn.Module) -> list[inspect.Parameter]:
+    """A forward's parameters, as far as they are known."""
     try:
-        parameters = inspect.signature(getattr(model, "_orig_mod", model).forward).parameters.values()
+        return list(inspect.signature(getattr(model, "_orig_mod", model).forward).parameters.values())
     except (TypeError, ValueError):
         return []
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [p.name for p in parameters if p.kind in kinds]

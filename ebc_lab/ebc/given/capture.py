@@ -15,6 +15,7 @@ from torch.autograd.graph import register_multi_grad_hook
 from . import checks, losses
 from .arguments import Arguments
 from .numbers import Numbers
+from .state import Snapshot
 
 FIRST = 3  # forwards of a training that are looked at closely
 
@@ -31,6 +32,7 @@ class Forward:
     autocast: torch.dtype | None  # the dtype of the autocast around it
     version: int | None  # of the weights, see `Capture`; None: unknown
     written: int | None  # the logits' version: another one later means that they were written to
+    start: Snapshot | None = None  # where the model's own state stood when it began
     used: bool | None = False  # whether a gradient has come back; None: unknown
     gradient: losses.Gradient | None = None  # by the logits; of the first forwards only
 
@@ -78,7 +80,7 @@ class Capture:
         arguments: what a measuring forward is called with, and which positions count.
         axis: that of the batch, in what the model takes and returns.
         look: whether forwards are looked at closely, until `looking` is set to False.
-        before: called before each forward.
+        before: called before each forward; returns the model's state, if that moves.
         version: a number that changes when the weights do.
     """
 
@@ -89,7 +91,7 @@ class Capture:
         arguments: Arguments,
         axis: int,
         look: bool,
-        before: Callable[[], None],
+        before: Callable[[], Snapshot | None],
         version: Callable[[], int],
     ):
         self.logits_of = logits_of or checks.logits_in
@@ -151,18 +153,18 @@ class Capture:
         return x.movedim(self.axis, 0) if self.axis else x
 
     def _begin(self, args: tuple[Any, ...]) -> None:
-        watched = (self.looking or self.close > 0) and not self.paused and not torch.compiler.is_compiling()
-        self._forwards.append((self._model.forward, Numbers() if watched else None))
-        if not self.paused:
-            self._before()
+        eager = not torch.compiler.is_compiling()
+        watched = (self.looking or self.close > 0) and not self.paused and eager
+        start = None if self.paused or _transformed() else self._before()
+        self._forwards.append((self._model.forward, Numbers() if watched else None, start))
 
     def _keep(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         # Lightning under DDP has the wrapper's forward call `training_step` in the place of the module's own
-        forward, began_with = self._forwards.pop()
-        if forward != self._model.forward or self.paused or not torch.is_grad_enabled():
+        forward, began_with, start = self._forwards.pop()
+        if forward != self._model.forward or self.paused or not torch.is_grad_enabled() or _transformed():
             return
         batch, dropped = self.arguments.kept(args, kwargs)
-        logits = self._logits(output, dropped and self.arguments.chosen)
+        logits = self._logits(output, dropped and (self.arguments.chosen or checks.holds_a_loss(output)))
         graded = [t for t in checks.tensors_in(output) if t.requires_grad]
         if logits is not None:
             graded = (graded or [logits]) if logits.requires_grad else []
@@ -188,6 +190,7 @@ class Capture:
             _autocast(device),
             self._version() if eager else None,
             logits._version if eager and logits is not None else None,
+            start,
             used=False if eager else None,
         )
         if not eager:
@@ -226,6 +229,11 @@ class Capture:
 
             output.register_hook(came)
             return
+
+
+def _transformed() -> bool:
+    """Whether a transform of torch.func runs, whose tensors cannot be kept."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:

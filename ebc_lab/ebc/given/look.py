@@ -24,7 +24,7 @@ from ..logits import mean_kl
 from ..parallel.shards import local
 from ..probe import Batch
 from ..proposal import Opened
-from . import checks, losses
+from . import checks, losses, rows
 from .capture import FIRST, Forward
 
 RowsFirst = Callable[[Tensor], Tensor]  # logits, or a mask of them, with the batch in front
@@ -122,10 +122,10 @@ class Looking:
         self.kept = opened.kept
         self.k = len(batch.probe.z)
         self.size = min(batch.size, 2 * self.k)
-        some = batch.prober.cut(forward.batch, 0, self.size, batch.size)
+        some = batch.prober.cut(forward.batch, batch.choice.at(0, self.size), batch.size)
         # where all rows choose c, one may depend on the others, and on their order
         self.turns = self.k < batch.size
-        self.rows = checks.turned(some, self.size, batch.prober.axis) if self.turns else some
+        self.rows = rows.turned(some, self.size, batch.prober.axis) if self.turns else some
         self.mask = None if forward.mask is None else rows_first(forward.mask)[: self.size]
         try:
             self.z = self._logits()

@@ -1,0 +1,79 @@
+"""Rows of a batch: which choose c, and how a batch is cut to some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+At = slice | Tensor  # places of rows: a run of them, or an index, (n,) int64
+RowsOf = Callable[[dict[str, Any], Tensor], Any]  # (the forward's arguments, an index) -> those of these rows
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The first `k` of a batch's `size` rows choose c, in `order` (an index of all; None: as they lie)."""
+
+    size: int
+    k: int
+    order: Tensor | None = None
+
+    def at(self, start: int, end: int) -> At:
+        """The places of the `start`-th to the `end`-th row in that order."""
+        return slice(start, min(end, self.size)) if self.order is None else self.order[start:end]
+
+    def taken(self, x: Tensor, start: int, end: int) -> Tensor:
+        """Those rows of a tensor (B, ...)."""
+        return take(x, self.at(start, end))
+
+
+def take(x: Tensor, at: At, axis: int = 0) -> Tensor:
+    """Some rows of a tensor, a view where they are a run of the first axis."""
+    if isinstance(at, Tensor):
+        return x.index_select(axis, at.to(x.device))
+    rows = x.narrow(axis, at.start, at.stop - at.start)
+    return rows.contiguous() if axis else rows  # models may `view` them
+
+
+def cut(inputs: Any, at: At, size: int, axis: int = 0) -> Any:
+    """Some rows of a batch of `size` along `axis`: of each tensor, in mappings and sequences, that has them.
+
+    Tensors of another size (positions, shared by all rows) stay whole.
+    """
+    return _of_rows(inputs, lambda t, along: take(t, at, along), size, axis)
+
+
+def turned(inputs: Any, size: int, axis: int = 0) -> Any:
+    """The batch with its rows, see `cut`, in reverse order."""
+    return _of_rows(inputs, lambda t, along: t.flip(along), size, axis)
+
+
+def _of_rows(inputs: Any, act: Callable[[Tensor, int], Tensor], size: int, axis: int) -> Any:
+    if isinstance(inputs, Tensor):
+        if inputs.layout is not torch.strided:
+            return inputs
+        for along in (axis, 0):  # a mask of padding is (B, T) beside tokens (T, B), too
+            if inputs.ndim > along and inputs.shape[along] == size:
+                return act(inputs, along)
+        return inputs
+    if isinstance(inputs, Mapping):
+        return {k: _of_rows(v, act, size, axis) for k, v in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        parts = [_of_rows(v, act, size, axis) for v in inputs]
+        return type(inputs)(*parts) if hasattr(inputs, "_fields") else type(inputs)(parts)
+    return inputs
+
+
+def counted_first(counted: Tensor, order: Tensor | None, k: int) -> Tensor | None:
+    """An order in which rows with positions that count come first, if few of the first `k` have any.
+
+    `counted`: positions that count in each row, (B,) on the CPU.
+    """
+    some = counted if order is None else counted[order]
+    if bool(some[:k].all()) or not bool(some[k:].any()):
+        return order
+    later = torch.sort((some == 0).long(), stable=True).indices
+    return later if order is None else order[later]
