@@ -306,14 +306,20 @@ class Attached:
         checks.rows_of(forward.batch, logits, None, self.capture.axis)
         wrong = losses.refusal(logits, forward.gradient)
         if wrong is not None:
-            raise ValueError(f"{wrong} (check=False if EBC is wrong in this.)")
+            self._refuse(f"{wrong} (check=False if EBC is wrong in this.)")
+
+    def _refuse(self, message: str) -> None:
+        """Raises ValueError, or warns in a run that is resumed: it has trained like this before."""
+        if not self.clip.given.resumed:
+            raise ValueError(message)
+        warnings.warn(message, checks.EBCWarning, stacklevel=2)
 
     def _suspect_own(self, opened: Opened) -> None:
         """Raises ValueError where the model returns something else in evaluation than in training."""
         if self.look is None or self.look.done or opened.batch is None or opened.batch.reused:
             return
         if losses.are_probabilities(opened.batch.probe.z):
-            raise ValueError(
+            self._refuse(
                 "in evaluation mode, in which EBC measures, the model returns probabilities, and in training "
                 "logits: give logits_of=lambda z: z if model.training else z.log(). (check=False if EBC is "
                 "wrong in this.)"

@@ -27,7 +27,6 @@ class AuditedOptimizer(WrappingOptimizer):
 
     deferred = False  # reads nothing on the host: the bases must then heed `found_inf`, as torch's fused do
     watches_given = False  # whether audits look at the logits given, not only the first step
-    spread = False  # whether the rows that choose c are drawn from the whole batch, anew at each step
     probe_sequences: int | str | None
     audit_every: int
     audit_tokens: int

@@ -29,6 +29,9 @@ class WrappingOptimizer(torch.optim.Optimizer):
         self.peak_lr = float(self.param_groups[0].get("lr", 1.0))
         self.prober: Prober
         self.given: GivenLogits
+        self.spread = (
+            False  # whether the rows that choose c are drawn from the whole batch, anew at each step
+        )
         self.project: Callable[[], None] | None = None
         self.retract: Callable[[], None] | None = None
         self._trained_at: list[Tensor] | None = None  # what is trained, while others are evaluated
@@ -63,6 +66,9 @@ class WrappingOptimizer(torch.optim.Optimizer):
     def own_state_dict(self) -> dict[str, Any]:
         """`state_dict` without the bases' states."""
         state = {"step_index": self.step_index, "peak_lr": self.peak_lr, **self._own_state()}
+        rows = {"whole": self.prober.whole, "spread": self.spread}
+        if any(rows.values()):
+            state["rows"] = rows
         return state if self.given.settled else {**state, "fresh_logits": self.prober.fresh_logits}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -81,6 +87,10 @@ class WrappingOptimizer(torch.optim.Optimizer):
         self.peak_lr = state["peak_lr"]
         if state.get("fresh_logits", False):  # states of before say nothing of it
             self.given.renew()
+        self.given.resumed = self.step_index > 0
+        rows = state.get("rows", {})
+        self.prober.whole = rows.get("whole", self.prober.whole)
+        self.spread = rows.get("spread", self.spread)
         self._load_own_state(state)
 
     def _own_state(self) -> dict[str, Any]:

@@ -255,7 +255,7 @@ def test_rows_that_depend_on_other_rows_are_told_at_an_audit():
 
 
 @pytest.mark.parametrize("budget", ["shadow", "tracked"])
-def test_a_batch_whose_probe_rows_are_padding_takes_the_last_c(budget):
+def test_a_batch_of_padding_takes_the_last_c_and_rows_of_padding_choose_none(budget):
     class Padded(Tokenwise):
         def forward(self, tokens, attention_mask=None):
             return super().forward(tokens)
@@ -268,7 +268,9 @@ def test_a_batch_whose_probe_rows_are_padding_takes_the_last_c(budget):
         tokens = integers(24, 12, seed=seed)
         mask = torch.ones_like(tokens)
         if seed in (3, 4):
-            mask[:12] = 0
+            mask[:] = 0
+        if seed == 5:
+            mask[:12] = 0  # others choose
         if seed == 6:
             mask[12:] = 0
         loss_of(model(tokens, attention_mask=mask), tokens).backward()

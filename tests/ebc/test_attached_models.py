@@ -202,7 +202,7 @@ def test_a_loss_of_each_position_is_no_logits():
         trained(Losses(), loss=lambda model, tokens: model(tokens).mean())
 
 
-def test_positions_that_depend_on_the_longest_row_are_refused_with_their_remedy():
+def test_rows_whose_length_is_that_of_the_longest_are_called_together():
     class Shortened(Tokenwise):
         def forward(self, tokens, lengths):
             return super().forward(F.dropout(tokens[:, : int(lengths.max())].float(), 0.0, True).long())
@@ -214,7 +214,7 @@ def test_positions_that_depend_on_the_longest_row_are_refused_with_their_remedy(
     lengths = torch.tensor([6] * 24 + [12] * 24)
     tokens = integers(48, 12)
     loss_of(model(tokens, lengths), tokens).backward()
-    with pytest.raises(ValueError, match=r"\(12, 6, 11\), and their mask is \(12, 12\).*total_length"):
+    with pytest.warns(EBCWarning, match=r"logits of shape \(12, 6, 11\), which are \(12, 12\) among all"):
         optimizer.step()
 
 
@@ -296,13 +296,15 @@ class Baked(Tokenwise):
         return self.head(x + torch.tanh(self.blocks[0](x)))[:, 1:]
 
 
-def test_a_batch_that_is_baked_in_is_refused_with_its_remedy():
-    model = Baked(48)
-    before = [p.detach().clone() for p in model.parameters()]
-    with pytest.raises(ValueError, match=r"on 21 of the batch's 48 rows.*RuntimeError.*probe_sequences=48"):
-        trained(model)
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
-    seen, _ = trained(Baked(48), probe_sequences=48)
+def test_a_model_of_one_batch_size_is_called_on_whole_batches():
+    with pytest.warns(
+        EBCWarning, match=r"on 21 of the batch's 48 rows.*RuntimeError.*on all 48 rows"
+    ) as told:
+        seen, ebc = trained(Baked(48), audit_every=5)
+    assert len([w for w in told if "all 48 rows" in str(w.message)]) == 1
+    assert held(seen)
+    assert ebc.last.applied_kl is None or ebc.last.audit_tokens == 27 * 12
+    seen, _ = trained(Baked(48), probe_sequences="all")
     assert held(seen)
 
 
@@ -314,13 +316,14 @@ class InPairs(Tokenwise):
         return 5 * x @ self.blocks[0](x).T
 
 
-def test_rows_that_are_classes_are_refused_with_their_remedy():
+def test_rows_that_are_classes_are_called_together():
     def loss(model, tokens):
         return F.cross_entropy(model(tokens), torch.arange(len(tokens)))
 
-    with pytest.raises(ValueError, match=r"the other rows are its classes.*probe_sequences=48"):
-        trained(InPairs(), loss=loss, probe_sequences=12)
-    _, ebc = trained(InPairs(), loss=loss, probe_sequences=48)
+    with pytest.warns(EBCWarning, match=r"gets logits of shape \(12, 12\), which are \(12, 48\) among all"):
+        _, ebc = trained(InPairs(), loss=loss, probe_sequences=12)
+    assert ebc.look.finding is None
+    _, ebc = trained(InPairs(), loss=loss, probe_sequences="all")
     assert ebc.look.finding is None
 
 
@@ -331,10 +334,11 @@ class Mixing(Tokenwise):
         return super().forward(tokens) + 3 * super().forward(tokens).mean(0)
 
 
-def test_rows_that_depend_on_each_other_are_refused_with_their_remedy():
-    with pytest.raises(ValueError, match=r"a row's logits depend on other rows.*probe_sequences=48"):
-        trained(Mixing(), probe_sequences=12)
-    seen, ebc = trained(Mixing(), probe_sequences=48)
+def test_rows_that_depend_on_each_other_are_called_together():
+    with pytest.warns(EBCWarning, match=r"a row's logits depend on other rows.*probe_sequences='all'"):
+        seen, _ = trained(Mixing(), probe_sequences=24)
+    assert held(seen)
+    seen, ebc = trained(Mixing(), probe_sequences="all")
     assert held(seen)
     assert ebc.look.finding is None
 

@@ -140,7 +140,8 @@ TIME_FIRST = "; or, if the batch is time-first, (T, B), say batch_dim=1"
 
 
 def failed(error: BaseException | None) -> str:
-    """An error in a few words."""
+    """An error in a few words; the model's own, where that came while EBC measured."""
+    error = error.__cause__ if isinstance(error, ForwardError) else error
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 

@@ -107,7 +107,7 @@ class Look:
         try:
             yield
         except Exception as error:
-            self.failed = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            self.failed = checks.failed(error)
             message = f"EBC's first steps were not looked at: a forward failed meanwhile ({self.failed})."
             warnings.warn(message, checks.EBCWarning, stacklevel=2)
 
@@ -122,9 +122,11 @@ class Looking:
         self.kept = opened.kept
         self.k = len(batch.probe.z)
         self.size = min(batch.size, 2 * self.k)
-        some = batch.prober.cut(forward.batch, batch.choice.at(0, self.size), batch.size)
-        # where all rows choose c, one may depend on the others, and on their order
-        self.turns = self.k < batch.size
+        self.at = batch.choice.at(0, self.size)
+        whole = batch.prober.whole
+        some = batch.tokens if whole else batch.prober.cut(batch.tokens, self.at, batch.size)
+        # where all rows choose c, or are called together, one may depend on the others, and on their order
+        self.turns = self.k < batch.size and not whole
         self.rows = rows.turned(some, self.size, batch.prober.axis) if self.turns else some
         self.mask = None if forward.mask is None else rows_first(forward.mask)[: self.size]
         try:
@@ -138,8 +140,9 @@ class Looking:
         self.seconds = time.perf_counter() - start
 
     def _logits(self) -> Tensor:
-        z = self.batch.logits(self.rows)
-        return z.flip(0) if self.turns else z
+        if self.turns:
+            return self.batch.logits(self.rows).flip(0)
+        return self.batch.logits(self.rows, self.at)
 
     def after(self, weights: list[Any], alone: bool) -> None:
         """`alone`: whether this forward has made all of the gradient that the weights hold."""

@@ -9,7 +9,7 @@ from support.tokenwise import Tokenwise, integers, loss_of
 from torch import nn
 
 from ebc_lab.ebc import EBCWarning, EllipsotopeClip
-from ebc_lab.ebc.given.checks import cut
+from ebc_lab.ebc.given.rows import cut
 
 
 def wrap(model, **options):
@@ -49,10 +49,13 @@ def test_a_forward_of_another_shape(budget):
     [
         ("this looks like a loss", lambda x, z: (x, loss_of(z, x))),
         ("arguments are step.tokens, logits., in this order", lambda x, z: (z, x)),
-        ("logits have 10 rows, and no tensor of the batch", lambda x, z: (x, z[:10])),
+        (
+            "returned logits of shape .24, 12, 11., and those given have .10, 12, 11.",
+            lambda x, z: (x, z[:10]),
+        ),
         ("differ from the model's own on this batch by a KL", lambda x, z: (x, z.flip(0))),
         ("no logits in a tuple: say where they are", lambda x, z: (x, (z, 1))),
-        ("the batch holds no tensor", lambda x, z: ({"x": None}, z)),
+        ("got an unexpected keyword argument", lambda x, z: ({"x": None}, z)),
         (r"a mask of shape \(24,\) for logits", lambda x, z: (x, z, torch.ones(24))),
     ],
 )
@@ -146,7 +149,7 @@ def test_only_tensors_with_the_batchs_rows_are_cut(budget):
 def test_cutting_keeps_the_kind_of_a_batch():
     Pair = namedtuple("Pair", "x y")
     x = torch.arange(8).reshape(4, 2)
-    found = cut([Pair(x, 3), {"a": (x, torch.tensor(5))}], 1, 3, 4)
+    found = cut([Pair(x, 3), {"a": (x, torch.tensor(5))}], slice(1, 3), 4)
     assert torch.equal(found[0].x, x[1:3])
     assert found[0].y == 3
     assert torch.equal(found[1]["a"][0], x[1:3])

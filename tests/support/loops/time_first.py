@@ -206,7 +206,6 @@ TRANSLATOR = Loop(
     log_p=translator_log_p,
     options={"batch_dim": 1, "mask_of": lambda given: ~given["tgt_padding_mask"].t()},
     target_kl=0.0005,
-    refused="on 6 of the batch's 12 rows, and that failed",
 )
 
 LOOPS = [CHARACTERS, WORDS, TRANSLATOR]

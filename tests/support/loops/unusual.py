@@ -42,9 +42,8 @@ CLASS_TOKEN = Loop(
     batch=images,
     step=class_step,
     log_p=lambda model, batch: log_softmax(model(batch[0])),
-    options={"probe_sequences": 256},
     target_kl=0.0005,
-    refused="probe_sequences=256",
+    warned="all 256 rows",
     quick=True,
 )
 
@@ -75,9 +74,8 @@ BUFFERED_MASK = Loop(
     batch=shifted,
     step=token_step,
     log_p=lambda model, batch: log_softmax(model(batch[0])),
-    options={"probe_sequences": 16},
     target_kl=0.0005,
-    refused="probe_sequences=16",
+    warned="all 16 rows",
 )
 
 
@@ -109,9 +107,8 @@ PLACES = Loop(
     batch=placed,
     step=token_step,
     log_p=lambda model, batch: log_softmax(model(*batch[:-1])),
-    options={"probe_sequences": 16},
     target_kl=0.0005,
-    refused="probe_sequences=16",
+    warned="all 16 rows",
 )
 
 # -- a mask by its place -------------------------------------------------------------------------------------
