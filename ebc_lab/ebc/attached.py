@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .budgets import Need
 from .clip import EllipsotopeClip
-from .flat import Copy
+from .flat import Copy, joint_norm
 from .given import checks, losses
 from .given.arguments import Arguments, MaskOf
 from .given.bases import Optimizers, as_list, state_keeper
@@ -28,12 +29,15 @@ from .given.capture import FIRST, Capture, Forward
 from .given.look import Look
 from .given.rows import RowsOf
 from .given.state import Snapshot
+from .given.watch import Watch
 from .parallel.shards import local, shared_out, unwrapped
 from .proposal import Opened
 from .step import StepInputs, StepStats
 
 KEY = "ebc"  # in an optimizer's state dict
 _MARK = "_ebc_attached"
+BELIEVING = 10  # steps at the start in which a measured KL of 0 is doubted
+SEEN = 1e-5  # of the weights' norm: a larger step changes the last bits of some logit
 
 
 def attach(
@@ -144,6 +148,9 @@ class Attached:
         if rows_of is not None:
             self.clip.prober.cut_by = self.capture.arguments.rows
         self.look = Look() if check and self._measures() else None
+        self._found = False  # whether a model that returns its loss has been seen to return logits
+        self._watcher = Watch()
+        self._believing = BELIEVING if self.look is not None else 0  # steps in which a KL of 0 is looked at
         self._opened: Opened | None = None
         self._waiting: list[Optimizer] = []  # those that have not stepped yet in the step that is open
         self._hidden: list[tuple[nn.Parameter, Tensor | None]] = []
@@ -280,6 +287,8 @@ class Attached:
     def _opened_after(self, forward: Forward, t: int, weights_before: Copy | None) -> Opened:
         self._suspect(forward)
         self.clip.prober.state.start = forward.start
+        if forward.logits is None and not self._found:
+            self._find_logits(forward)
         if self.capture.draws:
             self.clip.given.renew()
         moved = weights_before is not None and self.clip.has_moved(weights_before)
@@ -297,6 +306,37 @@ class Attached:
             # the closure was called at other weights than W
             with weights_before.standing_in(self.clip.weights):
                 return self.clip.open_step(inputs, weights_before)
+
+    def _find_logits(self, forward: Forward) -> None:
+        """Find out without which arguments a model that has returned its loss returns its logits.
+
+        Those that hold no tensor and have a default may be what makes it return a loss (a flag for a fused head).
+        Raises ValueError where neither way gives logits.
+        """
+        arguments, prober = self.capture.arguments, self.clip.prober
+        flags = () if arguments.chosen else arguments.flags(forward.batch)
+        without = {k: v for k, v in forward.batch["kwargs"].items() if k not in flags}
+        errors = []
+        with self.capture.pause(), forward.precision():
+            for batch in (forward.batch, {**forward.batch, "kwargs": without})[: 1 + bool(flags)]:
+                try:
+                    with prober.measuring(), torch.no_grad():
+                        prober.as_trained(batch)
+                except ValueError as error:
+                    errors.append(error)
+                else:
+                    self._found = True
+                    break
+        if not self._found:
+            raise ValueError(
+                f"the model has returned a loss and no logits, and called without {', '.join(arguments.drop)} it "
+                f"returned none either ({checks.failed(errors[0])}): name all arguments that only its loss needs, "
+                f"of {', '.join(forward.batch['kwargs']) or 'its own'} too, in drop=({arguments.drop[0]!r}, …), or "
+                "attach to the module inside it that returns logits."
+            ) from errors[0]
+        if errors:
+            arguments.drop = (*arguments.drop, *flags)
+            forward.batch = batch
 
     def _suspect(self, forward: Forward) -> None:
         """Raises ValueError where a forward's logits are not what EBC takes them for."""
@@ -395,10 +435,48 @@ class Attached:
         self.capture.clear()
         with self.capture.pause():
             self.clip.close_step(opened)
+            self._watch(opened)
             if self.look is not None:
                 self.look.end(self.clip, forwards)
                 self.capture.looking = not self.look.done
         self.clip.prober.state.start = None
+
+    def _watch(self, opened: Opened) -> None:
+        """Say what stops training. Raises ValueError where moved weights change no prediction at all."""
+        clip = self.clip
+        limits = clip.settings.limits(opened.t)
+        due = limits and clip.settings.measure == "every" and clip.budget.need is Need.MEASUREMENT
+        kl = opened.stats.trial_kl
+        self._watcher.see(
+            clip.last_c if limits else 1.0,
+            bad_gradient=opened.void,
+            unmeasured=due and kl is None and clip.budget.measures_kl(opened.t),
+        )
+        if self._believing and kl is not None and opened.kept is not None and not opened.stats.skipped:
+            self._believing -= 1
+            if not kl > 0:
+                self._doubt(opened, opened.kept)
+
+    def _doubt(self, opened: Opened, kept: Copy) -> None:
+        """A KL of 0 was measured: may it be believed?"""
+        assert opened.batch is not None
+        weights = [local(p) for p in self.clip.weights]
+        length = joint_norm(kept.views)
+        moved = float(joint_norm(torch._foreach_sub(weights, kept.views)) / length)
+        if moved < SEEN:
+            return
+        now = opened.batch.moved(opened.batch.probe)
+        with kept.standing_in(self.clip.weights):
+            before = opened.batch.moved(opened.batch.probe)
+        if self.clip.any_process(not torch.equal(now, before)):
+            return
+        kept.restore()
+        self._refuse(
+            f"the weights have moved by {moved:.2g} of their norm, and the model that EBC calls says exactly the "
+            "same: it computes from a copy of the weights (a cache, packed or merged weights, a captured graph), "
+            "or these weights have no part in its logits. Attach to the module whose logits they make. "
+            "(check=False if EBC is wrong in this.)"
+        )
 
     def _abandon(self) -> None:
         """Forget the step that is open."""

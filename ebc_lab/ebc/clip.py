@@ -249,7 +249,7 @@ class EllipsotopeClip(ControlledOptimizer):
         return min(super()._most_differing(), 0.1 * self.settings.target_kl)
 
     def _collapsed(self) -> float:
-        return self._last_c if self.budget.need is Need.MEASUREMENT else 1.0
+        return self.last_c if self.budget.need is Need.MEASUREMENT else 1.0
 
     def _check_given(self, batch: Batch, inputs: StepInputs) -> bool:
         renewed = super()._check_given(batch, inputs)

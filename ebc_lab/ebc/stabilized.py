@@ -120,7 +120,7 @@ class StabilizedOptimizer(AuditedOptimizer):
         self._flags = tuple(torch.tensor(flag, device=device) for flag in (False, True))
         self._layout: Layout | None = None
         self.given = GivenLogits(self.prober, fresh_logits)
-        self._last_c = 1.0  # where the host has read it
+        self.last_c = 1.0  # of the last step, 0 if none was usable; where the host has read it
         self.last: StepStats | None = None
         self.workers = Workers(process_group)
         self._moving = given_bases.moving(self.bases)  # ids of the weights at the last step
@@ -425,7 +425,7 @@ class StabilizedOptimizer(AuditedOptimizer):
             value = float(c)
             if c.device != stats.skipped.device:
                 c = torch.full_like(stats.clip_coefficient, value)
-            self._last_c = value if math.isfinite(value) else 0.0
+            self.last_c = value if math.isfinite(value) else 0.0
             if not math.isfinite(value):
                 self._give_up(stats, proposal)
                 return
