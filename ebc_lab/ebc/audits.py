@@ -91,8 +91,8 @@ class AuditedOptimizer(WrappingOptimizer):
 
     def _few(self, inputs: StepInputs, logits: Tensor | None, size: int) -> int:
         """How many rows choose c where all positions count."""
-        if isinstance(self.probe_sequences, int):
-            return self.probe_sequences
+        if self.probe_sequences is not None:
+            return size if self.probe_sequences == "all" else int(self.probe_sequences)
         like = logits[..., 0] if logits is not None else inputs.mask
         if like is None:  # neither is given: tokens are one for each position, most of the time
             like = next(t for t in checks.tensors_in(inputs.tokens) if t.ndim > self.prober.axis)
@@ -101,15 +101,13 @@ class AuditedOptimizer(WrappingOptimizer):
 
     def _enough(self, counted: Tensor, order: Tensor | None) -> int:
         """How many rows choose c, of rows with `counted` positions each, (B,) on the CPU."""
-        if isinstance(self.probe_sequences, int):
-            return self.probe_sequences
+        if self.probe_sequences is not None:
+            return len(counted) if self.probe_sequences == "all" else int(self.probe_sequences)
         tokens = (counted if order is None else counted[order]).cumsum(0)
-        return self._at_most(1 + int((tokens < checks.ENOUGH_TOKENS).sum()), len(counted))
+        return self._at_most(1 + int((tokens < checks.ENOUGH_TOKENS).sum()), max(1, int((counted > 0).sum())))
 
     def _at_most(self, k: int, size: int) -> int:
-        """`k` rows, two at least and as many as leave a quarter of the batch for audits."""
-        if self.probe_sequences == "all":
-            return size
+        """`k` rows, two at least and as many as leave a quarter of `size`, those that count, for audits."""
         most = size - max(1, size // 4) if self.audit_every and size > 1 else size
         return min(max(k, 2), most)
 

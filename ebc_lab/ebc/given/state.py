@@ -34,7 +34,7 @@ class Snapshot:
     """The state of some modules at one moment."""
 
     spaces: list[tuple[nn.Module, MutableMapping[str, Any], dict[str, Any]]] = field(default_factory=list)
-    containers: list[tuple[Any, Any]] = field(default_factory=list)  # each, and a shallow copy
+    containers: list[tuple[Place, Any, Any]] = field(default_factory=list)  # each, and a shallow copy
     tensors: list[tuple[Place, Tensor, Tensor]] = field(default_factory=list)  # each, and its values
     closely: bool = False
 
@@ -132,7 +132,7 @@ class ModelState:
                 snapshot.add(place, value)
         elif type(value) in CONTAINERS and len(value) <= MANY and depth < 2:
             if not isinstance(value, tuple):
-                snapshot.containers.append((value, value.copy()))
+                snapshot.containers.append((place, value, value.copy()))
             for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
                 self._copy(snapshot, (place[0], (place[1], key)), entry, depth + 1)
 
@@ -149,8 +149,9 @@ class ModelState:
                 del space[name]
             for name in moved:
                 space[name] = entries[name]
-        for container, copy in snapshot.containers:
-            _refill(container, copy)
+        for place, container, copy in snapshot.containers:
+            if _refilled(container, copy):
+                self._changing[place[0]] = None
         for place, tensor, values in snapshot.tensors:
             if place in self._moving or not torch.equal(tensor, values):
                 tensor.copy_(values)
@@ -158,13 +159,14 @@ class ModelState:
                 self._changing[place[0]] = None
 
 
-def _refill(container: Any, copy: Any) -> None:
-    """Give a list, dict, set or deque the entries of its copy again, if they are others now."""
+def _refilled(container: Any, copy: Any) -> bool:
+    """Whether a list, dict, set or deque had other entries than its copy, which it is given again."""
     entries, before = ((list(c.items()) if isinstance(c, dict) else list(c)) for c in (container, copy))
     if len(entries) == len(before) and all(map(_alike, entries, before)):
-        return
+        return False
     container.clear()
     (container.extend if isinstance(container, list | deque) else container.update)(copy)
+    return True
 
 
 def _alike(a: Any, b: Any) -> bool:

@@ -1,0 +1,156 @@
+"""Which rows of a batch choose c, and batches that cannot be cut by their tensors."""
+
+import warnings
+
+import pytest
+import torch
+from support.tokenwise import Tokenwise, integers, loss_of
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from ebc_lab.ebc import EBCWarning, attach, mean_kl
+
+TARGET = 1e-3
+
+
+@torch.no_grad()
+def said(model, *given):
+    return model(*given)
+
+
+class Labelled(Tokenwise):
+    def forward(self, ids, labels=None):
+        return super().forward(ids)
+
+
+@pytest.mark.parametrize("rows", [None, 12])
+def test_rows_that_count_are_chosen_from_the_whole_batch(rows):
+    """Unlabelled rows come first, after a start without any."""
+    model = Labelled()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    counts = {"mask_of": lambda given: given["labels"] != -100}
+    ebc = attach(model, optimizer, target_kl=TARGET, probe_sequences=rows, audit_every=4, **counts)
+    audited = 0
+    for step in range(16):
+        ids = integers(48, 12, seed=step)
+        labels = ids.clone()
+        if step > 3:
+            labels[:30] = -100
+        cross_entropy(model(ids, labels=labels).flatten(0, 1), labels.flatten()).backward()
+        others = integers(48, 12, seed=1000 + step)
+        before = said(model, others)
+        optimizer.step()
+        optimizer.zero_grad()
+        audited += ebc.last.audit_tokens if step > 3 else 0
+        if step > 3:
+            assert ebc.last.clip_coefficient < 1
+            assert 0.6 < mean_kl(before, said(model, others)) / TARGET < 1.5
+    assert audited > 0
+
+
+class Graphs(nn.Module):
+    """Nodes lie behind one another, edges point at them: no tensor has a row for each graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, data):
+        h = self.first(data["x"])
+        h = h.index_add(0, data["edges"][1], h[data["edges"][0]]).tanh()
+        return self.last(torch.zeros(data["graphs"], 16).index_add(0, data["of"], h))
+
+
+def graphs(seed, count=300):
+    g = torch.Generator().manual_seed(seed)
+    of = torch.arange(count).repeat_interleave(torch.randint(3, 6, (count,), generator=g))
+    edges = torch.randint(len(of), (2, 4000), generator=g)
+    data = {"x": torch.randn(len(of), 8, generator=g), "edges": edges[:, of[edges[0]] == of[edges[1]]]}
+    return {**data, "of": of, "graphs": count}, torch.arange(count) % 4
+
+
+def some_graphs(given, rows):
+    data = given["data"]
+    place = torch.full((data["graphs"],), -1)
+    place[rows] = torch.arange(len(rows))
+    nodes = (place[data["of"]] >= 0).nonzero()[:, 0]
+    nodes = nodes[place[data["of"][nodes]].argsort(stable=True)]
+    number = torch.full((len(data["of"]),), -1)
+    number[nodes] = torch.arange(len(nodes))
+    edges = number[data["edges"]]
+    edges = edges[:, edges[0] >= 0]
+    cut = {"x": data["x"][nodes], "edges": edges, "of": place[data["of"][nodes]], "graphs": len(rows)}
+    return {"data": cut}
+
+
+class Box:
+    """What EBC cannot look into, as PyG's Data."""
+
+    def __init__(self, data):
+        self.data = data
+
+
+@pytest.mark.parametrize("how", ["whole", "cut", "opaque"])
+def test_batches_that_no_tensor_gives_the_rows_of(how):
+    class Boxed(Graphs):
+        def forward(self, data):
+            return super().forward(data.data if isinstance(data, Box) else data)
+
+    torch.manual_seed(0)
+    model = Boxed()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", EBCWarning)
+        ebc = attach(
+            model, optimizer, target_kl=TARGET, audit_every=4, rows_of=some_graphs if how == "cut" else None
+        )
+        ratios = []
+        for step in range(14):
+            data, labels = graphs(step)
+            others, _ = graphs(1000 + step)
+            before = said(model, others)
+            cross_entropy(model(Box(data) if how == "opaque" else data), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            ratios.append(float(mean_kl(before, said(model, others))) / TARGET)
+    sentences = [str(w.message) for w in told if issubclass(w.category, EBCWarning)]
+    assert len(sentences) == (0 if how == "cut" else 1), sentences
+    assert all("rows_of=lambda given, rows" in sentence for sentence in sentences)
+    assert 0.7 < sorted(ratios[4:])[5] < 1.3
+    assert ebc.clip.chosen_by == (225, 225)
+
+
+def test_a_part_that_cannot_be_called_in_the_middle_of_a_run():
+    """Pictures lie behind one another; from the fourth step on a row has two of them and another none."""
+
+    class Sees(Tokenwise):
+        def forward(self, ids, pictures):
+            if len(pictures) != int((ids == 0).sum()):
+                raise ValueError("pictures for other places")
+            return super().forward(ids).masked_scatter((ids == 0)[..., None], pictures)
+
+    def trained(steps, state=None):
+        model = Sees()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+        attach(model, optimizer, target_kl=TARGET)
+        start = 0
+        if state is not None:
+            model.load_state_dict(state[0])
+            optimizer.load_state_dict(state[1])
+            start = state[2]
+        for step in range(start, steps):
+            ids = integers(48, 12, seed=step) % 10 + 1
+            ids[:, 0] = 0
+            if step in (4, 5):
+                ids[0, 0], ids[40, 1] = 1, 0
+            loss_of(model(ids, torch.zeros(48, 11)), ids).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return model.state_dict(), optimizer.state_dict(), steps
+
+    with pytest.warns(EBCWarning, match="pictures for other places") as told:
+        whole = trained(9)
+        state = trained(6)
+    assert len([w for w in told if "pictures" in str(w.message)]) == 2
+    resumed = trained(9, state)
+    assert all(torch.equal(p, q) for p, q in zip(whole[0].values(), resumed[0].values(), strict=True))
