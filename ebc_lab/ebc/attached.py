@@ -24,7 +24,7 @@ from .clip import EllipsotopeClip
 from .flat import Copy, Shortened, all_finite, joint_norm
 from .given import checks, losses
 from .given.arguments import Arguments, MaskOf
-from .given.bases import Optimizers, as_list, parameters_of, state_keeper, version
+from .given.bases import Optimizers, as_list, parameters_of, state_keeper
 from .given.capture import FIRST, Capture, Forward
 from .given.look import Look
 from .parallel.shards import local, shared_out, unwrapped
@@ -134,9 +134,7 @@ class Attached:
         self._waiting: list[Optimizer] = []  # those that have not stepped yet in the step that is open
         self._void: list[Optimizer] = []  # those of them whose gradients are not finite
         self._late: list[Optimizer] = []  # those that were void when the last step ended without them
-        self._found: dict[Optimizer, list[Any]] = {}  # the state of their gradients when the step began
-        self._norms: list[Tensor] = []  # of the gradients that they have stepped with
-        self._changed = False  # whether some are other ones
+        self._norms: list[Tensor] = []  # of the gradients that several optimizers have stepped with
         self._shortened: Shortened | None = None  # the weights between two optimizers' steps
         self._c: float | None = None  # of the last step, which they are shortened by
         self._hidden: list[tuple[nn.Parameter, Tensor | None]] = []
@@ -297,7 +295,6 @@ class Attached:
         """The gradients that one of several optimizers steps with: a GradScaler unscales each by itself."""
         self.clip.gradients.see_again(optimizer)
         self._norms.append(self.clip.arithmetic.norm(_gradients(optimizer)))
-        self._changed = self._changed or self._found[optimizer] != _state_of(optimizer)
 
     def _open(self) -> None:
         """The first half of the step, with the gradients at hand."""
@@ -309,8 +306,6 @@ class Attached:
             raise ValueError(self._unseen())
         t = self.clip.begin_step()
         self._norms = []
-        self._changed = False
-        self._found = {o: _state_of(o) for o in self.optimizers} if len(self.optimizers) > 1 else {}
         if forward is None:
             self._opened = self._opened_by(StepInputs(t), self._before)
         else:
@@ -474,9 +469,8 @@ class Attached:
         self._show_gradients()
         if opened is None:
             return
-        if self._changed:  # they were unscaled, or clipped, since the step began
-            norm = torch.linalg.vector_norm(torch.stack([n.double() for n in self._norms]))
-            opened.stats.grad_norm = self.clip.workers.joined_norm(norm).to(opened.stats.grad_norm.dtype)
+        if len(self._norms) + len(self._void) == len(self.optimizers) > 1 and not opened.void:
+            opened.stats.grad_norm = self._norm_now(opened.stats.grad_norm)
         forwards = self.capture.used
         gradients = self.clip.gradients.of(self.clip.weights) if self.clip.gradients.asked else []
         self.capture.clear()
@@ -487,6 +481,14 @@ class Attached:
             if self.look is not None:
                 self.look.end(self.clip, forwards, gradients)
                 self.capture.looking = self.clip.gradients.asked = not self.look.done
+
+    def _norm_now(self, norm: Tensor) -> Tensor:
+        """That of the gradients the optimizers have stepped with, if they were unscaled or clipped since the
+        step began, when it was `norm`; which is the same up to rounding otherwise."""
+        norms = torch.stack([n.to(norm.device, torch.float64) for n in self._norms])
+        now = self.clip.workers.joined_norm(torch.linalg.vector_norm(norms))
+        same = (now - norm).abs() <= 1e-4 * norm
+        return torch.where(same, norm, now.to(norm.dtype))
 
     def _abandon(self) -> None:
         """Forget the step that is open."""
@@ -541,11 +543,6 @@ def _is_in(optimizers: Iterable[Optimizer], optimizer: Optimizer) -> bool:
 
 def _gradients(optimizer: Optimizer) -> list[Tensor]:
     return [local(p.grad) for p in parameters_of([optimizer]) if p.grad is not None]
-
-
-def _state_of(optimizer: Optimizer) -> list[Any]:
-    """What changes when its gradients do."""
-    return [(id(g), version(g)) for g in _gradients(optimizer)]
 
 
 def _step_of(optimizer: Optimizer) -> FrameType | None:

@@ -87,6 +87,8 @@ def _known_copies(optimizer: torch.optim.Optimizer) -> tuple[str, ...] | None:
             return ("x", "y", "z") if cls.__name__.endswith("Reference") else ("z",)
         if library == "pytorch_optimizer" and cls.__name__.startswith("ScheduleFree"):
             return ("z",)
+        if library == "pytorch_optimizer" and cls.__name__ == "SPlus":  # evaluates an average of the weights
+            return ()
         if library == "heavyball" and cls.__name__ in ("ScheduleFree", "MSAM"):
             return (optimizer._find_val_name("z"),)  # type: ignore[attr-defined]
     return None
@@ -237,7 +239,7 @@ class Gradients:
         for p in parameters_of([optimizer]):
             g = None if p.grad is None else local(p.grad)
             copy = g.clone() if g is not None and copies else None
-            self._found[id(p)] = (id(optimizer), g, version(g), copy)
+            self._found[id(p)] = (id(optimizer), g, _version(g), copy)
 
     def see_again(self, optimizer: torch.optim.Optimizer) -> None:
         """As it finds them now, if its step is one at which they were seen."""
@@ -255,7 +257,7 @@ class Gradients:
         if id(p) not in self._found:
             return None if p.grad is None else local(p.grad)
         optimizer, g, seen, copy = self._found[id(p)]
-        if g is None or (version(g) == seen and (copy is None or torch.equal(g, copy))):
+        if g is None or (_version(g) == seen and (copy is None or torch.equal(g, copy))):
             return g
         self._writing.add(optimizer)
         return torch.full_like(g, torch.nan) if copy is None else copy
@@ -266,6 +268,5 @@ class Gradients:
         self._found = {}
 
 
-def version(t: Tensor | None) -> int:
-    """A number that changes when the tensor is written to."""
+def _version(t: Tensor | None) -> int:
     return 0 if t is None or t.is_inference() else t._version
