@@ -8,11 +8,12 @@ and ends with the last.
 
 from __future__ import annotations
 
+import copy
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from types import FrameType
+from types import FrameType, MethodType
 from typing import Any
 
 import torch
@@ -21,10 +22,10 @@ from torch.optim import Optimizer
 
 from .budgets import Need
 from .clip import EllipsotopeClip
-from .flat import Copy, joint_norm
+from .flat import Copy, Shortened, all_finite, joint_norm
 from .given import checks, losses
 from .given.arguments import Arguments, MaskOf
-from .given.bases import Optimizers, as_list, state_keeper
+from .given.bases import Optimizers, as_list, parameters_of, state_keeper
 from .given.capture import FIRST, Capture, Forward
 from .given.look import Look
 from .given.rows import RowsOf
@@ -35,6 +36,7 @@ from .proposal import Opened
 from .step import StepInputs, StepStats
 
 KEY = "ebc"  # in an optimizer's state dict
+FIRST_C = 0.1  # taken for c between the steps of several optimizers, where nothing is known of it yet
 _MARK = "_ebc_attached"
 BELIEVING = 10  # steps at the start in which a measured KL of 0 is doubted
 SEEN = 1e-5  # of the weights' norm: a larger step changes the last bits of some logit
@@ -151,13 +153,20 @@ class Attached:
         self._found = False  # whether a model that returns its loss has been seen to return logits
         self._watcher = Watch()
         self._believing = BELIEVING if self.look is not None else 0  # steps in which a KL of 0 is looked at
+        self.clip.gradients.asked = self.look is not None
         self._opened: Opened | None = None
         self._waiting: list[Optimizer] = []  # those that have not stepped yet in the step that is open
+        self._void: list[Optimizer] = []  # those of them whose gradients are not finite
+        self._late: list[Optimizer] = []  # those that were void when the last step ended without them
+        self._norms: list[Tensor] = []  # of the gradients that several optimizers have stepped with
+        self._shortened: Shortened | None = None  # the weights between two optimizers' steps
+        self._c: float | None = None  # of the last step, which they are shortened by
         self._hidden: list[tuple[nn.Parameter, Tensor | None]] = []
         self._before: Copy | None = None  # W, in a step whose closure has not been called yet
         self._passing = False  # whether the step that is open is let through as it is
         self._inside: Optimizer | None = None  # the one whose step is running
         self._call: FrameType | None = None  # that step
+        self._told_of_moves = False
         self._nested = 0  # calls of it inside: a subclass's step calls its parent's, which has the hooks too
         self._handles = [handle for o in self.optimizers for handle in self._hooks(o)]
 
@@ -169,9 +178,29 @@ class Attached:
             optimizer.register_step_post_hook(eager(self._post)),
         ]
         if optimizer is self.optimizers[0]:
-            handles.append(self._keeper.register_state_dict_post_hook(self._save))
-            handles.append(self._keeper.register_load_state_dict_pre_hook(self._load))
+            handles += self._state_hooks(self._keeper)
         return handles
+
+    def _state_hooks(self, keeper: Optimizer) -> list[Any]:
+        """Have EBC's state saved and loaded with the keeper's, by methods of its own too: they may not call
+        torch's, which have the hooks."""
+        names = "state_dict", "load_state_dict"
+        if all(getattr(getattr(keeper, n), "__func__", None) is getattr(Optimizer, n) for n in names):
+            return [
+                keeper.register_state_dict_post_hook(self._save),
+                keeper.register_load_state_dict_pre_hook(self._load),
+            ]
+
+        def state_dict(call: Callable[..., Any], *given: Any, **named: Any) -> Any:
+            self._finish()
+            return self._save(keeper, call(*given, **named))
+
+        def load_state_dict(call: Callable[..., Any], *given: Any, **named: Any) -> Any:
+            if given:
+                return call(self._load(keeper, given[0]), *given[1:], **named)
+            return call(**{**named, "state_dict": self._load(keeper, named["state_dict"])})
+
+        return [Replaced(keeper, *pair) for pair in zip(names, (state_dict, load_state_dict), strict=True)]
 
     def __repr__(self) -> str:
         return f"Attached({self.clip!r})"
@@ -199,14 +228,18 @@ class Attached:
     def state_dict(self) -> dict[str, Any]:
         """What EBC itself carries from step to step, without the optimizers' states."""
         self._finish()
-        return self.clip.own_state_dict()
+        state = self.clip.own_state_dict()
+        return state if self._c is None else {**state, "last_c": self._c}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._abandon()  # else W of before would be taken for where the loaded weights came from
         self.clip.load_own_state_dict(state)
+        self._c = state.get("last_c")
 
     def _save(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        return {**state, KEY: self.state_dict()}
+        saved = copy.copy(state)  # of whatever class an optimizer's own method makes it
+        saved[KEY] = self.state_dict()
+        return saved
 
     def _load(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         rest = dict(state)
@@ -232,14 +265,20 @@ class Attached:
             return None
         if self._inside is not None:  # that step has failed, and nobody knows how far it came
             self._abandon()
-        if not any(o is optimizer for o in self._waiting):
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        late = _is_in(self._late, optimizer) and closure is None and self._is_bad(optimizer)
+        if not _is_in(self._waiting, optimizer) and not late:
             self._finish()  # it steps again: the others have not, this time
             self._waiting = list(self.optimizers)
+            self._late = []
             self._passing = False
+        self._lengthen()
         self._inside = optimizer
         self._call = call
         _unscale(optimizer)
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if late:
+            self._hide(optimizer)
+            return None
         if closure is None:
             self._begin()
             return None
@@ -262,13 +301,24 @@ class Attached:
         """What comes before an optimizer moves its weights, the step's first one or a later one."""
         if self._opened is None and not self._passing:
             self._open()
-        if self._opened is not None and self._opened.void:
-            # Of the optimizer whose step is running: it leaves a weight without one, and its state, alone
-            assert self._inside is not None
-            weights = [p for group in self._inside.param_groups for p in group["params"]]
-            self._hidden = [(p, p.grad) for p in weights]
-            for p in weights:
-                p.grad = None
+        optimizer = self._inside
+        if self._opened is None or optimizer is None:
+            return
+        if _is_in(self._void, optimizer):
+            self._hide(optimizer)
+        elif len(self.optimizers) > 1:
+            self._see(optimizer)
+
+    def _hide(self, optimizer: Optimizer) -> None:
+        """Its gradients, while it steps: it leaves a weight without one, and its state, alone."""
+        self._hidden += [(p, p.grad) for p in parameters_of([optimizer])]
+        for p in parameters_of([optimizer]):
+            p.grad = None
+
+    def _see(self, optimizer: Optimizer) -> None:
+        """The gradients that one of several optimizers steps with: a GradScaler unscales each by itself."""
+        self.clip.gradients.see_again(optimizer)
+        self._norms.append(self.clip.arithmetic.norm(_gradients(optimizer)))
 
     def _open(self) -> None:
         """The first half of the step, with the gradients at hand."""
@@ -279,10 +329,32 @@ class Attached:
         if forward is None and self._measures():
             raise ValueError(self._unseen())
         t = self.clip.begin_step()
+        self._norms = []
         if forward is None:
-            self._opened = self.clip.open_step(StepInputs(t), self._before)
+            self._opened = self._opened_by(StepInputs(t), self._before)
         else:
             self._opened = self._opened_after(forward, t, self._before)
+
+    def _opened_by(self, inputs: StepInputs, weights_before: Copy | None) -> Opened:
+        """The step opened; those of several optimizers whose gradients are not finite have no part in it."""
+        opened = self.clip.open_step(inputs, weights_before)
+        self._void = list(self._waiting) if opened.void else []
+        if not opened.void or len(self._waiting) == 1:
+            return opened
+        bad = [o for o in self._waiting if self.clip.any_process(self._is_bad(o))]
+        if all(_is_in(bad, o) or not _gradients(o) for o in self._waiting):
+            return opened
+        self._void = bad
+        try:
+            for o in bad:
+                self._hide(o)
+            return self.clip.open_step(inputs, weights_before)
+        finally:
+            self._show_gradients()
+
+    def _is_bad(self, optimizer: Optimizer) -> bool:
+        gradients = _gradients(optimizer)
+        return not all_finite(gradients, joint_norm(gradients))
 
     def _opened_after(self, forward: Forward, t: int, weights_before: Copy | None) -> Opened:
         self._suspect(forward)
@@ -298,14 +370,14 @@ class Attached:
         )
         with self.capture.pause(), forward.precision():
             if not moved or weights_before is None:
-                opened = self.clip.open_step(inputs, weights_before)
+                opened = self._opened_by(inputs, weights_before)
                 self._suspect_own(opened)
                 if self.look is not None and not stale:
                     self.look.begin(opened, forward, self.capture.rows_first)
                 return opened
             # the closure was called at other weights than W
             with weights_before.standing_in(self.clip.weights):
-                return self.clip.open_step(inputs, weights_before)
+                return self._opened_by(inputs, weights_before)
 
     def _find_logits(self, forward: Forward) -> None:
         """Find out without which arguments a model that has returned its loss returns its logits.
@@ -410,18 +482,49 @@ class Attached:
         self._call = None
         self._show_gradients()
         self._waiting = [o for o in self._waiting if o is not optimizer]
-        if not self._waiting:
+        if all(_is_in(self._void, o) for o in self._waiting):
+            late = self._late or self._waiting
             self._finish()
+            self._late = [o for o in late if o is not optimizer]
+        else:
+            self._shorten()
+
+    def _shorten(self) -> None:
+        """Between two optimizers' steps c is not known: leave the weights where the last one puts them."""
+        opened = self._opened
+        if opened is None or opened.void or not self._limits(opened):
+            return
+        c = float(getattr(self.clip.budget, "trial", FIRST_C)) if self._c is None else self._c
+        if c < 1:
+            self._shortened = self.clip.shorten(opened, c)
+
+    def _limits(self, opened: Opened) -> bool:
+        return self.clip.keeps_old and self.clip.settings.in_force(opened.t)
+
+    def _lengthen(self) -> None:
+        shortened, self._shortened = self._shortened, None
+        if shortened is None or self.clip.lengthen(shortened) or self._told_of_moves:
+            return
+        self._told_of_moves = True
+        warnings.warn(
+            "weights were moved between the steps of two optimizers that EBC limits together. There they are "
+            "where the last c puts them, the step ends from where they were moved to, and what moved them is "
+            "limited with it: move them after the last of the optimizers has stepped.",
+            checks.EBCWarning,
+            stacklevel=2,
+        )
 
     def _forward_begins(self) -> Snapshot | None:
         if self._inside is None:  # else it is a closure's
             self._finish()
+            self._late = []
         return self.clip.prober.state.remember() if self._measures() else None
 
     @torch.no_grad()
     def _finish(self) -> None:
         """The second half of the step that is open, if one is: after the last optimizer's step, and at the
         latest before the weights are used."""
+        self._lengthen()
         opened, self._opened = self._opened, None
         self._inside = None
         self._call = None
@@ -431,14 +534,19 @@ class Attached:
         self._show_gradients()
         if opened is None:
             return
+        if len(self._norms) + len(self._void) == len(self.optimizers) > 1 and not opened.void:
+            opened.stats.grad_norm = self._norm_now(opened.stats.grad_norm)
         forwards = self.capture.used
+        gradients = self.clip.gradients.of(self.clip.weights) if self.clip.gradients.asked else []
         self.capture.clear()
         with self.capture.pause():
-            self.clip.close_step(opened)
+            stats = self.clip.close_step(opened)
             self._watch(opened)
+            if len(self.optimizers) > 1 and self._limits(opened) and not stats.skipped:
+                self._c = float(stats.clip_coefficient)
             if self.look is not None:
-                self.look.end(self.clip, forwards)
-                self.capture.looking = not self.look.done
+                self.look.end(self.clip, forwards, gradients)
+                self.capture.looking = self.clip.gradients.asked = not self.look.done
         self.clip.prober.state.start = None
 
     def _watch(self, opened: Opened) -> None:
@@ -478,9 +586,19 @@ class Attached:
             "(check=False if EBC is wrong in this.)"
         )
 
+    def _norm_now(self, norm: Tensor) -> Tensor:
+        """That of the gradients the optimizers have stepped with, if they were unscaled or clipped since the
+        step began, when it was `norm`; which is the same up to rounding otherwise."""
+        norms = torch.stack([n.to(norm.device, torch.float64) for n in self._norms])
+        now = self.clip.workers.joined_norm(torch.linalg.vector_norm(norms))
+        same = (now - norm).abs() <= 1e-4 * norm
+        return torch.where(same, norm, now.to(norm.dtype))
+
     def _abandon(self) -> None:
         """Forget the step that is open."""
-        self._opened = None
+        self._opened = self._shortened = None
+        self._late = []
+        self.clip.gradients.forget()
         if self.look is not None:
             self.look.forget()
         self._hidden = []
@@ -490,6 +608,45 @@ class Attached:
         for p, gradient in self._hidden:
             p.grad = gradient
         self._hidden = []
+
+
+class Replaced:
+    """A method of an optimizer in whose place `act(method, …)` is called, until `remove`.
+
+    It is bound to that one: a copy of the optimizer, or one that was pickled, has its class's own.
+    """
+
+    def __init__(self, optimizer: Optimizer, name: str, act: Callable[..., Any]):
+        self.before = vars(optimizer).get(name)
+        method = getattr(optimizer, name)
+
+        def called(holder: Optimizer, *given: Any, **named: Any) -> Any:
+            if holder is optimizer:
+                return act(method, *given, **named)
+            return getattr(type(holder), name)(holder, *given, **named)
+
+        called.__name__ = name  # by which a bound method is pickled
+        self.optimizer = optimizer
+        self.method = MethodType(called, optimizer)
+        setattr(optimizer, name, self.method)
+
+    def remove(self) -> None:
+        held = vars(self.optimizer)
+        name = self.method.__name__
+        if held.get(name) is not self.method:  # somebody else has replaced it since
+            return
+        if self.before is None:
+            del held[name]
+        else:
+            held[name] = self.before
+
+
+def _is_in(optimizers: Iterable[Optimizer], optimizer: Optimizer) -> bool:
+    return any(o is optimizer for o in optimizers)
+
+
+def _gradients(optimizer: Optimizer) -> list[Tensor]:
+    return [local(p.grad) for p in parameters_of([optimizer]) if p.grad is not None]
 
 
 def _step_of(optimizer: Optimizer) -> FrameType | None:

@@ -14,7 +14,6 @@ from torch import Tensor
 from .given import checks
 from .given.rows import Choice, counted_first
 from .options import CURVE_SCALES
-from .parallel.shards import local
 from .parallel.workers import Workers
 from .probe import Batch, Rows
 from .proposal import Proposal
@@ -169,8 +168,8 @@ class AuditedOptimizer(WrappingOptimizer):
 
     def _slope(self, proposal: Proposal) -> Tensor:
         """<gradient, dW>, 0-dim float64."""
-        triples = zip(self.weights, proposal.old, proposal.layout.weights, strict=True)
-        moved = [(local(p.grad), w, new) for p, w, new in triples if p.grad is not None]
+        triples = zip(proposal.gradients, proposal.old, proposal.layout.weights, strict=True)
+        moved = [(g, w, new) for g, w, new in triples if g is not None]
         if not moved:
             return torch.zeros_like(proposal.sound, dtype=torch.float64)
         gradients, old, new = zip(*moved, strict=True)

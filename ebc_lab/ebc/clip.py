@@ -23,7 +23,7 @@ from .budgets.schedules import schedule_multiplier
 from .budgets.surrogate import clip_coefficient
 from .controller import ControlledOptimizer
 from .given import checks
-from .given.bases import Optimizers
+from .given.bases import Optimizers, tell_of_copies
 from .options import BUDGETS as NAMES
 from .options import RULED, check_option
 from .probe import Batch
@@ -74,6 +74,8 @@ class EllipsotopeClip(ControlledOptimizer):
         super().__init__(model, optimizers, **options)
         self.radius = self._make_radius()
         self.keeps_old = s.active or self.radius is not None
+        if self.keeps_old:
+            tell_of_copies(self.bases)
         self.sensitivities = self._make_sensitivities()
         self._weights_changed()
         self.controller = self._make_controller().to(self.weights[0].device)
@@ -180,6 +182,9 @@ class EllipsotopeClip(ControlledOptimizer):
 
     def _measures(self, t: int) -> bool:
         return self.settings.limits(t)
+
+    def _reads_gradients(self) -> bool:
+        return self.budget.reads_gradients
 
     def _prepare(self, t: int) -> None:
         super()._prepare(t)

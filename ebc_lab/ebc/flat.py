@@ -80,6 +80,11 @@ def _joined(weights: Sequence[Tensor], where: Sequence[tuple[int, int]], run: Se
     return first.as_strided((end - start,), (1,), start)
 
 
+def real(t: Tensor) -> Tensor:
+    """The tensor itself, or the real and imaginary parts of a complex one."""
+    return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
+
+
 def joint_norm(tensors: Sequence[Tensor]) -> Tensor:
     """L2 norm of all elements of the tensors together, 0-dim; 0 without any.
 
@@ -149,6 +154,34 @@ class Copy:
         finally:
             for p, data in zip(weights, self.own, strict=True):
                 p.data = data
+
+
+class Shortened:
+    """Weights that are left at W + c·dW for a while; `before` holds W.
+
+    The layout's copy for trial weights holds W + dW meanwhile.
+    """
+
+    def __init__(self, layout: Layout, before: Copy, c: float):
+        self.layout = layout
+        self.before = before
+        self.c = c
+        layout.trial.store()
+        for i in layout.moving:
+            layout.parts[i].copy_(self._part(i))
+
+    def _part(self, i: int) -> Tensor:
+        return torch.lerp(self.before.parts[i], self.layout.trial.parts[i], self.c)
+
+    def undo(self, weights: Sequence[Tensor]) -> bool:
+        """Put W + dW back. If somebody has moved the weights meanwhile, leave them and return False."""
+        layout = self.layout
+        if not layout.holds(weights):
+            return False
+        if not all(torch.equal(layout.parts[i], self._part(i)) for i in layout.moving):
+            return False
+        layout.trial.restore()
+        return True
 
 
 class Layout:

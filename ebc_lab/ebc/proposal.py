@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .flat import Copy, Layout
+from .flat import Copy, Layout, real
 from .parallel.shards import local
 from .parallel.workers import Workers
 from .probe import LOW_PRECISION, Batch, Rows
@@ -20,14 +20,24 @@ class StateCopy(NamedTuple):
     """A copy of a weight in a base's state (Schedule-Free has one), and its value before the step."""
 
     weight: int  # index of the weight
-    state: dict[str, Any]
+    state: dict[Any, Any]
     key: str
     old: Tensor
 
-    def scale(self, c: Tensor | float) -> None:
-        """Scale its change by c in [0, 1]."""
-        new = local(self.state[self.key])
-        new.copy_(torch.lerp(self.old, new, c))
+    def scale(self, c: Tensor) -> None:
+        """Scale its change by c in [0, 1], 0-dim, if the base keeps one of this weight at all."""
+        new = kept_in(self.state, self.key)
+        if new is not None:
+            part = local(new)
+            part.copy_(torch.lerp(self.old.to(part.dtype), part, c.to(part.dtype)))
+
+
+def kept_in(state: dict[Any, Any], key: str) -> Tensor | None:
+    """What a weight's state holds under `key`, itself or a dict in it, as heavyball has one for each part of
+    a weight."""
+    inner = (value for value in state.values() if isinstance(value, dict) and key in value)
+    found: Tensor | None = state.get(key, next(inner, {}).get(key))
+    return found
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,7 @@ class Proposal:
     names: Sequence[str]
     weights: Sequence[nn.Parameter]  # at W + dW
     scaled: Sequence[int]  # indices of the weights that c scales
+    gradients: Sequence[Tensor | None]  # of the weights, at W
     retract: Callable[[], None] | None  # puts the weights back on their manifold
     audited: bool
 
@@ -107,7 +118,7 @@ class Proposal:
         total: Tensor = torch.linalg.vector_norm(torch.stack(lengths).double())
         return self.workers.joined_norm(total)
 
-    def fall_and_norm(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+    def fall_and_norm(self) -> tuple[Tensor, Tensor]:
         """-<g, dW> with the weights' gradients g, and ||dW||, of what c scales; 0-dim float64.
 
         The copy for trial weights is overwritten: it holds dW meanwhile.
@@ -119,12 +130,12 @@ class Proposal:
             torch.sub(layout.parts[i], self.before.parts[i], out=part)
         norms = torch.stack([_length(part) for part in parts])
         members = [j for i in layout.moving for j in layout.segments[i].members]
-        known = {j: g for j in members if (g := gradients[j]) is not None}
+        known = {j: real(g) for j in members if (g := self.gradients[j]) is not None}
         if known:
-            torch._foreach_mul_([room.views[j] for j in known], list(known.values()))
+            torch._foreach_mul_([real(room.views[j]) for j in known], list(known.values()))
         for j in set(members).difference(known):
             room.views[j].zero_()
-        falls = torch.stack([part.sum(dtype=_wide(part)) for part in parts])
+        falls = torch.stack([part.sum(dtype=_wide(part)) for part in map(real, parts)])
         norm: Tensor = torch.linalg.vector_norm(norms.double())
         fall = -falls.double().sum()
         if not self.workers.sharded:
@@ -175,7 +186,7 @@ class Proposal:
         """Scale the bases' own copies of the weights `scaled` as the weights are scaled."""
         for copy in self.state_copies:
             if copy.weight in scaled:
-                copy.scale(c.to(copy.old.dtype))
+                copy.scale(c)
 
     def restore(self) -> None:
         """Put the weights back at W."""

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from .audits import AuditedOptimizer
-from .flat import Copy, Layout, all_finite, finite_flag, joint_norm
+from .flat import Copy, Layout, Shortened, all_finite, finite_flag, joint_norm
 from .given import bases as given_bases
 from .given import checks
 from .parallel.shards import local, sharding_group, unwrapped
 from .parallel.workers import Workers
 from .probe import GivenLogits, Prober
-from .proposal import Opened, Proposal, StateCopy
+from .proposal import Opened, Proposal, StateCopy, kept_in
 from .step import Arithmetic, NonFiniteUpdateError, StepInputs, StepStats, TorchArithmetic
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ class StabilizedOptimizer(AuditedOptimizer):
         self.last_c = 1.0  # of the last step, 0 if none was usable; where the host has read it
         self.last: StepStats | None = None
         self.workers = Workers(process_group)
+        self.gradients = given_bases.Gradients()
         self._moving = given_bases.moving(self.bases)  # ids of the weights at the last step
 
     def _check_bases(self) -> None:
@@ -132,7 +133,7 @@ class StabilizedOptimizer(AuditedOptimizer):
 
     def _check_arithmetic(self) -> None:
         """Raises ValueError where something would be computed beside `arithmetic`."""
-        copying = [base for base in self.bases if getattr(base, "weight_copies", ())]
+        copying = [base for base in self.bases if given_bases.weight_copies(base)]
         beside = [type(x).__name__ for x in (copying if self.takes_arithmetic else [self])]
         if beside:
             raise ValueError(f"{beside[0]} computes with torch's own operations: it takes no `arithmetic`.")
@@ -189,6 +190,10 @@ class StabilizedOptimizer(AuditedOptimizer):
 
     def _measures(self, t: int) -> bool:
         """Whether choosing the update at step `t` takes a forward on the batch."""
+        return False
+
+    def _reads_gradients(self) -> bool:
+        """Whether choosing the update reads the gradients after the bases' step."""
         return False
 
     def _limit_gradients(self, stats: StepStats, gradients: list[Tensor]) -> None:
@@ -304,6 +309,10 @@ class StabilizedOptimizer(AuditedOptimizer):
         audit_rows = audit or curve
         batch = self._batch(inputs, audit_rows) if audit_rows or self._measures(inputs.t) else None
         self._limit_gradients(stats, gradients)
+        self.gradients.forget()
+        if not self.deferred and (audit or self._reads_gradients() or self.gradients.asked):
+            for base in self.bases:
+                self.gradients.see(base)
         keep = self.keeps_old or audit_rows
         if keep and kept is None:
             kept = self.keep()
@@ -334,8 +343,25 @@ class StabilizedOptimizer(AuditedOptimizer):
             if opened.kept is not None:
                 proposal.restore()
             raise
+        finally:
+            self.gradients.forget()
         torch.clear_autocast_cache()
         return stats
+
+    @torch.no_grad()
+    def shorten(self, opened: Opened, c: float) -> Shortened:
+        """Leave the weights at W + c·dW between the steps of two bases, which see W + dW."""
+        assert opened.kept is not None
+        if not self.workers.sharded:
+            opened.kept.bring_home(self.weights)
+        shortened = Shortened(self._laid_out(), opened.kept, c)
+        torch.clear_autocast_cache()
+        return shortened
+
+    @torch.no_grad()
+    def lengthen(self, shortened: Shortened) -> bool:
+        """Undo `shorten`. Returns False where somebody has moved the weights meanwhile: they stay there."""
+        return shortened.undo(self._parts())
 
     def _limit(self, opened: Opened, proposal: Proposal) -> None:
         stats = opened.stats
@@ -393,7 +419,8 @@ class StabilizedOptimizer(AuditedOptimizer):
         """Describe the update that the weights have just made."""
         return Proposal(
             *(opened.t, opened.batch, self._laid_out(), opened.kept, opened.copies, sound),
-            *(self.arithmetic, self.workers, self.names, self.weights, self.scaled, self.retract),
+            *(self.arithmetic, self.workers, self.names, self.weights, self.scaled),
+            *(self.gradients.of(self.weights), self.retract),
             audited=opened.audit,
         )
 
@@ -407,11 +434,12 @@ class StabilizedOptimizer(AuditedOptimizer):
         """Return the copies of W in the bases' states, as far as a step changes them."""
         copies = []
         for base in self.bases:
-            for key in getattr(base, "weight_copies", ()):
+            for key in given_bases.weight_copies(base):
                 of_base = {id(p) for group in base.param_groups for p in group["params"]}
                 for i, p in enumerate(self.weights):
                     if id(p) in of_base and p.grad is not None:
-                        before = local(base.state[p].get(key, p)).detach().clone()
+                        before = kept_in(base.state[p], key)
+                        before = local(p if before is None else before).detach().clone()
                         copies.append(StateCopy(i, base.state[p], key, before))
         return copies
 

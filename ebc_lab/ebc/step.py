@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .flat import joint_norm
+from .flat import joint_norm, real
 from .logits import centre, mean_kl, rms_norm
 
 
@@ -55,9 +55,9 @@ class Arithmetic(Protocol):
 
     def slope(self, gradients: Sequence[Tensor], old: Sequence[Tensor], new: Sequence[Tensor]) -> Tensor:
         """<gradients, new - old>, float64; of one tensor at least."""
-        wide = torch.float64 if new[0].dtype == torch.float64 else torch.float32
+        wide = torch.float64 if real(new[0]).dtype == torch.float64 else torch.float32
         parts = [
-            torch.dot(g.flatten().to(wide), (b - a).flatten().to(wide))
+            torch.dot(real(g).flatten().to(wide), real(b - a).flatten().to(wide))
             for g, a, b in zip(gradients, old, new, strict=True)
         ]
         return torch.stack(parts).double().sum()

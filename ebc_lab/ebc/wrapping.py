@@ -135,7 +135,7 @@ class WrappingOptimizer(torch.optim.Optimizer):
         Every state of the parameter's shape is zeroed there, and copies of the weights take their values.
         """
         for base in self.bases:
-            copies = {*getattr(base, "weight_copies", ()), *getattr(base, "weight_starts", ())}
+            copies = {*given_bases.weight_copies(base), *getattr(base, "weight_starts", ())}
             for key, value in base.state.get(parameter, {}).items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     value[rows] = parameter[rows].to(value.dtype) if key in copies else 0

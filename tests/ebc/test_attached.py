@@ -635,6 +635,148 @@ def test_optimizers_step_in_any_order_and_need_not_all_step():
     assert identical(*runs)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_two_optimizers_only_the_one_that_overflows_skips_its_step(order, first):
+    """Under a GradScaler, which skips one of them, and unscales each at its own step."""
+    runs = []
+    for target_kl in (None, math.inf, 0.002):
+        model = Net()
+        bases = muon(model)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        ebc = attach(model, bases, **options(target_kl=target_kl)) if target_kl else None
+        for i, tokens in enumerate(data(6)):
+            for rows in tokens.chunk(2):
+                scaler.scale(loss_of(model(rows), rows)).backward()
+            if i in (2, 3):
+                held = bases[first if i == 2 else 1 - first].param_groups[0]["params"]
+                held[0].grad[0, 0] = math.inf
+            before = weights(model)
+            for optimizer in bases[::order]:
+                scaler.step(optimizer)
+            scaler.update()
+            if ebc is not None:
+                assert ebc.clip.step_index == i + 1
+                assert not ebc.last.skipped
+                alone = Net()
+                alone.load_state_dict(dict(zip(dict(model.named_parameters()), before, strict=True)))
+                for rows in tokens.chunk(2):
+                    loss_of(alone(rows), rows).backward()
+                stepped = [
+                    p.grad
+                    for p, q in zip(alone.parameters(), model.parameters(), strict=True)
+                    if q.grad.isfinite().all() and (i not in (2, 3) or not _with(q, held))
+                ]
+                wanted = torch.nn.utils.get_total_norm(stepped)
+                assert ebc.last.grad_norm.item() == pytest.approx(wanted.item(), rel=1e-4)
+            for optimizer in bases:
+                optimizer.zero_grad()
+        runs.append(weights(model))
+    assert identical(runs[0], runs[1])
+    assert not identical(runs[0], runs[2])
+
+
+def _with(parameter, held):
+    return any(parameter is p for p in held)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("bad", [(0,), (1,), (0, 1)])
+def test_a_bad_gradient_leaves_its_own_optimizer_out_without_a_scaler(order, bad):
+    model = Net()
+    bases = muon(model)
+    ebc = attach(model, bases, **options())
+    loop(model, bases, data(2))
+    for _ in range(2):
+        (tokens,) = data(1, start=5)
+        loss_of(model(tokens), tokens).backward()
+        before = {p: p.detach().clone() for p in model.parameters()}
+        held = [[p for group in base.param_groups for p in group["params"]] for base in bases]
+        for i in bad:
+            held[i][0].grad[0] = math.nan
+        for optimizer in bases[::order]:
+            optimizer.step()
+        for i, params in enumerate(held):
+            moved = [not torch.equal(p, before[p]) for p in params]
+            assert not any(moved) if i in bad else all(moved)
+        assert ebc.last.skipped == ebc.last.bad_gradient == (len(bad) == 2)
+        for optimizer in bases:
+            optimizer.zero_grad()
+    assert ebc.clip.step_index == 4
+
+
+def between(model, bases, ebc, batches, act=lambda model: None):
+    """Steps of two optimizers, and the KL between and after them over the target; `act(model)` in between."""
+    seen = []
+    for tokens in batches:
+        z = model(tokens)
+        loss_of(z, tokens).backward()
+        bases[0].step()
+        middle = measured(model, z, tokens)
+        act(model)
+        bases[1].step()
+        seen.append((middle, measured(model, z, tokens), float(ebc.last.clip_coefficient)))
+        for optimizer in bases:
+            optimizer.zero_grad()
+    return seen
+
+
+def measured(model, z, tokens):
+    """By a copy, which is no forward of the one that EBC is attached to."""
+    twin = Net()
+    twin.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        return float(mean_kl(z, twin(tokens))) / 0.002
+
+
+def parts(model):
+    """All the movement is of the first."""
+    others = [p for n, p in model.named_parameters() if not n.startswith("embedding")]
+    return [torch.optim.Adam(model.embedding.parameters(), lr=5 * LR), torch.optim.SGD(others, lr=1e-4)]
+
+
+@pytest.mark.parametrize("budget", ["shadow", "fisher"])
+def test_between_two_optimizers_steps_the_weights_are_within_the_budget_too(budget):
+    runs = []
+    for split in (False, True):
+        model = Net()
+        bases = parts(model)
+        ebc = attach(model, bases, **options(audit_every=0, budget=budget))
+        if not split:
+            loop(model, bases, data(5))
+            runs.append([weights(model)])
+            continue
+        seen = between(model, bases, ebc, data(3))
+        saved = copy.deepcopy((model.state_dict(), [base.state_dict() for base in bases]))
+        seen += between(model, bases, ebc, data(2, start=3))
+        runs.append([weights(model), seen])
+    assert identical(runs[0][0], runs[1][0])  # what is applied in the end is the same
+    assert all(c < 0.7 for _, _, c in seen)
+    assert all(0.1 < middle < 1.6 for middle, _, _ in seen)
+
+    model.load_state_dict(saved[0])
+    again = Net()
+    bases = parts(again)
+    ebc = attach(again, bases, **options(audit_every=0, budget=budget))
+    for part, state in zip([again, *bases], [saved[0], *saved[1]], strict=True):
+        part.load_state_dict(state)
+    assert between(again, bases, ebc, data(2, start=3)) == seen[3:]
+
+
+def test_weights_that_are_moved_between_two_optimizers_steps_are_told_once():
+    model = Net()
+    bases = parts(model)
+    ebc = attach(model, bases, check=False, **options(audit_every=0))
+    between(model, bases, ebc, data(2))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", EBCWarning)
+        seen = between(
+            model, bases, ebc, data(2, start=2), lambda model: model.embedding.weight.data.mul_(0.9)
+        )
+    assert ["moved between the steps of two" in str(w.message) for w in told] == [True]
+    assert all(0.5 < after < 1.5 for _, after, _ in seen)
+
+
 def test_outputs_that_hold_their_logits_somewhere():
     class Pair(Net):
         def forward(self, ids):

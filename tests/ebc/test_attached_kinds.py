@@ -1,15 +1,27 @@
 """`attach` on optimizers of unusual kinds: nested, subclassed, of two calls, compiled; and without hooks."""
 
+import copy
 import io
+import math
+import pickle
 import warnings
 
 import pytest
 import torch
-from pytorch_optimizer import LOMO, SAM, Lookahead
+from pytorch_optimizer import (
+    LOMO,
+    SAM,
+    Lookahead,
+    NovoGrad,
+    Ranger21,
+    ScheduleFreeAdamW,
+    ScheduleFreeSGD,
+    ScheduleFreeWrapper,
+)
 from support.tokenwise import Tokenwise, integers, loss_of
 from torch import nn
 
-from ebc_lab.ebc import EBCWarning, attach, mean_kl
+from ebc_lab.ebc import EBCWarning, EllipsotopeClip, attach, mean_kl
 
 TARGET = 0.002
 LR = 0.05
@@ -314,3 +326,283 @@ def test_what_attach_does_not_take_is_refused():
         attach(model, optimizer, target_kl=0.005, audit_every=-1)
     with pytest.raises(TypeError, match=r"generator is no torch.nn.Module"):
         attach(model.parameters(), optimizer, target_kl=0.005)
+
+
+# -- states of their own -------------------------------------------------------------------------------------
+
+
+class Several(torch.optim.Optimizer):
+    """Two optimizers behind one, whose state is theirs."""
+
+    def __init__(self, params):
+        held = list(params)
+        self.inner = [torch.optim.Adam(held[:1], lr=LR), torch.optim.Adam(held[1:], lr=LR)]
+        super().__init__(held, {"lr": LR})
+
+    def step(self, closure=None):
+        for inner in self.inner:
+            inner.step()
+
+    def state_dict(self):
+        return {str(i): inner.state_dict() for i, inner in enumerate(self.inner)}
+
+    def load_state_dict(self, state_dict, strict=True):
+        for i, inner in enumerate(self.inner):
+            inner.load_state_dict(state_dict[str(i)])
+
+
+class Loading(torch.optim.Adam):
+    """Restores its state by itself, as bitsandbytes' 8-bit optimizers do."""
+
+    def __init__(self, params):
+        super().__init__(params, lr=LR)
+
+    def load_state_dict(self, state_dict):
+        for i, p in enumerate(self.param_groups[0]["params"]):
+            self.state[p] = copy.deepcopy(state_dict["state"][i])
+
+
+class Calling(torch.optim.Adam):
+    """Has methods of its own that call torch's."""
+
+    def __init__(self, params):
+        super().__init__(params, lr=LR)
+
+    def state_dict(self):
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+
+
+@pytest.mark.parametrize("make", [Several, Loading, Calling])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_state_dict_of_its_own_carries_the_state_too(make, named):
+    data = batches(9)
+    model = Tokenwise()
+    optimizer = make(model.parameters())
+    ebc = attach(model, optimizer, budget="tracked", **OPTIONS)
+    trained(model, ebc, lambda closure: optimizer.step(), data[:5])
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    wanted = trained(model, ebc, lambda closure: optimizer.step(), data[5:])
+
+    again = Tokenwise()
+    again.load_state_dict(saved[0])
+    optimizer = make(again.parameters())
+    ebc = attach(again, optimizer, budget="tracked", **OPTIONS)
+    if named:
+        optimizer.load_state_dict(state_dict=saved[1])
+    else:
+        optimizer.load_state_dict(saved[1])
+    assert ebc.clip.step_index == 5
+    assert trained(again, ebc, lambda closure: optimizer.step(), data[5:]) == wanted
+    ebc.detach()
+    assert not {"state_dict", "load_state_dict"} & set(vars(optimizer))
+    assert "ebc" not in optimizer.state_dict()
+
+
+def test_a_copy_of_an_optimizer_saves_its_own_state():
+    model = Tokenwise()
+    optimizer = Calling(model.parameters())
+    ebc = attach(model, optimizer, **OPTIONS)
+    trained(model, ebc, lambda closure: optimizer.step(), batches(2))
+    for twin in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert "ebc" not in twin.state_dict()
+        assert [p.shape for p in twin.param_groups[0]["params"]] == [p.shape for p in model.parameters()]
+
+
+# -- weights that are kept in the state, and on one memory ---------------------------------------------------
+
+
+class Averaging(torch.optim.SGD):
+    def train(self):
+        pass
+
+    def eval(self):
+        pass
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_an_optimizer_that_evaluates_other_weights_is_asked_where_they_are(wrapped):
+    model = Tokenwise()
+    make = EllipsotopeClip if wrapped else attach
+    with pytest.warns(
+        EBCWarning, match=r"Averaging has train\(\) and eval\(\).*optimizer.weight_copies = \("
+    ):
+        make(model, Averaging(model.parameters(), lr=LR), target_kl=TARGET)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", EBCWarning)
+        named = Averaging(model.parameters(), lr=LR)
+        named.weight_copies = ()
+        make(model, named, target_kl=TARGET)
+        other = Tokenwise()
+        make(other, Averaging(other.parameters(), lr=LR), target_kl=float("inf"))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda params: ScheduleFreeAdamW(params, lr=LR),
+        lambda params: ScheduleFreeSGD(params, lr=20 * LR),
+        lambda params: ScheduleFreeWrapper(torch.optim.Adam(params, lr=LR)),
+    ],
+)
+def test_what_schedule_free_optimizers_keep_is_scaled_with_the_weights(make):
+    """The first step moves z by ΔW, and the weights by part of it: both by c of that."""
+    moved = []
+    for target in (TARGET, float("inf")):
+        model = Tokenwise()
+        optimizer = make(model.parameters())
+        optimizer.train()
+        ebc = attach(model, optimizer, **{**OPTIONS, "target_kl": target})
+        before = [p.detach().clone() for p in model.parameters()]
+        seen = trained(model, ebc, lambda closure: optimizer.step(), batches(1))  # noqa: B023
+        moved.append([optimizer.state[p]["z"] - w for p, w in zip(model.parameters(), before, strict=True)])
+        c = seen[0][1]
+        if target == TARGET:
+            limited = c
+    assert limited < 0.9
+    for scaled, whole in zip(*moved, strict=True):
+        torch.testing.assert_close(scaled, limited * whole, rtol=1e-4, atol=1e-6)
+
+
+def test_two_parameters_on_one_memory_are_refused_and_neighbours_are_not():
+    class Tied(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.tokens = nn.Embedding(11, 16)
+            self.head = nn.Linear(16, 11, bias=False)
+            self.head.weight.data = self.tokens.weight.data[:width]
+
+    for width in (11, 5):
+        model = Tied(width)
+        with pytest.raises(
+            ValueError, match=r"tokens.weight and head.weight .*model.head.weight = model.tok"
+        ):
+            attach(model, torch.optim.SGD(model.parameters(), lr=LR), target_kl=TARGET)
+
+    whole = torch.randn(11, 27)
+    columns = nn.ParameterList([nn.Parameter(whole[:, :16]), nn.Parameter(whole[:, 16:])])
+    attach(columns, torch.optim.SGD(columns.parameters(), lr=LR), target_kl=TARGET)
+
+
+# -- gradients -----------------------------------------------------------------------------------------------
+
+
+class OnCopies:
+    """Gives its parent copies of the gradients, which stay as they are."""
+
+    def step(self, closure=None):
+        held = [p for group in self.param_groups for p in group["params"]]
+        gradients = [p.grad for p in held]
+        for p in held:
+            p.grad = p.grad.clone()
+        super().step()
+        for p, gradient in zip(held, gradients, strict=True):
+            p.grad = gradient
+
+
+@pytest.mark.parametrize("library", [NovoGrad, Ranger21, ScheduleFreeAdamW])
+def test_gradients_that_an_optimizer_writes_to_are_read_as_they_were(library):
+    runs = []
+    clean = type("Clean", (OnCopies, library), {})
+    for cls in (library, clean):
+        model = Tokenwise()
+        more = {"num_iterations": 100} if library is Ranger21 else {}
+        optimizer = cls(model.parameters(), lr=LR, **more)
+        getattr(optimizer, "train", lambda: None)()
+        ebc = attach(
+            model, optimizer, budget="tracked", **{**OPTIONS, "audit_every": 2, "probe_sequences": 12}
+        )
+        seen = []
+        for tokens in batches(9):
+            loss_of(model(tokens), tokens).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            stats = ebc.last
+            seen.append((float(stats.clip_coefficient), None if stats.slope is None else float(stats.slope)))
+        runs.append(seen)
+    assert runs[0] == runs[1]
+    assert any(c < 0.99 for c, _ in runs[0])
+
+
+class LateWriter(torch.optim.SGD):
+    """Writes to its gradients from the sixth step on."""
+
+    count = 0
+
+    def step(self, closure=None):
+        super().step()
+        self.count += 1
+        if self.count > 5:
+            for p in self.param_groups[0]["params"]:
+                p.grad.mul_(100.0)
+
+
+def test_a_gradient_that_is_no_longer_what_it_was_is_not_judged():
+    model = Tokenwise()
+    optimizer = LateWriter(model.parameters(), lr=20 * LR)
+    ebc = attach(model, optimizer, **{**OPTIONS, "audit_every": 1, "probe_sequences": 12})
+    slopes = []
+    for tokens in batches(8):
+        loss_of(model(tokens), tokens).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        slopes.append(float(ebc.last.slope))
+    assert math.isnan(slopes[5])  # unforeseen
+    assert all(slope < 0 for i, slope in enumerate(slopes) if i != 5)
+    assert max(slopes[6:]) > 10 * min(slopes[:5])
+
+
+class Waves(nn.Module):
+    """Mixes by complex weights, as state space models do."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(11, 16)
+        self.mix = nn.Parameter(0.3 * torch.randn(16, 16, dtype=torch.complex64))
+        self.head = nn.Linear(16, 11)
+
+    def forward(self, ids):
+        return self.head((self.embedding(ids).to(torch.complex64) @ self.mix).real)
+
+
+@pytest.mark.parametrize("budget", ["shadow", "tracked", "fisher", "surrogate", "calibrated"])
+def test_complex_weights_are_pairs_of_real_ones(budget):
+    model = Waves()
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+    given = {"target_kl": TARGET, "probe_sequences": 12, "audit_every": 1, "budget": budget}
+    ebc = attach(model, optimizer, **given)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*[Cc]omplex")
+        for tokens in batches(4):
+            loss_of(model(tokens), tokens).backward()
+            before = {n: p.detach().clone() for n, p in model.named_parameters()}
+            gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+            optimizer.step()
+            optimizer.zero_grad()
+            c = ebc.last.clip_coefficient
+            fall = sum(
+                (gradients[n].conj() * (p - before[n])).real.sum() for n, p in model.named_parameters()
+            )
+            assert float(ebc.last.slope) == pytest.approx(float(fall / c), rel=1e-3)
+            assert 0 < c < 1
+            if budget == "tracked":
+                norm = ebc.last.applied_norm
+                promised = torch.maximum(-fall / c, 0.05 * ebc.last.grad_norm * norm / c) * norm / c
+                assert float(ebc.last.tracked_scale) == pytest.approx(float(promised), rel=1e-3)
+
+
+def test_weights_without_a_shape_and_those_of_a_loss_are_told():
+    lazy = nn.Sequential(nn.Embedding(11, 16), nn.LazyLinear(11))
+    with pytest.raises(ValueError, match=r"1.weight, 1.bias has no shape before .*call the model once"):
+        attach(lazy, torch.optim.SGD(lazy.parameters(), lr=LR), target_kl=TARGET)
+    lazy(batches(1)[0])
+    attach(lazy, torch.optim.SGD(lazy.parameters(), lr=LR), target_kl=TARGET)
+
+    body = nn.Embedding(11, 16)
+    loss = nn.AdaptiveLogSoftmaxWithLoss(16, 11, [4])
+    both = torch.optim.SGD([*body.parameters(), *loss.parameters()], lr=LR)
+    with pytest.raises(ValueError, match=r"not the model's: \(5, 16\), .*a loss with weights of its own"):
+        attach(body, both, target_kl=TARGET)

@@ -31,6 +31,7 @@ class Budget:
 
     need: ClassVar[Need]
     bounded: ClassVar[bool] = False  # whether S is needed at every step
+    reads_gradients: ClassVar[bool] = False  # whether c depends on the gradients at every step
     initial: ClassVar[dict[str, float]] = {}
 
     def __init__(self, settings: ClipSettings, audit_every: int, device: torch.device):

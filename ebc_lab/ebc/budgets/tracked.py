@@ -27,7 +27,6 @@ from ..options import (
     SURPRISE,
     TOKEN_NOISE,
 )
-from ..parallel.shards import local
 from ..proposal import Proposal
 from ..step import StepStats
 from .measured import Measured
@@ -94,6 +93,7 @@ class Track:
 class Tracked(Measured):
     """c = min(1, sqrt(delta/(P·e^x))), with x predicted at every step and measured where that is due."""
 
+    reads_gradients = True
     initial: ClassVar[dict[str, float]] = {
         **Measured.initial,
         "log_ratio": math.nan,
@@ -178,11 +178,10 @@ class Tracked(Measured):
 
     def _scale(self, stats: StepStats, proposal: Proposal) -> Tensor:
         """Return P of what c scales."""
-        gradients = [None if p.grad is None else local(p.grad) for p in proposal.weights]
-        fall, norm = proposal.fall_and_norm(gradients)
+        fall, norm = proposal.fall_and_norm()
         grad_norm = stats.grad_norm
-        if len(proposal.scaled) < len(gradients):
-            scaled = [g for i in proposal.scaled if (g := gradients[i]) is not None]
+        if len(proposal.scaled) < len(proposal.weights):
+            scaled = [g for i in proposal.scaled if (g := proposal.gradients[i]) is not None]
             grad_norm = proposal.workers.joined_norm(joint_norm(scaled))
         return proposal_scale(fall, grad_norm.double(), norm)
 

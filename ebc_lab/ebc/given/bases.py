@@ -6,11 +6,19 @@ training, and FSDP replaces the parameters of a model.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from ..parallel.shards import local
+from . import checks
+
+COPIED = 3  # steps whose gradients are copied in any case
 
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
 
@@ -62,6 +70,46 @@ def state_keeper(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return keeper
 
 
+def weight_copies(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """The keys under which `optimizer.state[p]` holds copies of the weight p, which move with it.
+
+    An optimizer names them in its attribute `weight_copies`; of those of other libraries the Schedule-Free
+    ones are known: y is trained, x evaluated, and z kept.
+    """
+    named: tuple[str, ...] | None = getattr(optimizer, "weight_copies", None)
+    return (_known_copies(optimizer) or ()) if named is None else tuple(named)
+
+
+def _known_copies(optimizer: torch.optim.Optimizer) -> tuple[str, ...] | None:
+    for cls in type(optimizer).__mro__:
+        library = cls.__module__.partition(".")[0]
+        if library == "schedulefree" or cls.__name__ == "ProdigyPlusScheduleFree":
+            return ("x", "y", "z") if cls.__name__.endswith("Reference") else ("z",)
+        if library == "pytorch_optimizer" and cls.__name__.startswith("ScheduleFree"):
+            return ("z",)
+        if library == "pytorch_optimizer" and cls.__name__ == "SPlus":  # evaluates an average of the weights
+            return ()
+        if library == "heavyball" and cls.__name__ in ("ScheduleFree", "MSAM"):
+            return (optimizer._find_val_name("z"),)  # type: ignore[attr-defined]
+    return None
+
+
+def tell_of_copies(optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """Warn of an optimizer that evaluates other weights than it trains and does not say where they are."""
+    for base in optimizers:
+        swaps = all(callable(getattr(base, name, None)) for name in ("train", "eval"))
+        if not swaps or isinstance(base, nn.Module) or hasattr(base, "weight_copies"):
+            continue
+        if _known_copies(base) is None:
+            message = (
+                f"{type(base).__name__} has train() and eval(): it seems to evaluate other weights than it "
+                "trains, and EBC limits those that it trains. Name the keys under which optimizer.state[p] "
+                "holds copies of a weight p, as optimizer.weight_copies = ('z',), and they are scaled with "
+                "it; weight_copies = () says that there are none."
+            )
+            warnings.warn(message, checks.EBCWarning, stacklevel=2)
+
+
 def _refuse_sparse(model: nn.Module, weights: Iterable[nn.Parameter]) -> None:
     """Raises ValueError where one of the weights is an embedding's that gets sparse gradients."""
     trained = {id(p) for p in weights}
@@ -70,7 +118,72 @@ def _refuse_sparse(model: nn.Module, weights: Iterable[nn.Parameter]) -> None:
             raise ValueError(f"{name or type(module).__name__} has sparse gradients: set sparse=False.")
 
 
-def _held(bases: Sequence[torch.optim.Optimizer]) -> Iterator[nn.Parameter]:
+def _refuse_strangers(strangers: Sequence[nn.Parameter], held: int) -> None:
+    """Raises ValueError where optimizers hold parameters that are not the model's, of `held` ones in all."""
+    if not strangers:
+        return
+    if len(strangers) == held:
+        raise ValueError(
+            "an optimizer holds a parameter that is not the model's: make it from the model's parameters, "
+            "after anything that replaces them, as fully_shard does."
+        )
+    shapes = _listed(["without a shape yet" if is_lazy(p) else str(tuple(p.shape)) for p in strangers])
+    raise ValueError(
+        f"an optimizer holds a parameter that is not the model's: {shapes}. If it is of a loss with weights "
+        "of its own, put model and loss into one module whose forward returns the logits, and attach to it; "
+        "or give it a second optimizer, to which EBC is not attached. A module inside the one that is "
+        "trained needs an optimizer of its own, too: one for its parameters, one for the rest."
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _refuse_shared_memory(weights: dict[str, nn.Parameter]) -> None:
+    """Raises ValueError where two parameters share memory, which c would scale twice."""
+    spans = []
+    for name, p in weights.items():
+        t = local(p).detach()
+        plain = t.layout is torch.strided and not is_traceable_wrapper_subclass(t)
+        if plain and t.numel() and t.data_ptr():
+            last = sum((n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True))
+            spans.append((t.data_ptr(), t.data_ptr() + (last + 1) * t.element_size(), name, t))
+    spans.sort(key=lambda span: span[:2])
+    open_spans: list[tuple[int, int, str, Tensor]] = []
+    for start, end, name, t in spans:
+        open_spans = [span for span in open_spans if span[1] > start]
+        for _, _, other, u in open_spans:
+            if _overlap(t, u):
+                first, second = sorted((name, other), key=list(weights).index)
+                raise ValueError(
+                    f"{first} and {second} are two parameters on one memory, which each of them moves: "
+                    f"make them one, model.{second} = model.{first} in the place of assigning .data, before "
+                    "the optimizer is made."
+                )
+        open_spans.append((start, end, name, t))
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether an element of one lies where one of the other does, given that neither ends before the other.
+
+    The columns of a matrix lie between each other and share nothing.
+    """
+    if a.is_contiguous() and b.is_contiguous():
+        return True
+    return bool(torch.isin(_places(a), _places(b)).any())
+
+
+def _places(t: Tensor) -> Tensor:
+    """The address of each element."""
+    places = torch.tensor(t.data_ptr())
+    for n, step in zip(t.shape, t.stride(), strict=True):
+        places = places[..., None] + t.element_size() * step * torch.arange(n)
+    return places.flatten()
+
+
+def parameters_of(bases: Sequence[torch.optim.Optimizer]) -> Iterator[nn.Parameter]:
+    """The parameters of the optimizers, in their order."""
     for base in bases:
         for group in base.param_groups:
             yield from group["params"]
@@ -78,28 +191,82 @@ def _held(bases: Sequence[torch.optim.Optimizer]) -> Iterator[nn.Parameter]:
 
 def moving(bases: Sequence[torch.optim.Optimizer]) -> list[int]:
     """The ids of the parameters that a step may move, in the optimizers' order."""
-    return [id(p) for p in _held(bases) if p.requires_grad or p.grad is not None]
+    return [id(p) for p in parameters_of(bases) if p.requires_grad or p.grad is not None]
 
 
 def trained(model: nn.Module, bases: Sequence[torch.optim.Optimizer]) -> tuple[list[str], list[nn.Parameter]]:
     """The parameters that the optimizers move, in the model's order: names and parameters.
 
-    Raises ValueError for one that is not the model's, belongs to two optimizers or has sparse gradients, and
-    where there is none.
+    Raises ValueError for one that is not the model's, belongs to two optimizers, has no shape yet, shares
+    memory with another one or has sparse gradients, and where there is none.
     """
     of_model = {id(p) for p in model.parameters()}
-    of_bases = [id(p) for p in _held(bases)]
-    if len(set(of_bases)) < len(of_bases):
+    given = list(parameters_of(bases))
+    if len({id(p) for p in given}) < len(given):
         raise ValueError("a parameter belongs to two of the optimizers.")
-    if not of_model.issuperset(of_bases):
-        raise ValueError(
-            "an optimizer holds a parameter that is not the model's: make it from the model's parameters, "
-            "after anything that replaces them, as fully_shard does. A module inside the one that is trained "
-            "needs an optimizer of its own: one for its parameters, one for the rest."
-        )
+    _refuse_strangers([p for p in given if id(p) not in of_model], len(given))
     known = set(moving(bases))
     weights = {n: p for n, p in model.named_parameters() if id(p) in known}
     if not weights:
         raise ValueError("the optimizers hold no trainable parameter.")
+    lazy = [name for name, p in weights.items() if is_lazy(p)]
+    if lazy:
+        raise ValueError(
+            f"{_listed(lazy)} has no shape before the first forward: call the model once on a batch, "
+            "make the optimizer then, and attach after that."
+        )
     _refuse_sparse(model, weights.values())
+    _refuse_shared_memory(weights)
     return list(weights), list(weights.values())
+
+
+class Gradients:
+    """The weights' gradients as each optimizer finds them: some write to `p.grad` while they step.
+
+    What was written to shows in its version. In the first steps copies are kept, and afterwards those of the
+    optimizers that were seen to write; of others nothing is kept but the tensors themselves.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False  # whether something else than the step itself reads them after it
+        self._copied = COPIED
+        self._writing: set[int] = set()  # ids of optimizers
+        self._found: dict[int, tuple[int, Tensor | None, int, Tensor | None]] = {}
+
+    def see(self, optimizer: torch.optim.Optimizer) -> None:
+        """Before it steps."""
+        copies = self._copied > 0 or id(optimizer) in self._writing
+        for p in parameters_of([optimizer]):
+            g = None if p.grad is None else local(p.grad)
+            copy = g.clone() if g is not None and copies else None
+            self._found[id(p)] = (id(optimizer), g, _version(g), copy)
+
+    def see_again(self, optimizer: torch.optim.Optimizer) -> None:
+        """As it finds them now, if its step is one at which they were seen."""
+        if self._found:
+            self.see(optimizer)
+
+    def of(self, weights: Iterable[nn.Parameter]) -> list[Tensor | None]:
+        """The gradient of each weight, NaN where it was written to and no copy was kept.
+
+        Those that were not seen are as they are now.
+        """
+        return [self._of(p) for p in weights]
+
+    def _of(self, p: nn.Parameter) -> Tensor | None:
+        if id(p) not in self._found:
+            return None if p.grad is None else local(p.grad)
+        optimizer, g, seen, copy = self._found[id(p)]
+        if g is None or (_version(g) == seen and (copy is None or torch.equal(g, copy))):
+            return g
+        self._writing.add(optimizer)
+        return torch.full_like(g, torch.nan) if copy is None else copy
+
+    def forget(self) -> None:
+        """The step is over; nothing of its gradients is held any more."""
+        self._copied -= len(self._found) > 0
+        self._found = {}
+
+
+def _version(t: Tensor | None) -> int:
+    return 0 if t is None or t.is_inference() else t._version

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from ..clip import EllipsotopeClip
+from ..flat import real
 from ..logits import mean_kl
 from ..parallel.shards import local
 from ..probe import Batch
@@ -79,14 +80,15 @@ class Look:
         with self._trying(), forward.precision():
             self._looking = Looking(opened, opened.batch, forward, rows_first)
 
-    def end(self, clip: EllipsotopeClip, forwards: int) -> None:
-        """It has ended: they are at W + c·dW. `forwards`: how many have made its gradient."""
+    def end(self, clip: EllipsotopeClip, forwards: int, gradients: Sequence[Tensor | None]) -> None:
+        """It has ended: they are at W + c·dW. `forwards`: how many have made its gradient, for each weight
+        one of `gradients`."""
         looking, self._looking = self._looking, None
         if looking is None or clip.last is None or bool(clip.last.skipped):
             return
         alone = clip.workers.alone and forwards == 1
         with self._trying(), looking.forward.precision():
-            looking.after(clip.weights, alone)
+            looking.after(clip.weights, gradients, alone)
         self.seconds += looking.seconds
         self.patience -= 1
         if clip.any_process(looking.seen.moved):
@@ -144,8 +146,8 @@ class Looking:
             return self.batch.logits(self.rows).flip(0)
         return self.batch.logits(self.rows, self.at)
 
-    def after(self, weights: list[Any], alone: bool) -> None:
-        """`alone`: whether this forward has made all of the gradient that the weights hold."""
+    def after(self, weights: list[Any], gradients: Sequence[Tensor | None], alone: bool) -> None:
+        """`gradients`: the weights'; `alone`: whether this forward has made all of them."""
         start = time.perf_counter()
         seen = self.seen
         z = self._logits()
@@ -163,10 +165,12 @@ class Looking:
             seen.doubt = losses.doubt(gradient, losses.are_log_probabilities(self.z))
             straight = seen.kl < SMALL and not self.batch.prober.normalises
             if alone and straight and self.kept is not None:
-                seen.share = self._share(gradient, z, weights)
+                seen.share = self._share(gradient, z, weights, gradients)
         self.seconds += time.perf_counter() - start
 
-    def _share(self, gradient: losses.Gradient, z: Tensor, weights: list[Any]) -> float:
+    def _share(
+        self, gradient: losses.Gradient, z: Tensor, weights: list[Any], gradients: Sequence[Tensor | None]
+    ) -> float:
         """Return the part of the promised fall of the loss that passes the logits."""
         assert self.kept is not None
         rows = min(len(gradient.rows), self.size)
@@ -176,9 +180,11 @@ class Looking:
             return math.nan
         seen = -float((g * (z[:rows].double() - self.z[:rows].double())).sum()) / part
         promised = 0.0
-        for p, old in zip(weights, self.kept.views, strict=True):
-            if p.grad is not None:
-                promised -= float((local(p.grad).double() * (local(p).double() - old.double())).sum())
+        for p, old, grad in zip(weights, self.kept.views, gradients, strict=True):
+            if grad is not None:
+                promised -= float(
+                    (real(grad).double() * (real(local(p)).double() - real(old).double())).sum()
+                )
         return seen / promised if promised > 0 else math.nan
 
 
