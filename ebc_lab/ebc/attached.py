@@ -127,6 +127,8 @@ class Attached:
         self.clip.watches_given = options.get("fresh_logits") is not False
         self.clip.prober.watched = FIRST
         self.look = Look() if check and self._measures() else None
+        if self.look is not None:
+            self.look.watch(self.clip.weights)
         self._opened: Opened | None = None
         self._waiting: list[Optimizer] = []  # those that have not stepped yet in the step that is open
         self._hidden: list[tuple[nn.Parameter, Tensor | None]] = []
@@ -165,6 +167,8 @@ class Attached:
         """Leave model and optimizers as they were; the weights stay."""
         self._finish()
         self.capture.remove()
+        if self.look is not None:
+            self.look.stop()
         for handle in self._handles:
             handle.remove()
         for optimizer in self.optimizers:
@@ -274,21 +278,23 @@ class Attached:
                 opened = self.clip.open_step(inputs, weights_before)
                 self._suspect_own(opened)
                 if self.look is not None and not stale:
-                    self.look.begin(opened, forward, self.capture.rows_first)
+                    self.look.begin(opened, forward, self.capture)
                 return opened
             # the closure was called at other weights than W
             with weights_before.standing_in(self.clip.weights):
                 return self.clip.open_step(inputs, weights_before)
 
     def _suspect(self, forward: Forward) -> None:
-        """Raises ValueError where a forward's logits are not what EBC takes them for."""
+        """Raises ValueError where a forward's logits are not what EBC takes them for, while no step has moved
+        a weight; afterwards the look says so."""
         if self.look is None or self.look.done or forward.logits is None or forward.overwritten:
             return
         logits = self.capture.rows_first(forward.logits)
         checks.rows_of(forward.batch, logits, None, self.capture.axis)
         wrong = losses.refusal(logits, forward.gradient)
-        if wrong is not None:
+        if wrong is not None and not self.look.steps:
             raise ValueError(f"{wrong} (check=False if EBC is wrong in this.)")
+        self.look.wrong = wrong or self.look.wrong
 
     def _suspect_own(self, opened: Opened) -> None:
         """Raises ValueError where the model returns something else in evaluation than in training."""
