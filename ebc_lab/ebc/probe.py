@@ -122,8 +122,7 @@ class Prober(nn.Module):
     def cut(self, inputs: Any, at: At, size: int) -> Any:
         """Some rows of a batch of `size` rows."""
         if self.cut_by is not None:
-            index = at if isinstance(at, Tensor) else torch.arange(at.start, at.stop)
-            return self.cut_by(inputs, index)
+            return self.cut_by(inputs, rows.index_of(at))
         return rows.cut(inputs, at, size, self.axis)
 
     def read_whole(self, why: str, k: int, size: int) -> None:
@@ -232,13 +231,17 @@ class Batch:
         self, inputs: StepInputs, targets: Tensor | None, z: Tensor | None, start: int, end: int
     ) -> Rows:
         at = self.choice.at(start, end)
-        every = start == 0 and end >= self.size and self.choice.order is None
-        some = inputs.tokens if self.prober.whole or every else self.prober.cut(inputs.tokens, at, self.size)
+        some = self.cut(at)
         mask = None if inputs.mask is None else rows.take(inputs.mask, at)
         targets = None if targets is None else rows.take(targets, at)
         if z is not None:
             return Rows(some, at, mask, targets, rows.take(z, at))
         return Rows(some, at, mask, targets, self.logits(some, at, None if mask is None else mask.shape))
+
+    def cut(self, at: At) -> Any:
+        """What the model is called on for some rows: all, where it takes no part, or where they are all."""
+        every = isinstance(at, slice) and at.stop - at.start == self.size
+        return self.tokens if self.prober.whole or every else self.prober.cut(self.tokens, at, self.size)
 
     def probe_tokens(self, workers: Workers) -> Tensor | int:
         """Return how many tokens choose c, on all processes, 1 at least."""

@@ -310,7 +310,7 @@ class StabilizedOptimizer(AuditedOptimizer):
         batch = self._batch(inputs, audit_rows) if audit_rows or self._measures(inputs.t) else None
         self._limit_gradients(stats, gradients)
         self.gradients.forget()
-        if not self.deferred and (audit or self._reads_gradients() or self.gradients.asked):
+        if not self.deferred and (audit or self._reads_gradients()):
             for base in self.bases:
                 self.gradients.see(base)
         keep = self.keeps_old or audit_rows

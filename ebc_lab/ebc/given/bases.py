@@ -228,7 +228,6 @@ class Gradients:
     """
 
     def __init__(self) -> None:
-        self.asked = False  # whether something else than the step itself reads them after it
         self._copied = COPIED
         self._writing: set[int] = set()  # ids of optimizers
         self._found: dict[int, tuple[int, Tensor | None, int, Tensor | None]] = {}

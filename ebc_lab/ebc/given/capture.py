@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
 
+from ..parallel.shards import shared_out
 from . import checks, losses
 from .arguments import Arguments
 from .numbers import Numbers
+from .source import Source, tensors_of
 from .state import Snapshot
 
 FIRST = 3  # forwards of a training that are looked at closely
+CERTAIN = 1000.0  # nats: how far below the largest logit all others lie where nothing is predicted
 
 
 @dataclass
@@ -34,7 +37,10 @@ class Forward:
     written: int | None  # the logits' version: another one later means that they were written to
     start: Snapshot | None = None  # where the model's own state stood when it began
     used: bool | None = False  # whether a gradient has come back; None: unknown
-    gradient: losses.Gradient | None = None  # by the logits; of the first forwards only
+    # of the first forwards only
+    gradient: losses.Gradient | None = None  # by the logits
+    backwards: int = 0  # how many passes have made it
+    source: Source | None = None  # where the logits are made of the output, and are no view of it
 
     def precision(self) -> AbstractContextManager[Any]:
         """The autocast that it ran in, since optimizers step outside of it."""
@@ -105,6 +111,9 @@ class Capture:
         self.used = 0  # forwards since the last step to which a gradient has come back
         self.looking = look  # whether the gradients that come back to the logits are kept
         self.close = FIRST  # forwards that are looked at for random numbers in any case
+        self.certain = False  # whether a position was seen at which nothing is predicted
+        self.keeping = False  # whether what the model returns to a measurement is kept, as `returned`
+        self.returned: Any = None
         self._warned = False
         self._before = before
         self._version = version
@@ -146,7 +155,10 @@ class Capture:
     def call(self, model: nn.Module, batch: Mapping[str, Any]) -> Any:
         """The logits on (some rows of) a kept batch, as the model returns them."""
         with self.pause():
-            return self.logits_of(model(*batch["args"], **batch["kwargs"]))
+            output = model(*batch["args"], **batch["kwargs"])
+            if self.keeping:
+                self.returned = output
+            return self.logits_of(output)
 
     def rows_first(self, x: Tensor) -> Tensor:
         """Logits, or a mask of them, with the batch's axis in front."""
@@ -165,7 +177,7 @@ class Capture:
             return
         batch, dropped = self.arguments.kept(args, kwargs)
         logits = self._logits(output, dropped and (self.arguments.chosen or checks.holds_a_loss(output)))
-        graded = [t for t in checks.tensors_in(output) if t.requires_grad]
+        graded = [t for t in tensors_of(output) if t.requires_grad]
         if logits is not None:
             graded = (graded or [logits]) if logits.requires_grad else []
         if not graded or (self.last is not None and self.last.named and not self.naming):
@@ -197,7 +209,9 @@ class Capture:
             return
         if began_with is not None:
             self.draws = self.draws or began_with.drawn()
-            self._look_closely(last, logits, graded)
+            self._look_closely(last, logits, graded, output)
+        if logits is not None and (began_with is not None or self.certain):
+            last.mask = self._without_certain(logits.detach(), last.mask)
         # the loss may be of other tensors than these logits
         register_multi_grad_hook(graded, lambda gradient: self._came_back(last), mode="any")
 
@@ -213,22 +227,56 @@ class Capture:
         self.used += not forward.used
         forward.used = True
 
-    def _look_closely(self, forward: Forward, logits: Tensor | None, graded: list[Tensor]) -> None:
-        """Keep the gradient that comes back to the logits, if they are part of the output or a view of it."""
+    def _without_certain(self, logits: Tensor, mask: Tensor | None) -> Tensor | None:
+        """The mask without the positions at which nothing is predicted, as masked diffusion has them: all
+        other classes are given no probability, so that their KL is 0 and only thins out the mean."""
+        first, second = logits.topk(2, -1).values.unbind(-1)
+        certain = first.isfinite() & (first - second >= CERTAIN)
+        counted = ~certain if mask is None else mask.bool() & ~certain
+        if not certain.any() or not counted.any():
+            return mask
+        self.certain = True
+        return counted
+
+    def _look_closely(
+        self, forward: Forward, logits: Tensor | None, graded: list[Tensor], output: Any
+    ) -> None:
+        """Keep the gradient that comes back to the output, of the tensors that the logits are made of."""
         self.close -= 1
         if not self.looking or logits is None or type(logits) is not Tensor:
             return
         shown = self.rows_first(logits.detach())
-        for output in graded:
-            if type(output) is not Tensor or not _same_memory(output, logits):
-                continue
+        alike = [t for t in graded if type(t) is Tensor and _same_memory(t, logits)]
+        itself = [t for t in alike if t is logits]
+        if itself or len(alike) == 1:  # of several views of one tensor the loss may use another
+            (tensor,) = itself[:1] or alike
 
-            def came(gradient: Tensor, output: Tensor = output.detach()) -> None:
+            def came(gradient: Tensor, of: Tensor = tensor.detach()) -> None:
                 with torch.no_grad():  # backward may be differentiated itself
-                    forward.gradient = losses.gradient_of(shown, output, gradient)
+                    new = losses.gradient_of(shown, of, gradient)
+                    old = forward.gradient
+                    forward.gradient = new if old is None or new is None else old + new
+                    forward.backwards += 1
 
-            output.register_hook(came)
+            tensor.register_hook(came)
             return
+        if any(type(t) is not Tensor for t in graded) or any(map(shared_out, self._model.parameters())):
+            return
+        try:
+            source = Source(self._model, self.logits_of, output, shown, self.axis)
+        except Exception:  # whatever it is that it cannot do twice
+            return
+        forward.source = source
+        tensors = tensors_of(output)
+        for place in source.places:
+
+            def came_there(gradient: Tensor, place: int = place) -> None:
+                with torch.no_grad():
+                    source.came(place, gradient)
+                    forward.gradient = source.by_logits()
+                    forward.backwards += place == source.places[0]
+
+            tensors[place].register_hook(came_there)
 
 
 def _transformed() -> bool:

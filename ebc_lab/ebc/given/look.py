@@ -3,8 +3,9 @@
 A step that moves something is looked at in three ways that its own measurement does not use. Two forwards at
 W, the second with the rows in reverse order: a model whose rows do not depend on each other says the same.
 The KL of the step on rows that did not choose c. And the fall of the loss: what the gradients promise of the
-step, -<dL/dW, c·dW>, against what the movement of the logits makes of it, -<dL/dz, z(W + c·dW) - z(W)>. They
-agree where the logits measured carry the whole loss. Nothing of the step depends on what is seen.
+step, -<dL/dW, c·dW>, against what the movement of the logits makes of it, -<dL/dz, z(W + c·dW) - z(W)>, or
+that of the output's tensors that they are made of. They agree where the logits measured carry the whole loss.
+Nothing of the step depends on what is seen.
 """
 
 from __future__ import annotations
@@ -12,27 +13,30 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..clip import EllipsotopeClip
 from ..flat import real
 from ..logits import mean_kl
-from ..parallel.shards import local
+from ..parallel.shards import local, shared_out
 from ..probe import Batch
 from ..proposal import Opened
 from . import checks, losses, rows
-from .capture import FIRST, Forward
-
-RowsFirst = Callable[[Tensor], Tensor]  # logits, or a mask of them, with the batch in front
+from .capture import FIRST, Capture, Forward
+from .source import rows_of, tensors_of
 
 IDLE = 1 / 3  # from this share on, positions that the loss does not depend on are told
 SMALL = 0.1  # nats per token: up to here the loss falls as its gradient promises
-UNLIKE = 3.0  # a factor: between the KL of rows, and of the loss's fall and its part that passes the logits
+PART = 1 / 3  # of the loss's fall, what the part that passes the logits has at least
+UNLIKE = 1.5  # a factor between the KL of other rows and that of those that chose c
+FEWER = 3.0  # that factor where the other rows hold fewer than `checks.FEW_TOKENS` tokens
 
 
 @dataclass
@@ -43,11 +47,17 @@ class Seen:
     floor: float  # the smallest KL that this precision can see
     kl: float = math.nan  # of the step, on rows that chose c
     kl_others: float = math.nan  # on as many others
+    tokens_others: int = 0  # that count there
     idle: float = math.nan  # the share of positions that count which the loss does not depend on
     share: float = math.nan  # of the loss's fall, the part that passes the logits (NaN with batch norm,
     # whose gradients are those of other means than evaluation has)
     unused: bool = False  # whether no gradient came back to the forward that chose c
     doubt: str | None = None  # what the gradient says of the loss
+
+    @property
+    def unlike(self) -> float:
+        """The KL on other rows for each unit of that on rows that chose c; NaN without other rows."""
+        return self.kl_others / self.kl if self.kl > 0 else math.nan
 
     @property
     def moved(self) -> bool:
@@ -57,44 +67,102 @@ class Seen:
 class Look:
     """What the first steps showed.
 
-    `steps`: each that moved something; `seconds`: what looking took; `finding`: what is wrong, None if all is
-    well or not all is seen yet; `failed`: why nothing more can be seen, as where memory is short.
+    `steps`: each that moved something; `seconds`: what looking took; `wrong`: what the loss was seen to do to
+    the logits once a step had been taken, None if nothing; `finding`: what is wrong, None if all is well or
+    not all is seen yet; `failed`: why nothing more can be seen, as where memory is short.
     """
 
     def __init__(self) -> None:
         self.steps: list[Seen] = []
         self.seconds = 0.0
+        self.wrong: str | None = None
         self.finding: str | None = None
         self.failed: str | None = None
         self.patience = 100  # steps in which nothing moves, as at a learning rate of 0, end it
         self._looking: Looking | None = None  # at the step that is open
+        self._gradients: dict[int, Tensor] = {}  # that backward has brought to weights, by their ids
+        self._hooks: dict[int, Any] = {}
+
+    def __repr__(self) -> str:
+        head = ("step", "KL", "on other rows", "apart", "share", "idle")
+        shown = [head] + [
+            (str(i + 1), *(f"{x:.3g}" for x in (s.kl, s.kl_others, s.apart, s.share, s.idle)))
+            for i, s in enumerate(self.steps)
+        ]
+        widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+        lines = ["  ".join(cell.rjust(n) for cell, n in zip(row, widths, strict=True)) for row in shown]
+        so_far = "nothing wrong" if self.done else f"nothing wrong so far, of {FIRST} steps"
+        failed = self.failed and f"not looked at: {self.failed}"
+        return "\n".join([*lines, self.finding or self.wrong or failed or so_far])
 
     @property
     def done(self) -> bool:
         return len(self.steps) >= FIRST or self.patience <= 0 or self.failed is not None
 
-    def begin(self, opened: Opened, forward: Forward, rows_first: RowsFirst) -> None:
+    @property
+    def rows_unlike(self) -> float | None:
+        """The KL of a step on other rows over that on the rows that choose c, where they are not alike: of
+        all steps to the same side, and at the median by a factor. None where they are, and before the end.
+        """
+        ratios = [s.unlike for s in self.steps if not math.isnan(s.unlike)]
+        if not self.done or not ratios:
+            return None
+        few = min(s.tokens_others for s in self.steps) < checks.FEW_TOKENS
+        factor = FEWER if few else UNLIKE
+        ratio = _median(ratios)
+        higher = ratio > factor and min(ratios) > 1
+        lower = ratio < 1 / factor and max(ratios) < 1
+        return ratio if higher or lower else None
+
+    def watch(self, weights: Sequence[Tensor]) -> None:
+        """Keep the gradients that backward brings to these weights, before anything else changes them:
+        optimizers and loops use them as room to compute in."""
+        for p in weights:
+            if not self.done and p.requires_grad and not shared_out(p) and id(p) not in self._hooks:
+                self._hooks[id(p)] = p.register_hook(partial(self._came, id(p)))
+
+    def _came(self, weight: int, gradient: Tensor) -> None:
+        with torch.no_grad():  # backward may be differentiated itself
+            new = local(gradient).detach()
+            old = self._gradients.get(weight)
+            self._gradients[weight] = new.clone() if old is None else old + new
+
+    def stop(self) -> None:
+        """Nothing is watched any more."""
+        self.forget()
+        for handle in self._hooks.values():
+            handle.remove()
+        self._hooks = {}
+
+    def begin(self, opened: Opened, forward: Forward, capture: Capture) -> None:
         """The step is open, the weights are at W."""
         if self.done or opened.void or opened.batch is None:
             return
         with self._trying(), forward.precision():
-            self._looking = Looking(opened, opened.batch, forward, rows_first)
+            self._looking = Looking(opened, opened.batch, forward, capture)
 
-    def end(self, clip: EllipsotopeClip, forwards: int, gradients: Sequence[Tensor | None]) -> None:
-        """It has ended: they are at W + c·dW. `forwards`: how many have made its gradient, for each weight
-        one of `gradients`."""
+    def end(self, clip: EllipsotopeClip, forwards: int) -> None:
+        """It has ended: they are at W + c·dW. `forwards`: how many have made its gradient."""
         looking, self._looking = self._looking, None
-        if looking is None or clip.last is None or bool(clip.last.skipped):
-            return
-        alone = clip.workers.alone and forwards == 1
+        gradients, self._gradients = self._gradients, {}
+        if looking is not None and clip.last is not None and not bool(clip.last.skipped):
+            self._see(looking, clip, gradients, clip.workers.alone and forwards == 1)
+        if self.done:
+            self.stop()
+        else:
+            self.watch(clip.weights)
+
+    def _see(
+        self, looking: Looking, clip: EllipsotopeClip, gradients: dict[int, Tensor], alone: bool
+    ) -> None:
         with self._trying(), looking.forward.precision():
-            looking.after(clip.weights, gradients, alone)
+            looking.after(clip.weights, gradients if alone else None)
         self.seconds += looking.seconds
         self.patience -= 1
         if clip.any_process(looking.seen.moved):
             self.steps.append(looking.seen)
         if self.done and self.steps and self.failed is None:
-            self.finding = finding(self.steps, looking.batch, clip.settings.target_kl)
+            self.finding = finding(self, looking.batch, clip.settings.target_kl)
         if self.finding is not None:
             message = f"EBC's first steps look wrong: {self.finding} (check=False says nothing.)"
             warnings.warn(message, checks.EBCWarning, stacklevel=2)
@@ -102,6 +170,7 @@ class Look:
     def forget(self) -> None:
         """The step that is open will not end."""
         self._looking = None
+        self._gradients = {}
 
     @contextmanager
     def _trying(self) -> Iterator[None]:
@@ -117,40 +186,53 @@ class Look:
 class Looking:
     """One step: `before` it at W, `after` it at W + c·dW."""
 
-    def __init__(self, opened: Opened, batch: Batch, forward: Forward, rows_first: RowsFirst):
+    def __init__(self, opened: Opened, batch: Batch, forward: Forward, capture: Capture):
         start = time.perf_counter()
         self.batch = batch
         self.forward = forward
+        self.capture = capture
         self.kept = opened.kept
         self.k = len(batch.probe.z)
         self.size = min(batch.size, 2 * self.k)
         self.at = batch.choice.at(0, self.size)
-        whole = batch.prober.whole
-        some = batch.tokens if whole else batch.prober.cut(batch.tokens, self.at, batch.size)
         # where all rows choose c, or are called together, one may depend on the others, and on their order
-        self.turns = self.k < batch.size and not whole
-        self.rows = rows.turned(some, self.size, batch.prober.axis) if self.turns else some
-        self.mask = None if forward.mask is None else rows_first(forward.mask)[: self.size]
+        self.turns = self.k < batch.size and not batch.prober.whole
+        self.rows = batch.cut(rows.index_of(self.at).flip(0) if self.turns else self.at)
+        mask = None if forward.mask is None else capture.rows_first(forward.mask)
+        self.mask = None if mask is None else rows.take(mask, self.at)
+        self.leading_mask = mask
         try:
-            self.z = self._logits()
+            self.z, self.outputs = self._logits()
         except Exception:  # they must be sorted, by their lengths as a rule
             self.turns = False
-            self.rows = some
-            self.z = self._logits()
+            self.rows = batch.cut(self.at)
+            self.z, self.outputs = self._logits()
         mask_rows = None if self.mask is None else self.mask[: self.k]
         self.seen = Seen(float(mean_kl(batch.probe.z, self.z[: self.k], mask_rows)), batch.floor)
         self.seconds = time.perf_counter() - start
 
-    def _logits(self) -> Tensor:
-        if self.turns:
-            return self.batch.logits(self.rows).flip(0)
-        return self.batch.logits(self.rows, self.at)
+    def _logits(self) -> tuple[Tensor, dict[int, Tensor | None]]:
+        """The logits, and what they are made of where they are no view of it: by place, rows first."""
+        source = self.forward.source
+        self.capture.keeping = source is not None
+        try:
+            z = self.batch.logits(self.rows, None if self.turns else self.at)
+            returned = tensors_of(self.capture.returned)
+        finally:
+            self.capture.keeping = False
+            self.capture.returned = None
+        outputs = {}
+        for place in [] if source is None else source.places:
+            axis = self.batch.prober.axis
+            rows = rows_of(returned[place], self.size, axis) if place < len(returned) else None
+            outputs[place] = some if some is None or not self.turns else some.flip(0)
+        return (z.flip(0) if self.turns else z), outputs
 
-    def after(self, weights: list[Any], gradients: Sequence[Tensor | None], alone: bool) -> None:
-        """`gradients`: the weights'; `alone`: whether this forward has made all of them."""
+    def after(self, weights: Sequence[Tensor], gradients: dict[int, Tensor] | None) -> None:
+        """`gradients`: of the weights, where this forward has made all of them."""
         start = time.perf_counter()
         seen = self.seen
-        z = self._logits()
+        z, outputs = self._logits()
         k = self.k
         halves = [slice(0, k), slice(k, self.size)]
         kls = []
@@ -158,43 +240,66 @@ class Looking:
             mask_rows = None if self.mask is None else self.mask[half]
             kls.append(float(mean_kl(self.z[half], z[half], mask_rows)) if len(z[half]) else math.nan)
         seen.kl, seen.kl_others = kls
-        gradient = self.forward.gradient
+        others = z[k:, ..., 0] if self.mask is None else self.mask[k:]
+        seen.tokens_others = others.numel() if self.mask is None else int(others.bool().sum())
         seen.unused = self.forward.used is False
+        gradient, source = self.forward.gradient, self.forward.source
         if gradient is not None and gradient.usable:
-            seen.idle = losses.without_loss(gradient, self.mask)
+            seen.idle = losses.without_loss(gradient, self.leading_mask)
             seen.doubt = losses.doubt(gradient, losses.are_log_probabilities(self.z))
-            straight = seen.kl < SMALL and not self.batch.prober.normalises
-            if alone and straight and self.kept is not None:
-                seen.share = self._share(gradient, z, weights, gradients)
+        elif source is not None and all(place in source.gradients for place in source.places):
+            seen.idle = source.idle(self.leading_mask)
+        leading = self.batch.choice.order is None  # as the rows are whose gradient is known
+        if gradients is not None and leading and seen.kl < SMALL and not self.batch.prober.normalises:
+            seen.share = self._share(z, outputs, weights, gradients)
         self.seconds += time.perf_counter() - start
 
     def _share(
-        self, gradient: losses.Gradient, z: Tensor, weights: list[Any], gradients: Sequence[Tensor | None]
+        self,
+        z: Tensor,
+        outputs: dict[int, Tensor | None],
+        weights: Sequence[Tensor],
+        gradients: dict[int, Tensor],
     ) -> float:
-        """Return the part of the promised fall of the loss that passes the logits."""
-        assert self.kept is not None
-        rows = min(len(gradient.rows), self.size)
-        g = gradient.rows[:rows].double()
-        part = float(g.abs().sum()) / gradient.mass
-        if not part > 0:
+        """The part of the promised fall of the loss that passes the logits, or what they are made of."""
+        forward, source = self.forward, self.forward.source
+        if self.kept is None or forward.backwards != 1 or (source is not None and source.has_weights):
             return math.nan
-        seen = -float((g * (z[:rows].double() - self.z[:rows].double())).sum()) / part
+        if source is None:
+            seen = _fall(forward.gradient, self.z, z, self.size)
+        else:
+            falls = [_fall(source.gradients.get(i), self.outputs[i], outputs[i], self.size) for i in outputs]
+            seen = sum(falls)
         promised = 0.0
-        for p, old, grad in zip(weights, self.kept.views, gradients, strict=True):
-            if grad is not None:
-                promised -= float(
-                    (real(grad).double() * (real(local(p)).double() - real(old).double())).sum()
-                )
+        for p, old in zip(weights, self.kept.views, strict=True):
+            g = gradients.get(id(p))
+            if g is None and p.grad is not None:
+                return math.nan  # it was made by something else than backward
+            if g is not None:
+                promised -= float((real(g).double() * (real(local(p)).double() - real(old).double())).sum())
         return seen / promised if promised > 0 else math.nan
 
 
-def finding(steps: list[Seen], batch: Batch, target_kl: float) -> str | None:
+def _fall(gradient: losses.Gradient | None, before: Tensor | None, after: Tensor | None, size: int) -> float:
+    """What a movement makes of the fall of the loss, told from leading rows; NaN where that is not known."""
+    if gradient is None or not gradient.usable or before is None or after is None:
+        return math.nan
+    rows = min(len(gradient.rows), size)
+    g = gradient.rows[:rows].double()
+    part = float(g.abs().sum()) / gradient.mass
+    if not part > 0 or before[:rows].shape != g.shape or after[:rows].shape != g.shape:
+        return math.nan
+    return -float((g * (after[:rows].double() - before[:rows].double())).sum()) / part
+
+
+def finding(look: Look, batch: Batch, target_kl: float) -> str | None:
     """What the steps together say, a sentence with its remedy for each thing that is not as it should be.
 
     `batch`: that of the last of them.
     """
+    steps = look.steps
     k, size, axis = len(batch.probe.z), batch.size, batch.prober.axis
-    sentences = []
+    sentences = [look.wrong] if look.wrong is not None else []
     apart = max(s.apart for s in steps)
     floor = steps[0].floor
     target_kl = min(target_kl, _median([s.kl for s in steps]))
@@ -210,7 +315,7 @@ def finding(steps: list[Seen], batch: Batch, target_kl: float) -> str | None:
             "inside `with ebc.this_forward():`."
         )
     doubts = [s.doubt for s in steps if s.doubt]
-    if len(doubts) == len(steps):
+    if len(doubts) == len(steps) and look.wrong is None:
         sentences.append(doubts[0])
     idle = _median([s.idle for s in steps])
     if idle > IDLE:
@@ -219,14 +324,14 @@ def finding(steps: list[Seen], batch: Batch, target_kl: float) -> str | None:
             "the forward's arguments, as mask_of=lambda given: given['labels'] != -100."
         )
     share = _median([s.share for s in steps])
-    if share < 1 / UNLIKE and not doubts:
+    if share < PART and not doubts and look.wrong is None:
         sentences.append(
             f"{max(share, 0):.0%} of the fall of the loss passes the logits that EBC measures: training "
             "optimizes something else as well, which no budget on these logits holds back. If another output "
             "matters more, say logits_of=…."
         )
-    ratio = _median([s.kl_others / s.kl for s in steps])
-    if not 1 / UNLIKE <= ratio <= UNLIKE and not math.isnan(ratio):
+    ratio = look.rows_unlike
+    if ratio is not None:
         sentences.append(
             f"on other rows the KL of a step is {ratio:.2g} × that on the {k} rows that choose c: raise "
             f"probe_sequences, or take budget='tracked'."

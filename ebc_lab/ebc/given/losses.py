@@ -3,6 +3,7 @@
 A softmax does not see what is added to all classes of a token. So the gradient of every loss that is made of
 one (cross-entropy, label smoothing, distillation, a policy's) sums to zero over the classes, which tells the
 axis they are. That of a cross-entropy for each label by itself is s·(sigmoid(z) - y), y 0 or 1, with one s.
+What the loss does to the logits before that is told in `scales`.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import scales
+
 SUMS_TO_ZERO = 0.02  # |sum over the classes| of a softmax's gradient, at most, for each unit of its elements
 UNLIKE_SOFTMAX = 0.1  # from here on a loss is told to be another one's: what lies between may be a z-loss
 MEANT = 0.02  # of a gradient's size, what a softmax among several has at least
 SURE = 16  # numbers that all lie in [0, 1] are hardly logits
 LOOKED_AT = 1024  # tokens at most
 LABELS_OF = "logits_of=lambda z: torch.stack([torch.zeros_like(z), z], -1)"
+LEARNT = "; where the loss learns it, take it from there: … * criterion.scale"
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,16 @@ class Gradient:
     rows: Tensor
     mass: float  # the sum of its elements' sizes in all rows
     finite: bool
+    known: Tensor | None = None  # (V,): the classes that it is known of, where some are constants; None: all
 
     @property
     def usable(self) -> bool:
         return self.finite and self.mass > 0 and bool(self.rows.any())
+
+    def __add__(self, other: Gradient) -> Gradient:
+        """That of two backward passes."""
+        mass = self.mass + other.mass
+        return Gradient(self.rows + other.rows, mass, self.finite and other.finite, self.known)
 
 
 def gradient_of(logits: Tensor, output: Tensor, by_output: Tensor) -> Gradient | None:
@@ -39,9 +49,13 @@ def gradient_of(logits: Tensor, output: Tensor, by_output: Tensor) -> Gradient |
     whole = as_view(by_output, output, logits)
     if whole is None:
         return None
-    some = whole[: leading_rows(logits)].detach().clone()
+    return of_rows(whole, leading_rows(logits))
+
+
+def of_rows(whole: Tensor, rows: int) -> Gradient:
+    """The gradient of which `whole` holds all rows, rows first."""
     mass = float(whole.abs().sum(dtype=torch.float32))
-    return Gradient(some, mass, mass < float("inf"))
+    return Gradient(whole[:rows].detach().clone(), mass, mass < float("inf"))
 
 
 def leading_rows(logits: Tensor, tokens: int = LOOKED_AT) -> int:
@@ -68,13 +82,19 @@ def _span(t: Tensor) -> int:
 
 def refusal(z: Tensor, gradient: Gradient | None) -> str | None:
     """Why logits (B, ..., V) are not what EBC takes them for, and the remedy; None where they may be."""
+    if gradient is not None and gradient.known is not None:
+        return _scaled_pair(z, gradient) if gradient.usable else None
+    if gradient is not None and gradient.usable and (two := scales.rows_and_columns(z, gradient.rows)):
+        return _columns(*two, len(z))
     z = z[: leading_rows(z)].float()
     last = z.ndim - 1
     axes = [axis for axis in (last, *range(1, last)) if z.shape[axis] > 1]
     g = gradient.rows.float() if gradient is not None and gradient.usable else None
     imbalance = {axis: math.nan if g is None else unbalanced(g, axis) for axis in axes}
-    if g is not None and imbalance[last] <= SUMS_TO_ZERO:
-        return _several(g)
+    if gradient is not None and g is not None and imbalance[last] <= SUMS_TO_ZERO:
+        if z.shape[-1] == 2:
+            return _scaled_pair(z, gradient)
+        return _several(g) or _softmaxs(z, gradient.rows)
     if _pairs_of_probabilities(z):
         return (
             "the second of two logits, beside a 0, is a probability in every row: for a model that ends in a "
@@ -103,16 +123,81 @@ def refusal(z: Tensor, gradient: Gradient | None) -> str | None:
             "logits_of=lambda p: torch.stack([(1 - p).log(), p.log()], -1)."
         )
     if _labels_by_themselves(z[: len(g)], g):
+        return _labels(z)
+    found = scales.label_scale(z[: len(g)].cpu().double(), g.cpu().double(), (g > 0).cpu())
+    return None if found is None else _labels(z, found)
+
+
+def _softmaxs(z: Tensor, g: Tensor) -> str | None:
+    """What is said of logits (B, ..., V) by which the gradient `g` sums to zero over the classes."""
+    some = scales.sample(z[: len(g)], g)
+    if some is None:
+        return None
+    if scales.one_hot_labels(some):
+        return _labels(z)
+    factor = scales.scale(some)
+    if factor is not None:
+        written = scales.written(factor)
         return (
-            f"the loss takes each of the {z.shape[-1]} outputs for a label of its own, and EBC would take "
-            f"them for the classes of one softmax: give {LABELS_OF}."
+            f"the loss takes the softmax of {written}, z being these logits, and EBC that of z: give "
+            f"logits_of=lambda z: {written}{LEARNT}."
+        )
+    factor = scales.sharpened(some)
+    if factor is not None:
+        return (
+            f"the loss takes the softmax of these logits times a factor, about {factor:.2g} or more, and EBC "
+            f"that of the logits: give logits_of=lambda z: {scales.written(float(f'{factor:.2g}'))}, with the "
+            f"loss's own number{LEARNT}."
         )
     return None
 
 
+def _scaled_pair(z: Tensor, gradient: Gradient) -> str | None:
+    """What is said of two classes, whose gradient may be known by one of them alone."""
+    rows = len(gradient.rows)
+    of = 1 if gradient.known is None or bool(gradient.known[1]) else 0
+    if z.shape[-1] != 2:
+        return None
+    x = (z[:rows, ..., of] - z[:rows, ..., 1 - of]).cpu().double()
+    g = gradient.rows[..., of].cpu().double()
+    found = scales.label_scale(x, g, (g > 0) & x.isfinite())
+    if found is None or found == 1:
+        return None
+    written = scales.written(found)
+    return (
+        f"the loss takes the softmax of {written}, z being these two logits, and EBC that of z: let logits_of "
+        f"return {written}{LEARNT}."
+    )
+
+
+def _labels(z: Tensor, factor: float = 1.0) -> str:
+    remedy = LABELS_OF if factor == 1 else LABELS_OF.replace(", z]", f", {scales.written(factor)}]")
+    return (
+        f"the loss takes each of the {z.shape[-1]} outputs for a label of its own, and EBC would take "
+        f"them for the classes of one softmax: give {remedy}{LEARNT if factor != 1 else ''}."
+    )
+
+
+def _columns(share: float, factor: float, size: int) -> str:
+    """What is said of a softmax over the rows of a square, the batch's."""
+    z = "z" if abs(math.log(factor)) < 2 * scales.APART else f"({scales.written(factor)})"
+    rows = f"probe_sequences={size}, and all rows choose c"
+    if share > 1 - scales.BOTH:
+        remedy = f"logits_of=lambda z: {z}.T" if z == "z" else f"logits_of=lambda z: {z}.T{LEARNT}"
+        return (
+            f"the loss takes the softmax of each column of these logits, and EBC that of each row: give "
+            f"{remedy}, z being these logits, and {rows}."
+        )
+    return (
+        f"the loss takes the softmax of each column of these logits beside that of each row, and EBC that of "
+        f"the rows alone: give logits_of=lambda z: torch.stack([{z}, {z}.T], 1), z being these logits, and "
+        f"{rows}{'' if z == 'z' else LEARNT}."
+    )
+
+
 def doubt(gradient: Gradient | None, log_probabilities: bool) -> str | None:
     """What is said of a loss that is no softmax's, where nothing tells what it is."""
-    if gradient is None or not gradient.usable or log_probabilities:
+    if gradient is None or not gradient.usable or log_probabilities or gradient.known is not None:
         return None
     imbalance = unbalanced(gradient.rows.float(), gradient.rows.ndim - 1)
     if imbalance <= UNLIKE_SOFTMAX:
@@ -143,7 +228,11 @@ def are_log_probabilities(z: Tensor) -> bool:
 
 def without_loss(gradient: Gradient, mask: Tensor | None) -> float:
     """The share of the positions that count, in the rows looked at, that the loss does not depend on."""
-    idle = ~gradient.rows.any(-1)
+    return share_of(~gradient.rows.any(-1), mask)
+
+
+def share_of(idle: Tensor, mask: Tensor | None) -> float:
+    """The share of the positions that count which are `idle`, of the leading rows."""
     if mask is None:
         return float(idle.float().mean())
     rows = min(len(idle), len(mask))

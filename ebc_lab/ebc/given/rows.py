@@ -30,6 +30,11 @@ class Choice:
         return take(x, self.at(start, end))
 
 
+def index_of(at: At) -> Tensor:
+    """The places as an index."""
+    return at if isinstance(at, Tensor) else torch.arange(at.start, at.stop)
+
+
 def take(x: Tensor, at: At, axis: int = 0) -> Tensor:
     """Some rows of a tensor, a view where they are a run of the first axis."""
     if isinstance(at, Tensor):
@@ -43,26 +48,17 @@ def cut(inputs: Any, at: At, size: int, axis: int = 0) -> Any:
 
     Tensors of another size (positions, shared by all rows) stay whole.
     """
-    return _of_rows(inputs, lambda t, along: take(t, at, along), size, axis)
-
-
-def turned(inputs: Any, size: int, axis: int = 0) -> Any:
-    """The batch with its rows, see `cut`, in reverse order."""
-    return _of_rows(inputs, lambda t, along: t.flip(along), size, axis)
-
-
-def _of_rows(inputs: Any, act: Callable[[Tensor, int], Tensor], size: int, axis: int) -> Any:
     if isinstance(inputs, Tensor):
         if inputs.layout is not torch.strided:
             return inputs
         for along in (axis, 0):  # a mask of padding is (B, T) beside tokens (T, B), too
             if inputs.ndim > along and inputs.shape[along] == size:
-                return act(inputs, along)
+                return take(inputs, at, along)
         return inputs
     if isinstance(inputs, Mapping):
-        return {k: _of_rows(v, act, size, axis) for k, v in inputs.items()}
+        return {k: cut(v, at, size, axis) for k, v in inputs.items()}
     if isinstance(inputs, tuple | list):
-        parts = [_of_rows(v, act, size, axis) for v in inputs]
+        parts = [cut(v, at, size, axis) for v in inputs]
         return type(inputs)(*parts) if hasattr(inputs, "_fields") else type(inputs)(parts)
     return inputs
 

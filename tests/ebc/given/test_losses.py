@@ -154,7 +154,7 @@ def test_labels_by_themselves_are_refused(share, dtype):
     [
         lambda z: F.mse_loss(z, numbers(B, T, V, seed=7)),
         lambda z: F.binary_cross_entropy_with_logits(
-            z, (numbers(B, T, V, seed=7) > 0).float(), pos_weight=torch.linspace(1, 90, V)
+            z, (numbers(B, T, V, seed=7) > 0).float(), weight=torch.linspace(1, 90, V)
         ),
         lambda z: F.smooth_l1_loss(z[..., 0], numbers(B, T, seed=7)),
     ],
