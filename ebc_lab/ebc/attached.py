@@ -232,11 +232,15 @@ class Attached:
         """What EBC itself carries from step to step, without the optimizers' states."""
         self._finish()
         state = self.clip.own_state_dict()
+        if self.look is not None:
+            state["look"] = self.look.state_dict()
         return state if self._c is None else {**state, "last_c": self._c}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._abandon()  # else W of before would be taken for where the loaded weights came from
         self.clip.load_own_state_dict(state)
+        if self.look is not None and "look" in state:  # states of before have none
+            self.look.load_state_dict(state["look"])
         self._c = state.get("last_c")
 
     def _save(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:

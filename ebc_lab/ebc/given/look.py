@@ -69,7 +69,8 @@ class Look:
 
     `steps`: each that moved something; `seconds`: what looking took; `wrong`: what the loss was seen to do to
     the logits once a step had been taken, None if nothing; `finding`: what is wrong, None if all is well or
-    not all is seen yet; `failed`: why nothing more can be seen, as where memory is short.
+    not all is seen yet; `changes`: what was done about rows; `failed`: why nothing more can be seen, as where
+    memory is short.
     """
 
     def __init__(self) -> None:
@@ -77,6 +78,7 @@ class Look:
         self.seconds = 0.0
         self.wrong: str | None = None
         self.finding: str | None = None
+        self.changes: list[str] = []
         self.failed: str | None = None
         self.patience = 100  # steps in which nothing moves, as at a learning rate of 0, end it
         self._looking: Looking | None = None  # at the step that is open
@@ -93,7 +95,7 @@ class Look:
         lines = ["  ".join(cell.rjust(n) for cell, n in zip(row, widths, strict=True)) for row in shown]
         so_far = "nothing wrong" if self.done else f"nothing wrong so far, of {FIRST} steps"
         failed = self.failed and f"not looked at: {self.failed}"
-        return "\n".join([*lines, self.finding or self.wrong or failed or so_far])
+        return "\n".join([*lines, *self.changes, self.finding or self.wrong or failed or so_far])
 
     @property
     def done(self) -> bool:
@@ -162,10 +164,43 @@ class Look:
         if clip.any_process(looking.seen.moved):
             self.steps.append(looking.seen)
         if self.done and self.steps and self.failed is None:
-            self.finding = finding(self, looking.batch, clip.settings.target_kl)
+            self._conclude(clip, looking.batch)
+
+    def _conclude(self, clip: EllipsotopeClip, batch: Batch) -> None:
+        """What the steps show of the rows that choose c is mended, and looked at anew; the rest is told."""
+        k, size, prober = batch.choice.k, batch.size, batch.prober
+        apart = _excess(self.steps, clip.settings.target_kl)
+        if apart is not None and k < size and not prober.whole and clip.workers.alone:
+            self._mended(f"a row's logits depend on other rows (KL {apart:.2g}): whole batches are called")
+            prober.read_whole(
+                "two forwards on the same rows at the same weights, in another order, differ by a KL of "
+                f"{apart:.2g} nats per token: a row's logits depend on other rows",
+                *(k, size),
+            )
+        elif clip.any_process(self.rows_unlike is not None) and not clip.spread and k < size:
+            self._mended(
+                f"the leading rows are unlike the others (KL × {self.rows_unlike or 1:.2g}): rows are drawn"
+            )
+            clip.spread = True
+        else:
+            self.finding = finding(self, batch, clip.settings.target_kl)
         if self.finding is not None:
             message = f"EBC's first steps look wrong: {self.finding} (check=False says nothing.)"
             warnings.warn(message, checks.EBCWarning, stacklevel=2)
+
+    def _mended(self, change: str) -> None:
+        self.changes.append(change)
+        self.steps = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen, so that a run that is resumed goes on where it was."""
+        steps = [vars(step).copy() for step in self.steps]
+        return {"steps": steps, "patience": self.patience, "changes": list(self.changes)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = [Seen(**step) for step in state["steps"]]
+        self.patience = state["patience"]
+        self.changes = list(state["changes"])
 
     def forget(self) -> None:
         """The step that is open will not end."""
@@ -224,7 +259,7 @@ class Looking:
         outputs = {}
         for place in [] if source is None else source.places:
             axis = self.batch.prober.axis
-            rows = rows_of(returned[place], self.size, axis) if place < len(returned) else None
+            some = rows_of(returned[place], self.size, axis) if place < len(returned) else None
             outputs[place] = some if some is None or not self.turns else some.flip(0)
         return (z.flip(0) if self.turns else z), outputs
 
@@ -300,14 +335,12 @@ def finding(look: Look, batch: Batch, target_kl: float) -> str | None:
     steps = look.steps
     k, size, axis = len(batch.probe.z), batch.size, batch.prober.axis
     sentences = [look.wrong] if look.wrong is not None else []
-    apart = max(s.apart for s in steps)
-    floor = steps[0].floor
-    target_kl = min(target_kl, _median([s.kl for s in steps]))
-    if apart > max(10 * floor, 0.1 * target_kl):
+    apart = _excess(steps, target_kl)
+    if apart is not None and k < size and not batch.prober.whole:
         sentences.append(
             f"two forwards on the same rows at the same weights, in another order, differ by a KL of "
             f"{apart:.2g} nats per token. A row's logits depend on other rows: let all choose c, "
-            f"probe_sequences={size}{'' if axis else checks.TIME_FIRST}."
+            f"probe_sequences='all'{'' if axis else checks.TIME_FIRST}."
         )
     if all(s.unused for s in steps):
         sentences.append(
@@ -337,6 +370,16 @@ def finding(look: Look, batch: Batch, target_kl: float) -> str | None:
             f"probe_sequences, or take budget='tracked'."
         )
     return " ".join(sentences) if sentences else None
+
+
+def _excess(steps: list[Seen], target_kl: float) -> float | None:
+    """The KL between two forwards at W, where it is too large to be rounding; else None."""
+    apart = max(s.apart for s in steps)
+    return (
+        apart
+        if apart > max(10 * steps[0].floor, 0.1 * min(target_kl, _median([s.kl for s in steps])))
+        else None
+    )
 
 
 def _median(values: list[float]) -> float:

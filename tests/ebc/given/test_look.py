@@ -130,28 +130,54 @@ def test_rows_that_are_times():
     assert len(ebc.look.steps) == 3
 
 
-def test_rows_that_are_of_two_kinds():
-    def loss(model, tokens):
-        return loss_of(model(tokens), tokens)
+class Sorted(Tokenwise):
+    """The rows of a second domain have larger logits."""
 
-    class Sorted(Tokenwise):
-        """The later rows' logits are larger."""
+    def forward(self, tokens):
+        return super().forward(tokens[:, 1:]) * (1 + tokens[:, :1, None])
 
-        def forward(self, tokens):
-            return super().forward(tokens[:, 1:]) * (1 + 4 * tokens[:, :1, None])
 
+def domains(seed, rows=96):
+    """The second domain's rows lie behind those of the first."""
+    tokens = integers(rows, 12, seed=seed)
+    tokens[:, 0] = torch.arange(rows) // (rows // 2)
+    return tokens
+
+
+def on_domains(steps, start=0, state=None):
+    """-> model and optimizer states, KL of each step over the target on other rows, what was said, the look."""
     model = Sorted()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
-    attach(model, optimizer, target_kl=TARGET, probe_sequences=24, audit_every=0)
+    ebc = attach(model, optimizer, target_kl=TARGET, probe_sequences=24, audit_every=0)
+    if state is not None:
+        model.load_state_dict(state[0])
+        optimizer.load_state_dict(state[1])
+    ratios = []
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", EBCWarning)
-        for step in range(4):
-            tokens = integers(48, 12, seed=step)
-            tokens[:, 0] = torch.arange(48) // 24
+        for step in range(start, steps):
+            tokens, others = domains(step), domains(1000 + step)
+            with torch.no_grad():
+                before = model(others)
             loss_of(model(tokens), tokens[:, 1:]).backward()
             optimizer.step()
             optimizer.zero_grad()
-    assert "on other rows the KL of a step is" in str(told[0].message)
+            with torch.no_grad():
+                ratios.append(float(mean_kl(before, model(others))) / TARGET)
+    state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    return state, ratios, [str(t.message) for t in told], ebc.look
+
+
+def test_where_leading_rows_are_unlike_the_rest_rows_are_drawn_from_all():
+    state, ratios, told, look = on_domains(16)
+    assert told == []
+    assert max(ratios[:3]) > 1.5
+    assert 0.75 < sorted(ratios[4:])[6] < 1.25
+    assert "the leading rows are unlike the others" in str(look)
+    for pause in (2, 5, 9):  # before the rows change, while they are looked at again, and after that
+        begun, *_ = on_domains(pause)
+        resumed, *_ = on_domains(16, pause, begun)
+        assert all(torch.equal(p, q) for p, q in zip(state[0].values(), resumed[0].values(), strict=True))
 
 
 def test_a_forward_that_is_not_trained():
