@@ -220,7 +220,8 @@ class Looking:
             self.capture.returned = None
         outputs = {}
         for place in [] if source is None else source.places:
-            rows = rows_of(returned[place], self.size, source.axis) if place < len(returned) else None
+            axis = self.batch.prober.axis
+            rows = rows_of(returned[place], self.size, axis) if place < len(returned) else None
             outputs[place] = rows if rows is None or not self.turns else rows.flip(0)
         return (z.flip(0) if self.turns else z), outputs
 
@@ -275,9 +276,7 @@ class Looking:
         return seen / promised if promised > 0 else math.nan
 
 
-def _fall(
-    gradient: losses.Gradient | None, before: Tensor | None, after: Tensor | None, size: int
-) -> float:
+def _fall(gradient: losses.Gradient | None, before: Tensor | None, after: Tensor | None, size: int) -> float:
     """What a movement makes of the fall of the loss, told from leading rows; NaN where that is not known."""
     if gradient is None or not gradient.usable or before is None or after is None:
         return math.nan

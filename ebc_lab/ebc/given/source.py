@@ -1,4 +1,4 @@
-"""How logits are made of a model's output, where they are no view of it: `logits_of` stacks, casts, has a head.
+"""How logits are made of a model's output, where they are no view of it: stacked, cast, behind a head.
 
 The loss's gradient comes back to the output alone. What it says of the logits is found by calling `logits_of`
 once more, on the output's leading rows: which of its tensors they are made of; which of its elements each
@@ -32,7 +32,8 @@ def rows_of(t: Tensor, size: int, axis: int) -> Tensor | None:
     if t.ndim > axis and t.shape[axis] == size:
         return t.movedim(axis, 0)
     if axis == 0 and t.ndim and t.shape[0] and t.shape[0] % size == 0:
-        return t.unflatten(0, (size, -1))
+        flattened: Tensor = t.unflatten(0, (size, -1))  # type: ignore[no-untyped-call]
+        return flattened
     return None
 
 
@@ -69,7 +70,9 @@ class Source:
             z = self._made(starts)
             if z.shape != logits[: self.rows].shape or not z.requires_grad:
                 raise ValueError("other logits than those of the forward")
-            used = torch.autograd.grad(z, list(starts.values()), _noise(z), allow_unused=True, retain_graph=True)
+            used = torch.autograd.grad(
+                z, list(starts.values()), _noise(z), allow_unused=True, retain_graph=True
+            )
             self.places = [i for i, g in zip(graded, used, strict=True) if g is not None and bool(g.any())]
             self.elements = self._elements(z, starts[self.places[0]]) if len(self.places) == 1 else None
             # weights of its own, as a head's, take part of the loss's fall
