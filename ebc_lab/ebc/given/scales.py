@@ -160,7 +160,9 @@ def _smoothed(s: Sample) -> float | None:
         slope = (x * y).sum(-1, keepdim=True) / (x * x).sum(-1, keepdim=True).clamp(min=1e-300)
         size = y.square().sum(-1, keepdim=True).sqrt().clamp(min=1e-300)
         rest = torch.where(slope > 0, (y - slope * x) / size, 1.0)
-        below = torch.where(some, p - s.as_it_is / slope.clamp(min=1e-300), 0.0).sum(-1) / some.sum(-1).clamp(min=1)
+        below = torch.where(some, p - s.as_it_is / slope.clamp(min=1e-300), 0.0).sum(-1) / some.sum(-1).clamp(
+            min=1
+        )
         rows = some.any(-1)
         return float(rest.square().sum(-1)[rows].median().sqrt()), s.z.shape[-1] * float(below[rows].median())
 
@@ -314,6 +316,6 @@ def written(factor: float) -> str:
     for digits in (1, 2, 3):
         for value, how in ways if factor > 1 else reversed(ways):
             text = f"{float(f'{value:.{digits}g}'):g}"
-            if digits == 3 or abs(float(text) / value - 1) < 2e-3:
+            if digits == 3 or abs(float(text) / value - 1) < 1e-3:
                 return how.format(text)
     raise AssertionError("three digits are enough")

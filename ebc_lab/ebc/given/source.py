@@ -19,7 +19,7 @@ from .losses import Gradient
 from .numbers import kept
 
 STEP = 0.01  # of a value, what it is moved by to see what moves with it
-MOVES = 1e-3  # of the typical movement of a position, what counts as none
+ROUNDING = 1e-6  # of a position's largest logit: what does not count as movement
 
 
 def tensors_of(output: Any) -> list[Tensor]:
@@ -58,7 +58,7 @@ class Source:
     ):
         self.axis = axis
         self.size = len(logits)
-        self.rows = losses.leading_rows(logits)
+        self.rows = min(self.size, losses.leading_rows(logits))
         self._logits_of = logits_of
         self._buffers = list(model.buffers())
         self._output = _replaced(output, {id(t): self._cut(t).detach().clone() for t in tensors_of(output)})
@@ -173,10 +173,10 @@ class Source:
             (g if front is None else front).copy_(self.gradients[i].rows)
             size = torch.where(leaf == 0, leaf.abs().float().mean().to(leaf.dtype), leaf.abs())
             moved[i] = torch.where(g != 0, leaf + STEP * size * _noise(leaf), leaf)
-        shift = self._made(moved).detach().float() - self._made({}).detach().float()
-        shift = shift.nan_to_num(0.0, 0.0, 0.0)
+        z = self._made({}).detach().float()
+        shift = (self._made(moved).detach().float() - z).nan_to_num(0.0, 0.0, 0.0)
         shift = (shift - shift.mean(-1, keepdim=True)).abs().amax(-1)
-        return losses.share_of(shift <= MOVES * shift.max(), mask)
+        return losses.share_of(shift <= ROUNDING * z.nan_to_num(0.0, 0.0, 0.0).abs().amax(-1), mask)
 
 
 def _noise(like: Tensor) -> Tensor:

@@ -73,7 +73,8 @@ SOFTMAX = {
     ),
     "labels and a teacher at temperature 4": lambda z: (
         entropy(z)
-        + 16 * F.kl_div((z / 4).log_softmax(-1), (numbers(B, T, V, seed=5) / 4).softmax(-1), reduction="batchmean")
+        + 16
+        * F.kl_div((z / 4).log_softmax(-1), (numbers(B, T, V, seed=5) / 4).softmax(-1), reduction="batchmean")
     ),
     "focal": lambda z: (
         (-(-F.cross_entropy(z.flatten(0, 1), classes(B * T), reduction="none")).expm1()).square()
@@ -246,7 +247,9 @@ def pairs(z, rows, columns):
 def test_a_softmax_over_columns_is_refused(dtype):
     z = (numbers(24, 24) + numbers(24, seed=1)).to(dtype)
     wrong, _ = told(z, lambda z: pairs(z.float(), 0.5, 0.5))
-    assert "logits_of=lambda z: torch.stack([z, z.T], 1), z being these logits, and probe_sequences=24" in wrong
+    assert (
+        "logits_of=lambda z: torch.stack([z, z.T], 1), z being these logits, and probe_sequences=24" in wrong
+    )
     wrong, _ = told(z, lambda z: pairs(z.float(), 0, 1))
     assert "logits_of=lambda z: z.T, z being" in wrong
     wrong, _ = told(z, lambda z: pairs(10 * z.float() / 3, 0.5, 0.5))
