@@ -4,10 +4,12 @@ import copy
 import io
 import math
 import pickle
+import statistics
 import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from pytorch_optimizer import (
     LOMO,
     SAM,
@@ -310,6 +312,269 @@ def test_weights_that_another_optimizer_moves_do_not_count():
         return float(ebc.last.clip_coefficient)
 
     assert last(20.0) > 0.5 * last(0.0)
+
+
+# -- what a loss does to the logits --------------------------------------------------------------------------
+
+
+class Cosines(nn.Module):
+    """(B, 16) -> cosines with `classes` directions, (B, classes)."""
+
+    def __init__(self, classes=10):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 16))
+        self.directions = nn.Parameter(torch.randn(classes, 16))
+        self.log_scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        return F.normalize(self.net(x), dim=-1) @ F.normalize(self.directions, dim=-1).T
+
+
+class Pairs(Cosines):
+    """(B, 16) -> logits (B, B) of the rows, each seen in two ways."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = nn.Linear(16, 16)
+        nn.init.constant_(self.other.bias, 0.6)
+
+    def forward(self, x):
+        a, b = F.normalize(self.net(x), dim=-1), F.normalize(self.other(x), dim=-1)
+        return self.log_scale.exp() * a @ b.T
+
+
+class Untrained(nn.Sequential):
+    """(B, 16) -> 50 labels, each as rare as one in 50, as a head begins that is told so."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        super().__init__(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 50))
+        nn.init.normal_(self[2].weight, std=0.01)
+        nn.init.constant_(self[2].bias, -math.log(49))
+
+
+def points(seed, rows=256):
+    x = torch.randn(rows, 16, generator=torch.Generator().manual_seed(seed))
+    return x, x[:, :10].argmax(-1)
+
+
+def one_hot(z, x):
+    return F.binary_cross_entropy_with_logits(z, F.one_hot(x.argmax(-1), z.shape[-1]).float())
+
+
+def both_ways(z):
+    return torch.stack([z, z.T], 1)
+
+
+def with_zero(z):
+    return torch.stack([torch.zeros_like(z), z], -1)
+
+
+def of_columns(z):
+    return z.T
+
+
+def contrast(z, columns=0.5):
+    y = torch.arange(len(z))
+    return (1 - columns) * F.cross_entropy(z, y) + columns * F.cross_entropy(z.T, y)
+
+
+# the model; its loss (model, z, x, y); what is said; what is trained (model, z); attach's options
+LOSSES = {
+    "a factor": (
+        Cosines,
+        lambda m, z, x, y: F.cross_entropy(30 * z, y),
+        r"logits_of=lambda z: 30 \* z",
+        lambda m, z: 30 * z,
+        {},
+    ),
+    "a factor that is learnt": (
+        Cosines,
+        lambda m, z, x, y: F.cross_entropy(m.log_scale.exp() * z, y),
+        r"logits_of=lambda z: 7.39 \* z \(where the factor is learnt",
+        lambda m, z: m.log_scale.exp() * z,
+        {},
+    ),
+    "sharper targets": (
+        lambda: Cosines(64),
+        lambda m, z, x, y: -((30 * z.detach()).softmax(-1) * (z / 0.1).log_softmax(-1)).sum(-1).mean(),
+        r"logits_of=lambda z: 10 \* z, or about that",
+        lambda m, z: 10 * z,
+        {},
+    ),
+    "rows and columns": (
+        Pairs,
+        lambda m, z, x, y: contrast(z),
+        r"torch.stack\(\[z, z.T\], 1\), z being these logits, and probe_sequences=256",
+        lambda m, z: both_ways(z),
+        {"probe_sequences": 256},
+    ),
+    "columns": (
+        Pairs,
+        lambda m, z, x, y: contrast(z, 1.0),
+        r"logits_of=lambda z: z.T, z being these logits, and probe_sequences=256",
+        lambda m, z: of_columns(z),
+        {"probe_sequences": 256},
+    ),
+    "one label in each row, by itself": (
+        Untrained,
+        lambda m, z, x, y: one_hot(z, x),
+        r"each of the 50 outputs for a label of its own.*torch.zeros_like\(z\), z\], -1",
+        lambda m, z: with_zero(z),
+        {"target_kl": 3e-5},
+    ),
+    "the same with a factor": (
+        Cosines,
+        lambda m, z, x, y: one_hot(8 * z, x[:, :10]),
+        r"torch.zeros_like\(z\), 8 \* z\], -1",
+        lambda m, z: with_zero(8 * z),
+        {},
+    ),
+}
+
+
+def log_p(z):
+    return z.double().log_softmax(-1)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_a_loss_does_to_the_logits_is_refused_and_right_as_the_sentence_says(name):
+    make, loss, said, meant, options = LOSSES[name]
+    options = {"target_kl": 3e-4, "audit_every": 0, **options}
+
+    def train(steps, **more):
+        model = make()
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-2)
+        more = {key: value(model) if key == "logits_of" else value for key, value in more.items()}
+        ebc = attach(model, optimizer, **options, **more)
+        ratios = []
+        for seed in range(steps):
+            x, y = points(seed)
+            others, _ = points(1000 + seed)
+            with torch.no_grad():
+                before = log_p(meant(model, model(others)))
+            loss(model, model(x), x, y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            with torch.no_grad():
+                after = log_p(meant(model, model(others)))
+            kl = float((before.exp() * (before - after)).sum(-1).mean())
+            ratios.append(kl / options["target_kl"])
+        return ratios, ebc
+
+    with pytest.raises(ValueError, match=said):
+        train(1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "EBC's first steps look wrong")
+        ratios, ebc = train(16, logits_of=lambda model: lambda z: meant(model, z))
+    assert ebc.last.clip_coefficient < 1
+    assert statistics.median(ratios[4:]) == pytest.approx(1, abs=0.35)
+    assert max(ratios[4:]) < 1.8
+
+
+def test_a_factor_that_shows_after_the_first_step_is_a_finding():
+    """A head of zeros has no logits by which it could be told before."""
+    model = nn.Linear(16, 10)
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    ebc = attach(model, optimizer, target_kl=1e-3)
+    with pytest.warns(EBCWarning, match=r"look wrong: the loss takes the softmax of 10 \* z"):
+        for seed in range(3):
+            x, y = points(seed)
+            F.cross_entropy(model(x) / 0.1, y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert "softmax of 10 * z" in str(ebc.look)
+
+
+class Carried(nn.Module):
+    """Masked diffusion: what is not masked is carried over, with no probability for anything else."""
+
+    def __init__(self, low):
+        super().__init__()
+        torch.manual_seed(0)
+        self.low = low
+        self.embedding = nn.Embedding(12, 16)
+        self.cell = nn.GRU(16, 16, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(32, 11)
+
+    def forward(self, tokens, mask=None):
+        z = self.head(self.cell(self.embedding(tokens))[0])
+        carried = torch.full_like(z, self.low).scatter(-1, tokens.clamp(max=10)[..., None], 0.0)
+        return torch.where((tokens < 11)[..., None], carried, z)
+
+
+@pytest.mark.parametrize("low", [-1e6, -math.inf])
+@pytest.mark.parametrize("own_mask", [False, True])
+def test_positions_at_which_nothing_is_predicted_do_not_count(low, own_mask):
+    model = Carried(low)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-2)
+    given = {"mask_of": lambda given: given["mask"]} if own_mask else {}
+    ebc = attach(model, optimizer, target_kl=5e-4, audit_every=0, **given)
+    ratios = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", EBCWarning)
+        for seed in range(12):
+            tokens = integers(64, 12, seed=seed)
+            counts = torch.ones_like(tokens)
+            counts[:, 10:] = 0
+            hidden = (integers(64, 12, seed=100 + seed) < 4) & (counts > 0 if own_mask else True)
+            seen = tokens.masked_fill(hidden, 11)
+            with torch.no_grad():
+                before = log_p(model(seen)[hidden])
+            F.cross_entropy(model(seen, counts)[hidden], tokens[hidden]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            with torch.no_grad():
+                after = log_p(model(seen)[hidden])
+            ratios.append(float((before.exp() * (before - after)).sum(-1).mean()) / 5e-4)
+    assert ebc.last.clip_coefficient < 1
+    assert statistics.median(ratios[3:]) == pytest.approx(1, abs=0.3)
+
+
+def test_where_nothing_is_predicted_at_all_no_position_is_left_out():
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    ebc = attach(
+        model, optimizer, target_kl=1e-3, logits_of=lambda z: z * 0 + torch.tensor([0.0, -1e6, -1e6])
+    )
+    model(torch.randn(128, 4)).sum().backward()
+    assert ebc.capture.last.mask is None
+
+
+class Scratch(torch.optim.Optimizer):
+    """Computes its step in the gradients' own memory."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            p.grad.div_(p.grad.abs().add_(1e-12))
+            p.sub_(p.grad, alpha=self.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("before", ["the step", "the loop"])
+@pytest.mark.parametrize("logits_of", [None, lambda z: 1.0 * z])
+def test_gradients_that_something_else_rewrites_are_looked_at_as_they_came(before, logits_of):
+    model = Tokenwise()
+    kind = Scratch if before == "the step" else torch.optim.SGD
+    optimizer = kind(model.parameters(), lr=0.01)
+    ebc = attach(model, optimizer, logits_of=logits_of, **OPTIONS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", EBCWarning)
+        for tokens in batches(4):
+            loss_of(model(tokens), tokens).backward()
+            if before == "the loop":
+                for p in model.parameters():
+                    p.grad.div_(p.grad.norm() / 100)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert all(0.7 < s.share < 1.3 for s in ebc.look.steps)
+    assert not any(p._backward_hooks for p in model.parameters())
 
 
 def test_what_attach_does_not_take_is_refused():

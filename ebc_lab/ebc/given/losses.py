@@ -22,7 +22,7 @@ MEANT = 0.02  # of a gradient's size, what a softmax among several has at least
 SURE = 16  # numbers that all lie in [0, 1] are hardly logits
 LOOKED_AT = 1024  # tokens at most
 LABELS_OF = "logits_of=lambda z: torch.stack([torch.zeros_like(z), z], -1)"
-LEARNT = "; where the loss learns it, take it from there: … * criterion.scale"
+LEARNT = " (where the factor is learnt, multiply by the parameter itself, as model.scale.exp() * z)"
 
 
 @dataclass(frozen=True)
@@ -135,21 +135,16 @@ def _softmaxs(z: Tensor, g: Tensor) -> str | None:
         return None
     if scales.one_hot_labels(some):
         return _labels(z)
-    factor = scales.scale(some)
-    if factor is not None:
-        written = scales.written(factor)
-        return (
-            f"the loss takes the softmax of {written}, z being these logits, and EBC that of z: give "
-            f"logits_of=lambda z: {written}{LEARNT}."
-        )
-    factor = scales.sharpened(some)
-    if factor is not None:
-        return (
-            f"the loss takes the softmax of these logits times a factor, about {factor:.2g} or more, and EBC "
-            f"that of the logits: give logits_of=lambda z: {scales.written(float(f'{factor:.2g}'))}, with the "
-            f"loss's own number{LEARNT}."
-        )
-    return None
+    found = scales.scale(some)
+    if found is None:
+        return None
+    factor, exact = found
+    written = scales.written(factor if exact else float(f"{factor:.2g}"))
+    about = "" if exact else ", or about that, with the loss's own number"
+    return (
+        f"the loss takes the softmax of {written}, z being these logits, and EBC that of z: give "
+        f"logits_of=lambda z: {written}{about}{LEARNT}."
+    )
 
 
 def _scaled_pair(z: Tensor, gradient: Gradient) -> str | None:
@@ -165,8 +160,8 @@ def _scaled_pair(z: Tensor, gradient: Gradient) -> str | None:
         return None
     written = scales.written(found)
     return (
-        f"the loss takes the softmax of {written}, z being these two logits, and EBC that of z: let logits_of "
-        f"return {written}{LEARNT}."
+        f"the loss takes the softmax of {written}, z being these two logits, and EBC that of z: let "
+        f"logits_of return {written}{LEARNT}."
     )
 
 

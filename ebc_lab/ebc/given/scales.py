@@ -1,14 +1,15 @@
 """What a loss does to logits before its softmax, told from its gradient by them: a factor, another axis.
 
-Off the labels the gradient of a cross-entropy of s·z is w·s·softmax(s·z), so that its logarithm is a line in z
-of slope s in each row, whatever that row's weight w is. A sum of several such terms (a mixture of losses, an
-entropy) bends the line: nothing is concluded from one that bends. Everything is computed on a sample, in
+Off the labels the gradient of a cross-entropy of s·z is w·s·softmax(s·z), so that its logarithm is a line in
+z of slope s in each row, whatever that row's weight w is. A sum of several such terms (a mixture of losses,
+an entropy) bends the line: nothing is concluded from one that bends. Everything is computed on a sample, in
 float64 on the CPU.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ FAR = 0.5  # |log s| from which on it is told where labels may be smoothed
 FLAT = 1.5  # a factor that soft targets only bound from below is told from here on
 BETTER = 10.0  # how much better than another explanation one must fit
 LOOSE = 0.2  # a typical residual of log g, at most: rounding of low precision is as large
+EXACT = 0.1  # that of a loss with hard labels, in bfloat16
 SMOOTHING = 0.35  # of a label, at most
 BENT = 0.1  # a line's bend, at most, for each unit of (s - 1)²: a mixture of s = 1 and another s has more
 BOTH = 0.05  # the share of a softmax over columns (or rows) from which on it is told
@@ -29,9 +31,11 @@ GRID = [2.0 ** (k / 2) for k in range(-14, 15)]
 
 @dataclass(frozen=True)
 class Sample:
-    """Logits and gradient of some rows, both (n, V), float64; `off`: where neither label nor rounding is."""
+    """Logits and gradient of some rows, both (n, V), float64, the gradient as it is and with each row's label
+    below 0; `off`: where neither label nor rounding is."""
 
     z: Tensor
+    as_it_is: Tensor
     g: Tensor
     finite: Tensor  # where z is, which is 0 elsewhere
     off: Tensor
@@ -53,9 +57,10 @@ def sample(z: Tensor, g: Tensor) -> Sample | None:
     # a policy's row with a negative advantage is upside down: a label's element is the largest, and negative
     upright = -g.gather(-1, g.abs().argmax(-1, keepdim=True)).sign()
     classes = _spread(z.shape[-1], CLASSES, z.device)
-    z, g = z[:, classes].cpu().double(), (g * upright)[:, classes].cpu().double()
+    z, g = z[:, classes].cpu().double(), g[:, classes].cpu().double()
+    upright = upright.cpu()
     finite = z.isfinite()
-    return Sample(torch.where(finite, z, 0.0), g, finite, finite & (g >= tiny))
+    return Sample(torch.where(finite, z, 0.0), g, upright * g, finite, finite & (upright * g >= tiny))
 
 
 def _spread(n: int, most: int, device: torch.device) -> Tensor:
@@ -63,7 +68,7 @@ def _spread(n: int, most: int, device: torch.device) -> Tensor:
     return torch.linspace(0, n - 1, min(n, most), device=device).round().long()
 
 
-# -- one softmax -------------------------------------------------------------------------------------------
+# -- one softmax ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -119,23 +124,30 @@ def line(s: Sample, among: Tensor | None = None) -> Line | None:
     )
 
 
-def scale(s: Sample) -> float | None:
-    """The factor by which a cross-entropy, with or without label smoothing, multiplies logits first."""
+def scale(s: Sample) -> tuple[float, bool] | None:
+    """The factor by which a loss multiplies logits before its softmax, and whether that is exact.
+
+    It is for a cross-entropy, with or without label smoothing. Soft targets only bound it from below.
+    """
     found = line(s)
     most = float(s.off.sum()) > 0.5 * float(((s.g != 0) & s.finite).sum())
-    if found is None or not most:
-        return _smoothed(s)
-    bent = abs(found.bend) > max(10 * found.error, 1e-3 * (found.slope - 1) ** 2)
-    if found.is_one_scale:
-        return (_smoothed(s) if bent else None) or found.slope
-    return _smoothed(s)
+    told = found is not None and most and found.is_one_scale
+    if found is not None and told and abs(found.bend) <= max(10 * found.error, 1e-3 * (found.slope - 1) ** 2):
+        return found.slope, found.unlike < EXACT
+    smoothed = _smoothed(s)
+    if smoothed is not None:
+        return smoothed, True
+    least = _sharpened(s)
+    if found is not None and told:
+        least = max(found.slope, least or 0.0)
+    return None if least is None else (least, False)
 
 
 def _smoothed(s: Sample) -> float | None:
     """With label smoothing: off the label g is a·(exp(s·z) - b) in each row, b a small part of its mean."""
     labels = 2 if s.z.shape[-1] >= 8 else 1  # two where mixup has blended them
-    some = s.finite & (s.g != 0)
-    lowest = s.g.masked_fill(~some, math.inf).topk(labels, largest=False).indices
+    some = s.finite & (s.as_it_is != 0)
+    lowest = s.as_it_is.masked_fill(~some, math.inf).topk(labels, largest=False).indices
     some = some.scatter(-1, lowest, False)
     some = some & (some.sum(-1, keepdim=True) >= 4)
     if int(some.sum()) < 16:
@@ -144,11 +156,13 @@ def _smoothed(s: Sample) -> float | None:
     def fitted(factor: float) -> tuple[float, float]:
         """How badly it fits, and the smoothing that it means."""
         p = (factor * s.z).masked_fill(~s.finite, -math.inf).softmax(-1)
-        x, y = _centred(p, some), _centred(s.g, some)
+        x, y = _centred(p, some), _centred(s.as_it_is, some)
         slope = (x * y).sum(-1, keepdim=True) / (x * x).sum(-1, keepdim=True).clamp(min=1e-300)
         size = y.square().sum(-1, keepdim=True).sqrt().clamp(min=1e-300)
         rest = torch.where(slope > 0, (y - slope * x) / size, 1.0)
-        below = torch.where(some, p - s.g / slope.clamp(min=1e-300), 0.0).sum(-1) / some.sum(-1).clamp(min=1)
+        below = torch.where(some, p - s.as_it_is / slope.clamp(min=1e-300), 0.0).sum(-1) / some.sum(-1).clamp(
+            min=1
+        )
         rows = some.any(-1)
         return float(rest.square().sum(-1)[rows].median().sqrt()), s.z.shape[-1] * float(below[rows].median())
 
@@ -159,7 +173,7 @@ def _smoothed(s: Sample) -> float | None:
     return found if fits and abs(math.log(found)) > FAR else None
 
 
-def sharpened(s: Sample) -> float | None:
+def _sharpened(s: Sample) -> float | None:
     """At least how much a loss with soft targets that are sharper than softmax(z) multiplies logits.
 
     Where logits are low such targets are nearly 0: the gradient is positive there, and its slope comes near s
@@ -221,7 +235,7 @@ def one_hot_labels(s: Sample) -> bool:
     return unlike < LOOSE and min(straight.unlike_one, straight.unlike) > BETTER * unlike
 
 
-# -- two softmaxes of one square ---------------------------------------------------------------------------
+# -- two softmaxes of one square -----------------------------------------------------------------------------
 
 
 def rows_and_columns(z: Tensor, g: Tensor) -> tuple[float, float] | None:
@@ -265,7 +279,7 @@ def rows_and_columns(z: Tensor, g: Tensor) -> tuple[float, float] | None:
     return (b / (a + b), factor) if unlike < 0.03 and better and positive else None
 
 
-# -- what they share ---------------------------------------------------------------------------------------
+# -- what they share -----------------------------------------------------------------------------------------
 
 
 def _centred(x: Tensor, among: Tensor) -> Tensor:
@@ -280,7 +294,7 @@ def _typical(rest: Tensor) -> float:
     return float(rest.abs().quantile(0.9)) if rest.numel() < 2**23 else float(rest.abs().mean())
 
 
-def _lowest(unlike) -> tuple[float, float]:  # type: ignore[no-untyped-def]
+def _lowest(unlike: Callable[[float], float]) -> tuple[float, float]:
     """The factor at which `unlike` is least, and that least value."""
     values = [unlike(f) for f in GRID]
     at = min(range(len(GRID)), key=values.__getitem__)
@@ -298,9 +312,10 @@ def _lowest(unlike) -> tuple[float, float]:  # type: ignore[no-untyped-def]
 
 def written(factor: float) -> str:
     """`z` times a factor, as somebody would write it: 30 * z, z / 0.07."""
+    ways = [(factor, "{} * z"), (1 / factor, "z / {}")]
     for digits in (1, 2, 3):
-        for value, how in ((factor, "{} * z"), (1 / factor, "z / {}")):
-            text = f"{value:.{digits}g}"
-            if abs(float(text) / value - 1) < 2e-3:
-                return how.format(f"{float(text):g}")
-    return f"{float(f'{factor:.3g}'):g} * z" if factor >= 1 else f"z / {float(f'{1 / factor:.3g}'):g}"
+        for value, how in ways if factor > 1 else reversed(ways):
+            text = f"{float(f'{value:.{digits}g}'):g}"
+            if digits == 3 or abs(float(text) / value - 1) < 1e-3:
+                return how.format(text)
+    raise AssertionError("three digits are enough")

@@ -1,4 +1,4 @@
-"""How logits are made of a model's output, where they are no view of it: `logits_of` stacks, casts, has a head.
+"""How logits are made of a model's output, where they are no view of it: stacked, cast, behind a head.
 
 The loss's gradient comes back to the output alone. What it says of the logits is found by calling `logits_of`
 once more, on the output's leading rows: which of its tensors they are made of; which of its elements each
@@ -19,7 +19,7 @@ from .losses import Gradient
 from .numbers import kept
 
 STEP = 0.01  # of a value, what it is moved by to see what moves with it
-MOVES = 1e-3  # of the typical movement of a position, what counts as none
+ROUNDING = 1e-6  # of a position's largest logit: what does not count as movement
 
 
 def tensors_of(output: Any) -> list[Tensor]:
@@ -32,8 +32,8 @@ def rows_of(t: Tensor, size: int, axis: int) -> Tensor | None:
     if t.ndim > axis and t.shape[axis] == size:
         return t.movedim(axis, 0)
     if axis == 0 and t.ndim and t.shape[0] and t.shape[0] % size == 0:
-        flat: Tensor = t.unflatten(0, (size, -1))
-        return flat
+        flattened: Tensor = t.unflatten(0, (size, -1))
+        return flattened
     return None
 
 
@@ -58,7 +58,7 @@ class Source:
     ):
         self.axis = axis
         self.size = len(logits)
-        self.rows = losses.leading_rows(logits)
+        self.rows = min(self.size, losses.leading_rows(logits))
         self._logits_of = logits_of
         self._buffers = list(model.buffers())
         self._output = _replaced(output, {id(t): self._cut(t).detach().clone() for t in tensors_of(output)})
@@ -173,10 +173,10 @@ class Source:
             (g if front is None else front).copy_(self.gradients[i].rows)
             size = torch.where(leaf == 0, leaf.abs().float().mean().to(leaf.dtype), leaf.abs())
             moved[i] = torch.where(g != 0, leaf + STEP * size * _noise(leaf), leaf)
-        shift = self._made(moved).detach().float() - self._made({}).detach().float()
-        shift = shift.nan_to_num(0.0, 0.0, 0.0)
+        z = self._made({}).detach().float()
+        shift = (self._made(moved).detach().float() - z).nan_to_num(0.0, 0.0, 0.0)
         shift = (shift - shift.mean(-1, keepdim=True)).abs().amax(-1)
-        return losses.share_of(shift <= MOVES * shift.max(), mask)
+        return losses.share_of(shift <= ROUNDING * z.nan_to_num(0.0, 0.0, 0.0).abs().amax(-1), mask)
 
 
 def _noise(like: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """The first steps under `attach` are looked at: what is said where training is of something else."""
 
+import copy
 import math
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ import torch.nn.functional as F
 from support.tokenwise import Tokenwise, integers, loss_of
 from torch import nn
 
-from ebc_lab.ebc import EBCWarning, attach
+from ebc_lab.ebc import EBCWarning, attach, mean_kl
+from ebc_lab.ebc.given.look import Look, Seen
 
 TARGET = 0.002
 
@@ -54,7 +57,11 @@ def test_where_all_is_well_nothing_is_said_and_no_bit_changes():
             assert len(ebc.look.steps) == 3
             assert ebc.look.finding is None
             assert all(s.apart < 1e-7 for s in ebc.look.steps)
-            assert all(0.3 < s.kl_others / s.kl < 3 for s in ebc.look.steps)
+            assert all(0.3 < s.unlike < 3 for s in ebc.look.steps)
+            assert ebc.look.rows_unlike is None
+            assert str(ebc.look).splitlines()[0].split() == ["step", "KL", "on", "other", "rows", "apart", "share", "idle"]
+            assert str(ebc.look).endswith("nothing wrong")
+            assert len(str(ebc.look).splitlines()) == 5
             assert all(0.7 < s.share < 1.3 for s in ebc.look.steps)
             assert all(s.idle == 0 for s in ebc.look.steps)
             assert ebc.look.seconds > 0
@@ -81,6 +88,84 @@ def test_a_part_of_the_loss_that_passes_other_outputs():
     assert "of the fall of the loss passes the logits that EBC measures" in told
     assert "logits_of=" in told
     assert ebc.look.finding in told
+
+
+@pytest.mark.parametrize("also", [0, 30])
+@pytest.mark.parametrize("copied", ["cast", "normalised", "stacked", "in an object"])
+def test_the_look_sees_through_a_logits_of_that_copies(also, copied):
+    """Idle positions and the part of the loss that passes the logits, at the output that they are made of."""
+
+    class Two(Tokenwise):
+        def __init__(self):
+            super().__init__()
+            self.value = nn.Linear(8, 1)
+
+        def forward(self, ids):
+            z, value = super().forward(ids), self.value(self.embedding(ids))
+            return SimpleNamespace(z=z, value=value) if copied == "in an object" else (z, value)
+
+    def logits(output):
+        z = output.z if copied == "in an object" else output[0]
+        if copied == "stacked":
+            return torch.stack([torch.zeros_like(z), z], -1)
+        return z.log_softmax(-1) if copied == "normalised" else z.double()
+
+    def loss(model, tokens):
+        output = model(tokens)
+        z, value = vars(output).values() if copied == "in an object" else output
+        z, labels = z[:, 7:], tokens[:, 7:]
+        if copied == "stacked":
+            of_labels = F.binary_cross_entropy_with_logits(z, F.one_hot(labels, 11).float())
+        else:
+            of_labels = F.cross_entropy(z.flatten(0, 1), labels.flatten())
+        return of_labels + also * (value[..., 0] - tokens).square().mean()
+
+    ebc, (told,) = trained(Two(), loss, logits_of=logits)
+    assert "does not depend on 58% of the positions" in told
+    assert ("of the fall of the loss passes the logits" in told) == bool(also)
+    assert all((s.share < 0.3) if also else (0.7 < s.share < 1.3) for s in ebc.look.steps)
+
+
+def test_a_head_outside_the_model_hides_no_idle_positions():
+    class Hidden(Tokenwise):
+        def forward(self, ids):
+            x = self.embedding(ids)
+            return x + torch.tanh(self.blocks[0](x))
+
+    def loss(model, tokens):
+        z = model.head(model(tokens))
+        return F.cross_entropy(z[:, 7:].flatten(0, 1), tokens[:, 7:].flatten())
+
+    model = Hidden()
+    _, (told,) = trained(model, loss, logits_of=lambda hidden: model.head(hidden))
+    assert "does not depend on 58% of the positions" in told
+    _, told = trained(
+        model, lambda m, t: loss_of(m.head(m(t)), t), logits_of=lambda hidden: model.head(hidden)
+    )
+    assert told == []
+
+
+def test_looking_through_a_head_leaves_its_buffers_and_random_numbers_alone():
+    class Hidden(Tokenwise):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.3), self.head)
+
+        def forward(self, ids):
+            return self.embedding(ids)
+
+    def after(check):
+        torch.manual_seed(0)
+        model = Hidden()
+
+        def logits(hidden):
+            return model.head(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
+
+        ebc, _ = trained(model, lambda m, t: loss_of(logits(m(t)), t), logits_of=logits, check=check)
+        assert not check or len(ebc.look.steps) == 3
+        return [*model.parameters(), *model.buffers(), torch.rand(2)]
+
+    assert all(torch.equal(p, q) for p, q in zip(after(True), after(False), strict=True))
 
 
 def test_a_loss_that_is_no_softmaxs():
@@ -178,6 +263,27 @@ def test_where_leading_rows_are_unlike_the_rest_rows_are_drawn_from_all():
         begun, *_ = on_domains(pause)
         resumed, *_ = on_domains(16, pause, begun)
         assert all(torch.equal(p, q) for p, q in zip(state[0].values(), resumed[0].values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("ratios", "tokens", "told"),
+    [
+        ((1.6, 1.7, 1.1), 300, 1.6),
+        ((1.6, 1.7, 0.9), 300, None),
+        ((1.4, 1.7, 1.3), 300, None),
+        ((0.5, 0.6, 0.9), 300, 0.6),
+        ((0.5, 0.6, math.nan), 300, 0.6),
+        ((1.6, 1.7, 1.6), 50, None),
+        ((4.0, 5.0, 3.5), 50, 4.0),
+        ((math.nan, math.nan, math.nan), 0, None),
+    ],
+)
+def test_other_rows_are_unlike_where_all_steps_say_so(ratios, tokens, told):
+    look = Look()
+    look.steps = [Seen(0.0, 1e-8, 1e-3, 1e-3 * r, tokens) for r in ratios]
+    assert look.rows_unlike == (None if told is None else pytest.approx(told))
+    del look.steps[2]
+    assert look.rows_unlike is None  # not all is seen yet
 
 
 def test_a_forward_that_is_not_trained():

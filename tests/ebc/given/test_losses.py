@@ -59,6 +59,34 @@ SOFTMAX = {
         (numbers(B, T, seed=3) * z.log_softmax(-1)[..., 0]).mean()
         + 0.01 * (z.softmax(-1) * z.log_softmax(-1)).sum(-1).mean()
     ),
+    "a large z-loss": lambda z: entropy(z) + 0.005 * z.logsumexp(-1).square().mean(),
+    "two labels": lambda z: 0.3 * entropy(z) + 0.7 * F.cross_entropy(z.flatten(0, 1), classes(B * T, seed=2)),
+    "two labels, smoothed": lambda z: (
+        0.3 * F.cross_entropy(z.flatten(0, 1), classes(B * T), label_smoothing=0.1)
+        + 0.7 * F.cross_entropy(z.flatten(0, 1), classes(B * T, seed=2), label_smoothing=0.1)
+    ),
+    "distillation at temperature 1": lambda z: F.kl_div(
+        z.log_softmax(-1), numbers(B, T, V, seed=5).softmax(-1), reduction="batchmean"
+    ),
+    "distillation from a sharper self": lambda z: F.kl_div(
+        z.log_softmax(-1), (2.5 * z.detach() + numbers(B, T, V, seed=5)).softmax(-1), reduction="batchmean"
+    ),
+    "labels and a teacher at temperature 4": lambda z: (
+        entropy(z)
+        + 16
+        * F.kl_div((z / 4).log_softmax(-1), (numbers(B, T, V, seed=5) / 4).softmax(-1), reduction="batchmean")
+    ),
+    "focal": lambda z: (
+        (-(-F.cross_entropy(z.flatten(0, 1), classes(B * T), reduction="none")).expm1()).square()
+        * F.cross_entropy(z.flatten(0, 1), classes(B * T), reduction="none")
+    ).mean(),
+    "an entropy bonus": lambda z: entropy(z) + 0.3 * (z.softmax(-1) * z.log_softmax(-1)).sum(-1).mean(),
+    "a policy of both signs": lambda z: (
+        numbers(B * T, seed=3) * F.cross_entropy(z.flatten(0, 1), classes(B * T), reduction="none")
+    ).mean(),
+    "a mask over classes": lambda z: F.cross_entropy(
+        z.masked_fill(torch.arange(V) < 4, -math.inf).flatten(0, 1), 4 + classes(B * T, of=V - 4)
+    ),
     "preferences": lambda z: (
         -F.logsigmoid(z.log_softmax(-1)[:3, :, 1].sum() - z.log_softmax(-1)[3:, :, 1].sum())
     ),
@@ -67,8 +95,9 @@ SOFTMAX = {
 
 @pytest.mark.parametrize("name", SOFTMAX)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_losses_of_a_softmax_are_taken_as_they_are(name, dtype):
-    logits = numbers(B, T, V).to(dtype)
+@pytest.mark.parametrize("spread", [0.02, 2.0])
+def test_losses_of_a_softmax_are_taken_as_they_are(name, dtype, spread):
+    logits = numbers(B, T, V, spread=spread).to(dtype)
     assert told(logits, lambda z: SOFTMAX[name](z.float())) == (None, None)
 
 
@@ -147,6 +176,85 @@ def test_labels_by_themselves_are_refused(share, dtype):
     wrong, _ = told(logits, loss)
     assert "a label of its own" in wrong
     assert "torch.stack([torch.zeros_like(z), z], -1)" in wrong
+
+
+def test_a_weight_on_positive_labels_changes_nothing():
+    def loss(z):
+        labels = (numbers(B, T, V, seed=7) > 0).float()
+        return F.binary_cross_entropy_with_logits(z, labels, pos_weight=torch.linspace(1, 90, V))
+
+    wrong, _ = told(numbers(B, T, V), loss)
+    assert "a label of its own" in wrong
+
+
+@pytest.mark.parametrize("spread", [0.02, 2.0])
+def test_one_label_in_each_row_by_itself_is_no_softmax(spread):
+    """With the bias of an untrained head at its odds, such a gradient sums to zero over the classes."""
+    y = F.one_hot(classes(B * T, of=100), 100).float().view(B, T, 100)
+    z = numbers(B, T, 100, spread=spread) - math.log(99)
+    logits, gradient = seen(z, lambda z: F.binary_cross_entropy_with_logits(z, y))
+    assert unbalanced(gradient.rows, -1) < (0.02 if spread < 1 else 1)
+    assert "a label of its own" in refusal(logits, gradient)
+
+
+FACTORS = {"30 * z": 30.0, "z / 0.07": 1 / 0.07, "z / 5": 0.2, "12.7 * z": 12.7}
+
+
+@pytest.mark.parametrize("written", FACTORS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("classes_", [5, 100])
+def test_a_factor_in_the_loss_is_refused_with_its_remedy(written, smoothing, classes_):
+    z = numbers(B, T, classes_, spread=0.3)
+    y = classes(B * T, of=classes_)
+
+    def loss(z):
+        return F.cross_entropy((FACTORS[written] * z).flatten(0, 1), y, label_smoothing=smoothing)
+
+    wrong, _ = told(z, loss)
+    assert f"logits_of=lambda z: {written} (where the factor is learnt" in wrong
+    logits, gradient = seen(z * FACTORS[written], lambda z: loss(z / FACTORS[written]))
+    assert refusal(logits, gradient) is None
+
+
+def test_a_factor_is_told_from_the_gradient_in_bfloat16():
+    wrong, _ = told(numbers(64, V).bfloat16(), lambda z: F.cross_entropy(z * 10, classes(64)))
+    assert "logits_of=lambda z: 10 * z" in wrong
+
+
+@pytest.mark.parametrize("hardness", [20, 30])
+def test_a_factor_before_sharper_targets_is_refused(hardness):
+    z = numbers(B, T, 64, spread=0.15)
+    q = (hardness * (z + numbers(B, T, 64, seed=4, spread=0.02))).softmax(-1)
+    wrong, _ = told(z, lambda z: -(q * (10 * z).log_softmax(-1)).sum(-1).mean())
+    assert "logits_of=lambda z: 10 * z, or about that" in wrong or "logits_of=lambda z: 9." in wrong
+
+
+def test_a_factor_of_two_classes_and_of_labels_by_themselves():
+    wrong, _ = told(numbers(64, 2), lambda z: F.cross_entropy(8 * z, classes(64, of=2)))
+    assert "let logits_of return 8 * z" in wrong
+    assert told(numbers(64, 2), lambda z: F.cross_entropy(z, classes(64, of=2))) == (None, None)
+    labels = classes(B, T, V, of=2).float()
+    wrong, _ = told(numbers(B, T, V), lambda z: F.binary_cross_entropy_with_logits(8 * z, labels))
+    assert "torch.stack([torch.zeros_like(z), 8 * z], -1)" in wrong
+
+
+def pairs(z, rows, columns):
+    own = torch.randperm(len(z), generator=torch.Generator().manual_seed(2))
+    return rows * F.cross_entropy(z, own) + columns * F.cross_entropy(z.T, own.argsort())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_softmax_over_columns_is_refused(dtype):
+    z = (numbers(24, 24) + numbers(24, seed=1)).to(dtype)
+    wrong, _ = told(z, lambda z: pairs(z.float(), 0.5, 0.5))
+    assert (
+        "logits_of=lambda z: torch.stack([z, z.T], 1), z being these logits, and probe_sequences=24" in wrong
+    )
+    wrong, _ = told(z, lambda z: pairs(z.float(), 0, 1))
+    assert "logits_of=lambda z: z.T, z being" in wrong
+    wrong, _ = told(z, lambda z: pairs(10 * z.float() / 3, 0.5, 0.5))
+    assert "torch.stack([(z / 0.3), (z / 0.3).T], 1)" in wrong
+    assert told(z, lambda z: pairs(z.float(), 1, 0)) == (None, None)
 
 
 @pytest.mark.parametrize(

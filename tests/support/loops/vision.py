@@ -202,6 +202,11 @@ def captioned(number: int, rows: int = 256) -> tuple[Tensor, Tensor]:
     return x, labels[:, None] * 6 + words
 
 
+def both_ways(logits: Tensor) -> Tensor:
+    """The captions of each image, and the images of each caption."""
+    return torch.stack([logits, logits.T], 1)
+
+
 def contrastive_step(
     model: nn.Module, optimizers: list[Optimizer], batch: Any, carried: dict[str, Any]
 ) -> None:
@@ -216,15 +221,15 @@ def contrastive_step(
 
 CONTRASTIVE = Loop(
     name="CLIP",
-    like="logits (B, B), whose classes are the other rows",
+    like="logits (B, B), whose classes are the other rows, and the other columns",
     build=partial(seeded, Pairs),
     optimizers=partial(adam, lr=3e-3),
     batch=captioned,
     step=contrastive_step,
-    log_p=lambda model, batch: log_softmax(model(*batch)),
-    options={"probe_sequences": 256},
+    log_p=lambda model, batch: log_softmax(both_ways(model(*batch))),
+    options={"probe_sequences": 256, "logits_of": both_ways},
     target_kl=0.0002,
-    refused="probe_sequences=256",
+    refused=r"torch.stack\(\[z, z.T\], 1\).*probe_sequences=256",
 )
 
 LOOPS = [RESNET, MIXED, DISTILLED, SEGMENTED, CONTRASTIVE]
