@@ -563,7 +563,7 @@ class Waves(nn.Module):
         self.head = nn.Linear(16, 11)
 
     def forward(self, ids):
-        return self.head((self.embedding(ids).to(torch.complex64) @ self.mix).real)
+        return self.head((self.embedding(ids).to(torch.complex64) @ self.mix @ self.mix).real)
 
 
 @pytest.mark.parametrize("budget", ["shadow", "tracked", "fisher", "surrogate", "calibrated"])
