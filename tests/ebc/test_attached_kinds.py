@@ -399,6 +399,18 @@ def test_a_state_dict_of_its_own_carries_the_state_too(make, named):
     assert "ebc" not in optimizer.state_dict()
 
 
+def test_a_state_that_is_no_dict_is_told():
+    class Listing(torch.optim.SGD):
+        def state_dict(self):
+            return [super().state_dict()]
+
+    model = Tokenwise()
+    optimizer = Listing(model.parameters(), lr=LR)
+    attach(model, optimizer, **OPTIONS)
+    with pytest.warns(EBCWarning, match=r"returns a list, .*save ebc.state_dict\(\) beside it"):
+        optimizer.state_dict()
+
+
 def test_a_copy_of_an_optimizer_saves_its_own_state():
     model = Tokenwise()
     optimizer = Calling(model.parameters())
