@@ -25,7 +25,7 @@ from .clip import EllipsotopeClip
 from .flat import Copy, Shortened, all_finite, joint_norm
 from .given import checks, losses
 from .given.arguments import Arguments, MaskOf
-from .given.bases import Optimizers, as_list, parameters_of, state_keeper
+from .given.bases import Optimizers, as_list, is_as_loaded, parameters_of, state_keeper
 from .given.capture import FIRST, Capture, Forward
 from .given.look import Look
 from .given.rows import RowsOf
@@ -159,7 +159,7 @@ class Attached:
         self._waiting: list[Optimizer] = []  # those that have not stepped yet in the step that is open
         self._void: list[Optimizer] = []  # those of them whose gradients are not finite
         self._late: list[Optimizer] = []  # those that were void when the last step ended without them
-        self._norms: list[Tensor] = []  # of the gradients that several optimizers have stepped with
+        self._norms: dict[Optimizer, Tensor] = {}  # of the gradients that each of several has stepped with
         self._shortened: Shortened | None = None  # the weights between two optimizers' steps
         self._c: float | None = None  # of the last step, which they are shortened by
         self._hidden: list[tuple[nn.Parameter, Tensor | None]] = []
@@ -168,6 +168,7 @@ class Attached:
         self._inside: Optimizer | None = None  # the one whose step is running
         self._call: FrameType | None = None  # that step
         self._told_of_moves = False
+        self._loaded_before = self.clip.keeps_old and any(map(is_as_loaded, self.optimizers))
         self._nested = 0  # calls of it inside: a subclass's step calls its parent's, which has the hooks too
         self._handles = [handle for o in self.optimizers for handle in self._hooks(o)]
 
@@ -199,7 +200,8 @@ class Attached:
         def load_state_dict(call: Callable[..., Any], *given: Any, **named: Any) -> Any:
             if given:
                 return call(self._load(keeper, given[0]), *given[1:], **named)
-            return call(**{**named, "state_dict": self._load(keeper, named["state_dict"])})
+            name = next(iter(named))
+            return call(**{**named, name: self._load(keeper, named[name])})
 
         return [Replaced(keeper, *pair) for pair in zip(names, (state_dict, load_state_dict), strict=True)]
 
@@ -241,19 +243,30 @@ class Attached:
         self.clip.load_own_state_dict(state)
         if self.look is not None and "look" in state:  # states of before have none
             self.look.load_state_dict(state["look"])
+        self._loaded_before = False
         self._c = state.get("last_c")
 
     def _save(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(state, dict):
+            message = (
+                f"{type(optimizer).__name__}.state_dict() returns a {type(state).__name__}, in which EBC's "
+                "state has no place: save ebc.state_dict() beside it, and load that with ebc.load_state_dict."
+            )
+            warnings.warn(message, checks.EBCWarning, stacklevel=2)
+            return state
         saved = copy.copy(state)  # of whatever class an optimizer's own method makes it
         saved[KEY] = self.state_dict()
         return saved
 
     def _load(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(state, dict):
+            return state
         rest = dict(state)
         saved = rest.pop(KEY, None)
         if saved is not None:
             self.load_state_dict(saved)
         elif self.clip.step_index == 0:
+            self._loaded_before = False
             warnings.warn(
                 "this optimizer state comes without EBC's, so c is searched for anew: load a state dict that "
                 "was saved while EBC was attached, or EBC's own state after it.",
@@ -273,7 +286,7 @@ class Attached:
         if self._inside is not None:  # that step has failed, and nobody knows how far it came
             self._abandon()
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        late = _is_in(self._late, optimizer) and closure is None and self._is_bad(optimizer)
+        late = _is_in(self._late, optimizer) and closure is None and self._stays_void(optimizer)
         if not _is_in(self._waiting, optimizer) and not late:
             self._finish()  # it steps again: the others have not, this time
             self._waiting = list(self.optimizers)
@@ -325,7 +338,7 @@ class Attached:
     def _see(self, optimizer: Optimizer) -> None:
         """The gradients that one of several optimizers steps with: a GradScaler unscales each by itself."""
         self.clip.gradients.see_again(optimizer)
-        self._norms.append(self.clip.arithmetic.norm(_gradients(optimizer)))
+        self._norms[optimizer] = self.clip.arithmetic.norm(_gradients(optimizer))
 
     def _open(self) -> None:
         """The first half of the step, with the gradients at hand."""
@@ -335,8 +348,16 @@ class Attached:
             return
         if forward is None and self._measures():
             raise ValueError(self._unseen())
+        if self._loaded_before and self.clip.step_index == 0:
+            self._loaded_before = False
+            warnings.warn(
+                "the optimizer's state seems to have been loaded before EBC was attached, and EBC's was left "
+                "out: c is searched for anew. Attach first, or load EBC's own with ebc.load_state_dict.",
+                checks.EBCWarning,
+                stacklevel=2,
+            )
         t = self.clip.begin_step()
-        self._norms = []
+        self._norms = {}
         if forward is None:
             self._opened = self._opened_by(StepInputs(t), self._before)
         else:
@@ -358,6 +379,10 @@ class Attached:
             return self.clip.open_step(inputs, weights_before)
         finally:
             self._show_gradients()
+
+    def _stays_void(self, optimizer: Optimizer) -> bool:
+        bad = self.clip.any_process(self._is_bad(optimizer))
+        return bad or not _gradients(optimizer)
 
     def _is_bad(self, optimizer: Optimizer) -> bool:
         gradients = _gradients(optimizer)
@@ -597,7 +622,7 @@ class Attached:
     def _norm_now(self, norm: Tensor) -> Tensor:
         """That of the gradients the optimizers have stepped with, if they were unscaled or clipped since the
         step began, when it was `norm`; which is the same up to rounding otherwise."""
-        norms = torch.stack([n.to(norm.device, torch.float64) for n in self._norms])
+        norms = torch.stack([n.to(norm.device, torch.float64) for n in self._norms.values()])
         now = self.clip.workers.joined_norm(torch.linalg.vector_norm(norms))
         same = (now - norm).abs() <= 1e-4 * norm
         return torch.where(same, norm, now.to(norm.dtype))

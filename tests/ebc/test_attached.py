@@ -372,6 +372,37 @@ def test_it_resumes_from_the_optimizers_own_state(make, given):
     assert identical(resumed.parameters(), model.parameters())
 
 
+def test_a_state_that_was_loaded_before_attaching_is_told():
+    model = Net()
+    (optimizer,) = adam(model)
+    attach(model, optimizer, **options())
+    loop(model, [optimizer], data(3))
+    saved = copy.deepcopy(optimizer.state_dict())
+    for own in (False, True):
+        resumed = Net()
+        (optimizer,) = adam(resumed)
+        optimizer.load_state_dict(saved)
+        ebc = attach(resumed, optimizer, **options())
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", EBCWarning)
+            if own:
+                ebc.load_state_dict(saved["ebc"])
+            loop(resumed, [optimizer], data(2, start=3))
+        assert sum("loaded before EBC" in str(w.message) for w in told) == (0 if own else 1)
+
+
+def test_an_optimizer_that_has_trained_or_that_makes_its_state_at_once_was_not_loaded():
+    model = Net()
+    for optimizer in (*adam(model), torch.optim.Adagrad(model.parameters(), lr=LR)):
+        if isinstance(optimizer, torch.optim.Adam):
+            loop(model, [optimizer], data(2))
+        ebc = attach(model, optimizer, **options())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*loaded before")
+            loop(model, [optimizer], data(1))
+        ebc.detach()
+
+
 def test_a_state_without_its_own_is_told_and_works():
     model = Net()
     (optimizer,) = adam(model)

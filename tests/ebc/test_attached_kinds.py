@@ -666,6 +666,18 @@ def test_a_state_dict_of_its_own_carries_the_state_too(make, named):
     assert "ebc" not in optimizer.state_dict()
 
 
+def test_a_state_that_is_no_dict_is_told():
+    class Listing(torch.optim.SGD):
+        def state_dict(self):
+            return [super().state_dict()]
+
+    model = Tokenwise()
+    optimizer = Listing(model.parameters(), lr=LR)
+    attach(model, optimizer, **OPTIONS)
+    with pytest.warns(EBCWarning, match=r"returns a list, .*save ebc.state_dict\(\) beside it"):
+        optimizer.state_dict()
+
+
 def test_a_copy_of_an_optimizer_saves_its_own_state():
     model = Tokenwise()
     optimizer = Calling(model.parameters())
@@ -830,7 +842,7 @@ class Waves(nn.Module):
         self.head = nn.Linear(16, 11)
 
     def forward(self, ids):
-        return self.head((self.embedding(ids).to(torch.complex64) @ self.mix).real)
+        return self.head((self.embedding(ids).to(torch.complex64) @ self.mix @ self.mix).real)
 
 
 @pytest.mark.parametrize("budget", ["shadow", "tracked", "fisher", "surrogate", "calibrated"])

@@ -110,6 +110,18 @@ def tell_of_copies(optimizers: Iterable[torch.optim.Optimizer]) -> None:
             warnings.warn(message, checks.EBCWarning, stacklevel=2)
 
 
+def is_as_loaded(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it has a state, of some steps, that no step has written to: it was loaded.
+
+    Loading and copying leave a tensor at version 0 or 1, and each step in place adds to that.
+    """
+    states = [state for state in optimizer.state.values() if isinstance(state, dict)]
+    counts = [holder["step"] for holder in (*states, *optimizer.param_groups) if "step" in holder]
+    stepped = any(float(count) > 1 for count in counts) or any("momentum_buffer" in s for s in states)
+    tensors = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+    return stepped and len(tensors) > 0 and max(map(_version, tensors)) <= 1
+
+
 def _refuse_sparse(model: nn.Module, weights: Iterable[nn.Parameter]) -> None:
     """Raises ValueError where one of the weights is an embedding's that gets sparse gradients."""
     trained = {id(p) for p in weights}
