@@ -83,7 +83,9 @@ class _Job:
             check_overrides(combination, hydra_keys=True)
         self.of_runs = [_without_hydra(combination) for combination in self.combinations]
         here = "hydra/launcher=submitit_slurm" not in self.combinations[0]
-        self.configs = [compose(overrides, study=False, here=here) for overrides in self.of_runs]
+        self.configs = [
+            compose(overrides, study=False, here=here, trains=asked.trains) for overrides in self.of_runs
+        ]
         self.settings = _hydra_settings([spelled(o) for o in self.combinations[0]])
         if not self.multirun and any(o.startswith("hydra/launcher=") for o in asked_for):
             raise UserError("hydra/launcher starts the runs of a sweep, also of one run: it needs -m.")
