@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from dataclasses import fields
 from typing import Any, NoReturn
 
 from ebc_lab.config.errors import UserError, nearest
+from ebc_lab.study.inspect.reproduce import override_value
 from ebc_lab.study.launch.command import SCRUBBED
 from ebc_lab.study.launch.queue import parse_squeue, squeue_command
 from ebc_lab.study.launch.submit import KEPT
@@ -85,7 +87,7 @@ def launching(launcher: Any, sweep_dir: str) -> Iterator[None]:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print a traceback and exit; the messages are ours
     if slurm and not _accounting():
         _watch_the_queue()
-    again = f"the same command with hydra.sweep.dir={sweep_dir}"
+    again = f"the same command with {shlex.quote(f'hydra.sweep.dir={override_value(sweep_dir)}')}"
     try:
         yield
     except JobFailed as failed:
