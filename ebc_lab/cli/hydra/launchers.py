@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from ebc_lab.config.errors import UserError, nearest
 from ebc_lab.study.inspect.reproduce import override_value
 from ebc_lab.study.launch.command import SCRUBBED
-from ebc_lab.study.launch.queue import parse_squeue, squeue_command
+from ebc_lab.study.launch.queue import NO_ANSWER, parse_squeue, squeue_command
 from ebc_lab.study.launch.submit import KEPT
 
 PLUGIN = "hydra_plugins.hydra_submitit_launcher."
@@ -113,12 +113,14 @@ def _leave(message: str, code: int) -> NoReturn:
 
 
 def _accounting() -> bool:
-    """Whether sacct answers: without it submitit waits forever for a job that was cancelled or killed."""
+    """Whether sacct answers, and with nothing but jobs: without it submitit waits forever for a job that was
+    cancelled or killed, and a site's notice would be taken for the names of its columns."""
     try:
-        asked = subprocess.run(["sacct", "-n", "-X", "-j", "1"], capture_output=True, timeout=60)
-        return asked.returncode == 0
+        command = ["sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", "1"]
+        asked = subprocess.run(command, capture_output=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return False
+    return asked.returncode == 0 and re.fullmatch(rb"(\d\S*\|.*\s*)*", asked.stdout) is not None
 
 
 def _watch_the_queue() -> None:
@@ -130,10 +132,12 @@ def _watch_the_queue() -> None:
             return squeue_command()
 
         def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
-            text = string if isinstance(string, str) else string.decode()
+            text = string if isinstance(string, str) else string.decode(errors="replace")
+            jobs = parse_squeue(text)
+            if not jobs and NO_ANSWER in text:
+                return {}
             # submitit takes an unknown state for an end
-            found = parse_squeue(text).items()
-            states = {key: {"State": "RUNNING" if job.live else job.state} for key, job in found}
+            states = {key: {"State": "RUNNING" if job.live else job.state} for key, job in jobs.items()}
             # the queue forgets a job some minutes after its end
             return {job: states.get(job, {"State": "ENDED"}) for job in self._registered}
 
