@@ -306,7 +306,7 @@ def _read_config(source: str | Path) -> tuple[Mapping[str, Any], str]:
         names = list(dict.fromkeys(aliases[alias] for alias in near))[:NEAREST]
         raise FileNotFoundError(f"{missing}: the nearest names known are {', '.join(names)}.")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged, it cannot be read as JSON: {error}.") from None
     if not isinstance(config, dict):

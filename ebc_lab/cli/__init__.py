@@ -13,6 +13,7 @@ import typer
 from ebc_lab.config.errors import UserError, visible
 
 from .commands import USAGE_ERROR, app, command_line
+from .options import mend_size
 
 
 def misused(error: Any) -> str:
@@ -38,6 +39,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # what a terminal's encoding lacks is shown as `?`
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    mend_size()
     try:
         code = app(standalone_mode=False, prog_name="ebc-lab")
     except UserError as error:

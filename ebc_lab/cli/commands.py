@@ -217,9 +217,12 @@ def new(
 def plan(overrides: Overrides = None, as_json: Json = False) -> None:
     """Runs, steps, tokens and time of each stage (min, expected, max). Changes nothing."""
     from ebc_lab.config.compose import configurations
+    from ebc_lab.config.study_checks import lacking_for
     from ebc_lab.study.inspect.forecast import planned
 
-    [config] = configurations(overrides or [])
+    [config] = configurations(overrides or [], trains=False)
+    for sentence in lacking_for(config, study=True):
+        tell_aside(f"warning: {sentence}")
     forecast = planned(config)
     _show(forecast, as_json, lambda screen: screen.plan(_console(), forecast, overrides or []))
 

@@ -27,7 +27,7 @@ from ebc_lab.records.paths import RunFiles
 from ebc_lab.report.text.words import NOTHING, fixed, percent
 from ebc_lab.workloads.text import checked_text, tokenised_of
 
-from .options import console
+from .options import console as made_console
 from .screen import plain_table
 
 Row = Mapping[str, float]  # of a stream, by column; NaN where empty
@@ -60,7 +60,7 @@ class EbmView:
     def __init__(self, run: RunConfig, directory: Path, console: Console | None = None):
         self.files = files = RunFiles(directory)
         self.run = run
-        self.console = console or Console(highlight=False)
+        self.console = console or made_console()
         self.characters = 1.0  # a token, of the validation split
         if run.tokens.name != "characters":
             corpus, _ = checked_text(run, quiet=True)
@@ -259,7 +259,7 @@ def show_diagnosis(path: Path, diagnosis: Diagnosis) -> None:
     for finding in diagnosis.findings:
         shown = (number(finding.figure), number(finding.threshold))
         table.add_row(finding.cause, *shown, finding.verdict, finding.recommendation or "–")
-    console().print(table)
+    made_console().print(table)
     if any(finding.cause in COMPARED for finding in diagnosis.findings):
         typer.echo(COMPARED_WITH)
     if "energy" in diagnosis.trends:
@@ -285,7 +285,7 @@ def show_batch(
             cells = [number(row.get(name, math.nan)) for name in ("step", *BATCH_COLUMNS)]
             last = ", ".join(row["alerts"]) or "none"
         table.add_row(name_of(row["model"]), *cells, last)
-    screen = console()
+    screen = made_console()
     screen.print(table)
     typer.echo(f"\ntrends of each run over its last {TREND_OVER} evaluations:")
     table = plain_table("~run", *(heading.lstrip(">") for heading in BATCH_COLUMNS.values()))
@@ -303,7 +303,7 @@ def show_measured(measured: Mapping[str, Any]) -> None:
 
     sampled = measured["sampled_loss"]
     some = f"on {sampled['tokens']} tokens"
-    screen = console()
+    screen = made_console()
     place = f"{measured['split']}, {measured['tokens']:,} tokens"
     typer.echo(visible(f"{measured['model']}, step {measured['step']}: {place}"))
     table = plain_table("", ">nats/token", ">perplexity", ">bits/character", "~")

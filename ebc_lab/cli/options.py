@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import sys
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ Place = Annotated[str, typer.Option("--output-dir", help="Folder that holds the 
 optional = functools.partial(typer.Option, show_default=False)
 Port = Annotated[int, optional("--port", help="Port on 127.0.0.1; a free one if left out.")]
 PIPE_WIDTH = 100  # characters of a line where no terminal says how many it has, unless COLUMNS does
+LEAST_WIDTH = 40  # below this, rich leaves whole columns out of our tables
 
 
 def print_json(value: Any) -> None:
@@ -31,6 +33,17 @@ def tell_aside(text: str) -> None:
     typer.echo(text, err=True)
 
 
+def mend_size() -> None:
+    """Drop COLUMNS and LINES from the environment where they are not a size, and raise a tiny COLUMNS.
+
+    Some terminals and CI machines set 0, a width at which rich prints nothing. typer's help reads them, too.
+    """
+    for name, least in (("COLUMNS", LEAST_WIDTH), ("LINES", 1)):
+        said = os.environ.pop(name, "")
+        if re.fullmatch("[0-9]{1,4}", said) and int(said) > 0:
+            os.environ[name] = str(max(least, int(said)))
+
+
 def console(*, aside: bool = False) -> Any:
     """rich's console for an answer: nothing in it is markup or an emoji's name, since it is from files.
 
@@ -38,8 +51,8 @@ def console(*, aside: bool = False) -> Any:
     """
     from rich.console import Console
 
+    mend_size()
     terminal = (sys.stderr if aside else sys.stdout).isatty()  # a notebook's FORCE_COLOR does not make it one
-    columns = os.environ.get("COLUMNS", "")
-    width = None if terminal or columns.isdigit() else PIPE_WIDTH
+    width = None if terminal or "COLUMNS" in os.environ else PIPE_WIDTH
     plain: Any = {"highlight": False, "markup": False, "emoji": False}
     return Console(stderr=aside, force_terminal=terminal, width=width, **plain)

@@ -33,6 +33,7 @@ from ebc_lab.study.so_far import NOTHING
 from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.store.changes import looked
 from ebc_lab.study.store.counts import in_words as runs_in_words
+from ebc_lab.study.store.study import Study
 
 from .options import OUTPUT_DIR
 
@@ -236,7 +237,7 @@ def outcome(console: Console, done: Any) -> None:
     if done.warning:
         console.print(Text(f"warning: {done.warning}", style="yellow"))
     if done.failed:
-        why = f"`ebc-lab status {done.study.name}` says why"
+        why = f"`ebc-lab status {shlex.quote(_called(done.study))}` says why"
         console.print(Text(f"{len(done.failed)} run(s) failed: {why}.", style="red"))
     _last_words(console, done)
 
@@ -253,9 +254,20 @@ def _last_words(console: Console, done: Any) -> None:
         console.print(Text.assemble(("page    ", "bold"), str(study.page_file)), soft_wrap=True)
     if more := deciding(study, study.header(), done.ablation):
         console.print(Text.assemble(("decide  ", "bold"), more), soft_wrap=True)
-    named = shlex.quote(study.name if study.root.parent == Path(OUTPUT_DIR) else str(study.root))
-    console.print(Text.assemble(("next    ", "bold"), f"ebc-lab why {named}"), soft_wrap=True)
-    console.print(Text(f'        python: ebc_lab.load("{named}").runs()'), soft_wrap=True)
+    called = _called(study)
+    why = f"ebc-lab why {shlex.quote(called)}"
+    console.print(Text.assemble(("next    ", "bold"), why), soft_wrap=True)
+    console.print(Text(f"        python: ebc_lab.load({in_python(called)}).runs()"), soft_wrap=True)
+
+
+def _called(study: Study) -> str:
+    """How commands and `ebc_lab.load` are told of a study from this folder."""
+    return study.root.name if study.root.parent == Path(OUTPUT_DIR) else str(study.root)
+
+
+def in_python(text: str) -> str:
+    """A text as a Python string, in double quotes unless it has what must be escaped in them."""
+    return f'"{text}"' if text.isprintable() and not set('"\\') & set(text) else repr(text)
 
 
 def drawn(table: model.Table) -> Table:
@@ -541,7 +553,7 @@ def exported(console: Console, bundle: Mapping[str, Any]) -> None:
     if bundle["replaced"]:
         console.print(Text(f"replaced {path} (sha256 {bundle['replaced']})", style="yellow"), soft_wrap=True)
     read = "`report` and `why --replay` read it"
-    console.print(f"`ebc-lab verify {path}` checks it anywhere; {read}", soft_wrap=True)
+    console.print(f"`ebc-lab verify {shlex.quote(path)}` checks it anywhere; {read}", soft_wrap=True)
 
 
 def compared(console: Console, comparison: Mapping[str, Any]) -> None:

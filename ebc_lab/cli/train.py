@@ -11,7 +11,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, redirect_stdout, suppress
+from contextlib import chdir, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,9 @@ class _Job:
             check_overrides(combination, hydra_keys=True)
         self.of_runs = [_without_hydra(combination) for combination in self.combinations]
         here = "hydra/launcher=submitit_slurm" not in self.combinations[0]
-        self.configs = [compose(overrides, study=False, here=here) for overrides in self.of_runs]
+        self.configs = [
+            compose(overrides, study=False, here=here, trains=asked.trains) for overrides in self.of_runs
+        ]
         self.settings = _hydra_settings([spelled(o) for o in self.combinations[0]])
         if not self.multirun and any(o.startswith("hydra/launcher=") for o in asked_for):
             raise UserError("hydra/launcher starts the runs of a sweep, also of one run: it needs -m.")
@@ -113,6 +115,10 @@ class _Job:
             print(line, flush=True)
         if is_submitit(self.settings.launcher):
             self.extra += defaults(self.settings.launcher, self.asked.overrides)
+        if self.settings.job.chdir:
+            print(
+                "note: hydra.job.chdir=true changes nothing: relative paths mean this folder, as without it"
+            )
         key = "hydra.sweep.dir" if self.multirun else "hydra.run.dir"
         if not any(o.lstrip("+").startswith(f"{key}=") for o in self.asked.overrides):
             self.directory = own_folder(self.directory)
@@ -190,7 +196,10 @@ def _hydra_settings(overrides: Sequence[str]) -> Any:
 
 
 def task(composed: Any) -> float | None:
-    """What Hydra calls for each job: train a run in its folder. -> its validation loss, for sweepers."""
+    """What Hydra calls for each job: train a run in its folder. -> its validation loss, for sweepers.
+
+    Under `hydra.job.chdir=true` Hydra has moved there, and every relative path has been checked from here.
+    """
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
@@ -205,9 +214,9 @@ def task(composed: Any) -> float | None:
     command = shlex.join(["ebc-lab", "train", *sys.argv[1:]])
     try:
         cores = int(hydra.launcher.get("cpus_per_task") or 1) if in_job else None
-        config = placed(config, [Path(config.output_dir).expanduser()])
         every, together = config.launcher.checkpoint_every_s, config.launcher.processes_per_run
-        with following(config.tracker, directory, print):
+        with chdir(hydra.runtime.cwd), following(config.tracker, directory, print):
+            config = placed(config, [Path(config.output_dir).expanduser()])
             result = train_one(run_part(config), directory, every, cores, together)
         if result["outcome"] not in FINISHED:
             cause = str(result["cause"]).rstrip(".")

@@ -22,6 +22,7 @@ from ebc_lab.records.paths import RunFiles
 from ebc_lab.report.text.words import fixed, part
 
 from .ebm_view import CsvTail, EbmView, Row
+from .options import console as made_console
 
 DRAWN_EVERY_S = 0.25  # on a terminal
 LINE_EVERY_S = 60.0  # elsewhere
@@ -49,7 +50,7 @@ class RunView:
     ):
         files = RunFiles(directory)
         self.run = run
-        self.console = console or Console(highlight=False)
+        self.console = console or made_console()
         self.steps = CsvTail(files.steps)
         self.evals = CsvTail(files.evals)
         self.every_s = DRAWN_EVERY_S if self.console.is_terminal else line_every_s

@@ -18,8 +18,10 @@ from .dicts import type_hints
 from .errors import HIDDEN, UserError, any_of, require, shown
 from .fields import CUSTOM, Setting, default_of, setting_of
 from .hints import near_choice
+from .machine import installed
 from .modes import check_modes
 from .own.entry_points import offered
+from .part import Need, Part
 from .parts import PART, PARTS
 from .schema import RunConfig
 
@@ -182,13 +184,25 @@ def validate_run(run: RunConfig, beside: RunConfig | None = None) -> None:
         f"budget.probe_sequences must leave rows {of} for the audit: 1 to {part - 1}.",
     )
     _check_own_parts(run)
-    read = [one for one in PARTS if not one.read_by or getattr(run, one.read_by[0]).name in one.read_by[1]]
+    read = _parts_of(run)
     of_groups = (refusal for one in read for refusal in one.refuses(one.of(run)))
     between_groups = (refusal for one in read for refusal in one.clashes(one.of(run), run))
     for refusal in itertools.chain(of_groups, between_groups):
         raise UserError(refusal)
     check_modes(run)
     check_run(run)
+
+
+def _parts_of(run: RunConfig) -> list[Part[Any]]:
+    """The parts that the run reads."""
+    return [one for one in PARTS if not one.read_by or getattr(run, one.read_by[0]).name in one.read_by[1]]
+
+
+def lacking(run: RunConfig) -> list[Need]:
+    """The libraries without which this process cannot train the run. Whoever reads a recorded run needs none
+    of them, so no check of settings asks for them."""
+    needs = [need for part in _parts_of(run) for need in part.needs(part.of(run))]
+    return [need for need in needs if not installed(need.module)]
 
 
 def _check_accumulation(run: RunConfig) -> None:

@@ -44,7 +44,7 @@ from .own.names import own_name
 from .parts.tokens import refuse_two_lengths, set_steps
 from .parts.workload import fit_to_images
 from .schema import STAGES, ArmConfig, Config
-from .study_checks import validate
+from .study_checks import lacking_for, validate
 
 ENTRIES = {  # mappings of a study that take new entries: what one is, and how one is written
     "ablation.arms": ("arm", "{lr_scale: 2, settings: {…}}"),
@@ -60,7 +60,12 @@ SUITES_FOR_MINE = "study=optimizers, study=stabilizers or study=schedules"
 
 
 def compose(
-    overrides: Sequence[str], *, study: bool = True, here: bool = True, sources: bool = True
+    overrides: Sequence[str],
+    *,
+    study: bool = True,
+    here: bool = True,
+    sources: bool = True,
+    trains: bool = True,
 ) -> Config:
     """Compose and validate the configuration.
 
@@ -70,6 +75,7 @@ def compose(
             what the sweep covers, and settings that a stage decides are refused.
         here: this machine trains, so that it must have the device asked for.
         sources: the files of a user's own parts are there, and their checksums are filled in.
+        trains: it is to be trained, not only looked at, so that the libraries that takes must be there.
     Raises:
         UserError: an unknown key or choice (with the nearest valid ones), a wrong type, a value out of range.
     """
@@ -89,6 +95,8 @@ def compose(
         config = with_mine(with_names(config), study=study)
         config = by_their_targets(with_sources(config)) if sources else config
         validate(config, study=study, here=here)
+        for sentence in lacking_for(config, study=study) if trains else ():
+            raise UserError(sentence)
     suite_choice = {suite.name: str(suite)} if suite else {}
     return replace(config, own_files={**suite_choice, **config.own_files})
 
@@ -334,16 +342,17 @@ def _narrow(parsed: dict[str, Any]) -> list[str]:
 
 
 def configurations(
-    overrides: Sequence[str], *, multirun: bool = False, stage: str | None = None
+    overrides: Sequence[str], *, multirun: bool = False, stage: str | None = None, trains: bool = True
 ) -> list[Config]:
-    """The studies asked for: one, or with `multirun` one per combination, named after what varies.
+    """The studies asked for: one, or with `multirun` one per combination, named after what varies. `trains`:
+    as for `compose`.
 
     Raises UserError for anything that is wrong with any of them.
     """
     if stage is not None and stage not in STAGES:
         raise UserError(f"{stage} is not a stage; the stages are {', '.join(STAGES)}.")
     if not multirun:
-        return [compose(overrides)]
+        return [compose(overrides, trains=trains)]
 
     combinations = expand(overrides)
     varying = [o for i, o in enumerate(combinations[0]) if any(c[i] != o for c in combinations)]

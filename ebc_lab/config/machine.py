@@ -243,7 +243,9 @@ def _slurm_gave_none() -> bool:
         return False
     asked = ["scontrol", "show", "node", node]
     try:
-        said = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=SMI_PATIENCE_S)
+        said = subprocess.run(
+            asked, capture_output=True, text=True, errors="replace", check=False, timeout=SMI_PATIENCE_S
+        )
     except (OSError, subprocess.TimeoutExpired):  # a node as good as a job's own
         return False
     return bool(re.search(r"\bGres=\S*gpu", said.stdout))

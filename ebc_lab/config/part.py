@@ -32,6 +32,25 @@ class Unfit(NamedTuple):
     remedy: str
 
 
+class Need(NamedTuple):
+    """A library that a setting needs in training and that the package does not bring: `extra` of it does."""
+
+    setting: str
+    library: str
+    extra: str
+    instead: str = ""  # what else can be chosen
+
+    @property
+    def module(self) -> str:
+        """Return what is imported of it."""
+        return {"scikit-learn": "sklearn"}.get(self.library, self.library)
+
+    def __str__(self) -> str:
+        instead = f", or {self.instead}" if self.instead else ""
+        how = f"pip install 'ebc-lab[{self.extra}]'{instead}"
+        return f"{self.setting} needs the library {self.library}: {how}."
+
+
 class Tail(NamedTuple):
     """How a choice shows at the end of a run's name, in a title and in a label."""
 
@@ -108,6 +127,8 @@ class Part(Generic[S]):
         neutral: whether it changes nothing: then it is no part of a run's identity.
         idle: settings that this combination does not read, beside what `only=` says.
         refuses: the contradictions inside the group, a sentence each.
+        needs: the libraries that training needs beside the package's own. Only a process that trains asks
+            for them: what was recorded with them is read without.
         unfit: what of it does not go with a mode.
         tail: what it adds to a run's name and label.
         words: choice -> what it is called in a sentence.
@@ -131,6 +152,7 @@ class Part(Generic[S]):
     neutral: Callable[[S], bool] = lambda settings: False
     idle: Callable[[S], Iterable[str]] = lambda settings: ()
     refuses: Callable[[S], Iterable[str]] = lambda settings: ()
+    needs: Callable[[S], Iterable[Need]] = lambda settings: ()
     unfit: Callable[[S, Mode], Unfit | None] = lambda settings, mode: None
     tail: Callable[[S], Iterable[Tail]] = lambda settings: ()
     words: Mapping[str, str] = field(default_factory=dict)

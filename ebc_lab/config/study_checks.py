@@ -10,7 +10,7 @@ import re
 import shlex
 import shutil
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from .checks import (
     check_settings,
     check_value,
     choice,
+    lacking,
     require_gpu,
     set_in_vain,
     validate_run,
@@ -117,7 +118,7 @@ def _races(config: Config) -> None:
     """Refuse runs that end early anywhere but in the search of `tune`, and there where every loss is needed.
     Raises UserError."""
     base = run_part(config)
-    for settings in ({}, *_settings_of_runs(config)):
+    for settings in ({}, *_settings_of_runs(config).values()):
         require(
             RACE.neutral(RACE.of(changed(base, {RACE.name: settings.get(RACE.name, {})}))),
             "race=bounds is for a single run, ebc-lab train: in a study the stage tune gives its runs their "
@@ -136,7 +137,7 @@ def _read_by_somebody(config: Config) -> None:
     if not vain:
         return
     base = run_part(config)
-    for settings in _settings_of_runs(config):
+    for settings in _settings_of_runs(config).values():
         run = changed(base, settings)
         unread = set_in_vain(run)
         for key in [key for key in vain if key.partition(".")[0] in PART]:
@@ -146,25 +147,43 @@ def _read_by_somebody(config: Config) -> None:
         raise UserError(sentence)
 
 
-def _settings_of_runs(config: Config) -> Iterator[dict[str, Any]]:
-    """What the study's runs change of its own settings."""
+def _settings_of_runs(config: Config) -> dict[str, dict[str, Any]]:
+    """Where a study sets something of its runs alone -> what these change of its own settings."""
     stages = config.study.stages
+    of_stages: dict[str, dict[str, Any]] = {}
     if "lr_sweep" in stages:
         bound = config.projection.bound  # the sweep keeps it, where an arm takes that of the choice's file
-        yield from ({"projection": {"name": n, "bound": bound}} for n in config.lr_sweep.projections)
-    if "ablation" in stages:
-        yield from (arm.settings for arm in config.ablation.arms.values())
+        for name in config.lr_sweep.projections:
+            of_stages[f"lr_sweep.projections={name}"] = {"projection": {"name": name, "bound": bound}}
     if "controller_search" in stages:
-        yield from config.controller_search.candidates.values()
+        candidates = config.controller_search.candidates
+        of_stages |= {f"controller_search.candidates.{name}": set_ for name, set_ in candidates.items()}
     if "circumstances" in stages:
-        yield from ({"determinism": {"name": mode}} for mode in config.circumstances.modes)
-    if "carry" in stages:
-        yield from (arm.settings for arm in config.carry.arms.values())
-        yield from (setting.settings for setting in config.carry.settings.values())
-    if "profiles" in stages:
-        workloads = config.profiles.workloads.values()
-        yield from (workload.settings for workload in workloads)
-        yield from (method.settings for method in config.profiles.methods.values())
+        for mode in config.circumstances.modes:
+            of_stages[f"circumstances.modes={mode}"] = {"determinism": {"name": mode}}
+    entries: dict[str, Mapping[str, Any]] = {
+        "ablation.arms": config.ablation.arms,
+        "carry.arms": config.carry.arms,
+        "carry.settings": config.carry.settings,
+        "profiles.workloads": config.profiles.workloads,
+        "profiles.methods": config.profiles.methods,
+    }
+    for path, named in entries.items():
+        if path.partition(".")[0] in stages:
+            of_stages |= {f"{path}.{name}": entry.settings for name, entry in named.items()}
+    return of_stages
+
+
+def lacking_for(config: Config, *, study: bool) -> list[str]:
+    """What this process lacks to train a run or, with `study`, the runs of its stages, a sentence each."""
+    base = run_part(config)
+    own = [str(need) for need in lacking(base)]
+    asked = _settings_of_runs(config) if study else {}
+    if study and "lr_sweep" in config.study.stages:
+        swept = [name for name in config.lr_sweep.optimizers if name in groups()["optimizer"]]
+        asked |= {f"lr_sweep.optimizers={name}": {"optimizer": {"name": name}} for name in swept}
+    of_runs = {path: map(str, lacking(changed(base, settings))) for path, settings in asked.items()}
+    return own + [f"{path}: {need}" for path, needs in of_runs.items() for need in needs if need not in own]
 
 
 def _processes(config: Config, run: RunConfig, *, here: bool, study: bool) -> None:

@@ -134,7 +134,7 @@ def _address() -> str:
     name = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
     with suppress(OSError, subprocess.SubprocessError):
         command = ["scontrol", "show", "node", name, "--oneliner"]
-        shown = subprocess.check_output(command, text=True, timeout=PATIENCE_S)
+        shown = subprocess.check_output(command, text=True, errors="replace", timeout=PATIENCE_S)
         if found := re.search(r"\bNodeAddr=(\S+)", shown):
             return found[1]
     return name

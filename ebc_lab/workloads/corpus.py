@@ -5,6 +5,7 @@ A corpus never mixes with another: its sha256 is part of every run's identity.
 
 from __future__ import annotations
 
+import codecs
 import functools
 import hashlib
 import os
@@ -45,7 +46,7 @@ class Corpus:
     title: str  # in tables and figures
     source: str
     text: str  # empty where it is images, or tokens
-    sha256: str  # of the UTF-8 bytes, of the pixels and classes, or of the shards' checksums
+    sha256: str  # of the text's UTF-8 bytes, of the pixels and classes, or of the shards' checksums
     warning: str | None = None
     shards: ShardSet | None = None  # of data=bin
 
@@ -70,16 +71,18 @@ def _read(path: Path, title: str, name: str, expected: str | None = None) -> Cor
         raise UserError(
             f"the corpus {path} cannot be read ({error.strerror}): give another data.file."
         ) from None
-    sha256 = hashlib.sha256(raw).hexdigest()
+    content = raw.removeprefix(codecs.BOM_UTF8)  # which says how the file is encoded, and is no character
+    sha256 = hashlib.sha256(content).hexdigest()
     if expected and sha256 != expected:
         raise UserError(
             f"{path} has sha256 {sha256[:12]}…, not {expected[:12]}…, so it is not tiny Shakespeare: "
             f"replace it, or use it under its own name with data=path data.file={path}."
         )
     try:
-        text = raw.decode("utf-8")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): convert it first.") from None
+        where = error.start + len(raw) - len(content)
+        raise UserError(f"{path} is not UTF-8 text (byte {where}): convert it first.") from None
     return Corpus(name, title, str(path), text, sha256)
 
 

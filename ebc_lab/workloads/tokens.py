@@ -279,7 +279,7 @@ def _from_parts(place: Path) -> Trained:
 
 def _text_of(path: Path) -> str:
     try:
-        return read_regular(path, MOST_BYTES).decode()
+        return read_regular(path, MOST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path} is no tokenizer (not UTF-8): replace it.") from None
 

@@ -320,6 +320,28 @@ def test_train_offers_what_hydra_offers(text_file, tmp_path):
     assert len(losses) == 2
 
 
+def test_relative_paths_mean_the_folder_of_the_command_also_where_hydra_would_leave_it(text_file, tmp_path):
+    shutil.copy(text_file, tmp_path / "book.txt")
+    (tmp_path / "mine.py").write_text("from torch.optim import SGD as plain\n")
+    run = [
+        *SMALL_RUN,
+        "data=path",
+        "data.file=book.txt",
+        "steps=2",
+        "hydra.job.chdir=true",
+        "stabilizer=none",
+    ]
+    own = ["optimizer=custom", "optimizer.target=./mine.py:plain", "init.keep=true", "hydra.run.dir=first"]
+    done = answered("train", *run, *own, cwd=tmp_path)
+    assert "note: hydra.job.chdir=true changes nothing" in done.stdout
+    start = ["init=run", "init.run=first", "init.text=path", "init.file=book.txt"]
+    again = [*start, "seed=1,2", "hydra.sweep.dir=many"]
+    answered("train", "-m", *run, *own[:2], *again, cwd=tmp_path)
+    spec = read_json(tmp_path / "many/1/spec.json")
+    assert spec["config"]["data"]["file"] == read_json(tmp_path / "first/spec.json")["config"]["data"]["file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["book.txt", "first", "many", "mine.py"]
+
+
 @pytest.mark.slow
 def test_two_runs_started_in_one_second_have_a_folder_each(text_file, tmp_path):
     run = [*SMALL_RUN, "data=path", f"data.file={text_file}", "steps=2"]
@@ -385,6 +407,16 @@ def test_a_terminal_without_unicode_gets_the_answer_nevertheless(study, command,
     done = subprocess.run([*CLI, *words], capture_output=True, cwd=tmp_path, env=env)
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"lr_sweep" in done.stdout
+
+
+@pytest.mark.parametrize("command", [["--help"], ["status"], ["why"], ["diff"]])
+def test_a_terminal_that_says_it_has_no_size_gets_the_answer_nevertheless(study, command, tmp_path):
+    words = [*command, *[str(study.root)] * {"--help": 0, "diff": 2}.get(command[0], 1)]
+    usual, sizeless = (
+        call(*words, cwd=tmp_path, COLUMNS=columns, LINES=columns).stdout for columns in ("", "0")
+    )
+    assert sizeless == usual
+    assert len(usual) > 100
 
 
 OTHER = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]

@@ -69,14 +69,30 @@ def test_off_a_terminal_a_line_in_a_minute_says_how_far_the_study_is(monkeypatch
     assert "tune: 3 of about 9 runs, 2 at a time, 1 min 40 s left" in console.file.getvalue()
 
 
-@pytest.mark.parametrize(("columns", "width"), [(None, 100), ("73", 73), ("wide", 100)])
+@pytest.mark.parametrize(
+    ("columns", "width"),
+    [
+        (None, 100),
+        ("73", 73),
+        ("wide", 100),
+        ("0", 100),
+        ("", 100),
+        ("-5", 100),
+        ("²", 100),  # a digit, and no number
+        ("9" * 5000, 100),
+        ("1", 40),
+    ],
+)
 def test_off_a_terminal_lines_have_a_hundred_characters_unless_columns_says_otherwise(
     columns, width, monkeypatch
 ):
-    monkeypatch.delenv("COLUMNS", raising=False)
-    if columns:
-        monkeypatch.setenv("COLUMNS", columns)
-    assert options.console().width == width
+    for name in ("COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+        if columns is not None:
+            monkeypatch.setenv(name, columns)
+    console = options.console()
+    assert console.width == width
+    assert console.height > 0
 
 
 def seen(config, study, runs, begun=()):

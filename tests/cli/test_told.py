@@ -1,7 +1,11 @@
 """What commands tell programs with `--json`, of the text, of EBC as the default, and of a study's answer."""
 
+import ast
 import io
 import json
+import shlex
+import shutil
+from dataclasses import replace
 
 import pooch
 import pytest
@@ -11,6 +15,7 @@ from support.called import SMALL_RUN, answered, called, refused
 from ebc_lab.cli import screen
 from ebc_lab.records.json_files import read_json
 from ebc_lab.report.text.words import tracks_in_words
+from ebc_lab.study.store.study import Study
 
 RUN = [*SMALL_RUN, "steps=4", "dtype=float32", "threads_per_run=1", "compile=off"]
 
@@ -92,6 +97,22 @@ def test_the_last_screen_ends_in_the_answer_the_page_and_the_next_command(finish
     assert page == f"page    {finished[1].study.page_file}"
     assert watch == f"next    ebc-lab why {finished[1].study.root}"
     assert load == f'        python: ebc_lab.load("{finished[1].study.root}").runs()'
+
+
+@pytest.mark.parametrize("folder", ["with space", "it's", 'a "b" [v2] \\t', "line\nbreak", "é ☃"])
+def test_lines_to_be_copied_name_the_folder_to_a_shell_and_to_python(finished, folder, tmp_path):
+    root = tmp_path / folder / "done"
+    shutil.copytree(finished[1].study.root, root)
+    console = Console(file=io.StringIO(), width=400, highlight=False)
+    screen.outcome(console, replace(finished[1], study=Study(root)))
+    shell, python = console.file.getvalue().splitlines()[-2:]
+    tree = ast.parse(python.split("python: ")[1])
+    assert [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)] == [str(root)]
+    if folder.isprintable():  # a line break in a file's name is shown, and no line to be copied has one
+        assert shlex.split(shell)[1:] == ["ebc-lab", "why", str(root)]
+        packed = tmp_path / folder / "a copy.zip"
+        said = answered("export", str(root), "-o", str(packed), cwd=tmp_path).stdout
+        assert shlex.split(said.split("`")[1]) == ["ebc-lab", "verify", str(packed)]
 
 
 def test_an_unknown_study_is_answered_with_those_that_there_are(finished, tmp_path):

@@ -33,6 +33,19 @@ def test_path_splits_in_order_and_covers_the_text(text_file):
     assert [len(tokens[s]) for s in ("train", "val")] == [int(0.9 * n), int(0.95 * n) - int(0.9 * n)]
 
 
+def test_a_byte_order_mark_is_no_character_of_the_text(text_file, tmp_path):
+    """With or without one, it is the same text, of the same name in a run's identity."""
+    (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbf" + text_file.read_bytes())
+    plain = locate(DataConfig("path", str(text_file)))
+    marked = locate(DataConfig("path", str(tmp_path / "marked.txt"), sha256=plain.sha256))
+    assert (marked.text, marked.vocabulary) == (plain.text, plain.vocabulary)
+    (tmp_path / "inside.txt").write_text("a\ufeffb\n" * 999, encoding="utf-8")
+    assert "\ufeff" in locate(DataConfig("path", str(tmp_path / "inside.txt"))).vocabulary
+    (tmp_path / "broken.txt").write_bytes(b"\xef\xbb\xbfab\xff")
+    with pytest.raises(UserError, match=r"is not UTF-8 text \(byte 5\)"):
+        locate(DataConfig("path", str(tmp_path / "broken.txt")))
+
+
 def test_pydoc_is_always_there():
     found = describe(DataConfig("pydoc"))
     assert found["characters"] > 300_000

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from dataclasses import fields
 from typing import Any, NoReturn
 
 from ebc_lab.config.errors import UserError, nearest
+from ebc_lab.study.inspect.reproduce import override_value
 from ebc_lab.study.launch.command import SCRUBBED
-from ebc_lab.study.launch.queue import parse_squeue, squeue_command
+from ebc_lab.study.launch.queue import NO_ANSWER, parse_squeue, squeue_command
 from ebc_lab.study.launch.submit import KEPT
 
 PLUGIN = "hydra_plugins.hydra_submitit_launcher."
@@ -85,7 +87,7 @@ def launching(launcher: Any, sweep_dir: str) -> Iterator[None]:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print a traceback and exit; the messages are ours
     if slurm and not _accounting():
         _watch_the_queue()
-    again = f"the same command with hydra.sweep.dir={sweep_dir}"
+    again = f"the same command with {shlex.quote(f'hydra.sweep.dir={override_value(sweep_dir)}')}"
     try:
         yield
     except JobFailed as failed:
@@ -111,12 +113,14 @@ def _leave(message: str, code: int) -> NoReturn:
 
 
 def _accounting() -> bool:
-    """Whether sacct answers: without it submitit waits forever for a job that was cancelled or killed."""
+    """Whether sacct answers, and with nothing but jobs: without it submitit waits forever for a job that was
+    cancelled or killed, and a site's notice would be taken for the names of its columns."""
     try:
-        asked = subprocess.run(["sacct", "-n", "-X", "-j", "1"], capture_output=True, timeout=60)
-        return asked.returncode == 0
+        command = ["sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", "1"]
+        asked = subprocess.run(command, capture_output=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return False
+    return asked.returncode == 0 and re.fullmatch(rb"(\d\S*\|.*\s*)*", asked.stdout) is not None
 
 
 def _watch_the_queue() -> None:
@@ -128,10 +132,12 @@ def _watch_the_queue() -> None:
             return squeue_command()
 
         def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
-            text = string if isinstance(string, str) else string.decode()
+            text = string if isinstance(string, str) else string.decode(errors="replace")
+            jobs = parse_squeue(text)
+            if not jobs and NO_ANSWER in text:
+                return {}
             # submitit takes an unknown state for an end
-            found = parse_squeue(text).items()
-            states = {key: {"State": "RUNNING" if job.live else job.state} for key, job in found}
+            states = {key: {"State": "RUNNING" if job.live else job.state} for key, job in jobs.items()}
             # the queue forgets a job some minutes after its end
             return {job: states.get(job, {"State": "ENDED"}) for job in self._registered}
 

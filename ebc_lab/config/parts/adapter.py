@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..fields import number, setting
-from ..machine import installed
-from ..part import Mode, Part, Tail, Unfit
+from ..part import Mode, Need, Part, Tail, Unfit
 
 LORA = ("lora",)
 TARGETS = {"hidden": ("q", "k", "v", "o", "mlp_in", "mlp_out"), "qv": ("q", "v")}
@@ -33,9 +32,9 @@ def _neutral(adapter: AdapterConfig) -> bool:
     return adapter.name == "none"
 
 
-def _refuses(adapter: AdapterConfig) -> Iterator[str]:
-    if not _neutral(adapter) and not installed("peft"):
-        yield "adapter=lora needs the library peft: pip install 'ebc-lab[lora]'."
+def _needs(adapter: AdapterConfig) -> Iterator[Need]:
+    if not _neutral(adapter):
+        yield Need("adapter=lora", "peft", "lora")
 
 
 def _clashes(adapter: AdapterConfig, run: Any) -> Iterator[str]:
@@ -74,7 +73,7 @@ ADAPTER = Part(
     AdapterConfig,
     place=25,
     neutral=_neutral,
-    refuses=_refuses,
+    needs=_needs,
     clashes=_clashes,
     unfit=_unfit,
     tail=_tail,

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..fields import setting
-from ..machine import installed
-from ..part import Part
+from ..part import Need, Part
 
 BIN = ("bin",)
 NO_FILES: dict[str, Any] = {"file": None, "files": [], "val_files": []}  # of a text that is found by its name
@@ -61,11 +60,14 @@ def of_its_own(data: DataConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
 def _refuses(data: DataConfig) -> Iterator[str]:
     if data.name == "path" and not data.file:
         yield "data=path needs data.file=FILE, a UTF-8 text."
-    if data.name == "digits" and not installed("sklearn"):
-        yield "data=digits comes with the library scikit-learn: pip install 'ebc-lab[lowbit]'."
     lacking = [key for key in ("files", "val_files") if not getattr(data, key)]
     if data.name == "bin" and lacking:
         yield f"data=bin needs data.{lacking[0]}=PATTERN, shards of tokens: 'folder/*_train_*.bin'."
+
+
+def _needs(data: DataConfig) -> Iterator[Need]:
+    if data.name == "digits":  # which come with it
+        yield Need("data=digits", "scikit-learn", "lowbit")
 
 
 def _clashes(data: DataConfig, run: Any) -> Iterator[str]:
@@ -83,4 +85,4 @@ def _clashes(data: DataConfig, run: Any) -> Iterator[str]:
             yield f"data=bin is tokens already, too many to look at: leave {key} at its default."
 
 
-DATA = Part("data", DataConfig, place=10, refuses=_refuses, clashes=_clashes)
+DATA = Part("data", DataConfig, place=10, refuses=_refuses, needs=_needs, clashes=_clashes)

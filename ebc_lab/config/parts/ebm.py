@@ -9,8 +9,7 @@ from typing import Any
 
 from ..fields import setting
 from ..limits import STEPS
-from ..machine import installed
-from ..part import EXPERT, LEVEL, Part
+from ..part import EXPERT, LEVEL, Need, Part
 
 SEARCHED = ("hnsw", "ivf")  # indices that faiss builds
 EBM = ("workload", ("ebm",))
@@ -117,9 +116,9 @@ def _decoder_refuses(decoder: DecoderConfig) -> Iterator[str]:
         yield f"decoder.active={decoder.active} must be at most decoder.experts={decoder.experts}."
 
 
-def _index_refuses(index: IndexConfig) -> Iterator[str]:
-    if index.name in SEARCHED and not installed("faiss"):
-        yield f"index={index.name} needs the library faiss: pip install 'ebc-lab[ebm]', or index=exact."
+def _index_needs(index: IndexConfig) -> Iterator[Need]:
+    if index.name in SEARCHED:
+        yield Need(f"index={index.name}", "faiss", "ebm", "index=exact")
 
 
 def _ebm_refuses(ebm: EbmConfig) -> Iterator[str]:
@@ -186,7 +185,7 @@ EVAL_COLUMNS = {  # of evals.csv, and of `workload` in result.json, on validatio
 }
 ENCODER = Part("encoder", EncoderConfig, place=160, read_by=EBM)
 DECODER = Part("decoder", DecoderConfig, place=170, refuses=_decoder_refuses, read_by=EBM)
-INDEX = Part("index", IndexConfig, place=180, refuses=_index_refuses, read_by=EBM)
+INDEX = Part("index", IndexConfig, place=180, needs=_index_needs, read_by=EBM)
 SAMPLER = Part("sampler", SamplerConfig, place=190, read_by=EBM)
 EBM_PART = Part(
     "ebm",

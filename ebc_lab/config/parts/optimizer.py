@@ -9,8 +9,7 @@ from typing import Any
 from ..errors import any_of
 from ..fields import OWN, OWN_ARGUMENTS, OWN_CHECKSUM, setting
 from ..limits import LR
-from ..machine import installed
-from ..part import Mode, Part, Unfit
+from ..part import Mode, Need, Part, Unfit
 
 AXIOM = ("axiom",)
 ADAMS = (  # what has Adam's two moments, or is made of it
@@ -150,10 +149,13 @@ def _idle(optimizer: OptimizerConfig) -> tuple[str, ...]:
 
 
 def _refuses(optimizer: OptimizerConfig) -> Iterator[str]:
-    if optimizer.name in OF_TORCHAO and not installed("torchao"):
-        yield f"optimizer={optimizer.name} needs the library torchao: pip install 'ebc-lab[axiom]'."
     if optimizer.name == "galore" and optimizer.rank < 1:
         yield "optimizer=galore needs optimizer.rank >= 1."
+
+
+def _needs(optimizer: OptimizerConfig) -> Iterator[Need]:
+    if optimizer.name in OF_TORCHAO:
+        yield Need(f"optimizer={optimizer.name}", "torchao", "axiom")
 
 
 def _clashes(optimizer: OptimizerConfig, run: Any) -> Iterator[str]:
@@ -190,6 +192,7 @@ OPTIMIZER = Part(
     place=20,
     idle=_idle,
     refuses=_refuses,
+    needs=_needs,
     clashes=_clashes,
     unfit=_unfit,
     words=WORDS,

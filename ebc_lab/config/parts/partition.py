@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..fields import setting
-from ..machine import installed
-from ..part import Mode, Part, Tail, Unfit
+from ..part import Mode, Need, Part, Tail, Unfit
 
 WORDS = {"clustered": "batches from one cluster", "stratified": "batches over all clusters"}
 
@@ -34,12 +33,9 @@ def _neutral(partition: PartitionConfig) -> bool:
     return partition.name == "uniform"
 
 
-def _refuses(partition: PartitionConfig) -> Iterator[str]:
-    if not (_neutral(partition) or partition.clusters > 0 or installed("sklearn")):
-        yield (
-            "partition.clusters=0 chooses by silhouettes of the library scikit-learn: pip install "
-            "'ebc-lab[lowbit]', or give the number of clusters."
-        )
+def _needs(partition: PartitionConfig) -> Iterator[Need]:
+    if not (_neutral(partition) or partition.clusters > 0):
+        yield Need("partition.clusters=0", "scikit-learn", "lowbit", "give the number of clusters")
 
 
 def _unfit(partition: PartitionConfig, mode: Mode) -> Unfit | None:
@@ -68,7 +64,7 @@ PARTITION = Part(
     place=120,
     timed=False,
     neutral=_neutral,
-    refuses=_refuses,
+    needs=_needs,
     unfit=_unfit,
     tail=_tail,
     clashes=_clashes,

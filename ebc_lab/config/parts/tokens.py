@@ -10,8 +10,7 @@ from typing import Any
 from ..errors import require
 from ..fields import setting
 from ..limits import STEPS
-from ..machine import installed
-from ..part import Part, Tail
+from ..part import Need, Part, Tail
 
 TRAIN_TOKENS = "train_tokens"  # what `tokens=2e6` is kept as until the batch is known
 WORDS = {"bytes": "bytes", "bpe": "byte pairs", "gpt2": "GPT-2’s tokens"}
@@ -37,10 +36,13 @@ def _neutral(tokens: TokensConfig) -> bool:
 
 
 def _refuses(tokens: TokensConfig) -> Iterator[str]:
-    if tokens.name in OF_LIBRARY and not installed("tokenizers"):
-        yield f"tokens={tokens.name} needs the library tokenizers: pip install 'ebc-lab[ebm]'."
     if tokens.name == "gpt2" and not tokens.folder:
         yield "tokens=gpt2 needs tokens.folder=FOLDER, which holds GPT-2's tokenizer."
+
+
+def _needs(tokens: TokensConfig) -> Iterator[Need]:
+    if tokens.name in OF_LIBRARY:
+        yield Need(f"tokens={tokens.name}", "tokenizers", "ebm")
 
 
 def _tail(tokens: TokensConfig) -> Iterator[Tail]:
@@ -48,7 +50,7 @@ def _tail(tokens: TokensConfig) -> Iterator[Tail]:
         yield Tail(f"_{tokens.name}", WORDS[tokens.name])
 
 
-TOKENS = Part("tokens", TokensConfig, place=150, neutral=_neutral, refuses=_refuses, tail=_tail)
+TOKENS = Part("tokens", TokensConfig, place=150, neutral=_neutral, refuses=_refuses, needs=_needs, tail=_tail)
 
 
 def renamed(override: str) -> str:

@@ -158,7 +158,7 @@ def tokens_of(data: object) -> NDArray[np.int64] | None:
         data = Path(data)
     if isinstance(data, Path):
         try:
-            data = data.read_text(encoding="utf-8")
+            data = data.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{data} cannot be read as text: {error}") from None
     if isinstance(data, str):

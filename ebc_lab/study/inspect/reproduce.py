@@ -215,9 +215,9 @@ def _defaults(chosen: tuple[str, ...], *, study: bool) -> dict[str, Any]:
     """Return every setting that these choices give. Cached: composing is slow, and a page asks for each
     failed run."""
     try:
-        config = compose(chosen, study=study, here=False)
+        config = compose(chosen, study=study, here=False, trains=False)
     except UserError:  # a suite with parts of the user's own may be read where they are not
-        config = compose(chosen, study=study, here=False, sources=False)
+        config = compose(chosen, study=study, here=False, sources=False, trains=False)
     return flat(asked_for(config) if study else to_dict(run_part(config)))
 
 

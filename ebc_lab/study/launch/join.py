@@ -16,6 +16,7 @@ from typing import Any
 
 from ebc_lab.config.checks import require_gpu
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.study_checks import lacking_for
 
 from ..store.study import Study, settings_of
 from .command import WorkerCommand
@@ -80,8 +81,11 @@ def _work(session: Session, say: Say) -> int:
     _refuse_other_code(about["code"])
     if about.get("device") == "cuda":
         require_gpu()
+    study = Study(session.root.resolve().parent.parent)
+    for sentence in lacking_for(settings_of(study.header(), checked=False), study=True):
+        raise UserError(sentence)
     name = f"{GUEST}{os.uname().nodename[:40]}-{os.getpid()}-{secrets.token_hex(3)}"
-    say(f"joining {Path(session.root).resolve().parent.parent} as {name}")
+    say(f"joining {study.root} as {name}")
     command = WorkerCommand(str(session.root), name, about.get("env", {}), [f"{session.root.name}/{name}"])
     code = command()
     if code == 0 and session.root.exists():

@@ -8,6 +8,7 @@ them.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from contextlib import suppress
@@ -25,6 +26,8 @@ PATIENCE_S = 60.0  # for one answer from Slurm
 SOFT_S = 20.0  # for workers that are told to stop, before their jobs are cancelled
 HARD_S = 300.0  # for cancelled jobs to end
 LOOK_S = 2.0  # between two reads of the queue meanwhile
+JOB_LINE = re.compile(r"(\d+)\|([^|]*)\|([A-Z_]+)\|(.*)")  # of `squeue_command`
+NO_ANSWER = "slurm_load_jobs error"  # how squeue begins when the controller has told it nothing
 ENDING = "COMPLETING"
 LIVE = (
     "PENDING",
@@ -77,15 +80,18 @@ class Job:
 def _run_slurm(*command: str) -> str:
     """Return the output of a Slurm command. Raises QueueUnavailable."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=PATIENCE_S, check=False
+        )
     except FileNotFoundError:
         raise QueueUnavailable(f"there is no {command[0]} on this machine") from None
     except subprocess.TimeoutExpired:
         raise QueueUnavailable(f"{command[0]} takes longer than {PATIENCE_S:g} s") from None
-    if done.returncode:
-        raise QueueUnavailable(
-            (done.stderr.strip().splitlines() or [f"{command[0]} fails without a message"])[-1]
-        )
+    whole = f"{done.stdout}\n{done.stderr}"
+    if done.returncode or (NO_ANSWER in whole and not parse_squeue(done.stdout)):
+        told = [line for line in whole.splitlines() if line.strip()]
+        errors = [line for line in told if "error" in line.lower()]  # beside a site's own notices
+        raise QueueUnavailable((errors or told or [f"{command[0]} fails without a message"])[-1].strip())
     return done.stdout
 
 
@@ -109,11 +115,13 @@ def squeue_command() -> list[str]:
 
 
 def parse_squeue(text: str) -> dict[str, Job]:
-    """Job key -> job, from the output of `squeue_command`."""
+    """Job key -> job, from the output of `squeue_command`, in which Slurm's warnings and a site's notices may
+    stand as well."""
     jobs = {}
     for line in text.splitlines():
-        array, task, state, reason = line.split("|", 3)
-        jobs[f"{array}_{task}" if task.isdigit() else array] = Job(state, reason)
+        if job := JOB_LINE.fullmatch(line.strip()):
+            array, task, state, reason = job.groups()
+            jobs[f"{array}_{task}" if task.isdigit() else array] = Job(state, reason)
     return jobs
 
 

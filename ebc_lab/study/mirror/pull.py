@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import secrets
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ def _here_already(root: Path, place: Place, index: Index) -> str:
         return f"{root} has all of it already"
     raise UserError(
         f"{root} is another study, or is not as it is mirrored: move it away, or pull into another folder, "
-        f"`ebc-lab pull {place.address} FOLDER`."
+        f"`ebc-lab pull {shlex.quote(place.address)} FOLDER`."
     )
 
 

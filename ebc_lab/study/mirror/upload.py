@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -97,8 +98,8 @@ def _refuse_another(latest: Index | None, place: Place, note: MirrorRecord | Non
         return
     what = "has gone on elsewhere since" if note else "is mirrored there already"
     raise UserError(
-        f"{place.address}: a study of this name {what}: `ebc-lab pull {place.address} FOLDER` fetches it "
-        "into another output_dir, or choose another study.name or study.mirror."
+        f"{place.address}: a study of this name {what}: `ebc-lab pull {shlex.quote(place.address)} FOLDER` "
+        "fetches it into another output_dir, or choose another study.name or study.mirror."
     )
 
 

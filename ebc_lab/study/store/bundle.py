@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import struct
 import tempfile
@@ -338,7 +339,7 @@ def _unpack_intact(path: Path, into: Path) -> None:
     """Raise UserError when anything is wrong with the bundle."""
     _own_sha256(path)
     for name, what in sorted(_unpack(path, into).items()):
-        remedy = f"{_remedy(name)}; `ebc-lab verify {path}` lists it all"
+        remedy = f"{_remedy(name)}; `ebc-lab verify {shlex.quote(str(path))}` lists it all"
         raise UserError(f"{path} is damaged ({_told(name)}: {what}): {remedy}.")
 
 

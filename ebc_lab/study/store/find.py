@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,8 @@ def no_study_in(folder: Path) -> str:
     here += sorted(path.name for path in Path().glob(f"*{SUFFIX}"))
     if not here or folder.resolve() == Path.cwd():
         return f"there is no study in {folder}: start one with `ebc-lab autopilot`."
-    there, first = visible(", ".join(here)), visible(here[0])
-    which = f"name {'it' if len(here) == 1 else 'one of them'}, ./{first}, or this folder with `.`"
+    there, first = visible(", ".join(here)), visible(shlex.quote(f"./{here[0]}"))
+    which = f"name {'it' if len(here) == 1 else 'one of them'}, {first}, or this folder with `.`"
     return f"there is no study in {folder}, but this folder has {there}: {which}."
 
 
@@ -122,11 +123,11 @@ def _beside(path: Path, output_dir: str) -> Path:
     way."""
     into = path.with_suffix("")
     study = Path(output_dir).expanduser() / into.name
-    other = f"--output {path.with_name(f'{into.name}_unpacked')}"
+    other = f"--output {shlex.quote(str(path.with_name(f'{into.name}_unpacked')))}"
     if Study(into).exists():
         raise UserError(
-            f"{into} is there already: `ebc-lab report {into}` rebuilds it, or choose another folder for "
-            f"the bundle, {other}."
+            f"{into} is there already: `ebc-lab report {shlex.quote(str(into))}` rebuilds it, or choose "
+            f"another folder for the bundle, {other}."
         )
     if Study(study).exists():
         raise UserError(

@@ -1,14 +1,15 @@
 """Memory settings: what is refused, and what of them names a run."""
 
+import sys
+
 import pytest
 from support.named import name_of, run
 
 from ebc_lab.config.checks import validate_run
 from ebc_lab.config.choices import changed
-from ebc_lab.config.compose import implied
+from ebc_lab.config.compose import compose, implied
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import identity, tail_of
-from ebc_lab.config.parts import optimizer
 
 HOOKED = {"optimizer": {"name": "axiom"}, "memory": {"name": "hooks"}, "stabilizer": {"name": "none"}}
 LAGGED = {**HOOKED, "stabilizer": {"name": "ebc"}, "budget": {"name": "lagged"}}
@@ -65,9 +66,17 @@ def test_settings_that_mean_nothing_are_refused(settings, told):
 
 
 def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatch):
-    monkeypatch.setattr(optimizer, "installed", lambda name: False)
-    with pytest.raises(UserError, match=r"needs the library torchao: pip install 'ebc-lab\[axiom\]'"):
-        validate_run(run({"optimizer": {"name": "adam8bit"}}))
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    words = r"needs the library torchao: pip install 'ebc-lab\[axiom\]'"
+    with pytest.raises(UserError, match=f"^optimizer=adam8bit {words}"):
+        compose(["scale=smoke", "stabilizer=none", "optimizer=adam8bit"], study=False)
+    swept = ["lr_sweep.optimizers=[adam,adam8bit]", "+lr_sweep.grids.adam8bit=[1e-3]"]
+    for where, study in {
+        r"ablation\.arms\.adam8bit": ["study=memory"],
+        r"lr_sweep\..*=adam8bit": swept,
+    }.items():
+        with pytest.raises(UserError, match=rf"^{where}: optimizer=adam8bit {words}"):
+            compose(["scale=smoke", *study])
 
 
 def test_memory_settings_that_can_change_a_number_name_a_run():

@@ -107,6 +107,38 @@ def test_a_slurm_that_is_not_there_or_fails_without_a_word_is_silent(monkeypatch
         queue.jobs_named("x")
 
 
+ROWS = "7|0|RUNNING|None\n7|1|PENDING|Priority|x\n8|N/A|COMPLETED|None\n"
+JOBS = {"7_0": Job("RUNNING", "None"), "7_1": Job("PENDING", "Priority|x"), "8": Job("COMPLETED", "None")}
+NOTICES = [
+    "squeue: Warning: the accounting database is slow\n",
+    "squeue: error: Unable to find plugin select/cons_res\n",
+    "\n*** Downtime on 2026|11|28: see | the | site ***\n\n",
+    "2026|11|28|downtime\n",
+    "slurm_load_jobs error: socket timed out, trying again\n",
+]
+
+
+@pytest.mark.parametrize("notice", NOTICES)
+def test_notices_around_an_answer_of_squeue_are_no_jobs(notice):
+    assert queue.parse_squeue(ROWS + notice) == JOBS
+    assert queue.parse_squeue(notice + ROWS.replace("\n", " \r\n")) == JOBS
+    assert queue.parse_squeue(notice) == {}
+
+
+def test_an_answer_of_squeue_that_is_an_error_does_not_mean_that_there_are_no_jobs(tmp_path, monkeypatch):
+    squeue = tmp_path / "squeue"
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    for code, stream in ((0, 1), (0, 2), (1, 1), (1, 2)):
+        squeue.write_text(
+            "#!/bin/sh\nprintf 'NOTICE: d\\351connexion\\n' >&2\n"
+            f"echo 'slurm_load_jobs error: Unable to contact slurm controller' >&{stream}\n"
+            f"echo 'see the site' >&2\nexit {code}\n"
+        )
+        squeue.chmod(0o755)
+        with pytest.raises(QueueUnavailable, match=r"^slurm_load_jobs error: Unable to contact"):
+            queue.jobs_named("x")
+
+
 def test_a_slot_where_one_run_after_the_other_loses_its_worker_is_avoided_if_another_works(
     config, study, tmp_path
 ):

@@ -1,8 +1,11 @@
 """The recorded studies of docs/evidence: sound, and their decisions follow from their results."""
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
+from support.called import answered
 
 from ebc_lab.study.store.bundle import unpack
 from ebc_lab.study.store.replay import replay
@@ -16,3 +19,28 @@ def test_a_recorded_study_is_sound_and_its_decisions_follow_from_its_results(pat
     study = unpack(path, tmp_path / path.stem)
     assert verify(study)["ok"]
     assert replay(study)["same"]
+
+
+OF_EXTRAS = ("faiss", "peft", "safetensors", "sklearn", "tokenizers", "torchao", "transformers")
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """An environment without what training needs beside the package's own libraries."""
+    for module in OF_EXTRAS:
+        monkeypatch.setitem(sys.modules, module, None)
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("path", EVIDENCE, ids=lambda path: path.stem)
+def test_a_recorded_study_is_read_where_what_trained_it_is_not_installed(path, tmp_path):
+    state = json.loads(answered("status", str(path), "--json", cwd=tmp_path).stdout)
+    assert state["state"].startswith("finished")
+    assert {stage["state"] for stage in state["stages"]} == {"decided"}
+    assert answered("why", str(path), cwd=tmp_path).stdout
+
+
+@pytest.mark.usefixtures("plain", "undrawn")
+def test_a_report_is_built_where_what_trained_the_study_is_not_installed(tmp_path):
+    [path] = (path for path in EVIDENCE if path.stem == "finetune")
+    answered("report", str(path), "--output", str(tmp_path / "unpacked"), cwd=tmp_path)
