@@ -161,9 +161,9 @@ class ActivationRecord:
         unseen = [n for n in asked if not seen[n]]
         if unseen and len(unseen) == len(asked):
             raise RuntimeError(
-                "no gradient can be limited: since the energy budget was made, no forward of this model has run "
-                "with gradients enabled and led to a backward. Make it before the forward whose gradients it "
-                "is to limit (and before torch.compile), and run that forward without torch.no_grad()."
+                "no gradient can be limited: since the energy budget was made, no forward of the model has "
+                "run with gradients enabled and led to a backward. Make it before the forward whose gradient "
+                "it is to limit (and before torch.compile), and run that forward without torch.no_grad()."
             )
         if not unseen or self.told_limitless:
             return
@@ -171,7 +171,7 @@ class ActivationRecord:
         names = ", ".join(n or "the model itself" for n in unseen[:3]) + ", …" * (len(unseen) > 3)
         warnings.warn(
             f"the energy budget does not limit {len(unseen)} of {len(asked)} layers ({names}): no forward of "
-            "them, or of a module around them, with gradients enabled was seen, so there is no output to go by.",
+            "them, or of a module around them, with gradients enabled was seen: there is no output to go by.",
             EBCWarning,
             stacklevel=4,
         )
