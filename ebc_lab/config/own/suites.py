@@ -111,7 +111,7 @@ def _refuse_other_number(path: Path, line: int, written: str) -> None:
         number = yaml.safe_load(written)
         read = f"is read as {number} in YAML 1.1" if isinstance(number, int | float) else "is no plain number"
         raise LookupError(
-            f"{path.name}:{line}: {written} {read}: write the number that you mean in decimal digits, without "
+            f"{path.name}:{line}: {written} {read}: write the number you mean in decimal digits, with no "
             f"zeros before it, or '{written}' in quotes where it is text."
         )
 

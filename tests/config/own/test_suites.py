@@ -109,15 +109,11 @@ def test_a_mistake_in_a_suite_is_told_with_its_line(folder, text, words):
     ],
 )
 def test_a_number_that_yaml_reads_otherwise_is_refused_wherever_it_stands(folder, written, read):
-    for text in (
-        f"lr_sweep: {{}}\nseeds: [3, {written}]\n",
-        SUITE + f"    hot:\n      lr_scale: {written}\n",
-    ):
+    for setting in (f"seeds: [3, {written}]\n", f"ablation:\n  arms:\n    hot: {{lr_scale: {written}}}\n"):
+        text = f"study: {{name: bad}}\n{setting}"
         (folder / "bad.yaml").write_text(text)
-        line = text.count("\n")
-        with pytest.raises(
-            UserError, match=rf"^bad.yaml:{line}: {re.escape(written)} {read}.*'.*' in quotes"
-        ):
+        where = rf"^bad.yaml:{text.count(chr(10))}: {re.escape(written)}"
+        with pytest.raises(UserError, match=rf"{where} {read}.*'.*' in quotes"):
             composed("study=./bad.yaml")
 
 
