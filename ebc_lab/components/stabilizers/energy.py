@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ebc_lab.ebc import EBCWarning, StabilizedOptimizer, StepStats
 from ebc_lab.ebc.flat import all_finite
 from ebc_lab.ebc.options import check_option
+from ebc_lab.ebc.parallel.shards import shared_out
 from ebc_lab.ebc.probe import LOW_PRECISION
 
 NORMS = ("raw", "rms")
@@ -92,7 +93,7 @@ class ActivationRecord:
         self.energies: dict[str, Tensor] = {}  # 0-dim, by module
         self.calls = 0  # of watched modules
         self.call_of: dict[str, int] = {}  # the call that gave a module's energy
-        self.told_limitless = False
+        self.told: set[str] = set()  # what was said, and is not said again
         unclaimed = {id(p) for p in (model.parameters() if parameters is None else parameters)}
         modules = dict(model.named_modules())
         for name, module in modules.items():
@@ -101,6 +102,11 @@ class ActivationRecord:
             if direct:
                 layer = f".{name}".partition(".parametrizations.")[0][1:]
                 self.layers.setdefault(layer, []).extend(direct)
+        if any(shared_out(p) for weights in self.layers.values() for p in weights):
+            raise ValueError(
+                "an energy budget cannot limit weights that fully_shard has shared out, since each process "
+                "sees a part of a gradient: use DistributedDataParallel."
+            )
         self.inside = {m: [n for n in self.layers if m in _enclosing(n)] for m in modules}
         self.handles = [
             module.register_forward_hook(functools.partial(self._keep, name))
@@ -165,16 +171,35 @@ class ActivationRecord:
                 "run with gradients enabled and led to a backward. Make it before the forward whose gradient "
                 "it is to limit (and before torch.compile), and run that forward without torch.no_grad()."
             )
-        if not unseen or self.told_limitless:
+        if not unseen:
             return
-        self.told_limitless = True
         names = ", ".join(n or "the model itself" for n in unseen[:3]) + ", …" * (len(unseen) > 3)
-        warnings.warn(
+        self._warn(
             f"the energy budget does not limit {len(unseen)} of {len(asked)} layers ({names}): no forward of "
-            "them, or of a module around them, with gradients enabled was seen: there is no output to go by.",
-            EBCWarning,
-            stacklevel=4,
+            "them, or of a module around them, with gradients enabled was seen: there is no output to go by."
         )
+
+    def tell_unwatched(self) -> None:
+        """Say, once, which weights hold a gradient and were no part of the model when this began. Raises
+        RuntimeError where no others do."""
+        known = {id(p) for weights in self.layers.values() for p in weights}
+        held = {name: p for name, p in self.model.named_parameters() if p.grad is not None}
+        later = [name for name, p in held.items() if id(p) not in known]
+        if not later:
+            return
+        what = f"{len(later)} weight(s) ({', '.join(later[:3])}{', …' * (len(later) > 3)})"
+        message = (
+            f"{what} came into the model after the energy budget was made, and are not limited: make it "
+            "anew, after the last change of the model."
+        )
+        if len(later) == len(held):
+            raise RuntimeError(message)
+        self._warn(message)
+
+    def _warn(self, message: str) -> None:
+        if message not in self.told:
+            self.told.add(message)
+            warnings.warn(message, EBCWarning, stacklevel=5)
 
     def remove(self) -> None:
         """Stop watching."""
@@ -294,10 +319,14 @@ class EnergyClip:
         Layers above 1 were limited; those without a gradient, a recorded output or a ratio are left out, and
         the first time an EBCWarning names those without an output. One whose output is not finite has a
         share of 0 or NaN, and is not limited.
-        Raises RuntimeError where no layer has a recorded output, FloatingPointError under `raise`.
+        Raises RuntimeError where no layer has a recorded output, or all gradients are those of weights that
+        came later; FloatingPointError under `raise`.
         """
+        if not self.record.handles:
+            return {}
+        self.record.tell_unwatched()
         reading = self.record.read()
-        if reading is None or not self.record.handles:
+        if reading is None:
             return {}
         of = self.ratio if isinstance(self.ratio, Mapping) else dict.fromkeys(reading.layers, self.ratio)
         self.record.tell_limitless(reading, of)

@@ -231,6 +231,27 @@ def test_a_clip_that_can_limit_nothing_says_so(made):
     assert list(clip()) == LAYERS
 
 
+def test_weights_that_came_later_are_named():
+    model = small_model()
+    clip = energy_budget_clip(model)
+    model[2] = nn.Linear(7, 4)
+    backward_on(model, *batch())
+    with pytest.warns(EBCWarning, match=r"^2 weight\(s\) \(2.weight, 2.bias\) came into the model after"):
+        assert list(clip()) == ["0"]
+    model[0] = nn.Linear(5, 7)
+    model.zero_grad()
+    backward_on(model, *batch())
+    with pytest.raises(RuntimeError, match=r"^4 weight\(s\) .* make it anew, after the last change"):
+        clip()
+
+
+def test_weights_that_are_shared_out_are_refused():
+    model = small_model()
+    model[0].weight.device_mesh = "as a DTensor has one"
+    with pytest.raises(ValueError, match="cannot limit weights that fully_shard has shared out"):
+        energy_budget_clip(model)
+
+
 def test_of_several_calls_the_last_counts():
     model = small_model()
     x, y = batch()
