@@ -5,6 +5,7 @@ import gc
 import os
 import random
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,31 @@ def subnormals():
     """A run switches them off for its process."""
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def beside_a_pool():
+    """Calls a function beside a second thread of torch's that `flushes` subnormal numbers, or keeps them,
+    since it began, as after another run; the caller does the contrary. Each caller has a pool of its own."""
+
+    def call(function, flushes):
+        def prepared():
+            torch.set_num_threads(2)
+            torch.set_flush_denormal(flushes)
+            torch.zeros(1 << 17).add_(1)
+            torch.set_flush_denormal(not flushes)
+            return function()
+
+        if not torch.set_flush_denormal(False):
+            pytest.skip("this CPU cannot flush subnormal numbers")
+        threads = torch.get_num_threads()
+        try:
+            with ThreadPoolExecutor(1) as caller:
+                return caller.submit(prepared).result()
+        finally:
+            torch.set_num_threads(threads)
+
+    return call
 
 
 @pytest.fixture(scope="session", autouse=True)

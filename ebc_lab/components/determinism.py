@@ -7,6 +7,7 @@ What computes a run's gradients and sums is its numerics, `Torch` or `Verity`. T
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -35,6 +36,7 @@ from ebc_lab.verity import (
 )
 from ebc_lab.verity.arithmetic import Arithmetic as VerityArithmetic
 from ebc_lab.verity.engine import engine_name, why_not_native
+from ebc_lab.verity.native import openmp_team
 from ebc_lab.workloads import WORKLOADS, Makers, Workload
 from ebc_lab.workloads.gpt import ExactGPTWorkload
 from ebc_lab.workloads.losses import EXACT_SUMS, SUMS, Sums, mean_of
@@ -72,7 +74,7 @@ class Torch(Hook):
             repeat_bits(strict=cls.strict)
         elif torch.are_deterministic_algorithms_enabled():  # an earlier run of this process asked for it
             torch.use_deterministic_algorithms(False)
-        torch.set_flush_denormal(not cls.keeps_subnormals)
+        flush_subnormals(not cls.keeps_subnormals)
 
     def log_lines(self) -> list[str]:
         """Return what the run's log says of what computes it."""
@@ -217,6 +219,20 @@ def repeat_bits(*, strict: bool = False) -> None:
     torch.backends.cudnn.benchmark = False
     # each buffer would be written twice
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def flush_subnormals(wanted: bool) -> None:
+    """Have all threads that compute for this one flush subnormal numbers to zero, or keep them.
+
+    `torch.set_flush_denormal` sets the calling thread. Those of torch's pool begin with its mode and stay
+    with it, so that a run's bits would depend on the runs before it in its process.
+    """
+    torch.set_flush_denormal(wanted)
+    threads, team = torch.get_num_threads(), openmp_team()
+    if threads > 1 and team is not None:
+        each = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: torch.set_flush_denormal(wanted))
+        run = ctypes.CFUNCTYPE(None, type(each), ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(team)
+        run(each, None, threads, 0)
 
 
 def unsynchronised(called: nn.Module, *, wanted: bool) -> AbstractContextManager[Any]:

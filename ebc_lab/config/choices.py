@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import dis
 import functools
 import inspect
+import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import CodeType
 from typing import Any, TypeVar
 
 from .dicts import type_hints
@@ -441,6 +444,52 @@ def own_part(group: str, part: Any) -> Callable[..., Any]:
             raise UserError(f"{key} does not take what it is given ({words}): {error}.") from None
         except ValueError:  # a function without a signature, written in C
             pass
-        return function(*positional, **named, **part.arguments)
+        made = function(*positional, **named, **part.arguments)
+        ignored = [name for name in part.arguments if not _is_read(name, function, made)]
+        require(
+            not ignored,
+            f"{group}.arguments: {part.target} takes {', '.join(ignored)} and does nothing with it: correct "
+            "the name, or leave it out.",
+        )
+        return made
 
     return called
+
+
+def _is_read(name: str, function: Any, made: Any) -> bool:
+    """Whether a class reads an argument. Some take any into their `**options`, so that a misspelled one is
+    lost, or is left in the `defaults` of an optimizer where nothing asks for it."""
+    code = getattr(function.__init__, "__code__", None) if inspect.isclass(function) else None
+    if code is None or not code.co_flags & inspect.CO_VARKEYWORDS:
+        return True
+    if any(name in _words(one) for one in _codes(function)):
+        return True
+    if name in getattr(made, "defaults", {}):
+        return False
+    positional = bool(code.co_flags & inspect.CO_VARARGS)
+    options = code.co_varnames[code.co_argcount + code.co_kwonlyargcount + positional]
+    loaded = [step.argval for step in dis.get_instructions(code) if step.opname.startswith("LOAD")]
+    passed_on = any(options in (one if isinstance(one, tuple) else (one,)) for one in loaded)
+    return passed_on or "locals" in code.co_names
+
+
+def _codes(cls: type) -> Iterator[CodeType]:
+    """What the methods of a class and of those that it inherits from are compiled to, and the functions
+    beside them."""
+    for one in cls.__mro__:
+        for member in [*vars(one).values(), *vars(sys.modules.get(one.__module__, one)).values()]:
+            code = getattr(inspect.unwrap(member) if callable(member) else member, "__code__", None)
+            if isinstance(code, CodeType):
+                yield code
+
+
+def _words(code: CodeType) -> set[str]:
+    """The names of a function's arguments, and the texts in it and in those inside it."""
+    words = set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            words |= _words(constant)
+        else:  # a tuple: the names under which a call gives arguments
+            of_one = constant if isinstance(constant, tuple) else (constant,)
+            words.update(text for text in of_one if isinstance(text, str))
+    return words

@@ -28,7 +28,7 @@ from .options import BUDGETS as NAMES
 from .options import RULED, check_option
 from .probe import Batch
 from .proposal import Proposal
-from .sensitivity import Sensitivities
+from .sensitivity import NO_DERIVATIVE, Sensitivities
 from .settings import ClipSettings
 from .step import StepInputs, StepStats
 
@@ -235,8 +235,10 @@ class EllipsotopeClip(ControlledOptimizer):
             self.sensitivities.measure(stats, proposal, due)
         # the predicted KL q, if the budget or the controller takes it
         judging = self._judges(proposal.t)
-        if judging or self.budget.predicts(stats):
-            predict(stats, proposal, judging)
+        predicts = self.budget.predicts(stats)
+        if judging or predicts:
+            other = f"a controller other than {self.settings.controller!r}"
+            predict(stats, proposal, judging, NO_DERIVATIVE if predicts else other)
         # where no token counts no KL can be measured: c of the step before
         looks = not self.deferred and self.workers.alone
         if looks and isinstance(self.budget, Measured) and not int(proposal.batch.probe.count()):

@@ -23,26 +23,41 @@ from .step import StepStats
 
 Forward = Callable[[dict[str, Tensor]], Tensor]  # parameters by name -> logits (..., V)
 FD_MOVEMENT = 1e-2  # logits: large enough for float32, small enough to be linear
+NO_DERIVATIVE = "budget='shadow' or 'tracked'"  # what takes any model
 
 
 def linearised(
-    forward: Forward, weights: dict[str, Tensor], direction: dict[str, Tensor]
+    forward: Forward, weights: dict[str, Tensor], direction: dict[str, Tensor], instead: str
 ) -> tuple[Tensor, Tensor]:
     """(z, J·direction) at `weights` by forward mode, (..., V) each; `direction` names the moving tensors.
 
-    Fused attention has no forward-mode rule, so the plain attention path is taken.
+    Fused attention has no forward-mode rule, so the plain attention path is taken. Raises ValueError, which
+    says what to choose `instead`, where another operation has none.
     """
     moving = {name: weights[name] for name in direction}
-    with sdpa_kernel(SDPBackend.MATH):
-        z, dz = torch.func.jvp(lambda part: forward({**weights, **part}), (moving,), (direction,))[:2]
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            z, dz = torch.func.jvp(lambda part: forward({**weights, **part}), (moving,), (direction,))[:2]
+    except torch.OutOfMemoryError:
+        raise
+    except (NotImplementedError, RuntimeError) as error:
+        forward(weights)  # a model that fails without derivatives too says so itself
+        said = str(error).strip().partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"this model has no forward-mode derivatives, by which EBC measures here ({said}): use {instead}."
+        ) from error
     return z, dz
 
 
 def probe_jvp(
-    forward: Forward, weights: dict[str, Tensor], direction: dict[str, Tensor], mask: Tensor | None
+    forward: Forward,
+    weights: dict[str, Tensor],
+    direction: dict[str, Tensor],
+    mask: Tensor | None,
+    instead: str = "probe='fd'",
 ) -> Tensor:
-    """rms(centre(J·direction)) by forward mode. -> 0-dim, logits."""
-    return rms_norm(centre(linearised(forward, weights, direction)[1]), mask)
+    """rms(centre(J·direction)) by forward mode. -> 0-dim, logits. Raises as `linearised`."""
+    return rms_norm(centre(linearised(forward, weights, direction, instead)[1]), mask)
 
 
 def probe_fd(
@@ -226,7 +241,11 @@ class Sensitivities:
         batch = proposal.batch
         rows = batch.probe
         if self.settings.probe == "jvp":
-            observed = probe_jvp(batch.functional, weights, direction, rows.mask)
+            instead = {
+                "surrogate": f"{NO_DERIVATIVE}, or probe='fd'",
+                "calibrated": NO_DERIVATIVE,
+            }.get(self.settings.budget, "probe='fd', or sensitivity_every=0")
+            observed = probe_jvp(batch.functional, weights, direction, rows.mask, instead)
         else:
             known = self.filters[group].beta
             guess = 1.0 if known is None or not known > 0 else float(known)

@@ -12,6 +12,7 @@ from .bits import VerityError, divided, pow2f
 from .functions import sqrt64
 
 SEED = 2026
+GRAIN = 32768  # elements, below which torch leaves an operation to one thread
 
 
 def check_platform(device: str | torch.device = "cpu") -> None:
@@ -34,8 +35,9 @@ def _check(what: str, test: Callable[[torch.device], bool], device: torch.device
         raise VerityError(f"{device} failed the test '{what}': {message}.") from None
     if not passed:
         raise VerityError(
-            f"{device} failed the test '{what}', so its results would depend on the machine: do not call "
-            "torch.set_flush_denormal(True), and on a GPU do not emulate float64."
+            f"{device} failed the test '{what}', so its results would depend on the machine: use a new "
+            "process that never calls torch.set_flush_denormal(True), which torch's other threads keep when "
+            "this one takes it back, and on a GPU do not emulate float64."
         )
 
 
@@ -51,8 +53,10 @@ def _numbers(device: torch.device, *values: float) -> Tensor:
 
 
 def _subnormals(device: torch.device) -> bool:
-    wide = _numbers(device, 2.0, 3.0) * pow2f(-1022) * pow2f(-20)
-    narrow = torch.full((37,), pow2f(-126), device=device) * pow2f(-10)
+    """Compute so many that every thread of torch's pool takes part: each has a mode of its own."""
+    count = 37 + (GRAIN * torch.get_num_threads() if device.type == "cpu" else 0)
+    wide = torch.full((count,), 3.0, dtype=torch.float64, device=device) * pow2f(-1022) * pow2f(-20)
+    narrow = torch.full((count,), pow2f(-126), device=device) * pow2f(-10)
     return all(bool(x.all()) for x in (wide > 0, narrow > 0, narrow.double() == pow2f(-136)))
 
 

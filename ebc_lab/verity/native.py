@@ -206,7 +206,7 @@ def _opened(path: Path) -> dict[str, Any]:
         function.restype = ctypes.c_int
     team.argtypes = (_P,)
     team.restype = None
-    team(_team())
+    team(openmp_team())
     if not _computes_rightly(functions["known"]):
         raise NativeUnavailable(f"the library that was built gives wrong values ({path})")
     return functions
@@ -216,7 +216,7 @@ def _keeps_subnormals() -> bool:
     return sys.float_info.min * 0.5 > 0
 
 
-def _team() -> int | None:
+def openmp_team() -> int | None:
     """Return the address of the function by which torch's OpenMP runs work on its threads, if it has one."""
     parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
     return None if parallel is None else ctypes.cast(parallel, _P).value

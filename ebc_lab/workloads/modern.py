@@ -19,6 +19,7 @@ from ebc_lab.config.parts.model import ModelConfig
 from .gpt import GPTWorkload, HiddenLinear, attend, draw_weights
 
 BASE = 10000.0  # of the wavelengths of the positions, in tokens
+EPS = torch.finfo(torch.float32).eps  # torch's own, which depends on the dtype otherwise than its docs say
 
 
 def rotations(context: int, D: int) -> tuple[Tensor, Tensor]:
@@ -39,14 +40,14 @@ class Block(nn.Module):
         super().__init__()
         d = config.width
         self.heads = config.heads
-        self.attention_norm = nn.RMSNorm(d)
+        self.attention_norm = nn.RMSNorm(d, eps=EPS)
         self.q = HiddenLinear(d, d)
         self.k = HiddenLinear(d, d)
         self.v = HiddenLinear(d, d)
-        self.q_norm = nn.RMSNorm(d // config.heads)
-        self.k_norm = nn.RMSNorm(d // config.heads)
+        self.q_norm = nn.RMSNorm(d // config.heads, eps=EPS)
+        self.k_norm = nn.RMSNorm(d // config.heads, eps=EPS)
         self.o = HiddenLinear(d, d)
-        self.mlp_norm = nn.RMSNorm(d)
+        self.mlp_norm = nn.RMSNorm(d, eps=EPS)
         self.mlp_in = HiddenLinear(d, 4 * d)
         self.mlp_out = HiddenLinear(4 * d, d)
 
@@ -70,7 +71,7 @@ class ModernGPT(nn.Module):
         super().__init__()
         self.token_embedding = nn.Embedding(vocabulary, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
-        self.norm = nn.RMSNorm(config.width)
+        self.norm = nn.RMSNorm(config.width, eps=EPS)
         self.head = nn.Linear(config.width, vocabulary, bias=False)
         self.cos: Tensor
         self.sin: Tensor

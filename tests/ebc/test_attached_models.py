@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from support.tokenwise import Tokenwise, integers, loss_of
 from torch import nn
 
-from ebc_lab.ebc import EBCWarning, attach, mean_kl
+from ebc_lab.ebc import EBCWarning, EllipsotopeClip, attach, mean_kl
 
 LR = 0.05
 TARGET = 0.002
@@ -418,6 +418,73 @@ def test_time_first_batches(flat):
     assert held(kls)
     assert ebc.clip.chosen_by == (21, 252)
     assert ebc.look.finding is None
+
+
+class Doubled(torch.autograd.Function):
+    """One of a user's own, which torch.func does not take."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+UNDERIVED = {
+    "lstm": lambda model, x: model.lstm(x)[0],
+    "cdist": lambda model, x: torch.cdist(x, model.embedding.weight),
+    "bag": lambda model, x: F.embedding_bag(x.argmax(-1), model.embedding.weight)[:, None],
+    "own": lambda model, x: Doubled.apply(x),
+}
+
+
+class Underived(nn.Module):
+    """A model with an operation that has no forward-mode derivative, by name."""
+
+    def __init__(self, name):
+        super().__init__()
+        torch.manual_seed(0)
+        self.operation = UNDERIVED[name]
+        self.embedding = nn.Embedding(12, 12)
+        self.lstm = nn.LSTM(12, 12, batch_first=True)
+
+    def forward(self, tokens):
+        return self.operation(self, self.embedding(tokens))
+
+
+@pytest.mark.parametrize("name", UNDERIVED)
+@pytest.mark.parametrize(
+    ("options", "instead"),
+    [
+        ({"budget": "fisher"}, "budget='shadow' or 'tracked'"),
+        ({"budget": "calibrated"}, "budget='shadow' or 'tracked'"),
+        ({"budget": "surrogate"}, "budget='shadow' or 'tracked', or probe='fd'"),
+        ({"sensitivity_every": 1}, "probe='fd', or sensitivity_every=0"),
+    ],
+)
+def test_a_model_without_forward_mode_derivatives_is_told_what_takes_it(name, options, instead):
+    model = Underived(name)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+    attach(model, optimizer, **{**OPTIONS, "check": False, **options})
+    tokens = integers(8, 12)
+    z = model(tokens)
+    F.cross_entropy(z.flatten(0, -2), tokens[:, : z.shape[1]].flatten()).backward()
+    with pytest.raises(ValueError, match=rf"no forward-mode derivatives.*: use {instead}\.$") as refused:
+        optimizer.step()
+    assert isinstance(refused.value.__cause__, RuntimeError)  # torch's own
+
+
+def test_a_controller_that_needs_a_derivative_is_named():
+    model = Underived("lstm")
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+    clip = EllipsotopeClip(model, optimizer, target_kl=TARGET, controller="agreement", audit_every=1)
+    tokens = integers(8, 12)
+    z = model(tokens)
+    entropy(model, tokens).backward()
+    with pytest.raises(ValueError, match=r": use a controller other than 'agreement'\.$"):
+        clip.step(tokens, z, targets=tokens)
 
 
 @pytest.mark.slow  # torchao compiles its step

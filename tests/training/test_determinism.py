@@ -9,6 +9,7 @@ import pytest
 import torch
 from support.runs import made, plain, resumed_after, untimed
 
+from ebc_lab.components import determinism
 from ebc_lab.config.choices import changed
 from ebc_lab.config.errors import UserError
 from ebc_lab.training.outcome import run_and_record
@@ -156,6 +157,29 @@ def test_a_platform_that_drops_subnormal_numbers_is_refused(run, tmp_path, monke
         patch.setattr(torch, "set_flush_denormal", lambda mode: False)  # where asking does not help
         with pytest.raises(UserError, match=r"determinism=verity: .*subnormal numbers are kept"):
             Training(run, made(tmp_path / "dropped"))
+
+
+@pytest.mark.parametrize(("name", "kept"), [("verity", True), ("torch", False)])
+def test_a_run_sets_the_mode_of_all_threads_whatever_ran_before_it(run, tmp_path, beside_a_pool, name, kept):
+    asked = changed(plain(run), {"determinism": {"name": name, "engine": "eager"}, "threads_per_run": 2})
+
+    def kept_by_each():
+        Training(asked, made(tmp_path / name)).recording.close()
+        products = torch.full((1 << 17,), 2.0**-126) * 2.0**-10
+        return (products > 0).unique().tolist()
+
+    assert beside_a_pool(kept_by_each, flushes=kept) == [kept]
+
+
+def test_a_pool_whose_mode_cannot_be_set_is_refused(run, tmp_path, beside_a_pool, monkeypatch):
+    monkeypatch.setattr(determinism, "openmp_team", lambda: None)
+    asked = changed(plain(run), VERITY | {"threads_per_run": 2})
+
+    def refused():
+        with pytest.raises(UserError, match=r"determinism=verity: .* a new process"):
+            Training(asked, made(tmp_path))
+
+    beside_a_pool(refused, flushes=True)
 
 
 def test_an_engine_that_cannot_be_had_is_refused_and_auto_says_which_it_took(run, tmp_path, monkeypatch):

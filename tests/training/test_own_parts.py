@@ -31,6 +31,16 @@ def optimizer(params, lr, betas=(0.9, 0.999)):
     return [torch.optim.NAdam(rest, lr=lr, betas=betas), torch.optim.SGD(few, lr=lr)]
 
 
+class Deaf(torch.optim.SGD):
+    def __init__(self, params, lr, **options):
+        super().__init__(params, lr)
+
+
+class Passing(torch.optim.SGD):
+    def __init__(self, params, **options):
+        super().__init__(params, **options)
+
+
 def some(params, lr):
     return torch.optim.SGD(params[1:], lr=lr)
 
@@ -177,6 +187,14 @@ def test_all_four_train_together_and_resume_bit_for_bit(own, tmp_path):
         (part("model", "Short"), r"makes \(2, \d+\) of tokens \(2, 16\), not logits \(2, 16, \d+\)"),
         (part("model", "Unnamed", "optimizer=muon"), "optimizer=muon needs hidden matrices"),
         (part("model", "Unnamed", "projection=stiefel"), "projection=stiefel needs hidden matrices"),
+        (
+            [
+                *("optimizer=custom", "optimizer.target=pytorch_optimizer:Lion"),
+                "optimizer.arguments={wieght_decay: 1}",
+            ],
+            "pytorch_optimizer:Lion takes wieght_decay and does nothing with it: correct the name",
+        ),
+        (part("optimizer", "Deaf", "optimizer.arguments={beta: 1}"), "Deaf takes beta and does nothing"),
     ],
 )
 def test_what_is_of_the_wrong_kind_is_refused_in_a_sentence(own, tmp_path, overrides, words):
@@ -186,6 +204,15 @@ def test_what_is_of_the_wrong_kind_is_refused_in_a_sentence(own, tmp_path, overr
         return
     with pytest.raises(UserError, match=words):
         Training(own(*overrides), made(tmp_path / "run")).run()
+
+
+def test_what_a_class_passes_on_or_keeps_for_its_methods_is_no_mistake(own, tmp_path):
+    passing = own(*part("optimizer", "Passing", "optimizer.arguments={momentum: 0.5}"))
+    named = ["optimizer=custom", "optimizer.target=pytorch_optimizer:Lion"]
+    library = own(*named, "optimizer.arguments={weight_decay: 0.1}")
+    for name, run in {"passing": passing, "library": library}.items():
+        [base] = Training(run, made(tmp_path / name)).optimizer.bases
+        assert run.optimizer.arguments.items() <= base.defaults.items()
 
 
 @pytest.mark.parametrize("group", ["optimizer", "stabilizer", "lr_schedule", "model"])

@@ -30,6 +30,17 @@ def run(text_file):
     return tiny_ebm(text_file)
 
 
+def test_what_a_norm_is_given_under_autocast_is_in_float32(text_file, tmp_path):
+    """On a CPU LayerNorm adds up the gradient of its weights in the dtype of its input."""
+    training = Training(tiny_ebm(text_file, *KINDS["transformer"], "dtype=bfloat16"), tmp_path)
+    given = []
+    for module in training.model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].dtype))
+    training.advance(1)
+    assert set(given) == {torch.float32}
+
+
 def loaded(run):
     workload = load(run, torch.device("cpu"))
     return workload, workload.build()

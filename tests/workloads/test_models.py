@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from support.runs import resumed_after, untimed
 
 from ebc_lab.config.checks import validate_run, warnings_of
@@ -16,7 +17,7 @@ from ebc_lab.config.parts.model import ModelConfig
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.training.outcome import run_and_record
 from ebc_lab.workloads.digits import digits
-from ebc_lab.workloads.gpt import drawn, hidden_matrices
+from ebc_lab.workloads.gpt import GPT, drawn, hidden_matrices
 from ebc_lab.workloads.gru import GRU
 from ebc_lab.workloads.images import CNN, ImageBatches, ViT
 from ebc_lab.workloads.modern import ModernGPT, rotated, rotations
@@ -33,6 +34,27 @@ LIMITED = {  # budgets that measure and that take derivatives, a trust region, M
     "vit": "workload=images model=vit stabilizer=trust_region stabilizer.strength=0.5 batch_size=64 "
     "dtype=bfloat16",
 }
+
+
+@pytest.mark.parametrize("name", ["gpt", "modern", "vit"])
+def test_what_a_norm_is_given_under_autocast_is_in_float32(name):
+    """On a CPU LayerNorm adds up the gradient of its weights in the dtype of its input."""
+    model = {"gpt": GPT, **MODELS}[name](replace(CONFIG, name=name), VOCABULARY)
+    given = []
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm | torch.nn.RMSNorm):
+            module.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(inputs_of(name))
+    assert len(given) >= 5
+    assert set(given) == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_eps_of_its_norms_is_the_one_that_torch_takes(dtype):
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)).mul(1e-4).to(dtype)
+    norm = ModernGPT(CONFIG, VOCABULARY).norm
+    assert torch.equal(F.rms_norm(x, (8,)), F.rms_norm(x, (8,), eps=norm.eps))
 
 
 def inputs_of(name, rows=3):

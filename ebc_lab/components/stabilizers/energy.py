@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ebc_lab.ebc import StabilizedOptimizer, StepStats
+from ebc_lab.ebc import EBCWarning, StabilizedOptimizer, StepStats
 from ebc_lab.ebc.flat import all_finite
 from ebc_lab.ebc.options import check_option
+from ebc_lab.ebc.parallel.shards import shared_out
 from ebc_lab.ebc.probe import LOW_PRECISION
 
 NORMS = ("raw", "rms")
@@ -69,9 +71,9 @@ class ActivationRecord:
 
     A layer is a module with parameters of its own, by its path in `model` (`""` is the model itself): leaf
     modules, and also others that own some directly. A parameter of two modules belongs to the first;
-    parametrised weights (weight norm …) belong to the module that they are the weights of. Only forwards in
-    training mode and with gradients enabled count, so that no probe or evaluation overwrites them, and of
-    several the last one.
+    parametrised weights (weight norm …) belong to the module that they are the weights of. Of the forwards
+    with gradients enabled the last one counts; one in evaluation mode, as `from_pretrained` leaves a model,
+    only once a backward has gone through it, so that no probe or evaluation overwrites what training left.
 
     Some modules are never called because the module around them reads their weights (`out_proj` of
     `nn.MultiheadAttention`, q, k and v of this lab's model): for them the output of the nearest enclosing
@@ -89,6 +91,9 @@ class ActivationRecord:
         self.norm = norm
         self.layers: dict[str, list[nn.Parameter]] = {}
         self.energies: dict[str, Tensor] = {}  # 0-dim, by module
+        self.calls = 0  # of watched modules
+        self.call_of: dict[str, int] = {}  # the call that gave a module's energy
+        self.told: set[str] = set()  # what was said, and is not said again
         unclaimed = {id(p) for p in (model.parameters() if parameters is None else parameters)}
         modules = dict(model.named_modules())
         for name, module in modules.items():
@@ -97,6 +102,11 @@ class ActivationRecord:
             if direct:
                 layer = f".{name}".partition(".parametrizations.")[0][1:]
                 self.layers.setdefault(layer, []).extend(direct)
+        if any(shared_out(p) for weights in self.layers.values() for p in weights):
+            raise ValueError(
+                "an energy budget cannot limit weights that fully_shard has shared out, since each process "
+                "sees a part of a gradient: use DistributedDataParallel."
+            )
         self.inside = {m: [n for n in self.layers if m in _enclosing(n)] for m in modules}
         self.handles = [
             module.register_forward_hook(functools.partial(self._keep, name))
@@ -105,7 +115,7 @@ class ActivationRecord:
         ]
 
     def _keep(self, name: str, module: nn.Module, _: Any, output: Any) -> None:
-        if not torch.is_grad_enabled() or not (module.training or self.model.training):
+        if not torch.is_grad_enabled():
             return
         # what is called inside a module has been recorded before it
         open_layers = [name]
@@ -114,8 +124,19 @@ class ActivationRecord:
         if not any(p.requires_grad for n in open_layers for p in self.layers[n]):
             return
         activations = _first_floating(output)
-        if activations is not None:
-            self.energies[name] = output_norm(activations.detach(), self.norm)
+        if activations is None:
+            return
+        self.calls += 1
+        count = functools.partial(self._count, name, self.calls, output_norm(activations.detach(), self.norm))
+        if module.training or self.model.training or activations.grad_fn is None:
+            count()
+        else:
+            activations.register_hook(count)
+
+    def _count(self, name: str, call: int, energy: Tensor, _: Tensor | None = None) -> None:
+        if call > self.call_of.get(name, 0):
+            self.call_of[name] = call
+            self.energies[name] = energy
 
     def _energy(self, layer: str) -> Tensor | None:
         return next((self.energies[n] for n in (layer, *_enclosing(layer)) if n in self.energies), None)
@@ -137,6 +158,48 @@ class ActivationRecord:
         return Reading(
             list(gradients_of), list(gradients_of.values()), norms, stacked, [e is not None for e in energies]
         )
+
+    def tell_limitless(self, reading: Reading, wanted: Container[str]) -> None:
+        """Say, once, which of the `wanted` layers hold a gradient and have no recorded output to limit it by.
+        Raises RuntimeError where that is all of them."""
+        asked = [n for n in reading.layers if n in wanted]
+        seen = dict(zip(reading.layers, reading.recorded, strict=True))
+        unseen = [n for n in asked if not seen[n]]
+        if unseen and len(unseen) == len(asked):
+            raise RuntimeError(
+                "no gradient can be limited: since the energy budget was made, no forward of the model has "
+                "run with gradients enabled and led to a backward. Make it before the forward whose gradient "
+                "it is to limit (and before torch.compile), and run that forward without torch.no_grad()."
+            )
+        if not unseen:
+            return
+        names = ", ".join(n or "the model itself" for n in unseen[:3]) + ", …" * (len(unseen) > 3)
+        self._warn(
+            f"the energy budget does not limit {len(unseen)} of {len(asked)} layers ({names}): no forward of "
+            "them, or of a module around them, with gradients enabled was seen: there is no output to go by."
+        )
+
+    def tell_unwatched(self) -> None:
+        """Say, once, which weights hold a gradient and were no part of the model when this began. Raises
+        RuntimeError where no others do."""
+        known = {id(p) for weights in self.layers.values() for p in weights}
+        held = {name: p for name, p in self.model.named_parameters() if p.grad is not None}
+        later = [name for name, p in held.items() if id(p) not in known]
+        if not later:
+            return
+        what = f"{len(later)} weight(s) ({', '.join(later[:3])}{', …' * (len(later) > 3)})"
+        message = (
+            f"{what} came into the model after the energy budget was made, and are not limited: make it "
+            "anew, after the last change of the model."
+        )
+        if len(later) == len(held):
+            raise RuntimeError(message)
+        self._warn(message)
+
+    def _warn(self, message: str) -> None:
+        if message not in self.told:
+            self.told.add(message)
+            warnings.warn(message, EBCWarning, stacklevel=5)
 
     def remove(self) -> None:
         """Stop watching."""
@@ -195,6 +258,7 @@ class EnergyBudget(StabilizedOptimizer):
         if reading is None:
             stats.gradient_scale = torch.ones_like(stats.clip_coefficient)
             return
+        self.record.tell_limitless(reading, reading.layers)
         factors = limit(reading, self.strength * reading.energies)
         total = torch.linalg.vector_norm(reading.norms)
         limited = torch.linalg.vector_norm(factors * reading.norms)
@@ -252,13 +316,20 @@ class EnergyClip:
     def __call__(self) -> dict[str, Tensor]:
         """Limit the gradients in place -> {layer: ||gradient|| / (ratio·||output||)} as they were, 0-dim.
 
-        Layers above 1 were limited; those without a gradient, a recorded output or a ratio are left out.
-        Raises FloatingPointError under `raise`.
+        Layers above 1 were limited; those without a gradient, a recorded output or a ratio are left out, and
+        the first time an EBCWarning names those without an output. One whose output is not finite has a
+        share of 0 or NaN, and is not limited.
+        Raises RuntimeError where no layer has a recorded output, or all gradients are those of weights that
+        came later; FloatingPointError under `raise`.
         """
+        if not self.record.handles:
+            return {}
+        self.record.tell_unwatched()
         reading = self.record.read()
         if reading is None:
             return {}
         of = self.ratio if isinstance(self.ratio, Mapping) else dict.fromkeys(reading.layers, self.ratio)
+        self.record.tell_limitless(reading, of)
         ratios = torch.tensor([of.get(layer, math.inf) for layer in reading.layers], dtype=torch.float64)
         budgets = reading.energies * ratios.to(reading.energies.device)
         limited = [
@@ -281,7 +352,7 @@ class EnergyClip:
         return measured
 
     def remove(self) -> None:
-        """Take the hooks off the model."""
+        """Take the hooks off the model; from now on a call does nothing."""
         self.record.remove()
 
 

@@ -16,6 +16,11 @@ from . import sources
 ENDINGS = (".yaml", ".yml")
 GROUP = "study"
 FOLDER = Path("conf") / GROUP  # of the working folder
+OTHER_NUMBER = re.compile(  # octal, binary, hexadecimal; hours, minutes and seconds; underscores anywhere
+    r"[-+]?(0[0-9_]+|0[bBoOxX][0-9a-fA-F_]+|[0-9][0-9_]*(:[0-9_]+)+(\.[0-9_]*)?"
+    r"|(?=[0-9._]*_)[0-9.][0-9_.]*([eE][-+]?[0-9]+)?)"
+)
+IN_THOUSANDS = re.compile(r"[-+]?[1-9][0-9]{0,2}(_[0-9]{3})+")  # the same number everywhere
 
 
 def own_suites(package: Path) -> dict[str, Path]:
@@ -73,6 +78,10 @@ def read(path: Path) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as text:
             suite = OmegaConf.load(text)
+            text.seek(0)
+            for event in yaml.parse(text):
+                if isinstance(event, yaml.ScalarEvent) and event.implicit[0]:  # neither quoted nor tagged
+                    _refuse_other_number(path, event.start_mark.line + 1, event.value)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
@@ -92,6 +101,19 @@ def read(path: Path) -> dict[str, Any]:
         settings["defaults"] = [*settings["defaults"], "_self_"]
     made: dict[str, Any] = _with_places(settings, path.parent)
     return made
+
+
+def _refuse_other_number(path: Path, line: int, written: str) -> None:
+    """Raise LookupError for a number that YAML 1.1 does not read as its decimal digits."""
+    import yaml
+
+    if OTHER_NUMBER.fullmatch(written) and not IN_THOUSANDS.fullmatch(written):
+        number = yaml.safe_load(written)
+        read = f"is read as {number} in YAML 1.1" if isinstance(number, int | float) else "is no plain number"
+        raise LookupError(
+            f"{path.name}:{line}: {written} {read}: write the number you mean in decimal digits, with no "
+            f"zeros before it, or '{written}' in quotes where it is text."
+        )
 
 
 def _mistake(path: Path, line: int | None, what: str) -> LookupError:

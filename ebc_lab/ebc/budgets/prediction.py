@@ -11,12 +11,13 @@ from ..sensitivity import linearised
 from ..step import Forecast, StepStats
 
 
-def predict(stats: StepStats, proposal: Proposal, judging: bool) -> None:
-    """Record q of the budgeted proposal from one derivative; if `judging`, the forecast for the loss too."""
+def predict(stats: StepStats, proposal: Proposal, judging: bool, instead: str) -> None:
+    """Record q of the budgeted proposal from one derivative; if `judging`, the forecast for the loss too.
+    Raises as `linearised`."""
     batch = proposal.batch
     updates = proposal.by_name(proposal.updates())
     direction = {name: updates[name] for name in (f"model.{proposal.names[i]}" for i in proposal.scaled)}
-    z, dz = linearised(batch.functional, proposal.by_name(proposal.old), direction)
+    z, dz = linearised(batch.functional, proposal.by_name(proposal.old), direction, instead)
     q = half_fisher(z, dz, batch.probe.mask).double()
     stats.predicted_kl = proposal.workers.mean(q, batch.probe.count())
     if judging:

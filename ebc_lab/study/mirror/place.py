@@ -7,7 +7,7 @@
   An index names only what was written completely. So whatever is cut off, the latest index that is whole
   describes a whole study; one that is cut off itself fails its checksum, and the one before it counts.
 * An index is made under a number that nobody has taken (S3's If-None-Match, a folder's O_EXCL). Of two
-  drivers that both think the study is theirs, one finds its number taken, and knows.
+  drivers that both think the study is theirs, one finds its number taken, or later ones, and knows.
 * The last two indexes and their files are kept, for a reader of the one while the other is made.
 """
 
@@ -69,8 +69,15 @@ class Place:
 
         self.address = address.rstrip("/")
         options = {"auto_mkdir": True} if address.startswith(("file:", "local:")) else {}
-        self.fs, self.root = url_to_fs(self.address, skip_instance_cache=True, **options)
+        self._fs, self.root = url_to_fs(self.address, skip_instance_cache=True, **options)
         self.local = bool(options)
+
+    @property
+    def fs(self) -> Any:
+        """The file system, which forgets what it has listed: by a kept listing it would say that a file is
+        not there which another driver has written since."""
+        self._fs.invalidate_cache()
+        return self._fs
 
     def inside(self, name: str) -> Place:
         """Return the place of a study below this one."""
@@ -105,7 +112,8 @@ class Place:
 
     def publish(self, study: str, writer: str, after: int, files: Mapping[str, Entry]) -> Index:
         """Make an index of these files the latest, under the next number that is free. Raises Overtaken
-        where another folder has written one since the index of number `after`."""
+        where another folder has written one since the index of number `after`; a number may be free because
+        the other has gone on so far that it has removed its own."""
         number = after + 1
         if self.local:
             self.fs.makedirs(f"{self.root}/index", exist_ok=True)
@@ -127,6 +135,9 @@ class Place:
                     continue
                 if there.writer != writer or there.files != files:  # else ours, whose answer was lost
                     raise Overtaken from None
+            if max(self._numbers(), default=number) > number:
+                self._remove([self._index_path(number)])
+                raise Overtaken
             return Index(study, writer, number, dict(files))
 
     def _index_path(self, number: int) -> str:
@@ -213,7 +224,6 @@ class Place:
         return [name for name in names if safe(name) and self.inside(name)._numbers()]
 
     def _listed(self, folder: str) -> Sequence[str]:
-        self.fs.invalidate_cache()
         try:
             return list(self.fs.ls(f"{self.root}/{folder}".rstrip("/"), detail=False))
         except FileNotFoundError:

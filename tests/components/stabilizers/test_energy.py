@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ebc_lab.components.stabilizers.energy import energy_budget_clip, monitor_ebc_ratio, output_norm
+from ebc_lab.ebc import EBCWarning
 
 LAYERS = ["0", "2"]
 
@@ -176,6 +177,81 @@ def test_a_layer_that_stays_in_eval_mode_is_still_trained():
     )
 
 
+@pytest.mark.parametrize("evaluating", [("0",), ("",), ("", "0", "1", "2")])
+def test_in_evaluation_mode_all_is_limited_as_in_training(evaluating):
+    model, plain = small_model(), small_model()
+    clips = [energy_budget_clip(m, 1e-3) for m in (model, plain)]
+    for name, module in model.named_modules():
+        module.training = name not in evaluating
+    for step in range(2):
+        x, y = batch(step)
+        for m, clip in zip((model, plain), clips, strict=True):
+            m.zero_grad()
+            backward_on(m, x, y)
+            if len(evaluating) > 1:
+                model(100 * x)  # an evaluation that forgot torch.no_grad()
+            clip()
+    assert same(gradients(model), gradients(plain))
+
+
+def made_late(model, x, y):
+    logits = model(x)
+    clip = energy_budget_clip(model)
+    F.cross_entropy(logits, y).backward()
+    return clip
+
+
+def without_gradients(model, x, y):
+    clip = energy_budget_clip(model)
+    with torch.no_grad():
+        model(x)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    return clip
+
+
+def never_through(model, x, y):
+    clip = energy_budget_clip(model)
+    model.eval()(x)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    return clip
+
+
+@pytest.mark.parametrize("made", [made_late, without_gradients, never_through])
+def test_a_clip_that_can_limit_nothing_says_so(made):
+    model = small_model()
+    clip = made(model, *batch())
+    before = gradients(model)
+    with pytest.raises(RuntimeError, match=r"no gradient can be limited: .* before the forward"):
+        clip()
+    assert same(gradients(model), before)
+    model.zero_grad()
+    backward_on(model, *batch())
+    assert list(clip()) == LAYERS
+
+
+def test_weights_that_came_later_are_named():
+    model = small_model()
+    clip = energy_budget_clip(model)
+    model[2] = nn.Linear(7, 4)
+    backward_on(model, *batch())
+    with pytest.warns(EBCWarning, match=r"^2 weight\(s\) \(2.weight, 2.bias\) came into the model after"):
+        assert list(clip()) == ["0"]
+    model[0] = nn.Linear(5, 7)
+    model.zero_grad()
+    backward_on(model, *batch())
+    with pytest.raises(RuntimeError, match=r"^4 weight\(s\) .* make it anew, after the last change"):
+        clip()
+
+
+def test_weights_that_are_shared_out_are_refused():
+    model = small_model()
+    model[0].weight.device_mesh = "as a DTensor has one"
+    with pytest.raises(ValueError, match="cannot limit weights that fully_shard has shared out"):
+        energy_budget_clip(model)
+
+
 def test_of_several_calls_the_last_counts():
     model = small_model()
     x, y = batch()
@@ -234,7 +310,9 @@ def test_frozen_layers_and_layers_out_of_reach():
         p.grad = torch.full_like(p, 1e3)
     clip = energy_budget_clip(spare, ratio=1e-4)
     backward_on(model, x, y)
-    assert list(clip()) == ["used.2"]
+    with pytest.warns(EBCWarning, match=r"does not limit 1 of 2 layers \(spare\)"):
+        assert list(clip()) == ["used.2"]
+    assert list(clip()) == ["used.2"]  # said once
     assert spare["spare"].weight.grad[0, 0] == 1e3
     assert model[0].weight.grad is None
 

@@ -1,5 +1,6 @@
 """Suites of one's own, from any folder, and own parts under their own names."""
 
+import re
 import sys
 from dataclasses import replace
 
@@ -89,6 +90,39 @@ def test_a_mistake_in_a_suite_is_told_with_its_line(folder, text, words):
     with pytest.raises(UserError, match=words) as refused:
         composed("study=./bad.yaml")
     assert "own-" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("010", "is read as 8"),
+        ("-010", "is read as -8"),
+        ("08", "is no plain number"),
+        ("0x10", "is read as 16"),
+        ("0b11", "is read as 3"),
+        ("0o10", "is no plain number"),
+        ("1:30", "is read as 90"),
+        ("0:30", "is no plain number"),
+        ("190:20:30.5", "is read as 685230.5"),
+        ("1_0", "is read as 10"),
+        ("0.1_0", "is read as 0.1"),
+    ],
+)
+def test_a_number_that_yaml_reads_otherwise_is_refused_wherever_it_stands(folder, written, read):
+    for setting in (f"seeds: [3, {written}]\n", f"ablation:\n  arms:\n    hot: {{lr_scale: {written}}}\n"):
+        text = f"study: {{name: bad}}\n{setting}"
+        (folder / "bad.yaml").write_text(text)
+        where = rf"^bad.yaml:{text.count(chr(10))}: {re.escape(written)}"
+        with pytest.raises(UserError, match=rf"{where} {read}.*'.*' in quotes"):
+            composed("study=./bad.yaml")
+
+
+def test_numbers_mean_in_a_file_what_they_mean_on_a_command_line(folder):
+    numbers = "[0, 7, +8, 1_000, 12_345_678]"
+    (folder / "mine.yaml").write_text(f"study: {{name: '010'}}\nseeds: {numbers}\neval_every: !!int '12'\n")
+    config = composed("study=./mine.yaml")
+    assert (config.study.name, config.eval_every) == ("010", 12)
+    assert config.seeds == composed(f"seeds={numbers}").seeds == [0, 7, 8, 1000, 12345678]
 
 
 def test_a_suite_that_is_not_there_names_those_that_are(folder):

@@ -205,6 +205,29 @@ def test_who_went_on_elsewhere_shuts_the_first_folder_out(mirrored, tmp_path):
     assert contents(tmp_path / "last" / "done") == contents(second.study.root)
 
 
+@pytest.mark.parametrize("address", ["folder", "s3"], indirect=True)
+@pytest.mark.parametrize("later", [0, 3], ids=["its number taken", "its number free again"])
+def test_of_two_that_begin_together_the_second_knows(mirrored, tmp_path, monkeypatch, later):
+    """Both list the indexes before either writes one; the first may have gone on and swept by then."""
+    publish = Place.publish
+    mirrored.mirror()
+    pull(mirrored.address, tmp_path / "second")
+    second = type(mirrored)(mirrored.config, tmp_path / "second" / "done", mirrored.config.study.mirror)
+
+    def first_the_other(*arguments):
+        monkeypatch.setattr(Place, "publish", publish)
+        for change in range(later + 1):
+            (mirrored.study.root / "acceptance.md").write_text(f"change {change}\n")
+            mirrored.mirror()
+        return publish(*arguments)
+
+    monkeypatch.setattr(Place, "publish", first_the_other)
+    with pytest.raises(UserError, match="is being written by somebody else"):
+        second.mirror()
+    pull(mirrored.address, tmp_path / "there")
+    assert contents(tmp_path / "there" / "done") == contents(mirrored.study.root)
+
+
 @pytest.mark.parametrize(
     ("address", "why"),
     [
