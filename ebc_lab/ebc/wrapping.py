@@ -66,9 +66,7 @@ class WrappingOptimizer(torch.optim.Optimizer):
     def own_state_dict(self) -> dict[str, Any]:
         """`state_dict` without the bases' states."""
         state = {"step_index": self.step_index, "peak_lr": self.peak_lr, **self._own_state()}
-        rows = {"whole": self.prober.whole, "spread": self.spread}
-        if any(rows.values()):
-            state["rows"] = rows
+        state["rows"] = {"whole": self.prober.whole, "spread": self.spread}
         return state if self.given.settled else {**state, "fresh_logits": self.prober.fresh_logits}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

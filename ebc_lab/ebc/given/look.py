@@ -39,6 +39,9 @@ UNLIKE = 1.5  # a factor between the KL of other rows and that of those that cho
 FEWER = 3.0  # that factor where the other rows hold fewer than `checks.FEW_TOKENS` tokens
 
 
+NUMBERS = ("apart", "floor", "kl", "kl_others", "tokens_others", "idle", "share", "unused")
+
+
 @dataclass
 class Seen:
     """One step that was looked at. KLs are in nats per token; NaN where something could not be seen."""
@@ -194,13 +197,14 @@ class Look:
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen, so that a run that is resumed goes on where it was."""
-        steps = [vars(step).copy() for step in self.steps]
-        return {"steps": steps, "patience": self.patience, "changes": list(self.changes)}
+        steps = [[getattr(step, name) for name in NUMBERS] for step in self.steps]
+        empty = [[math.nan] * len(NUMBERS)] * (FIRST - len(steps))
+        return {"steps": torch.tensor([*steps, *empty], dtype=torch.float64), "patience": self.patience}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.steps = [Seen(**step) for step in state["steps"]]
+        seen = [step for step in state["steps"].tolist() if not math.isnan(step[0])]
+        self.steps = [Seen(**dict(zip(NUMBERS, step, strict=True))) for step in seen]
         self.patience = state["patience"]
-        self.changes = list(state["changes"])
 
     def forget(self) -> None:
         """The step that is open will not end."""
@@ -229,10 +233,10 @@ class Looking:
         self.kept = opened.kept
         self.k = len(batch.probe.z)
         self.size = min(batch.size, 2 * self.k)
-        self.at = batch.choice.at(0, self.size)
+        self.at = batch.choice.seen()
         # where all rows choose c, or are called together, one may depend on the others, and on their order
         self.turns = self.k < batch.size and not batch.prober.whole
-        self.rows = batch.cut(rows.index_of(self.at).flip(0) if self.turns else self.at)
+        self.rows = batch.cut(self.at.flip(0) if self.turns else self.at)
         mask = None if forward.mask is None else capture.rows_first(forward.mask)
         self.mask = None if mask is None else rows.take(mask, self.at)
         self.leading_mask = mask
@@ -301,9 +305,9 @@ class Looking:
         if self.kept is None or forward.backwards != 1 or (source is not None and source.has_weights):
             return math.nan
         if source is None:
-            seen = _fall(forward.gradient, self.z, z, self.size)
+            seen = _fall(forward.gradient, self.z, z, self.k)
         else:
-            falls = [_fall(source.gradients.get(i), self.outputs[i], outputs[i], self.size) for i in outputs]
+            falls = [_fall(source.gradients.get(i), self.outputs[i], outputs[i], self.k) for i in outputs]
             seen = sum(falls)
         promised = 0.0
         for p, old in zip(weights, self.kept.views, strict=True):
@@ -315,11 +319,11 @@ class Looking:
         return seen / promised if promised > 0 else math.nan
 
 
-def _fall(gradient: losses.Gradient | None, before: Tensor | None, after: Tensor | None, size: int) -> float:
-    """What a movement makes of the fall of the loss, told from leading rows; NaN where that is not known."""
+def _fall(gradient: losses.Gradient | None, before: Tensor | None, after: Tensor | None, k: int) -> float:
+    """What a movement makes of the fall of the loss, told from its `k` leading rows; NaN where that is not known."""
     if gradient is None or not gradient.usable or before is None or after is None:
         return math.nan
-    rows = min(len(gradient.rows), size)
+    rows = min(len(gradient.rows), k)
     g = gradient.rows[:rows].double()
     part = float(g.abs().sum()) / gradient.mass
     if not part > 0 or before[:rows].shape != g.shape or after[:rows].shape != g.shape:

@@ -25,6 +25,13 @@ class Choice:
         """The places of the `start`-th to the `end`-th row in that order."""
         return slice(start, min(end, self.size)) if self.order is None else self.order[start:end]
 
+    def seen(self) -> Tensor:
+        """The places of the rows that choose c, and of as many of the others, evenly from all of them."""
+        rest = self.size - self.k
+        others = self.k + torch.arange(min(self.k, rest)) * rest // max(1, min(self.k, rest))
+        places = torch.cat([torch.arange(min(self.k, self.size)), others])
+        return places if self.order is None else self.order[places]
+
     def taken(self, x: Tensor, start: int, end: int) -> Tensor:
         """Those rows of a tensor (B, ...)."""
         return take(x, self.at(start, end))
