@@ -32,7 +32,7 @@ def rows_of(t: Tensor, size: int, axis: int) -> Tensor | None:
     if t.ndim > axis and t.shape[axis] == size:
         return t.movedim(axis, 0)
     if axis == 0 and t.ndim and t.shape[0] and t.shape[0] % size == 0:
-        flattened: Tensor = t.unflatten(0, (size, -1))  # type: ignore[no-untyped-call]
+        flattened: Tensor = t.unflatten(0, (size, -1))
         return flattened
     return None
 
