@@ -434,6 +434,15 @@ LOSSES = {
 }
 
 
+LOSSES["the same with a factor and an offset"] = (
+    Cosines,
+    lambda m, z, x, y: one_hot(8 * z - 3, x[:, :10]),
+    r"torch.zeros_like\(z\), 8 \* z - 3\], -1",
+    lambda m, z: with_zero(8 * z - 3),
+    {},
+)
+
+
 def log_p(z):
     return z.double().log_softmax(-1)
 
@@ -480,12 +489,16 @@ def test_a_factor_that_shows_after_the_first_step_is_a_finding():
     nn.init.zeros_(model.bias)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     ebc = attach(model, optimizer, target_kl=1e-3)
-    with pytest.warns(EBCWarning, match=r"look wrong: the loss takes the softmax of 10 \* z"):
+
+    def train():
         for seed in range(3):
             x, y = points(seed)
             F.cross_entropy(model(x) / 0.1, y).backward()
             optimizer.step()
             optimizer.zero_grad()
+
+    with pytest.warns(EBCWarning, match=r"look wrong: the loss takes the softmax of 10 \* z"):
+        train()
     assert "softmax of 10 * z" in str(ebc.look)
 
 

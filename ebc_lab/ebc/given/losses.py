@@ -124,8 +124,8 @@ def refusal(z: Tensor, gradient: Gradient | None) -> str | None:
         )
     if _labels_by_themselves(z[: len(g)], g):
         return _labels(z)
-    found = scales.label_scale(z[: len(g)].cpu().double(), g.cpu().double(), (g > 0).cpu())
-    return None if found is None else _labels(z, found)
+    found = scales.of_labels(z[: len(g)].cpu().double(), g.cpu().double(), (g > 0).cpu(), shifts=True)
+    return None if found is None else _labels(z, *found)
 
 
 def _softmaxs(z: Tensor, g: Tensor) -> str | None:
@@ -155,21 +155,28 @@ def _scaled_pair(z: Tensor, gradient: Gradient) -> str | None:
         return None
     x = (z[:rows, ..., of] - z[:rows, ..., 1 - of]).cpu().double()
     g = gradient.rows[..., of].cpu().double()
-    found = scales.label_scale(x, g, (g > 0) & x.isfinite())
-    if found is None or found == 1:
+    shifts = gradient.known is not None
+    found = scales.of_labels(x, g, (g > 0) & x.isfinite(), shifts=shifts)
+    if found is None or found == (1.0, 0.0):
         return None
-    written = scales.written(found)
+    if shifts:
+        return (
+            f"these two logits are a constant and z, and the loss takes {scales.written(*found)} for z: let "
+            f"logits_of take that for z{LEARNT}."
+        )
+    written = scales.written(*found)
     return (
         f"the loss takes the softmax of {written}, z being these two logits, and EBC that of z: let "
         f"logits_of return {written}{LEARNT}."
     )
 
 
-def _labels(z: Tensor, factor: float = 1.0) -> str:
-    remedy = LABELS_OF if factor == 1 else LABELS_OF.replace(", z]", f", {scales.written(factor)}]")
+def _labels(z: Tensor, factor: float = 1.0, offset: float = 0.0) -> str:
+    plain = (factor, offset) == (1.0, 0.0)
+    remedy = LABELS_OF if plain else LABELS_OF.replace(", z]", f", {scales.written(factor, offset)}]")
     return (
         f"the loss takes each of the {z.shape[-1]} outputs for a label of its own, and EBC would take "
-        f"them for the classes of one softmax: give {remedy}{LEARNT if factor != 1 else ''}."
+        f"them for the classes of one softmax: give {remedy}{'' if plain else LEARNT}."
     )
 
 

@@ -26,7 +26,9 @@ EXACT = 0.1  # that of a loss with hard labels, in bfloat16
 SMOOTHING = 0.35  # of a label, at most
 BENT = 0.1  # a line's bend, at most, for each unit of (s - 1)²: a mixture of s = 1 and another s has more
 BOTH = 0.05  # the share of a softmax over columns (or rows) from which on it is told
-GRID = [2.0 ** (k / 2) for k in range(-14, 15)]
+GRID = [k / 2 * math.log(2) for k in range(-14, 15)]  # of log s
+OFFSETS = [-14.0, -10.0, -7.0, -5.0, -3.0, -1.5, 0.0, 1.5, 3.0, 5.0]
+LABELS = 2048  # of the sample, at most, where labels are by themselves
 
 
 @dataclass(frozen=True)
@@ -196,32 +198,47 @@ def _sharpened(s: Sample) -> float | None:
 # -- labels by themselves ------------------------------------------------------------------------------------
 
 
-def label_scale(z: Tensor, g: Tensor, off: Tensor) -> float | None:
-    """The factor s with which g = w·s·sigmoid(s·z) where `off` the labels, one w for all; float64.
+def of_labels(z: Tensor, g: Tensor, off: Tensor, *, shifts: bool) -> tuple[float, float] | None:
+    """The factor s and the offset b with which g = w·s·sigmoid(s·z + b) where `off` the labels, one w for
+    all; float64. `shifts`: whether b may be other than 0.
 
     None where another function of z fits as well.
     """
     x, y = z[off], torch.where(off, g, 1.0).log()[off]
-    some = _spread(len(x), ROWS * CLASSES, x.device)
+    some = _spread(len(x), LABELS, x.device)
     x, y = x[some], y[some]
     if len(x) < 16:
         return None
 
-    def rest(factor: float) -> Tensor:
-        unexplained = y - F.logsigmoid(factor * x)
+    def rest(factor: float, offset: float = 0.0) -> Tensor:
+        unexplained = y - F.logsigmoid(factor * x + offset)
         return unexplained - unexplained.median()
 
+    whole = _typical(y - y.median())
     found, least = _lowest(lambda factor: _typical(rest(factor)))
-    if least > LOOSE or BETTER * least > _typical(y - y.median()):
+    if least < LOOSE and BETTER * least < whole:
+        if abs(math.log(found)) < APART:
+            return 1.0, 0.0
+        # what is left must not bend, as it does for another function of z
+        around = x - x.mean()
+        basis = torch.stack([torch.ones_like(x), around, 0.5 * around.square()], 1)
+        bend = float(torch.linalg.lstsq(basis, rest(found)[:, None]).solution[2])
+        straight = abs(bend) < BENT * (found - 1) ** 2 / 4
+        if straight and _typical(rest(1.0)) > BETTER * least:
+            return found, 0.0
+    if not shifts:
         return None
-    if abs(math.log(found)) < APART:
-        return 1.0
-    # what is left must not bend, as it does for another function of z
-    around = x - x.mean()
-    basis = torch.stack([torch.ones_like(x), around, 0.5 * around.square()], 1)
-    bend = float(torch.linalg.lstsq(basis, rest(found)[:, None]).solution[2])
-    straight = abs(bend) < BENT * (found - 1) ** 2 / 4
-    return found if straight and _typical(rest(1.0)) > BETTER * least else None
+
+    x, y = x[:: len(x) // 256 + 1], y[:: len(y) // 256 + 1]
+    logs, offsets = torch.tensor(GRID, dtype=x.dtype), torch.tensor(OFFSETS, dtype=x.dtype)
+    steps = torch.linspace(-1, 1, 11, dtype=x.dtype)
+    for zoom in range(24):  # around the best of a grid in both
+        at = torch.cartesian_prod(logs, offsets)
+        unexplained = y - F.logsigmoid(at[:, :1].exp() * x + at[:, 1:])
+        unlike = (unexplained - unexplained.median(-1, keepdim=True).values).abs().quantile(0.9, -1)
+        log, offset = at[unlike.argmin()]
+        logs, offsets = log + 0.4 * 0.6**zoom * steps, offset + 2.5 * 0.6**zoom * steps
+    return (math.exp(log), float(offset)) if float(unlike.min()) < 1e-3 * whole else None
 
 
 def one_hot_labels(s: Sample) -> bool:
@@ -296,22 +313,29 @@ def _typical(rest: Tensor) -> float:
 
 def _lowest(unlike: Callable[[float], float]) -> tuple[float, float]:
     """The factor at which `unlike` is least, and that least value."""
-    values = [unlike(f) for f in GRID]
-    at = min(range(len(GRID)), key=values.__getitem__)
-    low, high = (math.log(GRID[max(0, min(len(GRID) - 1, i))]) for i in (at - 1, at + 1))
+    factor = math.exp(_least(lambda log: unlike(math.exp(log)), GRID))
+    return factor, unlike(factor)
+
+
+def _least(unlike: Callable[[float], float], grid: list[float]) -> float:
+    """Where `unlike` is least, between the points beside the best of a grid."""
+    values = [unlike(at) for at in grid]
+    best = min(range(len(grid)), key=values.__getitem__)
+    low, high = grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)]
     golden = (math.sqrt(5) - 1) / 2
     for _ in range(28):
         left, right = high - golden * (high - low), low + golden * (high - low)
-        if unlike(math.exp(left)) < unlike(math.exp(right)):
+        if unlike(left) < unlike(right):
             high = right
         else:
             low = left
-    best = math.exp((low + high) / 2)
-    return best, unlike(best)
+    return (low + high) / 2
 
 
-def written(factor: float) -> str:
-    """`z` times a factor, as somebody would write it: 30 * z, z / 0.07."""
+def written(factor: float, offset: float = 0.0) -> str:
+    """`z` times a factor, as somebody would write it: 30 * z, z / 0.07; and an offset."""
+    if abs(offset) > 0.01:
+        return f"{written(factor)} {'-' if offset < 0 else '+'} {abs(offset):.3g}"
     ways = [(factor, "{} * z"), (1 / factor, "z / {}")]
     for digits in (1, 2, 3):
         for value, how in ways if factor > 1 else reversed(ways):
