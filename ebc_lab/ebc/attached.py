@@ -3,7 +3,7 @@
 A forward hook keeps the batch and the logits of the last training forward. The hook before an optimizer's
 step is the first half of `EllipsotopeClip`'s step (`open_step`), the hook after it the second (`close_step`):
 the same code, and the same bits. With several optimizers the step begins with the first of them that steps
-and ends with the last.
+and ends with the last; in between the weights are where the c of the step before would leave them.
 """
 
 from __future__ import annotations
@@ -168,7 +168,8 @@ class Attached:
         self._inside: Optimizer | None = None  # the one whose step is running
         self._call: FrameType | None = None  # that step
         self._told_of_moves = False
-        self._loaded_before = self.clip.keeps_old and any(map(is_as_loaded, self.optimizers))
+        # whether an optimizer's state was loaded already, without EBC's, and nobody has said so
+        self.loaded_before = self.clip.keeps_old and any(map(is_as_loaded, self.optimizers))
         self._nested = 0  # calls of it inside: a subclass's step calls its parent's, which has the hooks too
         self._handles = [handle for o in self.optimizers for handle in self._hooks(o)]
 
@@ -243,7 +244,7 @@ class Attached:
         self.clip.load_own_state_dict(state)
         if self.look is not None and "look" in state:  # states of before have none
             self.look.load_state_dict(state["look"])
-        self._loaded_before = False
+        self.loaded_before = False
         self._c = state.get("last_c")
 
     def _save(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
@@ -266,7 +267,7 @@ class Attached:
         if saved is not None:
             self.load_state_dict(saved)
         elif self.clip.step_index == 0:
-            self._loaded_before = False
+            self.loaded_before = False
             warnings.warn(
                 "this optimizer state comes without EBC's, so c is searched for anew: load a state dict that "
                 "was saved while EBC was attached, or EBC's own state after it.",
@@ -348,8 +349,8 @@ class Attached:
             return
         if forward is None and self._measures():
             raise ValueError(self._unseen())
-        if self._loaded_before and self.clip.step_index == 0:
-            self._loaded_before = False
+        if self.loaded_before and self.clip.step_index == 0:
+            self.loaded_before = False
             warnings.warn(
                 "the optimizer's state seems to have been loaded before EBC was attached, and EBC's was left "
                 "out: c is searched for anew. Attach first, or load EBC's own with ebc.load_state_dict.",

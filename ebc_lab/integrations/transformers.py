@@ -104,6 +104,7 @@ class EBC(TrainerCallback, ExportableState):
         saved_state = _states(state).get(type(self).__name__, {})
         saved = saved_state.get("attributes", {}).get("saved")
         if saved is None:
+            self.attached.loaded_before = False  # said here
             warnings.warn(
                 "this checkpoint was saved without EBC: c is searched for anew.", EBCWarning, stacklevel=3
             )

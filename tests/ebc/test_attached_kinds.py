@@ -758,14 +758,14 @@ def test_what_schedule_free_optimizers_keep_is_scaled_with_the_weights(make):
 
 def test_two_parameters_on_one_memory_are_refused_and_neighbours_are_not():
     class Tied(nn.Module):
-        def __init__(self, width):
+        def __init__(self, view):
             super().__init__()
             self.tokens = nn.Embedding(11, 16)
             self.head = nn.Linear(16, 11, bias=False)
-            self.head.weight.data = self.tokens.weight.data[:width]
+            self.head.weight.data = view(self.tokens.weight.data)
 
-    for width in (11, 5):
-        model = Tied(width)
+    for view in (lambda w: w, lambda w: w[:5], lambda w: w.mT, lambda w: w[:, ::2], lambda w: w[3:, 2:7]):
+        model = Tied(view)
         with pytest.raises(
             ValueError, match=r"tokens.weight and head.weight .*model.head.weight = model.tok"
         ):

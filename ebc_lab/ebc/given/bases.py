@@ -159,8 +159,7 @@ def _refuse_shared_memory(weights: dict[str, nn.Parameter]) -> None:
         t = local(p).detach()
         plain = t.layout is torch.strided and not is_traceable_wrapper_subclass(t)
         if plain and t.numel() and t.data_ptr():
-            last = sum((n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True))
-            spans.append((t.data_ptr(), t.data_ptr() + (last + 1) * t.element_size(), name, t))
+            spans.append((t.data_ptr(), t.data_ptr() + (1 + _reach(t)) * t.element_size(), name, t))
     spans.sort(key=lambda span: span[:2])
     open_spans: list[tuple[int, int, str, Tensor]] = []
     for start, end, name, t in spans:
@@ -181,9 +180,19 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
 
     The columns of a matrix lie between each other and share nothing.
     """
-    if a.is_contiguous() and b.is_contiguous():
+    if _is_dense(a) and _is_dense(b):
         return True
     return bool(torch.isin(_places(a), _places(b)).any())
+
+
+def _is_dense(t: Tensor) -> bool:
+    """Whether its elements fill their memory, in whatever order."""
+    return 1 + _reach(t) == t.numel()
+
+
+def _reach(t: Tensor) -> int:
+    """Elements from the first in memory to the last."""
+    return sum((n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True))
 
 
 def _places(t: Tensor) -> Tensor:
