@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import glob
 import os
 from fnmatch import fnmatch
 from pathlib import Path
@@ -19,6 +20,30 @@ DIAGNOSES = (
     ".diagnosis.md",
     ".diagnosis.json",
 )  # how the notes end that `ebm diagnose` writes beside a model
+
+
+def meant_by(pattern: str | os.PathLike[str]) -> list[Path]:
+    """The paths that a path or a pattern means, in the order of their names.
+
+    In every folder on the way, what is called so is found before the name is taken for a pattern: in
+    `tokens [v2]/*_train_*.bin` only the file's name is one, if that folder exists.
+    """
+    path = Path(pattern).expanduser()
+    found = [Path(path.anchor)]
+    for name in path.parts[bool(path.anchor) :]:
+        found = [inside for folder in found for inside in _called(folder, name)]
+    return sorted(found, key=str)
+
+
+def _called(folder: Path, name: str) -> list[Path]:
+    """What a name or a pattern means in a folder."""
+    if os.path.lexists(folder / name):
+        return [folder / name]
+    if not glob.has_magic(name):
+        return []
+    # with a [ that is part of names, * and ? alone may be wild
+    alike = glob.glob(name, root_dir=folder) or glob.glob(name.replace("[", "[[]"), root_dir=folder)
+    return [folder / one for one in alike]
 
 
 class _Optimizer(TypedDict):

@@ -1,5 +1,6 @@
 """Several studies watched at once: a line each, until all have ended."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import pytest
 from support.called import CLI, called, refused
 from support.drivers import held_at_first, until, until_true
 
+from ebc_lab.study.store.find import find_all
 from ebc_lab.study.store.study import Study
 
 
@@ -42,6 +44,23 @@ def test_names_folders_and_patterns_are_each_study_once(studies, asked, names, c
     state = {name: line.split(": ", 1)[1] for name, line in zip(names, lines, strict=True)}
     assert state["shape_b"].startswith("finished, ")
     assert "other" not in names or state["other"].startswith("interrupted, finals, ")
+
+
+def test_a_folder_that_is_called_like_a_pattern_is_found_before_it_is_taken_for_one(studies):
+    odd = studies.rename(studies.with_name("out [v2]"))
+    (odd / "other").rename(odd / "shape_[c]")
+    for asked, names in {
+        "out [v2]": ["shape_[c]", "shape_a", "shape_b"],
+        "out [v2]/shape_?": ["shape_a", "shape_b"],
+        "out [v2]/shape_[ab]": ["shape_a", "shape_b"],
+        "out*/shape_[[]*": ["shape_[c]"],
+        "./out [v2]/": ["shape_[c]", "shape_a", "shape_b"],
+    }.items():
+        with contextlib.chdir(odd.parent):
+            assert [study.name for study in find_all([asked], str(odd))] == names
+    own, others = "shape_[c]", "shape_[ab]"
+    assert [study.name for study in find_all([own, others], str(odd))] == [own, "shape_a", "shape_b"]
+    assert called("watch", "out [v2]", cwd=odd.parent).returncode == 3
 
 
 def test_what_is_no_study_or_no_several_is_a_sentence(studies):

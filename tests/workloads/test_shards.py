@@ -52,6 +52,27 @@ def ids_of(folder):
     return [np.frombuffer(path.read_bytes()[1024:], dtype="<u2").astype(np.int64) for path in paths]
 
 
+def test_what_exists_is_found_before_it_is_taken_for_a_pattern(tmp_path):
+    odd = tmp_path / "tokens [v2]" / "a*b?"
+    odd.mkdir(parents=True)
+    for name in ("x_train_1.bin", "x_train_2.bin", "[y]_1.bin", "y_1.bin"):
+        library.write_shard(odd / name, list(range(100)))
+
+    def found(pattern):
+        return [one.path.name for one in library.found("data.files", [str(tmp_path / pattern)])]
+
+    assert found("tokens [v2]/a*b?/x_train_1.bin") == ["x_train_1.bin"]
+    assert found("tokens [v2]/a*b?/*_train_*.bin") == ["x_train_1.bin", "x_train_2.bin"]
+    assert found("tok*/a*/x_train_[2-9].bin") == ["x_train_2.bin"]
+    assert found("tokens [v2]/a*/[y]_1.bin") == ["[y]_1.bin"]
+    assert found("tokens [v2]/a*/[y]_?.bin") == ["y_1.bin"]
+    (odd / "y_1.bin").unlink()
+    assert found("tokens [v2]/a*/[y]_?.bin") == ["[y]_1.bin"]
+    for lacking in ("tokens [v2]/z_*.bin", "tokens [v3]/*.bin"):
+        with pytest.raises(UserError, match="names no file"):
+            found(lacking)
+
+
 def test_batches_in_order_are_the_tokens_one_after_the_other_and_none_spans_two_shards(folder):
     first, second = ids_of(folder)
     batches, held = workload_of(run_of(folder)).batches()

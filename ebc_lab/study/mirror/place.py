@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import time
@@ -169,8 +170,9 @@ class Place:
         names = {self._path(path, entry): path for path, entry in files.items()}
         if not names:
             return {}
-        there = self.fs.cat(list(names), on_error="return")
-        return {names[name]: content for name, content in there.items()}
+        # not `cat`, which takes a [ in a name for a pattern
+        there = self.fs.cat_ranges(list(names), None, None, on_error="return")
+        return dict(zip(names.values(), there, strict=True))
 
     def opened(self, path: str, entry: Entry) -> Any:
         """Return a large file, open for reading."""
@@ -200,8 +202,11 @@ class Place:
             for name in there:
                 if self.fs.exists(name):
                     self.fs.rm_file(name)
-        elif there:
-            self.fs.rm(there)
+            return
+        for name in filter(glob.has_magic, there):  # which `rm` would take for a pattern
+            self.fs.rm_file(name)
+        if plain := [name for name in there if not glob.has_magic(name)]:
+            self.fs.rm(plain)
 
     # -- looking around --------------------------------------------------------------------------------------
 

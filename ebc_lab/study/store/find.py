@@ -11,6 +11,7 @@ from typing import Any
 
 from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.own.suites import ENDINGS, read
+from ebc_lab.records.paths import meant_by
 
 from .bundle import SUFFIX, Bundled, is_bundle, unpack, verify
 from .study import Study, studies_in
@@ -49,13 +50,10 @@ def _meant(name: str, output_dir: str, say: Say) -> list[Study]:
         return [named]
     places = dict.fromkeys([named.root, Path(name).expanduser()])
     for place in places:
-        if magic := glob.has_magic(str(place)):
-            inside = [Study(Path(path)) for path in glob.glob(str(place))]
-        else:
-            inside = studies_in(place)
+        inside = studies_in(place) if place.is_dir() else [Study(path) for path in meant_by(place)]
         if inside := [study for study in inside if study.exists()]:
             return sorted(inside, key=lambda study: study.name)
-    if magic:
+    if glob.has_magic(name):
         raise UserError(f"no study is called {visible(name)}, neither in {output_dir} nor here.")
     return [named]
 

@@ -92,7 +92,7 @@ def remove_entries(root: Path, *patterns: str, runs: Iterable[str] = (), but: Co
 
 def _meant(path: str, patterns: Sequence[str], runs: set[str]) -> bool:
     run_id = run_of(path)
-    return run_id in runs if run_id else any(fnmatch(path, p) for p in patterns)
+    return run_id in runs if run_id else any(path == p or fnmatch(path, p) for p in patterns)
 
 
 def complete(root: Path, describe: Callable[[Mapping[str, str]], None] | None = None) -> None:

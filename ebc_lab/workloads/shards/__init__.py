@@ -28,6 +28,7 @@ from ebc_lab.config.errors import HIDDEN, UserError
 from ebc_lab.config.identity import digest
 from ebc_lab.records.cache import MeasurementCache
 from ebc_lab.records.files import stamp_of
+from ebc_lab.records.paths import meant_by
 
 MAGIC = 20240520
 VERSION = 1
@@ -36,7 +37,6 @@ HEADER_BYTES = 4 * HEADER
 TOKEN = np.dtype("<u2")
 READ_BYTES = 16 << 20  # at a time, where a file is looked through
 TELL_FROM = 64 << 20  # bytes: files from which on it is said that they are read
-WILD = "*?["  # what makes a pattern of a path
 
 
 class _Content(TypedDict):
@@ -96,15 +96,15 @@ def found(setting: str, patterns: Sequence[str]) -> tuple[Shard, ...]:
     """
     paths: list[Path] = []
     for pattern in patterns:
-        expanded = os.path.expanduser(pattern)
-        is_pattern = any(character in expanded for character in WILD)
-        named = sorted(glob.glob(expanded)) if is_pattern else [expanded]
+        named = meant_by(pattern)
+        if not named and not glob.has_magic(pattern):
+            named = [Path(pattern).expanduser()]  # what is wrong with it is told of the file
         if not named:
             raise UserError(
                 f"{setting}={pattern} names no file: give the shards' folder, or fetch them first "
                 "(docs/field.md says how)."
             )
-        paths += [Path(name).resolve() for name in named]
+        paths += [path.resolve() for path in named]
     if twice := [path for path in dict.fromkeys(paths) if paths.count(path) > 1]:
         raise UserError(f"{setting} names {twice[0]} twice: a shard is read once.")
     return tuple(looked_at(setting, path) for path in paths)

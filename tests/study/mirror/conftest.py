@@ -26,7 +26,7 @@ def s3():
 def address(request, tmp_path: Path) -> str:
     """A place for mirrors: on the server, or a second folder."""
     if request.param == "folder":
-        return f"file://{tmp_path}/mirror"
+        return f"file://{tmp_path}/mirror [v2]"  # which is no pattern
     request.getfixturevalue("s3")
     return f"s3://{BUCKET}/{tmp_path.name}"
 
