@@ -160,6 +160,40 @@ def test_a_compiled_step():
     assert on_target(trained(model, ebc, lambda closure: step(), batches(6)))
 
 
+@pytest.mark.parametrize("compiled_first", [False, True])
+def test_a_step_that_is_compiled_in_place(compiled_first):
+    model = Tokenwise()
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+    if compiled_first:
+        optimizer.step = torch.compile(optimizer.step, backend="eager")
+    ebc = attach(model, optimizer, **OPTIONS)
+    if not compiled_first:
+        optimizer.step = torch.compile(optimizer.step, backend="eager")
+    assert on_target(trained(model, ebc, lambda closure: optimizer.step(), batches(6)))
+
+
+@pytest.mark.parametrize("kind", ["schedule-free", "mechanic"])
+def test_without_a_budget_the_bits_are_the_optimizers_own(kind):
+    ends = []
+    for attached in (False, True):
+        model = Tokenwise()
+        if kind == "mechanic":
+            optimizer = pytest.importorskip("mechanic_pytorch").mechanize(torch.optim.Adam)(
+                model.parameters(), lr=LR
+            )
+        else:
+            optimizer = ScheduleFreeAdamW(model.parameters(), lr=LR)
+            optimizer.train()
+        ebc = attach(model, optimizer, target_kl=float("inf")) if attached else None
+        for tokens in batches(6):
+            loss_of(model(tokens), tokens).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert ebc is None or float(ebc.last.clip_coefficient) == 1
+        ends.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(p, q) for p, q in zip(*ends, strict=True))
+
+
 def test_without_a_budget_a_step_needs_no_forward():
     model = Tokenwise()
     optimizer = torch.optim.Adam(model.parameters(), lr=LR)
