@@ -9,28 +9,27 @@ and ends with the last; in between the weights are where the c of the step befor
 from __future__ import annotations
 
 import copy
-import sys
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from types import FrameType, MethodType
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .budgets import Need
 from .clip import EllipsotopeClip
 from .flat import Copy, Shortened, all_finite, joint_norm
-from .given import checks, losses
+from .given import checks
 from .given.arguments import Arguments, MaskOf
 from .given.bases import Optimizers, as_list, is_as_loaded, parameters_of, state_keeper
+from .given.calls import Replaced, is_inside, step_of, unscale
 from .given.capture import FIRST, Capture, Forward
+from .given.doubts import Doubts
 from .given.look import Look
 from .given.rows import RowsOf
 from .given.state import Snapshot
-from .given.watch import Watch
 from .parallel.shards import local, shared_out, unwrapped
 from .proposal import Opened
 from .step import StepInputs, StepStats
@@ -38,8 +37,6 @@ from .step import StepInputs, StepStats
 KEY = "ebc"  # in an optimizer's state dict
 FIRST_C = 0.1  # taken for c between the steps of several optimizers, where nothing is known of it yet
 _MARK = "_ebc_attached"
-BELIEVING = 10  # steps at the start in which a measured KL of 0 is doubted
-SEEN = 1e-5  # of the weights' norm: a larger step changes the last bits of some logit
 
 
 def attach(
@@ -66,8 +63,8 @@ def attach(
         mask_of: the forward's arguments by name -> the mask of the positions that count, of the logits' shape
             without the classes. Default: an attention mask of that shape.
         rows_of: (the forward's arguments by name, an index of rows) -> the arguments of these rows, a dict by
-            name or a tuple. Default: every tensor that has as many rows as the logits is cut; where none has, or
-            the model cannot be called on a part, EBC calls it on whole batches.
+            name or a tuple. Default: every tensor that has as many rows as the logits is cut; where none
+            has, or the model cannot be called on a part, EBC calls it on whole batches.
         check: whether the first steps are looked at for what EBC would silently get wrong, see `Look`. What
             that finds is an error or one warning, with its remedy; no step depends on it.
         options: those of `EllipsotopeClip`: `target_kl` (nats per token), `budget`, `audit_every`, ...
@@ -150,9 +147,7 @@ class Attached:
         if rows_of is not None:
             self.clip.prober.cut_by = self.capture.arguments.rows
         self.look = Look() if check and self._measures() else None
-        self._found = False  # whether a model that returns its loss has been seen to return logits
-        self._watcher = Watch()
-        self._believing = BELIEVING if self.look is not None else 0  # steps in which a KL of 0 is looked at
+        self._doubts = Doubts(self.clip, self.capture, self.look)
         if self.look is not None:
             self.look.watch(self.clip.weights)
         self._opened: Opened | None = None
@@ -280,8 +275,8 @@ class Attached:
 
     @torch.no_grad()
     def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = _step_of(optimizer)
-        if self._inside is optimizer and call is not None and _is_inside(call, self._call):
+        call = step_of(optimizer)
+        if self._inside is optimizer and call is not None and is_inside(call, self._call):
             self._nested += 1
             return None
         if self._inside is not None:  # that step has failed, and nobody knows how far it came
@@ -296,7 +291,7 @@ class Attached:
         self._lengthen()
         self._inside = optimizer
         self._call = call
-        _unscale(optimizer)
+        unscale(optimizer)
         if late:
             self._hide(optimizer)
             return None
@@ -348,7 +343,7 @@ class Attached:
             self._passing = True
             return
         if forward is None and self._measures():
-            raise ValueError(self._unseen())
+            raise ValueError(self._doubts.unseen())
         if self.loaded_before and self.clip.step_index == 0:
             self.loaded_before = False
             warnings.warn(
@@ -390,10 +385,9 @@ class Attached:
         return not all_finite(gradients, joint_norm(gradients))
 
     def _opened_after(self, forward: Forward, t: int, weights_before: Copy | None) -> Opened:
-        self._suspect(forward)
+        self._doubts.suspect(forward)
         self.clip.prober.state.start = forward.start
-        if forward.logits is None and not self._found:
-            self._find_logits(forward)
+        self._doubts.find_logits(forward)
         if self.capture.draws:
             self.clip.given.renew()
         moved = weights_before is not None and self.clip.has_moved(weights_before)
@@ -404,73 +398,13 @@ class Attached:
         with self.capture.pause(), forward.precision():
             if not moved or weights_before is None:
                 opened = self._opened_by(inputs, weights_before)
-                self._suspect_own(opened)
+                self._doubts.suspect_own(opened)
                 if self.look is not None and not stale:
                     self.look.begin(opened, forward, self.capture)
                 return opened
             # the closure was called at other weights than W
             with weights_before.standing_in(self.clip.weights):
                 return self._opened_by(inputs, weights_before)
-
-    def _find_logits(self, forward: Forward) -> None:
-        """Find out without which arguments a model that has returned its loss returns its logits.
-
-        Those that hold no tensor and have a default may be what makes it return a loss (a flag for a fused head).
-        Raises ValueError where neither way gives logits.
-        """
-        arguments, prober = self.capture.arguments, self.clip.prober
-        flags = () if arguments.chosen else arguments.flags(forward.batch)
-        without = {k: v for k, v in forward.batch["kwargs"].items() if k not in flags}
-        errors = []
-        with self.capture.pause(), forward.precision():
-            for batch in (forward.batch, {**forward.batch, "kwargs": without})[: 1 + bool(flags)]:
-                try:
-                    with prober.measuring(), torch.no_grad():
-                        prober.as_trained(batch)
-                except ValueError as error:
-                    errors.append(error)
-                else:
-                    self._found = True
-                    break
-        if not self._found:
-            raise ValueError(
-                f"the model has returned a loss and no logits, and called without {', '.join(arguments.drop)} it "
-                f"returned none either ({checks.failed(errors[0])}): name all arguments that only its loss needs, "
-                f"of {', '.join(forward.batch['kwargs']) or 'its own'} too, in drop=({arguments.drop[0]!r}, …), or "
-                "attach to the module inside it that returns logits."
-            ) from errors[0]
-        if errors:
-            arguments.drop = (*arguments.drop, *flags)
-            forward.batch = batch
-
-    def _suspect(self, forward: Forward) -> None:
-        """Raises ValueError where a forward's logits are not what EBC takes them for, while no step has moved
-        a weight; afterwards the look says so."""
-        if self.look is None or self.look.done or forward.logits is None or forward.overwritten:
-            return
-        logits = self.capture.rows_first(forward.logits)
-        checks.rows_of(forward.batch, logits, None, self.capture.axis)
-        wrong = losses.refusal(logits, forward.gradient)
-        if wrong is not None and not self.look.steps and not self.clip.given.resumed:
-            raise ValueError(f"{wrong} (check=False if EBC is wrong in this.)")
-        self.look.wrong = wrong or self.look.wrong
-
-    def _refuse(self, message: str) -> None:
-        """Raises ValueError, or warns in a run that is resumed: it has trained like this before."""
-        if not self.clip.given.resumed:
-            raise ValueError(message)
-        warnings.warn(message, checks.EBCWarning, stacklevel=2)
-
-    def _suspect_own(self, opened: Opened) -> None:
-        """Raises ValueError where the model returns something else in evaluation than in training."""
-        if self.look is None or self.look.done or opened.batch is None or opened.batch.reused:
-            return
-        if losses.are_probabilities(opened.batch.probe.z):
-            self._refuse(
-                "in evaluation mode, in which EBC measures, the model returns probabilities, and in training "
-                "logits: give logits_of=lambda z: z if model.training else z.log(). (check=False if EBC is "
-                "wrong in this.)"
-            )
 
     def _version(self) -> int:
         """A number that changes when the weights do, as SAM moves them between a forward and its step.
@@ -486,18 +420,6 @@ class Attached:
     def _measures(self) -> bool:
         """Whether there is anything to measure at some step."""
         return self.clip.settings.active or self.clip.audit_every > 0 or self.clip.curve_every > 0
-
-    def _unseen(self) -> str:
-        if self.capture.ever:
-            return (
-                "the optimizer steps, and the model was not called in training since its last step: EBC "
-                "needs the forward that the gradients come from."
-            )
-        return (
-            f"the optimizer steps, and the {type(self.clip.model).__name__} that EBC is attached to was "
-            "never called as a module with gradients on: attach to the module that training calls, as "
-            "model(…), not model.forward(…) or another method."
-        )
 
     def _nothing_to_do(self) -> bool:
         """Whether no weight would move: without gradients, or where a checkpoint library makes an optimizer's
@@ -575,50 +497,13 @@ class Attached:
         self.capture.clear()
         with self.capture.pause():
             stats = self.clip.close_step(opened)
-            self._watch(opened)
+            self._doubts.after(opened)
             if len(self.optimizers) > 1 and self._limits(opened) and not stats.skipped:
                 self._c = float(stats.clip_coefficient)
             if self.look is not None:
                 self.look.end(self.clip, forwards)
                 self.capture.looking = not self.look.done
         self.clip.prober.state.start = None
-
-    def _watch(self, opened: Opened) -> None:
-        """Say what stops training. Raises ValueError where moved weights change no prediction at all."""
-        clip = self.clip
-        limits = clip.settings.limits(opened.t)
-        due = limits and clip.settings.measure == "every" and clip.budget.need is Need.MEASUREMENT
-        kl = opened.stats.trial_kl
-        self._watcher.see(
-            clip.last_c if limits else 1.0,
-            bad_gradient=opened.void,
-            unmeasured=due and kl is None and clip.budget.measures_kl(opened.t),
-        )
-        if self._believing and kl is not None and opened.kept is not None and not opened.stats.skipped:
-            self._believing -= 1
-            if not kl > 0:
-                self._doubt(opened, opened.kept)
-
-    def _doubt(self, opened: Opened, kept: Copy) -> None:
-        """A KL of 0 was measured: may it be believed?"""
-        assert opened.batch is not None
-        weights = [local(p) for p in self.clip.weights]
-        length = joint_norm(kept.views)
-        moved = float(joint_norm(torch._foreach_sub(weights, kept.views)) / length)
-        if moved < SEEN:
-            return
-        now = opened.batch.moved(opened.batch.probe)
-        with kept.standing_in(self.clip.weights):
-            before = opened.batch.moved(opened.batch.probe)
-        if self.clip.any_process(not torch.equal(now, before)):
-            return
-        kept.restore()
-        self._refuse(
-            f"the weights have moved by {moved:.2g} of their norm, and the model that EBC calls says exactly the "
-            "same: it computes from a copy of the weights (a cache, packed or merged weights, a captured graph), "
-            "or these weights have no part in its logits. Attach to the module whose logits they make. "
-            "(check=False if EBC is wrong in this.)"
-        )
 
     def _norm_now(self, norm: Tensor) -> Tensor:
         """That of the gradients the optimizers have stepped with, if they were unscaled or clipped since the
@@ -644,70 +529,9 @@ class Attached:
         self._hidden = []
 
 
-class Replaced:
-    """A method of an optimizer in whose place `act(method, …)` is called, until `remove`.
-
-    It is bound to that one: a copy of the optimizer, or one that was pickled, has its class's own.
-    """
-
-    def __init__(self, optimizer: Optimizer, name: str, act: Callable[..., Any]):
-        self.before = vars(optimizer).get(name)
-        method = getattr(optimizer, name)
-
-        def called(holder: Optimizer, *given: Any, **named: Any) -> Any:
-            if holder is optimizer:
-                return act(method, *given, **named)
-            return getattr(type(holder), name)(holder, *given, **named)
-
-        called.__name__ = name  # by which a bound method is pickled
-        self.optimizer = optimizer
-        self.method = MethodType(called, optimizer)
-        setattr(optimizer, name, self.method)
-
-    def remove(self) -> None:
-        held = vars(self.optimizer)
-        name = self.method.__name__
-        if held.get(name) is not self.method:  # somebody else has replaced it since
-            return
-        if self.before is None:
-            del held[name]
-        else:
-            held[name] = self.before
-
-
 def _is_in(optimizers: Iterable[Optimizer], optimizer: Optimizer) -> bool:
     return any(o is optimizer for o in optimizers)
 
 
 def _gradients(optimizer: Optimizer) -> list[Tensor]:
     return [local(p.grad) for p in parameters_of([optimizer]) if p.grad is not None]
-
-
-def _step_of(optimizer: Optimizer) -> FrameType | None:
-    """The call of its step around the hook that is running; None if that is not near."""
-    frame: FrameType | None = sys._getframe(2)
-    for _ in range(8):  # torch's decorators lie between
-        if frame is None or frame.f_locals.get("self") is optimizer:
-            return frame
-        frame = frame.f_back
-    return None
-
-
-def _is_inside(frame: FrameType | None, outer: FrameType | None) -> bool:
-    while frame is not None and frame is not outer:
-        frame = frame.f_back
-    return frame is not None
-
-
-@torch.no_grad()
-def _unscale(optimizer: Optimizer) -> None:
-    """A GradScaler leaves unscaling to an optimizer that can do it: do so before anything reads gradients."""
-    scale = getattr(optimizer, "grad_scale", None)
-    if scale is None:
-        return
-    factor = 1 / scale.double()
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            if p.grad is not None:
-                local(p.grad).mul_(factor.to(p.grad.dtype))
-    optimizer.grad_scale = None  # type: ignore[attr-defined]

@@ -27,7 +27,7 @@ class Arguments:
         drop: the names of those that only its loss needs. Default: `labels`, except for encoder-decoders,
             which make their input of them.
         mask_of: the arguments by name -> the mask of the positions that count. Default: an attention mask.
-        rows_of: the arguments by name, an index of rows -> the arguments of these rows, by name or as a tuple.
+        rows_of: the arguments by name, an index of rows -> those of these rows, by name or as a tuple.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Arguments:
         return value
 
     def flags(self, batch: Mapping[str, Any]) -> tuple[str, ...]:
-        """The names of a kept batch's arguments that hold no tensor and have a default: what may choose a loss."""
+        """The names of a kept batch's arguments that hold no tensor and have a default."""
         optional = {p.name for p in self.signature if p.default is not inspect.Parameter.empty}
         return tuple(k for k, v in batch["kwargs"].items() if k in optional and not any(tensors_in(v)))
 

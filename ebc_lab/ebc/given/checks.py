@@ -25,8 +25,8 @@ class ForwardError(ValueError):
 
     def __init__(self, error: Exception):
         super().__init__(
-            "EBC calls the model in evaluation mode, on a batch that training has called it on, and that failed "
-            f"({failed(error)}): name the arguments that only its loss needs in drop=(…), or attach to the "
+            "EBC calls the model in evaluation mode, on a batch that training has called it on, and that "
+            f"failed ({failed(error)}): name the arguments that only its loss needs in drop=(…), or attach to the "
             "module inside it that returns logits."
         )
 
@@ -121,8 +121,8 @@ def uncut(tokens: Any, logits: Tensor | None, size: int, axis: int) -> str | Non
     if logits is not None and logits.ndim == 2 and any(size == t.numel() for t in tensors if t.ndim > 1):
         raise ValueError(
             f"the logits have {size} rows, and no tensor of the batch has as many ({shapes}): they are "
-            "flattened: say logits_of=lambda z: z.unflatten(0, (-1, T)), T the length of a row, or for a batch "
-            "of shape (T, B) logits_of=lambda z: z.unflatten(0, (T, -1)) and batch_dim=1."
+            "flattened: say logits_of=lambda z: z.unflatten(0, (-1, T)), T the length of a row, or for a "
+            "batch of shape (T, B) logits_of=lambda z: z.unflatten(0, (T, -1)) and batch_dim=1."
         )
     return f"the logits have {size} rows, and no tensor of the batch has as many ({shapes})"
 
@@ -149,8 +149,8 @@ def read_whole(why: str, rows: int, size: int, axis: int) -> str:
     """What is said where a model is called on all rows of its batch from now on, to read some of them."""
     return (
         f"{why}. From now on EBC calls the model on all {size} rows and reads off the {rows} that choose c, "
-        "at the cost of all: probe_sequences='all' lets all of them choose c, and rows_of=lambda given, rows: "
-        f"… says how a batch is cut{'' if axis else TIME_FIRST}."
+        "at the cost of all: probe_sequences='all' lets all of them choose c, and rows_of=lambda given, "
+        f"rows: … says how a batch is cut{'' if axis else TIME_FIRST}."
     )
 
 
@@ -158,8 +158,8 @@ def differing(kl: float) -> ValueError:
     """The error for logits that are not what the model says on the batch."""
     return ValueError(
         f"the logits given differ from the model's own on this batch by a KL of {kl:.2g} nats per token: "
-        "they are another batch's, weights, logits or batch were changed since, a row's logits depend on other "
-        "rows, or the training forward is not the one in evaluation mode (then pass fresh_logits=True)."
+        "they are another batch's, weights, logits or batch were changed since, a row's logits depend on "
+        "other rows, or the training forward is not the one in evaluation mode (then pass fresh_logits=True)."
     )
 
 

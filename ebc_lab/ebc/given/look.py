@@ -320,7 +320,7 @@ class Looking:
 
 
 def _fall(gradient: losses.Gradient | None, before: Tensor | None, after: Tensor | None, k: int) -> float:
-    """What a movement makes of the fall of the loss, told from its `k` leading rows; NaN where that is not known."""
+    """What a movement makes of the fall of the loss, from its `k` leading rows; NaN where that is unknown."""
     if gradient is None or not gradient.usable or before is None or after is None:
         return math.nan
     rows = min(len(gradient.rows), k)

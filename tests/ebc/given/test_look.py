@@ -230,7 +230,7 @@ def domains(seed, rows=96):
 
 
 def on_domains(steps, start=0, state=None):
-    """-> model and optimizer states, KL of each step over the target on other rows, what was said, the look."""
+    """-> model and optimizer states, KL of each step on other rows over the target, what was said, look."""
     model = Sorted()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     ebc = attach(model, optimizer, target_kl=TARGET, probe_sequences=24, audit_every=0)

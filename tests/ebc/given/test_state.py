@@ -1,4 +1,4 @@
-"""Measuring leaves a model's own state as it was, and repeats a training forward from where that one began."""
+"""Measuring leaves a model's own state as it was, and repeats a training forward from its beginning."""
 
 import math
 from collections import deque

@@ -54,7 +54,7 @@ def test_predictions_that_something_else_moves():
     ebc, sentences = said(Drifting(), steps=40, check=False, fresh_logits=False)
     assert ebc.last.clip_coefficient < 1e-6
     assert len(sentences) == 1
-    assert "something else than the weights changes predictions" in sentences[0]
+    assert "something other than the weights changes predictions" in sentences[0]
 
 
 def test_a_step_that_changes_no_prediction_is_refused_and_weights_are_at_w():
