@@ -400,8 +400,8 @@ class GivenLogits:
         cause = batch.cause(inputs) if alone else Cause.UNKNOWN
         if cause is Cause.ROWS and not self.prober.whole:
             why = (
-                f"a row's logits depend on other rows: called on {batch.choice.k} rows alone, the model differs "
-                f"by a KL of {kl:.2g} nats per token from what it says of them among all"
+                f"a row's logits depend on other rows: called on {batch.choice.k} rows alone, the model "
+                f"differs by a KL of {kl:.2g} nats per token from what it says of them among all"
             )
             self.prober.read_whole(why, batch.choice.k, batch.size)
             return True

@@ -87,10 +87,11 @@ class Doubts:
                     self._found = True
                     break
         if not self._found:
+            given = ", ".join(forward.batch["kwargs"]) or "its own"
             raise ValueError(
                 "the model has returned a loss and no logits, and called without "
                 f"{', '.join(arguments.drop)} it returned none either ({checks.failed(errors[0])}): name all "
-                f"arguments that only its loss needs, of {', '.join(forward.batch['kwargs']) or 'its own'} too, in "
+                f"arguments that only its loss needs, of {given} too, in "
                 f"drop=({arguments.drop[0]!r}, …), or attach to the module inside it that returns logits."
             ) from errors[0]
         if errors:

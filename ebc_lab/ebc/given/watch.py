@@ -10,18 +10,18 @@ PATIENCE = 10  # steps in a row
 TINY = 1e-6  # a smaller c moves nothing
 SENTENCES = {
     "tiny": (
-        f"were shortened to less than {TINY:g} of what the optimizer proposed, so that nothing moves: something "
-        "other than the weights changes predictions between the two forwards that EBC compares (a buffer or "
+        f"were shortened to less than {TINY:g} of what the optimizer proposed, so that nothing moves: "
+        "something other than the weights changes predictions between the two forwards that EBC compares (a buffer or "
         "weight that a hook or the forward moves, random numbers), or target_kl is far too small. Look at "
         "ebc.last.trial_kl, the KL that was measured, and at trial, the c it was measured at."
     ),
     "gradients": (
-        "were skipped because a gradient was not finite: look at the loss, and at ebc.last.grad_norm. Without "
-        "EBC such a step makes weights NaN."
+        "were skipped because a gradient was not finite: look at the loss, and at ebc.last.grad_norm. "
+        "Without EBC such a step makes weights NaN."
     ),
     "skipped": (
-        "were skipped because no part of the update had a finite KL: look at the model's logits after a step, "
-        "and lower the learning rate."
+        "were skipped because no part of the update had a finite KL: look at the model's logits after a "
+        "step, and lower the learning rate."
     ),
     "unmeasured": (
         "had no position that counts among the rows that choose c, so that the last c was used again each "

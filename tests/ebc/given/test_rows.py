@@ -150,7 +150,8 @@ def test_a_part_that_cannot_be_called_in_the_middle_of_a_run():
 
     with pytest.warns(EBCWarning, match="pictures for other places") as told:
         whole = trained(9)
+    assert len([w for w in told if "pictures" in str(w.message)]) == 1
+    with pytest.warns(EBCWarning, match="pictures for other places"):
         state = trained(6)
-    assert len([w for w in told if "pictures" in str(w.message)]) == 2
     resumed = trained(9, state)
     assert all(torch.equal(p, q) for p, q in zip(whole[0].values(), resumed[0].values(), strict=True))
