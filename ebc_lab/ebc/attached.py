@@ -202,7 +202,24 @@ class Attached:
         return [Replaced(keeper, *pair) for pair in zip(names, (state_dict, load_state_dict), strict=True)]
 
     def __repr__(self) -> str:
-        return f"Attached({self.clip!r})"
+        clip, s, last = self.clip, self.clip.settings, self.last
+        names = ", ".join(type(o).__name__ for o in self.optimizers)
+        bounds = f"target_kl={s.target_kl:g}, budget={s.budget!r}"
+        bounds += "" if s.radius is None else f", radius={s.radius:g} ({s.radius_unit})"
+        lines = [f"EBC on {names} of a {type(clip.model).__name__}: {bounds}"]
+        if clip.chosen_by is not None:
+            drawn = ", drawn from the whole batch" if clip.spread else ""
+            whole = ", read from forwards on whole batches" if clip.prober.whole else ""
+            lines.append("c chosen by {} rows, {} tokens".format(*clip.chosen_by) + drawn + whole)
+        if len(self.optimizers) > 1 and clip.keeps_old:
+            lines.append("one c for all; between their steps weights stand where the last c puts them")
+        if last is not None:
+            measured = "" if last.trial_kl is None else f", a KL of {last.trial_kl:.2g} at {last.trial:.2g}"
+            what = "skipped" if last.skipped else f"c {last.clip_coefficient:.3g}{measured}"
+            lines.append(f"{clip.step_index} steps, the last: {what}")
+        if self.look is not None:
+            lines.append(f"first steps: {self.look.summary}")
+        return "\n".join(lines)
 
     @property
     def last(self) -> StepStats | None:

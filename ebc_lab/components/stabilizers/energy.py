@@ -105,7 +105,7 @@ class ActivationRecord:
         if any(shared_out(p) for weights in self.layers.values() for p in weights):
             raise ValueError(
                 "an energy budget cannot limit weights that fully_shard has shared out, since each process "
-                "sees a part of a gradient: use DistributedDataParallel."
+                "sees a part of a gradient: train in one process."
             )
         self.inside = {m: [n for n in self.layers if m in _enclosing(n)] for m in modules}
         self.handles = [

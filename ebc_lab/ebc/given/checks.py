@@ -26,8 +26,8 @@ class ForwardError(ValueError):
     def __init__(self, error: Exception):
         super().__init__(
             "EBC calls the model in evaluation mode, on a batch that training has called it on, and that "
-            f"failed ({failed(error)}): name the arguments that only its loss needs in drop=(…), or attach to "
-            "the module inside it that returns logits."
+            f"failed ({failed(error)}): name the arguments that only its loss needs in drop=(…), or attach "
+            "to the module inside it that returns logits."
         )
 
 

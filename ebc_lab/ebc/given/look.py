@@ -96,9 +96,14 @@ class Look:
         ]
         widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
         lines = ["  ".join(cell.rjust(n) for cell, n in zip(row, widths, strict=True)) for row in shown]
+        return "\n".join([*lines, *self.changes, self.summary])
+
+    @property
+    def summary(self) -> str:
+        """What was found, in a sentence."""
         so_far = "nothing wrong" if self.done else f"nothing wrong so far, of {FIRST} steps"
         failed = self.failed and f"not looked at: {self.failed}"
-        return "\n".join([*lines, *self.changes, self.finding or self.wrong or failed or so_far])
+        return self.finding or self.wrong or failed or so_far
 
     @property
     def done(self) -> bool:

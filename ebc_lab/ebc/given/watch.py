@@ -11,9 +11,9 @@ TINY = 1e-6  # a smaller c moves nothing
 SENTENCES = {
     "tiny": (
         f"were shortened to less than {TINY:g} of what the optimizer proposed, so that nothing moves: "
-        "something other than the weights changes predictions between the two forwards that EBC compares (a buffer or "
-        "weight that a hook or the forward moves, random numbers), or target_kl is far too small. Look at "
-        "ebc.last.trial_kl, the KL that was measured, and at trial, the c it was measured at."
+        "something other than the weights changes predictions between the two forwards that EBC compares (a "
+        "buffer or weight that a hook or the forward moves, random numbers), or target_kl is far too small. "
+        "Look at ebc.last.trial_kl, the KL that was measured, and at trial, the c it was measured at."
     ),
     "gradients": (
         "were skipped because a gradient was not finite: look at the loss, and at ebc.last.grad_norm. "
