@@ -147,6 +147,7 @@ class Attached:
         if rows_of is not None:
             self.clip.prober.cut_by = self.capture.arguments.rows
         self.look = Look() if check and self._measures() else None
+        self.capture.looking = self.look is not None
         self._doubts = Doubts(self.clip, self.capture, self.look)
         if self.look is not None:
             self.look.watch(self.clip.weights)
