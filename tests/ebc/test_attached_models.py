@@ -1,6 +1,7 @@
 """`attach` on models of unusual kinds: hidden random numbers, baked-in batches, losses alone, time first."""
 
 import copy
+import dataclasses
 import math
 import random
 import warnings
@@ -46,7 +47,7 @@ def said(model, tokens):
     with torch.no_grad():
         z = model(tokens)
     model.train()
-    return z
+    return getattr(z, "logits", z)
 
 
 def held(seen, least=8):
@@ -363,6 +364,46 @@ def test_a_model_that_returns_its_loss_is_called_without_targets(positional):
     assert ebc.look.finding is None
     seen, _ = trained(LossAlone(), loss=loss, drop=("targets",), audit_every=2)
     assert held(seen)
+
+
+@dataclasses.dataclass
+class Output:
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+class Fused(Tokenwise):
+    """Head and loss are one: with labels its output holds no logits, and with `fused` it needs them."""
+
+    def forward(self, ids, labels=None, fused=False, scale=1.0):
+        z = scale * super().forward(ids)
+        if labels is None and not fused:
+            return Output(logits=z)
+        return Output(loss=loss_of(z, labels))
+
+
+@pytest.mark.parametrize("given", [{}, {"fused": True}, {"scale": 2.0}])
+def test_a_model_that_holds_its_loss_and_no_logits_is_called_without_what_makes_it_so(given):
+    seen, ebc = trained(Fused(), loss=lambda model, tokens: model(tokens, labels=tokens, **given).loss)
+    assert (len(seen) >= 8) if given.get("scale") else held(seen)
+    assert ebc.look.finding is None
+
+
+def test_a_model_whose_logits_cannot_be_found_names_its_arguments():
+    class Never(Fused):
+        def forward(self, ids, labels=None, weights=None):
+            return Output(loss=loss_of(Tokenwise.forward(self, ids), labels) * weights.mean())
+
+    message = (
+        r"no logits, and called without labels, num_items_in_batch .*of ids, weights too, in drop=\('labels'"
+    )
+    model = Never()
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+    attach(model, optimizer, **OPTIONS)
+    tokens = integers(48, 12)
+    model(ids=tokens, labels=tokens, weights=torch.ones(3)).loss.backward()
+    with pytest.raises(ValueError, match=message):
+        optimizer.step()
 
 
 class Words(nn.Module):

@@ -82,7 +82,9 @@ class Arguments:
     def flags(self, batch: Mapping[str, Any]) -> tuple[str, ...]:
         """The names of a kept batch's arguments that hold no tensor and have a default."""
         optional = {p.name for p in self.signature if p.default is not inspect.Parameter.empty}
-        return tuple(k for k, v in batch["kwargs"].items() if k in optional and not any(tensors_in(v)))
+        return tuple(
+            k for k, v in batch["kwargs"].items() if k in optional and next(tensors_in(v), None) is None
+        )
 
     def rows(self, batch: Mapping[str, Any], index: Tensor) -> dict[str, Any]:
         """Some rows of a kept batch, as the user's `rows_of` cuts them."""
