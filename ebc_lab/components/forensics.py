@@ -246,7 +246,7 @@ class ForensicClip(EllipsotopeClip):
         self.guard.load_state_dict(state["guard"])
 
     def kind(self, t: int) -> tuple[str, ...] | None:
-        return None if self._audits(t) and self.guard.kind != "none" else super().kind(t)
+        return None if self.audits(t) and self.guard.kind != "none" else super().kind(t)
 
     def _limit_update(self, stats: StepStats, proposal: Proposal) -> None:
         self.sensitivities.rate = self.param_groups[0]["lr"]

@@ -247,7 +247,7 @@ class Attached:
     def state_dict(self) -> dict[str, Any]:
         """What EBC itself carries from step to step, without the optimizers' states."""
         self._finish()
-        state = self.clip.own_state_dict()
+        state = {**self.clip.own_state_dict(), "certain": self.capture.certain}
         if self.look is not None:
             state["look"] = self.look.state_dict()
         return state if self._c is None else {**state, "last_c": self._c}
@@ -255,6 +255,7 @@ class Attached:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._abandon()  # else W of before would be taken for where the loaded weights came from
         self.clip.load_own_state_dict(state)
+        self.capture.certain = state.get("certain", False)  # states of before say nothing of it
         if self.look is not None and "look" in state:  # states of before have none
             self.look.load_state_dict(state["look"])
         self.loaded_before = False
@@ -406,6 +407,8 @@ class Attached:
         self._doubts.suspect(forward)
         self.clip.prober.state.start = forward.start
         self._doubts.find_logits(forward)
+        if t < FIRST or self.clip.audits(t) or self.capture.certain:
+            self.capture.leave_out_certain(forward)
         if self.capture.draws:
             self.clip.given.renew()
         moved = weights_before is not None and self.clip.has_moved(weights_before)
@@ -493,7 +496,9 @@ class Attached:
         if self._inside is None:  # else it is a closure's
             self._finish()
             self._late = []
-        return self.clip.prober.state.remember() if self._measures() else None
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        return self.clip.prober.state.remember()
 
     @torch.no_grad()
     def _finish(self) -> None:

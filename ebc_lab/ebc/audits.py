@@ -39,7 +39,8 @@ class AuditedOptimizer(WrappingOptimizer):
         """Return whether it is true in one of the processes that train together."""
         return bool(self.workers.any(self._flags[flag]))
 
-    def _audits(self, t: int) -> bool:
+    def audits(self, t: int) -> bool:
+        """Whether step `t` is one at which the applied KL is measured, if its batch has rows for that."""
         return self.audit_every > 0 and t % self.audit_every == 0
 
     def _curves(self, t: int) -> bool:
@@ -48,7 +49,7 @@ class AuditedOptimizer(WrappingOptimizer):
 
     def _held(self, inputs: StepInputs) -> tuple[bool, bool]:
         """Whether this step is audited, and whether it draws a curve; neither on a batch too short for it."""
-        audit = self._audits(inputs.t)
+        audit = self.audits(inputs.t)
         curve = self._curves(inputs.t)
         if not audit and not curve:
             return False, False
@@ -96,7 +97,8 @@ class AuditedOptimizer(WrappingOptimizer):
         if like is None:  # neither is given: tokens are one for each position, most of the time
             like = next(t for t in checks.tensors_in(inputs.tokens) if t.ndim > self.prober.axis)
             like = self.prober.rows_first(like)
-        return self._at_most(-(-checks.ENOUGH_TOKENS // max(1, like[0].numel())), size)
+        in_a_row = like.numel() // max(1, size)
+        return self._at_most(-(-checks.ENOUGH_TOKENS // max(1, in_a_row)), size)
 
     def _enough(self, counted: Tensor, order: Tensor | None) -> int:
         """How many rows choose c, of rows with `counted` positions each, (B,) on the CPU."""

@@ -279,7 +279,7 @@ class ControlledOptimizer(StabilizedOptimizer):
 
     def _judges(self, t: int) -> bool:
         """Whether the controller compares losses at step `t`."""
-        return self._audits(t) and "loss_drop" in self.controller.needs
+        return self.audits(t) and "loss_drop" in self.controller.needs
 
     def _prepare(self, t: int) -> None:
         """Move delta* along its schedule."""

@@ -89,7 +89,7 @@ class InBackward(StabilizedOptimizer):
     @torch.no_grad()
     def begin_step(self) -> int:
         t = super().begin_step()
-        self.base.record_slope = self._audits(t)
+        self.base.record_slope = self.audits(t)
         return t
 
     @torch.no_grad()
@@ -114,7 +114,7 @@ class InBackward(StabilizedOptimizer):
             if constrain is not None:
                 constrain()
         self._limit_update(stats, proposal)
-        if self._audits(inputs.t):
+        if self.audits(inputs.t):
             slopes = [seen.slopes[p] for p in self.weights if p in seen.slopes]
             stats.slope = torch.stack(slopes).double().sum() / stats.clip_coefficient if slopes else None
             self._audit(stats, proposal)
@@ -127,7 +127,7 @@ class InBackward(StabilizedOptimizer):
         layout = self._laid_out()
         if self._bad(layout.parts, joint_norm(layout.parts)):
             raise NonFiniteUpdateError(f"step {inputs.t}: the optimizer made a non-finite update.")
-        audit = self._audits(inputs.t)
+        audit = self.audits(inputs.t)
         batch = self._batch(inputs, audit) if audit or self._measures(inputs.t) else None
         opened = Opened(inputs.t, stats, batch, audit, curve=False, kept=None, copies=[])
         return self._proposal(opened, self._flags[True])

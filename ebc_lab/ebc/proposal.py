@@ -24,12 +24,13 @@ class StateCopy(NamedTuple):
     key: str
     old: Tensor
 
-    def scale(self, c: Tensor) -> None:
-        """Scale its change by c in [0, 1], 0-dim, if the base keeps one of this weight at all."""
+    def scale(self, c: Tensor | float) -> None:
+        """Scale its change by c in [0, 1], if the base keeps one of this weight at all."""
         new = kept_in(self.state, self.key)
         if new is not None:
             part = local(new)
-            part.copy_(torch.lerp(self.old.to(part.dtype), part, c.to(part.dtype)))
+            c = torch.as_tensor(c, dtype=part.dtype, device=part.device)
+            part.copy_(torch.lerp(self.old.to(part.dtype), part, c))
 
 
 def kept_in(state: dict[Any, Any], key: str) -> Tensor | None:

@@ -270,7 +270,7 @@ class StabilizedOptimizer(AuditedOptimizer):
             return None
         if self._curves(t) or self.radius_factor != 1:
             return None
-        return ("audit",) if self._audits(t) else ()
+        return ("audit",) if self.audits(t) else ()
 
     @torch.no_grad()
     def take_step(self, inputs: StepInputs) -> StepStats:

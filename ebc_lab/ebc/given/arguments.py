@@ -103,7 +103,11 @@ class Arguments:
         """
         named = self.named(args, kwargs)
         if self.mask_of is not None:
-            mask = self.mask_of(named)
+            try:
+                mask = self.mask_of(named)
+            except KeyError as error:
+                known = ", ".join(named) or "nothing by name"
+                raise ValueError(f"mask_of asks for {error}, and the forward was given {known}.") from error
             if mask is not None and shape is not None and mask.shape != shape:
                 raise ValueError(
                     f"mask_of returned a mask of shape {tuple(mask.shape)}, for positions of {tuple(shape)}."

@@ -143,8 +143,9 @@ def _refuse_strangers(strangers: Sequence[nn.Parameter], held: int) -> None:
     raise ValueError(
         f"an optimizer holds a parameter that is not the model's: {shapes}. If it is of a loss with weights "
         "of its own, put model and loss into one module whose forward returns the logits, and attach to it; "
-        "or give it a second optimizer, to which EBC is not attached. A module inside the one that is "
-        "trained needs an optimizer of its own, too: one for its parameters, one for the rest."
+        "or give it a second optimizer, to which EBC is not attached and whose steps it does not limit. A "
+        "module inside the one that is trained needs an optimizer of its own, too: one for its parameters, "
+        "one for the rest."
     )
 
 

@@ -175,6 +175,8 @@ class Capture:
         forward, began_with, start = self._forwards.pop()
         if forward != self._model.forward or self.paused or not torch.is_grad_enabled() or _transformed():
             return
+        if start is not None and start.lent:
+            return
         batch, dropped = self.arguments.kept(args, kwargs)
         logits = self._logits(output, dropped and (self.arguments.chosen or checks.holds_a_loss(output)))
         graded = [t for t in tensors_of(output) if t.requires_grad]
@@ -210,8 +212,6 @@ class Capture:
         if began_with is not None:
             self.draws = self.draws or began_with.drawn()
             self._look_closely(last, logits, graded, output)
-        if logits is not None and (began_with is not None or self.certain):
-            last.mask = self._without_certain(logits.detach(), last.mask)
         # the loss may be of other tensors than these logits
         register_multi_grad_hook(graded, lambda gradient: self._came_back(last), mode="any")
 
@@ -227,16 +227,18 @@ class Capture:
         self.used += not forward.used
         forward.used = True
 
-    def _without_certain(self, logits: Tensor, mask: Tensor | None) -> Tensor | None:
-        """The mask without the positions at which nothing is predicted, as masked diffusion has them: all
-        other classes are given no probability, so that their KL is 0 and only thins out the mean."""
+    def leave_out_certain(self, forward: Forward) -> None:
+        """Take positions at which nothing is predicted, as masked diffusion has them, from a forward's mask:
+        no other class is given a probability, so that their KL is 0 and only thins out the mean."""
+        logits, mask = forward.logits, forward.mask
+        if logits is None:
+            return
         first, second = logits.topk(2, -1).values.unbind(-1)
         certain = first.isfinite() & (first - second >= CERTAIN)
         counted = ~certain if mask is None else mask.bool() & ~certain
-        if not certain.any() or not counted.any():
-            return mask
-        self.certain = True
-        return counted
+        if certain.any() and counted.any():
+            self.certain = True
+            forward.mask = counted
 
     def _look_closely(
         self, forward: Forward, logits: Tensor | None, graded: list[Tensor], output: Any

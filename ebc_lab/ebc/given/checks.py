@@ -107,7 +107,8 @@ def uncut(tokens: Any, logits: Tensor | None, size: int, axis: int) -> str | Non
     Raises ValueError where the logits are not laid out as EBC takes them.
     """
     tensors = [t for t in tensors_in(tokens) if t.ndim]
-    if size in [t.shape[axis] for t in tensors if t.ndim > axis]:
+    sizes = [t.shape[axis] for t in tensors if t.ndim > axis]
+    if size in sizes:
         return None
     if not tensors:
         return "the batch holds no tensor that EBC can see"
@@ -124,7 +125,9 @@ def uncut(tokens: Any, logits: Tensor | None, size: int, axis: int) -> str | Non
             "flattened: say logits_of=lambda z: z.unflatten(0, (-1, T)), T the length of a row, or for a "
             "batch of shape (T, B) logits_of=lambda z: z.unflatten(0, (T, -1)) and batch_dim=1."
         )
-    return f"the logits have {size} rows, and no tensor of the batch has as many ({shapes})"
+    other = [] if logits is None else [i for i in range(1, logits.ndim - 1) if logits.shape[i] in sizes]
+    remedy = f"; their axis {other[0]} has: logits_of=lambda z: z.movedim({other[0]}, 0)" if other else ""
+    return f"the logits have {size} rows, and no tensor of the batch has as many ({shapes}){remedy}"
 
 
 def other_shape(wanted: tuple[int, ...], got: tuple[int, ...]) -> ValueError:
@@ -147,6 +150,8 @@ def failed(error: BaseException | None) -> str:
 
 def read_whole(why: str, rows: int, size: int, axis: int) -> str:
     """What is said where a model is called on all rows of its batch from now on, to read some of them."""
+    if rows >= size:
+        return f"{why}. All rows choose c, and EBC calls the model on all of them."
     return (
         f"{why}. From now on EBC calls the model on all {size} rows and reads off the {rows} that choose c, "
         "at the cost of all: probe_sequences='all' lets all of them choose c, and rows_of=lambda given, "

@@ -58,10 +58,13 @@ class Doubts:
         """Raises ValueError where the model returns something else in evaluation than in training."""
         if self.look is None or self.look.done or opened.batch is None or opened.batch.reused:
             return
-        if losses.are_probabilities(opened.batch.probe.z):
+        given = None if self.capture.last is None else self.capture.last.logits
+        in_training = given is not None and losses.are_probabilities(self.capture.rows_first(given))
+        if losses.are_probabilities(opened.batch.probe.z) and not in_training:
             self._refuse(
                 "in evaluation mode, in which EBC measures, the model returns probabilities, and in training "
-                f"logits: give logits_of=lambda z: z if model.training else z.log(). {WRONG}"
+                "logits: give logits_of=lambda z: z if model.training else z.log(), z being what it returns "
+                f"or what logits_of makes of that. {WRONG}"
             )
 
     def find_logits(self, forward: Forward) -> None:

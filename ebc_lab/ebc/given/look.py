@@ -191,7 +191,7 @@ class Look:
             )
             clip.spread = True
         else:
-            self.finding = finding(self, batch, clip.settings.target_kl)
+            self.finding = finding(self, batch, clip)
         if self.finding is not None:
             message = f"EBC's first steps look wrong: {self.finding} (check=False says nothing.)"
             warnings.warn(message, checks.EBCWarning, stacklevel=2)
@@ -336,12 +336,12 @@ def _fall(gradient: losses.Gradient | None, before: Tensor | None, after: Tensor
     return -float((g * (after[:rows].double() - before[:rows].double())).sum()) / part
 
 
-def finding(look: Look, batch: Batch, target_kl: float) -> str | None:
+def finding(look: Look, batch: Batch, clip: EllipsotopeClip) -> str | None:
     """What the steps together say, a sentence with its remedy for each thing that is not as it should be.
 
     `batch`: that of the last of them.
     """
-    steps = look.steps
+    steps, target_kl = look.steps, clip.settings.target_kl
     k, size, axis = len(batch.probe.z), batch.size, batch.prober.axis
     sentences = [look.wrong] if look.wrong is not None else []
     apart = _excess(steps, target_kl)
@@ -350,6 +350,13 @@ def finding(look: Look, batch: Batch, target_kl: float) -> str | None:
             f"two forwards on the same rows at the same weights, in another order, differ by a KL of "
             f"{apart:.2g} nats per token. A row's logits depend on other rows: let all choose c, "
             f"probe_sequences='all'{'' if axis else checks.TIME_FIRST}."
+        )
+    free = [] if clip.workers.sharded else _not_limited(clip)
+    if free:
+        sentences.append(
+            f"{', '.join(free[:3])}{', …' if free[3:] else ''} get gradients and are of no optimizer that "
+            "EBC limits: whatever moves them is not limited. Attach to all that train the model, "
+            "attach(model, [one, other])."
         )
     if all(s.unused for s in steps):
         sentences.append(
@@ -363,14 +370,16 @@ def finding(look: Look, batch: Batch, target_kl: float) -> str | None:
     if idle > IDLE:
         sentences.append(
             f"the loss does not depend on {idle:.0%} of the positions that EBC measures: say which count, by "
-            "the forward's arguments, as mask_of=lambda given: given['labels'] != -100."
+            "the forward's arguments, as mask_of=lambda given: given['labels'] != -100 where it is given "
+            "labels, or by what the loop knows."
         )
     share = _median([s.share for s in steps])
     if share < PART and not doubts and look.wrong is None:
         sentences.append(
             f"{max(share, 0):.0%} of the fall of the loss passes the logits that EBC measures: training "
-            "optimizes something else as well, which no budget on these logits holds back. If another output "
-            "matters more, say logits_of=…."
+            "optimizes something else as well, or its forward does what evaluation's does not (a mask that "
+            "it draws), and no budget on these logits holds that back. If another output matters more, say "
+            "logits_of=…."
         )
     ratio = look.rows_unlike
     if ratio is not None:
@@ -379,6 +388,13 @@ def finding(look: Look, batch: Batch, target_kl: float) -> str | None:
             f"probe_sequences, or take budget='tracked'."
         )
     return " ".join(sentences) if sentences else None
+
+
+def _not_limited(clip: EllipsotopeClip) -> list[str]:
+    """The names of the model's parameters that get gradients and are none of those that are limited."""
+    limited = {id(p) for p in clip.weights}
+    named = {n: p for n, p in clip.model.named_parameters() if id(p) not in limited}
+    return [n for n, p in named.items() if p.requires_grad and p.grad is not None]
 
 
 def _excess(steps: list[Seen], target_kl: float) -> float | None:

@@ -18,6 +18,9 @@ from . import scales
 
 SUMS_TO_ZERO = 0.02  # |sum over the classes| of a softmax's gradient, at most, for each unit of its elements
 UNLIKE_SOFTMAX = 0.1  # from here on a loss is told to be another one's: what lies between may be a z-loss
+LEFT_OUT = (
+    0.05  # of a softmax, what classes without any gradient have at least where the loss leaves them out
+)
 MEANT = 0.02  # of a gradient's size, what a softmax among several has at least
 SURE = 16  # numbers that all lie in [0, 1] are hardly logits
 LOOKED_AT = 1024  # tokens at most
@@ -60,7 +63,7 @@ def of_rows(whole: Tensor, rows: int) -> Gradient:
 
 def leading_rows(logits: Tensor, tokens: int = LOOKED_AT) -> int:
     """How many rows of logits (B, ..., V) hold about `tokens` tokens, one at least."""
-    return max(1, tokens // max(1, logits[0, ..., 0].numel()))
+    return max(1, tokens * max(1, len(logits)) // max(1, logits[..., 0].numel()))
 
 
 def as_view(values: Tensor, of: Tensor, view: Tensor) -> Tensor | None:
@@ -94,7 +97,7 @@ def refusal(z: Tensor, gradient: Gradient | None) -> str | None:
     if gradient is not None and g is not None and imbalance[last] <= SUMS_TO_ZERO:
         if z.shape[-1] == 2:
             return _scaled_pair(z, gradient)
-        return _several(g) or _softmaxs(z, gradient.rows)
+        return _several(g) or _left_out(z[: len(g)], g) or _softmaxs(z, gradient.rows)
     if _pairs_of_probabilities(z):
         return (
             "the second of two logits, beside a 0, is a probability in every row: for a model that ends in a "
@@ -126,6 +129,27 @@ def refusal(z: Tensor, gradient: Gradient | None) -> str | None:
         return _labels(z)
     found = scales.of_labels(z[: len(g)].cpu().double(), g.cpu().double(), (g > 0).cpu(), shifts=True)
     return None if found is None else _labels(z, *found)
+
+
+def _left_out(z: Tensor, g: Tensor) -> str | None:
+    """What is said where the loss leaves classes out of its softmax: no gradient at all comes to them."""
+    used = g.any(-1)
+    p = z.softmax(-1)[used]
+    without = g[used] == 0
+    some = without & (p > 1e-3)  # a smaller one may have a gradient that is 0 in low precision
+    mass = float((p * some).sum(-1).mean())
+    if not mass > LEFT_OUT:
+        return None
+    kept = ~without.all(0)  # where the same ones are left out everywhere
+    count = int(kept.sum())
+    if count < len(kept) and bool(kept[:count].all()):
+        remedy = f"z[..., :{count}]"
+    else:
+        remedy = "z.masked_fill(mask, -torch.inf), with the mask that the loss uses"
+    return (
+        f"no gradient comes to classes that hold {mass:.0%} of the softmax of these logits: the loss leaves "
+        f"them out, and EBC does not: give logits_of=lambda z: {remedy}."
+    )
 
 
 def _softmaxs(z: Tensor, g: Tensor) -> str | None:

@@ -24,6 +24,7 @@ BETTER = 10.0  # how much better than another explanation one must fit
 LOOSE = 0.2  # a typical residual of log g, at most: rounding of low precision is as large
 EXACT = 0.1  # that of a loss with hard labels, in bfloat16
 SMOOTHING = 0.35  # of a label, at most
+TAIL = -3.0  # log-odds: where none is higher, a sigmoid is an exponential
 BENT = 0.1  # a line's bend, at most, for each unit of (s - 1)²: a mixture of s = 1 and another s has more
 BOTH = 0.05  # the share of a softmax over columns (or rows) from which on it is told
 GRID = [k / 2 * math.log(2) for k in range(-14, 15)]  # of log s
@@ -238,7 +239,8 @@ def of_labels(z: Tensor, g: Tensor, off: Tensor, *, shifts: bool) -> tuple[float
         unlike = (unexplained - unexplained.median(-1, keepdim=True).values).abs().quantile(0.9, -1)
         log, offset = at[unlike.argmin()]
         logs, offsets = log + 0.4 * 0.6**zoom * steps, offset + 2.5 * 0.6**zoom * steps
-    return (math.exp(log), float(offset)) if float(unlike.min()) < 1e-3 * whole else None
+    tail = float((log.exp() * x + offset).max()) < TAIL  # there a sigmoid is any exponential
+    return None if tail or float(unlike.min()) >= 1e-3 * whole else (math.exp(log), float(offset))
 
 
 def one_hot_labels(s: Sample) -> bool:

@@ -8,6 +8,7 @@ logit is, where each is one; and which positions do not move with what the loss 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -170,6 +171,8 @@ class Source:
             leaf = self._leaves[i]
             g = torch.empty_like(leaf, dtype=torch.float32)
             front = rows_of(g, self.rows, self.axis)
+            if (g if front is None else front).shape != self.gradients[i].rows.shape:
+                return math.nan  # the logits have other rows than the output
             (g if front is None else front).copy_(self.gradients[i].rows)
             size = torch.where(leaf == 0, leaf.abs().float().mean().to(leaf.dtype), leaf.abs())
             moved[i] = torch.where(g != 0, leaf + STEP * size * _noise(leaf), leaf)

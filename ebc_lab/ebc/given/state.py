@@ -8,7 +8,7 @@ of a router have moved since.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,8 +19,9 @@ from torch.nn.utils import parametrize
 
 from ..parallel.shards import shared_out
 
-CLOSELY = 12  # snapshots in which every tensor is compared by its values
+CLOSELY = 12  # measurements in which every tensor is copied, and compared by its values
 AGAIN = 20  # afterwards one measurement in this many does so
+SMALL = 10_000  # elements: such a tensor is copied at every measurement
 MANY = 1000  # entries: a longer list is data, not state
 CONTAINERS = (list, dict, set, deque, tuple)
 TORCHS_OWN = frozenset(vars(nn.Module()))  # attributes that every module has
@@ -31,33 +32,33 @@ Place = tuple[nn.Module, Any]  # a module, and the name of something that it kee
 
 @dataclass
 class Snapshot:
-    """The state of some modules at one moment."""
+    """The state of a model at one moment."""
 
-    spaces: list[tuple[nn.Module, MutableMapping[str, Any], dict[str, Any]]] = field(default_factory=list)
-    containers: list[tuple[Place, Any, Any]] = field(default_factory=list)  # each, and a shallow copy
-    tensors: list[tuple[Place, Tensor, Tensor]] = field(default_factory=list)  # each, and its values
+    spaces: list[tuple[MutableMapping[str, Any], dict[str, Any]]] = field(default_factory=list)
+    containers: list[tuple[Any, Any]] = field(default_factory=list)  # each, and a shallow copy
+    # each, its values, and its version: another one later means that it was written to
+    tensors: list[tuple[Place, Tensor, Tensor, int]] = field(default_factory=list)
     closely: bool = False
+    lent: bool = False  # whether torch.func has lent the model other weights than its own
 
     def add(self, place: Place, tensor: Tensor) -> None:
         """Copy a tensor's values, unless it is a kind that nothing can be copied into."""
         if tensor.layout is torch.strided and not (shared_out(tensor) or tensor.is_inference()):
-            self.tensors.append((place, tensor, tensor.detach().clone()))
+            self.tensors.append((place, tensor, tensor.detach().clone(), tensor._version))
 
 
 class ModelState:
     """The state of a model; what forwards inside `undisturbed` change is put back.
 
-    At first every buffer, every frozen weight and every tensor that is an attribute, or in a list, dict or
-    tuple that is one, is compared by its values. From then on only modules that some forward was seen to
-    change are looked at, but for a measurement now and then. Torch's own batch-norms change nothing in
-    evaluation.
+    Attributes, lists and dicts are kept by their entries, small tensors by their values. Large ones, and
+    frozen weights, are copied and compared at first, and now and then; in between those that were seen to
+    change. Torch's own batch-norms change nothing in evaluation.
     """
 
     def __init__(self, model: nn.Module):
         self.model = model
         self.start: Snapshot | None = None  # where the training forward that is measured began
-        self._changing: dict[nn.Module, None] = {}  # modules that some forward has changed
-        self._moving: set[Place] = set()  # tensors that one has changed in place
+        self._moving: set[Place] = set()  # tensors that some forward has changed in place
         self._closely = CLOSELY
         self._measurements = 0
         frozen = [p for p in model.parameters() if not p.requires_grad]
@@ -65,9 +66,11 @@ class ModelState:
         # as a momentum encoder is; what adapters are trained on is larger, and nothing moves it
         self._frozen_too = sum(p.numel() for p in frozen) <= 2 * trained and not any(map(shared_out, frozen))
 
-    def remember(self) -> Snapshot | None:
-        """A training forward begins. None where nothing is known to change."""
-        return self._taken(self._closely > 0, for_later=True) if self._closely > 0 or self._changing else None
+    def remember(self) -> Snapshot:
+        """Where a training forward begins."""
+        snapshot = self._taken(self._closely > 0, for_later=True)
+        snapshot.lent = any(type(p) is Tensor for m in self.model.modules() for p in m._parameters.values())
+        return snapshot
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
@@ -75,14 +78,13 @@ class ModelState:
         self._measurements += 1
         modes = Modes(self.model)
         now = self._taken(self._closely > 0 or self._measurements % AGAIN == 0)
+        self._closely -= self._closely > 0
         for module in modes.own:  # some merge weights there, which rounds them
             for name, p in vars(module)["_parameters"].items():
                 if p is not None:
                     now.add((module, name), p)
-        cached, parametrize._cache_enabled = (
-            parametrize._cache_enabled,
-            0,
-        )  # weights computed before they moved
+        # computed before the weights have moved
+        cached, parametrize._cache_enabled = parametrize._cache_enabled, 0
         try:
             modes.evaluate()
             if self.start is not None:
@@ -105,20 +107,20 @@ class ModelState:
     def _taken(self, closely: bool, for_later: bool = False) -> Snapshot:
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             closely = False  # which needs values on the host
-        self._closely -= closely
         snapshot = Snapshot(closely=closely)
-        modules: Iterable[nn.Module] = self.model.modules() if closely else list(self._changing)
-        for module in modules:
+        for module in self.model.modules():
             own = vars(module)
-            attributes = {name: value for name, value in own.items() if name not in TORCHS_OWN}
-            snapshot.spaces.append((module, own, attributes))
-            snapshot.spaces.append((module, own["_buffers"], dict(own["_buffers"])))
-            kept = dict(attributes)
-            if type(module) not in BATCH_NORMS:
-                kept |= own["_buffers"]
-            if self._frozen_too:
-                kept |= {name: p for name, p in own["_parameters"].items() if p is not None}
-            for name, value in kept.items():
+            attributes = {name: own[name] for name in own.keys() - TORCHS_OWN}
+            buffers, weights = own["_buffers"], own["_parameters"]
+            kept = {} if type(module) in BATCH_NORMS else buffers
+            if weights and self._frozen_too:
+                kept = kept | {
+                    name: p for name, p in weights.items() if p is not None and not p.requires_grad
+                }
+            snapshot.spaces.append((own, attributes))
+            if buffers:
+                snapshot.spaces.append((buffers, dict(buffers)))
+            for name, value in (attributes | kept).items() if kept else attributes.items():
                 self._copy(snapshot, (module, name), value)
                 if for_later and isinstance(value, Tensor) and value.grad_fn is not None:
                     attributes[name] = value.detach()  # its graph would live on
@@ -127,46 +129,51 @@ class ModelState:
     def _copy(self, snapshot: Snapshot, place: Place, value: Any, depth: int = 0) -> None:
         """Copy what of a value can be changed in place."""
         if isinstance(value, Tensor):
-            trained = isinstance(value, nn.Parameter) and value.requires_grad
-            if not trained and (snapshot.closely or place in self._moving):
+            parameter = isinstance(
+                value, nn.Parameter
+            )  # a recurrent layer has a list of its trained ones, too
+            small = value.numel() <= SMALL and not parameter
+            if not (parameter and value.requires_grad) and (
+                small or snapshot.closely or place in self._moving
+            ):
                 snapshot.add(place, value)
         elif type(value) in CONTAINERS and len(value) <= MANY and depth < 2:
             if not isinstance(value, tuple):
-                snapshot.containers.append((place, value, value.copy()))
+                snapshot.containers.append((value, value.copy()))
             for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
                 self._copy(snapshot, (place[0], (place[1], key)), entry, depth + 1)
 
     @torch.no_grad()
     def _put(self, snapshot: Snapshot) -> None:
-        """Put the modules back to where the snapshot was taken, and note which of them had changed."""
-        for module, space, entries in snapshot.spaces:
+        """Put the model back to where the snapshot was taken, and note which tensors had changed in place."""
+        for space, entries in snapshot.spaces:
             own = "_buffers" in space
             left = [name for name in space if name not in entries and not (own and name in TORCHS_OWN)]
-            moved = [name for name, value in entries.items() if space.get(name, space) is not value]
-            if left or moved:
-                self._changing[module] = None
             for name in left:
                 del space[name]
-            for name in moved:
-                space[name] = entries[name]
-        for place, container, copy in snapshot.containers:
-            if _refilled(container, copy):
-                self._changing[place[0]] = None
-        for place, tensor, values in snapshot.tensors:
-            if place in self._moving or not torch.equal(tensor, values):
+            for name, value in entries.items():
+                if space.get(name, space) is not value:
+                    space[name] = value
+        for container, copy in snapshot.containers:
+            _refill(container, copy)
+        for place, tensor, values, version in snapshot.tensors:
+            written = place in self._moving or tensor._version != version
+            # fused operations and `.data` leave the version; a GPU would be waited for
+            looked_at = snapshot.closely or not tensor.is_cuda
+            if written or (looked_at and not torch.equal(tensor, values)):
+                if tensor.shape != values.shape:
+                    tensor.resize_(values.shape)
                 tensor.copy_(values)
                 self._moving.add(place)
-                self._changing[place[0]] = None
 
 
-def _refilled(container: Any, copy: Any) -> bool:
-    """Whether a list, dict, set or deque had other entries than its copy, which it is given again."""
+def _refill(container: Any, copy: Any) -> None:
+    """Give a list, dict, set or deque the entries of its copy again, if they are others now."""
     entries, before = ((list(c.items()) if isinstance(c, dict) else list(c)) for c in (container, copy))
     if len(entries) == len(before) and all(map(_alike, entries, before)):
-        return False
+        return
     container.clear()
     (container.extend if isinstance(container, list | deque) else container.update)(copy)
-    return True
 
 
 def _alike(a: Any, b: Any) -> bool:

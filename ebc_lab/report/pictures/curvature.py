@@ -84,7 +84,7 @@ class Steps:
 
 def steps_of(runs: Sequence[Run], specs: Mapping[str, Mapping[str, Any]]) -> Steps | None:
     """None where no run recorded how far an audited step moved the weights."""
-    streams = [_audits(run.steps) for run in runs if "applied_norm" in run.steps]
+    streams = [audits(run.steps) for run in runs if "applied_norm" in run.steps]
     config = next((spec["config"] for spec in specs.values() if "stabilizer" in spec.get("config", {})), None)
     if not any(len(stream["step"]) for stream in streams) or config is None:
         return None
@@ -98,7 +98,7 @@ def steps_of(runs: Sequence[Run], specs: Mapping[str, Mapping[str, Any]]) -> Ste
     return Steps(*_kind(config), at, kl, norm, then, sharpness, on_edge, _bound(config))
 
 
-def _audits(steps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def audits(steps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     seen = np.isfinite(steps["applied_norm"]) & (steps["applied_kl"] > 0) & (steps["applied_norm"] > 0)
     rows = seen & (steps["step"] >= WARM_STEPS)
     return {name: steps[name][rows] for name in ("step", "applied_kl", "applied_norm")}

@@ -286,6 +286,23 @@ def test_other_rows_are_unlike_where_all_steps_say_so(ratios, tokens, told):
     assert look.rows_unlike is None  # not all is seen yet
 
 
+def test_weights_that_no_optimizer_of_ebcs_holds_are_named():
+    model = Tokenwise()
+    optimizer = torch.optim.Adam([model.embedding.weight], lr=0.05)
+    ebc = attach(model, optimizer, target_kl=TARGET, audit_every=0)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", EBCWarning)
+        for step in range(4):
+            entropy(model, integers(48, 12, seed=step)).backward()
+            optimizer.step()
+            model.zero_grad()
+    names = (
+        "blocks.0.weight, blocks.0.bias, head.weight get gradients and are of no optimizer that EBC limits"
+    )
+    assert ebc.look.done
+    assert names in str(told[-1].message)
+
+
 def test_a_forward_that_is_not_trained():
     def loss(model, tokens):
         trained = loss_of(model(tokens), tokens)

@@ -120,6 +120,38 @@ def test_batches_that_no_tensor_gives_the_rows_of(how):
     assert ebc.clip.chosen_by == (225, 225)
 
 
+def test_an_empty_batch_takes_the_last_c_and_another_axis_of_rows_is_named():
+    model = Tokenwise()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    ebc = attach(model, optimizer, target_kl=TARGET)
+    for step, rows in enumerate((48, 48, 48, 48, 0)):
+        (
+            model(integers(rows, 12, seed=step)).square().sum() if rows == 0 else step_loss(model, step)
+        ).backward()
+        last = ebc.last
+        optimizer.step()
+        optimizer.zero_grad()
+    assert ebc.last is not last
+    assert 0 < ebc.last.clip_coefficient < 1
+
+    class Heads(Tokenwise):
+        def forward(self, ids):
+            return super().forward(ids.expand(3, *ids.shape))
+
+    model = Heads()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    attach(model, optimizer, target_kl=TARGET)
+    ids = integers(48, 12)
+    loss_of(model(ids), ids.expand(3, 48, 12)).backward()
+    with pytest.warns(EBCWarning, match=r"axis 1 has: logits_of=lambda z: z\.movedim\(1, 0\)"):
+        optimizer.step()
+
+
+def step_loss(model, step):
+    ids = integers(48, 12, seed=step)
+    return loss_of(model(ids), ids)
+
+
 def test_a_part_that_cannot_be_called_in_the_middle_of_a_run():
     """Pictures lie behind one another; from the fourth step on a row has two of them and another none."""
 

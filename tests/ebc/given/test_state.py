@@ -85,6 +85,53 @@ def test_what_a_model_keeps_is_as_without_ebc(kind):
     assert runs[0] == runs[1]
 
 
+@pytest.mark.parametrize("kind", ["buffer", "another buffer", "deque"])
+@pytest.mark.parametrize("target_kl", [1e9, math.inf])
+def test_a_model_that_begins_to_keep_something_late_or_was_evaluated_first(kind, target_kl):
+    runs = []
+    for limited in (False, True):
+        torch.manual_seed(0)
+        model = Counting("nothing")
+        optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=0.02)
+        if limited:
+            attach(model, optimizer, target_kl=target_kl, audit_every=3)
+        with torch.no_grad():
+            for step in range(14):
+                model(integers(24, 12, seed=100 + step))
+        seen = []
+        for step in range(40):
+            if step == 15:
+                model.kind = kind
+            ids = integers(24, 12, seed=step)
+            loss = loss_of(model(ids), ids)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            seen += [float(loss), float(model.kept().sum())]
+        runs.append(seen)
+    assert runs[0] == runs[1]
+
+
+def test_a_buffer_that_a_forward_resizes_has_its_shape_again():
+    class Growing(Tokenwise):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("seen", torch.empty(0))
+
+        def forward(self, ids):
+            if not self.training:
+                self.seen.resize_(11).fill_(1.0)
+            return super().forward(ids)
+
+    model = Growing()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    attach(model, optimizer, target_kl=TARGET)
+    ids = integers(24, 12)
+    loss_of(model(ids), ids).backward()
+    optimizer.step()
+    assert model.seen.shape == (0,)
+
+
 def test_observers_of_fake_quantization_see_no_measurement():
     from torch.ao.quantization import FakeQuantize, MovingAverageMinMaxObserver
 
@@ -275,6 +322,17 @@ def test_a_buffer_that_a_hook_of_the_optimizer_moves(when):
         for p, w in zip(model.parameters(), before, strict=True):
             p.copy_(w)
         assert 0.7 < mean_kl(model(ids), after) / TARGET < 1.4
+
+
+def test_weights_that_torch_func_lends_are_no_forward_of_the_model():
+    model = Tokenwise()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.03)
+    attach(model, optimizer, target_kl=TARGET)
+    ids = integers(24, 12)
+    fast = {name: 0.9 * p for name, p in model.named_parameters()}
+    loss_of(torch.func.functional_call(model, fast, (ids,)), ids).backward()
+    with pytest.raises(ValueError, match="never called as a module with gradients on"):
+        optimizer.step()
 
 
 def test_torch_func_is_left_alone():

@@ -32,7 +32,10 @@ def plain(monkeypatch):
 
 
 @pytest.mark.usefixtures("plain")
-@pytest.mark.parametrize("path", EVIDENCE, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, id=p.stem, marks=() if p.stem == "untuned" else pytest.mark.slow) for p in EVIDENCE],
+)
 def test_a_recorded_study_is_read_where_what_trained_it_is_not_installed(path, tmp_path):
     state = json.loads(answered("status", str(path), "--json", cwd=tmp_path).stdout)
     assert state["state"].startswith("finished")
