@@ -355,8 +355,8 @@ def finding(look: Look, batch: Batch, clip: EllipsotopeClip) -> str | None:
     if free:
         sentences.append(
             f"{', '.join(free[:3])}{', …' if free[3:] else ''} get gradients and are of no optimizer that "
-            "EBC limits: whatever moves them is not limited. Attach to all that train the model, "
-            "attach(model, [one, other])."
+            "EBC limits: if another moves them, its steps are not limited. Attach to all that train the "
+            "model, attach(model, [one, other])."
         )
     if all(s.unused for s in steps):
         sentences.append(
