@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -129,13 +128,13 @@ class Look:
         optimizers and loops use them as room to compute in."""
         for p in weights:
             if not self.done and p.requires_grad and not shared_out(p) and id(p) not in self._hooks:
-                self._hooks[id(p)] = p.register_hook(partial(self._came, id(p)))
+                # not a hook on the tensor, which has autograd copy the gradient, maybe to other strides
+                self._hooks[id(p)] = p.register_post_accumulate_grad_hook(self._came)
 
-    def _came(self, weight: int, gradient: Tensor) -> None:
+    def _came(self, weight: Tensor) -> None:
+        assert weight.grad is not None
         with torch.no_grad():  # backward may be differentiated itself
-            new = local(gradient).detach()
-            old = self._gradients.get(weight)
-            self._gradients[weight] = new.clone() if old is None else old + new
+            self._gradients[id(weight)] = weight.grad.detach().clone()
 
     def stop(self) -> None:
         """Nothing is watched any more."""

@@ -25,6 +25,11 @@ SMALL = 10_000  # elements: such a tensor is copied at every measurement
 MANY = 1000  # entries: a longer list is data, not state
 CONTAINERS = (list, dict, set, deque, tuple)
 TORCHS_OWN = frozenset(vars(nn.Module()))  # attributes that every module has
+# beside its attributes: a model may make modules and hooks of its own at its first forward
+KEPT_TOO = (
+    *("_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks"),
+    *("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs"),
+)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 Place = tuple[nn.Module, Any]  # a module, and the name of something that it keeps
@@ -118,8 +123,8 @@ class ModelState:
                     name: p for name, p in weights.items() if p is not None and not p.requires_grad
                 }
             snapshot.spaces.append((own, attributes))
-            if buffers:
-                snapshot.spaces.append((buffers, dict(buffers)))
+            for name in KEPT_TOO:
+                snapshot.spaces.append((own[name], dict(own[name])))
             for name, value in (attributes | kept).items() if kept else attributes.items():
                 self._copy(snapshot, (module, name), value)
                 if for_later and isinstance(value, Tensor) and value.grad_fn is not None:

@@ -112,6 +112,35 @@ def test_a_model_that_begins_to_keep_something_late_or_was_evaluated_first(kind,
     assert runs[0] == runs[1]
 
 
+def test_hooks_that_a_model_installs_at_its_first_forward_are_there_once():
+    class Capturing(Tokenwise):
+        """Adds up what a hook of its own sees, as transformers captures a router's logits."""
+
+        installed = False
+
+        def forward(self, ids):
+            if not self.installed:
+                self.installed = True
+                self.head.register_forward_hook(lambda module, args, z: z + 0.1 * z.detach().tanh())
+            return super().forward(ids)
+
+    seen = []
+    for limited in (False, True):
+        model = Capturing()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+        if limited:
+            attach(model, optimizer, target_kl=1e9, audit_every=2)
+        for step in range(6):
+            ids = integers(24, 12, seed=step)
+            loss = loss_of(model(ids), ids)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        seen.append((float(loss), len(model.head._forward_hooks)))
+    assert seen[0] == seen[1]
+    assert seen[0][1] == 1
+
+
 def test_a_buffer_that_a_forward_resizes_has_its_shape_again():
     class Growing(Tokenwise):
         def __init__(self):
