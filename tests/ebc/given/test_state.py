@@ -64,52 +64,44 @@ KINDS = [
 ]
 
 
+def kept_at_each_step(kind, steps, options, *, evaluated=0, begins=0):
+    """Losses, and what the model keeps, of a loop; without EBC where `options` are None.
+
+    Evaluated some times first, the model begins to keep something at a step.
+    """
+    torch.manual_seed(0)
+    model = Counting(kind if begins == 0 else "nothing")
+    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=0.02)
+    if options is not None:
+        attach(model, optimizer, **options)
+    with torch.no_grad():
+        for step in range(evaluated):
+            model(integers(24, 12, seed=100 + step))
+    seen = []
+    for step in range(steps):
+        if step == begins:
+            model.kind = kind
+        ids = integers(24, 12, seed=step)
+        loss = loss_of(model(ids), ids)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seen += [float(loss), float(model.kept().sum())]
+    return seen
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_model_keeps_is_as_without_ebc(kind):
-    runs = []
-    for limited in (False, True):
-        torch.manual_seed(0)
-        model = Counting(kind)
-        optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=0.02)
-        if limited:
-            attach(model, optimizer, target_kl=1e9, audit_every=5)
-        seen = []
-        for step in range(25):
-            ids = integers(24, 12, seed=step)
-            loss = loss_of(model(ids), ids)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            seen += [float(loss), float(model.kept().sum())]
-        runs.append(seen)
-    assert runs[0] == runs[1]
+    options = {"target_kl": 1e9, "audit_every": 5}
+    assert kept_at_each_step(kind, 25, None) == kept_at_each_step(kind, 25, options)
 
 
 @pytest.mark.parametrize("kind", ["buffer", "another buffer", "deque"])
 @pytest.mark.parametrize("target_kl", [1e9, math.inf])
 def test_a_model_that_begins_to_keep_something_late_or_was_evaluated_first(kind, target_kl):
-    runs = []
-    for limited in (False, True):
-        torch.manual_seed(0)
-        model = Counting("nothing")
-        optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=0.02)
-        if limited:
-            attach(model, optimizer, target_kl=target_kl, audit_every=3)
-        with torch.no_grad():
-            for step in range(14):
-                model(integers(24, 12, seed=100 + step))
-        seen = []
-        for step in range(40):
-            if step == 15:
-                model.kind = kind
-            ids = integers(24, 12, seed=step)
-            loss = loss_of(model(ids), ids)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            seen += [float(loss), float(model.kept().sum())]
-        runs.append(seen)
-    assert runs[0] == runs[1]
+    late = {"evaluated": 14, "begins": 15}
+    options = {"target_kl": target_kl, "audit_every": 3}
+    assert kept_at_each_step(kind, 40, None, **late) == kept_at_each_step(kind, 40, options, **late)
 
 
 def test_hooks_that_a_model_installs_at_its_first_forward_are_there_once():
