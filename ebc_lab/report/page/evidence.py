@@ -86,6 +86,7 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "header": header,
         "problems": [*problems, *damaged],
         "looked": looked(header.get("looks", [])),
+        "drift": words.OF_PI if config.controller.name == "pi" else "",
         "question": _question(config),
         "facts": _facts(config, header, decisions, results),
         "tokens": words.tokens(config),
