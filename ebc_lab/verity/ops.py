@@ -213,7 +213,7 @@ class VLAConv2d(VLALinear):
         if x.ndim != 4 or x.shape[1] != channels:
             raise ValueError(f"VLAConv2d takes images (B, {channels}, H, W), not {tuple(x.shape)}.")
         window = self.kernel_size, self.stride, self.padding
-        down, across = counts(*x.shape[2:], *window)
+        down, across = counts(x.shape[2], x.shape[3], *window)
         y = super().forward(_applied(Patches, x, *window))
         return y.view(len(x), down, across, self.out_features).permute(0, 3, 1, 2).contiguous()
 
