@@ -20,7 +20,7 @@ LEAST_EXPONENT = -900  # of a grid: a sum of smaller terms is zero
 
 class VerityError(ArithmeticError):
     """Something that would make wrong or machine-dependent bits: a value that is not finite, a platform that
-    does not compute as IEEE 754 says, or grids that belong to another model."""
+    does not compute as IEEE 754 says, a layer that is not exact, or grids that belong to another model."""
 
 
 def lg(n: int) -> int:

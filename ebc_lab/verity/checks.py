@@ -1,12 +1,13 @@
-"""Whether a platform computes as IEEE 754 says, which is what equal bits rest on."""
+"""What equal bits rest on: a platform that computes as IEEE 754 says, and a model made of exact layers."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .bits import VerityError, divided, pow2f
 from .functions import sqrt64
@@ -115,3 +116,82 @@ TESTS: dict[str, Callable[[torch.device], bool]] = {
     "matrix products of integers are exact": _exact_products,
     "sums of integers are exact": _integer_sums,
 }
+
+
+# -- a model's layers ----------------------------------------------------------------------------------------
+
+NAMED = 3  # layers in a refusal
+EXACT = {  # of torch: they hold others, move numbers, select, or multiply by one number
+    *(nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Identity, nn.Flatten, nn.Unflatten, nn.ZeroPad2d),
+    *(nn.PixelShuffle, nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU),
+}
+NO_MASK = "leave it out or give it p=0, since its mask depends on the machine"
+INSTEAD: dict[type[nn.Module], str] = {
+    nn.Linear: "VLALinear",
+    nn.Conv2d: "VLAConv2d",
+    nn.LayerNorm: "VLALayerNorm",
+    nn.RMSNorm: "VLARMSNorm",
+    nn.Embedding: "VLAEmbedding",
+    nn.GELU: "VLAGELU",
+    nn.SiLU: "VLASiLU",
+    nn.Softmax: "VLASoftmax",
+    nn.CrossEntropyLoss: "ops.cross_entropy",
+    nn.AvgPool2d: "VLAAvgPool2d",
+    nn.AdaptiveAvgPool2d: "VLAAvgPool2d",
+    nn.MaxPool2d: "a stride of kernel_size or more, so that windows do not overlap",
+    nn.MultiheadAttention: "VLAStack of three VLALinear, ops.attention and a VLALinear",
+    nn.modules.dropout._DropoutNd: NO_MASK,
+    nn.modules.batchnorm._BatchNorm: "VLALayerNorm, since a batch's statistics depend on its split",
+    nn.parallel.DistributedDataParallel: "the model itself, and Grids.finish(tokens, group=True)",
+}
+
+
+def check_model(model: nn.Module, vouched: Sequence[Any] = ()) -> None:
+    """Raise VerityError, naming the first layers that are not exact and what to use instead of each.
+
+    Seen are modules: those of torch, and those of others that own parameters. What a forward calls by itself
+    (`F.linear`, `torch.exp`) is not.
+
+    Args:
+        vouched: classes, or modules, of yours whose bits are the same everywhere, with all inside them.
+    """
+    owned = {
+        id(s.parameter) for m in model.modules() for layer in getattr(m, "summed", ()) for s in layer.sums
+    }
+    found = list(_inexact(model, "", owned, tuple(vouched)))
+    if found:
+        more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
+        raise VerityError(f"the model is not exact: {'; '.join(found[:NAMED])}{more}.")
+
+
+def _inexact(module: nn.Module, name: str, owned: set[int], vouched: tuple[Any, ...]) -> Iterator[str]:
+    """Yield what is wrong with a module, or else with those inside it."""
+    if any(isinstance(module, v) if isinstance(v, type) else module is v for v in vouched):
+        return
+    kind = type(module)
+    of_torch = next(c for c in kind.__mro__ if c.__module__.split(".")[0] == "torch")
+    label = f"{name or 'it'} ({kind.__name__})"
+    own = [n for n, p in module.named_parameters(recurse=False) if id(p) not in owned]
+    if of_torch not in EXACT | {nn.Module} and not _is_exact(module):
+        remedy = next(
+            (INSTEAD[c] for c in of_torch.__mro__ if c in INSTEAD), "an exact layer of ebc_lab.verity.ops"
+        )
+        yield f"{label}: use {remedy}" if remedy is not NO_MASK else f"{label}: {remedy}"
+    elif own:
+        yield (
+            f"{label}: its parameter {own[0]} belongs to no exact layer, so use ebc_lab.verity.ops, "
+            f"or vouched=[{kind.__name__}] if you know its bits to be the same everywhere"
+        )
+    else:
+        for child_name, child in module.named_children():
+            yield from _inexact(child, f"{name}.{child_name}" if name else child_name, owned, vouched)
+
+
+def _is_exact(module: nn.Module) -> bool:
+    """Say whether a layer's settings make it exact: no mask, or windows that do not overlap."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p == 0
+    if isinstance(module, nn.MaxPool2d):
+        kernel, stride = (v if isinstance(v, tuple) else (v, v) for v in (module.kernel_size, module.stride))
+        return all(s >= k for k, s in zip(kernel, stride, strict=True)) and module.dilation in (1, (1, 1))
+    return False

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .bits import divided, exponent, largest, pow2, pow2f, tree_sum
-from .functions import exp64, gelu64, log64, sqrt64
+from .functions import exp64, gelu64, log64, silu64, sqrt64
 
 
 def max_exponent(x: Tensor) -> int:
@@ -52,11 +52,16 @@ def sum_rows_by_id(terms: Tensor, ids: Tensor, shift: int, out: Tensor) -> None:
     out.index_add_(0, ids, (terms.double() * pow2f(shift)).round_().to(torch.int64))
 
 
-def layer_norm(x: Tensor, w: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y (N, d) float32, mean and 1/deviation (N,) float64 of rows (N, d); gain and bias are (d,)."""
+def layer_norm(
+    x: Tensor, w: Tensor, bias: Tensor | None, eps: float, centred: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y (N, d) float32, mean and 1/deviation (N,) float64 of rows (N, d); gain and bias are (d,).
+
+    Not `centred`, a mean of 0 stands for the rows' own: RMSNorm.
+    """
     wide = x.double()
     d = float(x.shape[-1])
-    mean = divided(tree_sum(wide), d)
+    mean = divided(tree_sum(wide), d) if centred else wide.new_zeros(len(x))
     c = wide - mean[:, None]
     v = divided(tree_sum(c * c), d) + eps
     rstd = divided(torch.ones_like(v), sqrt64(v))
@@ -65,16 +70,16 @@ def layer_norm(x: Tensor, w: Tensor, bias: Tensor | None, eps: float) -> tuple[T
 
 
 def layer_norm_backward(
-    dy: Tensor, x: Tensor, w: Tensor, mean: Tensor, rstd: Tensor
+    dy: Tensor, x: Tensor, w: Tensor, mean: Tensor, rstd: Tensor, centred: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Return dx (N, d) float32, and the terms of the gain's gradient, (N, d) float64."""
     wide = dy.double()
     d = float(x.shape[-1])
     h = (x.double() - mean[:, None]) * rstd[:, None]
     g = wide * w.double()
-    a = divided(tree_sum(g), d)[:, None]
     b = divided(tree_sum(g * h), d)[:, None]
-    dx = ((g - a) - h * b) * rstd[:, None]
+    centre = g - divided(tree_sum(g), d)[:, None] if centred else g
+    dx = (centre - h * b) * rstd[:, None]
     return dx.float(), wide * h
 
 
@@ -82,6 +87,20 @@ def gelu(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return x·Phi(x) and its derivative, float32 of any shape."""
     y, slope = gelu64(x.double())
     return y.float(), slope.float()
+
+
+def silu(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x·sigma(x) and its derivative, float32 of any shape."""
+    y, slope = silu64(x.double())
+    return y.float(), slope.float()
+
+
+def rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Turn each pair (x_i, x_(i+D/2)) of a head, (B·T, H·D) float32 by the angles of (T, D/2) float64."""
+    T, half = cosine.shape
+    a, b = x.double().view(-1, T, x.shape[1] // (2 * half), 2, half).unbind(3)
+    c, s = cosine[:, None], sine[:, None]
+    return torch.stack([a * c - b * s, b * c + a * s], 3).float().view(x.shape)
 
 
 def heads(x: Tensor, B: int, n: int, H: int, bits: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,5 @@
-"""Exponential, logarithm, normal distribution and random normal numbers, from single float64 operations.
+"""Exponential, logarithm, logistic and normal distribution, rotations and random normal numbers, from single
+float64 operations.
 
 The platform's own functions differ in their last bits from one set of instructions to the next. These are
 polynomials in Horner's form, whose coefficients stand here as they are used; `kernels.c` has the same.
@@ -107,6 +108,16 @@ def gelu64(x: Tensor) -> tuple[Tensor, Tensor]:
     return x * phi, phi + (E * DENSITY_AT_0) * x
 
 
+def silu64(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x·sigma(x) of float64 x with sigma(x) = 1/(1 + exp(-x)), and its derivative."""
+    E = exp64(-x.abs())
+    large = divided(torch.ones_like(E), E + 1.0)  # sigma(|x|)
+    small = large * E  # 1 - sigma(|x|), without a difference that cancels
+    positive = x > 0
+    y = x * torch.where(positive, large, small)
+    return y, torch.where(positive, large, small) + y * torch.where(positive, small, large)
+
+
 def cos2pi(v: Tensor) -> Tensor:
     """Return cos(2·pi·v) of float64 v in [0, 1)."""
     # the nearest quarter of a turn says which of cosine and sine it is, and its sign
@@ -118,6 +129,16 @@ def cos2pi(v: Tensor) -> Tensor:
     quarter = k.to(torch.int64) & 3
     magnitude = torch.where((quarter & 1) == 0, cosine, sine)
     return torch.where((quarter == 1) | (quarter == 2), -magnitude, magnitude)
+
+
+def rotations(T: int, D: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return cosine and sine of t·base^(-2i/D), (T, D/2) float64, for places t and pairs i; base >= 1."""
+    shares = divided(torch.arange(0, D, 2, device=device).double(), float(D))
+    rates = exp64(-(log64(torch.full_like(shares, base)) * shares))
+    turns = torch.arange(T, device=device).double()[:, None] * divided(rates, TWO_PI)
+    v = turns - turns.floor()
+    earlier = v + 0.75  # a sine is the cosine a quarter of a turn before
+    return cos2pi(v), cos2pi(earlier - earlier.floor())
 
 
 def sqrt64(x: Tensor) -> Tensor:

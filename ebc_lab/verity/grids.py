@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .bits import LEAST_EXPONENT, NOT_FINITE, VerityError, all_finite, divided, pow2f
+from .checks import check_model
 from .engine import engine_of
 
 FACTOR_BITS = 21  # of either factor of a product
@@ -72,12 +73,17 @@ class Sum:
 
     def room(self) -> Tensor:
         if self.total is None:
-            self.total = torch.zeros_like(self.parameter, dtype=torch.int64)
+            self.total = zeros_for(self.parameter)
         return self.total
 
     def gradient(self, count: int) -> Tensor:
         assert self.total is not None
         return rounded(self.total, sum(g.e or 0 for g in self.grids) - self.bits, count)
+
+
+def zeros_for(parameter: Tensor) -> Tensor:
+    """Return room for a sum, int64, contiguous whatever the parameter's layout is."""
+    return torch.zeros(parameter.shape, dtype=torch.int64, device=parameter.device)
 
 
 def rounded(total: Tensor, scale: int, count: int = 1) -> Tensor:
@@ -112,8 +118,9 @@ def chunks_on_grid(x: Tensor, e: int) -> list[Tensor]:
 
 
 def add_products(total: Tensor, dy: Tensor, e: int, inputs: Sequence[Tensor]) -> None:
-    """Do total += dy^T x in units of 2^(e - 21) times those of x: dy (N, M), x in chunks -> (M, K) int64."""
+    """Do total += dy^T x in units of 2^(e - 21) times those of x: dy (N, M), x in chunks -> (M, …) int64."""
     engine = engine_of(dy.device)
+    total = total.view(len(total), -1)
     for a, b in zip(chunks_on_grid(dy, e), inputs, strict=True):
         engine.add_integers(total, a.t() @ b)
 
@@ -171,7 +178,7 @@ def _complete(s: Sum, dy: Tensor, chunks: Sequence[Tensor], e_x: int) -> Tensor 
     if not s.parameter.requires_grad:
         return None
     e_dy = exponent_of(dy)
-    total = torch.zeros_like(s.parameter, dtype=torch.int64)
+    total = zeros_for(s.parameter)
     if UNSEEN in (e_dy, e_x):
         return total.float()
     add_products(total, dy, e_dy, chunks)
@@ -197,7 +204,7 @@ class Terms(OwnedByGrids):
         e = exponent_of(terms)
         check_tokens(len(terms))
         if self.owner is None:
-            total = torch.zeros_like(parameter, dtype=torch.int64)
+            total = zeros_for(parameter)
             if e == UNSEEN:
                 return total.float()
             add_terms(total, terms, e, ids)
@@ -256,10 +263,14 @@ class Grids:
     From now on backward calls leave `p.grad` alone. `finish(tokens)` writes it, or returns False: then repeat
     the backward calls of the same batch, which cannot fail twice. The first step is always repeated.
 
-    Raises ValueError where a trained parameter belongs to no exact layer.
+    Args:
+        vouched: as in `check_model`.
+    Raises:
+        VerityError: a layer that is not exact, or a trained parameter that belongs to no exact layer.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, vouched: Sequence[Any] = ()):
+        check_model(model, vouched)
         self.layers: list[Products | Terms] = [s for m in model.modules() for s in getattr(m, "summed", ())]
         self.sums = [s for layer in self.layers for s in layer.sums]
         # of each layer; where one of its grids does not fit, all are chosen anew
@@ -268,8 +279,9 @@ class Grids:
         known = {id(s.parameter) for s in self.sums}
         for name, p in model.named_parameters():
             if p.requires_grad and id(p) not in known:
-                raise ValueError(
-                    f"{name} belongs to no exact layer, so its gradient cannot be summed exactly."
+                raise VerityError(
+                    f"{name} belongs to no exact layer, so its gradient cannot be summed exactly: freeze it "
+                    "by requires_grad_(False), or train without Grids."
                 )
         self.redone = 0  # steps whose backward calls were repeated
         self.tokens = 0  # the most that any sum has seen in this step

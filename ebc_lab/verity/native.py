@@ -1,4 +1,5 @@
-"""The functions of `eager` in C (`kernels.c`), with the same bits, for tensors on a CPU.
+"""The functions of `eager` in C (`kernels.c`), with the same bits, for tensors on a CPU. `rotated`, `silu`
+and norms that are not centred have no kernel: they are those of `eager`.
 
 The library is built at first use and kept in `cache_folder()` under a name that holds the sha256 of all that
 made it: source, flags, compiler, CPU. Beside it lies its own sha256, so that a damaged one is built again.
@@ -312,7 +313,11 @@ def sum_rows_by_id(terms: Tensor, ids: Tensor, shift: int, out: Tensor) -> None:
     _call("sum_rows_by_id", terms, *terms.shape, ids, len(out), shift, _out(out, _i64))
 
 
-def layer_norm(x: Tensor, w: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def layer_norm(
+    x: Tensor, w: Tensor, bias: Tensor | None, eps: float, centred: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    if not centred:
+        return eager.layer_norm(x, w, bias, eps, centred)
     y = torch.empty(x.shape, dtype=_f32)
     mean, rstd = torch.empty(2, len(x), dtype=_f64)
     bias = None if bias is None else _in(bias, _f32)
@@ -321,8 +326,10 @@ def layer_norm(x: Tensor, w: Tensor, bias: Tensor | None, eps: float) -> tuple[T
 
 
 def layer_norm_backward(
-    dy: Tensor, x: Tensor, w: Tensor, mean: Tensor, rstd: Tensor
+    dy: Tensor, x: Tensor, w: Tensor, mean: Tensor, rstd: Tensor, centred: bool = True
 ) -> tuple[Tensor, Tensor]:
+    if not centred:
+        return eager.layer_norm_backward(dy, x, w, mean, rstd, centred)
     dx = torch.empty(x.shape, dtype=_f32)
     terms = torch.empty(x.shape, dtype=_f64)
     rows = _in(dy, _f32), _in(x, _f32), *x.shape
@@ -335,6 +342,9 @@ def gelu(x: Tensor) -> tuple[Tensor, Tensor]:
     slope = torch.empty(x.shape, dtype=_f32)
     _call("gelu", _in(x, _f32), x.numel(), y, slope)
     return y, slope
+
+
+silu, rotated = eager.silu, eager.rotated
 
 
 def heads(x: Tensor, B: int, n: int, H: int, bits: int) -> tuple[Tensor, Tensor]:

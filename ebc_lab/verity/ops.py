@@ -1,10 +1,13 @@
-"""Exact layers: linear, layer norm, attention, embedding, GELU, softmax and cross-entropy, with gradients.
+"""Exact layers: linear, convolution, norms, attention, rotary positions, embedding, GELU, SiLU, softmax,
+means of tiles and cross-entropy, with gradients.
 
 Tensors between operations are float32. Rows (tokens) are independent of each other, so that a batch may be
 split anywhere; gradients of weights are integer sums over rows (`grids`). A tensor feeds two consumers at
 most: torch adds their gradients in an order of its own, and a sum of two has only one.
 
-Layer norm: Ba, Kiros & Hinton, arXiv:1607.06450. GELU: Hendrycks & Gimpel, arXiv:1606.08415.
+Layer norm: Ba, Kiros & Hinton, arXiv:1607.06450. RMSNorm: Zhang & Sennrich, arXiv:1910.07467. GELU, SiLU:
+Hendrycks & Gimpel, arXiv:1606.08415. Rotary positions: Su et al., arXiv:2104.09864. Grouped queries: Ainslie
+et al., arXiv:2305.13245.
 """
 
 from __future__ import annotations
@@ -19,16 +22,23 @@ from torch.autograd.function import once_differentiable
 
 from .bits import NOT_FINITE, VerityError, bits_for, divided, left_for, pow2f, tree_sum
 from .engine import engine_of
-from .functions import exp64, log64, sqrt32
+from .functions import exp64, log64, rotations, sqrt32
 from .grids import Products, Terms, on_grid, step_of
+from .optim import VerityAdam
+from .windows import Pair, Patches, TileMeans, counts, pair
 
 __all__ = [
     "VLAGELU",
+    "VLAAvgPool2d",
+    "VLAConv2d",
     "VLAEmbedding",
     "VLALayerNorm",
     "VLALinear",
+    "VLARMSNorm",
+    "VLASiLU",
     "VLASoftmax",
     "VLAStack",
+    "VerityAdam",
     "attention",
     "cross_entropy",
     "exact_matmul",
@@ -36,6 +46,8 @@ __all__ = [
     "gelu",
     "log64",
     "loss_total",
+    "rotary",
+    "silu",
     "softmax",
     "sqrt32",
     "tree_sum",
@@ -72,7 +84,7 @@ def _applied(function: type[torch.autograd.Function], *arguments: Any) -> Tensor
 
 
 class _Product(torch.autograd.Function):
-    """Multiply x (N, K) with each of some weights (M_j, K), side by side: (N, Σ M_j)."""
+    """Multiply x (N, K) with each of some weights (M_j, …) of K numbers a row, side by side: (N, Σ M_j)."""
 
     @staticmethod
     def forward(
@@ -82,7 +94,7 @@ class _Product(torch.autograd.Function):
         K = x.shape[1]
         sizes = [len(w) for w in weights]
         bits = bits_for(max(K, sum(sizes)))
-        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        weight = weights[0].flatten(1) if len(weights) == 1 else torch.cat(weights)
         E = engine.max_exponent(weight)
         if E == NOT_FINITE:
             raise VerityError("a weight is not finite.")
@@ -137,7 +149,7 @@ class VLALinear(nn.Module):
         return [self._products] if self._terms is None else [self._products, self._terms]
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = _check(x, "VLALinear", self.in_features).reshape(-1, self.in_features)
+        flat = _check(x, type(self).__name__, self.in_features).reshape(-1, self.in_features)
         with step_of(self._products):
             y = _applied(_Product, flat, self._products, self._terms, self.bias, self.weight)
         return y.view(*x.shape[:-1], self.out_features)
@@ -168,6 +180,59 @@ class VLAStack(nn.Module):
         return y.view(*x.shape[:-1], y.shape[-1])
 
 
+class VLAConv2d(VLALinear):
+    """A convolution, as the same product of each window's pixels: (B, C, H, W) -> (B, M, H', W') float32.
+
+    Every place of the window counts as a token of the step. Arguments and weights are those of `nn.Conv2d`.
+
+    Raises:
+        ValueError: padding by name, a dilation, or groups.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Pair,
+        stride: int | Pair = 1,
+        padding: int | Pair = 0,
+        dilation: int | Pair = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ):
+        self.kernel_size = pair(kernel_size, "kernel_size", 1)
+        self.stride, self.padding = pair(stride, "stride", 1), pair(padding, "padding", 0)
+        if pair(dilation, "dilation", 1) != (1, 1) or groups != 1:
+            raise ValueError(f"VLAConv2d takes dilation=1 and groups=1, not {dilation} and {groups}.")
+        super().__init__(in_channels * self.kernel_size[0] * self.kernel_size[1], out_channels, bias)
+        self.weight = nn.Parameter(torch.zeros(out_channels, in_channels, *self.kernel_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = self.weight.shape[1]
+        _check(x, "VLAConv2d")
+        if x.ndim != 4 or x.shape[1] != channels:
+            raise ValueError(f"VLAConv2d takes images (B, {channels}, H, W), not {tuple(x.shape)}.")
+        window = self.kernel_size, self.stride, self.padding
+        down, across = counts(x.shape[2], x.shape[3], *window)
+        y = super().forward(_applied(Patches, x, *window))
+        return y.view(len(x), down, across, self.out_features).permute(0, 3, 1, 2).contiguous()
+
+
+class VLAAvgPool2d(nn.Module):
+    """The means of tiles that do not overlap, (B, C, H, W) -> (B, C, H/kh, W/kw) float32."""
+
+    def __init__(self, kernel_size: int | Pair):
+        super().__init__()
+        self.kernel_size = pair(kernel_size, "kernel_size", 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _check(x, "VLAAvgPool2d")
+        kh, kw = self.kernel_size
+        if x.ndim != 4 or x.shape[2] % kh or x.shape[3] % kw:
+            raise ValueError(f"VLAAvgPool2d cannot divide {tuple(x.shape)} into tiles of {kh}×{kw} pixels.")
+        return _applied(TileMeans, x, self.kernel_size)
+
+
 def exact_matmul(a: Tensor, b: Tensor) -> Tensor:
     """Return a b of exact integer products: (N, K) quantized by rows, (K, M) as a whole -> (N, M) float32."""
     weight = _check(b, "exact_matmul").t().contiguous()
@@ -175,19 +240,19 @@ def exact_matmul(a: Tensor, b: Tensor) -> Tensor:
     return _applied(_Product, _check(a, "exact_matmul"), products, None, None, weight)
 
 
-# -- layer norm ----------------------------------------------------------------------------------------------
+# -- norms ---------------------------------------------------------------------------------------------------
 
 
 class _LayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, gain: Terms, shift: Terms | None, eps: float, w: Tensor, bias: Tensor | None
+        ctx: Any, x: Tensor, terms: tuple[Any, ...], eps: float, centred: bool, w: Tensor, bias: Tensor | None
     ) -> Tensor:
         y: Tensor
-        y, mean, rstd = engine_of(x.device).layer_norm(x, w, bias, eps)
+        y, mean, rstd = engine_of(x.device).layer_norm(x, w, bias, eps, centred)
         ctx.save_for_backward(x, w, mean, rstd)
-        ctx.summed = gain
-        ctx.terms = gain, shift
+        ctx.summed, _ = ctx.terms = terms
+        ctx.centred = centred
         return y
 
     @staticmethod
@@ -196,7 +261,7 @@ class _LayerNorm(torch.autograd.Function):
         x, w, mean, rstd = ctx.saved_tensors
         dy = dy.contiguous()
         of_gain, of_bias = ctx.terms
-        dx, terms = engine_of(x.device).layer_norm_backward(dy, x, w, mean, rstd)
+        dx, terms = engine_of(x.device).layer_norm_backward(dy, x, w, mean, rstd, ctx.centred)
         with step_of(ctx):
             dbias = None if of_bias is None else of_bias.gradient(dy)
             return dx, None, None, None, of_gain.gradient(terms), dbias
@@ -204,6 +269,8 @@ class _LayerNorm(torch.autograd.Function):
 
 class VLALayerNorm(nn.Module):
     """Rows of d numbers to mean 0 and deviation 1, times a gain, + a bias: (…, d) float32 -> the same."""
+
+    centred = True
 
     def __init__(self, d: int, eps: float = 1e-5, bias: bool = True):
         super().__init__()
@@ -218,9 +285,18 @@ class VLALayerNorm(nn.Module):
         return [self._gain] if self._bias is None else [self._gain, self._bias]
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = _check(x, "VLALayerNorm", len(self.weight)).reshape(-1, x.shape[-1])
-        terms = self._gain, self._bias
-        return _applied(_LayerNorm, flat, *terms, self.eps, self.weight, self.bias).view(x.shape)
+        flat = _check(x, type(self).__name__, len(self.weight)).reshape(-1, x.shape[-1])
+        settings = (self._gain, self._bias), self.eps, self.centred
+        return _applied(_LayerNorm, flat, *settings, self.weight, self.bias).view(x.shape)
+
+
+class VLARMSNorm(VLALayerNorm):
+    """Rows of d numbers to a mean square of 1, times a gain: (…, d) float32 -> the same."""
+
+    centred = False
+
+    def __init__(self, d: int, eps: float = 1e-6):
+        super().__init__(d, eps, bias=False)
 
 
 # -- attention -----------------------------------------------------------------------------------------------
@@ -263,16 +339,95 @@ class _Attention(torch.autograd.Function):
         return engine.merged(back, scale, B, H), None, None
 
 
-def attention(qkv: Tensor, B: int, heads: int) -> Tensor:
-    """Attend causally: queries, keys and values of B·T tokens, (B·T, 3C) float32 -> (B·T, C) float32."""
-    N, width = _check(qkv, "attention").shape
-    if N % B or width % (3 * heads):
-        raise ValueError(f"attention cannot share {N} rows of {width} among {B} sequences and {heads} heads.")
+class _Repeated(torch.autograd.Function):
+    """Each of `groups` heads `times` times in a row; the gradients of its copies are a tree's sum."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, groups: int, times: int) -> Tensor:
+        N, width = x.shape
+        ctx.shape = N, groups, times, width // groups
+        return x.reshape(N, groups, 1, -1).expand(ctx.shape).reshape(N, width * times)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        N, groups, _, D = ctx.shape
+        return tree_sum(dy.reshape(ctx.shape).transpose(2, 3)).float().view(N, groups * D), None, None
+
+
+def attention(qkv: Tensor, B: int, heads: int, kv_heads: int | None = None) -> Tensor:
+    """Attend causally: B·T tokens' queries, keys and values, (B·T, 3C) float32 -> (B·T, C) float32.
+
+    Args:
+        qkv: of each token heads·D numbers of queries, then those of keys and of values.
+        kv_heads: how many heads keys and values have, where these are fewer; heads / kv_heads queries' heads
+            in a row share one.
+    Raises:
+        ValueError: another layout.
+    """
+    shared = heads if kv_heads is None else kv_heads
+    _check_layout(qkv, B, heads, shared)
+    if shared != heads:
+        D = qkv.shape[1] // (heads + 2 * shared)
+        q, *kv = qkv.split([heads * D, shared * D, shared * D], -1)
+        qkv = torch.cat([q, *(_applied(_Repeated, x, shared, heads // shared) for x in kv)], -1)
     with step_of(qkv):
         return _applied(_Attention, qkv.contiguous(), B, heads)
 
 
-# -- embedding, GELU, softmax --------------------------------------------------------------------------------
+def _check_layout(qkv: Tensor, B: Any, heads: Any, kv_heads: Any) -> None:
+    """Raise ValueError unless queries, keys, values, sequences and heads can be told apart."""
+    if _check(qkv, "attention").ndim == 2 and _are_counts(B, heads, kv_heads):
+        N, width = qkv.shape
+        if not (N % B or heads % kv_heads or width % (heads + 2 * kv_heads)):
+            return
+    counted = [n if isinstance(n, int) else type(n).__name__ for n in (B, heads, kv_heads)]
+    raise ValueError(
+        "attention takes qkv (B·T, (heads + 2·kv_heads)·D), each token's queries, keys and values side by "
+        f"side, then B and heads, not {tuple(qkv.shape)} with B, heads, kv_heads = {counted}: from q, k, v "
+        "of (B, heads, T, D) make torch.cat([x.transpose(1, 2).flatten(0, 1).flatten(1) for x in (q, k, v)], "
+        "1)."
+    )
+
+
+def _are_counts(*numbers: Any) -> bool:
+    return all(isinstance(n, int) and n > 0 for n in numbers)
+
+
+# -- rotary positions ----------------------------------------------------------------------------------------
+
+
+class _Rotary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, T: int, D: int, base: float) -> Tensor:
+        ctx.tables = rotations(T, D, base, x.device)
+        y: Tensor = engine_of(x.device).rotated(x, *ctx.tables)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        cosine, sine = ctx.tables
+        return engine_of(dy.device).rotated(dy.contiguous(), cosine, -sine), None, None, None
+
+
+def rotary(x: Tensor, B: int, heads: int, base: float = 10000.0) -> Tensor:
+    """Turn queries or keys by their places, (B·T, heads·D) float32 -> the same, before `attention`.
+
+    At place t the numbers i and i + D/2 of a head turn by the angle t·base^(-2i/D). ValueError for another
+    layout, an odd D, or a base below 1.
+    """
+    if _check(x, "rotary").ndim == 2 and _are_counts(B, heads) and base >= 1:
+        N, width = x.shape
+        if not (N % B or width % (2 * heads)):
+            return _applied(_Rotary, x.contiguous(), N // B, width // heads, float(base))
+    raise ValueError(
+        "rotary takes queries or keys (B·T, heads·D) with an even D, then B, heads and a base of 1 or more, "
+        f"not {tuple(x.shape)} with B={B}, heads={heads}, base={base}."
+    )
+
+
+# -- embedding, GELU, SiLU, softmax --------------------------------------------------------------------------
 
 
 class _Embedding(torch.autograd.Function):
@@ -316,25 +471,26 @@ def _checked_ids(ids: Tensor, n: int, what: str) -> Tensor:
     return ids.reshape(-1).long()
 
 
-class _GELU(torch.autograd.Function):
+class _Curve(torch.autograd.Function):
+    """A function of each number, by its name in the engine."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
         y: Tensor
-        y, slope = engine_of(x.device).gelu(x)
+        y, slope = getattr(engine_of(x.device), name)(x)
         ctx.save_for_backward(slope)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> Tensor:
-        slope: Tensor
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         (slope,) = ctx.saved_tensors
-        return dy * slope
+        return dy * slope, None
 
 
 def gelu(x: Tensor) -> Tensor:
     """Return x·Phi(x), float32 of any shape."""
-    return _applied(_GELU, _check(x, "gelu"))
+    return _applied(_Curve, _check(x, "gelu"), "gelu")
 
 
 class VLAGELU(nn.Module):
@@ -342,6 +498,18 @@ class VLAGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return gelu(x)
+
+
+def silu(x: Tensor) -> Tensor:
+    """Return x/(1 + exp(-x)), float32 of any shape; SwiGLU is `silu(gate) * up`."""
+    return _applied(_Curve, _check(x, "silu"), "silu")
+
+
+class VLASiLU(nn.Module):
+    """`silu` as a module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return silu(x)
 
 
 class _Softmax(torch.autograd.Function):

@@ -1,11 +1,13 @@
-"""What a platform must get right, each shown to be noticed where it does not."""
+"""What a platform must get right and a model be made of, each shown to be noticed where it is not so."""
 
 import pytest
 import torch
+from support.exact_gpt import gpt
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ebc_lab.components.determinism import flush_subnormals
-from ebc_lab.verity import VerityError, check_platform, checks
+from ebc_lab.verity import VerityError, check_model, check_platform, checks, ops
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +77,60 @@ def test_devices_without_float64_are_refused():
         check_platform("mps")
     with pytest.raises(VerityError, match="failed the test"):
         check_platform("meta")
+
+
+# -- models --------------------------------------------------------------------------------------------------
+
+
+class Scale(nn.Module):
+    """A module of somebody's own, with a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(1))
+
+
+class Tower(nn.Sequential):
+    """A container of somebody's own."""
+
+
+@pytest.mark.parametrize(
+    ("layer", "remedy"),
+    [
+        (nn.Linear(2, 2), "use VLALinear"),
+        (nn.Linear(2, 2).requires_grad_(False), "use VLALinear"),
+        (nn.Conv2d(1, 1, 3), "use VLAConv2d"),
+        (nn.LayerNorm(2), "use VLALayerNorm"),
+        (nn.MultiheadAttention(4, 2), "use VLAStack of three VLALinear, ops.attention"),
+        (nn.BatchNorm2d(2), "statistics depend on its split"),
+        (nn.Dropout(0.1), "p=0"),
+        (nn.MaxPool2d(3, stride=2), "windows do not overlap"),
+        (nn.Tanh(), "an exact layer of"),
+        (Scale(), "its parameter factor belongs to no exact layer, so use .* or vouched=.Scale. if"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_a_layer_that_is_not_exact_is_refused_by_name(layer, remedy):
+    with pytest.raises(VerityError, match=rf"not exact: 0\.1 \({type(layer).__name__}\): .*{remedy}"):
+        check_model(nn.Sequential(Tower(ops.VLALinear(2, 2), layer), nn.ReLU()))
+
+
+def test_the_first_layers_are_named_and_the_others_counted():
+    model = nn.ModuleList(
+        [nn.Linear(1, 1), nn.TransformerEncoderLayer(4, 2), nn.GELU(), nn.LSTM(1, 1), nn.SiLU()]
+    )
+    with pytest.raises(
+        VerityError, match=r"0 \(Linear\).+; 1 \(Tr.+; 2 \(GELU\): use VLAGELU; and 2 more\.$"
+    ):
+        check_model(model)
+
+
+def test_exact_models_and_what_somebody_vouches_for_pass():
+    tied = ops.VLALinear(3, 5, bias=False)
+    tied.weight = (table := ops.VLAEmbedding(5, 3)).weight
+    windows = nn.MaxPool2d(2), nn.MaxPool2d((2, 3), stride=(2, 4))
+    check_model(Tower(gpt(), nn.ReLU(), nn.Flatten(), nn.Dropout(0.0), *windows, table, tied, ops.VLAGELU()))
+    scale, linear = Scale(), nn.Linear(2, 2)
+    check_model(nn.Sequential(scale, Tower(linear)), vouched=[Scale, linear])
+    with pytest.raises(VerityError, match=r"0 \(Scale\)"):
+        check_model(nn.Sequential(scale, Tower(linear)), vouched=[Scale(), Tower])

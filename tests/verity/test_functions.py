@@ -8,7 +8,7 @@ from support.exact_gpt import GOLDEN, numbers
 
 from ebc_lab.verity import cos2pi, normal_
 from ebc_lab.verity.bits import pow2
-from ebc_lab.verity.functions import exp64, gelu64, log64, sqrt32, sqrt64
+from ebc_lab.verity.functions import exp64, gelu64, log64, rotations, silu64, sqrt32, sqrt64
 
 
 @pytest.mark.parametrize(("name", "function"), [("exp64", exp64), ("log64", log64), ("cos2pi", cos2pi)])
@@ -41,6 +41,22 @@ def test_gelu_and_its_slope_are_those_of_erf():
     y, slope = gelu64(x.detach())
     assert torch.allclose(y, expected.detach(), rtol=1e-11, atol=1e-13)
     assert torch.allclose(slope, x.grad, rtol=1e-11, atol=1e-11)
+
+
+def test_silu_and_its_slope_are_those_of_exp():
+    x = torch.cat([torch.linspace(-9, 9, 3001), torch.tensor([-699.0, 699.0])]).double().requires_grad_()
+    expected = torch.nn.functional.silu(x)
+    expected.sum().backward()
+    y, slope = silu64(x.detach())
+    assert torch.allclose(y, expected.detach(), rtol=1e-12, atol=0)
+    assert torch.allclose(slope, x.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_rotations_are_those_of_cosine_and_sine():
+    angles = torch.arange(2000).double()[:, None] * 500.0 ** (-torch.arange(0, 6, 2).double() / 6)
+    cosine, sine = rotations(2000, 6, 500.0, torch.device("cpu"))
+    assert (cosine - angles.cos()).abs().max() < 1e-9
+    assert (sine - angles.sin()).abs().max() < 1e-9
 
 
 def test_a_root_is_rounded_correctly():

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from fractions import Fraction
 
 import pytest
@@ -97,6 +98,41 @@ def test_the_order_of_what_is_summed_changes_nothing():
 
 def close(found: torch.Tensor, expected: torch.Tensor, by: float = 1e-5) -> bool:
     return bool((found.double() - expected).norm() <= by * expected.norm())
+
+
+def test_attention_of_another_layout_says_how_to_make_it():
+    """And what it says makes it."""
+    q, k, v = (drawn(2, 3, 5, 4, seed=i) for i in range(3))
+    for arguments in ((q, k, v), (q, 2, 3), (drawn(7, 12), 2, 1), (drawn(8, 15), 2, 3), (drawn(8, 12), 0, 1)):
+        with pytest.raises(ValueError, match=r"attention takes qkv \(B·T.+ make torch.cat") as refused:
+            ops.attention(*arguments)
+    [code] = re.findall(r"make (torch.cat.+\))\.$", str(refused.value))
+    found = ops.attention(eval(code, {"torch": torch, "q": q, "k": k, "v": v}), 2, 3)
+    expected = F.scaled_dot_product_attention(*(x.double() for x in (q, k, v)), is_causal=True)
+    assert close(found, expected.transpose(1, 2).flatten(0, 1).flatten(1))
+    for shape, B, heads in (((2, 3, 5, 4), 2, 3), ((8, 6), 2, 2), ((7, 8), 2, 2), ((8, 8), 2, 0)):
+        with pytest.raises(ValueError, match=r"rotary takes queries or keys \(B·T, heads·D\)"):
+            ops.rotary(torch.zeros(shape), B, heads)
+
+
+@pytest.mark.parametrize("window", [(3, 1, 1), ((2, 3), (2, 1), (0, 2)), (2, 3, 0)])
+def test_gradients_of_a_convolution_and_of_means_of_tiles(window):
+    layer = ops.VLAConv2d(3, 5, *window)
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.copy_(drawn(*p.shape, seed=p.numel()))
+    tile = (1, 2) if layer(torch.zeros(1, 3, 8, 6)).shape[3] % 2 == 0 else (1, 1)
+    leaves = [t.detach() for t in (drawn(2, 3, 8, 6), layer.weight, layer.bias)]
+    x, weight, bias = (t.double().requires_grad_() for t in leaves)
+    expected = F.avg_pool2d(F.conv2d(x, weight, bias, *window[1:]), tile)
+    own = leaves[0].requires_grad_()
+    found = ops.VLAAvgPool2d(tile)(layer(own))
+    dy = drawn(*expected.shape, seed=9)
+    found.backward(dy)
+    expected.backward(dy.double())
+    pairs = [(found.detach(), expected.detach()), (own.grad, x.grad)]
+    pairs += [(layer.weight.grad, weight.grad), (layer.bias.grad, bias.grad)]
+    assert all(close(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -239,8 +275,15 @@ def test_other_precisions_and_classes_that_do_not_exist_are_refused():
     for layer in (ops.VLALayerNorm(8), ops.VLALinear(8, 2), ops.VLAStack(ops.VLALinear(8, 2, bias=False))):
         with pytest.raises(ValueError, match="takes rows of 8 numbers, not 4"):
             layer(torch.zeros(6, 4))
-    for shape, B, heads in (((7, 12), 2, 1), ((8, 15), 2, 3)):
-        with pytest.raises(ValueError, match="cannot share"):
-            ops.attention(torch.zeros(shape), B, heads)
+    for layer, x, message in (
+        (ops.VLAConv2d(3, 2, 3), torch.zeros(1, 2, 9, 9), r"images \(B, 3, H, W\), not \(1, 2, 9, 9\)"),
+        (ops.VLAConv2d(3, 2, 3), torch.zeros(1, 3, 2, 9), r"no window of \(3, 3\) pixels fits"),
+        (ops.VLAAvgPool2d(2), torch.zeros(1, 3, 6, 9), "into tiles of 2×2 pixels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            layer(x)
+    for settings in ({"groups": 3}, {"dilation": 2}, {"padding": "same"}, {"stride": 0}):
+        with pytest.raises(ValueError, match=r"takes (dilation=1 and groups=1|a whole number)"):
+            ops.VLAConv2d(3, 3, 3, **settings)
     with pytest.raises(ValueError, match="without bias"):
         ops.VLAStack(ops.VLALinear(2, 2))

@@ -18,7 +18,10 @@ BANNED = {
     *("vector_norm", "logsumexp", "logcumsumexp", "cumsum", "cumprod", "prod", "dist", "dot", "einsum"),
     *("layer_norm_", "log_softmax", "softmin", "randn", "rand", "randn_like", "normal", "uniform_", "fsum"),
 }
-OF_TORCH = {"softmax", "layer_norm", "gelu", "cross_entropy", "normal_", "embedding"}  # ours have the names
+OF_TORCH = {  # ours have the names
+    *("softmax", "layer_norm", "rms_norm", "gelu", "silu", "cross_entropy", "normal_", "embedding"),
+    *("conv2d", "fold", "avg_pool2d", "linear"),
+}
 ROOTS = {("functions.py", "sqrt64"), ("ops.py", "forward"), ("model.py", "__init__")}  # torch's is not exact
 DIVIDING = {("bits.py", "divided"), ("ops.py", "forward"), ("model.py", "__init__")}  # itself; by a sqrt
 
