@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
-from typing import TypeVar
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -101,12 +101,15 @@ def hidden_linears(model: nn.Module, keep: Collection[str] | None = None) -> dic
     Face model's `get_output_embeddings` returns, or the last linear layer. ValueError: none is left, or a
     name of `keep` that is none. Layers of other classes (of nn.MultiheadAttention, say) are not among them.
     """
-    linears = {name: m for name, m in model.named_modules() if type(m) in (nn.Linear, QuantizedLinear)}
+    linears: dict[str, nn.Linear] = {}
+    for name, module in model.named_modules():
+        if type(module) in (nn.Linear, QuantizedLinear):
+            linears[name] = module
     if keep is None:
-        quantized = {name: m for name, m in linears.items() if type(m) is QuantizedLinear}
-        if quantized:
-            return quantized
-        output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        if quantized := {name: m for name, m in linears.items() if isinstance(m, QuantizedLinear)}:
+            return dict(quantized)
+        output_of: Callable[[], Any] = getattr(model, "get_output_embeddings", lambda: None)
+        output = output_of()
         keep = [name for name, m in linears.items() if m is output] or list(linears)[-1:]
     elif linears and (wrong := misnamed(keep, linears, "the model", "linear layer")):
         raise ValueError(wrong)
@@ -194,7 +197,7 @@ def load_packed(path: str | os.PathLike[str], model: Model) -> Model:
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of a model's state dict, those of several names under the first."""
-    unique = {}
+    unique: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         unique.setdefault(id(tensor), (name, tensor))
     return dict(unique.values())

@@ -60,13 +60,15 @@ _INSTEAD = {  # what to write: for which names of its modules, methods, settings
     "kmeans, of [points, features, clusters]": "kmeans_configs",
     "get_training_summary(), a dict": "metrics TrainingMetrics",
     "the key final_loss": "loss",
-    "the key total_loss_reduction": "loss_reduction loss_reduction_rate",
+    "the key total_loss_reduction": "loss_reduction_rate",
     "the key constraints_active_share": "constraint_activation_rate",
     "model, whose parameters are the latent weights, or quantized_weights()": "parameters",
     "train(training_data, training_targets)": "train_step compute_batch_gradients prepare_training_data",
-    "leave it out: no training depends on it": (
-        "parameter_clusters quantizer_scale auxiliary_nn_hidden_size initial_trust_radius tol"
+    "leave it out: no training depended on it": (
+        "parameter_clusters auxiliary_nn_hidden_size initial_trust_radius"
     ),
+    "leave it out: a step is the mean magnitude of its weights": "quantizer_scale",
+    "leave it out: the passes end when no label changes": "tol",
     "use_adaptive_lr, which has both": "use_auxiliary_nn use_trust_region",
     "leave it out: an epoch is a record of metrics_history, and eval_fn is called after each": (
         "log_interval eval_interval"
@@ -74,7 +76,7 @@ _INSTEAD = {  # what to write: for which names of its modules, methods, settings
     "HybridLLMTrainer(config, model=...) trains any torch model, one of transformers for instance": (
         "create_model DeepTransformerLLM DeepRNNLM TransformerConfig"
     ),
-    "torch's DistributedDataParallel around the model, or `ebc-lab train processes=N`": (
+    "torch's DistributedDataParallel around the model, or `ebc-lab train launcher.processes_per_run=2`": (
         "DistributedTrainer DistributedConfig DistributedModel DistributedOptimizer"
     ),
     "share modules in the model itself, as tie_word_embeddings=True of transformers does": (

@@ -231,7 +231,7 @@ class HybridLLMTrainer(Familiar):
         if model is None:
             return source.sizes(self.model_dim, self.num_layers, self.config)
         if isinstance(source, Text) and hasattr(model, "get_input_embeddings"):
-            known = model.get_input_embeddings().num_embeddings
+            known = cast(Any, model).get_input_embeddings().num_embeddings
             if source.vocabulary > known:
                 raise ValueError(
                     f"training_data has the token {source.vocabulary - 1}, but the model knows {known}: give "

@@ -57,7 +57,8 @@ class Run:
         """Return the matrices that are quantized: all of a perceptron's, those inside the blocks of a GPT,
         the `hidden_linears` of a model that was given."""
         if "model" in self.sizes:
-            return {f"{name}.weight": m.weight for name, m in hidden_linears(self.model).items()}
+            layers = hidden_linears(self.model)
+            return {f"{name}.weight": cast(nn.Parameter, m.weight) for name, m in layers.items()}
         named = self.model.named_parameters()
         return {name: p for name, p in named if p.ndim == 2 and (self.kind == "rows" or "blocks." in name)}
 
