@@ -258,7 +258,7 @@ def test_which_layers_are_hidden():
 def test_what_is_shared_is_written_once_and_shared_again(precision: torch.dtype, tmp_path: Path):
     def built() -> LlamaForCausalLM:
         model = llama(tie_word_embeddings=True, attention_bias=True).to(precision)
-        model.model.layers[1].self_attn = model.model.layers[0].self_attn  # the same module
+        model.model.layers[1].mlp.down_proj = model.model.layers[0].mlp.down_proj  # one module
         model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
         return model
 
@@ -271,7 +271,7 @@ def test_what_is_shared_is_written_once_and_shared_again(precision: torch.dtype,
     loaded = load_packed(tmp_path / "model", built())
     assert torch.equal(logits(loaded), logits(model))
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
-    assert loaded.model.layers[1].self_attn.q_proj is loaded.model.layers[0].self_attn.q_proj
+    assert loaded.model.layers[1].mlp.down_proj is loaded.model.layers[0].mlp.down_proj
 
 
 def test_a_file_of_another_model_changes_nothing(tmp_path: Path):
