@@ -223,6 +223,7 @@ def test_a_training_of_a_model_goes_on_from_its_checkpoint(tmp_path: Path):
         HybridLLMTrainer(config, num_layers=2, model=llama())
 
 
+@pytest.mark.filterwarnings("ignore:c is chosen by 12 tokens")
 @pytest.mark.parametrize("levels", ["ternary", "five"])
 def test_a_quantized_llama_trains_under_a_kl_budget(levels: str):
     model = quantize_model(llama(), levels, group="row")
