@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -159,39 +159,35 @@ def save_packed(path: str | os.PathLike[str], model: nn.Module) -> None:
 
 @torch.no_grad()
 def load_packed(path: str | os.PathLike[str], model: Model) -> Model:
-    """Fill a model of the same shape from a file of `save_packed`; returns it, in evaluation mode.
+    """Fill a model of the same shape from a file of `save_packed`, or of a run; returns it, to evaluate.
 
-    Its layers become `PackedLinear`. On a CPU its outputs are those of the saved one, bit for bit, as far as
-    float32 holds what was saved. DamagedFileError; ValueError, before anything is changed, where the file
-    holds another model.
+    Its nn.Linear layers become `PackedLinear`; other packed weights are filled in as float32 (those of the
+    lab's GPT, which must not quantize them again). On a CPU its outputs are those of the saved model, bit for
+    bit, as far as float32 holds what was saved. DamagedFileError; ValueError, before anything is changed,
+    where the file holds another model.
     """
     saved = read_packed(path)
     own = _tensors(model)
     if odd := sorted(saved.keys() ^ own.keys()):
         raise ValueError(f"{path} holds another model: {odd[0]} is in one of the two only.")
-    linears = {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, nn.Linear)}
-    weights = {id(m.weight) for m in linears.values()}
-    packed = {}
     for name, tensor in saved.items():
-        if isinstance(tensor, PackedTensor):
-            packed[id(own[name])] = tensor
-        fits = tuple(own[name].shape) == tensor.shape and not own[name].is_meta
-        if not fits or (id(own[name]) in packed and id(own[name]) not in weights):
+        if tuple(own[name].shape) != tensor.shape or own[name].is_meta:
             raise ValueError(
                 f"{path} holds another model: its {name} has the shape {tensor.shape}, this one's "
-                f"{tuple(own[name].shape)} on {own[name].device}, or it is no linear layer's."
+                f"{tuple(own[name].shape)} on {own[name].device}."
             )
     for name, tensor in saved.items():
-        if not isinstance(tensor, PackedTensor):
-            own[name].copy_(torch.from_numpy(tensor))
+        values = tensor.values() if isinstance(tensor, PackedTensor) else tensor
+        own[name].copy_(torch.from_numpy(values))
+    packed = {id(own[name]): tensor for name, tensor in saved.items() if isinstance(tensor, PackedTensor)}
     made: dict[int, PackedLinear] = {}  # a layer may have several names
-    for name, linear in linears.items():
-        if id(linear.weight) in packed:
-            if id(linear) not in made:
-                layer = PackedLinear(packed[id(linear.weight)], linear.bias)
-                made[id(linear)] = layer.to(linear.weight.device)
+    for name, layer in list(model.named_modules(remove_duplicate=False)):
+        if type(layer) in (nn.Linear, QuantizedLinear) and id(layer.weight) in packed:
+            weight = cast(Tensor, layer.weight)
+            if id(layer) not in made:
+                made[id(layer)] = PackedLinear(packed[id(weight)], cast(Any, layer.bias)).to(weight.device)
             parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, made[id(linear)])
+            setattr(model.get_submodule(parent), last, made[id(layer)])
     return model.eval()
 
 
