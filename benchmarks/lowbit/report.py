@@ -82,7 +82,7 @@ class Report:
     def __str__(self) -> str:
         lines = [", ".join(f"{name} {value}" for name, value in self.machine.items())]
         for group, rows in grouped(self.rows).items():
-            lines += ["", _title(group)]
+            lines += ["", title(group)]
             lines += _table(rows)
         lines += ["", "Ratios of minima:", *self.ratios]
         return "\n".join(lines)
@@ -121,7 +121,7 @@ def _ratio(group: tuple[str, str | None, int], ours: Row, other: Row) -> str:
     ratio = _milliseconds(other) / _milliseconds(ours)
     target = TARGETS.get(group[0])
     wanted = f" (target {target:g})" if target else ""
-    return f"{_title(group)}: {ours.candidate} over {other.candidate}: {ratio:.2f}{wanted}"
+    return f"{title(group)}: {ours.candidate} over {other.candidate}: {ratio:.2f}{wanted}"
 
 
 def _target_of(group: tuple[str, str | None, int], row: Row) -> float | None:
@@ -140,16 +140,16 @@ def _against(group: tuple[str, str | None, int], ours: Row, rows: list[Row]) -> 
         if target:
             ratio = _milliseconds(row) / _milliseconds(ours)
             wanted = f"(target {target:g})"
-            lines.append(f"{_title(group)}: {ours.candidate} over {row.candidate}: {ratio:.2f} {wanted}")
+            lines.append(f"{title(group)}: {ours.candidate} over {row.candidate}: {ratio:.2f} {wanted}")
     making = [row for row in rows if row.candidate.startswith(MAKING)]
     if making:
         share = _milliseconds(ours) / _milliseconds(_quickest(making))
         wanted = f"(at most {MOST_OF_MAKING:g})"
-        lines.append(f"{_title(group)}: {ours.candidate} takes {share:.2f} of {MAKING} {wanted}")
+        lines.append(f"{title(group)}: {ours.candidate} takes {share:.2f} of {MAKING} {wanted}")
     return lines
 
 
-def _title(group: tuple[str, str | None, int]) -> str:
+def title(group: tuple[str, str | None, int]) -> str:
     operation, levels, size = group
     return f"{operation}{f' {levels}' if levels else ''}, {size:,}"
 

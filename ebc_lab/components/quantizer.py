@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from ebc_lab.config.parts.quantizer import QUANTIZER, QuantizerConfig
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import StepInputs, StepStats
-from ebc_lab.lowbit.container import PackedTensor, read_packed, write_packed
+from ebc_lab.lowbit.container import PackedTensor, write_packed
 from ebc_lab.lowbit.gradients import GradientQuantizer
 from ebc_lab.lowbit.levels import entropy_bits, quantize, zero_share
 from ebc_lab.lowbit.state import QuantizedAdam
@@ -195,22 +195,3 @@ def write_model(path: Path, model: nn.Module, config: QuantizerConfig) -> dict[s
         "entropy_bits": entropy_bits(flat),
         "zero_share": zero_share(flat),
     }
-
-
-@torch.no_grad()
-def read_model(path: Path, model: nn.Module) -> None:
-    """Put the weights of a file that `write_model` wrote into `model`, which then uses them as they are.
-
-    Raises DamagedFileError; ValueError where the file holds another model.
-    """
-    tensors = read_packed(path)
-    parameters = dict(model.named_parameters())
-    if set(tensors) != set(parameters):
-        odd = sorted(set(tensors) ^ set(parameters))[0]
-        raise ValueError(f"{path} holds another model: {odd} is in one of the two only.")
-    for module in hidden(model):
-        module.quantize = None
-    for name, p in parameters.items():
-        tensor = tensors[name]
-        values = tensor.values() if isinstance(tensor, PackedTensor) else tensor
-        p.copy_(torch.as_tensor(values).to(p.device))

@@ -14,7 +14,7 @@ _HOMES = {
     "uniforms zero_share",
     "packing": "pack packed_size unpack",
     "container": "DamagedFileError PackedTensor inspect_packed read_packed write_packed",
-    "linear": "PackedLinear",
+    "linear": "PackedLinear QuantizedLinear hidden_linears load_packed quantize_model save_packed",
     "ste": "straight_through",
     "gradients": "GradientQuantizer",
     "state": "QuantizedAdam",
@@ -33,6 +33,10 @@ __all__ = sorted(_HOME_OF)
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
+        from .names import INSTEAD
+
+        if name in INSTEAD:  # an AttributeError's words would not survive `from ... import`
+            raise ImportError(f"{__name__} has no {name!r}: {INSTEAD[name]}.", name=__name__)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
 

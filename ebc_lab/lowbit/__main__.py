@@ -53,9 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(command=_check)
 
     bench = commands.add_parser("bench", help="time every backend beside numpy, torch and scikit-learn")
-    bench.add_argument("--sizes", type=int, nargs="+", metavar="N", help="values of an array (1e6 and 1e7)")
+    bench.add_argument("--sizes", type=int, nargs="+", metavar="N", help="values of an array (1e6)")
     bench.add_argument("--iterations", type=int, metavar="N", help="times each candidate is timed")
-    bench.add_argument("--quick", action="store_true", help="small arrays, and no torch.compile")
+    bench.add_argument("--full", action="store_true", help="1e6 and 1e7 values, torch.compile: minutes")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
     bench.set_defaults(command=_bench)
 
@@ -103,7 +103,7 @@ def _bench(options: argparse.Namespace) -> int:
 
     settings = {"sizes": options.sizes, "iterations": options.iterations}
     benchmark_of = load().PerformanceBenchmark
-    config = benchmark_of.QUICK if options.quick else {}
+    config = benchmark_of.FULL if options.full else {}
     benchmark = benchmark_of(config | {name: value for name, value in settings.items() if value is not None})
     if options.json is not None:
         _refuse_unwritable(options.json)  # before minutes of work

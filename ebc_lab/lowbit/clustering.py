@@ -11,14 +11,14 @@ import math
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .backends import BackendUnavailableError, get_backend
 from .backends.lloyd import Floats, Labels, lloyd_numpy, nearest, squared_distances
-from .names import first_unknown
+from .names import Familiar, Settings, Spellings, misnamed
 
 if TYPE_CHECKING:
     import torch
@@ -215,9 +215,8 @@ def _total(integers: Floats) -> int:
 
 
 def _lloyd(grid: Floats, start: Floats, max_iter: int, backend: str) -> tuple[Labels, Floats, int]:
-    if wrong := first_unknown([backend], BACKENDS):
-        known = ", ".join(BACKENDS)
-        raise ValueError(f"there is no backend {backend!r} for k-means: {wrong[1]!r}? ({known})")
+    if wrong := misnamed([backend], BACKENDS, "k-means", "backend"):
+        raise ValueError(wrong)
     try:
         kmeans_of = get_backend("c" if backend == "auto" else backend).kmeans
     except BackendUnavailableError:
@@ -228,8 +227,10 @@ def _lloyd(grid: Floats, start: Floats, max_iter: int, backend: str) -> tuple[La
 
 
 @dataclass(eq=False, repr=False)
-class KMeansClustering:
+class KMeansClustering(Settings):
     """`kmeans` behind the familiar names: `fit`, `predict`, `labels_`, `cluster_centers_`, `inertia_`."""
+
+    SPELLINGS: ClassVar[Spellings] = {"random_state": lambda value: {"seed": 0 if value is None else value}}
 
     n_clusters: int = 10
     seed: int = 0
@@ -370,7 +371,7 @@ def window_features(tokens: ArrayLike | torch.Tensor, context: int, vocabulary: 
     return roots
 
 
-class DataClustering:
+class DataClustering(Familiar):
     """Batches of rows by cluster: which rows, as a pure function of (seed, step).
 
     `fit(features)` clusters the rows (windows of a text, or examples) into `n_clusters`; `labels` (n,) and
@@ -425,7 +426,7 @@ class DataClustering:
 
 
 @dataclass(eq=False, repr=False)
-class ParameterClustering:
+class ParameterClustering(Familiar):
     """Groups of a model's tensors that are alike in size, scale, shape and depth."""
 
     n_clusters: int = 6

@@ -20,7 +20,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
@@ -29,7 +29,7 @@ from .backends import Backend, BackendUnavailableError, get_backend
 from .backends.formulas import Array, Group, Scale, as_float32, check_finite, is_tensor
 from .backends.planes import CODES, WIDTH
 from .levels import Quantized
-from .names import first_unknown
+from .names import Familiar, Settings
 from .packing import packed_size
 
 SAMPLE = 1 << 20  # values that candidates are timed on
@@ -41,9 +41,13 @@ _DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, either und
 Work: TypeAlias = Callable[[Backend], Any]
 
 
-@dataclass(frozen=True)
-class BackendConfig:
-    """Who may compute. What is not preferred is no candidate; the least sizes count values."""
+@dataclass
+class BackendConfig(Settings):
+    """Who may compute. What is not preferred is no candidate; the least sizes count values.
+
+    Attributes can be set, too; a dispatcher heeds that where it has not chosen yet. TypeError, with the
+    nearest name, for a setting that there is none of.
+    """
 
     prefer_gpu: bool = True
     prefer_cpp: bool = True
@@ -55,12 +59,10 @@ class BackendConfig:
     benchmark_mode: bool = False  # time all candidates at every call
     threads: int = 1  # of the backend cpp
 
-    def __new__(cls, *_: Any, **settings: Any) -> BackendConfig:
-        if wrong := first_unknown(settings, (f.name for f in fields(cls))):
-            raise TypeError(f"{cls.__name__} has no setting {wrong[0]!r}: did you mean {wrong[1]!r}?")
-        return super().__new__(cls)
-
     def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
         if self.threads < 1:
             raise ValueError(f"threads must be at least 1, not {self.threads}")
 
@@ -100,11 +102,12 @@ class _Tally:
         }
 
 
-class HybridDispatcher:
+class HybridDispatcher(Familiar):
     """The low-bit operations, each on the backend that was quickest when it was first asked for."""
 
     def __init__(self, config: BackendConfig | None = None) -> None:
         self.config = config or BackendConfig()
+        self.config.check()
         self._choices: dict[_Key, _Choice] = {}
         self._tallies: dict[str, _Tally] = {}
         self._unavailable: dict[str, str] = {}
@@ -113,11 +116,20 @@ class HybridDispatcher:
     # -- operations ------------------------------------------------------------------------------------------
 
     def quantize(
-        self, values: Array, levels: str = "five", scale: Scale = "absmean", group: Group = "tensor"
+        self,
+        values: Array,
+        levels: str = "five",
+        scale: Scale = "absmean",
+        group: Group = "tensor",
+        *,
+        benchmark: bool = False,
     ) -> Array:
-        """Return step * code of each value, float32. ValueError where a value is NaN or infinite."""
+        """Return step * code of each value, float32. ValueError where a value is NaN or infinite.
+
+        `benchmark` times the candidates anew, as `benchmark_mode` does at every call.
+        """
         values = _as_array(values)
-        result = self._run("quantize", "effective", values, (levels, group, scale), group)
+        result = self._run("quantize", "effective", values, (levels, group, scale), group, benchmark)
         if _holds_nan(result, group):
             check_finite(as_float32(values))
         return result
@@ -170,7 +182,9 @@ class HybridDispatcher:
 
         return self._call("unpack_values", levels, n, data, work, sampled)
 
-    def kmeans(self, data: Array, n_clusters: int, seed: int = 0) -> tuple[Array, Array]:
+    def kmeans(
+        self, data: Array, n_clusters: int, seed: int = 0, *, benchmark: bool = False
+    ) -> tuple[Array, Array]:
         """Return (labels (n,), centroids (k, d)) of the rows of `data` (n, d), as numpy arrays."""
         from .clustering import kmeans
 
@@ -186,13 +200,19 @@ class HybridDispatcher:
             result = kmeans(part, n_clusters, init=start, max_iter=_PASSES, backend=backend.name)
             return result.labels, result.centroids
 
-        labels, centroids = self._call("kmeans", None, points.size, points, work, sampled)
+        labels, centroids = self._call("kmeans", None, points.size, points, work, sampled, benchmark)
         return labels, centroids
 
     # -- choosing --------------------------------------------------------------------------------------------
 
     def _run(
-        self, operation: str, method: str, values: Array, rest: tuple[Any, ...], group: Group = "tensor"
+        self,
+        operation: str,
+        method: str,
+        values: Array,
+        rest: tuple[Any, ...],
+        group: Group = "tensor",
+        anew: bool = False,
     ) -> Any:
         """Call a backend's method on an array, whose start can be cut off, and the rest, levels first."""
 
@@ -202,15 +222,22 @@ class HybridDispatcher:
         def sampled(backend: Backend) -> Any:
             return getattr(backend, method)(_brought(_first_values(values, group), backend), *rest)
 
-        return self._call(operation, rest[0], math.prod(values.shape), values, whole, sampled)
+        return self._call(operation, rest[0], math.prod(values.shape), values, whole, sampled, anew)
 
     def _call(
-        self, operation: str, levels: str | None, n: int, like: Array, work: Work, sampled: Work
+        self,
+        operation: str,
+        levels: str | None,
+        n: int,
+        like: Array,
+        work: Work,
+        sampled: Work,
+        anew: bool = False,
     ) -> Any:
         """Do `work` on the quickest backend, as arrays of the kind of `like`; `sampled` is what is timed."""
         key = _Key(operation, levels, n.bit_length() - 1, _kind(like))
         choice = self._choices.get(key)
-        if choice is None or self.config.benchmark_mode:
+        if choice is None or anew or self.config.benchmark_mode:
             with self._lock:
                 choice = self._measure(key, n, lambda backend: _given_back(sampled(backend), like))
         begin = time.perf_counter()

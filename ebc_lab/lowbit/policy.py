@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .names import Familiar
+
 SIGNALS = 6
 UNITS = 16
 RATE = 0.05  # of the gradient descent on the network's weights
@@ -121,7 +123,7 @@ def _ln(value: float) -> float:
     return math.log(value) if 0 < value < math.inf else math.nan
 
 
-class AuxiliaryNetwork:
+class AuxiliaryNetwork(Familiar):
     """h = tanh(W1·z + b1), o = tanh(W2·h + b2), f = 4^o₁, rho = 4^o₂, in float64.
 
     W2, b1 and b2 begin at 0, so that both factors begin at 1; W1 ~ N(0, 1/6) from `seed`. Arrays: `w1`

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +23,60 @@ TINY = {"sizes": [1500], "iterations": 2, "kmeans": [[60, 5, 3]], "torch_compile
 
 
 @pytest.fixture(scope="module")
-def report() -> Report:
-    """The familiar snippet, with sizes of its `config` made tiny."""
+def seen() -> tuple[Report, str]:
+    """The familiar snippet, with sizes of its `config` made tiny; what a terminal shows meanwhile."""
     from ebc_lab.lowbit import PerformanceBenchmark
 
     benchmark = PerformanceBenchmark()
     benchmark.config.update(TINY)
-    return benchmark.run_all_benchmarks()
+    screen, terminal = pty.openpty()
+    shown = bytearray()
+
+    def read() -> None:
+        while not shown.endswith(b"\4"):
+            shown.extend(os.read(screen, 1000))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    stderr = os.dup(2)
+    os.dup2(terminal, 2)
+    try:
+        report = benchmark.run_all_benchmarks()
+    finally:
+        os.dup2(stderr, 2)
+        os.write(terminal, b"\4")
+        reader.join()
+    return report, shown[:-1].decode()
+
+
+@pytest.fixture
+def report(seen: tuple[Report, str]) -> Report:
+    return seen[0]
+
+
+def test_a_terminal_shows_a_line_for_each_operation(seen: tuple[Report, str]):
+    operations = dict.fromkeys(row.group for row in seen[0].rows)
+    lines = seen[1].splitlines()
+    for (operation, levels, _), line in zip(operations, lines, strict=True):
+        assert re.fullmatch(rf"{operation}( {levels})?, [\d,]+: numpy [\d.e+]+, .* ms", line)
 
 
 def rows_of(report: Report, operation: str, levels: str | None) -> dict[str, Row]:
     return {row.candidate: row for row in report.rows if (row.operation, row.levels) == (operation, levels)}
 
 
-def test_the_defaults_are_what_the_documentation_says():
-    config = PerformanceBenchmark().config
+def test_the_full_benchmark_is_the_one_whose_figures_are_published():
+    config = PerformanceBenchmark(PerformanceBenchmark.FULL).config
     assert config["sizes"] == [1_000_000, 10_000_000]
     assert config["iterations"] >= 9
     assert config["kmeans"] == [[10_000, 100, 10], [10_000, 128, 10]]
+    assert config["torch_compile"]
 
 
 @pytest.mark.parametrize(
     ("config", "error", "message"),
     [
-        ({"size": [10]}, TypeError, "no setting 'size': 'sizes'"),
+        ({"size": [10]}, TypeError, "no setting 'size' .did you mean 'sizes'"),
         ({"iterations": 0}, ValueError, "iterations is 0"),
         ({"sizes": [1000.0]}, ValueError, "sizes is"),
         ({"sizes": 1000}, ValueError, "sizes is 1000"),

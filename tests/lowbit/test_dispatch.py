@@ -270,7 +270,7 @@ def test_threads_go_to_the_backend_in_cpp(monkeypatch):
     ("setting", "near"), [("prefer_gpus", "prefer_gpu"), ("min_size_gpu", "min_size_for_gpu"), ("x", "")]
 )
 def test_an_unknown_setting_names_the_nearest(setting, near):
-    with pytest.raises(TypeError, match=f"BackendConfig has no setting '{setting}': did you mean '{near}"):
+    with pytest.raises(TypeError, match=f"BackendConfig has no setting '{setting}' .did you mean '{near}"):
         BackendConfig(**{setting: 1})
     with pytest.raises(ValueError, match="threads must be at least 1"):
         BackendConfig(threads=0)

@@ -38,9 +38,10 @@ def weights(trainer: HybridLLMTrainer) -> list[bytes]:
 
 
 def test_the_defaults_are_the_documented_ones():
-    expected = {"batch_size": 32, "learning_rate": 1e-3, "max_epochs": 10, "n_clusters": 10, "levels": "five"}
+    expected = {"batch_size": 32, "learning_rate": 1e-3, "n_clusters": 10, "levels": "five", "hidden": 256}
     expected |= dict.fromkeys(("quantize_weights", "quantize_gradients", "use_adaptive_lr"), True)
-    expected |= {"checkpoint_dir": None, "max_steps": None, "validation_share": 0.1, "hidden": 256, "seed": 0}
+    expected |= dict.fromkeys(("checkpoint_dir", "max_epochs", "max_steps"))
+    expected |= {"validation_share": 0.1, "seed": 0}
     assert dataclasses.asdict(TrainingConfig()) == expected
 
 
@@ -49,7 +50,7 @@ def test_the_defaults_are_the_documented_ones():
     [("epochs", "max_epochs"), ("learningrate", "learning_rate"), ("batchsize", "batch_size")],
 )
 def test_an_unknown_setting_is_a_type_error_that_names_the_nearest(wrong: str, nearest: str):
-    with pytest.raises(TypeError, match=f"no setting '{wrong}': '{nearest}'"):
+    with pytest.raises(TypeError, match=f"no setting '{wrong}' .did you mean '{nearest}'"):
         TrainingConfig(**{wrong: 5})
 
 
@@ -513,19 +514,3 @@ def test_without_the_lab_text_is_refused_in_a_sentence(small_text: str, monkeypa
     monkeypatch.setattr(models, "entry_points", lambda **_: EntryPoints(list[EntryPoint]()))
     with pytest.raises(ImportError, match=r"install ebc-lab"):
         HybridLLMTrainer(TrainingConfig(max_steps=1)).train(small_text)
-
-
-# -- the familiar snippets -----------------------------------------------------------------------------------
-
-
-def test_the_snippet_of_the_trainer():
-    np.random.seed(0)
-    data = np.random.randn(1000, 128).astype(np.float32)
-
-    from ebc_lab.lowbit import HybridLLMTrainer, TrainingConfig
-
-    trainer = HybridLLMTrainer(TrainingConfig(max_epochs=5, batch_size=32))
-    trainer.train(data)
-    summary = trainer.get_training_summary()
-    assert summary["total_steps"] == 5 * 29
-    assert summary["final_loss"] < 0.6 * summary["zero_predictor_loss"]

@@ -23,7 +23,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ from torch import Tensor, nn
 from ..backends.planes import matrices_size
 from ..gradients import GradientQuantizer
 from ..levels import Quantized, quantize
+from ..linear import quantize_model
+from ..names import Familiar, Summary
 from ..policy import Observed, make_policy
 from ..ste import straight_through
 from .data import Rows, Text, tokens_of
@@ -40,18 +42,21 @@ from .run import Run, read_checkpoint, write_checkpoint
 from .settings import TrainingConfig
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 RADIUS = 0.3
 CHECKPOINT = "checkpoint.ebctrain"
 
 
-class HybridLLMTrainer:
-    """Trains a quantized perceptron on rows, or the lab's GPT on text, and says what it took.
+class HybridLLMTrainer(Familiar):
+    """Trains a quantized perceptron on rows, the lab's GPT on text, or your model, and says what it took.
 
     Args:
         config: see `TrainingConfig`.
         model_dim: width of the GPT (128), or of the perceptron (`config.hidden`).
         num_layers: blocks of the GPT (3), or matrices between the perceptron's first and last (1).
+        model: trained instead, from the weights that it has: rows, or (B, T) tokens, to a prediction or to an
+            object with `logits`. `quantize_weights` calls `quantize_model` for it.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class HybridLLMTrainer:
         *,
         model_dim: int | None = None,
         num_layers: int | None = None,
+        model: nn.Module | None = None,
     ):
         self.config = TrainingConfig() if config is None else config
         if not isinstance(self.config, TrainingConfig):
@@ -68,8 +74,11 @@ class HybridLLMTrainer:
         for name, value in (("model_dim", model_dim), ("num_layers", num_layers)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} is {value!r}: give an integer of at least 1, or None.")
+            if value is not None and model is not None:
+                raise ValueError(f"{name} is {value}, but a model is given, which has its own: leave it out.")
         self.model_dim = model_dim
         self.num_layers = num_layers
+        self._given = model
         self._run: Run | None = None
         self._is_loaded = False
 
@@ -101,9 +110,11 @@ class HybridLLMTrainer:
         """
         self.config.check()
         source = self._source(training_data, training_targets)
-        loss = loss_fn or source.loss
+        loss = noted(loss_fn, "loss_fn gets torch tensors: ((y_pred - y_true) ** 2).mean(), for instance.")
+        loss = loss or source.loss
+        eval_fn = noted(eval_fn, "eval_fn gets the model: model(inputs) is what it predicts.")
         if not self._is_loaded:
-            sizes = source.sizes(self.model_dim, self.num_layers, self.config)
+            sizes = self._sizes(source)
             self._run = self._built(source.kind, sizes, source.digest)
         run = self._started()
         if run.digest != source.digest:
@@ -113,13 +124,11 @@ class HybridLLMTrainer:
         self._is_loaded = False
         if run.step == 0:
             run.zero_loss = _mean_loss(source, lambda x, y: source.zeros(y), loss)
-            run.initial_loss = _mean_loss(source, lambda x, y: run.model(x), loss)
-        last = self.config.max_epochs * source.steps_per_epoch
-        if self.config.max_steps is not None:
-            last = min(last, self.config.max_steps)
+            run.initial_loss = _validated(run, source, loss)
+        last = self.config.last_step(source.steps_per_epoch)
         begun = time.perf_counter() - run.seconds
         while run.step < last:
-            self._step(run, source, loss if loss_fn else None, run.step / last)
+            self._step(run, source, loss, run.step / last)
             if run.step % source.steps_per_epoch == 0 or run.step == last:
                 run.seconds = time.perf_counter() - begun
                 self._end_epoch(run, source, loss, eval_fn)
@@ -152,19 +161,21 @@ class HybridLLMTrainer:
             "model_bytes_float32": everything,
         }
         sent = hidden_float if run.gradients is None else packed  # by one worker, of these gradients
-        return {
-            "total_steps": run.step,
-            "initial_loss": run.initial_loss,
-            "final_loss": final,
-            "final_train_loss": last.get("train_loss", math.nan),
-            "zero_predictor_loss": run.zero_loss,
-            "total_loss_reduction": run.initial_loss - final,
-            "total_time": run.seconds,
-            "bits_per_weight": 8 * used / sum(hidden),
-            "compression": sizes,
-            "optimizer_summary": self._optimizer_summary(run) | {"gradient_bits": 8 * sent / sum(hidden)},
-            "metrics_history": [dict(record) for record in run.history],
-        }
+        return Summary(
+            {
+                "total_steps": run.step,
+                "initial_loss": run.initial_loss,
+                "final_loss": final,
+                "final_train_loss": last.get("train_loss", math.nan),
+                "zero_predictor_loss": run.zero_loss,
+                "total_loss_reduction": run.initial_loss - final,
+                "total_time": run.seconds,
+                "bits_per_weight": 8 * used / sum(hidden),
+                "compression": sizes,
+                "optimizer_summary": self._optimizer_summary(run, 8 * sent / sum(hidden)),
+                "metrics_history": [dict(record) for record in run.history],
+            }
+        )
 
     def quantized_weights(self) -> dict[str, Quantized]:
         """Return the codes and steps of each hidden matrix, those that the forward uses."""
@@ -215,13 +226,28 @@ class HybridLLMTrainer:
             raise ValueError("text is its own target: leave training_targets out.")
         return Text(tokens, self.config)
 
+    def _sizes(self, source: Rows | Text) -> dict[str, Any]:
+        model = self._given
+        if model is None:
+            return source.sizes(self.model_dim, self.num_layers, self.config)
+        if isinstance(source, Text) and hasattr(model, "get_input_embeddings"):
+            known = cast(Any, model).get_input_embeddings().num_embeddings
+            if source.vocabulary > known:
+                raise ValueError(
+                    f"training_data has the token {source.vocabulary - 1}, but the model knows {known}: give "
+                    "tokens of the model's own tokenizer."
+                )
+        return {"model": type(model).__name__}
+
     def _built(self, kind: str, sizes: dict[str, Any], digest: str) -> Run:
         config = self.config
         quantizer: Quantizer | None = None
         if config.quantize_weights:
             quantizer = functools.partial(straight_through, levels=config.levels)
         model: nn.Module
-        if kind == "rows":
+        if self._given is not None:
+            model = quantize_model(self._given, config.levels) if config.quantize_weights else self._given
+        elif kind == "rows":
             model = Perceptron(**sizes, seed=config.seed, quantizer=quantizer)
         else:
             model = text_model()(**sizes, seed=config.seed, quantize=quantizer)
@@ -232,16 +258,15 @@ class HybridLLMTrainer:
         policy = make_policy("auxnn" if config.use_adaptive_lr else "constant", config.seed)
         return Run(kind, sizes, digest, model, optimizer, gradients, policy)
 
-    def _step(self, run: Run, source: Rows | Text, loss_fn: Loss | None, progress: float) -> None:
+    def _step(self, run: Run, source: Rows | Text, loss_fn: Loss, progress: float) -> None:
         """Take a step on the batch of the run's step; skipped where the loss or a gradient is not finite."""
         inputs, targets = source.batch(run.step)
-        prediction = run.model(inputs)
-        loss = (loss_fn or source.loss)(prediction, targets)
+        loss = loss_fn(run.predict(inputs), targets)
         if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
             raise ValueError("loss_fn must return a 0-dim tensor that depends on the prediction.")
         run.optimizer.zero_grad()
         # in units of its own, so that Adam's eps means the same for data of any unit
-        (loss if loss_fn else loss / source.unit).backward()
+        (loss / source.unit if loss_fn is source.loss else loss).backward()
         value = float(loss.detach())
         gradient = _flat(p.grad if p.grad is not None else torch.zeros_like(p) for p in run.parameters())
         norm = float(gradient.norm())
@@ -301,7 +326,7 @@ class HybridLLMTrainer:
             "epoch": -(-run.step // source.steps_per_epoch),
             "step": run.step,
             "train_loss": float(np.mean(run.losses)) if run.losses else math.nan,
-            "validation_loss": _mean_loss(source, lambda x, y: run.model(x), loss),
+            "validation_loss": _validated(run, source, loss),
             "learning_rate": self.config.learning_rate * run.factors[0],
             "radius_factor": run.factors[1],
             "time": run.seconds,
@@ -317,19 +342,45 @@ class HybridLLMTrainer:
             folder.mkdir(parents=True, exist_ok=True)
             self.save_checkpoint(folder / CHECKPOINT)
 
-    def _optimizer_summary(self, run: Run) -> dict[str, Any]:
+    def _optimizer_summary(self, run: Run, gradient_bits: float) -> Summary:
         adaptive = self.config.use_adaptive_lr
-        return {
-            "optimizer": "adam",
-            "policy": run.policy.name,
-            "learning_rate": self.config.learning_rate * run.factors[0],
-            "learning_rate_factor": run.factors[0],
-            "radius_factor": run.factors[1],
-            "trust_radius": self._radius(run) * run.factors[1] if adaptive else math.inf,
-            "constraints_active": run.clipped_steps,
-            "constraints_active_share": run.clipped_steps / max(1, run.step),
-            "skipped_steps": run.skipped_steps,
-        }
+        return Summary(
+            {
+                "optimizer": "adam",
+                "policy": run.policy.name,
+                "learning_rate": self.config.learning_rate * run.factors[0],
+                "learning_rate_factor": run.factors[0],
+                "radius_factor": run.factors[1],
+                "trust_radius": self._radius(run) * run.factors[1] if adaptive else math.inf,
+                "constraints_active": run.clipped_steps,
+                "constraints_active_share": run.clipped_steps / max(1, run.step),
+                "skipped_steps": run.skipped_steps,
+                "gradient_bits": gradient_bits,
+            }
+        )
+
+
+def noted(function: Function | None, note: str) -> Function | None:
+    """Return a user's function that adds the note to what it raises."""
+    if function is None:
+        return None
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except Exception as error:
+            error.add_note(note)
+            raise
+
+    return cast(Function, call)
+
+
+def _validated(run: Run, source: Rows | Text, loss: Loss) -> float:
+    run.model.eval()
+    mean = _mean_loss(source, lambda x, y: run.predict(x), loss)
+    run.model.train()
+    return mean
 
 
 def _mean_loss(source: Rows | Text, predict: Callable[[Tensor, Tensor], Tensor], loss: Loss) -> float:

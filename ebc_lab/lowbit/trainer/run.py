@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..container import DamagedFileError, written_whole
 from ..gradients import GradientQuantizer
+from ..linear import hidden_linears
 from ..policy import Policy
 
 _MAGIC = b"EBCTRN01"
@@ -47,8 +48,17 @@ class Run:
     def parameters(self) -> list[nn.Parameter]:
         return list(self.model.parameters())
 
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Return the model's answer, or the logits in it, as Hugging Face's models have them."""
+        answer = self.model(inputs)
+        return cast(Tensor, getattr(answer, "logits", answer))
+
     def hidden(self) -> dict[str, nn.Parameter]:
-        """Return the matrices that are quantized: all of a perceptron's, those inside the blocks of a GPT."""
+        """Return the matrices that are quantized: all of a perceptron's, those inside the blocks of a GPT,
+        the `hidden_linears` of a model that was given."""
+        if "model" in self.sizes:
+            layers = hidden_linears(self.model)
+            return {f"{name}.weight": cast(nn.Parameter, m.weight) for name, m in layers.items()}
         named = self.model.named_parameters()
         return {name: p for name, p in named if p.ndim == 2 and (self.kind == "rows" or "blocks." in name)}
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ..backends.formulas import TOP
-from ..names import first_unknown
+from ..names import Settings, Spellings
+
+EPOCHS = 10
 
 
 @dataclasses.dataclass
-class TrainingConfig:
+class TrainingConfig(Settings):
     """What a trainer does. An unknown one is a TypeError with the nearest name, a wrong value a ValueError.
+
+    The other spellings of the "1.58-bit hybrid" trainer (`SPELLINGS`) are taken, too.
 
     Args:
         batch_size: rows, or windows of text, of a step.
         learning_rate: of Adam.
-        max_epochs, max_steps: the training ends with the one that comes first.
+        max_epochs, max_steps: the training ends with the one that comes first; EPOCHS if neither is given.
         n_clusters: of the training rows, from which batches are drawn; 0 finds a number.
         quantize_weights: whether the hidden matrices are used in `levels`, else in float32.
         quantize_gradients: whether their gradients are rounded to `levels` at random.
@@ -33,7 +37,7 @@ class TrainingConfig:
 
     batch_size: int = 32
     learning_rate: float = 1e-3
-    max_epochs: int = 10
+    max_epochs: int | None = None
     n_clusters: int = 10
     quantize_weights: bool = True
     quantize_gradients: bool = True
@@ -45,20 +49,20 @@ class TrainingConfig:
     hidden: int = 256
     seed: int = 0
 
-    def __new__(cls, *_: Any, **settings: Any) -> TrainingConfig:
-        names = [field.name for field in dataclasses.fields(cls)]
-        if wrong := first_unknown(settings, names):
-            raise TypeError(f"there is no setting {wrong[0]!r}: {wrong[1]!r}? ({', '.join(names)})")
-        return super().__new__(cls)
+    SPELLINGS: ClassVar[Spellings] = {
+        "base_learning_rate": lambda value: {"learning_rate": value},
+        "data_clusters": lambda value: {"n_clusters": value},
+        "use_clustering": lambda value: {} if value else {"n_clusters": 1},
+        "use_quantization": lambda value: {"quantize_weights": value, "quantize_gradients": value},
+    }
 
     def __post_init__(self) -> None:
         self.check()
 
     def check(self) -> None:
         """Raise ValueError for the first setting out of its range."""
-        least = {"batch_size": 1, "max_epochs": 1, "n_clusters": 0, "hidden": 1, "seed": 0}
-        if self.max_steps is not None:
-            least["max_steps"] = 1
+        least = {"batch_size": 1, "n_clusters": 0, "hidden": 1, "seed": 0}
+        least |= {name: 1 for name in ("max_epochs", "max_steps") if getattr(self, name) is not None}
         for name, low in least.items():
             value = getattr(self, name)
             if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < low:
@@ -77,6 +81,13 @@ class TrainingConfig:
             raise ValueError(f"levels is {self.levels!r}: give one of {', '.join(TOP)}.")
         if self.checkpoint_dir is not None and not isinstance(self.checkpoint_dir, str | Path):
             raise ValueError(f"checkpoint_dir is {self.checkpoint_dir!r}: give a folder, or None.")
+
+    def last_step(self, steps_per_epoch: int) -> int:
+        """Return how many steps a training takes."""
+        epochs = self.max_epochs
+        if self.max_steps is None:
+            return (epochs or EPOCHS) * steps_per_epoch
+        return self.max_steps if epochs is None else min(self.max_steps, epochs * steps_per_epoch)
 
     def identity(self) -> dict[str, Any]:
         """Return what the bits of a training depend on, its length aside."""
