@@ -317,8 +317,9 @@ class AXIOM(torch.optim.Optimizer):
     def _move_inside(self, p: Tensor, group: dict[str, Any]) -> None:
         """Take the gradient that backward has just completed, and move its tensor."""
         g = p.grad
+        if g is None:  # what used the tensor has no gradient for it: torch calls the hook all the same
+            return
         p.grad = None
-        assert g is not None
         backward = self._backward
         if not backward.admits(p):
             raise RuntimeError(

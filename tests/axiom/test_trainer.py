@@ -187,7 +187,7 @@ def test_a_dict_gives_the_model_its_other_keys():
     [
         ("words", "a batch is a str"),
         ((torch.zeros(3),) * 3, "a batch is a tuple"),
-        ({"labels": torch.zeros(3)}, "input_ids is missing in a batch.*it has labels"),
+        ({"input_ids": torch.zeros(3), "labels": [1]}, "labels is missing in a batch.*it has input_ids"),
         (([1, 2], [2, 3]), "input_ids is missing in a batch, or is no tensor"),
     ],
 )
