@@ -7,7 +7,7 @@ counted are the shapes that transformers builds.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -202,7 +202,7 @@ def _ebc_gpt_weights(fields: _Fields) -> Weights:
     return _weights(fields.count("blocks"), matrices, [d, d], outside)
 
 
-_FAMILIES = {
+_FAMILIES: dict[str, Callable[[_Fields], Weights]] = {
     "gpt2": _gpt2_weights,
     "gptj": _gptj_weights,
     "phi": _phi_weights,
