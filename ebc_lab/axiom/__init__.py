@@ -10,7 +10,7 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "optimizer": ("AXIOM",),
+    "optimizer": ("AXIOM", "Axiom"),
     "checks": ("AnomalyError",),
     "activations": ("compressed_activations",),
     "packing": ("AXIOM_CHECKPOINT",),

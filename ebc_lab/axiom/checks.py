@@ -24,6 +24,12 @@ RANGES: dict[str, tuple[float, float]] = {  # setting of a parameter group -> le
 }
 OPEN = ("rms_limit", "max_grad_norm")  # which must lie above the least value
 BELOW = ("beta1",)  # which must lie below the largest one
+OTHERS = {  # settings of other optimizers, and what to type instead
+    "betas": "type beta1=0.9 and a rank for the momentum; the second moments' decay follows from the step",
+    "eps": "leave it out, as 1e-30 is added to squared gradients",
+    "total_steps": "leave it out, and take a schedule of torch.optim.lr_scheduler, such as OneCycleLR",
+    "warmup_ratio": "leave it out, and take a schedule of torch.optim.lr_scheduler, such as OneCycleLR",
+}
 
 
 class AnomalyError(FloatingPointError):
@@ -50,6 +56,13 @@ def check_range(name: str, value: Any, least: float, most: float) -> None:
         high = f"below {most:g}" if name in BELOW else f"at most {most:g}"
         words = low if most == math.inf else f"{low} and {high}"
         raise ValueError(f"{name} must be {words}, not {value}.")
+
+
+def refuse_others(settings: Mapping[str, Any]) -> None:
+    """Raise TypeError if there is any setting, and say what to type instead of those that are known."""
+    for name in settings:
+        remedy = OTHERS.get(name, f"choose among {', '.join(RANGES)}, relative, max_grad_norm")
+        raise TypeError(f"AXIOM has no setting {name}: {remedy}.")
 
 
 def check_group(group: Mapping[str, Any]) -> None:

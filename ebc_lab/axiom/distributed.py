@@ -7,6 +7,8 @@ the block, one byte. At 6.25 percent, k = 16, that is 26 bytes in place of 1024,
 
 Every worker chooses other positions, so the messages cannot be added up on their way as a ring all-reduce
 does: each worker receives all of them, and the saving falls with their number (`AXIOM_DDP.bandwidth`).
+`compress` puts the k of a block into an order that their values, positions and s decide, which costs no byte.
+`decompress` refuses any other: a sum of payloads has it by chance only, one in k! for each block.
 
 The largest elements alone: Lin et al., arXiv:1712.01887; with what was left out added to the next step:
 Stich, Cordonnier & Jaggi, arXiv:1809.07599, and Karimireddy et al., arXiv:1901.09847.
@@ -34,6 +36,8 @@ TOP = 7  # q of the largest value
 SCALE_BYTES = 2
 LARGEST_SCALE = torch.finfo(torch.bfloat16).max
 NOT_A_NUMBER = 0xFF  # as both bytes of a bfloat16
+WORD = 2**32 - 1
+ODD = 0x2C1B3C6D  # of 30 bits: its product with 32 bits fits an int64
 
 
 class AXIOM_DDP:
@@ -43,10 +47,15 @@ class AXIOM_DDP:
         n: values of the gradient.
         top_k_percent: how many of them are sent, above 0 and at most 100; k of each block, at least 2.
 
-    Raises ValueError where either is out of range.
+    Raises TypeError where n is no number, ValueError where either is out of range.
     """
 
     def __init__(self, n: int, top_k_percent: float = 6.25):
+        if not isinstance(n, int):
+            raise TypeError(
+                f"AXIOM_DDP takes the number of values of a gradient, not a {type(n).__name__}: of a model, "
+                "wrap it in DistributedDataParallel and register_comm_hook(AxiomDDPState(), axiom_hook)."
+            )
         if n < 1:
             raise ValueError(f"a gradient of n={n} values cannot be cut into blocks: give n of at least 1.")
         self.n = n
@@ -58,8 +67,9 @@ class AXIOM_DDP:
     def compress(self, g: Tensor) -> tuple[Tensor, Tensor, int]:
         """Compress a gradient of n values, of any shape, strides and floating dtype, to (vals, idx, count).
 
-        vals is uint8 (blocks, 2 + k/2): s, then the q. idx is uint8 (blocks, k): the positions, in no order.
-        count is blocks·k. Both lie where g does.
+        vals is uint8 (blocks, 2 + k/2): s, then the q. idx is uint8 (blocks, k): the positions, in the order
+        that `decompress` knows. count is blocks·k. Both lie where g does. Payloads of several workers are to
+        be gathered, decompressed one by one, and averaged then, as `axiom_hook` does: they have no sum.
 
         Raises TypeError for a sparse gradient or one that is not floating, ValueError for one of another
         length, FloatingPointError for one that is not finite in float32.
@@ -79,13 +89,17 @@ class AXIOM_DDP:
                 "learning rate."
             )
         vals, idx = _encode(rows, self.k)
-        return vals, idx, self.blocks * self.k
+        codes = _codes(vals)
+        order = _keys(vals, codes, idx).argsort(1)
+        vals = torch.cat((vals[:, :SCALE_BYTES], _packed(codes.gather(1, order))), 1)
+        return vals, idx.gather(1, order), self.blocks * self.k
 
     @torch.no_grad()
     def decompress(self, vals: Tensor, idx: Tensor, count: int) -> Tensor:
         """Turn what `compress` returned into s·q/7 at its positions and 0 elsewhere, float32 (n,).
 
-        Raises TypeError where vals or idx is not uint8, ValueError for a payload of another size.
+        Raises TypeError where vals or idx is not uint8, ValueError for a payload of another size, or one that
+        is not as `compress` returned it, such as the sum of several that an all-reduce makes.
         """
         if vals.dtype != torch.uint8 or idx.dtype != torch.uint8:
             raise TypeError(
@@ -98,6 +112,12 @@ class AXIOM_DDP:
             raise ValueError(
                 f"a payload of another size, {sizes} in place of {wanted}: decompress with the n and "
                 "top_k_percent it was compressed with."
+            )
+        if not (_keys(vals, _codes(vals), idx).diff(dim=1) > 0).all():
+            raise ValueError(
+                "the payload is not as compress returned it, or is the sum of several workers', which means "
+                "nothing: send vals and idx by all_gather instead of all_reduce, decompress each and average "
+                "them, or register axiom_hook, which does that."
             )
         values, positions = _decode(vals, idx)
         rows = torch.zeros(self.blocks, BLOCK, device=vals.device)
@@ -319,18 +339,46 @@ def _encode(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     eighths = rows.gather(1, positions).mul_(TOP / 8)  # 7v/8 over s/8: 7v may overflow
     codes = eighths.div_(scale.float() / 8).nan_to_num_(0.0, 0.0, 0.0)  # where s is 0
     stored = codes.round_().clamp_(-TOP, TOP).add_(TOP + 1).to(torch.uint8)
-    packed = stored[:, ::2] | (stored[:, 1::2] << 4)
-    return torch.cat((scale.view(torch.uint8), packed), 1), positions.to(torch.uint8)
+    return torch.cat((scale.view(torch.uint8), _packed(stored)), 1), positions.to(torch.uint8)
 
 
 def _decode(vals: Tensor, idx: Tensor) -> tuple[Tensor, Tensor]:
     """Decode vals and idx: values s·q/7, float32, and positions, int64, both (blocks, k)."""
     scale = vals[:, :SCALE_BYTES].clone(memory_format=torch.contiguous_format).view(torch.bfloat16)
-    packed = vals[:, SCALE_BYTES:]
-    stored = torch.stack((packed & 15, packed >> 4), 2).flatten(1)
     # divided by a tensor: by a number of the host CUDA multiplies with its reciprocal
-    sevenths = (stored.float() - (TOP + 1)) / torch.full((), float(TOP), device=vals.device)
+    sevenths = (_codes(vals).float() - (TOP + 1)) / torch.full((), float(TOP), device=vals.device)
     return sevenths * scale.float(), idx.long()
+
+
+def _packed(stored: Tensor) -> Tensor:
+    """Pack q + 8, uint8 (blocks, k), two a byte."""
+    return stored[:, ::2] | (stored[:, 1::2] << 4)
+
+
+def _codes(vals: Tensor) -> Tensor:
+    """Return q + 8 of the values, uint8 (blocks, k)."""
+    packed = vals[:, SCALE_BYTES:]
+    return torch.stack((packed & 15, packed >> 4), 2).flatten(1)
+
+
+def _keys(vals: Tensor, codes: Tensor, idx: Tensor) -> Tensor:
+    """Return what rises along each block of `compress`, int64 (blocks, k), no two of a block being equal.
+
+    A value's key is a hash of itself, its position, and of a number that all of its block and the block's
+    place decide: equal blocks have orders of their own.
+    """
+    pairs = idx.long() << 4 | codes
+    low, high = vals[:, :SCALE_BYTES].long().unbind(1)
+    place = torch.arange(len(vals), device=vals.device)
+    whole = _mixed(pairs).sum(1) + _mixed((place << 16 | high << 8 | low) & WORD)
+    return _mixed(pairs ^ (whole & WORD)[:, None])
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """Map integers of 32 bits one to one onto others, so that one bit changes about half of all."""
+    for _ in range(2):
+        x = ((x >> 16 ^ x) * ODD) & WORD
+    return x >> 16 ^ x
 
 
 def _zeros_for(p: Tensor) -> Tensor:

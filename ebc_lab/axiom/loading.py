@@ -34,11 +34,13 @@ def load_model(folder: str | Path, *, bits: int = 8) -> PreTrainedModel:
     damaged, and ModuleNotFoundError without transformers or, with bits=8, torchao.
     """
     if bits not in DTYPES:
-        raise ValueError(f"bits={bits!r} cannot be loaded: choose 32, 16 or 8.")
+        others = "; for 4, use BitsAndBytesConfig of transformers (docs/axiom.md, In place of QLoRA)"
+        raise ValueError(f"bits={bits!r} cannot be loaded: choose 32, 16 or 8{others}.")
     path = Path(folder)
     if not (path / "config.json").is_file():
         missing = f"{folder} is no folder with a config.json, and nothing is downloaded"
-        raise FileNotFoundError(f"{missing}: name a folder that save_pretrained wrote.")
+        remedy = "name a folder that save_pretrained or `hf download NAME --local-dir FOLDER` wrote"
+        raise FileNotFoundError(f"{missing}: {remedy}.")
     transformers = _library("transformers")
     quantization = _library("torchao.quantization") if bits == 8 else None
     model: PreTrainedModel = _read(transformers, path, DTYPES[bits])

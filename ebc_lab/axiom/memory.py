@@ -1,7 +1,7 @@
 """The memory that training a model takes before activations, counted from the shapes of its parameters.
 
-A model is a count of `Weight`s. Those of GPT-2, Llama and Mistral follow from their configurations, those of
-a module from its parameters (on the meta device, too: no memory is needed), and every figure is counted from
+A model is a count of `Weight`s. Those of the known families follow from their configurations, those of a
+module from its parameters (on the meta device, too: no memory is needed), and every figure is counted from
 them. GB are 1e9 bytes. What the figures mean is in docs/axiom.md, "What it costs".
 """
 
@@ -11,32 +11,21 @@ import difflib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
+from .families import Weight, Weights, weights_by_config
 from .update import compression, state_bytes
 
 GB = 1e9  # bytes
 INT4_BYTES = 0.5 + 2 / 64  # of a weight: its four bits, and a 16-bit scale shared by 64
 
 NEAREST = 4  # names that an error lists
-
-Shape = tuple[int, ...]
-
-
-class Weight(NamedTuple):
-    """A parameter: its shape, and whether INT8 loading quantises and freezes it."""
-
-    shape: Shape
-    quantised: bool = False
-
-
-Weights = Counter[Weight]  # how many of each a model has
-
+TUNED = ("-instruct", "-chat", "-base", "-it", "-pt")  # ends of names of models of equal shapes
 
 # -- known names and published claims ------------------------------------------------------------------------
 
@@ -46,11 +35,35 @@ def _llama(width: int, blocks: int, heads: int, inner: int, **others: Any) -> di
     return config | {"num_attention_heads": heads, "intermediate_size": inner} | others
 
 
+def _gemma(version: str, width: int, blocks: int, heads: tuple[int, int, int], inner: int) -> dict[str, Any]:
+    """Give a configuration; `heads`: of queries, of keys, and the width of one."""
+    others = {"model_type": f"gemma{version}", "num_key_value_heads": heads[1], "head_dim": heads[2]}
+    vocabulary = 262144 if version == "3_text" else 256000
+    return _llama(width, blocks, heads[0], inner, vocab_size=vocabulary, **others)
+
+
+def _phi(width: int, blocks: int, inner: int, family: str = "phi", **others: Any) -> dict[str, Any]:
+    vocabulary = {"phi": 51200, "phi3": 32064}[family]
+    return _llama(width, blocks, 32, inner, **{"model_type": family, "vocab_size": vocabulary} | others)
+
+
+def _qwen(
+    version: int, width: int, blocks: int, heads: tuple[int, int], inner: int, vocabulary: int = 151936
+) -> dict[str, Any]:
+    """Give the configuration of an untied Qwen; `heads`: of queries and of keys."""
+    keys = {"kv_channels": 128} if version == 1 else {"num_key_value_heads": heads[1]}
+    keys |= {"head_dim": 128} if version == 3 else {}
+    family = {"model_type": "qwen" if version == 1 else f"qwen{version}", "vocab_size": vocabulary}
+    return _llama(width, blocks, heads[0], inner, **family, **keys)
+
+
 def _gpt2(width: int, blocks: int) -> dict[str, Any]:
     tokens = {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024}
     return tokens | {"n_embd": width, "n_layer": blocks}
 
 
+_MEDIUM = {"num_attention_heads": 40, "num_key_value_heads": 10}
+_TIED = {"tie_word_embeddings": True}
 KNOWN: dict[str, dict[str, Any]] = {
     "laptop-gpt": {"model_type": "ebc-gpt", "vocabulary": 65, "context": 64, "width": 128, "blocks": 3},
     "gpt2": _gpt2(768, 12),
@@ -68,6 +81,44 @@ KNOWN: dict[str, dict[str, Any]] = {
     "01-ai/Yi-1.5-6B": _llama(4096, 32, 32, 11008, num_key_value_heads=4, vocab_size=64000),
     "01-ai/Yi-1.5-9B": _llama(4096, 48, 32, 11008, num_key_value_heads=4, vocab_size=64000),
     "01-ai/Yi-1.5-34B": _llama(7168, 60, 56, 20480, num_key_value_heads=8, vocab_size=64000),
+    "EleutherAI/gpt-j-6b": {"model_type": "gptj", "vocab_size": 50400, "n_embd": 4096, "n_layer": 28},
+    "google/gemma-2b": _gemma("", 2048, 18, (8, 1, 256), 16384),
+    "google/gemma-7b": _gemma("", 3072, 28, (16, 16, 256), 24576),
+    "google/gemma-2-2b": _gemma("2", 2304, 26, (8, 4, 256), 9216),
+    "google/gemma-2-9b": _gemma("2", 3584, 42, (16, 8, 256), 14336),
+    "google/gemma-2-27b": _gemma("2", 4608, 46, (32, 16, 128), 36864),
+    "google/gemma-3-270m": _gemma("3_text", 640, 18, (4, 1, 256), 2048),
+    "google/gemma-3-1b-pt": _gemma("3_text", 1152, 26, (4, 1, 256), 6912),
+    "microsoft/phi-1": _phi(2048, 24, 8192),
+    "microsoft/phi-1_5": _phi(2048, 24, 8192),
+    "microsoft/phi-2": _phi(2560, 32, 10240),
+    "microsoft/Phi-3-mini-4k-instruct": _phi(3072, 32, 8192, "phi3"),
+    "microsoft/Phi-3-mini-128k-instruct": _phi(3072, 32, 8192, "phi3"),
+    "microsoft/Phi-3-medium-4k-instruct": _phi(5120, 40, 17920, "phi3", **_MEDIUM),
+    "microsoft/Phi-3-medium-128k-instruct": _phi(5120, 40, 17920, "phi3", **_MEDIUM),
+    "microsoft/Phi-3.5-mini-instruct": _phi(3072, 32, 8192, "phi3"),
+    "microsoft/phi-4": _phi(5120, 40, 17920, "phi3", vocab_size=100352, **_MEDIUM),
+    "Qwen/Qwen-1_8B": _qwen(1, 2048, 24, (16, 16), 11008),
+    "Qwen/Qwen-7B": _qwen(1, 4096, 32, (32, 32), 22016),
+    "Qwen/Qwen-14B": _qwen(1, 5120, 40, (40, 40), 27392, 152064),
+    "Qwen/Qwen-72B": _qwen(1, 8192, 80, (64, 64), 49152, 152064),
+    "Qwen/Qwen2-0.5B": _qwen(2, 896, 24, (14, 2), 4864) | _TIED,
+    "Qwen/Qwen2-1.5B": _qwen(2, 1536, 28, (12, 2), 8960) | _TIED,
+    "Qwen/Qwen2-7B": _qwen(2, 3584, 28, (28, 4), 18944, 152064),
+    "Qwen/Qwen2-72B": _qwen(2, 8192, 80, (64, 8), 29568, 152064),
+    "Qwen/Qwen2.5-0.5B": _qwen(2, 896, 24, (14, 2), 4864) | _TIED,
+    "Qwen/Qwen2.5-1.5B": _qwen(2, 1536, 28, (12, 2), 8960) | _TIED,
+    "Qwen/Qwen2.5-3B": _qwen(2, 2048, 36, (16, 2), 11008) | _TIED,
+    "Qwen/Qwen2.5-7B": _qwen(2, 3584, 28, (28, 4), 18944, 152064),
+    "Qwen/Qwen2.5-14B": _qwen(2, 5120, 48, (40, 8), 13824, 152064),
+    "Qwen/Qwen2.5-32B": _qwen(2, 5120, 64, (40, 8), 27648, 152064),
+    "Qwen/Qwen2.5-72B": _qwen(2, 8192, 80, (64, 8), 29568, 152064),
+    "Qwen/Qwen3-0.6B": _qwen(3, 1024, 28, (16, 8), 3072) | _TIED,
+    "Qwen/Qwen3-1.7B": _qwen(3, 2048, 28, (16, 8), 6144) | _TIED,
+    "Qwen/Qwen3-4B": _qwen(3, 2560, 36, (32, 8), 9728) | _TIED,
+    "Qwen/Qwen3-8B": _qwen(3, 4096, 36, (32, 8), 12288),
+    "Qwen/Qwen3-14B": _qwen(3, 5120, 40, (40, 8), 17408),
+    "Qwen/Qwen3-32B": _qwen(3, 5120, 64, (64, 8), 25600),
 }
 """Configurations of the models known by name."""
 
@@ -105,9 +156,10 @@ def estimate_memory(
     """Estimate what training all weights takes with AXIOM, and with AdamW in float32, without activations.
 
     Args:
-        name_or_config: a name in `KNOWN` (in any case; without its owner or `-hf`, too), a folder with
-            config.json, such a file, a configuration, or a module. A known name is not looked up as a
-            folder: write ./gpt2 for that. Of a module all parameters count, frozen ones too.
+        name_or_config: a name in `KNOWN` (in any case; without its owner, and with or without `-hf` or one of
+            `TUNED`, too), a folder with config.json, such a file, a configuration, or a module. A known name
+            is not looked up as a folder: write ./gpt2 for that. Of a module all parameters count, frozen ones
+            too.
         rank: of AXIOM's momentum; 0 is none.
         device_gb: memory of the device in GB of 1e9 bytes, for `recommendation`.
 
@@ -236,11 +288,11 @@ def _recommendation(
 def weights_of(source: str | Path | Mapping[str, Any] | nn.Module) -> Weights:
     """Count the parameters of whatever `estimate_memory` takes, tied ones once. Raises as it does."""
     if isinstance(source, str) and (name := known_name(source)) is not None:
-        return _weights_by_config(KNOWN[name], name)
+        return weights_by_config(KNOWN[name], name)
     if isinstance(source, str | Path):
-        return _weights_by_config(*_read_config(source))
+        return weights_by_config(*_read_config(source))
     if isinstance(source, Mapping):
-        return _weights_by_config(source, "the configuration")
+        return weights_by_config(source, "the configuration")
     if isinstance(source, nn.Module):
         quantised = {id(layer.weight) for layer in quantised_layers(source).values()}
         return Counter(Weight(tuple(p.shape), id(p) in quantised) for p in source.parameters())
@@ -279,7 +331,8 @@ def known_name(name: str) -> str | None:
 
 
 def _plain(name: str) -> str:
-    return name.strip().lower().removesuffix("-hf")
+    plain = name.strip().lower().removesuffix("-hf")
+    return next((plain.removesuffix(tuned) for tuned in TUNED if plain.endswith(tuned)), plain)
 
 
 def _aliases() -> dict[str, str]:
@@ -312,120 +365,3 @@ def _read_config(source: str | Path) -> tuple[Mapping[str, Any], str]:
     if not isinstance(config, dict):
         raise ValueError(f"{file} is no configuration: it holds no JSON object.")
     return config, str(file)
-
-
-# -- families ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Fields:
-    """A configuration, and what to call it where one of its fields is wrong."""
-
-    config: Mapping[str, Any]
-    source: str
-
-    def count(self, name: str, default: int | None = None) -> int:
-        """Read a whole number of 1 or more; `default` where it is missing or null."""
-        value = self.config.get(name)
-        if value is None and default is not None:
-            return default
-        if value is None:
-            raise ValueError(f"{self.source} has no {name}: a whole number is needed to count weights.")
-        if type(value) is not int or value < 1:
-            raise self.wrong(name, "a whole number of 1 or more")
-        return value
-
-    def flag(self, name: str, default: bool) -> bool:
-        value = self.config.get(name)
-        if value is None:
-            return default
-        if type(value) is not bool:
-            raise self.wrong(name, "true or false")
-        return value
-
-    def wrong(self, name: str, wanted: str) -> ValueError:
-        return ValueError(f"{self.source} has {name}={self.config.get(name)!r}: it must be {wanted}.")
-
-
-def _weights_by_config(config: Mapping[str, Any], source: str) -> Weights:
-    family = config.get("model_type")
-    if not isinstance(family, str) or family not in _FAMILIES:
-        names = ", ".join(_FAMILIES)
-        remedy = "build the model on the meta device and pass that for any other"
-        raise ValueError(f"{source} has model_type={family!r}: known are {names}; {remedy}.")
-    return _FAMILIES[family](_Fields(config, source))
-
-
-def _weights(
-    blocks: int, matrices: Iterable[Shape], vectors: Iterable[int], outside: Iterable[Shape]
-) -> Weights:
-    """Count the matrices of each block's linear layers, its vectors, and what is outside the blocks."""
-    weights: Weights = Counter(Weight(shape) for shape in outside)
-    for shape in matrices:
-        weights[Weight(shape, True)] += blocks
-    for length in vectors:
-        weights[Weight((length,))] += blocks
-    return weights
-
-
-def _gpt2_weights(fields: _Fields) -> Weights:
-    d = fields.count("n_embd")
-    inner = fields.count("n_inner", 4 * d)
-    vocabulary = fields.count("vocab_size")
-    if fields.flag("add_cross_attention", False):
-        raise fields.wrong("add_cross_attention", "false, as only the decoder alone is counted")
-    outside: list[Shape] = [(vocabulary, d), (fields.count("n_positions"), d), (d,), (d,)]
-    if not fields.flag("tie_word_embeddings", True):
-        outside.append((vocabulary, d))
-    matrices = [(d, 3 * d), (d, d), (d, inner), (inner, d)]
-    vectors = [d, d, d, d, 3 * d, d, inner, d]  # two norms, and the biases of the four
-    return _weights(fields.count("n_layer"), matrices, vectors, outside)
-
-
-def _llama_weights(fields: _Fields) -> Weights:
-    return _rotary_weights(fields, fields.flag("attention_bias", False), fields.flag("mlp_bias", False))
-
-
-def _mistral_weights(fields: _Fields) -> Weights:
-    if "num_key_value_heads" not in fields.config:
-        fields.count("num_key_value_heads")  # null means all heads, but there is no telling what absence does
-    return _rotary_weights(fields, attention_bias=False, mlp_bias=False)
-
-
-def _rotary_weights(fields: _Fields, attention_bias: bool, mlp_bias: bool) -> Weights:
-    key_value_heads = fields.count("num_key_value_heads", fields.count("num_attention_heads"))
-    d = fields.count("hidden_size")
-    heads = fields.count("num_attention_heads")
-    inner = fields.count("intermediate_size")
-    vocabulary = fields.count("vocab_size")
-    if fields.config.get("head_dim") is None and d % heads:
-        raise fields.wrong("num_attention_heads", f"a divisor of hidden_size={d}, or head_dim given")
-    if heads % key_value_heads:
-        raise fields.wrong("num_key_value_heads", f"a divisor of num_attention_heads={heads}")
-    head = fields.count("head_dim", d // heads)
-    queries, keys = heads * head, key_value_heads * head
-    attention = [(queries, d), (keys, d), (keys, d), (d, queries)]
-    mlp = [(inner, d), (inner, d), (d, inner)]
-    biased = attention * attention_bias + mlp * mlp_bias
-    vectors = [d, d, *(rows for rows, _ in biased)]  # two norms, and biases
-    outside: list[Shape] = [(vocabulary, d), (d,)]
-    if not fields.flag("tie_word_embeddings", False):
-        outside.append((vocabulary, d))
-    return _weights(fields.count("num_hidden_layers"), attention + mlp, vectors, outside)
-
-
-def _ebc_gpt_weights(fields: _Fields) -> Weights:
-    """Count the lab's own GPT: no biases, separate q, k, v and o, untied head."""
-    d = fields.count("width")
-    vocabulary = fields.count("vocabulary")
-    matrices = [(d, d)] * 4 + [(4 * d, d), (d, 4 * d)]
-    outside: list[Shape] = [(vocabulary, d), (fields.count("context"), d), (d,), (vocabulary, d)]
-    return _weights(fields.count("blocks"), matrices, [d, d], outside)
-
-
-_FAMILIES = {
-    "gpt2": _gpt2_weights,
-    "llama": _llama_weights,
-    "mistral": _mistral_weights,
-    "ebc-gpt": _ebc_gpt_weights,
-}

@@ -36,12 +36,14 @@ from .checks import (
     listed,
     loss_in_words,
     norm_of,
+    refuse_others,
     workers,
 )
 from .update import Rule, State, compression, new_state, state_bytes, state_shapes, update
 
 SHARE_DECAY = 0.9  # of a tensor's share of the squared norm, under hooks with max_grad_norm
 TINY = 1e-38  # in place of a norm of 0
+USED = "_axiom_used"  # of a gradient: its version when a step used it, which every later change raises
 RULE = (
     *("lr", "weight_decay", "streak_boost", "snr_floor"),
     *("rank", "momentum_weight", "relative", "beta1", "rms_limit"),
@@ -101,7 +103,7 @@ class AXIOM(torch.optim.Optimizer):
         rms_limit: of a tensor's update before lr.
     Raises:
         ValueError: a setting out of its range.
-        TypeError: a parameter that is not of a floating dtype.
+        TypeError: a parameter that is not of a floating dtype, or a setting of another optimizer.
     """
 
     def __init__(
@@ -119,7 +121,9 @@ class AXIOM(torch.optim.Optimizer):
         relative: bool = False,
         beta1: float = 0.9,
         rms_limit: float = 1.0,
+        **others: Any,
     ):
+        refuse_others(others)
         gains = (streak_boost, snr_floor, rank, momentum_weight, relative, beta1, rms_limit)
         defaults = dict(zip(RULE, (lr, weight_decay, *gains), strict=True))
         if max_grad_norm is not None:
@@ -202,6 +206,7 @@ class AXIOM(torch.optim.Optimizer):
         scale = self._limit([(p, g) for p, g, _ in gradients])
         for p, g, group in gradients:
             update(p, g, self._state_of(p, group), self._rule(group), scale=scale)
+            setattr(g, USED, g._version)
 
     def _limit(self, gradients: Sequence[tuple[Tensor, Tensor]]) -> float:
         """Return the factor that holds the global norm to max_grad_norm. Raises AnomalyError."""
@@ -253,18 +258,21 @@ class AXIOM(torch.optim.Optimizer):
     def register_hooks(self, lr_scale: float = 1.0) -> None:
         """Have backward move the weights, each tensor as soon as its gradient is complete, and free it.
 
+        Plain steps may come before. Gradients that they have used, or that are zeros, are freed.
+
         Args:
             lr_scale: multiplies every update before its rms is limited: 25 gives every update whose rms is
                 above rms_limit/25 the rms rms_limit.
         Raises:
             ValueError: lr_scale is not above 0.
-            RuntimeError: there are hooks already, gradients are pending, or there are several workers.
+            RuntimeError: there are hooks already, or several workers, or gradients that no step has used.
         """
         if not 0 < lr_scale < math.inf:
             raise ValueError(f"lr_scale must be above 0, not {lr_scale}.")
         if self.hooked:
             raise RuntimeError("the hooks are registered already: remove_hooks() first.")
-        pending = [p for p, _ in self._parameters() if p.grad is not None]
+        held = [(p, p.grad) for p, _ in self._parameters() if p.grad is not None]
+        pending = [p for p, g in held if getattr(g, USED, None) != g._version and (g.is_sparse or g.any())]
         if pending:
             raise RuntimeError(
                 f"{listed(self._names(pending))} has a gradient that no step has used: "
@@ -275,6 +283,8 @@ class AXIOM(torch.optim.Optimizer):
                 f"hooks move the weights before {workers()} workers have exchanged gradients: train without "
                 "hooks, with axiom_hook between workers, or on one worker."
             )
+        for p, _ in held:  # backward would add to it
+            p.grad = None
         self.lr_scale = lr_scale
         self._backward = Backward()
         for i, group in enumerate(self.param_groups):
@@ -307,8 +317,9 @@ class AXIOM(torch.optim.Optimizer):
     def _move_inside(self, p: Tensor, group: dict[str, Any]) -> None:
         """Take the gradient that backward has just completed, and move its tensor."""
         g = p.grad
+        if g is None:  # what used the tensor has no gradient for it: torch calls the hook all the same
+            return
         p.grad = None
-        assert g is not None
         backward = self._backward
         if not backward.admits(p):
             raise RuntimeError(
@@ -431,3 +442,6 @@ class AXIOM(torch.optim.Optimizer):
             for name, value in usage.items():
                 print(f"{name:22}{value:>16,.1f}×" if "compression" in name else f"{name:22}{value:>16,}")
         return usage
+
+
+Axiom = AXIOM  # as older versions of the published package spell it

@@ -42,7 +42,9 @@ class AXIOM_Trainer:
         model: called as model(input_ids, labels=labels); returns a scalar or an object with `.loss`. Its
             parameters that require a gradient are trained.
         train_loader: of batches, begun again when it is exhausted. A batch is a pair (input_ids, labels) or a
-            dict with these keys; the other keys of a dict are given to the model by name.
+            dict with these keys; the other keys of a dict are given to the model by name. Without labels,
+            or of input_ids alone, labels are input_ids, and -100, which a loss leaves out, where a dict's
+            attention_mask is 0. The model has to shift them by one, as causal ones of transformers do.
         val_loader: the same, for validation.
         lr: learning rate, after a linear warm-up constant. It may be set between calls of `fit`.
         weight_decay, max_grad_norm, rank: of `AXIOM`.
@@ -263,7 +265,7 @@ class AXIOM_Trainer:
 
         train_improvement_pct compares the losses of the first and the last step; val_improvement_pct the
         perplexities. tokens_per_sec counts input_ids, and training steps only. compression_*: times smaller
-        than AdamW's in float32. peak_vram_gb is in units of 1e9 bytes.
+        than AdamW's in float32. peak_vram_gb is in units of 1e9 bytes: of a GPU's memory, so 0.0 on a CPU.
         """
         return figures(self._course, self._usage or self.optimizer.memory_usage(verbose=False))
 

@@ -55,15 +55,26 @@ class Batches:
 
 
 def on_device(batch: Any, device: torch.device) -> Batch:
-    """Move a batch to the device. Raises ValueError unless it is a pair or a dict of input_ids and labels."""
+    """Move a batch to the device. Raises ValueError unless it is input_ids, or has them.
+
+    Without labels they are the input_ids, which a model moves by one as those of transformers do, and
+    `IGNORED` where attention_mask is 0.
+    """
     if isinstance(batch, Mapping):
         named = dict(batch)
-    elif isinstance(batch, tuple | list) and len(batch) == 2:
-        named = {"input_ids": batch[0], "labels": batch[1]}
+    elif isinstance(batch, Tensor):
+        named = {"input_ids": batch}
+    elif isinstance(batch, tuple | list) and len(batch) in (1, 2):
+        named = dict(zip(("input_ids", "labels"), batch, strict=False))
     else:
         raise ValueError(
-            f"a batch is a {type(batch).__name__}: give pairs (input_ids, labels), or dicts with these keys."
+            f"a batch is a {type(batch).__name__}: give input_ids, pairs (input_ids, labels), or dicts with "
+            "these keys."
         )
+    if named.get("labels") is None and isinstance(named.get("input_ids"), Tensor):
+        named["labels"] = named["input_ids"]
+        if isinstance(mask := named.get("attention_mask"), Tensor):
+            named["labels"] = named["labels"].masked_fill(mask == 0, IGNORED)
     for name in ("input_ids", "labels"):
         if not isinstance(named.get(name), Tensor):
             keys = ", ".join(map(str, named))

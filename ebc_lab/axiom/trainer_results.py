@@ -52,12 +52,11 @@ class Course:
     train_s: float = 0.0  # seconds of training steps
     wall_s: float = 0.0  # and with validation and checkpoints
     peak_gradient_bytes: int = 0
-    peak_vram_bytes: int | None = None
+    peak_vram_bytes: int | None = None  # None on a CPU
 
 
 def figures(course: Course, usage: Mapping[str, float]) -> dict[str, Any]:
     """Return the results of a course and of `AXIOM.memory_usage`; None for what is not finite."""
-    vram = course.peak_vram_bytes
     results = {
         "train_losses": list(course.train_losses),
         **progress("train", "loss", course.train_losses),
@@ -65,7 +64,7 @@ def figures(course: Course, usage: Mapping[str, float]) -> dict[str, Any]:
         "val_steps": list(course.val_steps),
         "val_ppls": list(course.val_ppls),
         **progress("val", "ppl", course.val_ppls),
-        "peak_vram_gb": None if vram is None else vram / GIGABYTE,
+        "peak_vram_gb": (course.peak_vram_bytes or 0) / GIGABYTE,
         "peak_gradient_bytes": course.peak_gradient_bytes,
         "tokens_per_sec": course.tokens / course.train_s if course.train_s else None,
         "total_time_min": course.wall_s / 60,

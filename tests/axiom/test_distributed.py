@@ -196,9 +196,33 @@ def test_a_payload_it_cannot_read_is_refused():
         compressor.decompress(vals.float(), idx, count)
 
 
+@pytest.mark.parametrize("workers", [2, 4, 8])
+@pytest.mark.parametrize(
+    "scale", [0.0, 1e-6, 1e3]
+)  # of the last workers: in the bytes of s, the sums overflow
+def test_a_sum_of_payloads_is_refused_whichever_part_was_summed(workers, scale):
+    compressor = AXIOM_DDP(300)
+    scales = [1.0] + [scale] * (workers - 1)
+    payloads = [compressor.compress(s * normal(300, seed=i)) for i, s in enumerate(scales)]
+    vals, idx, count = payloads[0]
+    sums = [torch.stack(parts).sum(0, dtype=torch.uint8) for parts in list(zip(*payloads, strict=True))[:2]]
+    for summed in [(sums[0], idx), (vals, sums[1]), sums]:
+        with pytest.raises(ValueError, match="register axiom_hook"):
+            compressor.decompress(*summed, count)
+
+
+def test_equal_payloads_and_those_of_equal_blocks_are_refused_when_summed_too():
+    for g in (torch.zeros(5000), torch.ones(5000), torch.arange(5000.0) % 256):
+        vals, idx, count = AXIOM_DDP(5000).compress(g)
+        with pytest.raises(ValueError, match="all_reduce"):
+            AXIOM_DDP(5000).decompress(vals + vals, idx + idx, count)
+
+
 def test_sizes_without_a_meaning_are_refused():
     with pytest.raises(ValueError, match="n=0 values"):
         AXIOM_DDP(0)
+    with pytest.raises(TypeError, match=r"of a model, wrap it in DistributedDataParallel.*axiom_hook"):
+        AXIOM_DDP(gloo.small_model())
     for world in (0, 1):
         with pytest.raises(ValueError, match="nothing is sent"):
             AXIOM_DDP(300).bandwidth(world)
@@ -383,6 +407,12 @@ def both(once) -> gloo.Results:
 
 def test_both_workers_end_with_equal_weights_in_bfloat16_too(both):
     assert all(map(torch.equal, *(worker["bfloat16"]["weights"] for worker in both)))
+
+
+def test_payloads_that_all_reduce_has_summed_are_refused(both):
+    for worker in both:
+        with pytest.raises(ValueError, match="all_gather instead of all_reduce"):
+            AXIOM_DDP(300).decompress(*worker["summed"], 32)
 
 
 def test_bytes_are_those_of_the_messages(both):

@@ -110,6 +110,10 @@ PARAMETERS = {
     "meta-llama/Llama-2-70b-hf": 68_976_648_192,
     "01-ai/Yi-1.5-6B": 6_061_035_520,
     "01-ai/Yi-1.5-9B": 8_829_407_232,
+    "Qwen/Qwen-7B": 7_721_324_544,
+    "microsoft/Phi-3-medium-4k-instruct": 13_960_238_080,
+    "Qwen/Qwen2.5-32B": 32_763_876_352,
+    "google/gemma-2-27b": 27_227_128_320,
 }
 
 
@@ -127,6 +131,10 @@ def test_known_models_have_the_number_of_weights_that_their_authors_state(name):
         ("meta-llama/Llama-2-7b", "meta-llama/Llama-2-7b-hf"),
         ("llama-2-13b-hf", "meta-llama/Llama-2-13b-hf"),
         ("yi-1.5-34b", "01-ai/Yi-1.5-34B"),
+        ("google/gemma-2-9b-it", "google/gemma-2-9b"),
+        ("google/gemma-3-1b-it", "google/gemma-3-1b-pt"),
+        ("phi-3-mini-4k-instruct", "microsoft/Phi-3-mini-4k-instruct"),
+        ("meta-llama/Llama-2-7b-chat-hf", "meta-llama/Llama-2-7b-hf"),
         ("someone/llama-7b", None),
         ("llama", None),
     ],
@@ -138,14 +146,11 @@ def test_short_names_in_any_case_but_no_other_owner(alias, name):
 def built(config):
     """The model of a configuration on the meta device, by transformers."""
     transformers = pytest.importorskip("transformers")
-    family = {"gpt2": "GPT2", "llama": "Llama", "mistral": "Mistral"}[config["model_type"]]
-    given = {key: value for key, value in config.items() if key != "model_type"}
-    if family == "GPT2":
-        model, given = "GPT2LMHeadModel", {"n_head": 1} | given
-    else:
-        model = f"{family}ForCausalLM"
+    given = {"n_head": 1} if config["model_type"] == "gpt2" else {"pad_token_id": 0}
+    given |= {"rotary_dim": 2, "n_head": 2} if config["model_type"] == "gptj" else {}
     with torch.device("meta"):
-        return getattr(transformers, model)(getattr(transformers, f"{family}Config")(**given))
+        read = transformers.AutoConfig.for_model(**given | config)
+        return transformers.AutoModelForCausalLM.from_config(read)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +160,21 @@ def test_real_models_have_the_shapes_that_transformers_builds(name):
     model = built(KNOWN[name])
     assert weights_of(KNOWN[name]) == weights_of(model)
     assert estimate_memory(model, rank=16, device_gb=24) == estimate_memory(name, rank=16, device_gb=24)
+
+
+SHALLOW = [name for name, known in KNOWN.items() if known["model_type"] not in ("qwen", "ebc-gpt")]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in SHALLOW if not name.startswith(("gpt2", "hug", "meta", "01"))]
+)
+def test_two_blocks_of_every_known_model_are_those_that_transformers_builds(name):
+    blocks = "n_layer" if "n_layer" in KNOWN[name] else "num_hidden_layers"
+    config = KNOWN[name] | {blocks: 2}
+    assert weights_of(config) == weights_of(built(config))
+
+
+NAMED_HEADS = ("gemma", "gemma2", "gemma3_text", "qwen3")
 
 
 @st.composite
@@ -172,12 +192,16 @@ def configs(draw):
     config |= {"hidden_size": heads * head, "head_dim": draw(st.none() | st.just(head) | even)}
     config |= {"num_hidden_layers": draw(number), "tie_word_embeddings": draw(st.booleans())}
     config |= {"attention_bias": draw(st.booleans()), "mlp_bias": draw(st.booleans())}
-    return TINY | config | {"model_type": draw(st.sampled_from(["llama", "mistral"]))}
+    family = draw(st.sampled_from(["llama", "mistral", "phi", "phi3", "qwen2", *NAMED_HEADS]))
+    if family in NAMED_HEADS and config["head_dim"] is None:  # there transformers does not take null
+        config["head_dim"] = head
+    return TINY | config | {"model_type": family}
 
 
 @given(configs())
 def test_small_models_have_the_shapes_that_transformers_builds(config):
-    if config["model_type"] == "mistral":  # has no biases; what its configuration says of them is not read
+    # those without biases, or always with them, do not read what the configuration says of them
+    if config["model_type"] in ("mistral", "phi", "phi3", "qwen2"):
         model = built({key: value for key, value in config.items() if not key.endswith("_bias")})
     else:
         model = built(config)
@@ -268,6 +292,8 @@ def test_an_unknown_name_is_not_downloaded_and_a_folder_without_a_config_is_name
         ({"model_type": "mistral"}, "no num_key_value_heads"),
         (TINY_GPT2 | {"n_inner": 0}, "n_inner=0"),
         (TINY_GPT2 | {"add_cross_attention": True}, "add_cross_attention=True"),
+        ({"model_type": "gemma2", "num_key_value_heads": 1}, "no head_dim"),
+        ({"model_type": "phi", "qk_layernorm": True}, "qk_layernorm=True"),
     ],
 )
 def test_a_wrong_field_is_named(change, words):

@@ -185,9 +185,9 @@ def test_a_dict_gives_the_model_its_other_keys():
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        (torch.zeros(3), "a batch is a Tensor"),
-        ((torch.zeros(3),), "a batch is a tuple"),
-        ({"input_ids": torch.zeros(3)}, "labels is missing in a batch.*it has input_ids"),
+        ("words", "a batch is a str"),
+        ((torch.zeros(3),) * 3, "a batch is a tuple"),
+        ({"input_ids": torch.zeros(3), "labels": [1]}, "labels is missing in a batch.*it has input_ids"),
         (([1, 2], [2, 3]), "input_ids is missing in a batch, or is no tensor"),
     ],
 )

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from ebc_lab.axiom.distributed import AxiomDDPState, axiom_hook
+from ebc_lab.axiom.distributed import AXIOM_DDP, AxiomDDPState, axiom_hook
 from ebc_lab.verity import Grids, VerityAdam, ops, weights_checksum
 
 ROOT = Path(__file__).parents[2]
@@ -164,6 +164,7 @@ def short(rank: int) -> dict[str, Any]:
     told["resumed"] = resumed(loss_of)
     told["bad"] = bad_gradient(rank)
     told["bfloat16"] = in_bfloat16(rank)
+    told["summed"] = summed(rank)
     return told
 
 
@@ -202,6 +203,14 @@ def in_bfloat16(rank: int) -> dict[str, Any]:
         return model(inputs).float().square().mean()
 
     return trained.run(range(2), loss_of).result()
+
+
+def summed(rank: int) -> list[Tensor]:
+    """A payload of AXIOM_DDP, added up by all_reduce, which it is not made for."""
+    payload = AXIOM_DDP(300).compress(torch.randn(300, generator=torch.Generator().manual_seed(rank)))[:2]
+    for part in payload:
+        dist.all_reduce(part)
+    return list(payload)
 
 
 def long(rank: int, text: str, steps: int, lr: float) -> dict[str, Any]:

@@ -1,0 +1,170 @@
+"""What an author of the published package types first (docs/axiom.md, "The familiar names")."""
+
+import pytest
+import torch
+from torch import nn
+
+from ebc_lab.axiom import AXIOM, Axiom, AXIOM_Trainer, estimate_memory, load_model
+
+IDS = torch.randint(0, 50, (4, 16), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    return pytest.importorskip("transformers")
+
+
+def gpt2(transformers):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 2}
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(**sizes, **dropout, bos_token_id=0, eos_token_id=0)
+    )
+
+
+# -- hooks after plain steps ---------------------------------------------------------------------------------
+
+
+def warmed_up(order: str) -> tuple[AXIOM, list[torch.Tensor]]:
+    """Two plain steps of the words of `order`, and one under hooks."""
+    torch.manual_seed(0)
+    model = nn.Linear(6, 3)
+    opt = AXIOM(model.parameters(), lr=0.1, rank=2)
+    words = {
+        "backward": lambda: model(torch.eye(6)).square().sum().backward(),
+        "step": opt.step,
+        "none": opt.zero_grad,
+        "zero": lambda: opt.zero_grad(set_to_none=False),
+        "hooks": lambda: opt.register_hooks(lr_scale=25.0),
+    }
+    for word in order.split():
+        words[word]()
+    assert opt.hooked
+    words["backward"]()
+    opt.step()
+    return opt, [p.detach() for p in model.parameters()]
+
+
+def test_hooks_may_follow_plain_steps_in_whatever_order_gradients_are_zeroed():
+    _, expected = warmed_up("backward step none backward step none hooks")
+    for order in (
+        "backward step none backward step hooks",
+        "none backward step none backward step hooks none",
+        "backward step zero backward step hooks zero",
+        "zero backward step zero backward step zero hooks",
+    ):
+        opt, weights = warmed_up(order)
+        assert all(map(torch.equal, weights, expected)), order
+        assert all(p.grad is None for p in opt.param_groups[0]["params"])
+
+
+@pytest.mark.parametrize(
+    "order", ["backward hooks", "backward step backward hooks", "backward step none backward hooks"]
+)
+def test_a_gradient_that_no_step_has_used_still_refuses_them(order):
+    with pytest.raises(
+        RuntimeError, match=r"has a gradient that no step has used: call step\(\) or zero_grad\(\)"
+    ):
+        warmed_up(order)
+
+
+class WithoutGradient(torch.autograd.Function):
+    """x, which w has no part in."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        return x * 1.0
+
+    @staticmethod
+    def backward(ctx, g):
+        return g, None
+
+
+def test_a_hook_that_is_called_without_a_gradient_moves_nothing():
+    x, w = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    opt = AXIOM([x, w])
+    opt.register_hooks()
+    WithoutGradient.apply(x, w).sum().backward()
+    opt.step()
+    assert torch.equal(w, torch.ones(3))
+    assert not torch.equal(x, torch.ones(3))
+
+
+# -- names of other versions ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"betas": (0.9, 0.999)}, "betas: type beta1=0.9"),
+        ({"eps": 1e-8}, "eps: leave it out"),
+        ({"total_steps": 10_000}, "total_steps: .*OneCycleLR"),
+        ({"warmup_ratio": 0.1}, "warmup_ratio: .*OneCycleLR"),
+        ({"weight_deacy": 0.1}, "weight_deacy: choose among lr, weight_decay"),
+    ],
+)
+def test_settings_of_other_versions_say_what_to_type(setting, words):
+    with pytest.raises(TypeError, match=f"AXIOM has no setting {words}"):
+        Axiom(nn.Linear(2, 2).parameters(), lr=5e-4, **setting)
+
+
+# -- the trainer ---------------------------------------------------------------------------------------------
+
+
+def trained(model, batch, **settings):
+    with AXIOM_Trainer(
+        model, [batch], [batch], lr=0.01, log_interval=0, save_results=False, **settings
+    ) as trainer:
+        return trainer.fit(steps=3)
+
+
+def test_without_labels_a_batch_is_its_own_label_and_padding_is_left_out(transformers, capsys):
+    mask = (torch.arange(16) < 10).expand(4, 16).long()
+    labels = IDS.masked_fill(mask == 0, -100)
+    plain = trained(gpt2(transformers), {"input_ids": IDS, "labels": IDS})
+    for batch in ({"input_ids": IDS}, IDS, [IDS], {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}):
+        assert trained(gpt2(transformers), batch)["train_losses"] == plain["train_losses"]
+    padded = trained(gpt2(transformers), {"input_ids": IDS, "attention_mask": mask})
+    named = trained(gpt2(transformers), {"input_ids": IDS, "attention_mask": mask, "labels": labels})
+    for curve in ("train_losses", "val_losses"):
+        assert padded[curve] == named[curve] != plain[curve]
+    assert f"{padded['peak_vram_gb']:.2f} GB" == "0.00 GB" or torch.cuda.is_available()
+
+
+def test_adapters_on_a_model_in_8_bits_train(transformers, tmp_path):
+    pytest.importorskip("torchao")
+    peft = pytest.importorskip("peft")
+    gpt2(transformers).save_pretrained(tmp_path)
+    model = peft.get_peft_model(load_model(tmp_path, bits=8), peft.LoraConfig(r=2, target_modules=["c_attn"]))
+    assert all("lora_" in name for name, p in model.named_parameters() if p.requires_grad)
+    losses = trained(model, {"input_ids": IDS}, warmup_steps=0)["train_losses"]
+    assert losses[-1] < losses[0]
+
+
+def test_four_bits_and_names_of_a_hub_say_what_to_type(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="for 4, use BitsAndBytesConfig"):
+        load_model(tmp_path, bits=4)
+    with pytest.raises(FileNotFoundError, match="hf download NAME --local-dir FOLDER"):
+        load_model("gpt2")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("EleutherAI/gpt-j-6b", 6_050_882_784),
+        ("google/gemma-2-9b", 9_241_705_984),
+        ("microsoft/phi-2", 2_779_683_840),
+        ("Qwen/Qwen2.5-7B", 7_615_616_512),
+    ],
+)
+def test_models_are_known_by_name(name, parameters):
+    assert estimate_memory(name)["parameters"] == parameters
+
+
+def test_the_nearest_names_of_an_unknown_one_are_of_its_family():
+    with pytest.raises(
+        FileNotFoundError, match=r"nearest names known are google/gemma-3-1b-pt, google/gemma"
+    ):
+        estimate_memory("google/gemma-3-4b-it")
