@@ -1,4 +1,4 @@
-"""What an author of the earlier study, or of ebc-clip, types first: it works, or one sentence says what does."""
+"""What an author of the earlier study, or of ebc-clip, types first works, or a sentence says what does."""
 
 import re
 
