@@ -11,6 +11,7 @@ of the theory has its own file:
 * `options` and `settings`: names, constants and what can be chosen, without torch
 * `attached`: the same step on optimizers that other code calls, and `look`, its first steps looked at
   independently; `parallel`: on several processes
+* `energy`: a limit on each layer's gradient instead, by the norm of its output
 * `step`, `probe`, `proposal` and `flat`: what a step is given, its batch, its update, and the memory of the
   weights; `given`: what is wrong with some of them
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .budgets.surrogate import clip_coefficient, trust_radius
     from .clip import EllipsotopeClip
     from .controller import make_controller
+    from .energy.clip import energy_budget_clip, monitor_ebc_ratio
     from .given.checks import EBCWarning
     from .grouping import group_parameters
     from .in_backward import InBackward, LaggedClip
@@ -61,10 +63,12 @@ __all__ = [
     "attach",
     "centre",
     "clip_coefficient",
+    "energy_budget_clip",
     "group_parameters",
     "half_fisher",
     "make_controller",
     "mean_kl",
+    "monitor_ebc_ratio",
     "rms_norm",
     "schedule_multiplier",
     "trust_radius",
@@ -73,7 +77,7 @@ __all__ = [
 _FILES = (
     *("logits", "grouping", "sensitivity", "budgets.surrogate", "budgets.schedules", "controller"),
     *("settings", "step", "proposal", "budgets.radius", "stabilized", "clip", "in_backward"),
-    *("given.checks", "attached"),
+    *("given.checks", "attached", "energy.clip"),
 )
 
 

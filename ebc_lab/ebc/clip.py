@@ -6,6 +6,7 @@ delta in `controller`. Formulas: docs/method.md.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import warnings
@@ -25,11 +26,12 @@ from .controller import ControlledOptimizer
 from .given import checks
 from .given.bases import Optimizers, tell_of_copies
 from .options import BUDGETS as NAMES
-from .options import RULED, check_option
+from .options import ELSEWHERE, RULED, check_names, check_option
 from .probe import Batch
 from .proposal import Proposal
 from .sensitivity import NO_DERIVATIVE, Sensitivities
 from .settings import ClipSettings
+from .stabilized import StabilizedOptimizer
 from .step import StepInputs, StepStats
 
 LOG = logging.getLogger("ebc_lab.ebc")
@@ -65,6 +67,10 @@ class EllipsotopeClip(ControlledOptimizer):
         **options: Any,
     ):
         chosen = {f.name: options.pop(f.name) for f in fields(self.settings_type) if f.name in options}
+        own = inspect.signature(StabilizedOptimizer).parameters
+        check_names("EBC", options, [*(f.name for f in fields(self.settings_type)), *own], ELSEWHERE)
+        if settings is None and "target_kl" not in chosen:
+            raise TypeError("EBC needs target_kl=…, the nats per token that a step may move predictions by.")
         if settings is not None and chosen:
             raise TypeError(f"{', '.join(chosen)}: give these in `settings`, or no `settings`.")
         self.settings = s = settings or self.settings_type(**chosen)

@@ -6,7 +6,9 @@ of the earlier study; `EllipsotopeClip` itself refuses them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 BUDGETS = ("shadow", "tracked", "surrogate", "fisher", "calibrated")
 LAGGED = "lagged"  # of `LaggedClip` alone: c follows from the KL of earlier steps
@@ -71,8 +73,69 @@ LEAST_MULTIPLIER = {  # the end of a schedule's factor on the target KL
 DECAYING_SHARE = 0.4  # of a run, its last part, in which `hold_decay` falls
 
 
+_FORENSIC = "ForensicClip of ebc_lab.components.forensics"
+# what the earlier study calls its settings, without its prefix `ebc_`, and people theirs -> what to do here
+ELSEWHERE = {
+    name: told
+    for told, names in {
+        "type target_kl=…, nats per token": ("delta", "delta_star", "kl", "max_kl"),
+        "type target_kl=tau**2 / (4 * tokens)": ("tau",),
+        "EBC is on from attach(…) to detach()": ("enable",),
+        f"cadence='warm', 'dense' or 'sweep' says when β is measured; two layers every 20 steps is "
+        f"cadence='published' of {_FORENSIC}": ("update_every", "probe_layers", "beta_full_sweep"),
+        "β is filtered by SensitivityFilter, at decay 0.95": ("beta_ema",),
+        "β is filtered by SensitivityFilter, at huber 0.5": ("beta_huber_delta",),
+        "type target_kl=delta / safety**2, which is the same": ("safety",),
+        "type aggregate=…, and 'sqrtl_l2' for what is 'l2' there": ("aggregate",),
+        "logits are always centred": ("center_logits",),
+        "type grouping='block', or 'matrices' to leave embeddings and head free": ("include_embed_out",),
+        f"type controller='log_pi', or 'pi' with {_FORENSIC}": ("ctrl_enable",),
+        "type audit_every=…": ("ctrl_period",),
+        f"type gains={{'kp': …, 'ki': …}}, and beside these half_life, low and high with {_FORENSIC}": (
+            *("ctrl_kp", "ctrl_ki", "kp", "ki"),
+            *("ctrl_ema_halflife", "ctrl_delta_min", "ctrl_delta_max"),
+        ),
+        f"only {_FORENSIC} has it, with the earlier study's mistakes": ("guard", "beta_init", "units"),
+        f"only {_FORENSIC} has it; log_pi is the loop that keeps its target": ("controller=pi",),
+        f"only {_FORENSIC} has it; 'warm' is the cadence that keeps β right": ("cadence=published",),
+        f"guard='shrink' of {_FORENSIC} has no settings": (
+            *("guard_warmup_steps", "tau_scale_floor", "tau_max_shrink_per_probe"),
+            *("tau_recover_rate", "tau_shrink_exponent"),
+        ),
+    }.items()
+    for name in names
+}
+ENERGY_ELSEWHERE = {  # the same for the energy clip
+    "verbose": "print(clip()) shows each layer's share of its budget",
+    "hook_handles": "leave it out, each clip keeps its hooks until clip.remove()",
+    "max_norm": "type ratio=…, a share of the norm of each layer's output",
+}
+
+
+def near(word: str, choices: Sequence[str]) -> str:
+    """` (did you mean …?)`, or nothing if nothing is near."""
+    found = difflib.get_close_matches(word, choices, 1)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
 def check_option(key: str, value: str, allowed: Iterable[str]) -> None:
     """Raises ValueError unless `value` is one of the names that setting `key` takes."""
     allowed = tuple(allowed)
     if value not in allowed:
-        raise ValueError(f"{key}={value!r} is unknown; it takes {', '.join(allowed)}.")
+        told = ELSEWHERE.get(f"{key}={value}", f"it takes {', '.join(allowed)}")
+        raise ValueError(f"{key}={value!r} is unknown; {told}.")
+
+
+def check_number(key: str, value: Any, such_as: float) -> None:
+    """Raises TypeError unless `value` is a number."""
+    if isinstance(value, str | bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"{key}={value!r} is no number: type {key}={such_as}.")
+
+
+def check_names(owner: str, given: Iterable[str], known: Sequence[str], elsewhere: Mapping[str, str]) -> None:
+    """Raises TypeError at the first of the `given` names that is not `known`, with what to type instead."""
+    for name in given:
+        if name not in known:
+            bare = name.removeprefix("ebc_")
+            told = f": {elsewhere[bare]}" if bare in elsewhere else near(bare, known)
+            raise TypeError(f"{owner} takes no {name}{told}.")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from . import options
-from .options import check_option
+from .options import check_number, check_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +96,7 @@ class ClipSettings:
     }
 
     def __post_init__(self) -> None:
+        check_number("target_kl", self.target_kl, 0.005)
         if not self.target_kl > 0:
             raise ValueError(f"target_kl must be > 0 nats per token, not {self.target_kl}.")
         for key, allowed in self.names.items():

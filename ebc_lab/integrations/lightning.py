@@ -1,4 +1,5 @@
 """EBC in a Lightning `Trainer`: `Trainer(callbacks=[EBC(target_kl=0.005)])`.
+`EnergyClip()` is the energy clip there.
 
 The optimizers exist at `on_fit_start` and get their states from a checkpoint after it, so that EBC's own
 state arrives with them; strategies that save the parameters' states alone (FSDP) bring it as the callback's.
@@ -6,7 +7,7 @@ state arrives with them; strategies that save the parameters' states alone (FSDP
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 
 from ebc_lab.ebc import Attached, attach
 
-from .figures import Figures
+from .figures import EnergyFigures, Figures, check_alone
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -113,6 +114,51 @@ class EBC(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict
+
+
+class EnergyClip(Callback):
+    """Limits every layer's gradient at every step of a `Trainer.fit`, see `ebc_lab.ebc.energy_budget_clip`.
+
+    It does so after the micro-batches of a step have been summed and their gradients unscaled, and before the
+    trainer's own `gradient_clip_val`; of several optimizers, each time with the gradients of the one that
+    steps. Logs `energy/worst`, the largest gradient over its budget, and `energy/skipped`.
+
+    Args:
+        ratio: gradient norm over output norm, > 0, or one by layer, named as in the LightningModule.
+        options: `norm` and `non_finite`, as `energy_budget_clip` takes them.
+    Raises:
+        ValueError: when training begins, as `energy_budget_clip`; several processes.
+    """
+
+    def __init__(self, ratio: float | Mapping[str, float] = 0.1, **options: Any):
+        super().__init__()
+        self.options = {"ratio": ratio, **options}
+        self._figures: EnergyFigures | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_alone(trainer.world_size)
+        if self._figures is not None:  # of a fit that failed
+            self._figures.remove()
+        self._figures = EnergyFigures(pl_module, trainer.optimizers, self.options)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)  # of a fused one Lightning leaves it to the step
+        assert self._figures is not None
+        self._figures.clip(next(i for i, o in enumerate(trainer.optimizers) if o is optimizer))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert self._figures is not None
+        pl_module.log_dict(self._figures.values(), batch_size=1)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._figures is not None:
+            self._figures.remove()
 
 
 def _training(limited: nn.Module, optimizers: list[Optimizer]) -> list[Optimizer]:

@@ -1,4 +1,5 @@
 """EBC in a Hugging Face `Trainer`: `EBC(target_kl=0.005).add_to(trainer)`.
+`EnergyClip().add_to(trainer)` is the energy clip there.
 
 The trainer has loaded its optimizer's state before any callback hears of the optimizer, and tells none which
 checkpoint it resumes from. So EBC's state travels in `trainer_state.json`, among those of the callbacks.
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from ebc_lab.ebc import Attached, EBCWarning, attach
 from ebc_lab.ebc.options import KL_FLOOR
 
-from .figures import Figures
+from .figures import EnergyFigures, Figures, check_alone
 
 try:
     from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -28,7 +29,42 @@ except ModuleNotFoundError as error:
     ) from error
 
 
-class EBC(TrainerCallback, ExportableState):
+class Reporting(TrainerCallback):
+    """What the callbacks here share: their `_figures` stand beside every training loss."""
+
+    _figures: Figures | EnergyFigures | None = None
+    _trainer: Trainer | None = None
+
+    def add_to(self, trainer: Trainer) -> Self:
+        """Make this the first of the trainer's callbacks, so that all that report see its numbers."""
+        trainer.add_callback(self)
+        callbacks = trainer.callback_handler.callbacks
+        callbacks.insert(0, callbacks.pop())
+        self._trainer = trainer
+        return self
+
+    def _tell_unseen(self, args: TrainingArguments) -> None:
+        if args.report_to and self._trainer is None:
+            name = type(self).__name__
+            warnings.warn(
+                f"what reports to {', '.join(args.report_to)} does not see {name}'s numbers, since it comes "
+                f"before it: use {name}(…).add_to(trainer) in the place of Trainer(callbacks=[{name}(…)]).",
+                EBCWarning,
+                stacklevel=3,
+            )
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        logs: dict[str, float] = others["logs"]
+        if "loss" not in logs or self._figures is None:  # an evaluation's, or the summary's
+            return
+        values = {name: float(value) for name, value in self._figures.values().items()}
+        logs.update(values)
+        state.log_history[-1].update(values)  # a copy of `logs`, kept before the callbacks were asked
+
+
+class EBC(Reporting, ExportableState):
     """Limits every step of a `Trainer`, or of a subclass of it, after `add_to`.
 
     Every record of a training loss, in `log_history` and wherever the trainer reports to, gets `ebc/c`,
@@ -58,17 +94,8 @@ class EBC(TrainerCallback, ExportableState):
         # a trainer that restores its callbacks sets these in a new one: EBC's state, and the options it lacks
         self.saved: dict[str, Any] | None = None
         self.lost: list[str] = []
-        self._figures = Figures()
+        self._figures: Figures = Figures()
         self._training = False
-        self._trainer: Trainer | None = None
-
-    def add_to(self, trainer: Trainer) -> Self:
-        """Make this the first of the trainer's callbacks, so that all that report see its numbers."""
-        trainer.add_callback(self)
-        callbacks = trainer.callback_handler.callbacks
-        callbacks.insert(0, callbacks.pop())
-        self._trainer = trainer
-        return self
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
@@ -79,13 +106,7 @@ class EBC(TrainerCallback, ExportableState):
                 f"restore_callback_states_from_checkpoint makes EBC anew without {', '.join(self.lost)}: "
                 "leave it out, EBC's own state is restored in any case."
             )
-        if args.report_to and self._trainer is None:
-            warnings.warn(
-                f"what reports to {', '.join(args.report_to)} does not see EBC's numbers, since it comes "
-                "before EBC: use EBC(…).add_to(trainer) in the place of Trainer(callbacks=[EBC(…)]).",
-                EBCWarning,
-                stacklevel=2,
-            )
+        self._tell_unseen(args)
         options = dict(self.options)
         if args.bf16 or args.fp16:
             options.setdefault("floor", KL_FLOOR["bfloat16"])
@@ -117,16 +138,6 @@ class EBC(TrainerCallback, ExportableState):
         if self.attached is not None:
             self._figures.see(self.attached.last)
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
-    ) -> None:
-        logs: dict[str, float] = others["logs"]
-        if "loss" not in logs:  # an evaluation's, or the summary's
-            return
-        values = {name: float(value) for name, value in self._figures.values().items()}
-        logs.update(values)
-        state.log_history[-1].update(values)  # a copy of `logs`, kept before the callbacks were asked
-
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
@@ -145,6 +156,51 @@ class EBC(TrainerCallback, ExportableState):
         args = {name: value for name, value in self.options.items() if _is_json(value)}
         lost = sorted(self.options.keys() - args)
         return {"args": args, "attributes": {"saved": saved, "lost": lost}}
+
+
+class EnergyClip(Reporting):
+    """Limits every layer's gradient at every step of a `Trainer`, see `ebc_lab.ebc.energy_budget_clip`.
+
+    It does so after the micro-batches of a step have been summed and their gradients unscaled and, unless
+    `max_grad_norm=0`, clipped to that. Every record of a training loss gets `energy/worst`, the largest
+    gradient over its budget, and `energy/skipped`.
+
+    Args:
+        ratio: gradient norm over output norm, > 0, or one by layer, named as in the trainer's model.
+        options: `norm` and `non_finite`, as `energy_budget_clip` takes them.
+    Raises:
+        ValueError: when training begins, as `energy_budget_clip`; several processes or GPUs; `torch_compile`.
+    """
+
+    def __init__(self, ratio: float | Mapping[str, float] = 0.1, **options: Any):
+        self.options = {"ratio": ratio, **options}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        check_alone(max(args.world_size, args.n_gpu), args.torch_compile)
+        self._tell_unseen(args)
+        self._remove()
+        self._figures = EnergyFigures(others["model"], [others["optimizer"]], self.options)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        optimizer = others["optimizer"]
+        scaler = getattr(optimizer, "scaler", None)  # of accelerate's wrapper
+        if scaler is not None and not args.max_grad_norm:  # else the trainer has unscaled them
+            scaler.unscale_(optimizer.optimizer)
+        assert isinstance(self._figures, EnergyFigures)
+        self._figures.clip(0)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        self._remove()
+
+    def _remove(self) -> None:
+        if isinstance(self._figures, EnergyFigures):
+            self._figures.remove()
 
 
 def _states(state: TrainerState) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import csv
 import os
 import sys
 from importlib import import_module
+from types import SimpleNamespace
 from unittest import mock
 
 import lightning.pytorch as pl
@@ -14,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 
-from ebc_lab.ebc import attach
-from ebc_lab.integrations.lightning import EBC
+from ebc_lab.ebc import attach, energy_budget_clip
+from ebc_lab.integrations.lightning import EBC, EnergyClip
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:lightning|pytorch_lightning"),
@@ -109,10 +111,10 @@ def fit(model, folder, *callbacks, trainer=pl.Trainer, ckpt_path=None, **options
     return own
 
 
-def logged(folder):
+def logged(folder, key="ebc/c"):
     [path] = folder.glob("lightning_logs/version_0/metrics.csv")
     with path.open() as file:
-        return [row for row in csv.DictReader(file) if row.get("ebc/c")]
+        return [row for row in csv.DictReader(file) if row.get(key)]
 
 
 def same(a, b):
@@ -242,6 +244,62 @@ def test_under_ddp_which_calls_training_step_as_the_modules_forward(tmp_path, as
     model = Model()
     fit(model, tmp_path, EBC(**OPTIONS), strategy="ddp", devices=1)
     assert same(model.net, by_hand(2 * STEPS)[0])
+
+
+# -- the energy clip -----------------------------------------------------------------------------------------
+
+RATIO = 0.003
+
+
+def energy_by_hand(make_optimizers, accumulate=1):
+    """One epoch in a plain loop -> (net, the largest share of each step)."""
+    net = make_net()
+    optimizers = make_optimizers(net)
+    clip = energy_budget_clip(net, RATIO)
+    worst = []
+    for i, batch in enumerate(Loader(), 1):
+        loss = F.cross_entropy(net(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+        (loss / accumulate).backward()
+        if i % accumulate == 0:
+            worst.append(max(map(float, clip().values())))
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+    return net, worst
+
+
+def one_optimizer(net):
+    return [torch.optim.Adam(net.parameters(), lr=0.02)]
+
+
+@pytest.mark.parametrize(
+    ("manual", "accumulate", "optimizers"), [(False, 2, one_optimizer), (True, 1, two_optimizers)]
+)
+def test_the_energy_clip_limits_the_steps_of_the_loop_by_hand(tmp_path, manual, accumulate, optimizers):
+    model = Model(manual=manual, through=False)
+    options = {"accumulate_grad_batches": accumulate, "val_check_interval": 6, "max_epochs": 1}
+    fit(model, tmp_path, EnergyClip(RATIO), **options)
+    net, worst = energy_by_hand(optimizers, accumulate)
+    assert same(model.net, net)
+    shares = [float(row["energy/worst"]) for row in logged(tmp_path, "energy/worst")]
+    assert shares == pytest.approx(worst)
+    assert max(worst) > 1
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_energy_clip_sees_gradients_that_are_not_scaled(tmp_path, fused):
+    scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**10))
+    model = Model()
+    model.configure_optimizers = lambda: torch.optim.Adam(model.parameters(), lr=0.02, fused=fused)
+    fit(model, tmp_path, EnergyClip(RATIO), plugins=[scaled], max_epochs=1)
+    shares = [float(row["energy/worst"]) for row in logged(tmp_path, "energy/worst")]
+    assert shares[:4] == pytest.approx(energy_by_hand(one_optimizer)[1][:4], rel=0.02)
+
+
+def test_the_energy_clip_wants_one_process():
+    with pytest.raises(ValueError, match="the weights of 2 would drift apart"):
+        EnergyClip().on_fit_start(SimpleNamespace(world_size=2), Model())
 
 
 @pytest.mark.slow

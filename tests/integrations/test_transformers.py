@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
-from ebc_lab.ebc import EBCWarning, attach
-from ebc_lab.integrations.transformers import EBC
+from ebc_lab.ebc import EBCWarning, attach, energy_budget_clip
+from ebc_lab.ebc.energy.record import watching
+from ebc_lab.integrations.transformers import EBC, EnergyClip
 
 pytestmark = pytest.mark.filterwarnings("error::ebc_lab.ebc.given.checks.EBCWarning")
 STEPS = 8
@@ -170,6 +172,59 @@ def test_among_the_callbacks_it_says_who_does_not_see_its_numbers(tmp_path, monk
     with pytest.warns(EBCWarning, match=r"tensorboard does not see EBC's numbers.*add_to\(trainer\)"):
         trainer.train()
     assert len(clipped(trainer)) == 1
+
+
+# -- the energy clip -----------------------------------------------------------------------------------------
+
+RATIO = 0.001
+
+
+class ClippedByHand(Trainer):
+    """The same without the callback: the clip runs at the beginning of the optimizer's step."""
+
+    def create_optimizer(self, model=None):
+        made = super().create_optimizer(model)
+        clip = energy_budget_clip(self.model, RATIO)
+        self.worst = []
+        made.register_step_pre_hook(lambda *_: self.worst.append(max(map(float, clip().values()))))
+        return made
+
+
+def test_the_energy_clip_limits_each_step_and_stands_beside_the_loss(tmp_path):
+    trainer = make_trainer(tmp_path, EnergyClip(RATIO), save_strategy="no", **ACCUMULATED)
+    trainer.train()
+    other = make_trainer(tmp_path / "other", kind=ClippedByHand, save_strategy="no", **ACCUMULATED)
+    other.train()
+    assert same(trainer.model, other.model)
+    records = [record for record in trainer.state.log_history if "loss" in record]
+    assert [record["energy/worst"] for record in records] == pytest.approx(other.worst)
+    assert records[-1]["energy/skipped"] == 0
+    assert max(other.worst) > 1
+    assert watching(trainer.model) is None
+
+
+def test_the_energy_clip_unscales_what_the_trainer_has_left_scaled():
+    model = torch.nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    args = SimpleNamespace(world_size=1, n_gpu=0, torch_compile=False, report_to=[], max_grad_norm=0.0)
+    around = SimpleNamespace(optimizer=optimizer, scaler=scaler, param_groups=optimizer.param_groups)
+    callback = EnergyClip()
+    callback.on_train_begin(args, None, None, model=model, optimizer=around)
+    out = model(torch.ones(2, 4))
+    scaler.scale(out.square().mean()).backward()
+    plain = float(torch.autograd.grad(model(torch.ones(2, 4)).square().mean(), model.weight)[0].norm())
+    callback.on_pre_optimizer_step(args, None, None, optimizer=around)
+    assert 0 < float(model.weight.grad.norm()) <= plain * (1 + 1e-5)
+    assert float(model.weight.grad.norm()) == pytest.approx(
+        plain / max(1, float(callback._figures.values()["energy/worst"]))
+    )
+    scaler.step(optimizer)  # which does not unscale again
+
+
+def test_the_energy_clip_refuses_compiled_training(tmp_path):
+    with pytest.raises(ValueError, match="without torch_compile"):
+        make_trainer(tmp_path, EnergyClip(), torch_compile=True).train()
 
 
 def test_without_transformers_a_sentence_says_what_to_install(monkeypatch):

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ebc_lab.ebc import StepStats
+from ebc_lab.ebc.energy.record import tensor_norms
 from ebc_lab.ebc.flat import joint_norm
 
-from .energy import tensor_norms
 from .rivals import Rival, share
 
 

@@ -24,10 +24,9 @@ from ebc_lab.ebc import (
     clip_coefficient,
     group_parameters,
 )
+from ebc_lab.ebc.energy.record import tensor_norms
 from ebc_lab.ebc.flat import joint_norm
 from ebc_lab.ebc.options import check_option
-
-from .energy import tensor_norms
 
 PER = ("all", "group")
 NORMS = ("latent", "effective")

@@ -13,8 +13,8 @@ from support.perceptron import backward_on, batch, floats, gradients, joint, sam
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ebc_lab.components.stabilizers.energy import energy_budget_clip, monitor_ebc_ratio, output_norm
-from ebc_lab.ebc import EBCWarning
+from ebc_lab.ebc import EBCWarning, energy_budget_clip, monitor_ebc_ratio
+from ebc_lab.ebc.energy.record import output_norm
 
 LAYERS = ["0", "2"]
 
