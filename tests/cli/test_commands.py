@@ -65,7 +65,7 @@ def study(finished):
         (["autopilot", "--max-runs", "many"], "invalid value for '--max-runs'"),
         (["diff", "one"], "missing argument 'b'"),
         (["plan", "study=memry"], "(did you mean memory?); study takes aggregator, "),
-        (["autopilot", "--scale", "smoke"], "given without dashes: scale=smoke"),
+        (["autopilot", "--scale", "smoke"], "given without dashes: type `ebc-lab autopilot scale=smoke`"),
         (["status", "./nothing"], "there is no study at ./nothing"),
     ],
 )
