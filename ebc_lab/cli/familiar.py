@@ -85,7 +85,7 @@ def of_command(
         if name in commands:
             path, options = [*path, name], options_of(commands[name], of_train)
             model = ["MODEL"] if "--arm" in options and not rest else []
-            plain = shlex.join(["ebc-lab", *path, *model, *rest]), []
+            plain: Typed = shlex.join(["ebc-lab", *path, *model, *rest]), []
             return f"{word} is no command of {group}: type {_told(retyped(path, options, rest) or plain)}."
     if name in STAGES:
         return f"{word} is a stage of a study: type `{shlex.join(['ebc-lab', 'stage', name, *rest])}`."
@@ -123,7 +123,9 @@ def retyped(path: Sequence[str], options: Collection[str], words: Sequence[str])
     """Return `ebc-lab PATH WORDS` as it is typed here; None where one of its flags means nothing here, or
     none is another program's."""
     rest = list(words[1:] if is_script(words) else words)
-    first, kept, notes = [], [], []
+    first: list[str] = []  # what stands before everything else: MODEL
+    kept: list[str] = []
+    notes: list[str] = []
     foreign = len(rest) < len(words)
     while rest:
         word = rest.pop(0)
