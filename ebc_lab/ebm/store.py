@@ -340,7 +340,7 @@ class SplatStore(nn.Module):
         """
         if states.dim() != 2 or states.shape[1] != self.n:
             shape = tuple(states.shape)
-            raise ValueError(f"states must have the shape (M, {self.n}) to be observed, not {shape}.")
+            raise ValueError(f"a store cannot observe states of shape {shape}: give (M, {self.n}).")
         _, wins, counts, sums = self._win(states)
         # a moving count of wins, and a mean cosine that moves with each of them
         self.frequency.mul_(KEEP).add_(counts)
