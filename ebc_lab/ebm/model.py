@@ -118,7 +118,7 @@ class CausalBlocks(nn.Module):
 
 
 class EnergyModel(nn.Module):
-    """Tokens (B, T) -> logits (B, T, V).
+    """Tokens (B, T) -> logits (B, T, V), once its `store` has splats: `store.grow` puts them among states.
 
     Args:
         embeddings: initial ones, (V, n), unit rows; random directions without.
@@ -222,6 +222,7 @@ class EnergyModel(nn.Module):
         """Bound the largest curvature of E, for the sampler's step."""
         kappa = self.log_tether.new_zeros(1)
         if self.store is not None:
+            self.store.check_filled()
             kappa = self.store.kappa()[self.store.active]
         return stiffness(kappa, self.log_tether.exp(), self.pair_weight, self.settings.n)
 

@@ -124,6 +124,14 @@ class SplatStore(nn.Module):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def check_filled(self) -> None:
+        """Raise ValueError where no splat is in use. Nothing is read from the device for it."""
+        if len(self) == 0:
+            raise ValueError(
+                "the store has no splats yet: first call `model.store.grow(states, count, rng)`, with "
+                "`states, _ = model.encode(tokens)` and a numpy Generator, or `model.store.add(directions)`."
+            )
+
     def extra_repr(self) -> str:
         return f"{len(self)} of {self.capacity} places, n={self.n}, index={self.kind}, adapt={self.adapt}"
 
@@ -144,7 +152,11 @@ class SplatStore(nn.Module):
         return self.width() if self.kappa_divisor == 1 else self.width() / self.kappa_divisor
 
     def log_pi(self) -> Tensor:
-        """Return ln of each splat's share of alpha among the active ones (capacity,); -inf where none is."""
+        """Return ln of each splat's share of alpha among the active ones (capacity,); -inf where none is.
+
+        Every energy, score and logit reads it: ValueError while the store is empty, where shares are 0 / 0.
+        """
+        self.check_filled()
         if self.adapt == "gradient":
             return self.log_alpha.masked_fill(~self.active, -math.inf).log_softmax(0)
         weights = torch.where(self.active, self.alpha, 0.0)
@@ -174,6 +186,7 @@ class SplatStore(nn.Module):
 
         ValueError where fewer than k are active. An approximate index may miss some.
         """
+        self.check_filled()
         if not 1 <= k <= len(self):
             raise ValueError(f"{k} neighbours were asked of {len(self)} splats: ask for 1 to {len(self)}.")
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
@@ -325,11 +338,9 @@ class SplatStore(nn.Module):
         kappa = clamp(rho / (1 - rho^2)), alpha = frequency + mean frequency, age += 1. With
         `adapt="gradient"` alpha and kappa stay the optimizer's; ln kappa is put back within its limits.
         """
-        if states.dim() != 2 or states.shape[1] != self.n or len(self) == 0:
-            raise ValueError(
-                f"a store of {len(self)} splats in {self.n} dimensions cannot observe states of shape "
-                f"{tuple(states.shape)}: give (M, {self.n}), after splats were added."
-            )
+        if states.dim() != 2 or states.shape[1] != self.n:
+            shape = tuple(states.shape)
+            raise ValueError(f"a store cannot observe states of shape {shape}: give (M, {self.n}).")
         _, wins, counts, sums = self._win(states)
         # a moving count of wins, and a mean cosine that moves with each of them
         self.frequency.mul_(KEEP).add_(counts)
@@ -349,6 +360,7 @@ class SplatStore(nn.Module):
     def _win(self, states: Tensor) -> tuple[Tensor, Wins, Tensor, Tensor]:
         """Find each state's nearest splat: its mu.s (M,), who it is, and, in the buffers' dtype, how many
         states each place won and the sum of their cosines, (capacity,) each."""
+        self.check_filled()
         with torch.autocast(states.device.type, enabled=False):
             states, directions = states.detach().to(self.mu.dtype), self.directions()
             if self._approximate(1):

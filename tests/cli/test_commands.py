@@ -65,7 +65,11 @@ def study(finished):
         (["autopilot", "--max-runs", "many"], "invalid value for '--max-runs'"),
         (["diff", "one"], "missing argument 'b'"),
         (["plan", "study=memry"], "(did you mean memory?); study takes aggregator, "),
-        (["autopilot", "--scale", "smoke"], "given without dashes: scale=smoke"),
+        pytest.param(
+            ["autopilot", "--scale", "smoke"],
+            "given without dashes: type `ebc-lab autopilot scale=smoke`",
+            id="arguments31-given without dashes: scale=smoke",  # as tests/least.json knows it
+        ),
         (["status", "./nothing"], "there is no study at ./nothing"),
     ],
 )

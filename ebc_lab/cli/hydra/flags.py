@@ -10,6 +10,8 @@ from typing import NoReturn
 
 from ebc_lab.config.errors import UserError, any_of, nearest, shown
 
+from ..familiar import is_script, of_flags
+
 CFG = ("job", "hydra", "all")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 OWN_FILES = (
@@ -36,6 +38,7 @@ HELP = {  # flag as it is written -> what it does
     "--version": "print the versions of ebc-lab and Hydra",
     "-h, --help": "print this",
 }
+FLAGS = [word for flag in HELP for word in flag.replace(",", "").split() if word.startswith("-")]
 EXAMPLES = {
     "ebc-lab train scale=smoke": "a few seconds, to see it work",
     "ebc-lab train stabilizer=none optimizer=muon": "Muon alone, without EBC",
@@ -87,9 +90,12 @@ def given(arguments: Sequence[str]) -> Given:
         if flag := next((f for f in (flag, SHORT.get(flag, "")) if f in REFUSED), ""):
             raise UserError(f"{flag} of Hydra is not offered: {REFUSED[flag]}.")
     known, unknown = _parser().parse_known_intermixed_args(list(arguments))
-    for word in unknown:
-        flags = [word for flag in HELP for word in flag.replace(",", "").split() if word.startswith("-")]
-        near = nearest(word, flags) or ": settings are given without dashes, as scale=smoke"
+    ebm = arguments[:1] == ["workload=ebm"]  # as `ebc-lab ebm train` hands it on
+    path, words = ["ebm"] * ebm + ["train"], arguments[ebm:]
+    if (unknown or is_script(words)) and (told := of_flags(path, FLAGS, words)):
+        raise UserError(told)
+    for word in [word for word in unknown if not of_flags(path, FLAGS, [word])]:
+        near = nearest(word, FLAGS) or ": settings are given without dashes, as scale=smoke"
         raise UserError(f"{shown(word)} is no flag of train{near}; `ebc-lab train --help` lists them.")
     asked = Given(**vars(known))
     if asked.info is not None and "=" in asked.info:  # an override behind --info without a word of its own
