@@ -4,9 +4,9 @@
     python dev/studies/drift_figures.py docs/evidence/drift_audits.csv.gz --picture docs/images/drift.png
     python dev/studies/drift_figures.py docs/evidence/mechanism_audits.csv.gz
 
-Reads a finished study, or the audited steps that `--write` kept of one. Prints for every arm the geometric mean,
-over the seeds, of the median over the first and over the last 30% of the run, and late over early, with 95%
-t-intervals over the seeds, in logarithms.
+Reads a finished study, or the audited steps that `--write` kept of one. Prints for every arm the geometric
+mean, over the seeds, of the median over the first and over the last 30% of the run, and late over early, with
+95% t-intervals over the seeds, in logarithms.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ ROWS = {  # of the picture
     "applied_norm": "length of the step, ‖c·ΔW‖",
     "loss": "training loss, nats per token",
 }
-TICKS = {"c": [0.1, 0.2, 0.5, 1], "applied_kl": [0.001, 0.003, 0.01, 0.03], "applied_norm": [0.15, 0.2, 0.3, 0.5]}
+TICKS = {
+    "c": [0.1, 0.2, 0.5, 1],
+    "applied_kl": [0.001, 0.003, 0.01, 0.03],
+    "applied_norm": [0.15, 0.2, 0.3, 0.5],
+}
 SHOWN = {  # arm -> its name and look in the picture
     "pi_zero": ("the earlier bound, β from zero, δ moved by pi", "#d55e00", "-"),
     "pi_first": ("the same, β from its first measurement", "#cc79a7", "-"),
@@ -46,7 +50,7 @@ SHOWN = {  # arm -> its name and look in the picture
 
 
 def audited(study: ebc_lab.LoadedStudy) -> pd.DataFrame:
-    """One row an audited step of a suite's arms: step, c, KL, length, and the mean loss since the audit before."""
+    """One row an audited step of a suite's arms: c, KL, length, and the mean loss since the audit before."""
     steps = study.steps()
     asked = steps.arm.isin(study.config["ablation"]["arms"]) & steps.seed.isin(study.config["seeds"])
     steps = steps[asked].sort_values(["arm", "seed", "step"])
@@ -90,7 +94,12 @@ def draw(rows: pd.DataFrame, to: Path) -> None:
             smooth = logs.rolling(WINDOW, min_periods=1, center=True).mean()
             panel.plot(logs.index, np.exp(smooth.mean(axis=1)), dash, color=colour, label=label, lw=1.8)
             panel.fill_between(
-                logs.index, np.exp(smooth.min(axis=1)), np.exp(smooth.max(axis=1)), color=colour, alpha=0.1, lw=0
+                logs.index,
+                np.exp(smooth.min(axis=1)),
+                np.exp(smooth.max(axis=1)),
+                color=colour,
+                alpha=0.1,
+                lw=0,
             )
         if name in TICKS:
             panel.set_yscale("log")
@@ -112,7 +121,9 @@ def main() -> None:
     options = parser.parse_args()
     rows = pd.read_csv(options.of) if options.of.is_file() else audited(ebc_lab.load(options.of))
     if options.write:
-        rows.to_csv(options.write, index=False, float_format="%.5g", compression={"method": "gzip", "mtime": 0})
+        rows.to_csv(
+            options.write, index=False, float_format="%.5g", compression={"method": "gzip", "mtime": 0}
+        )
     if options.picture:
         draw(rows, options.picture)
     for arm, of in table(rows).iterrows():
