@@ -15,7 +15,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from ebc_lab.ebc import energy_budget_clip
 
 BLOCKS = 6
-SIZES = {"vocab_size": 256, "n_positions": 64, "n_embd": 128, "n_layer": BLOCKS, "n_head": 4}
+SHAPE = GPT2Config(
+    vocab_size=256, n_positions=64, n_embd=128, n_layer=BLOCKS, n_head=4, bos_token_id=0, eos_token_id=0
+)
 
 
 def step(model: GPT2LMHeadModel, optimizer: torch.optim.Optimizer, clipped: bool) -> float:
@@ -55,7 +57,7 @@ def main() -> None:
     pairs = parser.parse_args().pairs
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(**SIZES, bos_token_id=0, eos_token_id=0)).train()
+    model = GPT2LMHeadModel(SHAPE).train()
     print("at initialisation")
     budgets(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
