@@ -129,7 +129,8 @@ class StabilizedOptimizer(AuditedOptimizer):
     def _check_bases(self) -> None:
         if any(getattr(base, "hooked", False) != self.inside_backward for base in self.bases):
             wanted = "with registered hooks" if self.inside_backward else "without hooks in backward"
-            raise ValueError(f"{type(self).__name__} needs a base optimizer {wanted}.")
+            other = "register_hooks()" if self.inside_backward else "remove_hooks(), or use LaggedClip"
+            raise ValueError(f"{type(self).__name__} needs a base optimizer {wanted}: {other}.")
 
     def _check_arithmetic(self) -> None:
         """Raises ValueError where something would be computed beside `arithmetic`."""
@@ -142,6 +143,7 @@ class StabilizedOptimizer(AuditedOptimizer):
 
     def sync_process_group(self) -> None:
         """See which weights are trained at this step, and at the first one by which other processes."""
+        self._check_bases()  # hooks may have been registered since
         moving = given_bases.moving(self.bases)
         if moving != self._moving:
             self.names, self.weights = given_bases.trained(self.model, self.bases)

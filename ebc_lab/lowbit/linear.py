@@ -111,9 +111,16 @@ def hidden_linears(model: nn.Module, keep: Collection[str] | None = None) -> dic
         output_of: Callable[[], Any] = getattr(model, "get_output_embeddings", lambda: None)
         output = output_of()
         keep = [name for name, m in linears.items() if m is output] or list(linears)[-1:]
-    elif linears and (wrong := misnamed(keep, linears, "the model", "linear layer")):
+    if isinstance(keep, str):
+        keep = [keep]
+    if linears and (wrong := misnamed(keep, linears, "the model", "linear layer")):
         raise ValueError(wrong)
     hidden = {name: m for name, m in linears.items() if name not in keep}
+    if not hidden and any(isinstance(module, PackedLinear) for module in model.modules()):
+        raise ValueError(
+            f"{type(model).__name__} was filled by load_packed, whose codes cannot be trained: train the model "
+            "that was saved, from its state_dict."
+        )
     if not hidden:
         raise ValueError(f"{type(model).__name__} has no linear layer to quantize beside {list(keep)}.")
     return hidden
@@ -150,6 +157,7 @@ def save_packed(path: str | os.PathLike[str], model: nn.Module) -> None:
     """
     layers = {id(m.weight): m for m in model.modules() if isinstance(m, QuantizedLinear)}
     if not layers:
+        hidden_linears(model)  # which says so where the model was loaded packed
         raise ValueError(
             f"{type(model).__name__} has no layer in few levels: call quantize_model(model), then train it."
         )
@@ -159,7 +167,8 @@ def save_packed(path: str | os.PathLike[str], model: nn.Module) -> None:
 
 @torch.no_grad()
 def load_packed(path: str | os.PathLike[str], model: Model) -> Model:
-    """Fill a model of the same shape from a file of `save_packed`, or of a run; returns it, to evaluate.
+    """Fill a model of the same shape from a file of `save_packed`, or of a run; returns it, to evaluate: what
+    is packed cannot be trained on.
 
     Its nn.Linear layers become `PackedLinear`; other packed weights are filled in as float32 (those of the
     lab's GPT, which must not quantize them again). On a CPU its outputs are those of the saved model, bit for

@@ -464,7 +464,9 @@ class VLAEmbedding(nn.Module):
 
 
 def _checked_ids(ids: Tensor, n: int, what: str) -> Tensor:
-    """Return ids flat and int64. ValueError unless all are in 0…n-1."""
+    """Return ids flat and int64. ValueError unless all are integers in 0…n-1."""
+    if ids.is_floating_point() or ids.is_complex():
+        raise ValueError(f"{what} must be integers, not {ids.dtype}.")
     least, most = torch.stack(ids.aminmax()).tolist() if ids.numel() else (0, 0)
     if not 0 <= least <= most < n:
         raise ValueError(f"{what} must be in 0…{n - 1}.")

@@ -8,8 +8,9 @@ from support.perceptron import backward_on, batch, joint, small_model
 from torch import nn
 from transformers import GPT2Config, GPT2Model
 
+from ebc_lab.axiom import AXIOM
 from ebc_lab.components import stabilizers
-from ebc_lab.ebc import EllipsotopeClip, attach, energy_budget_clip, monitor_ebc_ratio
+from ebc_lab.ebc import EBCWarning, EllipsotopeClip, attach, energy_budget_clip, monitor_ebc_ratio
 
 
 def made():
@@ -112,3 +113,47 @@ def test_iterating_and_printing_go_by_layer_and_a_parameters_name_is_known_all_t
 def test_the_first_place_of_the_names_is_still_one():
     assert stabilizers.energy.energy_budget_clip is energy_budget_clip
     assert stabilizers.energy.monitor_ebc_ratio is monitor_ebc_ratio
+
+
+def test_an_energy_clip_that_finds_no_gradient_says_so_once():
+    clip = energy_budget_clip(small_model())
+    with pytest.warns(EBCWarning, match=r"between loss\.backward\(\) and optimizer\.step\(\)"):
+        assert clip() == {}
+    assert clip() == {}
+
+
+def test_hooks_that_come_after_attach_do_not_move_the_weights_past_it_in_silence():
+    model = small_model()
+    optimizer = AXIOM(model.parameters(), lr=1e-2)
+    attach(model, optimizer, target_kl=1e-4, probe_sequences="all")
+    backward_on(model, *batch())
+    optimizer.step()
+    optimizer.register_hooks(lr_scale=25.0)
+    backward_on(model, *batch())
+    with pytest.raises(ValueError, match=r"remove_hooks\(\), or use LaggedClip"):
+        optimizer.step()
+
+
+class Withheld(torch.autograd.Function):
+    """The weight itself; its gradient is none."""
+
+    @staticmethod
+    def forward(ctx, weight):
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx, _):
+        return None
+
+
+def test_a_weight_whose_function_returns_no_gradient_is_left_alone():
+    model = small_model()
+    spare = nn.Parameter(torch.ones(()))
+    model.register_parameter("spare", spare)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    ebc = attach(model, optimizer, target_kl=1e-4, probe_sequences="all")
+    inputs, targets = batch()
+    (nn.functional.cross_entropy(model(inputs), targets) + Withheld.apply(spare)).backward()
+    optimizer.step()
+    assert 0 < ebc.last.clip_coefficient <= 1
+    assert spare == 1

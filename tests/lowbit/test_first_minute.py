@@ -290,3 +290,19 @@ def test_a_file_of_another_model_changes_nothing(tmp_path: Path):
             load_packed(file, model)
         for name, tensor in model.state_dict().items():
             assert tensor.is_meta or torch.equal(tensor, before[name])
+
+
+def test_a_text_longer_than_a_files_name_is_a_text():
+    trainer = HybridLLMTrainer(TrainingConfig(max_steps=1))
+    assert trainer.train("to be or not to be " * 200)["total_steps"] == 1
+
+
+def test_what_was_loaded_packed_is_not_trained_on_in_silence(tmp_path: Path):
+    def made() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+
+    save_packed(tmp_path / "saved", quantize_model(made(), keep="1"))
+    loaded = load_packed(tmp_path / "saved", made())
+    for again in (lambda: quantize_model(loaded), lambda: save_packed(tmp_path / "again", loaded)):
+        with pytest.raises(ValueError, match="filled by load_packed, whose codes cannot be trained"):
+            again()

@@ -86,6 +86,7 @@ class EnergyClip:
             self.record.tell_unwatched()
         reading = self.record.read()
         if reading is None:
+            self.record.tell_nothing()
             return Ratios()
         of = self.ratio if isinstance(self.ratio, Mapping) else dict.fromkeys(reading.layers, self.ratio)
         self.record.tell_limitless(reading, of)

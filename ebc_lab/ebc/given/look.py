@@ -132,7 +132,8 @@ class Look:
                 self._hooks[id(p)] = p.register_post_accumulate_grad_hook(self._came)
 
     def _came(self, weight: Tensor) -> None:
-        assert weight.grad is not None
+        if weight.grad is None:  # a Function returned none, or it was used in backward already
+            return
         with torch.no_grad():  # backward may be differentiated itself
             self._gradients[id(weight)] = weight.grad.detach().clone()
 

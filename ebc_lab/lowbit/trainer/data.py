@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +155,9 @@ def _finite_rows(values: object, name: str) -> NDArray[np.float32]:
 
 def tokens_of(data: object) -> NDArray[np.int64] | None:
     """Return token numbers, of a text its characters' places in the sorted alphabet; None for other data."""
-    if isinstance(data, str) and 0 < len(data) < 4096 and "\n" not in data and Path(data).is_file():
-        data = Path(data)
+    if isinstance(data, str) and 0 < len(data) < 4096 and "\n" not in data:
+        with suppress(OSError):  # a text may be longer than a file's name
+            data = Path(data) if Path(data).is_file() else data
     if isinstance(data, Path):
         try:
             data = data.read_text(encoding="utf-8-sig")
