@@ -118,8 +118,8 @@ def hidden_linears(model: nn.Module, keep: Collection[str] | None = None) -> dic
     hidden = {name: m for name, m in linears.items() if name not in keep}
     if not hidden and any(isinstance(module, PackedLinear) for module in model.modules()):
         raise ValueError(
-            f"{type(model).__name__} was filled by load_packed, whose codes cannot be trained: train the model "
-            "that was saved, from its state_dict."
+            f"{type(model).__name__} was filled by load_packed, whose codes cannot be trained: train the "
+            "model that was saved, from its state_dict."
         )
     if not hidden:
         raise ValueError(f"{type(model).__name__} has no linear layer to quantize beside {list(keep)}.")

@@ -246,8 +246,8 @@ class ActivationRecord:
     def tell_nothing(self) -> None:
         """Say, once, that there was no gradient to limit."""
         self._warn(
-            "the energy budget found no gradient to limit: call it between loss.backward() and optimizer.step(), "
-            "on the model that is trained, and without hooks that move weights in backward."
+            "the energy budget found no gradient to limit: call it between loss.backward() and "
+            "optimizer.step(), on the model that is trained, and without hooks that move weights in backward."
         )
 
     def _warn(self, message: str) -> None:
