@@ -291,12 +291,14 @@ def weights_of(source: str | Path | Mapping[str, Any] | nn.Module) -> Weights:
         return weights_by_config(KNOWN[name], name)
     if isinstance(source, str | Path):
         return weights_by_config(*_read_config(source))
+    if callable(to_dict := getattr(source, "to_dict", None)):  # a configuration of transformers
+        return weights_by_config(to_dict(), "the configuration")
     if isinstance(source, Mapping):
         return weights_by_config(source, "the configuration")
     if isinstance(source, nn.Module):
         quantised = {id(layer.weight) for layer in quantised_layers(source).values()}
         return Counter(Weight(tuple(p.shape), id(p) in quantised) for p in source.parameters())
-    wanted = "a name, a folder, a configuration (config.to_dict()) or a module"
+    wanted = "a name, a folder, a configuration or a module"
     raise TypeError(f"memory is estimated of {wanted}, not of {type(source).__name__}.")
 
 

@@ -352,6 +352,12 @@ class AXIOM(torch.optim.Optimizer):
         backward = self._backward
         self._backward = Backward()
         left = [p for p, _ in self._parameters() if p.grad is not None]
+        moved = {id(p) for p in backward.moved}
+        if back := [p for p in left if id(p) in moved]:
+            raise RuntimeError(
+                f"{listed(self._names(back))} moved in backward and got its gradient back, as under "
+                "DistributedDataParallel: with hooks, train the model without it."
+            )
         if left:
             raise RuntimeError(
                 f"{listed(self._names(left))} has a gradient and no hook, since it was frozen when they were "

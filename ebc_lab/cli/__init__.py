@@ -37,7 +37,7 @@ def misused(error: Any) -> str:
             return meant
         dashes = "settings are given without dashes: scale=smoke, optimizer.lr=1e-3"
         return f"{what}; {dashes}; `{called} --help` lists the options."
-    return f"{what}: `{called} --help` says what it takes."
+    return f"{what or 'a command is missing'}: `{called} --help` says what it takes."
 
 
 def main() -> None:

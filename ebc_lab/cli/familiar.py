@@ -18,7 +18,7 @@ from ebc_lab.config.hints import IMPOSSIBLE, OF_NAME, STUDY_DECIDES
 COMMANDS = {
     "axiom": "`ebc-lab train optimizer=axiom memory=hooks stabilizer=none`, or `python -m ebc_lab.axiom {}`; "
     "docs/axiom.md",
-    "verity": "`ebc-lab train determinism=verity stabilizer=none`, or `python -m ebc_lab.verity {}`; "
+    "verity": "`ebc-lab train determinism=verity stabilizer=none`, or `python -m ebc_lab.verity`; "
     "docs/verity.md",
     "lowbit": "`ebc-lab train quantizer=ternary stabilizer=none`, or `python -m ebc_lab.lowbit {}`; "
     "docs/lowbit.md",

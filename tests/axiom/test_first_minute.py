@@ -168,3 +168,20 @@ def test_the_nearest_names_of_an_unknown_one_are_of_its_family():
         FileNotFoundError, match=r"nearest names known are google/gemma-3-1b-pt, google/gemma"
     ):
         estimate_memory("google/gemma-3-4b-it")
+
+
+def test_a_gradient_that_comes_back_after_its_hook_says_why():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    optimizer = AXIOM(model.named_parameters(), lr=1e-2)
+    optimizer.register_hooks()
+    model(torch.ones(3, 4)).sum().backward()
+    model[1].weight.grad = torch.ones(2, 4)  # as DistributedDataParallel does, from its bucket
+    with pytest.raises(RuntimeError, match=r"1\.weight moved in backward and got its gradient back"):
+        optimizer.step()
+
+
+def test_a_configuration_of_transformers_is_taken_as_it_is(transformers):
+    config = transformers.LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=100
+    )
+    assert estimate_memory(config) == estimate_memory(config.to_dict())

@@ -249,7 +249,7 @@ def test_which_layers_are_hidden():
     assert list(hidden_linears(perceptron)) == ["2"]
     with pytest.raises(ValueError, match=r"no linear layer 'lm_haed' .did you mean 'lm_head'"):
         quantize_model(llama(), keep=["lm_haed"])
-    with pytest.raises(ValueError, match="no linear layer to quantize"):
+    with pytest.raises(ValueError, match=r"no nn\.Linear to quantize"):
         quantize_model(nn.Sequential(nn.Linear(4, 4)))
     with pytest.raises(ValueError, match="levels"):
         quantize_model(llama(), "seven")

@@ -83,6 +83,8 @@ class Ratios(dict[str, Tensor]):
     def __missing__(self, name: str) -> Tensor:
         if name in self.parameters:
             return self.parameters[name]
+        if not self:
+            raise KeyError(f"{name!r} has no ratio yet: make the clip or the monitor before the forward.")
         raise KeyError(
             f"{name!r} is no layer, and no parameter, with a gradient and a recorded output"
             f"{near(name, [*self, *self.parameters])}."
