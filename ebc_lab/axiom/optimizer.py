@@ -352,8 +352,8 @@ class AXIOM(torch.optim.Optimizer):
         backward = self._backward
         self._backward = Backward()
         left = [p for p, _ in self._parameters() if p.grad is not None]
-        moved = {id(p) for p in backward.moved}
-        if back := [p for p in left if id(p) in moved]:
+        earlier = {id(p) for p in backward.moved}
+        if back := [p for p in left if id(p) in earlier]:
             raise RuntimeError(
                 f"{listed(self._names(back))} moved in backward and got its gradient back, as under "
                 "DistributedDataParallel: with hooks, train the model without it."

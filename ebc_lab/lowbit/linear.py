@@ -123,8 +123,8 @@ def hidden_linears(model: nn.Module, keep: Collection[str] | None = None) -> dic
         )
     if not hidden:
         raise ValueError(
-            f"{type(model).__name__} has no nn.Linear to quantize beside {', '.join(keep) or 'itself'}; layers "
-            "of other classes, such as GPT-2's Conv1D, stay in float32."
+            f"{type(model).__name__} has no nn.Linear to quantize beside {', '.join(keep) or 'itself'}; "
+            "layers of other classes, such as GPT-2's Conv1D, stay in float32."
         )
     return hidden
 

@@ -57,9 +57,9 @@ METHOD = (
     "test loss only judges.",
 )
 OF_PI = (  # where the earlier study's rule moved δ; README and docs/findings.md say the same
-    "A moving δ is a symptom: sensitivities that start at zero make the bound come too late, and training "
-    "then fits its curvature to the step, so that a KL of so many nats fixes no length. "
-    "Bound a length, or let δ fall on a schedule."
+    "A moving δ is a symptom: sensitivities that are averaged from zero make the bound come too late, and "
+    "training then fits its curvature to the length of its steps, so that one KL does not stand for one "
+    "length. Bound a length, or let δ fall on a schedule."
 )
 TERMS = {  # docs/glossary.md repeats them
     "δ*": "EBC’s budget: the KL divergence, in nats per token, by which one step may move the predictions; "
