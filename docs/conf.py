@@ -62,6 +62,7 @@ INTERNAL = (  # types that show in the signature of something public
     r"ebc\.(flat|parallel|probe|controller|budgets)\.[\w.]+",
     r"ebc\.(step\.(Forecast|Arithmetic)|proposal\.StateCopy)",
     r"ebm\.energy\.Splats",
+    r"(integrations\.transformers\.Reporting|lowbit\.linear\.Model)",
     r"verity\.grids\.Grid",
     r"(study|records)\..*",
 )
