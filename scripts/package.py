@@ -277,7 +277,8 @@ def ours() -> set[str]:
     """The files that an installed package consists of."""
     package = {str(path.relative_to(ROOT)) for path in (ROOT / "ebc_lab").rglob("*") if path.is_file()}
     settings = {f"ebc_lab/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
-    return {path for path in package if "__pycache__" not in path} | settings
+    cases = {f"ebc_lab/lowbit/benchmarks/{path.name}" for path in (ROOT / "benchmarks/lowbit").glob("*.py")}
+    return {path for path in package if "__pycache__" not in path} | settings | cases
 
 
 def main() -> None:
