@@ -2,7 +2,8 @@
 
     python dev/studies/drift_figures.py outputs/ebc_ablation/drift --write docs/evidence/drift_audits.csv.gz
     python dev/studies/drift_figures.py docs/evidence/drift_audits.csv.gz --picture docs/images/drift.png
-    python dev/studies/drift_figures.py docs/evidence/mechanism_audits.csv.gz
+    python dev/studies/drift_figures.py docs/evidence/drift_audits.csv.gz --share pi_zero/pi_first
+    python dev/studies/drift_figures.py docs/evidence/mechanism_audits.csv.gz --pairs kl_2/kl_05
 
 Reads a finished study, or the audited steps that `--write` kept of one. Prints for every arm the geometric
 mean, over the seeds, of the median over the first and over the last 30% of the run, and late over early, with
@@ -71,11 +72,17 @@ def geometric(values: pd.Series) -> str:
     return f"{middle:.3g} [{low:.3g}, {high:.3g}]"
 
 
-def table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Early, late and late over early of each quantity, one row an arm."""
+def medians(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Of each arm and seed, the medians of its early steps, and of its late ones."""
     end = rows.step.max() + 1
     early = rows[rows.step < PART * end].groupby(["arm", "seed"]).median(numeric_only=True)
     late = rows[rows.step >= (1 - PART) * end].groupby(["arm", "seed"]).median(numeric_only=True)
+    return early, late
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Early, late and late over early of each quantity, one row an arm."""
+    early, late = medians(rows)
     return pd.DataFrame(
         {
             (name, what): values[name].groupby("arm", sort=False).apply(geometric)
@@ -118,6 +125,8 @@ def main() -> None:
     parser.add_argument("of", type=Path, help="a study's folder, or what --write kept of one")
     parser.add_argument("--write", type=Path, help="keep its audited steps here, as CSV")
     parser.add_argument("--picture", type=Path, help="draw them here")
+    parser.add_argument("--pairs", nargs="*", default=[], help="A/B: late in A over late in B, by seed")
+    parser.add_argument("--share", help="A/B: how much of the change of ln c in A is gone in B, by seed")
     options = parser.parse_args()
     rows = pd.read_csv(options.of) if options.of.is_file() else audited(ebc_lab.load(options.of))
     if options.write:
@@ -126,6 +135,17 @@ def main() -> None:
         )
     if options.picture:
         draw(rows, options.picture)
+    early, late = medians(rows)
+    for pair in options.pairs:
+        a, b = pair.split("/")
+        for name in ("applied_norm", "applied_kl"):
+            print(f"late {name}, {pair}: {geometric(late.loc[a][name] / late.loc[b][name])}")
+    if options.share:
+        drift = np.log(late.c / early.c)
+        a, b = (drift.loc[arm] for arm in options.share.split("/"))
+        gone = 1 - b / a
+        mean, half = gone.mean(), stats.t.ppf(0.975, len(gone) - 1) * gone.std(ddof=1) / math.sqrt(len(gone))
+        print(f"of ln c, {options.share}: {mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]")
     for arm, of in table(rows).iterrows():
         print(arm)
         for name in of.index.levels[0]:

@@ -47,7 +47,7 @@ class Reading(NamedTuple):
 
     layers: list[str]
     gradients: list[dict[str, Tensor]]  # of each layer, by the parameter's name
-    each: list[Tensor]  # of each layer, the norms of these, float64
+    each: Tensor  # (P,) float64, the norms of these, layer by layer
     norms: Tensor  # (L,) float64, of each layer's gradients taken together
     energies: Tensor  # (L,) float64, norms of their outputs; inf where none was recorded
     recorded: list[bool]
@@ -59,13 +59,17 @@ class Reading(NamedTuple):
 
     def over(self, budgets: Tensor, known: list[bool]) -> Ratios:
         """The gradients' norms over the (L,) `budgets`, of the layers `known`; 0 for a gradient of zero."""
+        holds = [len(gradients) for gradients in self.gradients]
+        of_each = torch.cat([budgets[i].expand(n) for i, n in enumerate(holds)])
+        norms = torch.cat([self.norms, self.each])
+        measured = torch.where(norms == 0, 0.0, norms / torch.cat([budgets, of_each])).unbind()
+        wholes, parts = measured[: len(holds)], iter(measured[len(holds) :])
         ratios = Ratios()
-        for i, layer in enumerate(self.layers):
-            if known[i]:
-                both = torch.cat([self.norms[i : i + 1], self.each[i]])
-                whole, *parts = torch.where(both == 0, 0.0, both / budgets[i]).unbind()
+        for layer, gradients, whole, wanted in zip(self.layers, self.gradients, wholes, known, strict=True):
+            of_layer = [(name, next(parts)) for name in gradients]
+            if wanted:
                 ratios[layer] = whole
-                ratios.parameters.update(zip(self.gradients[i], parts, strict=True))
+                ratios.parameters.update(of_layer)
         return ratios
 
 
@@ -194,15 +198,15 @@ class ActivationRecord:
         if not gradients_of:
             return None
         flat = tensor_norms([g for gradients in gradients_of.values() for g in gradients.values()])
-        each = list(torch.split(flat, [len(gradients) for gradients in gradients_of.values()]))
-        norms = torch.stack([e.square().sum() for e in each]).sqrt()
+        by_layer = torch.split(flat.square(), [len(gradients) for gradients in gradients_of.values()])
+        norms = torch.stack([squares.sum() for squares in by_layer]).sqrt()
         energies = [self._energy(n) for n in gradients_of]
         limitless = torch.full_like(norms[0], torch.inf)
         stacked = torch.stack([limitless if e is None else e.to(norms) for e in energies])
         return Reading(
             list(gradients_of),
             list(gradients_of.values()),
-            each,
+            flat,
             norms,
             stacked,
             [e is not None for e in energies],
