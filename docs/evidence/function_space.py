@@ -12,11 +12,11 @@ from ebc_lab.ebc.sensitivity import linearised
 
 
 class FunctionSpaceRate(Rival):
-    """Every tensor's update times base/d: d is how far the tensor alone would move the logits at a rate of 1, to first
-    order (rms over tokens and vocabulary), and base what d was at the same share of a recorded run.
+    """Every tensor's update times base/d: d is how far the tensor alone would move the logits at a rate of 1,
+    to first order (rms over tokens and vocabulary), and base what d was at the same share of a recorded run.
 
-    Measured by forward mode, exactly, on the probe's rows at every `every`-th step, and averaged as the paper does
-    (decay 0.9). Between measurements the factors stay. As there, they raise a rate as well as lower it.
+    Measured by forward mode, exactly, on the probe's rows at every `every`-th step, and averaged as the paper
+    does (decay 0.9). Between measurements the factors stay. As there, they raise a rate as well as lower it.
 
     Args:
         every: steps between measurements.
@@ -50,10 +50,11 @@ class FunctionSpaceRate(Rival):
         if self._measures(proposal.t):
             self._measure(proposal, updates)
         if self.base:
-            for w, old, update, factor in zip(self.weights, proposal.old, updates, self.factors.tolist(), strict=True):
-                w.copy_(old + update * factor)
+            for i, factor in enumerate(self.factors.tolist()):
+                self.weights[i].copy_(proposal.old[i] + updates[i] * factor)
         lengths = torch.stack([torch.linalg.vector_norm(u) for u in updates]).double()
-        stats.clip_coefficient = share(torch.linalg.vector_norm(lengths * self.factors), torch.linalg.vector_norm(lengths))
+        taken = torch.linalg.vector_norm(lengths * self.factors)
+        stats.clip_coefficient = share(taken, torch.linalg.vector_norm(lengths))
 
     def _measure(self, proposal, updates):
         call = proposal.t // self.every

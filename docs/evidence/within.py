@@ -32,4 +32,5 @@ class Hyperball(Rival):
                 w.copy_(old + update * (step / length))
                 w.mul_(norm / torch.linalg.vector_norm(w))
             taken.append(torch.linalg.vector_norm(w - old))
-        stats.clip_coefficient = share(*(torch.linalg.vector_norm(torch.stack(part)) for part in (taken, proposed)))
+        lengths = (torch.linalg.vector_norm(torch.stack(part)) for part in (taken, proposed))
+        stats.clip_coefficient = share(*lengths)
