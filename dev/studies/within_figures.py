@@ -23,7 +23,7 @@ PRIMARY = "kl"
 
 
 def losses_of(paths: list[str]) -> pd.DataFrame:
-    """Return test losses by seed, a column an arm; names the runs that have none, as they did not complete."""
+    """Return test losses by seed, a column an arm; names those that did not complete."""
     parts = []
     for path in paths:
         runs = ebc_lab.load(path).runs()
