@@ -13,6 +13,7 @@ import argparse
 import math
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 import ebc_lab
@@ -35,20 +36,22 @@ def main() -> None:
     study = ebc_lab.load(parser.parse_args().study)
     track = next(iter(study.decisions["ablation"]["tracks"].values()))
     reference = study.config["ablation"]["reference"]
-    runs = study.runs()
-    judged = runs[(runs.stage == "ablation") & (runs.kind == "train")]
-    losses = judged.pivot_table(index="seed", columns="arm", values="test_loss")
-    for arm in study.config["ablation"]["arms"]:
-        if arm not in losses:
-            print(f"{arm:14} no run completed")
-            continue
+    test_loss = study.runs().set_index("run_id").test_loss
+    losses = pd.DataFrame(  # two arms that were tuned to the same point share their runs
+        {
+            name: {seed: test_loss[run] for seed, run in arm["runs"].items()}
+            for name, arm in track["arms"].items()
+        }
+    )
+    for arm in losses:
         of_arm = losses[arm].dropna()
-        print(f"{arm:14} lr {track['arms'][arm]['lr']:.4g}, {len(of_arm)} seeds, ", end="")
+        tuned = ", ".join(f"{key} {value:g}" for key, value in track["arms"][arm]["point"].items())
+        print(f"{arm:14} {tuned}; {len(of_arm)} seeds, ", end="")
         print(f"{of_arm.mean():.4f} ± {of_arm.std():.4f}", end="")
         if arm == reference:
             print()
             continue
-        d = track["differences"][arm]
+        d = track["arms"][arm]["difference"]
         print(f"; difference {d['mean']:+.4f}, alone [{d['low']:+.4f}, {d['high']:+.4f}], ", end="")
         print(f"joint over {d['comparisons']} [{d['joint_low']:+.4f}, {d['joint_high']:+.4f}]", end="")
         both = losses[[arm, reference]].dropna().to_numpy()
