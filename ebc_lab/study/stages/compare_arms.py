@@ -276,11 +276,11 @@ def _lucks(
     arms: Mapping[str, Arm], track: str, earlier: Mapping[str, Decision], results: Results
 ) -> dict[str, Luck]:
     """Return the luck in the choice of the constant rate, `baseline`, of the fair control, `control`, and of
-    δ*, `ebc`, with the noise of the finals' own runs."""
+    δ*, `ebc`. They were chosen by validation loss, so the noise is that of the finals' validation losses."""
     swept: SweepTrack = earlier["lr_sweep"]["tracks"][track]
     calibrated: CalibratedTrack = earlier["calibrate"]["tracks"][track]
     loss = {run["run_id"]: run["val_loss"] for run in earlier["lr_sweep"]["candidates"]}
-    by_arm = [losses(arm, results) for arm in arms.values()]
+    by_arm = [losses(arm, results, "val_loss") for arm in arms.values()]
     common = sorted(set.intersection(*map(set, by_arm)))
     noise = noise_of_runs([[of_arm[seed] for seed in common] for of_arm in by_arm])
     sd, freedom = noise or (swept["sigma"], 1)

@@ -245,18 +245,19 @@ def test_the_published_study_has_six_lines_and_no_window():
 @pytest.fixture(scope="module")
 def eight():
     """Finals of eight seeds in which EBC is ahead, and a function that decides them anew, after changing
-    what the earlier stages chose from."""
+    what the earlier stages chose from, or the noise of the validation losses alone."""
     config, decisions = before("seeds=[0,1,2,3,4,5,6,7]")
     draw = random.Random(0)
-    _, specs, results = played(
+    _, specs, found = played(
         "finals",
         config,
         decisions,
         lambda s: done(2 - 0.006 * s.role.startswith("ebc") + draw.gauss(0, 0.01)),
     )
 
-    def decide(control=(2.0, 2.5), constant=(2.0, 2.5), targets=(2.0, 2.5)):
+    def decide(control=(2.0, 2.5), constant=(2.0, 2.5), targets=(2.0, 2.5), noise=1.0):
         earlier = copy.deepcopy(decisions)
+        results = {run: r | {"val_loss": 2 + noise * (r["val_loss"] - 2)} for run, r in found.items()}
         swept, calibrated = (earlier[stage]["tracks"][TRACK] for stage in ("lr_sweep", "calibrate"))
         [point, *_] = swept["control"]["grid"]
         swept["control"]["grid"] = [{**point, "val_loss": x} for x in (*control, None)]
@@ -283,6 +284,17 @@ def test_a_control_chosen_by_a_near_tie_of_one_seed_is_not_beaten_by_what_that_l
     assert "luck" not in line["difference"]
     assert "tuning on several seeds" in remedy({**far, "verdict": "undecided"})
     assert "more seeds" in remedy({**line, "verdict": "undecided"})
+
+
+def test_the_luck_of_a_choice_by_validation_loss_has_the_noise_of_validation_losses(eight):
+    near = (2.0, 2.012)
+    quiet, usual, loud = (
+        next(iter(track["differences"]["control"].values()))
+        for track in (eight(control=near, noise=noise) for noise in (0.1, 1.0, 3.0))
+    )
+    assert "luck" not in quiet
+    assert usual["luck"]["sd"] < loud["luck"]["sd"]
+    assert quiet["mean"] == usual["mean"] == loud["mean"]
 
 
 @pytest.mark.parametrize(
