@@ -242,7 +242,7 @@ def units(track: UnitsTrack) -> Headline:
         worst = track["arms"][least]["worst"]
         excess = track["arms"][least]["carried"][worst]["excess"] if worst else None
         remark = f"above the best of all arms; {signed(excess, 3)} at worst ({worst})"
-        tiles.append(Tile(f"{least} carries best", signed(found[least], 3), "nats", remark))
+        tiles.append(Tile(f"{least} has the lowest mean excess", signed(found[least], 3), "nats", remark))
     shares = {arm: f["broken"]["broken"] / max(1, f["broken"]["runs"]) for arm, f in track["arms"].items()}
     broken = track["arms"][best]["broken"]
     rival = percent(shares[track["reference"]], 1)

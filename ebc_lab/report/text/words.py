@@ -430,9 +430,9 @@ def _over_the_window(window: Line, scales: Sequence[float]) -> str:
     low, high = (f"×{scale:g}" for scale in scales)
     between = f"between {low} and {high} of the best constant one"
     claim = {
-        "pass": f"With EBC the learning rate hardly matters {between}",
-        "fail": f"With EBC the learning rate still matters {between}",
-        "undecided": f"Whether the learning rate still matters with EBC, {between}, is open",
+        "pass": f"With EBC a higher learning rate does no harm {between}",
+        "fail": f"With EBC a higher learning rate does harm {between}",
+        "undecided": f"Whether a higher learning rate does harm with EBC, {between}, is open",
     }[window["verdict"]]
     lead = f"at {high} the test loss is " if window["difference"]["mean"] is not None else ""
     text = f"{claim}: {lead}{gap(window['difference'], window['joint'], f' than at {low}')}"

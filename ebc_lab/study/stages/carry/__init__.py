@@ -108,7 +108,7 @@ def headline(track: UnitsTrack) -> str:
     """Write a decided track in one sentence: which unit carries best, and what each challenger came to."""
     judged = {arm: found["excess"] for arm, found in track["arms"].items() if found["excess"] is not None}
     least = min(judged, key=lambda arm: judged[arm])
-    parts = [f"{least} carries best, {judged[least]:.4f} nats above the best of all arms on average"]
+    parts = [f"{least} has the lowest mean, {judged[least]:.4f} nats above the best of all arms"]
     for arm in track["challengers"]:
         said = IN_WORDS[track["verdicts"][arm]]
         parts.append(f"{arm} {said}: {against(track['against'][arm])} from {track['reference']}")
