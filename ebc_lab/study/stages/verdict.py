@@ -31,7 +31,7 @@ from ebc_lab.records.decisions import (
 from ebc_lab.records.figures import FINISHED, KL_BAND, PLATEAU_C, RunResult
 
 from .compare_arms import losses, seeds_of
-from .rules import Results, band_distance, ended
+from .rules import Results, band_distance, ended, error_divided
 from .statistics import (
     CONFIDENCE,
     MOST_SEEDS,
@@ -280,6 +280,7 @@ def add_answers(
                     losses(arms[other], results),
                     margin=config.finals.margin,
                     comparisons=comparisons,
+                    looks=error_divided(config),
                     replicates=replicates,
                     luck=luck_between(config, earlier, name, label, other),
                 )
