@@ -72,6 +72,7 @@ def resolve_study(
     different = from_recorded(config, known) if known else []
     changed = changes(config, known, index.look(study)) if known else []
     config = adopt(config, known) if known else replace(config, answered_before=0)
+    earlier = answered_here(config, known, study) if known else []
     corpus, tokenizer_sha256 = checked_text(config)
     check_lengths(config, corpus)
     config = arms_pinned(pinned(config, corpus, tokenizer_sha256))
@@ -82,14 +83,13 @@ def resolve_study(
         raise UserError(
             f"study {study.name} was begun with other settings ({shown}{copied}): choose another study.name, "
             "or add --force to change this one; runs that are still the same are kept "
-            f"({_retrained(config, study)})."
+            f"({_retrained(config, study)}).{_to_be_halved(earlier)}"
         )
     if known and known["corpus"]["sha256"] == corpus.sha256:  # a fallback is announced only when it is chosen
         corpus = replace(corpus, warning=known["corpus"]["warning"])
     config, why = _resolve(config, corpus, study, say, work)
     check_run(config)
     changed_copies = known is not None and own.lacking(study, known, config)
-    earlier = answered_here(config, known, study) if known else []
     if changed and known:
         again = len(known.get("looks", [])) + sum(bool(answer["shared"]) for answer in earlier)
         config = replace(config, answered_before=again)
@@ -107,12 +107,22 @@ def resolve_study(
     return config, corpus
 
 
+def _to_be_halved(earlier: Sequence[EarlierAnswer]) -> str:
+    """Return what is to be known before seeds are judged again."""
+    if not any(answer["shared"] for answer in earlier):
+        return ""
+    return (
+        " An answer that judges seeds again has half the error; seeds that are all fresh need no such thing."
+    )
+
+
 def answered_here(config: Config, known: Mapping[str, Any], study: Study) -> list[EarlierAnswer]:
     """Return the answers that precede that of this call: those in `known`, study.json as it is, and the
     study's own, where that rests on seeds that were planned otherwise."""
     earlier: list[EarlierAnswer] = known.get("earlier", [])
-    seeds = sorted({c["seed"] for c in judged_candidates(config, study.decisions())})
-    if not seeds or seed_plan(known["config"]) == seed_plan(to_dict(config)):
+    judged = judged_candidates(config, study.decisions())
+    seeds = sorted({*known["config"]["seeds"], *(c["seed"] for c in judged)})
+    if not judged or seed_plan(known["config"]) == seed_plan(to_dict(config)):
         return earlier
     every = [*earlier, EarlierAnswer(study=study.name, seeds=seeds, shared=[])]
     return [{**answer, "shared": sorted({*answer["seeds"]} & {*config.seeds})} for answer in every]

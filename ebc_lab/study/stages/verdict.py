@@ -214,7 +214,7 @@ def _overhead(measured: RunResult, limit_pct: float) -> Line:
 
 
 RECIPE = "another recipe (budget, schedules, calibrate.multiples=…)"
-SEEDS = "more seeds (seeds=…, or finals.max_seeds=…)"
+SEEDS = "more seeds, fresh ones in another study (seeds=… study.name=…),"
 TUNING = "a tuning on several seeds (calibrate.seeds=…; of schedules a suite’s, tune.seeds=…)"
 LONGER = "longer runs (finals.steps=…)"
 CHEAPER = "a cheaper recipe (audit_every=…, budget.probe_sequences=…), or longer steps,"
