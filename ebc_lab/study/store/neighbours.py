@@ -170,8 +170,6 @@ def earlier_answers(
             continue
         with suppress(UserError, OSError, LookupError):
             header = neighbour.header()
-            if seed_plan(header["config"]) == plan:
-                continue
             theirs = _judged(neighbour, judged_candidates(config, neighbour.decisions()))
             common = {arm: seeds for arm, seeds in theirs.items() if arm in mine}
             if len(common) < (2 if TARGET.of(config).name == "none" else 1):
@@ -179,8 +177,10 @@ def earlier_answers(
             seeds = sorted(set().union(*common.values()))
             shared = Counter(seed for arm, of_arm in common.items() for seed in of_arm & mine[arm])
             again = sorted(seed for seed, arms in shared.items() if arms > 1 or len(common) == 1)
-            before: list[EarlierAnswer] = header.get("earlier", []) if again else []
-            for answer in (*before, EarlierAnswer(study=neighbour.name, seeds=seeds, shared=again)):
+            answers: list[EarlierAnswer] = [*header.get("earlier", [])] if again else []
+            if seed_plan(header["config"]) != plan:  # else it is this very answer
+                answers.append(EarlierAnswer(study=neighbour.name, seeds=seeds, shared=again))
+            for answer in answers:
                 of_mine = sorted(set(answer["seeds"]) & set().union(*mine.values()))
                 found.setdefault(tuple(answer["seeds"]), {**answer, "shared": again and of_mine})
     return list(found.values())
