@@ -122,12 +122,12 @@ def test_the_command_that_decides_asks_for_fresh_seeds_and_for_nothing_else_anew
     words = shlex.split(deciding(study, header, decision))
     made = compose(words[2:], here=False)
     before = from_dict(Config, {**header["requested"], "data": header["config"]["data"]})
-    assert made.seeds == list(range(2, 11))
-    assert made.study.name == f"{header['study']}_seeds_2_to_10"
+    assert made.seeds == list(range(5, 14))
+    assert made.study.name == f"{header['study']}_seeds_5_to_13"
     assert made.output_dir == str(tmp_path / "out")
     assert (made.ablation, made.tune, made.scale) == (before.ablation, before.tune, before.scale)
-    invent(tmp_path / "out", [*asked, "seeds=[3,7]", "study.name=other"], stages=1, drawn=False)
-    assert "seeds=[2,4,5,6,8,9,10,11,12]" in deciding(study, header, decision)  # none trained with there
+    invent(tmp_path / "out", [*asked, "seeds=[6,8]", "study.name=other"], stages=1, drawn=False)
+    assert "seeds=[5,7,9,10,11,12,13,14,15]" in deciding(study, header, decision)  # none trained with there
     answers["cautious"]["verdict"] = "better"
     assert deciding(study, header, decision) is None
 
