@@ -14,9 +14,11 @@ from ebc_lab.report.text.words import plural, tracks_in_words
 from ebc_lab.study.autopilot import Outcome, autopilot, study_of
 from ebc_lab.study.guards import Limits, StageFailed
 from ebc_lab.study.inspect.forecast import expected_left, expected_work
+from ebc_lab.study.inspect.reproduce import deciding
 from ebc_lab.study.launch.pool import WorkersFailed
 from ebc_lab.study.stages.rules import Undecidable
 from ebc_lab.study.stages.verdict import verdict_of
+from ebc_lab.study.store.changes import looks_of
 from ebc_lab.study.store.study import Cancelled, Study
 from ebc_lab.study.trackers.notify import FAILED, FINISHED, STALLED, Notifier
 
@@ -123,7 +125,8 @@ def _told(done: Outcome) -> dict[str, Any]:
         "answer": [tracks_in_words(line) for line in done.answer],
         "verdict": done.acceptance,
         "answers": _answers(done),
-        "looks": done.study.header().get("looks", []),
+        "looks": looks_of(done.study.header()),
+        "decide": deciding(done.study, done.study.header(), done.ablation),
         "stages": done.stages,
         "runs": done.runs.as_dict(),
         "failed": done.failed,

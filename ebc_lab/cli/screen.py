@@ -248,7 +248,7 @@ def _last_words(console: Console, done: Any) -> None:
     for line in done.answer:
         console.print(Text.assemble(("answer  ", "bold"), tracks_in_words(line)))
     study = done.study
-    if warned := looked(study.header().get("looks", [])):
+    if warned := looked(study.header()):
         console.print(Text(f"        {warned}", style="yellow"))
     if study.page_file.exists():
         console.print(Text.assemble(("page    ", "bold"), str(study.page_file)), soft_wrap=True)

@@ -35,7 +35,7 @@ from .parts.workload import WorkloadConfig
 T = TypeVar("T")
 SPLITS = ("train", "val", "test")
 # settings that may differ between calls on one study
-NOT_THE_STUDY = ("launcher", "output_dir", "tracker", "notify", "own_files")
+NOT_THE_STUDY = ("launcher", "output_dir", "tracker", "notify", "own_files", "answered_before")
 KEPT_ELSEWHERE = ("mirror", "mirror_every_s")  # of `study`: where its files are also kept, likewise
 TUNABLE: dict[str, Setting] = {  # what an arm's grid may hold, and its values
     "lr": Setting("learning rate, absolute", **LR, increasing=True),
@@ -184,6 +184,7 @@ class StageConfig:
     """The settings of a stage. The stages are the fields of `Config` of this type, in their order."""
 
     needs: ClassVar[tuple[str, ...]] = ()  # stages without which this one cannot be asked for
+    judges: ClassVar[bool] = False  # by intervals over the study's `seeds`
     steps: int = setting(200, "length of each of its runs", "steps", low=1, high=STEPS)
     train_tokens: float | None = setting(
         None, "in place of its steps, rounded up to whole ones", "tokens", low=1, high=TOKENS
@@ -304,6 +305,7 @@ class FinalsConfig(StageConfig):
     """The arms at full length over `seeds`, judged on the test split."""
 
     needs = ("lr_scale",)
+    judges = True
     steps: int = setting(600, "length of each of its runs", "steps", low=1, high=STEPS)
     arms: list[str] = setting(
         ["baseline", "control", "ebc_x2", "ebc_x8", "control_x2", "control_x8"],
@@ -430,6 +432,7 @@ class AblationConfig(StageConfig):
     """A suite: named arms over `seeds`, each compared with one of them, paired by seed (docs/suites.md)."""
 
     needs = ("lr_sweep",)
+    judges = True
     question: str = setting("", "what the suite asks, in a sentence")
     steps: int = setting(600, "length of each of its runs", "steps", low=1, high=STEPS)
     reference: str = setting("", "the arm that every other is paired with")
@@ -562,6 +565,7 @@ class CarryConfig(StageConfig):
     """Arms that measure a step in different units, in different settings: which one constant, chosen in other
     settings, serves a setting that it was not chosen on? Over `seeds`."""
 
+    judges = True
     question: str = setting("", "what the study asks, in a sentence")
     steps: int = setting(600, "length of each of its runs", "steps", low=1, high=STEPS)
     arms: dict[str, UnitConfig] = setting({}, "name → unit")
@@ -619,6 +623,7 @@ class ProfilesConfig(StageConfig):
     """Methods with one configuration each for all workloads: how soon does each reach a target that a tuned
     yardstick set? Over `seeds`."""
 
+    judges = True
     question: str = setting("", "what the study asks, in a sentence")
     steps: int = setting(300, "length of the runs that set the targets", "steps", low=1, high=STEPS)
     longest: float = setting(
@@ -785,6 +790,9 @@ class Config(RunConfig):
     )
     own_files: dict[str, str] = setting(
         {}, "filled in: your suite, your own parts and what they import, which the study copies", most=500
+    )
+    answered_before: int = setting(
+        0, "filled in: how many earlier answers rest on some of this study's seeds", low=0, high=1000
     )
     study: StudyConfig = field(default_factory=StudyConfig)
     lr_sweep: LRSweepConfig = field(default_factory=LRSweepConfig)

@@ -68,9 +68,7 @@ def write_conclusions(
     if profiled := decision_that_shows("profiles", decisions):
         summaries.write_profiles(study.profiles_file, profiled)
     write_json(study.results_file, {**about, **decisions[config.study.stages[-1]]})
-    papers.write(
-        study.root, config, corpus, decisions, accepted, study.result, looked(header.get("looks", []))
-    )
+    papers.write(study.root, config, corpus, decisions, accepted, study.result, looked(header))
     _draw(study, decisions, say)
     html.write_page(study.root)
     return accepted

@@ -28,6 +28,7 @@ from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import read_columns
 from ebc_lab.study.stages.rules import decision_problem
 from ebc_lab.study.stages.stage import stage_of
+from ebc_lab.study.store.changes import looked, looks_of
 from ebc_lab.study.store.find import find
 from ebc_lab.study.store.study import Record, Study, StudyHeader, studies_in
 
@@ -193,11 +194,11 @@ class LoadedStudy:
         """Return one row a question: the lines of the verdict; of a suite an arm of your own against the best
         other one, or, where it asks about none, each arm against the one it is compared with.
 
-        `attrs["looks"]`: with how many seeds the study had answered before its seeds were changed: the
-        intervals do not allow for that."""
+        `attrs["looks"]`: of how many seeds each earlier answer was that rests on some of these seeds;
+        `attrs["note"]`: what is to be said of it, and of those on other seeds."""
         with self.told():
             table = tables.verdict(self.decisions)
-        table.attrs["looks"] = self.header.get("looks", [])
+        table.attrs |= {"looks": looks_of(self.header), "note": looked(self.header)}
         return table
 
     def steps(

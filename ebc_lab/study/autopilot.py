@@ -30,7 +30,7 @@ from .launch import Pool, opened
 from .launch.pool import PAUSE
 from .launch.rehearse import rehearse
 from .mirror.upload import mirroring, refuse_unusable
-from .resolve import check_lengths, resolve_study
+from .resolve import after, check_lengths, resolve_study
 from .so_far import SoFar, leave_outlook, so_far
 from .stages.rules import Results, Undecidable
 from .stages.runs import distinct
@@ -224,8 +224,11 @@ class _Call:
 
     def run_stage(self, stage: str, pool: Pool) -> None:
         """Train until the stage asks for no more runs, decide it, and tell the listener."""
+        answers = getattr(self.config, stage).judges and stage not in self.study.decisions()
         while True:
             specs, results = planned_runs(stage, self.config, self.decisions, self.results)
+            if answers:  # for the first time, by these settings
+                self.config = after(self.study, self.config, stage, specs, self.listener.say)
             missing = [s for s in distinct(specs) if s.run_id not in results]
             if not missing:
                 break

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from ebc_lab.config.identity import study_environment
 from ebc_lab.config.machine import chosen_device, cores, git_revision, hardware, versions, visible_gpus
 from ebc_lab.config.schema import STAGES, Config, RunConfig
 from ebc_lab.records.json_files import write_checksummed
+from ebc_lab.records.spec import RunSpec
 from ebc_lab.workloads.corpus import Corpus
 from ebc_lab.workloads.starts import arms_pinned, pinned
 from ebc_lab.workloads.text import check_length_of, checked_text
@@ -44,8 +45,9 @@ from .store.changes import (
     same_corpus,
 )
 from .store.index import Index
+from .store.neighbours import earlier_answers, judged_candidates, seed_plan
 from .store.reuse import environment_changes, remaining_work, reusable_results, work_in_words
-from .store.study import Study, StudyHeader, settings_of
+from .store.study import EarlierAnswer, Study, StudyHeader, settings_of
 
 
 def resolve_study(
@@ -69,8 +71,8 @@ def resolve_study(
     known = study.header() if study.exists() else None
     different = from_recorded(config, known) if known else []
     changed = changes(config, known, index.look(study)) if known else []
-    if known:
-        config = adopt(config, known)
+    config = adopt(config, known) if known else replace(config, answered_before=0)
+    earlier = answered_here(config, known, study) if known else []
     corpus, tokenizer_sha256 = checked_text(config)
     check_lengths(config, corpus)
     config = arms_pinned(pinned(config, corpus, tokenizer_sha256))
@@ -81,16 +83,16 @@ def resolve_study(
         raise UserError(
             f"study {study.name} was begun with other settings ({shown}{copied}): choose another study.name, "
             "or add --force to change this one; runs that are still the same are kept "
-            f"({_retrained(config, study)})."
+            f"({_retrained(config, study)}).{_to_be_halved(earlier)}"
         )
     if known and known["corpus"]["sha256"] == corpus.sha256:  # a fallback is announced only when it is chosen
         corpus = replace(corpus, warning=known["corpus"]["warning"])
     config, why = _resolve(config, corpus, study, say, work)
     check_run(config)
     changed_copies = known is not None and own.lacking(study, known, config)
-    looks = looks_before(config, known, study) if known else []
-    if seen := looked(looks):
-        say(f"warning: {seen}")
+    if changed and known:
+        again = len(known.get("looks", [])) + sum(bool(answer["shared"]) for answer in earlier)
+        config = replace(config, answered_before=again)
     if changed:
         say(f"other settings than before ({shown}): {_retrained(config, study)}")
     elif mended := [change for change in different if is_edit(change, asked)]:
@@ -99,8 +101,49 @@ def resolve_study(
         study.drop_conclusions()
     if different or changed or not known or changed_copies:
         manifest.remove_entries(study.root, study.header_file.name)
-        write_checksummed(study.header_file, _header(config, corpus, study, asked, known or {}, why, looks))
+        write_checksummed(study.header_file, _header(config, corpus, study, asked, known or {}, why, earlier))
+        if seen := looked(study.header()):
+            say(f"warning: {seen}")
     return config, corpus
+
+
+def _to_be_halved(earlier: Sequence[EarlierAnswer]) -> str:
+    """Return what is to be known before seeds are judged again."""
+    if not any(answer["shared"] for answer in earlier):
+        return ""
+    return (
+        " An answer that judges seeds again has half the error; seeds that are all fresh need no such thing."
+    )
+
+
+def answered_here(config: Config, known: Mapping[str, Any], study: Study) -> list[EarlierAnswer]:
+    """Return the answers that precede that of this call: those in `known`, study.json as it is, and the
+    study's own, where that rests on seeds that were planned otherwise."""
+    earlier: list[EarlierAnswer] = known.get("earlier", [])
+    judged = judged_candidates(config, study.decisions())
+    seeds = sorted({*known["config"]["seeds"], *(c["seed"] for c in judged)})
+    if not judged or seed_plan(known["config"]) == seed_plan(to_dict(config)):
+        return earlier
+    every = [*earlier, EarlierAnswer(study=study.name, seeds=seeds, shared=[])]
+    return [{**answer, "shared": sorted({*answer["seeds"]} & {*config.seeds})} for answer in every]
+
+
+def after(
+    study: Study, config: Config, stage: str, specs: Sequence[RunSpec], say: Callable[[str], None]
+) -> Config:
+    """Return the settings under which a stage judges these runs, and record them: other studies, or this one,
+    may have answered from some of their seeds."""
+    header = study.header()
+    earlier = earlier_answers(study, config, stage, specs, header.get("earlier", []))
+    if earlier == header.get("earlier", []):
+        return config
+    again = len(header.get("looks", [])) + sum(bool(answer["shared"]) for answer in earlier)
+    header["earlier"] = earlier
+    header["config"] |= {"answered_before": again} if again else {}
+    manifest.remove_entries(study.root, study.header_file.name)
+    write_checksummed(study.header_file, header)
+    say(f"{stage}: {looked(header)}")
+    return replace(config, answered_before=again)
 
 
 def check_lengths(config: Config, corpus: Corpus) -> None:
@@ -155,11 +198,12 @@ def _header(
     asked: dict[str, Any],
     known: Mapping[str, Any],
     why: Mapping[str, str],
-    looks: list[int],
+    earlier: list[EarlierAnswer],
 ) -> StudyHeader:
     """Return what study.json records. `known`: what it recorded before."""
     copied = own.keep(study, config)
-    settings = {k: v for k, v in to_dict(config).items() if k not in ("tracker", "notify", "own_files")}
+    left_out = ["tracker", "notify", "own_files", *([] if config.answered_before else ["answered_before"])]
+    settings = {k: v for k, v in to_dict(config).items() if k not in left_out}
     header: StudyHeader = {
         "study": study.name,
         "created": known.get("created") or time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -181,18 +225,11 @@ def _header(
     }
     if copied["files"]:
         header["own"] = copied
-    if looks:
+    if earlier:
+        header["earlier"] = earlier
+    if looks := known.get("looks"):
         header["looks"] = looks
     return header
-
-
-def looks_before(config: Config, known: Mapping[str, Any], study: Study) -> list[int]:
-    """Return with how many seeds this study has answered before this call, which has others. A study whose
-    seeds stay the same answers from them alone."""
-    looks = list(known.get("looks", []))
-    seeds = known["config"]["seeds"]
-    answered = config.study.stages[-1] in study.decisions()
-    return [*looks, len(seeds)] if answered and sorted(seeds) != sorted(config.seeds) else looks
 
 
 def changes(config: Config, known: Mapping[str, Any], runs: Index) -> list[Change]:
@@ -211,6 +248,7 @@ def adopt(config: Config, known: Mapping[str, Any]) -> Config:
         adopted = replace(config.data, sha256=resolved.data.sha256) if shards else resolved.data
         config = replace(config, data=adopted)
     left_open = {k: getattr(resolved, k) for k in (*CHOSEN, "device") if is_open(config, k)}
+    left_open["answered_before"] = resolved.answered_before
     before = as_this_version_says(known["requested"])
     asked_again = [s for s in STAGES if before.get(s) == to_dict(getattr(config, s))]
     return replace(config, **left_open, **{s: getattr(resolved, s) for s in asked_again})

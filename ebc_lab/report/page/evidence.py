@@ -85,7 +85,7 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "name": header["study"],
         "header": header,
         "problems": [*problems, *damaged],
-        "looked": looked(header.get("looks", [])),
+        "looked": looked(header),
         "drift": words.OF_PI if config.controller.name == "pi" else "",
         "question": _question(config),
         "facts": _facts(config, header, decisions, results),
@@ -250,9 +250,9 @@ def _again(study: Study, header: StudyHeader) -> StudyCommand:
 
 
 def _more_seeds(study: Study, header: StudyHeader, suite: Decision | None) -> str | None:
-    """Return the command of a study with the seeds that an undecided answer wants; None where it wants
-    none."""
-    wanted = with_seeds_wanted(header["requested"], suite)
+    """Return the command of a study of fresh seeds, as many as an undecided answer wants; None where it
+    wants none."""
+    wanted = with_seeds_wanted(study, header, suite)
     return study_command(wanted, copies(study, header)).command if wanted else None
 
 

@@ -171,7 +171,11 @@ def _differences(
         "t-interval by itself, and the smallest difference that so many seeds would have shown with power "
         "80%.",
         *(meaning for column, meaning in explained.items() if column in shown),
-        *([f"Every interval is corrected for {looks} looks at the results."] if looks > 1 else []),
+        *(
+            [f"The error of every interval is divided by {looks}, for looks at the results."]
+            if looks > 1
+            else []
+        ),
         *([] if "joint" in shown else [f"Nothing corrects for the {len(pairs)} comparisons."]),
         str(about),
     ]

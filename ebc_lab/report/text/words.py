@@ -83,6 +83,7 @@ TERMS = {  # docs/glossary.md repeats them
     "σ": "the standard deviation of the final loss over replicate seeds: how much of a difference is luck",
     "luck of the tuning": "how far the loss of what was chosen would vary had other seeds chosen; intervals "
     "between arms that were tuned apart allow for it",
+    "fresh seeds": "those that no earlier answer to the question rests on, and no tuning",
     "margin": "how far the runner-up lies behind what was chosen, in σ; of a comparison with a target, how "
     "many nats worse still counts as no worse",
     "smallest detectable difference": "the least true difference that this many seeds would show four times "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import shlex
 from collections.abc import Mapping
@@ -22,12 +23,16 @@ from ebc_lab.config.own.names import own_name
 from ebc_lab.config.schema import ArmConfig, Config, LauncherConfig, RunConfig
 
 from ..store.changes import requested as asked_for
+from ..store.neighbours import seeds_taken
 from ..store.own import Copies, copies
 from ..store.study import Study, StudyHeader
+from ..store.study import settings_of as settings_of_study
 
 PLAIN = re.compile(
     r"[\w-]+|[\w./-]*/[\w./-]*|[\w./-]*[A-Za-z_]\w*(\.py)?:[A-Za-z_][\w.]*"
 )  # that needs no quotes
+CONFIRMS = re.compile(r"_seeds_\d+_to_\d+$")  # how the name of a study of fresh seeds ends
+MOST_NAMED = 80  # characters of a study's name
 NONE = Copies(Path(), "", None, frozenset())
 
 
@@ -174,25 +179,29 @@ def continuing(study: Study, header: StudyHeader) -> str | None:
 
 
 def deciding(study: Study, header: StudyHeader, decision: Mapping[str, Any] | None) -> str | None:
-    """Return the command line of another study in the same place that has as many seeds as the undecided
-    answers want; what this one has finished is copied. None where none wants any."""
-    wanted = with_seeds_wanted(header["requested"], decision)
+    """Return the command line of another study in the same place that would decide what is undecided, from
+    fresh seeds alone; what tuned the arms is copied. None where nothing is, or no number of seeds is known to
+    decide it."""
+    wanted = with_seeds_wanted(study, header, decision)
     return _here(study, header, wanted) if wanted else None
 
 
 def with_seeds_wanted(
-    requested: Mapping[str, Any], decision: Mapping[str, Any] | None
+    study: Study, header: StudyHeader, decision: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
-    """Return the settings of a study that would decide what is undecided, under a name of its own: the number
-    of seeds is chosen before its answer is seen. None where there is none."""
+    """Return the settings of the study that `deciding` asks for, under a name of its own: as many seeds as
+    would decide it, of which none has been judged, tuned or trained with here. None where there is none."""
     tracks = decision["tracks"].values() if decision else ()
     answers = [answer for track in tracks for answer in (track.get("answers") or {}).values()]
-    undecided = [a["seeds"] for a in answers if a["verdict"] == "undecided" and a["seeds"]]
+    undecided = [a["seeds_needed"] for a in answers if a["verdict"] == "undecided" and a["seeds"]]
     if not undecided:
         return None
-    seeds = max(undecided, key=len)
-    name = f"{requested['study']['name']}_{len(seeds)}_seeds"
-    return {**requested, "seeds": seeds, "study": {**requested["study"], "name": name}}
+    taken = seeds_taken(study, settings_of_study(header, checked=False))
+    fresh = list(itertools.islice((s for s in itertools.count() if s not in taken), max(undecided)))
+    requested = header["requested"]
+    tail = f"_seeds_{fresh[0]}_to_{fresh[-1]}"
+    name = CONFIRMS.sub("", requested["study"]["name"])[: MOST_NAMED - len(tail)] + tail
+    return {**requested, "seeds": fresh, "study": {**requested["study"], "name": name}}
 
 
 def _here(study: Study, header: StudyHeader, requested: Mapping[str, Any]) -> str | None:

@@ -19,7 +19,7 @@ from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, told_of
 
 from .compare_arms import arms_of, losses, target_figures
-from .rules import Results, Undecidable, losses_of, make_decision
+from .rules import Results, Undecidable, divided_in_words, error_divided, losses_of, make_decision
 from .stage import Said, Stage, compared
 from .statistics import Luck, paired, seeds_needed, show_mean
 from .suite import (
@@ -222,6 +222,7 @@ def decide(
             f"excludes 0, level where it lies within ±{config.finals.margin:g} nats; the rival that the "
             "answer names is the best of the others by the validation loss it was tuned to"
         )
+    rule += divided_in_words(config)
     return make_decision("ablation", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
 
@@ -250,7 +251,8 @@ def _arms(
         }
     _add_memory(arms, specs, results)
     for arm in arms.values():
-        arm["figures"] |= target_figures(TARGET.of(config), arm, arms.get(arm["versus"] or ""), results)
+        versus = arms.get(arm["versus"] or "")
+        arm["figures"] |= target_figures(TARGET.of(config), arm, versus, results, error_divided(config))
     return arms
 
 
@@ -328,6 +330,7 @@ def _add_differences(
             losses(reference, results),
             margin=config.finals.margin,
             comparisons=len(pairs),
+            looks=error_divided(config),
             replicates=swept["replicate_losses"],
             luck=luck,
         )

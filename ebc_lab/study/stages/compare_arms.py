@@ -32,7 +32,7 @@ from ebc_lab.records.decisions import (
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, schedules_of
 
-from .rules import Results, Undecidable, ended
+from .rules import Results, Undecidable, ended, error_divided
 from .statistics import NO_LUCK, Luck, below, centre_of, luck_of_choice, noise_of_runs, paired
 
 LEAST_LUCK = 1e-5  # nats: less is not shown
@@ -153,14 +153,14 @@ def steps_to_target(arm: Arm, results: Results, target: float) -> dict[str, floa
 
 
 def target_figures(
-    target: TargetConfig, arm: Arm, reference: Arm | None, results: Results
+    target: TargetConfig, arm: Arm, reference: Arm | None, results: Results, divided: int = 1
 ) -> dict[str, float | None]:
     """Return what a suite says of an arm and a target (docs/field.md): the figures of
     `config/parts/target.py`; nothing where there is no target.
 
     A mean of steps needs every run to have reached it, and p that none has diverged. modded-nanogpt's
     optimization track asks whether the mean final loss of n runs is below 3.28, by a z-test with a σ that is
-    known there; without one it is a t-test here.
+    known there; without one it is a t-test here. `divided`: by what the error is (`rules.error_divided`).
     """
     if target.name == "none":
         return {}
@@ -179,9 +179,11 @@ def target_figures(
         "steps_to_target_sd": _spread_of(reached) if all_there else None,
         "target_final_loss": statistics.fmean(final) if final else None,
         "target_final_sd": _spread_of(final),
-        "target_p": below(final, target.loss, target.sigma) if whole else None,
-        "steps_surely_below": _surely_below(target, done) if whole else None,
-        **_steps_difference(steps, steps_to_target(reference, results, target.loss) if reference else {}),
+        "target_p": below(final, target.loss, target.sigma, divided) if whole else None,
+        "steps_surely_below": _surely_below(target, done, divided) if whole else None,
+        **_steps_difference(
+            steps, steps_to_target(reference, results, target.loss) if reference else {}, divided
+        ),
     }
 
 
@@ -189,20 +191,20 @@ def _spread_of(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def _surely_below(target: TargetConfig, runs: Sequence[Mapping[str, Any]]) -> float | None:
+def _surely_below(target: TargetConfig, runs: Sequence[Mapping[str, Any]], divided: int) -> float | None:
     """Return the first step at which all runs were evaluated and p of their losses is below the level: the
     same step for all of them, as modded-nanogpt's rules want it."""
     curves = [{step: loss for step, loss, _ in finite_rows(r.get("curve") or [])} for r in runs]
     common = sorted(set.intersection(*map(set, curves))) if curves else []
     for step in common:
-        p = below([curve[step] for curve in curves], target.loss, target.sigma)
+        p = below([curve[step] for curve in curves], target.loss, target.sigma, divided)
         if p is not None and p < target.level:
             return float(step)
     return None
 
 
 def _steps_difference(
-    steps: Mapping[str, float], of_reference: Mapping[str, float]
+    steps: Mapping[str, float], of_reference: Mapping[str, float], divided: int
 ) -> dict[str, float | None]:
     """Return the mean (by rank the median) of differences paired by seed and its 95% interval.
 
@@ -214,7 +216,7 @@ def _steps_difference(
     told = [seed for seed in shared if math.isfinite(min(steps[seed], of_reference[seed]))]
     if not told:
         return dict.fromkeys(keys)
-    found = paired({seed: steps[seed] for seed in told}, of_reference, margin=0.0)
+    found = paired({seed: steps[seed] for seed in told}, of_reference, looks=divided)
     ends = (found["low"], found["high"]) if found["low"] != found["high"] else (None, None)
     return dict(zip(keys, (centre_of(found), *ends), strict=True))
 
@@ -262,7 +264,7 @@ def compare(
             losses(arms[reference], results),
             margin=config.finals.margin,
             comparisons=comparisons[family],
-            looks=len(looks(config)),
+            looks=len(looks(config)) * error_divided(config),
             replicates=earlier["lr_sweep"]["tracks"][track]["replicate_losses"],
             luck=sum(of_both, NO_LUCK),
         )
@@ -343,7 +345,7 @@ def _lr_windows(
             losses(track["arms"][high], results),
             losses(track["arms"][low], results),
             margin=config.finals.window_margin,
-            looks=len(looks(config)),
+            looks=len(looks(config)) * error_divided(config),
             replicates=replicates,
         )
         if "diverged" in difference and 2 * difference["diverged"]["arm"] > difference["seeds"]:

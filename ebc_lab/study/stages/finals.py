@@ -15,7 +15,7 @@ from ebc_lab.records.spec import RunSpec, arm_name
 
 from .compare_arms import claims, compare, efficiency, looks, next_seeds
 from .fair_control import control_run
-from .rules import Results, make_decision
+from .rules import Results, divided_in_words, error_divided, make_decision
 from .runs import ebc_run, length, plain_run, searched, spec_of, tracks_of, waiting, with_ebc
 from .stage import Figure, NotSettled, Said, Stage, compared
 from .statistics import CONFIDENCE, show_difference, show_mean
@@ -131,6 +131,7 @@ def decide(
     if sequential:
         at = ", ".join(map(str, sequential["looks"]))
         rule += f"; looked at after {at} seeds, the error shared out over the looks"
+    rule += divided_in_words(config)
     return make_decision(
         "finals", rule, config, specs, results, earlier, tracks=tracks, sequential=sequential, notes=notes
     )
@@ -148,7 +149,12 @@ def _sequential(
     stopped = "every comparison is decided"
     if any("undecided" in claims(track) for track in tracks.values()):
         stopped = f"still undecided at {seeds} seeds, the most allowed"
-    return {"looks": at, "at": seeds, "confidence": 1 - (1 - CONFIDENCE) / len(at), "stopped": stopped}
+    return {
+        "looks": at,
+        "at": seeds,
+        "confidence": 1 - (1 - CONFIDENCE) / len(at) / error_divided(config),
+        "stopped": stopped,
+    }
 
 
 def headline(track: FinalsTrack) -> str:

@@ -175,12 +175,29 @@ def settings_of_stage(config: Config, stage: str) -> dict[str, Any]:
     """Return the settings that a stage's decision rests on."""
     # its length is told by its steps
     of_stage = {k: v for k, v in to_dict(getattr(config, stage)).items() if k != TRAIN_TOKENS}
-    return {
+    settings = {
         "stage": of_stage,
         "scale": config.scale,
         "study": study_part(config),
         "seeds": config.seeds,
     }
+    if config.answered_before and getattr(config, stage).judges:
+        settings["answered_before"] = config.answered_before
+    return settings
+
+
+def error_divided(config: Config) -> int:
+    """Return by what the error of an answer is divided: 2 for each earlier answer that rests on some of its
+    seeds (`statistics` says why)."""
+    return int(2**config.answered_before)
+
+
+def divided_in_words(config: Config) -> str:
+    """Write what a rule says of that; nothing where no seed was judged before."""
+    by = error_divided(config)
+    return (
+        f"; the error is divided by {by}, since earlier answers rest on some of the seeds" if by > 1 else ""
+    )
 
 
 def untimed(result: Mapping[str, Any]) -> dict[str, Any]:

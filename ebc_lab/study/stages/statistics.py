@@ -9,6 +9,9 @@ Distributions and tests are scipy's; chosen here is only which of them is used, 
   once (Bonferroni; Dunn 1961), and what is claimed of an arm rests on that one.
 * A study that looks at its results more than once, adding seeds while they are undecided, divides its error
   by the number of looks (Bonferroni again; on why it must: Armitage, McPherson & Rowe 1969).
+* An answer that rests on seeds of earlier answers was not planned, and nobody knows how many will follow: its
+  error is half of the last one's, so that all that follow a first answer add 2.5 + 1.25 + … < 5% to its 5%
+  (an error spent look by look: Lan & DeMets 1983). One on fresh seeds is independent of them and needs none.
 * Where an arm's settings were chosen by tuning it, other tuning seeds might have chosen others: that luck is
   estimated from the points that were tried and the noise of a run, and widens the t-interval (on why it must:
   Bouthillier et al., arXiv:2103.03098).
@@ -132,8 +135,8 @@ def paired(
     * `seeds`; `method`: `t`, or `rank` where a run diverged, None without a pair;
     * `mean` (None by rank), `median`, `sd` of the differences (None by rank, or from one seed), and `sigmas`,
       the mean in units of the noise of one run;
-    * `low`, `high`: the 95% interval of the mean or the median, corrected for `looks`; None where it is
-      infinite;
+    * `low`, `high`: the 95% interval of the mean or the median, its error divided by `looks`; None where it
+      is infinite;
     * `joint_low`, `joint_high`: the interval that holds for all `comparisons` at once;
     * `p`, `p_joint`: two-sided, of no difference, corrected likewise;
     * `detectable`, `joint_detectable`: the smallest true difference that such an interval would tell from 0
@@ -291,8 +294,9 @@ def _factor(freedom: float, level: float) -> float:
 
 
 def seeds_needed(difference: Difference) -> int | None:
-    """Return how many seeds would decide a difference of `paired` that is undecided: the fewest, more than it
-    has, with which its joint interval would exclude 0, or lie within ± the margin, in 4 of 5 studies.
+    """Return how many fresh seeds would decide a difference of `paired` that is undecided: the fewest, more
+    than it has, with which the joint interval from them alone would exclude 0, or lie within ± the margin, in
+    4 of 5 studies.
 
     That is if the differences go on as they are, with the same mean and the same spread. None for more than
     MOST_SEEDS, where a run diverged, and from one seed, which shows no spread. The luck of a tuning does not
@@ -301,7 +305,7 @@ def seeds_needed(difference: Difference) -> int | None:
     mean, spread = difference["mean"], difference["sd"]
     if mean is None or spread is None:
         return None
-    level = (1 - CONFIDENCE) / difference["looks"] / difference["comparisons"]
+    level = (1 - CONFIDENCE) / difference["comparisons"]
     luck = Luck(**difference["luck"]) if "luck" in difference else NO_LUCK
 
     def decides(seeds: int) -> bool:
@@ -409,18 +413,18 @@ def show_mean(d: Difference) -> str:
     return "not known"
 
 
-def below(losses: Sequence[float], target: float, sigma: float = 0.0) -> float | None:
+def below(losses: Sequence[float], target: float, sigma: float = 0.0, divided: int = 1) -> float | None:
     """Return p, one-sided, of a mean so far below `target` by chance: of a z-test where the runs' standard
     deviation `sigma` is known, else of a t-test, which needs two that differ; None without: runs that agree
-    in every digit are one run."""
+    in every digit are one run. `divided`: by what the error is."""
     from scipy import stats
 
     if sigma > 0 and losses:
         z = (statistics.fmean(losses) - target) * math.sqrt(len(losses)) / sigma
-        return float(stats.norm.cdf(z))
+        return min(1.0, float(stats.norm.cdf(z)) * divided)
     if len(losses) < 2 or max(losses) - min(losses) <= ROUNDING:
         return None
-    return float(stats.ttest_1samp(losses, target, alternative="less").pvalue)
+    return min(1.0, float(stats.ttest_1samp(losses, target, alternative="less").pvalue) * divided)
 
 
 def noise(losses: Sequence[float]) -> NoiseFloor:

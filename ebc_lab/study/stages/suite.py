@@ -28,7 +28,7 @@ from ebc_lab.records.paths import WEIGHTS
 from ebc_lab.records.spec import RunSpec
 
 from .compare_arms import losses
-from .rules import Results
+from .rules import Results, error_divided
 from .runs import completed, plain_run, searched, tracks_of, with_target
 from .statistics import NO_LUCK, ROUNDING, Luck, paired, window
 
@@ -321,7 +321,7 @@ def transfer_of(config: Config, arms: Mapping[str, Arm], results: Results) -> li
             continue
         plain = [n for n in copied if not arms[n]["ebc"]]
         pairs = {
-            n: paired(losses(arms[n], results), losses(arms[plain[0]], results))
+            n: paired(losses(arms[n], results), losses(arms[plain[0]], results), looks=error_divided(config))
             for n in copied
             if arms[n]["ebc"] and plain
         }

@@ -31,7 +31,7 @@ from ebc_lab.records.decisions import (
 from ebc_lab.records.figures import FINISHED, KL_BAND, PLATEAU_C, RunResult
 
 from .compare_arms import losses, seeds_of
-from .rules import Results, band_distance, ended
+from .rules import Results, band_distance, ended, error_divided
 from .statistics import (
     CONFIDENCE,
     MOST_SEEDS,
@@ -214,7 +214,7 @@ def _overhead(measured: RunResult, limit_pct: float) -> Line:
 
 
 RECIPE = "another recipe (budget, schedules, calibrate.multiples=…)"
-SEEDS = "more seeds (seeds=…, or finals.max_seeds=…)"
+SEEDS = "more seeds, fresh ones in another study (seeds=… study.name=…),"
 TUNING = "a tuning on several seeds (calibrate.seeds=…; of schedules a suite’s, tune.seeds=…)"
 LONGER = "longer runs (finals.steps=…)"
 CHEAPER = "a cheaper recipe (audit_every=…, budget.probe_sequences=…), or longer steps,"
@@ -280,6 +280,7 @@ def add_answers(
                     losses(arms[other], results),
                     margin=config.finals.margin,
                     comparisons=comparisons,
+                    looks=error_divided(config),
                     replicates=replicates,
                     luck=luck_between(config, earlier, name, label, other),
                 )

@@ -16,7 +16,7 @@ from ebc_lab.config.parts.data import SAME_TEXT, DataConfig
 from ebc_lab.config.schema import NOT_THE_STUDY, Config
 from ebc_lab.records.figures import FINISHED
 
-from .study import Record
+from .study import EarlierAnswer, Record
 
 Change = tuple[str, Any, Any]  # dotted path, in study.json, now
 MOST = 5  # changes that are told one by one
@@ -68,16 +68,40 @@ def same_corpus(data: DataConfig, known: Mapping[str, Any]) -> bool:
     return same_use and (now == asked or same_text)
 
 
-def looked(looks: Sequence[int]) -> str:
-    """Return what is to be said of an answer whose number of seeds was chosen after a look at an earlier one;
-    of another nothing. `looks`: the seeds of each earlier answer."""
-    if not looks:
-        return ""
-    had = ", then ".join(map(str, looks))
-    return (
-        f"the seeds were changed after an answer had been seen (of {had} seeds); intervals hold for seeds "
-        "chosen beforehand, so these claim a difference somewhat too often"
-    )
+def looked(header: Mapping[str, Any]) -> str:
+    """Return what is to be said of a study's answer where others were there before it; else nothing."""
+    said = []
+    if had := ", then ".join(
+        map(str, header.get("looks", []))
+    ):  # by an earlier version, which corrected none
+        said.append(
+            f"the seeds were changed after an answer had been seen (of {had} seeds); intervals hold for "
+            "seeds chosen beforehand, so these claim a difference somewhat too often"
+        )
+    again = [answer for answer in header.get("earlier", []) if answer["shared"]]
+    if by := header["config"].get("answered_before", 0):
+        once = ", then ".join(f"{_of(answer)}, {len(answer['shared'])} of them here" for answer in again)
+        said.append(
+            f"seeds were judged again after an answer had been seen ({once or had}), so the error of the "
+            f"intervals is divided by {2**by}: {100 - 5 / 2**by:.4g}% instead of 95%"
+        )
+    if fresh := [answer for answer in header.get("earlier", []) if not answer["shared"]]:
+        others = ", then ".join(map(_of, fresh))
+        said.append(
+            f"the same had been asked before of other seeds ({others}); this answer rests on none of those "
+            "and holds by itself, but each one more is another chance of a false claim: count them all"
+        )
+    return "; ".join(said)
+
+
+def _of(answer: EarlierAnswer) -> str:
+    return f"{answer['study']}, {len(answer['seeds'])} seeds"
+
+
+def looks_of(header: Mapping[str, Any]) -> list[int]:
+    """Return of how many seeds each earlier answer was that rests on some of a study's."""
+    again = [len(answer["seeds"]) for answer in header.get("earlier", []) if answer["shared"]]
+    return [*header.get("looks", []), *again]
 
 
 def refused(changes: Iterable[Change], asked: Mapping[str, Any], records: Sequence[Record]) -> list[Change]:

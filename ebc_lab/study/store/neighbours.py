@@ -6,12 +6,19 @@ run. Copies, not links: each study stays whole by itself, whatever becomes of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from ebc_lab.config.dicts import to_dict
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import digest
+from ebc_lab.config.parts.target import TARGET
+from ebc_lab.config.schema import Config
+from ebc_lab.config.study_checks import stage_seeds
+from ebc_lab.records.decisions import Candidate, Decision
 from ebc_lab.records.figures import FINISHED, RunResult
 from ebc_lab.records.files import read_regular, write_atomic
 from ebc_lab.records.json_files import write_checksummed
@@ -21,7 +28,7 @@ from ebc_lab.records.spec import RunSpec
 from ebc_lab.records.streams import MOST_BYTES
 
 from . import attempts, manifest
-from .study import Study, studies_in
+from .study import EarlierAnswer, Study, studies_in
 
 
 class Neighbour(NamedTuple):
@@ -139,3 +146,82 @@ def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
         files.checkpoint.unlink(missing_ok=True)
         files.progress.unlink(missing_ok=True)
     return True
+
+
+# -- answers that were there before --------------------------------------------------------------------------
+
+
+def earlier_answers(
+    study: Study, config: Config, stage: str, specs: Sequence[RunSpec], known: Iterable[EarlierAnswer] = ()
+) -> list[EarlierAnswer]:
+    """Return the answers to the question of a stage's runs that precede the study's own, the oldest first:
+    those `known`, those of its neighbours, and those that came before these.
+
+    A neighbour asks the same where two arms that it judges (one, where they are to reach a target) are set as
+    two of the study's, their seeds aside. One whose seeds were planned alike is the same answer, and none.
+    """
+    mine: dict[str, set[int]] = {}
+    for spec in (s for s in specs if s.kind == "train" and s.run.seed not in stage_seeds(config)):
+        mine.setdefault(_without_seed(spec.identity), set()).add(spec.run.seed)
+    plan = seed_plan(to_dict(config))
+    found = {tuple(answer["seeds"]): answer for answer in known}
+    for neighbour in reversed(studies_in(study.root.parent)):
+        if neighbour.name == study.name:
+            continue
+        with suppress(UserError, OSError, LookupError):
+            header = neighbour.header()
+            theirs = _judged(neighbour, judged_candidates(config, neighbour.decisions()))
+            common = {arm: seeds for arm, seeds in theirs.items() if arm in mine}
+            if len(common) < (2 if TARGET.of(config).name == "none" else 1):
+                continue
+            seeds = sorted(set().union(*common.values()))
+            shared = Counter(seed for arm, of_arm in common.items() for seed in of_arm & mine[arm])
+            again = sorted(seed for seed, arms in shared.items() if arms > 1 or len(common) == 1)
+            answers: list[EarlierAnswer] = [*header.get("earlier", [])] if again else []
+            if seed_plan(header["config"]) != plan:  # else it is this very answer
+                answers.append(EarlierAnswer(study=neighbour.name, seeds=seeds, shared=again))
+            for answer in answers:
+                of_mine = sorted(set(answer["seeds"]) & set().union(*mine.values()))
+                found.setdefault(tuple(answer["seeds"]), {**answer, "shared": again and of_mine})
+    return list(found.values())
+
+
+def seed_plan(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return from which seeds a study's answer was planned to be, of its settings as they are recorded."""
+    finals = config["finals"] if "finals" in config["study"]["stages"] else {}
+    most = finals.get("max_seeds", 0)
+    return sorted(config["seeds"]), most, most and finals.get("seeds_per_look")
+
+
+def judged_candidates(config: Config, decisions: Mapping[str, Decision]) -> list[Candidate]:
+    """Return the runs that decisions judge: those of judging stages, without the seeds that tune."""
+    judging = [d for stage, d in decisions.items() if getattr(config, stage).judges]
+    return [c for d in judging for c in d["candidates"] if c["seed"] not in stage_seeds(config)]
+
+
+def _judged(study: Study, candidates: Iterable[Candidate]) -> dict[str, set[int]]:
+    """Return (the settings of an arm without the seed, as a digest) -> the seeds on which it was judged."""
+    settings = ("role", "arm", "lr", "lr_scale", "delta_star")
+    arms: dict[tuple[Any, ...], list[Candidate]] = {}
+    for one in candidates:
+        arms.setdefault(tuple(one.get(key) for key in settings), []).append(one)
+    found: dict[str, set[int]] = {}
+    for of_arm in arms.values():
+        named = _without_seed(study.spec(of_arm[0]["run_id"])["identity"])
+        found.setdefault(named, set()).update(c["seed"] for c in of_arm)
+    return found
+
+
+def _without_seed(identity: Mapping[str, Any]) -> str:
+    return digest({key: value for key, value in identity.items() if key != "seed"})
+
+
+def seeds_taken(study: Study, config: Config) -> set[int]:
+    """Return the seeds that are not fresh: those of the study and of its neighbours, as far as they can be
+    read, and those that tune."""
+    taken = {*config.seeds, *stage_seeds(config)}
+    for other in (study, *studies_in(study.root.parent)):
+        with suppress(UserError, OSError, LookupError):
+            taken.update(other.header(checked=False)["config"]["seeds"])
+            taken.update(c["seed"] for d in other.decisions().values() for c in d["candidates"])
+    return taken

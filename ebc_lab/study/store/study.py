@@ -62,6 +62,14 @@ class OwnRecord(TypedDict):
     files: dict[str, str]  # name below own/ -> sha256
 
 
+class EarlierAnswer(TypedDict):
+    """An answer to the same question that was there before the study's own."""
+
+    study: str
+    seeds: list[int]  # on which it rests
+    shared: list[int]  # those of them that judge again; none: the study's own are fresh
+
+
 class StudyHeader(TypedDict):
     """What study.json holds."""
 
@@ -77,7 +85,8 @@ class StudyHeader(TypedDict):
     git: str | None
     hardware: dict[str, Any]
     own: NotRequired[OwnRecord]  # missing where there are none
-    looks: NotRequired[list[int]]  # how many seeds each answer had that was recorded before seeds changed
+    earlier: NotRequired[list[EarlierAnswer]]  # missing where there are none
+    looks: NotRequired[list[int]]  # in its place up to 0.3: how many seeds each of these had
 
 
 def settings_of(header: Mapping[str, Any], *, checked: bool = True) -> Config:

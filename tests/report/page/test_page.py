@@ -322,15 +322,16 @@ def test_seeds_that_were_changed_after_an_answer_are_said_beside_the_next_one(ow
     for seeds in ([*first, 7], [*first, 7, 8]):
         resolve_study(replace(config, seeds=seeds), study, said.append, force=True)
         study.decisions_file.write_text(decisions)  # it has answered again
-    told = f"after an answer had been seen (of {len(first)}, then {len(first) + 1} seeds)"
-    assert any(told in line for line in said)
+    n = len(first)
+    told = f"(done, {n} seeds, {n} of them here, then done, {n + 1} seeds, {n + 1} of them here)"
+    assert any(f"{told}, so the error of the intervals is divided by 4: 98.75%" in line for line in said)
     resolve_study(config, study, lambda text: None, force=True)  # nor is it forgotten with them
-    assert study.header()["looks"] == [len(first), len(first) + 1, len(first) + 2]
     study.decisions_file.write_text(decisions)
     report(study)
-    assert told.removesuffix(" seeds)") in read(study.root).text
-    assert told.removesuffix(" seeds)") in (study.root / "summary_final.md").read_text()
-    assert ebc_lab.load(study.root).verdict.attrs["looks"] == [len(first), len(first) + 1, len(first) + 2]
+    told = "error of the intervals is divided by 8"
+    assert told in read(study.root).text
+    assert told in (study.root / "summary_final.md").read_text()
+    assert ebc_lab.load(study.root).verdict.attrs["looks"] == [n, n + 1, n + 2]
 
 
 def test_runs_that_diverged_are_told_with_the_command_that_does_them_again(told):

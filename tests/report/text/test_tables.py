@@ -220,7 +220,7 @@ def test_differences_show_both_intervals_and_how_they_were_judged():
         "undecided",
     ]
     assert "all 2 comparisons together" in text
-    assert "corrected for 3 looks" in text
+    assert "divided by 3, for looks" in text
     assert "Nothing corrects" not in text
 
 

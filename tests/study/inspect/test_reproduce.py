@@ -109,7 +109,7 @@ def test_what_departs_from_the_scale_is_listed_with_its_default():
     assert found.changed == [("batch_size", 24, 7)]
 
 
-def test_the_command_that_decides_asks_for_the_seeds_and_for_nothing_else_anew(
+def test_the_command_that_decides_asks_for_fresh_seeds_and_for_nothing_else_anew(
     tmp_path, text_file, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -117,15 +117,17 @@ def test_the_command_that_decides_asks_for_the_seeds_and_for_nothing_else_anew(
     asked = ["study=optimizers", "mine=./my_opt.py:Cautious", "data=path", f"data.file={text_file}"]
     study = invent(tmp_path / "out", asked, stages=1, drawn=False)
     header = study.header()
-    answers = {"cautious": {"verdict": "undecided", "seeds": list(range(9))}}
+    answers = {"cautious": {"verdict": "undecided", "seeds": list(range(9)), "seeds_needed": 9}}
     decision = {"tracks": {"adam_none": {"answers": answers}}}
     words = shlex.split(deciding(study, header, decision))
     made = compose(words[2:], here=False)
     before = from_dict(Config, {**header["requested"], "data": header["config"]["data"]})
-    assert made.seeds == list(range(9))
-    assert made.study.name == f"{header['study']}_9_seeds"
+    assert made.seeds == list(range(5, 14))
+    assert made.study.name == f"{header['study']}_seeds_5_to_13"
     assert made.output_dir == str(tmp_path / "out")
     assert (made.ablation, made.tune, made.scale) == (before.ablation, before.tune, before.scale)
+    invent(tmp_path / "out", [*asked, "seeds=[6,8]", "study.name=other"], stages=1, drawn=False)
+    assert "seeds=[5,7,9,10,11,12,13,14,15]" in deciding(study, header, decision)  # none trained with there
     answers["cautious"]["verdict"] = "better"
     assert deciding(study, header, decision) is None
 

@@ -17,7 +17,7 @@ from ebc_lab.records.decisions import Decision, Difference, UnitsTrack
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
-from ..rules import Results, make_decision, refuse_without_tracks
+from ..rules import Results, divided_in_words, error_divided, make_decision, refuse_without_tracks
 from ..runs import distinct, texts_pinned, waiting
 from ..stage import Said, Scenario, Stage
 from ..statistics import centre_of
@@ -56,7 +56,7 @@ def decide(
         arm: {name: tried.curve() for name, tried in of.items()}
         for arm, of in searched(config, results).items()
     }
-    track = track_of(carry, curves)
+    track = track_of(carry, curves, error_divided(config))
     judged = any(found["carried"] for found in track["arms"].values())
     starts = "of an arm of starts the worst in the setting counts, and it is no best of a setting; "
     of_starts = starts if any(unit.starts for unit in carry.arms.values()) else ""
@@ -73,6 +73,7 @@ def decide(
         f"diverged or its test loss is more than {carry.broken:g} nats above the median of all "
         "runs at carried constants in its setting; a diverged run counts with the loss of its first step"
     )
+    rule += divided_in_words(config)
     notes = list(_notes(carry, track))
     return make_decision(NAME, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 

@@ -30,8 +30,8 @@ Curves = Mapping[str, Mapping[str, UnitCurve]]  # arm -> setting
 EARNS, LOSES, NO_GAIN, UNDECIDED = "earns", "loses", "no gain", "undecided"
 
 
-def track_of(settings: CarryConfig, curves: Curves) -> UnitsTrack:
-    """Judge every arm at the constants that it carries."""
+def track_of(settings: CarryConfig, curves: Curves, divided: int = 1) -> UnitsTrack:
+    """Judge every arm at the constants that it carries. `divided`: by what the error is."""
     tuned = {arm: of for arm, of in curves.items() if not settings.arms[arm].starts}
     best = {name: best_of(tuned, name) for name in settings.settings}
     carried = {arm: carried_of(settings, curves, arm, best) for arm in settings.arms}
@@ -54,7 +54,7 @@ def track_of(settings: CarryConfig, curves: Curves) -> UnitsTrack:
     }
     for arm in settings.arms:
         if arm != settings.reference:
-            by_seed, each, over_settings = _paired(settings, carried, arm)
+            by_seed, each, over_settings = _paired(settings, carried, arm, divided)
             track["against"][arm] = by_seed
             track["by_setting"][arm] = each
             track["over_settings"][arm] = over_settings
@@ -205,7 +205,7 @@ def broken_runs(
 
 
 def _paired(
-    settings: CarryConfig, carried: Mapping[str, Mapping[str, Carried]], arm: str
+    settings: CarryConfig, carried: Mapping[str, Mapping[str, Carried]], arm: str, divided: int
 ) -> tuple[Difference, dict[str, Difference], Difference]:
     """Compare an arm with the reference over the settings that both were judged in: the mean over these,
     paired by seed; each setting by itself; and the mean over the seeds, paired by setting."""
@@ -213,9 +213,10 @@ def _paired(
     both = [name for name in settings.settings if name in mine and name in rival]
     challenges = arm in settings.challengers
     together = len(settings.challengers) if challenges else len(settings.arms) - 1
-    compared = functools.partial(paired, margin=settings.margin, comparisons=together)
+    by_itself = functools.partial(paired, looks=divided)
+    compared = functools.partial(by_itself, margin=settings.margin, comparisons=together)
     by_seed = compared(_mean_by_seed(mine, both), _mean_by_seed(rival, both))
-    each = {name: paired(mine[name]["test"], rival[name]["test"]) for name in both}
+    each = {name: by_itself(mine[name]["test"], rival[name]["test"]) for name in both}
     return by_seed, each, compared(_mean_by_setting(mine, both), _mean_by_setting(rival, both))
 
 

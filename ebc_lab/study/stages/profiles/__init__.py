@@ -15,7 +15,14 @@ from ebc_lab.records.decisions import Decision, Profiled, ProfilesTrack, Reached
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
-from ..rules import Results, ended, make_decision, refuse_without_tracks
+from ..rules import (
+    Results,
+    divided_in_words,
+    ended,
+    error_divided,
+    make_decision,
+    refuse_without_tracks,
+)
 from ..runs import distinct
 from ..stage import Said, Scenario, Stage
 from .calibration import Phases, edges_of, target_of
@@ -54,6 +61,7 @@ def decide(
         f"of {seeds} fresh seed{'s' * (seeds > 1)}, a miss infinite; its score is the mean, over ratios τ "
         f"from 1 to {MOST:g}, of the share of workloads on which its time is within τ of the best method’s"
     )
+    rule += divided_in_words(config)
     notes = list(_notes(phases, track))
     return make_decision(NAME, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
@@ -66,7 +74,7 @@ def track_of(phases: Phases) -> ProfilesTrack:
     timed = {method: _timed(phases, of, targets) for method, of in planned.items()}
     medians = [_medians(timed, nth) for nth in (0, 1)]
     by_steps, by_seconds = (ratios(of) for of in medians)
-    spans = intervals(_alone(timed, 0)) if timed else {}
+    spans = intervals(_alone(timed, 0), error_divided(phases.config)) if timed else {}
     workloads = {name: target_of(phases, name, targets.get(name)) for name in profiles.workloads}
     for name in targets if timed else ():
         best = [_finite(min(of[name] for of in by_method.values())) for by_method in medians]

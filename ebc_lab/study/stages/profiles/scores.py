@@ -77,12 +77,13 @@ def score(of_workloads: Sequence[float], most: float = MOST) -> float:
     return statistics.fmean(max(0.0, most - r) / (most - 1) for r in of_workloads)
 
 
-def intervals(times: Times) -> dict[str, tuple[float, float]]:
+def intervals(times: Times, divided: int = 1) -> dict[str, tuple[float, float]]:
     """Return the 95% interval of each method's score by bootstrap over the seeds, which are drawn for each
     workload by itself and are the same for all methods.
 
     It says how far other seeds might move the score on these very workloads, with these configurations; of
     other workloads it says nothing. A workload on which a method lacks a seed is left out.
+    `divided`: by what the error is (`rules.error_divided`).
     """
     import numpy as np
 
@@ -105,7 +106,7 @@ def intervals(times: Times) -> dict[str, tuple[float, float]]:
         with np.errstate(invalid="ignore"):
             r = np.where(np.isfinite(medians), medians / best, math.inf)
         total += np.clip((MOST - r.T) / (MOST - 1), 0, None)
-    tail = 50 * (1 - CONFIDENCE)
+    tail = 50 * (1 - CONFIDENCE) / divided
     low, high = np.percentile(total / len(names), [tail, 100 - tail], axis=0)
     return {m: (float(a), float(b)) for m, a, b in zip(methods, low, high, strict=True)}
 
