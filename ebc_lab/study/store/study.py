@@ -86,7 +86,7 @@ class StudyHeader(TypedDict):
     hardware: dict[str, Any]
     own: NotRequired[OwnRecord]  # missing where there are none
     earlier: NotRequired[list[EarlierAnswer]]  # missing where there are none
-    looks: NotRequired[list[int]]  # in its place up to 0.3: how many seeds each of these had
+    looks: NotRequired[list[int]]  # in its place up to 1.0: how many seeds each of these had
 
 
 def settings_of(header: Mapping[str, Any], *, checked: bool = True) -> Config:
