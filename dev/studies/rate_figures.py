@@ -5,14 +5,12 @@
     python dev/studies/rate_figures.py docs/evidence/units.zip
 
 `--write` keeps of finished studies one row a run: its losses, and what `Probe` measured in its first sixth.
-Prints the frozen rules and their rivals on the runs that they were fitted on, then on the others; of
-units.zip, on which H1's was fitted, too, and which has losses alone, H1.
+Prints the frozen rules and their rivals on the fitted runs, then on the others; of units.zip H1's alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,7 +38,9 @@ def rows_of(study: ebc_lab.LoadedStudy, kind: str) -> pd.DataFrame:
     losses as means, `v50` … validation losses on the fixed windows. A diverged run has its first loss."""
     specs, results, made = study.specs(), study.results(), []
     for name, of in study.steps().groupby("run_id"):
-        run, result = specs[str(name)], results[str(name)]
+        run, result = specs[str(name)], results.get(str(name))
+        if result is None or of.arm.iloc[0].partition("_")[0] not in study.config["carry"]["arms"]:
+            continue  # unfinished, or of an arm that has been taken out
         row = {"kind": kind, "schedule": "long" if run["lr_schedule"].get("warmup_share") else "short"}
         row["text"] = next(t for t in study.config["carry"]["settings"] if f"_{t}_" in of.arm.iloc[0])
         row |= {"optimizer": run["optimizer"]["name"], "lr": run["optimizer"]["lr"], "seed": run["seed"]}
@@ -111,8 +111,8 @@ RULES: dict[str, Rule] = {
 
 
 def regrets(rows: pd.DataFrame, rule: Rule) -> pd.Series:
-    """Each pair's regret: the mean test loss over the seeds at the rate that each seed's first sixth names,
-    less the least such mean of the grid; the mean over those seeds."""
+    """Each pair's regret: the mean test loss at the rate that a seed's first sixth names, less the least such
+    mean of the grid; the mean over those seeds."""
     found = {}
     for pair, of in rows.groupby(PAIR):
         whole = of.groupby("lr").test.mean()
@@ -123,8 +123,7 @@ def regrets(rows: pd.DataFrame, rule: Rule) -> pd.Series:
 
 def interval(values: pd.Series) -> str:
     """Mean and its 95% t-interval over the pairs."""
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-    mean = values.mean()
+    mean, half = values.mean(), stats.t.ppf(0.975, len(values) - 1) * values.sem()
     return f"{mean:.4f} [{mean - half:+.4f}, {mean + half:+.4f}], worst {values.max():.3f}, n = {len(values)}"
 
 
@@ -187,8 +186,9 @@ def main() -> None:
         return
     if options.write:
         rows = pd.concat(rows_of(ebc_lab.load(at), "test" if i else "fit") for i, at in enumerate(options.of))
-        packed = {"method": "gzip", "mtime": 0}
-        rows.to_csv(options.write, index=False, float_format="%.6g", compression=packed)
+        rows.to_csv(
+            options.write, index=False, float_format="%.6g", compression={"method": "gzip", "mtime": 0}
+        )
     rows = prepared(pd.read_csv(options.write or options.of[0]))
     for (kind, schedule), part in rows.groupby(["kind", "schedule"]):
         print(f"\n{kind}, {schedule} warm-up")
