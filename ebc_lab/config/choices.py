@@ -32,6 +32,8 @@ from .schema import ArmConfig, CarrySettingConfig, Config, ProfiledWorkloadConfi
 # groups whose settings mean nothing under another name
 FRESH = {"controller": ControllerConfig, "optimizer": OptimizerConfig, "stabilizer": StabilizerConfig}
 OWN = ("optimizer", "stabilizer", "lr_schedule", "model")  # groups that take a `target`
+# stage and key of the entries of a study that may have such parts
+TAKE_OWN = (("ablation", "arms"), ("carry", "arms"), ("carry", "settings"))
 
 
 def conf_dir() -> Path:
@@ -334,7 +336,7 @@ def _swept(config: Config, name: str) -> Any:
 
 def with_sources(settings: Settings) -> Settings:
     """Settings whose own parts have the checksum of their file and their target as `module:function`; of a
-    study, those of its arms and of the candidates of its controller search, too.
+    study, those of its arms, of its carry's settings and of its controller search's candidates, too.
 
     The files that they are made of join `own_files`. Raises UserError where a target is not found, or its
     file is not the one whose checksum the settings name.
@@ -347,13 +349,15 @@ def with_sources(settings: Settings) -> Settings:
         if part.target is not None
     }
     if isinstance(settings, Config):
-        arms = {
-            name: dataclasses.replace(
-                arm, settings=_with_sources(f"ablation.arms.{name}: ", arm.settings, files)
-            )
-            for name, arm in settings.ablation.arms.items()
-        }
-        parts["ablation"] = dataclasses.replace(settings.ablation, arms=arms)
+        for stage, key in TAKE_OWN:
+            whole = parts.get(stage, getattr(settings, stage))
+            entries = {
+                name: dataclasses.replace(
+                    entry, settings=_with_sources(f"{stage}.{key}.{name}: ", entry.settings, files)
+                )
+                for name, entry in getattr(whole, key).items()
+            }
+            parts[stage] = dataclasses.replace(whole, **{key: entries})
         search = settings.controller_search
         candidates = {
             # what is no settings is refused, in its words, by what checks the stage

@@ -215,6 +215,19 @@ def test_the_other_suites_take_new_entries_too(study, key, settings):
         entries(f"+{key}.new=3")
 
 
+@pytest.mark.parametrize(
+    ("key", "more"),
+    [("arms", "unit: rate, over: optimizer.lr, grid: [1e-4, 2e-4]"), ("settings", "lr: 1e-3")],
+)
+def test_own_parts_of_carry_are_found(folder, key, more):
+    part = "optimizer: {name: cautious, target: './suite_opt.py:Cautious'}"
+    config = composed("study=units", f"+carry.{key}.new={{settings: {{{part}}}, {more}}}")
+    found = getattr(config.carry, key)["new"].settings["optimizer"]
+    assert found["target"] == "suite_opt:Cautious"
+    assert re.fullmatch("[0-9a-f]{64}", found["sha256"])
+    assert "suite_opt.py" in config.own_files
+
+
 @pytest.mark.parametrize("sign", ["", "+"])
 def test_an_arm_that_mine_makes_is_set_like_any_other(folder, sign):
     asked = ("study=optimizers", "mine=./suite_opt.py:Cautious")
