@@ -175,7 +175,7 @@ def settings_of_stage(config: Config, stage: str) -> dict[str, Any]:
     """Return the settings that a stage's decision rests on."""
     # its length is told by its steps
     of_stage = {k: v for k, v in to_dict(getattr(config, stage)).items() if k != TRAIN_TOKENS}
-    settings = {
+    settings: dict[str, Any] = {
         "stage": of_stage,
         "scale": config.scale,
         "study": study_part(config),

@@ -155,7 +155,9 @@ def test_the_answer_puts_the_plain_optimizers_own_loss_beside_ebcs():
     def said(plain: Any) -> str:
         return answer(lines("meets", "meets", "beats", plain), 0.01, (2.0, 8.0))["text"].partition(". ")[0]
 
-    level = "With EBC a higher learning rate does no harm between ×2 and ×8 of the best constant one: at ×8 the "
+    level = (
+        "With EBC a higher learning rate does no harm between ×2 and ×8 of the best constant one: at ×8 the "
+    )
     level += "test loss is 0.001 nats higher than at ×2 (95% interval −0.004 to +0.006, 3 paired seeds)"
     assert said(None) == level
     without = f"{level}; on the fair control’s schedule (tuned for the plain optimizer) without EBC, "
