@@ -7,6 +7,7 @@ Writes the bundle anew in its place, brief. `ebc-lab why FILE --replay` before i
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,10 +32,10 @@ def main(bundle: Path) -> None:
                 specs, results = planned_runs(stage, config, made, snapshot.results_of)
                 made[stage] = as_json(stage_of(stage).decide(config, specs, results, made))
                 Study(root).write_decision(stage, made[stage])
-        for command in (["report", str(root)], ["export", str(root), "--brief", "-o", str(bundle)]):
-            if command[0] == "export":
-                bundle.unlink()
-            subprocess.run(["ebc-lab", *command], check=True)
+        again = Path(folder) / bundle.name
+        subprocess.run(["ebc-lab", "report", str(root)], check=True)
+        subprocess.run(["ebc-lab", "export", str(root), "--brief", "-o", str(again)], check=True)
+        shutil.move(again, bundle)
 
 
 if __name__ == "__main__":

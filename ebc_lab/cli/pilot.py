@@ -119,14 +119,14 @@ def _answers(done: Outcome) -> list[dict[str, Any]]:
 
 def _told(done: Outcome) -> dict[str, Any]:
     """A finished call for programs."""
-    page = done.study.page_file
+    page, header = done.study.page_file, done.study.header()
     return {
         "outcome": "runs failed" if done.failed else "done",
         "answer": [tracks_in_words(line) for line in done.answer],
         "verdict": done.acceptance,
         "answers": _answers(done),
-        "looks": looks_of(done.study.header()),
-        "decide": deciding(done.study, done.study.header(), done.ablation),
+        "looks": looks_of(header),
+        "decide": deciding(done.study, header, done.ablation),
         "stages": done.stages,
         "runs": done.runs.as_dict(),
         "failed": done.failed,

@@ -247,12 +247,12 @@ def _last_words(console: Console, done: Any) -> None:
     console.print()
     for line in done.answer:
         console.print(Text.assemble(("answer  ", "bold"), tracks_in_words(line)))
-    study = done.study
-    if warned := looked(study.header()):
+    study, header = done.study, done.study.header()
+    if warned := looked(header):
         console.print(Text(f"        {warned}", style="yellow"))
     if study.page_file.exists():
         console.print(Text.assemble(("page    ", "bold"), str(study.page_file)), soft_wrap=True)
-    if more := deciding(study, study.header(), done.ablation):
+    if more := deciding(study, header, done.ablation):
         console.print(Text.assemble(("decide  ", "bold"), more), soft_wrap=True)
     called = _called(study)
     why = f"ebc-lab why {shlex.quote(called)}"

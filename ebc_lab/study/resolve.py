@@ -40,6 +40,7 @@ from .store.changes import (
     in_words,
     is_edit,
     looked,
+    looks_of,
     refused,
     requested,
     same_corpus,
@@ -91,7 +92,7 @@ def resolve_study(
     check_run(config)
     changed_copies = known is not None and own.lacking(study, known, config)
     if changed and known:
-        again = len(known.get("looks", [])) + sum(bool(answer["shared"]) for answer in earlier)
+        again = len(looks_of({**known, "earlier": earlier}))
         config = replace(config, answered_before=again)
     if changed:
         say(f"other settings than before ({shown}): {_retrained(config, study)}")
@@ -137,8 +138,8 @@ def after(
     earlier = earlier_answers(study, config, stage, specs, header.get("earlier", []))
     if earlier == header.get("earlier", []):
         return config
-    again = len(header.get("looks", [])) + sum(bool(answer["shared"]) for answer in earlier)
     header["earlier"] = earlier
+    again = len(looks_of(header))
     header["config"] |= {"answered_before": again} if again else {}
     manifest.remove_entries(study.root, study.header_file.name)
     write_checksummed(study.header_file, header)

@@ -264,7 +264,7 @@ def compare(
             losses(arms[reference], results),
             margin=config.finals.margin,
             comparisons=comparisons[family],
-            looks=len(looks(config)) * error_divided(config),
+            looks=shares_of_error(config),
             replicates=earlier["lr_sweep"]["tracks"][track]["replicate_losses"],
             luck=sum(of_both, NO_LUCK),
         )
@@ -345,7 +345,7 @@ def _lr_windows(
             losses(track["arms"][high], results),
             losses(track["arms"][low], results),
             margin=config.finals.window_margin,
-            looks=len(looks(config)) * error_divided(config),
+            looks=shares_of_error(config),
             replicates=replicates,
         )
         if "diverged" in difference and 2 * difference["diverged"]["arm"] > difference["seeds"]:
@@ -365,6 +365,12 @@ def looks(config: Config) -> list[int]:
     first = len(config.seeds)
     most = config.finals.max_seeds
     return [*range(first, most, config.finals.seeds_per_look), most] if most > first else [first]
+
+
+def shares_of_error(config: Config) -> int:
+    """Return among how many the error of the finals is divided: the looks that may be taken at them, and what
+    earlier answers have spent."""
+    return len(looks(config)) * error_divided(config)
 
 
 def next_seeds(

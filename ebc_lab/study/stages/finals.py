@@ -13,9 +13,9 @@ from ebc_lab.records.decisions import Decision, FinalsTrack, Sequential
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, arm_name
 
-from .compare_arms import claims, compare, efficiency, looks, next_seeds
+from .compare_arms import claims, compare, efficiency, looks, next_seeds, shares_of_error
 from .fair_control import control_run
-from .rules import Results, divided_in_words, error_divided, make_decision
+from .rules import Results, divided_in_words, make_decision
 from .runs import ebc_run, length, plain_run, searched, spec_of, tracks_of, waiting, with_ebc
 from .stage import Figure, NotSettled, Said, Stage, compared
 from .statistics import CONFIDENCE, show_difference, show_mean
@@ -152,7 +152,7 @@ def _sequential(
     return {
         "looks": at,
         "at": seeds,
-        "confidence": 1 - (1 - CONFIDENCE) / len(at) / error_divided(config),
+        "confidence": 1 - (1 - CONFIDENCE) / shares_of_error(config),
         "stopped": stopped,
     }
 

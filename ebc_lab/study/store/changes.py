@@ -71,9 +71,8 @@ def same_corpus(data: DataConfig, known: Mapping[str, Any]) -> bool:
 def looked(header: Mapping[str, Any]) -> str:
     """Return what is to be said of a study's answer where others were there before it; else nothing."""
     said = []
-    if had := ", then ".join(
-        map(str, header.get("looks", []))
-    ):  # by an earlier version, which corrected none
+    # by an earlier version, which corrected none
+    if had := ", then ".join(map(str, header.get("looks", []))):
         said.append(
             f"the seeds were changed after an answer had been seen (of {had} seeds); intervals hold for "
             "seeds chosen beforehand, so these claim a difference somewhat too often"
