@@ -363,7 +363,7 @@ def expected_names(*tracks: str) -> set[str]:
     arms = {f"{t}_{arm}_{kind}" for t in tracks for arm in ARMS for kind in ("loss", "clip", "kl")}
     arms |= {f"{t}_{FALLING}_groups" for t in tracks}
     own = {name + f"_{t}" * (len(tracks) > 1) for t in tracks for name in OF_A_TRACK}
-    return arms | own | {"lr_sweep", "pareto", "overhead"}
+    return arms | own | {"lr_sweep"}
 
 
 def sweep(losses: Mapping[float, float | None], label: str, **more: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from matplotlib.transforms import blended_transform_factory
 from ebc_lab.study.stages.compare_arms import reference_of
 from ebc_lab.study.stages.suite import point_in_words
 
-from ..text.words import FAMILIES, capital, optimizer, plural, short, words
+from ..text.words import FAMILIES, capital, level, optimizer, plural, short, words
 from .arm import colour_of, mark_of
 from .curves import read_results
 from .sheet.figure import (
@@ -54,7 +54,7 @@ WIDTH = 10.0  # inches
 LEFT = 0.02  # of the width, the left margin
 NAMES = (LEFT, 0.35)  # of the width, where the labels lie
 PLOT = (0.365, 0.7)  # of the width, where the axes lie
-COLUMNS = ((0.842, "difference ± 95%"), (0.912, "test loss"), (RIGHT, "val loss"))  # right edge, heading
+COLUMNS = ((0.842, "difference ±"), (0.912, "test loss"), (RIGHT, "val loss"))  # right edge, heading
 LINE = 11.5  # points from one line of a row's words to the next
 OWN, WORDS = 37, 45  # characters of a label, and of words, that a line holds
 OWN_ON_PHONE, WORDS_ON_PHONE = 25, 48
@@ -90,7 +90,7 @@ class Row:
 
     @property
     def limits(self) -> tuple[float, float]:
-        """The 95% interval, or the mean twice where there is none."""
+        """The interval by itself, or the mean twice where there is none."""
         return self.interval("low", "high") or (self.mean or 0.0, self.mean or 0.0)
 
     @property
@@ -330,10 +330,11 @@ def finding(rows: Sequence[Row]) -> str:
         return f"{text} (one seed: no interval)."
     better, worse = excluding_zero(compared)
     hold = len(compared) - better - worse
-    text += f" (95%: {signed(low)} to {signed(high)}). Of {plural(len(compared), 'interval')} "
-    text += f"{better} lie{'s' * (better == 1)} below zero, {worse} above, {hold} hold{'s' * (hold == 1)} it"
+    text += f" ({level([lowest.difference])}: {signed(low)} to {signed(high)}). "
+    text += f"Of {plural(len(compared), 'interval')} {better} lie{'s' * (better == 1)} below zero, "
+    text += f"{worse} above, {hold} hold{'s' * (hold == 1)} it"
     joint = any(row.interval("joint_low", "joint_high") for row in compared)
-    how = "all at once" if joint else "each 95% by itself"
+    how = "all at once" if joint else "each by itself"
     return f"{text} ({how})." if len(compared) > 1 else f"{text}."
 
 
@@ -358,15 +359,15 @@ def frame(rows: Sequence[Row], margin: float | None = None) -> tuple[float, floa
 def handles_of(rows: Sequence[Row], framed: tuple[float, float]) -> list[Line2D]:
     """The key: only what the picture holds."""
     looks = {bool(row.arm["ebc"]): (colour_of(row.arm), mark_of(row.arm)) for row in rows}
-    handles = []
+    handles, sure = [], level(row.difference for row in rows)
     for ebc, (colour, mark) in sorted(looks.items(), reverse=True):
         whose = f"{'with' if ebc else 'without'} EBC: " if True in looks else ""
-        label = f"{whose}mean and 95% interval over the paired seeds"
+        label = f"{whose}mean and {sure} interval over the paired seeds"
         handles.append(entry(label, colour, marker=mark, lw=2.4))
     joint = [row for row in rows if row.interval("joint_low", "joint_high")]
     if several := [n for row in joint if (n := row.difference.get("comparisons", 0)) > 1]:
         all_of_them = f"all {several[0]}" if len(set(several)) == 1 else "all"
-        handles.append(entry(f"95% for {all_of_them} comparisons together", lw=0.9))
+        handles.append(entry(f"{sure} for {all_of_them} comparisons together", lw=0.9))
     handles.append(entry("a single seed", **SEED))
     if any(row.elsewhere for row in rows):
         handles.append(entry("diamond: compared with the arm its row names", ls="", marker="D"))

@@ -16,18 +16,19 @@ from .arms import point_in_words
 from .table import PAGE, PAPER, Cell, Column, Row, Table, filled, loss_column
 from .words import NOTHING, brief, signed
 
-JOINT = "intervals hold, at 95%, for all comparisons together"
 WIDE = (PAPER, PAGE)  # where there is room for all columns
 NATS = "nats per token; below zero is better"
 DIFFERENCE = Column("Difference", "figure", short="difference")
-INTERVAL = Column("95%, all comparisons together", "figure", short="95%, joint")
+INTERVAL = Column("Interval, all comparisons together", "figure", short="joint interval")
 VERDICT = Column("Verdict", short="verdict")
 WINDOW = Column("LR window, octaves", "figure", short="LR window", optional=True)
 
 
-def luck_in_words(differences: Iterable[Difference | None]) -> str:
-    """Go on from `JOINT` where the settings of any of the arms were chosen by tuning them."""
-    return ", and allow for the luck of the tuning" if any(d and "luck" in d for d in differences) else ""
+def intervals_in_words(differences: Iterable[Difference | None], joint: bool = True) -> str:
+    """Say what a table's intervals are: how sure, for how many comparisons, and what they allow for."""
+    known = [d for d in differences if d]
+    luck = "; tuning noise included" if any("luck" in d for d in known) else ""
+    return f"{words.level(known)} intervals{', joint over all comparisons' if joint else ''}{luck}"
 
 
 def pair_cells(difference: Difference | None) -> tuple[Cell, Cell, Cell]:
@@ -90,7 +91,7 @@ def is_better(name: str, label: str, track: SuiteTrack, tuned: Mapping[str, Tune
             _cost(costs.get(arm)),
         )
         rows.append(filled(columns, values, chosen=arm == label))
-    note = f"{NATS}; {JOINT}{luck_in_words(answer['against'].values())}"
+    note = f"{NATS}; {intervals_in_words(answer['against'].values())}"
     note += "; time of a step against the reference’s, with the spread of the pairs" if costs else ""
     return Table(name, f"Is {label} better?", columns, rows, note)
 
@@ -208,7 +209,7 @@ def suite(name: str, track: SuiteTrack, ranked: Sequence[str]) -> Table:
         against = arm["versus"] if len(versus) > 1 else ""
         rows.append(filled(SUITE, (label, point_in_words(arm), _loss(arm), against, *cells), chosen=itself))
     compared = (arm["difference"] for arm in track["arms"].values())
-    return Table(name, "The arms at a glance", SUITE, rows, f"{NATS}; {JOINT}{luck_in_words(compared)}")
+    return Table(name, "The arms at a glance", SUITE, rows, f"{NATS}; {intervals_in_words(compared)}")
 
 
 FINALS = (
@@ -236,4 +237,4 @@ def finals(name: str, track: FinalsTrack) -> Table:
         values = (words.short(label, arm), arm["lr"], _loss(arm), *pairs)
         rows.append(filled(FINALS, values, chosen=label == track["roles"]["baseline"]))
     compared = (d for family in track["differences"].values() for d in family.values())
-    return Table(name, "The arms at a glance", FINALS, rows, f"{NATS}; {JOINT}{luck_in_words(compared)}")
+    return Table(name, "The arms at a glance", FINALS, rows, f"{NATS}; {intervals_in_words(compared)}")

@@ -32,7 +32,7 @@ from .modes import same_bits
 from .profiles import answer as profiles_in_words
 from .profiles import span_in_words
 from .units import answer as carried_in_words
-from .words import NOTHING, interval, percent, plural, signed
+from .words import NOTHING, interval, level, percent, plural, signed
 
 MOST = 3  # figures
 
@@ -276,7 +276,7 @@ def _difference(what: str, difference: Difference, joint: bool = False) -> Tile:
     low, high = d["low"], d["high"]
     seeds = plural(d["seeds"], "seed")
     at_once = f"for {d['comparisons']} comparisons at once, " if joint and d["comparisons"] > 1 else ""
-    limits = f"{interval(low, high, 3)} (95%, {at_once}{seeds})"
+    limits = f"{interval(low, high, 3)} ({level([d])}, {at_once}{seeds})"
     remark = f"no interval, {seeds}" if low is None and high is None else limits
     return Tile(what, signed(centre_of(d), 3), "nats", remark)
 

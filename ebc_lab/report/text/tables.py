@@ -38,7 +38,7 @@ from .arms import bits_of as bits_of
 from .arms import low_bit as low_bit
 from .arms import states as states
 from .beside import beside_weights as beside_weights
-from .glance import luck_in_words, verdict_cell
+from .glance import intervals_in_words, verdict_cell
 from .modes import modes as modes
 from .profiles import ratios as ratios
 from .profiles import scores as scores
@@ -240,9 +240,9 @@ REGRETS = (
     Column("Size", short="size", head=True),
     Column("Arm", "name", short="arm"),
     Column("Regret", "figure", short="regret"),
-    Column("95% interval", "figure"),
+    Column("Interval", "figure"),
     Column("Minus plain as tuned", "figure", short="minus plain", optional=True),
-    Column("its 95% interval", "figure", short="95%", optional=True),
+    Column("Its interval", "figure", short="its interval", optional=True),
 )
 
 
@@ -257,7 +257,9 @@ def regrets(name: str, track: SuiteTrack) -> Table | None:
             for pair in pairs:
                 cells += ["", ""] if pair is None else [_centre(pair), _interval(pair, "low", "high")]
             rows.append(filled(REGRETS, (size["shape"], arm, *cells)))
-    note = "nats per token: kept settings minus settings tuned again at that size; below zero is better"
+    known = [arm["difference"] for arm in track["arms"].values() if arm["difference"]]
+    note = "nats per token: kept settings minus settings tuned again at that size; below zero is better; "
+    note += f"{words.level(known)} intervals"
     return Table(name, "Regrets", REGRETS, rows, note) if rows else None
 
 
@@ -280,8 +282,8 @@ DIFFERENCES = (
     Column("Seeds", "figure", brief, "seeds"),
     Column("Diverged", "figure", short="diverged", on=(TERMINAL, PAPER), optional=True),
     Column("Difference", "figure", short="difference"),
-    Column("95% interval", "figure"),
-    Column("95%, all comparisons together", "figure", short="joint", optional=True),
+    Column("Interval by itself", "figure", short="interval"),
+    Column("Interval, all comparisons together", "figure", short="joint", optional=True),
     Column("Detectable, all together", "figure", lambda x: fixed(x, 3), "detectable"),
     Column("Judged", short="judged", optional=True),
 )
@@ -316,11 +318,8 @@ def differences(
             _judged(d) if "roles" in track else _said(d),
         )
         rows.append(filled(DIFFERENCES, values))
-    note = (
-        "nats per token, arm minus reference; below zero is better; detectable: by the interval that judges"
-    )
-    if luck := luck_in_words(pairs.values()):
-        note += f"; intervals are at 95%{luck}"
+    note = "nats per token, arm minus reference; below zero is better; detectable by the interval that "
+    note += f"judges; {intervals_in_words(pairs.values(), joint=False)}"
     return Table(name, title, DIFFERENCES, rows, note)
 
 

@@ -212,6 +212,6 @@ STAGE = Stage(
     title="Finals",
     about="Every arm at full length, from the same initial weights and data order for each seed.",
     shows="verdict",
-    pictures=("finals", "efficiency", "pareto", "overhead", "arms", "tightness"),
+    pictures=("finals", "efficiency", "arms", "tightness"),
     summary="summary_final.csv",
 )

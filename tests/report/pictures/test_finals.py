@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from support.drawn import BASELINE, CONTROL, FALLING, drawn, words_of, write_study
 
-from ebc_lab.report.pictures.finals import front
 from ebc_lab.report.pictures.forest import Row
 
 
@@ -24,31 +23,7 @@ def changed(root, change):
 
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory):
-    return drawn(write_study(tmp_path_factory.mktemp("study")), until="overhead")
-
-
-def test_the_front_holds_the_arms_that_none_dominates():
-    points = {
-        "best": (0.3, 1.0),
-        "between": (0.6, 1.2),
-        "beaten": (0.5, 1.3),
-        "plain": (1.0, 1.5),
-        "worse": (1.0, 1.6),
-    }
-    assert front(points) == ["best", "between", "plain"]
-    assert front({}) == []
-
-
-def test_pareto_draws_the_test_loss_with_each_seed_and_val_in_words(figures):
-    figure = figures["pareto"]
-    axes = figure.axes[0]
-    assert axes.get_ylabel().startswith("test loss")
-    means = [line for line in axes.get_lines() if line.get_markersize() == 7]
-    assert sorted(float(line.get_xdata()[0]) for line in means) == [0.6, 1.0, 1.0]
-    assert all(float(line.get_ydata()[0]) == pytest.approx(2.205) for line in means)
-    faint = [line for line in axes.get_lines() if line.get_alpha() is not None]
-    assert [sorted(line.get_ydata()) for line in faint] == [pytest.approx([2.2, 2.21])] * 3
-    assert all("2.205 (val 2.205)" in text.get_text() for text in axes.texts)
+    return drawn(write_study(tmp_path_factory.mktemp("study")), until="efficiency")
 
 
 def test_efficiency_shows_who_reached_the_baselines_loss_in_all_three_units(figures):
@@ -61,27 +36,6 @@ def test_efficiency_shows_who_reached_the_baselines_loss_in_all_three_units(figu
     figure.draw_without_rendering()
     tokens = left.child_axes[0]
     assert np.allclose(tokens.get_xlim(), np.array(left.get_xlim()) * 32)
-
-
-def test_overhead_stands_against_its_limit_with_its_quartiles_and_the_probes(figures):
-    figure = figures["overhead"]
-    axes = figure.axes[0]
-    assert [bar.get_width() for bar in axes.patches] == [6.0, 5.5]
-    assert [label.get_text() for label in axes.get_yticklabels()] == [
-        "overhead\n% of a step’s time without EBC",
-        "probes of EBC ×2, falling δ*\n% of the run’s training time",
-    ]
-    assert axes.get_xlabel() == "%, of what stands under each name"
-    assert any(
-        "6.0% of a step's time without EBC (quartiles 5.0 to 7.0), above the limit of 5%" in text
-        for text in words_of(figure)
-    )
-
-
-def test_without_a_measured_overhead_the_probes_alone_are_drawn(tmp_path):
-    root = write_study(tmp_path)
-    (root / "runs" / "overhead_adam_none_ebc_x2_n80_s0" / "result.json").unlink()
-    assert "The overhead was not measured." in words_of(drawn(root, until="overhead")["overhead"])
 
 
 def test_the_finals_have_a_row_for_each_arm_against_both_references(tmp_path):

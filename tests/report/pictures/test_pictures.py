@@ -72,7 +72,7 @@ def test_draws_whatever_became_of_the_runs_and_says_so(tmp_path, outcomes):
         for kind in ("loss", "clip", "kl"):
             header = said_above(figures[f"adam_none_{arm}_{kind}"])
             assert any(f"seed {seed} {said}" in line for line in header)
-    together = ("pareto", "efficiency", "finals", "overhead")
+    together = ("efficiency", "finals")
     for name in (*(f"adam_none_{FALLING}_{kind}" for kind in ("loss", "clip", "kl")), *together):
         image = matplotlib.image.imread(io.BytesIO(png(figures[name])), format="png")
         assert image.shape[:2] == (round(figures[name].bbox.height), round(figures[name].bbox.width))
@@ -81,7 +81,7 @@ def test_draws_whatever_became_of_the_runs_and_says_so(tmp_path, outcomes):
 AWKWARD = ("adam_spectral", "muon_spectral")
 LOOKED_AT = [f"muon_spectral_{arm}_{kind}" for arm in (CONTROL, FALLING) for kind in ("loss", "clip", "kl")]
 LOOKED_AT += [f"{name}_muon_spectral" for name in OF_A_TRACK]
-LOOKED_AT += [f"muon_spectral_{FALLING}_groups", "lr_sweep", "pareto", "overhead"]
+LOOKED_AT += [f"muon_spectral_{FALLING}_groups", "lr_sweep"]
 
 
 @pytest.fixture(scope="module")

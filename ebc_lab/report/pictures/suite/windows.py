@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves
 from ebc_lab.study.stages.suite import SAME_NATS
 
-from ...text.words import largest_regrets, optimizer, regrets_of, rules_among
+from ...text.words import largest_regrets, level, optimizer, regrets_of, rules_among
 from ..decisions import COLOURS, RING, TRACKS
 from ..forest import missing, signed
 from ..sheet.figure import (
@@ -403,12 +403,13 @@ def _worst_regrets(decision: Any) -> str:
 
 def _transfer_key(rows: Sequence[tuple[Any, str]], arms: Mapping[str, Any]) -> list[Any]:
     kinds = {bool(arms[label]["ebc"]) for _, label in rows}
+    sure = level(arms[label]["difference"] or {} for _, label in rows)
     handles = [
         entry(words if True in kinds else "mean", colour, marker=marker, ls="-", lw=1.6)
         for words, ebc, colour, marker in (("EBC", True, EBC, "o"), ("plain", False, COLOURS[0], "s"))
         if ebc in kinds
     ]
-    return [*handles, entry("its own 95% interval", GREY, lw=1.6)]
+    return [*handles, entry(f"its own {sure} interval", GREY, lw=1.6)]
 
 
 def _draw_regret(axes: Axes, row: int, arm: Mapping[str, Any]) -> None:
