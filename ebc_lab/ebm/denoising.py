@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .sphere import checkable, distance, exp, log, project, randn, widened
-from .vmf import Number, bessel_ratio, check_dimension, mean_cosine, sample
+from .vmf import Number, check_dimension, mean_cosine, sample
 
 LEVELS = (0.01, 0.05, 0.1, 0.2, 0.5)
 KINDS = ("vmf", "geodesic")
@@ -76,14 +76,6 @@ def _volume_term(t: Tensor) -> Tensor:
         near = near * square + coefficient
     far = torch.where(t < SERIES_BELOW, 1.0, t)  # keeps the branch not taken, and its gradient, finite
     return torch.where(t < SERIES_BELOW, near, (1 / far - 1 / torch.tan(far)) / far)
-
-
-def expected_square(n: int, sigma: float) -> float:
-    """Return E|target|^2 of the vmf kernel, (n - 1) K A_n(K) with K = (n - 1) / sigma^2."""
-    check_level(sigma)
-    check_dimension(n)
-    raw = (n - 1) / sigma**2
-    return (n - 1) * raw * float(bessel_ratio(n, raw))
 
 
 def r_squared(score: Tensor, target: Tensor) -> Tensor:

@@ -115,10 +115,6 @@ def _arm_pictures(
             tight[name] = measured
 
 
-def seeds_in(arms: Arms) -> int:
-    return max((len(arm["runs"]) for arm in arms.values()), default=0)
-
-
 # -- how soon the baseline's loss is reached -----------------------------------------------------------------
 
 
@@ -136,7 +132,8 @@ def draw_efficiency(facts: Facts, track: str, decision: Mapping[str, Any], resul
         "medians over the seeds, paired with the baseline's; an arm is there when half of its seeds are",
     )
     size = (8.6, 3.0 + 0.34 * len(arms))
-    figure, left = page(facts, what, whom, _first_there(decision), seeds_in(arms), small, size=size)
+    seeds = max((len(arm["runs"]) for arm in arms.values()), default=0)
+    figure, left = page(facts, what, whom, _first_there(decision), seeds, small, size=size)
     left.set_xlabel("training steps  (tokens on top)")
     names = [short(name, arm) for name, arm in arms.items()]
     right = another(left)

@@ -25,8 +25,7 @@ LAYERS = (EBC, "C4", GOAL, "C6", ALERT, "C5")  # neighbours far apart, also for 
 LABELS_FROM = 0.74  # of the width: the layers' labels stand beyond it
 
 
-# -- the groups' contributions
-# ----------------------------------------------------------------------------------------
+# -- the groups' contributions -------------------------------------------------------------------------------
 
 
 def groups_of(runs: Sequence[Run]) -> list[str]:
@@ -112,8 +111,7 @@ def _draw_layers(
     return stacked, ends, drawn
 
 
-# -- tightness
-# --------------------------------------------------------------------------------------------------------
+# -- tightness -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -315,8 +315,7 @@ def breakable(name: str) -> Any:
     return Markup("_<wbr>").join(escape(part) for part in name.split("_"))
 
 
-# -- sentences
-# ------------------------------------------------------------------------------------------------------------
+# -- sentences -----------------------------------------------------------------------------------------------
 
 
 def judgement(line: Line) -> str:
@@ -673,8 +672,7 @@ def _transfer_answer(track: SuiteTrack) -> InWords:
 TAILS = {name[1:]: tail for name, tail in tails_of_choices().items() if name != "_custom"}
 
 
-# -- an arm in words
-# --------------------------------------------------------------------------------------------------
+# -- an arm in words -----------------------------------------------------------------------------------------
 
 
 def role(name: str) -> str:

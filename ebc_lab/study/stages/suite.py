@@ -202,8 +202,7 @@ def started(run: RunConfig, source: RunSpec, results: Results) -> RunConfig | No
     return with_init(run, init)
 
 
-# -- what a sweep shows
-# ----------------------------------------------------------------------------------------------
+# -- what a sweep shows --------------------------------------------------------------------------------------
 
 
 def windows_of(config: Config, arms: Mapping[str, Arm], results: Results) -> dict[str, dict[str, Sweep]]:

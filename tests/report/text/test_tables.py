@@ -181,8 +181,7 @@ def test_a_suites_table_says_of_an_interval_what_its_answer_says():
     assert [row[-1] for row in table.on(TERMINAL).texts()] == [verdict_of(pairs["good"])] == ["worse"]
 
 
-# -- for papers
-# ------------------------------------------------------------------------------------------------------------
+# -- for papers ----------------------------------------------------------------------------------------------
 
 
 def test_an_arm_has_mean_and_spread_over_its_seeds():
@@ -277,8 +276,7 @@ def test_a_study_leaves_the_same_bytes_each_time(finished, tmp_path, undrawn):
     assert {name: (root / name).read_bytes() for name in names} == before
 
 
-# -- what each language reads as its own
-# -----------------------------------------------------------------------------------
+# -- what each language reads as its own ---------------------------------------------------------------------
 
 NASTY = r"50% of #1 & 2_$x$ {a} ~b ^c <d> |e| \f `g` *h* [i](j) δ* ± −1 × ≤ ∞ “"
 

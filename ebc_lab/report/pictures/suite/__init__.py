@@ -249,8 +249,7 @@ def in_words(arm: Mapping[str, Any]) -> str:
     return f"; test loss {signed(difference['mean'])}{half}"
 
 
-# -- what the mechanism did
-# -------------------------------------------------------------------------------------------
+# -- what the mechanism did ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

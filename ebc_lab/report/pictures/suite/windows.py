@@ -77,8 +77,7 @@ def window_pictures(
         yield from picture(f"transfer{tail}", "verdict", facts, draw_transfer, track, decision)
 
 
-# -- sweeps
-# ----------------------------------------------------------------------------------------------------------
+# -- sweeps --------------------------------------------------------------------------------------------------
 
 
 def draw_rates(facts: Facts, track: str, decision: Mapping[str, Any], sweeps: Mapping[str, Sweep]) -> Sheet:
@@ -365,8 +364,7 @@ def _found_of_delta(name: str, sweep: Sweep) -> str:
     return f"worst start {signed(sweep['worst'])}" if sweep["worst"] is not None else "a start diverged"
 
 
-# -- transfer
-# --------------------------------------------------------------------------------------------------------
+# -- transfer ------------------------------------------------------------------------------------------------
 
 
 def draw_transfer(facts: Facts, track: str, decision: Mapping[str, Any]) -> Sheet:
