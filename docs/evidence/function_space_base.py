@@ -1,5 +1,5 @@
-"""How far each tensor alone moves the logits at a rate of 1, rms over tokens and vocabulary, at fifteen moments
-of the tuned runs of docs/evidence/within.yaml: root mean squares over the seeds 100 and 101, kept for this.
+"""How far each tensor alone moves the logits at a rate of 1, rms over tokens and vocabulary, fifteen times in
+the tuned runs of docs/evidence/within.yaml: root mean squares over the seeds 100 and 101, kept for this.
 
 Recorded under each seed by `ebc-lab train scale=mini batch_size=4 steps=150 lr_schedule=trapezoid
 lr_schedule.warmup_steps=25 compile=off stabilizer=custom
