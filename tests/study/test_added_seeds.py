@@ -121,6 +121,7 @@ def test_seeds_that_are_judged_again_are_said_and_corrected(place, text_file, ho
     for text in ((study.root / "report.html").read_text(), (study.root / "ablation.md").read_text()):
         assert f"{AGAIN} (mine, 2 seeds, {len({0, 1} & {*seeds})} of them here)" in text
         assert "divided by 2: 97.5% instead of 95%" in text
+    assert "97.5% intervals, joint over all comparisons" in (study.root / "report.html").read_text()
     assert ebc_lab.load(study.root).verdict.attrs["looks"] == [2]
     assert replay(study)["same"]
 
