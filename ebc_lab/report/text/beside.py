@@ -25,7 +25,7 @@ COLUMNS = (
     Column("KL within ±30%", "figure", percent, "KL ±30%", optional=True),
 )
 NOTE = (
-    "means over the completed seeds; difference: arm minus its reference, paired by seed, with its 95% "
+    "means over the completed seeds; difference: arm minus its reference, paired by seed, with its "
     "interval by itself; bytes beside the weights: optimizer state, gradients at their height, and "
     "activations where they are packed; steps/s as the runs took them, several at a time"
 )

@@ -260,7 +260,7 @@ def profiles(track: ProfilesTrack) -> Headline:
     tiles = []
     for method in [m for m in track["asked_about"] if m in methods] or list(methods):
         found = methods[method]
-        remark = f"{span_in_words(found)} (95%)" if found["low"] is not None else ""
+        remark = f"{span_in_words(found)}, over the seeds" if found["low"] is not None else ""
         place = f"place {found['place']} of {len(methods)}"
         tiles.append(Tile(f"Score of {method}", f"{found['score']:.2f}", place, remark))
     tiles.sort(key=lambda tile: -float(tile.value))

@@ -18,7 +18,7 @@ SCORES = (
     Column("Place", "figure", words.brief, "place"),
     Column("Method", "name", short="method", head=True),
     Column("Score, by steps", "figure", lambda x: words.fixed(x, 3), "score"),
-    Column("95% interval", short="95%"),
+    Column("Interval", short="interval"),
     Column("By seconds of training", "figure", lambda x: words.fixed(x, 3), "by seconds"),
     Column("On the workloads that chose nothing", "figure", lambda x: words.fixed(x, 3), "on the others"),
     Column("Configuration", "prose", short="configuration"),

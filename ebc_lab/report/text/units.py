@@ -25,7 +25,7 @@ ARMS = (
     Column("Best constants spread over", "figure", short="octaves"),
     Column("Broken runs", "figure", short="broken"),
     Column("Minus the reference", "figure", short="difference"),
-    Column("95% interval", short="95% interval", on=(PAGE, PAPER)),
+    Column("Interval", short="interval", on=(PAGE, PAPER)),
     Column("Verdict", short="verdict"),
 )
 SETTINGS = (

@@ -560,7 +560,7 @@ def _apart_answer(track: SuiteTrack) -> InWords:
     counted = any(label.endswith(")") for label in groups["undecided"])
     kinds["undecided"] = "Not told apart (about so many seeds would)" if counted else "Not told apart"
     sentences = [f"{kinds[kind]}: {_first_few(labels)}." for kind, labels in groups.items() if labels]
-    by = f"By the 95% intervals that hold for all {plural(many, 'comparison')} together." if many > 1 else ""
+    by = f"By the intervals that hold for all {plural(many, 'comparison')} together." if many > 1 else ""
     judged = "meets" if groups["better"] and not groups["worse"] else "undecided"
     return {"judged": judged, "word": f"{word}.", "text": " ".join(filter(None, (*lost, *sentences, by)))}
 
