@@ -257,9 +257,8 @@ def regrets(name: str, track: SuiteTrack) -> Table | None:
             for pair in pairs:
                 cells += ["", ""] if pair is None else [_centre(pair), _interval(pair, "low", "high")]
             rows.append(filled(REGRETS, (size["shape"], arm, *cells)))
-    known = [arm["difference"] for arm in track["arms"].values() if arm["difference"]]
     note = "nats per token: kept settings minus settings tuned again at that size; below zero is better; "
-    note += f"{words.level(known)} intervals"
+    note += f"{words.level(arm['difference'] or {} for arm in track['arms'].values())} intervals"
     return Table(name, "Regrets", REGRETS, rows, note) if rows else None
 
 
