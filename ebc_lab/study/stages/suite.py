@@ -312,10 +312,10 @@ def transfer_of(config: Config, arms: Mapping[str, Arm], results: Results) -> li
     with EBC from the plain one that kept its settings, too.
     """
     asked = config.ablation.all_arms()
-    copies = {n: a.versus for n, a in asked.items() if a.tuned_as and n in arms}
+    copies = {n: a for n, a in asked.items() if a.tuned_as and n in arms}
     transfers: list[Transfer] = []
     for label, arm in asked.items():
-        copied = [n for n, versus in copies.items() if versus == label]
+        copied = [n for n, a in copies.items() if a.versus == label and shape_of(a) == shape_of(arm)]
         if arm.tuned_as or not copied or label not in arms:
             continue
         plain = [n for n in copied if not arms[n]["ebc"]]

@@ -568,6 +568,7 @@ def test_a_regret_is_measured_by_what_was_tuned_again(tiny):
         "again": ArmConfig(steps=2, tune=tuned),
         "plain_long": ArmConfig(steps=2, tuned_as="plain", versus="again"),
         "ebc_long": ArmConfig(steps=2, settings=EBC, tuned_as="ebc", versus="again"),
+        "plain_wide": ArmConfig(width_scale=2, tuned_as="plain", versus="plain"),  # no regret: another size
     }
     losses = {"again": 1.8, "plain_long": 1.9, "ebc_long": 1.85}
 
