@@ -22,9 +22,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 
 from ebc_lab.study.stages.compare_arms import reference_of
+from ebc_lab.study.stages.statistics import level
 from ebc_lab.study.stages.suite import point_in_words
 
-from ..text.words import FAMILIES, capital, level, optimizer, plural, short, words
+from ..text.words import FAMILIES, capital, optimizer, plural, short, words
 from .arm import colour_of, mark_of
 from .curves import read_results
 from .sheet.figure import (

@@ -9,7 +9,7 @@ from typing import Any
 
 from ebc_lab.records.decisions import Arm, Decision, Difference, FinalsTrack, StepCost, SuiteTrack, TunedArm
 from ebc_lab.study.stages.stage import candidates_of
-from ebc_lab.study.stages.statistics import by_interval, centre_of, in_octaves
+from ebc_lab.study.stages.statistics import by_interval, centre_of, in_octaves, level
 
 from . import words
 from .arms import point_in_words
@@ -28,7 +28,7 @@ def intervals_in_words(differences: Iterable[Difference | None], joint: bool = T
     """Say what a table's intervals are: how sure, for how many comparisons, and what they allow for."""
     known = [d for d in differences if d]
     luck = "; tuning noise included" if any("luck" in d for d in known) else ""
-    return f"{words.level(known)} intervals{', joint over all comparisons' if joint else ''}{luck}"
+    return f"{level(known)} intervals{', joint over all comparisons' if joint else ''}{luck}"
 
 
 def pair_cells(difference: Difference | None) -> tuple[Cell, Cell, Cell]:

@@ -24,7 +24,7 @@ from ebc_lab.records.decisions import (
     UnitsTrack,
     Window,
 )
-from ebc_lab.study.stages.statistics import by_interval, centre_of, in_octaves
+from ebc_lab.study.stages.statistics import by_interval, centre_of, in_octaves, level
 
 from . import words
 from .modes import answer as same_bits_in_words
@@ -32,7 +32,7 @@ from .modes import same_bits
 from .profiles import answer as profiles_in_words
 from .profiles import span_in_words
 from .units import answer as carried_in_words
-from .words import NOTHING, interval, level, percent, plural, signed
+from .words import NOTHING, interval, percent, plural, signed
 
 MOST = 3  # figures
 

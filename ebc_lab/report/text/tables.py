@@ -27,7 +27,7 @@ from ebc_lab.records.paths import SpecRecord
 from ebc_lab.study.stages.compare_arms import reference_of
 from ebc_lab.study.stages.fair_control import schedule_in_words
 from ebc_lab.study.stages.rules import band_distance
-from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves
+from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves, level
 
 from . import words
 from .arms import PAGE_NOTE as PAGE_NOTE
@@ -258,7 +258,7 @@ def regrets(name: str, track: SuiteTrack) -> Table | None:
                 cells += ["", ""] if pair is None else [_centre(pair), _interval(pair, "low", "high")]
             rows.append(filled(REGRETS, (size["shape"], arm, *cells)))
     note = "nats per token: kept settings minus settings tuned again at that size; below zero is better; "
-    note += f"{words.level(arm['difference'] or {} for arm in track['arms'].values())} intervals"
+    note += f"{level(arm['difference'] for arm in track['arms'].values())} intervals"
     return Table(name, "Regrets", REGRETS, rows, note) if rows else None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar
 
 from ebc_lab.config.errors import clock as clock  # also the templates' filter
@@ -33,7 +33,7 @@ from ebc_lab.records.decisions import (
 )
 from ebc_lab.records.spec import optimizer as optimizer
 from ebc_lab.records.spec import tracks_in_words as tracks_in_words
-from ebc_lab.study.stages.statistics import CONFIDENCE, WINDOW_NATS, by_interval, in_octaves, show_difference
+from ebc_lab.study.stages.statistics import WINDOW_NATS, by_interval, in_octaves, level, show_difference
 from ebc_lab.study.stages.suite import SAME_NATS, contenders
 from ebc_lab.study.stages.suite import tuned_arms as tuned_arms
 from ebc_lab.study.stages.verdict import unfinished
@@ -297,11 +297,6 @@ def interval(low: float | None, high: float | None, digits: int = 4) -> str:
         return NOTHING
     left = "−∞" if low is None else signed(low, digits)
     return f"{left} to {'+∞' if high is None else signed(high, digits)}"
-
-
-def level(differences: Iterable[Mapping[str, Any]]) -> str:
-    """Return how sure the intervals are: 95%, and more where looks or earlier answers divide the error."""
-    return f"{100 * (1 - (1 - CONFIDENCE) / max([d.get('looks') or 1 for d in differences], default=1)):.4g}%"
 
 
 def plural(n: int, one: str, many: str | None = None) -> str:

@@ -25,7 +25,7 @@ import functools
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -114,6 +114,12 @@ def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float, freedom: int 
     chance = lowest / lowest.sum()
     sd = math.sqrt(float(chance @ (means - chance @ means) ** 2))
     return Luck(float(f"{sd:.6g}"), freedom)
+
+
+def level(differences: Iterable[Mapping[str, Any] | None]) -> str:
+    """Return how sure the intervals are: 95%, and more where looks or earlier answers divide the error."""
+    looks = max((d.get("looks") or 1 for d in differences if d), default=1)
+    return f"{100 * (1 - (1 - CONFIDENCE) / looks):.4g}%"
 
 
 def paired(

@@ -57,12 +57,6 @@ COUNTED = {
 }
 
 
-def overhead_limit(scale: str) -> float:
-    """Return what EBC may add to a step's time, in percent. Where a step is a few thousand tokens, a probe
-    costs more of it."""
-    return 8.0 if scale == "laptop" else 5.0
-
-
 def verdict_lines(config: Config, track: FinalsTrack, results: Results, overhead: RunResult) -> list[Line]:
     """Judge a track in lines: three on EBC at ×2 itself, two comparisons of the test loss, the LR window
     where the finals have EBC at two rates, and the overhead."""
@@ -90,7 +84,7 @@ def verdict_lines(config: Config, track: FinalsTrack, results: Results, overhead
             joint=True,
         ),
         *_lr_window(config, track),
-        _overhead(overhead, overhead_limit(config.scale)),
+        _overhead(overhead, 8.0 if config.scale == "laptop" else 5.0),  # in a short step a probe weighs more
     ]
 
 

@@ -16,6 +16,7 @@ from ebc_lab.config.parts.data import SAME_TEXT, DataConfig
 from ebc_lab.config.schema import NOT_THE_STUDY, Config
 from ebc_lab.records.figures import FINISHED
 
+from ..stages.statistics import level
 from .study import EarlierAnswer, Record
 
 Change = tuple[str, Any, Any]  # dotted path, in study.json, now
@@ -82,7 +83,7 @@ def looked(header: Mapping[str, Any]) -> str:
         once = ", then ".join(f"{_of(answer)}, {len(answer['shared'])} of them here" for answer in again)
         said.append(
             f"seeds were judged again after an answer had been seen ({once or had}), so the error of the "
-            f"intervals is divided by {2**by}: {100 - 5 / 2**by:.4g}% instead of 95%"
+            f"intervals is divided by {2**by}: {level([{'looks': 2**by}])} instead of 95%"
         )
     if fresh := [answer for answer in header.get("earlier", []) if not answer["shared"]]:
         others = ", then ".join(map(_of, fresh))

@@ -126,5 +126,5 @@ def test_needs_neither_torch_nor_pandas_nor_pyplot():
 
 
 def test_labels_are_spread_in_order_and_stay_on_the_page():
-    places = spread([0.1, 0.11, 0.12, 0.98, 0.99], 0.05)
+    places = spread([0.1, 0.11, 0.12, 0.98, 0.99], [0.05] * 5)
     assert places == pytest.approx([0.1, 0.15, 0.2, 0.95, 1.0])

@@ -133,10 +133,9 @@ def lowered(axes: Axes, head: float) -> None:
 # -- labels --------------------------------------------------------------------------------------------------
 
 
-def spread(wanted: Sequence[float], gap: float | Sequence[float]) -> list[float]:
-    """Ascending places in [0, 1], at least `gap` apart, near those wanted. `gap`: one for all, or each."""
+def spread(wanted: Sequence[float], gaps: Sequence[float]) -> list[float]:
+    """Ascending places in [0, 1] near those wanted, each at least its gap from the next."""
     places = list(wanted)
-    gaps = [gap] * len(places) if isinstance(gap, float) else list(gap)
     for i in range(1, len(places)):
         places[i] = max(places[i], places[i - 1] + gaps[i - 1])
     for i in reversed(range(len(places))):

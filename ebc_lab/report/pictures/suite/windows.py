@@ -11,10 +11,10 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves
+from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves, level
 from ebc_lab.study.stages.suite import SAME_NATS
 
-from ...text.words import largest_regrets, level, optimizer, regrets_of, rules_among
+from ...text.words import largest_regrets, optimizer, regrets_of, rules_among
 from ..decisions import COLOURS, RING, TRACKS
 from ..forest import missing, signed
 from ..sheet.figure import (
@@ -401,7 +401,7 @@ def _worst_regrets(decision: Any) -> str:
 
 def _transfer_key(rows: Sequence[tuple[Any, str]], arms: Mapping[str, Any]) -> list[Any]:
     kinds = {bool(arms[label]["ebc"]) for _, label in rows}
-    sure = level(arms[label]["difference"] or {} for _, label in rows)
+    sure = level(arms[label]["difference"] for _, label in rows)
     handles = [
         entry(words if True in kinds else "mean", colour, marker=marker, ls="-", lw=1.6)
         for words, ebc, colour, marker in (("EBC", True, EBC, "o"), ("plain", False, COLOURS[0], "s"))
