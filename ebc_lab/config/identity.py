@@ -92,11 +92,11 @@ def read_settings(settings: Any, kind: str) -> list[str]:
     read = []
     cls: Any = type(settings)
     for name, setting in _named_settings(cls):
-        if setting.only and not setting.always:
+        if setting.only and not setting.in_run_id_even_unread:
             at = kind if setting.of == "name" else getattr(settings, setting.of)
             if at not in setting.only:
                 continue
-        if setting.neutral is UNSET or getattr(settings, name) != setting.neutral:
+        if setting.unnamed_at is UNSET or getattr(settings, name) != setting.unnamed_at:
             read.append(name)
     return read
 
@@ -104,7 +104,7 @@ def read_settings(settings: Any, kind: str) -> list[str]:
 @functools.cache
 def _named_settings(cls: Any) -> list[tuple[str, Setting]]:
     every = [(field.name, setting_of(field)) for field in dataclasses.fields(cls)]
-    return [(name, setting) for name, setting in every if setting.named]
+    return [(name, setting) for name, setting in every if setting.in_run_id]
 
 
 def _name_own_parts(named: dict[str, Any], run: RunConfig) -> None:
