@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from ebc_lab.config.choices import OWN, changed, optimizer_defaults, shaped
+from ebc_lab.config.choices import OWN, changed, optimizer_defaults, with_size
 from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.machine import chosen_device, visible_gpus
@@ -81,7 +81,7 @@ def _runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
     base = run_part(config)
     seed = config.seeds[0] if config.seeds else base.seed
     for name, arm in config.ablation.all_arms().items():
-        run = shaped(plain_run(config, track, base.steps, seed, arm.lr_scale), arm)
+        run = with_size(plain_run(config, track, base.steps, seed, arm.lr_scale), arm)
         yield f"arm {name}", completed(changed(run, arm.settings), UNIT)
     for name, settings in config.controller_search.candidates.items():
         if isinstance(settings, dict):

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ebc_lab.config.choices import changed, shaped
+from ebc_lab.config.choices import changed, with_size
 from ebc_lab.config.parts.init import InitConfig, with_init
 from ebc_lab.config.schema import ArmConfig, Config, RunConfig
 from ebc_lab.ebc.options import MEASURED
@@ -73,7 +73,7 @@ def run_of(
         scale *= swept["control"]["lr"] / swept["lr"]
     if "lr" in point:
         scale *= point["lr"] / swept["lr"]
-    run = shaped(plain_run(config, swept, steps, seed, scale), arm)
+    run = with_size(plain_run(config, swept, steps, seed, scale), arm)
     run = changed(run, searched(decisions, track) | arm.settings)
     schedule = {OF_SCHEDULE[k]: v for k, v in point.items() if k in OF_SCHEDULE}
     run = replace(run, lr_schedule=replace(run.lr_schedule, **schedule))

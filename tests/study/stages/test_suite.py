@@ -11,7 +11,7 @@ import pytest
 from ebc_lab.cli.pilot import _told as told_to_programs
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import resolved
+from ebc_lab.config.identity import with_derived_settings
 from ebc_lab.config.schema import ArmConfig
 from ebc_lab.config.study_checks import validate
 from ebc_lab.records.columns import OF_PARTS
@@ -392,7 +392,7 @@ def test_an_arm_may_be_longer_wider_and_of_a_larger_batch(tiny):
     run, _ = run_of(config, DECIDED, "adam_none", arm, 30, 3, {})
     assert (run.steps, run.batch_size) == (120, 2 * config.batch_size)
     assert run.model.width == 1.5 * config.model.width
-    assert resolved(run).lr_schedule.warmup_steps == 30  # of its own length
+    assert with_derived_settings(run).lr_schedule.warmup_steps == 30  # of its own length
     odd, _ = run_of(config, DECIDED, "adam_none", ArmConfig(width_scale=1.01), 30, 3, {})
     assert odd.model.width == config.model.width  # a multiple of the heads
 
