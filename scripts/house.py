@@ -19,10 +19,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "ebc_lab"
 PICTURE = "docs/images/layers.svg"
 PARTS_PICTURE = "docs/images/parts.svg"
-BRINGS = {  # field of a `Part` -> what the picture calls it
-    "neutral": "a neutral choice",
-    "refuses": "refusals inside",
-    "clashes": "refusals with others",
+BRINGS = {  # what a `Part` may override -> what the picture calls it
+    "changes_nothing": "a choice that changes nothing",
+    "refuses": "refusals",
     "unfit": "unfit for a mode",
     "tail": "name and label",
     "columns": "columns of steps.csv",
@@ -307,14 +306,13 @@ def parts_picture() -> str:
     from ebc_lab.config.part import Part
     from ebc_lab.config.parts import PARTS
 
-    usual = {name: field.default for name, field in Part.__dataclass_fields__.items()}
     brings: dict[str, set[str]] = {}
     for part_ in PARTS:
-        own = {words for name, words in BRINGS.items() if getattr(part_, name) not in (usual[name], {})}
-        file = ROOT / PACKAGE / "components" / f"{part_.name}.py"
+        own = {words for name, words in BRINGS.items() if getattr(part_, name) != getattr(Part, name)}
+        file = ROOT / PACKAGE / "components" / f"{part_.group_name}.py"
         acts = file.exists() and re.search("^(HOOK|NUMERICS)\\b", file.read_text(), re.MULTILINE)
-        brings[part_.name] = own | ({"acts in a step"} if acts else set())
-    rows = [(part_.name, (part_.settings.__doc__ or "").split(".")[0].split(" (")[0]) for part_ in PARTS]
+        brings[part_.group_name] = own | ({"acts in a step"} if acts else set())
+    rows = [(part_.group_name, (part_.__doc__ or "").split(".")[0].split(" (")[0]) for part_ in PARTS]
     return grid(
         "Parts of a run, and what the files of each bring", rows, [*BRINGS.values(), "acts in a step"], brings
     )

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.config.parts.race import RACE
+from ebc_lab.config.parts.race import RaceConfig
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import RunResult
@@ -58,7 +58,7 @@ class Replay:
             result = self.recorded.get(spec.run_id)
             if result is None:
                 continue
-            bounds = RACE.of(raced(spec.run, rivals, self.results, self.margin, self.first)).above
+            bounds = RaceConfig.from_run(raced(spec.run, rivals, self.results, self.margin, self.first)).above
             losses = {int(step): loss for step, loss, *_ in result["curve"]}
             at = [int(step) for step, bound in bounds.items() if losses.get(int(step), 0.0) > bound]
             self.steps += result["steps"]

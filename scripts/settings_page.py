@@ -41,7 +41,7 @@ A list or mapping takes at most 100 items (500 arms), a text 1,000 characters, a
 study 50,000 runs. `${batch_size}` in a value is the value of that setting; other `${…}` are refused. A new
 entry of a mapping needs no `+`: `lr_sweep.grids.NAME=[…]`, `ablation.arms.NAME={lr_scale: 4, settings: {…}}`.
 """
-READ_BY = {part.name: part.read_by for part in PARTS}
+READ_BY = {part.group_name: part.read_by for part in PARTS}
 NAMED: dict[str, dict[str, type]] = {  # stage -> its mappings from a name to settings
     "carry": {"arms": UnitConfig, "settings": CarrySettingConfig},
     "profiles": {"workloads": ProfiledWorkloadConfig, "methods": MethodConfig},

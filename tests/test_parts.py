@@ -17,38 +17,27 @@ SETTINGS = '''"""Gradients that are halved."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..fields import setting
-from ..part import Figure, Part, Tail
+from ..part import Figure, Part
 
 
 @dataclass
-class HalvingConfig:
+class HalvingConfig(Part):
     """Gradients that are halved."""
 
     name: str = setting("none", "whether they are", group="halving")
-    times: int = setting(1, "how often", "times", low=1, high=9, only=("halve",))
+    times: int = setting(1, "how often", "times", low=1, high=9, only=("halved",))
 
-
-def _tail(halving: HalvingConfig) -> Iterator[Tail]:
-    if halving.name == "halve":
-        yield Tail("_halved", "halved gradients")
-
-
-HALVING = Part(
-    "halving",
-    HalvingConfig,
-    neutral=lambda halving: halving.name == "none",
-    tail=_tail,
-    columns={"halved": ("times", "how often this step's gradients were halved")},
-    figures=(
+    off = "none"
+    words = {"halved": "halved gradients"}
+    columns = {"halved": ("times", "how often this step's gradients were halved")}
+    figures = (
         Figure("halved", "times", "of the gradients of a step, median", "Halved", "halved", of_steps=True),
-    ),
-    table="Halved gradients",
-    note="halved: how often",
-)
+    )
+    table = "Halved gradients"
+    note = "halved: how often"
 '''
 HOOK = '''"""Gradients that are halved."""
 
@@ -57,7 +46,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ebc_lab.config.parts.halving import HALVING
+from ebc_lab.config.parts.halving import HalvingConfig
 from ebc_lab.config.schema import RunConfig
 
 from .hook import Built, Hook
@@ -67,12 +56,12 @@ class Halving(Hook):
     columns = ("halved",)
 
     def __init__(self, run: RunConfig, built: Built):
-        self.times = HALVING.of(run).times
+        self.times = HalvingConfig.from_run(run).times
         self.model = built.model
 
     @classmethod
     def acts(cls, run: RunConfig) -> bool:
-        return not HALVING.neutral(HALVING.of(run))
+        return not HalvingConfig.from_run(run).changes_nothing()
 
     def gradients(self, t: int, loss: Tensor, lr: float) -> dict[str, Tensor]:
         for p in self.model.parameters():
@@ -95,7 +84,7 @@ from ebc_lab.records.columns import ABLATION_MEANINGS, FURTHER_STEP_MEANINGS
 from ebc_lab.records.json_files import read_json
 from ebc_lab.report.text import arms, words
 from ebc_lab.study.stages.ablation import _figures
-config = compose(["scale=smoke", "halving=halve", "halving.times=2"], study=False)
+config = compose(["scale=smoke", "halving=halved", "halving.times=2"], study=False)
 result = read_json(Path(sys.argv[1]) / "result.json")
 arm = {"runs": {"0": "x"}, "roles": ["arm"], "track": "adam_none", "ebc": False, "lr_scale": 1.0}
 arm["figures"] = _figures(arm, {"x": result})
@@ -137,10 +126,10 @@ def test_a_part_is_added_by_two_files_and_the_choices_of_its_folder(copy, tiny):
     (copy / "ebc_lab/config/parts/halving.py").write_text(SETTINGS)
     (copy / "ebc_lab/components/halving.py").write_text(HOOK)
     (copy / "conf/halving").mkdir()
-    for name in ("none", "halve"):
+    for name in ("none", "halved"):
         (copy / f"conf/halving/{name}.yaml").write_text(f"name: {name}\n")
     settings = [o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))]
-    overrides = [*settings, "stabilizer=none", "halving=halve", "halving.times=2", "output_dir=outputs"]
+    overrides = [*settings, "stabilizer=none", "halving=halved", "halving.times=2", "output_dir=outputs"]
     run_in(copy, "-c", "from ebc_lab.cli import main; main()", "train", *overrides)
     [steps] = (copy / "outputs").rglob("steps.csv")
     header, first, *_ = steps.read_text().splitlines()
@@ -159,7 +148,7 @@ def test_a_part_is_added_by_two_files_and_the_choices_of_its_folder(copy, tiny):
         capture_output=True,
         text=True,
     )
-    assert "halving.times goes with halving=halve, not halving=none" in " ".join(refused.stderr.split())
+    assert "halving.times goes with halving=halved, not halving=none" in " ".join(refused.stderr.split())
 
 
 OF_SHOCK = (  # its settings, what it does, its picture, its choices with the suite that has them; its tests

@@ -71,15 +71,15 @@ def refuse_own_sections(run: RunConfig) -> None:
         raise UserError(
             "`ebc-lab bench` takes turns with a loop that has the whole text: choose another data."
         )
-    apart: dict[str, list[Part[Any]]] = {}
+    apart: dict[str, list[type[Part]]] = {}
     for part in PARTS:
         if part.measured:
             apart.setdefault(part.measured, []).append(part)
     for what, parts in apart.items():
-        if any(part.of(run) != part.settings() for part in parts):
+        if any(part.from_run(run) != part() for part in parts):
             raise UserError(
                 f"`ebc-lab bench` measures {what} beside the plain step, in a section of its own: leave "
-                f"{' and '.join(part.name for part in parts)} out."
+                f"{' and '.join(part.group_name for part in parts)} out."
             )
 
 

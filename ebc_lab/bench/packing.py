@@ -107,7 +107,7 @@ def measure_packing(
     from ebc_lab.workloads.corpus import locate
 
     data = DataConfig(name="pydoc", sha256=locate(DataConfig(name="pydoc"), quiet=True).sha256)
-    untimed: dict[str, Any] = {part.name: part.settings() for part in PARTS if not part.timed}
+    untimed: dict[str, Any] = {part.group_name: part() for part in PARTS if not part.timed}
     schedule = LRScheduleConfig()
     endless = replace(run, data=data, steps=10**6, evaluate=[], lr_schedule=schedule, **untimed)
     rates: dict[int, float] = {}

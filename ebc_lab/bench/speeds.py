@@ -23,8 +23,7 @@ from typing import Any, NamedTuple, TypedDict, TypeVar
 from ebc_lab.config import machine
 from ebc_lab.config.dicts import from_dict, run_part, to_dict
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.parts.memory import MEMORY
-from ebc_lab.config.parts.quantizer import QUANTIZER
+from ebc_lab.config.parts.quantizer import QuantizerConfig
 from ebc_lab.config.schema import Config, LauncherConfig, RunConfig
 from ebc_lab.records.cache import MeasurementCache
 
@@ -323,7 +322,9 @@ def shape_here(run: RunConfig) -> dict[str, Any]:
     if run.workload.name != "gpt":
         own += ["workload", "encoder", "decoder", "index", "ebm"]
     # how weights and activations are kept, where a step does that in a way of its own
-    own += [part.name for part in (QUANTIZER, MEMORY) if not part.neutral(getattr(run, part.name))]
+    own += [
+        part.group_name for part in (QuantizerConfig.from_run(run), run.memory) if not part.changes_nothing()
+    ]
     shape |= {name: to_dict(getattr(run, name)) for name in own}
     return shape | ({"determinism": run.determinism.engine} if run.determinism.exact else {})
 

@@ -55,7 +55,7 @@ LEFT_OUT = (
         "budget",
         "controller",
     ),
-    *(part.name for part in PARTS if not part.timed),
+    *(part.group_name for part in PARTS if not part.timed),
 )
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def _declared() -> list[Callable[[], type[Hook] | None]]:
     """Return what imports the hook of each part that has one, in the order in which they act at every turn of
     a step: `HOOK` in the part's file here. The sharpness, which only looks, is the run's own setting."""
-    files = [f"{__name__}.{name}" for name in (*(part.name for part in PARTS), "sharpness")]
+    files = [f"{__name__}.{name}" for name in (*(part.group_name for part in PARTS), "sharpness")]
     return [functools.partial(_hook, file) for file in files if find_spec(file)]
 
 

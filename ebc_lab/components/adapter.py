@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ebc_lab.config.parts.adapter import ADAPTER, TARGETS, AdapterConfig
+from ebc_lab.config.parts.adapter import TARGETS, AdapterConfig
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.workloads.gpt import HiddenLinear
 
@@ -27,14 +27,14 @@ class Adapter(Hook):
 
     @classmethod
     def acts(cls, run: RunConfig) -> bool:
-        return not ADAPTER.neutral(ADAPTER.of(run))
+        return not AdapterConfig.from_run(run).changes_nothing()
 
     @classmethod
     def install(cls, run: RunConfig, model: nn.Module) -> None:
         """Add the matrices, drawn from the run's seed alone, and freeze everything else."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(run.seed)
-            _inject(model, ADAPTER.of(run))
+            _inject(model, AdapterConfig.from_run(run))
 
 
 HOOK = Adapter

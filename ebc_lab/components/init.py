@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.parts.init import INIT
+from ebc_lab.config.parts.init import InitConfig
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import StepInputs
 from ebc_lab.records.files import write_atomic
@@ -47,7 +47,7 @@ class Init(Hook):
         self.start: dict[str, Tensor] = {}  # the weights before the first step, on the CPU
         self.start_loss: float | None = None  # on the old text
         self.old: Tensor | None = None  # its validation split
-        settings = INIT.of(run)
+        settings = InitConfig.from_run(run)
         if settings.name == "none":
             return
         self.start = {name: w.cpu().clone() for name, w in merged(built.model).items()}
@@ -57,16 +57,16 @@ class Init(Hook):
             self.old = torch.from_numpy(ids).to(next(built.model.parameters()).device)
             exact = self.numerics.exact_windows
             self.windows = windows(self.old, run.model.context, run.eval_windows, exact=exact)
-            self.eval_columns = tuple(INIT.evals)
+            self.eval_columns = tuple(InitConfig.evals)
 
     @classmethod
     def acts(cls, run: RunConfig) -> bool:
-        return not INIT.neutral(INIT.of(run))
+        return not InitConfig.from_run(run).changes_nothing()
 
     @classmethod
     def install(cls, run: RunConfig, model: nn.Module) -> None:
         """Load the weights. Raises UserError where they are gone, damaged, others or another model's."""
-        settings = INIT.of(run)
+        settings = InitConfig.from_run(run)
         if settings.name == "run":
             kept = read_weights(Path(settings.run or ""), settings.sha256)
             refuse_misfit(kept, run)
@@ -104,7 +104,7 @@ class Init(Hook):
             after = self._whole(model)
             figures |= {"init_start_loss": self.start_loss, "init_val_loss": after}
             figures["forgotten"] = after - self.start_loss
-        if INIT.of(self.run).keep:
+        if InitConfig.from_run(self.run).keep:
             write_atomic(files.weights, sealed("weights", about_of(self.run), archive_of(weights)))
             figures["weights_bytes"] = files.weights.stat().st_size
         return figures

@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ebc_lab.axiom.optimizer import AXIOM
-from ebc_lab.config.parts.memory import MEMORY
 from ebc_lab.config.schema import RunConfig
 
 from .hook import Built, Hook
@@ -31,7 +30,7 @@ class Memory(Hook):
     name = "memory"
 
     def __init__(self, run: RunConfig, built: Built):
-        self.graphed = MEMORY.neutral(run.memory)
+        self.graphed = run.memory.changes_nothing()
         self.weights = [p for p in built.model.parameters() if p.requires_grad]
         self.activations: Any = None
         if run.memory.activations == "int4":

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebc_lab.config.parts.policy import POLICY
+from ebc_lab.config.parts.policy import PolicyConfig
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import StepStats
 from ebc_lab.ebc.flat import joint_norm
@@ -31,7 +31,7 @@ class Steering(Hook):
     columns = ("lr_factor", "radius_factor")
 
     def __init__(self, run: RunConfig, built: Built):
-        self.policy = make_policy(POLICY.of(run).name, run.seed)
+        self.policy = make_policy(PolicyConfig.from_run(run).name, run.seed)
         self.steps = run.steps
         self.optimizer = built.optimizer
         self.update: list[Tensor] | None = None  # the last one applied; None: skipped, or there was none
@@ -40,7 +40,7 @@ class Steering(Hook):
 
     @classmethod
     def acts(cls, run: RunConfig) -> bool:
-        return not POLICY.neutral(POLICY.of(run))
+        return not PolicyConfig.from_run(run).changes_nothing()
 
     def gradients(self, t: int, loss: Tensor, lr: float) -> dict[str, Tensor]:
         """Judge the last update by the gradient, then set the step's learning rate, `lr` times the policy's

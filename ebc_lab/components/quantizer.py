@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ebc_lab.config.parts.quantizer import QUANTIZER, QuantizerConfig
+from ebc_lab.config.parts.quantizer import QuantizerConfig
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import StepInputs, StepStats
 from ebc_lab.lowbit.container import PackedTensor, write_packed
@@ -70,7 +70,7 @@ class LowBit(Hook):
     graphed = False
 
     def __init__(self, run: RunConfig, built: Built):
-        self.config = config = QUANTIZER.of(run)
+        self.config = config = QuantizerConfig.from_run(run)
         self.matrices = built.matrices
         self.flips = Flips(self.matrices, config, run.audit_every) if config.name != "none" else None
         self.quantizer: GradientQuantizer | None = None
@@ -86,21 +86,22 @@ class LowBit(Hook):
 
     @classmethod
     def acts(cls, run: RunConfig) -> bool:
-        return not QUANTIZER.neutral(QUANTIZER.of(run))
+        return not QuantizerConfig.from_run(run).changes_nothing()
 
     @classmethod
     def install(cls, run: RunConfig, model: nn.Module) -> None:
         """Have every hidden matrix of the model used through its levels, if the run asks for any."""
-        if QUANTIZER.of(run).name != "none":
+        quantizer = QuantizerConfig.from_run(run)
+        if quantizer.name != "none":
             for module in hidden(model):
-                module.quantize = functools.partial(straight_through, **grouping_of(QUANTIZER.of(run)))
+                module.quantize = functools.partial(straight_through, **grouping_of(quantizer))
 
     @classmethod
     def make_bases(
         cls, run: RunConfig, model: nn.Module, matrices: Sequence[nn.Parameter]
     ) -> list[Optimizer] | None:
         """Return Adam whose moments are kept in few levels, if the run asks for that."""
-        if QUANTIZER.of(run).state == "none":
+        if QuantizerConfig.from_run(run).state == "none":
             return None
         c = run.optimizer
         adam = QuantizedAdam(
@@ -108,7 +109,7 @@ class LowBit(Hook):
             c.lr,
             (c.beta1, c.beta2),
             c.eps,
-            state=QUANTIZER.of(run).state,
+            state=QuantizerConfig.from_run(run).state,
             quantized=matrices,
             seed=run.seed,
             weight_decay=c.weight_decay,

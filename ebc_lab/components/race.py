@@ -6,7 +6,7 @@ arXiv:1502.07943.
 
 from __future__ import annotations
 
-from ebc_lab.config.parts.race import RACE
+from ebc_lab.config.parts.race import RaceConfig
 from ebc_lab.config.schema import RunConfig
 
 from .hook import Built, Hook
@@ -16,11 +16,11 @@ class Race(Hook):
     """Compares each evaluation with the bound for its step."""
 
     def __init__(self, run: RunConfig, built: Built):
-        self.above = {int(step): loss for step, loss in RACE.of(run).above.items()}
+        self.above = {int(step): loss for step, loss in RaceConfig.from_run(run).above.items()}
 
     @classmethod
     def acts(cls, run: RunConfig) -> bool:
-        return not RACE.neutral(RACE.of(run))
+        return not RaceConfig.from_run(run).changes_nothing()
 
     def ends(self, step: int, loss: float) -> str | None:
         """Say by how much the loss after so many steps is above the bound; None where it is not."""

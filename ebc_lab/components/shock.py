@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from ebc_lab.config.parts.shock import RECOVERY_WINDOW, SHOCK, SHOCK_WINDOW
+from ebc_lab.config.parts.shock import RECOVERY_WINDOW, SHOCK_WINDOW, ShockConfig
 from ebc_lab.config.schema import RunConfig
 
 from .hook import Built, Hook
@@ -24,17 +24,17 @@ class Shock(Hook):
     """The run's shock at its step, and nothing at all others."""
 
     def __init__(self, run: RunConfig, built: Built):
-        self.kind = SHOCK.of(run).name
-        self.size = SHOCK.of(run).size
-        step = SHOCK.of(run).step
-        self.step = run.steps // 2 if step is None else step
+        shock = ShockConfig.from_run(run)
+        self.kind = shock.name
+        self.size = shock.size
+        self.step = run.steps // 2 if shock.step is None else shock.step
         self.seed = run.seed
         self.model = built.model
         self.vocabulary = built.vocabulary
 
     @classmethod
     def acts(cls, run: RunConfig) -> bool:
-        return not SHOCK.neutral(SHOCK.of(run))
+        return not ShockConfig.from_run(run).changes_nothing()
 
     def event_at(self, t: int) -> bool:
         return t == self.step

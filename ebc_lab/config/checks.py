@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import re
 import types
@@ -21,8 +20,8 @@ from .hints import near_choice
 from .machine import installed
 from .modes import check_modes
 from .own.entry_points import offered
-from .part import Need, Part
-from .parts import PART, PARTS
+from .part import Need
+from .parts import PART, parts_of
 from .schema import RunConfig
 
 MOST_MEMORY_GB = 1000  # no GPU has as much, and few machines
@@ -177,31 +176,24 @@ def validate_run(run: RunConfig, beside: RunConfig | None = None) -> None:
         "most that is tried: make model.width, model.blocks, model.context or batch_size smaller.",
     )
     _check_accumulation(run)
-    part = run.batch_size // run.accumulate
+    rows = run.batch_size // run.accumulate
     of = "of the batch" if run.accumulate == 1 else "of each part of the batch"
     require(
-        run.budget.probe_sequences < max(part, 1),
-        f"budget.probe_sequences must leave rows {of} for the audit: 1 to {part - 1}.",
+        run.budget.probe_sequences < max(rows, 1),
+        f"budget.probe_sequences must leave rows {of} for the audit: 1 to {rows - 1}.",
     )
     _check_own_parts(run)
-    read = _parts_of(run)
-    of_groups = (refusal for one in read for refusal in one.refuses(one.of(run)))
-    between_groups = (refusal for one in read for refusal in one.clashes(one.of(run), run))
-    for refusal in itertools.chain(of_groups, between_groups):
-        raise UserError(refusal)
+    for part in parts_of(run):
+        for refusal in part.refuses(run) if part.is_read(run) else ():
+            raise UserError(refusal)
     check_modes(run)
     check_run(run)
-
-
-def _parts_of(run: RunConfig) -> list[Part[Any]]:
-    """The parts that the run reads."""
-    return [one for one in PARTS if not one.read_by or getattr(run, one.read_by[0]).name in one.read_by[1]]
 
 
 def lacking(run: RunConfig) -> list[Need]:
     """The libraries without which this process cannot train the run. Whoever reads a recorded run needs none
     of them, so no check of settings asks for them."""
-    needs = [need for part in _parts_of(run) for need in part.needs(part.of(run))]
+    needs = [need for part in parts_of(run) if part.is_read(run) for need in part.needs()]
     return [need for need in needs if not installed(need.module)]
 
 
@@ -248,7 +240,7 @@ def _check_finite(key: str, value: Any) -> None:
 
 def warnings_of(run: RunConfig) -> list[str]:
     """What is allowed and means less than it seems, a sentence each, for whoever starts the run."""
-    return [warning for part in PARTS for warning in part.warnings(part.of(run), run)]
+    return [warning for part in parts_of(run) for warning in part.warnings(run)]
 
 
 def least_memory_gb(run: RunConfig) -> float:

@@ -62,7 +62,7 @@ def listed_choices() -> dict[str, str]:
 
 def further_choices() -> dict[str, str]:
     """Return those of the parts that it does not name, as their dataclasses have them."""
-    return {part.name: part.settings().name for part in PARTS if part.name not in listed_choices()}
+    return {part.group_name: part().name for part in PARTS if part.group_name not in listed_choices()}
 
 
 @functools.cache

@@ -19,8 +19,8 @@ from .errors import UserError
 from .fields import CUSTOM, UNSET, Setting, setting_of
 from .fields import number as number
 from .part import Tail
-from .parts import PART, PARTS
-from .parts.init import INIT, is_named
+from .parts import PART, PARTS, parts_of
+from .parts.init import InitConfig
 from .parts.lr_schedule import WARMED
 from .schema import Config, RunConfig
 
@@ -67,19 +67,15 @@ def identity(run: RunConfig) -> dict[str, Any]:
         raise UserError(
             "dtype, threads_per_run, compile, device and corpus must be resolved before a run can be named."
         )
-    if not is_named(INIT.of(run)):
+    if not InitConfig.from_run(run).is_pinned():
         raise UserError("the weights of init.run must be looked at before a run can be named.")
     whole = to_dict(run)
     named = {key: whole[key] for key in read_settings(run, "name") if key not in PART}
-    for part in PARTS:
-        settings = getattr(run, part.name)
-        group, choices = part.read_by or ("", ())
-        read = not group or kind_of(group, getattr(run, group)) in choices
-        if read and not part.neutral(settings):
-            kind = kind_of(part.name, settings)
-            idle = part.idle(settings)
-            keys = [key for key in read_settings(settings, kind) if key not in idle]
-            named[part.name] = {key: whole[part.name][key] for key in keys}
+    for part in parts_of(run):
+        if part.is_read(run) and not part.changes_nothing():
+            unread = set(part.unread())
+            keys = [key for key in read_settings(part, kind_of(part.group_name, part)) if key not in unread]
+            named[part.group_name] = {key: whole[part.group_name][key] for key in keys}
     _name_own_parts(named, run)
     _name_parts_that_belong_together(named, run, whole)
     named["torch"] = _torch_version()
@@ -140,7 +136,7 @@ def _name_parts_that_belong_together(named: dict[str, Any], run: RunConfig, whol
 
 def _libraries_of(run: RunConfig) -> set[str]:
     """The distributions whose code computes a run, torch aside."""
-    chosen = [(part.libraries, kind_of(part.name, getattr(run, part.name))) for part in PARTS]
+    chosen = [(part.libraries, kind_of(part.group_name, part)) for part in parts_of(run)]
     return {libraries[kind] for libraries, kind in chosen if kind in libraries}
 
 
@@ -175,9 +171,8 @@ def tails_of(run: RunConfig) -> list[Tail]:
     the target KL (or of a trust region) and of the learning rate, model, levels, workload, determinism."""
     run = with_derived_settings(run)
     unread = () if run.stabilizer.name == "ebc" else ("budget", "controller")
-    parts = [part for part in PARTS if part.name not in unread]
-    tails = [tail for part in parts for tail in part.tail(getattr(run, part.name))]
-    return [tail for tail in tails if tail.name]
+    parts = [part for part in parts_of(run) if part.group_name not in unread]
+    return [tail for part in parts for tail in part.tail() if tail.name]
 
 
 def tail_of(run: RunConfig) -> str:
@@ -189,12 +184,12 @@ def tails_of_choices() -> dict[str, Tail]:
     """Every tail that a single choice of a part gives a name: `_ternary`, `_lrdecay`."""
     tails: dict[str, Tail] = {}
     for part in PARTS:
-        usual = part.settings()
+        usual: Any = part()
         for field in dataclasses.fields(usual):
-            values = groups().get(part.name, ()) if field.name == "name" else setting_of(field).choices
+            values = groups().get(part.group_name, ()) if field.name == "name" else setting_of(field).choices
             for value in values:
                 changed = dataclasses.replace(usual, **{field.name: value})
-                tails |= {tail.name: tail for tail in part.tail(changed) if tail.name}
+                tails |= {tail.name: tail for tail in changed.tail() if tail.name}
     return tails
 
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from .errors import UserError, require
 from .identity import with_derived_settings
 from .part import Mode, Unfit
-from .parts import PARTS
+from .parts import parts_of
 from .schema import RunConfig
 
 MOST_TOKENS = 2**21 - 1  # of a batch under determinism=verity, whose sums are exact
-OF_EBC = ("budget", "controller")  # which nobody else reads
+READ_BY_EBC = ("budget", "controller")
 
 
 def check_modes(run: RunConfig) -> None:
@@ -73,9 +73,9 @@ def _unfit(run: RunConfig, mode: Mode) -> Iterator[Unfit]:
     """What does not go with a mode: of the run's own settings, and of each part that somebody reads."""
     yield from _unfit_of_run(run, mode)
     whole = with_derived_settings(run)
-    for part in PARTS:
-        unread = part.name in OF_EBC and run.stabilizer.name != "ebc" and mode is not Mode.EBM
-        unfit = None if unread else part.unfit(getattr(whole, part.name), mode)
+    for part in parts_of(whole):
+        unread = part.group_name in READ_BY_EBC and run.stabilizer.name != "ebc" and mode is not Mode.EBM
+        unfit = None if unread else part.unfit(mode)
         if unfit:
             yield unfit
 

@@ -16,7 +16,7 @@ from .errors import UserError, any_of, shown
 from .fields import CUSTOM
 from .hints import near_choice, near_setting
 from .own.suites import GROUP, beside_us, chosen_name
-from .parts.tokens import TOKENS, renamed
+from .parts.tokens import TokensConfig, renamed
 from .schema import Config
 
 LONGEST = 4000  # characters of an override; longer ones take Hydra's parser seconds
@@ -121,7 +121,7 @@ def _check_choices(override: Any) -> None:
     for value in list(override.sweep_string_iterator()) if several else [override.value()]:
         choices = choices_of(group, value)
         if value not in choices:
-            length = ", or how many tokens to train on, as 2e6" if group == TOKENS.name else ""
+            length = ", or how many tokens to train on, as 2e6" if group == TokensConfig.group_name else ""
             beside = beside_us(value) if group == GROUP else None
             near = f" (did you mean {beside}?)" if beside else near_choice(group, str(value), choices)
             raise UserError(

@@ -1,18 +1,20 @@
 """What the lab knows of one part of a run, a group of `conf/`, in one place: `config/parts/NAME.py`.
 
 Identity, checks, names, labels and docs/settings.md ask the parts; nothing else knows what a part's settings
-mean. What a part does in a run is its mirror, `components/NAME.py`.
+mean. What a part does in a run is in its mirror, `components/NAME.py`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from statistics import fmean
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeAlias, TypeVar
 
-S = TypeVar("S")
+Run: TypeAlias = Any  # a RunConfig, which is made of the parts and therefore cannot be imported here
+AnyRun = TypeVar("AnyRun")  # likewise, or what extends it
 LEVEL, EXPERT = "<σ>", "<i>"  # in the name of a column: a noise level, as `0p05`, and the number of an expert
 
 
@@ -26,14 +28,14 @@ class Mode(Enum):
 
 
 class Unfit(NamedTuple):
-    """A setting that does not go with a mode, and why, or what to choose instead."""
+    """A setting that does not go with a mode; `remedy` says why, or what to choose instead."""
 
     setting: str
     remedy: str
 
 
 class Need(NamedTuple):
-    """A library that a setting needs in training and that the package does not bring: `extra` of it does."""
+    """A library that a setting needs in training, and the `extra` of this package that brings it."""
 
     setting: str
     library: str
@@ -42,7 +44,7 @@ class Need(NamedTuple):
 
     @property
     def module(self) -> str:
-        """Return what is imported of it."""
+        """Return the name under which the library is imported."""
         return {"scikit-learn": "sklearn"}.get(self.library, self.library)
 
     def __str__(self) -> str:
@@ -56,26 +58,26 @@ class Tail(NamedTuple):
 
     name: str  # "_ternary"
     words: str  # "ternary weights"
-    label: str = ""  # where it is shorter than the words
+    label: str = ""  # for a label, where that is shorter than the words
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure that a part adds to result.json, declared once: decisions, the CSV files, docs/files.md and
-    the tables of arms have it from here.
+    """A figure that a part adds to result.json. Decisions, the CSV files, docs/files.md and the tables of
+    arms take everything about it from here.
 
     Attributes:
-        key: in result.json, decisions.json and ablation.csv.
-        unit, meaning: as docs/files.md prints them.
-        title, short: of its column in a table, and where that is narrow; no title: it is in no table.
+        key: its name in result.json, decisions.json and ablation.csv.
+        unit, meaning: what docs/files.md prints.
+        title, short: the heads of its column in a wide and in a narrow table; without a title it is in none.
         form: how a table writes it, one of `report.text.arms.FORMS`.
-        beside: it is in the table of all arms too: beside the `loss`, or at the end, of the `steps`.
-        places: where the part's own table has it: terminal, paper, page.
-        of_steps: it is the median of the column of this name in steps.csv.
-        of_run: finds it in a result; by default under its key.
-        of_arm: an arm's, from the results of its completed runs; by default the mean of those that have it.
-        always: a decision has it also where no run does.
-        averaged: whether the stage `ablation` makes an arm's of it at all.
+        beside: `loss` or `steps` puts it into the table of all arms as well, beside that column.
+        places: which of terminal, paper and page show it in the part's own table.
+        of_steps: whether it is the median of the column of this name in steps.csv.
+        of_run: what finds it in a run's result; by default it is there under its key.
+        of_arm: what finds an arm's value from the results of its completed runs; by default their mean.
+        always: whether a decision has it even where no run does.
+        averaged: whether the stage `ablation` finds a value for an arm at all.
     """
 
     key: str
@@ -93,12 +95,12 @@ class Figure:
     averaged: bool = True
 
     def value(self, result: Mapping[str, Any]) -> float | None:
-        """Return a run's figure, None where it has none."""
+        """Return the figure of a run, or None where its result has none."""
         value = self.of_run(result) if self.of_run else result.get(self.key)
         return None if value is None else float(value)
 
     def mean(self, completed: Sequence[Mapping[str, Any]]) -> float | None:
-        """Return an arm's figure from its completed runs, None where none has it."""
+        """Return the figure of an arm with these completed runs, or None where none of them has it."""
         if self.of_arm:
             return self.of_arm(completed)
         values = [value for result in completed if (value := self.value(result)) is not None]
@@ -107,9 +109,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Versions:
-    """A suite's list of choices of a part under each of which every arm runs as well, paired with itself.
+    """A list in a suite's settings: every arm also runs under each of these choices of a part, paired with
+    itself.
 
-    `key`: in `ablation`; `noun`: what the choices are; `free`: the setting of the part that can still be set.
+    Attributes:
+        key: the name of the list, a setting of `ablation`.
+        noun: what its choices are called.
+        free: the one setting of the part that can still be set beside such a list.
     """
 
     key: str
@@ -117,66 +123,96 @@ class Versions:
     free: str
 
 
-@dataclass(frozen=True)
-class Part(Generic[S]):
-    """One group of settings of a run.
+class Part:
+    """One group of a run's settings. A subclass is a dataclass of these settings, each of which says by
+    `only=` and `of=` which choices read it. It overrides whatever it has something to say about.
 
     Attributes:
-        name: the field of `RunConfig`, and the folder of `conf/`.
-        settings: the dataclass of its settings; each says by `only=` and `of=` which choices read it.
-        neutral: whether it changes nothing: then it is no part of a run's identity.
-        idle: settings that this combination does not read, beside what `only=` says.
-        refuses: the contradictions inside the group, a sentence each.
-        needs: the libraries that training needs beside the package's own. Only a process that trains asks
-            for them: what was recorded with them is read without.
-        unfit: what of it does not go with a mode.
-        tail: what it adds to a run's name and label.
-        words: choice -> what it is called in a sentence.
-        libraries: choice -> the distribution whose code computes it, which then names the run too.
-        read_by: the group and its choices that read this part at all.
+        group_name: the field of `RunConfig` and the folder of `conf/`, as the setting `name` gives it.
         place: where it stands among the parts in a run's name, and at every turn of a step.
-        clashes: what contradicts the settings of the run outside the group, a sentence each.
-        warnings: what is allowed and means less than it seems, a sentence each.
-        timed: whether a step costs more or less by it; else a measurement of time leaves it out.
-        measured: what `ebc-lab bench` measures of it in a section of its own.
+        off: the choice under which it changes nothing; empty: each of them changes something.
+        read_by: the group and its choices that read this part at all; None: every run reads it.
+        words: what each choice is called in a sentence.
+        libraries: the distribution whose code computes a choice, which then names the run too.
         columns: what it adds to steps.csv: name -> unit and meaning.
         evals: the same of evals.csv.
         figures: what it adds to result.json.
-        table, note: title of the table of its figures in a report, and what they are.
-        picture: what the picture of its own is called, which `report/pictures/NAME.py` draws.
+        table, note: the title of the table of its figures in a report, and what these are.
+        picture: what the picture is called that `report/pictures/NAME.py` draws of it; empty: none.
+        timed: whether a step costs more or less by it; a measurement of time leaves out what does not.
+        measured: the section of `ebc-lab bench` that measures it; empty: it has none of its own.
         versions: how a suite runs its arms under each of several choices.
     """
 
-    name: str
-    settings: type[S]
-    neutral: Callable[[S], bool] = lambda settings: False
-    idle: Callable[[S], Iterable[str]] = lambda settings: ()
-    refuses: Callable[[S], Iterable[str]] = lambda settings: ()
-    needs: Callable[[S], Iterable[Need]] = lambda settings: ()
-    unfit: Callable[[S, Mode], Unfit | None] = lambda settings, mode: None
-    tail: Callable[[S], Iterable[Tail]] = lambda settings: ()
-    words: Mapping[str, str] = field(default_factory=dict)
-    libraries: Mapping[str, str] = field(default_factory=dict)
-    read_by: tuple[str, tuple[str, ...]] | None = None
-    place: int = 1000
-    clashes: Callable[[S, Any], Iterable[str]] = lambda settings, run: ()
-    warnings: Callable[[S, Any], Iterable[str]] = lambda settings, run: ()
-    timed: bool = True
-    measured: str = ""
-    columns: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    evals: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    figures: tuple[Figure, ...] = ()
-    table: str = ""
-    note: str = ""
-    picture: str = ""
-    versions: Versions | None = None
+    group_name: ClassVar[str]
+    place: ClassVar[int] = 1000
+    off: ClassVar[str] = ""
+    read_by: ClassVar[tuple[str, tuple[str, ...]] | None] = None
+    words: ClassVar[Mapping[str, str]] = {}
+    libraries: ClassVar[Mapping[str, str]] = {}
+    columns: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    evals: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    figures: ClassVar[tuple[Figure, ...]] = ()
+    table: ClassVar[str] = ""
+    note: ClassVar[str] = ""
+    picture: ClassVar[str] = ""
+    timed: ClassVar[bool] = True
+    measured: ClassVar[str] = ""
+    versions: ClassVar[Versions | None] = None
+    name: str  # which choice
 
-    def of(self, run: Any) -> S:
+    def __init_subclass__(cls) -> None:
+        cls.group_name = vars(cls)["name"].metadata["setting"].group
+
+    @classmethod
+    def from_run(cls, run: Run) -> Self:
         """Return the part's settings of a run."""
-        settings: S = getattr(run, self.name)
+        settings: Self = getattr(run, cls.group_name)
         return settings
+
+    def put_into(self, run: AnyRun) -> AnyRun:
+        """Return the run with these settings of the part."""
+        either: Any = run
+        changed: AnyRun = dataclasses.replace(either, **{self.group_name: self})
+        return changed
+
+    def changes_nothing(self) -> bool:
+        """Tell whether a run computes the same without this part, which is then left out of its identity."""
+        return self.name == self.off
+
+    def is_read(self, run: Run) -> bool:
+        """Tell whether the run looks at this part at all, as `read_by` says."""
+        reader, choices = self.read_by or ("", ())
+        return not reader or getattr(run, reader).name in choices
+
+    def unread(self) -> Iterable[str]:
+        """Return the settings that this combination does not read, beside those that `only=` rules out."""
+        return ()
+
+    def refuses(self, run: Run) -> Iterable[str]:
+        """Yield a sentence for each contradiction inside the part, then for each with the rest of the run."""
+        return ()
+
+    def warnings(self, run: Run) -> Iterable[str]:
+        """Yield a sentence for everything that is allowed and means less than it seems."""
+        return ()
+
+    def unfit(self, mode: Mode) -> Unfit | None:
+        """Return the setting that does not go with a mode, or None where all do."""
+        return None
+
+    def needs(self) -> Iterable[Need]:
+        """Yield the libraries that training needs beside the package's own. Only a process that trains asks
+        for them: what was recorded with them is read without."""
+        return ()
+
+    def tail(self) -> Iterable[Tail]:
+        """Yield what the part adds to a run's name and label: of a part that can be `off`, by default the
+        name of each other choice and its words."""
+        if self.off and self.name in self.words:
+            yield Tail(f"_{self.name}", self.words[self.name])
 
 
 def is_own(settings: Any, known: Iterable[str]) -> bool:
-    """Whether a part is a user's own under a name of its own."""
+    """Tell whether a part is a user's own, under a name that is none of the `known` choices."""
     return settings.target is not None and settings.name not in known

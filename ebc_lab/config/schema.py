@@ -55,7 +55,7 @@ HORIZON = "horizon"  # in the grid of a method: the share of the longest run at 
 def with_further(fields_of_parts: Mapping[str, tuple[Any, Any]]) -> Callable[[type[T]], type[T]]:
     """Add to a dataclass, before it is made one, the fields that parts bring and it does not name.
 
-    `fields_of_parts`: name -> its type and what makes its default. They are read as `PART.of(run)`.
+    `fields_of_parts`: name -> its type and what makes its default. They are read by `Part.from_run`.
     """
 
     def add(cls: type[T]) -> type[T]:
@@ -69,7 +69,7 @@ def with_further(fields_of_parts: Mapping[str, tuple[Any, Any]]) -> Callable[[ty
 
 
 @dataclass
-@with_further({part.name: (part.settings, field(default_factory=part.settings)) for part in PARTS})
+@with_further({part.group_name: (part, field(default_factory=part)) for part in PARTS})
 class RunConfig:
     """All of one training run. Everything here, and nothing else, enters `identity`.
 
@@ -427,7 +427,7 @@ VERSIONS = {part.versions.key: part for part in PARTS if part.versions}
 
 
 @dataclass
-@with_further({key: (list[str], setting([], EACH, group=part.name)) for key, part in VERSIONS.items()})
+@with_further({key: (list[str], setting([], EACH, group=part.group_name)) for key, part in VERSIONS.items()})
 class AblationConfig(StageConfig):
     """A suite: named arms over `seeds`, each compared with one of them, paired by seed (docs/suites.md)."""
 
@@ -477,7 +477,7 @@ class AblationConfig(StageConfig):
 
     def versions(self) -> dict[str, list[str]]:
         """The choices under each of which every arm runs too, by the name of their part."""
-        return {part.name: choices for key, part in VERSIONS.items() if (choices := getattr(self, key))}
+        return {part.group_name: choices for key, part in VERSIONS.items() if (choices := getattr(self, key))}
 
     def _at(self, point: Swept, swept: Mapping[str, Swept]) -> ArmConfig:
         """The arm at a point of its sweep, compared with the same point of the arm that it is compared

@@ -33,8 +33,8 @@ from .limits import MULTIPLE
 from .machine import chosen_device, visible_gpus
 from .modes import check_processes
 from .parts import PART
-from .parts.init import INIT
-from .parts.race import RACE
+from .parts.init import InitConfig
+from .parts.race import RaceConfig
 from .parts.stabilizer import StabilizerConfig
 from .schema import (
     CAPABILITIES,
@@ -120,7 +120,7 @@ def _races(config: Config) -> None:
     base = run_part(config)
     for settings in ({}, *_settings_of_runs(config).values()):
         require(
-            RACE.neutral(RACE.of(changed(base, {RACE.name: settings.get(RACE.name, {})}))),
+            RaceConfig.from_run(changed(base, {"race": settings.get("race", {})})).changes_nothing(),
             "race=bounds is for a single run, ebc-lab train: in a study the stage tune gives its runs their "
             "bounds by itself (tune.race_sigmas), and no other run has any.",
         )
@@ -303,7 +303,8 @@ def _study(config: Config) -> None:
         f"seeds must not contain {deciding[0]} to {deciding[-1]}: those make decisions, and no decision is "
         "judged on them.",
     )
-    alike = config.data.name == "bin" and config.data.order == "in_order" and INIT.of(config).name == "run"
+    in_order = config.data.name == "bin" and config.data.order == "in_order"
+    alike = in_order and InitConfig.from_run(config).name == "run"
     require(
         not alike or config.model.dropout > 0 or len(config.seeds) == 1,
         "seeds: from the same weights (init=run), on batches in order, every seed is the same run: choose "
@@ -522,11 +523,16 @@ def _merged(settings: Mapping[str, Any], more: Mapping[str, Mapping[str, Any]]) 
     return {**settings, **{group: {**settings.get(group, {}), **of} for group, of in more.items()}}
 
 
+def _hints(group: str) -> dict[str, Any]:
+    """Return the type of each setting of a part; none of what is no part."""
+    part: Any = PART.get(group)
+    return type_hints(part) if part else {}
+
+
 def _unit(path: str, unit: UnitConfig) -> None:
     """A unit's constant is a number of a run's part, and nothing else sets it."""
     group, _, key = unit.over.partition(".")
-    settings: Any = PART[group].settings if group in PART else UnitConfig
-    kind = type_hints(settings).get(key) if group in PART else None
+    kind = _hints(group).get(key)
     require(
         float in (kind, *typing.get_args(kind)),
         f"{path}.over={shown(unit.over)} must be a number of a run's part, such as budget.target_kl.",
@@ -592,7 +598,7 @@ def _grid_of_method(path: str, method: MethodConfig) -> None:
     for key, values in method.grid.items():
         group, _, name = key.partition(".")
         require(
-            key == HORIZON or (group in PART and hasattr(PART[group].settings(), name)),
+            key == HORIZON or name in _hints(group),
             f"{path}.grid: {shown(key)} is no setting of a run's part, as optimizer.lr is, nor {HORIZON}.",
         )
         require(
@@ -614,12 +620,13 @@ def _suite(config: Config) -> None:
     for key, part in VERSIONS.items():
         these, choices = part.versions, getattr(suite, key)
         assert these is not None
-        free = {these.free: getattr(part.of(config), these.free)}
+        usual, set_to = part(), part.from_run(config)
+        setattr(usual, these.free, getattr(set_to, these.free))
         require(
-            not choices or part.of(config) == part.settings(**free),
-            f"this suite brings its own {key}: only {part.name}.{these.free} can be set.",
+            not choices or set_to == usual,
+            f"this suite brings its own {key}: only {part.group_name}.{these.free} can be set.",
         )
-        none = part.settings().name
+        none = part().name
         require(none not in choices, f"ablation.{key} names {these.noun}: leave out {none}.")
     for key, values in (("lr_scales", suite.lr_scales), ("deltas", suite.deltas)):
         require(

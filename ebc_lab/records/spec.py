@@ -20,8 +20,8 @@ from ebc_lab.config.identity import (
     warmup_steps,
     with_derived_settings,
 )
-from ebc_lab.config.parts.optimizer import OPTIMIZER
-from ebc_lab.config.parts.projection import PROJECTION
+from ebc_lab.config.parts.optimizer import OptimizerConfig
+from ebc_lab.config.parts.projection import ProjectionConfig
 from ebc_lab.config.schema import RunConfig
 
 from .decisions import Schedules
@@ -138,8 +138,9 @@ TRACK = re.compile(r"\b(?:{})_(?:{})\b".format(*("|".join(names) for names in CH
 def optimizer(track: str) -> str:
     """Name a track (optimizer_projection) in words."""
     name, _, projection = track.rpartition("_")
-    bound = f" + {PROJECTION.words.get(projection, projection)}" if projection not in ("", "none") else ""
-    return OPTIMIZER.words.get(name, name) + bound
+    words = OptimizerConfig.words.get(name, name)
+    bound = projection not in ("", "none")
+    return f"{words} + {ProjectionConfig.words.get(projection, projection)}" if bound else words
 
 
 def tracks_in_words(text: str, tracks: Iterable[str] = ()) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ebc_lab.config.checks import precision
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.parts.target import TARGET, of_run
+from ebc_lab.config.parts.target import TargetConfig
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc.options import KL_FLOOR
 from ebc_lab.records.figures import summarise
@@ -73,7 +73,7 @@ def finished(
     curve = read_columns(files.evals)
     result |= packed() if cause is None else {}
     result["curve"] = np.stack([curve[k] for k in ("step", "val_loss", "train_s")], 1).tolist()
-    result |= of_run(TARGET.of(run), result["curve"])
+    result |= TargetConfig.from_run(run).reached(result["curve"])
     tokens = steps * run.batch_size * run.model.context
     result |= _speed(tokens, train_s, probe_s)
     result["streams"] = {name: mark.sha256 for name, mark in marks.items()} | _models_of(files, result)

@@ -25,7 +25,7 @@ from ebc_lab.components.forensics import ForensicClip
 from ebc_lab.components.hook import Built, Hook
 from ebc_lab.components.lr_schedule import lr_schedule
 from ebc_lab.config.identity import digest, identity, with_derived_settings
-from ebc_lab.config.parts.budget import BUDGET
+from ebc_lab.config.parts.budget import BudgetConfig
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import EllipsotopeClip, NonFiniteUpdateError, StabilizedOptimizer, StepInputs
 from ebc_lab.ebc.flat import lay_flat
@@ -172,8 +172,9 @@ class Training:
     def _further_columns(self) -> list[str]:
         """Return what steps.csv has beside its usual columns."""
         run = self.run_config
-        exponent = ("exponent",) if run.stabilizer.name == "ebc" and run.budget.exponent == "auto" else ()
-        radius = BUDGET.columns if run.stabilizer.name == "ebc" and run.budget.radius is not None else ()
+        ebc = run.stabilizer.name == "ebc"
+        exponent = ("exponent",) if ebc and run.budget.exponent == "auto" else ()
+        radius = BudgetConfig.columns if ebc and run.budget.radius is not None else ()
         hooked = [column for hook in self.hooks for column in hook.columns]
         curve = CURVE_COLUMNS if run.curve_every else ()
         return [*self.workload.step_columns, *exponent, *radius, *hooked, *curve]

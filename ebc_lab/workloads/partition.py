@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.parts.partition import PARTITION, PartitionConfig
+from ebc_lab.config.parts.partition import PartitionConfig
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.lowbit.clustering import DataClustering, suggest_k, window_features
 
@@ -78,8 +78,8 @@ class TextSplits:
         if self.shards is not None:
             return ShardBatches(self.shards.train, run, self.device), None
         text = self.tokens["train"]
-        partition = PARTITION.of(run)
-        if not PARTITION.neutral(partition):
+        partition = PartitionConfig.from_run(run)
+        if not partition.changes_nothing():
             return PartitionedBatches(text, run.batch_size, context, run.seed, partition), None
         if run.stabilizer.name != "ebc" or run.budget.probe_tokens != "held":
             return Batches(text, run.batch_size, context, run.seed), None

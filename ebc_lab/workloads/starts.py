@@ -13,9 +13,9 @@ from ebc_lab.config.choices import changed, kind_of
 from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import read_settings
-from ebc_lab.config.parts.data import DataConfig, of_its_own
-from ebc_lab.config.parts.init import INIT, InitConfig, with_init
-from ebc_lab.config.parts.quantizer import QUANTIZER
+from ebc_lab.config.parts.data import DataConfig, data_of_another_text
+from ebc_lab.config.parts.init import InitConfig
+from ebc_lab.config.parts.quantizer import QuantizerConfig
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.weights import FORMAT, About, KeptWeights, found, read_weights
 
@@ -29,20 +29,20 @@ Settings = TypeVar("Settings", bound=RunConfig)
 
 def placed(run: Settings, folders: Iterable[Path] = ()) -> Settings:
     """Return the run with the file that `init.run` names: see `records.weights.found`. Raises UserError."""
-    init = INIT.of(run)
+    init = InitConfig.from_run(run)
     if init.name == "none":
         return run
-    return with_init(run, replace(init, run=str(found(init.run or "", folders))))
+    return replace(init, run=str(found(init.run or "", folders))).put_into(run)
 
 
 def pinned_start(run: Settings) -> Settings:
     """Return settings that name exactly the weights that a run starts from, and the text of which it may
     forget. Raises UserError where there are none, or they do not fit the run."""
-    init = INIT.of(run)
+    init = InitConfig.from_run(run)
     if init.name == "none":
         return run
     run = placed(run, [Path(run.output_dir).expanduser()] if isinstance(run, Config) else [])
-    init = INIT.of(run)
+    init = InitConfig.from_run(run)
     kept = read_weights(Path(init.run or ""), init.sha256)
     refuse_misfit(kept, run)
     init = replace(init, sha256=kept.sha256)
@@ -61,7 +61,7 @@ def pinned_start(run: Settings) -> Settings:
         init = replace(init, text=name, text_sha256=sha256)
     if init.text != "none":
         init = replace(init, text_sha256=_old_corpus(init).sha256)
-    return with_init(run, init)
+    return init.put_into(run)
 
 
 def pinned(settings: Settings, corpus: Corpus, tokenizer_sha256: str | None) -> Settings:
@@ -81,7 +81,7 @@ def arms_pinned(config: Config) -> Config:
             continue
         own = {key: {"sha256": None, **arm.settings.get(key, {})} for key in ("data", "tokens")}
         if "data" in arm.settings:
-            own["data"] = of_its_own(base.data, arm.settings["data"])
+            own["data"] = data_of_another_text(base.data, arm.settings["data"])
         run = changed(base, {**arm.settings, **own})
         corpus, tokenizer = checked_text(run)
         own["data"] |= {"name": corpus.name, "sha256": corpus.sha256}
@@ -96,7 +96,7 @@ def _old_corpus(init: InitConfig) -> Corpus:
 
 def old_text(run: RunConfig) -> Corpus:
     """Return the text whose forgetting a resolved run measures. Raises UserError where it is gone."""
-    return _old_corpus(INIT.of(run))
+    return _old_corpus(InitConfig.from_run(run))
 
 
 def _tokens_of(run: RunConfig) -> str:
@@ -120,7 +120,7 @@ def about_of(run: RunConfig) -> About:
     return {
         "format": FORMAT,
         "model": _model_of(run),
-        "levels": QUANTIZER.of(run).name,
+        "levels": QuantizerConfig.from_run(run).name,
         "tokens": _tokens_of(run),
         "tokenizer": sha256,
         "vocabulary": vocabulary,
@@ -146,7 +146,7 @@ def _differences(about: About, run: RunConfig) -> Iterator[str]:
         there, now = about["model"].get(key), here.get(key)
         if there != now:
             yield f"model.{key} is {there} there and {now} here: give this run model.{key}={there}"
-    levels = QUANTIZER.of(run).name
+    levels = QuantizerConfig.from_run(run).name
     if about["levels"] != levels:
         yield f"quantizer is {about['levels']} there and {levels} here: choose quantizer={about['levels']}"
     if about["tokens"] != _tokens_of(run):

@@ -10,7 +10,6 @@ from torch.optim import Optimizer
 
 from ebc_lab.config.choices import describe_own_part, own_part
 from ebc_lab.config.errors import require
-from ebc_lab.config.parts.budget import measured_as
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import EllipsotopeClip, InBackward, LaggedClip, StabilizedOptimizer
 from ebc_lab.ebc.options import LAGGED, SETTLING
@@ -75,7 +74,7 @@ def ebc(
         cadence=budget.cadence,
         sensitivity_every=budget.sensitivity_every,
         measure_every=budget.measure_every,
-        measure=measured_as(budget),
+        measure=budget.measured_steps(),
         measure_above=budget.measure_above,
         refine_steps=SETTLING,  # later steps can be captured in a CUDA graph, and are as they were recorded
         stretch=budget.stretch,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pkgutil
 from importlib import import_module
-from typing import Any
 
-from ..part import Part
+from ..part import Part, Run
+
+for _module in pkgutil.iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+PARTS = tuple(sorted(Part.__subclasses__(), key=lambda part: (part.place, part.group_name)))
+PART: dict[str, type[Part]] = {part.group_name: part for part in PARTS}
 
 
-def _declared() -> list[Part[Any]]:
-    modules = [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
-    return [value for module in modules for value in vars(module).values() if isinstance(value, Part)]
-
-
-PARTS: tuple[Part[Any], ...] = tuple(sorted(_declared(), key=lambda part: (part.place, part.name)))
-PART: dict[str, Part[Any]] = {part.name: part for part in PARTS}
+def parts_of(run: Run) -> list[Part]:
+    """Return the settings of every part of a run, in the order of `PARTS`."""
+    return [part.from_run(run) for part in PARTS]

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from ..fields import number, setting
-from ..part import Mode, Need, Part, Tail, Unfit
+from ..part import Mode, Need, Part, Run, Tail, Unfit
 
 LORA = ("lora",)
 TARGETS = {"hidden": ("q", "k", "v", "o", "mlp_in", "mlp_out"), "qv": ("q", "v")}
 
 
 @dataclass
-class AdapterConfig:
+class AdapterConfig(Part):
     """What is trained of the model: all of it, or low-rank matrices beside its own (docs/finetune.md)."""
 
     name: str = setting("none", "all weights, or low-rank matrices alone", group="adapter")
@@ -27,56 +26,37 @@ class AdapterConfig:
         only=LORA,
     )
 
+    off = "none"
+    place = 25
+    words = {"lora": "low-rank adapters"}
+    libraries = {"lora": "peft"}
 
-def _neutral(adapter: AdapterConfig) -> bool:
-    return adapter.name == "none"
+    def refuses(self, run: Run) -> Iterator[str]:
+        if self.changes_nothing():
+            return
+        others = {
+            "quantizer": ("none", "levels are those of the whole matrix"),
+            "projection": ("none", "a constraint is one on the whole matrix"),
+            "model": ("gpt", "the matrices are found by their names in the GPT"),
+        }
+        for group, (usual, why) in others.items():
+            choice = getattr(run, group).name
+            if choice != usual:
+                yield f"adapter=lora does not go with {group}={choice}: {why}; choose {group}={usual}."
+        if run.compile == "on":
+            yield "adapter=lora does not go with compile=on: leave compile at off."
 
+    def needs(self) -> Iterator[Need]:
+        if not self.changes_nothing():
+            yield Need("adapter=lora", "peft", "lora")
 
-def _needs(adapter: AdapterConfig) -> Iterator[Need]:
-    if not _neutral(adapter):
-        yield Need("adapter=lora", "peft", "lora")
+    def unfit(self, mode: Mode) -> Unfit | None:
+        if self.changes_nothing():
+            return None
+        return Unfit("adapter=lora", "it trains the plain GPT; choose adapter=none")
 
-
-def _clashes(adapter: AdapterConfig, run: Any) -> Iterator[str]:
-    if _neutral(adapter):
-        return
-    others = {
-        "quantizer": ("none", "levels are those of the whole matrix"),
-        "projection": ("none", "a constraint is one on the whole matrix"),
-        "model": ("gpt", "the matrices are found by their names in the GPT"),
-    }
-    for group, (usual, why) in others.items():
-        choice = getattr(run, group).name
-        if choice != usual:
-            yield f"adapter=lora does not go with {group}={choice}: {why}; choose {group}={usual}."
-    if run.compile == "on":
-        yield "adapter=lora does not go with compile=on: leave compile at off."
-
-
-def _unfit(adapter: AdapterConfig, mode: Mode) -> Unfit | None:
-    return (
-        None if _neutral(adapter) else Unfit("adapter=lora", "it trains the plain GPT; choose adapter=none")
-    )
-
-
-def _tail(adapter: AdapterConfig) -> Iterator[Tail]:
-    if not _neutral(adapter):
-        rank = number(adapter.rank)
-        of = "" if adapter.targets == "hidden" else f" of {adapter.targets}"
-        yield Tail(
-            f"_lora{rank}{adapter.targets if of else ''}", f"LoRA of rank {rank}{of}", f"LoRA {rank}{of}"
-        )
-
-
-ADAPTER = Part(
-    "adapter",
-    AdapterConfig,
-    place=25,
-    neutral=_neutral,
-    needs=_needs,
-    clashes=_clashes,
-    unfit=_unfit,
-    tail=_tail,
-    words={"lora": "low-rank adapters"},
-    libraries={"lora": "peft"},
-)
+    def tail(self) -> Iterator[Tail]:
+        if not self.changes_nothing():
+            rank = number(self.rank)
+            name, which = ("", "") if self.targets == "hidden" else (self.targets, f" of {self.targets}")
+            yield Tail(f"_lora{rank}{name}", f"LoRA of rank {rank}{which}", f"LoRA {rank}{which}")

@@ -10,12 +10,23 @@ from ebc_lab.ebc import options
 from ..errors import any_of
 from ..fields import number, setting
 from ..limits import STEPS
-from ..part import Figure, Mode, Part, Tail, Unfit
+from ..part import Figure, Mode, Part, Run, Tail, Unfit
 from .stabilizer import NO_WHOLE_STEP, RADIUS_UNIT, RAMP, SCHEDULES, tail_of_radius
+
+STEP_COLUMNS = {  # of runs with a radius
+    "update_norm": ("", "‖ΔW‖ of the weights that c scales, before it does"),
+    "radius_limit": ("", "r, the most that ‖c·ΔW‖ may be"),
+    "ruled": ("", "what limited the step: 0 nothing, 1 the KL (or `stretch`), 2 the radius"),
+}
+FIGURES = (
+    Figure("kl_ruled", "0–1", "steps on which the KL was the bound that ruled, beside a radius"),
+    Figure("radius_ruled", "0–1", "steps on which the radius was"),
+    Figure("measured", "0–1", "steps at which a KL was measured to choose c, beside a radius"),
+)
 
 
 @dataclass
-class BudgetConfig:
+class BudgetConfig(Part):
     """EBC's budget of predicted change, and how the clip coefficient c is found."""
 
     name: str = setting("tracked", "how c is found", group="budget")
@@ -112,99 +123,69 @@ class BudgetConfig:
         high=STEPS,
     )
 
+    place = 50
+    columns = STEP_COLUMNS
+    figures = FIGURES
 
-def records_bound(budget: BudgetConfig) -> bool:
-    """Whether the bound S is computed, and all that it is made of is read."""
-    return budget.name in options.BOUNDED or budget.sensitivity_every > 0
+    def measured_steps(self) -> str:
+        """Return one of CADENCES_OF_KL: which of the steps that `measure_every` leaves measure a KL."""
+        return self.measure if self.name == "tracked" and self.measure_every == 1 else "every"
 
+    def leaves_some_free(self) -> bool:
+        """Tell whether some of what is trained moves outside of the budget, at the learning rate itself."""
+        return self.grouping == "matrices"
 
-def measured_as(budget: BudgetConfig) -> str:
-    """One of CADENCES_OF_KL: which steps measure a KL, of those that `measure_every` leaves."""
-    return budget.measure if budget.name == "tracked" and budget.measure_every == 1 else "every"
+    def unread(self) -> Iterator[str]:
+        bounded = self.name in options.BOUNDED
+        if bounded:
+            yield "sensitivity_every"
+        if self.radius is None:
+            yield from ("radius_unit", "ramp")
+        if self.measured_steps() != self.measure:  # a scale's file may set it beside another budget
+            yield from ("measure", "measure_above")
+        if not (bounded or self.sensitivity_every > 0):  # the bound S is never computed
+            yield from ("aggregate", "guard", "probe", "cadence", "beta_init", "units")
+            if not self.leaves_some_free():
+                yield from ("grouping", "clusters")
 
+    def refuses(self, run: Run) -> Iterator[str]:
+        usual = BudgetConfig()
+        if self.radius is None and (self.radius_unit, self.ramp) != (usual.radius_unit, usual.ramp):
+            yield "budget.radius_unit and budget.ramp are of a radius: set budget.radius, too."
+        if self.radius is not None and self.name == options.LAGGED:
+            yield "budget=lagged chooses c before the step is known: leave budget.radius empty."
 
-def leaves_some_free(budget: BudgetConfig) -> bool:
-    """Whether some of what is trained moves outside of the budget, at the learning rate itself."""
-    return budget.grouping == "matrices"
+    def unfit(self, mode: Mode) -> Unfit | None:
+        if mode is Mode.EXACT:
+            values = {**asdict(self), "budget": self.name}
+            for key, allowed in options.WITH_ARITHMETIC.items():
+                name = key if key == "budget" else f"budget.{key}"
+                if key in values and values[key] not in allowed:
+                    instead = any_of([f"{name}={value}" for value in allowed])
+                    return Unfit(f"{name}={values[key]}", f"choose {instead}")
+        if mode is Mode.EBM and self.grouping == "matrices":
+            why = "it knows a GPT's matrices by their names; block has a group for each expert"
+            return Unfit("budget.grouping=matrices", why)
+        if mode is Mode.IN_BACKWARD:
+            return self._unfit_in_backward()
+        return None
 
+    def _unfit_in_backward(self) -> Unfit | None:
+        if self.name != options.LAGGED:
+            return Unfit(f"budget={self.name}", f"{NO_WHOLE_STEP}; choose budget=lagged")
+        if self.probe_tokens != "train":
+            return Unfit("budget.probe_tokens", "leave it at its default")
+        usual = BudgetConfig()
+        for key in ("sensitivity_every", "exponent"):
+            if getattr(self, key) != getattr(usual, key):
+                return Unfit(f"budget.{key}", "budget=lagged sees no whole step; leave it at its default")
+        if self.leaves_some_free():
+            why = "budget=lagged scales every weight; choose another grouping"
+            return Unfit("budget.grouping=matrices", why)
+        return None
 
-def _idle(budget: BudgetConfig) -> tuple[str, ...]:
-    idle = ("sensitivity_every",) if budget.name in options.BOUNDED else ()
-    if budget.radius is None:
-        idle = (*idle, "radius_unit", "ramp")
-    if measured_as(budget) != budget.measure:  # a scale's file may set it beside another budget
-        idle = (*idle, "measure", "measure_above")
-    if records_bound(budget):
-        return idle
-    of_the_bound = ("aggregate", "guard", "probe", "cadence", "beta_init", "units")
-    return of_the_bound if leaves_some_free(budget) else (*of_the_bound, "grouping", "clusters")
-
-
-def _unfit(budget: BudgetConfig, mode: Mode) -> Unfit | None:
-    if mode is Mode.EXACT:
-        values = {**asdict(budget), "budget": budget.name}
-        for key, allowed in options.WITH_ARITHMETIC.items():
-            name = key if key == "budget" else f"budget.{key}"
-            if key in values and values[key] not in allowed:
-                instead = any_of([f"{name}={value}" for value in allowed])
-                return Unfit(f"{name}={values[key]}", f"choose {instead}")
-    if mode is Mode.EBM and budget.grouping == "matrices":
-        why = "it knows a GPT's matrices by their names; block has a group for each expert"
-        return Unfit("budget.grouping=matrices", why)
-    if mode is Mode.IN_BACKWARD:
-        return _unfit_in_backward(budget)
-    return None
-
-
-def _unfit_in_backward(budget: BudgetConfig) -> Unfit | None:
-    if budget.name != options.LAGGED:
-        return Unfit(f"budget={budget.name}", f"{NO_WHOLE_STEP}; choose budget=lagged")
-    if budget.probe_tokens != "train":
-        return Unfit("budget.probe_tokens", "leave it at its default")
-    usual = BudgetConfig()
-    for key in ("sensitivity_every", "exponent"):
-        if getattr(budget, key) != getattr(usual, key):
-            return Unfit(f"budget.{key}", "budget=lagged sees no whole step; leave it at its default")
-    if leaves_some_free(budget):
-        return Unfit("budget.grouping=matrices", "budget=lagged scales every weight; choose another grouping")
-    return None
-
-
-def _refuses(budget: BudgetConfig) -> Iterator[str]:
-    usual = BudgetConfig()
-    if budget.radius is None and (budget.radius_unit, budget.ramp) != (usual.radius_unit, usual.ramp):
-        yield "budget.radius_unit and budget.ramp are of a radius: set budget.radius, too."
-    if budget.radius is not None and budget.name == options.LAGGED:
-        yield "budget=lagged chooses c before the step is known: leave budget.radius empty."
-
-
-def _tail(budget: BudgetConfig) -> Iterator[Tail]:
-    yield SCHEDULES[budget.schedule]
-    if budget.radius is not None:
-        yield Tail(f"_r{number(budget.radius)}", f"radius {budget.radius:g}")
-        yield from tail_of_radius(budget.radius_unit, budget.ramp)
-
-
-STEP_COLUMNS = {  # of runs with a radius
-    "update_norm": ("", "‖ΔW‖ of the weights that c scales, before it does"),
-    "radius_limit": ("", "r, the most that ‖c·ΔW‖ may be"),
-    "ruled": ("", "what limited the step: 0 nothing, 1 the KL (or `stretch`), 2 the radius"),
-}
-FIGURES = (
-    Figure("kl_ruled", "0–1", "steps on which the KL was the bound that ruled, beside a radius"),
-    Figure("radius_ruled", "0–1", "steps on which the radius was"),
-    Figure("measured", "0–1", "steps at which a KL was measured to choose c, beside a radius"),
-)
-
-
-BUDGET = Part(
-    "budget",
-    BudgetConfig,
-    place=50,
-    idle=_idle,
-    refuses=_refuses,
-    unfit=_unfit,
-    tail=_tail,
-    columns=STEP_COLUMNS,
-    figures=FIGURES,
-)
+    def tail(self) -> Iterator[Tail]:
+        yield SCHEDULES[self.schedule]
+        if self.radius is not None:
+            yield Tail(f"_r{number(self.radius)}", f"radius {self.radius:g}")
+            yield from tail_of_radius(self.radius_unit, self.ramp)

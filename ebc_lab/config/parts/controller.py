@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from ebc_lab.ebc import options
 
 from ..errors import any_of
 from ..fields import setting
-from ..part import Mode, Part, Tail, Unfit
+from ..part import Mode, Part, Run, Tail, Unfit
 
-OF_ONE_PROCESS = ("agreement", "confidence")  # what looks at the targets of one process's rows
+NEEDS_ONE_PROCESS = ("agreement", "confidence")  # what looks at the targets of one process's rows
 
 
 @dataclass
-class ControllerConfig:
+class ControllerConfig(Part):
     """How the current budget δ follows δ*. An empty gain is the controller's own default."""
 
     name: str = setting("auto", "auto: log_pi for surrogate, else fixed", group="controller")
@@ -42,29 +41,27 @@ class ControllerConfig:
         high=1e6,
     )
 
+    place = 60
 
-def _unfit(controller: ControllerConfig, mode: Mode) -> Unfit | None:
-    choice = f"controller={controller.name}"
-    exact = [str(name) for name in options.WITH_ARITHMETIC["controller"]]
-    if mode is Mode.EXACT and controller.name not in exact:
-        return Unfit(choice, f"choose {any_of([f'controller={name}' for name in exact])}")
-    if mode is Mode.SEVERAL_PROCESSES and controller.name in OF_ONE_PROCESS:
-        return Unfit(choice, "it looks at the rows of one process; leave launcher.processes_per_run=1")
-    if mode is Mode.EBM and controller.name == "agreement":
-        return Unfit(choice, "it compares the fall of one loss with the slope of the sum of six")
-    if mode is Mode.IN_BACKWARD and controller.name == "agreement":
-        return Unfit(choice, "budget=lagged sees no whole step; choose a controller that compares no losses")
-    return None
+    def refuses(self, run: Run) -> Iterator[str]:
+        if run.stabilizer.name == "ebc" and self.steers == "radius" and run.budget.radius is None:
+            yield "controller.steers=radius moves a radius: set budget.radius, too."
 
+    def unfit(self, mode: Mode) -> Unfit | None:
+        choice = f"controller={self.name}"
+        exact = [str(name) for name in options.WITH_ARITHMETIC["controller"]]
+        if mode is Mode.EXACT and self.name not in exact:
+            return Unfit(choice, f"choose {any_of([f'controller={name}' for name in exact])}")
+        if mode is Mode.SEVERAL_PROCESSES and self.name in NEEDS_ONE_PROCESS:
+            return Unfit(choice, "it looks at the rows of one process; leave launcher.processes_per_run=1")
+        if mode is Mode.EBM and self.name == "agreement":
+            return Unfit(choice, "it compares the fall of one loss with the slope of the sum of six")
+        if mode is Mode.IN_BACKWARD and self.name == "agreement":
+            return Unfit(
+                choice, "budget=lagged sees no whole step; choose a controller that compares no losses"
+            )
+        return None
 
-def _tail(controller: ControllerConfig) -> Iterator[Tail]:
-    if controller.steers != "kl":
-        yield Tail(f"_steers{controller.steers}", "its controller moving the radius")
-
-
-def _clashes(controller: ControllerConfig, run: Any) -> Iterator[str]:
-    if run.stabilizer.name == "ebc" and controller.steers == "radius" and run.budget.radius is None:
-        yield "controller.steers=radius moves a radius: set budget.radius, too."
-
-
-CONTROLLER = Part("controller", ControllerConfig, place=60, unfit=_unfit, tail=_tail, clashes=_clashes)
+    def tail(self) -> Iterator[Tail]:
+        if self.steers != "kl":
+            yield Tail(f"_steers{self.steers}", "its controller moving the radius")

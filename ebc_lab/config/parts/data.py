@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..fields import setting
-from ..part import Need, Part
+from ..part import Need, Part, Run
 
 BIN = ("bin",)
 NO_FILES: dict[str, Any] = {"file": None, "files": [], "val_files": []}  # of a text that is found by its name
@@ -15,7 +15,7 @@ SAME_TEXT = ("name", "sha256", *NO_FILES)  # what may differ between two ways to
 
 
 @dataclass
-class DataConfig:
+class DataConfig(Part):
     """The text that models are trained on, or the images."""
 
     name: str = setting(
@@ -49,40 +49,43 @@ class DataConfig:
         only=BIN,
     )
 
+    place = 10
 
-def of_its_own(data: DataConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what settings of a text of one's own say beside a run's `data`: without its checksum, and
-    without its files where they name another kind of text."""
-    files = NO_FILES if settings.get("name", data.name) != data.name else {}
-    return {"name": data.name, **files, "sha256": None, **settings}
-
-
-def _refuses(data: DataConfig) -> Iterator[str]:
-    if data.name == "path" and not data.file:
-        yield "data=path needs data.file=FILE, a UTF-8 text."
-    lacking = [key for key in ("files", "val_files") if not getattr(data, key)]
-    if data.name == "bin" and lacking:
-        yield f"data=bin needs data.{lacking[0]}=PATTERN, shards of tokens: 'folder/*_train_*.bin'."
-
-
-def _needs(data: DataConfig) -> Iterator[Need]:
-    if data.name == "digits":  # which come with it
-        yield Need("data=digits", "scikit-learn", "lowbit")
-
-
-def _clashes(data: DataConfig, run: Any) -> Iterator[str]:
-    if data.name != "bin":
-        return
-    if run.workload.name != "gpt":
-        yield f"data=bin is read as it is trained on, workload={run.workload.name} wants all: choose another."
-    for key, wants_text in {
-        "tokens": run.tokens.name != "characters",
-        "partition": run.partition.name != "uniform",
-        "final_windows": run.final_windows > 0,
-        "budget.probe_tokens=held": run.stabilizer.name == "ebc" and run.budget.probe_tokens == "held",
-    }.items():
-        if wants_text:
+    def refuses(self, run: Run) -> Iterator[str]:
+        if self.name == "path" and not self.file:
+            yield "data=path needs data.file=FILE, a UTF-8 text."
+        lacking = [key for key in ("files", "val_files") if not getattr(self, key)]
+        if self.name == "bin" and lacking:
+            yield f"data=bin needs data.{lacking[0]}=PATTERN, shards of tokens: 'folder/*_train_*.bin'."
+        if self.name != "bin":
+            return
+        if run.workload.name != "gpt":
+            yield (
+                f"data=bin is read as it is trained on, workload={run.workload.name} wants all: choose "
+                "another."
+            )
+        for key in set_for_a_text(run):
             yield f"data=bin is tokens already, too many to look at: leave {key} at its default."
 
+    def needs(self) -> Iterator[Need]:
+        if self.name == "digits":  # which come with it
+            yield Need("data=digits", "scikit-learn", "lowbit")
 
-DATA = Part("data", DataConfig, place=10, refuses=_refuses, needs=_needs, clashes=_clashes)
+
+def set_for_a_text(run: Run) -> Iterator[str]:
+    """Yield the settings of a run that are not at their defaults and need a text of characters."""
+    if run.tokens.name != "characters":
+        yield "tokens"
+    if run.partition.name != "uniform":
+        yield "partition"
+    if run.final_windows > 0:
+        yield "final_windows"
+    if run.stabilizer.name == "ebc" and run.budget.probe_tokens == "held":
+        yield "budget.probe_tokens=held"
+
+
+def data_of_another_text(data: DataConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of `data` for an entry of a study that has a text of its own. The study's `data`
+    gives the kind of text and, where the entry keeps that kind, its files; never its checksum."""
+    files = NO_FILES if settings.get("name", data.name) != data.name else {}
+    return {"name": data.name, **files, "sha256": None, **settings}

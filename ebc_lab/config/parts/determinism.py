@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..fields import setting
-from ..part import Mode, Part, Tail, Unfit
+from ..part import Mode, Part, Unfit
 
 VERITY = ("verity",)
 WORDS = {"torch": "torch’s deterministic kernels", "verity": "exact sums"}
 
 
 @dataclass
-class DeterminismConfig:
+class DeterminismConfig(Part):
     """On what a run's bits may depend beside its settings (docs/verity.md)."""
 
     name: str = setting(
@@ -43,25 +42,13 @@ class DeterminismConfig:
         """Whether every sum of the run is exact, or made in a written order."""
         return self.name == "verity"
 
+    off = "none"
+    place = 210
+    words = WORDS
+    measured = "exact training"
 
-def _unfit(determinism: DeterminismConfig, mode: Mode) -> Unfit | None:
-    if mode is Mode.SEVERAL_PROCESSES and determinism.name != "none":
-        why = "gradients are added up in another order; leave launcher.processes_per_run=1"
-        return Unfit(f"determinism={determinism.name}", why)
-    return None
-
-
-def _tail(determinism: DeterminismConfig) -> Iterator[Tail]:
-    if determinism.name != "none":
-        yield Tail(f"_{determinism.name}", WORDS[determinism.name])
-
-
-DETERMINISM = Part(
-    "determinism",
-    DeterminismConfig,
-    place=210,
-    measured="exact training",
-    neutral=lambda determinism: determinism.name == "none",
-    unfit=_unfit,
-    tail=_tail,
-)
+    def unfit(self, mode: Mode) -> Unfit | None:
+        if mode is Mode.SEVERAL_PROCESSES and self.name != "none":
+            why = "gradients are added up in another order; leave launcher.processes_per_run=1"
+            return Unfit(f"determinism={self.name}", why)
+        return None

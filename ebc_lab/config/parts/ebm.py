@@ -5,25 +5,70 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from ..fields import setting
 from ..limits import STEPS
-from ..part import EXPERT, LEVEL, Need, Part
+from ..part import EXPERT, LEVEL, Need, Part, Run
 
 SEARCHED = ("hnsw", "ivf")  # indices that faiss builds
 EBM = ("workload", ("ebm",))
+NATS = "nats/token"
+SHARE = "0–1"
+STEP_COLUMNS = {  # of steps.csv; `loss` is the cross-entropy alone
+    "loss_total": (NATS, "what is minimised: `loss` and the other parts by their weights"),
+    "loss_mle": ("nats/degree of freedom", "mean energy of the states under the splats, over n − 1"),
+    "energy": ("nats", "the same, over all degrees, less that of the uniform law on the sphere"),
+    "loss_dsm": ("", "of denoising score matching: 1 less the mean of R² over the levels"),
+    f"r2_{LEVEL}": ("", "R², the share of the score explained, of this step's states noised by σ radians"),
+    "loss_noised": (NATS, "cross-entropy from states that settled from a noised start"),
+    "dropped_mass": (SHARE, "mass of the splats beyond the K that act on a state; empty with hnsw and ivf"),
+    "splats": ("splats", "in use"),
+    "revived": ("splats", "that won nothing and were moved; at such looks"),
+    "kappa_median": ("per degree of freedom", "median concentration κ of the splats in use"),
+    "soc_rate": ("per 1,000 states", "consolidations since the last look; at such looks"),
+    "topplings": ("", "how often a splat toppled; at such looks"),
+    "consolidations": ("splats", "that toppling made or widened; at such looks"),
+    "balance": ("", "balance loss of the experts: 1 where all are used alike"),
+    "router_z": ("", "mean squared log-partition of their router"),
+    "route_flips": (SHARE, "audited tokens whose experts the update changed; at audits"),
+    f"load_{EXPERT}": (SHARE, "share of the (token, place) pairs that expert i has, from 0"),
+    "splat_flips": (SHARE, "audited tokens whose nearest splat the update changed; at audits"),
+    "score_shift": ("", "rms change of the scores by the update over their rms; at audits"),
+    "event_kl": (
+        NATS,
+        "between the logits before and after what is no part of the update: statistics, revival, toppling, "
+        "new splats; at audits",
+    ),
+}
+EVAL_COLUMNS = {  # of evals.csv, and of `workload` in result.json, on validation states
+    "state_spread": (SHARE, "1 less the length of the mean state: 0 where states have collapsed"),
+    "energy": ("nats", "mean energy of the states under the splats, less that of the uniform law"),
+    "splat_coverage": (SHARE, "splats in use that won one of the last training states, 20 for each splat"),
+    "winners": (SHARE, "splats in use that win one of these states"),
+    "state_coverage": (SHARE, "states no further from their splat than its own concentration expects"),
+    "kappa_at_limit": (SHARE, "splats in use whose κ is at `ebm.kappa_min` or `ebm.kappa_max`"),
+    "kappa_median": ("per degree of freedom", "median κ of the splats in use"),
+    f"r2_{LEVEL}": ("", "R², the share of the score explained at noise of σ radians"),
+    f"r2_se_{LEVEL}": ("", "its standard error over the states"),
+    f"matched_{LEVEL}": ("", "R² if the states were spread as their own splats are"),
+    "dropped_mass": (SHARE, "of the last steps.csv row before it"),
+    "soc_rate": ("per 1,000 states", "of the latest look before it; empty before the first one"),
+    "load_max": (SHARE, "the largest load of an expert, likewise"),
+}
 
 
 @dataclass
-class EncoderConfig:
+class EncoderConfig(Part):
     """Of workload=ebm: how the state of a token's context is made."""
 
     name: str = setting("window", "a mix of the last tokens, or transformer blocks", group="encoder")
 
+    place = 160
+    read_by = EBM
+
 
 @dataclass
-class DecoderConfig:
+class DecoderConfig(Part):
     """Of workload=ebm: how a settled state becomes logits."""
 
     name: str = setting("moe", "a mixture of experts, or transformer blocks", group="decoder")
@@ -31,9 +76,16 @@ class DecoderConfig:
     active: int = setting(2, "experts that see a token", low=1, high=64, only=("moe",))
     hidden_scale: float = setting(1.0, "size of an expert", "× ebm.hidden", above=0, high=16, only=("moe",))
 
+    place = 170
+    read_by = EBM
+
+    def refuses(self, run: Run) -> Iterator[str]:
+        if self.active > self.experts:
+            yield f"decoder.active={self.active} must be at most decoder.experts={self.experts}."
+
 
 @dataclass
-class IndexConfig:
+class IndexConfig(Part):
     """Of workload=ebm: how a state's nearest splats are found."""
 
     name: str = setting("auto", "auto: exact up to 16,384 splats or on a GPU, else hnsw", group="index")
@@ -41,9 +93,16 @@ class IndexConfig:
         200, "steps until it is built anew", "steps", low=1, high=STEPS, only=("auto", *SEARCHED)
     )
 
+    place = 180
+    read_by = EBM
+
+    def needs(self) -> Iterator[Need]:
+        if self.name in SEARCHED:
+            yield Need(f"index={self.name}", "faiss", "ebm", "index=exact")
+
 
 @dataclass
-class SamplerConfig:
+class SamplerConfig(Part):
     """Of workload=ebm: the Langevin dynamics that draw a latent."""
 
     name: str = setting(
@@ -54,9 +113,12 @@ class SamplerConfig:
     friction: float = setting(1.0, "friction", "ω", above=0, high=1000)
     temperature: float = setting(1.0, "temperature; 0: settle only", "nats", low=0, high=1000)
 
+    place = 190
+    read_by = EBM
+
 
 @dataclass
-class EbmConfig:
+class EbmConfig(Part):
     """Of workload=ebm: sizes, losses and what happens to the splats (docs/ebm.md)."""
 
     name: str = setting("laptop", "sizes; by default those of `scale`", group="ebm", in_run_id=False)
@@ -110,90 +172,22 @@ class EbmConfig:
         0, "steps between kept models (at evaluations); 0: the last", "steps", low=0, high=STEPS
     )
 
+    place = 200
+    columns = STEP_COLUMNS
+    evals = EVAL_COLUMNS
+    read_by = EBM
 
-def _decoder_refuses(decoder: DecoderConfig) -> Iterator[str]:
-    if decoder.active > decoder.experts:
-        yield f"decoder.active={decoder.active} must be at most decoder.experts={decoder.experts}."
-
-
-def _index_needs(index: IndexConfig) -> Iterator[Need]:
-    if index.name in SEARCHED:
-        yield Need(f"index={index.name}", "faiss", "ebm", "index=exact")
-
-
-def _ebm_refuses(ebm: EbmConfig) -> Iterator[str]:
-    if ebm.kappa_min >= ebm.kappa_max:
-        yield f"ebm.kappa_min={ebm.kappa_min:g} must be below ebm.kappa_max={ebm.kappa_max:g}."
-    if 0 < ebm.splats < ebm.neighbours:
-        yield (
-            f"ebm.neighbours={ebm.neighbours} splats act on a state, of at most ebm.splats={ebm.splats}: "
-            "choose fewer, or ebm.splats=0 for none."
-        )
-    if ebm.splats == 0 and ebm.adapt != "statistics":
-        yield "ebm.adapt=gradient trains the splats, and ebm.splats=0 has none."
-    if ebm.embeddings == "gpt2" and not ebm.gpt2:
-        yield "ebm.embeddings=gpt2 needs ebm.gpt2=FOLDER, which holds GPT-2's weights."
-
-
-def _ebm_clashes(ebm: EbmConfig, run: Any) -> Iterator[str]:
-    if ebm.embeddings == "gpt2" and run.tokens.name != "gpt2":
-        yield "ebm.embeddings=gpt2 are those of GPT-2's own tokens: add tokens=gpt2."
-
-
-NATS = "nats/token"
-SHARE = "0–1"
-STEP_COLUMNS = {  # of steps.csv; `loss` is the cross-entropy alone
-    "loss_total": (NATS, "what is minimised: `loss` and the other parts by their weights"),
-    "loss_mle": ("nats/degree of freedom", "mean energy of the states under the splats, over n − 1"),
-    "energy": ("nats", "the same, over all degrees, less that of the uniform law on the sphere"),
-    "loss_dsm": ("", "of denoising score matching: 1 less the mean of R² over the levels"),
-    f"r2_{LEVEL}": ("", "R², the share of the score explained, of this step's states noised by σ radians"),
-    "loss_noised": (NATS, "cross-entropy from states that settled from a noised start"),
-    "dropped_mass": (SHARE, "mass of the splats beyond the K that act on a state; empty with hnsw and ivf"),
-    "splats": ("splats", "in use"),
-    "revived": ("splats", "that won nothing and were moved; at such looks"),
-    "kappa_median": ("per degree of freedom", "median concentration κ of the splats in use"),
-    "soc_rate": ("per 1,000 states", "consolidations since the last look; at such looks"),
-    "topplings": ("", "how often a splat toppled; at such looks"),
-    "consolidations": ("splats", "that toppling made or widened; at such looks"),
-    "balance": ("", "balance loss of the experts: 1 where all are used alike"),
-    "router_z": ("", "mean squared log-partition of their router"),
-    "route_flips": (SHARE, "audited tokens whose experts the update changed; at audits"),
-    f"load_{EXPERT}": (SHARE, "share of the (token, place) pairs that expert i has, from 0"),
-    "splat_flips": (SHARE, "audited tokens whose nearest splat the update changed; at audits"),
-    "score_shift": ("", "rms change of the scores by the update over their rms; at audits"),
-    "event_kl": (
-        NATS,
-        "between the logits before and after what is no part of the update: statistics, revival, toppling, "
-        "new splats; at audits",
-    ),
-}
-EVAL_COLUMNS = {  # of evals.csv, and of `workload` in result.json, on validation states
-    "state_spread": (SHARE, "1 less the length of the mean state: 0 where states have collapsed"),
-    "energy": ("nats", "mean energy of the states under the splats, less that of the uniform law"),
-    "splat_coverage": (SHARE, "splats in use that won one of the last training states, 20 for each splat"),
-    "winners": (SHARE, "splats in use that win one of these states"),
-    "state_coverage": (SHARE, "states no further from their splat than its own concentration expects"),
-    "kappa_at_limit": (SHARE, "splats in use whose κ is at `ebm.kappa_min` or `ebm.kappa_max`"),
-    "kappa_median": ("per degree of freedom", "median κ of the splats in use"),
-    f"r2_{LEVEL}": ("", "R², the share of the score explained at noise of σ radians"),
-    f"r2_se_{LEVEL}": ("", "its standard error over the states"),
-    f"matched_{LEVEL}": ("", "R² if the states were spread as their own splats are"),
-    "dropped_mass": (SHARE, "of the last steps.csv row before it"),
-    "soc_rate": ("per 1,000 states", "of the latest look before it; empty before the first one"),
-    "load_max": (SHARE, "the largest load of an expert, likewise"),
-}
-ENCODER = Part("encoder", EncoderConfig, place=160, read_by=EBM)
-DECODER = Part("decoder", DecoderConfig, place=170, refuses=_decoder_refuses, read_by=EBM)
-INDEX = Part("index", IndexConfig, place=180, needs=_index_needs, read_by=EBM)
-SAMPLER = Part("sampler", SamplerConfig, place=190, read_by=EBM)
-EBM_PART = Part(
-    "ebm",
-    EbmConfig,
-    place=200,
-    refuses=_ebm_refuses,
-    clashes=_ebm_clashes,
-    columns=STEP_COLUMNS,
-    evals=EVAL_COLUMNS,
-    read_by=EBM,
-)
+    def refuses(self, run: Run) -> Iterator[str]:
+        if self.kappa_min >= self.kappa_max:
+            yield f"ebm.kappa_min={self.kappa_min:g} must be below ebm.kappa_max={self.kappa_max:g}."
+        if 0 < self.splats < self.neighbours:
+            yield (
+                f"ebm.neighbours={self.neighbours} splats act on a state, of at most "
+                f"ebm.splats={self.splats}: choose fewer, or ebm.splats=0 for none."
+            )
+        if self.splats == 0 and self.adapt != "statistics":
+            yield "ebm.adapt=gradient trains the splats, and ebm.splats=0 has none."
+        if self.embeddings == "gpt2" and not self.gpt2:
+            yield "ebm.embeddings=gpt2 needs ebm.gpt2=FOLDER, which holds GPT-2's weights."
+        if self.embeddings == "gpt2" and run.tokens.name != "gpt2":
+            yield "ebm.embeddings=gpt2 are those of GPT-2's own tokens: add tokens=gpt2."

@@ -4,13 +4,10 @@ own."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
 from ..fields import setting
-from ..part import Figure, Mode, Part, Tail, Unfit
-
-Run = TypeVar("Run")  # a RunConfig, or what extends it
+from ..part import Figure, Mode, Part, Run, Tail, Unfit
 
 NATS = "nats/token"
 RUN = ("run",)
@@ -18,7 +15,7 @@ TEXTS = ("source", "none", "shakespeare", "pydoc", "path")
 
 
 @dataclass
-class InitConfig:
+class InitConfig(Part):
     """From which weights a run starts (docs/finetune.md)."""
 
     name: str = setting("none", "drawn from the seed, or another run's weights", group="init")
@@ -44,52 +41,13 @@ class InitConfig:
         unnamed_at=False,
     )
 
-
-def is_named(init: InitConfig) -> bool:
-    """Whether the checksums are known that a run from other weights is named by."""
-    return init.name == "none" or bool(init.sha256 and (init.text == "none" or init.text_sha256))
-
-
-def _neutral(init: InitConfig) -> bool:
-    return init.name == "none" and not init.keep
-
-
-def _refuses(init: InitConfig) -> Iterator[str]:
-    if init.name == "run" and not init.run:
-        yield "init=run needs init.run, the folder of the run whose weights this one starts from."
-    if (init.text == "path") != (init.file is not None):
-        yield "init.text=path and init.file=FILE, the text on which forgetting is measured, go together."
-
-
-def _unfit(init: InitConfig, mode: Mode) -> Unfit | None:
-    if mode is Mode.EBM and not _neutral(init):
-        setting = "init=run" if init.name == "run" else "init.keep"
-        return Unfit(setting, "it keeps its model by itself, and starts from its seed; choose init=none")
-    return None
-
-
-def _tail(init: InitConfig) -> Iterator[Tail]:
-    if init.name == "run":
-        yield Tail("_init", "from another run’s weights", "from weights")
-
-
-INIT = Part(
-    "init",
-    InitConfig,
-    place=20,
-    neutral=_neutral,
-    refuses=_refuses,
-    unfit=_unfit,
-    tail=_tail,
-    words={"run": "another run’s weights"},
-    timed=False,
-    evals={
-        "init_val_loss": (
-            NATS,
-            "the same on windows of the text that the weights come from; with `init=run`",
-        )
-    },
-    figures=(
+    place = 20
+    timed = False
+    words = {"run": "another run’s weights"}
+    evals = {
+        "init_val_loss": (NATS, "the same on windows of the text that the weights come from; with `init=run`")
+    }
+    figures = (
         Figure(
             "init_start_loss",
             NATS,
@@ -119,16 +77,33 @@ INIT = Part(
             short="moved",
         ),
         Figure("weights_bytes", "bytes", "of the kept weights", averaged=False),
-    ),
-    picture="forgetting",
-    table="Learning and forgetting",
-    note="old text: the one that the weights come from; forgotten: the rise of its validation loss; moved: "
-    "the weights' distance from the start over their norm there",
-)
+    )
+    picture = "forgetting"
+    table = "Learning and forgetting"
+    note = (
+        "old text: the one that the weights come from; forgotten: the rise of its validation loss; moved: "
+        "the weights' distance from the start over their norm there"
+    )
 
+    def is_pinned(self) -> bool:
+        """Tell whether the checksums are filled in that name a run from other weights."""
+        return self.name == "none" or bool(self.sha256 and (self.text == "none" or self.text_sha256))
 
-def with_init(run: Run, init: InitConfig) -> Run:
-    """Return the run with other settings of where its weights come from."""
-    anything: Any = run
-    changed: Run = replace(anything, **{INIT.name: init})
-    return changed
+    def changes_nothing(self) -> bool:
+        return self.name == "none" and not self.keep
+
+    def refuses(self, run: Run) -> Iterator[str]:
+        if self.name == "run" and not self.run:
+            yield "init=run needs init.run, the folder of the run whose weights this one starts from."
+        if (self.text == "path") != (self.file is not None):
+            yield "init.text=path and init.file=FILE, the text on which forgetting is measured, go together."
+
+    def unfit(self, mode: Mode) -> Unfit | None:
+        if mode is Mode.EBM and not self.changes_nothing():
+            setting = "init=run" if self.name == "run" else "init.keep"
+            return Unfit(setting, "it keeps its model by itself, and starts from its seed; choose init=none")
+        return None
+
+    def tail(self) -> Iterator[Tail]:
+        if self.name == "run":
+            yield Tail("_init", "from another run’s weights", "from weights")

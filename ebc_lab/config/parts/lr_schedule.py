@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import any_of
 from ..fields import CUSTOM, OWN, OWN_ARGUMENTS, number, setting
 from ..limits import STEPS
-from ..part import Mode, Part, Tail, Unfit, is_own
+from ..part import Mode, Part, Run, Tail, Unfit, is_own
 
 WARMED = ("warmup_linear", "cosine", "trapezoid", "inverse_sqrt")
 LR_SHAPES = ("constant", "warmup_linear", "cosine", "trapezoid", "inverse_sqrt")  # schedules without a record
@@ -27,7 +27,7 @@ TAILS = {
 
 
 @dataclass
-class LRScheduleConfig:
+class LRScheduleConfig(Part):
     """How the learning rate changes during a run."""
 
     name: str = setting("constant", "which schedule", group="lr_schedule")
@@ -57,43 +57,36 @@ class LRScheduleConfig:
         only=(*REPLAY, CUSTOM),
     )
 
+    place = 70
 
-def _idle(schedule: LRScheduleConfig) -> tuple[str, ...]:
-    """A replay is named by its record where that is known, else by where it lies."""
-    if schedule.name != "replay":
-        return ()
-    return ("source",) if schedule.sha256 else ("sha256",)
+    def unread(self) -> Iterable[str]:
+        """A replay is named by its record where that is known, else by where it lies."""
+        if self.name != "replay":
+            return ()
+        return ("source",) if self.sha256 else ("sha256",)
 
+    def refuses(self, run: Run) -> Iterator[str]:
+        if self.name == "replay" and not self.source:
+            yield (
+                "lr_schedule=replay needs lr_schedule.source, the folder of the run whose learning rates it "
+                "replays."
+            )
 
-def _refuses(schedule: LRScheduleConfig) -> Iterator[str]:
-    if schedule.name == "replay" and not schedule.source:
-        yield (
-            "lr_schedule=replay needs lr_schedule.source, the folder of the run whose learning rates it "
-            "replays."
-        )
+    def unfit(self, mode: Mode) -> Unfit | None:
+        if mode is Mode.EXACT and self.name not in EXACT:
+            why = f"its factors may differ between machines; choose {any_of(EXACT)}"
+            return Unfit(f"lr_schedule={self.name}", why)
+        return None
 
-
-def _unfit(schedule: LRScheduleConfig, mode: Mode) -> Unfit | None:
-    if mode is Mode.EXACT and schedule.name not in EXACT:
-        why = f"its factors may differ between machines; choose {any_of(EXACT)}"
-        return Unfit(f"lr_schedule={schedule.name}", why)
-    return None
-
-
-def _tail(schedule: LRScheduleConfig) -> Iterator[Tail]:
-    if is_own(schedule, TAILS):
-        yield Tail(f"_{schedule.name}", f"learning-rate schedule {schedule.name}")
-        return
-    yield TAILS[schedule.name]
-    usual = LRScheduleConfig()
-    if schedule.name in WARMED and schedule.warmup_steps != usual.warmup_steps:
-        steps = schedule.warmup_steps
-        yield Tail(f"_w{steps}", f"{steps} steps of warm-up" if steps else "no warm-up")
-    if schedule.name == "trapezoid" and schedule.decay_share != usual.decay_share:
-        share = schedule.decay_share
-        yield Tail(f"_e{number(share)}", f"decay over the last {100 * share:.3g}%")
-
-
-LR_SCHEDULE = Part(
-    "lr_schedule", LRScheduleConfig, place=70, idle=_idle, refuses=_refuses, unfit=_unfit, tail=_tail
-)
+    def tail(self) -> Iterator[Tail]:
+        if is_own(self, TAILS):
+            yield Tail(f"_{self.name}", f"learning-rate schedule {self.name}")
+            return
+        yield TAILS[self.name]
+        usual = LRScheduleConfig()
+        if self.name in WARMED and self.warmup_steps != usual.warmup_steps:
+            steps = self.warmup_steps
+            yield Tail(f"_w{steps}", f"{steps} steps of warm-up" if steps else "no warm-up")
+        if self.name == "trapezoid" and self.decay_share != usual.decay_share:
+            share = self.decay_share
+            yield Tail(f"_e{number(share)}", f"decay over the last {100 * share:.3g}%")

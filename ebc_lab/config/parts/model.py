@@ -7,19 +7,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..fields import OWN, OWN_ARGUMENTS, OWN_CHECKSUM, number, setting
-from ..part import Mode, Part, Tail, Unfit
+from ..part import Mode, Part, Run, Tail, Unfit
 
 GPT = ("gpt",)
-OF_TEXT = (*GPT, "modern", "gru")
-OF_IMAGES = ("cnn", "vit")
-BUILT = (*OF_TEXT, *OF_IMAGES)
+TEXT_MODELS = (*GPT, "modern", "gru")
+IMAGE_MODELS = ("cnn", "vit")
+BUILT = (*TEXT_MODELS, *IMAGE_MODELS)
 WITH_HEADS = ("gpt", "modern", "vit")
 WITHOUT_NAMED_MATRICES = ("gru", "cnn")  # budget.grouping=matrices knows a transformer's by their names
 WORDS = {"gpt": "GPT", "modern": "GPT with RoPE and QK-norm", "gru": "GRU", "cnn": "CNN", "vit": "ViT"}
 
 
+DROPOUT = {
+    Mode.EXACT: "it is not built",
+    Mode.SEVERAL_PROCESSES: "each process would draw its own",
+    Mode.IN_BACKWARD: "a second forward would draw other numbers",
+}
+
+
 @dataclass
-class ModelConfig:
+class ModelConfig(Part):
     """The model."""
 
     name: str = setting("gpt", "which model", group="model")
@@ -44,61 +51,41 @@ class ModelConfig:
     arguments: dict[str, Any] = setting({}, OWN_ARGUMENTS, only=OWN)
     sha256: str | None = setting(None, OWN_CHECKSUM, only=OWN)
 
+    place = 80
+    words = WORDS
 
-def _unfit(model: ModelConfig, mode: Mode) -> Unfit | None:
-    if model.name != "gpt" and mode is Mode.EXACT:
-        return Unfit(f"model={model.name}", "its layers are torch's; choose model=gpt")
-    if model.name not in BUILT and mode is Mode.SEVERAL_PROCESSES:
-        return Unfit(f"model={model.name}", "it may draw numbers of its own; train it in one process")
-    if model.name != "gpt" and mode is Mode.EBM:
-        return Unfit(f"model={model.name}", "it has a model of its own; leave model=gpt")
-    if model.init_scale != 1 and mode in (Mode.EXACT, Mode.EBM):
-        return Unfit("model.init_scale", "its initial weights have a size of their own; leave it at 1")
-    if model.dropout > 0 and mode is not Mode.EBM:
-        return Unfit("model.dropout", f"{DROPOUT[mode]}; leave it at 0")
-    return None
+    def refuses(self, run: Run) -> Iterator[str]:
+        if self.name == "modern" and self.width % (2 * self.heads):
+            yield (
+                f"model=modern turns pairs of features: model.width={self.width} must be a multiple of twice "
+                f"model.heads={self.heads}."
+            )
+        if self.name == "gru" and run.quantizer.name != "none":
+            yield "a quantizer goes with a model whose hidden matrices are its own: model=gru has torch's."
+        if self.name == "gru" and run.compile == "on":
+            yield "compile=on does not go with model=gru: torch.compile leaves recurrent layers as they are."
+        grouped = run.stabilizer.name == "ebc" or run.stabilizer.per == "group"
+        if self.name in WITHOUT_NAMED_MATRICES and grouped and run.budget.grouping == "matrices":
+            yield (
+                f"budget.grouping=matrices knows a transformer's matrices by their names, not those of "
+                f"model={self.name}: choose budget.grouping=block or tensor."
+            )
 
+    def unfit(self, mode: Mode) -> Unfit | None:
+        if self.name != "gpt" and mode is Mode.EXACT:
+            return Unfit(f"model={self.name}", "its layers are torch's; choose model=gpt")
+        if self.name not in BUILT and mode is Mode.SEVERAL_PROCESSES:
+            return Unfit(f"model={self.name}", "it may draw numbers of its own; train it in one process")
+        if self.name != "gpt" and mode is Mode.EBM:
+            return Unfit(f"model={self.name}", "it has a model of its own; leave model=gpt")
+        if self.init_scale != 1 and mode in (Mode.EXACT, Mode.EBM):
+            return Unfit("model.init_scale", "its initial weights have a size of their own; leave it at 1")
+        if self.dropout > 0 and mode is not Mode.EBM:
+            return Unfit("model.dropout", f"{DROPOUT[mode]}; leave it at 0")
+        return None
 
-def _tail(model: ModelConfig) -> Iterator[Tail]:
-    if model.name != "gpt":
-        yield Tail(f"_{model.name}", WORDS.get(model.name, f"model {model.name}"))
-    if model.init_scale != 1:
-        yield Tail(f"_init{number(model.init_scale)}", f"initial matrices ×{model.init_scale:g}")
-
-
-def _refuses(model: ModelConfig) -> Iterator[str]:
-    if model.name == "modern" and model.width % (2 * model.heads):
-        yield (
-            f"model=modern turns pairs of features: model.width={model.width} must be a multiple of twice "
-            f"model.heads={model.heads}."
-        )
-
-
-def _clashes(model: ModelConfig, run: Any) -> Iterator[str]:
-    if model.name == "gru" and run.quantizer.name != "none":
-        yield "a quantizer goes with a model whose hidden matrices are its own: model=gru has torch's."
-    if model.name == "gru" and run.compile == "on":
-        yield "compile=on does not go with model=gru: torch.compile leaves recurrent layers as they are."
-    grouped = run.stabilizer.name == "ebc" or run.stabilizer.per == "group"
-    if model.name in WITHOUT_NAMED_MATRICES and grouped and run.budget.grouping == "matrices":
-        yield (
-            f"budget.grouping=matrices knows a transformer's matrices by their names, not those of "
-            f"model={model.name}: choose budget.grouping=block or tensor."
-        )
-
-
-DROPOUT = {
-    Mode.EXACT: "it is not built",
-    Mode.SEVERAL_PROCESSES: "each process would draw its own",
-    Mode.IN_BACKWARD: "a second forward would draw other numbers",
-}
-MODEL = Part(
-    "model",
-    ModelConfig,
-    place=80,
-    refuses=_refuses,
-    clashes=_clashes,
-    unfit=_unfit,
-    tail=_tail,
-    words=WORDS,
-)
+    def tail(self) -> Iterator[Tail]:
+        if self.name != "gpt":
+            yield Tail(f"_{self.name}", WORDS.get(self.name, f"model {self.name}"))
+        if self.init_scale != 1:
+            yield Tail(f"_init{number(self.init_scale)}", f"initial matrices ×{self.init_scale:g}")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import any_of
 from ..fields import OWN, OWN_ARGUMENTS, OWN_CHECKSUM, setting
 from ..limits import LR
-from ..part import Mode, Need, Part, Unfit
+from ..part import Mode, Need, Part, Run, Unfit
 
 AXIOM = ("axiom",)
 ADAMS = (  # what has Adam's two moments, or is made of it
@@ -23,14 +23,14 @@ FIXED_NORM = ("hyperball", "lionar")
 WITH_MOMENTUM = ("sgd", "muon", "normuon", "muonclip", "scion")
 EXACT = ("adam", "adamw")
 WITHOUT_LOGITS = ("modern", "gru", "cnn")  # models: norms bound the first one's, the others have none
-OF_TORCHAO = ("adam8bit", "adam4bit")
+TORCHAO = ("adam8bit", "adam4bit")
 # choice -> the distribution whose code computes it, which names a run; torch is named for every run
 LIBRARIES = {
     **dict.fromkeys(("lion", "soap", "schedule_free", "galore"), "pytorch-optimizer"),
     **dict.fromkeys(
         ("prodigy", "adopt", "lionar", "scion", "normuon", "muonclip", "d_adaptation"), "pytorch-optimizer"
     ),
-    **dict.fromkeys(OF_TORCHAO, "torchao"),
+    **dict.fromkeys(TORCHAO, "torchao"),
 }
 WORDS = {
     "adam": "Adam",
@@ -62,7 +62,7 @@ WORDS = {
 
 
 @dataclass
-class OptimizerConfig:
+class OptimizerConfig(Part):
     """The base optimizer; each has its own defaults in conf/optimizer and reads only the settings it has."""
 
     name: str = setting("adam", "which optimizer", group="optimizer")
@@ -141,60 +141,43 @@ class OptimizerConfig:
     arguments: dict[str, Any] = setting({}, OWN_ARGUMENTS, only=OWN)
     sha256: str | None = setting(None, OWN_CHECKSUM, only=OWN)
 
+    place = 20
+    words = WORDS
+    libraries = LIBRARIES
 
-def _idle(optimizer: OptimizerConfig) -> tuple[str, ...]:
-    """AXIOM without a rank has no momentum, and nothing that belongs to it."""
-    without_momentum = optimizer.name == "axiom" and not optimizer.rank
-    return ("beta1", "momentum_weight", "streak_boost", "snr_floor") if without_momentum else ()
+    def unread(self) -> Iterable[str]:
+        """AXIOM without a rank has no momentum, and nothing that belongs to it."""
+        without_momentum = self.name == "axiom" and not self.rank
+        return ("beta1", "momentum_weight", "streak_boost", "snr_floor") if without_momentum else ()
 
+    def refuses(self, run: Run) -> Iterator[str]:
+        if self.name == "galore" and self.rank < 1:
+            yield "optimizer=galore needs optimizer.rank >= 1."
+        if self.name != "muonclip":
+            return
+        if run.workload.name not in ("gpt", "images") or run.model.name in WITHOUT_LOGITS:
+            yield (
+                "optimizer=muonclip shrinks queries and keys by the logits of attention that they make: "
+                "choose model=gpt, vit or custom."
+            )
+        if run.adapter.name != "none":
+            yield "optimizer=muonclip shrinks whole matrices of queries and keys: choose adapter=none."
 
-def _refuses(optimizer: OptimizerConfig) -> Iterator[str]:
-    if optimizer.name == "galore" and optimizer.rank < 1:
-        yield "optimizer=galore needs optimizer.rank >= 1."
+    def needs(self) -> Iterator[Need]:
+        if self.name in TORCHAO:
+            yield Need(f"optimizer={self.name}", "torchao", "axiom")
 
-
-def _needs(optimizer: OptimizerConfig) -> Iterator[Need]:
-    if optimizer.name in OF_TORCHAO:
-        yield Need(f"optimizer={optimizer.name}", "torchao", "axiom")
-
-
-def _clashes(optimizer: OptimizerConfig, run: Any) -> Iterator[str]:
-    if optimizer.name != "muonclip":
-        return
-    if run.workload.name not in ("gpt", "images") or run.model.name in WITHOUT_LOGITS:
-        yield (
-            "optimizer=muonclip shrinks queries and keys by the logits of attention that they make: choose "
-            "model=gpt, vit or custom."
-        )
-    if run.adapter.name != "none":
-        yield "optimizer=muonclip shrinks whole matrices of queries and keys: choose adapter=none."
-
-
-def _unfit(optimizer: OptimizerConfig, mode: Mode) -> Unfit | None:
-    name = optimizer.name
-    if mode is Mode.EXACT and name == "axiom":
-        why = "its 4-bit and low-rank parts could be exact, but they are not built so; choose optimizer=adam"
-        return Unfit("optimizer=axiom", why)
-    if mode is Mode.EXACT and name not in EXACT:
-        return Unfit(f"optimizer={name}", f"choose {any_of(EXACT)}")
-    if mode is Mode.EXACT and name == "adam" and optimizer.weight_decay > 0:
-        weight_decay = "optimizer.weight_decay under optimizer=adam"
-        return Unfit(weight_decay, "its decay is decoupled; choose optimizer=adamw")
-    if mode is Mode.IN_BACKWARD and name != "axiom":
-        why = "the update is made inside backward, which it does not; choose optimizer=axiom"
-        return Unfit(f"optimizer={name}", why)
-    return None
-
-
-OPTIMIZER = Part(
-    "optimizer",
-    OptimizerConfig,
-    place=20,
-    idle=_idle,
-    refuses=_refuses,
-    needs=_needs,
-    clashes=_clashes,
-    unfit=_unfit,
-    words=WORDS,
-    libraries=LIBRARIES,
-)
+    def unfit(self, mode: Mode) -> Unfit | None:
+        name = self.name
+        if mode is Mode.EXACT and name == "axiom":
+            why = "its 4-bit and low-rank parts could be exact, but they are not built so"
+            return Unfit("optimizer=axiom", f"{why}; choose optimizer=adam")
+        if mode is Mode.EXACT and name not in EXACT:
+            return Unfit(f"optimizer={name}", f"choose {any_of(EXACT)}")
+        if mode is Mode.EXACT and name == "adam" and self.weight_decay > 0:
+            weight_decay = "optimizer.weight_decay under optimizer=adam"
+            return Unfit(weight_decay, "its decay is decoupled; choose optimizer=adamw")
+        if mode is Mode.IN_BACKWARD and name != "axiom":
+            why = "the update is made inside backward, which it does not; choose optimizer=axiom"
+            return Unfit(f"optimizer={name}", why)
+        return None

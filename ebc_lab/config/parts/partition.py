@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from ..fields import setting
-from ..part import Mode, Need, Part, Tail, Unfit
+from ..part import Mode, Need, Part, Run, Unfit
 
 WORDS = {"clustered": "batches from one cluster", "stratified": "batches over all clusters"}
 
 
 @dataclass
-class PartitionConfig:
+class PartitionConfig(Part):
     """From which parts of the training text a batch is drawn (docs/lowbit.md)."""
 
     name: str = setting(
@@ -28,44 +27,24 @@ class PartitionConfig:
         only=tuple(WORDS),
     )
 
+    off = "uniform"
+    place = 120
+    timed = False
+    words = WORDS
 
-def _neutral(partition: PartitionConfig) -> bool:
-    return partition.name == "uniform"
+    def refuses(self, run: Run) -> Iterator[str]:
+        if not self.changes_nothing() and run.stabilizer.name == "ebc" and run.budget.probe_tokens != "train":
+            yield (
+                f"partition={self.name} draws batches from the whole training text: leave "
+                "budget.probe_tokens=train."
+            )
 
+    def needs(self) -> Iterator[Need]:
+        if not (self.changes_nothing() or self.clusters > 0):
+            yield Need("partition.clusters=0", "scikit-learn", "lowbit", "give the number of clusters")
 
-def _needs(partition: PartitionConfig) -> Iterator[Need]:
-    if not (_neutral(partition) or partition.clusters > 0):
-        yield Need("partition.clusters=0", "scikit-learn", "lowbit", "give the number of clusters")
-
-
-def _unfit(partition: PartitionConfig, mode: Mode) -> Unfit | None:
-    if mode is Mode.EXACT and not _neutral(partition):
-        why = "clusters are found by sums in any order; choose partition=uniform"
-        return Unfit(f"partition={partition.name}", why)
-    return None
-
-
-def _tail(partition: PartitionConfig) -> Iterator[Tail]:
-    if not _neutral(partition):
-        yield Tail(f"_{partition.name}", WORDS[partition.name])
-
-
-def _clashes(partition: PartitionConfig, run: Any) -> Iterator[str]:
-    if not _neutral(partition) and run.stabilizer.name == "ebc" and run.budget.probe_tokens != "train":
-        yield (
-            f"partition={partition.name} draws batches from the whole training text: leave "
-            "budget.probe_tokens=train."
-        )
-
-
-PARTITION = Part(
-    "partition",
-    PartitionConfig,
-    place=120,
-    timed=False,
-    neutral=_neutral,
-    needs=_needs,
-    unfit=_unfit,
-    tail=_tail,
-    clashes=_clashes,
-)
+    def unfit(self, mode: Mode) -> Unfit | None:
+        if mode is Mode.EXACT and not self.changes_nothing():
+            why = "clusters are found by sums in any order; choose partition=uniform"
+            return Unfit(f"partition={self.name}", why)
+        return None

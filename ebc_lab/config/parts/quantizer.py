@@ -11,7 +11,7 @@ from ebc_lab.ebc.options import MEASURING
 
 from ..errors import shown
 from ..fields import setting
-from ..part import Figure, Mode, Part, Tail, Unfit
+from ..part import Figure, Mode, Part, Run, Tail, Unfit
 
 WITH_LOW_BIT_STATE = ("adam", "adamw")  # optimizers whose moments can be kept in few bits
 LEVELS = ("ternary", "five")
@@ -23,8 +23,17 @@ WORDS = {
 }
 
 
+FLIPS = "codes of the hidden matrices that differ from those ten steps before; at audits"
+GRAD_ERROR = "squared error of the quantized gradients, over the square of what was quantized"
+
+
+def _compression(result: Mapping[str, Any]) -> float | None:
+    packed = result.get("packed_bytes")
+    return result["model_bytes_float32"] / packed if packed else None
+
+
 @dataclass
-class QuantizerConfig:
+class QuantizerConfig(Part):
     """Low-bit training: hidden matrices, their gradients and the optimizer's state in few levels
     (docs/lowbit.md)."""
 
@@ -49,110 +58,10 @@ class QuantizerConfig:
         choices=("none", "int8", "int8_linear", "ternary", "five"),
     )
 
-
-def unused(quantizer: QuantizerConfig) -> bool:
-    """Whether nothing is quantized at all."""
-    return (quantizer.name, quantizer.gradients, quantizer.state) == ("none", "none", "none")
-
-
-def _refuses(quantizer: QuantizerConfig) -> Iterator[str]:
-    group = quantizer.group
-    if not (group in ("tensor", "row") or (group.isdecimal() and int(group) >= 1)):
-        yield f"quantizer.group={shown(group)} is unknown; it takes tensor, row, or a count of weights >= 1."
-    if not (quantizer.scale in ("absmean", "absmax") or _is_positive(quantizer.scale)):
-        yield (
-            f"quantizer.scale={shown(quantizer.scale)} is unknown; it takes absmean, absmax, or a step > 0."
-        )
-
-
-def _is_positive(text: str) -> bool:
-    try:
-        return 0 < float(text) < math.inf
-    except ValueError:
-        return False
-
-
-def _unfit(quantizer: QuantizerConfig, mode: Mode) -> Unfit | None:
-    if mode is Mode.EXACT and not unused(quantizer):
-        return Unfit("a quantizer", "choose quantizer=none")
-    if mode is Mode.EBM and not unused(quantizer):
-        return Unfit("a quantizer", "only a GPT's hidden matrices are quantized")
-    if mode is Mode.SEVERAL_PROCESSES and (quantizer.gradients, quantizer.state) != ("none", "none"):
-        why = "their levels turn a rounding into a step; leave them at none"
-        return Unfit("quantizer.gradients or quantizer.state", why)
-    if mode is Mode.IN_BACKWARD and quantizer.gradients != "none":
-        return Unfit("quantizer.gradients", "no gradient is left once backward has ended; leave it at none")
-    return None
-
-
-def _tail(quantizer: QuantizerConfig) -> Iterator[Tail]:
-    if quantizer.name != "none":
-        yield Tail(f"_{quantizer.name}", f"{WORDS[quantizer.name]} weights")
-    if quantizer.gradients != "none":
-        yield Tail(f"_g{quantizer.gradients}", f"{WORDS[quantizer.gradients]} gradients")
-    if quantizer.state == "int8_linear":
-        yield Tail("_mint8_linear", "int8 moments, linear")
-    elif quantizer.state != "none":
-        yield Tail(f"_m{quantizer.state}", f"{WORDS[quantizer.state]} moments")
-
-
-def _clashes(quantizer: QuantizerConfig, run: Any) -> Iterator[str]:
-    quantized = quantizer.name != "none"
-    if run.model.target is not None and not unused(quantizer):
-        yield "a quantizer goes with model=gpt, whose hidden matrices it knows, not with a model of your own."
-    if quantizer.state != "none" and run.optimizer.name not in WITH_LOW_BIT_STATE:
-        yield (
-            f"quantizer.state={quantizer.state} keeps Adam's moments: it goes with optimizer=adam or adamw, "
-            f"not {run.optimizer.name}."
-        )
-    if (quantizer.name, quantizer.state) != ("none", "none") and run.param_dtype != "float32":
-        yield (
-            f"a quantizer needs float32 weights beneath its levels: leave param_dtype=float32, not "
-            f"{run.param_dtype}."
-        )
-    if quantized and run.projection.name != "none":
-        yield (
-            f"quantizer={quantizer.name} does not go with projection={run.projection.name}, which would bind "
-            "the weights beneath and not those that the forward uses: choose projection=none."
-        )
-    ebc = run.stabilizer.name == "ebc"
-    if quantized and ebc and run.budget.name == "shadow" and run.budget.measure_every != 1:
-        yield (
-            f"budget.measure_every={run.budget.measure_every} takes KL to grow as the squared size of the "
-            f"step, which it does not under quantizer={quantizer.name}: leave it at 1, or use budget=tracked."
-        )
-    if run.stabilizer.norm != "latent" and not quantized:
-        yield "stabilizer.norm=effective is the norm of quantized weights: choose quantizer=ternary or five."
-
-
-def _warnings(quantizer: QuantizerConfig, run: Any) -> Iterator[str]:
-    if quantizer.name != "none" and run.stabilizer.name == "ebc" and run.budget.name not in MEASURING:
-        yield (
-            f"budget={run.budget.name} differentiates through the quantizer as if it were not there, so that "
-            "it sees no code flip: a forensic arm (docs/lowbit.md)."
-        )
-
-
-def _compression(result: Mapping[str, Any]) -> float | None:
-    packed = result.get("packed_bytes")
-    return result["model_bytes_float32"] / packed if packed else None
-
-
-FLIPS = "codes of the hidden matrices that differ from those ten steps before; at audits"
-GRAD_ERROR = "squared error of the quantized gradients, over the square of what was quantized"
-QUANTIZER = Part(
-    "quantizer",
-    QuantizerConfig,
-    place=100,
-    neutral=unused,
-    refuses=_refuses,
-    unfit=_unfit,
-    tail=_tail,
-    clashes=_clashes,
-    warnings=_warnings,
-    measured="low-bit training",
-    columns={"flip_share": ("0–1", FLIPS), "grad_error": ("", GRAD_ERROR)},
-    figures=(
+    place = 100
+    measured = "low-bit training"
+    columns = {"flip_share": ("0–1", FLIPS), "grad_error": ("", GRAD_ERROR)}
+    figures = (
         Figure(
             "bits_per_weight",
             "bits",
@@ -216,9 +125,97 @@ QUANTIZER = Part(
             short="state bits",
             form="two_digits",
         ),
-    ),
-    table="Few levels",
-    note="bits a weight of the hidden matrices in the packed file, entropy and zeros of their codes at the "
-    "end; flips: codes that changed within ten steps; gradient error: squared, over the square of what was "
-    "quantized; state bits: both moments; flips and gradient error are medians of a run",
-)
+    )
+    table = "Few levels"
+    note = (
+        "bits a weight of the hidden matrices in the packed file, entropy and zeros of their codes at the "
+        "end; flips: codes that changed within ten steps; gradient error: squared, over the square of what "
+        "was quantized; state bits: both moments; flips and gradient error are medians of a run"
+    )
+
+    def changes_nothing(self) -> bool:
+        """Tell whether nothing is quantized at all."""
+        return (self.name, self.gradients, self.state) == ("none", "none", "none")
+
+    def refuses(self, run: Run) -> Iterator[str]:
+        group = self.group
+        if not (group in ("tensor", "row") or (group.isdecimal() and int(group) >= 1)):
+            yield (
+                f"quantizer.group={shown(group)} is unknown; it takes tensor, row, or a count of "
+                "weights >= 1."
+            )
+        if not (self.scale in ("absmean", "absmax") or _is_positive(self.scale)):
+            yield (
+                f"quantizer.scale={shown(self.scale)} is unknown; it takes absmean, absmax, or a step > 0."
+            )
+        quantized = self.name != "none"
+        if run.model.target is not None and not self.changes_nothing():
+            yield (
+                "a quantizer goes with model=gpt, whose hidden matrices it knows, not with a model of your "
+                "own."
+            )
+        if self.state != "none" and run.optimizer.name not in WITH_LOW_BIT_STATE:
+            yield (
+                f"quantizer.state={self.state} keeps Adam's moments: it goes with optimizer=adam or adamw, "
+                f"not {run.optimizer.name}."
+            )
+        if (self.name, self.state) != ("none", "none") and run.param_dtype != "float32":
+            yield (
+                f"a quantizer needs float32 weights beneath its levels: leave param_dtype=float32, not "
+                f"{run.param_dtype}."
+            )
+        if quantized and run.projection.name != "none":
+            yield (
+                f"quantizer={self.name} does not go with projection={run.projection.name}, which would bind "
+                "the weights beneath and not those that the forward uses: choose projection=none."
+            )
+        ebc = run.stabilizer.name == "ebc"
+        if quantized and ebc and run.budget.name == "shadow" and run.budget.measure_every != 1:
+            yield (
+                f"budget.measure_every={run.budget.measure_every} takes KL to grow as the squared size of "
+                f"the step, which it does not under quantizer={self.name}: leave it at 1, or use "
+                "budget=tracked."
+            )
+        if run.stabilizer.norm != "latent" and not quantized:
+            yield (
+                "stabilizer.norm=effective is the norm of quantized weights: choose quantizer=ternary or "
+                "five."
+            )
+
+    def unfit(self, mode: Mode) -> Unfit | None:
+        if mode is Mode.EXACT and not self.changes_nothing():
+            return Unfit("a quantizer", "choose quantizer=none")
+        if mode is Mode.EBM and not self.changes_nothing():
+            return Unfit("a quantizer", "only a GPT's hidden matrices are quantized")
+        if mode is Mode.SEVERAL_PROCESSES and (self.gradients, self.state) != ("none", "none"):
+            why = "their levels turn a rounding into a step; leave them at none"
+            return Unfit("quantizer.gradients or quantizer.state", why)
+        if mode is Mode.IN_BACKWARD and self.gradients != "none":
+            return Unfit(
+                "quantizer.gradients", "no gradient is left once backward has ended; leave it at none"
+            )
+        return None
+
+    def tail(self) -> Iterator[Tail]:
+        if self.name != "none":
+            yield Tail(f"_{self.name}", f"{WORDS[self.name]} weights")
+        if self.gradients != "none":
+            yield Tail(f"_g{self.gradients}", f"{WORDS[self.gradients]} gradients")
+        if self.state == "int8_linear":
+            yield Tail("_mint8_linear", "int8 moments, linear")
+        elif self.state != "none":
+            yield Tail(f"_m{self.state}", f"{WORDS[self.state]} moments")
+
+    def warnings(self, run: Run) -> Iterator[str]:
+        if self.name != "none" and run.stabilizer.name == "ebc" and run.budget.name not in MEASURING:
+            yield (
+                f"budget={run.budget.name} differentiates through the quantizer as if it were not there, so "
+                "that it sees no code flip: a forensic arm (docs/lowbit.md)."
+            )
+
+
+def _is_positive(text: str) -> bool:
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False

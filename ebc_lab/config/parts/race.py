@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from ..fields import setting
-from ..part import Part
+from ..part import Part, Run
 
 
 @dataclass
-class RaceConfig:
+class RaceConfig(Part):
     """Losses above which a run ends early (docs/stages.md); the stage tune sets them by itself."""
 
     name: str = setting("none", "whether it can end early", group="race")
@@ -23,32 +22,21 @@ class RaceConfig:
         only=("bounds",),
     )
 
+    off = "none"
+    place = 200
+    timed = False
 
-def _refuses(race: RaceConfig) -> Iterator[str]:
-    for step, loss in race.above.items():
-        if not step.isdecimal() or int(step) == 0:
-            yield f"race.above maps steps to losses: {step!r} is no step."
-        if not math.isfinite(loss):
-            yield f"race.above at step {step} must be a finite loss, not {loss}."
-    if race.name == "bounds" and not race.above:
-        yield "race=bounds ends no run without race.above, steps and losses."
-
-
-def _clashes(race: RaceConfig, run: Any) -> Iterator[str]:
-    for step in (int(step) for step in race.above if step.isdecimal()):
-        if step % run.eval_every or step >= run.steps:
-            yield (
-                f"race.above has a bound at step {step}, where the run is not evaluated before its end: "
-                f"choose a multiple of eval_every={run.eval_every} below {run.steps}."
-            )
-
-
-RACE = Part(
-    "race",
-    RaceConfig,
-    place=200,
-    neutral=lambda race: race.name == "none",
-    refuses=_refuses,
-    clashes=_clashes,
-    timed=False,
-)
+    def refuses(self, run: Run) -> Iterator[str]:
+        for step, loss in self.above.items():
+            if not step.isdecimal() or int(step) == 0:
+                yield f"race.above maps steps to losses: {step!r} is no step."
+            if not math.isfinite(loss):
+                yield f"race.above at step {step} must be a finite loss, not {loss}."
+        if self.name == "bounds" and not self.above:
+            yield "race=bounds ends no run without race.above, steps and losses."
+        for at in (int(step) for step in self.above if step.isdecimal()):
+            if at % run.eval_every or at >= run.steps:
+                yield (
+                    f"race.above has a bound at step {at}, where the run is not evaluated before its end: "
+                    f"choose a multiple of eval_every={run.eval_every} below {run.steps}."
+                )

@@ -9,53 +9,11 @@ from typing import Any
 
 from ..fields import setting
 from ..limits import STEPS
-from ..part import Figure, Mode, Part, Unfit, Versions
+from ..part import Figure, Mode, Part, Run, Unfit, Versions
 
 SHOCK_WINDOW = 20  # steps before a shock that say what the loss was
 RECOVERY_WINDOW = 10  # steps whose mean must be back there
 SHOCKS = ("label_noise", "lr_spike", "corrupt_gradient")
-
-
-@dataclass
-class ShockConfig:
-    """One disturbance at one step, to see how a run recovers."""
-
-    name: str = setting("none", "which disturbance", group="shock")
-    step: int | None = setting(None, "when, counted from 0; empty: half-way", "step", low=0, high=STEPS)
-    size: float = setting(
-        1.0,
-        "share of wrong targets, factor on lr, or noise over the gradient's norm",
-        above=0,
-        high=1e6,
-        only=SHOCKS,
-    )
-
-
-def _neutral(shock: ShockConfig) -> bool:
-    return shock.name == "none"
-
-
-def _refuses(shock: ShockConfig) -> Iterator[str]:
-    if shock.name == "label_noise" and shock.size > 1:
-        yield (
-            f"shock.size is the share of wrong targets under shock=label_noise: at most 1, not {shock.size}."
-        )
-
-
-def _unfit(shock: ShockConfig, mode: Mode) -> Unfit | None:
-    if shock.name != "corrupt_gradient":
-        return None
-    if mode is Mode.EXACT:
-        why = "its noise may differ between machines; choose shock=label_noise, lr_spike or none"
-        return Unfit("shock=corrupt_gradient", why)
-    if mode is Mode.IN_BACKWARD:
-        return Unfit("shock=corrupt_gradient", "no gradient is left once backward has ended; choose another")
-    return None
-
-
-def _clashes(shock: ShockConfig, run: Any) -> Iterator[str]:
-    if not _neutral(shock) and shock.step is not None and shock.step >= run.steps:
-        yield f"shock.step={shock.step} lies beyond the run's {run.steps} steps (counted from 0)."
 
 
 def _back(completed: Sequence[Mapping[str, Any]]) -> list[float | None]:
@@ -74,16 +32,24 @@ def _recovered(completed: Sequence[Mapping[str, Any]]) -> float | None:
     return sum(steps is not None for steps in back) / len(back) if back else None
 
 
-SHOCK = Part(
-    "shock",
-    ShockConfig,
-    place=90,
-    neutral=_neutral,
-    refuses=_refuses,
-    unfit=_unfit,
-    clashes=_clashes,
-    timed=False,
-    figures=(
+@dataclass
+class ShockConfig(Part):
+    """One disturbance at one step, to see how a run recovers."""
+
+    name: str = setting("none", "which disturbance", group="shock")
+    step: int | None = setting(None, "when, counted from 0; empty: half-way", "step", low=0, high=STEPS)
+    size: float = setting(
+        1.0,
+        "share of wrong targets, factor on lr, or noise over the gradient's norm",
+        above=0,
+        high=1e6,
+        only=SHOCKS,
+    )
+
+    off = "none"
+    place = 90
+    timed = False
+    figures = (
         Figure(
             "shock_peak",
             "nats/token",
@@ -111,7 +77,27 @@ SHOCK = Part(
             of_arm=_recovered,
             always=True,
         ),
-    ),
-    picture="recovery",
-    versions=Versions("shocks", "disturbances", free="step"),
-)
+    )
+    picture = "recovery"
+    versions = Versions("shocks", "disturbances", free="step")
+
+    def refuses(self, run: Run) -> Iterator[str]:
+        if self.name == "label_noise" and self.size > 1:
+            yield (
+                "shock.size is the share of wrong targets under shock=label_noise: at most 1, not "
+                f"{self.size}."
+            )
+        if not self.changes_nothing() and self.step is not None and self.step >= run.steps:
+            yield f"shock.step={self.step} lies beyond the run's {run.steps} steps (counted from 0)."
+
+    def unfit(self, mode: Mode) -> Unfit | None:
+        if self.name != "corrupt_gradient":
+            return None
+        if mode is Mode.EXACT:
+            why = "its noise may differ between machines; choose shock=label_noise, lr_spike or none"
+            return Unfit("shock=corrupt_gradient", why)
+        if mode is Mode.IN_BACKWARD:
+            return Unfit(
+                "shock=corrupt_gradient", "no gradient is left once backward has ended; choose another"
+            )
+        return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from ebc_lab.ebc import options
 
 from ..fields import CUSTOM, OWN, OWN_ARGUMENTS, OWN_CHECKSUM, setting
 from ..limits import STEPS
-from ..part import Mode, Part, Tail, Unfit
+from ..part import Mode, Part, Run, Tail, Unfit
 
 TRUST_REGION = ("trust_region",)
 NO_WHOLE_STEP = "it looks at the whole step before it is applied, and there is no such moment"
@@ -20,7 +20,7 @@ RIVALS = (
     *("trust_region", "kl_clip", "rms_clip", *RATES, CUSTOM),
 )
 # what looks at the activations or the targets of one process's rows
-OF_ONE_PROCESS = ("energy_raw", "energy_rms", *RATES, CUSTOM)
+NEEDS_ONE_PROCESS = ("energy_raw", "energy_rms", *RATES, CUSTOM)
 SCHEDULES = {  # of delta*, or of a squared radius -> how it shows
     "constant": Tail("", ""),
     "linear": Tail("_lindelta", "KL target falling to 5%", "falling δ*"),
@@ -41,7 +41,7 @@ def tail_of_radius(unit: str, ramp: int) -> Iterator[Tail]:
 
 
 @dataclass
-class StabilizerConfig:
+class StabilizerConfig(Part):
     """What acts between backward and the update: EBC, one of its rivals, or nothing."""
 
     name: str = setting("none", "which stabilizer", group="stabilizer")
@@ -75,47 +75,34 @@ class StabilizerConfig:
     arguments: dict[str, Any] = setting({}, OWN_ARGUMENTS, only=OWN)
     sha256: str | None = setting(None, OWN_CHECKSUM, only=OWN)
 
+    place = 40
+    libraries = {"agc": "pytorch-optimizer"}
 
-def _idle(stabilizer: StabilizerConfig) -> tuple[str, ...]:
-    """A radius of all latent weights is the usual one."""
-    usual = (stabilizer.per, stabilizer.norm) == ("all", "latent")
-    return ("per", "norm") if usual else ()
+    def unread(self) -> Iterable[str]:
+        """A radius of all latent weights is the usual one."""
+        usual = (self.per, self.norm) == ("all", "latent")
+        return ("per", "norm") if usual else ()
 
+    def refuses(self, run: Run) -> Iterator[str]:
+        if self.norm != "latent" and self.per != "all":
+            yield "stabilizer.norm=effective halves the whole update until it fits: leave stabilizer.per=all."
+        if self.norm != "latent" and self.radius_unit != "absolute":
+            yield "stabilizer.radius_unit=initial is of latent weights: leave stabilizer.norm=latent."
 
-def _refuses(stabilizer: StabilizerConfig) -> Iterator[str]:
-    if stabilizer.norm != "latent" and stabilizer.per != "all":
-        yield "stabilizer.norm=effective halves the whole update until it fits: leave stabilizer.per=all."
-    if stabilizer.norm != "latent" and stabilizer.radius_unit != "absolute":
-        yield "stabilizer.radius_unit=initial is of latent weights: leave stabilizer.norm=latent."
+    def unfit(self, mode: Mode) -> Unfit | None:
+        choice = f"stabilizer={self.name}"
+        if mode is Mode.EXACT and self.name not in ("none", "ebc"):
+            return Unfit(choice, "choose stabilizer=none, or stabilizer=ebc with budget=shadow")
+        if mode is Mode.SEVERAL_PROCESSES and self.name in NEEDS_ONE_PROCESS:
+            return Unfit(choice, "it looks at the rows of one process; leave launcher.processes_per_run=1")
+        if mode is Mode.EBM and self.name in ("gen", "cdat"):
+            return Unfit(choice, "it looks at the cross-entropy alone, one of the six terms that are trained")
+        if mode is Mode.IN_BACKWARD and self.name not in ("none", "ebc"):
+            others = "stabilizer=none, stabilizer=ebc with budget=lagged, or memory.hooks=false"
+            return Unfit(choice, f"{NO_WHOLE_STEP}; choose {others}")
+        return None
 
-
-def _unfit(stabilizer: StabilizerConfig, mode: Mode) -> Unfit | None:
-    choice = f"stabilizer={stabilizer.name}"
-    if mode is Mode.EXACT and stabilizer.name not in ("none", "ebc"):
-        return Unfit(choice, "choose stabilizer=none, or stabilizer=ebc with budget=shadow")
-    if mode is Mode.SEVERAL_PROCESSES and stabilizer.name in OF_ONE_PROCESS:
-        return Unfit(choice, "it looks at the rows of one process; leave launcher.processes_per_run=1")
-    if mode is Mode.EBM and stabilizer.name in ("gen", "cdat"):
-        return Unfit(choice, "it looks at the cross-entropy alone, one of the six terms that are trained")
-    if mode is Mode.IN_BACKWARD and stabilizer.name not in ("none", "ebc"):
-        others = "stabilizer=none, stabilizer=ebc with budget=lagged, or memory.hooks=false"
-        return Unfit(choice, f"{NO_WHOLE_STEP}; choose {others}")
-    return None
-
-
-def _tail(stabilizer: StabilizerConfig) -> Iterator[Tail]:
-    if stabilizer.name in TRUST_REGION:
-        yield SCHEDULES[stabilizer.schedule]
-        yield from tail_of_radius(stabilizer.radius_unit, stabilizer.ramp)
-
-
-STABILIZER = Part(
-    "stabilizer",
-    StabilizerConfig,
-    place=40,
-    idle=_idle,
-    refuses=_refuses,
-    unfit=_unfit,
-    tail=_tail,
-    libraries={"agc": "pytorch-optimizer"},
-)
+    def tail(self) -> Iterator[Tail]:
+        if self.name in TRUST_REGION:
+            yield SCHEDULES[self.schedule]
+            yield from tail_of_radius(self.radius_unit, self.ramp)

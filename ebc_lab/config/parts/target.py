@@ -7,7 +7,7 @@ result says of it is told from the run's curve, and so is what a suite says of a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,13 @@ LOSS = ("loss",)
 Row = Sequence[Any]  # of a curve: step, loss on the fixed windows, seconds of training
 
 
+def _of_arm(key: str, unit: str, meaning: str, title: str, short: str, form: str = "brief") -> Figure:
+    """A figure that the stage `ablation` finds of an arm's runs together."""
+    return Figure(key, unit, meaning, title, short, form, averaged=False)
+
+
 @dataclass
-class TargetConfig:
+class TargetConfig(Part):
     """A loss that runs are to reach (docs/field.md)."""
 
     name: str = setting("none", "whether there is one", group="target", in_run_id=False)
@@ -40,42 +45,10 @@ class TargetConfig:
         0.001, "p below which an arm is surely below the target", above=0, below=1, only=LOSS, in_run_id=False
     )
 
-
-def finite_rows(curve: Iterable[Row]) -> list[tuple[int, float, float]]:
-    """Return the evaluations of a curve that have a loss: step, loss, seconds of training."""
-    return [
-        (int(step), float(loss), float(seconds))
-        for step, loss, seconds in curve
-        if loss is not None and math.isfinite(loss)
-    ]
-
-
-def first_at_or_below(curve: Iterable[Row], target: float) -> tuple[int, float] | None:
-    """Return the steps and the seconds of training until the first evaluation whose loss is at or below the
-    target; None where there is none."""
-    return next(((step, seconds) for step, loss, seconds in finite_rows(curve) if loss <= target), None)
-
-
-def of_run(target: TargetConfig, curve: Iterable[Row]) -> Mapping[str, Any]:
-    """Return what result.json says of a target: the loss, and the steps to it, None for a miss."""
-    if target.name == "none":
-        return {}
-    reached = first_at_or_below(curve, target.loss)
-    return {"target_loss": target.loss, "steps_to_target": reached[0] if reached else None}
-
-
-def _of_arm(key: str, unit: str, meaning: str, title: str, short: str, form: str = "brief") -> Figure:
-    """A figure that the stage `ablation` finds of an arm's runs together."""
-    return Figure(key, unit, meaning, title, short, form, averaged=False)
-
-
-TARGET = Part(
-    "target",
-    TargetConfig,
-    place=210,
-    neutral=lambda target: target.name == "none",
-    timed=False,
-    figures=(
+    off = "none"
+    place = 210
+    timed = False
+    figures = (
         _of_arm(
             "target_loss",
             "nats/token",
@@ -141,8 +114,31 @@ TARGET = Part(
         ),
         _of_arm("steps_difference_low", "steps", "lower end of its 95% interval, by itself", "from", "from"),
         _of_arm("steps_difference_high", "steps", "upper end", "to", "to"),
-    ),
-    table="Steps to the target",
-    note="n: completed runs; p: one-sided, that the mean final loss is below the target; surely below: p of "
-    "the fixed windows' loss below `target.level`",
-)
+    )
+    table = "Steps to the target"
+    note = (
+        "n: completed runs; p: one-sided, that the mean final loss is below the target; surely below: p of "
+        "the fixed windows' loss below `target.level`"
+    )
+
+    def reached(self, curve: Iterable[Row]) -> dict[str, float | None]:
+        """Return what result.json says of the target: the loss, and the steps to it, None for a miss."""
+        if self.changes_nothing():
+            return {}
+        reached = first_at_or_below(curve, self.loss)
+        return {"target_loss": self.loss, "steps_to_target": reached[0] if reached else None}
+
+
+def finite_rows(curve: Iterable[Row]) -> list[tuple[int, float, float]]:
+    """Return the evaluations of a curve that have a loss: step, loss, seconds of training."""
+    return [
+        (int(step), float(loss), float(seconds))
+        for step, loss, seconds in curve
+        if loss is not None and math.isfinite(loss)
+    ]
+
+
+def first_at_or_below(curve: Iterable[Row], target: float) -> tuple[int, float] | None:
+    """Return the steps and the seconds of training until the first evaluation whose loss is at or below the
+    target; None where there is none."""
+    return next(((step, seconds) for step, loss, seconds in finite_rows(curve) if loss <= target), None)

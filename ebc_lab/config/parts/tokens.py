@@ -10,15 +10,15 @@ from typing import Any
 from ..errors import require
 from ..fields import setting
 from ..limits import STEPS
-from ..part import Need, Part, Tail
+from ..part import Need, Part, Run
 
 TRAIN_TOKENS = "train_tokens"  # what `tokens=2e6` is kept as until the batch is known
 WORDS = {"bytes": "bytes", "bpe": "byte pairs", "gpt2": "GPT-2’s tokens"}
-OF_LIBRARY = ("bpe", "gpt2")  # which the library tokenizers makes
+TOKENIZERS_LIBRARY = ("bpe", "gpt2")  # which the library tokenizers makes
 
 
 @dataclass
-class TokensConfig:
+class TokensConfig(Part):
     """What a text is cut into."""
 
     name: str = setting(
@@ -30,34 +30,24 @@ class TokensConfig:
         None, "checksum of the tokenizer; filled in when a run is resolved, then enforced"
     )
 
+    off = "characters"
+    place = 150
+    words = WORDS
 
-def _neutral(tokens: TokensConfig) -> bool:
-    return tokens.name == "characters"
+    def refuses(self, run: Run) -> Iterator[str]:
+        if self.name == "gpt2" and not self.folder:
+            yield "tokens=gpt2 needs tokens.folder=FOLDER, which holds GPT-2's tokenizer."
 
-
-def _refuses(tokens: TokensConfig) -> Iterator[str]:
-    if tokens.name == "gpt2" and not tokens.folder:
-        yield "tokens=gpt2 needs tokens.folder=FOLDER, which holds GPT-2's tokenizer."
-
-
-def _needs(tokens: TokensConfig) -> Iterator[Need]:
-    if tokens.name in OF_LIBRARY:
-        yield Need(f"tokens={tokens.name}", "tokenizers", "ebm")
-
-
-def _tail(tokens: TokensConfig) -> Iterator[Tail]:
-    if not _neutral(tokens):
-        yield Tail(f"_{tokens.name}", WORDS[tokens.name])
-
-
-TOKENS = Part("tokens", TokensConfig, place=150, neutral=_neutral, refuses=_refuses, needs=_needs, tail=_tail)
+    def needs(self) -> Iterator[Need]:
+        if self.name in TOKENIZERS_LIBRARY:
+            yield Need(f"tokens={self.name}", "tokenizers", "ebm")
 
 
 def renamed(override: str) -> str:
     """Return the override under the name of its setting: `tokens=2e6`, one number or several, is
     `train_tokens=2e6`; `tokens=bpe` stays."""
     key, _, values = override.partition("=")
-    if key.lstrip("+") != TOKENS.name or not all(map(_is_number, values.split(","))):
+    if key.lstrip("+") != TokensConfig.group_name or not all(map(_is_number, values.split(","))):
         return override
     return f"{TRAIN_TOKENS}={','.join(map(_plain_number, values.split(',')))}"
 

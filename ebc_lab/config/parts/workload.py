@@ -7,73 +7,60 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..fields import setting
-from ..part import Mode, Part, Tail, Unfit
-from .model import OF_IMAGES, OF_TEXT
+from ..part import Mode, Part, Run, Unfit
+from .data import set_for_a_text
+from .model import IMAGE_MODELS, TEXT_MODELS
 
 FEW_IMAGES = 16  # on which a budget's c is chosen: a mean over fewer is mostly chance
 WORDS = {"ebm": "energy-based model", "images": "images"}
 
 
 @dataclass
-class WorkloadConfig:
+class WorkloadConfig(Part):
     """What is trained: a language model, an energy-based one on the sphere (docs/ebm.md), or a classifier of
     small images."""
 
     name: str = setting("gpt", "which workload", group="workload")
 
+    off = "gpt"
+    place = 140
+    words = WORDS
 
-def _neutral(workload: WorkloadConfig) -> bool:
-    return workload.name == "gpt"
-
-
-def _unfit(workload: WorkloadConfig, mode: Mode) -> Unfit | None:
-    if not _neutral(workload) and mode in (Mode.EXACT, Mode.SEVERAL_PROCESSES):
-        return Unfit(f"workload={workload.name}", "only the GPT is built for that; choose workload=gpt")
-    return None
-
-
-def _tail(workload: WorkloadConfig) -> Iterator[Tail]:
-    if not _neutral(workload):
-        yield Tail(f"_{workload.name}", WORDS[workload.name])
-
-
-def _clashes(workload: WorkloadConfig, run: Any) -> Iterator[str]:
-    if workload.name != "images":
-        if run.data.name == "digits":
-            yield f"data=digits is images, and workload={workload.name} reads text: choose workload=images."
-        if run.model.name in OF_IMAGES:
-            yield (
-                f"model={run.model.name} is a model of images, and workload={workload.name} reads text: "
-                "choose workload=images."
-            )
-        return
-    if run.model.name not in OF_IMAGES:
-        of_text = run.model.name in OF_TEXT
-        named = f"model={run.model.name}" if of_text else "a model of your own"
-        yield f"workload=images takes model=cnn or vit, not {named}, which reads tokens."
-    if run.data.name != "digits":
-        yield f"workload=images takes data=digits, not data={run.data.name}, which is a text."
-    if run.model.context != 1:
-        yield "workload=images has one prediction for each image: leave model.context=1."
-    for key, is_text in {
-        "tokens": run.tokens.name != "characters",
-        "partition": run.partition.name != "uniform",
-        "final_windows": run.final_windows > 0,
-        "budget.probe_tokens=held": run.stabilizer.name == "ebc" and run.budget.probe_tokens == "held",
-    }.items():
-        if is_text:
+    def refuses(self, run: Run) -> Iterator[str]:
+        if self.name != "images":
+            if run.data.name == "digits":
+                yield f"data=digits is images, and workload={self.name} reads text: choose workload=images."
+            if run.model.name in IMAGE_MODELS:
+                yield (
+                    f"model={run.model.name} is a model of images, and workload={self.name} reads text: "
+                    "choose workload=images."
+                )
+            return
+        if run.model.name not in IMAGE_MODELS:
+            of_text = run.model.name in TEXT_MODELS
+            named = f"model={run.model.name}" if of_text else "a model of your own"
+            yield f"workload=images takes model=cnn or vit, not {named}, which reads tokens."
+        if run.data.name != "digits":
+            yield f"workload=images takes data=digits, not data={run.data.name}, which is a text."
+        if run.model.context != 1:
+            yield "workload=images has one prediction for each image: leave model.context=1."
+        for key in set_for_a_text(run):
             yield f"workload=images does not go with {key}, which is about a text: leave it at its default."
-    if run.compile == "on":
-        yield "workload=images is not compiled: choose compile=off."
+        if run.compile == "on":
+            yield "workload=images is not compiled: choose compile=off."
 
+    def unfit(self, mode: Mode) -> Unfit | None:
+        if not self.changes_nothing() and mode in (Mode.EXACT, Mode.SEVERAL_PROCESSES):
+            return Unfit(f"workload={self.name}", "only the GPT is built for that; choose workload=gpt")
+        return None
 
-def _warnings(workload: WorkloadConfig, run: Any) -> Iterator[str]:
-    rows = run.budget.probe_sequences
-    if workload.name == "images" and run.stabilizer.name == "ebc" and rows < FEW_IMAGES:
-        yield (
-            f"budget.probe_sequences={rows}: so few images choose c, and a KL of them is mostly chance; give "
-            "it half of a larger batch, batch_size=64 budget.probe_sequences=32."
-        )
+    def warnings(self, run: Run) -> Iterator[str]:
+        rows = run.budget.probe_sequences
+        if self.name == "images" and run.stabilizer.name == "ebc" and rows < FEW_IMAGES:
+            yield (
+                f"budget.probe_sequences={rows}: so few images choose c, and a KL of them is mostly chance; "
+                "give it half of a larger batch, batch_size=64 budget.probe_sequences=32."
+            )
 
 
 def fit_to_images(composed: Any, given: Container[str]) -> None:
@@ -87,15 +74,3 @@ def fit_to_images(composed: Any, given: Container[str]) -> None:
         composed.model.name = "cnn"
     if "model.context" not in given:
         composed.model.context = 1
-
-
-WORKLOAD = Part(
-    "workload",
-    WorkloadConfig,
-    place=140,
-    neutral=_neutral,
-    unfit=_unfit,
-    tail=_tail,
-    clashes=_clashes,
-    warnings=_warnings,
-)

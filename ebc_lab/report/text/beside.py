@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 
-from ebc_lab.config.parts.memory import MEMORY
+from ebc_lab.config.parts.memory import MemoryConfig
 from ebc_lab.records.decisions import Arm, Difference, FinalsTrack, SuiteTrack
 
 from . import words
@@ -13,7 +13,7 @@ from .arms import Results, results_of
 from .table import Cell, Column, Table, filled, loss_column
 from .words import NOTHING, percent, signed
 
-KEPT = [figure.key for figure in MEMORY.figures]
+KEPT = [figure.key for figure in MemoryConfig.figures]
 COLUMNS = (
     Column("Arm", "name", short="arm", head=True),
     loss_column("Validation loss", "val. loss"),

@@ -16,10 +16,10 @@ from ebc_lab.config.identity import tails_of_choices
 from ebc_lab.config.part import Tail
 from ebc_lab.config.parts.lr_schedule import TAILS as LR_TAILS
 from ebc_lab.config.parts.lr_schedule import LRScheduleConfig
-from ebc_lab.config.parts.model import MODEL
-from ebc_lab.config.parts.partition import PARTITION
-from ebc_lab.config.parts.policy import POLICY
-from ebc_lab.config.parts.quantizer import QUANTIZER
+from ebc_lab.config.parts.model import ModelConfig
+from ebc_lab.config.parts.partition import PartitionConfig
+from ebc_lab.config.parts.policy import PolicyConfig
+from ebc_lab.config.parts.quantizer import QuantizerConfig
 from ebc_lab.config.parts.stabilizer import SCHEDULES
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.decisions import (
@@ -728,15 +728,15 @@ def schedules(name: str, *, title: bool = False) -> Iterator[str]:
 
 def low_bit(config: RunConfig) -> str:
     """What a configuration has in few levels, and its batches and policy, where they are not the defaults."""
-    parts = (QUANTIZER, PARTITION, POLICY)
-    return ", ".join(tail.words for part in parts for tail in part.tail(getattr(config, part.name)))
+    parts = (QuantizerConfig, PartitionConfig, PolicyConfig)
+    return ", ".join(tail.words for part in parts for tail in part.from_run(config).tail())
 
 
 def model(config: RunConfig) -> str:
     """What a configuration trains, with its sizes."""
     m, ebm, decoder = config.model, config.ebm, config.decoder
     blocks = f"{plural(m.blocks, 'block')}, width {m.width}"
-    name = MODEL.words.get(m.name, m.name.upper())
+    name = ModelConfig.words.get(m.name, m.name.upper())
     if config.workload.name == "images":
         return f"{name}, {blocks}"
     if config.workload.name == "gpt":

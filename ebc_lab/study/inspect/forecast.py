@@ -24,7 +24,7 @@ from ebc_lab.bench.speeds import (
 )
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.machine import chosen_device, cores
-from ebc_lab.config.parts.init import INIT
+from ebc_lab.config.parts.init import InitConfig
 from ebc_lab.config.schema import Config
 from ebc_lab.config.study_checks import beyond_sensible
 from ebc_lab.records.decisions import Decision
@@ -247,12 +247,11 @@ def _placed(config: Config, header: Mapping[str, Any] | None) -> Config:
     known."""
     begun_with = header["config"]["launcher"].get("runs_per_worker", 1) if header else 1
     runs_per_worker = config.launcher.runs_per_worker or begun_with
-    start = INIT.of(config)
-    known = replace(start, sha256=start.sha256 or OPEN, text_sha256=start.text_sha256 or OPEN)
-    begun: dict[str, Any] = {INIT.name: known} if start.name == "run" else {}
+    start = InitConfig.from_run(config)
+    if start.name == "run":
+        start = replace(start, sha256=start.sha256 or OPEN, text_sha256=start.text_sha256 or OPEN)
     return replace(
-        config,
-        **begun,
+        start.put_into(config),
         device=chosen_device(config.device),
         data=replace(config.data, sha256=config.data.sha256 or OPEN),
         tokens=replace(config.tokens, sha256=config.tokens.sha256 or OPEN),

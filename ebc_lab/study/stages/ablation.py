@@ -11,7 +11,7 @@ from typing import Any
 
 from ebc_lab.config.choices import changed
 from ebc_lab.config.parts import PARTS
-from ebc_lab.config.parts.target import TARGET
+from ebc_lab.config.parts.target import TargetConfig
 from ebc_lab.config.schema import ArmConfig, Config, RunConfig
 from ebc_lab.records.columns import BITS, OF_PARTS
 from ebc_lab.records.decisions import Arm, Decision, Difference, StepCost, SuiteTrack, SweepTrack
@@ -252,7 +252,8 @@ def _arms(
     _add_memory(arms, specs, results)
     for arm in arms.values():
         versus = arms.get(arm["versus"] or "")
-        arm["figures"] |= target_figures(TARGET.of(config), arm, versus, results, error_divided(config))
+        target = TargetConfig.from_run(config)
+        arm["figures"] |= target_figures(target, arm, versus, results, error_divided(config))
     return arms
 
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 
 from ebc_lab.config.identity import round3
-from ebc_lab.config.parts.budget import leaves_some_free
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.decisions import Candidate, Decision, ScaledRun, ScaleTrack, SweepTrack, Window
 from ebc_lab.records.figures import RunResult
@@ -119,7 +118,7 @@ def decide(
     merged = (
         f"scales at which EBC clips {100 * INERT_CLIP_RATE:g}% of the steps or more count as one candidate; "
     )
-    if leaves_some_free(config.budget):
+    if config.budget.leaves_some_free():
         merged = ""
     rule = (
         f"lowest validation loss among {among}; {merged}headroom: the largest scale within one sigma of the "
@@ -135,7 +134,7 @@ def _rows(specs: Sequence[RunSpec], results: Results) -> dict[str, list[ScaledRu
     for spec in sorted(specs, key=lambda s: s.lr_scale):
         row = candidate(spec, results)
         clipped = spec.role != "none" and (row["clip_rate"] or 0) >= INERT_CLIP_RATE
-        inert = clipped and not leaves_some_free(spec.run.budget)
+        inert = clipped and not spec.run.budget.leaves_some_free()
         arms.setdefault(spec.role, []).append({**row, "inert": inert})
     return arms
 

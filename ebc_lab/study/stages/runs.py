@@ -23,9 +23,9 @@ from ebc_lab.config.identity import (
     study_environment,
     with_derived_settings,
 )
-from ebc_lab.config.parts.data import of_its_own
+from ebc_lab.config.parts.data import data_of_another_text
 from ebc_lab.config.parts.optimizer import OptimizerConfig
-from ebc_lab.config.parts.race import RACE, RaceConfig
+from ebc_lab.config.parts.race import RaceConfig
 from ebc_lab.config.schema import STAGES, CarrySettingConfig, Config, ProfiledWorkloadConfig, RunConfig
 from ebc_lab.records.decisions import BestRate, Decision, NaturalSteps, SweepTrack
 from ebc_lab.records.figures import RunResult
@@ -233,7 +233,7 @@ def raced(
     every = math.ceil(len(late) / MOST_BOUNDS) or 1
     highest = {step: max(curve[step] for curve in curves) for step in late[::every]}
     above = {str(step): round(loss + margin, DIGITS) for step, loss in highest.items()}
-    return _with_race(run, RaceConfig("bounds", above)) if above else run
+    return RaceConfig("bounds", above).put_into(run) if above else run
 
 
 def alike(run: RunConfig, other: RunConfig) -> bool:
@@ -242,7 +242,7 @@ def alike(run: RunConfig, other: RunConfig) -> bool:
 
 
 def _without_what_grows(run: RunConfig) -> RunConfig:
-    run = _with_race(with_derived_settings(run), RaceConfig())
+    run = RaceConfig().put_into(with_derived_settings(run))
     return replace(
         run,
         seed=0,
@@ -250,11 +250,6 @@ def _without_what_grows(run: RunConfig) -> RunConfig:
         stabilizer=replace(run.stabilizer, strength=None),
         budget=replace(run.budget, target_kl=1.0),
     )
-
-
-def _with_race(run: RunConfig, race: RaceConfig) -> RunConfig:
-    part: dict[str, Any] = {RACE.name: race}
-    return replace(run, **part)
 
 
 def _curve(result: RunResult) -> dict[int, float]:
@@ -288,7 +283,7 @@ def own_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, dict[str
         return {}
     data, tokens = to_dict(base.data), {**to_dict(base.tokens), "sha256": None}
     if "data" in settings:
-        own = of_its_own(base.data, settings["data"])
+        own = data_of_another_text(base.data, settings["data"])
         data |= {**read_choice("data", own["name"]), **own}
     return {"data": data, "tokens": tokens | settings.get("tokens", {})}
 

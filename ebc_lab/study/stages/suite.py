@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ebc_lab.config.choices import changed, with_size
-from ebc_lab.config.parts.init import InitConfig, with_init
+from ebc_lab.config.parts.init import InitConfig
 from ebc_lab.config.schema import ArmConfig, Config, RunConfig
 from ebc_lab.ebc.options import MEASURED
 from ebc_lab.records.decisions import (
@@ -179,7 +179,7 @@ def source_of(
     steps: int = getattr(config, stage).steps
     run, scale = run_of(config, decisions, track, arm, steps, seed, {})
     run = replace(
-        with_init(run, InitConfig(keep=True)), evaluate=["val"] if stage == "tune" else ["val", "test"]
+        InitConfig(keep=True).put_into(run), evaluate=["val"] if stage == "tune" else ["val", "test"]
     )
     return RunSpec(stage, label, label, scale, run, of_track=track)
 
@@ -199,7 +199,7 @@ def started(run: RunConfig, source: RunSpec, results: Results) -> RunConfig | No
         file=old.file if old.name == "path" else None,
         text_sha256=None if old.name == "bin" else old.sha256,
     )
-    return with_init(run, init)
+    return init.put_into(run)
 
 
 # -- what a sweep shows --------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ebc_lab.config.dicts import to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest
-from ebc_lab.config.parts.target import TARGET
+from ebc_lab.config.parts.target import TargetConfig
 from ebc_lab.config.schema import Config
 from ebc_lab.config.study_checks import stage_seeds
 from ebc_lab.records.decisions import Candidate, Decision
@@ -172,7 +172,7 @@ def earlier_answers(
             header = neighbour.header()
             theirs = _judged(neighbour, judged_candidates(config, neighbour.decisions()))
             common = {arm: seeds for arm, seeds in theirs.items() if arm in mine}
-            if len(common) < (2 if TARGET.of(config).name == "none" else 1):
+            if len(common) < (2 if TargetConfig.from_run(config).name == "none" else 1):
                 continue
             seeds = sorted(set().union(*common.values()))
             shared = Counter(seed for arm, of_arm in common.items() for seed in of_arm & mine[arm])

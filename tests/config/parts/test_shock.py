@@ -7,7 +7,7 @@ from ebc_lab.config.checks import validate_run
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity
-from ebc_lab.config.parts.shock import SHOCK, SHOCKS
+from ebc_lab.config.parts.shock import SHOCKS, ShockConfig
 
 EXACT = {"determinism": {"name": "verity"}, "stabilizer": {"name": "none"}}
 HOOKED = {"optimizer": {"name": "axiom"}, "stabilizer": {"name": "none"}, "memory": {"name": "hooks"}}
@@ -69,7 +69,7 @@ def test_shocked_arms_are_paired_with_themselves():
 
 
 def test_a_seed_that_never_recovers_is_not_averaged_away():
-    peak, steps, share = SHOCK.figures
+    peak, steps, share = ShockConfig.figures
     results = [{"shock_peak": 0.5, "shock_recovery_steps": back} for back in (4, None)]
     assert [figure.mean(results) for figure in (peak, steps, share)] == [0.5, None, 0.5]
     assert [figure.mean(results[:1]) for figure in (peak, steps, share)] == [0.5, 4, 1]

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from support.played import done
 
-from ebc_lab.config.parts.target import TargetConfig, first_at_or_below, of_run
+from ebc_lab.config.parts.target import TargetConfig, first_at_or_below
 from ebc_lab.study.stages.compare_arms import target_figures
 from ebc_lab.study.stages.statistics import below
 
@@ -35,9 +35,9 @@ def test_a_run_reaches_a_target_at_the_first_evaluation_at_or_below_it():
     curve = [[10, 3.5, 1.0], [20, None, 2.0], [30, math.nan, 3.0], [40, 3.28, 4.0], [50, 3.0, 5.0]]
     assert first_at_or_below(curve, 3.28) == (40, 4.0)
     assert first_at_or_below(curve, 2.9) is None
-    assert of_run(TARGET, curve) == {"target_loss": 3.28, "steps_to_target": 40}
-    assert of_run(TargetConfig("loss", loss=2.9), curve)["steps_to_target"] is None
-    assert of_run(TargetConfig(), curve) == {}
+    assert TARGET.reached(curve) == {"target_loss": 3.28, "steps_to_target": 40}
+    assert TargetConfig("loss", loss=2.9).reached(curve)["steps_to_target"] is None
+    assert TargetConfig().reached(curve) == {}
 
 
 def test_an_arm_has_n_mean_and_spread_of_its_steps_and_p_of_its_final_losses():

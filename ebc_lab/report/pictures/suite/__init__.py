@@ -87,7 +87,9 @@ class PartPicture(Protocol):
 
 
 DRAWN = [part for part in PARTS if part.picture]
-OF_PARTS = {part.picture: cast(PartPicture, import_module(f"..{part.name}", __package__)) for part in DRAWN}
+OF_PARTS = {
+    part.picture: cast(PartPicture, import_module(f"..{part.group_name}", __package__)) for part in DRAWN
+}
 
 
 @dataclass
