@@ -21,7 +21,7 @@ from typing import Any
 from settings_page import read_with
 
 from ebc_lab.config.checks import LABEL
-from ebc_lab.config.choices import OWN, groups
+from ebc_lab.config.choices import OWN_GROUPS, groups
 from ebc_lab.config.compose import compose
 from ebc_lab.config.fields import ANYTHING, Setting, setting_of
 from ebc_lab.config.overrides import REFERENCE
@@ -146,7 +146,7 @@ def several(cls: Any, path: str = "", now: Any = None) -> Schema:
         properties[field.name] = made
     about = " ".join((cls.__doc__ or "").split())
     schema = {"description": about, "type": "object", "additionalProperties": False, "properties": properties}
-    return {**schema, **_own(path, properties)} if path in OWN else schema
+    return {**schema, **_own(path, properties)} if path in OWN_GROUPS else schema
 
 
 def _meaning(group: str, setting: Setting) -> str:

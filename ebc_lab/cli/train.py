@@ -17,11 +17,12 @@ from typing import Any
 
 from ebc_lab.config import machine
 from ebc_lab.config.checks import check_run, warnings_of
-from ebc_lab.config.choices import conf_dir, refuse_edited, with_names, with_sources
+from ebc_lab.config.choices import conf_dir
 from ebc_lab.config.compose import compose, default_scale, hydra_base, implied, register_schema
 from ebc_lab.config.dicts import from_dict, run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.overrides import check_overrides, expand, spelled
+from ebc_lab.config.own.parts import refuse_edited, with_names, with_sources
 from ebc_lab.config.parts.tokens import set_steps
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.figures import FINISHED

@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from ebc_lab.config.choices import describe_own_part, own_part
 from ebc_lab.config.errors import UserError, require, shown
+from ebc_lab.config.own.parts import describe_own_part, own_part
 from ebc_lab.config.parts.lr_schedule import LRScheduleConfig
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import read_columns
@@ -78,8 +78,8 @@ def lr_factor(config: LRScheduleConfig, step: int, steps: int) -> float:
 def _own_schedule(config: LRScheduleConfig, peak: float, steps: int) -> Callable[[int], float]:
     """step (0-based) -> learning rate, by the function of `target`, asked for the first and the last step at
     once. Raises UserError where it gives no finite number >= 0."""
-    factor = own_part("lr_schedule", config)
-    key = describe_own_part("lr_schedule", config)
+    factor = own_part(config)
+    key = describe_own_part(config)
 
     def rate(step: int) -> float:
         value = factor(step, steps)

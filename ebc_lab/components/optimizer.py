@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ebc_lab.axiom.optimizer import AXIOM
-from ebc_lab.config.choices import describe_own_part, own_part
 from ebc_lab.config.errors import require
+from ebc_lab.config.own.parts import describe_own_part, own_part
 from ebc_lab.config.parts.optimizer import OptimizerConfig
 
 from .forensics import UncorrectedAdam
@@ -498,9 +498,9 @@ def custom(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
     Raises UserError where that is something else, where it leaves trained parameters out, or where a group's
     learning rate is not the one given: a run sets all of them.
     """
-    made = own_part("optimizer", c)(list(model.parameters()), lr=c.lr)
+    made = own_part(c)(list(model.parameters()), lr=c.lr)
     bases = list(made) if isinstance(made, list | tuple) else [made]
-    key = describe_own_part("optimizer", c)
+    key = describe_own_part(c)
     others = [type(base).__name__ for base in bases if not isinstance(base, Optimizer)]
     require(
         bool(bases) and not others,

@@ -12,7 +12,7 @@ from typing import Any
 
 from ebc_lab.ebc.options import LEAST_MULTIPLIER, LEAST_TARGET_KL, MEASURING
 
-from .choices import OWN, choices_of, groups, kind_of, values_in_conf
+from .choices import OWN_GROUPS, choices_of, groups, kind_of, values_in_conf
 from .dicts import type_hints
 from .errors import HIDDEN, UserError, any_of, require, shown
 from .fields import CUSTOM, Setting, default_of, setting_of
@@ -40,7 +40,7 @@ def check_settings(config: Any, path: str = "") -> None:
     UserError."""
     cls: Any = type(config)
     kinds = type_hints(cls)
-    of_own_part = path.rstrip(".") in OWN and kind_of(path.rstrip("."), config) == CUSTOM
+    of_own_part = path.rstrip(".") in OWN_GROUPS and kind_of(config) == CUSTOM
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         key = path + field.name
@@ -68,7 +68,7 @@ def set_in_vain(config: Any) -> dict[str, str]:
             key = group if field.name == "name" else f"{group}.{field.name}"
             setting = setting_of(field)
             of = group if setting.of == "name" else f"{group}.{setting.of}"
-            now = kind_of(group, settings) if setting.of == "name" else getattr(settings, setting.of)
+            now = kind_of(settings) if setting.of == "name" else getattr(settings, setting.of)
             if reading not in choices and reader:
                 vain[key] = f"{key} goes with {reader}={any_of(choices)}, not {reader}={reading}."
             elif setting.only and now not in setting.only:
@@ -208,7 +208,7 @@ def _check_accumulation(run: RunConfig) -> None:
 def _check_own_parts(run: RunConfig) -> None:
     """Refuse own parts without a target, and what a run says beside them that they are not given. Raises
     UserError."""
-    for group in OWN:
+    for group in OWN_GROUPS:
         part = getattr(run, group)
         require(
             part.name != CUSTOM or part.target is not None,
@@ -221,7 +221,7 @@ def _check_own_parts(run: RunConfig) -> None:
                 f"{group}=custom {group}.target=…."
             )
         _check_finite(f"{group}.arguments", part.arguments)
-    if kind_of("optimizer", run.optimizer) == CUSTOM:
+    if kind_of(run.optimizer) == CUSTOM:
         decay = run.optimizer.weight_decay
         require(
             decay == 0,

@@ -22,8 +22,6 @@ from .choices import (
     groups,
     offered_parts,
     own_suite,
-    with_names,
-    with_sources,
 )
 from .errors import UserError, any_of, nearest, require, shown
 from .hints import STUDY_DECIDES, near_setting
@@ -41,6 +39,7 @@ from .overrides import (
 from .own import suites
 from .own.entry_points import OFFERED
 from .own.names import own_name
+from .own.parts import with_names, with_sources
 from .parts.tokens import refuse_two_lengths, set_steps
 from .parts.workload import fit_to_images
 from .schema import STAGES, ArmConfig, Config

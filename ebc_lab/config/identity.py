@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from importlib import metadata
 from typing import Any
 
-from .choices import OWN, groups, kind_of
+from .choices import groups, kind_of
 from .dicts import run_part, to_dict
 from .errors import UserError
 from .fields import CUSTOM, UNSET, Setting, setting_of
@@ -74,9 +74,13 @@ def identity(run: RunConfig) -> dict[str, Any]:
     for part in parts_of(run):
         if part.is_read(run) and not part.changes_nothing():
             unread = set(part.unread())
-            keys = [key for key in read_settings(part, kind_of(part.group_name, part)) if key not in unread]
+            kind = kind_of(part)
+            keys = [key for key in read_settings(part, kind) if key not in unread]
             named[part.group_name] = {key: whole[part.group_name][key] for key in keys}
-    _name_own_parts(named, run)
+            if kind == CUSTOM:  # named by its target, arguments and file, whatever it is called
+                if not getattr(run, part.group_name).sha256:
+                    raise UserError(f"{part.group_name}.target must be found before a run can be named.")
+                named[part.group_name]["name"] = CUSTOM
     _name_parts_that_belong_together(named, run, whole)
     named["torch"] = _torch_version()
     named["numerics_version"] = NUMERICS_VERSION
@@ -103,17 +107,6 @@ def _named_settings(cls: Any) -> list[tuple[str, Setting]]:
     return [(name, setting) for name, setting in every if setting.in_run_id]
 
 
-def _name_own_parts(named: dict[str, Any], run: RunConfig) -> None:
-    """A user's own part is named by its target, arguments and file, whatever it is called. Raises UserError
-    where a part's file has not been looked at."""
-    for group in OWN:
-        part = getattr(run, group)
-        if kind_of(group, part) == CUSTOM:
-            if not part.sha256:
-                raise UserError(f"{group}.target must be found before a run can be named.")
-            named[group]["name"] = CUSTOM
-
-
 def _name_parts_that_belong_together(named: dict[str, Any], run: RunConfig, whole: Mapping[str, Any]) -> None:
     """What one part reads of another: without EBC only the rows that an audit leaves out matter of a budget,
     with a radius for each group its groups too; an ebm reads the sizes of its blocks alone; exact sums depend
@@ -136,7 +129,7 @@ def _name_parts_that_belong_together(named: dict[str, Any], run: RunConfig, whol
 
 def _libraries_of(run: RunConfig) -> set[str]:
     """The distributions whose code computes a run, torch aside."""
-    chosen = [(part.libraries, kind_of(part.group_name, part)) for part in parts_of(run)]
+    chosen = [(part.libraries, kind_of(part)) for part in parts_of(run)]
     return {libraries[kind] for libraries, kind in chosen if kind in libraries}
 
 
@@ -162,7 +155,7 @@ def delta_schedule(run: RunConfig) -> str | None:
 
 def warmup_steps(run: RunConfig) -> int | None:
     """The steps over which the learning rate rises; None on a schedule that does not read them."""
-    reads = kind_of("lr_schedule", run.lr_schedule) in WARMED
+    reads = kind_of(run.lr_schedule) in WARMED
     return run.lr_schedule.warmup_steps if reads else None
 
 

@@ -211,8 +211,3 @@ class Part:
         name of each other choice and its words."""
         if self.off and self.name in self.words:
             yield Tail(f"_{self.name}", self.words[self.name])
-
-
-def is_own(settings: Any, known: Iterable[str]) -> bool:
-    """Tell whether a part is a user's own, under a name that is none of the `known` choices."""
-    return settings.target is not None and settings.name not in known

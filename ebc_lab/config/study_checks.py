@@ -235,7 +235,7 @@ def _processes(config: Config, run: RunConfig, *, here: bool, study: bool) -> No
 def _swept(config: Config) -> list[str]:
     """The optimizers of the sweep, the study's own one as `custom`. Raises UserError where there is another
     one that is not in conf/."""
-    custom = config.optimizer.name if kind_of("optimizer", config.optimizer) == CUSTOM else None
+    custom = config.optimizer.name if kind_of(config.optimizer) == CUSTOM else None
     others = [name for name in config.lr_sweep.optimizers if name != custom]
     for name in others:
         known = name in choices_of("optimizer", name)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ebc_lab.config.choices import describe_own_part, own_part
 from ebc_lab.config.errors import UserError, require
+from ebc_lab.config.own.parts import describe_own_part, own_part
 from ebc_lab.ebc.grouping import group_parameters
 
 from .gpt import GPTWorkload
@@ -29,9 +29,9 @@ class OwnModelWorkload(GPTWorkload):
 
     def build(self) -> nn.Module:
         """The model, after one look at what it makes of tokens. Raises UserError where that is no logits."""
-        function = own_part("model", self.run.model)
+        function = own_part(self.run.model)
         context = self.run.model.context
-        key = describe_own_part("model", self.run.model)
+        key = describe_own_part(self.run.model)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.run.seed)
             model = function(self.vocabulary, context)

@@ -130,7 +130,7 @@ def about_of(run: RunConfig) -> About:
 
 def _model_of(run: RunConfig) -> dict[str, Any]:
     whole = to_dict(run.model)
-    read = read_settings(run.model, kind_of("model", run.model))
+    read = read_settings(run.model, kind_of(run.model))
     return {key: whole[key] for key in read if key not in FREE}
 
 

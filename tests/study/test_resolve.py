@@ -7,7 +7,7 @@ import pytest
 from ebc_lab.bench import speeds
 from ebc_lab.bench.speeds import Choice
 from ebc_lab.config import machine as machine_module
-from ebc_lab.config.choices import OWN
+from ebc_lab.config.choices import OWN_GROUPS
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError
@@ -81,7 +81,7 @@ def test_another_machine_later_retrains_nothing_and_keeps_every_name(config, mon
 
 def test_a_study_begun_before_parts_of_ones_own_is_the_same_study(config):
     older = changes.requested(config)
-    for group in OWN:
+    for group in OWN_GROUPS:
         older[group] = {k: v for k, v in older[group].items() if k not in ("target", "arguments", "sha256")}
     del older["train_tokens"]
     now = changes.requested(config)

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ebc_lab.config.choices import describe_own_part, own_part
 from ebc_lab.config.errors import require
+from ebc_lab.config.own.parts import describe_own_part, own_part
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import EllipsotopeClip, InBackward, LaggedClip, StabilizedOptimizer
 from ebc_lab.ebc.options import LAGGED, SETTLING
@@ -140,8 +140,8 @@ def custom(
     where it has one, and `arguments`. Raises UserError where that is no StabilizedOptimizer around them."""
     chosen = run.stabilizer
     strength = {} if chosen.strength is None else {"strength": chosen.strength}
-    made = own_part("stabilizer", chosen)(model, bases, **common, **strength)
-    key = describe_own_part("stabilizer", chosen)
+    made = own_part(chosen)(model, bases, **common, **strength)
+    key = describe_own_part(chosen)
     require(
         isinstance(made, StabilizedOptimizer),
         f"{key} returned {type(made).__name__}, not a StabilizedOptimizer of ebc_lab.ebc.",

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import any_of
 from ..fields import CUSTOM, OWN, OWN_ARGUMENTS, number, setting
 from ..limits import STEPS
-from ..part import Mode, Part, Run, Tail, Unfit, is_own
+from ..part import Mode, Part, Run, Tail, Unfit
 
 WARMED = ("warmup_linear", "cosine", "trapezoid", "inverse_sqrt")
 LR_SHAPES = ("constant", "warmup_linear", "cosine", "trapezoid", "inverse_sqrt")  # schedules without a record
@@ -79,7 +79,7 @@ class LRScheduleConfig(Part):
         return None
 
     def tail(self) -> Iterator[Tail]:
-        if is_own(self, TAILS):
+        if self.name not in TAILS:
             yield Tail(f"_{self.name}", f"learning-rate schedule {self.name}")
             return
         yield TAILS[self.name]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.config.choices import OWN, groups, read_choice
+from ebc_lab.config.choices import OWN_GROUPS, groups, read_choice
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import flat, run_part, to_dict
 from ebc_lab.config.errors import UserError
@@ -52,7 +52,7 @@ def reproduce(config: Config, run: RunConfig, copies: Copies = NONE) -> str:
     files."""
     base = _defaults((f"scale={config.scale}",), study=False)
     changed = {k: v for k, v in flat(to_dict(run)).items() if k not in base or base[k] != v}
-    for group in OWN:
+    for group in OWN_GROUPS:
         if (target := changed.get(f"{group}.target")) is not None:
             changed[f"{group}.target"] = copies.to_show(copies.path_of(target))
             changed.pop(f"{group}.sha256", None)  # the copy's, which the study's manifest holds

@@ -10,10 +10,11 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from ebc_lab.config.choices import OWN, changed, optimizer_defaults, with_size
+from ebc_lab.config.choices import changed, optimizer_defaults, with_size
 from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.machine import chosen_device, visible_gpus
+from ebc_lab.config.own.parts import own_parts
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.cache import MeasurementCache
 from ebc_lab.records.decisions import BestRate, NaturalSteps
@@ -50,12 +51,11 @@ def rehearse(config: Config, study: Study, say: Callable[[str], None]) -> None:
     rehearsals.write(warnings)
 
 
-def _targets(settings: RunConfig) -> Iterator[tuple[str, str, str]]:
+def _targets(run: RunConfig) -> Iterator[tuple[str, str, str]]:
     """Yield (group, target with its checksum, arguments) of the own parts of a run."""
-    for group in OWN:
-        part = getattr(settings, group)
-        if part.target is not None:
-            yield group, f"{part.target} {part.sha256}", repr(sorted(part.arguments.items()))
+    for part in own_parts(run):
+        arguments = repr(sorted(part.settings["arguments"].items()))
+        yield part.group, f"{part.target} {part.settings['sha256']}", arguments
 
 
 def _with_new_parts(config: Config) -> dict[str, RunConfig]:

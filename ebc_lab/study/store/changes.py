@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ebc_lab.config.choices import OWN
+from ebc_lab.config.choices import OWN_GROUPS
 from ebc_lab.config.dicts import from_dict, study_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.overrides import ARM
@@ -147,7 +147,7 @@ def pinned(records: Sequence[Record], run_id: str) -> str:
     nothing."""
     spec = next((record.spec for record in records if record.run_id == run_id), None)
     config: Mapping[str, Any] = spec["config"] if spec else {}
-    parts = [(group, config[group]) for group in OWN if config.get(group, {}).get("sha256")]
+    parts = [(group, config[group]) for group in OWN_GROUPS if config.get(group, {}).get("sha256")]
     for group, part in parts:
         if any(has_finished(record, group, part["sha256"]) for record in records):
             return f", with --force where you edit {part['target']}, since other runs of it have finished"

@@ -19,9 +19,10 @@ from ebc_lab.components.optimizer import build as build_optimizers
 from ebc_lab.components.projection import PROJECTIONS
 from ebc_lab.components.projection import build as build_projection
 from ebc_lab.components.stabilizers import STABILIZERS, build
-from ebc_lab.config.choices import groups, optimizer_defaults, read_choice, with_sources
+from ebc_lab.config.choices import groups, optimizer_defaults, read_choice
 from ebc_lab.config.fields import CUSTOM
 from ebc_lab.config.identity import with_derived_settings
+from ebc_lab.config.own.parts import with_sources
 from ebc_lab.config.parts.budget import BudgetConfig
 from ebc_lab.config.parts.controller import ControllerConfig
 from ebc_lab.config.parts.model import ModelConfig

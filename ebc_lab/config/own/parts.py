@@ -1,0 +1,300 @@
+"""A user's own parts, each of which takes the place of a choice: named, found, hashed, and called.
+
+Every function here that changes or looks at the own parts of a configuration walks it with `with_own_parts`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import dis
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import CodeType
+from typing import Any, NamedTuple, TypeVar
+
+from ..choices import OWN_GROUPS, choices_of, groups, offered_target
+from ..errors import UserError, any_of, require, shown
+from ..fields import CUSTOM
+from ..schema import ArmConfig, CarrySettingConfig, Config, RunConfig, UnitConfig
+from . import sources
+from .names import own_name
+
+# mappings of a study whose entries change settings of a run: their stage, and their key in it
+ENTRIES = (
+    ("ablation", "arms"),
+    ("controller_search", "candidates"),
+    ("carry", "arms"),
+    ("carry", "settings"),
+)
+KEEPS_NAMES = "carry."  # an own part there is called as it is given: runs were named so
+
+Settings = TypeVar("Settings", bound=RunConfig)
+
+
+class OwnPart(NamedTuple):
+    """A part of a user's own, and where it stands."""
+
+    path: str  # `optimizer`, or `ablation.arms.hot: optimizer`
+    group: str
+    settings: Mapping[str, Any]
+
+    @property
+    def target(self) -> str:
+        """Return the function that it is made of, as the user or a package wrote it."""
+        return str(self.settings["target"])
+
+    @property
+    def name(self) -> str:
+        """Return what it is called; `custom` where nobody has said."""
+        return str(self.settings.get("name", CUSTOM))
+
+
+Change = Callable[[OwnPart], Mapping[str, Any]]  # the settings of a part that become others
+
+
+def with_own_parts(config: Settings, change: Change) -> Settings:
+    """Return the configuration with every own part changed: those of the run, then those that the entries of
+    a study bring. What is no part at all is left for the checks of its stage to refuse."""
+    changed: dict[str, Any] = {}
+    for group in OWN_GROUPS:
+        part = getattr(config, group)
+        if part.target is not None:
+            changed[group] = dataclasses.replace(part, **change(OwnPart(group, group, vars(part))))
+    if isinstance(config, Config):
+        for stage, key in ENTRIES:
+            whole = changed.get(stage, getattr(config, stage))
+            entries = {
+                name: _with_entry(f"{stage}.{key}.{name}: ", entry, change)
+                for name, entry in getattr(whole, key).items()
+            }
+            changed[stage] = dataclasses.replace(whole, **{key: entries})
+    return dataclasses.replace(config, **changed)
+
+
+def _with_entry(where: str, entry: Any, change: Change) -> Any:
+    """Return an arm, a setting of `carry` or a candidate with its own parts changed."""
+    if isinstance(entry, ArmConfig | UnitConfig | CarrySettingConfig):
+        return dataclasses.replace(entry, settings=_with_entry(where, entry.settings, change))
+    if not isinstance(entry, Mapping):
+        return entry
+    made = dict(entry)
+    for group in OWN_GROUPS:
+        settings = entry.get(group)
+        if not isinstance(settings, Mapping):
+            continue
+        name = settings.get("name")
+        if name in choices_of(group, name) and name not in groups()[group]:
+            settings = {"target": offered_target(group, str(name)), **settings}
+        if isinstance(settings.get("target"), str):
+            made[group] = {**settings, **change(OwnPart(where + group, group, settings))}
+    return made
+
+
+def own_parts(config: RunConfig) -> list[OwnPart]:
+    """Return every own part of a run or a study."""
+    found: list[OwnPart] = []
+
+    def note(part: OwnPart) -> Mapping[str, Any]:
+        found.append(part)
+        return {}
+
+    with_own_parts(config, note)
+    return found
+
+
+# -- names ---------------------------------------------------------------------------------------------------
+
+
+class _Names:
+    """The names and files of all own parts of a configuration, so that one means one."""
+
+    def __init__(self, config: RunConfig):
+        named = [part for part in own_parts(config) if part.name != CUSTOM]
+        self.given = {(part.group, part.name): _plain(part.target) for part in named}
+        self.files: dict[str, Path] = {}
+
+    def target(self, key: str, target: str) -> str:
+        """Return `my_opt:Cautious` for `./my_opt.py:Cautious`. Raises UserError: no such file, or two of a
+        name."""
+        try:
+            made = sources.placed(target)
+        except LookupError as error:
+            raise UserError(f"{key}={shown(target)}: {error.args[0]}.") from None
+        if written := sources.BY_PATH.fullmatch(target):
+            file = sources.file_of(written)
+            known = self.files.setdefault(file.stem, file)
+            require(known == file, f"{key}: {known} and {file} have the same name: rename one of them.")
+        return made
+
+    def settings(self, part: OwnPart) -> dict[str, Any]:
+        """Return target and name of a part: the name that it is given, or one after its function."""
+        if part.path.startswith(KEEPS_NAMES):
+            return {}
+        target = self.target(f"{part.path}.target", part.target)
+        name = part.name
+        if name == CUSTOM:
+            others = [n for (g, n), t in self.given.items() if g == part.group and t != _plain(target)]
+            name = own_name(target, [*groups()[part.group], *others])
+            self.given[part.group, name] = _plain(target)
+        return {"target": target, "name": name}
+
+
+def _plain(target: str) -> str:
+    """Return a target as `module:function`; one that is written in no such way stays for `find` to refuse."""
+    if (written := sources.BY_PATH.fullmatch(target)) is not None:
+        target = f"{sources.file_of(written).stem}:{written['name']}"
+    return target if ":" in target else ":".join(target.rsplit(".", 1))
+
+
+def with_names(config: Settings) -> Settings:
+    """Return the configuration whose own parts have `module:function` for a target, and a name that says what
+    they are wherever it said `custom`. Raises UserError."""
+    names = _Names(config)
+    made = with_own_parts(config, names.settings)
+    if not isinstance(made, Config):
+        return made
+    sweep, custom = made.lr_sweep, config.optimizer.name == CUSTOM and made.optimizer.name
+    if custom:  # a sweep calls the study's own optimizer `custom`
+        swept = [custom if one == CUSTOM else one for one in sweep.optimizers]
+        unsaid = CUSTOM in sweep.grids and custom not in sweep.grids
+        grids = {custom if unsaid and one == CUSTOM else one: grid for one, grid in sweep.grids.items()}
+        sweep = dataclasses.replace(sweep, optimizers=swept, grids=grids)
+    mine = list(dict.fromkeys(names.target("mine", target) for target in made.mine))
+    return dataclasses.replace(made, lr_sweep=sweep, mine=mine)
+
+
+# -- files ---------------------------------------------------------------------------------------------------
+
+
+def with_sources(config: Settings) -> Settings:
+    """Return the configuration whose own parts have the checksum of their files, and their target as
+    `module:function`. The files join the `own_files` of a study.
+
+    Raises UserError where a target is not found, or its file is not the one whose checksum the settings name.
+    """
+    files: dict[str, str] = {}
+    made = with_own_parts(config, functools.partial(_sourced, files))
+    if isinstance(made, Config):
+        made = dataclasses.replace(made, own_files={**made.own_files, **files})
+    return made
+
+
+def _sourced(files: dict[str, str], part: OwnPart) -> dict[str, Any]:
+    """Return target and checksum of a part; its files join `files`, name -> path. Raises UserError."""
+    key = f"{part.path}.target={shown(part.target)}"
+    try:
+        source = sources.find(part.target)
+    except LookupError as error:
+        raise UserError(f"{key}: {error.args[0]}.") from None
+    sha256 = part.settings.get("sha256")
+    require(
+        sha256 in (None, source.sha256),
+        f"{part.path}.sha256={shown(sha256)} is not the checksum of {source.path}, {source.sha256}: put that "
+        f"file back, or leave {part.path}.sha256 out.",
+    )
+    for name, path in source.files.items():
+        known = Path(files.setdefault(name, str(path)))
+        require(
+            known == path or known.read_bytes() == path.read_bytes(),
+            f"{key}: {known} and {path} have the same name: rename one of them.",
+        )
+    return {"target": source.target, "sha256": source.sha256}
+
+
+def refuse_edited(now: RunConfig, before: RunConfig, remedy: str) -> None:
+    """Raise UserError where a run was begun with other files of its own parts; `now` has their checksums."""
+    for group in OWN_GROUPS:
+        part, old = getattr(now, group), getattr(before, group)
+        if part.target is not None and part.target == old.target and part.sha256 != old.sha256:
+            files = any_of([str(path) for path in sources.find(part.target).files.values()] or ["its file"])
+            raise UserError(
+                f"{group}.target={part.target}: {files} has changed since this run was begun: put the "
+                f"old one back, or {remedy}."
+            )
+
+
+# -- the functions -------------------------------------------------------------------------------------------
+
+
+def describe_own_part(part: Any) -> str:
+    """Return an own part as errors name it, `optimizer.target=my_opt:Cautious (my_opt.py:12)`: with the line
+    of its function, unless that is of an installed package."""
+    source = sources.find(part.target)
+    return f"{part.group_name}.target={part.target}{f' ({source.place})' if source.files else ''}"
+
+
+def own_part(part: Any) -> Callable[..., Any]:
+    """Return the function of a part's target, imported. Call it with what the functions of the part's group
+    take; it gets the part's `arguments` as well.
+
+    Raises UserError where its file is no longer the one that the run was planned with, or, when it is called,
+    where it does not take what it is given. What the function itself raises is passed on.
+    """
+    group = part.group_name
+    try:
+        function = sources.load(part.target, part.sha256 or "")
+    except LookupError as error:
+        raise UserError(f"{group}.target={part.target}: {error.args[0]}.") from None
+    key = describe_own_part(part)
+
+    def called(*positional: Any, **named: Any) -> Any:
+        twice = [name for name in part.arguments if name in named]
+        require(not twice, f"{group}.arguments: {', '.join(twice)} is given by the run itself: leave it out.")
+        try:
+            inspect.signature(function).bind(*positional, **named, **part.arguments)
+        except TypeError as error:
+            words = ", ".join([f"{len(positional)} positional", *named, *part.arguments])
+            raise UserError(f"{key} does not take what it is given ({words}): {error}.") from None
+        except ValueError:  # a function without a signature, written in C
+            pass
+        made = function(*positional, **named, **part.arguments)
+        ignored = [name for name in part.arguments if not _is_read(name, function, made)]
+        require(
+            not ignored,
+            f"{group}.arguments: {part.target} takes {', '.join(ignored)} and does nothing with it: correct "
+            "the name, or leave it out.",
+        )
+        return made
+
+    return called
+
+
+def _is_read(name: str, function: Any, made: Any) -> bool:
+    """Tell whether a class reads an argument. Some take any into their `**options`, so that a misspelled one
+    is lost, or is left in the `defaults` of an optimizer where nothing asks for it."""
+    code = getattr(function.__init__, "__code__", None) if inspect.isclass(function) else None
+    if code is None or not code.co_flags & inspect.CO_VARKEYWORDS:
+        return True
+    if any(name in _words(one) for one in _codes(function)):
+        return True
+    if name in getattr(made, "defaults", {}):
+        return False
+    positional = bool(code.co_flags & inspect.CO_VARARGS)
+    options = code.co_varnames[code.co_argcount + code.co_kwonlyargcount + positional]
+    loaded = [step.argval for step in dis.get_instructions(code) if step.opname.startswith("LOAD")]
+    passed_on = any(options in (one if isinstance(one, tuple) else (one,)) for one in loaded)
+    return passed_on or "locals" in code.co_names
+
+
+def _codes(cls: type) -> Iterator[CodeType]:
+    """Yield the code of the methods of a class and of its bases, and of the functions in their modules."""
+    for one in cls.__mro__:
+        for member in [*vars(one).values(), *vars(sys.modules.get(one.__module__, one)).values()]:
+            code = getattr(inspect.unwrap(member) if callable(member) else member, "__code__", None)
+            if isinstance(code, CodeType):
+                yield code
+
+
+def _words(code: CodeType) -> set[str]:
+    """Return the names of a function's arguments, and the texts in it and in the functions inside it."""
+    words = set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            words |= _words(constant)
+        else:  # a tuple: the names under which a call gives arguments
+            of_one = constant if isinstance(constant, tuple) else (constant,)
+            words.update(text for text in of_one if isinstance(text, str))
+    return words
