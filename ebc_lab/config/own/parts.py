@@ -6,13 +6,12 @@ Every function here that changes or looks at the own parts of a configuration wa
 from __future__ import annotations
 
 import dataclasses
-import dis
 import functools
 import inspect
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import CodeType
 from typing import Any, NamedTuple, TypeVar
 
 from ..choices import OWN_GROUPS, choices_of, groups, offered_target
@@ -265,36 +264,22 @@ def own_part(part: Any) -> Callable[..., Any]:
 def _is_read(name: str, function: Any, made: Any) -> bool:
     """Tell whether a class reads an argument. Some take any into their `**options`, so that a misspelled one
     is lost, or is left in the `defaults` of an optimizer where nothing asks for it."""
-    code = getattr(function.__init__, "__code__", None) if inspect.isclass(function) else None
-    if code is None or not code.co_flags & inspect.CO_VARKEYWORDS:
+    init = getattr(function, "__init__", None)
+    code = getattr(init, "__code__", None)
+    if not inspect.isclass(function) or code is None or not code.co_flags & inspect.CO_VARKEYWORDS:
         return True
-    if any(name in _words(one) for one in _codes(function)):
+    modules = {sys.modules.get(one.__module__) for one in function.__mro__}
+    if any(re.search(rf"\b{name}\b", _text(module)) for module in modules):
         return True
-    if name in getattr(made, "defaults", {}):
-        return False
-    positional = bool(code.co_flags & inspect.CO_VARARGS)
-    options = code.co_varnames[code.co_argcount + code.co_kwonlyargcount + positional]
-    loaded = [step.argval for step in dis.get_instructions(code) if step.opname.startswith("LOAD")]
-    passed_on = any(options in (one if isinstance(one, tuple) else (one,)) for one in loaded)
-    return passed_on or "locals" in code.co_names
+    options = inspect.getfullargspec(init).varkw or ""
+    text = _text(code)
+    passed_on = not text or len(re.findall(rf"\b{options}\b|\blocals\(", text)) > 1  # once: only taken
+    return passed_on and name not in getattr(made, "defaults", {})
 
 
-def _codes(cls: type) -> Iterator[CodeType]:
-    """Yield the code of the methods of a class and of its bases, and of the functions in their modules."""
-    for one in cls.__mro__:
-        for member in [*vars(one).values(), *vars(sys.modules.get(one.__module__, one)).values()]:
-            code = getattr(inspect.unwrap(member) if callable(member) else member, "__code__", None)
-            if isinstance(code, CodeType):
-                yield code
-
-
-def _words(code: CodeType) -> set[str]:
-    """Return the names of a function's arguments, and the texts in it and in the functions inside it."""
-    words = set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            words |= _words(constant)
-        else:  # a tuple: the names under which a call gives arguments
-            of_one = constant if isinstance(constant, tuple) else (constant,)
-            words.update(text for text in of_one if isinstance(text, str))
-    return words
+def _text(code: Any) -> str:
+    """Return the source of a module or a function; empty where there is none, as of one written in C."""
+    try:
+        return inspect.getsource(code)
+    except (OSError, TypeError):
+        return ""

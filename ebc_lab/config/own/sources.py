@@ -7,8 +7,6 @@ is wrong is a LookupError whose text is a clause of a sentence.
 
 from __future__ import annotations
 
-import ast
-import difflib
 import functools
 import hashlib
 import importlib
@@ -16,6 +14,7 @@ import importlib.util
 import json
 import os
 import re
+import symtable
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ..errors import nearest
 from .installed import installed_release
 from .local import OURS, files_of
 
@@ -32,7 +32,8 @@ PLACES = "EBC_LAB_OWN"  # variable of the environment, so that child processes f
 NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 TARGET = re.compile(rf"{NAME}(?::{NAME})?")
 BY_PATH = re.compile(rf"(?P<file>.+\.py):(?P<name>{NAME})", re.DOTALL)
-MADE_AT_RUN_TIME = ("globals", "exec", "__getattr__", "modules")  # a module with these may bind any name
+BINDS_ANY_NAME = {"globals", "exec", "__getattr__", "sys"}  # a module that uses one may have any name
+STAR_IMPORT = re.compile(rb"^\s*from\s.+\simport\s*\*", re.MULTILINE)
 RELEASED = (OURS, "torch")  # whose versions are part of every run's identity by other means
 SHOWN = 12  # hex digits of a checksum
 
@@ -42,31 +43,32 @@ _files: set[str] = set()  # of the modules among them
 
 @dataclass(frozen=True)
 class Source:
-    """Where a target is. `name` is the function's in its module, with dots inside a class."""
+    """Where a target is. `name` is that of the function in its module, with dots inside a class."""
 
     module: str
     name: str
     path: Path
-    line: int | None  # of the function in its file, where its text shows that
+    line: int | None  # of the function in its file, where the text shows that
     root: Path  # the folder that `files` are named in
     files: Mapping[
         str, Path
-    ]  # the module's file and those of `root` that it imports; none of what is installed
-    sha256: str  # of the module's file; where it imports some of `root`, of all of them
+    ]  # the module's, and those below `root` that it imports; of an installed one: none
+    sha256: str  # of the module's file, or of all `files` where it imports some
 
     @property
     def target(self) -> str:
+        """Return `module:function`."""
         return f"{self.module}:{self.name}"
 
     @property
     def place(self) -> str:
-        """`my_opt.py:12`."""
+        """Return `my_opt.py:12`, or `my_opt.py` where the line is not known."""
         return self.path.name if self.line is None else f"{self.path.name}:{self.line}"
 
 
 def placed(target: str) -> str:
-    """A target that is written with its file, `./my_opt.py:Cautious`, as `my_opt:Cautious`, its file
-    remembered; any other as it is. Raises LookupError where there is no such file."""
+    """Return `my_opt:Cautious` for a target that is written with its file, `./my_opt.py:Cautious`, and
+    remember that file; return any other target as it is. Raises LookupError where there is no such file."""
     written = BY_PATH.fullmatch(target)
     if written is None:
         if target.endswith(".py") and ":" not in target:
@@ -74,7 +76,8 @@ def placed(target: str) -> str:
         return target
     path = file_of(written)
     if not path.is_file():
-        raise LookupError(_no_file(path))
+        meant = nearest(path.stem, [one.stem for one in path.parent.glob("*.py")])
+        raise LookupError(f"there is no {path.name}{meant} in {path.parent}")
     if not path.stem.isidentifier():
         raise LookupError(
             f"{path.name} cannot be imported by Python: rename it with letters, digits and _ alone"
@@ -84,13 +87,13 @@ def placed(target: str) -> str:
 
 
 def file_of(written: re.Match[str]) -> Path:
-    """The file that a target is written with (a match of `BY_PATH`), absolute."""
+    """Return the absolute path of the file that a target is written with, a match of `BY_PATH`."""
     return Path(os.path.abspath(Path(written["file"]).expanduser()))
 
 
 def remember(place: Path) -> None:
-    """Look in this file for the module of its name, or in this folder for any, before the working directory;
-    also in processes that this one starts."""
+    """Have modules looked for in this folder, or the module of its name in this file, before the working
+    directory. Processes that this one starts do so as well."""
     place = Path(os.path.abspath(place))
     places = [one for one in _remembered() if one != place and (place.is_dir() or one.name != place.name)]
     if place.parent != Path.cwd() or place.is_dir():
@@ -103,7 +106,7 @@ def _remembered() -> list[Path]:
 
 
 def find(target: str) -> Source:
-    """The source of `module:function`, `module.function` or `path/module.py:function`.
+    """Return the source of `module:function`, `module.function` or `path/module.py:function`.
 
     Raises LookupError: no target, no such module, no file of it, or no such name in it.
     """
@@ -132,15 +135,15 @@ def find(target: str) -> Source:
 
 
 def _files_below(root: Path, path: Path, parts: Sequence[str]) -> dict[str, Path]:
-    """Name below `root` -> file, of a module, its packages and all that they import there."""
+    """Return name below `root` -> file for a module, its packages and all that they import there."""
     packages = [root.joinpath(*parts[:depth], "__init__.py") for depth in range(1, len(parts))]
     files = [one for start in (path, *filter(Path.is_file, packages)) for one in files_of(start, root)]
     return {one.relative_to(root).as_posix(): one for one in files}
 
 
 def _sha256(files: Mapping[str, Path], path: Path, release: str | None = None) -> str:
-    """Of the file in `path`, or of all `files` where others have contents, too; and of the `release` of the
-    installed package that it is part of, whose other files it may use."""
+    """Return the checksum of the file in `path`, or of all `files` where others have contents as well. It
+    includes the `release` of the installed package of that file, which may use other files of it."""
     each = {
         name: hashlib.sha256(text).hexdigest() for name, file in files.items() if (text := file.read_bytes())
     }
@@ -152,8 +155,8 @@ def _sha256(files: Mapping[str, Path], path: Path, release: str | None = None) -
 
 
 def load(target: str, sha256: str) -> Callable[..., Any]:
-    """Import a target's function. Raises LookupError: as `find`, and where its files are not those of this
-    checksum, or its name is no function's. What the module itself raises is passed on."""
+    """Return a target's function, imported. Raises LookupError: as `find`, and where its files do not have
+    this checksum or its name is not a function's. What the module itself raises is passed on."""
     source = find(target)
     if source.sha256 != sha256:
         others = [name for name, file in source.files.items() if file != source.path]
@@ -174,8 +177,8 @@ def load(target: str, sha256: str) -> Callable[..., Any]:
 
 
 def _imported(source: Source) -> ModuleType:
-    """The module, imported once from its own folder. Raises LookupError where this process has imported
-    another file as this module, or as one that it imports."""
+    """Return the module, imported once and from its own folder. Raises LookupError where this process has
+    imported another file under its name, or under that of a module that it imports."""
     files = source.files or {source.module: source.path}
     now = {_module_named(name): hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
     for name, sha256 in now.items():
@@ -200,12 +203,12 @@ def _imported(source: Source) -> ModuleType:
 
 
 def _module_named(name: str) -> str:
-    """`lib.inner` for lib/inner.py and lib/inner/__init__.py."""
+    """Return `lib.inner` for lib/inner.py and lib/inner/__init__.py."""
     return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 def _own_places(top: str) -> list[str]:
-    """The folders in which a module of one's own is looked for, in order."""
+    """Return the folders in which a module of one's own is looked for, in order."""
     places = [
         one.parent if one.suffix == ".py" else one for one in _remembered() if one.stem == top or one.is_dir()
     ]
@@ -213,7 +216,7 @@ def _own_places(top: str) -> list[str]:
 
 
 def _specs(parts: Sequence[str], roots: Sequence[str]) -> Iterator[ModuleSpec]:
-    """The specs of a, a.b, a.b.c for the parts of `a.b.c`, as far as they are found."""
+    """Yield the specs of a, a.b and a.b.c for the module a.b.c, as far as they are found."""
     importlib.invalidate_caches()
     places = [*roots, *sys.path]
     for depth, part in enumerate(parts):
@@ -229,7 +232,7 @@ def _specs(parts: Sequence[str], roots: Sequence[str]) -> Iterator[ModuleSpec]:
 
 
 def _spec_of_others(name: str) -> ModuleSpec | None:
-    """What other finders know of a top-level module: editable installs have their own."""
+    """Return what other finders know of a top-level module: editable installs have one of their own."""
     try:
         return importlib.util.find_spec(name)
     except ValueError:  # of __main__
@@ -240,56 +243,30 @@ def _no_module(module: str) -> str:
     parent, _, last = module.rpartition(".")
     if parent:
         return f"there is no module {last} in {parent}"
-    near = difflib.get_close_matches(module, [path.stem for path in Path.cwd().glob("*.py")], 1)
-    meant = f" (did you mean {near[0]}?)" if near else ""
+    meant = nearest(module, [path.stem for path in Path.cwd().glob("*.py")])
     return f"there is no module {module}{meant} in {Path.cwd()} or among the installed packages"
 
 
-def _no_file(path: Path) -> str:
-    near = difflib.get_close_matches(path.name, [one.name for one in path.parent.glob("*.py")], 1)
-    meant = f" (did you mean {near[0]}?)" if near else ""
-    return f"there is no {path.name}{meant} in {path.parent}"
-
-
 def _line_of(name: str, source: bytes, origin: str) -> int | None:
-    """The line in which a module's text defines a name, if it does so at its top. Raises LookupError where
-    the text shows that there is no such name."""
+    """Return the line in which a module's text defines a class or function at its top; None for a name that
+    is bound otherwise. Raises LookupError where the text shows that there is no such name."""
     try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError) as error:
-        line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
-        what = error.msg if isinstance(error, SyntaxError) else error
-        raise LookupError(f"{origin}{line} cannot be read by Python: {what}") from None
-    bound = set(_bound(tree))
-    if name not in bound and not bound & {"*", *MADE_AT_RUN_TIME}:
-        near = difflib.get_close_matches(name, bound, 1)
-        meant = f" (did you mean {near[0]}?)" if near else ""
-        raise LookupError(f"there is no {name}{meant} in {origin}")
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    lines = [node.lineno for node in tree.body if isinstance(node, kinds) and node.name == name]
-    return lines[-1] if lines else None
-
-
-def _bound(node: ast.AST) -> Iterator[str]:
-    """The names that a module binds, and those of `MADE_AT_RUN_TIME` that it uses."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            yield child.name
-            continue
-        if isinstance(child, ast.alias):
-            yield (child.asname or child.name).partition(".")[0]
-        elif isinstance(child, ast.Name) and (
-            isinstance(child.ctx, ast.Store) or child.id in MADE_AT_RUN_TIME
-        ):
-            yield child.id
-        elif isinstance(child, ast.Attribute) and child.attr in MADE_AT_RUN_TIME:
-            yield child.attr
-        yield from _bound(child)
+        table = symtable.symtable(source, origin, "exec")  # type: ignore[arg-type]  # bytes: they say their encoding
+    except SyntaxError as error:
+        line = f":{error.lineno}" if error.lineno else ""
+        raise LookupError(f"{origin}{line} cannot be read by Python: {error.msg}") from None
+    symbols = {symbol.get_name(): symbol for symbol in table.get_symbols()}
+    bound = [n for n, s in symbols.items() if s.is_assigned() or s.is_imported() or s.is_namespace()]
+    if name in bound:
+        kinds = symbols[name].get_namespaces()
+        return kinds[-1].get_lineno() if kinds else None
+    if not (BINDS_ANY_NAME & symbols.keys() or STAR_IMPORT.search(source)):
+        raise LookupError(f"there is no {name}{nearest(name, bound)} in {origin}")
+    return None
 
 
 def line_of_fault(error: BaseException) -> str | None:
-    """`my_opt.py:12`, the last line of a user's own files that an error went through; None if it went through
-    none."""
+    """Return `my_opt.py:12`, the last line of a user's own files that an error went through, or None."""
     place = None
     if isinstance(error, SyntaxError) and error.filename and _is_own(error.filename):
         place = f"{Path(error.filename).name}:{error.lineno}"

@@ -55,7 +55,7 @@ def test_an_installed_package_is_found_without_its_import(folder):
     ("written", "words"),
     [
         ("found_typed:wantde", r"no wantde \(did you mean wanted\?\) in .*found_typed.py"),
-        ("found_tiped:wanted", r"no module found_tiped \(did you mean found_typed\?\) in "),
+        ("found_tiped:wanted", r"no module found_tiped \(did you mean found_typed.* in "),
         ("found_typed.below:wanted", "no module below in found_typed"),
         ("found_typed", "written module:function"),
         ("found typed:wanted", "written module:function"),
@@ -144,7 +144,7 @@ def test_a_path_means_the_same_from_any_folder(folder, monkeypatch):
     assert source.path == path
     assert find("load_placed:f") == source  # from now on, also in processes that this one starts
     assert load("load_placed:f", source.sha256)() == 9
-    with pytest.raises(LookupError, match=r"no load_place.py \(did you mean load_placed.py\?\) in "):
+    with pytest.raises(LookupError, match=r"no load_place.py \(did you mean load_placed\?\) in "):
         find("../load_place.py:f")
     (folder / "load-dashed.py").write_text("def f(): pass\n")
     with pytest.raises(LookupError, match=r"load-dashed.py cannot be imported by Python: rename it"):
