@@ -55,7 +55,7 @@ def test_an_installed_package_is_found_without_its_import(folder):
     ("written", "words"),
     [
         ("found_typed:wantde", r"no wantde \(did you mean wanted\?\) in .*found_typed.py"),
-        ("found_tiped:wanted", r"no module found_tiped \(did you mean found_typed.* in "),
+        ("found_tiped:wanted", r"no module found_tiped \(did you mean found_typed\?\) in "),
         ("found_typed.below:wanted", "no module below in found_typed"),
         ("found_typed", "written module:function"),
         ("found typed:wanted", "written module:function"),
@@ -70,7 +70,8 @@ def test_an_installed_package_is_found_without_its_import(folder):
 )
 def test_what_is_not_there_is_said_in_a_clause(folder, written, words):
     (folder / "found_typed.py").write_text(PLAIN)
-    (folder / "found_broken.py").write_text("def wanted(:\n")
+    if "broken" in written:
+        (folder / "found_broken.py").write_text("def wanted(:\n")
     (folder / "found_empty").mkdir()
     if words is None:
         assert find(written)
