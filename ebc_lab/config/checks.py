@@ -12,7 +12,7 @@ from typing import Any
 
 from ebc_lab.ebc.options import LEAST_MULTIPLIER, LEAST_TARGET_KL, MEASURING
 
-from .choices import OWN_GROUPS, choices_of, groups, kind_of, values_in_conf
+from .choices import OWN_GROUPS, choice_for, choices_of, groups, is_read, kind_of, values_in_conf
 from .dicts import type_hints
 from .errors import HIDDEN, UserError, any_of, require, shown
 from .fields import CUSTOM, Setting, default_of, setting_of
@@ -29,6 +29,7 @@ LABEL = re.compile(r"[A-Za-z0-9]\w{0,59}", re.ASCII)  # of a user's own part, in
 
 
 def choice(key: str, value: Any, allowed: Iterable[str]) -> None:
+    """Raise UserError, with what is near, for a value that is none of the allowed."""
     known = list(allowed)
     if value not in known:  # what it is near to is looked for then alone: that takes longer than all checks
         near = near_choice(key, str(value), known)
@@ -36,11 +37,10 @@ def choice(key: str, value: Any, allowed: Iterable[str]) -> None:
 
 
 def check_settings(config: Any, path: str = "") -> None:
-    """Refuse what a field's type and metadata do not allow, here and in dataclasses inside. Raises
-    UserError."""
+    """Raise UserError for a value that its field does not take, here and in the dataclasses inside."""
     cls: Any = type(config)
     kinds = type_hints(cls)
-    of_own_part = path.rstrip(".") in OWN_GROUPS and kind_of(config) == CUSTOM
+    own = path.rstrip(".") in OWN_GROUPS and kind_of(config) == CUSTOM
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         key = path + field.name
@@ -48,15 +48,15 @@ def check_settings(config: Any, path: str = "") -> None:
             check_settings(value, f"{key}.")
             continue
         setting = setting_of(field)
-        if of_own_part and field.name == "name":
+        if own and field.name == "name":
             require(bool(LABEL.fullmatch(str(value))), f"{key}={shown(value)} must be letters, digits and _.")
             continue
         check_value(key, value, setting, kinds[field.name])
 
 
 def set_in_vain(config: Any) -> dict[str, str]:
-    """Setting -> what it goes with, of those in groups that are set although nobody reads them. A value that
-    a file of `conf/` gives is not taken for one that was set."""
+    """Return setting -> a sentence that says what it goes with, for each setting of a group that is set
+    although nobody reads it. A value that a file of `conf/` gives does not count as set."""
     vain: dict[str, str] = {}
     for group, settings in _groups_of(config):
         part = PART.get(group)
@@ -67,11 +67,10 @@ def set_in_vain(config: Any) -> dict[str, str]:
                 continue
             key = group if field.name == "name" else f"{group}.{field.name}"
             setting = setting_of(field)
-            of = group if setting.of == "name" else f"{group}.{setting.of}"
-            now = kind_of(settings) if setting.of == "name" else getattr(settings, setting.of)
             if reading not in choices and reader:
                 vain[key] = f"{key} goes with {reader}={any_of(choices)}, not {reader}={reading}."
-            elif setting.only and now not in setting.only:
+            elif not is_read(setting, settings):
+                of, now = f"{group}.{setting.of}".removesuffix(".name"), choice_for(setting, settings)
                 advice = f": write it as {group}.arguments" if now == CUSTOM else ""
                 vain[key] = f"{key} goes with {of}={any_of(setting.only)}, not {of}={now}{advice}."
     return vain
@@ -92,20 +91,20 @@ def _is_set(group: str, field: dataclasses.Field[Any], settings: Any) -> bool:
 
 
 def check_read(config: Any, beside: Any = None) -> None:
-    """Refuse settings that nobody reads, but for those that `beside` has, too: what this began as, of whose
-    study others may read them. Raises UserError."""
+    """Raise UserError for a setting that nobody reads. One that `beside` has as well is allowed: this began
+    as that, and other runs of its study may read it."""
     for key, sentence in set_in_vain(config).items():
         require(beside is not None and value_at(config, key) == value_at(beside, key), sentence)
 
 
 def value_at(config: Any, key: str) -> Any:
-    """The value of `optimizer.beta1`; of `optimizer`, its name."""
+    """Return the value of `optimizer.beta1`; the name for `optimizer` alone."""
     group, _, name = key.partition(".")
     return getattr(getattr(config, group), name or "name")
 
 
 def check_value(key: str, value: Any, setting: Setting, kind: Any) -> None:
-    """Refuse a value that this setting does not take. Raises UserError."""
+    """Raise UserError for a value that this setting does not take."""
     inside = typing.get_args(kind)
     if value is None:
         require(kind is Any or types.NoneType in inside, f"{key} must have a value.")
@@ -122,8 +121,8 @@ def check_value(key: str, value: Any, setting: Setting, kind: Any) -> None:
     elif dataclasses.is_dataclass(value):
         check_settings(value, f"{key}.")
     else:
-        of_type = [k for k in (inside or (kind,)) if k is not types.NoneType]
-        _check_one(key, value, setting, of_type[0])
+        kinds = [k for k in (inside or (kind,)) if k is not types.NoneType]
+        _check_one(key, value, setting, kinds[0])
 
 
 def _check_list(key: str, value: list[Any], setting: Setting, kind: Any) -> None:
@@ -142,7 +141,7 @@ def _check_list(key: str, value: list[Any], setting: Setting, kind: Any) -> None
 
 
 def _check_one(key: str, value: Any, setting: Setting, kind: Any) -> None:
-    """A single value: no list, no mapping, and there is one."""
+    """Raise UserError for a value, neither a list nor a mapping, that this setting does not take."""
     if kind in (int, float) or setting.numeric:
         number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
         finite = number and (isinstance(value, int) or math.isfinite(value))
@@ -165,8 +164,8 @@ def _check_text(key: str, text: str, longest: int) -> None:
 
 
 def validate_run(run: RunConfig, beside: RunConfig | None = None) -> None:
-    """Refuse impossible or contradictory settings of one run. `beside`: the run whose settings it began as,
-    which may have settings that only others of a study read. Raises UserError."""
+    """Raise UserError for impossible or contradictory settings of one run. `beside`: the run that it began
+    as, whose study may have others that read what this one does not."""
     check_settings(run)
     check_read(run, beside)
     require(run.model.width % run.model.heads == 0, "model.width must be a multiple of model.heads.")
@@ -175,7 +174,10 @@ def validate_run(run: RunConfig, beside: RunConfig | None = None) -> None:
         f"this run needs at least {least_memory_gb(run):.0f} GB of memory, and {MOST_MEMORY_GB} GB is the "
         "most that is tried: make model.width, model.blocks, model.context or batch_size smaller.",
     )
-    _check_accumulation(run)
+    require(
+        run.batch_size % run.accumulate == 0,
+        f"accumulate={run.accumulate} must divide batch_size={run.batch_size} into equal parts.",
+    )
     rows = run.batch_size // run.accumulate
     of = "of the batch" if run.accumulate == 1 else "of each part of the batch"
     require(
@@ -191,23 +193,14 @@ def validate_run(run: RunConfig, beside: RunConfig | None = None) -> None:
 
 
 def lacking(run: RunConfig) -> list[Need]:
-    """The libraries without which this process cannot train the run. Whoever reads a recorded run needs none
-    of them, so no check of settings asks for them."""
+    """Return the libraries without which this process cannot train the run. Whoever reads a recorded run
+    needs none of them, so no check of settings asks for them."""
     needs = [need for part in parts_of(run) if part.is_read(run) for need in part.needs()]
     return [need for need in needs if not installed(need.module)]
 
 
-def _check_accumulation(run: RunConfig) -> None:
-    """Refuse parts of a batch that are no equal ones. Raises UserError."""
-    require(
-        run.batch_size % run.accumulate == 0,
-        f"accumulate={run.accumulate} must divide batch_size={run.batch_size} into equal parts.",
-    )
-
-
 def _check_own_parts(run: RunConfig) -> None:
-    """Refuse own parts without a target, and what a run says beside them that they are not given. Raises
-    UserError."""
+    """Raise UserError for an own part without a target, and for a setting beside one that it is not given."""
     for group in OWN_GROUPS:
         part = getattr(run, group)
         require(
@@ -231,7 +224,7 @@ def _check_own_parts(run: RunConfig) -> None:
 
 
 def _check_finite(key: str, value: Any) -> None:
-    """Refuse a number that no record can hold, at any depth. Raises UserError."""
+    """Raise UserError for a number, at any depth, that no record can hold."""
     if isinstance(value, Mapping | list):
         for item in value.values() if isinstance(value, Mapping) else value:
             _check_finite(key, item)
@@ -239,27 +232,27 @@ def _check_finite(key: str, value: Any) -> None:
 
 
 def warnings_of(run: RunConfig) -> list[str]:
-    """What is allowed and means less than it seems, a sentence each, for whoever starts the run."""
+    """Return a sentence for everything that is allowed and means less than it seems."""
     return [warning for part in parts_of(run) for warning in part.warnings(run)]
 
 
 def least_memory_gb(run: RunConfig) -> float:
-    """What a step of the run holds at the very least: weights, gradients and two moments of the blocks'
-    matrices, and ten float32 activations for each token, feature and block."""
+    """Return the memory in GB that a step of the run needs at the very least: for weights, gradients and two
+    moments of the blocks' matrices, and for ten float32 activations of each token, feature and block."""
     model = run.model
     weights = 16 * 12 * model.blocks * model.width**2
     return (weights + 40 * run.batch_size * model.context * model.width * model.blocks) / 1e9
 
 
 def require_gpu() -> None:
-    """Refuse work for a GPU where there is none. Raises UserError."""
+    """Raise UserError where there is no GPU."""
     from .machine import visible_gpus, why_no_gpu
 
     require(bool(visible_gpus()), f"device=cuda, but {why_no_gpu()}.")
 
 
 def check_run(run: RunConfig) -> None:
-    """Refuse a target KL that a resolved run's precision cannot measure. Raises UserError."""
+    """Raise UserError for a target KL that a resolved run's precision cannot measure."""
     least = least_target_kl(run)
     require(
         run.stabilizer.name != "ebc" or run.budget.target_kl >= least,
@@ -269,12 +262,13 @@ def check_run(run: RunConfig) -> None:
 
 
 def least_target_kl(run: RunConfig) -> float:
-    """The smallest target KL, nats per token, that a run's budget can hold in its precision; 0: any."""
+    """Return the smallest target KL, in nats per token, that a run's budget can hold in its precision; 0
+    where it can hold any."""
     if run.budget.name not in MEASURING:
         return 0.0
     return LEAST_TARGET_KL[precision(run)] / LEAST_MULTIPLIER.get(run.budget.schedule, 1.0)
 
 
 def precision(run: RunConfig) -> str:
-    """The lower precision of a resolved run, which says how small a KL it can show."""
+    """Return the lower precision of a resolved run, which says how small a KL it can show."""
     return "bfloat16" if "bfloat16" in (run.dtype, run.param_dtype) else "float32"

@@ -11,7 +11,7 @@ from typing import Any
 
 from .dicts import type_hints
 from .errors import UserError, any_of, nearest, require, shown
-from .fields import CUSTOM
+from .fields import CUSTOM, Setting
 from .own import suites
 from .own.entry_points import offered
 from .parts import PARTS
@@ -27,7 +27,8 @@ OWN_GROUPS = ("optimizer", "stabilizer", "lr_schedule", "model")  # that take a 
 
 
 def conf_dir() -> Path:
-    """Folder of the Hydra groups: inside the package in an installed wheel, at the root of a checkout."""
+    """Return the folder of the Hydra groups: in an installed wheel inside the package, in a checkout at its
+    root."""
     package = Path(__file__).parent.parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
@@ -35,7 +36,7 @@ def conf_dir() -> Path:
 
 @functools.cache
 def groups() -> dict[str, list[str]]:
-    """Each configuration group and its choices, from the files in `conf`."""
+    """Return each configuration group and its choices, the names of its files in `conf`."""
     return {
         d.name: sorted(f.stem for f in d.glob("*.yaml")) for d in sorted(conf_dir().iterdir()) if d.is_dir()
     }
@@ -43,7 +44,7 @@ def groups() -> dict[str, list[str]]:
 
 @functools.cache
 def listed_choices() -> dict[str, str]:
-    """Return the choices that conf/config.yaml names, by their groups."""
+    """Return group -> choice, as conf/config.yaml names them."""
     from omegaconf import OmegaConf
 
     listed: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml"))
@@ -51,14 +52,14 @@ def listed_choices() -> dict[str, str]:
 
 
 def further_choices() -> dict[str, str]:
-    """Return those of the parts that it does not name, as their dataclasses have them."""
+    """Return group -> choice for the parts that conf/config.yaml does not name: the default of each."""
     return {part.group_name: part().name for part in PARTS if part.group_name not in listed_choices()}
 
 
 @functools.cache
 def read_choice(group: str, name: str) -> dict[str, Any]:
-    """What a choice's file sets: `read_choice("optimizer", "adam")`; of one that an installed package offers,
-    what that of `custom` sets, with its target. Raises UserError for an unknown one."""
+    """Return what the file of a choice sets: `read_choice("optimizer", "adam")`. One that an installed
+    package offers sets what `custom` does, with its target. Raises UserError for an unknown choice."""
     from omegaconf import OmegaConf
 
     known = choices_of(group, name)
@@ -74,7 +75,7 @@ def read_choice(group: str, name: str) -> dict[str, Any]:
 
 @functools.cache
 def values_in_conf(group: str, name: str, field: str) -> list[Any]:
-    """The values that files of `conf` give a setting: that of its group's choice, and those of the scales."""
+    """Return the values that files of `conf` give a setting: that of its group's choice, and the scales'."""
     files = [read_choice("scale", scale).get(group) for scale in groups()["scale"]]
     if name in groups()[group]:
         files.append(read_choice(group, name))
@@ -82,19 +83,19 @@ def values_in_conf(group: str, name: str, field: str) -> list[Any]:
 
 
 def optimizer_defaults(name: str) -> OptimizerConfig:
-    """An optimizer's settings as its file in `conf/optimizer` gives them."""
+    """Return an optimizer's settings as its file in `conf/optimizer` gives them."""
     return typing.cast(
         OptimizerConfig, _changed(OptimizerConfig(), read_choice("optimizer", name), "optimizer.")
     )
 
 
 def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
-    """A run with some settings changed, `{budget: {name: surrogate, aggregate: l2}, dtype: float32}`.
+    """Return a run with some settings changed, `{budget: {name: surrogate, aggregate: l2}, dtype: float32}`.
 
     A group's `name` brings what its file in `conf` sets. A controller, optimizer or stabilizer then has only
     that file's settings; other groups keep the run's own where the file sets nothing. The learning rate stays
-    the run's.
-    A part with a `target` of its own may have any name.
+    the run's. A part with a `target` of its own may have any name.
+
     Raises UserError for a setting that a run does not have.
     """
     whole: dict[str, Any] = {}
@@ -113,7 +114,7 @@ def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
 
 
 def with_size(run: RunConfig, arm: ArmConfig | CarrySettingConfig | ProfiledWorkloadConfig) -> RunConfig:
-    """The run at the arm's length, batch and width, which stays a multiple of the heads."""
+    """Return the run at the arm's length, batch and width, which stays a multiple of the heads."""
     heads = run.model.heads
     per_head = round(run.model.width * arm.width_scale / heads)
     return dataclasses.replace(
@@ -125,7 +126,7 @@ def with_size(run: RunConfig, arm: ArmConfig | CarrySettingConfig | ProfiledWork
 
 
 def under(run: RunConfig, mode: str, parts: int) -> RunConfig:
-    """The run under a mode of determinism, its batch in so many parts by that mode's own setting."""
+    """Return the run under a mode of determinism, its batch in so many parts by that mode's own setting."""
     settings: dict[str, Any] = {"name": mode}
     exact = DeterminismConfig(mode).exact
     if exact:
@@ -155,12 +156,13 @@ def _changed(config: Any, settings: Mapping[str, Any], path: str) -> Any:
     return dataclasses.replace(config, **out)
 
 
-# -- a user's own parts --------------------------------------------------------------------------------------
+# -- which choices there are ---------------------------------------------------------------------------------
 
 
 def choices_of(group: str, name: object) -> list[str]:
-    """The choices of a group; where `name` is none in `conf`, also those that installed packages offer, which
-    take a twentieth of a second to list. Of a study also those of the working folder, and a file's path."""
+    """Return the choices of a group. Where `name` is none of them in `conf`, those that installed packages
+    offer are listed too, which takes a twentieth of a second; the group `study` has the suites in the working
+    folder as well, and `name` itself where it is a suite's path."""
     known = groups()[group]
     if group == suites.GROUP:
         path = [name] if isinstance(name, str) and suites.is_path(name) and own_suite(name) else []
@@ -169,8 +171,8 @@ def choices_of(group: str, name: object) -> list[str]:
 
 
 def own_suite(choice: object) -> Path | None:
-    """The file of a choice of `study` that is the user's own; None for another. Raises UserError where it is
-    given as a path and there is none."""
+    """Return the file of a choice of `study` that is the user's own, None for any other. Raises UserError for
+    a path at which there is none."""
     try:
         return suites.suite_file(choice, conf_dir())
     except LookupError as error:
@@ -178,14 +180,15 @@ def own_suite(choice: object) -> Path | None:
 
 
 def offered_parts(group: str) -> list[dict[str, Any]]:
-    """What each choice sets that installed packages offer and `conf` does not have; of one that two packages
-    offer, nothing but its name."""
+    """Return what each choice sets that installed packages offer and `conf` does not have. A choice that two
+    packages offer sets its name alone."""
     targets = {name: target for name, target in offered(group).items() if name not in groups()[group]}
     single = {name: {"target": target[0]} for name, target in targets.items() if len(target) == 1}
     return [{**read_choice(group, CUSTOM), "name": name, **single.get(name, {})} for name in targets]
 
 
 def offered_target(group: str, name: str) -> str:
+    """Return the target that an installed package offers under a name. Raises UserError where several do."""
     targets = offered(group)[name]
     require(
         len(targets) == 1,
@@ -200,3 +203,13 @@ def kind_of(part: Any) -> str:
     name of its own."""
     is_custom = getattr(part, "target", None) is not None and part.name not in groups()[part.group_name]
     return CUSTOM if is_custom else str(part.name)
+
+
+def choice_for(setting: Setting, settings: Any) -> str:
+    """Return the choice of a group that decides whether one of its settings is read, `setting.of`."""
+    return kind_of(settings) if setting.of == "name" else str(getattr(settings, setting.of))
+
+
+def is_read(setting: Setting, settings: Any) -> bool:
+    """Tell whether the choices of a group read one of its settings."""
+    return not setting.only or choice_for(setting, settings) in setting.only

@@ -18,10 +18,28 @@ OWN = (CUSTOM,)
 OWN_ARGUMENTS = "of custom: what the function is also given"
 OWN_CHECKSUM = "of custom: checksum of the module's file; filled in, then enforced"
 
+# Limits that several settings share: far beyond any real study, and near enough that a slip of the keyboard
+# is refused at once instead of planned for minutes.
+STEPS = 10**8  # a run of a day at a thousand steps a second
+TOKENS = 10**15  # to train on
+SEED = 10**9  # every generator of random numbers takes it
+SEEDS = 100  # of one stage
+SECONDS = 10**7  # four months
+EXTENSIONS = 20  # times a grid may double: a million-fold
+LR: dict[str, Any] = {
+    "low": 1e-12,
+    "high": 1e6,
+}  # doubled and halved, it stays a number above 0
+MULTIPLE: dict[str, Any] = {
+    "low": 1e-4,
+    "high": 1e4,
+}  # of a measured best; arms have no names for less
+GRID: dict[str, Any] = {"low": 1e-9, "high": 1e9, "increasing": True}
+
 
 @dataclass(frozen=True)
 class Setting:
-    """What a field may hold. Ranges and choices of a list or mapping are those of its items."""
+    """What a field may hold. The range and the choices of a list or mapping are those of its items."""
 
     about: str = ""
     unit: str = ""
@@ -46,11 +64,11 @@ class Setting:
 
     @property
     def numeric(self) -> bool:
-        """Whether it has a range: then it holds numbers, whatever its type leaves open."""
+        """Tell whether there is a range: then the field holds numbers, whatever its type leaves open."""
         return (self.low, self.above, self.high, self.below) != (None,) * 4
 
     def holds(self, number: float) -> bool:
-        """Whether a number lies in the range; NaN lies in none."""
+        """Tell whether a number lies in the range; NaN lies in none."""
         return (
             (self.low is None or number >= self.low)
             and (self.above is None or number > self.above)
@@ -59,7 +77,7 @@ class Setting:
         )
 
     def range(self) -> str:
-        """The range in words, `>= 0 and < 1`; empty where there is none."""
+        """Return the range in words, `>= 0 and < 1`; empty where there is none."""
         bounds = {">=": self.low, ">": self.above, "<=": self.high, "<": self.below}
         return " and ".join(f"{sign} {_bound(value)}" for sign, value in bounds.items() if value is not None)
 
@@ -69,12 +87,13 @@ def _bound(value: float) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number in names of files and arms: so many significant digits, the point written as p."""
+    """Return a number as names of files and arms have it: to so many significant digits, with p for the
+    point."""
     return f"{value:.{digits}g}".replace(".", "p").replace("+", "")
 
 
 def setting(default: T, about: str, unit: str = "", **limits: Any) -> T:
-    """A dataclass field with this default; `limits` are the other fields of `Setting`."""
+    """Return a dataclass field with this default; `limits` are the other fields of its `Setting`."""
     metadata = {"setting": Setting(about, unit, **limits)}
     if isinstance(default, list | dict):
         made: Any = dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
@@ -87,9 +106,10 @@ ANYTHING = Setting()
 
 
 def setting_of(field: dataclasses.Field[Any]) -> Setting:
-    """The metadata of a field; one that `setting` did not make takes anything."""
+    """Return the `Setting` of a field; a field that `setting` did not make takes anything."""
     return cast(Setting, field.metadata.get("setting", ANYTHING))
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
+    """Return the default of a field, made anew where it is a list or mapping."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

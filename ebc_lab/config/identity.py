@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from importlib import metadata
 from typing import Any
 
-from .choices import groups, kind_of
+from .choices import groups, is_read, kind_of
 from .dicts import run_part, to_dict
 from .errors import UserError
 from .fields import CUSTOM, UNSET, Setting, setting_of
@@ -27,12 +27,12 @@ from .schema import Config, RunConfig
 _RECORDED: ContextVar[dict[str, Any]] = ContextVar("recorded environment")
 NAMED_BY = 10  # hex digits of a run's identity at the end of its name
 NUMERICS_VERSION = 6  # bump by hand when a change of code changes a run's numbers
-OF_BLOCKS = ("blocks", "width", "heads", "dropout")  # of the model, in an ebm made of them
+SIZES_OF_BLOCKS = ("blocks", "width", "heads", "dropout")  # of the model, which an ebm of such blocks reads
 
 
 def with_derived_settings(run: RunConfig) -> RunConfig:
-    """Replace what depends on another choice: `controller=auto`, the audit interval that `pi` sets, and a
-    warm-up given as a share of the run."""
+    """Return the run with what follows from other settings: the controller of `auto`, the audit interval that
+    `pi` sets, and the steps of a warm-up that is given as a share."""
     name = run.controller.name
     if name == "auto":
         name = "log_pi" if run.budget.name == "surrogate" else "fixed"
@@ -50,16 +50,16 @@ def with_derived_settings(run: RunConfig) -> RunConfig:
 
 
 def share_in_steps(share: float, steps: int) -> int:
-    """A share of a run of `steps`, in whole steps."""
+    """Return a share of a run of `steps`, in whole steps."""
     return round(share * steps)
 
 
 def identity(run: RunConfig) -> dict[str, Any]:
-    """All that can change a run's numbers, and nothing that cannot.
+    """Return all that can change a training run's numbers, and nothing that cannot.
 
     What nobody reads is left out (the budget of a run without EBC, the warm-up of a constant schedule), as
-    are parts and settings at their neutral choice, so that equal computations get equal names. Raises
-    UserError while `auto` is left.
+    are parts and settings that change nothing, so that equal computations get equal names. Raises UserError
+    while `auto` is left.
     """
     run = with_derived_settings(run_part(run))
     corpus_known = run.data.sha256 and (run.tokens.name == "characters" or run.tokens.sha256)
@@ -70,35 +70,29 @@ def identity(run: RunConfig) -> dict[str, Any]:
     if not InitConfig.from_run(run).is_pinned():
         raise UserError("the weights of init.run must be looked at before a run can be named.")
     whole = to_dict(run)
-    named = {key: whole[key] for key in read_settings(run, "name") if key not in PART}
+    named = {key: whole[key] for key in read_settings(run) if key not in PART}
     for part in parts_of(run):
         if part.is_read(run) and not part.changes_nothing():
             unread = set(part.unread())
-            kind = kind_of(part)
-            keys = [key for key in read_settings(part, kind) if key not in unread]
+            keys = [key for key in read_settings(part) if key not in unread]
             named[part.group_name] = {key: whole[part.group_name][key] for key in keys}
-            if kind == CUSTOM:  # named by its target, arguments and file, whatever it is called
-                if not getattr(run, part.group_name).sha256:
+            if kind_of(part) == CUSTOM:  # named by its target, arguments and file, whatever it is called
+                if not whole[part.group_name]["sha256"]:
                     raise UserError(f"{part.group_name}.target must be found before a run can be named.")
                 named[part.group_name]["name"] = CUSTOM
     _name_parts_that_belong_together(named, run, whole)
-    named["torch"] = _torch_version()
-    named["numerics_version"] = NUMERICS_VERSION
-    return named | _versions_of(_libraries_of(run))
+    return named | _environment(_libraries_of(run))
 
 
-def read_settings(settings: Any, kind: str) -> list[str]:
-    """The settings of a group, whose choice is `kind`, that are part of a run's identity."""
-    read = []
+def read_settings(settings: Any) -> list[str]:
+    """Return the settings of a part, or those of a run outside its parts, that belong to a run's identity."""
     cls: Any = type(settings)
-    for name, setting in _named_settings(cls):
-        if setting.only and not setting.in_run_id_even_unread:
-            at = kind if setting.of == "name" else getattr(settings, setting.of)
-            if at not in setting.only:
-                continue
-        if setting.unnamed_at is UNSET or getattr(settings, name) != setting.unnamed_at:
-            read.append(name)
-    return read
+    return [
+        name
+        for name, setting in _named_settings(cls)
+        if (setting.in_run_id_even_unread or is_read(setting, settings))
+        and (setting.unnamed_at is UNSET or getattr(settings, name) != setting.unnamed_at)
+    ]
 
 
 @functools.cache
@@ -108,9 +102,9 @@ def _named_settings(cls: Any) -> list[tuple[str, Setting]]:
 
 
 def _name_parts_that_belong_together(named: dict[str, Any], run: RunConfig, whole: Mapping[str, Any]) -> None:
-    """What one part reads of another: without EBC only the rows that an audit leaves out matter of a budget,
-    with a radius for each group its groups too; an ebm reads the sizes of its blocks alone; exact sums depend
-    on no thread, unless the run is there to show what its circumstances change."""
+    """Leave only what one part reads of another: of a budget without EBC the rows that an audit leaves out,
+    and its groups where each has a radius; of the model of an ebm the sizes of its blocks. Exact sums depend
+    on no thread; a run that is there to show what its circumstances change names these all the same."""
     if run.stabilizer.name != "ebc":
         del named["controller"]
         grouped = run.stabilizer.name == "trust_region" and run.stabilizer.per == "group"
@@ -119,7 +113,7 @@ def _name_parts_that_belong_together(named: dict[str, Any], run: RunConfig, whol
         named["budget"] = {key: whole["budget"][key] for key in ("probe_sequences", *of_groups)}
     if run.workload.name == "ebm":
         blocks = "transformer" in (run.encoder.name, run.decoder.name)
-        sizes = ("context", *OF_BLOCKS) if blocks else ("context",)
+        sizes = ("context", *SIZES_OF_BLOCKS) if blocks else ("context",)
         named["model"] = {key: whole["model"][key] for key in sizes}
     if run.capability != "auto":
         named["determinism"] = whole["determinism"]
@@ -128,18 +122,19 @@ def _name_parts_that_belong_together(named: dict[str, Any], run: RunConfig, whol
 
 
 def _libraries_of(run: RunConfig) -> set[str]:
-    """The distributions whose code computes a run, torch aside."""
-    chosen = [(part.libraries, kind_of(part)) for part in parts_of(run)]
-    return {libraries[kind] for libraries, kind in chosen if kind in libraries}
+    """Return the distributions whose code computes a run, torch aside."""
+    parts = [part for part in parts_of(run) if part.libraries]
+    return {part.libraries[kind] for part in parts if (kind := kind_of(part)) in part.libraries}
 
 
 def round3(value: float) -> float:
-    """Three significant digits, so that equal names mean equal numbers."""
+    """Return a number to three significant digits, so that equal names mean equal numbers."""
     return float(f"{value:.3g}")
 
 
 def stem_of(run: RunConfig) -> str:
-    """How the names of runs and arms begin: optimizer, projection, stabilizer and its strength or budget."""
+    """Return how the names of runs and arms begin: with optimizer, projection, stabilizer and its strength or
+    budget."""
     name = run.stabilizer.name
     strength = run.stabilizer.strength
     stem = f"{run.optimizer.name}_{run.projection.name}_{'baseline' if name == 'none' else name}"
@@ -149,19 +144,18 @@ def stem_of(run: RunConfig) -> str:
 
 
 def delta_schedule(run: RunConfig) -> str | None:
-    """The schedule of the target KL, or of a trust region; None where there is neither."""
+    """Return the schedule of the target KL, or of a trust region; None where there is neither."""
     return {"ebc": run.budget.schedule, "trust_region": run.stabilizer.schedule}.get(run.stabilizer.name)
 
 
 def warmup_steps(run: RunConfig) -> int | None:
-    """The steps over which the learning rate rises; None on a schedule that does not read them."""
+    """Return the steps over which the learning rate rises; None on a schedule that does not read them."""
     reads = kind_of(run.lr_schedule) in WARMED
     return run.lr_schedule.warmup_steps if reads else None
 
 
 def tails_of(run: RunConfig) -> list[Tail]:
-    """What is no default of a run's parts, in the order in which names and labels have it: the schedules of
-    the target KL (or of a trust region) and of the learning rate, model, levels, workload, determinism."""
+    """Return what a run's parts add to its name and label, in the order of `PARTS`."""
     run = with_derived_settings(run)
     unread = () if run.stabilizer.name == "ebc" else ("budget", "controller")
     parts = [part for part in parts_of(run) if part.group_name not in unread]
@@ -169,12 +163,12 @@ def tails_of(run: RunConfig) -> list[Tail]:
 
 
 def tail_of(run: RunConfig) -> str:
-    """How the names of runs and arms end: `_holddelta_trapezoid_w100_ternary`."""
+    """Return how the names of runs and arms end: `_holddelta_trapezoid_w100_ternary`."""
     return "".join(tail.name for tail in tails_of(run))
 
 
 def tails_of_choices() -> dict[str, Tail]:
-    """Every tail that a single choice of a part gives a name: `_ternary`, `_lrdecay`."""
+    """Return every tail that a single choice of a part gives a name, by that name: `_ternary`, `_lrdecay`."""
     tails: dict[str, Tail] = {}
     for part in PARTS:
         usual: Any = part()
@@ -187,7 +181,7 @@ def tails_of_choices() -> dict[str, Tail]:
 
 
 def run_id(kind: str, run: RunConfig) -> str:
-    """The name of a run: a slug that a person can read, and the start of its identity's hash."""
+    """Return the name of a run: a slug that a person can read, and the start of its identity's hash."""
     return _names_of(kind, run)[0]
 
 
@@ -203,10 +197,9 @@ MOST_NAMES = 200_000
 
 
 def names_of(kind: str, run: RunConfig) -> tuple[str, str]:
-    """`run_id`, and the sha256 of the identity; remembered, because a plan of thousands of runs asks for the
-    names of all of them again and again."""
-    versions = [library_version(name) for name in sorted(_libraries_of(run))]
-    around = (kind, _RECORDED.get({}), _torch_version(), NUMERICS_VERSION, versions)
+    """Return the name of a run and the sha256 of its identity. They are remembered: a plan of thousands of
+    runs asks for all of them again and again."""
+    around = (kind, _environment(_libraries_of(run)))
     try:
         key = hashlib.blake2b(pickle.dumps((run_part(run), around)), digest_size=16).digest()
     except (pickle.PicklingError, TypeError, AttributeError):  # a setting that is no plain value
@@ -219,53 +212,54 @@ def names_of(kind: str, run: RunConfig) -> tuple[str, str]:
 
 
 def identity_of(kind: str, run: RunConfig) -> dict[str, Any]:
-    """A training run's identity, or that of a measurement made at a run's shape."""
+    """Return a training run's identity, or that of a measurement made of a run like this."""
     named = identity(run)
-    libraries = named.pop("libraries", {})
-    named |= {k: v for k, v in _RECORDED.get({}).items() if k != "libraries"}
-    named |= _versions_of(libraries)
     return named if kind == "train" else {"kind": kind, "run": named}
 
 
 def matches_run_id(kind: str, run: RunConfig, run_id: str) -> bool:
-    """Whether a run's name is the one that its settings give it."""
+    """Tell whether a run's name is the one that its settings give it."""
     return run_id.endswith(f"-{digest(identity_of(kind, run))[:NAMED_BY]}")
 
 
+# -- versions ------------------------------------------------------------------------------------------------
+
+
 def environment(whole: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a run's identity that is not a setting: the versions of torch, of our numerics, and of the
+    """Return what is no setting in a run's identity: the versions of torch, of our numerics, and of the
     libraries that its parts come from."""
     return {k: v for k, v in whole.items() if k not in RunConfig.__dataclass_fields__}
 
 
 def study_environment(config: Config) -> dict[str, Any]:
-    """The same for all the runs that a study may plan: its libraries are those of every part that its
+    """Return the environment of all the runs that a study may plan, with the libraries of every part that its
     settings name."""
-    recorded = environment(identity_of("train", config))
-    recorded.pop("libraries", None)
     choices = _named_in(to_dict(config))
-    named = {PART[group].libraries[choice] for group, choice in choices if choice in PART[group].libraries}
-    return recorded | _versions_of(named)
+    return _environment({PART[group].libraries.get(choice, "") for group, choice in choices} - {""})
 
 
-def _versions_of(libraries: Iterable[str]) -> dict[str, dict[str, str | None]]:
-    """`{"libraries": {name: version}}`, as recorded or as installed; empty for none, and where the record was
-    made before libraries were recorded."""
+def _environment(libraries: Iterable[str]) -> dict[str, Any]:
+    """Return the versions that name a run made with these libraries: as recorded, or else as installed. A
+    record may have been made before libraries were recorded."""
     recorded = _RECORDED.get({})
     versions = recorded.get("libraries", {}) if recorded else {n: library_version(n) for n in libraries}
     used = {name: versions[name] for name in sorted(libraries) if name in versions}
-    return {"libraries": used} if used else {}
+    now = {"torch": _torch_version(), "numerics_version": NUMERICS_VERSION}
+    return now | {**recorded, "libraries": used} if used else now | _without_libraries(recorded)
+
+
+def _without_libraries(environment: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in environment.items() if k != "libraries"}
 
 
 def by_name(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """An environment with its libraries beside the rest: `torch`, `numerics_version`, `torchao`."""
-    others = {k: v for k, v in environment.items() if k != "libraries"}
-    return {**others, **environment.get("libraries", {})}
+    """Return an environment with its libraries beside the rest: `torch`, `numerics_version`, `torchao`."""
+    return {**_without_libraries(environment), **environment.get("libraries", {})}
 
 
 def _named_in(settings: Any) -> Iterator[tuple[str, str]]:
-    """(group, choice) of every `optimizer: {name: …}` and `optimizers: […]`, and of every other part some of
-    whose choices a library computes."""
+    """Yield (group, choice) for every part in these settings some of whose choices a library computes, as
+    `optimizer: {name: …}` or `optimizers: […]` name one."""
     if not isinstance(settings, Mapping):
         return
     for key, value in settings.items():
@@ -278,7 +272,7 @@ def _named_in(settings: Any) -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def recorded_environment(environment: Mapping[str, Any]) -> Iterator[None]:
-    """Name runs as in a recorded `environment`, so that a study can be read under another torch."""
+    """Have runs named as in a recorded `environment`, so that a study can be read under another torch."""
     token = _RECORDED.set(dict(environment))
     try:
         yield
@@ -288,13 +282,13 @@ def recorded_environment(environment: Mapping[str, Any]) -> Iterator[None]:
 
 @functools.cache
 def _torch_version() -> str:
-    """major.minor of the installed torch, without importing it."""
+    """Return major.minor of the installed torch, without importing it."""
     return ".".join(metadata.version("torch").split(".")[:2])
 
 
 @functools.cache
 def library_version(name: str) -> str | None:
-    """The whole public version of an installed library, without importing it; None where it is not there."""
+    """Return the public version of an installed library, without importing it; None where it is not there."""
     try:
         return metadata.version(name).partition("+")[0]
     except metadata.PackageNotFoundError:
@@ -302,10 +296,10 @@ def library_version(name: str) -> str | None:
 
 
 def canonical_json(value: Any) -> str:
-    """One spelling for equal values: sorted keys, no spaces, NaN refused."""
+    """Return the JSON that equal values have in common: sorted keys, no spaces. Raises ValueError for NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def digest(value: Any) -> str:
-    """sha256 of the canonical JSON, 64 hex digits."""
+    """Return the sha256 of a value's canonical JSON, 64 hex digits."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()

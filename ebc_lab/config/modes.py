@@ -16,7 +16,7 @@ READ_BY_EBC = ("budget", "controller")
 
 
 def check_modes(run: RunConfig) -> None:
-    """Refuse what does not go with the modes that a run asks for. Raises UserError."""
+    """Raise UserError where a setting does not go with a mode that the run asks for."""
     if run.determinism.exact:
         check_exact(run)
     if run.memory.hooks:
@@ -26,7 +26,7 @@ def check_modes(run: RunConfig) -> None:
 
 
 def check_exact(run: RunConfig) -> None:
-    """Refuse what determinism=verity cannot make exact. Raises UserError."""
+    """Raise UserError for what determinism=verity cannot make exact."""
     parts = run.determinism.micro_batches
     require(
         run.batch_size % parts == 0,
@@ -42,25 +42,25 @@ def check_exact(run: RunConfig) -> None:
 
 
 def check_processes(run: RunConfig, processes: int) -> None:
-    """Refuse what several processes that train a run together would compute otherwise than one. Raises
-    UserError."""
+    """Raise UserError for what several processes that train a run together would compute otherwise than
+    one."""
     if processes == 1:
         return
     _check_mode(run, Mode.SEVERAL_PROCESSES, processes)
     asked = Mode.SEVERAL_PROCESSES.value.format(processes)
-    part = run.batch_size // run.accumulate
-    of = "batch_size" if run.accumulate == 1 else "each of the accumulate parts of batch_size"
-    require(part % processes == 0, f"{asked} must divide {of}, which is {part}.")
+    rows = run.batch_size // run.accumulate
+    batch = "batch_size" if run.accumulate == 1 else "each of the accumulate parts of batch_size"
+    require(rows % processes == 0, f"{asked} must divide {batch}, which is {rows}.")
     probe = run.budget.probe_sequences
     require(
         probe % processes == 0,
         f"{asked} must divide budget.probe_sequences={probe}, whose rows all processes measure together.",
     )
-    rows = min(-(-run.audit_tokens // run.model.context), part - probe)
+    audited = min(-(-run.audit_tokens // run.model.context), rows - probe)
     require(
-        rows % processes == 0,
-        f"{asked} must divide the {rows} row(s) of an audit, which are audit_tokens={run.audit_tokens} of "
-        f"{run.model.context} tokens each, or what the {part} rows leave: choose another audit_tokens.",
+        audited % processes == 0,
+        f"{asked} must divide the {audited} row(s) of an audit, which are audit_tokens={run.audit_tokens} of "
+        f"{run.model.context} tokens each, or what the {rows} rows leave: choose another audit_tokens.",
     )
 
 
@@ -70,7 +70,8 @@ def _check_mode(run: RunConfig, mode: Mode, processes: int = 1) -> None:
 
 
 def _unfit(run: RunConfig, mode: Mode) -> Iterator[Unfit]:
-    """What does not go with a mode: of the run's own settings, and of each part that somebody reads."""
+    """Yield what does not go with a mode: of the settings outside the parts, and of each part that is
+    read."""
     yield from _unfit_of_run(run, mode)
     whole = with_derived_settings(run)
     for part in parts_of(whole):

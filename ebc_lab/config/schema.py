@@ -14,8 +14,20 @@ from typing import Any, ClassVar, TypeVar
 
 from ebc_lab.ebc import options
 
-from .fields import Setting, number, setting
-from .limits import EXTENSIONS, GRID, LR, MULTIPLE, SECONDS, SEED, SEEDS, STEPS, TOKENS
+from .fields import (
+    EXTENSIONS,
+    GRID,
+    LR,
+    MULTIPLE,
+    SECONDS,
+    SEED,
+    SEEDS,
+    STEPS,
+    TOKENS,
+    Setting,
+    number,
+    setting,
+)
 from .machine import INSTRUCTIONS
 from .parts import PARTS
 from .parts.budget import BudgetConfig

@@ -28,8 +28,7 @@ from .checks import (
 from .choices import changed, choices_of, groups, kind_of, under, with_size
 from .dicts import run_part, type_hints
 from .errors import UserError, any_of, nearest, require, shown
-from .fields import CUSTOM, Setting, number
-from .limits import MULTIPLE
+from .fields import CUSTOM, MULTIPLE, Setting, number
 from .machine import chosen_device, visible_gpus
 from .modes import check_processes
 from .parts import PART

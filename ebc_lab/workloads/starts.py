@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ebc_lab.config.choices import changed, kind_of
+from ebc_lab.config.choices import changed
 from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import read_settings
@@ -130,7 +130,7 @@ def about_of(run: RunConfig) -> About:
 
 def _model_of(run: RunConfig) -> dict[str, Any]:
     whole = to_dict(run.model)
-    read = read_settings(run.model, kind_of(run.model))
+    read = read_settings(run.model)
     return {key: whole[key] for key in read if key not in FREE}
 
 

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 from ebc_lab.ebc import options
 
 from ..errors import any_of
-from ..fields import number, setting
-from ..limits import STEPS
+from ..fields import STEPS, number, setting
 from ..part import Figure, Mode, Part, Run, Tail, Unfit
 from .stabilizer import NO_WHOLE_STEP, RADIUS_UNIT, RAMP, SCHEDULES, tail_of_radius
 

@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..fields import setting
-from ..limits import STEPS
+from ..fields import STEPS, setting
 from ..part import EXPERT, LEVEL, Need, Part, Run
 
 SEARCHED = ("hnsw", "ivf")  # indices that faiss builds

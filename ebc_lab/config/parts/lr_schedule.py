@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import any_of
-from ..fields import CUSTOM, OWN, OWN_ARGUMENTS, number, setting
-from ..limits import STEPS
+from ..fields import CUSTOM, OWN, OWN_ARGUMENTS, STEPS, number, setting
 from ..part import Mode, Part, Run, Tail, Unfit
 
 WARMED = ("warmup_linear", "cosine", "trapezoid", "inverse_sqrt")

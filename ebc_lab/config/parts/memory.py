@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from ebc_lab.ebc.options import LAGGED
 
-from ..fields import setting
-from ..limits import SEED
+from ..fields import SEED, setting
 from ..part import Figure, Mode, Part, Run, Tail, Unfit
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import any_of
-from ..fields import OWN, OWN_ARGUMENTS, OWN_CHECKSUM, setting
-from ..limits import LR
+from ..fields import LR, OWN, OWN_ARGUMENTS, OWN_CHECKSUM, setting
 from ..part import Mode, Need, Part, Run, Unfit
 
 AXIOM = ("axiom",)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from ..fields import setting
-from ..limits import STEPS
+from ..fields import STEPS, setting
 from ..part import Figure, Mode, Part, Run, Unfit, Versions
 
 SHOCK_WINDOW = 20  # steps before a shock that say what the loss was

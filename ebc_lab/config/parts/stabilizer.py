@@ -8,8 +8,7 @@ from typing import Any
 
 from ebc_lab.ebc import options
 
-from ..fields import CUSTOM, OWN, OWN_ARGUMENTS, OWN_CHECKSUM, setting
-from ..limits import STEPS
+from ..fields import CUSTOM, OWN, OWN_ARGUMENTS, OWN_CHECKSUM, STEPS, setting
 from ..part import Mode, Part, Run, Tail, Unfit
 
 TRUST_REGION = ("trust_region",)

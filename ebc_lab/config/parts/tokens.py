@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import require
-from ..fields import setting
-from ..limits import STEPS
+from ..fields import STEPS, setting
 from ..part import Need, Part, Run
 
 TRAIN_TOKENS = "train_tokens"  # what `tokens=2e6` is kept as until the batch is known
