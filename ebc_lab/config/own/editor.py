@@ -16,7 +16,8 @@ NAMES_OF = "choices_of_{}"  # the definition with the names of a group
 
 
 def suite_schema() -> str:
-    """The schema of a suite, in which the choices that installed packages offer are choices, too."""
+    """Return the JSON schema of a suite, in which the choices that installed packages offer are choices
+    too."""
     schema = json.loads((FOLDER / "suite.json").read_text(encoding="utf-8"))
     for group in OFFERED:
         names = schema["definitions"][NAMES_OF.format(group)]["enum"]

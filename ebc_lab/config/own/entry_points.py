@@ -10,7 +10,7 @@ OFFERED = {"optimizer": "ebc_lab.optimizers", "stabilizer": "ebc_lab.stabilizers
 
 @functools.cache
 def offered(group: str) -> dict[str, tuple[str, ...]]:
-    """Name -> the targets, `module:function`, that installed packages offer under it: one, unless two
+    """Return name -> the targets, `module:function`, that installed packages offer under it: one, unless
     packages chose the same name."""
     by_name: dict[str, set[str]] = {}
     for entry in metadata.entry_points(group=OFFERED[group]) if group in OFFERED else ():

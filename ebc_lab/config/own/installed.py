@@ -10,8 +10,8 @@ from pathlib import Path
 
 
 def installed_release(path: Path) -> str | None:
-    """`name==version` of the installed package that has brought this file; None for a file of one's own, and
-    for one that an editable install only points at."""
+    """Return `name==version` of the installed package that brought this file; None for a file of one's own,
+    and for one that an editable install only points at."""
     path = path.absolute()
     folder = next((place for place in path.parents if str(place) in sys.path), None)
     return None if folder is None else _release(folder, path.relative_to(folder).as_posix())
@@ -19,8 +19,8 @@ def installed_release(path: Path) -> str | None:
 
 @functools.cache
 def _release(folder: Path, file: str) -> str | None:
-    """The same, for a file of this folder of packages. A package of the file's name is asked first: the
-    records of all have tens of thousands of lines."""
+    """Return the same for a file in a folder of installed packages. A package of the file's name is asked
+    first: the records of all of them have tens of thousands of lines."""
     called = re.sub(r"[-_.]+", "_", file.partition("/")[0].removesuffix(".py")).lower()
     others_last = sorted(
         folder.glob("*.dist-info"), key=lambda info: not info.name.lower().startswith(f"{called}-")

@@ -1,4 +1,4 @@
-"""The files that a module of one's own is made of: itself, and what it imports from the folder it is in."""
+"""The files that a module of one's own is made of: its own, and those of its folder that it imports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OURS = "ebc_lab"  # whose versions are part of a run's identity by other means
 
 
 def files_of(path: Path, root: Path) -> list[Path]:
-    """The module in `path` first, then every file below `root` that it imports, directly or through others,
+    """Return the module in `path`, then every file below `root` that it imports, directly or through others,
     anywhere in its text. What cannot be read as Python imports nothing."""
     files = [path]
     for file in files:  # which grows
@@ -23,7 +23,8 @@ def files_of(path: Path, root: Path) -> list[Path]:
 
 
 def _imported(file: Path, package: list[str]) -> Iterator[list[str]]:
-    """The modules, in parts, that a file may import: of `from a import b` both a and a.b."""
+    """Yield the names, in parts, of the modules that a file may import: of `from a import b` both a and
+    a.b."""
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError, OSError):
@@ -39,7 +40,7 @@ def _imported(file: Path, package: list[str]) -> Iterator[list[str]]:
 
 
 def _files_named(module: list[str], root: Path) -> Iterator[Path]:
-    """The files of a, a.b and a.b.c for the module a.b.c, as far as they are Python below `root`."""
+    """Yield the files of a, a.b and a.b.c for the module a.b.c, as far as they are Python below `root`."""
     if not module or module[0] in sys.stdlib_module_names or module[0] == OURS:
         return
     places = [str(root)]

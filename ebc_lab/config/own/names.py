@@ -12,9 +12,10 @@ LONGEST = 40  # characters: names of arms and runs are made of it
 
 
 def own_name(target: str, taken: Collection[str] = ()) -> str:
-    """The name of a part by its target: `my_opt:Cautious` is cautious, `lib.MyAdamW2` my_adam_w2.
+    """Return the name of a part with this target: cautious for `my_opt:Cautious`, my_adam_w2 for
+    `lib.MyAdamW2`.
 
-    `taken`: names that mean something else (choices of `conf`, other parts); one of these gets `_2`, `_3` …
+    `taken`: names that mean something else (choices of `conf`, other parts); instead of these it gets `_2` …
     """
     plain = unicodedata.normalize("NFKD", re.split(r"[.:]", target)[-1]).encode("ascii", "ignore").decode()
     words = re.sub(r"\W+", "_", WORDS.sub("_", plain)).strip("_").lower()

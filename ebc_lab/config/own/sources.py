@@ -256,7 +256,7 @@ def _line_of(name: str, source: bytes, origin: str) -> int | None:
         line = f":{error.lineno}" if error.lineno else ""
         raise LookupError(f"{origin}{line} cannot be read by Python: {error.msg}") from None
     symbols = {symbol.get_name(): symbol for symbol in table.get_symbols()}
-    bound = [n for n, s in symbols.items() if s.is_assigned() or s.is_imported() or s.is_namespace()]
+    bound = [n for n, s in symbols.items() if any((s.is_assigned(), s.is_imported(), s.is_namespace()))]
     if name in bound:
         kinds = symbols[name].get_namespaces()
         return kinds[-1].get_lineno() if kinds else None

@@ -24,8 +24,8 @@ IN_THOUSANDS = re.compile(r"[-+]?[1-9][0-9]{0,2}(_[0-9]{3})+")  # the same numbe
 
 
 def own_suites(package: Path) -> dict[str, Path]:
-    """Name -> file of the suites in conf/study of the working folder, unless that is the `package`'s own
-    `conf`."""
+    """Return name -> file for the suites in conf/study of the working folder; none where that is the
+    `package`'s own `conf`."""
     folder = Path.cwd() / FOLDER
     if not folder.is_dir() or folder.resolve() == (package / GROUP).resolve():
         return {}
@@ -33,13 +33,13 @@ def own_suites(package: Path) -> dict[str, Path]:
 
 
 def is_path(choice: str) -> bool:
-    """Whether a choice of a study is written as a file."""
+    """Tell whether a choice of a study is written as a file."""
     return choice.endswith(ENDINGS) or os.sep in choice
 
 
 def suite_file(choice: object, package: Path) -> Path | None:
-    """The file of a suite of one's own; None for the name of another. Raises LookupError, its text a clause,
-    where there is none at the path that is given."""
+    """Return the file of a suite of one's own, None for the name of another suite. Raises LookupError, whose
+    text is a clause, where there is none at the path that is given."""
     if not isinstance(choice, str):
         return None
     if not is_path(choice):
@@ -56,21 +56,21 @@ def suite_file(choice: object, package: Path) -> Path | None:
 
 
 def beside_us(name: object) -> str | None:
-    """`./mine.yaml` for the name of such a file in the working folder, or one much like it."""
+    """Return `./mine.yaml` for the name of a suite in the working folder, or for one much like it."""
     files = {path.stem: path.name for path in Path.cwd().iterdir() if path.suffix in ENDINGS}
     near = difflib.get_close_matches(str(name), files, 1)
     return f"./{files[near[0]]}" if near else None
 
 
 def chosen_name(path: Path) -> str:
-    """What Hydra calls the suite in this file."""
+    """Return what Hydra calls the suite in this file."""
     return f"own-{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The settings in a suite's file, under the file's name where they say none, with the targets of the
-    parts beside it as paths. Raises LookupError, its text a sentence with the line, where it cannot be
-    read."""
+    """Return the settings in a suite's file. It is called after the file where it gives no name, and targets
+    of parts beside it become paths. Raises LookupError, whose text is a sentence with the line, where it
+    cannot be read."""
     import yaml
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -121,7 +121,7 @@ def _mistake(path: Path, line: int | None, what: str) -> LookupError:
 
 
 def _with_places(value: Any, folder: Path, key: str = "") -> Any:
-    """The settings, with the targets of files of this folder by their paths."""
+    """Return the settings with the targets of files in this folder as paths."""
     if isinstance(value, Mapping):
         return {name: _with_places(inner, folder, str(name)) for name, inner in value.items()}
     if isinstance(value, list):
@@ -130,8 +130,8 @@ def _with_places(value: Any, folder: Path, key: str = "") -> Any:
 
 
 def _place(target: str, folder: Path) -> str:
-    """`/folder/my_opt.py:Cautious` where that file is there. A copy of a suite has its parts beside it, also
-    where it says another folder."""
+    """Return `/folder/my_opt.py:Cautious` for a target whose file is there, and any other as it is. A copy of
+    a suite has its parts beside it, even where it names another folder."""
     written = sources.BY_PATH.fullmatch(target)
     if written is None:
         module, _, name = target.partition(":")
@@ -149,7 +149,7 @@ def _place(target: str, folder: Path) -> str:
 
 
 def register(path: Path) -> dict[str, Any]:
-    """Make the suite in a file a choice of `study`, as Hydra sees it. -> its settings."""
+    """Make the suite in a file a choice of `study` that Hydra knows, and return its settings."""
     from hydra.core.config_store import ConfigStore
 
     settings = read(path)
@@ -158,17 +158,18 @@ def register(path: Path) -> dict[str, Any]:
 
 
 def line_of(path: Path, key: str) -> int | None:
-    """The line of a file in which a dotted key is set, or the nearest setting around it."""
+    """Return the line of a file that sets a dotted key, or else the nearest setting around it; None for
+    neither."""
     return next(reversed(_lines(path, key)), None)
 
 
 def sets(path: Path, key: str) -> bool:
-    """Whether a file sets a dotted key itself."""
+    """Tell whether a file sets a dotted key itself."""
     return len(_lines(path, key)) == len(key.split("."))
 
 
 def _lines(path: Path, key: str) -> list[int]:
-    """The line of each part of a dotted key, as far as the file has them."""
+    """Return the line of each part of a dotted key, as far as the file has them."""
     import yaml
 
     node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
@@ -183,6 +184,7 @@ def _lines(path: Path, key: str) -> list[int]:
 
 
 def _pairs(node: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the names and values of a mapping in YAML; none of another node."""
     value = getattr(node, "value", None)
     if isinstance(value, list):
         yield from (pair for pair in value if isinstance(pair, tuple))

@@ -1,7 +1,7 @@
 """A loss that runs are to reach: how soon each does, and how surely an arm's runs end below it.
 
-It changes nothing in a run, and is no part of its name: the same runs can be judged by another target. What a
-result says of it is told from the run's curve, and so is what a suite says of an arm.
+It changes nothing in a run and is no part of its name: the same runs can be judged by another target. What
+results and suites say of it is found in the curves of the runs.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ LOSS = ("loss",)
 Row = Sequence[Any]  # of a curve: step, loss on the fixed windows, seconds of training
 
 
-def _of_arm(key: str, unit: str, meaning: str, title: str, short: str, form: str = "brief") -> Figure:
-    """A figure that the stage `ablation` finds of an arm's runs together."""
+def _arm_figure(key: str, unit: str, meaning: str, title: str, short: str, form: str = "brief") -> Figure:
+    """Return a figure that the stage `ablation` finds from all of an arm's runs together."""
     return Figure(key, unit, meaning, title, short, form, averaged=False)
 
 
@@ -49,7 +49,7 @@ class TargetConfig(Part):
     place = 210
     timed = False
     figures = (
-        _of_arm(
+        _arm_figure(
             "target_loss",
             "nats/token",
             "the loss that runs are to reach; with `target=loss`",
@@ -57,7 +57,7 @@ class TargetConfig(Part):
             "target",
             "four_digits",
         ),
-        _of_arm(
+        _arm_figure(
             "steps_to_target",
             "steps",
             "to the first evaluation on the fixed windows at or below the target, empty for a miss; of an "
@@ -65,16 +65,16 @@ class TargetConfig(Part):
             "Steps to the target",
             "steps",
         ),
-        _of_arm(
+        _arm_figure(
             "steps_to_target_sd",
             "steps",
             "their standard deviation over the seeds",
             "σ of the steps",
             "σ steps",
         ),
-        _of_arm("target_reached", "runs", "that reached it", "Runs that reached it", "reached"),
-        _of_arm("target_runs", "runs", "that completed, n", "n", "n"),
-        _of_arm(
+        _arm_figure("target_reached", "runs", "that reached it", "Runs that reached it", "reached"),
+        _arm_figure("target_runs", "runs", "that completed, n", "n", "n"),
+        _arm_figure(
             "target_final_loss",
             "nats/token",
             "mean validation loss after the last step, of the completed runs",
@@ -82,7 +82,7 @@ class TargetConfig(Part):
             "final loss",
             "four_digits",
         ),
-        _of_arm(
+        _arm_figure(
             "target_final_sd",
             "nats/token",
             "its standard deviation over the seeds, σ",
@@ -90,14 +90,14 @@ class TargetConfig(Part):
             "σ",
             "brief",
         ),
-        _of_arm(
+        _arm_figure(
             "target_p",
             "0–1",
             "that the mean final loss would come so far below the target by chance, one-sided",
             "p of being below it",
             "p",
         ),
-        _of_arm(
+        _arm_figure(
             "steps_surely_below",
             "steps",
             "to the first evaluation at which that p, of the losses on the fixed windows there, is below "
@@ -105,15 +105,17 @@ class TargetConfig(Part):
             "Steps until surely below",
             "sure at",
         ),
-        _of_arm(
+        _arm_figure(
             "steps_difference",
             "steps",
             "steps to the target less those of the arm that it is compared with, paired by seed",
             "Steps less the reference’s",
             "Δ steps",
         ),
-        _of_arm("steps_difference_low", "steps", "lower end of its 95% interval, by itself", "from", "from"),
-        _of_arm("steps_difference_high", "steps", "upper end", "to", "to"),
+        _arm_figure(
+            "steps_difference_low", "steps", "lower end of its 95% interval, by itself", "from", "from"
+        ),
+        _arm_figure("steps_difference_high", "steps", "upper end", "to", "to"),
     )
     table = "Steps to the target"
     note = (

@@ -43,8 +43,8 @@ class TokensConfig(Part):
 
 
 def renamed(override: str) -> str:
-    """Return the override under the name of its setting: `tokens=2e6`, one number or several, is
-    `train_tokens=2e6`; `tokens=bpe` stays."""
+    """Return `train_tokens=2000000` for `tokens=2e6`, of one number or several; any other override, such as
+    `tokens=bpe`, as it is."""
     key, _, values = override.partition("=")
     if key.lstrip("+") != TokensConfig.group_name or not all(map(_is_number, values.split(","))):
         return override
@@ -52,7 +52,7 @@ def renamed(override: str) -> str:
 
 
 def _plain_number(text: str) -> str:
-    """`2000000` for 2e6."""
+    """Return 2000000 for 2e6."""
     return f"{float(text):.0f}" if float(text).is_integer() else text
 
 
@@ -82,25 +82,25 @@ def refuse_two_lengths(parsed: Mapping[str, Any]) -> None:
 
 
 def set_steps(composed: Any, given: Collection[str] = ()) -> None:
-    """Give a composed configuration, and each of its stages, the steps that its `train_tokens` are at its
-    batch, and empty that.
+    """Set the steps of a composed configuration, and of each of its stages, to what its `train_tokens` are at
+    its batch, and empty `train_tokens`.
 
-    `given`: the settings that a command line sets: of a stage whose `steps` it sets, a file's tokens do not
-    count. What cannot be such a number is left for the checks to refuse. Raises UserError for too many steps.
+    `given`: the settings of the command line. Where it sets `steps`, the tokens that a file sets do not
+    count. What is no possible number is left for the checks to refuse. Raises UserError for too many steps.
     """
     from omegaconf import OmegaConf
 
     a_step = composed.batch_size * composed.model.context
     said = [name for name in composed if not OmegaConf.is_interpolation(composed, name)]
     timed = {name: composed[name] for name in said if OmegaConf.is_dict(composed[name])}
-    stages = {f"{name}.{TRAIN_TOKENS}": of for name, of in timed.items() if TRAIN_TOKENS in of}
-    for key, of in {"tokens": composed, **stages}.items():
+    stages = {f"{name}.{TRAIN_TOKENS}": stage for name, stage in timed.items() if TRAIN_TOKENS in stage}
+    for key, config in {"tokens": composed, **stages}.items():
         if key not in given and key.replace(TRAIN_TOKENS, "steps") in given:
-            of.train_tokens = None
-        tokens = of.train_tokens
+            config.train_tokens = None
+        tokens = config.train_tokens
         if tokens is None or not 1 <= tokens < math.inf or a_step < 1:
             continue
         steps = math.ceil(tokens / a_step)
         require(steps <= STEPS, f"{key}={tokens:g} are {steps} steps of {a_step} tokens: at most {STEPS}.")
-        of.steps = steps
-        of.train_tokens = None
+        config.steps = steps
+        config.train_tokens = None

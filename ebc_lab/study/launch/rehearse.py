@@ -1,5 +1,5 @@
-"""Parts of one's own are tried before a study trains anything, one step each, in a process apart: a part that
-cannot work is met in seconds, and not after a sweep."""
+"""Parts of one's own are tried before a study trains anything, one step each, in a process of their own: a
+part that cannot work is met in seconds, and not after a sweep."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from ..stages.runs import completed, plain_run
 from ..store.study import Study
 from .command import worker_env
 
-TOGETHER_S = 60.0  # for all of them; what is not known by then shows when it is trained
+TOGETHER_S = 60.0  # for all of them; what has not shown by then shows when it is trained
 MODULE = "ebc_lab.training.rehearsal"
 # of a baseline, in place of what a sweep would measure
 UNIT: NaturalSteps = {"natural_kl": 1.0, "descent_median": 1.0}
 
 
 def rehearse(config: Config, study: Study, say: Callable[[str], None]) -> None:
-    """Try each part of one's own that the study's arms have, once for a study and each of its versions.
+    """Try each part of one's own that the study has, once for each version of it, and `say` what it warns of.
 
     Raises UserError, in a sentence with the arm and the file's line, where one cannot work.
     """
@@ -40,7 +40,7 @@ def rehearse(config: Config, study: Study, say: Callable[[str], None]) -> None:
     placed = _placed(config) if asked else None
     if placed is None:
         return
-    runs = {name: _at(placed, run) for name, run in asked.items()}
+    runs = {name: _placed_run(placed, run) for name, run in asked.items()}
     key = [str(study.root.resolve()), *([name, run.steps, *_targets(run)] for name, run in runs.items())]
     rehearsals = MeasurementCache("rehearsal", key, form=list[str])
     if rehearsals.read() is not None:
@@ -59,8 +59,8 @@ def _targets(run: RunConfig) -> Iterator[tuple[str, str, str]]:
 
 
 def _with_new_parts(config: Config) -> dict[str, RunConfig]:
-    """Return what is tried -> its run: of the arms, the controller search's candidates and the study's own
-    settings, those with a part that none before has."""
+    """Return name -> run for what is to be tried: every arm, candidate of the controller search, and the
+    study's own settings that have a part which none before them has."""
     rehearsed: dict[str, RunConfig] = {}
     known: set[tuple[str, str, str]] = set()
     for name, run in _runs(config):
@@ -72,7 +72,8 @@ def _with_new_parts(config: Config) -> dict[str, RunConfig]:
 
 
 def _runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
-    """Yield everything that the study may train, at its own length: arms first, because they have names."""
+    """Yield name and run of everything that the study may train, at its own length; arms first, which users
+    know by their names."""
     optimizer = config.lr_sweep.optimizers[0] if config.lr_sweep.optimizers else config.optimizer.name
     rate = config.optimizer.lr
     if config.optimizer.name != optimizer:
@@ -86,13 +87,14 @@ def _runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
     for name, settings in config.controller_search.candidates.items():
         if isinstance(settings, dict):
             yield f"candidate {name}", completed(changed(base, settings), UNIT)
-    if base.stabilizer.target is None:  # it must not refuse what is the study's to find: a target KL, say
+    if base.stabilizer.target is None:  # EBC would refuse what the study has yet to find, as a target KL
         base = replace(base, stabilizer=replace(base.stabilizer, name="none"))
     yield "the study's settings", base
 
 
 def _placed(config: Config) -> Config | None:
-    """Return the configuration with its text and device; None where this machine lacks the device."""
+    """Return the configuration with its text and device filled in; None where this machine lacks the
+    device."""
     device = chosen_device(config.device)
     if device == "cuda" and not visible_gpus():
         return None
@@ -100,15 +102,16 @@ def _placed(config: Config) -> Config | None:
     return replace(pinned(config, corpus, tokenizer_sha256), device=device)
 
 
-def _at(placed: Config, run: RunConfig) -> RunConfig:
-    """Return the run on that text and device, with nothing left open."""
+def _placed_run(placed: Config, run: RunConfig) -> RunConfig:
+    """Return the run with the text and device of `placed`, and nothing left open."""
     dtype = run.dtype if run.dtype != "auto" else "float32"
     there = replace(run, data=placed.data, tokens=placed.tokens, device=placed.device)
     return replace(there, compile="off", threads_per_run=1, dtype=dtype)
 
 
 def _tried(runs: dict[str, RunConfig], study: Study, config: Config) -> list[str]:
-    """Try them. -> warnings. Raises UserError."""
+    """Try the runs in a process of their own, and return its warnings. Raises UserError for one that
+    fails."""
     folder = str(study.own.resolve()) if study.own.is_dir() else None
     asked = json.dumps({"own": folder, "runs": [to_dict(run) for run in runs.values()]})
     env = {**os.environ, **worker_env(config), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

@@ -18,8 +18,8 @@ from .study import OwnRecord, Study, StudyHeader
 
 
 def lacking(study: Study, header: Mapping[str, Any], config: Config) -> bool:
-    """Tell whether the study lacks a copy of a file that it needs: deleted, or never made by an older
-    version."""
+    """Tell whether the study lacks a copy of a file that it needs: one that was deleted, or that an older
+    version never made."""
     recorded = header.get("own", {"files": {}})["files"]
     return any(name not in recorded or not (study.own / name).is_file() for name in config.own_files)
 
@@ -32,7 +32,7 @@ def edited(config: Config, header: Mapping[str, Any]) -> list[str]:
 
 
 def keep(study: Study, config: Config) -> OwnRecord:
-    """Copy the files of one's own into the study, in place of those that it had."""
+    """Copy the files of one's own into the study in the place of those that it had. Return their record."""
     for name, source in config.own_files.items():
         content, path = Path(source).read_bytes(), study.own / name
         if path.is_file() and path.read_bytes() == content:
@@ -53,12 +53,14 @@ def keep(study: Study, config: Config) -> OwnRecord:
 
 
 def _entry(study: Study, path: Path) -> str:
+    """Return the name of a file in the study's manifest."""
     return path.relative_to(study.root).as_posix()
 
 
 @dataclass(frozen=True)
 class Copies:
-    """The copies of a study. `folder` is where they are, `shown` how commands name that folder."""
+    """The copies that a study has: in `folder`, which commands call `shown`; of the `suite`, and all
+    `files`."""
 
     folder: Path
     shown: str
@@ -67,16 +69,16 @@ class Copies:
 
     @property
     def suite_path(self) -> str | None:
-        """Return the suite's copy, while it is there."""
+        """Return the path of the suite's copy, or None where there is none."""
         there = self.suite is not None and (self.folder / self.suite).is_file()
         return str((self.folder / str(self.suite)).resolve()) if there else None
 
     def to_show(self, text: str) -> str:
-        """Return a text with the folder as commands name it."""
+        """Return a text in which the folder is named as commands name it."""
         return text.replace(str(self.folder.resolve()), self.shown)
 
     def path_of(self, target: str) -> str:
-        """Return `<own>/my_opt.py:Cautious` for the target of a copy; another target as it is."""
+        """Return `<own>/my_opt.py:Cautious` for a target whose file is copied, and any other as it is."""
         module, _, name = target.partition(":")
         file = f"{module}.py"
         there = "." not in module and file in self.files and (self.folder / file).is_file()
@@ -84,7 +86,7 @@ class Copies:
 
 
 def copies(study: Study, header: StudyHeader | Mapping[str, Any]) -> Copies:
-    """Return the copies that a study has, by its study.json."""
+    """Return the copies that a study has, as its study.json records them."""
     recorded: Any = header.get("own") or {"suite": None, "files": {}}
     shown = str(study.own) if study.resumable else str(Path(study.name) / study.own.name)
     plain = shown if re.match(r"[./~]", shown) or "/" in shown else f"./{shown}"
