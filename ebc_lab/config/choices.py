@@ -14,15 +14,13 @@ from .errors import UserError, any_of, nearest, require, shown
 from .fields import CUSTOM, Setting
 from .own import suites
 from .own.entry_points import offered
-from .parts import PARTS
-from .parts.controller import ControllerConfig
+from .parts import PART, PARTS
 from .parts.determinism import DeterminismConfig
 from .parts.optimizer import OptimizerConfig
-from .parts.stabilizer import StabilizerConfig
 from .schema import ArmConfig, CarrySettingConfig, ProfiledWorkloadConfig, RunConfig
 
 # groups whose settings mean nothing under another name
-FRESH = {"controller": ControllerConfig, "optimizer": OptimizerConfig, "stabilizer": StabilizerConfig}
+FRESH = ("controller", "optimizer", "stabilizer")
 OWN_GROUPS = ("optimizer", "stabilizer", "lr_schedule", "model")  # that take a `target`
 
 
@@ -103,7 +101,7 @@ def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
         if isinstance(value, Mapping) and "name" in value and key in groups():
             if not isinstance(value["name"], str):
                 raise UserError(f"{key}.name must be a text, not {shown(value['name'])}.")
-            fresh = dataclasses.asdict(FRESH[key]()) if key in FRESH else {}
+            fresh = dict(vars(PART[key]())) if key in FRESH else {}
             labelled = value.get("target") is not None and value["name"] not in groups()[key]
             fresh |= read_choice(key, CUSTOM if labelled and key in OWN_GROUPS else value["name"])
             if key == "optimizer":

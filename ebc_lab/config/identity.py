@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -69,18 +68,17 @@ def identity(run: RunConfig) -> dict[str, Any]:
         )
     if not InitConfig.from_run(run).is_pinned():
         raise UserError("the weights of init.run must be looked at before a run can be named.")
-    whole = to_dict(run)
-    named = {key: whole[key] for key in read_settings(run) if key not in PART}
+    named: dict[str, Any] = {key: getattr(run, key) for key in read_settings(run) if key not in PART}
     for part in parts_of(run):
         if part.is_read(run) and not part.changes_nothing():
             unread = set(part.unread())
             keys = [key for key in read_settings(part) if key not in unread]
-            named[part.group_name] = {key: whole[part.group_name][key] for key in keys}
+            read = named[part.group_name] = {key: getattr(part, key) for key in keys}
             if kind_of(part) == CUSTOM:  # named by its target, arguments and file, whatever it is called
-                if not whole[part.group_name]["sha256"]:
+                if not read["sha256"]:
                     raise UserError(f"{part.group_name}.target must be found before a run can be named.")
-                named[part.group_name]["name"] = CUSTOM
-    _name_parts_that_belong_together(named, run, whole)
+                read["name"] = CUSTOM
+    _name_parts_that_belong_together(named, run)
     return named | _environment(_libraries_of(run))
 
 
@@ -101,22 +99,22 @@ def _named_settings(cls: Any) -> list[tuple[str, Setting]]:
     return [(name, setting) for name, setting in every if setting.in_run_id]
 
 
-def _name_parts_that_belong_together(named: dict[str, Any], run: RunConfig, whole: Mapping[str, Any]) -> None:
+def _name_parts_that_belong_together(named: dict[str, Any], run: RunConfig) -> None:
     """Leave only what one part reads of another: of a budget without EBC the rows that an audit leaves out,
     and its groups where each has a radius; of the model of an ebm the sizes of its blocks. Exact sums depend
     on no thread; a run that is there to show what its circumstances change names these all the same."""
     if run.stabilizer.name != "ebc":
         del named["controller"]
-        grouped = run.stabilizer.name == "trust_region" and run.stabilizer.per == "group"
-        clustered = ("clusters",) if run.budget.grouping == "kmeans" else ()
-        of_groups = ("grouping", *clustered) if grouped else ()
-        named["budget"] = {key: whole["budget"][key] for key in ("probe_sequences", *of_groups)}
+        read = ["probe_sequences"]
+        if run.stabilizer.name == "trust_region" and run.stabilizer.per == "group":
+            read += ["grouping", "clusters"] if run.budget.grouping == "kmeans" else ["grouping"]
+        named["budget"] = {key: getattr(run.budget, key) for key in read}
     if run.workload.name == "ebm":
         blocks = "transformer" in (run.encoder.name, run.decoder.name)
         sizes = ("context", *SIZES_OF_BLOCKS) if blocks else ("context",)
-        named["model"] = {key: whole["model"][key] for key in sizes}
+        named["model"] = {key: getattr(run.model, key) for key in sizes}
     if run.capability != "auto":
-        named["determinism"] = whole["determinism"]
+        named["determinism"] = to_dict(run.determinism)
     elif run.determinism.exact:
         del named["threads_per_run"]
 
@@ -182,33 +180,15 @@ def tails_of_choices() -> dict[str, Tail]:
 
 def run_id(kind: str, run: RunConfig) -> str:
     """Return the name of a run: a slug that a person can read, and the start of its identity's hash."""
-    return _names_of(kind, run)[0]
+    return names_of(kind, run)[0]
 
 
-def _names_of(kind: str, run: RunConfig) -> tuple[str, str]:
+def names_of(kind: str, run: RunConfig) -> tuple[str, str]:
+    """Return the name of a run and the sha256 of its identity."""
     lead = "" if kind == "train" else f"{kind}_"
     slug = f"{lead}{stem_of(run)}_lr{number(run.optimizer.lr)}{tail_of(run)}_n{run.steps}_s{run.seed}"
     sha256 = digest(identity_of(kind, run))
     return f"{slug}-{sha256[:NAMED_BY]}", sha256
-
-
-_NAMES: dict[bytes, tuple[str, str]] = {}  # digest of a run and of what else its name depends on -> its names
-MOST_NAMES = 200_000
-
-
-def names_of(kind: str, run: RunConfig) -> tuple[str, str]:
-    """Return the name of a run and the sha256 of its identity. They are remembered: a plan of thousands of
-    runs asks for all of them again and again."""
-    around = (kind, _environment(_libraries_of(run)))
-    try:
-        key = hashlib.blake2b(pickle.dumps((run_part(run), around)), digest_size=16).digest()
-    except (pickle.PicklingError, TypeError, AttributeError):  # a setting that is no plain value
-        return _names_of(kind, run)
-    if key not in _NAMES:
-        if len(_NAMES) >= MOST_NAMES:
-            _NAMES.clear()
-        _NAMES[key] = _names_of(kind, run)
-    return _NAMES[key]
 
 
 def identity_of(kind: str, run: RunConfig) -> dict[str, Any]:

@@ -26,7 +26,6 @@ from ebc_lab.study.inspect.forecast import planned
 SMOKE = ["scale=smoke"]
 SEARCH = "study.stages=[lr_sweep,calibrate,controller_search,lr_scale,finals]"
 ENDLESS = "1" + "0" * 400
-rare = functools.partial(pytest.param, marks=pytest.mark.slow)  # a row of which another is the same kind
 
 
 def test_of_many_choices_the_last_are_counted():
@@ -49,48 +48,31 @@ def refused(overrides, **how):
     ("override", "words"),
     [
         ("finals.max_seeds=1000", ["finals.max_seeds", "<= 100", "1000"]),
-        rare("lr_sweep.replicates=1000000000", ["lr_sweep.replicates", "<= 100"]),
         (f"seeds=[{','.join(map(str, range(200, 800)))}]", ["seeds", "at most 100", "600"]),
-        rare(f"seeds=[{','.join(map(str, range(200, 100_200)))}]", ["seeds", "characters"]),
         ("study.stages=[]", ["study.stages", "must not be empty"]),
         ("study.stages=[[lr_sweep]]", ["study.stages"]),
         ("study.band=[1,[2]]", ["study.band", "[2]"]),
         ("lr_sweep.grids.adam=[1e307,1e308]", ["lr_sweep.grids.adam", "1e+307"]),
         (f"finals.steps={ENDLESS}", ["finals.steps", "401 digits"]),
-        rare(f"seeds=[{ENDLESS}]", ["seeds", "401 digits"]),
-        rare(f"optimizer.eps={ENDLESS}", ["optimizer.eps", "401 digits"]),
-        rare(f"finals.steps=1{'0' * 5000}", ["finals.steps", "characters"]),
-        rare(f"study.stage_seed={2**64}", ["study.stage_seed", "<= 1000000000"]),
         (f"seeds={'[' * 500}{']' * 500}", ["seeds", "500 deep"]),
         (f"ablation.question={'{a:' * 500}1{'}' * 500}", ["ablation.question", "500 deep"]),
-        rare("threads_per_run=1000", ["threads_per_run", "<= 512"]),
         ("study.name=x.zip", ["study.name", ".zip", "bundle"]),
-        rare(f"study.name={'x' * 3000}", ["study.name", "at most 1000"]),
         (f"study.name={'x' * 81}", ["study.name", "at most 80"]),
         ("study.name=a/b", ["study.name", "plain folder name"]),
         ("study.name='a\x07b'", ["study.name"]),
-        rare("study.name=-x", ["study.name", "plain folder name"]),
-        rare("study.name=''", ["study.name", "plain folder name"]),
-        rare("study.name='größe'", ["study.name", "plain folder name"]),
         ("study.name=größe", ["study.name", "in quotes"]),
         (f"output_dir={'x/' * 1000}", ["output_dir", "at most 1000 characters"]),
         (f"output_dir={'x' * 300}", ["output_dir", "255 bytes"]),
         ("output_dir='a\x1b[2Jb'", ["output_dir", "control character"]),
-        rare(f"output_dir={'x' * 10_000}", ["output_dir", "characters"]),
         (f"ablation.question={'x' * 1_000_000}", ["ablation.question", "characters"]),
-        rare(f"ablation.question={'x' * 3000}", ["ablation.question", "at most 1000 characters"]),
-        rare("ablation.question='a\x00b'", ["ablation.question", "control character"]),
         ("ablation.question='a\udcffb'", ["ablation.question", "control characters"]),
         ("model.width=1000000", ["model.width", "<= 65536"]),
         ("model={width: 16384, blocks: 256}", ["model"]),
-        rare("batch_size=1000000000", ["batch_size", "<= 65536"]),
         ("lr_sweep.warmup=1e300", ["lr_sweep.warmup"]),
         ("lr_schedule.warmup_steps=1000000000000", ["lr_schedule.warmup_steps"]),
         ("lr_sweep.skip_threshold=nan", ["lr_sweep.skip_threshold", "finite"]),
-        rare("lr_sweep.skip_threshold=inf", ["lr_sweep.skip_threshold", "finite"]),
         ("launcher.gpus_per_node=-1", ["launcher.gpus_per_node"]),
         ("seeds=[true]", ["seeds"]),
-        rare("seeds=[1.5]", ["seeds"]),
         ("finals.steps=${finals.steps}", ["Recursive"]),
         ("seeds=null", ["seeds"]),
         ("ablation.arms.a={budget: '${'}", ["ablation.arms.a.budget", "no viable"]),
@@ -108,12 +90,9 @@ def test_an_extreme_is_refused_in_one_sentence_that_names_the_setting(override, 
     ("overrides", "words"),
     [
         (["model.width=16384", "model.blocks=256"], ["memory", "model.width"]),
-        rare(["batch_size=65536", "model.context=65536"], ["memory", "batch_size"]),
         (["study=controls", "ablation.lr_scales=[1e-6,1]"], ["ablation.lr_scales", ">= 0.0001"]),
-        rare(["study=controls", "ablation.deltas=[1e-6,1]"], ["ablation.deltas", ">= 0.0001"]),
         (["study=target_kl", "ablation.lr_scales=[1,1.0001]"], ["ablation.lr_scales", "three digits"]),
         (["finals.arms=[baseline,control,ebc_x2,ebc_x" + "9" * 400 + "]"], ["finals.arms"]),
-        rare(["finals.arms=[baseline,control,ebc_x2,ebc_x99999]"], ["finals.arms", "10000"]),
         (["finals.max_seeds=100", "finals.seeds_per_look=1"], ["finals.seeds_per_look", "looks"]),
         (
             [
@@ -124,14 +103,8 @@ def test_an_extreme_is_refused_in_one_sentence_that_names_the_setting(override, 
             ["ablation", "runs", "2000"],
         ),
         ([SEARCH, "+controller_search.candidates.x={steps: 10.5}"], ["candidates.x", "whole number"]),
-        rare(
-            [SEARCH, "+controller_search.candidates.x={optimizer: {name: [1]}}"],
-            ["candidates.x", "optimizer"],
-        ),
-        rare([SEARCH, "+controller_search.candidates.x=1e-3"], ["candidates.x", "settings of a run"]),
         ([SEARCH, "+controller_search.candidates.x=laptop"], ["candidates.x", "settings of a run"]),
         ([SEARCH, "+controller_search.candidates.x={1: 2}"], ["candidates.x", "1 is not a setting"]),
-        rare([SEARCH, "+controller_search.candidates.x={data: {file: [1]}}"], ["candidates.x", "data.file"]),
         ([SEARCH, "+controller_search.candidates.x={compile: true}"], ["candidates.x", "compile"]),
         (["launcher=slurm", "launcher.slots=1", "device=cpu", "launcher.mem_gb=0"], ["launcher.mem_gb"]),
         (["seeds=[0,1,2,3,4,5]"] * 2500, ["overrides", "characters"]),
@@ -163,23 +136,14 @@ def test_a_study_of_more_runs_than_is_sensible_is_told_so_and_not_refused(tmp_pa
     "override",
     [
         "ablation.question=${oc.env:HOME}",
-        rare("ablation.question=$\\{oc.env:HOME\\}"),
-        rare("ablation.question='in ${oc.env:HOME} or not'"),
         "ablation.question='${oc.decode:${oc.env:HOME}}'",
         "ablation.question=${oc.create:x}",
         "ablation.question=${hydra:runtime.cwd}",
-        rare("ablation.question=${now:%Y}"),
         "ablation.question=${tracker.mlflow_uri}",
-        rare("ablation.question=${tracker}"),
         "ablation.question=${..output_dir}",
         "ablation.question=${launcher[setup]}",
-        rare("study.name=${oc.env:USER}"),
-        rare("data.file=${oc.env:HOME}/x"),
         "seeds=['${oc.env:HOME}']",
-        rare("launcher.setup=[a,'${oc.env:HOME}']"),
         "+launcher.sbatch={a: {b: ['${oc.env:HOME}']}}",
-        rare("+launcher.sbatch.x=${oc.env:HOME}"),
-        rare("tracker.mlflow_uri=${oc.env:HOME}"),
     ],
 )
 def test_nothing_of_the_environment_is_read_through_a_setting(override, monkeypatch):
@@ -206,11 +170,8 @@ def test_a_sweep_of_too_many_studies_is_counted_before_it_is_expanded(sweep):
     "overrides",
     [
         [f"seeds=[{','.join(map(str, range(200, 300)))}]"],
-        rare(["finals.max_seeds=40", "finals.seeds_per_look=2"]),
         ["finals.max_seeds=100", "finals.seeds_per_look=10"],
         ["lr_sweep.max_extensions=20", "lr_sweep.control_extensions=20", "calibrate.max_extra=20"],
-        rare(["finals.steps=100000000"]),
-        rare(["study=stabilizers", f"seeds=[{','.join(map(str, range(200, 280)))}]"]),
         [f"finals.arms=[baseline,control,ebc_x2,{','.join(f'ebc_x{i}' for i in range(3, 99))}]"],
     ],
     ids=lambda value: value[0][:40],
@@ -221,14 +182,8 @@ def test_the_most_that_is_allowed_is_planned(overrides, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-ONE_OF_EACH_KIND = ("default", "determinism", "ebm", "lowbit", "memory", "robustness", "stabilizers")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "study",
-    [s if s in ONE_OF_EACH_KIND else rare(s) for s in groups()["study"]],
-)
+@pytest.mark.parametrize("study", groups()["study"])
 def test_every_suite_is_planned_and_asks_for_no_more_runs_than_are_counted_beforehand(study, tmp_path):
     config = compose(["scale=smoke", f"study={study}", f"output_dir={tmp_path}", "device=cpu"])
     assert bool(config.ablation.question) == bool(config.ablation.all_arms())

@@ -12,11 +12,7 @@ from ebc_lab.config.errors import UserError
 
 REFUSED = [
     ("workload=emb", "workload=emb is unknown (did you mean ebm?)"),
-    ("decoder=mixture", "decoder takes moe or transformer"),
-    ("encoder=windows", "encoder=windows is unknown (did you mean window?)"),
     ("index=hsnw", "index=hsnw is unknown (did you mean hnsw?)"),
-    ("sampler=baobab", "sampler=baobab is unknown (did you mean baoab?)"),
-    ("tokens=words", "tokens takes bpe, bytes, characters or gpt2"),
     ("ebm.n=1", "ebm.n must be a whole number >= 2"),
     ("ebm.kappa_min=60", "ebm.kappa_min=60 must be below ebm.kappa_max=50"),
     ("ebm.kappa_min=0", "ebm.kappa_min must be a finite number > 0"),
@@ -40,14 +36,12 @@ REFUSED = [
     ("device=vulkan", "torch's Vulkan backend only infers"),
     ("compile=on", "workload=ebm does not go with compile=on"),
     ("param_dtype=bfloat16", "workload=ebm does not go with param_dtype=bfloat16"),
-    ("controller=agreement", "workload=ebm does not go with controller=agreement"),
     ("budget.grouping=matrices", "workload=ebm does not go with budget.grouping=matrices"),
     (
         "optimizer=muonclip",
         "shrinks queries and keys by the logits of attention that they make: choose model=",
     ),
     ("workload=gpt model=modern optimizer=muonclip", "shrinks queries and keys by the logits of attention"),
-    ("quantizer=ternary", "workload=ebm does not go with a quantizer"),
     ("quantizer.state=int8", "workload=ebm does not go with a quantizer"),
     ("tokens=bpe tokens.size=256", "tokens.size must be a whole number >= 257"),
     ("tokens=gpt2", "tokens=gpt2 needs tokens.folder=FOLDER"),
