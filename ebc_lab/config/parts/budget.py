@@ -136,16 +136,17 @@ class BudgetConfig(Part):
 
     def unread(self) -> Iterator[str]:
         bounded = self.name in options.BOUNDED
+        if not (bounded or self.sensitivity_every > 0):  # the bound S is never computed
+            yield from ("aggregate", "guard", "probe", "cadence", "beta_init", "units")
+            if not self.leaves_some_free():
+                yield from ("grouping", "clusters")
+            return  # names of these runs have always had what follows
         if bounded:
             yield "sensitivity_every"
         if self.radius is None:
             yield from ("radius_unit", "ramp")
         if self.measured_steps() != self.measure:  # a scale's file may set it beside another budget
             yield from ("measure", "measure_above")
-        if not (bounded or self.sensitivity_every > 0):  # the bound S is never computed
-            yield from ("aggregate", "guard", "probe", "cadence", "beta_init", "units")
-            if not self.leaves_some_free():
-                yield from ("grouping", "clusters")
 
     def refuses(self, run: Run) -> Iterator[str]:
         usual = BudgetConfig()
