@@ -1,4 +1,7 @@
-"""The parts of a run, in the order in which they show in its name: every `Part` of a file in this folder."""
+"""The parts of a run, in the order in which they show in its name: every `Part` of a file in this folder.
+
+What a file is about is said where its settings are: docs/settings.md prints it from there.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,3 @@
-"""What is trained of the model: all of its weights, or low-rank matrices beside them."""
-
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -1,5 +1,3 @@
-"""EBC's budget of predicted change, and how the clip coefficient c is found."""
-
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -1,5 +1,3 @@
-"""How the current budget δ follows δ*."""
-
 from __future__ import annotations
 
 from collections.abc import Iterator

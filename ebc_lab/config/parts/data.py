@@ -1,5 +1,3 @@
-"""The text that models are trained on, or the images."""
-
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping

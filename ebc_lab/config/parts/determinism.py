@@ -1,5 +1,3 @@
-"""On what a run's bits may depend beside its settings."""
-
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -8,7 +6,6 @@ from ..fields import setting
 from ..part import Mode, Part, Unfit
 
 VERITY = ("verity",)
-WORDS = {"torch": "torch’s deterministic kernels", "verity": "exact sums"}
 
 
 @dataclass
@@ -37,15 +34,15 @@ class DeterminismConfig(Part):
         in_run_id=False,
     )
 
-    @property
-    def exact(self) -> bool:
-        """Whether every sum of the run is exact, or made in a written order."""
-        return self.name == "verity"
-
     off = "none"
     place = 210
-    words = WORDS
+    words = {"torch": "torch’s deterministic kernels", "verity": "exact sums"}
     measured = "exact training"
+
+    @property
+    def exact(self) -> bool:
+        """Tell whether every sum of the run is exact, or made in a written order."""
+        return self.name == "verity"
 
     def unfit(self, mode: Mode) -> Unfit | None:
         if mode is Mode.SEVERAL_PROCESSES and self.name != "none":

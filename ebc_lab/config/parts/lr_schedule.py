@@ -1,5 +1,3 @@
-"""How the learning rate changes during a run."""
-
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
@@ -59,9 +57,9 @@ class LRScheduleConfig(Part):
     place = 70
 
     def unread(self) -> Iterable[str]:
-        """A replay is named by its record where that is known, else by where it lies."""
         if self.name != "replay":
             return ()
+        # a replay is named by its record where that is known, else by where it lies
         return ("source",) if self.sha256 else ("sha256",)
 
     def refuses(self, run: Run) -> Iterator[str]:

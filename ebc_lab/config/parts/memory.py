@@ -1,5 +1,3 @@
-"""What a step keeps beside the weights."""
-
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -49,7 +47,7 @@ class MemoryConfig(Part):
     )
 
     def changes_nothing(self) -> bool:
-        """Hooks change no bit until a gradient is not finite: then a part has moved."""
+        # hooks change no bit until a gradient is not finite: by then some tensors have moved
         return not self.hooks and self.activations == "none"
 
     def refuses(self, run: Run) -> Iterator[str]:

@@ -15,7 +15,6 @@ IMAGE_MODELS = ("cnn", "vit")
 BUILT = (*TEXT_MODELS, *IMAGE_MODELS)
 WITH_HEADS = ("gpt", "modern", "vit")
 WITHOUT_NAMED_MATRICES = ("gru", "cnn")  # budget.grouping=matrices knows a transformer's by their names
-WORDS = {"gpt": "GPT", "modern": "GPT with RoPE and QK-norm", "gru": "GRU", "cnn": "CNN", "vit": "ViT"}
 
 
 DROPOUT = {
@@ -52,7 +51,7 @@ class ModelConfig(Part):
     sha256: str | None = setting(None, OWN_CHECKSUM, only=OWN)
 
     place = 80
-    words = WORDS
+    words = {"gpt": "GPT", "modern": "GPT with RoPE and QK-norm", "gru": "GRU", "cnn": "CNN", "vit": "ViT"}
 
     def refuses(self, run: Run) -> Iterator[str]:
         if self.name == "modern" and self.width % (2 * self.heads):
@@ -86,6 +85,6 @@ class ModelConfig(Part):
 
     def tail(self) -> Iterator[Tail]:
         if self.name != "gpt":
-            yield Tail(f"_{self.name}", WORDS.get(self.name, f"model {self.name}"))
+            yield Tail(f"_{self.name}", self.words.get(self.name, f"model {self.name}"))
         if self.init_scale != 1:
             yield Tail(f"_init{number(self.init_scale)}", f"initial matrices ×{self.init_scale:g}")

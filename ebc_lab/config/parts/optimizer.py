@@ -1,5 +1,3 @@
-"""The base optimizer."""
-
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
@@ -145,8 +143,7 @@ class OptimizerConfig(Part):
     libraries = LIBRARIES
 
     def unread(self) -> Iterable[str]:
-        """AXIOM without a rank has no momentum, and nothing that belongs to it."""
-        without_momentum = self.name == "axiom" and not self.rank
+        without_momentum = self.name == "axiom" and not self.rank  # and nothing that belongs to one
         return ("beta1", "momentum_weight", "streak_boost", "snr_floor") if without_momentum else ()
 
     def refuses(self, run: Run) -> Iterator[str]:

@@ -1,5 +1,3 @@
-"""From which parts of the training text a batch is drawn."""
-
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -1,5 +1,3 @@
-"""What multiplies the learning rate and the trust radius from step to step."""
-
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -9,11 +7,6 @@ from ..fields import setting
 from ..part import Figure, Mode, Part, Run, Unfit
 
 STEERED = ("ebc", "trust_region")  # stabilizers with a radius, which a policy can move
-WORDS = {"auxnn": "policy of a small network", "random": "random policy"}
-
-
-ON_RATE = "the policy's factor, which `lr` contains"
-ON_RADIUS = "its factor on the trust radius"
 
 
 @dataclass
@@ -25,9 +18,12 @@ class PolicyConfig(Part):
     off = "constant"
     place = 130
     timed = False
-    words = WORDS
+    words = {"auxnn": "policy of a small network", "random": "random policy"}
     measured = "low-bit training"
-    columns = {"lr_factor": ("×", ON_RATE), "radius_factor": ("×", ON_RADIUS)}
+    columns = {
+        "lr_factor": ("×", "the policy's factor, which `lr` contains"),
+        "radius_factor": ("×", "its factor on the trust radius"),
+    }
     figures = (
         Figure(
             "lr_factor",

@@ -1,5 +1,3 @@
-"""A constraint on weight matrices, restored after each step."""
-
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -7,8 +5,6 @@ from dataclasses import dataclass
 
 from ..fields import setting
 from ..part import Mode, Part, Run, Unfit
-
-WORDS = {"spectral": "spectral projection", "stiefel": "stiefel projection", "sphere": "sphere projection"}
 
 
 @dataclass
@@ -21,7 +17,11 @@ class ProjectionConfig(Part):
     )
 
     place = 30
-    words = WORDS
+    words = {
+        "spectral": "spectral projection",
+        "stiefel": "stiefel projection",
+        "sphere": "sphere projection",
+    }
 
     def refuses(self, run: Run) -> Iterator[str]:
         if self.name == "spectral" and run.param_dtype != "float32":

@@ -1,5 +1,3 @@
-"""Low-bit training: hidden matrices, their gradients and the optimizer's state in few levels."""
-
 from __future__ import annotations
 
 import math

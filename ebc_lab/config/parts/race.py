@@ -1,5 +1,3 @@
-"""The losses above which a run of a search ends early, because it cannot win any more."""
-
 from __future__ import annotations
 
 import math

@@ -1,5 +1,3 @@
-"""One disturbance at one step, to see how a run recovers."""
-
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,17 +14,19 @@ SHOCKS = ("label_noise", "lr_spike", "corrupt_gradient")
 
 
 def _back(completed: Sequence[Mapping[str, Any]]) -> list[float | None]:
-    """Return after how many steps the loss of each disturbed run was back; None: never."""
+    """Return after how many steps the loss of each disturbed run was back, None where it never was."""
     return [r.get("shock_recovery_steps") for r in completed if r.get("shock_peak") is not None]
 
 
 def _recovery_steps(completed: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return the mean; none where a run never was back: a mean over the others would flatter the arm."""
+    """Return the mean of these steps, or None where a run never was back: a mean over the others would
+    flatter the arm."""
     steps = [value for value in _back(completed) if value is not None]
     return fmean(steps) if steps and len(steps) == len(_back(completed)) else None
 
 
 def _recovered(completed: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the share of the disturbed runs that came back, or None where there is none."""
     back = _back(completed)
     return sum(steps is not None for steps in back) / len(back) if back else None
 

@@ -1,5 +1,3 @@
-"""What acts between backward and the update: EBC, one of its rivals, or nothing."""
-
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
@@ -32,7 +30,7 @@ RAMP = "over which a radius rises to its size"
 
 
 def tail_of_radius(unit: str, ramp: int) -> Iterator[Tail]:
-    """Name what is unusual about a radius."""
+    """Yield what a name says of a radius that has another unit, or that rises."""
     if unit != "absolute":
         yield Tail(f"_{unit}radius", "radius in units of ‖W₀‖")
     if ramp > 1:
@@ -78,7 +76,7 @@ class StabilizerConfig(Part):
     libraries = {"agc": "pytorch-optimizer"}
 
     def unread(self) -> Iterable[str]:
-        """A radius of all latent weights is the usual one."""
+        # one radius of all latent weights is what there was before these settings
         usual = (self.per, self.norm) == ("all", "latent")
         return ("per", "norm") if usual else ()
 

@@ -12,7 +12,6 @@ from ..fields import STEPS, setting
 from ..part import Need, Part, Run
 
 TRAIN_TOKENS = "train_tokens"  # what `tokens=2e6` is kept as until the batch is known
-WORDS = {"bytes": "bytes", "bpe": "byte pairs", "gpt2": "GPT-2’s tokens"}
 TOKENIZERS_LIBRARY = ("bpe", "gpt2")  # which the library tokenizers makes
 
 
@@ -31,7 +30,7 @@ class TokensConfig(Part):
 
     off = "characters"
     place = 150
-    words = WORDS
+    words = {"bytes": "bytes", "bpe": "byte pairs", "gpt2": "GPT-2’s tokens"}
 
     def refuses(self, run: Run) -> Iterator[str]:
         if self.name == "gpt2" and not self.folder:

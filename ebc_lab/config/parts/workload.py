@@ -1,5 +1,3 @@
-"""What is trained: a language model, an energy-based one on the sphere, or a classifier of images."""
-
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
@@ -12,7 +10,6 @@ from .data import set_for_a_text
 from .model import IMAGE_MODELS, TEXT_MODELS
 
 FEW_IMAGES = 16  # on which a budget's c is chosen: a mean over fewer is mostly chance
-WORDS = {"ebm": "energy-based model", "images": "images"}
 
 
 @dataclass
@@ -24,7 +21,7 @@ class WorkloadConfig(Part):
 
     off = "gpt"
     place = 140
-    words = WORDS
+    words = {"ebm": "energy-based model", "images": "images"}
 
     def refuses(self, run: Run) -> Iterator[str]:
         if self.name != "images":
