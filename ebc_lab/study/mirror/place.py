@@ -24,7 +24,7 @@ from typing import IO, Any, NamedTuple, TypedDict
 from ebc_lab.config.kinds import misfit
 from ebc_lab.records.json_files import checksum_holds, parsed, with_checksum
 
-from ..store.bundle import safe
+from ..store.manifest import is_safe
 
 CHUNK = 8 << 20  # bytes of a large file that are in memory at a time
 DIGITS = 16  # of a file's sha256 in its name there; the index has all 64
@@ -107,7 +107,7 @@ class Place:
         if not checksum_holds(record) or misfit(record, IndexRecord) or record["number"] != number:
             return None
         files = {path: Entry(*entry) for path, entry in record["files"].items()}
-        if not all(map(safe, files)):
+        if not all(map(is_safe, files)):
             return None
         return Index(record["study"], record["writer"], number, files)
 
@@ -226,7 +226,7 @@ class Place:
     def studies(self) -> list[str]:
         """Return the names of the studies directly below this place."""
         names = sorted(name.rstrip("/").rpartition("/")[2] for name in self._listed(""))
-        return [name for name in names if safe(name) and self.inside(name)._numbers()]
+        return [name for name in names if is_safe(name) and self.inside(name)._numbers()]
 
     def _listed(self, folder: str) -> Sequence[str]:
         try:

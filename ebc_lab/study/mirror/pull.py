@@ -126,9 +126,9 @@ def _fetched(place: Place, index: Index, root: Path, say: Say) -> dict[str, Any]
         raise UserError(
             f"{place.address}: {staging.header_file.name} {what}, and nothing goes on without it."
         )
-    runs = {run for path in damaged if (run := manifest.run_of(path))}
+    runs = {run for path in damaged if (run := manifest.owning_run(path))}
     for path in list(kept_elsewhere(staging.root)):
-        if path not in index.files or manifest.run_of(path) in runs:
+        if path not in index.files or manifest.owning_run(path) in runs:
             (staging.root / path).unlink()
     staging.runs.mkdir(exist_ok=True)
     for run in sorted(runs):

@@ -10,11 +10,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
 from ebc_lab.records.files import write_atomic
+from ebc_lab.records.paths import RunFiles
 
 from . import attempts, manifest
 from .study import Study
@@ -36,6 +37,7 @@ FORMATS = {  # of this list alone: what a machine knows of endings is not the sa
     ".yaml": "application/yaml",
     ".yml": "application/yaml",
 }
+ATTEMPTS = RunFiles(Path()).attempts.name
 ANY_BYTES = "application/octet-stream"
 MEANINGS = {
     "study.json": "settings, checksum of the text, versions, hardware",
@@ -52,7 +54,7 @@ def complete(study: Study) -> None:
     """Record the files of a study, and describe them. Ends a command that `manifest.begin` began."""
 
     def describe(entries: Mapping[str, str]) -> None:
-        text = json.dumps(described(study, entries), indent=1) + "\n"
+        text = text_for(study, entries)
         path = study.crate_file
         with suppress(OSError, UnicodeDecodeError):
             if path.read_text(encoding="utf-8") == text:
@@ -63,13 +65,14 @@ def complete(study: Study) -> None:
     manifest.complete(study.root, describe)
 
 
-def described(study: Study, entries: Mapping[str, str]) -> Entity:
-    """The whole description. `entries`: path -> sha256 of every file in it, beside the manifest."""
+def text_for(study: Study, entries: Mapping[str, str]) -> str:
+    """Return the description of a study. `entries`: path -> sha256 of every file in it, beside the manifest
+    and the description itself."""
     header = study.header()
-    runs = sorted({run for path in entries if (run := manifest.run_of(path))})
-    tops = sorted(path for path in [*entries, manifest.NAME] if manifest.run_of(path) is None)
+    runs = sorted({run for path in entries if (run := manifest.owning_run(path))})
+    tops = sorted(path for path in [*entries, manifest.NAME] if manifest.owning_run(path) is None)
     parts = _links([*map(quote, tops), *map(quote, (f"{study.runs.name}/{run}/" for run in runs))])
-    ended = _last_end(study, runs) or _time(header["created"])
+    ended = _last_end(study, entries) or _time(header["created"])
     stages = ", ".join(header["config"]["study"]["stages"])
     graph = [
         {
@@ -102,7 +105,7 @@ def described(study: Study, entries: Mapping[str, str]) -> Entity:
         *_used(header),
         *_data(study, entries, runs),
     ]
-    return {"@context": f"{SPECIFICATION}/context", "@graph": graph}
+    return json.dumps({"@context": f"{SPECIFICATION}/context", "@graph": graph}, indent=1) + "\n"
 
 
 def _action(header: Mapping[str, Any], ended: str, parts: list[Entity]) -> Entity:
@@ -149,7 +152,7 @@ def _data(study: Study, entries: Mapping[str, str], runs: Iterable[str]) -> list
     """The folder of each run, and every file."""
     of_run: dict[str, list[str]] = {run: [] for run in runs}
     for path in entries:
-        if run := manifest.run_of(path):
+        if run := manifest.owning_run(path):
             of_run[run].append(path)
     folders = [
         {
@@ -185,9 +188,11 @@ def _links(names: Iterable[str]) -> list[Entity]:
     return [{"@id": name} for name in names]
 
 
-def _last_end(study: Study, runs: Iterable[str]) -> str | None:
-    """When the last of these runs ended, by their records; None where none says so."""
-    events = (event for run in runs for event in attempts.log(study.run_dir(run)))
+def _last_end(study: Study, entries: Iterable[str]) -> str | None:
+    """Return when the last run ended, by those records of attempts that are described; None where none says
+    so."""
+    logs = [path for path in entries if path.endswith(f"/{ATTEMPTS}")]
+    events = (event for path in logs for event in attempts.log((study.root / path).parent))
     times = []
     for event in events:
         with suppress(KeyError, ValueError):  # a line that is none of ours
