@@ -48,9 +48,6 @@ class Kept:
     def end(self, run, outcome, figures):
         self.ends.append((run.run_id, outcome))
 
-    def flush(self, run):
-        pass
-
     def close(self):
         self.closed = True
 
