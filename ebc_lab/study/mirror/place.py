@@ -13,13 +13,14 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import IO, Any, NamedTuple, TypedDict
+from pathlib import Path
+from typing import IO, NamedTuple, TypedDict
 
 from ebc_lab.config.kinds import misfit
 from ebc_lab.records.json_files import checksum_holds, parsed, with_checksum
@@ -39,7 +40,7 @@ class Entry(NamedTuple):
 
 
 class IndexRecord(TypedDict):
-    """What an index holds, beside its checksum."""
+    """What an index's file holds, beside its checksum."""
 
     study: str
     writer: str  # a token of the folder that is mirrored
@@ -69,16 +70,12 @@ class Place:
         from fsspec.core import url_to_fs
 
         self.address = address.rstrip("/")
-        options = {"auto_mkdir": True} if address.startswith(("file:", "local:")) else {}
-        self._fs, self.root = url_to_fs(self.address, skip_instance_cache=True, **options)
-        self.local = bool(options)
-
-    @property
-    def fs(self) -> Any:
-        """The file system, which forgets what it has listed: by a kept listing it would say that a file is
-        not there which another driver has written since."""
-        self._fs.invalidate_cache()
-        return self._fs
+        self.local = self.address.startswith(("file:", "local:"))
+        # by a kept listing it would say that a file is not there which another driver has written since
+        options = {"skip_instance_cache": True, "use_listings_cache": False}
+        self.fs, self.root = url_to_fs(
+            self.address, **options, **({"auto_mkdir": True} if self.local else {})
+        )
 
     def inside(self, name: str) -> Place:
         """Return the place of a study below this one."""
@@ -112,9 +109,11 @@ class Place:
         return Index(record["study"], record["writer"], number, files)
 
     def publish(self, study: str, writer: str, after: int, files: Mapping[str, Entry]) -> Index:
-        """Make an index of these files the latest, under the next number that is free. Raises Overtaken
-        where another folder has written one since the index of number `after`; a number may be free because
-        the other has gone on so far that it has removed its own."""
+        """Make an index of these files the latest, under the next number that is free.
+
+        Raises Overtaken where another folder has written one since the index of number `after`. Its number
+        may be free again, if that folder has gone on so far that it has removed its own.
+        """
         number = after + 1
         if self.local:
             self.fs.makedirs(f"{self.root}/index", exist_ok=True)
@@ -150,33 +149,18 @@ class Place:
         """Write these files, as many at a time as the file system likes."""
         self.fs.pipe({self._path(*named): content for named, content in files.items()})
 
-    def write_large(self, path: str, entry: Entry, source: IO[bytes], moved: Callable[[], None]) -> bool:
-        """Write the first bytes of an open file, calling `moved` after each part. -> False, and nothing is
-        there, if they have changed."""
-        left, sha256 = entry.bytes, hashlib.sha256()
+    def write_large(self, path: str, entry: Entry, source: IO[bytes], moved: Callable[[], None]) -> None:
+        """Write the first bytes of an open file, calling `moved` after each part."""
+        left = entry.bytes
         with self.fs.open(self._path(path, entry), "wb") as out:
             while left > 0 and (chunk := source.read(min(CHUNK, left))):
-                sha256.update(chunk)
                 out.write(chunk)
                 left -= len(chunk)
                 moved()
-        if sha256.hexdigest() == entry.sha256:
-            return True
-        self.fs.rm_file(self._path(path, entry))
-        return False
 
-    def read(self, files: Mapping[str, Entry]) -> dict[str, bytes | Exception]:
-        """Return what is there of each of these files, or why it cannot be read; nothing is compared."""
-        names = {self._path(path, entry): path for path, entry in files.items()}
-        if not names:
-            return {}
-        # not `cat`, which takes a [ in a name for a pattern
-        there = self.fs.cat_ranges(list(names), None, None, on_error="return")
-        return dict(zip(names.values(), there, strict=True))
-
-    def opened(self, path: str, entry: Entry) -> Any:
-        """Return a large file, open for reading."""
-        return self.fs.open(self._path(path, entry), "rb")
+    def fetch(self, path: str, entry: Entry, to: Path) -> None:
+        """Copy what is there of a file into one on this machine; nothing is compared."""
+        self.fs.get_file(self._path(path, entry), str(to))
 
     def _path(self, path: str, entry: Entry) -> str:
         return f"{self.root}/files/{path}.{entry.sha256[:DIGITS]}"
@@ -197,16 +181,9 @@ class Place:
         self._remove([self._index_path(gone.number)])
 
     def _remove(self, names: Iterable[str]) -> None:
-        there = sorted(names)
-        if self.local:
-            for name in there:
-                if self.fs.exists(name):
-                    self.fs.rm_file(name)
-            return
-        for name in filter(glob.has_magic, there):  # which `rm` would take for a pattern
-            self.fs.rm_file(name)
-        if plain := [name for name in there if not glob.has_magic(name)]:
-            self.fs.rm(plain)
+        for name in names:
+            with suppress(FileNotFoundError):
+                self.fs.rm_file(name)
 
     # -- looking around --------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from .study import OfAnotherRun, Study, settings_of
 CHANGED = "changed since it was recorded"
 MISSING = "missing"
 UNREADABLE = "not a file that can be read"
-NO_DIGEST = (MISSING, UNREADABLE)  # what stands in its place
+NO_DIGEST = (MISSING, UNREADABLE)
 UNKNOWN = "not in the manifest"
 FOREIGN = "was not written by the run it is named after"
 
@@ -41,7 +41,7 @@ def verify(study: Study) -> dict[str, Any]:
     study.must_exist()
     recorded = manifest.read(study.root)
     under_way = study.holder() is not None or not recorded["complete"] or not _is_finished(study)
-    digests = {path: _digest(study.root / path) for path in recorded["files"]}
+    digests = {path: digest_or_fault(study.root / path) for path in recorded["files"]}
     wrong = mismatches(recorded["files"], digests)
     if wrong:  # a file's entry is removed before the file is written: leave out those removed since
         recorded = manifest.read(study.root)
@@ -75,8 +75,8 @@ def _is_finished(study: Study) -> bool:
         return True  # then every unrecorded file is reported
 
 
-def _digest(path: Path) -> str:
-    """Return the sha256 of a file, or in its place what is wrong with it."""
+def digest_or_fault(path: Path) -> str:
+    """Return the sha256 of a file; where it is not there or cannot be read, one of NO_DIGEST."""
     try:
         return manifest.sha256_of(path)
     except FileNotFoundError:
@@ -147,7 +147,7 @@ def _faults_of_run(
         return wrong | {result: FOREIGN}
     streams = {f"{folder}/{name}": sha256 for name, sha256 in record.get("streams", {}).items()}
     for path in (path for path in streams if path in files):
-        sha256 = digests.get(path) or _digest(study.root / path)
+        sha256 = digests.get(path) or digest_or_fault(study.root / path)
         if sha256 not in (streams[path], *NO_DIGEST):  # which are named by the manifest's entry
             wrong[path] = CHANGED
     return wrong

@@ -146,8 +146,8 @@ def new_rows(path: Path, columns: Sequence[str], after: int) -> list[Row]:
 def follow(
     reader: Reader, connect: Callable[[], Tracker], over: threading.Event, say: Callable[[str], None]
 ) -> bool:
-    """Show what comes until `over`, and then what is left. Returns whether all of it was shown; only the first
-    failure is said."""
+    """Show what comes until `over`, and then what is left. Returns whether all of it was shown; of failures
+    only the first is said."""
     tracker: Tracker | None = None
     pause = POLL_S
     warned = False
