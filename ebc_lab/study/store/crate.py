@@ -1,7 +1,8 @@
 """ro-crate-metadata.json: what a study's folder holds, for archives and for programs that do not know ours.
 
-By RO-Crate 1.1 and the profile Process Run Crate 0.5. It is made of what other files record, and of no clock:
-the same study gives the same bytes, on any machine. It is in the manifest like every file made from the runs.
+It follows RO-Crate 1.1 and the profile Process Run Crate 0.5. Everything in it comes from other files of the
+study and nothing from the clock: the same study gives the same bytes on any machine. The manifest lists it
+like every file that is made from the runs.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def text_for(study: Study, entries: Mapping[str, str]) -> str:
 
 
 def _action(header: Mapping[str, Any], ended: str, parts: list[Entity]) -> Entity:
-    """What made the files: one command, or several that went on with the study."""
+    """Return what made the files: one command, or several that went on with the study."""
     machine = header["hardware"]
     gpus = ", ".join(map(str, machine.get("gpus") or ())) or "no GPU"
     made_on = f"{machine.get('cpu')}, {machine.get('cores')} cores, {gpus}, {machine.get('system')}"
@@ -128,7 +129,7 @@ def _action(header: Mapping[str, Any], ended: str, parts: list[Entity]) -> Entit
 
 
 def _used(header: Mapping[str, Any]) -> Iterator[Entity]:
-    """The text and the programs, by what study.json says of them."""
+    """Yield the text and the programs, as study.json names them."""
     versions = {name: str(found) for name, found in header["versions"].items() if found and name != "ebc-lab"}
     yield {
         "@id": CORPUS,
@@ -149,11 +150,11 @@ def _used(header: Mapping[str, Any]) -> Iterator[Entity]:
 
 
 def _data(study: Study, entries: Mapping[str, str], runs: Iterable[str]) -> list[Entity]:
-    """The folder of each run, and every file."""
-    of_run: dict[str, list[str]] = {run: [] for run in runs}
+    """Return the folder of each run, and every file."""
+    inside: dict[str, list[str]] = {run: [] for run in runs}
     for path in entries:
         if run := manifest.owning_run(path):
-            of_run[run].append(path)
+            inside[run].append(path)
     folders = [
         {
             "@id": quote(f"{study.runs.name}/{run}/"),
@@ -161,13 +162,13 @@ def _data(study: Study, entries: Mapping[str, str], runs: Iterable[str]) -> list
             "name": f"run {run}",
             "hasPart": _links(map(quote, sorted(paths))),
         }
-        for run, paths in of_run.items()
+        for run, paths in inside.items()
     ]
     return [*folders, *(_file(study, path, entries.get(path)) for path in sorted([*entries, manifest.NAME]))]
 
 
 def _file(study: Study, path: str, sha256: str | None) -> Entity:
-    """A file; of the manifest, which has the sha256 of this description, neither that nor the size."""
+    """Return a file. The manifest has neither sha256 nor size here, because it lists this description."""
     pure = PurePosixPath(path)
     made: Entity = {
         "@id": quote(path),
@@ -201,5 +202,5 @@ def _last_end(study: Study, entries: Iterable[str]) -> str | None:
 
 
 def _time(recorded: str) -> str:
-    """A recorded time as RFC 3339 in UTC, whose texts are in the order of the times."""
+    """Return a recorded time as RFC 3339 in UTC, which sorts as the times do."""
     return datetime.fromisoformat(recorded).astimezone(UTC).isoformat(timespec="milliseconds")

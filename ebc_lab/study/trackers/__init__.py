@@ -19,8 +19,8 @@ from .backends import FOLDER, MLFLOW_ENV
 
 @contextmanager
 def following(config: TrackerConfig, root: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Have the trackers follow the study, or the single run, in `root`; wait for them at the end of the block.
-    Raises nothing of its own."""
+    """Have the trackers follow the study, or the single run, in `root`, and wait for them at the end of the
+    block. Raises nothing of its own."""
     followers = [_Follower(name, config, root, say) for name in config.names]
     try:
         yield
