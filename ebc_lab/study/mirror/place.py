@@ -33,7 +33,7 @@ KEPT = 2  # indexes
 
 
 class Entry(NamedTuple):
-    """A file as an index names it."""
+    """A file's content, as an index names it."""
 
     sha256: str
     bytes: int
@@ -51,7 +51,7 @@ class IndexRecord(TypedDict):
 
 @dataclass(frozen=True)
 class Index:
-    """A study at one time."""
+    """All files of a study at one time."""
 
     study: str = ""
     writer: str = ""
@@ -84,7 +84,7 @@ class Place:
     # -- indexes ---------------------------------------------------------------------------------------------
 
     def latest(self) -> Index | None:
-        """Return the latest index that is whole; None where none is."""
+        """Return the latest index that is whole, or None."""
         for number in sorted(self._numbers(), reverse=True):
             if (index := self._read(number)) is not None:
                 return index
@@ -96,7 +96,7 @@ class Place:
         return [int(stem) for stem in stems if stem.isdecimal() and stem.isascii()]
 
     def _read(self, number: int) -> Index | None:
-        """Return an index, None where it was cut off, or is none of ours."""
+        """Return an index; None where it was cut off, or is none of ours."""
         try:
             record = parsed(self.fs.cat_file(self._index_path(number)))
         except (FileNotFoundError, ValueError):  # an older one may be removed meanwhile
@@ -175,7 +175,7 @@ class Place:
         self._remove(self._index_path(number) for number in self._numbers() if number < oldest)
 
     def remove(self, gone: Index, *kept: Index) -> None:
-        """Remove an index, and what it alone names."""
+        """Remove an index, and the files that none of the `kept` ones names."""
         wanted = {(path, entry) for index in kept for path, entry in index.files.items()}
         self._remove(self._path(*named) for named in set(gone.files.items()) - wanted)
         self._remove([self._index_path(gone.number)])
@@ -188,7 +188,7 @@ class Place:
     # -- looking around --------------------------------------------------------------------------------------
 
     def probe(self, token: str) -> None:
-        """Write a file, read it, and remove it."""
+        """Write a file, read it, and remove it. Raises OSError where it is not what was written."""
         path = f"{self.root}/files/.probe.{token}"
         self.fs.pipe_file(path, token.encode())
         if self.fs.cat_file(path) != token.encode():
@@ -196,7 +196,7 @@ class Place:
         self._remove([path])
 
     def holds_others(self) -> bool:
-        """Tell whether anything is there that is not of a mirror."""
+        """Tell whether anything is there that no mirror writes."""
         names = {name.rstrip("/").rpartition("/")[2] for name in self._listed("")}
         return bool(names - {"files", "index"})
 
@@ -217,6 +217,6 @@ def sha256_of(content: bytes) -> str:
 
 
 def why(error: BaseException) -> str:
-    """Return what a file system says, in a line."""
+    """Return the error of a file system as a part of one sentence."""
     text = " ".join(str(getattr(error, "strerror", None) or error).split())
     return text[:300].rstrip(".") or type(error).__name__

@@ -52,7 +52,7 @@ def pull(address: str, folder: Path, say: Say = lambda text: None) -> dict[str, 
     """
     check_address("ADDRESS", address)
     try:
-        place, index = _found(Place(address))
+        place, index = _find(Place(address))
         root = folder / index.study
         if there := _here_already(root, place, index):
             say(there)
@@ -61,7 +61,7 @@ def pull(address: str, folder: Path, say: Say = lambda text: None) -> dict[str, 
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / f".{index.study}.pull.lock", fallback_to_soft=False)
         with lock.acquire(timeout=0):
-            return _fetched(place, index, root, say)
+            return _fetch_study(place, index, root, say)
     except Timeout:
         raise UserError(f"{folder / index.study} is being pulled already: wait for it.") from None
     except UserError:
@@ -70,7 +70,7 @@ def pull(address: str, folder: Path, say: Say = lambda text: None) -> dict[str, 
         raise UserError(f"{address} cannot be read ({visible(why(error))}): try again.") from None
 
 
-def _found(place: Place) -> tuple[Place, Index]:
+def _find(place: Place) -> tuple[Place, Index]:
     """Return where the study is, and its latest index. Raises UserError."""
     index = place.latest()
     if index is None:
@@ -88,8 +88,8 @@ def _found(place: Place) -> tuple[Place, Index]:
 
 
 def _here_already(root: Path, place: Place, index: Index) -> str:
-    """Say that the study is here, if its folder holds what the index says, or what was mirrored from here.
-    Raises UserError where another one is in its place."""
+    """Return the sentence that the study is here, if its folder holds what the index says, or is the one that
+    is mirrored; an empty text where there is no such folder. Raises UserError where another study is in it."""
     if not root.exists():
         return ""
     note = None
@@ -106,7 +106,7 @@ def _here_already(root: Path, place: Place, index: Index) -> str:
     )
 
 
-def _fetched(place: Place, index: Index, root: Path, say: Say) -> dict[str, Any]:
+def _fetch_study(place: Place, index: Index, root: Path, say: Say) -> dict[str, Any]:
     """Collect all files beside `root`, and make them the study's folder."""
     staging = Study(root.with_name(f".{root.name}.pull"))
     fetched, damaged = 0, dict[str, str]()
@@ -138,17 +138,15 @@ def _fetched(place: Place, index: Index, root: Path, say: Say) -> dict[str, Any]
 
 
 def _collect(place: Place, lacking: Mapping[str, Entry], into: Path) -> dict[str, str]:
-    """Fetch these files. Returns what is wrong with those that are not there, or are not what they should be.
-
-    Raises what the file system raises if it is out of reach.
-    """
+    """Fetch these files, several at a time. Returns file -> what is wrong with it at its place; one that is
+    wrong is not kept. Raises what the file system raises if it is out of reach."""
     with ThreadPoolExecutor(AT_A_TIME) as pool:
-        faults = pool.map(partial(_fetch, place, into), lacking, lacking.values())
+        faults = pool.map(partial(_fetch_file, place, into), lacking, lacking.values())
         return {path: what for path, what in zip(lacking, faults, strict=True) if what}
 
 
-def _fetch(place: Place, into: Path, path: str, entry: Entry) -> str | None:
-    """Fetch a file. Returns what is wrong with it at its place, and then it is not here."""
+def _fetch_file(place: Place, into: Path, path: str, entry: Entry) -> str | None:
+    """Fetch a file. Returns what is wrong with it at its place, or None."""
     to = into / path
     to.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -1,10 +1,10 @@
 """A study mirrored while it runs: a thread of its driver looks for what is new, and writes it to a `Place`.
 
-What it takes of a run depends on whether it has ended. With a result, all of its files, which no longer
-change. Without one, first the checkpoint and then what it appends to, which may only be longer than the
-checkpoint says: a resumed run drops the rest. A run that is claimed meanwhile waits for the next look.
+Of a run that has ended it takes all files, which no longer change. Of another it takes first the checkpoint
+and then the files that grow, which may then only be longer than the checkpoint says: a resumed run drops the
+rest. A run that another worker claims meanwhile waits for the next look.
 
-Nothing here stops a study once it trains. What fails is said once and tried again at the next look.
+Nothing here stops a study that trains. A failure is said once, and what failed is tried again at the next look.
 """
 
 from __future__ import annotations
@@ -291,8 +291,8 @@ class _Mirror:
         return now
 
     def _read_all(self, paths: Iterable[str], before: Mapping[str, Mirrored]) -> dict[str, Mirrored]:
-        """Read those of these files that have changed, in this order, and have them written. Returns path ->
-        what was read of each, now or before."""
+        """Return path -> what is known of each of these files that is there. Those that have changed since
+        `before` are read, in this order, and written."""
         now = {}
         for path in paths:
             known = before.get(path)
@@ -303,7 +303,7 @@ class _Mirror:
         return now
 
     def _read(self, path: str) -> Mirrored:
-        """Read a file as long as it is now, and have that written unless it is there."""
+        """Read a file as far as it is written now, and write that to the mirror unless it is there."""
         with opened(self.study.root / path) as file:
             about = os.fstat(file.fileno())
             large = about.st_size > IN_MEMORY
@@ -323,7 +323,7 @@ class _Mirror:
         return Mirrored(stamp_of(about), entry)
 
     def _flush(self) -> None:
-        """Write what was read."""
+        """Write the batch to the mirror."""
         if self.batch:
             self.place.write(self.batch)
             self._has_moved()
@@ -335,13 +335,13 @@ class _Mirror:
 
 
 def kept_elsewhere(root: Path) -> Iterator[str]:
-    """Yield all files of a study that a mirror has, as paths in the study."""
+    """Yield the files of a study that a mirror takes, as paths in the study."""
     progress = RunFiles(root).progress.name
     yield from (path for path in manifest.walk(root) if os.path.basename(path) != progress)
 
 
 def _stamp(path: Path) -> Stamp | None:
-    """Return the stamp of a file; None where none is."""
+    """Return the stamp of a file; None where there is none."""
     try:
         return stamp_of(os.stat(path))
     except (FileNotFoundError, NotADirectoryError):

@@ -46,7 +46,6 @@ def overwrite(mirrored, ending: str, change) -> str:
 DAMAGE = {
     "damaged": lambda content: content[:-2] + bytes([content[-2] ^ 1]) + content[-1:],
     "truncated": lambda content: content[: len(content) // 2],
-    "empty": lambda content: b"",
     "missing": lambda content: None,
 }
 

@@ -196,13 +196,6 @@ def test_a_pipe_or_a_device_is_no_bundle(tmp_path, finished, make):
         bundle.export(finished[1].study, path)
 
 
-def test_megabytes_of_zeros_are_no_bundle(tmp_path):
-    path = tmp_path / "zeros.zip"
-    with open(path, "wb") as out:
-        out.truncate(50 << 20)
-    assert "it is not a zip" in wrong(path)[bundle.ARCHIVE]
-
-
 def test_decisions_that_are_none_are_bad_however_well_they_are_packed(exported, tmp_path):
     files = contents(exported)
     recorded = json.loads(files["manifest.json"])
