@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, NamedTuple, TypedDict
+from typing import IO, Any, NamedTuple, TypedDict
 
 from ebc_lab.config.kinds import misfit
 from ebc_lab.records.json_files import checksum_holds, parsed, with_checksum
@@ -71,11 +71,15 @@ class Place:
 
         self.address = address.rstrip("/")
         self.local = self.address.startswith(("file:", "local:"))
-        # by a kept listing it would say that a file is not there which another driver has written since
-        options = {"skip_instance_cache": True, "use_listings_cache": False}
-        self.fs, self.root = url_to_fs(
-            self.address, **options, **({"auto_mkdir": True} if self.local else {})
-        )
+        options = {"auto_mkdir": True} if self.local else {}
+        self._fs, self.root = url_to_fs(self.address, skip_instance_cache=True, **options)
+
+    @property
+    def fs(self) -> Any:
+        """The file system, which forgets what it has listed: by a kept listing it would say that a file is
+        not there which another driver has written since."""
+        self._fs.invalidate_cache()
+        return self._fs
 
     def inside(self, name: str) -> Place:
         """Return the place of a study below this one."""

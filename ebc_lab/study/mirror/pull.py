@@ -88,8 +88,8 @@ def _find(place: Place) -> tuple[Place, Index]:
 
 
 def _here_already(root: Path, place: Place, index: Index) -> str:
-    """Return the sentence that the study is here, if its folder holds what the index says, or is the one that
-    is mirrored; an empty text where there is no such folder. Raises UserError where another study is in it."""
+    """Return the sentence that the study is here, if its folder is as the index says, or is the one that is
+    mirrored; an empty text where there is no such folder. Raises UserError where another study is in it."""
     if not root.exists():
         return ""
     note = None

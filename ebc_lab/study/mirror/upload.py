@@ -4,7 +4,8 @@ Of a run that has ended it takes all files, which no longer change. Of another i
 and then the files that grow, which may then only be longer than the checkpoint says: a resumed run drops the
 rest. A run that another worker claims meanwhile waits for the next look.
 
-Nothing here stops a study that trains. A failure is said once, and what failed is tried again at the next look.
+Nothing here stops a study that trains. A failure is said once, and what failed is tried again at the next
+look.
 """
 
 from __future__ import annotations
