@@ -171,18 +171,17 @@ class Place:
 
     # -- what is left over -----------------------------------------------------------------------------------
 
-    def sweep(self, *kept: Index) -> None:
-        """Remove all files that none of these indexes names, and all earlier indexes."""
-        wanted = {self._path(path, entry) for index in kept for path, entry in index.files.items()}
-        self._remove(set(self.fs.find(f"{self.root}/files")) - wanted)
+    def sweep(self, *kept: Index, gone: Index | None = None) -> None:
+        """Remove the files that none of the `kept` indexes names, and all earlier indexes. `gone`: the only
+        other index whose files may be there; without it, all that are there are listed."""
+        wanted = self._paths_in(*kept)
+        there = set(self.fs.find(f"{self.root}/files")) if gone is None else self._paths_in(gone)
+        self._remove(there - wanted)
         oldest = min(index.number for index in kept)
         self._remove(self._index_path(number) for number in self._numbers() if number < oldest)
 
-    def remove(self, gone: Index, *kept: Index) -> None:
-        """Remove an index, and the files that none of the `kept` ones names."""
-        wanted = {(path, entry) for index in kept for path, entry in index.files.items()}
-        self._remove(self._path(*named) for named in set(gone.files.items()) - wanted)
-        self._remove([self._index_path(gone.number)])
+    def _paths_in(self, *indexes: Index) -> set[str]:
+        return {self._path(path, entry) for index in indexes for path, entry in index.files.items()}
 
     def _remove(self, names: Iterable[str]) -> None:
         for name in names:

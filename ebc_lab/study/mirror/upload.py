@@ -126,7 +126,7 @@ class _Mirror:
         self.every_s = every_s
         self.say = say
         self.index: Index | None = None  # the latest, None until it is known
-        self.before: Index | None = None  # the one before it
+        self.before = Index()  # the one before it
         self.read: dict[str, dict[str, Mirrored]] = {}  # run, or "" -> path -> what was read last
         self.batch: dict[tuple[str, Entry], bytes] = {}  # read, and not yet written
         self.there: set[tuple[str, Entry]] = set()  # written completely, in an index or not
@@ -233,7 +233,7 @@ class _Mirror:
             write_json(self.study.mirror_file, note)
         latest = latest or Index()
         index = self.place.publish(self.study.name, note["writer"], latest.number, latest.files)
-        self.place.sweep(*([index, latest] if latest.number else [index]))
+        self.place.sweep(index, latest)
         self.index, self.before = index, latest
         self.there = set(index.files.items())
 
@@ -269,9 +269,8 @@ class _Mirror:
         self.index, self.before = made, self.index
         self._has_moved()
         self.there = set(made.files.items()) | set(self.before.files.items())
-        if gone is not None and gone.number:
-            with suppress(OSError):  # it is swept by the next command
-                self.place.remove(gone, self.index, self.before)
+        with suppress(OSError):  # else the next command does it
+            self.place.sweep(self.index, self.before, gone=gone)
 
     def _of_run(self, run_id: str, *, whole: bool) -> dict[str, Mirrored]:
         """Return what is mirrored of a run from now on: what was before, if it changes hands just now."""
