@@ -149,7 +149,7 @@ def _exportable(study: Study) -> dict[str, str]:
         )
     if study.holder() is not None:
         raise UserError(f"study {study.name} is being run: export it when it has finished.")
-    findings = verify_study(study)
+    findings = verify_study(study, recorded)
     if findings["bad"]:
         first = findings["bad"][0]
         what = f"{first['file']}: {first['what']}"

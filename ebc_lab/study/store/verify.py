@@ -30,22 +30,24 @@ UNKNOWN = "not in the manifest"
 FOREIGN = "was not written by the run it is named after"
 
 
-def verify(study: Study) -> dict[str, Any]:
+def verify(study: Study, recorded: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return `bad`: each file that is not as it should be, with what is wrong and the remedy; `ok`: there is
     none.
 
     `under_way`: the last stage is not decided, a command is running the study, or one was cut off. Files that
     are not recorded yet are then only counted (`unrecorded`), as are those of runs in progress (`growing`).
-    Raises UserError when there is no study or no manifest, or the manifest was truncated or edited.
+    `recorded`: the manifest, where it was read just before. Raises UserError when there is no study or no
+    manifest, or the manifest was truncated or edited.
     """
     study.must_exist()
-    recorded = manifest.read(study.root)
+    recorded = recorded or manifest.read(study.root)
     under_way = study.holder() is not None or not recorded["complete"] or not _is_finished(study)
     digests = {path: digest_or_fault(study.root / path) for path in recorded["files"]}
     wrong = mismatches(recorded["files"], digests)
     if wrong:  # a file's entry is removed before the file is written: leave out those removed since
         recorded = manifest.read(study.root)
         wrong = {path: what for path, what in wrong.items() if path in recorded["files"]}
+        digests = {path: sha256 for path, sha256 in digests.items() if path in recorded["files"]}
     there = manifest.files(study.root)
     new = [path for path in there if path not in recorded["files"]]
     unrecorded = [path for path in new if there[path]]
