@@ -58,7 +58,9 @@ def finished_elsewhere(
     """
     elsewhere: dict[str, Study] = {}
     left = {s.run_id: s for s in specs if s.kind == "train"}
-    for neighbour, runs in neighbours_of(study) if neighbours is None and left else neighbours or ():
+    if neighbours is None:
+        neighbours = neighbours_of(study) if left else []
+    for neighbour, runs in neighbours:
         with suppress(OSError):
             there = [left[r] for r in left.keys() & runs if neighbour.has_result(r)]
             recorded = _recorded(neighbour) if there else {}
@@ -87,7 +89,7 @@ def _sound_result(study: Study, spec: RunSpec, recorded: Mapping[str, str] | Non
         result = study.results([spec])[spec.run_id]
         if result["outcome"] not in FINISHED:
             return None
-        if not (_brief(study, files, recorded) or _streams_match(files, result)):
+        if not (_is_brief(study, files, recorded) or _streams_match(files, result)):
             return None
         for path in (files.result, *_copied(files, result)):
             known = recorded.get(str(path.relative_to(study.root)))
@@ -98,7 +100,7 @@ def _sound_result(study: Study, spec: RunSpec, recorded: Mapping[str, str] | Non
     return result
 
 
-def _brief(study: Study, files: RunFiles, recorded: Mapping[str, str]) -> bool:
+def _is_brief(study: Study, files: RunFiles, recorded: Mapping[str, str]) -> bool:
     """Tell whether a run came in a brief bundle: its result is recorded, and nothing that it logged."""
     names = [str(path.relative_to(study.root)) for path in (files.result, files.steps)]
     return not files.steps.exists() and names[0] in recorded and names[1] not in recorded
@@ -133,7 +135,7 @@ def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
         try:
             result = neighbour.results([spec])[spec.run_id]
             theirs = neighbour.run_files(spec.run_id)
-            brief = not theirs.steps.exists() and _brief(neighbour, theirs, _recorded(neighbour) or {})
+            brief = not theirs.steps.exists() and _is_brief(neighbour, theirs, _recorded(neighbour) or {})
             copies = () if brief else zip(_copied(files, result), _copied(theirs, result), strict=True)
             contents = {to: read_regular(path, MOST_BYTES) if path.exists() else b"" for to, path in copies}
         except (UserError, OSError, LookupError):
