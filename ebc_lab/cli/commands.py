@@ -325,8 +325,8 @@ def verify(
     sha256: Annotated[str | None, optional("--sha256", help="Of a bundle: what `export` printed.")] = None,
     as_json: Json = False,
 ) -> int:
-    """Check every file of a study against its recorded sha256 and every run against its name; in a bundle,
-    check every byte.
+    """Check every file of a study, or in a bundle of one, against its recorded sha256, and every run against
+    its name.
 
     Exit code 4: something does not match.
     """

@@ -31,7 +31,7 @@ from ebc_lab.study.inspect.slots import timeline
 from ebc_lab.study.inspect.why import noise_in_words
 from ebc_lab.study.so_far import NOTHING
 from ebc_lab.study.stages.stage import stage_of
-from ebc_lab.study.store.changes import looked
+from ebc_lab.study.store.changes import describe_earlier_looks
 from ebc_lab.study.store.counts import in_words as runs_in_words
 from ebc_lab.study.store.study import Study
 
@@ -248,7 +248,7 @@ def _last_words(console: Console, done: Any) -> None:
     for line in done.answer:
         console.print(Text.assemble(("answer  ", "bold"), tracks_in_words(line)))
     study, header = done.study, done.study.header()
-    if warned := looked(header):
+    if warned := describe_earlier_looks(header):
         console.print(Text(f"        {warned}", style="yellow"))
     if study.page_file.exists():
         console.print(Text.assemble(("page    ", "bold"), str(study.page_file)), soft_wrap=True)

@@ -18,7 +18,7 @@ from ebc_lab.study.autopilot import Listener, Say
 from ebc_lab.study.stages import verdict
 from ebc_lab.study.stages.stage import decision_that_shows, planned_runs, stage_of
 from ebc_lab.study.store import crate, manifest
-from ebc_lab.study.store.changes import looked
+from ebc_lab.study.store.changes import describe_earlier_looks
 from ebc_lab.study.store.snapshot import read
 from ebc_lab.study.store.study import Study
 
@@ -68,7 +68,9 @@ def write_conclusions(
     if profiled := decision_that_shows("profiles", decisions):
         summaries.write_profiles(study.profiles_file, profiled)
     write_json(study.results_file, {**about, **decisions[config.study.stages[-1]]})
-    papers.write(study.root, config, corpus, decisions, accepted, study.result, looked(header))
+    papers.write(
+        study.root, config, corpus, decisions, accepted, study.result, describe_earlier_looks(header)
+    )
     _draw(study, decisions, say)
     html.write_page(study.root)
     return accepted

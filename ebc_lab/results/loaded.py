@@ -28,7 +28,7 @@ from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import read_columns
 from ebc_lab.study.stages.rules import decision_problem
 from ebc_lab.study.stages.stage import stage_of
-from ebc_lab.study.store.changes import looked, looks_of
+from ebc_lab.study.store.changes import describe_earlier_looks, looks_of
 from ebc_lab.study.store.find import find
 from ebc_lab.study.store.study import Record, Study, StudyHeader, studies_in
 
@@ -198,7 +198,7 @@ class LoadedStudy:
         `attrs["note"]`: what is to be said of it, and of those on other seeds."""
         with self.told():
             table = tables.verdict(self.decisions)
-        table.attrs |= {"looks": looks_of(self.header), "note": looked(self.header)}
+        table.attrs |= {"looks": looks_of(self.header), "note": describe_earlier_looks(self.header)}
         return table
 
     def steps(

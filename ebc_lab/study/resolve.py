@@ -36,14 +36,14 @@ from .store import index, manifest, own
 from .store.changes import (
     Change,
     as_this_version_says,
+    describe_earlier_looks,
     from_recorded,
-    in_words,
     is_edit,
-    looked,
     looks_of,
     refused,
     requested,
     same_corpus,
+    summarize,
 )
 from .store.index import Index
 from .store.neighbours import earlier_answers, judged_candidates, seed_plan
@@ -77,7 +77,7 @@ def resolve_study(
     corpus, tokenizer_sha256 = checked_text(config)
     check_lengths(config, corpus)
     config = arms_pinned(pinned(config, corpus, tokenizer_sha256))
-    shown = in_words(changed or different, asked, own.edited(config, known or {}))
+    shown = summarize(changed or different, asked, own.edited(config, known or {}))
     if changed and not force:
         edits = any(is_edit(change, asked) for change in changed)
         copied = f"; a copy of what it was is in the study's {study.own.name}/" if edits else ""
@@ -97,13 +97,13 @@ def resolve_study(
     if changed:
         say(f"other settings than before ({shown}): {_retrained(config, study)}")
     elif mended := [change for change in different if is_edit(change, asked)]:
-        say(f"{in_words(mended, asked, own.edited(config, known or {}))}; no run of it had finished")
+        say(f"{summarize(mended, asked, own.edited(config, known or {}))}; no run of it had finished")
     if different or changed:
         study.drop_conclusions()
     if different or changed or not known or changed_copies:
         manifest.remove_entries(study.root, study.header_file.name)
         write_checksummed(study.header_file, _header(config, corpus, study, asked, known or {}, why, earlier))
-        if seen := looked(study.header()):
+        if seen := describe_earlier_looks(study.header()):
             say(f"warning: {seen}")
     return config, corpus
 
@@ -143,7 +143,7 @@ def after(
     header["config"] |= {"answered_before": again} if again else {}
     manifest.remove_entries(study.root, study.header_file.name)
     write_checksummed(study.header_file, header)
-    say(f"{stage}: {looked(header)}")
+    say(f"{stage}: {describe_earlier_looks(header)}")
     return replace(config, answered_before=again)
 
 

@@ -29,7 +29,7 @@ from ebc_lab.study.stages.rules import Undecidable
 from ebc_lab.study.stages.stage import decision_that_shows, stage_of
 from ebc_lab.study.stages.statistics import by_interval, centre_of
 from ebc_lab.study.store import manifest
-from ebc_lab.study.store.changes import looked
+from ebc_lab.study.store.changes import describe_earlier_looks
 from ebc_lab.study.store.own import copies
 from ebc_lab.study.store.snapshot import Snapshot, read
 from ebc_lab.study.store.study import Record, Study, StudyHeader
@@ -85,7 +85,7 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "name": header["study"],
         "header": header,
         "problems": [*problems, *damaged],
-        "looked": looked(header),
+        "looked": describe_earlier_looks(header),
         "drift": words.OF_PI if config.controller.name == "pi" else "",
         "question": _question(config),
         "facts": _facts(config, header, decisions, results),

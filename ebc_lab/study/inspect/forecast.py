@@ -36,7 +36,7 @@ from ..launch.pool import at_a_time, slots
 from ..stages.rules import Undecidable, val_loss
 from ..stages.runs import distinct
 from ..stages.stage import ResultsOf, Scenario, Stage, stage_of
-from ..store.changes import requested, told
+from ..store.changes import describe, requested
 from ..store.own import edited
 from ..store.reuse import reusable_results
 from ..store.snapshot import Snapshot, read
@@ -234,7 +234,7 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
         "threads_per_run": named.threads_per_run if speed else config.threads_per_run,
         "slots": at_a_time(named),
         "begun": header is not None,
-        "changed": told(changed, requested(config), edited(config, header or {})),
+        "changed": describe(changed, requested(config), edited(config, header or {})),
         "beyond_sensible": beyond_sensible(config),
         "stages": stages,
         "eta_from": rate.source if rate else measured,

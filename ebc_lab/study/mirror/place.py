@@ -13,18 +13,19 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any, NamedTuple, TypedDict
 
 from ebc_lab.config.kinds import misfit
 from ebc_lab.records.json_files import checksum_holds, parsed, with_checksum
 
-from ..store.bundle import safe
+from ..store.manifest import is_safe
 
 CHUNK = 8 << 20  # bytes of a large file that are in memory at a time
 DIGITS = 16  # of a file's sha256 in its name there; the index has all 64
@@ -32,14 +33,14 @@ KEPT = 2  # indexes
 
 
 class Entry(NamedTuple):
-    """A file as an index names it."""
+    """A file's content, as an index names it."""
 
     sha256: str
     bytes: int
 
 
 class IndexRecord(TypedDict):
-    """What an index holds, beside its checksum."""
+    """What an index's file holds, beside its checksum."""
 
     study: str
     writer: str  # a token of the folder that is mirrored
@@ -50,7 +51,7 @@ class IndexRecord(TypedDict):
 
 @dataclass(frozen=True)
 class Index:
-    """A study at one time."""
+    """All files of a study at one time."""
 
     study: str = ""
     writer: str = ""
@@ -69,9 +70,9 @@ class Place:
         from fsspec.core import url_to_fs
 
         self.address = address.rstrip("/")
-        options = {"auto_mkdir": True} if address.startswith(("file:", "local:")) else {}
+        self.local = self.address.startswith(("file:", "local:"))
+        options = {"auto_mkdir": True} if self.local else {}
         self._fs, self.root = url_to_fs(self.address, skip_instance_cache=True, **options)
-        self.local = bool(options)
 
     @property
     def fs(self) -> Any:
@@ -87,7 +88,7 @@ class Place:
     # -- indexes ---------------------------------------------------------------------------------------------
 
     def latest(self) -> Index | None:
-        """Return the latest index that is whole; None where none is."""
+        """Return the latest index that is whole, or None."""
         for number in sorted(self._numbers(), reverse=True):
             if (index := self._read(number)) is not None:
                 return index
@@ -99,7 +100,7 @@ class Place:
         return [int(stem) for stem in stems if stem.isdecimal() and stem.isascii()]
 
     def _read(self, number: int) -> Index | None:
-        """Return an index, None where it was cut off, or is none of ours."""
+        """Return an index; None where it was cut off, or is none of ours."""
         try:
             record = parsed(self.fs.cat_file(self._index_path(number)))
         except (FileNotFoundError, ValueError):  # an older one may be removed meanwhile
@@ -107,14 +108,16 @@ class Place:
         if not checksum_holds(record) or misfit(record, IndexRecord) or record["number"] != number:
             return None
         files = {path: Entry(*entry) for path, entry in record["files"].items()}
-        if not all(map(safe, files)):
+        if not all(map(is_safe, files)):
             return None
         return Index(record["study"], record["writer"], number, files)
 
     def publish(self, study: str, writer: str, after: int, files: Mapping[str, Entry]) -> Index:
-        """Make an index of these files the latest, under the next number that is free. Raises Overtaken
-        where another folder has written one since the index of number `after`; a number may be free because
-        the other has gone on so far that it has removed its own."""
+        """Make an index of these files the latest, under the next number that is free.
+
+        Raises Overtaken where another folder has written one since the index of number `after`. Its number
+        may be free again, if that folder has gone on so far that it has removed its own.
+        """
         number = after + 1
         if self.local:
             self.fs.makedirs(f"{self.root}/index", exist_ok=True)
@@ -150,68 +153,45 @@ class Place:
         """Write these files, as many at a time as the file system likes."""
         self.fs.pipe({self._path(*named): content for named, content in files.items()})
 
-    def write_large(self, path: str, entry: Entry, source: IO[bytes], moved: Callable[[], None]) -> bool:
-        """Write the first bytes of an open file, calling `moved` after each part. -> False, and nothing is
-        there, if they have changed."""
-        left, sha256 = entry.bytes, hashlib.sha256()
+    def write_large(self, path: str, entry: Entry, source: IO[bytes], moved: Callable[[], None]) -> None:
+        """Write the first bytes of an open file, calling `moved` after each part."""
+        left = entry.bytes
         with self.fs.open(self._path(path, entry), "wb") as out:
             while left > 0 and (chunk := source.read(min(CHUNK, left))):
-                sha256.update(chunk)
                 out.write(chunk)
                 left -= len(chunk)
                 moved()
-        if sha256.hexdigest() == entry.sha256:
-            return True
-        self.fs.rm_file(self._path(path, entry))
-        return False
 
-    def read(self, files: Mapping[str, Entry]) -> dict[str, bytes | Exception]:
-        """Return what is there of each of these files, or why it cannot be read; nothing is compared."""
-        names = {self._path(path, entry): path for path, entry in files.items()}
-        if not names:
-            return {}
-        # not `cat`, which takes a [ in a name for a pattern
-        there = self.fs.cat_ranges(list(names), None, None, on_error="return")
-        return dict(zip(names.values(), there, strict=True))
-
-    def opened(self, path: str, entry: Entry) -> Any:
-        """Return a large file, open for reading."""
-        return self.fs.open(self._path(path, entry), "rb")
+    def fetch(self, path: str, entry: Entry, to: Path) -> None:
+        """Copy what is there of a file into one on this machine; nothing is compared."""
+        self.fs.get_file(self._path(path, entry), str(to))
 
     def _path(self, path: str, entry: Entry) -> str:
         return f"{self.root}/files/{path}.{entry.sha256[:DIGITS]}"
 
     # -- what is left over -----------------------------------------------------------------------------------
 
-    def sweep(self, *kept: Index) -> None:
-        """Remove all files that none of these indexes names, and all earlier indexes."""
-        wanted = {self._path(path, entry) for index in kept for path, entry in index.files.items()}
-        self._remove(set(self.fs.find(f"{self.root}/files")) - wanted)
+    def sweep(self, *kept: Index, gone: Index | None = None) -> None:
+        """Remove the files that none of the `kept` indexes names, and all earlier indexes. `gone`: the only
+        other index whose files may be there; without it, all that are there are listed."""
+        wanted = self._paths_in(*kept)
+        there = set(self.fs.find(f"{self.root}/files")) if gone is None else self._paths_in(gone)
+        self._remove(there - wanted)
         oldest = min(index.number for index in kept)
         self._remove(self._index_path(number) for number in self._numbers() if number < oldest)
 
-    def remove(self, gone: Index, *kept: Index) -> None:
-        """Remove an index, and what it alone names."""
-        wanted = {(path, entry) for index in kept for path, entry in index.files.items()}
-        self._remove(self._path(*named) for named in set(gone.files.items()) - wanted)
-        self._remove([self._index_path(gone.number)])
+    def _paths_in(self, *indexes: Index) -> set[str]:
+        return {self._path(path, entry) for index in indexes for path, entry in index.files.items()}
 
     def _remove(self, names: Iterable[str]) -> None:
-        there = sorted(names)
-        if self.local:
-            for name in there:
-                if self.fs.exists(name):
-                    self.fs.rm_file(name)
-            return
-        for name in filter(glob.has_magic, there):  # which `rm` would take for a pattern
-            self.fs.rm_file(name)
-        if plain := [name for name in there if not glob.has_magic(name)]:
-            self.fs.rm(plain)
+        for name in names:
+            with suppress(FileNotFoundError):
+                self.fs.rm_file(name)
 
     # -- looking around --------------------------------------------------------------------------------------
 
     def probe(self, token: str) -> None:
-        """Write a file, read it, and remove it."""
+        """Write a file, read it, and remove it. Raises OSError where it is not what was written."""
         path = f"{self.root}/files/.probe.{token}"
         self.fs.pipe_file(path, token.encode())
         if self.fs.cat_file(path) != token.encode():
@@ -219,14 +199,14 @@ class Place:
         self._remove([path])
 
     def holds_others(self) -> bool:
-        """Tell whether anything is there that is not of a mirror."""
+        """Tell whether anything is there that no mirror writes."""
         names = {name.rstrip("/").rpartition("/")[2] for name in self._listed("")}
         return bool(names - {"files", "index"})
 
     def studies(self) -> list[str]:
         """Return the names of the studies directly below this place."""
         names = sorted(name.rstrip("/").rpartition("/")[2] for name in self._listed(""))
-        return [name for name in names if safe(name) and self.inside(name)._numbers()]
+        return [name for name in names if is_safe(name) and self.inside(name)._numbers()]
 
     def _listed(self, folder: str) -> Sequence[str]:
         try:
@@ -240,6 +220,6 @@ def sha256_of(content: bytes) -> str:
 
 
 def why(error: BaseException) -> str:
-    """Return what a file system says, in a line."""
+    """Return the error of a file system as a part of one sentence."""
     text = " ".join(str(getattr(error, "strerror", None) or error).split())
     return text[:300].rstrip(".") or type(error).__name__

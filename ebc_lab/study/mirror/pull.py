@@ -6,12 +6,14 @@ interrupted call has collected the next one keeps, as far as it is what the inde
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import secrets
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +21,20 @@ from filelock import FileLock, Timeout
 
 from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.study_checks import check_address
-from ebc_lab.records.files import atomic_writer, refuse_unwritable, write_atomic
+from ebc_lab.records.files import refuse_unwritable, replacing
 from ebc_lab.records.json_files import read_json, write_json
 
 from ..store import manifest
 from ..store.study import Study
-from .place import CHUNK, Entry, Index, Place, sha256_of, why
-from .upload import IN_MEMORY, MirrorRecord, kept_elsewhere
+from ..store.verify import digest_or_fault
+from .place import Entry, Index, Place, why
+from .upload import MirrorRecord, kept_elsewhere
 
 Say = Callable[[str], None]
 
-AT_A_TIME = 64  # files
+AT_A_TIME = 16  # files
 TRIES = 3  # with the latest index, which may have replaced the one that was read
 A_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-DAMAGED = "is not what was written"
 
 
 class NothingThere(UserError):
@@ -50,16 +52,16 @@ def pull(address: str, folder: Path, say: Say = lambda text: None) -> dict[str, 
     """
     check_address("ADDRESS", address)
     try:
-        place, index = _found(Place(address))
+        place, index = _find(Place(address))
         root = folder / index.study
         if there := _here_already(root, place, index):
             say(there)
-            return _told(place, index, root, {}, 0)
+            return _summary(place, index, root, {}, 0)
         refuse_unwritable(folder)
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / f".{index.study}.pull.lock", fallback_to_soft=False)
         with lock.acquire(timeout=0):
-            return _fetched(place, index, root, say)
+            return _fetch_study(place, index, root, say)
     except Timeout:
         raise UserError(f"{folder / index.study} is being pulled already: wait for it.") from None
     except UserError:
@@ -68,7 +70,7 @@ def pull(address: str, folder: Path, say: Say = lambda text: None) -> dict[str, 
         raise UserError(f"{address} cannot be read ({visible(why(error))}): try again.") from None
 
 
-def _found(place: Place) -> tuple[Place, Index]:
+def _find(place: Place) -> tuple[Place, Index]:
     """Return where the study is, and its latest index. Raises UserError."""
     index = place.latest()
     if index is None:
@@ -86,14 +88,16 @@ def _found(place: Place) -> tuple[Place, Index]:
 
 
 def _here_already(root: Path, place: Place, index: Index) -> str:
-    """Say that the study is here, if its folder holds what the index says, or what was mirrored from here.
-    Raises UserError where another one is in its place."""
+    """Return the sentence that the study is here, if its folder is as the index says, or is the one that is
+    mirrored; an empty text where there is no such folder. Raises UserError where another study is in it."""
     if not root.exists():
         return ""
-    note = _note(root)
+    note = None
+    with suppress(OSError, UserError):
+        note = read_json(Study(root).mirror_file, MirrorRecord)
     if note and note["address"] == place.address and note["writer"] == index.writer:
         return f"{root} is what is mirrored there: nothing was fetched"
-    here = {path: manifest.sha256_of(root / path) for path in kept_elsewhere(root)}
+    here = {path: digest_or_fault(root / path) for path in kept_elsewhere(root)}
     if here == {path: entry.sha256 for path, entry in index.files.items()}:
         return f"{root} has all of it already"
     raise UserError(
@@ -102,20 +106,12 @@ def _here_already(root: Path, place: Place, index: Index) -> str:
     )
 
 
-def _note(root: Path) -> MirrorRecord | None:
-    try:
-        note: MirrorRecord = read_json(Study(root).mirror_file, MirrorRecord)
-    except (OSError, UserError):
-        return None
-    return note
-
-
-def _fetched(place: Place, index: Index, root: Path, say: Say) -> dict[str, Any]:
-    """Collect all files, and make them the study's folder."""
+def _fetch_study(place: Place, index: Index, root: Path, say: Say) -> dict[str, Any]:
+    """Collect all files beside `root`, and make them the study's folder."""
     staging = Study(root.with_name(f".{root.name}.pull"))
     fetched, damaged = 0, dict[str, str]()
     for _ in range(TRIES):
-        lacking = {p: entry for p, entry in index.files.items() if _sha256(staging.root / p) != entry.sha256}
+        lacking = {p: e for p, e in index.files.items() if digest_or_fault(staging.root / p) != e.sha256}
         damaged = _collect(place, lacking, staging.root)
         fetched += len(lacking) - len(damaged)
         latest = place.latest() if damaged else None
@@ -126,86 +122,48 @@ def _fetched(place: Place, index: Index, root: Path, say: Say) -> dict[str, Any]
         raise UserError(
             f"{place.address}: {staging.header_file.name} {what}, and nothing goes on without it."
         )
-    runs = {run for path in damaged if (run := manifest.run_of(path))}
+    runs = {run for path in damaged if (run := manifest.owning_run(path))}
     for path in list(kept_elsewhere(staging.root)):
-        if path not in index.files or manifest.run_of(path) in runs:
+        if path not in index.files or manifest.owning_run(path) in runs:
             (staging.root / path).unlink()
     staging.runs.mkdir(exist_ok=True)
     for run in sorted(runs):
         say(f"run {run} is left out, and trained again by the study's command")
-    note: MirrorRecord = {
-        "address": place.address,
-        "writer": secrets.token_hex(8),
-        "since": [index.number, index.writer],
-    }
+    since = [index.number, index.writer]
+    note = MirrorRecord(address=place.address, writer=secrets.token_hex(8), since=since)
     write_json(staging.mirror_file, note)
+    os.sync()
     os.replace(staging.root, root)
-    return _told(place, index, root, damaged, fetched)
+    return _summary(place, index, root, damaged, fetched)
 
 
 def _collect(place: Place, lacking: Mapping[str, Entry], into: Path) -> dict[str, str]:
-    """Fetch these files. -> what is wrong with those that are not there, or are not what they should be.
-
-    Raises what the file system raises if it is out of reach.
-    """
-    damaged = {}
-    for some in _batches({p: e for p, e in lacking.items() if e.bytes <= IN_MEMORY}):
-        for path, content in place.read(some).items():
-            if isinstance(content, FileNotFoundError):
-                damaged[path] = "is missing"
-            elif isinstance(content, Exception):
-                raise content
-            elif sha256_of(content) != some[path].sha256:
-                damaged[path] = DAMAGED
-            else:
-                (into / path).parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(into / path, content)
-    for path in lacking.keys() - damaged.keys():
-        if lacking[path].bytes > IN_MEMORY and (what := _large(place, path, lacking[path], into / path)):
-            damaged[path] = what
-    return damaged
+    """Fetch these files, several at a time. Returns file -> what is wrong with it at its place; one that is
+    wrong is not kept. Raises what the file system raises if it is out of reach."""
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        faults = pool.map(partial(_fetch_file, place, into), lacking, lacking.values())
+        return {path: what for path, what in zip(lacking, faults, strict=True) if what}
 
 
-def _batches(files: Mapping[str, Entry]) -> Iterator[dict[str, Entry]]:
-    """Yield some files at a time."""
-    batch: dict[str, Entry] = {}
-    size = 0
-    for path, entry in files.items():
-        if batch and (len(batch) == AT_A_TIME or size + entry.bytes > IN_MEMORY):
-            yield batch
-            batch, size = {}, 0
-        batch[path] = entry
-        size += entry.bytes
-    if batch:
-        yield batch
-
-
-def _large(place: Place, path: str, entry: Entry, to: Path) -> str | None:
-    """Fetch one large file. -> what is wrong with it."""
+def _fetch_file(place: Place, into: Path, path: str, entry: Entry) -> str | None:
+    """Fetch a file. Returns what is wrong with it at its place, or None."""
+    to = into / path
     to.parent.mkdir(parents=True, exist_ok=True)
-    sha256 = hashlib.sha256()
     try:
-        with place.opened(path, entry) as source, atomic_writer(to) as out:
-            while chunk := source.read(CHUNK):
-                sha256.update(chunk)
-                out.write(chunk)
-            if sha256.hexdigest() != entry.sha256:
+        with replacing(to) as temporary:
+            place.fetch(path, entry, temporary)
+            if manifest.sha256_of(temporary) != entry.sha256:
                 raise ValueError
     except FileNotFoundError:
         return "is missing"
     except ValueError:
-        return DAMAGED
+        return "is not what was written"
     return None
 
 
-def _sha256(path: Path) -> str | None:
-    try:
-        return manifest.sha256_of(path)
-    except (FileNotFoundError, UserError):
-        return None
-
-
-def _told(place: Place, index: Index, root: Path, damaged: Mapping[str, str], fetched: int) -> dict[str, Any]:
+def _summary(
+    place: Place, index: Index, root: Path, damaged: Mapping[str, str], fetched: int
+) -> dict[str, Any]:
     return {
         "study": index.study,
         "root": str(root),

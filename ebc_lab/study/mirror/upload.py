@@ -1,10 +1,11 @@
 """A study mirrored while it runs: a thread of its driver looks for what is new, and writes it to a `Place`.
 
-What it takes of a run depends on whether it has ended. With a result, all of its files, which no longer
-change. Without one, first the checkpoint and then what it appends to, which may only be longer than the
-checkpoint says: a resumed run drops the rest. A run that is claimed meanwhile waits for the next look.
+Of a run that has ended it takes all files, which no longer change. Of another it takes first the checkpoint
+and then the files that grow, which may then only be longer than the checkpoint says: a resumed run drops the
+rest. A run that another worker claims meanwhile waits for the next look.
 
-Nothing here stops a study once it trains. What fails is said once and tried again at the next look.
+Nothing here stops a study that trains. A failure is said once, and what failed is tried again at the next
+look.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.schema import Config
 from ebc_lab.records.files import opened, stamp_of
 from ebc_lab.records.json_files import read_json, write_json
-from ebc_lab.records.paths import DIAGNOSES, StudyFiles
+from ebc_lab.records.paths import RUNS, RunFiles
 
+from ..store import manifest
 from ..store.study import Study
 from .place import CHUNK, Entry, Index, Overtaken, Place, sha256_of, why
 
@@ -91,10 +93,7 @@ def _refuse_another(latest: Index | None, place: Place, note: MirrorRecord | Non
         if note is None and place.holds_others():
             raise UserError(f"{place.address} holds files of something else: choose another study.mirror.")
         return
-    known = note is not None and (
-        latest.writer == note["writer"] or [latest.number, latest.writer] == note["since"]
-    )
-    if known:
+    if note and (latest.writer == note["writer"] or [latest.number, latest.writer] == note["since"]):
         return
     what = "has gone on elsewhere since" if note else "is mirrored there already"
     raise UserError(
@@ -105,8 +104,8 @@ def _refuse_another(latest: Index | None, place: Place, note: MirrorRecord | Non
 
 @contextmanager
 def mirroring(config: Config, study: Study, say: Say) -> Iterator[None]:
-    """Mirror a study that this process holds, if it is to be; at the end wait until all is there, and say
-    what is not. Raises UserError at the beginning alone."""
+    """Mirror a study that this process holds as long as the block runs, if it has a `mirror`; at the end wait
+    until all is there, and say what is not. Raises UserError at the beginning alone."""
     if config.study.mirror is None:
         yield
         return
@@ -119,7 +118,7 @@ def mirroring(config: Config, study: Study, say: Say) -> Iterator[None]:
 
 
 class _Mirror:
-    """The thread, and what it knows to be there."""
+    """The thread that writes, and what it knows to be there."""
 
     def __init__(self, place: Place, study: Study, every_s: float, say: Say):
         self.place = place
@@ -127,7 +126,7 @@ class _Mirror:
         self.every_s = every_s
         self.say = say
         self.index: Index | None = None  # the latest, None until it is known
-        self.before: Index | None = None  # the one before it
+        self.before = Index()  # the one before it
         self.read: dict[str, dict[str, Mirrored]] = {}  # run, or "" -> path -> what was read last
         self.batch: dict[tuple[str, Entry], bytes] = {}  # read, and not yet written
         self.there: set[tuple[str, Entry]] = set()  # written completely, in an index or not
@@ -142,7 +141,8 @@ class _Mirror:
     # -- the driver's side -----------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Take the place, and start. A mirror that this study had before may be out of reach for now."""
+        """Take the place, and start the thread. A mirror that the study had before may be out of reach for
+        now."""
         try:
             self._take()
         except Overtaken:
@@ -224,7 +224,7 @@ class _Mirror:
         return note if note["address"] == self.place.address else None
 
     def _take(self) -> None:
-        """Learn what is there, refuse another study's, and make the next index ours. Raises as `Place`."""
+        """Look at what is there, refuse another study's, and write the next index. Raises as `Place`."""
         latest = self.place.latest()
         note = self._note()
         _refuse_another(latest, self.place, note)
@@ -233,14 +233,14 @@ class _Mirror:
             write_json(self.study.mirror_file, note)
         latest = latest or Index()
         index = self.place.publish(self.study.name, note["writer"], latest.number, latest.files)
-        self.place.sweep(*([index, latest] if latest.number else [index]))
+        self.place.sweep(index, latest)
         self.index, self.before = index, latest
         self.there = set(index.files.items())
 
     def _look(self, *, whole: bool) -> bool:
-        """Mirror what is new. -> False if something changed meanwhile, so that no index was written.
+        """Mirror what is new. Returns False if something changed meanwhile, so that no index was written.
 
-        `whole`: also look at runs that had ended, and were all there, at an earlier look.
+        `whole`: also look at runs that were found ended, and all there, at an earlier look.
         """
         if self.index is None:
             self._take()
@@ -249,7 +249,7 @@ class _Mirror:
         # by what these say runs are made or refused: they are read before the runs, and must stay
         decisive = [study.header_file, study.decisions_file, study.manifest_file]
         stamps = [_stamp(path) for path in decisive]
-        of_run = {"": self._read_all(_files(study.root, study.root, but=study.runs), self.read.get("", {}))}
+        of_run = {"": self._read_all(manifest.walk(study.root, runs=False), self.read.get("", {}))}
         for run_id in study.run_ids():
             of_run[run_id] = self._of_run(run_id, whole=whole)
         self._flush()
@@ -269,12 +269,11 @@ class _Mirror:
         self.index, self.before = made, self.index
         self._has_moved()
         self.there = set(made.files.items()) | set(self.before.files.items())
-        if gone is not None and gone.number:
-            with suppress(OSError):  # it is swept by the next command
-                self.place.remove(gone, self.index, self.before)
+        with suppress(OSError):  # else the next command does it
+            self.place.sweep(self.index, self.before, gone=gone)
 
     def _of_run(self, run_id: str, *, whole: bool) -> dict[str, Mirrored]:
-        """Return what is mirrored of a run from now on; what was before, if it changes hands just now."""
+        """Return what is mirrored of a run from now on: what was before, if it changes hands just now."""
         files = self.study.run_files(run_id)
         before = self.read.get(run_id, {})
         ended, claimed = _stamp(files.result), _stamp(files.attempts)
@@ -282,8 +281,9 @@ class _Mirror:
             return before
         left_out = {files.progress.name, *([] if ended else [files.result.name])}
         first = files.result if ended else files.checkpoint
-        paths = [path for path in _files(files.directory, self.study.root) if Path(path).name not in left_out]
-        now = self._read_all(sorted(paths, key=lambda path: Path(path).name != first.name), before)
+        there = manifest.walk(self.study.root, f"{RUNS}/{run_id}")
+        paths = [path for path in there if os.path.basename(path) not in left_out]
+        now = self._read_all(sorted(paths, key=lambda path: os.path.basename(path) != first.name), before)
         if (_stamp(files.result), _stamp(files.attempts)) != (ended, claimed):
             return before
         if ended is not None and now == before:
@@ -291,42 +291,39 @@ class _Mirror:
         return now
 
     def _read_all(self, paths: Iterable[str], before: Mapping[str, Mirrored]) -> dict[str, Mirrored]:
-        """Read these files, in this order, as far as they have changed, and have them written."""
+        """Return path -> what is known of each of these files that is there. Those that have changed since
+        `before` are read, in this order, and written."""
         now = {}
         for path in paths:
             known = before.get(path)
             with suppress(FileNotFoundError, UserError):  # removed meanwhile, or no file
                 if known is None or known.stamp != _stamp(self.study.root / path):
                     known = self._read(path)
-                if known is not None:
-                    now[path] = known
+                now[path] = known
         return now
 
-    def _read(self, path: str) -> Mirrored | None:
-        """Read a file, and have it written unless it is there. -> None if it changes while it is read."""
+    def _read(self, path: str) -> Mirrored:
+        """Read a file as far as it is written now, and write that to the mirror unless it is there."""
         with opened(self.study.root / path) as file:
             about = os.fstat(file.fileno())
-            stamp = stamp_of(about)
             large = about.st_size > IN_MEMORY
             content = b"" if large else file.read(about.st_size)
             sha256 = _digest(file, about.st_size) if large else sha256_of(content)
             entry = Entry(sha256, about.st_size if large else len(content))
-            if (path, entry) in self.there:
-                return Mirrored(stamp, entry)
-            self.waiting.add(path)
-            if not large:
-                self.batch[path, entry] = content
-                if len(self.batch) >= AT_A_TIME or sum(map(len, self.batch.values())) > IN_MEMORY:
-                    self._flush()
-                return Mirrored(stamp, entry)
-            file.seek(0)
-            if not self.place.write_large(path, entry, file, self._has_moved):
-                return None
-        self.there.add((path, entry))
-        return Mirrored(stamp, entry)
+            if (path, entry) not in self.there:
+                self.waiting.add(path)
+                if large:
+                    file.seek(0)
+                    self.place.write_large(path, entry, file, self._has_moved)
+                    self.there.add((path, entry))
+                else:
+                    self.batch[path, entry] = content
+        if len(self.batch) >= AT_A_TIME or sum(map(len, self.batch.values())) > IN_MEMORY:
+            self._flush()
+        return Mirrored(stamp_of(about), entry)
 
     def _flush(self) -> None:
-        """Write what was read."""
+        """Write the batch to the mirror."""
         if self.batch:
             self.place.write(self.batch)
             self._has_moved()
@@ -337,24 +334,14 @@ class _Mirror:
         self.moved += 1
 
 
-def _files(folder: Path, root: Path, but: Path | None = None) -> Iterator[str]:
-    """Yield the files below a folder that are kept elsewhere as well, as paths in the study."""
-    for inside, folders, names in os.walk(folder):
-        wanted = {f for f in folders if f != "__pycache__" and Path(inside, f) != but}
-        folders[:] = sorted(f for f in wanted if not f.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and not name.endswith(DIAGNOSES):
-                yield Path(inside, name).relative_to(root).as_posix()
-
-
 def kept_elsewhere(root: Path) -> Iterator[str]:
-    """Yield all files of a study that a mirror has, as paths in the study."""
-    progress = StudyFiles(root).run_files("").progress.name
-    yield from (path for path in _files(root, root) if path.rpartition("/")[2] != progress)
+    """Yield the files of a study that a mirror takes, as paths in the study."""
+    progress = RunFiles(root).progress.name
+    yield from (path for path in manifest.walk(root) if os.path.basename(path) != progress)
 
 
 def _stamp(path: Path) -> Stamp | None:
-    """Return the stamp of a file; None where none is."""
+    """Return the stamp of a file; None where there is none."""
     try:
         return stamp_of(os.stat(path))
     except (FileNotFoundError, NotADirectoryError):

@@ -1,5 +1,4 @@
-"""What makes a study another one than the one that is recorded: the settings that differ, and these in
-words."""
+"""The settings by which a study differs from the one that is recorded, and how they are described."""
 
 from __future__ import annotations
 
@@ -20,21 +19,21 @@ from ..stages.statistics import level
 from .study import EarlierAnswer, Record
 
 Change = tuple[str, Any, Any]  # dotted path, in study.json, now
-MOST = 5  # changes that are told one by one
+MOST = 5  # changes that are described one by one
 LONGEST = 60  # characters of a value
-TEXT = re.compile(r"ablation\.(question|arms\.[^.]+\.about)")  # of which no run and no comparison depends
+TEXT = re.compile(r"ablation\.(question|arms\.[^.]+\.about)")  # on which no run and no comparison depends
 AUTO = "auto"  # the corpus that a study leaves open
 
 
 def requested(config: Config) -> dict[str, Any]:
-    """Return the settings that make a study what it is, as they were asked for."""
+    """Return the settings that make a study what it is, as its command gave them."""
     asked = {k: v for k, v in to_dict(config).items() if k not in NOT_THE_STUDY}
     return {**asked, "study": study_part(config)}
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[Change]:
-    """Return (dotted path, old, new) of every setting that differs. One that an older version did not have is
-    None, or empty."""
+    """Return (dotted path, old, new) of every setting that differs. A setting that is None, or an empty
+    mapping, is the same as one that is missing, because an older version did not have it."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(set(old) | set(new))
         return [d for k in keys for d in differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)]
@@ -43,15 +42,15 @@ def differences(old: Any, new: Any, path: str = "") -> list[Change]:
 
 
 def from_recorded(config: Config, known: Mapping[str, Any]) -> list[Change]:
-    """Return the settings of a call that differ from those in study.json, `known`."""
+    """Return the settings of a call that differ from those in study.json (`known`)."""
     asked = requested(config)
     old = as_this_version_says(known["requested"])
     return differences({**old, "data": asked["data"]} if same_corpus(config.data, known) else old, asked)
 
 
 def as_this_version_says(old: dict[str, Any]) -> dict[str, Any]:
-    """Return recorded settings with those that an older version did not have, which stand for what it did;
-    as they are where this version lacks one of them."""
+    """Return recorded settings, completed by those that an older version did not have, at the values for what
+    it did. Where this version does not know one of them, they are returned as they are."""
     try:
         return requested(from_dict(Config, old))
     except UserError:
@@ -59,18 +58,18 @@ def as_this_version_says(old: dict[str, Any]) -> dict[str, Any]:
 
 
 def same_corpus(data: DataConfig, known: Mapping[str, Any]) -> bool:
-    """Tell whether a call means the corpus that the study has, and what it makes of it: `auto`, and the one
-    that it found, are the same, and so are shards that lie elsewhere by now, whose checksum is enforced."""
-    now, asked, resolved_data = to_dict(data), known["requested"]["data"], known["config"]["data"]
-    named = {now["name"], asked.get("name")} <= {AUTO, resolved_data.get("name")}
+    """Tell whether a call means the corpus that the study has, used in the same way. `auto` means the one
+    that it found; shards may lie elsewhere by now, because their checksum is enforced."""
+    now, asked, found = to_dict(data), known["requested"]["data"], known["config"]["data"]
+    named = {now["name"], asked.get("name")} <= {AUTO, found.get("name")}
     same_file = now["file"] == asked.get("file")
     same_use = all(now[key] == asked.get(key, now[key]) for key in now if key not in SAME_TEXT)
-    same_text = named and same_file and now["sha256"] in (None, resolved_data.get("sha256"))
+    same_text = named and same_file and now["sha256"] in (None, found.get("sha256"))
     return same_use and (now == asked or same_text)
 
 
-def looked(header: Mapping[str, Any]) -> str:
-    """Return what is to be said of a study's answer where others were there before it; else nothing."""
+def describe_earlier_looks(header: Mapping[str, Any]) -> str:
+    """Return what a reader must know of a study's answer where others came before it; else an empty text."""
     said = []
     # by an earlier version, which corrected none
     if had := ", then ".join(map(str, header.get("looks", []))):
@@ -80,13 +79,13 @@ def looked(header: Mapping[str, Any]) -> str:
         )
     again = [answer for answer in header.get("earlier", []) if answer["shared"]]
     if by := header["config"].get("answered_before", 0):
-        once = ", then ".join(f"{_of(answer)}, {len(answer['shared'])} of them here" for answer in again)
+        once = ", then ".join(f"{_source(answer)}, {len(answer['shared'])} of them here" for answer in again)
         said.append(
             f"seeds were judged again after an answer had been seen ({once or had}), so the error of the "
             f"intervals is divided by {2**by}: {level([{'looks': 2**by}])} instead of 95%"
         )
     if fresh := [answer for answer in header.get("earlier", []) if not answer["shared"]]:
-        others = ", then ".join(map(_of, fresh))
+        others = ", then ".join(map(_source, fresh))
         said.append(
             f"the same had been asked before of other seeds ({others}); this answer rests on none of those "
             "and holds by itself, but each one more is another chance of a false claim: count them all"
@@ -94,21 +93,19 @@ def looked(header: Mapping[str, Any]) -> str:
     return "; ".join(said)
 
 
-def _of(answer: EarlierAnswer) -> str:
+def _source(answer: EarlierAnswer) -> str:
     return f"{answer['study']}, {len(answer['seeds'])} seeds"
 
 
 def looks_of(header: Mapping[str, Any]) -> list[int]:
-    """Return of how many seeds each earlier answer was that rests on some of a study's."""
+    """Return how many seeds each earlier answer had that shares some with the study."""
     again = [len(answer["seeds"]) for answer in header.get("earlier", []) if answer["shared"]]
     return [*header.get("looks", []), *again]
 
 
 def refused(changes: Iterable[Change], asked: Mapping[str, Any], records: Sequence[Record]) -> list[Change]:
-    """Return those that need --force: not texts, and not the edit of a part of which no run has finished.
-
-    `asked`: the settings now; `records`: the study's runs.
-    """
+    """Return the changes that need --force: all but those of texts, and the edit of a part of one's own of
+    which no run has finished. `asked`: the settings now; `records`: the study's runs."""
     return [
         change
         for change in changes
@@ -117,34 +114,34 @@ def refused(changes: Iterable[Change], asked: Mapping[str, Any], records: Sequen
 
 
 def is_edit(change: Change, asked: Mapping[str, Any]) -> bool:
-    """Tell whether a part's file is another one than it was, and nothing else."""
+    """Tell whether a change is that of the file of a part of one's own, and of nothing else."""
     key, old, new = change
     return bool(key.endswith(".sha256") and old and new and _part(asked, key).get("target"))
 
 
 def _part(asked: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return the part that the setting `key` belongs to."""
+    """Return the settings of the part to which the setting `key` belongs."""
     names = key.split(".")[:-1]
     part_of: Any = functools.reduce(lambda part, name: part.get(name, {}), names, asked)
     return part_of if isinstance(part_of, Mapping) else {}
 
 
 def _unfinished(change: Change, records: Sequence[Record]) -> bool:
-    """Tell whether no run of a part as it was has finished. An unreadable run may have."""
+    """Tell whether no run of the part as it was has finished. One that cannot be read may have."""
     group = change[0].split(".")[-2]
     return not any(record.problem or has_finished(record, group, change[1]) for record in records)
 
 
 def has_finished(record: Record, group: str, sha256: str) -> bool:
-    """Tell whether a run with this part, by its checksum, has finished."""
+    """Tell whether a run has finished that has this part, by the checksum of its file."""
     if record.outcome not in FINISHED or (spec := record.spec) is None:
         return False
     return bool(spec["config"].get(group, {}).get("sha256") == sha256)
 
 
 def pinned(records: Sequence[Record], run_id: str) -> str:
-    """Return what is to be said to who mends a part of this run of which other runs have finished; else
-    nothing."""
+    """Return the end of a remedy, for somebody who mends a part of this run with which other runs have
+    finished; else an empty text."""
     spec = next((record.spec for record in records if record.run_id == run_id), None)
     config: Mapping[str, Any] = spec["config"] if spec else {}
     parts = [(group, config[group]) for group in OWN_GROUPS if config.get(group, {}).get("sha256")]
@@ -154,16 +151,16 @@ def pinned(records: Sequence[Record], run_id: str) -> str:
     return ""
 
 
-def in_words(changes: Sequence[Change], asked: Mapping[str, Any], edited: Sequence[str]) -> str:
+def summarize(changes: Sequence[Change], asked: Mapping[str, Any], edited: Sequence[str]) -> str:
     """Return `mine: first → sign_sgd; arm hot is new; seeds: [0, 1] → [0]; and 3 more`."""
-    lines = told(changes, asked, edited)
+    lines = describe(changes, asked, edited)
     more = [f"and {len(lines) - MOST} more"] if len(lines) > MOST else []
     return "; ".join([*lines[:MOST], *more])
 
 
-def told(changes: Sequence[Change], asked: Mapping[str, Any], edited: Sequence[str]) -> list[str]:
-    """Return each change in words, those of whole arms first. `edited`: the files of one's own that are not
-    as they were."""
+def describe(changes: Sequence[Change], asked: Mapping[str, Any], edited: Sequence[str]) -> list[str]:
+    """Return a description of each change, those of whole arms first. `edited`: the files of one's own that
+    were changed since."""
     swapped, lines = set(), []
     for key, old, new in changes:
         if key == "ablation.mine.arms":
@@ -171,7 +168,9 @@ def told(changes: Sequence[Change], asked: Mapping[str, Any], edited: Sequence[s
             lines.append(f"mine: {', '.join(before) or 'none'} → {', '.join(now) or 'none'}")
             swapped |= {"mine", key, *(f"ablation.arms.{name}" for name in {*before, *now})}
     left = [change for change in changes if change[0] not in swapped]
-    lines += [_said(change, asked, edited) for change in sorted(left, key=lambda one: not _whole_arm(one))]
+    lines += [
+        _description(change, asked, edited) for change in sorted(left, key=lambda one: not _whole_arm(one))
+    ]
     return list(dict.fromkeys(lines))
 
 
@@ -179,7 +178,7 @@ def _whole_arm(change: Change) -> bool:
     return bool(ARM.fullmatch(change[0])) and None in change[1:]
 
 
-def _said(change: Change, asked: Mapping[str, Any], edited: Sequence[str]) -> str:
+def _description(change: Change, asked: Mapping[str, Any], edited: Sequence[str]) -> str:
     """Return `optimizer.eps: 1e-08 → 1e-07`; of a part of one's own, which of its files were `edited`."""
     key, old, new = change
     if _whole_arm(change):

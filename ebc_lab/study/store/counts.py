@@ -1,12 +1,13 @@
-"""How many runs a study has: the one definition that `plan`, `status`, `diff` and `autopilot` count by.
+"""How many runs a study has, as `plan`, `status`, `diff` and `autopilot` count them.
 
-A training run counts once, also where several stages use it. Measurements of time are counted apart, and so
+A training run counts once, even where several stages use it. Measurements of time are counted apart, and so
 are runs that no decision uses: an idle worker began them before it was known whether one would, or their arm
 was removed since.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,7 +24,7 @@ UNUSED = "unused"
 
 @dataclass(frozen=True)
 class RunCounts:
-    """How many runs of each sort there are."""
+    """How many runs of each sort there are; the fields are called as the sorts."""
 
     training: int = 0
     measurements: int = 0
@@ -34,8 +35,7 @@ class RunCounts:
 
 
 def sorts_of_runs(records: Iterable[Record], decisions: Mapping[str, Decision]) -> dict[str, str]:
-    """Return run id -> TRAINING, MEASUREMENT or UNUSED. A run of a stage that is still open may yet be
-    used."""
+    """Return run id -> TRAINING, MEASUREMENT or UNUSED. A run counts as used while its stage is open."""
     used = {run_id for decision in decisions.values() for _, run_id in inputs_of(decision)}
     sorts = {}
     for brief in (record.brief for record in records):
@@ -51,9 +51,8 @@ def sorts_of_runs(records: Iterable[Record], decisions: Mapping[str, Decision]) 
 
 
 def counted(sorts: Iterable[str]) -> RunCounts:
-    """Return how many runs are of each of these sorts."""
-    all_of = list(sorts)
-    return RunCounts(*(all_of.count(sort) for sort in (TRAINING, MEASUREMENT, UNUSED)))
+    """Return how many of these sorts of runs are of each."""
+    return RunCounts(**Counter(sorts))
 
 
 def in_words(counts: Mapping[str, Any]) -> str:

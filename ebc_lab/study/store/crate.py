@@ -1,7 +1,8 @@
 """ro-crate-metadata.json: what a study's folder holds, for archives and for programs that do not know ours.
 
-By RO-Crate 1.1 and the profile Process Run Crate 0.5. It is made of what other files record, and of no clock:
-the same study gives the same bytes, on any machine. It is in the manifest like every file made from the runs.
+It follows RO-Crate 1.1 and the profile Process Run Crate 0.5. Everything in it comes from other files of the
+study and nothing from the clock: the same study gives the same bytes on any machine. The manifest lists it
+like every file that is made from the runs.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
 from ebc_lab.records.files import write_atomic
+from ebc_lab.records.paths import RunFiles
 
 from . import attempts, manifest
 from .study import Study
@@ -36,6 +38,7 @@ FORMATS = {  # of this list alone: what a machine knows of endings is not the sa
     ".yaml": "application/yaml",
     ".yml": "application/yaml",
 }
+ATTEMPTS = RunFiles(Path()).attempts.name
 ANY_BYTES = "application/octet-stream"
 MEANINGS = {
     "study.json": "settings, checksum of the text, versions, hardware",
@@ -52,7 +55,7 @@ def complete(study: Study) -> None:
     """Record the files of a study, and describe them. Ends a command that `manifest.begin` began."""
 
     def describe(entries: Mapping[str, str]) -> None:
-        text = json.dumps(described(study, entries), indent=1) + "\n"
+        text = text_for(study, entries)
         path = study.crate_file
         with suppress(OSError, UnicodeDecodeError):
             if path.read_text(encoding="utf-8") == text:
@@ -63,13 +66,14 @@ def complete(study: Study) -> None:
     manifest.complete(study.root, describe)
 
 
-def described(study: Study, entries: Mapping[str, str]) -> Entity:
-    """The whole description. `entries`: path -> sha256 of every file in it, beside the manifest."""
+def text_for(study: Study, entries: Mapping[str, str]) -> str:
+    """Return the description of a study. `entries`: path -> sha256 of every file in it, beside the manifest
+    and the description itself."""
     header = study.header()
-    runs = sorted({run for path in entries if (run := manifest.run_of(path))})
-    tops = sorted(path for path in [*entries, manifest.NAME] if manifest.run_of(path) is None)
+    runs = sorted({run for path in entries if (run := manifest.owning_run(path))})
+    tops = sorted(path for path in [*entries, manifest.NAME] if manifest.owning_run(path) is None)
     parts = _links([*map(quote, tops), *map(quote, (f"{study.runs.name}/{run}/" for run in runs))])
-    ended = _last_end(study, runs) or _time(header["created"])
+    ended = _last_end(study, entries) or _time(header["created"])
     stages = ", ".join(header["config"]["study"]["stages"])
     graph = [
         {
@@ -102,11 +106,11 @@ def described(study: Study, entries: Mapping[str, str]) -> Entity:
         *_used(header),
         *_data(study, entries, runs),
     ]
-    return {"@context": f"{SPECIFICATION}/context", "@graph": graph}
+    return json.dumps({"@context": f"{SPECIFICATION}/context", "@graph": graph}, indent=1) + "\n"
 
 
 def _action(header: Mapping[str, Any], ended: str, parts: list[Entity]) -> Entity:
-    """What made the files: one command, or several that went on with the study."""
+    """Return what made the files: one command, or several that went on with the study."""
     machine = header["hardware"]
     gpus = ", ".join(map(str, machine.get("gpus") or ())) or "no GPU"
     made_on = f"{machine.get('cpu')}, {machine.get('cores')} cores, {gpus}, {machine.get('system')}"
@@ -125,7 +129,7 @@ def _action(header: Mapping[str, Any], ended: str, parts: list[Entity]) -> Entit
 
 
 def _used(header: Mapping[str, Any]) -> Iterator[Entity]:
-    """The text and the programs, by what study.json says of them."""
+    """Yield the text and the programs, as study.json names them."""
     versions = {name: str(found) for name, found in header["versions"].items() if found and name != "ebc-lab"}
     yield {
         "@id": CORPUS,
@@ -146,11 +150,11 @@ def _used(header: Mapping[str, Any]) -> Iterator[Entity]:
 
 
 def _data(study: Study, entries: Mapping[str, str], runs: Iterable[str]) -> list[Entity]:
-    """The folder of each run, and every file."""
-    of_run: dict[str, list[str]] = {run: [] for run in runs}
+    """Return the folder of each run, and every file."""
+    inside: dict[str, list[str]] = {run: [] for run in runs}
     for path in entries:
-        if run := manifest.run_of(path):
-            of_run[run].append(path)
+        if run := manifest.owning_run(path):
+            inside[run].append(path)
     folders = [
         {
             "@id": quote(f"{study.runs.name}/{run}/"),
@@ -158,13 +162,13 @@ def _data(study: Study, entries: Mapping[str, str], runs: Iterable[str]) -> list
             "name": f"run {run}",
             "hasPart": _links(map(quote, sorted(paths))),
         }
-        for run, paths in of_run.items()
+        for run, paths in inside.items()
     ]
     return [*folders, *(_file(study, path, entries.get(path)) for path in sorted([*entries, manifest.NAME]))]
 
 
 def _file(study: Study, path: str, sha256: str | None) -> Entity:
-    """A file; of the manifest, which has the sha256 of this description, neither that nor the size."""
+    """Return a file. The manifest has neither sha256 nor size here, because it lists this description."""
     pure = PurePosixPath(path)
     made: Entity = {
         "@id": quote(path),
@@ -185,9 +189,11 @@ def _links(names: Iterable[str]) -> list[Entity]:
     return [{"@id": name} for name in names]
 
 
-def _last_end(study: Study, runs: Iterable[str]) -> str | None:
-    """When the last of these runs ended, by their records; None where none says so."""
-    events = (event for run in runs for event in attempts.log(study.run_dir(run)))
+def _last_end(study: Study, entries: Iterable[str]) -> str | None:
+    """Return when the last run ended, by those records of attempts that are described; None where none says
+    so."""
+    logs = [path for path in entries if path.endswith(f"/{ATTEMPTS}")]
+    events = (event for path in logs for event in attempts.log((study.root / path).parent))
     times = []
     for event in events:
         with suppress(KeyError, ValueError):  # a line that is none of ours
@@ -196,5 +202,5 @@ def _last_end(study: Study, runs: Iterable[str]) -> str | None:
 
 
 def _time(recorded: str) -> str:
-    """A recorded time as RFC 3339 in UTC, whose texts are in the order of the times."""
+    """Return a recorded time as RFC 3339 in UTC, which sorts as the times do."""
     return datetime.fromisoformat(recorded).astimezone(UTC).isoformat(timespec="milliseconds")

@@ -1,4 +1,4 @@
-"""A study by name, folder or bundle."""
+"""Which study a command means by a name, a folder or a bundle."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Say = Callable[[str], None]
 
 
 def find(name: str | None, output_dir: str, say: Say = lambda text: None) -> Study:
-    """Return a study by name or path, or a bundle of one; without a name, the newest one. Raises
-    UserError."""
+    """Return the study, or the bundle of one, that a name or path means; without a name, the newest study.
+    Raises UserError."""
     if name:
         path = place_of(name, output_dir, say)
         return Bundled(path) if is_bundle(path) else Study(path)
@@ -34,8 +34,8 @@ def find(name: str | None, output_dir: str, say: Say = lambda text: None) -> Stu
 
 
 def find_all(names: Sequence[str], output_dir: str, say: Say = lambda text: None) -> list[Study]:
-    """Return the studies that names, folders of studies and patterns mean, each once; without a name, the
-    newest one. Raises UserError."""
+    """Return the studies that names, folders of studies and patterns mean, each once; without any, the newest
+    study. Raises UserError."""
     studies: dict[Path, Study] = {}
     for name in names:
         for study in _meant(name, output_dir, say):
@@ -44,7 +44,7 @@ def find_all(names: Sequence[str], output_dir: str, say: Say = lambda text: None
 
 
 def _meant(name: str, output_dir: str, say: Say) -> list[Study]:
-    """Return the study of a name, or the studies in a folder or of a pattern, by name."""
+    """Return the study that a name means, or those in a folder or of a pattern, sorted by name."""
     named = find(name, output_dir, say)
     if named.exists():
         return [named]
@@ -59,7 +59,7 @@ def _meant(name: str, output_dir: str, say: Say) -> list[Study]:
 
 
 def no_study_in(folder: Path) -> str:
-    """Say that a folder holds no study, in a sentence; what lies in the working folder is named."""
+    """Return the sentence that a folder holds no study. It names those in the working folder."""
     here = [study.name for study in studies_in(Path()) if study.exists()]
     here += sorted(path.name for path in Path().glob(f"*{SUFFIX}"))
     if not here or folder.resolve() == Path.cwd():
@@ -70,15 +70,14 @@ def no_study_in(folder: Path) -> str:
 
 
 def place_of(name: str, output_dir: str, say: Say) -> Path:
-    """Return where the folder or bundle is: a path as given; a plain name in `output_dir`, else in this
-    folder.
+    """Return where the folder or bundle is: a path as given; a plain name in `output_dir`, else here.
 
-    `say` is told where both have one.
+    Where both have one, `say` is given the one that is taken.
     """
     here = Path(name).expanduser()
     here = here.resolve() if here.name in ("", "..") else here  # `.` and `..`, which name no folder
     if here.suffix in ENDINGS and here.is_file():
-        raise UserError(_of_a_suite(here))
+        raise UserError(_suite_is_no_study(here))
     if os.sep in str(Path(name)) or name.startswith((".", "~")):
         return here
     inside = Path(output_dir).expanduser() / name
@@ -91,8 +90,8 @@ def place_of(name: str, output_dir: str, say: Say) -> Path:
     return inside
 
 
-def _of_a_suite(path: Path) -> str:
-    """Say that a file is a suite's, and what its study is called, in a sentence."""
+def _suite_is_no_study(path: Path) -> str:
+    """Return the sentence that a file is a suite's, and what its study is called."""
     try:
         name = read(path)["study"]["name"]
     except (LookupError, TypeError):
@@ -105,10 +104,11 @@ def _holds(path: Path) -> bool:
 
 
 def to_rebuild(name: str | None, output_dir: str, output: Path | None, say: Say = lambda text: None) -> Study:
-    """Return the study for `report`; a bundle is unpacked into `output`, or next to it. Raises UserError."""
+    """Return the study that `report` rebuilds. A bundle is unpacked into `output`, or next to itself. Raises
+    UserError."""
     path = place_of(name, output_dir, say) if name else None
     if path and is_bundle(path):
-        return unpack(path, output.expanduser() if output else _beside(path, output_dir))
+        return unpack(path, output.expanduser() if output else _default_folder(path, output_dir))
     if output:
         raise UserError(
             "--output is for bundles: a study's tables and pictures are rebuilt in its own folder."
@@ -116,8 +116,8 @@ def to_rebuild(name: str | None, output_dir: str, output: Path | None, say: Say 
     return Study(path) if path else find(None, output_dir)
 
 
-def _beside(path: Path, output_dir: str) -> Path:
-    """Return where a bundle is unpacked unless told otherwise. Raises UserError where a study is in the
+def _default_folder(path: Path, output_dir: str) -> Path:
+    """Return the folder next to a bundle into which it is unpacked. Raises UserError where a study is in the
     way."""
     into = path.with_suffix("")
     study = Path(output_dir).expanduser() / into.name
@@ -138,7 +138,7 @@ def _beside(path: Path, output_dir: str) -> Path:
 def verify_named(
     name: str | None, output_dir: str, sha256: str | None, say: Say = lambda text: None
 ) -> dict[str, Any]:
-    """Return `verify` of a bundle or of a study, by name. Raises UserError."""
+    """Return what `verify` finds in the study or bundle that a name means. Raises UserError."""
     path = place_of(name, output_dir, say) if name else None
     if path and is_bundle(path):
         return verify(path, sha256)

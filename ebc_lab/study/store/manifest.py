@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -21,12 +22,15 @@ from typing import Any, TypedDict
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.files import opened
-from ebc_lab.records.json_files import read_checksummed, write_checksummed
+from ebc_lab.records.json_files import read_checksummed, with_checksum, write_checksummed
 from ebc_lab.records.paths import DIAGNOSES, RUNS, RunFiles, StudyFiles, is_checkpoint
 
 NAME = StudyFiles(Path()).manifest_file.name
 RESULT = RunFiles(Path()).result.name
 SPEC = RunFiles(Path()).spec.name
+CHUNK = 1 << 16  # bytes of a file that are hashed at a time: most files are smaller
+LONGEST_PART = 200  # characters of a file's or a folder's own name
+LONGEST = 512  # characters of a path; the runs' own have about 150
 
 
 class ManifestRecord(TypedDict):
@@ -52,7 +56,7 @@ def read(root: Path) -> dict[str, Any]:
 
 
 def begin(root: Path) -> None:
-    """A command is in progress from now on. Raises UserError when the manifest was truncated or edited."""
+    """Record that a command is in progress. Raises UserError when the manifest was truncated or edited."""
     if (root / NAME).exists() and (record := read(root))["complete"]:
         _write(root, record["files"], complete=False)
 
@@ -70,7 +74,7 @@ def refuse_changed(root: Path) -> None:
             continue
         with suppress(FileNotFoundError):  # deleted, to be made again
             if sha256_of(root / path) != sha256:
-                run = run_of(path)
+                run = owning_run(path)
                 what = (
                     f"delete {root / RUNS / run}, and the run is trained again" if run else "restore a copy"
                 )
@@ -78,20 +82,21 @@ def refuse_changed(root: Path) -> None:
 
 
 def remove_entries(root: Path, *patterns: str, runs: Iterable[str] = (), but: Collection[str] = ()) -> None:
-    """Remove the entries of files that are about to be written: the study's by name, except for those in
-    `but`, and all of `runs`."""
+    """Remove the entries of files that are about to be written: of all files of these `runs`, and of the
+    study's own files that fit a pattern and are not in `but`."""
     if not (root / NAME).exists():
         return
     record = read(root)
     gone = set(runs)
-    meant = {path for path in record["files"] if path not in but and _meant(path, patterns, gone)}
+    meant = {path for path in record["files"] if path not in but and _is_meant(path, patterns, gone)}
     entries = {path: sha256 for path, sha256 in record["files"].items() if path not in meant}
     if len(entries) < len(record["files"]):
         _write(root, entries, complete=False)
 
 
-def _meant(path: str, patterns: Sequence[str], runs: set[str]) -> bool:
-    run_id = run_of(path)
+def _is_meant(path: str, patterns: Sequence[str], runs: Collection[str]) -> bool:
+    """Tell whether a file belongs to one of the runs, or to none and fits one of the patterns."""
+    run_id = owning_run(path)
     return run_id in runs if run_id else any(path == p or fnmatch(path, p) for p in patterns)
 
 
@@ -101,12 +106,12 @@ def complete(root: Path, describe: Callable[[Mapping[str, str]], None] | None = 
     `describe`: is given all entries but that of the description of the study, and writes it.
     """
     known: dict[str, str] = read(root)["files"] if (root / NAME).exists() else {}
-    there = {path: run_of(path) for path in files(root)}
     study = StudyFiles(root)
-    meant = (study.header_file.name, f"{study.own.name}/*", *study.conclusions())
-    fresh = {run_id for run_id in there.values() if run_id} - {run_of(path) for path in known}
-    new = {path: sha256_of(root / path) for path in there if path not in known and _meant(path, meant, fresh)}
-    entries = known | new
+    patterns = (study.header_file.name, f"{study.own.name}/*", *study.conclusions())
+    there = [path for path, is_ripe in files(root).items() if is_ripe]
+    fresh = {run_id for path in there if (run_id := owning_run(path))} - set(map(owning_run, known))
+    new = [path for path in there if path not in known and _is_meant(path, patterns, fresh)]
+    entries = known | {path: sha256_of(root / path) for path in new}
     if describe:
         crate = study.crate_file
         describe({path: sha256 for path, sha256 in sorted(entries.items()) if path != crate.name})
@@ -118,31 +123,58 @@ def _write(root: Path, entries: dict[str, str], *, complete: bool) -> None:
     write_checksummed(root / NAME, {"complete": complete, "files": entries})
 
 
-def files(root: Path, *, unfinished: bool = False) -> Iterator[str]:
-    """Yield all files but the manifest, checkpoints, diagnoses and hidden ones; `unfinished`: also runs
-    without a result."""
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(d for d in folders if not d.startswith(".") and d != "__pycache__")
-        inside = os.path.relpath(folder, root)
-        if os.path.dirname(inside) == RUNS and not unfinished and RESULT not in names:
-            folders.clear()
-            continue
-        paths = (
-            name if inside == "." else f"{inside}/{name}"
-            for name in sorted(names)
-            if not name.startswith(".")
-        )
-        for path in paths:
-            if path != NAME and not path.endswith(DIAGNOSES) and not is_checkpoint(path):
-                yield path
+def content_for(entries: Mapping[str, str]) -> bytes:
+    """Return the bytes of the manifest of a study that has these files, complete."""
+    record: ManifestRecord = {"complete": True, "files": dict(sorted(entries.items()))}
+    return (json.dumps(with_checksum(record), indent=1) + "\n").encode()
 
 
-def run_of(path: str) -> str | None:
-    """Return the run that a file belongs to, by its path in the study."""
-    parts = path.split("/")
+def walk(root: Path, folder: str = "", *, runs: bool = True) -> Iterator[str]:
+    """Yield the files below a folder of a study, as paths in the study, sorted folder by folder. Hidden
+    files, Python's caches and the notes of `ebm diagnose` are left out, and without `runs` all runs."""
+    start = len(os.path.join(root, ""))
+    left_out = () if runs else (os.path.join(root, RUNS),)
+    for inside, folders, names in os.walk(os.path.join(root, folder)):
+        wanted = sorted(f for f in folders if not f.startswith(".") and f != "__pycache__")
+        folders[:] = (f for f in wanted if os.path.join(inside, f) not in left_out)
+        within = os.path.join(inside, "")[start:]
+        for name in sorted(names):
+            if not name.startswith(".") and not name.endswith(DIAGNOSES):
+                yield within + name
+
+
+def files(root: Path) -> dict[str, bool]:
+    """Return path -> whether it is to be recorded, which a file of a run without a result is not; of all
+    files of a study but the manifest and checkpoints."""
+    there = [path for path in walk(root) if path != NAME and not is_checkpoint(path)]
+    ended = {None, *(owning_run(path) for path in there if path.endswith(f"/{RESULT}"))}
+    return {path: owning_run(path) in ended for path in there}
+
+
+def owning_run(path: str) -> str | None:
+    """Return the run that a file belongs to, by its path in the study; None for the study's own files."""
+    parts = path.split("/", 2)
     return parts[1] if parts[0] == RUNS and len(parts) > 2 else None
 
 
+def is_safe(path: str) -> bool:
+    """Tell whether a path that somebody else wrote is a plain one inside a study, on any system."""
+    return len(path) <= LONGEST and all(map(_is_safe_part, path.split("/")))
+
+
+def _is_safe_part(part: str) -> bool:
+    return (
+        part not in ("", ".", "..")
+        and len(part) <= LONGEST_PART
+        and part.isprintable()
+        and not set(part) & set('\\:*?"<>|')
+    )
+
+
 def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file. Raises as `opened`."""
+    sha256 = hashlib.sha256()
     with opened(path) as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+        while chunk := f.read(CHUNK):
+            sha256.update(chunk)
+    return sha256.hexdigest()

@@ -1,7 +1,7 @@
-"""Runs that another study in the same output folder has finished: copied, not trained again.
+"""What a study takes over from others in its output folder: finished runs, and answers that came before.
 
 A run's name holds the hash of everything that can change its numbers, so a run of the same name is the same
-run. Copies, not links: each study stays whole by itself, whatever becomes of the other.
+run: it is copied and not trained again. It is not linked, so that each study stays whole by itself.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Neighbour(NamedTuple):
 
 
 def neighbours_of(study: Study) -> list[Neighbour]:
-    """Return the other studies in a study's output folder, the newest first."""
+    """Return the other studies in a study's output folder, newest first."""
     found = []
     for neighbour in studies_in(study.root.parent):
         if neighbour.name != study.name:
@@ -51,14 +51,16 @@ def neighbours_of(study: Study) -> list[Neighbour]:
 def finished_elsewhere(
     study: Study, specs: Sequence[RunSpec], neighbours: Sequence[Neighbour] | None = None
 ) -> dict[str, Study]:
-    """Return run id -> a neighbour that has finished this very run, with the files that it recorded of it.
+    """Return run id -> a neighbour that has finished this run and still has its files as they were recorded.
 
-    Measurements of time are left out: they belong to a machine and an hour. `neighbours`: of the study, where
-    they have been looked for.
+    Measurements of time are left out: they belong to a machine and an hour. `neighbours`: those of the study,
+    where they are known.
     """
     elsewhere: dict[str, Study] = {}
     left = {s.run_id: s for s in specs if s.kind == "train"}
-    for neighbour, runs in neighbours_of(study) if neighbours is None and left else neighbours or ():
+    if neighbours is None:
+        neighbours = neighbours_of(study) if left else []
+    for neighbour, runs in neighbours:
         with suppress(OSError):
             there = [left[r] for r in left.keys() & runs if neighbour.has_result(r)]
             recorded = _recorded(neighbour) if there else {}
@@ -70,7 +72,7 @@ def finished_elsewhere(
 
 
 def _recorded(study: Study) -> Mapping[str, str] | None:
-    """Return what its manifest records; None where that cannot be trusted."""
+    """Return path -> sha256 of a study's manifest; None where that cannot be trusted."""
     try:
         return manifest.read(study.root)["files"] if study.manifest_file.exists() else {}
     except (UserError, OSError):
@@ -78,7 +80,8 @@ def _recorded(study: Study) -> Mapping[str, str] | None:
 
 
 def _sound_result(study: Study, spec: RunSpec, recorded: Mapping[str, str] | None) -> RunResult | None:
-    """Return the result of a finished run whose files are as its result, and the manifest, recorded them."""
+    """Return the result of a finished run, if the run's files are as its result and the manifest recorded
+    them."""
     if recorded is None:
         return None
     files = study.run_files(spec.run_id)
@@ -86,7 +89,7 @@ def _sound_result(study: Study, spec: RunSpec, recorded: Mapping[str, str] | Non
         result = study.results([spec])[spec.run_id]
         if result["outcome"] not in FINISHED:
             return None
-        if not (_brief(study, files, recorded) or _streams_match(files, result)):
+        if not (_is_brief(study, files, recorded) or _streams_match(files, result)):
             return None
         for path in (files.result, *_copied(files, result)):
             known = recorded.get(str(path.relative_to(study.root)))
@@ -97,8 +100,8 @@ def _sound_result(study: Study, spec: RunSpec, recorded: Mapping[str, str] | Non
     return result
 
 
-def _brief(study: Study, files: RunFiles, recorded: Mapping[str, str]) -> bool:
-    """Return whether a run came with `ebc-lab export --brief`: recorded, but nothing that it logged."""
+def _is_brief(study: Study, files: RunFiles, recorded: Mapping[str, str]) -> bool:
+    """Tell whether a run came in a brief bundle: its result is recorded, and nothing that it logged."""
     names = [str(path.relative_to(study.root)) for path in (files.result, files.steps)]
     return not files.steps.exists() and names[0] in recorded and names[1] not in recorded
 
@@ -109,7 +112,7 @@ def _streams_match(files: RunFiles, result: RunResult) -> bool:
 
 
 def _recorded_by(files: RunFiles, result: RunResult) -> tuple[Path, ...]:
-    """Return the files whose checksums the result holds; a kept model is not every run's."""
+    """Return the files whose checksums a result holds: the streams, and the models that the run kept."""
     kept = (files.packed, files.model, files.weights)
     models = [path for path in kept if path.name in result.get("streams", {})]
     return (files.steps, files.evals, *models)
@@ -120,9 +123,9 @@ def _copied(files: RunFiles, result: RunResult) -> tuple[Path, ...]:
 
 
 def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
-    """Copy a finished run, its result last. -> False where that cannot be done: train it.
+    """Copy a finished run, its result last. Returns False where that cannot be done, and it is to be trained.
 
-    A kill on the way leaves no result, so the run is taken, or trained, by the next command.
+    A kill on the way leaves no result, so that the next command takes or trains the run.
     """
     study.write_spec(spec)
     files = study.run_files(spec.run_id)
@@ -132,7 +135,7 @@ def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
         try:
             result = neighbour.results([spec])[spec.run_id]
             theirs = neighbour.run_files(spec.run_id)
-            brief = not theirs.steps.exists() and _brief(neighbour, theirs, _recorded(neighbour) or {})
+            brief = not theirs.steps.exists() and _is_brief(neighbour, theirs, _recorded(neighbour) or {})
             copies = () if brief else zip(_copied(files, result), _copied(theirs, result), strict=True)
             contents = {to: read_regular(path, MOST_BYTES) if path.exists() else b"" for to, path in copies}
         except (UserError, OSError, LookupError):
@@ -154,11 +157,12 @@ def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
 def earlier_answers(
     study: Study, config: Config, stage: str, specs: Sequence[RunSpec], known: Iterable[EarlierAnswer] = ()
 ) -> list[EarlierAnswer]:
-    """Return the answers to the question of a stage's runs that precede the study's own, the oldest first:
-    those `known`, those of its neighbours, and those that came before these.
+    """Return the answers to a stage's question that came before the study's own, oldest first: those `known`,
+    those of its neighbours, and those that neighbours name.
 
-    A neighbour asks the same where two arms that it judges (one, where they are to reach a target) are set as
-    two of the study's, their seeds aside. One whose seeds were planned alike is the same answer, and none.
+    A neighbour asks the same if two arms that it judges have the settings of two of the study's, their seeds
+    aside; one arm is enough where arms are to reach a target. If its seeds were planned as the study's, its
+    answer is the study's own and does not count.
     """
     mine: dict[str, set[int]] = {}
     for spec in (s for s in specs if s.kind == "train" and s.run.seed not in stage_seeds(config)):
@@ -175,7 +179,7 @@ def earlier_answers(
             if len(common) < (2 if TargetConfig.from_run(config).name == "none" else 1):
                 continue
             seeds = sorted(set().union(*common.values()))
-            shared = Counter(seed for arm, of_arm in common.items() for seed in of_arm & mine[arm])
+            shared = Counter(seed for arm, theirs_of in common.items() for seed in theirs_of & mine[arm])
             again = sorted(seed for seed, arms in shared.items() if arms > 1 or len(common) == 1)
             answers: list[EarlierAnswer] = [*header.get("earlier", [])] if again else []
             if seed_plan(header["config"]) != plan:  # else it is this very answer
@@ -187,28 +191,30 @@ def earlier_answers(
 
 
 def seed_plan(config: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return from which seeds a study's answer was planned to be, of its settings as they are recorded."""
+    """Return the seeds of which a study's answer was planned, from its recorded settings: those of the first
+    look, the most that there may be, and how many each look adds."""
     finals = config["finals"] if "finals" in config["study"]["stages"] else {}
     most = finals.get("max_seeds", 0)
     return sorted(config["seeds"]), most, most and finals.get("seeds_per_look")
 
 
 def judged_candidates(config: Config, decisions: Mapping[str, Decision]) -> list[Candidate]:
-    """Return the runs that decisions judge: those of judging stages, without the seeds that tune."""
+    """Return the runs that the decisions of judging stages compare, without the seeds that tune."""
     judging = [d for stage, d in decisions.items() if getattr(config, stage).judges]
     return [c for d in judging for c in d["candidates"] if c["seed"] not in stage_seeds(config)]
 
 
 def _judged(study: Study, candidates: Iterable[Candidate]) -> dict[str, set[int]]:
-    """Return (the settings of an arm without the seed, as a digest) -> the seeds on which it was judged."""
+    """Return arm -> the seeds on which it was judged. An arm is named by the digest of its settings, without
+    the seed."""
     settings = ("role", "arm", "lr", "lr_scale", "delta_star")
     arms: dict[tuple[Any, ...], list[Candidate]] = {}
     for one in candidates:
         arms.setdefault(tuple(one.get(key) for key in settings), []).append(one)
     found: dict[str, set[int]] = {}
-    for of_arm in arms.values():
-        named = _without_seed(study.spec(of_arm[0]["run_id"])["identity"])
-        found.setdefault(named, set()).update(c["seed"] for c in of_arm)
+    for same_arm in arms.values():
+        named = _without_seed(study.spec(same_arm[0]["run_id"])["identity"])
+        found.setdefault(named, set()).update(c["seed"] for c in same_arm)
     return found
 
 
@@ -217,7 +223,7 @@ def _without_seed(identity: Mapping[str, Any]) -> str:
 
 
 def seeds_taken(study: Study, config: Config) -> set[int]:
-    """Return the seeds that are not fresh: those of the study and of its neighbours, as far as they can be
+    """Return the seeds that have been used: those of the study and of its neighbours, as far as they can be
     read, and those that tune."""
     taken = {*config.seeds, *stage_seeds(config)}
     for other in (study, *studies_in(study.root.parent)):

@@ -1,6 +1,7 @@
 """Do the recorded decisions follow from the results on disk? Each is made again and compared completely.
 
-Reads only; needs neither the corpus nor torch. Runs are named as under the torch that the study recorded.
+This only reads, and needs neither the corpus nor torch. Runs are named as under the torch that the study
+recorded.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ SHOWN = 60  # characters of a value that is itself a list or a mapping
 
 
 def replay(study: Study, stage: str | None = None) -> dict[str, Any]:
-    """Return stage -> `same`, the `differences` (path, recorded, recomputed), and a `problem`, if any.
+    """Decide a stage again, or all that are decided. Returns `study`, `same`, and of each of the `stages`
+    `same`, the `differences` (path, recorded, recomputed) and the `problem`, or None.
 
-    For one stage, or all that are decided. Raises UserError when there is no such decision.
+    Raises UserError when there is no such decision.
     """
     snapshot = read(study)
     config = snapshot.config
@@ -57,7 +59,7 @@ def replay(study: Study, stage: str | None = None) -> dict[str, Any]:
 
 
 def _decide_again(stage: str, snapshot: Snapshot, made: dict[str, Decision]) -> str | None:
-    """Add the stage's decision to those `made`. -> why that is not possible, or None."""
+    """Decide a stage, and add its decision to those `made`. Returns why that is not possible, or None."""
     config = snapshot.config
     try:
         specs, results = planned_runs(stage, config, made, snapshot.results_of)
@@ -86,7 +88,7 @@ def _differences(recorded: Any, made: Any, path: str = "") -> list[dict[str, Any
 
 
 def replay_in_words(findings: Mapping[str, Any]) -> Iterator[str]:
-    """Yield `lr_sweep: the same`, or the problem, or one line a difference."""
+    """Yield, of each stage, `lr_sweep: the same`, its problem, or a line for each difference."""
     for stage, f in findings["stages"].items():
         if f["same"]:
             yield f"{stage}: the same"

@@ -1,11 +1,13 @@
-"""One reading of a study: settings, decisions and runs, for everything that answers questions about it."""
+"""A study as it was at one time, read once: settings, decisions and runs, for whatever answers questions."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
 
 from ebc_lab.config.errors import UserError, blamed
 from ebc_lab.config.identity import digest, recorded_environment, study_environment
@@ -14,7 +16,7 @@ from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
-from ..stages.rules import decision_problem
+from ..stages.rules import decision_problem, inputs_digest, inputs_of, settings_of_stage
 from ..stages.stage import ResultsOf, stage_of
 from . import counts, index, manifest, reuse
 from .index import Index
@@ -40,6 +42,11 @@ class Snapshot:
         """Return every planned run."""
         return self.index.records
 
+    @cached_property
+    def record_of(self) -> dict[str, Record]:
+        """Return run id -> planned run."""
+        return {record.run_id: record for record in self.records}
+
     @property
     def finished(self) -> bool:
         """Tell whether the last stage is decided."""
@@ -63,12 +70,11 @@ class Snapshot:
         return self.records
 
     def results_of(self, specs: list[RunSpec]) -> dict[str, RunResult]:
-        """Return run id -> result, of those `specs` that have one. Raises UserError: damaged, or another
-        run's."""
-        known = {record.run_id: record for record in self.records}
+        """Return run id -> result, of those `specs` that have one. Raises UserError where a result is
+        damaged, or another run's."""
         results = {}
         for spec in specs:
-            record = known.get(spec.run_id)
+            record = self.record_of.get(spec.run_id)
             if record is None:
                 continue
             if (result := record.result) is not None:
@@ -84,36 +90,90 @@ class Snapshot:
         return counts.sorts_of_runs(self.records, sound)
 
     def reusable_results(self) -> ResultsOf:
-        """Return the results that the same command would take as they are."""
+        """Return a function that gives, of some runs, the results that the same command would take."""
         return reuse.reusable_results(self.records, finished=self.finished)
 
     def stale_decisions(self) -> dict[str, str]:
-        """Return stage -> why its decision no longer follows from the files (in a bundle, under any
-        torch)."""
-
-        def find() -> str:
-            return json.dumps(self._stale_decisions())
-
-        with self._environment():
+        """Return stage -> why its recorded decision no longer follows from the files; in a bundle, under any
+        torch. Only hashes are compared; nothing is decided again."""
+        recorded = recorded_environment(self.header["environment"])
+        with nullcontext() if self.study.resumable else recorded:
             of = f"{self.name} {digest(study_environment(self.config))}"
-            found: dict[str, str] = json.loads(self.index.remembered("stale", find, of))
-        return found
+            found = self.index.remembered("stale", lambda: json.dumps(self._find_stale_decisions()), of)
+        return cast(dict[str, str], json.loads(found))
 
-    def _stale_decisions(self) -> dict[str, str]:
-        with self._environment():
-            return reuse.stale_decisions(
-                self.config, self.header, self.decisions, self.records, self.index.remembered, self.wrong
+    def _find_stale_decisions(self) -> dict[str, str]:
+        versions = reuse.environment_changes(self.config, self.header)
+        changed = [f"{what} is {now} here and was {old}" for what, old, now in versions]
+        stale: dict[str, str] = {}
+        sound: dict[str, Decision] = {}
+        for stage in (s for s in self.config.study.stages if s in self.decisions):
+            if why := self.wrong[stage]:
+                reasons = [*changed, why]
+            else:
+                reasons = changed + self._changed_inputs(stage, sound)
+                sound[stage] = self.decisions[stage]
+            if stale:
+                reasons.append(f"it builds on {next(reversed(stale))}, which is stale")
+            if reasons:
+                stale[stage] = "; ".join(reasons)
+        return stale
+
+    def _changed_inputs(self, stage: str, earlier: Mapping[str, Decision]) -> list[str]:
+        """Return why a decision does not follow from the results that are there; nothing if it does."""
+        decision = self.decisions[stage]
+        run_ids = list(dict.fromkeys(run_id for _, run_id in inputs_of(decision)))
+        known = self.record_of
+        edited = [r for r in run_ids if r in known and known[r].problem]
+        missing = [r for r in run_ids if r not in edited and not (r in known and known[r].brief.outcome)]
+        counted = [(missing, "missing"), (edited, "edited")]
+        reasons = [reuse.runs_in_words(runs, len(run_ids), what) for runs, what in counted if runs]
+        if not reasons and self._inputs_digest(stage, earlier) != decision["inputs_sha256"]:
+            reasons.append(
+                "it was made from other results, settings or earlier decisions than those that are there now"
             )
+        return reasons
 
-    def _environment(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.study.resumable else recorded_environment(self.header["environment"])
+    def _inputs_digest(self, stage: str, earlier: Mapping[str, Decision]) -> str:
+        """Return `inputs_digest`; where the digest of every result is known, it is remembered by these."""
+        runs = inputs_of(self.decisions[stage])
+        untimed = [self.record_of[run_id].brief.untimed for _, run_id in runs]
+
+        def make() -> str:
+            return inputs_digest(self.config, stage, runs, _Results(self.record_of), earlier)
+
+        if not all(untimed):
+            return make()
+        before = {s: d["inputs_sha256"] for s, d in earlier.items()}
+        settings = digest([settings_of_stage(self.config, stage), before])
+        runs_digest = digest([[*run, sha256] for run, sha256 in zip(runs, untimed, strict=True)])
+        return self.index.remembered(f"inputs of {stage}", make, f"{settings} {runs_digest}", runs=False)
+
+
+class _Results(Mapping[str, RunResult]):
+    """The results of these runs, each read when it is looked at and held no longer."""
+
+    def __init__(self, records: Mapping[str, Record]):
+        self.records = records
+
+    def __getitem__(self, run_id: str) -> RunResult:
+        result = self.records[run_id].result
+        if result is None:
+            raise UserError(f"{run_id} was removed while the study was read: ask again.")
+        return result
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.records)
+
+    def __len__(self) -> int:
+        return len(self.records)
 
 
 def read(study: Study, *, strict: bool = True, runs: Index | None = None) -> Snapshot:
     """Read all of a study. `problems` lists damaged runs, and a damaged study.json or auto_decisions.json.
 
-    `runs`: as they were looked at just before; `strict`: raises UserError where one of those two files is
-    damaged. Raises UserError in any case when there is no study, or its settings cannot be read.
+    `runs`: its index, where that was read just before; `strict`: raises UserError where one of those two
+    files is damaged. Raises UserError in any case when there is no study, or its settings cannot be read.
     """
     problems: list[str] = []
     try:
@@ -143,7 +203,8 @@ def read(study: Study, *, strict: bool = True, runs: Index | None = None) -> Sna
 
 
 def _settings(header: StudyHeader, runs: Index) -> Config:
-    """Return `settings_of`; settings that were found sound once are."""
+    """Return the settings in study.json. That they do not contradict each other is found out once and then
+    remembered. Raises UserError where another version wrote them."""
 
     def check() -> str:
         settings_of(header)
@@ -156,8 +217,7 @@ def _settings(header: StudyHeader, runs: Index) -> Config:
 def _checked(
     decisions: Mapping[str, Decision], runs: Index, of: str
 ) -> tuple[dict[str, str | None], dict[str, str]]:
-    """Return (stage -> what `decision_problem` says, stage -> why its decision cannot be used). `of`: names
-    the file that they are from."""
+    """Return `wrong` and `faults` of a snapshot. `of`: the digest of the file that the decisions are from."""
 
     def check() -> str:
         return json.dumps({stage: _faults(stage, decision) for stage, decision in decisions.items()})
@@ -168,8 +228,8 @@ def _checked(
 
 
 def _faults(stage: str, decision: Decision) -> tuple[str | None, str | None]:
-    """Say what is wrong with a recorded decision, and why it cannot be used: edited, another version's, or
-    not what its stage decides."""
+    """Return what is wrong with a recorded decision, and why it cannot be used; either may be None. It may be
+    edited, another version's, or not what its stage decides."""
     if why := decision_problem(decision):
         return why, why
     try:

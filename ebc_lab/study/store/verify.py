@@ -5,8 +5,9 @@ Reads only; needs neither the corpus nor torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+import hashlib
+import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.identity import NAMED_BY, digest, environment, identity_of, recorded_environment
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.json_files import read_json
-from ebc_lab.records.paths import SpecRecord
+from ebc_lab.records.paths import RUNS, SpecRecord
 
 from ..stages.rules import OTHER_VERSION, decision_problem
 from . import manifest
@@ -23,71 +24,85 @@ from .study import OfAnotherRun, Study, settings_of
 
 CHANGED = "changed since it was recorded"
 MISSING = "missing"
+UNREADABLE = "not a file that can be read"
+NO_DIGEST = (MISSING, UNREADABLE)
 UNKNOWN = "not in the manifest"
 FOREIGN = "was not written by the run it is named after"
 
 
-def verify(study: Study) -> dict[str, Any]:
+def verify(study: Study, recorded: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return `bad`: each file that is not as it should be, with what is wrong and the remedy; `ok`: there is
     none.
 
     `under_way`: the last stage is not decided, a command is running the study, or one was cut off. Files that
     are not recorded yet are then only counted (`unrecorded`), as are those of runs in progress (`growing`).
-    Raises UserError when there is no study or no manifest, or the manifest was truncated or edited.
+    `recorded`: the manifest, where it was read just before. Raises UserError when there is no study or no
+    manifest, or the manifest was truncated or edited.
     """
     study.must_exist()
-    recorded = manifest.read(study.root)
-    under_way = study.holder() is not None or not recorded["complete"] or not _ended(study)
-    wrong = _compare(study.root, recorded["files"])
+    recorded = recorded or manifest.read(study.root)
+    under_way = study.holder() is not None or not recorded["complete"] or not _is_finished(study)
+    digests = {path: digest_or_fault(study.root / path) for path in recorded["files"]}
+    wrong = mismatches(recorded["files"], digests)
     if wrong:  # a file's entry is removed before the file is written: leave out those removed since
         recorded = manifest.read(study.root)
-        wrong = {p: what for p, what in wrong.items() if p in recorded["files"]}
-    there = set(manifest.files(study.root))
-    unfinished = [p for p in manifest.files(study.root, unfinished=True) if p not in there]
-    fresh = [p for p in there if p not in recorded["files"]]
+        wrong = {path: what for path, what in wrong.items() if path in recorded["files"]}
+        digests = {path: sha256 for path, sha256 in digests.items() if path in recorded["files"]}
+    there = manifest.files(study.root)
+    new = [path for path in there if path not in recorded["files"]]
+    unrecorded = [path for path in new if there[path]]
     if not under_way:
-        wrong |= dict.fromkeys(fresh, UNKNOWN)
-    wrong = _contents(study, there.union(unfinished)) | wrong
-    growing = sum(p not in recorded["files"] for p in unfinished)
-    findings = {
-        p: {"what": visible(what), "remedy": visible(_remedy(study, p, what))} for p, what in wrong.items()
-    }
-    bad = [{"file": visible(p), **findings[p]} for p in sorted(wrong)]
+        wrong |= dict.fromkeys(unrecorded, UNKNOWN)
+    wrong = faults(study, there, digests) | wrong
+    bad = [
+        {"file": visible(path), "what": visible(what), "remedy": visible(_remedy(study, path, what))}
+        for path, what in sorted(wrong.items())
+    ]
     return {
         "study": study.name,
         "root": str(study.root),
         "under_way": under_way,
         "files": len(recorded["files"]),
-        "unrecorded": len(fresh) if under_way else 0,
-        "growing": growing,
+        "unrecorded": len(unrecorded) if under_way else 0,
+        "growing": len(new) - len(unrecorded),
         "bad": bad,
         "ok": not bad,
     }
 
 
-def _ended(study: Study) -> bool:
+def _is_finished(study: Study) -> bool:
     try:
-        return settings_of(study.header()).study.stages[-1] in study.decisions()
+        return settings_of(study.header(), checked=False).study.stages[-1] in study.decisions()
     except UserError:
         return True  # then every unrecorded file is reported
 
 
-def _compare(root: Path, recorded: Mapping[str, str]) -> dict[str, str]:
-    """Return recorded file -> what is wrong with it."""
+def digest_or_fault(path: Path) -> str:
+    """Return the sha256 of a file; where it is not there or cannot be read, one of NO_DIGEST."""
+    try:
+        return manifest.sha256_of(path)
+    except FileNotFoundError:
+        return MISSING
+    except (UserError, OSError):
+        return UNREADABLE
+
+
+def mismatches(recorded: Mapping[str, str], digests: Mapping[str, str]) -> dict[str, str]:
+    """Return recorded file -> what is wrong with it, by the digests of those that are there."""
     wrong = {}
     for path, sha256 in recorded.items():
-        try:
-            if manifest.sha256_of(root / path) != sha256:
-                wrong[path] = CHANGED
-        except FileNotFoundError:
-            wrong[path] = MISSING
-        except (UserError, OSError):
-            wrong[path] = "not a file that can be read"
+        found = digests.get(path, MISSING)
+        if found in NO_DIGEST or found != sha256:
+            wrong[path] = found if found in NO_DIGEST else CHANGED
     return wrong
 
 
-def _contents(study: Study, files: set[str]) -> dict[str, str]:
-    """Return file -> what is wrong: a study.json or decision that was edited, what is not its run's own."""
+def faults(study: Study, files: Collection[str], digests: Mapping[str, str]) -> dict[str, str]:
+    """Return file -> what is wrong with it by itself or beside the others: a study.json or decision that was
+    edited, a spec, result or stream that is not of its run.
+
+    `digests`: the sha256 of files, as far as they are known.
+    """
     wrong: dict[str, str] = {}
     try:
         study.header()
@@ -101,47 +116,66 @@ def _contents(study: Study, files: set[str]) -> dict[str, str]:
         what = "damaged or edited: it holds no decisions"
     if what:
         wrong[study.decisions_file.name] = what
-    for run_id in sorted({r for path in files if (r := manifest.run_of(path))}):
-        run = study.run_files(run_id)
-        spec, result = (str(path.relative_to(study.root)) for path in (run.spec, run.result))
-        expected = None
-        if spec in files:
-            try:
-                expected = _identity_digest(study, run_id)
-            except (UserError, OSError, KeyError, TypeError, AttributeError):
-                wrong[spec] = "does not describe the run it is named after"
-        elif result in files:
-            wrong[spec] = MISSING
-        try:
-            record = study.result(run_id)
-        except OfAnotherRun:
-            wrong[result] = FOREIGN
-            continue
-        except UserError:
-            wrong[result] = "damaged or edited: its checksum does not match, or it is no result"
-            continue
-        if record is not None and expected is not None and record.get("identity") != expected:
-            wrong[result] = FOREIGN
-            continue
-        for name, sha256 in (record or {}).get("streams", {}).items():
-            stream = f"{run.directory.relative_to(study.root)}/{name}"
-            with suppress(UserError, OSError):  # `_compare` names it
-                if stream in files and manifest.sha256_of(study.root / stream) != sha256:
-                    wrong[stream] = CHANGED
+    sound: set[bytes] = set()
+    for run_id in sorted({run for path in files if (run := manifest.owning_run(path))}):
+        wrong |= _faults_of_run(study, run_id, files, digests, sound)
     return wrong
 
 
-def _identity_digest(study: Study, run_id: str) -> str:
-    """Return the digest of a run's identity, from its spec. Raises UserError when the spec is not this
-    run's."""
+def _faults_of_run(
+    study: Study, run_id: str, files: Collection[str], digests: Mapping[str, str], sound: set[bytes]
+) -> dict[str, str]:
+    """Return what `faults` does, of one run. `sound`: as in `_identity_digest`."""
+    folder = f"{RUNS}/{run_id}"
+    spec, result = f"{folder}/{manifest.SPEC}", f"{folder}/{manifest.RESULT}"
+    wrong: dict[str, str] = {}
+    expected = None
+    if spec in files:
+        try:
+            expected = _identity_digest(study, run_id, sound)
+        except (UserError, OSError, KeyError, TypeError, AttributeError):
+            wrong[spec] = "does not describe the run it is named after"
+    elif result in files:
+        wrong[spec] = MISSING
+    try:
+        record = study.result(run_id)
+    except OfAnotherRun:
+        return wrong | {result: FOREIGN}
+    except UserError:
+        return wrong | {result: "damaged or edited: its checksum does not match, or it is no result"}
+    if record is None:
+        return wrong
+    if expected is not None and record.get("identity") != expected:
+        return wrong | {result: FOREIGN}
+    streams = {f"{folder}/{name}": sha256 for name, sha256 in record.get("streams", {}).items()}
+    for path in (path for path in streams if path in files):
+        sha256 = digests.get(path) or digest_or_fault(study.root / path)
+        if sha256 not in (streams[path], *NO_DIGEST):  # which are named by the manifest's entry
+            wrong[path] = CHANGED
+    return wrong
+
+
+def _identity_digest(study: Study, run_id: str, sound: set[bytes]) -> str:
+    """Return the digest of a run's identity, from its spec. Raises UserError when the spec is not this run's.
+
+    `sound`: digests of settings and identities that agree, their seed left out, in which alone the runs of an
+    arm differ. What is found here is added to it.
+    """
     spec = read_json(study.run_files(run_id).spec, SpecRecord)
     kind = spec["kind"]
     whole = spec["identity"]
-    run: RunConfig = from_dict(RunConfig, spec["config"])
     named = whole if kind == "train" else whole["run"]
-    with recorded_environment(environment(named)):
-        if identity_of(kind, run) != whole:
-            raise UserError(f"{run_id} is another run.")
+    seed = spec["config"]["seed"]
+    if type(seed) is not int or named["seed"] != seed:
+        raise UserError(f"{run_id} is another run.")
+    rest = json.dumps([kind, {**spec["config"], "seed": 0}, {**named, "seed": 0}]).encode()
+    without_seed = hashlib.blake2b(rest, digest_size=16).digest()
+    if without_seed not in sound:
+        run: RunConfig = from_dict(RunConfig, spec["config"])
+        with recorded_environment(environment(named)):
+            if identity_of(kind, run) != whole:
+                raise UserError(f"{run_id} is another run.")
+        sound.add(without_seed)
     sha256 = digest(whole)
     if not run_id.endswith(f"-{sha256[:NAMED_BY]}"):
         raise UserError(f"{run_id} is another run.")
@@ -149,7 +183,7 @@ def _identity_digest(study: Study, run_id: str) -> str:
 
 
 def _remedy(study: Study, path: str, what: str) -> str:
-    run_id = manifest.run_of(path)
+    run_id = manifest.owning_run(path)
     if what == UNKNOWN:
         return f"move it out of {study.root} if it does not belong to the study"
     if run_id:

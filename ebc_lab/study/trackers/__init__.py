@@ -1,4 +1,4 @@
-"""Trackers as the driver sees them: processes that it starts, watches, and stops waiting for if they hang."""
+"""Trackers, seen from the driver: processes that it starts and listens to, and kills where they hang."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from .backends import FOLDER, MLFLOW_ENV
 
 @contextmanager
 def following(config: TrackerConfig, root: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Have the trackers follow the study, or the single run, in `root`. Raises nothing of its own."""
+    """Have the trackers follow the study, or the single run, in `root`, and wait for them at the end of the
+    block. Raises nothing of its own."""
     followers = [_Follower(name, config, root, say) for name in config.names]
     try:
         yield
@@ -82,19 +83,19 @@ class _Follower:
                     self.say(f"tracker {self.name}: {line.removeprefix('note: ').strip()}")
 
     def warn(self, what: str) -> None:
-        """Say it, if it is this tracker's first warning."""
+        """Say a warning, if it is this tracker's first."""
         if not self.warned:
             self.warned = True
             self.say(f"warning: tracker {self.name}: {what}; the runs continue without it")
 
     def close_input(self) -> None:
-        """Tell the process that no more will come."""
+        """Let the process know that nothing more will come."""
         if self.process and self.process.stdin:
             with suppress(OSError):
                 self.process.stdin.close()
 
     def finish(self, deadline: float) -> None:
-        """Wait for the process until `deadline`, and then kill it."""
+        """Wait for the process until `deadline` (on the monotonic clock), and then kill it."""
         if self.process is None:
             return
         try:
@@ -110,7 +111,8 @@ class _Follower:
 
 
 def settings_for(name: str, config: TrackerConfig) -> dict[str, str | None]:
-    """Return what this tracker alone reads, as `Place` takes it."""
+    """Return the settings that this tracker reads beyond its folder, by the names that `Place` has for
+    them."""
     if name == "mlflow":
         return {"mlflow_uri": absolute(config.mlflow_uri)}
     if name == "wandb":
@@ -119,7 +121,7 @@ def settings_for(name: str, config: TrackerConfig) -> dict[str, str | None]:
 
 
 def absolute(uri: str | None) -> str | None:
-    """Return a store's address that means the same in any working directory."""
+    """Return the address of a store with its path made absolute, for a process in another folder."""
     for scheme in ("sqlite:///", "file:"):
         if uri and uri.startswith(scheme) and not uri.removeprefix(scheme).startswith("/"):
             return scheme + str(Path(uri.removeprefix(scheme)).resolve())

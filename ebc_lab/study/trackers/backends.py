@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ebc_lab.records.figures import FINISHED
 
@@ -31,14 +31,14 @@ WANDB_SETTINGS: dict[str, Any] = {  # nothing of the tracker's own process, whic
     "x_disable_meta": True,
     "x_disable_stats": True,
 }
-
-
 TRACKIO_SETTINGS: dict[str, Any] = {"embed": False, "auto_log_cpu": False, "auto_log_gpu": False}  # the same
 TRACKIO_ELSEWHERE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")  # set by a user who wants the runs there, too
 
 
 @dataclass(frozen=True)
 class Run:
+    """A run as a tracker shows it."""
+
     directory: Path
     run_id: str
     group: str  # the study, or the folder of a single run
@@ -60,23 +60,36 @@ class Place:
 Row = tuple[int, dict[str, float]]  # step, figures measured there
 
 
-class Tracker(Protocol):
+class Tracker:
     """What shows a run. A call may raise any exception; another instance may then repeat it."""
 
-    def log(self, run: Run, rows: Sequence[Row]) -> None: ...
+    def __init__(self, place: Place):
+        self.place = place
+        self.noted = False
 
-    def end(self, run: Run, outcome: str, figures: Mapping[str, float]) -> None: ...
+    def note(self, text: str) -> None:
+        """Tell the user something, once."""
+        if not self.noted:
+            self.noted = True
+            self.place.note(text)
 
-    def flush(self, run: Run) -> None: ...
+    def log(self, run: Run, rows: Sequence[Row]) -> None:
+        """Show these rows; they have been handed over when this returns."""
+        raise NotImplementedError
+
+    def end(self, run: Run, outcome: str, figures: Mapping[str, float]) -> None:
+        """Show how a run ended."""
+        raise NotImplementedError
 
     def close(self) -> None:
-        """Nothing more comes from this instance, perhaps before some runs have ended."""
+        """Release what this instance holds open. Nothing more comes from it, even if runs are in progress."""
 
 
-class TensorBoard:
+class TensorBoard(Tracker):
     """Event files in `folder/tensorboard/<study>/<run>`, one writer for each run in progress."""
 
     def __init__(self, place: Place):
+        super().__init__(place)
         from torch.utils.tensorboard import SummaryWriter
 
         self.root = place.folder / "tensorboard"
@@ -93,6 +106,7 @@ class TensorBoard:
         for step, figures in rows:
             for name, value in figures.items():
                 writer.add_scalar(name, value, step)
+        writer.flush()
 
     def end(self, run: Run, outcome: str, figures: Mapping[str, float]) -> None:
         from torch.utils.tensorboard.summary import hparams
@@ -105,20 +119,17 @@ class TensorBoard:
             writer.file_writer.add_summary(summary)
         self.writers.pop(run.run_id).close()
 
-    def flush(self, run: Run) -> None:
-        if run.run_id in self.writers:
-            self.writers[run.run_id].flush()
-
     def close(self) -> None:
         for writer in self.writers.values():
             writer.close()
 
 
-class MLflow:
+class MLflow(Tracker):
     """One MLflow run for each run, in an experiment named after the study; in a sqlite file in the folder
     without a `mlflow_uri`."""
 
     def __init__(self, place: Place):
+        super().__init__(place)
         uri, folder = place.mlflow_uri, place.folder
         if uri and uri.startswith("file:"):
             os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"  # which MLflow only maintains, and asks for
@@ -129,7 +140,7 @@ class MLflow:
         self.ids: dict[str, str] = {}
 
     def _id(self, run: Run) -> str:
-        """MLflow's id of a run, which is created if there is none yet."""
+        """Return MLflow's id of a run, which is created if there is none yet."""
         if run.run_id not in self.ids:
             experiment = self._experiment(run.group)
             matches = self.client.search_runs(
@@ -158,8 +169,8 @@ class MLflow:
         metrics = [Metric(name, x, now, step) for step, figures in rows for name, x in figures.items()]
         if params:
             self.client.log_batch(run_id, params=[Param(k, str(v)) for k, v in params.items()])
-        for at in range(0, len(metrics), METRICS_PER_CALL):
-            self.client.log_batch(run_id, metrics=metrics[at : at + METRICS_PER_CALL])
+        for first in range(0, len(metrics), METRICS_PER_CALL):
+            self.client.log_batch(run_id, metrics=metrics[first : first + METRICS_PER_CALL])
 
     def log(self, run: Run, rows: Sequence[Row]) -> None:
         self._log_batch(self._id(run), rows)
@@ -170,30 +181,23 @@ class MLflow:
         self.client.set_tag(mlflow_id, "outcome", outcome)
         self.client.set_terminated(mlflow_id, "FINISHED" if outcome in FINISHED else "FAILED")
 
-    def flush(self, run: Run) -> None:
-        """Nothing to do: every call has arrived when it returns."""
 
-    def close(self) -> None:
-        """Do the same."""
-
-
-class WandB:
+class WandB(Tracker):
     """One W&B run for each run, in a group named after the study; their files are in `folder/wandb`.
 
     A run's id at W&B is made of its place and name, so that whoever shows it later continues it there.
     """
 
     def __init__(self, place: Place):
+        super().__init__(place)
         import wandb
 
         self.wandb = wandb
-        self.place = place
         self.mode: Any = None if place.wandb_mode == "auto" else place.wandb_mode  # None: W&B's own choice
         self.runs: dict[str, Any] = {}
-        self.noted = False
 
     def _run(self, run: Run) -> Any:
-        """W&B's object of a run in progress."""
+        """Return W&B's object for a run in progress."""
         if run.run_id not in self.runs:
             try:
                 self.runs[run.run_id] = self._begun(run, self.mode)
@@ -202,10 +206,9 @@ class WandB:
                     raise
                 self.mode = "offline"
                 self.runs[run.run_id] = self._begun(run, self.mode)
-            if self.runs[run.run_id].offline and not self.noted:
-                self.noted = True
+            if self.runs[run.run_id].offline:
                 files = f"{shlex.quote(str(self.place.folder / 'wandb'))}/offline-run-*"
-                self.place.note(f"offline; once you are logged in, this uploads the runs: wandb sync {files}")
+                self.note(f"offline; once you are logged in, this uploads the runs: wandb sync {files}")
         return self.runs[run.run_id]
 
     def _begun(self, run: Run, mode: Any) -> Any:
@@ -237,9 +240,6 @@ class WandB:
         shown.finish(exit_code=0 if outcome in FINISHED else 1)
         del self.runs[run.run_id]
 
-    def flush(self, run: Run) -> None:
-        """Nothing to do: W&B's own process writes what it has been given, and `close` waits for it."""
-
     def close(self) -> None:
         for shown in self.runs.values():
             shown.finish(exit_code=1)  # it goes on when the run does
@@ -247,24 +247,23 @@ class WandB:
         self.wandb.teardown()
 
 
-class Trackio:
+class Trackio(Tracker):
     """One Trackio run for each run, in a project named after the study; a database each in `folder/trackio`.
 
     Trackio has one run in progress, so each call opens its run, or continues it, and closes it again.
     """
 
     def __init__(self, place: Place):
+        super().__init__(place)
         os.environ["TRACKIO_DIR"] = str(place.folder / "trackio")  # read when it is imported
         if not any(os.environ.get(name) for name in TRACKIO_ELSEWHERE):
             os.environ["HF_HUB_OFFLINE"] = "1"  # it would ask a server for the name of a user who has a token
         import trackio
 
         self.trackio: Any = trackio
-        self.place = place
-        self.noted = False
 
     def _log(self, run: Run, rows: Sequence[Row], **more: str) -> None:
-        """Raise OSError where Trackio, which only warns, could not write."""
+        """Write rows, and settings with `more`. Raises OSError where Trackio, which only warns, could not."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             config = {**run.settings, **run.identity, **more}
@@ -277,10 +276,8 @@ class Trackio:
         failed = [str(w.message) for w in caught if str(w.message).startswith("trackio failed")]
         if failed:
             raise OSError(failed[0])
-        if not self.noted:
-            self.noted = True
-            show = f"TRACKIO_DIR={shlex.quote(os.environ['TRACKIO_DIR'])} trackio show --project"
-            self.place.note(f"this shows the runs: {show} {shlex.quote(run.group)}")
+        show = f"TRACKIO_DIR={shlex.quote(os.environ['TRACKIO_DIR'])} trackio show --project"
+        self.note(f"this shows the runs: {show} {shlex.quote(run.group)}")
 
     def log(self, run: Run, rows: Sequence[Row]) -> None:
         if rows:
@@ -289,14 +286,8 @@ class Trackio:
     def end(self, run: Run, outcome: str, figures: Mapping[str, float]) -> None:
         self._log(run, [(0, dict(figures))], outcome=outcome)
 
-    def flush(self, run: Run) -> None:
-        """Nothing to do: a call returns when the database holds what it was given."""
 
-    def close(self) -> None:
-        """Do the same."""
-
-
-TRACKERS: dict[str, Callable[[Place], Tracker]] = {
+TRACKERS: dict[str, type[Tracker]] = {
     "tensorboard": TensorBoard,
     "mlflow": MLflow,
     "wandb": WandB,

@@ -24,27 +24,27 @@ FINISHED, FAILED, STALLED = "finished", "failed", "stalled"
 
 
 class Notifier:
-    """Runs the command for the events of one study. A command that fails is warned of once, with `say`."""
+    """Runs the command at events of one study. If it fails, `say` is given one warning."""
 
     def __init__(self, command: str, root: Path, say: Callable[[str], None]):
         self.words = shlex.split(command)
         self.root = root
         self.say = say
         self.warned = False
-        self.beside: list[threading.Thread] = []
+        self.running: list[threading.Thread] = []
 
     def tell(self, event: str, message: str) -> None:
-        """Run the command and wait until it has ended, which takes PATIENCE_S at most."""
-        for thread in self.beside:
+        """Run the command, and wait until it has ended or PATIENCE_S are over, and it is killed."""
+        for thread in self.running:
             thread.join()
-        self.beside = []
+        self.running = []
         if self.words:
             self._run(event, _line(message))
 
-    def tell_beside(self, event: str, message: str) -> None:
+    def tell_in_background(self, event: str, message: str) -> None:
         """Run the command while the study goes on."""
-        self.beside.append(threading.Thread(target=self._run, args=(event, _line(message)), daemon=True))
-        self.beside[-1].start()
+        self.running.append(threading.Thread(target=self._run, args=(event, _line(message)), daemon=True))
+        self.running[-1].start()
 
     def _run(self, event: str, message: str) -> None:
         facts = {
@@ -91,7 +91,7 @@ def _line(text: str) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the command and what it has started, unless it has ended."""
+    """Kill the command and everything it started, unless it has ended."""
     if process.poll() is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

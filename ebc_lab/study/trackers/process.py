@@ -47,7 +47,7 @@ MAX_PAUSE_S = 60.0  # the same after repeated failures
 
 
 class Reader:
-    """What has been shown of the runs in `root`, and what has not."""
+    """Reads the runs in `root` for one tracker, and keeps what it has shown of them, and where (`to`)."""
 
     def __init__(self, root: Path, name: str, to: str):
         self.root = root
@@ -61,7 +61,7 @@ class Reader:
         self.complete: dict[Path, int] = {}  # result.json -> its time, of runs that are shown to their end
 
     def measuring(self) -> bool:
-        """Tell whether a measurement of time is in progress, which must not be disturbed."""
+        """Tell whether time is being measured, which must not be disturbed."""
         return any(
             run.progress.exists() and not run.result.exists()
             for run in StudyFiles(self.root).all_runs()
@@ -88,7 +88,9 @@ class Reader:
     def _show_run(
         self, files: RunFiles, spec: Mapping[str, Any], result: Mapping[str, Any] | None, tracker: Tracker
     ) -> None:
-        run = Run(files.directory, spec["run_id"], self.root.name, settings_of(spec), spec["identity"])
+        run = Run(
+            files.directory, spec["run_id"], self.root.name, distinguishing_settings(spec), spec["identity"]
+        )
         shown = {"step": -1, "eval": -1, "result": None, **self.state["runs"].get(run.run_id, {})}
         if result is not None and shown["result"] == result["checksum"]:
             return
@@ -102,15 +104,14 @@ class Reader:
         if evals:
             shown["eval"] = evals[-1][0]
         if result is not None:
-            tracker.end(run, result["outcome"], figures_of(result))
+            tracker.end(run, result["outcome"], final_figures(result))
             shown["result"] = result["checksum"]
-        tracker.flush(run)
         self.state["runs"][run.run_id] = shown
         write_json(self.path, self.state, durable=False)
 
 
-def settings_of(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that distinguish a run from the others."""
+def distinguishing_settings(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings by which a run differs from the others of its study."""
     out = {k: spec[k] for k in ("arm", "stage", "role", "lr_scale") if k in spec}
     for name, keys in SETTINGS.items():
         value: Any = spec["config"]
@@ -122,14 +123,14 @@ def settings_of(spec: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def figures_of(result: Mapping[str, Any]) -> dict[str, float]:
-    """Return a result's plain figures, `final/<name>`."""
+def final_figures(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return a result's plain numbers under the names `final/<name>`."""
     numbers = {k: v for k, v in result.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     return {f"final/{k}": float(v) for k, v in numbers.items()}
 
 
 def new_rows(path: Path, columns: Sequence[str], after: int) -> list[Row]:
-    """Return the figures that a stream holds after a step. A file that does not exist holds none yet."""
+    """Return the rows of a stream after the step `after`; none where there is no file yet."""
     try:
         table = read_columns(path)
     except (FileNotFoundError, UserError):  # UserError: its last line is being written
@@ -145,10 +146,8 @@ def new_rows(path: Path, columns: Sequence[str], after: int) -> list[Row]:
 def follow(
     reader: Reader, connect: Callable[[], Tracker], over: threading.Event, say: Callable[[str], None]
 ) -> bool:
-    """Show what comes until `over`, and then what is left; only the first failure is said.
-
-    -> whether all of it was shown.
-    """
+    """Show what comes until `over`, and then what is left. Returns whether all of it was shown; of failures
+    only the first is said."""
     tracker: Tracker | None = None
     pause = POLL_S
     warned = False
@@ -181,7 +180,7 @@ def follow(
 
 
 def main(about: Mapping[str, Any]) -> int:
-    """Return one tracker's process, which `_Follower` starts. -> exit code."""
+    """Follow a study with one tracker, in a process that `_Follower` starts. Returns the exit code."""
     over = threading.Event()
 
     def wait_for_the_end() -> None:

@@ -75,7 +75,7 @@ def test_changes_are_said_in_few_words():
         ("ablation.question", "q" * 900, "why"),
         *((f"optimizer.{name}", 1, 2) for name in ("a", "b", "c")),
     ]
-    said = changes.in_words(found, ASKED, ["ramps.py"])
+    said = changes.summarize(found, ASKED, ["ramps.py"])
     assert said.startswith(
         "mine: first → sign_sgd; arm hot is new; arm cold is no longer given; ramps.py was edited"
     )

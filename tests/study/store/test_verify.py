@@ -261,11 +261,3 @@ def test_a_manifest_that_cannot_be_trusted_is_refused_with_a_remedy(own_copy, un
         (study.root / "manifest.json").unlink()
     report(study)  # the remedy that the error names
     assert verify(study)["ok"]
-
-
-def test_a_study_moved_to_another_torch_is_still_verified(own_copy, monkeypatch):
-    from ebc_lab.config import identity
-
-    _, study = own_copy
-    monkeypatch.setattr(identity, "_torch_version", lambda: "99.0")
-    assert verify(study)["ok"]
