@@ -14,7 +14,7 @@ from ebc_lab.records.decisions import Candidate, Decision, ScaledRun, ScaleTrack
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
-from .fair_control import control_run
+from .lr_sweep.fair_control import control_run
 from .rules import (
     Results,
     band_distance,

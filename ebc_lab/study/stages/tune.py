@@ -15,7 +15,8 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ebc_lab.config.identity import number
@@ -24,15 +25,14 @@ from ebc_lab.records.decisions import Candidate, CurvePoint, Decision, TunedArm,
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import DIGITS, RunSpec, told_of
 
-from .rules import Results, Undecidable, edge_of, ended, losses_of, make_decision, margin_sigma, val_loss
-from .runs import RACED_FROM, Rivals, raced, waiting
+from .rules import Results, Undecidable, edge_of, losses_of, make_decision, margin_sigma, val_loss
+from .runs import RACED_FROM, Rivals, raced
+from .search import Point, Race, Search
 from .stage import Said, Scenario, Stage, held_back_by_its_seeds, seeds_of_arm
 from .statistics import luck_of_choice, window
-from .suite import Point, point_in_words, points, ready, run_of, source_of, started
+from .suite import point_in_words, points, ready, run_of, source_of, started
 
 SHORT = {"lr_scale": "x", "warmup_share": "w"}  # how a setting is called in a point's name
-Settled = tuple[tuple[str, Any], ...]  # a point that can be a key
-Race = Callable[[list[RunSpec], Rivals], list[RunSpec]]  # a point's runs, with what ends them early
 RATES = ("lr", "lr_scale")
 HELD = "constant"  # the shape without a warm-up
 FEW = 4  # arms whose best points a headline has room for
@@ -42,13 +42,10 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
     """Plan every point of every arm's grid, at the stage's seeds; the grids grow as their runs end."""
     specs: list[RunSpec] = []
     for track in ready(config, decisions, "tune"):
-        arms = tuned_arms(config)
-        for source in dict.fromkeys(arm.init for arm in arms.values() if arm.init):
+        for source in dict.fromkeys(arm.init for arm in tuned_arms(config).values() if arm.init):
             specs += _sources(config, decisions, track, source)
-        for label, arm in arms.items():
-            if _can_start(config, decisions, results, track, arm):
-                searched = _tried(config, decisions, results, track, label, arm)
-                specs += itertools.chain(*searched.tried.values())
+        for searched in _searches(config, decisions, results, track).values():
+            specs += searched.specs if searched else []
     return specs
 
 
@@ -61,58 +58,37 @@ def _seeds(config: Config) -> range:
     return range(config.study.stage_seed, config.study.stage_seed + config.tune.seeds)
 
 
-def _can_start(
-    config: Config, decisions: Mapping[str, Decision], results: Results, track: str, arm: ArmConfig
-) -> bool:
-    """Tell whether the weights that an arm starts from are there."""
-    sources = _sources(config, decisions, track, arm.init) if arm.init else []
-    return all(math.isfinite(loss) for loss in losses_of(sources, results))
-
-
 def tuned_arms(config: Config) -> dict[str, ArmConfig]:
     """Return the arms that have a grid, before any sweep."""
     return {label: arm for label, arm in config.ablation.arms.items() if arm.tune}
 
 
-def _name(label: str, point: Point) -> str:
-    """Name an arm at a point of its grid: `muon_lr0p016_w0p167_cosine`."""
-    return label + "".join(f"_{_value(key, value)}" for key, value in point.items())
-
-
-def _value(key: str, value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return SHORT.get(key, key) + (number(value, DIGITS) if key == "lr" else number(value))
-
-
-def _tried(
-    config: Config,
-    decisions: Mapping[str, Decision],
-    results: Results,
-    track: str,
-    label: str,
-    arm: ArmConfig,
-) -> Search:
-    """Search the points of an arm's grid, and those by which it grew."""
-    runs_of = runs_maker(config, decisions, track, label, arm, results)
+def _searches(
+    config: Config, decisions: Mapping[str, Decision], results: Results, track: str
+) -> dict[str, Search | None]:
+    """Search each arm as far as the results tell; None where it starts from weights that are not there."""
     margin = config.tune.race_sigmas * decisions["lr_sweep"]["tracks"][track]["sigma"]
 
     def race(runs: list[RunSpec], rivals: Rivals) -> list[RunSpec]:
         return [replace(s, run=raced(s.run, rivals, results, margin)) for s in runs]
 
-    return search(config.tune, arm, runs_of, results, race if margin else None)
+    searches: dict[str, Search | None] = {}
+    for label, arm in tuned_arms(config).items():
+        sources = _sources(config, decisions, track, arm.init) if arm.init else []
+        can_start = all(math.isfinite(loss) for loss in losses_of(sources, results))
+        runs_of = runs_maker(config, decisions, track, label, results)
+        searches[label] = (
+            search(config.tune, arm, runs_of, results, race if margin else None) if can_start else None
+        )
+    return searches
 
 
 def runs_maker(
-    config: Config,
-    decisions: Mapping[str, Decision],
-    track: str,
-    label: str,
-    arm: ArmConfig,
-    results: Results,
+    config: Config, decisions: Mapping[str, Decision], track: str, label: str, results: Results
 ) -> Callable[[Point], list[RunSpec]]:
     """Return what makes the runs of an arm's point, one for each seed. The weights that it starts from, if
     any, must be there."""
+    arm = config.ablation.arms[label]
 
     def runs_of(point: Point) -> list[RunSpec]:
         runs = []
@@ -128,162 +104,75 @@ def runs_maker(
     return runs_of
 
 
+def _name(label: str, point: Point) -> str:
+    """Name an arm at a point of its grid: `muon_lr0p016_w0p167_cosine`."""
+    return label + "".join(f"_{_value(key, value)}" for key, value in point.items())
+
+
+def _value(key: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return SHORT.get(key, key) + (number(value, DIGITS) if key == "lr" else number(value))
+
+
 # -- the search of an arm's best point ---------------------------------------------------------------------
 
 
-@dataclass
-class Search:
-    """Holds what was tried of one arm so far, and by which points its grids grew."""
+def search(
+    tune: TuneConfig,
+    arm: ArmConfig,
+    runs_of: Callable[[Point], list[RunSpec]],
+    results: Results,
+    race: Race | None = None,
+) -> Search:
+    """Search an arm as far as the results tell. Where its runs race, the middles of the grids come first."""
+    begun = begun_with(tune, arm)
+    rates = [key for key in RATES if key in arm.tune]
+    searched = Search(
+        middles(begun) if race else begun,
+        runs_of,
+        results,
+        ratios={key: ratio_of(values) for key, values in arm.tune.items() if key in GROWING},
+        prefer_low=rates[0] if rates else "",
+        fitted=_fitted,
+        canonical=without_idle,
+        race=race,
+    )
+    if race and not searched.open:
+        searched.add(begun)
+        searched.list_first(begun)  # of equal points the same one wins, whichever were trained first
+    lowering = next((key for key in (*RATES, *GROWING) if key in arm.tune), "")
+    grow = partial(searched.grow, tune.max_extensions, by_spacing=True, lowering=lowering)
+    grow()
+    if tune.search == "coordinate":
+        for key in itertools.filterfalse(GROWING.__contains__, arm.tune):
+            if key == "schedule":
+                searched.step(partial(_shapes, searched, arm.tune[key], rates))
+            else:
+                searched.others(key, arm.tune[key])
+        searched.neighbours(rates)
+        grow()
+    if tune.window and "lr" in arm.tune:
+        _widen(searched, tune.max_extensions)
+    return searched
 
-    arm: ArmConfig
-    runs_of: Callable[[Point], list[RunSpec]]
-    results: Results
-    race: Race | None = None  # None: every run is trained to its end
-    tried: dict[Settled, list[RunSpec]] = field(default_factory=dict)
-    rivals: list[list[RunSpec]] = field(default_factory=list)  # the points of all steps before this one
-    extended: list[Point] = field(default_factory=list)
-    extensions: int = 0
-    sunk: str = ""  # the setting that had to go down before any point completed
 
-    @property
-    def open(self) -> bool:
-        """Tell whether a run has no result yet: nothing further is known before."""
-        return any(waiting(runs, self.results) for runs in self.tried.values())
+def begun_with(tune: TuneConfig, arm: ArmConfig) -> list[Point]:
+    """List the points that a search starts from: every combination, or, one setting after the other, those of
+    the settings that grow, at the first warm-up and shape."""
+    if tune.search == "grid":
+        return points(arm.tune)
+    return points({k: values if k in GROWING else values[:1] for k, values in arm.tune.items()})
 
-    @property
-    def lost(self) -> bool:
-        """Tell whether no point completed though every run came to an end: each diverged with one of its
-        seeds."""
-        specs = itertools.chain(*self.tried.values())
-        return self.best() is None and all(ended(self.results.get(s.run_id)) for s in specs)
 
-    def goes_on(self) -> bool:
-        """Tell whether every run has a result. Then the search takes its next step, and what it adds races
-        against all that is there now: never against what happens to be finished when a run is planned."""
-        if self.open:
-            return False
-        self.rivals = list(self.tried.values())
-        return True
-
-    def add(self, wanted: Sequence[Point], *, grown: bool = False) -> bool:
-        """Try the points that were not tried before. -> whether there were any."""
-        plain = (without_idle(p) for p in wanted)
-        new = [p for p in plain if tuple(p.items()) not in self.tried]
-        self.tried |= {tuple(p.items()): self._raced(self.runs_of(p)) for p in new}
-        self.extended += new if grown else []
-        return bool(new)
-
-    def put_first(self, wanted: Sequence[Point]) -> None:
-        """Put these points, which were tried, before all others, in this order."""
-        first = {key: self.tried[key] for key in (tuple(without_idle(p).items()) for p in wanted)}
-        self.tried = first | self.tried
-
-    def _raced(self, runs: list[RunSpec]) -> list[RunSpec]:
-        return self.race(runs, self.rivals) if self.race else runs
-
-    def mean(self, point: Mapping[str, Any]) -> float:
-        """Return the mean validation loss over the seeds, infinite where one of them did not complete."""
-        return statistics.fmean(losses_of(self.tried[tuple(point.items())], self.results))
-
-    def worst(self, point: Mapping[str, Any]) -> float:
-        """Return the validation loss of the point's worst seed, infinite where that did not complete."""
-        return max(losses_of(self.tried[tuple(point.items())], self.results))
-
-    def best(self) -> Point | None:
-        """Return the point whose worst seed has the lowest loss; of equal ones that with the lower learning
-        rate, then the first; None if none is finite."""
-        ranked = sorted(map(dict, self.tried), key=lambda p: (self.worst(p), self._rate(p)))
-        return ranked[0] if ranked and math.isfinite(self.worst(ranked[0])) else None
-
-    def _rate(self, point: Point) -> float:
-        return self.tried[tuple(point.items())][0].run.optimizer.lr
-
-    def alike(self, point: Mapping[str, Any]) -> list[Point]:
-        """Return the points tried with this one's warm-up and shape, itself among them."""
-        fixed = {k: v for k, v in point.items() if k not in GROWING}
-        return [p for p in map(dict, self.tried) if fixed.items() <= p.items()]
-
-    # -- the parts of the search -----------------------------------------------------------------------------
-
-    def grow(self, most: int) -> None:
-        """Extend the grids on whose edge the best point lies, until it lies inside; `most` times in all.
-        While every point diverges the rate goes down, two steps of its grid at a time."""
-        while self.extensions < most and self.goes_on():
-            if not self.add(list(self._below() if self.lost else self._beyond()), grown=True):
-                return
-            self.extensions += 1
-
-    def _below(self) -> Iterator[Point]:
-        lowest = min(map(dict, self.tried), key=self._rate)
-        self.sunk = next((k for k in (*RATES, *GROWING) if k in lowest), "")
-        if self.sunk:
-            yield from self._moved(lowest, self.sunk, ratio_of(self.arm.tune[self.sunk]) ** -2)
-
-    def _beyond(self) -> Iterator[Point]:
-        best = self.best() or {}
-        for key in (k for k in best if k in GROWING):
-            values = sorted({p[key] for p in self.alike(best)})
-            if key == self.sunk:
-                yield from self._beside(best, key, values)
-            elif len(values) > 1 and best[key] in (values[0], values[-1]):
-                inner = values[1] if best[key] == values[0] else values[-2]
-                yield from self._moved(best, key, best[key] / inner)
-
-    def _beside(self, best: Point, key: str, values: Sequence[float]) -> Iterator[Point]:
-        """Try the values next to the best, a step of the grid away, where two steps were leapt at a time."""
-        ratio = ratio_of(self.arm.tune[key])
-        at = values.index(best[key])
-        below = [best[key] / x for x in values[:at][-1:]]
-        above = [x / best[key] for x in values[at + 1 :][:1]]
-        for gap, r in ((below, 1 / ratio), (above, ratio)):
-            if not gap or gap[0] > ratio**1.5:
-                yield from self._moved(best, key, r)
-
-    def _moved(self, point: Point, key: str, ratio: float) -> Iterator[Point]:
-        """Multiply one setting of a point, where that is still a number that it takes."""
-        value = float(f"{point[key] * ratio:.4g}")
-        if TUNABLE[key].holds(value):
-            yield {**point, key: value}
-
-    def others(self, key: str) -> None:
-        """Try the other values of a setting that does not grow, at the best point so far."""
-        best = self.best() if self.goes_on() else None
-        if best is None or key not in best:
-            return
-        values = self.arm.tune[key]
-        self.add([{**best, key: value} for value in values])
-        if key == "schedule" and HELD in values:  # never falling, it is at its best at a lower rate
-            for rate in (k for k in RATES if k in best):
-                self.add(list(self._moved({**best, key: HELD}, rate, 1 / ratio_of(self.arm.tune[rate]))))
-
-    def rates_once_more(self) -> None:
-        """Try the rates next to the best, where its warm-up or shape is not that of the first points."""
-        best = self.best() if self.goes_on() else None
-        if best is None or best in self.alike(dict(next(iter(self.tried)))):
-            return
-        for key in (k for k in RATES if k in best):
-            ratio = ratio_of(self.arm.tune[key])
-            self.add([p for r in (1 / ratio, ratio) for p in self._moved(best, key, r)])
-
-    def widen(self, most: int) -> None:
-        """Extend the grid of lr at the best point's other settings, both ways, until the LR window closes;
-        `most` times in all."""
-        ratio = ratio_of(self.arm.tune["lr"])
-        for _ in range(most):
-            best = self.best() if self.goes_on() else None
-            span = window(self.curve(best)) if best is not None else None
-            if best is None or span is None:
-                return
-            rates = sorted(self.curve(best))
-            ends = [(rates[0], 1 / ratio)] * span["open_low"] + [(rates[-1], ratio)] * span["open_high"]
-            further = [p for lr, r in ends for p in self._moved({**best, "lr": lr}, "lr", r)]
-            if not self.add(further, grown=True):
-                return
-
-    def curve(self, point: Point) -> dict[float, float]:
-        """Return by lr the mean loss of the points that differ from this one in lr alone."""
-        rest = {k: v for k, v in point.items() if k != "lr"}
-        return {p["lr"]: self.mean(p) for p in map(dict, self.tried) if rest.items() <= p.items()}
+def middles(points: Sequence[Point]) -> list[Point]:
+    """Return, for each warm-up and shape, the point in the middle of the grids that grow."""
+    fixed = [{k: v for k, v in point.items() if k not in GROWING} for point in points]
+    found = []
+    for first in (p for i, p in enumerate(points) if fixed[i] not in fixed[:i]):
+        grids = {k: sorted({p[k] for p in points}) for k in first if k in GROWING}
+        found.append({**first, **{k: grid[len(grid) // 2] for k, grid in grids.items()}})
+    return found
 
 
 def ratio_of(grid: Sequence[float]) -> float:
@@ -296,48 +185,47 @@ def without_idle(point: Mapping[str, Any]) -> Point:
     return {k: v for k, v in point.items() if k != "warmup_share" or point.get("schedule") != HELD}
 
 
-def begun_with(tune: TuneConfig, arm: ArmConfig) -> list[Point]:
-    """List the points that a search starts from: every combination, or, one setting after the other, those of
-    the settings that grow, at the first warm-up and shape."""
-    if tune.search == "grid":
-        return points(arm.tune)
-    return points({k: values if k in GROWING else values[:1] for k, values in arm.tune.items()})
+def _fitted(key: str, value: float) -> float | None:
+    rounded = float(f"{value:.4g}")
+    return rounded if TUNABLE[key].holds(rounded) else None
 
 
-def middles(points: Sequence[Point]) -> list[Point]:
-    """Return of each warm-up and shape the point in the middle of the grids that grow."""
-    fixed = [{k: v for k, v in point.items() if k not in GROWING} for point in points]
-    found = []
-    for first in (p for i, p in enumerate(points) if fixed[i] not in fixed[:i]):
-        values = {k: sorted({p[k] for p in points}) for k in first if k in GROWING}
-        found.append({**first, **{k: of[len(of) // 2] for k, of in values.items()}})
-    return found
+def _shapes(searched: Search, shapes: Sequence[str], rates: Sequence[str], best: Point) -> Iterator[Point]:
+    """Name the best point with every shape. One that never falls is at its best at a lower rate: it is tried
+    there as well."""
+    if "schedule" not in best:
+        return
+    yield from ({**best, "schedule": shape} for shape in shapes)
+    for rate in rates if HELD in shapes else ():
+        yield from searched.moved({**best, "schedule": HELD}, rate, best[rate] / searched.ratios[rate])
 
 
-def search(
-    tune: TuneConfig,
-    arm: ArmConfig,
-    runs_of: Callable[[Point], list[RunSpec]],
-    results: Results,
-    race: Race | None = None,
-) -> Search:
-    """Search an arm as far as the results tell. Where its runs race, the middles of the grids come first."""
-    tried = Search(arm, runs_of, results, race)
-    begun = begun_with(tune, arm)
-    if race:
-        tried.add(middles(begun))
-    if not race or tried.goes_on():
-        tried.add(begun)
-        tried.put_first(begun)  # of equal points the same one wins, whichever were trained first
-    tried.grow(tune.max_extensions)
-    if tune.search == "coordinate":
-        for key in itertools.filterfalse(GROWING.__contains__, arm.tune):
-            tried.others(key)
-        tried.rates_once_more()
-        tried.grow(tune.max_extensions)
-    if tune.window and "lr" in arm.tune:
-        tried.widen(tune.max_extensions)
-    return tried
+def _widen(searched: Search, most: int) -> None:
+    """Extend the grid of lr at the best point's other settings, both ways, until the LR window closes; `most`
+    times in all."""
+    ratio = searched.ratios["lr"]
+
+    def further(best: Point) -> Iterator[Point]:
+        losses = mean_losses(searched, best)
+        span = window(losses)
+        if span and span["open_low"]:
+            yield from searched.moved(best, "lr", min(losses) / ratio)
+        if span and span["open_high"]:
+            yield from searched.moved(best, "lr", max(losses) * ratio)
+
+    for _ in range(most):
+        if not searched.step(further, grown=True):
+            return
+
+
+def mean_losses(searched: Search, point: Point) -> dict[float, float]:
+    """Return by lr the mean loss of the points that differ from this one in lr alone, infinite where a seed
+    did not complete."""
+    return {lr: _mean(searched, runs) for lr, runs in searched.along(point, "lr").items()}
+
+
+def _mean(searched: Search, runs: Sequence[RunSpec]) -> float:
+    return statistics.fmean(losses_of(runs, searched.results))
 
 
 # -- the decision -------------------------------------------------------------------------------------------
@@ -352,16 +240,17 @@ def decide(
     notes: list[str] = []
     every = ready(config, earlier, "tune")
     for track in every:
-        of = told_of(track, every)
+        of_track = told_of(track, every)
         sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
         arms: dict[str, TunedArm] = {}
-        for label, arm in tuned_arms(config).items():
-            if not _can_start(config, earlier, results, track, arm):
+        for label, searched in _searches(config, earlier, results, track).items():
+            arm = config.ablation.arms[label]
+            if searched is None:
                 raise Undecidable(
                     f"tune could not be decided: {arm.init}, where {label} starts, has no weights."
                 )
-            arms[label] = _decided(_tried(config, earlier, results, track, label, arm), results, sigma)
-            notes += [of + note for note in _notes(label, arms[label], arm.tune)]
+            arms[label] = _decided(searched, results, sigma)
+            notes += [of_track + note for note in _notes(label, arms[label], arm.tune)]
         tracks[track] = {"arms": arms, "sigma": sigma}
     if stopped := sum(results.get(s.run_id, {}).get("outcome") == "raced" for s in specs):
         notes.append(
@@ -387,40 +276,38 @@ def decide(
     return make_decision("tune", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
 
-def _decided(search: Search, results: Results, sigma: float) -> TunedArm:
+def _decided(searched: Search, results: Results, sigma: float) -> TunedArm:
     """Choose the best point of one arm, and measure the learning rates around it."""
-    winner = search.best()
-    chosen = winner or dict(next(iter(search.tried)))
-    growing = [key for key in chosen if key in GROWING]
-    grids = {key: [p[key] for p in search.alike(chosen)] for key in growing}
-    edges = {k: edge_of(grids[k], chosen[k]) for k in growing if len(set(grids[k])) > 1}
+    winner = searched.best()
+    chosen = winner or dict(next(iter(searched.tried)))
+    best = searched.runs(chosen)
+    edges = {key: searched.edge(chosen, key) for key in chosen if key in GROWING}
     if "warmup_share" in chosen:
-        shares = {p["warmup_share"] for p in map(dict, search.tried) if "warmup_share" in p}
+        shares = {p["warmup_share"] for p in map(dict, searched.tried) if "warmup_share" in p}
         edges["warmup_share"] = edge_of([*shares], chosen["warmup_share"]) if len(shares) > 1 else None
-    best = search.tried[tuple(chosen.items())]
-    luck = luck_of_choice([losses_of(runs, results) for runs in search.tried.values()], sigma)
+    luck = luck_of_choice([losses_of(runs, results) for runs in searched.tried.values()], sigma)
     decided: TunedArm = {
         "point": chosen,
         "run_id": best[0].run_id if winner else None,
-        "val_loss": search.mean(chosen) if winner else None,
-        "worst_loss": search.worst(chosen) if winner else None,
-        "runs": sum(map(len, search.tried.values())),
-        "extended": search.extended,
+        "val_loss": _mean(searched, best) if winner else None,
+        "worst_loss": searched.score_of(chosen) if winner else None,
+        "runs": len(searched.specs),
+        "extended": searched.extended,
         "edges": {k: edge for k, edge in edges.items() if edge},
-        "margin_sigma": margin_sigma([search.worst(dict(p)) for p in search.tried], sigma),
+        "margin_sigma": margin_sigma([searched.score_of(dict(p)) for p in searched.tried], sigma),
         "luck": {"sd": luck.sd, "freedom": luck.freedom},
     }
     if not winner:
-        decided["untuned"] = _untuned(search)
+        decided["untuned"] = _untuned(searched)
     if "lr" in chosen:
-        decided["curve"], decided["window"] = _curve(search, chosen, results)
+        decided["curve"], decided["window"] = _curve(searched, chosen, results)
     return decided
 
 
-def _untuned(search: Search) -> str:
+def _untuned(searched: Search) -> str:
     """Say why an arm has no best point."""
-    rates = [runs[0].run.optimizer.lr for runs in search.tried.values()]
-    if search.lost:
+    rates = [s.run.optimizer.lr for s in searched.specs]
+    if searched.lost:
         return f"no rate between {min(rates):.4g} and {max(rates):.4g} completes"
     return "no point of its grid completed, and a run failed"
 
@@ -442,13 +329,12 @@ def _notes(label: str, arm: TunedArm, grids: Mapping[str, Sequence[Any]]) -> lis
     return notes
 
 
-def _curve(search: Search, chosen: Point, results: Results) -> tuple[list[CurvePoint], Window | None]:
+def _curve(searched: Search, chosen: Point, results: Results) -> tuple[list[CurvePoint], Window | None]:
     """Return the validation loss over the learning rate at the chosen warm-up and shape, by rising rate, None
     where a run diverged or was stopped; and the LR window, None where a run was stopped: how far it reaches
     is then not known."""
     curve: list[CurvePoint] = []
-    for lr in sorted(search.curve(chosen)):
-        runs = search.tried[tuple({**chosen, "lr": lr}.items())]
+    for _, runs in sorted(searched.along(chosen, "lr").items()):
         losses = {str(s.run.seed): val_loss(results.get(s.run_id)) for s in runs}
         mean = statistics.fmean(losses.values())
         point: CurvePoint = {
@@ -521,19 +407,16 @@ def so_far(
     every = ready(config, earlier, "tune")
     for track in every:
         found: dict[str, tuple[float, Point, str]] = {}
-        arms = tuned_arms(config)
-        for label, arm in arms.items():
-            if not _can_start(config, earlier, results, track, arm):
-                continue
-            searched = _tried(config, earlier, results, track, label, arm)
-            if point := searched.best():
-                run_id = searched.tried[tuple(point.items())][0].run_id
-                found[label] = searched.mean(point), point, run_id
+        searches = _searches(config, earlier, results, track)
+        for label, searched in searches.items():
+            if searched and (point := searched.best()):
+                runs = searched.runs(point)
+                found[label] = _mean(searched, runs), point, runs[0].run_id
         if found:
             first = min(found, key=lambda label: found[label][0])
             loss, point, run_id = found[first]
             words = f"{first} is lowest, validation loss {loss:.4f} at {point_in_words(point)}"
-            words += f"; {len(found)} of {len(arms)} arms have a result"
+            words += f"; {len(found)} of {len(searches)} arms have a result"
             holds = run_id if len(found) > 1 else ""
             said.append(Said(told_of(track, every) + words, f"{track} lowest", holds))
     return said

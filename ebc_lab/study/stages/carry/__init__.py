@@ -18,11 +18,11 @@ from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
 from ..rules import Results, divided_in_words, error_divided, make_decision, refuse_without_tracks
-from ..runs import distinct, texts_pinned, waiting
+from ..runs import distinct, texts_pinned
 from ..stage import Said, Scenario, Stage
 from ..statistics import centre_of
 from .judged import EARNS, LOSES, NO_GAIN, UNDECIDED, track_of
-from .search import NAME, searched
+from .search import NAME, curve_of, searched
 
 IN_WORDS = {
     EARNS: "earns its cost",
@@ -34,11 +34,13 @@ IN_WORDS = {
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
     """Plan every arm in every setting over its grid and the seeds; grids grow as their runs end."""
-    curves = searched(config, results)
-    return distinct([s for of in curves.values() for tried in of.values() for s in tried.specs])
+    searches = searched(config, results)
+    return distinct(
+        [s for by_setting in searches.values() for search in by_setting.values() for s in search.specs]
+    )
 
 
-def resolved(config: Config, say: Callable[[str], None]) -> Config:
+def pin_texts(config: Config, say: Callable[[str], None]) -> Config:
     """Fill in the checksums of the texts and tokens of those settings that have their own."""
     settings = texts_pinned(config, NAME, config.carry.settings, say)
     return replace(config, carry=replace(config.carry, settings=settings))
@@ -53,8 +55,8 @@ def decide(
     """Carry every unit's constant from all settings but one to that one, and judge it there."""
     carry = config.carry
     curves = {
-        arm: {name: tried.curve() for name, tried in of.items()}
-        for arm, of in searched(config, results).items()
+        arm: {name: curve_of(search) for name, search in by_setting.items()}
+        for arm, by_setting in searched(config, results).items()
     }
     track = track_of(carry, curves, error_divided(config))
     judged = any(found["carried"] for found in track["arms"].values())
@@ -129,11 +131,8 @@ def so_far(
     stage: Stage, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
 ) -> list[Said]:
     """Say in how many settings every arm has a best constant by now."""
-    curves = searched(config, results)
-    known = {
-        arm: sum(not waiting(tried.specs, results) for tried in of.values()) for arm, of in curves.items()
-    }
-    whole, every = sum(known.values()), len(known) * len(config.carry.settings)
+    searches = [s for by_setting in searched(config, results).values() for s in by_setting.values()]
+    whole, every = sum(not search.open for search in searches), len(searches)
     return [Said(f"{whole} of {every} pairs of an arm and a setting are searched", NAME, "")]
 
 
@@ -161,7 +160,7 @@ STAGE = Stage(
     title="One constant in every setting",
     about="Each arm limits or sets a step in a unit of its own. Which one constant, chosen in other "
     "settings, serves a setting that it was not chosen on?",
-    resolved=resolved,
+    resolved=pin_texts,
     question=lambda config: config.carry.question,
     shows="units",
     pictures=("carried_excess", "carried_optima", "carried_broken"),

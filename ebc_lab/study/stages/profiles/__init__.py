@@ -23,10 +23,10 @@ from ..rules import (
     make_decision,
     refuse_without_tracks,
 )
-from ..runs import distinct
+from ..runs import distinct, waiting
 from ..stage import Said, Scenario, Stage
 from .calibration import Phases, edges_of, target_of
-from .plan import NAME, points_of, resolved
+from .plan import NAME, pin_texts, points_of
 from .scores import MOST, intervals, lowest, median, ratios, reached, score, sensitivity, times_of
 
 MISSED = [(math.inf, math.inf)]
@@ -69,9 +69,8 @@ def decide(
 def track_of(phases: Phases) -> ProfilesTrack:
     """Score every method that has a configuration."""
     profiles = phases.profiles
-    targets = phases.targets()
-    planned = {method: of for method in profiles.methods if (of := phases.scored(method, targets))}
-    timed = {method: _timed(phases, of, targets) for method, of in planned.items()}
+    targets, planned = phases.targets, phases.scored
+    timed = {method: _timed(phases, of) for method, of in planned.items()}
     medians = [_medians(timed, nth) for nth in (0, 1)]
     by_steps, by_seconds = (ratios(of) for of in medians)
     spans = intervals(_alone(timed, 0), error_divided(phases.config)) if timed else {}
@@ -82,7 +81,7 @@ def track_of(phases: Phases) -> ProfilesTrack:
     scores = {method: score(list(of.values())) for method, of in by_steps.items()}
     methods = {}
     for method, of in planned.items():
-        found = _profiled(phases, method, targets)
+        found = _profiled(phases, method)
         for name in targets:
             at = _reached(of.get(name, ()), phases.results, targets[name], timed[method][name])
             at["ratio"] = _finite(by_steps[method][name])
@@ -104,14 +103,12 @@ def track_of(phases: Phases) -> ProfilesTrack:
     }
 
 
-def _timed(
-    phases: Phases, planned: Mapping[str, Sequence[RunSpec]], targets: Mapping[str, float]
-) -> dict[str, list[tuple[float, float]]]:
+def _timed(phases: Phases, planned: Mapping[str, Sequence[RunSpec]]) -> dict[str, list[tuple[float, float]]]:
     """Return by workload the steps and seconds of each seed; all missed where the method cannot train it."""
     missed = MISSED * len(phases.config.seeds)
     return {
         name: times_of(planned[name], phases.results, target) if name in planned else missed
-        for name, target in targets.items()
+        for name, target in phases.targets.items()
     }
 
 
@@ -132,11 +129,10 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _profiled(phases: Phases, method: str, targets: Mapping[str, float]) -> Profiled:
+def _profiled(phases: Phases, method: str) -> Profiled:
     """Describe a method's configuration and how it was chosen; what it scored is filled in later."""
     settings = phases.profiles.methods[method]
-    chosen = phases.chosen(method, targets)
-    assert chosen is not None
+    chosen = phases.chosen[method]
     rates = {name: phases.rates(method, chosen.point, name) for name in phases.profiles.calibrate_on}
     return {
         "about": settings.about,
@@ -242,13 +238,15 @@ def so_far(
 ) -> list[Said]:
     """Say how many targets are set and how many methods have a configuration and a score by now."""
     phases = Phases(config, results)
-    targets = phases.targets()
-    planned = {method: phases.scored(method, targets) for method in config.profiles.methods}
-    configured = [of for of in planned.values() if of]
-    scored = [of for of in configured if all(s.run_id in results for runs in of.values() for s in runs)]
+    scored = [
+        method
+        for method, by_workload in phases.scored.items()
+        if not any(waiting(runs, results) for runs in by_workload.values())
+    ]
     words = (
-        f"{len(targets)} of {len(config.profiles.workloads)} targets are set; of {len(planned)} methods "
-        f"{len(configured)} have a configuration and {len(scored)} all their scored runs"
+        f"{len(phases.targets)} of {len(config.profiles.workloads)} targets are set; of "
+        f"{len(config.profiles.methods)} methods {len(phases.scored)} have a configuration and {len(scored)} "
+        "all their scored runs"
     )
     return [Said(words, NAME, "")]
 
@@ -271,7 +269,7 @@ STAGE = Stage(
     title="Time to a target on every workload",
     about="Each method has one configuration for all workloads. How soon does it reach the loss that a "
     "yardstick, tuned on each workload by itself, set?",
-    resolved=resolved,
+    resolved=pin_texts,
     question=lambda config: config.profiles.question,
     shows="profiles",
     pictures=("profiles", "ratios"),

@@ -7,7 +7,6 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any, cast
 
 from ebc_lab.config.schema import Config
@@ -15,8 +14,7 @@ from ebc_lab.records.decisions import Decision, Pair, SweepTrack
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, optimizer
 
-from .fair_control import control_in_words, control_remark, control_search, fair_control
-from .rules import (
+from ..rules import (
     Results,
     Undecidable,
     best,
@@ -27,10 +25,12 @@ from .rules import (
     refuse_without_tracks,
     val_loss,
 )
-from .runs import Searched, extend, rate_of, scale_of, scheduled, searched_run, sweep_spec, waiting
-from .stage import NOT_APART, Figure, Said, Scenario, Stage
-from .stage import invented as invented_by_default
-from .statistics import noise as noise_floor
+from ..runs import Searched, rate_of, scheduled, searched_run, sweep_spec, waiting
+from ..search import Point, Search
+from ..stage import NOT_APART, Figure, Said, Scenario, Stage
+from ..stage import invented as invented_by_default
+from ..statistics import noise as noise_floor
+from .fair_control import control_in_words, control_remark, control_search, fair_control
 
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
@@ -38,22 +38,14 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
     length of `long_steps`, constant rates, their winner's replicates, and the search for the fair control.
     """
     sweep = config.lr_sweep
-    pairs = list(itertools.product(sweep.optimizers, sweep.projections))
-    grids = {pair: [_grid_run(config, pair, lr) for lr in sweep.grids[pair[0]]] for pair in pairs}
-    specs = [s for grid in grids.values() for s in grid]
+    pairs = itertools.product(sweep.optimizers, sweep.projections)
+    grids = {"_".join(pair): _grid(config, pair, results) for pair in pairs}
+    if not waiting(_runs_of(grids), results):  # only then is known which tracks are triaged: they do not grow
+        for track in untriaged(config, sweep_winners(_runs_of(grids), results), results):
+            grids[track].grow(sweep.max_extensions)
+    specs = _runs_of(grids)
     if waiting(specs, results):
         return specs
-    # every point of the grids is known: extend those whose winner lies on an edge, triaged tracks left out
-    winners = sweep_winners(specs, results)
-    losses = {t: val_loss(results[w.run_id]) for t, w in winners.items()}
-    for pair, grid in grids.items():
-        track = "_".join(pair)
-        if track in winners and not triaged(config, losses, track):
-            extend(grid, partial(_grid_run, config, pair), rate_of, results, sweep.max_extensions)
-    specs = [s for grid in grids.values() for s in grid]
-    if waiting(specs, results):
-        return specs
-    # every extension is known too
     winners = sweep_winners(specs, results)
     for track in kept_tracks(config, winners, results):
         won = winners[track].run
@@ -61,6 +53,15 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
         specs += _baselines(config, pair, won.optimizer.lr, results)
         specs += control_search(config, pair, won.optimizer.lr, results)
     return specs
+
+
+def _runs_of(grids: Mapping[str, Search]) -> list[RunSpec]:
+    return [s for grid in grids.values() for s in grid.specs]
+
+
+def _grid(config: Config, pair: Searched, results: Results) -> Search:
+    rates: list[Point] = [{"lr": lr} for lr in config.lr_sweep.grids[pair[0]]]
+    return Search(rates, lambda p: [_grid_run(config, pair, p["lr"])], results, {"lr": 2.0}, prefer_low="lr")
 
 
 def _grid_run(config: Config, pair: Searched, lr: float) -> RunSpec:
@@ -74,18 +75,24 @@ def _baselines(config: Config, pair: Searched, lr: float, results: Results) -> l
     sweep = config.lr_sweep
     seed = config.study.stage_seed
 
-    def baseline(scale: float, seed: int = seed, role: str = "baseline") -> RunSpec:
+    def constant(scale: float, seed: int, role: str) -> RunSpec:
         run = searched_run(config, pair, lr, sweep.long_steps, seed, scale)
         return sweep_spec(config, role, run, scale)
 
-    points = [baseline(scale) for scale in sweep.baseline_scales]
-    if len(points) > 1:
-        extend(points, baseline, scale_of, results, sweep.max_extensions)
-    winner = None if waiting(points, results) else best(points, results)
+    scales: list[Point] = [{"scale": scale} for scale in sweep.baseline_scales]
+    search = Search(
+        scales,
+        lambda p: [constant(p["scale"], seed, "baseline")],
+        results,
+        {"scale": 2.0},
+        prefer_low="scale",
+    )
+    search.grow(sweep.max_extensions if len(scales) > 1 else 0)
+    winner = None if search.open else search.best()
     if winner is None:
-        return points
+        return search.specs
     seeds = range(seed + 1, seed + sweep.replicates + 1)
-    return points + [baseline(winner.lr_scale, seed, "replicate") for seed in seeds]
+    return search.specs + [constant(winner["scale"], seed, "replicate") for seed in seeds]
 
 
 def sweep_winners(grid: Sequence[RunSpec], results: Results) -> dict[str, RunSpec]:
@@ -97,10 +104,15 @@ def sweep_winners(grid: Sequence[RunSpec], results: Results) -> dict[str, RunSpe
     return dict(sorted(winners.items(), key=lambda item: val_loss(results[item[1].run_id])))
 
 
-def kept_tracks(config: Config, winners: Mapping[str, RunSpec], results: Results) -> list[str]:
-    """Name the tracks that later stages continue with: the best, or every one that is not triaged."""
+def untriaged(config: Config, winners: Mapping[str, RunSpec], results: Results) -> list[str]:
+    """Return the tracks that are not triaged, best first."""
     losses = {t: val_loss(results[w.run_id]) for t, w in winners.items()}
-    alive = [t for t in losses if not triaged(config, losses, t)]
+    return [t for t in losses if not triaged(config, losses, t)]
+
+
+def kept_tracks(config: Config, winners: Mapping[str, RunSpec], results: Results) -> list[str]:
+    """Return the tracks that later stages continue with: the best, or every one that is not triaged."""
+    alive = untriaged(config, winners, results)
     return alive if config.lr_sweep.keep == "all" else alive[:1]
 
 
