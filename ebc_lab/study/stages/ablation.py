@@ -23,11 +23,11 @@ from .rules import Results, Undecidable, divided_in_words, error_divided, losses
 from .stage import Said, Stage, compared
 from .statistics import Luck, paired, seeds_needed, show_mean
 from .suite import (
+    arm_run,
     contenders,
     luck_between,
     point_of,
     ready,
-    run_of,
     shape_of,
     source_of,
     started,
@@ -76,7 +76,7 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
             point = point_of(config, decisions, track, label, arm)
             if arm.replay or arm.matched or point is None:
                 continue
-            alike, scale = run_of(
+            alike, scale = arm_run(
                 config, decisions, track, arm, config.ablation.steps, config.seeds[0], point
             )
             for seed in config.seeds:
@@ -114,7 +114,7 @@ def _copies(
         if source is None or result is None or result.get("outcome") != "completed":
             continue
         point = {"lr_scale": source.lr_scale} if arm.replay else {}
-        run, scale = run_of(config, decisions, track, arm, config.ablation.steps, seed, point)
+        run, scale = arm_run(config, decisions, track, arm, config.ablation.steps, seed, point)
         if arm.replay:
             run = replace(run, lr_schedule=replace(run.lr_schedule, name="replay", source=source.run_id))
         else:

@@ -20,7 +20,7 @@ from .rules import (
     band_distance,
     c_median,
     edge_of,
-    ended,
+    is_conclusive,
     make_decision,
     margin_sigma,
     refuse_without_tracks,
@@ -193,7 +193,9 @@ def _decided(
     tried = losses[winner.run.budget.name]
     # a target of which a run failed or was lost says nothing of the window
     missing = {
-        s.run.budget.target_kl for s in by_budget[winner.run.budget.name] if not ended(results.get(s.run_id))
+        s.run.budget.target_kl
+        for s in by_budget[winner.run.budget.name]
+        if not is_conclusive(results.get(s.run_id))
     }
     known = {at: nats for at, nats in tried.items() if at not in missing}
     finite = {f"{at:g}": nats for at, nats in tried.items() if math.isfinite(nats)}

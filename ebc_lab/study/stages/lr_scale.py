@@ -20,7 +20,7 @@ from .rules import (
     band_distance,
     c_median,
     candidate,
-    ended,
+    is_conclusive,
     make_decision,
     margin_sigma,
     refuse_without_tracks,
@@ -171,7 +171,7 @@ def _decided(
     headroom: dict[str, float | None] = {}
     windows: dict[str, Window | None] = {}
     for arm, rows in arms.items():
-        windows[arm] = window({r["lr_scale"]: losses[r["run_id"]] for r in rows if ended(r)})
+        windows[arm] = window({r["lr_scale"]: losses[r["run_id"]] for r in rows if is_conclusive(r)})
         within = (r["lr_scale"] for r in rows if losses[r["run_id"]] <= reference + sigma)
         headroom[arm] = max(within, default=None)
     return {

@@ -103,7 +103,7 @@ def with_ebc(
         stabilizer=replace(run.stabilizer, name="ebc"),
         budget=replace(run.budget, name=budget, target_kl=target_kl, schedule=schedule),
     )
-    return completed(changed(run, settings), track)
+    return fill_from_baseline(changed(run, settings), track)
 
 
 def with_target(run: RunConfig, target_kl: float) -> RunConfig:
@@ -112,7 +112,7 @@ def with_target(run: RunConfig, target_kl: float) -> RunConfig:
     return replace(run, budget=replace(run.budget, target_kl=max(round3(target_kl), least_target_kl(run))))
 
 
-def completed(run: RunConfig, track: NaturalSteps, times: float = 1.0) -> RunConfig:
+def fill_from_baseline(run: RunConfig, track: NaturalSteps, times: float = 1.0) -> RunConfig:
     """Complete the run: a target KL that can be held, no guard without a bound, and the open gain of the
     `energy` controller set from the baseline: `times` the KL that it spent for each nat of promised
     decrease."""

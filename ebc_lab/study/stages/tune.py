@@ -24,11 +24,20 @@ from ebc_lab.records.decisions import Candidate, CurvePoint, Decision, TunedArm,
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import DIGITS, RunSpec, told_of
 
-from .rules import Results, Undecidable, edge_of, ended, losses_of, make_decision, margin_sigma, val_loss
+from .rules import (
+    Results,
+    Undecidable,
+    edge_of,
+    is_conclusive,
+    losses_of,
+    make_decision,
+    margin_sigma,
+    val_loss,
+)
 from .runs import RACED_FROM, Rivals, raced, waiting
 from .stage import Said, Scenario, Stage, held_back_by_its_seeds, seeds_of_arm
 from .statistics import luck_of_choice, window
-from .suite import Point, point_in_words, points, ready, run_of, source_of, started
+from .suite import Point, arm_run, point_in_words, points, ready, source_of, started
 
 SHORT = {"lr_scale": "x", "warmup_share": "w"}  # how a setting is called in a point's name
 Settled = tuple[tuple[str, Any], ...]  # a point that can be a key
@@ -117,7 +126,7 @@ def runs_maker(
     def runs_of(point: Point) -> list[RunSpec]:
         runs = []
         for seed in _seeds(config):
-            run, scale = run_of(config, decisions, track, arm, config.tune.steps, seed, point)
+            run, scale = arm_run(config, decisions, track, arm, config.tune.steps, seed, point)
             run = replace(run, evaluate=["val"])
             if arm.init:
                 source = source_of(config, decisions, track, "tune", arm.init, seed)
@@ -155,7 +164,7 @@ class Search:
         """Tell whether no point completed though every run came to an end: each diverged with one of its
         seeds."""
         specs = itertools.chain(*self.tried.values())
-        return self.best() is None and all(ended(self.results.get(s.run_id)) for s in specs)
+        return self.best() is None and all(is_conclusive(self.results.get(s.run_id)) for s in specs)
 
     def goes_on(self) -> bool:
         """Tell whether every run has a result. Then the search takes its next step, and what it adds races

@@ -24,7 +24,7 @@ from ebc_lab.study.inspect.why import why
 from ebc_lab.study.stages import ablation
 from ebc_lab.study.stages.runs import distinct
 from ebc_lab.study.stages.stage import stage_of
-from ebc_lab.study.stages.suite import _spans, run_of
+from ebc_lab.study.stages.suite import _spans, arm_run
 
 EBC = {"stabilizer": {"name": "ebc"}}
 WARM = {"name": "trapezoid", "warmup_share": 0.25}
@@ -105,7 +105,7 @@ def spec_of(outcome, label, seed):
 def test_an_arm_is_the_best_baseline_with_some_settings_changed(tiny):
     config = named(tiny)
     [plain, ebc] = [
-        run_of(config, DECIDED, "adam_none", ARMS[label], 30, 3, {})[0] for label in ("plain", "ebc")
+        arm_run(config, DECIDED, "adam_none", ARMS[label], 30, 3, {})[0] for label in ("plain", "ebc")
     ]
     assert (plain.stabilizer.name, plain.optimizer.lr, plain.seed, plain.steps) == ("none", 1e-2, 3, 30)
     assert (ebc.stabilizer.name, ebc.optimizer.lr, ebc.budget.target_kl) == (
@@ -120,12 +120,12 @@ def test_delta_counts_in_what_was_calibrated_where_there_is_a_calibration(tiny):
     config = named(tiny)
     found = {"delta_star": 0.5, "budget": "shadow", "by_budget": {"shadow": 0.5, "surrogate": 0.8}}
     calibrated = {**DECIDED, "calibrate": {"tracks": {"adam_none": found}}}
-    run, _ = run_of(config, calibrated, "adam_none", ARMS["ebc"], 30, 3, {})
+    run, _ = arm_run(config, calibrated, "adam_none", ARMS["ebc"], 30, 3, {})
     assert run.budget.target_kl == 0.25
-    run, _ = run_of(config, calibrated, "adam_none", ARMS["traced"], 30, 3, {})
+    run, _ = arm_run(config, calibrated, "adam_none", ARMS["traced"], 30, 3, {})
     assert run.budget.target_kl == 0.002  # said outright
     bound = ArmConfig(settings={**EBC, "budget": {"name": "surrogate"}})
-    run, _ = run_of(config, calibrated, "adam_none", bound, 30, 3, {})
+    run, _ = arm_run(config, calibrated, "adam_none", bound, 30, 3, {})
     assert run.budget.target_kl == 0.8  # each budget by its own calibration, where it has one
 
 
@@ -139,7 +139,7 @@ def test_another_optimizer_keeps_the_learning_rate_and_its_track(tiny):
 
 def test_the_energy_controller_gets_the_baselines_gain(tiny):
     arm = ArmConfig(settings={**EBC, "controller": {"name": "energy"}})
-    run, _ = run_of(named(tiny), DECIDED, "adam_none", arm, 30, 3, {})
+    run, _ = arm_run(named(tiny), DECIDED, "adam_none", arm, 30, 3, {})
     assert run.controller.a == pytest.approx(0.02 / 0.1)
 
 
@@ -216,7 +216,7 @@ def test_a_baseline_that_promises_no_decrease_leaves_energy_without_its_gain(tin
     arm = ArmConfig(settings={**EBC, "controller": {"name": "energy"}})
     for descent in (None, -0.1):
         uphill = {"lr_sweep": {"tracks": {"adam_none": {**SWEPT, "descent_median": descent}}}}
-        run, _ = run_of(named(tiny), uphill, "adam_none", arm, 30, 3, {})
+        run, _ = arm_run(named(tiny), uphill, "adam_none", arm, 30, 3, {})
         assert run.controller.a is None  # the run then fails and says what is missing
 
 
@@ -389,11 +389,11 @@ def test_an_extension_changes_one_setting_and_keeps_the_best_of_the_others(tiny)
 def test_an_arm_may_be_longer_wider_and_of_a_larger_batch(tiny):
     config = named(tiny)
     arm = ArmConfig(steps=4, width_scale=1.5, batch_scale=2, settings={"lr_schedule": WARM})
-    run, _ = run_of(config, DECIDED, "adam_none", arm, 30, 3, {})
+    run, _ = arm_run(config, DECIDED, "adam_none", arm, 30, 3, {})
     assert (run.steps, run.batch_size) == (120, 2 * config.batch_size)
     assert run.model.width == 1.5 * config.model.width
     assert with_derived_settings(run).lr_schedule.warmup_steps == 30  # of its own length
-    odd, _ = run_of(config, DECIDED, "adam_none", ArmConfig(width_scale=1.01), 30, 3, {})
+    odd, _ = arm_run(config, DECIDED, "adam_none", ArmConfig(width_scale=1.01), 30, 3, {})
     assert odd.model.width == config.model.width  # a multiple of the heads
 
 
@@ -401,7 +401,7 @@ def test_an_arm_on_the_control_has_its_schedule_and_counts_from_its_rate(tiny):
     shape = {"name": "trapezoid", "warmup_steps": 9, "decay_share": 0.5}
     swept = {**SWEPT, "control": {"lr": 3e-2, "lr_schedule": shape}}
     decided = {"lr_sweep": {"tracks": {"adam_none": swept}, "inputs_sha256": "x"}}
-    run, scale = run_of(named(tiny), decided, "adam_none", ArmConfig(control=True, lr_scale=2), 30, 3, {})
+    run, scale = arm_run(named(tiny), decided, "adam_none", ArmConfig(control=True, lr_scale=2), 30, 3, {})
     assert (run.optimizer.lr, scale) == (pytest.approx(6e-2), pytest.approx(6))
     assert {k: getattr(run.lr_schedule, k) for k in shape} == shape
 
@@ -502,7 +502,7 @@ def test_a_budget_that_was_not_calibrated_takes_the_target_of_one_that_measures_
     found = {"by_budget": {"tracked": 0.01, "surrogate": 0.03}, "delta_star": 0.03}
     calibrated = {**DECIDED, "calibrate": {"tracks": {"adam_none": found}}}
     targets = {
-        budget: run_of(
+        budget: arm_run(
             named(tiny),
             calibrated,
             "adam_none",
@@ -556,7 +556,7 @@ def test_the_effective_rate_between_the_ends_of_a_window():
 
 def test_energy_takes_its_start_as_a_multiple_of_its_gain(tiny):
     arm = ArmConfig(delta=2, settings={**EBC, "controller": {"name": "energy"}})
-    run, _ = run_of(named(tiny), DECIDED, "adam_none", arm, 30, 3, {})
+    run, _ = arm_run(named(tiny), DECIDED, "adam_none", arm, 30, 3, {})
     assert run.controller.a == pytest.approx(2 * 0.02 / 0.1)
 
 

@@ -18,8 +18,8 @@ from ebc_lab.records.spec import RunSpec
 from ..rules import (
     Results,
     divided_in_words,
-    ended,
     error_divided,
+    is_conclusive,
     make_decision,
     refuse_without_tracks,
 )
@@ -173,7 +173,7 @@ def _reached(
     for spec in specs:
         seed, result = str(spec.run.seed), results.get(spec.run_id, RunResult())
         at["lowest"][seed] = _finite(lowest(result))
-        if ended(result):
+        if is_conclusive(result):
             at["steps"][seed], at["seconds"][seed] = reached(result, target) or (None, None)
         if result.get("outcome") == "diverged":
             at["diverged"].append(seed)

@@ -19,7 +19,7 @@ from ebc_lab.config.schema import HORIZON, Config
 from ebc_lab.records.decisions import Target
 from ebc_lab.records.spec import RunSpec
 
-from ..rules import Results, edge_of, ended, val_loss
+from ..rules import Results, edge_of, is_conclusive, val_loss
 from ..runs import waiting
 from .plan import Maker, Point, points_of, steps_of
 from .scores import lowest, median, over_hints, times_of
@@ -126,7 +126,7 @@ class Phases:
         grid = self.grid(method)
         if not set(of) <= set(targets) or any(waiting(t.specs, self.results) for t in grid):
             return None
-        grid = [t for t in grid if any(ended(self.results.get(s.run_id)) for s in t.specs)]
+        grid = [t for t in grid if any(is_conclusive(self.results.get(s.run_id)) for s in t.specs)]
         if not grid:
             return None
         ranked = [self._rank(t, targets) for t in grid]
