@@ -27,7 +27,15 @@ from .rules import (
     val_loss,
 )
 from .runs import ebc_run, spec_of, tracks_of, waiting
-from .stage import Figure, Scenario, Stage, beside_the_band, held_back_by_its_seeds, outside_the_band
+from .stage import (
+    Choice,
+    Decisions,
+    Figure,
+    Scenario,
+    beside_the_band,
+    held_back_by_its_seeds,
+    outside_the_band,
+)
 from .statistics import WINDOW_NATS, in_octaves, open_ends, window
 
 PUBLISHED_TARGETS = (0.03, 0.05, 0.07)  # nats per token
@@ -257,12 +265,17 @@ def _overlooked(chosen: CalibratedTrack, candidate: Candidate, candidates: Seque
     return held_back_by_its_seeds(candidate, candidates, chosen) or outside_the_band(chosen, candidate)
 
 
-STAGE = Stage(
-    name="calibrate",
-    runs=runs,
-    decide=decide,
-    headline=headline,
-    figures=(
+class Calibrate(Choice):
+    """The KL budget δ* of the lowest loss."""
+
+    name = "calibrate"
+    title = "How large a KL budget"
+    about = (
+        "With EBC, at a raised learning rate and the finals’ own length: which budget δ* gives the lowest "
+        "loss."
+    )
+    setting = "δ* {delta_star:g}"
+    figures = (
         Figure("budget", "measured by", "{}", lambda track: str(track["bound"]).strip(" ()")),
         Figure(
             "delta_star",
@@ -274,12 +287,25 @@ STAGE = Stage(
         Figure("c_median", "median c", "{:.2f}", beside_the_band),
         Figure("val_loss", "validation loss", "{:.4f}", "nats per token"),
         Figure("delta_window.octaves", "δ* window", "{:.1f} octaves", _reach),
-    ),
-    setting="δ* {delta_star:g}",
-    overlooked=_overlooked,
-    invented=invented,
-    title="How large a KL budget",
-    about="With EBC, at a raised learning rate and the finals’ own length: which budget δ* gives the lowest "
-    "loss.",
-    pictures=("calibrate",),
-)
+    )
+    pictures = ("calibrate",)
+
+    def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
+        return runs(config, earlier, results)
+
+    def decide(
+        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
+    ) -> Decision:
+        return decide(config, specs, results, earlier)
+
+    def headline(self, track: CalibratedTrack) -> str:
+        return headline(track)
+
+    def why_not(self, chosen: CalibratedTrack, candidate: Candidate, candidates: Sequence[Candidate]) -> str:
+        return _overlooked(chosen, candidate, candidates)
+
+    def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
+        return invented(config, scenario, spec, nth)
+
+
+STAGE = Calibrate()

@@ -35,7 +35,7 @@ from .rules import (
     val_loss,
 )
 from .runs import RACED_FROM, Rivals, raced, waiting
-from .stage import Said, Scenario, Stage, held_back_by_its_seeds, seeds_of_arm
+from .stage import Choice, Decisions, Scenario, held_back_by_its_seeds, seeds_of_arm
 from .statistics import luck_of_choice, window
 from .suite import Point, arm_run, point_in_words, points, ready, source_of, started
 
@@ -523,35 +523,27 @@ def _best_in_words(arm: TunedArm) -> str:
 
 
 def so_far(
-    stage: Stage, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> list[Said]:
+    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
+) -> list[str]:
     """Say which arm has the lowest point by now, and how many have one."""
     said = []
     every = ready(config, earlier, "tune")
     for track in every:
-        found: dict[str, tuple[float, Point, str]] = {}
+        found: dict[str, tuple[float, Point]] = {}
         arms = tuned_arms(config)
         for label, arm in arms.items():
             if not _can_start(config, earlier, results, track, arm):
                 continue
             searched = _tried(config, earlier, results, track, label, arm)
             if point := searched.best():
-                run_id = searched.tried[tuple(point.items())][0].run_id
-                found[label] = searched.mean(point), point, run_id
+                found[label] = searched.mean(point), point
         if found:
             first = min(found, key=lambda label: found[label][0])
-            loss, point, run_id = found[first]
+            loss, point = found[first]
             words = f"{first} is lowest, validation loss {loss:.4f} at {point_in_words(point)}"
             words += f"; {len(found)} of {len(arms)} arms have a result"
-            holds = run_id if len(found) > 1 else ""
-            said.append(Said(told_of(track, every) + words, f"{track} lowest", holds))
+            said.append(told_of(track, every) + words)
     return said
-
-
-def _flips(stage: Stage, name: str, decision: Decision) -> str | None:
-    """Name the points of which a single run lies lower than the mean of the chosen one."""
-    over = stage.passed_over(name, decision)
-    return f"one run alone would have chosen {over}" if over else None
 
 
 def _overlooked(chosen: Mapping[str, Any], candidate: Candidate, candidates: Sequence[Candidate]) -> str:
@@ -563,18 +555,55 @@ def _overlooked(chosen: Mapping[str, Any], candidate: Candidate, candidates: Seq
     return f"its worst seed has {max(known):.4f}" if max(known) > chosen["worst_loss"] else ""
 
 
-STAGE = Stage(
-    name="tune",
-    runs=runs,
-    decide=decide,
-    headline=headline,
-    flips=_flips,
-    so_far=so_far,
-    invented=invented,
-    title="Each arm at its own best",
-    about="Every arm that has a grid gets the same number of tuning runs, and more only where its best point "
-    "lies on the grid's edge.",
-    shows="points",
-    setting="{arm}",
-    overlooked=_overlooked,
-)
+class Tune(Choice):
+    """Each arm of a suite at its own best point."""
+
+    name = "tune"
+    title = "Each arm at its own best"
+    about = (
+        "Every arm that has a grid gets the same number of tuning runs, and more only where its best point "
+        "lies on the grid's edge."
+    )
+    shows = "points"
+    setting = "{arm}"
+
+    def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
+        return runs(config, earlier, results)
+
+    def decide(
+        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
+    ) -> Decision:
+        return decide(config, specs, results, earlier)
+
+    def headline(self, track: TunedTrack) -> str:
+        return headline(track)
+
+    def headlines(self, decision: Decision) -> list[str]:
+        """Return a decision in one line per track. Of points, each of several seeds, some single run nearly
+        always lies lower: `would_change` says which."""
+        every = decision["tracks"]
+        return [self.lead_in(name, decision) + self.headline(track) for name, track in every.items()]
+
+    def lead_in(self, name: str, decision: Decision) -> str:
+        return told_of(name, decision["tracks"])
+
+    def turning_points(self, name: str, decision: Decision) -> list[str]:
+        """Return the points of which a single run lies lower than the mean of the chosen one."""
+        over = self.passed_over(name, decision)
+        return [f"one run alone would have chosen {over}"] if over else []
+
+    def why_not(
+        self, chosen: Mapping[str, Any], candidate: Candidate, candidates: Sequence[Candidate]
+    ) -> str:
+        return _overlooked(chosen, candidate, candidates)
+
+    def so_far(
+        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
+    ) -> list[str]:
+        return so_far(config, specs, results, earlier)
+
+    def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
+        return invented(config, scenario, spec, nth)
+
+
+STAGE = Tune()

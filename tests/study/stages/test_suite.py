@@ -131,7 +131,7 @@ def test_delta_counts_in_what_was_calibrated_where_there_is_a_calibration(tiny):
 
 def test_another_optimizer_keeps_the_learning_rate_and_its_track(tiny):
     config = named(tiny)
-    specs = [s for s in ablation.runs(config, DECIDED, {}) if s.role == "uncorrected"]
+    specs = [s for s in ablation.STAGE.runs(config, DECIDED, {}) if s.role == "uncorrected"]
     assert {(s.run.optimizer.name, s.run.optimizer.lr, s.track) for s in specs} == {
         ("adam_uncorrected", 1e-2, "adam_none")
     }
@@ -145,7 +145,7 @@ def test_the_energy_controller_gets_the_baselines_gain(tiny):
 
 def test_every_arm_has_every_seed_and_no_run_is_made_twice(tiny):
     arms = {**ARMS, "twin": ArmConfig(about="the same as plain")}
-    specs = ablation.runs(named(tiny, arms), DECIDED, {})
+    specs = ablation.STAGE.runs(named(tiny, arms), DECIDED, {})
     by_arm = {}
     for s in specs:
         by_arm.setdefault(s.role, []).append(s.run.seed)
@@ -409,9 +409,9 @@ def test_an_arm_on_the_control_has_its_schedule_and_counts_from_its_rate(tiny):
 def test_an_arm_takes_the_best_point_of_another(tiny):
     arms = {**ARMS, "like": ArmConfig(settings=NORM_CLIP, steps=2, tuned_as="tuned", versus="tuned")}
     config = named(tiny, arms)
-    assert "like" not in {s.role for s in ablation.runs(config, DECIDED, {})}  # it waits, too
+    assert "like" not in {s.role for s in ablation.STAGE.runs(config, DECIDED, {})}  # it waits, too
     decisions, results = invented(config, lambda s: 2 + s.run.optimizer.lr + (s.run.stabilizer.strength or 0))
-    runs = {s.role: s.run for s in ablation.runs(config, decisions, results)}
+    runs = {s.role: s.run for s in ablation.STAGE.runs(config, decisions, results)}
     assert runs["like"].stabilizer == runs["tuned"].stabilizer
     assert runs["like"].optimizer == runs["tuned"].optimizer
     assert (runs["like"].steps, runs["tuned"].steps) == (60, 30)
@@ -429,7 +429,7 @@ def test_a_sweep_is_every_arm_at_every_value_and_keeps_what_was_tuned(tiny):
     assert list(arms) == ["plain_x1", "plain_x2", "ebc_x1", "ebc_x2", "ebc_d0p5", "ebc_d2"]
     assert arms["ebc_x2"].versus == "plain_x2"  # the same point of what it is compared with
     decisions, results = invented(config, lambda s: 2.0 - s.run.budget.target_kl)
-    runs = {s.role: s.run for s in ablation.runs(config, decisions, results)}
+    runs = {s.role: s.run for s in ablation.STAGE.runs(config, decisions, results)}
     assert runs["ebc_x2"].budget.target_kl == pytest.approx(3 * 0.02)
     assert runs["ebc_d2"].budget.target_kl == pytest.approx(2 * 0.02)
     assert runs["ebc_d2"].optimizer.lr == pytest.approx(4e-2)
@@ -469,8 +469,8 @@ def test_a_point_of_which_a_run_failed_is_left_out_of_its_window_and_said(tiny):
     decisions, results = invented(config, lambda s: 2.0)
     failed = next(iter(decisions["ablation"]["tracks"]["adam_none"]["arms"]["b_x4"]["runs"].values()))
     results[failed] = {"outcome": "failed", "cause": "no memory"}
-    specs = ablation.runs(config, decisions, results)
-    decision = ablation.decide(config, specs, results, decisions)
+    specs = ablation.STAGE.runs(config, decisions, results)
+    decision = ablation.STAGE.decide(config, specs, results, decisions)
     found = decision["tracks"]["adam_none"]["windows"]["b"]["lr_scale"]
     assert found["left_out"] == ["b_x4"]
     assert (found["window"]["high"], found["window"]["open_high"]) == (2, True)
@@ -594,7 +594,9 @@ def test_an_edge_of_a_grid_is_said(tiny):
 def test_copies_of_a_run_that_failed_are_not_made_and_that_is_said(tiny):
     config = named(tiny)
     decisions, results = invented(config, lambda s: None if s.role == "ebc" else 2.0)
-    assert not any(s.role in ("own", "next", "matched") for s in ablation.runs(config, decisions, results))
+    assert not any(
+        s.role in ("own", "next", "matched") for s in ablation.STAGE.runs(config, decisions, results)
+    )
     assert "own could not be made: no run that it copies completed" in decisions["ablation"]["notes"]
 
 
@@ -609,7 +611,7 @@ def test_one_seed_that_would_have_said_otherwise_is_named(tiny):
 def test_a_matched_strength_is_the_quantile(tiny):
     config = named(tiny)
     decisions, results = invented(config, lambda s: 2.0, clip_rate=0.25)
-    matched = [s for s in ablation.runs(config, decisions, results) if s.role == "matched"]
+    matched = [s for s in ablation.STAGE.runs(config, decisions, results) if s.role == "matched"]
     assert {s.run.stabilizer.strength for s in matched} == {0.75}
 
 
@@ -626,12 +628,12 @@ def test_what_few_levels_took_is_averaged_over_an_arms_runs_and_left_out_where_i
     """Left out, not null: the decisions of suites without few levels keep their hash."""
     config = named(tiny, {"plain": ARMS["plain"], "ternary": ArmConfig(settings={"quantizer": TERNARY})})
     results = {}
-    for s in ablation.runs(config, DECIDED, {}):
+    for s in ablation.STAGE.runs(config, DECIDED, {}):
         results[s.run_id] = {"outcome": "completed", "val_loss": 2.0, "test_loss": 2.0}
         if s.role == "ternary":
             packed = {"packed_bytes": 1000, "model_bytes_float32": 10000 if s.run.seed == 3 else 12000}
             results[s.run_id] |= packed | {"zero_share": 0.3, "flip_share": None, "train_s": 7.0}
-    decision = ablation.decide(config, ablation.runs(config, DECIDED, results), results, DECIDED)
+    decision = ablation.STAGE.decide(config, ablation.STAGE.runs(config, DECIDED, results), results, DECIDED)
     found = {label: arm["figures"] for label, arm in decision["tracks"]["adam_none"]["arms"].items()}
     assert set(found["plain"]) == {*ablation.FIGURES, *(f.key for f in OF_PARTS.values() if f.always)}
     assert {k: v for k, v in found["ternary"].items() if k not in found["plain"]} == {

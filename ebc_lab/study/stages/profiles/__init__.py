@@ -8,12 +8,12 @@ judged.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Decision, Profiled, ProfilesTrack, Reached, Target
 from ebc_lab.records.figures import RunResult
-from ebc_lab.records.spec import RunSpec
+from ebc_lab.records.spec import RunSpec, told_of
 
 from ..rules import (
     Results,
@@ -24,7 +24,7 @@ from ..rules import (
     refuse_without_tracks,
 )
 from ..runs import distinct
-from ..stage import Said, Scenario, Stage
+from ..stage import Decisions, Scenario, Stage
 from .calibration import Phases, edges_of, target_of
 from .plan import NAME, points_of, resolved
 from .scores import MOST, intervals, lowest, median, ratios, reached, score, sensitivity, times_of
@@ -238,8 +238,8 @@ def score_in_words(found: Profiled) -> str:
 
 
 def so_far(
-    stage: Stage, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> list[Said]:
+    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
+) -> list[str]:
     """Say how many targets are set and how many methods have a configuration and a score by now."""
     phases = Phases(config, results)
     targets = phases.targets()
@@ -250,7 +250,7 @@ def so_far(
         f"{len(targets)} of {len(config.profiles.workloads)} targets are set; of {len(planned)} methods "
         f"{len(configured)} have a configuration and {len(scored)} all their scored runs"
     )
-    return [Said(words, NAME, "")]
+    return [words]
 
 
 def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
@@ -259,20 +259,43 @@ def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> Run
     return {"val_loss": 2.0, "initial_loss": 5.0, "curve": [[spec.run.steps, 2.0, 1.0]]}
 
 
-STAGE = Stage(
-    name=NAME,
-    runs=runs,
-    decide=decide,
-    headline=headline,
-    so_far=so_far,
-    invented=invented,
-    flips=lambda stage, name, decision: None,
-    concludes=True,
-    title="Time to a target on every workload",
-    about="Each method has one configuration for all workloads. How soon does it reach the loss that a "
-    "yardstick, tuned on each workload by itself, set?",
-    resolved=resolved,
-    question=lambda config: config.profiles.question,
-    shows="profiles",
-    pictures=("profiles", "ratios"),
-)
+class Profiles(Stage):
+    """How soon each method, in one configuration for all workloads, reaches a tuned yardstick's loss."""
+
+    name = NAME
+    title = "Time to a target on every workload"
+    about = (
+        "Each method has one configuration for all workloads. How soon does it reach the loss that a "
+        "yardstick, tuned on each workload by itself, set?"
+    )
+    concludes = True
+    shows = "profiles"
+    pictures = ("profiles", "ratios")
+
+    def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
+        return runs(config, earlier, results)
+
+    def decide(
+        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
+    ) -> Decision:
+        return decide(config, specs, results, earlier)
+
+    def headline(self, track: ProfilesTrack) -> str:
+        return headline(track)
+
+    def lead_in(self, name: str, decision: Decision) -> str:
+        return told_of(name, decision["tracks"])
+
+    def so_far(
+        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
+    ) -> list[str]:
+        return so_far(config, specs, results, earlier)
+
+    def resolve(self, config: Config, say: Callable[[str], None]) -> Config:
+        return resolved(config, say)
+
+    def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
+        return invented(config, scenario, spec, nth)
+
+
+STAGE = Profiles()
