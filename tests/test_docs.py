@@ -152,7 +152,7 @@ def own_parts(tmp_path, monkeypatch):
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-parts\nVersion: 1.0\n")
     monkeypatch.syspath_prepend(folder)
     monkeypatch.chdir(folder)
-    cached = (offered, choices.settings_of, compose_module.register_schema)
+    cached = (offered, choices.read_choice, compose_module.register_schema)
     for known in cached:
         known.cache_clear()
     yield folder

@@ -18,7 +18,7 @@ from typing import Any
 from ebc_lab.components.stabilizers import STABILIZERS
 from ebc_lab.config.choices import changed, optimizer_defaults
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import digest, identity_of, resolved
+from ebc_lab.config.identity import digest, identity_of, with_derived_settings
 from ebc_lab.config.parts.stabilizer import StabilizerConfig
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc.options import BUDGETS, LAGGED
@@ -98,7 +98,7 @@ def paired_overhead(
     warm-up, which measure more often. Median over block pairs and quartiles. Raises UserError, ValueError or
     KeyError for a run that cannot be built.
     """
-    run = resolved(run)
+    run = with_derived_settings(run)
     block = interval(run)
     rounds = max(2, (run.steps - WARM_STEPS) // block)
     graphed = run.device == "cuda"
@@ -176,7 +176,7 @@ def _measured_run(
 def step_ratio(run: RunConfig, on_progress: Callable[[int], None] = lambda step: None) -> dict[str, Any]:
     """The time of a step of the run over that of the same run under torch's Adam alone, in turns, without
     audits where its own step needs none: median and quartiles."""
-    run = resolved(run)
+    run = with_derived_settings(run)
     block = interval(run)
     if not probes(run):
         run, block = dataclasses.replace(run, audit_every=0), STEP_BLOCK
@@ -214,7 +214,7 @@ def measured_variants(
     """What `measure` finds for each variant, by name; where the settings rule one out, `refused` says why."""
     for name, variant in asked:
         try:
-            yield name, {"refused": None, **measure(name, resolved(variant))}
+            yield name, {"refused": None, **measure(name, with_derived_settings(variant))}
         except (UserError, ValueError) as error:
             yield name, {"refused": str(error)}
 

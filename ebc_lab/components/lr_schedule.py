@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from ebc_lab.config.choices import own_part, told
+from ebc_lab.config.choices import describe_own_part, own_part
 from ebc_lab.config.errors import UserError, require, shown
 from ebc_lab.config.parts.lr_schedule import LRScheduleConfig
 from ebc_lab.records.paths import RunFiles
@@ -79,7 +79,7 @@ def _own_schedule(config: LRScheduleConfig, peak: float, steps: int) -> Callable
     """step (0-based) -> learning rate, by the function of `target`, asked for the first and the last step at
     once. Raises UserError where it gives no finite number >= 0."""
     factor = own_part("lr_schedule", config)
-    key = told("lr_schedule", config)
+    key = describe_own_part("lr_schedule", config)
 
     def rate(step: int) -> float:
         value = factor(step, steps)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ebc_lab.axiom.optimizer import AXIOM
-from ebc_lab.config.choices import own_part, told
+from ebc_lab.config.choices import describe_own_part, own_part
 from ebc_lab.config.errors import require
 from ebc_lab.config.parts.optimizer import OptimizerConfig
 
@@ -500,7 +500,7 @@ def custom(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
     """
     made = own_part("optimizer", c)(list(model.parameters()), lr=c.lr)
     bases = list(made) if isinstance(made, list | tuple) else [made]
-    key = told("optimizer", c)
+    key = describe_own_part("optimizer", c)
     others = [type(base).__name__ for base in bases if not isinstance(base, Optimizer)]
     require(
         bool(bases) and not others,

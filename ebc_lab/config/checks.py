@@ -85,10 +85,10 @@ def _groups_of(config: Any) -> list[tuple[str, Any]]:
 
 def _is_set(group: str, field: dataclasses.Field[Any], settings: Any) -> bool:
     value = getattr(settings, field.name)
-    if value in (default_of(field), setting_of(field).absent):
+    if value in (default_of(field), setting_of(field).before_it_existed):
         return False
     # every choice is in some file; of those that matter, none but the default is unset
-    named = field.name == "name" and setting_of(field).named
+    named = field.name == "name" and setting_of(field).in_run_id
     return named or value not in values_in_conf(group, settings.name, field.name)
 
 

@@ -66,14 +66,14 @@ def further_choices() -> dict[str, str]:
 
 
 @functools.cache
-def settings_of(group: str, name: str) -> dict[str, Any]:
-    """What a choice's file sets: `settings_of("optimizer", "adam")`; of one that an installed package offers,
+def read_choice(group: str, name: str) -> dict[str, Any]:
+    """What a choice's file sets: `read_choice("optimizer", "adam")`; of one that an installed package offers,
     what that of `custom` sets, with its target. Raises UserError for an unknown one."""
     from omegaconf import OmegaConf
 
     known = choices_of(group, name)
     if name in known and name not in groups()[group]:
-        return {**settings_of(group, CUSTOM), "name": name, "target": _offered_target(group, name)}
+        return {**read_choice(group, CUSTOM), "name": name, "target": _offered_target(group, name)}
     if name not in known:
         raise UserError(
             f"{group}={shown(name)} is unknown{nearest(name, known)}; {group} takes {any_of(known)}."
@@ -85,16 +85,16 @@ def settings_of(group: str, name: str) -> dict[str, Any]:
 @functools.cache
 def values_in_conf(group: str, name: str, field: str) -> list[Any]:
     """The values that files of `conf` give a setting: that of its group's choice, and those of the scales."""
-    files = [settings_of("scale", scale).get(group) for scale in groups()["scale"]]
+    files = [read_choice("scale", scale).get(group) for scale in groups()["scale"]]
     if name in groups()[group]:
-        files.append(settings_of(group, name))
+        files.append(read_choice(group, name))
     return [settings[field] for settings in files if isinstance(settings, Mapping) and field in settings]
 
 
 def optimizer_defaults(name: str) -> OptimizerConfig:
     """An optimizer's settings as its file in `conf/optimizer` gives them."""
     return typing.cast(
-        OptimizerConfig, _changed(OptimizerConfig(), settings_of("optimizer", name), "optimizer.")
+        OptimizerConfig, _changed(OptimizerConfig(), read_choice("optimizer", name), "optimizer.")
     )
 
 
@@ -114,7 +114,7 @@ def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
                 raise UserError(f"{key}.name must be a text, not {shown(value['name'])}.")
             fresh = dataclasses.asdict(FRESH[key]()) if key in FRESH else {}
             labelled = value.get("target") is not None and value["name"] not in groups()[key]
-            fresh |= settings_of(key, CUSTOM if labelled and key in OWN else value["name"])
+            fresh |= read_choice(key, CUSTOM if labelled and key in OWN else value["name"])
             if key == "optimizer":
                 del fresh["lr"]
             value = {**fresh, **value}
@@ -122,7 +122,7 @@ def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     return typing.cast(RunConfig, _changed(run, whole, ""))
 
 
-def shaped(run: RunConfig, arm: ArmConfig | CarrySettingConfig | ProfiledWorkloadConfig) -> RunConfig:
+def with_size(run: RunConfig, arm: ArmConfig | CarrySettingConfig | ProfiledWorkloadConfig) -> RunConfig:
     """The run at the arm's length, batch and width, which stays a multiple of the heads."""
     heads = run.model.heads
     per_head = round(run.model.width * arm.width_scale / heads)
@@ -192,7 +192,7 @@ def offered_parts(group: str) -> list[dict[str, Any]]:
     offer, nothing but its name."""
     targets = {name: target for name, target in offered(group).items() if name not in groups()[group]}
     single = {name: {"target": target[0]} for name, target in targets.items() if len(target) == 1}
-    return [{**settings_of(group, CUSTOM), "name": name, **single.get(name, {})} for name in targets]
+    return [{**read_choice(group, CUSTOM), "name": name, **single.get(name, {})} for name in targets]
 
 
 def _offered_target(group: str, name: str) -> str:
@@ -418,7 +418,7 @@ def refuse_edited(now: RunConfig, before: RunConfig, remedy: str) -> None:
             )
 
 
-def told(group: str, part: Any) -> str:
+def describe_own_part(group: str, part: Any) -> str:
     """An own part as errors name it, `optimizer.target=my_opt:Cautious (my_opt.py:12)`: with the line of its
     function, unless it is of an installed package."""
     source = sources.find(part.target)
@@ -436,7 +436,7 @@ def own_part(group: str, part: Any) -> Callable[..., Any]:
         function = sources.load(part.target, part.sha256 or "")
     except LookupError as error:
         raise UserError(f"{group}.target={part.target}: {error.args[0]}.") from None
-    key = told(group, part)
+    key = describe_own_part(group, part)
 
     def called(*positional: Any, **named: Any) -> Any:
         twice = [name for name in part.arguments if name in named]

@@ -79,7 +79,7 @@ def _built(cls: type, values: dict[str, Any]) -> Any:
 @functools.cache
 def _settings_younger_than_records(cls: Any) -> dict[str, Any]:
     """Field -> what a record that lacks it stands for, where that is not the default."""
-    of = {field.name: setting_of(field).absent for field in dataclasses.fields(cls)}
+    of = {field.name: setting_of(field).before_it_existed for field in dataclasses.fields(cls)}
     return {name: absent for name, absent in of.items() if absent is not UNSET}
 
 

@@ -39,10 +39,10 @@ class Setting:
     keys: Sequence[str] = ()  # of a mapping
     only: Sequence[str] = ()  # choices without which this setting has no effect: nobody reads it
     of: str = "name"  # the setting of its own group that makes this choice
-    neutral: Any = UNSET  # the value at which it changes nothing, and is left out of a run's identity
-    absent: Any = UNSET  # what a record from before this setting stands for, where that is not the default
-    named: bool = True  # whether it can change a run's numbers, and is part of its identity
-    always: bool = False  # whether it is so even where nobody reads it, as names of runs have had it
+    unnamed_at: Any = UNSET  # the value at which it changes nothing, and is left out of a run's identity
+    before_it_existed: Any = UNSET  # what a record without it stands for, where that is not the default
+    in_run_id: bool = True  # whether it can change a run's numbers, and is part of its identity
+    in_run_id_even_unread: bool = False  # whether it is, also where nobody reads it: names have always had it
 
     @property
     def numeric(self) -> bool:

@@ -30,7 +30,7 @@ NUMERICS_VERSION = 6  # bump by hand when a change of code changes a run's numbe
 OF_BLOCKS = ("blocks", "width", "heads", "dropout")  # of the model, in an ebm made of them
 
 
-def resolved(run: RunConfig) -> RunConfig:
+def with_derived_settings(run: RunConfig) -> RunConfig:
     """Replace what depends on another choice: `controller=auto`, the audit interval that `pi` sets, and a
     warm-up given as a share of the run."""
     name = run.controller.name
@@ -61,7 +61,7 @@ def identity(run: RunConfig) -> dict[str, Any]:
     are parts and settings at their neutral choice, so that equal computations get equal names. Raises
     UserError while `auto` is left.
     """
-    run = resolved(run_part(run))
+    run = with_derived_settings(run_part(run))
     corpus_known = run.data.sha256 and (run.tokens.name == "characters" or run.tokens.sha256)
     if "auto" in (run.dtype, run.device, run.compile) or not run.threads_per_run or not corpus_known:
         raise UserError(
@@ -92,11 +92,11 @@ def read_settings(settings: Any, kind: str) -> list[str]:
     read = []
     cls: Any = type(settings)
     for name, setting in _named_settings(cls):
-        if setting.only and not setting.always:
+        if setting.only and not setting.in_run_id_even_unread:
             at = kind if setting.of == "name" else getattr(settings, setting.of)
             if at not in setting.only:
                 continue
-        if setting.neutral is UNSET or getattr(settings, name) != setting.neutral:
+        if setting.unnamed_at is UNSET or getattr(settings, name) != setting.unnamed_at:
             read.append(name)
     return read
 
@@ -104,7 +104,7 @@ def read_settings(settings: Any, kind: str) -> list[str]:
 @functools.cache
 def _named_settings(cls: Any) -> list[tuple[str, Setting]]:
     every = [(field.name, setting_of(field)) for field in dataclasses.fields(cls)]
-    return [(name, setting) for name, setting in every if setting.named]
+    return [(name, setting) for name, setting in every if setting.in_run_id]
 
 
 def _name_own_parts(named: dict[str, Any], run: RunConfig) -> None:
@@ -173,7 +173,7 @@ def warmup_steps(run: RunConfig) -> int | None:
 def tails_of(run: RunConfig) -> list[Tail]:
     """What is no default of a run's parts, in the order in which names and labels have it: the schedules of
     the target KL (or of a trust region) and of the learning rate, model, levels, workload, determinism."""
-    run = resolved(run)
+    run = with_derived_settings(run)
     unread = () if run.stabilizer.name == "ebc" else ("budget", "controller")
     parts = [part for part in PARTS if part.name not in unread]
     tails = [tail for part in parts for tail in part.tail(getattr(run, part.name))]

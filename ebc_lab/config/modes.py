@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .errors import UserError, require
-from .identity import resolved
+from .identity import with_derived_settings
 from .part import Mode, Unfit
 from .parts import PARTS
 from .schema import RunConfig
@@ -72,7 +72,7 @@ def _check_mode(run: RunConfig, mode: Mode, processes: int = 1) -> None:
 def _unfit(run: RunConfig, mode: Mode) -> Iterator[Unfit]:
     """What does not go with a mode: of the run's own settings, and of each part that somebody reads."""
     yield from _unfit_of_run(run, mode)
-    whole = resolved(run)
+    whole = with_derived_settings(run)
     for part in PARTS:
         unread = part.name in OF_EBC and run.stabilizer.name != "ebc" and mode is not Mode.EBM
         unfit = None if unread else part.unfit(getattr(whole, part.name), mode)

@@ -84,7 +84,7 @@ class RunConfig:
         "parts",
         low=1,
         high=65536,
-        neutral=1,
+        unnamed_at=1,
     )
     dtype: str = setting("auto", "of autocast; auto: measured", choices=("auto", "float32", "bfloat16"))
     param_dtype: str = setting("float32", "forensic: of the parameters", choices=("float32", "bfloat16"))
@@ -100,13 +100,13 @@ class RunConfig:
         "vector instructions that torch may use; changes bits; auto: all; else the run has a process of its "
         "own, and what changes no bit names it as well",
         choices=("auto", *CAPABILITIES),
-        neutral="auto",
+        unnamed_at="auto",
     )
     compile: str = setting(
         "auto",
         "torch.compile of the training forward; changes bits",
         choices=("auto", "on", "off"),
-        neutral="off",
+        unnamed_at="off",
     )
     eval_every: int = setting(
         40, "steps between evaluations on the fixed windows", "steps", low=1, high=STEPS
@@ -126,7 +126,7 @@ class RunConfig:
         "steps",
         low=0,
         high=STEPS,
-        neutral=0,
+        unnamed_at=0,
     )
     sharpness_every: int = setting(
         0,
@@ -134,7 +134,7 @@ class RunConfig:
         "steps",
         low=0,
         high=STEPS,
-        neutral=0,
+        unnamed_at=0,
     )
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

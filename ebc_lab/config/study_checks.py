@@ -25,7 +25,7 @@ from .checks import (
     validate_run,
     value_at,
 )
-from .choices import changed, choices_of, groups, kind_of, shaped, under
+from .choices import changed, choices_of, groups, kind_of, under, with_size
 from .dicts import run_part, type_hints
 from .errors import UserError, any_of, nearest, require, shown
 from .fields import CUSTOM, Setting, number
@@ -511,7 +511,7 @@ def _carry(config: Config) -> None:
             path = f"carry.arms.{name} in carry.settings.{place}"
             group, _, key = unit.over.partition(".")
             at = _merged(unit.settings, {group: {key: unit.grid[0]}})
-            made = _as_run(path, shaped(run, setting), at, config.launcher.processes_per_run)
+            made = _as_run(path, with_size(run, setting), at, config.launcher.processes_per_run)
             require(
                 group != "budget" or made.stabilizer.name == "ebc",
                 f"{path}: {unit.over} goes with stabilizer=ebc, not stabilizer={made.stabilizer.name}.",
@@ -569,7 +569,7 @@ def _profiles(config: Config) -> None:
         for place in method.cannot:
             choice(f"{path}.cannot", place, list(profiles.workloads))
         for place, workload in profiles.workloads.items():
-            run = shaped(changed(base, workload.settings), workload)
+            run = with_size(changed(base, workload.settings), workload)
             for end in (0, -1) if place not in method.cannot else ():
                 settings = method.at({key: values[end] for key, values in method.grid.items()})
                 _as_run(f"{path} on {place}", run, settings, config.launcher.processes_per_run)
@@ -696,7 +696,7 @@ def _arm(name: str, arm: ArmConfig, config: Config) -> None:
         bool(A_NAME.fullmatch(name)),
         f"{path}: an arm's name is lower-case letters, digits and _.",
     )
-    base = shaped(replace(run_part(config), steps=config.ablation.steps), arm)
+    base = with_size(replace(run_part(config), steps=config.ablation.steps), arm)
     together = config.launcher.processes_per_run
     started = {"init": {"name": "run", "run": arm.init}} if arm.init else {}
     run = _as_run(path, base, {"stabilizer": {"name": "none"}, **arm.settings, **started}, together)

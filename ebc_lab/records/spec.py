@@ -15,10 +15,10 @@ from ebc_lab.config.identity import (
     identity_of,
     names_of,
     number,
-    resolved,
     stem_of,
     tail_of,
     warmup_steps,
+    with_derived_settings,
 )
 from ebc_lab.config.parts.optimizer import OPTIMIZER
 from ebc_lab.config.parts.projection import PROJECTION
@@ -43,7 +43,7 @@ def arm_name(run: RunConfig, lr_scale: float | None, note: str = "") -> str:
 
 def settings_of(run: RunConfig) -> dict[str, Any]:
     """Name a run's settings as `records.columns` does; None for what has no effect."""
-    run = resolved(run)
+    run = with_derived_settings(run)
     ebc = run.stabilizer.name == "ebc"
     bound = ebc and (run.budget.name in ("surrogate", "calibrated") or run.budget.sensitivity_every > 0)
     return {
@@ -62,7 +62,7 @@ def settings_of(run: RunConfig) -> dict[str, Any]:
 
 def schedules_of(run: RunConfig) -> Schedules:
     """Name the learning rate's schedule with its warm-up, and that of the target KL, as tables do."""
-    run = resolved(run)  # a warm-up may be given as a share
+    run = with_derived_settings(run)  # a warm-up may be given as a share
     return {
         "lr_schedule": run.lr_schedule.name,
         "warmup_steps": warmup_steps(run),

@@ -16,7 +16,7 @@ from ebc_lab import __version__
 from ebc_lab.bench.packing import packing
 from ebc_lab.bench.speeds import CHOSEN, Choice, Work, choose_for_study, chosen_by_rule, is_open, job_cores
 from ebc_lab.config.checks import check_run
-from ebc_lab.config.choices import changed, shaped
+from ebc_lab.config.choices import changed, with_size
 from ebc_lab.config.dicts import run_part, study_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import study_environment
@@ -170,7 +170,7 @@ def _own_runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
 
     if "ablation" in stages:
         for name, arm in config.ablation.arms.items():
-            run = shaped(replace(base, steps=config.ablation.steps), arm)
+            run = with_size(replace(base, steps=config.ablation.steps), arm)
             yield f"ablation.arms.{name}", of_its_own(run, arm.settings)
     places: dict[str, Any] = {}
     if "carry" in stages:
@@ -182,7 +182,7 @@ def _own_runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
             f"profiles.workloads.{name}": (of, place) for name, place in config.profiles.workloads.items()
         }
     for where, (of, place) in places.items():
-        yield where, shaped(of_its_own(of, place.settings), place)
+        yield where, with_size(of_its_own(of, place.settings), place)
 
 
 def _longest_stage(config: Config) -> int:
@@ -275,7 +275,7 @@ def _resolve(
         config = replace(config, data=replace(config.data, file=corpus.source))
     config = replace(config, device=chosen_device(config.device))
     for stage in config.study.stages:
-        config = stage_of(stage).resolved(config, say)
+        config = stage_of(stage).resolve(config, say)
     chosen: dict[str, str] = {}
     if any(is_open(config, k) for k in CHOSEN):
         on_node = config.launcher.name == "slurm"

@@ -24,7 +24,7 @@ from ebc_lab.components import projection as projections
 from ebc_lab.components.forensics import ForensicClip
 from ebc_lab.components.hook import Built, Hook
 from ebc_lab.components.lr_schedule import lr_schedule
-from ebc_lab.config.identity import digest, identity, resolved
+from ebc_lab.config.identity import digest, identity, with_derived_settings
 from ebc_lab.config.parts.budget import BUDGET
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import EllipsotopeClip, NonFiniteUpdateError, StabilizedOptimizer, StepInputs
@@ -69,7 +69,7 @@ class Training:
         ranks: Ranks = ALONE,
         workload: workloads.Workload | None = None,
     ):
-        self.run_config = run = placed(resolved(run), [directory.parent])
+        self.run_config = run = placed(with_derived_settings(run), [directory.parent])
         self.ranks = ranks
         self.directory = directory
         self.files = RunFiles(directory)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ebc_lab.config.choices import own_part, told
+from ebc_lab.config.choices import describe_own_part, own_part
 from ebc_lab.config.errors import UserError, require
 from ebc_lab.ebc.grouping import group_parameters
 
@@ -31,7 +31,7 @@ class OwnModelWorkload(GPTWorkload):
         """The model, after one look at what it makes of tokens. Raises UserError where that is no logits."""
         function = own_part("model", self.run.model)
         context = self.run.model.context
-        key = told("model", self.run.model)
+        key = describe_own_part("model", self.run.model)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.run.seed)
             model = function(self.vocabulary, context)

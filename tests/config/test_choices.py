@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from ebc_lab.config.choices import shaped, with_sources
+from ebc_lab.config.choices import with_size, with_sources
 from ebc_lab.config.compose import compose, register_schema
 from ebc_lab.config.dicts import from_dict, run_part, to_dict
 from ebc_lab.config.errors import UserError
@@ -207,6 +207,6 @@ def test_a_run_of_another_size_keeps_its_heads_and_is_never_empty(scale, expecte
     run = run_part(compose(["scale=smoke"], study=False))
     run = replace(run, steps=20, batch_size=24, model=replace(run.model, width=64, heads=4))
     arm = ArmConfig(width_scale=scale, batch_scale=scale, steps=scale)
-    made = shaped(run, arm)
+    made = with_size(run, arm)
     assert (made.model.width, made.batch_size, made.steps) == expected
     assert made.model.heads == 4

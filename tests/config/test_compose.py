@@ -1,6 +1,6 @@
 import pytest
 
-from ebc_lab.config.choices import changed, groups, settings_of
+from ebc_lab.config.choices import changed, groups, read_choice
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
@@ -184,7 +184,7 @@ def test_a_named_choice_in_an_arm_is_what_its_file_says():
         base, {"controller": {"name": "fixed"}, "stabilizer": {"name": "agc"}, "optimizer": {"name": "lion"}}
     )
     assert (run.controller.kp, run.controller.ki) == (None, None)
-    assert run.stabilizer.strength == settings_of("stabilizer", "agc")["strength"]
+    assert run.stabilizer.strength == read_choice("stabilizer", "agc")["strength"]
     assert (run.optimizer.name, run.optimizer.beta2, run.optimizer.lr) == ("lion", 0.99, base.optimizer.lr)
     assert (
         changed(base, {"budget": {"name": "surrogate"}}).budget.probe_sequences == base.budget.probe_sequences

@@ -249,10 +249,10 @@ def own_conf(tmp_path, monkeypatch):
     shutil.copytree(choices.conf_dir(), tmp_path / "conf")
     for module in (choices, compose_module):
         monkeypatch.setattr(module, "conf_dir", lambda: tmp_path / "conf")
-    for cached in (choices.groups, choices.settings_of):
+    for cached in (choices.groups, choices.read_choice):
         cached.cache_clear()
     yield tmp_path / "conf"
-    for cached in (choices.groups, choices.settings_of):
+    for cached in (choices.groups, choices.read_choice):
         cached.cache_clear()
 
 

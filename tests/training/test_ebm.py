@@ -22,7 +22,7 @@ from ebc_lab.components.optimizer import OPTIMIZERS
 from ebc_lab.components.projection import PROJECTIONS
 from ebc_lab.components.stabilizers import STABILIZERS
 from ebc_lab.config.choices import changed
-from ebc_lab.config.identity import resolved as choices_resolved
+from ebc_lab.config.identity import with_derived_settings as choices_resolved
 from ebc_lab.ebc.options import BUDGETS
 from ebc_lab.records.streams import read_columns
 from ebc_lab.training.outcome import run_and_record

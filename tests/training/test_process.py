@@ -9,7 +9,7 @@ from support.runs import ebc
 
 from ebc_lab.components import optimizer as optimizers
 from ebc_lab.components import stabilizers
-from ebc_lab.config.identity import resolved
+from ebc_lab.config.identity import with_derived_settings
 from ebc_lab.training import process
 from ebc_lab.training import run as run_module
 from ebc_lab.training.outcome import run_and_record
@@ -25,7 +25,7 @@ def test_stabilizers_that_hook_into_layers_are_known(run):
         shape = replace(run, stabilizer=replace(run.stabilizer, name=name))
         model = gpt.build(shape.model, 20, 0)
         bases = optimizers.build(model, shape.optimizer, gpt.hidden_matrices(model))
-        stabilizers.build(model, bases, None, resolved(shape))
+        stabilizers.build(model, bases, None, with_derived_settings(shape))
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
         assert hooked == (name in stabilizers.HOOKED), name
         assert (process.forward_of(model, replace(shape, compile="on")) is model) == hooked

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ebc_lab.config.choices import own_part, told
+from ebc_lab.config.choices import describe_own_part, own_part
 from ebc_lab.config.errors import require
 from ebc_lab.config.parts.budget import measured_as
 from ebc_lab.config.schema import RunConfig
@@ -142,7 +142,7 @@ def custom(
     chosen = run.stabilizer
     strength = {} if chosen.strength is None else {"strength": chosen.strength}
     made = own_part("stabilizer", chosen)(model, bases, **common, **strength)
-    key = told("stabilizer", chosen)
+    key = describe_own_part("stabilizer", chosen)
     require(
         isinstance(made, StabilizedOptimizer),
         f"{key} returned {type(made).__name__}, not a StabilizedOptimizer of ebc_lab.ebc.",

@@ -38,7 +38,11 @@ class BudgetConfig:
         6, "number of groups", "groups", low=1, high=1000, of="grouping", only=("kmeans",)
     )
     guard: str = setting(
-        "none", "corrects the radius τ after audits", choices=options.GUARDS, only=("surrogate",), always=True
+        "none",
+        "corrects the radius τ after audits",
+        choices=options.GUARDS,
+        only=("surrogate",),
+        in_run_id_even_unread=True,
     )
     probe: str = setting("jvp", "how β is measured", choices=options.PROBES)
     cadence: str = setting("warm", "when β is measured (docs/method.md)", choices=options.FORENSIC_CADENCES)
@@ -51,27 +55,27 @@ class BudgetConfig:
         "the longest step in weights, ‖c·ΔW‖, beside δ*; it follows √m(t) of schedule; empty: none",
         above=0,
         high=1e9,
-        neutral=None,
+        unnamed_at=None,
     )
     radius_unit: str = setting(
-        "absolute", RADIUS_UNIT.format("radius"), choices=options.RADIUS_UNITS, neutral="absolute"
+        "absolute", RADIUS_UNIT.format("radius"), choices=options.RADIUS_UNITS, unnamed_at="absolute"
     )
-    ramp: int = setting(0, RAMP, "steps", low=0, high=STEPS, neutral=0)
+    ramp: int = setting(0, RAMP, "steps", low=0, high=STEPS, unnamed_at=0)
     until: float = setting(
         1.0,
         "EBC acts until then; from there on every update is applied in full",
         "× steps",
         above=0,
         high=1,
-        neutral=1.0,
+        unnamed_at=1.0,
     )
     exponent: str = setting(
         "square",
         "KL grows as c², or as a power of c measured at audits, as on a quantized model",
         choices=options.EXPONENTS,
         only=("shadow",),
-        neutral="square",
-        always=True,
+        unnamed_at="square",
+        in_run_id_even_unread=True,
     )
     measure_every: int = setting(
         1, "steps between measurements", "steps", low=1, high=STEPS, only=options.MEASURED
@@ -81,7 +85,7 @@ class BudgetConfig:
         "one step in measure_every, or when_needed: where the prediction is not sure enough",
         choices=options.CADENCES_OF_KL,
         only=("tracked",),
-        neutral="every",
+        unnamed_at="every",
     )
     measure_above: float = setting(
         0.25,
@@ -97,8 +101,8 @@ class BudgetConfig:
         low=1,
         high=1e9,
         only=options.MEASURED,
-        neutral=None,
-        absent=None,
+        unnamed_at=None,
+        before_it_existed=None,
     )
     sensitivity_every: int = setting(
         0,

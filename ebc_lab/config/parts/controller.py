@@ -24,17 +24,21 @@ class ControllerConfig:
         "kl",
         "what it moves: δ, or the radius beside it, by the square root of what it makes of δ/δ*",
         choices=options.STEERED,
-        neutral="kl",
+        unnamed_at="kl",
     )
-    kp: float | None = setting(None, "proportional gain", low=0, only=("pi", "log_pi"), high=100, always=True)
-    ki: float | None = setting(None, "integral gain", low=0, only=("pi", "log_pi"), high=100, always=True)
+    kp: float | None = setting(
+        None, "proportional gain", low=0, only=("pi", "log_pi"), high=100, in_run_id_even_unread=True
+    )
+    ki: float | None = setting(
+        None, "integral gain", low=0, only=("pi", "log_pi"), high=100, in_run_id_even_unread=True
+    )
     a: float | None = setting(
         None,
         "KL per predicted decrease of the loss; a study takes the baseline's",
         "nats/nat",
         low=0,
         only=("energy",),
-        always=True,
+        in_run_id_even_unread=True,
         high=1e6,
     )
 

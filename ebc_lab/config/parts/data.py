@@ -19,17 +19,17 @@ class DataConfig:
     """The text that models are trained on, or the images."""
 
     name: str = setting(
-        "auto", "which text; auto: tiny Shakespeare, or Python's documentation", group="data", named=False
+        "auto", "which text; auto: tiny Shakespeare, or Python's documentation", group="data", in_run_id=False
     )
-    file: str | None = setting(None, "the text, UTF-8", only=("path",), named=False)
+    file: str | None = setting(None, "the text, UTF-8", only=("path",), in_run_id=False)
     sha256: str | None = setting(
         None, "checksum of the text; filled in when a study is resolved, then enforced"
     )
     files: list[str] = setting(
-        [], "shards of training tokens, paths or patterns, in order", only=BIN, named=False, most=10_000
+        [], "shards of training tokens, paths or patterns, in order", only=BIN, in_run_id=False, most=10_000
     )
     val_files: list[str] = setting(
-        [], "shards of validation tokens, likewise", only=BIN, named=False, most=10_000
+        [], "shards of validation tokens, likewise", only=BIN, in_run_id=False, most=10_000
     )
     vocabulary: int = setting(
         50304, "tokens that the model knows: more than the largest in the shards", low=2, high=65536, only=BIN

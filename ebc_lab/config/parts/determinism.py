@@ -26,7 +26,7 @@ class DeterminismConfig:
         "what computes; changes no bit; auto: c where it can be built",
         choices=("auto", "eager", "c"),
         only=VERITY,
-        named=False,
+        in_run_id=False,
     )
     micro_batches: int = setting(
         1,
@@ -35,7 +35,7 @@ class DeterminismConfig:
         low=1,
         high=65536,
         only=VERITY,
-        named=False,
+        in_run_id=False,
     )
 
     @property

@@ -59,7 +59,7 @@ class SamplerConfig:
 class EbmConfig:
     """Of workload=ebm: sizes, losses and what happens to the splats (docs/ebm.md)."""
 
-    name: str = setting("laptop", "sizes; by default those of `scale`", group="ebm", named=False)
+    name: str = setting("laptop", "sizes; by default those of `scale`", group="ebm", in_run_id=False)
     n: int = setting(64, "dimension of the space around the sphere", "features", low=2, high=16384)
     splats: int = setting(
         1000,

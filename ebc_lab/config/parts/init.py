@@ -26,7 +26,7 @@ class InitConfig:
         None,
         "whose weights: a run's folder, its weights.pt or checkpoint.pt, or STUDY/RUN_ID",
         only=RUN,
-        named=False,
+        in_run_id=False,
     )
     sha256: str | None = setting(None, "checksum of that file; filled in, then enforced", only=RUN)
     text: str = setting(
@@ -34,12 +34,14 @@ class InitConfig:
         "on which text forgetting is measured: source, that of the weights; none; or one of `data`",
         choices=TEXTS,
         only=RUN,
-        named=False,
+        in_run_id=False,
     )
-    file: str | None = setting(None, "of text=path: that text, UTF-8", only=RUN, named=False)
+    file: str | None = setting(None, "of text=path: that text, UTF-8", only=RUN, in_run_id=False)
     text_sha256: str | None = setting(None, "checksum of that text; filled in, then enforced", only=RUN)
     keep: bool = setting(
-        False, "the weights at the end are kept, as weights.pt, for other runs to start from", neutral=False
+        False,
+        "the weights at the end are kept, as weights.pt, for other runs to start from",
+        unnamed_at=False,
     )
 
 

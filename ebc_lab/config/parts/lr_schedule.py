@@ -38,7 +38,7 @@ class LRScheduleConfig:
         low=0,
         below=1,
         only=WARMED,
-        named=False,
+        in_run_id=False,
     )
     decay_share: float = setting(
         0.4, "the share of the run that decays", above=0, high=1, only=("trapezoid",)

@@ -18,7 +18,7 @@ class MemoryConfig:
     """What a step keeps beside the weights (docs/axiom.md)."""
 
     name: str = setting(
-        "none", "gradients, or activations, or both in little memory", group="memory", named=False
+        "none", "gradients, or activations, or both in little memory", group="memory", in_run_id=False
     )
     hooks: bool = setting(False, "the update is made inside backward, tensor by tensor; of optimizer=axiom")
     activations: str = setting(

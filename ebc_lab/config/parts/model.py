@@ -36,7 +36,7 @@ class ModelConfig:
     context: int = setting(64, "length of a sequence, T", "tokens", low=1, high=131072)
     dropout: float = setting(0.0, "dropout probability", low=0, below=1, only=GPT)
     init_scale: float = setting(
-        1.0, "factor on the initial matrices", above=0, high=1000, only=GPT, neutral=1.0
+        1.0, "factor on the initial matrices", above=0, high=1000, only=GPT, unnamed_at=1.0
     )
     target: str | None = setting(
         None, "of custom: module:function, which makes the model (docs/extending.md)", only=OWN

@@ -109,16 +109,16 @@ class OptimizerConfig:
         "of Muon: rms, that of Adam's updates; or shape, max(1, rows/columns)^½ times an orthogonal matrix",
         choices=("rms", "shape"),
         only=MUON,
-        neutral="rms",
+        unnamed_at="rms",
     )
     embedding_scale: float = setting(
-        1.0, "beside Muon: rate of the embeddings, in units of lr", only=MUON, neutral=1.0, **SCALE
+        1.0, "beside Muon: rate of the embeddings, in units of lr", only=MUON, unnamed_at=1.0, **SCALE
     )
     head_scale: float = setting(
-        1.0, "beside Muon: rate of the head, in units of lr", only=MUON, neutral=1.0, **SCALE
+        1.0, "beside Muon: rate of the head, in units of lr", only=MUON, unnamed_at=1.0, **SCALE
     )
     vector_scale: float = setting(
-        1.0, "beside Muon: rate of gains and biases, in units of lr", only=MUON, neutral=1.0, **SCALE
+        1.0, "beside Muon: rate of gains and biases, in units of lr", only=MUON, unnamed_at=1.0, **SCALE
     )
     rest_decay: float | None = setting(
         None,
@@ -127,7 +127,7 @@ class OptimizerConfig:
         low=0,
         high=100,
         only=MUON,
-        neutral=None,
+        unnamed_at=None,
     )
     logit_bound: float = setting(
         100.0, "largest logit of attention that a step leaves", above=0, high=1e6, only=("muonclip",)

@@ -54,9 +54,9 @@ class StabilizerConfig:
         RADIUS_UNIT.format("strength"),
         choices=options.RADIUS_UNITS,
         only=TRUST_REGION,
-        neutral="absolute",
+        unnamed_at="absolute",
     )
-    ramp: int = setting(0, RAMP, "steps", low=0, high=STEPS, only=TRUST_REGION, neutral=0)
+    ramp: int = setting(0, RAMP, "steps", low=0, high=STEPS, only=TRUST_REGION, unnamed_at=0)
     per: str = setting(
         "all",
         "one radius for the whole update, or a share of it for each group of budget.grouping",

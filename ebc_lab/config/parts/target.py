@@ -22,9 +22,9 @@ Row = Sequence[Any]  # of a curve: step, loss on the fixed windows, seconds of t
 class TargetConfig:
     """A loss that runs are to reach (docs/field.md)."""
 
-    name: str = setting("none", "whether there is one", group="target", named=False)
+    name: str = setting("none", "whether there is one", group="target", in_run_id=False)
     loss: float = setting(
-        3.28, "loss to be reached, at or below", "nats/token", above=0, high=100, only=LOSS, named=False
+        3.28, "loss to be reached, at or below", "nats/token", above=0, high=100, only=LOSS, in_run_id=False
     )
     sigma: float = setting(
         0.0,
@@ -34,10 +34,10 @@ class TargetConfig:
         low=0,
         high=10,
         only=LOSS,
-        named=False,
+        in_run_id=False,
     )
     level: float = setting(
-        0.001, "p below which an arm is surely below the target", above=0, below=1, only=LOSS, named=False
+        0.001, "p below which an arm is surely below the target", above=0, below=1, only=LOSS, in_run_id=False
     )
 
 

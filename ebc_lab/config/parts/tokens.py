@@ -25,7 +25,7 @@ class TokensConfig:
         "characters", "its characters, its bytes, byte pairs, or GPT-2's tokens", group="tokens"
     )
     size: int = setting(512, "tokens in the vocabulary", "tokens", low=257, high=65536, only=("bpe",))
-    folder: str | None = setting(None, "a local folder with its tokenizer", only=("gpt2",), named=False)
+    folder: str | None = setting(None, "a local folder with its tokenizer", only=("gpt2",), in_run_id=False)
     sha256: str | None = setting(
         None, "checksum of the tokenizer; filled in when a run is resolved, then enforced"
     )

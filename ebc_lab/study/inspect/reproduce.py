@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.config.choices import OWN, groups, settings_of
+from ebc_lab.config.choices import OWN, groups, read_choice
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import flat, run_part, to_dict
 from ebc_lab.config.errors import UserError
@@ -235,7 +235,7 @@ def _suite(asked: Mapping[str, Any]) -> str:
 
     def agreement(choice: str) -> int:
         try:
-            whole = settings_of("study", choice)
+            whole = read_choice("study", choice)
             settings = flat({k: v for k, v in whole.items() if k not in RunConfig.__dataclass_fields__})
             settings.pop("study.name", None)
         except UserError:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from ebc_lab.config.choices import OWN, changed, optimizer_defaults, shaped
+from ebc_lab.config.choices import OWN, changed, optimizer_defaults, with_size
 from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.machine import chosen_device, visible_gpus
@@ -20,7 +20,7 @@ from ebc_lab.records.decisions import BestRate, NaturalSteps
 from ebc_lab.workloads.starts import pinned
 from ebc_lab.workloads.text import checked_text
 
-from ..stages.runs import completed, plain_run
+from ..stages.runs import fill_from_baseline, plain_run
 from ..store.study import Study
 from .command import worker_env
 
@@ -81,11 +81,11 @@ def _runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
     base = run_part(config)
     seed = config.seeds[0] if config.seeds else base.seed
     for name, arm in config.ablation.all_arms().items():
-        run = shaped(plain_run(config, track, base.steps, seed, arm.lr_scale), arm)
-        yield f"arm {name}", completed(changed(run, arm.settings), UNIT)
+        run = with_size(plain_run(config, track, base.steps, seed, arm.lr_scale), arm)
+        yield f"arm {name}", fill_from_baseline(changed(run, arm.settings), UNIT)
     for name, settings in config.controller_search.candidates.items():
         if isinstance(settings, dict):
-            yield f"candidate {name}", completed(changed(base, settings), UNIT)
+            yield f"candidate {name}", fill_from_baseline(changed(base, settings), UNIT)
     if base.stabilizer.target is None:  # it must not refuse what is the study's to find: a target KL, say
         base = replace(base, stabilizer=replace(base.stabilizer, name="none"))
     yield "the study's settings", base

@@ -19,15 +19,22 @@ from .rules import (
     band_distance,
     c_median,
     edge_of,
-    ended,
     losses_of,
     make_decision,
     margin_sigma,
     refuse_without_tracks,
 )
 from .runs import ebc_run, spec_of, tracks_of
-from .search import Point, Search
-from .stage import Figure, Scenario, Stage, beside_the_band, held_back_by_its_seeds, outside_the_band
+from .search import Point, Search, conclusive
+from .stage import (
+    Choice,
+    Decisions,
+    Figure,
+    Scenario,
+    beside_the_band,
+    held_back_by_its_seeds,
+    outside_the_band,
+)
 from .statistics import WINDOW_NATS, in_octaves, open_ends, window
 
 TARGET = "target_kl"
@@ -160,7 +167,9 @@ def _decided(
     tried = {runs[0].run.budget.target_kl: runs for runs in searched.tried.values()}
     losses = {target: mean_loss(tried[target], results) for target in sorted(tried)}
     # a target of which a run failed or was lost says nothing of the window
-    whole = {target for target, runs in tried.items() if all(ended(results.get(s.run_id)) for s in runs)}
+    whole = {
+        target for target, runs in tried.items() if all(is_conclusive(results.get(s.run_id)) for s in runs)
+    }
     ranked_losses = {s.run_id: loss[s.run_id] for s in ranked}
     return {
         "budget": winner.run.budget.name,
@@ -173,7 +182,7 @@ def _decided(
         "seeds": config.calibrate.seeds,
         "losses": {f"{target:g}": nats for target, nats in losses.items() if math.isfinite(nats)},
         "edge": edge_of(list(losses), target_kl) if len(losses) > 1 else None,
-        "delta_window": window({target: nats for target, nats in losses.items() if target in whole}),
+        "delta_window": window(known),
         "c_median": _c(winner, results),
         "in_band": outside(winner) == 0,
         "by_budget": {budget: spec.run.budget.target_kl for budget, spec in chosen.items()},
@@ -220,12 +229,17 @@ def _overlooked(chosen: CalibratedTrack, candidate: Candidate, candidates: Seque
     return held_back_by_its_seeds(candidate, candidates, chosen) or outside_the_band(chosen, candidate)
 
 
-STAGE = Stage(
-    name="calibrate",
-    runs=runs,
-    decide=decide,
-    headline=headline,
-    figures=(
+class Calibrate(Choice):
+    """The KL budget δ* of the lowest loss."""
+
+    name = "calibrate"
+    title = "How large a KL budget"
+    about = (
+        "With EBC, at a raised learning rate and the finals’ own length: which budget δ* gives the lowest "
+        "loss."
+    )
+    setting = "δ* {delta_star:g}"
+    figures = (
         Figure("budget", "measured by", "{}", lambda track: str(track["bound"]).strip(" ()")),
         Figure(
             "delta_star",
@@ -237,12 +251,25 @@ STAGE = Stage(
         Figure("c_median", "median c", "{:.2f}", beside_the_band),
         Figure("val_loss", "validation loss", "{:.4f}", "nats per token"),
         Figure("delta_window.octaves", "δ* window", "{:.1f} octaves", _reach),
-    ),
-    setting="δ* {delta_star:g}",
-    overlooked=_overlooked,
-    invented=invented,
-    title="How large a KL budget",
-    about="With EBC, at a raised learning rate and the finals’ own length: which budget δ* gives the lowest "
-    "loss.",
-    pictures=("calibrate",),
-)
+    )
+    pictures = ("calibrate",)
+
+    def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
+        return runs(config, earlier, results)
+
+    def decide(
+        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
+    ) -> Decision:
+        return decide(config, specs, results, earlier)
+
+    def headline(self, track: CalibratedTrack) -> str:
+        return headline(track)
+
+    def why_not(self, chosen: CalibratedTrack, candidate: Candidate, candidates: Sequence[Candidate]) -> str:
+        return _overlooked(chosen, candidate, candidates)
+
+    def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
+        return invented(config, scenario, spec, nth)
+
+
+STAGE = Calibrate()

@@ -12,7 +12,7 @@ from ebc_lab.records.spec import RunSpec
 
 from .rules import Results, best, losses_of, make_decision, margin_sigma, refuse_without_tracks, val_loss
 from .runs import ebc_run, spec_of, tracks_of
-from .stage import Figure, Stage
+from .stage import Choice, Decisions, Figure
 
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
@@ -101,19 +101,32 @@ def _overlooked(chosen: ControllerTrack, candidate: Candidate, candidates: Seque
     return f"its median KL is {ratio:.2f} × δ*, not within ±{100 * KL_BAND:g}%"
 
 
-STAGE = Stage(
-    name="controller_search",
-    runs=runs,
-    decide=decide,
-    headline=headline,
-    figures=(
+class ControllerSearch(Choice):
+    """The controller that holds the KL on its target."""
+
+    name = "controller_search"
+    title = "Which controller"
+    about = "Which controller holds the KL on its target, and with which gains."
+    setting = "{role}"
+    figures = (
         Figure("candidate", "controller"),
         Figure("kl_ratio", "median KL/δ*", "{:.2f}"),
         Figure("val_loss", "validation loss", "{:.4f}", "nats per token"),
-    ),
-    grows=False,
-    setting="{role}",
-    overlooked=_overlooked,
-    title="Which controller",
-    about="Which controller holds the KL on its target, and with which gains.",
-)
+    )
+
+    def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
+        return runs(config, earlier, results)
+
+    def decide(
+        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
+    ) -> Decision:
+        return decide(config, specs, results, earlier)
+
+    def headline(self, track: ControllerTrack) -> str:
+        return headline(track)
+
+    def why_not(self, chosen: ControllerTrack, candidate: Candidate, candidates: Sequence[Candidate]) -> str:
+        return _overlooked(chosen, candidate, candidates)
+
+
+STAGE = ControllerSearch()

@@ -20,15 +20,14 @@ from .rules import (
     band_distance,
     c_median,
     candidate,
-    ended,
+    is_conclusive,
     make_decision,
     margin_sigma,
     refuse_without_tracks,
     val_loss,
 )
 from .runs import ebc_run, plain_run, searched, spec_of, tracks_of
-from .stage import Figure, Scenario, Stage, beside_the_band, outside_the_band
-from .stage import invented as invented_by_default
+from .stage import Choice, Decisions, Figure, Scenario, beside_the_band, outside_the_band
 from .statistics import WINDOW_NATS, in_octaves, open_ends, window
 
 INERT_CLIP_RATE = 0.99  # share of clipped steps from which on the learning rate no longer matters
@@ -171,7 +170,7 @@ def _decided(
     headroom: dict[str, float | None] = {}
     windows: dict[str, Window | None] = {}
     for arm, rows in arms.items():
-        windows[arm] = window({r["lr_scale"]: losses[r["run_id"]] for r in rows if ended(r)})
+        windows[arm] = window({r["lr_scale"]: losses[r["run_id"]] for r in rows if is_conclusive(r)})
         within = (r["lr_scale"] for r in rows if losses[r["run_id"]] <= reference + sigma)
         headroom[arm] = max(within, default=None)
     return {
@@ -205,13 +204,6 @@ def headline(track: ScaleTrack) -> str:
     )
 
 
-def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-    """Invent a result: the largest scale is chosen unless the scenario has arms coincide."""
-    if spec.role != "ebc" or scenario.merged:
-        return invented_by_default(config, scenario, spec, nth)
-    return {"c_median": 0.6 if spec.lr_scale == max(config.lr_scale.scales) else 0.3}
-
-
 def _reach(role: str, track: ScaleTrack) -> str:
     span = track["lr_window"][role]
     assert span is not None
@@ -239,12 +231,15 @@ HEADROOM = {  # role of an arm -> in words
 
 HIGHEST = "the highest rate whose loss is within one σ of the best without EBC"
 
-STAGE = Stage(
-    name="lr_scale",
-    runs=runs,
-    decide=decide,
-    headline=headline,
-    figures=(
+
+class LRScale(Choice):
+    """How far the learning rate can rise, with EBC and without."""
+
+    name = "lr_scale"
+    title = "How far the learning rate can rise"
+    about = "With and without EBC, at multiples of the best plain learning rate."
+    setting = "×{lr_scale:g}"
+    figures = (
         Figure("lr_scale", "chosen scale", "×{:g}", lambda track: "LR inert there" if track["inert"] else ""),
         Figure("c_median", "median c", "{:.2f}", beside_the_band),
         Figure("val_loss", "validation loss", "{:.4f}", "nats per token"),
@@ -258,11 +253,28 @@ STAGE = Stage(
             )
             for role, words in HEADROOM.items()
         ),
-    ),
-    invented=invented,
-    setting="×{lr_scale:g}",
-    overlooked=_overlooked,
-    title="How far the learning rate can rise",
-    about="With and without EBC, at multiples of the best plain learning rate.",
-    pictures=("lr_scale", "eta_eff"),
-)
+    )
+    pictures = ("lr_scale", "eta_eff")
+
+    def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
+        return runs(config, earlier, results)
+
+    def decide(
+        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
+    ) -> Decision:
+        return decide(config, specs, results, earlier)
+
+    def headline(self, track: ScaleTrack) -> str:
+        return headline(track)
+
+    def why_not(self, chosen: ScaleTrack, candidate: Candidate, candidates: Sequence[Candidate]) -> str:
+        return _overlooked(chosen, candidate, candidates)
+
+    def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
+        """Return a median c such that the largest scale is chosen, unless the scenario has arms coincide."""
+        if spec.role != "ebc" or scenario.merged:
+            return super().invent(config, scenario, spec, nth)
+        return {"c_median": 0.6 if spec.lr_scale == max(config.lr_scale.scales) else 0.3}
+
+
+STAGE = LRScale()

@@ -13,15 +13,15 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from ebc_lab.config.checks import least_target_kl
-from ebc_lab.config.choices import changed, optimizer_defaults, settings_of, shaped
+from ebc_lab.config.choices import changed, optimizer_defaults, read_choice, with_size
 from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.identity import (
     canonical_json,
     digest,
-    resolved,
     round3,
     share_in_steps,
     study_environment,
+    with_derived_settings,
 )
 from ebc_lab.config.parts.data import of_its_own
 from ebc_lab.config.parts.optimizer import OptimizerConfig
@@ -103,7 +103,7 @@ def with_ebc(
         stabilizer=replace(run.stabilizer, name="ebc"),
         budget=replace(run.budget, name=budget, target_kl=target_kl, schedule=schedule),
     )
-    return completed(changed(run, settings), track)
+    return fill_from_baseline(changed(run, settings), track)
 
 
 def with_target(run: RunConfig, target_kl: float) -> RunConfig:
@@ -112,7 +112,7 @@ def with_target(run: RunConfig, target_kl: float) -> RunConfig:
     return replace(run, budget=replace(run.budget, target_kl=max(round3(target_kl), least_target_kl(run))))
 
 
-def completed(run: RunConfig, track: NaturalSteps, times: float = 1.0) -> RunConfig:
+def fill_from_baseline(run: RunConfig, track: NaturalSteps, times: float = 1.0) -> RunConfig:
     """Complete the run: a target KL that can be held, no guard without a bound, and the open gain of the
     `energy` controller set from the baseline: `times` the KL that it spent for each nat of promised
     decrease."""
@@ -120,7 +120,7 @@ def completed(run: RunConfig, track: NaturalSteps, times: float = 1.0) -> RunCon
         run = with_target(run, run.budget.target_kl)
     if run.budget.name != "surrogate":
         run = replace(run, budget=replace(run.budget, guard="none"))
-    energy = run.stabilizer.name == "ebc" and resolved(run).controller.name == "energy"
+    energy = run.stabilizer.name == "ebc" and with_derived_settings(run).controller.name == "energy"
     descent = track.get("descent_median") or 0.0
     if (
         energy and run.controller.a is None and descent > 0
@@ -215,7 +215,7 @@ def alike(run: RunConfig, other: RunConfig) -> bool:
 
 
 def _without_what_grows(run: RunConfig) -> RunConfig:
-    run = _with_race(resolved(run), RaceConfig())
+    run = _with_race(with_derived_settings(run), RaceConfig())
     return replace(
         run,
         seed=0,
@@ -262,7 +262,7 @@ def own_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, dict[str
     data, tokens = to_dict(base.data), {**to_dict(base.tokens), "sha256": None}
     if "data" in settings:
         own = of_its_own(base.data, settings["data"])
-        data |= {**settings_of("data", own["name"]), **own}
+        data |= {**read_choice("data", own["name"]), **own}
     return {"data": data, "tokens": tokens | settings.get("tokens", {})}
 
 
@@ -286,7 +286,7 @@ def texts_pinned(
     base, made = run_part(config), dict(places)
     for name, place in places.items():
         if own := own_text(base, place.settings):
-            run = shaped(changed(base, {**place.settings, **own}), place)
+            run = with_size(changed(base, {**place.settings, **own}), place)
             run = pinned(run, *checked_text(run))
             settings = {**place.settings, "data": to_dict(run.data), "tokens": to_dict(run.tokens)}
             made[name] = replace(place, settings=settings)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ebc_lab.records.spec import RunSpec
 
-from .rules import Results, band_distance, edge_of, ended, losses_of
+from .rules import Results, band_distance, edge_of, is_conclusive, losses_of
 from .runs import Rivals, waiting
 
 Point = dict[str, Any]  # setting -> its value
@@ -21,6 +21,11 @@ Race = Callable[[list[RunSpec], Rivals], list[RunSpec]]  # a point's runs, with 
 def worst_loss(runs: Sequence[RunSpec], results: Results) -> float:
     """Return the validation loss of the worst of a point's seeds, infinite where one did not complete."""
     return max(losses_of(runs, results))
+
+
+def conclusive(runs: Iterable[RunSpec], results: Results) -> bool:
+    """Tell whether each of these runs says something about its settings: none failed, or was lost."""
+    return all(is_conclusive(results.get(s.run_id)) for s in runs)
 
 
 @dataclass
@@ -84,7 +89,7 @@ class Search:
     @property
     def lost(self) -> bool:
         """Tell whether no point completed though none failed: each diverged with one of its seeds."""
-        return self.best() is None and all(ended(self.results.get(s.run_id)) for s in self.specs)
+        return self.best() is None and conclusive(self.specs, self.results)
 
     def runs(self, point: Mapping[str, Any]) -> list[RunSpec]:
         """Return the runs of a point that was tried."""

@@ -28,9 +28,9 @@ from ebc_lab.records.spec import DIGITS, RunSpec, told_of
 from .rules import Results, Undecidable, edge_of, losses_of, make_decision, margin_sigma, val_loss
 from .runs import RACED_FROM, Rivals, raced
 from .search import Point, Race, Search
-from .stage import Said, Scenario, Stage, held_back_by_its_seeds, seeds_of_arm
+from .stage import Choice, Decisions, Scenario, held_back_by_its_seeds, seeds_of_arm
 from .statistics import luck_of_choice, window
-from .suite import point_in_words, points, ready, run_of, source_of, started
+from .suite import arm_run, point_in_words, points, ready, source_of, started
 
 SHORT = {"lr_scale": "x", "warmup_share": "w"}  # how a setting is called in a point's name
 RATES = ("lr", "lr_scale")
@@ -93,7 +93,7 @@ def runs_maker(
     def runs_of(point: Point) -> list[RunSpec]:
         runs = []
         for seed in _seeds(config):
-            run, scale = run_of(config, decisions, track, arm, config.tune.steps, seed, point)
+            run, scale = arm_run(config, decisions, track, arm, config.tune.steps, seed, point)
             run = replace(run, evaluate=["val"])
             if arm.init:
                 source = source_of(config, decisions, track, "tune", arm.init, seed)
@@ -400,32 +400,24 @@ def _best_in_words(arm: TunedArm) -> str:
 
 
 def so_far(
-    stage: Stage, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> list[Said]:
+    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
+) -> list[str]:
     """Say which arm has the lowest point by now, and how many have one."""
     said = []
     every = ready(config, earlier, "tune")
     for track in every:
-        found: dict[str, tuple[float, Point, str]] = {}
+        found: dict[str, tuple[float, Point]] = {}
         searches = _searches(config, earlier, results, track)
         for label, searched in searches.items():
             if searched and (point := searched.best()):
-                runs = searched.runs(point)
-                found[label] = _mean(searched, runs), point, runs[0].run_id
+                found[label] = _mean(searched, searched.runs(point)), point
         if found:
             first = min(found, key=lambda label: found[label][0])
-            loss, point, run_id = found[first]
+            loss, point = found[first]
             words = f"{first} is lowest, validation loss {loss:.4f} at {point_in_words(point)}"
             words += f"; {len(found)} of {len(searches)} arms have a result"
-            holds = run_id if len(found) > 1 else ""
-            said.append(Said(told_of(track, every) + words, f"{track} lowest", holds))
+            said.append(told_of(track, every) + words)
     return said
-
-
-def _flips(stage: Stage, name: str, decision: Decision) -> str | None:
-    """Name the points of which a single run lies lower than the mean of the chosen one."""
-    over = stage.passed_over(name, decision)
-    return f"one run alone would have chosen {over}" if over else None
 
 
 def _overlooked(chosen: Mapping[str, Any], candidate: Candidate, candidates: Sequence[Candidate]) -> str:
@@ -437,18 +429,55 @@ def _overlooked(chosen: Mapping[str, Any], candidate: Candidate, candidates: Seq
     return f"its worst seed has {max(known):.4f}" if max(known) > chosen["worst_loss"] else ""
 
 
-STAGE = Stage(
-    name="tune",
-    runs=runs,
-    decide=decide,
-    headline=headline,
-    flips=_flips,
-    so_far=so_far,
-    invented=invented,
-    title="Each arm at its own best",
-    about="Every arm that has a grid gets the same number of tuning runs, and more only where its best point "
-    "lies on the grid's edge.",
-    shows="points",
-    setting="{arm}",
-    overlooked=_overlooked,
-)
+class Tune(Choice):
+    """Each arm of a suite at its own best point."""
+
+    name = "tune"
+    title = "Each arm at its own best"
+    about = (
+        "Every arm that has a grid gets the same number of tuning runs, and more only where its best point "
+        "lies on the grid's edge."
+    )
+    shows = "points"
+    setting = "{arm}"
+
+    def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
+        return runs(config, earlier, results)
+
+    def decide(
+        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
+    ) -> Decision:
+        return decide(config, specs, results, earlier)
+
+    def headline(self, track: TunedTrack) -> str:
+        return headline(track)
+
+    def headlines(self, decision: Decision) -> list[str]:
+        """Return a decision in one line per track. Of points, each of several seeds, some single run nearly
+        always lies lower: `would_change` says which."""
+        every = decision["tracks"]
+        return [self.lead_in(name, decision) + self.headline(track) for name, track in every.items()]
+
+    def lead_in(self, name: str, decision: Decision) -> str:
+        return told_of(name, decision["tracks"])
+
+    def turning_points(self, name: str, decision: Decision) -> list[str]:
+        """Return the points of which a single run lies lower than the mean of the chosen one."""
+        over = self.passed_over(name, decision)
+        return [f"one run alone would have chosen {over}"] if over else []
+
+    def why_not(
+        self, chosen: Mapping[str, Any], candidate: Candidate, candidates: Sequence[Candidate]
+    ) -> str:
+        return _overlooked(chosen, candidate, candidates)
+
+    def so_far(
+        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
+    ) -> list[str]:
+        return so_far(config, specs, results, earlier)
+
+    def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
+        return invented(config, scenario, spec, nth)
+
+
+STAGE = Tune()

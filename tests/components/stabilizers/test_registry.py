@@ -19,9 +19,9 @@ from ebc_lab.components.optimizer import build as build_optimizers
 from ebc_lab.components.projection import PROJECTIONS
 from ebc_lab.components.projection import build as build_projection
 from ebc_lab.components.stabilizers import STABILIZERS, build
-from ebc_lab.config.choices import groups, optimizer_defaults, settings_of, with_sources
+from ebc_lab.config.choices import groups, optimizer_defaults, read_choice, with_sources
 from ebc_lab.config.fields import CUSTOM
-from ebc_lab.config.identity import resolved
+from ebc_lab.config.identity import with_derived_settings
 from ebc_lab.config.parts.budget import BudgetConfig
 from ebc_lab.config.parts.controller import ControllerConfig
 from ebc_lab.config.parts.model import ModelConfig
@@ -79,7 +79,7 @@ def run_of(optimizer, stabilizer, projection, **changes):
     for group, target in OWN.items():
         part = getattr(run, group)
         run = replace(run, **{group: replace(part, target=target)}) if part.name == CUSTOM else run
-    return resolved(with_sources(replace(run, **changes)))
+    return with_derived_settings(with_sources(replace(run, **changes)))
 
 
 def prepare(run, prepare_model=lambda model: None, prepare_base=lambda base: None):
@@ -225,7 +225,7 @@ def test_every_stabilizer_has_its_file_and_the_other_way_round():
     assert {*STABILIZERS, CUSTOM} == set(groups()["stabilizer"])
     for name in set(STABILIZERS) - {"none", "ebc"}:
         _, wrapped = prepare(run_of("adam", name, "none"))
-        assert settings_of("stabilizer", name) == {"name": name, "strength": wrapped.strength}, name
+        assert read_choice("stabilizer", name) == {"name": name, "strength": wrapped.strength}, name
 
 
 @pytest.mark.parametrize("name", [*STABILIZERS, CUSTOM])

@@ -26,7 +26,7 @@ from torch import nn
 from ebc_lab.components.optimizer import build as build_optimizers
 from ebc_lab.components.stabilizers import STABILIZERS, build
 from ebc_lab.components.stabilizers.rivals import AdaptiveGradientClip, NormClip, ValueClip, ZClip
-from ebc_lab.config.choices import groups, settings_of
+from ebc_lab.config.choices import groups, read_choice
 from ebc_lab.config.parts.model import ModelConfig
 from ebc_lab.config.parts.stabilizer import StabilizerConfig
 from ebc_lab.config.schema import RunConfig
@@ -41,7 +41,7 @@ def test_each_has_a_file_a_line_and_one_default():
     assert sorted(every) == sorted(set(STABILIZERS) - {"none", "ebc"})
     assert set(every) <= set(groups()["stabilizer"])
     for name, cls in every.items():
-        assert settings_of("stabilizer", name) == {"name": name, "strength": cls.default}
+        assert read_choice("stabilizer", name) == {"name": name, "strength": cls.default}
 
 
 @pytest.mark.parametrize("name", [*CLASSES, *RATES])

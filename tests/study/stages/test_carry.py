@@ -71,7 +71,7 @@ def test_a_text_of_its_own_has_its_own_name_and_is_looked_at_when_a_study_begins
     config = config_of(f"study={tmp_path / 'docs.yaml'}", scale="smoke")
     specs = stage_of("carry").runs(config, {}, {})
     assert len({s.run_id for s in specs}) == 2 * 5 * 8 + 2  # also in a plan, before any text is read
-    own = stage_of("carry").resolved(config, lambda text: None)
+    own = stage_of("carry").resolve(config, lambda text: None)
     run = run_at(own, own.carry.arms["lr"], own.carry.settings["docs"], 0.01)
     assert (run.data.name, run.data.file) == ("pydoc", None)
     assert len(set(run.data.sha256)) > 5

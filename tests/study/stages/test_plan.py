@@ -7,7 +7,6 @@ import pytest
 from support.played import DIVERGED, by_lr, config_of, decided, decided_through, done, played
 
 from ebc_lab.config.identity import digest, identity
-from ebc_lab.config.schema import STAGES
 from ebc_lab.study.inspect.forecast import forecast, planned
 from ebc_lab.study.stages.runs import distinct
 from ebc_lab.study.stages.stage import planned_runs, speculative_runs, stage_of
@@ -220,24 +219,6 @@ def test_published_calibrates_its_own_targets_by_the_band():
     assert (run.controller.name, run.controller.kp, run.controller.ki) == ("pi", 0.15, 0.02)
     _, found = as_published(c=0.2)
     assert [s.run.budget.target_kl for s in found["calibrate", "ebc"]][3:] == [0.14, 0.28, 0.56]
-
-
-# -- the promise of a stage that does not grow ---------------------------------------------------------------
-
-
-def test_a_stage_that_says_it_does_not_grow_asks_for_the_same_runs_whatever_its_results():
-    config = config_of(
-        "optimizer=adam", "study.stages=[lr_sweep,calibrate,controller_search,lr_scale,finals]"
-    )
-    decisions = decided_through("calibrate", config, lambda s: done(2.0, surrogate_median=1.0))
-    fixed = {name for name in STAGES if not stage_of(name).grows}
-    assert fixed == {"controller_search", "circumstances"}
-    for stage in fixed:
-        first = stage_of(stage).runs(config, decisions, {})
-        answered = {s.run_id: done(9.0, 0.1, surrogate_median=1.0) for s in first}
-        assert [s.run_id for s in stage_of(stage).runs(config, decisions, answered)] == [
-            s.run_id for s in first
-        ]
 
 
 @pytest.mark.parametrize(

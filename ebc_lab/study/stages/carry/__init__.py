@@ -15,11 +15,11 @@ from dataclasses import replace
 from ebc_lab.config.schema import CarryConfig, Config
 from ebc_lab.records.decisions import Decision, Difference, UnitsTrack
 from ebc_lab.records.figures import RunResult
-from ebc_lab.records.spec import RunSpec
+from ebc_lab.records.spec import RunSpec, told_of
 
 from ..rules import Results, divided_in_words, error_divided, make_decision, refuse_without_tracks
 from ..runs import distinct, texts_pinned
-from ..stage import Said, Scenario, Stage
+from ..stage import Decisions, Scenario, Stage
 from ..statistics import centre_of
 from .judged import EARNS, LOSES, NO_GAIN, UNDECIDED, track_of
 from .search import NAME, curve_of, searched
@@ -128,12 +128,12 @@ def against(difference: Difference) -> str:
 
 
 def so_far(
-    stage: Stage, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> list[Said]:
+    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
+) -> list[str]:
     """Say in how many settings every arm has a best constant by now."""
     searches = [s for by_setting in searched(config, results).values() for s in by_setting.values()]
     whole, every = sum(not search.open for search in searches), len(searches)
-    return [Said(f"{whole} of {every} pairs of an arm and a setting are searched", NAME, "")]
+    return [f"{whole} of {every} pairs of an arm and a setting are searched"]
 
 
 def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
@@ -148,20 +148,43 @@ def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> Run
     return {"val_loss": loss, "test_loss": loss, "initial_loss": 5.0}
 
 
-STAGE = Stage(
-    name=NAME,
-    runs=runs,
-    decide=decide,
-    headline=headline,
-    so_far=so_far,
-    invented=invented,
-    flips=lambda stage, name, decision: None,
-    concludes=True,
-    title="One constant in every setting",
-    about="Each arm limits or sets a step in a unit of its own. Which one constant, chosen in other "
-    "settings, serves a setting that it was not chosen on?",
-    resolved=pin_texts,
-    question=lambda config: config.carry.question,
-    shows="units",
-    pictures=("carried_excess", "carried_optima", "carried_broken"),
-)
+class Carry(Stage):
+    """Which one constant serves settings that it was not chosen on."""
+
+    name = NAME
+    title = "One constant in every setting"
+    about = (
+        "Each arm limits or sets a step in a unit of its own. Which one constant, chosen in other "
+        "settings, serves a setting that it was not chosen on?"
+    )
+    concludes = True
+    shows = "units"
+    pictures = ("carried_excess", "carried_optima", "carried_broken")
+
+    def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
+        return runs(config, earlier, results)
+
+    def decide(
+        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
+    ) -> Decision:
+        return decide(config, specs, results, earlier)
+
+    def headline(self, track: UnitsTrack) -> str:
+        return headline(track)
+
+    def lead_in(self, name: str, decision: Decision) -> str:
+        return told_of(name, decision["tracks"])
+
+    def so_far(
+        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
+    ) -> list[str]:
+        return so_far(config, specs, results, earlier)
+
+    def resolve(self, config: Config, say: Callable[[str], None]) -> Config:
+        return pin_texts(config, say)
+
+    def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
+        return invented(config, scenario, spec, nth)
+
+
+STAGE = Carry()

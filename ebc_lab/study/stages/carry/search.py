@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from ebc_lab.config.checks import least_target_kl
-from ebc_lab.config.choices import changed, shaped
+from ebc_lab.config.choices import changed, with_size
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.identity import number, round3
 from ebc_lab.config.schema import CarrySettingConfig, Config, RunConfig, UnitConfig
@@ -35,7 +35,7 @@ def run_at(config: Config, unit: UnitConfig, setting: CarrySettingConfig, consta
         evaluate=["val", "test"],
         stabilizer=replace(base.stabilizer, name="none"),
     )
-    run = shaped(changed(plain, with_text(base, setting.settings)), setting)
+    run = with_size(changed(plain, with_text(base, setting.settings)), setting)
     run = changed(run, unit.settings)
     run = changed(run, {"optimizer": {"lr": float(f"{setting.lr * unit.lr_scale:.6g}")}})
     group, _, key = unit.over.partition(".")

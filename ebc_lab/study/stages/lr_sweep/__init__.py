@@ -27,8 +27,7 @@ from ..rules import (
 )
 from ..runs import Searched, rate_of, scheduled, searched_run, sweep_spec, waiting
 from ..search import Point, Search
-from ..stage import NOT_APART, Figure, Said, Scenario, Stage
-from ..stage import invented as invented_by_default
+from ..stage import NOT_APART, Choice, Decisions, Figure, Scenario
 from ..statistics import noise as noise_floor
 from .fair_control import control_in_words, control_remark, control_search, fair_control
 
@@ -299,8 +298,8 @@ def _add_dropped(tracks: Mapping[str, SweepTrack], pairs: list[Pair]) -> None:
 
 
 def so_far(
-    stage: Stage, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> list[Said]:
+    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
+) -> list[str]:
     """Say who leads on the grids; once these are done, for each track that goes on, what its baseline and its
     control would be now."""
     grid = [s for s in specs if s.role == "grid"]
@@ -316,12 +315,11 @@ def so_far(
             if lead := best(of_role[role], results):
                 words = f"{called} lr {rate_of(lead):g}, {val_loss(results[lead.run_id]):.4f}"
                 several = sum(map(math.isfinite, losses_of(of_role[role], results))) > 1
-                holds = lead.run_id if several else ""
-                said.append(Said(words + " (the only one so far)" * (not several), f"{track} {role}", holds))
+                said.append(words + " (the only one so far)" * (not several))
     return said
 
 
-def _on_the_grid(grid: Sequence[RunSpec], winners: Mapping[str, RunSpec], results: Results) -> Said:
+def _on_the_grid(grid: Sequence[RunSpec], winners: Mapping[str, RunSpec], results: Results) -> str:
     """Say which run of the grids leads, or won, and the next track; of a single track, the next rate."""
     lead, *others = winners.values()
     leads = "leads" if waiting(grid, results) else "won the grid"
@@ -337,8 +335,8 @@ def _on_the_grid(grid: Sequence[RunSpec], winners: Mapping[str, RunSpec], result
         gap = val_loss(results[second.run_id]) - mine
         next_best = f"lr {rate_of(second):g}"
     else:
-        return Said(f"{at} is the only result yet, validation loss {mine:.4f}{but}", "grid", "")
-    return Said(f"{at} {leads}, {gap:.4f} nats ahead of {next_best}{but}", "grid", lead.run_id)
+        return f"{at} is the only result yet, validation loss {mine:.4f}{but}"
+    return f"{at} {leads}, {gap:.4f} nats ahead of {next_best}{but}"
 
 
 def _times(count: int, what: str) -> str:
@@ -409,17 +407,6 @@ def follow_up(config: Config, spec: RunSpec) -> RunSpec | None:
     return _grid_run(config, (spec.run.optimizer.name, spec.run.projection.name), further)
 
 
-def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-    """Invent a result: at the most, another warm-up or shape than the control's first wins, so that its peaks
-    are looked at again."""
-    result = invented_by_default(config, scenario, spec, nth)
-    sweep = config.lr_sweep
-    first = scheduled(spec.run, sweep.control_shapes[0], sweep.control_warmups[0]).lr_schedule
-    if spec.role == "control" and spec.run.lr_schedule != first and not scenario.merged:
-        result["val_loss"] = 1.0 + 1e-6 * nth
-    return result
-
-
 def headline(track: SweepTrack) -> str:
     """Write a decided track in one line."""
     dropped = "".join(f"; dropped: {_dropped_in_words(pair)}" for pair in track["dropped"])
@@ -443,27 +430,58 @@ def _noise(track: SweepTrack) -> str:
     return f"nats, {floor['seeds']} replicate seeds; 95% interval {floor['low']:.4f} to {floor['high']:.4f}"
 
 
-STAGE = Stage(
-    name="lr_sweep",
-    runs=runs,
-    decide=decide,
-    headline=headline,
-    figures=(
+class LRSweep(Choice):
+    """The best constant learning rate, the noise, the natural KL and the fair control."""
+
+    name = "lr_sweep"
+    title = "Learning rate, noise and a fair control"
+    about = (
+        "Without EBC: which optimizer is best, and at which constant learning rate, how much luck there is "
+        "in a loss (σ, the spread over replicate seeds), how far predictions move by themselves (the natural "
+        "KL), and how good the same optimizer gets on a schedule whose peak, warm-up and shape are tuned "
+        "(the fair control)."
+    )
+    figures = (
         Figure("lr", "baseline’s learning rate", "{:.3g}", _edge),
         Figure("val_loss", "validation loss", "{:.4f}", "nats per token"),
         Figure("sigma", "noise σ", "{:.4f}", _noise),
         Figure("natural_kl", "natural KL", "{:.3g}", "nats per step, without EBC"),
         Figure("control.lr", "fair control", "lr {:.3g}", control_remark),
         Figure("control.val_loss"),
-    ),
-    follow_up=follow_up,
-    settled=settled,
-    so_far=so_far,
-    invented=invented,
-    title="Learning rate, noise and a fair control",
-    about="Without EBC: which optimizer is best, and at which constant learning rate, how much luck there is "
-    "in a loss (σ, the spread over replicate seeds), how far predictions move by themselves (the natural "
-    "KL), and how good the same optimizer gets on a schedule whose peak, warm-up and shape are tuned (the "
-    "fair control).",
-    pictures=("lr_sweep",),
-)
+    )
+    pictures = ("lr_sweep",)
+
+    def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
+        return runs(config, earlier, results)
+
+    def decide(
+        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
+    ) -> Decision:
+        return decide(config, specs, results, earlier)
+
+    def headline(self, track: SweepTrack) -> str:
+        return headline(track)
+
+    def so_far(
+        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
+    ) -> list[str]:
+        return so_far(config, specs, results, earlier)
+
+    def follow_up(self, config: Config, spec: RunSpec) -> RunSpec | None:
+        return follow_up(config, spec)
+
+    def settled(self, config: Config, specs: Sequence[RunSpec], results: Results) -> dict[str, Any]:
+        return settled(config, specs, results)
+
+    def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
+        """Return the usual figures; at the most, another warm-up or shape than the control's first wins, so
+        that its peaks are looked at again."""
+        result = super().invent(config, scenario, spec, nth)
+        sweep = config.lr_sweep
+        first = scheduled(spec.run, sweep.control_shapes[0], sweep.control_warmups[0]).lr_schedule
+        if spec.role == "control" and spec.run.lr_schedule != first and not scenario.merged:
+            result["val_loss"] = 1.0 + 1e-6 * nth
+        return result
+
+
+STAGE = LRSweep()

@@ -8,23 +8,23 @@ judged.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Decision, Profiled, ProfilesTrack, Reached, Target
 from ebc_lab.records.figures import RunResult
-from ebc_lab.records.spec import RunSpec
+from ebc_lab.records.spec import RunSpec, told_of
 
 from ..rules import (
     Results,
     divided_in_words,
-    ended,
     error_divided,
+    is_conclusive,
     make_decision,
     refuse_without_tracks,
 )
 from ..runs import distinct, waiting
-from ..stage import Said, Scenario, Stage
+from ..stage import Decisions, Scenario, Stage
 from .calibration import Phases, edges_of, target_of
 from .plan import NAME, pin_texts, points_of
 from .scores import MOST, intervals, lowest, median, ratios, reached, score, sensitivity, times_of
@@ -169,7 +169,7 @@ def _reached(
     for spec in specs:
         seed, result = str(spec.run.seed), results.get(spec.run_id, RunResult())
         at["lowest"][seed] = _finite(lowest(result))
-        if ended(result):
+        if is_conclusive(result):
             at["steps"][seed], at["seconds"][seed] = reached(result, target) or (None, None)
         if result.get("outcome") == "diverged":
             at["diverged"].append(seed)
@@ -234,8 +234,8 @@ def score_in_words(found: Profiled) -> str:
 
 
 def so_far(
-    stage: Stage, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> list[Said]:
+    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
+) -> list[str]:
     """Say how many targets are set and how many methods have a configuration and a score by now."""
     phases = Phases(config, results)
     scored = [
@@ -248,7 +248,7 @@ def so_far(
         f"{len(config.profiles.methods)} methods {len(phases.scored)} have a configuration and {len(scored)} "
         "all their scored runs"
     )
-    return [Said(words, NAME, "")]
+    return [words]
 
 
 def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
@@ -257,20 +257,43 @@ def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> Run
     return {"val_loss": 2.0, "initial_loss": 5.0, "curve": [[spec.run.steps, 2.0, 1.0]]}
 
 
-STAGE = Stage(
-    name=NAME,
-    runs=runs,
-    decide=decide,
-    headline=headline,
-    so_far=so_far,
-    invented=invented,
-    flips=lambda stage, name, decision: None,
-    concludes=True,
-    title="Time to a target on every workload",
-    about="Each method has one configuration for all workloads. How soon does it reach the loss that a "
-    "yardstick, tuned on each workload by itself, set?",
-    resolved=pin_texts,
-    question=lambda config: config.profiles.question,
-    shows="profiles",
-    pictures=("profiles", "ratios"),
-)
+class Profiles(Stage):
+    """How soon each method, in one configuration for all workloads, reaches a tuned yardstick's loss."""
+
+    name = NAME
+    title = "Time to a target on every workload"
+    about = (
+        "Each method has one configuration for all workloads. How soon does it reach the loss that a "
+        "yardstick, tuned on each workload by itself, set?"
+    )
+    concludes = True
+    shows = "profiles"
+    pictures = ("profiles", "ratios")
+
+    def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
+        return runs(config, earlier, results)
+
+    def decide(
+        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
+    ) -> Decision:
+        return decide(config, specs, results, earlier)
+
+    def headline(self, track: ProfilesTrack) -> str:
+        return headline(track)
+
+    def lead_in(self, name: str, decision: Decision) -> str:
+        return told_of(name, decision["tracks"])
+
+    def so_far(
+        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
+    ) -> list[str]:
+        return so_far(config, specs, results, earlier)
+
+    def resolve(self, config: Config, say: Callable[[str], None]) -> Config:
+        return pin_texts(config, say)
+
+    def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
+        return invented(config, scenario, spec, nth)
+
+
+STAGE = Profiles()

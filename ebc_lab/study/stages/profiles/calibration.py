@@ -20,7 +20,7 @@ from ebc_lab.config.schema import HORIZON, Config
 from ebc_lab.records.decisions import Target
 from ebc_lab.records.spec import RunSpec, track_of
 
-from ..rules import Results, edge_of, ended, val_loss
+from ..rules import Results, edge_of, is_conclusive, val_loss
 from ..runs import specs_made, waiting
 from ..search import Point, Search
 from .plan import NAME, point_in_short, points_of, run_at, steps_of
@@ -147,7 +147,7 @@ class Phases:
             ran = [
                 dict(point)
                 for point, runs in grid.tried.items()
-                if any(ended(self.results.get(s.run_id)) for s in runs)
+                if any(is_conclusive(self.results.get(s.run_id)) for s in runs)
             ]
             if ran and not grid.open:
                 best = min(ran, key=lambda point: self._rank(method, point))

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
-from ebc_lab.config.choices import changed, shaped
+from ebc_lab.config.choices import changed, with_size
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.identity import number
 from ebc_lab.config.schema import Config, MethodConfig, ProfiledWorkloadConfig, RunConfig
@@ -43,7 +43,7 @@ def run_at(
     """Return a method's run on a workload, `times` as long as those that set the target."""
     base = run_part(config)
     plain = replace(base, evaluate=["val"], stabilizer=replace(base.stabilizer, name="none"))
-    run = shaped(changed(plain, with_text(base, workload.settings)), workload)
+    run = with_size(changed(plain, with_text(base, workload.settings)), workload)
     run = changed(run, method.at(point))
     every = steps_of(config, workload, 1 / config.profiles.evaluations)
     return replace(run, steps=steps_of(config, workload, times), eval_every=every)

@@ -21,7 +21,7 @@ from ebc_lab.records.decisions import RateSensitivity
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
-from ..rules import Results, ended, val_loss
+from ..rules import Results, is_conclusive, val_loss
 from ..statistics import CONFIDENCE, window
 
 MOST = 4.0  # ratio up to which a profile is drawn and scored
@@ -48,7 +48,7 @@ def reached(result: RunResult | None, target: float) -> tuple[int, float] | None
 def times_of(specs: Sequence[RunSpec], results: Results, target: float) -> list[tuple[float, float]]:
     """Return steps and seconds to the target of the runs that ended by themselves, infinite for a miss."""
     there = [results.get(s.run_id) for s in specs]
-    found = [reached(result, target) for result in there if ended(result)]
+    found = [reached(result, target) for result in there if is_conclusive(result)]
     return [found_ or (math.inf, math.inf) for found_ in found]
 
 
@@ -141,5 +141,5 @@ def _mean(specs: Sequence[RunSpec], results: Results, *, capped: bool) -> float:
         start = result.get("initial_loss")
         loss = val_loss(results.get(spec.run_id))
         first = start if start is not None and math.isfinite(start) else math.inf
-        losses.append(min(loss, first) if capped and ended(result) else loss)
+        losses.append(min(loss, first) if capped and is_conclusive(result) else loss)
     return statistics.fmean(losses)
