@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ebc_lab.config.checks import least_target_kl
 from ebc_lab.config.identity import round3
@@ -41,16 +41,18 @@ TARGET = "target_kl"
 PUBLISHED_TARGETS = (0.03, 0.05, 0.07)  # nats per token
 
 
-def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """Plan the target KL grid of each track and budget, and up to `max_extra` more: beyond the edge that the
-    best lies on, or to bring the median c into the band."""
-    tracks = tracks_of(decisions, "calibrate")
-    swept = [decisions["lr_sweep"]["tracks"][name] for name in tracks]
-    return [s for track in swept for search in _searches(config, track, results) for s in search.specs]
+def mean_loss(specs: Sequence[RunSpec], results: Results) -> float:
+    """Return the mean validation loss over a point's seeds, infinite where one of them did not complete."""
+    return statistics.fmean(losses_of(specs, results))
+
+
+def band_aimed_at(config: Config) -> list[float] | None:
+    """Return where the rule wants the median c; None where it goes by the loss alone."""
+    return config.study.band if config.calibrate.choose == "band" else None
 
 
 def _searches(config: Config, track: SweepTrack, results: Results) -> list[Search]:
-    """Search the best target KL of one track under each budget."""
+    """Return a track's searches for the best target KL, one for each budget."""
     return [_search(config, track, budget, results) for budget in config.calibrate.budgets]
 
 
@@ -61,7 +63,7 @@ def _search(config: Config, track: SweepTrack, budget: str, results: Results) ->
     def run_at(target_kl: float, seed: int) -> RunConfig:
         return ebc_run(config, track, settings.steps, seed, scale, budget=budget, target_kl=target_kl)
 
-    def specs(point: Point) -> list[RunSpec]:
+    def runs_of(point: Point) -> list[RunSpec]:
         runs = [run_at(point[TARGET], seed) for seed in range(first, first + settings.seeds)]
         return [spec_of("calibrate", "ebc", run, scale, usual=config.finals.steps) for run in runs]
 
@@ -75,7 +77,7 @@ def _search(config: Config, track: SweepTrack, budget: str, results: Results) ->
     if settings.delta_grid == "natural":
         targets = [round3(m * track["natural_kl"]) for m in settings.multiples]
     grid: list[Point] = [{TARGET: x} for x in sorted({max(target, round3(least)) for target in targets})]
-    search = Search(grid, specs, results, {TARGET: 2.0}, mean_loss, prefer_low=TARGET, fitted=fitted)
+    search = Search(grid, runs_of, results, {TARGET: 2.0}, mean_loss, prefer_low=TARGET, fitted=fitted)
     if settings.choose == "loss":
         search.grow(settings.max_extra, by_spacing=True)
     else:  # c rises with the target; the stage's own seed says where it lies
@@ -87,64 +89,22 @@ def _c(spec: RunSpec, results: Results) -> float | None:
     return c_median(results.get(spec.run_id))
 
 
-def band_aimed_at(config: Config) -> list[float] | None:
-    """Return where the rule wants the median c; None where it goes by the loss alone."""
-    return config.study.band if config.calibrate.choose == "band" else None
-
-
-def mean_loss(specs: Sequence[RunSpec], results: Results) -> float:
-    """Return the mean validation loss over the seeds of a point, infinite where one of them did not
-    complete."""
-    return statistics.fmean(losses_of(specs, results))
-
-
 def _bound(spec: RunSpec) -> str:
-    """Write the aggregate behind a surrogate; `l2` bounds nothing, and is labelled so wherever it
-    is shown."""
+    """Return the aggregate behind a surrogate, in brackets; empty for other budgets. `l2` bounds nothing, and
+    is labelled so wherever it is shown."""
     aggregate = spec.run.budget.aggregate
     if spec.run.budget.name != "surrogate":
         return ""
     return f" ({aggregate}, not a bound)" if aggregate == "l2" else f" ({aggregate})"
 
 
-def decide(
-    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> Decision:
-    """Choose the target KL (and the budget) of each track: lowest mean validation loss; or, by the band, the
-    lowest with the median c inside it, else the nearest to it."""
-    settings = config.calibrate
-    low, high = config.study.band
-    tracks: dict[str, CalibratedTrack] = {}
-    notes: list[str] = []
-    for track, swept in earlier["lr_sweep"]["tracks"].items():
-        decided = _decided(config, _searches(config, swept, results), results, swept)
-        if decided is None:
-            continue
-        tracks[track] = decided
-        if settings.choose == "band" and not decided["in_band"]:
-            notes.append(f"{track}: no median c fell into {low:g}–{high:g}; the nearest was taken")
-        if settings.choose == "loss" and decided["edge"]:
-            notes.append(f"{track}: δ* {decided['delta_star']:g} is the {decided['edge']}est tried")
-    refuse_without_tracks(tracks, "calibrate", specs, results)
-    rule = (
-        f"at LR ×{settings.lr_scale:g}: the lowest validation loss over a grid of δ*, which grows, at most "
-        f"{settings.max_extra} times, while its best point lies on an edge; c is reported, not aimed at"
-    )
-    if settings.choose == "band":
-        rule = (
-            f"at LR ×{settings.lr_scale:g}: lowest validation loss among those with median c in "
-            f"{low:g}–{high:g}; none inside: bisect or extend by 2, {settings.max_extra} runs at most, "
-            "then the nearest"
-        )
-    return make_decision("calibrate", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
-
-
 def _decided(
     config: Config, searches: Sequence[Search], results: Results, swept: SweepTrack
 ) -> CalibratedTrack | None:
-    """Decide for one track, from its searches; None where no δ* completed under all of its seeds."""
+    """Return what is decided for one track; None where no δ* completed under all of its seeds."""
     by_loss = config.calibrate.choose == "loss"
-    loss = {runs[0].run_id: mean_loss(runs, results) for search in searches for runs in search.tried.values()}
+    tried = [runs for search in searches for runs in search.tried.values()]
+    loss = {runs[0].run_id: mean_loss(runs, results) for runs in tried}  # the first seed stands for a δ*
 
     def outside(spec: RunSpec) -> float:
         return band_distance(_c(spec, results), config.study.band)
@@ -152,24 +112,22 @@ def _decided(
     def rank(spec: RunSpec) -> tuple[float, float]:
         return 0.0 if by_loss else outside(spec), loss[spec.run_id]
 
-    stands = [runs[0] for search in searches for runs in search.tried.values()]  # for its δ*
-    usable = [s for s in stands if math.isfinite(outside(s)) and math.isfinite(loss[s.run_id])]
+    first = (runs[0] for runs in tried)
+    usable = [s for s in first if math.isfinite(outside(s)) and math.isfinite(loss[s.run_id])]
     if not usable:
         return None
-    ranked = [s for s in usable if rank(s)[0] == 0]
-    if not by_loss:
-        ranked.sort(key=rank)
     by_rank = sorted(usable, key=rank)
+    ranked = [s for s in (usable if by_loss else by_rank) if rank(s)[0] == 0]
     chosen = {s.run.budget.name: s for s in reversed(by_rank)}  # budget -> its best run
     winner = by_rank[0]
     target_kl = winner.run.budget.target_kl
-    searched = next(search for search in searches if winner in search.specs)
-    tried = {runs[0].run.budget.target_kl: runs for runs in searched.tried.values()}
-    losses = {target: mean_loss(tried[target], results) for target in sorted(tried)}
+    alike = [runs for runs in tried if runs[0].run.budget.name == winner.run.budget.name]
+    alike.sort(key=lambda runs: runs[0].run.budget.target_kl)
+    losses = {runs[0].run.budget.target_kl: loss[runs[0].run_id] for runs in alike}
     # a target of which a run failed or was lost says nothing of the window
-    whole = {
-        target for target, runs in tried.items() if all(is_conclusive(results.get(s.run_id)) for s in runs)
-    }
+    unknown = {runs[0].run.budget.target_kl for runs in alike if not conclusive(runs, results)}
+    known = {x: nats for x, nats in losses.items() if x not in unknown}
+    finite = {f"{x:g}": nats for x, nats in losses.items() if math.isfinite(nats)}
     ranked_losses = {s.run_id: loss[s.run_id] for s in ranked}
     return {
         "budget": winner.run.budget.name,
@@ -180,7 +138,7 @@ def _decided(
         "run_id": winner.run_id,
         "val_loss": loss[winner.run_id],
         "seeds": config.calibrate.seeds,
-        "losses": {f"{target:g}": nats for target, nats in losses.items() if math.isfinite(nats)},
+        "losses": finite,
         "edge": edge_of(list(losses), target_kl) if len(losses) > 1 else None,
         "delta_window": window(known),
         "c_median": _c(winner, results),
@@ -193,40 +151,12 @@ def _decided(
     }
 
 
-def headline(track: CalibratedTrack) -> str:
-    """Write a decided track in one line."""
-    return (
-        f"KL budget δ* {track['delta_star']:g} nats per token "
-        f"({track['times_natural']:.2f} × the natural KL), "
-        f"enforced by budget={track['budget']}{track['bound']}, "
-        f"median clip coefficient c {track['c_median']:.2f}, validation loss {track['val_loss']:.4f}; "
-        f"δ* window {in_octaves(track['delta_window'])}"
-    )
-
-
-def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-    """Invent a result: the best loss, or the median c inside the band, comes after the grid and
-    `scenario.extra` more runs."""
-    settings = config.calibrate
-    natural = settings.delta_grid == "natural"
-    points = len(settings.multiples if natural else PUBLISHED_TARGETS)
-    if settings.choose == "band":
-        return {"c_median": 0.6 if nth >= points - 1 + scenario.extra else 0.1}
-    best = nth // settings.seeds
-    behind = abs(best - (points // 2 if not scenario.extra else points - 2 + scenario.extra))
-    return {"c_median": 0.6, "val_loss": 2.0 + 0.001 * behind}
-
-
 def _reach(track: CalibratedTrack) -> str:
     span = track["delta_window"]
     assert span is not None
     ends = open_ends(span)
     reach = f"{span['low']:.3g} to {span['high']:.3g} nats, loss within {WINDOW_NATS:g} of the best"
     return reach + (f"; at least: open at the {ends} end" if ends else "")
-
-
-def _overlooked(chosen: CalibratedTrack, candidate: Candidate, candidates: Sequence[Candidate]) -> str:
-    return held_back_by_its_seeds(candidate, candidates, chosen) or outside_the_band(chosen, candidate)
 
 
 class Calibrate(Choice):
@@ -255,21 +185,66 @@ class Calibrate(Choice):
     pictures = ("calibrate",)
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        return runs(config, earlier, results)
+        """Return the grid of target KLs of each track and budget, and up to `max_extra` more: beyond the edge
+        that the best lies on, or such as bring the median c into the band."""
+        swept = [earlier["lr_sweep"]["tracks"][name] for name in tracks_of(earlier, self.name)]
+        return [s for track in swept for search in _searches(config, track, results) for s in search.specs]
 
     def decide(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
     ) -> Decision:
-        return decide(config, specs, results, earlier)
+        """Choose the target KL (and the budget) of each track: that with the lowest mean validation loss; or,
+        by the band, the lowest with the median c inside it, else the nearest to it."""
+        settings = config.calibrate
+        low, high = config.study.band
+        tracks: dict[str, CalibratedTrack] = {}
+        notes: list[str] = []
+        for track, swept in earlier["lr_sweep"]["tracks"].items():
+            decided = _decided(config, _searches(config, swept, results), results, swept)
+            if decided is None:
+                continue
+            tracks[track] = decided
+            if settings.choose == "band" and not decided["in_band"]:
+                notes.append(f"{track}: no median c fell into {low:g}–{high:g}; the nearest was taken")
+            if settings.choose == "loss" and decided["edge"]:
+                notes.append(f"{track}: δ* {decided['delta_star']:g} is the {decided['edge']}est tried")
+        refuse_without_tracks(tracks, self.name, specs, results)
+        rule = (
+            f"at LR ×{settings.lr_scale:g}: the lowest validation loss over a grid of δ*, which grows, at "
+            f"most {settings.max_extra} times, while its best point lies on an edge; c is reported, not "
+            "aimed at"
+        )
+        if settings.choose == "band":
+            rule = (
+                f"at LR ×{settings.lr_scale:g}: lowest validation loss among those with median c in "
+                f"{low:g}–{high:g}; none inside: bisect or extend by 2, {settings.max_extra} runs at most, "
+                "then the nearest"
+            )
+        return make_decision(self.name, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
     def headline(self, track: CalibratedTrack) -> str:
-        return headline(track)
+        return (
+            f"KL budget δ* {track['delta_star']:g} nats per token "
+            f"({track['times_natural']:.2f} × the natural KL), "
+            f"enforced by budget={track['budget']}{track['bound']}, "
+            f"median clip coefficient c {track['c_median']:.2f}, validation loss {track['val_loss']:.4f}; "
+            f"δ* window {in_octaves(track['delta_window'])}"
+        )
 
     def why_not(self, chosen: CalibratedTrack, candidate: Candidate, candidates: Sequence[Candidate]) -> str:
-        return _overlooked(chosen, candidate, candidates)
+        return held_back_by_its_seeds(candidate, candidates, chosen) or outside_the_band(chosen, candidate)
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        return invented(config, scenario, spec, nth)
+        """Return figures by which the best loss, or the median c inside the band, comes after the grid and
+        `scenario.extra` more runs."""
+        settings = config.calibrate
+        natural = settings.delta_grid == "natural"
+        points = len(settings.multiples if natural else PUBLISHED_TARGETS)
+        if settings.choose == "band":
+            return {"c_median": 0.6 if nth >= points - 1 + scenario.extra else 0.1}
+        best = nth // settings.seeds
+        behind = abs(best - (points // 2 if not scenario.extra else points - 2 + scenario.extra))
+        return {"c_median": 0.6, "val_loss": 2.0 + 0.001 * behind}
 
 
 STAGE = Calibrate()

@@ -38,19 +38,8 @@ HELD = "constant"  # the shape without a warm-up
 FEW = 4  # arms whose best points a headline has room for
 
 
-def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """Plan every point of every arm's grid, at the stage's seeds; the grids grow as their runs end."""
-    specs: list[RunSpec] = []
-    for track in ready(config, decisions, "tune"):
-        for source in dict.fromkeys(arm.init for arm in tuned_arms(config).values() if arm.init):
-            specs += _sources(config, decisions, track, source)
-        for searched in _searches(config, decisions, results, track).values():
-            specs += searched.specs if searched else []
-    return specs
-
-
 def _sources(config: Config, decisions: Mapping[str, Decision], track: str, label: str) -> list[RunSpec]:
-    """Plan the runs of an arm from whose weights those of another start, one for each seed."""
+    """Return the runs of an arm from whose weights those of another start, one for each seed."""
     return [source_of(config, decisions, track, "tune", label, seed) for seed in _seeds(config)]
 
 
@@ -66,7 +55,8 @@ def tuned_arms(config: Config) -> dict[str, ArmConfig]:
 def _searches(
     config: Config, decisions: Mapping[str, Decision], results: Results, track: str
 ) -> dict[str, Search | None]:
-    """Search each arm as far as the results tell; None where it starts from weights that are not there."""
+    """Return each arm's search as far as the results tell; None where it starts from weights that are not
+    there."""
     margin = config.tune.race_sigmas * decisions["lr_sweep"]["tracks"][track]["sigma"]
 
     def race(runs: list[RunSpec], rivals: Rivals) -> list[RunSpec]:
@@ -74,12 +64,11 @@ def _searches(
 
     searches: dict[str, Search | None] = {}
     for label, arm in tuned_arms(config).items():
+        searches[label] = None
         sources = _sources(config, decisions, track, arm.init) if arm.init else []
-        can_start = all(math.isfinite(loss) for loss in losses_of(sources, results))
-        runs_of = runs_maker(config, decisions, track, label, results)
-        searches[label] = (
-            search(config.tune, arm, runs_of, results, race if margin else None) if can_start else None
-        )
+        if all(math.isfinite(loss) for loss in losses_of(sources, results)):
+            runs_of = runs_maker(config, decisions, track, label, results)
+            searches[label] = search(config.tune, arm, runs_of, results, race if margin else None)
     return searches
 
 
@@ -90,22 +79,19 @@ def runs_maker(
     any, must be there."""
     arm = config.ablation.arms[label]
 
-    def runs_of(point: Point) -> list[RunSpec]:
-        runs = []
-        for seed in _seeds(config):
-            run, scale = arm_run(config, decisions, track, arm, config.tune.steps, seed, point)
-            run = replace(run, evaluate=["val"])
-            if arm.init:
-                source = source_of(config, decisions, track, "tune", arm.init, seed)
-                run = started(run, source, results) or run
-            runs.append(RunSpec("tune", label, _name(label, point), scale, run, of_track=track))
-        return runs
+    def made(point: Point, seed: int) -> RunSpec:
+        run, scale = arm_run(config, decisions, track, arm, config.tune.steps, seed, point)
+        run = replace(run, evaluate=["val"])
+        if arm.init:
+            source = source_of(config, decisions, track, "tune", arm.init, seed)
+            run = started(run, source, results) or run
+        return RunSpec("tune", label, _name(label, point), scale, run, of_track=track)
 
-    return runs_of
+    return lambda point: [made(point, seed) for seed in _seeds(config)]
 
 
 def _name(label: str, point: Point) -> str:
-    """Name an arm at a point of its grid: `muon_lr0p016_w0p167_cosine`."""
+    """Return the name of an arm at a point of its grid: `muon_lr0p016_w0p167_cosine`."""
     return label + "".join(f"_{_value(key, value)}" for key, value in point.items())
 
 
@@ -125,14 +111,15 @@ def search(
     results: Results,
     race: Race | None = None,
 ) -> Search:
-    """Search an arm as far as the results tell. Where its runs race, the middles of the grids come first."""
+    """Return an arm's search as far as the results tell. Where its runs race, the middles of the grids come
+    first."""
     begun = begun_with(tune, arm)
     rates = [key for key in RATES if key in arm.tune]
     searched = Search(
         middles(begun) if race else begun,
         runs_of,
         results,
-        ratios={key: ratio_of(values) for key, values in arm.tune.items() if key in GROWING},
+        ratios={key: last_ratio(values) for key, values in arm.tune.items() if key in GROWING},
         prefer_low=rates[0] if rates else "",
         fitted=_fitted,
         canonical=without_idle,
@@ -158,8 +145,8 @@ def search(
 
 
 def begun_with(tune: TuneConfig, arm: ArmConfig) -> list[Point]:
-    """List the points that a search starts from: every combination, or, one setting after the other, those of
-    the settings that grow, at the first warm-up and shape."""
+    """Return the points that a search starts from: every combination, or, one setting after the other, those
+    of the settings that grow, at the first warm-up and shape."""
     if tune.search == "grid":
         return points(arm.tune)
     return points({k: values if k in GROWING else values[:1] for k, values in arm.tune.items()})
@@ -175,13 +162,13 @@ def middles(points: Sequence[Point]) -> list[Point]:
     return found
 
 
-def ratio_of(grid: Sequence[float]) -> float:
-    """Return how far apart the values of a grid are; 2 where it has one."""
+def last_ratio(grid: Sequence[float]) -> float:
+    """Return the ratio of the two last values of a grid; 2 where it has one."""
     return float(grid[-1] / grid[-2]) if len(grid) > 1 else 2.0
 
 
 def without_idle(point: Mapping[str, Any]) -> Point:
-    """Leave out a point's warm-up where its shape has none."""
+    """Return the point, without its warm-up where its shape has none."""
     return {k: v for k, v in point.items() if k != "warmup_share" or point.get("schedule") != HELD}
 
 
@@ -191,8 +178,8 @@ def _fitted(key: str, value: float) -> float | None:
 
 
 def _shapes(searched: Search, shapes: Sequence[str], rates: Sequence[str], best: Point) -> Iterator[Point]:
-    """Name the best point with every shape. One that never falls is at its best at a lower rate: it is tried
-    there as well."""
+    """Yield the best point with every shape. One that never falls is at its best at a lower rate, so it is
+    tried there as well."""
     if "schedule" not in best:
         return
     yield from ({**best, "schedule": shape} for shape in shapes)
@@ -231,53 +218,8 @@ def _mean(searched: Search, runs: Sequence[RunSpec]) -> float:
 # -- the decision -------------------------------------------------------------------------------------------
 
 
-def decide(
-    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> Decision:
-    """Choose each tuned arm's best point, by the validation loss of its worst seed; one on an edge of its
-    grid is noted."""
-    tracks: dict[str, TunedTrack] = {}
-    notes: list[str] = []
-    every = ready(config, earlier, "tune")
-    for track in every:
-        of_track = told_of(track, every)
-        sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
-        arms: dict[str, TunedArm] = {}
-        for label, searched in _searches(config, earlier, results, track).items():
-            arm = config.ablation.arms[label]
-            if searched is None:
-                raise Undecidable(
-                    f"tune could not be decided: {arm.init}, where {label} starts, has no weights."
-                )
-            arms[label] = _decided(searched, results, sigma)
-            notes += [of_track + note for note in _notes(label, arms[label], arm.tune)]
-        tracks[track] = {"arms": arms, "sigma": sigma}
-    if stopped := sum(results.get(s.run_id, {}).get("outcome") == "raced" for s in specs):
-        notes.append(
-            f"{stopped} of {len(specs)} runs were raced: the luck of the tuning is estimated without their "
-            "points"
-        )
-    seeds = "one seed" if config.tune.seeds == 1 else f"the worst of {config.tune.seeds} seeds"
-    how = "every combination"
-    if config.tune.search == "coordinate":
-        how = "one setting after the other, and the rates next to the best again where another changed"
-    rule = (
-        f"each arm's lowest validation loss over its own grid ({how}), {config.tune.steps} steps, {seeds}, "
-        "as many points for every arm; a grid whose best point lies on an edge grows there by its own ratio, "
-        f"{config.tune.max_extensions} times at most, and while every point diverges its rate goes down"
-    )
-    rule += "; then that of lr, as often, until its window closes" if config.tune.window else ""
-    if config.tune.race_sigmas:
-        rule += (
-            "; the middle of a grid is trained first, and another run of its shape is stopped where its loss "
-            f"on the fixed windows, from {RACED_FROM:.0%} of its steps on, is {config.tune.race_sigmas:g} "
-            "sigma above that of the best finished point at the same step: it has no loss and does not win"
-        )
-    return make_decision("tune", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
-
-
 def _decided(searched: Search, results: Results, sigma: float) -> TunedArm:
-    """Choose the best point of one arm, and measure the learning rates around it."""
+    """Return one arm's best point, and what is known of the points around it."""
     winner = searched.best()
     chosen = winner or dict(next(iter(searched.tried)))
     best = searched.runs(chosen)
@@ -305,7 +247,7 @@ def _decided(searched: Search, results: Results, sigma: float) -> TunedArm:
 
 
 def _untuned(searched: Search) -> str:
-    """Say why an arm has no best point."""
+    """Return why an arm has no best point."""
     rates = [s.run.optimizer.lr for s in searched.specs]
     if searched.lost:
         return f"no rate between {min(rates):.4g} and {max(rates):.4g} completes"
@@ -313,7 +255,7 @@ def _untuned(searched: Search) -> str:
 
 
 def _notes(label: str, arm: TunedArm, grids: Mapping[str, Sequence[Any]]) -> list[str]:
-    """Note what is to be known of an arm's search: that it found nothing, how far it went, on what edge."""
+    """Return notes on an arm's search: that it found nothing, how far it went, on which edges it ended."""
     if "untuned" in arm:
         return [f"{label} could not be tuned: {arm['untuned']}"]
     notes: list[str] = []
@@ -323,9 +265,8 @@ def _notes(label: str, arm: TunedArm, grids: Mapping[str, Sequence[Any]]) -> lis
         ends += [f"up to {max(reached):.4g}"] if reached and max(reached) > grids[key][-1] else []
         notes += [f"{label}: {key} grid grown {' and '.join(ends)}"] if ends else []
     for key, edge in arm["edges"].items():
-        at = f"{label}'s best {key}, {arm['point'][key]:g}"
         where = f"lies on its grid's {edge} edge" if key in GROWING else f"is the {edge}est tried"
-        notes.append(f"{at}, {where}")
+        notes.append(f"{label}'s best {key}, {arm['point'][key]:g}, {where}")
     return notes
 
 
@@ -350,83 +291,49 @@ def _curve(searched: Search, chosen: Point, results: Results) -> tuple[list[Curv
     return curve, window({p["lr"]: math.inf if p["val_loss"] is None else p["val_loss"] for p in curve})
 
 
-def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-    """Invent a result for the forecast: the middle of a grid is best, or its upper end; of a search for one
-    setting after the other, the usual landscape of `_landscape`."""
-    arm = config.ablation.arms[spec.role]
-    if config.tune.search == "coordinate":
-        return {"val_loss": 2.0 + _landscape(arm, scenario, spec)}
-    grid = points(arm.tune)
-    if not scenario.edge:
-        middle = grid[len(grid) // 2]
-        return {"val_loss": 2.0 - (spec.arm == _name(spec.role, middle))}
-    strength = spec.run.stabilizer.strength or 1.0
-    return {"val_loss": 2.0 + 1 / (1 + spec.run.optimizer.lr * strength * spec.run.budget.target_kl)}
-
-
 def _landscape(arm: ArmConfig, scenario: Scenario, spec: RunSpec) -> float:
-    """Return how far an invented run lies above the best: by an octave of the rate the sixth part of a
-    window, more where few runs are expected; the last warm-up and shape are best where more are, and at the
-    most every higher rate is better."""
+    """Return how far above the best an invented run of a search for one setting after the other ends.
+
+    At the most, every higher rate is better. Else an octave of the rate costs the sixth part of a window, or
+    more where few runs are expected; and only there the first shape is best.
+    """
     rates: list[float] = next((arm.tune[k] for k in RATES if k in arm.tune), [1.0])
-    first = arm.tune.get("schedule", [spec.run.lr_schedule.name])[0]
-    usual: bool = spec.run.lr_schedule.name == first
+    first: bool = spec.run.lr_schedule.name == arm.tune.get("schedule", [spec.run.lr_schedule.name])[0]
     rate = spec.lr_scale if "lr_scale" in arm.tune else spec.run.optimizer.lr / arm.lr_scale
     octaves = math.log2(rate / float(rates[-1]))
     if not scenario.merged:
-        return 1 / (100 + octaves) + 0.001 * usual
-    middle = octaves + math.log2(float(rates[-1]) / float(rates[len(rates) // 2]))
-    if not scenario.edge:
-        return abs(middle) + 0.001 * (not usual)
-    return 0.03 * abs(octaves) + 0.001 * usual
-
-
-def headline(track: TunedTrack) -> str:
-    """Write a decided track in one line."""
-    arms = track["arms"]
-    if len(arms) <= FEW:
-        return " · ".join(f"{label} {_best_in_words(arm)}" for label, arm in arms.items())
-    losses = {label: loss for label, arm in arms.items() if (loss := arm["val_loss"]) is not None}
-    best = min(losses, key=lambda label: losses[label], default="none")
-    return f"{len(arms)} arms tuned; {best} has the lowest validation loss"
+        return 1 / (100 + octaves) + 0.001 * first
+    if scenario.edge:
+        return 0.03 * abs(octaves) + 0.001 * first
+    return abs(octaves + math.log2(float(rates[-1]) / float(rates[len(rates) // 2]))) + 0.001 * (not first)
 
 
 def _best_in_words(arm: TunedArm) -> str:
-    """Write `lr 0.008 → 2.6880`, the settings that grow and the validation loss there."""
+    """Return the settings that grow and the validation loss there: `lr 0.008 → 2.6880`."""
     if arm["val_loss"] is None:
         return f"could not be tuned: {arm['untuned']}"
     grown = {k: v for k, v in arm["point"].items() if k in GROWING}
     return f"{point_in_words(grown or arm['point'])} → {arm['val_loss']:.4f}"
 
 
-def so_far(
-    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> list[str]:
-    """Say which arm has the lowest point by now, and how many have one."""
-    said = []
-    every = ready(config, earlier, "tune")
-    for track in every:
-        found: dict[str, tuple[float, Point]] = {}
-        searches = _searches(config, earlier, results, track)
-        for label, searched in searches.items():
-            if searched and (point := searched.best()):
-                found[label] = _mean(searched, searched.runs(point)), point
-        if found:
-            first = min(found, key=lambda label: found[label][0])
-            loss, point = found[first]
-            words = f"{first} is lowest, validation loss {loss:.4f} at {point_in_words(point)}"
-            words += f"; {len(found)} of {len(searches)} arms have a result"
-            said.append(told_of(track, every) + words)
-    return said
-
-
-def _overlooked(chosen: Mapping[str, Any], candidate: Candidate, candidates: Sequence[Candidate]) -> str:
-    """Say why a point of which this seed is lower was not chosen: another seed diverged, or is worse."""
-    losses = [c["val_loss"] for c in seeds_of_arm(candidate, candidates)]
-    known = [loss for loss in losses if loss is not None]
-    if len(known) < len(losses):
-        return held_back_by_its_seeds(candidate, candidates, chosen)
-    return f"its worst seed has {max(known):.4f}" if max(known) > chosen["worst_loss"] else ""
+def _rule(tune: TuneConfig) -> str:
+    seeds = "one seed" if tune.seeds == 1 else f"the worst of {tune.seeds} seeds"
+    how = "every combination"
+    if tune.search == "coordinate":
+        how = "one setting after the other, and the rates next to the best again where another changed"
+    rule = (
+        f"each arm's lowest validation loss over its own grid ({how}), {tune.steps} steps, {seeds}, "
+        "as many points for every arm; a grid whose best point lies on an edge grows there by its own ratio, "
+        f"{tune.max_extensions} times at most, and while every point diverges its rate goes down"
+    )
+    rule += "; then that of lr, as often, until its window closes" if tune.window else ""
+    if tune.race_sigmas:
+        rule += (
+            "; the middle of a grid is trained first, and another run of its shape is stopped where its loss "
+            f"on the fixed windows, from {RACED_FROM:.0%} of its steps on, is {tune.race_sigmas:g} "
+            "sigma above that of the best finished point at the same step: it has no loss and does not win"
+        )
+    return rule
 
 
 class Tune(Choice):
@@ -442,15 +349,48 @@ class Tune(Choice):
     setting = "{arm}"
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        return runs(config, earlier, results)
+        """Return every point of every arm's grid, at the stage's seeds; the grids grow as their runs end."""
+        specs: list[RunSpec] = []
+        for track in ready(config, earlier, self.name):
+            for source in dict.fromkeys(arm.init for arm in tuned_arms(config).values() if arm.init):
+                specs += _sources(config, earlier, track, source)
+            for searched in _searches(config, earlier, results, track).values():
+                specs += searched.specs if searched else []
+        return specs
 
     def decide(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
     ) -> Decision:
-        return decide(config, specs, results, earlier)
+        """Choose each tuned arm's best point, by the validation loss of its worst seed; one on an edge of its
+        grid is noted."""
+        tracks: dict[str, TunedTrack] = {}
+        notes: list[str] = []
+        every = ready(config, earlier, self.name)
+        for track in every:
+            sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
+            arms: dict[str, TunedArm] = {}
+            for label, searched in _searches(config, earlier, results, track).items():
+                arm = config.ablation.arms[label]
+                if searched is None:
+                    raise Undecidable(
+                        f"tune could not be decided: {arm.init}, where {label} starts, has no weights."
+                    )
+                arms[label] = _decided(searched, results, sigma)
+                notes += [told_of(track, every) + note for note in _notes(label, arms[label], arm.tune)]
+            tracks[track] = {"arms": arms, "sigma": sigma}
+        if stopped := sum(results.get(s.run_id, {}).get("outcome") == "raced" for s in specs):
+            words = f"{stopped} of {len(specs)} runs were raced"
+            notes.append(f"{words}: the luck of the tuning is estimated without their points")
+        rule = _rule(config.tune)
+        return make_decision(self.name, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
     def headline(self, track: TunedTrack) -> str:
-        return headline(track)
+        arms = track["arms"]
+        if len(arms) <= FEW:
+            return " · ".join(f"{label} {_best_in_words(arm)}" for label, arm in arms.items())
+        losses = {label: loss for label, arm in arms.items() if (loss := arm["val_loss"]) is not None}
+        best = min(losses, key=lambda label: losses[label], default="none")
+        return f"{len(arms)} arms tuned; {best} has the lowest validation loss"
 
     def headlines(self, decision: Decision) -> list[str]:
         """Return a decision in one line per track. Of points, each of several seeds, some single run nearly
@@ -469,15 +409,47 @@ class Tune(Choice):
     def why_not(
         self, chosen: Mapping[str, Any], candidate: Candidate, candidates: Sequence[Candidate]
     ) -> str:
-        return _overlooked(chosen, candidate, candidates)
+        """Return why a point of which this seed is lower was not chosen: another seed diverged, or is worse;
+        empty where neither is so."""
+        losses = [c["val_loss"] for c in seeds_of_arm(candidate, candidates)]
+        known = [loss for loss in losses if loss is not None]
+        if len(known) < len(losses):
+            return held_back_by_its_seeds(candidate, candidates, chosen)
+        return f"its worst seed has {max(known):.4f}" if max(known) > chosen["worst_loss"] else ""
 
     def so_far(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
     ) -> list[str]:
-        return so_far(config, specs, results, earlier)
+        """Return which arm has the lowest point by now, and how many have one."""
+        said = []
+        every = ready(config, earlier, self.name)
+        for track in every:
+            searches = _searches(config, earlier, results, track)
+            found = {
+                label: (_mean(searched, searched.runs(point)), point)
+                for label, searched in searches.items()
+                if searched and (point := searched.best())
+            }
+            if found:
+                first = min(found, key=lambda label: found[label][0])
+                loss, point = found[first]
+                words = f"{first} is lowest, validation loss {loss:.4f} at {point_in_words(point)}"
+                words += f"; {len(found)} of {len(searches)} arms have a result"
+                said.append(told_of(track, every) + words)
+        return said
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        return invented(config, scenario, spec, nth)
+        """Return a loss by which the middle of a grid is best, or its upper end; of a search for one setting
+        after the other that of `_landscape`."""
+        arm = config.ablation.arms[spec.role]
+        if config.tune.search == "coordinate":
+            return {"val_loss": 2.0 + _landscape(arm, scenario, spec)}
+        grid = points(arm.tune)
+        if not scenario.edge:
+            middle = grid[len(grid) // 2]
+            return {"val_loss": 2.0 - (spec.arm == _name(spec.role, middle))}
+        strength = spec.run.stabilizer.strength or 1.0
+        return {"val_loss": 2.0 + 1 / (1 + spec.run.optimizer.lr * strength * spec.run.budget.target_kl)}
 
 
 STAGE = Tune()

@@ -77,13 +77,13 @@ def _search(config: Config, arm: str, name: str, made: dict[Any, list[RunSpec]],
         return math.inf if found is None else found
 
     grid: list[Point] = [{CONSTANT: float(constant)} for constant in unit.grid]
-    ratio = ratio_of(unit.grid)
+    ratio = mean_ratio(unit.grid)
     search = Search(grid, runs_of, results, {CONSTANT: ratio}, mean, prefer_low=CONSTANT, fitted=fitted)
     search.grow(0 if unit.starts else config.carry.max_extensions)
     return search
 
 
-def ratio_of(grid: Sequence[float]) -> float:
+def mean_ratio(grid: Sequence[float]) -> float:
     """Return the mean ratio of a grid's neighbours, which rounded values show better than two of them."""
     return float((grid[-1] / grid[0]) ** (1 / (len(grid) - 1)))
 

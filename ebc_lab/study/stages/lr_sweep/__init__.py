@@ -32,66 +32,37 @@ from ..statistics import noise as noise_floor
 from .fair_control import control_in_words, control_remark, control_search, fair_control
 
 
-def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """Plan the grid of every (optimizer, projection) and its extensions; then, for the kept tracks and at the
-    length of `long_steps`, constant rates, their winner's replicates, and the search for the fair control.
-    """
-    sweep = config.lr_sweep
-    pairs = itertools.product(sweep.optimizers, sweep.projections)
-    grids = {"_".join(pair): _grid(config, pair, results) for pair in pairs}
-    if not waiting(_runs_of(grids), results):  # only then is known which tracks are triaged: they do not grow
-        for track in untriaged(config, sweep_winners(_runs_of(grids), results), results):
-            grids[track].grow(sweep.max_extensions)
-    specs = _runs_of(grids)
-    if waiting(specs, results):
-        return specs
-    winners = sweep_winners(specs, results)
-    for track in kept_tracks(config, winners, results):
-        won = winners[track].run
-        pair = (won.optimizer.name, won.projection.name)
-        specs += _baselines(config, pair, won.optimizer.lr, results)
-        specs += control_search(config, pair, won.optimizer.lr, results)
-    return specs
-
-
 def _runs_of(grids: Mapping[str, Search]) -> list[RunSpec]:
     return [s for grid in grids.values() for s in grid.specs]
 
 
 def _grid(config: Config, pair: Searched, results: Results) -> Search:
-    rates: list[Point] = [{"lr": lr} for lr in config.lr_sweep.grids[pair[0]]]
-    return Search(rates, lambda p: [_grid_run(config, pair, p["lr"])], results, {"lr": 2.0}, prefer_low="lr")
-
-
-def _grid_run(config: Config, pair: Searched, lr: float) -> RunSpec:
     sweep = config.lr_sweep
-    run = searched_run(config, pair, lr, sweep.steps, config.study.stage_seed, 1.0)
-    return sweep_spec(config, "grid", scheduled(run, config.study.lr_schedule, sweep.warmup), 1.0)
+
+    def runs_of(point: Point) -> list[RunSpec]:
+        run = searched_run(config, pair, point["lr"], sweep.steps, config.study.stage_seed, 1.0)
+        return [sweep_spec(config, "grid", scheduled(run, config.study.lr_schedule, sweep.warmup), 1.0)]
+
+    return Search([{"lr": lr} for lr in sweep.grids[pair[0]]], runs_of, results, {"lr": 2.0}, prefer_low="lr")
 
 
 def _baselines(config: Config, pair: Searched, lr: float, results: Results) -> list[RunSpec]:
-    """Plan constant rates around the grid's best `lr`, and replicates of the best of them."""
+    """Return the runs at constant rates around the grid's best `lr`, and replicates of the best of them."""
     sweep = config.lr_sweep
-    seed = config.study.stage_seed
+    first = config.study.stage_seed
 
-    def constant(scale: float, seed: int, role: str) -> RunSpec:
-        run = searched_run(config, pair, lr, sweep.long_steps, seed, scale)
-        return sweep_spec(config, role, run, scale)
+    def constant(scale: float, seed: int = first, role: str = "baseline") -> RunSpec:
+        return sweep_spec(config, role, searched_run(config, pair, lr, sweep.long_steps, seed, scale), scale)
 
-    scales: list[Point] = [{"scale": scale} for scale in sweep.baseline_scales]
-    search = Search(
-        scales,
-        lambda p: [constant(p["scale"], seed, "baseline")],
-        results,
-        {"scale": 2.0},
-        prefer_low="scale",
-    )
+    def runs_of(point: Point) -> list[RunSpec]:
+        return [constant(point["scale"])]
+
+    scales = [{"scale": scale} for scale in sweep.baseline_scales]
+    search = Search(scales, runs_of, results, {"scale": 2.0}, prefer_low="scale")
     search.grow(sweep.max_extensions if len(scales) > 1 else 0)
     winner = None if search.open else search.best()
-    if winner is None:
-        return search.specs
-    seeds = range(seed + 1, seed + sweep.replicates + 1)
-    return search.specs + [constant(winner["scale"], seed, "replicate") for seed in seeds]
+    seeds = range(first + 1, first + sweep.replicates + 1) if winner else ()
+    return search.specs + [constant(winner["scale"], seed, "replicate") for seed in seeds if winner]
 
 
 def sweep_winners(grid: Sequence[RunSpec], results: Results) -> dict[str, RunSpec]:
@@ -120,79 +91,41 @@ def triaged(config: Config, losses: Mapping[str, float], track: str) -> bool:
     return losses[track] > min(losses.values()) * (1 + config.lr_sweep.skip_threshold)
 
 
-def decide(
-    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> Decision:
-    """Choose the best baseline learning rate of each track, and measure the noise, the natural KL and the
-    fair control."""
-    grid = [s for s in specs if s.role == "grid"]
-    winners = sweep_winners(grid, results)
-    refuse_without_tracks(winners, "lr_sweep", grid, results)
-    continued = kept_tracks(config, winners, results)
-    tracks: dict[str, SweepTrack] = {}
-    dropped = []
-    for track in continued:
-        try:
-            of_track = [s for s in specs if s.track == track]
-            tracks[track] = _decided(config, winners[track], of_track, results)
-        except Undecidable as why:
-            dropped.append(str(why))
-    if not tracks:
-        raise Undecidable(" ".join(dropped))
-    pairs = _pairs(config, grid, winners, results, continued)
-    _add_dropped(tracks, pairs)
-    scales = config.lr_sweep.baseline_scales
-    constant = f"a constant rate {scales[0]:g} times the grid's best (no other is tried)"
-    if len(scales) > 1:
-        constant = "the best of several constant rates around the grid's best"
-    rule = (
-        f"the lowest validation loss on the grid; then, at the length of the finals, {constant}, and the "
-        "fair control, whose peak, warm-up and shape are tuned one after the other; a grid whose best point "
-        f"lies on an edge grows by a factor 2, at most {config.lr_sweep.max_extensions} times, the grid of "
-        f"the control's peaks at most {config.lr_sweep.control_extensions} times; sigma is the standard "
-        "deviation over fresh replicate seeds of the baseline"
-    )
-    notes = [*_notes(config, tracks, pairs), *dropped]
-    return make_decision(
-        "lr_sweep", rule, config, specs, results, earlier, tracks=tracks, pairs=pairs, notes=notes
-    )
-
-
 def _decided(config: Config, winner: RunSpec, specs: Sequence[RunSpec], results: Results) -> SweepTrack:
-    """Decide for one track, from its runs. Raises Undecidable."""
-    of_role = _by_role(specs)
-    baseline = best(of_role["baseline"], results)
-    control = best(of_role["control"], results)
+    """Return what is decided for one track, from its runs. Raises Undecidable."""
+    by_role = _by_role(specs)
+    baseline = best(by_role["baseline"], results)
+    control = best(by_role["control"], results)
     if baseline is None or control is None:
         lacking = "a constant" if baseline is None else "a scheduled"
         raise Undecidable(
             f"lr_sweep could not decide: no run of {winner.track} with {lacking} learning rate completed."
         )
-    decided = _without_control(config, winner, baseline, of_role, results)
-    decided["control"] = fair_control(config, control, of_role["control"], rate_of(baseline), results)
+    decided = _without_control(config, winner, baseline, by_role, results)
+    decided["control"] = fair_control(config, control, by_role["control"], rate_of(baseline), results)
     return cast(SweepTrack, decided)
 
 
 def _by_role(specs: Sequence[RunSpec]) -> dict[str, list[RunSpec]]:
-    of_role: dict[str, list[RunSpec]] = {role: [] for role in ("grid", "baseline", "replicate", "control")}
+    by_role: dict[str, list[RunSpec]] = {role: [] for role in ("grid", "baseline", "replicate", "control")}
     for spec in specs:
-        of_role[spec.role].append(spec)
-    return of_role
+        by_role[spec.role].append(spec)
+    return by_role
 
 
 def _without_control(
     config: Config,
     winner: RunSpec,
     baseline: RunSpec,
-    of_role: Mapping[str, Sequence[RunSpec]],
+    by_role: Mapping[str, Sequence[RunSpec]],
     results: Results,
 ) -> dict[str, Any]:
     """Return all of a decided track but its fair control. Raises Undecidable."""
-    grid = of_role["grid"]
-    noise, natural = _replicated(baseline, of_role["replicate"], results)
+    grid = by_role["grid"]
+    noise, natural = _replicated(baseline, by_role["replicate"], results)
     sigma = statistics.stdev(noise)
     same_run = baseline.run_id in {s.run_id for s in grid}
-    tried = grid if same_run else of_role["baseline"]  # runs of another length or schedule tell nothing
+    tried = grid if same_run else by_role["baseline"]  # runs of another length or schedule tell nothing
     rates = [rate_of(s) for s in grid]
     return {
         "optimizer": winner.run.optimizer.name,
@@ -212,22 +145,8 @@ def _without_control(
         "sigma": sigma,
         "replicate_losses": noise,
         "natural_kl": statistics.median(natural),
-        "descent_median": _descent(of_role["replicate"], results),
+        "descent_median": _descent(by_role["replicate"], results),
     }
-
-
-def settled(config: Config, specs: Sequence[RunSpec], results: Results) -> dict[str, Any]:
-    """Return each track without its control, whose search may go on, once its baseline and the replicates
-    are known."""
-    winners = sweep_winners([s for s in specs if s.role == "grid"], results)
-    tracks: dict[str, Any] = {}
-    for name in dict.fromkeys(s.track for s in specs if s.role == "replicate"):
-        of_role = _by_role([s for s in specs if s.track == name])
-        baseline = best(of_role["baseline"], results)
-        if baseline is not None and not waiting(of_role["replicate"], results):
-            with suppress(Undecidable):
-                tracks[name] = _without_control(config, winners[name], baseline, of_role, results)
-    return tracks
 
 
 def _replicated(
@@ -258,85 +177,51 @@ def _pairs(
     grid: Sequence[RunSpec],
     winners: Mapping[str, RunSpec],
     results: Results,
-    continued: Sequence[str],
+    tracks: Mapping[str, SweepTrack],
+    kept: Sequence[str],
 ) -> list[Pair]:
-    """List every (optimizer, projection), the best first, and whether it was kept."""
+    """Return every (optimizer, projection), the best first: whether it was kept, how far it lies behind the
+    best of the decided tracks on the grid, in nats and in σ, and whether one run each could tell them
+    apart."""
     losses = {t: val_loss(results[w.run_id]) for t, w in winners.items()}
-    pairs: list[Pair] = [
-        {
-            "track": t,
-            "lr": w.run.optimizer.lr,
-            "val_loss": losses[t],
-            "triaged": triaged(config, losses, t),
-            "kept": t in continued,
+    leader = tracks[next(t for t in winners if t in tracks)]
+    floor = noise_floor(leader["replicate_losses"])
+    pairs: list[Pair] = []
+    for track in dict.fromkeys([*winners, *(s.track for s in grid)]):
+        loss = losses.get(track)
+        behind = None if loss is None else loss - leader["grid"]["val_loss"]
+        pair: Pair = {
+            "track": track,
+            "lr": rate_of(winners[track]) if track in winners else None,
+            "val_loss": loss,
+            "triaged": loss is None or triaged(config, losses, track),
+            "kept": track in kept,
+            "behind": behind,
+            "behind_sigma": behind / floor["sigma"] if behind is not None and floor["sigma"] else None,
+            "told_apart": behind is not None and abs(behind) >= (floor["detectable"] or math.inf),
         }
-        for t, w in winners.items()
-    ]
-    for track in dict.fromkeys(s.track for s in grid):
-        if track not in winners:
-            pairs.append({"track": track, "lr": None, "val_loss": None, "triaged": True, "kept": False})
+        pairs.append(pair)
+    for decided in tracks.values():
+        dropped = [p for p in pairs if not p["kept"]] if decided is leader else []
+        decided["dropped"] = [{**p, "detectable": floor["detectable"]} for p in dropped]
     return pairs
 
 
-def _add_dropped(tracks: Mapping[str, SweepTrack], pairs: list[Pair]) -> None:
-    """Say of every pair how far it lies behind the best on the grid, `behind` in nats and `behind_sigma`, and
-    whether one run each could tell them apart; and give the best track those that were `dropped` for it."""
-    best = next((t for p in pairs if (t := p["track"]) in tracks), None)
-    if best is None:
-        return
-    floor = noise_floor(tracks[best]["replicate_losses"])
-    first = tracks[best]["grid"]["val_loss"]
-    for pair in pairs:
-        loss = pair["val_loss"]
-        behind = None if loss is None else loss - first
-        pair["behind"] = behind
-        pair["behind_sigma"] = behind / floor["sigma"] if behind is not None and floor["sigma"] else None
-        pair["told_apart"] = behind is not None and abs(behind) >= (floor["detectable"] or math.inf)
-    for name, track in tracks.items():
-        dropped = [p for p in pairs if not p["kept"] and name == best]
-        track["dropped"] = [{**p, "detectable": floor["detectable"]} for p in dropped]
-
-
-def so_far(
-    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> list[str]:
-    """Say who leads on the grids; once these are done, for each track that goes on, what its baseline and its
-    control would be now."""
-    grid = [s for s in specs if s.role == "grid"]
-    winners = sweep_winners(grid, results)
-    if not winners:
-        return []
-    said = [_on_the_grid(grid, winners, results)]
-    if waiting(grid, results):
-        return said
-    for track in kept_tracks(config, winners, results):
-        of_role = _by_role([s for s in specs if s.track == track])
-        for role, called in (("baseline", "best constant rate"), ("control", "best schedule")):
-            if lead := best(of_role[role], results):
-                words = f"{called} lr {rate_of(lead):g}, {val_loss(results[lead.run_id]):.4f}"
-                several = sum(map(math.isfinite, losses_of(of_role[role], results))) > 1
-                said.append(words + " (the only one so far)" * (not several))
-    return said
-
-
 def _on_the_grid(grid: Sequence[RunSpec], winners: Mapping[str, RunSpec], results: Results) -> str:
-    """Say which run of the grids leads, or won, and the next track; of a single track, the next rate."""
+    """Return which run of the grids leads, or won, and how far behind the next track is; of a single track,
+    the next rate."""
     lead, *others = winners.values()
-    leads = "leads" if waiting(grid, results) else "won the grid"
-    mine = val_loss(results[lead.run_id])
-    at = f"{optimizer(lead.track)} at lr {rate_of(lead):g}"
+    loss = val_loss(results[lead.run_id])
+    first = f"{optimizer(lead.track)} at lr {rate_of(lead):g}"
     none_yet = [t for t in dict.fromkeys(s.track for s in grid) if t not in winners]
     but = f" (nothing yet of {', '.join(map(optimizer, none_yet))})" if none_yet else ""
-    second = best([s for s in grid if s.run_id != lead.run_id], results)
-    if others:
-        gap = val_loss(results[others[0].run_id]) - mine
-        next_best = f"{optimizer(others[0].track)} at lr {rate_of(others[0]):g}"
-    elif second is not None:
-        gap = val_loss(results[second.run_id]) - mine
-        next_best = f"lr {rate_of(second):g}"
-    else:
-        return f"{at} is the only result yet, validation loss {mine:.4f}{but}"
-    return f"{at} {leads}, {gap:.4f} nats ahead of {next_best}{but}"
+    second = others[0] if others else best([s for s in grid if s.run_id != lead.run_id], results)
+    if second is None:
+        return f"{first} is the only result yet, validation loss {loss:.4f}{but}"
+    leads = "leads" if waiting(grid, results) else "won the grid"
+    whose = f"{optimizer(second.track)} at " if others else ""
+    gap = val_loss(results[second.run_id]) - loss
+    return f"{first} {leads}, {gap:.4f} nats ahead of {whose}lr {rate_of(second):g}{but}"
 
 
 def _times(count: int, what: str) -> str:
@@ -352,7 +237,7 @@ def _note_of_dropped(best: str, pair: Pair) -> str:
 
 
 def _dropped_in_words(pair: Pair) -> str:
-    """Write `muon_none, 0.0412 nats behind on the grid, not told apart by one run each`."""
+    """Return `muon_none, 0.0412 nats behind on the grid, not told apart by one run each`."""
     if pair["behind"] is None:
         return f"{pair['track']}, of which no grid run completed"
     unsure = "" if pair["told_apart"] else NOT_APART
@@ -389,36 +274,6 @@ def _notes(config: Config, tracks: Mapping[str, SweepTrack], pairs: Sequence[Pai
     return notes + [f"{p['track']}: {behind}" for p in pairs if p["triaged"] and p["val_loss"] is not None]
 
 
-def follow_up(config: Config, spec: RunSpec) -> RunSpec | None:
-    """Return the grid point that would follow if this extension wins, unless it is the last one allowed."""
-    if spec.role != "grid":
-        return None
-    grid = config.lr_sweep.grids[spec.run.optimizer.name]
-    lr = spec.run.optimizer.lr
-    if lr > max(grid):
-        further = 2 * lr
-    elif lr < min(grid):
-        further = lr / 2
-    else:
-        return None
-    reach = 2.0**config.lr_sweep.max_extensions * (1 + 1e-6)
-    if not min(grid) / reach <= further <= max(grid) * reach:
-        return None
-    return _grid_run(config, (spec.run.optimizer.name, spec.run.projection.name), further)
-
-
-def headline(track: SweepTrack) -> str:
-    """Write a decided track in one line."""
-    dropped = "".join(f"; dropped: {_dropped_in_words(pair)}" for pair in track["dropped"])
-    which = "the only constant rate tried" if len(track["ranked"]) == 1 else "best constant rate"
-    seeds = _times(len(track["replicate_losses"]), "seed")
-    return (
-        f"baseline ({which}): lr {track['lr']:g}, validation loss {track['val_loss']:.4f}, σ "
-        f"(its spread over {seeds}) {track['sigma']:.4f}; natural KL (of a step without EBC) "
-        f"{track['natural_kl']:.4g} nats{control_in_words(track)}{dropped}"
-    )
-
-
 def _edge(track: SweepTrack) -> str:
     if len(track["ranked"]) == 1:
         return "constant; no other was tried"
@@ -452,26 +307,108 @@ class LRSweep(Choice):
     pictures = ("lr_sweep",)
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        return runs(config, earlier, results)
+        """Return the grid of every (optimizer, projection) and its extensions; then, for the kept tracks and
+        at the length of `long_steps`, constant rates, their winner's replicates, and the runs of the search
+        for the fair control."""
+        sweep = config.lr_sweep
+        pairs = itertools.product(sweep.optimizers, sweep.projections)
+        grids = {"_".join(pair): _grid(config, pair, results) for pair in pairs}
+        specs = _runs_of(grids)
+        if waiting(specs, results):
+            return specs
+        # which tracks are triaged, and do not grow, is known once every grid is
+        for track in untriaged(config, sweep_winners(specs, results), results):
+            grids[track].grow(sweep.max_extensions)
+        specs = _runs_of(grids)
+        if waiting(specs, results):
+            return specs
+        winners = sweep_winners(specs, results)
+        for track in kept_tracks(config, winners, results):
+            won = winners[track].run
+            pair = (won.optimizer.name, won.projection.name)
+            specs += _baselines(config, pair, won.optimizer.lr, results)
+            specs += control_search(config, pair, won.optimizer.lr, results)
+        return specs
 
     def decide(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
     ) -> Decision:
-        return decide(config, specs, results, earlier)
+        """Choose the best baseline learning rate of each track, and measure the noise, the natural KL and the
+        fair control."""
+        grid = [s for s in specs if s.role == "grid"]
+        winners = sweep_winners(grid, results)
+        refuse_without_tracks(winners, self.name, grid, results)
+        kept = kept_tracks(config, winners, results)
+        tracks: dict[str, SweepTrack] = {}
+        undecided = []
+        for track in kept:
+            try:
+                of_track = [s for s in specs if s.track == track]
+                tracks[track] = _decided(config, winners[track], of_track, results)
+            except Undecidable as why:
+                undecided.append(str(why))
+        if not tracks:
+            raise Undecidable(" ".join(undecided))
+        pairs = _pairs(config, grid, winners, results, tracks, kept)
+        sweep = config.lr_sweep
+        constant = f"a constant rate {sweep.baseline_scales[0]:g} times the grid's best (no other is tried)"
+        if len(sweep.baseline_scales) > 1:
+            constant = "the best of several constant rates around the grid's best"
+        rule = (
+            f"the lowest validation loss on the grid; then, at the length of the finals, {constant}, and the "
+            "fair control, whose peak, warm-up and shape are tuned one after the other; a grid whose best "
+            f"point lies on an edge grows by a factor 2, at most {sweep.max_extensions} times, the grid of "
+            f"the control's peaks at most {sweep.control_extensions} times; sigma is the standard "
+            "deviation over fresh replicate seeds of the baseline"
+        )
+        notes = [*_notes(config, tracks, pairs), *undecided]
+        return make_decision(
+            self.name, rule, config, specs, results, earlier, tracks=tracks, pairs=pairs, notes=notes
+        )
 
     def headline(self, track: SweepTrack) -> str:
-        return headline(track)
+        dropped = "".join(f"; dropped: {_dropped_in_words(pair)}" for pair in track["dropped"])
+        which = "the only constant rate tried" if len(track["ranked"]) == 1 else "best constant rate"
+        seeds = _times(len(track["replicate_losses"]), "seed")
+        return (
+            f"baseline ({which}): lr {track['lr']:g}, validation loss {track['val_loss']:.4f}, σ "
+            f"(its spread over {seeds}) {track['sigma']:.4f}; natural KL (of a step without EBC) "
+            f"{track['natural_kl']:.4g} nats{control_in_words(track)}{dropped}"
+        )
 
     def so_far(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
     ) -> list[str]:
-        return so_far(config, specs, results, earlier)
-
-    def follow_up(self, config: Config, spec: RunSpec) -> RunSpec | None:
-        return follow_up(config, spec)
+        """Return who leads on the grids and, once these are done, what the baseline and the control of each
+        track that goes on would be now."""
+        grid = [s for s in specs if s.role == "grid"]
+        winners = sweep_winners(grid, results)
+        if not winners:
+            return []
+        said = [_on_the_grid(grid, winners, results)]
+        if waiting(grid, results):
+            return said
+        for track in kept_tracks(config, winners, results):
+            by_role = _by_role([s for s in specs if s.track == track])
+            for role, called in (("baseline", "best constant rate"), ("control", "best schedule")):
+                if lead := best(by_role[role], results):
+                    words = f"{called} lr {rate_of(lead):g}, {val_loss(results[lead.run_id]):.4f}"
+                    several = sum(map(math.isfinite, losses_of(by_role[role], results))) > 1
+                    said.append(words + " (the only one so far)" * (not several))
+        return said
 
     def settled(self, config: Config, specs: Sequence[RunSpec], results: Results) -> dict[str, Any]:
-        return settled(config, specs, results)
+        """Return each track whose baseline and replicates are known, without its control, whose search may go
+        on."""
+        winners = sweep_winners([s for s in specs if s.role == "grid"], results)
+        tracks: dict[str, Any] = {}
+        for name in dict.fromkeys(s.track for s in specs if s.role == "replicate"):
+            by_role = _by_role([s for s in specs if s.track == name])
+            baseline = best(by_role["baseline"], results)
+            if baseline is not None and not waiting(by_role["replicate"], results):
+                with suppress(Undecidable):
+                    tracks[name] = _without_control(config, winners[name], baseline, by_role, results)
+        return tracks
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
         """Return the usual figures; at the most, another warm-up or shape than the control's first wins, so

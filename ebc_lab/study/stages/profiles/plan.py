@@ -6,7 +6,6 @@ A workload's settings come first and a method's after them, so that a method mea
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import replace
 
 from ebc_lab.config.choices import changed, with_size
@@ -14,20 +13,20 @@ from ebc_lab.config.dicts import run_part
 from ebc_lab.config.identity import number
 from ebc_lab.config.schema import Config, MethodConfig, ProfiledWorkloadConfig, RunConfig
 
-from ..runs import texts_pinned, with_text
+from ..runs import with_text
 from ..search import Point
 
 NAME = "profiles"
 
 
 def points_of(method: MethodConfig) -> list[Point]:
-    """List every combination of a method's grid, one without settings where it has none."""
+    """Return every combination of a method's grid; the one point without settings where it has none."""
     values = itertools.product(*method.grid.values())
     return [dict(zip(method.grid, combination, strict=True)) for combination in values]
 
 
 def point_in_short(point: Point) -> str:
-    """Write a point as names of runs have it: `_lr0p001_horizon0p5`."""
+    """Return a point as the names of runs have it: `_lr0p001_horizon0p5`."""
     values = {key.rpartition(".")[2]: value for key, value in point.items()}
     return "".join(f"_{k}{v if isinstance(v, str) else number(v)}" for k, v in values.items())
 
@@ -47,9 +46,3 @@ def run_at(
     run = changed(run, method.at(point))
     every = steps_of(config, workload, 1 / config.profiles.evaluations)
     return replace(run, steps=steps_of(config, workload, times), eval_every=every)
-
-
-def pin_texts(config: Config, say: Callable[[str], None]) -> Config:
-    """Fill in the checksums of those workloads that have data or tokens of their own."""
-    workloads = texts_pinned(config, NAME, config.profiles.workloads, say)
-    return replace(config, profiles=replace(config.profiles, workloads=workloads))
