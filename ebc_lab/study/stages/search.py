@@ -24,7 +24,7 @@ def worst_loss(runs: Sequence[RunSpec], results: Results) -> float:
 
 
 def conclusive(runs: Iterable[RunSpec], results: Results) -> bool:
-    """Tell whether each of these runs says something about its settings: none failed, or was lost."""
+    """Return whether each of these runs says something about its settings: none failed, or was lost."""
     return all(is_conclusive(results.get(s.run_id)) for s in runs)
 
 
@@ -78,17 +78,17 @@ class Search:
 
     @property
     def specs(self) -> list[RunSpec]:
-        """Return the runs of all points, in the order in which these are listed."""
+        """The runs of all points, in the order in which these are listed."""
         return list(itertools.chain(*self.tried.values()))
 
     @property
     def open(self) -> bool:
-        """Tell whether a run has no result yet."""
+        """True while a run has no result."""
         return waiting(self.specs, self.results)
 
     @property
     def lost(self) -> bool:
-        """Tell whether no point completed though none failed: each diverged with one of its seeds."""
+        """True where no point completed though none failed: each diverged with one of its seeds."""
         return self.best() is None and conclusive(self.specs, self.results)
 
     def runs(self, point: Mapping[str, Any]) -> list[RunSpec]:
@@ -102,7 +102,7 @@ class Search:
         """Return the point with the lowest score, the first of equal ones; None where no score is finite."""
         points = map(dict, self.tried)
         found = min(points, key=lambda p: (self.score_of(p), p.get(self.prefer_low, 0)), default=None)
-        return found if found and math.isfinite(self.score_of(found)) else None
+        return found if found is not None and math.isfinite(self.score_of(found)) else None
 
     def alike(self, point: Mapping[str, Any]) -> list[Point]:
         """Return the points that differ from this one only in settings whose grids may grow."""
@@ -115,14 +115,14 @@ class Search:
         return {p[key]: self.runs(p) for p in map(dict, self.tried) if rest.items() <= p.items()}
 
     def edge(self, point: Mapping[str, Any], key: str) -> str | None:
-        """Name the end of its grid that a point lies on; None within it, and where one value was tried."""
+        """Return the end of its grid that a point lies on; None within it, and where one value was tried."""
         values = {p[key] for p in self.alike(point)}
         return edge_of([*values], point[key]) if len(values) > 1 else None
 
     # -- steps -----------------------------------------------------------------------------------------------
 
     def add(self, points: Iterable[Point], *, grown: bool = False) -> bool:
-        """Try those points that were not tried before. -> whether there were any.
+        """Try those points that were not tried before, and return whether there were any.
 
         Their runs race against the points that are there now, all of which have their results, and never
         against what happens to be finished when a run is planned.
@@ -142,7 +142,7 @@ class Search:
         self.tried = first | self.tried
 
     def step(self, near: Callable[[Point], Iterable[Point]], *, grown: bool = False) -> bool:
-        """Try the points that `near` names from the best one. -> whether there were any new ones."""
+        """Try the points that `near` makes of the best one, and return whether there were any new ones."""
         best = None if self.open else self.best()
         return best is not None and self.add(near(best), grown=grown)
 

@@ -87,7 +87,7 @@ def kept_tracks(config: Config, winners: Mapping[str, RunSpec], results: Results
 
 
 def triaged(config: Config, losses: Mapping[str, float], track: str) -> bool:
-    """Tell whether a track lies more than `skip_threshold` (relative) behind the best."""
+    """Return whether a track lies more than `skip_threshold` (relative) behind the best."""
     return losses[track] > min(losses.values()) * (1 + config.lr_sweep.skip_threshold)
 
 

@@ -20,15 +20,15 @@ from ..search import Point, Search
 
 
 def control_run(config: Config, track: SweepTrack, steps: int, seed: int, scale: float) -> RunConfig:
-    """Build a track's plain run on the fair control's schedule, which keeps its warm-up in steps."""
+    """Return a track's plain run on the fair control's schedule, which keeps its warm-up in steps."""
     run = plain_run(config, track, steps, seed, scale)
     return replace(run, lr_schedule=replace(run.lr_schedule, **track["control"]["lr_schedule"]))
 
 
 def control_search(config: Config, pair: Searched, lr: float, results: Results) -> list[RunSpec]:
-    """Plan plain schedules around the grid's best `lr`, one factor at a time: the peak, the warm-up, the
-    shape, and the peak once more where one of these two changed. Each factor starts from the best run so
-    far."""
+    """Return plain runs on schedules around the grid's best `lr`, one factor after the other: the peak, the
+    warm-up, the shape, and the peak once more where one of these two changed. Each factor starts from the
+    best run so far."""
     sweep = config.lr_sweep
     plain = partial(searched_run, config, pair, lr, sweep.long_steps, config.study.stage_seed)
     shapes = sweep.control_shapes
@@ -53,7 +53,7 @@ def control_search(config: Config, pair: Searched, lr: float, results: Results) 
 def fair_control(
     config: Config, winner: RunSpec, points: Sequence[RunSpec], baseline_lr: float, results: Results
 ) -> Control:
-    """Describe the fair control, and everything that it was chosen from."""
+    """Return what a decision holds of the fair control, and of everything that it was chosen from."""
     # it is used where anything in the study is compared with it, or runs on its schedule
     compared = {"calibrate", "controller_search", "lr_scale", "finals"} & set(config.study.stages)
     schedule = winner.run.lr_schedule
@@ -86,7 +86,7 @@ def fair_control(
 
 
 def control_in_words(track: SweepTrack) -> str:
-    """Write the fair control; empty where nothing in the study is compared with it."""
+    """Return a clause about the fair control; empty where nothing in the study is compared with it."""
     control = track["control"]
     if not control.get("used", True):
         return ""
@@ -102,7 +102,7 @@ def _worse(track: SweepTrack) -> str:
 
 
 def schedule_in_words(schedule: Mapping[str, Any]) -> str:
-    """Write `trapezoid, 100 steps of warm-up`."""
+    """Return `trapezoid, 100 steps of warm-up`."""
     return f"{schedule['name'].replace('_', ' ')}, {schedule['warmup_steps']} steps of warm-up"
 
 

@@ -75,7 +75,7 @@ class Phases:
     # -- targets
 
     def yardstick(self, workload: str) -> Search:
-        """Try the yardstick's points on a workload, at the horizon of the target."""
+        """Return the search over the yardstick's points on a workload, at the horizon of the target."""
         name = self.profiles.yardstick
         return Search(
             points_of(self.profiles.methods[name]),
@@ -121,7 +121,7 @@ class Phases:
     # -- configurations
 
     def grid(self, method: str) -> Search:
-        """Try a method's points, each on the workloads of the calibration."""
+        """Return the search over a method's points, each on the workloads of the calibration."""
         settings = self.profiles.methods[method]
 
         def runs_of(point: Point) -> list[RunSpec]:
@@ -219,7 +219,7 @@ def edges_of(grid: Mapping[str, Sequence[Any]], point: Mapping[str, Any]) -> dic
 
 
 def target_of(phases: Phases, workload: str, loss: float | None) -> Target:
-    """Describe a workload's target; the best times to it come with the scores."""
+    """Return what a decision holds of a workload's target; the best times to it come with the scores."""
     profiles = phases.profiles
     point = phases.best(workload)
     again = {s.run.seed: phases.lowest_completed(s) for s in phases.again(workload)}
