@@ -109,7 +109,7 @@ def judged(
 ) -> Decision:
     """The finals' decision at the look where they stop: each look has more seeds than the one before."""
     specs = next((s for s in looks if not compare_arms.next_seeds(config, s, results, decisions)), looks[-1])
-    return finals.decide(config, specs, results, decisions)
+    return finals.STAGE.decide(config, specs, results, decisions)
 
 
 def simulate(
@@ -153,7 +153,7 @@ def seeds_of(config: Config, decisions: dict[str, Decision]) -> list[list[RunSpe
     looks: list[list[RunSpec]] = []
     results: dict[str, Any] = {}
     while len(looks) < len(compare_arms.looks(config)):  # played with results that leave everything open
-        looks.append(finals.runs(config, decisions, results))
+        looks.append(finals.STAGE.runs(config, decisions, results))
         results |= {s.run_id: _open(s) for s in looks[-1]}
     return looks
 
@@ -183,7 +183,7 @@ def answered(
     mine = config.ablation.mine.arms
     decisions = decided(config) | {"tune": _tuned(config, draw)}
     del decisions["calibrate"], decisions["lr_scale"]
-    specs = ablation.runs(config, decisions, {})
+    specs = ablation.STAGE.runs(config, decisions, {})
     found = dict.fromkeys(("better", "worse", "level", "undecided", "any"), 0.0)
     for _ in range(studies):
         decisions["tune"] = _tuned(config, draw)
@@ -191,7 +191,7 @@ def answered(
         for spec in specs if worse else ():
             if spec.arm in mine and results[spec.run_id]["test_loss"] is not None:
                 results[spec.run_id]["test_loss"] += worse
-        decision = ablation.decide(config, specs, cast(Results, results), decisions)
+        decision = ablation.STAGE.decide(config, specs, cast(Results, results), decisions)
         [track] = decision["tracks"].values()
         verdicts = {answer["verdict"] for answer in track["answers"].values()}
         for verdict in verdicts:

@@ -275,7 +275,7 @@ def _resolve(
         config = replace(config, data=replace(config.data, file=corpus.source))
     config = replace(config, device=chosen_device(config.device))
     for stage in config.study.stages:
-        config = stage_of(stage).resolved(config, say)
+        config = stage_of(stage).resolve(config, say)
     chosen: dict[str, str] = {}
     if any(is_open(config, k) for k in CHOSEN):
         on_node = config.launcher.name == "slurm"

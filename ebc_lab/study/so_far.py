@@ -24,7 +24,7 @@ from ebc_lab.records.paths import StudyFiles
 
 from .stages.rules import Undecidable
 from .stages.runs import distinct
-from .stages.stage import ResultsOf, Said, planned_runs, stage_of
+from .stages.stage import ResultsOf, planned_runs, stage_of
 
 NOTHING = "nothing to compare yet"
 
@@ -36,7 +36,7 @@ class OutlookRecord(TypedDict):
     at: float  # seconds since the epoch
     left_s: float | None  # from then on; None before a run has finished
     stage: str
-    said: list[list[str]]
+    said: list[str]
     ended: int
     runs: int
 
@@ -46,7 +46,7 @@ class SoFar:
     """What is known of the stage that is open: `ended` of about `runs` of its training runs are there."""
 
     stage: str
-    said: list[Said]
+    said: list[str]
     ended: int
     runs: int
 
@@ -59,7 +59,7 @@ class SoFar:
 
     def _words(self, running: Sequence[Mapping[str, Any]]) -> str:
         if self.said:
-            return "; ".join(said.words for said in self.said)
+            return "; ".join(self.said)
         shown = next((r for r in running if r.get("val_loss") is not None), None)
         if shown is None:
             return NOTHING
@@ -88,12 +88,10 @@ def so_far(
     specs, results = planned_runs(stage, config, decisions, results_of)
     training = [s for s in distinct(specs) if s.kind == "train"]
     ended = sum(s.run_id in results for s in training)
-    said: list[Said] = []
+    said: list[str] = []
     if ended:
-        try:
-            said = stage_of(stage).so_far(stage_of(stage), config, specs, results, decisions)
-        except Undecidable:  # not from these results yet
-            said = []
+        with suppress(Undecidable):  # not from these results yet
+            said = stage_of(stage).so_far(config, specs, results, decisions)
     runs = max(len(training), (expected or {}).get(stage, 0))
     return SoFar(stage, said, ended, runs)
 
@@ -107,7 +105,7 @@ def leave_outlook(files: StudyFiles, known: SoFar, left_s: float | None) -> None
             "at": time.time(),
             "left_s": left_s,
             "stage": known.stage,
-            "said": [list(said) for said in known.said],
+            "said": known.said,
             "ended": known.ended,
             "runs": known.runs,
         }
@@ -119,12 +117,11 @@ def outlook(files: StudyFiles, holder: Mapping[str, Any] | None) -> tuple[SoFar,
     where it has said nothing yet, or nobody holds it."""
     try:
         told: OutlookRecord = read_json(files.outlook_file, OutlookRecord)
-        said = [Said(*one) for one in told["said"]]
-    except (OSError, UserError, TypeError):
+    except (OSError, UserError):
         return None
     if holder is None or told["driver"] != holder:
         return None
     left_s = told["left_s"]
     if left_s is not None:
         left_s = max(left_s - (time.time() - told["at"]), 1.0)
-    return SoFar(told["stage"], said, told["ended"], told["runs"]), left_s
+    return SoFar(told["stage"], told["said"], told["ended"], told["runs"]), left_s

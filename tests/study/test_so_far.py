@@ -4,19 +4,16 @@ import itertools
 from unittest.mock import Mock
 
 import pytest
-from early_lines import judged, moments
 from support.played import by_lr, config_of, decided, decided_through, done, played
 
 from ebc_lab.cli.screen import View
 from ebc_lab.config.compose import compose
-from ebc_lab.config.identity import recorded_environment
 from ebc_lab.records.locks import study_lock
 from ebc_lab.study.autopilot import Listener, Progress, autopilot
 from ebc_lab.study.inspect.forecast import expected_left
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.so_far import SoFar, leave_outlook, outlook, so_far
 from ebc_lab.study.stages.stage import stage_of
-from ebc_lab.study.store.snapshot import read
 from ebc_lab.study.store.study import Study
 
 
@@ -122,26 +119,6 @@ def test_every_stage_of_a_suite_says_something_while_its_last_run_trains(suite):
         assert not told(config, decisions, without).startswith("nothing")
         decisions[stage] = stage_of(stage).decide(config, specs, results, decisions)
     assert so_far(config, decisions, lambda specs: {}) is None
-
-
-def test_a_finished_studys_lines_end_with_its_decisions(finished):
-    study = finished[1].study
-    snapshot = read(study)
-    with recorded_environment(snapshot.header["environment"]):
-        lines = judged(list(moments(snapshot)))
-    assert [m.at for m in lines] == sorted(m.at for m in lines)
-    assert lines[0].at < lines[-1].at
-    last = {}
-    for moment in lines:
-        last |= {(moment.known.stage, said.claim): said.holds for said in moment.known.said}
-        if moment.known.said:
-            assert moment.known.ended > 0
-    swept = study.decisions()["lr_sweep"]["tracks"]["adam_none"]
-    assert last["lr_sweep", "adam_none control"] in ("", swept["control"]["run_id"])
-    [won] = [
-        c for c in study.decisions()["lr_sweep"]["candidates"] if c["run_id"] == last["lr_sweep", "grid"]
-    ]
-    assert won["lr"] == swept["grid"]["lr"]
 
 
 def test_without_a_terminal_the_line_is_told_once_something_can_be_compared(capsys):

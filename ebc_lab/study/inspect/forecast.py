@@ -48,9 +48,9 @@ ASSUMED = f"6·N·tokens and attention at {UTILISATION:.0%} of the {PEAK / 1e12:
 OPEN = "0" * 64  # a checksum that is not known yet
 USUAL = 2.0  # the best loss that is invented where none is known
 SCENARIOS = (
-    Scenario("min", edge=False, extra=0, merged=True, open=False),
-    Scenario("expected", edge=True, extra=1, merged=True, open=True),
-    Scenario("max", edge=True, extra=99, merged=False, open=True),
+    Scenario("min", edge=False, extra=0, merged=True),
+    Scenario("expected", edge=True, extra=1, merged=True),
+    Scenario("max", edge=True, extra=99, merged=False),
 )
 
 
@@ -111,7 +111,7 @@ def _asked(
                 known_best = lowest.get(spec.role, lowest.get("", math.inf))
                 best = 0.99 * known_best if math.isfinite(known_best) else USUAL
                 results[spec.run_id] = _invent(config, scenario, spec, len(results) - first, best)
-        if not new or not stage.grows:
+        if not new:
             return specs
 
 
@@ -125,7 +125,7 @@ def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: f
     else:
         behind = abs(math.log(lr / grid[len(grid) // 2]))  # the middle of the grid wins
     # seeds of EBC's arms that contradict each other leave a verdict undecided
-    luck = 1.0 - 2.0 * (spec.run.seed % 2) if scenario.open and spec.run.stabilizer.name == "ebc" else 0.0
+    luck = 1.0 - 2.0 * (spec.run.seed % 2) if scenario.edge and spec.run.stabilizer.name == "ebc" else 0.0
     result: RunResult = {
         "outcome": "completed",
         "val_loss": best + behind + 1e-6 * spec.run.seed,
@@ -138,7 +138,7 @@ def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: f
         "grad_norm_quantiles": [1.0] * 41,
         "streams": {WEIGHTS: OPEN},
     }
-    figures = stage_of(spec.stage).invented(config, scenario, spec, nth)
+    figures = stage_of(spec.stage).invent(config, scenario, spec, nth)
     result.update(figures)
     if (loss := figures.get("val_loss")) is not None:
         result["val_loss"] = best + loss - USUAL

@@ -21,7 +21,7 @@ from ebc_lab.records.decisions import BestRate, NaturalSteps
 from ebc_lab.workloads.starts import pinned
 from ebc_lab.workloads.text import checked_text
 
-from ..stages.runs import completed, plain_run
+from ..stages.runs import fill_from_baseline, plain_run
 from ..store.study import Study
 from .command import worker_env
 
@@ -83,10 +83,10 @@ def _runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
     seed = config.seeds[0] if config.seeds else base.seed
     for name, arm in config.ablation.all_arms().items():
         run = with_size(plain_run(config, track, base.steps, seed, arm.lr_scale), arm)
-        yield f"arm {name}", completed(changed(run, arm.settings), UNIT)
+        yield f"arm {name}", fill_from_baseline(changed(run, arm.settings), UNIT)
     for name, settings in config.controller_search.candidates.items():
         if isinstance(settings, dict):
-            yield f"candidate {name}", completed(changed(base, settings), UNIT)
+            yield f"candidate {name}", fill_from_baseline(changed(base, settings), UNIT)
     if base.stabilizer.target is None:  # EBC would refuse what the study has yet to find, as a target KL
         base = replace(base, stabilizer=replace(base.stabilizer, name="none"))
     yield "the study's settings", base

@@ -20,14 +20,14 @@ from ebc_lab.records.spec import RunSpec, told_of
 
 from .compare_arms import arms_of, losses, target_figures
 from .rules import Results, Undecidable, divided_in_words, error_divided, losses_of, make_decision
-from .stage import Said, Stage, compared
+from .stage import Decisions, Stage, or_undecided
 from .statistics import Luck, paired, seeds_needed, show_mean
 from .suite import (
+    arm_run,
     contenders,
     luck_between,
     point_of,
     ready,
-    run_of,
     shape_of,
     source_of,
     started,
@@ -63,36 +63,6 @@ TIMED_STEPS = 120  # a side; the measurement stops earlier where a step takes lo
 PLAIN = {"optimizer": {"name": "adam"}, "stabilizer": {"name": "none"}}
 
 
-def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """Plan every arm over the seeds; arms that copy another arm's record, or start from its weights, join as
-    soon as these are there."""
-    specs: list[RunSpec] = []
-    for track in ready(config, decisions, "ablation"):
-        trained: dict[tuple[str, int], RunSpec] = {}
-        arms = config.ablation.all_arms()
-        sources = {arm.init for arm in arms.values()}
-        first = sorted(arms.items(), key=lambda named: named[0] not in sources)
-        for label, arm in first:
-            point = point_of(config, decisions, track, label, arm)
-            if arm.replay or arm.matched or point is None:
-                continue
-            alike, scale = run_of(
-                config, decisions, track, arm, config.ablation.steps, config.seeds[0], point
-            )
-            for seed in config.seeds:
-                run = replace(alike, seed=seed)
-                if label in sources:
-                    trained[label, seed] = source_of(config, decisions, track, "ablation", label, seed)
-                    continue
-                begun = started(run, trained[arm.init, seed], results) if arm.init else run
-                if begun is not None:
-                    trained[label, seed] = _spec(track, label, begun, scale)
-        specs += trained.values()
-        specs += _copies(config, decisions, results, track, trained)
-        specs += measurements(list(trained.values())) if config.ablation.step_cost else []
-    return specs
-
-
 def _spec(track: str, label: str, run: RunConfig, scale: float) -> RunSpec:
     return RunSpec("ablation", label, label, scale, replace(run, evaluate=["val", "test"]), of_track=track)
 
@@ -114,7 +84,7 @@ def _copies(
         if source is None or result is None or result.get("outcome") != "completed":
             continue
         point = {"lr_scale": source.lr_scale} if arm.replay else {}
-        run, scale = run_of(config, decisions, track, arm, config.ablation.steps, seed, point)
+        run, scale = arm_run(config, decisions, track, arm, config.ablation.steps, seed, point)
         if arm.replay:
             run = replace(run, lr_schedule=replace(run.lr_schedule, name="replay", source=source.run_id))
         else:
@@ -176,41 +146,13 @@ def steps_cost(
     return costs | {reference: {"ratio": 1.0, "low": 1.0, "high": 1.0}}
 
 
-def decide(
-    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> Decision:
-    """Measure each arm's figures and its paired difference in test loss from its reference, with a 95%
-    interval."""
-    tracks: dict[str, SuiteTrack] = {}
-    notes: list[str] = []
-    trained = [s for s in specs if s.kind == "train"]
-    every = ready(config, earlier, "ablation")
-    for name in every:
-        arms = _arms(config, [s for s in trained if s.track == name], results, earlier)
-        track: SuiteTrack = {
-            "reference": config.ablation.reference,
-            "arms": arms,
-            "sigma": earlier["lr_sweep"]["tracks"][name]["sigma"],
-        }
-        if config.ablation.step_cost:
-            of_track = [s for s in specs if s.track == name]
-            track["steps_cost"] = steps_cost(list(arms), config.ablation.reference, of_track, results)
-        track["windows"] = windows_of(config, arms, results)
-        track["transfer"] = transfer_of(config, arms, results)
-        likely = contenders(track)
-        track["best_by_seed"] = {str(s): _best_of(likely, results, str(s)) for s in config.seeds}
-        notes += _notes(config, told_of(name, every), track)
-        tracks[name] = track
-    compared = _add_differences(config, tracks, results, earlier)
-    about_mine = add_answers(config, tracks, results, earlier)
-    if all(math.isinf(loss) for loss in losses_of(trained, results)):
-        raise Undecidable("ablation could not be judged: no run completed.")
+def _rule(config: Config, compared: int, about_mine: int, *, tuned: bool) -> str:
     rule = (
         f"test loss after {config.ablation.steps} steps, or as many times that as an arm's size says, paired "
         "by seed with the reference arm, 95% intervals; an arm "
         f"beats its reference by the interval that holds for all {compared} comparisons at once"
     )
-    if "tune" in earlier:
+    if tuned:
         rule += (
             "; the intervals between arms that were tuned apart are widened by what other tuning seeds would "
             "have chosen"
@@ -222,8 +164,7 @@ def decide(
             f"excludes 0, level where it lies within ±{config.finals.margin:g} nats; the rival that the "
             "answer names is the best of the others by the validation loss it was tuned to"
         )
-    rule += divided_in_words(config)
-    return make_decision("ablation", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
+    return rule + divided_in_words(config)
 
 
 def _arms(
@@ -362,31 +303,6 @@ def _figures(arm: Arm, results: Results) -> dict[str, float | None]:
     return figures
 
 
-def headline(track: SuiteTrack) -> str:
-    """Name the arms of which no run ended; then write the answers about arms of one's own, else which arms
-    are told apart from their reference."""
-    answers = [answer["sentence"] for answer in track["answers"].values()]
-    lost = unfinished(track)
-    many = len(track["arms"]) - len(lost)
-    return "; ".join([*lost, *(answers or [f"{many} arm{'s' * (many != 1)}; {told_apart(track)}"])])
-
-
-def so_far(
-    stage: Stage, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> list[Said]:
-    """Say how the arms that a suite asks about lie beside their rival; without any, which arm lies lowest
-    beside its reference. From the seeds that have both runs. Raises Undecidable."""
-    decision = decide(config, specs, results, earlier)
-    said = []
-    for name, track in decision["tracks"].items():
-        for label, rival, d in _told_early(track):
-            seeds = f"from {d['seeds']} of {len(config.seeds)} seeds"
-            words = f"{label} {show_mean(d)} of test loss against {rival}, {seeds}"
-            told = compared(told_of(name, decision["tracks"]) + words, f"{name} {label}", d, joint=True)
-            said.append(told)
-    return said
-
-
 def _told_early(track: SuiteTrack) -> list[tuple[str, str, Difference]]:
     """Return (an arm, its rival, their difference) where the two have a seed in common."""
     found = [(label, answer["rival"], answer["difference"]) for label, answer in track["answers"].items()]
@@ -399,19 +315,104 @@ def _told_early(track: SuiteTrack) -> list[tuple[str, str, Difference]]:
     return [(label, rival, d) for label, rival, d in paired_off if rival]
 
 
-STAGE = Stage(
-    name="ablation",
-    runs=runs,
-    decide=decide,
-    headline=headline,
-    so_far=so_far,
-    concludes=True,
-    title="Ablation",
-    about="Every arm of the suite over the same seeds, each paired with its reference.",
-    question=lambda config: config.ablation.question,
-    shows="arms",
-    pictures=(
+class Ablation(Stage):
+    """Every arm of a suite over the seeds, and how each differs from its reference."""
+
+    name = "ablation"
+    title = "Ablation"
+    about = "Every arm of the suite over the same seeds, each paired with its reference."
+    concludes = True
+    shows = "arms"
+    pictures = (
         *("ablation", "ablation_steps", "ablation_tightness", "kl_curve", "policy"),
         *(part.picture for part in PARTS if part.picture),
-    ),
-)
+    )
+
+    def runs(self, config: Config, decisions: Decisions, results: Results) -> list[RunSpec]:
+        """Return every arm over the seeds; one that copies another's record, or starts from its weights,
+        joins as soon as these are there."""
+        specs: list[RunSpec] = []
+        for track in ready(config, decisions, "ablation"):
+            trained: dict[tuple[str, int], RunSpec] = {}
+            arms = config.ablation.all_arms()
+            sources = {arm.init for arm in arms.values()}
+            first = sorted(arms.items(), key=lambda named: named[0] not in sources)
+            for label, arm in first:
+                point = point_of(config, decisions, track, label, arm)
+                if arm.replay or arm.matched or point is None:
+                    continue
+                alike, scale = arm_run(
+                    config, decisions, track, arm, config.ablation.steps, config.seeds[0], point
+                )
+                for seed in config.seeds:
+                    run = replace(alike, seed=seed)
+                    if label in sources:
+                        trained[label, seed] = source_of(config, decisions, track, "ablation", label, seed)
+                        continue
+                    begun = started(run, trained[arm.init, seed], results) if arm.init else run
+                    if begun is not None:
+                        trained[label, seed] = _spec(track, label, begun, scale)
+            specs += trained.values()
+            specs += _copies(config, decisions, results, track, trained)
+            specs += measurements(list(trained.values())) if config.ablation.step_cost else []
+        return specs
+
+    def decide(
+        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
+    ) -> Decision:
+        """Measure each arm's figures and its paired difference in test loss from its reference, with a 95%
+        interval."""
+        tracks: dict[str, SuiteTrack] = {}
+        notes: list[str] = []
+        trained = [s for s in specs if s.kind == "train"]
+        every = ready(config, earlier, "ablation")
+        for name in every:
+            arms = _arms(config, [s for s in trained if s.track == name], results, earlier)
+            track: SuiteTrack = {
+                "reference": config.ablation.reference,
+                "arms": arms,
+                "sigma": earlier["lr_sweep"]["tracks"][name]["sigma"],
+            }
+            if config.ablation.step_cost:
+                of_track = [s for s in specs if s.track == name]
+                track["steps_cost"] = steps_cost(list(arms), config.ablation.reference, of_track, results)
+            track["windows"] = windows_of(config, arms, results)
+            track["transfer"] = transfer_of(config, arms, results)
+            likely = contenders(track)
+            track["best_by_seed"] = {str(s): _best_of(likely, results, str(s)) for s in config.seeds}
+            notes += _notes(config, told_of(name, every), track)
+            tracks[name] = track
+        compared = _add_differences(config, tracks, results, earlier)
+        about_mine = add_answers(config, tracks, results, earlier)
+        if all(math.isinf(loss) for loss in losses_of(trained, results)):
+            raise Undecidable("ablation could not be judged: no run completed.")
+        rule = _rule(config, compared, about_mine, tuned="tune" in earlier)
+        return make_decision("ablation", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
+
+    def headline(self, track: SuiteTrack) -> str:
+        """Return the arms of which no run ended; then the answers about arms of one's own, else which arms
+        differ from their reference."""
+        answers = [answer["sentence"] for answer in track["answers"].values()]
+        lost = unfinished(track)
+        many = len(track["arms"]) - len(lost)
+        return "; ".join([*lost, *(answers or [f"{many} arm{'s' * (many != 1)}; {told_apart(track)}"])])
+
+    def so_far(
+        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
+    ) -> list[str]:
+        """Say how the arms that a suite asks about lie beside their rival; without any, which arm lies lowest
+        beside its reference. From the seeds that have both runs. Raises Undecidable."""
+        decision = self.decide(config, specs, results, earlier)
+        said = []
+        for name, track in decision["tracks"].items():
+            for label, rival, d in _told_early(track):
+                seeds = f"from {d['seeds']} of {len(config.seeds)} seeds"
+                words = f"{label} {show_mean(d)} of test loss against {rival}, {seeds}"
+                said.append(or_undecided(self.lead_in(name, decision) + words, d, joint=True))
+        return said
+
+    def lead_in(self, name: str, decision: Decision) -> str:
+        return told_of(name, decision["tracks"])
+
+
+STAGE = Ablation()

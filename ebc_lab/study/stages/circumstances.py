@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from ebc_lab.config.choices import under
 from ebc_lab.config.dicts import run_part
@@ -13,26 +12,14 @@ from ebc_lab.config.machine import capabilities
 from ebc_lab.config.schema import CAPABILITIES, Config, RunConfig
 from ebc_lab.records.decisions import Decision, ModeFound, ModesTrack
 from ebc_lab.records.figures import RunResult
-from ebc_lab.records.spec import RunSpec
+from ebc_lab.records.spec import RunSpec, told_of
 
 from .rules import Results, losses_of, make_decision, refuse_without_tracks
-from .stage import Figure, Said, Stage
+from .stage import Decisions, Figure, Scenario, Stage
 
 NAME = "circumstances"
 PLAIN = "none"  # the mode that has to differ, for the comparison to show anything
 NOTHING_SHOWN = "the comparison shows nothing"
-
-
-def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """Plan every mode in every combination of threads, vector instructions and parts of a batch."""
-    settings = config.circumstances
-    specs = []
-    for mode, threads, capability, parts in itertools.product(
-        settings.modes, settings.threads, _instructions(config), settings.parts
-    ):
-        run = _run(config, mode, threads, capability, parts)
-        specs.append(RunSpec(NAME, mode, f"{mode}_t{threads}_{capability}_b{parts}", 1.0, run))
-    return specs
 
 
 def _instructions(config: Config) -> Sequence[str]:
@@ -54,42 +41,6 @@ def _run(config: Config, mode: str, threads: int, capability: str, parts: int) -
         capability=capability,
     )
     return under(plain, mode, parts)
-
-
-def decide(
-    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> Decision:
-    """Count how many different weights each mode ended with, and how far apart their losses are."""
-    settings = config.circumstances
-    instructions = _instructions(config)
-    modes = {mode: _mode([s for s in specs if s.role == mode], results) for mode in settings.modes}
-    tracks: dict[str, ModesTrack] = {specs[0].track: {"modes": modes, "capabilities": list(instructions)}}
-    completed = any(mode["completed"] for mode in modes.values())
-    refuse_without_tracks(tracks if completed else {}, NAME, specs, results)
-    threads, capabilities_tried, parts = (
-        ", ".join(map(str, values)) for values in (settings.threads, instructions, settings.parts)
-    )
-    rule = (
-        f"distinct sha256 of the weights after {settings.steps} steps, seed {settings.seed}, over "
-        f"{threads} threads × {capabilities_tried} × a batch in {parts} parts"
-    )
-    left_out = [name for name in CAPABILITIES if name not in instructions]
-    notes = [f"not tried: {', '.join(left_out)}"] if left_out else []
-    notes += [f"{name}: {text}" for name, mode in modes.items() if (text := _incomplete(mode))]
-    if empty := shows_nothing(modes):
-        notes.append(f"{NOTHING_SHOWN}: {empty}")
-    return make_decision(NAME, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
-
-
-def resolved(config: Config, say: Callable[[str], None]) -> Config:
-    """Fill in the vector instructions of this CPU, where none are given."""
-    settings = config.circumstances
-    if settings.capabilities:
-        return config
-    there = capabilities()
-    if lacking := [name for name in CAPABILITIES if name not in there]:
-        say(f"{NAME}: {', '.join(lacking)} left out, which this CPU lacks")
-    return replace(config, circumstances=replace(settings, capabilities=list(there)))
 
 
 def _mode(specs: Sequence[RunSpec], results: Results) -> ModeFound:
@@ -128,51 +79,98 @@ def _counted(mode: ModeFound) -> str:
     return f"{n} checksum{'' if n == 1 else 's'} in {mode['completed']} runs"
 
 
-def headline(track: ModesTrack) -> str:
-    """Write a decided track in one line."""
+def counts_in_words(track: ModesTrack) -> str:
+    """Return how many different weights each mode ended with, and whether that shows anything."""
     counts = ", ".join(f"{name} {_counted(mode)}" for name, mode in track["modes"].items())
     return f"{counts}; {NOTHING_SHOWN}" if shows_nothing(track["modes"]) else counts
 
 
-def so_far(
-    stage: Stage, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> list[Said]:
-    """Say how many different weights each mode ended with by now."""
-    modes = {
-        mode: _mode([s for s in specs if s.role == mode], results) for mode in config.circumstances.modes
-    }
-    return [
-        Said(f"{name} {_counted(mode)}", name, "several" if mode["checksums"] > 1 else "")
-        for name, mode in modes.items()
-        if mode["completed"]
-    ]
+class Circumstances(Stage):
+    """One run under each mode of determinism, in circumstances that should change nothing."""
 
-
-def invented(config: Config, scenario: Any, spec: RunSpec, nth: int) -> RunResult:
-    """Invent a result for the forecast."""
-    return {"weights_checksum": "" if spec.role != PLAIN else str(nth)}
-
-
-STAGE = Stage(
-    name=NAME,
-    runs=runs,
-    decide=decide,
-    headline=headline,
-    so_far=so_far,
-    figures=tuple(
+    name = "circumstances"
+    title = "One run in many circumstances"
+    about = (
+        "The same run, again and again, in circumstances that should change nothing: are the weights the "
+        "same, to the last bit?"
+    )
+    figures = tuple(
         Figure(f"modes.{mode}.{key}")
         for mode in ("none", "torch", "verity")
         for key in ("checksums", "loss_range")
-    ),
-    grows=False,
-    concludes=True,
-    title="One run in many circumstances",
-    about="The same run, again and again, in circumstances that should change nothing: are the weights the "
-    "same, to the last bit?",
-    resolved=resolved,
-    question=lambda config: (
-        "under which mode of determinism do threads, vector instructions and the split of a "
-        "batch change no bit of the weights?"
-    ),
-    shows="modes",
-)
+    )
+    concludes = True
+    shows = "modes"
+
+    def runs(self, config: Config, decisions: Decisions, results: Results) -> list[RunSpec]:
+        """Plan every mode in every combination of threads, vector instructions and parts of a batch."""
+        settings = config.circumstances
+        specs = []
+        for mode, threads, capability, parts in itertools.product(
+            settings.modes, settings.threads, _instructions(config), settings.parts
+        ):
+            run = _run(config, mode, threads, capability, parts)
+            specs.append(RunSpec(NAME, mode, f"{mode}_t{threads}_{capability}_b{parts}", 1.0, run))
+        return specs
+
+    def decide(
+        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
+    ) -> Decision:
+        """Count how many different weights each mode ended with, and how far apart their losses are."""
+        settings = config.circumstances
+        instructions = _instructions(config)
+        modes = {mode: _mode([s for s in specs if s.role == mode], results) for mode in settings.modes}
+        tracks: dict[str, ModesTrack] = {specs[0].track: {"modes": modes, "capabilities": list(instructions)}}
+        completed = any(mode["completed"] for mode in modes.values())
+        refuse_without_tracks(tracks if completed else {}, NAME, specs, results)
+        threads, capabilities_tried, parts = (
+            ", ".join(map(str, values)) for values in (settings.threads, instructions, settings.parts)
+        )
+        rule = (
+            f"distinct sha256 of the weights after {settings.steps} steps, seed {settings.seed}, over "
+            f"{threads} threads × {capabilities_tried} × a batch in {parts} parts"
+        )
+        left_out = [name for name in CAPABILITIES if name not in instructions]
+        notes = [f"not tried: {', '.join(left_out)}"] if left_out else []
+        notes += [f"{name}: {text}" for name, mode in modes.items() if (text := _incomplete(mode))]
+        if empty := shows_nothing(modes):
+            notes.append(f"{NOTHING_SHOWN}: {empty}")
+        return make_decision(NAME, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
+
+    def so_far(
+        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
+    ) -> list[str]:
+        """Say how many different weights each mode ended with by now."""
+        modes = {
+            mode: _mode([s for s in specs if s.role == mode], results) for mode in config.circumstances.modes
+        }
+        return [f"{name} {_counted(mode)}" for name, mode in modes.items() if mode["completed"]]
+
+    def resolve(self, config: Config, say: Callable[[str], None]) -> Config:
+        """Fill in the vector instructions of this CPU, where none are given."""
+        settings = config.circumstances
+        if settings.capabilities:
+            return config
+        there = capabilities()
+        if lacking := [name for name in CAPABILITIES if name not in there]:
+            say(f"{NAME}: {', '.join(lacking)} left out, which this CPU lacks")
+        return replace(config, circumstances=replace(settings, capabilities=list(there)))
+
+    def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
+        """Return weights that differ under the plain mode alone."""
+        return {"weights_checksum": "" if spec.role != PLAIN else str(nth)}
+
+    def headline(self, track: ModesTrack) -> str:
+        return counts_in_words(track)
+
+    def lead_in(self, name: str, decision: Decision) -> str:
+        return told_of(name, decision["tracks"])
+
+    def question(self, config: Config) -> str:
+        return (
+            "under which mode of determinism do threads, vector instructions and the split of a "
+            "batch change no bit of the weights?"
+        )
+
+
+STAGE = Circumstances()

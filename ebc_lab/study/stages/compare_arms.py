@@ -32,7 +32,7 @@ from ebc_lab.records.decisions import (
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, schedules_of
 
-from .rules import Results, Undecidable, ended, error_divided
+from .rules import Results, Undecidable, error_divided, is_conclusive
 from .statistics import NO_LUCK, Luck, below, centre_of, luck_of_choice, noise_of_runs, paired
 
 LEAST_LUCK = 1e-5  # nats: less is not shown
@@ -145,7 +145,7 @@ def steps_to_target(arm: Arm, results: Results, target: float) -> dict[str, floa
     steps: dict[str, float] = {}
     for seed, run_id in arm["runs"].items():
         result = results.get(run_id, RunResult())
-        if ended(result):
+        if is_conclusive(result):
             curve = result.get("curve") if result.get("outcome") == "completed" else None
             reached = first_at_or_below(curve or [], target)
             steps[seed] = reached[0] if reached else math.inf

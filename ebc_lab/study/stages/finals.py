@@ -14,45 +14,14 @@ from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, arm_name
 
 from .compare_arms import claims, compare, efficiency, looks, next_seeds, shares_of_error
-from .fair_control import control_run
+from .lr_sweep.fair_control import control_run
 from .rules import Results, divided_in_words, make_decision
 from .runs import ebc_run, length, plain_run, searched, spec_of, tracks_of, waiting, with_ebc
-from .stage import Figure, NotSettled, Said, Stage, compared
+from .stage import Decisions, Figure, NotSettled, Stage, or_undecided
 from .statistics import CONFIDENCE, show_difference, show_mean
 from .verdict import remedy, verdict_lines
 
 OVERHEAD_STEPS = 160  # steps a side of the overhead measurement
-
-
-def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """Plan every arm at full length over `seeds`, and over more while the verdict is undecided and more are
-    allowed; one paired measurement of EBC's overhead at this shape.
-    """
-    seeds = list(config.seeds)
-    made: dict[tuple[str, int], list[RunSpec]] = {}  # track and seed -> its runs, from one look to the next
-    while True:
-        specs: list[RunSpec] = []
-        for name in tracks_of(decisions, "finals"):
-            of_track: list[RunSpec] = []
-            for seed in seeds:
-                if (name, seed) not in made:
-                    arms = final_arms(config, decisions, name, seed)
-                    made[name, seed] = [spec_of("finals", role, run, scale) for role, run, scale in arms]
-                of_track += made[name, seed]
-            specs += of_track
-            if "lr_scale" in decisions:
-                twice = next(s for s in of_track if s.role == "ebc_x2")
-                shape = replace(twice.run, steps=OVERHEAD_STEPS)
-                timed = arm_name(shape, 2.0, length(shape, config.finals.steps))
-                specs.append(RunSpec("finals", "overhead", timed, 2.0, shape, "overhead"))
-        if "lr_scale" not in decisions or len(looks(config)) == 1:
-            return specs
-        if waiting([s for s in specs if s.kind == "train"], results):
-            return specs
-        more = next_seeds(config, specs, results, decisions)
-        if not more:
-            return specs
-        seeds += more
 
 
 def final_arms(
@@ -100,26 +69,7 @@ def _final_arm(
     return with_ebc(run, track, budget, round3(2 * target_kl), "linear", **chosen), 2 * scale
 
 
-def decide(
-    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> Decision:
-    """Judge the finals: arms, paired differences, efficiency, verdict lines; one track after the
-    other."""
-    tracks = compare(config, specs, results, earlier)
-    tokens_per_step = config.batch_size * config.model.context
-    notes: list[str] = []
-    for name, track in tracks.items():
-        measured = (s.run_id for s in specs if s.kind == "overhead" and s.track == name)
-        overhead = results.get(next(measured, ""), RunResult())
-        track |= {
-            "sigma": earlier["lr_sweep"]["tracks"][name]["sigma"],
-            "margin_sigma": track["differences"]["control"][track["best_ebc_by_val"]]["sigmas"],
-            "overhead_pct": overhead.get("overhead_pct"),
-            "efficiency": efficiency(track["arms"], track["roles"]["baseline"], results, tokens_per_step),
-            "verdict": verdict_lines(config, track, results, overhead),
-        }
-        if not overhead.get("overhead_pct") and overhead.get("outcome") != "completed":
-            notes.append(f"{name}: the overhead was not measured ({overhead.get('cause') or 'no result'})")
+def _rule(config: Config, sequential: Sequential | None) -> str:
     rule = (
         f"test loss, paired by seed, with {100 * CONFIDENCE:g}% intervals, joint ones where an arm is picked "
         "from several, that allow for the luck in choosing constant rate, control and δ*; no worse: upper "
@@ -127,14 +77,10 @@ def decide(
         "KL, c, plateau and overhead are judged on EBC ×2; LR window: EBC at its highest rate minus EBC at "
         f"its lowest, upper limit ≤ +{config.finals.window_margin:g} nats"
     )
-    sequential = _sequential(config, specs, tracks)
     if sequential:
         at = ", ".join(map(str, sequential["looks"]))
         rule += f"; looked at after {at} seeds, the error shared out over the looks"
-    rule += divided_in_words(config)
-    return make_decision(
-        "finals", rule, config, specs, results, earlier, tracks=tracks, sequential=sequential, notes=notes
-    )
+    return rule + divided_in_words(config)
 
 
 def _sequential(
@@ -157,61 +103,109 @@ def _sequential(
     }
 
 
-def headline(track: FinalsTrack) -> str:
-    """Write a decided track in one line."""
-    counts = Counter(line["verdict"] for line in track["verdict"])
-    text = ", ".join(f"{counts[v]} {v}" for v in ("pass", "fail", "undecided"))
-    best = track["differences"]["control"].get(track["best_ebc_by_val"])
-    if best is not None:
-        text += f"; best EBC arm (by validation) minus fair control: {show_difference(best, joint=True)}"
-    return text
+class Finals(Stage):
+    """Every arm at full length over fresh seeds, and the verdict."""
 
-
-def flips(stage: Stage, name: str, decision: Decision) -> str:
-    """Say what could change each line of the verdict that did not pass."""
-    lines: dict[str, list[str]] = {}
-    for line in decision["tracks"][name]["verdict"]:
-        if line["verdict"] != "pass":
-            lines.setdefault(remedy(line), []).append(line["name"])
-    remedies = [f"{what} could change {', '.join(names)}" for what, names in lines.items()]
-    return "; ".join(remedies) or "every line passed"
-
-
-def so_far(
-    stage: Stage, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> list[Said]:
-    """Say what the verdict's comparisons of the test loss would be from the seeds that have both runs. Raises
-    Undecidable."""
-    said = []
-    for name, track in compare(config, specs, results, earlier).items():
-        asked = len({s.run.seed for s in specs if s.track == name and s.kind == "train"})
-        for rival, arm, called in (
-            ("baseline", track["roles"]["ebc_x2"], "EBC at ×2"),
-            ("control", track["best_ebc_by_val"], "the best EBC arm by validation"),
-        ):
-            d = track["differences"][rival].get(arm)
-            if d is not None and d["seeds"]:
-                against = f"against the {'fair ' * (rival == 'control')}{rival}"
-                words = f"{called} {show_mean(d)} {against}, from {d['seeds']} of {asked} seeds"
-                said.append(compared(words, f"{name} {rival}", d, joint=rival == "control"))
-    return said
-
-
-STAGE = Stage(
-    name="finals",
-    runs=runs,
-    decide=decide,
-    headline=headline,
-    figures=(
+    name = "finals"
+    title = "Finals"
+    about = "Every arm at full length, from the same initial weights and data order for each seed."
+    figures = (
         Figure("best_ebc_by_val", "best EBC arm"),
         Figure("overhead_pct", "overhead", "{:.1f}%", "of the step time"),
-    ),
-    flips=flips,
-    so_far=so_far,
-    concludes=True,
-    title="Finals",
-    about="Every arm at full length, from the same initial weights and data order for each seed.",
-    shows="verdict",
-    pictures=("finals", "efficiency", "arms", "tightness"),
-    summary="summary_final.csv",
-)
+    )
+    concludes = True
+    shows = "verdict"
+    pictures = ("finals", "efficiency", "arms", "tightness")
+    summary_csv = "summary_final.csv"
+
+    def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
+        """Return every arm at full length over `seeds`, and over more while the verdict is undecided and more
+        are allowed; and one paired measurement of EBC's overhead at this shape."""
+        seeds = list(config.seeds)
+        made: dict[tuple[str, int], list[RunSpec]] = {}  # by track and seed, from one look to the next
+        while True:
+            specs: list[RunSpec] = []
+            for name in tracks_of(earlier, "finals"):
+                for seed in seeds:
+                    if (name, seed) not in made:
+                        arms = final_arms(config, earlier, name, seed)
+                        made[name, seed] = [spec_of("finals", role, run, scale) for role, run, scale in arms]
+                    specs += made[name, seed]
+                if "lr_scale" in earlier:
+                    twice = next(s for s in made[name, seeds[0]] if s.role == "ebc_x2")
+                    shape = replace(twice.run, steps=OVERHEAD_STEPS)
+                    timed = arm_name(shape, 2.0, length(shape, config.finals.steps))
+                    specs.append(RunSpec("finals", "overhead", timed, 2.0, shape, "overhead"))
+            if "lr_scale" not in earlier or waiting([s for s in specs if s.kind == "train"], results):
+                return specs
+            more = next_seeds(config, specs, results, earlier)
+            if not more:
+                return specs
+            seeds += more
+
+    def decide(
+        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
+    ) -> Decision:
+        """Return each track's arms, paired differences, efficiency and lines of the verdict. Raises
+        Undecidable."""
+        tracks = compare(config, specs, results, earlier)
+        tokens_per_step = config.batch_size * config.model.context
+        notes: list[str] = []
+        for name, track in tracks.items():
+            measured = (s.run_id for s in specs if s.kind == "overhead" and s.track == name)
+            overhead = results.get(next(measured, ""), RunResult())
+            track |= {
+                "sigma": earlier["lr_sweep"]["tracks"][name]["sigma"],
+                "margin_sigma": track["differences"]["control"][track["best_ebc_by_val"]]["sigmas"],
+                "overhead_pct": overhead.get("overhead_pct"),
+                "efficiency": efficiency(track["arms"], track["roles"]["baseline"], results, tokens_per_step),
+                "verdict": verdict_lines(config, track, results, overhead),
+            }
+            if not overhead.get("overhead_pct") and overhead.get("outcome") != "completed":
+                why = overhead.get("cause") or "no result"
+                notes.append(f"{name}: the overhead was not measured ({why})")
+        sequential = _sequential(config, specs, tracks)
+        rule = _rule(config, sequential)
+        return make_decision(
+            "finals", rule, config, specs, results, earlier, tracks=tracks, sequential=sequential, notes=notes
+        )
+
+    def headline(self, track: FinalsTrack) -> str:
+        """Write a decided track in one line."""
+        counts = Counter(line["verdict"] for line in track["verdict"])
+        text = ", ".join(f"{counts[v]} {v}" for v in ("pass", "fail", "undecided"))
+        best = track["differences"]["control"].get(track["best_ebc_by_val"])
+        if best is not None:
+            text += f"; best EBC arm (by validation) minus fair control: {show_difference(best, joint=True)}"
+        return text
+
+    def turning_points(self, name: str, decision: Decision) -> list[str]:
+        """Return what could change each line of the verdict that did not pass."""
+        lines: dict[str, list[str]] = {}
+        for line in decision["tracks"][name]["verdict"]:
+            if line["verdict"] != "pass":
+                lines.setdefault(remedy(line), []).append(line["name"])
+        remedies = [f"{what} could change {', '.join(names)}" for what, names in lines.items()]
+        return remedies or ["every line passed"]
+
+    def so_far(
+        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
+    ) -> list[str]:
+        """Return what the verdict's comparisons of the test loss come to by the seeds that have both runs.
+        Raises Undecidable."""
+        said = []
+        for name, track in compare(config, specs, results, earlier).items():
+            asked = len({s.run.seed for s in specs if s.track == name and s.kind == "train"})
+            for rival, arm, called in (
+                ("baseline", track["roles"]["ebc_x2"], "EBC at ×2"),
+                ("control", track["best_ebc_by_val"], "the best EBC arm by validation"),
+            ):
+                d = track["differences"][rival].get(arm)
+                if d is not None and d["seeds"]:
+                    against = f"against the {'fair ' * (rival == 'control')}{rival}"
+                    words = f"{called} {show_mean(d)} {against}, from {d['seeds']} of {asked} seeds"
+                    said.append(or_undecided(words, d, joint=rival == "control"))
+        return said
+
+
+STAGE = Finals()

@@ -43,7 +43,7 @@ def val_loss(result: RunResult | None) -> float:
     return float(loss) if loss is not None and math.isfinite(loss) else math.inf
 
 
-def ended(run: Mapping[str, Any] | None) -> bool:
+def is_conclusive(run: Mapping[str, Any] | None) -> bool:
     """Tell whether a result, or a candidate, says something about its settings: it completed, diverged or was
     raced, and was not lost or failed."""
     return run is not None and run.get("outcome") in FINISHED

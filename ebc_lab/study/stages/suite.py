@@ -29,12 +29,12 @@ from ebc_lab.records.spec import RunSpec
 
 from .compare_arms import losses
 from .rules import Results, error_divided
-from .runs import completed, plain_run, searched, tracks_of, with_target
+from .runs import fill_from_baseline, plain_run, searched, tracks_of, with_target
 from .statistics import NO_LUCK, ROUNDING, Luck, paired, window
 
 ROUNDED = 0.02  # relative: how far rounding may take a target from its multiple
 SAME_NATS = 0.02  # how far above the best fixed target a rule may end and still count as needing no tuning
-OF_SCHEDULE = {"schedule": "name", "warmup_share": "warmup_share"}  # of a point -> of lr_schedule
+SCHEDULE_SETTINGS = {"schedule": "name", "warmup_share": "warmup_share"}  # of a point -> of lr_schedule
 Point = dict[str, Any]  # setting of TUNABLE -> its value
 
 
@@ -52,7 +52,7 @@ def point_in_words(point: Mapping[str, Any] | None) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())
 
 
-def run_of(
+def arm_run(
     config: Config,
     decisions: Mapping[str, Decision],
     track: str,
@@ -75,7 +75,7 @@ def run_of(
         scale *= point["lr"] / swept["lr"]
     run = with_size(plain_run(config, swept, steps, seed, scale), arm)
     run = changed(run, searched(decisions, track) | arm.settings)
-    schedule = {OF_SCHEDULE[k]: v for k, v in point.items() if k in OF_SCHEDULE}
+    schedule = {SCHEDULE_SETTINGS[k]: v for k, v in point.items() if k in SCHEDULE_SETTINGS}
     run = replace(run, lr_schedule=replace(run.lr_schedule, **schedule))
     times = point.get("delta", arm.delta or 1.0)
     if run.stabilizer.name == "ebc" and "target_kl" not in arm.settings.get("budget", {}):
@@ -89,7 +89,7 @@ def run_of(
         run = replace(run, stabilizer=replace(run.stabilizer, strength=point["strength"]))
     if "radius" in point:
         run = replace(run, budget=replace(run.budget, radius=point["radius"]))
-    return completed(run, swept, times), float(f"{scale:.6g}")
+    return fill_from_baseline(run, swept, times), float(f"{scale:.6g}")
 
 
 def _calibrated(track: CalibratedTrack, budget: str) -> float:
@@ -177,7 +177,7 @@ def source_of(
     """Plan the run of an arm, at the length of a stage's runs, from whose kept weights others start."""
     arm = config.ablation.all_arms()[label]
     steps: int = getattr(config, stage).steps
-    run, scale = run_of(config, decisions, track, arm, steps, seed, {})
+    run, scale = arm_run(config, decisions, track, arm, steps, seed, {})
     run = replace(
         InitConfig(keep=True).put_into(run), evaluate=["val"] if stage == "tune" else ["val", "test"]
     )

@@ -31,7 +31,7 @@ from ebc_lab.records.decisions import (
 from ebc_lab.records.figures import FINISHED, KL_BAND, PLATEAU_C, RunResult
 
 from .compare_arms import losses, seeds_of
-from .rules import Results, band_distance, ended, error_divided
+from .rules import Results, band_distance, error_divided, is_conclusive
 from .statistics import (
     CONFIDENCE,
     MOST_SEEDS,
@@ -62,7 +62,7 @@ def verdict_lines(config: Config, track: FinalsTrack, results: Results, overhead
     where the finals have EBC at two rates, and the overhead."""
     twice = track["roles"]["ebc_x2"]
     runs = track["arms"][twice]["runs"].values()
-    finished = [results[run_id] for run_id in runs if ended(results.get(run_id))]
+    finished = [results[run_id] for run_id in runs if is_conclusive(results.get(run_id))]
     return [
         _kl_on_target(finished),
         _c_in_band(finished, config.study.band),

@@ -94,7 +94,7 @@ def test_several_of_mine_are_not_compared_with_each_other_and_share_the_error():
     assert track["mine"] == ["muon", "lion"]
     assert {tuple(a["against"]) for a in track["answers"].values()} == {("adam",)}
     assert track["answers"]["lion"]["difference"]["comparisons"] == 2
-    told = ablation.headline(track)
+    told = ablation.STAGE.headline(track)
     assert told.count("against adam") == 2
 
 
@@ -206,10 +206,10 @@ def test_a_suite_without_mine_never_names_a_best_arm_over_undecided_intervals():
     track = found["tracks"]["adam_none"]
     assert track["mine"] == []
     assert track["answers"] == {}
-    assert "best" not in ablation.headline(track)
-    assert ablation.headline(track).endswith("lower: muon")
+    assert "best" not in ablation.STAGE.headline(track)
+    assert ablation.STAGE.headline(track).endswith("lower: muon")
     same = decision({"adam": 0.0, "muon": 0.0}, mine=())["tracks"]["adam_none"]
-    assert "not told apart: muon" in ablation.headline(same)
+    assert "not told apart: muon" in ablation.STAGE.headline(same)
 
 
 def test_seeds_needed_is_what_the_power_of_the_test_says():

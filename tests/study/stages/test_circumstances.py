@@ -130,11 +130,11 @@ def test_one_checksum_is_no_claim_where_some_runs_diverged():
 def test_instructions_that_this_cpu_lacks_are_left_out_with_a_sentence(monkeypatch):
     monkeypatch.setattr(circumstances, "capabilities", lambda: ("default", "avx2"))
     said = []
-    found = stage_of("circumstances").resolved(study(), said.append)
+    found = stage_of("circumstances").resolve(study(), said.append)
     assert found.circumstances.capabilities == ["default", "avx2"]
     assert said == ["circumstances: avx512 left out, which this CPU lacks"]
     asked = study(EVERY)
-    assert stage_of("circumstances").resolved(asked, said.append) == asked
+    assert stage_of("circumstances").resolve(asked, said.append) == asked
     assert len(said) == 1
     assert stage_of("circumstances").runs(study(), {}, {}) == stage_of("circumstances").runs(found, {}, {})
 

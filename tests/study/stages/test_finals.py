@@ -90,7 +90,7 @@ def test_identical_runs_are_one_arm_with_two_roles():
     train = [s for s in specs if s.kind == "train"]
     assert len({s.run_id for s in train}) == 5 * len(config.seeds)
     results = {s.run_id: spread(s) for s in specs}
-    found = finals.decide(config, specs, results, decisions)["tracks"][TRACK]
+    found = finals.STAGE.decide(config, specs, results, decisions)["tracks"][TRACK]
     assert found["roles"]["control"] == found["roles"]["control_x2"]
     assert found["arms"][found["roles"]["control"]]["roles"] == ["control", "control_x2"]
 
@@ -167,7 +167,7 @@ def judged(gap, *, sd=0.001, plain=1.0, bad=(), overrides=()):
         return DIVERGED if s.role in bad else done(2 + behind + draw.gauss(0, sd), kl_ratio_median=1.0)
 
     _, specs, results = played("finals", config, decisions, answer)
-    return finals.decide(config, specs, results, decisions)["tracks"][TRACK]
+    return finals.STAGE.decide(config, specs, results, decisions)["tracks"][TRACK]
 
 
 def line_of(track):
@@ -236,7 +236,7 @@ def test_every_ebc_arm_is_compared_with_the_control_and_with_the_plain_arm_at_it
 def test_the_published_study_has_six_lines_and_no_window():
     config, decisions = before("study=published")
     _, specs, results = played("finals", config, decisions, spread)
-    track = finals.decide(config, specs, results, decisions)["tracks"][TRACK]
+    track = finals.STAGE.decide(config, specs, results, decisions)["tracks"][TRACK]
     assert len(track["verdict"]) == 6
     assert line_of(track) is None
     assert set(track["differences"]) == {"baseline", "control"}
@@ -266,7 +266,7 @@ def eight():
             run["val_loss"] = loss
         swept["ranked"] = [run["run_id"] for run in runs]
         calibrated["ranked_losses"] = {str(nth): x for nth, x in enumerate(targets)}
-        return finals.decide(config, specs, results, earlier)["tracks"][TRACK]
+        return finals.STAGE.decide(config, specs, results, earlier)["tracks"][TRACK]
 
     return decide
 

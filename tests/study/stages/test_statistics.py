@@ -211,9 +211,9 @@ def test_the_plan_adds_seeds_only_while_the_verdict_is_undecided():
         results = {s.run_id: {"outcome": "completed"} for s in looks[-1]}
         for spec in looks[-1]:
             results[spec.run_id] |= dict.fromkeys(("val_loss", "test_loss"), draw.gauss(2.0, sd))
-        specs = finals.runs(config, decisions, results)
+        specs = finals.STAGE.runs(config, decisions, results)
         seeds = len({s.run.seed for s in specs})
-        found = finals.decide(config, specs, results, decisions)
+        found = finals.STAGE.decide(config, specs, results, decisions)
         [track] = found["tracks"].values()
         open_lines = {
             line["name"]
@@ -265,7 +265,7 @@ def test_a_stage_that_cannot_be_judged_asks_for_no_more_seeds():
     decisions = null_studies.decided(config)
     specs = null_studies.seeds_of(config, decisions)[0]
     results = {s.run_id: {"outcome": "diverged", "val_loss": None, "test_loss": None} for s in specs}
-    assert finals.runs(config, decisions, results) == specs
+    assert finals.STAGE.runs(config, decisions, results) == specs
 
 
 def test_a_window_reaches_to_where_the_loss_crosses_its_limit():

@@ -24,7 +24,7 @@ from ebc_lab.study.inspect.why import why
 from ebc_lab.study.stages import ablation
 from ebc_lab.study.stages.runs import distinct
 from ebc_lab.study.stages.stage import stage_of
-from ebc_lab.study.stages.suite import _spans, run_of
+from ebc_lab.study.stages.suite import _spans, arm_run
 
 EBC = {"stabilizer": {"name": "ebc"}}
 WARM = {"name": "trapezoid", "warmup_share": 0.25}
@@ -105,7 +105,7 @@ def spec_of(outcome, label, seed):
 def test_an_arm_is_the_best_baseline_with_some_settings_changed(tiny):
     config = named(tiny)
     [plain, ebc] = [
-        run_of(config, DECIDED, "adam_none", ARMS[label], 30, 3, {})[0] for label in ("plain", "ebc")
+        arm_run(config, DECIDED, "adam_none", ARMS[label], 30, 3, {})[0] for label in ("plain", "ebc")
     ]
     assert (plain.stabilizer.name, plain.optimizer.lr, plain.seed, plain.steps) == ("none", 1e-2, 3, 30)
     assert (ebc.stabilizer.name, ebc.optimizer.lr, ebc.budget.target_kl) == (
@@ -120,18 +120,18 @@ def test_delta_counts_in_what_was_calibrated_where_there_is_a_calibration(tiny):
     config = named(tiny)
     found = {"delta_star": 0.5, "budget": "shadow", "by_budget": {"shadow": 0.5, "surrogate": 0.8}}
     calibrated = {**DECIDED, "calibrate": {"tracks": {"adam_none": found}}}
-    run, _ = run_of(config, calibrated, "adam_none", ARMS["ebc"], 30, 3, {})
+    run, _ = arm_run(config, calibrated, "adam_none", ARMS["ebc"], 30, 3, {})
     assert run.budget.target_kl == 0.25
-    run, _ = run_of(config, calibrated, "adam_none", ARMS["traced"], 30, 3, {})
+    run, _ = arm_run(config, calibrated, "adam_none", ARMS["traced"], 30, 3, {})
     assert run.budget.target_kl == 0.002  # said outright
     bound = ArmConfig(settings={**EBC, "budget": {"name": "surrogate"}})
-    run, _ = run_of(config, calibrated, "adam_none", bound, 30, 3, {})
+    run, _ = arm_run(config, calibrated, "adam_none", bound, 30, 3, {})
     assert run.budget.target_kl == 0.8  # each budget by its own calibration, where it has one
 
 
 def test_another_optimizer_keeps_the_learning_rate_and_its_track(tiny):
     config = named(tiny)
-    specs = [s for s in ablation.runs(config, DECIDED, {}) if s.role == "uncorrected"]
+    specs = [s for s in ablation.STAGE.runs(config, DECIDED, {}) if s.role == "uncorrected"]
     assert {(s.run.optimizer.name, s.run.optimizer.lr, s.track) for s in specs} == {
         ("adam_uncorrected", 1e-2, "adam_none")
     }
@@ -139,13 +139,13 @@ def test_another_optimizer_keeps_the_learning_rate_and_its_track(tiny):
 
 def test_the_energy_controller_gets_the_baselines_gain(tiny):
     arm = ArmConfig(settings={**EBC, "controller": {"name": "energy"}})
-    run, _ = run_of(named(tiny), DECIDED, "adam_none", arm, 30, 3, {})
+    run, _ = arm_run(named(tiny), DECIDED, "adam_none", arm, 30, 3, {})
     assert run.controller.a == pytest.approx(0.02 / 0.1)
 
 
 def test_every_arm_has_every_seed_and_no_run_is_made_twice(tiny):
     arms = {**ARMS, "twin": ArmConfig(about="the same as plain")}
-    specs = ablation.runs(named(tiny, arms), DECIDED, {})
+    specs = ablation.STAGE.runs(named(tiny, arms), DECIDED, {})
     by_arm = {}
     for s in specs:
         by_arm.setdefault(s.role, []).append(s.run.seed)
@@ -216,7 +216,7 @@ def test_a_baseline_that_promises_no_decrease_leaves_energy_without_its_gain(tin
     arm = ArmConfig(settings={**EBC, "controller": {"name": "energy"}})
     for descent in (None, -0.1):
         uphill = {"lr_sweep": {"tracks": {"adam_none": {**SWEPT, "descent_median": descent}}}}
-        run, _ = run_of(named(tiny), uphill, "adam_none", arm, 30, 3, {})
+        run, _ = arm_run(named(tiny), uphill, "adam_none", arm, 30, 3, {})
         assert run.controller.a is None  # the run then fails and says what is missing
 
 
@@ -389,11 +389,11 @@ def test_an_extension_changes_one_setting_and_keeps_the_best_of_the_others(tiny)
 def test_an_arm_may_be_longer_wider_and_of_a_larger_batch(tiny):
     config = named(tiny)
     arm = ArmConfig(steps=4, width_scale=1.5, batch_scale=2, settings={"lr_schedule": WARM})
-    run, _ = run_of(config, DECIDED, "adam_none", arm, 30, 3, {})
+    run, _ = arm_run(config, DECIDED, "adam_none", arm, 30, 3, {})
     assert (run.steps, run.batch_size) == (120, 2 * config.batch_size)
     assert run.model.width == 1.5 * config.model.width
     assert with_derived_settings(run).lr_schedule.warmup_steps == 30  # of its own length
-    odd, _ = run_of(config, DECIDED, "adam_none", ArmConfig(width_scale=1.01), 30, 3, {})
+    odd, _ = arm_run(config, DECIDED, "adam_none", ArmConfig(width_scale=1.01), 30, 3, {})
     assert odd.model.width == config.model.width  # a multiple of the heads
 
 
@@ -401,7 +401,7 @@ def test_an_arm_on_the_control_has_its_schedule_and_counts_from_its_rate(tiny):
     shape = {"name": "trapezoid", "warmup_steps": 9, "decay_share": 0.5}
     swept = {**SWEPT, "control": {"lr": 3e-2, "lr_schedule": shape}}
     decided = {"lr_sweep": {"tracks": {"adam_none": swept}, "inputs_sha256": "x"}}
-    run, scale = run_of(named(tiny), decided, "adam_none", ArmConfig(control=True, lr_scale=2), 30, 3, {})
+    run, scale = arm_run(named(tiny), decided, "adam_none", ArmConfig(control=True, lr_scale=2), 30, 3, {})
     assert (run.optimizer.lr, scale) == (pytest.approx(6e-2), pytest.approx(6))
     assert {k: getattr(run.lr_schedule, k) for k in shape} == shape
 
@@ -409,9 +409,9 @@ def test_an_arm_on_the_control_has_its_schedule_and_counts_from_its_rate(tiny):
 def test_an_arm_takes_the_best_point_of_another(tiny):
     arms = {**ARMS, "like": ArmConfig(settings=NORM_CLIP, steps=2, tuned_as="tuned", versus="tuned")}
     config = named(tiny, arms)
-    assert "like" not in {s.role for s in ablation.runs(config, DECIDED, {})}  # it waits, too
+    assert "like" not in {s.role for s in ablation.STAGE.runs(config, DECIDED, {})}  # it waits, too
     decisions, results = invented(config, lambda s: 2 + s.run.optimizer.lr + (s.run.stabilizer.strength or 0))
-    runs = {s.role: s.run for s in ablation.runs(config, decisions, results)}
+    runs = {s.role: s.run for s in ablation.STAGE.runs(config, decisions, results)}
     assert runs["like"].stabilizer == runs["tuned"].stabilizer
     assert runs["like"].optimizer == runs["tuned"].optimizer
     assert (runs["like"].steps, runs["tuned"].steps) == (60, 30)
@@ -429,7 +429,7 @@ def test_a_sweep_is_every_arm_at_every_value_and_keeps_what_was_tuned(tiny):
     assert list(arms) == ["plain_x1", "plain_x2", "ebc_x1", "ebc_x2", "ebc_d0p5", "ebc_d2"]
     assert arms["ebc_x2"].versus == "plain_x2"  # the same point of what it is compared with
     decisions, results = invented(config, lambda s: 2.0 - s.run.budget.target_kl)
-    runs = {s.role: s.run for s in ablation.runs(config, decisions, results)}
+    runs = {s.role: s.run for s in ablation.STAGE.runs(config, decisions, results)}
     assert runs["ebc_x2"].budget.target_kl == pytest.approx(3 * 0.02)
     assert runs["ebc_d2"].budget.target_kl == pytest.approx(2 * 0.02)
     assert runs["ebc_d2"].optimizer.lr == pytest.approx(4e-2)
@@ -469,8 +469,8 @@ def test_a_point_of_which_a_run_failed_is_left_out_of_its_window_and_said(tiny):
     decisions, results = invented(config, lambda s: 2.0)
     failed = next(iter(decisions["ablation"]["tracks"]["adam_none"]["arms"]["b_x4"]["runs"].values()))
     results[failed] = {"outcome": "failed", "cause": "no memory"}
-    specs = ablation.runs(config, decisions, results)
-    decision = ablation.decide(config, specs, results, decisions)
+    specs = ablation.STAGE.runs(config, decisions, results)
+    decision = ablation.STAGE.decide(config, specs, results, decisions)
     found = decision["tracks"]["adam_none"]["windows"]["b"]["lr_scale"]
     assert found["left_out"] == ["b_x4"]
     assert (found["window"]["high"], found["window"]["open_high"]) == (2, True)
@@ -502,7 +502,7 @@ def test_a_budget_that_was_not_calibrated_takes_the_target_of_one_that_measures_
     found = {"by_budget": {"tracked": 0.01, "surrogate": 0.03}, "delta_star": 0.03}
     calibrated = {**DECIDED, "calibrate": {"tracks": {"adam_none": found}}}
     targets = {
-        budget: run_of(
+        budget: arm_run(
             named(tiny),
             calibrated,
             "adam_none",
@@ -556,7 +556,7 @@ def test_the_effective_rate_between_the_ends_of_a_window():
 
 def test_energy_takes_its_start_as_a_multiple_of_its_gain(tiny):
     arm = ArmConfig(delta=2, settings={**EBC, "controller": {"name": "energy"}})
-    run, _ = run_of(named(tiny), DECIDED, "adam_none", arm, 30, 3, {})
+    run, _ = arm_run(named(tiny), DECIDED, "adam_none", arm, 30, 3, {})
     assert run.controller.a == pytest.approx(2 * 0.02 / 0.1)
 
 
@@ -594,7 +594,9 @@ def test_an_edge_of_a_grid_is_said(tiny):
 def test_copies_of_a_run_that_failed_are_not_made_and_that_is_said(tiny):
     config = named(tiny)
     decisions, results = invented(config, lambda s: None if s.role == "ebc" else 2.0)
-    assert not any(s.role in ("own", "next", "matched") for s in ablation.runs(config, decisions, results))
+    assert not any(
+        s.role in ("own", "next", "matched") for s in ablation.STAGE.runs(config, decisions, results)
+    )
     assert "own could not be made: no run that it copies completed" in decisions["ablation"]["notes"]
 
 
@@ -609,7 +611,7 @@ def test_one_seed_that_would_have_said_otherwise_is_named(tiny):
 def test_a_matched_strength_is_the_quantile(tiny):
     config = named(tiny)
     decisions, results = invented(config, lambda s: 2.0, clip_rate=0.25)
-    matched = [s for s in ablation.runs(config, decisions, results) if s.role == "matched"]
+    matched = [s for s in ablation.STAGE.runs(config, decisions, results) if s.role == "matched"]
     assert {s.run.stabilizer.strength for s in matched} == {0.75}
 
 
@@ -626,12 +628,12 @@ def test_what_few_levels_took_is_averaged_over_an_arms_runs_and_left_out_where_i
     """Left out, not null: the decisions of suites without few levels keep their hash."""
     config = named(tiny, {"plain": ARMS["plain"], "ternary": ArmConfig(settings={"quantizer": TERNARY})})
     results = {}
-    for s in ablation.runs(config, DECIDED, {}):
+    for s in ablation.STAGE.runs(config, DECIDED, {}):
         results[s.run_id] = {"outcome": "completed", "val_loss": 2.0, "test_loss": 2.0}
         if s.role == "ternary":
             packed = {"packed_bytes": 1000, "model_bytes_float32": 10000 if s.run.seed == 3 else 12000}
             results[s.run_id] |= packed | {"zero_share": 0.3, "flip_share": None, "train_s": 7.0}
-    decision = ablation.decide(config, ablation.runs(config, DECIDED, results), results, DECIDED)
+    decision = ablation.STAGE.decide(config, ablation.STAGE.runs(config, DECIDED, results), results, DECIDED)
     found = {label: arm["figures"] for label, arm in decision["tracks"]["adam_none"]["arms"].items()}
     assert set(found["plain"]) == {*ablation.FIGURES, *(f.key for f in OF_PARTS.values() if f.always)}
     assert {k: v for k, v in found["ternary"].items() if k not in found["plain"]} == {

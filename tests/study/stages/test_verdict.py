@@ -61,9 +61,10 @@ def test_the_overhead_is_judged_by_its_quartiles(finished, resolved, quartiles, 
     _, outcome, _ = finished
     decisions = outcome.study.decisions()
     specs, results = planned_runs("finals", resolved, decisions, outcome.study.results)
+    earlier = {k: v for k, v in decisions.items() if k != "finals"}
     [measurement] = [s.run_id for s in specs if s.kind == "overhead"]
     results[measurement] |= {"overhead_pct": sum(quartiles) / 2, "overhead_iqr_pct": quartiles}
-    found = finals.decide(resolved, specs, results, {k: v for k, v in decisions.items() if k != "finals"})
+    found = finals.STAGE.decide(resolved, specs, results, earlier)
     assert {x["name"]: x["verdict"] for x in found["tracks"]["adam_none"]["verdict"]}["overhead"] == expected
 
 
@@ -83,10 +84,11 @@ def test_an_arm_without_usable_runs_does_not_break_the_verdict(finished, resolve
     _, outcome, _ = finished
     decisions = outcome.study.decisions()
     specs, results = planned_runs("finals", resolved, decisions, outcome.study.results)
+    earlier = {k: v for k, v in decisions.items() if k != "finals"}
     for s in specs:
         if s.role in ("ebc_x2", "overhead"):
             results[s.run_id] = {"outcome": "failed", "cause": "x"}
-    found = finals.decide(resolved, specs, results, {k: v for k, v in decisions.items() if k != "finals"})
+    found = finals.STAGE.decide(resolved, specs, results, earlier)
     lines = {line["name"]: line["verdict"] for line in found["tracks"]["adam_none"]["verdict"]}
     assert lines["kl_on_target"] == lines["c_in_band"] == lines["overhead"] == "undecided"
     assert found["notes"]
@@ -122,7 +124,7 @@ def test_what_could_change_a_line_that_did_not_pass(name, verdict, more, could):
 
 
 def flips(lines):
-    return finals.flips(finals.STAGE, "adam_none", {"tracks": {"adam_none": {"verdict": lines}}})
+    return "; ".join(finals.STAGE.turning_points("adam_none", {"tracks": {"adam_none": {"verdict": lines}}}))
 
 
 def test_a_real_verdict_says_what_could_change_each_open_line_once(finished):
