@@ -20,7 +20,7 @@ from ebc_lab.records.spec import RunSpec, told_of
 from ..rules import Results, divided_in_words, error_divided, make_decision, refuse_without_tracks
 from ..runs import distinct, texts_pinned, waiting
 from ..stage import Decisions, Scenario, Stage
-from ..statistics import centre_of
+from ..statistics import centre_of, level_of
 from .judged import EARNS, LOSES, NO_GAIN, UNDECIDED, track_of
 from .search import NAME, searched
 
@@ -56,7 +56,8 @@ def decide(
         arm: {name: tried.curve() for name, tried in of.items()}
         for arm, of in searched(config, results).items()
     }
-    track = track_of(carry, curves, error_divided(config))
+    divided = error_divided(config)
+    track = track_of(carry, curves, divided)
     judged = any(found["carried"] for found in track["arms"].values())
     starts = "of an arm of starts the worst in the setting counts, and it is no best of a setting; "
     of_starts = starts if any(unit.starts for unit in carry.arms.values()) else ""
@@ -68,7 +69,7 @@ def decide(
         "are kept for the judgement choose nothing) and is judged by its test loss in the one left out, "
         f"{len(config.seeds)} seeds; {of_starts}"
         f"a challenger earns its cost if its mean test loss over the settings is at least {carry.margin:g} "
-        f"nats below that of {carry.reference} and the upper end of the 95% interval "
+        f"nats below that of {carry.reference} and the upper end of the {level_of(divided)} interval "
         f"that holds for all {len(carry.challengers)} challengers at once is below 0; a run is broken if it "
         f"diverged or its test loss is more than {carry.broken:g} nats above the median of all "
         "runs at carried constants in its setting; a diverged run counts with the loss of its first step"
