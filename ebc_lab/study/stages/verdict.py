@@ -261,13 +261,14 @@ def add_answers(
     for name, (mine, others) in asked.items():
         tuned = tuned_arms(earlier.get("tune"), name)
         untuned = _untuned(config, tuned)
-        by_validation = _by_validation(tracks[name]["arms"], tuned, others)
         tracks[name]["mine"] = [*mine, *untuned]
-        tracks[name]["answers"] = {
-            label: _answer(config, label, by_validation[0], {o: found[name, label, o] for o in others})
-            for label in mine
-            if others
-        } | untuned
+        answers: dict[str, Answer] = {}
+        if mine and others:
+            rival = _rival(tracks[name]["arms"], tuned, others)
+            for label in mine:
+                against = {other: found[name, label, other] for other in others}
+                answers[label] = _answer(config, label, rival, against)
+        tracks[name]["answers"] = answers | untuned
     return len(pairs)
 
 
@@ -288,12 +289,12 @@ def _untuned(config: Config, tuned: Mapping[str, TunedArm]) -> dict[str, Answer]
     return answers
 
 
-def _by_validation(arms: Mapping[str, Arm], tuned: Mapping[str, TunedArm], others: list[str]) -> list[str]:
-    """Return the other arms by rising validation loss: that of their tuning, where all of them were tuned."""
+def _rival(arms: Mapping[str, Arm], tuned: Mapping[str, TunedArm], others: list[str]) -> str:
+    """Return the other arm with the lowest validation loss, by the tuning where all of them were tuned."""
     val_losses = {o: arms[o]["val_median"] for o in others}
     if all(o in tuned for o in others):
         val_losses = {o: tuned[o]["val_loss"] for o in others}
-    return sorted(others, key=lambda o: math.inf if (x := val_losses[o]) is None else x)
+    return min(others, key=lambda o: math.inf if (x := val_losses[o]) is None else x)
 
 
 def _answer(config: Config, label: str, rival: str, against: dict[str, Difference]) -> Answer:
