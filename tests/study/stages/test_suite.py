@@ -173,7 +173,7 @@ def test_every_arm_has_every_seed_and_no_run_is_made_twice(tiny):
         ({"control": True, "settings": {"lr_schedule": WARM}}, "leave settings.lr_schedule out"),
     ],
 )
-def test_an_arm_that_cannot_be_meant_is_refused(tiny, arm, words):
+def test_an_arm_that_cannot_run_is_refused(tiny, arm, words):
     with pytest.raises(UserError, match=words):
         suite(tiny, {"plain": ArmConfig(), "b": ArmConfig(**arm)})
 
