@@ -28,10 +28,11 @@ from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 from ebc_lab.study.stages.rules import val_loss
 from ebc_lab.study.stages.runs import Rivals, alike, raced
+from ebc_lab.study.stages.search import Search
 from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.stages.statistics import WINDOW_NATS, window
 from ebc_lab.study.stages.suite import ready
-from ebc_lab.study.stages.tune import Search, runs_maker, search, tuned_arms
+from ebc_lab.study.stages.tune import mean_losses, runs_maker, search, tuned_arms
 from ebc_lab.study.store.snapshot import read
 from ebc_lab.study.store.study import Study
 
@@ -121,13 +122,13 @@ def _arm(
 ) -> dict[str, Any]:
     """Take one arm's search again, with racing and without."""
     arm = config.ablation.arms[label]
-    maker = runs_maker(config, decisions, track, label, arm, recorded)
+    maker = runs_maker(config, decisions, track, label, recorded)
     plain = search(config.tune, arm, maker, recorded)
     replay = Replay(recorded, margin, first)
     fast = search(config.tune, arm, maker, replay.results, replay.race)
     best = plain.best() or {}
     windows = [_octaves(tried, tried.best()) for tried in (plain, fast)]
-    worst = plain.worst(best) if best else math.inf
+    worst = plain.score_of(best) if best else math.inf
     return {
         "point": best == (fast.best() or {}),
         "tried": set(plain.tried) == set(fast.tried),
@@ -141,7 +142,7 @@ def _arm(
 
 
 def _octaves(tried: Search, best: Mapping[str, Any] | None) -> float:
-    span = window(tried.curve(dict(best))) if best and "lr" in best else None
+    span = window(mean_losses(tried, dict(best))) if best and "lr" in best else None
     return span["octaves"] if span else 0.0
 
 

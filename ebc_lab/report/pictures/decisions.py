@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from ebc_lab.study.stages.fair_control import schedule_in_words
+from ebc_lab.study.stages.lr_sweep.fair_control import schedule_in_words
 from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves
 
 from ..text.words import optimizer, schedules

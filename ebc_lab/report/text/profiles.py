@@ -8,7 +8,7 @@ from typing import Any
 
 from ebc_lab.records.columns import PROFILE_MEANINGS
 from ebc_lab.records.decisions import Decision, Profiled, ProfilesTrack
-from ebc_lab.study.stages.profiles import headline
+from ebc_lab.study.stages.profiles import STAGE
 from ebc_lab.study.stages.statistics import in_octaves
 
 from . import words
@@ -133,4 +133,7 @@ def answer(track: ProfilesTrack) -> dict[str, str]:
     first = [method for method, found in _ranked(track) if found["place"] == 1]
     score = words.fixed(track["methods"][first[0]]["score"], 2)
     leads = "scores" if len(first) == 1 else "score"
-    return {"word": f"{' and '.join(first)} {leads} highest, {score} of 1.", "text": f"{headline(track)}."}
+    return {
+        "word": f"{' and '.join(first)} {leads} highest, {score} of 1.",
+        "text": f"{STAGE.headline(track)}.",
+    }

@@ -25,7 +25,7 @@ from ebc_lab.records.decisions import (
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.paths import SpecRecord
 from ebc_lab.study.stages.compare_arms import reference_of
-from ebc_lab.study.stages.fair_control import schedule_in_words
+from ebc_lab.study.stages.lr_sweep.fair_control import schedule_in_words
 from ebc_lab.study.stages.rules import band_distance
 from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves, level
 

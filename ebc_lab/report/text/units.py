@@ -9,7 +9,7 @@ from typing import Any
 
 from ebc_lab.records.columns import UNIT_MEANINGS
 from ebc_lab.records.decisions import BrokenRuns, Decision, Difference, UnitFound, UnitsTrack
-from ebc_lab.study.stages.carry import IN_WORDS, against, headline
+from ebc_lab.study.stages.carry import STAGE, VERDICTS, against
 from ebc_lab.study.stages.statistics import by_interval, centre_of
 
 from . import words
@@ -129,7 +129,7 @@ def _differs(decided: UnitsTrack, arm: str) -> tuple[Cell, Cell]:
 def _judged(decided: UnitsTrack, arm: str) -> Cell:
     if arm not in decided["verdicts"]:
         return Cell()
-    return Cell(IN_WORDS[decided["verdicts"][arm]])
+    return Cell(VERDICTS[decided["verdicts"][arm]])
 
 
 def settings(name: str, decision: Decision, track: str) -> Table:
@@ -161,7 +161,7 @@ def answer(track: UnitsTrack) -> dict[str, str]:
     else:
         word = f"Undecided whether {' or '.join(_undecided(track))} earns its cost over {reference}."
     places = worst_and_best(track)
-    return {"word": word, "text": f"{headline(track)}.{places}"}
+    return {"word": word, "text": f"{STAGE.headline(track)}.{places}"}
 
 
 def _undecided(track: UnitsTrack) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Candidate, ControllerTrack, Decision
@@ -15,56 +15,10 @@ from .runs import ebc_run, spec_of, tracks_of
 from .stage import Choice, Decisions, Figure
 
 
-def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """Plan every candidate's controller (and cadence) at the calibrated budget, target KL and learning
-    rate."""
-    if "calibrate" not in decisions:
-        return []
-    specs: list[RunSpec] = []
-    scale = config.calibrate.lr_scale
-    for name in tracks_of(decisions, "controller_search"):
-        track = decisions["lr_sweep"]["tracks"][name]
-        calibrated = decisions["calibrate"]["tracks"][name]
-        budget = {"budget": calibrated["budget"], "target_kl": calibrated["delta_star"]}
-        for candidate, settings in config.controller_search.candidates.items():
-            steps = config.controller_search.steps
-            run = ebc_run(config, track, steps, config.study.stage_seed, scale, **budget, **settings)
-            note, usual = f"_{candidate}", config.finals.steps
-            specs.append(spec_of("controller_search", candidate, run, scale, note, usual=usual))
-    return specs
-
-
-def decide(
-    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> Decision:
-    """Choose the controller of each track: best validation loss among those that hold the KL on its target,
-    else the nearest to it."""
-    band = f"±{100 * KL_BAND:g}% of δ*"
-    tracks: dict[str, ControllerTrack] = {}
-    notes: list[str] = []
-    for track, calibrated in earlier["calibrate"]["tracks"].items():
-        done = [s for s in specs if s.track == track and math.isfinite(val_loss(results.get(s.run_id)))]
-        if not any(results[s.run_id].get("kl_ratio_median") for s in done):
-            continue
-        sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
-        tracks[track] = _decided(config, done, results, calibrated["delta_star"], sigma)
-        if not tracks[track]["ranked"]:
-            notes.append(f"{track}: no candidate held the KL within {band}; the nearest was taken")
-    refuse_without_tracks(tracks, "controller_search", specs, results)
-    rule = (
-        f"at the calibrated δ* and LR ×{config.calibrate.lr_scale:g}: lowest validation loss among the "
-        "candidates whose "
-        f"median applied KL, over audited clipped steps, is within {band}; none: the nearest to it"
-    )
-    return make_decision(
-        "controller_search", rule, config, specs, results, earlier, tracks=tracks, notes=notes
-    )
-
-
 def _decided(
     config: Config, done: Sequence[RunSpec], results: Results, target_kl: float, sigma: float
 ) -> ControllerTrack:
-    """Decide for one track, from its completed runs."""
+    """Return what is decided for one track, from its completed runs."""
     ratios = {s.run_id: results[s.run_id].get("kl_ratio_median") for s in done}
     known = {run_id: float(ratio) for run_id, ratio in ratios.items() if ratio}
     usable = [s for s in done if s.run_id in known]
@@ -84,23 +38,6 @@ def _decided(
     }
 
 
-def headline(track: ControllerTrack) -> str:
-    """Write a decided track in one line."""
-    return (
-        f"{track['candidate']} of {len(track['kl_ratios'])}, median KL/δ* {track['kl_ratio']:.2f}, "
-        f"validation loss {track['val_loss']:.4f}"
-    )
-
-
-def _overlooked(chosen: ControllerTrack, candidate: Candidate, candidates: Sequence[Candidate]) -> str:
-    ratio = chosen["kl_ratios"].get(candidate["role"])
-    if candidate["run_id"] in chosen["ranked"]:
-        return ""
-    if not ratio:
-        return "its KL on clipped steps is not known"
-    return f"its median KL is {ratio:.2f} × δ*, not within ±{100 * KL_BAND:g}%"
-
-
 class ControllerSearch(Choice):
     """The controller that holds the KL on its target."""
 
@@ -115,18 +52,59 @@ class ControllerSearch(Choice):
     )
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        return runs(config, earlier, results)
+        """Return a run with each candidate's controller (and cadence), at the calibrated budget, target KL
+        and learning rate."""
+        if "calibrate" not in earlier:
+            return []
+        specs: list[RunSpec] = []
+        scale, seed = config.calibrate.lr_scale, config.study.stage_seed
+        search, usual = config.controller_search, config.finals.steps
+        for name in tracks_of(earlier, self.name):
+            track = earlier["lr_sweep"]["tracks"][name]
+            calibrated = earlier["calibrate"]["tracks"][name]
+            budget = {"budget": calibrated["budget"], "target_kl": calibrated["delta_star"]}
+            for candidate, settings in search.candidates.items():
+                run = ebc_run(config, track, search.steps, seed, scale, **budget, **settings)
+                specs.append(spec_of(self.name, candidate, run, scale, f"_{candidate}", usual=usual))
+        return specs
 
     def decide(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
     ) -> Decision:
-        return decide(config, specs, results, earlier)
+        """Choose the controller of each track: that with the best validation loss among those that hold the
+        KL on its target, else the nearest to it."""
+        band = f"±{100 * KL_BAND:g}% of δ*"
+        tracks: dict[str, ControllerTrack] = {}
+        notes: list[str] = []
+        for track, calibrated in earlier["calibrate"]["tracks"].items():
+            done = [s for s in specs if s.track == track and math.isfinite(val_loss(results.get(s.run_id)))]
+            if not any(results[s.run_id].get("kl_ratio_median") for s in done):
+                continue
+            sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
+            tracks[track] = _decided(config, done, results, calibrated["delta_star"], sigma)
+            if not tracks[track]["ranked"]:
+                notes.append(f"{track}: no candidate held the KL within {band}; the nearest was taken")
+        refuse_without_tracks(tracks, self.name, specs, results)
+        rule = (
+            f"at the calibrated δ* and LR ×{config.calibrate.lr_scale:g}: lowest validation loss among the "
+            f"candidates whose median applied KL, over audited clipped steps, is within {band}; none: the "
+            "nearest to it"
+        )
+        return make_decision(self.name, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
     def headline(self, track: ControllerTrack) -> str:
-        return headline(track)
+        return (
+            f"{track['candidate']} of {len(track['kl_ratios'])}, median KL/δ* {track['kl_ratio']:.2f}, "
+            f"validation loss {track['val_loss']:.4f}"
+        )
 
     def why_not(self, chosen: ControllerTrack, candidate: Candidate, candidates: Sequence[Candidate]) -> str:
-        return _overlooked(chosen, candidate, candidates)
+        ratio = chosen["kl_ratios"].get(candidate["role"])
+        if candidate["run_id"] in chosen["ranked"]:
+            return ""
+        if not ratio:
+            return "its KL on clipped steps is not known"
+        return f"its median KL is {ratio:.2f} × δ*, not within ±{100 * KL_BAND:g}%"
 
 
 STAGE = ControllerSearch()

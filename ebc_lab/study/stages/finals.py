@@ -14,7 +14,7 @@ from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, arm_name
 
 from .compare_arms import claims, compare, efficiency, looks, next_seeds, shares_of_error
-from .fair_control import control_run
+from .lr_sweep.fair_control import control_run
 from .rules import Results, divided_in_words, make_decision
 from .runs import ebc_run, length, plain_run, searched, spec_of, tracks_of, waiting, with_ebc
 from .stage import Decisions, Figure, NotSettled, Stage, or_undecided

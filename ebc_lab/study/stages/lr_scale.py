@@ -14,7 +14,7 @@ from ebc_lab.records.decisions import Candidate, Decision, ScaledRun, ScaleTrack
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
-from .fair_control import control_run
+from .lr_sweep.fair_control import control_run
 from .rules import (
     Results,
     band_distance,
@@ -35,46 +35,17 @@ INERT_NOTE = "LR inert: the same run up to rounding"
 SURROGATE_SHARE = 0.6  # of its median at ×1, which a fixed trust radius is set to
 
 
-def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """Plan every LR scale with and without EBC; with the surrogate also with its trust radius fixed at the
-    median S of ×1."""
-    search_open = "controller_search" in config.study.stages and "controller_search" not in decisions
-    specs: list[RunSpec] = []
-    spec = partial(spec_of, "lr_scale", usual=config.finals.steps)
-    for name in tracks_of(decisions, "lr_scale"):
-        track = decisions["lr_sweep"]["tracks"][name]
-        scales = config.lr_scale.scales
-        seed = config.study.stage_seed
-        # without EBC: constant where the study's schedule is, else on the fair control's schedule
-        make = plain_run if config.study.lr_schedule == "constant" else control_run
-        for scale in sorted({1.0, *scales}):
-            specs.append(spec("none", make(config, track, config.lr_scale.steps, seed, scale), scale))
-        if "calibrate" not in decisions or search_open:
-            continue
-        chosen = searched(decisions, name)
-        calibrated = decisions["calibrate"]["tracks"][name]
-        budget = {"budget": calibrated["budget"], "target_kl": calibrated["delta_star"]}
-        for scale in scales:
-            run = ebc_run(config, track, config.lr_scale.steps, seed, scale, **budget, **chosen)
-            specs.append(spec("ebc", run, scale))
-        if "surrogate" in calibrated["by_budget"]:
-            specs += _fixed_radius(config, track, calibrated["by_budget"]["surrogate"], results)
-    return specs
-
-
 def _fixed_radius(config: Config, track: SweepTrack, target_kl: float, results: Results) -> list[RunSpec]:
-    """Plan the surrogate at ×1, and, once its median S is known, every scale with the trust radius fixed
-    there."""
+    """Return the run of the surrogate at ×1 and, once its median S is known, one at every scale with the
+    trust radius fixed there."""
 
     def surrogate_run(target_kl: float, scale: float) -> RunConfig:
-        seed = config.study.stage_seed
-        steps = config.lr_scale.steps
+        steps, seed = config.lr_scale.steps, config.study.stage_seed
         return ebc_run(config, track, steps, seed, scale, budget="surrogate", target_kl=target_kl)
 
     spec = partial(spec_of, "lr_scale", usual=config.finals.steps)
-    measured = spec("surrogate_x1", surrogate_run(target_kl, 1.0), 1.0)
-    specs = [measured]
-    surrogate = results[measured.run_id].get("surrogate_median") if measured.run_id in results else None
+    specs = [spec("surrogate_x1", surrogate_run(target_kl, 1.0), 1.0)]
+    surrogate = results.get(specs[0].run_id, RunResult()).get("surrogate_median")
     if surrogate:
         fixed = round3((SURROGATE_SHARE * surrogate / 2) ** 2)
         for scale in config.lr_scale.scales:
@@ -88,48 +59,9 @@ def _fixed_radius(config: Config, track: SweepTrack, target_kl: float, results: 
     return specs
 
 
-def decide(
-    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> Decision:
-    """Choose the LR scale of each track's EBC arm, and measure how far the LR can rise with and without
-    EBC."""
-    low, high = config.study.band
-    tracks: dict[str, ScaleTrack] = {}
-    notes: list[str] = []
-    for track in earlier["calibrate"]["tracks"]:
-        arms = _rows([s for s in specs if s.track == track], results)
-        sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
-        decided = _decided(config, arms, results, sigma)
-        if decided is None:
-            continue
-        tracks[track] = decided
-        if config.calibrate.choose == "band" and not decided["in_band"]:
-            notes.append(f"{track}: no EBC scale has its median c in {low:g}–{high:g}; the nearest was taken")
-        inert = [r for r in _usable(arms, results) if r["inert"]]
-        if len(inert) > 1:
-            scales = ", ".join(f"×{r['lr_scale']:g}" for r in inert)
-            notes.append(
-                f"{track}: EBC at {scales} — {INERT_NOTE}; ×{inert[0]['lr_scale']:g} stands for them"
-            )
-    refuse_without_tracks(tracks, "lr_scale", specs, results)
-    among = "EBC scales with median c in the band, else the nearest"
-    if config.calibrate.choose == "loss":
-        among = "EBC scales"
-    merged = (
-        f"scales at which EBC clips {100 * INERT_CLIP_RATE:g}% of the steps or more count as one candidate; "
-    )
-    if leaves_some_free(config.budget):
-        merged = ""
-    rule = (
-        f"lowest validation loss among {among}; {merged}headroom: the largest scale within one sigma of the "
-        f"plain optimizer's best; LR window: within {WINDOW_NATS:g} nats of the arm's own best"
-    )
-    return make_decision("lr_scale", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
-
-
 def _rows(specs: Sequence[RunSpec], results: Results) -> dict[str, list[ScaledRun]]:
-    """Return by arm (a role) its runs as a decision shows them, and whether each is inert, by rising
-    scale."""
+    """Return by arm (a role) its runs by rising scale, as a decision shows them, and whether each is
+    inert."""
     arms: dict[str, list[ScaledRun]] = {}
     for spec in sorted(specs, key=lambda s: s.lr_scale):
         row = candidate(spec, results)
@@ -146,7 +78,7 @@ def _usable(arms: Mapping[str, list[ScaledRun]], results: Results) -> list[Scale
 def _decided(
     config: Config, arms: dict[str, list[ScaledRun]], results: Results, sigma: float
 ) -> ScaleTrack | None:
-    """Decide for one track; None where no EBC run, or no baseline at ×1, completed."""
+    """Return what is decided for one track; None where no EBC run, or no baseline at ×1, completed."""
     band = config.study.band
     losses = {r["run_id"]: val_loss(results.get(r["run_id"])) for rows in arms.values() for r in rows}
     # the plain optimizer's loss: at ×1 where its rate is constant, on a schedule at the best scale
@@ -163,10 +95,8 @@ def _decided(
     inside = [r for r in candidates if band_distance(r["c_median"], band) == 0]
     if config.calibrate.choose == "loss":
         inside = candidates
-    if inside:
-        chosen = min(inside, key=lambda r: (r["val_loss"], r["lr_scale"]))
-    else:
-        chosen = min(candidates, key=lambda r: (band_distance(r["c_median"], band), r["val_loss"]))
+    chosen = min(inside, key=lambda r: (r["val_loss"], r["lr_scale"]), default=None)
+    chosen = chosen or min(candidates, key=lambda r: (band_distance(r["c_median"], band), r["val_loss"]))
     headroom: dict[str, float | None] = {}
     windows: dict[str, Window | None] = {}
     for arm, rows in arms.items():
@@ -191,38 +121,15 @@ def _decided(
     }
 
 
-def headline(track: ScaleTrack) -> str:
-    """Write a decided track in one line."""
-    scales = {arm: "nowhere" if x is None else f"×{x:g}" for arm, x in track["headroom"].items()}
-    headroom = ", ".join(f"{HEADROOM.get(arm, arm)} {scale}" for arm, scale in scales.items())
-    inert = " (where EBC clips nearly every step, which cancels the learning rate)"
-    windows = ", ".join(f"{HEADROOM.get(arm, arm)} {in_octaves(w)}" for arm, w in track["lr_window"].items())
-    return (
-        f"×{track['lr_scale']:g}, median c {track['c_median']:.2f}, validation loss {track['val_loss']:.4f}; "
-        f"LR window {windows}; headroom (highest rate within one σ of the best without EBC): {headroom}"
-        f"{inert if track['headroom_is_tautology'] else ''}"
-    )
-
-
-def _reach(role: str, track: ScaleTrack) -> str:
-    span = track["lr_window"][role]
+def _reach(arm: str, track: ScaleTrack) -> str:
+    span = track["lr_window"][arm]
     assert span is not None
     reach = f"×{span['low']:.3g} to ×{span['high']:.3g}, within {WINDOW_NATS:g} nats of its best"
     ends = open_ends(span)
     return reach + (f"; open at the {ends} end of what was tried" if ends else "")
 
 
-def _overlooked(chosen: ScaleTrack, candidate: Candidate, candidates: Sequence[Candidate]) -> str:
-    if candidate["role"] != "ebc":
-        other = "without EBC" if candidate["role"] == "none" else HEADROOM[candidate["role"]]
-        return f"{other}, and this stage chooses a scale for EBC"
-    inert = [r for r in chosen["arms"]["ebc"] if r["inert"] and r["c_median"] is not None]
-    if candidate["run_id"] in {r["run_id"] for r in inert[1:]}:
-        return f"LR inert, ×{inert[0]['lr_scale']:g} stands for it"
-    return outside_the_band(chosen, candidate)
-
-
-HEADROOM = {  # role of an arm -> in words
+HEADROOM = {  # arm -> in words
     "ebc": "with EBC",
     "none": "without EBC",
     "fixed_tau": "fixed trust radius",
@@ -244,31 +151,94 @@ class LRScale(Choice):
         Figure("c_median", "median c", "{:.2f}", beside_the_band),
         Figure("val_loss", "validation loss", "{:.4f}", "nats per token"),
         *(
-            Figure(f"headroom.{role}", f"headroom, {words}", "×{:g}", HIGHEST)
-            for role, words in HEADROOM.items()
+            Figure(f"headroom.{arm}", f"headroom, {words}", "×{:g}", HIGHEST)
+            for arm, words in HEADROOM.items()
         ),
         *(
-            Figure(
-                f"lr_window.{role}.octaves", f"LR window, {words}", "{:.1f} octaves", partial(_reach, role)
-            )
-            for role, words in HEADROOM.items()
+            Figure(f"lr_window.{arm}.octaves", f"LR window, {words}", "{:.1f} octaves", partial(_reach, arm))
+            for arm, words in HEADROOM.items()
         ),
     )
     pictures = ("lr_scale", "eta_eff")
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        return runs(config, earlier, results)
+        """Return the runs at every LR scale with EBC and without; with the surrogate also those with its
+        trust radius fixed at the median S of ×1."""
+        search_open = "controller_search" in config.study.stages and "controller_search" not in earlier
+        specs: list[RunSpec] = []
+        spec = partial(spec_of, self.name, usual=config.finals.steps)
+        steps, seed, scales = config.lr_scale.steps, config.study.stage_seed, config.lr_scale.scales
+        # without EBC: constant where the study's schedule is, else on the fair control's schedule
+        without_ebc = plain_run if config.study.lr_schedule == "constant" else control_run
+        for name in tracks_of(earlier, self.name):
+            track = earlier["lr_sweep"]["tracks"][name]
+            for scale in sorted({1.0, *scales}):
+                specs.append(spec("none", without_ebc(config, track, steps, seed, scale), scale))
+            if "calibrate" not in earlier or search_open:
+                continue
+            chosen = searched(earlier, name)
+            calibrated = earlier["calibrate"]["tracks"][name]
+            budget = {"budget": calibrated["budget"], "target_kl": calibrated["delta_star"]}
+            for scale in scales:
+                run = ebc_run(config, track, steps, seed, scale, **budget, **chosen)
+                specs.append(spec("ebc", run, scale))
+            if "surrogate" in calibrated["by_budget"]:
+                specs += _fixed_radius(config, track, calibrated["by_budget"]["surrogate"], results)
+        return specs
 
     def decide(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
     ) -> Decision:
-        return decide(config, specs, results, earlier)
+        """Choose the LR scale of each track's EBC arm, and measure how far the LR can rise with and without
+        EBC."""
+        low, high = config.study.band
+        by_band = config.calibrate.choose == "band"
+        tracks: dict[str, ScaleTrack] = {}
+        notes: list[str] = []
+        for track in earlier["calibrate"]["tracks"]:
+            arms = _rows([s for s in specs if s.track == track], results)
+            sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
+            decided = _decided(config, arms, results, sigma)
+            if decided is None:
+                continue
+            tracks[track] = decided
+            if by_band and not decided["in_band"]:
+                note = f"no EBC scale has its median c in {low:g}–{high:g}; the nearest was taken"
+                notes.append(f"{track}: {note}")
+            inert = [f"×{r['lr_scale']:g}" for r in _usable(arms, results) if r["inert"]]
+            if len(inert) > 1:
+                note = f"{INERT_NOTE}; {inert[0]} stands for them"
+                notes.append(f"{track}: EBC at {', '.join(inert)} — {note}")
+        refuse_without_tracks(tracks, self.name, specs, results)
+        among = "EBC scales with median c in the band, else the nearest" if by_band else "EBC scales"
+        merged = ""
+        if not leaves_some_free(config.budget):
+            clipped = f"{100 * INERT_CLIP_RATE:g}% of the steps or more"
+            merged = f"scales at which EBC clips {clipped} count as one candidate; "
+        rule = (
+            f"lowest validation loss among {among}; {merged}headroom: the largest scale within one sigma of "
+            f"the plain optimizer's best; LR window: within {WINDOW_NATS:g} nats of the arm's own best"
+        )
+        return make_decision(self.name, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
     def headline(self, track: ScaleTrack) -> str:
-        return headline(track)
+        scales = {arm: "nowhere" if x is None else f"×{x:g}" for arm, x in track["headroom"].items()}
+        headroom = ", ".join(f"{HEADROOM[arm]} {scale}" for arm, scale in scales.items())
+        inert = " (where EBC clips nearly every step, which cancels the learning rate)"
+        windows = ", ".join(f"{HEADROOM[arm]} {in_octaves(w)}" for arm, w in track["lr_window"].items())
+        return (
+            f"×{track['lr_scale']:g}, median c {track['c_median']:.2f}, validation loss "
+            f"{track['val_loss']:.4f}; LR window {windows}; headroom (highest rate within one σ of the best "
+            f"without EBC): {headroom}{inert if track['headroom_is_tautology'] else ''}"
+        )
 
     def why_not(self, chosen: ScaleTrack, candidate: Candidate, candidates: Sequence[Candidate]) -> str:
-        return _overlooked(chosen, candidate, candidates)
+        if candidate["role"] != "ebc":
+            return f"{HEADROOM[candidate['role']]}, and this stage chooses a scale for EBC"
+        inert = [r for r in chosen["arms"]["ebc"] if r["inert"] and r["c_median"] is not None]
+        if candidate["run_id"] in {r["run_id"] for r in inert[1:]}:
+            return f"LR inert, ×{inert[0]['lr_scale']:g} stands for it"
+        return outside_the_band(chosen, candidate)
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
         """Return a median c such that the largest scale is chosen, unless the scenario has arms coincide."""

@@ -31,7 +31,7 @@ from ebc_lab.records.decisions import BestRate, Decision, NaturalSteps, SweepTra
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, arm_name
 
-from .rules import Results, best, edge_of, losses_of
+from .rules import Results, losses_of
 
 Searched = tuple[str, str]  # optimizer, projection
 Place = TypeVar("Place", CarrySettingConfig, ProfiledWorkloadConfig)  # where arms or methods are trained
@@ -182,33 +182,6 @@ def rate_of(spec: RunSpec) -> float:
     return spec.run.optimizer.lr
 
 
-def scale_of(spec: RunSpec) -> float:
-    return spec.lr_scale
-
-
-def extend(
-    points: list[RunSpec],
-    make: Callable[[float], RunSpec],
-    value: Callable[[RunSpec], float],
-    results: Results,
-    most: int,
-) -> None:
-    """Extend a grid by a factor 2 beyond the edge that its winner lies on, until it lies inside or a run is
-    missing."""
-    for _ in range(most):
-        winner = None if waiting(points, results) else best(points, results)
-        if winner is None:
-            return
-        values = [value(s) for s in points]
-        edge = edge_of(values, value(winner))
-        if edge in ("high", "both"):
-            points.append(make(2 * max(values)))
-        if edge in ("low", "both"):
-            points.append(make(min(values) / 2))
-        if edge is None:
-            return
-
-
 # -- racing --------------------------------------------------------------------------------------------------
 
 
@@ -267,11 +240,11 @@ def _curve(result: RunResult) -> dict[int, float]:
 
 
 @functools.lru_cache(maxsize=8)
-def _made(key: str) -> dict[Any, RunSpec]:
+def _made(key: str) -> dict[Any, list[RunSpec]]:
     return {}
 
 
-def specs_made(config: Config, stage: str) -> dict[Any, RunSpec]:
+def specs_made(config: Config, stage: str) -> dict[Any, list[RunSpec]]:
     """Return the cache of the runs that a stage makes of a configuration: to name thousands of them takes
     seconds, and a study asks for all of them whenever a run ends."""
     named = {"run": to_dict(run_part(config)), stage: to_dict(getattr(config, stage))}

@@ -125,10 +125,6 @@ class Stage:
         begins the study."""
         return config
 
-    def follow_up(self, config: Config, spec: RunSpec) -> RunSpec | None:
-        """Return the run that would follow if `spec`, still in progress, wins: a free worker may start it."""
-        return None
-
     def settled(self, config: Config, specs: Sequence[RunSpec], results: Results) -> dict[str, Any]:
         """Return the decision's tracks as far as no run that is still missing can change them."""
         return {}
@@ -387,9 +383,8 @@ def speculative_runs(
     results_of: ResultsOf = lambda specs: {},
 ) -> list[RunSpec]:
     """Return runs that an idle worker may start on while `running` ones of a stage train: those that the
-    stage asks for by now; those of `later` stages that the decisions so far already determine, or that do not
-    depend on what this stage still looks for; and those that will follow `running` ones if they win (the only
-    runs that may turn out not to be needed).
+    stage asks for by now, and those of `later` stages that the decisions so far already determine, or that do
+    not depend on what this stage still looks for. The study will need every one of them.
     """
     asked, results = planned_runs(stage, config, decisions, results_of)
     certain = list(asked)
@@ -400,7 +395,5 @@ def speculative_runs(
         for name in later:
             with suppress(NotSettled):
                 certain += stage_of(name).runs(config, {**decisions, stage: part}, {})
-    following = [stage_of(s.stage).follow_up(config, s) for s in running]
     known = {*results, *(s.run_id for s in running)}
-    runs = [s for s in certain if s.kind == "train"] + [s for s in following if s is not None]
-    return [s for s in distinct(runs) if s.run_id not in known]
+    return [s for s in distinct(certain) if s.kind == "train" and s.run_id not in known]

@@ -15,7 +15,8 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ebc_lab.config.identity import number
@@ -24,45 +25,21 @@ from ebc_lab.records.decisions import Candidate, CurvePoint, Decision, TunedArm,
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import DIGITS, RunSpec, told_of
 
-from .rules import (
-    Results,
-    Undecidable,
-    edge_of,
-    is_conclusive,
-    losses_of,
-    make_decision,
-    margin_sigma,
-    val_loss,
-)
-from .runs import RACED_FROM, Rivals, raced, waiting
+from .rules import Results, Undecidable, edge_of, losses_of, make_decision, margin_sigma, val_loss
+from .runs import RACED_FROM, Rivals, raced
+from .search import Point, Race, Search
 from .stage import Choice, Decisions, Scenario, held_back_by_its_seeds, seeds_of_arm
 from .statistics import luck_of_choice, window
-from .suite import Point, arm_run, point_in_words, points, ready, source_of, started
+from .suite import arm_run, point_in_words, points, ready, source_of, started
 
 SHORT = {"lr_scale": "x", "warmup_share": "w"}  # how a setting is called in a point's name
-Settled = tuple[tuple[str, Any], ...]  # a point that can be a key
-Race = Callable[[list[RunSpec], Rivals], list[RunSpec]]  # a point's runs, with what ends them early
 RATES = ("lr", "lr_scale")
 HELD = "constant"  # the shape without a warm-up
 FEW = 4  # arms whose best points a headline has room for
 
 
-def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """Plan every point of every arm's grid, at the stage's seeds; the grids grow as their runs end."""
-    specs: list[RunSpec] = []
-    for track in ready(config, decisions, "tune"):
-        arms = tuned_arms(config)
-        for source in dict.fromkeys(arm.init for arm in arms.values() if arm.init):
-            specs += _sources(config, decisions, track, source)
-        for label, arm in arms.items():
-            if _can_start(config, decisions, results, track, arm):
-                searched = _tried(config, decisions, results, track, label, arm)
-                specs += itertools.chain(*searched.tried.values())
-    return specs
-
-
 def _sources(config: Config, decisions: Mapping[str, Decision], track: str, label: str) -> list[RunSpec]:
-    """Plan the runs of an arm from whose weights those of another start, one for each seed."""
+    """Return the runs of an arm from whose weights those of another start, one for each seed."""
     return [source_of(config, decisions, track, "tune", label, seed) for seed in _seeds(config)]
 
 
@@ -70,21 +47,51 @@ def _seeds(config: Config) -> range:
     return range(config.study.stage_seed, config.study.stage_seed + config.tune.seeds)
 
 
-def _can_start(
-    config: Config, decisions: Mapping[str, Decision], results: Results, track: str, arm: ArmConfig
-) -> bool:
-    """Tell whether the weights that an arm starts from are there."""
-    sources = _sources(config, decisions, track, arm.init) if arm.init else []
-    return all(math.isfinite(loss) for loss in losses_of(sources, results))
-
-
 def tuned_arms(config: Config) -> dict[str, ArmConfig]:
     """Return the arms that have a grid, before any sweep."""
     return {label: arm for label, arm in config.ablation.arms.items() if arm.tune}
 
 
+def _searches(
+    config: Config, decisions: Mapping[str, Decision], results: Results, track: str
+) -> dict[str, Search | None]:
+    """Return each arm's search as far as the results tell; None where it starts from weights that are not
+    there."""
+    margin = config.tune.race_sigmas * decisions["lr_sweep"]["tracks"][track]["sigma"]
+
+    def race(runs: list[RunSpec], rivals: Rivals) -> list[RunSpec]:
+        return [replace(s, run=raced(s.run, rivals, results, margin)) for s in runs]
+
+    searches: dict[str, Search | None] = {}
+    for label, arm in tuned_arms(config).items():
+        searches[label] = None
+        sources = _sources(config, decisions, track, arm.init) if arm.init else []
+        if all(math.isfinite(loss) for loss in losses_of(sources, results)):
+            runs_of = runs_maker(config, decisions, track, label, results)
+            searches[label] = search(config.tune, arm, runs_of, results, race if margin else None)
+    return searches
+
+
+def runs_maker(
+    config: Config, decisions: Mapping[str, Decision], track: str, label: str, results: Results
+) -> Callable[[Point], list[RunSpec]]:
+    """Return what makes the runs of an arm's point, one for each seed. The weights that it starts from, if
+    any, must be there."""
+    arm = config.ablation.arms[label]
+
+    def made(point: Point, seed: int) -> RunSpec:
+        run, scale = arm_run(config, decisions, track, arm, config.tune.steps, seed, point)
+        run = replace(run, evaluate=["val"])
+        if arm.init:
+            source = source_of(config, decisions, track, "tune", arm.init, seed)
+            run = started(run, source, results) or run
+        return RunSpec("tune", label, _name(label, point), scale, run, of_track=track)
+
+    return lambda point: [made(point, seed) for seed in _seeds(config)]
+
+
 def _name(label: str, point: Point) -> str:
-    """Name an arm at a point of its grid: `muon_lr0p016_w0p167_cosine`."""
+    """Return the name of an arm at a point of its grid: `muon_lr0p016_w0p167_cosine`."""
     return label + "".join(f"_{_value(key, value)}" for key, value in point.items())
 
 
@@ -94,233 +101,7 @@ def _value(key: str, value: Any) -> str:
     return SHORT.get(key, key) + (number(value, DIGITS) if key == "lr" else number(value))
 
 
-def _tried(
-    config: Config,
-    decisions: Mapping[str, Decision],
-    results: Results,
-    track: str,
-    label: str,
-    arm: ArmConfig,
-) -> Search:
-    """Search the points of an arm's grid, and those by which it grew."""
-    runs_of = runs_maker(config, decisions, track, label, arm, results)
-    margin = config.tune.race_sigmas * decisions["lr_sweep"]["tracks"][track]["sigma"]
-
-    def race(runs: list[RunSpec], rivals: Rivals) -> list[RunSpec]:
-        return [replace(s, run=raced(s.run, rivals, results, margin)) for s in runs]
-
-    return search(config.tune, arm, runs_of, results, race if margin else None)
-
-
-def runs_maker(
-    config: Config,
-    decisions: Mapping[str, Decision],
-    track: str,
-    label: str,
-    arm: ArmConfig,
-    results: Results,
-) -> Callable[[Point], list[RunSpec]]:
-    """Return what makes the runs of an arm's point, one for each seed. The weights that it starts from, if
-    any, must be there."""
-
-    def runs_of(point: Point) -> list[RunSpec]:
-        runs = []
-        for seed in _seeds(config):
-            run, scale = arm_run(config, decisions, track, arm, config.tune.steps, seed, point)
-            run = replace(run, evaluate=["val"])
-            if arm.init:
-                source = source_of(config, decisions, track, "tune", arm.init, seed)
-                run = started(run, source, results) or run
-            runs.append(RunSpec("tune", label, _name(label, point), scale, run, of_track=track))
-        return runs
-
-    return runs_of
-
-
 # -- the search of an arm's best point ---------------------------------------------------------------------
-
-
-@dataclass
-class Search:
-    """Holds what was tried of one arm so far, and by which points its grids grew."""
-
-    arm: ArmConfig
-    runs_of: Callable[[Point], list[RunSpec]]
-    results: Results
-    race: Race | None = None  # None: every run is trained to its end
-    tried: dict[Settled, list[RunSpec]] = field(default_factory=dict)
-    rivals: list[list[RunSpec]] = field(default_factory=list)  # the points of all steps before this one
-    extended: list[Point] = field(default_factory=list)
-    extensions: int = 0
-    sunk: str = ""  # the setting that had to go down before any point completed
-
-    @property
-    def open(self) -> bool:
-        """Tell whether a run has no result yet: nothing further is known before."""
-        return any(waiting(runs, self.results) for runs in self.tried.values())
-
-    @property
-    def lost(self) -> bool:
-        """Tell whether no point completed though every run came to an end: each diverged with one of its
-        seeds."""
-        specs = itertools.chain(*self.tried.values())
-        return self.best() is None and all(is_conclusive(self.results.get(s.run_id)) for s in specs)
-
-    def goes_on(self) -> bool:
-        """Tell whether every run has a result. Then the search takes its next step, and what it adds races
-        against all that is there now: never against what happens to be finished when a run is planned."""
-        if self.open:
-            return False
-        self.rivals = list(self.tried.values())
-        return True
-
-    def add(self, wanted: Sequence[Point], *, grown: bool = False) -> bool:
-        """Try the points that were not tried before. -> whether there were any."""
-        plain = (without_idle(p) for p in wanted)
-        new = [p for p in plain if tuple(p.items()) not in self.tried]
-        self.tried |= {tuple(p.items()): self._raced(self.runs_of(p)) for p in new}
-        self.extended += new if grown else []
-        return bool(new)
-
-    def put_first(self, wanted: Sequence[Point]) -> None:
-        """Put these points, which were tried, before all others, in this order."""
-        first = {key: self.tried[key] for key in (tuple(without_idle(p).items()) for p in wanted)}
-        self.tried = first | self.tried
-
-    def _raced(self, runs: list[RunSpec]) -> list[RunSpec]:
-        return self.race(runs, self.rivals) if self.race else runs
-
-    def mean(self, point: Mapping[str, Any]) -> float:
-        """Return the mean validation loss over the seeds, infinite where one of them did not complete."""
-        return statistics.fmean(losses_of(self.tried[tuple(point.items())], self.results))
-
-    def worst(self, point: Mapping[str, Any]) -> float:
-        """Return the validation loss of the point's worst seed, infinite where that did not complete."""
-        return max(losses_of(self.tried[tuple(point.items())], self.results))
-
-    def best(self) -> Point | None:
-        """Return the point whose worst seed has the lowest loss; of equal ones that with the lower learning
-        rate, then the first; None if none is finite."""
-        ranked = sorted(map(dict, self.tried), key=lambda p: (self.worst(p), self._rate(p)))
-        return ranked[0] if ranked and math.isfinite(self.worst(ranked[0])) else None
-
-    def _rate(self, point: Point) -> float:
-        return self.tried[tuple(point.items())][0].run.optimizer.lr
-
-    def alike(self, point: Mapping[str, Any]) -> list[Point]:
-        """Return the points tried with this one's warm-up and shape, itself among them."""
-        fixed = {k: v for k, v in point.items() if k not in GROWING}
-        return [p for p in map(dict, self.tried) if fixed.items() <= p.items()]
-
-    # -- the parts of the search -----------------------------------------------------------------------------
-
-    def grow(self, most: int) -> None:
-        """Extend the grids on whose edge the best point lies, until it lies inside; `most` times in all.
-        While every point diverges the rate goes down, two steps of its grid at a time."""
-        while self.extensions < most and self.goes_on():
-            if not self.add(list(self._below() if self.lost else self._beyond()), grown=True):
-                return
-            self.extensions += 1
-
-    def _below(self) -> Iterator[Point]:
-        lowest = min(map(dict, self.tried), key=self._rate)
-        self.sunk = next((k for k in (*RATES, *GROWING) if k in lowest), "")
-        if self.sunk:
-            yield from self._moved(lowest, self.sunk, ratio_of(self.arm.tune[self.sunk]) ** -2)
-
-    def _beyond(self) -> Iterator[Point]:
-        best = self.best() or {}
-        for key in (k for k in best if k in GROWING):
-            values = sorted({p[key] for p in self.alike(best)})
-            if key == self.sunk:
-                yield from self._beside(best, key, values)
-            elif len(values) > 1 and best[key] in (values[0], values[-1]):
-                inner = values[1] if best[key] == values[0] else values[-2]
-                yield from self._moved(best, key, best[key] / inner)
-
-    def _beside(self, best: Point, key: str, values: Sequence[float]) -> Iterator[Point]:
-        """Try the values next to the best, a step of the grid away, where two steps were leapt at a time."""
-        ratio = ratio_of(self.arm.tune[key])
-        at = values.index(best[key])
-        below = [best[key] / x for x in values[:at][-1:]]
-        above = [x / best[key] for x in values[at + 1 :][:1]]
-        for gap, r in ((below, 1 / ratio), (above, ratio)):
-            if not gap or gap[0] > ratio**1.5:
-                yield from self._moved(best, key, r)
-
-    def _moved(self, point: Point, key: str, ratio: float) -> Iterator[Point]:
-        """Multiply one setting of a point, where that is still a number that it takes."""
-        value = float(f"{point[key] * ratio:.4g}")
-        if TUNABLE[key].holds(value):
-            yield {**point, key: value}
-
-    def others(self, key: str) -> None:
-        """Try the other values of a setting that does not grow, at the best point so far."""
-        best = self.best() if self.goes_on() else None
-        if best is None or key not in best:
-            return
-        values = self.arm.tune[key]
-        self.add([{**best, key: value} for value in values])
-        if key == "schedule" and HELD in values:  # never falling, it is at its best at a lower rate
-            for rate in (k for k in RATES if k in best):
-                self.add(list(self._moved({**best, key: HELD}, rate, 1 / ratio_of(self.arm.tune[rate]))))
-
-    def rates_once_more(self) -> None:
-        """Try the rates next to the best, where its warm-up or shape is not that of the first points."""
-        best = self.best() if self.goes_on() else None
-        if best is None or best in self.alike(dict(next(iter(self.tried)))):
-            return
-        for key in (k for k in RATES if k in best):
-            ratio = ratio_of(self.arm.tune[key])
-            self.add([p for r in (1 / ratio, ratio) for p in self._moved(best, key, r)])
-
-    def widen(self, most: int) -> None:
-        """Extend the grid of lr at the best point's other settings, both ways, until the LR window closes;
-        `most` times in all."""
-        ratio = ratio_of(self.arm.tune["lr"])
-        for _ in range(most):
-            best = self.best() if self.goes_on() else None
-            span = window(self.curve(best)) if best is not None else None
-            if best is None or span is None:
-                return
-            rates = sorted(self.curve(best))
-            ends = [(rates[0], 1 / ratio)] * span["open_low"] + [(rates[-1], ratio)] * span["open_high"]
-            further = [p for lr, r in ends for p in self._moved({**best, "lr": lr}, "lr", r)]
-            if not self.add(further, grown=True):
-                return
-
-    def curve(self, point: Point) -> dict[float, float]:
-        """Return by lr the mean loss of the points that differ from this one in lr alone."""
-        rest = {k: v for k, v in point.items() if k != "lr"}
-        return {p["lr"]: self.mean(p) for p in map(dict, self.tried) if rest.items() <= p.items()}
-
-
-def ratio_of(grid: Sequence[float]) -> float:
-    """Return how far apart the values of a grid are; 2 where it has one."""
-    return float(grid[-1] / grid[-2]) if len(grid) > 1 else 2.0
-
-
-def without_idle(point: Mapping[str, Any]) -> Point:
-    """Leave out a point's warm-up where its shape has none."""
-    return {k: v for k, v in point.items() if k != "warmup_share" or point.get("schedule") != HELD}
-
-
-def begun_with(tune: TuneConfig, arm: ArmConfig) -> list[Point]:
-    """List the points that a search starts from: every combination, or, one setting after the other, those of
-    the settings that grow, at the first warm-up and shape."""
-    if tune.search == "grid":
-        return points(arm.tune)
-    return points({k: values if k in GROWING else values[:1] for k, values in arm.tune.items()})
-
-
-def middles(points: Sequence[Point]) -> list[Point]:
-    """Return of each warm-up and shape the point in the middle of the grids that grow."""
-    fixed = [{k: v for k, v in point.items() if k not in GROWING} for point in points]
-    found = []
-    for first in (p for i, p in enumerate(points) if fixed[i] not in fixed[:i]):
-        values = {k: sorted({p[k] for p in points}) for k in first if k in GROWING}
-        found.append({**first, **{k: of[len(of) // 2] for k, of in values.items()}})
-    return found
 
 
 def search(
@@ -330,112 +111,151 @@ def search(
     results: Results,
     race: Race | None = None,
 ) -> Search:
-    """Search an arm as far as the results tell. Where its runs race, the middles of the grids come first."""
-    tried = Search(arm, runs_of, results, race)
+    """Return an arm's search as far as the results tell. Where its runs race, the middles of the grids come
+    first."""
     begun = begun_with(tune, arm)
-    if race:
-        tried.add(middles(begun))
-    if not race or tried.goes_on():
-        tried.add(begun)
-        tried.put_first(begun)  # of equal points the same one wins, whichever were trained first
-    tried.grow(tune.max_extensions)
+    rates = [key for key in RATES if key in arm.tune]
+    searched = Search(
+        middles(begun) if race else begun,
+        runs_of,
+        results,
+        ratios={key: last_ratio(values) for key, values in arm.tune.items() if key in GROWING},
+        prefer_low=rates[0] if rates else "",
+        fitted=_fitted,
+        canonical=without_idle,
+        race=race,
+    )
+    if race and not searched.open:
+        searched.add(begun)
+        searched.list_first(begun)  # of equal points the same one wins, whichever were trained first
+    lowering = next((key for key in (*RATES, *GROWING) if key in arm.tune), "")
+    grow = partial(searched.grow, tune.max_extensions, by_spacing=True, lowering=lowering)
+    grow()
     if tune.search == "coordinate":
         for key in itertools.filterfalse(GROWING.__contains__, arm.tune):
-            tried.others(key)
-        tried.rates_once_more()
-        tried.grow(tune.max_extensions)
+            if key == "schedule":
+                searched.step(partial(_shapes, searched, arm.tune[key], rates))
+            else:
+                searched.others(key, arm.tune[key])
+        searched.neighbours(rates)
+        grow()
     if tune.window and "lr" in arm.tune:
-        tried.widen(tune.max_extensions)
-    return tried
+        _widen(searched, tune.max_extensions)
+    return searched
+
+
+def begun_with(tune: TuneConfig, arm: ArmConfig) -> list[Point]:
+    """Return the points that a search starts from: every combination, or, one setting after the other, those
+    of the settings that grow, at the first warm-up and shape."""
+    if tune.search == "grid":
+        return points(arm.tune)
+    return points({k: values if k in GROWING else values[:1] for k, values in arm.tune.items()})
+
+
+def middles(points: Sequence[Point]) -> list[Point]:
+    """Return, for each warm-up and shape, the point in the middle of the grids that grow."""
+    fixed = [{k: v for k, v in point.items() if k not in GROWING} for point in points]
+    found = []
+    for first in (p for i, p in enumerate(points) if fixed[i] not in fixed[:i]):
+        grids = {k: sorted({p[k] for p in points}) for k in first if k in GROWING}
+        found.append({**first, **{k: grid[len(grid) // 2] for k, grid in grids.items()}})
+    return found
+
+
+def last_ratio(grid: Sequence[float]) -> float:
+    """Return the ratio of the two last values of a grid; 2 where it has one."""
+    return float(grid[-1] / grid[-2]) if len(grid) > 1 else 2.0
+
+
+def without_idle(point: Mapping[str, Any]) -> Point:
+    """Return the point, without its warm-up where its shape has none."""
+    return {k: v for k, v in point.items() if k != "warmup_share" or point.get("schedule") != HELD}
+
+
+def _fitted(key: str, value: float) -> float | None:
+    rounded = float(f"{value:.4g}")
+    return rounded if TUNABLE[key].holds(rounded) else None
+
+
+def _shapes(searched: Search, shapes: Sequence[str], rates: Sequence[str], best: Point) -> Iterator[Point]:
+    """Yield the best point with every shape. One that never falls is at its best at a lower rate, so it is
+    tried there as well."""
+    if "schedule" not in best:
+        return
+    yield from ({**best, "schedule": shape} for shape in shapes)
+    for rate in rates if HELD in shapes else ():
+        yield from searched.moved({**best, "schedule": HELD}, rate, best[rate] / searched.ratios[rate])
+
+
+def _widen(searched: Search, most: int) -> None:
+    """Extend the grid of lr at the best point's other settings, both ways, until the LR window closes; `most`
+    times in all."""
+    ratio = searched.ratios["lr"]
+
+    def further(best: Point) -> Iterator[Point]:
+        losses = mean_losses(searched, best)
+        span = window(losses)
+        if span and span["open_low"]:
+            yield from searched.moved(best, "lr", min(losses) / ratio)
+        if span and span["open_high"]:
+            yield from searched.moved(best, "lr", max(losses) * ratio)
+
+    for _ in range(most):
+        if not searched.step(further, grown=True):
+            return
+
+
+def mean_losses(searched: Search, point: Point) -> dict[float, float]:
+    """Return by lr the mean loss of the points that differ from this one in lr alone, infinite where a seed
+    did not complete."""
+    return {lr: _mean(searched, runs) for lr, runs in searched.along(point, "lr").items()}
+
+
+def _mean(searched: Search, runs: Sequence[RunSpec]) -> float:
+    return statistics.fmean(losses_of(runs, searched.results))
 
 
 # -- the decision -------------------------------------------------------------------------------------------
 
 
-def decide(
-    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> Decision:
-    """Choose each tuned arm's best point, by the validation loss of its worst seed; one on an edge of its
-    grid is noted."""
-    tracks: dict[str, TunedTrack] = {}
-    notes: list[str] = []
-    every = ready(config, earlier, "tune")
-    for track in every:
-        of = told_of(track, every)
-        sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
-        arms: dict[str, TunedArm] = {}
-        for label, arm in tuned_arms(config).items():
-            if not _can_start(config, earlier, results, track, arm):
-                raise Undecidable(
-                    f"tune could not be decided: {arm.init}, where {label} starts, has no weights."
-                )
-            arms[label] = _decided(_tried(config, earlier, results, track, label, arm), results, sigma)
-            notes += [of + note for note in _notes(label, arms[label], arm.tune)]
-        tracks[track] = {"arms": arms, "sigma": sigma}
-    if stopped := sum(results.get(s.run_id, {}).get("outcome") == "raced" for s in specs):
-        notes.append(
-            f"{stopped} of {len(specs)} runs were raced: the luck of the tuning is estimated without their "
-            "points"
-        )
-    seeds = "one seed" if config.tune.seeds == 1 else f"the worst of {config.tune.seeds} seeds"
-    how = "every combination"
-    if config.tune.search == "coordinate":
-        how = "one setting after the other, and the rates next to the best again where another changed"
-    rule = (
-        f"each arm's lowest validation loss over its own grid ({how}), {config.tune.steps} steps, {seeds}, "
-        "as many points for every arm; a grid whose best point lies on an edge grows there by its own ratio, "
-        f"{config.tune.max_extensions} times at most, and while every point diverges its rate goes down"
-    )
-    rule += "; then that of lr, as often, until its window closes" if config.tune.window else ""
-    if config.tune.race_sigmas:
-        rule += (
-            "; the middle of a grid is trained first, and another run of its shape is stopped where its loss "
-            f"on the fixed windows, from {RACED_FROM:.0%} of its steps on, is {config.tune.race_sigmas:g} "
-            "sigma above that of the best finished point at the same step: it has no loss and does not win"
-        )
-    return make_decision("tune", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
-
-
-def _decided(search: Search, results: Results, sigma: float) -> TunedArm:
-    """Choose the best point of one arm, and measure the learning rates around it."""
-    winner = search.best()
-    chosen = winner or dict(next(iter(search.tried)))
-    growing = [key for key in chosen if key in GROWING]
-    grids = {key: [p[key] for p in search.alike(chosen)] for key in growing}
-    edges = {k: edge_of(grids[k], chosen[k]) for k in growing if len(set(grids[k])) > 1}
+def _decided(searched: Search, results: Results, sigma: float) -> TunedArm:
+    """Return one arm's best point, and what is known of the points around it."""
+    winner = searched.best()
+    chosen = winner or dict(next(iter(searched.tried)))
+    best = searched.runs(chosen)
+    edges = {key: searched.edge(chosen, key) for key in chosen if key in GROWING}
     if "warmup_share" in chosen:
-        shares = {p["warmup_share"] for p in map(dict, search.tried) if "warmup_share" in p}
+        shares = {p["warmup_share"] for p in map(dict, searched.tried) if "warmup_share" in p}
         edges["warmup_share"] = edge_of([*shares], chosen["warmup_share"]) if len(shares) > 1 else None
-    best = search.tried[tuple(chosen.items())]
-    luck = luck_of_choice([losses_of(runs, results) for runs in search.tried.values()], sigma)
+    luck = luck_of_choice([losses_of(runs, results) for runs in searched.tried.values()], sigma)
     decided: TunedArm = {
         "point": chosen,
         "run_id": best[0].run_id if winner else None,
-        "val_loss": search.mean(chosen) if winner else None,
-        "worst_loss": search.worst(chosen) if winner else None,
-        "runs": sum(map(len, search.tried.values())),
-        "extended": search.extended,
+        "val_loss": _mean(searched, best) if winner else None,
+        "worst_loss": searched.score_of(chosen) if winner else None,
+        "runs": len(searched.specs),
+        "extended": searched.extended,
         "edges": {k: edge for k, edge in edges.items() if edge},
-        "margin_sigma": margin_sigma([search.worst(dict(p)) for p in search.tried], sigma),
+        "margin_sigma": margin_sigma([searched.score_of(dict(p)) for p in searched.tried], sigma),
         "luck": {"sd": luck.sd, "freedom": luck.freedom},
     }
     if not winner:
-        decided["untuned"] = _untuned(search)
+        decided["untuned"] = _untuned(searched)
     if "lr" in chosen:
-        decided["curve"], decided["window"] = _curve(search, chosen, results)
+        decided["curve"], decided["window"] = _curve(searched, chosen, results)
     return decided
 
 
-def _untuned(search: Search) -> str:
-    """Say why an arm has no best point."""
-    rates = [runs[0].run.optimizer.lr for runs in search.tried.values()]
-    if search.lost:
+def _untuned(searched: Search) -> str:
+    """Return why an arm has no best point."""
+    rates = [s.run.optimizer.lr for s in searched.specs]
+    if searched.lost:
         return f"no rate between {min(rates):.4g} and {max(rates):.4g} completes"
     return "no point of its grid completed, and a run failed"
 
 
 def _notes(label: str, arm: TunedArm, grids: Mapping[str, Sequence[Any]]) -> list[str]:
-    """Note what is to be known of an arm's search: that it found nothing, how far it went, on what edge."""
+    """Return notes on an arm's search: that it found nothing, how far it went, on which edges it ended."""
     if "untuned" in arm:
         return [f"{label} could not be tuned: {arm['untuned']}"]
     notes: list[str] = []
@@ -445,19 +265,17 @@ def _notes(label: str, arm: TunedArm, grids: Mapping[str, Sequence[Any]]) -> lis
         ends += [f"up to {max(reached):.4g}"] if reached and max(reached) > grids[key][-1] else []
         notes += [f"{label}: {key} grid grown {' and '.join(ends)}"] if ends else []
     for key, edge in arm["edges"].items():
-        at = f"{label}'s best {key}, {arm['point'][key]:g}"
         where = f"lies on its grid's {edge} edge" if key in GROWING else f"is the {edge}est tried"
-        notes.append(f"{at}, {where}")
+        notes.append(f"{label}'s best {key}, {arm['point'][key]:g}, {where}")
     return notes
 
 
-def _curve(search: Search, chosen: Point, results: Results) -> tuple[list[CurvePoint], Window | None]:
+def _curve(searched: Search, chosen: Point, results: Results) -> tuple[list[CurvePoint], Window | None]:
     """Return the validation loss over the learning rate at the chosen warm-up and shape, by rising rate, None
     where a run diverged or was stopped; and the LR window, None where a run was stopped: how far it reaches
     is then not known."""
     curve: list[CurvePoint] = []
-    for lr in sorted(search.curve(chosen)):
-        runs = search.tried[tuple({**chosen, "lr": lr}.items())]
+    for _, runs in sorted(searched.along(chosen, "lr").items()):
         losses = {str(s.run.seed): val_loss(results.get(s.run_id)) for s in runs}
         mean = statistics.fmean(losses.values())
         point: CurvePoint = {
@@ -473,86 +291,49 @@ def _curve(search: Search, chosen: Point, results: Results) -> tuple[list[CurveP
     return curve, window({p["lr"]: math.inf if p["val_loss"] is None else p["val_loss"] for p in curve})
 
 
-def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-    """Invent a result for the forecast: the middle of a grid is best, or its upper end; of a search for one
-    setting after the other, the usual landscape of `_landscape`."""
-    arm = config.ablation.arms[spec.role]
-    if config.tune.search == "coordinate":
-        return {"val_loss": 2.0 + _landscape(arm, scenario, spec)}
-    grid = points(arm.tune)
-    if not scenario.edge:
-        middle = grid[len(grid) // 2]
-        return {"val_loss": 2.0 - (spec.arm == _name(spec.role, middle))}
-    strength = spec.run.stabilizer.strength or 1.0
-    return {"val_loss": 2.0 + 1 / (1 + spec.run.optimizer.lr * strength * spec.run.budget.target_kl)}
-
-
 def _landscape(arm: ArmConfig, scenario: Scenario, spec: RunSpec) -> float:
-    """Return how far an invented run lies above the best: by an octave of the rate the sixth part of a
-    window, more where few runs are expected; the last warm-up and shape are best where more are, and at the
-    most every higher rate is better."""
+    """Return how far above the best an invented run of a search for one setting after the other ends.
+
+    At the most, every higher rate is better. Else an octave of the rate costs the sixth part of a window, or
+    more where few runs are expected; and only there the first shape is best.
+    """
     rates: list[float] = next((arm.tune[k] for k in RATES if k in arm.tune), [1.0])
-    first = arm.tune.get("schedule", [spec.run.lr_schedule.name])[0]
-    usual: bool = spec.run.lr_schedule.name == first
+    first: bool = spec.run.lr_schedule.name == arm.tune.get("schedule", [spec.run.lr_schedule.name])[0]
     rate = spec.lr_scale if "lr_scale" in arm.tune else spec.run.optimizer.lr / arm.lr_scale
     octaves = math.log2(rate / float(rates[-1]))
     if not scenario.merged:
-        return 1 / (100 + octaves) + 0.001 * usual
-    middle = octaves + math.log2(float(rates[-1]) / float(rates[len(rates) // 2]))
-    if not scenario.edge:
-        return abs(middle) + 0.001 * (not usual)
-    return 0.03 * abs(octaves) + 0.001 * usual
-
-
-def headline(track: TunedTrack) -> str:
-    """Write a decided track in one line."""
-    arms = track["arms"]
-    if len(arms) <= FEW:
-        return " · ".join(f"{label} {_best_in_words(arm)}" for label, arm in arms.items())
-    losses = {label: loss for label, arm in arms.items() if (loss := arm["val_loss"]) is not None}
-    best = min(losses, key=lambda label: losses[label], default="none")
-    return f"{len(arms)} arms tuned; {best} has the lowest validation loss"
+        return 1 / (100 + octaves) + 0.001 * first
+    if scenario.edge:
+        return 0.03 * abs(octaves) + 0.001 * first
+    return abs(octaves + math.log2(float(rates[-1]) / float(rates[len(rates) // 2]))) + 0.001 * (not first)
 
 
 def _best_in_words(arm: TunedArm) -> str:
-    """Write `lr 0.008 → 2.6880`, the settings that grow and the validation loss there."""
+    """Return the settings that grow and the validation loss there: `lr 0.008 → 2.6880`."""
     if arm["val_loss"] is None:
         return f"could not be tuned: {arm['untuned']}"
     grown = {k: v for k, v in arm["point"].items() if k in GROWING}
     return f"{point_in_words(grown or arm['point'])} → {arm['val_loss']:.4f}"
 
 
-def so_far(
-    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> list[str]:
-    """Say which arm has the lowest point by now, and how many have one."""
-    said = []
-    every = ready(config, earlier, "tune")
-    for track in every:
-        found: dict[str, tuple[float, Point]] = {}
-        arms = tuned_arms(config)
-        for label, arm in arms.items():
-            if not _can_start(config, earlier, results, track, arm):
-                continue
-            searched = _tried(config, earlier, results, track, label, arm)
-            if point := searched.best():
-                found[label] = searched.mean(point), point
-        if found:
-            first = min(found, key=lambda label: found[label][0])
-            loss, point = found[first]
-            words = f"{first} is lowest, validation loss {loss:.4f} at {point_in_words(point)}"
-            words += f"; {len(found)} of {len(arms)} arms have a result"
-            said.append(told_of(track, every) + words)
-    return said
-
-
-def _overlooked(chosen: Mapping[str, Any], candidate: Candidate, candidates: Sequence[Candidate]) -> str:
-    """Say why a point of which this seed is lower was not chosen: another seed diverged, or is worse."""
-    losses = [c["val_loss"] for c in seeds_of_arm(candidate, candidates)]
-    known = [loss for loss in losses if loss is not None]
-    if len(known) < len(losses):
-        return held_back_by_its_seeds(candidate, candidates, chosen)
-    return f"its worst seed has {max(known):.4f}" if max(known) > chosen["worst_loss"] else ""
+def _rule(tune: TuneConfig) -> str:
+    seeds = "one seed" if tune.seeds == 1 else f"the worst of {tune.seeds} seeds"
+    how = "every combination"
+    if tune.search == "coordinate":
+        how = "one setting after the other, and the rates next to the best again where another changed"
+    rule = (
+        f"each arm's lowest validation loss over its own grid ({how}), {tune.steps} steps, {seeds}, "
+        "as many points for every arm; a grid whose best point lies on an edge grows there by its own ratio, "
+        f"{tune.max_extensions} times at most, and while every point diverges its rate goes down"
+    )
+    rule += "; then that of lr, as often, until its window closes" if tune.window else ""
+    if tune.race_sigmas:
+        rule += (
+            "; the middle of a grid is trained first, and another run of its shape is stopped where its loss "
+            f"on the fixed windows, from {RACED_FROM:.0%} of its steps on, is {tune.race_sigmas:g} "
+            "sigma above that of the best finished point at the same step: it has no loss and does not win"
+        )
+    return rule
 
 
 class Tune(Choice):
@@ -568,15 +349,48 @@ class Tune(Choice):
     setting = "{arm}"
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        return runs(config, earlier, results)
+        """Return every point of every arm's grid, at the stage's seeds; the grids grow as their runs end."""
+        specs: list[RunSpec] = []
+        for track in ready(config, earlier, self.name):
+            for source in dict.fromkeys(arm.init for arm in tuned_arms(config).values() if arm.init):
+                specs += _sources(config, earlier, track, source)
+            for searched in _searches(config, earlier, results, track).values():
+                specs += searched.specs if searched else []
+        return specs
 
     def decide(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
     ) -> Decision:
-        return decide(config, specs, results, earlier)
+        """Choose each tuned arm's best point, by the validation loss of its worst seed; one on an edge of its
+        grid is noted."""
+        tracks: dict[str, TunedTrack] = {}
+        notes: list[str] = []
+        every = ready(config, earlier, self.name)
+        for track in every:
+            sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
+            arms: dict[str, TunedArm] = {}
+            for label, searched in _searches(config, earlier, results, track).items():
+                arm = config.ablation.arms[label]
+                if searched is None:
+                    raise Undecidable(
+                        f"tune could not be decided: {arm.init}, where {label} starts, has no weights."
+                    )
+                arms[label] = _decided(searched, results, sigma)
+                notes += [told_of(track, every) + note for note in _notes(label, arms[label], arm.tune)]
+            tracks[track] = {"arms": arms, "sigma": sigma}
+        if stopped := sum(results.get(s.run_id, {}).get("outcome") == "raced" for s in specs):
+            words = f"{stopped} of {len(specs)} runs were raced"
+            notes.append(f"{words}: the luck of the tuning is estimated without their points")
+        rule = _rule(config.tune)
+        return make_decision(self.name, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
     def headline(self, track: TunedTrack) -> str:
-        return headline(track)
+        arms = track["arms"]
+        if len(arms) <= FEW:
+            return " · ".join(f"{label} {_best_in_words(arm)}" for label, arm in arms.items())
+        losses = {label: loss for label, arm in arms.items() if (loss := arm["val_loss"]) is not None}
+        best = min(losses, key=lambda label: losses[label], default="none")
+        return f"{len(arms)} arms tuned; {best} has the lowest validation loss"
 
     def headlines(self, decision: Decision) -> list[str]:
         """Return a decision in one line per track. Of points, each of several seeds, some single run nearly
@@ -595,15 +409,47 @@ class Tune(Choice):
     def why_not(
         self, chosen: Mapping[str, Any], candidate: Candidate, candidates: Sequence[Candidate]
     ) -> str:
-        return _overlooked(chosen, candidate, candidates)
+        """Return why a point of which this seed is lower was not chosen: another seed diverged, or is worse;
+        empty where neither is so."""
+        losses = [c["val_loss"] for c in seeds_of_arm(candidate, candidates)]
+        known = [loss for loss in losses if loss is not None]
+        if len(known) < len(losses):
+            return held_back_by_its_seeds(candidate, candidates, chosen)
+        return f"its worst seed has {max(known):.4f}" if max(known) > chosen["worst_loss"] else ""
 
     def so_far(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
     ) -> list[str]:
-        return so_far(config, specs, results, earlier)
+        """Return which arm has the lowest point by now, and how many have one."""
+        said = []
+        every = ready(config, earlier, self.name)
+        for track in every:
+            searches = _searches(config, earlier, results, track)
+            found = {
+                label: (_mean(searched, searched.runs(point)), point)
+                for label, searched in searches.items()
+                if searched and (point := searched.best())
+            }
+            if found:
+                first = min(found, key=lambda label: found[label][0])
+                loss, point = found[first]
+                words = f"{first} is lowest, validation loss {loss:.4f} at {point_in_words(point)}"
+                words += f"; {len(found)} of {len(searches)} arms have a result"
+                said.append(told_of(track, every) + words)
+        return said
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        return invented(config, scenario, spec, nth)
+        """Return a loss by which the middle of a grid is best, or its upper end; of a search for one setting
+        after the other that of `_landscape`."""
+        arm = config.ablation.arms[spec.role]
+        if config.tune.search == "coordinate":
+            return {"val_loss": 2.0 + _landscape(arm, scenario, spec)}
+        grid = points(arm.tune)
+        if not scenario.edge:
+            middle = grid[len(grid) // 2]
+            return {"val_loss": 2.0 - (spec.arm == _name(spec.role, middle))}
+        strength = spec.run.stabilizer.strength or 1.0
+        return {"val_loss": 2.0 + 1 / (1 + spec.run.optimizer.lr * strength * spec.run.budget.target_kl)}
 
 
 STAGE = Tune()

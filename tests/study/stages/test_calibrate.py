@@ -4,7 +4,7 @@ import pytest
 from support.played import DIVERGED, FAILED, by_lr, config_of, decided, done, played
 
 from ebc_lab.study.inspect.forecast import planned
-from ebc_lab.study.stages import calibrate
+from ebc_lab.study.stages.calibrate import STAGE
 from ebc_lab.study.stages.rules import Undecidable
 from ebc_lab.study.stages.stage import stage_of
 
@@ -67,7 +67,7 @@ def test_a_best_on_the_edge_extends_the_grid_at_its_own_spacing(best, more):
     waves, specs, results = played("calibrate", config, decisions, nearest(best))
     assert targets(specs)[4:] == pytest.approx(more)
     assert all(len(wave) == 1 for wave in waves[1:])
-    decision = calibrate.decide(config, specs, results, decisions)
+    decision = STAGE.decide(config, specs, results, decisions)
     on_edge = len(more) == config.calibrate.max_extra
     assert (decision["tracks"]["adam_none"]["edge"] is not None) == on_edge
     assert any("est tried" in note for note in decision["notes"]) == on_edge
@@ -90,11 +90,11 @@ def test_several_seeds_of_each_target_count_by_their_mean():
     _, specs, results = played("calibrate", config, decisions, answer)
     assert {s.run.seed for s in specs} == {100, 101, 102}
     assert len(specs) == 4 * 3
-    found = calibrate.decide(config, specs, results, decisions)["tracks"]["adam_none"]
+    found = STAGE.decide(config, specs, results, decisions)["tracks"]["adam_none"]
     assert (found["delta_star"], found["seeds"]) == (0.016, 3)
     assert found["losses"]["0.0125"] == pytest.approx(2 + 0.035 - 0.02 / 3)
     assert len(found["ranked"]) == 4  # one run stands for each
-    decision = calibrate.decide(config, specs, results, decisions)
+    decision = STAGE.decide(config, specs, results, decisions)
     [flips] = stage_of("calibrate").would_change(decision)
     assert "band" not in flips  # another seed of a target is no other candidate
     gap = sorted(found["losses"].values())[1] - found["val_loss"]
@@ -131,7 +131,7 @@ def test_a_target_that_diverged_was_tried_all_the_same():
 
     waves, specs, results = played("calibrate", config, decisions, answer)
     assert len(waves) == 1
-    found = calibrate.decide(config, specs, results, decisions)["tracks"]["adam_none"]
+    found = STAGE.decide(config, specs, results, decisions)["tracks"]["adam_none"]
     assert (found["delta_star"], found["edge"]) == (0.016, None)
     assert not found["delta_window"]["open_high"]
     assert found["delta_window"]["open_low"]
@@ -162,7 +162,7 @@ def test_runs_that_all_went_wrong_neither_extend_nor_stall(bad):
     waves, specs, results = played("calibrate", config, decisions, lambda s: bad)
     assert len(waves) == 1
     with pytest.raises(Undecidable, match="calibrate could not decide"):
-        calibrate.decide(config, specs, results, decisions)
+        STAGE.decide(config, specs, results, decisions)
 
 
 def test_a_track_without_a_completed_run_is_left_out():

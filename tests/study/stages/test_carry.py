@@ -7,7 +7,7 @@ from support.carried import SUITE
 from support.played import DIVERGED, FAILED, config_of, decided, done, played
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.study.stages.carry.search import run_of
+from ebc_lab.study.stages.carry.search import run_at
 from ebc_lab.study.stages.rules import Undecidable
 from ebc_lab.study.stages.stage import stage_of
 
@@ -56,13 +56,13 @@ def test_every_arm_is_trained_in_every_setting_and_equal_runs_once():
     kl, radius, lr, by_width = config.carry.arms.values()
     long, wide = config.carry.settings["long"], config.carry.settings["wide"]
     base = config.carry.steps, config.batch_size, config.model.width
-    run = run_of(config, kl, long, 0.02)
+    run = run_at(config, kl, long, 0.02)
     assert (run.steps, run.batch_size, run.model.width) == (2 * base[0], base[1] // 2, base[2])
     assert (run.budget.target_kl, run.optimizer.lr, run.evaluate) == (0.02, 8 * 4e-3, ["val", "test"])
-    muon = run_of(config, radius, config.carry.settings["muon"], 0.25)
+    muon = run_at(config, radius, config.carry.settings["muon"], 0.25)
     assert (muon.optimizer.name, muon.optimizer.lr, muon.stabilizer.strength) == ("muon", 8 * 0.016, 0.25)
-    rates = [run_of(config, unit, wide, 0.02).optimizer.lr for unit in (lr, by_width)]
-    assert (rates, run_of(config, lr, wide, 0.02).model.width) == ([0.02, 0.01], 2 * base[2])
+    rates = [run_at(config, unit, wide, 0.02).optimizer.lr for unit in (lr, by_width)]
+    assert (rates, run_at(config, lr, wide, 0.02).model.width) == ([0.02, 0.01], 2 * base[2])
 
 
 def test_a_text_of_its_own_has_its_own_name_and_is_looked_at_when_a_study_begins(tmp_path):
@@ -72,7 +72,7 @@ def test_a_text_of_its_own_has_its_own_name_and_is_looked_at_when_a_study_begins
     specs = stage_of("carry").runs(config, {}, {})
     assert len({s.run_id for s in specs}) == 2 * 5 * 8 + 2  # also in a plan, before any text is read
     own = stage_of("carry").resolve(config, lambda text: None)
-    run = run_of(own, own.carry.arms["lr"], own.carry.settings["docs"], 0.01)
+    run = run_at(own, own.carry.arms["lr"], own.carry.settings["docs"], 0.01)
     assert (run.data.name, run.data.file) == ("pydoc", None)
     assert len(set(run.data.sha256)) > 5
     assert own.carry.settings["base"] == config.carry.settings["base"]

@@ -164,5 +164,5 @@ def test_the_surrogate_adds_a_fixed_radius_arm_from_the_median_s():
     assert {s.run.budget.target_kl for s in fixed} == {0.09}  # (0.6·1/2)²
     assert {s.run.controller.name for s in fixed} == {"fixed"}
     assert all(s.arm.endswith("_fixedtau") for s in fixed)
-    found = lr_scale.decide(config, specs, results, decisions)["tracks"][TRACK]
+    found = lr_scale.STAGE.decide(config, specs, results, decisions)["tracks"][TRACK]
     assert set(found["lr_window"]) == {"none", "ebc", "surrogate_x1", "fixed_tau"}

@@ -4,7 +4,7 @@ the fair control, one factor at a time."""
 import pytest
 from support.played import DIVERGED, FAILED, by_lr, config_of, decided, done, played, rates
 
-from ebc_lab.study.stages import lr_sweep
+from ebc_lab.study.stages.lr_sweep import STAGE, triaged
 from ebc_lab.study.stages.rules import Undecidable
 from ebc_lab.study.stages.stage import stage_of
 
@@ -56,7 +56,7 @@ def test_a_winner_on_the_edge_extends_the_grid_twice_at_most(slope, lrs):
     config = config_of("optimizer=adam", "lr_sweep.grids.adam=[1e-3,2e-3]")
     _, specs, results = played("lr_sweep", config, {}, lambda s: done(2 + slope * s.run.optimizer.lr))
     assert sorted(rates(specs, "grid")) == sorted([1e-3, 2e-3, *lrs])
-    decision = lr_sweep.decide(config, specs, results, {})
+    decision = STAGE.decide(config, specs, results, {})
     edge = "high" if slope < 0 else "low"
     assert decision["tracks"]["adam_none"]["grid"]["edge"] == edge
     assert any(f"lies on its {edge} edge even after 2 extensions" in note for note in decision["notes"])
@@ -71,7 +71,7 @@ def test_a_pair_far_behind_is_not_extended_and_does_not_go_on():
         lambda s: done(3.0 - s.run.optimizer.lr if s.run.optimizer.name == "adam" else 2.0),
     )
     assert max(s.run.optimizer.lr for s in specs if s.track == "adam_none") == 8e-3
-    decision = lr_sweep.decide(config, specs, results, {})
+    decision = STAGE.decide(config, specs, results, {})
     assert list(decision["tracks"]) == ["muon_none"]
     assert any("triaged" in note for note in decision["notes"])
 
@@ -82,7 +82,7 @@ def test_keep_all_tunes_a_baseline_and_a_control_for_every_pair_that_is_close():
     for track in ("adam_none", "muon_none"):
         roles = {s.role for s in specs if s.track == track}
         assert roles == {"grid", "baseline", "replicate", "control"}
-    decisions = {"lr_sweep": lr_sweep.decide(config, specs, results, {})}
+    decisions = {"lr_sweep": STAGE.decide(config, specs, results, {})}
     assert set(decisions["lr_sweep"]["tracks"]) == {"adam_none", "muon_none"}
     specs = stage_of("calibrate").runs(config, decisions, {})
     assert {s.run.optimizer.name for s in specs} == {"adam", "muon"}
@@ -97,7 +97,7 @@ def test_by_default_only_the_best_pair_goes_on():
 def test_a_track_is_triaged_when_it_is_more_than_the_threshold_behind_the_best(config):
     threshold = config.lr_sweep.skip_threshold
     losses = {"best": 2.0, "near": 2.0 * (1 + 0.99 * threshold), "far": 2.0 * (1 + 1.01 * threshold)}
-    assert [lr_sweep.triaged(config, losses, track) for track in losses] == [False, False, True]
+    assert [triaged(config, losses, track) for track in losses] == [False, False, True]
 
 
 # -- the baseline --------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def test_the_baseline_is_the_best_constant_rate_around_the_grids_best(config, co
     own = [s for s in specs if s.role in ("baseline", "replicate")]
     assert rates(specs, "baseline") == tried
     assert {s.run.lr_schedule.name for s in own} == {"constant"}
-    track = lr_sweep.decide(config, specs, results, {})["tracks"]["adam_none"]
+    track = STAGE.decide(config, specs, results, {})["tracks"]["adam_none"]
     best = min(tried, key=lambda lr: abs(lr - constant))
     assert track["lr"] == best
     assert {s.run.optimizer.lr for s in own if s.role == "replicate"} == {best}
@@ -157,7 +157,7 @@ def test_the_noise_and_the_natural_kl_are_those_of_fresh_seeds_of_the_baseline(c
     assert [s.run.seed for s in own] == [101, 102, 103]
     for i, s in enumerate(own):
         results[s.run_id] = done(2 + 0.01 * i, kl_median=0.01 * (i + 1), descent_median=0.1 * (i + 1))
-    found = lr_sweep.decide(config, specs, results, {})["tracks"]["adam_none"]
+    found = STAGE.decide(config, specs, results, {})["tracks"]["adam_none"]
     assert found["replicate_losses"] == pytest.approx([2.0, 2.01, 2.02])
     assert found["sigma"] == pytest.approx(0.01)
     assert found["natural_kl"] == 0.02
@@ -169,10 +169,10 @@ def test_one_bad_replicate_is_survived_two_are_not(config):
     _, specs, results = played("lr_sweep", config, {}, landscape())
     bad = [s.run_id for s in specs if s.role == "replicate"]
     results[bad[0]] = DIVERGED
-    assert len(lr_sweep.decide(config, specs, results, {})["tracks"]["adam_none"]["replicate_losses"]) == 2
+    assert len(STAGE.decide(config, specs, results, {})["tracks"]["adam_none"]["replicate_losses"]) == 2
     results[bad[1]] = FAILED
     with pytest.raises(Undecidable, match="fewer than two replicates"):
-        lr_sweep.decide(config, specs, results, {})
+        STAGE.decide(config, specs, results, {})
 
 
 # -- the fair control ----------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def test_the_control_is_searched_one_factor_at_a_time_each_from_the_best_so_far(
         (2e-3, "trapezoid", 20),  # the warm-up changed: its peaks once more
         (8e-3, "trapezoid", 20),
     ]
-    control = lr_sweep.decide(config, specs, results, {})["tracks"]["adam_none"]["control"]
+    control = STAGE.decide(config, specs, results, {})["tracks"]["adam_none"]["control"]
     assert control["lr_schedule"] == {"name": "trapezoid", "warmup_steps": 20, "decay_share": 0.4}
     assert (control["lr"], control["edge"], control["longest_warmup"]) == (4e-3, None, False)
     assert control["lr_scale"] == 4  # times the best constant rate
@@ -206,7 +206,7 @@ def test_a_control_that_wants_another_shape_has_its_peaks_looked_at_again(config
     _, specs, results = played("lr_sweep", config, {}, landscape(shape="warmup_linear"))
     linear = [lr for lr, shape, _ in controls(specs) if shape == "warmup_linear"]
     assert linear == [4e-3, 2e-3, 8e-3]
-    control = lr_sweep.decide(config, specs, results, {})["tracks"]["adam_none"]["control"]
+    control = STAGE.decide(config, specs, results, {})["tracks"]["adam_none"]["control"]
     assert control["lr_schedule"]["name"] == "warmup_linear"
 
 
@@ -221,7 +221,7 @@ def test_the_peaks_are_extended_at_their_edge_as_often_as_allowed(extensions, pe
 
     _, specs, results = played("lr_sweep", config, {}, answer)
     assert [lr for lr, shape, warmup in controls(specs) if (shape, warmup) == ("trapezoid", 100)] == peaks
-    decision = lr_sweep.decide(config, specs, results, {})
+    decision = STAGE.decide(config, specs, results, {})
     assert decision["tracks"]["adam_none"]["control"]["edge"] == "high"
     assert any("it may be under-tuned" in note for note in decision["notes"])
 
@@ -237,7 +237,7 @@ def test_one_peak_one_warm_up_and_one_shape_are_one_run():
     config = config_of("optimizer=adam", *one)
     _, specs, results = played("lr_sweep", config, {}, landscape())
     assert controls(specs) == [(4e-3, "cosine", 7)]
-    control = lr_sweep.decide(config, specs, results, {})["tracks"]["adam_none"]["control"]
+    control = STAGE.decide(config, specs, results, {})["tracks"]["adam_none"]["control"]
     assert (control["edge"], control["longest_warmup"]) == (None, False)
 
 
@@ -260,7 +260,7 @@ def test_one_bad_run_neither_stalls_nor_crashes_the_sweep_and_never_wins(config,
         return bad if len(seen) == nth + 1 else landscape(warmup=20)(s)
 
     _, specs, results = played("lr_sweep", config, {}, answer)
-    track = lr_sweep.decide(config, specs, results, {})["tracks"]["adam_none"]
+    track = STAGE.decide(config, specs, results, {})["tracks"]["adam_none"]
     assert seen[nth].run_id not in (track["run_id"], track["control"]["run_id"])
     assert {s.role for s in specs} == {"grid", "baseline", "replicate", "control"}
 
@@ -269,7 +269,7 @@ def test_a_stage_without_a_completed_run_says_why(config):
     waves, specs, results = played("lr_sweep", config, {}, lambda s: FAILED)
     assert len(waves) == 1
     with pytest.raises(Undecidable, match="a bug"):
-        lr_sweep.decide(config, specs, results, {})
+        STAGE.decide(config, specs, results, {})
 
 
 @pytest.mark.parametrize(("role", "words"), [("control", "a scheduled"), ("baseline", "a constant")])
@@ -278,7 +278,7 @@ def test_without_a_control_or_a_baseline_it_says_so(config, role, words):
         "lr_sweep", config, {}, lambda s: DIVERGED if s.role == role else landscape()(s)
     )
     with pytest.raises(Undecidable, match=f"no run of adam_none with {words} learning rate completed"):
-        lr_sweep.decide(config, specs, results, {})
+        STAGE.decide(config, specs, results, {})
 
 
 def test_a_track_without_a_control_is_dropped_and_said_while_another_goes_on():
@@ -294,7 +294,7 @@ def test_a_track_without_a_control_is_dropped_and_said_while_another_goes_on():
 
 def test_the_hash_of_a_decision_moves_with_its_inputs(config):
     _, specs, results = played("lr_sweep", config, {}, landscape())
-    first = lr_sweep.decide(config, specs, results, {})
-    assert lr_sweep.decide(config, specs, dict(results), {})["inputs_sha256"] == first["inputs_sha256"]
+    first = STAGE.decide(config, specs, results, {})
+    assert STAGE.decide(config, specs, dict(results), {})["inputs_sha256"] == first["inputs_sha256"]
     changed = {**results, specs[0].run_id: done(7.0)}
-    assert lr_sweep.decide(config, specs, changed, {})["inputs_sha256"] != first["inputs_sha256"]
+    assert STAGE.decide(config, specs, changed, {})["inputs_sha256"] != first["inputs_sha256"]

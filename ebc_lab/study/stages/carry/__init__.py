@@ -18,13 +18,14 @@ from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, told_of
 
 from ..rules import Results, divided_in_words, error_divided, make_decision, refuse_without_tracks
-from ..runs import distinct, texts_pinned, waiting
+from ..runs import distinct, texts_pinned
+from ..search import Search
 from ..stage import Decisions, Scenario, Stage
 from ..statistics import centre_of, level_of
 from .judged import EARNS, LOSES, NO_GAIN, UNDECIDED, track_of
-from .search import NAME, searched
+from .search import NAME, curve_of, searched
 
-IN_WORDS = {
+VERDICTS = {
     EARNS: "earns its cost",
     LOSES: "is worse",
     NO_GAIN: "does not earn its cost",
@@ -32,55 +33,8 @@ IN_WORDS = {
 }
 
 
-def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """Plan every arm in every setting over its grid and the seeds; grids grow as their runs end."""
-    curves = searched(config, results)
-    return distinct([s for of in curves.values() for tried in of.values() for s in tried.specs])
-
-
-def resolved(config: Config, say: Callable[[str], None]) -> Config:
-    """Fill in the checksums of the texts and tokens of those settings that have their own."""
-    settings = texts_pinned(config, NAME, config.carry.settings, say)
-    return replace(config, carry=replace(config.carry, settings=settings))
-
-
-# -- the decision --------------------------------------------------------------------------------------------
-
-
-def decide(
-    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> Decision:
-    """Carry every unit's constant from all settings but one to that one, and judge it there."""
-    carry = config.carry
-    curves = {
-        arm: {name: tried.curve() for name, tried in of.items()}
-        for arm, of in searched(config, results).items()
-    }
-    divided = error_divided(config)
-    track = track_of(carry, curves, divided)
-    judged = any(found["carried"] for found in track["arms"].values())
-    starts = "of an arm of starts the worst in the setting counts, and it is no best of a setting; "
-    of_starts = starts if any(unit.starts for unit in carry.arms.values()) else ""
-    tracks = {specs[0].track: track}
-    refuse_without_tracks(tracks if judged else {}, NAME, specs, results)
-    rule = (
-        "each setting in turn is left out; each arm takes the constant of its grid with the least mean "
-        "regret in the other settings (mean validation loss less the best of all arms there; settings that "
-        "are kept for the judgement choose nothing) and is judged by its test loss in the one left out, "
-        f"{len(config.seeds)} seeds; {of_starts}"
-        f"a challenger earns its cost if its mean test loss over the settings is at least {carry.margin:g} "
-        f"nats below that of {carry.reference} and the upper end of the {level_of(divided)} interval "
-        f"that holds for all {len(carry.challengers)} challengers at once is below 0; a run is broken if it "
-        f"diverged or its test loss is more than {carry.broken:g} nats above the median of all "
-        "runs at carried constants in its setting; a diverged run counts with the loss of its first step"
-    )
-    rule += divided_in_words(config)
-    notes = list(_notes(carry, track))
-    return make_decision(NAME, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
-
-
 def _notes(carry: CarryConfig, track: UnitsTrack) -> Iterator[str]:
-    """Note what is to be known of a grid, and of runs that are missing."""
+    """Yield notes on the ends of grids, and on runs that are missing."""
     for arm, found in track["arms"].items():
         grid = carry.arms[arm].grid
         on_edge = [f"{name} ({c['edge']})" for name, c in found["curves"].items() if c["edge"]]
@@ -90,8 +44,8 @@ def _notes(carry: CarryConfig, track: UnitsTrack) -> Iterator[str]:
         elif on_edge:
             yield f"{arm}: the best constant lies on the edge of what was tried in {', '.join(on_edge)}"
         if ends and not carry.arms[arm].starts:
-            at = " and ".join(f"{value:g}" for value in sorted(ends))
-            yield f"{arm}: a constant that is carried, {at}, is the end of its grid"
+            values = " and ".join(f"{value:g}" for value in sorted(ends))
+            yield f"{arm}: a constant that is carried, {values}, is the end of its grid"
         lacking = [
             f"{name} at {p['value']:g}"
             for name, curve in found["curves"].items()
@@ -106,19 +60,8 @@ def _notes(carry: CarryConfig, track: UnitsTrack) -> Iterator[str]:
             yield f"{arm} could not be judged in {', '.join(unjudged)}"
 
 
-def headline(track: UnitsTrack) -> str:
-    """Write a decided track in one sentence: which unit carries best, and what each challenger came to."""
-    judged = {arm: found["excess"] for arm, found in track["arms"].items() if found["excess"] is not None}
-    least = min(judged, key=lambda arm: judged[arm])
-    parts = [f"{least} has the lowest mean, {judged[least]:.4f} nats above the best of all arms"]
-    for arm in track["challengers"]:
-        said = IN_WORDS[track["verdicts"][arm]]
-        parts.append(f"{arm} {said}: {against(track['against'][arm])} from {track['reference']}")
-    return "; ".join(parts)
-
-
 def against(difference: Difference) -> str:
-    """Write `-0.0123 nats [-0.0200, -0.0046]`, by the interval that holds for all challengers."""
+    """Return `-0.0123 nats [-0.0200, -0.0046]`, with the interval that holds for all challengers."""
     mean, low, high = centre_of(difference), difference["joint_low"], difference["joint_high"]
     if mean is None:
         return "nothing to compare"
@@ -126,28 +69,27 @@ def against(difference: Difference) -> str:
     return f"{mean:+.4f} nats{ends}"
 
 
-def so_far(
-    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> list[str]:
-    """Say in how many settings every arm has a best constant by now."""
-    curves = searched(config, results)
-    known = {
-        arm: sum(not waiting(tried.specs, results) for tried in of.values()) for arm, of in curves.items()
-    }
-    whole, every = sum(known.values()), len(known) * len(config.carry.settings)
-    return [f"{whole} of {every} pairs of an arm and a setting are searched"]
+def _every(searches: Mapping[str, Mapping[str, Search]]) -> list[Search]:
+    return [search for by_setting in searches.values() for search in by_setting.values()]
 
 
-def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-    """Invent a result for the forecast: the middle of a grid is best, or at the most its upper end always."""
-    unit = config.carry.arms[spec.role]
-    group, _, key = unit.over.partition(".")
-    at = float(getattr(getattr(spec.run, group), key))
-    if not scenario.merged:
-        loss = 2.0 + 1 / (1 + at)
-    else:
-        loss = 2.0 + abs(math.log(at / unit.grid[len(unit.grid) // 2]))
-    return {"val_loss": loss, "test_loss": loss, "initial_loss": 5.0}
+def _rule(config: Config) -> str:
+    carry = config.carry
+    starts = "of an arm of starts the worst in the setting counts, and it is no best of a setting; "
+    of_starts = starts if any(unit.starts for unit in carry.arms.values()) else ""
+    return (
+        "each setting in turn is left out; each arm takes the constant of its grid with the least mean "
+        "regret in the other settings (mean validation loss less the best of all arms there; settings that "
+        "are kept for the judgement choose nothing) and is judged by its test loss in the one left out, "
+        f"{len(config.seeds)} seeds; {of_starts}"
+        f"a challenger earns its cost if its mean test loss over the settings is at least {carry.margin:g} "
+        f"nats below that of {carry.reference} and the upper end of the {level_of(error_divided(config))} "
+        f"interval that holds for all {len(carry.challengers)} challengers at once is below 0; a run is "
+        "broken if it "
+        f"diverged or its test loss is more than {carry.broken:g} nats above the median of all "
+        "runs at carried constants in its setting; a diverged run counts with the loss of its first step"
+        f"{divided_in_words(config)}"
+    )
 
 
 class Carry(Stage):
@@ -164,15 +106,33 @@ class Carry(Stage):
     pictures = ("carried_excess", "carried_optima", "carried_broken")
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        return runs(config, earlier, results)
+        """Return every arm in every setting over its grid and the seeds; grids grow as their runs end."""
+        return distinct([s for search in _every(searched(config, results)) for s in search.specs])
 
     def decide(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
     ) -> Decision:
-        return decide(config, specs, results, earlier)
+        """Carry every unit's constant from all settings but one to that one, and judge it there."""
+        curves = {
+            arm: {name: curve_of(search) for name, search in by_setting.items()}
+            for arm, by_setting in searched(config, results).items()
+        }
+        track = track_of(config.carry, curves, error_divided(config))
+        judged = any(found["carried"] for found in track["arms"].values())
+        tracks = {specs[0].track: track}
+        refuse_without_tracks(tracks if judged else {}, NAME, specs, results)
+        notes = list(_notes(config.carry, track))
+        return make_decision(NAME, _rule(config), config, specs, results, earlier, tracks=tracks, notes=notes)
 
     def headline(self, track: UnitsTrack) -> str:
-        return headline(track)
+        """Return in one sentence which unit carries best, and what each challenger came to."""
+        judged = {arm: found["excess"] for arm, found in track["arms"].items() if found["excess"] is not None}
+        least = min(judged, key=lambda arm: judged[arm])
+        parts = [f"{least} has the lowest mean, {judged[least]:.4f} nats above the best of all arms"]
+        for arm in track["challengers"]:
+            verdict = VERDICTS[track["verdicts"][arm]]
+            parts.append(f"{arm} {verdict}: {against(track['against'][arm])} from {track['reference']}")
+        return "; ".join(parts)
 
     def lead_in(self, name: str, decision: Decision) -> str:
         return told_of(name, decision["tracks"])
@@ -180,13 +140,25 @@ class Carry(Stage):
     def so_far(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
     ) -> list[str]:
-        return so_far(config, specs, results, earlier)
+        """Return in how many settings every arm has a best constant by now."""
+        searches = _every(searched(config, results))
+        known = sum(not search.open for search in searches)
+        return [f"{known} of {len(searches)} pairs of an arm and a setting are searched"]
 
     def resolve(self, config: Config, say: Callable[[str], None]) -> Config:
-        return resolved(config, say)
+        """Fill in the checksums of the texts and tokens of those settings that have their own."""
+        settings = texts_pinned(config, NAME, config.carry.settings, say)
+        return replace(config, carry=replace(config.carry, settings=settings))
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        return invented(config, scenario, spec, nth)
+        """Return a result by which the middle of a grid is best or, at the most, always its upper end."""
+        unit = config.carry.arms[spec.role]
+        group, _, key = unit.over.partition(".")
+        constant = float(getattr(getattr(spec.run, group), key))
+        loss = 2.0 + 1 / (1 + constant)
+        if scenario.merged:
+            loss = 2.0 + abs(math.log(constant / unit.grid[len(unit.grid) // 2]))
+        return {"val_loss": loss, "test_loss": loss, "initial_loss": 5.0}
 
 
 STAGE = Carry()

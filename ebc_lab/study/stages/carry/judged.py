@@ -31,11 +31,11 @@ EARNS, LOSES, NO_GAIN, UNDECIDED = "earns", "loses", "no gain", "undecided"
 
 
 def track_of(settings: CarryConfig, curves: Curves, divided: int = 1) -> UnitsTrack:
-    """Judge every arm at the constants that it carries. `divided`: by what the error is."""
-    tuned = {arm: of for arm, of in curves.items() if not settings.arms[arm].starts}
+    """Return how every arm fares at the constants that it carries. `divided`: by what the error is."""
+    tuned = {arm: by_setting for arm, by_setting in curves.items() if not settings.arms[arm].starts}
     best = {name: best_of(tuned, name) for name in settings.settings}
     carried = {arm: carried_of(settings, curves, arm, best) for arm in settings.arms}
-    medians = {name: _median([of[name] for of in carried.values() if name in of]) for name in best}
+    medians = {name: _median([each[name] for each in carried.values() if name in each]) for name in best}
     found = {
         arm: _found(unit, curves[arm], carried[arm], medians, settings.broken)
         for arm, unit in settings.arms.items()
@@ -54,10 +54,8 @@ def track_of(settings: CarryConfig, curves: Curves, divided: int = 1) -> UnitsTr
     }
     for arm in settings.arms:
         if arm != settings.reference:
-            by_seed, each, over_settings = _paired(settings, carried, arm, divided)
-            track["against"][arm] = by_seed
-            track["by_setting"][arm] = each
-            track["over_settings"][arm] = over_settings
+            against = _paired(settings, carried, arm, divided)
+            track["against"][arm], track["by_setting"][arm], track["over_settings"][arm] = against
     for arm in settings.challengers:
         track["verdicts"][arm] = verdict(track["against"][arm], settings.margin)
     return track
@@ -65,13 +63,9 @@ def track_of(settings: CarryConfig, curves: Curves, divided: int = 1) -> UnitsTr
 
 def best_of(curves: Curves, setting: str) -> tuple[str, UnitPoint] | None:
     """Return the arm and the point with the lowest mean validation loss that these have in a setting."""
-    best: tuple[str, UnitPoint] | None = None
-    least = math.inf
-    for arm, of in curves.items():
-        for point in of[setting]["points"]:
-            if point["mean"] is not None and point["mean"] < least:
-                best, least = (arm, point), point["mean"]
-    return best
+    points = [(arm, point) for arm, by_setting in curves.items() for point in by_setting[setting]["points"]]
+    known = [(arm, point) for arm, point in points if point["mean"] is not None]
+    return min(known, key=lambda pair: pair[1]["mean"] or 0.0, default=None)
 
 
 def point_at(curve: UnitCurve, value: float) -> UnitPoint | None:
@@ -97,8 +91,9 @@ def regrets(
 def carried_of(
     settings: CarryConfig, curves: Curves, arm: str, best: Mapping[str, tuple[str, UnitPoint] | None]
 ) -> dict[str, Carried]:
-    """Judge an arm in every setting at the constant with the least mean regret in the others, of those that
-    are not kept for the judgement; of equal ones, the smaller. Of starts the worst in the setting counts."""
+    """Return by setting how an arm does at the constant with the least mean regret in the other settings, as
+    far as these are not kept for the judgement; of equal constants at the smaller. Of starts the worst in the
+    setting itself counts."""
     losses = {name: b[1]["mean"] for name, b in best.items() if b is not None and b[1]["mean"] is not None}
     carried: dict[str, Carried] = {}
     unit = settings.arms[arm]
@@ -190,7 +185,8 @@ def _found(
 def broken_runs(
     ran: Sequence[tuple[str, Any]], medians: Mapping[str, float | None], limit: float
 ) -> BrokenRuns:
-    """Count the runs that diverged or ended more than `limit` nats above their setting's median.
+    """Return how many runs there are, and how many are broken: they diverged, or ended more than `limit` nats
+    above their setting's median.
 
     `medians`: of a setting, the median test loss over the runs of all arms at the constants that they carry
     to it. `ran`: (setting, the losses there by seed, and which seeds diverged).
@@ -207,8 +203,8 @@ def broken_runs(
 def _paired(
     settings: CarryConfig, carried: Mapping[str, Mapping[str, Carried]], arm: str, divided: int
 ) -> tuple[Difference, dict[str, Difference], Difference]:
-    """Compare an arm with the reference over the settings that both were judged in: the mean over these,
-    paired by seed; each setting by itself; and the mean over the seeds, paired by setting."""
+    """Return an arm's differences from the reference over the settings that both were judged in: the mean
+    over these, paired by seed; each setting by itself; and the mean over the seeds, paired by setting."""
     mine, rival = carried[arm], carried[settings.reference]
     both = [name for name in settings.settings if name in mine and name in rival]
     challenges = arm in settings.challengers
@@ -227,7 +223,7 @@ def _mean_by_seed(carried: Mapping[str, Carried], names: Sequence[str]) -> dict[
 
 
 def verdict(difference: Difference, margin: float) -> str:
-    """Say whether a challenger earns its cost, by the interval that holds for all challengers at once.
+    """Return whether a challenger earns its cost, by the interval that holds for all challengers at once.
 
     `earns`: it is `margin` better on average, and the interval lies below 0. `loses`: the interval lies above
     0. `no gain`: it excludes a gain of `margin`. Else `undecided`.

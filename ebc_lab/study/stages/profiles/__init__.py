@@ -7,8 +7,10 @@ judged.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Decision, Profiled, ProfilesTrack, Reached, Target
@@ -23,68 +25,31 @@ from ..rules import (
     make_decision,
     refuse_without_tracks,
 )
-from ..runs import distinct
+from ..runs import distinct, texts_pinned, waiting
 from ..stage import Decisions, Scenario, Stage
 from .calibration import Phases, edges_of, target_of
-from .plan import NAME, points_of, resolved
+from .plan import NAME, points_of
 from .scores import MOST, intervals, lowest, median, ratios, reached, score, sensitivity, times_of
-
-MISSED = [(math.inf, math.inf)]
-Timed = dict[str, dict[str, list[tuple[float, float]]]]  # method -> workload -> each seed's steps and seconds
-
-
-def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """Plan the yardstick's grid and, once a best point is known, the runs that set a target; every method's
-    grid; and, once all targets are known, each method's runs at its configuration as soon as it has one."""
-    return distinct(Phases(config, results).specs())
-
-
-def decide(
-    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> Decision:
-    """Set the targets, choose every method's configuration, and score it on all workloads."""
-    phases = Phases(config, results)
-    track = track_of(phases)
-    judged = track["methods"] and any(w["loss"] is not None for w in track["workloads"].values())
-    tracks = {specs[0].track: track}
-    refuse_without_tracks(tracks if judged else {}, NAME, specs, results)
-    profiles = config.profiles
-    seeds = len(config.seeds)
-    rule = (
-        f"a workload's target is the loss on the fixed windows that {profiles.yardstick}, at the best point "
-        f"of its grid there ({profiles.calibration_seeds} seed{'s' * (profiles.calibration_seeds > 1)}) and "
-        f"trained again, reaches at its lowest: the median of {profiles.target_seeds} other seeds"
-        f"{f' plus {profiles.target_slack:g} nats' if profiles.target_slack else ''}; a method may train "
-        f"{profiles.longest:g} times as long; its configuration is the point of its grid with the least "
-        f"geometric mean, over {', '.join(profiles.calibrate_on)}, of steps to the target over the steps of "
-        f"those runs, a miss as {MOST:g}, the lower losses where equal; its time on a workload is the median "
-        f"of {seeds} fresh seed{'s' * (seeds > 1)}, a miss infinite; its score is the mean, over ratios τ "
-        f"from 1 to {MOST:g}, of the share of workloads on which its time is within τ of the best method’s"
-    )
-    rule += divided_in_words(config)
-    notes = list(_notes(phases, track))
-    return make_decision(NAME, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
 
 def track_of(phases: Phases) -> ProfilesTrack:
-    """Score every method that has a configuration."""
-    profiles = phases.profiles
-    targets = phases.targets()
-    planned = {method: of for method in profiles.methods if (of := phases.scored(method, targets))}
-    timed = {method: _timed(phases, of, targets) for method, of in planned.items()}
-    medians = [_medians(timed, nth) for nth in (0, 1)]
-    by_steps, by_seconds = (ratios(of) for of in medians)
-    spans = intervals(_alone(timed, 0), error_divided(phases.config)) if timed else {}
+    """Return the scores of every method that has a configuration, and what they rest on."""
+    profiles, targets = phases.profiles, phases.targets
+    steps, seconds = _times(phases, 0), _times(phases, 1)
+    medians = [_medians(steps), _medians(seconds)]
+    by_steps, by_seconds = map(ratios, medians)
+    spans = intervals(steps, error_divided(phases.config)) if steps else {}
     workloads = {name: target_of(phases, name, targets.get(name)) for name in profiles.workloads}
-    for name in targets if timed else ():
-        best = [_finite(min(of[name] for of in by_method.values())) for by_method in medians]
+    for name in targets if steps else ():
+        best = [_finite(min(of_method[name] for of_method in by_method.values())) for by_method in medians]
         workloads[name]["best_steps"], workloads[name]["best_seconds"] = best
-    scores = {method: score(list(of.values())) for method, of in by_steps.items()}
+    scores = {method: score(list(by_workload.values())) for method, by_workload in by_steps.items()}
     methods = {}
-    for method, of in planned.items():
-        found = _profiled(phases, method, targets)
+    for method, scored in phases.scored.items():
+        found = _profiled(phases, method)
         for name in targets:
-            at = _reached(of.get(name, ()), phases.results, targets[name], timed[method][name])
+            times = steps[method][name], seconds[method][name]
+            at = _reached(scored.get(name, ()), phases.results, targets[name], *times)
             at["ratio"] = _finite(by_steps[method][name])
             at["ratio_seconds"] = _finite(by_seconds[method][name])
             found["workloads"][name] = at
@@ -104,39 +69,30 @@ def track_of(phases: Phases) -> ProfilesTrack:
     }
 
 
-def _timed(
-    phases: Phases, planned: Mapping[str, Sequence[RunSpec]], targets: Mapping[str, float]
-) -> dict[str, list[tuple[float, float]]]:
-    """Return by workload the steps and seconds of each seed; all missed where the method cannot train it."""
-    missed = MISSED * len(phases.config.seeds)
-    return {
-        name: times_of(planned[name], phases.results, target) if name in planned else missed
-        for name, target in targets.items()
-    }
+def _times(phases: Phases, which: int) -> dict[str, dict[str, list[float]]]:
+    """Return by method and workload each seed's steps to the target (`which` = 0) or seconds (1); infinite
+    where it is missed, as it is by a method that cannot train the workload."""
+    missed = [math.inf] * len(phases.config.seeds)
+    times: dict[str, dict[str, list[float]]] = {}
+    for method, scored in phases.scored.items():
+        times[method] = dict.fromkeys(phases.targets, missed)
+        for name, specs in scored.items():
+            times[method][name] = [t[which] for t in times_of(specs, phases.results, phases.targets[name])]
+    return times
 
 
-def _alone(timed: Timed, nth: int) -> dict[str, dict[str, list[float]]]:
-    """Return the steps alone, or the seconds."""
-    alone: dict[str, dict[str, list[float]]] = {}
-    for method, of in timed.items():
-        alone[method] = {name: [time[nth] for time in times] for name, times in of.items()}
-    return alone
-
-
-def _medians(timed: Timed, nth: int) -> dict[str, dict[str, float]]:
-    alone = _alone(timed, nth)
-    return {method: {name: median(times) for name, times in of.items()} for method, of in alone.items()}
+def _medians(times: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, float]]:
+    return {method: {name: median(x) for name, x in of_method.items()} for method, of_method in times.items()}
 
 
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _profiled(phases: Phases, method: str, targets: Mapping[str, float]) -> Profiled:
-    """Describe a method's configuration and how it was chosen; what it scored is filled in later."""
+def _profiled(phases: Phases, method: str) -> Profiled:
+    """Return a method's configuration and how it was chosen; what it scored is filled in later."""
     settings = phases.profiles.methods[method]
-    chosen = phases.chosen(method, targets)
-    assert chosen is not None
+    chosen = phases.chosen[method]
     rates = {name: phases.rates(method, chosen.point, name) for name in phases.profiles.calibrate_on}
     return {
         "about": settings.about,
@@ -152,19 +108,25 @@ def _profiled(phases: Phases, method: str, targets: Mapping[str, float]) -> Prof
         "score_seconds": 0.0,
         "score_others": None,
         "place": 0,
-        "sensitivity": {name: sensitivity(of, phases.results) for name, of in rates.items() if len(of) > 1},
+        "sensitivity": {
+            name: sensitivity(by_rate, phases.results) for name, by_rate in rates.items() if len(by_rate) > 1
+        },
     }
 
 
 def _reached(
-    specs: Sequence[RunSpec], results: Results, target: float, times: Sequence[tuple[float, float]]
+    specs: Sequence[RunSpec],
+    results: Results,
+    target: float,
+    steps: Sequence[float],
+    seconds: Sequence[float],
 ) -> Reached:
-    """Describe when each seed of a method reached a workload's target."""
+    """Return when each seed of a method reached a workload's target."""
     at: Reached = {
         "steps": {},
         "seconds": {},
-        "median_steps": _finite(median([steps for steps, _ in times])),
-        "median_seconds": _finite(median([seconds for _, seconds in times])),
+        "median_steps": _finite(median(steps)),
+        "median_seconds": _finite(median(seconds)),
         "ratio": None,
         "ratio_seconds": None,
         "lowest": {},
@@ -181,7 +143,7 @@ def _reached(
 
 
 def _notes(phases: Phases, track: ProfilesTrack) -> Iterator[str]:
-    """Note what missed, what diverged, what lies on the edge of a grid, and what is not there."""
+    """Yield notes on what missed, what diverged, what lies on the edge of a grid, and what is not there."""
     for name, target in track["workloads"].items():
         if target["loss"] is None:
             yield f"{name} has no target, since no run of {track['yardstick']} completed: it is left out"
@@ -202,7 +164,7 @@ def _notes(phases: Phases, track: ProfilesTrack) -> Iterator[str]:
 
 
 def _of_runs(workloads: Mapping[str, Reached]) -> Iterator[str]:
-    """Say on which workloads the runs of a method missed, diverged or failed."""
+    """Yield on which workloads the runs of a method missed, diverged or failed."""
     trained = {name: at for name, at in workloads.items() if at["lowest"]}
     if missed := [name for name, at in trained.items() if at["median_steps"] is None]:
         yield f"missed the target on {', '.join(missed)}"
@@ -213,50 +175,34 @@ def _of_runs(workloads: Mapping[str, Reached]) -> Iterator[str]:
         yield f"lacks a seed, whose run failed, on {', '.join(lacking)}"
 
 
-def _edges(of: Profiled | Target) -> str:
-    """Write `lr 0.001 and strength 0.5`, the settings of a point that lie on an end of their grids."""
-    point = of["point"] or {}
-    return " and ".join(f"{key.rpartition('.')[2]} {point[key]:g}" for key in of["edges"])
-
-
-def headline(track: ProfilesTrack) -> str:
-    """Write a decided track in one sentence: who scores highest, and where those asked about stand."""
-    methods = track["methods"]
-    best = min(methods, key=lambda m: (methods[m]["place"], -methods[m]["score_seconds"]))
-    parts = [f"{best} scores highest, {score_in_words(methods[best])} of 1"]
-    for method in track["asked_about"]:
-        if method in methods and method != best:
-            parts.append(f"{method} {score_in_words(methods[method])}, place {methods[method]['place']}")
-    return f"{'; '.join(parts)}; {len(methods)} methods on {len(track['workloads'])} workloads"
+def _edges(found: Profiled | Target) -> str:
+    """Return the settings of a point that lie on an end of their grids: `lr 0.001 and strength 0.5`."""
+    point = found["point"] or {}
+    return " and ".join(f"{key.rpartition('.')[2]} {point[key]:g}" for key in found["edges"])
 
 
 def score_in_words(found: Profiled) -> str:
-    """Write `0.812 [0.70, 0.90]`: a score with its interval."""
+    """Return a score with its interval: `0.812 [0.70, 0.90]`."""
     if found["low"] is None or found["high"] is None:
         return f"{found['score']:.3f}"
     return f"{found['score']:.3f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 
-def so_far(
-    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> list[str]:
-    """Say how many targets are set and how many methods have a configuration and a score by now."""
-    phases = Phases(config, results)
-    targets = phases.targets()
-    planned = {method: phases.scored(method, targets) for method in config.profiles.methods}
-    configured = [of for of in planned.values() if of]
-    scored = [of for of in configured if all(s.run_id in results for runs in of.values() for s in runs)]
-    words = (
-        f"{len(targets)} of {len(config.profiles.workloads)} targets are set; of {len(planned)} methods "
-        f"{len(configured)} have a configuration and {len(scored)} all their scored runs"
+def _rule(config: Config) -> str:
+    profiles = config.profiles
+    seeds = len(config.seeds)
+    return (
+        f"a workload's target is the loss on the fixed windows that {profiles.yardstick}, at the best point "
+        f"of its grid there ({profiles.calibration_seeds} seed{'s' * (profiles.calibration_seeds > 1)}) and "
+        f"trained again, reaches at its lowest: the median of {profiles.target_seeds} other seeds"
+        f"{f' plus {profiles.target_slack:g} nats' if profiles.target_slack else ''}; a method may train "
+        f"{profiles.longest:g} times as long; its configuration is the point of its grid with the least "
+        f"geometric mean, over {', '.join(profiles.calibrate_on)}, of steps to the target over the steps of "
+        f"those runs, a miss as {MOST:g}, the lower losses where equal; its time on a workload is the median "
+        f"of {seeds} fresh seed{'s' * (seeds > 1)}, a miss infinite; its score is the mean, over ratios τ "
+        f"from 1 to {MOST:g}, of the share of workloads on which its time is within τ of the best method’s"
+        f"{divided_in_words(config)}"
     )
-    return [words]
-
-
-def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-    """Invent a result for the forecast: every run reaches the target at its end, so that each method has a
-    configuration."""
-    return {"val_loss": 2.0, "initial_loss": 5.0, "curve": [[spec.run.steps, 2.0, 1.0]]}
 
 
 class Profiles(Stage):
@@ -273,15 +219,32 @@ class Profiles(Stage):
     pictures = ("profiles", "ratios")
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        return runs(config, earlier, results)
+        """Return the yardstick's grid and, once a best point is known, the runs that set a target; every
+        method's grid; and, once all targets are known, each method's runs at its configuration as soon as it
+        has one."""
+        return distinct(Phases(config, results).specs())
 
     def decide(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
     ) -> Decision:
-        return decide(config, specs, results, earlier)
+        """Set the targets, choose every method's configuration, and score it on all workloads."""
+        phases = Phases(config, results)
+        track = track_of(phases)
+        judged = track["methods"] and any(w["loss"] is not None for w in track["workloads"].values())
+        tracks = {specs[0].track: track}
+        refuse_without_tracks(tracks if judged else {}, NAME, specs, results)
+        notes = list(_notes(phases, track))
+        return make_decision(NAME, _rule(config), config, specs, results, earlier, tracks=tracks, notes=notes)
 
     def headline(self, track: ProfilesTrack) -> str:
-        return headline(track)
+        """Return in one sentence who scores highest, and where those asked about stand."""
+        methods = track["methods"]
+        best = min(methods, key=lambda m: (methods[m]["place"], -methods[m]["score_seconds"]))
+        parts = [f"{best} scores highest, {score_in_words(methods[best])} of 1"]
+        for method in track["asked_about"]:
+            if method in methods and method != best:
+                parts.append(f"{method} {score_in_words(methods[method])}, place {methods[method]['place']}")
+        return f"{'; '.join(parts)}; {len(methods)} methods on {len(track['workloads'])} workloads"
 
     def lead_in(self, name: str, decision: Decision) -> str:
         return told_of(name, decision["tracks"])
@@ -289,13 +252,24 @@ class Profiles(Stage):
     def so_far(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
     ) -> list[str]:
-        return so_far(config, specs, results, earlier)
+        """Return how many targets are set, and how many methods have a configuration and a score by now."""
+        phases = Phases(config, results)
+        planned = [[*runs.values()] for runs in phases.scored.values()]
+        scored = sum(not waiting(list(itertools.chain(*runs)), results) for runs in planned)
+        return [
+            f"{len(phases.targets)} of {len(config.profiles.workloads)} targets are set; of "
+            f"{len(config.profiles.methods)} methods {len(planned)} have a configuration and {scored} all "
+            "their scored runs"
+        ]
 
     def resolve(self, config: Config, say: Callable[[str], None]) -> Config:
-        return resolved(config, say)
+        """Fill in the checksums of those workloads that have data or tokens of their own."""
+        workloads = texts_pinned(config, NAME, config.profiles.workloads, say)
+        return replace(config, profiles=replace(config.profiles, workloads=workloads))
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        return invented(config, scenario, spec, nth)
+        """Return a result that reaches the target at its end, so that each method has a configuration."""
+        return {"val_loss": 2.0, "initial_loss": 5.0, "curve": [[spec.run.steps, 2.0, 1.0]]}
 
 
 STAGE = Profiles()

@@ -11,32 +11,22 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from ebc_lab.config.schema import HORIZON, Config
 from ebc_lab.records.decisions import Target
-from ebc_lab.records.spec import RunSpec
+from ebc_lab.records.spec import RunSpec, track_of
 
 from ..rules import Results, edge_of, is_conclusive, val_loss
-from ..runs import waiting
-from .plan import Maker, Point, points_of, steps_of
+from ..runs import specs_made, waiting
+from ..search import Point, Search
+from .plan import NAME, point_in_short, points_of, run_at, steps_of
 from .scores import lowest, median, over_hints, times_of
 
 RATE = "optimizer.lr"
-
-
-@dataclass(frozen=True)
-class Tried:
-    """A point of a grid with its runs: those on one workload, or on each."""
-
-    point: Point
-    runs: Mapping[str, list[RunSpec]]  # by workload
-
-    @property
-    def specs(self) -> list[RunSpec]:
-        return [s for of in self.runs.values() for s in of]
 
 
 @dataclass(frozen=True)
@@ -49,37 +39,58 @@ class Chosen:
 
 
 class Phases:
-    """What was tried so far, and what it came to."""
+    """The runs of each phase that can be named by now, and what they came to."""
 
     def __init__(self, config: Config, results: Results):
         self.config = config
         self.profiles = config.profiles
         self.results = results
-        self.maker = Maker.of(config)
+        self._made: dict[Any, list[RunSpec]] = specs_made(config, NAME)
         first, each = config.study.stage_seed, self.profiles.calibration_seeds
         self.calibration_seeds = range(first, first + each)
         self.target_seeds = range(first + each, first + each + self.profiles.target_seeds)
 
+    def runs(
+        self, method: str, point: Point, workload: str, seeds: Sequence[int], *, targets: bool = False
+    ) -> list[RunSpec]:
+        """Return a method's runs on a workload at a point, one for each seed. `targets`: as long as
+        those that set the targets, whatever the point's horizon."""
+        times = 1.0 if targets else self.profiles.longest * point.get(HORIZON, 1.0)
+        short = point_in_short(point)
+        key = (method, short, workload, times, *seeds)
+        if key not in self._made:
+            label = f"{method}_{workload}{short}" + "_target" * targets
+            run = run_at(
+                self.config, self.profiles.methods[method], self.profiles.workloads[workload], point, times
+            )
+            runs = [replace(run, seed=seed) for seed in seeds]
+            track = track_of(self.config)
+            self._made[key] = [RunSpec(NAME, method, label, 1.0, run, of_track=track) for run in runs]
+        return self._made[key]
+
+    def steps(self, workload: str, times: float = 1.0) -> int:
+        """Return the length of the runs that set a workload's target."""
+        return steps_of(self.config, self.profiles.workloads[workload], times)
+
     # -- targets
 
-    def searched(self, workload: str) -> list[Tried]:
-        """Return the yardstick's points on a workload, whose horizon is that of the target."""
+    def yardstick(self, workload: str) -> Search:
+        """Return the search over the yardstick's points on a workload, at the horizon of the target."""
         name = self.profiles.yardstick
-        points: list[Point] = []
-        for point in points_of(self.profiles.methods[name]):
-            whole = {key: value for key, value in point.items() if key != HORIZON}
-            points += [whole] if whole not in points else []
-        seeds = self.calibration_seeds
-        return [Tried(p, {workload: self.maker.runs(name, p, workload, seeds, targets=True)}) for p in points]
+        return Search(
+            points_of(self.profiles.methods[name]),
+            lambda point: self.runs(name, point, workload, self.calibration_seeds, targets=True),
+            self.results,
+            ratios={},
+            score=lambda runs, _: self._lowest(runs),
+            canonical=lambda point: {key: value for key, value in point.items() if key != HORIZON},
+        )
 
     def best(self, workload: str) -> Point | None:
         """Return the yardstick's point with the lowest mean of its runs' lowest losses; None while one is
         missing, or where none completed."""
-        tried = self.searched(workload)
-        if any(waiting(t.specs, self.results) for t in tried):
-            return None
-        loss, nth = min((self._lowest(t.specs), i) for i, t in enumerate(tried))
-        return tried[nth].point if math.isfinite(loss) else None
+        search = self.yardstick(workload)
+        return None if search.open else search.best()
 
     def _lowest(self, specs: Sequence[RunSpec]) -> float:
         return statistics.fmean(self.lowest_completed(s) for s in specs)
@@ -94,102 +105,105 @@ class Phases:
         point = self.best(workload)
         if point is None:
             return []
-        return self.maker.runs(self.profiles.yardstick, point, workload, self.target_seeds, targets=True)
+        return self.runs(self.profiles.yardstick, point, workload, self.target_seeds, targets=True)
 
-    def target(self, workload: str) -> float | None:
-        """Return the loss to reach; None while it is not known, or where it cannot be."""
-        specs = self.again(workload)
-        if not specs or waiting(specs, self.results):
-            return None
-        losses = [loss for s in specs if math.isfinite(loss := self.lowest_completed(s))]
-        return statistics.median(losses) + self.profiles.target_slack if losses else None
-
+    @cached_property
     def targets(self) -> dict[str, float]:
-        """Return the targets that are known."""
-        found = {name: self.target(name) for name in self.profiles.workloads}
-        return {name: loss for name, loss in found.items() if loss is not None}
+        """Return by workload the loss to reach, where it is known by now."""
+        targets = {}
+        for name in self.profiles.workloads:
+            specs = self.again(name)
+            losses = [loss for s in specs if math.isfinite(loss := self.lowest_completed(s))]
+            if losses and not waiting(specs, self.results):
+                targets[name] = statistics.median(losses) + self.profiles.target_slack
+        return targets
 
     # -- configurations
 
-    def grid(self, method: str) -> list[Tried]:
-        """Return a method's points, each on the workloads of the calibration."""
-        settings, seeds = self.profiles.methods[method], self.calibration_seeds
-        of = [name for name in self.profiles.calibrate_on if name not in settings.cannot]
-        return [
-            Tried(point, {name: self.maker.runs(method, point, name, seeds) for name in of})
-            for point in points_of(settings)
-        ]
+    def grid(self, method: str) -> Search:
+        """Return the search over a method's points, each on the workloads of the calibration."""
+        settings = self.profiles.methods[method]
 
-    def chosen(self, method: str, targets: Mapping[str, float]) -> Chosen | None:
-        """Return a method's configuration; None while a run or a target is missing, or where no run ended."""
-        of = self.profiles.calibrate_on
-        grid = self.grid(method)
-        if not set(of) <= set(targets) or any(waiting(t.specs, self.results) for t in grid):
-            return None
-        grid = [t for t in grid if any(is_conclusive(self.results.get(s.run_id)) for s in t.specs)]
-        if not grid:
-            return None
-        ranked = [self._rank(t, targets) for t in grid]
-        best = min(range(len(grid)), key=lambda i: (*ranked[i], i))
-        times = self._times(grid[best], targets)
-        missed = [name for name, time in times.items() if math.isinf(time)]
-        return Chosen(grid[best].point, ranked[best][0], missed)
+        def runs_of(point: Point) -> list[RunSpec]:
+            return [s for runs in self._calibration(method, point).values() for s in runs]
 
-    def _times(self, tried: Tried, targets: Mapping[str, float]) -> dict[str, float]:
+        return Search(points_of(settings), runs_of, self.results, ratios={})
+
+    def _calibration(self, method: str, point: Point) -> dict[str, list[RunSpec]]:
+        """Return by workload the runs of a method's point."""
+        cannot, seeds = self.profiles.methods[method].cannot, self.calibration_seeds
+        names = [name for name in self.profiles.calibrate_on if name not in cannot]
+        return {name: self.runs(method, point, name, seeds) for name in names}
+
+    @cached_property
+    def chosen(self) -> dict[str, Chosen]:
+        """Return each method's configuration, as far as all of its runs and the targets are known and a run
+        ended by itself."""
+        chosen: dict[str, Chosen] = {}
+        if not set(self.profiles.calibrate_on) <= set(self.targets):
+            return chosen
+        for method in self.profiles.methods:
+            grid = self.grid(method)
+            ran = [
+                dict(point)
+                for point, runs in grid.tried.items()
+                if any(is_conclusive(self.results.get(s.run_id)) for s in runs)
+            ]
+            if ran and not grid.open:
+                best = min(ran, key=lambda point: self._rank(method, point))
+                missed = [name for name, time in self._times(method, best).items() if math.isinf(time)]
+                chosen[method] = Chosen(best, self._rank(method, best)[0], missed)
+        return chosen
+
+    def _times(self, method: str, point: Point) -> dict[str, float]:
+        """Return by workload the steps of a point to the target, infinite for a miss."""
+        runs = self._calibration(method, point)
         return {
             name: median(
-                [steps for steps, _ in times_of(tried.runs.get(name, ()), self.results, targets[name])]
+                [steps for steps, _ in times_of(runs.get(name, ()), self.results, self.targets[name])]
             )
             for name in self.profiles.calibrate_on
         }
 
-    def _rank(self, tried: Tried, targets: Mapping[str, float]) -> tuple[float, float]:
+    def _rank(self, method: str, point: Point) -> tuple[float, float]:
         """Return what a point is chosen by, the less the better: its mean time, then how far its lowest
         losses are above the targets on average."""
-        times = self._times(tried, targets)
-        hints = [self.steps(name) for name in times]
-        above = [self._lowest(runs) - targets[name] for name, runs in tried.runs.items()]
-        return over_hints(list(times.values()), hints), statistics.fmean(above)
-
-    def steps(self, workload: str, times: float = 1.0) -> int:
-        """Return the length of the runs that set a workload's target."""
-        return steps_of(self.config, self.profiles.workloads[workload], times)
-
-    # -- scores
-
-    def scored(self, method: str, targets: Mapping[str, float]) -> dict[str, list[RunSpec]]:
-        """Return by workload the runs that are scored; none while the configuration is not known."""
-        chosen = self.chosen(method, targets)
-        if chosen is None:
-            return {}
-        seeds = self.config.seeds
-        of = [name for name in targets if name not in self.profiles.methods[method].cannot]
-        return {name: self.maker.runs(method, chosen.point, name, seeds) for name in of}
-
-    def whole(self) -> bool:
-        """Tell whether every target is known that can be."""
-        return not any(waiting(self.again(name) or [*self._first(name)], self.results)
-                       for name in self.profiles.workloads)  # fmt: skip
-
-    def _first(self, workload: str) -> Iterator[RunSpec]:
-        for tried in self.searched(workload):
-            yield from tried.specs
-
-    def specs(self) -> list[RunSpec]:
-        """Return every run that is asked for by now."""
-        specs = [s for name in self.profiles.workloads for s in (*self._first(name), *self.again(name))]
-        specs += [s for method in self.profiles.methods for t in self.grid(method) for s in t.specs]
-        if self.whole():
-            targets = self.targets()
-            for method in self.profiles.methods:
-                specs += [s for of in self.scored(method, targets).values() for s in of]
-        return specs
+        times = self._times(method, point)
+        runs = self._calibration(method, point)
+        above = [self._lowest(specs) - self.targets[name] for name, specs in runs.items()]
+        return over_hints([*times.values()], [*map(self.steps, times)]), statistics.fmean(above)
 
     def rates(self, method: str, point: Point, workload: str) -> dict[float, list[RunSpec]]:
         """Return by learning rate the runs of the calibration that differ from a point in it alone."""
-        rest = {key: value for key, value in point.items() if key != RATE}
-        alike = [t for t in self.grid(method) if RATE in t.point and rest.items() <= t.point.items()]
-        return {float(t.point[RATE]): t.runs[workload] for t in alike}
+        if RATE not in point:
+            return {}
+        rates = self.grid(method).along(point, RATE)
+        return {float(lr): self._calibration(method, {**point, RATE: lr})[workload] for lr in rates}
+
+    # -- scores
+
+    @cached_property
+    def scored(self) -> dict[str, dict[str, list[RunSpec]]]:
+        """Return by method and workload the runs that are scored, as far as configurations are known."""
+        scored = {}
+        for method, chosen in self.chosen.items():
+            cannot, seeds = self.profiles.methods[method].cannot, self.config.seeds
+            names = [name for name in self.targets if name not in cannot]
+            scored[method] = {name: self.runs(method, chosen.point, name, seeds) for name in names}
+        return {method: runs for method, runs in scored.items() if runs}
+
+    def specs(self) -> list[RunSpec]:
+        """Return every run that is asked for by now: those that are scored once every target is known that
+        can be."""
+        specs: list[RunSpec] = []
+        whole = True
+        for name in self.profiles.workloads:
+            first, again = self.yardstick(name).specs, self.again(name)
+            specs += [*first, *again]
+            whole = whole and not waiting(again or first, self.results)
+        specs += [s for method in self.profiles.methods for s in self.grid(method).specs]
+        scored = self.scored if whole else {}
+        return specs + [s for by_workload in scored.values() for runs in by_workload.values() for s in runs]
 
 
 def edges_of(grid: Mapping[str, Sequence[Any]], point: Mapping[str, Any]) -> dict[str, str]:
@@ -205,7 +219,7 @@ def edges_of(grid: Mapping[str, Sequence[Any]], point: Mapping[str, Any]) -> dic
 
 
 def target_of(phases: Phases, workload: str, loss: float | None) -> Target:
-    """Describe a workload's target; the best times to it come with the scores."""
+    """Return what a decision holds of a workload's target; the best times to it come with the scores."""
     profiles = phases.profiles
     point = phases.best(workload)
     again = {s.run.seed: phases.lowest_completed(s) for s in phases.again(workload)}

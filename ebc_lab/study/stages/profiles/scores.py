@@ -59,11 +59,11 @@ def median(times: Sequence[float]) -> float:
 
 def ratios(medians: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """Return method -> workload -> its time over that of the best method there, infinite for a miss."""
-    names = {name for of in medians.values() for name in of}
-    best = {name: min(of[name] for of in medians.values()) for name in names}
+    names = {name for by_workload in medians.values() for name in by_workload}
+    best = {name: min(by_workload[name] for by_workload in medians.values()) for name in names}
     return {
-        method: {name: time / best[name] if math.isfinite(time) else math.inf for name, time in of.items()}
-        for method, of in medians.items()
+        method: {name: x / best[name] if math.isfinite(x) else math.inf for name, x in by_workload.items()}
+        for method, by_workload in medians.items()
     }
 
 
@@ -88,19 +88,20 @@ def intervals(times: Times, divided: int = 1) -> dict[str, tuple[float, float]]:
     import numpy as np
 
     methods = list(times)
-    drawn = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     total = np.zeros((RESAMPLES, len(methods)))
     names = [
         name
         for name in times[methods[0]]
-        if len({len(of.get(name, ())) for of in times.values()}) == 1 and times[methods[0]][name]
+        if len({len(by_workload.get(name, ())) for by_workload in times.values()}) == 1
+        and times[methods[0]][name]
     ]
     if not names:
         return {}
     for name in names:
         known = np.array([times[method][name] for method in methods])  # (methods, seeds)
         seeds = known.shape[1]
-        picked = np.sort(known[:, drawn.integers(0, seeds, (RESAMPLES, seeds))], axis=-1)
+        picked = np.sort(known[:, generator.integers(0, seeds, (RESAMPLES, seeds))], axis=-1)
         medians = (picked[..., (seeds - 1) // 2] + picked[..., seeds // 2]) / 2  # infinite ones stay so
         best = medians.min(axis=0)
         with np.errstate(invalid="ignore"):
@@ -120,7 +121,7 @@ def over_hints(times: Sequence[float], hints: Sequence[int]) -> float:
 
 
 def sensitivity(runs: Mapping[float, Sequence[RunSpec]], results: Results) -> RateSensitivity:
-    """Measure what the learning rate matters, from the runs at each of several rates."""
+    """Return how much the learning rate matters, from the runs at each of several rates."""
     rates = sorted(runs)
     losses = {lr: _mean(runs[lr], results, capped=False) for lr in rates}
     capped = [_mean(runs[lr], results, capped=True) for lr in rates]

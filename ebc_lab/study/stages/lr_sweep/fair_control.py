@@ -10,82 +10,50 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ebc_lab.config.parts.lr_schedule import LRScheduleConfig
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.decisions import Control, SweepTrack
 from ebc_lab.records.spec import RunSpec
 
-from .rules import Results, best, candidate, edge_of, val_loss
-from .runs import (
-    Searched,
-    distinct,
-    extend,
-    plain_run,
-    rate_of,
-    scale_of,
-    scheduled,
-    searched_run,
-    sweep_spec,
-    waiting,
-)
+from ..rules import Results, candidate, edge_of, val_loss
+from ..runs import Searched, distinct, plain_run, rate_of, scheduled, searched_run, sweep_spec
+from ..search import Point, Search
 
 
 def control_run(config: Config, track: SweepTrack, steps: int, seed: int, scale: float) -> RunConfig:
-    """Build a track's plain run on the fair control's schedule, which keeps its warm-up in steps."""
+    """Return a track's plain run on the fair control's schedule, which keeps its warm-up in steps."""
     run = plain_run(config, track, steps, seed, scale)
     return replace(run, lr_schedule=replace(run.lr_schedule, **track["control"]["lr_schedule"]))
 
 
 def control_search(config: Config, pair: Searched, lr: float, results: Results) -> list[RunSpec]:
-    """Plan plain schedules around the grid's best `lr`, one factor at a time: the peak, the warm-up, the
-    shape, and the peak once more where one of these two changed. Each factor starts from the best run so
-    far."""
+    """Return plain runs on schedules around the grid's best `lr`, one factor after the other: the peak, the
+    warm-up, the shape, and the peak once more where one of these two changed. Each factor starts from the
+    best run so far."""
     sweep = config.lr_sweep
     plain = partial(searched_run, config, pair, lr, sweep.long_steps, config.study.stage_seed)
+    shapes = sweep.control_shapes
+    asked = [scheduled(plain(1.0), shapes[0], warmup).lr_schedule for warmup in sweep.control_warmups]
+    warmups = [schedule.warmup_steps for schedule in asked]  # two shares may be the same number of steps
 
-    def control(scale: float, schedule: LRScheduleConfig) -> RunSpec:
-        return sweep_spec(config, "control", replace(plain(scale), lr_schedule=schedule), scale)
+    def control(point: Point) -> list[RunSpec]:
+        run = scheduled(plain(point["scale"]), point["shape"], point["warmup"])
+        return [sweep_spec(config, "control", run, point["scale"])]
 
-    first = scheduled(plain(1.0), sweep.control_shapes[0], sweep.control_warmups[0]).lr_schedule
-    points = [control(scale, first) for scale in sweep.control_scales]
-    if len(points) > 1:
-        extend(points, lambda scale: control(scale, first), scale_of, results, sweep.control_extensions)
-    for factor in (_other_warmups, _other_shapes, _other_peaks):
-        winner = None if waiting(points, results) else best(points, results)
-        if winner is None:
-            break
-        points += [control(scale, schedule) for scale, schedule in factor(config, winner, points)]
-    return distinct(points)
-
-
-Peaks = list[tuple[float, LRScheduleConfig]]  # scale and schedule of further runs of the control
-
-
-def _other_warmups(config: Config, winner: RunSpec, points: Sequence[RunSpec]) -> Peaks:
-    shape = winner.run.lr_schedule.name
-    runs = [scheduled(winner.run, shape, warmup) for warmup in config.lr_sweep.control_warmups[1:]]
-    return [(winner.lr_scale, run.lr_schedule) for run in runs]
-
-
-def _other_shapes(config: Config, winner: RunSpec, points: Sequence[RunSpec]) -> Peaks:
-    schedule = winner.run.lr_schedule
-    return [(winner.lr_scale, replace(schedule, name=shape)) for shape in config.lr_sweep.control_shapes[1:]]
-
-
-def _other_peaks(config: Config, winner: RunSpec, points: Sequence[RunSpec]) -> Peaks:
-    """List the peaks next to the winner's that its schedule was not tried at; the first schedule had its
-    own."""
-    schedule = winner.run.lr_schedule
-    if len(config.lr_sweep.control_scales) == 1 or schedule == points[0].run.lr_schedule:
-        return []
-    tried = {s.lr_scale for s in points if s.run.lr_schedule == schedule}
-    return [(x, schedule) for x in (winner.lr_scale / 2, winner.lr_scale * 2) if x not in tried]
+    first = {"warmup": warmups[0], "shape": shapes[0]}
+    peaks: list[Point] = [{"scale": scale, **first} for scale in sweep.control_scales]
+    search = Search(peaks, control, results, {"scale": 2.0}, prefer_low="scale")
+    several = len(peaks) > 1
+    search.grow(sweep.control_extensions if several else 0)
+    search.others("warmup", warmups)
+    search.others("shape", shapes)
+    search.neighbours(["scale"] if several else [])
+    return distinct(search.specs)
 
 
 def fair_control(
     config: Config, winner: RunSpec, points: Sequence[RunSpec], baseline_lr: float, results: Results
 ) -> Control:
-    """Describe the fair control, and everything that it was chosen from."""
+    """Return what a decision holds of the fair control, and of everything that it was chosen from."""
     # it is used where anything in the study is compared with it, or runs on its schedule
     compared = {"calibrate", "controller_search", "lr_scale", "finals"} & set(config.study.stages)
     schedule = winner.run.lr_schedule
@@ -118,7 +86,7 @@ def fair_control(
 
 
 def control_in_words(track: SweepTrack) -> str:
-    """Write the fair control; empty where nothing in the study is compared with it."""
+    """Return a clause about the fair control; empty where nothing in the study is compared with it."""
     control = track["control"]
     if not control.get("used", True):
         return ""
@@ -134,7 +102,7 @@ def _worse(track: SweepTrack) -> str:
 
 
 def schedule_in_words(schedule: Mapping[str, Any]) -> str:
-    """Write `trapezoid, 100 steps of warm-up`."""
+    """Return `trapezoid, 100 steps of warm-up`."""
     return f"{schedule['name'].replace('_', ' ')}, {schedule['warmup_steps']} steps of warm-up"
 
 

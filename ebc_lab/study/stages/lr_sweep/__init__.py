@@ -1,0 +1,424 @@
+"""lr_sweep: the best baseline learning rate, the noise between seeds, the natural KL and the fair control."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, cast
+
+from ebc_lab.config.schema import Config
+from ebc_lab.records.decisions import Decision, Pair, SweepTrack
+from ebc_lab.records.figures import RunResult
+from ebc_lab.records.spec import RunSpec, optimizer
+
+from ..rules import (
+    Results,
+    Undecidable,
+    best,
+    edge_of,
+    losses_of,
+    make_decision,
+    margin_sigma,
+    refuse_without_tracks,
+    val_loss,
+)
+from ..runs import Searched, rate_of, scheduled, searched_run, sweep_spec, waiting
+from ..search import Point, Search
+from ..stage import NOT_APART, Choice, Decisions, Figure, Scenario
+from ..statistics import noise as noise_floor
+from .fair_control import control_in_words, control_remark, control_search, fair_control
+
+
+def _runs_of(grids: Mapping[str, Search]) -> list[RunSpec]:
+    return [s for grid in grids.values() for s in grid.specs]
+
+
+def _grid(config: Config, pair: Searched, results: Results) -> Search:
+    sweep = config.lr_sweep
+
+    def runs_of(point: Point) -> list[RunSpec]:
+        run = searched_run(config, pair, point["lr"], sweep.steps, config.study.stage_seed, 1.0)
+        return [sweep_spec(config, "grid", scheduled(run, config.study.lr_schedule, sweep.warmup), 1.0)]
+
+    return Search([{"lr": lr} for lr in sweep.grids[pair[0]]], runs_of, results, {"lr": 2.0}, prefer_low="lr")
+
+
+def _baselines(config: Config, pair: Searched, lr: float, results: Results) -> list[RunSpec]:
+    """Return the runs at constant rates around the grid's best `lr`, and replicates of the best of them."""
+    sweep = config.lr_sweep
+    first = config.study.stage_seed
+
+    def constant(scale: float, seed: int = first, role: str = "baseline") -> RunSpec:
+        return sweep_spec(config, role, searched_run(config, pair, lr, sweep.long_steps, seed, scale), scale)
+
+    def runs_of(point: Point) -> list[RunSpec]:
+        return [constant(point["scale"])]
+
+    scales = [{"scale": scale} for scale in sweep.baseline_scales]
+    search = Search(scales, runs_of, results, {"scale": 2.0}, prefer_low="scale")
+    search.grow(sweep.max_extensions if len(scales) > 1 else 0)
+    winner = None if search.open else search.best()
+    seeds = range(first + 1, first + sweep.replicates + 1) if winner else ()
+    return search.specs + [constant(winner["scale"], seed, "replicate") for seed in seeds if winner]
+
+
+def sweep_winners(grid: Sequence[RunSpec], results: Results) -> dict[str, RunSpec]:
+    """Return each track's best grid run, best track first; a track without a completed run is absent."""
+    tracks: dict[str, list[RunSpec]] = {}
+    for spec in grid:
+        tracks.setdefault(spec.track, []).append(spec)
+    winners = {t: w for t, specs in tracks.items() if (w := best(specs, results))}
+    return dict(sorted(winners.items(), key=lambda item: val_loss(results[item[1].run_id])))
+
+
+def untriaged(config: Config, winners: Mapping[str, RunSpec], results: Results) -> list[str]:
+    """Return the tracks that are not triaged, best first."""
+    losses = {t: val_loss(results[w.run_id]) for t, w in winners.items()}
+    return [t for t in losses if not triaged(config, losses, t)]
+
+
+def kept_tracks(config: Config, winners: Mapping[str, RunSpec], results: Results) -> list[str]:
+    """Return the tracks that later stages continue with: the best, or every one that is not triaged."""
+    alive = untriaged(config, winners, results)
+    return alive if config.lr_sweep.keep == "all" else alive[:1]
+
+
+def triaged(config: Config, losses: Mapping[str, float], track: str) -> bool:
+    """Return whether a track lies more than `skip_threshold` (relative) behind the best."""
+    return losses[track] > min(losses.values()) * (1 + config.lr_sweep.skip_threshold)
+
+
+def _decided(config: Config, winner: RunSpec, specs: Sequence[RunSpec], results: Results) -> SweepTrack:
+    """Return what is decided for one track, from its runs. Raises Undecidable."""
+    by_role = _by_role(specs)
+    baseline = best(by_role["baseline"], results)
+    control = best(by_role["control"], results)
+    if baseline is None or control is None:
+        lacking = "a constant" if baseline is None else "a scheduled"
+        raise Undecidable(
+            f"lr_sweep could not decide: no run of {winner.track} with {lacking} learning rate completed."
+        )
+    decided = _without_control(config, winner, baseline, by_role, results)
+    decided["control"] = fair_control(config, control, by_role["control"], rate_of(baseline), results)
+    return cast(SweepTrack, decided)
+
+
+def _by_role(specs: Sequence[RunSpec]) -> dict[str, list[RunSpec]]:
+    by_role: dict[str, list[RunSpec]] = {role: [] for role in ("grid", "baseline", "replicate", "control")}
+    for spec in specs:
+        by_role[spec.role].append(spec)
+    return by_role
+
+
+def _without_control(
+    config: Config,
+    winner: RunSpec,
+    baseline: RunSpec,
+    by_role: Mapping[str, Sequence[RunSpec]],
+    results: Results,
+) -> dict[str, Any]:
+    """Return all of a decided track but its fair control. Raises Undecidable."""
+    grid = by_role["grid"]
+    noise, natural = _replicated(baseline, by_role["replicate"], results)
+    sigma = statistics.stdev(noise)
+    same_run = baseline.run_id in {s.run_id for s in grid}
+    tried = grid if same_run else by_role["baseline"]  # runs of another length or schedule tell nothing
+    rates = [rate_of(s) for s in grid]
+    return {
+        "optimizer": winner.run.optimizer.name,
+        "projection": winner.run.projection.name,
+        "lr": rate_of(baseline),
+        "run_id": baseline.run_id,
+        "val_loss": val_loss(results[baseline.run_id]),
+        "edge": edge_of([rate_of(s) for s in tried], rate_of(baseline)) if len(tried) > 1 else None,
+        "grid": {
+            "lr": rate_of(winner),
+            "val_loss": val_loss(results[winner.run_id]),
+            "edge": edge_of(rates, rate_of(winner)),
+            "extensions": len(rates) - len(config.lr_sweep.grids[winner.run.optimizer.name]),
+        },
+        "ranked": [s.run_id for s in tried],
+        "margin_sigma": margin_sigma(losses_of(tried, results), sigma),
+        "sigma": sigma,
+        "replicate_losses": noise,
+        "natural_kl": statistics.median(natural),
+        "descent_median": _descent(by_role["replicate"], results),
+    }
+
+
+def _replicated(
+    baseline: RunSpec, replicates: Sequence[RunSpec], results: Results
+) -> tuple[list[float], list[float]]:
+    """Return the replicates' losses and their KL divergences of a step. Raises Undecidable."""
+    completed = [results[s.run_id] for s in replicates if math.isfinite(val_loss(results.get(s.run_id)))]
+    natural = [float(kl) for result in completed if (kl := result["kl_median"])]
+    if len(completed) < 2 or not natural:
+        raise Undecidable(
+            f"lr_sweep could not decide: fewer than two replicates of {baseline.arm} at lr "
+            f"{rate_of(baseline):g} completed with an audited KL, so neither the noise nor the natural KL is "
+            "known."
+        )
+    return [val_loss(result) for result in completed], natural
+
+
+def _descent(replicates: Sequence[RunSpec], results: Results) -> float | None:
+    """Return the predicted decrease in loss of the baseline's steps, nats a step: the unit of the `energy`
+    controller."""
+    every = (results[s.run_id].get("descent_median") for s in replicates if s.run_id in results)
+    known = [descent for descent in every if descent]
+    return statistics.median(known) if known else None
+
+
+def _pairs(
+    config: Config,
+    grid: Sequence[RunSpec],
+    winners: Mapping[str, RunSpec],
+    results: Results,
+    tracks: Mapping[str, SweepTrack],
+    kept: Sequence[str],
+) -> list[Pair]:
+    """Return every (optimizer, projection), the best first: whether it was kept, how far it lies behind the
+    best of the decided tracks on the grid, in nats and in σ, and whether one run each could tell them
+    apart."""
+    losses = {t: val_loss(results[w.run_id]) for t, w in winners.items()}
+    leader = tracks[next(t for t in winners if t in tracks)]
+    floor = noise_floor(leader["replicate_losses"])
+    pairs: list[Pair] = []
+    for track in dict.fromkeys([*winners, *(s.track for s in grid)]):
+        loss = losses.get(track)
+        behind = None if loss is None else loss - leader["grid"]["val_loss"]
+        pair: Pair = {
+            "track": track,
+            "lr": rate_of(winners[track]) if track in winners else None,
+            "val_loss": loss,
+            "triaged": loss is None or triaged(config, losses, track),
+            "kept": track in kept,
+            "behind": behind,
+            "behind_sigma": behind / floor["sigma"] if behind is not None and floor["sigma"] else None,
+            "told_apart": behind is not None and abs(behind) >= (floor["detectable"] or math.inf),
+        }
+        pairs.append(pair)
+    for decided in tracks.values():
+        dropped = [p for p in pairs if not p["kept"]] if decided is leader else []
+        decided["dropped"] = [{**p, "detectable": floor["detectable"]} for p in dropped]
+    return pairs
+
+
+def _on_the_grid(grid: Sequence[RunSpec], winners: Mapping[str, RunSpec], results: Results) -> str:
+    """Return which run of the grids leads, or won, and how far behind the next track is; of a single track,
+    the next rate."""
+    lead, *others = winners.values()
+    loss = val_loss(results[lead.run_id])
+    first = f"{optimizer(lead.track)} at lr {rate_of(lead):g}"
+    none_yet = [t for t in dict.fromkeys(s.track for s in grid) if t not in winners]
+    but = f" (nothing yet of {', '.join(map(optimizer, none_yet))})" if none_yet else ""
+    second = others[0] if others else best([s for s in grid if s.run_id != lead.run_id], results)
+    if second is None:
+        return f"{first} is the only result yet, validation loss {loss:.4f}{but}"
+    leads = "leads" if waiting(grid, results) else "won the grid"
+    whose = f"{optimizer(second.track)} at " if others else ""
+    gap = val_loss(results[second.run_id]) - loss
+    return f"{first} {leads}, {gap:.4f} nats ahead of {whose}lr {rate_of(second):g}{but}"
+
+
+def _times(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+def _note_of_dropped(best: str, pair: Pair) -> str:
+    text = f"{best} goes on without {_dropped_in_words(pair)}"
+    if pair["told_apart"] or pair["triaged"]:
+        return text
+    least = "" if pair["detectable"] is None else f" (smallest detectable {pair['detectable']:.4f} nats)"
+    return f"{text}{least}: lr_sweep.keep=all goes on with both"
+
+
+def _dropped_in_words(pair: Pair) -> str:
+    """Return `muon_none, 0.0412 nats behind on the grid, not told apart by one run each`."""
+    if pair["behind"] is None:
+        return f"{pair['track']}, of which no grid run completed"
+    unsure = "" if pair["told_apart"] else NOT_APART
+    return f"{pair['track']}, {pair['behind']:.4f} nats behind on the grid{unsure}"
+
+
+def _notes(config: Config, tracks: Mapping[str, SweepTrack], pairs: Sequence[Pair]) -> list[str]:
+    notes = []
+    for t, d in tracks.items():
+        control = d["control"]
+        if control["edge"] and control["used"]:
+            notes.append(
+                f"{t}: the fair control's lr {control['lr']:g} is the {control['edge']}est tried on its "
+                "schedule: it may be under-tuned"
+            )
+        if control["longest_warmup"] and control["used"]:
+            notes.append(f"{t}: the fair control has the longest warm-up that was tried")
+        if d["grid"]["edge"]:
+            notes.append(
+                f"{t}: the grid's best lr, {d['grid']['lr']:g}, lies on its {d['grid']['edge']} edge even "
+                f"after {_times(d['grid']['extensions'], 'extension')}"
+            )
+        if d["edge"]:
+            notes.append(f"{t}: the baseline's lr {d['lr']:g} is the {d['edge']}est tried")
+        worse = control["val_loss"] - d["val_loss"]
+        if worse > 0 and control["used"]:
+            notes.append(
+                f"{t}: the fair control is {worse:.4f} nats worse than the constant baseline: beating it "
+                "shows little; try more peaks and shapes with lr_sweep.control_scales and control_shapes"
+            )
+        notes += [_note_of_dropped(t, p) for p in d["dropped"] if p["behind"] is not None]
+    notes += [f"{p['track']}: no grid run completed" for p in pairs if p["val_loss"] is None]
+    behind = f"triaged, more than {100 * config.lr_sweep.skip_threshold:g}% behind the best"
+    return notes + [f"{p['track']}: {behind}" for p in pairs if p["triaged"] and p["val_loss"] is not None]
+
+
+def _edge(track: SweepTrack) -> str:
+    if len(track["ranked"]) == 1:
+        return "constant; no other was tried"
+    return f"constant; the {track['edge']}est tried" if track["edge"] else "constant; lower and higher tried"
+
+
+def _noise(track: SweepTrack) -> str:
+    floor = noise_floor(track["replicate_losses"])
+    return f"nats, {floor['seeds']} replicate seeds; 95% interval {floor['low']:.4f} to {floor['high']:.4f}"
+
+
+class LRSweep(Choice):
+    """The best constant learning rate, the noise, the natural KL and the fair control."""
+
+    name = "lr_sweep"
+    title = "Learning rate, noise and a fair control"
+    about = (
+        "Without EBC: which optimizer is best, and at which constant learning rate, how much luck there is "
+        "in a loss (σ, the spread over replicate seeds), how far predictions move by themselves (the natural "
+        "KL), and how good the same optimizer gets on a schedule whose peak, warm-up and shape are tuned "
+        "(the fair control)."
+    )
+    figures = (
+        Figure("lr", "baseline’s learning rate", "{:.3g}", _edge),
+        Figure("val_loss", "validation loss", "{:.4f}", "nats per token"),
+        Figure("sigma", "noise σ", "{:.4f}", _noise),
+        Figure("natural_kl", "natural KL", "{:.3g}", "nats per step, without EBC"),
+        Figure("control.lr", "fair control", "lr {:.3g}", control_remark),
+        Figure("control.val_loss"),
+    )
+    pictures = ("lr_sweep",)
+
+    def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
+        """Return the grid of every (optimizer, projection) and its extensions; then, for the kept tracks and
+        at the length of `long_steps`, constant rates, their winner's replicates, and the runs of the search
+        for the fair control."""
+        sweep = config.lr_sweep
+        pairs = itertools.product(sweep.optimizers, sweep.projections)
+        grids = {"_".join(pair): _grid(config, pair, results) for pair in pairs}
+        specs = _runs_of(grids)
+        if waiting(specs, results):
+            return specs
+        # which tracks are triaged, and do not grow, is known once every grid is
+        for track in untriaged(config, sweep_winners(specs, results), results):
+            grids[track].grow(sweep.max_extensions)
+        specs = _runs_of(grids)
+        if waiting(specs, results):
+            return specs
+        winners = sweep_winners(specs, results)
+        for track in kept_tracks(config, winners, results):
+            won = winners[track].run
+            pair = (won.optimizer.name, won.projection.name)
+            specs += _baselines(config, pair, won.optimizer.lr, results)
+            specs += control_search(config, pair, won.optimizer.lr, results)
+        return specs
+
+    def decide(
+        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
+    ) -> Decision:
+        """Choose the best baseline learning rate of each track, and measure the noise, the natural KL and the
+        fair control."""
+        grid = [s for s in specs if s.role == "grid"]
+        winners = sweep_winners(grid, results)
+        refuse_without_tracks(winners, self.name, grid, results)
+        kept = kept_tracks(config, winners, results)
+        tracks: dict[str, SweepTrack] = {}
+        undecided = []
+        for track in kept:
+            try:
+                of_track = [s for s in specs if s.track == track]
+                tracks[track] = _decided(config, winners[track], of_track, results)
+            except Undecidable as why:
+                undecided.append(str(why))
+        if not tracks:
+            raise Undecidable(" ".join(undecided))
+        pairs = _pairs(config, grid, winners, results, tracks, kept)
+        sweep = config.lr_sweep
+        constant = f"a constant rate {sweep.baseline_scales[0]:g} times the grid's best (no other is tried)"
+        if len(sweep.baseline_scales) > 1:
+            constant = "the best of several constant rates around the grid's best"
+        rule = (
+            f"the lowest validation loss on the grid; then, at the length of the finals, {constant}, and the "
+            "fair control, whose peak, warm-up and shape are tuned one after the other; a grid whose best "
+            f"point lies on an edge grows by a factor 2, at most {sweep.max_extensions} times, the grid of "
+            f"the control's peaks at most {sweep.control_extensions} times; sigma is the standard "
+            "deviation over fresh replicate seeds of the baseline"
+        )
+        notes = [*_notes(config, tracks, pairs), *undecided]
+        return make_decision(
+            self.name, rule, config, specs, results, earlier, tracks=tracks, pairs=pairs, notes=notes
+        )
+
+    def headline(self, track: SweepTrack) -> str:
+        dropped = "".join(f"; dropped: {_dropped_in_words(pair)}" for pair in track["dropped"])
+        which = "the only constant rate tried" if len(track["ranked"]) == 1 else "best constant rate"
+        seeds = _times(len(track["replicate_losses"]), "seed")
+        return (
+            f"baseline ({which}): lr {track['lr']:g}, validation loss {track['val_loss']:.4f}, σ "
+            f"(its spread over {seeds}) {track['sigma']:.4f}; natural KL (of a step without EBC) "
+            f"{track['natural_kl']:.4g} nats{control_in_words(track)}{dropped}"
+        )
+
+    def so_far(
+        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
+    ) -> list[str]:
+        """Return who leads on the grids and, once these are done, what the baseline and the control of each
+        track that goes on would be now."""
+        grid = [s for s in specs if s.role == "grid"]
+        winners = sweep_winners(grid, results)
+        if not winners:
+            return []
+        said = [_on_the_grid(grid, winners, results)]
+        if waiting(grid, results):
+            return said
+        for track in kept_tracks(config, winners, results):
+            by_role = _by_role([s for s in specs if s.track == track])
+            for role, called in (("baseline", "best constant rate"), ("control", "best schedule")):
+                if lead := best(by_role[role], results):
+                    words = f"{called} lr {rate_of(lead):g}, {val_loss(results[lead.run_id]):.4f}"
+                    several = sum(map(math.isfinite, losses_of(by_role[role], results))) > 1
+                    said.append(words + " (the only one so far)" * (not several))
+        return said
+
+    def settled(self, config: Config, specs: Sequence[RunSpec], results: Results) -> dict[str, Any]:
+        """Return each track whose baseline and replicates are known, without its control, whose search may go
+        on."""
+        winners = sweep_winners([s for s in specs if s.role == "grid"], results)
+        tracks: dict[str, Any] = {}
+        for name in dict.fromkeys(s.track for s in specs if s.role == "replicate"):
+            by_role = _by_role([s for s in specs if s.track == name])
+            baseline = best(by_role["baseline"], results)
+            if baseline is not None and not waiting(by_role["replicate"], results):
+                with suppress(Undecidable):
+                    tracks[name] = _without_control(config, winners[name], baseline, by_role, results)
+        return tracks
+
+    def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
+        """Return the usual figures; at the most, another warm-up or shape than the control's first wins, so
+        that its peaks are looked at again."""
+        result = super().invent(config, scenario, spec, nth)
+        sweep = config.lr_sweep
+        first = scheduled(spec.run, sweep.control_shapes[0], sweep.control_warmups[0]).lr_schedule
+        if spec.role == "control" and spec.run.lr_schedule != first and not scenario.merged:
+            result["val_loss"] = 1.0 + 1e-6 * nth
+        return result
+
+
+STAGE = LRSweep()
