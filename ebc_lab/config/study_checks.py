@@ -147,7 +147,7 @@ def _read_by_somebody(config: Config) -> None:
 
 
 def _settings_of_runs(config: Config) -> dict[str, dict[str, Any]]:
-    """Where a study sets something of its runs alone -> what these change of its own settings."""
+    """Return where a study sets something of its runs alone -> what that changes of the study's settings."""
     stages = config.study.stages
     of_stages: dict[str, dict[str, Any]] = {}
     if "lr_sweep" in stages:
@@ -160,21 +160,17 @@ def _settings_of_runs(config: Config) -> dict[str, dict[str, Any]]:
     if "circumstances" in stages:
         for mode in config.circumstances.modes:
             of_stages[f"circumstances.modes={mode}"] = {"determinism": {"name": mode}}
-    entries: dict[str, Mapping[str, Any]] = {
-        "ablation.arms": config.ablation.arms,
-        "carry.arms": config.carry.arms,
-        "carry.settings": config.carry.settings,
-        "profiles.workloads": config.profiles.workloads,
-        "profiles.methods": config.profiles.methods,
-    }
-    for path, named in entries.items():
-        if path.partition(".")[0] in stages:
-            of_stages |= {f"{path}.{name}": entry.settings for name, entry in named.items()}
+    for stage in stages:
+        for field, named in vars(getattr(config, stage)).items():
+            for name, entry in named.items() if isinstance(named, Mapping) else ():
+                if hasattr(entry, "settings"):
+                    of_stages[f"{stage}.{field}.{name}"] = entry.settings
     return of_stages
 
 
 def lacking_for(config: Config, *, study: bool) -> list[str]:
-    """What this process lacks to train a run or, with `study`, the runs of its stages, a sentence each."""
+    """Return what this process lacks to train a run or, with `study`, the runs of its stages, a sentence
+    each."""
     base = run_part(config)
     own = [str(need) for need in lacking(base)]
     asked = _settings_of_runs(config) if study else {}
@@ -232,8 +228,8 @@ def _processes(config: Config, run: RunConfig, *, here: bool, study: bool) -> No
 
 
 def _swept(config: Config) -> list[str]:
-    """The optimizers of the sweep, the study's own one as `custom`. Raises UserError where there is another
-    one that is not in conf/."""
+    """Return the optimizers of the sweep, the study's own one as `custom`. Raises UserError for any other one
+    that is not in conf/."""
     custom = config.optimizer.name if kind_of(config.optimizer) == CUSTOM else None
     others = [name for name in config.lr_sweep.optimizers if name != custom]
     for name in others:
@@ -273,13 +269,15 @@ def _set_by_stages(config: Config) -> None:
 
 
 def _stage_run(config: Config) -> RunConfig:
-    """A run of the stages, with a budget that they calibrate: surrogate, which has most settings, or any."""
+    """Return a run of the stages with a budget that they calibrate: surrogate, which has most settings, or
+    any."""
     budgets = config.calibrate.budgets
     named = "surrogate" if "surrogate" in budgets else [*budgets, config.budget.name][0]
     return replace(run_part(config), budget=replace(config.budget, name=named))
 
 
 def _study(config: Config) -> None:
+    """Refuse a study's name, folder, seeds, band, grids and finals where they cannot be meant."""
     name = config.study.name
     require(
         bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name)),
@@ -336,7 +334,7 @@ def _study(config: Config) -> None:
 
 
 def stage_seeds(config: Config) -> range:
-    """The seeds of the runs that decisions are made from."""
+    """Return the seeds of the runs that decisions are made from."""
     first = config.study.stage_seed
     profiles = config.profiles.calibration_seeds + config.profiles.target_seeds
     numbers = [config.lr_sweep.replicates + 1, config.calibrate.seeds, config.tune.seeds]
@@ -344,7 +342,7 @@ def stage_seeds(config: Config) -> range:
 
 
 def _final_arms(arms: Sequence[str]) -> None:
-    """The finals have the arms that the verdict compares, and no other than are known."""
+    """Refuse final arms that are unknown, and a list that lacks one which the verdict compares."""
     for arm in arms:
         at = re.fullmatch(r"(?:ebc|control)_x(\d+(?:\.\d+)?)", arm)
         require(
@@ -358,6 +356,7 @@ def _final_arms(arms: Sequence[str]) -> None:
 
 
 def _launcher(launcher: LauncherConfig) -> None:
+    """Refuse settings of a launcher that contradict each other."""
     require(
         launcher.name != "inline" or launcher.runs_per_worker <= 1,
         "launcher.runs_per_worker goes with launcher=local or slurm: launcher=inline trains one at a time.",
@@ -377,7 +376,8 @@ def _launcher(launcher: LauncherConfig) -> None:
 
 
 def _stages(config: Config) -> None:
-    """The stages are known, in order, and each has what it needs; the arms of an ablation can all be run."""
+    """Refuse stages that are unknown, out of order or without what they need, and what each of them
+    refuses."""
     stages = config.study.stages
     for stage in stages:
         choice("study.stages", stage, STAGES)
@@ -414,7 +414,7 @@ def _stages(config: Config) -> None:
 
 
 def beyond_sensible(config: Config) -> str:
-    """What is to be said of a study of more runs than is sensible, in a sentence; empty for others."""
+    """Return a warning about a study of more runs than is sensible; empty for others."""
     runs = sum(most_runs(config).values())
     if runs <= SENSIBLE_RUNS:
         return ""
@@ -426,8 +426,8 @@ def beyond_sensible(config: Config) -> str:
 
 
 def most_runs(config: Config) -> dict[str, int]:
-    """Stage -> the most runs that it can ask for, by multiplication alone: before anything is listed that
-    may have a million entries."""
+    """Return stage -> the most runs that it can ask for, by multiplication alone: before anything is listed
+    that may have a million entries."""
     sweep, suite = config.lr_sweep, config.ablation
     pairs = len(sweep.optimizers) * len(sweep.projections)
     tracks = pairs if sweep.keep == "all" else 1
@@ -460,7 +460,7 @@ def most_runs(config: Config) -> dict[str, int]:
 
 
 def _most_profiled(profiles: ProfilesConfig, seeds: int) -> int:
-    """The most runs of the stage profiles: the targets', the grids', and those that are scored."""
+    """Return the most runs of the stage profiles: of the targets, of the grids, and those that are scored."""
     grids = {m: math.prod(map(len, method.grid.values())) for m, method in profiles.methods.items()}
     workloads, each = len(profiles.workloads), profiles.calibration_seeds
     targets = workloads * (grids.get(profiles.yardstick, 0) * each + profiles.target_seeds)
@@ -468,7 +468,7 @@ def _most_profiled(profiles: ProfilesConfig, seeds: int) -> int:
 
 
 def _begun_with(config: Config, arm: ArmConfig) -> int:
-    """How many points of its grids an arm's search looks at, apart from those by which they grow."""
+    """Return how many points of its grids an arm's search looks at, apart from those by which they grow."""
     lengths = {key: len(values) for key, values in arm.tune.items()}
     if config.tune.search == "grid":
         return math.prod(lengths.values())
@@ -477,7 +477,7 @@ def _begun_with(config: Config, arm: ArmConfig) -> int:
 
 
 def _most_points(config: Config, arm: ArmConfig) -> int:
-    """The most points of its grids that an arm's search may look at."""
+    """Return the most points that an arm's search may look at."""
     tune = config.tune
     edges = sum(key in GROWING for key in arm.tune)
     again = 2 if tune.search == "coordinate" and edges < len(arm.tune) else 0
@@ -487,7 +487,8 @@ def _most_points(config: Config, arm: ArmConfig) -> int:
 
 
 def _carry(config: Config) -> None:
-    """The arms of the stage carry can be run in each of its settings, and its answer has what it compares."""
+    """Refuse arms of the stage carry that cannot be run in each of its settings, and an answer that lacks
+    what it compares."""
     carry = config.carry
     arms = list(carry.arms)
     require(len(arms) > 1, "carry.arms must name at least two arms: choose study=units.")
@@ -529,7 +530,7 @@ def _hints(group: str) -> dict[str, Any]:
 
 
 def _unit(path: str, unit: UnitConfig) -> None:
-    """A unit's constant is a number of a run's part, and nothing else sets it."""
+    """Refuse a unit whose constant is no number of a run's part, or is set twice."""
     group, _, key = unit.over.partition(".")
     kind = _hints(group).get(key)
     require(
@@ -547,11 +548,12 @@ def _unit(path: str, unit: UnitConfig) -> None:
     )
 
 
-OF_METHODS = ("optimizer", "stabilizer", "controller", "lr_schedule", "projection")
+SET_BY_METHODS = ("optimizer", "stabilizer", "controller", "lr_schedule", "projection")
 
 
 def _profiles(config: Config) -> None:
-    """Every method of the stage profiles can be run on every workload, at the ends of its grid."""
+    """Refuse methods of the stage profiles that cannot be run on every workload, at the ends of their
+    grids."""
     profiles = config.profiles
     require(len(profiles.methods) > 1, "profiles.methods must name at least two: choose study=calibrated.")
     require(bool(profiles.workloads), "profiles.workloads must name at least one.")
@@ -565,7 +567,7 @@ def _profiles(config: Config) -> None:
     for name, workload in profiles.workloads.items():
         path = f"profiles.workloads.{name}"
         _name_of(path, name)
-        for group in OF_METHODS:
+        for group in SET_BY_METHODS:
             require(group not in workload.settings, f"{path}.settings: {group} is the methods' to set.")
     for name, method in profiles.methods.items():
         path = f"profiles.methods.{name}"
@@ -585,7 +587,8 @@ def _name_of(path: str, name: str) -> None:
 
 
 def _grid_of_method(path: str, method: MethodConfig) -> None:
-    """A method says its learning rate, sets nothing twice, and its horizons are shares."""
+    """Refuse a method without a learning rate, with a setting set twice, or with horizons that are no
+    shares."""
     for group, settings in method.settings.items():
         require(
             isinstance(settings, dict), f"{path}.settings.{group} takes {{name: …}}, not {shown(settings)}."
@@ -614,7 +617,7 @@ def _grid_of_method(path: str, method: MethodConfig) -> None:
 
 
 def _suite(config: Config) -> None:
-    """The arms of a suite can all be run, and tuned ones get the same number of runs."""
+    """Refuse a suite with arms that cannot be run, or whose tuned arms do not get the same number of runs."""
     suite = config.ablation
     for key, part in VERSIONS.items():
         these, choices = part.versions, getattr(suite, key)
@@ -664,7 +667,7 @@ def _suite(config: Config) -> None:
 
 
 def _mine(suite: AblationConfig) -> None:
-    """The arms that the answer is about are there, and others that they can be compared with."""
+    """Refuse arms of one's own that are not there, or have nothing that they can be compared with."""
     for name in suite.mine.arms:
         choice("ablation.mine.arms", name, suite.arms)
     require(
@@ -678,7 +681,7 @@ def _mine(suite: AblationConfig) -> None:
 
 
 def _grids(path: str, arm: ArmConfig) -> None:
-    """The grids of an arm hold what they can be of."""
+    """Refuse grids of an arm with values that their settings cannot take, or that go against each other."""
     for key, values in arm.tune.items():
         check_value(f"{path}.tune.{key}", values, TUNABLE[key], list[Any])
         for value in values if TUNABLE[key].choices else ():
@@ -697,6 +700,7 @@ def _grids(path: str, arm: ArmConfig) -> None:
 
 
 def _arm(name: str, arm: ArmConfig, config: Config) -> None:
+    """Refuse an arm that cannot be run, or whose settings contradict each other."""
     path = f"ablation.arms.{name}"
     require(
         bool(A_NAME.fullmatch(name)),
@@ -748,7 +752,7 @@ def _arm(name: str, arm: ArmConfig, config: Config) -> None:
 
 
 def _references(name: str, arm: ArmConfig, arms: Mapping[str, ArmConfig], suite: AblationConfig) -> None:
-    """The arms that this one names are there, and can give what it takes from them."""
+    """Refuse an arm that takes something from another one which is not there or cannot give it."""
     path = f"ablation.arms.{name}"
     for key in ("replay", "matched", "versus", "tuned_as", "init"):
         other = getattr(arm, key)
@@ -766,20 +770,21 @@ def _references(name: str, arm: ArmConfig, arms: Mapping[str, ArmConfig], suite:
 
 
 def _copies(arm: ArmConfig) -> bool:
-    """Whether an arm is made from another's record, or from its weights, of which a copy knows nothing."""
+    """Tell whether an arm is made from another's record, or from its weights, of which a copy knows
+    nothing."""
     return bool(arm.replay or arm.matched or arm.init)
 
 
 def _follows(arm: ArmConfig) -> bool:
-    """Whether an arm can only be trained once another, or its own tuning, is there."""
+    """Tell whether an arm can be trained only once another, or its own tuning, is there."""
     return _copies(arm) or bool(arm.tune or arm.tuned_as)
 
 
 def _as_run(
     path: str, base: RunConfig, settings: dict[str, object], processes: int, *, check: bool = True
 ) -> RunConfig:
-    """The run that these settings make of `base`, validated, also for so many `processes`. Errors begin with
-    `path`."""
+    """Return the run that these settings make of `base`, validated, also for so many `processes`. Errors
+    begin with `path`."""
     require(isinstance(settings, dict), f"{path} takes the settings of a run, not {shown(settings)}.")
     try:
         run = changed(base, settings)

@@ -113,7 +113,9 @@ def test_seeds_that_are_judged_again_are_said_and_corrected(place, text_file, ho
     assert told["looks"] == [2]
     assert seeds_of(decision_of(study)) == seeds
     assert interval(study) == expected(study, looks=2)
-    assert "divided by 2" in decision_of(study)["rule"]
+    rule = decision_of(study)["rule"]
+    assert "97.5% intervals" in rule
+    assert "divided by 2" in rule
     for others in study.root.parent.iterdir() if how == "by hand" else ():
         if others.name != name:
             shutil.rmtree(others)

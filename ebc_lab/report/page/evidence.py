@@ -152,7 +152,7 @@ def _facts(
 ) -> list[tuple[str, str]]:
     optimizers = list(dict.fromkeys(optimizer(t) for d in decisions.values() for t in d["tracks"]))
     hours = sum(r.get("wall_s") or 0.0 for r in results.values())
-    steps = stage_of(config.study.stages[-1]).settings(config).steps
+    steps: int = getattr(config, config.study.stages[-1]).steps
     compared = decision_that_shows("verdict", decisions) or decision_that_shows("arms", decisions)
     few = words.low_bit(config)
     cut = [] if config.tokens.name == "characters" else [("Tokens", words.tokens(config))]

@@ -304,7 +304,6 @@ def rows_page(
     slots = len(rows) + headings * HEADING / tall
     height = 2.6 + tall / 72 * max(slots, 2)
     seeds = max((len(row.arm["runs"]) for row in rows), default=0)
-    small = [line.replace("95%", level(row.difference for row in rows)) for line in small]
     figure, axes = page(facts, what, whom, finding_text, seeds, small, alert, (WIDTH, height), LEFT)
     axes.set_xlabel("test loss minus its reference's (nats per token)\n← better        worse →")
     axes.set(xlim=frame(rows, margin), ylim=(slots - 0.5, -0.5), yticks=[])

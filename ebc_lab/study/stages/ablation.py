@@ -14,18 +14,18 @@ from ebc_lab.config.parts import PARTS
 from ebc_lab.config.parts.target import TargetConfig
 from ebc_lab.config.schema import ArmConfig, Config, RunConfig
 from ebc_lab.records.columns import BITS, OF_PARTS
-from ebc_lab.records.decisions import Arm, Decision, Difference, StepCost, SuiteTrack, SweepTrack
+from ebc_lab.records.decisions import Arm, Decision, Difference, StepCost, SuiteTrack
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, told_of
 
-from .compare_arms import arms_of, losses, target_figures
+from .compare_arms import arms_of, completed_values, losses, mean, results_of_arm, target_figures
 from .rules import Results, Undecidable, divided_in_words, error_divided, losses_of, make_decision
 from .stage import Decisions, Stage, or_undecided
-from .statistics import Luck, paired, seeds_needed, show_mean
+from .statistics import level_of, seeds_needed, show_mean
 from .suite import (
     arm_run,
     contenders,
-    luck_between,
+    differences,
     point_of,
     ready,
     shape_of,
@@ -74,7 +74,7 @@ def _copies(
     track: str,
     trained: Mapping[tuple[str, int], RunSpec],
 ) -> Iterator[RunSpec]:
-    """Plan the arms made from another arm's record: its c·lr replayed, or its clip rate matched."""
+    """Yield the runs made from another arm's record: with its c·lr replayed, or its clip rate matched."""
     arms = {label: arm for label, arm in config.ablation.all_arms().items() if arm.replay or arm.matched}
     following = dict(zip(config.seeds, [*config.seeds[1:], config.seeds[0]], strict=True))
     for (label, arm), seed in itertools.product(arms.items(), config.seeds):
@@ -104,12 +104,12 @@ def _matching_strength(result: RunResult) -> float:
 
 
 def beside_adam(run: RunConfig) -> RunConfig:
-    """Build the same run under torch's Adam alone, which it takes turns with."""
+    """Return the run under torch's Adam alone, with which it takes turns while its step is timed."""
     return changed(run, PLAIN)
 
 
 def measurements(specs: Sequence[RunSpec]) -> list[RunSpec]:
-    """Plan a measurement for the first run of every arm that is not Adam alone."""
+    """Return a measurement of step time for the first run of every arm that is not Adam alone."""
     first: dict[tuple[str, str], RunSpec] = {}
     for spec in specs:
         first.setdefault((spec.track, spec.arm), spec)
@@ -128,8 +128,8 @@ def _differs(run: RunConfig) -> bool:
 def steps_cost(
     labels: Sequence[str], reference: str, specs: Sequence[RunSpec], results: Results
 ) -> dict[str, StepCost]:
-    """Return each arm's time of a step over that of the reference's: median over turns, and quartiles. Arms
-    that could not be measured are absent; all are where the reference could not."""
+    """Return the time of each arm's step as a multiple of the reference's: the median over turns, and
+    quartiles. An arm that could not be measured is absent; so are all where the reference could not be."""
     ratios: dict[str, tuple[float, float, float]] = {}
     timed = {s.arm: results.get(s.run_id, {}) for s in specs if s.kind == STEP}
     for label in labels:
@@ -149,7 +149,7 @@ def steps_cost(
 def _rule(config: Config, compared: int, about_mine: int, *, tuned: bool) -> str:
     rule = (
         f"test loss after {config.ablation.steps} steps, or as many times that as an arm's size says, paired "
-        "by seed with the reference arm, 95% intervals; an arm "
+        f"by seed with the reference arm, {level_of(error_divided(config))} intervals; an arm "
         f"beats its reference by the interval that holds for all {compared} comparisons at once"
     )
     if tuned:
@@ -170,7 +170,7 @@ def _rule(config: Config, compared: int, about_mine: int, *, tuned: bool) -> str
 def _arms(
     config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
 ) -> dict[str, Arm]:
-    """Return the arms of one track, with what the suite says of them."""
+    """Return the arms of one track, each with its figures and what the suite's file says of it."""
     asked = config.ablation.all_arms()
     arms = arms_of(specs, results)
     texts = {label: {s.run.data.sha256 for s in specs if s.arm == label} for label in arms}
@@ -199,18 +199,18 @@ def _arms(
 
 
 def _cause(arm: Arm, results: Results) -> str | None:
-    """Say why the arm has no finished run, where it has none and a run says why."""
-    causes = (results.get(run_id, RunResult()).get("cause") for run_id in arm["runs"].values())
+    """Return why no run of the arm finished; None where one did, or no run says why."""
+    causes = (r.get("cause") for r in results_of_arm(arm, results))
     return None if losses(arm, results) else next((str(cause) for cause in causes if cause), None)
 
 
 def _add_memory(arms: Mapping[str, Arm], specs: Sequence[RunSpec], results: Results) -> None:
-    """Give the arms the bytes that they keep beside the weights, where these differ between them."""
+    """Add to the arms' figures the bytes that they keep beside the weights, where these differ between
+    arms."""
     hooked = {s.arm for s in specs if s.run.memory.hooks}
     memory: dict[str, dict[str, float | None]] = {}
     for label, arm in arms.items():
-        every: list[Mapping[str, Any]] = [results.get(run_id, RunResult()) for run_id in arm["runs"].values()]
-        first = next((r for r in every if "state_bytes" in r), None)
+        first = next((r for r in results_of_arm(arm, results) if "state_bytes" in r), None)
         if first is not None:
             gradients = first["largest_gradient_bytes" if label in hooked else "gradient_bytes"]
             memory[label] = {"state_bytes": float(first["state_bytes"]), "gradient_bytes": float(gradients)}
@@ -252,50 +252,36 @@ def _why_missing(arm: ArmConfig) -> str:
 def _add_differences(
     config: Config, tracks: Mapping[str, SuiteTrack], results: Results, earlier: Mapping[str, Decision]
 ) -> int:
-    """Give every arm its difference in test loss from its reference, with how many seeds would decide it
-    where it is undecided; None where it has none, or no run of one of the two finished. -> how many have one.
-    """
-    pairs: list[tuple[SweepTrack, Arm, Arm, Luck]] = []
+    """Give every arm its difference in test loss from its reference, None where it has none or no run of
+    one of the two finished, and where it is undecided the seeds that would decide it. Return how many arms
+    have a difference."""
+    pairs = []
     for name, track in tracks.items():
-        for label, arm in track["arms"].items():
+        arms = track["arms"]
+        for label, arm in arms.items():
             arm["difference"] = None
             versus = arm["versus"]
-            if versus not in track["arms"]:
-                continue
-            reference = track["arms"][versus]
-            if losses(arm, results) and losses(reference, results):
-                luck = luck_between(config, earlier, name, label, versus)
-                pairs.append((earlier["lr_sweep"]["tracks"][name], arm, reference, luck))
-    for swept, arm, reference, luck in pairs:
-        difference = arm["difference"] = paired(
-            losses(arm, results),
-            losses(reference, results),
-            margin=config.finals.margin,
-            comparisons=len(pairs),
-            looks=error_divided(config),
-            replicates=swept["replicate_losses"],
-            luck=luck,
-        )
+            if versus in arms and losses(arm, results) and losses(arms[versus], results):
+                pairs.append((name, label, versus))
+    for (name, label, _), difference in differences(config, tracks, pairs, results, earlier).items():
+        tracks[name]["arms"][label]["difference"] = difference
         if verdict_of(difference) == "undecided":
             difference["seeds_needed"] = seeds_needed(difference)
     return len(pairs)
 
 
 def _best_of(arms: Mapping[str, Arm], results: Results, seed: str) -> str | None:
-    """Name the arm with the lowest test loss of this seed alone."""
+    """Return the arm with the lowest test loss on this seed alone."""
     by_arm = {label: losses(arm, results) for label, arm in arms.items()}
     of_seed = {label: by_seed[seed] for label, by_seed in by_arm.items() if seed in by_seed}
     return min(of_seed, key=lambda label: of_seed[label], default=None)
 
 
 def _figures(arm: Arm, results: Results) -> dict[str, float | None]:
-    """Average the figures over the arm's completed seeds; None where none has the figure."""
-    runs = [results.get(run_id, RunResult()) for run_id in arm["runs"].values()]
-    completed: list[Mapping[str, Any]] = [r for r in runs if r.get("outcome") == "completed"]
-    figures: dict[str, float | None] = {}
-    for key in (*FIGURES, BITS) if BITS in arm else FIGURES:
-        values = [float(r[key]) for r in completed if r.get(key) is not None]
-        figures[key] = statistics.fmean(values) if values else None
+    """Return the figures, averaged over the arm's completed seeds; None where none has the figure."""
+    completed = [r for r in results_of_arm(arm, results) if r.get("outcome") == "completed"]
+    keys = (*FIGURES, BITS) if BITS in arm else FIGURES
+    figures = {key: mean(completed_values(arm, results, key)) for key in keys}
     for figure in OF_PARTS.values():  # left out where no run has it, unless decisions always had it
         value = figure.mean(completed) if figure.averaged else None
         if value is not None or figure.always:
@@ -303,7 +289,7 @@ def _figures(arm: Arm, results: Results) -> dict[str, float | None]:
     return figures
 
 
-def _told_early(track: SuiteTrack) -> list[tuple[str, str, Difference]]:
+def _compared_so_far(track: SuiteTrack) -> list[tuple[str, str, Difference]]:
     """Return (an arm, its rival, their difference) where the two have a seed in common."""
     found = [(label, answer["rival"], answer["difference"]) for label, answer in track["answers"].items()]
     if not found:
@@ -360,8 +346,8 @@ class Ablation(Stage):
     def decide(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
     ) -> Decision:
-        """Measure each arm's figures and its paired difference in test loss from its reference, with a 95%
-        interval."""
+        """Return each arm's figures and its paired difference in test loss from its reference, with its
+        interval. Raises Undecidable."""
         tracks: dict[str, SuiteTrack] = {}
         notes: list[str] = []
         trained = [s for s in specs if s.kind == "train"]
@@ -400,12 +386,12 @@ class Ablation(Stage):
     def so_far(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
     ) -> list[str]:
-        """Say how the arms that a suite asks about lie beside their rival; without any, which arm lies lowest
-        beside its reference. From the seeds that have both runs. Raises Undecidable."""
+        """Return how the arms that a suite asks about compare with their rival; without any, which arm lies
+        lowest beside its reference. From the seeds that have both runs. Raises Undecidable."""
         decision = self.decide(config, specs, results, earlier)
         said = []
         for name, track in decision["tracks"].items():
-            for label, rival, d in _told_early(track):
+            for label, rival, d in _compared_so_far(track):
                 seeds = f"from {d['seeds']} of {len(config.seeds)} seeds"
                 words = f"{label} {show_mean(d)} of test loss against {rival}, {seeds}"
                 said.append(or_undecided(self.lead_in(name, decision) + words, d, joint=True))

@@ -23,13 +23,12 @@ NOTHING_SHOWN = "the comparison shows nothing"
 
 
 def _instructions(config: Config) -> Sequence[str]:
-    """Return the vector instructions asked for; before the study is resolved, or in a plan of it, those of
-    this CPU."""
+    """Return the vector instructions that are compared: those asked for, else those of this CPU."""
     return config.circumstances.capabilities or capabilities()
 
 
 def _run(config: Config, mode: str, threads: int, capability: str, parts: int) -> RunConfig:
-    """Build the study's own optimizer at its own rate, plain, in these circumstances."""
+    """Return a run of the study's own optimizer at its own rate, without EBC, in these circumstances."""
     base = run_part(config)
     plain = replace(
         base,
@@ -44,7 +43,7 @@ def _run(config: Config, mode: str, threads: int, capability: str, parts: int) -
 
 
 def _mode(specs: Sequence[RunSpec], results: Results) -> ModeFound:
-    """Count what the runs of one mode have in common."""
+    """Return how the runs of one mode ended, and how many different weights they ended with."""
     outcomes = [results.get(s.run_id, RunResult()).get("outcome") for s in specs]
     done = [s for s, outcome in zip(specs, outcomes, strict=True) if outcome == "completed"]
     losses = losses_of(done, results)
@@ -65,7 +64,7 @@ def _incomplete(mode: ModeFound) -> str:
 
 
 def shows_nothing(modes: Mapping[str, ModeFound]) -> str:
-    """Say why equal weights under another mode would be no sign of it; empty where they are one."""
+    """Return why equal weights under another mode would prove nothing; empty where they would."""
     plain = modes.get(PLAIN)
     if plain is None:
         return f"determinism={PLAIN} is not among the modes"
@@ -103,7 +102,7 @@ class Circumstances(Stage):
     shows = "modes"
 
     def runs(self, config: Config, decisions: Decisions, results: Results) -> list[RunSpec]:
-        """Plan every mode in every combination of threads, vector instructions and parts of a batch."""
+        """Return each mode in every combination of threads, vector instructions and parts of a batch."""
         settings = config.circumstances
         specs = []
         for mode, threads, capability, parts in itertools.product(
@@ -116,7 +115,8 @@ class Circumstances(Stage):
     def decide(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
     ) -> Decision:
-        """Count how many different weights each mode ended with, and how far apart their losses are."""
+        """Return how many different weights each mode ended with, and how far apart their losses are. Raises
+        Undecidable."""
         settings = config.circumstances
         instructions = _instructions(config)
         modes = {mode: _mode([s for s in specs if s.role == mode], results) for mode in settings.modes}
@@ -140,14 +140,14 @@ class Circumstances(Stage):
     def so_far(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
     ) -> list[str]:
-        """Say how many different weights each mode ended with by now."""
+        """Return how many different weights each mode has ended with by now."""
         modes = {
             mode: _mode([s for s in specs if s.role == mode], results) for mode in config.circumstances.modes
         }
         return [f"{name} {_counted(mode)}" for name, mode in modes.items() if mode["completed"]]
 
     def resolve(self, config: Config, say: Callable[[str], None]) -> Config:
-        """Fill in the vector instructions of this CPU, where none are given."""
+        """Return the configuration with the vector instructions of this CPU, where none are given."""
         settings = config.circumstances
         if settings.capabilities:
             return config

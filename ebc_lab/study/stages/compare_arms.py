@@ -70,21 +70,41 @@ def arms_of(specs: Sequence[RunSpec], results: Results) -> dict[str, Arm]:
 
 
 def in_bits(run: RunConfig) -> bool:
-    """Tell whether losses are also shown in bits per character: of a GPT on characters they are nats by
-    another factor, and images have none."""
+    """Tell whether losses are also shown in bits per character. On characters these are the nats by a
+    constant factor, and images have none."""
     return run.workload.name == "ebm" or run.tokens.name != "characters"
 
 
+def results_of_arm(arm: Arm, results: Results) -> list[Mapping[str, Any]]:
+    """Return the result of each of the arm's runs, an empty one where there is none yet."""
+    return [results.get(run_id, RunResult()) for run_id in arm["runs"].values()]
+
+
+def completed_values(arm: Arm, results: Results, key: str) -> list[float]:
+    """Return one figure of each of the arm's completed runs that has it."""
+    done = (r for r in results_of_arm(arm, results) if r.get("outcome") == "completed")
+    return [float(x) for r in done if (x := r.get(key)) is not None]
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Return the mean; None where there is no value."""
+    return statistics.fmean(values) if values else None
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """Return the standard deviation; None of fewer than two values."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
 def _figures(arm: Arm, results: Results, means: Sequence[str]) -> Arm:
-    runs = [results.get(run_id, RunResult()) for run_id in arm["runs"].values()]
+    runs = results_of_arm(arm, results)
     outcomes = Counter(str(r["outcome"]) for r in runs if "outcome" in r)
     figures: dict[str, Any] = {"outcomes": dict(sorted(outcomes.items()))}
-    completed: list[Mapping[str, Any]] = [r for r in runs if r.get("outcome") == "completed"]
     for key in means:
-        values = [float(x) for r in completed if (x := r.get(key)) is not None]
-        figures[key] = statistics.fmean(values) if values else None
+        values = completed_values(arm, results, key)
+        figures[key] = mean(values)
         if key == "test_loss":
-            figures["test_sd"] = statistics.stdev(values) if len(values) > 1 else None
+            figures["test_sd"] = spread(values)
     for split in ("val", "test"):
         middle = statistics.median(losses(arm, results, f"{split}_loss").values() or [math.inf])
         figures[f"{split}_median"] = middle if math.isfinite(middle) else None
@@ -140,8 +160,8 @@ def _reached(
 
 
 def steps_to_target(arm: Arm, results: Results, target: float) -> dict[str, float]:
-    """Return each seed's steps to the target, infinite for a miss, which a run that diverged is; runs that
-    did not end are absent."""
+    """Return each seed's steps to the target, infinite where it was missed or the run diverged; seeds whose
+    run failed or was lost are absent."""
     steps: dict[str, float] = {}
     for seed, run_id in arm["runs"].items():
         result = results.get(run_id, RunResult())
@@ -164,31 +184,27 @@ def target_figures(
     """
     if target.name == "none":
         return {}
-    runs = [results.get(run_id, RunResult()) for run_id in arm["runs"].values()]
+    runs = results_of_arm(arm, results)
     done = [r for r in runs if r.get("outcome") == "completed"]
     whole = not any(r.get("outcome") == "diverged" for r in runs)
     steps = steps_to_target(arm, results, target.loss)
     reached = [x for x in steps.values() if math.isfinite(x)]
-    final = [float(loss) for r in done if (loss := r.get("val_loss")) is not None]
+    final = completed_values(arm, results, "val_loss")
     all_there = bool(reached) and len(reached) == len(steps)
     return {
         "target_loss": target.loss,
         "target_runs": float(len(done)),
         "target_reached": float(len(reached)),
         "steps_to_target": statistics.fmean(reached) if all_there else None,
-        "steps_to_target_sd": _spread_of(reached) if all_there else None,
-        "target_final_loss": statistics.fmean(final) if final else None,
-        "target_final_sd": _spread_of(final),
+        "steps_to_target_sd": spread(reached) if all_there else None,
+        "target_final_loss": mean(final),
+        "target_final_sd": spread(final),
         "target_p": below(final, target.loss, target.sigma, divided) if whole else None,
         "steps_surely_below": _surely_below(target, done, divided) if whole else None,
         **_steps_difference(
             steps, steps_to_target(reference, results, target.loss) if reference else {}, divided
         ),
     }
-
-
-def _spread_of(values: Sequence[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def _surely_below(target: TargetConfig, runs: Sequence[Mapping[str, Any]], divided: int) -> float | None:
@@ -300,8 +316,8 @@ def _lucks(
 
 
 def _luck_of(arm: Arm, family: str, lucks: Mapping[str, Luck]) -> Luck:
-    """Return the luck in what an arm rests on that its partner in this family does not: δ*, the constant
-    rate, the control. At one rate (`rate`) none was chosen."""
+    """Return the luck in those choices that an arm rests on and its partner in this family does not: δ*, the
+    constant rate, the control. At one rate (`rate`) neither of the last two was chosen."""
     if arm["ebc"]:
         return lucks["ebc"]
     own = [lucks[role] for role in ("baseline", "control") if role in arm["roles"] and family != "rate"]
@@ -325,9 +341,9 @@ def reference_of(track: FinalsTrack, family: str, name: str) -> str:
 def _lr_windows(
     config: Config, track: FinalsTrack, results: Results, replicates: Sequence[float]
 ) -> dict[str, RateWindow]:
-    """Compare EBC at the highest of its rates in the finals with itself at the lowest, `ebc`, if it has two,
-    and the control at these two rates, `control`, if it has both. Where more than half of the runs diverged
-    at the highest it misses, whatever became of those at the lowest."""
+    """Return how EBC at the highest of its rates in the finals differs from itself at the lowest, `ebc`, and
+    the control likewise, `control`, each where it has both rates. Where more than half of the runs diverged
+    at the highest rate it misses, whatever became of those at the lowest."""
     windows: dict[str, RateWindow] = {}
     by_scale: dict[str, dict[float, str]] = {"ebc": {}, "control": {}}
     for role, name in track["roles"].items():
@@ -368,8 +384,8 @@ def looks(config: Config) -> list[int]:
 
 
 def shares_of_error(config: Config) -> int:
-    """Return among how many the error of the finals is divided: the looks that may be taken at them, and what
-    earlier answers have spent."""
+    """Return by what the error of the finals is divided: for the looks that may be taken at them, and for
+    earlier answers on the same seeds."""
     return len(looks(config)) * error_divided(config)
 
 
@@ -382,9 +398,14 @@ def next_seeds(
     at = looks(config)
     if len(used) >= at[-1] or _all_decided(config, specs, results, earlier):
         return []
-    wanted = next(n for n in at if n > len(used)) - len(used)
-    taken = {*used, *stage_seeds(config)}
-    return list(itertools.islice((s for s in itertools.count(max(used) + 1) if s not in taken), wanted))
+    return fresh_seeds(config, used, next(n for n in at if n > len(used)) - len(used))
+
+
+def fresh_seeds(config: Config, used: Sequence[int], count: int) -> list[int]:
+    """Return `count` seeds above the used ones, none of them one that decisions are made from."""
+    deciding = stage_seeds(config)
+    fresh = (s for s in itertools.count(max(used) + 1) if s not in deciding)
+    return list(itertools.islice(fresh, count))
 
 
 def _all_decided(
@@ -398,7 +419,7 @@ def _all_decided(
 
 
 def claims(track: FinalsTrack) -> list[str]:
-    """Return what the verdict's comparisons of the test loss are judged to be."""
+    """Return how each of the verdict's comparisons of test losses is judged: `beats`, `undecided` …"""
     baseline = track["differences"]["baseline"][track["roles"]["ebc_x2"]]
     control = track["differences"]["control"][track["best_ebc_by_val"]]
     windows = [track["lr_windows"]["ebc"]["difference"]["alone"]] if "ebc" in track["lr_windows"] else []

@@ -18,7 +18,7 @@ from .lr_sweep.fair_control import control_run
 from .rules import Results, divided_in_words, make_decision
 from .runs import ebc_run, length, plain_run, searched, spec_of, tracks_of, waiting, with_ebc
 from .stage import Decisions, Figure, NotSettled, Stage, or_undecided
-from .statistics import CONFIDENCE, show_difference, show_mean
+from .statistics import CONFIDENCE, level_of, show_difference, show_mean
 from .verdict import remedy, verdict_lines
 
 OVERHEAD_STEPS = 160  # steps a side of the overhead measurement
@@ -41,7 +41,7 @@ def final_arms(
 def _final_arm(
     config: Config, decisions: Mapping[str, Decision], name: str, seed: int, role: str
 ) -> tuple[RunConfig, float] | None:
-    """Build the run of one role, and return its LR scale; None while a decision that it needs is missing."""
+    """Return the run of one role and its LR scale; None while a decision that it needs is missing."""
     track = decisions["lr_sweep"]["tracks"][name]
     steps = config.finals.steps
     kind, _, at = role.rpartition("_x")
@@ -71,9 +71,9 @@ def _final_arm(
 
 def _rule(config: Config, sequential: Sequential | None) -> str:
     rule = (
-        f"test loss, paired by seed, with {100 * CONFIDENCE:g}% intervals, joint ones where an arm is picked "
-        "from several, that allow for the luck in choosing constant rate, control and δ*; no worse: upper "
-        f"limit ≤ +{config.finals.margin:g} nats; beats: upper limit below 0; "
+        f"test loss, paired by seed, with {level_of(shares_of_error(config))} intervals, joint ones where an "
+        "arm is picked from several, that allow for the luck in choosing constant rate, control and δ*; no "
+        f"worse: upper limit ≤ +{config.finals.margin:g} nats; beats: upper limit below 0; "
         "KL, c, plateau and overhead are judged on EBC ×2; LR window: EBC at its highest rate minus EBC at "
         f"its lowest, upper limit ≤ +{config.finals.window_margin:g} nats"
     )
@@ -86,8 +86,8 @@ def _rule(config: Config, sequential: Sequential | None) -> str:
 def _sequential(
     config: Config, specs: Sequence[RunSpec], tracks: Mapping[str, FinalsTrack]
 ) -> Sequential | None:
-    """Say after how many seeds the results were looked at, and why no more were added; None where none could
-    be."""
+    """Return after how many seeds the results were looked at, and why no more were added; None where none
+    could be."""
     at = looks(config)
     if len(at) == 1:
         return None
@@ -171,7 +171,7 @@ class Finals(Stage):
         )
 
     def headline(self, track: FinalsTrack) -> str:
-        """Write a decided track in one line."""
+        """Return the counts of the verdict, and the best EBC arm's difference from the fair control."""
         counts = Counter(line["verdict"] for line in track["verdict"])
         text = ", ".join(f"{counts[v]} {v}" for v in ("pass", "fail", "undecided"))
         best = track["differences"]["control"].get(track["best_ebc_by_val"])

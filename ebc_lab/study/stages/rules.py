@@ -32,7 +32,7 @@ TIMING = ("wall_s", "train_s", "tokens_per_s", "probe_pct", "curve", "streams")
 
 
 class Undecidable(Exception):
-    """A stage's results do not allow its decision; says why, and what would."""
+    """Raised where a stage's results do not allow its decision; its text says why."""
 
 
 def val_loss(result: RunResult | None) -> float:
@@ -88,7 +88,7 @@ def margin_sigma(losses: Sequence[float], sigma: float | None) -> float | None:
 
 
 def candidate(spec: RunSpec, results: Results) -> Candidate:
-    """Show a run as a decision does."""
+    """Return a run as a decision records it."""
     result = results.get(spec.run_id, RunResult())
     run = spec.run
     shown: Candidate = {
@@ -122,7 +122,7 @@ def make_decision(
     earlier: Mapping[str, Decision],
     **chosen: Any,
 ) -> Decision:
-    """Make a decision with its evidence, the hash of its inputs, and the hash of itself."""
+    """Return a decision with its evidence, the hash of its inputs, and its own hash."""
     known = [s for s in specs if s.run_id in results]
     decision: dict[str, Any] = {
         "stage": stage,
@@ -137,7 +137,7 @@ def make_decision(
 
 
 def decision_problem(decision: Mapping[str, Any]) -> str | None:
-    """Say why a recorded decision cannot be used; None when it can."""
+    """Return why a recorded decision cannot be used; None where it can."""
     if not checksum_holds(decision, "decision_sha256"):
         return "its record in auto_decisions.json was edited"
     if decision.get("form") != FORM:
@@ -148,7 +148,7 @@ def decision_problem(decision: Mapping[str, Any]) -> str | None:
 
 
 def inputs_of(decision: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """List (role, run id) of every run that a decision was made from."""
+    """Return (role, run id) of every run that a decision was made from."""
     return [(c["role"], c["run_id"]) for c in (*decision["candidates"], *decision["measurements"])]
 
 
@@ -159,7 +159,7 @@ def inputs_digest(
     results: Mapping[str, Mapping[str, Any]],
     earlier: Mapping[str, Decision],
 ) -> str:
-    """Hash all that a decision rests on: settings, earlier decisions, results without their
+    """Return the hash of all that a decision rests on: settings, earlier decisions, results without their
     timings."""
     sha256 = hashlib.sha256()  # of the canonical JSON of all that, piece by piece: there may be many runs
     before = {s: d["inputs_sha256"] for s, d in earlier.items()}
@@ -187,13 +187,13 @@ def settings_of_stage(config: Config, stage: str) -> dict[str, Any]:
 
 
 def error_divided(config: Config) -> int:
-    """Return by what the error of an answer is divided: 2 for each earlier answer that rests on some of its
-    seeds (`statistics` says why)."""
+    """Return by what the error of an answer is divided: by 2 for each earlier answer on some of its seeds
+    (`statistics` says why)."""
     return int(2**config.answered_before)
 
 
 def divided_in_words(config: Config) -> str:
-    """Write what a rule says of that; nothing where no seed was judged before."""
+    """Return the clause of a rule about that; empty where no seed was judged before."""
     by = error_divided(config)
     return (
         f"; the error is divided by {by}, since earlier answers rest on some of the seeds" if by > 1 else ""
@@ -201,7 +201,7 @@ def divided_in_words(config: Config) -> str:
 
 
 def untimed(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of a result is the same whenever the run is trained."""
+    """Return the part of a result that is the same whenever the run is trained."""
     return {k: v for k, v in result.items() if k not in TIMING}
 
 

@@ -44,7 +44,7 @@ DIGITS = 4  # of a bound, in nats
 
 
 def plain_run(config: Config, track: BestRate, steps: int, seed: int, scale: float) -> RunConfig:
-    """Build a track's plain run at a multiple of its best constant learning rate, held constant."""
+    """Return a track's plain run at a constant learning rate, a multiple of the track's best one."""
     base = run_part(config)
     return replace(
         base,
@@ -69,14 +69,14 @@ def ebc_run(
     target_kl: float,
     **settings: Any,
 ) -> RunConfig:
-    """Build a track's run with EBC on the study's schedules. It warms up by itself: the learning rate does
-    not."""
+    """Return a track's run with EBC on the study's schedules. EBC warms up by itself, so the learning rate
+    does not."""
     run = scheduled(plain_run(config, track, steps, seed, scale), config.study.lr_schedule, 0)
     return with_ebc(run, track, budget, target_kl, config.study.kl_schedule, **settings)
 
 
 def scheduled(run: RunConfig, schedule: str, warmup: float) -> RunConfig:
-    """Put the run on this learning-rate schedule; `warmup` in steps, or below 1 as a share of the run."""
+    """Return the run on this learning-rate schedule; `warmup` in steps, or below 1 as a share of the run."""
     steps = share_in_steps(warmup, run.steps) if warmup < 1 else int(warmup)
     return replace(run, lr_schedule=replace(run.lr_schedule, name=schedule, warmup_steps=steps))
 
@@ -96,7 +96,7 @@ def with_ebc(
     schedule: str = "constant",
     **settings: Any,
 ) -> RunConfig:
-    """Add EBC to the run, completed from the track's baseline; `settings` are those that a controller search
+    """Return the run with EBC, filled in from the track's baseline; `settings`: what a controller search
     chose."""
     run = replace(
         run,
@@ -107,14 +107,14 @@ def with_ebc(
 
 
 def with_target(run: RunConfig, target_kl: float) -> RunConfig:
-    """Set the run's target KL, to three digits, or at the least that its budget can hold in its
+    """Return the run with this target KL, to three digits, or the least that its budget can hold in its
     precision."""
     return replace(run, budget=replace(run.budget, target_kl=max(round3(target_kl), least_target_kl(run))))
 
 
 def fill_from_baseline(run: RunConfig, track: NaturalSteps, times: float = 1.0) -> RunConfig:
-    """Complete the run: a target KL that can be held, no guard without a bound, and the open gain of the
-    `energy` controller set from the baseline: `times` the KL that it spent for each nat of promised
+    """Return the run with a target KL that can be held, no guard where there is no bound, and the open gain
+    of the `energy` controller from the baseline: `times` the KL that it spent for each nat of promised
     decrease."""
     if run.stabilizer.name == "ebc":
         run = with_target(run, run.budget.target_kl)
@@ -139,7 +139,7 @@ def spec_of(
 
 
 def length(run: RunConfig, usual: int | None) -> str:
-    """Write what an arm's name says of a run's length: `_n200` of a run of 200 steps where others are
+    """Return what an arm's name says of a run's length: `_n200` for 200 steps where another length is
     usual."""
     return "" if usual in (None, run.steps) else f"_n{run.steps}"
 
@@ -157,7 +157,7 @@ def searched(decisions: Mapping[str, Decision], track: str) -> dict[str, Any]:
 
 
 def waiting(specs: Sequence[RunSpec], results: Results) -> bool:
-    """Tell whether a run has no result yet."""
+    """Tell whether any of the runs has no result yet."""
     return any(s.run_id not in results for s in specs)
 
 
@@ -167,14 +167,14 @@ def distinct(specs: Sequence[RunSpec]) -> list[RunSpec]:
 
 
 def searched_run(config: Config, pair: Searched, lr: float, steps: int, seed: int, scale: float) -> RunConfig:
-    """Build a plain run of the sweep at a multiple of `lr`, held constant."""
+    """Return a plain run of the sweep at a multiple of `lr`, held constant."""
     track: BestRate = {"optimizer": pair[0], "projection": pair[1], "lr": lr}
     return plain_run(config, track, steps, seed, scale)
 
 
 def sweep_spec(config: Config, role: str, run: RunConfig, scale: float) -> RunSpec:
-    """Make a run of lr_sweep. Its scale counts from the grid's best rate and not, as later, from the best
-    constant one, so the arm is named by the rate itself."""
+    """Return a run of lr_sweep. Its scale counts from the grid's best rate and not, as later, from the best
+    constant one, so the arm is named after the rate itself."""
     return RunSpec("lr_sweep", role, arm_name(run, None, length(run, config.finals.steps)), scale, run)
 
 
@@ -240,7 +240,7 @@ def _made(key: str) -> dict[Any, list[RunSpec]]:
 
 
 def specs_made(config: Config, stage: str) -> dict[Any, list[RunSpec]]:
-    """Return where the runs that a stage makes of a configuration are kept: naming thousands of them takes
+    """Return the cache of the runs that a stage makes of a configuration: to name thousands of them takes
     seconds, and a study asks for all of them whenever a run ends."""
     named = {"run": to_dict(run_part(config)), stage: to_dict(getattr(config, stage))}
     return _made(canonical_json({**named, "environment": study_environment(config)}))

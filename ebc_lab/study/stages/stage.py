@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.schema import STAGES, Config, StageConfig
+from ebc_lab.config.schema import STAGES, Config
 from ebc_lab.records.decisions import Candidate, Decision, Difference
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, optimizer
@@ -118,7 +118,7 @@ class Stage:
 
     def question(self, config: Config) -> str:
         """Return the question of a study that ends with this stage; empty: that of the lab."""
-        return str(getattr(self.settings(config), "question", ""))
+        return str(getattr(getattr(config, self.name), "question", ""))
 
     def resolve(self, config: Config, say: Callable[[str], None]) -> Config:
         """Return the configuration, filled in where the stage's settings leave something to the machine that
@@ -143,11 +143,6 @@ class Stage:
     def summary_csv(self) -> str:
         """The name of its table of runs."""
         return f"summary_{self.name}.csv"
-
-    def settings(self, config: Config) -> StageConfig:
-        """Return its part of the configuration."""
-        settings: StageConfig = getattr(config, self.name)
-        return settings
 
     def headlines(self, decision: Decision) -> list[str]:
         """Return a decision in one line per track, with the winner's margin and what was passed over."""

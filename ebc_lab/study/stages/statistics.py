@@ -103,12 +103,12 @@ def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float, freedom: int 
 
     losses = np.array(known)
     means = losses.mean(axis=1)
-    noise_, freedom = noise_of_runs(known) or (sigma, freedom)
-    noise_ /= math.sqrt(losses.shape[1])
-    if not noise_ > ROUNDING:
+    spread, freedom = noise_of_runs(known) or (sigma, freedom)
+    spread /= math.sqrt(losses.shape[1])
+    if not spread > ROUNDING:
         return Luck(0.0, freedom)
-    at = means.min() + noise_ * np.linspace(-8, 8, 801)  # where the lowest may lie
-    z = (at - means[:, None]) / noise_
+    at = means.min() + spread * np.linspace(-8, 8, 801)  # where the lowest may lie
+    z = (at - means[:, None]) / spread
     beyond = stats.norm.logsf(z)
     lowest = np.exp(stats.norm.logpdf(z) + beyond.sum(axis=0) - beyond).sum(axis=1)
     chance = lowest / lowest.sum()
@@ -118,8 +118,12 @@ def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float, freedom: int 
 
 def level(differences: Iterable[Mapping[str, Any] | None]) -> str:
     """Return how sure the intervals are: 95%, and more where looks or earlier answers divide the error."""
-    looks = max((d.get("looks") or 1 for d in differences if d), default=1)
-    return f"{100 * (1 - (1 - CONFIDENCE) / looks):.4g}%"
+    return level_of(max((d.get("looks") or 1 for d in differences if d), default=1))
+
+
+def level_of(divided: int) -> str:
+    """Return how sure an interval is whose error is divided by this: `95%` of 1, `97.5%` of 2."""
+    return f"{100 * (1 - (1 - CONFIDENCE) / divided):.4g}%"
 
 
 def paired(
@@ -163,11 +167,10 @@ def paired(
         out |= {"method": "rank", "diverged": {"arm": lost, "reference": gained}}
     elif both:
         out |= _moments(differences, replicates)
-    test = _tested(out["method"], differences, luck)
-    if isinstance(test, _Widened):
+    if luck.sd and out["method"] == "t" and not _equal(differences):
         out["luck"] = asdict(luck)
     for name, prefix, k in (("alone", "", 1), ("judged", "joint_", comparisons)):
-        low, high, p = _interval(test, level / k)
+        low, high, p = _interval(out["method"], differences, luck, level / k)
         out |= {f"{prefix}low": _finite(low), f"{prefix}high": _finite(high)}
         out["p_joint" if prefix else "p"] = None if p is None else min(1.0, p * looks * k)
         out[f"{prefix}detectable"] = _detectable(finite, replicates, level / k, luck)
@@ -175,12 +178,35 @@ def paired(
     return cast(Difference, out)
 
 
-def _interval(test: Any, level: float) -> tuple[float, float, float | None]:
-    """Return the ends of an interval at `level`, NaN where there is none, and p."""
-    if test is None:
+def _interval(
+    method: str | None, differences: Sequence[float], luck: Luck, level: float
+) -> tuple[float, float, float | None]:
+    """Return the ends of an interval at `level`, and p of no difference; NaN and None where there is nothing
+    to test. Luck, which the differences do not show, widens the interval and never narrows it."""
+    if method is None or (method == "t" and len(differences) < 2):
         return math.nan, math.nan, None
-    low, high = test.confidence_interval(1 - level)
-    return low, high, float(test.pvalue)
+    from scipy import stats
+
+    if method == "rank":
+        by_rank = stats.quantile_test(differences, q=0.0, p=0.5)
+        return *by_rank.confidence_interval(1 - level), float(by_rank.pvalue)
+    mean = statistics.fmean(differences)
+    if _equal(differences):  # the same runs under two names
+        return mean, mean, float(mean == 0)
+    plain = stats.ttest_1samp(differences, 0.0)
+    low, high = plain.confidence_interval(1 - level)
+    p = float(plain.pvalue)
+    if luck.sd:
+        error, freedom = _error(statistics.stdev(differences), len(differences), luck)
+        wide_low, wide_high = stats.t.interval(1 - level, freedom, mean, error)
+        low, high = min(float(low), float(wide_low)), max(float(high), float(wide_high))
+        p = max(float(2 * stats.t.sf(abs(mean) / error, freedom)), p)
+    return low, high, p
+
+
+def _equal(differences: Sequence[float]) -> bool:
+    """Tell whether the differences have no spread, being fewer than two or all the same."""
+    return len(differences) < 2 or max(differences) - min(differences) <= ROUNDING
 
 
 def _moments(differences: Sequence[float], replicates: Sequence[float]) -> dict[str, float | None]:
@@ -205,64 +231,10 @@ def judge(low: float, high: float, margin: float) -> str:
     return "misses" if low > margin else "undecided"
 
 
-@dataclass(frozen=True)
-class _Same:
-    """Instead of scipy's result where all differences are equal: the same runs under two names."""
-
-    value: float
-
-    @property
-    def pvalue(self) -> float:
-        return float(self.value == 0)
-
-    def confidence_interval(self, confidence_level: float) -> tuple[float, float]:
-        return self.value, self.value
-
-
-@dataclass(frozen=True)
-class _Widened:
-    """scipy's result where the mean has a luck that the differences do not show; never narrower."""
-
-    plain: Any
-    mean: float
-    error: float
-    freedom: float
-
-    @property
-    def pvalue(self) -> float:
-        from scipy import stats
-
-        widened = 2 * stats.t.sf(abs(self.mean) / self.error, self.freedom)
-        return max(float(widened), float(self.plain.pvalue))
-
-    def confidence_interval(self, confidence_level: float) -> tuple[float, float]:
-        from scipy import stats
-
-        low, high = self.plain.confidence_interval(confidence_level)
-        wide_low, wide_high = stats.t.interval(confidence_level, self.freedom, self.mean, self.error)
-        return min(float(low), float(wide_low)), max(float(high), float(wide_high))
-
-
 def _error(spread: float, seeds: int, luck: Luck) -> tuple[float, float]:
-    """Return standard error of a mean difference, and its degrees of freedom."""
+    """Return the standard error of a mean difference, and its degrees of freedom."""
     variance, freedom = _sum((spread**2 / seeds, seeds - 1), (luck.sd**2, luck.freedom))
     return math.sqrt(variance), freedom
-
-
-def _tested(method: str | None, differences: Sequence[float], luck: Luck) -> Any:
-    """Return scipy's test of no difference, which also gives intervals; None where there is nothing to
-    test."""
-    from scipy import stats
-
-    if method is None or (method == "t" and len(differences) < 2):
-        return None
-    if method == "t" and max(differences) - min(differences) <= ROUNDING:
-        return _Same(statistics.fmean(differences))
-    if method == "t":
-        plain = stats.ttest_1samp(differences, 0.0)
-        error, freedom = _error(statistics.stdev(differences), len(differences), luck)
-        return _Widened(plain, statistics.fmean(differences), error, freedom) if luck.sd else plain
-    return stats.quantile_test(differences, q=0.0, p=0.5)
 
 
 def _median(differences: Sequence[float]) -> float | None:
@@ -380,12 +352,9 @@ def centre_of(difference: Difference) -> float | None:
     return difference.get("median") if difference.get("mean") is None else difference["mean"]
 
 
-VERDICT_OF = {"beats": "pass", "meets": "pass", "misses": "fail", "undecided": "undecided"}
-
-
 def show_difference(d: Difference, *, joint: bool = False) -> str:
-    """Write a difference in one line: estimate, interval, seeds, and the smallest difference that they could
-    have shown."""
+    """Return a difference in one line: estimate, interval, seeds, and the smallest difference that these
+    could have shown."""
     d = by_interval(d, joint)
     shown = "too few seeds to detect any difference"
     if d["detectable"] is not None:
@@ -411,7 +380,7 @@ def show_difference(d: Difference, *, joint: bool = False) -> str:
 
 
 def show_mean(d: Difference) -> str:
-    """Write the estimate alone: `+0.0123 nats`, or how many runs diverged."""
+    """Return the estimate alone: `+0.0123 nats`, or how many runs diverged."""
     if d["mean"] is not None:
         return f"{d['mean']:+.4f} nats"
     if d["method"] == "rank":
@@ -421,8 +390,8 @@ def show_mean(d: Difference) -> str:
 
 def below(losses: Sequence[float], target: float, sigma: float = 0.0, divided: int = 1) -> float | None:
     """Return p, one-sided, of a mean so far below `target` by chance: of a z-test where the runs' standard
-    deviation `sigma` is known, else of a t-test, which needs two that differ; None without: runs that agree
-    in every digit are one run. `divided`: by what the error is."""
+    deviation `sigma` is known, else of a t-test, which needs two that differ; None without them: runs that
+    agree in every digit are one run. `divided`: by what the error is divided."""
     from scipy import stats
 
     if sigma > 0 and losses:
@@ -434,7 +403,7 @@ def below(losses: Sequence[float], target: float, sigma: float = 0.0, divided: i
 
 
 def noise(losses: Sequence[float]) -> NoiseFloor:
-    """Measure the noise floor by replicate seeds: `sigma`, its 95% interval, and what a comparison of two
+    """Return the noise floor by replicate seeds: `sigma`, its 95% interval, and what a comparison of two
     single runs could show.
 
     `detectable`: the smallest true difference, nats, that two runs of one seed each would show 4 times in 5.
@@ -458,8 +427,8 @@ def noise(losses: Sequence[float]) -> NoiseFloor:
 
 
 def window(losses: Mapping[float, float], within: float = WINDOW_NATS) -> Window | None:
-    """Measure how far a setting may be off: the range around its best value whose loss is within `within`
-    nats of it. (Wortsman et al., arXiv:2309.14322, average the excess loss over a fixed range instead.)
+    """Return how far a setting may be off: the range around its best value whose loss is within `within` nats
+    of the best. (Wortsman et al., arXiv:2309.14322, average the excess loss over a fixed range instead.)
 
     `losses`: nats by the setting's value (> 0), infinite where a run diverged. Between two values the loss is
     taken to be linear in the logarithm of the setting; where one of them is infinite, the window ends at the
@@ -487,7 +456,7 @@ def window(losses: Mapping[float, float], within: float = WINDOW_NATS) -> Window
 
 
 def in_octaves(span: Window | None) -> str:
-    """Write the width of a window; one that ends with what was tried is at least that wide."""
+    """Return the width of a window in words; one that ends with what was tried is at least that wide."""
     if span is None:
         return "none"
     at_least = "≥ " if span["open_low"] or span["open_high"] else ""
@@ -495,7 +464,7 @@ def in_octaves(span: Window | None) -> str:
 
 
 def open_ends(span: Window) -> str:
-    """Name the ends of what was tried at which a window still holds: `low`, `high`, `low and the high`."""
+    """Return the ends of what was tried at which a window still holds: `low`, `high`, `low and the high`."""
     return " and the ".join(["low"] * span["open_low"] + ["high"] * span["open_high"])
 
 

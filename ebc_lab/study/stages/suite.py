@@ -18,6 +18,7 @@ from ebc_lab.records.decisions import (
     Arm,
     CalibratedTrack,
     Decision,
+    Difference,
     SuiteTrack,
     Sweep,
     SweptPoint,
@@ -39,7 +40,7 @@ Point = dict[str, Any]  # setting of TUNABLE -> its value
 
 
 def points(grids: Mapping[str, Sequence[Any]]) -> list[Point]:
-    """List every combination of an arm's grids."""
+    """Return every combination of an arm's grids."""
     return [
         {k: v if isinstance(v, str) else float(v) for k, v in zip(grids, values, strict=True)}
         for values in itertools.product(*grids.values())
@@ -47,7 +48,7 @@ def points(grids: Mapping[str, Sequence[Any]]) -> list[Point]:
 
 
 def point_in_words(point: Mapping[str, Any] | None) -> str:
-    """Write `lr 0.004, warmup share 0.167, schedule cosine`; empty where nothing was tuned."""
+    """Return `lr 0.004, warmup share 0.167, schedule cosine`; empty where nothing was tuned."""
     values = {k: v if isinstance(v, str) else f"{v:.3g}" for k, v in (point or {}).items()}
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())
 
@@ -61,8 +62,8 @@ def arm_run(
     seed: int,
     point: Point,
 ) -> tuple[RunConfig, float]:
-    """Build an arm's run at a point of its grid, and return its LR scale. `steps`: of a run of the suite's
-    usual length.
+    """Return an arm's run at a point of its grid, and its LR scale. `steps`: of a run of the suite's usual
+    length.
 
     An absolute lr in the point takes the place of the track's, and the arm's LR scale multiplies it.
     Its target KL is a multiple of the calibrated one, or of the natural KL where nothing was calibrated.
@@ -148,6 +149,30 @@ def luck_between(
     return sum((Luck(**point["luck"]) for point in points if "luck" in point), NO_LUCK)
 
 
+def differences(
+    config: Config,
+    tracks: Mapping[str, SuiteTrack],
+    pairs: Sequence[tuple[str, str, str]],
+    results: Results,
+    earlier: Mapping[str, Decision],
+) -> dict[tuple[str, str, str], Difference]:
+    """Return by how much the test loss of an arm differs from another's, for each (track, arm, other), by
+    intervals that hold for all of them at once."""
+    found = {}
+    for name, label, other in pairs:
+        arms = tracks[name]["arms"]
+        found[name, label, other] = paired(
+            losses(arms[label], results),
+            losses(arms[other], results),
+            margin=config.finals.margin,
+            comparisons=len(pairs),
+            looks=error_divided(config),
+            replicates=earlier["lr_sweep"]["tracks"][name]["replicate_losses"],
+            luck=luck_between(config, earlier, name, label, other),
+        )
+    return found
+
+
 def ready(config: Config, decisions: Mapping[str, Decision], stage: str) -> list[str]:
     """Return the tracks of a suite's stage, once every earlier stage that it builds on has decided."""
     before = [s for s in config.study.stages if s in ("lr_sweep", "calibrate", "controller_search")]
@@ -155,7 +180,7 @@ def ready(config: Config, decisions: Mapping[str, Decision], stage: str) -> list
 
 
 def shape_of(arm: ArmConfig) -> str:
-    """Write how an arm's runs differ in size from the suite's; empty where they do not."""
+    """Return how an arm's runs differ in size from the suite's, `2× steps`; empty where they do not."""
     sizes = {"steps": arm.steps, "width": arm.width_scale, "batch": arm.batch_scale}
     return ", ".join(f"{value:g}× {what}" for what, value in sizes.items() if value != 1)
 
@@ -174,7 +199,7 @@ def contenders(track: SuiteTrack) -> dict[str, Arm]:
 def source_of(
     config: Config, decisions: Mapping[str, Decision], track: str, stage: str, label: str, seed: int
 ) -> RunSpec:
-    """Plan the run of an arm, at the length of a stage's runs, from whose kept weights others start."""
+    """Return the run of an arm, at the length of a stage's runs, from whose weights other arms start."""
     arm = config.ablation.all_arms()[label]
     steps: int = getattr(config, stage).steps
     run, scale = arm_run(config, decisions, track, arm, steps, seed, {})
@@ -230,7 +255,7 @@ def windows_of(config: Config, arms: Mapping[str, Arm], results: Results) -> dic
 
 
 def _point(label: str, value: float, arm: Arm, results: Results) -> SweptPoint:
-    """Measure one value of a swept setting. A seed that diverged has no loss, and then nor has their mean."""
+    """Return what was measured at one value of a swept setting. Where a seed diverged the mean is None."""
     by_seed = losses(arm, results)
     mean = statistics.fmean(by_seed.values()) if by_seed else math.inf
     c = arm["figures"].get("c_median")
@@ -246,8 +271,7 @@ def _point(label: str, value: float, arm: Arm, results: Results) -> SweptPoint:
 
 
 def _comparable(key: str, points: Sequence[SweptPoint]) -> tuple[list[SweptPoint], list[str]]:
-    """Sort the points by rising value, and name the arms of those left out, of which a run failed or was
-    lost.
+    """Return the points by rising value, and the arms of those left out, of which a run failed or was lost.
 
     A target that was raised to the least possible one counts as what it was, and once.
     """
@@ -269,8 +293,8 @@ def _losses(points: Sequence[SweptPoint]) -> dict[float, float]:
 
 
 def _spans(points: Sequence[SweptPoint]) -> Sweep:
-    """Measure the window of a sweep, the regret of four times its best value, and by how much the effective
-    rate differs between the window's ends."""
+    """Return the window of a sweep, the regret at four times its best value, and by how many octaves the
+    effective rate differs between the window's ends."""
     by_value = _losses(points)
     span = window(by_value)
     spans: Sweep = {"window": span, "regret_x4": None, "rate_octaves": None}
@@ -286,7 +310,7 @@ def _spans(points: Sequence[SweptPoint]) -> Sweep:
 
 
 def _between(values: Mapping[float, float], at: float) -> float:
-    """Interpolate a positive figure between two measured settings, linear in both logarithms."""
+    """Return a positive figure between two measured settings, interpolated linearly in both logarithms."""
     for (left, a), (right, b) in itertools.pairwise(sorted(values.items())):
         if left <= at <= right:
             share = math.log(at / left) / math.log(right / left)
@@ -295,8 +319,8 @@ def _between(values: Mapping[float, float], at: float) -> float:
 
 
 def _from_any_start(yardstick: str, best: Sweep, rule: Sweep) -> Sweep:
-    """Measure how far the worst start of a rule ends above the best point of the arm that it is measured by,
-    and whether that is near enough to need no tuning."""
+    """Return how far the worst start of a rule ends above the best point of the arm that it is compared with,
+    and whether that is near enough to call the start free of tuning."""
     if best["window"] is None:
         return {"yardstick": yardstick, "worst": None, "every_start": False}
     worst = max(_losses(rule["points"]).values()) - best["window"]["loss"]
@@ -305,8 +329,8 @@ def _from_any_start(yardstick: str, best: Sweep, rule: Sweep) -> Sweep:
 
 
 def transfer_of(config: Config, arms: Mapping[str, Arm], results: Results) -> list[Transfer]:
-    """Compare the sizes of a suite whose arms are tuned at one size and run at others: at each other size the
-    arm that was tuned there again, and the regret of each of those that were not.
+    """Return, of a suite whose arms are tuned at one size and run at others, for each other size the arm that
+    was tuned there again, and those that kept their settings.
 
     The regret is the difference in test loss that the arm has anyway; beside it stands that of every arm
     with EBC from the plain one that kept its settings, too.

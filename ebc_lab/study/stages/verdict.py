@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from ebc_lab.config.schema import Config
-from ebc_lab.config.study_checks import stage_seeds
 from ebc_lab.records.decisions import (
     Acceptance,
     Answer,
@@ -30,20 +29,19 @@ from ebc_lab.records.decisions import (
 )
 from ebc_lab.records.figures import FINISHED, KL_BAND, PLATEAU_C, RunResult
 
-from .compare_arms import losses, seeds_of
-from .rules import Results, band_distance, error_divided, is_conclusive
+from .compare_arms import fresh_seeds, losses, seeds_of
+from .rules import Results, band_distance, is_conclusive
 from .statistics import (
     CONFIDENCE,
     MOST_SEEDS,
     POWER,
     by_interval,
     mostly_luck,
-    paired,
     seeds_needed,
     show_difference,
     show_mean,
 )
-from .suite import contenders, luck_between, tuned_arms
+from .suite import contenders, differences, tuned_arms
 
 MOST_GIVEN = 100  # seeds that the setting takes
 MOST_TOLD = 3  # comparisons beside that with the rival; beyond they are counted
@@ -58,8 +56,8 @@ COUNTED = {
 
 
 def verdict_lines(config: Config, track: FinalsTrack, results: Results, overhead: RunResult) -> list[Line]:
-    """Judge a track in lines: three on EBC at ×2 itself, two comparisons of the test loss, the LR window
-    where the finals have EBC at two rates, and the overhead."""
+    """Return the verdict on a track: three lines on EBC at ×2 itself, two comparisons of the test loss, the
+    LR window where the finals have EBC at two rates, and the overhead."""
     twice = track["roles"]["ebc_x2"]
     runs = track["arms"][twice]["runs"].values()
     finished = [results[run_id] for run_id in runs if is_conclusive(results.get(run_id))]
@@ -89,7 +87,7 @@ def verdict_lines(config: Config, track: FinalsTrack, results: Results, overhead
 
 
 def _line(name: str, question: str, passed: bool | None, figure: str, **evidence: Any) -> Line:
-    """Make a line of the verdict; `passed` None: undecided."""
+    """Return a line of the verdict; `passed` None: undecided."""
     verdict = {True: "pass", False: "fail", None: "undecided"}[passed]
     return cast(Line, {"name": name, "question": question, "verdict": verdict, "figure": figure, **evidence})
 
@@ -140,8 +138,8 @@ def _no_plateau(finished: Sequence[RunResult], steps: int) -> Line:
 def _comparison(
     track: FinalsTrack, reference: str, arm: str, name: str, question: str, *, joint: bool
 ) -> Line:
-    """Compare an arm's test loss with the baseline's or the control's, by the interval that is its own or
-    joint."""
+    """Return the line on an arm's test loss beside the baseline's or the control's, by its own interval or
+    the joint one."""
     difference = track["differences"][reference][arm]
     beats = difference["judged"] == "beats"
     figure = show_difference(difference, joint=joint) + (" — beats it" if beats else "")
@@ -163,7 +161,8 @@ def _comparison(
 
 
 def _lr_window(config: Config, track: FinalsTrack) -> list[Line]:
-    """Compare EBC at its highest rate with EBC at its lowest, the plain arm's own difference beside it."""
+    """Return the line on EBC at its highest rate beside its lowest, with the plain arm's own difference;
+    empty where the finals have one rate."""
     windows = track["lr_windows"]
     if "ebc" not in windows:
         return []
@@ -190,7 +189,7 @@ def _lr_window(config: Config, track: FinalsTrack) -> list[Line]:
 
 
 def _overhead(measured: RunResult, limit_pct: float) -> Line:
-    """Judge the overhead by its quartiles: undecided while they enclose the limit."""
+    """Return the line on the overhead, judged by its quartiles: undecided while they enclose the limit."""
     overhead = measured.get("overhead_pct")
     quartiles = measured.get("overhead_iqr_pct")
     passed = None
@@ -216,7 +215,7 @@ QUIETER = "a measurement on a quieter machine"
 
 
 def remedy(line: Line) -> str:
-    """Say what could change a line that failed or is undecided."""
+    """Return what could change a line that failed or is undecided."""
     failed = line["verdict"] == "fail"
     if line["name"] == "overhead":
         return CHEAPER if failed else QUIETER
@@ -250,43 +249,31 @@ def acceptance(config: Config, decision: Decision) -> Acceptance:
 def add_answers(
     config: Config, tracks: Mapping[str, SuiteTrack], results: Results, earlier: Mapping[str, Decision]
 ) -> int:
-    """Give every track its arms of one's own, `mine`, and the `answers` about them. -> the number of
+    """Give every track its arms of one's own, `mine`, and the `answers` about them; return the number of
     comparisons, all of which hold at once."""
     asked: dict[str, tuple[list[str], list[str]]] = {}
     for name, track in tracks.items():
-        arms = {n: arm for n, arm in contenders(track).items() if losses(arm, results)}
+        arms = [label for label, arm in contenders(track).items() if losses(arm, results)]
         mine = [label for label in config.ablation.mine.arms if label in arms]
         asked[name] = mine, [label for label in arms if label not in config.ablation.mine.arms]
-    comparisons = sum(len(mine) * len(others) for mine, others in asked.values())
+    pairs = [(name, *pair) for name, both in asked.items() for pair in itertools.product(*both)]
+    found = differences(config, tracks, pairs, results, earlier)
     for name, (mine, others) in asked.items():
-        replicates = earlier["lr_sweep"]["tracks"][name]["replicate_losses"]
         tuned = tuned_arms(earlier.get("tune"), name)
         untuned = _untuned(config, tuned)
-        arms = tracks[name]["arms"]
         tracks[name]["mine"] = [*mine, *untuned]
-        tracks[name]["answers"] = {}
-        by_validation = _by_validation(arms, tuned, others)
-        for label in mine if others else []:
-            by_seed = losses(arms[label], results)
-            against = {
-                other: paired(
-                    by_seed,
-                    losses(arms[other], results),
-                    margin=config.finals.margin,
-                    comparisons=comparisons,
-                    looks=error_divided(config),
-                    replicates=replicates,
-                    luck=luck_between(config, earlier, name, label, other),
-                )
-                for other in others
-            }
-            tracks[name]["answers"][label] = _answer(config, label, by_validation[0], against)
-        tracks[name]["answers"] |= untuned
-    return comparisons
+        answers: dict[str, Answer] = {}
+        if mine and others:
+            rival = _rival(tracks[name]["arms"], tuned, others)
+            for label in mine:
+                against = {other: found[name, label, other] for other in others}
+                answers[label] = _answer(config, label, rival, against)
+        tracks[name]["answers"] = answers | untuned
+    return len(pairs)
 
 
 def _untuned(config: Config, tuned: Mapping[str, TunedArm]) -> dict[str, Answer]:
-    """Answer about those of one's own arms that have no best point, and so were not compared."""
+    """Return the answers about those of one's own arms that have no best point, and so were not compared."""
     answers: dict[str, Answer] = {}
     for label in config.ablation.mine.arms:
         if label in tuned and (reason := tuned[label].get("untuned")):
@@ -302,13 +289,12 @@ def _untuned(config: Config, tuned: Mapping[str, TunedArm]) -> dict[str, Answer]
     return answers
 
 
-def _by_validation(arms: Mapping[str, Arm], tuned: Mapping[str, TunedArm], others: list[str]) -> list[str]:
-    """Sort the other arms, that with the lowest validation loss first: of its tuning, where all of them were
-    tuned."""
+def _rival(arms: Mapping[str, Arm], tuned: Mapping[str, TunedArm], others: list[str]) -> str:
+    """Return the other arm with the lowest validation loss, by the tuning where all of them were tuned."""
     val_losses = {o: arms[o]["val_median"] for o in others}
     if all(o in tuned for o in others):
         val_losses = {o: tuned[o]["val_loss"] for o in others}
-    return sorted(others, key=lambda o: math.inf if (x := val_losses[o]) is None else x)
+    return min(others, key=lambda o: math.inf if (x := val_losses[o]) is None else x)
 
 
 def _answer(config: Config, label: str, rival: str, against: dict[str, Difference]) -> Answer:
@@ -329,9 +315,9 @@ def _answer(config: Config, label: str, rival: str, against: dict[str, Differenc
 
 
 def verdict_of(difference: Difference) -> str:
-    """Judge a difference: `better` or `worse` where the joint interval excludes 0, `level` where it lies
-    within ± the margin (Schuirmann 1987), else `undecided`. An arm that diverged on every one of several
-    seeds, the other on none, is worse, whatever their number allows to tell."""
+    """Return the verdict on a difference: `better` or `worse` where the joint interval excludes 0, `level`
+    where it lies within ± the margin (Schuirmann 1987), else `undecided`. An arm that diverged on every one
+    of several seeds, the other on none, is worse, whatever their number allows to tell."""
     lost = difference.get("diverged", {"arm": 0, "reference": 0})
     for verdict, more, fewer in (
         ("worse", lost["arm"], lost["reference"]),
@@ -354,13 +340,11 @@ def _seeds(config: Config, needed: int | None) -> list[int] | None:
     many."""
     if needed is None or needed > MOST_GIVEN:
         return None
-    taken = {*config.seeds, *stage_seeds(config)}
-    more = (s for s in itertools.count(max(config.seeds) + 1) if s not in taken)
-    return [*config.seeds, *itertools.islice(more, max(0, needed - len(config.seeds)))]
+    return [*config.seeds, *fresh_seeds(config, config.seeds, max(0, needed - len(config.seeds)))]
 
 
 def sentence(label: str, rival: str, against: Mapping[str, Difference]) -> str:
-    """Write an answer in a sentence: `cautious against muon, the best of the others by validation: −0.0123
+    """Return an answer in a sentence: `cautious against muon, the best of the others by validation: −0.0123
     nats of test loss [−0.0200, −0.0040], 5 seeds: better; against adam undecided: −0.0040 [−0.0100, 0.0020],
     about 9 seeds would decide it`."""
     d = against[rival]
@@ -375,13 +359,13 @@ def sentence(label: str, rival: str, against: Mapping[str, Difference]) -> str:
 
 
 def _in_short(d: Difference) -> str:
-    """Write a further comparison, without what it has in common with the first."""
+    """Return a further comparison in words, without what it has in common with the first."""
     words = _measured(d).replace(" nats of test loss", "").removesuffix(f", {_seeds_in_words(d)}")
     return f"{d['verdict']}: {words}{_remark(d)}"
 
 
 def _measured(d: Difference) -> str:
-    """Write the difference, its joint interval and the seeds."""
+    """Return the difference, its joint interval and the seeds, in words."""
     if d["method"] is None:
         return "no pair of finished runs"
     words = ""
@@ -402,7 +386,7 @@ def _seeds_in_words(d: Difference) -> str:
 
 
 def _remark(d: Difference) -> str:
-    """Write what is to be known beside a verdict: how small the difference is, or what would decide it."""
+    """Return what is to be known beside a verdict: how small the difference is, or what would decide it."""
     verdict, margin, needed = d["verdict"], d["margin"], d["seeds_needed"]
     if verdict == "level":
         return f", no more than {margin:g} nats apart"
@@ -429,7 +413,7 @@ def _signed(value: float) -> str:
 
 
 def unfinished(track: SuiteTrack) -> list[str]:
-    """Name the arms of which no run ended, with why: these have no verdict and are not counted.
+    """Return the arms of which no run ended, with why: these have no verdict and are not counted.
 
     `hot: no run ended (2 failed: ramps.py:3: TypeError)`."""
     lines = []
@@ -442,8 +426,8 @@ def unfinished(track: SuiteTrack) -> list[str]:
 
 
 def told_apart(track: SuiteTrack) -> str:
-    """Say which arms of a suite without arms of one's own are told apart from their reference by the interval
-    that holds for all of them at once, and which are not."""
+    """Return which arms of a suite differ from their reference by the interval that holds for all of them at
+    once, and which do not: the answer where a suite has no arms of one's own."""
     groups: dict[str, list[str]] = {"lower": [], "higher": [], "not told apart": []}
     for label, arm in track["arms"].items():
         d = arm["difference"]

@@ -16,7 +16,6 @@ from ebc_lab.config.parts.policy import PolicyConfig
 from ebc_lab.config.parts.quantizer import QuantizerConfig
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.report.text.words import TAILS, answer, explained, low_bit, role, short, tracks_in_words, words
-from ebc_lab.study.stages.statistics import VERDICT_OF
 
 ARM = {"ebc": True, "lr_scale": 2.0, "roles": ["ebc_lindelta"], "track": "adam_none"}
 
@@ -113,7 +112,8 @@ def difference(judged: str, **changed: Any) -> dict[str, Any]:
 
 
 def line(name: str, judged: str, **changed: Any) -> dict[str, Any]:
-    told = {"name": name, "verdict": VERDICT_OF[judged], "joint": name.startswith("best")}
+    verdict = {"beats": "pass", "meets": "pass", "misses": "fail"}.get(judged, judged)
+    told = {"name": name, "verdict": verdict, "joint": name.startswith("best")}
     beats = judged == "beats" and name != "lr_window"
     return {**told, "beats": beats, "difference": difference(judged), **changed}
 

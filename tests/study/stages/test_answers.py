@@ -15,7 +15,7 @@ from ebc_lab.results.tables import verdict
 from ebc_lab.study.stages import ablation
 from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.stages.statistics import paired, seeds_needed
-from ebc_lab.study.stages.verdict import sentence, verdict_of
+from ebc_lab.study.stages.verdict import sentence
 
 SWEPT = {"lr": 1e-3, "optimizer": "adam", "projection": "none", "natural_kl": 0.02, "sigma": 0.01}
 SWEPT |= {"descent_median": 0.1, "replicate_losses": [2.0, 2.01, 2.02]}
@@ -220,11 +220,6 @@ def test_seeds_needed_is_what_the_power_of_the_test_says():
     assert seeds_needed({**difference, "mean": 1.0, "sd": 1.0, "comparisons": 2}) == 13
     assert seeds_needed({**difference, "mean": 0.0, "sd": 1.0}) is None
     assert seeds_needed({**difference, "mean": 0.0, "sd": 0.01, "margin": 0.01}) == 13
-
-
-def test_an_identical_arm_is_level():
-    losses = {"0": 2.0, "1": 2.1}
-    assert verdict_of(paired(losses, losses, margin=0.01)) == "level"
 
 
 OWN = "import torch\n\nclass Cautious(torch.optim.Adam):\n    pass\n\nclass Second(Cautious):\n    pass\n"

@@ -204,22 +204,11 @@ def test_the_window_spans_the_lowest_and_the_highest_rate_however_they_are_writt
     assert "without EBC" not in line_of(track)["figure"]
 
 
-def test_the_plain_arm_is_told_at_the_rates_of_ebc_only():
-    apart = arms("baseline", "control", "ebc_x2", "ebc_x8", "control_x16", "control_x64")
-    assert judged(0.0, overrides=(apart,))["lr_windows"].keys() == {"ebc"}
-
-
 def test_a_window_whose_ends_both_diverge_is_a_fail():
     six = ("seeds=[0,1,2,3,4,5]",)  # so many that ranks could decide, by differences that are all zero
     track = judged(0.0, bad=("ebc_x2", "ebc_x8"), overrides=six)
     assert track["lr_windows"]["ebc"]["difference"]["alone"] == "misses"
     assert line_of(track)["verdict"] == "fail"
-
-
-def test_with_ebc_at_one_rate_there_is_no_line_about_a_window():
-    track = judged(0.0, overrides=(arms("baseline", "control", "ebc_x2", "control_x2", "control_x8"),))
-    assert line_of(track) is None
-    assert not track["lr_windows"]
 
 
 def test_every_ebc_arm_is_compared_with_the_control_and_with_the_plain_arm_at_its_rate():

@@ -149,7 +149,7 @@ def test_every_stage_of_the_configuration_has_its_object(name):
     stage = stage_of(name)
     assert isinstance(stage, Stage)
     assert stage.name == name
-    assert stage.settings(compose(["scale=smoke"])).steps > 0
+    assert getattr(compose(["scale=smoke"]), name).steps > 0
     assert stage.title
 
 

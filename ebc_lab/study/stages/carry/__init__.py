@@ -21,7 +21,7 @@ from ..rules import Results, divided_in_words, error_divided, make_decision, ref
 from ..runs import distinct, texts_pinned
 from ..search import Search
 from ..stage import Decisions, Scenario, Stage
-from ..statistics import centre_of
+from ..statistics import centre_of, level_of
 from .judged import EARNS, LOSES, NO_GAIN, UNDECIDED, track_of
 from .search import NAME, curve_of, searched
 
@@ -83,8 +83,9 @@ def _rule(config: Config) -> str:
         "are kept for the judgement choose nothing) and is judged by its test loss in the one left out, "
         f"{len(config.seeds)} seeds; {of_starts}"
         f"a challenger earns its cost if its mean test loss over the settings is at least {carry.margin:g} "
-        f"nats below that of {carry.reference} and the upper end of the 95% interval "
-        f"that holds for all {len(carry.challengers)} challengers at once is below 0; a run is broken if it "
+        f"nats below that of {carry.reference} and the upper end of the {level_of(error_divided(config))} "
+        f"interval that holds for all {len(carry.challengers)} challengers at once is below 0; a run is "
+        "broken if it "
         f"diverged or its test loss is more than {carry.broken:g} nats above the median of all "
         "runs at carried constants in its setting; a diverged run counts with the loss of its first step"
         f"{divided_in_words(config)}"
