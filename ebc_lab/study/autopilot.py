@@ -27,7 +27,7 @@ from ebc_lab.workloads.text import checked_text
 
 from .guards import Breaker, Limits, StageFailed
 from .launch import Pool, opened
-from .launch.pool import PAUSE
+from .launch.pool import PAUSE, slots
 from .launch.rehearse import rehearse
 from .mirror.upload import mirroring, refuse_unusable
 from .resolve import after, check_lengths, resolve_study
@@ -311,7 +311,7 @@ class _Call:
             )
         self._prepare(wave)
         self.listener.say(f"{stage}: {_wave_in_words(wave, timed, len(runs) - len(missing))}")
-        watched = _Wave(self, stage, runs, wave, pool.at_a_time, speculates=speculates)
+        watched = _Wave(self, stage, runs, wave, slots(self.config), speculates=speculates)
         canary = not watched.breaker.proven and wave[0].kind == "train"
         pool.run(wave, watched.spare, watched.check_in, canary=canary)
 
@@ -367,8 +367,8 @@ class _Wave:
         proven = any(result["outcome"] in FINISHED for result in known.values())
         self.breaker = Breaker(stage, call.study, proven=proven)
 
-    def check_in(self, done: Sequence[str], busy: Sequence[Sequence[str]]) -> list[str]:
-        """`done`: ids of the runs that ended since the last call; `busy`: those of each worker. -> ids of the
+    def check_in(self, done: Sequence[str], busy: Sequence[str]) -> list[str]:
+        """`done`: ids of the runs that ended since the last call; `busy`: that of each worker. -> ids of the
         runs that an idle worker may start on. Raises Cancelled, StageFailed."""
         study = self.call.study
         if study.cancel_mark.exists():
@@ -385,7 +385,7 @@ class _Wave:
                     f"{self.progress.stage}: {run_id} {result['outcome']}: {result.get('cause')}"
                 )
             self.breaker.saw(run_id, result, len(self.left))
-        self.progress.running = self._running(run_id for run_ids in busy for run_id in run_ids)
+        self.progress.running = self._running(busy)
         self._notice_stall()
         self.news |= bool(done)
         if self.news and time.monotonic() >= self.forecast_due:

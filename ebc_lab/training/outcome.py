@@ -24,7 +24,7 @@ from . import apart
 from .nodes import Nodes
 from .ranks import ALONE, Ranks, lost_another
 from .run import Training
-from .turns import UNUSABLE, DeviceFailed, Interrupted, Progress, Say, quiet, to_the_end
+from .turns import OUT_OF_MEMORY, UNUSABLE, DeviceFailed, Interrupted, Progress, Say, quiet, to_the_end
 
 OOM = (MemoryError, torch.OutOfMemoryError)
 OOM_WORDS = (
@@ -53,6 +53,7 @@ def recorded_run(
     ranks: Ranks = ALONE,
     say: Say = quiet,
     corpus_warning: str | None = None,
+    retry_oom: bool = False,
     **hooks: Any,
 ) -> Progress:
     """Train one run to an outcome and write its result.json; if that is already there, return it as it is.
@@ -60,7 +61,8 @@ def recorded_run(
     A generator that yields between blocks of steps, so that one process can train several runs in turn.
     `say` goes to `Training`, `hooks` to its `blocks`. A crash is the run's outcome, its traceback in log.txt.
     So many `processes` train it together, on several `nodes`; `ranks`: this is the first. `corpus_warning` is
-    for log and result.
+    for log and result. `retry_oom`: memory that runs out is no outcome of a run of one process, but a failure
+    of the GPU, of which something else may have taken it.
 
     Raises:
         Interrupted: it was asked to stop; its checkpoint is written.
@@ -92,6 +94,8 @@ def recorded_run(
         raise
     except Exception as error:
         broken = _breaks_device(error, files)
+        if retry_oom and is_oom(error):
+            raise DeviceFailed(f"{OUT_OF_MEMORY}: {cause_of(error)}") from error
         lost = {"outcome": "oom" if is_oom(error) else "failed", "cause": cause_of(error)}
         result = {**lost, "steps": rows_in(files.steps), "wall_s": time.perf_counter() - started}
     warned = {"corpus_warning": corpus_warning} if corpus_warning else {}

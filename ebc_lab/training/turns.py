@@ -17,6 +17,9 @@ UNUSABLE = (
     "Unexpected error from cudaGetDeviceCount()",
     "uncorrectable ECC error encountered",
 )
+OUT_OF_MEMORY = (
+    "the memory of its GPU ran out"  # how DeviceFailed begins for a run that is to be tried on another
+)
 # of a run: it yields between blocks of steps, and its value is the result
 Progress = Generator[None, None, dict[str, Any]]
 Say = Callable[[str], None]

@@ -56,7 +56,7 @@ def until_true(condition: Callable[[], object], within_s: float = 120.0) -> Any:
 # `change(module)` is called
 CHANGED = """
 import sys
-if {{"ebc_lab.study.launch.worker", "ebc_lab.training.child"}} & set(sys.orig_argv):
+if any(name in " ".join(sys.orig_argv) for name in ("ebc_lab.study.launch.worker", "ebc_lab.training.child")):
     import importlib.abc, importlib.util
 
     class Finder(importlib.abc.MetaPathFinder):

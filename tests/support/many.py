@@ -137,7 +137,7 @@ def copied(study: Study, spec: RunSpec, source: Study, nth: int) -> None:
     at = datetime(2026, 1, 1, tzinfo=UTC) + nth * timedelta(seconds=2)  # one after the other
     end = at + timedelta(seconds=1)
     for event, when in (("begin", at), ("end", end)):
-        line = {"at": when.isoformat(), "event": event, "host": "here", "pid": 1, "beside": 0}
+        line = {"at": when.isoformat(), "event": event, "host": "here", "pid": 1}
         with files.attempts.open("a") as log:
             log.write(json.dumps(line) + "\n")
     _fill(
@@ -193,7 +193,7 @@ def _alike(root: Path) -> dict[tuple[str, str], str]:
 
 
 def idle_specs(study: Study, config: Config, count: int, steps: int = 1) -> list[RunSpec]:
-    """Plan `count` runs that train nothing."""
+    """Plan `count` runs that train nothing, for workers that `support.idle` has made able to."""
     first = stage_of("lr_sweep").runs(config, {}, {})[0]
     runs = (replace(first.run, seed=seed, steps=steps) for seed in range(count))
     specs = [replace(first, kind="idle", run=run) for run in runs]

@@ -21,7 +21,7 @@ from ebc_lab.records.spec import RunSpec
 
 from ..guards import cause_class
 from ..launch import queue as queue_module
-from ..launch.pool import at_a_time
+from ..launch.pool import slots
 from ..launch.session import sessions_in
 from ..so_far import SoFar, open_stage, outlook, so_far
 from ..stages.stage import stage_of
@@ -256,8 +256,9 @@ def joined(study: Study) -> list[dict[str, Any]]:
     for session in sessions_in(study):
         notes = session.notes()
         for worker in sorted(session.guests(notes)):
-            about = {key: notes[worker].get(key) for key in ("host", "run_ids")}
-            workers.append({"worker": worker, **about})
+            run_id = notes[worker].get("run_id")
+            host = notes[worker].get("host")
+            workers.append({"worker": worker, "host": host, "run_ids": [run_id] if run_id else []})
     return workers
 
 
@@ -308,4 +309,4 @@ class _Ahead:
         done = self.results(expected)
         part = {r["run_id"]: r["progress"].get("step", 0) / r["steps"] for r in runs if r["progress"]}
         left = sum(rate.seconds(s) * (1 - part.get(s.run_id, 0.0)) for s in expected if s.run_id not in done)
-        return float(left / at_a_time(self.snapshot.config))
+        return float(left / slots(self.snapshot.config))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.study_checks import lacking_for
 
 from ..store.study import Study, settings_of
-from .command import WorkerCommand
+from .command import started_worker
 from .pool import code_here
 from .session import GUEST, Session, sessions_in
 
@@ -86,10 +87,17 @@ def _work(session: Session, say: Say) -> int:
         raise UserError(sentence)
     name = f"{GUEST}{os.uname().nodename[:40]}-{os.getpid()}-{secrets.token_hex(3)}"
     say(f"joining {study.root} as {name}")
-    command = WorkerCommand(str(session.root), name, about.get("env", {}), [f"{session.root.name}/{name}"])
-    code = command()
-    if code == 0 and session.root.exists():
-        session.forget(name)
+    place = f"{session.root.name}/{name}"  # by which the driver sees that it is there
+    worker = started_worker(session, name, about.get("env", {}), [place])
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: worker.send_signal(number))
+    code = worker.wait()
+    if session.root.exists():
+        session.note_exit(name, code)
+        if code == 0:
+            session.forget(name)
+        else:
+            say(f"the worker ended with exit code {code}: read {session.log_of(name)}")
     return code
 
 

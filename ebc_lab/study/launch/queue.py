@@ -203,7 +203,7 @@ def stop_jobs(session: Session) -> tuple[int, list[str]]:
     QueueUnavailable.
     """
     name = job_name(session)
-    session.publish([], closed=True, stop=True)
+    session.publish([], stop=True)
     first = _live(name)
     if not first:
         return 0, []

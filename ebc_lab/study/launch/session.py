@@ -25,7 +25,6 @@ from ebc_lab.records.locks import locked
 from ..store.study import Study
 
 GUEST = "guest-"  # how the names of workers begin that no driver started
-CLEAN = "it ended with exit code 0"
 
 
 def state_dir(study: Study, launcher: str) -> Path:
@@ -56,7 +55,7 @@ class SessionRecord(TypedDict):
     beat_s: float
     processes_per_run: int
     nodes_per_run: NotRequired[int]
-    runs_per_worker: int
+    several_gpus: bool
     code: dict[str, Any]
     device: NotRequired[str]  # of a session that can be joined, like `env`
     env: NotRequired[dict[str, str]]
@@ -65,13 +64,9 @@ class SessionRecord(TypedDict):
 class Tasks(TypedDict):
     """What tasks.json holds: see `Session.publish`."""
 
-    closed: bool
-    stop: bool
-    slots: int
-    alone: list[str]
-    barred: dict[str, list[str]]
-    retired: list[str]
     runs: list[str]
+    barred: dict[str, list[str]]
+    stop: bool
 
 
 class ProcessRecord(TypedDict):
@@ -84,7 +79,7 @@ class ProcessRecord(TypedDict):
 class Note(TypedDict, total=False):
     """What a worker says of itself in worker-<name>.json, beside what it sees of the machine."""
 
-    run_ids: list[str]
+    run_id: str | None
     ran: int
     started: bool
     beat: float
@@ -92,7 +87,6 @@ class Note(TypedDict, total=False):
     cause: str
     device_failed: bool
     error: str
-    guilty: list[str]
 
 
 class Session:
@@ -127,26 +121,20 @@ class Session:
     # -- the driver's side -----------------------------------------------------------------------------------
 
     def publish(
-        self,
-        runs: Sequence[str],
-        *,
-        alone: Sequence[str] = (),
-        barred: Mapping[str, Sequence[str]] | None = None,
-        retired: Sequence[str] = (),
-        slots: int = 1,
-        closed: bool = False,
-        stop: bool = False,
+        self, runs: Sequence[str], *, barred: Mapping[str, Sequence[str]] | None = None, stop: bool = False
     ) -> None:
-        """What `slots` workers are to train. `alone`: runs that may not share a worker; `barred`: by run, the
-        workers that leave it to others; `retired`: workers that are to take no more; `closed`: no more will
-        come; `stop`: stop the runs in progress, with a checkpoint each."""
-        about = {"closed": closed, "stop": stop, "slots": slots, "alone": list(alone), "runs": list(runs)}
-        about |= {"barred": dict(barred or {}), "retired": list(retired)}
-        write_json(self.root / "tasks.json", about, durable=False)
+        """Tell the workers what is to be trained, in this order. `barred`: by run that a GPU has failed
+        under, the workers that leave it to others; `stop`: stop the runs in progress, with a checkpoint
+        each, and end."""
+        write_json(
+            self.root / "tasks.json",
+            {"runs": list(runs), "barred": dict(barred or {}), "stop": stop},
+            durable=False,
+        )
 
     def notes(self) -> dict[str, dict[str, Any]]:
-        """Worker -> its last note: `run_ids` (runs in progress), `ran` (how many it has begun, these
-        included) …"""
+        """Return worker -> its last note: `run_id` (of the run in progress), `ran` (how many it has begun,
+        this one included) …"""
         out = {}
         for path in self.root.glob("worker-*.json"):
             try:
@@ -176,22 +164,29 @@ class Session:
         except (OSError, UserError):
             return None
 
-    def note_process(self, worker: str, pid: int) -> None:
+    def note_process(self, worker: str, host: str, pid: int) -> None:
         """Note the process that a worker is now: another one than before where Slurm starts its job again."""
-        about: ProcessRecord = {"pid": pid, "host": os.uname().nodename}
-        write_json(self.process_file(worker), about, durable=False)
+        about: ProcessRecord = {"pid": pid, "host": host}
+        write_json(self._process_file(worker), about, durable=False)
+
+    def note_exit(self, worker: str, code: int) -> None:
+        """Note how a worker has ended, for a driver that did not start it."""
+        write_json(self.root / f"exit-{worker}.json", {"code": code}, durable=False)
 
     def process(self, worker: str) -> tuple[str, int] | None:
         """Return host and process id of a worker; None where they are not noted, or cannot be read."""
         try:
-            noted = read_json(self.process_file(worker), ProcessRecord)
+            noted = read_json(self._process_file(worker), ProcessRecord)
             return noted["host"], noted["pid"]
         except (OSError, UserError, KeyError):
             return None
 
-    def process_file(self, worker: str) -> Path:
-        """Return what says which process a worker is."""
+    def _process_file(self, worker: str) -> Path:
         return self.root / f"process-{worker}.json"
+
+    def log_of(self, worker: str) -> Path:
+        """Return where the output of a worker goes that a process of this machine started."""
+        return self.root / f"{worker}.log"
 
     def nodes_file(self, worker: str) -> Path:
         """Return what the other nodes of a worker's job read."""
@@ -208,17 +203,21 @@ def sessions_in(study: Study) -> list[Session]:
 
 
 def exit_cause(session: Session, worker: str) -> str:
-    """Return how a worker process ended, in words; empty if its parent did not live to record it."""
+    """Return how a worker ended that another process started, in words; empty if that did not live to note
+    it."""
     try:
-        code = read_json(session.root / f"exit-{worker}.json", dict[str, int])["code"]
+        return in_words(read_json(session.root / f"exit-{worker}.json", dict[str, int])["code"])
     except (OSError, UserError, KeyError):
         return ""
+
+
+def in_words(code: int) -> str:
+    """Return what the exit code of a process says, as Popen has it."""
     if code >= 0:
-        return CLEAN if code == 0 else f"it ended with exit code {code}"
+        return f"it ended with exit code {code}"
     try:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    return f"killed by {name}" + (
-        " (as the system does when memory runs out)" if -code == signal.SIGKILL else ""
-    )
+    hint = " (as the system does when memory runs out)" if -code == signal.SIGKILL else ""
+    return f"killed by {name}{hint}"

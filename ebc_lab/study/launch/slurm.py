@@ -16,7 +16,7 @@ from ebc_lab.config.schema import Config
 
 from ..store.study import Study
 from . import queue
-from .command import WorkerCommand, worker_env
+from .command import SlurmWorker, worker_env
 from .pool import Death, Say, WorkerPool, WorkersFailed, worker_settings
 from .queue import ENDING, Job, QueueUnavailable, job_name
 from .session import Session, exit_cause
@@ -97,7 +97,7 @@ class SlurmPool(WorkerPool):
             self._say_once(f"{error} Trying again.")
 
     def _submit(self, count: int) -> None:
-        command = WorkerCommand(str(self.session.root), None, worker_env(self.config))
+        command = SlurmWorker(str(self.session.root), worker_env(self.config))
         folder, name = self.session.root / "submitit", job_name(self.session)
         made = submitted(self.config, folder, name, [command] * count, avoid=sorted(self.avoided))
         for job in made:

@@ -150,9 +150,9 @@ def test_a_slot_where_one_run_after_the_other_loses_its_worker_is_avoided_if_ano
         started = []
         local._start = started.append
         for run_id in ("a", "b"):
-            note = {"run_ids": [run_id], "ran": 1}
+            note = {"run_id": run_id, "ran": 1}
             study.run_dir(run_id).mkdir()
-            local._watch_workers({"0": note, "1": {"run_ids": ["c"], "ran": 4}}, {})
+            local._watch_workers({"0": note, "1": {"run_id": "c", "ran": 4}}, {}, [])
             local._record_death(Death("0", "killed by SIGKILL", tmp_path), note, {})
         assert any("workers keep dying in slot 0" in line for line in said)
         local._start_workers(2)
@@ -166,10 +166,9 @@ def test_the_only_slot_is_never_avoided(config, study, tmp_path):
     try:
         for run_id in ("a", "b", "c"):
             study.run_dir(run_id).mkdir()
-            local._watch_workers({"0": {"run_ids": [run_id], "ran": 1}}, {})
-            local._record_death(
-                Death("0", "killed by SIGKILL", tmp_path), {"run_ids": [run_id], "ran": 1}, {}
-            )
+            note = {"run_id": run_id, "ran": 1}
+            local._watch_workers({"0": note}, {}, [])
+            local._record_death(Death("0", "killed by SIGKILL", tmp_path), note, {})
         assert local.avoided == set()
     finally:
         local.close()

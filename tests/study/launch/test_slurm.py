@@ -100,7 +100,6 @@ class IdleStudy(Bench):
             "slots": 2,
             "gpus_per_node": 1,
             "queue_every_s": 1.0,
-            "runs_per_worker": 1,
         }
         self.config = replace(self.config, launcher=replace(self.config.launcher, **changes))
 
@@ -242,7 +241,7 @@ HOLDING = ["sbatch", "--parsable", "--partition=main", "--gpus-per-node=1", "--o
 def drive_here(out: Path) -> None:
     """Train two idle runs with launcher=local on the GPUs that are bound to this process."""
     bench = Bench(out)
-    launcher = replace(bench.config.launcher, name="local", slots=0, runs_per_worker=1)
+    launcher = replace(bench.config.launcher, name="local", slots=0)
     config = replace(bench.config, device="cuda", launcher=launcher)
     specs = bench.idle(2)
     with bench.study.held(), opened(config, bench.study, print) as pool:

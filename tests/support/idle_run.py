@@ -1,5 +1,5 @@
-"""A run that trains nothing, for tests of the launchers: the kind `idle` (see `worker.KINDS`). It needs no
-torch.
+"""A run that trains nothing, for tests of the launchers: the kind `idle`, for workers that have imported
+this. It needs no torch.
 
 It counts its steps, reports its progress, writes checkpoints and resumes from them like any run. A file
 `idle.json` in its folder makes it misbehave at a step: `{"at": 3, "do": "hold"}`. What it can do:
@@ -28,9 +28,11 @@ from ebc_lab.config.identity import digest, identity_of
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.json_files import read_json, write_checksummed, write_json
 from ebc_lab.records.paths import RunFiles
-from ebc_lab.training.turns import DeviceFailed, Interrupted, Progress
+from ebc_lab.study.launch.worker import KINDS
+from ebc_lab.training.turns import OUT_OF_MEMORY, DeviceFailed, Interrupted, Progress
 
 LOOK_S = 0.05  # between two looks for `go`
+KINDS["idle"] = "support.idle_run:idle"
 
 
 def idle(
@@ -42,6 +44,7 @@ def idle(
     should_stop: Callable[[], bool],
     on_progress: Callable[[int], None],
     say: Callable[[str], None],
+    retry_oom: bool,
 ) -> Progress:
     """Take `run.steps` steps that do nothing, yielding after each. Raises Interrupted, with a checkpoint
     written."""
@@ -58,6 +61,8 @@ def idle(
                 on_progress(step)
                 yield
         except MemoryError:
+            if retry_oom:
+                raise DeviceFailed(f"{OUT_OF_MEMORY}: it is idle") from None
             outcome = "oom"
             break
         if should_stop():
