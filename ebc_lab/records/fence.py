@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +22,6 @@ from ebc_lab.config.errors import UserError
 
 PREFIX = ".attempt-"
 PAST = ".past-"  # one that is being removed
-TRIES = 100  # to empty a folder that its process still writes into
 
 
 class Superseded(UserError):
@@ -36,8 +36,8 @@ _writing_in: dict[str, Path] = {}  # folder of a run -> the folder of this proce
 
 
 def claim(directory: Path) -> str:
-    """Supersede every earlier attempt at a run -> the token of a new one. Raises Superseded where another
-    begins at this moment."""
+    """Supersede every earlier attempt at a run, and return the token of a new one. Raises Superseded where
+    another begins at this moment."""
     for earlier in [path for path in directory.iterdir() if path.name.startswith((PREFIX, PAST))]:
         _remove(earlier)
     token = secrets.token_hex(4)
@@ -54,25 +54,16 @@ def claim(directory: Path) -> str:
 def within(directory: Path, token: str) -> Iterator[None]:
     """Have this process write in a run's folder as the attempt with this token."""
     key = os.path.abspath(directory)
-    before = _writing_in.get(key)
     _writing_in[key] = directory / f"{PREFIX}{token}"
     try:
         yield
     finally:
-        del _writing_in[key]
-        if before is not None:
-            _writing_in[key] = before
+        _writing_in.pop(key, None)
 
 
 def leave(directory: Path, token: str) -> None:
     """End an attempt, superseded or not."""
-    own = directory / f"{PREFIX}{token}"
-    try:
-        own.rmdir()
-    except FileNotFoundError:
-        return
-    except OSError:  # a file that was being written
-        _remove(own)
+    _remove(directory / f"{PREFIX}{token}")
 
 
 def token_in(directory: Path) -> str | None:
@@ -82,8 +73,8 @@ def token_in(directory: Path) -> str | None:
 
 
 def attempt_at(directory: Path) -> str | None:
-    """Return the token of the attempt that may write in a run's folder; None where none has, or one is just
-    beginning."""
+    """Return the token of the attempt that may write in a run's folder; None where there is none, or one is
+    just beginning."""
     tokens = [path.name.removeprefix(PREFIX) for path in directory.glob(f"{PREFIX}*")]
     return tokens[0] if len(tokens) == 1 else None
 
@@ -109,21 +100,8 @@ def checked(own: Path | None) -> Iterator[None]:
 
 
 def _remove(own: Path) -> None:
-    """Make a folder unusable for the process that writes into it, and remove it."""
+    """Make a folder unusable for the process that writes into it, by its name, and remove it."""
     past = own.with_name(own.name.replace(PREFIX, PAST))
-    try:
+    with suppress(FileNotFoundError):
         own.rename(past)
-    except FileNotFoundError:
-        return
-    for _ in range(TRIES):
-        try:
-            for path in past.iterdir():
-                path.unlink(missing_ok=True)
-            past.rmdir()
-            return
-        except FileNotFoundError:
-            return
-        except OSError:  # not empty: something has been written there meanwhile
-            continue
-    with suppress(OSError):
-        past.rmdir()
+        shutil.rmtree(past, ignore_errors=True)  # what is left of it the next attempt removes

@@ -34,7 +34,7 @@ def pool(config, study, monkeypatch):
     """A pool of two running jobs, whose queue is `pool.answer`, and what it says."""
     pool = SlurmPool(config, study, 2, lambda text: pool.said.append(text))
     pool.said, pool.answer = [], {"7_0": Job("RUNNING", "None"), "7_1": Job("RUNNING", "None")}
-    pool.jobs, pool.since = dict(pool.answer), dict.fromkeys(pool.answer, 0.0)
+    pool.jobs, pool.accepted = dict(pool.answer), True
     pool.submitted_here = set(pool.answer)
     monkeypatch.setattr(queue, "cached_jobs", lambda session, every_s: pool.answer)
     return pool
