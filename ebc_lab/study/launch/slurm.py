@@ -139,8 +139,10 @@ class SlurmPool(WorkerPool):
         self._say_once(f"{len(self.jobs) - len(waiting)} job(s) running, {len(waiting)} waiting{why}")
 
     def _is_alive(self, key: str, seen: Job | None) -> bool:
-        """Tell whether a job of ours still counts as alive, given what the queue shows of it. One that it does
-        not show, or that is ending and may still be requeued, does so for GONE_S."""
+        """Tell whether a job of ours still counts as alive, given what the queue shows of it.
+
+        One that it does not show, or that is ending and may still be requeued, does so for GONE_S.
+        """
         unchanged_s = self.states.unchanged_s(key, seen and seen.state)
         if seen is None or seen.state == ENDING:
             return unchanged_s < GONE_S
