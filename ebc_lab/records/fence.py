@@ -79,7 +79,7 @@ def attempt_at(directory: Path) -> str | None:
     return tokens[0] if len(tokens) == 1 else None
 
 
-def folder_of(path: Path) -> Path | None:
+def attempt_folder(path: Path) -> Path | None:
     """Return where this process writes a file of a run before it renames it; None for other files."""
     for parent in (path.parent, path.parent.parent):
         own = _writing_in.get(os.path.abspath(parent)) if _writing_in else None
@@ -89,7 +89,7 @@ def folder_of(path: Path) -> Path | None:
 
 
 @contextmanager
-def checked(own: Path | None) -> Iterator[None]:
+def naming_supersession(own: Path | None) -> Iterator[None]:
     """Raise Superseded for an OSError that has come from the attempt's folder being gone."""
     try:
         yield

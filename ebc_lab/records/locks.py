@@ -22,7 +22,7 @@ from .json_files import read_json, write_json
 from .paths import RunFiles, StudyFiles
 
 
-def locked(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Tell whether a process holds this lock file; changes nothing. Raises UserError where locks do not work.
 
     One that another user keeps to himself cannot be asked: it counts as free.
@@ -70,7 +70,7 @@ def take_run_lock_away(directory: Path) -> None:
 
 def study_holder(files: StudyFiles) -> dict[str, Any] | None:
     """Return which process is running a study now, or None; found without taking the lock or writing."""
-    if not locked(files.driver_lock):
+    if not is_locked(files.driver_lock):
         return None
     try:
         return dict(read_json(files.driver_file, dict[str, Any]))

@@ -62,7 +62,7 @@ def measured(monkeypatch, tmp_path):
             found.append(step_timer.compiling(from_dict(RunConfig, request["run"])))
         return json.loads(json.dumps(found[-1]))
 
-    def submitted(config, folder, name, commands):
+    def submit_jobs(config, folder, name, commands):
         (asked,) = commands
         run = from_dict(RunConfig, json.loads(asked.run))
         choice = Choice(run.dtype, 1, "off", {"dtype": "as given"}, (1, 1, run.dtype, 3.5))
@@ -74,7 +74,7 @@ def measured(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(step_timer, "forward_of", lambda model, run: model)
     monkeypatch.setattr(speeds, "run_module", run_module)
-    monkeypatch.setattr(on_node, "submitted", submitted)
+    monkeypatch.setattr(on_node, "submit_jobs", submit_jobs)
     monkeypatch.setattr(tokens, "_learned", lambda *asked: found.append(learn(*asked)) or found[-1])
     return found
 

@@ -10,7 +10,7 @@ from support.drivers import sessions
 
 from ebc_lab.config.compose import compose
 from ebc_lab.records.spec import RunSpec
-from ebc_lab.study.launch import command, opened
+from ebc_lab.study.launch import command, open_pool
 from ebc_lab.study.launch.local import LocalPool
 from ebc_lab.study.resolve import resolve_study
 from ebc_lab.study.stages.stage import stage_of
@@ -102,7 +102,7 @@ def drive(out: Path, device: str = "cpu", slots: int = 2) -> None:
         if len(busy) == 2:
             print("both are held", flush=True)
 
-    with bench.study.held(), opened(config, bench.study, print) as pool:
+    with bench.study.held(), open_pool(config, bench.study, print) as pool:
         pool.run(specs, [], check_in, canary=False)
 
 

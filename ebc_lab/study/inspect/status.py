@@ -15,7 +15,7 @@ from ebc_lab.config.identity import digest, study_environment
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.json_files import read_json
-from ebc_lab.records.locks import locked
+from ebc_lab.records.locks import is_locked
 from ebc_lab.records.paths import SpecRecord
 from ebc_lab.records.spec import RunSpec
 
@@ -67,7 +67,7 @@ def _lasts(study: Study, answer: Mapping[str, Any], runs: Index) -> bool:
     if answer["continue"] and not study.noted_command():
         return False
     open_runs = (study.run_files(r.run_id) for r in runs.records if not r.brief.outcome)
-    return not any(locked(run.lock) for run in open_runs)
+    return not any(is_locked(run.lock) for run in open_runs)
 
 
 def _of_still(study: Study, runs: Index) -> str:

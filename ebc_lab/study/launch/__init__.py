@@ -17,7 +17,7 @@ Pool = InlinePool | WorkerPool
 
 
 @contextmanager
-def opened(config: Config, study: Study, say: Say = lambda text: None) -> Iterator[Pool]:
+def open_pool(config: Config, study: Study, say: Say = lambda text: None) -> Iterator[Pool]:
     """The pool that `config.launcher` names; closed on exit, or left if the driver was interrupted."""
     pool: Pool
     if config.device == "cuda" and config.launcher.name != "slurm":

@@ -19,7 +19,7 @@ WORKER = ("-m", "ebc_lab.study.launch.worker")  # what Python is given to be one
 SCRUBBED = ("SLURM_", "PMI_", "PMIX_", "SUBMITIT_")  # variables of an enclosing job
 
 
-def started_worker(
+def start_worker(
     session: Session, name: str, env: Mapping[str, str], places: Sequence[str] = ()
 ) -> subprocess.Popen[bytes]:
     """Start a worker on this machine, whose output goes to its log, and return its process.
@@ -28,7 +28,7 @@ def started_worker(
     checkpoint. `places`: what only one worker at a time may hold, of whichever driver.
     """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(SCRUBBED)}
-    with open(session.log_of(name), "ab") as log:
+    with open(session.log_path(name), "ab") as log:
         return subprocess.Popen(
             [sys.executable, *WORKER, str(session.root), name, *places],
             env={**inherited, **env},

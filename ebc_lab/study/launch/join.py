@@ -20,7 +20,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.study_checks import lacking_for
 
 from ..store.study import Study, settings_of
-from .command import started_worker
+from .command import start_worker
 from .pool import code_here
 from .session import GUEST, Session, sessions_in
 
@@ -88,7 +88,7 @@ def _work(session: Session, say: Say) -> int:
     name = f"{GUEST}{os.uname().nodename[:40]}-{os.getpid()}-{secrets.token_hex(3)}"
     say(f"joining {study.root} as {name}")
     place = f"{session.root.name}/{name}"  # by which the driver sees that it is there
-    worker = started_worker(session, name, about.get("env", {}), [place])
+    worker = start_worker(session, name, about.get("env", {}), [place])
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: worker.send_signal(number))
     code = worker.wait()
@@ -97,7 +97,7 @@ def _work(session: Session, say: Say) -> int:
         if code == 0:
             session.forget(name)
         else:
-            say(f"the worker ended with exit code {code}: read {session.log_of(name)}")
+            say(f"the worker ended with exit code {code}: read {session.log_path(name)}")
     return code
 
 

@@ -19,10 +19,10 @@ from filelock import FileLock
 from ebc_lab.config.schema import Config
 
 from ..store.study import Study
-from .command import started_worker, worker_env
+from .command import start_worker, worker_env
 from .devices import Devices
 from .pool import Death, Say, WorkerPool, WorkersFailed, worker_settings
-from .session import GUEST, Session, in_words
+from .session import GUEST, Session, describe_exit
 
 CLOSE_S = 15.0  # for a checkpoint, before workers are killed
 
@@ -57,7 +57,7 @@ class LocalPool(WorkerPool):
         env = worker_env(self.config)
         if gpus := self.devices.gpus_of(slot):
             env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-        self.workers[slot] = started_worker(self.session, str(slot), env, self.devices.places(slot))
+        self.workers[slot] = start_worker(self.session, str(slot), env, self.devices.places(slot))
 
     # -- GPUs that fail --------------------------------------------------------------------------------------
 
@@ -92,8 +92,8 @@ class LocalPool(WorkerPool):
                 continue
             del self.workers[slot]
             retired = slot in self.devices.retired  # and so told to end
-            log = self.session.log_of(str(slot))
-            deaths.append(Death(str(slot), in_words(code), log, clean=retired, counts=not retired))
+            log = self.session.log_path(str(slot))
+            deaths.append(Death(str(slot), describe_exit(code), log, clean=retired, counts=not retired))
         return deaths
 
     def _kill(self, worker: str) -> None:

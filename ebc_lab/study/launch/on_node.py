@@ -22,7 +22,7 @@ from . import queue
 from .queue import QueueUnavailable
 from .session import state_dir
 from .slurm import GONE_S, POLL_S
-from .submit import submitted
+from .submit import submit_jobs
 
 
 def choice_on_node(config: Config, study: Study) -> Choice:
@@ -35,7 +35,7 @@ def choice_on_node(config: Config, study: Study) -> Choice:
     launcher = config.launcher
     on_each = launcher.processes_per_run // launcher.nodes_per_run
     one = replace(config, launcher=replace(launcher, nodes_per_run=1, processes_per_run=on_each))
-    [job] = submitted(one, folder, name, [measurement])
+    [job] = submit_jobs(one, folder, name, [measurement])
     remedy = f"read {job.paths.stdout}, or give dtype=…"
     asked = time.monotonic()  # when the queue was last asked
     seen = asked  # when it last showed the job

@@ -292,7 +292,7 @@ class WorkerPool(ABC):
             cause = exit_cause(self.session, worker) or "its process was killed, or its machine is gone"
             run_id = note.get("run_id")
             clean = not run_id or self.study.has_result(run_id)
-            log = self.session.log_of(worker)
+            log = self.session.log_path(worker)
             self._record_death(Death(worker, cause, log, clean=clean, counts=False), note, specs)
         self.guests = there
 

@@ -20,7 +20,7 @@ from typing import Any, NotRequired, TypedDict
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.files import stamp_of
 from ebc_lab.records.json_files import read_json, write_json
-from ebc_lab.records.locks import locked
+from ebc_lab.records.locks import is_locked
 
 from ..store.study import Study
 
@@ -145,7 +145,7 @@ class Session:
 
     def guests(self, notes: Mapping[str, Mapping[str, Any]]) -> list[str]:
         """Return the workers that joined from elsewhere and are there, each under the lock that it holds."""
-        return [w for w in notes if w.startswith(GUEST) and locked(self.root / f"{w}.lock")]
+        return [w for w in notes if w.startswith(GUEST) and is_locked(self.root / f"{w}.lock")]
 
     def forget(self, worker: str) -> None:
         (self.root / f"worker-{worker}.json").unlink(missing_ok=True)
@@ -184,7 +184,7 @@ class Session:
     def _process_file(self, worker: str) -> Path:
         return self.root / f"process-{worker}.json"
 
-    def log_of(self, worker: str) -> Path:
+    def log_path(self, worker: str) -> Path:
         """Return where the output of a worker goes that a process of this machine started."""
         return self.root / f"{worker}.log"
 
@@ -199,19 +199,19 @@ class Session:
 def sessions_in(study: Study) -> list[Session]:
     """Return the sessions in a study's folder whose driver is there: one, or none."""
     there = [Session(path.parent) for path in study.sessions.glob("session-*/session.json")]
-    return [session for session in there if locked(session.lock_path)]
+    return [session for session in there if is_locked(session.lock_path)]
 
 
 def exit_cause(session: Session, worker: str) -> str:
     """Return how a worker ended that another process started, in words; empty if that did not live to note
     it."""
     try:
-        return in_words(read_json(session.root / f"exit-{worker}.json", dict[str, int])["code"])
+        return describe_exit(read_json(session.root / f"exit-{worker}.json", dict[str, int])["code"])
     except (OSError, UserError, KeyError):
         return ""
 
 
-def in_words(code: int) -> str:
+def describe_exit(code: int) -> str:
     """Return what the exit code of a process says, as Popen has it."""
     if code >= 0:
         return f"it ended with exit code {code}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from ebc_lab.config.schema import LauncherConfig
 from ebc_lab.records.fence import attempt_at
-from ebc_lab.records.locks import locked, take_run_lock_away
+from ebc_lab.records.locks import is_locked, take_run_lock_away
 from ebc_lab.records.paths import RunFiles
 
 from ..store import attempts
@@ -40,7 +40,7 @@ def release_if_silent(study: Study, run_id: str, launcher: LauncherConfig, signs
     Returns why, in words; None where the run is left as it is. `signs`: those of the runs seen so far.
     """
     directory = study.run_dir(run_id)
-    if not locked(RunFiles(directory).lock):
+    if not is_locked(RunFiles(directory).lock):
         signs.forget(run_id)
         return None
     attempt = attempt_at(directory)

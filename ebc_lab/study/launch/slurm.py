@@ -21,7 +21,7 @@ from .pool import Death, Say, WorkerPool, WorkersFailed, worker_settings
 from .queue import ENDING, Job, QueueUnavailable, job_name
 from .session import Session, exit_cause
 from .silence import Signs
-from .submit import REFUSALS, submitted
+from .submit import REFUSALS, submit_jobs
 
 POLL_S = 0.5
 GONE_S = (
@@ -100,7 +100,7 @@ class SlurmPool(WorkerPool):
     def _submit(self, count: int) -> None:
         command = SlurmWorker(str(self.session.root), worker_env(self.config))
         folder, name = self.session.root / "submitit", job_name(self.session)
-        made = submitted(self.config, folder, name, [command] * count, avoid=sorted(self.avoided))
+        made = submit_jobs(self.config, folder, name, [command] * count, avoid=sorted(self.avoided))
         self.accepted = True
         self.jobs |= {job.job_id: Job("PENDING", "submitted") for job in made}
         self.submitted_here |= {job.job_id for job in made}

@@ -24,7 +24,7 @@ NEVER = 10**6  # requeues after time-outs before submitit gives a job up
 GPUS = ("gpus", "gres", "gpus_per_node", "gpus_per_task", "gpus_per_socket")  # ways to ask sbatch for one
 
 
-def submitted(
+def submit_jobs(
     config: Config,
     folder: Path,
     name: str,

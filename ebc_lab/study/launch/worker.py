@@ -28,7 +28,7 @@ from ebc_lab.config.identity import digest, identity_of
 from ebc_lab.config.own.sources import remember
 from ebc_lab.records.fence import Superseded
 from ebc_lab.records.json_files import read_json, write_checksummed
-from ebc_lab.records.locks import locked, run_lock
+from ebc_lab.records.locks import is_locked, run_lock
 from ebc_lab.records.paths import RunFiles, SpecRecord
 from ebc_lab.records.streams import Heartbeat, rows_in
 from ebc_lab.training.nodes import Nodes
@@ -58,7 +58,7 @@ CANNOT_WRITE = 74  # from sysexits.h: an input/output error
 DEVICE_FAILED = 75  # a temporary failure
 
 
-def function_of(kind: str) -> Callable[..., Progress]:
+def load_function(kind: str) -> Callable[..., Progress]:
     """Return the function that trains a kind of run. Raises UserError for an unknown kind."""
     if kind not in KINDS:
         raise UserError(f"a run of kind {kind!r} is unknown here; the kinds are {any_of(list(KINDS))}.")
@@ -94,7 +94,7 @@ def train_claimed(
         note = functools.partial(attempts.note, files.directory, attempt=attempt)
         try:
             kind, run = study.read_spec(run_id)
-            train = function_of(kind)
+            train = load_function(kind)
         except UserError as error:
             note("begin", **attempts.surroundings())
             _record_refusal(files, run_id, error, None)
@@ -194,7 +194,7 @@ class _Stop:
         return ""
 
     def _session_is_over(self) -> bool:
-        if not self.session.root.exists() or (self.bound and not locked(self.session.lock_path)):
+        if not self.session.root.exists() or (self.bound and not is_locked(self.session.lock_path)):
             return True
         tasks = self.session.tasks()
         return tasks is not None and tasks["stop"]
@@ -254,7 +254,7 @@ class Worker:
         """Import what the first run on the list needs, before it is claimed: torch takes seconds."""
         with suppress(OSError, UserError, LookupError, TypeError):
             first = (self.session.tasks() or {"runs": []})["runs"][0]
-            function_of(read_json(self.study.run_files(first).spec, SpecRecord)["kind"])
+            load_function(read_json(self.study.run_files(first).spec, SpecRecord)["kind"])
 
     def _wait_for(self, place: FileLock) -> bool:
         """Hold a GPU of this worker, once no other worker does. -> False if it is asked to end before."""

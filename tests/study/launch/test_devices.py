@@ -20,7 +20,7 @@ from support.drivers import until
 from support.idle import Bench
 from support.smi import BUSY, gpu_uuid, mig_uuid
 
-from ebc_lab.study.launch import opened
+from ebc_lab.study.launch import open_pool
 from ebc_lab.study.launch.devices import Devices
 from ebc_lab.study.launch.pool import Death, WorkersFailed
 
@@ -41,7 +41,7 @@ class Gpus(Bench):
     def opened(self, **launcher):
         settings = {"name": "local", "slots": 0, **launcher}
         config = replace(self.config, device="cuda", launcher=replace(self.config.launcher, **settings))
-        with opened(config, self.study, self.said.append) as pool:
+        with open_pool(config, self.study, self.said.append) as pool:
             yield pool
 
     def run(self, specs, check_in=lambda done, busy: None, **launcher) -> None:

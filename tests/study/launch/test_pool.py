@@ -390,7 +390,7 @@ def test_three_workers_never_train_one_run_at_once(bench):
 
 
 def test_every_kind_of_run_names_a_function_that_exists():
-    named = {worker.function_of(kind).__name__ for kind in worker.KINDS}
+    named = {worker.load_function(kind).__name__ for kind in worker.KINDS}
     assert named == {"recorded_run", "overhead_run", "step_run", "idle"}
 
 

@@ -67,7 +67,7 @@ def test_a_replacement_that_is_refused_is_tried_again_while_the_others_work(pool
     def refuse(*_, **__):
         raise UserError("Slurm does not accept the job (error: socket timed out).")
 
-    monkeypatch.setattr(slurm, "submitted", refuse)
+    monkeypatch.setattr(slurm, "submit_jobs", refuse)
     del pool.jobs["7_0"]
     for _ in range(REFUSALS - 1):
         pool.submit_at = 0.0

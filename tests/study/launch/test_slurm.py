@@ -25,7 +25,7 @@ from support.smi import gpu_uuid
 from ebc_lab.config.compose import compose
 from ebc_lab.report.conclude import concluding
 from ebc_lab.study.autopilot import autopilot
-from ebc_lab.study.launch import opened, queue
+from ebc_lab.study.launch import open_pool, queue
 from ebc_lab.study.launch.slurm import SlurmPool
 from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Study
@@ -135,7 +135,7 @@ def drive(out: Path) -> None:
         if len(busy) == 2:
             print("both are held", flush=True)
 
-    with bench.study.held(), opened(bench.config, bench.study, print) as pool:
+    with bench.study.held(), open_pool(bench.config, bench.study, print) as pool:
         pool.run(specs, [], check_in, canary=False)
 
 
@@ -244,7 +244,7 @@ def drive_here(out: Path) -> None:
     launcher = replace(bench.config.launcher, name="local", slots=0)
     config = replace(bench.config, device="cuda", launcher=launcher)
     specs = bench.idle(2)
-    with bench.study.held(), opened(config, bench.study, print) as pool:
+    with bench.study.held(), open_pool(config, bench.study, print) as pool:
         pool.run(specs, [], lambda done, busy: None, canary=False)
 
 
