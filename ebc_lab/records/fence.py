@@ -1,12 +1,12 @@
-"""Which attempt at a run may write in the run's folder: a token that the next attempt takes away.
+"""Which attempt at a run may write in the run's folder: the one whose hidden folder is still there.
 
-The lock of a run (`locks.py`) keeps two processes off it. It cannot where a node is cut off and its lock was
-given up, or taken away, while its process lives on and comes back. So every attempt has a hidden folder of
-its own, named after its token, and writes each file there before it renames it to its place. The next attempt
-removes that folder before it reads anything. From then on the earlier one can neither make a file there nor
-rename one: the rename is check and replacement in one, on every file system, and needs no lock that a process
-could be stopped with. Streams are opened before they are renamed, so rows that come late go into a file that
-nobody sees any more.
+The lock of a run (`locks.py`) keeps two processes off it, except where a node is cut off: its lock is given
+up, or taken away, while its process lives on and may come back. So every attempt has a hidden folder, named
+after its token, and writes each file there before renaming it to its place. The next attempt removes that
+folder before it reads anything. From then on the earlier one can neither make a file nor rename one: the
+rename checks and replaces in one step, on every file system, and needs no lock that a process could be
+stopped with. Streams are opened before they are renamed, so rows that come late go into a file that nobody
+sees.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ PAST = ".past-"  # one that is being removed
 
 
 class Superseded(UserError):
-    """A later attempt at the run has begun: what this one still writes is refused."""
+    """Another attempt at the run has begun, and this one may write no more."""
 
     def __init__(self, directory: Path):
         super().__init__(f"another attempt at {directory.name} has begun since: this one writes no more.")
         self.directory = directory
 
 
-_writing_in: dict[str, Path] = {}  # folder of a run -> the folder of this process's attempt at it
+_writing_in: dict[str, Path] = {}  # folder of a run -> the hidden folder of this process's attempt at it
 
 
 def claim(directory: Path) -> str:
@@ -89,8 +89,8 @@ def attempt_folder(path: Path) -> Path | None:
 
 
 @contextmanager
-def naming_supersession(own: Path | None) -> Iterator[None]:
-    """Raise Superseded for an OSError that has come from the attempt's folder being gone."""
+def superseded_if_gone(own: Path | None) -> Iterator[None]:
+    """Raise Superseded in the place of an OSError that came because the attempt's folder is gone."""
     try:
         yield
     except OSError:

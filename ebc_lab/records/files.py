@@ -45,7 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
     a run at which a later attempt has begun (`fence.py`)."""
     own = fence.attempt_folder(path)
     temporary = (own or path.parent) / f".{path.name}.{os.getpid()}.tmp"
-    with fence.naming_supersession(own):
+    with fence.superseded_if_gone(own):
         try:
             yield temporary
             os.replace(temporary, path)

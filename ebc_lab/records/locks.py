@@ -23,7 +23,7 @@ from .paths import RunFiles, StudyFiles
 
 
 def is_locked(path: Path) -> bool:
-    """Tell whether a process holds this lock file; changes nothing. Raises UserError where locks do not work.
+    """Tell whether a process holds this lock file, without taking it. Raises UserError where locks do not work.
 
     One that another user keeps to himself cannot be asked: it counts as free.
     """
@@ -69,7 +69,8 @@ def take_run_lock_away(directory: Path) -> None:
 
 
 def study_holder(files: StudyFiles) -> dict[str, Any] | None:
-    """Return which process is running a study now, or None; found without taking the lock or writing."""
+    """Return which process drives a study now, or None: `pid`, `host` and `since`, or nothing where it has not
+    noted that yet."""
     if not is_locked(files.driver_lock):
         return None
     try:
@@ -80,7 +81,7 @@ def study_holder(files: StudyFiles) -> dict[str, Any] | None:
 
 @contextmanager
 def study_lock(files: StudyFiles) -> Iterator[None]:
-    """Be the only process that runs a study. Raises UserError, naming the other one."""
+    """Be the only process that drives a study. Raises UserError, naming the other one."""
     lock = FileLock(files.driver_lock, fallback_to_soft=False)
     try:
         lock.acquire(timeout=2)  # `study_holder` of another process may have it for a moment

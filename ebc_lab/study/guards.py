@@ -33,7 +33,7 @@ def cause_class(run_id: str, outcome: str, cause: str | None) -> str:
 
 
 class Breaker:
-    """Stops a stage whose runs fail for the same cause: its first ones, or several in a row later on.
+    """Stops a stage whose runs fail for the same cause: the first ones, or several in a row later on.
 
     `proven`: a run of the stage has finished before.
     """
@@ -112,8 +112,8 @@ class Limits:
             self.rate = sum(s for s, _ in self._timed) / max(sum(c for _, c in self._timed), 1.0)
 
     def tick(self, busy: int) -> None:
-        """`busy` workers have been training since the last call. Raises StageFailed once the hours are used
-        up."""
+        """Count the time since the last call for each of `busy` workers. Raises StageFailed once the hours
+        are used up."""
         now = time.monotonic()
         self.spent_s += busy * (now - self._last)
         self._last = now
@@ -121,4 +121,5 @@ class Limits:
             raise StageFailed(self.message("the hours of --max-hours are over"))
 
     def message(self, what: str) -> str:
+        """Return that a limit was reached, `what` it stopped, and how to go on."""
         return f"the limit of this call is reached, {what}; the same command continues from here."

@@ -30,10 +30,10 @@ LOOK_S = 0.5  # between two looks for a session
 
 
 def join(study: Study, wait_s: float, say: Say) -> int:
-    """Work on a study until it is finished, or nobody has run it for `wait_s` seconds. -> exit code: 0, or
-    the worker's where it failed.
+    """Work on a study until it is finished, or nobody has driven it for `wait_s` seconds, and return the exit
+    code: 0, or the worker's where that failed.
 
-    Raises UserError: nobody runs it, or with other code than is here.
+    Raises UserError where nobody drives it, or with other code than is installed here.
     """
     joined = 0
     since = time.monotonic()
@@ -56,7 +56,7 @@ def join(study: Study, wait_s: float, say: Say) -> int:
 
 
 def session_folder(path: Path) -> Study | None:
-    """Return the study of a session's folder, if it is one."""
+    """Return the study whose session this folder is, or None where it is no session's."""
     inside = (path / "session.json").exists()
     return Study(path.resolve().parent.parent) if inside else None
 
@@ -76,8 +76,8 @@ def _nobody(study: Study) -> str:
 
 
 def _work(session: Session, say: Say) -> int:
-    """Be one of the session's workers. -> 0 if it was told to end, or nothing is left; else its exit code.
-    Raises UserError."""
+    """Be one of the session's workers until that ends, and return its exit code. Raises UserError where this
+    machine cannot do the study's work."""
     about = session.about()
     _refuse_other_code(about["code"])
     if about.get("device") == "cuda":

@@ -1,9 +1,9 @@
 """Where a driver and its workers communicate: a private folder outside the study, read and written as JSON.
 
-`session.json` says where the study is and how workers behave, `tasks.json` which runs to train, in order,
-`worker-<name>.json` which of them each worker is on. The folder lies in the user's state directory with mode
-0700, because submitit keeps pickles beside; results never travel through it. With `launcher.join` it lies in
-the study's folder, without the pickles, where workers of other machines find it.
+`session.json` says where the study is and how workers behave, `tasks.json` which runs to train, in order, and
+`worker-<name>.json` which of them a worker is on. Results never travel through it. The folder lies in the
+user's state directory with mode 0700, because submitit's pickles are beside it; with `launcher.join`, which
+is not for Slurm, it lies in the study's folder, where workers of other machines find it.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Note(TypedDict, total=False):
 
 
 class Session:
-    """One such folder."""
+    """The folder of one driver and its workers."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -100,8 +100,8 @@ class Session:
 
     @classmethod
     def begin(cls, study: Study, launcher: str, *, shared: bool = False, **about: Any) -> Session:
-        """Return a new session, replacing any that an earlier driver left behind. `shared`: in the study's
-        own folder, for workers that see no other."""
+        """Make a session and return it, in the place of those that earlier drivers left behind. `shared`: in
+        the study's own folder, for workers that see no other."""
         state = study.sessions if shared else state_dir(study, launcher)
         state.mkdir(exist_ok=True)
         for old in state.glob(
@@ -153,8 +153,8 @@ class Session:
     # -- a worker's side -------------------------------------------------------------------------------------
 
     def tasks(self) -> dict[str, Any] | None:
-        """None while it cannot be read: gone, or on NFS briefly stale. The file that was read last is not
-        read again: of thousands of runs that takes longer than many a run."""
+        """Return what is to be trained, the same object until the driver publishes again; None while it
+        cannot be read: gone, or on NFS briefly stale."""
         path = self.root / "tasks.json"
         try:
             which = stamp_of(path.stat())
@@ -165,7 +165,7 @@ class Session:
             return None
 
     def note_process(self, worker: str, host: str, pid: int) -> None:
-        """Note the process that a worker is now: another one than before where Slurm starts its job again."""
+        """Note which process a worker is: another one than before where Slurm starts its job again."""
         about: ProcessRecord = {"pid": pid, "host": host}
         write_json(self._process_file(worker), about, durable=False)
 
@@ -197,7 +197,7 @@ class Session:
 
 
 def sessions_in(study: Study) -> list[Session]:
-    """Return the sessions in a study's folder whose driver is there: one, or none."""
+    """Return the sessions in a study's folder whose driver lives: one, or none."""
     there = [Session(path.parent) for path in study.sessions.glob("session-*/session.json")]
     return [session for session in there if is_locked(session.lock_path)]
 

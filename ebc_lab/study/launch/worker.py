@@ -80,7 +80,7 @@ def train_claimed(
 ) -> bool:
     """Claim a planned run and train it to its result; tell whether it was free to be claimed.
 
-    `on_claim` is called once the run is ours. So many `processes` train it together, on several `nodes`.
+    `on_claim` is called once the run is ours, and its log says so. So many `processes` train it together, on several `nodes`.
     `retry_oom`: raise DeviceFailed where memory runs out on its GPU, and record no result.
 
     Raises Interrupted (with a checkpoint written) once `should_stop()`, OSError if the folder cannot be
@@ -90,17 +90,18 @@ def train_claimed(
     with run_lock(files.directory) as attempt:
         if attempt is None or files.result.exists():
             return False
-        on_claim()
         note = functools.partial(attempts.note, files.directory, attempt=attempt)
         try:
             kind, run = study.read_spec(run_id)
             train = load_function(kind)
         except UserError as error:
             note("begin", **attempts.surroundings())
+            on_claim()
             _record_refusal(files, run_id, error, None)
             return True
         together = {"processes": processes} if kind == TOGETHER and processes > 1 else {}
         note("begin", **together, **attempts.surroundings())
+        on_claim()
         try:
             result = to_the_end(
                 train(

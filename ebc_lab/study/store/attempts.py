@@ -35,7 +35,7 @@ SEEN = (
 
 
 def note(directory: Path, event: str, **about: Any) -> None:
-    """Append one event; a single write, so that lines of two processes never mix."""
+    """Append one event to a run's log, by a single write, so that lines of two processes never mix."""
     now = datetime.now().astimezone().isoformat(timespec="milliseconds")
     line = json.dumps({"at": now, "event": event, **about}) + "\n"
     descriptor = os.open(RunFiles(directory).attempts, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
@@ -58,7 +58,7 @@ def surroundings() -> dict[str, Any]:
 
 
 def log(directory: Path) -> list[dict[str, Any]]:
-    """Return every event so far, oldest first; a line that a crash cut off is left out."""
+    """Return the events of a run's log, oldest first; a line that a crash cut off is left out."""
     path = RunFiles(directory).attempts
     out: list[dict[str, Any]] = []
     try:
