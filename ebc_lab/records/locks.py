@@ -23,7 +23,7 @@ from .paths import RunFiles, StudyFiles
 
 
 def is_locked(path: Path) -> bool:
-    """Tell whether a process holds this lock file, without taking it. Raises UserError where locks do not work.
+    """Tell whether a process holds this lock file, without taking it. Raises UserError where locks fail.
 
     One that another user keeps to himself cannot be asked: it counts as free.
     """
@@ -69,8 +69,8 @@ def take_run_lock_away(directory: Path) -> None:
 
 
 def study_holder(files: StudyFiles) -> dict[str, Any] | None:
-    """Return which process drives a study now, or None: `pid`, `host` and `since`, or nothing where it has not
-    noted that yet."""
+    """Return which process drives a study now, or None: `pid`, `host` and `since`, or nothing where it has
+    not noted that yet."""
     if not is_locked(files.driver_lock):
         return None
     try:

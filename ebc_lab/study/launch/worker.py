@@ -80,8 +80,8 @@ def train_claimed(
 ) -> bool:
     """Claim a planned run and train it to its result; tell whether it was free to be claimed.
 
-    `on_claim` is called once the run is ours, and its log says so. So many `processes` train it together, on several `nodes`.
-    `retry_oom`: raise DeviceFailed where memory runs out on its GPU, and record no result.
+    `on_claim` is called once the run is ours, and its log says so. So many `processes` train it together, on
+    several `nodes`. `retry_oom`: raise DeviceFailed where memory runs out on its GPU, and record no result.
 
     Raises Interrupted (with a checkpoint written) once `should_stop()`, OSError if the folder cannot be
     written, DeviceFailed, and Superseded where another attempt has begun while this one was under way.
