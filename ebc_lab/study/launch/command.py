@@ -83,7 +83,7 @@ class SlurmWorker:
             self.process.send_signal(signal.SIGINT)
             # not `process.wait()`: the one in `__call__` holds Popen's lock
             os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
-        return submitit.helpers.DelayedSubmission(SlurmWorker(self.session, self.env))
+        return submitit.helpers.DelayedSubmission(self)
 
 
 def _ignore_usr2() -> None:
