@@ -31,7 +31,6 @@ from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.streams import read_columns
 from ebc_lab.training.graphs import StepGraphs
 from ebc_lab.training.run import Training
-from ebc_lab.training.turns import to_the_end
 from ebc_lab.workloads.corpus import locate
 
 MINUTES = 7.5
@@ -50,7 +49,7 @@ def losses(run: RunConfig, folder: Path, graphs: StepGraphs | None = None) -> An
     folder.mkdir(parents=True)
     training = Training(run, folder)
     training.graphs = graphs or training.graphs
-    to_the_end(training.blocks())
+    training.run()
     return read_columns(folder / "steps.csv")["loss"]
 
 

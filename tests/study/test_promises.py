@@ -27,8 +27,8 @@ from ebc_lab.study.launch import open_pool
 from ebc_lab.study.stages.stage import planned_runs
 from ebc_lab.study.store.study import Study, settings_of
 from ebc_lab.study.store.verify import verify
+from ebc_lab.training.ends import Interrupted
 from ebc_lab.training.run import Training
-from ebc_lab.training.turns import Interrupted
 
 JUMPING = """
 import random, time

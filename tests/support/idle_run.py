@@ -29,7 +29,7 @@ from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.json_files import read_json, write_checksummed, write_json
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.study.launch.worker import KINDS
-from ebc_lab.training.turns import OUT_OF_MEMORY, DeviceFailed, Interrupted, Progress
+from ebc_lab.training.ends import OUT_OF_MEMORY, DeviceFailed, Interrupted
 
 LOOK_S = 0.05  # between two looks for `go`
 KINDS["idle"] = "support.idle_run:idle"
@@ -45,8 +45,8 @@ def idle(
     on_progress: Callable[[int], None],
     say: Callable[[str], None],
     retry_oom: bool,
-) -> Progress:
-    """Take `run.steps` steps that do nothing, yielding after each. Raises Interrupted, with a checkpoint
+) -> dict[str, Any]:
+    """Take `run.steps` steps that do nothing. Raises Interrupted, with a checkpoint
     written."""
     files = RunFiles(directory)
     begun = time.monotonic()
@@ -59,7 +59,6 @@ def idle(
                 if should_stop():
                     break
                 on_progress(step)
-                yield
         except MemoryError:
             if retry_oom:
                 raise DeviceFailed(f"{OUT_OF_MEMORY}: it is idle") from None
@@ -69,7 +68,6 @@ def idle(
             write_json(files.checkpoint, {"step": step})
             raise Interrupted
         step += 1
-        yield
     identity = digest(identity_of("idle", run))
     result: dict[str, Any] = {"run_id": run_id, "identity": identity, "outcome": outcome, "steps": step}
     write_checksummed(files.result, {**result, "wall_s": time.monotonic() - begun})

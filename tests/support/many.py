@@ -156,9 +156,8 @@ def _fill(files: RunFiles, like: RunFiles, nth: int, own: dict[str, Any]) -> dic
     return result
 
 
-def taken(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> Iterator[None]:
-    """Stand in for `recorded_run` in a worker: copy the files of a run of the study in $COPIED_FROM."""
-    yield
+def taken(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> dict[str, Any]:
+    """Stand in for `run_and_record` in a worker: copy the files of a run of the study in $COPIED_FROM."""
     spec = read_json(directory / "spec.json")
     source = Study(Path(os.environ["COPIED_FROM"]))
     like = source.run_files(_alike(source.root)[spec["stage"], run.optimizer.name])
@@ -170,7 +169,7 @@ def taken(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> Iterato
 def copying_workers(folder: Path, source: Study) -> Iterator[None]:
     """Workers copy runs of `source` in place of training: a driver has all of its work, they have none."""
     (folder / "site").mkdir(exist_ok=True)
-    change = "def change(module):\n    from support.many import taken\n    module.recorded_run = taken\n"
+    change = "def change(module):\n    from support.many import taken\n    module.run_and_record = taken\n"
     code = CHANGED.format(module="ebc_lab.training.outcome") + change
     (folder / "site" / "sitecustomize.py").write_text(code)
     tests = Path(__file__).parent.parent

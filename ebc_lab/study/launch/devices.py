@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from ebc_lab.config.machine import listing, meant, processes_on
-from ebc_lab.training.turns import OUT_OF_MEMORY, UNUSABLE
+from ebc_lab.training.ends import OUT_OF_MEMORY, UNUSABLE
 
 
 class Devices:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ebc_lab.config.schema import Config
 from ebc_lab.records.spec import RunSpec
-from ebc_lab.training.turns import DeviceFailed, Interrupted
+from ebc_lab.training.ends import DeviceFailed, Interrupted
 
 from ..store.study import Study
 from .pool import CheckIn, WorkersFailed

@@ -31,8 +31,8 @@ from ebc_lab.records.json_files import read_json, write_checksummed
 from ebc_lab.records.locks import is_locked, run_lock
 from ebc_lab.records.paths import RunFiles, SpecRecord
 from ebc_lab.records.streams import Heartbeat, rows_in
+from ebc_lab.training.ends import DeviceFailed, Interrupted
 from ebc_lab.training.nodes import Nodes
-from ebc_lab.training.turns import DeviceFailed, Interrupted, Progress, to_the_end
 
 from ..store import attempts
 from ..store.study import Study
@@ -40,9 +40,9 @@ from .session import GUEST, Session
 
 # Kind of run -> the function that trains it, as "module:function", imported only when such a run is claimed.
 # It is called with (run, directory, run_id, checkpoint_every_s=…, should_stop=…, on_progress=…, say=…,
-# retry_oom=…), writes result.json, and yields between blocks of steps. `train` also takes processes=….
+# retry_oom=…), and writes and returns the result. `train` also takes processes=….
 KINDS = {
-    "train": "ebc_lab.training.outcome:recorded_run",
+    "train": "ebc_lab.training.outcome:run_and_record",
     "overhead": "ebc_lab.bench.pairs:overhead_run",
     "step": "ebc_lab.bench.pairs:step_run",
 }
@@ -58,12 +58,12 @@ CANNOT_WRITE = 74  # from sysexits.h: an input/output error
 DEVICE_FAILED = 75  # a temporary failure
 
 
-def load_function(kind: str) -> Callable[..., Progress]:
+def load_function(kind: str) -> Callable[..., dict[str, Any]]:
     """Return the function that trains a kind of run. Raises UserError for an unknown kind."""
     if kind not in KINDS:
         raise UserError(f"a run of kind {kind!r} is unknown here; the kinds are {any_of(list(KINDS))}.")
     module, _, name = KINDS[kind].partition(":")
-    function: Callable[..., Progress] = getattr(importlib.import_module(module), name)
+    function: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), name)
     return function
 
 
@@ -103,18 +103,16 @@ def train_claimed(
         note("begin", **together, **attempts.surroundings())
         on_claim()
         try:
-            result = to_the_end(
-                train(
-                    run,
-                    files.directory,
-                    run_id,
-                    checkpoint_every_s=checkpoint_every_s,
-                    should_stop=should_stop,
-                    on_progress=Heartbeat(files.progress, run.steps),
-                    say=lambda why: note(attempts.RESTARTED, cause=why),
-                    retry_oom=retry_oom,
-                    **({**together, "nodes": nodes} if together else {}),
-                )
+            result = train(
+                run,
+                files.directory,
+                run_id,
+                checkpoint_every_s=checkpoint_every_s,
+                should_stop=should_stop,
+                on_progress=Heartbeat(files.progress, run.steps),
+                say=lambda why: note(attempts.RESTARTED, cause=why),
+                retry_oom=retry_oom,
+                **({**together, "nodes": nodes} if together else {}),
             )
             note("end", outcome=result["outcome"])
         except Superseded:
