@@ -111,16 +111,9 @@ def held_by_all(bench, workers: int, **launcher) -> list[str]:
 
 
 DIVIDED = {1: ["3g.40gb", "1g.10gb"]}
-SLOW = pytest.mark.slow  # tests/config/test_machine.py has each of them without workers
-ONE_EACH = [
+ONE_EACH = [  # tests/config/test_machine.py has the other ways, without workers
     (8, {}, f"{GPU[6]},{GPU[3][:9]},9", [GPU[6], GPU[3]]),
     (3, DIVIDED, None, [GPU[0], *MIG, GPU[2]]),
-    pytest.param(1, {}, None, GPU[:1], marks=SLOW),
-    pytest.param(2, {}, None, GPU[:2], marks=SLOW),
-    pytest.param(8, {}, None, GPU, marks=SLOW),
-    pytest.param(8, {}, "5,-1,2", GPU[5:6], marks=SLOW),
-    pytest.param(2, DIVIDED, MIG[1], [MIG[1]], marks=SLOW),
-    pytest.param(2, DIVIDED, "1", MIG, marks=SLOW),
 ]
 
 

@@ -17,8 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.called import CLI
-from support.drivers import family, sessions, until, without_timing
+from support.drivers import family, until
 from support.idle import Bench
 
 from ebc_lab.config.compose import compose
@@ -30,7 +29,6 @@ from ebc_lab.study.launch import worker
 from ebc_lab.study.launch.pool import Death, WorkersFailed
 from ebc_lab.study.launch.submit import _sbatch
 from ebc_lab.study.store import attempts
-from ebc_lab.study.store.study import Study
 
 PATIENCE_S = 60
 TESTS = Path(__file__).parents[2]
@@ -154,23 +152,6 @@ def test_no_process_is_left_when_the_driver_goes(tmp_path, how):
     assert "Traceback" not in out
     for log in (tmp_path / "s/runs").glob("*/checkpoint.pt"):
         assert json.loads(log.read_text()) == {"step": 1}, "a worker left no checkpoint"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["kill -9", "Ctrl-C", "kill"])
-def test_no_process_is_left_when_an_autopilot_goes(tiny, tmp_path, how):
-    command = [*CLI, "autopilot", *tiny, "launcher.slots=2", f"output_dir={tmp_path}", "study.name=s"]
-    driver = subprocess.Popen(
-        [*command, "calibrate.steps=20000"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    until(driver, "calibrate: ")
-    processes = watch(family(driver.pid))
-    assert len(processes) >= 2
-    driver.send_signal({"kill -9": signal.SIGKILL, "Ctrl-C": signal.SIGINT, "kill": signal.SIGTERM}[how])
-    out, _ = driver.communicate()
-    assert gone(processes)
-    assert driver.returncode == (-9 if how == "kill -9" else 130), out
-    assert "Traceback" not in out
 
 
 def test_no_process_is_left_when_the_terminal_is_closed(tmp_path):
@@ -308,31 +289,6 @@ def test_workers_that_never_take_a_run_stop_the_study(bench, clean):
     what = "find no run that they can claim" if clean else "die before they take a run"
     with pytest.raises(WorkersFailed, match=rf"workers {what} \(exit code 1\): read the\.log"):
         pool._record_death(death, {}, {})
-
-
-@pytest.mark.slow
-def test_a_study_survives_a_hanging_worker_and_a_killed_one(finished, tiny, tmp_path):
-    command = [*CLI, "autopilot", *tiny, "launcher.slots=1", "launcher.heartbeat_s=8"]
-    driver = subprocess.Popen(
-        [*command, f"output_dir={tmp_path}", "study.name=s"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    study = Study(tmp_path / "s")
-    said = ""
-    for line, sent in (("calibrate: ", signal.SIGSTOP), ("lr_scale: ", signal.SIGKILL)):
-        said += until(driver, line)
-        [session] = sessions(study, "local")
-        [note] = session.notes().values()
-        os.kill(note["pid"], sent)
-    out, _ = driver.communicate()
-    said += out
-    assert driver.returncode == 0, said
-    assert "no sign of life for 8 s; it is killed" in said
-    assert "has lost its worker 0: killed by SIGKILL" in said
-    expected = finished[1].study.root / "summary_final.csv"
-    assert without_timing(study.root / "summary_final.csv") == without_timing(expected)
 
 
 # -- which runs are offered, and to whom ---------------------------------------------------------------------
