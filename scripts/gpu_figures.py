@@ -1,10 +1,9 @@
 """Everything that only a GPU can show, in under eight minutes: python scripts/gpu_figures.py [FILE [NAME …]]
 
-At the paper study's shape (64 x 256 tokens). Prints one JSON, and writes it to FILE: whether graphs and
-packing change results, whether the hot path ever waits, tokens/s of the plain loop and of 1, 2, 4 … packed
-runs, in which kernels a step's time goes, the overhead of EBC's budgets, the share of the matrix peak, and
-the wall time of a whole `paper` autopilot, or how far it got in the time that was left. NAMES choose from
-these, minutes=N is another limit.
+At the paper study's shape (64 x 256 tokens). Prints one JSON, and writes it to FILE: whether graphs change
+results, whether the hot path ever waits, tokens/s of the plain loop, in which kernels a step's time goes,
+the overhead of EBC's budgets, the share of the matrix peak, and the wall time of a whole `paper` autopilot,
+or how far it got in the time that was left. NAMES choose from these, minutes=N is another limit.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from typing import Any
 import torch
 
 from ebc_lab.bench.costs import compute
-from ebc_lab.bench.packing import packing
 from ebc_lab.bench.pairs import paired_overhead, throughput
 from ebc_lab.config.choices import changed
 from ebc_lab.config.compose import compose
@@ -33,7 +31,6 @@ from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.streams import read_columns
 from ebc_lab.training.graphs import StepGraphs
 from ebc_lab.training.run import Training
-from ebc_lab.training.turns import to_the_end
 from ebc_lab.workloads.corpus import locate
 
 MINUTES = 7.5
@@ -52,37 +49,19 @@ def losses(run: RunConfig, folder: Path, graphs: StepGraphs | None = None) -> An
     folder.mkdir(parents=True)
     training = Training(run, folder)
     training.graphs = graphs or training.graphs
-    to_the_end(training.blocks())
+    training.run()
     return read_columns(folder / "steps.csv")["loss"]
 
 
-def packed_losses(runs: list[RunConfig], folder: Path) -> list[Any]:
-    """The same of runs that take turns in this process."""
-    under_way = []
-    for i, run in enumerate(runs):
-        (folder / str(i)).mkdir(parents=True)
-        under_way.append(Training(run, folder / str(i)).blocks())
-    while under_way:
-        under_way = [progress for progress in under_way if next(progress, "done") != "done"]
-    return [read_columns(folder / str(i) / "steps.csv")["loss"] for i in range(len(runs))]
-
-
 def sameness(run: RunConfig, folder: Path) -> dict[str, Any]:
-    """By arm: graphed against eager losses (largest relative difference), packed equal to single or not."""
+    """By arm: graphed against eager losses, the largest relative difference."""
     found = {}
     for name, settings in ARMS.items():
-        runs = [
-            changed(replace(run, steps=150, eval_every=50, evaluate=[], seed=seed), settings)
-            for seed in range(3)
-        ]
+        one = changed(replace(run, steps=150, eval_every=50, evaluate=[]), settings)
         place = folder / name.replace(", ", "_")
-        graphed = [losses(r, place / f"graphed{i}") for i, r in enumerate(runs)]
-        eager = losses(runs[0], place / "eager", StepGraphs(None))
-        packed = packed_losses(runs, place / "packed")
-        found[name] = {
-            "graphed_vs_eager": float(abs(graphed[0] / eager - 1).max()),
-            "packed_equals_single": all(bool((a == b).all()) for a, b in zip(graphed, packed, strict=True)),
-        }
+        graphed = losses(one, place / "graphed")
+        eager = losses(one, place / "eager", StepGraphs(None))
+        found[name] = {"graphed_vs_eager": float(abs(graphed / eager - 1).max())}
     return found
 
 
@@ -183,7 +162,6 @@ def main() -> None:
         measurements: dict[str, Callable[[], Any]] = {
             "results_change": lambda: sameness(run, folder / "same"),
             "the_hot_path_waits": lambda: waits(run, folder / "waits"),
-            "packing": lambda: packing(run),
             "against_the_plain_loop": lambda: throughput(run, 5, 20, lambda text: None),
             "kernels": lambda: kernels(run, folder / "kernels"),
             "overhead": lambda: {

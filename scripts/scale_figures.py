@@ -141,7 +141,7 @@ def idle(folder: Path, runs: int) -> None:
     with many.hurried():
         config, _ = resolve_study(many.config_of(folder, 4, "idle", seeds=1), study, print, force=False)
         specs = many.idle_specs(study, config, runs)
-    launcher = replace(config.launcher, name="local", slots=2, runs_per_worker=1)
+    launcher = replace(config.launcher, name="local", slots=2)
     pool = LocalPool(replace(config, launcher=launcher), study, [], 2, print)
     began, wall = time.process_time(), time.monotonic()
     try:
@@ -160,7 +160,7 @@ def driven(folder: Path, runs: int) -> None:
     alone = folder / "alone"  # without neighbours to take runs from
     shutil.rmtree(alone, ignore_errors=True)
     config = many.config_of(folder, runs, "driven")
-    launcher = replace(config.launcher, name="local", slots=2, runs_per_worker=1)
+    launcher = replace(config.launcher, name="local", slots=2)
     config = replace(config, output_dir=str(alone), launcher=launcher)
     listener = replace(concluding(), expect=expected_left)
     began, wall = time.process_time(), time.monotonic()

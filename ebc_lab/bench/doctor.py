@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ def examine(config: Config, say: Callable[[str], None] = lambda text: None) -> d
     from ebc_lab.components.determinism import engine_in_words
     from ebc_lab.workloads.corpus import locate
 
-    from .packing import packing
     from .speeds import report
 
     problems: list[str] = []
@@ -38,9 +36,6 @@ def examine(config: Config, say: Callable[[str], None] = lambda text: None) -> d
     run.device = chosen_device(run.device)
     try:
         facts["speed"] = report(config, run, say)
-        if run.device == "cuda":
-            dtype = facts["speed"]["study"]["dtype"]
-            facts["packing"] = packing(replace(run, dtype=dtype, threads_per_run=1, compile="off"), say)
     except UserError as error:
         problems.append(str(error))
     say("compiling verity's engine, unless it is there …")

@@ -24,7 +24,6 @@ from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc.options import BUDGETS, LAGGED
 from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.records.paths import RunFiles
-from ebc_lab.training.turns import Progress
 from ebc_lab.workloads.corpus import locate
 
 from .loops import WARM_STEPS, Loop, interval, opened, probes, warm_steps
@@ -133,13 +132,9 @@ def overhead_run(
     run_id: str,
     on_progress: Callable[[int], None] = lambda step: None,
     **hooks: Any,
-) -> Progress:
+) -> dict[str, Any]:
     """The run kind `overhead`: see `_measured_run`."""
-    return (
-        yield from _measured_run(
-            "overhead", lambda: paired_overhead(run, on_progress), run, directory, run_id
-        )
-    )
+    return _measured_run("overhead", lambda: paired_overhead(run, on_progress), run, directory, run_id)
 
 
 def step_run(
@@ -148,16 +143,15 @@ def step_run(
     run_id: str,
     on_progress: Callable[[int], None] = lambda step: None,
     **hooks: Any,
-) -> Progress:
+) -> dict[str, Any]:
     """The run kind `step`, the time of the run's step over that of torch's Adam: see `_measured_run`."""
-    return (yield from _measured_run("step", lambda: step_ratio(run, on_progress), run, directory, run_id))
+    return _measured_run("step", lambda: step_ratio(run, on_progress), run, directory, run_id)
 
 
 def _measured_run(
     kind: str, measure: Callable[[], dict[str, Any]], run: RunConfig, directory: Path, run_id: str
-) -> Progress:
-    """Measure and write `result.json`, a failure too; it never yields, and knows no checkpoint or stop."""
-    yield from ()
+) -> dict[str, Any]:
+    """Measure, write `result.json`, a failure too, and return it. Knows no checkpoint and no stop."""
     files = RunFiles(directory)
     started = time.perf_counter()
     try:

@@ -16,7 +16,6 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ebc_lab.bench.packing import describe as packing_in_words
 from ebc_lab.config.errors import clock, visible
 from ebc_lab.records.columns import BITS
 from ebc_lab.records.decisions import Decision
@@ -646,8 +645,6 @@ def doctor(console: Console, examination: Mapping[str, Any]) -> None:
         tell("corpus", f"{c['name']}: {c['source']}, {text}")
     if "speed" in examination:
         _speed(console, examination["speed"])
-    if "packing" in examination:
-        tell("packing", packing_in_words(examination["packing"]))
     tell("verity", f"engine {examination['verity']}")
     o = examination["output"]
     writable = "writable" if o["writable"] else "NOT writable"

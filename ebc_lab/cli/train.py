@@ -204,7 +204,7 @@ def task(composed: Any) -> float | None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from ebc_lab.training.turns import DeviceFailed, Interrupted
+    from ebc_lab.training.ends import DeviceFailed, Interrupted
 
     set_steps(composed)
     config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
@@ -323,7 +323,7 @@ def _until_done(attempt: Callable[[Callable[[], bool]], dict[str, Any]]) -> dict
     submitit's handlers requeue the job on USR2 (time-out, pre-emption) and ignore TERM: whether a kill or a
     restart follows is up to Slurm, and until then the run continues.
     """
-    from ebc_lab.training.turns import Interrupted
+    from ebc_lab.training.ends import Interrupted
 
     handlers: dict[int, Any] = {
         s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)

@@ -11,7 +11,7 @@ from typing import Any
 from .errors import UserError
 from .fields import UNSET, setting_of
 from .kinds import misfit
-from .schema import KEPT_ELSEWHERE, Config, RunConfig
+from .schema import GONE, KEPT_ELSEWHERE, Config, RunConfig
 
 
 def run_part(config: RunConfig) -> RunConfig:
@@ -65,6 +65,7 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
 
 def _built(cls: type, values: dict[str, Any]) -> Any:
     hints = type_hints(cls)
+    values = {key: value for key, value in values.items() if key not in GONE.get(cls, {})}
     unknown = set(values) - set(hints)
     if unknown:
         raise UserError(

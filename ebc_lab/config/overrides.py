@@ -17,7 +17,7 @@ from .fields import CUSTOM
 from .hints import near_choice, near_setting
 from .own.suites import GROUP, beside_us, chosen_name
 from .parts.tokens import TokensConfig, renamed
-from .schema import Config
+from .schema import GONE, Config
 
 LONGEST = 4000  # characters of an override; longer ones take Hydra's parser seconds
 LONGEST_TOGETHER = 40_000
@@ -53,6 +53,9 @@ def check_overrides(
         if key in known_groups:
             _check_choices(override)
         elif key not in keys and not in_mapping(key):
+            group, _, name = key.partition(".")
+            if instead := GONE.get(keys.get(group, Config), {}).get(name):
+                raise UserError(f"{key} is no setting any more: {instead}.")
             raise UserError(f"{shown(key)} is not a setting{near_setting(key, [*keys, *known_groups])}.")
         parsed[key] = override.value()
     return parsed

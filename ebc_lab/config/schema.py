@@ -674,13 +674,6 @@ class LauncherConfig:
     workers_per_gpu: int = setting(
         1, "workers on each GPU, while slots is 0", "workers", low=1, only=("local", "inline"), high=64
     )
-    runs_per_worker: int = setting(
-        0,
-        "runs that share a worker, as streams on a GPU; 0: measured on a GPU, 1 on a CPU",
-        "runs",
-        low=0,
-        high=1000,
-    )
     processes_per_run: int = setting(
         1,
         "that train one run together (DDP), each on its share of a batch's rows and on its own GPU or cores; "
@@ -751,6 +744,14 @@ class LauncherConfig:
     idle_s: float = setting(
         120.0, "time without work after which a job ends", "s", low=0, only=SLURM, high=SECONDS
     )
+
+
+# settings of earlier versions -> what there is in their place; a study that recorded one is read without it
+GONE: dict[type, dict[str, str]] = {
+    LauncherConfig: {
+        "runs_per_worker": "a worker trains one run at a time; launcher.workers_per_gpu=2 has two on each GPU"
+    }
+}
 
 
 @dataclass

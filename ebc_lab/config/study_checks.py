@@ -191,11 +191,6 @@ def _processes(config: Config, run: RunConfig, *, here: bool, study: bool) -> No
         f"launcher.processes_per_run={together} does not go with the stage circumstances, which compares "
         "bits: leave it at 1.",
     )
-    require(
-        together == 1 or launcher.runs_per_worker <= 1,
-        f"launcher.processes_per_run={together} does not go with launcher.runs_per_worker="
-        f"{launcher.runs_per_worker}: leave that at 1, or at 0.",
-    )
     nodes = launcher.nodes_per_run
     require(
         together % nodes == 0,
@@ -357,10 +352,6 @@ def _final_arms(arms: Sequence[str]) -> None:
 
 def _launcher(launcher: LauncherConfig) -> None:
     """Refuse settings of a launcher that contradict each other."""
-    require(
-        launcher.name != "inline" or launcher.runs_per_worker <= 1,
-        "launcher.runs_per_worker goes with launcher=local or slurm: launcher=inline trains one at a time.",
-    )
     if launcher.name != "slurm":
         return
     require(launcher.slots > 0, "launcher.slots must say how many jobs launcher=slurm may have at a time.")

@@ -43,9 +43,9 @@ def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 def replacing(path: Path) -> Iterator[Path]:
     """A name to write a file under, which replaces the old one at the end. Raises Superseded in the folder of
     a run at which a later attempt has begun (`fence.py`)."""
-    own = fence.folder_of(path)
+    own = fence.attempt_folder(path)
     temporary = (own or path.parent) / f".{path.name}.{os.getpid()}.tmp"
-    with fence.checked(own):
+    with fence.superseded_if_gone(own):
         try:
             yield temporary
             os.replace(temporary, path)

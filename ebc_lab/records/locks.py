@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from .json_files import read_json, write_json
 from .paths import RunFiles, StudyFiles
 
 
-def locked(path: Path) -> bool:
-    """Tell whether a process holds this lock file; changes nothing. Raises UserError where locks do not work.
+def is_locked(path: Path) -> bool:
+    """Tell whether a process holds this lock file, without taking it. Raises UserError where locks fail.
 
     One that another user keeps to himself cannot be asked: it counts as free.
     """
@@ -45,42 +45,33 @@ def locked(path: Path) -> bool:
 
 @contextmanager
 def run_lock(directory: Path) -> Iterator[str | None]:
-    """Try to lock a run's folder for training, and write there from now on in the place of earlier attempts
-    (`fence.py`); yields the token of this one, None if another process has it.
+    """Lock a run's folder for training, and write there from now on in the place of earlier attempts
+    (`fence.py`). Yields the token of this attempt, or None if another process has the run.
 
     The kernel unlocks on death.
     """
-    lock = FileLock(RunFiles(directory).lock, fallback_to_soft=False)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield None
-        return
-    try:
-        token = None
-        with suppress(Superseded):
+    with ExitStack() as held:
+        try:
+            held.enter_context(FileLock(RunFiles(directory).lock, fallback_to_soft=False).acquire(timeout=0))
             token = fence.claim(directory)
-        if token is None:
+        except (Timeout, Superseded):
             yield None
             return
-        try:
-            with fence.within(directory, token):
-                yield token
-        finally:
-            fence.leave(directory, token)
-    finally:
-        lock.release()
+        held.callback(fence.leave, directory, token)
+        held.enter_context(fence.within(directory, token))
+        yield token
 
 
 def take_run_lock_away(directory: Path) -> None:
-    """Let another process train a run whose lock is held by one that is lost: that keeps a lock that nobody
-    asks for, and can write no more once the next attempt has begun."""
+    """Let another process train a run whose lock a lost one holds: what that holds from now on is a lock that
+    nobody asks for, and it can write no more once the next attempt has begun."""
     RunFiles(directory).lock.unlink(missing_ok=True)
 
 
 def study_holder(files: StudyFiles) -> dict[str, Any] | None:
-    """Return which process is running a study now, or None; found without taking the lock or writing."""
-    if not locked(files.driver_lock):
+    """Return which process drives a study now, or None: `pid`, `host` and `since`, or nothing where it has
+    not noted that yet."""
+    if not is_locked(files.driver_lock):
         return None
     try:
         return dict(read_json(files.driver_file, dict[str, Any]))
@@ -90,7 +81,7 @@ def study_holder(files: StudyFiles) -> dict[str, Any] | None:
 
 @contextmanager
 def study_lock(files: StudyFiles) -> Iterator[None]:
-    """Be the only process that runs a study. Raises UserError, naming the other one."""
+    """Be the only process that drives a study. Raises UserError, naming the other one."""
     lock = FileLock(files.driver_lock, fallback_to_soft=False)
     try:
         lock.acquire(timeout=2)  # `study_holder` of another process may have it for a moment

@@ -22,8 +22,8 @@ DIAGNOSES = (
 )  # how the notes end that `ebm diagnose` writes beside a model
 
 
-def meant_by(pattern: str | os.PathLike[str]) -> list[Path]:
-    """The paths that a path or a pattern means, in the order of their names.
+def matching_paths(pattern: str | os.PathLike[str]) -> list[Path]:
+    """Return the paths that a path or a pattern means, in the order of their names.
 
     In every folder on the way, what is called so is found before the name is taken for a pattern: in
     `tokens [v2]/*_train_*.bin` only the file's name is one, if that folder exists.
@@ -31,12 +31,12 @@ def meant_by(pattern: str | os.PathLike[str]) -> list[Path]:
     path = Path(pattern).expanduser()
     found = [Path(path.anchor)]
     for name in path.parts[bool(path.anchor) :]:
-        found = [inside for folder in found for inside in _called(folder, name)]
+        found = [inside for folder in found for inside in _matches_in(folder, name)]
     return sorted(found, key=str)
 
 
-def _called(folder: Path, name: str) -> list[Path]:
-    """What a name or a pattern means in a folder."""
+def _matches_in(folder: Path, name: str) -> list[Path]:
+    """Return what a name or a pattern means in a folder."""
     if os.path.lexists(folder / name):
         return [folder / name]
     if not glob.has_magic(name):

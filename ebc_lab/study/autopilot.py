@@ -26,8 +26,8 @@ from ebc_lab.records.spec import RunSpec
 from ebc_lab.workloads.text import checked_text
 
 from .guards import Breaker, Limits, StageFailed
-from .launch import Pool, opened
-from .launch.pool import PAUSE
+from .launch import Pool, open_pool
+from .launch.pool import PAUSE, slots
 from .launch.rehearse import rehearse
 from .mirror.upload import mirroring, refuse_unusable
 from .resolve import after, check_lengths, resolve_study
@@ -159,7 +159,7 @@ def autopilot(
         with mirroring(config, study, listener.say):
             with (
                 following(config.tracker, study.root, listener.say),
-                opened(config, study, listener.say) as pool,
+                open_pool(config, study, listener.say) as pool,
             ):
                 for stage in stages:
                     call.run_stage(stage, pool)
@@ -298,11 +298,11 @@ class _Call:
         the end."""
         study = self.study
         timed = [s for s in missing if s.kind != "train"]
-        wave = self.limits.admitted([s for s in missing if s.kind == "train"])
+        wave = self.limits.admit([s for s in missing if s.kind == "train"])
         if not wave and len(timed) < len(missing):
             what = f"{len(missing)} run(s) of {stage} are still to be trained"
             raise StageFailed(self.limits.message(what))
-        speculates = bool(wave) and not self.limits.any
+        speculates = bool(wave) and not self.limits.is_set
         wave = wave or timed[:1]  # a measurement of time runs alone
         if stage in study.decisions():  # a deleted run, or one whose name changed with the code
             self.listener.say(
@@ -311,7 +311,7 @@ class _Call:
             )
         self._prepare(wave)
         self.listener.say(f"{stage}: {_wave_in_words(wave, timed, len(runs) - len(missing))}")
-        watched = _Wave(self, stage, runs, wave, pool.at_a_time, speculates=speculates)
+        watched = _Wave(self, stage, runs, wave, slots(self.config), speculates=speculates)
         canary = not watched.breaker.proven and wave[0].kind == "train"
         pool.run(wave, watched.spare, watched.check_in, canary=canary)
 
@@ -367,8 +367,8 @@ class _Wave:
         proven = any(result["outcome"] in FINISHED for result in known.values())
         self.breaker = Breaker(stage, call.study, proven=proven)
 
-    def check_in(self, done: Sequence[str], busy: Sequence[Sequence[str]]) -> list[str]:
-        """`done`: ids of the runs that ended since the last call; `busy`: those of each worker. -> ids of the
+    def check_in(self, done: Sequence[str], busy: Sequence[str]) -> list[str]:
+        """`done`: ids of the runs that ended since the last call; `busy`: that of each worker. -> ids of the
         runs that an idle worker may start on. Raises Cancelled, StageFailed."""
         study = self.call.study
         if study.cancel_mark.exists():
@@ -377,15 +377,15 @@ class _Wave:
         for run_id in done:
             result = study.result(run_id)
             assert result is not None
-            self.call.limits.ended(self.left.pop(run_id), result)
+            self.call.limits.record_end(self.left.pop(run_id), result)
             for why in attempts.restarts(study.run_dir(run_id)):
                 self.call.listener.say(f"{self.progress.stage}: {run_id}: {why}")
             if result["outcome"] not in FINISHED:
                 self.call.listener.say(
                     f"{self.progress.stage}: {run_id} {result['outcome']}: {result.get('cause')}"
                 )
-            self.breaker.saw(run_id, result, len(self.left))
-        self.progress.running = self._running(run_id for run_ids in busy for run_id in run_ids)
+            self.breaker.see(run_id, result, len(self.left))
+        self.progress.running = self._running(busy)
         self._notice_stall()
         self.news |= bool(done)
         if self.news and time.monotonic() >= self.forecast_due:

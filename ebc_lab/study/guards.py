@@ -33,7 +33,7 @@ def cause_class(run_id: str, outcome: str, cause: str | None) -> str:
 
 
 class Breaker:
-    """Stops a stage whose runs fail for the same cause: its first ones, or several in a row later on.
+    """Stops a stage whose runs fail for the same cause: the first ones, or several in a row later on.
 
     `proven`: a run of the stage has finished before.
     """
@@ -45,7 +45,7 @@ class Breaker:
         self.row: list[str] = []  # the latest runs, all of which failed for the same cause
         self.cause = ""
 
-    def saw(self, run_id: str, result: Mapping[str, Any], left: int) -> None:
+    def see(self, run_id: str, result: Mapping[str, Any], left: int) -> None:
         """Note that a run has ended, and `left` others are still to come. Raises StageFailed."""
         if result["outcome"] in FINISHED:
             self.proven = True
@@ -80,10 +80,10 @@ class Limits:
         self._last = time.monotonic()
 
     @property
-    def any(self) -> bool:
+    def is_set(self) -> bool:
         return self.runs_left is not None or self.max_s is not None
 
-    def admitted(self, wave: Sequence[RunSpec]) -> list[RunSpec]:
+    def admit(self, wave: Sequence[RunSpec]) -> list[RunSpec]:
         """Return the longest runs of the wave that fit into what is left. Hours are predicted from the runs
         that this call has finished; before the first, one run alone is admitted."""
         chosen = sorted(wave, key=lambda s: -s.cost)
@@ -102,7 +102,7 @@ class Limits:
             chosen = fitting
         return chosen
 
-    def ended(self, spec: RunSpec, result: Mapping[str, Any]) -> None:
+    def record_end(self, spec: RunSpec, result: Mapping[str, Any]) -> None:
         """Note that a run of this call has ended."""
         if self.runs_left is not None:
             self.runs_left -= 1
@@ -112,8 +112,8 @@ class Limits:
             self.rate = sum(s for s, _ in self._timed) / max(sum(c for _, c in self._timed), 1.0)
 
     def tick(self, busy: int) -> None:
-        """`busy` workers have been training since the last call. Raises StageFailed once the hours are used
-        up."""
+        """Count the time since the last call for each of `busy` workers. Raises StageFailed once the hours
+        are used up."""
         now = time.monotonic()
         self.spent_s += busy * (now - self._last)
         self._last = now
@@ -121,4 +121,5 @@ class Limits:
             raise StageFailed(self.message("the hours of --max-hours are over"))
 
     def message(self, what: str) -> str:
+        """Return that a limit was reached, `what` it stopped, and how to go on."""
         return f"the limit of this call is reached, {what}; the same command continues from here."

@@ -6,21 +6,19 @@ compiling), so that another machine, network or default never retrains what is f
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ebc_lab import __version__
-from ebc_lab.bench.packing import packing
 from ebc_lab.bench.speeds import CHOSEN, Choice, Work, choose_for_study, chosen_by_rule, is_open, job_cores
 from ebc_lab.config.checks import check_run
 from ebc_lab.config.choices import changed, with_size
 from ebc_lab.config.dicts import run_part, study_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import study_environment
-from ebc_lab.config.machine import chosen_device, cores, git_revision, hardware, versions, visible_gpus
+from ebc_lab.config.machine import chosen_device, cores, git_revision, hardware, versions
 from ebc_lab.config.schema import STAGES, Config, RunConfig
 from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.records.spec import RunSpec
@@ -28,8 +26,7 @@ from ebc_lab.workloads.corpus import Corpus
 from ebc_lab.workloads.starts import arms_pinned, pinned
 from ebc_lab.workloads.text import check_length_of, checked_text
 
-from .launch.on_node import choice_on_node, packing_on_node
-from .launch.pool import slots
+from .launch.on_node import choice_on_node
 from .stages.runs import own_text
 from .stages.stage import stage_of
 from .store import index, manifest, own
@@ -284,29 +281,7 @@ def _resolve(
             say(line)
         chosen = {k: choice.why[k] for k in CHOSEN if is_open(config, k)}
         config = choice.apply_to(config)
-    each = config.launcher.runs_per_worker or _runs_per_worker(config, study, say)
-    return replace(config, launcher=replace(config.launcher, runs_per_worker=each)), chosen
-
-
-def _runs_per_worker(config: Config, study: Study, say: Callable[[str], None]) -> int:
-    """Return how many runs a worker trains at a time: as measured on a GPU, fewer where that has several
-    workers; else 1.
-
-    It changes no number, so where it cannot be measured the study continues with 1. Raises Cancelled.
-    """
-    run = run_part(config)
-    name = config.launcher.name
-    if run.device != "cuda" or name == "inline" or config.launcher.processes_per_run > 1:
-        return 1
-    try:
-        if name == "slurm":
-            return int(packing_on_node(config, study, say)["runs_per_worker"])
-        measured = packing(run, say)
-    except UserError as error:
-        say(f"{error} A worker trains one run at a time: launcher.runs_per_worker=… sets another number.")
-        return 1
-    workers_per_gpu = math.ceil(slots(config) / max(1, len(visible_gpus())))
-    return max(1, int(measured["runs_per_worker"]) // workers_per_gpu)
+    return config, chosen
 
 
 def _on_node(config: Config, study: Study, say: Callable[[str], None]) -> Choice:

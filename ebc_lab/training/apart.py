@@ -33,15 +33,15 @@ from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import rows_in
 
+from .ends import DeviceFailed, Interrupted, Say, quiet
 from .nodes import CHILD, Nodes, invite, started
-from .turns import DeviceFailed, Interrupted, Progress, Say, quiet
 
 VARIABLE = "ATEN_CPU_CAPABILITY"
 # how a run ends there
 DONE, INTERRUPTED, REFUSED, UNWRITABLE, DEVICE = "done", "interrupted", "refused", "unwritable", "device"
 SUPERSEDED = "superseded"
 FAILED = "failed"  # of another than the first of several; with its outcome and cause
-LISTEN_S = 0.05  # for what a process says, before another run of this one has its turn
+LISTEN_S = 0.05  # for what a process says, before it is told to stop
 CLOSE_S = 5.0  # for an idle process to end
 
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--local-addr=localhost")
@@ -55,7 +55,7 @@ def wanted(run: RunConfig, processes: int = 1) -> bool:
     return processes > 1 or run.capability not in ("auto", os.environ.get(VARIABLE))
 
 
-def recorded_run(
+def run_and_record(
     run: RunConfig,
     directory: Path,
     run_id: str,
@@ -67,8 +67,8 @@ def recorded_run(
     on_progress: Callable[[int], None] = lambda step: None,
     say: Say = quiet,
     corpus_warning: str | None = None,
-) -> Progress:
-    """`outcome.recorded_run` in a process of the run's own, or in several; it yields while that trains.
+) -> dict[str, Any]:
+    """Do as `outcome.run_and_record` in a process of the run's own, or in several, and return the result.
 
     Raises UserError where this CPU lacks the run's instructions, or several processes would train another
     run than one, and what that function raises.
@@ -99,7 +99,6 @@ def recorded_run(
             if end is None and not was_told and should_stop():
                 was_told = True
                 process.tell(stop=True)
-            yield
     finally:
         if end is not None and process.serves_again(end):
             idle.append(process)

@@ -20,8 +20,8 @@ from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import Mark
 from ebc_lab.records.weights import ARCHIVE, About, sealed, unsealed
 
+from .ends import Say
 from .process import OwnRandomness
-from .turns import Say
 
 AGAIN = "delete it, and the run starts from its first step"
 

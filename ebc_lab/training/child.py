@@ -28,10 +28,10 @@ from ebc_lab.records.fence import Superseded
 from ebc_lab.records.files import STORAGE_ERRORS
 
 from .apart import DEVICE, DONE, FAILED, INTERRUPTED, REFUSED, SUPERSEDED, UNWRITABLE
+from .ends import DeviceFailed, Interrupted
 from .outcome import cause_of, is_device_failure, is_oom, is_own_fault, run_and_record
 from .ranks import Ranks, count_here, joined, lost_another
 from .run import Training
-from .turns import DeviceFailed, Interrupted
 
 IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 

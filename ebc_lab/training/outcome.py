@@ -21,10 +21,10 @@ from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import rows_in
 
 from . import apart
+from .ends import OUT_OF_MEMORY, UNUSABLE, DeviceFailed, Interrupted, Say, quiet
 from .nodes import Nodes
 from .ranks import ALONE, Ranks, lost_another
 from .run import Training
-from .turns import UNUSABLE, DeviceFailed, Interrupted, Progress, Say, quiet, to_the_end
 
 OOM = (MemoryError, torch.OutOfMemoryError)
 OOM_WORDS = (
@@ -38,12 +38,7 @@ DEVICE_WORDS = ("CUDA error", "CUDNN_STATUS_INTERNAL_ERROR", *UNUSABLE)
 OWN_FAULT = ("device-side assert", "illegal memory access", "misaligned address")
 
 
-def run_and_record(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> dict[str, Any]:
-    """`recorded_run` without yielding to other runs."""
-    return to_the_end(recorded_run(run, directory, run_id, **hooks))
-
-
-def recorded_run(
+def run_and_record(
     run: RunConfig,
     directory: Path,
     run_id: str,
@@ -53,14 +48,16 @@ def recorded_run(
     ranks: Ranks = ALONE,
     say: Say = quiet,
     corpus_warning: str | None = None,
+    retry_oom: bool = False,
     **hooks: Any,
-) -> Progress:
-    """Train one run to an outcome and write its result.json; if that is already there, return it as it is.
+) -> dict[str, Any]:
+    """Train one run to an outcome, write its result.json and return the result; if there is one already,
+    return that as it is.
 
-    A generator that yields between blocks of steps, so that one process can train several runs in turn.
-    `say` goes to `Training`, `hooks` to its `blocks`. A crash is the run's outcome, its traceback in log.txt.
+    `say` goes to `Training`, `hooks` to its `run`. A crash is the run's outcome, its traceback in log.txt.
     So many `processes` train it together, on several `nodes`; `ranks`: this is the first. `corpus_warning` is
-    for log and result.
+    for log and result. `retry_oom`: memory that runs out is no outcome of a run of one process, but a failure
+    of the GPU, of which something else may have taken it.
 
     Raises:
         Interrupted: it was asked to stop; its checkpoint is written.
@@ -74,7 +71,7 @@ def recorded_run(
         return _earlier_result(files, name)
     if ranks.count == 1 and apart.wanted(run, processes):
         hooks |= {"processes": processes, "nodes": nodes, "say": say, "corpus_warning": corpus_warning}
-        return (yield from apart.recorded_run(run, directory, run_id, **hooks))
+        return apart.run_and_record(run, directory, run_id, **hooks)
     directory.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     _log(files, f"{run_id} begins or resumes", *_about(run, ranks, corpus_warning))
@@ -87,17 +84,19 @@ def recorded_run(
     try:
         training = Training(run, directory, told, ranks)
         _log(files, *training.numerics.log_lines())
-        result = yield from training.blocks(**hooks)
+        result = training.run(**hooks)
     except (Interrupted, KeyboardInterrupt, UserError):
         raise
     except Exception as error:
         broken = _breaks_device(error, files)
+        if retry_oom and is_oom(error):
+            raise DeviceFailed(f"{OUT_OF_MEMORY}: {cause_of(error)}") from error
         lost = {"outcome": "oom" if is_oom(error) else "failed", "cause": cause_of(error)}
         result = {**lost, "steps": rows_in(files.steps), "wall_s": time.perf_counter() - started}
     warned = {"corpus_warning": corpus_warning} if corpus_warning else {}
     result = {"run_id": run_id, "identity": name, **warned, **result}
     _record(result, files)
-    if broken:  # no other run can be trained in this process any more
+    if broken:  # this process can train no other run
         raise DeviceFailed(result["cause"])
     return result
 

@@ -39,12 +39,12 @@ from ebc_lab.workloads.losses import evaluate
 from ebc_lab.workloads.starts import about_of, placed
 
 from . import checkpoint, divergence, result
+from .ends import Interrupted, Say, quiet
 from .graphs import StepGraphs, why_eager
 from .pending import Packed, PendingSteps, Values
 from .process import OwnRandomness, forward_of, set_up_torch
 from .ranks import ALONE, Ranks
 from .recording import Recording, Unrecorded, recorded
-from .turns import Interrupted, Progress, Say, quiet, to_the_end
 
 FLUSH_STEPS = 50  # steps between flushes of the streams, so that a reader can follow
 BLOCK_STEPS = {"cpu": 1, "cuda": 50}  # steps between two readings of what the device has computed
@@ -76,7 +76,7 @@ class Training:
         self.identity = digest(identity(run))
         set_up_torch(run)
         device = torch.device(run.device)
-        # each run of a process works on its own stream, so that several share the GPU
+        # of its own: steps are captured on it
         self.stream = torch.cuda.Stream() if run.device == "cuda" else None
         with self._on_stream():
             numerics = numerics_of(run)
@@ -217,18 +217,14 @@ class Training:
 
     # -- the loop --------------------------------------------------------------------------------------------
 
-    def run(self, **hooks: Any) -> dict[str, Any]:
-        """Train to the end and return the result; `hooks` are those of `blocks`."""
-        return to_the_end(self.blocks(**hooks))
-
-    def blocks(
+    def run(
         self,
         *,
         checkpoint_every_s: float = math.inf,
         should_stop: Callable[[], bool] = lambda: False,
         on_progress: Callable[[int], None] = lambda step: None,
-    ) -> Progress:
-        """Train to the end, yielding where another run may continue; the generator's value is the result.
+    ) -> dict[str, Any]:
+        """Train to the end and return the result.
 
         Raises Interrupted, with a checkpoint written, once `should_stop()` is true.
         """
@@ -247,8 +243,6 @@ class Training:
                 started = time.perf_counter()
                 begin = self.step
                 self.take_steps(run.eval_every - begin % run.eval_every)
-                if self.stream is not None:
-                    yield  # while the device works on the block, another run can give it more
                 cause = self.record_steps()
                 now = time.perf_counter()
                 self.train_s += now - started
@@ -268,8 +262,6 @@ class Training:
                     saved = now
                 if stop:
                     raise Interrupted
-                if self.stream is None:
-                    yield
             return self._finish(cause, ended, alive) | {"wall_s": before + time.perf_counter() - begun}
         finally:
             self.recording.close()

@@ -39,7 +39,6 @@ from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
 from ebc_lab.ebc.options import BUDGETS
 from ebc_lab.records.json_files import read_json
-from ebc_lab.training.turns import to_the_end
 from ebc_lab.workloads import gpt
 from ebc_lab.workloads.corpus import locate
 from ebc_lab.workloads.losses import token_losses
@@ -242,7 +241,7 @@ def test_a_step_is_measured_in_turns_with_adams_and_recorded(shape, tmp_path, mo
 
     monkeypatch.setattr(Loop, "recorded_steps", steps)
     run = changed(shape, {"optimizer": {"name": "muon", "lr": 0.25}, "stabilizer": {"name": stabilizer}})
-    to_the_end(step_run(run, tmp_path, "x"))
+    step_run(run, tmp_path, "x")
     result = read_json(tmp_path / "result.json")
     low, high = result["step_ratio_iqr"]
     assert result["outcome"] == "completed"
@@ -266,7 +265,7 @@ def test_a_measurement_shows_that_it_goes_on_after_every_block(shape, tmp_path, 
         monkeypatch.setattr(Loop, name, noted)
     run = changed(shape, {"stabilizer": {"name": "ebc"}, "budget": {"name": "surrogate"}})
     block = interval(run)
-    to_the_end(measurement(run, tmp_path, "x", on_progress=lambda step: course.append(("told", step))))
+    measurement(run, tmp_path, "x", on_progress=lambda step: course.append(("told", step)))
     blocks, told = course[::2], course[1::2]
     assert {kind for kind, _ in told} == {"told"}
     assert "told" not in {kind for kind, _ in blocks}
@@ -279,7 +278,7 @@ def test_a_measurement_shows_that_it_goes_on_after_every_block(shape, tmp_path, 
 
 def test_a_failed_measurement_is_recorded_as_failed(shape, tmp_path):
     unknown = replace(shape, optimizer=replace(shape.optimizer, name="nothing"))
-    to_the_end(overhead_run(unknown, tmp_path, "x"))
+    overhead_run(unknown, tmp_path, "x")
     assert read_json(tmp_path / "result.json")["outcome"] == "failed"
     assert "KeyError" in (tmp_path / "log.txt").read_text()
 

@@ -17,8 +17,8 @@ from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import read_columns
+from ebc_lab.training.ends import Interrupted
 from ebc_lab.training.outcome import run_and_record
-from ebc_lab.training.turns import Interrupted
 
 ALERT = {"step": 20, "cause": "load_max", "figure": 0.7, "threshold": 0.6, "verdict": "alert"}
 ALERT["recommendation"] = "raise ebm.balance: one expert takes most places"

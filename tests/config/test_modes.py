@@ -179,7 +179,6 @@ def test_what_several_processes_can_train_together_is_accepted(setting):
         ),
         (["budget.probe_sequences=3"], "must divide budget.probe_sequences=3"),
         (["audit_tokens=33", "model.context=16"], "must divide the 3 row"),
-        (["launcher.runs_per_worker=2"], "launcher.runs_per_worker=2: leave that at 1"),
         (["launcher=slurm", "launcher.cpus_per_task=1"], "needs launcher.cpus_per_task >= 2, not 1"),
     ],
 )

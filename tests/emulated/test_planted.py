@@ -1,7 +1,5 @@
 """Faults planted in the lab itself: a trial on the emulated device notices each of them."""
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 from support.emulated.arms import ARMS
@@ -29,12 +27,7 @@ def test_a_checkpoint_that_forgets_the_random_numbers_of_the_gpu(monkeypatch, tr
         OwnRandomness, "load_state_dict", lambda self, state: restore(self, {**state, "cuda_rng": None})
     )
     found = tried("plain, dropout")
-    assert (found.graphed, found.resumed, found.packed) == (True, False, True)
-
-
-def test_runs_that_share_their_random_numbers(monkeypatch, tried):
-    monkeypatch.setattr(OwnRandomness, "drawn", lambda self: nullcontext())
-    assert not tried("plain, dropout").packed
+    assert (found.graphed, found.resumed) == (True, False)
 
 
 def test_a_number_that_python_counts_within_a_captured_step(monkeypatch, tried):

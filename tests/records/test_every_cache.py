@@ -6,14 +6,14 @@ Only what takes long is replaced: the other process, the compiler, Slurm.
 import ast
 import hashlib
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import house
 import pytest
 
-from ebc_lab.bench import packing, speeds, step_timer
+from ebc_lab.bench import speeds, step_timer
 from ebc_lab.bench.speeds import Choice
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import from_dict, run_part
@@ -37,14 +37,6 @@ def compile_cost(config, study):
     return speeds.compile_cost(run_part(config))
 
 
-def packed(config, study):
-    return packing.packing(replace(run_part(config), device="cuda"))
-
-
-def packed_on_node(config, study):
-    return on_node.packing_on_node(config, study, lambda text: None)
-
-
 def byte_pairs(config, study):
     text = Path(config.data.file).read_text()
     corpus = Corpus("path", "words", config.data.file, text, hashlib.sha256(text.encode()).hexdigest())
@@ -54,8 +46,6 @@ def byte_pairs(config, study):
 KEPT = {  # the function that makes the cache -> what asks it, then measures
     "ebc_lab.bench.speeds.rate_caches": rates,
     "ebc_lab.bench.speeds.compile_cache": compile_cost,
-    "ebc_lab.bench.packing.packing_cache": packed,
-    "ebc_lab.study.launch.on_node.packing_on_node": packed_on_node,
     "ebc_lab.workloads.tokens._byte_pairs_of": byte_pairs,
 }
 
@@ -65,32 +55,26 @@ def measured(monkeypatch, tmp_path):
     """What was measured so far, here and in little time."""
     found = []
 
-    def packing_of(run):
-        return packing.measure_packing(replace(run, device="cpu"), counts=(1, 2), steps=3)
-
     def run_module(name, request, env=None, timeout_s=None):
-        if name == "packing":
-            found.append(packing_of(from_dict(RunConfig, request)))
-        elif "cases" in request:
+        if "cases" in request:
             found.append([1e3 / (n + 3) for n in range(len(request["cases"]))])
         else:
             found.append(step_timer.compiling(from_dict(RunConfig, request["run"])))
         return json.loads(json.dumps(found[-1]))
 
-    def submitted(config, folder, name, commands):
+    def submit_jobs(config, folder, name, commands):
         (asked,) = commands
         run = from_dict(RunConfig, json.loads(asked.run))
         choice = Choice(run.dtype, 1, "off", {"dtype": "as given"}, (1, 1, run.dtype, 3.5))
-        found.append(packing_of(run) if asked.module == "packing" else asdict(choice))
-        write_json(Path(asked.out), found[-1])
+        found.append(asdict(choice))
+        write_json(Path(asked.found), found[-1])
         return [SimpleNamespace(job_id="1", paths=SimpleNamespace(stdout="log"))]
 
     learn = tokens._learned
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(step_timer, "forward_of", lambda model, run: model)
     monkeypatch.setattr(speeds, "run_module", run_module)
-    monkeypatch.setattr(packing, "run_module", run_module)
-    monkeypatch.setattr(on_node, "submitted", submitted)
+    monkeypatch.setattr(on_node, "submit_jobs", submit_jobs)
     monkeypatch.setattr(tokens, "_learned", lambda *asked: found.append(learn(*asked)) or found[-1])
     return found
 

@@ -90,7 +90,7 @@ def test_an_error_that_has_another_cause_stays_what_it_is(run):
             write_atomic(run.models / "step_3.pt", b"")
         with pytest.raises(OSError, match="disk"), atomic_writer(run.checkpoint):
             raise OSError("disk full")
-        assert not list(fence.folder_of(run.checkpoint).iterdir())
+        assert not list(fence.attempt_folder(run.checkpoint).iterdir())
 
 
 def test_a_lock_that_was_taken_away_lets_another_claim_and_does_not_come_back(run):

@@ -38,34 +38,34 @@ def breaker(tmp_path):
 
 def test_two_first_runs_that_fail_alike_stop_a_stage(breaker):
     b = breaker(False)
-    b.saw("a", bad(), 5)
+    b.see("a", bad(), 5)
     with pytest.raises(
         StageFailed, match=r"its first 2 runs all failed with 'RuntimeError: no kernel'.*log\.txt"
     ):
-        b.saw("b", bad(), 4)
+        b.see("b", bad(), 4)
 
 
 def test_later_on_it_takes_three_in_a_row_that_differ_in_numbers_only(breaker):
     b = breaker(True)
     for i in range(2):
-        b.saw(f"r{i}", bad(f"OutOfMemoryError: tried to allocate {i + 3}.{i} MiB at 0x7f{i}", "oom"), 9)
-    b.saw("ok", GOOD, 8)
+        b.see(f"r{i}", bad(f"OutOfMemoryError: tried to allocate {i + 3}.{i} MiB at 0x7f{i}", "oom"), 9)
+    b.see("ok", GOOD, 8)
     for i in range(2):
-        b.saw(f"s{i}", bad(f"OutOfMemoryError: tried to allocate {i + 3}.{i} MiB at 0x7f{i}", "oom"), 7)
-    b.saw("other", bad("ValueError: something else"), 6)
+        b.see(f"s{i}", bad(f"OutOfMemoryError: tried to allocate {i + 3}.{i} MiB at 0x7f{i}", "oom"), 7)
+    b.see("other", bad("ValueError: something else"), 6)
     for i in range(2):
-        b.saw(f"t{i}", bad(f"loss {i}"), 5)
+        b.see(f"t{i}", bad(f"loss {i}"), 5)
     with pytest.raises(StageFailed, match="its last 3 runs"):
-        b.saw("t2", bad("loss 2"), 1)
+        b.see("t2", bad("loss 2"), 1)
 
 
 def test_a_failure_of_the_last_run_stops_nothing_and_divergence_is_no_failure(breaker):
     b = breaker(False)
-    b.saw("a", bad(), 1)
-    b.saw("b", bad(), 0)
+    b.see("a", bad(), 1)
+    b.see("b", bad(), 0)
     b = breaker(False)
     for i in range(9):
-        b.saw(f"d{i}", {"outcome": "diverged", "cause": "the loss is nan at step 3"}, 9 - i)
+        b.see(f"d{i}", {"outcome": "diverged", "cause": "the loss is nan at step 3"}, 9 - i)
 
 
 def test_causes_are_told_apart_by_their_words_and_outcome():
@@ -85,14 +85,14 @@ def sweep_runs(resolved):
 def test_hours_are_foretold_from_finished_runs_and_never_exceeded(resolved):
     specs = sweep_runs(resolved)
     limits = Limits(max_hours=10 / 3600)
-    assert len(limits.admitted(specs)) == 1, "one run alone, to learn from"
+    assert len(limits.admit(specs)) == 1, "one run alone, to learn from"
     limits.spent_s = 4.0
-    limits.ended(specs[0], {"outcome": "completed", "steps": specs[0].run.steps, "wall_s": 4.0})
+    limits.record_end(specs[0], {"outcome": "completed", "steps": specs[0].run.steps, "wall_s": 4.0})
     assert (
-        limits.admitted(specs[1:]) == sorted(specs[1:], key=lambda s: -s.cost)[:1]
+        limits.admit(specs[1:]) == sorted(specs[1:], key=lambda s: -s.cost)[:1]
     )  # 4 s are spent, 4 fit, 8 do not
     limits.spent_s = 9.0
-    assert limits.admitted(specs[2:]) == []
+    assert limits.admit(specs[2:]) == []
     limits.spent_s = 10.0
     with pytest.raises(StageFailed, match=r"--max-hours.*the same command continues"):
         limits.tick(1)
@@ -101,7 +101,7 @@ def test_hours_are_foretold_from_finished_runs_and_never_exceeded(resolved):
 def test_a_run_cut_short_teaches_the_rate_of_what_it_did(resolved):
     spec = sweep_runs(resolved)[0]
     limits = Limits(max_hours=1)
-    limits.ended(spec, {"outcome": "diverged", "steps": spec.run.steps / 2, "wall_s": 3.0})
+    limits.record_end(spec, {"outcome": "diverged", "steps": spec.run.steps / 2, "wall_s": 3.0})
     assert limits.rate * spec.cost == pytest.approx(6.0)
 
 

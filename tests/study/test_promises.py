@@ -23,12 +23,12 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.report.conclude import concluding
 from ebc_lab.study.autopilot import autopilot
 from ebc_lab.study.inspect.status import status
-from ebc_lab.study.launch import opened
+from ebc_lab.study.launch import open_pool
 from ebc_lab.study.stages.stage import planned_runs
 from ebc_lab.study.store.study import Study, settings_of
 from ebc_lab.study.store.verify import verify
+from ebc_lab.training.ends import Interrupted
 from ebc_lab.training.run import Training
-from ebc_lab.training.turns import Interrupted
 
 JUMPING = """
 import random, time
@@ -268,7 +268,7 @@ def test_a_study_of_a_gpu_is_refused_where_there_is_none_but_not_for_jobs_elsewh
         compose(["scale=smoke", "device=cuda"])
     with (
         pytest.raises(UserError, match="nvidia-smi is not on PATH"),
-        opened(replace(resolved, device="cuda"), Study(tmp_path)),
+        open_pool(replace(resolved, device="cuda"), Study(tmp_path)),
     ):
         pass  # begun on a GPU, continued without one
     assert compose(["scale=smoke", "device=cuda", "launcher=slurm"]).device == "cuda"

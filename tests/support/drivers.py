@@ -56,7 +56,7 @@ def until_true(condition: Callable[[], object], within_s: float = 120.0) -> Any:
 # `change(module)` is called
 CHANGED = """
 import sys
-if {{"ebc_lab.study.launch.worker", "ebc_lab.training.child"}} & set(sys.orig_argv):
+if any(name in " ".join(sys.orig_argv) for name in ("ebc_lab.study.launch.worker", "ebc_lab.training.child")):
     import importlib.abc, importlib.util
 
     class Finder(importlib.abc.MetaPathFinder):
@@ -92,22 +92,22 @@ HOLDING = """
 import os, select
 
 def change(module):
-    train = module.recorded_run
+    train = module.run_and_record
 
-    def held(run, directory, run_id, **hooks):
-        progress = train(run, directory, run_id, **hooks)
-        for _ in range({blocks}):
-            try:
-                yield next(progress)
-            except StopIteration as end:
-                return end.value
-        while not os.path.exists(directory / "go") and not os.path.exists({go!r}):
-            select.select([], [], [], 0.01)
-            hooks["on_progress"]({blocks})
-            yield
-        return (yield from progress)
+    def held(run, directory, run_id, *, on_progress, **hooks):
+        steps = set()
 
-    module.recorded_run = held
+        def report(step):
+            on_progress(step)
+            steps.add(step)
+            go = [directory / "go", {go!r}]
+            while len(steps) == {blocks} + 1 and not any(os.path.exists(file) for file in go):
+                select.select([], [], [], 0.01)
+                on_progress(step)
+
+        return train(run, directory, run_id, on_progress=report, **hooks)
+
+    module.run_and_record = held
 """
 
 
@@ -130,7 +130,7 @@ def struck_once(
 
 def held_at_first(folder: Path, blocks: int = 1) -> str:
     """A PYTHONPATH under which every run that a worker trains stays after its first block of steps, or so
-    many, letting others take theirs, until a file `go` appears in its folder, or in `folder`.
+    many, and a checkpoint of it, until a file `go` appears in its folder, or in `folder`.
     """
     change = HOLDING.format(blocks=blocks, go=str(folder / "go"))
     return _changed(folder, "ebc_lab.training.outcome", change)

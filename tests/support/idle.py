@@ -5,17 +5,25 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from support import idle_run
 from support.drivers import sessions
 
 from ebc_lab.config.compose import compose
 from ebc_lab.records.spec import RunSpec
-from ebc_lab.study.launch import opened
+from ebc_lab.study.launch import command, open_pool
 from ebc_lab.study.launch.local import LocalPool
 from ebc_lab.study.resolve import resolve_study
 from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Study
 
+TESTS = Path(idle_run.__file__).parents[1]
+# workers that know the kind `idle`, wherever they are started from this process
+command.WORKER = (
+    "-c",
+    f"import sys; sys.path.insert(0, {str(TESTS)!r}); import support.idle_run; "
+    "from ebc_lab.study.launch.worker import main; main()",
+)
 # nothing is left to be measured, so nothing of this imports torch
 RESOLVED = ["scale=smoke", "data=pydoc", "device=cpu", "dtype=float32", "threads_per_run=1", "compile=off"]
 
@@ -38,7 +46,7 @@ class Bench:
         return spec
 
     def idle(self, count: int, steps: int = 5, **plan) -> list[RunSpec]:
-        """`count` idle runs; with `at=` and `do=` each misbehaves so (see ebc_lab/study/launch/idle.py)."""
+        """`count` idle runs; with `at=` and `do=` each misbehaves so (see idle_run.py)."""
         specs = [self.spec(steps=steps, seed=seed) for seed in range(5, 5 + count)]
         for spec in specs if plan else []:
             (self.study.run_dir(spec.run_id) / "idle.json").write_text(json.dumps(plan))
@@ -50,8 +58,7 @@ class Bench:
             (self.study.run_dir(spec.run_id) / "go").touch()
 
     def pool(self, slots: int = 1, gpus: tuple[str, ...] = (), **launcher) -> LocalPool:
-        settings = {"runs_per_worker": 1, **launcher}
-        changed = replace(self.config.launcher, name="local", slots=slots, **settings)
+        changed = replace(self.config.launcher, name="local", slots=slots, **launcher)
         config = replace(self.config, launcher=changed)
         self.pools.append(LocalPool(config, self.study, list(gpus), slots, self.said.append))
         return self.pools[-1]
@@ -87,7 +94,7 @@ def drive(out: Path, device: str = "cpu", slots: int = 2) -> None:
     """Drive two workers that hold a run each, for as long as nobody ends this process."""
     bench = Bench(out)
     specs = bench.idle(2, at=1, do="hold")
-    settings = {"name": "local", "slots": slots, "runs_per_worker": 1, "checkpoint_every_s": 0.0}
+    settings = {"name": "local", "slots": slots, "checkpoint_every_s": 0.0}
     launcher = replace(bench.config.launcher, **settings)
     config = replace(bench.config, device=device, launcher=launcher)
 
@@ -95,7 +102,7 @@ def drive(out: Path, device: str = "cpu", slots: int = 2) -> None:
         if len(busy) == 2:
             print("both are held", flush=True)
 
-    with bench.study.held(), opened(config, bench.study, print) as pool:
+    with bench.study.held(), open_pool(config, bench.study, print) as pool:
         pool.run(specs, [], check_in, canary=False)
 
 

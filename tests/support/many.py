@@ -137,7 +137,7 @@ def copied(study: Study, spec: RunSpec, source: Study, nth: int) -> None:
     at = datetime(2026, 1, 1, tzinfo=UTC) + nth * timedelta(seconds=2)  # one after the other
     end = at + timedelta(seconds=1)
     for event, when in (("begin", at), ("end", end)):
-        line = {"at": when.isoformat(), "event": event, "host": "here", "pid": 1, "beside": 0}
+        line = {"at": when.isoformat(), "event": event, "host": "here", "pid": 1}
         with files.attempts.open("a") as log:
             log.write(json.dumps(line) + "\n")
     _fill(
@@ -156,9 +156,8 @@ def _fill(files: RunFiles, like: RunFiles, nth: int, own: dict[str, Any]) -> dic
     return result
 
 
-def taken(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> Iterator[None]:
-    """Stand in for `recorded_run` in a worker: copy the files of a run of the study in $COPIED_FROM."""
-    yield
+def taken(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> dict[str, Any]:
+    """Stand in for `run_and_record` in a worker: copy the files of a run of the study in $COPIED_FROM."""
     spec = read_json(directory / "spec.json")
     source = Study(Path(os.environ["COPIED_FROM"]))
     like = source.run_files(_alike(source.root)[spec["stage"], run.optimizer.name])
@@ -170,7 +169,7 @@ def taken(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> Iterato
 def copying_workers(folder: Path, source: Study) -> Iterator[None]:
     """Workers copy runs of `source` in place of training: a driver has all of its work, they have none."""
     (folder / "site").mkdir(exist_ok=True)
-    change = "def change(module):\n    from support.many import taken\n    module.recorded_run = taken\n"
+    change = "def change(module):\n    from support.many import taken\n    module.run_and_record = taken\n"
     code = CHANGED.format(module="ebc_lab.training.outcome") + change
     (folder / "site" / "sitecustomize.py").write_text(code)
     tests = Path(__file__).parent.parent
@@ -193,7 +192,7 @@ def _alike(root: Path) -> dict[tuple[str, str], str]:
 
 
 def idle_specs(study: Study, config: Config, count: int, steps: int = 1) -> list[RunSpec]:
-    """Plan `count` runs that train nothing."""
+    """Plan `count` runs that train nothing, for workers that `support.idle` has made able to."""
     first = stage_of("lr_sweep").runs(config, {}, {})[0]
     runs = (replace(first.run, seed=seed, steps=steps) for seed in range(count))
     specs = [replace(first, kind="idle", run=run) for run in runs]

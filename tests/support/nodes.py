@@ -164,8 +164,8 @@ class NodesStudy:
         found = []
         for session in sessions(self.study, "slurm"):
             for name, note in session.notes().items():
-                if note.get("run_ids") and state_of(note["pid"]) not in (None, "T"):
-                    found.append(At(note["host"], name, note["pid"], tuple(note["run_ids"])))
+                if note.get("run_id") and state_of(note["pid"]) not in (None, "T"):
+                    found.append(At(note["host"], name, note["pid"], (note["run_id"],)))
         return sorted(found, key=lambda at: at.node)
 
     def on(self, node: str) -> At | None:

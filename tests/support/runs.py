@@ -14,9 +14,9 @@ import pytest
 from ebc_lab.config.choices import changed
 from ebc_lab.config.dicts import to_dict
 from ebc_lab.study.stages.rules import TIMING
+from ebc_lab.training.ends import Interrupted
 from ebc_lab.training.outcome import run_and_record
 from ebc_lab.training.run import Training
-from ebc_lab.training.turns import Interrupted
 from ebc_lab.workloads.corpus import locate
 
 

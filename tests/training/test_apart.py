@@ -12,8 +12,8 @@ from support.runs import assert_over, killed_in_mid_run, plain
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.streams import read_columns
 from ebc_lab.training import apart
+from ebc_lab.training.ends import Interrupted
 from ebc_lab.training.outcome import run_and_record
-from ebc_lab.training.turns import Interrupted
 
 # as `support.runs.TRAIN`, by a process that has another one train
 TOLD = """

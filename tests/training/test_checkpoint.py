@@ -12,9 +12,9 @@ from support.runs import ebc, made, untimed
 
 from ebc_lab.config.choices import changed
 from ebc_lab.config.errors import UserError
+from ebc_lab.training.ends import Interrupted
 from ebc_lab.training.outcome import run_and_record
 from ebc_lab.training.run import Training
-from ebc_lab.training.turns import Interrupted
 
 
 @pytest.mark.parametrize(

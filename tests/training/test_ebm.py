@@ -25,9 +25,9 @@ from ebc_lab.config.choices import changed
 from ebc_lab.config.identity import with_derived_settings as choices_resolved
 from ebc_lab.ebc.options import BUDGETS
 from ebc_lab.records.streams import read_columns
+from ebc_lab.training.ends import Interrupted
 from ebc_lab.training.outcome import run_and_record
 from ebc_lab.training.run import Training
-from ebc_lab.training.turns import Interrupted
 
 RIVALS = [name for name in STABILIZERS if name not in ("ebc", "gen", "cdat")]  # these two are refused
 LIMITS = {name: (name, "tracked") for name in RIVALS} | {b: ("ebc", b) for b in BUDGETS}
@@ -169,13 +169,17 @@ from ebc_lab.training.run import Training
 run = from_dict(RunConfig, json.loads(sys.argv[1]))
 training = Training(run, Path(sys.argv[2]))
 print("at", training.step, flush=True)
-progress = training.blocks()
-for step in range(1, 20):
-    next(progress)
+
+
+def look(step):
     if step == 13:
         training.save_checkpoint()
-print("now", flush=True)
-sys.stdin.read()
+    if step == 19:
+        print("now", flush=True)
+        sys.stdin.read()
+
+
+training.run(on_progress=look)
 """
 
 

@@ -16,8 +16,8 @@ from ebc_lab.config.identity import digest, identity
 from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.training import outcome as outcome_module
 from ebc_lab.training import run as run_module
+from ebc_lab.training.ends import DeviceFailed
 from ebc_lab.training.outcome import run_and_record
-from ebc_lab.training.turns import DeviceFailed
 
 
 def test_an_edited_result_is_refused_with_the_remedy(run, tmp_path):

@@ -14,9 +14,9 @@ from ebc_lab.records.streams import read_columns
 from ebc_lab.study.launch.worker import execute
 from ebc_lab.study.stages.runs import spec_of
 from ebc_lab.study.store.study import Study
+from ebc_lab.training.ends import Interrupted
 from ebc_lab.training.outcome import run_and_record
 from ebc_lab.training.run import Training
-from ebc_lab.training.turns import Interrupted
 
 PARTS = """
 import torch

@@ -23,9 +23,9 @@ from ebc_lab.config.choices import changed
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.streams import read_columns
 from ebc_lab.training import apart
+from ebc_lab.training.ends import DeviceFailed, Interrupted
 from ebc_lab.training.outcome import run_and_record
 from ebc_lab.training.ranks import Ranks
-from ebc_lab.training.turns import DeviceFailed, Interrupted
 
 # Two halves of a batch are added up in another order, which changes a float32 sum by some 1e-7; this grows
 # with every step by the sensitivity of training, to 1e-5 in 30 steps here. A row that is left out, or a KL

@@ -32,7 +32,7 @@ from ebc_lab.records.figures import RunResult
 from ebc_lab.records.paths import WEIGHTS
 from ebc_lab.records.spec import RunSpec
 
-from ..launch.pool import at_a_time, slots
+from ..launch.pool import slots
 from ..stages.rules import Undecidable, val_loss
 from ..stages.runs import distinct
 from ..stages.stage import ResultsOf, Scenario, Stage, stage_of
@@ -164,7 +164,7 @@ def expected_left(config: Config, known: ResultsOf, under_way: Mapping[str, floa
         "done": len(specs) - len(left),
         "left": len(left),
         "steps": sum(s.run.steps * open_share[s.run_id] for s in left),
-        "seconds": max(longest, sum(work) / at_a_time(config)) if pace else None,
+        "seconds": max(longest, sum(work) / slots(config)) if pace else None,
         "stages": training_runs(stages),
     }
 
@@ -200,7 +200,7 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
     records = snapshot.sound_records() if snapshot else []
     changed = changes(config, header, snapshot.index) if header and snapshot else []
     config = adopt(config, header) if header else config
-    placed = _placed(with_corpus_of_neighbours(config, study), header)
+    placed = _placed(with_corpus_of_neighbours(config, study))
     speed: Choice | None = None
     with suppress(NotMeasured):
         speed = choose_for_study(placed, work=expected_work, measure=False)
@@ -232,7 +232,7 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
         "launcher": config.launcher.name,
         "dtype": named.dtype if speed else config.dtype,
         "threads_per_run": named.threads_per_run if speed else config.threads_per_run,
-        "slots": at_a_time(named),
+        "slots": slots(named),
         "begun": header is not None,
         "changed": describe(changed, requested(config), edited(config, header or {})),
         "beyond_sensible": beyond_sensible(config),
@@ -242,11 +242,8 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
     }
 
 
-def _placed(config: Config, header: Mapping[str, Any] | None) -> Config:
-    """Return the configuration with a device, a corpus and a number of runs per worker, as far as they are
-    known."""
-    begun_with = header["config"]["launcher"].get("runs_per_worker", 1) if header else 1
-    runs_per_worker = config.launcher.runs_per_worker or begun_with
+def _placed(config: Config) -> Config:
+    """Return the configuration with a device and a corpus, as far as they are known."""
     start = InitConfig.from_run(config)
     if start.name == "run":
         start = replace(start, sha256=start.sha256 or OPEN, text_sha256=start.text_sha256 or OPEN)
@@ -255,7 +252,6 @@ def _placed(config: Config, header: Mapping[str, Any] | None) -> Config:
         device=chosen_device(config.device),
         data=replace(config.data, sha256=config.data.sha256 or OPEN),
         tokens=replace(config.tokens, sha256=config.tokens.sha256 or OPEN),
-        launcher=replace(config.launcher, runs_per_worker=runs_per_worker),
     )
 
 
@@ -303,7 +299,7 @@ def _seconds(
     left: Sequence[RunSpec], config: Config, rate: Pace | None, speed: Choice | None
 ) -> float | None:
     if rate is not None:
-        return sum(map(rate.seconds, left)) / at_a_time(config)
+        return sum(map(rate.seconds, left)) / slots(config)
     if speed is not None and speed.rate is not None:
         steps_per_s = speed.rate[-1]  # on a CPU here, of all slots together
         alone = config.device == "cuda" or config.launcher.name == "slurm"

@@ -20,7 +20,7 @@ from ebc_lab.config.hints import STUDY_DECIDES
 from ebc_lab.config.overrides import in_mapping
 from ebc_lab.config.own.entry_points import offered
 from ebc_lab.config.own.names import own_name
-from ebc_lab.config.schema import ArmConfig, Config, LauncherConfig, RunConfig
+from ebc_lab.config.schema import GONE, ArmConfig, Config, LauncherConfig, RunConfig
 
 from ..store.changes import requested as asked_for
 from ..store.neighbours import seeds_taken
@@ -212,7 +212,8 @@ def _here(study: Study, header: StudyHeader, requested: Mapping[str, Any]) -> st
         return None
     launcher = flat({"launcher": header["config"]["launcher"]})
     default = flat({"launcher": to_dict(LauncherConfig())})
-    settings = {k: v for k, v in launcher.items() if default.get(k) != v and k != "launcher.runs_per_worker"}
+    gone = {f"launcher.{name}" for name in GONE[LauncherConfig]}
+    settings = {k: v for k, v in launcher.items() if default.get(k) != v and k not in gone}
     words = [f"{k.removesuffix('.name')}={override_value(v)}" for k, v in settings.items()]
     if str(study.root.parent) != Config.output_dir:
         words.append(f"output_dir={override_value(str(study.root.parent.resolve()))}")

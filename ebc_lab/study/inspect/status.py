@@ -15,13 +15,13 @@ from ebc_lab.config.identity import digest, study_environment
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.json_files import read_json
-from ebc_lab.records.locks import locked
+from ebc_lab.records.locks import is_locked
 from ebc_lab.records.paths import SpecRecord
 from ebc_lab.records.spec import RunSpec
 
 from ..guards import cause_class
 from ..launch import queue as queue_module
-from ..launch.pool import at_a_time
+from ..launch.pool import slots
 from ..launch.session import sessions_in
 from ..so_far import SoFar, open_stage, outlook, so_far
 from ..stages.stage import stage_of
@@ -67,7 +67,7 @@ def _lasts(study: Study, answer: Mapping[str, Any], runs: Index) -> bool:
     if answer["continue"] and not study.noted_command():
         return False
     open_runs = (study.run_files(r.run_id) for r in runs.records if not r.brief.outcome)
-    return not any(locked(run.lock) for run in open_runs)
+    return not any(is_locked(run.lock) for run in open_runs)
 
 
 def _of_still(study: Study, runs: Index) -> str:
@@ -256,8 +256,9 @@ def joined(study: Study) -> list[dict[str, Any]]:
     for session in sessions_in(study):
         notes = session.notes()
         for worker in sorted(session.guests(notes)):
-            about = {key: notes[worker].get(key) for key in ("host", "run_ids")}
-            workers.append({"worker": worker, **about})
+            run_id = notes[worker].get("run_id")
+            host = notes[worker].get("host")
+            workers.append({"worker": worker, "host": host, "run_ids": [run_id] if run_id else []})
     return workers
 
 
@@ -308,4 +309,4 @@ class _Ahead:
         done = self.results(expected)
         part = {r["run_id"]: r["progress"].get("step", 0) / r["steps"] for r in runs if r["progress"]}
         left = sum(rate.seconds(s) * (1 - part.get(s.run_id, 0.0)) for s in expected if s.run_id not in done)
-        return float(left / at_a_time(self.snapshot.config))
+        return float(left / slots(self.snapshot.config))

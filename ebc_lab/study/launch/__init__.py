@@ -17,8 +17,9 @@ Pool = InlinePool | WorkerPool
 
 
 @contextmanager
-def opened(config: Config, study: Study, say: Say = lambda text: None) -> Iterator[Pool]:
-    """The pool that `config.launcher` names; closed on exit, or left if the driver was interrupted."""
+def open_pool(config: Config, study: Study, say: Say = lambda text: None) -> Iterator[Pool]:
+    """Open the pool that `config.launcher` names, and close it on exit, or leave it if the driver was
+    interrupted. Raises UserError where this machine lacks the device."""
     pool: Pool
     if config.device == "cuda" and config.launcher.name != "slurm":
         require_gpu()  # a study begun on one may be continued where there is none

@@ -23,10 +23,11 @@ POLL_S = 0.2
 
 
 def cancel(study: Study, say: Say) -> dict[str, Any]:
-    """End the driver, its workers and its Slurm jobs; runs in progress are recorded as `cancelled`.
+    """End the driver, its workers and its Slurm jobs, and record the runs in progress as `cancelled`.
 
-    The command that began the study continues them from their checkpoints. Raises UserError: no study, a
-    driver that does not respond, a queue that cannot be read.
+    Returns what was ended: `study`, `driver` (None without one), `jobs` (how many) and `runs` (their ids).
+    The command that began the study continues the runs from their checkpoints. Raises UserError where there
+    is no study, its driver does not respond, or the queue cannot be read.
     """
     study.header()
     study.must_be_ours()
@@ -64,7 +65,7 @@ def cancel(study: Study, say: Say) -> dict[str, Any]:
 
 
 def _record_cancelled(study: Study) -> list[str]:
-    """Give every run that was begun and has no result the outcome `cancelled`. -> their ids."""
+    """Give every run that was begun and has no result the outcome `cancelled`, and return their ids."""
     runs = []
     for files in study.all_runs():
         if files.attempts.exists() and not files.result.exists() and _cancel_run(study, files):
@@ -81,10 +82,9 @@ def _identity(files: RunFiles) -> str | None:
 
 
 def _cancel_run(study: Study, files: RunFiles) -> bool:
-    """Record one run as cancelled, unless it has a result; waits for a worker that is writing its last
-    checkpoint.
+    """Record one run as cancelled, and tell whether it had no result yet.
 
-    Raises UserError when the worker does not let go.
+    Waits for a worker that is still writing a checkpoint. Raises UserError when that does not let go.
     """
     directory = files.directory
     deadline = time.monotonic() + GRACE_S + DRIVER_S / 2

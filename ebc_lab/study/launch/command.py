@@ -1,4 +1,4 @@
-"""The command and the environment that a worker process is started with."""
+"""The process and the environment that a worker is started with: on this machine, and in a Slurm job."""
 
 from __future__ import annotations
 
@@ -11,69 +11,68 @@ from pathlib import Path
 from typing import Any
 
 from ebc_lab.config.schema import Config
-from ebc_lab.records.json_files import write_json
 from ebc_lab.training import nodes
 
 from .session import Session
 
-WORKER_NICENESS = 5
+WORKER = ("-m", "ebc_lab.study.launch.worker")  # what Python is given to be one
 SCRUBBED = ("SLURM_", "PMI_", "PMIX_", "SUBMITIT_")  # variables of an enclosing job
 
 
-class WorkerCommand:
-    """What submitit runs: one worker in a subprocess and an environment of its own."""
+def start_worker(
+    session: Session, name: str, env: Mapping[str, str], places: Sequence[str] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a worker on this machine, whose output goes to its log, and return its process.
 
-    def __init__(self, session: str, worker: str | None, env: Mapping[str, str], places: Sequence[str] = ()):
-        """`places`: what only one worker at a time may hold, of whichever driver."""
+    It has a process group of its own: Ctrl-C reaches only its driver, whose freed lock makes it end with a
+    checkpoint. `places`: what only one worker at a time may hold, of whichever driver.
+    """
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(SCRUBBED)}
+    with open(session.log_path(name), "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, *WORKER, str(session.root), name, *places],
+            env={**inherited, **env},
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+class SlurmWorker:
+    """What submitit runs in a Slurm job: one worker in a process and an environment of its own."""
+
+    def __init__(self, session: str, env: Mapping[str, str]):
         self.session = session
-        self.worker = worker
-        self.places = places
         self.env = dict(env)
+        self.command = (*WORKER, session)
         self.process: subprocess.Popen[bytes] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "process": None}
 
-    def __call__(self) -> int:
+    def __call__(self) -> None:
         import submitit
 
-        local = self.worker is not None
-        node = 0 if local else submitit.JobEnvironment().global_rank
-        name = self.worker or submitit.JobEnvironment().job_id
-        drop = SCRUBBED if local else ("SUBMITIT_",)
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(drop)}
-        nodes_file = Session(Path(self.session)).nodes_file(name)
-        if node > 0:
-            nodes.serve(nodes_file, node, {**inherited, **self.env})
-            return 0
-        command = [sys.executable, "-m", "ebc_lab.study.launch.worker", self.session, name, *self.places]
-        # on this machine: a process group of its own, so that Ctrl-C reaches only the driver, whose freed
-        # lock makes the worker end with a checkpoint. In a Slurm job: the job's group, so that Slurm finds it
-        prepare = _be_a_worker if local else _ignore_usr2
+        job = submitit.JobEnvironment()
+        session = Session(Path(self.session))
+        nodes_file = session.nodes_file(job.job_id)
+        env = {k: v for k, v in os.environ.items() if not k.startswith("SUBMITIT_")} | self.env
+        if job.global_rank > 0:
+            nodes.serve(nodes_file, job.global_rank, env)
+            return
         self.process = subprocess.Popen(
-            command,
-            env={**inherited, **self.env},
-            start_new_session=local,
-            preexec_fn=prepare,
+            [sys.executable, *self.command, job.job_id],
+            env=env,
+            preexec_fn=_ignore_usr2,
             stdin=subprocess.DEVNULL,
         )
-        Session(Path(self.session)).note_process(name, self.process.pid)
-        if local:
-            for sig in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(sig, lambda number, _: self._tell(number))
         code = self.process.wait()
-        write_json(Path(self.session) / f"exit-{name}.json", {"code": code}, durable=False)
+        session.note_exit(job.job_id, code)
         if nodes_file.exists():
             nodes.dismiss(nodes_file)
-        if code and not local:
-            raise RuntimeError(
-                f"the worker ended with exit code {code}"
-            )  # Slurm then counts the job as failed
-        return code
-
-    def _tell(self, number: int) -> None:
-        if self.process is not None:
-            self.process.send_signal(number)
+        if code:  # Slurm then counts the job as failed
+            raise RuntimeError(f"the worker ended with exit code {code}")
 
     def checkpoint(self) -> Any:
         """submitit calls this in its signal handler, before a time-out or on preemption, and requeues the
@@ -81,17 +80,10 @@ class WorkerCommand:
         import submitit
 
         if self.process is not None:
-            self._tell(signal.SIGINT)
+            self.process.send_signal(signal.SIGINT)
             # not `process.wait()`: the one in `__call__` holds Popen's lock
             os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
-        return submitit.helpers.DelayedSubmission(WorkerCommand(self.session, self.worker, self.env))
-
-
-def _be_a_worker() -> None:
-    """Lower its priority, so that `status` and other commands answer quickly while workers train; and hear
-    SIGINT, which its parent blocks."""
-    os.nice(WORKER_NICENESS)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        return submitit.helpers.DelayedSubmission(self)
 
 
 def _ignore_usr2() -> None:

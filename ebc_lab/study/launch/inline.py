@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from ebc_lab.config.schema import Config
 from ebc_lab.records.spec import RunSpec
-from ebc_lab.training.turns import DeviceFailed, Interrupted
+from ebc_lab.training.ends import DeviceFailed, Interrupted
 
-from ..store import attempts
 from ..store.study import Study
 from .pool import CheckIn, WorkersFailed
+from .silence import Signs, release_if_silent
 
 
 class InlinePool:
@@ -21,15 +21,14 @@ class InlinePool:
     def __init__(self, config: Config, study: Study):
         self.config = config
         self.study = study
-        self.at_a_time = 1
 
     def run(
         self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn, *, canary: bool
     ) -> None:
-        from .worker import POLL_S, execute
+        from .worker import POLL_S, train_claimed
 
         asked: list[int] = []
-        silence = attempts.Silence()
+        signs = Signs()
         signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         previous = {s: signal.signal(s, lambda number, _: asked.append(number)) for s in signals}
         try:
@@ -39,7 +38,7 @@ class InlinePool:
                 check_in([], [])
                 try:
                     while not files.result.exists():
-                        trained = execute(
+                        trained = train_claimed(
                             self.study,
                             spec.run_id,
                             processes=self.config.launcher.processes_per_run,
@@ -49,7 +48,7 @@ class InlinePool:
                         if not trained:  # a worker of a dead driver still holds it
                             if asked:
                                 raise KeyboardInterrupt
-                            silence.ended(self.study, spec.run_id, self.config.launcher)
+                            release_if_silent(self.study, spec.run_id, self.config.launcher, signs)
                             check_in([], [])
                             time.sleep(POLL_S)
                 except Interrupted:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.study_checks import lacking_for
 
 from ..store.study import Study, settings_of
-from .command import WorkerCommand
+from .command import start_worker
 from .pool import code_here
 from .session import GUEST, Session, sessions_in
 
@@ -29,10 +30,10 @@ LOOK_S = 0.5  # between two looks for a session
 
 
 def join(study: Study, wait_s: float, say: Say) -> int:
-    """Work on a study until it is finished, or nobody has run it for `wait_s` seconds. -> exit code: 0, or
-    the worker's where it failed.
+    """Work on a study until it is finished, or nobody has driven it for `wait_s` seconds, and return the exit
+    code: 0, or the worker's where that failed.
 
-    Raises UserError: nobody runs it, or with other code than is here.
+    Raises UserError where nobody drives it, or with other code than is installed here.
     """
     joined = 0
     since = time.monotonic()
@@ -55,7 +56,7 @@ def join(study: Study, wait_s: float, say: Say) -> int:
 
 
 def session_folder(path: Path) -> Study | None:
-    """Return the study of a session's folder, if it is one."""
+    """Return the study whose session this folder is, or None where it is no session's."""
     inside = (path / "session.json").exists()
     return Study(path.resolve().parent.parent) if inside else None
 
@@ -75,8 +76,8 @@ def _nobody(study: Study) -> str:
 
 
 def _work(session: Session, say: Say) -> int:
-    """Be one of the session's workers. -> 0 if it was told to end, or nothing is left; else its exit code.
-    Raises UserError."""
+    """Be one of the session's workers until that ends, and return its exit code. Raises UserError where this
+    machine cannot do the study's work."""
     about = session.about()
     _refuse_other_code(about["code"])
     if about.get("device") == "cuda":
@@ -86,10 +87,17 @@ def _work(session: Session, say: Say) -> int:
         raise UserError(sentence)
     name = f"{GUEST}{os.uname().nodename[:40]}-{os.getpid()}-{secrets.token_hex(3)}"
     say(f"joining {study.root} as {name}")
-    command = WorkerCommand(str(session.root), name, about.get("env", {}), [f"{session.root.name}/{name}"])
-    code = command()
-    if code == 0 and session.root.exists():
-        session.forget(name)
+    place = f"{session.root.name}/{name}"  # by which the driver sees that it is there
+    worker = start_worker(session, name, about.get("env", {}), [place])
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: worker.send_signal(number))
+    code = worker.wait()
+    if session.root.exists():
+        session.note_exit(name, code)
+        if code == 0:
+            session.forget(name)
+        else:
+            say(f"the worker ended with exit code {code}: read {session.log_path(name)}")
     return code
 
 

@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import read_json, write_json
@@ -55,14 +55,14 @@ class LauncherRecord(TypedDict):
 
 
 class QueueRecord(TypedDict):
-    """The last answer of Slurm, and when that was: job key -> state and reason."""
+    """What queue.json holds: Slurm's last answer, job key -> state and reason, and when it came."""
 
     at: float
     jobs: dict[str, list[str]]
 
 
 class QueueUnavailable(Exception):
-    """Slurm did not answer; says what it said."""
+    """Slurm did not answer; the message is what it said."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,13 @@ def _run_slurm(*command: str) -> str:
 
 
 def jobs_named(name: str) -> dict[str, Job]:
-    """Job key (`<array>_<task>`) -> job, for all with this name that Slurm still knows. Raises
+    """Return job key (`<array>_<task>`) -> job, of all jobs with this name that Slurm still knows. Raises
     QueueUnavailable."""
     return parse_squeue(_run_slurm(*squeue_command(), f"--name={name}"))
 
 
 def squeue_command() -> list[str]:
-    """Return the command whose output `parse_squeue` reads: all of this user's jobs that Slurm still
-    knows."""
+    """Return the command that lists all of this user's jobs that Slurm still knows, for `parse_squeue`."""
     return [
         "squeue",
         "--noheader",
@@ -115,8 +114,8 @@ def squeue_command() -> list[str]:
 
 
 def parse_squeue(text: str) -> dict[str, Job]:
-    """Job key -> job, from the output of `squeue_command`, in which Slurm's warnings and a site's notices may
-    stand as well."""
+    """Return job key -> job, from the output of `squeue_command`; Slurm's warnings and a site's notices in it
+    are left out."""
     jobs = {}
     for line in text.splitlines():
         if job := JOB_LINE.fullmatch(line.strip()):
@@ -136,8 +135,7 @@ def scancel_one(key: str) -> None:
 
 
 def job_name(session: Session) -> str:
-    """Return the name of a session's jobs: the study, and a token of the session that no other job can
-    have."""
+    """Return the name of a session's jobs: the study's, and a token of the session that no other job has."""
     study = Path(session.about()["study"]).name
     return f"ebc-{study[:40]}-{session.root.name.removeprefix('session-')}"
 
@@ -149,13 +147,13 @@ def remember(study: Study, session: Session) -> None:
 
 
 def forget(study: Study) -> None:
-    """No job of the study is left."""
+    """Note that no job of the study is left."""
     study.launcher_file.unlink(missing_ok=True)
 
 
 def session_of(study: Study) -> Session | None:
-    """Return where the study's jobs and their driver communicate; None without jobs. Raises UserError if it
-    is out of reach."""
+    """Return where the study's jobs and their driver communicate, or None without jobs. Raises UserError
+    where that folder is out of reach."""
     path = study.launcher_file
     if not path.exists():
         return None
@@ -165,20 +163,15 @@ def session_of(study: Study) -> Session | None:
     if not (session.root / "session.json").exists():
         raise UserError(
             f"the Slurm jobs of study {study.name}, named {known['name']}, were started on {known['host']} "
-            f"with "
-            f"the state folder {session.root}, which does not exist here: go there, or set XDG_STATE_HOME "
-            f"as it "
-            f"was then; once `squeue --name={known['name']}` shows none, delete {path}."
+            f"with the state folder {session.root}, which does not exist here: go there, or set "
+            f"XDG_STATE_HOME as it was then; once `squeue --name={known['name']}` shows none, delete {path}."
         )
     return session
 
 
 def cached_jobs(session: Session, every_s: float) -> dict[str, Job]:
-    """Return `jobs_named`, at most once every `every_s` over all processes: the last answer is kept in the
-    session.
-
-    Raises QueueUnavailable.
-    """
+    """Return a session's jobs, asking Slurm at most once every `every_s` seconds over all processes: its last
+    answer is kept in the session. Raises QueueUnavailable."""
     path = session.root / "queue.json"
     try:
         last = read_json(path, QueueRecord)
@@ -197,13 +190,13 @@ def cached_jobs(session: Session, every_s: float) -> dict[str, Job]:
 
 
 def stop_jobs(session: Session) -> tuple[int, list[str]]:
-    """Stop a session's jobs and wait until they are gone: first by asking the workers, then with scancel.
+    """Stop a session's jobs and wait until they are gone: ask the workers first, then cancel.
 
-    -> how many there were, and the keys of those that Slurm still shows after minutes. Raises
+    Returns how many there were, and the keys of those that Slurm still shows after minutes. Raises
     QueueUnavailable.
     """
     name = job_name(session)
-    session.publish([], closed=True, stop=True)
+    session.publish([], stop=True)
     first = _live(name)
     if not first:
         return 0, []
@@ -220,5 +213,6 @@ def stop_jobs(session: Session) -> tuple[int, list[str]]:
     return len(first), []
 
 
-def _live(name: str) -> dict[str, Any]:
+def _live(name: str) -> dict[str, str]:
+    """Return key -> state of the jobs of this name that are not over."""
     return {key: job.state for key, job in jobs_named(name).items() if job.live}

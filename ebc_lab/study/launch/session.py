@@ -1,9 +1,9 @@
 """Where a driver and its workers communicate: a private folder outside the study, read and written as JSON.
 
-`session.json` says where the study is and how workers behave, `tasks.json` which runs to train, in order,
-`worker-<name>.json` which of them each worker is on. The folder lies in the user's state directory with mode
-0700, because submitit keeps pickles beside; results never travel through it. With `launcher.join` it lies in
-the study's folder, without the pickles, where workers of other machines find it.
+`session.json` says where the study is and how workers behave, `tasks.json` which runs to train, in order, and
+`worker-<name>.json` which of them a worker is on. Results never travel through it. The folder lies in the
+user's state directory with mode 0700, because submitit's pickles are beside it; with `launcher.join`, which
+is not for Slurm, it lies in the study's folder, where workers of other machines find it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from typing import Any, NotRequired, TypedDict
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.files import stamp_of
 from ebc_lab.records.json_files import read_json, write_json
-from ebc_lab.records.locks import locked
+from ebc_lab.records.locks import is_locked
 
 from ..store.study import Study
 
 GUEST = "guest-"  # how the names of workers begin that no driver started
-CLEAN = "it ended with exit code 0"
 
 
 def state_dir(study: Study, launcher: str) -> Path:
@@ -56,7 +55,7 @@ class SessionRecord(TypedDict):
     beat_s: float
     processes_per_run: int
     nodes_per_run: NotRequired[int]
-    runs_per_worker: int
+    several_gpus: bool
     code: dict[str, Any]
     device: NotRequired[str]  # of a session that can be joined, like `env`
     env: NotRequired[dict[str, str]]
@@ -65,13 +64,9 @@ class SessionRecord(TypedDict):
 class Tasks(TypedDict):
     """What tasks.json holds: see `Session.publish`."""
 
-    closed: bool
-    stop: bool
-    slots: int
-    alone: list[str]
-    barred: dict[str, list[str]]
-    retired: list[str]
     runs: list[str]
+    barred: dict[str, list[str]]
+    stop: bool
 
 
 class ProcessRecord(TypedDict):
@@ -84,7 +79,7 @@ class ProcessRecord(TypedDict):
 class Note(TypedDict, total=False):
     """What a worker says of itself in worker-<name>.json, beside what it sees of the machine."""
 
-    run_ids: list[str]
+    run_id: str | None
     ran: int
     started: bool
     beat: float
@@ -92,11 +87,10 @@ class Note(TypedDict, total=False):
     cause: str
     device_failed: bool
     error: str
-    guilty: list[str]
 
 
 class Session:
-    """One such folder."""
+    """The folder of one driver and its workers."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -106,8 +100,8 @@ class Session:
 
     @classmethod
     def begin(cls, study: Study, launcher: str, *, shared: bool = False, **about: Any) -> Session:
-        """Return a new session, replacing any that an earlier driver left behind. `shared`: in the study's
-        own folder, for workers that see no other."""
+        """Make a session and return it, in the place of those that earlier drivers left behind. `shared`: in
+        the study's own folder, for workers that see no other."""
         state = study.sessions if shared else state_dir(study, launcher)
         state.mkdir(exist_ok=True)
         for old in state.glob(
@@ -127,26 +121,20 @@ class Session:
     # -- the driver's side -----------------------------------------------------------------------------------
 
     def publish(
-        self,
-        runs: Sequence[str],
-        *,
-        alone: Sequence[str] = (),
-        barred: Mapping[str, Sequence[str]] | None = None,
-        retired: Sequence[str] = (),
-        slots: int = 1,
-        closed: bool = False,
-        stop: bool = False,
+        self, runs: Sequence[str], *, barred: Mapping[str, Sequence[str]] | None = None, stop: bool = False
     ) -> None:
-        """What `slots` workers are to train. `alone`: runs that may not share a worker; `barred`: by run, the
-        workers that leave it to others; `retired`: workers that are to take no more; `closed`: no more will
-        come; `stop`: stop the runs in progress, with a checkpoint each."""
-        about = {"closed": closed, "stop": stop, "slots": slots, "alone": list(alone), "runs": list(runs)}
-        about |= {"barred": dict(barred or {}), "retired": list(retired)}
-        write_json(self.root / "tasks.json", about, durable=False)
+        """Tell the workers what is to be trained, in this order. `barred`: by run that a GPU has failed
+        under, the workers that leave it to others; `stop`: stop the runs in progress, with a checkpoint
+        each, and end."""
+        write_json(
+            self.root / "tasks.json",
+            {"runs": list(runs), "barred": dict(barred or {}), "stop": stop},
+            durable=False,
+        )
 
     def notes(self) -> dict[str, dict[str, Any]]:
-        """Worker -> its last note: `run_ids` (runs in progress), `ran` (how many it has begun, these
-        included) …"""
+        """Return worker -> its last note: `run_id` (of the run in progress), `ran` (how many it has begun,
+        this one included) …"""
         out = {}
         for path in self.root.glob("worker-*.json"):
             try:
@@ -157,7 +145,7 @@ class Session:
 
     def guests(self, notes: Mapping[str, Mapping[str, Any]]) -> list[str]:
         """Return the workers that joined from elsewhere and are there, each under the lock that it holds."""
-        return [w for w in notes if w.startswith(GUEST) and locked(self.root / f"{w}.lock")]
+        return [w for w in notes if w.startswith(GUEST) and is_locked(self.root / f"{w}.lock")]
 
     def forget(self, worker: str) -> None:
         (self.root / f"worker-{worker}.json").unlink(missing_ok=True)
@@ -165,8 +153,8 @@ class Session:
     # -- a worker's side -------------------------------------------------------------------------------------
 
     def tasks(self) -> dict[str, Any] | None:
-        """None while it cannot be read: gone, or on NFS briefly stale. The file that was read last is not
-        read again: of thousands of runs that takes longer than many a run."""
+        """Return what is to be trained, the same object until the driver publishes again; None while it
+        cannot be read: gone, or on NFS briefly stale."""
         path = self.root / "tasks.json"
         try:
             which = stamp_of(path.stat())
@@ -176,22 +164,29 @@ class Session:
         except (OSError, UserError):
             return None
 
-    def note_process(self, worker: str, pid: int) -> None:
-        """Note the process that a worker is now: another one than before where Slurm starts its job again."""
-        about: ProcessRecord = {"pid": pid, "host": os.uname().nodename}
-        write_json(self.process_file(worker), about, durable=False)
+    def note_process(self, worker: str, host: str, pid: int) -> None:
+        """Note which process a worker is: another one than before where Slurm starts its job again."""
+        about: ProcessRecord = {"pid": pid, "host": host}
+        write_json(self._process_file(worker), about, durable=False)
+
+    def note_exit(self, worker: str, code: int) -> None:
+        """Note how a worker has ended, for a driver that did not start it."""
+        write_json(self.root / f"exit-{worker}.json", {"code": code}, durable=False)
 
     def process(self, worker: str) -> tuple[str, int] | None:
         """Return host and process id of a worker; None where they are not noted, or cannot be read."""
         try:
-            noted = read_json(self.process_file(worker), ProcessRecord)
+            noted = read_json(self._process_file(worker), ProcessRecord)
             return noted["host"], noted["pid"]
         except (OSError, UserError, KeyError):
             return None
 
-    def process_file(self, worker: str) -> Path:
-        """Return what says which process a worker is."""
+    def _process_file(self, worker: str) -> Path:
         return self.root / f"process-{worker}.json"
+
+    def log_path(self, worker: str) -> Path:
+        """Return where the output of a worker goes that a process of this machine started."""
+        return self.root / f"{worker}.log"
 
     def nodes_file(self, worker: str) -> Path:
         """Return what the other nodes of a worker's job read."""
@@ -202,23 +197,27 @@ class Session:
 
 
 def sessions_in(study: Study) -> list[Session]:
-    """Return the sessions in a study's folder whose driver is there: one, or none."""
+    """Return the sessions in a study's folder whose driver lives: one, or none."""
     there = [Session(path.parent) for path in study.sessions.glob("session-*/session.json")]
-    return [session for session in there if locked(session.lock_path)]
+    return [session for session in there if is_locked(session.lock_path)]
 
 
 def exit_cause(session: Session, worker: str) -> str:
-    """Return how a worker process ended, in words; empty if its parent did not live to record it."""
+    """Return how a worker ended that another process started, in words; empty if that did not live to note
+    it."""
     try:
-        code = read_json(session.root / f"exit-{worker}.json", dict[str, int])["code"]
+        return describe_exit(read_json(session.root / f"exit-{worker}.json", dict[str, int])["code"])
     except (OSError, UserError, KeyError):
         return ""
+
+
+def describe_exit(code: int) -> str:
+    """Return what the exit code of a process says, as Popen has it."""
     if code >= 0:
-        return CLEAN if code == 0 else f"it ended with exit code {code}"
+        return f"it ended with exit code {code}"
     try:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    return f"killed by {name}" + (
-        " (as the system does when memory runs out)" if -code == signal.SIGKILL else ""
-    )
+    hint = " (as the system does when memory runs out)" if -code == signal.SIGKILL else ""
+    return f"killed by {name}{hint}"

@@ -16,15 +16,16 @@ from ebc_lab.config.schema import Config
 
 from ..store.study import Study
 from . import queue
-from .command import WorkerCommand, worker_env
+from .command import SlurmWorker, worker_env
 from .pool import Death, Say, WorkerPool, WorkersFailed, worker_settings
 from .queue import ENDING, Job, QueueUnavailable, job_name
 from .session import Session, exit_cause
-from .submit import REFUSALS, submitted
+from .silence import Signs
+from .submit import REFUSALS, submit_jobs
 
 POLL_S = 0.5
 GONE_S = (
-    60.0  # until a job that the queue no longer shows counts as gone, and one that stays COMPLETING as ended
+    60.0  # until a job that the queue does not show counts as gone, and one that stays COMPLETING as ended
 )
 
 
@@ -43,8 +44,8 @@ class SlurmPool(WorkerPool):
         super().__init__(config, study, session, slots, say)
         self.jobs = live
         self.submitted_here: set[str] = set()  # by this driver
-        self.since = dict.fromkeys(live, time.monotonic())  # submitted or adopted
-        self.ending: dict[str, float] = {}
+        self.accepted = bool(live)  # Slurm has taken a job for this study
+        self.states = Signs()  # of the jobs, as the queue shows them
         self.new_deaths: list[Death] = []
         self.refused = 0  # submissions in a row
         self.submit_at = 0.0  # not before
@@ -91,19 +92,18 @@ class SlurmPool(WorkerPool):
             self.refused = 0
         except UserError as error:
             self.refused += 1
-            if not self.since or self.refused >= REFUSALS:
+            if not self.accepted or self.refused >= REFUSALS:
                 raise
             self.submit_at = time.monotonic() + self.config.launcher.queue_every_s
             self._say_once(f"{error} Trying again.")
 
     def _submit(self, count: int) -> None:
-        command = WorkerCommand(str(self.session.root), None, worker_env(self.config))
+        command = SlurmWorker(str(self.session.root), worker_env(self.config))
         folder, name = self.session.root / "submitit", job_name(self.session)
-        made = submitted(self.config, folder, name, [command] * count, avoid=sorted(self.avoided))
-        for job in made:
-            self.jobs[job.job_id] = Job("PENDING", "submitted")
-            self.since[job.job_id] = time.monotonic()
-            self.submitted_here.add(job.job_id)
+        made = submit_jobs(self.config, folder, name, [command] * count, avoid=sorted(self.avoided))
+        self.accepted = True
+        self.jobs |= {job.job_id: Job("PENDING", "submitted") for job in made}
+        self.submitted_here |= {job.job_id for job in made}
         self.say(f"submitted {count} Slurm job(s): {', '.join(job.job_id for job in made)}")
 
     def _running_workers(self) -> list[str]:
@@ -117,8 +117,7 @@ class SlurmPool(WorkerPool):
         return deaths
 
     def _read_queue(self) -> None:
-        now = time.monotonic()
-        self.looked = now
+        self.looked = time.monotonic()
         try:
             jobs = queue.cached_jobs(self.session, self.config.launcher.queue_every_s / 2)
         except QueueUnavailable as error:
@@ -127,10 +126,9 @@ class SlurmPool(WorkerPool):
         for key, job in jobs.items():  # also those of a submission that was interrupted half-way
             if key not in self.jobs and job.live and job.state != ENDING:
                 self.jobs[key] = job
-                self.since.setdefault(key, now)
         for key in list(self.jobs):
             seen = jobs.get(key)
-            if self._is_alive(key, seen, now):
+            if self._is_alive(key, seen):
                 self.jobs[key] = seen or self.jobs[key]
             else:
                 del self.jobs[key]
@@ -140,12 +138,15 @@ class SlurmPool(WorkerPool):
         why = f" ({', '.join(reasons)})" if reasons else ""
         self._say_once(f"{len(self.jobs) - len(waiting)} job(s) running, {len(waiting)} waiting{why}")
 
-    def _is_alive(self, key: str, seen: Job | None, now: float) -> bool:
-        """Tell whether a job of ours still counts as alive, given what the queue shows of it."""
-        if seen is not None and seen.state == ENDING:  # it may still be requeued
-            return now - self.ending.setdefault(key, now) < GONE_S
-        self.ending.pop(key, None)
-        return now - self.since[key] < GONE_S if seen is None else seen.live
+    def _is_alive(self, key: str, seen: Job | None) -> bool:
+        """Tell whether a job of ours still counts as alive, given what the queue shows of it.
+
+        One that it does not show, or that is ending and may still be requeued, does so for GONE_S.
+        """
+        unchanged_s = self.states.unchanged_s(key, seen and seen.state)
+        if seen is None or seen.state == ENDING:
+            return unchanged_s < GONE_S
+        return seen.live
 
     def _record_end(self, key: str, job: Job | None) -> None:
         state = job.state if job else "gone from the queue"

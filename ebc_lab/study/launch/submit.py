@@ -24,7 +24,7 @@ NEVER = 10**6  # requeues after time-outs before submitit gives a job up
 GPUS = ("gpus", "gres", "gpus_per_node", "gpus_per_task", "gpus_per_socket")  # ways to ask sbatch for one
 
 
-def submitted(
+def submit_jobs(
     config: Config,
     folder: Path,
     name: str,
@@ -32,7 +32,8 @@ def submitted(
     *,
     avoid: Sequence[str] = (),
 ) -> list[Any]:
-    """Submit one job, or an array of them. -> submitit's jobs. Raises UserError with what sbatch said."""
+    """Submit one job for each command, as an array, and return submitit's jobs. Raises UserError with what
+    sbatch said."""
     import submitit
 
     errors = (
@@ -55,8 +56,7 @@ def submitted(
 
 
 def _sbatch(config: Config, name: str, count: int, avoid: Sequence[str]) -> dict[str, Any]:
-    """Return the options of one submission, in submitit's names; what the user sets in `launcher.sbatch`
-    overrides ours."""
+    """Return the options of one submission by submitit's names; `launcher.sbatch` overrides ours."""
     asked: LauncherConfig = config.launcher
     by_user = {k.replace("-", "_"): v for k, v in asked.sbatch.items()}
     nodes = asked.nodes_per_run
@@ -89,8 +89,8 @@ def _sbatch(config: Config, name: str, count: int, avoid: Sequence[str]) -> dict
 
 @contextmanager
 def _own_environment() -> Iterator[None]:
-    """Without the variables of an enclosing job or MPI: sbatch would read them as options, and pass them to
-    the workers."""
+    """Hide the variables of an enclosing job or MPI, which sbatch would read as options and pass to the
+    workers."""
     taken = {k: v for k, v in os.environ.items() if k.startswith(SCRUBBED) and k not in KEPT}
     for key in taken:
         del os.environ[key]

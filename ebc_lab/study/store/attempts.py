@@ -12,21 +12,14 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Collection
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ebc_lab.config.schema import LauncherConfig
-from ebc_lab.records.fence import attempt_at
 from ebc_lab.records.files import read_regular
 from ebc_lab.records.json_files import MOST_BYTES, parsed
-from ebc_lab.records.locks import locked, take_run_lock_away
 from ebc_lab.records.paths import RunFiles
-
-from .study import Study
 
 RESTARTED = "restarted"
 REFUSED = "refused"
@@ -42,7 +35,7 @@ SEEN = (
 
 
 def note(directory: Path, event: str, **about: Any) -> None:
-    """Append one event; a single write, so that lines of two processes never mix."""
+    """Append one event to a run's log, by a single write, so that lines of two processes never mix."""
     now = datetime.now().astimezone().isoformat(timespec="milliseconds")
     line = json.dumps({"at": now, "event": event, **about}) + "\n"
     descriptor = os.open(RunFiles(directory).attempts, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
@@ -65,7 +58,7 @@ def surroundings() -> dict[str, Any]:
 
 
 def log(directory: Path) -> list[dict[str, Any]]:
-    """Return every event so far, oldest first; a line that a crash cut off is left out."""
+    """Return the events of a run's log, oldest first; a line that a crash cut off is left out."""
     path = RunFiles(directory).attempts
     out: list[dict[str, Any]] = []
     try:
@@ -94,47 +87,6 @@ def superseded_by(directory: Path, token: str) -> str:
         f"{directory.name} was given to another attempt{where} while nothing was heard of this one, {token}: "
         "what it still had to write is refused, and it ends here"
     )
-
-
-class Silence:
-    """Runs that are held by a process of which nothing is heard, and for how long, on this process's own
-    clock."""
-
-    def __init__(self) -> None:
-        self.known: dict[str, tuple[Any, float]] = {}  # run id -> its last sign of life, and since when
-
-    def ended(self, study: Study, run_id: str, launcher: LauncherConfig) -> str | None:
-        """Take the lock of a run away from a process that has shown no sign of life for `heartbeat_s`, or
-        `start_s` while it has taken no step; another may claim the run then, and the first can write no more.
-
-        -> why, in words; None where it is left as it is.
-        """
-        directory = study.run_dir(run_id)
-        if not locked(RunFiles(directory).lock):
-            self.known.pop(run_id, None)
-            return None
-        now = time.monotonic()
-        attempt = attempt_at(directory)
-        progress = study.progress(run_id) or {}
-        seen, since = self.known.get(run_id, (None, now))
-        if seen != (attempt, progress):
-            since = now
-        self.known[run_id] = ((attempt, progress), since)
-        patience = launcher.heartbeat_s
-        if not progress.get("step"):
-            patience = max(patience, launcher.start_s)
-        if now - since <= patience:
-            return None
-        begun = last_begin(directory)
-        who = f"process {begun.get('pid', '?')} on {begun.get('host', '?')}"
-        why = f"no sign of life for {patience:g} s of {who}, which holds it: it is given to another"
-        note(directory, "lost", attempt=attempt, cause=why)
-        take_run_lock_away(directory)
-        del self.known[run_id]
-        return why
-
-    def forget_all_but(self, run_ids: Collection[str]) -> None:
-        self.known = {run_id: seen for run_id, seen in self.known.items() if run_id in run_ids}
 
 
 def restarts(directory: Path) -> list[str]:

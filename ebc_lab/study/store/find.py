@@ -11,7 +11,7 @@ from typing import Any
 
 from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.own.suites import ENDINGS, read
-from ebc_lab.records.paths import meant_by
+from ebc_lab.records.paths import matching_paths
 
 from .bundle import SUFFIX, Bundled, is_bundle, unpack, verify
 from .study import Study, studies_in
@@ -50,7 +50,7 @@ def _meant(name: str, output_dir: str, say: Say) -> list[Study]:
         return [named]
     places = dict.fromkeys([named.root, Path(name).expanduser()])
     for place in places:
-        inside = studies_in(place) if place.is_dir() else [Study(path) for path in meant_by(place)]
+        inside = studies_in(place) if place.is_dir() else [Study(path) for path in matching_paths(place)]
         if inside := [study for study in inside if study.exists()]:
             return sorted(inside, key=lambda study: study.name)
     if glob.has_magic(name):

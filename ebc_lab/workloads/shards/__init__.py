@@ -28,7 +28,7 @@ from ebc_lab.config.errors import HIDDEN, UserError
 from ebc_lab.config.identity import digest
 from ebc_lab.records.cache import MeasurementCache
 from ebc_lab.records.files import stamp_of
-from ebc_lab.records.paths import meant_by
+from ebc_lab.records.paths import matching_paths
 
 MAGIC = 20240520
 VERSION = 1
@@ -96,7 +96,7 @@ def found(setting: str, patterns: Sequence[str]) -> tuple[Shard, ...]:
     """
     paths: list[Path] = []
     for pattern in patterns:
-        named = meant_by(pattern)
+        named = matching_paths(pattern)
         if not named and not glob.has_magic(pattern):
             named = [Path(pattern).expanduser()]  # what is wrong with it is told of the file
         if not named:

@@ -20,7 +20,7 @@ from support.drivers import until
 from support.idle import Bench
 from support.smi import BUSY, gpu_uuid, mig_uuid
 
-from ebc_lab.study.launch import opened
+from ebc_lab.study.launch import open_pool
 from ebc_lab.study.launch.devices import Devices
 from ebc_lab.study.launch.pool import Death, WorkersFailed
 
@@ -39,9 +39,9 @@ class Gpus(Bench):
 
     @contextmanager
     def opened(self, **launcher):
-        settings = {"name": "local", "slots": 0, "runs_per_worker": 1, **launcher}
+        settings = {"name": "local", "slots": 0, **launcher}
         config = replace(self.config, device="cuda", launcher=replace(self.config.launcher, **settings))
-        with opened(config, self.study, self.said.append) as pool:
+        with open_pool(config, self.study, self.said.append) as pool:
             yield pool
 
     def run(self, specs, check_in=lambda done, busy: None, **launcher) -> None:
@@ -89,19 +89,19 @@ def bench(tmp_path):
     made.close()
 
 
-def held_by_all(bench, workers: int, runs: int, **launcher) -> list[str]:
+def held_by_all(bench, workers: int, **launcher) -> list[str]:
     """The GPUs of so many workers while each holds a run."""
-    specs = bench.idle(runs, at=1, do="hold")
+    specs = bench.idle(workers, at=1, do="hold")
     together: list[str] = []
 
     def release(done, busy) -> None:
-        if not together and sum(map(len, busy)) == runs:
+        if not together and len(busy) == workers:
             together.extend(bench.workers().values())
             bench.release(*specs)
 
     bench.run(specs, release, **launcher)
     assert len(together) == workers
-    assert bench.outcomes(specs) == ["completed"] * runs
+    assert bench.outcomes(specs) == ["completed"] * workers
     begun = {event["pid"]: event["cuda_visible_devices"] for s in specs for event in bench.events(s)[:1]}
     assert sorted(begun.values()) == sorted(together), "attempts.jsonl says what the workers saw"
     return together
@@ -111,16 +111,9 @@ def held_by_all(bench, workers: int, runs: int, **launcher) -> list[str]:
 
 
 DIVIDED = {1: ["3g.40gb", "1g.10gb"]}
-SLOW = pytest.mark.slow  # tests/config/test_machine.py has each of them without workers
-ONE_EACH = [
+ONE_EACH = [  # tests/config/test_machine.py has the other ways, without workers
     (8, {}, f"{GPU[6]},{GPU[3][:9]},9", [GPU[6], GPU[3]]),
     (3, DIVIDED, None, [GPU[0], *MIG, GPU[2]]),
-    pytest.param(1, {}, None, GPU[:1], marks=SLOW),
-    pytest.param(2, {}, None, GPU[:2], marks=SLOW),
-    pytest.param(8, {}, None, GPU, marks=SLOW),
-    pytest.param(8, {}, "5,-1,2", GPU[5:6], marks=SLOW),
-    pytest.param(2, DIVIDED, MIG[1], [MIG[1]], marks=SLOW),
-    pytest.param(2, DIVIDED, "1", MIG, marks=SLOW),
 ]
 
 
@@ -129,7 +122,7 @@ def test_each_gpu_has_one_worker(count, mig, inherited, devices, bench, machine_
     machine_with(count, mig)
     if inherited is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", inherited)
-    assert sorted(held_by_all(bench, len(devices), len(devices))) == sorted(devices)
+    assert sorted(held_by_all(bench, len(devices))) == sorted(devices)
 
 
 @pytest.mark.slow  # on a real Slurm it is in test_slurm.py
@@ -137,29 +130,29 @@ def test_a_driver_in_a_slurm_job_gives_its_workers_the_jobs_gpus_alone(bench, ma
     machine_with(8)
     for name, value in {"SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_GPUS": "2,5"}.items():
         monkeypatch.setenv(name, value)
-    assert sorted(held_by_all(bench, 2, 2)) == sorted([GPU[2], GPU[5]])
+    assert sorted(held_by_all(bench, 2)) == sorted([GPU[2], GPU[5]])
 
 
-def test_several_workers_and_runs_share_a_gpu_where_that_is_asked_for(bench, machine_with):
+def test_several_workers_share_a_gpu_where_that_is_asked_for(bench, machine_with):
     machine_with(2)
-    held = held_by_all(bench, 4, 8, workers_per_gpu=2, runs_per_worker=2)
+    held = held_by_all(bench, 4, workers_per_gpu=2)
     assert collections.Counter(held) == {GPU[0]: 2, GPU[1]: 2}
 
 
 def test_a_run_of_several_processes_has_whole_gpus_that_no_other_run_has(bench, machine_with):
     machine_with(6, DIVIDED)
-    held = held_by_all(bench, 2, 2, processes_per_run=2)
+    held = held_by_all(bench, 2, processes_per_run=2)
     assert set(held) == {f"{GPU[0]},{GPU[2]}", f"{GPU[3]},{GPU[4]}"}
 
 
 def test_a_run_of_eight_processes_has_eight_gpus(bench, machine_with):
     machine_with(8)
-    assert held_by_all(bench, 1, 1, processes_per_run=8) == [",".join(GPU)]
+    assert held_by_all(bench, 1, processes_per_run=8) == [",".join(GPU)]
 
 
 def test_slots_beyond_the_last_gpu_share_in_turn():
     devices = Devices(list("abcde"), 2, 4)
-    assert [devices.of(slot) for slot in range(3)] == [("a", "b"), ("c", "d"), ("a", "b")]
+    assert [devices.gpus_of(slot) for slot in range(3)] == [("a", "b"), ("c", "d"), ("a", "b")]
     assert [devices.places(slot) for slot in range(3)] == [["a-0", "b-0"], ["c-0", "d-0"], ["a-1", "b-1"]]
 
 
@@ -247,8 +240,8 @@ def test_a_gpu_that_falls_out_is_not_used_again_and_its_run_is_not_charged(bench
 
     def fall(done, busy) -> None:
         if len(busy) == 2 and not lost and bench.all_in(specs[:2], "progress.json"):
-            on_it = (n["run_ids"] for n in bench.notes().values() if visible_to(n["pid"]) == GPU[1])
-            lost.extend(*on_it)
+            notes = bench.notes().values()
+            lost.extend(note["run_id"] for note in notes if visible_to(note["pid"]) == GPU[1])
             fake.lose(1)
             bench.plan(*specs, at=2, do="device", on=[GPU[1]], says=FAILED)
             bench.release(*(spec for spec in specs if spec.run_id in lost))
@@ -269,7 +262,8 @@ def test_a_lost_gpu_is_noticed_where_its_worker_dies_or_hangs_without_a_word(end
     specs = bench.idle(2, at=1, do="hold")
 
     def fall(done, busy) -> None:
-        if len(busy) == 2 and not fake.gpus[1]["lost"] and bench.all_in(specs, "progress.json"):
+        stepped = all((bench.study.progress(spec.run_id) or {}).get("step") for spec in specs)
+        if len(busy) == 2 and not fake.gpus[1]["lost"] and stepped:
             fake.lose(1)
             [pid] = (n["pid"] for n in bench.notes().values() if visible_to(n["pid"]) == GPU[1])
             os.kill(pid, ending)
@@ -294,24 +288,17 @@ def test_a_gpu_that_somebody_else_holds_is_left_to_him_and_no_run_is_charged(ben
     bench.run(specs, release, max_lost=0)
     assert bench.outcomes(specs) == ["completed"] * 4
     tried = [bench.trained_on(spec) for spec in specs]
-    assert sorted(tried, key=len) == [[GPU[0]], [GPU[0]], [GPU[1], GPU[0]], [GPU[1], GPU[0]]]
+    assert sorted(tried, key=len) == [[GPU[0]], [GPU[0]], [GPU[0]], [GPU[1], GPU[0]]]
 
 
 def test_what_a_worker_said_of_its_gpu_counts_although_it_then_hung(bench, machine_with):
     machine_with(2)
     pool, [spec] = bench.pool(2, tuple(GPU[:2]), max_lost=0), bench.idle(1)
 
-    def die(ran: int, guilty: list[str], **note) -> None:
-        pool.killed["1"] = "no sign of life for 60 s", guilty
-        note = {"run_ids": [spec.run_id], "ran": ran, **note}
-        pool._record_death(Death("1", "killed by SIGKILL", Path("log")), note, {})
-
-    busy = {"device_failed": True, "cause": BUSY}
-    die(1, [], **busy)
-    die(2, [spec.run_id])  # another run was finished before: the GPU can be used
-    die(1, [], **busy)
-    assert not pool.devices.retired
-    die(1, [], **busy)
+    pool.killed["1"] = "no sign of life for 60 s"
+    note = {"run_id": spec.run_id, "ran": 1, "device_failed": True, "cause": BUSY}
+    pool._record_death(Death("1", "killed by SIGKILL", Path("log")), note, {spec.run_id: spec})
+    assert bench.study.result(spec.run_id) is None
     assert pool.devices.retired == {1: f"{GPU[1]} cannot be used ({BUSY})"}
 
 
@@ -363,7 +350,7 @@ def test_a_run_that_is_kept_from_one_gpu_returns_to_it_once_the_other_breaks_eve
 
     def look(done, busy) -> None:
         if len(busy) == 2 and not on:
-            on.update({visible_to(n["pid"]): n["run_ids"][0] for n in bench.notes().values()})
+            on.update({visible_to(n["pid"]): n["run_id"] for n in bench.notes().values()})
             bench.plan(*pair, at=2, do="kill", on=[GPU[1]])
             bench.release(*(spec for spec in pair if spec.run_id == on[GPU[0]]))
         if any(line.startswith(f"{last.run_id} ran out of memory") for line in bench.said):
@@ -385,89 +372,19 @@ def test_a_run_that_breaks_every_gpu_is_given_up_and_the_gpus_are_not(bench, mac
     assert not any("no more workers" in line for line in bench.said)
 
 
-def test_a_run_that_a_full_gpu_cannot_hold_is_tried_on_another_and_the_full_one_is_left(bench, machine_with):
+def test_a_run_that_a_full_gpu_cannot_hold_is_tried_on_another_and_not_charged(bench, machine_with):
     machine_with(2)
-    specs = bench.idle(4)
+    specs = bench.idle(2)
     bench.plan(*specs, at=1, do="oom", on=[GPU[1]], elsewhere={"at": 1, "do": "hold"})
-    told = f"maybe because of what else is on {GPU[1]}: it is tried again on another GPU, alone"
-
-    left = f"runs that run out of memory on {GPU[1]} fit elsewhere: no more workers are started there"
+    told = f"ran out of memory on {GPU[1]}: it is tried again on another GPU"
 
     def release(done, busy) -> None:
-        short = [spec for spec in specs if any(told in x for x in bench.said if x.startswith(spec.run_id))]
-        if len(short) >= 3:  # the last of them waits for what follows from the others
-            bench.release(*(spec for spec in specs if spec is not short[-1]))
-        if any(line.startswith(left) for line in bench.said):
+        if any(line.endswith(told) for line in bench.said):
             bench.release(*specs)
 
-    bench.run(specs, release)
-    assert bench.outcomes(specs) == ["completed"] * 4
-    ways = [bench.trained_on(spec) for spec in specs]
-    # the other worker may start only after the full GPU has had all four
-    assert ways.count([GPU[1], GPU[0]]) + ways.count([GPU[0]]) == 4
-    assert ways.count([GPU[0]]) <= 1
-    assert len([line for line in bench.said if line.startswith(left)]) == 1
-
-
-def on_gpu(bench, gpu: str) -> list[str]:
-    """The runs in progress on it."""
-    return [r for note in bench.notes().values() if visible_to(note["pid"]) == gpu for r in note["run_ids"]]
-
-
-def test_a_gpu_is_not_left_for_want_of_memory_that_the_neighbours_of_a_run_took(bench, machine_with):
-    machine_with(2)
-    specs = bench.idle(6, at=1, do="hold")
-    short: list = []
-    finished: set[str] = set()
-
-    def look(done, busy) -> None:
-        if sum(map(len, busy)) == 6 and not short:
-            *some, last = (spec for spec in specs if spec.run_id in on_gpu(bench, GPU[1]))
-            short.extend(some)
-            bench.plan(*short, at=2, do="oom", on=[GPU[1]])
-            bench.release(*(spec for spec in specs if spec is not last))
-        finished.update(done)
-        if short and finished >= {spec.run_id for spec in short}:
-            bench.release(*specs)
-
-    bench.run(specs, look, runs_per_worker=3)
-    assert bench.outcomes(specs) == ["completed"] * 6
-    assert [bench.trained_on(spec) for spec in short] == [[GPU[1], GPU[0]]] * 2
-    assert not any("no more workers" in line for line in bench.said)
-
-
-def test_a_run_that_runs_out_of_memory_on_a_gpu_already_left_is_tried_on_the_one_that_is_not(
-    bench, machine_with
-):
-    fake = machine_with(2)
-    specs = bench.idle(4, at=1, do="hold")
-    both: list = []
-
-    def look(done, busy) -> None:
-        if len(busy) == 4 and not both:
-            both.extend(s for s in specs if s.run_id in on_gpu(bench, GPU[1]))
-            fake.lose(1)
-            bench.plan(both[0], at=2, do="device", on=[GPU[1]], says=FAILED)
-            bench.plan(both[1], at=2, do="oom", on=[GPU[1]])
-            bench.release(both[0])
-        if any("is not listed by nvidia-smi" in line for line in bench.said):
-            bench.release(*specs)
-
-    bench.run(specs, look, workers_per_gpu=2, max_lost=0)
-    assert bench.outcomes(specs) == ["completed"] * 4
-    assert [bench.trained_on(spec) for spec in both] == [[GPU[1], GPU[0]]] * 2
-
-
-def test_only_a_run_that_fits_on_another_gpu_speaks_against_one_and_never_against_the_last():
-    devices = Devices(["a", "b"], 1, 2)
-    for run_id, where in (("1", "b"), ("2", "b"), ("3", "a"), ("4", "")):
-        assert devices.ran_short(run_id, "b", alone=True)
-        assert devices.fitted(run_id, where) == ""
-    assert devices.ran_short("5", "b", alone=True)
-    devices.retire([0], "it broke")
-    assert devices.fitted("5", "a") == ""
-    assert not devices.ran_short("6", "b", alone=True)
-    assert devices.usable == [1]
+    bench.run(specs, release, max_lost=0)
+    assert bench.outcomes(specs) == ["completed"] * 2
+    assert [GPU[1], GPU[0]] in [bench.trained_on(spec) for spec in specs]
 
 
 def test_a_run_that_fits_on_no_gpu_has_run_out_of_memory(bench, machine_with):

@@ -37,7 +37,7 @@ def command(tiny, out: Path) -> list[str]:
 def guests(study: Study) -> dict[str, dict]:
     """The workers that have joined the study's driver, by name."""
     notes = {w: note for s in sessions_in(study) for w, note in s.notes().items()}
-    return {w: note for w, note in notes.items() if w.startswith(GUEST) and note["run_ids"]}
+    return {w: note for w, note in notes.items() if w.startswith(GUEST) and note["run_id"]}
 
 
 @contextlib.contextmanager
@@ -61,7 +61,7 @@ def test_workers_that_join_share_the_runs_and_may_be_killed_like_the_driver(tiny
         until(lambda: study.sessions.is_dir())
         (study.run_dir(canary) / "go").touch()
         [note] = until(lambda: guests(study)).values()
-        [taken] = note["run_ids"]
+        taken = note["run_id"]
         status = called("status", str(study.root), "--json", cwd=tmp_path)
         assert note["host"] in status.stdout
         os.kill(note["pid"], signal.SIGKILL)
@@ -88,7 +88,7 @@ def test_one_that_came_and_died_between_two_looks_of_the_driver_is_recorded(tmp_
     bench = Bench(tmp_path)
     [spec] = bench.idle(1)
     pool = bench.pool(join=True)
-    pool.session.note(f"{GUEST}gone", run_ids=[spec.run_id], ran=1, host="other")
+    pool.session.note(f"{GUEST}gone", run_id=spec.run_id, ran=1, host="other")
     pool.run([spec], [], lambda done, busy: None, canary=False)
     assert not [worker for worker in pool.session.notes() if worker.startswith(GUEST)]
     [lost] = [event for event in bench.events(spec) if event["event"] == "lost"]

@@ -17,8 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.called import CLI
-from support.drivers import family, sessions, until, without_timing
+from support.drivers import family, until
 from support.idle import Bench
 
 from ebc_lab.config.compose import compose
@@ -30,7 +29,6 @@ from ebc_lab.study.launch import worker
 from ebc_lab.study.launch.pool import Death, WorkersFailed
 from ebc_lab.study.launch.submit import _sbatch
 from ebc_lab.study.store import attempts
-from ebc_lab.study.store.study import Study
 
 PATIENCE_S = 60
 TESTS = Path(__file__).parents[2]
@@ -107,7 +105,6 @@ def test_slots_follow_gpus_and_workers_per_gpu_and_cores(bench, machine_with, mo
     assert pool_module.slots(on(cuda)) == 3
     assert pool_module.slots(on(cuda, workers_per_gpu=2)) == 6
     assert pool_module.slots(on(cuda, slots=5)) == 5
-    assert pool_module.at_a_time(on(cuda, runs_per_worker=4)) == 12
     assert pool_module.slots(on(bench.config)) == 8
     assert pool_module.slots(on(replace(bench.config, threads_per_run=3))) == 2
     assert pool_module.slots(on(replace(bench.config, threads_per_run=2), processes_per_run=2)) == 2
@@ -147,7 +144,7 @@ def test_no_process_is_left_when_the_driver_goes(tmp_path, how):
     )
     until(driver, "both are held")
     processes = watch(family(driver.pid))
-    assert len(processes) >= 4
+    assert len(processes) == 2
     driver.send_signal({"kill -9": signal.SIGKILL, "Ctrl-C": signal.SIGINT, "kill": signal.SIGTERM}[how])
     out, _ = driver.communicate()
     assert gone(processes)
@@ -155,23 +152,6 @@ def test_no_process_is_left_when_the_driver_goes(tmp_path, how):
     assert "Traceback" not in out
     for log in (tmp_path / "s/runs").glob("*/checkpoint.pt"):
         assert json.loads(log.read_text()) == {"step": 1}, "a worker left no checkpoint"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["kill -9", "Ctrl-C", "kill"])
-def test_no_process_is_left_when_an_autopilot_goes(tiny, tmp_path, how):
-    command = [*CLI, "autopilot", *tiny, "launcher.slots=2", f"output_dir={tmp_path}", "study.name=s"]
-    driver = subprocess.Popen(
-        [*command, "calibrate.steps=20000"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    until(driver, "calibrate: ")
-    processes = watch(family(driver.pid))
-    assert len(processes) >= 4
-    driver.send_signal({"kill -9": signal.SIGKILL, "Ctrl-C": signal.SIGINT, "kill": signal.SIGTERM}[how])
-    out, _ = driver.communicate()
-    assert gone(processes)
-    assert driver.returncode == (-9 if how == "kill -9" else 130), out
-    assert "Traceback" not in out
 
 
 def test_no_process_is_left_when_the_terminal_is_closed(tmp_path):
@@ -253,13 +233,13 @@ def test_a_worker_that_is_slow_to_start_is_waited_for_and_not_killed(bench, slow
     watched = []
 
     def wait(done, busy):
-        if pool.alive and not watched:
+        if pool.signs.known and not watched:
             watched.append(pool.watched)
         checked_twice = watched and pool.watched > watched[0] + 2 * pool.config.launcher.heartbeat_s
         if checked_twice and (folder / "importing").exists():
             held_back.close()
-        if busy and pool.alive["0"].begun:
-            held = pool.watched - pool.alive["0"].begun[spec.run_id]
+        if busy and pool.trained.known.get("0", [None])[0] == spec.run_id:
+            held = pool.watched - pool.trained.known["0"][1]
             if held > 2 * pool.config.launcher.heartbeat_s:
                 bench.release(spec)
 
@@ -291,7 +271,7 @@ def test_a_run_that_loses_every_worker_is_given_up_as_lost(bench):
     [spec] = bench.idle(1)
     for _ in range(2):
         attempts.note(bench.study.run_dir(spec.run_id), "begin")
-        note = {"run_ids": [spec.run_id]}
+        note = {"run_id": spec.run_id}
         pool._record_death(Death("0", "killed by SIGKILL", Path("log")), note, {spec.run_id: spec})
     result = bench.study.result(spec.run_id)
     assert result["outcome"] == "lost"
@@ -309,31 +289,6 @@ def test_workers_that_never_take_a_run_stop_the_study(bench, clean):
     what = "find no run that they can claim" if clean else "die before they take a run"
     with pytest.raises(WorkersFailed, match=rf"workers {what} \(exit code 1\): read the\.log"):
         pool._record_death(death, {}, {})
-
-
-@pytest.mark.slow
-def test_a_study_survives_a_hanging_worker_and_a_killed_one(finished, tiny, tmp_path):
-    command = [*CLI, "autopilot", *tiny, "launcher.slots=1", "launcher.heartbeat_s=8"]
-    driver = subprocess.Popen(
-        [*command, f"output_dir={tmp_path}", "study.name=s"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    study = Study(tmp_path / "s")
-    said = ""
-    for line, sent in (("calibrate: ", signal.SIGSTOP), ("lr_scale: ", signal.SIGKILL)):
-        said += until(driver, line)
-        [session] = sessions(study, "local")
-        [note] = session.notes().values()
-        os.kill(note["pid"], sent)
-    out, _ = driver.communicate()
-    said += out
-    assert driver.returncode == 0, said
-    assert "no sign of life for 8 s; it is killed" in said
-    assert "has lost its worker 0: killed by SIGKILL" in said
-    expected = finished[1].study.root / "summary_final.csv"
-    assert without_timing(study.root / "summary_final.csv") == without_timing(expected)
 
 
 # -- which runs are offered, and to whom ---------------------------------------------------------------------
@@ -391,12 +346,8 @@ def test_three_workers_never_train_one_run_at_once(bench):
 
 
 def test_every_kind_of_run_names_a_function_that_exists():
-    assert {worker.function_of(kind).__name__ for kind in worker.KINDS} == {
-        "recorded_run",
-        "overhead_run",
-        "step_run",
-        "idle",
-    }
+    named = {worker.load_function(kind).__name__ for kind in worker.KINDS}
+    assert named == {"run_and_record", "overhead_run", "step_run", "idle"}
 
 
 # -- what lies where -----------------------------------------------------------------------------------------

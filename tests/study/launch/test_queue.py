@@ -34,7 +34,7 @@ def pool(config, study, monkeypatch):
     """A pool of two running jobs, whose queue is `pool.answer`, and what it says."""
     pool = SlurmPool(config, study, 2, lambda text: pool.said.append(text))
     pool.said, pool.answer = [], {"7_0": Job("RUNNING", "None"), "7_1": Job("RUNNING", "None")}
-    pool.jobs, pool.since = dict(pool.answer), dict.fromkeys(pool.answer, 0.0)
+    pool.jobs, pool.accepted = dict(pool.answer), True
     pool.submitted_here = set(pool.answer)
     monkeypatch.setattr(queue, "cached_jobs", lambda session, every_s: pool.answer)
     return pool
@@ -67,7 +67,7 @@ def test_a_replacement_that_is_refused_is_tried_again_while_the_others_work(pool
     def refuse(*_, **__):
         raise UserError("Slurm does not accept the job (error: socket timed out).")
 
-    monkeypatch.setattr(slurm, "submitted", refuse)
+    monkeypatch.setattr(slurm, "submit_jobs", refuse)
     del pool.jobs["7_0"]
     for _ in range(REFUSALS - 1):
         pool.submit_at = 0.0
@@ -139,37 +139,24 @@ def test_an_answer_of_squeue_that_is_an_error_does_not_mean_that_there_are_no_jo
             queue.jobs_named("x")
 
 
+@pytest.mark.parametrize(("gpus", "avoided"), [(["0", "1"], {"slot 0"}), ([], set())])
 def test_a_slot_where_one_run_after_the_other_loses_its_worker_is_avoided_if_another_works(
-    config, study, tmp_path
+    config, study, tmp_path, gpus, avoided
 ):
-    said = []
-    local = LocalPool(
-        replace(config, launcher=replace(config.launcher, name="local")), study, ["0", "1"], 2, said.append
-    )
-    try:
-        started = []
-        local._start = started.append
-        for run_id in ("a", "b"):
-            note = {"run_ids": [run_id], "ran": 1}
-            study.run_dir(run_id).mkdir()
-            local._watch_workers({"0": note, "1": {"run_ids": ["c"], "ran": 4}}, {})
-            local._record_death(Death("0", "killed by SIGKILL", tmp_path), note, {})
-        assert any("workers keep dying in slot 0" in line for line in said)
-        local._start_workers(2)
-        assert started == [1]
-    finally:
-        local.close()
-
-
-def test_the_only_slot_is_never_avoided(config, study, tmp_path):
-    local = LocalPool(replace(config, launcher=replace(config.launcher, name="local")), study, [], 1, print)
+    said, started = [], []
+    launcher = replace(config.launcher, name="local")
+    local = LocalPool(replace(config, launcher=launcher), study, gpus, max(1, len(gpus)), said.append)
+    local._start = started.append
     try:
         for run_id in ("a", "b", "c"):
+            note = {"run_id": run_id, "ran": 1}
             study.run_dir(run_id).mkdir()
-            local._watch_workers({"0": {"run_ids": [run_id], "ran": 1}}, {})
-            local._record_death(
-                Death("0", "killed by SIGKILL", tmp_path), {"run_ids": [run_id], "ran": 1}, {}
-            )
-        assert local.avoided == set()
+            others = {"1": {"run_id": "d", "ran": 4}} if avoided else {}
+            local._watch_workers({"0": note, **others}, {}, [])
+            local._record_death(Death("0", "killed by SIGKILL", tmp_path), note, {})
+        assert local.avoided == avoided
+        assert any("workers keep dying in slot 0" in line for line in said) == bool(avoided)
+        local._start_workers(2)
+        assert started == ([1] if avoided else [0])
     finally:
         local.close()

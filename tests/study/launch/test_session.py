@@ -7,10 +7,10 @@ import pytest
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.study.launch import queue
-from ebc_lab.study.launch.session import CLEAN, Session, exit_cause
+from ebc_lab.study.launch.session import Session, exit_cause
 from ebc_lab.study.store.study import Study
 
-WRONG = [None, "x", [], {}, 3, {"a": None}, {"run_ids": 3, "runs": None, "stop": "x", "code": "x", "at": []}]
+WRONG = [None, "x", [], {}, 3, {"a": None}, {"run_id": 3, "runs": None, "stop": "x", "code": "x", "at": []}]
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def test_what_says_nothing_counts_as_absent(session, value, monkeypatch):
     for name in ("tasks", "worker-1", "exit-1", "queue"):
         (session.root / f"{name}.json").write_text(json.dumps(value))
     assert session.tasks() is None
-    assert all(isinstance(note.get("run_ids", []), list) for note in session.notes().values())
+    assert all(isinstance(note.get("run_id"), str | None) for note in session.notes().values())
     assert exit_cause(session, "1") == ""
     monkeypatch.setattr(queue, "jobs_named", lambda name: {})
     monkeypatch.setattr(queue, "job_name", lambda session: "ebc-x")
@@ -32,10 +32,15 @@ def test_what_says_nothing_counts_as_absent(session, value, monkeypatch):
 
 @pytest.mark.parametrize(
     ("code", "cause"),
-    [(0, CLEAN), (3, "it ended with exit code 3"), (-11, "killed by SIGSEGV"), (-99, "killed by signal 99")],
+    [
+        (0, "it ended with exit code 0"),
+        (3, "it ended with exit code 3"),
+        (-11, "killed by SIGSEGV"),
+        (-99, "killed by signal 99"),
+    ],
 )
 def test_how_a_worker_ended_is_told_in_words(session, code, cause):
-    (session.root / "exit-1.json").write_text(json.dumps({"code": code}))
+    session.note_exit("1", code)
     assert exit_cause(session, "1") == cause
 
 

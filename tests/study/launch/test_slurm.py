@@ -25,7 +25,7 @@ from support.smi import gpu_uuid
 from ebc_lab.config.compose import compose
 from ebc_lab.report.conclude import concluding
 from ebc_lab.study.autopilot import autopilot
-from ebc_lab.study.launch import opened, queue
+from ebc_lab.study.launch import open_pool, queue
 from ebc_lab.study.launch.slurm import SlurmPool
 from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Study
@@ -100,7 +100,6 @@ class IdleStudy(Bench):
             "slots": 2,
             "gpus_per_node": 1,
             "queue_every_s": 1.0,
-            "runs_per_worker": 1,
         }
         self.config = replace(self.config, launcher=replace(self.config.launcher, **changes))
 
@@ -136,7 +135,7 @@ def drive(out: Path) -> None:
         if len(busy) == 2:
             print("both are held", flush=True)
 
-    with bench.study.held(), opened(bench.config, bench.study, print) as pool:
+    with bench.study.held(), open_pool(bench.config, bench.study, print) as pool:
         pool.run(specs, [], check_in, canary=False)
 
 
@@ -242,10 +241,10 @@ HOLDING = ["sbatch", "--parsable", "--partition=main", "--gpus-per-node=1", "--o
 def drive_here(out: Path) -> None:
     """Train two idle runs with launcher=local on the GPUs that are bound to this process."""
     bench = Bench(out)
-    launcher = replace(bench.config.launcher, name="local", slots=0, runs_per_worker=1)
+    launcher = replace(bench.config.launcher, name="local", slots=0)
     config = replace(bench.config, device="cuda", launcher=launcher)
     specs = bench.idle(2)
-    with bench.study.held(), opened(config, bench.study, print) as pool:
+    with bench.study.held(), open_pool(config, bench.study, print) as pool:
         pool.run(specs, [], lambda done, busy: None, canary=False)
 
 

@@ -16,6 +16,7 @@ from support.drivers import family, until_true
 from support.idle import RESOLVED, Bench
 
 from ebc_lab.records.locks import run_lock
+from ebc_lab.study.launch.command import WORKER
 from ebc_lab.study.launch.inline import InlinePool
 from ebc_lab.study.launch.pool import worker_settings
 from ebc_lab.study.launch.session import Session
@@ -34,9 +35,8 @@ class CutOff:
 
     def start(self, run_id: str) -> None:
         self.session.publish([run_id])
-        command = [sys.executable, "-m", "ebc_lab.study.launch.worker", str(self.session.root), "lost"]
+        command = [sys.executable, *WORKER, str(self.session.root), "lost"]
         self.worker = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.session.note_process("lost", self.worker.pid)
 
     def stop(self) -> None:
         self.worker.send_signal(signal.SIGSTOP)
@@ -168,11 +168,11 @@ def test_a_worker_whose_job_was_started_again_elsewhere_leaves_its_run_to_others
     [spec] = bench.idle(1, at=1, do="hold")
     made.start(spec.run_id)
     until_true(lambda: attempts.log(bench.study.run_dir(spec.run_id)))
-    until_true(lambda: made.session.notes().get("lost", {}).get("run_ids"))
-    made.session.note_process("lost", 1)
+    until_true(lambda: made.session.notes().get("lost", {}).get("run_id"))
+    made.session.note_process("lost", "other", 1)
     assert made.worker.wait() == 0
     _, said = made.worker.communicate()
-    assert "ends: its job was started again on" in said
+    assert "ends: its job was started again on other (process 1)" in said
     assert bench.kinds(spec) == ["begin", "stopped"]
     bench.release(spec)
     bench.run([spec])

@@ -21,7 +21,7 @@ from ebc_lab.config import machine  # noqa: E402
 torch.set_num_threads(1)
 machine.gpus = gpus  # type: ignore[assignment]
 text = "the cat sat on a mat and saw rain run down to sea under moon. " * 300
-print("arm | captured | graphed = eager | resumed = whole | packed = single | ", end="")
+print("arm | captured | graphed = eager | resumed = whole | ", end="")
 print("waits in graphs | waits an eager step | findings | seconds")
 with tempfile.TemporaryDirectory() as place:
     path = Path(place) / "words.txt"

@@ -1,4 +1,4 @@
-"""One arm on the emulated device: graphed against eager, resumed against whole, packed against single."""
+"""One arm on the emulated device: graphed against eager, resumed against whole."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ class Trial:
     kinds: list[str] = field(default_factory=list)  # of steps that were captured
     graphed: bool | None = None  # graphed = eager; None where nothing was captured
     resumed: bool = False  # resumed = whole
-    packed: bool = False  # packed with another run = single
     graph_waits: dict[str, int] = field(default_factory=dict)  # of the host, in steps taken from a graph
     eager_waits: dict[str, int] = field(default_factory=dict)  # in others, once settled
     eager_steps: int = 0  # these
@@ -44,7 +43,7 @@ class Trial:
 
     @property
     def sound(self) -> bool:
-        same = self.graphed is not False and self.resumed and self.packed
+        same = self.graphed is not False and self.resumed
         as_told = bool(self.kinds) == (not self.eager)
         return same and as_told and not self.findings and not self.graph_waits and self.given_back
 
@@ -128,16 +127,6 @@ def trial(overrides: Sequence[str], folder: Path, text: Path) -> Trial:
     device.torch.manual_seed(12345)
     found.resumed = trained(run, folder / "resumed")[2] == whole
 
-    under_way = [
-        made(replace(run, seed=seed), folder / f"packed{seed}").blocks() for seed in (run.seed, run.seed + 1)
-    ]
-    while under_way:
-        for progress in list(under_way):
-            if next(progress, "done") == "done":
-                under_way.remove(progress)
-    del progress
-    found.packed = (folder / f"packed{run.seed}" / "steps.csv").read_bytes() == whole
-
     found.findings = device.findings()
     gc.collect()
     found.given_back = device.torch.cuda.memory_allocated() == allocated
@@ -149,7 +138,7 @@ def trial(overrides: Sequence[str], folder: Path, text: Path) -> Trial:
 def counted(found: Trial) -> str:
     """The line of an arm in a table."""
     mark: Callable[[bool | None], str] = {True: "yes", False: "NO", None: "–"}.__getitem__
-    cells = [", ".join(found.kinds) or "never", mark(found.graphed), mark(found.resumed), mark(found.packed)]
+    cells = [", ".join(found.kinds) or "never", mark(found.graphed), mark(found.resumed)]
     eager = f"{sum(found.eager_waits.values()) / found.eager_steps:.1f}" if found.eager_steps else "–"
     cells += [str(sum(found.graph_waits.values())), eager, str(sum(found.findings.values()))]
     return " | ".join(cells)

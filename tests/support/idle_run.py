@@ -1,5 +1,5 @@
-"""A run that trains nothing, for tests of the launchers: the kind `idle` (see `worker.KINDS`). It needs no
-torch.
+"""A run that trains nothing, for tests of the launchers: the kind `idle`, for workers that have imported
+this. It needs no torch.
 
 It counts its steps, reports its progress, writes checkpoints and resumes from them like any run. A file
 `idle.json` in its folder makes it misbehave at a step: `{"at": 3, "do": "hold"}`. What it can do:
@@ -28,9 +28,11 @@ from ebc_lab.config.identity import digest, identity_of
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.json_files import read_json, write_checksummed, write_json
 from ebc_lab.records.paths import RunFiles
-from ebc_lab.training.turns import DeviceFailed, Interrupted, Progress
+from ebc_lab.study.launch.worker import KINDS
+from ebc_lab.training.ends import OUT_OF_MEMORY, DeviceFailed, Interrupted
 
 LOOK_S = 0.05  # between two looks for `go`
+KINDS["idle"] = "support.idle_run:idle"
 
 
 def idle(
@@ -42,8 +44,9 @@ def idle(
     should_stop: Callable[[], bool],
     on_progress: Callable[[int], None],
     say: Callable[[str], None],
-) -> Progress:
-    """Take `run.steps` steps that do nothing, yielding after each. Raises Interrupted, with a checkpoint
+    retry_oom: bool,
+) -> dict[str, Any]:
+    """Take `run.steps` steps that do nothing. Raises Interrupted, with a checkpoint
     written."""
     files = RunFiles(directory)
     begun = time.monotonic()
@@ -56,15 +59,15 @@ def idle(
                 if should_stop():
                     break
                 on_progress(step)
-                yield
         except MemoryError:
+            if retry_oom:
+                raise DeviceFailed(f"{OUT_OF_MEMORY}: it is idle") from None
             outcome = "oom"
             break
         if should_stop():
             write_json(files.checkpoint, {"step": step})
             raise Interrupted
         step += 1
-        yield
     identity = digest(identity_of("idle", run))
     result: dict[str, Any] = {"run_id": run_id, "identity": identity, "outcome": outcome, "steps": step}
     write_checksummed(files.result, {**result, "wall_s": time.monotonic() - begun})
