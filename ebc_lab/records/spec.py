@@ -41,7 +41,7 @@ def arm_name(run: RunConfig, lr_scale: float | None, note: str = "") -> str:
     return f"{stem_of(run)}_{rate}{tail_of(run)}{note}"
 
 
-def settings_of(run: RunConfig) -> dict[str, Any]:
+def setting_columns(run: RunConfig) -> dict[str, Any]:
     """Name a run's settings as `records.columns` does; None for what has no effect."""
     run = resolved(run)
     ebc = run.stabilizer.name == "ebc"
@@ -94,7 +94,7 @@ class RunSpec:
         return self.of_track or track_of(self.run)
 
     @property
-    def told_scale(self) -> float | None:
+    def shown_lr_scale(self) -> float | None:
         """Return its LR scale as tables show it: none in a grid, whose rates no best one is known for yet."""
         return None if self.role == GRID else self.lr_scale
 
@@ -150,6 +150,6 @@ def tracks_in_words(text: str, tracks: Iterable[str] = ()) -> str:
     return TRACK.sub(lambda match: optimizer(match[0]), text)
 
 
-def told_of(track: str, tracks: Collection[str]) -> str:
+def track_prefix(track: str, tracks: Collection[str]) -> str:
     """How a sentence about a track of a suite begins: with its name in words where there are several."""
     return f"{optimizer(track)}: " if len(tracks) > 1 else ""

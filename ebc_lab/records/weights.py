@@ -52,7 +52,7 @@ class KeptWeights:
     archive: bytes  # what torch.save wrote
 
 
-def sealed(kind: str, about: About, archive: bytes) -> bytes:
+def seal(kind: str, about: About, archive: bytes) -> bytes:
     """Return the content of a file of this kind: checksum, description, archive."""
     rest = json.dumps(about, sort_keys=True).encode() + b"\n" + archive
     return _first_line(kind, rest) + rest
@@ -62,8 +62,8 @@ def _first_line(kind: str, rest: bytes) -> bytes:
     return f"ebc-lab {kind}, sha256 {hashlib.sha256(rest).hexdigest()}\n".encode()
 
 
-def unsealed(whole: bytes, kinds: Iterable[str] = KINDS) -> tuple[About | None, bytes]:
-    """Return what `sealed` was given; an earlier version's checkpoint has no description.
+def unseal(whole: bytes, kinds: Iterable[str] = KINDS) -> tuple[About | None, bytes]:
+    """Return what `seal` was given; an earlier version's checkpoint has no description.
 
     Raises ValueError where the checksum is missing or wrong.
     """
@@ -77,7 +77,7 @@ def unsealed(whole: bytes, kinds: Iterable[str] = KINDS) -> tuple[About | None, 
     return described, archive
 
 
-def found(named: str, folders: Iterable[Path] = ()) -> Path:
+def find_weights(named: str, folders: Iterable[Path] = ()) -> Path:
     """Return the file of weights that `init.run` names: a file, a run's folder, or in one of `folders` a run,
     or a run of a study, STUDY/RUN_ID. Raises UserError where there is none."""
     written = Path(named).expanduser()
@@ -117,7 +117,7 @@ def read_weights(path: Path, sha256: str | None = None) -> KeptWeights:
         names = any_of(["weights.pt", "checkpoint.pt"])
         raise UserError(f"{path} holds no weights of ebc-lab: give the {names} of one of its runs.")
     try:
-        about, archive = unsealed(whole)
+        about, archive = unseal(whole)
     except ValueError as error:
         raise UserError(f"{path} is truncated or was edited ({error}): train that run again.") from None
     if about is None or about["format"] != FORMAT:

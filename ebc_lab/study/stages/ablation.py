@@ -13,10 +13,10 @@ from ebc_lab.config.choices import changed
 from ebc_lab.config.parts import PARTS
 from ebc_lab.config.parts.target import TARGET
 from ebc_lab.config.schema import ArmConfig, Config, RunConfig
-from ebc_lab.records.columns import BITS, OF_PARTS
+from ebc_lab.records.columns import BITS, PART_FIGURES
 from ebc_lab.records.decisions import Arm, Decision, Difference, StepCost, SuiteTrack, SweepTrack
 from ebc_lab.records.figures import RunResult
-from ebc_lab.records.spec import RunSpec, told_of
+from ebc_lab.records.spec import RunSpec, track_prefix
 
 from .compare_arms import arms_of, losses, target_figures
 from .rules import Results, Undecidable, divided_in_words, error_divided, losses_of, make_decision
@@ -199,7 +199,7 @@ def decide(
         track["transfer"] = transfer_of(config, arms, results)
         likely = contenders(track)
         track["best_by_seed"] = {str(s): _best_of(likely, results, str(s)) for s in config.seeds}
-        notes += _notes(config, told_of(name, every), track)
+        notes += _notes(config, track_prefix(name, every), track)
         tracks[name] = track
     compared = _add_differences(config, tracks, results, earlier)
     about_mine = add_answers(config, tracks, results, earlier)
@@ -354,7 +354,7 @@ def _figures(arm: Arm, results: Results) -> dict[str, float | None]:
     for key in (*FIGURES, BITS) if BITS in arm else FIGURES:
         values = [float(r[key]) for r in completed if r.get(key) is not None]
         figures[key] = statistics.fmean(values) if values else None
-    for figure in OF_PARTS.values():  # left out where no run has it, unless decisions always had it
+    for figure in PART_FIGURES.values():  # left out where no run has it, unless decisions always had it
         value = figure.mean(completed) if figure.averaged else None
         if value is not None or figure.always:
             figures[figure.key] = value
@@ -381,7 +381,7 @@ def so_far(
         for label, rival, d in _told_early(track):
             seeds = f"from {d['seeds']} of {len(config.seeds)} seeds"
             words = f"{label} {show_mean(d)} of test loss against {rival}, {seeds}"
-            told = compared(told_of(name, decision["tracks"]) + words, f"{name} {label}", d, joint=True)
+            told = compared(track_prefix(name, decision["tracks"]) + words, f"{name} {label}", d, joint=True)
             said.append(told)
     return said
 

@@ -21,7 +21,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import STAGE_NEEDS, STAGES, Config, StageConfig
 from ebc_lab.records.decisions import Candidate, Decision, Difference
 from ebc_lab.records.figures import RunResult
-from ebc_lab.records.spec import RunSpec, optimizer, told_of
+from ebc_lab.records.spec import RunSpec, optimizer, track_prefix
 
 from .rules import Results
 from .runs import distinct
@@ -282,7 +282,7 @@ class Stage:
     def of(self, name: str, decision: Decision) -> str:
         """Begin a sentence about a track. The only one of a suite's stage is not named."""
         if self.shows in ("points", "arms", "modes", "units", "profiles"):
-            return told_of(name, decision["tracks"])
+            return track_prefix(name, decision["tracks"])
         return f"{optimizer(name)}: "
 
     def would_change(self, decision: Decision) -> list[str]:

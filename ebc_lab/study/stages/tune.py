@@ -22,7 +22,7 @@ from ebc_lab.config.identity import number
 from ebc_lab.config.schema import GROWING, TUNABLE, ArmConfig, Config, TuneConfig
 from ebc_lab.records.decisions import Candidate, CurvePoint, Decision, TunedArm, TunedTrack, Window
 from ebc_lab.records.figures import RunResult
-from ebc_lab.records.spec import DIGITS, RunSpec, told_of
+from ebc_lab.records.spec import DIGITS, RunSpec, track_prefix
 
 from .rules import Results, Undecidable, edge_of, ended, losses_of, make_decision, margin_sigma, val_loss
 from .runs import RACED_FROM, Rivals, raced, waiting
@@ -352,7 +352,7 @@ def decide(
     notes: list[str] = []
     every = ready(config, earlier, "tune")
     for track in every:
-        of = told_of(track, every)
+        of = track_prefix(track, every)
         sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
         arms: dict[str, TunedArm] = {}
         for label, arm in tuned_arms(config).items():
@@ -535,7 +535,7 @@ def so_far(
             words = f"{first} is lowest, validation loss {loss:.4f} at {point_in_words(point)}"
             words += f"; {len(found)} of {len(arms)} arms have a result"
             holds = run_id if len(found) > 1 else ""
-            said.append(Said(told_of(track, every) + words, f"{track} lowest", holds))
+            said.append(Said(track_prefix(track, every) + words, f"{track} lowest", holds))
     return said
 
 

@@ -18,7 +18,7 @@ from ..stages.rules import decision_problem
 from ..stages.stage import ResultsOf, stage_of
 from . import counts, index, manifest, reuse
 from .index import Index
-from .study import Record, Study, StudyHeader, settings_of
+from .study import Record, Study, StudyHeader, recorded_config
 
 
 @dataclass(frozen=True)
@@ -143,14 +143,14 @@ def read(study: Study, *, strict: bool = True, runs: Index | None = None) -> Sna
 
 
 def _settings(header: StudyHeader, runs: Index) -> Config:
-    """Return `settings_of`; settings that were found sound once are."""
+    """Return `recorded_config`; settings that were found sound once are."""
 
     def check() -> str:
-        settings_of(header)
+        recorded_config(header)
         return "sound"
 
     runs.remembered("settings", check, digest(header["config"]), runs=False)
-    return settings_of(header, checked=False)
+    return recorded_config(header, checked=False)
 
 
 def _checked(

@@ -89,7 +89,7 @@ class StudyHeader(TypedDict):
     looks: NotRequired[list[int]]  # in its place up to 1.0: how many seeds each of these had
 
 
-def settings_of(header: Mapping[str, Any], *, checked: bool = True) -> Config:
+def recorded_config(header: Mapping[str, Any], *, checked: bool = True) -> Config:
     """Return the settings in study.json, resolved. Raises UserError where another version wrote them.
     `checked`: whether they contradict each other is looked at, which takes a while for a hundred arms."""
     try:
@@ -188,7 +188,7 @@ class Study(StudyFiles):
                 "say where it is with --output-dir."
             )
 
-    def told(self) -> AbstractContextManager[None]:
+    def blame_files(self) -> AbstractContextManager[None]:
         """Around what tells of this study: it fails with a UserError where a file holds what none of ours
         does, though its checksum is right."""
         remedy = f"`ebc-lab verify {self.name}` names it, and the study's command makes decisions again"

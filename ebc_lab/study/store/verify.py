@@ -19,7 +19,7 @@ from ebc_lab.records.paths import SpecRecord
 
 from ..stages.rules import OTHER_VERSION, decision_problem
 from . import manifest
-from .study import OfAnotherRun, Study, settings_of
+from .study import OfAnotherRun, Study, recorded_config
 
 CHANGED = "changed since it was recorded"
 MISSING = "missing"
@@ -67,7 +67,7 @@ def verify(study: Study) -> dict[str, Any]:
 
 def _ended(study: Study) -> bool:
     try:
-        return settings_of(study.header()).study.stages[-1] in study.decisions()
+        return recorded_config(study.header()).study.stages[-1] in study.decisions()
     except UserError:
         return True  # then every unrecorded file is reported
 
