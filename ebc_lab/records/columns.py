@@ -1,4 +1,4 @@
-"""The columns of every CSV file, with their units and meanings."""
+"""The columns of every CSV file and table, with their units and meanings."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ PATTERNS = {LEVEL: r"\d+(?:p\d+)?", EXPERT: r"\d+"}
 
 
 def meaning_of(column: str, meanings: Mapping[str, tuple[str, str]]) -> tuple[str, str] | None:
-    """Unit and meaning of a column, also of one whose name holds a level or an expert's number; None if
-    unknown."""
+    """Return (unit, meaning) of a column, also of one whose name holds a level or an expert's number; None of
+    an unknown one."""
     if column in meanings:
         return meanings[column]
     for name, meaning in meanings.items():
@@ -234,7 +234,7 @@ UNIT_MEANINGS = {  # of carry.csv, one row an arm in a setting
 
 
 def _columns_from(meanings: Mapping[str, tuple[str, str]], *columns: str) -> dict[str, tuple[str, str]]:
-    """Some columns of another table."""
+    """Return some columns of another table, with their units and meanings."""
     return {name: meanings[name] for name in columns}
 
 
@@ -337,7 +337,8 @@ DIFFERENCE_MEANINGS = {  # of differences(), one row a comparison of two arms
     "verdict": ("", "of a suite: `better`, `worse`, `level` or `undecided`"),
     "seeds_needed": (
         "seeds",
-        "fresh ones, that would decide it by themselves, if the differences go on as they are; empty: not known",
+        "fresh ones, that would decide it by themselves, if the differences go on as they are; "
+        "empty: not known",
     ),
     **_columns_from(ABLATION_MEANINGS, "alone", "method", "median", "p", "p_joint", "comparisons"),
     "margin": (NATS, "how much worse still counts as level"),
