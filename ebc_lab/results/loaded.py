@@ -132,11 +132,11 @@ class LoadedStudy:
 
     def specs(self) -> dict[str, dict[str, Any]]:
         """Return run id -> every setting of a run, as spec.json holds it; damaged runs are left out."""
-        return {r.run_id: r.spec["config"] for r in self._records if r.spec is not None}
+        return {r.run_id: spec["config"] for r in self._records if (spec := r.spec) is not None}
 
     def results(self) -> dict[str, dict[str, Any]]:
         """Return run id -> result.json, of the runs that have ended; damaged runs are left out."""
-        return {r.run_id: dict(r.result) for r in self._records if r.result is not None}
+        return {r.run_id: dict(result) for r in self._records if (result := r.result) is not None}
 
     @property
     def state(self) -> str:

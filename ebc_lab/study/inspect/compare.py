@@ -140,7 +140,7 @@ def _runs(*snapshots: Snapshot) -> dict[str, Any]:
 
 def _unequal_results(a: Record, b: Record) -> dict[str, list[Any]]:
     """Return the figures that differ between two results of a run; they are read only where some do."""
-    if a.brief.untimed and a.brief.untimed == b.brief.untimed:
+    if a.brief.checksum and a.brief.checksum == b.brief.checksum:
         return {}
     return _unequal(a.result or {}, b.result or {}, leave=TIMING)
 

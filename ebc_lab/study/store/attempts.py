@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from ebc_lab.config.schema import LauncherConfig
 from ebc_lab.records.fence import attempt_at
 from ebc_lab.records.files import read_regular
-from ebc_lab.records.json_files import MOST_BYTES, parsed
+from ebc_lab.records.json_files import MOST_BYTES, parse_json
 from ebc_lab.records.locks import locked, take_run_lock_away
 from ebc_lab.records.paths import RunFiles
 
@@ -74,7 +74,7 @@ def log(directory: Path) -> list[dict[str, Any]]:
         return []
     for line in lines:
         with suppress(ValueError):
-            event = parsed(line)
+            event = parse_json(line)
             out += [event] if isinstance(event, dict) else []
     return out
 

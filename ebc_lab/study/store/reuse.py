@@ -187,16 +187,16 @@ def _inputs_digest(
     earlier: Mapping[str, Decision],
     remembered: Remembered,
 ) -> str:
-    """Return `inputs_digest`; where the digest of every result is known, it is remembered by these."""
-    untimed = [known[run_id].brief.untimed for _, run_id in runs]
+    """Return `inputs_digest`; where the checksum of every result is known, it is remembered by these."""
+    checksums = [known[run_id].brief.checksum for _, run_id in runs]
 
     def make() -> str:
         return inputs_digest(config, stage, runs, _Results(known), earlier)
 
-    if not all(untimed):
+    if not all(checksums):
         return make()
     settings = digest([settings_of_stage(config, stage), {s: d["inputs_sha256"] for s, d in earlier.items()}])
-    runs_digest = digest([[*run, sha256] for run, sha256 in zip(runs, untimed, strict=True)])
+    runs_digest = digest([[*run, sha256] for run, sha256 in zip(runs, checksums, strict=True)])
     return remembered(f"inputs of {stage}", make, f"{settings} {runs_digest}", runs=False)
 
 

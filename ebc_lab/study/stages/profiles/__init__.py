@@ -256,7 +256,7 @@ def so_far(
 def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
     """Invent a result for the forecast: every run reaches the target at its end, so that each method has a
     configuration."""
-    return {"val_loss": 2.0, "initial_loss": 5.0, "curve": [[spec.run.steps, 2.0, 1.0]]}
+    return {"val_loss": 2.0, "initial_loss": 5.0, "curve": [(spec.run.steps, 2.0, 1.0)]}
 
 
 STAGE = Stage(
