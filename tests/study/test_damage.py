@@ -414,7 +414,7 @@ CASES = [  # file, damage, command, exit code, words
     ("runs/{run}/result.json", edited(val_loss="x"), "why --replay", 4, "val_loss: expected `float | null`"),
     ("runs/{run}/result.json", edited(val_loss=0.1), "autopilot", 2, "was changed after it was recorded"),
     ("runs/{run}/result.json", a_folder, "export", 2, "not a file"),
-    ("runs/{run}/spec.json", put('{"config": null}'), "status", 0, "missing required field `run_id`"),
+    ("runs/{run}/spec.json", put('{"config": null}'), "status", 0, "config: expected `object`, got `null`"),
     ("runs/{run}/attempts.jsonl", put("null\n[]\n3\n"), "status", 0, ""),
     ("manifest.json", put('{"files": []}'), "verify", 2, "was edited"),
     ("figures.json", put('[{"name": 3}]'), "autopilot", 2, "figures.json is damaged"),
