@@ -118,10 +118,6 @@ def truncated(path: Path, draw: random.Random, study: Study) -> None:
     replaced(path, raw[: draw.randrange(len(raw) + 1)])
 
 
-def emptied(path: Path, draw: random.Random, study: Study) -> None:
-    replaced(path, b"")
-
-
 def other_json(path: Path, draw: random.Random, study: Study) -> None:
     replaced(path, json.dumps(draw.choice(WRONG)).encode())
 
@@ -214,7 +210,6 @@ def wrong_kind(path: Path, draw: random.Random, study: Study) -> None:
 ANY: tuple[Damage, ...] = (
     flipped,
     truncated,
-    emptied,
     another_runs,
     linked_to_another,
     a_folder,
@@ -402,7 +397,6 @@ CASES = [  # file, damage, command, exit code, words
     ("study.json", edited(created="x"), "autopilot", 2, "study.json was changed after it was recorded"),
     ("study.json", recorded_anew(edited(hardware={})), "autopilot", 2, "holds what ebc-lab never writes"),
     ("auto_decisions.json", put(" " * (65 << 20)), "status", 0, "is larger than"),
-    ("auto_decisions.json", put('{"lr_sweep": null}'), "verify", 4, "changed since it was recorded"),
     ("auto_decisions.json", put('{"lr_sweep": null}'), "why", 2, "expected `object`, got `null`"),
     ("auto_decisions.json", decided(candidates=None), "why", 2, "candidates: expected `array`, got `null`"),
     ("auto_decisions.json", decided(candidates=None), "status", 0, "is stale: its record in auto_dec"),
@@ -412,7 +406,6 @@ CASES = [  # file, damage, command, exit code, words
     ("runs/{run}/result.json", linked_to_another, "verify", 4, "changed since it was recorded"),
     ("runs/{run}/result.json", another_runs, "autopilot", 2, "was changed after it was recorded"),
     ("runs/{run}/result.json", edited(val_loss="x"), "why --replay", 4, "val_loss: expected `float | null`"),
-    ("runs/{run}/result.json", edited(val_loss=0.1), "autopilot", 2, "was changed after it was recorded"),
     ("runs/{run}/result.json", a_folder, "export", 2, "not a file"),
     ("runs/{run}/spec.json", put('{"config": null}'), "status", 0, "config: expected `object`, got `null`"),
     ("runs/{run}/attempts.jsonl", put("null\n[]\n3\n"), "status", 0, ""),

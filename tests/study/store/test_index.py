@@ -111,7 +111,11 @@ def edits(study: Study, other: Path, draw: random.Random):
     }
 
 
-def tried(study: Study, seed: int, steps: int, tmp_path: Path) -> None:
+MANY = [pytest.param(seed, 30, marks=pytest.mark.slow) for seed in range(100, 120)]
+
+
+@pytest.mark.parametrize(("seed", "steps"), [(0, 8), (1, 8), (2, 8), *MANY])
+def test_whatever_happens_to_the_files_the_answers_are_theirs(study, seed, steps, tmp_path):
     draw = random.Random(seed)
     answers(study)
     other = tmp_path / "other"
@@ -123,17 +127,6 @@ def tried(study: Study, seed: int, steps: int, tmp_path: Path) -> None:
         expected = by_files(study)
         assert answers(study) == expected, edit  # by an index that is behind
         assert answers(study) == expected, edit  # and by one that was just mended
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_whatever_happens_to_the_files_the_answers_are_theirs(study, seed, tmp_path):
-    tried(study, seed, 8, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(100, 120))
-def test_whatever_happens_to_the_files_the_answers_are_theirs_always(study, seed, tmp_path):
-    tried(study, seed, 30, tmp_path)
 
 
 def test_runs_that_are_as_they_were_are_not_read_again(study, monkeypatch):
