@@ -235,7 +235,7 @@ def status(study: Name = None, output_dir: Place = OUTPUT_DIR, as_json: Json = F
 
     where = find_module.find(study, output_dir, tell_aside)
     state = status_module.status(where)
-    with where.told():
+    with where.blame_files():
         _show(state, as_json, lambda screen: screen.status(_console(), state))
 
 
@@ -278,7 +278,7 @@ def why(
 
     from . import screen
 
-    with where.told():
+    with where.blame_files():
         screen.why(_console(), reasons, band_aimed_at(from_dict(Config, where.header()["config"])))
     return 0
 
@@ -350,7 +350,7 @@ def diff(
 
     first, second = find(a, output_dir, tell_aside), find(b, output_dir, tell_aside)
     comparison = compare(first, second)
-    with first.told(), second.told():
+    with first.blame_files(), second.blame_files():
         _show(comparison, as_json, lambda screen: screen.compared(_console(), comparison))
 
 

@@ -21,7 +21,7 @@ from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import StepInputs
 from ebc_lab.records.files import write_atomic
 from ebc_lab.records.paths import RunFiles
-from ebc_lab.records.weights import KeptWeights, read_weights, sealed
+from ebc_lab.records.weights import KeptWeights, read_weights, seal
 from ebc_lab.workloads.batches import windows
 from ebc_lab.workloads.corpus import locate
 from ebc_lab.workloads.losses import evaluate
@@ -105,7 +105,7 @@ class Init(Hook):
             figures |= {"init_start_loss": self.start_loss, "init_val_loss": after}
             figures["forgotten"] = after - self.start_loss
         if InitConfig.from_run(self.run).keep:
-            write_atomic(files.weights, sealed("weights", about_of(self.run), archive_of(weights)))
+            write_atomic(files.weights, seal("weights", about_of(self.run), archive_of(weights)))
             figures["weights_bytes"] = files.weights.stat().st_size
         return figures
 

@@ -1,4 +1,4 @@
-"""What is kept for the user between studies: corpora and measurements."""
+"""What is kept for the user from one study to the next: corpora and measurements."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest
-from ebc_lab.config.kinds import check_form
 
 from .json_files import read_json, write_json
 
@@ -21,18 +20,15 @@ def cache_dir() -> Path:
 
 
 class MeasurementCache:
-    """One measurement, kept as JSON in `<folder>/<kind>-<digest>.json`.
+    """A measurement that is kept as JSON in `<folder>/<kind>-<digest>.json`.
 
     Args:
-        depends_on: everything that can change the measurement: the shape, the machine, versions. As JSON.
+        depends_on: everything that can change the measurement, as JSON: the shape, the machine, versions.
         folder: the user's cache folder unless given.
-        form: the type hint of the measurement; a file that does not fit it counts as none.
-    Raises:
-        TypeError: the form cannot be checked, see `check_form`.
+        form: the type hint of the measurement; a file that does not fit it is taken for none.
     """
 
     def __init__(self, kind: str, depends_on: Any, folder: Path | None = None, *, form: Any = Any):
-        check_form(form)
         self.form = form
         self.path = (folder or cache_dir()) / f"{kind}-{digest(depends_on)[:16]}.json"
 
@@ -44,7 +40,7 @@ class MeasurementCache:
             return None
 
     def write(self, measurement: Any) -> None:
-        """Keep it. A cache that cannot be written costs the time of measuring again, nothing else."""
+        """Keep the measurement. Where it cannot be written, the next process measures again."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.path, measurement, durable=False)
@@ -52,7 +48,7 @@ class MeasurementCache:
             pass
 
     def read_or_measure(self, measure: Callable[[], Any]) -> Any:
-        """Return the measurement, made by `measure` and kept where there is none yet."""
+        """Return the measurement; where none is kept yet, `measure` makes it."""
         measured = self.read()
         if measured is None:
             measured = measure()

@@ -1,4 +1,4 @@
-"""The columns of every CSV file, with their units and meanings."""
+"""The columns of every CSV file and table, with their units and meanings."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ PATTERNS = {LEVEL: r"\d+(?:p\d+)?", EXPERT: r"\d+"}
 
 
 def meaning_of(column: str, meanings: Mapping[str, tuple[str, str]]) -> tuple[str, str] | None:
-    """Unit and meaning of a column, also of one whose name holds a level or an expert's number; None if
-    unknown."""
+    """Return (unit, meaning) of a column, also of one whose name holds a level or an expert's number; None of
+    an unknown one."""
     if column in meanings:
         return meanings[column]
     for name, meaning in meanings.items():
@@ -171,13 +171,13 @@ COLUMN_MEANINGS = {  # of summary_*.csv, one row a run: column -> unit, meaning
 COLUMNS = tuple(COLUMN_MEANINGS)
 TIMING_COLUMNS = ("tokens_per_s", "overhead_pct", "probe_pct", "wall_s")
 TUNED = "tuned_"
-OF_A_DIFFERENCE = (
+DIFFERENCE_FIGURES = (
     *("low", "high", "detectable", "method", "median"),
     *("joint_low", "joint_high", "joint_detectable", "comparisons"),
     *("p", "p_joint", "sigmas", "alone", "judged"),
 )
-OF_PARTS: dict[str, Figure] = {figure.key: figure for part in PARTS for figure in part.figures}
-PART_MEANINGS = {key: (figure.unit, figure.meaning) for key, figure in OF_PARTS.items()}
+PART_FIGURES: dict[str, Figure] = {figure.key: figure for part in PARTS for figure in part.figures}
+PART_MEANINGS = {key: (figure.unit, figure.meaning) for key, figure in PART_FIGURES.items()}
 PROFILE_MEANINGS = {  # of profiles.csv, one row a method and a workload
     "track": ("", "the study's optimizer and projection, `<optimizer>_<projection>`"),
     "method": ("", "of `profiles.methods`"),
@@ -233,8 +233,8 @@ UNIT_MEANINGS = {  # of carry.csv, one row an arm in a setting
 }
 
 
-def _of(meanings: Mapping[str, tuple[str, str]], *columns: str) -> dict[str, tuple[str, str]]:
-    """Some columns of another table."""
+def _columns_from(meanings: Mapping[str, tuple[str, str]], *columns: str) -> dict[str, tuple[str, str]]:
+    """Return some columns of another table, with their units and meanings."""
     return {name: meanings[name] for name in columns}
 
 
@@ -256,7 +256,7 @@ ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over
     "seeds": ("runs", "that the arm has"),
     "completed": ("runs", "of them"),
     "diverged": ("runs", "of them"),
-    **_of(COLUMN_MEANINGS, "val_loss", "test_loss", BITS, "heldout_loss", "c_median"),
+    **_columns_from(COLUMN_MEANINGS, "val_loss", "test_loss", BITS, "heldout_loss", "c_median"),
     "c_median_logged": (SHARE, "median of c at every 20th step alone"),
     "c_early": (SHARE, "median c in a tenth of the run from step 20 on"),
     "c_late": (SHARE, "median c in the run's last tenth"),
@@ -269,7 +269,7 @@ ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over
     "surrogate_late": (LOGITS, "median S, when as for c"),
     "beta_early": ("logits/norm", "the groups' mean β, when as for c"),
     "beta_late": ("logits/norm", "the groups' mean β, when as for c"),
-    **_of(COLUMN_MEANINGS, "tightness_median", "guard_count", "skipped_steps"),
+    **_columns_from(COLUMN_MEANINGS, "tightness_median", "guard_count", "skipped_steps"),
     **PART_MEANINGS,
     "versus": ("", "the arm that it is compared with"),
     "pairs": ("seeds", "that both have"),
@@ -288,33 +288,35 @@ ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over
     "sigmas": ("σ", "the difference over the noise of replicate seeds"),
     "alone": ("", "`beats`, `meets`, `misses` or `undecided`, by the interval by itself"),
     "judged": ("", "the same by the joint interval; both ask about the margin, a suite's verdict about 0"),
-    **_of(COLUMN_MEANINGS, "lr_schedule", "warmup_steps", "delta_schedule"),
+    **_columns_from(COLUMN_MEANINGS, "lr_schedule", "warmup_steps", "delta_schedule"),
 }
 
 # -- of the tables of `ebc_lab.load` -------------------------------------------------------------------------
 
-_OF_A_RUN = ("run_id", "stage", "role", "track", "arm", "seed", "optimizer", "projection", "stabilizer")
-_OF_A_SETTING = ("lr", "lr_scale", "lr_schedule", "warmup_steps", "delta_star", "delta_schedule")
+_RUN_COLUMNS = ("run_id", "stage", "role", "track", "arm", "seed", "optimizer", "projection", "stabilizer")
+_SETTING_COLUMNS = ("lr", "lr_scale", "lr_schedule", "warmup_steps", "delta_star", "delta_schedule")
 _LENGTH = {"planned_steps": ("steps", "that it is to take")}
 RUN_MEANINGS = {  # of runs(), one row a run
-    **_of(COLUMN_MEANINGS, *_OF_A_RUN, *_OF_A_SETTING),
+    **_columns_from(COLUMN_MEANINGS, *_RUN_COLUMNS, *_SETTING_COLUMNS),
     **_LENGTH,
     "kind": ("", "`train`, or a measurement of time, which has no losses"),
-    **_of(COLUMN_MEANINGS, *(name for name in COLUMNS if name not in (*_OF_A_RUN, *_OF_A_SETTING))),
+    **_columns_from(
+        COLUMN_MEANINGS, *(name for name in COLUMNS if name not in (*_RUN_COLUMNS, *_SETTING_COLUMNS))
+    ),
     "cause": ("", "why it did not complete; empty where it did"),
     "problem": ("", "what is wrong with its files; empty where nothing is"),
 }
 ARM_MEANINGS = {  # of arms(), one row an arm of a stage, over its seeds
-    **_of(COLUMN_MEANINGS, "stage", "role", "track", "arm"),
-    **_of(COLUMN_MEANINGS, "optimizer", "projection", "stabilizer", *_OF_A_SETTING),
+    **_columns_from(COLUMN_MEANINGS, "stage", "role", "track", "arm"),
+    **_columns_from(COLUMN_MEANINGS, "optimizer", "projection", "stabilizer", *_SETTING_COLUMNS),
     **_LENGTH,
     "mine": ("", "whether the study asks about this arm"),
-    **_of(ABLATION_MEANINGS, "seeds", "completed", "diverged"),
+    **_columns_from(ABLATION_MEANINGS, "seeds", "completed", "diverged"),
     "val_loss": COLUMN_MEANINGS["val_loss"],
     "val_sd": (NATS, "its standard deviation over the completed seeds"),
     "test_loss": COLUMN_MEANINGS["test_loss"],
     "test_sd": (NATS, "its standard deviation over the completed seeds"),
-    **_of(COLUMN_MEANINGS, "c_median", "kl_median", "clip_rate", "tokens_per_s", "wall_s"),
+    **_columns_from(COLUMN_MEANINGS, "c_median", "kl_median", "clip_rate", "tokens_per_s", "wall_s"),
     "step_cost": (SCALE, "time of a step over the reference's, where that was measured"),
 }
 DIFFERENCE_MEANINGS = {  # of differences(), one row a comparison of two arms
@@ -329,14 +331,18 @@ DIFFERENCE_MEANINGS = {  # of differences(), one row a comparison of two arms
     "reference": ("", "the arm that it is compared with"),
     "seeds": ("seeds", "that both have"),
     "mean": (NATS, "of the test loss, arm minus reference, paired by seed; empty where a run diverged"),
-    **_of(ABLATION_MEANINGS, "low", "high", "joint_low", "joint_high"),
+    **_columns_from(ABLATION_MEANINGS, "low", "high", "joint_low", "joint_high"),
     "judged": ABLATION_MEANINGS["judged"],
     "rival": ("", "whether this comparison answers the question: the best of the others by validation loss"),
     "verdict": ("", "of a suite: `better`, `worse`, `level` or `undecided`"),
-    "seeds_needed": ("seeds", "that would decide it, if the differences go on as they are; empty: not known"),
-    **_of(ABLATION_MEANINGS, "alone", "method", "median", "p", "p_joint", "comparisons"),
+    "seeds_needed": (
+        "seeds",
+        "fresh ones, that would decide it by themselves, if the differences go on as they are; "
+        "empty: not known",
+    ),
+    **_columns_from(ABLATION_MEANINGS, "alone", "method", "median", "p", "p_joint", "comparisons"),
     "margin": (NATS, "how much worse still counts as level"),
-    **_of(ABLATION_MEANINGS, "detectable", "joint_detectable"),
+    **_columns_from(ABLATION_MEANINGS, "detectable", "joint_detectable"),
     "luck": (
         NATS,
         "what other tuning seeds would make of it (standard deviation), in its intervals",

@@ -54,7 +54,7 @@ class Decision(TypedDict, total=False):
 
 
 class Window(TypedDict):
-    """How far a setting may be off: the range around its best value whose loss is hardly higher."""
+    """The range around the best value of a setting in which the loss is hardly higher."""
 
     best: float
     loss: float  # at the best value
@@ -66,7 +66,7 @@ class Window(TypedDict):
 
 
 class Diverged(TypedDict):
-    """Counts of the pairs in which the one run diverged, and in which the other did."""
+    """How many pairs of runs there are in which the arm's diverged, and in which the reference's did."""
 
     arm: int
     reference: int
@@ -222,22 +222,22 @@ class NaturalSteps(TypedDict):
     descent_median: float | None
 
 
-class SweepTrack(TypedDict):
-    """The best constant rate of a track, its noise, its natural KL, and its fair control."""
+class Winner(TypedDict):
+    """The run that won a search, and by how much."""
 
-    optimizer: str
-    projection: str
-    lr: float
     run_id: str
     val_loss: float
+    ranked: list[str]  # what was compared, the best first
+    margin_sigma: float | None  # how far the second lies behind, in units of sigma
+    sigma: float
+
+
+class SweepTrack(BestRate, NaturalSteps, Winner):
+    """The best constant rate of a track, its noise, its natural KL, and its fair control."""
+
     edge: str | None
     grid: SweepGrid
-    ranked: list[str]
-    margin_sigma: float | None
-    sigma: float
     replicate_losses: list[float]
-    natural_kl: float
-    descent_median: float | None
     control: Control
     dropped: NotRequired[list[Pair]]
 
@@ -255,7 +255,7 @@ class NoiseFloor(TypedDict):
 # -- calibrate, controller_search, lr_scale ------------------------------------------------------------------
 
 
-class CalibratedTrack(TypedDict):
+class CalibratedTrack(Winner):
     """The target KL of a track, and the budget that it is measured by."""
 
     budget: str
@@ -263,8 +263,6 @@ class CalibratedTrack(TypedDict):
     delta_star: float
     times_natural: float
     lr_scale: float
-    run_id: str
-    val_loss: float
     seeds: int
     losses: dict[str, float]  # target KL -> mean loss
     edge: str | None
@@ -272,25 +270,17 @@ class CalibratedTrack(TypedDict):
     c_median: float | None
     in_band: bool
     by_budget: dict[str, float]  # budget -> its best target KL
-    ranked: list[str]
     ranked_losses: dict[str, float]
-    margin_sigma: float | None
-    sigma: float
 
 
-class ControllerTrack(TypedDict):
+class ControllerTrack(Winner):
     """The controller that holds the KL of a track on its target."""
 
     candidate: str
     settings: dict[str, Any]
     delta_star: float
-    run_id: str
-    val_loss: float
     kl_ratio: float | None
     kl_ratios: dict[str, float | None]
-    ranked: list[str]
-    margin_sigma: float | None
-    sigma: float
 
 
 class ScaledRun(Candidate):
@@ -441,8 +431,8 @@ class TunedTrack(TypedDict):
 
 
 class SweptPoint(TypedDict):
-    """One value of a setting that a suite sweeps; a seed that diverged has no loss, and then nor has the
-    mean."""
+    """One value of a setting that a suite sweeps. A seed that diverged has no loss, and then the mean has
+    none."""
 
     value: float
     arm: str
@@ -469,8 +459,7 @@ class Sweep(TypedDict, total=False):
 
 
 class Transfer(TypedDict):
-    """What arms lose at another size than they were tuned at: the arm tuned there again, and those that were
-    not."""
+    """What arms lose at another size than the one that they were tuned at, against an arm tuned there."""
 
     shape: str
     tuned: str
@@ -487,7 +476,7 @@ class StepCost(TypedDict):
 
 
 class Answer(TypedDict):
-    """What a suite says of an arm of one's own against every other."""
+    """What a suite says of a user's own arm against every other."""
 
     rival: str | None
     difference: Difference | None
@@ -600,7 +589,7 @@ class UnitSetting(TypedDict):
 
 
 class UnitsTrack(TypedDict):
-    """Which unit's one constant serves settings that it was not chosen on."""
+    """Which unit's constant serves settings that it was not chosen on."""
 
     reference: str
     challengers: list[str]
@@ -646,7 +635,7 @@ class Reached(TypedDict):
 
 
 class RateSensitivity(TypedDict):
-    """What the learning rate matters around a method's configuration, on a workload."""
+    """How much the learning rate matters around a method's configuration, on a workload."""
 
     rates: list[float]
     losses: list[float | None]  # mean validation loss; None where a run diverged

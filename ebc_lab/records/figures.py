@@ -1,4 +1,4 @@
-"""The figures of a run, computed from its recorded steps, and the thresholds that they are judged by.
+"""The figures of a run, computed from the steps that it recorded, and the thresholds by which it is judged.
 
 A run's result holds them as a `RunResult`. An empty cell of `steps.csv` was not measured.
 """
@@ -80,7 +80,7 @@ class RunResult(TypedDict, total=False):
     kl_curve: list[list[float]]  # (c, median KL of c times the proposal); with curve_every
     kl_law: list[float] | None  # A, B of KL = A c² + B c through it
     workload: dict[str, Any]  # of workload=ebm: figures of the kept model
-    curve: list[list[Any]]  # (step, loss on the fixed windows, seconds of training)
+    curve: list[tuple[float, float | None, float]]  # step, loss on the fixed windows, seconds of training
     streams: dict[str, str]  # steps.csv, evals.csv, the kept model -> their sha256 when the run ended
     overhead_pct: float | None  # of a measurement of EBC's overhead, with its quartiles
     overhead_iqr_pct: list[float] | None
@@ -91,7 +91,7 @@ class RunResult(TypedDict, total=False):
 
 
 def longest_streak(flags: Iterable[bool]) -> int:
-    """The most consecutive true values."""
+    """Return the largest number of consecutive true values."""
     best = now = 0
     for flag in flags:
         now = now + 1 if flag else 0
@@ -100,11 +100,11 @@ def longest_streak(flags: Iterable[bool]) -> int:
 
 
 def summarise(steps: Mapping[str, np.ndarray], floor: float = KL_FLOOR["float32"]) -> dict[str, Any]:
-    """One run's figures from the columns of `steps.csv`; None where nothing was measured.
+    """Return a run's figures from the columns of its `steps.csv`; None where nothing was measured.
 
     `floor`: the smallest KL that the precision can show, nats per token; a curve leaves smaller ones out.
-    Quantiles of c leave out skipped steps. `_early` and `_late` are medians near the two ends of the run, and
-    `c_median_logged` is the median of every 20th step alone.
+    Quantiles of c leave out skipped steps. `_early` and `_late` are medians near the beginning and the end of
+    the run; `c_median_logged` is the median over every 20th step alone.
     """
     done = steps["skipped"] == 0
     c = steps["c"][done]
@@ -135,7 +135,7 @@ def summarise(steps: Mapping[str, np.ndarray], floor: float = KL_FLOOR["float32"
 
 
 def _further(steps: Mapping[str, np.ndarray], floor: float) -> dict[str, Any]:
-    """Summarize the columns that only some runs have: medians, and the curve of KL against c with its law."""
+    """Return the figures of columns that only some runs have: medians, and the curve of KL against c."""
     figures: dict[str, Any] = {}
     for figure in (figure for part in PARTS for figure in part.figures if figure.of_steps):
         if figure.key in steps:
@@ -154,17 +154,17 @@ def _further(steps: Mapping[str, np.ndarray], floor: float) -> dict[str, Any]:
 
 
 def limited_by_kl(steps: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Which of these steps the KL budget limited, and not nothing or a radius beside it."""
+    """Return which steps, as booleans of shape (steps,), the KL budget limited: no others, and no radius."""
     clipped: np.ndarray = steps["c"] < CLIPPED_BELOW
     return clipped & (steps["ruled"] == RULED.index("kl")) if "ruled" in steps else clipped
 
 
 def kl_law(curve: Sequence[Sequence[float]]) -> list[float] | None:
-    """A and B >= 0 of KL = A c² + B c, by least squares of the relative errors at the points (c, KL > 0);
-    None for fewer than two.
+    """Return A and B >= 0 of KL = A c² + B c by least squares of the relative errors at points (c, KL > 0);
+    None for fewer than two points.
 
-    A float model has B = 0. Where weights are quantized a share of codes proportional to c flips, each by a
-    whole step, and KL falls as c only.
+    A float model has B = 0. With quantized weights a share of the codes proportional to c flips, each by a
+    whole step, so that KL falls no faster than c.
     """
     import numpy as np
     from scipy.optimize import nnls
@@ -177,7 +177,7 @@ def kl_law(curve: Sequence[Sequence[float]]) -> list[float] | None:
 
 
 def _kl_figures(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Applied KL over all audited steps, and over its target where the step was clipped.
+    """Return the figures of the applied KL: over all audited steps, and over its target on clipped ones.
 
     `kl_median` (of a plain run: its natural KL) leaves out the first 20 steps if any audit was later.
     `kl_within_30pct` is the share of audited, clipped steps whose applied KL is within 30% of the target;
@@ -198,7 +198,7 @@ def _kl_figures(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _drifts(steps: Mapping[str, np.ndarray]) -> dict[str, float | None]:
-    """Medians of c, S and beta (the groups' mean, each as last measured) early and late in the run.
+    """Return medians of c, S and beta (the groups' mean, each as last measured) early and late in the run.
 
     Early is a tenth of the run from step 20 on, or from half of a short run; late is its last tenth.
     """
@@ -207,7 +207,7 @@ def _drifts(steps: Mapping[str, np.ndarray]) -> dict[str, float | None]:
     columns = {"c": steps["c"], "surrogate": steps["surrogate"]}
     betas = np.array([values for name, values in steps.items() if name.startswith("beta_")])
     if len(betas):
-        columns["beta"] = _carried(betas).mean(0)
+        columns["beta"] = _forward_filled(betas).mean(0)
     step = steps["step"]
     span = max(len(step) // 10, 1)
     first = min(WARM_STEPS, len(step) // 2)
@@ -219,8 +219,8 @@ def _drifts(steps: Mapping[str, np.ndarray]) -> dict[str, float | None]:
     }
 
 
-def _carried(rows: np.ndarray) -> np.ndarray:
-    """Each row with its last known value carried forward, NaN before the first."""
+def _forward_filled(rows: np.ndarray) -> np.ndarray:
+    """Return rows (groups, steps) with the last known values carried forward, NaN before its first."""
     import numpy as np
 
     known = np.where(np.isnan(rows), 0, np.arange(rows.shape[1]))
@@ -249,8 +249,8 @@ def _quantile(values: np.ndarray, share: float) -> float | None:
 
 
 def _grid_of_quantiles(values: np.ndarray) -> list[float] | None:
-    """41 quantiles, from the smallest value to the largest, of those that are finite: of a run that diverges
-    the last ones need not be."""
+    """Return 41 quantiles of the finite values, from the smallest to the largest; None where none is finite,
+    as the last ones of a run that diverges may be."""
     import numpy as np
 
     known = values[np.isfinite(values)]

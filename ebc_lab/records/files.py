@@ -1,4 +1,4 @@
-"""Atomic writes: a reader, or a crash, sees a complete file or none. Reads that cannot hang or flood."""
+"""Writes after which a reader, or a crash, sees a complete file or none; reads that cannot hang or flood."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> N
 
 @contextmanager
 def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """A file to write that replaces the old one at the end: temporary name, fsync, rename.
+    """Yield a file to write, which replaces the one at `path` at the end: temporary name, fsync, rename.
 
-    `durable=False` leaves out the fsync, for what may be lost when the machine fails (progress). Raises
-    Superseded as `replacing`.
+    `durable=False` leaves out the fsync, for what may be lost when the machine fails, as a run's progress.
+    Raises Superseded as `replacing` does.
     """
     with replacing(path) as temporary, open(temporary, "wb") as f:
         yield f
@@ -56,28 +56,27 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def stamp_of(about: os.stat_result) -> tuple[int, int, int, int]:
-    """Return what changes when a file does: its size, when it and its entry changed, and its inode."""
+    """Return size, times of the last change of content and of inode, and the inode's number: one of them
+    changes whenever the file does."""
     return about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino
 
 
 def read_regular(path: Path, most: int) -> bytes:
-    """Return the content of a file of at most `most` bytes. A device or a pipe is refused before it can
-    block.
+    """Return the content of a file of at most `most` bytes.
 
-    Raises FileNotFoundError where nothing is, and UserError where there is anything else.
+    Raises FileNotFoundError where there is nothing, and UserError for a larger file and, before it can block,
+    for a folder, a pipe or a device.
     """
     with opened(path) as f:
-        content = f.read(most + 1) if os.fstat(f.fileno()).st_size <= most else None
+        size = os.fstat(f.fileno()).st_size
+        content = f.read(size + 1) if size <= most else None
     if content is None or len(content) > most:
         raise UserError(f"{path} is larger than {most} bytes, and so no file of ours: move it away.")
     return content
 
 
 def opened(path: Path) -> BufferedReader:
-    """Return a file, open for reading; anything else is refused as in `read_regular`.
-
-    Raises OSError where the disk fails.
-    """
+    """Return a file, open for reading. Raises as `read_regular`, and OSError where the disk fails."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -93,7 +92,7 @@ def opened(path: Path) -> BufferedReader:
 
 
 def refuse_unwritable(path: Path) -> None:
-    """Raise UserError for a folder that cannot be created or written."""
+    """Raise UserError where a folder can neither be created nor written."""
     existing = next(p for p in [path, *path.resolve().parents] if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(

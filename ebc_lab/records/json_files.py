@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.config.errors import HIDDEN, UserError, visible
+import msgspec
+
+from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.identity import digest
-from ebc_lab.config.kinds import check_form, misfit
+from ebc_lab.config.kinds import misfit
 
 from .files import read_regular, write_atomic
 
 MOST_BYTES = 64 << 20  # of a JSON file; the manifest of 50,000 runs has 42 MB
 DEEPEST = 64  # lists and mappings inside each other
+LARGEST_INT = (1 << 63) - 1
+LONG_NUMBER = b"0" * 19  # as many digits as the largest has
+ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
 REMEDY = "delete it, and the next run writes it again"
 
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
-    """Write readable JSON atomically. NaN and infinities become null, because JSON has neither."""
-    write_atomic(path, json.dumps(as_json(value), indent=1, allow_nan=False) + "\n", durable=durable)
+    """Write readable JSON atomically, of a value as `as_json` makes it."""
+    text = json.dumps(as_json(value), allow_nan=False)
+    write_atomic(path, msgspec.json.format(text, indent=1) + "\n", durable=durable)
 
 
 def as_json(value: Any) -> Any:
-    """Return a value as it comes back from a JSON file: lists, string keys, null for NaN and infinities."""
+    """Return a value as it comes back from a JSON file: lists, string keys, null for NaN and infinities, and
+    escapes for the halves of surrogate pairs that stand in a file's name for bytes that are no UTF-8."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode(errors="backslashreplace").decode()
     if isinstance(value, Mapping):
-        return {str(k): as_json(v) for k, v in value.items()}
+        return {as_json(str(k)): as_json(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [as_json(v) for v in value]
     if hasattr(value, "item"):  # a numpy scalar
@@ -38,80 +47,66 @@ def as_json(value: Any) -> Any:
 def read_json(path: Path, kind: Any = Any, remedy: str = REMEDY) -> Any:
     """Return what a JSON file holds, its texts `visible`. `kind`: the type hint that it must fit.
 
-    Raises UserError, naming the file and the remedy, unless it is such a file; FileNotFoundError. Raises
-    TypeError as `check_form`, also where there is no file.
+    Raises UserError, naming the file and the remedy, unless it is such a file; FileNotFoundError.
     """
-    check_form(kind)
-    value, clean = _raw(path, remedy)
-    fitting = _fitting(path, value, kind, remedy)
-    return fitting if clean else _cleaned(fitting)
-
-
-def parsed(content: str | bytes) -> Any:
-    """Return the value of a JSON text. Raises ValueError for what JSON has not (NaN), and for what no file of
-    ours holds: numbers of thousands of digits, nesting deeper than `DEEPEST`."""
-    text = content if isinstance(content, str) else content.decode()
-    try:
-        value = DECODER.decode(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    if text.count("[") + text.count("{") <= DEEPEST:
-        return value
-    level = [value]
-    for _ in range(DEEPEST):
-        level = [item for items in map(_inside, level) for item in items]
-        if not level:
-            return value
-    raise ValueError("nested too deeply")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError(f"{text[:20]} is beyond every number")
+    _, value = _read(path, remedy)
+    _refuse_misfit(path, value, kind, remedy)
     return value
 
 
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
+def parse_json(content: str | bytes) -> Any:
+    """Return the value of a JSON text. Raises ValueError for what is no JSON (NaN), and for what no file of
+    ours holds: whole numbers of more than 64 bits, nesting deeper than `DEEPEST`."""
+    return _parsed(content.encode() if isinstance(content, str) else content)[0]
 
 
-DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
-
-
-def _inside(value: Any) -> Iterable[Any]:
-    """Return the lists and mappings directly inside a value."""
-    items: Iterable[Any] = ()
-    if isinstance(value, dict):
-        items = value.values()
-    elif isinstance(value, list):
-        items = value
-    return [item for item in items if isinstance(item, dict | list)]
-
-
-def _raw(path: Path, remedy: str) -> tuple[Any, bool]:
-    """Return what a JSON file holds, and whether all its texts are `visible`, as those of our own files."""
+def _read(path: Path, remedy: str) -> tuple[Any, Any]:
+    """Return what a JSON file holds: as it is there, and with its texts `visible`."""
     content = read_regular(path, MOST_BYTES)
     try:
-        text = content.decode()
-        return parsed(text), "\\" not in text and text.replace("\n", " ").isprintable()
-    except ValueError as error:  # not JSON, or not text
+        return _parsed(content)
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): {remedy}.") from None
 
 
-def _fitting(path: Path, value: Any, kind: Any, remedy: str) -> Any:
+def _parsed(content: bytes) -> tuple[Any, Any]:
+    """Return the value of a JSON text, and that value with its texts `visible`. Raises as `parse_json`."""
+    try:
+        value = msgspec.json.decode(content)
+    except msgspec.DecodeError as error:
+        raise ValueError(str(error)) from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return value, value if _is_plain(content) else _made_visible(value)
+
+
+def _is_plain(content: bytes) -> bool:
+    """Tell, at a glance, of most of our files that nothing in them can be hidden, too large or too deep."""
+    if not content.isascii() or b"\\" in content or b"\x7f" in content:
+        return False
+    digits = content.translate(ZEROS)
+    fractions = digits.count(b"." + LONG_NUMBER)  # of floats, which may have as many digits
+    return digits.count(LONG_NUMBER) == fractions and content.count(b"[") + content.count(b"{") <= DEEPEST
+
+
+def _made_visible(value: Any, depth: int = 0) -> Any:
+    """Return a value with its texts `visible`. Raises ValueError as `parse_json`."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, int) and abs(value) > LARGEST_INT:
+        raise ValueError(f"{str(value)[:20]}… is too large")
+    if not isinstance(value, dict | list):
+        return value
+    if depth == DEEPEST:
+        raise ValueError("nested too deeply")
+    if isinstance(value, dict):
+        return {visible(k): _made_visible(v, depth + 1) for k, v in value.items()}
+    return [_made_visible(v, depth + 1) for v in value]
+
+
+def _refuse_misfit(path: Path, value: Any, kind: Any, remedy: str) -> None:
     if wrong := misfit(value, kind):
         raise UserError(f"{path} is damaged ({wrong}): {remedy}.")
-    return value
-
-
-def _cleaned(value: Any) -> Any:
-    """Return the value with all its texts `visible`."""
-    if isinstance(value, str):
-        return visible(value) if HIDDEN.search(value) else value
-    if isinstance(value, dict):
-        return {visible(k): _cleaned(v) for k, v in value.items()}
-    return [_cleaned(v) for v in value] if isinstance(value, list) else value
 
 
 def write_checksummed(path: Path, value: Mapping[str, Any]) -> None:
@@ -129,17 +124,19 @@ def checksum_holds(value: Any, key: str = "checksum") -> bool:
     """Tell whether a value still has the checksum that `with_checksum` gave it; False without one."""
     if not isinstance(value, dict):
         return False
-    try:
-        return bool(value.get(key) == digest({k: v for k, v in value.items() if k != key}))
-    except (ValueError, RecursionError):  # an infinity or half a surrogate pair, which we never write
-        return False
+    return bool(value.get(key) == digest({k: v for k, v in value.items() if k != key}))
 
 
 def read_checksummed(path: Path, remedy: str, kind: Any = Any) -> dict[str, Any]:
     """Return what `write_checksummed` was given. Raises as `read_json`, also if the file was edited since."""
-    check_form(kind)
-    value, clean = _raw(path, remedy)
-    if not checksum_holds(value):
+    return read_sealed(path, remedy, kind)[0]
+
+
+def read_sealed(path: Path, remedy: str, kind: Any = Any) -> tuple[dict[str, Any], str]:
+    """Return what `read_checksummed` does, and the checksum."""
+    recorded, value = _read(path, remedy)
+    if not checksum_holds(recorded):
         raise UserError(f"{path} was edited after it was written: {remedy}.")
-    value = _fitting(path, value, kind, remedy)
-    return {k: v for k, v in (value if clean else _cleaned(value)).items() if k != "checksum"}
+    _refuse_misfit(path, value, kind, remedy)
+    checksum = value.pop("checksum")
+    return value, checksum

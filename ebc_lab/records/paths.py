@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import glob
 import os
 from fnmatch import fnmatch
@@ -97,25 +96,36 @@ class SpecRecord(TypedDict):
     config: dict[str, Any]  # every setting
 
 
+class _In:
+    """A file of a run, whose path is joined when it is asked for: a study has thousands of runs."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __get__(self, files: RunFiles, owner: type | None = None) -> Path:
+        return files.directory / self.name
+
+
 class RunFiles:
     """The files in the folder of one run."""
 
+    spec = _In("spec.json")
+    result = _In("result.json")
+    steps = _In("steps.csv")
+    evals = _In("evals.csv")
+    progress = _In("progress.json")  # while it trains
+    checkpoint = _In(CHECKPOINT)  # until it has a result
+    packed = _In("model.ebcpack")  # of a run with a quantizer, once it has a result
+    model = _In("model.pt")  # of workload=ebm, once it has a result
+    weights = _In(WEIGHTS)  # of a run with init.keep, once it has a result
+    models = _In("models")  # and while it trains, with ebm.keep_every
+    alerts = _In("alerts.jsonl")  # of workload=ebm
+    attempts = _In("attempts.jsonl")
+    log = _In("log.txt")
+    lock = _In(".lock")  # held by the process that trains it
+
     def __init__(self, directory: Path):
         self.directory = directory
-        self.spec = directory / "spec.json"
-        self.result = directory / "result.json"
-        self.steps = directory / "steps.csv"
-        self.evals = directory / "evals.csv"
-        self.progress = directory / "progress.json"  # while it trains
-        self.checkpoint = directory / CHECKPOINT  # until it has a result
-        self.packed = directory / "model.ebcpack"  # of a run with a quantizer, once it has a result
-        self.model = directory / "model.pt"  # of workload=ebm, once it has a result
-        self.weights = directory / WEIGHTS  # of a run with init.keep, once it has a result
-        self.models = directory / "models"  # and while it trains, with ebm.keep_every
-        self.alerts = directory / "alerts.jsonl"  # of workload=ebm
-        self.attempts = directory / "attempts.jsonl"
-        self.log = directory / "log.txt"
-        self.lock = directory / ".lock"  # held by the process that trains it
 
     def damaged(self, number: int) -> Path:
         """Return what a checkpoint is called that could not be used."""
@@ -126,13 +136,6 @@ def is_checkpoint(path: str) -> bool:
     """Tell whether a run's file is a checkpoint of it, one that was set aside included."""
     name = os.path.basename(path)
     return name == CHECKPOINT or fnmatch(name, DAMAGED.format("*"))
-
-
-@functools.lru_cache(maxsize=20_000)
-def _run_files(runs: Path, run_id: str) -> RunFiles:
-    """Return a run's files, their paths joined once: a study of thousands of runs asks for all of them
-    whenever one ends."""
-    return RunFiles(runs / run_id)
 
 
 class StudyFiles:
@@ -154,7 +157,7 @@ class StudyFiles:
         self.manifest_file = root / "manifest.json"
         self.crate_file = root / "ro-crate-metadata.json"  # what all of them are, for other programs
         self.own = root / "own"  # copies of the suite and the parts that are the user's own
-        self.index_file = root / ".index.sqlite"  # of its runs, made of their files
+        self.index_file = root / ".index"  # of its runs, made of their files
         self.driver_lock = root / ".lock"  # held by the process that drives the study
         self.driver_file = root / ".driver.json"  # which process that is
         self.outlook_file = root / ".outlook.json"  # what that process expects still
@@ -169,7 +172,7 @@ class StudyFiles:
         return self.runs / run_id
 
     def run_files(self, run_id: str) -> RunFiles:
-        return _run_files(self.runs, run_id)
+        return RunFiles(self.runs / run_id)
 
     def run_ids(self) -> list[str]:
         """Return the names of the runs' folders, sorted."""

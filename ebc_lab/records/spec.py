@@ -1,5 +1,4 @@
-"""What a run is called: a readable slug with its identity's hash, and the name of the arm it belongs to; and
-what a track is called in words."""
+"""A run that a stage needs, the name of the arm that it belongs to, and the names of tracks in words."""
 
 from __future__ import annotations
 
@@ -31,8 +30,8 @@ DIGITS = 6  # of a learning rate, and of its scale: as many as `track_optimizer`
 
 
 def arm_name(run: RunConfig, lr_scale: float | None, note: str = "") -> str:
-    """Return `<optimizer>_<projection>_<stabilizer>[_d<target KL>_<budget>]_x<scale><schedules>`, the
-    schedules as `tail_of` spells them: `_lindelta_lrdecay`, `_holddelta_trapezoid_w0`.
+    """Return a run's arm, `<optimizer>_<projection>_<stabilizer>[_d<target KL>_<budget>]_x<scale><schedules>`
+    with the schedules as `tail_of` spells them: `_lindelta_lrdecay`, `_holddelta_trapezoid_w0`.
 
     `_x2` is twice the track's best constant rate. Before that is known, `lr_scale` None, the learning rate
     itself is named, `_lr0p004`: an arm's name means one rate wherever it is read.
@@ -41,8 +40,8 @@ def arm_name(run: RunConfig, lr_scale: float | None, note: str = "") -> str:
     return f"{stem_of(run)}_{rate}{tail_of(run)}{note}"
 
 
-def settings_of(run: RunConfig) -> dict[str, Any]:
-    """Name a run's settings as `records.columns` does; None for what has no effect."""
+def setting_columns(run: RunConfig) -> dict[str, Any]:
+    """Return a run's settings by the columns of its tables; None for those that have no effect in it."""
     run = with_derived_settings(run)
     ebc = run.stabilizer.name == "ebc"
     bound = ebc and (run.budget.name in ("surrogate", "calibrated") or run.budget.sensitivity_every > 0)
@@ -61,7 +60,7 @@ def settings_of(run: RunConfig) -> dict[str, Any]:
 
 
 def schedules_of(run: RunConfig) -> Schedules:
-    """Name the learning rate's schedule with its warm-up, and that of the target KL, as tables do."""
+    """Return the schedules of the learning rate and of the target KL by the columns of tables."""
     run = with_derived_settings(run)  # a warm-up may be given as a share
     return {
         "lr_schedule": run.lr_schedule.name,
@@ -71,14 +70,13 @@ def schedules_of(run: RunConfig) -> Schedules:
 
 
 def track_of(run: RunConfig) -> str:
-    """Name the (optimizer, projection) of a run, as `<optimizer>_<projection>`."""
+    """Return the track of a run, `<optimizer>_<projection>`."""
     return f"{run.optimizer.name}_{run.projection.name}"
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One run that a stage needs. Only `kind` and `run` decide what it computes; the rest says why it is
-    there."""
+    """A run that a stage needs. `kind` and `run` alone decide what it computes; the others say what for."""
 
     stage: str
     role: str  # grid | replicate | control | ebc | none | fixed_tau | overhead | a final's role
@@ -86,16 +84,16 @@ class RunSpec:
     lr_scale: float  # times the track's best baseline learning rate
     run: RunConfig
     kind: str = "train"  # train | overhead | step
-    of_track: str = ""  # the track it belongs to, where its own settings do not say
+    of_track: str = ""  # the track it belongs to, where that is not the one of its own settings
 
     @property
     def track(self) -> str:
-        """The (optimizer, projection) it belongs to, as `<optimizer>_<projection>`."""
+        """Return the track it belongs to, `<optimizer>_<projection>`."""
         return self.of_track or track_of(self.run)
 
     @property
-    def told_scale(self) -> float | None:
-        """Return its LR scale as tables show it: none in a grid, whose rates no best one is known for yet."""
+    def shown_lr_scale(self) -> float | None:
+        """Return its LR scale for tables: None in the grid, before whose end there is no best rate."""
         return None if self.role == GRID else self.lr_scale
 
     @cached_property
@@ -116,14 +114,14 @@ class RunSpec:
 
     @property
     def cost(self) -> float:
-        """Return relative work of the run, see `cost_of`."""
+        """Return how much work the run is, see `cost_of`."""
         run = self.run
         return cost_of(run.steps, run.batch_size * run.model.context, run.optimizer.name, run.stabilizer.name)
 
 
 def cost_of(steps: int, tokens_per_step: int, optimizer: str, stabilizer: str) -> float:
-    """Return relative work, for balancing workers: tokens, with a little more for what EBC and Muon add to a
-    step."""
+    """Return how much work a run is, to balance workers by: its tokens, with something on top for what EBC
+    and Muon add to a step."""
     cost = steps * tokens_per_step * (1.1 if stabilizer != "none" else 1.0)
     return cost * (1.4 if optimizer == "muon" else 1.0)
 
@@ -136,7 +134,7 @@ TRACK = re.compile(r"\b(?:{})_(?:{})\b".format(*("|".join(names) for names in CH
 
 
 def optimizer(track: str) -> str:
-    """Name a track (optimizer_projection) in words."""
+    """Return a track, `<optimizer>_<projection>`, in words."""
     name, _, projection = track.rpartition("_")
     words = OptimizerConfig.words.get(name, name)
     bound = projection not in ("", "none")
@@ -144,13 +142,13 @@ def optimizer(track: str) -> str:
 
 
 def tracks_in_words(text: str, tracks: Iterable[str] = ()) -> str:
-    """The tracks that a sentence names in words: `Adam: …` of `adam_none: …`. Names of arms and runs, which
-    go on after the track, stay as they are recorded. `tracks`: those of optimizers that are not ours."""
+    """Return a sentence with its tracks in words: `Adam: …` for `adam_none: …`. Names of arms and runs, which
+    go on behind the track, stay as they are. `tracks`: those of optimizers that are not ours."""
     others = [re.escape(track) for track in tracks]
     text = re.sub(rf"\b(?:{'|'.join(others)})\b", lambda match: optimizer(match[0]), text) if others else text
     return TRACK.sub(lambda match: optimizer(match[0]), text)
 
 
-def told_of(track: str, tracks: Collection[str]) -> str:
-    """How a sentence about a track of a suite begins: with its name in words where there are several."""
+def track_prefix(track: str, tracks: Collection[str]) -> str:
+    """Return how a sentence about a track begins: with its name in words where there are several."""
     return f"{optimizer(track)}: " if len(tracks) > 1 else ""

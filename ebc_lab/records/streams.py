@@ -34,21 +34,21 @@ def _cell(value: Any) -> str:
 
 
 class Heartbeat:
-    """A run's progress.json, written at most every REPORT_S seconds however often this is called."""
+    """A run's progress.json, written at most every REPORT_S seconds, however often it is called."""
 
     def __init__(self, path: Path, steps: int):
         self.path = path
         self.steps = steps
-        self.at = time.monotonic()
+        self.written = time.monotonic()
         self.step: int | None = None  # where this attempt began, or what was written last
         self._write(0, 0.0)
 
     def __call__(self, step: int) -> None:
         now = time.monotonic()
         self.step = step if self.step is None else self.step
-        if now - self.at >= REPORT_S:
-            self._write(step, (step - self.step) / (now - self.at))
-            self.at = now
+        if now - self.written >= REPORT_S:
+            self._write(step, (step - self.step) / (now - self.written))
+            self.written = now
             self.step = step
 
     def _write(self, step: int, steps_per_s: float) -> None:
@@ -57,18 +57,18 @@ class Heartbeat:
 
 
 class Mark(NamedTuple):
-    """How far a stream had come: its length in bytes, and their sha256."""
+    """How far a stream had come: its length in bytes, and the sha256 of these."""
 
     size: int
     sha256: str
 
 
 class Stream:
-    """An append-only CSV.
+    """A CSV file that rows are appended to.
 
     Args:
-        after: continue behind this mark, which must hold (`holds`): a killed run also wrote rows after its
-            checkpoint, and they are dropped. A new stream without it.
+        after: continue the file behind this mark, which must hold (`holds`); the rows that a killed run wrote
+            after its checkpoint are dropped. Without it the stream is new.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], after: Mark | None = None):
@@ -92,11 +92,11 @@ class Stream:
         self.sha256.update(line)
 
     def mark(self) -> Mark:
-        """Return everything appended so far."""
+        """Return the mark of everything that was appended so far."""
         return Mark(self.size, self.sha256.hexdigest())
 
     def sync(self) -> None:
-        """Everything appended so far is on disk when this returns."""
+        """Write everything that was appended so far to the disk."""
         self.file.flush()
         os.fsync(self.file.fileno())
 
@@ -106,7 +106,7 @@ class Stream:
 
 
 def holds(path: Path, mark: Mark, *, to_the_end: bool = False) -> bool:
-    """Tell whether a stream still begins with the bytes of the mark; `to_the_end`: and has no others."""
+    """Return whether a stream still begins with the bytes of a mark; with `to_the_end`: and has no others."""
     try:
         content = read_regular(path, MOST_BYTES)
     except (FileNotFoundError, UserError):
@@ -117,8 +117,8 @@ def holds(path: Path, mark: Mark, *, to_the_end: bool = False) -> bool:
 
 
 def rows_in(path: Path) -> int:
-    """Return how many whole rows a stream holds: the steps that a run has taken. 0 where it cannot be
-    read."""
+    """Return how many whole rows a stream holds, which of steps.csv is the number of steps taken; 0 where it
+    cannot be read."""
     try:
         return max(0, read_regular(path, MOST_BYTES).count(b"\n") - 1)
     except (OSError, UserError):
@@ -126,11 +126,11 @@ def rows_in(path: Path) -> int:
 
 
 def read_columns(path: Path, needed: Iterable[str] = (), *, alone: bool = False) -> dict[str, np.ndarray]:
-    """Return a stream as float arrays by column, NaN where empty. An incomplete last line is left out.
+    """Return column -> its values, float64 of shape (rows,), NaN where a cell is empty. An incomplete last
+    line is left out.
 
-    `alone`: the `needed` columns only, which takes a quarter of the time.
-
-    Raises UserError when it is no such file, or lacks one of the `needed` columns; FileNotFoundError.
+    `alone`: the `needed` columns only, which takes a quarter of the time. Raises FileNotFoundError, and
+    UserError where the file is no such stream or lacks one of the `needed` columns.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""Weights that a run has kept, in a file with a checksum: weights.pt, or checkpoint.pt before its end.
+"""The weights that a run has kept, in a file with a checksum: weights.pt, or checkpoint.pt before its end.
 
 Its first line has the checksum of all that follows; the second says in JSON what the weights are of; the rest
 is what `torch.save` writes. Nothing here needs torch.
@@ -24,14 +24,14 @@ ARCHIVE = b"PK"  # how torch.save begins
 
 
 class AboutText(TypedDict):
-    """Which text weights were trained on."""
+    """The text that weights were trained on."""
 
     name: str
     sha256: str | None
 
 
 class About(TypedDict):
-    """What weights are of: what a run that starts from them must have in common with it."""
+    """What weights belong to: a run that starts from them must have all of this in common."""
 
     format: int
     model: dict[str, Any]  # the settings of the model
@@ -44,7 +44,7 @@ class About(TypedDict):
 
 @dataclass(frozen=True)
 class KeptWeights:
-    """A file of weights, read whole, its checksum found right."""
+    """A file of weights whose checksum is right."""
 
     path: Path
     sha256: str  # of the whole file
@@ -52,8 +52,8 @@ class KeptWeights:
     archive: bytes  # what torch.save wrote
 
 
-def sealed(kind: str, about: About, archive: bytes) -> bytes:
-    """Return the content of a file of this kind: checksum, description, archive."""
+def seal(kind: str, about: About, archive: bytes) -> bytes:
+    """Return the content of a file of weights: its checksum, the description, the archive."""
     rest = json.dumps(about, sort_keys=True).encode() + b"\n" + archive
     return _first_line(kind, rest) + rest
 
@@ -62,8 +62,9 @@ def _first_line(kind: str, rest: bytes) -> bytes:
     return f"ebc-lab {kind}, sha256 {hashlib.sha256(rest).hexdigest()}\n".encode()
 
 
-def unsealed(whole: bytes, kinds: Iterable[str] = KINDS) -> tuple[About | None, bytes]:
-    """Return what `sealed` was given; an earlier version's checkpoint has no description.
+def unseal(whole: bytes, kinds: Iterable[str] = KINDS) -> tuple[About | None, bytes]:
+    """Return the description and the archive that `seal` was given; a checkpoint of an earlier version has no
+    description.
 
     Raises ValueError where the checksum is missing or wrong.
     """
@@ -77,9 +78,9 @@ def unsealed(whole: bytes, kinds: Iterable[str] = KINDS) -> tuple[About | None, 
     return described, archive
 
 
-def found(named: str, folders: Iterable[Path] = ()) -> Path:
-    """Return the file of weights that `init.run` names: a file, a run's folder, or in one of `folders` a run,
-    or a run of a study, STUDY/RUN_ID. Raises UserError where there is none."""
+def find_weights(named: str, folders: Iterable[Path] = ()) -> Path:
+    """Return the file of weights that `init.run` names: that file, or the one in a run's folder, which is
+    `named` or lies in one of `folders`, also as STUDY/RUN_ID. Raises UserError where there is none."""
     written = Path(named).expanduser()
     places = [written]
     for folder in folders:
@@ -103,9 +104,9 @@ def found(named: str, folders: Iterable[Path] = ()) -> Path:
 
 
 def read_weights(path: Path, sha256: str | None = None) -> KeptWeights:
-    """Read a file of weights whole. `sha256`: what its checksum must be.
+    """Return what a file of weights holds. `sha256`: that of the whole file, where it must be a certain one.
 
-    Raises UserError where it is missing, truncated, edited, another program's, or not that file.
+    Raises UserError where the file is missing, truncated, edited, another program's, or not that one.
     """
     try:
         with opened(path) as f:
@@ -117,7 +118,7 @@ def read_weights(path: Path, sha256: str | None = None) -> KeptWeights:
         names = any_of(["weights.pt", "checkpoint.pt"])
         raise UserError(f"{path} holds no weights of ebc-lab: give the {names} of one of its runs.")
     try:
-        about, archive = unsealed(whole)
+        about, archive = unseal(whole)
     except ValueError as error:
         raise UserError(f"{path} is truncated or was edited ({error}): train that run again.") from None
     if about is None or about["format"] != FORMAT:

@@ -103,7 +103,7 @@ def report(study: Study, say: Say = lambda text: None) -> None:
     snapshot = read(study)
     config = snapshot.config
     decisions = snapshot.sound_decisions()
-    with study.held(), study.told():
+    with study.held(), study.blame_files():
         manifest.refuse_changed(study.root)
         manifest.begin(study.root)
         study.plotted_file.unlink(missing_ok=True)

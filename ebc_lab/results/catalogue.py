@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ebc_lab.config.errors import UserError, visible
-from ebc_lab.records.json_files import parsed
+from ebc_lab.records.json_files import parse_json
 from ebc_lab.records.paths import RUNS, StudyFiles
 from ebc_lab.study.stages.rules import decision_problem
 from ebc_lab.study.stages.stage import stage_of
@@ -88,7 +88,7 @@ def _of_bundle(path: Path) -> dict[str, Any]:
 def _member(archive: zipfile.ZipFile, name: str) -> Any:
     if archive.getinfo(name).file_size > MOST_OF_A_FILE:
         raise UserError(f"{name} is too large to be a study's.")
-    return parsed(archive.read(name))
+    return parse_json(archive.read(name))
 
 
 def _of_records(header: Mapping[str, Any], decisions: Mapping[str, Any], runs: Any) -> dict[str, Any]:

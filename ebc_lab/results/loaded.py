@@ -123,20 +123,20 @@ class LoadedStudy:
 
     @cached_property
     def _rows(self) -> list[dict[str, Any]]:
-        with self.told():
+        with self.blame_files():
             return tables.run_rows(self._records, self.decisions)
 
-    def told(self) -> AbstractContextManager[None]:
+    def blame_files(self) -> AbstractContextManager[None]:
         """Around what reads this study: a UserError says where its files hold what ebc-lab never writes."""
-        return self._study.told()
+        return self._study.blame_files()
 
     def specs(self) -> dict[str, dict[str, Any]]:
         """Return run id -> every setting of a run, as spec.json holds it; damaged runs are left out."""
-        return {r.run_id: r.spec["config"] for r in self._records if r.spec is not None}
+        return {r.run_id: spec["config"] for r in self._records if (spec := r.spec) is not None}
 
     def results(self) -> dict[str, dict[str, Any]]:
         """Return run id -> result.json, of the runs that have ended; damaged runs are left out."""
-        return {r.run_id: dict(r.result) for r in self._records if r.result is not None}
+        return {r.run_id: dict(result) for r in self._records if (result := r.result) is not None}
 
     @property
     def state(self) -> str:
@@ -164,7 +164,7 @@ class LoadedStudy:
             unusable = "; ".join(f"{stage} cannot be used: {why}" for stage, why in self._faults.items())
             return unusable or "nothing is decided yet"
         stage, decision = list(self.decisions.items())[-1]
-        with self.told():
+        with self.blame_files():
             if sentences := [answer["sentence"] for _, _, answer in tables.answers(self.decisions)]:
                 return "\n".join([*tables.lost(self.decisions), *sentences])
             text = "\n".join(stage_of(stage).headlines(decision))
@@ -180,13 +180,13 @@ class LoadedStudy:
     def arms(self) -> pd.DataFrame:
         """Return one row an arm of a stage, over its seeds: its setting, and means over the seeds that
         completed."""
-        with self.told():
+        with self.blame_files():
             return tables.arms(self._rows, self.decisions)
 
     def differences(self) -> pd.DataFrame:
         """Return one row a comparison of two arms: test loss, paired by seed, both intervals, the
         judgement."""
-        with self.told():
+        with self.blame_files():
             return tables.differences(self.decisions)
 
     @property
@@ -196,7 +196,7 @@ class LoadedStudy:
 
         `attrs["looks"]`: of how many seeds each earlier answer was that rests on some of these seeds;
         `attrs["note"]`: what is to be said of it, and of those on other seeds."""
-        with self.told():
+        with self.blame_files():
             table = tables.verdict(self.decisions)
         table.attrs |= {"looks": looks_of(self.header), "note": describe_earlier_looks(self.header)}
         return table

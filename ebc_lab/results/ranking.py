@@ -96,7 +96,7 @@ def board(*folders: str | os.PathLike[str]) -> Board:
         except UserError as error:
             notes.append(f"{place.name} is left out: {error}")
             continue
-        with study.told():
+        with study.blame_files():
             notes += [f"{study.name}: {line}" for line in lost(study.decisions)]
         if not arms:
             why = next(iter(study.problems), "no arm of it has been judged on the test split yet.")
@@ -125,7 +125,7 @@ def _entries(study: LoadedStudy) -> Iterator[Entry]:
     decided = decision_that_shows("verdict", study.decisions) or decision_that_shows("arms", study.decisions)
     results = study.results()
     specs = study.specs()
-    with study.told():
+    with study.blame_files():
         for track, decided_track in (decided or {"tracks": {}})["tracks"].items():
             for label, arm in decided_track["arms"].items():
                 by_seed = losses(arm, results)

@@ -12,7 +12,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.columns import ARM_MEANINGS, DIFFERENCE_MEANINGS, RUN_MEANINGS, VERDICT_MEANINGS
 from ebc_lab.records.decisions import Decision, Difference
-from ebc_lab.records.spec import GRID, settings_of
+from ebc_lab.records.spec import GRID, setting_columns
 from ebc_lab.study.stages.compare_arms import reference_of
 from ebc_lab.study.stages.stage import decision_that_shows
 from ebc_lab.study.stages.verdict import sentence, unfinished, verdict_of
@@ -61,7 +61,7 @@ def _run(record: Record, tracks: Mapping[str, str]) -> dict[str, Any]:
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a run's settings say; of another version's, what every version calls the same."""
     try:
-        return settings_of(from_dict(RunConfig, dict(config)))
+        return setting_columns(from_dict(RunConfig, dict(config)))
     except (UserError, LookupError):
         ebc = config["stabilizer"]["name"] == "ebc"
         return {

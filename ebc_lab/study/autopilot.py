@@ -259,7 +259,7 @@ class _Call:
         concluded = self.config.study.stages[-1] in self.stages
         verdict = None
         if concluded:
-            with study.told():
+            with study.blame_files():
                 verdict = self.listener.conclude(self.config, study, self.decisions, self.listener.say)
         crate.complete(study)
         if self.sources:

@@ -45,7 +45,7 @@ from .store.changes import (
 from .store.index import Index
 from .store.neighbours import earlier_answers, judged_candidates, seed_plan
 from .store.reuse import environment_changes, remaining_work, reusable_results, work_in_words
-from .store.study import EarlierAnswer, Study, StudyHeader, settings_of
+from .store.study import EarlierAnswer, Study, StudyHeader, recorded_config
 
 
 def resolve_study(
@@ -235,12 +235,12 @@ def changes(config: Config, known: Mapping[str, Any], runs: Index) -> list[Chang
     settings, torch, numerics. `runs`: of which only the edit of a part asks."""
     settings = from_recorded(config, known)
     settings = refused(settings, requested(config), runs.records) if settings else []
-    return settings + environment_changes(settings_of(known), known)
+    return settings + environment_changes(recorded_config(known), known)
 
 
 def adopt(config: Config, known: Mapping[str, Any]) -> Config:
     """Fill what this call leaves open (auto, the corpus) from the study's own resolution."""
-    resolved = settings_of(known)
+    resolved = recorded_config(known)
     if same_corpus(config.data, known):
         shards = config.data.name == "bin"  # which may have moved
         adopted = replace(config.data, sha256=resolved.data.sha256) if shards else resolved.data

@@ -18,7 +18,7 @@ from ebc_lab.ebc.probe import Prober
 from ebc_lab.records.files import opened, write_atomic
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import Mark
-from ebc_lab.records.weights import ARCHIVE, About, sealed, unsealed
+from ebc_lab.records.weights import ARCHIVE, About, seal, unseal
 
 from .ends import Say
 from .process import OwnRandomness
@@ -69,7 +69,7 @@ def save(
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomic(path, sealed("checkpoint", about, buffer.getvalue()))
+    write_atomic(path, seal("checkpoint", about, buffer.getvalue()))
 
 
 class Saved:
@@ -105,7 +105,7 @@ def read(files: RunFiles, identity: str, say: Say) -> Saved | None:
         say("an earlier version wrote its checkpoint, without a checksum: it starts from its first step")
         return None
     try:
-        saved = Saved(unsealed(whole, ["checkpoint"])[1])
+        saved = Saved(unseal(whole, ["checkpoint"])[1])
     except ValueError as error:
         kept = _set_aside(files)
         say(f"its checkpoint is damaged ({error}), and is now {kept}: it starts from its first step")

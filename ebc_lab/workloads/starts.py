@@ -17,7 +17,7 @@ from ebc_lab.config.parts.data import DataConfig, data_of_another_text
 from ebc_lab.config.parts.init import InitConfig
 from ebc_lab.config.parts.quantizer import QuantizerConfig
 from ebc_lab.config.schema import Config, RunConfig
-from ebc_lab.records.weights import FORMAT, About, KeptWeights, found, read_weights
+from ebc_lab.records.weights import FORMAT, About, KeptWeights, find_weights, read_weights
 
 from .corpus import Corpus, locate
 from .text import checked_text, tokenizer_of
@@ -28,11 +28,11 @@ Settings = TypeVar("Settings", bound=RunConfig)
 
 
 def placed(run: Settings, folders: Iterable[Path] = ()) -> Settings:
-    """Return the run with the file that `init.run` names: see `records.weights.found`. Raises UserError."""
+    """Return the run with the file that `init.run` names: see `weights.find_weights`. Raises UserError."""
     init = InitConfig.from_run(run)
     if init.name == "none":
         return run
-    return replace(init, run=str(found(init.run or "", folders))).put_into(run)
+    return replace(init, run=str(find_weights(init.run or "", folders))).put_into(run)
 
 
 def pinned_start(run: Settings) -> Settings:

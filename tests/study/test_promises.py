@@ -25,7 +25,7 @@ from ebc_lab.study.autopilot import autopilot
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.launch import open_pool
 from ebc_lab.study.stages.stage import planned_runs
-from ebc_lab.study.store.study import Study, settings_of
+from ebc_lab.study.store.study import Study, recorded_config
 from ebc_lab.study.store.verify import verify
 from ebc_lab.training.ends import Interrupted
 from ebc_lab.training.run import Training
@@ -168,7 +168,7 @@ def test_memory_that_runs_out_is_an_oom_and_the_command_that_shows_it_again_work
 @pytest.mark.parametrize("stream", ["steps.csv", "evals.csv"])
 def test_rows_lost_before_a_checkpoint_are_said_and_change_no_figure(finished, own_copy, undrawn, stream):
     config, study = own_copy
-    specs, _ = planned_runs("lr_sweep", settings_of(study.header()), {}, study.results)
+    specs, _ = planned_runs("lr_sweep", recorded_config(study.header()), {}, study.results)
     files = study.run_files(specs[0].run_id)
     _, run = study.read_spec(specs[0].run_id)
     files.result.unlink()

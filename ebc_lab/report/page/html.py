@@ -86,7 +86,7 @@ def write_page(root: Path) -> Path:
     Raises UserError when a file that it is made from is damaged.
     """
     study = Study(root)
-    with study.told():
+    with study.blame_files():
         content = render(study.root, evidence.gather(study))
     manifest.remove_entries(root, study.page_file.name)
     write_atomic(study.page_file, content)

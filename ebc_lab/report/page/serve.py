@@ -20,7 +20,7 @@ from typing import Any
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.study.inspect import status as status_module
-from ebc_lab.study.store.study import Study, settings_of
+from ebc_lab.study.store.study import Study, recorded_config
 
 from . import evidence, html
 
@@ -48,7 +48,7 @@ class LivePage:
 
     def _made(self) -> str:
         try:
-            with self.study.told():
+            with self.study.blame_files():
                 live = status_module.status(self.study)
                 return html.render(self.study.root, evidence.gather(self.study, lenient=True), live)
         except UserError as error:
@@ -86,7 +86,7 @@ class LivePage:
 
 def _launcher(study: Study) -> str:
     try:
-        return settings_of(study.header(checked=False)).launcher.name
+        return recorded_config(study.header(checked=False)).launcher.name
     except (UserError, OSError):
         return ""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ebc_lab.config.part import Figure
 from ebc_lab.config.parts import PARTS
-from ebc_lab.records.columns import BITS, OF_PARTS
+from ebc_lab.records.columns import BITS, PART_FIGURES
 from ebc_lab.records.decisions import Arm, ComparedTrack, Efficiency, TunedArm
 from ebc_lab.records.figures import RunResult
 from ebc_lab.study.stages import suite
@@ -70,7 +70,8 @@ FORMS: dict[str, Callable[[Any], str]] = {  # of a `Figure` -> how its value is 
 }
 BESIDE_LOSS = (TERMINAL, PAGE)  # a paper has them in a table of their own
 BESIDE: dict[str, list[Figure]] = {
-    where: [figure for figure in OF_PARTS.values() if figure.beside == where] for where in ("loss", "steps")
+    where: [figure for figure in PART_FIGURES.values() if figure.beside == where]
+    for where in ("loss", "steps")
 }
 
 
@@ -201,7 +202,7 @@ def results_of(arm: Arm, results: Results | None) -> list[RunResult] | None:
 def _mean(arm: Arm, results: Sequence[RunResult] | None, key: str) -> float | None:
     """Return a figure's mean over the completed runs, as the decision has it where their results are not
     known, or where it is no such mean."""
-    figure = OF_PARTS.get(key, Figure(key, "", ""))
+    figure = PART_FIGURES.get(key, Figure(key, "", ""))
     if results is None or not figure.averaged:
         figures: Mapping[str, Any] = arm.get("figures", arm)
         return figures.get(key)

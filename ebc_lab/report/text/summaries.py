@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ebc_lab.records.columns import (
     ABLATION_MEANINGS,
     COLUMNS,
+    DIFFERENCE_FIGURES,
     MODE_MEANINGS,
-    OF_A_DIFFERENCE,
     PROFILE_MEANINGS,
     TUNED,
     UNIT_MEANINGS,
@@ -22,7 +22,7 @@ from ebc_lab.records.columns import (
 from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.files import write_atomic
-from ebc_lab.records.spec import settings_of
+from ebc_lab.records.spec import setting_columns
 
 from . import profiles, units
 from .modes import figures
@@ -50,9 +50,9 @@ def summary(specs: Sequence[RunSpec], results: Mapping[str, RunResult]) -> pd.Da
         ebc = spec.run.stabilizer.name == "ebc"
         rows[spec.run_id] = {
             **{k: result.get(k) for k in COLUMNS},
-            **settings_of(spec.run),
+            **setting_columns(spec.run),
             "arm": spec.arm,
-            "lr_scale": spec.told_scale,
+            "lr_scale": spec.shown_lr_scale,
             "overhead_pct": measured.get(spec.track) if ebc else None,
             "run_id": spec.run_id,
             "track": spec.track,
@@ -86,7 +86,7 @@ def ablation(decision: Decision) -> pd.DataFrame:
                     "versus": arm["versus"],
                     "pairs": d.get("seeds"),
                     "difference": d.get("mean"),
-                    **{k: d.get(k) for k in OF_A_DIFFERENCE},
+                    **{k: d.get(k) for k in DIFFERENCE_FIGURES},
                 }
             )
     there = {key for row in rows for key in row}

@@ -11,7 +11,7 @@ from typing import Any
 from ebc_lab.config.dicts import flat
 from ebc_lab.config.identity import by_name
 from ebc_lab.records.columns import BITS
-from ebc_lab.records.spec import told_of
+from ebc_lab.records.spec import track_prefix
 
 from ..stages.rules import TIMING
 from ..stages.stage import decision_that_shows, stage_of
@@ -31,7 +31,7 @@ def compare(a: Study, b: Study) -> dict[str, Any]:
     Raises UserError when one is not there, or a file of one was edited.
     """
     snapshots = read(a), read(b)
-    with a.told(), b.told():
+    with a.blame_files(), b.blame_files():
         return _compared(*snapshots)
 
 
@@ -84,7 +84,7 @@ def _tuned(*decisions: Mapping[str, Any]) -> dict[str, list[str | None]]:
         tracks = study["tune"]["tracks"] if "tune" in study else {}
         points.append(
             {
-                f"{told_of(track, tracks)}{label}": point_in_words(arm["point"])
+                f"{track_prefix(track, tracks)}{label}": point_in_words(arm["point"])
                 for track, arms in tracks.items()
                 for label, arm in arms["arms"].items()
             }
@@ -140,7 +140,7 @@ def _runs(*snapshots: Snapshot) -> dict[str, Any]:
 
 def _unequal_results(a: Record, b: Record) -> dict[str, list[Any]]:
     """Return the figures that differ between two results of a run; they are read only where some do."""
-    if a.brief.untimed and a.brief.untimed == b.brief.untimed:
+    if a.brief.checksum and a.brief.checksum == b.brief.checksum:
         return {}
     return _unequal(a.result or {}, b.result or {}, leave=TIMING)
 
@@ -199,7 +199,9 @@ def _arms(*decisions: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             pair = [study[track, name] for study in arms]
             losses = [arm["test_loss"] for arm in pair]
             bits = {BITS: list(map(_bits_of, pair))} if any(BITS in arm for arm in pair) else {}
-            of = "" if shown == "verdict" else told_of(track, {key[0] for study in arms for key in study})
+            of = (
+                "" if shown == "verdict" else track_prefix(track, {key[0] for study in arms for key in study})
+            )
             out[f"{of}{name}"] = {
                 "seeds": [len(arm["runs"]) for arm in pair],
                 "test_loss": losses,

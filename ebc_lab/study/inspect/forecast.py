@@ -189,7 +189,7 @@ def planned(config: Config) -> dict[str, Any]:
     """
     study = Study(Path(config.output_dir).expanduser() / config.study.name)
     snapshot = read(study) if study.exists() else None
-    with study.told() if snapshot else nullcontext():
+    with study.blame_files() if snapshot else nullcontext():
         return _planned(config, study, snapshot)
 
 

@@ -25,8 +25,7 @@ from ebc_lab.config.schema import GONE, ArmConfig, Config, LauncherConfig, RunCo
 from ..store.changes import requested as asked_for
 from ..store.neighbours import seeds_taken
 from ..store.own import Copies, copies
-from ..store.study import Study, StudyHeader
-from ..store.study import settings_of as settings_of_study
+from ..store.study import Study, StudyHeader, recorded_config
 
 PLAIN = re.compile(
     r"[\w-]+|[\w./-]*/[\w./-]*|[\w./-]*[A-Za-z_]\w*(\.py)?:[A-Za-z_][\w.]*"
@@ -196,7 +195,7 @@ def with_seeds_wanted(
     undecided = [a["seeds_needed"] for a in answers if a["verdict"] == "undecided" and a["seeds"]]
     if not undecided:
         return None
-    taken = seeds_taken(study, settings_of_study(header, checked=False))
+    taken = seeds_taken(study, recorded_config(header, checked=False))
     fresh = list(itertools.islice((s for s in itertools.count() if s not in taken), max(undecided)))
     requested = header["requested"]
     tail = f"_seeds_{fresh[0]}_to_{fresh[-1]}"

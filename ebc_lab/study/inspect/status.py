@@ -31,7 +31,7 @@ from ..store.index import Index
 from ..store.own import copies
 from ..store.reuse import remaining_work
 from ..store.snapshot import Snapshot, read
-from ..store.study import RETRIED, Brief, Study, settings_of
+from ..store.study import RETRIED, Brief, Study, recorded_config
 from . import pace
 from .forecast import forecast, training_runs
 from .reproduce import continuing, reproduce
@@ -54,7 +54,7 @@ def status(study: Study) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(known)
         return answer
     snapshot = read(study, strict=False, runs=runs)
-    with study.told():
+    with study.blame_files():
         answer = _told(snapshot)
     if of and _lasts(study, answer, runs):
         runs.remember("status", json.dumps(answer), of)
@@ -78,7 +78,7 @@ def _of_still(study: Study, runs: Index) -> str:
     try:
         made_of = [f for f in (study.header_file, study.decisions_file) if f.exists()]
         files = [manifest.sha256_of(file) for file in made_of]
-        environment = study_environment(settings_of(study.header(), checked=False))
+        environment = study_environment(recorded_config(study.header(), checked=False))
     except (OSError, UserError):
         return ""
     about = [environment, study.noted_command(), str(study.root), os.getcwd()]

@@ -28,7 +28,7 @@ def why(study: Study, stage: str | None) -> dict[str, Any]:
     if not asked or any(s not in decisions for s in asked):
         which = f"{stage} of study {study.name} is not" if stage else f"no stage of study {study.name} is"
         raise UserError(f"{which} decided yet.")
-    with study.told():
+    with study.blame_files():
         because = snapshot.stale_decisions()
         told, floors = _told(snapshot, decisions)
         return {

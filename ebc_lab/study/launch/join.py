@@ -19,7 +19,7 @@ from ebc_lab.config.checks import require_gpu
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.study_checks import lacking_for
 
-from ..store.study import Study, settings_of
+from ..store.study import Study, recorded_config
 from .command import start_worker
 from .pool import code_here
 from .session import GUEST, Session, sessions_in
@@ -63,7 +63,9 @@ def session_folder(path: Path) -> Study | None:
 
 def _finished(study: Study) -> bool:
     try:
-        return study.holder() is None and settings_of(study.header()).study.stages[-1] in study.decisions()
+        return (
+            study.holder() is None and recorded_config(study.header()).study.stages[-1] in study.decisions()
+        )
     except UserError:
         return False
 
@@ -83,7 +85,7 @@ def _work(session: Session, say: Say) -> int:
     if about.get("device") == "cuda":
         require_gpu()
     study = Study(session.root.resolve().parent.parent)
-    for sentence in lacking_for(settings_of(study.header(), checked=False), study=True):
+    for sentence in lacking_for(recorded_config(study.header(), checked=False), study=True):
         raise UserError(sentence)
     name = f"{GUEST}{os.uname().nodename[:40]}-{os.getpid()}-{secrets.token_hex(3)}"
     say(f"joining {study.root} as {name}")

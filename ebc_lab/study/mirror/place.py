@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, TypedDict
 
 from ebc_lab.config.kinds import misfit
-from ebc_lab.records.json_files import checksum_holds, parsed, with_checksum
+from ebc_lab.records.json_files import checksum_holds, parse_json, with_checksum
 
 from ..store.manifest import is_safe
 
@@ -102,7 +102,7 @@ class Place:
     def _read(self, number: int) -> Index | None:
         """Return an index; None where it was cut off, or is none of ours."""
         try:
-            record = parsed(self.fs.cat_file(self._index_path(number)))
+            record = parse_json(self.fs.cat_file(self._index_path(number)))
         except (FileNotFoundError, ValueError):  # an older one may be removed meanwhile
             return None
         if not checksum_holds(record) or misfit(record, IndexRecord) or record["number"] != number:

@@ -13,10 +13,10 @@ from ebc_lab.config.choices import changed
 from ebc_lab.config.parts import PARTS
 from ebc_lab.config.parts.target import TargetConfig
 from ebc_lab.config.schema import ArmConfig, Config, RunConfig
-from ebc_lab.records.columns import BITS, OF_PARTS
+from ebc_lab.records.columns import BITS, PART_FIGURES
 from ebc_lab.records.decisions import Arm, Decision, Difference, StepCost, SuiteTrack
 from ebc_lab.records.figures import RunResult
-from ebc_lab.records.spec import RunSpec, told_of
+from ebc_lab.records.spec import RunSpec, track_prefix
 
 from .compare_arms import arms_of, completed_values, losses, mean, results_of_arm, target_figures
 from .rules import Results, Undecidable, divided_in_words, error_divided, losses_of, make_decision
@@ -282,7 +282,7 @@ def _figures(arm: Arm, results: Results) -> dict[str, float | None]:
     completed = [r for r in results_of_arm(arm, results) if r.get("outcome") == "completed"]
     keys = (*FIGURES, BITS) if BITS in arm else FIGURES
     figures = {key: mean(completed_values(arm, results, key)) for key in keys}
-    for figure in OF_PARTS.values():  # left out where no run has it, unless decisions always had it
+    for figure in PART_FIGURES.values():  # left out where no run has it, unless decisions always had it
         value = figure.mean(completed) if figure.averaged else None
         if value is not None or figure.always:
             figures[figure.key] = value
@@ -366,7 +366,7 @@ class Ablation(Stage):
             track["transfer"] = transfer_of(config, arms, results)
             likely = contenders(track)
             track["best_by_seed"] = {str(s): _best_of(likely, results, str(s)) for s in config.seeds}
-            notes += _notes(config, told_of(name, every), track)
+            notes += _notes(config, track_prefix(name, every), track)
             tracks[name] = track
         compared = _add_differences(config, tracks, results, earlier)
         about_mine = add_answers(config, tracks, results, earlier)
@@ -398,7 +398,7 @@ class Ablation(Stage):
         return said
 
     def lead_in(self, name: str, decision: Decision) -> str:
-        return told_of(name, decision["tracks"])
+        return track_prefix(name, decision["tracks"])
 
 
 STAGE = Ablation()

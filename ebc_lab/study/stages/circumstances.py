@@ -12,7 +12,7 @@ from ebc_lab.config.machine import capabilities
 from ebc_lab.config.schema import CAPABILITIES, Config, RunConfig
 from ebc_lab.records.decisions import Decision, ModeFound, ModesTrack
 from ebc_lab.records.figures import RunResult
-from ebc_lab.records.spec import RunSpec, told_of
+from ebc_lab.records.spec import RunSpec, track_prefix
 
 from .rules import Results, losses_of, make_decision, refuse_without_tracks
 from .stage import Decisions, Figure, Scenario, Stage
@@ -164,7 +164,7 @@ class Circumstances(Stage):
         return counts_in_words(track)
 
     def lead_in(self, name: str, decision: Decision) -> str:
-        return told_of(name, decision["tracks"])
+        return track_prefix(name, decision["tracks"])
 
     def question(self, config: Config) -> str:
         return (

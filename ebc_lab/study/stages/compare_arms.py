@@ -135,7 +135,7 @@ def efficiency(
     targets: dict[str, float] = {}  # seed -> the baseline's final loss
     for seed, run_id in arms[baseline]["runs"].items():
         result = results.get(run_id, RunResult())
-        last = (result.get("curve") or [[0, None]])[-1][1]
+        last = (result.get("curve") or [(0, None, 0.0)])[-1][1]
         if result.get("outcome") == "completed" and last is not None:
             targets[seed] = last
     return {name: _reached(arm, targets, results, tokens_per_step) for name, arm in arms.items()}

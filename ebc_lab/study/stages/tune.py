@@ -23,7 +23,7 @@ from ebc_lab.config.identity import number
 from ebc_lab.config.schema import GROWING, TUNABLE, ArmConfig, Config, TuneConfig
 from ebc_lab.records.decisions import Candidate, CurvePoint, Decision, TunedArm, TunedTrack, Window
 from ebc_lab.records.figures import RunResult
-from ebc_lab.records.spec import DIGITS, RunSpec, told_of
+from ebc_lab.records.spec import DIGITS, RunSpec, track_prefix
 
 from .rules import Results, Undecidable, edge_of, losses_of, make_decision, margin_sigma, val_loss
 from .runs import RACED_FROM, Rivals, raced
@@ -376,7 +376,7 @@ class Tune(Choice):
                         f"tune could not be decided: {arm.init}, where {label} starts, has no weights."
                     )
                 arms[label] = _decided(searched, results, sigma)
-                notes += [told_of(track, every) + note for note in _notes(label, arms[label], arm.tune)]
+                notes += [track_prefix(track, every) + note for note in _notes(label, arms[label], arm.tune)]
             tracks[track] = {"arms": arms, "sigma": sigma}
         if stopped := sum(results.get(s.run_id, {}).get("outcome") == "raced" for s in specs):
             words = f"{stopped} of {len(specs)} runs were raced"
@@ -399,7 +399,7 @@ class Tune(Choice):
         return [self.lead_in(name, decision) + self.headline(track) for name, track in every.items()]
 
     def lead_in(self, name: str, decision: Decision) -> str:
-        return told_of(name, decision["tracks"])
+        return track_prefix(name, decision["tracks"])
 
     def turning_points(self, name: str, decision: Decision) -> list[str]:
         """Return the points of which a single run lies lower than the mean of the chosen one."""
@@ -435,7 +435,7 @@ class Tune(Choice):
                 loss, point = found[first]
                 words = f"{first} is lowest, validation loss {loss:.4f} at {point_in_words(point)}"
                 words += f"; {len(found)} of {len(searches)} arms have a result"
-                said.append(told_of(track, every) + words)
+                said.append(track_prefix(track, every) + words)
         return said
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ebc_lab.records.files import read_regular
-from ebc_lab.records.json_files import MOST_BYTES, parsed
+from ebc_lab.records.json_files import MOST_BYTES, parse_json
 from ebc_lab.records.paths import RunFiles
 
 RESTARTED = "restarted"
@@ -67,7 +67,7 @@ def log(directory: Path) -> list[dict[str, Any]]:
         return []
     for line in lines:
         with suppress(ValueError):
-            event = parsed(line)
+            event = parse_json(line)
             out += [event] if isinstance(event, dict) else []
     return out
 

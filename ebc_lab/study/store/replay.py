@@ -42,7 +42,7 @@ def replay(study: Study, stage: str | None = None) -> dict[str, Any]:
     made: dict[str, Decision] = {}
     findings: dict[str, Any] = {}
     problem: str | None = None
-    with study.told(), recorded_environment(snapshot.header["environment"]):
+    with study.blame_files(), recorded_environment(snapshot.header["environment"]):
         for name in config.study.stages[: last + 1]:
             if problem is None:
                 problem = _decide_again(name, snapshot, made)

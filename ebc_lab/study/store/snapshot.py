@@ -20,7 +20,7 @@ from ..stages.rules import decision_problem, inputs_digest, inputs_of, settings_
 from ..stages.stage import ResultsOf, stage_of
 from . import counts, index, manifest, reuse
 from .index import Index
-from .study import Record, Study, StudyHeader, settings_of
+from .study import Record, Study, StudyHeader, recorded_config
 
 
 @dataclass(frozen=True)
@@ -135,18 +135,18 @@ class Snapshot:
         return reasons
 
     def _inputs_digest(self, stage: str, earlier: Mapping[str, Decision]) -> str:
-        """Return `inputs_digest`; where the digest of every result is known, it is remembered by these."""
+        """Return `inputs_digest`; where the checksum of every result is known, it is remembered by these."""
         runs = inputs_of(self.decisions[stage])
-        untimed = [self.record_of[run_id].brief.untimed for _, run_id in runs]
+        checksums = [self.record_of[run_id].brief.checksum for _, run_id in runs]
 
         def make() -> str:
             return inputs_digest(self.config, stage, runs, _Results(self.record_of), earlier)
 
-        if not all(untimed):
+        if not all(checksums):
             return make()
         before = {s: d["inputs_sha256"] for s, d in earlier.items()}
         settings = digest([settings_of_stage(self.config, stage), before])
-        runs_digest = digest([[*run, sha256] for run, sha256 in zip(runs, untimed, strict=True)])
+        runs_digest = digest([[*run, sha256] for run, sha256 in zip(runs, checksums, strict=True)])
         return self.index.remembered(f"inputs of {stage}", make, f"{settings} {runs_digest}", runs=False)
 
 
@@ -207,11 +207,11 @@ def _settings(header: StudyHeader, runs: Index) -> Config:
     remembered. Raises UserError where another version wrote them."""
 
     def check() -> str:
-        settings_of(header)
+        recorded_config(header)
         return "sound"
 
     runs.remembered("settings", check, digest(header["config"]), runs=False)
-    return settings_of(header, checked=False)
+    return recorded_config(header, checked=False)
 
 
 def _checked(

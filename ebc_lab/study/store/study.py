@@ -1,4 +1,4 @@
-"""A study's folder: what is in it, and who is running it. Reading never writes."""
+"""A study's folder: what is in it, and who runs it. Reading never writes."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import stat
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
+
+import msgspec
 
 from ebc_lab.config.choices import choices_of
 from ebc_lab.config.dicts import from_dict, to_dict
 from ebc_lab.config.errors import UserError, any_of, blamed, nearest, visible
 from ebc_lab.config.identity import NAMED_BY, digest, matches_run_id
-from ebc_lab.config.kinds import misfit
 from ebc_lab.config.schema import STAGES, Config, RunConfig
 from ebc_lab.config.study_checks import validate
 from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import OUTCOMES, RunResult
-from ebc_lab.records.json_files import as_json, read_checksummed, read_json, write_json
+from ebc_lab.records.json_files import as_json, read_checksummed, read_json, read_sealed, write_json
 from ebc_lab.records.locks import study_holder, study_lock
 from ebc_lab.records.paths import ProgressRecord, ShownSettings, SpecRecord, StudyFiles
 from ebc_lab.records.spec import RunSpec
@@ -89,9 +89,9 @@ class StudyHeader(TypedDict):
     looks: NotRequired[list[int]]  # in its place up to 1.0: how many seeds each of these had
 
 
-def settings_of(header: Mapping[str, Any], *, checked: bool = True) -> Config:
-    """Return the settings in study.json, resolved. Raises UserError where another version wrote them.
-    `checked`: whether they contradict each other is looked at, which takes a while for a hundred arms."""
+def recorded_config(header: Mapping[str, Any], *, checked: bool = True) -> Config:
+    """Return the settings in study.json. Raises UserError where another version wrote them and, with
+    `checked`, where they contradict each other, which takes a while to find out for a hundred arms."""
     try:
         config: Config = from_dict(Config, header["config"])
         if checked:
@@ -104,9 +104,8 @@ def settings_of(header: Mapping[str, Any], *, checked: bool = True) -> Config:
     return config
 
 
-@dataclass(frozen=True, slots=True)
-class Brief:
-    """What is asked of a run again and again; of thousands of runs nothing else is held."""
+class Brief(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What is asked of a run again and again; of thousands of runs nothing else is held in memory."""
 
     run_id: str
     kind: str | None = None  # None where its spec cannot be used, and then all up to `tokens`
@@ -117,45 +116,57 @@ class Brief:
     optimizer: str = ""
     stabilizer: str = ""
     tokens: int = 0  # of a step
-    outcome: str | None = None  # None without a usable result, and then all that follows
+    outcome: str | None = None  # None without a usable result, and then all up to `checksum`
     cause: str | None = None
     wall_s: float | None = None
     ended: int = 0  # at this step
     identity: str | None = None
     weights: str | None = None  # their checksum
-    untimed: str = ""  # digest of what decisions read of its result; empty where that was not asked for
-    spans: tuple[tuple[float, float, str, int], ...] | None = None  # of its attempts; None as well
+    checksum: str = ""  # of its result
+    spans: tuple[tuple[float, float, str, int], ...] | None = None  # of its attempts; None if not looked at
+
+
+class PlannedRun(TypedDict):
+    """What spec.json must hold of a study's run; it has its other settings as well."""
+
+    run_id: str
+    kind: str
+    stage: str
+    role: str
+    arm: str
+    lr_scale: NotRequired[float | None]
+    identity: dict[str, Any]
+    config: ShownSettings
 
 
 @dataclass(frozen=True)
 class Record:
-    """The files of a planned run, read. `problem`: why its spec or its result, then None, cannot be used."""
+    """A planned run in brief. `problem`: why its spec or its result cannot be used."""
 
-    run_id: str
-    spec: SpecRecord | None
-    result: RunResult | None
+    study: Study
+    brief: Brief
     problem: str | None = None
+
+    @property
+    def run_id(self) -> str:
+        return self.brief.run_id
 
     @property
     def outcome(self) -> str | None:
         """Return how the run ended; None without a usable result."""
-        return self.result["outcome"] if self.result is not None else None
+        return self.brief.outcome
 
-    @cached_property
-    def brief(self) -> Brief:
-        """Return the run in brief."""
-        of_spec: dict[str, Any] = {}
-        of_result: dict[str, Any] = {}
-        if (spec := self.spec) is not None:
-            run = spec["config"]
-            of_spec = {key: spec.get(key, "") for key in ("kind", "stage", "arm")}
-            of_spec |= {"seed": run["seed"], "steps": run["steps"]}
-            of_spec |= {key: run[key]["name"] for key in ("optimizer", "stabilizer")}
-            of_spec["tokens"] = run["batch_size"] * run["model"]["context"]
-        if (result := self.result) is not None:
-            of_result = {key: result.get(key) for key in ("outcome", "cause", "wall_s", "identity")}
-            of_result |= {"ended": result.get("steps", 0), "weights": result.get("weights_checksum")}
-        return Brief(self.run_id, **of_spec, **of_result)
+    @property
+    def spec(self) -> SpecRecord | None:
+        """Return its spec, which is read for this; None where it cannot be used or was removed since."""
+        with suppress(FileNotFoundError):
+            return self.study.spec(self.run_id) if self.brief.kind is not None else None
+        return None
+
+    @property
+    def result(self) -> RunResult | None:
+        """Return its result, which is read for this; None without a usable one."""
+        return self.study.result(self.run_id) if self.outcome else None
 
 
 class Study(StudyFiles):
@@ -169,7 +180,7 @@ class Study(StudyFiles):
 
     @property
     def place(self) -> Path:
-        """Return where a reader finds it: its folder, or the bundle that it was unpacked from."""
+        """Return where a reader finds the study: its folder, or the bundle that it was unpacked from."""
         return self.root
 
     def exists(self) -> bool:
@@ -188,23 +199,22 @@ class Study(StudyFiles):
                 "say where it is with --output-dir."
             )
 
-    def told(self) -> AbstractContextManager[None]:
-        """Around what tells of this study: it fails with a UserError where a file holds what none of ours
-        does, though its checksum is right."""
+    def blame_files(self) -> AbstractContextManager[None]:
+        """Return a context in which code that takes the study's files for ours raises UserError, and no other
+        error, where one holds what ours never do although its checksum is right."""
         remedy = f"`ebc-lab verify {self.name}` names it, and the study's command makes decisions again"
         return blamed(f"a file of study {self.name}", remedy)
 
     def header(self, *, checked: bool = True) -> StudyHeader:
-        """Return study.json. Raises UserError: no study here, or the file was truncated or (`checked`)
-        edited."""
+        """Return study.json. Raises UserError where there is no study, where the file was truncated and, with
+        `checked`, where it was edited."""
         self.must_exist()
         if not checked:
             return cast(StudyHeader, read_json(self.header_file, StudyHeader, HEADER_REMEDY))
         return cast(StudyHeader, read_checksummed(self.header_file, HEADER_REMEDY, StudyHeader))
 
     def decisions(self) -> dict[str, Any]:
-        """Return stage -> decision, in the order of the stages. Raises UserError when the file was
-        truncated."""
+        """Return stage -> decision in the order of the stages. Raises UserError for a damaged file."""
         remedy = "delete it, and the study's command decides again from the runs"
         try:
             return dict(read_json(self.decisions_file, dict[str, dict[str, Any]], remedy))
@@ -212,26 +222,33 @@ class Study(StudyFiles):
             return {}
 
     def result(self, run_id: str) -> RunResult | None:
-        """Return a run's result, if it has one. Raises UserError: truncated, edited, or another run's."""
+        """Return a run's result; None where it has none. Raises UserError where that was truncated or edited,
+        or is another run's."""
+        return self._sealed_result(run_id)[0]
+
+    def _sealed_result(self, run_id: str) -> tuple[RunResult | None, str]:
+        """Return `result`, and the checksum in its file."""
         files = self.run_files(run_id)
+        remedy = f"delete {files.directory}, and the study's command trains the run again"
         try:
-            remedy = f"delete {files.directory}, and the study's command trains the run again"
-            recorded = cast(RunResult, read_checksummed(files.result, remedy, RunResult))
+            value, checksum = read_sealed(files.result, remedy, RunResult)
         except FileNotFoundError:
-            return None
+            return None, ""
+        recorded = cast(RunResult, value)
         identity = recorded.get("identity") or ""  # none where the spec could not be read
         if recorded.get("run_id", run_id) != run_id or not run_id.endswith(identity[:NAMED_BY]):
             raise OfAnotherRun(f"{files.result} was not written by this run: {remedy}.")
-        if wrong := _misfit_result(recorded):
-            raise UserError(f"{files.result} is damaged ({wrong}): {remedy}.")
-        return recorded
+        if recorded.get("outcome") not in OUTCOMES:
+            raise UserError(f"{files.result} is damaged (it does not say how the run ended): {remedy}.")
+        if recorded.get("grad_norm_quantiles") == []:
+            raise UserError(f"{files.result} is damaged (grad_norm_quantiles is empty): {remedy}.")
+        return recorded, checksum
 
     def has_result(self, run_id: str) -> bool:
         return self.run_files(run_id).result.exists()
 
     def results(self, specs: Iterable[RunSpec]) -> dict[str, RunResult]:
-        """Return run id -> result, of those `specs` that have one. Raises UserError: edited, or another
-        run's."""
+        """Return run id -> result of those `specs` that have one. Raises UserError as `result`."""
         known = {}
         for spec in specs:
             result = self.result(spec.run_id)
@@ -241,12 +258,12 @@ class Study(StudyFiles):
         return known
 
     def results_of(self, decision: Decision) -> dict[str, RunResult]:
-        """Return run id -> result, of the runs that a decision was made from and that have one."""
+        """Return run id -> result of the runs that a decision was made from, as far as they have one."""
         known = {run_id: self.result(run_id) for _, run_id in inputs_of(decision)}
         return {run_id: result for run_id, result in known.items() if result is not None}
 
     def refuse_other_runs(self, spec: RunSpec, result: Mapping[str, Any]) -> None:
-        """Raise UserError when a result in a run's folder belongs to another run."""
+        """Raise UserError where the result in a run's folder belongs to another run."""
         if result.get("identity") != spec.identity_sha256:
             files = self.run_files(spec.run_id)
             raise OfAnotherRun(
@@ -254,13 +271,14 @@ class Study(StudyFiles):
             )
 
     def records(self) -> list[Record]:
-        """Return every planned run; what is wrong with one is in its `problem`, and not raised."""
+        """Return every planned run. What is wrong with its files is in its `problem`, and not raised."""
         return [record for run_id in self.run_ids() if (record := self.record(run_id))]
 
     def record(self, run_id: str) -> Record | None:
-        """Return a planned run, as `records` does; None where nothing is planned under this name."""
+        """Return a planned run as `records` does; None where none has this name."""
         spec: SpecRecord | None = None
         result: RunResult | None = None
+        checksum = ""
         problem: str | None = None
         try:
             spec = self.spec(run_id)
@@ -269,14 +287,13 @@ class Study(StudyFiles):
         except UserError as error:
             problem = str(error)
         try:
-            result = self.result(run_id)
+            result, checksum = self._sealed_result(run_id)
         except UserError as error:
             problem = str(error)
-        return Record(run_id, spec, result, problem)
+        return Record(self, _brief(run_id, spec, result, checksum), problem)
 
     def read_spec(self, run_id: str) -> tuple[str, RunConfig]:
-        """Return (kind, configuration) of a planned run. Raises UserError when its spec does not match its
-        name."""
+        """Return (kind, configuration) of a planned run. Raises UserError where its name is another one."""
         spec = self.spec(run_id)
         run: RunConfig = from_dict(RunConfig, spec["config"])
         try:
@@ -289,28 +306,25 @@ class Study(StudyFiles):
         return spec["kind"], run
 
     def spec(self, run_id: str) -> SpecRecord:
-        """Return a run's spec.json, of whose settings those in `ShownSettings` are there. Raises UserError:
-        damaged, or another run's; FileNotFoundError."""
+        """Return a run's spec.json. Raises FileNotFoundError, and UserError where it is damaged or another
+        run's."""
         files = self.run_files(run_id)
         remedy = f"delete {files.directory}, and the run is planned again"
-        spec = cast(SpecRecord, read_json(files.spec, SpecRecord, remedy))
-        missing = {"stage", "role", "arm"} - set(spec)
-        wrong = f"{min(missing)} is missing" if missing else misfit(spec["config"], ShownSettings, "config")
-        if wrong:
-            raise UserError(f"{files.spec} is damaged ({wrong}): {remedy}.")
+        spec = cast(SpecRecord, read_json(files.spec, PlannedRun, remedy))
         if spec["run_id"] != run_id or not run_id.endswith(digest(spec["identity"])[:NAMED_BY]):
             raise UserError(f"{files.spec} is another run's: {remedy}.")
         return spec
 
     def progress(self, run_id: str) -> dict[str, Any] | None:
+        """Return a run's progress.json; None where there is none, or it is just being replaced."""
         path = self.run_files(run_id).progress
         try:
             return dict(read_json(path, ProgressRecord))
-        except (OSError, UserError):  # none, or being replaced; on NFS also stale for a moment
+        except (OSError, UserError):  # on NFS it is also stale for a moment
             return None
 
     def last_evaluation(self, run_id: str) -> tuple[int, float] | None:
-        """Return the step and the validation loss of a run's latest evaluation; None before the first."""
+        """Return (step, validation loss) of a run's latest evaluation; None before the first."""
         try:
             rows = self.run_files(run_id).evals.read_text(encoding="utf-8").splitlines(keepends=True)
             whole = [row for row in rows[1:] if row.endswith("\n")]
@@ -320,12 +334,11 @@ class Study(StudyFiles):
             return None
 
     def holder(self) -> dict[str, Any] | None:
-        """Return which process is running the study now, or None; found without taking the lock or
-        writing."""
+        """Return which process runs the study now, None for no process; takes no lock and writes nothing."""
         return study_holder(self)
 
     def prepare(self) -> None:
-        """Make the folder and check that it can be written. Raises UserError."""
+        """Make the study's folder. Raises UserError where it cannot be written."""
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".probe.{os.getpid()}"
@@ -337,12 +350,13 @@ class Study(StudyFiles):
             ) from None
 
     def held(self) -> AbstractContextManager[None]:
-        """Be the only process that runs this study. Raises UserError, naming the other one."""
+        """Return a context in which no other process runs this study. Raises UserError, naming the process
+        that does."""
         self.must_be_ours()
         return study_lock(self)
 
     def must_be_ours(self) -> None:
-        """Raise UserError where this user may read the study and not change it."""
+        """Raise UserError where this user may not change the study."""
         if self.root.exists() and not os.access(self.root, os.W_OK | os.X_OK):
             raise UserError(
                 f"{self.root} belongs to another user and cannot be changed: status, why, verify, diff, "
@@ -350,13 +364,13 @@ class Study(StudyFiles):
             )
 
     def note_command(self, words: Sequence[str]) -> None:
-        """Keep the command that runs the study, with the folder in which it was given."""
+        """Record the command that runs the study, with the folder in which it was given."""
         about: NotedCommand = {"words": list(words), "folder": os.getcwd(), "study": str(self.root.resolve())}
         write_json(self.command_file, about)
 
     def noted_command(self) -> str | None:
-        """Say that command, for a shell in this folder; None if none was kept, or the study was moved
-        since."""
+        """Return the recorded command as a shell in this folder takes it; None where there is none, or the
+        study was moved since."""
         try:
             about = read_json(self.command_file, NotedCommand)
         except (OSError, UserError):
@@ -367,7 +381,7 @@ class Study(StudyFiles):
         return there + shlex.join(about["words"])
 
     def write_spec(self, spec: RunSpec) -> None:
-        """Make a run's folder and spec.json, once."""
+        """Make a run's folder with its spec.json, where it has none yet."""
         files = self.run_files(spec.run_id)
         files.directory.mkdir(parents=True, exist_ok=True)
         if files.spec.exists():
@@ -385,7 +399,8 @@ class Study(StudyFiles):
         write_json(files.spec, record)
 
     def write_decision(self, stage: str, decision: Mapping[str, Any]) -> bool:
-        """Record a decision. If it replaces a different one, remove what was built on that. -> whether so."""
+        """Record a decision; where it replaces a different one, remove what was built on that, and return
+        True."""
         known = self.decisions()
         before = known.get(stage)
         if before is not None and before == as_json(decision):
@@ -399,8 +414,8 @@ class Study(StudyFiles):
         return before is not None
 
     def drop_conclusions(self, but: Collection[str] = ()) -> None:
-        """Remove decisions, verdict, tables and plots, which are made again from the runs. `but`: tables that
-        stay."""
+        """Remove the decisions, the verdict, tables and plots, which are made again from the runs. `but`: the
+        names of those that stay."""
         manifest.remove_entries(self.root, *self.conclusions(), but=but)
         for pattern in (*self.conclusions(), self.plotted_file.name):
             for path in self.root.glob(pattern):
@@ -410,8 +425,8 @@ class Study(StudyFiles):
     def forget(
         self, outcomes: Iterable[str], stages: Iterable[str], records: Iterable[Record] | None = None
     ) -> list[str]:
-        """Remove results of `stages` with one of `outcomes`, so that they are trained again. -> run ids.
-        `records`: the study's, where they are known."""
+        """Remove the results of `stages` with one of `outcomes`, so that their runs are trained again, and
+        return their run ids. `records`: the study's, where they are known."""
         wanted = set(outcomes)
         among = set(stages)
         briefs = (record.brief for record in (self.records() if records is None else records))
@@ -422,17 +437,25 @@ class Study(StudyFiles):
         return gone
 
 
-def _misfit_result(result: RunResult) -> str | None:
-    """Return what is wrong with a result beyond the kinds of its figures."""
-    if result.get("outcome") not in OUTCOMES:
-        return "it does not say how the run ended"
-    if result.get("grad_norm_quantiles") == []:
-        return "grad_norm_quantiles is empty"
-    return misfit(result.get("curve", []), list[tuple[float, float | None, float]], "curve")
+def _brief(run_id: str, spec: SpecRecord | None, result: RunResult | None, checksum: str) -> Brief:
+    """Return a run in brief, from its files as far as these can be used."""
+    planned: dict[str, Any] = {}
+    ended: dict[str, Any] = {}
+    if spec is not None:
+        run = spec["config"]
+        planned = {key: spec[key] for key in ("kind", "stage", "arm")}
+        planned |= {"seed": run["seed"], "steps": run["steps"]}
+        planned |= {key: run[key]["name"] for key in ("optimizer", "stabilizer")}
+        planned["tokens"] = run["batch_size"] * run["model"]["context"]
+    if result is not None:
+        ended = {key: result.get(key) for key in ("outcome", "cause", "wall_s", "identity")}
+        ended |= {"ended": result.get("steps", 0), "weights": result.get("weights_checksum")}
+        ended["checksum"] = checksum
+    return Brief(run_id, **planned, **ended)
 
 
 def studies_in(folder: Path) -> list[Study]:
-    """Return the studies in a folder, the newest first; what cannot be looked at is none."""
+    """Return the studies in a folder, the newest first, without those that cannot be looked at."""
     written: list[tuple[float, Study]] = []
     for path in folder.glob("*"):
         with suppress(OSError):
@@ -446,4 +469,4 @@ class OfAnotherRun(UserError):
 
 
 class Cancelled(Exception):
-    """The study was stopped with `ebc-lab cancel`."""
+    """The study was stopped by `ebc-lab cancel`."""

@@ -20,7 +20,7 @@ from ebc_lab.records.paths import RUNS, SpecRecord
 
 from ..stages.rules import OTHER_VERSION, decision_problem
 from . import manifest
-from .study import OfAnotherRun, Study, settings_of
+from .study import OfAnotherRun, Study, recorded_config
 
 CHANGED = "changed since it was recorded"
 MISSING = "missing"
@@ -72,7 +72,7 @@ def verify(study: Study, recorded: Mapping[str, Any] | None = None) -> dict[str,
 
 def _is_finished(study: Study) -> bool:
     try:
-        return settings_of(study.header(), checked=False).study.stages[-1] in study.decisions()
+        return recorded_config(study.header(), checked=False).study.stages[-1] in study.decisions()
     except UserError:
         return True  # then every unrecorded file is reported
 

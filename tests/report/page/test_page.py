@@ -228,7 +228,7 @@ def test_what_watch_serves_leads_to_no_file_beside_it(told):
 def test_of_very_many_runs_the_first_are_shown_and_no_link_leads_nowhere(own, monkeypatch):
     monkeypatch.setattr(evidence, "MOST_ROWS", 4)
     study = Study(own)
-    with study.told():
+    with study.blame_files():
         page = html_module.render(own, evidence.gather(study))
     runs = len(study.run_ids())
     assert re.search(rf"the first \d+ of {runs - 1} rows; all are in summary_\*\.csv", page)

@@ -23,7 +23,7 @@ from ebc_lab.report.page import evidence
 from ebc_lab.report.text import tables, words
 from ebc_lab.report.text.table import PAGE, PAPER, TERMINAL, Table
 from ebc_lab.study.inspect.compare import compare
-from ebc_lab.study.store.study import Study, settings_of
+from ebc_lab.study.store.study import Study, recorded_config
 
 BITS = 2.5  # a character, of the invented runs
 LEVELS = {"0p05": (0.0123, 0.0134), "0p5": (0.41, 0.49)}  # R² and its matched value
@@ -221,7 +221,7 @@ def test_the_model_in_words(corpus, overrides, said):
 
 def test_the_page_and_the_papers_name_the_model(finals, monkeypatch):
     concluded(finals, monkeypatch)
-    model = words.model(settings_of(finals.header()))
+    model = words.model(recorded_config(finals.header()))
     assert dict(evidence.gather(finals)["facts"])["Model"] == model
     assert model in finals.page_file.read_text()
     for name in ("summary_final.md", "acceptance.md"):

@@ -134,7 +134,7 @@ def test_every_column_of_a_suite_is_documented():
     from ebc_lab.config.schema import TUNABLE
     from ebc_lab.study.stages.ablation import FIGURES
 
-    named = (*FIGURES, *columns.OF_PARTS, columns.BITS)
+    named = (*FIGURES, *columns.PART_FIGURES, columns.BITS)
     figures = dict.fromkeys(named, 1.0)
     arm = dict.fromkeys((*summaries.ABOUT_AN_ARM, "strength", "difference", "versus"))
     arm |= {"point": dict.fromkeys(TUNABLE, 1.0), "runs": {}, "outcomes": {}, "figures": figures}

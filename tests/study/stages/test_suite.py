@@ -14,7 +14,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import with_derived_settings
 from ebc_lab.config.schema import ArmConfig
 from ebc_lab.config.study_checks import validate
-from ebc_lab.records.columns import OF_PARTS
+from ebc_lab.records.columns import PART_FIGURES
 from ebc_lab.records.streams import read_columns
 from ebc_lab.report.conclude import concluding
 from ebc_lab.report.text.words import suite_answer
@@ -578,7 +578,7 @@ def test_what_few_levels_took_is_averaged_over_an_arms_runs_and_left_out_where_i
             results[s.run_id] |= packed | {"zero_share": 0.3, "flip_share": None, "train_s": 7.0}
     decision = ablation.STAGE.decide(config, ablation.STAGE.runs(config, DECIDED, results), results, DECIDED)
     found = {label: arm["figures"] for label, arm in decision["tracks"]["adam_none"]["arms"].items()}
-    assert set(found["plain"]) == {*ablation.FIGURES, *(f.key for f in OF_PARTS.values() if f.always)}
+    assert set(found["plain"]) == {*ablation.FIGURES, *(f.key for f in PART_FIGURES.values() if f.always)}
     assert {k: v for k, v in found["ternary"].items() if k not in found["plain"]} == {
         "compression": 11.0,
         "zero_share": 0.3,

@@ -1,22 +1,22 @@
 """What makes a study another one, and how that is said."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from ebc_lab.config.parts.data import DataConfig
 from ebc_lab.config.schema import Config
 from ebc_lab.study.store import changes
-from ebc_lab.study.store.study import Record
 
 PART = {"name": "my_ramp", "target": "ramps:my_ramp", "sha256": "b" * 64}
 ASKED = {"ablation": {"arms": {"ramp": {"settings": {"lr_schedule": PART}}}}}
 EDIT = ("ablation.arms.ramp.settings.lr_schedule.sha256", "a" * 64, "b" * 64)
 
 
-def run(outcome, sha256="a" * 64, problem=None):
+def run(outcome, sha256="a" * 64, problem=None, run_id="x"):
     spec = {"config": {"lr_schedule": {**PART, "sha256": sha256}}}
-    return Record("x", spec, {"outcome": outcome} if outcome else None, problem)
+    return SimpleNamespace(run_id=run_id, spec=spec, outcome=outcome, problem=problem)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_changes_are_said_in_few_words():
 
 
 def test_who_mends_a_part_that_has_worked_before_is_told_of_force():
-    failed = replace(run("failed"), run_id="bad")
+    failed = run("failed", run_id="bad")
     for record in (failed, run("completed")):
         record.spec["config"]["optimizer"] = {"name": "adam", "sha256": None}
     assert changes.pinned([failed], "bad") == ""

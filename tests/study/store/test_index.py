@@ -3,8 +3,6 @@
 import os
 import random
 import shutil
-import signal
-import sqlite3
 import subprocess
 import sys
 import zipfile
@@ -22,7 +20,6 @@ from ebc_lab.study.inspect.forecast import forecast
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.inspect.why import why
 from ebc_lab.study.store import bundle, index
-from ebc_lab.study.store.snapshot import read
 from ebc_lab.study.store.study import Study
 from ebc_lab.study.store.verify import verify
 
@@ -114,10 +111,14 @@ def edits(study: Study, other: Path, draw: random.Random):
     }
 
 
-def tried(study: Study, seed: int, steps: int, tmp_path: Path) -> None:
+MANY = [pytest.param(seed, 30, marks=pytest.mark.slow) for seed in range(100, 120)]
+
+
+@pytest.mark.parametrize(("seed", "steps"), [(0, 8), (1, 8), (2, 8), *MANY])
+def test_whatever_happens_to_the_files_the_answers_are_theirs(study, seed, steps, tmp_path):
     draw = random.Random(seed)
     answers(study)
-    other = tmp_path / "other.sqlite"
+    other = tmp_path / "other"
     shutil.copy2(study.index_file, other)
     for _ in range(steps):
         possible = edits(study, other, draw)
@@ -126,17 +127,6 @@ def tried(study: Study, seed: int, steps: int, tmp_path: Path) -> None:
         expected = by_files(study)
         assert answers(study) == expected, edit  # by an index that is behind
         assert answers(study) == expected, edit  # and by one that was just mended
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_whatever_happens_to_the_files_the_answers_are_theirs(study, seed, tmp_path):
-    tried(study, seed, 8, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(100, 120))
-def test_whatever_happens_to_the_files_the_answers_are_theirs_always(study, seed, tmp_path):
-    tried(study, seed, 30, tmp_path)
 
 
 def test_runs_that_are_as_they_were_are_not_read_again(study, monkeypatch):
@@ -162,16 +152,10 @@ def test_an_unfinished_study_is_not_planned_again_while_nothing_happens_to_it(st
     assert status(study)["stages"][-1]["outcomes"]["open"] == 2
 
 
-def test_results_of_indexed_runs_are_read_when_they_are_asked_for(study):
-    answers(study)
-    known = {r.run_id: (r.spec, r.result) for r in read(study).records}
-    assert known == {r.run_id: (r.spec, r.result) for r in study.records()}
-
-
 def test_a_young_file_may_still_change_and_is_not_indexed(study, monkeypatch):
     monkeypatch.setattr(index, "SETTLED_S", 3600.0)
     expected = answers(study)
-    assert index._read(study, "runs") == {}
+    assert index.ROWS.decode(index._read(study).rows) == {}
     assert answers(study) == expected
 
 
@@ -202,16 +186,6 @@ def test_what_is_in_the_way_of_an_index_stays_there(study):
     assert study.index_file.is_dir()
 
 
-def test_a_locked_index_is_waited_for_no_longer_than_a_moment(study, monkeypatch):
-    monkeypatch.setattr(index, "WAIT_S", 0.01)
-    expected = answers(study)
-    other = sqlite3.connect(study.index_file, isolation_level=None)
-    other.execute("BEGIN EXCLUSIVE")
-    assert answers(study) == expected
-    other.close()
-    assert answers(study) == expected
-
-
 RUNNER = """
 import os, sys
 from pathlib import Path
@@ -232,38 +206,3 @@ def test_a_study_is_asked_while_its_results_come_and_go(study):
             assert status(study)["study"] == "done"
     assert runner.returncode == 0
     assert answers(study) == by_files(study) == before
-
-
-WRITER = """
-import sys
-from pathlib import Path
-from ebc_lab.study.store import index
-from ebc_lab.study.store.study import Study
-
-index.LEAST, index.SETTLED_S = 1, 0.0
-study = Study(Path(sys.argv[1]))
-print("now", flush=True)
-while True:
-    index._write(study, "runs", [("x" * n, bytes(n), "junk") for n in range(1, 400)])
-    study.run_files(study.run_ids()[0]).result.touch()
-    index.look(study).records
-"""
-
-
-def killed_while_writing(study: Study, draw: random.Random) -> None:
-    command = [sys.executable, "-c", WRITER, str(study.root)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
-        assert writer.stdout.readline() == "now\n"
-        journal = study.index_file.with_name(f"{study.index_file.name}-journal")
-        for _ in range(draw.randrange(1, 2000)):  # until it is in the middle of something
-            if journal.exists():
-                break
-        writer.send_signal(signal.SIGKILL)
-
-
-@pytest.mark.parametrize("trials", [2, pytest.param(30, marks=pytest.mark.slow)])
-def test_a_writer_that_is_killed_leaves_no_index_that_is_wrong(study, trials):
-    draw = random.Random(trials)
-    for _ in range(trials):
-        killed_while_writing(study, draw)
-        assert answers(study) == by_files(study)

@@ -1,7 +1,6 @@
 import json
 import math
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -166,10 +165,7 @@ def test_forget_removes_only_the_outcomes_and_stages_it_is_told(study, resolved)
         (lambda text: text.replace('"steps": 15', '"steps": 16'), "was edited after it was written"),
         (lambda text: text.replace('"checksum"', '"sum"'), "was edited after it was written"),
         (lambda text: text[: len(text) // 2], "is damaged"),
-        (lambda text: text.replace('"val_loss": ', '"val_loss": -'), "was edited"),
-        (lambda text: re.sub(r'"val_loss": [^,]*', '"val_loss": NaN', text), "NaN is not JSON"),
         (lambda text: "[]", "was edited"),
-        (lambda text: "", "is damaged"),
     ],
 )
 def test_an_edited_or_truncated_result_names_its_file_and_the_remedy(finished, tmp_path, damage, words):

@@ -87,7 +87,7 @@ class PartPicture(Protocol):
 
 
 DRAWN = [part for part in PARTS if part.picture]
-OF_PARTS = {
+PART_FIGURES = {
     part.picture: cast(PartPicture, import_module(f"..{part.group_name}", __package__)) for part in DRAWN
 }
 
@@ -150,7 +150,7 @@ def _of_all_arms(
     if factors:
         yield "policy", draw_factors, those(factors), factors
     for name, drawn in found.of_parts.items():
-        yield name, OF_PARTS[name].draw, those(drawn), drawn
+        yield name, PART_FIGURES[name].draw, those(drawn), drawn
 
 
 def _together(
@@ -218,7 +218,7 @@ def _arm_pictures(
             name = f"{label}{tail}_{kind}"
             yield from picture(name, "arms", own_facts, draw, label, arm, runs, *more, arm_of=label)
         of_arm = ArmRuns(label, arm, runs, specs, partial(all_arms.tried, label))
-        for name, part in OF_PARTS.items():
+        for name, part in PART_FIGURES.items():
             if (drawn := part.gather(of_arm)) is not None:
                 all_arms.of_parts.setdefault(name, {})[label] = drawn
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from ebc_lab.config.schema import CarryConfig, Config
 from ebc_lab.records.decisions import Decision, Difference, UnitsTrack
 from ebc_lab.records.figures import RunResult
-from ebc_lab.records.spec import RunSpec, told_of
+from ebc_lab.records.spec import RunSpec, track_prefix
 
 from ..rules import Results, divided_in_words, error_divided, make_decision, refuse_without_tracks
 from ..runs import distinct, texts_pinned
@@ -135,7 +135,7 @@ class Carry(Stage):
         return "; ".join(parts)
 
     def lead_in(self, name: str, decision: Decision) -> str:
-        return told_of(name, decision["tracks"])
+        return track_prefix(name, decision["tracks"])
 
     def so_far(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions

@@ -15,7 +15,7 @@ from dataclasses import replace
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Decision, Profiled, ProfilesTrack, Reached, Target
 from ebc_lab.records.figures import RunResult
-from ebc_lab.records.spec import RunSpec, told_of
+from ebc_lab.records.spec import RunSpec, track_prefix
 
 from ..rules import (
     Results,
@@ -247,7 +247,7 @@ class Profiles(Stage):
         return f"{'; '.join(parts)}; {len(methods)} methods on {len(track['workloads'])} workloads"
 
     def lead_in(self, name: str, decision: Decision) -> str:
-        return told_of(name, decision["tracks"])
+        return track_prefix(name, decision["tracks"])
 
     def so_far(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
@@ -269,7 +269,7 @@ class Profiles(Stage):
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
         """Return a result that reaches the target at its end, so that each method has a configuration."""
-        return {"val_loss": 2.0, "initial_loss": 5.0, "curve": [[spec.run.steps, 2.0, 1.0]]}
+        return {"val_loss": 2.0, "initial_loss": 5.0, "curve": [(spec.run.steps, 2.0, 1.0)]}
 
 
 STAGE = Profiles()
