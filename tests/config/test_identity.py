@@ -19,7 +19,6 @@ from ebc_lab.config.identity import (
     recorded_environment,
     run_id,
     study_environment,
-    tail_of,
 )
 from ebc_lab.config.parts import lr_schedule, stabilizer
 from ebc_lab.config.schema import Config, RunConfig
@@ -103,24 +102,6 @@ def test_a_warmup_given_as_a_share_is_the_warmup_in_steps():
     assert identity(share) == identity(steps)
     assert run_id("train", run_part(share)) == run_id("train", run_part(steps))
     assert identity(share)["lr_schedule"] == {"name": "trapezoid", "warmup_steps": 6, "decay_share": 0.4}
-
-
-def test_the_end_of_a_name_says_what_tells_schedules_apart():
-    ends = {
-        (): "",
-        ("lr_schedule=warmup_linear",): "_lrdecay",
-        ("lr_schedule=warmup_linear", "lr_schedule.warmup_steps=7"): "_lrdecay_w7",
-        ("lr_schedule=cosine",): "_cosine",
-        ("lr_schedule=inverse_sqrt",): "_invsqrt",
-        ("lr_schedule=trapezoid", "lr_schedule.warmup_share=0.5"): "_trapezoid_w30",
-        ("lr_schedule=trapezoid", "lr_schedule.decay_share=0.6"): "_trapezoid_e0p6",
-        ("budget.schedule=linear", "lr_schedule=trapezoid"): "_lindelta_trapezoid",
-        ("budget.schedule=cosine",): "_cosdelta",
-        ("budget.schedule=lr_squared",): "_lrdelta",
-        ("stabilizer=trust_region", "stabilizer.schedule=linear"): "_lindelta",
-        ("stabilizer=agc", "budget.schedule=linear"): "",
-    }
-    assert {named: tail_of(run_part(resolved(*named))) for named in ends} == ends
 
 
 def test_every_schedule_has_a_name():

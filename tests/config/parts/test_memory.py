@@ -9,7 +9,6 @@ from ebc_lab.config.checks import validate_run
 from ebc_lab.config.choices import changed
 from ebc_lab.config.compose import compose, implied
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import identity, tail_of
 
 HOOKED = {"optimizer": {"name": "axiom"}, "memory": {"name": "hooks"}, "stabilizer": {"name": "none"}}
 LAGGED = {**HOOKED, "stabilizer": {"name": "ebc"}, "budget": {"name": "lagged"}}
@@ -77,15 +76,6 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatc
     }.items():
         with pytest.raises(UserError, match=rf"^{where}: optimizer=adam8bit {words}"):
             compose(["scale=smoke", *study])
-
-
-def test_memory_settings_that_can_change_a_number_name_a_run():
-    """Hooks do so at a step with a gradient that is not finite."""
-    memories = [{"name": name} for name in ("none", "hooks", "int4", "all")] + [{"name": "all", "seed": 1}]
-    assert len({name_of(HOOKED, {"memory": memory}) for memory in memories}) == len(memories)
-    assert name_of(HOOKED) == name_of(HOOKED, {"memory": {"name": "hooks", "seed": 1}})
-    assert tail_of(run(HOOKED, {"memory": {"name": "all"}})).endswith("_aint4")
-    assert "memory" not in identity(run())
 
 
 def test_the_momentums_settings_name_a_run_that_has_one():
