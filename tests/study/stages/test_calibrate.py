@@ -73,12 +73,6 @@ def test_a_best_on_the_edge_extends_the_grid_at_its_own_spacing(best, more):
     assert any("est tried" in note for note in decision["notes"]) == on_edge
 
 
-def test_no_more_points_than_allowed():
-    config, decisions = after_the_sweep("calibrate.max_extra=0")
-    waves, _, _ = played("calibrate", config, decisions, nearest(1.0))
-    assert len(waves) == 1
-
-
 def test_several_seeds_of_each_target_count_by_their_mean():
     config, decisions = after_the_sweep("calibrate.seeds=3")
 
@@ -208,27 +202,12 @@ def test_outside_the_band_the_nearest_is_taken_and_that_is_said():
     assert any("nearest" in n for n in decision["notes"])
 
 
-def test_the_grid_is_enough_when_a_median_c_is_in_the_band():
-    config, decisions = after_the_sweep(*BAND)
-    waves, specs, _ = played("calibrate", config, decisions, lambda s: done(2.0, 0.6))
-    assert targets(specs) == [0.0075, 0.01, 0.0125, 0.015, 0.02]
-    assert len(waves) == 1
-    assert all(s.lr_scale == 2 and s.run.optimizer.lr == 4e-3 for s in specs)
-
-
 def test_a_bracket_that_straddles_the_band_is_bisected_geometrically():
     config, decisions = after_the_sweep(*BAND, "calibrate.multiples=[1,4]")
     _, specs, _ = played(
         "calibrate", config, decisions, lambda s: done(2.0, 0.3 if s.run.budget.target_kl < 0.013 else 0.9)
     )
     assert targets(specs) == pytest.approx([0.01, 0.04, 0.02, 0.0141, 0.0119], rel=1e-2)
-
-
-@pytest.mark.parametrize(("c", "deltas"), [(0.1, [0.04, 0.08, 0.16]), (0.9, [0.00375, 0.00188, 0.00094])])
-def test_a_grid_on_one_side_of_the_band_is_extended_by_two(c, deltas):
-    config, decisions = after_the_sweep(*BAND)
-    _, specs, _ = played("calibrate", config, decisions, lambda s: done(2.0, c))
-    assert targets(specs)[5:] == pytest.approx(deltas, rel=1e-2)
 
 
 def test_by_the_band_the_stages_own_seed_says_where_c_lies():

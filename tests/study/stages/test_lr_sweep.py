@@ -197,11 +197,6 @@ def test_the_control_is_searched_one_factor_at_a_time_each_from_the_best_so_far(
     assert [point["lr"] for point in control["grid"]] == [lr for lr, _, _ in controls(specs)]
 
 
-def test_the_peaks_of_a_schedule_that_stays_the_best_are_not_looked_at_again(config):
-    _, specs, _ = played("lr_sweep", config, {}, landscape(peak=4e-3, warmup=100))
-    assert len(controls(specs)) == 3 + 2 + 1
-
-
 def test_a_control_that_wants_another_shape_has_its_peaks_looked_at_again(config):
     _, specs, results = played("lr_sweep", config, {}, landscape(shape="warmup_linear"))
     linear = [lr for lr, shape, _ in controls(specs) if shape == "warmup_linear"]
@@ -210,17 +205,15 @@ def test_a_control_that_wants_another_shape_has_its_peaks_looked_at_again(config
     assert control["lr_schedule"]["name"] == "warmup_linear"
 
 
-@pytest.mark.parametrize(
-    ("extensions", "peaks"), [(0, [4e-3, 8e-3]), (1, [4e-3, 8e-3, 16e-3]), (2, [4e-3, 8e-3, 16e-3, 32e-3])]
-)
-def test_the_peaks_are_extended_at_their_edge_as_often_as_allowed(extensions, peaks):
-    config = config_of("optimizer=adam", f"lr_sweep.control_extensions={extensions}")
+def test_the_peaks_are_extended_at_their_edge_as_often_as_allowed():
+    config = config_of("optimizer=adam", "lr_sweep.control_extensions=1")
 
     def answer(s):
         return done(2 - s.run.optimizer.lr) if s.role == "control" else landscape()(s)
 
     _, specs, results = played("lr_sweep", config, {}, answer)
-    assert [lr for lr, shape, warmup in controls(specs) if (shape, warmup) == ("trapezoid", 100)] == peaks
+    peaks = [lr for lr, shape, warmup in controls(specs) if (shape, warmup) == ("trapezoid", 100)]
+    assert peaks == [4e-3, 8e-3, 16e-3]
     decision = STAGE.decide(config, specs, results, {})
     assert decision["tracks"]["adam_none"]["control"]["edge"] == "high"
     assert any("it may be under-tuned" in note for note in decision["notes"])

@@ -96,13 +96,6 @@ def test_extensions_are_the_same_for_all_and_come_to_an_end():
     assert arms["muon"]["window"]["open_high"]
 
 
-def test_no_search_takes_more_runs_than_its_forecast_allows():
-    config = suite()
-    most = len(forecast(config)["max"]["tune"])
-    _, specs, _ = tuned(config, landscape)
-    assert len({s.run_id for s in specs}) <= most
-
-
 def test_what_is_expected_grows_right_as_the_runs_end():
     """The whole that the progress line names is near the truth from the first run on."""
     config = suite()
@@ -177,13 +170,9 @@ def test_an_arm_that_never_completes_is_untuned_and_not_trained_further():
     assert {s.role for s in trained if s.kind == "train"} == {"adam", "muon"}
 
 
-def test_an_arm_whose_runs_fail_is_not_tried_at_lower_rates():
-    def answer(spec):
-        return FAILED if spec.role == "mine" else landscape(spec)
-
-    arms, specs, _ = tuned(suite(), answer)
-    assert {s.run.optimizer.lr for s in specs if s.role == "mine"} == {2e-3, 4e-3, 8e-3}
-    assert "a run failed" in arms["mine"]["untuned"]
+def test_an_arm_whose_runs_fail_is_said_to_be_untuned():
+    arms, _, _ = tuned(suite(), lambda s: FAILED if s.role == "mine" else landscape(s))
+    assert arms["mine"]["untuned"] == "no point of its grid completed, and a run failed"
 
 
 # -- what is chosen, and what is said of it ------------------------------------------------------------------
