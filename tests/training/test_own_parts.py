@@ -11,7 +11,7 @@ from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import read_json
 from ebc_lab.records.streams import read_columns
-from ebc_lab.study.launch.worker import execute
+from ebc_lab.study.launch.worker import train_claimed
 from ebc_lab.study.stages.runs import spec_of
 from ebc_lab.study.store.study import Study
 from ebc_lab.training.ends import Interrupted
@@ -248,7 +248,7 @@ def test_a_worker_refuses_a_file_that_was_edited_since_the_run_was_planned(own, 
     study = Study(tmp_path / "study")
     study.write_spec(spec)
     (tmp_path / "own_lab_parts.py").write_text(PARTS + "\n# edited\n")
-    assert execute(study, spec.run_id, checkpoint_every_s=60, should_stop=lambda: False)
+    assert train_claimed(study, spec.run_id, checkpoint_every_s=60, should_stop=lambda: False)
     result = read_json(study.run_files(spec.run_id).result, dict)
     assert result["outcome"] == "failed"
     assert "own_lab_parts.py has changed since the run was planned" in result["cause"]
