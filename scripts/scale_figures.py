@@ -28,6 +28,7 @@ from unittest import mock
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
+import support.idle  # noqa: E402, F401 - its workers know runs that train nothing
 from support import many  # noqa: E402
 
 from ebc_lab.records.json_files import write_json  # noqa: E402
