@@ -61,7 +61,7 @@ class Replay:
                 continue
             bounds = RaceConfig.from_run(raced(spec.run, rivals, self.results, self.margin, self.first)).above
             losses = {int(step): loss for step, loss, *_ in result["curve"]}
-            at = [int(step) for step, bound in bounds.items() if losses.get(int(step), 0.0) > bound]
+            at = [int(step) for step, bound in bounds.items() if (losses.get(int(step)) or 0.0) > bound]
             self.steps += result["steps"]
             if at:
                 self.saved += result["steps"] - min(at)

@@ -3,9 +3,9 @@
 usage: python dev/studies/engine_speed.py FOLDER [RUNS]    a study of 20,000 runs, made there; and units.zip
 
 The study is made of copies of a few trained runs (tests/support/many.py). It stays in FOLDER for the next
-call, as does docs/evidence/units.zip, rebuilt. PYTHONPATH says which checkout is measured: call the script
-with each of two, in turns and on the same FOLDER, to compare them. Each command runs in a process of its
-own, and the best of three calls counts. `cold` is without the index of runs.
+call, and so does docs/evidence/units.zip, rebuilt. PYTHONPATH says which checkout is measured: to compare
+two, call the script with each in turns, with a FOLDER for each. Each command runs in a process of its own,
+and the best of three calls counts. `cold` is without the index of runs.
 """
 
 from __future__ import annotations

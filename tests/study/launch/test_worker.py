@@ -12,7 +12,7 @@ from support.idle import Bench
 from ebc_lab.config.dicts import to_dict
 from ebc_lab.config.schema import LauncherConfig
 from ebc_lab.study.launch.pool import Death
-from ebc_lab.study.store.study import settings_of
+from ebc_lab.study.store.study import recorded_config
 from ebc_lab.training.outcome import run_and_record
 
 
@@ -91,4 +91,4 @@ def test_how_many_runs_shared_a_worker_is_no_setting_any_more(bench, finished, t
     assert "launcher.workers_per_gpu=2" in said
     header = dict(finished[1].study.header())
     header["config"] = {**header["config"], "launcher": to_dict(LauncherConfig()) | {"runs_per_worker": 4}}
-    assert settings_of(header).launcher == LauncherConfig()
+    assert recorded_config(header).launcher == LauncherConfig()
