@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,13 @@ from .choices import (
     with_names,
     with_sources,
 )
+from .dicts import from_dict, to_dict
 from .errors import UserError, any_of, nearest, require, shown
 from .hints import STUDY_DECIDES, near_setting
+from .identity import digest
 from .overrides import (
     ARM,
+    FROM,
     MINE,
     check_overrides,
     expand,
@@ -43,7 +48,7 @@ from .own.entry_points import OFFERED
 from .own.names import own_name
 from .parts.tokens import refuse_two_lengths, set_steps
 from .parts.workload import fit_to_images
-from .schema import STAGES, ArmConfig, Config
+from .schema import NOT_THE_STUDY, STAGES, ArmConfig, Config, RunConfig
 from .study_checks import lacking_for, validate
 
 ENTRIES = {  # mappings of a study that take new entries: what one is, and how one is written
@@ -84,19 +89,22 @@ def compose(
     refuse_two_lengths(parsed)
     if study:
         overrides += _narrow(parsed)
-    if "scale" not in parsed:
+    recorded = begun_from(parsed, study=study)
+    if not (recorded or "scale" in parsed):
         overrides.append(default_scale())
     suite = _registered_suite(parsed)
     overrides, left_out = _without(overrides)
     parsed |= dict.fromkeys(f"ablation.arms.{arm}" for arm in left_out)
-    config = _composed(overrides, suite, parsed)
+    config = _composed(overrides, suite, parsed, recorded)
     with _in_file(suite, parsed):
         config = _leaving_out(config, left_out)
         config = with_mine(with_names(config), study=study)
         config = by_their_targets(with_sources(config)) if sources else config
-        validate(config, study=study, here=here)
+        beside = replace(config, **vars(recorded.run)) if recorded and recorded.run else None
+        validate(config, study=study, here=here, beside=beside)
         for sentence in lacking_for(config, study=study) if trains else ():
             raise UserError(sentence)
+    suite = suite or (recorded.suite if recorded else None)
     suite_choice = {suite.name: str(suite)} if suite else {}
     return replace(config, own_files={**suite_choice, **config.own_files})
 
@@ -122,8 +130,10 @@ def _leaving_out(config: Config, names: Sequence[str]) -> Config:
     return replace(config, ablation=replace(config.ablation, arms=left)) if names else config
 
 
-def _composed(overrides: Sequence[str], suite: Path | None, values: Mapping[str, Any]) -> Config:
-    """What Hydra makes of overrides, of which those of settings are `given`. Raises UserError."""
+def _composed(
+    overrides: Sequence[str], suite: Path | None, values: Mapping[str, Any], recorded: Recorded | None
+) -> Config:
+    """Return what Hydra makes of the overrides, whose keys and values are `values`. Raises UserError."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -136,8 +146,9 @@ def _composed(overrides: Sequence[str], suite: Path | None, values: Mapping[str,
     try:
         overrides = _with_entries(overrides, values)
         with initialize_config_dir(**hydra_base(), config_dir=str(conf_dir().resolve())):
-            composed = hydra_compose("config", [spelled(o) for o in overrides])
-        fit_to_images(composed, values)
+            composed = hydra_compose(*hydra_words(overrides, recorded))
+        if not recorded:
+            fit_to_images(composed, values)
         set_steps(composed, values)
         refuse_references(OmegaConf.to_container(composed, resolve=False))
         config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
@@ -236,6 +247,8 @@ def implied(overrides: Sequence[str]) -> list[str]:
     optimizer's, where neither a stabilizer nor a budget is asked for; EBC under determinism=verity has
     budget=shadow."""
     parsed = check_overrides(overrides, hydra_keys=True, sweeps=True)
+    if FROM in parsed:  # whose file leaves nothing open
+        return list(overrides)
     by_group = parsed.get("memory") in ("hooks", "all")
     hooked = str(parsed.get("memory.hooks", by_group)).lower() in ("true", "yes", "on", "1")
     asked = any(key.partition(".")[0] in ("stabilizer", "budget") for key in parsed)
@@ -371,6 +384,124 @@ def configurations(
     if len(set(names)) < len(names):
         raise UserError("two combinations would share a study's name: vary study.name as well.")
     return made
+
+
+# -- from=: the settings that a study or a run recorded ------------------------------------------------------
+
+PRIMARY = "recorded"  # what Hydra calls settings that take the place of conf/config.yaml
+OWN_FOLDER = "own"  # of a study: its copies of the user's own files
+MOST_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a study or a run recorded: all its settings; a study's copy of a suite of the user's own; the run,
+    of which only others of its study may have read a setting."""
+
+    settings: dict[str, Any]
+    suite: Path | None = None
+    run: RunConfig | None = None
+
+
+def begun_from(parsed: Mapping[str, Any], *, study: bool) -> Recorded | None:
+    """Return what the file of `from=` recorded, and have Hydra know it; None without such an override.
+
+    A group that an override chooses anew has none of its recorded settings. Raises UserError where the file
+    is not a study.json (of a study) or a spec.json (of a run) that this version can read.
+    """
+    if FROM not in parsed:
+        return None
+    said = f"{FROM}={shown(parsed[FROM])}"
+    for key in ("scale", suites.GROUP):
+        require(
+            key not in parsed,
+            f"{said} has a scale and a suite already: leave {key}={shown(parsed.get(key))} out, and set what "
+            "is to be different.",
+        )
+    path = Path(str(parsed[FROM])).expanduser()
+    record = _record(path, said)
+    other, command = ("a run", "train") if study else ("a study", "autopilot")
+    require(
+        ("requested" in record) == study,
+        f"{said} is {other}'s: `ebc-lab {command} {said}` begins from it.",
+    )
+    try:
+        recorded = _recorded_study(path, record) if study else _recorded_run(path, record)
+    except UserError as error:
+        raise UserError(f"{said}: {str(error).rstrip('.')}.") from None
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{said} is damaged ({error!r}): get the file again.") from None
+    kept = {k: v for k, v in recorded.settings.items() if k not in parsed or k not in groups()}
+    _register_recorded(kept, base=[] if study else [{"scale": "laptop"}])  # a run leaves a study's own open
+    return recorded
+
+
+def _record(path: Path, said: str) -> dict[str, Any]:
+    """Return what such a file holds, as it was written. Raises UserError."""
+    require(path.exists(), f"{said} is not there: give the study.json of a study, or the spec.json of a run.")
+    require(not path.is_dir(), f"{said} is a folder: give the study.json, or the spec.json of a run, in it.")
+    require(path.is_file(), f"{said} is not a file but a pipe or a device: give a study.json or a spec.json.")
+    require(
+        path.suffix != ".zip" and not zipfile.is_zipfile(path),
+        f"{said} is a bundle: unpack it with `ebc-lab report`, and give the study.json in its folder.",
+    )
+    try:
+        require(path.stat().st_size <= MOST_BYTES, f"{said} is larger than any file that ebc-lab writes.")
+        record = json.loads(path.read_text(encoding="utf-8"))
+        checksum = record.pop("checksum", None) if isinstance(record, dict) else None
+        edited = checksum is not None and checksum != digest(record)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{said} cannot be read ({error}): get the file again.") from None
+    require(
+        not edited, f"{said} was edited after it was written: undo that, and set what is to be different."
+    )
+    require(
+        isinstance(record, dict) and isinstance(record.get("config"), dict),
+        f"{said} holds no settings of a study or a run: give a study.json or a spec.json.",
+    )
+    return dict(record)
+
+
+def _recorded_study(path: Path, record: Mapping[str, Any]) -> Recorded:
+    """Return the settings that a study was asked for, with the very text that it found."""
+    config: Config = from_dict(Config, record["requested"])
+    text = {key: record["config"]["data"].get(key) for key in ("name", "sha256")}
+    settings = to_dict(replace(config, data=replace(config.data, **text)))
+    own = path.parent / OWN_FOLDER
+    suite = (record.get("own") or {}).get("suite")
+    there = own / suite if suite and (own / suite).is_file() else None
+    kept = {key: value for key, value in settings.items() if key not in NOT_THE_STUDY}
+    return Recorded(suites.with_places(kept, own), there)
+
+
+def _recorded_run(path: Path, record: Mapping[str, Any]) -> Recorded:
+    """Return the settings of a run; what it replays is in the folder beside its own."""
+    require(record.get("kind") == "train", "it is a measurement's, which its study makes again by itself")
+    run: RunConfig = from_dict(RunConfig, record["config"])
+    runs = path.absolute().parent.parent
+    if run.lr_schedule.source and (runs / run.lr_schedule.source).is_dir():
+        run.lr_schedule.source = str(runs / run.lr_schedule.source)
+    return Recorded(suites.with_places(to_dict(run), runs.parent / OWN_FOLDER), run=run)
+
+
+def _register_recorded(settings: Mapping[str, Any], base: Sequence[Mapping[str, str]]) -> None:
+    """Have Hydra know these settings, over the choices in `base`, as a primary configuration: in the place of
+    conf/config.yaml, and with no group chosen, so that an override can choose each."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    usual: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml"))
+    chosen: dict[str, str | None] = dict.fromkeys(group for group in groups() if group != "scale")
+    chosen |= {"launcher": "local", "tracker": "none"}
+    defaults = ["schema", *base, "_self_", *({group: choice} for group, choice in chosen.items())]
+    node = {"defaults": defaults, "hydra": usual["hydra"], **settings}
+    ConfigStore.instance().store(name=PRIMARY, node=node)
+
+
+def hydra_words(overrides: Sequence[str], recorded: Recorded | None = None) -> tuple[str, list[str]]:
+    """Return the name of the primary configuration, and the overrides as Hydra wants them."""
+    others = [spelled(o) for o in overrides if not o.startswith(f"{FROM}=")]
+    return PRIMARY if recorded else "config", others
 
 
 # -- mine=: own parts as arms --------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .choices import choices_of, groups, own_suite
-from .errors import UserError, any_of, shown
+from .errors import UserError, any_of, require, shown
 from .fields import CUSTOM
 from .hints import near_choice, near_setting
 from .own.suites import GROUP, beside_us, chosen_name
@@ -25,6 +25,7 @@ DEEPEST = 20  # lists and mappings inside each other; its parser recurses
 MOST_DIGITS = 30
 MOST_COMBINATIONS = 1000  # of a sweep
 MINE = "mine"
+FROM = "from"  # the file of a study or a run that the settings begin with
 ONE_OR_MORE = (MINE, "data.files", "data.val_files")  # lists of which a single value may stand alone
 ARM = re.compile(r"ablation\.arms\.([^.]+)")
 
@@ -50,7 +51,9 @@ def check_overrides(
             continue  # an arm can be left out, which `compose` does
         if override.is_delete():
             raise UserError(f"{shown(text)}: settings cannot be deleted; give {key} another value.")
-        if key in known_groups:
+        if key == FROM:
+            require(isinstance(override.value(), str), f"{shown(text)} is not the name of one file.")
+        elif key in known_groups:
             _check_choices(override)
         elif key not in keys and not in_mapping(key):
             raise UserError(f"{shown(key)} is not a setting{near_setting(key, [*keys, *known_groups])}.")

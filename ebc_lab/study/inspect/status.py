@@ -9,10 +9,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.identity import digest, study_environment
-from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.json_files import read_json
 from ebc_lab.records.locks import locked
@@ -28,13 +26,12 @@ from ..stages.stage import stage_of
 from ..store import index, manifest
 from ..store.counts import TRAINING, counted
 from ..store.index import Index
-from ..store.own import copies
 from ..store.reuse import remaining_work
 from ..store.snapshot import Snapshot, read
 from ..store.study import RETRIED, Brief, Study, settings_of
 from . import pace
 from .forecast import forecast, training_runs
-from .reproduce import continuing, reproduce
+from .reproduce import continuing, run_again
 from .slots import timeline
 
 
@@ -56,18 +53,15 @@ def status(study: Study) -> dict[str, Any]:
     snapshot = read(study, strict=False, runs=runs)
     with study.told():
         answer = _told(snapshot)
-    if of and _lasts(study, answer, runs):
+    if of and not _any_running(study, runs):
         runs.remember("status", json.dumps(answer), of)
     return answer
 
 
-def _lasts(study: Study, answer: Mapping[str, Any], runs: Index) -> bool:
-    """Tell whether a status holds until one of its files changes."""
-    # without the command that ran it, the one that continues it depends on the user's own files
-    if answer["continue"] and not study.noted_command():
-        return False
+def _any_running(study: Study, runs: Index) -> bool:
+    """Return whether a process is training one of the study's runs."""
     open_runs = (study.run_files(r.run_id) for r in runs.records if not r.brief.outcome)
-    return not any(locked(run.lock) for run in open_runs)
+    return any(locked(run.lock) for run in open_runs)
 
 
 def _of_still(study: Study, runs: Index) -> str:
@@ -92,7 +86,7 @@ def _told(snapshot: Snapshot) -> dict[str, Any]:
     holder = study.holder()
     queue, unavailable = _queue(study, config.launcher.queue_every_s)
     runs = [run_status(study, r.brief) for r in records if r.brief.kind]
-    failures = failures_of(study, config, [r for r in runs if r["outcome"] and r["outcome"] not in FINISHED])
+    failures = failures_of(study, [r for r in runs if r["outcome"] and r["outcome"] not in FINISHED])
     because = snapshot.stale_decisions()
     if holder is not None:
         state = "running"
@@ -221,7 +215,7 @@ def _progress(study: Study, run_id: str) -> dict[str, Any] | None:
     return {**now, "at_step": at_step, "val_loss": loss}
 
 
-def failures_of(study: Study, config: Config, failed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def failures_of(study: Study, failed: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Failed runs grouped by cause, each group with the command that runs its first one again."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for r in failed:
@@ -233,7 +227,7 @@ def failures_of(study: Study, config: Config, failed: list[dict[str, Any]]) -> l
             "runs": [r["run_id"] for r in alike],
             "log": str(study.run_files(alike[0]["run_id"]).log),
             # the run itself did nothing wrong: the study's command trains it again
-            "command": None if alike[0]["outcome"] in RETRIED else _again(study, config, alike[0]["run_id"]),
+            "command": None if alike[0]["outcome"] in RETRIED else _again(study, alike[0]["run_id"]),
         }
         for alike in groups.values()
     ]
@@ -261,15 +255,10 @@ def joined(study: Study) -> list[dict[str, Any]]:
     return workers
 
 
-def _again(study: Study, config: Config, run_id: str) -> str | None:
-    """Return the command that trains one run as its spec describes it, outside the study; None for a
-    measurement."""
+def _again(study: Study, run_id: str) -> str | None:
+    """Return the command that trains one run as its spec describes it; None for a measurement."""
     spec = read_json(study.run_files(run_id).spec, SpecRecord)
-    run = from_dict(RunConfig, spec["config"])
-    if run.lr_schedule.source:  # its name in this study, which a new run elsewhere would not find
-        run.lr_schedule.source = str(study.run_dir(run.lr_schedule.source).resolve())
-    copied = copies(study, study.header(checked=False))
-    return reproduce(config, run, copied) if spec["kind"] == "train" else None
+    return run_again(study, run_id) if spec["kind"] == "train" else None
 
 
 class _Ahead:
