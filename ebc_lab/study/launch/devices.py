@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from ebc_lab.config.machine import listing, meant, processes_on
+from ebc_lab.config.machine import listing, named_by, processes_on
 from ebc_lab.training.turns import UNUSABLE
 
 STRIKES = 2  # workers in a row that find a GPU out of reach, or runs that fit elsewhere, before it is retired
@@ -74,7 +74,7 @@ class Devices:
         if not self.groups:
             return False, ""
         there = listing()
-        gone = [name for name in self.of(slot) if not there.failure and not meant(name, there.gpus)]
+        gone = [name for name in self.of(slot) if not there.failure and not named_by(name, there.gpus)]
         if gone:
             shared = [s for s in range(self.slots) if set(self.of(s)) & set(gone)]
             return True, self.retire(shared, f"{' and '.join(gone)} is not listed by nvidia-smi any more")
