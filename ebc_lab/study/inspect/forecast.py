@@ -42,7 +42,7 @@ from ..store.reuse import reusable_results
 from ..store.snapshot import Snapshot, read
 from ..store.study import Study
 from .copied import WithNeighbours, with_corpus_of_neighbours
-from .pace import Pace, learned, observed, of_siblings
+from .pace import Pace, learned, learned_from_siblings, observed
 
 ASSUMED = f"6·N·tokens and attention at {UTILISATION:.0%} of the {PEAK / 1e12:.0f} TFLOP/s of an {GPU}"
 OPEN = "0" * 64  # a checksum that is not known yet
@@ -207,7 +207,7 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
     named = (speed or _plainest(placed)).apply_to(placed)
     finished = snapshot is not None and snapshot.finished and not changed
     known = WithNeighbours(study, reusable_results(records, finished=finished))
-    rate = learned(records) or of_siblings(named, study)
+    rate = learned(records) or learned_from_siblings(named, study)
     stages: dict[str, Any] = {stage: {} for stage in (*config.study.stages, "total")}
     for scenario, runs in forecast(named, known=known).items():
         runs["total"] = [s for specs in runs.values() for s in specs]
