@@ -1,4 +1,4 @@
-"""Where a study is, from its files alone."""
+"""How far a study is, from its files alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 from ebc_lab.config.errors import UserError, visible
@@ -15,7 +14,6 @@ from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.json_files import read_json
 from ebc_lab.records.locks import locked
 from ebc_lab.records.paths import SpecRecord
-from ebc_lab.records.spec import RunSpec
 
 from ..guards import cause_class
 from ..launch import queue as queue_module
@@ -36,7 +34,7 @@ from .slots import timeline
 
 
 def status(study: Study) -> dict[str, Any]:
-    """Return where a study is. Raises UserError when there is none, or its study.json cannot be read at all.
+    """Return how far a study is. Raises UserError where there is none, or its study.json cannot be read.
 
     `state` is `running` (a process holds it), `finished`, `finished_with_failures`, `stale` (decided, but a
     decision no longer follows from the files), `interrupted` (begun, nobody holds it) or `empty` (nothing
@@ -46,15 +44,15 @@ def status(study: Study) -> dict[str, Any]:
     """
     study.must_exist()
     runs = index.look(study)
-    of = _of_still(study, runs)
-    if of and (known := runs.recall("status", of)):
+    key = _key_at_rest(study, runs)
+    if key and (known := runs.recall("status", key)):
         answer: dict[str, Any] = json.loads(known)
         return answer
     snapshot = read(study, strict=False, runs=runs)
     with study.told():
-        answer = _told(snapshot)
-    if of and not _any_running(study, runs):
-        runs.remember("status", json.dumps(answer), of)
+        answer = _status(snapshot)
+    if key and not _any_running(study, runs):
+        runs.remember("status", json.dumps(answer), key)
     return answer
 
 
@@ -64,9 +62,9 @@ def _any_running(study: Study, runs: Index) -> bool:
     return any(locked(run.lock) for run in open_runs)
 
 
-def _of_still(study: Study, runs: Index) -> str:
-    """Name all that the status of a study depends on beside its runs, while nothing is going on; empty where
-    something else may matter: a process on it, or jobs of its own."""
+def _key_at_rest(study: Study, runs: Index) -> str:
+    """Return a key of all that the status of a study depends on beside its runs; empty where that cannot be
+    said, since a process holds it or it has Slurm jobs."""
     if not runs.state or study.holder() is not None or study.launcher_file.exists():
         return ""
     try:
@@ -79,7 +77,7 @@ def _of_still(study: Study, runs: Index) -> str:
     return digest([*files, *about])
 
 
-def _told(snapshot: Snapshot) -> dict[str, Any]:
+def _status(snapshot: Snapshot) -> dict[str, Any]:
     study = snapshot.study
     config = snapshot.config
     records = snapshot.records
@@ -96,16 +94,12 @@ def _told(snapshot: Snapshot) -> dict[str, Any]:
         state = "finished_with_failures" if failures else "finished"
     else:
         state = "interrupted" if runs else "empty"
-    eta = None  # of a stale study it depends on what is decided again
     early = None
-    if state.startswith("finished"):
-        eta = 0.0
-    elif state != "stale":
-        ahead = _Ahead(snapshot, holder)
-        eta = ahead.eta_s(runs)
-        early = _early(snapshot, ahead.known)
+    eta = 0.0 if state.startswith("finished") else None
+    if eta is None and state != "stale":  # of a stale study it depends on what is decided again
+        known, eta = _ahead(snapshot, holder, runs)
+        early = _early(snapshot, known)
     in_progress = [r for r in runs if r["outcome"] is None and r["progress"]]
-    busy = slots_used(snapshot)
     retried = state == "finished_with_failures" and any(f["outcome"] in RETRIED for f in failures)
     to_go_on = (retried or state in ("interrupted", "empty", "stale")) and study.resumable
     return {
@@ -122,7 +116,7 @@ def _told(snapshot: Snapshot) -> dict[str, Any]:
         "joined": joined(study),
         "eta_s": eta,
         "so_far": early,
-        "slots": busy,
+        "slots": slots_used(snapshot),
         "failures": failures,
         "continue": continuing(study, snapshot.header) if to_go_on else None,
         "problems": [*snapshot.problems, *unavailable],
@@ -130,25 +124,22 @@ def _told(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def slots_used(snapshot: Snapshot) -> dict[str, Any] | None:
-    """Return what `Timeline.as_dict` says of the study's slots; None where no attempt has ended."""
-
-    def ask() -> str:
-        busy = timeline(snapshot.study, (record.brief for record in snapshot.records))
-        return json.dumps(busy and busy.as_dict())
-
-    used: dict[str, Any] | None = json.loads(snapshot.index.remembered("slots", ask))
-    return used
+    """Return how busy the study's slots were, as `Timeline.as_dict`; None where no attempt has ended."""
+    busy = timeline(snapshot.study, (record.brief for record in snapshot.records))
+    return busy.as_dict() if busy else None
 
 
 def known_so_far(snapshot: Snapshot) -> dict[str, Any] | None:
-    """Return what is known of the stage that is open: its name, a `line`, and how many of its `runs` are
-    there; None where all are decided, or a decision cannot be used."""
+    """Return what is known of the stage that is open: its name, a `line` about it, and how many of its `runs`
+    have ended; None where all stages are decided, or a decision cannot be used."""
     if snapshot.finished or snapshot.faults:
         return None
-    return _early(snapshot, _Ahead(snapshot, snapshot.study.holder()).known)
+    known, _ = _ahead(snapshot, snapshot.study.holder(), [])
+    return _early(snapshot, known)
 
 
 def _early(snapshot: Snapshot, known: SoFar | None) -> dict[str, Any] | None:
+    """Return what `known_so_far` does, with what the runs in progress were last evaluated at."""
     if known is None:
         return None
     flying = []
@@ -162,15 +153,16 @@ def _early(snapshot: Snapshot, known: SoFar | None) -> dict[str, Any] | None:
 def _stages(
     snapshot: Snapshot, because: Mapping[str, str], runs: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return each stage of the study. `because`: stage -> why its decision is stale."""
+    """Return the study's stages: state, runs by outcome, headlines. `because`: stage -> why its decision is
+    stale."""
     decisions = snapshot.decisions
     work = remaining_work(snapshot.config, snapshot.reusable_results()) if because else []
     would_train = {w.stage: w.missing for w in work}
     stages = []
     sorts = snapshot.sorts_of_runs()
     for stage in snapshot.config.study.stages:
-        of_stage = [r for r in runs if r["stage"] == stage and sorts[r["run_id"]] == TRAINING]
-        outcomes = Counter(r["outcome"] or "open" for r in of_stage)
+        trained = [r for r in runs if r["stage"] == stage and sorts[r["run_id"]] == TRAINING]
+        outcomes = Counter(r["outcome"] or "open" for r in trained)
         if stage in because:
             state = "stale"
         elif stage in decisions:
@@ -193,7 +185,7 @@ def _stages(
 
 
 def run_status(study: Study, run: Brief) -> dict[str, Any]:
-    """Return a planned run: what it is, and how it ended."""
+    """Return what a planned run is, and how it ended or how far it is."""
     return {
         "run_id": run.run_id,
         "stage": run.stage,
@@ -208,6 +200,7 @@ def run_status(study: Study, run: Brief) -> dict[str, Any]:
 
 
 def _progress(study: Study, run_id: str) -> dict[str, Any] | None:
+    """Return how far a run is, and its latest evaluation; None before its first step."""
     now = study.progress(run_id)
     if now is None:
         return None
@@ -216,7 +209,7 @@ def _progress(study: Study, run_id: str) -> dict[str, Any] | None:
 
 
 def failures_of(study: Study, failed: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Failed runs grouped by cause, each group with the command that runs its first one again."""
+    """Return failed runs grouped by cause, each group with the command that trains its first run again."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for r in failed:
         groups.setdefault(cause_class(r["run_id"], r["outcome"], r["cause"]), []).append(r)
@@ -226,7 +219,7 @@ def failures_of(study: Study, failed: list[dict[str, Any]]) -> list[dict[str, An
             "cause": alike[0]["cause"] or "",
             "runs": [r["run_id"] for r in alike],
             "log": str(study.run_files(alike[0]["run_id"]).log),
-            # the run itself did nothing wrong: the study's command trains it again
+            # a lost run did nothing wrong: the study's own command trains it again
             "command": None if alike[0]["outcome"] in RETRIED else _again(study, alike[0]["run_id"]),
         }
         for alike in groups.values()
@@ -234,8 +227,8 @@ def failures_of(study: Study, failed: list[dict[str, Any]]) -> list[dict[str, An
 
 
 def _queue(study: Study, every_s: float) -> tuple[dict[str, int], list[str]]:
-    """Slurm's states of the study's jobs, and how many are in each; asked no more often than the launcher
-    would. And problems."""
+    """Return how many of the study's Slurm jobs are in each state, and what went wrong in asking for them.
+    Slurm is asked no more often than the launcher would ask."""
     try:
         session = queue_module.session_of(study)
         known = queue_module.cached_jobs(session, every_s) if session else {}
@@ -245,7 +238,8 @@ def _queue(study: Study, every_s: float) -> tuple[dict[str, int], list[str]]:
 
 
 def joined(study: Study) -> list[dict[str, Any]]:
-    """Return the workers that have joined a running study from elsewhere: `worker`, `host`, `run_ids`."""
+    """Return the workers that have joined a running study from other machines: `worker`, `host`,
+    `run_ids`."""
     workers = []
     for session in sessions_in(study):
         notes = session.notes()
@@ -261,40 +255,27 @@ def _again(study: Study, run_id: str) -> str | None:
     return run_again(study, run_id) if spec["kind"] == "train" else None
 
 
-class _Ahead:
-    """What is still to come of a study: as the process that runs it has said, or else worked out anew, which
-    takes milliseconds for each of its runs."""
+def _ahead(
+    snapshot: Snapshot, holder: Mapping[str, Any] | None, runs: Sequence[Mapping[str, Any]]
+) -> tuple[SoFar | None, float | None]:
+    """Return what is known of the stage that is open, and the seconds left for the runs that are expected, at
+    the pace of the finished ones; None before one has finished.
 
-    def __init__(self, snapshot: Snapshot, holder: Mapping[str, Any] | None):
-        self.snapshot = snapshot
-        self.results = snapshot.reusable_results()
-        told = outlook(snapshot.study, holder)
-        of_now = told and told[0].stage == open_stage(snapshot.config, snapshot.decisions)
-        self.told = told if of_now else None
-
-    @cached_property
-    def expected(self) -> Mapping[str, Sequence[RunSpec]]:
-        return forecast(self.snapshot.config, ("expected",), self.results)["expected"]
-
-    @property
-    def known(self) -> SoFar | None:
-        """Return what is known of the stage that is open."""
-        if self.told:
-            return self.told[0]
-        return so_far(
-            self.snapshot.config, self.snapshot.decisions, self.results, training_runs(self.expected)
-        )
-
-    def eta_s(self, runs: Sequence[Mapping[str, Any]]) -> float | None:
-        """Return the seconds left for the expected runs, at the pace of the finished ones; None where no run
-        has finished. `runs`: as `run_status` has them."""
-        if self.told:
-            return self.told[1]
-        rate = pace.learned(self.snapshot.records)
-        if rate is None:
-            return None
-        expected = [s for specs in self.expected.values() for s in specs if s.kind == "train"]
-        done = self.results(expected)
-        part = {r["run_id"]: r["progress"].get("step", 0) / r["steps"] for r in runs if r["progress"]}
-        left = sum(rate.seconds(s) * (1 - part.get(s.run_id, 0.0)) for s in expected if s.run_id not in done)
-        return float(left / at_a_time(self.snapshot.config))
+    The process that runs the study has left both; without one they are worked out anew, which takes
+    milliseconds for each run. `runs`: as `run_status` has them.
+    """
+    config = snapshot.config
+    left_behind = outlook(snapshot.study, holder)
+    if left_behind and left_behind[0].stage == open_stage(config, snapshot.decisions):
+        return left_behind
+    results = snapshot.reusable_results()
+    expected = forecast(config, ("expected",), results)["expected"]
+    known = so_far(config, snapshot.decisions, results, training_runs(expected))
+    rate = pace.learned(snapshot.records)
+    if rate is None:
+        return known, None
+    training = [s for specs in expected.values() for s in specs if s.kind == "train"]
+    done = results(training)
+    shares = {r["run_id"]: r["progress"].get("step", 0) / r["steps"] for r in runs if r["progress"]}
+    left = sum(rate.seconds(s) * (1 - shares.get(s.run_id, 0.0)) for s in training if s.run_id not in done)
+    return known, float(left / at_a_time(config))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from ebc_lab.records.decisions import Decision, NoiseFloor
 
 from ..stages.stage import stage_of
 from ..stages.statistics import noise
-from ..store.snapshot import Snapshot, read
+from ..store.snapshot import read
 from ..store.study import Study
 
 
@@ -30,27 +29,17 @@ def why(study: Study, stage: str | None) -> dict[str, Any]:
         raise UserError(f"{which} decided yet.")
     with study.told():
         because = snapshot.stale_decisions()
-        explained, floors = _explained(snapshot, decisions)
+        floors = noise_floor(decisions)
         return {
-            name: {**decisions[name], **explained[name], "stale_because": because.get(name), "noise": floors}
+            name: {
+                **decisions[name],
+                "headline": stage_of(name).headlines(decisions[name]),
+                "flips": stage_of(name).would_change(decisions[name]),
+                "stale_because": because.get(name),
+                "noise": floors,
+            }
             for name in asked
         }
-
-
-def _explained(
-    snapshot: Snapshot, decisions: Mapping[str, Decision]
-) -> tuple[dict[str, dict[str, list[str]]], dict[str, NoiseFloor]]:
-    """Return what each stage says of its decision, and `noise_floor`."""
-
-    def ask() -> str:
-        said = {
-            name: {"headline": stage_of(name).headlines(d), "flips": stage_of(name).would_change(d)}
-            for name, d in decisions.items()
-        }
-        return json.dumps([said, noise_floor(decisions)])
-
-    said, floors = json.loads(snapshot.index.remembered("why", ask, snapshot.name, runs=False))
-    return said, floors
 
 
 def noise_floor(decisions: Mapping[str, Decision]) -> dict[str, NoiseFloor]:
