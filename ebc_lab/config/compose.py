@@ -1,6 +1,6 @@
 """From Hydra overrides to a validated `Config`; the choices themselves are the files in `conf/`.
 
-Mistakes are refused in one sentence, with the nearest valid spelling, before anything is written.
+A mistake is refused in one sentence, with the nearest valid spelling, before anything is written.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from .parts.workload import fit_to_images
 from .schema import NOT_THE_STUDY, STAGES, ArmConfig, Config, RunConfig
 from .study_checks import lacking_for, validate
 
-ENTRIES = {  # mappings of a study that take new entries: what one is, and how one is written
+ENTRIES = {  # mapping of a study that takes new entries -> what an entry is, and how one is written
     "ablation.arms": ("arm", "{lr_scale: 2, settings: {…}}"),
     "carry.arms": ("arm", "{unit: …, over: optimizer.lr, grid: […], settings: {…}}"),
     "carry.settings": ("setting", "{about: …, settings: {…}}"),
@@ -72,15 +72,16 @@ def compose(
     sources: bool = True,
     trains: bool = True,
 ) -> Config:
-    """Compose and validate the configuration.
+    """Return the configuration that overrides ask for, validated.
 
     Args:
-        overrides: Hydra overrides, e.g. `["scale=smoke", "seeds=[0,1]"]`.
+        overrides: Hydra overrides, e.g. `["scale=smoke", "seeds=[0,1]"]`; `from=FILE` among them begins with
+            what a study or a run recorded.
         study: the overrides are a study's, not a run's: `optimizer=`, `projection=` and `budget=` choose
             what the sweep covers, and settings that a stage decides are refused.
-        here: this machine trains, so that it must have the device asked for.
-        sources: the files of a user's own parts are there, and their checksums are filled in.
-        trains: it is to be trained, not only looked at, so that the libraries that takes must be there.
+        here: this machine trains, so it must have the device that is asked for.
+        sources: the files of the user's own parts are there; their checksums are filled in.
+        trains: it is to be trained and not only looked at, so the libraries that this takes must be there.
     Raises:
         UserError: an unknown key or choice (with the nearest valid ones), a wrong type, a value out of range.
     """
@@ -110,15 +111,13 @@ def compose(
 
 
 def _without(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The overrides without `~ablation.arms.NAME`, and the arms that these name."""
-    keys = [o.partition("=")[0] for o in overrides]
-    matches = [ARM.fullmatch(key.removeprefix("~")) if key.startswith("~") else None for key in keys]
-    others = [o for o, arm in zip(overrides, matches, strict=True) if arm is None]
-    return others, [arm[1] for arm in matches if arm is not None]
+    """Return the overrides without `~ablation.arms.NAME`, and the arms that these leave out."""
+    arms = {o: ARM.fullmatch(o[1:].partition("=")[0]) for o in overrides if o.startswith("~")}
+    return [o for o in overrides if not arms.get(o)], [arm[1] for arm in arms.values() if arm]
 
 
 def _leaving_out(config: Config, names: Sequence[str]) -> Config:
-    """The configuration without these arms. Raises UserError where there is no such arm."""
+    """Return the configuration without these arms. Raises UserError where there is no such arm."""
     arms = config.ablation.arms
     for name in names:
         require(
@@ -127,7 +126,7 @@ def _leaving_out(config: Config, names: Sequence[str]) -> Config:
             f"{any_of([*arms]) if arms else 'one that it has'}.",
         )
     left = {name: arm for name, arm in arms.items() if name not in names}
-    return replace(config, ablation=replace(config.ablation, arms=left)) if names else config
+    return replace(config, ablation=replace(config.ablation, arms=left))
 
 
 def _composed(
@@ -160,8 +159,8 @@ def _composed(
 
 
 def _registered_suite(parsed: Mapping[str, Any]) -> Path | None:
-    """The file of the suite where it is the user's own, made known to Hydra. Raises UserError where it cannot
-    be read, or sets what there is not."""
+    """Return the file of the suite where it is the user's own, and have Hydra know it; None for another
+    suite. Raises UserError where it cannot be read, or sets what is no setting."""
     path = own_suite(parsed.get(suites.GROUP))
     if path is None:
         return None
@@ -177,6 +176,7 @@ def _registered_suite(parsed: Mapping[str, Any]) -> Path | None:
 
 
 def _keys(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted path of every setting, and of every mapping around one."""
     for name, value in settings.items():
         yield f"{prefix}{name}"
         if isinstance(value, Mapping):
@@ -184,13 +184,13 @@ def _keys(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _line(path: Path, key: str) -> str:
-    """`mine.yaml:12`, the line in which a suite sets a key."""
+    """Return `mine.yaml:12`, the line in which a suite sets a key."""
     line = suites.line_of(path, key)
     return path.name if line is None else f"{path.name}:{line}"
 
 
 def _sets(suite: Path | None, key: str, values: Mapping[str, Any]) -> bool:
-    """Whether a file of one's own sets this, and no override does."""
+    """Return whether the user's own suite sets a key, and no override does."""
     if suite is None or suites.line_of(suite, key) is None:
         return False
     arm = ARM.match(key)
@@ -201,7 +201,7 @@ def _sets(suite: Path | None, key: str, values: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def _in_file(suite: Path | None, values: Mapping[str, Any]) -> Iterator[None]:
-    """Names the line of one's own suite in a refusal of what it sets."""
+    """Have a refusal of what the user's own suite sets begin with its line there."""
     try:
         yield
     except UserError as error:
@@ -212,9 +212,9 @@ def _in_file(suite: Path | None, values: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _with_entries(overrides: Sequence[str], parsed: Mapping[str, Any]) -> list[str]:
-    """The overrides with `ablation.arms.NAME={…}`, new or not, and `+ablation.arms.NAME.KEY=…` as a file that
-    Hydra merges after the suite's: it takes a new entry of their kind from no override. So too the other
-    `ENTRIES`, and what is said of an arm that `mine` will make."""
+    """Return the overrides, those of whole or new `ENTRIES` (`ablation.arms.NAME={…}`,
+    `+ablation.arms.NAME.KEY=…`, and what is said of an arm that `mine` will make) replaced by a file that
+    Hydra merges after the suite's: it takes no new entry from an override."""
     from hydra.core.config_store import ConfigStore
 
     given: dict[str, Any] = {}
@@ -236,15 +236,15 @@ def _with_entries(overrides: Sequence[str], parsed: Mapping[str, Any]) -> list[s
 
 
 def _with(settings: Any, path: Sequence[str], value: Any) -> dict[str, Any]:
-    """Settings inside settings with one of them set."""
+    """Return nested settings with the one at this path set."""
     known = settings if isinstance(settings, Mapping) else {}
     inner = _with(known.get(path[0]), path[1:], value) if path[1:] else value
     return {**known, path[0]: inner}
 
 
 def implied(overrides: Sequence[str]) -> list[str]:
-    """The overrides of one run, and what they leave no other choice of: updates inside backward are the plain
-    optimizer's, where neither a stabilizer nor a budget is asked for; EBC under determinism=verity has
+    """Return the overrides of one run with those that they leave no other choice of: updates inside backward
+    are the plain optimizer's, unless a stabilizer or a budget is asked for; EBC under determinism=verity has
     budget=shadow."""
     parsed = check_overrides(overrides, hydra_keys=True, sweeps=True)
     if FROM in parsed:  # whose file leaves nothing open
@@ -262,7 +262,8 @@ def implied(overrides: Sequence[str]) -> list[str]:
 
 
 def _refusal(error: Exception, suite: Path | None, values: Mapping[str, Any]) -> str:
-    """What Hydra or OmegaConf says, in one sentence, with the line of one's own suite that it is about."""
+    """Return what Hydra or OmegaConf says in one sentence, with the line of the user's own suite that it is
+    about."""
     text = str(error.__cause__ or error)
     lines = [line for line_text in text.splitlines() if (line := line_text.strip())] or [repr(error)]
     if lines[0].startswith(("In 'study/own-", "In 'given/")):  # which say no more than what follows
@@ -284,10 +285,11 @@ def _refusal(error: Exception, suite: Path | None, values: Mapping[str, Any]) ->
 
 
 def _of_an_entry(key: str | None, first: str, values: Mapping[str, Any]) -> tuple[str | None, str]:
-    """The key and the words of a refusal, of an entry that is none or is not there, if it is of one."""
+    """Return the key and the words of a refusal; of one about an entry that is not there, or is no mapping,
+    what an entry is and how a new one is written."""
     around = [f"{group}.{key}" for group in ENTRIES if any(o.startswith(f"{group}.{key}.") for o in values)]
     if around and "is not a subclass of" in first:
-        key, first = around[0], "is not in struct"  # a setting of a mapping in an entry that is not
+        key, first = around[0], "is not in struct"  # a setting inside an entry that is not there
     entry = ENTRY.fullmatch(key or "")
     if entry is None:
         return key, first
@@ -306,14 +308,15 @@ def _of_an_entry(key: str | None, first: str, values: Mapping[str, Any]) -> tupl
 
 
 def default_scale() -> str:
-    """The override for the scale that suits this machine: `paper` where there is a GPU, else `laptop`."""
+    """Return the override for the scale that suits this machine: `paper` where there is a GPU, else
+    `laptop`."""
     from .machine import visible_gpus
 
     return "scale=paper" if visible_gpus() else "scale=laptop"
 
 
 def hydra_base() -> dict[str, Any]:
-    """The argument that Hydra's entry points want under 1.3 to behave as 1.3 does, and 1.4 warns of."""
+    """Return the argument by which Hydra 1.3 behaves as 1.3 does; 1.4 would warn of it, so there is none."""
     from hydra import __version__
 
     return {"version_base": "1.3"} if __version__.startswith("1.3.") else {}
@@ -321,8 +324,8 @@ def hydra_base() -> dict[str, Any]:
 
 @functools.cache
 def register_schema() -> None:
-    """Make the schema known to Hydra, so that types are enforced however the program is entered, and the
-    choices that installed packages offer."""
+    """Have Hydra know the schema, so that types are enforced however the program is entered, and the choices
+    that installed packages offer."""
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(name="schema", node=Config)
@@ -333,7 +336,9 @@ def register_schema() -> None:
             ConfigStore.instance().store(group=group, name=part["name"], node=part)
 
 
-def _narrow(parsed: dict[str, Any]) -> list[str]:
+def _narrow(parsed: Mapping[str, Any]) -> list[str]:
+    """Return the overrides by which a study covers only the optimizer, projection and budget that are chosen.
+    Raises UserError for a setting that the study decides by itself."""
     for key, governor in STUDY_DECIDES.items():
         if key in parsed:
             raise UserError(f"{key} is decided by the study itself: it follows {governor}.")
@@ -357,11 +362,8 @@ def _narrow(parsed: dict[str, Any]) -> list[str]:
 def configurations(
     overrides: Sequence[str], *, multirun: bool = False, stage: str | None = None, trains: bool = True
 ) -> list[Config]:
-    """The studies asked for: one, or with `multirun` one per combination, named after what varies. `trains`:
-    as for `compose`.
-
-    Raises UserError for anything that is wrong with any of them.
-    """
+    """Return the studies that are asked for: one, or with `multirun` one per combination, named after what
+    varies. `trains`: as in `compose`. Raises UserError where anything is wrong with any of them."""
     if stage is not None and stage not in STAGES:
         raise UserError(f"{stage} is not a stage; the stages are {', '.join(STAGES)}.")
     if not multirun:
@@ -508,8 +510,8 @@ def hydra_words(overrides: Sequence[str], recorded: Recorded | None = None) -> t
 
 
 def with_mine(config: Config, *, study: bool) -> Config:
-    """The configuration with an arm for each part that `mine` names, called after its function, and these
-    arms as those that the suite's answer is about. Raises UserError."""
+    """Return the configuration with an arm for each part that `mine` names, called after its function; the
+    suite's answer is about these arms. Raises UserError where the study has no place for them."""
     if not config.mine:
         return config
     suite = config.ablation
@@ -522,10 +524,10 @@ def with_mine(config: Config, *, study: bool) -> Config:
         f"mine={shown(config.mine[0])}: this study has no place for it; add {SUITES_FOR_MINE}.",
     )
     arms = dict(suite.arms)
-    of_target = _by_target(suite.mine.group, arms)
+    known = _arms_by_target(suite.mine.group, arms)
     made = []
     for target in dict.fromkeys(config.mine):
-        name = of_target.get(target)
+        name = known.get(target)
         if name is None:
             with_part = {n for n, arm in arms.items() if suite.mine.group not in arm.settings}
             name = own_name(target, [*(set(arms) - with_part), *choices_of(suite.mine.group, None)])
@@ -536,14 +538,14 @@ def with_mine(config: Config, *, study: bool) -> Config:
     return replace(config, ablation=replace(suite, arms=arms, mine=mine))
 
 
-def _by_target(group: str, arms: Mapping[str, ArmConfig]) -> dict[str, str]:
-    """Target -> the arm that has it already: a study's own settings name its arms."""
+def _arms_by_target(group: str, arms: Mapping[str, ArmConfig]) -> dict[str, str]:
+    """Return target -> arm, of the arms that a suite or a recorded study has already."""
     parts = {name: arm.settings.get(group) for name, arm in arms.items()}
     return {p["target"]: name for name, p in parts.items() if isinstance(p, Mapping) and p.get("target")}
 
 
 def _merged(template: ArmConfig, arm: ArmConfig) -> ArmConfig:
-    """The template with what overrides say of one arm."""
+    """Return the template with what overrides say of one arm."""
     usual = ArmConfig()
     settings: dict[str, Any] = {
         f.name: getattr(arm, f.name) for f in fields(arm) if getattr(arm, f.name) != getattr(usual, f.name)
@@ -554,16 +556,16 @@ def _merged(template: ArmConfig, arm: ArmConfig) -> ArmConfig:
 
 
 def _arm(group: str, template: ArmConfig, name: str, target: str) -> ArmConfig:
-    """The template with this part in it."""
+    """Return the template with the part at `target` in it."""
     arm = copy.deepcopy(template)
     part = {**arm.settings.get(group, {}), "name": name, "target": target}
     return replace(arm, about=arm.about or target, settings={**arm.settings, group: part})
 
 
 def by_their_targets(config: Config) -> Config:
-    """The configuration whose `mine` is spelled as its arms' targets are, once these have been found."""
+    """Return the configuration with `mine` spelled as the targets of its arms are, once these are found."""
     if not config.mine:
         return config
     suite = config.ablation
-    arms = _by_target(suite.mine.group, {name: suite.arms[name] for name in suite.mine.arms})
+    arms = _arms_by_target(suite.mine.group, {name: suite.arms[name] for name in suite.mine.arms})
     return replace(config, mine=list(arms))

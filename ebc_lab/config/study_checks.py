@@ -572,7 +572,7 @@ def _profiles(config: Config) -> None:
         for place, workload in profiles.workloads.items():
             run = shaped(changed(base, workload.settings), workload)
             for end in (0, -1) if place not in method.cannot else ():
-                settings = method.at({key: values[end] for key, values in method.grid.items()})
+                settings = method.settings_at({key: values[end] for key, values in method.grid.items()})
                 _as_run(f"{path} on {place}", run, settings, config.launcher.processes_per_run)
 
 
