@@ -58,8 +58,7 @@ ENTRIES = {  # mapping of a study that takes new entries -> what an entry is, an
     "profiles.methods": ("method", "{about: …, settings: {…}, grid: {optimizer.lr: […]}}"),
     "profiles.workloads": ("workload", "{about: …, settings: {…}}"),
 }
-ENTRY = re.compile(rf"({'|'.join(map(re.escape, ENTRIES))})\.([^.]+)")
-A_SETTING_OF_AN_ENTRY = re.compile(rf"{ENTRY.pattern}\.(.+)")
+ENTRY = re.compile(rf"({'|'.join(map(re.escape, ENTRIES))})\.([^.]+)(\..+)?")  # or a setting inside one
 NUMBERS = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}
 SUITES_FOR_MINE = "study=optimizers, study=stabilizers or study=schedules"
 
@@ -89,14 +88,15 @@ def compose(
     parsed = check_overrides(overrides)
     refuse_two_lengths(parsed)
     if study:
-        overrides += _narrow(parsed)
+        overrides += (narrowed := _narrow(parsed))
+        parsed |= check_overrides(narrowed)
     recorded = begun_from(parsed, study=study)
     if not (recorded or "scale" in parsed):
         overrides.append(default_scale())
     suite = _registered_suite(parsed)
     overrides, left_out = _without(overrides)
-    parsed |= dict.fromkeys(f"ablation.arms.{arm}" for arm in left_out)
     config = _composed(overrides, suite, parsed, recorded)
+    parsed |= dict.fromkeys(f"ablation.arms.{arm}" for arm in left_out)
     with _in_file(suite, parsed):
         config = _leaving_out(config, left_out)
         config = with_mine(with_names(config), study=study)
@@ -132,20 +132,25 @@ def _leaving_out(config: Config, names: Sequence[str]) -> Config:
 def _composed(
     overrides: Sequence[str], suite: Path | None, values: Mapping[str, Any], recorded: Recorded | None
 ) -> Config:
-    """Return what Hydra makes of the overrides, whose keys and values are `values`. Raises UserError."""
+    """Return the choices that overrides name, as Hydra composes them, with the single settings among their
+    `values` set. Raises UserError."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
+    from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
 
     register_schema()
     GlobalHydra.instance().clear()
     try:
-        overrides = _with_entries(overrides, values)
+        written = {o.partition("=")[0] for o in overrides}
+        choices = [o for o in overrides if o.partition("=")[0].lstrip("+") in groups()]
         with initialize_config_dir(**hydra_base(), config_dir=str(conf_dir().resolve())):
-            composed = hydra_compose(*hydra_words(overrides, recorded))
+            composed = hydra_compose(*hydra_words(choices, recorded))
+        with open_dict(composed):
+            for key in (key for key in values if key != FROM and key not in groups()):
+                _set(composed, key, values, new=f"+{key}" in written)
         if not recorded:
             fit_to_images(composed, values)
         set_steps(composed, values)
@@ -211,35 +216,39 @@ def _in_file(suite: Path | None, values: Mapping[str, Any]) -> Iterator[None]:
         raise UserError(f"{_line(suite, key[0])}: {error}") from None
 
 
-def _with_entries(overrides: Sequence[str], parsed: Mapping[str, Any]) -> list[str]:
-    """Return the overrides, those of whole or new `ENTRIES` (`ablation.arms.NAME={…}`,
-    `+ablation.arms.NAME.KEY=…`, and what is said of an arm that `mine` will make) replaced by a file that
-    Hydra merges after the suite's: it takes no new entry from an override."""
-    from hydra.core.config_store import ConfigStore
+def _set(composed: Any, key: str, values: Mapping[str, Any], *, new: bool) -> None:
+    """Set a dotted key of the composed configuration to its value. `new`: it may begin an entry. Raises
+    UserError for an entry that is no mapping, or is not there."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    given: dict[str, Any] = {}
-    left = []
-    mine = {own_name(str(target)) for target in parsed.get(MINE) or ()}
-    for override in overrides:
-        written = override.partition("=")[0]
-        key = written.lstrip("+")
-        inside = A_SETTING_OF_AN_ENTRY.fullmatch(key)
-        new = inside is not None and (written != key or (inside[1] == "ablation.arms" and inside[2] in mine))
-        if ENTRY.fullmatch(key) or new:
-            given = _with(given, key.split("."), parsed[key])
-        else:
-            left.append(override)
-    if not given:
-        return left
-    ConfigStore.instance().store(group="given", name="entries", node=given, package="_global_")
-    return [*left, "+given=entries"]
+    if (match := ENTRY.fullmatch(key)) and match[3] is None:
+        require(isinstance(values[key], Mapping), f"{key}: {_an_entry(key)}")
+    elif match and not new:
+        entry = f"{match[1]}.{match[2]}"
+        what, whole = ENTRIES[match[1]]
+        mine = [own_name(str(target)) for target in values.get(MINE) or ()] if ARM.fullmatch(entry) else []
+        some = "lr_scale=2" if ARM.fullmatch(entry) else "about=…"
+        require(
+            match[2] in [*OmegaConf.select(composed, match[1]), *mine] or entry in values,
+            f"{entry}: the suite has no such {what}{nearest(match[2], mine)}; a new one is begun with a +, "
+            f"+{entry}.{some}, or written whole, {entry}={whole}",
+        )
+    setting: Any = values[key]
+    for name in reversed(key.split(".")):
+        setting = {name: setting}
+    try:
+        composed.merge_with(setting)
+    except OmegaConfBaseException as error:
+        error.full_key = error.full_key or key  # some do not say which
+        raise
 
 
-def _with(settings: Any, path: Sequence[str], value: Any) -> dict[str, Any]:
-    """Return nested settings with the one at this path set."""
-    known = settings if isinstance(settings, Mapping) else {}
-    inner = _with(known.get(path[0]), path[1:], value) if path[1:] else value
-    return {**known, path[0]: inner}
+def _an_entry(key: str) -> str:
+    """Return what an entry is, for one that is something else."""
+    what, whole = ENTRIES[key.rpartition(".")[0]]
+    leave = f"; '~{key}' leaves it out" if ARM.fullmatch(key) else ""
+    return f"{'an' if what == 'arm' else 'a'} {what} is a mapping, {whole}{leave}"
 
 
 def implied(overrides: Sequence[str]) -> list[str]:
@@ -266,14 +275,15 @@ def _refusal(error: Exception, suite: Path | None, values: Mapping[str, Any]) ->
     about."""
     text = str(error.__cause__ or error)
     lines = [line for line_text in text.splitlines() if (line := line_text.strip())] or [repr(error)]
-    if lines[0].startswith(("In 'study/own-", "In 'given/")):  # which say no more than what follows
+    if lines[0].startswith("In 'study/own-"):  # which says no more than what follows
         lines = lines[1:]
     first = " ".join(lines[:2]) if lines[0].endswith("composing config:") else lines[0]
     named = re.search(r"^\s*full_key: (\S+)$", text, re.MULTILINE)
     key = getattr(error, "full_key", None) or (named[1] if named else None)
     if "is not a ListConfig" in first and key:
         first = f"it is a list, {key}=[…]"
-    key, first = _of_an_entry(key, first, values)
+    if key and re.search("is not a subclass of|is not Optional", first) and ENTRY.fullmatch(key):
+        first = _an_entry(key)
     if match := re.match(r"Key '(\w+)' not in '(\w+)'", first):
         kind = getattr(schema, match[2], None)
         near = nearest(match[1], [f.name for f in fields(kind)] if kind else [])
@@ -282,29 +292,6 @@ def _refusal(error: Exception, suite: Path | None, values: Mapping[str, Any]) ->
         first = f"{shown(match[1])} is not {NUMBERS.get(match[2], match[2])}"
     where = f"{_line(suite, key)}: " if suite and key and _sets(suite, key, values) else ""
     return f"{where}{key + ': ' if key else ''}{first[:300]}"
-
-
-def _of_an_entry(key: str | None, first: str, values: Mapping[str, Any]) -> tuple[str | None, str]:
-    """Return the key and the words of a refusal; of one about an entry that is not there, or is no mapping,
-    what an entry is and how a new one is written."""
-    around = [f"{group}.{key}" for group in ENTRIES if any(o.startswith(f"{group}.{key}.") for o in values)]
-    if around and "is not a subclass of" in first:
-        key, first = around[0], "is not in struct"  # a setting inside an entry that is not there
-    entry = ENTRY.fullmatch(key or "")
-    if entry is None:
-        return key, first
-    what, whole = ENTRIES[entry[1]]
-    if "is not a subclass of" in first or "is not Optional" in first:
-        leave = f"; '~{key}' leaves it out" if ARM.fullmatch(entry[0]) else ""
-        first = f"{'an' if what == 'arm' else 'a'} {what} is a mapping, {whole}{leave}"
-    elif "is not in struct" in first:
-        near = nearest(entry[2], [own_name(str(t)) for t in values.get(MINE) or ()])
-        some = "lr_scale=2" if ARM.fullmatch(entry[0]) else "about=…"
-        first = (
-            f"the suite has no such {what}{near}; a new one is begun with a +, +{key}.{some}, or written "
-            f"whole, {key}={whole}"
-        )
-    return key, first
 
 
 def default_scale() -> str:
