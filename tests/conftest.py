@@ -93,7 +93,7 @@ def own_places(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixture
         # compiled once for all processes that run tests: their folders have this one's parent in common
         patch.setenv("EBC_LAB_LOWBIT_CACHE", str(tmp_path_factory.getbasetemp().parent / "lowbit"))
         if emulated.wanted():
-            patch.setattr("ebc_lab.config.machine.gpus", emulated.gpus)
+            patch.setattr("ebc_lab.config.machine.first_listing", emulated.listing)
         elif request.config.option.markexpr != "cuda":
             patch.setenv("CUDA_VISIBLE_DEVICES", "")
         patch.delenv("EBC_LAB_DATA", raising=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ebc_lab.config.errors import any_of
-from ebc_lab.config.hints import IMPOSSIBLE, OF_NAME, STUDY_DECIDES
+from ebc_lab.config.hints import IMPOSSIBLE, SETTING_MEANT, STUDY_DECIDES
 
 # a word that is no command -> what does that here; {} is what followed it
 COMMANDS = {
@@ -176,7 +176,7 @@ def _setting(key: str, value: str, trains: bool) -> Flag | None:
     from ebc_lab.config.choices import groups
     from ebc_lab.config.overrides import schema_keys
 
-    setting = OF_NAME.get(key, key)
+    setting = SETTING_MEANT.get(key, key)
     if setting not in schema_keys() and setting not in groups():
         return None
     if not trains and setting in STUDY_DECIDES:

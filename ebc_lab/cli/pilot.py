@@ -107,7 +107,7 @@ def _told_only(forecast: Callable[..., Told]) -> Callable[..., Told | None]:
 def _answers(done: Outcome) -> list[dict[str, Any]]:
     """Return what a suite says of each arm of one's own or, without any, of each against its rival."""
     answers = []
-    for track, arms in (done.ablation or {"tracks": {}})["tracks"].items():
+    for track, arms in (done.showing("arms") or {"tracks": {}})["tracks"].items():
         by_question = arms.get("answers") or {}
         answers += [{"track": track, "arm": label, **answer} for label, answer in by_question.items()]
         for label, arm in arms["arms"].items() if not by_question else ():
@@ -126,7 +126,7 @@ def _told(done: Outcome) -> dict[str, Any]:
         "verdict": done.acceptance,
         "answers": _answers(done),
         "looks": looks_of(header),
-        "decide": deciding(done.study, header, done.ablation),
+        "decide": deciding(done.study, header, done.showing("arms")),
         "stages": done.stages,
         "runs": done.runs.as_dict(),
         "failed": done.failed,

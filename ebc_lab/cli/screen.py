@@ -206,14 +206,14 @@ def outcome(console: Console, done: Any) -> None:
         text = " ".join(line["question"] + line["figure"] for line in done.acceptance["lines"])
         for term, meaning in explained(text).items():
             console.print(Text(f"  {term}: {meaning}", style="dim"))
-    if done.ablation:
-        console.print(suite(done.ablation, results_of(done), done.study.decisions().get("tune")))
-    if done.modes:
-        console.print(same_bits(done.modes, done.study.results_of(done.modes)))
-    if done.units:
-        console.print(carried(done.units))
-    if done.profiles:
-        console.print(profiles(done.profiles))
+    if arms := done.showing("arms"):
+        console.print(suite(arms, results_of(done), done.study.decisions().get("tune")))
+    if modes := done.showing("modes"):
+        console.print(same_bits(modes, done.study.results_of(modes)))
+    if units := done.showing("units"):
+        console.print(carried(units))
+    if methods := done.showing("profiles"):
+        console.print(profiles(methods))
     root = done.study.root
     stages = ", ".join(done.stages) or "none"
     console.print(f"in this call: {runs_in_words(done.runs.as_dict())}; stages decided: {stages}")
@@ -251,7 +251,7 @@ def _last_words(console: Console, done: Any) -> None:
         console.print(Text(f"        {warned}", style="yellow"))
     if study.page_file.exists():
         console.print(Text.assemble(("page    ", "bold"), str(study.page_file)), soft_wrap=True)
-    if more := deciding(study, header, done.ablation):
+    if more := deciding(study, header, done.showing("arms")):
         console.print(Text.assemble(("decide  ", "bold"), more), soft_wrap=True)
     called = _called(study)
     why = f"ebc-lab why {shlex.quote(called)}"
@@ -290,7 +290,7 @@ def _cell(cell: model.Cell) -> Text:
 
 def results_of(done: Any) -> dict[str, Any]:
     """Run id -> result, of a suite's arms: decisions hold no times."""
-    arms = [arm for track in done.ablation["tracks"].values() for arm in track["arms"].values()]
+    arms = [arm for track in done.showing("arms")["tracks"].values() for arm in track["arms"].values()]
     return {run_id: done.study.result(run_id) or {} for arm in arms for run_id in arm["runs"].values()}
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from ebc_lab.config.compose import hydra_words
 from ebc_lab.config.errors import UserError, clock, shown
-from ebc_lab.config.overrides import spelled
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.json_files import read_checksummed
@@ -79,7 +79,7 @@ def jobs(
     where = folders(folder)
     of_folder = []
     for number, (overrides, run) in enumerate(zip(combinations, runs, strict=True)):
-        directory = where.get(tuple(map(spelled, overrides)))
+        directory = where.get(tuple(hydra_words(overrides)[1]))
         values = [shown(ESCAPED.sub(r"\1", overrides[i].partition("=")[2])) for _, i in keys]
         of_folder.append(Job(number, values, run, directory, result_of(directory)))
     return of_folder

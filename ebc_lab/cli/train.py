@@ -18,10 +18,18 @@ from typing import Any
 from ebc_lab.config import machine
 from ebc_lab.config.checks import check_run, warnings_of
 from ebc_lab.config.choices import conf_dir
-from ebc_lab.config.compose import compose, default_scale, hydra_base, implied, register_schema
+from ebc_lab.config.compose import (
+    begun_from,
+    compose,
+    default_scale,
+    hydra_base,
+    hydra_words,
+    implied,
+    register_schema,
+)
 from ebc_lab.config.dicts import from_dict, run_part, to_dict
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.overrides import check_overrides, expand, spelled
+from ebc_lab.config.overrides import check_overrides, expand
 from ebc_lab.config.own.parts import refuse_edited, with_names, with_sources
 from ebc_lab.config.parts.tokens import set_steps
 from ebc_lab.config.schema import Config, RunConfig
@@ -75,7 +83,8 @@ class _Job:
         asked_for = asked.overrides
         self.asked = asked
         self.multirun = asked.multirun or "hydra.mode=MULTIRUN" in asked_for
-        self.extra = [] if any(o.lstrip("+").startswith("scale=") for o in asked_for) else [default_scale()]
+        chosen = any(o.lstrip("+").startswith(("scale=", "from=")) for o in asked_for)
+        self.extra = [] if chosen else [default_scale()]
         if not self.multirun:
             self.extra += implied(asked_for)[len(asked_for) :]
         combinations = expand(asked_for) if self.multirun else [asked_for]
@@ -87,7 +96,8 @@ class _Job:
         self.configs = [
             compose(overrides, study=False, here=here, trains=asked.trains) for overrides in self.of_runs
         ]
-        self.settings = _hydra_settings([spelled(o) for o in self.combinations[0]])
+        self.recorded = begun_from(check_overrides(self.combinations[0], hydra_keys=True), study=False)
+        self.settings = _hydra_settings(*hydra_words(self.combinations[0], self.recorded))
         if not self.multirun and any(o.startswith("hydra/launcher=") for o in asked_for):
             raise UserError("hydra/launcher starts the runs of a sweep, also of one run: it needs -m.")
         self.directory = Path((self.settings.sweep if self.multirun else self.settings.run).dir)
@@ -105,10 +115,11 @@ class _Job:
                 around = launching(self.settings.launcher, str(self.directory))
             if self.multirun:
                 after = tabulated(self.of_runs, self.configs, self.directory)
-        words = [spelled(override) for override in self.asked.overrides]
-        sys.argv = ["ebc-lab train", *self.asked.words, *words, *self.extra]
+        name, words = hydra_words(self.asked.overrides, self.recorded)
+        begun = [o for o in self.asked.overrides if o.startswith("from=")]
+        sys.argv = [shlex.join(["ebc-lab", "train", *begun]), *self.asked.words, *words, *self.extra]
         with after, around:
-            hydra.main(config_path=str(conf_dir().resolve()), config_name="config", **hydra_base())(task)()
+            hydra.main(config_path=str(conf_dir().resolve()), config_name=name, **hydra_base())(task)()
 
     def _prepare(self) -> None:
         """Say what is trained on what, and make its folder."""
@@ -178,8 +189,8 @@ def _refuse_impossible(configs: Sequence[Config], directory: Path) -> list[str]:
     return list(dict.fromkeys(warning for warning in warnings if warning))
 
 
-def _hydra_settings(overrides: Sequence[str]) -> Any:
-    """Hydra's own part of the composed configuration. Raises UserError."""
+def _hydra_settings(name: str, overrides: Sequence[str]) -> Any:
+    """Return Hydra's own part of the composed configuration. Raises UserError."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.hydra_config import HydraConfig
@@ -187,7 +198,7 @@ def _hydra_settings(overrides: Sequence[str]) -> Any:
 
     try:
         with initialize_config_dir(**hydra_base(), config_dir=str(conf_dir().resolve())):
-            composed = hydra_compose("config", list(overrides), return_hydra_config=True)
+            composed = hydra_compose(name, list(overrides), return_hydra_config=True)
     except HydraException as error:
         message = f"{error}\n{error.__cause__ or ''}".partition("Config search path")[0]
         lines = [line.strip() for line in message.splitlines() if not line.startswith(("To append", " "))]
@@ -212,7 +223,7 @@ def task(composed: Any) -> float | None:
     directory = Path(hydra.runtime.output_dir)
     in_job = is_submitit(hydra.launcher)
     message, code = None, 0
-    command = shlex.join(["ebc-lab", "train", *sys.argv[1:]])
+    command = f"{sys.argv[0]} {shlex.join(sys.argv[1:])}"
     try:
         cores = int(hydra.launcher.get("cpus_per_task") or 1) if in_job else None
         every, together = config.launcher.checkpoint_every_s, config.launcher.processes_per_run

@@ -1,16 +1,18 @@
 """From Hydra overrides to a validated `Config`; the choices themselves are the files in `conf/`.
 
-Mistakes are refused in one sentence, with the nearest valid spelling, before anything is written.
+A mistake is refused in one sentence, with the nearest valid spelling, before anything is written.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import json
 import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,13 @@ from .choices import (
     offered_parts,
     own_suite,
 )
+from .dicts import from_dict, to_dict
 from .errors import UserError, any_of, nearest, require, shown
 from .hints import STUDY_DECIDES, near_setting
+from .identity import digest
 from .overrides import (
     ARM,
+    FROM,
     MINE,
     check_overrides,
     expand,
@@ -42,18 +47,17 @@ from .own.names import own_name
 from .own.parts import with_names, with_sources
 from .parts.tokens import refuse_two_lengths, set_steps
 from .parts.workload import fit_to_images
-from .schema import STAGES, ArmConfig, Config
+from .schema import NOT_THE_STUDY, STAGES, ArmConfig, Config, RunConfig
 from .study_checks import lacking_for, validate
 
-ENTRIES = {  # mappings of a study that take new entries: what one is, and how one is written
+ENTRIES = {  # mapping of a study that takes new entries -> what an entry is, and how one is written
     "ablation.arms": ("arm", "{lr_scale: 2, settings: {…}}"),
     "carry.arms": ("arm", "{unit: …, over: optimizer.lr, grid: […], settings: {…}}"),
     "carry.settings": ("setting", "{about: …, settings: {…}}"),
     "profiles.methods": ("method", "{about: …, settings: {…}, grid: {optimizer.lr: […]}}"),
     "profiles.workloads": ("workload", "{about: …, settings: {…}}"),
 }
-ENTRY = re.compile(rf"({'|'.join(map(re.escape, ENTRIES))})\.([^.]+)")
-A_SETTING_OF_AN_ENTRY = re.compile(rf"{ENTRY.pattern}\.(.+)")
+ENTRY = re.compile(rf"({'|'.join(map(re.escape, ENTRIES))})\.([^.]+)(\..+)?")  # or a setting inside one
 NUMBERS = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}
 SUITES_FOR_MINE = "study=optimizers, study=stabilizers or study=schedules"
 
@@ -66,15 +70,16 @@ def compose(
     sources: bool = True,
     trains: bool = True,
 ) -> Config:
-    """Compose and validate the configuration.
+    """Return the configuration that overrides ask for, validated.
 
     Args:
-        overrides: Hydra overrides, e.g. `["scale=smoke", "seeds=[0,1]"]`.
+        overrides: Hydra overrides, e.g. `["scale=smoke", "seeds=[0,1]"]`; `from=FILE` among them begins with
+            what a study or a run recorded.
         study: the overrides are a study's, not a run's: `optimizer=`, `projection=` and `budget=` choose
             what the sweep covers, and settings that a stage decides are refused.
-        here: this machine trains, so that it must have the device asked for.
-        sources: the files of a user's own parts are there, and their checksums are filled in.
-        trains: it is to be trained, not only looked at, so that the libraries that takes must be there.
+        here: this machine trains, so it must have the device that is asked for.
+        sources: the files of the user's own parts are there; their checksums are filled in.
+        trains: it is to be trained and not only looked at, so the libraries that this takes must be there.
     Raises:
         UserError: an unknown key or choice (with the nearest valid ones), a wrong type, a value out of range.
     """
@@ -82,34 +87,36 @@ def compose(
     parsed = check_overrides(overrides)
     refuse_two_lengths(parsed)
     if study:
-        overrides += _narrow(parsed)
-    if "scale" not in parsed:
+        overrides += (narrowed := _narrow(parsed))
+        parsed |= check_overrides(narrowed)
+    recorded = begun_from(parsed, study=study)
+    if not (recorded or "scale" in parsed):
         overrides.append(default_scale())
     suite = _registered_suite(parsed)
     overrides, left_out = _without(overrides)
+    config = _composed(overrides, suite, parsed, recorded)
     parsed |= dict.fromkeys(f"ablation.arms.{arm}" for arm in left_out)
-    config = _composed(overrides, suite, parsed)
     with _in_file(suite, parsed):
         config = _leaving_out(config, left_out)
         config = with_mine(with_names(config), study=study)
         config = by_their_targets(with_sources(config)) if sources else config
-        validate(config, study=study, here=here)
+        beside = replace(config, **vars(recorded.run)) if recorded and recorded.run else None
+        validate(config, study=study, here=here, beside=beside)
         for sentence in lacking_for(config, study=study) if trains else ():
             raise UserError(sentence)
+    suite = suite or (recorded.suite if recorded else None)
     suite_choice = {suite.name: str(suite)} if suite else {}
     return replace(config, own_files={**suite_choice, **config.own_files})
 
 
 def _without(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The overrides without `~ablation.arms.NAME`, and the arms that these name."""
-    keys = [o.partition("=")[0] for o in overrides]
-    matches = [ARM.fullmatch(key.removeprefix("~")) if key.startswith("~") else None for key in keys]
-    others = [o for o, arm in zip(overrides, matches, strict=True) if arm is None]
-    return others, [arm[1] for arm in matches if arm is not None]
+    """Return the overrides without `~ablation.arms.NAME`, and the arms that these leave out."""
+    arms = {o: ARM.fullmatch(o[1:].partition("=")[0]) for o in overrides if o.startswith("~")}
+    return [o for o in overrides if not arms.get(o)], [arm[1] for arm in arms.values() if arm]
 
 
 def _leaving_out(config: Config, names: Sequence[str]) -> Config:
-    """The configuration without these arms. Raises UserError where there is no such arm."""
+    """Return the configuration without these arms. Raises UserError where there is no such arm."""
     arms = config.ablation.arms
     for name in names:
         require(
@@ -118,25 +125,33 @@ def _leaving_out(config: Config, names: Sequence[str]) -> Config:
             f"{any_of([*arms]) if arms else 'one that it has'}.",
         )
     left = {name: arm for name, arm in arms.items() if name not in names}
-    return replace(config, ablation=replace(config.ablation, arms=left)) if names else config
+    return replace(config, ablation=replace(config.ablation, arms=left))
 
 
-def _composed(overrides: Sequence[str], suite: Path | None, values: Mapping[str, Any]) -> Config:
-    """What Hydra makes of overrides, of which those of settings are `given`. Raises UserError."""
+def _composed(
+    overrides: Sequence[str], suite: Path | None, values: Mapping[str, Any], recorded: Recorded | None
+) -> Config:
+    """Return the choices that overrides name, as Hydra composes them, with the single settings among their
+    `values` set. Raises UserError."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
+    from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
 
     register_schema()
     GlobalHydra.instance().clear()
     try:
-        overrides = _with_entries(overrides, values)
+        written = {o.partition("=")[0] for o in overrides}
+        choices = [o for o in overrides if o.partition("=")[0].lstrip("+") in groups()]
         with initialize_config_dir(**hydra_base(), config_dir=str(conf_dir().resolve())):
-            composed = hydra_compose("config", [spelled(o) for o in overrides])
-        fit_to_images(composed, values)
+            composed = hydra_compose(*hydra_words(choices, recorded))
+        with open_dict(composed):
+            for key in (key for key in values if key != FROM and key not in groups()):
+                _set(composed, key, values, new=f"+{key}" in written)
+        if not recorded:
+            fit_to_images(composed, values)
         set_steps(composed, values)
         refuse_references(OmegaConf.to_container(composed, resolve=False))
         config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
@@ -148,8 +163,8 @@ def _composed(overrides: Sequence[str], suite: Path | None, values: Mapping[str,
 
 
 def _registered_suite(parsed: Mapping[str, Any]) -> Path | None:
-    """The file of the suite where it is the user's own, made known to Hydra. Raises UserError where it cannot
-    be read, or sets what there is not."""
+    """Return the file of the suite where it is the user's own, and have Hydra know it; None for another
+    suite. Raises UserError where it cannot be read, or sets what is no setting."""
     path = own_suite(parsed.get(suites.GROUP))
     if path is None:
         return None
@@ -165,6 +180,7 @@ def _registered_suite(parsed: Mapping[str, Any]) -> Path | None:
 
 
 def _keys(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted path of every setting, and of every mapping around one."""
     for name, value in settings.items():
         yield f"{prefix}{name}"
         if isinstance(value, Mapping):
@@ -172,13 +188,13 @@ def _keys(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _line(path: Path, key: str) -> str:
-    """`mine.yaml:12`, the line in which a suite sets a key."""
+    """Return `mine.yaml:12`, the line in which a suite sets a key."""
     line = suites.line_of(path, key)
     return path.name if line is None else f"{path.name}:{line}"
 
 
 def _sets(suite: Path | None, key: str, values: Mapping[str, Any]) -> bool:
-    """Whether a file of one's own sets this, and no override does."""
+    """Return whether the user's own suite sets a key, and no override does."""
     if suite is None or suites.line_of(suite, key) is None:
         return False
     arm = ARM.match(key)
@@ -189,7 +205,7 @@ def _sets(suite: Path | None, key: str, values: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def _in_file(suite: Path | None, values: Mapping[str, Any]) -> Iterator[None]:
-    """Names the line of one's own suite in a refusal of what it sets."""
+    """Have a refusal of what the user's own suite sets begin with its line there."""
     try:
         yield
     except UserError as error:
@@ -199,42 +215,48 @@ def _in_file(suite: Path | None, values: Mapping[str, Any]) -> Iterator[None]:
         raise UserError(f"{_line(suite, key[0])}: {error}") from None
 
 
-def _with_entries(overrides: Sequence[str], parsed: Mapping[str, Any]) -> list[str]:
-    """The overrides with `ablation.arms.NAME={…}`, new or not, and `+ablation.arms.NAME.KEY=…` as a file that
-    Hydra merges after the suite's: it takes a new entry of their kind from no override. So too the other
-    `ENTRIES`, and what is said of an arm that `mine` will make."""
-    from hydra.core.config_store import ConfigStore
+def _set(composed: Any, key: str, values: Mapping[str, Any], *, new: bool) -> None:
+    """Set a dotted key of the composed configuration to its value. `new`: it may begin an entry. Raises
+    UserError for an entry that is no mapping, or is not there."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    given: dict[str, Any] = {}
-    left = []
-    mine = {own_name(str(target)) for target in parsed.get(MINE) or ()}
-    for override in overrides:
-        written = override.partition("=")[0]
-        key = written.lstrip("+")
-        inside = A_SETTING_OF_AN_ENTRY.fullmatch(key)
-        new = inside is not None and (written != key or (inside[1] == "ablation.arms" and inside[2] in mine))
-        if ENTRY.fullmatch(key) or new:
-            given = _with(given, key.split("."), parsed[key])
-        else:
-            left.append(override)
-    if not given:
-        return left
-    ConfigStore.instance().store(group="given", name="entries", node=given, package="_global_")
-    return [*left, "+given=entries"]
+    if (match := ENTRY.fullmatch(key)) and match[3] is None:
+        require(isinstance(values[key], Mapping), f"{key}: {_an_entry(key)}")
+    elif match and not new:
+        entry = f"{match[1]}.{match[2]}"
+        what, whole = ENTRIES[match[1]]
+        mine = [own_name(str(target)) for target in values.get(MINE) or ()] if ARM.fullmatch(entry) else []
+        some = "lr_scale=2" if ARM.fullmatch(entry) else "about=…"
+        require(
+            match[2] in [*OmegaConf.select(composed, match[1]), *mine] or entry in values,
+            f"{entry}: the suite has no such {what}{nearest(match[2], mine)}; a new one is begun with a +, "
+            f"+{entry}.{some}, or written whole, {entry}={whole}",
+        )
+    setting: Any = values[key]
+    for name in reversed(key.split(".")):
+        setting = {name: setting}
+    try:
+        composed.merge_with(setting)
+    except OmegaConfBaseException as error:
+        error.full_key = error.full_key or key  # some do not say which
+        raise
 
 
-def _with(settings: Any, path: Sequence[str], value: Any) -> dict[str, Any]:
-    """Settings inside settings with one of them set."""
-    known = settings if isinstance(settings, Mapping) else {}
-    inner = _with(known.get(path[0]), path[1:], value) if path[1:] else value
-    return {**known, path[0]: inner}
+def _an_entry(key: str) -> str:
+    """Return what an entry is, for one that is something else."""
+    what, whole = ENTRIES[key.rpartition(".")[0]]
+    leave = f"; '~{key}' leaves it out" if ARM.fullmatch(key) else ""
+    return f"{'an' if what == 'arm' else 'a'} {what} is a mapping, {whole}{leave}"
 
 
 def implied(overrides: Sequence[str]) -> list[str]:
-    """The overrides of one run, and what they leave no other choice of: updates inside backward are the plain
-    optimizer's, where neither a stabilizer nor a budget is asked for; EBC under determinism=verity has
+    """Return the overrides of one run with those that they leave no other choice of: updates inside backward
+    are the plain optimizer's, unless a stabilizer or a budget is asked for; EBC under determinism=verity has
     budget=shadow."""
     parsed = check_overrides(overrides, hydra_keys=True, sweeps=True)
+    if FROM in parsed:  # whose file leaves nothing open
+        return list(overrides)
     by_group = parsed.get("memory") in ("hooks", "all")
     hooked = str(parsed.get("memory.hooks", by_group)).lower() in ("true", "yes", "on", "1")
     asked = any(key.partition(".")[0] in ("stabilizer", "budget") for key in parsed)
@@ -248,17 +270,19 @@ def implied(overrides: Sequence[str]) -> list[str]:
 
 
 def _refusal(error: Exception, suite: Path | None, values: Mapping[str, Any]) -> str:
-    """What Hydra or OmegaConf says, in one sentence, with the line of one's own suite that it is about."""
+    """Return what Hydra or OmegaConf says in one sentence, with the line of the user's own suite that it is
+    about."""
     text = str(error.__cause__ or error)
     lines = [line for line_text in text.splitlines() if (line := line_text.strip())] or [repr(error)]
-    if lines[0].startswith(("In 'study/own-", "In 'given/")):  # which say no more than what follows
+    if lines[0].startswith("In 'study/own-"):  # which says no more than what follows
         lines = lines[1:]
     first = " ".join(lines[:2]) if lines[0].endswith("composing config:") else lines[0]
     named = re.search(r"^\s*full_key: (\S+)$", text, re.MULTILINE)
     key = getattr(error, "full_key", None) or (named[1] if named else None)
     if "is not a ListConfig" in first and key:
         first = f"it is a list, {key}=[…]"
-    key, first = _of_an_entry(key, first, values)
+    if key and re.search("is not a subclass of|is not Optional", first) and ENTRY.fullmatch(key):
+        first = _an_entry(key)
     if match := re.match(r"Key '(\w+)' not in '(\w+)'", first):
         kind = getattr(schema, match[2], None)
         near = nearest(match[1], [f.name for f in fields(kind)] if kind else [])
@@ -269,37 +293,16 @@ def _refusal(error: Exception, suite: Path | None, values: Mapping[str, Any]) ->
     return f"{where}{key + ': ' if key else ''}{first[:300]}"
 
 
-def _of_an_entry(key: str | None, first: str, values: Mapping[str, Any]) -> tuple[str | None, str]:
-    """The key and the words of a refusal, of an entry that is none or is not there, if it is of one."""
-    around = [f"{group}.{key}" for group in ENTRIES if any(o.startswith(f"{group}.{key}.") for o in values)]
-    if around and "is not a subclass of" in first:
-        key, first = around[0], "is not in struct"  # a setting of a mapping in an entry that is not
-    entry = ENTRY.fullmatch(key or "")
-    if entry is None:
-        return key, first
-    what, whole = ENTRIES[entry[1]]
-    if "is not a subclass of" in first or "is not Optional" in first:
-        leave = f"; '~{key}' leaves it out" if ARM.fullmatch(entry[0]) else ""
-        first = f"{'an' if what == 'arm' else 'a'} {what} is a mapping, {whole}{leave}"
-    elif "is not in struct" in first:
-        near = nearest(entry[2], [own_name(str(t)) for t in values.get(MINE) or ()])
-        some = "lr_scale=2" if ARM.fullmatch(entry[0]) else "about=…"
-        first = (
-            f"the suite has no such {what}{near}; a new one is begun with a +, +{key}.{some}, or written "
-            f"whole, {key}={whole}"
-        )
-    return key, first
-
-
 def default_scale() -> str:
-    """The override for the scale that suits this machine: `paper` where there is a GPU, else `laptop`."""
+    """Return the override for the scale that suits this machine: `paper` where there is a GPU, else
+    `laptop`."""
     from .machine import visible_gpus
 
     return "scale=paper" if visible_gpus() else "scale=laptop"
 
 
 def hydra_base() -> dict[str, Any]:
-    """The argument that Hydra's entry points want under 1.3 to behave as 1.3 does, and 1.4 warns of."""
+    """Return the argument by which Hydra 1.3 behaves as 1.3 does; 1.4 would warn of it, so there is none."""
     from hydra import __version__
 
     return {"version_base": "1.3"} if __version__.startswith("1.3.") else {}
@@ -307,8 +310,8 @@ def hydra_base() -> dict[str, Any]:
 
 @functools.cache
 def register_schema() -> None:
-    """Make the schema known to Hydra, so that types are enforced however the program is entered, and the
-    choices that installed packages offer."""
+    """Have Hydra know the schema, so that types are enforced however the program is entered, and the choices
+    that installed packages offer."""
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(name="schema", node=Config)
@@ -319,7 +322,9 @@ def register_schema() -> None:
             ConfigStore.instance().store(group=group, name=part["name"], node=part)
 
 
-def _narrow(parsed: dict[str, Any]) -> list[str]:
+def _narrow(parsed: Mapping[str, Any]) -> list[str]:
+    """Return the overrides by which a study covers only the optimizer, projection and budget that are chosen.
+    Raises UserError for a setting that the study decides by itself."""
     for key, governor in STUDY_DECIDES.items():
         if key in parsed:
             raise UserError(f"{key} is decided by the study itself: it follows {governor}.")
@@ -343,11 +348,8 @@ def _narrow(parsed: dict[str, Any]) -> list[str]:
 def configurations(
     overrides: Sequence[str], *, multirun: bool = False, stage: str | None = None, trains: bool = True
 ) -> list[Config]:
-    """The studies asked for: one, or with `multirun` one per combination, named after what varies. `trains`:
-    as for `compose`.
-
-    Raises UserError for anything that is wrong with any of them.
-    """
+    """Return the studies that are asked for: one, or with `multirun` one per combination, named after what
+    varies. `trains`: as in `compose`. Raises UserError where anything is wrong with any of them."""
     if stage is not None and stage not in STAGES:
         raise UserError(f"{stage} is not a stage; the stages are {', '.join(STAGES)}.")
     if not multirun:
@@ -372,12 +374,130 @@ def configurations(
     return made
 
 
+# -- from=: the settings that a study or a run recorded ------------------------------------------------------
+
+PRIMARY = "recorded"  # what Hydra calls settings that take the place of conf/config.yaml
+OWN_FOLDER = "own"  # of a study: its copies of the user's own files
+MOST_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a study or a run recorded: all its settings; a study's copy of a suite of the user's own; the run,
+    of which only others of its study may have read a setting."""
+
+    settings: dict[str, Any]
+    suite: Path | None = None
+    run: RunConfig | None = None
+
+
+def begun_from(parsed: Mapping[str, Any], *, study: bool) -> Recorded | None:
+    """Return what the file of `from=` recorded, and have Hydra know it; None without such an override.
+
+    A group that an override chooses anew has none of its recorded settings. Raises UserError where the file
+    is not a study.json (of a study) or a spec.json (of a run) that this version can read.
+    """
+    if FROM not in parsed:
+        return None
+    said = f"{FROM}={shown(parsed[FROM])}"
+    for key in ("scale", suites.GROUP):
+        require(
+            key not in parsed,
+            f"{said} has a scale and a suite already: leave {key}={shown(parsed.get(key))} out, and set what "
+            "is to be different.",
+        )
+    path = Path(str(parsed[FROM])).expanduser()
+    record = _record(path, said)
+    other, command = ("a run", "train") if study else ("a study", "autopilot")
+    require(
+        ("requested" in record) == study,
+        f"{said} is {other}'s: `ebc-lab {command} {said}` begins from it.",
+    )
+    try:
+        recorded = _recorded_study(path, record) if study else _recorded_run(path, record)
+    except UserError as error:
+        raise UserError(f"{said}: {str(error).rstrip('.')}.") from None
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{said} is damaged ({error!r}): get the file again.") from None
+    kept = {k: v for k, v in recorded.settings.items() if k not in parsed or k not in groups()}
+    _register_recorded(kept, base=[] if study else [{"scale": "laptop"}])  # a run leaves a study's own open
+    return recorded
+
+
+def _record(path: Path, said: str) -> dict[str, Any]:
+    """Return what such a file holds, as it was written. Raises UserError."""
+    require(path.exists(), f"{said} is not there: give the study.json of a study, or the spec.json of a run.")
+    require(not path.is_dir(), f"{said} is a folder: give the study.json, or the spec.json of a run, in it.")
+    require(path.is_file(), f"{said} is not a file but a pipe or a device: give a study.json or a spec.json.")
+    require(
+        path.suffix != ".zip" and not zipfile.is_zipfile(path),
+        f"{said} is a bundle: unpack it with `ebc-lab report`, and give the study.json in its folder.",
+    )
+    try:
+        require(path.stat().st_size <= MOST_BYTES, f"{said} is larger than any file that ebc-lab writes.")
+        record = json.loads(path.read_text(encoding="utf-8"))
+        checksum = record.pop("checksum", None) if isinstance(record, dict) else None
+        edited = checksum is not None and checksum != digest(record)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{said} cannot be read ({error}): get the file again.") from None
+    require(
+        not edited, f"{said} was edited after it was written: undo that, and set what is to be different."
+    )
+    require(
+        isinstance(record, dict) and isinstance(record.get("config"), dict),
+        f"{said} holds no settings of a study or a run: give a study.json or a spec.json.",
+    )
+    return dict(record)
+
+
+def _recorded_study(path: Path, record: Mapping[str, Any]) -> Recorded:
+    """Return the settings that a study was asked for, with the very text that it found."""
+    config: Config = from_dict(Config, record["requested"])
+    text = {key: record["config"]["data"].get(key) for key in ("name", "sha256")}
+    settings = to_dict(replace(config, data=replace(config.data, **text)))
+    own = path.parent / OWN_FOLDER
+    suite = (record.get("own") or {}).get("suite")
+    there = own / suite if suite and (own / suite).is_file() else None
+    kept = {key: value for key, value in settings.items() if key not in NOT_THE_STUDY}
+    return Recorded(suites.with_places(kept, own), there)
+
+
+def _recorded_run(path: Path, record: Mapping[str, Any]) -> Recorded:
+    """Return the settings of a run; what it replays is in the folder beside its own."""
+    require(record.get("kind") == "train", "it is a measurement's, which its study makes again by itself")
+    run: RunConfig = from_dict(RunConfig, record["config"])
+    runs = path.absolute().parent.parent
+    if run.lr_schedule.source and (runs / run.lr_schedule.source).is_dir():
+        run.lr_schedule.source = str(runs / run.lr_schedule.source)
+    return Recorded(suites.with_places(to_dict(run), runs.parent / OWN_FOLDER), run=run)
+
+
+def _register_recorded(settings: Mapping[str, Any], base: Sequence[Mapping[str, str]]) -> None:
+    """Have Hydra know these settings, over the choices in `base`, as a primary configuration: in the place of
+    conf/config.yaml, and with no group chosen, so that an override can choose each."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    usual: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml"))
+    chosen: dict[str, str | None] = dict.fromkeys(group for group in groups() if group != "scale")
+    chosen |= {"launcher": "local", "tracker": "none"}
+    defaults = ["schema", *base, "_self_", *({group: choice} for group, choice in chosen.items())]
+    node = {"defaults": defaults, "hydra": usual["hydra"], **settings}
+    ConfigStore.instance().store(name=PRIMARY, node=node)
+
+
+def hydra_words(overrides: Sequence[str], recorded: Recorded | None = None) -> tuple[str, list[str]]:
+    """Return the name of the primary configuration, and the overrides as Hydra wants them."""
+    others = [spelled(o) for o in overrides if not o.startswith(f"{FROM}=")]
+    return PRIMARY if recorded else "config", others
+
+
 # -- mine=: own parts as arms --------------------------------------------------------------------------------
 
 
 def with_mine(config: Config, *, study: bool) -> Config:
-    """The configuration with an arm for each part that `mine` names, called after its function, and these
-    arms as those that the suite's answer is about. Raises UserError."""
+    """Return the configuration with an arm for each part that `mine` names, called after its function; the
+    suite's answer is about these arms. Raises UserError where the study has no place for them."""
     if not config.mine:
         return config
     suite = config.ablation
@@ -390,10 +510,10 @@ def with_mine(config: Config, *, study: bool) -> Config:
         f"mine={shown(config.mine[0])}: this study has no place for it; add {SUITES_FOR_MINE}.",
     )
     arms = dict(suite.arms)
-    of_target = _by_target(suite.mine.group, arms)
+    known = _arms_by_target(suite.mine.group, arms)
     made = []
     for target in dict.fromkeys(config.mine):
-        name = of_target.get(target)
+        name = known.get(target)
         if name is None:
             with_part = {n for n, arm in arms.items() if suite.mine.group not in arm.settings}
             name = own_name(target, [*(set(arms) - with_part), *choices_of(suite.mine.group, None)])
@@ -404,14 +524,14 @@ def with_mine(config: Config, *, study: bool) -> Config:
     return replace(config, ablation=replace(suite, arms=arms, mine=mine))
 
 
-def _by_target(group: str, arms: Mapping[str, ArmConfig]) -> dict[str, str]:
-    """Target -> the arm that has it already: a study's own settings name its arms."""
+def _arms_by_target(group: str, arms: Mapping[str, ArmConfig]) -> dict[str, str]:
+    """Return target -> arm, of the arms that a suite or a recorded study has already."""
     parts = {name: arm.settings.get(group) for name, arm in arms.items()}
     return {p["target"]: name for name, p in parts.items() if isinstance(p, Mapping) and p.get("target")}
 
 
 def _merged(template: ArmConfig, arm: ArmConfig) -> ArmConfig:
-    """The template with what overrides say of one arm."""
+    """Return the template with what overrides say of one arm."""
     usual = ArmConfig()
     settings: dict[str, Any] = {
         f.name: getattr(arm, f.name) for f in fields(arm) if getattr(arm, f.name) != getattr(usual, f.name)
@@ -422,16 +542,16 @@ def _merged(template: ArmConfig, arm: ArmConfig) -> ArmConfig:
 
 
 def _arm(group: str, template: ArmConfig, name: str, target: str) -> ArmConfig:
-    """The template with this part in it."""
+    """Return the template with the part at `target` in it."""
     arm = copy.deepcopy(template)
     part = {**arm.settings.get(group, {}), "name": name, "target": target}
     return replace(arm, about=arm.about or target, settings={**arm.settings, group: part})
 
 
 def by_their_targets(config: Config) -> Config:
-    """The configuration whose `mine` is spelled as its arms' targets are, once these have been found."""
+    """Return the configuration with `mine` spelled as the targets of its arms are, once these are found."""
     if not config.mine:
         return config
     suite = config.ablation
-    arms = _by_target(suite.mine.group, {name: suite.arms[name] for name in suite.mine.arms})
+    arms = _arms_by_target(suite.mine.group, {name: suite.arms[name] for name in suite.mine.arms})
     return replace(config, mine=list(arms))

@@ -1,4 +1,4 @@
-"""The error for a user's mistake, and the words that error messages share."""
+"""The error for a user's mistake, and words that many messages share."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ HIDDEN = re.compile(
 
 
 def visible(text: str) -> str:
-    """Text from outside with every control character as an escape that can be read."""
+    """Return a text from outside with each control character as an escape that can be read."""
     return HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 class UserError(Exception):
-    """A user's mistake: what was wrong, where, and what to do next, in one sentence. Exit code 2."""
+    """A user's mistake: what is wrong, where, and what to do next, in one sentence. The exit code is 2."""
 
     def __str__(self) -> str:
         return visible(super().__str__())
 
 
 def require(ok: bool, message: str) -> None:
-    """Raise UserError with this message unless it is so."""
+    """Raise UserError with this message unless `ok`."""
     if not ok:
         raise UserError(message)
 
 
-# what code raises that takes a value for something else
+# what code raises when a value is not what it was taken for
 MISTAKEN = (
     LookupError,
     TypeError,
@@ -51,9 +51,9 @@ MISTAKEN = (
 
 @contextmanager
 def blamed(what: str, remedy: str) -> Iterator[None]:
-    """Around code that takes what it has read for what it should be: its failure is the file's.
+    """Raise UserError, with what to do next, where the code inside fails on the contents of a file.
 
-    For contents that no type hint describes, as those of a stage's decision. Raises UserError.
+    For contents that no type hint describes, such as those of a stage's decision.
     """
     try:
         yield
@@ -63,7 +63,7 @@ def blamed(what: str, remedy: str) -> Iterator[None]:
 
 
 def any_of(choices: Sequence[str]) -> str:
-    """`a, b or c`; the last ones are counted where naming all would fill the screen."""
+    """Return `a, b or c`; of a list that would fill the screen the last ones are only counted."""
     length = list(accumulate(len(choice) + 2 for choice in choices))
     if length[-1] > LONG:
         shown_count = sum(end <= LONG for end in length)
@@ -72,13 +72,14 @@ def any_of(choices: Sequence[str]) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as messages show it: on one line, and cut where it is long."""
+    """Return a value as messages show it: on one line, and cut where it is long."""
     text = str(value).replace("\n", "\\n") if isinstance(value, str) else repr(value)
     return text if len(text) < 60 else f"{text[:57]}…"
 
 
 def nearest(word: str, choices: Sequence[str]) -> str:
-    """` (did you mean …?)`, or nothing if nothing is near; a dotted path also matches by its last part."""
+    """Return ` (did you mean …?)` with the choices near a word, empty where none is. A dotted path also
+    matches by its last part."""
     tails = {c.rpartition(".")[2]: c for c in reversed(choices)}
     by_tail = [tails[t] for t in difflib.get_close_matches(word.rpartition(".")[2], list(tails), 3, 0.6)]
     near = list(dict.fromkeys(difflib.get_close_matches(word, choices, 3, 0.6) or by_tail))
@@ -86,7 +87,7 @@ def nearest(word: str, choices: Sequence[str]) -> str:
 
 
 def clock(seconds: float | None) -> str:
-    """A duration a person reads at a glance."""
+    """Return a duration as people read it at a glance."""
     if seconds is None or not math.isfinite(seconds):
         return "–"
     whole = round(seconds)

@@ -1,4 +1,5 @@
-"""What is meant by names that other programs use, and which setting of a study governs one of a run."""
+"""Which setting is meant by a name from another program, and which setting of a study governs one of a
+run."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Sequence
 from .choices import groups
 from .errors import any_of, nearest
 
-STUDY_DECIDES = {  # a run's setting that a study chooses itself -> the study's setting that governs it
+STUDY_DECIDES = {  # setting of a run that a study chooses by itself -> setting of the study that governs it
     "optimizer.lr": "lr_sweep.grids",
     "optimizer.name": "optimizer=NAME or lr_sweep.optimizers",
     "budget.target_kl": "calibrate.multiples",
@@ -30,7 +31,7 @@ STUDY_DECIDES = {  # a run's setting that a study chooses itself -> the study's 
     "evaluate": "the stages: val decides, test judges",
 }
 
-MEANT = {  # setting -> names that it has elsewhere, or that people guess
+MEANT = {  # setting -> its names in other programs, and those that people guess
     "optimizer": ("optim", "opt", "algorithm"),
     "optimizer.lr": ("lr", "learning_rate", "max_lr", "peak_lr"),
     "optimizer.weight_decay": ("wd", "weight_decay", "decay", "l2"),
@@ -91,9 +92,9 @@ MEANT = {  # setting -> names that it has elsewhere, or that people guess
     "output_dir": ("out", "outdir", "out_dir", "output", "output_path", "save_dir", "logdir"),
     "scale": ("size", "preset", "profile"),
 }
-OF_NAME = {name: setting for setting, names in MEANT.items() for name in names}
+SETTING_MEANT = {name: setting for setting, names in MEANT.items() for name in names}
 
-# group or setting -> a choice -> what else it is called
+# group or setting -> choice -> its names in other programs
 MEANT_CHOICE: dict[str, dict[str, tuple[str, ...]]] = {
     "optimizer": {
         "adamw": ("adam_w", "AdamW"),
@@ -129,17 +130,18 @@ MEANT_CHOICE: dict[str, dict[str, tuple[str, ...]]] = {
     "quantizer": {"ternary": ("bitnet", "b158", "1.58", "three"), "five": ("quinary", "2.32", "5")},
 }
 
-IMPOSSIBLE = {  # a setting's choice that people ask for -> why it cannot be had
+IMPOSSIBLE = {  # (setting, choice that people ask for) -> why it cannot be had
     ("device", "vulkan"): "torch's Vulkan backend only infers and is in no released wheel; on an AMD card "
     "torch's ROCm build trains with device=cuda",
 }
 
 
 def near_setting(key: str, known: Sequence[str]) -> str:
-    """` (did you mean …?)` of an unknown setting; of one that a study governs, what to set there."""
+    """Return ` (did you mean …?)` for an unknown setting; for one that a study decides, with what to set
+    there. Empty where nothing is near."""
     tail = key.rpartition(".")[2]
     taken = {name.rpartition(".")[2] for name in known}
-    setting = OF_NAME.get(key) or (None if tail in taken else OF_NAME.get(tail))
+    setting = SETTING_MEANT.get(key) or (None if tail in taken else SETTING_MEANT.get(tail))
     if setting is None:
         return nearest(key, known)
     governor = STUDY_DECIDES.get(setting)
@@ -147,7 +149,8 @@ def near_setting(key: str, known: Sequence[str]) -> str:
 
 
 def near_choice(key: str, word: str, known: Sequence[str]) -> str:
-    """` (did you mean …?)` of an unknown choice of a group or setting, or why there is none."""
+    """Return ` (did you mean …?)` for an unknown choice of a group or setting, or why it cannot be had. Empty
+    where nothing is near."""
     if why := IMPOSSIBLE.get((key, word)):
         return f" ({why})"
     for choice, names in MEANT_CHOICE.get(key, {}).items():

@@ -25,13 +25,13 @@ PACKAGES = (
     "scipy",
     "matplotlib",
 )
-QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds, and of how many
-SMI_PATIENCE_S = 60.0  # for an answer of nvidia-smi, which may hang on a broken GPU, or of scontrol
-NONE_LEFT = (6, 15)  # exit codes of nvidia-smi: no such device, a GPU is lost
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of CPU time, in a period of so many
+SMI_PATIENCE_S = 60.0  # to wait for nvidia-smi, which hangs on a broken GPU, or for scontrol
+NONE_LEFT = (6, 15)  # exit codes of nvidia-smi that say so: no such device, a GPU is lost
 GPU_LINE = re.compile(r"GPU (\d+): (.+?)(?: \(UUID: ([^)]+)\))?")
 MIG_LINE = re.compile(r"\s+MIG (\S+)\s+Device\s+\d+: \(UUID: ([^)]+)\)")
-NUMBERED_INSTANCE = re.compile(r"MIG-(GPU-[^/]+)/(\d+/\d+)")  # of a GPU: its parts, for graphics and compute
-INSTRUCTIONS: dict[str, set[str]] = {  # as ATEN_CPU_CAPABILITY names them -> flags of a CPU that has them
+NUMBERED_INSTANCE = re.compile(r"MIG-(GPU-[^/]+)/(\d+/\d+)")  # a GPU, and the numbers of one of its parts
+INSTRUCTIONS: dict[str, set[str]] = {  # name in ATEN_CPU_CAPABILITY -> flags in /proc/cpuinfo that it needs
     "default": set(),
     "avx2": {"avx2", "fma"},
     "avx512": {"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"},
@@ -39,12 +39,12 @@ INSTRUCTIONS: dict[str, set[str]] = {  # as ATEN_CPU_CAPABILITY names them -> fl
 
 
 def installed(module: str) -> bool:
-    """Whether an optional library is there, without importing it."""
+    """Return whether an optional library is installed, without importing it."""
     return importlib.util.find_spec(module) is not None
 
 
 def cores() -> int:
-    """Cores this process may use: its affinity, cut by a cgroup quota."""
+    """Return how many cores this process may use: those of its affinity, cut by a container's quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = QUOTA.read_text(encoding="utf-8").split()
@@ -56,7 +56,7 @@ def cores() -> int:
 
 
 class Gpu(NamedTuple):
-    """What CUDA can be given as one device: a GPU, or an instance of one that is divided (MIG mode)."""
+    """What CUDA can be given as one device: a GPU, or an instance of a GPU that is divided (MIG mode)."""
 
     number: int  # nvidia-smi's index; of an instance, that of its GPU
     name: str  # the model, and the size of an instance
@@ -68,14 +68,10 @@ class Gpu(NamedTuple):
         return self.name.partition(" MIG ")[0]
 
 
-class _Answer(NamedTuple):
-    lines: list[str]
-    failure: str = ""  # in words; empty: this is all there is to know
-
-
-def _smi(*options: str) -> _Answer:
+def _ask_smi(*options: str) -> tuple[list[str], str]:
+    """Return the lines that nvidia-smi prints, and why it failed; an empty reason: it did not."""
     if not shutil.which("nvidia-smi"):
-        return _Answer([], "nvidia-smi is not on PATH")
+        return [], "nvidia-smi is not on PATH"
     try:
         process = subprocess.Popen(
             ["nvidia-smi", *options],
@@ -85,141 +81,126 @@ def _smi(*options: str) -> _Answer:
             errors="replace",
         )
     except OSError as error:
-        return _Answer([], f"nvidia-smi cannot be started ({error.strerror})")
+        return [], f"nvidia-smi cannot be started ({error.strerror})"
     try:
-        told, _ = process.communicate(timeout=SMI_PATIENCE_S)
+        lines = process.communicate(timeout=SMI_PATIENCE_S)[0].splitlines()
     except subprocess.TimeoutExpired:
-        process.kill()  # not waited for: in a call of a broken driver it does not die, whoever kills it
-        return _Answer([], f"nvidia-smi does not answer within {SMI_PATIENCE_S:g} s")
-    lines = told.splitlines()
+        process.kill()  # not waited for: inside a call of a broken driver it does not die, whoever kills it
+        return [], f"nvidia-smi does not answer within {SMI_PATIENCE_S:g} s"
     if process.returncode in (0, *NONE_LEFT):
-        return _Answer(lines)
+        return lines, ""
     first = f": {lines[0].rstrip('.')}" if lines else ""
-    return _Answer(lines, f"nvidia-smi fails with exit code {process.returncode}{first}")
+    return lines, f"nvidia-smi fails with exit code {process.returncode}{first}"
 
 
 class Listing(NamedTuple):
     """The devices that nvidia-smi lists."""
 
     gpus: tuple[Gpu, ...]
-    failure: str  # why none is known, in words; empty: it says what is there
+    failure: str  # why none is known; empty: there are no others
 
 
 def listing() -> Listing:
-    """Ask nvidia-smi now which devices are there. A GPU that has fallen off the bus is not listed any more.
-
-    A GPU that is divided stands there by its instances alone.
-    """
-    answer = _smi("-L")
+    """Return the devices that nvidia-smi lists now. One that has fallen off the bus is not listed any more; a
+    divided GPU is listed by its instances alone."""
+    lines, failure = _ask_smi("-L")
     found: list[Gpu] = []
     divided: set[str] = set()
-    for line in answer.lines:  # for a lost GPU there is a sentence in place of its line
-        if match := GPU_LINE.fullmatch(line.rstrip()):
+    for line in map(str.rstrip, lines):  # in the place of a lost GPU's line there is a sentence
+        if match := GPU_LINE.fullmatch(line):
             number, name, uuid = match.groups()
             found.append(Gpu(int(number), name, uuid or number))
-        elif found and (match := MIG_LINE.fullmatch(line.rstrip())):
+        elif found and (match := MIG_LINE.fullmatch(line)):
             size, uuid = match.groups()
-            above = found[-1]
-            whole = above.divided or above.uuid
+            whole = found[-1].divided or found[-1].uuid
             divided.add(whole)
-            found.append(Gpu(above.number, f"{above.model} MIG {size}", uuid, whole))
-    there = tuple(gpu for gpu in found if gpu.uuid not in divided)
-    return Listing(there, "" if found else answer.failure)
+            found.append(Gpu(found[-1].number, f"{found[-1].model} MIG {size}", uuid, whole))
+    return Listing(tuple(gpu for gpu in found if gpu.uuid not in divided), "" if found else failure)
 
 
 @functools.cache
 def first_listing() -> Listing:
-    """What nvidia-smi listed when this process first asked."""
+    """Return what nvidia-smi listed when this process first asked."""
     return listing()
 
 
-def gpus() -> tuple[Gpu, ...]:
-    """The devices of this machine, as nvidia-smi listed them when this process first asked."""
-    return first_listing().gpus
-
-
 def processes_on(name: str) -> list[str]:
-    """Ask nvidia-smi now which processes compute on a device, named as in CUDA_VISIBLE_DEVICES: such as
-    `4242 (python, 8142 MiB)`.
+    """Return which processes nvidia-smi sees on a device now, such as `4242 (python, 8142 MiB)`.
 
-    An index is nvidia-smi's, for an instance the processes on all of its GPU are shown, and those of other
-    containers are not.
+    `name`: as in CUDA_VISIBLE_DEVICES; an index is nvidia-smi's. Of an instance the processes on all of its
+    GPU are listed; those of other containers never are.
     """
-    whole = {gpu.divided or gpu.uuid for gpu in meant(name, gpus())}
+    whole = {gpu.divided or gpu.uuid for gpu in named_by(name, first_listing().gpus)}
     fields = "gpu_uuid,pid,process_name,used_memory"
-    rows = (row.split(", ") for row in _smi(f"--query-compute-apps={fields}", "--format=csv,noheader").lines)
+    lines, _ = _ask_smi(f"--query-compute-apps={fields}", "--format=csv,noheader")
+    rows = [line.split(", ") for line in lines]
     return [f"{row[1]} ({row[2]}, {row[3]})" for row in rows if len(row) == 4 and row[0] in whole]
 
 
 def gpu_names() -> tuple[str, ...]:
-    """The models of this machine's GPUs, and the sizes of instances; empty without nvidia-smi."""
-    return tuple(gpu.name for gpu in gpus())
+    """Return the models of this machine's GPUs, with the sizes of instances; none without nvidia-smi."""
+    return tuple(gpu.name for gpu in first_listing().gpus)
 
 
 def visible_gpus(together: int = 1) -> list[str]:
-    """The devices that this process may use, each as CUDA_VISIBLE_DEVICES takes it for a worker.
+    """Return the devices that this process may use, each as CUDA_VISIBLE_DEVICES takes it for a worker.
 
-    They are UUIDs: once a GPU is lost, CUDA counts those behind it anew, and an index means another one. An
+    They are UUIDs: once a GPU is lost, CUDA numbers those behind it anew, and an index means another one. An
     inherited CUDA_VISIBLE_DEVICES is read as CUDA reads it; without one, what Slurm gave to this job counts.
-    With `together` > 1, only those that so many processes of one run can share: no instances of a GPU, of
-    which a process sees one.
+    With `together` > 1 only devices that so many processes of one run can share: no instances, since a
+    process sees one of them only.
     """
-    bound, _ = _bound_gpus()
-    return [name for gpu, name in bound if together == 1 or gpu.divided is None]
+    return [name for gpu, name in _bound_gpus()[0] if together == 1 or gpu.divided is None]
 
 
 def why_no_gpu() -> str:
-    """Why `visible_gpus` is empty, to follow `device=cuda, but`."""
+    """Return why `visible_gpus` is empty, to follow `device=cuda, but`."""
     return _bound_gpus()[1]
 
 
 def _bound_gpus() -> tuple[list[tuple[Gpu, str]], str]:
-    """Return the devices bound to this process, each with its name for CUDA, and why there are none."""
-    here = gpus()
+    """Return the devices that are bound to this process, each with its name for CUDA, and why there are
+    none."""
+    here, failure = first_listing()
     if not here:
-        failure = first_listing().failure
         return [], f"no GPU is found: {failure}" if failure else "nvidia-smi lists no GPU here"
     inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
     if inherited is not None:
-        return _chosen(inherited.split(","), f"CUDA_VISIBLE_DEVICES={inherited}")
-    for variable in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS"):
-        if given := os.environ.get(variable):
-            ids = given.split(",")
-            # the numbers are the node's; where a job can open no other devices, it lists those alone
-            if len({gpu.number for gpu in here}) <= len(ids):
-                break
-            return _chosen(ids, f"{variable}={given}")
-    else:
-        if _slurm_gave_none():
-            return [], "Slurm gave no GPU to this job: ask for one, --gpus-per-node=1"
+        return _chosen(inherited, "CUDA_VISIBLE_DEVICES")
+    given = [name for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS") if os.environ.get(name)]
+    if not given and _slurm_gave_none():
+        return [], "Slurm gave no GPU to this job: ask for one, --gpus-per-node=1"
+    # the numbers are the node's; where a job can open no other devices, nvidia-smi lists those alone
+    if given and len({gpu.number for gpu in here}) > len(os.environ[given[0]].split(",")):
+        return _chosen(os.environ[given[0]], given[0])
     return [(gpu, gpu.uuid) for gpu in here], ""
 
 
-def _chosen(entries: Sequence[str], said: str) -> tuple[list[tuple[Gpu, str]], str]:
-    """Return the devices that a list like CUDA_VISIBLE_DEVICES means, and why there are none. As for CUDA,
-    the list ends before the first entry that means no device, and one that repeats a device means none."""
-    here = gpus()
+def _chosen(value: str, variable: str) -> tuple[list[tuple[Gpu, str]], str]:
+    """Return the devices that a variable like CUDA_VISIBLE_DEVICES names, and why there are none. As in CUDA
+    the list ends before the first entry that names no device, and one that repeats a device names none."""
+    here = first_listing().gpus
     alike = len({gpu.model for gpu in here}) == 1 or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
     chosen: list[tuple[Gpu, str]] = []
-    for entry in map(str.strip, entries):
-        named = meant(entry, here)
+    for entry in map(str.strip, value.split(",")):
+        named = named_by(entry, here)
         if not named:
             break
         if any(gpu in named for gpu, _ in chosen):
-            return [], f"{said} names a GPU twice ({entry}), and CUDA then shows none"
-        # CUDA may count GPUs of different models in another order than nvidia-smi: there an index stays one
+            return [], f"{variable}={value} names a GPU twice ({entry}), and CUDA then shows none"
+        # CUDA may number GPUs of different models in another order than nvidia-smi: an index then stays one
         certain = alike or not entry.isdecimal() or named[0].divided is not None
         chosen += [(gpu, gpu.uuid if certain else entry) for gpu in named]
     count = f"{len(here)} GPU{'s' * (len(here) != 1)}"
-    return chosen, f"{said} leaves none of the {count} here" if not chosen else ""
+    return chosen, "" if chosen else f"{variable}={value} leaves none of the {count} here"
 
 
-def meant(entry: str, listed: Sequence[Gpu]) -> list[Gpu]:
-    """Return the listed devices that an index, a UUID or the beginning of a UUID means: of a divided GPU all
-    its instances; none where it means nothing, or more than one.
+def named_by(entry: str, listed: Sequence[Gpu]) -> list[Gpu]:
+    """Return the listed devices that an index, a UUID or the beginning of a UUID names: of a divided GPU all
+    its instances; none where it names nothing, or more than one.
 
     Slurm names an instance by its GPU and two numbers, as old drivers list it. Newer ones do not say which of
-    theirs that is, but CUDA knows: it is a device of its own.
+    their instances that is, but CUDA knows, so it is taken for a device of its own.
     """
     if entry.isdecimal():
         return [gpu for gpu in listed if gpu.number == int(entry)]
@@ -232,12 +213,12 @@ def meant(entry: str, listed: Sequence[Gpu]) -> list[Gpu]:
     if not entry.startswith(("GPU-", "MIG-")):
         return []
     known = {name for gpu in listed for name in (gpu.uuid, gpu.divided) if name and name.startswith(entry)}
-    return meant(known.pop(), listed) if len(known) == 1 else []
+    return named_by(known.pop(), listed) if len(known) == 1 else []
 
 
 @functools.cache
 def _slurm_gave_none() -> bool:
-    """Whether this is a job on a node whose GPUs Slurm gives out, and it has been given none."""
+    """Return whether this is a job on a node whose GPUs Slurm gives out, and was given none."""
     node = os.environ.get("SLURMD_NODENAME")
     if not node or os.environ.get("SLURM_GPUS_ON_NODE"):
         return False
@@ -246,25 +227,26 @@ def _slurm_gave_none() -> bool:
         said = subprocess.run(
             asked, capture_output=True, text=True, errors="replace", check=False, timeout=SMI_PATIENCE_S
         )
-    except (OSError, subprocess.TimeoutExpired):  # a node as good as a job's own
+    except (OSError, subprocess.TimeoutExpired):  # then what nvidia-smi lists is taken
         return False
     return bool(re.search(r"\bGres=\S*gpu", said.stdout))
 
 
 def chosen_device(device: str) -> str:
-    """`auto` is a GPU where one is visible."""
+    """Return the device that a setting means: for `auto`, a GPU where one is visible."""
     if device != "auto":
         return device
     return "cuda" if visible_gpus() else "cpu"
 
 
 def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries whose versions a study records."""
     return {"python": platform.python_version(), **{p: metadata.version(p) for p in PACKAGES}}
 
 
 @functools.cache
 def git_revision() -> str | None:
-    """Return the git revision of this package's checkout; None where it is installed without one."""
+    """Return the git revision of this package's checkout, None where it was not installed from one."""
     here = Path(__file__).parent
     if not shutil.which("git"):
         return None
@@ -278,27 +260,27 @@ def git_revision() -> str | None:
     return revision.stdout.strip() if revision.returncode == 0 and tracked.returncode == 0 else None
 
 
-def _of_cpu(what: str) -> str:
-    """A line of /proc/cpuinfo about the first core; empty where there is none."""
+def _cpuinfo(field: str) -> str:
+    """Return what /proc/cpuinfo says of the first core; empty where it says nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return ""
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(what)), "")
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")
 
 
 def capabilities() -> tuple[str, ...]:
-    """The names of the vector instructions that this CPU has."""
-    flags = set(_of_cpu("flags").split())
+    """Return the names of the vector instructions that this CPU has, as in ATEN_CPU_CAPABILITY."""
+    flags = set(_cpuinfo("flags").split())
     return tuple(name for name, needed in INSTRUCTIONS.items() if needed <= flags)
 
 
 def hardware() -> dict[str, Any]:
-    """The machine in a few words, without torch."""
+    """Return what a study records of the machine; torch is not imported for it."""
     return {
         "host": platform.node(),
         "system": platform.platform(),
-        "cpu": _of_cpu("model name") or platform.processor() or platform.machine(),
+        "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
         "cores": cores(),
         "gpus": list(gpu_names()),
     }

@@ -1,4 +1,4 @@
-"""Hydra overrides as they are written: what is refused of them before Hydra composes anything."""
+"""Hydra overrides as they are written, and what is refused of them before Hydra composes anything."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .choices import choices_of, groups, own_suite
-from .errors import UserError, any_of, shown
+from .errors import UserError, any_of, require, shown
 from .fields import CUSTOM
 from .hints import near_choice, near_setting
 from .own.suites import GROUP, beside_us, chosen_name
 from .parts.tokens import TokensConfig, renamed
 from .schema import GONE, Config
 
-LONGEST = 4000  # characters of an override; longer ones take Hydra's parser seconds
+LONGEST = 4000  # characters of an override; for longer ones Hydra's parser takes seconds
 LONGEST_TOGETHER = 40_000
-DEEPEST = 20  # lists and mappings inside each other; its parser recurses
-MOST_DIGITS = 30
+DEEPEST = 20  # lists and mappings inside each other; the parser recurses
+LONG_NUMBER = re.compile(r"(?<![\w./-])[-+]?([0-9][0-9_]{30,})(?![\w./-])")
 MOST_COMBINATIONS = 1000  # of a sweep
 MINE = "mine"
+FROM = "from"  # the file of a study or a run that the settings begin with
 ONE_OR_MORE = (MINE, "data.files", "data.val_files")  # lists of which a single value may stand alone
 ARM = re.compile(r"ablation\.arms\.([^.]+)")
 
@@ -32,10 +33,9 @@ ARM = re.compile(r"ablation\.arms\.([^.]+)")
 def check_overrides(
     overrides: Sequence[str], *, hydra_keys: bool = False, sweeps: bool = False
 ) -> dict[str, Any]:
-    """Refuse unknown groups, choices and keys; return {key: value as written}.
+    """Return {key: value as written}. Raises UserError for unknown groups, choices and keys.
 
     `hydra_keys` accepts `hydra.…` and `hydra/…`, for `train`; `sweeps` accepts several values of a key.
-    Raises UserError.
     """
     known_groups = groups()
     keys = schema_keys()
@@ -46,11 +46,13 @@ def check_overrides(
             continue
         if override.is_sweep_override() and not sweeps:
             raise UserError(f"{shown(text)} names several values: that needs -m, one study or run for each.")
-        if override.is_delete() and ARM.fullmatch(key):
-            continue  # an arm can be left out, which `compose` does
         if override.is_delete():
+            if ARM.fullmatch(key):  # which `compose` leaves out
+                continue
             raise UserError(f"{shown(text)}: settings cannot be deleted; give {key} another value.")
-        if key in known_groups:
+        if key == FROM:
+            require(isinstance(override.value(), str), f"{shown(text)} is not the name of one file.")
+        elif key in known_groups:
             _check_choices(override)
         elif key not in keys and not in_mapping(key):
             group, _, name = key.partition(".")
@@ -62,8 +64,8 @@ def check_overrides(
 
 
 def parse(overrides: Sequence[str]) -> list[Any]:
-    """Hydra's own objects for these overrides. Raises UserError for what its parser cannot take, or would
-    take minutes for."""
+    """Return Hydra's own objects for these overrides. Raises UserError for what its parser cannot read, or
+    would take minutes for."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -87,38 +89,26 @@ def parse(overrides: Sequence[str]) -> list[Any]:
                 example = f"text with spaces, brackets or other signs in quotes, \"{key}='…'\""
             said = f"{key}=…" if "://" in text else shown(text)  # an address may hold a secret
             raise UserError(f"{said!r} is not an override: write {example}.") from None
-        digits = max((len(str(abs(x))) for x in _integers(override.value())), default=0)
-        if digits > MOST_DIGITS:
+        if number := LONG_NUMBER.search(text):
+            digits = len(number[1].replace("_", ""))
             raise UserError(f"{key} is given a number of {digits} digits: no setting takes more than 9.")
         parsed.append(override)
     return parsed
 
 
 def _key(text: str) -> str:
+    """Return the key of an override as messages show it."""
     return shown(text.partition("=")[0].lstrip("+~"))
 
 
 def _depth(text: str) -> int:
+    """Return how deep brackets lie inside each other."""
     steps = ((c in "[{(") - (c in "]})") for c in text)
     return max(itertools.accumulate(steps), default=0)
 
 
-def _integers(value: Any) -> Iterator[int]:
-    """The whole numbers in a value, at any depth, and those of a sweep."""
-    if isinstance(value, int):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _integers(key)
-            yield from _integers(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _integers(inner)
-    elif dataclasses.is_dataclass(value):
-        yield from _integers(list(vars(value).values()))
-
-
 def _check_choices(override: Any) -> None:
+    """Raise UserError where an override chooses what its group does not have."""
     group = override.key_or_group
     several = override.is_sweep_override()
     for value in list(override.sweep_string_iterator()) if several else [override.value()]:
@@ -134,7 +124,7 @@ def _check_choices(override: Any) -> None:
 
 @functools.cache
 def schema_keys() -> dict[str, Any]:
-    """Dotted path of every setting, and its type."""
+    """Return the type of every setting by its dotted path."""
 
     def walk(cls: type, prefix: str) -> Iterator[tuple[str, Any]]:
         hints = typing.get_type_hints(cls)
@@ -148,17 +138,18 @@ def schema_keys() -> dict[str, Any]:
 
 
 def in_mapping(key: str) -> bool:
-    """Whether a key lies inside a setting that is a mapping, at any depth."""
+    """Return whether a key lies inside a setting that is a mapping, at any depth."""
     keys = schema_keys()
     parents = itertools.accumulate(key.split(".")[:-1], lambda a, b: f"{a}.{b}")
     return any(typing.get_origin(keys.get(parent)) is dict for parent in parents)
 
 
 def spelled(override: str) -> str:
-    """The override as Hydra wants it: a mapping, or an entry of one, there already or new, is set with `++`,
-    and a number of tokens under the name of its setting.
+    """Return the override as Hydra wants it: a number of tokens under the name of its setting, the file of a
+    suite under its name, and a mapping or an entry of one, new or not, with `++`.
 
-    Arms are left alone: `compose` merges a whole one as a suite's file would be."""
+    Arms stay as they are: `compose` merges a whole one as it would that of a suite's file.
+    """
     override = listed(_with_suites(renamed(override)))
     key = override.partition("=")[0].lstrip("+")
     kind: Any = Config
@@ -174,15 +165,15 @@ def spelled(override: str) -> str:
 
 
 def listed(override: str) -> str:
-    """The override as a list where it is a single `mine=./a.py:A` or `data.files=a/*.bin`; any other, a sweep
-    over several among them, as it is."""
+    """Return the override with a list for its value where it is a single `mine=./a.py:A` or
+    `data.files=a/*.bin`; every other override, such as a sweep over several, as it is."""
     key, _, value = override.partition("=")
     alone = key.lstrip("+") in ONE_OR_MORE and value.strip() and not value.lstrip().startswith("[")
     return f"{key}=[{value}]" if alone and "," not in value else override
 
 
 def _with_suites(override: str) -> str:
-    """The override with each file of a suite under the name that Hydra knows it by."""
+    """Return the override with each file of a suite under the name by which Hydra knows it."""
     key, _, values = override.partition("=")
     if key.lstrip("+") != GROUP:
         return override
@@ -192,53 +183,43 @@ def _with_suites(override: str) -> str:
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
-    """The combinations of a sweep (`optimizer.lr=1e-3,2e-3`), lists of plain overrides. Raises UserError."""
+    """Return the combinations of a sweep (`optimizer.lr=1e-3,2e-3`), each a list of plain overrides. Raises
+    UserError where one cannot be listed, or there are too many."""
     from hydra.errors import HydraException
 
     try:
-        plain = [_listed(o) for o in parse(overrides)]
-        parsed = parse(plain)
-        combinations = math.prod(map(_values, parsed))
-        if combinations > MOST_COMBINATIONS:
-            raise UserError(
-                f"-m asks for {combinations} studies or runs: at most {MOST_COMBINATIONS} at a time."
-            )
+        plain = [_without_glob(o) for o in parse(overrides)]
+        values = dict(map(_values, parse(plain)))  # of a key that is given twice the last one counts
+        if math.prod(map(len, values.values())) > MOST_COMBINATIONS:
+            raise UserError(f"-m asks for too many studies or runs: at most {MOST_COMBINATIONS} at a time.")
         check_overrides(plain, hydra_keys=True, sweeps=True)
-        values = dict(map(_written, parsed))  # of a key given twice the last one counts
-        return [list(combination) for combination in itertools.product(*values.values())]
     except HydraException as error:
         raise UserError(f"this sweep cannot be expanded: {str(error).splitlines()[0]}") from None
+    return [list(combination) for combination in itertools.product(*values.values())]
 
 
-def _written(override: Any) -> tuple[str, list[str]]:
-    """A key, and the override as written for each of its values. Raises UserError for a sweep that cannot be
-    listed."""
+def _values(override: Any) -> tuple[str, list[str]]:
+    """Return a key, and the override as written for each of its values; of very many values, just enough to
+    be too many. Raises UserError for a sweep that cannot be listed."""
+    from hydra.core.override_parser.types import RangeSweep
+
     key = override.get_key_element()
     if not override.is_sweep_override():
         return key, [f"{key}={override.get_value_element_as_str()}"]
     if not override.is_discrete_sweep():
         raise UserError(f"{shown(override.input_line)} is no list of values: write them as {key}=1e-3,2e-3.")
-    return key, [f"{key}={value}" for value in override.sweep_string_iterator()]
-
-
-def _values(override: Any) -> int:
-    """How many values a sweep gives a key, without listing them."""
-    from hydra.core.override_parser.types import ChoiceSweep, RangeSweep
-
     sweep = override.value()
-    if isinstance(sweep, ChoiceSweep):
-        return len(sweep.list)
-    if not isinstance(sweep, RangeSweep):
-        return 1
-    start, stop, step = (math.nan if x is None else float(x) for x in (sweep.start, sweep.stop, sweep.step))
-    if not step or not math.isfinite(start + stop + step):
-        raise UserError(f"{override.input_line}: a range needs an end, and a step other than 0.")
-    return max(1, math.ceil((stop - start) / step))
+    if isinstance(sweep, RangeSweep):
+        bounds = [math.nan if x is None else float(x) for x in (sweep.start, sweep.stop, sweep.step)]
+        if not sweep.step or not all(map(math.isfinite, bounds)):
+            raise UserError(f"{override.input_line}: a range needs an end, and a step other than 0.")
+    some = itertools.islice(override.sweep_string_iterator(), MOST_COMBINATIONS + 1)
+    return key, [f"{key}={value}" for value in some]
 
 
-def _listed(override: Any) -> str:
-    """An override as it was written, `glob(…)` over a group replaced by the choices it matches, of which
-    `custom` is none: it needs a target."""
+def _without_glob(override: Any) -> str:
+    """Return an override as it was written, but with the choices that a `glob(…)` over a group matches in its
+    place; `custom` is none of them, since it needs a target."""
     from hydra.core.override_parser.types import Glob
 
     value = override.value()
@@ -252,8 +233,8 @@ REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}")
 
 
 def refuse_references(settings: Any, path: str = "") -> None:
-    """Refuse every `${…}` but those that name another setting: the environment, Hydra's own settings and the
-    tracker, whose address may contain a password, would enter the study's records. Raises UserError."""
+    """Raise UserError for any `${…}` that does not name another setting: the environment, Hydra's own
+    settings and the tracker's address, which may contain a password, would enter the study's records."""
     if isinstance(settings, Mapping):
         for key, value in settings.items():
             refuse_references(value, f"{path}.{key}" if path else str(key))
@@ -268,6 +249,7 @@ def refuse_references(settings: Any, path: str = "") -> None:
 
 
 def _allowed(match: re.Match[str]) -> str:
+    """Return nothing in the place of a reference that is allowed, and any other as it is."""
     name = match[1]
     kind = schema_keys().get(name)
     single = (kind is not None and not dataclasses.is_dataclass(kind)) or in_mapping(name)

@@ -1,6 +1,6 @@
 """The settings of a run, of a study and of its stages: defaults, meanings, units, and the values they take.
 
-Those of a run's parts are in `parts`. `compose` fills these dataclasses from the command line;
+The settings of a run's parts are in `parts`. `compose` fills these dataclasses from the command line;
 docs/settings.md is printed from them.
 """
 
@@ -46,10 +46,10 @@ from .parts.workload import WorkloadConfig
 
 T = TypeVar("T")
 SPLITS = ("train", "val", "test")
-# settings that may differ between calls on one study
+# settings that may differ between calls on one study, and are not recorded as asked for
 NOT_THE_STUDY = ("launcher", "output_dir", "tracker", "notify", "own_files", "answered_before")
-KEPT_ELSEWHERE = ("mirror", "mirror_every_s")  # of `study`: where its files are also kept, likewise
-TUNABLE: dict[str, Setting] = {  # what an arm's grid may hold, and its values
+KEPT_ELSEWHERE = ("mirror", "mirror_every_s")  # those of `study`: where its files are also kept
+TUNABLE: dict[str, Setting] = {  # what the grid of an arm may hold, and the values that it takes
     "lr": Setting("learning rate, absolute", **LR, increasing=True),
     "lr_scale": Setting("learning rate", "× the best lr", **GRID),
     "delta": Setting("δ*", "× the calibrated one", **GRID),
@@ -58,16 +58,17 @@ TUNABLE: dict[str, Setting] = {  # what an arm's grid may hold, and its values
     "warmup_share": Setting("warm-up", "× steps", low=0, below=1, unique=True),
     "schedule": Setting("shape of the learning rate", choices=LR_SHAPES, unique=True),
 }
-# of these: a grid grows where its best point is on an edge
+# those along which a grid grows where its best point is on an edge
 GROWING = ("lr", "lr_scale", "delta", "strength", "radius")
 CAPABILITIES = tuple(INSTRUCTIONS)
-HORIZON = "horizon"  # in the grid of a method: the share of the longest run at which it ends
+HORIZON = "horizon"  # in the grid of a method: at which shares of the longest run its runs end
 
 
 def with_further(fields_of_parts: Mapping[str, tuple[Any, Any]]) -> Callable[[type[T]], type[T]]:
-    """Add to a dataclass, before it is made one, the fields that parts bring and it does not name.
+    """Return a decorator that gives a class, before it becomes a dataclass, the fields that parts bring and
+    that it does not name itself; they are read by `Part.from_run`.
 
-    `fields_of_parts`: name -> its type and what makes its default. They are read by `Part.from_run`.
+    `fields_of_parts`: name -> its type and what makes its default.
     """
 
     def add(cls: type[T]) -> type[T]:
@@ -83,9 +84,9 @@ def with_further(fields_of_parts: Mapping[str, tuple[Any, Any]]) -> Callable[[ty
 @dataclass
 @with_further({part.group_name: (part, field(default_factory=part)) for part in PARTS})
 class RunConfig:
-    """All of one training run. Everything here, and nothing else, enters `identity`.
+    """All settings of one training run. These, and nothing else, enter `identity`.
 
-    It names the parts that are read all over; the others' settings join it after these."""
+    It names the parts that are read all over; those of the other parts follow."""
 
     seed: int = setting(0, "of the initial weights and the data order", low=0, high=SEED)
     steps: int = setting(600, "length of the run", "steps", low=1, high=STEPS)
@@ -193,10 +194,10 @@ class StudyConfig:
 
 @dataclass
 class StageConfig:
-    """The settings of a stage. The stages are the fields of `Config` of this type, in their order."""
+    """The settings of a stage. The stages are the fields of `Config` that have this type, in their order."""
 
-    needs: ClassVar[tuple[str, ...]] = ()  # stages without which this one cannot be asked for
-    judges: ClassVar[bool] = False  # by intervals over the study's `seeds`
+    needs: ClassVar[tuple[str, ...]] = ()  # stages that must be among the study's, too
+    judges: ClassVar[bool] = False  # whether it gives intervals over the study's `seeds`
     steps: int = setting(200, "length of each of its runs", "steps", low=1, high=STEPS)
     train_tokens: float | None = setting(
         None, "in place of its steps, rounded up to whole ones", "tokens", low=1, high=TOKENS
@@ -377,18 +378,30 @@ class TuneConfig(StageConfig):
 
 
 @dataclass
-class ArmConfig:
-    """One arm of a suite: the best baseline with some settings changed."""
+class EntryConfig:
+    """One entry of a study: runs with some settings changed."""
 
     about: str = setting("", "what it is, in a few words")
     settings: dict[str, Any] = setting({}, "settings of a run that it changes: {stabilizer: {name: agc}}")
+
+
+@dataclass
+class SizedConfig(EntryConfig):
+    """One entry of a study whose runs may have another size."""
+
+    steps: float = setting(1.0, "length", "× the stage's", **MULTIPLE)
+    batch_scale: float = setting(1.0, "batch_size", "× the study's", **MULTIPLE)
+    width_scale: float = setting(1.0, "model.width", "× the study's", **MULTIPLE)
+
+
+@dataclass
+class ArmConfig(SizedConfig):
+    """One arm of a suite: the best baseline with some settings changed."""
+
     lr_scale: float = setting(1.0, "learning rate", "× the best lr", **MULTIPLE)
     delta: float | None = setting(
         None, "δ*", "× the calibrated one, or the natural KL without calibration", **MULTIPLE
     )
-    steps: float = setting(1.0, "length", "× the suite's", **MULTIPLE)
-    batch_scale: float = setting(1.0, "batch_size", "× the study's", **MULTIPLE)
-    width_scale: float = setting(1.0, "model.width", "× the study's", **MULTIPLE)
     control: bool = setting(
         False, "on the fair control's learning-rate schedule; lr_scale counts from the control's rate"
     )
@@ -413,17 +426,17 @@ class ArmConfig:
 
 @dataclass(frozen=True)
 class Swept:
-    """A point of a sweep: of which arm, over which setting, how its name ends, and the value there."""
+    """A point of a sweep over one setting of an arm."""
 
     arm: str
-    key: str  # lr_scale | delta
-    tail: str
+    key: str  # the setting: lr_scale or delta
+    tail: str  # how the arm's name ends there
     value: float
 
 
 @dataclass
 class MineConfig:
-    """Of a suite: what `mine=./my_opt.py:Cautious` makes an arm of, and the arms that its answer is about."""
+    """What a suite makes an arm of for `mine=./my_opt.py:Cautious`, and the arms that its answer is about."""
 
     group: str = setting(
         "",
@@ -461,7 +474,8 @@ class AblationConfig(StageConfig):
     )
 
     def swept(self) -> dict[str, Swept]:
-        """The points of the sweeps, `<arm>_x<lr_scale>` and `<arm>_d<delta>`."""
+        """Return the points of the sweeps by the names of their arms, `<arm>_x<lr_scale>` and
+        `<arm>_d<delta>`."""
         out: dict[str, Swept] = {}
         for name, arm in self.arms.items():
             stabilizer = arm.settings.get("stabilizer")
@@ -472,39 +486,39 @@ class AblationConfig(StageConfig):
         return out
 
     def all_arms(self) -> dict[str, ArmConfig]:
-        """The arms, one for each point of those that are swept, and after each its versions under the choices
-        of a part, `<arm>_<choice>`."""
+        """Return the arms, of a swept one an arm for each point, and after each its versions under the
+        choices of a part, `<arm>_<choice>`."""
         swept = self.swept()
         out: dict[str, ArmConfig] = {}
-        of_arm: dict[str, list[str]] = {}
+        labels: dict[str, list[str]] = {}
         for label, point in swept.items():
-            of_arm.setdefault(point.arm, []).append(label)
+            labels.setdefault(point.arm, []).append(label)
         for name in self.arms:
-            for label in of_arm.get(name, [name]):
-                arm = self._at(swept[label], swept) if label in swept else self.arms[name]
+            for label in labels.get(name, [name]):
+                arm = self._arm_at(swept[label], swept) if label in swept else self.arms[name]
                 out[label] = arm
                 for part, choices in self.versions().items():
                     out |= {f"{label}_{choice}": _under(label, arm, part, choice) for choice in choices}
         return out
 
     def versions(self) -> dict[str, list[str]]:
-        """The choices under each of which every arm runs too, by the name of their part."""
+        """Return the choices under each of which every arm runs too, by the name of their part."""
         return {part.group_name: choices for key, part in VERSIONS.items() if (choices := getattr(self, key))}
 
-    def _at(self, point: Swept, swept: Mapping[str, Swept]) -> ArmConfig:
-        """The arm at a point of its sweep, compared with the same point of the arm that it is compared
-        with, or with the reference where that has no such point."""
+    def _arm_at(self, point: Swept, swept: Mapping[str, Swept]) -> ArmConfig:
+        """Return the arm at a point of its sweep. It is compared with the same point of the arm that it is
+        compared with, or with the reference where that arm has no such point."""
         arm = self.arms[point.arm]
         versus = arm.versus
         if versus in self.arms:
             versus = versus + point.tail if versus + point.tail in swept else None
         text = {"lr_scale": "at LR ×{:g}", "delta": "from δ* ×{:g}"}[point.key].format(point.value)
-        about = f"{arm.about or point.arm}, {text}"
-        at: dict[str, Any] = {point.key: point.value}
-        return dataclasses.replace(arm, about=about, versus=versus, **at)
+        changed: dict[str, Any] = {point.key: point.value, "about": f"{arm.about or point.arm}, {text}"}
+        return dataclasses.replace(arm, versus=versus, **changed)
 
 
 def _under(label: str, arm: ArmConfig, part: str, choice: str) -> ArmConfig:
+    """Return the version of an arm under a choice of a part, compared with the arm itself."""
     about = f"{arm.about or label}, {choice.replace('_', ' ')}"
     settings = {**arm.settings, part: {"name": choice}}
     return dataclasses.replace(arm, about=about, settings=settings, versus=label)
@@ -539,12 +553,10 @@ class CircumstancesConfig(StageConfig):
 
 
 @dataclass
-class UnitConfig:
-    """One arm of `carry`: a unit, and the constants in it that are tried in every setting."""
+class UnitConfig(EntryConfig):
+    """One arm of `carry`: a unit, and the constants in that unit which are tried in every setting."""
 
-    about: str = setting("", "what it is, in a few words")
     unit: str = setting("", "the unit of the constant, in a word or two")
-    settings: dict[str, Any] = setting({}, "settings of a run that it changes: {stabilizer: {name: ebc}}")
     over: str = setting("", "the setting of a run that the constant is of: budget.target_kl, optimizer.lr")
     grid: list[float] = setting([], "the constants", least=2, **GRID)
     lr_scale: float = setting(
@@ -560,15 +572,10 @@ class UnitConfig:
 
 
 @dataclass
-class CarrySettingConfig:
+class CarrySettingConfig(SizedConfig):
     """One setting of `carry`: what a constant is carried to, or chosen on."""
 
-    about: str = setting("", "what is different in it, in a few words")
-    settings: dict[str, Any] = setting({}, "settings of a run that it changes: {optimizer: {name: muon}}")
     lr: float = setting(4e-3, "the usual learning rate of its optimizer, which arms multiply", **LR)
-    steps: float = setting(1.0, "length", "× the stage's", **MULTIPLE)
-    batch_scale: float = setting(1.0, "batch_size", "× the study's", **MULTIPLE)
-    width_scale: float = setting(1.0, "model.width", "× the study's", **MULTIPLE)
     kept: bool = setting(False, "kept for the judgement: no constant is chosen on it")
 
 
@@ -596,22 +603,14 @@ class CarryConfig(StageConfig):
 
 
 @dataclass
-class ProfiledWorkloadConfig:
+class ProfiledWorkloadConfig(SizedConfig):
     """One workload of `profiles`: what every method trains."""
-
-    about: str = setting("", "what it is, in a few words")
-    settings: dict[str, Any] = setting({}, "settings of a run that it changes: {model: {name: gru}}")
-    steps: float = setting(1.0, "length of the runs that set its target", "× the stage's", **MULTIPLE)
-    batch_scale: float = setting(1.0, "batch_size", "× the study's", **MULTIPLE)
-    width_scale: float = setting(1.0, "model.width", "× the study's", **MULTIPLE)
 
 
 @dataclass
-class MethodConfig:
+class MethodConfig(EntryConfig):
     """One method of `profiles`: it has one configuration for all workloads, a point of its grid."""
 
-    about: str = setting("", "what it is, in a few words")
-    settings: dict[str, Any] = setting({}, "settings of a run that it changes: {optimizer: {name: lion}}")
     grid: dict[str, list[Any]] = setting(
         {},
         "setting of a run → values that are tried: {optimizer.lr: [1e-3, 2e-3]}; horizon: at which shares of "
@@ -620,9 +619,9 @@ class MethodConfig:
     )
     cannot: list[str] = setting([], "workloads that it cannot train: each counts as missed", unique=True)
 
-    def at(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        """Its settings at a point of its grid; a horizon is none of a run's."""
-        made = {group: dict(of) for group, of in self.settings.items()}
+    def settings_at(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """Return its settings at a point of its grid, without the horizon, which is no setting of a run."""
+        made = {group: dict(part) for group, part in self.settings.items()}
         for key, value in point.items():
             if key != HORIZON:
                 group, _, name = key.partition(".")
@@ -756,7 +755,7 @@ GONE: dict[type, dict[str, str]] = {
 
 @dataclass
 class TrackerConfig:
-    """Where runs are also shown while they train. No part of a study's records."""
+    """Where runs are also shown while they train. A study does not record it."""
 
     names: list[str] = setting([], "trackers to use", choices=("tensorboard", "mlflow", "wandb", "trackio"))
     folder: str | None = setting(None, "what they write on this machine; empty: .trackers in the study")

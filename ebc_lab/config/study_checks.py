@@ -81,10 +81,11 @@ TRACKER_MODULES = {  # of each extra
 }
 
 
-def validate(config: Config, *, study: bool, here: bool = True) -> None:
+def validate(config: Config, *, study: bool, here: bool = True, beside: Config | None = None) -> None:
     """Refuse what cannot be meant, of one run or, with `study`, of the runs of its stages. Raises UserError.
 
-    `here`: unless the launcher is Slurm, this machine trains, so it must have the device.
+    `here`: unless the launcher is Slurm, this machine trains, so it must have the device. `beside`: the
+    settings that a run began as, some of which may be read only by others of its study.
     """
     run = _stage_run(config) if study else run_part(config)
     sweep = replace(config.lr_sweep, optimizers=_swept(config))
@@ -102,7 +103,7 @@ def validate(config: Config, *, study: bool, here: bool = True) -> None:
     )
     if config.device == "cuda" and here and config.launcher.name != "slurm":
         require_gpu()
-    validate_run(run, beside=run if study else None)
+    validate_run(run, beside=run if study else beside)
     _processes(config, run, here=here, study=study)
     if study and (config.determinism.exact or config.launcher.processes_per_run > 1):
         _set_by_stages(config)
@@ -110,7 +111,7 @@ def validate(config: Config, *, study: bool, here: bool = True) -> None:
         _races(config)
         _read_by_somebody(replace(config, budget=run.budget))
     else:
-        check_read(config)
+        check_read(config, beside)
 
 
 def _races(config: Config) -> None:
@@ -569,7 +570,7 @@ def _profiles(config: Config) -> None:
         for place, workload in profiles.workloads.items():
             run = with_size(changed(base, workload.settings), workload)
             for end in (0, -1) if place not in method.cannot else ():
-                settings = method.at({key: values[end] for key, values in method.grid.items()})
+                settings = method.settings_at({key: values[end] for key, values in method.grid.items()})
                 _as_run(f"{path} on {place}", run, settings, config.launcher.processes_per_run)
 
 

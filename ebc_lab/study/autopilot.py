@@ -1,14 +1,15 @@
-"""The study, stage after stage: plan, train what is missing, decide, record; then tables, plots and the
+"""A study, stage after stage: plan, train what is missing, decide, record; then tables, plots and the
 verdict.
 
-Everything it does is a function of the configuration and of the results on disk, so the same command
-continues a study.
+All that it does follows from the configuration and from the results on disk, so the same command continues a
+study.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -49,14 +50,13 @@ Expect = Callable[[Config, ResultsOf, Mapping[str, float]], Mapping[str, Any] | 
 
 @dataclass
 class Listener:
-    """What the caller does while a study runs, all optional: it is told of progress, and writes what readers
-    see.
+    """What a caller wants to be called with while a study runs, and what it writes for readers; all optional.
 
     `tabulate(study, stage, specs, results)` writes a stage's table; `conclude(config, study, decisions, say)`
-    writes everything that is made after the last stage, and returns the verdict if there is one.
-    `ebc_lab.report.conclude` has both. `expect(config, results, under_way)` says what is still to be trained,
-    and `work(config)` what is to be trained in all, as `expected_left` and `expected_work` of
-    `ebc_lab.study.inspect.forecast` do. `stalled(text)` hears that no run has moved for long.
+    writes all that is made after the last stage, and returns the verdict if there is one; both are in
+    `ebc_lab.report.conclude`. `expect(config, results, under_way)` returns what is still to be trained and
+    `work(config)` what is to be trained in all, like `expected_left` and `expected_work` of
+    `ebc_lab.study.inspect.forecast`. `stalled(text)` is called once when no run has moved for long.
     """
 
     say: Callable[[str], None] = lambda text: None
@@ -71,40 +71,42 @@ class Listener:
 
 @dataclass
 class Progress:
-    """The state of a running study, for the live view; `total` and `left_s` are expected."""
+    """The state of a running study, for the live view."""
 
     study: str
     stage: str
     at_a_time: int  # runs
     done: int = 0  # training runs of the whole study that have a result
-    total: int | None = None
-    left_s: float | None = None
-    so_far: str = ""  # of the open stage, in a line
-    measuring: bool = False  # what time something takes, alone; such runs are not among `total`
-    # run_id, arm, lr, seed, step, steps, steps_per_s; val_loss at_step, both None before an evaluation
+    total: int | None = None  # training runs that are expected in all
+    left_s: float | None = None  # seconds that are expected until the study is done
+    so_far: str = ""  # what is known of the open stage, in a line
+    measuring: bool = False  # a measurement of time is made, alone; it is none of `total`
+    # run_id, arm, lr, seed, step, steps, steps_per_s; val_loss and at_step, None before an evaluation
     running: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
 class Outcome:
-    """What a call did and found."""
+    """What a call of `autopilot` did and found."""
 
     study: Study
     runs: RunCounts  # that ended in this call
     failed: list[str]  # ids of the runs that have no usable result
-    stages: list[str]
-    answer: list[str]  # what the last of these stages found, a line for each track
+    stages: list[str]  # that were decided in this call
+    answer: list[str]  # what the last of these found, a line for each track
+    decisions: dict[str, Decision]
     warning: str | None = None
     acceptance: Acceptance | None = None
-    ablation: Decision | None = None
-    modes: Decision | None = None
-    units: Decision | None = None
-    profiles: Decision | None = None
 
     @property
     def trained(self) -> int:
-        """Return runs trained in this call, those that turned out not to be needed included."""
+        """Return how many runs were trained in this call, including those that turned out not to be
+        needed."""
         return self.runs.training + self.runs.unused
+
+    def showing(self, what: str) -> Decision | None:
+        """Return the decision that shows arms, modes, units or profiles; None where no stage does."""
+        return decision_that_shows(what, self.decisions)
 
 
 def study_of(config: Config) -> Study:
@@ -121,11 +123,11 @@ def autopilot(
     limits: Limits | None = None,
     command: Sequence[str] = (),
 ) -> Outcome:
-    """Return run or continue `stages` of the study in order (all of `study.stages` by default).
+    """Run the `stages` of a study in order, by default all, or continue them; return what came of it.
 
-    `command`: the words of a command line that continues the study, told to whoever stops it.
-    Raises UserError (configuration, a held study, a missing earlier stage), StageFailed (also when `limits`
-    are used up), WorkersFailed, Cancelled, KeyboardInterrupt.
+    `command`: the words of a command line that continues the study, kept for whoever finds it stopped.
+    Raises UserError (a mistake in the settings, a study that another process runs, an undecided earlier
+    stage), StageFailed (also when `limits` are used up), WorkersFailed, Cancelled, KeyboardInterrupt.
     """
     study = study_of(config)
     order = config.study.stages
@@ -134,7 +136,7 @@ def autopilot(
         raise UserError(f"study {study.name} has no stage {stages[0]}; its stages are {', '.join(order)}.")
     earlier = order[: order.index(stages[0])]
     _refuse_undecided(stages[0], earlier, study.decisions())
-    if not study.exists():  # a mistake found here leaves no files behind
+    if not study.exists():  # a mistake that is found here leaves no files behind
         refuse_unwritable(study.root)
         refuse_unusable(config, study)
         check_lengths(config, checked_text(config)[0])
@@ -147,7 +149,7 @@ def autopilot(
         manifest.refuse_changed(study.root)
         for warning in filter(None, (corpus.warning, beyond_sensible(config))):
             listener.say(f"warning: {warning}")
-        rehearse(config, study, listener.say)  # again only if a part has been changed
+        rehearse(config, study, listener.say)  # a second time only if a part was changed in between
         manifest.begin(study.root)
         if command:
             study.note_command(command)
@@ -168,7 +170,7 @@ def autopilot(
 
 @dataclass
 class _Call:
-    """One call on a study that it holds, and the decisions made so far."""
+    """One call on a study whose lock it holds, and the decisions made so far."""
 
     config: Config
     study: Study
@@ -176,13 +178,13 @@ class _Call:
     listener: Listener
     limits: Limits
     decisions: dict[str, Decision] = field(default_factory=dict)
-    taken: set[str] = field(default_factory=set)  # runs copied from other studies
-    sources: dict[str, int] = field(default_factory=dict)  # name of such a study -> how many
-    seen: dict[str, RunResult] = field(default_factory=dict)  # results that progress has counted
-    read: dict[str, tuple[Any, RunResult]] = field(default_factory=dict)  # which file, and what it held
+    taken: dict[str, str] = field(default_factory=dict)  # run copied from another study -> that study's name
+    seen: dict[str, RunResult] = field(default_factory=dict)  # run id -> result, for what is shown
+    read: dict[str, tuple[Any, RunResult]] = field(default_factory=dict)  # run id -> which file, what it held
 
     def results(self, specs: list[RunSpec]) -> dict[str, RunResult]:
-        """Return `Study.results`; a file that is the one that was read before is not read again."""
+        """Return the results of these runs, as `Study.results`; a file that has not changed since it was read
+        is not read again."""
         known = {}
         for spec in specs:
             files = self.study.run_files(spec.run_id)
@@ -200,14 +202,14 @@ class _Call:
         return known
 
     def results_seen(self, specs: list[RunSpec]) -> dict[str, RunResult]:
-        """Return the results of these runs, each read once: for what is shown, and nothing that is
-        decided."""
+        """Return the results of these runs, as they were when each was first read: for what is shown only,
+        nothing is decided from them."""
         self.seen |= self.results([s for s in specs if s.run_id not in self.seen])
         return {s.run_id: self.seen[s.run_id] for s in specs if s.run_id in self.seen}
 
     def forget_failures(self) -> None:
-        """Remove results of the call's stages that say nothing about the run itself, so that it is trained
-        again."""
+        """Remove those results of the call's stages that say nothing about the run itself, so that these runs
+        are trained again."""
         finished = self.config.study.stages[-1] in self.study.decisions()
         known = index.look(self.study).records
         again = self.study.forget(RETRIED if finished else RETRIED_UNFINISHED, self.stages, known)
@@ -215,7 +217,8 @@ class _Call:
             self.listener.say(f"{len(again)} run(s) that were lost or failed are tried again")
 
     def decide_again(self, stage: str) -> None:
-        """Decide an earlier stage from its runs again, so that nothing is built on an outdated decision."""
+        """Decide an earlier stage again from its runs, so that nothing is built on an outdated decision.
+        Raises UserError where it was never decided, or runs are missing."""
         _refuse_undecided(self.stages[0], [stage], self.study.decisions())
         specs, results = planned_runs(stage, self.config, self.decisions, self.results)
         if any(s.run_id not in results for s in specs):
@@ -223,11 +226,12 @@ class _Call:
         self._decide(stage, specs, results)
 
     def run_stage(self, stage: str, pool: Pool) -> None:
-        """Train until the stage asks for no more runs, decide it, and tell the listener."""
+        """Train until the stage asks for no more runs, decide it, and tell the listener. Raises
+        StageFailed."""
         answers = getattr(self.config, stage).judges and stage not in self.study.decisions()
         while True:
             specs, results = planned_runs(stage, self.config, self.decisions, self.results)
-            if answers:  # for the first time, by these settings
+            if answers:  # for the first time by these settings
                 self.config = after(self.study, self.config, stage, specs, self.listener.say)
             missing = [s for s in distinct(specs) if s.run_id not in results]
             if not missing:
@@ -240,7 +244,7 @@ class _Call:
         self.listener.tabulate(self.study, stage, specs, results)
 
     def _decide(self, stage: str, specs: Sequence[RunSpec], results: Results) -> Decision:
-        """Decide and record; a decision that replaces another one is announced. Raises StageFailed."""
+        """Decide a stage and record that; say so where it replaces another decision. Raises StageFailed."""
         try:
             decision = stage_of(stage).decide(self.config, specs, results, self.decisions)
         except Undecidable as error:
@@ -254,7 +258,8 @@ class _Call:
         return decision
 
     def conclude(self, before: set[str], warning: str | None) -> Outcome:
-        """Write what is made after the last stage. `before`: the runs that had ended before this call."""
+        """Write what is made after the last stage, and return what the call did. `before`: ids of the runs
+        that had ended before it."""
         study = self.study
         concluded = self.config.study.stages[-1] in self.stages
         verdict = None
@@ -262,40 +267,38 @@ class _Call:
             with study.blame_files():
                 verdict = self.listener.conclude(self.config, study, self.decisions, self.listener.say)
         crate.complete(study)
-        if self.sources:
-            taken = ", ".join(f"{n} from {name}" for name, n in sorted(self.sources.items()))
+        if self.taken:
+            counts = sorted(Counter(self.taken.values()).items())
+            taken = ", ".join(f"{n} from {name}" for name, n in counts)
             self.listener.say(f"runs taken from other studies, and not trained: {taken}")
         records = index.look(study).records
         failed = [r.run_id for r in records if r.outcome not in (None, *FINISHED)]
         sorts = sorts_of_runs(records, self.decisions)
-        runs = counted(sorts[run_id] for run_id in _ended(study) - before - self.taken if run_id in sorts)
-        suite = decision_that_shows("arms", self.decisions)
-        modes = decision_that_shows("modes", self.decisions)
-        units = decision_that_shows("units", self.decisions)
-        profiles = decision_that_shows("profiles", self.decisions)
+        runs = counted(
+            sorts[run_id] for run_id in _ended(study) - before - self.taken.keys() if run_id in sorts
+        )
         last = self.stages[-1]
         answer = stage_of(last).headlines(self.decisions[last])
-        return Outcome(
-            study, runs, failed, self.stages, answer, warning, verdict, suite, modes, units, profiles
-        )
+        return Outcome(study, runs, failed, self.stages, answer, self.decisions, warning, verdict)
 
-    def _take_from_neighbours(self, stage: str, missing: Sequence[RunSpec]) -> int:
-        """Copy those runs that another study of this output folder has finished. -> how many."""
+    def _take_from_neighbours(self, stage: str, missing: Sequence[RunSpec]) -> bool:
+        """Copy those of the missing runs that another study of this output folder has finished. Return
+        whether there were any."""
         there = finished_elsewhere(self.study, missing)
         manifest.remove_entries(self.study.root, runs=there)
-        taken = [s.run_id for s in missing if s.run_id in there and take(self.study, s, there[s.run_id])]
-        self.taken.update(taken)
-        for name in sorted({there[run_id].name for run_id in taken}):
-            if not self.sources.get(name):
-                self.listener.say(f"{stage}: runs are taken from {name}, where they are finished")
-            self.sources[name] = self.sources.get(name, 0) + sum(
-                there[run_id].name == name for run_id in taken
-            )
-        return len(taken)
+        taken = {
+            spec.run_id: there[spec.run_id].name
+            for spec in missing
+            if spec.run_id in there and take(self.study, spec, there[spec.run_id])
+        }
+        for name in sorted({*taken.values()} - {*self.taken.values()}):
+            self.listener.say(f"{stage}: runs are taken from {name}, where they are finished")
+        self.taken |= taken
+        return bool(taken)
 
     def _train(self, stage: str, runs: list[RunSpec], missing: list[RunSpec], pool: Pool) -> None:
-        """Train one wave of the missing runs: as many as the limits admit, measurements of time one by one at
-        the end."""
+        """Train one wave of the missing runs: as many as the limits admit, and after these the measurements
+        of time one by one. Raises StageFailed where the limits admit none."""
         study = self.study
         timed = [s for s in missing if s.kind != "train"]
         wave = self.limits.admit([s for s in missing if s.kind == "train"])
@@ -304,7 +307,7 @@ class _Call:
             raise StageFailed(self.limits.message(what))
         speculates = bool(wave) and not self.limits.is_set
         wave = wave or timed[:1]  # a measurement of time runs alone
-        if stage in study.decisions():  # a deleted run, or one whose name changed with the code
+        if stage in study.decisions():  # a run was deleted, or its name changed with the code
             self.listener.say(
                 f"{stage} was decided, but {len(missing)} of its {len(runs)} runs are not there: trained "
                 "again"
@@ -316,17 +319,18 @@ class _Call:
         pool.run(wave, watched.spare, watched.check_in, canary=canary)
 
     def _prepare(self, planned: Sequence[RunSpec]) -> None:
-        """Write what workers need of runs that have no result."""
+        """Write what workers need in order to train these runs."""
         manifest.remove_entries(self.study.root, runs=[s.run_id for s in planned])
         for spec in planned:
             self.study.write_spec(spec)
 
     def ahead(self, stage: str, wave: Sequence[RunSpec]) -> list[RunSpec]:
-        """Return what else an idle worker may start on now, while the wave trains; made ready for it."""
+        """Return the runs of this and later stages that an idle worker may start on while the wave trains,
+        made ready for it."""
         later = self.stages[self.stages.index(stage) + 1 :]
         runs = speculative_runs(self.config, self.decisions, stage, wave, later, self.results_seen)
         spare = [s for s in runs if not self.study.has_result(s.run_id)]
-        elsewhere = finished_elsewhere(self.study, spare)  # they are taken when they are wanted
+        elsewhere = finished_elsewhere(self.study, spare)  # which are copied once a stage asks for them
         spare = [s for s in spare if s.run_id not in elsewhere]
         self._prepare(spare)
         return spare
@@ -348,14 +352,14 @@ class _Wave:
         self.call = call
         self.progress = Progress(call.study.name, stage, at_a_time, measuring=wave[0].kind != "train")
         self.asked = len(runs)
-        self.expected: dict[str, Any] | None = None
+        self.expected: dict[str, Any] | None = None  # what `Listener.expect` last said, and when
         self.expected_at = time.monotonic()
-        self.news = True  # since the forecast
+        self.news = True  # whether a run has ended since then
         self.forecast_due = 0.0
         self.known: SoFar | None = None
         launcher = call.config.launcher
         self.patience_s = max(launcher.start_s, launcher.heartbeat_s)
-        self.sign: Any = None  # of what moves, and since when it has not
+        self.sign: Any = None  # what changes whenever a run moves, and since when it has not
         self.since = time.monotonic()
         self.stalled = False
         self.wave = wave
@@ -368,8 +372,12 @@ class _Wave:
         self.breaker = Breaker(stage, call.study, proven=proven)
 
     def check_in(self, done: Sequence[str], busy: Sequence[str]) -> list[str]:
-        """`done`: ids of the runs that ended since the last call; `busy`: that of each worker. -> ids of the
-        runs that an idle worker may start on. Raises Cancelled, StageFailed."""
+        """Take note of what has happened since the last call, and return the ids of the runs that an idle
+        worker may start on.
+
+        `done`: ids of the runs that have ended since; `busy`: the id of the run that each worker trains.
+        Raises Cancelled, and StageFailed where the limits are used up or the stage's runs fail.
+        """
         study = self.call.study
         if study.cancel_mark.exists():
             raise Cancelled(f"study {study.name} was cancelled")
@@ -378,12 +386,11 @@ class _Wave:
             result = study.result(run_id)
             assert result is not None
             self.call.limits.record_end(self.left.pop(run_id), result)
-            for why in attempts.restarts(study.run_dir(run_id)):
-                self.call.listener.say(f"{self.progress.stage}: {run_id}: {why}")
+            news = [f"{run_id}: {why}" for why in attempts.restarts(study.run_dir(run_id))]
             if result["outcome"] not in FINISHED:
-                self.call.listener.say(
-                    f"{self.progress.stage}: {run_id} {result['outcome']}: {result.get('cause')}"
-                )
+                news.append(f"{run_id} {result['outcome']}: {result.get('cause')}")
+            for line in news:
+                self.call.listener.say(f"{self.progress.stage}: {line}")
             self.breaker.see(run_id, result, len(self.left))
         self.progress.running = self._running(busy)
         self._notice_stall()
@@ -397,7 +404,7 @@ class _Wave:
         return [s.run_id for s in self.spare]
 
     def _notice_stall(self) -> None:
-        """Tell the listener, once, where no run has moved for as long as a worker may be silent: all hang, or
+        """Tell the listener, once, that no run has moved for as long as a worker may be silent: all hang, or
         wait in a queue."""
         sign = len(self.left), self.progress.running
         now = time.monotonic()
@@ -411,7 +418,7 @@ class _Wave:
             )
 
     def _look_ahead(self) -> None:
-        """Forecast anew; of thousands of runs that takes seconds, so it is not done at every end."""
+        """Forecast anew. For thousands of runs that takes seconds, so it is not done whenever a run ends."""
         began = time.monotonic()
         if self.expected is not None and self.left:
             self._speculate()
@@ -420,13 +427,13 @@ class _Wave:
         self.forecast_due = time.monotonic() + PAUSE * (time.monotonic() - began)
 
     def _speculate(self) -> None:
-        """Look for runs that are certain by now; those that were offered before stay on the list."""
+        """Add the runs that are certain by now to those that idle workers are offered."""
         if self.speculates:
             now = self.call.ahead(self.progress.stage, self.wave)
             self.spare = distinct([*now, *self.spare])
 
     def _expect(self) -> None:
-        """Count the runs that are there, and those that are expected still."""
+        """Ask the listener what is still expected, and leave that for `status` with what is known so far."""
         shares = {r["run_id"]: r["step"] / r["steps"] for r in self.progress.running}
         call = self.call
         self.expected = dict(call.listener.expect(call.config, call.results_seen, shares) or {})
@@ -441,6 +448,7 @@ class _Wave:
             self.progress.total = self.progress.done + self.expected["left"]
 
     def _running(self, run_ids: Iterable[str]) -> list[dict[str, Any]]:
+        """Return how far these runs are, as `Progress.running` has it."""
         running = []
         specs = {s.run_id: s for s in (*self.spare, *self.wave)}
         for run_id in run_ids:
@@ -453,8 +461,8 @@ class _Wave:
         return running
 
     def _left_s(self) -> float | None:
-        """Seconds until the study is done, counted down since they were estimated from finished runs; before
-        there are any, from the speed of the runs in progress."""
+        """Return the seconds until the study is done, counted down from the latest forecast; before any run
+        has finished, from the speed of the runs in progress."""
         expected = self.expected or {}
         if (seconds := expected.get("seconds")) is not None:
             left = float(seconds) - (time.monotonic() - self.expected_at)
@@ -466,6 +474,7 @@ class _Wave:
 
 
 def _refuse_undecided(stage: str, earlier: Sequence[str], known: Mapping[str, Decision]) -> None:
+    """Raise UserError where a stage before this one is not decided."""
     lacking = next((s for s in earlier if s not in known), None)
     if lacking:
         raise UserError(
@@ -489,5 +498,5 @@ def _wave_in_words(wave: Sequence[RunSpec], timed: Sequence[RunSpec], there: int
 
 
 def _ended(study: Study) -> set[str]:
-    """Ids of the runs that have a result."""
+    """Return the ids of the runs that have a result."""
     return {run_id for run_id in study.run_ids() if study.has_result(run_id)}

@@ -1,7 +1,7 @@
-"""study.json: a study's settings, its corpus, and what was chosen automatically: chosen once, then kept.
+"""study.json: a study's settings, its corpus, and what was chosen automatically, once for all its calls.
 
 A later call on the same study adopts what the first one resolved (corpus, device, precision, threads,
-compiling), so that another machine, network or default never retrains what is finished.
+compiling), so that no other machine, network or default has runs trained again that are finished.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ def resolve_study(
     force: bool,
     work: Callable[[Config], Work | None] = lambda config: None,
 ) -> tuple[Config, Corpus]:
-    """Resolve the configuration and write study.json, or adopt the resolution of the study that is already
-    there.
+    """Return the configuration with nothing left open, and its corpus, and write study.json; of a study that
+    was begun before, adopt what it resolved.
 
-    `work`: what a resolved configuration trains in all, by which compiling is chosen.
+    `work`: returns what a resolved configuration trains in all, by which compiling is chosen.
 
-    With `force` a study begun with other settings, or under another torch, is changed: what was concluded
-    from the old ones is removed, runs that are still the same are kept. Raises UserError: the corpus, or such
-    a difference without `force`; it says what would be trained again.
+    With `force` a study that was begun with other settings, or under another torch, is changed: what was
+    concluded from the old ones is removed, runs that are still the same are kept. Raises UserError where the
+    corpus cannot be used, and for such a difference without `force`; it says what would be trained again.
     """
     asked = requested(config)
     known = study.header() if study.exists() else None
@@ -83,7 +83,7 @@ def resolve_study(
             "or add --force to change this one; runs that are still the same are kept "
             f"({_retrained(config, study)}).{_to_be_halved(earlier)}"
         )
-    if known and known["corpus"]["sha256"] == corpus.sha256:  # a fallback is announced only when it is chosen
+    if known and known["corpus"]["sha256"] == corpus.sha256:  # that it is a fallback is said once
         corpus = replace(corpus, warning=known["corpus"]["warning"])
     config, why = _resolve(config, corpus, study, say, work)
     check_run(config)
@@ -106,17 +106,15 @@ def resolve_study(
 
 
 def _to_be_halved(earlier: Sequence[EarlierAnswer]) -> str:
-    """Return what is to be known before seeds are judged again."""
+    """Return a sentence about seeds that would be judged again; empty where none would."""
     if not any(answer["shared"] for answer in earlier):
         return ""
-    return (
-        " An answer that judges seeds again has half the error; seeds that are all fresh need no such thing."
-    )
+    return " An answer that judges seeds again has half the error; seeds that are all fresh have all of it."
 
 
 def answered_here(config: Config, known: Mapping[str, Any], study: Study) -> list[EarlierAnswer]:
-    """Return the answers that precede that of this call: those in `known`, study.json as it is, and the
-    study's own, where that rests on seeds that were planned otherwise."""
+    """Return the answers that were there before the one of this call: those that study.json, `known`, lists,
+    and the study's own answer where it rests on other seeds than are planned now."""
     earlier: list[EarlierAnswer] = known.get("earlier", [])
     judged = judged_candidates(config, study.decisions())
     seeds = sorted({*known["config"]["seeds"], *(c["seed"] for c in judged)})
@@ -129,8 +127,8 @@ def answered_here(config: Config, known: Mapping[str, Any], study: Study) -> lis
 def after(
     study: Study, config: Config, stage: str, specs: Sequence[RunSpec], say: Callable[[str], None]
 ) -> Config:
-    """Return the settings under which a stage judges these runs, and record them: other studies, or this one,
-    may have answered from some of their seeds."""
+    """Return the settings under which a stage judges these runs, and record them in study.json: other
+    studies, or this one, may have answered the same question from some of their seeds before."""
     header = study.header()
     earlier = earlier_answers(study, config, stage, specs, header.get("earlier", []))
     if earlier == header.get("earlier", []):
@@ -145,8 +143,8 @@ def after(
 
 
 def check_lengths(config: Config, corpus: Corpus) -> None:
-    """Refuse shards that end before a stage's runs do, or those of an arm, a setting or a workload, which may
-    be longer, have larger batches or shards of their own. Raises UserError."""
+    """Raise UserError where shards of tokens end before a run does: one of a stage, or one of an arm, a
+    setting or a workload, which may be longer or have larger batches or shards of its own."""
     check_length_of(config, corpus, _longest_stage(config))
     for where, run in _own_runs(config):
         if run.data.name != "bin":
@@ -159,7 +157,7 @@ def check_lengths(config: Config, corpus: Corpus) -> None:
 
 
 def _own_runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
-    """Yield the runs that a study sets one by one, each at its longest, with where it is set."""
+    """Yield the runs with settings of their own, each at its longest: where it is set, and the run."""
     base, stages = run_part(config), config.study.stages
 
     def of_its_own(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
@@ -169,21 +167,20 @@ def _own_runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
         for name, arm in config.ablation.arms.items():
             run = with_size(replace(base, steps=config.ablation.steps), arm)
             yield f"ablation.arms.{name}", of_its_own(run, arm.settings)
-    places: dict[str, Any] = {}
+    carry, profiles = config.carry, config.profiles
+    places: dict[str, tuple[float, Mapping[str, Any]]] = {}
     if "carry" in stages:
-        of = replace(base, steps=config.carry.steps)
-        places |= {f"carry.settings.{name}": (of, place) for name, place in config.carry.settings.items()}
+        places["carry.settings"] = carry.steps, carry.settings
     if "profiles" in stages:
-        of = replace(base, steps=round(config.profiles.steps * config.profiles.longest))
-        places |= {
-            f"profiles.workloads.{name}": (of, place) for name, place in config.profiles.workloads.items()
-        }
-    for where, (of, place) in places.items():
-        yield where, with_size(of_its_own(of, place.settings), place)
+        places["profiles.workloads"] = profiles.steps * profiles.longest, profiles.workloads
+    for where, (steps, entries) in places.items():
+        run = replace(base, steps=round(steps))
+        for name, entry in entries.items():
+            yield f"{where}.{name}", with_size(of_its_own(run, entry.settings), entry)
 
 
 def _longest_stage(config: Config) -> int:
-    """Return the steps of the study's longest runs, arms that are longer than their suite left out."""
+    """Return the steps of the longest runs that a stage plans by its own settings."""
     stages = [getattr(config, name) for name in config.study.stages]
     lengths: list[int] = [max(stage.steps, getattr(stage, "long_steps", 0)) for stage in stages]
     return max(lengths)
@@ -198,7 +195,7 @@ def _header(
     why: Mapping[str, str],
     earlier: list[EarlierAnswer],
 ) -> StudyHeader:
-    """Return what study.json records. `known`: what it recorded before."""
+    """Return what study.json is to hold. `known`: what it holds now."""
     copied = own.keep(study, config)
     left_out = ["tracker", "notify", "own_files", *([] if config.answered_before else ["answered_before"])]
     settings = {k: v for k, v in to_dict(config).items() if k not in left_out}
@@ -231,29 +228,29 @@ def _header(
 
 
 def changes(config: Config, known: Mapping[str, Any], runs: Index) -> list[Change]:
-    """Return (what, in study.json, now) of everything that makes this another study than the recorded one:
-    settings, torch, numerics. `runs`: of which only the edit of a part asks."""
+    """Return (what, in study.json, now) of all that makes this another study than the recorded one: settings,
+    torch, numerics. `runs`: the study's, of which none may have finished with a part that was edited."""
     settings = from_recorded(config, known)
     settings = refused(settings, requested(config), runs.records) if settings else []
     return settings + environment_changes(recorded_config(known), known)
 
 
 def adopt(config: Config, known: Mapping[str, Any]) -> Config:
-    """Fill what this call leaves open (auto, the corpus) from the study's own resolution."""
-    resolved = recorded_config(known)
+    """Return the configuration with what this call leaves open (auto, the corpus) as the study in `known`
+    resolved it."""
+    own = recorded_config(known)
     if same_corpus(config.data, known):
         shards = config.data.name == "bin"  # which may have moved
-        adopted = replace(config.data, sha256=resolved.data.sha256) if shards else resolved.data
-        config = replace(config, data=adopted)
-    left_open = {k: getattr(resolved, k) for k in (*CHOSEN, "device") if is_open(config, k)}
-    left_open["answered_before"] = resolved.answered_before
+        data = replace(config.data, sha256=own.data.sha256) if shards else own.data
+        config = replace(config, data=data)
+    left_open = {k: getattr(own, k) for k in (*CHOSEN, "device") if is_open(config, k)}
     before = as_this_version_says(known["requested"])
-    asked_again = [s for s in STAGES if before.get(s) == to_dict(getattr(config, s))]
-    return replace(config, **left_open, **{s: getattr(resolved, s) for s in asked_again})
+    same = {s: getattr(own, s) for s in STAGES if before.get(s) == to_dict(getattr(config, s))}
+    return replace(config, **left_open, **same, answered_before=own.answered_before)
 
 
 def _retrained(config: Config, study: Study) -> str:
-    """Return what this call would train, in words."""
+    """Return which runs this call would train again and which it would keep, in words."""
     runs = index.look(study)
     if runs.problems:
         return f"which ones is not known: {runs.problems[0]}"
@@ -267,7 +264,8 @@ def _resolve(
     say: Callable[[str], None],
     work: Callable[[Config], Work | None],
 ) -> tuple[Config, dict[str, str]]:
-    """Return the configuration with nothing left open, and why each setting that was left open was chosen."""
+    """Return the configuration with nothing left open, and for each setting that was open why it has its
+    value."""
     if corpus.name == "path":
         config = replace(config, data=replace(config.data, file=corpus.source))
     config = replace(config, device=chosen_device(config.device))
@@ -285,7 +283,7 @@ def _resolve(
 
 
 def _on_node(config: Config, study: Study, say: Callable[[str], None]) -> Choice:
-    """Return the settings of Slurm jobs: the precision is measured on a node, unless it is given."""
+    """Return the speed settings of Slurm jobs: precision is measured on a node, unless it is given."""
     run, why = chosen_by_rule(run_part(config), cores(), job_cores(config.launcher))
     if not is_open(run, "dtype"):
         return Choice(run.dtype, run.threads_per_run, run.compile, why)

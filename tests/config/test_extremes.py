@@ -290,8 +290,8 @@ def test_every_hint_leads_to_a_setting_or_choice():
     names = {*schema_keys(), *groups()}
     assert set(hints.MEANT) <= names
     assert set(hints.STUDY_DECIDES) <= names
-    assert len(hints.OF_NAME) == sum(map(len, hints.MEANT.values())), "a name with two meanings"
-    assert not set(hints.OF_NAME) & names
+    assert len(hints.SETTING_MEANT) == sum(map(len, hints.MEANT.values())), "a name with two meanings"
+    assert not set(hints.SETTING_MEANT) & names
     kinds = {"dtype": ("float32", "bfloat16"), "device": ("cuda",)}
     for group, meant in hints.MEANT_CHOICE.items():
         assert set(meant) <= set(groups().get(group) or kinds[group])
@@ -424,7 +424,7 @@ def near(draw, value):
 
 def mutated(draw):
     """A set of overrides that was valid, until one to three of its words were changed."""
-    kinds = [[*schema_keys()]] * 8 + [[*groups()], INSIDE, INSIDE, [*hints.OF_NAME]]
+    kinds = [[*schema_keys()]] * 8 + [[*groups()], INSIDE, INSIDE, [*hints.SETTING_MEANT]]
     overrides = ["scale=smoke", f"study={draw.choice(groups()['study'])}"]
     if draw.random() < 0.3:
         overrides.append(f"optimizer={draw.choice(groups()['optimizer'])}")

@@ -42,13 +42,16 @@ def composed_once() -> Iterator[None]:
     usual = conf_dir()
     known: dict[tuple[str, ...], bytes] = {}
 
-    def remembering(overrides: Sequence[str], suite: Path | None, values: Mapping[str, Any]) -> Config:
-        if suite is not None or "+given=entries" in overrides or conf_dir() != usual:
-            return compose(overrides, suite, values)
+    def remembering(
+        overrides: Sequence[str], suite: Path | None, values: Mapping[str, Any], recorded: Any
+    ) -> Config:
+        if suite or recorded or conf_dir() != usual:
+            return compose(overrides, suite, values, recorded)
         places = {o: match for o in overrides if (match := _place(o))}
         rest = tuple(o for o in overrides if o not in places)
         if rest not in known:
-            known[rest] = pickle.dumps(compose(rest, suite, values))
+            others = {k: v for k, v in values.items() if k not in [match[1] for match in places.values()]}
+            known[rest] = pickle.dumps(compose(rest, suite, others, None))
         config: Config = pickle.loads(known[rest])
         for match in places.values():
             key, value = match.groups()

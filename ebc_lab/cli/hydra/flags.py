@@ -24,7 +24,7 @@ REFUSED = {  # a flag of Hydra's -> why it is none of ours, and what is
     "--config-name": OWN_FILES,
     "--config-dir": OWN_FILES,
     "--experimental-rerun": "the same command with hydra.run.dir= the run's folder continues a run, and "
-    "`--cfg job` prints what another run would take",
+    "`ebc-lab train from=FOLDER/spec.json` trains it again",
 }
 SHORT = {"-sc": "--shell-completion", "-cp": "--config-path", "-cn": "--config-name", "-cd": "--config-dir"}
 HELP = {  # flag as it is written -> what it does

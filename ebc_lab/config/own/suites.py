@@ -99,7 +99,7 @@ def read(path: Path) -> dict[str, Any]:
         named.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-."))
     if "_self_" not in settings.get("defaults", ["_self_"]):
         settings["defaults"] = [*settings["defaults"], "_self_"]
-    made: dict[str, Any] = _with_places(settings, path.parent)
+    made: dict[str, Any] = with_places(settings, path.parent)
     return made
 
 
@@ -120,12 +120,12 @@ def _mistake(path: Path, line: int | None, what: str) -> LookupError:
     return LookupError(f"{path}{f':{line}' if line else ''}: {what}: mend the file.")
 
 
-def _with_places(value: Any, folder: Path, key: str = "") -> Any:
+def with_places(value: Any, folder: Path, key: str = "") -> Any:
     """Return the settings with the targets of files in this folder as paths."""
     if isinstance(value, Mapping):
-        return {name: _with_places(inner, folder, str(name)) for name, inner in value.items()}
+        return {name: with_places(inner, folder, str(name)) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_with_places(inner, folder, key) for inner in value]
+        return [with_places(inner, folder, key) for inner in value]
     return _place(value, folder) if key in ("target", "mine") and isinstance(value, str) else value
 
 

@@ -21,7 +21,7 @@ from ebc_lab.config.schema import STAGES, Config
 from ebc_lab.records.decisions import Arm, Decision, Difference, FinalsTrack, Line, NoiseFloor, SuiteTrack
 from ebc_lab.records.figures import FINISHED, RunResult
 from ebc_lab.study.inspect import status, why
-from ebc_lab.study.inspect.reproduce import StudyCommand, continuing, study_command, with_seeds_wanted
+from ebc_lab.study.inspect.reproduce import again, continuing, departures, fresh_seeds
 from ebc_lab.study.inspect.slots import in_words
 from ebc_lab.study.stages.calibrate import band_aimed_at
 from ebc_lab.study.stages.compare_arms import in_bits, seeds_of
@@ -30,7 +30,6 @@ from ebc_lab.study.stages.stage import decision_that_shows, stage_of
 from ebc_lab.study.stages.statistics import by_interval, centre_of
 from ebc_lab.study.store import manifest
 from ebc_lab.study.store.changes import describe_earlier_looks
-from ebc_lab.study.store.own import copies
 from ebc_lab.study.store.snapshot import Snapshot, read
 from ebc_lab.study.store.study import Record, Study, StudyHeader
 
@@ -72,7 +71,7 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
     final, suite = decision_that_shows("verdict", decisions), decision_that_shows("arms", decisions)
     chosen = {s: decisions[s] for s in _by_weight(decisions, config) if stage_of(s).shows in CHOICES}
     floors = why.noise_floor(decisions)
-    again = _again(study, header)
+    fresh = fresh_seeds(study, header, suite)
     drawn, damaged = _curves(study, runs, decisions)
     broken = _broken(study, config, trained)
     named = {f"run-{run_id}" for group in broken for run_id in group["runs"][:NAMED]}
@@ -102,10 +101,10 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "broken": broken,
         "runs": every_run,
         "curves": drawn,
-        "again": again,
-        "more_seeds": _more_seeds(study, header, suite),
+        "again": again(study),
+        "more_seeds": again(study, *fresh) if fresh else None,
         "settings": settings,
-        "setting_tables": _setting_tables(again.changed, settings),
+        "setting_tables": _setting_tables(departures(study, header), settings),
         "checksums": _checksums(study, decisions),
     }
 
@@ -232,28 +231,11 @@ def _runs(runs: Sequence[Run], bits: bool, files: tables.Files, named: Collectio
 def _broken(study: Study, config: Config, trained: Iterable[Record]) -> list[dict[str, Any]]:
     """Return runs that did not complete, grouped by cause; `result`: diverging is one, failing is none."""
     ended = [status.run_status(study, r.brief) for r in trained if r.brief.outcome]
-    groups = status.failures_of(study, config, [r for r in ended if r["outcome"] != "completed"])
+    groups = status.failures_of(study, [r for r in ended if r["outcome"] != "completed"])
     for group in groups:
         group["result"] = group["outcome"] in FINISHED
         group["log"] = str(Path(group["log"]).relative_to(study.root))
     return groups
-
-
-def _again(study: Study, header: StudyHeader) -> StudyCommand:
-    """Return the command that does the study again, on the corpus that was found, which is no setting that
-    differs: `auto` may find another elsewhere."""
-    requested = header["requested"]["data"]
-    data = {**requested, "name": header["config"]["data"]["name"]}
-    again = study_command({**header["requested"], "data": data}, copies(study, header))
-    changed = [c for c in again.changed if c[0] != "data.name" or requested["name"] != "auto"]
-    return replace(again, changed=changed)
-
-
-def _more_seeds(study: Study, header: StudyHeader, suite: Decision | None) -> str | None:
-    """Return the command of a study of fresh seeds, as many as an undecided answer wants; None where it
-    wants none."""
-    wanted = with_seeds_wanted(study, header, suite)
-    return study_command(wanted, copies(study, header)).command if wanted else None
 
 
 def _setting_tables(changed: Sequence[tuple[str, Any, Any]], settings: Mapping[str, Any]) -> dict[str, Table]:

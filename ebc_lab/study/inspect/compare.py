@@ -1,5 +1,4 @@
-"""Two studies side by side: settings, corpus, machine, runs in common, decisions, verdicts, arms. Reads,
-never writes."""
+"""Two studies side by side: settings, corpus, machine, runs in common, decisions, verdicts, arms."""
 
 from __future__ import annotations
 
@@ -21,22 +20,21 @@ from ..store.snapshot import Snapshot, read
 from ..store.study import Record, Study
 
 RESOLVED = ("device", "dtype", "threads_per_run", "compile")
-OF_A_PLACE = ("study.name", "created")
-OF_ARMS = "ablation.arms."  # how the settings of a suite's arms begin
+ARMS = "ablation.arms."  # how the settings of a suite's arms begin
 
 
 def compare(a: Study, b: Study) -> dict[str, Any]:
-    """Return what differs between two studies, and what they have in common; pairs are (in a, in b).
+    """Return what differs between two studies, and what they have in common, in pairs: of a, of b.
 
-    Raises UserError when one is not there, or a file of one was edited.
+    Raises UserError where one is not there, or one of its files was edited.
     """
     snapshots = read(a), read(b)
     with a.blame_files(), b.blame_files():
         return _compared(*snapshots)
 
 
-def _told_by_place(*places: Path) -> list[str]:
-    """Return the shortest ends of two paths that tell them apart."""
+def _distinct_ends(*places: Path) -> list[str]:
+    """Return the shortest ends of two paths that differ."""
     for parts in range(1, max(len(place.parts) for place in places)):
         ends = ["/".join(place.parts[-parts:]) for place in places]
         if ends[0] != ends[1]:
@@ -50,7 +48,7 @@ def _compared(*snapshots: Snapshot) -> dict[str, Any]:
     decisions = [snapshot.sound_decisions() for snapshot in snapshots]
     corpora = [{k: h["corpus"][k] for k in ("title", "sha256")} for h in heads]
     resolved = _unequal(heads[0]["config"], heads[1]["config"])
-    names = [a.name, b.name] if a.name != b.name else _told_by_place(a.place, b.place)
+    names = [a.name, b.name] if a.name != b.name else _distinct_ends(a.place, b.place)
     asked = flat(heads[0]["requested"]), flat(heads[1]["requested"])
     answers = [_answer(made) for made in decisions]
     return {
@@ -58,7 +56,7 @@ def _compared(*snapshots: Snapshot) -> dict[str, Any]:
         "roots": [str(a.root), str(b.root)],
         "answers": answers,
         "tuned": _tuned(*decisions),
-        "settings": _arms_told(_unequal(asked[0], asked[1], leave=OF_A_PLACE), *asked),
+        "settings": _with_arms_in_short(_unequal(*asked, leave=("study.name",)), *asked),
         "resolved": {k: pair for k, pair in resolved.items() if k in RESOLVED},
         "corpus": corpora,
         "same_corpus": corpora[0]["sha256"] == corpora[1]["sha256"],
@@ -72,13 +70,13 @@ def _compared(*snapshots: Snapshot) -> dict[str, Any]:
 
 
 def _answer(decisions: Mapping[str, Any]) -> list[str]:
-    """Return what the last stage says, where it concludes a study."""
+    """Return the headlines of the last stage that is decided, where that stage concludes a study."""
     last = next(reversed(list(decisions)), None)
     return stage_of(last).headlines(decisions[last]) if last and stage_of(last).concludes else []
 
 
 def _tuned(*decisions: Mapping[str, Any]) -> dict[str, list[str | None]]:
-    """Return arm -> its tuned point in both, in words; an arm that is tuned in neither is absent."""
+    """Return arm -> its tuned point in each study, in words. An arm that is tuned in neither is left out."""
     points: list[dict[str, str]] = []
     for study in decisions:
         tracks = study["tune"]["tracks"] if "tune" in study else {}
@@ -94,18 +92,20 @@ def _tuned(*decisions: Mapping[str, Any]) -> dict[str, list[str | None]]:
     }
 
 
-def _arms_told(unequal: Mapping[str, list[Any]], *requested: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Settings that differ, those of an arm that only one study has in one line: what it is."""
-    names = [{key.split(".")[2] for key in settings if key.startswith(OF_ARMS)} for settings in requested]
+def _with_arms_in_short(
+    unequal: Mapping[str, list[Any]], *requested: Mapping[str, Any]
+) -> dict[str, list[Any]]:
+    """Return the settings that differ; of an arm that only one study has, what it is about, in one entry."""
+    names = [{key.split(".")[2] for key in settings if key.startswith(ARMS)} for settings in requested]
     lines: dict[str, list[Any]] = {}
     for key, pair in unequal.items():
-        if f"{key}." == OF_ARMS:  # of a study that has none
+        if f"{key}." == ARMS:  # of a study that has none
             continue
-        name = key.split(".")[2] if key.startswith(OF_ARMS) else None
+        name = key.split(".")[2] if key.startswith(ARMS) else None
         if name is None or all(name in settings for settings in names):
             lines[key] = pair
             continue
-        about = (settings.get(f"{OF_ARMS}{name}.about") or "given" for settings in requested)
+        about = (settings.get(f"{ARMS}{name}.about") or "given" for settings in requested)
         lines[f"arm {name}"] = [
             x if name in settings else None for x, settings in zip(about, names, strict=True)
         ]
@@ -123,7 +123,8 @@ def _unequal(a: Mapping[str, Any], b: Mapping[str, Any], leave: tuple[str, ...] 
 
 
 def _runs(*snapshots: Snapshot) -> dict[str, Any]:
-    """Return the runs that both planned, and whether their results are equal, timing aside."""
+    """Return how many runs each study has, how many of them both have, and which of these have results that
+    differ in more than timing."""
     a, b = (_trained(snapshot) for snapshot in snapshots)
     common = [run_id for run_id in a if run_id in b]
     different = {r: keys for r in common if (keys := _unequal_results(a[r], b[r]))}
@@ -139,34 +140,36 @@ def _runs(*snapshots: Snapshot) -> dict[str, Any]:
 
 
 def _unequal_results(a: Record, b: Record) -> dict[str, list[Any]]:
-    """Return the figures that differ between two results of a run; they are read only where some do."""
+    """Return the figures that differ between two results of a run. The results are read only where their
+    checksums differ."""
     if a.brief.checksum and a.brief.checksum == b.brief.checksum:
         return {}
     return _unequal(a.result or {}, b.result or {}, leave=TIMING)
 
 
 def _trained(snapshot: Snapshot) -> dict[str, Record]:
-    """Return run id -> training run that counts and has a result. Raises UserError when a file was edited."""
+    """Return the training runs by run id that some decision uses and that have ended. Raises UserError where
+    one of their files was edited."""
     sorts = snapshot.sorts_of_runs()
     sound = snapshot.sound_records()
     return {r.run_id: r for r in sound if sorts.get(r.run_id) == TRAINING and r.brief.outcome}
 
 
 def _figures(stage: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    """Return track -> figure -> pair; a track that only one of them kept has None on the other side."""
+    """Return track -> figure -> its value in each decision, None where a decision has no such track."""
     figures: dict[str, Any] = {}
     for track in dict.fromkeys([*a["tracks"], *b["tracks"]]):
-        pair_of = [d["tracks"].get(track) for d in (a, b)]
-        pairs = {figure.path: [figure.value(d) for d in pair_of] for figure in stage_of(stage).figures}
+        sides = [d["tracks"].get(track) for d in (a, b)]
+        pairs = {figure.path: [figure.value(side) for side in sides] for figure in stage_of(stage).figures}
         figures[track] = {path: pair for path, pair in pairs.items() if pair != [None, None]}
     return figures
 
 
 def _verdict(*decisions: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Return each line of the verdicts, side by side; `flipped` where they do not agree."""
-    tracks = [[] if d is None else d["tracks"].items() for d in decisions]
+    """Return each line of the verdicts side by side, `flipped` where both have one and these disagree."""
     lines = [
-        {(t, line["name"]): line for t, decided in study for line in decided["verdict"]} for study in tracks
+        {(track, line["name"]): line for track, found in _tracks(d) for line in found["verdict"]}
+        for d in decisions
     ]
     out = []
     for track, name in dict.fromkeys([*lines[0], *lines[1]]):
@@ -185,24 +188,21 @@ def _verdict(*decisions: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _arms(*decisions: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the arms that both have, with the mean test loss of the seeds that completed, and b's minus
-    a's."""
+    """Return the arms that both studies have: how many seeds, their mean test loss, and b's minus a's."""
     out = {}
     for shown in ("verdict", "arms"):
         ends = [decision_that_shows(shown, d) for d in decisions]
-        tracks = [[] if d is None else d["tracks"].items() for d in ends]
         arms = [
-            {(t, name): arm for t, decided in study for name, arm in decided["arms"].items()}
-            for study in tracks
+            {(track, name): arm for track, found in _tracks(d) for name, arm in found["arms"].items()}
+            for d in ends
         ]
         for track, name in (key for key in arms[0] if key in arms[1]):
             pair = [study[track, name] for study in arms]
             losses = [arm["test_loss"] for arm in pair]
-            bits = {BITS: list(map(_bits_of, pair))} if any(BITS in arm for arm in pair) else {}
-            of = (
-                "" if shown == "verdict" else track_prefix(track, {key[0] for study in arms for key in study})
-            )
-            out[f"{of}{name}"] = {
+            bits = {BITS: list(map(_bits_per_character, pair))} if any(BITS in arm for arm in pair) else {}
+            tracks = {key[0] for study in arms for key in study}
+            prefix = "" if shown == "verdict" else track_prefix(track, tracks)
+            out[f"{prefix}{name}"] = {
                 "seeds": [len(arm["runs"]) for arm in pair],
                 "test_loss": losses,
                 **bits,
@@ -211,8 +211,13 @@ def _arms(*decisions: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return out
 
 
-def _bits_of(arm: Mapping[str, Any]) -> float | None:
-    """Bits per character of an arm; where it does not say them its tokens are characters."""
+def _tracks(decision: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
+    """Return (track, what was found in it) of each track; none without a decision."""
+    return [] if decision is None else [*decision["tracks"].items()]
+
+
+def _bits_per_character(arm: Mapping[str, Any]) -> float | None:
+    """Return the bits per character of an arm; where it does not say them, its tokens are characters."""
     nats = arm["test_loss"]
     usual = None if nats is None else nats / math.log(2)
     bits: float | None = arm.get(BITS, usual)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from ebc_lab.config.dicts import to_dict
@@ -20,39 +21,41 @@ from ..store.study import Study, StudyHeader, studies_in
 
 @dataclass
 class WithNeighbours:
-    """The results that a study has, and those that it would copy: `copied` has the latter by run id."""
+    """What a study has, and what it would copy from other studies; called with specs, it returns the results
+    of both by run id."""
 
     study: Study
     own: ResultsOf
-    copied: dict[str, RunResult] = field(default_factory=dict)
-    looked_for: set[str] = field(default_factory=set)
-    neighbours: list[Neighbour] | None = None  # looked for once
+    copied: dict[str, RunResult] = field(default_factory=dict)  # by run id
+    looked_for: set[str] = field(default_factory=set)  # ids of the runs that neighbours were asked for
+
+    @cached_property
+    def neighbours(self) -> list[Neighbour]:
+        return neighbours_of(self.study)
 
     def __call__(self, specs: list[RunSpec]) -> dict[str, RunResult]:
         there = self.own(specs)
-        new = [s for s in specs if s.run_id not in there and s.run_id not in self.looked_for]
-        for spec in new:
-            self.looked_for.add(spec.run_id)
-        by_id = {s.run_id: s for s in new}
-        if new and self.neighbours is None:
-            self.neighbours = neighbours_of(self.study)
-        for run_id, neighbour in finished_elsewhere(self.study, new, self.neighbours or ()).items():
-            self.copied |= neighbour.results([by_id[run_id]])
+        new = {s.run_id: s for s in specs if s.run_id not in there and s.run_id not in self.looked_for}
+        self.looked_for |= new.keys()
+        found = finished_elsewhere(self.study, [*new.values()], self.neighbours) if new else {}
+        for run_id, neighbour in found.items():
+            self.copied |= neighbour.results([new[run_id]])
         return {s.run_id: self.copied[s.run_id] for s in specs if s.run_id in self.copied} | there
 
 
 def with_corpus_of_neighbours(config: Config, study: Study) -> Config:
-    """Return the configuration with the checksums of text and tokenizer that a neighbour which asked for the
-    same ones has, where they are open: without them a run has no name."""
+    """Return the configuration with the checksums of text and tokenizer, where they are open, of a neighbour
+    that asked for the same text and tokens: without them a run has no name."""
     for other in studies_in(study.root.parent):
         if config.data.sha256 and (config.tokens.name == "characters" or config.tokens.sha256):
             break
         with suppress(UserError, OSError, LookupError):
-            config = _adopted(config, other.header(checked=False))
+            config = _with_checksums(config, other.header(checked=False))
     return config
 
 
-def _adopted(config: Config, header: StudyHeader) -> Config:
+def _with_checksums(config: Config, header: StudyHeader) -> Config:
+    """Return the configuration with what another study found where it asked for the same."""
     requested: Mapping[str, Any] = header["requested"]
     for key in ("data", "tokens"):
         part = getattr(config, key)

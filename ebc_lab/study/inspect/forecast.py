@@ -1,6 +1,6 @@
-"""How many runs a study will make, and how long they will take: its stages are asked with invented results.
+"""How many runs a study will make and how long they will take: its stages are asked, with invented results.
 
-Where the study has begun, its stages get the results that it has found so far.
+Where the study has begun, its stages are given the results that it has.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from ..store.reuse import reusable_results
 from ..store.snapshot import Snapshot, read
 from ..store.study import Study
 from .copied import WithNeighbours, with_corpus_of_neighbours
-from .pace import Pace, learned, observed, of_siblings
+from .pace import Pace, learned, learned_from_siblings, observed
 
 ASSUMED = f"6·N·tokens and attention at {UTILISATION:.0%} of the {PEAK / 1e12:.0f} TFLOP/s of an {GPU}"
 OPEN = "0" * 64  # a checksum that is not known yet
@@ -57,12 +57,13 @@ SCENARIOS = (
 def forecast(
     config: Config, names: Sequence[str] = ("min", "expected", "max"), known: ResultsOf = lambda specs: {}
 ) -> dict[str, dict[str, list[RunSpec]]]:
-    """Scenario -> stage -> the distinct runs it would make. `known`: the results that exist; others are
-    invented."""
+    """Return scenario -> stage -> the distinct runs that it would make. `known`: returns the results that
+    exist; the others are invented."""
     return {s.name: _runs_in(config, s, known) for s in SCENARIOS if s.name in names}
 
 
 def _runs_in(config: Config, scenario: Scenario, known: ResultsOf) -> dict[str, list[RunSpec]]:
+    """Return the distinct runs that each stage would make in a scenario."""
     decisions: dict[str, Decision] = {}
     results: dict[str, RunResult] = {}
     runs: dict[str, list[RunSpec]] = {}
@@ -79,7 +80,7 @@ def _runs_in(config: Config, scenario: Scenario, known: ResultsOf) -> dict[str, 
             continue
         try:
             decisions[name] = stage.decide(config, specs, results, decisions)
-        except Undecidable:  # the known results will stop the study here: say what it would take without them
+        except Undecidable:  # the known results would stop the study here: tell what it takes without them
             return _runs_in(config, scenario, lambda specs: {})
     return runs
 
@@ -92,15 +93,15 @@ def _asked(
     results: dict[str, RunResult],
     known: ResultsOf,
 ) -> list[RunSpec]:
-    """Return the runs that a stage asks for; adds their results, known or invented, to `results`."""
+    """Return the runs that a stage asks for, and add their results, known or invented, to `results`."""
     first = len(results)
-    lowest: dict[str, float] = {}  # role -> of the known losses; "" of all
+    lowest: dict[str, float] = {}  # role -> the lowest known loss; "": of all roles
     while True:
         specs = stage.runs(config, decisions, results)
         new = [s for s in specs if s.run_id not in results]
         there = known(new)
         results |= there
-        if len(results) == first:  # nothing can be decided at the looks between the first and the last
+        if len(results) == first:  # nothing is decided at the looks between the first and the last
             more = max(1, config.finals.max_seeds - len(config.seeds))
             config = replace(config, finals=replace(config.finals, seeds_per_look=more))
         for spec in (s for s in new if s.run_id in there):
@@ -116,10 +117,10 @@ def _asked(
 
 
 def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: float) -> RunResult:
-    """Return a result as the scenario has it. Its losses start from `best`, so that they are comparable with
-    known ones."""
+    """Return a result as the scenario has it, its losses counted from `best` so that they compare with known
+    ones."""
     lr = spec.run.optimizer.lr
-    grid = config.lr_sweep.grids.get(spec.run.optimizer.name, [])  # an arm may have another optimizer
+    grid = config.lr_sweep.grids.get(spec.run.optimizer.name, [])  # empty for an optimizer of an arm alone
     if scenario.edge or len(grid) <= 2:
         behind = 1 / (1 + 1e4 * lr)  # the highest learning rate wins
     else:
@@ -146,11 +147,12 @@ def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: f
 
 
 def expected_left(config: Config, known: ResultsOf, under_way: Mapping[str, float]) -> dict[str, Any]:
-    """Return how far a study that runs is, in milliseconds: training runs `done`, those `left` as far as can
-    be expected, their `steps`, and `seconds` of work, None before a run has finished; and how many each of
-    the `stages` makes.
+    """Return what a running study still has to do: how many training runs are `done`, how many are expected
+    to be `left`, their `steps`, the `seconds` that they take (None before a run has finished), and how many
+    runs each of the `stages` makes.
 
-    `config` is resolved. `known`: the results that exist; `under_way`: run id -> the share that is trained.
+    `config` is resolved. `known`: returns the results that exist; `under_way`: run id -> the share that is
+    trained.
     """
     stages = forecast(config, ("expected",), known)["expected"]
     specs = [s for planned in stages.values() for s in planned if s.kind == "train"]
@@ -159,7 +161,7 @@ def expected_left(config: Config, known: ResultsOf, under_way: Mapping[str, floa
     pace = observed(specs, results)
     open_share = {s.run_id: 1 - under_way.get(s.run_id, 0.0) for s in left}
     work = [pace.seconds(s) * open_share[s.run_id] for s in left] if pace else []
-    longest = max(work, default=0.0)  # the last run has no company
+    longest = max(work, default=0.0)  # at the end it runs alone
     return {
         "done": len(specs) - len(left),
         "left": len(left),
@@ -170,22 +172,22 @@ def expected_left(config: Config, known: ResultsOf, under_way: Mapping[str, floa
 
 
 def training_runs(stages: Mapping[str, Sequence[RunSpec]]) -> dict[str, int]:
-    """Return how many training runs each stage of a forecast makes."""
+    """Return how many training runs each stage makes."""
     return {stage: sum(s.kind == "train" for s in specs) for stage, specs in stages.items()}
 
 
 def expected_work(config: Config) -> Work:
-    """Return the training runs that can be expected of a study in all, and their steps."""
+    """Return how many training runs a study is expected to make in all, and how many steps they have."""
     stages = forecast(config, ("expected",))["expected"]
     steps = [s.run.steps for planned in stages.values() for s in planned if s.kind == "train"]
     return Work(len(steps), sum(steps))
 
 
 def planned(config: Config) -> dict[str, Any]:
-    """Return runs, steps, tokens and time per stage: min, expected and max, because sweeps may extend.
+    """Return runs, steps, tokens and time of each stage: at least, expected and at most: grids may grow.
 
-    Of a study that has begun, `done` runs are counted and left out of the time, and so are those that will be
-    `copied` from other studies in the folder. Raises UserError when a result was edited.
+    Of a study that has begun, `done` runs count, but not their time; nor does that of runs which will be
+    `copied` from other studies in the folder. Raises UserError where a result was edited.
     """
     study = Study(Path(config.output_dir).expanduser() / config.study.name)
     snapshot = read(study) if study.exists() else None
@@ -207,7 +209,7 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
     named = (speed or _plainest(placed)).apply_to(placed)
     finished = snapshot is not None and snapshot.finished and not changed
     known = WithNeighbours(study, reusable_results(records, finished=finished))
-    rate = learned(records) or of_siblings(named, study)
+    rate = learned(records) or learned_from_siblings(named, study)
     stages: dict[str, Any] = {stage: {} for stage in (*config.study.stages, "total")}
     for scenario, runs in forecast(named, known=known).items():
         runs["total"] = [s for specs in runs.values() for s in specs]
@@ -258,7 +260,7 @@ def _placed(config: Config) -> Config:
 def _figures(
     specs: Sequence[RunSpec], config: Config, known: WithNeighbours, rate: Pace | None, speed: Choice | None
 ) -> dict[str, Any]:
-    """Return what the training runs among `specs` take; those that will be `copied` take nothing."""
+    """Return what the training runs among `specs` take; copied runs take no time."""
     training = [s for s in specs if s.kind == "train"]
     there = known(training)
     copied = [s for s in training if s.run_id in known.copied]
@@ -279,8 +281,8 @@ def _figures(
 def _gpu_hours(
     left: Sequence[RunSpec], config: Config, rate: Pace | None, speed: Choice | None
 ) -> float | None:
-    """Return the hours of all GPUs together, from runs that have finished or a speed that was measured on
-    one; None without."""
+    """Return the hours of all GPUs together, from finished runs or a measured speed; None where there are
+    neither, or no GPUs."""
     if config.device != "cuda":
         return None
     seconds = _seconds(left, config, rate, speed)
@@ -288,16 +290,17 @@ def _gpu_hours(
 
 
 def _flop_hours(left: Sequence[RunSpec]) -> float | None:
-    """Return the GPU hours that the runs' operations come to, see `bench.flops`; None where those of one of
-    them are not known."""
-    counted = [run_flops(spec.run) for spec in left]
-    known = [flops for flops in counted if flops is not None]
-    return gpu_hours(sum(known)) if len(known) == len(counted) else None
+    """Return the GPU hours that the operations of these runs come to (`bench.flops`); None where those of one
+    are not known."""
+    flops = [run_flops(spec.run) for spec in left]
+    return None if None in flops else gpu_hours(sum(filter(None, flops)))
 
 
 def _seconds(
     left: Sequence[RunSpec], config: Config, rate: Pace | None, speed: Choice | None
 ) -> float | None:
+    """Return how long these runs take, at the pace of finished ones or by a measured speed; None where there
+    is neither."""
     if rate is not None:
         return sum(map(rate.seconds, left)) / slots(config)
     if speed is not None and speed.rate is not None:
@@ -308,7 +311,7 @@ def _seconds(
 
 
 def _plainest(config: Config) -> Choice:
-    """Return what an estimate takes for settings that are still to be measured: float32, one thread, not
+    """Return what an estimate assumes for settings that are still to be measured: float32, one thread, not
     compiled."""
     run, why = chosen_by_rule(run_part(config), cores(), job_cores(config.launcher))
     dtype = "float32" if is_open(run, "dtype") else run.dtype

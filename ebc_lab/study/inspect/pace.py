@@ -1,11 +1,12 @@
-"""How long runs take, learned from finished ones: seconds of wall time per unit of `RunSpec.cost`.
+"""How long runs will take, learned from finished ones: seconds of wall time per unit of `RunSpec.cost`.
 
-Runs that shared a machine took longer than each alone would have; so will the runs that follow.
+Runs that shared a machine took longer than each would have alone, and so will the runs that follow.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,73 +21,76 @@ from ebc_lab.records.spec import RunSpec, cost_of
 from ..store import index
 from ..store.study import Record, Study, studies_in
 
-ENOUGH = 2  # finished runs from which on a kind of run has a pace of its own
-SIBLINGS = 3  # other studies that are learned from at most, the newest first
-LOOKED_AT = 20  # and that are looked at for that
-# settings that a step's time depends on
+ENOUGH = 2  # finished runs of a kind, from which on it has a pace of its own
+SIBLINGS = 3  # other studies to learn from, at most, the newest first
+LOOKED_AT = 20  # other studies to look at for that
+# settings that the time of a step depends on
 SHAPE = ("model", "batch_size", "threads_per_run", "compile", "device", "dtype", "param_dtype")
+
+Kind = tuple[str, str]  # optimizer, stabilizer
+Timed = tuple[Kind, float, float]  # a finished run: its kind, its seconds, its cost
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds per unit of cost, overall and by (optimizer, stabilizer). `source`: what it was learned from,
-    in words."""
+    """Seconds per unit of cost, overall and for each kind of run: (optimizer, stabilizer)."""
 
     overall: float
-    of_kind: Mapping[tuple[str, str], float]
-    source: str
+    by_kind: Mapping[Kind, float]
+    source: str  # what it was learned from, in words
 
     def seconds(self, spec: RunSpec) -> float:
-        """Seconds that a run will take from its first step to its result."""
+        """Return the seconds that a run will take from its first step to its result."""
         kind = (spec.run.optimizer.name, spec.run.stabilizer.name)
-        return self.of_kind.get(kind, self.overall) * spec.cost
+        return self.by_kind.get(kind, self.overall) * spec.cost
 
 
 def learned(records: Iterable[Record], source: str = "this study") -> Pace | None:
-    """Return the pace of the finished training runs; None where there is none."""
-    timed: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    """Return the pace of the finished training runs, None where there are none."""
+    timed: list[Timed] = []
     for brief in (record.brief for record in records):
         if brief.kind != "train" or brief.outcome not in FINISHED:
             continue
         kind = (brief.optimizer, brief.stabilizer)
         cost = cost_of(brief.ended, brief.tokens, *kind)
         if cost and brief.wall_s:
-            timed.setdefault(kind, []).append((brief.wall_s, cost))
-    return _of(timed, source)
+            timed.append((kind, brief.wall_s, cost))
+    return _pace(timed, source)
 
 
 def observed(specs: Iterable[RunSpec], results: Mapping[str, RunResult]) -> Pace | None:
-    """Return `learned` of these runs' results by run id."""
-    timed: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    """Return the pace of the training runs among `specs` that have finished, by their results by run id."""
+    timed: list[Timed] = []
     for spec in specs:
         result = results.get(spec.run_id)
         if result and result["outcome"] in FINISHED and result.get("wall_s"):
             kind = (spec.run.optimizer.name, spec.run.stabilizer.name)
-            share = result["steps"] / spec.run.steps  # of the cost: one that diverged took fewer
+            share = result["steps"] / spec.run.steps  # of the cost: a run that diverged took fewer steps
             if cost := spec.cost * share:
-                timed.setdefault(kind, []).append((result["wall_s"], cost))
-    return _of(timed, "this study")
+                timed.append((kind, result["wall_s"], cost))
+    return _pace(timed, "this study")
 
 
-def _of(timed: Mapping[tuple[str, str], Sequence[tuple[float, float]]], source: str) -> Pace | None:
-    """Return a pace from pairs of seconds and cost by kind of run."""
+def _pace(timed: Sequence[Timed], source: str) -> Pace | None:
+    """Return the pace of runs by what they took, None without any."""
     if not timed:
         return None
-    every = [pair for pairs in timed.values() for pair in pairs]
-    return Pace(
-        _ratio(every),
-        {kind: _ratio(pairs) for kind, pairs in timed.items() if len(pairs) >= ENOUGH},
-        f"{len(every)} finished run(s) of {source}",
-    )
+    counts = Counter(kind for kind, _, _ in timed)
+    by_kind = {
+        kind: _seconds_per_cost([run for run in timed if run[0] == kind])
+        for kind, count in counts.items()
+        if count >= ENOUGH
+    }
+    return Pace(_seconds_per_cost(timed), by_kind, f"{len(timed)} finished run(s) of {source}")
 
 
-def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
-    return sum(s for s, _ in pairs) / sum(c for _, c in pairs)
+def _seconds_per_cost(timed: Sequence[Timed]) -> float:
+    return sum(seconds for _, seconds, _ in timed) / sum(cost for _, _, cost in timed)
 
 
-def of_siblings(config: Config, study: Study) -> Pace | None:
-    """Return the pace of the newest other studies in the same folder that had the same shape on the same
-    machine."""
+def learned_from_siblings(config: Config, study: Study) -> Pace | None:
+    """Return the pace of the newest other studies in the same folder whose runs had the same shape on this
+    machine; None where there are none."""
     measured: list[Record] = []
     names = []
     host = hardware()["host"]
@@ -100,7 +104,7 @@ def of_siblings(config: Config, study: Study) -> Pace | None:
                 records = index.look(other).records if same else []
                 known = learned(records) is not None
         except (UserError, OSError):
-            continue  # a damaged study, which is not the one asked about, is left out
+            continue  # a damaged study that nobody asked about
         if known:
             measured += records
             names.append(other.name)

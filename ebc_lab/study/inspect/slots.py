@@ -1,8 +1,9 @@
-"""How busy the slots were: which run was on which of them and when, and the share of their time that idled.
+"""How busy a study's worker slots were: which run was on which of them and when, and how long they idled.
 
-All of it from `attempts.jsonl` of each run. There are as many slots as were ever busy at once, and their time
-counts while a worker is there: from its first claim of a run to its last one's end. So what lies between an
-interruption and the call that continued is left out, and so is what follows the last run, as drawing.
+All of it comes from the `attempts.jsonl` of each run. There are as many slots as were ever busy at once. Time
+counts while any worker is there, from its first claim of a run to the end of its last one. So neither the
+pause between an interruption and the call that continued counts, nor what follows the last run, such as
+drawing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ..store.study import Brief
 
 
 class Bar(NamedTuple):
-    """One attempt on one slot, in seconds since the first one began; time without a worker is cut out."""
+    """One attempt at a run on one slot, in seconds since the first attempt; pauses are cut out."""
 
     run_id: str
     stage: str
@@ -37,15 +38,16 @@ class Bar(NamedTuple):
 
 @dataclass(frozen=True)
 class Use:
-    """How long the slots could have trained, and the share of it in which they did not."""
+    """A stretch of time and how much of it was wasted."""
 
     seconds: float
-    idle: float
+    idle: float  # the share of the slots' time in which they trained nothing
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """Every bar, by its begin; and what each stage made of the time until its last run ended."""
+    """Every attempt in the order in which they began, and the use that each stage made of the time from the
+    end of the stage before to the end of its own last run."""
 
     slots: int
     bars: list[Bar]
@@ -53,7 +55,8 @@ class Timeline:
     whole: Use
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what `status` says of it."""
+        """Return the timeline as `status` has it: slots, seconds, and the idle share as a whole and by
+        stage."""
         uses = {"whole": self.whole, **self.stages}
         return {
             "slots": self.slots,
@@ -63,8 +66,8 @@ class Timeline:
 
 
 def timeline(study: StudyFiles, runs: Iterable[Brief] | None = None) -> Timeline | None:
-    """Return what the slots of a study did so far; None where no attempt has ended. `runs`: the study's,
-    where they are known."""
+    """Return what the slots of a study have done so far, None where no attempt has ended. `runs`: the
+    study's; they are read from its files where they are left out."""
     bars = _on_slots(_without_pauses(_attempts(study, _planned(study) if runs is None else runs)))
     if not bars:
         return None
@@ -89,6 +92,7 @@ def in_words(told: Mapping[str, Any]) -> str:
 
 
 def _planned(study: StudyFiles) -> Iterator[Brief]:
+    """Yield the study's planned runs, without those whose files are damaged."""
     for files in study.all_runs():
         with suppress(OSError, UserError):  # other readers say what is wrong with it
             spec = read_json(files.spec, SpecRecord)
@@ -97,37 +101,41 @@ def _planned(study: StudyFiles) -> Iterator[Brief]:
 
 
 def _attempts(study: StudyFiles, runs: Iterable[Brief]) -> list[Bar]:
+    """Return every attempt that has ended, in seconds since the epoch, in the order in which they began."""
     bars = []
     for run in runs:
         if run.kind is None or run.stage not in STAGES:
             continue
-        of_run = (run.run_id, run.stage, run.kind, run.seed)
+        about = (run.run_id, run.stage, run.kind, run.seed)
         spans = attempts.spans(study.run_dir(run.run_id)) if run.spans is None else run.spans
-        bars += [Bar(*of_run, begin, end, (host, pid)) for begin, end, host, pid in spans]
+        bars += [Bar(*about, begin, end, (host, pid)) for begin, end, host, pid in spans]
     return sorted(bars, key=lambda bar: (bar.begin, bar.end, bar.run_id))
 
 
 def _without_pauses(bars: Sequence[Bar]) -> list[Bar]:
-    """Count time from the first begin, and not while no worker was there."""
+    """Return the bars in seconds since the first one began, the time in which no worker was there cut out."""
     lives: dict[tuple[str, int], tuple[float, float]] = {}
     for bar in bars:
         first, last = lives.get(bar.worker, (bar.begin, bar.end))
         lives[bar.worker] = min(first, bar.begin), max(last, bar.end)
-    pauses: list[tuple[float, float]] = []  # when one ends, and how long it was; first of all since the epoch
+    pauses: list[
+        tuple[float, float]
+    ] = []  # when each ends, and how long it was; the first is since the epoch
     until = 0.0
     for first, last in sorted(lives.values()):
         if first > until:
             pauses.append((first, first - until))
         until = max(until, last)
 
-    def counted(at: float) -> float:
-        return at - sum(length for end, length in pauses if end <= at)
+    def worked(when: float) -> float:
+        return when - sum(length for end, length in pauses if end <= when)
 
-    return [bar._replace(begin=counted(bar.begin), end=counted(bar.end)) for bar in bars]
+    return [bar._replace(begin=worked(bar.begin), end=worked(bar.end)) for bar in bars]
 
 
 def _on_slots(bars: Iterable[Bar]) -> list[Bar]:
-    """Give each bar the slot of its worker where that is free, else the first free one."""
+    """Return the bars, each on the slot that its worker had before where that is free, else on the first free
+    one."""
     free: list[float] = []  # slot -> when it is free again
     last: dict[tuple[str, int], int] = {}  # worker -> the slot it was on
     placed = []
@@ -144,6 +152,7 @@ def _on_slots(bars: Iterable[Bar]) -> list[Bar]:
 
 
 def _use(bars: Sequence[Bar], slots: int, since: float, until: float) -> Use:
+    """Return the use that the slots made of the time between two moments."""
     busy = sum(max(0.0, min(bar.end, until) - max(bar.begin, since)) for bar in bars)
     whole = slots * (until - since)
     return Use(until - since, max(0.0, 1 - busy / whole) if whole else 0.0)

@@ -1,4 +1,4 @@
-"""Where a study is, from its files alone."""
+"""How far a study is, from its files alone."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
-from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.identity import digest, study_environment
-from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.json_files import read_json
 from ebc_lab.records.locks import is_locked
 from ebc_lab.records.paths import SpecRecord
-from ebc_lab.records.spec import RunSpec
 
 from ..guards import cause_class
 from ..launch import queue as queue_module
@@ -28,18 +24,17 @@ from ..stages.stage import stage_of
 from ..store import index, manifest
 from ..store.counts import TRAINING, counted
 from ..store.index import Index
-from ..store.own import copies
 from ..store.reuse import remaining_work
 from ..store.snapshot import Snapshot, read
 from ..store.study import RETRIED, Brief, Study, recorded_config
 from . import pace
 from .forecast import forecast, training_runs
-from .reproduce import continuing, reproduce
+from .reproduce import continuing, run_again
 from .slots import timeline
 
 
 def status(study: Study) -> dict[str, Any]:
-    """Return where a study is. Raises UserError when there is none, or its study.json cannot be read at all.
+    """Return how far a study is. Raises UserError where there is none, or its study.json cannot be read.
 
     `state` is `running` (a process holds it), `finished`, `finished_with_failures`, `stale` (decided, but a
     decision no longer follows from the files), `interrupted` (begun, nobody holds it) or `empty` (nothing
@@ -49,30 +44,27 @@ def status(study: Study) -> dict[str, Any]:
     """
     study.must_exist()
     runs = index.look(study)
-    of = _of_still(study, runs)
-    if of and (known := runs.recall("status", of)):
+    key = _key_at_rest(study, runs)
+    if key and (known := runs.recall("status", key)):
         answer: dict[str, Any] = json.loads(known)
         return answer
     snapshot = read(study, strict=False, runs=runs)
     with study.blame_files():
-        answer = _told(snapshot)
-    if of and _lasts(study, answer, runs):
-        runs.remember("status", json.dumps(answer), of)
+        answer = _status(snapshot)
+    if key and not _any_running(study, runs):
+        runs.remember("status", json.dumps(answer), key)
     return answer
 
 
-def _lasts(study: Study, answer: Mapping[str, Any], runs: Index) -> bool:
-    """Tell whether a status holds until one of its files changes."""
-    # without the command that ran it, the one that continues it depends on the user's own files
-    if answer["continue"] and not study.noted_command():
-        return False
+def _any_running(study: Study, runs: Index) -> bool:
+    """Return whether a process is training one of the study's runs."""
     open_runs = (study.run_files(r.run_id) for r in runs.records if not r.brief.outcome)
-    return not any(is_locked(run.lock) for run in open_runs)
+    return any(is_locked(run.lock) for run in open_runs)
 
 
-def _of_still(study: Study, runs: Index) -> str:
-    """Name all that the status of a study depends on beside its runs, while nothing is going on; empty where
-    something else may matter: a process on it, or jobs of its own."""
+def _key_at_rest(study: Study, runs: Index) -> str:
+    """Return a key of all that the status of a study depends on beside its runs; empty where that cannot be
+    said, since a process holds it or it has Slurm jobs."""
     if not runs.state or study.holder() is not None or study.launcher_file.exists():
         return ""
     try:
@@ -85,14 +77,14 @@ def _of_still(study: Study, runs: Index) -> str:
     return digest([*files, *about])
 
 
-def _told(snapshot: Snapshot) -> dict[str, Any]:
+def _status(snapshot: Snapshot) -> dict[str, Any]:
     study = snapshot.study
     config = snapshot.config
     records = snapshot.records
     holder = study.holder()
     queue, unavailable = _queue(study, config.launcher.queue_every_s)
     runs = [run_status(study, r.brief) for r in records if r.brief.kind]
-    failures = failures_of(study, config, [r for r in runs if r["outcome"] and r["outcome"] not in FINISHED])
+    failures = failures_of(study, [r for r in runs if r["outcome"] and r["outcome"] not in FINISHED])
     because = snapshot.stale_decisions()
     if holder is not None:
         state = "running"
@@ -102,16 +94,12 @@ def _told(snapshot: Snapshot) -> dict[str, Any]:
         state = "finished_with_failures" if failures else "finished"
     else:
         state = "interrupted" if runs else "empty"
-    eta = None  # of a stale study it depends on what is decided again
     early = None
-    if state.startswith("finished"):
-        eta = 0.0
-    elif state != "stale":
-        ahead = _Ahead(snapshot, holder)
-        eta = ahead.eta_s(runs)
-        early = _early(snapshot, ahead.known)
+    eta = 0.0 if state.startswith("finished") else None
+    if eta is None and state != "stale":  # of a stale study it depends on what is decided again
+        known, eta = _ahead(snapshot, holder, runs)
+        early = _early(snapshot, known)
     in_progress = [r for r in runs if r["outcome"] is None and r["progress"]]
-    busy = slots_used(snapshot)
     retried = state == "finished_with_failures" and any(f["outcome"] in RETRIED for f in failures)
     to_go_on = (retried or state in ("interrupted", "empty", "stale")) and study.resumable
     return {
@@ -128,7 +116,7 @@ def _told(snapshot: Snapshot) -> dict[str, Any]:
         "joined": joined(study),
         "eta_s": eta,
         "so_far": early,
-        "slots": busy,
+        "slots": slots_used(snapshot),
         "failures": failures,
         "continue": continuing(study, snapshot.header) if to_go_on else None,
         "problems": [*snapshot.problems, *unavailable],
@@ -136,25 +124,22 @@ def _told(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def slots_used(snapshot: Snapshot) -> dict[str, Any] | None:
-    """Return what `Timeline.as_dict` says of the study's slots; None where no attempt has ended."""
-
-    def ask() -> str:
-        busy = timeline(snapshot.study, (record.brief for record in snapshot.records))
-        return json.dumps(busy and busy.as_dict())
-
-    used: dict[str, Any] | None = json.loads(snapshot.index.remembered("slots", ask))
-    return used
+    """Return how busy the study's slots were, as `Timeline.as_dict`; None where no attempt has ended."""
+    busy = timeline(snapshot.study, (record.brief for record in snapshot.records))
+    return busy.as_dict() if busy else None
 
 
 def known_so_far(snapshot: Snapshot) -> dict[str, Any] | None:
-    """Return what is known of the stage that is open: its name, a `line`, and how many of its `runs` are
-    there; None where all are decided, or a decision cannot be used."""
+    """Return what is known of the stage that is open: its name, a `line` about it, and how many of its `runs`
+    have ended; None where all stages are decided, or a decision cannot be used."""
     if snapshot.finished or snapshot.faults:
         return None
-    return _early(snapshot, _Ahead(snapshot, snapshot.study.holder()).known)
+    known, _ = _ahead(snapshot, snapshot.study.holder(), [])
+    return _early(snapshot, known)
 
 
 def _early(snapshot: Snapshot, known: SoFar | None) -> dict[str, Any] | None:
+    """Return what `known_so_far` does, with what the runs in progress were last evaluated at."""
     if known is None:
         return None
     flying = []
@@ -168,15 +153,16 @@ def _early(snapshot: Snapshot, known: SoFar | None) -> dict[str, Any] | None:
 def _stages(
     snapshot: Snapshot, because: Mapping[str, str], runs: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return each stage of the study. `because`: stage -> why its decision is stale."""
+    """Return the study's stages: state, runs by outcome, headlines. `because`: stage -> why its decision is
+    stale."""
     decisions = snapshot.decisions
     work = remaining_work(snapshot.config, snapshot.reusable_results()) if because else []
     would_train = {w.stage: w.missing for w in work}
     stages = []
     sorts = snapshot.sorts_of_runs()
     for stage in snapshot.config.study.stages:
-        of_stage = [r for r in runs if r["stage"] == stage and sorts[r["run_id"]] == TRAINING]
-        outcomes = Counter(r["outcome"] or "open" for r in of_stage)
+        trained = [r for r in runs if r["stage"] == stage and sorts[r["run_id"]] == TRAINING]
+        outcomes = Counter(r["outcome"] or "open" for r in trained)
         if stage in because:
             state = "stale"
         elif stage in decisions:
@@ -199,7 +185,7 @@ def _stages(
 
 
 def run_status(study: Study, run: Brief) -> dict[str, Any]:
-    """Return a planned run: what it is, and how it ended."""
+    """Return what a planned run is, and how it ended or how far it is."""
     return {
         "run_id": run.run_id,
         "stage": run.stage,
@@ -214,6 +200,7 @@ def run_status(study: Study, run: Brief) -> dict[str, Any]:
 
 
 def _progress(study: Study, run_id: str) -> dict[str, Any] | None:
+    """Return how far a run is, and its latest evaluation; None before its first step."""
     now = study.progress(run_id)
     if now is None:
         return None
@@ -221,8 +208,8 @@ def _progress(study: Study, run_id: str) -> dict[str, Any] | None:
     return {**now, "at_step": at_step, "val_loss": loss}
 
 
-def failures_of(study: Study, config: Config, failed: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Failed runs grouped by cause, each group with the command that runs its first one again."""
+def failures_of(study: Study, failed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return failed runs grouped by cause, each group with the command that trains its first run again."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for r in failed:
         groups.setdefault(cause_class(r["run_id"], r["outcome"], r["cause"]), []).append(r)
@@ -232,16 +219,16 @@ def failures_of(study: Study, config: Config, failed: list[dict[str, Any]]) -> l
             "cause": alike[0]["cause"] or "",
             "runs": [r["run_id"] for r in alike],
             "log": str(study.run_files(alike[0]["run_id"]).log),
-            # the run itself did nothing wrong: the study's command trains it again
-            "command": None if alike[0]["outcome"] in RETRIED else _again(study, config, alike[0]["run_id"]),
+            # a lost run did nothing wrong: the study's own command trains it again
+            "command": None if alike[0]["outcome"] in RETRIED else _again(study, alike[0]["run_id"]),
         }
         for alike in groups.values()
     ]
 
 
 def _queue(study: Study, every_s: float) -> tuple[dict[str, int], list[str]]:
-    """Slurm's states of the study's jobs, and how many are in each; asked no more often than the launcher
-    would. And problems."""
+    """Return how many of the study's Slurm jobs are in each state, and what went wrong in asking for them.
+    Slurm is asked no more often than the launcher would ask."""
     try:
         session = queue_module.session_of(study)
         known = queue_module.cached_jobs(session, every_s) if session else {}
@@ -251,7 +238,8 @@ def _queue(study: Study, every_s: float) -> tuple[dict[str, int], list[str]]:
 
 
 def joined(study: Study) -> list[dict[str, Any]]:
-    """Return the workers that have joined a running study from elsewhere: `worker`, `host`, `run_ids`."""
+    """Return the workers that have joined a running study from other machines: `worker`, `host`,
+    `run_ids`."""
     workers = []
     for session in sessions_in(study):
         notes = session.notes()
@@ -262,51 +250,33 @@ def joined(study: Study) -> list[dict[str, Any]]:
     return workers
 
 
-def _again(study: Study, config: Config, run_id: str) -> str | None:
-    """Return the command that trains one run as its spec describes it, outside the study; None for a
-    measurement."""
+def _again(study: Study, run_id: str) -> str | None:
+    """Return the command that trains one run as its spec describes it; None for a measurement."""
     spec = read_json(study.run_files(run_id).spec, SpecRecord)
-    run = from_dict(RunConfig, spec["config"])
-    if run.lr_schedule.source:  # its name in this study, which a new run elsewhere would not find
-        run.lr_schedule.source = str(study.run_dir(run.lr_schedule.source).resolve())
-    copied = copies(study, study.header(checked=False))
-    return reproduce(config, run, copied) if spec["kind"] == "train" else None
+    return run_again(study, run_id) if spec["kind"] == "train" else None
 
 
-class _Ahead:
-    """What is still to come of a study: as the process that runs it has said, or else worked out anew, which
-    takes milliseconds for each of its runs."""
+def _ahead(
+    snapshot: Snapshot, holder: Mapping[str, Any] | None, runs: Sequence[Mapping[str, Any]]
+) -> tuple[SoFar | None, float | None]:
+    """Return what is known of the stage that is open, and the seconds left for the runs that are expected, at
+    the pace of the finished ones; None before one has finished.
 
-    def __init__(self, snapshot: Snapshot, holder: Mapping[str, Any] | None):
-        self.snapshot = snapshot
-        self.results = snapshot.reusable_results()
-        told = outlook(snapshot.study, holder)
-        of_now = told and told[0].stage == open_stage(snapshot.config, snapshot.decisions)
-        self.told = told if of_now else None
-
-    @cached_property
-    def expected(self) -> Mapping[str, Sequence[RunSpec]]:
-        return forecast(self.snapshot.config, ("expected",), self.results)["expected"]
-
-    @property
-    def known(self) -> SoFar | None:
-        """Return what is known of the stage that is open."""
-        if self.told:
-            return self.told[0]
-        return so_far(
-            self.snapshot.config, self.snapshot.decisions, self.results, training_runs(self.expected)
-        )
-
-    def eta_s(self, runs: Sequence[Mapping[str, Any]]) -> float | None:
-        """Return the seconds left for the expected runs, at the pace of the finished ones; None where no run
-        has finished. `runs`: as `run_status` has them."""
-        if self.told:
-            return self.told[1]
-        rate = pace.learned(self.snapshot.records)
-        if rate is None:
-            return None
-        expected = [s for specs in self.expected.values() for s in specs if s.kind == "train"]
-        done = self.results(expected)
-        part = {r["run_id"]: r["progress"].get("step", 0) / r["steps"] for r in runs if r["progress"]}
-        left = sum(rate.seconds(s) * (1 - part.get(s.run_id, 0.0)) for s in expected if s.run_id not in done)
-        return float(left / slots(self.snapshot.config))
+    The process that runs the study has left both; without one they are worked out anew, which takes
+    milliseconds for each run. `runs`: as `run_status` has them.
+    """
+    config = snapshot.config
+    left_behind = outlook(snapshot.study, holder)
+    if left_behind and left_behind[0].stage == open_stage(config, snapshot.decisions):
+        return left_behind
+    results = snapshot.reusable_results()
+    expected = forecast(config, ("expected",), results)["expected"]
+    known = so_far(config, snapshot.decisions, results, training_runs(expected))
+    rate = pace.learned(snapshot.records)
+    if rate is None:
+        return known, None
+    training = [s for specs in expected.values() for s in specs if s.kind == "train"]
+    done = results(training)
+    shares = {r["run_id"]: r["progress"].get("step", 0) / r["steps"] for r in runs if r["progress"]}
+    left = sum(rate.seconds(s) * (1 - shares.get(s.run_id, 0.0)) for s in training if s.run_id not in done)
+    return known, float(left / slots(config))

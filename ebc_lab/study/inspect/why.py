@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,13 +10,13 @@ from ebc_lab.records.decisions import Decision, NoiseFloor
 
 from ..stages.stage import stage_of
 from ..stages.statistics import noise
-from ..store.snapshot import Snapshot, read
+from ..store.snapshot import read
 from ..store.study import Study
 
 
 def why(study: Study, stage: str | None) -> dict[str, Any]:
-    """Return each stage's decision with what would have changed it, for one stage or all. Raises
-    UserError."""
+    """Return the decision of one stage, or of each, with what would have changed it. Raises UserError where
+    there is no such stage, or it is not decided."""
     snapshot = read(study)
     stages = snapshot.config.study.stages
     if stage is not None and stage not in stages:
@@ -30,37 +29,29 @@ def why(study: Study, stage: str | None) -> dict[str, Any]:
         raise UserError(f"{which} decided yet.")
     with study.blame_files():
         because = snapshot.stale_decisions()
-        told, floors = _told(snapshot, decisions)
+        floors = noise_floor(decisions)
         return {
-            name: {**decisions[name], **told[name], "stale_because": because.get(name), "noise": floors}
+            name: {
+                **decisions[name],
+                "headline": stage_of(name).headlines(decisions[name]),
+                "flips": stage_of(name).would_change(decisions[name]),
+                "stale_because": because.get(name),
+                "noise": floors,
+            }
             for name in asked
         }
 
 
-def _told(
-    snapshot: Snapshot, decisions: Mapping[str, Decision]
-) -> tuple[dict[str, dict[str, list[str]]], dict[str, NoiseFloor]]:
-    """Return what is said of each decision, and `noise_floor`."""
-
-    def ask() -> str:
-        said = {
-            name: {"headline": stage_of(name).headlines(d), "flips": stage_of(name).would_change(d)}
-            for name, d in decisions.items()
-        }
-        return json.dumps([said, noise_floor(decisions)])
-
-    said, floors = json.loads(snapshot.index.remembered("why", ask, snapshot.name, runs=False))
-    return said, floors
-
-
 def noise_floor(decisions: Mapping[str, Decision]) -> dict[str, NoiseFloor]:
-    """Return each track's noise between seeds, in which margins are counted (`stages.statistics.noise`)."""
+    """Return, for each track, the noise between seeds that margins are measured in
+    (`stages.statistics.noise`)."""
     tracks = decisions["lr_sweep"]["tracks"] if "lr_sweep" in decisions else {}
     return {track: noise(d["replicate_losses"]) for track, d in tracks.items()}
 
 
 def noise_in_words(floor: NoiseFloor) -> str:
-    """Write the noise floor in a line: σ, its interval, and what two single runs could show."""
+    """Return the noise floor in a line: σ, its interval, and the difference that two single runs could
+    show."""
     if floor["sigma"] is None:
         return "σ unknown"
     return (

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from ebc_lab.config.machine import listing, meant, processes_on
+from ebc_lab.config.machine import listing, named_by, processes_on
 from ebc_lab.training.ends import OUT_OF_MEMORY, UNUSABLE
 
 
@@ -71,7 +71,7 @@ class Devices:
             same = {other for other in range(self.slots) if self.gpus_of(other) == gpus}
             self._failed_on.setdefault(run_id, set()).update(same)
         there = listing()
-        gone = [name for name in gpus if not there.failure and not meant(name, there.gpus)]
+        gone = [name for name in gpus if not there.failure and not named_by(name, there.gpus)]
         if gone:
             shared = [s for s in range(self.slots) if set(self.gpus_of(s)) & set(gone)]
             return True, self.retire(shared, f"{' and '.join(gone)} is not listed by nvidia-smi any more")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from ebc_lab.config.schema import Config
 from ebc_lab.records.files import atomic_writer
 
 from . import manifest
-from .study import OwnRecord, Study, StudyHeader
+from .study import OwnRecord, Study
 
 
 def lacking(study: Study, header: Mapping[str, Any], config: Config) -> bool:
@@ -55,39 +53,3 @@ def keep(study: Study, config: Config) -> OwnRecord:
 def _entry(study: Study, path: Path) -> str:
     """Return the name of a file in the study's manifest."""
     return path.relative_to(study.root).as_posix()
-
-
-@dataclass(frozen=True)
-class Copies:
-    """The copies that a study has: in `folder`, which commands call `shown`; of the `suite`, and all
-    `files`."""
-
-    folder: Path
-    shown: str
-    suite: str | None
-    files: frozenset[str]
-
-    @property
-    def suite_path(self) -> str | None:
-        """Return the path of the suite's copy, or None where there is none."""
-        there = self.suite is not None and (self.folder / self.suite).is_file()
-        return str((self.folder / str(self.suite)).resolve()) if there else None
-
-    def to_show(self, text: str) -> str:
-        """Return a text in which the folder is named as commands name it."""
-        return text.replace(str(self.folder.resolve()), self.shown)
-
-    def path_of(self, target: str) -> str:
-        """Return `<own>/my_opt.py:Cautious` for a target whose file is copied, and any other as it is."""
-        module, _, name = target.partition(":")
-        file = f"{module}.py"
-        there = "." not in module and file in self.files and (self.folder / file).is_file()
-        return f"{self.folder.resolve() / file}:{name}" if there else target
-
-
-def copies(study: Study, header: StudyHeader | Mapping[str, Any]) -> Copies:
-    """Return the copies that a study has, as its study.json records them."""
-    recorded: Any = header.get("own") or {"suite": None, "files": {}}
-    shown = str(study.own) if study.resumable else str(Path(study.name) / study.own.name)
-    plain = shown if re.match(r"[./~]", shown) or "/" in shown else f"./{shown}"
-    return Copies(study.own, plain, recorded["suite"], frozenset(recorded["files"]))

@@ -126,12 +126,12 @@ def test_each_kind_of_run_has_its_own_pace_once_enough_are_finished(own_copy):
             )
     found = pace.learned(study.records())
     tokens = 10 * 16
-    assert found.of_kind["adam", "none"] * tokens == pytest.approx(1.0)
-    assert found.of_kind["adam", "ebc"] * tokens * 1.1 == pytest.approx(2.0)
-    assert found.of_kind["adam", "none"] < found.overall < found.of_kind["adam", "ebc"] * 1.1
+    assert found.by_kind["adam", "none"] * tokens == pytest.approx(1.0)
+    assert found.by_kind["adam", "ebc"] * tokens * 1.1 == pytest.approx(2.0)
+    assert found.by_kind["adam", "none"] < found.overall < found.by_kind["adam", "ebc"] * 1.1
     assert pace.learned([]) is None
     plain = [r for r in study.records() if "_baseline_" in r.run_id][:1]
-    assert pace.learned(plain).of_kind == {}  # one run is no pace of a kind
+    assert pace.learned(plain).by_kind == {}  # one run is no pace of a kind
     assert pace.learned(plain).overall > 0
 
 

@@ -1,6 +1,9 @@
 """Commands that do something again are tried by composing them."""
 
+import json
+import os
 import shlex
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -8,70 +11,145 @@ from support.invented import invent
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import from_dict, run_part
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import identity
 from ebc_lab.config.overrides import check_overrides
 from ebc_lab.config.schema import Config
 from ebc_lab.study.inspect.reproduce import (
+    again,
     continuing,
     deciding,
+    departures,
     override_value,
-    reproduce,
-    study_command,
+    run_again,
 )
-from ebc_lab.study.store import changes
+from ebc_lab.study.store import bundle, changes
 from ebc_lab.study.store.study import Study
 
 
-def requested(overrides):
-    return changes.requested(compose(overrides, here=False))
+def words(command, program):
+    ours, name, *overrides = shlex.split(command)
+    assert (ours, name) == ("ebc-lab", program)
+    return overrides
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_opt.py").write_text("import torch\n\n\nclass Cautious(torch.optim.AdamW):\n    pass\n")
+    return tmp_path
+
+
+OWN = ["optimizer=custom", "optimizer.target=./my_opt.py:Cautious", "lr_sweep.grids.custom=[1e-3,2e-3]"]
 
 
 @pytest.mark.parametrize(
     "overrides",
     [
-        pytest.param(["scale=laptop"], marks=pytest.mark.slow),
-        pytest.param(["scale=smoke", "study.name=other", "seeds=[3,4]"], marks=pytest.mark.slow),
-        ["scale=smoke", "study=published", "calibrate.multiples=[0.5,1]"],
-        ["scale=smoke", "study=controls", "ablation.steps=40", "model.blocks=1"],
-        ["scale=paper", "optimizer=adam", "data=path", 'data.file="/a folder/it\'s, here & there.txt"'],
-        ["scale=smoke", "study=stabilizers", "lr_sweep.grids.adam=[1e-3,0.25]"],
-        pytest.param(
-            ["scale=laptop", "study=determinism", "circumstances.parts=[1,2]"], marks=pytest.mark.slow
-        ),
+        ["study=controls", "ablation.steps=40", "~ablation.arms.control", "+ablation.arms.new.lr_scale=3"],
+        ["study=optimizers", "mine=./my_opt.py:Cautious", "lr_sweep.grids.adam=[1e-3,0.25]"],
+        [*OWN, "optimizer.arguments={betas: [0.8, {a: 'b, c'}], inner: {empty: null, flag: true}}"],
     ],
 )
-def test_the_command_of_a_study_asks_for_exactly_its_settings(overrides):
-    asked = requested(overrides)
-    found = study_command(asked)
-    program, command, *words = shlex.split(found.command)
-    assert (program, command) == ("ebc-lab", "autopilot")
-    assert requested(words) == asked
-    assert len(words) <= len(overrides)
-    assert found.unsaid == []
+def test_the_command_of_a_study_asks_for_exactly_its_settings(place, text_file, overrides):
+    asked = ["data=path", f"data.file={text_file}", *overrides]
+    if "optimizer=custom" in overrides:
+        study = Study(place / "out" / "own")
+        config = compose(["scale=smoke", "study.name=own", *asked], here=False)
+        study.root.mkdir(parents=True)
+        resolved = replace(config, data=replace(config.data, sha256="0" * 64))
+        record = {"requested": changes.requested(config), "config": changes.requested(resolved)}
+        study.header_file.write_text(json.dumps(record))
+        header = record
+    else:
+        study = invent(place / "out", asked, stages=1, drawn=False)
+        header = study.header()
+    found = compose(words(again(study), "autopilot"), here=False)
+    assert changes.from_recorded(found, header) == []
+    assert found.data.sha256 == header["config"]["data"]["sha256"]  # the very text
+    assert found.study.name == study.name
 
 
-def test_the_command_of_a_study_with_an_own_optimizer_says_all_of_it():
-    own = ["optimizer=custom", "optimizer.target=json:loads"]
-    arguments = "optimizer.arguments={betas: [0.8, {a: 'b, c'}], inner: {empty: null, flag: true}}"
-    asked = requested(["scale=smoke", *own, arguments, "lr_sweep.grids.custom=[1e-3,2e-3]"])
-    found = study_command(asked)
-    assert found.unsaid == []
-    assert requested(shlex.split(found.command)[2:]) == asked
+def test_settings_after_the_file_win_and_a_group_is_chosen_anew(place, text_file):
+    study = invent(
+        place / "out", ["data=path", f"data.file={text_file}", "batch_size=7"], stages=1, drawn=False
+    )
+    began = f"from={study.header_file}"
+    found = compose(
+        [began, "batch_size=9", "quantizer=ternary", "study.name=b", "launcher=inline"], here=False
+    )
+    assert (found.batch_size, found.quantizer.name, found.launcher.name) == (9, "ternary", "inline")
+    with pytest.raises(UserError, match="has a scale and a suite already: leave study=controls out"):
+        compose([began, "study=controls"], here=False)
+    with pytest.raises(UserError, match=r"optimizer.lr is decided by the study itself"):
+        compose([began, "optimizer.lr=1e-3"], here=False)
 
 
-def test_arms_that_a_suite_does_not_have_and_those_left_out_are_said():
-    asked = requested(["scale=smoke", "study=controls"])
-    arms = asked["ablation"]["arms"]
-    arms["mine"] = {**arms["baseline"], "lr_scale": 3.0}
-    found = study_command(asked)
-    assert found.unsaid == []
-    assert requested(shlex.split(found.command)[2:]) == asked
-    gone = [name for name in arms if name not in ("mine", asked["ablation"]["reference"])][-1]
-    del arms[gone]
-    found = study_command(asked)
-    assert found.unsaid == []
-    assert f"'~ablation.arms.{gone}'" in found.command
-    assert "study=controls" in found.command
-    assert requested(shlex.split(found.command)[2:]) == asked
+def test_a_run_begins_from_its_spec_under_its_own_name(place, text_file):
+    asked = ["study=optimizers", "mine=./my_opt.py:Cautious", "data=path", f"data.file={text_file}"]
+    study = invent(place / "out", asked, drawn=False)
+    (place / "my_opt.py").rename(place / "elsewhere.py")  # the study has its copy
+    for run_id in [*study.run_ids()][::5]:
+        spec = study.spec(run_id)
+        if spec["kind"] != "train":
+            continue
+        found = compose(words(run_again(study, run_id), "train"), study=False)
+        assert identity(run_part(found)) == spec["identity"]
+    assert any(run_id.startswith("cautious") for run_id in study.run_ids())
+
+
+def damaged(study, place, how):
+    """The file that is given, and what is said of it."""
+    file = place / "study.json"
+    content = study.header_file.read_text()
+    if how == "cut":
+        file.write_text(content[:500])
+    elif how == "edited":
+        file.write_text(content.replace('"smoke"', '"laptop"'))
+    elif how == "of another version":
+        header = json.loads(content)
+        header["requested"]["hallucinations"] = 3
+        del header["checksum"]
+        file.write_text(json.dumps(header))
+    elif how == "without its corpus":
+        header = json.loads(content)
+        del header["checksum"], header["config"]["data"]
+        file.write_text(json.dumps(header))
+    elif how == "a pipe":
+        os.mkfifo(file)
+    elif how == "a list":
+        file.write_text("[[[]]]")
+    elif how == "a folder":
+        return study.root
+    elif how == "a bundle":
+        file = place / "it.zip"
+        shutil.copy(bundle.export(study, place / "made.zip")["bundle"], file)
+    elif how == "a run's":
+        return study.run_files(study.run_ids()[0]).spec
+    return file
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("missing", "is not there: give the study.json"),
+        ("cut", "cannot be read .*: get the file again"),
+        ("edited", "was edited after it was written"),
+        ("of another version", "Config has no hallucinations: the file was written by another version"),
+        ("without its corpus", "is damaged .*: get the file again"),
+        ("a pipe", "is not a file but a pipe"),
+        ("a list", "holds no settings of a study or a run"),
+        ("a folder", "is a folder: give the study.json"),
+        ("a bundle", "is a bundle: unpack it with `ebc-lab report`"),
+        ("a run's", "is a run's: `ebc-lab train from="),
+    ],
+)
+def test_a_file_that_nothing_can_begin_from_is_refused_in_a_sentence(place, text_file, how, said):
+    study = invent(place / "out", ["data=path", f"data.file={text_file}"], drawn=False)
+    with pytest.raises(UserError, match=said) as refused:
+        compose([f"from={damaged(study, place, how)}"], here=False)
+    assert str(refused.value).startswith("from=")
+    assert str(refused.value).count("\n") == 0
 
 
 @pytest.mark.parametrize(
@@ -96,37 +174,30 @@ def test_a_value_is_read_as_it_was_written_and_quoted_once(value):
         assert shlex.quote(written).count("'") in (0, 2)
 
 
-@pytest.mark.parametrize(("name", "said"), [("shakespeare", False), ("pydoc", True)])
-def test_a_run_s_command_names_the_text_s_checksum_where_its_name_may_mean_several(name, said):
-    config = compose(["scale=smoke", f"data={name}"], here=False)
-    run = run_part(config)
-    command = reproduce(config, replace(run, data=replace(run.data, sha256="0" * 64)))
-    assert ("data.sha256" in command) == said
+def test_what_departs_from_the_scale_and_the_suite_is_listed_with_its_default(place, text_file):
+    asked = ["study=controls", "batch_size=7", "data=path", f"data.file={text_file}", "study.name=x"]
+    new = "+ablation.arms.new={about: another, lr_scale: 2}"
+    study = invent(place / "out", [*asked, new, "~ablation.arms.control"], stages=1, drawn=False)
+    found = {key: (old, here) for key, old, here in departures(study, study.header())}
+    assert found["batch_size"] == (24, 7)
+    assert found["ablation.arms.new"] == (None, "another")
+    assert found["ablation.arms.control"][1] is None
+    assert not any(key.startswith(("ablation.arms.baseline", "study.name")) for key in found)
 
 
-def test_what_departs_from_the_scale_is_listed_with_its_default():
-    found = study_command(requested(["scale=smoke", "batch_size=7", "study.name=x"]))
-    assert found.changed == [("batch_size", 24, 7)]
-
-
-def test_the_command_that_decides_asks_for_fresh_seeds_and_for_nothing_else_anew(
-    tmp_path, text_file, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "my_opt.py").write_text("import torch\n\n\nclass Cautious(torch.optim.AdamW):\n    pass\n")
+def test_the_command_that_decides_asks_for_fresh_seeds_and_for_nothing_else_anew(place, text_file):
     asked = ["study=optimizers", "mine=./my_opt.py:Cautious", "data=path", f"data.file={text_file}"]
-    study = invent(tmp_path / "out", asked, stages=1, drawn=False)
+    study = invent(place / "out", asked, stages=1, drawn=False)
     header = study.header()
     answers = {"cautious": {"verdict": "undecided", "seeds": list(range(9)), "seeds_needed": 9}}
     decision = {"tracks": {"adam_none": {"answers": answers}}}
-    words = shlex.split(deciding(study, header, decision))
-    made = compose(words[2:], here=False)
+    made = compose(words(deciding(study, header, decision), "autopilot"), here=False)
     before = from_dict(Config, {**header["requested"], "data": header["config"]["data"]})
     assert made.seeds == list(range(5, 14))
     assert made.study.name == f"{header['study']}_seeds_5_to_13"
-    assert made.output_dir == str(tmp_path / "out")
+    assert made.output_dir == str(place / "out")
     assert (made.ablation, made.tune, made.scale) == (before.ablation, before.tune, before.scale)
-    invent(tmp_path / "out", [*asked, "seeds=[6,8]", "study.name=other"], stages=1, drawn=False)
+    invent(place / "out", [*asked, "seeds=[6,8]", "study.name=other"], stages=1, drawn=False)
     assert "seeds=[5,7,9,10,11,12,13,14,15]" in deciding(study, header, decision)  # none trained with there
     answers["cautious"]["verdict"] = "better"
     assert deciding(study, header, decision) is None
@@ -138,10 +209,8 @@ def test_a_study_that_was_moved_is_continued_where_it_is_now(own_copy, tmp_path)
     assert continuing(study, study.header()) == "ebc-lab autopilot scale=smoke"
     (tmp_path / "a place").mkdir()
     moved = Study(study.root.rename(tmp_path / "a place" / "renamed"))
-    program, command, *words = shlex.split(continuing(moved, moved.header()))
-    assert (program, command) == ("ebc-lab", "autopilot")
-    asked = compose(words)
+    asked = compose(words(continuing(moved, moved.header()), "autopilot"))
     assert (asked.output_dir, asked.launcher.name) == (str(moved.root.parent), "inline")
     assert asked.study.name == "renamed"
-    words = [word for word in words if not word.startswith("study.name=")]
-    assert requested([*words, f"study.name={study.name}"]) == moved.header()["requested"]
+    renamed = replace(asked, study=replace(asked.study, name=study.name))
+    assert changes.from_recorded(renamed, moved.header()) == []

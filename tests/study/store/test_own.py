@@ -1,7 +1,6 @@
 """A study of one's own: its files go with it, from any folder to any other."""
 
 import json
-import re
 import shlex
 import shutil
 import sys
@@ -13,13 +12,11 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.own.sources import PLACES, find
 from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.inspect.forecast import planned
-from ebc_lab.study.inspect.reproduce import continuing, study_command
+from ebc_lab.study.inspect.reproduce import again, continuing
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.resolve import resolve_study
 from ebc_lab.study.store import bundle, manifest
-from ebc_lab.study.store.changes import requested
 from ebc_lab.study.store.find import find as find_study
-from ebc_lab.study.store.own import copies
 from ebc_lab.study.store.study import Study
 from ebc_lab.study.store.verify import verify
 
@@ -107,11 +104,7 @@ def test_a_changed_copy_is_found(own, tmp_path, monkeypatch):
 
 
 def test_it_is_planned_anywhere_from_its_copies(elsewhere):
-    header = elsewhere.header()
-    again = study_command(header["requested"], copies(elsewhere, header))
-    assert again.unsaid == []
-    words = shlex.split(again.command)[2:]
-    assert any(re.fullmatch(r"study=.*/own/carried.yaml", word) for word in words)
+    words = shlex.split(again(elsewhere))[2:]
     config = compose([*words, "output_dir=."], here=False)
     assert config.study.name == elsewhere.root.name
     assert config.ablation.arms["mine"].settings["optimizer"]["sha256"] == find("carried_opt:Carried").sha256
@@ -119,16 +112,16 @@ def test_it_is_planned_anywhere_from_its_copies(elsewhere):
     assert found["changed"] == []
     total = found["stages"]["total"]["expected"]
     assert total["done"] == total["runs"] > 0
-    assert "own/carried.yaml" in continuing(elsewhere, header)
+    assert words[0] in continuing(elsewhere, elsewhere.header())
 
 
 def test_a_run_is_trained_again_elsewhere_with_the_same_result(own, elsewhere, tmp_path):
-    header = elsewhere.header()
-    words = shlex.split(study_command(header["requested"], copies(elsewhere, header)).command)[2:]
+    words = shlex.split(again(elsewhere))[2:]
     asked = [*words, "launcher=inline", f"output_dir={tmp_path / 'again'}"]
     autopilot(compose(asked), Listener())
     first, second = own[0], Study(tmp_path / "again" / "carried")
     assert second.run_ids() == first.run_ids()
+    assert {path.name for path in second.own.iterdir()} == {path.name for path in first.own.iterdir()}
     for run_id in first.run_ids():
         one, other = first.result(run_id), second.result(run_id)
         assert one.get("weights_checksum") == other.get("weights_checksum")
@@ -147,22 +140,6 @@ def test_an_edited_file_is_named_and_nothing_is_trained(own, monkeypatch):
     finally:
         help_.write_text(before)
     assert planned(compose(asked))["changed"] == []
-
-
-def test_the_pages_command_is_taken_in_the_folder_of_the_study_itself(own, monkeypatch):
-    study, asked, folder = own
-    monkeypatch.setenv(PLACES, "")
-    monkeypatch.chdir(folder)
-    header = study.header()
-    part = "settings: {optimizer: {name: custom, target: ./carried_opt.py:Carried}}"
-    arm = f"ablation.arms.hot={{lr_scale: 2, {part}}}"
-    wanted = requested(compose([*asked, arm], here=False))
-    again = study_command(wanted, copies(study, header))
-    assert "sha256" not in again.command
-    assert "name: custom" in again.command
-    assert again.unsaid == []
-    assert not any(key.endswith(("sha256", "batch_scale")) for key, _, _ in again.changed)
-    assert requested(compose(shlex.split(again.command)[2:], here=False)) == wanted
 
 
 def test_texts_may_be_edited_without_force(own, monkeypatch, undrawn):

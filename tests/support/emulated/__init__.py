@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ebc_lab.config.machine import Gpu
+from ebc_lab.config.machine import Gpu, Listing
 
 VARIABLE = "EMULATED_CUDA"  # set by `make test-emulated`
 _missing: list[str] = []
@@ -28,9 +28,9 @@ def install_if_wanted() -> None:
         device.install()
 
 
-def gpus() -> tuple[Gpu, ...]:
-    """Return what `ebc_lab.config.machine.gpus` would: one GPU."""
-    return (Gpu(0, "emulated GPU", "GPU-emulated"),)
+def listing() -> Listing:
+    """Return what `ebc_lab.config.machine.first_listing` would: one GPU."""
+    return Listing((Gpu(0, "emulated GPU", "GPU-emulated"),), "")
 
 
 def why_not() -> str | None:

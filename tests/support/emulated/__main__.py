@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from support.emulated import device, gpus
+from support.emulated import device, listing
 
 device.install()
 
@@ -19,7 +19,7 @@ from support.emulated.trials import counted, trial  # noqa: E402
 from ebc_lab.config import machine  # noqa: E402
 
 torch.set_num_threads(1)
-machine.gpus = gpus  # type: ignore[assignment]
+machine.first_listing = listing  # type: ignore[assignment]
 text = "the cat sat on a mat and saw rain run down to sea under moon. " * 300
 print("arm | captured | graphed = eager | resumed = whole | ", end="")
 print("waits in graphs | waits an eager step | findings | seconds")

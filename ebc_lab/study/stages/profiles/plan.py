@@ -43,6 +43,6 @@ def run_at(
     base = run_part(config)
     plain = replace(base, evaluate=["val"], stabilizer=replace(base.stabilizer, name="none"))
     run = with_size(changed(plain, with_text(base, workload.settings)), workload)
-    run = changed(run, method.at(point))
+    run = changed(run, method.settings_at(point))
     every = steps_of(config, workload, 1 / config.profiles.evaluations)
     return replace(run, steps=steps_of(config, workload, times), eval_every=every)
