@@ -22,7 +22,7 @@ from .schema import GONE, Config
 LONGEST = 4000  # characters of an override; for longer ones Hydra's parser takes seconds
 LONGEST_TOGETHER = 40_000
 DEEPEST = 20  # lists and mappings inside each other; the parser recurses
-LONG_NUMBER = re.compile(r"(?<![\w./-])[-+]?([0-9][0-9_]{30,})(?![\w./-])")
+LONG_NUMBER = re.compile(r"""(?<![\w./'"-])[-+]?([1-9][0-9_]{30,})(?![\w./'"-])""")  # a text is in quotes
 MOST_COMBINATIONS = 1000  # of a sweep
 MINE = "mine"
 FROM = "from"  # the file of a study or a run that the settings begin with
