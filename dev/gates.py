@@ -1,20 +1,21 @@
 """Show that a change of the code changed nothing else: what two checkouts compute, say and write, compared.
 
     python dev/gates.py record CHECKOUT FILE.json [GATE …]
-    python dev/gates.py compare BEFORE.json AFTER.json    # prints every difference; exit code 1 where there is one
+    python dev/gates.py compare BEFORE.json AFTER.json    prints every difference, and exits with 1 if any
 
 `record` runs the command line of the checkout, in a process of its own, on its own configuration and on the
 recorded studies beside this script, so that both checkouts are asked the same:
 
 * `names`: each run in docs/evidence, named again from its recorded settings;
-* `bytes`: sha256 of steps.csv and evals.csv of a short run of each optimizer × budget × workload, and of
-  each other choice of a group once; of a combination that is refused, the sentence;
+* `bytes`: sha256 of steps.csv and evals.csv of a short run of each optimizer × budget × workload, and of each
+  other choice of a group once; of a combination that is refused, the sentence;
 * `plans`: runs, steps and tokens of every suite and scale, as `plan` counts them;
-* `outputs`: what `status`, `why`, `why --replay`, `verify` and `diff` print, as text and as JSON, and the tables
-  and decisions that `report` writes, of every recorded study, of a bundle of version 0.2 and of one smoke
-  study that is trained for it.
+* `outputs`: what `status`, `why`, `why --replay` and `verify` print, as text and as JSON, and the tables and
+  decisions that `report` writes, of every recorded study, of a bundle of version 0.2 and of one smoke study
+  that is trained for it.
 
-Times, versions, folders and process numbers are left out. A whole recording takes about 25 minutes of one core.
+Times, versions, folders and process numbers are left out. Both recordings need the same processor, torch and
+libraries. A whole one takes about half an hour of one core.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parents[1]
 BUNDLES = [*sorted(HERE.glob("docs/evidence/*.zip")), HERE / "tests/study/store/made_by_0_2.bundle"]
@@ -63,7 +65,7 @@ GROUPS = (
         "sampler",
     ),
 )
-WORKLOADS = {"gpt": [], "ebm": [], "images": []}
+WORKLOADS = ("gpt", "ebm", "images")
 MARK = "@gate "  # before a line that is recorded
 # what differs between two recordings of the same code
 UNSTEADY = re.compile(
@@ -160,7 +162,7 @@ def names() -> Iterator[tuple[str, str]]:
                 yield f"{bundle.stem} {spec['run_id']}", named
 
 
-def recorded_specs(archive: zipfile.ZipFile) -> Iterator[dict]:
+def recorded_specs(archive: zipfile.ZipFile) -> Iterator[dict[str, Any]]:
     """Yield the spec of each run of a bundle, which has them as files, or all of them in one."""
     for name in archive.namelist():
         if name == "runs.jsonl":
@@ -179,7 +181,7 @@ def choices(group: str) -> list[str]:
 def trained() -> Iterator[list[str]]:
     """Yield the overrides of each short run."""
     for optimizer, budget, workload in itertools.product(choices("optimizer"), choices("budget"), WORKLOADS):
-        yield [f"optimizer={optimizer}", f"budget={budget}", f"workload={workload}", *WORKLOADS[workload]]
+        yield [f"optimizer={optimizer}", f"budget={budget}", f"workload={workload}"]
     for group in GROUPS:
         workload = "ebm" if group in ("encoder", "decoder", "index", "sampler") else "gpt"
         for choice in choices(group):
