@@ -202,7 +202,9 @@ def understood(line: str) -> None:
     options = {o for parameter in known[name].params for o in (*parameter.opts, *parameter.secondary_opts)}
     if name != "train":  # which hands its options on to Hydra
         assert {w for w in words if w.startswith("-")} <= options
-    settings = [w for w in words if re.search(r"=(?![A-Z]+$|…)", w) and not w.startswith(("-", "hydra"))]
+    # `from=` names a file of a study that is not here; what is said after it is set over the defaults
+    left_out = ("-", "hydra", "from=")
+    settings = [w for w in words if re.search(r"=(?![A-Z]+$|…)", w) and not w.startswith(left_out)]
     if name in ("train", "bench"):
         for combination in expand(settings):
             compose(implied(combination), study=False)
