@@ -177,7 +177,6 @@ DIFFERENCE_FIGURES = (
     *("p", "p_joint", "sigmas", "alone", "judged"),
 )
 PART_FIGURES: dict[str, Figure] = {figure.key: figure for part in PARTS for figure in part.figures}
-PART_MEANINGS = {key: (figure.unit, figure.meaning) for key, figure in PART_FIGURES.items()}
 PROFILE_MEANINGS = {  # of profiles.csv, one row a method and a workload
     "track": ("", "the study's optimizer and projection, `<optimizer>_<projection>`"),
     "method": ("", "of `profiles.methods`"),
@@ -242,9 +241,7 @@ ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over
     "track": ("", "`<optimizer>_<projection>` of the baseline that it is built on; an arm may have others"),
     "arm": ("", "its name in the suite's file"),
     "about": ("", "what it is, in words"),
-    "lr": COLUMN_MEANINGS["lr"],
-    "lr_scale": COLUMN_MEANINGS["lr_scale"],
-    "delta_star": COLUMN_MEANINGS["delta_star"],
+    **_columns_from(COLUMN_MEANINGS, "lr", "lr_scale", "delta_star"),
     f"{TUNED}lr_scale": (SCALE, "the best of its grid, where the arm has one: LR scale"),
     f"{TUNED}lr": ("", "the same: the learning rate, absolute"),
     f"{TUNED}warmup_share": (SHARE, "the same: warm-up as a share of the run"),
@@ -270,7 +267,7 @@ ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over
     "beta_early": ("logits/norm", "the groups' mean β, when as for c"),
     "beta_late": ("logits/norm", "the groups' mean β, when as for c"),
     **_columns_from(COLUMN_MEANINGS, "tightness_median", "guard_count", "skipped_steps"),
-    **PART_MEANINGS,
+    **{key: (figure.unit, figure.meaning) for key, figure in PART_FIGURES.items()},
     "versus": ("", "the arm that it is compared with"),
     "pairs": ("seeds", "that both have"),
     "difference": (NATS, "mean of test loss, arm minus versus, paired by seed; empty where a run diverged"),

@@ -100,13 +100,11 @@ class Session:
 
     @classmethod
     def begin(cls, study: Study, launcher: str, *, shared: bool = False, **about: Any) -> Session:
-        """Make a session and return it, in the place of those that earlier drivers left behind. `shared`: in
-        the study's own folder, for workers that see no other."""
+        """Make a session, remove those that earlier drivers left behind, and return it. `shared`: in the
+        study's own folder, for workers that see no other."""
         state = study.sessions if shared else state_dir(study, launcher)
         state.mkdir(exist_ok=True)
-        for old in state.glob(
-            "session-*"
-        ):  # a worker that is still in one takes its vanished lock for a free one
+        for old in state.glob("session-*"):  # a worker still in one takes its vanished lock for a free one
             shutil.rmtree(old, ignore_errors=True)
         session = cls(Path(tempfile.mkdtemp(prefix="session-", dir=state)))
         # another machine may see the folder under another path
