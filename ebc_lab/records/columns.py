@@ -14,7 +14,6 @@ NATS = "nats/token"
 LOGITS = "logits/token"
 SHARE = "0–1"
 SCALE = "×"
-CURVATURE = "nats/weight norm²"
 
 STEP_MEANINGS = {  # of steps.csv, one row a step: column -> unit, meaning
     "step": ("", "from 0"),
@@ -56,7 +55,7 @@ CURVE_COLUMNS = tuple(f"kl_c{number(c)}" for c in CURVE_SCALES)  # KL at these s
 FURTHER_STEP_MEANINGS = {  # of steps.csv, in runs that ask for what they record
     "exponent": ("", "p of exponent=auto: KL is taken to grow as c to this power"),
     "sharpness": (
-        CURVATURE,
+        "nats/weight norm²",
         "largest eigenvalue of the training loss's Hessian before the update; every `sharpness_every` steps",
     ),
     "preconditioned_sharpness": (

@@ -265,21 +265,19 @@ def _resolve(
         config = stage_of(stage).resolve(config, say)
     chosen: dict[str, str] = {}
     if any(is_open(config, k) for k in CHOSEN):
-        on_node = config.launcher.name == "slurm"
-        choice = _on_node(config, study, say) if on_node else choose_for_study(config, work=work, say=say)
+        if config.launcher.name == "slurm":
+            run, why = chosen_by_rule(run_part(config), cores(), job_cores(config.launcher))
+            if is_open(run, "dtype"):
+                say("measuring float32 against bfloat16 autocast on a node …")
+                asked = replace(config, threads_per_run=run.threads_per_run, compile=run.compile)
+                choice = choice_on_node(asked, study)
+                choice = replace(choice, why={**why, "dtype": choice.why["dtype"]})
+            else:
+                choice = Choice(run.dtype, run.threads_per_run, run.compile, why)
+        else:
+            choice = choose_for_study(config, work=work, say=say)
         for line in choice.reasons(config):
             say(line)
         chosen = {k: choice.why[k] for k in CHOSEN if is_open(config, k)}
         config = choice.apply_to(config)
     return config, chosen
-
-
-def _on_node(config: Config, study: Study, say: Callable[[str], None]) -> Choice:
-    """Return the speed settings of Slurm jobs: precision is measured on a node, unless it is given."""
-    run, why = chosen_by_rule(run_part(config), cores(), job_cores(config.launcher))
-    if not is_open(run, "dtype"):
-        return Choice(run.dtype, run.threads_per_run, run.compile, why)
-    say("measuring float32 against bfloat16 autocast on a node …")
-    asked = replace(config, threads_per_run=run.threads_per_run, compile=run.compile)
-    choice = choice_on_node(asked, study)
-    return replace(choice, why={**why, "dtype": choice.why["dtype"]})

@@ -46,7 +46,7 @@ class Devices:
 
     @property
     def several(self) -> bool:
-        """Tell whether there is another GPU than a run's first."""
+        """Return whether a run can be tried again on another GPU than its first."""
         return len({self.gpus_of(slot) for slot in range(self.slots)}) > 1
 
     def barred(self) -> dict[str, list[str]]:
@@ -90,8 +90,8 @@ class Devices:
 
 
 def _holders(name: str, *, only: bool) -> str:
-    """Say which processes nvidia-smi shows on a GPU, empty where it shows none. `only`: it is the worker's
-    only GPU."""
+    """Return in words which processes nvidia-smi shows on a GPU; empty where it shows none. `only`: it is the
+    worker's only GPU."""
     where = "it" if only else name
     if name.isdecimal():  # where CUDA may count otherwise
         where = f"nvidia-smi's GPU {name}"

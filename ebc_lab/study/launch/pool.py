@@ -117,7 +117,7 @@ class WorkerPool(ABC):
 
     @abstractmethod
     def leave(self) -> None:
-        """Note that the driver is interrupted: close, or leave the workers to a later driver."""
+        """Close, or leave the workers to a later driver, because this one was interrupted."""
 
     def run(
         self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn, *, canary: bool
@@ -254,8 +254,8 @@ class WorkerPool(ABC):
         self.trained.forget(worker)
 
     def _free_silent_runs(self, notes: Sequence[Note], left: Collection[str]) -> None:
-        """Give the runs to another worker that a process holds of which nothing is heard: its node is cut
-        off, and its job counts as over or was started again elsewhere.
+        """Free the runs that are held by a process from which nothing is heard: its node is cut off, and its
+        job counts as over or was started again elsewhere.
 
         Only while a worker finds no run that it can claim: then every other one is held by somebody.
         """
@@ -272,7 +272,7 @@ class WorkerPool(ABC):
         """Say which workers have joined, and record those that have died: the kernel frees a guest's lock.
 
         What one does not finish the others take at once; they need no driver for that. A guest with a run has
-        held its lock: without it, it has died, be it that it came and went between two looks.
+        held its lock: without it, it has died, even if it came and went between two looks.
         """
         there = self.session.guests(notes)
         for worker in (w for w in there if w not in self.guests):
@@ -322,8 +322,20 @@ class WorkerPool(ABC):
         if device_failed or run_id not in specs:
             return
         self.lost[run_id] = self.lost.get(run_id, 0) + 1
-        if self.lost[run_id] > self.config.launcher.max_lost:
-            self._give_up(specs[run_id], death, cause)
+        if self.lost[run_id] <= self.config.launcher.max_lost:
+            return
+        files = self.study.run_files(run_id)
+        with run_lock(files.directory) as mine:
+            if mine and not files.result.exists():  # no other worker has taken it in the meantime
+                times = "once" if self.lost[run_id] == 1 else f"{self.lost[run_id]} times"
+                result = {
+                    "run_id": run_id,
+                    "identity": specs[run_id].identity_sha256,
+                    "outcome": "lost",
+                    "cause": f"its worker died {times}, at last: {cause}; its log: {death.log}",
+                    "steps": rows_in(files.steps),
+                }
+                write_checksummed(files.result, result)
 
     def _device_is_to_blame(self, worker: str, said: str | None, run_id: str | None) -> bool:
         """Tell whether a run lost its worker to its GPU alone. `said`: what the worker said of the GPU's
@@ -346,22 +358,6 @@ class WorkerPool(ABC):
     def _avoid(self, place: str, why: str) -> None:
         self.avoided.add(place)
         self.say(f"{why}: no more are started there")
-
-    def _give_up(self, spec: RunSpec, death: Death, cause: str) -> None:
-        """Record a run as lost, unless another worker has taken it in the meantime."""
-        files = self.study.run_files(spec.run_id)
-        with run_lock(files.directory) as mine:
-            if not mine or files.result.exists():
-                return
-            times = "once" if self.lost[spec.run_id] == 1 else f"{self.lost[spec.run_id]} times"
-            result = {
-                "run_id": spec.run_id,
-                "identity": spec.identity_sha256,
-                "outcome": "lost",
-                "cause": f"its worker died {times}, at last: {cause}; its log: {death.log}",
-                "steps": rows_in(files.steps),
-            }
-            write_checksummed(files.result, result)
 
 
 def slots(config: Config) -> int:

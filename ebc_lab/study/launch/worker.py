@@ -235,8 +235,13 @@ class Worker:
             first = (self.session.tasks() or {"runs": []})["runs"][0]
             load_function(read_json(self.study.run_files(first).spec, SpecRecord)["kind"])
         try:
-            if all(self._wait_for(place) for place in self.held):
-                self._work()
+            for place in self.held:  # a GPU, once no other worker holds it
+                while not place.is_locked and not self.stop.final.is_set():
+                    try:
+                        place.acquire(timeout=min(WATCH_S, self.about["beat_s"]), poll_interval=POLL_S)
+                    except Timeout:
+                        self.say(beat=time.monotonic())
+            self._work()
         except DeviceFailed as error:  # the driver counts the run as lost, and starts another worker
             self.say(cause=str(error), device_failed=True)
             return DEVICE_FAILED
@@ -244,16 +249,6 @@ class Worker:
             self.say(error=f"{error.filename or self.study.root}: {error.strerror or error}")
             return CANNOT_WRITE
         return STOPPED if self.stop.final.is_set() and not self.stop.told_to_end else 0
-
-    def _wait_for(self, place: FileLock) -> bool:
-        """Hold a GPU of this worker once no other worker does; return False if it is asked to end before."""
-        while not self.stop.final.is_set():
-            try:
-                place.acquire(timeout=min(WATCH_S, self.about["beat_s"]), poll_interval=POLL_S)
-                return True
-            except Timeout:
-                self.say(beat=time.monotonic())
-        return False
 
     def _work(self) -> None:
         """Train one run after the other until this worker is to end, or has been idle for `idle_s`."""
