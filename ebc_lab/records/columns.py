@@ -339,10 +339,7 @@ DIFFERENCE_MEANINGS = {  # of differences(), one row a comparison of two arms
     **_columns_from(ABLATION_MEANINGS, "alone", "method", "median", "p", "p_joint", "comparisons"),
     "margin": (NATS, "how much worse still counts as level"),
     **_columns_from(ABLATION_MEANINGS, "detectable", "joint_detectable"),
-    "luck": (
-        NATS,
-        "what other tuning seeds would make of it (standard deviation), in its intervals",
-    ),
+    "luck": (NATS, "what other tuning seeds would make of it (standard deviation), in its intervals"),
 }
 VERDICT_MEANINGS = {  # of verdict, one row a question of the study
     "track": ABLATION_MEANINGS["track"],
