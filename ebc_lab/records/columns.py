@@ -14,7 +14,6 @@ NATS = "nats/token"
 LOGITS = "logits/token"
 SHARE = "0–1"
 SCALE = "×"
-CURVATURE = "nats/weight norm²"
 
 STEP_MEANINGS = {  # of steps.csv, one row a step: column -> unit, meaning
     "step": ("", "from 0"),
@@ -56,7 +55,7 @@ CURVE_COLUMNS = tuple(f"kl_c{number(c)}" for c in CURVE_SCALES)  # KL at these s
 FURTHER_STEP_MEANINGS = {  # of steps.csv, in runs that ask for what they record
     "exponent": ("", "p of exponent=auto: KL is taken to grow as c to this power"),
     "sharpness": (
-        CURVATURE,
+        "nats/weight norm²",
         "largest eigenvalue of the training loss's Hessian before the update; every `sharpness_every` steps",
     ),
     "preconditioned_sharpness": (
@@ -177,7 +176,6 @@ DIFFERENCE_FIGURES = (
     *("p", "p_joint", "sigmas", "alone", "judged"),
 )
 PART_FIGURES: dict[str, Figure] = {figure.key: figure for part in PARTS for figure in part.figures}
-PART_MEANINGS = {key: (figure.unit, figure.meaning) for key, figure in PART_FIGURES.items()}
 PROFILE_MEANINGS = {  # of profiles.csv, one row a method and a workload
     "track": ("", "the study's optimizer and projection, `<optimizer>_<projection>`"),
     "method": ("", "of `profiles.methods`"),
@@ -242,9 +240,7 @@ ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over
     "track": ("", "`<optimizer>_<projection>` of the baseline that it is built on; an arm may have others"),
     "arm": ("", "its name in the suite's file"),
     "about": ("", "what it is, in words"),
-    "lr": COLUMN_MEANINGS["lr"],
-    "lr_scale": COLUMN_MEANINGS["lr_scale"],
-    "delta_star": COLUMN_MEANINGS["delta_star"],
+    **_columns_from(COLUMN_MEANINGS, "lr", "lr_scale", "delta_star"),
     f"{TUNED}lr_scale": (SCALE, "the best of its grid, where the arm has one: LR scale"),
     f"{TUNED}lr": ("", "the same: the learning rate, absolute"),
     f"{TUNED}warmup_share": (SHARE, "the same: warm-up as a share of the run"),
@@ -270,7 +266,7 @@ ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over
     "beta_early": ("logits/norm", "the groups' mean β, when as for c"),
     "beta_late": ("logits/norm", "the groups' mean β, when as for c"),
     **_columns_from(COLUMN_MEANINGS, "tightness_median", "guard_count", "skipped_steps"),
-    **PART_MEANINGS,
+    **{key: (figure.unit, figure.meaning) for key, figure in PART_FIGURES.items()},
     "versus": ("", "the arm that it is compared with"),
     "pairs": ("seeds", "that both have"),
     "difference": (NATS, "mean of test loss, arm minus versus, paired by seed; empty where a run diverged"),
@@ -343,10 +339,7 @@ DIFFERENCE_MEANINGS = {  # of differences(), one row a comparison of two arms
     **_columns_from(ABLATION_MEANINGS, "alone", "method", "median", "p", "p_joint", "comparisons"),
     "margin": (NATS, "how much worse still counts as level"),
     **_columns_from(ABLATION_MEANINGS, "detectable", "joint_detectable"),
-    "luck": (
-        NATS,
-        "what other tuning seeds would make of it (standard deviation), in its intervals",
-    ),
+    "luck": (NATS, "what other tuning seeds would make of it (standard deviation), in its intervals"),
 }
 VERDICT_MEANINGS = {  # of verdict, one row a question of the study
     "track": ABLATION_MEANINGS["track"],

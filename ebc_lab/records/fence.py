@@ -88,17 +88,6 @@ def attempt_folder(path: Path) -> Path | None:
     return None
 
 
-@contextmanager
-def superseded_if_gone(own: Path | None) -> Iterator[None]:
-    """Raise Superseded in the place of an OSError that came because the attempt's folder is gone."""
-    try:
-        yield
-    except OSError:
-        if own is None or own.exists() or not own.parent.exists():
-            raise
-        raise Superseded(own.parent) from None
-
-
 def _remove(own: Path) -> None:
     """Make a folder unusable for the process that writes into it, by its name, and remove it."""
     past = own.with_name(own.name.replace(PREFIX, PAST))

@@ -207,7 +207,9 @@ def _drifts(steps: Mapping[str, np.ndarray]) -> dict[str, float | None]:
     columns = {"c": steps["c"], "surrogate": steps["surrogate"]}
     betas = np.array([values for name, values in steps.items() if name.startswith("beta_")])
     if len(betas):
-        columns["beta"] = _forward_filled(betas).mean(0)
+        # of each group the last known value, NaN before its first
+        known = np.where(np.isnan(betas), 0, np.arange(betas.shape[1]))
+        columns["beta"] = np.take_along_axis(betas, np.maximum.accumulate(known, axis=1), axis=1).mean(0)
     step = steps["step"]
     span = max(len(step) // 10, 1)
     first = min(WARM_STEPS, len(step) // 2)
@@ -217,14 +219,6 @@ def _drifts(steps: Mapping[str, np.ndarray]) -> dict[str, float | None]:
         for name, values in columns.items()
         for when, window in windows.items()
     }
-
-
-def _forward_filled(rows: np.ndarray) -> np.ndarray:
-    """Return rows (groups, steps) with the last known values carried forward, NaN before its first."""
-    import numpy as np
-
-    known = np.where(np.isnan(rows), 0, np.arange(rows.shape[1]))
-    return np.take_along_axis(rows, np.maximum.accumulate(known, axis=1), axis=1)
 
 
 def _measured(values: np.ndarray) -> np.ndarray:

@@ -41,18 +41,19 @@ def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name to write a file under, which replaces the old one at the end. Raises Superseded in the folder of
-    a run at which a later attempt has begun (`fence.py`)."""
+    """Yield a name to write a file under, which replaces the old one at the end. Raises Superseded in the
+    folder of a run at which a later attempt has begun (`fence.py`)."""
     own = fence.attempt_folder(path)
     temporary = (own or path.parent) / f".{path.name}.{os.getpid()}.tmp"
-    with fence.superseded_if_gone(own):
-        try:
-            yield temporary
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and own and not own.exists() and own.parent.exists():
+            raise fence.Superseded(own.parent) from None
+        raise
 
 
 def stamp_of(about: os.stat_result) -> tuple[int, int, int, int]:

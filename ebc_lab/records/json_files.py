@@ -81,7 +81,8 @@ def _parsed(content: bytes) -> tuple[Any, Any]:
 
 
 def _is_plain(content: bytes) -> bool:
-    """Tell, at a glance, of most of our files that nothing in them can be hidden, too large or too deep."""
+    """Return whether a glance shows, as of most of our files, that nothing in it is hidden or too large, and
+    that it is not nested too deeply."""
     if not content.isascii() or b"\\" in content or b"\x7f" in content:
         return False
     digits = content.translate(ZEROS)

@@ -15,10 +15,8 @@ CHECKPOINT = "checkpoint.pt"
 DAMAGED = "checkpoint.damaged-{}.pt"  # what a checkpoint is called that cannot be used, with a number
 PAPERS = ("*.md", "*.tex")  # tables for papers
 PICTURES = ("*.png", "*.svg", "figures.json")
-DIAGNOSES = (
-    ".diagnosis.md",
-    ".diagnosis.json",
-)  # how the notes end that `ebm diagnose` writes beside a model
+# how the notes end that `ebm diagnose` writes beside a model
+DIAGNOSES = (".diagnosis.md", ".diagnosis.json")
 
 
 def matching_paths(pattern: str | os.PathLike[str]) -> list[Path]:

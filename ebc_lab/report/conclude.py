@@ -14,7 +14,8 @@ from ebc_lab.records.files import read_regular, write_atomic
 from ebc_lab.records.json_files import write_json
 from ebc_lab.records.paths import PAPERS, PICTURES
 from ebc_lab.records.spec import RunSpec
-from ebc_lab.study.autopilot import Listener, Say
+from ebc_lab.study.autopilot import Listener
+from ebc_lab.study.launch.pool import Say
 from ebc_lab.study.stages import verdict
 from ebc_lab.study.stages.stage import decision_that_shows, planned_runs, stage_of
 from ebc_lab.study.store import crate, manifest

@@ -28,7 +28,7 @@ from ebc_lab.workloads.text import checked_text
 
 from .guards import Breaker, Limits, StageFailed
 from .launch import Pool, open_pool
-from .launch.pool import PAUSE, slots
+from .launch.pool import PAUSE, Say, slots
 from .launch.rehearse import rehearse
 from .mirror.upload import mirroring, refuse_unusable
 from .resolve import after, check_lengths, resolve_study
@@ -42,7 +42,6 @@ from .store.neighbours import finished_elsewhere, take
 from .store.study import RETRIED, RETRIED_UNFINISHED, Cancelled, Study
 from .trackers import following
 
-Say = Callable[[str], None]
 Tabulate = Callable[[Study, str, Sequence[RunSpec], Results], None]
 Conclude = Callable[[Config, Study, dict[str, Decision], Say], Acceptance | None]
 Expect = Callable[[Config, ResultsOf, Mapping[str, float]], Mapping[str, Any] | None]
@@ -314,7 +313,7 @@ class _Call:
             )
         self._prepare(wave)
         self.listener.say(f"{stage}: {_wave_in_words(wave, timed, len(runs) - len(missing))}")
-        watched = _Wave(self, stage, runs, wave, slots(self.config), speculates=speculates)
+        watched = _Wave(self, stage, runs, wave, speculates=speculates)
         canary = not watched.breaker.proven and wave[0].kind == "train"
         pool.run(wave, watched.spare, watched.check_in, canary=canary)
 
@@ -340,17 +339,11 @@ class _Wave:
     """The runs that a pool is training: what ended, what is left, and whether to stop."""
 
     def __init__(
-        self,
-        call: _Call,
-        stage: str,
-        runs: Sequence[RunSpec],
-        wave: Sequence[RunSpec],
-        at_a_time: int,
-        *,
-        speculates: bool,
+        self, call: _Call, stage: str, runs: list[RunSpec], wave: Sequence[RunSpec], *, speculates: bool
     ):
         self.call = call
-        self.progress = Progress(call.study.name, stage, at_a_time, measuring=wave[0].kind != "train")
+        measuring = wave[0].kind != "train"
+        self.progress = Progress(call.study.name, stage, slots(call.config), measuring=measuring)
         self.asked = len(runs)
         self.expected: dict[str, Any] | None = None  # what `Listener.expect` last said, and when
         self.expected_at = time.monotonic()
@@ -393,7 +386,17 @@ class _Wave:
                 self.call.listener.say(f"{self.progress.stage}: {line}")
             self.breaker.see(run_id, result, len(self.left))
         self.progress.running = self._running(busy)
-        self._notice_stall()
+        now = time.monotonic()
+        sign = len(self.left), self.progress.running
+        if sign != self.sign:
+            self.sign, self.since, self.stalled = sign, now, False
+        elif not self.stalled and now - self.since > self.patience_s:
+            # as long as a worker may be silent: all hang, or wait in a queue
+            self.stalled = True
+            under_way = f"{len(self.progress.running)} of {len(self.left)} left are under way"
+            self.call.listener.stalled(
+                f"{self.progress.stage}: no run has moved for {self.patience_s:g} s; {under_way}"
+            )
         self.news |= bool(done)
         if self.news and time.monotonic() >= self.forecast_due:
             self._look_ahead()
@@ -403,37 +406,12 @@ class _Wave:
         self.call.listener.watch(self.progress)
         return [s.run_id for s in self.spare]
 
-    def _notice_stall(self) -> None:
-        """Tell the listener, once, that no run has moved for as long as a worker may be silent: all hang, or
-        wait in a queue."""
-        sign = len(self.left), self.progress.running
-        now = time.monotonic()
-        if sign != self.sign:
-            self.sign, self.since, self.stalled = sign, now, False
-        elif not self.stalled and now - self.since > self.patience_s:
-            self.stalled = True
-            under_way = f"{len(self.progress.running)} of {len(self.left)} left are under way"
-            self.call.listener.stalled(
-                f"{self.progress.stage}: no run has moved for {self.patience_s:g} s; {under_way}"
-            )
-
     def _look_ahead(self) -> None:
-        """Forecast anew. For thousands of runs that takes seconds, so it is not done whenever a run ends."""
+        """Forecast anew, and leave what is expected for `status` with what is known so far. For thousands of
+        runs that takes seconds, so it is not done whenever a run ends."""
         began = time.monotonic()
         if self.expected is not None and self.left:
             self._speculate()
-        self._expect()
-        self.news = False
-        self.forecast_due = time.monotonic() + PAUSE * (time.monotonic() - began)
-
-    def _speculate(self) -> None:
-        """Add the runs that are certain by now to those that idle workers are offered."""
-        if self.speculates:
-            now = self.call.ahead(self.progress.stage, self.wave)
-            self.spare = distinct([*now, *self.spare])
-
-    def _expect(self) -> None:
-        """Ask the listener what is still expected, and leave that for `status` with what is known so far."""
         shares = {r["run_id"]: r["step"] / r["steps"] for r in self.progress.running}
         call = self.call
         self.expected = dict(call.listener.expect(call.config, call.results_seen, shares) or {})
@@ -446,6 +424,14 @@ class _Wave:
                 leave_outlook(call.study, self.known, self.expected.get("seconds"))
         if "left" in self.expected:
             self.progress.total = self.progress.done + self.expected["left"]
+        self.news = False
+        self.forecast_due = time.monotonic() + PAUSE * (time.monotonic() - began)
+
+    def _speculate(self) -> None:
+        """Add the runs that are certain by now to those that idle workers are offered."""
+        if self.speculates:
+            now = self.call.ahead(self.progress.stage, self.wave)
+            self.spare = distinct([*now, *self.spare])
 
     def _running(self, run_ids: Iterable[str]) -> list[dict[str, Any]]:
         """Return how far these runs are, as `Progress.running` has it."""
@@ -484,7 +470,7 @@ def _refuse_undecided(stage: str, earlier: Sequence[str], known: Mapping[str, De
 
 
 def _wave_in_words(wave: Sequence[RunSpec], timed: Sequence[RunSpec], there: int) -> str:
-    """Return `15 runs to train, then 2 measurements of time; 3 are already done`."""
+    """Return what is ahead: `15 runs to train, then 2 measurements of time; 3 are already done`."""
 
     def counted_as(n: int, what: str, rest: str) -> str:
         return f"{n} {what}{'' if n == 1 else 's'}{rest}"

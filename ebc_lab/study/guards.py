@@ -26,8 +26,7 @@ class StageFailed(Exception):
 
 def cause_class(run_id: str, outcome: str, cause: str | None) -> str:
     """Return a run's outcome and its cause without its name, numbers and addresses, so that similar causes
-    are equal.
-    """
+    are equal."""
     cause = (cause or "").replace(run_id, "#")
     return f"{outcome}: " + re.sub(r"0x[0-9a-f]+|\d+(\.\d+)?([eE][-+]?\d+)?", "#", cause)
 
@@ -121,5 +120,5 @@ class Limits:
             raise StageFailed(self.message("the hours of --max-hours are over"))
 
     def message(self, what: str) -> str:
-        """Return that a limit was reached, `what` it stopped, and how to go on."""
+        """Return a sentence that the limit was reached, `what` it stopped, and how to go on."""
         return f"the limit of this call is reached, {what}; the same command continues from here."

@@ -77,11 +77,15 @@ def resolve_study(
     shown = summarize(changed or different, asked, own.edited(config, known or {}))
     if changed and not force:
         edits = any(is_edit(change, asked) for change in changed)
+        halved = (
+            " An answer that judges seeds again has half the error; seeds that are all fresh have all of it."
+        )
+        fresh = halved if any(answer["shared"] for answer in earlier) else ""
         copied = f"; a copy of what it was is in the study's {study.own.name}/" if edits else ""
         raise UserError(
             f"study {study.name} was begun with other settings ({shown}{copied}): choose another study.name, "
             "or add --force to change this one; runs that are still the same are kept "
-            f"({_retrained(config, study)}).{_to_be_halved(earlier)}"
+            f"({_retrained(config, study)}).{fresh}"
         )
     if known and known["corpus"]["sha256"] == corpus.sha256:  # that it is a fallback is said once
         corpus = replace(corpus, warning=known["corpus"]["warning"])
@@ -103,13 +107,6 @@ def resolve_study(
         if seen := describe_earlier_looks(study.header()):
             say(f"warning: {seen}")
     return config, corpus
-
-
-def _to_be_halved(earlier: Sequence[EarlierAnswer]) -> str:
-    """Return a sentence about seeds that would be judged again; empty where none would."""
-    if not any(answer["shared"] for answer in earlier):
-        return ""
-    return " An answer that judges seeds again has half the error; seeds that are all fresh have all of it."
 
 
 def answered_here(config: Config, known: Mapping[str, Any], study: Study) -> list[EarlierAnswer]:
@@ -145,7 +142,9 @@ def after(
 def check_lengths(config: Config, corpus: Corpus) -> None:
     """Raise UserError where shards of tokens end before a run does: one of a stage, or one of an arm, a
     setting or a workload, which may be longer or have larger batches or shards of its own."""
-    check_length_of(config, corpus, _longest_stage(config))
+    stages = [getattr(config, name) for name in config.study.stages]
+    longest = max(max(stage.steps, getattr(stage, "long_steps", 0)) for stage in stages)
+    check_length_of(config, corpus, longest)
     for where, run in _own_runs(config):
         if run.data.name != "bin":
             continue
@@ -177,13 +176,6 @@ def _own_runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
         run = replace(base, steps=round(steps))
         for name, entry in entries.items():
             yield f"{where}.{name}", with_size(of_its_own(run, entry.settings), entry)
-
-
-def _longest_stage(config: Config) -> int:
-    """Return the steps of the longest runs that a stage plans by its own settings."""
-    stages = [getattr(config, name) for name in config.study.stages]
-    lengths: list[int] = [max(stage.steps, getattr(stage, "long_steps", 0)) for stage in stages]
-    return max(lengths)
 
 
 def _header(
@@ -273,21 +265,19 @@ def _resolve(
         config = stage_of(stage).resolve(config, say)
     chosen: dict[str, str] = {}
     if any(is_open(config, k) for k in CHOSEN):
-        on_node = config.launcher.name == "slurm"
-        choice = _on_node(config, study, say) if on_node else choose_for_study(config, work=work, say=say)
+        if config.launcher.name == "slurm":
+            run, why = chosen_by_rule(run_part(config), cores(), job_cores(config.launcher))
+            if is_open(run, "dtype"):
+                say("measuring float32 against bfloat16 autocast on a node …")
+                asked = replace(config, threads_per_run=run.threads_per_run, compile=run.compile)
+                choice = choice_on_node(asked, study)
+                choice = replace(choice, why={**why, "dtype": choice.why["dtype"]})
+            else:
+                choice = Choice(run.dtype, run.threads_per_run, run.compile, why)
+        else:
+            choice = choose_for_study(config, work=work, say=say)
         for line in choice.reasons(config):
             say(line)
         chosen = {k: choice.why[k] for k in CHOSEN if is_open(config, k)}
         config = choice.apply_to(config)
     return config, chosen
-
-
-def _on_node(config: Config, study: Study, say: Callable[[str], None]) -> Choice:
-    """Return the speed settings of Slurm jobs: precision is measured on a node, unless it is given."""
-    run, why = chosen_by_rule(run_part(config), cores(), job_cores(config.launcher))
-    if not is_open(run, "dtype"):
-        return Choice(run.dtype, run.threads_per_run, run.compile, why)
-    say("measuring float32 against bfloat16 autocast on a node …")
-    asked = replace(config, threads_per_run=run.threads_per_run, compile=run.compile)
-    choice = choice_on_node(asked, study)
-    return replace(choice, why={**why, "dtype": choice.why["dtype"]})

@@ -4,6 +4,7 @@ stays."""
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 from ebc_lab.config.errors import UserError
@@ -58,31 +59,17 @@ def cancel(study: Study, say: Say) -> dict[str, Any]:
                 f"Slurm still shows {', '.join(left)}, though cancelled: see squeue, and cancel again later."
             )
     with study.held():
-        runs = _record_cancelled(study)
+        runs = []
+        for files in study.all_runs():
+            if files.attempts.exists() and not files.result.exists() and _cancel_run(study, files):
+                runs.append(files.directory.name)
         queue.forget(study)
         study.cancel_mark.unlink(missing_ok=True)
     return {"study": study.name, "driver": holder, "jobs": ended, "runs": runs}
 
 
-def _record_cancelled(study: Study) -> list[str]:
-    """Give every run that was begun and has no result the outcome `cancelled`, and return their ids."""
-    runs = []
-    for files in study.all_runs():
-        if files.attempts.exists() and not files.result.exists() and _cancel_run(study, files):
-            runs.append(files.directory.name)
-    return runs
-
-
-def _identity(files: RunFiles) -> str | None:
-    """Return the digest of what names a run, None where its spec cannot be read."""
-    try:
-        return digest(read_json(files.spec, SpecRecord)["identity"])
-    except (OSError, UserError):
-        return None
-
-
 def _cancel_run(study: Study, files: RunFiles) -> bool:
-    """Record one run as cancelled, and tell whether it had no result yet.
+    """Record one run as cancelled; return whether it had no result yet.
 
     Waits for a worker that is still writing a checkpoint. Raises UserError when that does not let go.
     """
@@ -93,9 +80,12 @@ def _cancel_run(study: Study, files: RunFiles) -> bool:
             if files.result.exists():
                 return False
             if mine:
+                identity = None
+                with suppress(OSError, UserError):  # where its spec cannot be read
+                    identity = digest(read_json(files.spec, SpecRecord)["identity"])
                 result = {
                     "run_id": directory.name,
-                    "identity": _identity(files),
+                    "identity": identity,
                     "outcome": "cancelled",
                     "cause": "ebc-lab cancel",
                     "steps": (study.progress(directory.name) or {}).get("step", 0),

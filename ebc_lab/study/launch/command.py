@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,13 @@ def start_worker(
         )
 
 
+@dataclass
 class SlurmWorker:
     """What submitit runs in a Slurm job: one worker in a process and an environment of its own."""
 
-    def __init__(self, session: str, env: Mapping[str, str]):
-        self.session = session
-        self.env = dict(env)
-        self.command = (*WORKER, session)
-        self.process: subprocess.Popen[bytes] | None = None
+    session: str
+    env: dict[str, str]
+    process: subprocess.Popen[bytes] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "process": None}
@@ -62,9 +62,10 @@ class SlurmWorker:
             nodes.serve(nodes_file, job.global_rank, env)
             return
         self.process = subprocess.Popen(
-            [sys.executable, *self.command, job.job_id],
+            [sys.executable, *WORKER, self.session, job.job_id],
             env=env,
-            preexec_fn=_ignore_usr2,
+            # Slurm sends its warning to every process of the job, and by default it would end this one
+            preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN),
             stdin=subprocess.DEVNULL,
         )
         code = self.process.wait()
@@ -75,8 +76,8 @@ class SlurmWorker:
             raise RuntimeError(f"the worker ended with exit code {code}")
 
     def checkpoint(self) -> Any:
-        """submitit calls this in its signal handler, before a time-out or on preemption, and requeues the
-        job."""
+        """Stop the worker with a checkpoint. submitit calls this in its signal handler, before a time-out or
+        on preemption, and requeues the job."""
         import submitit
 
         if self.process is not None:
@@ -84,11 +85,6 @@ class SlurmWorker:
             # not `process.wait()`: the one in `__call__` holds Popen's lock
             os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
         return submitit.helpers.DelayedSubmission(self)
-
-
-def _ignore_usr2() -> None:
-    """Slurm sends its warning to every process of the job, and by default it would end this one."""
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def worker_env(config: Config) -> dict[str, str]:

@@ -33,9 +33,9 @@ class Devices:
         return self.groups[slot % len(self.groups)] if self.groups else ()
 
     def places(self, slot: int) -> list[str]:
-        """Name what a slot's worker holds for as long as it lives, each as part of a file's name: a share of
-        every GPU it has. The names are the same in every call, whatever else is visible, and sorted, so that
-        workers with overlapping groups of GPUs never wait for each other in a circle."""
+        """Return what a slot's worker holds for as long as it lives, a share of each of its GPUs, as parts of
+        files' names. These are the same in every call, whatever else is visible, and sorted, so that workers
+        with overlapping groups of GPUs never wait for each other in a circle."""
         gpus = self.gpus_of(slot)
         return sorted(re.sub(r"[^\w.-]", "_", f"{gpu}-{slot // len(self.groups)}") for gpu in gpus)
 
@@ -46,7 +46,7 @@ class Devices:
 
     @property
     def several(self) -> bool:
-        """Tell whether there is another GPU than a run's first."""
+        """Return whether a run can be tried again on another GPU than its first."""
         return len({self.gpus_of(slot) for slot in range(self.slots)}) > 1
 
     def barred(self) -> dict[str, list[str]]:
@@ -79,10 +79,8 @@ class Devices:
             what = "".join([said, *(_holders(name, only=len(gpus) == 1) for name in gpus)])
             return True, self.retire([slot], f"{' and '.join(gpus)} cannot be used ({what})")
         if said is not None and said.startswith(OUT_OF_MEMORY):
-            return (
-                True,
-                f"{run_id} ran out of memory on {' and '.join(gpus)}: it is tried again on another GPU",
-            )
+            where = " and ".join(gpus)
+            return True, f"{run_id} ran out of memory on {where}: it is tried again on another GPU"
         return False, ""
 
     def retire(self, slots: Iterable[int], why: str) -> str:
@@ -92,8 +90,8 @@ class Devices:
 
 
 def _holders(name: str, *, only: bool) -> str:
-    """Say which processes nvidia-smi shows on a GPU, empty where it shows none. `only`: it is the worker's
-    only GPU."""
+    """Return in words which processes nvidia-smi shows on a GPU; empty where it shows none. `only`: it is the
+    worker's only GPU."""
     where = "it" if only else name
     if name.isdecimal():  # where CUDA may count otherwise
         where = f"nvidia-smi's GPU {name}"

@@ -33,7 +33,6 @@ class InlinePool:
         previous = {s: signal.signal(s, lambda number, _: asked.append(number)) for s in signals}
         try:
             for spec in sorted(specs, key=lambda s: -s.cost):
-                every = self.config.launcher.checkpoint_every_s
                 files = self.study.run_files(spec.run_id)
                 check_in([], [])
                 try:
@@ -42,7 +41,7 @@ class InlinePool:
                             self.study,
                             spec.run_id,
                             processes=self.config.launcher.processes_per_run,
-                            checkpoint_every_s=every,
+                            checkpoint_every_s=self.config.launcher.checkpoint_every_s,
                             should_stop=lambda: bool(asked),
                         )
                         if not trained:  # a worker of a dead driver still holds it
@@ -65,5 +64,4 @@ class InlinePool:
     def close(self) -> None:
         return
 
-    def leave(self) -> None:
-        return
+    leave = close

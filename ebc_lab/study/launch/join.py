@@ -11,9 +11,7 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from ebc_lab.config.checks import require_gpu
 from ebc_lab.config.errors import UserError
@@ -21,10 +19,8 @@ from ebc_lab.config.study_checks import lacking_for
 
 from ..store.study import Study, recorded_config
 from .command import start_worker
-from .pool import code_here
+from .pool import Say, code_here
 from .session import GUEST, Session, sessions_in
-
-Say = Callable[[str], None]
 
 LOOK_S = 0.5  # between two looks for a session
 
@@ -51,7 +47,14 @@ def join(study: Study, wait_s: float, say: Say) -> int:
             if joined:
                 say(f"nobody runs study {study.name} any more")
                 return 0
-            raise UserError(_nobody(study))
+            if not study.exists():
+                raise UserError(
+                    f"there is no study at {study.root}: begin it with launcher.join=true, or --wait for it."
+                )
+            raise UserError(
+                f"nobody runs study {study.name} so that workers can join: its command, with "
+                "launcher.join=true, lets workers join; --wait SECONDS waits for it."
+            )
         time.sleep(LOOK_S)
 
 
@@ -70,18 +73,15 @@ def _finished(study: Study) -> bool:
         return False
 
 
-def _nobody(study: Study) -> str:
-    if not study.exists():
-        return f"there is no study at {study.root}: begin it with launcher.join=true, or --wait for it."
-    how = "its command, with launcher.join=true, lets workers join"
-    return f"nobody runs study {study.name} so that workers can join: {how}; --wait SECONDS waits for it."
-
-
 def _work(session: Session, say: Say) -> int:
     """Be one of the session's workers until that ends, and return its exit code. Raises UserError where this
-    machine cannot do the study's work."""
+    machine cannot do the study's work, or would give other numbers."""
     about = session.about()
-    _refuse_other_code(about["code"])
+    here = code_here()
+    known = {k: v for k, v in about["code"].items() if None not in (v, here.get(k))}
+    if other := [f"{k} {there} there, {here[k]} here" for k, there in known.items() if there != here[k]]:
+        what = "; ".join(other)
+        raise UserError(f"the study is run by other code than is installed here ({what}): install the same.")
     if about.get("device") == "cuda":
         require_gpu()
     study = Study(session.root.resolve().parent.parent)
@@ -101,12 +101,3 @@ def _work(session: Session, say: Say) -> int:
         else:
             say(f"the worker ended with exit code {code}: read {session.log_path(name)}")
     return code
-
-
-def _refuse_other_code(code: dict[str, Any]) -> None:
-    """Raise UserError where the driver's code would give other numbers than what is installed here."""
-    here = code_here()
-    other = {k: (v, here.get(k)) for k, v in code.items() if None not in (v, here.get(k)) and v != here[k]}
-    if other:
-        what = "; ".join(f"{k} {there} there, {mine} here" for k, (there, mine) in other.items())
-        raise UserError(f"the study is run by other code than is installed here ({what}): install the same.")

@@ -115,8 +115,7 @@ class LocalPool(WorkerPool):
                 self._kill(str(slot))
                 process.wait()
 
-    def leave(self) -> None:
-        self.close()
+    leave = close
 
 
 def _place_of(slot: int | str) -> str:

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ebc_lab.bench.speeds import Choice
@@ -64,12 +64,12 @@ def choice_on_node(config: Config, study: Study) -> Choice:
             queue.scancel(name)
 
 
+@dataclass
 class _Measurement:
-    """What submitit runs on the node: `speeds` in a process of its own, and what that prints into a file."""
+    """What submitit runs on the node: `speeds` in a process of its own; what that prints goes into a file."""
 
-    def __init__(self, run: str, found: str):
-        self.run = run
-        self.found = found
+    run: str  # its settings as JSON
+    found: str  # the file
 
     def __call__(self) -> None:
         command = [sys.executable, "-m", "ebc_lab.bench.speeds"]

@@ -20,7 +20,7 @@ from typing import Any
 
 from ebc_lab import __version__
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import NUMERICS_VERSION, digest
+from ebc_lab.config.identity import NUMERICS_VERSION
 from ebc_lab.config.machine import cores, git_revision, versions, visible_gpus
 from ebc_lab.config.schema import Config
 from ebc_lab.records.figures import FINISHED
@@ -104,7 +104,7 @@ class WorkerPool(ABC):
 
     @abstractmethod
     def _kill(self, worker: str) -> None:
-        """End a worker that no longer responds."""
+        """Kill a worker that no longer responds."""
 
     @abstractmethod
     def _place(self, worker: str, note: Note) -> str | None:
@@ -117,7 +117,7 @@ class WorkerPool(ABC):
 
     @abstractmethod
     def leave(self) -> None:
-        """Note that the driver is interrupted: close, or leave the workers to a later driver."""
+        """Close, or leave the workers to a later driver, because this one was interrupted."""
 
     def run(
         self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn, *, canary: bool
@@ -157,14 +157,11 @@ class WorkerPool(ABC):
             self._watch_workers(notes, by_id, left)
             # before a new worker reads the list
             self._offer([*ordered[:tried], *(spares if tried == len(ordered) else [])])
-            self._start_workers(len(left) + self._spare_left(left))
+            wanted = len(left)
+            if wanted < self.slots:  # then spare runs are trained, too
+                wanted += sum(r not in left and not self.study.has_result(r) for r in self.offered)
+            self._start_workers(wanted)
             time.sleep(pause_s)
-
-    def _spare_left(self, left: Collection[str]) -> int:
-        """Return how many spare runs wait for a worker; counted only where the wave leaves slots free."""
-        if len(left) >= self.slots:
-            return 0
-        return sum(r not in left and not self.study.has_result(r) for r in self.offered)
 
     def _offer(self, runs: Sequence[str]) -> None:
         """Publish this list, unless workers have it already."""
@@ -207,8 +204,15 @@ class WorkerPool(ABC):
             self._forget_signs(worker)
         for worker in running:
             self._check_heartbeat(worker, notes.get(worker, {}))
-        for worker in self.guests:
-            self._check_guest(worker, notes.get(worker, {}))
+        patience_s = max(self.config.launcher.start_s, self.config.launcher.heartbeat_s)
+        for worker in self.guests:  # only its own machine could end one: it is said, once
+            note = notes.get(worker, {})
+            silent_s, _ = self._silence_of(worker, note)
+            if silent_s > patience_s and worker not in self.silent:
+                self.silent.add(worker)
+                on = f" on {note['run_id']}" if note.get("run_id") else ""
+                where = note.get("host", "its machine")
+                self.say(f"worker {worker}{on}: no sign of life for {patience_s:g} s; end it on {where}")
         self._free_silent_runs([notes[worker] for worker in running if worker in notes], left)
 
     def _check_heartbeat(self, worker: str, note: Note) -> None:
@@ -249,19 +253,9 @@ class WorkerPool(ABC):
         self.signs.forget(worker)
         self.trained.forget(worker)
 
-    def _check_guest(self, worker: str, note: Note) -> None:
-        """Say it, once, where a worker that only its own machine could end shows no sign of life."""
-        silent_s, _ = self._silence_of(worker, note)
-        patience_s = max(self.config.launcher.start_s, self.config.launcher.heartbeat_s)
-        if silent_s > patience_s and worker not in self.silent:
-            self.silent.add(worker)
-            on = f" on {note['run_id']}" if note.get("run_id") else ""
-            where = note.get("host", "its machine")
-            self.say(f"worker {worker}{on}: no sign of life for {patience_s:g} s; end it on {where}")
-
     def _free_silent_runs(self, notes: Sequence[Note], left: Collection[str]) -> None:
-        """Give the runs to another worker that a process holds of which nothing is heard: its node is cut
-        off, and its job counts as over or was started again elsewhere.
+        """Free the runs that are held by a process from which nothing is heard: its node is cut off, and its
+        job counts as over or was started again elsewhere.
 
         Only while a worker finds no run that it can claim: then every other one is held by somebody.
         """
@@ -278,7 +272,7 @@ class WorkerPool(ABC):
         """Say which workers have joined, and record those that have died: the kernel frees a guest's lock.
 
         What one does not finish the others take at once; they need no driver for that. A guest with a run has
-        held its lock: without it, it has died, be it that it came and went between two looks.
+        held its lock: without it, it has died, even if it came and went between two looks.
         """
         there = self.session.guests(notes)
         for worker in (w for w in there if w not in self.guests):
@@ -299,13 +293,20 @@ class WorkerPool(ABC):
     # -- deaths ----------------------------------------------------------------------------------------------
 
     def _record_death(self, death: Death, note: Note, specs: Mapping[str, RunSpec]) -> None:
-        """A worker has died: charge its run, unless its GPU is to blame, and give the run up once it has cost
-        too many workers."""
+        """Charge the run of a worker that has died, unless its GPU is to blame, and give the run up once it
+        has cost too many workers. Raises WorkersFailed once MAX_FAILED_STARTS workers in a row have ended
+        before they took a run."""
         worker = death.worker
         cause = self.killed.pop(worker, "") or note.get("cause") or death.cause
         self.session.forget(worker)
         self._forget_signs(worker)
-        self._count_failed_starts(death, note, cause)
+        if note.get("ran"):
+            self.failed_starts = 0
+        elif death.counts and not (death.clean and self.unclaimed.known):
+            self.failed_starts += 1
+        if self.failed_starts >= MAX_FAILED_STARTS:
+            what = "find no run that they can claim" if death.clean else "die before they take a run"
+            raise WorkersFailed(f"workers {what} ({cause}): read {death.log}.")
         if death.clean:
             return
         run_id = note.get("run_id")
@@ -321,23 +322,25 @@ class WorkerPool(ABC):
         if device_failed or run_id not in specs:
             return
         self.lost[run_id] = self.lost.get(run_id, 0) + 1
-        if self.lost[run_id] > self.config.launcher.max_lost:
-            self._give_up(specs[run_id], death, cause)
+        if self.lost[run_id] <= self.config.launcher.max_lost:
+            return
+        files = self.study.run_files(run_id)
+        with run_lock(files.directory) as mine:
+            if mine and not files.result.exists():  # no other worker has taken it in the meantime
+                times = "once" if self.lost[run_id] == 1 else f"{self.lost[run_id]} times"
+                result = {
+                    "run_id": run_id,
+                    "identity": specs[run_id].identity_sha256,
+                    "outcome": "lost",
+                    "cause": f"its worker died {times}, at last: {cause}; its log: {death.log}",
+                    "steps": rows_in(files.steps),
+                }
+                write_checksummed(files.result, result)
 
     def _device_is_to_blame(self, worker: str, said: str | None, run_id: str | None) -> bool:
         """Tell whether a run lost its worker to its GPU alone. `said`: what the worker said of the GPU's
         failure, if it said anything before its end."""
         return False
-
-    def _count_failed_starts(self, death: Death, note: Note, cause: str) -> None:
-        """Raise WorkersFailed once MAX_FAILED_STARTS workers in a row have ended before they took a run."""
-        if note.get("ran"):
-            self.failed_starts = 0
-        elif death.counts and not (death.clean and self.unclaimed.known):
-            self.failed_starts += 1
-        if self.failed_starts >= MAX_FAILED_STARTS:
-            what = "find no run that they can claim" if death.clean else "die before they take a run"
-            raise WorkersFailed(f"workers {what} ({cause}): read {death.log}.")
 
     def _blame_place(self, place: str | None, run_id: str | None, *, finished: bool) -> None:
         """Avoid a place where workers die on one run after another and finish none in between, while others
@@ -355,22 +358,6 @@ class WorkerPool(ABC):
     def _avoid(self, place: str, why: str) -> None:
         self.avoided.add(place)
         self.say(f"{why}: no more are started there")
-
-    def _give_up(self, spec: RunSpec, death: Death, cause: str) -> None:
-        """Record a run as lost, unless another worker has taken it in the meantime."""
-        files = self.study.run_files(spec.run_id)
-        with run_lock(files.directory) as mine:
-            if not mine or files.result.exists():
-                return
-            times = "once" if self.lost[spec.run_id] == 1 else f"{self.lost[spec.run_id]} times"
-            result = {
-                "run_id": spec.run_id,
-                "identity": digest(spec.identity),
-                "outcome": "lost",
-                "cause": f"its worker died {times}, at last: {cause}; its log: {death.log}",
-                "steps": rows_in(files.steps),
-            }
-            write_checksummed(files.result, result)
 
 
 def slots(config: Config) -> int:

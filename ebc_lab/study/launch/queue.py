@@ -77,7 +77,7 @@ class Job:
         return self.state in LIVE
 
 
-def _run_slurm(*command: str) -> str:
+def run_slurm(*command: str) -> str:
     """Return the output of a Slurm command. Raises QueueUnavailable."""
     try:
         done = subprocess.run(
@@ -98,7 +98,7 @@ def _run_slurm(*command: str) -> str:
 def jobs_named(name: str) -> dict[str, Job]:
     """Return job key (`<array>_<task>`) -> job, of all jobs with this name that Slurm still knows. Raises
     QueueUnavailable."""
-    return parse_squeue(_run_slurm(*squeue_command(), f"--name={name}"))
+    return parse_squeue(run_slurm(*squeue_command(), f"--name={name}"))
 
 
 def squeue_command() -> list[str]:
@@ -126,12 +126,7 @@ def parse_squeue(text: str) -> dict[str, Job]:
 
 def scancel(name: str, *options: str) -> None:
     """Cancel every job of this name (and, with `--state=PENDING`, in this state). Raises QueueUnavailable."""
-    _run_slurm("scancel", f"--user={os.getuid()}", f"--name={name}", *options)
-
-
-def scancel_one(key: str) -> None:
-    """Cancel one array task. Raises QueueUnavailable."""
-    _run_slurm("scancel", key)
+    run_slurm("scancel", f"--user={os.getuid()}", f"--name={name}", *options)
 
 
 def job_name(session: Session) -> str:
@@ -180,12 +175,9 @@ def cached_jobs(session: Session, every_s: float) -> dict[str, Job]:
     except (OSError, UserError, TypeError):  # TypeError: more or fewer than two texts
         pass
     jobs = jobs_named(job_name(session))
+    answer = {"at": time.time(), "jobs": {k: [j.state, j.reason] for k, j in jobs.items()}}
     with suppress(OSError):  # then Slurm is only asked again sooner
-        write_json(
-            path,
-            {"at": time.time(), "jobs": {k: [j.state, j.reason] for k, j in jobs.items()}},
-            durable=False,
-        )
+        write_json(path, answer, durable=False)
     return jobs
 
 

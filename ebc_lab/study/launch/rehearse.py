@@ -36,11 +36,25 @@ def rehearse(config: Config, study: Study, say: Callable[[str], None]) -> None:
 
     Raises UserError, in a sentence with the arm and the file's line, where one cannot work.
     """
-    asked = _with_new_parts(config)
-    placed = _placed(config) if asked else None
-    if placed is None:
+    asked: dict[str, RunConfig] = {}
+    known: set[tuple[str, str, str]] = set()
+    for name, run in _runs(config):  # those that have a part which none before them has
+        targets = set(_targets(run))
+        if targets - known:
+            known |= targets
+            asked[name] = run
+    if not asked:
         return
-    runs = {name: _placed_run(placed, run) for name, run in asked.items()}
+    device = chosen_device(config.device)
+    if device == "cuda" and not visible_gpus():
+        return
+    corpus, tokenizer_sha256 = checked_text(config)
+    settled = pinned(config, corpus, tokenizer_sha256)
+    runs = {}  # with text and device, and nothing left open
+    for name, run in asked.items():
+        there = replace(run, data=settled.data, tokens=settled.tokens, device=device)
+        dtype = run.dtype if run.dtype != "auto" else "float32"
+        runs[name] = replace(there, compile="off", threads_per_run=1, dtype=dtype)
     key = [str(study.root.resolve()), *([name, run.steps, *_targets(run)] for name, run in runs.items())]
     rehearsals = MeasurementCache("rehearsal", key, form=list[str])
     if rehearsals.read() is not None:
@@ -56,19 +70,6 @@ def _targets(run: RunConfig) -> Iterator[tuple[str, str, str]]:
     for part in own_parts(run):
         arguments = repr(sorted(part.settings["arguments"].items()))
         yield part.group, f"{part.target} {part.settings['sha256']}", arguments
-
-
-def _with_new_parts(config: Config) -> dict[str, RunConfig]:
-    """Return name -> run for what is to be tried: every arm, candidate of the controller search, and the
-    study's own settings that have a part which none before them has."""
-    rehearsed: dict[str, RunConfig] = {}
-    known: set[tuple[str, str, str]] = set()
-    for name, run in _runs(config):
-        targets = set(_targets(run))
-        if targets - known:
-            known |= targets
-            rehearsed[name] = run
-    return rehearsed
 
 
 def _runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
@@ -90,23 +91,6 @@ def _runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
     if base.stabilizer.target is None:  # EBC would refuse what the study has yet to find, as a target KL
         base = replace(base, stabilizer=replace(base.stabilizer, name="none"))
     yield "the study's settings", base
-
-
-def _placed(config: Config) -> Config | None:
-    """Return the configuration with its text and device filled in; None where this machine lacks the
-    device."""
-    device = chosen_device(config.device)
-    if device == "cuda" and not visible_gpus():
-        return None
-    corpus, tokenizer_sha256 = checked_text(config)
-    return replace(pinned(config, corpus, tokenizer_sha256), device=device)
-
-
-def _placed_run(placed: Config, run: RunConfig) -> RunConfig:
-    """Return the run with the text and device of `placed`, and nothing left open."""
-    dtype = run.dtype if run.dtype != "auto" else "float32"
-    there = replace(run, data=placed.data, tokens=placed.tokens, device=placed.device)
-    return replace(there, compile="off", threads_per_run=1, dtype=dtype)
 
 
 def _tried(runs: dict[str, RunConfig], study: Study, config: Config) -> list[str]:

@@ -100,13 +100,11 @@ class Session:
 
     @classmethod
     def begin(cls, study: Study, launcher: str, *, shared: bool = False, **about: Any) -> Session:
-        """Make a session and return it, in the place of those that earlier drivers left behind. `shared`: in
-        the study's own folder, for workers that see no other."""
+        """Make a session, remove those that earlier drivers left behind, and return it. `shared`: in the
+        study's own folder, for workers that see no other."""
         state = study.sessions if shared else state_dir(study, launcher)
         state.mkdir(exist_ok=True)
-        for old in state.glob(
-            "session-*"
-        ):  # a worker that is still in one takes its vanished lock for a free one
+        for old in state.glob("session-*"):  # a worker still in one takes its vanished lock for a free one
             shutil.rmtree(old, ignore_errors=True)
         session = cls(Path(tempfile.mkdtemp(prefix="session-", dir=state)))
         # another machine may see the folder under another path
@@ -185,11 +183,11 @@ class Session:
         return self.root / f"process-{worker}.json"
 
     def log_path(self, worker: str) -> Path:
-        """Return where the output of a worker goes that a process of this machine started."""
+        """Return the log of a worker that a process of this machine started."""
         return self.root / f"{worker}.log"
 
     def nodes_file(self, worker: str) -> Path:
-        """Return what the other nodes of a worker's job read."""
+        """Return the file that the other nodes of a worker's job read."""
         return self.root / f"nodes-{worker}.json"
 
     def note(self, worker: str, **about: Any) -> None:
@@ -203,7 +201,7 @@ def sessions_in(study: Study) -> list[Session]:
 
 
 def exit_cause(session: Session, worker: str) -> str:
-    """Return how a worker ended that another process started, in words; empty if that did not live to note
+    """Return in words how a worker ended that another process started; empty where that did not live to note
     it."""
     try:
         return describe_exit(read_json(session.root / f"exit-{worker}.json", dict[str, int])["code"])
@@ -212,7 +210,7 @@ def exit_cause(session: Session, worker: str) -> str:
 
 
 def describe_exit(code: int) -> str:
-    """Return what the exit code of a process says, as Popen has it."""
+    """Return in words how a process ended, from its exit code as Popen reports it."""
     if code >= 0:
         return f"it ended with exit code {code}"
     try:

@@ -29,7 +29,7 @@ class Signs:
         return now - self.known[key][1]
 
     def forget(self, key: str) -> None:
-        """Take the next sign for the first one."""
+        """Drop what is known of one thing, so that its next sign counts as its first."""
         self.known.pop(key, None)
 
 

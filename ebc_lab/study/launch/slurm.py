@@ -24,9 +24,8 @@ from .silence import Signs
 from .submit import REFUSALS, submit_jobs
 
 POLL_S = 0.5
-GONE_S = (
-    60.0  # until a job that the queue does not show counts as gone, and one that stays COMPLETING as ended
-)
+# until a job that the queue does not show counts as gone, and one that stays COMPLETING as ended
+GONE_S = 60.0
 
 
 class SlurmPool(WorkerPool):
@@ -35,8 +34,23 @@ class SlurmPool(WorkerPool):
     poll_s = POLL_S
 
     def __init__(self, config: Config, study: Study, slots: int, say: Say):
-        session, live = self._adopted(config, study, say)
-        if session is None:
+        session = queue.session_of(study)
+        live: dict[str, Job] = {}  # jobs of an earlier call that run the same code
+        try:
+            if session is not None:
+                there = queue.jobs_named(job_name(session))
+                live = {k: j for k, j in there.items() if j.live and j.state != ENDING}
+                about = session.about()
+                if live and any(about.get(k) != v for k, v in worker_settings(config).items()):
+                    which = f"{len(live)} Slurm job(s) of an earlier call"
+                    say(f"cancelled {which} that run other code or settings")
+                    queue.stop_jobs(session)
+                    live = {}
+        except QueueUnavailable as error:
+            raise UserError(
+                f"the Slurm queue cannot be read ({error}): fix that, and run the command again."
+            ) from None
+        if session is None or not live:
             session = Session.begin(
                 study, "slurm", bound=False, idle_s=config.launcher.idle_s, **worker_settings(config)
             )
@@ -56,27 +70,6 @@ class SlurmPool(WorkerPool):
         if live:
             say(f"adopted {len(live)} Slurm job(s) of an earlier call: {', '.join(sorted(live))}")
 
-    def _adopted(self, config: Config, study: Study, say: Say) -> tuple[Session | None, dict[str, Job]]:
-        """Return the session whose jobs are still alive and run the same code, if there is one. Raises
-        UserError."""
-        session = queue.session_of(study)
-        if session is None:
-            return None, {}
-        try:
-            live = {
-                k: j for k, j in queue.jobs_named(job_name(session)).items() if j.live and j.state != ENDING
-            }
-            about = session.about()
-            if live and any(about.get(k) != v for k, v in worker_settings(config).items()):
-                say(f"cancelled {len(live)} Slurm job(s) of an earlier call that run other code or settings")
-                queue.stop_jobs(session)
-                live = {}
-        except QueueUnavailable as error:
-            raise UserError(
-                f"the Slurm queue cannot be read ({error}): fix that, and run the command again."
-            ) from None
-        return (session, live) if live else (None, {})
-
     # -- what every pool does --------------------------------------------------------------------------------
 
     def _start_workers(self, wanted: int) -> None:
@@ -87,24 +80,22 @@ class SlurmPool(WorkerPool):
         missing = min(self.slots, wanted) - len(self.jobs)
         if missing <= 0 or time.monotonic() < self.submit_at:
             return
+        command = SlurmWorker(str(self.session.root), worker_env(self.config))
+        folder, name = self.session.root / "submitit", job_name(self.session)
         try:
-            self._submit(missing)
-            self.refused = 0
+            made = submit_jobs(self.config, folder, name, [command] * missing, avoid=sorted(self.avoided))
         except UserError as error:
             self.refused += 1
             if not self.accepted or self.refused >= REFUSALS:
                 raise
             self.submit_at = time.monotonic() + self.config.launcher.queue_every_s
             self._say_once(f"{error} Trying again.")
-
-    def _submit(self, count: int) -> None:
-        command = SlurmWorker(str(self.session.root), worker_env(self.config))
-        folder, name = self.session.root / "submitit", job_name(self.session)
-        made = submit_jobs(self.config, folder, name, [command] * count, avoid=sorted(self.avoided))
+            return
+        self.refused = 0
         self.accepted = True
         self.jobs |= {job.job_id: Job("PENDING", "submitted") for job in made}
         self.submitted_here |= {job.job_id for job in made}
-        self.say(f"submitted {count} Slurm job(s): {', '.join(job.job_id for job in made)}")
+        self.say(f"submitted {missing} Slurm job(s): {', '.join(job.job_id for job in made)}")
 
     def _running_workers(self) -> list[str]:
         return [key for key, job in self.jobs.items() if job.state == "RUNNING" or job.reason == "submitted"]
@@ -128,7 +119,10 @@ class SlurmPool(WorkerPool):
                 self.jobs[key] = job
         for key in list(self.jobs):
             seen = jobs.get(key)
-            if self._is_alive(key, seen):
+            unchanged_s = self.states.unchanged_s(key, seen and seen.state)
+            # one that is ending may still be requeued
+            alive = unchanged_s < GONE_S if seen is None or seen.state == ENDING else seen.live
+            if alive:
                 self.jobs[key] = seen or self.jobs[key]
             else:
                 del self.jobs[key]
@@ -137,16 +131,6 @@ class SlurmPool(WorkerPool):
         reasons = sorted({j.reason for j in waiting if j.reason not in ("None", "submitted")})
         why = f" ({', '.join(reasons)})" if reasons else ""
         self._say_once(f"{len(self.jobs) - len(waiting)} job(s) running, {len(waiting)} waiting{why}")
-
-    def _is_alive(self, key: str, seen: Job | None) -> bool:
-        """Tell whether a job of ours still counts as alive, given what the queue shows of it.
-
-        One that it does not show, or that is ending and may still be requeued, does so for GONE_S.
-        """
-        unchanged_s = self.states.unchanged_s(key, seen and seen.state)
-        if seen is None or seen.state == ENDING:
-            return unchanged_s < GONE_S
-        return seen.live
 
     def _record_end(self, key: str, job: Job | None) -> None:
         state = job.state if job else "gone from the queue"
@@ -172,7 +156,7 @@ class SlurmPool(WorkerPool):
 
     def _kill(self, worker: str) -> None:
         try:
-            queue.scancel_one(worker)
+            queue.run_slurm("scancel", worker)
         except QueueUnavailable as error:
             self.killed.pop(worker, None)  # tried again at the next check
             self._say_once(f"scancel {worker}: {error}")

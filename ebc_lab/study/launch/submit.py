@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.schema import Config, LauncherConfig
+from ebc_lab.config.schema import Config
 
 from .command import SCRUBBED
 
 REFUSALS = 5  # submissions in a row that Slurm refuses, after it has accepted one, before the study stops
-KEPT = (
-    "SLURM_CONF",
-    "SLURM_CLUSTERS",
-    "SLURM_JWT",
-)  # where the cluster is and who we are, not whose job this is
+# where the cluster is and who we are, not whose job this is
+KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
 NEVER = 10**6  # requeues after time-outs before submitit gives a job up
 GPUS = ("gpus", "gres", "gpus_per_node", "gpus_per_task", "gpus_per_socket")  # ways to ask sbatch for one
 
@@ -36,28 +32,29 @@ def submit_jobs(
     sbatch said."""
     import submitit
 
-    errors = (
-        submitit.core.utils.FailedJobError,
-        submitit.core.utils.FailedSubmissionError,
-        ValueError,
-        RuntimeError,
-    )
+    failed = (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError)
+    # variables of an enclosing job or MPI, which sbatch would read as options and pass to the workers
+    enclosing = {k: v for k, v in os.environ.items() if k.startswith(SCRUBBED) and k not in KEPT}
     try:
         executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=NEVER)
         executor.update_parameters(**_sbatch(config, name, len(commands), avoid))
-        with _own_environment(), executor.batch():
+        for key in enclosing:
+            del os.environ[key]
+        with executor.batch():
             return [executor.submit(command) for command in commands]
-    except (*errors, OSError, subprocess.SubprocessError) as error:
+    except (*failed, ValueError, RuntimeError, OSError, subprocess.SubprocessError) as error:
         message = str(error).splitlines() or ["sbatch fails without a message"]
         lines = [x.strip() for x in message if "error" in x.lower()] or message[-1:]
         raise UserError(
             f"Slurm does not accept the job ({lines[0]}): see launcher.partition, launcher.sbatch …"
         ) from None
+    finally:
+        os.environ.update(enclosing)
 
 
 def _sbatch(config: Config, name: str, count: int, avoid: Sequence[str]) -> dict[str, Any]:
     """Return the options of one submission by submitit's names; `launcher.sbatch` overrides ours."""
-    asked: LauncherConfig = config.launcher
+    asked = config.launcher
     by_user = {k.replace("-", "_"): v for k, v in asked.sbatch.items()}
     nodes = asked.nodes_per_run
     together = asked.processes_per_run // nodes  # on each node
@@ -85,16 +82,3 @@ def _sbatch(config: Config, name: str, count: int, avoid: Sequence[str]) -> dict
         "additional_parameters": {"requeue": True, **by_user},
     }
     return {**{k: v for k, v in options.items() if v is not None}, "wckey": None}
-
-
-@contextmanager
-def _own_environment() -> Iterator[None]:
-    """Hide the variables of an enclosing job or MPI, which sbatch would read as options and pass to the
-    workers."""
-    taken = {k: v for k, v in os.environ.items() if k.startswith(SCRUBBED) and k not in KEPT}
-    for key in taken:
-        del os.environ[key]
-    try:
-        yield
-    finally:
-        os.environ.update(taken)

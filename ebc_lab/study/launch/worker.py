@@ -170,33 +170,26 @@ class _Stop:
 
     def _watch(self) -> None:
         while not self.final.is_set():
-            if why := self._nobody_waits():
+            why = ""  # why nobody takes this process for the worker any more
+            process = self.session.process(self.name)
+            if process is not None and process != self.here:
+                why = f"its job was started again on {process[0]} (process {process[1]})"
+            elif os.getppid() != self.parent:
+                why = "the process that started it is gone"
+            if why:
                 self.replaced = True
                 print(
                     f"worker {self.name}, process {self.here[1]} on {self.here[0]}, ends: {why}",
                     file=sys.stderr,
                 )
-            if self.replaced or self._session_is_over():
+            gone = not self.session.root.exists() or (self.bound and not is_locked(self.session.lock_path))
+            tasks = None if gone else self.session.tasks()
+            if self.replaced or gone or (tasks is not None and tasks["stop"]):
                 self.told_to_end = True
                 self._end()
             self.final.wait(WATCH_S)
         time.sleep(GRACE_S)
         os._exit(1)
-
-    def _nobody_waits(self) -> str:
-        """Say why nobody takes this process for the worker any more; empty as long as somebody does."""
-        process = self.session.process(self.name)
-        if process is not None and process != self.here:
-            return f"its job was started again on {process[0]} (process {process[1]})"
-        if os.getppid() != self.parent:
-            return "the process that started it is gone"
-        return ""
-
-    def _session_is_over(self) -> bool:
-        if not self.session.root.exists() or (self.bound and not is_locked(self.session.lock_path)):
-            return True
-        tasks = self.session.tasks()
-        return tasks is not None and tasks["stop"]
 
     def __call__(self) -> bool:
         return self.event.is_set()
@@ -235,12 +228,20 @@ class Worker:
         self.session.note(self.name, **now, **self.surroundings, **more)
 
     def work(self) -> int:
-        """Train until nothing is left -> exit code: 0 where it was told to end or has been idle for long,
-        STOPPED by a signal, CANNOT_WRITE or DEVICE_FAILED."""
-        self._import_ahead()
+        """Train until nothing is left, and return the exit code: 0 where the worker was told to end or has
+        been idle for long, STOPPED by a signal, CANNOT_WRITE or DEVICE_FAILED."""
+        with suppress(OSError, UserError, LookupError, TypeError):
+            # what the first run needs, before it is claimed: importing torch takes seconds
+            first = (self.session.tasks() or {"runs": []})["runs"][0]
+            load_function(read_json(self.study.run_files(first).spec, SpecRecord)["kind"])
         try:
-            if all(self._wait_for(place) for place in self.held):
-                self._work()
+            for place in self.held:  # a GPU, once no other worker holds it
+                while not place.is_locked and not self.stop.final.is_set():
+                    try:
+                        place.acquire(timeout=min(WATCH_S, self.about["beat_s"]), poll_interval=POLL_S)
+                    except Timeout:
+                        self.say(beat=time.monotonic())
+            self._work()
         except DeviceFailed as error:  # the driver counts the run as lost, and starts another worker
             self.say(cause=str(error), device_failed=True)
             return DEVICE_FAILED
@@ -248,22 +249,6 @@ class Worker:
             self.say(error=f"{error.filename or self.study.root}: {error.strerror or error}")
             return CANNOT_WRITE
         return STOPPED if self.stop.final.is_set() and not self.stop.told_to_end else 0
-
-    def _import_ahead(self) -> None:
-        """Import what the first run on the list needs, before it is claimed: torch takes seconds."""
-        with suppress(OSError, UserError, LookupError, TypeError):
-            first = (self.session.tasks() or {"runs": []})["runs"][0]
-            load_function(read_json(self.study.run_files(first).spec, SpecRecord)["kind"])
-
-    def _wait_for(self, place: FileLock) -> bool:
-        """Hold a GPU of this worker, once no other worker does. -> False if it is asked to end before."""
-        while not self.stop.final.is_set():
-            try:
-                place.acquire(timeout=min(WATCH_S, self.about["beat_s"]), poll_interval=POLL_S)
-                return True
-            except Timeout:
-                self.say(beat=time.monotonic())
-        return False
 
     def _work(self) -> None:
         """Train one run after the other until this worker is to end, or has been idle for `idle_s`."""
