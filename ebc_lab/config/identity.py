@@ -79,7 +79,9 @@ def identity(run: RunConfig) -> dict[str, Any]:
                     raise UserError(f"{part.group_name}.target must be found before a run can be named.")
                 read["name"] = CUSTOM
     _name_parts_that_belong_together(named, run)
-    return named | _environment(_libraries_of(run))
+    parts = [part for part in parts_of(run) if part.libraries]
+    libraries = {part.libraries[kind] for part in parts if (kind := kind_of(part)) in part.libraries}
+    return named | _environment(libraries)
 
 
 def read_settings(settings: Any) -> list[str]:
@@ -117,12 +119,6 @@ def _name_parts_that_belong_together(named: dict[str, Any], run: RunConfig) -> N
         named["determinism"] = to_dict(run.determinism)
     elif run.determinism.exact:
         del named["threads_per_run"]
-
-
-def _libraries_of(run: RunConfig) -> set[str]:
-    """Return the distributions whose code computes a run, torch aside."""
-    parts = [part for part in parts_of(run) if part.libraries]
-    return {part.libraries[kind] for part in parts if (kind := kind_of(part)) in part.libraries}
 
 
 def round3(value: float) -> float:

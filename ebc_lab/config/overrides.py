@@ -79,7 +79,8 @@ def parse(overrides: Sequence[str]) -> list[Any]:
     parsed = []
     for text in map(renamed, overrides):
         key = _key(text)
-        if (depth := _depth(text)) > DEEPEST:
+        steps = ((c in "[{(") - (c in "]})") for c in text)
+        if (depth := max(itertools.accumulate(steps), default=0)) > DEEPEST:
             raise UserError(f"{key} is given in brackets {depth} deep: {DEEPEST} at most.")
         try:
             override = parser.parse_override(text)
@@ -99,12 +100,6 @@ def parse(overrides: Sequence[str]) -> list[Any]:
 def _key(text: str) -> str:
     """Return the key of an override as messages show it."""
     return shown(text.partition("=")[0].lstrip("+~"))
-
-
-def _depth(text: str) -> int:
-    """Return how deep brackets lie inside each other."""
-    steps = ((c in "[{(") - (c in "]})") for c in text)
-    return max(itertools.accumulate(steps), default=0)
 
 
 def _check_choices(override: Any) -> None:
