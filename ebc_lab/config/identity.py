@@ -26,7 +26,6 @@ from .schema import Config, RunConfig
 _RECORDED: ContextVar[dict[str, Any]] = ContextVar("recorded environment")
 NAMED_BY = 10  # hex digits of a run's identity at the end of its name
 NUMERICS_VERSION = 6  # bump by hand when a change of code changes a run's numbers
-SIZES_OF_BLOCKS = ("blocks", "width", "heads", "dropout")  # of the model, which an ebm of such blocks reads
 
 
 def with_derived_settings(run: RunConfig) -> RunConfig:
@@ -113,7 +112,7 @@ def _name_parts_that_belong_together(named: dict[str, Any], run: RunConfig) -> N
         named["budget"] = {key: getattr(run.budget, key) for key in read}
     if run.workload.name == "ebm":
         blocks = "transformer" in (run.encoder.name, run.decoder.name)
-        sizes = ("context", *SIZES_OF_BLOCKS) if blocks else ("context",)
+        sizes = ("context", "blocks", "width", "heads", "dropout") if blocks else ("context",)
         named["model"] = {key: getattr(run.model, key) for key in sizes}
     if run.capability != "auto":
         named["determinism"] = to_dict(run.determinism)

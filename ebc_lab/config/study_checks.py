@@ -518,9 +518,6 @@ def _hints(group: str) -> dict[str, Any]:
     return type_hints(part) if part else {}
 
 
-SET_BY_METHODS = ("optimizer", "stabilizer", "controller", "lr_schedule", "projection")
-
-
 def _profiles(config: Config) -> None:
     """Refuse methods of the stage profiles that cannot be run on every workload, at the ends of their
     grids."""
@@ -537,7 +534,7 @@ def _profiles(config: Config) -> None:
     for name, workload in profiles.workloads.items():
         path = f"profiles.workloads.{name}"
         _name_of(path, name)
-        for group in SET_BY_METHODS:
+        for group in ("optimizer", "stabilizer", "controller", "lr_schedule", "projection"):
             require(group not in workload.settings, f"{path}.settings: {group} is the methods' to set.")
     for name, method in profiles.methods.items():
         path = f"profiles.methods.{name}"
@@ -619,7 +616,16 @@ def _suite(config: Config) -> None:
     for name, arm in arms.items():
         _arm(name, arm, config)
         _references(name, arm, arms, suite)
-    _mine(suite)
+    for name in suite.mine.arms:
+        choice("ablation.mine.arms", name, suite.arms)
+    require(
+        not suite.mine.arms or len(suite.mine.arms) < len(suite.arms),
+        "ablation.mine.arms names every arm: leave one out, which they are compared with.",
+    )
+    require(
+        not (suite.mine.arms and (suite.versions() or suite.lr_scales or suite.deltas)),
+        f"ablation.mine.arms goes with neither {', '.join(VERSIONS)}, lr_scales nor deltas.",
+    )
     sizes = {name: _begun_with(config, arm) for name, arm in suite.arms.items() if arm.tune}
     sweeps = bool(suite.lr_scales or suite.deltas)
     versions = [key for key in VERSIONS if getattr(suite, key)]
@@ -634,20 +640,6 @@ def _suite(config: Config) -> None:
     require(not sizes or "tune" in config.study.stages, "study.stages: arms with a grid need the stage tune.")
     counts = ", ".join(f"{name} {size}" for name, size in sizes.items())
     require(len(set(sizes.values())) <= 1, f"every tuned arm must get the same number of runs: {counts}.")
-
-
-def _mine(suite: AblationConfig) -> None:
-    """Refuse arms of one's own that are not there, or have nothing that they can be compared with."""
-    for name in suite.mine.arms:
-        choice("ablation.mine.arms", name, suite.arms)
-    require(
-        not suite.mine.arms or len(suite.mine.arms) < len(suite.arms),
-        "ablation.mine.arms names every arm: leave one out, which they are compared with.",
-    )
-    require(
-        not (suite.mine.arms and (suite.versions() or suite.lr_scales or suite.deltas)),
-        f"ablation.mine.arms goes with neither {', '.join(VERSIONS)}, lr_scales nor deltas.",
-    )
 
 
 def _grids(path: str, arm: ArmConfig) -> None:

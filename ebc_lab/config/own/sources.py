@@ -131,16 +131,13 @@ def find(target: str) -> Source:
     path = Path(origin)
     line = _line_of(name.partition(".")[0], path.read_bytes(), origin) if path.suffix == ".py" else None
     root = path.parents[len(parts) - 1 + (path.name == "__init__.py")]
-    files = _files_below(root, path, parts) if str(root) in places and parts[0] != OURS else {}
+    files: dict[str, Path] = {}
+    if str(root) in places and parts[0] != OURS:  # one's own: it, its packages and all that they import there
+        packages = [root.joinpath(*parts[:depth], "__init__.py") for depth in range(1, len(parts))]
+        for start in (path, *filter(Path.is_file, packages)):
+            files |= {one.relative_to(root).as_posix(): one for one in files_of(start, root)}
     release = None if files or parts[0] in RELEASED else installed_release(path)
     return Source(module, name, path, line, root, files, _sha256(files or {path.name: path}, path, release))
-
-
-def _files_below(root: Path, path: Path, parts: Sequence[str]) -> dict[str, Path]:
-    """Return name below `root` -> file for a module, its packages and all that they import there."""
-    packages = [root.joinpath(*parts[:depth], "__init__.py") for depth in range(1, len(parts))]
-    files = [one for start in (path, *filter(Path.is_file, packages)) for one in files_of(start, root)]
-    return {one.relative_to(root).as_posix(): one for one in files}
 
 
 def _sha256(files: Mapping[str, Path], path: Path, release: str | None = None) -> str:

@@ -16,7 +16,6 @@ ADAMS = (  # what has Adam's two moments, or is made of it
 )
 MUON = ("muon",)
 SCALE: dict[str, Any] = {"low": 0, "high": 1000}  # of a rate, in units of lr
-FIXED_NORM = ("hyperball", "lionar")
 WITH_MOMENTUM = ("sgd", "muon", "normuon", "muonclip", "scion")
 EXACT = ("adam", "adamw")
 WITHOUT_LOGITS = ("modern", "gru", "cnn")  # models: norms bound the first one's, the others have none
@@ -64,7 +63,11 @@ class OptimizerConfig(Part):
         only=AXIOM,
     )
     rest_scale: float = setting(
-        0.1, "rate of what is not a hidden matrix, in units of lr", low=0, high=1000, only=FIXED_NORM
+        0.1,
+        "rate of what is not a hidden matrix, in units of lr",
+        low=0,
+        high=1000,
+        only=("hyperball", "lionar"),
     )
     update_size: str = setting(
         "rms",

@@ -12,7 +12,6 @@ from ..fields import STEPS, setting
 from ..part import Need, Part, Run
 
 TRAIN_TOKENS = "train_tokens"  # what `tokens=2e6` is kept as until the batch is known
-TOKENIZERS_LIBRARY = ("bpe", "gpt2")  # which the library tokenizers makes
 
 
 @dataclass
@@ -37,7 +36,7 @@ class TokensConfig(Part):
             yield "tokens=gpt2 needs tokens.folder=FOLDER, which holds GPT-2's tokenizer."
 
     def needs(self) -> Iterator[Need]:
-        if self.name in TOKENIZERS_LIBRARY:
+        if self.name in ("bpe", "gpt2"):
             yield Need(f"tokens={self.name}", "tokenizers", "ebm")
 
 
