@@ -12,14 +12,13 @@ from typing import Any
 
 from ebc_lab.ebc.options import LEAST_MULTIPLIER, LEAST_TARGET_KL, MEASURING
 
-from .choices import OWN_GROUPS, choice_for, choices_of, groups, is_read, kind_of, values_in_conf
+from .choices import OWN_GROUPS, choice_for, choices_of, groups, is_read, kind_of, offered, values_in_conf
 from .dicts import type_hints
 from .errors import HIDDEN, UserError, any_of, require, shown
 from .fields import CUSTOM, Setting, default_of, setting_of
 from .hints import near_choice
 from .machine import installed
 from .modes import check_modes
-from .own.entry_points import offered
 from .part import Need
 from .parts import PART, parts_of
 from .schema import RunConfig
@@ -58,7 +57,10 @@ def set_in_vain(config: Any) -> dict[str, str]:
     """Return setting -> a sentence that says what it goes with, for each setting of a group that is set
     although nobody reads it. A value that a file of `conf/` gives does not count as set."""
     vain: dict[str, str] = {}
-    for group, settings in _groups_of(config):
+    values = [(field.name, getattr(config, field.name)) for field in dataclasses.fields(config)]
+    for group, settings in values:
+        if group not in groups() or not hasattr(settings, "name"):
+            continue
         part = PART.get(group)
         reader, choices = (part.read_by if part else None) or ("", ())
         reading = getattr(config, reader).name if reader else ""
@@ -74,11 +76,6 @@ def set_in_vain(config: Any) -> dict[str, str]:
                 advice = f": write it as {group}.arguments" if now == CUSTOM else ""
                 vain[key] = f"{key} goes with {of}={any_of(setting.only)}, not {of}={now}{advice}."
     return vain
-
-
-def _groups_of(config: Any) -> list[tuple[str, Any]]:
-    values = [(field.name, getattr(config, field.name)) for field in dataclasses.fields(config)]
-    return [(name, value) for name, value in values if name in groups() and hasattr(value, "name")]
 
 
 def _is_set(group: str, field: dataclasses.Field[Any], settings: Any) -> bool:
@@ -117,45 +114,39 @@ def check_value(key: str, value: Any, setting: Setting, kind: Any) -> None:
                 choice(key, name, setting.keys)
             check_value(f"{key}.{name}", item, setting, inside[1] if inside else Any)
     elif isinstance(value, list):
-        _check_list(key, value, setting, kind)
+        is_list = kind is Any or typing.get_origin(kind) is list
+        require(is_list, f"{key} is one value, not a list: {shown(value)}.")
+        require(bool(value) or not setting.least, f"{key} must not be empty.")
+        require(len(value) >= setting.least, f"{key} needs {setting.least} values, not {len(value)}.")
+        require(len(value) <= setting.most, f"{key} takes at most {setting.most} items, not {len(value)}.")
+        for item in value:
+            check_value(key, item, setting, inside[0] if inside else Any)
+        if setting.increasing:
+            require(
+                value == sorted(set(value)), f"{key} must be increasing, without repeats: {shown(value)}."
+            )
+        if setting.unique:
+            require(len(set(value)) == len(value), f"{key} must not name anything twice: {shown(value)}.")
     elif dataclasses.is_dataclass(value):
         check_settings(value, f"{key}.")
     else:
-        kinds = [k for k in (inside or (kind,)) if k is not types.NoneType]
-        _check_one(key, value, setting, kinds[0])
-
-
-def _check_list(key: str, value: list[Any], setting: Setting, kind: Any) -> None:
-    require(
-        kind is Any or typing.get_origin(kind) is list, f"{key} is one value, not a list: {shown(value)}."
-    )
-    require(bool(value) or not setting.least, f"{key} must not be empty.")
-    require(len(value) >= setting.least, f"{key} needs {setting.least} values, not {len(value)}.")
-    require(len(value) <= setting.most, f"{key} takes at most {setting.most} items, not {len(value)}.")
-    for item in value:
-        check_value(key, item, setting, (typing.get_args(kind) or (Any,))[0])
-    if setting.increasing:
-        require(value == sorted(set(value)), f"{key} must be increasing, without repeats: {shown(value)}.")
-    if setting.unique:
-        require(len(set(value)) == len(value), f"{key} must not name anything twice: {shown(value)}.")
-
-
-def _check_one(key: str, value: Any, setting: Setting, kind: Any) -> None:
-    """Raise UserError for a value, neither a list nor a mapping, that this setting does not take."""
-    if kind in (int, float) or setting.numeric:
-        number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-        finite = number and (isinstance(value, int) or math.isfinite(value))
-        if not (finite and setting.holds(value)):
-            word = "a whole number" if kind is int else "a finite number"
-            raise UserError(" ".join([f"{key} must be {word}", setting.range()]) + f", not {shown(value)}.")
-    elif kind in (bool, str) and not isinstance(value, kind):
-        raise UserError(f"{key} must be {'true or false' if kind is bool else 'a text'}, not {shown(value)}.")
-    if isinstance(value, str):
-        _check_text(key, value, setting.longest)
-    if setting.group:
-        choice(key.removesuffix(".name"), value, choices_of(setting.group, value))
-    elif setting.choices:
-        choice(key, value, setting.choices)
+        one = next(k for k in (inside or (kind,)) if k is not types.NoneType)
+        if one in (int, float) or setting.numeric:
+            number = isinstance(value, int if one is int else int | float) and not isinstance(value, bool)
+            finite = number and (isinstance(value, int) or math.isfinite(value))
+            if not (finite and setting.holds(value)):
+                word = "a whole number" if one is int else "a finite number"
+                needed = " ".join([f"{key} must be {word}", setting.range()])
+                raise UserError(f"{needed}, not {shown(value)}.")
+        elif one in (bool, str) and not isinstance(value, one):
+            word = "true or false" if one is bool else "a text"
+            raise UserError(f"{key} must be {word}, not {shown(value)}.")
+        if isinstance(value, str):
+            _check_text(key, value, setting.longest)
+        if setting.group:
+            choice(key.removesuffix(".name"), value, choices_of(setting.group, value))
+        elif setting.choices:
+            choice(key, value, setting.choices)
 
 
 def _check_text(key: str, text: str, longest: int) -> None:
@@ -184,23 +175,6 @@ def validate_run(run: RunConfig, beside: RunConfig | None = None) -> None:
         run.budget.probe_sequences < max(rows, 1),
         f"budget.probe_sequences must leave rows {of} for the audit: 1 to {rows - 1}.",
     )
-    _check_own_parts(run)
-    for part in parts_of(run):
-        for refusal in part.refuses(run) if part.is_read(run) else ():
-            raise UserError(refusal)
-    check_modes(run)
-    check_run(run)
-
-
-def lacking(run: RunConfig) -> list[Need]:
-    """Return the libraries without which this process cannot train the run. Whoever reads a recorded run
-    needs none of them, so no check of settings asks for them."""
-    needs = [need for part in parts_of(run) if part.is_read(run) for need in part.needs()]
-    return [need for need in needs if not installed(need.module)]
-
-
-def _check_own_parts(run: RunConfig) -> None:
-    """Raise UserError for an own part without a target, and for a setting beside one that it is not given."""
     for group in OWN_GROUPS:
         part = getattr(run, group)
         require(
@@ -214,13 +188,24 @@ def _check_own_parts(run: RunConfig) -> None:
                 f"{group}=custom {group}.target=…."
             )
         _check_finite(f"{group}.arguments", part.arguments)
-    if kind_of(run.optimizer) == CUSTOM:
-        decay = run.optimizer.weight_decay
-        require(
-            decay == 0,
-            "optimizer.weight_decay is not given to your own optimizer: write what it takes as "
-            f"optimizer.arguments, for example 'optimizer.arguments={{weight_decay: {decay}}}'.",
-        )
+    decay = run.optimizer.weight_decay
+    require(
+        kind_of(run.optimizer) != CUSTOM or decay == 0,
+        "optimizer.weight_decay is not given to your own optimizer: write what it takes as "
+        f"optimizer.arguments, for example 'optimizer.arguments={{weight_decay: {decay}}}'.",
+    )
+    for part in parts_of(run):
+        for refusal in part.refuses(run) if part.is_read(run) else ():
+            raise UserError(refusal)
+    check_modes(run)
+    check_run(run)
+
+
+def lacking(run: RunConfig) -> list[Need]:
+    """Return the libraries without which this process cannot train the run. Whoever reads a recorded run
+    needs none of them, so no check of settings asks for them."""
+    needs = [need for part in parts_of(run) if part.is_read(run) for need in part.needs()]
+    return [need for need in needs if not installed(need.module)]
 
 
 def _check_finite(key: str, value: Any) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import typing
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from .dicts import type_hints
 from .errors import UserError, any_of, nearest, require, shown
 from .fields import CUSTOM, Setting
 from .own import suites
-from .own.entry_points import offered
 from .parts import PART, PARTS
 from .parts.determinism import DeterminismConfig
 from .parts.optimizer import OptimizerConfig
@@ -22,6 +22,7 @@ from .schema import ArmConfig, CarrySettingConfig, ProfiledWorkloadConfig, RunCo
 # groups whose settings mean nothing under another name
 FRESH = ("controller", "optimizer", "stabilizer")
 OWN_GROUPS = ("optimizer", "stabilizer", "lr_schedule", "model")  # that take a `target`
+OFFERED = {"optimizer": "ebc_lab.optimizers", "stabilizer": "ebc_lab.stabilizers"}  # -> their entry points
 
 
 def conf_dir() -> Path:
@@ -175,6 +176,16 @@ def own_suite(choice: object) -> Path | None:
         return suites.suite_file(choice, conf_dir())
     except LookupError as error:
         raise UserError(f"study={shown(choice)} {error.args[0]}.") from None
+
+
+@functools.cache
+def offered(group: str) -> dict[str, tuple[str, ...]]:
+    """Return name -> the targets, `module:function`, that installed packages offer under it: one, unless
+    packages chose the same name."""
+    by_name: dict[str, set[str]] = {}
+    for entry in metadata.entry_points(group=OFFERED[group]) if group in OFFERED else ():
+        by_name.setdefault(entry.name, set()).add(f"{entry.module}:{entry.attr}")
+    return {name: tuple(sorted(targets)) for name, targets in sorted(by_name.items())}
 
 
 def offered_parts(group: str) -> list[dict[str, Any]]:

@@ -11,20 +11,12 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from . import schema
-from .choices import (
-    choices_of,
-    conf_dir,
-    further_choices,
-    groups,
-    offered_parts,
-    own_suite,
-)
+from .choices import OFFERED, choices_of, conf_dir, further_choices, groups, offered_parts, own_suite
 from .dicts import from_dict, to_dict
 from .errors import UserError, any_of, nearest, require, shown
 from .hints import STUDY_DECIDES, near_setting
@@ -42,9 +34,7 @@ from .overrides import (
     spelled,
 )
 from .own import suites
-from .own.entry_points import OFFERED
-from .own.names import own_name
-from .own.parts import with_names, with_sources
+from .own.parts import own_name, with_names, with_sources
 from .parts.tokens import refuse_two_lengths, set_steps
 from .parts.workload import fit_to_images
 from .schema import NOT_THE_STUDY, STAGES, ArmConfig, Config, RunConfig
@@ -93,10 +83,11 @@ def compose(
     if not (recorded or "scale" in parsed):
         overrides.append(default_scale())
     suite = _registered_suite(parsed)
-    overrides, left_out = _without(overrides)
-    config = _composed(overrides, suite, parsed, recorded)
+    leaving = {o: ARM.fullmatch(o[1:].partition("=")[0]) for o in overrides if o.startswith("~")}
+    left_out = [arm[1] for arm in leaving.values() if arm]
+    config = _composed([o for o in overrides if not leaving.get(o)], suite, parsed, recorded)
     parsed |= dict.fromkeys(f"ablation.arms.{arm}" for arm in left_out)
-    with _in_file(suite, parsed):
+    try:
         config = _leaving_out(config, left_out)
         config = with_mine(with_names(config), study=study)
         config = by_their_targets(with_sources(config)) if sources else config
@@ -104,15 +95,14 @@ def compose(
         validate(config, study=study, here=here, beside=beside)
         for sentence in lacking_for(config, study=study) if trains else ():
             raise UserError(sentence)
+    except UserError as error:  # begins with its line where the user's own suite has what is refused
+        key = re.match(r"[a-z_]+(\.\w+)*", str(error))
+        if suite is None or key is None or not _sets(suite, key[0], parsed):
+            raise
+        raise UserError(f"{_line(suite, key[0])}: {error}") from None
     suite = suite or (recorded.suite if recorded else None)
     suite_choice = {suite.name: str(suite)} if suite else {}
     return replace(config, own_files={**suite_choice, **config.own_files})
-
-
-def _without(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the overrides without `~ablation.arms.NAME`, and the arms that these leave out."""
-    arms = {o: ARM.fullmatch(o[1:].partition("=")[0]) for o in overrides if o.startswith("~")}
-    return [o for o in overrides if not arms.get(o)], [arm[1] for arm in arms.values() if arm]
 
 
 def _leaving_out(config: Config, names: Sequence[str]) -> Config:
@@ -201,18 +191,6 @@ def _sets(suite: Path | None, key: str, values: Mapping[str, Any]) -> bool:
     elsewhere = arm is not None and not suites.sets(suite, arm[0])
     around = (key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.") for other in values)
     return not (elsewhere or any(around))
-
-
-@contextmanager
-def _in_file(suite: Path | None, values: Mapping[str, Any]) -> Iterator[None]:
-    """Have a refusal of what the user's own suite sets begin with its line there."""
-    try:
-        yield
-    except UserError as error:
-        key = re.match(r"[a-z_]+(\.\w+)*", str(error))
-        if suite is None or key is None or not _sets(suite, key[0], values):
-            raise
-        raise UserError(f"{_line(suite, key[0])}: {error}") from None
 
 
 def _set(composed: Any, key: str, values: Mapping[str, Any], *, new: bool) -> None:
@@ -333,16 +311,13 @@ def _narrow(parsed: Mapping[str, Any]) -> list[str]:
             f"stabilizer={parsed['stabilizer']} cannot be chosen for a study: the stages run EBC and the "
             "plain optimizer, study=stabilizers the rivals, `ebc-lab train` any one of them."
         )
-    covers = {
+    lists = {
         "optimizer": "lr_sweep.optimizers",
         "projection": "lr_sweep.projections",
         "budget": "calibrate.budgets",
     }
-    return [
-        f"{field_}=[{parsed[group]}]"
-        for group, field_ in covers.items()
-        if group in parsed and field_ not in parsed
-    ]
+    chosen = {key: parsed[group] for group, key in lists.items() if group in parsed and key not in parsed}
+    return [f"{key}=[{choice}]" for key, choice in chosen.items()]
 
 
 def configurations(
@@ -397,6 +372,9 @@ def begun_from(parsed: Mapping[str, Any], *, study: bool) -> Recorded | None:
     A group that an override chooses anew has none of its recorded settings. Raises UserError where the file
     is not a study.json (of a study) or a spec.json (of a run) that this version can read.
     """
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
     if FROM not in parsed:
         return None
     said = f"{FROM}={shown(parsed[FROM])}"
@@ -419,8 +397,16 @@ def begun_from(parsed: Mapping[str, Any], *, study: bool) -> Recorded | None:
         raise UserError(f"{said}: {str(error).rstrip('.')}.") from None
     except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{said} is damaged ({error!r}): get the file again.") from None
+    # Hydra takes these settings as a primary configuration, in the place of conf/config.yaml, in which no
+    # group is chosen, so that an override can choose each
+    usual: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml"))
+    chosen: dict[str, str | None] = dict.fromkeys(group for group in groups() if group != "scale")
+    chosen |= {"launcher": "local", "tracker": "none"}
+    base = [] if study else [{"scale": "laptop"}]  # a run leaves a study's own open
+    defaults = ["schema", *base, "_self_", *({group: choice} for group, choice in chosen.items())]
     kept = {k: v for k, v in recorded.settings.items() if k not in parsed or k not in groups()}
-    _register_recorded(kept, base=[] if study else [{"scale": "laptop"}])  # a run leaves a study's own open
+    node = {"defaults": defaults, "hydra": usual["hydra"], **kept}
+    ConfigStore.instance().store(name=PRIMARY, node=node)
     return recorded
 
 
@@ -472,20 +458,6 @@ def _recorded_run(path: Path, record: Mapping[str, Any]) -> Recorded:
     return Recorded(suites.with_places(to_dict(run), runs.parent / OWN_FOLDER), run=run)
 
 
-def _register_recorded(settings: Mapping[str, Any], base: Sequence[Mapping[str, str]]) -> None:
-    """Have Hydra know these settings, over the choices in `base`, as a primary configuration: in the place of
-    conf/config.yaml, and with no group chosen, so that an override can choose each."""
-    from hydra.core.config_store import ConfigStore
-    from omegaconf import OmegaConf
-
-    usual: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml"))
-    chosen: dict[str, str | None] = dict.fromkeys(group for group in groups() if group != "scale")
-    chosen |= {"launcher": "local", "tracker": "none"}
-    defaults = ["schema", *base, "_self_", *({group: choice} for group, choice in chosen.items())]
-    node = {"defaults": defaults, "hydra": usual["hydra"], **settings}
-    ConfigStore.instance().store(name=PRIMARY, node=node)
-
-
 def hydra_words(overrides: Sequence[str], recorded: Recorded | None = None) -> tuple[str, list[str]]:
     """Return the name of the primary configuration, and the overrides as Hydra wants them."""
     others = [spelled(o) for o in overrides if not o.startswith(f"{FROM}=")]
@@ -518,7 +490,10 @@ def with_mine(config: Config, *, study: bool) -> Config:
             with_part = {n for n, arm in arms.items() if suite.mine.group not in arm.settings}
             name = own_name(target, [*(set(arms) - with_part), *choices_of(suite.mine.group, None)])
             template = _merged(suite.mine.template, arms[name]) if name in with_part else suite.mine.template
-            arms[name] = _arm(suite.mine.group, template, name, target)
+            arm = copy.deepcopy(template)
+            part = {**arm.settings.get(suite.mine.group, {}), "name": name, "target": target}
+            settings = {**arm.settings, suite.mine.group: part}
+            arms[name] = replace(arm, about=arm.about or target, settings=settings)
         made.append(name)
     mine = replace(suite.mine, arms=list(dict.fromkeys([*suite.mine.arms, *made])))
     return replace(config, ablation=replace(suite, arms=arms, mine=mine))
@@ -539,13 +514,6 @@ def _merged(template: ArmConfig, arm: ArmConfig) -> ArmConfig:
     for key in settings.keys() & {"settings", "tune"}:
         settings[key] = {**getattr(template, key), **settings[key]}
     return replace(template, **settings)
-
-
-def _arm(group: str, template: ArmConfig, name: str, target: str) -> ArmConfig:
-    """Return the template with the part at `target` in it."""
-    arm = copy.deepcopy(template)
-    part = {**arm.settings.get(group, {}), "name": name, "target": target}
-    return replace(arm, about=arm.about or target, settings={**arm.settings, group: part})
 
 
 def by_their_targets(config: Config) -> Config:

@@ -12,7 +12,6 @@ import msgspec
 
 from .errors import UserError
 from .fields import UNSET, setting_of
-from .kinds import misfit
 from .schema import GONE, KEPT_ELSEWHERE, Config, RunConfig
 
 
@@ -45,6 +44,21 @@ def type_hints(cls: Any) -> dict[str, Any]:
     """Return field -> type of a dataclass; remembered, because a study asks for every run."""
     hints = typing.get_type_hints(cls)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+def misfit(value: Any, kind: Any) -> str | None:
+    """Return what is wrong with a value as JSON holds it, `steps: expected …, got …`; None if it fits.
+
+    `kind`: a type hint; keys that its TypedDicts do not name may be there, of any kind. Raises TypeError for
+    a hint that msgspec cannot check.
+    """
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        what, _, place = str(error).partition(" - at ")  # `$.steps`
+        what = what[0].lower() + what[1:]
+        return f"{place.strip('`$.')}: {what}" if place else what
+    return None
 
 
 def from_dict(cls: type, values: dict[str, Any]) -> Any:

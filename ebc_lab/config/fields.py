@@ -26,14 +26,8 @@ SEED = 10**9  # every generator of random numbers takes it
 SEEDS = 100  # of one stage
 SECONDS = 10**7  # four months
 EXTENSIONS = 20  # times a grid may double: a million-fold
-LR: dict[str, Any] = {
-    "low": 1e-12,
-    "high": 1e6,
-}  # doubled and halved, it stays a number above 0
-MULTIPLE: dict[str, Any] = {
-    "low": 1e-4,
-    "high": 1e4,
-}  # of a measured best; arms have no names for less
+LR: dict[str, Any] = {"low": 1e-12, "high": 1e6}  # doubled and halved, it stays a number above 0
+MULTIPLE: dict[str, Any] = {"low": 1e-4, "high": 1e4}  # of a measured best; arms have no names for less
 GRID: dict[str, Any] = {"low": 1e-9, "high": 1e9, "increasing": True}
 
 

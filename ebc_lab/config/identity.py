@@ -26,7 +26,6 @@ from .schema import Config, RunConfig
 _RECORDED: ContextVar[dict[str, Any]] = ContextVar("recorded environment")
 NAMED_BY = 10  # hex digits of a run's identity at the end of its name
 NUMERICS_VERSION = 6  # bump by hand when a change of code changes a run's numbers
-SIZES_OF_BLOCKS = ("blocks", "width", "heads", "dropout")  # of the model, which an ebm of such blocks reads
 
 
 def with_derived_settings(run: RunConfig) -> RunConfig:
@@ -79,7 +78,9 @@ def identity(run: RunConfig) -> dict[str, Any]:
                     raise UserError(f"{part.group_name}.target must be found before a run can be named.")
                 read["name"] = CUSTOM
     _name_parts_that_belong_together(named, run)
-    return named | _environment(_libraries_of(run))
+    parts = [part for part in parts_of(run) if part.libraries]
+    libraries = {part.libraries[kind] for part in parts if (kind := kind_of(part)) in part.libraries}
+    return named | _environment(libraries)
 
 
 def read_settings(settings: Any) -> list[str]:
@@ -111,18 +112,12 @@ def _name_parts_that_belong_together(named: dict[str, Any], run: RunConfig) -> N
         named["budget"] = {key: getattr(run.budget, key) for key in read}
     if run.workload.name == "ebm":
         blocks = "transformer" in (run.encoder.name, run.decoder.name)
-        sizes = ("context", *SIZES_OF_BLOCKS) if blocks else ("context",)
+        sizes = ("context", "blocks", "width", "heads", "dropout") if blocks else ("context",)
         named["model"] = {key: getattr(run.model, key) for key in sizes}
     if run.capability != "auto":
         named["determinism"] = to_dict(run.determinism)
     elif run.determinism.exact:
         del named["threads_per_run"]
-
-
-def _libraries_of(run: RunConfig) -> set[str]:
-    """Return the distributions whose code computes a run, torch aside."""
-    parts = [part for part in parts_of(run) if part.libraries]
-    return {part.libraries[kind] for part in parts if (kind := kind_of(part)) in part.libraries}
 
 
 def round3(value: float) -> float:

@@ -15,15 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 PACKAGES = (
-    "ebc-lab",
-    "torch",
-    "numpy",
-    "hydra-core",
-    "omegaconf",
-    "submitit",
-    "pandas",
-    "scipy",
-    "matplotlib",
+    *("ebc-lab", "torch", "numpy", "hydra-core", "omegaconf"),
+    *("submitit", "pandas", "scipy", "matplotlib"),
 )
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of CPU time, in a period of so many
 SMI_PATIENCE_S = 60.0  # to wait for nvidia-smi, which hangs on a broken GPU, or for scontrol

@@ -12,7 +12,6 @@ from .parts import parts_of
 from .schema import RunConfig
 
 MOST_TOKENS = 2**21 - 1  # of a batch under determinism=verity, whose sums are exact
-READ_BY_EBC = ("budget", "controller")
 
 
 def check_modes(run: RunConfig) -> None:
@@ -65,20 +64,15 @@ def check_processes(run: RunConfig, processes: int) -> None:
 
 
 def _check_mode(run: RunConfig, mode: Mode, processes: int = 1) -> None:
-    for unfit in _unfit(run, mode):
-        raise UserError(f"{mode.value.format(processes)} does not go with {unfit.setting}: {unfit.remedy}.")
-
-
-def _unfit(run: RunConfig, mode: Mode) -> Iterator[Unfit]:
-    """Yield what does not go with a mode: of the settings outside the parts, and of each part that is
-    read."""
-    yield from _unfit_of_run(run, mode)
-    whole = with_derived_settings(run)
-    for part in parts_of(whole):
-        unread = part.group_name in READ_BY_EBC and run.stabilizer.name != "ebc" and mode is not Mode.EBM
-        unfit = None if unread else part.unfit(mode)
+    """Raise UserError for a setting outside the parts, or one of a part that is read, that does not go with a
+    mode."""
+    ignored = ("budget", "controller") if run.stabilizer.name != "ebc" and mode is not Mode.EBM else ()
+    parts = [part for part in parts_of(with_derived_settings(run)) if part.group_name not in ignored]
+    for unfit in (*_unfit_of_run(run, mode), *(part.unfit(mode) for part in parts)):
         if unfit:
-            yield unfit
+            raise UserError(
+                f"{mode.value.format(processes)} does not go with {unfit.setting}: {unfit.remedy}."
+            )
 
 
 def _unfit_of_run(run: RunConfig, mode: Mode) -> Iterator[Unfit]:

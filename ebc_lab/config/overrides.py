@@ -53,7 +53,9 @@ def check_overrides(
         if key == FROM:
             require(isinstance(override.value(), str), f"{shown(text)} is not the name of one file.")
         elif key in known_groups:
-            _check_choices(override)
+            several = override.is_sweep_override()
+            for value in list(override.sweep_string_iterator()) if several else [override.value()]:
+                _check_choice(key, value)
         elif key not in keys and not in_mapping(key):
             group, _, name = key.partition(".")
             if instead := GONE.get(keys.get(group, Config), {}).get(name):
@@ -79,7 +81,8 @@ def parse(overrides: Sequence[str]) -> list[Any]:
     parsed = []
     for text in map(renamed, overrides):
         key = _key(text)
-        if (depth := _depth(text)) > DEEPEST:
+        steps = ((c in "[{(") - (c in "]})") for c in text)
+        if (depth := max(itertools.accumulate(steps), default=0)) > DEEPEST:
             raise UserError(f"{key} is given in brackets {depth} deep: {DEEPEST} at most.")
         try:
             override = parser.parse_override(text)
@@ -101,25 +104,14 @@ def _key(text: str) -> str:
     return shown(text.partition("=")[0].lstrip("+~"))
 
 
-def _depth(text: str) -> int:
-    """Return how deep brackets lie inside each other."""
-    steps = ((c in "[{(") - (c in "]})") for c in text)
-    return max(itertools.accumulate(steps), default=0)
-
-
-def _check_choices(override: Any) -> None:
-    """Raise UserError where an override chooses what its group does not have."""
-    group = override.key_or_group
-    several = override.is_sweep_override()
-    for value in list(override.sweep_string_iterator()) if several else [override.value()]:
-        choices = choices_of(group, value)
-        if value not in choices:
-            length = ", or how many tokens to train on, as 2e6" if group == TokensConfig.group_name else ""
-            beside = beside_us(value) if group == GROUP else None
-            near = f" (did you mean {beside}?)" if beside else near_choice(group, str(value), choices)
-            raise UserError(
-                f"{group}={shown(value)} is unknown{near}; {group} takes {any_of(choices)}{length}."
-            )
+def _check_choice(group: str, value: Any) -> None:
+    """Raise UserError for a choice that its group does not have."""
+    choices = choices_of(group, value)
+    if value not in choices:
+        length = ", or how many tokens to train on, as 2e6" if group == TokensConfig.group_name else ""
+        beside = beside_us(value) if group == GROUP else None
+        near = f" (did you mean {beside}?)" if beside else near_choice(group, str(value), choices)
+        raise UserError(f"{group}={shown(value)} is unknown{near}; {group} takes {any_of(choices)}{length}.")
 
 
 @functools.cache
@@ -150,8 +142,14 @@ def spelled(override: str) -> str:
 
     Arms stay as they are: `compose` merges a whole one as it would that of a suite's file.
     """
-    override = listed(_with_suites(renamed(override)))
-    key = override.partition("=")[0].lstrip("+")
+    override = renamed(override)
+    written, _, suites = override.partition("=")
+    key = written.lstrip("+")
+    if key == GROUP:
+        names = [name.strip().strip("'\"") for name in suites.split(",")]
+        files = [(name, own_suite(name)) for name in names]
+        override = f"{written}={','.join(chosen_name(file) if file else name for name, file in files)}"
+    override = listed(override)
     kind: Any = Config
     for name in key.split(".")[:-1]:
         if dataclasses.is_dataclass(kind):
@@ -170,16 +168,6 @@ def listed(override: str) -> str:
     key, _, value = override.partition("=")
     alone = key.lstrip("+") in ONE_OR_MORE and value.strip() and not value.lstrip().startswith("[")
     return f"{key}=[{value}]" if alone and "," not in value else override
-
-
-def _with_suites(override: str) -> str:
-    """Return the override with each file of a suite under the name by which Hydra knows it."""
-    key, _, values = override.partition("=")
-    if key.lstrip("+") != GROUP:
-        return override
-    names = [value.strip().strip("'\"") for value in values.split(",")]
-    files = [(value, own_suite(value)) for value in names]
-    return f"{key}={','.join(chosen_name(file) if file else value for value, file in files)}"
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:

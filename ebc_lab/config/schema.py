@@ -487,9 +487,10 @@ class AblationConfig(StageConfig):
 
     def all_arms(self) -> dict[str, ArmConfig]:
         """Return the arms, of a swept one an arm for each point, and after each its versions under the
-        choices of a part, `<arm>_<choice>`."""
+        choices of a part, `<arm>_<choice>`, which are compared with it."""
         swept = self.swept()
         out: dict[str, ArmConfig] = {}
+        pairs = [(part, choice) for part, choices in self.versions().items() for choice in choices]
         labels: dict[str, list[str]] = {}
         for label, point in swept.items():
             labels.setdefault(point.arm, []).append(label)
@@ -497,8 +498,11 @@ class AblationConfig(StageConfig):
             for label in labels.get(name, [name]):
                 arm = self._arm_at(swept[label], swept) if label in swept else self.arms[name]
                 out[label] = arm
-                for part, choices in self.versions().items():
-                    out |= {f"{label}_{choice}": _under(label, arm, part, choice) for choice in choices}
+                for part, choice in pairs:
+                    about = f"{arm.about or label}, {choice.replace('_', ' ')}"
+                    settings = {**arm.settings, part: {"name": choice}}
+                    version = dataclasses.replace(arm, about=about, settings=settings, versus=label)
+                    out[f"{label}_{choice}"] = version
         return out
 
     def versions(self) -> dict[str, list[str]]:
@@ -515,13 +519,6 @@ class AblationConfig(StageConfig):
         text = {"lr_scale": "at LR ×{:g}", "delta": "from δ* ×{:g}"}[point.key].format(point.value)
         changed: dict[str, Any] = {point.key: point.value, "about": f"{arm.about or point.arm}, {text}"}
         return dataclasses.replace(arm, versus=versus, **changed)
-
-
-def _under(label: str, arm: ArmConfig, part: str, choice: str) -> ArmConfig:
-    """Return the version of an arm under a choice of a part, compared with the arm itself."""
-    about = f"{arm.about or label}, {choice.replace('_', ' ')}"
-    settings = {**arm.settings, part: {"name": choice}}
-    return dataclasses.replace(arm, about=about, settings=settings, versus=label)
 
 
 @dataclass

@@ -48,23 +48,13 @@ from .schema import (
     Config,
     LauncherConfig,
     MethodConfig,
-    ProfilesConfig,
     RunConfig,
     TrackerConfig,
-    UnitConfig,
 )
 
 SBATCH_OURS = (
-    "array",
-    "error",
-    "job_name",
-    "nodes",
-    "ntasks_per_node",
-    "open_mode",
-    "output",
-    "requeue",
-    "signal",
-    "time",
+    *("array", "error", "job_name", "nodes", "ntasks_per_node"),
+    *("open_mode", "output", "requeue", "signal", "time"),
 )
 SENSIBLE_RUNS = 20_000  # of a study: what each command costs is measured up to here (docs/speed.md)
 MOST_RUNS = 50_000  # more are a slip of the keyboard, which would be planned for many minutes
@@ -436,6 +426,11 @@ def most_runs(config: Config) -> dict[str, int]:
     seeds, scales = len(config.seeds), config.lr_scale.scales
     carry = config.carry
     constants = sum(len(arm.grid) + carry.max_extensions for arm in carry.arms.values())
+    profiles = config.profiles
+    grids = {m: math.prod(map(len, method.grid.values())) for m, method in profiles.methods.items()}
+    workloads, each = len(profiles.workloads), profiles.calibration_seeds
+    targets = workloads * (grids.get(profiles.yardstick, 0) * each + profiles.target_seeds)
+    chosen, scored = sum(grids.values()) * len(profiles.calibrate_on) * each, len(grids) * workloads * seeds
     counts = {
         "lr_sweep": pairs * (longest + 2 * sweep.max_extensions) + tracks * (around + control),
         "calibrate": tracks * len(config.calibrate.budgets) * deltas * config.calibrate.seeds,
@@ -446,17 +441,9 @@ def most_runs(config: Config) -> dict[str, int]:
         "ablation": tracks * labels * seeds,
         "circumstances": len(same.modes) * where,
         "carry": constants * len(carry.settings) * seeds,
-        "profiles": _most_profiled(config.profiles, seeds),
+        "profiles": targets + chosen + scored,
     }
     return {stage: counts.get(stage, 0) for stage in config.study.stages}
-
-
-def _most_profiled(profiles: ProfilesConfig, seeds: int) -> int:
-    """Return the most runs of the stage profiles: of the targets, of the grids, and those that are scored."""
-    grids = {m: math.prod(map(len, method.grid.values())) for m, method in profiles.methods.items()}
-    workloads, each = len(profiles.workloads), profiles.calibration_seeds
-    targets = workloads * (grids.get(profiles.yardstick, 0) * each + profiles.target_seeds)
-    return targets + sum(grids.values()) * len(profiles.calibrate_on) * each + len(grids) * workloads * seeds
 
 
 def _begun_with(config: Config, arm: ArmConfig) -> int:
@@ -498,49 +485,37 @@ def _carry(config: Config) -> None:
         for name in names:
             _name_of(f"carry.{kind}.{name}", name)
     for name, unit in carry.arms.items():
-        _unit(f"carry.arms.{name}", unit)
+        path = f"carry.arms.{name}"
+        group, _, key = unit.over.partition(".")
+        hint = _hints(group).get(key)
+        require(
+            float in (hint, *typing.get_args(hint)),
+            f"{path}.over={shown(unit.over)} must be a number of a run's part, such as budget.target_kl.",
+        )
+        check_value(f"{path}.grid", unit.grid, TUNABLE["strength"], list[float])
+        require(
+            key not in unit.settings.get(group, {}),
+            f"{path}: grid and settings.{unit.over} both set it: leave one out.",
+        )
+        require(
+            unit.over != "optimizer.lr" or unit.lr_scale == 1,
+            f"{path}.lr_scale does not go with over=optimizer.lr: the constant is the rate itself.",
+        )
         for place, setting in carry.settings.items():
             run = _as_run(f"carry.settings.{place}", base, setting.settings, 1, check=False)
             path = f"carry.arms.{name} in carry.settings.{place}"
-            group, _, key = unit.over.partition(".")
-            at = _merged(unit.settings, {group: {key: unit.grid[0]}})
-            made = _as_run(path, with_size(run, setting), at, config.launcher.processes_per_run)
+            settings = {**unit.settings, group: {**unit.settings.get(group, {}), key: unit.grid[0]}}
+            made = _as_run(path, with_size(run, setting), settings, config.launcher.processes_per_run)
             require(
                 group != "budget" or made.stabilizer.name == "ebc",
                 f"{path}: {unit.over} goes with stabilizer=ebc, not stabilizer={made.stabilizer.name}.",
             )
 
 
-def _merged(settings: Mapping[str, Any], more: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {**settings, **{group: {**settings.get(group, {}), **of} for group, of in more.items()}}
-
-
 def _hints(group: str) -> dict[str, Any]:
     """Return the type of each setting of a part; none of what is no part."""
     part: Any = PART.get(group)
     return type_hints(part) if part else {}
-
-
-def _unit(path: str, unit: UnitConfig) -> None:
-    """Refuse a unit whose constant is no number of a run's part, or is set twice."""
-    group, _, key = unit.over.partition(".")
-    kind = _hints(group).get(key)
-    require(
-        float in (kind, *typing.get_args(kind)),
-        f"{path}.over={shown(unit.over)} must be a number of a run's part, such as budget.target_kl.",
-    )
-    check_value(f"{path}.grid", unit.grid, TUNABLE["strength"], list[float])
-    require(
-        key not in unit.settings.get(group, {}),
-        f"{path}: grid and settings.{unit.over} both set it: leave one out.",
-    )
-    require(
-        unit.over != "optimizer.lr" or unit.lr_scale == 1,
-        f"{path}.lr_scale does not go with over=optimizer.lr: the constant is the rate itself.",
-    )
-
-
-SET_BY_METHODS = ("optimizer", "stabilizer", "controller", "lr_schedule", "projection")
 
 
 def _profiles(config: Config) -> None:
@@ -559,7 +534,7 @@ def _profiles(config: Config) -> None:
     for name, workload in profiles.workloads.items():
         path = f"profiles.workloads.{name}"
         _name_of(path, name)
-        for group in SET_BY_METHODS:
+        for group in ("optimizer", "stabilizer", "controller", "lr_schedule", "projection"):
             require(group not in workload.settings, f"{path}.settings: {group} is the methods' to set.")
     for name, method in profiles.methods.items():
         path = f"profiles.methods.{name}"
@@ -641,7 +616,16 @@ def _suite(config: Config) -> None:
     for name, arm in arms.items():
         _arm(name, arm, config)
         _references(name, arm, arms, suite)
-    _mine(suite)
+    for name in suite.mine.arms:
+        choice("ablation.mine.arms", name, suite.arms)
+    require(
+        not suite.mine.arms or len(suite.mine.arms) < len(suite.arms),
+        "ablation.mine.arms names every arm: leave one out, which they are compared with.",
+    )
+    require(
+        not (suite.mine.arms and (suite.versions() or suite.lr_scales or suite.deltas)),
+        f"ablation.mine.arms goes with neither {', '.join(VERSIONS)}, lr_scales nor deltas.",
+    )
     sizes = {name: _begun_with(config, arm) for name, arm in suite.arms.items() if arm.tune}
     sweeps = bool(suite.lr_scales or suite.deltas)
     versions = [key for key in VERSIONS if getattr(suite, key)]
@@ -656,20 +640,6 @@ def _suite(config: Config) -> None:
     require(not sizes or "tune" in config.study.stages, "study.stages: arms with a grid need the stage tune.")
     counts = ", ".join(f"{name} {size}" for name, size in sizes.items())
     require(len(set(sizes.values())) <= 1, f"every tuned arm must get the same number of runs: {counts}.")
-
-
-def _mine(suite: AblationConfig) -> None:
-    """Refuse arms of one's own that are not there, or have nothing that they can be compared with."""
-    for name in suite.mine.arms:
-        choice("ablation.mine.arms", name, suite.arms)
-    require(
-        not suite.mine.arms or len(suite.mine.arms) < len(suite.arms),
-        "ablation.mine.arms names every arm: leave one out, which they are compared with.",
-    )
-    require(
-        not (suite.mine.arms and (suite.versions() or suite.lr_scales or suite.deltas)),
-        f"ablation.mine.arms goes with neither {', '.join(VERSIONS)}, lr_scales nor deltas.",
-    )
 
 
 def _grids(path: str, arm: ArmConfig) -> None:
@@ -753,7 +723,7 @@ def _references(name: str, arm: ArmConfig, arms: Mapping[str, ArmConfig], suite:
         if key == "tuned_as":
             allowed = [n for n, a in suite.arms.items() if a.tune]
         elif key == "init":  # its weights must be there before anything is tuned
-            allowed = [n for n, a in arms.items() if not (n == name or _follows(a))]
+            allowed = [n for n, a in arms.items() if not (n == name or _copies(a) or a.tune or a.tuned_as)]
         else:
             copies = key != "versus"
             allowed = [n for n, a in arms.items() if n != name and not (copies and _copies(a))]
@@ -765,11 +735,6 @@ def _copies(arm: ArmConfig) -> bool:
     """Tell whether an arm is made from another's record, or from its weights, of which a copy knows
     nothing."""
     return bool(arm.replay or arm.matched or arm.init)
-
-
-def _follows(arm: ArmConfig) -> bool:
-    """Tell whether an arm can be trained only once another, or its own tuning, is there."""
-    return _copies(arm) or bool(arm.tune or arm.tuned_as)
 
 
 def _as_run(

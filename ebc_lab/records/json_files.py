@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
+from ebc_lab.config.dicts import misfit
 from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.identity import digest
-from ebc_lab.config.kinds import misfit
 
 from .files import read_regular, write_atomic
 

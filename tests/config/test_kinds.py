@@ -11,9 +11,8 @@ import house
 import msgspec
 import pytest
 
-from ebc_lab.config.dicts import from_dict, to_dict
+from ebc_lab.config.dicts import from_dict, misfit, to_dict
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.kinds import misfit
 from ebc_lab.config.schema import Config
 
 ROOT = Path(__file__).parent.parent.parent

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .entry_points import OFFERED, offered
+from ..choices import OFFERED, offered
 
 FOLDER = Path(__file__).parent.parent / "schemas"
 FILE = "ebc-lab.schema.json"  # beside a suite

@@ -6,11 +6,12 @@ Every function here that changes or looks at the own parts of a configuration wa
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
+import itertools
 import re
 import sys
-from collections.abc import Callable, Mapping
+import unicodedata
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,7 +20,6 @@ from ..errors import UserError, any_of, require, shown
 from ..fields import CUSTOM
 from ..schema import ArmConfig, CarrySettingConfig, Config, RunConfig, UnitConfig
 from . import sources
-from .names import own_name
 
 # mappings of a study whose entries change settings of a run: their stage, and their key in it
 ENTRIES = (
@@ -28,6 +28,8 @@ ENTRIES = (
     ("carry", "arms"),
     ("carry", "settings"),
 )
+WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+LONGEST = 40  # characters: names of arms and runs are made of it
 KEEPS_NAMES = "carry."  # an own part there is called as it is given: runs were named so
 
 Settings = TypeVar("Settings", bound=RunConfig)
@@ -107,6 +109,19 @@ def own_parts(config: RunConfig) -> list[OwnPart]:
 # -- names ---------------------------------------------------------------------------------------------------
 
 
+def own_name(target: str, taken: Collection[str] = ()) -> str:
+    """Return the name of a part with this target: cautious for `my_opt:Cautious`, my_adam_w2 for
+    `lib.MyAdamW2`.
+
+    `taken`: names that mean something else (choices of `conf`, other parts); instead of these it gets `_2` …
+    """
+    plain = unicodedata.normalize("NFKD", re.split(r"[.:]", target)[-1]).encode("ascii", "ignore").decode()
+    words = re.sub(r"\W+", "_", WORDS.sub("_", plain)).strip("_").lower()
+    name = re.sub("_+", "_", words)[:LONGEST] or "own"
+    numbered = (f"{name}_{number}" for number in itertools.count(2))
+    return next(one for one in itertools.chain([name], numbered) if one not in taken)
+
+
 class _Names:
     """The names and files of all own parts of a configuration, so that one means one."""
 
@@ -175,32 +190,32 @@ def with_sources(config: Settings) -> Settings:
     Raises UserError where a target is not found, or its file is not the one whose checksum the settings name.
     """
     files: dict[str, str] = {}
-    made = with_own_parts(config, functools.partial(_sourced, files))
+
+    def sourced(part: OwnPart) -> dict[str, Any]:
+        """Return target and checksum of a part, and note its files. Raises UserError."""
+        key = f"{part.path}.target={shown(part.target)}"
+        try:
+            source = sources.find(part.target)
+        except LookupError as error:
+            raise UserError(f"{key}: {error.args[0]}.") from None
+        sha256 = part.settings.get("sha256")
+        require(
+            sha256 in (None, source.sha256),
+            f"{part.path}.sha256={shown(sha256)} is not the checksum of {source.path}, {source.sha256}: put "
+            f"that file back, or leave {part.path}.sha256 out.",
+        )
+        for name, path in source.files.items():
+            known = Path(files.setdefault(name, str(path)))
+            require(
+                known == path or known.read_bytes() == path.read_bytes(),
+                f"{key}: {known} and {path} have the same name: rename one of them.",
+            )
+        return {"target": source.target, "sha256": source.sha256}
+
+    made = with_own_parts(config, sourced)
     if isinstance(made, Config):
         made = dataclasses.replace(made, own_files={**made.own_files, **files})
     return made
-
-
-def _sourced(files: dict[str, str], part: OwnPart) -> dict[str, Any]:
-    """Return target and checksum of a part; its files join `files`, name -> path. Raises UserError."""
-    key = f"{part.path}.target={shown(part.target)}"
-    try:
-        source = sources.find(part.target)
-    except LookupError as error:
-        raise UserError(f"{key}: {error.args[0]}.") from None
-    sha256 = part.settings.get("sha256")
-    require(
-        sha256 in (None, source.sha256),
-        f"{part.path}.sha256={shown(sha256)} is not the checksum of {source.path}, {source.sha256}: put that "
-        f"file back, or leave {part.path}.sha256 out.",
-    )
-    for name, path in source.files.items():
-        known = Path(files.setdefault(name, str(path)))
-        require(
-            known == path or known.read_bytes() == path.read_bytes(),
-            f"{key}: {known} and {path} have the same name: rename one of them.",
-        )
-    return {"target": source.target, "sha256": source.sha256}
 
 
 def refuse_edited(now: RunConfig, before: RunConfig, remedy: str) -> None:

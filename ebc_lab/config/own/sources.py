@@ -7,6 +7,7 @@ is wrong is a LookupError whose text is a clause of a sentence.
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import importlib
@@ -18,16 +19,17 @@ import symtable
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
+from importlib.metadata import PathDistribution
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ..errors import nearest
-from .installed import installed_release
-from .local import OURS, files_of
 
+OURS = "ebc_lab"
 PLACES = "EBC_LAB_OWN"  # variable of the environment, so that child processes find the same files
 NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 TARGET = re.compile(rf"{NAME}(?::{NAME})?")
@@ -50,9 +52,7 @@ class Source:
     path: Path
     line: int | None  # of the function in its file, where the text shows that
     root: Path  # the folder that `files` are named in
-    files: Mapping[
-        str, Path
-    ]  # the module's, and those below `root` that it imports; of an installed one: none
+    files: Mapping[str, Path]  # its own and those below `root` that it imports; of an installed module: none
     sha256: str  # of the module's file, or of all `files` where it imports some
 
     @property
@@ -115,7 +115,9 @@ def find(target: str) -> Source:
         raise LookupError("a target is written module:function or ./file.py:function")
     module, colon, name = target.partition(":")
     parts = module.split(".")
-    places = _own_places(parts[0])
+    remembered = [one for one in _remembered() if one.stem == parts[0] or one.is_dir()]
+    folders = [one.parent if one.suffix == ".py" else one for one in remembered]
+    places = list(map(str, [*folders, Path.cwd()]))
     specs = list(_specs(parts, places))
     if not colon:
         named = max(1, min(len(specs), len(parts) - 1))
@@ -129,16 +131,13 @@ def find(target: str) -> Source:
     path = Path(origin)
     line = _line_of(name.partition(".")[0], path.read_bytes(), origin) if path.suffix == ".py" else None
     root = path.parents[len(parts) - 1 + (path.name == "__init__.py")]
-    files = _files_below(root, path, parts) if str(root) in places and parts[0] != OURS else {}
+    files: dict[str, Path] = {}
+    if str(root) in places and parts[0] != OURS:  # one's own: it, its packages and all that they import there
+        packages = [root.joinpath(*parts[:depth], "__init__.py") for depth in range(1, len(parts))]
+        for start in (path, *filter(Path.is_file, packages)):
+            files |= {one.relative_to(root).as_posix(): one for one in files_of(start, root)}
     release = None if files or parts[0] in RELEASED else installed_release(path)
     return Source(module, name, path, line, root, files, _sha256(files or {path.name: path}, path, release))
-
-
-def _files_below(root: Path, path: Path, parts: Sequence[str]) -> dict[str, Path]:
-    """Return name below `root` -> file for a module, its packages and all that they import there."""
-    packages = [root.joinpath(*parts[:depth], "__init__.py") for depth in range(1, len(parts))]
-    files = [one for start in (path, *filter(Path.is_file, packages)) for one in files_of(start, root)]
-    return {one.relative_to(root).as_posix(): one for one in files}
 
 
 def _sha256(files: Mapping[str, Path], path: Path, release: str | None = None) -> str:
@@ -152,6 +151,75 @@ def _sha256(files: Mapping[str, Path], path: Path, release: str | None = None) -
     if len(each) <= 1:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     return hashlib.sha256(json.dumps(each, sort_keys=True).encode()).hexdigest()
+
+
+def files_of(path: Path, root: Path) -> list[Path]:
+    """Return the module in `path`, then every file below `root` that it imports, directly or through others,
+    anywhere in its text. What cannot be read as Python imports nothing."""
+    files = [path]
+    for file in files:  # which grows
+        name = list(file.relative_to(root).parent.parts)
+        for module in _imports(file, name):
+            files += [one for one in _files_named(module, root) if one not in files]
+    return files
+
+
+def _imports(file: Path, package: list[str]) -> Iterator[list[str]]:
+    """Yield the names, in parts, of the modules that a file may import: of `from a import b` both a and
+    a.b."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError, OSError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            start = [*above, *(node.module.split(".") if node.module else [])]
+            yield start
+            yield from ([*start, alias.name] for alias in node.names)
+
+
+def _files_named(module: list[str], root: Path) -> Iterator[Path]:
+    """Yield the files of a, a.b and a.b.c for the module a.b.c, as far as they are Python below `root`."""
+    if not module or module[0] in sys.stdlib_module_names or module[0] == OURS:
+        return
+    places = [str(root)]
+    for part in module:
+        spec = PathFinder.find_spec(part, places)
+        if spec is None:
+            return
+        if spec.origin is not None and spec.origin.endswith(".py"):
+            yield Path(spec.origin)
+        places = list(spec.submodule_search_locations or ())
+
+
+def installed_release(path: Path) -> str | None:
+    """Return `name==version` of the installed package that brought this file; None for a file of one's own,
+    and for one that an editable install only points at."""
+    path = path.absolute()
+    folder = next((place for place in path.parents if str(place) in sys.path), None)
+    return None if folder is None else _release(folder, path.relative_to(folder).as_posix())
+
+
+@functools.cache
+def _release(folder: Path, file: str) -> str | None:
+    """Return the same for a file in a folder of installed packages. A package of the file's name is asked
+    first: the records of all of them have tens of thousands of lines."""
+    called = re.sub(r"[-_.]+", "_", file.partition("/")[0].removesuffix(".py")).lower()
+    others_last = sorted(
+        folder.glob("*.dist-info"), key=lambda info: not info.name.lower().startswith(f"{called}-")
+    )
+    for info in others_last:
+        try:
+            record = (info / "RECORD").read_text(encoding="utf-8")
+        except OSError:  # it was not pip that installed this one
+            continue
+        if f"\n{file}," in f"\n{record}":
+            distribution = PathDistribution(info)
+            return f"{distribution.metadata['Name']}=={distribution.version.partition('+')[0]}"
+    return None
 
 
 def load(target: str, sha256: str) -> Callable[..., Any]:
@@ -180,7 +248,10 @@ def _imported(source: Source) -> ModuleType:
     """Return the module, imported once and from its own folder. Raises LookupError where this process has
     imported another file under its name, or under that of a module that it imports."""
     files = source.files or {source.module: source.path}
-    now = {_module_named(name): hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+    now: dict[str, str] = {}
+    for name, file in files.items():  # lib.inner for lib/inner.py and lib/inner/__init__.py
+        module_name = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        now[module_name] = hashlib.sha256(file.read_bytes()).hexdigest()
     for name, sha256 in now.items():
         if _loaded.get(name, sha256) != sha256:
             raise LookupError(f"{source.path} has changed since this process imported it: start again")
@@ -202,19 +273,6 @@ def _imported(source: Source) -> ModuleType:
     return module
 
 
-def _module_named(name: str) -> str:
-    """Return `lib.inner` for lib/inner.py and lib/inner/__init__.py."""
-    return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-
-
-def _own_places(top: str) -> list[str]:
-    """Return the folders in which a module of one's own is looked for, in order."""
-    places = [
-        one.parent if one.suffix == ".py" else one for one in _remembered() if one.stem == top or one.is_dir()
-    ]
-    return [str(folder) for folder in [*places, Path.cwd()]]
-
-
 def _specs(parts: Sequence[str], roots: Sequence[str]) -> Iterator[ModuleSpec]:
     """Yield the specs of a, a.b and a.b.c for the module a.b.c, as far as they are found."""
     importlib.invalidate_caches()
@@ -224,19 +282,12 @@ def _specs(parts: Sequence[str], roots: Sequence[str]) -> Iterator[ModuleSpec]:
         # imported
         spec = PathFinder.find_spec(part, places)
         if spec is None and not depth:
-            spec = _spec_of_others(part)
+            with suppress(ValueError):  # of __main__
+                spec = importlib.util.find_spec(part)  # editable installs have a finder of their own
         if spec is None:
             return
         yield spec
         places = list(spec.submodule_search_locations or ())
-
-
-def _spec_of_others(name: str) -> ModuleSpec | None:
-    """Return what other finders know of a top-level module: editable installs have one of their own."""
-    try:
-        return importlib.util.find_spec(name)
-    except ValueError:  # of __main__
-        return None
 
 
 def _no_module(module: str) -> str:

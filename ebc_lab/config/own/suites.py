@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -172,19 +172,14 @@ def _lines(path: Path, key: str) -> list[int]:
     """Return the line of each part of a dotted key, as far as the file has them."""
     import yaml
 
-    node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    node: Any = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     lines = []
     for part in key.split("."):
-        pair = next(((name, inner) for name, inner in _pairs(node) if name.value == part), None)
+        inside = getattr(node, "value", None)  # of a mapping, pairs of a name and a value
+        pairs = [one for one in inside if isinstance(one, tuple)] if isinstance(inside, list) else []
+        pair = next((one for one in pairs if one[0].value == part), None)
         if pair is None:
             break
         lines.append(pair[0].start_mark.line + 1)
         node = pair[1]
     return lines
-
-
-def _pairs(node: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield the names and values of a mapping in YAML; none of another node."""
-    value = getattr(node, "value", None)
-    if isinstance(value, list):
-        yield from (pair for pair in value if isinstance(pair, tuple))

@@ -10,17 +10,6 @@ from ..fields import STEPS, number, setting
 from ..part import Figure, Mode, Part, Run, Tail, Unfit
 from .stabilizer import NO_WHOLE_STEP, RADIUS_UNIT, RAMP, SCHEDULES, tail_of_radius
 
-STEP_COLUMNS = {  # of runs with a radius
-    "update_norm": ("", "‖ΔW‖ of the weights that c scales, before it does"),
-    "radius_limit": ("", "r, the most that ‖c·ΔW‖ may be"),
-    "ruled": ("", "what limited the step: 0 nothing, 1 the KL (or `stretch`), 2 the radius"),
-}
-FIGURES = (
-    Figure("kl_ruled", "0–1", "steps on which the KL was the bound that ruled, beside a radius"),
-    Figure("radius_ruled", "0–1", "steps on which the radius was"),
-    Figure("measured", "0–1", "steps at which a KL was measured to choose c, beside a radius"),
-)
-
 
 @dataclass
 class BudgetConfig(Part):
@@ -121,8 +110,16 @@ class BudgetConfig(Part):
     )
 
     place = 50
-    columns = STEP_COLUMNS
-    figures = FIGURES
+    columns = {  # of runs with a radius
+        "update_norm": ("", "‖ΔW‖ of the weights that c scales, before it does"),
+        "radius_limit": ("", "r, the most that ‖c·ΔW‖ may be"),
+        "ruled": ("", "what limited the step: 0 nothing, 1 the KL (or `stretch`), 2 the radius"),
+    }
+    figures = (
+        Figure("kl_ruled", "0–1", "steps on which the KL was the bound that ruled, beside a radius"),
+        Figure("radius_ruled", "0–1", "steps on which the radius was"),
+        Figure("measured", "0–1", "steps at which a KL was measured to choose c, beside a radius"),
+    )
 
     def measured_steps(self) -> str:
         """Return one of CADENCES_OF_KL: which of the steps that `measure_every` leaves measure a KL."""
@@ -164,11 +161,8 @@ class BudgetConfig(Part):
         if mode is Mode.EBM and self.grouping == "matrices":
             why = "it knows a GPT's matrices by their names; block has a group for each expert"
             return Unfit("budget.grouping=matrices", why)
-        if mode is Mode.IN_BACKWARD:
-            return self._unfit_in_backward()
-        return None
-
-    def _unfit_in_backward(self) -> Unfit | None:
+        if mode is not Mode.IN_BACKWARD:
+            return None
         if self.name != options.LAGGED:
             return Unfit(f"budget={self.name}", f"{NO_WHOLE_STEP}; choose budget=lagged")
         if self.probe_tokens != "train":

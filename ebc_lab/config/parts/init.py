@@ -11,7 +11,6 @@ from ..part import Figure, Mode, Part, Run, Tail, Unfit
 
 NATS = "nats/token"
 RUN = ("run",)
-TEXTS = ("source", "none", "shakespeare", "pydoc", "path")
 
 
 @dataclass
@@ -29,7 +28,7 @@ class InitConfig(Part):
     text: str = setting(
         "source",
         "on which text forgetting is measured: source, that of the weights; none; or one of `data`",
-        choices=TEXTS,
+        choices=("source", "none", "shakespeare", "pydoc", "path"),
         only=RUN,
         in_run_id=False,
     )

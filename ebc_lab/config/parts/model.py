@@ -13,10 +13,7 @@ GPT = ("gpt",)
 TEXT_MODELS = (*GPT, "modern", "gru")
 IMAGE_MODELS = ("cnn", "vit")
 BUILT = (*TEXT_MODELS, *IMAGE_MODELS)
-WITH_HEADS = ("gpt", "modern", "vit")
 WITHOUT_NAMED_MATRICES = ("gru", "cnn")  # budget.grouping=matrices knows a transformer's by their names
-
-
 DROPOUT = {
     Mode.EXACT: "it is not built",
     Mode.SEVERAL_PROCESSES: "each process would draw its own",
@@ -38,7 +35,7 @@ class ModelConfig(Part):
         high=65536,
         only=BUILT,
     )
-    heads: int = setting(4, "attention heads", low=1, high=1024, only=WITH_HEADS)
+    heads: int = setting(4, "attention heads", low=1, high=1024, only=("gpt", "modern", "vit"))
     context: int = setting(64, "length of a sequence, T", "tokens", low=1, high=131072)
     dropout: float = setting(0.0, "dropout probability", low=0, below=1, only=GPT)
     init_scale: float = setting(

@@ -16,46 +16,10 @@ ADAMS = (  # what has Adam's two moments, or is made of it
 )
 MUON = ("muon",)
 SCALE: dict[str, Any] = {"low": 0, "high": 1000}  # of a rate, in units of lr
-FIXED_NORM = ("hyperball", "lionar")
 WITH_MOMENTUM = ("sgd", "muon", "normuon", "muonclip", "scion")
 EXACT = ("adam", "adamw")
 WITHOUT_LOGITS = ("modern", "gru", "cnn")  # models: norms bound the first one's, the others have none
 TORCHAO = ("adam8bit", "adam4bit")
-# choice -> the distribution whose code computes it, which names a run; torch is named for every run
-LIBRARIES = {
-    **dict.fromkeys(("lion", "soap", "schedule_free", "galore"), "pytorch-optimizer"),
-    **dict.fromkeys(
-        ("prodigy", "adopt", "lionar", "scion", "normuon", "muonclip", "d_adaptation"), "pytorch-optimizer"
-    ),
-    **dict.fromkeys(TORCHAO, "torchao"),
-}
-WORDS = {
-    "adam": "Adam",
-    "adamw": "AdamW",
-    "muon": "Muon",
-    "sgd": "SGD",
-    "lion": "Lion",
-    "adafactor": "Adafactor",
-    "soap": "SOAP",
-    "schedule_free": "schedule-free AdamW",
-    "adam_uncorrected": "Adam without bias correction",
-    "axiom": "AXIOM",
-    "galore": "GaLore",
-    "adam8bit": "8-bit Adam",
-    "adam4bit": "4-bit Adam",
-    "prodigy": "Prodigy",
-    "adopt": "ADOPT",
-    "hyperball": "Adam-Hyperball",
-    "lionar": "LionAR",
-    "scion": "Scion",
-    "normuon": "NorMuon",
-    "muonclip": "MuonClip",
-    "d_adaptation": "D-Adaptation",
-    "dog": "DoG",
-    "ldog": "LDoG",
-    "mechanic": "Mechanic around Adam",
-    "nadamw": "NadamW",
-}
 
 
 @dataclass
@@ -99,7 +63,11 @@ class OptimizerConfig(Part):
         only=AXIOM,
     )
     rest_scale: float = setting(
-        0.1, "rate of what is not a hidden matrix, in units of lr", low=0, high=1000, only=FIXED_NORM
+        0.1,
+        "rate of what is not a hidden matrix, in units of lr",
+        low=0,
+        high=1000,
+        only=("hyperball", "lionar"),
     )
     update_size: str = setting(
         "rms",
@@ -139,8 +107,39 @@ class OptimizerConfig(Part):
     sha256: str | None = setting(None, OWN_CHECKSUM, only=OWN)
 
     place = 20
-    words = WORDS
-    libraries = LIBRARIES
+    words = {
+        "adam": "Adam",
+        "adamw": "AdamW",
+        "muon": "Muon",
+        "sgd": "SGD",
+        "lion": "Lion",
+        "adafactor": "Adafactor",
+        "soap": "SOAP",
+        "schedule_free": "schedule-free AdamW",
+        "adam_uncorrected": "Adam without bias correction",
+        "axiom": "AXIOM",
+        "galore": "GaLore",
+        "adam8bit": "8-bit Adam",
+        "adam4bit": "4-bit Adam",
+        "prodigy": "Prodigy",
+        "adopt": "ADOPT",
+        "hyperball": "Adam-Hyperball",
+        "lionar": "LionAR",
+        "scion": "Scion",
+        "normuon": "NorMuon",
+        "muonclip": "MuonClip",
+        "d_adaptation": "D-Adaptation",
+        "dog": "DoG",
+        "ldog": "LDoG",
+        "mechanic": "Mechanic around Adam",
+        "nadamw": "NadamW",
+    }
+    # choice -> the distribution whose code computes it, which names a run; torch is named for every run
+    libraries = {
+        **dict.fromkeys(("lion", "soap", "schedule_free", "galore", "prodigy", "adopt"), "pytorch-optimizer"),
+        **dict.fromkeys(("lionar", "scion", "normuon", "muonclip", "d_adaptation"), "pytorch-optimizer"),
+        **dict.fromkeys(TORCHAO, "torchao"),
+    }
 
     def unread(self) -> Iterable[str]:
         without_momentum = self.name == "axiom" and not self.rank  # and nothing that belongs to one

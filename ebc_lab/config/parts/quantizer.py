@@ -13,14 +13,7 @@ from ..part import Figure, Mode, Part, Run, Tail, Unfit
 
 WITH_LOW_BIT_STATE = ("adam", "adamw")  # optimizers whose moments can be kept in few bits
 LEVELS = ("ternary", "five")
-WORDS = {
-    "ternary": "ternary",
-    "five": "five-level",
-    "int8": "int8",
-    "int8_linear": "int8, linear",
-}
-
-
+WORDS = {"ternary": "ternary", "five": "five-level", "int8": "int8"}
 FLIPS = "codes of the hidden matrices that differ from those ten steps before; at audits"
 GRAD_ERROR = "squared error of the quantized gradients, over the square of what was quantized"
 

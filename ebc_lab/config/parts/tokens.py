@@ -12,7 +12,6 @@ from ..fields import STEPS, setting
 from ..part import Need, Part, Run
 
 TRAIN_TOKENS = "train_tokens"  # what `tokens=2e6` is kept as until the batch is known
-TOKENIZERS_LIBRARY = ("bpe", "gpt2")  # which the library tokenizers makes
 
 
 @dataclass
@@ -37,7 +36,7 @@ class TokensConfig(Part):
             yield "tokens=gpt2 needs tokens.folder=FOLDER, which holds GPT-2's tokenizer."
 
     def needs(self) -> Iterator[Need]:
-        if self.name in TOKENIZERS_LIBRARY:
+        if self.name in ("bpe", "gpt2"):
             yield Need(f"tokens={self.name}", "tokenizers", "ebm")
 
 
@@ -45,22 +44,14 @@ def renamed(override: str) -> str:
     """Return `train_tokens=2000000` for `tokens=2e6`, of one number or several; any other override, such as
     `tokens=bpe`, as it is."""
     key, _, values = override.partition("=")
-    if key.lstrip("+") != TokensConfig.group_name or not all(map(_is_number, values.split(","))):
+    if key.lstrip("+") != TokensConfig.group_name:
         return override
-    return f"{TRAIN_TOKENS}={','.join(map(_plain_number, values.split(',')))}"
-
-
-def _plain_number(text: str) -> str:
-    """Return 2000000 for 2e6."""
-    return f"{float(text):.0f}" if float(text).is_integer() else text
-
-
-def _is_number(text: str) -> bool:
     try:
-        float(text)
+        numbers = [(text, float(text)) for text in values.split(",")]
     except ValueError:
-        return False
-    return True
+        return override
+    plain = (f"{number:.0f}" if number.is_integer() else text for text, number in numbers)
+    return f"{TRAIN_TOKENS}={','.join(plain)}"
 
 
 def refuse_two_lengths(parsed: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypedDict
 
-from ebc_lab.config.kinds import misfit
+from ebc_lab.config.dicts import misfit
 from ebc_lab.records.json_files import checksum_holds, parse_json, with_checksum
 
 from ..store.manifest import is_safe

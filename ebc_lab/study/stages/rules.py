@@ -12,9 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from ebc_lab.config.dicts import study_part, to_dict
+from ebc_lab.config.dicts import misfit, study_part, to_dict
 from ebc_lab.config.identity import canonical_json
-from ebc_lab.config.kinds import misfit
 from ebc_lab.config.parts.tokens import TRAIN_TOKENS
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Candidate, Decision

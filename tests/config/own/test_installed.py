@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ebc_lab.config.own import installed, sources
+from ebc_lab.config.own import sources
 
 CODE = "from . import inside\n\ndef fast(model, config):\n    return []\n"
 
@@ -24,7 +24,7 @@ def install(place: Path, version: str) -> None:
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: quick-lib\nVersion: {version}\n")
     (info / "RECORD").write_text("fast_steps/__init__.py,sha256=x,1\nfast_steps/inside.py,sha256=y,1\n")
-    installed._release.cache_clear()
+    sources._release.cache_clear()
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def packages(tmp_path, monkeypatch):
 def test_a_part_of_an_installed_package_is_another_one_in_another_version(packages):
     install(packages, "1.0")
     first = sources.find("fast_steps:fast")
-    assert installed.installed_release(first.path) == "quick-lib==1.0"
+    assert sources.installed_release(first.path) == "quick-lib==1.0"
     assert sources.find("fast_steps:fast").sha256 == first.sha256
     install(packages, "1.1")  # with the same file, and others that it uses changed
     assert sources.find("fast_steps:fast").sha256 != first.sha256
@@ -45,9 +45,9 @@ def test_a_part_of_an_installed_package_is_another_one_in_another_version(packag
 def test_a_file_of_ones_own_and_one_beside_installed_packages_keep_their_checksums(packages, tmp_path):
     install(packages, "1.0")
     (packages / "loose.py").write_text(CODE)
-    assert installed.installed_release(packages / "loose.py") is None
+    assert sources.installed_release(packages / "loose.py") is None
     assert sources.find("loose:fast").sha256 == hashlib.sha256(CODE.encode()).hexdigest()
-    assert installed.installed_release(tmp_path / "mine.py") is None
+    assert sources.installed_release(tmp_path / "mine.py") is None
     ours = Path(sources.__file__)
     assert (
         sources.find("ebc_lab.config.own.sources:find").sha256
@@ -57,5 +57,5 @@ def test_a_file_of_ones_own_and_one_beside_installed_packages_keep_their_checksu
 
 def test_the_version_of_torch_is_named_once():
     found = sources.find("torch.optim.adam:Adam")
-    assert installed.installed_release(found.path).startswith("torch==")
+    assert sources.installed_release(found.path).startswith("torch==")
     assert found.sha256 == hashlib.sha256(found.path.read_bytes()).hexdigest()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ebc_lab.config.own.names import own_name
+from ebc_lab.config.own.parts import own_name
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from ebc_lab.config.choices import offered
 from ebc_lab.config.compose import compose, register_schema
 from ebc_lab.config.dicts import from_dict, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity, run_id
-from ebc_lab.config.own.entry_points import offered
 from ebc_lab.config.own.parts import with_sources
 from ebc_lab.config.schema import Config
 from ebc_lab.config.study_checks import validate
