@@ -55,16 +55,12 @@ class SoFar:
 
         `running`: what is known of each run in progress, by `arm`, `step`, `steps` and `val_loss`.
         """
-        return f"{self._words(running)} ({self.ended} of about {self.runs} runs)"
-
-    def _words(self, running: Sequence[Mapping[str, Any]]) -> str:
-        if self.said:
-            return "; ".join(self.said)
+        words = "; ".join(self.said) or NOTHING
         shown = next((r for r in running if r.get("val_loss") is not None), None)
-        if shown is None:
-            return NOTHING
-        arm, loss, step, steps = (shown[key] for key in ("arm", "val_loss", "at_step", "steps"))
-        return f"{NOTHING}; {arm} had a validation loss of {loss:.3f} after {step} of {steps} steps"
+        if shown and not self.said:
+            arm, loss, step, steps = (shown[key] for key in ("arm", "val_loss", "at_step", "steps"))
+            words += f"; {arm} had a validation loss of {loss:.3f} after {step} of {steps} steps"
+        return f"{words} ({self.ended} of about {self.runs} runs)"
 
 
 def open_stage(config: Config, decisions: Mapping[str, Decision]) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ebc_lab.records.columns import MODE_MEANINGS
 from ebc_lab.records.decisions import Decision, ModesTrack
-from ebc_lab.study.stages.circumstances import NOTHING_SHOWN, counts_in_words, shows_nothing
+from ebc_lab.study.stages.circumstances import NOTHING_SHOWN, STAGE, shows_nothing
 from ebc_lab.study.stages.stage import candidates_of
 
 from . import words
@@ -70,4 +70,4 @@ def answer(track: ModesTrack) -> dict[str, str]:
     same = [mode for mode, counts in track["modes"].items() if same_bits(counts)]
     word = f"The same bits under {' and '.join(same)}." if same else "Under no mode the same bits."
     empty = shows_nothing(track["modes"])
-    return {"word": f"{NOTHING_SHOWN.capitalize()}." if empty else word, "text": f"{counts_in_words(track)}."}
+    return {"word": f"{NOTHING_SHOWN.capitalize()}." if empty else word, "text": f"{STAGE.headline(track)}."}

@@ -9,12 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ebc_lab.config.choices import changed
 from ebc_lab.config.parts import PARTS
 from ebc_lab.config.parts.target import TargetConfig
-from ebc_lab.config.schema import ArmConfig, Config, RunConfig
+from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.columns import BITS, PART_FIGURES
-from ebc_lab.records.decisions import Arm, Decision, Difference, StepCost, SuiteTrack
+from ebc_lab.records.decisions import Arm, Decision, StepCost, SuiteTrack
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, track_prefix
 
@@ -60,7 +59,6 @@ FIGURES = (  # of a run, averaged over an arm's completed seeds
 STEP = "step"  # of a run, and how its name begins
 STEP_COST = "step_cost"
 TIMED_STEPS = 120  # a side; the measurement stops earlier where a step takes long
-PLAIN = {"optimizer": {"name": "adam"}, "stabilizer": {"name": "none"}}
 
 
 def _spec(track: str, label: str, run: RunConfig, scale: float) -> RunSpec:
@@ -103,26 +101,17 @@ def _matching_strength(result: RunResult) -> float:
     return float(f"{grid[low] + (place - low) * (grid[low + 1] - grid[low]):.4g}")
 
 
-def beside_adam(run: RunConfig) -> RunConfig:
-    """Return the run under torch's Adam alone, with which it takes turns while its step is timed."""
-    return changed(run, PLAIN)
-
-
 def measurements(specs: Sequence[RunSpec]) -> list[RunSpec]:
-    """Return a measurement of step time for the first run of every arm that is not Adam alone."""
+    """Return a measurement of step time for the first run of every arm that is not Adam alone, with which it
+    takes turns."""
     first: dict[tuple[str, str], RunSpec] = {}
     for spec in specs:
         first.setdefault((spec.track, spec.arm), spec)
     return [
         replace(spec, role=STEP_COST, run=replace(spec.run, steps=TIMED_STEPS, evaluate=["val"]), kind=STEP)
         for spec in first.values()
-        if _differs(spec.run)
+        if (spec.run.optimizer.name, spec.run.stabilizer.name) != ("adam", "none")
     ]
-
-
-def _differs(run: RunConfig) -> bool:
-    plain = beside_adam(run)
-    return (run.optimizer.name, run.stabilizer.name) != (plain.optimizer.name, plain.stabilizer.name)
 
 
 def steps_cost(
@@ -180,6 +169,8 @@ def _arms(
         other_text = judged_on is not None and texts[label] != judged_on
         reference = asked[label].versus or config.ablation.reference
         strengths = {x for run in runs if (x := run.stabilizer.strength) is not None}
+        causes = (r.get("cause") for r in results_of_arm(arm, results))
+        cause = next((str(cause) for cause in causes if cause), None)
         arm |= {
             "about": asked[label].about or label,
             "shape": shape_of(asked[label]),
@@ -188,7 +179,7 @@ def _arms(
             "strength": statistics.median(strengths) if strengths else None,
             "comparable": not (other_text or any(run.final_windows for run in runs)),
             "versus": None if other_text or reference == label else reference,
-            "cause": _cause(arm, results),
+            "cause": None if losses(arm, results) else cause,
         }
     _add_memory(arms, specs, results)
     for arm in arms.values():
@@ -196,12 +187,6 @@ def _arms(
         target = TargetConfig.from_run(config)
         arm["figures"] |= target_figures(target, arm, versus, results, error_divided(config))
     return arms
-
-
-def _cause(arm: Arm, results: Results) -> str | None:
-    """Return why no run of the arm finished; None where one did, or no run says why."""
-    causes = (r.get("cause") for r in results_of_arm(arm, results))
-    return None if losses(arm, results) else next((str(cause) for cause in causes if cause), None)
 
 
 def _add_memory(arms: Mapping[str, Arm], specs: Sequence[RunSpec], results: Results) -> None:
@@ -223,10 +208,15 @@ def _add_memory(arms: Mapping[str, Arm], specs: Sequence[RunSpec], results: Resu
 
 def _notes(config: Config, of: str, track: SuiteTrack) -> list[str]:
     arms = track["arms"]
-    missing = [label for label in config.ablation.all_arms() if label not in arms]
-    asked = config.ablation.all_arms()
-    why = {label: _why_missing(asked[label]) for label in missing}
-    notes = [f"{of}{label} could not {reason} completed" for label, reason in why.items()]
+    notes = []
+    for label, asked in config.ablation.all_arms().items():
+        lacking = "be tuned, and was not trained: no point of its grid"
+        if asked.replay or asked.matched:
+            lacking = "be made: no run that it copies"
+        elif asked.init and not asked.tune:
+            lacking = f"be trained: no run of {asked.init}, whose weights it starts from,"
+        if label not in arms:
+            notes.append(f"{of}{label} could not {lacking} completed")
     for label, arm in arms.items():
         if diverged := arm["outcomes"].get("diverged"):
             notes.append(f"{of}{label}: {diverged} of {len(arm['runs'])} seeds diverged")
@@ -239,14 +229,6 @@ def _notes(config: Config, of: str, track: SuiteTrack) -> list[str]:
         best = "; ".join(f"seed {s} {label}" for s, label in by_seed.items())
         notes.append(f"{of}one seed alone would have named different best arms: {best}")
     return notes
-
-
-def _why_missing(arm: ArmConfig) -> str:
-    if arm.replay or arm.matched:
-        return "be made: no run that it copies"
-    if arm.init and not arm.tune:
-        return f"be trained: no run of {arm.init}, whose weights it starts from,"
-    return "be tuned, and was not trained: no point of its grid"
 
 
 def _add_differences(
@@ -270,13 +252,6 @@ def _add_differences(
     return len(pairs)
 
 
-def _best_of(arms: Mapping[str, Arm], results: Results, seed: str) -> str | None:
-    """Return the arm with the lowest test loss on this seed alone."""
-    by_arm = {label: losses(arm, results) for label, arm in arms.items()}
-    of_seed = {label: by_seed[seed] for label, by_seed in by_arm.items() if seed in by_seed}
-    return min(of_seed, key=lambda label: of_seed[label], default=None)
-
-
 def _figures(arm: Arm, results: Results) -> dict[str, float | None]:
     """Return the figures, averaged over the arm's completed seeds; None where none has the figure."""
     completed = [r for r in results_of_arm(arm, results) if r.get("outcome") == "completed"]
@@ -289,18 +264,6 @@ def _figures(arm: Arm, results: Results) -> dict[str, float | None]:
     return figures
 
 
-def _compared_so_far(track: SuiteTrack) -> list[tuple[str, str, Difference]]:
-    """Return (an arm, its rival, their difference) where the two have a seed in common."""
-    found = [(label, answer["rival"], answer["difference"]) for label, answer in track["answers"].items()]
-    if not found:
-        beside = [(label, arm["versus"], arm["difference"]) for label, arm in contenders(track).items()]
-        known = [(d["median"], label) for label, _, d in beside if d and d["median"] is not None]
-        lowest = min(known, default=(0.0, ""))[1]
-        found = [(label, rival, d) for label, rival, d in beside if label == lowest]
-    paired_off = ((label, rival, d) for label, rival, d in found if d and d["seeds"])
-    return [(label, rival, d) for label, rival, d in paired_off if rival]
-
-
 class Ablation(Stage):
     """Every arm of a suite over the seeds, and how each differs from its reference."""
 
@@ -308,6 +271,7 @@ class Ablation(Stage):
     title = "Ablation"
     about = "Every arm of the suite over the same seeds, each paired with its reference."
     concludes = True
+    leads_with_optimizer = False
     shows = "arms"
     pictures = (
         *("ablation", "ablation_steps", "ablation_tightness", "kl_curve", "policy"),
@@ -364,8 +328,12 @@ class Ablation(Stage):
                 track["steps_cost"] = steps_cost(list(arms), config.ablation.reference, of_track, results)
             track["windows"] = windows_of(config, arms, results)
             track["transfer"] = transfer_of(config, arms, results)
-            likely = contenders(track)
-            track["best_by_seed"] = {str(s): _best_of(likely, results, str(s)) for s in config.seeds}
+            test_losses = {label: losses(arm, results) for label, arm in contenders(track).items()}
+            track["best_by_seed"] = {}
+            for seed in map(str, config.seeds):
+                known = [label for label in test_losses if seed in test_losses[label]]
+                best = min(known, key=lambda label: test_losses[label][seed], default=None)
+                track["best_by_seed"][seed] = best
             notes += _notes(config, track_prefix(name, every), track)
             tracks[name] = track
         compared = _add_differences(config, tracks, results, earlier)
@@ -391,14 +359,20 @@ class Ablation(Stage):
         decision = self.decide(config, specs, results, earlier)
         said = []
         for name, track in decision["tracks"].items():
-            for label, rival, d in _compared_so_far(track):
-                seeds = f"from {d['seeds']} of {len(config.seeds)} seeds"
-                words = f"{label} {show_mean(d)} of test loss against {rival}, {seeds}"
-                said.append(or_undecided(self.lead_in(name, decision) + words, d, joint=True))
+            found = [(label, one["rival"], one["difference"]) for label, one in track["answers"].items()]
+            if not found:
+                beside = [
+                    (label, arm["versus"], arm["difference"]) for label, arm in contenders(track).items()
+                ]
+                known = [(d["median"], label) for label, _, d in beside if d and d["median"] is not None]
+                lowest = min(known, default=(0.0, ""))[1]
+                found = [(label, rival, d) for label, rival, d in beside if label == lowest]
+            for label, rival, d in found:
+                if rival and d and d["seeds"]:
+                    seeds = f"from {d['seeds']} of {len(config.seeds)} seeds"
+                    words = f"{label} {show_mean(d)} of test loss against {rival}, {seeds}"
+                    said.append(or_undecided(self.lead_in(name, decision) + words, d, joint=True))
         return said
-
-    def lead_in(self, name: str, decision: Decision) -> str:
-        return track_prefix(name, decision["tracks"])
 
 
 STAGE = Ablation()

@@ -51,12 +51,8 @@ def band_aimed_at(config: Config) -> list[float] | None:
     return config.study.band if config.calibrate.choose == "band" else None
 
 
-def _searches(config: Config, track: SweepTrack, results: Results) -> list[Search]:
-    """Return a track's searches for the best target KL, one for each budget."""
-    return [_search(config, track, budget, results) for budget in config.calibrate.budgets]
-
-
 def _search(config: Config, track: SweepTrack, budget: str, results: Results) -> Search:
+    """Return the search for a track's best target KL by one budget."""
     settings = config.calibrate
     first, scale = config.study.stage_seed, settings.lr_scale
 
@@ -89,15 +85,6 @@ def _c(spec: RunSpec, results: Results) -> float | None:
     return c_median(results.get(spec.run_id))
 
 
-def _bound(spec: RunSpec) -> str:
-    """Return the aggregate behind a surrogate, in brackets; empty for other budgets. `l2` bounds nothing, and
-    is labelled so wherever it is shown."""
-    aggregate = spec.run.budget.aggregate
-    if spec.run.budget.name != "surrogate":
-        return ""
-    return f" ({aggregate}, not a bound)" if aggregate == "l2" else f" ({aggregate})"
-
-
 def _decided(
     config: Config, searches: Sequence[Search], results: Results, swept: SweepTrack
 ) -> CalibratedTrack | None:
@@ -120,8 +107,10 @@ def _decided(
     ranked = [s for s in (usable if by_loss else by_rank) if rank(s)[0] == 0]
     chosen = {s.run.budget.name: s for s in reversed(by_rank)}  # budget -> its best run
     winner = by_rank[0]
-    target_kl = winner.run.budget.target_kl
-    alike = [runs for runs in tried if runs[0].run.budget.name == winner.run.budget.name]
+    budget, target_kl = winner.run.budget, winner.run.budget.target_kl
+    # `l2` bounds nothing, and is labelled so wherever it is shown
+    bound = f" ({budget.aggregate}{', not a bound' * (budget.aggregate == 'l2')})"
+    alike = [runs for runs in tried if runs[0].run.budget.name == budget.name]
     alike.sort(key=lambda runs: runs[0].run.budget.target_kl)
     losses = {runs[0].run.budget.target_kl: loss[runs[0].run_id] for runs in alike}
     # a target of which a run failed or was lost says nothing of the window
@@ -130,8 +119,8 @@ def _decided(
     finite = {f"{x:g}": nats for x, nats in losses.items() if math.isfinite(nats)}
     ranked_losses = {s.run_id: loss[s.run_id] for s in ranked}
     return {
-        "budget": winner.run.budget.name,
-        "bound": _bound(winner),
+        "budget": budget.name,
+        "bound": bound if budget.name == "surrogate" else "",
         "delta_star": target_kl,
         "times_natural": target_kl / swept["natural_kl"],
         "lr_scale": winner.lr_scale,
@@ -187,8 +176,11 @@ class Calibrate(Choice):
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
         """Return the grid of target KLs of each track and budget, and up to `max_extra` more: beyond the edge
         that the best lies on, or such as bring the median c into the band."""
-        swept = [earlier["lr_sweep"]["tracks"][name] for name in tracks_of(earlier, self.name)]
-        return [s for track in swept for search in _searches(config, track, results) for s in search.specs]
+        specs: list[RunSpec] = []
+        for name in tracks_of(earlier, self.name):
+            for budget in config.calibrate.budgets:
+                specs += _search(config, earlier["lr_sweep"]["tracks"][name], budget, results).specs
+        return specs
 
     def decide(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
@@ -200,7 +192,8 @@ class Calibrate(Choice):
         tracks: dict[str, CalibratedTrack] = {}
         notes: list[str] = []
         for track, swept in earlier["lr_sweep"]["tracks"].items():
-            decided = _decided(config, _searches(config, swept, results), results, swept)
+            searches = [_search(config, swept, budget, results) for budget in settings.budgets]
+            decided = _decided(config, searches, results, swept)
             if decided is None:
                 continue
             tracks[track] = decided

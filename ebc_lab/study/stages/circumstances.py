@@ -9,15 +9,14 @@ from dataclasses import replace
 from ebc_lab.config.choices import under
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.machine import capabilities
-from ebc_lab.config.schema import CAPABILITIES, Config, RunConfig
+from ebc_lab.config.schema import CAPABILITIES, Config
 from ebc_lab.records.decisions import Decision, ModeFound, ModesTrack
 from ebc_lab.records.figures import RunResult
-from ebc_lab.records.spec import RunSpec, track_prefix
+from ebc_lab.records.spec import RunSpec
 
 from .rules import Results, losses_of, make_decision, refuse_without_tracks
 from .stage import Decisions, Figure, Scenario, Stage
 
-NAME = "circumstances"
 PLAIN = "none"  # the mode that has to differ, for the comparison to show anything
 NOTHING_SHOWN = "the comparison shows nothing"
 
@@ -25,21 +24,6 @@ NOTHING_SHOWN = "the comparison shows nothing"
 def _instructions(config: Config) -> Sequence[str]:
     """Return the vector instructions that are compared: those asked for, else those of this CPU."""
     return config.circumstances.capabilities or capabilities()
-
-
-def _run(config: Config, mode: str, threads: int, capability: str, parts: int) -> RunConfig:
-    """Return a run of the study's own optimizer at its own rate, without EBC, in these circumstances."""
-    base = run_part(config)
-    plain = replace(
-        base,
-        seed=config.circumstances.seed,
-        steps=config.circumstances.steps,
-        evaluate=["val"],
-        stabilizer=replace(base.stabilizer, name="none"),
-        threads_per_run=threads,
-        capability=capability,
-    )
-    return under(plain, mode, parts)
 
 
 def _mode(specs: Sequence[RunSpec], results: Results) -> ModeFound:
@@ -54,13 +38,6 @@ def _mode(specs: Sequence[RunSpec], results: Results) -> ModeFound:
         "checksums": len({results[s.run_id].get("weights_checksum") for s in done}),
         "loss_range": max(losses) - min(losses) if losses else None,
     }
-
-
-def _incomplete(mode: ModeFound) -> str:
-    lost = mode["runs"] - mode["completed"] - mode["diverged"]
-    parts = ((mode["diverged"], "diverged"), (lost, "have no result"))
-    text = ", ".join(f"{n} {what}" for n, what in parts if n)
-    return f"of {mode['runs']} runs {text}" if text else ""
 
 
 def shows_nothing(modes: Mapping[str, ModeFound]) -> str:
@@ -78,12 +55,6 @@ def _counted(mode: ModeFound) -> str:
     return f"{n} checksum{'' if n == 1 else 's'} in {mode['completed']} runs"
 
 
-def counts_in_words(track: ModesTrack) -> str:
-    """Return how many different weights each mode ended with, and whether that shows anything."""
-    counts = ", ".join(f"{name} {_counted(mode)}" for name, mode in track["modes"].items())
-    return f"{counts}; {NOTHING_SHOWN}" if shows_nothing(track["modes"]) else counts
-
-
 class Circumstances(Stage):
     """One run under each mode of determinism, in circumstances that should change nothing."""
 
@@ -99,17 +70,21 @@ class Circumstances(Stage):
         for key in ("checksums", "loss_range")
     )
     concludes = True
+    leads_with_optimizer = False
     shows = "modes"
 
     def runs(self, config: Config, decisions: Decisions, results: Results) -> list[RunSpec]:
-        """Return each mode in every combination of threads, vector instructions and parts of a batch."""
-        settings = config.circumstances
+        """Return the run of the study's own optimizer at its own rate, without EBC, under each mode in every
+        combination of threads, vector instructions and parts of a batch."""
+        settings, base = config.circumstances, run_part(config)
+        plain = replace(base, seed=settings.seed, steps=settings.steps, evaluate=["val"])
+        plain = replace(plain, stabilizer=replace(base.stabilizer, name="none"))
         specs = []
         for mode, threads, capability, parts in itertools.product(
             settings.modes, settings.threads, _instructions(config), settings.parts
         ):
-            run = _run(config, mode, threads, capability, parts)
-            specs.append(RunSpec(NAME, mode, f"{mode}_t{threads}_{capability}_b{parts}", 1.0, run))
+            run = under(replace(plain, threads_per_run=threads, capability=capability), mode, parts)
+            specs.append(RunSpec(self.name, mode, f"{mode}_t{threads}_{capability}_b{parts}", 1.0, run))
         return specs
 
     def decide(
@@ -122,7 +97,7 @@ class Circumstances(Stage):
         modes = {mode: _mode([s for s in specs if s.role == mode], results) for mode in settings.modes}
         tracks: dict[str, ModesTrack] = {specs[0].track: {"modes": modes, "capabilities": list(instructions)}}
         completed = any(mode["completed"] for mode in modes.values())
-        refuse_without_tracks(tracks if completed else {}, NAME, specs, results)
+        refuse_without_tracks(tracks if completed else {}, self.name, specs, results)
         threads, capabilities_tried, parts = (
             ", ".join(map(str, values)) for values in (settings.threads, instructions, settings.parts)
         )
@@ -132,10 +107,14 @@ class Circumstances(Stage):
         )
         left_out = [name for name in CAPABILITIES if name not in instructions]
         notes = [f"not tried: {', '.join(left_out)}"] if left_out else []
-        notes += [f"{name}: {text}" for name, mode in modes.items() if (text := _incomplete(mode))]
+        for name, mode in modes.items():
+            lost = mode["runs"] - mode["completed"] - mode["diverged"]
+            incomplete = ((mode["diverged"], "diverged"), (lost, "have no result"))
+            if text := ", ".join(f"{n} {what}" for n, what in incomplete if n):
+                notes.append(f"{name}: of {mode['runs']} runs {text}")
         if empty := shows_nothing(modes):
             notes.append(f"{NOTHING_SHOWN}: {empty}")
-        return make_decision(NAME, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
+        return make_decision(self.name, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
     def so_far(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
@@ -153,7 +132,7 @@ class Circumstances(Stage):
             return config
         there = capabilities()
         if lacking := [name for name in CAPABILITIES if name not in there]:
-            say(f"{NAME}: {', '.join(lacking)} left out, which this CPU lacks")
+            say(f"{self.name}: {', '.join(lacking)} left out, which this CPU lacks")
         return replace(config, circumstances=replace(settings, capabilities=list(there)))
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
@@ -161,10 +140,9 @@ class Circumstances(Stage):
         return {"weights_checksum": "" if spec.role != PLAIN else str(nth)}
 
     def headline(self, track: ModesTrack) -> str:
-        return counts_in_words(track)
-
-    def lead_in(self, name: str, decision: Decision) -> str:
-        return track_prefix(name, decision["tracks"])
+        """Return how many different weights each mode ended with, and whether that shows anything."""
+        counts = ", ".join(f"{name} {_counted(mode)}" for name, mode in track["modes"].items())
+        return f"{counts}; {NOTHING_SHOWN}" if shows_nothing(track["modes"]) else counts
 
     def question(self, config: Config) -> str:
         return (

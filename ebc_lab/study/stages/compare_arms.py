@@ -65,7 +65,17 @@ def arms_of(specs: Sequence[RunSpec], results: Results) -> dict[str, Arm]:
         arm["runs"][str(spec.run.seed)] = spec.run_id
     with_bits = {spec.arm for spec in specs if in_bits(spec.run)}
     for name, arm in arms.items():
-        arm |= _figures(arm, results, (*MEANS, BITS) if name in with_bits else MEANS)
+        outcomes = Counter(str(r["outcome"]) for r in results_of_arm(arm, results) if "outcome" in r)
+        figures: dict[str, Any] = {"outcomes": dict(sorted(outcomes.items()))}
+        for key in (*MEANS, BITS) if name in with_bits else MEANS:
+            values = completed_values(arm, results, key)
+            figures[key] = mean(values)
+            if key == "test_loss":
+                figures["test_sd"] = spread(values)
+        for split in ("val", "test"):
+            middle = statistics.median(losses(arm, results, f"{split}_loss").values() or [math.inf])
+            figures[f"{split}_median"] = middle if math.isfinite(middle) else None
+        arm |= cast(Arm, figures)
     return arms
 
 
@@ -96,21 +106,6 @@ def spread(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def _figures(arm: Arm, results: Results, means: Sequence[str]) -> Arm:
-    runs = results_of_arm(arm, results)
-    outcomes = Counter(str(r["outcome"]) for r in runs if "outcome" in r)
-    figures: dict[str, Any] = {"outcomes": dict(sorted(outcomes.items()))}
-    for key in means:
-        values = completed_values(arm, results, key)
-        figures[key] = mean(values)
-        if key == "test_loss":
-            figures["test_sd"] = spread(values)
-    for split in ("val", "test"):
-        middle = statistics.median(losses(arm, results, f"{split}_loss").values() or [math.inf])
-        figures[f"{split}_median"] = middle if math.isfinite(middle) else None
-    return cast(Arm, figures)
-
-
 def losses(arm: Arm, results: Mapping[str, Mapping[str, Any]], key: str = "test_loss") -> dict[str, float]:
     """Return each seed's loss, infinite where the run diverged; seeds whose run failed or was lost are
     absent."""
@@ -138,25 +133,22 @@ def efficiency(
         last = (result.get("curve") or [(0, None, 0.0)])[-1][1]
         if result.get("outcome") == "completed" and last is not None:
             targets[seed] = last
-    return {name: _reached(arm, targets, results, tokens_per_step) for name, arm in arms.items()}
-
-
-def _reached(
-    arm: Arm, targets: Mapping[str, float], results: Results, tokens_per_step: int
-) -> Efficiency | None:
-    seeds = [seed for seed in arm["runs"] if seed in targets]
-    curves = {seed: results.get(arm["runs"][seed], RunResult()).get("curve") or [] for seed in seeds}
-    found = [first_at_or_below(curves[seed], targets[seed]) for seed in seeds]
-    reached = [point for point in found if point]
-    if not reached or 2 * len(reached) < len(seeds):
-        return None
-    steps = statistics.median(steps for steps, _ in reached)
-    return {
-        "steps": steps,
-        "tokens": steps * tokens_per_step,
-        "train_s": statistics.median(seconds for _, seconds in reached),
-        "seeds": len(reached),
-    }
+    efficiencies: dict[str, Efficiency | None] = {}
+    for name, arm in arms.items():
+        seeds = [seed for seed in arm["runs"] if seed in targets]
+        curves = {seed: results.get(arm["runs"][seed], RunResult()).get("curve") or [] for seed in seeds}
+        found = [first_at_or_below(curves[seed], targets[seed]) for seed in seeds]
+        reached = [point for point in found if point]
+        efficiencies[name] = None
+        if reached and 2 * len(reached) >= len(seeds):
+            steps = statistics.median(steps for steps, _ in reached)
+            efficiencies[name] = {
+                "steps": steps,
+                "tokens": steps * tokens_per_step,
+                "train_s": statistics.median(seconds for _, seconds in reached),
+                "seeds": len(reached),
+            }
+    return efficiencies
 
 
 def steps_to_target(arm: Arm, results: Results, target: float) -> dict[str, float]:
@@ -257,19 +249,20 @@ def compare(
             why = "; ".join(sorted(causes))
             raise Undecidable(f"finals could not judge: no baseline run of {track} completed ({why}).")
         with_ebc = [n for n, a in of_track.items() if a["ebc"]]
+        by_val = {n: losses(arms[n], results, "val_loss").values() or [math.inf] for n in with_ebc}
         pairs += [(track, "baseline", n, baseline) for n in of_track if n != baseline]
         pairs += [(track, "control", n, role["control"]) for n in with_ebc]
         pairs += [
             (track, "rate", role[r], role[plain])
             for r in role
-            if r.startswith("ebc_x") and (plain := _plain_at_rate_of(r)) in role
+            if r.startswith("ebc_x") and (plain := r.replace("ebc", "control")) in role
         ]
         lucks[track] = _lucks(of_track, track, earlier, results)
         families = dict.fromkeys(family for of, family, _, _ in pairs if of == track)
         tracks[track] = {
             "roles": role,
             "arms": of_track,
-            "best_ebc_by_val": min(with_ebc, key=lambda n: (_mean_val_loss(arms[n], results), n)),
+            "best_ebc_by_val": min(with_ebc, key=lambda n: (statistics.fmean(by_val[n]), n)),
             "differences": {family: {} for family in families},
         }
     comparisons = Counter(family for _, family, _, _ in pairs)
@@ -324,17 +317,13 @@ def _luck_of(arm: Arm, family: str, lucks: Mapping[str, Luck]) -> Luck:
     return sum(own, NO_LUCK)
 
 
-def _plain_at_rate_of(role: str) -> str:
-    """Return `control_x8` for `ebc_x8`: the fair control's schedule at the same rate."""
-    return role.replace("ebc", "control")
-
-
 def reference_of(track: FinalsTrack, family: str, name: str) -> str:
     """Return the arm from which `differences[family][name]` of a compared track is measured."""
     role = track["roles"]
     if family != "rate":
         return role[family]
-    plain = (_plain_at_rate_of(r) for r in track["arms"][name]["roles"] if r.startswith("ebc_x"))
+    roles = (r for r in track["arms"][name]["roles"] if r.startswith("ebc_x"))
+    plain = (r.replace("ebc", "control") for r in roles)  # the fair control's schedule at the same rate
     return next(role[r] for r in plain if r in role)
 
 
@@ -370,11 +359,6 @@ def _lr_windows(
     return windows
 
 
-def _mean_val_loss(arm: Arm, results: Results) -> float:
-    values = losses(arm, results, "val_loss").values()
-    return statistics.fmean(values) if values else math.inf
-
-
 def looks(config: Config) -> list[int]:
     """Return after how many seeds the finals are looked at: once, or again whenever seeds are added, up to
     `max_seeds`."""
@@ -396,7 +380,13 @@ def next_seeds(
     at the last look."""
     used = list(dict.fromkeys(s.run.seed for s in specs if s.kind == "train"))
     at = looks(config)
-    if len(used) >= at[-1] or _all_decided(config, specs, results, earlier):
+    if len(used) >= at[-1]:
+        return []
+    try:
+        tracks = compare(config, specs, results, earlier)
+    except Undecidable:
+        return []  # more seeds of what does not train would not help
+    if not any("undecided" in claims(track) for track in tracks.values()):
         return []
     return fresh_seeds(config, used, next(n for n in at if n > len(used)) - len(used))
 
@@ -406,16 +396,6 @@ def fresh_seeds(config: Config, used: Sequence[int], count: int) -> list[int]:
     deciding = stage_seeds(config)
     fresh = (s for s in itertools.count(max(used) + 1) if s not in deciding)
     return list(itertools.islice(fresh, count))
-
-
-def _all_decided(
-    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> bool:
-    try:
-        tracks = compare(config, specs, results, earlier)
-    except Undecidable:
-        return True  # more seeds of what does not train would not help
-    return all("undecided" not in claims(track) for track in tracks.values())
 
 
 def claims(track: FinalsTrack) -> list[str]:

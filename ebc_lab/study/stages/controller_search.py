@@ -15,29 +15,6 @@ from .runs import ebc_run, spec_of, tracks_of
 from .stage import Choice, Decisions, Figure
 
 
-def _decided(
-    config: Config, done: Sequence[RunSpec], results: Results, target_kl: float, sigma: float
-) -> ControllerTrack:
-    """Return what is decided for one track, from its completed runs."""
-    ratios = {s.run_id: results[s.run_id].get("kl_ratio_median") for s in done}
-    known = {run_id: float(ratio) for run_id, ratio in ratios.items() if ratio}
-    usable = [s for s in done if s.run_id in known]
-    inside = [s for s in usable if abs(known[s.run_id] - 1) <= KL_BAND]
-    winner = best(inside, results) or min(usable, key=lambda s: abs(math.log(known[s.run_id])))
-    return {
-        "candidate": winner.role,
-        "settings": config.controller_search.candidates[winner.role],
-        "delta_star": target_kl,
-        "run_id": winner.run_id,
-        "val_loss": val_loss(results[winner.run_id]),
-        "kl_ratio": ratios[winner.run_id],
-        "kl_ratios": {s.role: ratios[s.run_id] for s in done},
-        "ranked": [s.run_id for s in inside],
-        "margin_sigma": margin_sigma(losses_of(inside, results), sigma),
-        "sigma": sigma,
-    }
-
-
 class ControllerSearch(Choice):
     """The controller that holds the KL on its target."""
 
@@ -78,11 +55,27 @@ class ControllerSearch(Choice):
         notes: list[str] = []
         for track, calibrated in earlier["calibrate"]["tracks"].items():
             done = [s for s in specs if s.track == track and math.isfinite(val_loss(results.get(s.run_id)))]
-            if not any(results[s.run_id].get("kl_ratio_median") for s in done):
+            ratios = {s.run_id: results[s.run_id].get("kl_ratio_median") for s in done}
+            known = {run_id: float(ratio) for run_id, ratio in ratios.items() if ratio}
+            if not known:
                 continue
+            usable = [s for s in done if s.run_id in known]
+            inside = [s for s in usable if abs(known[s.run_id] - 1) <= KL_BAND]
+            winner = best(inside, results) or min(usable, key=lambda s: abs(math.log(known[s.run_id])))
             sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
-            tracks[track] = _decided(config, done, results, calibrated["delta_star"], sigma)
-            if not tracks[track]["ranked"]:
+            tracks[track] = {
+                "candidate": winner.role,
+                "settings": config.controller_search.candidates[winner.role],
+                "delta_star": calibrated["delta_star"],
+                "run_id": winner.run_id,
+                "val_loss": val_loss(results[winner.run_id]),
+                "kl_ratio": ratios[winner.run_id],
+                "kl_ratios": {s.role: ratios[s.run_id] for s in done},
+                "ranked": [s.run_id for s in inside],
+                "margin_sigma": margin_sigma(losses_of(inside, results), sigma),
+                "sigma": sigma,
+            }
+            if not inside:
                 notes.append(f"{track}: no candidate held the KL within {band}; the nearest was taken")
         refuse_without_tracks(tracks, self.name, specs, results)
         rule = (

@@ -83,26 +83,6 @@ def _rule(config: Config, sequential: Sequential | None) -> str:
     return rule + divided_in_words(config)
 
 
-def _sequential(
-    config: Config, specs: Sequence[RunSpec], tracks: Mapping[str, FinalsTrack]
-) -> Sequential | None:
-    """Return after how many seeds the results were looked at, and why no more were added; None where none
-    could be."""
-    at = looks(config)
-    if len(at) == 1:
-        return None
-    seeds = len({s.run.seed for s in specs if s.kind == "train"})
-    stopped = "every comparison is decided"
-    if any("undecided" in claims(track) for track in tracks.values()):
-        stopped = f"still undecided at {seeds} seeds, the most allowed"
-    return {
-        "looks": at,
-        "at": seeds,
-        "confidence": 1 - (1 - CONFIDENCE) / shares_of_error(config),
-        "stopped": stopped,
-    }
-
-
 class Finals(Stage):
     """Every arm at full length over fresh seeds, and the verdict."""
 
@@ -146,8 +126,8 @@ class Finals(Stage):
     def decide(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
     ) -> Decision:
-        """Return each track's arms, paired differences, efficiency and lines of the verdict. Raises
-        Undecidable."""
+        """Return each track's arms, paired differences, efficiency and lines of the verdict, and after how
+        many seeds the results were looked at, where more could be added. Raises Undecidable."""
         tracks = compare(config, specs, results, earlier)
         tokens_per_step = config.batch_size * config.model.context
         notes: list[str] = []
@@ -164,7 +144,18 @@ class Finals(Stage):
             if not overhead.get("overhead_pct") and overhead.get("outcome") != "completed":
                 why = overhead.get("cause") or "no result"
                 notes.append(f"{name}: the overhead was not measured ({why})")
-        sequential = _sequential(config, specs, tracks)
+        at = looks(config)
+        sequential: Sequential | None = None
+        if len(at) > 1:
+            seeds = len({s.run.seed for s in specs if s.kind == "train"})
+            undecided = any("undecided" in claims(track) for track in tracks.values())
+            still = f"still undecided at {seeds} seeds, the most allowed"
+            sequential = {
+                "looks": at,
+                "at": seeds,
+                "confidence": 1 - (1 - CONFIDENCE) / shares_of_error(config),
+                "stopped": still if undecided else "every comparison is decided",
+            }
         rule = _rule(config, sequential)
         return make_decision(
             "finals", rule, config, specs, results, earlier, tracks=tracks, sequential=sequential, notes=notes

@@ -30,7 +30,6 @@ from .stage import Choice, Decisions, Figure, Scenario, beside_the_band, outside
 from .statistics import WINDOW_NATS, in_octaves, open_ends, window
 
 INERT_CLIP_RATE = 0.99  # share of clipped steps from which on the learning rate no longer matters
-INERT_NOTE = "LR inert: the same run up to rounding"
 SURROGATE_SHARE = 0.6  # of its median at ×1, which a fixed trust radius is set to
 
 
@@ -206,7 +205,7 @@ class LRScale(Choice):
                 notes.append(f"{track}: {note}")
             inert = [f"×{r['lr_scale']:g}" for r in _usable(arms, results) if r["inert"]]
             if len(inert) > 1:
-                note = f"{INERT_NOTE}; {inert[0]} stands for them"
+                note = f"LR inert: the same run up to rounding; {inert[0]} stands for them"
                 notes.append(f"{track}: EBC at {', '.join(inert)} — {note}")
         refuse_without_tracks(tracks, self.name, specs, results)
         among = "EBC scales with median c in the band, else the nearest" if by_band else "EBC scales"

@@ -36,9 +36,8 @@ from .rules import Results, losses_of
 Searched = tuple[str, str]  # optimizer, projection
 Place = TypeVar("Place", CarrySettingConfig, ProfiledWorkloadConfig)  # where arms or methods are trained
 Rivals = Sequence[Sequence[RunSpec]]  # points of a search, each with its seeds
-RACED_FROM = (
-    0.75  # share of a run before which none is stopped: a search misled before (scripts/race_replay.py)
-)
+# share of a run before which none is stopped: a search misled before (scripts/race_replay.py)
+RACED_FROM = 0.75
 MOST_BOUNDS = 20  # of a run: more would fill its settings and hardly stop it earlier
 DIGITS = 4  # of a bound, in nats
 
@@ -122,9 +121,7 @@ def fill_from_baseline(run: RunConfig, track: NaturalSteps, times: float = 1.0) 
         run = replace(run, budget=replace(run.budget, guard="none"))
     energy = run.stabilizer.name == "ebc" and with_derived_settings(run).controller.name == "energy"
     descent = track.get("descent_median") or 0.0
-    if (
-        energy and run.controller.a is None and descent > 0
-    ):  # otherwise the run is refused for its missing gain
+    if energy and run.controller.a is None and descent > 0:  # else the run is refused for its missing gain
         gain = float(f"{times * track['natural_kl'] / descent:.4g}")
         run = replace(run, controller=replace(run.controller, a=gain))
     return run

@@ -167,15 +167,14 @@ class Search:
         its ratio or by that of its two last values there (`by_spacing`). While every point diverges,
         `lowering` goes down, two ratios at a time."""
         while self.extensions < most and not self.open:
-            further = self._below(lowering) if lowering and self.lost else self._beyond(by_spacing)
+            further: Iterable[Point] = self._beyond(by_spacing)
+            if lowering and self.lost:
+                self.lowered_setting = lowering
+                lowest = min(map(dict, self.tried), key=lambda p: p.get(self.prefer_low, 0))
+                further = self.moved(lowest, lowering, lowest[lowering] / self.ratios[lowering] ** 2)
             if not self.add(further, grown=True):
                 return
             self.extensions += 1
-
-    def _below(self, key: str) -> list[Point]:
-        self.lowered_setting = key
-        lowest = min(map(dict, self.tried), key=lambda p: p.get(self.prefer_low, 0))
-        return self.moved(lowest, key, lowest[key] / self.ratios[key] ** 2)
 
     def _beyond(self, by_spacing: bool) -> Iterator[Point]:
         best = self.best() or {}
@@ -205,9 +204,8 @@ class Search:
             known = sorted((value, x) for value, x in found.items() if x is not None)
             if self.open or not known or any(band_distance(x, band) == 0 for _, x in known):
                 return
-            value = (
-                known[-1][0] * self.ratios[key] if known[-1][1] < band[0] else known[0][0] / self.ratios[key]
-            )
+            (least, _), (most_tried, highest) = known[0], known[-1]
+            value = most_tried * self.ratios[key] if highest < band[0] else least / self.ratios[key]
             for (low, x), (high, y) in itertools.pairwise(known):
                 if x < band[0] and y > band[1]:
                     value = math.sqrt(low * high)

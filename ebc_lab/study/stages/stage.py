@@ -21,7 +21,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import STAGES, Config
 from ebc_lab.records.decisions import Candidate, Decision, Difference
 from ebc_lab.records.figures import RunResult
-from ebc_lab.records.spec import RunSpec, optimizer
+from ebc_lab.records.spec import RunSpec, optimizer, track_prefix
 
 from .rules import Results
 from .runs import distinct
@@ -82,6 +82,7 @@ class Stage:
     shows = "candidates"  # which table explains its decision: report and screen have one for each word
     pictures: tuple[str, ...] = ()  # names of the pictures drawn of its decision
     concludes = False  # no later stage builds on its decision
+    leads_with_optimizer = True  # of sentences about a track; else its name leads, where there are several
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
         """Return the runs that the stage needs; the list may grow with its own results."""
@@ -113,8 +114,8 @@ class Stage:
         return ""
 
     def lead_in(self, name: str, decision: Decision) -> str:
-        """Return how a sentence about a track begins: with its optimizer."""
-        return f"{optimizer(name)}: "
+        """Return how a sentence about a track begins."""
+        return f"{optimizer(name)}: " if self.leads_with_optimizer else track_prefix(name, decision["tracks"])
 
     def question(self, config: Config) -> str:
         """Return the question of a study that ends with this stage; empty: that of the lab."""
@@ -198,7 +199,12 @@ class Choice(Stage):
             words = self.lead_in(name, decision) + at
             others = _ranked_behind(name, decision)
             if not others:
-                said.append(f"{words} {_alone(track, by_id)}, validation loss {track['val_loss']:.4f}")
+                alone = "is the nearest to its band, in which none lies yet"
+                if all(c["val_loss"] is None for c in by_id.values() if c is not first):
+                    alone = "is the only result yet"
+                elif track["run_id"] in track["ranked"]:
+                    alone = "is the only one inside its band"
+                said.append(f"{words} {alone}, validation loss {track['val_loss']:.4f}")
                 continue
             gap, second = others[0]
             next_at = self.setting.format_map(second)
@@ -265,15 +271,6 @@ def _ranked_behind(name: str, decision: Decision) -> list[tuple[float, Candidate
     return sorted(behind, key=lambda pair: pair[0])
 
 
-def _alone(track: Track, candidates: Mapping[str, Candidate]) -> str:
-    """Say why no candidate is ranked behind the chosen one."""
-    if not any(c["val_loss"] is not None for c in candidates.values() if c["run_id"] != track["run_id"]):
-        return "is the only result yet"
-    if track["run_id"] in track["ranked"]:
-        return "is the only one inside its band"
-    return "is the nearest to its band, in which none lies yet"
-
-
 def _margin(track: Track) -> str:
     """Write how far the runner-up lies behind; empty where no candidates were ranked."""
     if "ranked" not in track:
@@ -308,16 +305,12 @@ def held_back_by_its_seeds(candidate: Candidate, candidates: Sequence[Candidate]
         return ""
     for c in seeds:
         if c["val_loss"] is None:
-            return f"seed {c['seed']} {_became(c)} there"
+            became = "diverged" if c["outcome"] == "diverged" else "did not complete"
+            if c["outcome"] == "raced":
+                became = f"was stopped at step {c['raced']}"
+            return f"seed {c['seed']} {became} there"
     mean = statistics.fmean(c["val_loss"] or 0.0 for c in seeds)
     return f"the mean of its seeds is {mean:.4f}" if mean > chosen["val_loss"] else ""
-
-
-def _became(candidate: Candidate) -> str:
-    """Say what became of a run without a final loss."""
-    if candidate["outcome"] == "raced":
-        return f"was stopped at step {candidate['raced']}"
-    return "diverged" if candidate["outcome"] == "diverged" else "did not complete"
 
 
 def outside_the_band(track: Track, candidate: Candidate) -> str:

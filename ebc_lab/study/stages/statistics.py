@@ -161,12 +161,15 @@ def paired(
     finite = [a - b for a, b in both if math.isfinite(a) and math.isfinite(b)]
     level = (1 - CONFIDENCE) / looks
     out: dict[str, Any] = {"seeds": len(seeds), "comparisons": comparisons, "looks": looks, "margin": margin}
-    out |= {"method": "t" if both else None, "median": _median(differences)}
+    out |= {"method": "t" if both else None, "median": _finite(statistics.median(differences or [math.nan]))}
     out |= dict.fromkeys(("mean", "sd", "sigmas"))
     if lost or gained:
         out |= {"method": "rank", "diverged": {"arm": lost, "reference": gained}}
     elif both:
-        out |= _moments(differences, replicates)
+        mean = statistics.fmean(differences)
+        out["mean"] = mean
+        out["sd"] = statistics.stdev(differences) if len(differences) > 1 else None
+        out["sigmas"] = mean / statistics.stdev(replicates) if len(set(replicates)) > 1 else None
     if luck.sd and out["method"] == "t" and not _equal(differences):
         out["luck"] = asdict(luck)
     for name, prefix, k in (("alone", "", 1), ("judged", "joint_", comparisons)):
@@ -209,16 +212,6 @@ def _equal(differences: Sequence[float]) -> bool:
     return len(differences) < 2 or max(differences) - min(differences) <= ROUNDING
 
 
-def _moments(differences: Sequence[float], replicates: Sequence[float]) -> dict[str, float | None]:
-    """Return mean and spread of finite differences, and the mean in units of the replicates' spread."""
-    mean = statistics.fmean(differences)
-    return {
-        "mean": mean,
-        "sd": statistics.stdev(differences) if len(differences) > 1 else None,
-        "sigmas": mean / statistics.stdev(replicates) if len(set(replicates)) > 1 else None,
-    }
-
-
 def judge(low: float, high: float, margin: float) -> str:
     """Return `beats`: the upper limit is below 0; `meets` the target: it is at most `margin`; `misses` it:
     the lower limit is above.
@@ -235,11 +228,6 @@ def _error(spread: float, seeds: int, luck: Luck) -> tuple[float, float]:
     """Return the standard error of a mean difference, and its degrees of freedom."""
     variance, freedom = _sum((spread**2 / seeds, seeds - 1), (luck.sd**2, luck.freedom))
     return math.sqrt(variance), freedom
-
-
-def _median(differences: Sequence[float]) -> float | None:
-    middle = statistics.median(differences) if differences else math.nan
-    return _finite(middle)
 
 
 def _finite(value: float) -> float | None:
@@ -317,22 +305,14 @@ def _power(mean: float, spread: float, seeds: int, level: float, margin: float, 
     critical = float(stats.t.ppf(1 - level / 2, freedom))
 
     def above(true: float) -> float:  # P(the lower limit is above 0) where this is the mean
-        return _noncentral(critical, freedom, true / error)
+        shift = true / error
+        chance = float(stats.nct.sf(critical, freedom, shift)) if abs(shift) < 35 else math.nan
+        # far out, where scipy has no number of the noncentral t, that of the normal
+        return chance if math.isfinite(chance) else float(stats.norm.sf(critical - shift))
 
     apart = above(mean) + above(-mean)
     level_ = above(mean + margin) + above(margin - mean) - 1
     return max(apart, level_)
-
-
-def _noncentral(critical: float, freedom: float, shift: float) -> float:
-    """P(t > critical) of the noncentral t; far out, where scipy has no number, that of the normal."""
-    from scipy import stats
-
-    if abs(shift) < 35:
-        chance = float(stats.nct.sf(critical, freedom, shift))
-        if math.isfinite(chance):
-            return chance
-    return float(stats.norm.sf(critical - shift))
 
 
 def by_interval(difference: Difference, joint: bool) -> Difference:

@@ -82,7 +82,11 @@ def arm_run(
     if run.stabilizer.name == "ebc" and "target_kl" not in arm.settings.get("budget", {}):
         unit = swept["natural_kl"]
         if "calibrate" in decisions:
-            unit = _calibrated(decisions["calibrate"]["tracks"][track], run.budget.name)
+            calibrated: CalibratedTrack = decisions["calibrate"]["tracks"][track]
+            budget, targets = run.budget.name, calibrated["by_budget"]
+            # by this budget, else by another that measures the KL too, else the winner's
+            alike = [budget, *(MEASURED if budget in MEASURED else ())]
+            unit = next((targets[name] for name in alike if name in targets), calibrated["delta_star"])
         run = with_target(run, unit * times)
     if arm.control:
         run = replace(run, lr_schedule=replace(run.lr_schedule, **swept["control"]["lr_schedule"]))
@@ -91,14 +95,6 @@ def arm_run(
     if "radius" in point:
         run = replace(run, budget=replace(run.budget, radius=point["radius"]))
     return fill_from_baseline(run, swept, times), float(f"{scale:.6g}")
-
-
-def _calibrated(track: CalibratedTrack, budget: str) -> float:
-    """Return the target calibrated for this budget; else for another that measures the KL too, else the
-    winner's."""
-    targets = track["by_budget"]
-    alike = [budget, *(MEASURED if budget in MEASURED else ())]
-    return next((targets[name] for name in alike if name in targets), float(track["delta_star"]))
 
 
 def point_of(
@@ -237,7 +233,20 @@ def windows_of(config: Config, arms: Mapping[str, Arm], results: Results) -> dic
     for label, point in config.ablation.swept().items():
         if label in arms:
             sweep = windows.setdefault(point.arm, {}).setdefault(point.key, {"points": []})
-            sweep["points"].append(_point(label, point.value, arms[label], results))
+            arm = arms[label]
+            by_seed = losses(arm, results)
+            mean = statistics.fmean(by_seed.values()) if by_seed else math.inf  # inf: a seed diverged
+            c = arm["figures"].get("c_median")
+            measured: SweptPoint = {
+                "value": point.value,
+                "arm": label,
+                "lr": arm["lr"],
+                "delta_star": arm["delta_star"],
+                "loss": mean if math.isfinite(mean) else None,
+                "seeds": {seed: loss if math.isfinite(loss) else None for seed, loss in by_seed.items()},
+                "rate": c * arm["lr"] if c is not None else None,
+            }
+            sweep["points"].append(measured)
     for name, sweeps in windows.items():
         for key, sweep in list(sweeps.items()):
             sweep["points"], sweep["left_out"] = _comparable(key, sweep["points"])
@@ -250,24 +259,14 @@ def windows_of(config: Config, arms: Mapping[str, Arm], results: Results) -> dic
     for name, sweeps in windows.items():
         yardstick = config.ablation.arms[name].versus or name
         if "delta" in sweeps and "delta" in windows.get(yardstick, {}):
-            sweeps["delta"] |= _from_any_start(yardstick, windows[yardstick]["delta"], sweeps["delta"])
+            rule, best = sweeps["delta"], windows[yardstick]["delta"]["window"]
+            worst = math.inf  # how far the worst start of a rule ends above the arm's best that it is beside
+            if best is not None:
+                worst = max(_losses(rule["points"]).values()) - best["loss"]
+            rule["yardstick"] = yardstick
+            rule["worst"] = worst if math.isfinite(worst) else None
+            rule["every_start"] = worst <= SAME_NATS + ROUNDING  # near enough to need no tuning
     return windows
-
-
-def _point(label: str, value: float, arm: Arm, results: Results) -> SweptPoint:
-    """Return what was measured at one value of a swept setting. Where a seed diverged the mean is None."""
-    by_seed = losses(arm, results)
-    mean = statistics.fmean(by_seed.values()) if by_seed else math.inf
-    c = arm["figures"].get("c_median")
-    return {
-        "value": value,
-        "arm": label,
-        "lr": arm["lr"],
-        "delta_star": arm["delta_star"],
-        "loss": mean if math.isfinite(mean) else None,
-        "seeds": {seed: loss if math.isfinite(loss) else None for seed, loss in by_seed.items()},
-        "rate": c * arm["lr"] if c is not None else None,
-    }
 
 
 def _comparable(key: str, points: Sequence[SweptPoint]) -> tuple[list[SweptPoint], list[str]]:
@@ -316,16 +315,6 @@ def _between(values: Mapping[float, float], at: float) -> float:
             share = math.log(at / left) / math.log(right / left)
             return float(a * (b / a) ** share)
     return values[min(values, key=lambda x: abs(math.log(x / at)))]
-
-
-def _from_any_start(yardstick: str, best: Sweep, rule: Sweep) -> Sweep:
-    """Return how far the worst start of a rule ends above the best point of the arm that it is compared with,
-    and whether that is near enough to call the start free of tuning."""
-    if best["window"] is None:
-        return {"yardstick": yardstick, "worst": None, "every_start": False}
-    worst = max(_losses(rule["points"]).values()) - best["window"]["loss"]
-    near = worst <= SAME_NATS + ROUNDING
-    return {"yardstick": yardstick, "worst": worst if math.isfinite(worst) else None, "every_start": near}
 
 
 def transfer_of(config: Config, arms: Mapping[str, Arm], results: Results) -> list[Transfer]:

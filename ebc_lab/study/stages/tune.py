@@ -92,13 +92,11 @@ def runs_maker(
 
 def _name(label: str, point: Point) -> str:
     """Return the name of an arm at a point of its grid: `muon_lr0p016_w0p167_cosine`."""
-    return label + "".join(f"_{_value(key, value)}" for key, value in point.items())
-
-
-def _value(key: str, value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return SHORT.get(key, key) + (number(value, DIGITS) if key == "lr" else number(value))
+    for key, value in point.items():
+        if not isinstance(value, str):
+            value = SHORT.get(key, key) + (number(value, DIGITS) if key == "lr" else number(value))
+        label += f"_{value}"
+    return label
 
 
 # -- the search of an arm's best point ---------------------------------------------------------------------
@@ -240,18 +238,13 @@ def _decided(searched: Search, results: Results, sigma: float) -> TunedArm:
         "luck": {"sd": luck.sd, "freedom": luck.freedom},
     }
     if not winner:
-        decided["untuned"] = _untuned(searched)
+        decided["untuned"] = "no point of its grid completed, and a run failed"
+        if searched.lost:
+            rates = [s.run.optimizer.lr for s in searched.specs]
+            decided["untuned"] = f"no rate between {min(rates):.4g} and {max(rates):.4g} completes"
     if "lr" in chosen:
         decided["curve"], decided["window"] = _curve(searched, chosen, results)
     return decided
-
-
-def _untuned(searched: Search) -> str:
-    """Return why an arm has no best point."""
-    rates = [s.run.optimizer.lr for s in searched.specs]
-    if searched.lost:
-        return f"no rate between {min(rates):.4g} and {max(rates):.4g} completes"
-    return "no point of its grid completed, and a run failed"
 
 
 def _notes(label: str, arm: TunedArm, grids: Mapping[str, Sequence[Any]]) -> list[str]:
@@ -345,6 +338,7 @@ class Tune(Choice):
         "Every arm that has a grid gets the same number of tuning runs, and more only where its best point "
         "lies on the grid's edge."
     )
+    leads_with_optimizer = False
     shows = "points"
     setting = "{arm}"
 
@@ -397,9 +391,6 @@ class Tune(Choice):
         always lies lower: `would_change` says which."""
         every = decision["tracks"]
         return [self.lead_in(name, decision) + self.headline(track) for name, track in every.items()]
-
-    def lead_in(self, name: str, decision: Decision) -> str:
-        return track_prefix(name, decision["tracks"])
 
     def turning_points(self, name: str, decision: Decision) -> list[str]:
         """Return the points of which a single run lies lower than the mean of the chosen one."""

@@ -19,13 +19,11 @@ from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import (
     Acceptance,
     Answer,
-    Arm,
     Decision,
     Difference,
     FinalsTrack,
     Line,
     SuiteTrack,
-    TunedArm,
 )
 from ebc_lab.records.figures import FINISHED, KL_BAND, PLATEAU_C, RunResult
 
@@ -44,8 +42,8 @@ from .statistics import (
 from .suite import contenders, differences, tuned_arms
 
 MOST_GIVEN = 100  # seeds that the setting takes
+MOST_NAMED = 5  # arms that differ from their reference; more are counted
 MOST_TOLD = 3  # comparisons beside that with the rival; beyond they are counted
-UNTUNED = "untuned"  # the verdict on an arm of which no point completed
 PASSED = {"beats": True, "meets": True, "misses": False, "undecided": None}  # a comparison -> its line
 COUNTED = {
     "better": "better than",
@@ -207,24 +205,23 @@ def _overhead(measured: RunResult, limit_pct: float) -> Line:
 
 
 RECIPE = "another recipe (budget, schedules, calibrate.multiples=…)"
-SEEDS = "more seeds, fresh ones in another study (seeds=… study.name=…),"
-TUNING = "a tuning on several seeds (calibrate.seeds=…; of schedules a suite’s, tune.seeds=…)"
-LONGER = "longer runs (finals.steps=…)"
-CHEAPER = "a cheaper recipe (audit_every=…, budget.probe_sequences=…), or longer steps,"
-QUIETER = "a measurement on a quieter machine"
 
 
 def remedy(line: Line) -> str:
     """Return what could change a line that failed or is undecided."""
     failed = line["verdict"] == "fail"
+    if line["name"] == "overhead" and failed:
+        return "a cheaper recipe (audit_every=…, budget.probe_sequences=…), or longer steps,"
     if line["name"] == "overhead":
-        return CHEAPER if failed else QUIETER
+        return "a measurement on a quieter machine"
     if failed:
         return RECIPE
+    if "difference" in line and mostly_luck(line["difference"]):
+        return "a tuning on several seeds (calibrate.seeds=…; of schedules a suite’s, tune.seeds=…)"
     if "difference" in line:
-        return TUNING if mostly_luck(line["difference"]) else SEEDS
+        return "more seeds, fresh ones in another study (seeds=… study.name=…),"
     if line["name"] == "no_plateau":
-        return LONGER
+        return "longer runs (finals.steps=…)"
     return f"{RECIPE} under which EBC clips" if line["name"] == "kl_on_target" else "a run that ends"
 
 
@@ -249,8 +246,8 @@ def acceptance(config: Config, decision: Decision) -> Acceptance:
 def add_answers(
     config: Config, tracks: Mapping[str, SuiteTrack], results: Results, earlier: Mapping[str, Decision]
 ) -> int:
-    """Give every track its arms of one's own, `mine`, and the `answers` about them; return the number of
-    comparisons, all of which hold at once."""
+    """Give every track its arms of one's own, `mine`, and the `answers` about them, also about those that
+    have no best point. Return the number of comparisons, all of which hold at once."""
     asked: dict[str, tuple[list[str], list[str]]] = {}
     for name, track in tracks.items():
         arms = [label for label, arm in contenders(track).items() if losses(arm, results)]
@@ -260,41 +257,30 @@ def add_answers(
     found = differences(config, tracks, pairs, results, earlier)
     for name, (mine, others) in asked.items():
         tuned = tuned_arms(earlier.get("tune"), name)
-        untuned = _untuned(config, tuned)
+        untuned = {n: tuned[n]["untuned"] for n in config.ablation.mine.arms if "untuned" in tuned.get(n, {})}
         tracks[name]["mine"] = [*mine, *untuned]
         answers: dict[str, Answer] = {}
         if mine and others:
-            rival = _rival(tracks[name]["arms"], tuned, others)
+            # by the tuning where all of them were tuned
+            val_losses = {o: tracks[name]["arms"][o]["val_median"] for o in others}
+            if all(o in tuned for o in others):
+                val_losses = {o: tuned[o]["val_loss"] for o in others}
+            rival = min(others, key=lambda o: math.inf if (x := val_losses[o]) is None else x)
             for label in mine:
                 against = {other: found[name, label, other] for other in others}
                 answers[label] = _answer(config, label, rival, against)
-        tracks[name]["answers"] = answers | untuned
-    return len(pairs)
-
-
-def _untuned(config: Config, tuned: Mapping[str, TunedArm]) -> dict[str, Answer]:
-    """Return the answers about those of one's own arms that have no best point, and so were not compared."""
-    answers: dict[str, Answer] = {}
-    for label in config.ablation.mine.arms:
-        if label in tuned and (reason := tuned[label].get("untuned")):
+        for label, reason in untuned.items():  # not compared
             answers[label] = {
                 "rival": None,
                 "difference": None,
                 "against": {},
                 "seeds_needed": None,
                 "seeds": None,
-                "verdict": UNTUNED,
+                "verdict": "untuned",
                 "sentence": f"{label} could not be tuned: {reason}",
             }
-    return answers
-
-
-def _rival(arms: Mapping[str, Arm], tuned: Mapping[str, TunedArm], others: list[str]) -> str:
-    """Return the other arm with the lowest validation loss, by the tuning where all of them were tuned."""
-    val_losses = {o: arms[o]["val_median"] for o in others}
-    if all(o in tuned for o in others):
-        val_losses = {o: tuned[o]["val_loss"] for o in others}
-    return min(others, key=lambda o: math.inf if (x := val_losses[o]) is None else x)
+        tracks[name]["answers"] = answers
+    return len(pairs)
 
 
 def _answer(config: Config, label: str, rival: str, against: dict[str, Difference]) -> Answer:
@@ -303,13 +289,16 @@ def _answer(config: Config, label: str, rival: str, against: dict[str, Differenc
         undecided = difference["verdict"] == "undecided"
         difference["seeds_needed"] = seeds_needed(difference) if undecided else None
     needed = against[rival]["seeds_needed"]
+    seeds = None  # of the study, and as many more as are needed, where `seeds` takes so many
+    if needed is not None and needed <= MOST_GIVEN:
+        seeds = [*config.seeds, *fresh_seeds(config, config.seeds, max(0, needed - len(config.seeds)))]
     return {
         "rival": rival,
         "difference": against[rival],
         "against": against,
         "verdict": against[rival]["verdict"],
         "seeds_needed": needed,
-        "seeds": _seeds(config, needed),
+        "seeds": seeds,
         "sentence": sentence(label, rival, against),
     }
 
@@ -335,14 +324,6 @@ def verdict_of(difference: Difference) -> str:
     return "level" if within else "undecided"
 
 
-def _seeds(config: Config, needed: int | None) -> list[int] | None:
-    """Return the seeds of the study, and as many more as are needed; None where `seeds` does not take so
-    many."""
-    if needed is None or needed > MOST_GIVEN:
-        return None
-    return [*config.seeds, *fresh_seeds(config, config.seeds, max(0, needed - len(config.seeds)))]
-
-
 def sentence(label: str, rival: str, against: Mapping[str, Difference]) -> str:
     """Return an answer in a sentence: `cautious against muon, the best of the others by validation: −0.0123
     nats of test loss [−0.0200, −0.0040], 5 seeds: better; against adam undecided: −0.0040 [−0.0100, 0.0020],
@@ -352,16 +333,13 @@ def sentence(label: str, rival: str, against: Mapping[str, Difference]) -> str:
     first = f"{label} against {rival}{best}: {_measured(d)}: {d['verdict']}{_remark(d)}"
     others = {name: x for name, x in against.items() if name != rival}
     if len(others) < MOST_TOLD:
-        return first + "".join(f"; against {name} {_in_short(x)}" for name, x in others.items())
+        for name, x in others.items():  # without what they have in common with the first
+            words = _measured(x).replace(" nats of test loss", "").removesuffix(f", {_seeds_in_words(x)}")
+            first += f"; against {name} {x['verdict']}: {words}{_remark(x)}"
+        return first
     counts = Counter(x["verdict"] for x in others.values())
     counted = [f"{what} {counts[v]}" for v, what in COUNTED.items() if counts[v]]
     return f"{first}; of the other {len(others)}: {', '.join(counted)}"
-
-
-def _in_short(d: Difference) -> str:
-    """Return a further comparison in words, without what it has in common with the first."""
-    words = _measured(d).replace(" nats of test loss", "").removesuffix(f", {_seeds_in_words(d)}")
-    return f"{d['verdict']}: {words}{_remark(d)}"
 
 
 def _measured(d: Difference) -> str:
@@ -436,12 +414,10 @@ def told_apart(track: SuiteTrack) -> str:
             notes = [arm["shape"]] * bool(arm.get("shape"))
             notes += [f"about {n} seeds would decide it"] if (n := d.get("seeds_needed")) else []
             groups[where].append(f"{label} ({'; '.join(notes)})" if notes else label)
-    parts = [f"{what}: {_named(labels)}" for what, labels in groups.items() if labels]
+    parts = []
+    for what, labels in groups.items():
+        more = f" and {len(labels) - MOST_NAMED} more" if len(labels) > MOST_NAMED else ""
+        parts += [f"{what}: {', '.join(labels[:MOST_NAMED])}{more}"] if labels else []
     if not parts:
         return "no arm was compared"
     return f"test loss beside the reference's, all intervals holding at once: {'; '.join(parts)}"
-
-
-def _named(labels: list[str], most: int = 5) -> str:
-    more = f" and {len(labels) - most} more" if len(labels) > most else ""
-    return ", ".join(labels[:most]) + more

@@ -15,7 +15,7 @@ from dataclasses import replace
 from ebc_lab.config.schema import CarryConfig, Config
 from ebc_lab.records.decisions import Decision, Difference, UnitsTrack
 from ebc_lab.records.figures import RunResult
-from ebc_lab.records.spec import RunSpec, track_prefix
+from ebc_lab.records.spec import RunSpec
 
 from ..rules import Results, divided_in_words, error_divided, make_decision, refuse_without_tracks
 from ..runs import distinct, texts_pinned
@@ -102,6 +102,7 @@ class Carry(Stage):
         "settings, serves a setting that it was not chosen on?"
     )
     concludes = True
+    leads_with_optimizer = False
     shows = "units"
     pictures = ("carried_excess", "carried_optima", "carried_broken")
 
@@ -133,9 +134,6 @@ class Carry(Stage):
             verdict = VERDICTS[track["verdicts"][arm]]
             parts.append(f"{arm} {verdict}: {against(track['against'][arm])} from {track['reference']}")
         return "; ".join(parts)
-
-    def lead_in(self, name: str, decision: Decision) -> str:
-        return track_prefix(name, decision["tracks"])
 
     def so_far(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions

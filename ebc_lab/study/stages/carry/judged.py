@@ -35,7 +35,22 @@ def track_of(settings: CarryConfig, curves: Curves, divided: int = 1) -> UnitsTr
     tuned = {arm: by_setting for arm, by_setting in curves.items() if not settings.arms[arm].starts}
     best = {name: best_of(tuned, name) for name in settings.settings}
     carried = {arm: carried_of(settings, curves, arm, best) for arm in settings.arms}
-    medians = {name: _median([each[name] for each in carried.values() if name in each]) for name in best}
+    medians: dict[str, float | None] = {}  # of a setting, over the runs of all arms at what they carry to it
+    places: dict[str, UnitSetting] = {}
+    for name, asked in settings.settings.items():
+        judged = [each[name] for each in carried.values() if name in each]
+        losses = [loss for one in judged for loss in one["test"].values()]
+        medians[name] = statistics.median(losses) if losses else None
+        arm, point = best[name] or (None, None)
+        places[name] = {
+            "about": asked.about,
+            "kept": asked.kept,
+            "arm": arm,
+            "value": point["value"] if point else None,
+            "val_loss": point["mean"] if point else None,
+            "test_loss": _mean_test(point) if point else None,
+            "median": medians[name],
+        }
     found = {
         arm: _found(unit, curves[arm], carried[arm], medians, settings.broken)
         for arm, unit in settings.arms.items()
@@ -43,7 +58,7 @@ def track_of(settings: CarryConfig, curves: Curves, divided: int = 1) -> UnitsTr
     track: UnitsTrack = {
         "reference": settings.reference,
         "challengers": list(settings.challengers),
-        "settings": {name: _setting(settings, name, best[name], medians[name]) for name in best},
+        "settings": places,
         "arms": found,
         "against": {},
         "by_setting": {},
@@ -52,12 +67,12 @@ def track_of(settings: CarryConfig, curves: Curves, divided: int = 1) -> UnitsTr
         "margin": settings.margin,
         "broken": settings.broken,
     }
-    for arm in settings.arms:
-        if arm != settings.reference:
-            against = _paired(settings, carried, arm, divided)
-            track["against"][arm], track["by_setting"][arm], track["over_settings"][arm] = against
-    for arm in settings.challengers:
-        track["verdicts"][arm] = verdict(track["against"][arm], settings.margin)
+    for label in settings.arms:
+        if label != settings.reference:
+            against = _paired(settings, carried, label, divided)
+            track["against"][label], track["by_setting"][label], track["over_settings"][label] = against
+    for label in settings.challengers:
+        track["verdicts"][label] = verdict(track["against"][label], settings.margin)
     return track
 
 
@@ -129,26 +144,6 @@ def _known(losses: Mapping[str, float | None]) -> dict[str, float]:
 
 def _mean_test(point: UnitPoint) -> float:
     return statistics.fmean(_known(point["test"]).values())
-
-
-def _median(carried: Sequence[Carried]) -> float | None:
-    losses = [loss for one in carried for loss in one["test"].values()]
-    return statistics.median(losses) if losses else None
-
-
-def _setting(
-    settings: CarryConfig, name: str, best: tuple[str, UnitPoint] | None, median: float | None
-) -> UnitSetting:
-    asked = settings.settings[name]
-    return {
-        "about": asked.about,
-        "kept": asked.kept,
-        "arm": best[0] if best else None,
-        "value": best[1]["value"] if best else None,
-        "val_loss": best[1]["mean"] if best else None,
-        "test_loss": _mean_test(best[1]) if best else None,
-        "median": median,
-    }
 
 
 def _found(

@@ -23,7 +23,6 @@ from ..search import Point, Search
 
 NAME = "carry"
 CONSTANT = "constant"
-TARGET = "budget.target_kl"
 
 
 def run_at(config: Config, unit: UnitConfig, setting: CarrySettingConfig, constant: float) -> RunConfig:
@@ -68,7 +67,7 @@ def _search(config: Config, arm: str, name: str, made: dict[Any, list[RunSpec]],
 
     def fitted(_: str, constant: float) -> float | None:
         run = run_at(config, unit, setting, rounded := round3(constant))
-        if unit.over == TARGET and run.budget.target_kl < least_target_kl(run):
+        if unit.over == "budget.target_kl" and run.budget.target_kl < least_target_kl(run):
             return None  # no precision shows so small a KL
         return rounded
 
@@ -77,15 +76,11 @@ def _search(config: Config, arm: str, name: str, made: dict[Any, list[RunSpec]],
         return math.inf if found is None else found
 
     grid: list[Point] = [{CONSTANT: float(constant)} for constant in unit.grid]
-    ratio = mean_ratio(unit.grid)
+    # the mean ratio of neighbours, which rounded values show better than two of them
+    ratio = float((unit.grid[-1] / unit.grid[0]) ** (1 / (len(unit.grid) - 1)))
     search = Search(grid, runs_of, results, {CONSTANT: ratio}, mean, prefer_low=CONSTANT, fitted=fitted)
     search.grow(0 if unit.starts else config.carry.max_extensions)
     return search
-
-
-def mean_ratio(grid: Sequence[float]) -> float:
-    """Return the mean ratio of a grid's neighbours, which rounded values show better than two of them."""
-    return float((grid[-1] / grid[0]) ** (1 / (len(grid) - 1)))
 
 
 def curve_of(search: Search) -> UnitCurve:

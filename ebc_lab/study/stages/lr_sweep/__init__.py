@@ -122,8 +122,18 @@ def _without_control(
 ) -> dict[str, Any]:
     """Return all of a decided track but its fair control. Raises Undecidable."""
     grid = by_role["grid"]
-    noise, natural = _replicated(baseline, by_role["replicate"], results)
+    replicates = [results[s.run_id] for s in by_role["replicate"] if s.run_id in results]
+    completed = [result for result in replicates if math.isfinite(val_loss(result))]
+    natural = [float(kl) for result in completed if (kl := result["kl_median"])]
+    if len(completed) < 2 or not natural:
+        raise Undecidable(
+            f"lr_sweep could not decide: fewer than two replicates of {baseline.arm} at lr "
+            f"{rate_of(baseline):g} completed with an audited KL, so neither the noise nor the natural KL is "
+            "known."
+        )
+    noise = [val_loss(result) for result in completed]
     sigma = statistics.stdev(noise)
+    descents = [descent for result in replicates if (descent := result.get("descent_median"))]
     same_run = baseline.run_id in {s.run_id for s in grid}
     tried = grid if same_run else by_role["baseline"]  # runs of another length or schedule tell nothing
     rates = [rate_of(s) for s in grid]
@@ -145,31 +155,8 @@ def _without_control(
         "sigma": sigma,
         "replicate_losses": noise,
         "natural_kl": statistics.median(natural),
-        "descent_median": _descent(by_role["replicate"], results),
+        "descent_median": statistics.median(descents) if descents else None,  # the `energy` controller's unit
     }
-
-
-def _replicated(
-    baseline: RunSpec, replicates: Sequence[RunSpec], results: Results
-) -> tuple[list[float], list[float]]:
-    """Return the replicates' losses and their KL divergences of a step. Raises Undecidable."""
-    completed = [results[s.run_id] for s in replicates if math.isfinite(val_loss(results.get(s.run_id)))]
-    natural = [float(kl) for result in completed if (kl := result["kl_median"])]
-    if len(completed) < 2 or not natural:
-        raise Undecidable(
-            f"lr_sweep could not decide: fewer than two replicates of {baseline.arm} at lr "
-            f"{rate_of(baseline):g} completed with an audited KL, so neither the noise nor the natural KL is "
-            "known."
-        )
-    return [val_loss(result) for result in completed], natural
-
-
-def _descent(replicates: Sequence[RunSpec], results: Results) -> float | None:
-    """Return the predicted decrease in loss of the baseline's steps, nats a step: the unit of the `energy`
-    controller."""
-    every = (results[s.run_id].get("descent_median") for s in replicates if s.run_id in results)
-    known = [descent for descent in every if descent]
-    return statistics.median(known) if known else None
 
 
 def _pairs(
@@ -228,14 +215,6 @@ def _times(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
 
 
-def _note_of_dropped(best: str, pair: Pair) -> str:
-    text = f"{best} goes on without {_dropped_in_words(pair)}"
-    if pair["told_apart"] or pair["triaged"]:
-        return text
-    least = "" if pair["detectable"] is None else f" (smallest detectable {pair['detectable']:.4f} nats)"
-    return f"{text}{least}: lr_sweep.keep=all goes on with both"
-
-
 def _dropped_in_words(pair: Pair) -> str:
     """Return `muon_none, 0.0412 nats behind on the grid, not told apart by one run each`."""
     if pair["behind"] is None:
@@ -268,7 +247,13 @@ def _notes(config: Config, tracks: Mapping[str, SweepTrack], pairs: Sequence[Pai
                 f"{t}: the fair control is {worse:.4f} nats worse than the constant baseline: beating it "
                 "shows little; try more peaks and shapes with lr_sweep.control_scales and control_shapes"
             )
-        notes += [_note_of_dropped(t, p) for p in d["dropped"] if p["behind"] is not None]
+        for pair in (p for p in d["dropped"] if p["behind"] is not None):
+            note = f"{t} goes on without {_dropped_in_words(pair)}"
+            if not pair["told_apart"] and not pair["triaged"]:
+                least = pair["detectable"]
+                note += "" if least is None else f" (smallest detectable {least:.4f} nats)"
+                note += ": lr_sweep.keep=all goes on with both"
+            notes.append(note)
     notes += [f"{p['track']}: no grid run completed" for p in pairs if p["val_loss"] is None]
     behind = f"triaged, more than {100 * config.lr_sweep.skip_threshold:g}% behind the best"
     return notes + [f"{p['track']}: {behind}" for p in pairs if p["triaged"] and p["val_loss"] is not None]

@@ -15,7 +15,7 @@ from dataclasses import replace
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Decision, Profiled, ProfilesTrack, Reached, Target
 from ebc_lab.records.figures import RunResult
-from ebc_lab.records.spec import RunSpec, track_prefix
+from ebc_lab.records.spec import RunSpec
 
 from ..rules import (
     Results,
@@ -27,8 +27,7 @@ from ..rules import (
 )
 from ..runs import distinct, texts_pinned, waiting
 from ..stage import Decisions, Scenario, Stage
-from .calibration import Phases, edges_of, target_of
-from .plan import NAME, points_of
+from .calibration import NAME, Phases, edges_of, points_of, target_of
 from .scores import MOST, intervals, lowest, median, ratios, reached, score, sensitivity, times_of
 
 
@@ -44,22 +43,36 @@ def track_of(phases: Phases) -> ProfilesTrack:
         best = [_finite(min(of_method[name] for of_method in by_method.values())) for by_method in medians]
         workloads[name]["best_steps"], workloads[name]["best_seconds"] = best
     scores = {method: score(list(by_workload.values())) for method, by_workload in by_steps.items()}
-    methods = {}
+    methods: dict[str, Profiled] = {}
     for method, scored in phases.scored.items():
-        found = _profiled(phases, method)
+        settings, chosen = profiles.methods[method], phases.chosen[method]
+        rates = {name: phases.rates(method, chosen.point, name) for name in profiles.calibrate_on}
+        others = [r for name, r in by_steps[method].items() if not workloads[name]["calibrates"]]
+        low, high = spans.get(method, (None, None))
+        methods[method] = {
+            "about": settings.about,
+            "point": chosen.point,
+            "edges": edges_of(settings.grid, chosen.point),
+            "tried": len(points_of(settings)),
+            "calibration": chosen.value,
+            "missed": chosen.missed,
+            "workloads": {},
+            "score": scores[method],
+            "low": low,
+            "high": high,
+            "score_seconds": score(list(by_seconds[method].values())),
+            "score_others": score(others) if others else None,
+            "place": 1 + sum(x > scores[method] for x in scores.values()),
+            "sensitivity": {
+                n: sensitivity(runs, phases.results) for n, runs in rates.items() if len(runs) > 1
+            },
+        }
         for name in targets:
             times = steps[method][name], seconds[method][name]
             at = _reached(scored.get(name, ()), phases.results, targets[name], *times)
             at["ratio"] = _finite(by_steps[method][name])
             at["ratio_seconds"] = _finite(by_seconds[method][name])
-            found["workloads"][name] = at
-        others = [r for name, r in by_steps[method].items() if not workloads[name]["calibrates"]]
-        found["score"] = scores[method]
-        found["low"], found["high"] = spans.get(method, (None, None))
-        found["score_seconds"] = score(list(by_seconds[method].values()))
-        found["score_others"] = score(others) if others else None
-        found["place"] = 1 + sum(x > scores[method] for x in scores.values())
-        methods[method] = found
+            methods[method]["workloads"][name] = at
     return {
         "yardstick": profiles.yardstick,
         "most": MOST,
@@ -87,31 +100,6 @@ def _medians(times: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, di
 
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
-
-
-def _profiled(phases: Phases, method: str) -> Profiled:
-    """Return a method's configuration and how it was chosen; what it scored is filled in later."""
-    settings = phases.profiles.methods[method]
-    chosen = phases.chosen[method]
-    rates = {name: phases.rates(method, chosen.point, name) for name in phases.profiles.calibrate_on}
-    return {
-        "about": settings.about,
-        "point": chosen.point,
-        "edges": edges_of(settings.grid, chosen.point),
-        "tried": len(points_of(settings)),
-        "calibration": chosen.value,
-        "missed": chosen.missed,
-        "workloads": {},
-        "score": 0.0,
-        "low": None,
-        "high": None,
-        "score_seconds": 0.0,
-        "score_others": None,
-        "place": 0,
-        "sensitivity": {
-            name: sensitivity(by_rate, phases.results) for name, by_rate in rates.items() if len(by_rate) > 1
-        },
-    }
 
 
 def _reached(
@@ -160,19 +148,14 @@ def _notes(phases: Phases, track: ProfilesTrack) -> Iterator[str]:
             yield f"{method}: {_edges(found)} is an end of its grid"
         if cannot := phases.profiles.methods[method].cannot:
             yield f"{method} cannot train {', '.join(cannot)}: counted as missed"
-        yield from (f"{method} {words}" for words in _of_runs(found["workloads"]))
-
-
-def _of_runs(workloads: Mapping[str, Reached]) -> Iterator[str]:
-    """Yield on which workloads the runs of a method missed, diverged or failed."""
-    trained = {name: at for name, at in workloads.items() if at["lowest"]}
-    if missed := [name for name, at in trained.items() if at["median_steps"] is None]:
-        yield f"missed the target on {', '.join(missed)}"
-    lost = {name: len(at["diverged"]) for name, at in trained.items() if at["diverged"]}
-    if lost:
-        yield f"diverged on {', '.join(f'{name}, {n} of its seeds' for name, n in lost.items())}"
-    if lacking := [name for name, at in trained.items() if len(at["steps"]) < len(at["lowest"])]:
-        yield f"lacks a seed, whose run failed, on {', '.join(lacking)}"
+        trained = {name: at for name, at in found["workloads"].items() if at["lowest"]}
+        if missed := [name for name, at in trained.items() if at["median_steps"] is None]:
+            yield f"{method} missed the target on {', '.join(missed)}"
+        lost = {name: len(at["diverged"]) for name, at in trained.items() if at["diverged"]}
+        if lost:
+            yield f"{method} diverged on {', '.join(f'{name}, {n} of its seeds' for name, n in lost.items())}"
+        if lacking := [name for name, at in trained.items() if len(at["steps"]) < len(at["lowest"])]:
+            yield f"{method} lacks a seed, whose run failed, on {', '.join(lacking)}"
 
 
 def _edges(found: Profiled | Target) -> str:
@@ -215,6 +198,7 @@ class Profiles(Stage):
         "yardstick, tuned on each workload by itself, set?"
     )
     concludes = True
+    leads_with_optimizer = False
     shows = "profiles"
     pictures = ("profiles", "ratios")
 
@@ -245,9 +229,6 @@ class Profiles(Stage):
             if method in methods and method != best:
                 parts.append(f"{method} {score_in_words(methods[method])}, place {methods[method]['place']}")
         return f"{'; '.join(parts)}; {len(methods)} methods on {len(track['workloads'])} workloads"
-
-    def lead_in(self, name: str, decision: Decision) -> str:
-        return track_prefix(name, decision["tracks"])
 
     def so_far(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -16,16 +17,19 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from ebc_lab.config.schema import HORIZON, Config
+from ebc_lab.config.choices import changed, with_size
+from ebc_lab.config.dicts import run_part
+from ebc_lab.config.identity import number
+from ebc_lab.config.schema import HORIZON, Config, MethodConfig
 from ebc_lab.records.decisions import Target
 from ebc_lab.records.spec import RunSpec, track_of
 
 from ..rules import Results, edge_of, is_conclusive, val_loss
-from ..runs import specs_made, waiting
+from ..runs import specs_made, waiting, with_text
 from ..search import Point, Search
-from .plan import NAME, point_in_short, points_of, run_at, steps_of
 from .scores import lowest, median, over_hints, times_of
 
+NAME = "profiles"
 RATE = "optimizer.lr"
 
 
@@ -54,23 +58,32 @@ class Phases:
         self, method: str, point: Point, workload: str, seeds: Sequence[int], *, targets: bool = False
     ) -> list[RunSpec]:
         """Return a method's runs on a workload at a point, one for each seed. `targets`: as long as
-        those that set the targets, whatever the point's horizon."""
+        those that set the targets, whatever the point's horizon.
+
+        The workload's settings come first and the method's after them, so that a method means the same on
+        every workload.
+        """
         times = 1.0 if targets else self.profiles.longest * point.get(HORIZON, 1.0)
-        short = point_in_short(point)
+        values = {key.rpartition(".")[2]: value for key, value in point.items()}
+        # a point as the names of runs have it: `_lr0p001_horizon0p5`
+        short = "".join(f"_{k}{v if isinstance(v, str) else number(v)}" for k, v in values.items())
         key = (method, short, workload, times, *seeds)
         if key not in self._made:
             label = f"{method}_{workload}{short}" + "_target" * targets
-            run = run_at(
-                self.config, self.profiles.methods[method], self.profiles.workloads[workload], point, times
-            )
+            base, place = run_part(self.config), self.profiles.workloads[workload]
+            run = replace(base, evaluate=["val"], stabilizer=replace(base.stabilizer, name="none"))
+            run = with_size(changed(run, with_text(base, place.settings)), place)
+            run = changed(run, self.profiles.methods[method].settings_at(point))
+            every = self.steps(workload, 1 / self.profiles.evaluations)
+            run = replace(run, steps=self.steps(workload, times), eval_every=every)
             runs = [replace(run, seed=seed) for seed in seeds]
             track = track_of(self.config)
             self._made[key] = [RunSpec(NAME, method, label, 1.0, run, of_track=track) for run in runs]
         return self._made[key]
 
     def steps(self, workload: str, times: float = 1.0) -> int:
-        """Return the length of the runs that set a workload's target."""
-        return steps_of(self.config, self.profiles.workloads[workload], times)
+        """Return the length of a workload's runs, `times` that of those that set its target."""
+        return max(1, round(self.profiles.steps * self.profiles.workloads[workload].steps * times))
 
     # -- targets
 
@@ -204,6 +217,12 @@ class Phases:
         specs += [s for method in self.profiles.methods for s in self.grid(method).specs]
         scored = self.scored if whole else {}
         return specs + [s for by_workload in scored.values() for runs in by_workload.values() for s in runs]
+
+
+def points_of(method: MethodConfig) -> list[Point]:
+    """Return every combination of a method's grid; the one point without settings where it has none."""
+    values = itertools.product(*method.grid.values())
+    return [dict(zip(method.grid, combination, strict=True)) for combination in values]
 
 
 def edges_of(grid: Mapping[str, Sequence[Any]], point: Mapping[str, Any]) -> dict[str, str]:
