@@ -50,7 +50,10 @@ def _compared(*snapshots: Snapshot) -> dict[str, Any]:
     resolved = _unequal(heads[0]["config"], heads[1]["config"])
     names = [a.name, b.name] if a.name != b.name else _distinct_ends(a.place, b.place)
     asked = flat(heads[0]["requested"]), flat(heads[1]["requested"])
-    answers = [_answer(made) for made in decisions]
+    answers: list[list[str]] = []
+    for made in decisions:  # the headlines of the last one, where its stage concludes a study
+        ends = [stage for stage in list(made)[-1:] if stage_of(stage).concludes]
+        answers.append(stage_of(ends[0]).headlines(made[ends[0]]) if ends else [])
     return {
         "studies": names,
         "roots": [str(a.root), str(b.root)],
@@ -67,12 +70,6 @@ def _compared(*snapshots: Snapshot) -> dict[str, Any]:
         "verdict": _verdict(*(decision_that_shows("verdict", d) for d in decisions)),
         "arms": _arms(*decisions),
     }
-
-
-def _answer(decisions: Mapping[str, Any]) -> list[str]:
-    """Return the headlines of the last stage that is decided, where that stage concludes a study."""
-    last = next(reversed(list(decisions)), None)
-    return stage_of(last).headlines(decisions[last]) if last and stage_of(last).concludes else []
 
 
 def _tuned(*decisions: Mapping[str, Any]) -> dict[str, list[str | None]]:
@@ -127,24 +124,22 @@ def _runs(*snapshots: Snapshot) -> dict[str, Any]:
     differ in more than timing."""
     a, b = (_trained(snapshot) for snapshot in snapshots)
     common = [run_id for run_id in a if run_id in b]
-    different = {r: keys for r in common if (keys := _unequal_results(a[r], b[r]))}
+    different = {}
+    for run_id in common:
+        checksums = a[run_id].brief.checksum, b[run_id].brief.checksum
+        if checksums[0] and checksums[0] == checksums[1]:  # then neither result need be read
+            continue
+        if figures := _unequal(a[run_id].result or {}, b[run_id].result or {}, leave=TIMING):
+            different[run_id] = figures
     weights = [pair for r in common if None not in (pair := (a[r].brief.weights, b[r].brief.weights))]
     return {
-        "counts": [counted(snapshot.sorts_of_runs().values()).as_dict() for snapshot in snapshots],
+        "counts": [counted(snapshot.sorts_of_runs().values()) for snapshot in snapshots],
         "common": len(common),
         "equal": len(common) - len(different),
         # of how many runs both recorded the checksum, and of how many of these it is the same
         "weights": {"compared": len(weights), "equal": sum(x == y for x, y in weights)},
         "different": different,
     }
-
-
-def _unequal_results(a: Record, b: Record) -> dict[str, list[Any]]:
-    """Return the figures that differ between two results of a run. The results are read only where their
-    checksums differ."""
-    if a.brief.checksum and a.brief.checksum == b.brief.checksum:
-        return {}
-    return _unequal(a.result or {}, b.result or {}, leave=TIMING)
 
 
 def _trained(snapshot: Snapshot) -> dict[str, Record]:

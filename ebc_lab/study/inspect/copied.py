@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 from ebc_lab.config.dicts import to_dict
 from ebc_lab.config.errors import UserError
@@ -16,7 +14,7 @@ from ebc_lab.records.spec import RunSpec
 
 from ..stages.stage import ResultsOf
 from ..store.neighbours import Neighbour, finished_elsewhere, neighbours_of
-from ..store.study import Study, StudyHeader, studies_in
+from ..store.study import Study, studies_in
 
 
 @dataclass
@@ -50,16 +48,11 @@ def with_corpus_of_neighbours(config: Config, study: Study) -> Config:
         if config.data.sha256 and (config.tokens.name == "characters" or config.tokens.sha256):
             break
         with suppress(UserError, OSError, LookupError):
-            config = _with_checksums(config, other.header(checked=False))
-    return config
-
-
-def _with_checksums(config: Config, header: StudyHeader) -> Config:
-    """Return the configuration with what another study found where it asked for the same."""
-    requested: Mapping[str, Any] = header["requested"]
-    for key in ("data", "tokens"):
-        part = getattr(config, key)
-        if not part.sha256 and requested.get(key) == to_dict(part):
-            sha256 = header["config"][key]["sha256"]
-            config = replace(config, **{key: replace(part, sha256=sha256)})
+            header = other.header(checked=False)
+            found = {}
+            for key in ("data", "tokens"):
+                part = getattr(config, key)
+                if not part.sha256 and header["requested"].get(key) == to_dict(part):
+                    found[key] = replace(part, sha256=header["config"][key]["sha256"])
+            config = replace(config, **found)
     return config

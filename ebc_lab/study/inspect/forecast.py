@@ -260,40 +260,26 @@ def _placed(config: Config) -> Config:
 def _figures(
     specs: Sequence[RunSpec], config: Config, known: WithNeighbours, rate: Pace | None, speed: Choice | None
 ) -> dict[str, Any]:
-    """Return what the training runs among `specs` take; copied runs take no time."""
+    """Return what the training runs among `specs` take; copied runs take no time. `gpu_hours`: of all GPUs
+    together, from finished runs or a measured speed; `flop_hours`: what their operations come to."""
     training = [s for s in specs if s.kind == "train"]
     there = known(training)
     copied = [s for s in training if s.run_id in known.copied]
     steps = sum(s.run.steps for s in training)
     left = [s for s in training if s.run_id not in there]
+    seconds = _seconds(left, config, rate, speed)
+    gpus = slots(config) * config.launcher.processes_per_run
+    flops = [run_flops(spec.run) for spec in left]  # None where they are not known
     return {
         "runs": len(training),
         "done": len(there) - len(copied),
         "copied": len(copied),
         "steps": steps,
         "tokens": sum(s.run.steps * s.run.batch_size * s.run.model.context for s in training),
-        "eta_s": _seconds(left, config, rate, speed),
-        "gpu_hours": _gpu_hours(left, config, rate, speed),
-        "flop_hours": _flop_hours(left),
+        "eta_s": seconds,
+        "gpu_hours": None if seconds is None or config.device != "cuda" else seconds * gpus / 3600,
+        "flop_hours": None if None in flops else gpu_hours(sum(filter(None, flops))),
     }
-
-
-def _gpu_hours(
-    left: Sequence[RunSpec], config: Config, rate: Pace | None, speed: Choice | None
-) -> float | None:
-    """Return the hours of all GPUs together, from finished runs or a measured speed; None where there are
-    neither, or no GPUs."""
-    if config.device != "cuda":
-        return None
-    seconds = _seconds(left, config, rate, speed)
-    return None if seconds is None else seconds * slots(config) * config.launcher.processes_per_run / 3600
-
-
-def _flop_hours(left: Sequence[RunSpec]) -> float | None:
-    """Return the GPU hours that the operations of these runs come to (`bench.flops`); None where those of one
-    are not known."""
-    flops = [run_flops(spec.run) for spec in left]
-    return None if None in flops else gpu_hours(sum(filter(None, flops)))
 
 
 def _seconds(

@@ -112,7 +112,9 @@ def _fetch_study(place: Place, index: Index, root: Path, say: Say) -> dict[str, 
     fetched, damaged = 0, dict[str, str]()
     for _ in range(TRIES):
         lacking = {p: e for p, e in index.files.items() if digest_or_fault(staging.root / p) != e.sha256}
-        damaged = _collect(place, lacking, staging.root)
+        with ThreadPoolExecutor(AT_A_TIME) as pool:
+            faults = pool.map(partial(_fetch_file, place, staging.root), lacking, lacking.values())
+            damaged = {path: what for path, what in zip(lacking, faults, strict=True) if what}
         fetched += len(lacking) - len(damaged)
         latest = place.latest() if damaged else None
         if latest is None or latest.number == index.number:
@@ -137,16 +139,9 @@ def _fetch_study(place: Place, index: Index, root: Path, say: Say) -> dict[str, 
     return _summary(place, index, root, damaged, fetched)
 
 
-def _collect(place: Place, lacking: Mapping[str, Entry], into: Path) -> dict[str, str]:
-    """Fetch these files, several at a time. Returns file -> what is wrong with it at its place; one that is
-    wrong is not kept. Raises what the file system raises if it is out of reach."""
-    with ThreadPoolExecutor(AT_A_TIME) as pool:
-        faults = pool.map(partial(_fetch_file, place, into), lacking, lacking.values())
-        return {path: what for path, what in zip(lacking, faults, strict=True) if what}
-
-
 def _fetch_file(place: Place, into: Path, path: str, entry: Entry) -> str | None:
-    """Fetch a file. Returns what is wrong with it at its place, or None."""
+    """Fetch a file. Returns what is wrong with it at its place, or None; one that is wrong is not kept.
+    Raises what the file system raises if it is out of reach."""
     to = into / path
     to.parent.mkdir(parents=True, exist_ok=True)
     try:

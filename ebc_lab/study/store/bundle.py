@@ -293,10 +293,14 @@ def _unpack(path: Path, into: Path) -> tuple[dict[str, str], dict[str, str]]:
         for member in members:
             try:
                 for name, content in _files_in(archive, member).items():
-                    _write_new(into / name, content)
+                    (into / name).parent.mkdir(parents=True, exist_ok=True)
+                    with open(into / name, "xb") as out:
+                        out.write(content)
                     digests[name] = hashlib.sha256(content).hexdigest()
             except _Damaged as error:
                 wrong[member.orig_filename] = str(error)
+            except (FileExistsError, NotADirectoryError):
+                wrong[member.orig_filename] = "it is there twice"
     return digests, _unlisted(into, digests) | wrong
 
 
@@ -326,16 +330,6 @@ def _files_in(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> dict[str, by
     if unsafe := [path for path in files if not manifest.is_safe(path)]:
         raise _Damaged(f"it names a file outside the study, {_readable(unsafe[0])}")
     return files
-
-
-def _write_new(path: Path, content: bytes) -> None:
-    """Write a file. Raises _Damaged where there is one of this name."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "xb") as out:
-            out.write(content)
-    except (FileExistsError, NotADirectoryError):
-        raise _Damaged("it is there twice") from None
 
 
 def _unlisted(root: Path, digests: Mapping[str, str]) -> dict[str, str]:

@@ -77,7 +77,13 @@ def place_of(name: str, output_dir: str, say: Say) -> Path:
     here = Path(name).expanduser()
     here = here.resolve() if here.name in ("", "..") else here  # `.` and `..`, which name no folder
     if here.suffix in ENDINGS and here.is_file():
-        raise UserError(_suite_is_no_study(here))
+        try:
+            study = read(here)["study"]["name"]
+        except (LookupError, TypeError):
+            study = here.stem
+        raise UserError(
+            f"{here} is a suite's file, not a study: give the study's name, {visible(str(study))}."
+        )
     if os.sep in str(Path(name)) or name.startswith((".", "~")):
         return here
     inside = Path(output_dir).expanduser() / name
@@ -88,15 +94,6 @@ def place_of(name: str, output_dir: str, say: Say) -> Path:
     if not inside.samefile(here):
         say(f"taking {inside} for {name}; the one in this folder is ./{name}")
     return inside
-
-
-def _suite_is_no_study(path: Path) -> str:
-    """Return the sentence that a file is a suite's, and what its study is called."""
-    try:
-        name = read(path)["study"]["name"]
-    except (LookupError, TypeError):
-        name = path.stem
-    return f"{path} is a suite's file, not a study: give the study's name, {visible(str(name))}."
 
 
 def _holds(path: Path) -> bool:

@@ -65,7 +65,7 @@ def finished_elsewhere(
             there = [left[r] for r in left.keys() & runs if neighbour.has_result(r)]
             recorded = _recorded(neighbour) if there else {}
             for spec in there:
-                if _sound_result(neighbour, spec, recorded):
+                if _is_sound(neighbour, spec, recorded):
                     elsewhere[spec.run_id] = neighbour
                     del left[spec.run_id]
     return {s.run_id: elsewhere[s.run_id] for s in specs if s.run_id in elsewhere}
@@ -79,25 +79,24 @@ def _recorded(study: Study) -> Mapping[str, str] | None:
         return None
 
 
-def _sound_result(study: Study, spec: RunSpec, recorded: Mapping[str, str] | None) -> RunResult | None:
-    """Return the result of a finished run, if the run's files are as its result and the manifest recorded
-    them."""
+def _is_sound(study: Study, spec: RunSpec, recorded: Mapping[str, str] | None) -> bool:
+    """Tell whether a run has finished, and its files are as its result and the manifest recorded them."""
     if recorded is None:
-        return None
+        return False
     files = study.run_files(spec.run_id)
     try:
         result = study.results([spec])[spec.run_id]
         if result["outcome"] not in FINISHED:
-            return None
+            return False
         if not (_is_brief(study, files, recorded) or _streams_match(files, result)):
-            return None
+            return False
         for path in (files.result, *_copied(files, result)):
             known = recorded.get(str(path.relative_to(study.root)))
             if known is not None and manifest.sha256_of(path) != known:
-                return None
+                return False
     except (UserError, OSError, LookupError):
-        return None
-    return result
+        return False
+    return True
 
 
 def _is_brief(study: Study, files: RunFiles, recorded: Mapping[str, str]) -> bool:

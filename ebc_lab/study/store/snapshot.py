@@ -18,7 +18,7 @@ from ebc_lab.records.spec import RunSpec
 
 from ..stages.rules import decision_problem, inputs_digest, inputs_of, settings_of_stage
 from ..stages.stage import ResultsOf, stage_of
-from . import counts, index, manifest, reuse
+from . import counts, manifest, reuse
 from .index import Index
 from .study import Record, Study, StudyHeader, recorded_config
 
@@ -193,38 +193,24 @@ def read(study: Study, *, strict: bool = True, runs: Index | None = None) -> Sna
             raise
         decisions = {}
         problems.append(str(error))
-    runs = runs or index.look(study)
+    runs = runs or Index(study)
     problems += runs.problems
-    of = manifest.sha256_of(study.decisions_file) if decisions else ""
-    wrong, faults = _checked(decisions, runs, of)
-    config = _settings(header, runs)
-    name = digest([header, of])
-    return Snapshot(study, header, config, decisions, wrong, faults, runs, name, problems)
 
-
-def _settings(header: StudyHeader, runs: Index) -> Config:
-    """Return the settings in study.json. That they do not contradict each other is found out once and then
-    remembered. Raises UserError where another version wrote them."""
-
-    def check() -> str:
-        recorded_config(header)
-        return "sound"
-
-    runs.remembered("settings", check, digest(header["config"]), runs=False)
-    return recorded_config(header, checked=False)
-
-
-def _checked(
-    decisions: Mapping[str, Decision], runs: Index, of: str
-) -> tuple[dict[str, str | None], dict[str, str]]:
-    """Return `wrong` and `faults` of a snapshot. `of`: the digest of the file that the decisions are from."""
-
-    def check() -> str:
+    def check_decisions() -> str:
         return json.dumps({stage: _faults(stage, decision) for stage, decision in decisions.items()})
 
-    checked = json.loads(runs.remembered("decisions", check, of, runs=False))
+    def check_settings() -> str:
+        recorded_config(header)  # raises where they contradict each other
+        return "sound"
+
+    of = manifest.sha256_of(study.decisions_file) if decisions else ""
+    checked = json.loads(runs.remembered("decisions", check_decisions, of, runs=False))
+    wrong = {stage: what for stage, (what, _) in checked.items()}
     faults = {stage: fault for stage, (_, fault) in checked.items() if fault}
-    return {stage: wrong for stage, (wrong, _) in checked.items()}, faults
+    runs.remembered("settings", check_settings, digest(header["config"]), runs=False)
+    config = recorded_config(header, checked=False)
+    name = digest([header, of])
+    return Snapshot(study, header, config, decisions, wrong, faults, runs, name, problems)
 
 
 def _faults(stage: str, decision: Decision) -> tuple[str | None, str | None]:

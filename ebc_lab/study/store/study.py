@@ -152,11 +152,6 @@ class Record:
         return self.brief.run_id
 
     @property
-    def outcome(self) -> str | None:
-        """Return how the run ended; None without a usable result."""
-        return self.brief.outcome
-
-    @property
     def spec(self) -> SpecRecord | None:
         """Return its spec, which is read for this; None where it cannot be used or was removed since."""
         with suppress(FileNotFoundError):
@@ -166,7 +161,7 @@ class Record:
     @property
     def result(self) -> RunResult | None:
         """Return its result, which is read for this; None without a usable one."""
-        return self.study.result(self.run_id) if self.outcome else None
+        return self.study.result(self.run_id) if self.brief.outcome else None
 
 
 class Study(StudyFiles):

@@ -142,7 +142,12 @@ class MLflow(Tracker):
     def _id(self, run: Run) -> str:
         """Return MLflow's id of a run, which is created if there is none yet."""
         if run.run_id not in self.ids:
-            experiment = self._experiment(run.group)
+            known = self.client.get_experiment_by_name(run.group)
+            experiment = (
+                known.experiment_id
+                if known
+                else self.client.create_experiment(run.group, artifact_location=self.artifacts)
+            )
             matches = self.client.search_runs(
                 [experiment], f"tags.ebc_lab_run = '{run.run_id}'", max_results=1
             )
@@ -153,12 +158,6 @@ class MLflow(Tracker):
             self._log_batch(tracked.info.run_id, params=run.settings)
             self.ids[run.run_id] = tracked.info.run_id
         return self.ids[run.run_id]
-
-    def _experiment(self, name: str) -> str:
-        experiment = self.client.get_experiment_by_name(name)
-        if experiment:
-            return str(experiment.experiment_id)
-        return str(self.client.create_experiment(name, artifact_location=self.artifacts))
 
     def _log_batch(
         self, run_id: str, rows: Sequence[Row] = (), params: Mapping[str, Any] | None = None

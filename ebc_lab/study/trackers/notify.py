@@ -73,7 +73,10 @@ class Notifier:
             except subprocess.TimeoutExpired:
                 return self._warn(f"it takes longer than {PATIENCE_S:g} s, and was ended")
             finally:
-                _end(process)
+                if process.poll() is None:  # kill it and everything that it started
+                    with suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
             output.seek(0)
             printed = output.read(10_000).decode(errors="replace").strip().splitlines()
         if code:
@@ -88,11 +91,3 @@ class Notifier:
 
 def _line(text: str) -> str:
     return visible(" ".join(text.split()))
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the command and everything it started, unless it has ended."""
-    if process.poll() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
