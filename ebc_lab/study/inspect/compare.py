@@ -30,7 +30,34 @@ def compare(a: Study, b: Study) -> dict[str, Any]:
     """
     snapshots = read(a), read(b)
     with a.blame_files(), b.blame_files():
-        return _compared(*snapshots)
+        heads = [snapshot.header for snapshot in snapshots]
+        decisions = [snapshot.sound_decisions() for snapshot in snapshots]
+        corpora = [{k: h["corpus"][k] for k in ("title", "sha256")} for h in heads]
+        resolved = _unequal(heads[0]["config"], heads[1]["config"])
+        names = [a.name, b.name] if a.name != b.name else _distinct_ends(a.place, b.place)
+        asked = flat(heads[0]["requested"]), flat(heads[1]["requested"])
+        answers: list[list[str]] = []
+        for made in decisions:  # the headlines of the last one, where its stage concludes a study
+            ends = [stage for stage in list(made)[-1:] if stage_of(stage).concludes]
+            answers.append(stage_of(ends[0]).headlines(made[ends[0]]) if ends else [])
+        return {
+            "studies": names,
+            "roots": [str(a.root), str(b.root)],
+            "answers": answers,
+            "tuned": _tuned(*decisions),
+            "settings": _with_arms_in_short(_unequal(*asked, leave=("study.name",)), *asked),
+            "resolved": {k: pair for k, pair in resolved.items() if k in RESOLVED},
+            "corpus": corpora,
+            "same_corpus": corpora[0]["sha256"] == corpora[1]["sha256"],
+            "machine": _unequal(_machine(heads[0]), _machine(heads[1])),
+            "runs": _runs(*snapshots),
+            "decided": [list(decisions[0]), list(decisions[1])],
+            "decisions": {
+                s: _figures(s, *(d[s] for d in decisions)) for s in decisions[0] if s in decisions[1]
+            },
+            "verdict": _verdict(*(decision_that_shows("verdict", d) for d in decisions)),
+            "arms": _arms(*decisions),
+        }
 
 
 def _distinct_ends(*places: Path) -> list[str]:
@@ -40,36 +67,6 @@ def _distinct_ends(*places: Path) -> list[str]:
         if ends[0] != ends[1]:
             return ends
     return list(map(str, places))
-
-
-def _compared(*snapshots: Snapshot) -> dict[str, Any]:
-    a, b = (snapshot.study for snapshot in snapshots)
-    heads = [snapshot.header for snapshot in snapshots]
-    decisions = [snapshot.sound_decisions() for snapshot in snapshots]
-    corpora = [{k: h["corpus"][k] for k in ("title", "sha256")} for h in heads]
-    resolved = _unequal(heads[0]["config"], heads[1]["config"])
-    names = [a.name, b.name] if a.name != b.name else _distinct_ends(a.place, b.place)
-    asked = flat(heads[0]["requested"]), flat(heads[1]["requested"])
-    answers: list[list[str]] = []
-    for made in decisions:  # the headlines of the last one, where its stage concludes a study
-        ends = [stage for stage in list(made)[-1:] if stage_of(stage).concludes]
-        answers.append(stage_of(ends[0]).headlines(made[ends[0]]) if ends else [])
-    return {
-        "studies": names,
-        "roots": [str(a.root), str(b.root)],
-        "answers": answers,
-        "tuned": _tuned(*decisions),
-        "settings": _with_arms_in_short(_unequal(*asked, leave=("study.name",)), *asked),
-        "resolved": {k: pair for k, pair in resolved.items() if k in RESOLVED},
-        "corpus": corpora,
-        "same_corpus": corpora[0]["sha256"] == corpora[1]["sha256"],
-        "machine": _unequal(_machine(heads[0]), _machine(heads[1])),
-        "runs": _runs(*snapshots),
-        "decided": [list(decisions[0]), list(decisions[1])],
-        "decisions": {s: _figures(s, *(d[s] for d in decisions)) for s in decisions[0] if s in decisions[1]},
-        "verdict": _verdict(*(decision_that_shows("verdict", d) for d in decisions)),
-        "arms": _arms(*decisions),
-    }
 
 
 def _tuned(*decisions: Mapping[str, Any]) -> dict[str, list[str | None]]:

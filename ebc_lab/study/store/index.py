@@ -109,7 +109,7 @@ class Index:
             if record is None:
                 continue
             if stamp is not None and stamp.newest < self.settled and not record.problem:
-                spans = tuple((s.begin, s.end, s.host, s.pid) for s in attempts.spans(study.run_dir(run_id)))
+                spans = tuple(attempts.spans(study.run_dir(run_id)))
                 record = Record(study, msgspec.structs.replace(record.brief, spans=spans))
                 rows[run_id] = stamp.bytes, record.brief
             records.append(record)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ebc_lab.config.dicts import to_dict
 from ebc_lab.config.errors import UserError
@@ -30,12 +30,7 @@ from ebc_lab.records.streams import MOST_BYTES
 from . import attempts, manifest
 from .study import EarlierAnswer, Study, studies_in
 
-
-class Neighbour(NamedTuple):
-    """Another study of the folder, and the runs that it has planned."""
-
-    study: Study
-    runs: frozenset[str]
+Neighbour = tuple[Study, frozenset[str]]  # another study of the folder, and the runs that it has planned
 
 
 def neighbours_of(study: Study) -> list[Neighbour]:
@@ -44,7 +39,7 @@ def neighbours_of(study: Study) -> list[Neighbour]:
     for neighbour in studies_in(study.root.parent):
         if neighbour.name != study.name:
             with suppress(OSError):  # it may be somebody else's
-                found.append(Neighbour(neighbour, frozenset(neighbour.run_ids())))
+                found.append((neighbour, frozenset(neighbour.run_ids())))
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -140,7 +140,7 @@ class Snapshot:
         checksums = [self.record_of[run_id].brief.checksum for _, run_id in runs]
 
         def make() -> str:
-            return inputs_digest(self.config, stage, runs, _Results(self.record_of), earlier)
+            return inputs_digest(self.config, stage, runs, self._result, earlier)
 
         if not all(checksums):
             return make()
@@ -149,24 +149,12 @@ class Snapshot:
         runs_digest = digest([[*run, sha256] for run, sha256 in zip(runs, checksums, strict=True)])
         return self.index.remembered(f"inputs of {stage}", make, f"{settings} {runs_digest}", runs=False)
 
-
-class _Results(Mapping[str, RunResult]):
-    """The results of these runs, each read when it is looked at and held no longer."""
-
-    def __init__(self, records: Mapping[str, Record]):
-        self.records = records
-
-    def __getitem__(self, run_id: str) -> RunResult:
-        result = self.records[run_id].result
+    def _result(self, run_id: str) -> RunResult:
+        """Return a run's result, which is read for this and held no longer."""
+        result = self.record_of[run_id].result
         if result is None:
             raise UserError(f"{run_id} was removed while the study was read: ask again.")
         return result
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.records)
-
-    def __len__(self) -> int:
-        return len(self.records)
 
 
 def read(study: Study, *, strict: bool = True, runs: Index | None = None) -> Snapshot:

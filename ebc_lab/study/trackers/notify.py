@@ -39,14 +39,15 @@ class Notifier:
             thread.join()
         self.running = []
         if self.words:
-            self._run(event, _line(message))
+            self._run(event, message)
 
     def tell_in_background(self, event: str, message: str) -> None:
         """Run the command while the study goes on."""
-        self.running.append(threading.Thread(target=self._run, args=(event, _line(message)), daemon=True))
+        self.running.append(threading.Thread(target=self._run, args=(event, message), daemon=True))
         self.running[-1].start()
 
     def _run(self, event: str, message: str) -> None:
+        message = visible(" ".join(message.split()))
         facts = {
             "EBC_LAB_STUDY": self.root.name,
             "EBC_LAB_FOLDER": str(self.root.resolve()),
@@ -87,7 +88,3 @@ class Notifier:
         if not self.warned:
             self.warned = True
             self.say(f"warning: notify: {what}; the study is as it would be without it")
-
-
-def _line(text: str) -> str:
-    return visible(" ".join(text.split()))
