@@ -21,9 +21,8 @@ from ..store.changes import requested as asked_for
 from ..store.neighbours import seeds_taken
 from ..store.study import Study, StudyHeader, recorded_config
 
-PLAIN = re.compile(
-    r"[\w-]+|[\w./-]*/[\w./-]*|[\w./-]*[A-Za-z_]\w*(\.py)?:[A-Za-z_][\w.]*"
-)  # that needs no quotes
+# a text that needs no quotes
+PLAIN = re.compile(r"[\w-]+|[\w./-]*/[\w./-]*|[\w./-]*[A-Za-z_]\w*(\.py)?:[A-Za-z_][\w.]*")
 CONFIRMS = re.compile(r"_seeds_\d+_to_\d+$")  # how the name of a study of fresh seeds ends
 MOST_NAMED = 80  # characters of a study's name
 

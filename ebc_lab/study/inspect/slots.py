@@ -118,9 +118,8 @@ def _without_pauses(bars: Sequence[Bar]) -> list[Bar]:
     for bar in bars:
         first, last = lives.get(bar.worker, (bar.begin, bar.end))
         lives[bar.worker] = min(first, bar.begin), max(last, bar.end)
-    pauses: list[
-        tuple[float, float]
-    ] = []  # when each ends, and how long it was; the first is since the epoch
+    # when each ends, and how long it was; the first is since the epoch
+    pauses: list[tuple[float, float]] = []
     until = 0.0
     for first, last in sorted(lives.values()):
         if first > until:

@@ -78,7 +78,7 @@ def _find(place: Place) -> tuple[Place, Index]:
         if len(names) > 1:
             which = ", ".join(f"{place.address}/{name}" for name in names)
             raise UserError(f"{place.address} holds {len(names)} studies: name one of {which}.")
-        place = place.inside(names[0]) if names else place
+        place = Place(f"{place.address}/{names[0]}") if names else place
         index = place.latest()
     if index is None or Study(Path(index.study)).header_file.name not in index.files:
         raise NothingThere(f"{place.address} holds no study that was mirrored with study.mirror.")

@@ -29,7 +29,7 @@ from ebc_lab.records.paths import RUNS, RunFiles
 
 from ..store import manifest
 from ..store.study import Study
-from .place import CHUNK, Entry, Index, Overtaken, Place, sha256_of, why
+from .place import CHUNK, Entry, Index, Overtaken, Place, why
 
 Say = Callable[[str], None]
 Stamp = tuple[int, int, int, int]  # of a file, by `stamp_of`
@@ -302,7 +302,7 @@ class _Mirror:
             about = os.fstat(file.fileno())
             large = about.st_size > IN_MEMORY
             content = b"" if large else file.read(about.st_size)
-            sha256 = _digest(file, about.st_size) if large else sha256_of(content)
+            sha256 = _digest(file, about.st_size) if large else hashlib.sha256(content).hexdigest()
             entry = Entry(sha256, about.st_size if large else len(content))
             if (path, entry) not in self.there:
                 self.waiting.add(path)

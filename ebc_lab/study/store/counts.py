@@ -19,7 +19,6 @@ from .study import Record
 TRAINING = "training"
 MEASUREMENT = "measurements"
 UNUSED = "unused"
-SORTS = (TRAINING, MEASUREMENT, UNUSED)
 
 
 def sorts_of_runs(records: Iterable[Record], decisions: Mapping[str, Decision]) -> dict[str, str]:
@@ -41,7 +40,7 @@ def sorts_of_runs(records: Iterable[Record], decisions: Mapping[str, Decision]) 
 def counted(sorts: Iterable[str]) -> dict[str, int]:
     """Return sort -> how many of the runs are of it, by the sort of each run."""
     counts = Counter(sorts)
-    return {sort: counts[sort] for sort in SORTS}
+    return {sort: counts[sort] for sort in (TRAINING, MEASUREMENT, UNUSED)}
 
 
 def in_words(counts: Mapping[str, Any]) -> str:

@@ -199,18 +199,18 @@ class WandB(Tracker):
         """Return W&B's object for a run in progress."""
         if run.run_id not in self.runs:
             try:
-                self.runs[run.run_id] = self._begun(run, self.mode)
+                self.runs[run.run_id] = self._begun(run)
             except self.wandb.errors.UsageError:  # nobody is logged in
                 if self.mode is not None:
                     raise
                 self.mode = "offline"
-                self.runs[run.run_id] = self._begun(run, self.mode)
+                self.runs[run.run_id] = self._begun(run)
             if self.runs[run.run_id].offline:
                 files = f"{shlex.quote(str(self.place.folder / 'wandb'))}/offline-run-*"
                 self.note(f"offline; once you are logged in, this uploads the runs: wandb sync {files}")
         return self.runs[run.run_id]
 
-    def _begun(self, run: Run, mode: Any) -> Any:
+    def _begun(self, run: Run) -> Any:
         place = f"{self.place.folder} {run.directory} {run.run_id}"
         begun = self.wandb.init(
             project=self.place.wandb_project or os.environ.get("WANDB_PROJECT") or "ebc-lab",
@@ -221,7 +221,7 @@ class WandB(Tracker):
             config={**run.settings, **run.identity},
             resume="allow",
             reinit="create_new",  # several are in progress at once
-            mode=mode,
+            mode=self.mode,
             save_code=False,
             settings=WANDB_SETTINGS,
         )
