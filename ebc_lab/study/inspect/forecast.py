@@ -304,16 +304,27 @@ def _placed(config: Config) -> Config:
 def _figures(
     specs: Sequence[RunSpec], config: Config, known: WithNeighbours, rate: Pace | None, speed: Choice | None
 ) -> dict[str, Any]:
-    """Return what the training runs among `specs` take; copied runs take no time. `gpu_hours`: of all GPUs
-    together, from finished runs or a measured speed; `flop_hours`: what their operations come to."""
+    """Return what the training runs among `specs` take; copied runs take no time.
+
+    `eta_s`, and `gpu_hours` of all GPUs together: at the pace of finished runs or by a measured speed, None
+    where there is neither. `flop_hours`: what the operations come to (`bench.flops`), None where those of a
+    run are not known.
+    """
     training = [s for s in specs if s.kind == "train"]
     there = known(training)
     copied = [s for s in training if s.run_id in known.copied]
     steps = sum(s.run.steps for s in training)
     left = [s for s in training if s.run_id not in there]
-    seconds = _seconds(left, config, rate, speed)
+    seconds: float | None = None
+    if rate is not None:
+        seconds = sum(map(rate.seconds, left)) / slots(config)
+    elif speed is not None and speed.rate is not None:
+        # on a CPU here, a measured speed is that of all slots together
+        alone = config.device == "cuda" or config.launcher.name == "slurm"
+        steps_per_s = speed.rate[-1] * (slots(config) if alone else 1)
+        seconds = sum(s.run.steps for s in left) / steps_per_s
     gpus = slots(config) * config.launcher.processes_per_run
-    flops = [run_flops(spec.run) for spec in left]  # None where they are not known
+    flops = [run_flops(spec.run) for spec in left]
     return {
         "runs": len(training),
         "done": len(there) - len(copied),
@@ -324,20 +335,6 @@ def _figures(
         "gpu_hours": None if seconds is None or config.device != "cuda" else seconds * gpus / 3600,
         "flop_hours": None if None in flops else gpu_hours(sum(filter(None, flops))),
     }
-
-
-def _seconds(
-    left: Sequence[RunSpec], config: Config, rate: Pace | None, speed: Choice | None
-) -> float | None:
-    """Return how long these runs take, at the pace of finished ones or by a measured speed; None where there
-    is neither."""
-    if rate is not None:
-        return sum(map(rate.seconds, left)) / slots(config)
-    if speed is not None and speed.rate is not None:
-        steps_per_s = speed.rate[-1]  # on a CPU here, of all slots together
-        alone = config.device == "cuda" or config.launcher.name == "slurm"
-        return sum(s.run.steps for s in left) / (steps_per_s * (slots(config) if alone else 1))
-    return None
 
 
 def _plainest(config: Config) -> Choice:

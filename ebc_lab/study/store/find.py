@@ -102,20 +102,16 @@ def _holds(path: Path) -> bool:
 
 def to_rebuild(name: str | None, output_dir: str, output: Path | None, say: Say = lambda text: None) -> Study:
     """Return the study that `report` rebuilds. A bundle is unpacked into `output`, or next to itself. Raises
-    UserError."""
+    UserError, also where a study is in the way there."""
     path = place_of(name, output_dir, say) if name else None
-    if path and is_bundle(path):
-        return unpack(path, output.expanduser() if output else _default_folder(path, output_dir))
+    if not (path and is_bundle(path)):
+        if output:
+            raise UserError(
+                "--output is for bundles: a study's tables and pictures are rebuilt in its own folder."
+            )
+        return Study(path) if path else find(None, output_dir)
     if output:
-        raise UserError(
-            "--output is for bundles: a study's tables and pictures are rebuilt in its own folder."
-        )
-    return Study(path) if path else find(None, output_dir)
-
-
-def _default_folder(path: Path, output_dir: str) -> Path:
-    """Return the folder next to a bundle into which it is unpacked. Raises UserError where a study is in the
-    way."""
+        return unpack(path, output.expanduser())
     into = path.with_suffix("")
     study = Path(output_dir).expanduser() / into.name
     other = f"--output {shlex.quote(str(path.with_name(f'{into.name}_unpacked')))}"
@@ -129,7 +125,7 @@ def _default_folder(path: Path, output_dir: str) -> Path:
             f"{path} cannot be unpacked into {into}, because it would have the name of the study {study}: "
             f"choose another folder, {other}."
         )
-    return into
+    return unpack(path, into)
 
 
 def verify_named(
