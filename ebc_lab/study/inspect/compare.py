@@ -89,7 +89,7 @@ def _tuned(*decisions: Mapping[str, Any]) -> dict[str, list[str | None]]:
 def _with_arms_in_short(
     unequal: Mapping[str, list[Any]], *requested: Mapping[str, Any]
 ) -> dict[str, list[Any]]:
-    """Return the settings that differ; of an arm that only one study has, what it is about, in one entry."""
+    """Return the settings that differ. An arm that only one study has is one entry: what the arm is about."""
     names = [{key.split(".")[2] for key in settings if key.startswith(ARMS)} for settings in requested]
     lines: dict[str, list[Any]] = {}
     for key, pair in unequal.items():

@@ -72,7 +72,7 @@ def observed(specs: Iterable[RunSpec], results: Mapping[str, RunResult]) -> Pace
 
 
 def _pace(timed: Sequence[Timed], source: str) -> Pace | None:
-    """Return the pace of runs by what they took, None without any."""
+    """Return the pace of runs from the time that each took; None without any run."""
     if not timed:
         return None
     counts = Counter(kind for kind, _, _ in timed)

@@ -63,9 +63,8 @@ def deciding(study: Study, header: StudyHeader, decision: Mapping[str, Any] | No
 
 
 def fresh_seeds(study: Study, header: StudyHeader, decision: Mapping[str, Any] | None) -> list[str]:
-    """Return the overrides that make of a study one that decides what is undecided: as many seeds as would
-    decide it, of which none has been judged, tuned or trained with here, and a name of its own. Empty as
-    `deciding` is None."""
+    """Return the overrides that turn a study into one that decides what is undecided: as many seeds as would
+    decide it, none of them used here before, and a name of its own. Empty where `deciding` returns None."""
     tracks = decision["tracks"].values() if decision else ()
     answers = [answer for track in tracks for answer in (track.get("answers") or {}).values()]
     undecided = [a["seeds_needed"] for a in answers if a["verdict"] == "undecided" and a["seeds"]]
@@ -127,7 +126,7 @@ def departures(study: Study, header: StudyHeader) -> list[Change]:
 
 
 def _in_short(value: Any) -> Any:
-    """Return a value, of a whole arm what it is about."""
+    """Return a value as it is, or, where it is a whole arm, what that is about."""
     return value.get("about") or "given" if isinstance(value, dict) else value
 
 

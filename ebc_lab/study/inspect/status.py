@@ -134,7 +134,7 @@ def known_so_far(snapshot: Snapshot) -> dict[str, Any] | None:
 
 
 def _early(snapshot: Snapshot, known: SoFar | None) -> dict[str, Any] | None:
-    """Return what `known_so_far` does, with what the runs in progress were last evaluated at."""
+    """Return `known_so_far`; its line takes the latest evaluations of the runs in progress into account."""
     if known is None:
         return None
     flying = []
@@ -243,9 +243,8 @@ def joined(study: Study) -> list[dict[str, Any]]:
     for session in sessions_in(study):
         notes = session.notes()
         for worker in sorted(session.guests(notes)):
-            run_id = notes[worker].get("run_id")
-            host = notes[worker].get("host")
-            workers.append({"worker": worker, "host": host, "run_ids": [run_id] if run_id else []})
+            run_ids = [run_id] if (run_id := notes[worker].get("run_id")) else []
+            workers.append({"worker": worker, "host": notes[worker].get("host"), "run_ids": run_ids})
     return workers
 
 

@@ -48,8 +48,8 @@ def from_recorded(config: Config, known: Mapping[str, Any]) -> list[Change]:
 
 
 def as_this_version_says(old: dict[str, Any]) -> dict[str, Any]:
-    """Return recorded settings, completed by those that an older version did not have, at the values for what
-    it did. Where this version does not know one of them, they are returned as they are."""
+    """Return recorded settings together with those that an older version did not have, at the values that
+    stand for what it did. Where this version does not know one of them, they are returned as they are."""
     try:
         return requested(from_dict(Config, old))
     except UserError:

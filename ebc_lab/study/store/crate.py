@@ -175,8 +175,7 @@ def _links(names: Iterable[str]) -> list[Entity]:
 
 
 def _last_end(study: Study, entries: Iterable[str]) -> str | None:
-    """Return when the last run ended, by those records of attempts that are described; None where none says
-    so."""
+    """Return when the last run ended, by the logs of attempts among `entries`; None where none says so."""
     logs = [path for path in entries if path.endswith(f"/{ATTEMPTS}")]
     events = (event for path in logs for event in attempts.log((study.root / path).parent))
     times = []

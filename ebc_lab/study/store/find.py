@@ -131,7 +131,7 @@ def to_rebuild(name: str | None, output_dir: str, output: Path | None, say: Say 
 def verify_named(
     name: str | None, output_dir: str, sha256: str | None, say: Say = lambda text: None
 ) -> dict[str, Any]:
-    """Return what `verify` finds in the study or bundle that a name means. Raises UserError."""
+    """Return the findings of `verify` on the study or bundle that a name means. Raises UserError."""
     path = place_of(name, output_dir, say) if name else None
     if path and is_bundle(path):
         return verify(path, sha256)

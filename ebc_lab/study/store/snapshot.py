@@ -202,8 +202,8 @@ def read(study: Study, *, strict: bool = True, runs: Index | None = None) -> Sna
 
 
 def _faults(stage: str, decision: Decision) -> tuple[str | None, str | None]:
-    """Return what is wrong with a recorded decision, and why it cannot be used; either may be None. It may be
-    edited, another version's, or not what its stage decides."""
+    """Return what is wrong with a recorded decision (edited, or another version's), and why it cannot be used
+    (that, or it is not what its stage decides); either may be None."""
     if why := decision_problem(decision):
         return why, why
     try:

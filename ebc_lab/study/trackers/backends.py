@@ -141,6 +141,8 @@ class MLflow(Tracker):
 
     def _id(self, run: Run) -> str:
         """Return MLflow's id of a run, which is created if there is none yet."""
+        from mlflow.entities import Param
+
         if run.run_id not in self.ids:
             known = self.client.get_experiment_by_name(run.group)
             experiment = (
@@ -155,19 +157,16 @@ class MLflow(Tracker):
             tracked = (
                 matches[0] if matches else self.client.create_run(experiment, tags=tags, run_name=run.run_id)
             )
-            self._log_batch(tracked.info.run_id, params=run.settings)
+            params = [Param(k, str(v)) for k, v in run.settings.items()]
+            self.client.log_batch(tracked.info.run_id, params=params)
             self.ids[run.run_id] = tracked.info.run_id
         return self.ids[run.run_id]
 
-    def _log_batch(
-        self, run_id: str, rows: Sequence[Row] = (), params: Mapping[str, Any] | None = None
-    ) -> None:
-        from mlflow.entities import Metric, Param
+    def _log_batch(self, run_id: str, rows: Sequence[Row]) -> None:
+        from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         metrics = [Metric(name, x, now, step) for step, figures in rows for name, x in figures.items()]
-        if params:
-            self.client.log_batch(run_id, params=[Param(k, str(v)) for k, v in params.items()])
         for first in range(0, len(metrics), METRICS_PER_CALL):
             self.client.log_batch(run_id, metrics=metrics[first : first + METRICS_PER_CALL])
 
