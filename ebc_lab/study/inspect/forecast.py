@@ -323,7 +323,9 @@ def _figures(
         alone = config.device == "cuda" or config.launcher.name == "slurm"
         steps_per_s = speed.rate[-1] * (slots(config) if alone else 1)
         seconds = sum(s.run.steps for s in left) / steps_per_s
-    gpus = slots(config) * config.launcher.processes_per_run
+    hours = None
+    if seconds is not None and config.device == "cuda":
+        hours = seconds * slots(config) * config.launcher.processes_per_run / 3600
     flops = [run_flops(spec.run) for spec in left]
     return {
         "runs": len(training),
@@ -332,7 +334,7 @@ def _figures(
         "steps": steps,
         "tokens": sum(s.run.steps * s.run.batch_size * s.run.model.context for s in training),
         "eta_s": seconds,
-        "gpu_hours": None if seconds is None or config.device != "cuda" else seconds * gpus / 3600,
+        "gpu_hours": hours,
         "flop_hours": None if None in flops else gpu_hours(sum(filter(None, flops))),
     }
 

@@ -200,8 +200,8 @@ def run_status(study: Study, run: Brief) -> dict[str, Any]:
 
 
 def failures_of(study: Study, failed: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return failed runs grouped by cause, each group with the command that trains its first run again; None
-    for a measurement."""
+    """Return failed runs grouped by cause, each group with the command that trains its first run again: None
+    for a measurement, and for a run that was lost."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for r in failed:
         groups.setdefault(cause_class(r["run_id"], r["outcome"], r["cause"]), []).append(r)
