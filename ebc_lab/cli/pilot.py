@@ -128,7 +128,7 @@ def _told(done: Outcome) -> dict[str, Any]:
         "looks": looks_of(header),
         "decide": deciding(done.study, header, done.showing("arms")),
         "stages": done.stages,
-        "runs": done.runs.as_dict(),
+        "runs": done.runs,
         "failed": done.failed,
         "warning": done.warning,
         "page": str(page) if page.exists() else None,

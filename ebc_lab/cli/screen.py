@@ -216,7 +216,7 @@ def outcome(console: Console, done: Any) -> None:
         console.print(profiles(methods))
     root = done.study.root
     stages = ", ".join(done.stages) or "none"
-    console.print(f"in this call: {runs_in_words(done.runs.as_dict())}; stages decided: {stages}")
+    console.print(f"in this call: {runs_in_words(done.runs)}; stages decided: {stages}")
     if busy := timeline(done.study):
         console.print(slots_in_words(busy.as_dict()))
     places = {

@@ -37,7 +37,7 @@ from .stages.rules import Results, Undecidable
 from .stages.runs import distinct
 from .stages.stage import ResultsOf, decision_that_shows, planned_runs, speculative_runs, stage_of
 from .store import attempts, crate, index, manifest
-from .store.counts import RunCounts, counted, sorts_of_runs
+from .store.counts import TRAINING, UNUSED, counted, sorts_of_runs
 from .store.neighbours import finished_elsewhere, take
 from .store.study import RETRIED, RETRIED_UNFINISHED, Cancelled, Study
 from .trackers import following
@@ -89,7 +89,7 @@ class Outcome:
     """What a call of `autopilot` did and found."""
 
     study: Study
-    runs: RunCounts  # that ended in this call
+    runs: dict[str, int]  # sort -> how many ended in this call
     failed: list[str]  # ids of the runs that have no usable result
     stages: list[str]  # that were decided in this call
     answer: list[str]  # what the last of these found, a line for each track
@@ -101,7 +101,7 @@ class Outcome:
     def trained(self) -> int:
         """Return how many runs were trained in this call, including those that turned out not to be
         needed."""
-        return self.runs.training + self.runs.unused
+        return self.runs[TRAINING] + self.runs[UNUSED]
 
     def showing(self, what: str) -> Decision | None:
         """Return the decision that shows arms, modes, units or profiles; None where no stage does."""
@@ -210,7 +210,7 @@ class _Call:
         """Remove those results of the call's stages that say nothing about the run itself, so that these runs
         are trained again."""
         finished = self.config.study.stages[-1] in self.study.decisions()
-        known = index.look(self.study).records
+        known = index.Index(self.study).records
         again = self.study.forget(RETRIED if finished else RETRIED_UNFINISHED, self.stages, known)
         if again:
             self.listener.say(f"{len(again)} run(s) that were lost or failed are tried again")
@@ -270,8 +270,8 @@ class _Call:
             counts = sorted(Counter(self.taken.values()).items())
             taken = ", ".join(f"{n} from {name}" for name, n in counts)
             self.listener.say(f"runs taken from other studies, and not trained: {taken}")
-        records = index.look(study).records
-        failed = [r.run_id for r in records if r.outcome not in (None, *FINISHED)]
+        records = index.Index(study).records
+        failed = [r.run_id for r in records if r.brief.outcome not in (None, *FINISHED)]
         sorts = sorts_of_runs(records, self.decisions)
         runs = counted(
             sorts[run_id] for run_id in _ended(study) - before - self.taken.keys() if run_id in sorts

@@ -59,7 +59,7 @@ class Breaker:
                 f"{self.stage} was stopped: {which} {len(self.row)} runs all failed with "
                 f"{result.get('cause')!r}; "
                 f"read {self.study.run_files(self.row[0]).log}, fix it, and give the same command again"
-                f"{pinned(index.look(self.study).records, self.row[0])}."
+                f"{pinned(index.Index(self.study).records, self.row[0])}."
             )
 
 

@@ -68,7 +68,7 @@ def resolve_study(
     asked = requested(config)
     known = study.header() if study.exists() else None
     different = from_recorded(config, known) if known else []
-    changed = changes(config, known, index.look(study)) if known else []
+    changed = changes(config, known, index.Index(study)) if known else []
     config = adopt(config, known) if known else replace(config, answered_before=0)
     earlier = answered_here(config, known, study) if known else []
     corpus, tokenizer_sha256 = checked_text(config)
@@ -243,7 +243,7 @@ def adopt(config: Config, known: Mapping[str, Any]) -> Config:
 
 def _retrained(config: Config, study: Study) -> str:
     """Return which runs this call would train again and which it would keep, in words."""
-    runs = index.look(study)
+    runs = index.Index(study)
     if runs.problems:
         return f"which ones is not known: {runs.problems[0]}"
     return work_in_words(remaining_work(config, reusable_results(runs.records, finished=False)))

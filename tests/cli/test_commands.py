@@ -393,7 +393,7 @@ def test_plan_status_diff_and_autopilot_count_the_runs_of_a_study_alike(own_copy
     assert {s["stage"]: s["runs"] for s in found["stages"]} == {
         stage: planned[stage]["expected"]["runs"] for stage in planned if stage != "total"
     }
-    assert finished[1].runs.as_dict() == {"training": runs, "measurements": 1, "unused": 0}
+    assert finished[1].runs == {"training": runs, "measurements": 1, "unused": 0}
     beside = json.loads(
         call("diff", str(finished[1].study.root), str(study.root), "--json", cwd=tmp_path).stdout
     )

@@ -30,7 +30,34 @@ def compare(a: Study, b: Study) -> dict[str, Any]:
     """
     snapshots = read(a), read(b)
     with a.blame_files(), b.blame_files():
-        return _compared(*snapshots)
+        heads = [snapshot.header for snapshot in snapshots]
+        decisions = [snapshot.sound_decisions() for snapshot in snapshots]
+        corpora = [{k: h["corpus"][k] for k in ("title", "sha256")} for h in heads]
+        resolved = _unequal(heads[0]["config"], heads[1]["config"])
+        names = [a.name, b.name] if a.name != b.name else _distinct_ends(a.place, b.place)
+        asked = flat(heads[0]["requested"]), flat(heads[1]["requested"])
+        answers: list[list[str]] = []
+        for made in decisions:  # the headlines of the last one, where its stage concludes a study
+            ends = [stage for stage in list(made)[-1:] if stage_of(stage).concludes]
+            answers.append(stage_of(ends[0]).headlines(made[ends[0]]) if ends else [])
+        return {
+            "studies": names,
+            "roots": [str(a.root), str(b.root)],
+            "answers": answers,
+            "tuned": _tuned(*decisions),
+            "settings": _with_arms_in_short(_unequal(*asked, leave=("study.name",)), *asked),
+            "resolved": {k: pair for k, pair in resolved.items() if k in RESOLVED},
+            "corpus": corpora,
+            "same_corpus": corpora[0]["sha256"] == corpora[1]["sha256"],
+            "machine": _unequal(_machine(heads[0]), _machine(heads[1])),
+            "runs": _runs(*snapshots),
+            "decided": [list(decisions[0]), list(decisions[1])],
+            "decisions": {
+                s: _figures(s, *(d[s] for d in decisions)) for s in decisions[0] if s in decisions[1]
+            },
+            "verdict": _verdict(*(decision_that_shows("verdict", d) for d in decisions)),
+            "arms": _arms(*decisions),
+        }
 
 
 def _distinct_ends(*places: Path) -> list[str]:
@@ -40,39 +67,6 @@ def _distinct_ends(*places: Path) -> list[str]:
         if ends[0] != ends[1]:
             return ends
     return list(map(str, places))
-
-
-def _compared(*snapshots: Snapshot) -> dict[str, Any]:
-    a, b = (snapshot.study for snapshot in snapshots)
-    heads = [snapshot.header for snapshot in snapshots]
-    decisions = [snapshot.sound_decisions() for snapshot in snapshots]
-    corpora = [{k: h["corpus"][k] for k in ("title", "sha256")} for h in heads]
-    resolved = _unequal(heads[0]["config"], heads[1]["config"])
-    names = [a.name, b.name] if a.name != b.name else _distinct_ends(a.place, b.place)
-    asked = flat(heads[0]["requested"]), flat(heads[1]["requested"])
-    answers = [_answer(made) for made in decisions]
-    return {
-        "studies": names,
-        "roots": [str(a.root), str(b.root)],
-        "answers": answers,
-        "tuned": _tuned(*decisions),
-        "settings": _with_arms_in_short(_unequal(*asked, leave=("study.name",)), *asked),
-        "resolved": {k: pair for k, pair in resolved.items() if k in RESOLVED},
-        "corpus": corpora,
-        "same_corpus": corpora[0]["sha256"] == corpora[1]["sha256"],
-        "machine": _unequal(_machine(heads[0]), _machine(heads[1])),
-        "runs": _runs(*snapshots),
-        "decided": [list(decisions[0]), list(decisions[1])],
-        "decisions": {s: _figures(s, *(d[s] for d in decisions)) for s in decisions[0] if s in decisions[1]},
-        "verdict": _verdict(*(decision_that_shows("verdict", d) for d in decisions)),
-        "arms": _arms(*decisions),
-    }
-
-
-def _answer(decisions: Mapping[str, Any]) -> list[str]:
-    """Return the headlines of the last stage that is decided, where that stage concludes a study."""
-    last = next(reversed(list(decisions)), None)
-    return stage_of(last).headlines(decisions[last]) if last and stage_of(last).concludes else []
 
 
 def _tuned(*decisions: Mapping[str, Any]) -> dict[str, list[str | None]]:
@@ -95,7 +89,7 @@ def _tuned(*decisions: Mapping[str, Any]) -> dict[str, list[str | None]]:
 def _with_arms_in_short(
     unequal: Mapping[str, list[Any]], *requested: Mapping[str, Any]
 ) -> dict[str, list[Any]]:
-    """Return the settings that differ; of an arm that only one study has, what it is about, in one entry."""
+    """Return the settings that differ. An arm that only one study has is one entry: what the arm is about."""
     names = [{key.split(".")[2] for key in settings if key.startswith(ARMS)} for settings in requested]
     lines: dict[str, list[Any]] = {}
     for key, pair in unequal.items():
@@ -127,24 +121,22 @@ def _runs(*snapshots: Snapshot) -> dict[str, Any]:
     differ in more than timing."""
     a, b = (_trained(snapshot) for snapshot in snapshots)
     common = [run_id for run_id in a if run_id in b]
-    different = {r: keys for r in common if (keys := _unequal_results(a[r], b[r]))}
+    different = {}
+    for run_id in common:
+        checksums = a[run_id].brief.checksum, b[run_id].brief.checksum
+        if checksums[0] and checksums[0] == checksums[1]:  # then neither result need be read
+            continue
+        if figures := _unequal(a[run_id].result or {}, b[run_id].result or {}, leave=TIMING):
+            different[run_id] = figures
     weights = [pair for r in common if None not in (pair := (a[r].brief.weights, b[r].brief.weights))]
     return {
-        "counts": [counted(snapshot.sorts_of_runs().values()).as_dict() for snapshot in snapshots],
+        "counts": [counted(snapshot.sorts_of_runs().values()) for snapshot in snapshots],
         "common": len(common),
         "equal": len(common) - len(different),
         # of how many runs both recorded the checksum, and of how many of these it is the same
         "weights": {"compared": len(weights), "equal": sum(x == y for x, y in weights)},
         "different": different,
     }
-
-
-def _unequal_results(a: Record, b: Record) -> dict[str, list[Any]]:
-    """Return the figures that differ between two results of a run. The results are read only where their
-    checksums differ."""
-    if a.brief.checksum and a.brief.checksum == b.brief.checksum:
-        return {}
-    return _unequal(a.result or {}, b.result or {}, leave=TIMING)
 
 
 def _trained(snapshot: Snapshot) -> dict[str, Record]:

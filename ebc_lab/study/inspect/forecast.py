@@ -1,6 +1,7 @@
 """How many runs a study will make and how long they will take: its stages are asked, with invented results.
 
-Where the study has begun, its stages are given the results that it has.
+Where the study has begun, its stages are given the results that it has, and those that it would copy from
+other studies in the same folder.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from ebc_lab.bench.speeds import (
     is_open,
     job_cores,
 )
-from ebc_lab.config.dicts import run_part
+from ebc_lab.config.dicts import run_part, to_dict
+from ebc_lab.config.errors import UserError
 from ebc_lab.config.machine import chosen_device, cores
 from ebc_lab.config.parts.init import InitConfig
 from ebc_lab.config.schema import Config
@@ -37,11 +40,11 @@ from ..stages.rules import Undecidable, val_loss
 from ..stages.runs import distinct
 from ..stages.stage import ResultsOf, Scenario, Stage, stage_of
 from ..store.changes import describe, requested
+from ..store.neighbours import Neighbour, finished_elsewhere, neighbours_of
 from ..store.own import edited
 from ..store.reuse import reusable_results
 from ..store.snapshot import Snapshot, read
-from ..store.study import Study
-from .copied import WithNeighbours, with_corpus_of_neighbours
+from ..store.study import Study, studies_in
 from .pace import Pace, learned, learned_from_siblings, observed
 
 ASSUMED = f"6·N·tokens and attention at {UTILISATION:.0%} of the {PEAK / 1e12:.0f} TFLOP/s of an {GPU}"
@@ -52,6 +55,30 @@ SCENARIOS = (
     Scenario("expected", edge=True, extra=1, merged=True),
     Scenario("max", edge=True, extra=99, merged=False),
 )
+
+
+@dataclass
+class WithNeighbours:
+    """What a study has, and what it would copy from other studies; called with specs, it returns the results
+    of both by run id."""
+
+    study: Study
+    own: ResultsOf
+    copied: dict[str, RunResult] = field(default_factory=dict)  # by run id
+    looked_for: set[str] = field(default_factory=set)  # ids of the runs that neighbours were asked for
+
+    @cached_property
+    def neighbours(self) -> list[Neighbour]:
+        return neighbours_of(self.study)
+
+    def __call__(self, specs: list[RunSpec]) -> dict[str, RunResult]:
+        there = self.own(specs)
+        new = {s.run_id: s for s in specs if s.run_id not in there and s.run_id not in self.looked_for}
+        self.looked_for |= new.keys()
+        found = finished_elsewhere(self.study, [*new.values()], self.neighbours) if new else {}
+        for run_id, neighbour in found.items():
+            self.copied |= neighbour.results([new[run_id]])
+        return {s.run_id: self.copied[s.run_id] for s in specs if s.run_id in self.copied} | there
 
 
 def forecast(
@@ -202,7 +229,7 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
     records = snapshot.sound_records() if snapshot else []
     changed = changes(config, header, snapshot.index) if header and snapshot else []
     config = adopt(config, header) if header else config
-    placed = _placed(with_corpus_of_neighbours(config, study))
+    placed = _placed(_with_corpus_of_neighbours(config, study))
     speed: Choice | None = None
     with suppress(NotMeasured):
         speed = choose_for_study(placed, work=expected_work, measure=False)
@@ -244,6 +271,23 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
     }
 
 
+def _with_corpus_of_neighbours(config: Config, study: Study) -> Config:
+    """Return the configuration with the checksums of text and tokenizer, where they are open, of a neighbour
+    that asked for the same text and tokens: without them a run has no name."""
+    for other in studies_in(study.root.parent):
+        if config.data.sha256 and (config.tokens.name == "characters" or config.tokens.sha256):
+            break
+        with suppress(UserError, OSError, LookupError):
+            header = other.header(checked=False)
+            found = {}
+            for key in ("data", "tokens"):
+                part = getattr(config, key)
+                if not part.sha256 and header["requested"].get(key) == to_dict(part):
+                    found[key] = replace(part, sha256=header["config"][key]["sha256"])
+            config = replace(config, **found)
+    return config
+
+
 def _placed(config: Config) -> Config:
     """Return the configuration with a device and a corpus, as far as they are known."""
     start = InitConfig.from_run(config)
@@ -260,54 +304,39 @@ def _placed(config: Config) -> Config:
 def _figures(
     specs: Sequence[RunSpec], config: Config, known: WithNeighbours, rate: Pace | None, speed: Choice | None
 ) -> dict[str, Any]:
-    """Return what the training runs among `specs` take; copied runs take no time."""
+    """Return what the training runs among `specs` take; copied runs take no time.
+
+    `eta_s`, and `gpu_hours` of all GPUs together: at the pace of finished runs or by a measured speed, None
+    where there is neither. `flop_hours`: what the operations come to (`bench.flops`), None where those of a
+    run are not known.
+    """
     training = [s for s in specs if s.kind == "train"]
     there = known(training)
     copied = [s for s in training if s.run_id in known.copied]
     steps = sum(s.run.steps for s in training)
     left = [s for s in training if s.run_id not in there]
+    seconds: float | None = None
+    if rate is not None:
+        seconds = sum(map(rate.seconds, left)) / slots(config)
+    elif speed is not None and speed.rate is not None:
+        # on a CPU here, a measured speed is that of all slots together
+        alone = config.device == "cuda" or config.launcher.name == "slurm"
+        steps_per_s = speed.rate[-1] * (slots(config) if alone else 1)
+        seconds = sum(s.run.steps for s in left) / steps_per_s
+    hours = None
+    if seconds is not None and config.device == "cuda":
+        hours = seconds * slots(config) * config.launcher.processes_per_run / 3600
+    flops = [run_flops(spec.run) for spec in left]
     return {
         "runs": len(training),
         "done": len(there) - len(copied),
         "copied": len(copied),
         "steps": steps,
         "tokens": sum(s.run.steps * s.run.batch_size * s.run.model.context for s in training),
-        "eta_s": _seconds(left, config, rate, speed),
-        "gpu_hours": _gpu_hours(left, config, rate, speed),
-        "flop_hours": _flop_hours(left),
+        "eta_s": seconds,
+        "gpu_hours": hours,
+        "flop_hours": None if None in flops else gpu_hours(sum(filter(None, flops))),
     }
-
-
-def _gpu_hours(
-    left: Sequence[RunSpec], config: Config, rate: Pace | None, speed: Choice | None
-) -> float | None:
-    """Return the hours of all GPUs together, from finished runs or a measured speed; None where there are
-    neither, or no GPUs."""
-    if config.device != "cuda":
-        return None
-    seconds = _seconds(left, config, rate, speed)
-    return None if seconds is None else seconds * slots(config) * config.launcher.processes_per_run / 3600
-
-
-def _flop_hours(left: Sequence[RunSpec]) -> float | None:
-    """Return the GPU hours that the operations of these runs come to (`bench.flops`); None where those of one
-    are not known."""
-    flops = [run_flops(spec.run) for spec in left]
-    return None if None in flops else gpu_hours(sum(filter(None, flops)))
-
-
-def _seconds(
-    left: Sequence[RunSpec], config: Config, rate: Pace | None, speed: Choice | None
-) -> float | None:
-    """Return how long these runs take, at the pace of finished ones or by a measured speed; None where there
-    is neither."""
-    if rate is not None:
-        return sum(map(rate.seconds, left)) / slots(config)
-    if speed is not None and speed.rate is not None:
-        steps_per_s = speed.rate[-1]  # on a CPU here, of all slots together
-        alone = config.device == "cuda" or config.launcher.name == "slurm"
-        return sum(s.run.steps for s in left) / (steps_per_s * (slots(config) if alone else 1))
-    return None
 
 
 def _plainest(config: Config) -> Choice:

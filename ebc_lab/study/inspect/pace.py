@@ -18,7 +18,7 @@ from ebc_lab.config.schema import Config
 from ebc_lab.records.figures import FINISHED, RunResult
 from ebc_lab.records.spec import RunSpec, cost_of
 
-from ..store import index
+from ..store.index import Index
 from ..store.study import Record, Study, studies_in
 
 ENOUGH = 2  # finished runs of a kind, from which on it has a pace of its own
@@ -72,7 +72,7 @@ def observed(specs: Iterable[RunSpec], results: Mapping[str, RunResult]) -> Pace
 
 
 def _pace(timed: Sequence[Timed], source: str) -> Pace | None:
-    """Return the pace of runs by what they took, None without any."""
+    """Return the pace of runs from the time that each took; None without any run."""
     if not timed:
         return None
     counts = Counter(kind for kind, _, _ in timed)
@@ -101,7 +101,7 @@ def learned_from_siblings(config: Config, study: Study) -> Pace | None:
             with blamed(other.name, "it is left out"):
                 header = other.header()
                 same = header["hardware"]["host"] == host and _shape(header["config"]) == shape
-                records = index.look(other).records if same else []
+                records = Index(other).records if same else []
                 known = learned(records) is not None
         except (UserError, OSError):
             continue  # a damaged study that nobody asked about

@@ -21,9 +21,8 @@ from ..store.changes import requested as asked_for
 from ..store.neighbours import seeds_taken
 from ..store.study import Study, StudyHeader, recorded_config
 
-PLAIN = re.compile(
-    r"[\w-]+|[\w./-]*/[\w./-]*|[\w./-]*[A-Za-z_]\w*(\.py)?:[A-Za-z_][\w.]*"
-)  # that needs no quotes
+# a text that needs no quotes
+PLAIN = re.compile(r"[\w-]+|[\w./-]*/[\w./-]*|[\w./-]*[A-Za-z_]\w*(\.py)?:[A-Za-z_][\w.]*")
 CONFIRMS = re.compile(r"_seeds_\d+_to_\d+$")  # how the name of a study of fresh seeds ends
 MOST_NAMED = 80  # characters of a study's name
 
@@ -64,9 +63,8 @@ def deciding(study: Study, header: StudyHeader, decision: Mapping[str, Any] | No
 
 
 def fresh_seeds(study: Study, header: StudyHeader, decision: Mapping[str, Any] | None) -> list[str]:
-    """Return the overrides that make of a study one that decides what is undecided: as many seeds as would
-    decide it, of which none has been judged, tuned or trained with here, and a name of its own. Empty as
-    `deciding` is None."""
+    """Return the overrides that turn a study into one that decides what is undecided: as many seeds as would
+    decide it, none of them used here before, and a name of its own. Empty where `deciding` returns None."""
     tracks = decision["tracks"].values() if decision else ()
     answers = [answer for track in tracks for answer in (track.get("answers") or {}).values()]
     undecided = [a["seeds_needed"] for a in answers if a["verdict"] == "undecided" and a["seeds"]]
@@ -128,7 +126,7 @@ def departures(study: Study, header: StudyHeader) -> list[Change]:
 
 
 def _in_short(value: Any) -> Any:
-    """Return a value, of a whole arm what it is about."""
+    """Return a value as it is, or, where it is a whole arm, what that is about."""
     return value.get("about") or "given" if isinstance(value, dict) else value
 
 

@@ -68,9 +68,16 @@ class Timeline:
 def timeline(study: StudyFiles, runs: Iterable[Brief] | None = None) -> Timeline | None:
     """Return what the slots of a study have done so far, None where no attempt has ended. `runs`: the
     study's; they are read from its files where they are left out."""
-    bars = _on_slots(_without_pauses(_attempts(study, _planned(study) if runs is None else runs)))
+    bars: list[Bar] = []  # in seconds since the epoch
+    for run in _planned(study) if runs is None else runs:
+        if run.kind is not None and run.stage in STAGES:
+            about = (run.run_id, run.stage, run.kind, run.seed)
+            spans = attempts.spans(study.run_dir(run.run_id)) if run.spans is None else run.spans
+            bars += [Bar(*about, begin, end, (host, pid)) for begin, end, host, pid in spans]
     if not bars:
         return None
+    bars.sort(key=lambda bar: (bar.begin, bar.end, bar.run_id))
+    bars = _on_slots(_without_pauses(bars))
     slots = 1 + max(bar.slot for bar in bars)
     stages: dict[str, Use] = {}
     since = 0.0
@@ -100,27 +107,14 @@ def _planned(study: StudyFiles) -> Iterator[Brief]:
             yield Brief(spec["run_id"], spec["kind"], stage=spec.get("stage", ""), seed=seed)
 
 
-def _attempts(study: StudyFiles, runs: Iterable[Brief]) -> list[Bar]:
-    """Return every attempt that has ended, in seconds since the epoch, in the order in which they began."""
-    bars = []
-    for run in runs:
-        if run.kind is None or run.stage not in STAGES:
-            continue
-        about = (run.run_id, run.stage, run.kind, run.seed)
-        spans = attempts.spans(study.run_dir(run.run_id)) if run.spans is None else run.spans
-        bars += [Bar(*about, begin, end, (host, pid)) for begin, end, host, pid in spans]
-    return sorted(bars, key=lambda bar: (bar.begin, bar.end, bar.run_id))
-
-
 def _without_pauses(bars: Sequence[Bar]) -> list[Bar]:
     """Return the bars in seconds since the first one began, the time in which no worker was there cut out."""
     lives: dict[tuple[str, int], tuple[float, float]] = {}
     for bar in bars:
         first, last = lives.get(bar.worker, (bar.begin, bar.end))
         lives[bar.worker] = min(first, bar.begin), max(last, bar.end)
-    pauses: list[
-        tuple[float, float]
-    ] = []  # when each ends, and how long it was; the first is since the epoch
+    # when each ends, and how long it was; the first is since the epoch
+    pauses: list[tuple[float, float]] = []
     until = 0.0
     for first, last in sorted(lives.values()):
         if first > until:

@@ -21,7 +21,7 @@ from ..launch.pool import slots
 from ..launch.session import sessions_in
 from ..so_far import SoFar, open_stage, outlook, so_far
 from ..stages.stage import stage_of
-from ..store import index, manifest
+from ..store import manifest
 from ..store.counts import TRAINING, counted
 from ..store.index import Index
 from ..store.reuse import remaining_work
@@ -43,7 +43,7 @@ def status(study: Study) -> dict[str, Any]:
     depends on an earlier stage.
     """
     study.must_exist()
-    runs = index.look(study)
+    runs = Index(study)
     key = _key_at_rest(study, runs)
     if key and (known := runs.recall("status", key)):
         answer: dict[str, Any] = json.loads(known)
@@ -51,15 +51,10 @@ def status(study: Study) -> dict[str, Any]:
     snapshot = read(study, strict=False, runs=runs)
     with study.blame_files():
         answer = _status(snapshot)
-    if key and not _any_running(study, runs):
+    open_runs = (study.run_files(r.run_id) for r in runs.records if not r.brief.outcome)
+    if key and not any(is_locked(run.lock) for run in open_runs):  # no process trains one of them
         runs.remember("status", json.dumps(answer), key)
     return answer
-
-
-def _any_running(study: Study, runs: Index) -> bool:
-    """Return whether a process is training one of the study's runs."""
-    open_runs = (study.run_files(r.run_id) for r in runs.records if not r.brief.outcome)
-    return any(is_locked(run.lock) for run in open_runs)
 
 
 def _key_at_rest(study: Study, runs: Index) -> str:
@@ -110,7 +105,7 @@ def _status(snapshot: Snapshot) -> dict[str, Any]:
         "scale": config.scale,
         "corpus": snapshot.header["corpus"],
         "stages": _stages(snapshot, because, runs),
-        "runs": counted(snapshot.sorts_of_runs().values()).as_dict(),
+        "runs": counted(snapshot.sorts_of_runs().values()),
         "running": in_progress if holder is not None or queue else [],
         "queue": queue,
         "joined": joined(study),
@@ -139,7 +134,7 @@ def known_so_far(snapshot: Snapshot) -> dict[str, Any] | None:
 
 
 def _early(snapshot: Snapshot, known: SoFar | None) -> dict[str, Any] | None:
-    """Return what `known_so_far` does, with what the runs in progress were last evaluated at."""
+    """Return `known_so_far`; its line takes the latest evaluations of the runs in progress into account."""
     if known is None:
         return None
     flying = []
@@ -185,7 +180,12 @@ def _stages(
 
 
 def run_status(study: Study, run: Brief) -> dict[str, Any]:
-    """Return what a planned run is, and how it ended or how far it is."""
+    """Return what a planned run is, and how it ended or how far it is: its `progress` and latest evaluation,
+    None before its first step."""
+    progress = None if run.outcome else study.progress(run.run_id)
+    if progress is not None:
+        at_step, loss = study.last_evaluation(run.run_id) or (None, None)
+        progress |= {"at_step": at_step, "val_loss": loss}
     return {
         "run_id": run.run_id,
         "stage": run.stage,
@@ -195,35 +195,34 @@ def run_status(study: Study, run: Brief) -> dict[str, Any]:
         "outcome": run.outcome,
         "cause": run.cause,
         "wall_s": run.wall_s,
-        "progress": None if run.outcome else _progress(study, run.run_id),
+        "progress": progress,
     }
 
 
-def _progress(study: Study, run_id: str) -> dict[str, Any] | None:
-    """Return how far a run is, and its latest evaluation; None before its first step."""
-    now = study.progress(run_id)
-    if now is None:
-        return None
-    at_step, loss = study.last_evaluation(run_id) or (None, None)
-    return {**now, "at_step": at_step, "val_loss": loss}
-
-
 def failures_of(study: Study, failed: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return failed runs grouped by cause, each group with the command that trains its first run again."""
+    """Return failed runs grouped by cause, each group with the command that trains its first run again: None
+    for a measurement, and for a run that was lost."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for r in failed:
         groups.setdefault(cause_class(r["run_id"], r["outcome"], r["cause"]), []).append(r)
-    return [
-        {
-            "outcome": alike[0]["outcome"],
-            "cause": alike[0]["cause"] or "",
-            "runs": [r["run_id"] for r in alike],
-            "log": str(study.run_files(alike[0]["run_id"]).log),
-            # a lost run did nothing wrong: the study's own command trains it again
-            "command": None if alike[0]["outcome"] in RETRIED else _again(study, alike[0]["run_id"]),
-        }
-        for alike in groups.values()
-    ]
+    failures = []
+    for alike in groups.values():
+        run_id, outcome = alike[0]["run_id"], alike[0]["outcome"]
+        files = study.run_files(run_id)
+        command = None
+        if outcome not in RETRIED:  # a lost run did nothing wrong: the study's own command trains it again
+            kind = read_json(files.spec, SpecRecord)["kind"]
+            command = run_again(study, run_id) if kind == "train" else None
+        failures.append(
+            {
+                "outcome": outcome,
+                "cause": alike[0]["cause"] or "",
+                "runs": [r["run_id"] for r in alike],
+                "log": str(files.log),
+                "command": command,
+            }
+        )
+    return failures
 
 
 def _queue(study: Study, every_s: float) -> tuple[dict[str, int], list[str]]:
@@ -244,16 +243,9 @@ def joined(study: Study) -> list[dict[str, Any]]:
     for session in sessions_in(study):
         notes = session.notes()
         for worker in sorted(session.guests(notes)):
-            run_id = notes[worker].get("run_id")
-            host = notes[worker].get("host")
-            workers.append({"worker": worker, "host": host, "run_ids": [run_id] if run_id else []})
+            run_ids = [run_id] if (run_id := notes[worker].get("run_id")) else []
+            workers.append({"worker": worker, "host": notes[worker].get("host"), "run_ids": run_ids})
     return workers
-
-
-def _again(study: Study, run_id: str) -> str | None:
-    """Return the command that trains one run as its spec describes it; None for a measurement."""
-    spec = read_json(study.run_files(run_id).spec, SpecRecord)
-    return run_again(study, run_id) if spec["kind"] == "train" else None
 
 
 def _ahead(

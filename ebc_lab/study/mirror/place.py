@@ -13,10 +13,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,10 +80,6 @@ class Place:
         self._fs.invalidate_cache()
         return self._fs
 
-    def inside(self, name: str) -> Place:
-        """Return the place of a study below this one."""
-        return Place(f"{self.address}/{name}")
-
     # -- indexes ---------------------------------------------------------------------------------------------
 
     def latest(self) -> Index | None:
@@ -95,8 +90,7 @@ class Place:
         return None
 
     def _numbers(self) -> list[int]:
-        names = (name.rpartition("/")[2] for name in self._listed("index"))
-        stems = (name.removesuffix(".json") for name in names)
+        stems = (name.removesuffix(".json") for name in self._listed("index"))
         return [int(stem) for stem in stems if stem.isdecimal() and stem.isascii()]
 
     def _read(self, number: int) -> Index | None:
@@ -200,23 +194,20 @@ class Place:
 
     def holds_others(self) -> bool:
         """Tell whether anything is there that no mirror writes."""
-        names = {name.rstrip("/").rpartition("/")[2] for name in self._listed("")}
-        return bool(names - {"files", "index"})
+        return bool({*self._listed("")} - {"files", "index"})
 
     def studies(self) -> list[str]:
         """Return the names of the studies directly below this place."""
-        names = sorted(name.rstrip("/").rpartition("/")[2] for name in self._listed(""))
-        return [name for name in names if is_safe(name) and self.inside(name)._numbers()]
+        names = (name for name in self._listed("") if is_safe(name))
+        return [name for name in names if Place(f"{self.address}/{name}")._numbers()]
 
-    def _listed(self, folder: str) -> Sequence[str]:
+    def _listed(self, folder: str) -> list[str]:
+        """Return the names in a folder, sorted."""
         try:
-            return list(self.fs.ls(f"{self.root}/{folder}".rstrip("/"), detail=False))
+            paths = self.fs.ls(f"{self.root}/{folder}".rstrip("/"), detail=False)
         except FileNotFoundError:
             return []
-
-
-def sha256_of(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
 
 
 def why(error: BaseException) -> str:

@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -54,20 +54,31 @@ def pull(address: str, folder: Path, say: Say = lambda text: None) -> dict[str, 
     try:
         place, index = _find(Place(address))
         root = folder / index.study
+        fetched, damaged = 0, dict[str, str]()
         if there := _here_already(root, place, index):
             say(there)
-            return _summary(place, index, root, {}, 0)
-        refuse_unwritable(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f".{index.study}.pull.lock", fallback_to_soft=False)
-        with lock.acquire(timeout=0):
-            return _fetch_study(place, index, root, say)
+        else:
+            refuse_unwritable(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / f".{index.study}.pull.lock", fallback_to_soft=False)
+            with lock.acquire(timeout=0):
+                index, fetched, damaged = _fetch_study(place, index, root, say)
     except Timeout:
         raise UserError(f"{folder / index.study} is being pulled already: wait for it.") from None
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{address} cannot be read ({visible(why(error))}): try again.") from None
+    return {
+        "study": index.study,
+        "root": str(root),
+        "address": place.address,
+        "mirror": place.address.removesuffix(f"/{index.study}"),
+        "files": len(index.files),
+        "bytes": sum(entry.bytes for entry in index.files.values()),
+        "fetched": fetched,
+        "damaged": {visible(path): what for path, what in sorted(damaged.items())},
+    }
 
 
 def _find(place: Place) -> tuple[Place, Index]:
@@ -78,7 +89,7 @@ def _find(place: Place) -> tuple[Place, Index]:
         if len(names) > 1:
             which = ", ".join(f"{place.address}/{name}" for name in names)
             raise UserError(f"{place.address} holds {len(names)} studies: name one of {which}.")
-        place = place.inside(names[0]) if names else place
+        place = Place(f"{place.address}/{names[0]}") if names else place
         index = place.latest()
     if index is None or Study(Path(index.study)).header_file.name not in index.files:
         raise NothingThere(f"{place.address} holds no study that was mirrored with study.mirror.")
@@ -106,13 +117,16 @@ def _here_already(root: Path, place: Place, index: Index) -> str:
     )
 
 
-def _fetch_study(place: Place, index: Index, root: Path, say: Say) -> dict[str, Any]:
-    """Collect all files beside `root`, and make them the study's folder."""
+def _fetch_study(place: Place, index: Index, root: Path, say: Say) -> tuple[Index, int, dict[str, str]]:
+    """Collect all files beside `root`, and make them the study's folder. Return the index that they are of,
+    how many were fetched, and file -> what is wrong with it at its place."""
     staging = Study(root.with_name(f".{root.name}.pull"))
     fetched, damaged = 0, dict[str, str]()
     for _ in range(TRIES):
         lacking = {p: e for p, e in index.files.items() if digest_or_fault(staging.root / p) != e.sha256}
-        damaged = _collect(place, lacking, staging.root)
+        with ThreadPoolExecutor(AT_A_TIME) as pool:
+            faults = pool.map(partial(_fetch_file, place, staging.root), lacking, lacking.values())
+            damaged = {path: what for path, what in zip(lacking, faults, strict=True) if what}
         fetched += len(lacking) - len(damaged)
         latest = place.latest() if damaged else None
         if latest is None or latest.number == index.number:
@@ -134,19 +148,12 @@ def _fetch_study(place: Place, index: Index, root: Path, say: Say) -> dict[str, 
     write_json(staging.mirror_file, note)
     os.sync()
     os.replace(staging.root, root)
-    return _summary(place, index, root, damaged, fetched)
-
-
-def _collect(place: Place, lacking: Mapping[str, Entry], into: Path) -> dict[str, str]:
-    """Fetch these files, several at a time. Returns file -> what is wrong with it at its place; one that is
-    wrong is not kept. Raises what the file system raises if it is out of reach."""
-    with ThreadPoolExecutor(AT_A_TIME) as pool:
-        faults = pool.map(partial(_fetch_file, place, into), lacking, lacking.values())
-        return {path: what for path, what in zip(lacking, faults, strict=True) if what}
+    return index, fetched, damaged
 
 
 def _fetch_file(place: Place, into: Path, path: str, entry: Entry) -> str | None:
-    """Fetch a file. Returns what is wrong with it at its place, or None."""
+    """Fetch a file. Returns what is wrong with it at its place, or None; one that is wrong is not kept.
+    Raises what the file system raises if it is out of reach."""
     to = into / path
     to.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -159,18 +166,3 @@ def _fetch_file(place: Place, into: Path, path: str, entry: Entry) -> str | None
     except ValueError:
         return "is not what was written"
     return None
-
-
-def _summary(
-    place: Place, index: Index, root: Path, damaged: Mapping[str, str], fetched: int
-) -> dict[str, Any]:
-    return {
-        "study": index.study,
-        "root": str(root),
-        "address": place.address,
-        "mirror": place.address.removesuffix(f"/{index.study}"),
-        "files": len(index.files),
-        "bytes": sum(entry.bytes for entry in index.files.values()),
-        "fetched": fetched,
-        "damaged": {visible(path): what for path, what in sorted(damaged.items())},
-    }

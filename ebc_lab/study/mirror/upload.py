@@ -29,7 +29,7 @@ from ebc_lab.records.paths import RUNS, RunFiles
 
 from ..store import manifest
 from ..store.study import Study
-from .place import CHUNK, Entry, Index, Overtaken, Place, sha256_of, why
+from .place import CHUNK, Entry, Index, Overtaken, Place, why
 
 Say = Callable[[str], None]
 Stamp = tuple[int, int, int, int]  # of a file, by `stamp_of`
@@ -189,7 +189,9 @@ class _Mirror:
                 self.batch = {}
                 while not self._look(whole=last) and last:
                     self._has_moved()
-                self._recovered()
+                if self.failing:
+                    self.failing = False
+                    self.say(f"{self.place.address} answers again")
                 pause_s = max(self.every_s, PAUSE * (time.monotonic() - began))
             except (Overtaken, UserError) as error:
                 self.over = True
@@ -211,11 +213,6 @@ class _Mirror:
                 "continue, and what is not there is tried again"
             )
 
-    def _recovered(self) -> None:
-        if self.failing:
-            self.failing = False
-            self.say(f"{self.place.address} answers again")
-
     def _note(self) -> MirrorRecord | None:
         try:
             note: MirrorRecord = read_json(self.study.mirror_file, MirrorRecord)
@@ -223,8 +220,9 @@ class _Mirror:
             return None
         return note if note["address"] == self.place.address else None
 
-    def _take(self) -> None:
-        """Look at what is there, refuse another study's, and write the next index. Raises as `Place`."""
+    def _take(self) -> Index:
+        """Look at what is there, refuse another study's, and write and return the next index. Raises as
+        `Place`."""
         latest = self.place.latest()
         note = self._note()
         _refuse_another(latest, self.place, note)
@@ -236,14 +234,14 @@ class _Mirror:
         self.place.sweep(index, latest)
         self.index, self.before = index, latest
         self.there = set(index.files.items())
+        return index
 
     def _look(self, *, whole: bool) -> bool:
         """Mirror what is new. Returns False if something changed meanwhile, so that no index was written.
 
         `whole`: also look at runs that were found ended, and all there, at an earlier look.
         """
-        if self.index is None:
-            self._take()
+        latest = self.index or self._take()
         self.waiting = set()
         study = self.study
         # by what these say runs are made or refused: they are read before the runs, and must stay
@@ -257,20 +255,16 @@ class _Mirror:
             return False
         self.read = of_run
         files = {path: kept.entry for read in of_run.values() for path, kept in read.items()}
-        if self.index is not None and files != self.index.files:
-            self._publish(files)
+        if files != latest.files:
+            made = self.place.publish(study.name, latest.writer, latest.number, files)
+            gone = self.before
+            self.index, self.before = made, latest
+            self._has_moved()
+            self.there = set(made.files.items()) | set(latest.files.items())
+            with suppress(OSError):  # else the next command does it
+                self.place.sweep(made, latest, gone=gone)
         self.waiting = set()
         return True
-
-    def _publish(self, files: Mapping[str, Entry]) -> None:
-        assert self.index is not None
-        writer, gone = self.index.writer, self.before
-        made = self.place.publish(self.study.name, writer, self.index.number, files)
-        self.index, self.before = made, self.index
-        self._has_moved()
-        self.there = set(made.files.items()) | set(self.before.files.items())
-        with suppress(OSError):  # else the next command does it
-            self.place.sweep(self.index, self.before, gone=gone)
 
     def _of_run(self, run_id: str, *, whole: bool) -> dict[str, Mirrored]:
         """Return what is mirrored of a run from now on: what was before, if it changes hands just now."""
@@ -308,7 +302,7 @@ class _Mirror:
             about = os.fstat(file.fileno())
             large = about.st_size > IN_MEMORY
             content = b"" if large else file.read(about.st_size)
-            sha256 = _digest(file, about.st_size) if large else sha256_of(content)
+            sha256 = _digest(file, about.st_size) if large else hashlib.sha256(content).hexdigest()
             entry = Entry(sha256, about.st_size if large else len(content))
             if (path, entry) not in self.there:
                 self.waiting.add(path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from ebc_lab.config.dicts import misfit, study_part, to_dict
@@ -131,7 +131,9 @@ def make_decision(
         "candidates": [candidate(s, results) for s in known if s.kind == "train"],
         "measurements": [{"run_id": s.run_id, "role": s.role} for s in known if s.kind != "train"],
     }
-    decision["inputs_sha256"] = inputs_digest(config, stage, inputs_of(decision), results, earlier)
+    decision["inputs_sha256"] = inputs_digest(
+        config, stage, inputs_of(decision), results.__getitem__, earlier
+    )
     return cast(Decision, with_checksum(decision, "decision_sha256"))
 
 
@@ -155,16 +157,16 @@ def inputs_digest(
     config: Config,
     stage: str,
     runs: Sequence[tuple[str, str]],
-    results: Mapping[str, Mapping[str, Any]],
+    result_of: Callable[[str], Mapping[str, Any]],
     earlier: Mapping[str, Decision],
 ) -> str:
     """Return the hash of all that a decision rests on: settings, earlier decisions, results without their
-    timings."""
+    timings. `result_of`: returns a run's result, by its id."""
     sha256 = hashlib.sha256()  # of the canonical JSON of all that, piece by piece: there may be many runs
     before = {s: d["inputs_sha256"] for s, d in earlier.items()}
     sha256.update(f'{{"earlier":{canonical_json(before)},"runs":['.encode())
     for nth, (role, run_id) in enumerate(runs):
-        one = canonical_json([role, run_id, untimed(results[run_id])])
+        one = canonical_json([role, run_id, untimed(result_of(run_id))])
         sha256.update(f"{',' if nth else ''}{one}".encode())
     sha256.update(f'],"settings":{canonical_json(settings_of_stage(config, stage))}}}'.encode())
     return sha256.hexdigest()

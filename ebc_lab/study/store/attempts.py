@@ -15,11 +15,13 @@ import os
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ebc_lab.records.files import read_regular
 from ebc_lab.records.json_files import MOST_BYTES, parse_json
 from ebc_lab.records.paths import RunFiles
+
+Span = tuple[float, float, str, int]  # of an attempt: begin and end, in seconds since the epoch; host, pid
 
 RESTARTED = "restarted"
 REFUSED = "refused"
@@ -97,19 +99,6 @@ def restarts(directory: Path) -> list[str]:
     return [str(event.get("cause")) for event in latest if event.get("event") == RESTARTED]
 
 
-class Span(NamedTuple):
-    """One attempt, from a worker's claim of the run until it was free again; in seconds since the epoch."""
-
-    begin: float
-    end: float
-    host: str
-    pid: int
-
-    @property
-    def worker(self) -> tuple[str, int]:
-        return self.host, self.pid
-
-
 def spans(directory: Path) -> list[Span]:
     """Return the attempts of which both ends are known, oldest first; not those of the study that a finished
     run was taken from."""
@@ -124,6 +113,6 @@ def spans(directory: Path) -> list[Span]:
             elif what == "begin":
                 begun = at, (str(event["host"]), int(event["pid"]))
             elif what in OVER and begun is not None:
-                found.append(Span(begun[0], at, *begun[1]))
+                found.append((begun[0], at, *begun[1]))
                 begun = None
     return found

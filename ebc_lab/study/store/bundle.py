@@ -66,12 +66,22 @@ def export(study: Study, output: Path | None = None, *, brief: bool = False) -> 
         entries, made = _abridged(study, entries)
     else:
         made = {manifest.NAME: read_regular(study.manifest_file, LARGEST)}
-    contents = (
-        (name, made[name] if name in made else _content(study.root / name, entries[name]))
-        for name in (manifest.NAME, *sorted(entries))
-    )
+
+    def contents() -> Iterator[tuple[str, bytes]]:
+        for name in (manifest.NAME, *sorted(entries)):
+            if name in made:
+                yield name, made[name]
+                continue
+            content = read_regular(study.root / name, LARGEST)
+            if hashlib.sha256(content).hexdigest() != entries[name]:
+                raise UserError(
+                    f"{study.root / name} changed while it was being exported: export the study again when "
+                    "nobody is on it."
+                )
+            yield name, content
+
     with atomic_writer(path) as out:
-        pack(out, _joined(contents) if brief else contents)
+        pack(out, _joined(contents()) if brief else contents())
     sha256 = manifest.sha256_of(path)
     return {
         "study": study.name,
@@ -84,8 +94,8 @@ def export(study: Study, output: Path | None = None, *, brief: bool = False) -> 
 
 
 def _abridged(study: Study, entries: Mapping[str, str]) -> tuple[dict[str, str], dict[str, bytes]]:
-    """Return what the manifest of a brief bundle lists, and the files in it that differ from the study's own:
-    that manifest, and the description of what is listed."""
+    """Return the entries of a brief bundle's manifest, and the contents of the two files that differ from the
+    study's own: that manifest, and the description of what it lists."""
     kept = {}
     for name, sha256 in entries.items():
         path = Path(name)
@@ -164,37 +174,22 @@ def _exportable(study: Study) -> dict[str, str]:
     return dict(recorded["files"])
 
 
-def _content(path: Path, sha256: str) -> bytes:
-    """Return a file as it was recorded. Raises UserError where it has changed, or is larger than a bundle
-    takes."""
-    content = read_regular(path, LARGEST)
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise UserError(
-            f"{path} changed while it was being exported: export the study again when nobody is on it."
-        )
-    return content
-
-
 def is_bundle(path: Path) -> bool:
     """Tell whether a name means a bundle and not a study's folder."""
     return path.suffix == SUFFIX and not path.is_dir()
 
 
 def verify(path: Path, sha256: str | None = None) -> dict[str, Any]:
-    """Return what `verify_study` returns, of a bundle, and its own `sha256`, which is compared with the given
-    one.
-
-    Raises UserError when there is no such file, or no room to unpack it.
-    """
+    """Return of a bundle what `verify_study` returns of a study, and the bundle's own `sha256`, which must be
+    the given one. Raises UserError when there is no such file, or no room to unpack it."""
     if sha256 is not None and (len(sha256) != 64 or set(sha256.lower()) - set("0123456789abcdef")):
         raise UserError("--sha256 takes the 64 hex digits that `ebc-lab export` printed.")
-    _must_exist(path)
-    checksum = manifest.sha256_of(path)
     with tempfile.TemporaryDirectory(prefix="ebc-lab-") as folder:
         study = Study(Path(folder) / path.stem)
         digests, wrong = _unpack(path, study.root)
         if study.exists() and manifest.NAME not in wrong:
             wrong = faults(study, digests, digests) | wrong
+    checksum = manifest.sha256_of(path)
     if sha256 is not None and sha256.lower() != checksum:
         wrong[ARCHIVE] = f"its sha256 is {checksum}, and {sha256} was expected"
     return {
@@ -216,14 +211,6 @@ def verify(path: Path, sha256: str | None = None) -> dict[str, Any]:
 def _readable(name: str) -> str:
     """Return a name from an archive, in a length that can be read."""
     return visible(name if len(name) <= manifest.LONGEST else name[:80] + "…")
-
-
-def _must_exist(path: Path) -> None:
-    """Raise UserError where there is no such file, or something that is no file."""
-    try:
-        opened(path).close()
-    except FileNotFoundError:
-        raise UserError(f"there is no bundle at {path}: `ebc-lab export STUDY` makes one.") from None
 
 
 def unpack(path: Path, into: Path) -> Study:
@@ -261,7 +248,6 @@ class Bundled(Study):
 
 def _unpack_intact(path: Path, into: Path) -> None:
     """Unpack a bundle into a new folder. Raises UserError when anything is wrong with it."""
-    _must_exist(path)
     for name, what in sorted(_unpack(path, into)[1].items()):
         remedy = f"{REMEDY}; `ebc-lab verify {shlex.quote(str(path))}` lists it all"
         raise UserError(f"{path} is damaged ({_readable(name)}: {what}): {remedy}.")
@@ -275,8 +261,13 @@ def _unpack(path: Path, into: Path) -> tuple[dict[str, str], dict[str, str]]:
     """Unpack what can be unpacked into a new folder.
 
     Returns the sha256 of each file there, and of each that is not what the manifest lists, or `ARCHIVE`, what
-    is wrong with it. Raises UserError when the disk has no room for what the archive says it holds.
+    is wrong with it. Raises UserError when there is no such file, or no room on the disk for what the archive
+    says it holds.
     """
+    try:
+        opened(path).close()
+    except FileNotFoundError:
+        raise UserError(f"there is no bundle at {path}: `ebc-lab export STUDY` makes one.") from None
     into.mkdir(parents=True)
     try:
         archive = zipfile.ZipFile(path)
@@ -293,10 +284,14 @@ def _unpack(path: Path, into: Path) -> tuple[dict[str, str], dict[str, str]]:
         for member in members:
             try:
                 for name, content in _files_in(archive, member).items():
-                    _write_new(into / name, content)
+                    (into / name).parent.mkdir(parents=True, exist_ok=True)
+                    with open(into / name, "xb") as out:
+                        out.write(content)
                     digests[name] = hashlib.sha256(content).hexdigest()
             except _Damaged as error:
                 wrong[member.orig_filename] = str(error)
+            except (FileExistsError, NotADirectoryError):
+                wrong[member.orig_filename] = "it is there twice"
     return digests, _unlisted(into, digests) | wrong
 
 
@@ -326,16 +321,6 @@ def _files_in(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> dict[str, by
     if unsafe := [path for path in files if not manifest.is_safe(path)]:
         raise _Damaged(f"it names a file outside the study, {_readable(unsafe[0])}")
     return files
-
-
-def _write_new(path: Path, content: bytes) -> None:
-    """Write a file. Raises _Damaged where there is one of this name."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "xb") as out:
-            out.write(content)
-    except (FileExistsError, NotADirectoryError):
-        raise _Damaged("it is there twice") from None
 
 
 def _unlisted(root: Path, digests: Mapping[str, str]) -> dict[str, str]:

@@ -22,7 +22,6 @@ Change = tuple[str, Any, Any]  # dotted path, in study.json, now
 MOST = 5  # changes that are described one by one
 LONGEST = 60  # characters of a value
 TEXT = re.compile(r"ablation\.(question|arms\.[^.]+\.about)")  # on which no run and no comparison depends
-AUTO = "auto"  # the corpus that a study leaves open
 
 
 def requested(config: Config) -> dict[str, Any]:
@@ -49,8 +48,8 @@ def from_recorded(config: Config, known: Mapping[str, Any]) -> list[Change]:
 
 
 def as_this_version_says(old: dict[str, Any]) -> dict[str, Any]:
-    """Return recorded settings, completed by those that an older version did not have, at the values for what
-    it did. Where this version does not know one of them, they are returned as they are."""
+    """Return recorded settings together with those that an older version did not have, at the values that
+    stand for what it did. Where this version does not know one of them, they are returned as they are."""
     try:
         return requested(from_dict(Config, old))
     except UserError:
@@ -61,7 +60,7 @@ def same_corpus(data: DataConfig, known: Mapping[str, Any]) -> bool:
     """Tell whether a call means the corpus that the study has, used in the same way. `auto` means the one
     that it found; shards may lie elsewhere by now, because their checksum is enforced."""
     now, asked, found = to_dict(data), known["requested"]["data"], known["config"]["data"]
-    named = {now["name"], asked.get("name")} <= {AUTO, found.get("name")}
+    named = {now["name"], asked.get("name")} <= {"auto", found.get("name")}
     same_file = now["file"] == asked.get("file")
     same_use = all(now[key] == asked.get(key, now[key]) for key in now if key not in SAME_TEXT)
     same_text = named and same_file and now["sha256"] in (None, found.get("sha256"))
@@ -106,11 +105,18 @@ def looks_of(header: Mapping[str, Any]) -> list[int]:
 def refused(changes: Iterable[Change], asked: Mapping[str, Any], records: Sequence[Record]) -> list[Change]:
     """Return the changes that need --force: all but those of texts, and the edit of a part of one's own of
     which no run has finished. `asked`: the settings now; `records`: the study's runs."""
-    return [
-        change
-        for change in changes
-        if not TEXT.fullmatch(change[0]) and not (is_edit(change, asked) and _unfinished(change, records))
-    ]
+    needy = []
+    for change in changes:
+        key, old, _ = change
+        if TEXT.fullmatch(key):
+            continue
+        if is_edit(change, asked):
+            group = key.split(".")[-2]
+            # a run that cannot be read may have finished
+            if not any(record.problem or has_finished(record, group, old) for record in records):
+                continue
+        needy.append(change)
+    return needy
 
 
 def is_edit(change: Change, asked: Mapping[str, Any]) -> bool:
@@ -126,15 +132,9 @@ def _part(asked: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return part_of if isinstance(part_of, Mapping) else {}
 
 
-def _unfinished(change: Change, records: Sequence[Record]) -> bool:
-    """Tell whether no run of the part as it was has finished. One that cannot be read may have."""
-    group = change[0].split(".")[-2]
-    return not any(record.problem or has_finished(record, group, change[1]) for record in records)
-
-
 def has_finished(record: Record, group: str, sha256: str) -> bool:
     """Tell whether a run has finished that has this part, by the checksum of its file."""
-    if record.outcome not in FINISHED or (spec := record.spec) is None:
+    if record.brief.outcome not in FINISHED or (spec := record.spec) is None:
         return False
     return bool(spec["config"].get(group, {}).get("sha256") == sha256)
 
@@ -168,26 +168,18 @@ def describe(changes: Sequence[Change], asked: Mapping[str, Any], edited: Sequen
             lines.append(f"mine: {', '.join(before) or 'none'} → {', '.join(now) or 'none'}")
             swapped |= {"mine", key, *(f"ablation.arms.{name}" for name in {*before, *now})}
     left = [change for change in changes if change[0] not in swapped]
-    lines += [
-        _description(change, asked, edited) for change in sorted(left, key=lambda one: not _whole_arm(one))
-    ]
-    return list(dict.fromkeys(lines))
-
-
-def _whole_arm(change: Change) -> bool:
-    return bool(ARM.fullmatch(change[0])) and None in change[1:]
-
-
-def _description(change: Change, asked: Mapping[str, Any], edited: Sequence[str]) -> str:
-    """Return `optimizer.eps: 1e-08 → 1e-07`; of a part of one's own, which of its files were `edited`."""
-    key, old, new = change
-    if _whole_arm(change):
+    of_arms = [change for change in left if ARM.fullmatch(change[0]) and None in change[1:]]
+    for key, old, _ in of_arms:
         name = key.rpartition(".")[2]
-        return f"arm {name} is new" if old is None else f"arm {name} is no longer given"
-    if not is_edit(change, asked):
-        return f"{key}: {_short(old)} → {_short(new)}"
-    files = ", ".join(edited) or f"the file of {_part(asked, key)['target']}"
-    return f"{files} was edited since"
+        lines.append(f"arm {name} is new" if old is None else f"arm {name} is no longer given")
+    for change in (change for change in left if change not in of_arms):
+        key, old, new = change
+        if is_edit(change, asked):
+            files = ", ".join(edited) or f"the file of {_part(asked, key)['target']}"
+            lines.append(f"{files} was edited since")
+        else:
+            lines.append(f"{key}: {_short(old)} → {_short(new)}")
+    return list(dict.fromkeys(lines))
 
 
 def _short(value: Any) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from ebc_lab.records.decisions import Decision
@@ -20,18 +19,6 @@ from .study import Record
 TRAINING = "training"
 MEASUREMENT = "measurements"
 UNUSED = "unused"
-
-
-@dataclass(frozen=True)
-class RunCounts:
-    """How many runs of each sort there are; the fields are called as the sorts."""
-
-    training: int = 0
-    measurements: int = 0
-    unused: int = 0
-
-    def as_dict(self) -> dict[str, int]:
-        return asdict(self)
 
 
 def sorts_of_runs(records: Iterable[Record], decisions: Mapping[str, Decision]) -> dict[str, str]:
@@ -50,9 +37,10 @@ def sorts_of_runs(records: Iterable[Record], decisions: Mapping[str, Decision]) 
     return sorts
 
 
-def counted(sorts: Iterable[str]) -> RunCounts:
-    """Return how many of these sorts of runs are of each."""
-    return RunCounts(**Counter(sorts))
+def counted(sorts: Iterable[str]) -> dict[str, int]:
+    """Return sort -> how many of the runs are of it, by the sort of each run."""
+    counts = Counter(sorts)
+    return {sort: counts[sort] for sort in (TRAINING, MEASUREMENT, UNUSED)}
 
 
 def in_words(counts: Mapping[str, Any]) -> str:

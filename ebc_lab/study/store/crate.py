@@ -39,7 +39,6 @@ FORMATS = {  # of this list alone: what a machine knows of endings is not the sa
     ".yml": "application/yaml",
 }
 ATTEMPTS = RunFiles(Path()).attempts.name
-ANY_BYTES = "application/octet-stream"
 MEANINGS = {
     "study.json": "settings, checksum of the text, versions, hardware",
     "auto_decisions.json": "what each stage decided, and from which runs",
@@ -75,6 +74,9 @@ def text_for(study: Study, entries: Mapping[str, str]) -> str:
     parts = _links([*map(quote, tops), *map(quote, (f"{study.runs.name}/{run}/" for run in runs))])
     ended = _last_end(study, entries) or _time(header["created"])
     stages = ", ".join(header["config"]["study"]["stages"])
+    machine = header["hardware"]
+    gpus = ", ".join(map(str, machine.get("gpus") or ())) or "no GPU"
+    made_on = f"{machine.get('cpu')}, {machine.get('cores')} cores, {gpus}, {machine.get('system')}"
     graph = [
         {
             "@id": study.crate_file.name,
@@ -102,30 +104,22 @@ def text_for(study: Study, entries: Mapping[str, str]) -> str:
             "those who published these.",
         },
         {"@id": PROFILE, "@type": "CreativeWork", "name": "Process Run Crate", "version": "0.5"},
-        _action(header, ended, parts),
+        {  # what made the files: one command, or several that went on with the study
+            "@id": ACTION,
+            "@type": "CreateAction",
+            "name": f"ebc-lab autopilot, study {header['study']}",
+            "description": f"`ebc-lab autopilot` with the settings in study.json, on {made_on}; revision "
+            f"{header['git'] or 'not known'}. The end is that of the last run.",
+            "startTime": _time(header["created"]),
+            "endTime": ended,
+            "instrument": {"@id": SOFTWARE},
+            "object": [{"@id": "study.json"}, {"@id": CORPUS}],
+            "result": [part for part in parts if part["@id"] != "study.json"],
+        },
         *_used(header),
         *_data(study, entries, runs),
     ]
     return json.dumps({"@context": f"{SPECIFICATION}/context", "@graph": graph}, indent=1) + "\n"
-
-
-def _action(header: Mapping[str, Any], ended: str, parts: list[Entity]) -> Entity:
-    """Return what made the files: one command, or several that went on with the study."""
-    machine = header["hardware"]
-    gpus = ", ".join(map(str, machine.get("gpus") or ())) or "no GPU"
-    made_on = f"{machine.get('cpu')}, {machine.get('cores')} cores, {gpus}, {machine.get('system')}"
-    return {
-        "@id": ACTION,
-        "@type": "CreateAction",
-        "name": f"ebc-lab autopilot, study {header['study']}",
-        "description": f"`ebc-lab autopilot` with the settings in study.json, on {made_on}; revision "
-        f"{header['git'] or 'not known'}. The end is that of the last run.",
-        "startTime": _time(header["created"]),
-        "endTime": ended,
-        "instrument": {"@id": SOFTWARE},
-        "object": [{"@id": "study.json"}, {"@id": CORPUS}],
-        "result": [part for part in parts if part["@id"] != "study.json"],
-    }
 
 
 def _used(header: Mapping[str, Any]) -> Iterator[Entity]:
@@ -149,40 +143,31 @@ def _used(header: Mapping[str, Any]) -> Iterator[Entity]:
         yield {"@id": f"#{name}", "@type": "SoftwareApplication", "name": name, "version": found}
 
 
-def _data(study: Study, entries: Mapping[str, str], runs: Iterable[str]) -> list[Entity]:
-    """Return the folder of each run, and every file."""
+def _data(study: Study, entries: Mapping[str, str], runs: Iterable[str]) -> Iterator[Entity]:
+    """Yield the folder of each run, and every file. The manifest has neither sha256 nor size here, because it
+    lists this description."""
     inside: dict[str, list[str]] = {run: [] for run in runs}
     for path in entries:
         if run := manifest.owning_run(path):
             inside[run].append(path)
-    folders = [
-        {
+    for run, paths in inside.items():
+        yield {
             "@id": quote(f"{study.runs.name}/{run}/"),
             "@type": "Dataset",
             "name": f"run {run}",
             "hasPart": _links(map(quote, sorted(paths))),
         }
-        for run, paths in inside.items()
-    ]
-    return [*folders, *(_file(study, path, entries.get(path)) for path in sorted([*entries, manifest.NAME]))]
-
-
-def _file(study: Study, path: str, sha256: str | None) -> Entity:
-    """Return a file. The manifest has neither sha256 nor size here, because it lists this description."""
-    pure = PurePosixPath(path)
-    made: Entity = {
-        "@id": quote(path),
-        "@type": "File",
-        "name": pure.name,
-        "encodingFormat": FORMATS.get(pure.suffix, ANY_BYTES),
-    }
-    if path in MEANINGS:
-        made["description"] = MEANINGS[path]
-    if sha256 is not None:
-        made["sha256"] = sha256
-        with suppress(FileNotFoundError):  # `verify` names it
-            made["contentSize"] = str((study.root / path).stat().st_size)
-    return made
+    for path in sorted([*entries, manifest.NAME]):
+        pure = PurePosixPath(path)
+        file = {"@id": quote(path), "@type": "File", "name": pure.name}
+        file["encodingFormat"] = FORMATS.get(pure.suffix, "application/octet-stream")
+        if path in MEANINGS:
+            file["description"] = MEANINGS[path]
+        if path in entries:
+            file["sha256"] = entries[path]
+            with suppress(FileNotFoundError):  # `verify` names it
+                file["contentSize"] = str((study.root / path).stat().st_size)
+        yield file
 
 
 def _links(names: Iterable[str]) -> list[Entity]:
@@ -190,8 +175,7 @@ def _links(names: Iterable[str]) -> list[Entity]:
 
 
 def _last_end(study: Study, entries: Iterable[str]) -> str | None:
-    """Return when the last run ended, by those records of attempts that are described; None where none says
-    so."""
+    """Return when the last run ended, by the logs of attempts among `entries`; None where none says so."""
     logs = [path for path in entries if path.endswith(f"/{ATTEMPTS}")]
     events = (event for path in logs for event in attempts.log((study.root / path).parent))
     times = []

@@ -77,7 +77,13 @@ def place_of(name: str, output_dir: str, say: Say) -> Path:
     here = Path(name).expanduser()
     here = here.resolve() if here.name in ("", "..") else here  # `.` and `..`, which name no folder
     if here.suffix in ENDINGS and here.is_file():
-        raise UserError(_suite_is_no_study(here))
+        try:
+            study = read(here)["study"]["name"]
+        except (LookupError, TypeError):
+            study = here.stem
+        raise UserError(
+            f"{here} is a suite's file, not a study: give the study's name, {visible(str(study))}."
+        )
     if os.sep in str(Path(name)) or name.startswith((".", "~")):
         return here
     inside = Path(output_dir).expanduser() / name
@@ -90,35 +96,22 @@ def place_of(name: str, output_dir: str, say: Say) -> Path:
     return inside
 
 
-def _suite_is_no_study(path: Path) -> str:
-    """Return the sentence that a file is a suite's, and what its study is called."""
-    try:
-        name = read(path)["study"]["name"]
-    except (LookupError, TypeError):
-        name = path.stem
-    return f"{path} is a suite's file, not a study: give the study's name, {visible(str(name))}."
-
-
 def _holds(path: Path) -> bool:
     return path.is_file() if is_bundle(path) else Study(path).exists()
 
 
 def to_rebuild(name: str | None, output_dir: str, output: Path | None, say: Say = lambda text: None) -> Study:
     """Return the study that `report` rebuilds. A bundle is unpacked into `output`, or next to itself. Raises
-    UserError."""
+    UserError, also where a study is in the way there."""
     path = place_of(name, output_dir, say) if name else None
-    if path and is_bundle(path):
-        return unpack(path, output.expanduser() if output else _default_folder(path, output_dir))
+    if not (path and is_bundle(path)):
+        if output:
+            raise UserError(
+                "--output is for bundles: a study's tables and pictures are rebuilt in its own folder."
+            )
+        return Study(path) if path else find(None, output_dir)
     if output:
-        raise UserError(
-            "--output is for bundles: a study's tables and pictures are rebuilt in its own folder."
-        )
-    return Study(path) if path else find(None, output_dir)
-
-
-def _default_folder(path: Path, output_dir: str) -> Path:
-    """Return the folder next to a bundle into which it is unpacked. Raises UserError where a study is in the
-    way."""
+        return unpack(path, output.expanduser())
     into = path.with_suffix("")
     study = Path(output_dir).expanduser() / into.name
     other = f"--output {shlex.quote(str(path.with_name(f'{into.name}_unpacked')))}"
@@ -132,13 +125,13 @@ def _default_folder(path: Path, output_dir: str) -> Path:
             f"{path} cannot be unpacked into {into}, because it would have the name of the study {study}: "
             f"choose another folder, {other}."
         )
-    return into
+    return unpack(path, into)
 
 
 def verify_named(
     name: str | None, output_dir: str, sha256: str | None, say: Say = lambda text: None
 ) -> dict[str, Any]:
-    """Return what `verify` finds in the study or bundle that a name means. Raises UserError."""
+    """Return the findings of `verify` on the study or bundle that a name means. Raises UserError."""
     path = place_of(name, output_dir, say) if name else None
     if path and is_bundle(path):
         return verify(path, sha256)

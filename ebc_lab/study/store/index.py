@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -27,16 +27,14 @@ from ebc_lab.records.files import read_regular, stamp_of, write_atomic
 from ebc_lab.records.json_files import MOST_BYTES
 from ebc_lab.records.paths import RunFiles
 
-from . import attempts
+from . import attempts, manifest
 from .study import Brief, Record, Study
 
-FORM = 2  # of the file; raised by hand when what it holds, or what a run must be, changes
-VERSION = f"{FORM} {__version__}"
+VERSION = f"2 {__version__}"  # the 2 is raised by hand when the file's form, or what a run must be, changes
 LEAST = 200  # runs from which on an index is worth its file
 SETTLED_S = 2.0  # a younger file may yet change within the same tick of the disk's clock: it is read again
 DIGEST_BYTES = 16
-_FILES = RunFiles(Path())
-MADE_OF = (_FILES.spec.name, _FILES.result.name, _FILES.attempts.name)
+MADE_OF = (manifest.SPEC, manifest.RESULT, RunFiles(Path()).attempts.name)
 PACKED = struct.Struct("=QqqQ")
 Rows = dict[str, tuple[bytes, Brief]]  # run id -> the stamp of its files, and the run in brief
 ROWS = msgspec.msgpack.Decoder(Rows)
@@ -75,10 +73,14 @@ class Index:
         if not self.used:
             return
         self.settled = time.time() - SETTLED_S
-        with _folder(study.runs) as runs:
+        # looking up names in an open folder is quicker than looking up whole paths
+        runs = os.open(study.runs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
             for run_id in self.run_ids:
                 if (stamp := _stamp(runs, run_id)) is not None:
                     self.stamps[run_id] = stamp
+        finally:
+            os.close(runs)
         if all(stamp.newest < self.settled for stamp in self.stamps.values()):
             state = blake2b(digest_size=DIGEST_BYTES)
             for run_id, stamp in self.stamps.items():
@@ -107,7 +109,7 @@ class Index:
             if record is None:
                 continue
             if stamp is not None and stamp.newest < self.settled and not record.problem:
-                spans = tuple((s.begin, s.end, s.host, s.pid) for s in attempts.spans(study.run_dir(run_id)))
+                spans = tuple(attempts.spans(study.run_dir(run_id)))
                 record = Record(study, msgspec.structs.replace(record.brief, spans=spans))
                 rows[run_id] = stamp.bytes, record.brief
             records.append(record)
@@ -145,21 +147,6 @@ class Index:
         if not runs:
             return of
         return f"{of} {self.state}" if self.state else ""
-
-
-def look(study: Study) -> Index:
-    """Return what is known of a study's runs."""
-    return Index(study)
-
-
-@contextmanager
-def _folder(path: Path) -> Iterator[int]:
-    """Yield a folder to look up names in, which is quicker than looking up whole paths."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _stamp(runs: int, run_id: str) -> Stamp | None:

@@ -159,15 +159,12 @@ def owning_run(path: str) -> str | None:
 
 def is_safe(path: str) -> bool:
     """Tell whether a path that somebody else wrote is a plain one inside a study, on any system."""
-    return len(path) <= LONGEST and all(map(_is_safe_part, path.split("/")))
-
-
-def _is_safe_part(part: str) -> bool:
-    return (
+    return len(path) <= LONGEST and all(
         part not in ("", ".", "..")
         and len(part) <= LONGEST_PART
         and part.isprintable()
         and not set(part) & set('\\:*?"<>|')
+        for part in path.split("/")
     )
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ebc_lab.config.dicts import to_dict
 from ebc_lab.config.errors import UserError
@@ -30,12 +30,7 @@ from ebc_lab.records.streams import MOST_BYTES
 from . import attempts, manifest
 from .study import EarlierAnswer, Study, studies_in
 
-
-class Neighbour(NamedTuple):
-    """Another study of the folder, and the runs that it has planned."""
-
-    study: Study
-    runs: frozenset[str]
+Neighbour = tuple[Study, frozenset[str]]  # another study of the folder, and the runs that it has planned
 
 
 def neighbours_of(study: Study) -> list[Neighbour]:
@@ -44,7 +39,7 @@ def neighbours_of(study: Study) -> list[Neighbour]:
     for neighbour in studies_in(study.root.parent):
         if neighbour.name != study.name:
             with suppress(OSError):  # it may be somebody else's
-                found.append(Neighbour(neighbour, frozenset(neighbour.run_ids())))
+                found.append((neighbour, frozenset(neighbour.run_ids())))
     return found
 
 
@@ -65,7 +60,7 @@ def finished_elsewhere(
             there = [left[r] for r in left.keys() & runs if neighbour.has_result(r)]
             recorded = _recorded(neighbour) if there else {}
             for spec in there:
-                if _sound_result(neighbour, spec, recorded):
+                if _is_sound(neighbour, spec, recorded):
                     elsewhere[spec.run_id] = neighbour
                     del left[spec.run_id]
     return {s.run_id: elsewhere[s.run_id] for s in specs if s.run_id in elsewhere}
@@ -79,25 +74,24 @@ def _recorded(study: Study) -> Mapping[str, str] | None:
         return None
 
 
-def _sound_result(study: Study, spec: RunSpec, recorded: Mapping[str, str] | None) -> RunResult | None:
-    """Return the result of a finished run, if the run's files are as its result and the manifest recorded
-    them."""
+def _is_sound(study: Study, spec: RunSpec, recorded: Mapping[str, str] | None) -> bool:
+    """Tell whether a run has finished, and its files are as its result and the manifest recorded them."""
     if recorded is None:
-        return None
+        return False
     files = study.run_files(spec.run_id)
     try:
         result = study.results([spec])[spec.run_id]
         if result["outcome"] not in FINISHED:
-            return None
+            return False
         if not (_is_brief(study, files, recorded) or _streams_match(files, result)):
-            return None
+            return False
         for path in (files.result, *_copied(files, result)):
             known = recorded.get(str(path.relative_to(study.root)))
             if known is not None and manifest.sha256_of(path) != known:
-                return None
+                return False
     except (UserError, OSError, LookupError):
-        return None
-    return result
+        return False
+    return True
 
 
 def _is_brief(study: Study, files: RunFiles, recorded: Mapping[str, str]) -> bool:

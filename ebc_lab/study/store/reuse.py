@@ -94,7 +94,7 @@ def runs_in_words(run_ids: Sequence[str], of: int, what: str) -> str:
 
 
 def environment_changes(config: Config, header: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Return (what, recorded, now) of the versions that differ from those in study.json, of all versions on
+    """Return (what, recorded, now) of each version that differs from the one in study.json, among those on
     which the names of runs depend."""
     now = by_name(study_environment(config))
     recorded = by_name(header.get("environment", {}))

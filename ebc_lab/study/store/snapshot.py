@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +18,7 @@ from ebc_lab.records.spec import RunSpec
 
 from ..stages.rules import decision_problem, inputs_digest, inputs_of, settings_of_stage
 from ..stages.stage import ResultsOf, stage_of
-from . import counts, index, manifest, reuse
+from . import counts, manifest, reuse
 from .index import Index
 from .study import Record, Study, StudyHeader, recorded_config
 
@@ -140,7 +140,7 @@ class Snapshot:
         checksums = [self.record_of[run_id].brief.checksum for _, run_id in runs]
 
         def make() -> str:
-            return inputs_digest(self.config, stage, runs, _Results(self.record_of), earlier)
+            return inputs_digest(self.config, stage, runs, self._result, earlier)
 
         if not all(checksums):
             return make()
@@ -149,24 +149,12 @@ class Snapshot:
         runs_digest = digest([[*run, sha256] for run, sha256 in zip(runs, checksums, strict=True)])
         return self.index.remembered(f"inputs of {stage}", make, f"{settings} {runs_digest}", runs=False)
 
-
-class _Results(Mapping[str, RunResult]):
-    """The results of these runs, each read when it is looked at and held no longer."""
-
-    def __init__(self, records: Mapping[str, Record]):
-        self.records = records
-
-    def __getitem__(self, run_id: str) -> RunResult:
-        result = self.records[run_id].result
+    def _result(self, run_id: str) -> RunResult:
+        """Return a run's result, which is read for this and held no longer."""
+        result = self.record_of[run_id].result
         if result is None:
             raise UserError(f"{run_id} was removed while the study was read: ask again.")
         return result
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.records)
-
-    def __len__(self) -> int:
-        return len(self.records)
 
 
 def read(study: Study, *, strict: bool = True, runs: Index | None = None) -> Snapshot:
@@ -193,43 +181,29 @@ def read(study: Study, *, strict: bool = True, runs: Index | None = None) -> Sna
             raise
         decisions = {}
         problems.append(str(error))
-    runs = runs or index.look(study)
+    runs = runs or Index(study)
     problems += runs.problems
+
+    def check_decisions() -> str:
+        return json.dumps({stage: _faults(stage, decision) for stage, decision in decisions.items()})
+
+    def check_settings() -> str:
+        recorded_config(header)  # raises where they contradict each other
+        return "sound"
+
     of = manifest.sha256_of(study.decisions_file) if decisions else ""
-    wrong, faults = _checked(decisions, runs, of)
-    config = _settings(header, runs)
+    checked = json.loads(runs.remembered("decisions", check_decisions, of, runs=False))
+    wrong = {stage: what for stage, (what, _) in checked.items()}
+    faults = {stage: fault for stage, (_, fault) in checked.items() if fault}
+    runs.remembered("settings", check_settings, digest(header["config"]), runs=False)
+    config = recorded_config(header, checked=False)
     name = digest([header, of])
     return Snapshot(study, header, config, decisions, wrong, faults, runs, name, problems)
 
 
-def _settings(header: StudyHeader, runs: Index) -> Config:
-    """Return the settings in study.json. That they do not contradict each other is found out once and then
-    remembered. Raises UserError where another version wrote them."""
-
-    def check() -> str:
-        recorded_config(header)
-        return "sound"
-
-    runs.remembered("settings", check, digest(header["config"]), runs=False)
-    return recorded_config(header, checked=False)
-
-
-def _checked(
-    decisions: Mapping[str, Decision], runs: Index, of: str
-) -> tuple[dict[str, str | None], dict[str, str]]:
-    """Return `wrong` and `faults` of a snapshot. `of`: the digest of the file that the decisions are from."""
-
-    def check() -> str:
-        return json.dumps({stage: _faults(stage, decision) for stage, decision in decisions.items()})
-
-    checked = json.loads(runs.remembered("decisions", check, of, runs=False))
-    faults = {stage: fault for stage, (_, fault) in checked.items() if fault}
-    return {stage: wrong for stage, (wrong, _) in checked.items()}, faults
-
-
 def _faults(stage: str, decision: Decision) -> tuple[str | None, str | None]:
-    """Return what is wrong with a recorded decision, and why it cannot be used; either may be None. It may be
-    edited, another version's, or not what its stage decides."""
+    """Return what is wrong with a recorded decision (edited, or another version's), and why it cannot be used
+    (that, or it is not what its stage decides); either may be None."""
     if why := decision_problem(decision):
         return why, why
     try:

@@ -152,11 +152,6 @@ class Record:
         return self.brief.run_id
 
     @property
-    def outcome(self) -> str | None:
-        """Return how the run ended; None without a usable result."""
-        return self.brief.outcome
-
-    @property
     def spec(self) -> SpecRecord | None:
         """Return its spec, which is read for this; None where it cannot be used or was removed since."""
         with suppress(FileNotFoundError):
@@ -166,7 +161,7 @@ class Record:
     @property
     def result(self) -> RunResult | None:
         """Return its result, which is read for this; None without a usable one."""
-        return self.study.result(self.run_id) if self.outcome else None
+        return self.study.result(self.run_id) if self.brief.outcome else None
 
 
 class Study(StudyFiles):
@@ -276,9 +271,7 @@ class Study(StudyFiles):
 
     def record(self, run_id: str) -> Record | None:
         """Return a planned run as `records` does; None where none has this name."""
-        spec: SpecRecord | None = None
-        result: RunResult | None = None
-        checksum = ""
+        about: dict[str, Any] = {}
         problem: str | None = None
         try:
             spec = self.spec(run_id)
@@ -286,11 +279,22 @@ class Study(StudyFiles):
             return None
         except UserError as error:
             problem = str(error)
+        else:
+            run = spec["config"]
+            about = {key: spec[key] for key in ("kind", "stage", "arm")}
+            about |= {"seed": run["seed"], "steps": run["steps"]}
+            about |= {key: run[key]["name"] for key in ("optimizer", "stabilizer")}
+            about["tokens"] = run["batch_size"] * run["model"]["context"]
         try:
             result, checksum = self._sealed_result(run_id)
         except UserError as error:
             problem = str(error)
-        return Record(self, _brief(run_id, spec, result, checksum), problem)
+        else:
+            if result is not None:
+                about |= {key: result.get(key) for key in ("outcome", "cause", "wall_s", "identity")}
+                about |= {"ended": result.get("steps", 0), "weights": result.get("weights_checksum")}
+                about["checksum"] = checksum
+        return Record(self, Brief(run_id, **about), problem)
 
     def read_spec(self, run_id: str) -> tuple[str, RunConfig]:
         """Return (kind, configuration) of a planned run. Raises UserError where its name is another one."""
@@ -435,23 +439,6 @@ class Study(StudyFiles):
         for run_id in gone:
             self.run_files(run_id).result.unlink()
         return gone
-
-
-def _brief(run_id: str, spec: SpecRecord | None, result: RunResult | None, checksum: str) -> Brief:
-    """Return a run in brief, from its files as far as these can be used."""
-    planned: dict[str, Any] = {}
-    ended: dict[str, Any] = {}
-    if spec is not None:
-        run = spec["config"]
-        planned = {key: spec[key] for key in ("kind", "stage", "arm")}
-        planned |= {"seed": run["seed"], "steps": run["steps"]}
-        planned |= {key: run[key]["name"] for key in ("optimizer", "stabilizer")}
-        planned["tokens"] = run["batch_size"] * run["model"]["context"]
-    if result is not None:
-        ended = {key: result.get(key) for key in ("outcome", "cause", "wall_s", "identity")}
-        ended |= {"ended": result.get("steps", 0), "weights": result.get("weights_checksum")}
-        ended["checksum"] = checksum
-    return Brief(run_id, **planned, **ended)
 
 
 def studies_in(folder: Path) -> list[Study]:

@@ -41,7 +41,11 @@ def verify(study: Study, recorded: Mapping[str, Any] | None = None) -> dict[str,
     """
     study.must_exist()
     recorded = recorded or manifest.read(study.root)
-    under_way = study.holder() is not None or not recorded["complete"] or not _is_finished(study)
+    try:
+        finished = recorded_config(study.header(), checked=False).study.stages[-1] in study.decisions()
+    except UserError:
+        finished = True  # then every unrecorded file is reported
+    under_way = study.holder() is not None or not recorded["complete"] or not finished
     digests = {path: digest_or_fault(study.root / path) for path in recorded["files"]}
     wrong = mismatches(recorded["files"], digests)
     if wrong:  # a file's entry is removed before the file is written: leave out those removed since
@@ -68,13 +72,6 @@ def verify(study: Study, recorded: Mapping[str, Any] | None = None) -> dict[str,
         "bad": bad,
         "ok": not bad,
     }
-
-
-def _is_finished(study: Study) -> bool:
-    try:
-        return recorded_config(study.header(), checked=False).study.stages[-1] in study.decisions()
-    except UserError:
-        return True  # then every unrecorded file is reported
 
 
 def digest_or_fault(path: Path) -> str:

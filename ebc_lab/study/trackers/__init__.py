@@ -49,28 +49,25 @@ class _Follower:
         folder = Path(config.folder).expanduser().resolve() if config.folder else self.log.parent
         about = {"name": name, "root": str(root.resolve()), "folder": str(folder), "wait_s": config.wait_s}
         try:
-            self._start({**about, "place": settings_for(name, config)})
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.log, "a", encoding="utf-8") as log:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "ebc_lab.study.trackers.process"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    env={**MLFLOW_ENV, **os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+                    start_new_session=True,  # Ctrl-C is for the driver
+                )
+            assert self.process.stdin is not None
+            # not as an argument: `ps` would show the store's address, and the password in it
+            self.process.stdin.write(json.dumps({**about, "place": settings_for(name, config)}) + "\n")
+            self.process.stdin.flush()
         except OSError as error:
             self.warn(f"cannot be started ({error.strerror})")
         if self.process is not None:
             self.reader.start()
-
-    def _start(self, about: dict[str, object]) -> None:
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.log, "a", encoding="utf-8") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "ebc_lab.study.trackers.process"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env={**MLFLOW_ENV, **os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-                start_new_session=True,  # Ctrl-C is for the driver
-            )
-        assert self.process.stdin is not None
-        # not as an argument: `ps` would show the store's address, and the password in it
-        self.process.stdin.write(json.dumps(about) + "\n")
-        self.process.stdin.flush()
 
     def _listen(self) -> None:
         assert self.process is not None

@@ -141,8 +141,15 @@ class MLflow(Tracker):
 
     def _id(self, run: Run) -> str:
         """Return MLflow's id of a run, which is created if there is none yet."""
+        from mlflow.entities import Param
+
         if run.run_id not in self.ids:
-            experiment = self._experiment(run.group)
+            known = self.client.get_experiment_by_name(run.group)
+            experiment = (
+                known.experiment_id
+                if known
+                else self.client.create_experiment(run.group, artifact_location=self.artifacts)
+            )
             matches = self.client.search_runs(
                 [experiment], f"tags.ebc_lab_run = '{run.run_id}'", max_results=1
             )
@@ -150,25 +157,16 @@ class MLflow(Tracker):
             tracked = (
                 matches[0] if matches else self.client.create_run(experiment, tags=tags, run_name=run.run_id)
             )
-            self._log_batch(tracked.info.run_id, params=run.settings)
+            params = [Param(k, str(v)) for k, v in run.settings.items()]
+            self.client.log_batch(tracked.info.run_id, params=params)
             self.ids[run.run_id] = tracked.info.run_id
         return self.ids[run.run_id]
 
-    def _experiment(self, name: str) -> str:
-        experiment = self.client.get_experiment_by_name(name)
-        if experiment:
-            return str(experiment.experiment_id)
-        return str(self.client.create_experiment(name, artifact_location=self.artifacts))
-
-    def _log_batch(
-        self, run_id: str, rows: Sequence[Row] = (), params: Mapping[str, Any] | None = None
-    ) -> None:
-        from mlflow.entities import Metric, Param
+    def _log_batch(self, run_id: str, rows: Sequence[Row]) -> None:
+        from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         metrics = [Metric(name, x, now, step) for step, figures in rows for name, x in figures.items()]
-        if params:
-            self.client.log_batch(run_id, params=[Param(k, str(v)) for k, v in params.items()])
         for first in range(0, len(metrics), METRICS_PER_CALL):
             self.client.log_batch(run_id, metrics=metrics[first : first + METRICS_PER_CALL])
 
@@ -200,18 +198,18 @@ class WandB(Tracker):
         """Return W&B's object for a run in progress."""
         if run.run_id not in self.runs:
             try:
-                self.runs[run.run_id] = self._begun(run, self.mode)
+                self.runs[run.run_id] = self._begun(run)
             except self.wandb.errors.UsageError:  # nobody is logged in
                 if self.mode is not None:
                     raise
                 self.mode = "offline"
-                self.runs[run.run_id] = self._begun(run, self.mode)
+                self.runs[run.run_id] = self._begun(run)
             if self.runs[run.run_id].offline:
                 files = f"{shlex.quote(str(self.place.folder / 'wandb'))}/offline-run-*"
                 self.note(f"offline; once you are logged in, this uploads the runs: wandb sync {files}")
         return self.runs[run.run_id]
 
-    def _begun(self, run: Run, mode: Any) -> Any:
+    def _begun(self, run: Run) -> Any:
         place = f"{self.place.folder} {run.directory} {run.run_id}"
         begun = self.wandb.init(
             project=self.place.wandb_project or os.environ.get("WANDB_PROJECT") or "ebc-lab",
@@ -222,7 +220,7 @@ class WandB(Tracker):
             config={**run.settings, **run.identity},
             resume="allow",
             reinit="create_new",  # several are in progress at once
-            mode=mode,
+            mode=self.mode,
             save_code=False,
             settings=WANDB_SETTINGS,
         )

@@ -39,14 +39,15 @@ class Notifier:
             thread.join()
         self.running = []
         if self.words:
-            self._run(event, _line(message))
+            self._run(event, message)
 
     def tell_in_background(self, event: str, message: str) -> None:
         """Run the command while the study goes on."""
-        self.running.append(threading.Thread(target=self._run, args=(event, _line(message)), daemon=True))
+        self.running.append(threading.Thread(target=self._run, args=(event, message), daemon=True))
         self.running[-1].start()
 
     def _run(self, event: str, message: str) -> None:
+        message = visible(" ".join(message.split()))
         facts = {
             "EBC_LAB_STUDY": self.root.name,
             "EBC_LAB_FOLDER": str(self.root.resolve()),
@@ -73,7 +74,10 @@ class Notifier:
             except subprocess.TimeoutExpired:
                 return self._warn(f"it takes longer than {PATIENCE_S:g} s, and was ended")
             finally:
-                _end(process)
+                if process.poll() is None:  # kill it and everything that it started
+                    with suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
             output.seek(0)
             printed = output.read(10_000).decode(errors="replace").strip().splitlines()
         if code:
@@ -84,15 +88,3 @@ class Notifier:
         if not self.warned:
             self.warned = True
             self.say(f"warning: notify: {what}; the study is as it would be without it")
-
-
-def _line(text: str) -> str:
-    return visible(" ".join(text.split()))
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the command and everything it started, unless it has ended."""
-    if process.poll() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()

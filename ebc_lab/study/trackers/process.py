@@ -23,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ebc_lab.config.dicts import flat
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import read_json, write_json
 from ebc_lab.records.paths import RunFiles, SpecRecord, StudyFiles
@@ -32,15 +33,15 @@ from .backends import FOLDER, TRACKERS, Place, Row, Run, Tracker
 
 STEP_FIGURES = ("loss", "c", "applied_kl", "target_kl", "lr")  # columns of steps.csv
 EVAL_FIGURES = ("val_loss",)  # … of evals.csv
-SETTINGS = {  # name -> its keys in a run's configuration
-    "seed": ("seed",),
-    "steps": ("steps",),
-    "lr": ("optimizer", "lr"),
-    "optimizer": ("optimizer", "name"),
-    "projection": ("projection", "name"),
-    "stabilizer": ("stabilizer", "name"),
-    "budget": ("budget", "name"),
-    "target_kl": ("budget", "target_kl"),
+SETTINGS = {  # name -> the setting that it shows
+    "seed": "seed",
+    "steps": "steps",
+    "lr": "optimizer.lr",
+    "optimizer": "optimizer.name",
+    "projection": "projection.name",
+    "stabilizer": "stabilizer.name",
+    "budget": "budget.name",
+    "target_kl": "budget.target_kl",
 }
 POLL_S = 2.0  # between two looks at the files
 MAX_PAUSE_S = 60.0  # the same after repeated failures
@@ -104,7 +105,8 @@ class Reader:
         if evals:
             shown["eval"] = evals[-1][0]
         if result is not None:
-            tracker.end(run, result["outcome"], final_figures(result))
+            numbers = {k: v for k, v in result.items() if type(v) in (int, float)}
+            tracker.end(run, result["outcome"], {f"final/{k}": float(v) for k, v in numbers.items()})
             shown["result"] = result["checksum"]
         self.state["runs"][run.run_id] = shown
         write_json(self.path, self.state, durable=False)
@@ -113,20 +115,11 @@ class Reader:
 def distinguishing_settings(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings by which a run differs from the others of its study."""
     out = {k: spec[k] for k in ("arm", "stage", "role", "lr_scale") if k in spec}
-    for name, keys in SETTINGS.items():
-        value: Any = spec["config"]
-        for key in keys:
-            value = value[key]
-        out[name] = value
+    config = flat(spec["config"])
+    out |= {name: config[key] for name, key in SETTINGS.items()}
     if out["stabilizer"] != "ebc":
         del out["budget"], out["target_kl"]
     return out
-
-
-def final_figures(result: Mapping[str, Any]) -> dict[str, float]:
-    """Return a result's plain numbers under the names `final/<name>`."""
-    numbers = {k: v for k, v in result.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    return {f"final/{k}": float(v) for k, v in numbers.items()}
 
 
 def new_rows(path: Path, columns: Sequence[str], after: int) -> list[Row]:

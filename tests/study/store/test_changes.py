@@ -16,7 +16,8 @@ EDIT = ("ablation.arms.ramp.settings.lr_schedule.sha256", "a" * 64, "b" * 64)
 
 def run(outcome, sha256="a" * 64, problem=None, run_id="x"):
     spec = {"config": {"lr_schedule": {**PART, "sha256": sha256}}}
-    return SimpleNamespace(run_id=run_id, spec=spec, outcome=outcome, problem=problem)
+    brief = SimpleNamespace(outcome=outcome)
+    return SimpleNamespace(run_id=run_id, spec=spec, brief=brief, problem=problem)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def asked(question):
 
 def answers(study: Study):
     """What is said of a study, and the runs that it is said of."""
-    briefs = [(r.brief.run_id, r.brief.outcome, r.problem) for r in index.look(study).records]
+    briefs = [(r.brief.run_id, r.brief.outcome, r.problem) for r in index.Index(study).records]
     return [briefs, *(asked(q) for q in (lambda: status(study), lambda: why(study, None)))]
 
 
