@@ -261,7 +261,7 @@ def test_a_matched_arm_clips_as_often_as_its_model_would_have(done):
 
 def test_programs_are_told_each_arms_difference_with_its_intervals(done):
     answers = {one["arm"]: one for one in told_to_programs(done[1])["answers"]}
-    arms = done[1].ablation["tracks"]["adam_none"]["arms"]
+    arms = done[1].showing("arms")["tracks"]["adam_none"]["arms"]
     assert answers.keys() == {label for label, arm in arms.items() if arm["difference"]} != set()
     for label, one in answers.items():
         assert one["difference"] == arms[label]["difference"]
