@@ -101,8 +101,8 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "broken": broken,
         "runs": every_run,
         "curves": drawn,
-        "again": again(study),
-        "more_seeds": again(study, *fresh) if fresh else None,
+        "again": again(study, portable=True),
+        "more_seeds": again(study, *fresh, portable=True) if fresh else None,
         "settings": settings,
         "setting_tables": _setting_tables(departures(study, header), settings),
         "checksums": _checksums(study, decisions),
@@ -231,7 +231,7 @@ def _runs(runs: Sequence[Run], bits: bool, files: tables.Files, named: Collectio
 def _broken(study: Study, config: Config, trained: Iterable[Record]) -> list[dict[str, Any]]:
     """Return runs that did not complete, grouped by cause; `result`: diverging is one, failing is none."""
     ended = [status.run_status(study, r.brief) for r in trained if r.brief.outcome]
-    groups = status.failures_of(study, [r for r in ended if r["outcome"] != "completed"])
+    groups = status.failures_of(study, [r for r in ended if r["outcome"] != "completed"], portable=True)
     for group in groups:
         group["result"] = group["outcome"] in FINISHED
         group["log"] = str(Path(group["log"]).relative_to(study.root))

@@ -27,19 +27,23 @@ CONFIRMS = re.compile(r"_seeds_\d+_to_\d+$")  # how the name of a study of fresh
 MOST_NAMED = 80  # characters of a study's name
 
 
-def again(study: Study, *overrides: str) -> str:
-    """Return the command line that asks for a study's settings once more, with `overrides` after them."""
-    return shlex.join(["ebc-lab", "autopilot", _from(study, study.header_file), *overrides])
+def again(study: Study, *overrides: str, portable: bool = False) -> str:
+    """Return the command line that asks for a study's settings once more, with `overrides` after them.
+
+    `portable`: as it is typed in the folder that holds the study, wherever that is.
+    """
+    return shlex.join(["ebc-lab", "autopilot", _from(study, study.header_file, portable), *overrides])
 
 
-def run_again(study: Study, run_id: str) -> str:
-    """Return the command line that trains exactly this run, outside its study."""
-    return shlex.join(["ebc-lab", "train", _from(study, study.run_files(run_id).spec)])
+def run_again(study: Study, run_id: str, *, portable: bool = False) -> str:
+    """Return the command line that trains exactly this run, outside its study. `portable`: as of `again`."""
+    return shlex.join(["ebc-lab", "train", _from(study, study.run_files(run_id).spec, portable)])
 
 
-def _from(study: Study, file: Path) -> str:
+def _from(study: Study, file: Path, portable: bool = False) -> str:
     """Return `from=FILE`; a file of a bundle is below the folder that the bundle is unpacked into."""
-    shown = file if study.resumable else Path(study.name) / file.relative_to(study.root)
+    below = portable or not study.resumable
+    shown = Path(study.name) / file.relative_to(study.root) if below else file
     return f"from={override_value(str(shown))}"
 
 

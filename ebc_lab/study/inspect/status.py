@@ -199,9 +199,12 @@ def run_status(study: Study, run: Brief) -> dict[str, Any]:
     }
 
 
-def failures_of(study: Study, failed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def failures_of(
+    study: Study, failed: list[dict[str, Any]], *, portable: bool = False
+) -> list[dict[str, Any]]:
     """Return failed runs grouped by cause, each group with the command that trains its first run again: None
-    for a measurement, and for a run that was lost."""
+    for a measurement, and for a run that was lost. `portable`: as it is typed in the folder that holds the
+    study."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for r in failed:
         groups.setdefault(cause_class(r["run_id"], r["outcome"], r["cause"]), []).append(r)
@@ -212,7 +215,7 @@ def failures_of(study: Study, failed: list[dict[str, Any]]) -> list[dict[str, An
         command = None
         if outcome not in RETRIED:  # a lost run did nothing wrong: the study's own command trains it again
             kind = read_json(files.spec, SpecRecord)["kind"]
-            command = run_again(study, run_id) if kind == "train" else None
+            command = run_again(study, run_id, portable=portable) if kind == "train" else None
         failures.append(
             {
                 "outcome": outcome,
