@@ -30,7 +30,7 @@ MOST_NAMED = 80  # characters of a study's name
 def again(study: Study, *overrides: str, portable: bool = False) -> str:
     """Return the command line that asks for a study's settings once more, with `overrides` after them.
 
-    `portable`: as it is typed in the folder that holds the study, wherever that is.
+    `portable`: as it is typed in the folder that holds the study under its own name, wherever that is.
     """
     return shlex.join(["ebc-lab", "autopilot", _from(study, study.header_file, portable), *overrides])
 
@@ -42,9 +42,10 @@ def run_again(study: Study, run_id: str, *, portable: bool = False) -> str:
 
 def _from(study: Study, file: Path, portable: bool = False) -> str:
     """Return `from=FILE`; a file of a bundle is below the folder that the bundle is unpacked into."""
-    below = portable or not study.resumable
-    shown = Path(study.name) / file.relative_to(study.root) if below else file
-    return f"from={override_value(str(shown))}"
+    if portable or not study.resumable:
+        name = study.header(checked=False)["study"] if portable else study.name
+        file = Path(name) / file.relative_to(study.root)
+    return f"from={override_value(str(file))}"
 
 
 def continuing(study: Study, header: StudyHeader) -> str:
