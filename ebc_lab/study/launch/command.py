@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class SlurmWorker:
 
     session: str
     env: dict[str, str]
+    command: Sequence[str] = field(default_factory=lambda: (sys.executable, *WORKER))  # as its driver has it
     process: subprocess.Popen[bytes] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -62,7 +63,7 @@ class SlurmWorker:
             nodes.serve(nodes_file, job.global_rank, env)
             return
         self.process = subprocess.Popen(
-            [sys.executable, *WORKER, self.session, job.job_id],
+            [*self.command, self.session, job.job_id],
             env=env,
             # Slurm sends its warning to every process of the job, and by default it would end this one
             preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN),
