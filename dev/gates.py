@@ -23,13 +23,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import itertools
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -104,25 +102,6 @@ UNSTEADY_KEYS = {
 }
 
 
-def called(*arguments: str) -> tuple[int, str]:
-    """Run `ebc-lab ARGUMENTS…` in this process -> exit code, what it printed."""
-    from ebc_lab.cli import main
-
-    out = io.StringIO()
-    code = 0
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    sys.argv = ["ebc-lab", *arguments]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-            main()
-    except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    return code, out.getvalue()
-
-
 def steady(text: str) -> str:
     """Return a text without what differs from call to call."""
     text = UNSTEADY.sub("…", text.replace(str(HERE), "…"))
@@ -138,9 +117,17 @@ def steady_json(value: object) -> object:
     return steady(value) if isinstance(value, str) else value
 
 
+def answer(*arguments: str) -> tuple[int, str]:
+    """Run `ebc-lab ARGUMENTS…` in this process and folder -> exit code, what it printed."""
+    from support.called import called
+
+    done = called(*arguments, cwd=Path())
+    return done.returncode, done.stdout + done.stderr
+
+
 def printed(*arguments: str) -> str:
     """Return what a command prints and its exit code, steady; of `--json`, the value."""
-    code, text = called(*arguments)
+    code, text = answer(*arguments)
     if "--json" in arguments and code == 0:
         with contextlib.suppress(ValueError):
             return f"{code} {json.dumps(steady_json(json.loads(text)), sort_keys=True, indent=1)}"
@@ -191,12 +178,11 @@ def trained() -> Iterator[list[str]]:
 
 
 def byte_sums() -> Iterator[tuple[str, str]]:
-    """Yield (overrides, sha256 of the streams, or the sentence that refuses them)."""
+    """Yield (overrides, sha256 of steps.csv, or the sentence that refuses them)."""
     for overrides in trained():
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-            code, text = called(
-                "train", *SMALL, *overrides, *(["ebm.splats=16"] if "workload=ebm" in overrides else [])
-            )
+            few_splats = ["ebm.splats=16"] if "workload=ebm" in overrides else []
+            code, text = answer("train", *SMALL, *overrides, *few_splats)
             files = sorted(Path().rglob("steps.csv"))
             sums = [hashlib.sha256(f.read_bytes()).hexdigest()[:16] for f in files]
             last = steady(text.strip().splitlines()[-1]) if text.strip() else ""
@@ -216,7 +202,7 @@ def plans() -> Iterator[tuple[str, str]]:
 def outputs() -> Iterator[tuple[str, str]]:
     """Yield (command and study, what it prints or writes)."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        called("autopilot", "scale=smoke", "study.name=smoke", "output_dir=.", "device=cpu", "compile=off")
+        answer("autopilot", "scale=smoke", "study.name=smoke", "output_dir=.", "device=cpu", "compile=off")
         shutil.copy(BUNDLES[-1], "made_by_0_2.zip")  # a bundle by its name
         for study in [*BUNDLES[:-1], Path("made_by_0_2.zip"), Path("smoke")]:
             about = study.name
@@ -253,7 +239,7 @@ def record(checkout: Path, file: Path, wanted: list[str]) -> None:
         child = [sys.executable, __file__, "--child", gate]
         env = {
             **os.environ,
-            "PYTHONPATH": str(checkout),
+            "PYTHONPATH": f"{checkout}:{HERE / 'tests'}",
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "120",
             "NO_COLOR": "1",

@@ -205,8 +205,10 @@ def installed_release(path: Path) -> str | None:
 
 @functools.cache
 def _release(folder: Path, file: str) -> str | None:
-    """Return the same for a file in a folder of installed packages. A package of the file's name is asked
-    first: the records of all of them have tens of thousands of lines."""
+    """Return `name==version` of the package in this folder that brought a file; None where none did.
+
+    A package of the file's name is asked first: the records of all of them have tens of thousands of lines.
+    """
     called = re.sub(r"[-_.]+", "_", file.partition("/")[0].removesuffix(".py")).lower()
     others_last = sorted(
         folder.glob("*.dist-info"), key=lambda info: not info.name.lower().startswith(f"{called}-")

@@ -211,7 +211,8 @@ def expected_work(config: Config) -> Work:
 
 
 def planned(config: Config) -> dict[str, Any]:
-    """Return runs, steps, tokens and time of each stage: at least, expected and at most: grids may grow.
+    """Return how many runs, steps and tokens each stage takes, and how long: at least, as expected and at
+    most, since grids may grow.
 
     Of a study that has begun, `done` runs count, but not their time; nor does that of runs which will be
     `copied` from other studies in the folder. Raises UserError where a result was edited.

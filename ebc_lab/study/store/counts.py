@@ -22,7 +22,8 @@ UNUSED = "unused"
 
 
 def sorts_of_runs(records: Iterable[Record], decisions: Mapping[str, Decision]) -> dict[str, str]:
-    """Return run id -> TRAINING, MEASUREMENT or UNUSED. A run counts as used while its stage is open."""
+    """Return the sort of each run by its id: TRAINING, MEASUREMENT or UNUSED. While its stage is open, a run
+    counts as used."""
     used = {run_id for decision in decisions.values() for _, run_id in inputs_of(decision)}
     sorts = {}
     for brief in (record.brief for record in records):

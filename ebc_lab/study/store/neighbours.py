@@ -46,7 +46,8 @@ def neighbours_of(study: Study) -> list[Neighbour]:
 def finished_elsewhere(
     study: Study, specs: Sequence[RunSpec], neighbours: Sequence[Neighbour] | None = None
 ) -> dict[str, Study]:
-    """Return run id -> a neighbour that has finished this run and still has its files as they were recorded.
+    """Return, by the ids of those runs that a neighbour has finished, the neighbour from which each can be
+    copied: it still has the run's files as they were recorded.
 
     Measurements of time are left out: they belong to a machine and an hour. `neighbours`: those of the study,
     where they are known.

@@ -44,7 +44,7 @@ class Snapshot:
 
     @cached_property
     def record_of(self) -> dict[str, Record]:
-        """Return run id -> planned run."""
+        """Return every planned run by its id."""
         return {record.run_id: record for record in self.records}
 
     @property
