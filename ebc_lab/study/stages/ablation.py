@@ -18,8 +18,17 @@ from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, track_prefix
 
 from .compare_arms import arms_of, completed_values, losses, mean, results_of_arm, target_figures
-from .rules import Results, Undecidable, divided_in_words, error_divided, losses_of, make_decision
-from .stage import Decisions, Stage, or_undecided
+from .rules import (
+    Decisions,
+    Results,
+    Specs,
+    Undecidable,
+    divided_in_words,
+    error_divided,
+    losses_of,
+    make_decision,
+)
+from .stage import Stage, or_undecided
 from .statistics import level_of, seeds_needed, show_mean
 from .suite import (
     arm_run,
@@ -67,7 +76,7 @@ def _spec(track: str, label: str, run: RunConfig, scale: float) -> RunSpec:
 
 def _copies(
     config: Config,
-    decisions: Mapping[str, Decision],
+    decisions: Decisions,
     results: Results,
     track: str,
     trained: Mapping[tuple[str, int], RunSpec],
@@ -101,7 +110,7 @@ def _matching_strength(result: RunResult) -> float:
     return float(f"{grid[low] + (place - low) * (grid[low + 1] - grid[low]):.4g}")
 
 
-def measurements(specs: Sequence[RunSpec]) -> list[RunSpec]:
+def measurements(specs: Specs) -> list[RunSpec]:
     """Return a measurement of step time for the first run of every arm that is not Adam alone, with which it
     takes turns."""
     first: dict[tuple[str, str], RunSpec] = {}
@@ -114,9 +123,7 @@ def measurements(specs: Sequence[RunSpec]) -> list[RunSpec]:
     ]
 
 
-def steps_cost(
-    labels: Sequence[str], reference: str, specs: Sequence[RunSpec], results: Results
-) -> dict[str, StepCost]:
+def steps_cost(labels: Sequence[str], reference: str, specs: Specs, results: Results) -> dict[str, StepCost]:
     """Return the time of each arm's step as a multiple of the reference's: the median over turns, and
     quartiles. An arm that could not be measured is absent; so are all where the reference could not be."""
     ratios: dict[str, tuple[float, float, float]] = {}
@@ -156,9 +163,7 @@ def _rule(config: Config, compared: int, about_mine: int, *, tuned: bool) -> str
     return rule + divided_in_words(config)
 
 
-def _arms(
-    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> dict[str, Arm]:
+def _arms(config: Config, specs: Specs, results: Results, earlier: Decisions) -> dict[str, Arm]:
     """Return the arms of one track, each with its figures and what the suite's file says of it."""
     asked = config.ablation.all_arms()
     arms = arms_of(specs, results)
@@ -189,7 +194,7 @@ def _arms(
     return arms
 
 
-def _add_memory(arms: Mapping[str, Arm], specs: Sequence[RunSpec], results: Results) -> None:
+def _add_memory(arms: Mapping[str, Arm], specs: Specs, results: Results) -> None:
     """Add to the arms' figures the bytes that they keep beside the weights, where these differ between
     arms."""
     hooked = {s.arm for s in specs if s.run.memory.hooks}
@@ -232,7 +237,7 @@ def _notes(config: Config, of: str, track: SuiteTrack) -> list[str]:
 
 
 def _add_differences(
-    config: Config, tracks: Mapping[str, SuiteTrack], results: Results, earlier: Mapping[str, Decision]
+    config: Config, tracks: Mapping[str, SuiteTrack], results: Results, earlier: Decisions
 ) -> int:
     """Give every arm its difference in test loss from its reference, None where it has none or no run of
     one of the two finished, and where it is undecided the seeds that would decide it. Return how many arms
@@ -307,9 +312,7 @@ class Ablation(Stage):
             specs += measurements(list(trained.values())) if config.ablation.step_cost else []
         return specs
 
-    def decide(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> Decision:
+    def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
         """Return each arm's figures and its paired difference in test loss from its reference, with its
         interval. Raises Undecidable."""
         tracks: dict[str, SuiteTrack] = {}
@@ -351,9 +354,7 @@ class Ablation(Stage):
         many = len(track["arms"]) - len(lost)
         return "; ".join([*lost, *(answers or [f"{many} arm{'s' * (many != 1)}; {told_apart(track)}"])])
 
-    def so_far(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> list[str]:
+    def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
         """Return how the arms that a suite asks about compare with their rival; without any, which arm lies
         lowest beside its reference. From the seeds that have both runs. Raises Undecidable."""
         decision = self.decide(config, specs, results, earlier)

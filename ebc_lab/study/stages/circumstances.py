@@ -14,8 +14,8 @@ from ebc_lab.records.decisions import Decision, ModeFound, ModesTrack
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
-from .rules import Results, losses_of, make_decision, refuse_without_tracks
-from .stage import Decisions, Figure, Scenario, Stage
+from .rules import Decisions, Results, Specs, losses_of, make_decision, refuse_without_tracks
+from .stage import Figure, Scenario, Stage
 
 PLAIN = "none"  # the mode that has to differ, for the comparison to show anything
 NOTHING_SHOWN = "the comparison shows nothing"
@@ -26,7 +26,7 @@ def _instructions(config: Config) -> Sequence[str]:
     return config.circumstances.capabilities or capabilities()
 
 
-def _mode(specs: Sequence[RunSpec], results: Results) -> ModeFound:
+def _mode(specs: Specs, results: Results) -> ModeFound:
     """Return how the runs of one mode ended, and how many different weights they ended with."""
     outcomes = [results.get(s.run_id, RunResult()).get("outcome") for s in specs]
     done = [s for s, outcome in zip(specs, outcomes, strict=True) if outcome == "completed"]
@@ -87,9 +87,7 @@ class Circumstances(Stage):
             specs.append(RunSpec(self.name, mode, f"{mode}_t{threads}_{capability}_b{parts}", 1.0, run))
         return specs
 
-    def decide(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> Decision:
+    def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
         """Return how many different weights each mode ended with, and how far apart their losses are. Raises
         Undecidable."""
         settings = config.circumstances
@@ -116,9 +114,7 @@ class Circumstances(Stage):
             notes.append(f"{NOTHING_SHOWN}: {empty}")
         return make_decision(self.name, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
-    def so_far(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> list[str]:
+    def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
         """Return how many different weights each mode has ended with by now."""
         modes = {
             mode: _mode([s for s in specs if s.role == mode], results) for mode in config.circumstances.modes

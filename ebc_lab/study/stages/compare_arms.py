@@ -30,16 +30,16 @@ from ebc_lab.records.decisions import (
     SweepTrack,
 )
 from ebc_lab.records.figures import RunResult
-from ebc_lab.records.spec import RunSpec, schedules_of
+from ebc_lab.records.spec import schedules_of
 
-from .rules import Results, Undecidable, error_divided, is_conclusive
+from .rules import Decisions, Results, Specs, Undecidable, error_divided, is_conclusive
 from .statistics import NO_LUCK, Luck, below, centre_of, luck_of_choice, noise_of_runs, paired
 
 LEAST_LUCK = 1e-5  # nats: less is not shown
 MEANS = ("val_loss", "test_loss", "heldout_loss", "c_mean", "c_median", "kl_median", "clip_rate")
 
 
-def arms_of(specs: Sequence[RunSpec], results: Results) -> dict[str, Arm]:
+def arms_of(specs: Specs, results: Results) -> dict[str, Arm]:
     """Return each arm with its roles, settings, run ids by seed, and its figures over the seeds that
     completed. Arms with the same runs are one.
 
@@ -229,9 +229,7 @@ def _steps_difference(
     return dict(zip(keys, (centre_of(found), *ends), strict=True))
 
 
-def compare(
-    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> dict[str, FinalsTrack]:
+def compare(config: Config, specs: Specs, results: Results, earlier: Decisions) -> dict[str, FinalsTrack]:
     """Return each track's arms, their roles, the best EBC arm by val, and what each arm's test loss differs
     by: every other arm's from the baseline's, every EBC arm's from the control's and from the plain arm's at
     the same rate (`rate`); and the LR windows. Raises Undecidable where no baseline run completed.
@@ -283,9 +281,7 @@ def compare(
     return tracks
 
 
-def _lucks(
-    arms: Mapping[str, Arm], track: str, earlier: Mapping[str, Decision], results: Results
-) -> dict[str, Luck]:
+def _lucks(arms: Mapping[str, Arm], track: str, earlier: Decisions, results: Results) -> dict[str, Luck]:
     """Return the luck in the choice of the constant rate, `baseline`, of the fair control, `control`, and of
     δ*, `ebc`. They were chosen by validation loss, so the noise is that of the finals' validation losses."""
     swept: SweepTrack = earlier["lr_sweep"]["tracks"][track]
@@ -373,9 +369,7 @@ def shares_of_error(config: Config) -> int:
     return len(looks(config)) * error_divided(config)
 
 
-def next_seeds(
-    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
-) -> list[int]:
+def next_seeds(config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[int]:
     """Return the seeds to add to the finals of `specs`: none once the verdict's comparisons are decided, or
     at the last look."""
     used = list(dict.fromkeys(s.run.seed for s in specs if s.kind == "train"))

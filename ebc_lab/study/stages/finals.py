@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 
@@ -15,9 +15,9 @@ from ebc_lab.records.spec import RunSpec, arm_name
 
 from .compare_arms import claims, compare, efficiency, looks, next_seeds, shares_of_error
 from .lr_sweep.fair_control import control_run
-from .rules import Results, divided_in_words, make_decision
+from .rules import Decisions, Results, Specs, divided_in_words, make_decision
 from .runs import ebc_run, length, plain_run, searched, spec_of, tracks_of, waiting, with_ebc
-from .stage import Decisions, Figure, NotSettled, Stage, or_undecided
+from .stage import Figure, NotSettled, Stage, or_undecided
 from .statistics import CONFIDENCE, level_of, show_difference, show_mean
 from .verdict import remedy, verdict_lines
 
@@ -25,7 +25,7 @@ OVERHEAD_STEPS = 160  # steps a side of the overhead measurement
 
 
 def final_arms(
-    config: Config, decisions: Mapping[str, Decision], name: str, seed: int
+    config: Config, decisions: Decisions, name: str, seed: int
 ) -> Iterator[tuple[str, RunConfig, float]]:
     """Yield (role, run, LR scale) of each arm in `finals.arms` that the decisions determine; two roles may be
     the same run."""
@@ -39,7 +39,7 @@ def final_arms(
 
 
 def _final_arm(
-    config: Config, decisions: Mapping[str, Decision], name: str, seed: int, role: str
+    config: Config, decisions: Decisions, name: str, seed: int, role: str
 ) -> tuple[RunConfig, float] | None:
     """Return the run of one role and its LR scale; None while a decision that it needs is missing."""
     track = decisions["lr_sweep"]["tracks"][name]
@@ -123,9 +123,7 @@ class Finals(Stage):
                 return specs
             seeds += more
 
-    def decide(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> Decision:
+    def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
         """Return each track's arms, paired differences, efficiency and lines of the verdict, and after how
         many seeds the results were looked at, where more could be added. Raises Undecidable."""
         tracks = compare(config, specs, results, earlier)
@@ -179,9 +177,7 @@ class Finals(Stage):
         remedies = [f"{what} could change {', '.join(names)}" for what, names in lines.items()]
         return remedies or ["every line passed"]
 
-    def so_far(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> list[str]:
+    def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
         """Return what the verdict's comparisons of the test loss come to by the seeds that have both runs.
         Raises Undecidable."""
         said = []

@@ -21,7 +21,9 @@ from ebc_lab.records.figures import FINISHED, RunResult
 from ebc_lab.records.json_files import checksum_holds, with_checksum
 from ebc_lab.records.spec import RunSpec
 
+Specs = Sequence[RunSpec]
 Results = Mapping[str, RunResult]  # by run id
+Decisions = Mapping[str, Decision]  # by stage
 OTHER_VERSION = "it was recorded by another version of ebc-lab"
 NEEDED = ("stage", "rule", "tracks", "notes", "candidates", "measurements", "inputs_sha256")
 FORM = 4  # of a recorded decision; raised by hand when what it holds changes
@@ -48,12 +50,12 @@ def is_conclusive(run: Mapping[str, Any] | None) -> bool:
     return run is not None and run.get("outcome") in FINISHED
 
 
-def losses_of(specs: Sequence[RunSpec], results: Results) -> list[float]:
+def losses_of(specs: Specs, results: Results) -> list[float]:
     """Return the validation loss of each run, infinite where it did not complete."""
     return [val_loss(results.get(s.run_id)) for s in specs]
 
 
-def best(specs: Sequence[RunSpec], results: Results) -> RunSpec | None:
+def best(specs: Specs, results: Results) -> RunSpec | None:
     """Return the spec with the lowest validation loss, the lower learning rate where equal; None when none
     completed."""
     ranked = sorted(specs, key=lambda s: (val_loss(results.get(s.run_id)), s.run.optimizer.lr))
@@ -116,9 +118,9 @@ def make_decision(
     stage: str,
     rule: str,
     config: Config,
-    specs: Sequence[RunSpec],
+    specs: Specs,
     results: Results,
-    earlier: Mapping[str, Decision],
+    earlier: Decisions,
     **chosen: Any,
 ) -> Decision:
     """Return a decision with its evidence, the hash of its inputs, and its own hash."""
@@ -158,7 +160,7 @@ def inputs_digest(
     stage: str,
     runs: Sequence[tuple[str, str]],
     result_of: Callable[[str], Mapping[str, Any]],
-    earlier: Mapping[str, Decision],
+    earlier: Decisions,
 ) -> str:
     """Return the hash of all that a decision rests on: settings, earlier decisions, results without their
     timings. `result_of`: returns a run's result, by its id."""
@@ -206,9 +208,7 @@ def untimed(result: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in result.items() if k not in TIMING}
 
 
-def refuse_without_tracks(
-    tracks: Mapping[str, Any], stage: str, specs: Sequence[RunSpec], results: Results
-) -> None:
+def refuse_without_tracks(tracks: Mapping[str, Any], stage: str, specs: Specs, results: Results) -> None:
     """Raise Undecidable, with the causes of the failed runs, where no track is left."""
     if not tracks:
         causes = {result.get("cause") for s in specs if (result := results.get(s.run_id))}

@@ -27,15 +27,15 @@ from ebc_lab.config.parts.data import data_of_another_text
 from ebc_lab.config.parts.optimizer import OptimizerConfig
 from ebc_lab.config.parts.race import RaceConfig
 from ebc_lab.config.schema import STAGES, CarrySettingConfig, Config, ProfiledWorkloadConfig, RunConfig
-from ebc_lab.records.decisions import BestRate, Decision, NaturalSteps, SweepTrack
+from ebc_lab.records.decisions import BestRate, NaturalSteps, SweepTrack
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, arm_name
 
-from .rules import Results, losses_of
+from .rules import Decisions, Results, Specs, losses_of
 
 Searched = tuple[str, str]  # optimizer, projection
 Place = TypeVar("Place", CarrySettingConfig, ProfiledWorkloadConfig)  # where arms or methods are trained
-Rivals = Sequence[Sequence[RunSpec]]  # points of a search, each with its seeds
+Rivals = Sequence[Specs]  # points of a search, each with its seeds
 # share of a run before which none is stopped: a search misled before (scripts/race_replay.py)
 RACED_FROM = 0.75
 MOST_BOUNDS = 20  # of a run: more would fill its settings and hardly stop it earlier
@@ -141,24 +141,24 @@ def length(run: RunConfig, usual: int | None) -> str:
     return "" if usual in (None, run.steps) else f"_n{run.steps}"
 
 
-def tracks_of(decisions: Mapping[str, Decision], stage: str) -> list[str]:
+def tracks_of(decisions: Decisions, stage: str) -> list[str]:
     """Return the tracks that the latest decision before `stage` kept; none before the first decision."""
     made = [s for s in STAGES[: STAGES.index(stage)] if s in decisions]
     return list(decisions[made[-1]]["tracks"]) if made else []
 
 
-def searched(decisions: Mapping[str, Decision], track: str) -> dict[str, Any]:
+def searched(decisions: Decisions, track: str) -> dict[str, Any]:
     """Return the settings that the controller search chose for a track; none where there was no search."""
     decision = decisions.get("controller_search")
     return dict(decision["tracks"][track]["settings"]) if decision else {}
 
 
-def waiting(specs: Sequence[RunSpec], results: Results) -> bool:
+def waiting(specs: Specs, results: Results) -> bool:
     """Tell whether any of the runs has no result yet."""
     return any(s.run_id not in results for s in specs)
 
 
-def distinct(specs: Sequence[RunSpec]) -> list[RunSpec]:
+def distinct(specs: Specs) -> list[RunSpec]:
     """Return one spec per run: the first that asked for it."""
     return list({s.run_id: s for s in reversed(specs)}.values())[::-1]
 

@@ -23,12 +23,12 @@ from ebc_lab.records.decisions import Candidate, Decision, Difference
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, optimizer, track_prefix
 
-from .rules import Results
+from .rules import Decisions as Decisions
+from .rules import Results, Specs
 from .runs import distinct
 from .statistics import by_interval, noise
 
 Track = Mapping[str, Any]  # what a stage decided for one (optimizer, projection): see records.decisions
-Decisions = Mapping[str, Decision]  # by stage
 ResultsOf = Callable[[list[RunSpec]], dict[str, RunResult]]  # of those that have one
 MISSING = object()
 NOT_APART = ", not told apart by one run each"
@@ -88,9 +88,7 @@ class Stage:
         """Return the runs that the stage needs; the list may grow with its own results."""
         raise NotImplementedError
 
-    def decide(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> Decision:
+    def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
         """Return the decision that follows from the results. Raises Undecidable."""
         raise NotImplementedError
 
@@ -98,9 +96,7 @@ class Stage:
         """Return what was decided for a track, in one line."""
         raise NotImplementedError
 
-    def so_far(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> list[str]:
+    def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
         """Return what can be said before the stage is decided, a clause each. Raises Undecidable."""
         return []
 
@@ -126,7 +122,7 @@ class Stage:
         begins the study."""
         return config
 
-    def settled(self, config: Config, specs: Sequence[RunSpec], results: Results) -> dict[str, Any]:
+    def settled(self, config: Config, specs: Specs, results: Results) -> dict[str, Any]:
         """Return the decision's tracks as far as no run that is still missing can change them."""
         return {}
 
@@ -185,9 +181,7 @@ class Choice(Stage):
         """
         return ""
 
-    def so_far(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> list[str]:
+    def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
         """Return what each track would choose now, what lies next, and whether a run of each could tell them
         apart. Raises Undecidable."""
         decision = self.decide(config, specs, results, earlier)
@@ -371,7 +365,7 @@ def speculative_runs(
     config: Config,
     decisions: Decisions,
     stage: str,
-    running: Sequence[RunSpec],
+    running: Specs,
     later: Sequence[str],
     results_of: ResultsOf = lambda specs: {},
 ) -> list[RunSpec]:

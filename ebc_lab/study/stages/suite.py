@@ -29,7 +29,7 @@ from ebc_lab.records.paths import WEIGHTS
 from ebc_lab.records.spec import RunSpec
 
 from .compare_arms import losses
-from .rules import Results, error_divided
+from .rules import Decisions, Results, error_divided
 from .runs import fill_from_baseline, plain_run, searched, tracks_of, with_target
 from .statistics import NO_LUCK, ROUNDING, Luck, paired, window
 
@@ -55,7 +55,7 @@ def point_in_words(point: Mapping[str, Any] | None) -> str:
 
 def arm_run(
     config: Config,
-    decisions: Mapping[str, Decision],
+    decisions: Decisions,
     track: str,
     arm: ArmConfig,
     steps: int,
@@ -97,9 +97,7 @@ def arm_run(
     return fill_from_baseline(run, swept, times), float(f"{scale:.6g}")
 
 
-def point_of(
-    config: Config, decisions: Mapping[str, Decision], track: str, label: str, arm: ArmConfig
-) -> Point | None:
+def point_of(config: Config, decisions: Decisions, track: str, label: str, arm: ArmConfig) -> Point | None:
     """Return what the stage tune chose for an arm: {} where nothing was to be tuned, None before it has
     decided, and where no point of the arm completed.
 
@@ -132,9 +130,7 @@ def _tuned_as(config: Config, label: str, arm: ArmConfig) -> str | None:
     return arm.tuned_as or (swept.arm if swept else label)
 
 
-def luck_between(
-    config: Config, decisions: Mapping[str, Decision], track: str, label: str, other: str
-) -> Luck:
+def luck_between(config: Config, decisions: Decisions, track: str, label: str, other: str) -> Luck:
     """Return the luck of the tuning in the difference of two arms: none where both have the same point."""
     arms = config.ablation.all_arms()
     source, other_source = (_tuned_as(config, name, arms[name]) for name in (label, other))
@@ -150,7 +146,7 @@ def differences(
     tracks: Mapping[str, SuiteTrack],
     pairs: Sequence[tuple[str, str, str]],
     results: Results,
-    earlier: Mapping[str, Decision],
+    earlier: Decisions,
 ) -> dict[tuple[str, str, str], Difference]:
     """Return by how much the test loss of an arm differs from another's, for each (track, arm, other), by
     intervals that hold for all of them at once."""
@@ -169,7 +165,7 @@ def differences(
     return found
 
 
-def ready(config: Config, decisions: Mapping[str, Decision], stage: str) -> list[str]:
+def ready(config: Config, decisions: Decisions, stage: str) -> list[str]:
     """Return the tracks of a suite's stage, once every earlier stage that it builds on has decided."""
     before = [s for s in config.study.stages if s in ("lr_sweep", "calibrate", "controller_search")]
     return tracks_of(decisions, stage) if all(s in decisions for s in before) else []
@@ -192,9 +188,7 @@ def contenders(track: SuiteTrack) -> dict[str, Arm]:
 # -- arms that start from another's weights ------------------------------------------------------------------
 
 
-def source_of(
-    config: Config, decisions: Mapping[str, Decision], track: str, stage: str, label: str, seed: int
-) -> RunSpec:
+def source_of(config: Config, decisions: Decisions, track: str, stage: str, label: str, seed: int) -> RunSpec:
     """Return the run of an arm, at the length of a stage's runs, from whose weights other arms start."""
     arm = config.ablation.all_arms()[label]
     steps: int = getattr(config, stage).steps

@@ -28,7 +28,7 @@ from ebc_lab.records.decisions import (
 from ebc_lab.records.figures import FINISHED, KL_BAND, PLATEAU_C, RunResult
 
 from .compare_arms import fresh_seeds, losses, seeds_of
-from .rules import Results, band_distance, is_conclusive
+from .rules import Decisions, Results, band_distance, is_conclusive
 from .statistics import (
     CONFIDENCE,
     MOST_SEEDS,
@@ -244,7 +244,7 @@ def acceptance(config: Config, decision: Decision) -> Acceptance:
 
 
 def add_answers(
-    config: Config, tracks: Mapping[str, SuiteTrack], results: Results, earlier: Mapping[str, Decision]
+    config: Config, tracks: Mapping[str, SuiteTrack], results: Results, earlier: Decisions
 ) -> int:
     """Give every track its arms of one's own, `mine`, and the `answers` about them, also about those that
     have no best point. Return the number of comparisons, all of which hold at once."""
