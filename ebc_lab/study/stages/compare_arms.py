@@ -392,10 +392,14 @@ def fresh_seeds(config: Config, used: Sequence[int], count: int) -> list[int]:
     return list(itertools.islice(fresh, count))
 
 
+def judged_arms(track: FinalsTrack) -> dict[str, str]:
+    """Return the EBC arm that the verdict compares with each rival, the baseline and the fair control."""
+    return {"baseline": track["roles"]["ebc_x2"], "control": track["best_ebc_by_val"]}
+
+
 def claims(track: FinalsTrack) -> list[str]:
     """Return how each of the verdict's comparisons of test losses is judged: `beats`, `undecided` …"""
-    baseline = track["differences"]["baseline"][track["roles"]["ebc_x2"]]
-    control = track["differences"]["control"][track["best_ebc_by_val"]]
+    baseline, control = (track["differences"][rival][arm] for rival, arm in judged_arms(track).items())
     windows = [track["lr_windows"]["ebc"]["difference"]["alone"]] if "ebc" in track["lr_windows"] else []
     return [baseline["alone"], control["judged"], *windows]
 

@@ -13,7 +13,7 @@ from ebc_lab.records.decisions import Decision, FinalsTrack, Sequential
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, arm_name
 
-from .compare_arms import claims, compare, efficiency, looks, next_seeds, shares_of_error
+from .compare_arms import claims, compare, efficiency, judged_arms, looks, next_seeds, shares_of_error
 from .lr_sweep.fair_control import control_run
 from .rules import Decisions, Results, Specs, divided_in_words, make_decision
 from .runs import ebc_run, length, plain_run, searched, spec_of, tracks_of, waiting, with_ebc
@@ -22,6 +22,10 @@ from .statistics import CONFIDENCE, level_of, show_difference, show_mean
 from .verdict import remedy, verdict_lines
 
 OVERHEAD_STEPS = 160  # steps a side of the overhead measurement
+ASKED_ABOUT = {  # rival -> what is said of a comparison so far
+    "baseline": "EBC at ×2 {} against the baseline",
+    "control": "the best EBC arm by validation {} against the fair control",
+}
 
 
 def final_arms(
@@ -183,15 +187,11 @@ class Finals(Stage):
         said = []
         for name, track in compare(config, specs, results, earlier).items():
             asked = len({s.run.seed for s in specs if s.track == name and s.kind == "train"})
-            for rival, arm, called in (
-                ("baseline", track["roles"]["ebc_x2"], "EBC at ×2"),
-                ("control", track["best_ebc_by_val"], "the best EBC arm by validation"),
-            ):
+            for rival, arm in judged_arms(track).items():
                 d = track["differences"][rival].get(arm)
                 if d is not None and d["seeds"]:
-                    against = f"against the {'fair ' * (rival == 'control')}{rival}"
-                    words = f"{called} {show_mean(d)} {against}, from {d['seeds']} of {asked} seeds"
-                    said.append(or_undecided(words, d, joint=rival == "control"))
+                    words = f"{ASKED_ABOUT[rival]}, from {d['seeds']} of {asked} seeds"
+                    said.append(or_undecided(words.format(show_mean(d)), d, joint=rival == "control"))
         return said
 
 

@@ -332,31 +332,39 @@ def centre_of(difference: Difference) -> float | None:
     return difference.get("median") if difference.get("mean") is None else difference["mean"]
 
 
+def seeds_in_words(d: Difference) -> str:
+    return f"{d['seeds']} seed{'s' * (d['seeds'] != 1)}"
+
+
+def show_interval(low: float | None, high: float | None) -> str:
+    """Return an interval as `[-0.0200, +0.0040]`; an end that is None is infinite."""
+    return f"[{'−∞' if low is None else f'{low:+.4f}'}, {'∞' if high is None else f'{high:+.4f}'}]"
+
+
 def show_difference(d: Difference, *, joint: bool = False) -> str:
     """Return a difference in one line: estimate, interval, seeds, and the smallest difference that these
     could have shown."""
     d = by_interval(d, joint)
+    together = joint and d["comparisons"] > 1
     shown = "too few seeds to detect any difference"
     if d["detectable"] is not None:
         shown = f"smallest detectable {d['detectable']:.4f}"
-        shown += f" for all {d['comparisons']} together" if joint and d["comparisons"] > 1 else ""
+        shown += f" for all {d['comparisons']} together" if together else ""
     if d["method"] is None:
         return f"no pair of finished runs; {shown}"
-    words = f"{d['mean']:+.4f} nats" if d["mean"] is not None else ""
+    value, words = centre_of(d), ""
     if d["method"] == "rank":
         lost = d["diverged"]
         words = f"diverged: {lost['arm']} of the arm's, {lost['reference']} of the reference's runs; "
         words += "median difference "
-        words += f"{d['median']:+.4f} nats" if d["median"] is not None else "unbounded"
+    words += "unbounded" if value is None else f"{value:+.4f} nats"
     if d["low"] is None and d["high"] is None:
         words += " from one seed: no interval" if d["seeds"] == 1 else ": no finite interval"
     else:
-        low = "−∞" if d["low"] is None else f"{d['low']:+.4f}"
-        high = "∞" if d["high"] is None else f"{d['high']:+.4f}"
-        words += f" [{low}, {high}]"
-        words += f" for all {d['comparisons']} comparisons together" if joint and d["comparisons"] > 1 else ""
+        words += f" {show_interval(d['low'], d['high'])}"
+        words += f" for all {d['comparisons']} comparisons together" if together else ""
         words += ", luck of the tuning included" if "luck" in d else ""
-    return f"{words}, {d['seeds']} seed{'s' * (d['seeds'] != 1)}; {shown}"
+    return f"{words}, {seeds_in_words(d)}; {shown}"
 
 
 def show_mean(d: Difference) -> str:

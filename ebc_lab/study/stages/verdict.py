@@ -12,7 +12,7 @@ import itertools
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from ebc_lab.config.schema import Config
@@ -24,19 +24,22 @@ from ebc_lab.records.decisions import (
     FinalsTrack,
     Line,
     SuiteTrack,
+    TunedArm,
 )
 from ebc_lab.records.figures import FINISHED, KL_BAND, PLATEAU_C, RunResult
 
-from .compare_arms import fresh_seeds, losses, seeds_of
+from .compare_arms import fresh_seeds, judged_arms, losses, seeds_of
 from .rules import Decisions, Results, band_distance, is_conclusive
 from .statistics import (
     CONFIDENCE,
     MOST_SEEDS,
     POWER,
-    by_interval,
+    centre_of,
     mostly_luck,
+    seeds_in_words,
     seeds_needed,
     show_difference,
+    show_interval,
     show_mean,
 )
 from .suite import contenders, differences, tuned_arms
@@ -45,6 +48,10 @@ MOST_GIVEN = 100  # seeds that the setting takes
 MOST_NAMED = 5  # arms that differ from their reference; more are counted
 MOST_TOLD = 3  # comparisons beside that with the rival; beyond they are counted
 PASSED = {"beats": True, "meets": True, "misses": False, "undecided": None}  # a comparison -> its line
+COMPARISONS = {  # rival -> the name of its line, and what is asked
+    "baseline": ("x2_no_worse_than_baseline", "EBC at LR ×2 ≤ baseline"),
+    "control": ("best_ebc_no_worse_than_control", "the best EBC arm (by validation) ≤ fair control"),
+}
 COUNTED = {
     "better": "better than",
     "worse": "worse than",
@@ -56,32 +63,13 @@ COUNTED = {
 def verdict_lines(config: Config, track: FinalsTrack, results: Results, overhead: RunResult) -> list[Line]:
     """Return the verdict on a track: three lines on EBC at ×2 itself, two comparisons of the test loss, the
     LR window where the finals have EBC at two rates, and the overhead."""
-    twice = track["roles"]["ebc_x2"]
-    runs = track["arms"][twice]["runs"].values()
-    finished = [results[run_id] for run_id in runs if is_conclusive(results.get(run_id))]
-    return [
-        _kl_on_target(finished),
-        _c_in_band(finished, config.study.band),
-        _no_plateau(finished, config.finals.steps),
-        _comparison(
-            track,
-            "baseline",
-            twice,
-            "x2_no_worse_than_baseline",
-            f"test loss of EBC at LR ×2 ≤ baseline + {config.finals.margin:g}",
-            joint=False,
-        ),
-        _comparison(
-            track,
-            "control",
-            track["best_ebc_by_val"],
-            "best_ebc_no_worse_than_control",
-            f"test loss of the best EBC arm (by validation) ≤ fair control + {config.finals.margin:g}",
-            joint=True,
-        ),
-        *_lr_window(config, track),
-        _overhead(overhead, 8.0 if config.scale == "laptop" else 5.0),  # in a short step a probe weighs more
-    ]
+    runs = track["arms"][track["roles"]["ebc_x2"]]["runs"].values()
+    lines = list(_ebc_lines(config, [results[r] for r in runs if is_conclusive(results.get(r))]))
+    lines += [_comparison(config, track, rival, arm) for rival, arm in judged_arms(track).items()]
+    if "ebc" in track["lr_windows"]:
+        lines.append(_lr_window(config, track))
+    most = 8.0 if config.scale == "laptop" else 5.0  # in a short step a probe weighs more
+    return [*lines, _overhead(overhead, most)]
 
 
 def _line(name: str, question: str, passed: bool | None, figure: str, **evidence: Any) -> Line:
@@ -90,139 +78,103 @@ def _line(name: str, question: str, passed: bool | None, figure: str, **evidence
     return cast(Line, {"name": name, "question": question, "verdict": verdict, "figure": figure, **evidence})
 
 
-def _kl_on_target(finished: Sequence[RunResult]) -> Line:
+def _ebc_lines(config: Config, finished: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
+    """Yield the lines on runs with EBC: on their KL, on their c, and on steps that hardly move."""
+
+    def median(key: str) -> float | None:
+        values = [r[key] for r in finished if r.get(key) is not None]
+        return statistics.median(values) if values else None
+
     clipped = sum(r.get("kl_clipped_audits") or 0 for r in finished)
     within = sum((r.get("kl_within_30pct") or 0) * (r.get("kl_clipped_audits") or 0) for r in finished)
-    ratios = [ratio for r in finished if (ratio := r.get("kl_ratio_median")) is not None]
     share = within / clipped if clipped else None
-    middle = statistics.median(ratios) if ratios else None
-    figure = "no step was clipped"
+    ratio = median("kl_ratio_median")
+    question = f"applied KL within ±{100 * KL_BAND:g}% of δ* on most clipped steps that were audited"
+    passed, figure = None, "no step was clipped"
     if share is not None:
-        figure = f"{100 * share:.0f}% of {clipped} steps; median KL/δ* {middle:.2f}"
-    return _line(
-        "kl_on_target",
-        f"applied KL within ±{100 * KL_BAND:g}% of δ* on most clipped steps that were audited",
-        None if share is None else share > 0.5,
-        figure,
-        share=share,
-        median_ratio=middle,
-    )
+        passed, figure = share > 0.5, f"{100 * share:.0f}% of {clipped} steps; median KL/δ* {ratio:.2f}"
+    yield _line("kl_on_target", question, passed, figure, share=share, median_ratio=ratio)
 
+    c, band = median("c_median"), config.study.band
+    passed, figure = None, "–"
+    if c is not None:
+        passed, figure = band_distance(c, band) == 0, f"{c:.3f}"
+    yield _line("c_in_band", f"median c in {band[0]:g}–{band[1]:g}", passed, figure, c_median=c)
 
-def _c_in_band(finished: Sequence[RunResult], band: Sequence[float]) -> Line:
-    medians = [median for r in finished if (median := r.get("c_median")) is not None]
-    c = statistics.median(medians) if medians else None
-    return _line(
-        "c_in_band",
-        f"median c in {band[0]:g}–{band[1]:g}",
-        None if c is None else band_distance(c, band) == 0,
-        "–" if c is None else f"{c:.3f}",
-        c_median=c,
-    )
-
-
-def _no_plateau(finished: Sequence[RunResult], steps: int) -> Line:
+    steps = config.finals.steps
     limit = max(100, math.ceil(0.05 * steps))
     longest = max((r.get("plateau_steps") or 0 for r in finished), default=None)
-    return _line(
-        "no_plateau",
-        f"never {limit} steps in a row with c < {PLATEAU_C:g}",
-        None if longest is None or steps < limit else longest < limit,
-        "–" if longest is None else f"longest {longest} of {steps} steps",
-        longest=longest,
-    )
+    passed, figure = None, "–"
+    if longest is not None:
+        passed, figure = longest < limit if steps >= limit else None, f"longest {longest} of {steps} steps"
+    question = f"never {limit} steps in a row with c < {PLATEAU_C:g}"
+    yield _line("no_plateau", question, passed, figure, longest=longest)
 
 
-def _comparison(
-    track: FinalsTrack, reference: str, arm: str, name: str, question: str, *, joint: bool
-) -> Line:
-    """Return the line on an arm's test loss beside the baseline's or the control's, by its own interval or
-    the joint one."""
-    difference = track["differences"][reference][arm]
-    beats = difference["judged"] == "beats"
+def _comparison(config: Config, track: FinalsTrack, rival: str, arm: str) -> Line:
+    """Return the line on an arm's test loss beside the baseline's, by its own interval, or beside the
+    control's, by the joint one."""
+    difference, reference = track["differences"][rival][arm], track["roles"][rival]
+    joint, beats = rival == "control", difference["judged"] == "beats"
     figure = show_difference(difference, joint=joint) + (" — beats it" if beats else "")
     # a control that is itself worse than the plain constant rate is easily beaten
-    rival = track["differences"]["baseline"].get(track["roles"][reference])
-    if reference != "baseline" and rival is not None and (rival["mean"] or 0) > 0:
-        figure += f"; but this {reference} is a weak rival, {show_mean(rival)} worse than the baseline"
-    return _line(
-        name,
-        question,
-        PASSED[difference["judged" if joint else "alone"]],
-        figure,
-        arm=arm,
-        reference=track["roles"][reference],
-        difference=difference,
-        joint=joint,
-        beats=beats,
-    )
+    weak = track["differences"]["baseline"].get(reference)
+    if weak is not None and (weak["mean"] or 0) > 0:
+        figure += f"; but this {rival} is a weak rival, {show_mean(weak)} worse than the baseline"
+    name, asked = COMPARISONS[rival]
+    question = f"test loss of {asked} + {config.finals.margin:g}"
+    passed = PASSED[difference["judged" if joint else "alone"]]
+    evidence = {"arm": arm, "reference": reference, "difference": difference, "joint": joint, "beats": beats}
+    return _line(name, question, passed, figure, **evidence)
 
 
-def _lr_window(config: Config, track: FinalsTrack) -> list[Line]:
-    """Return the line on EBC at its highest rate beside its lowest, with the plain arm's own difference;
-    empty where the finals have one rate."""
-    windows = track["lr_windows"]
-    if "ebc" not in windows:
-        return []
-    window = windows["ebc"]
+def _lr_window(config: Config, track: FinalsTrack) -> Line:
+    """Return the line on EBC at its highest rate beside its lowest, with the plain arm's own difference."""
+    window, plain = track["lr_windows"]["ebc"], track["lr_windows"].get("control")
     low, high = window["scales"]
     difference = window["difference"]
     figure = show_difference(difference)
-    if "control" in windows:
-        plain = by_interval(windows["control"]["difference"], joint=False)
-        figure += f"; without EBC {show_mean(plain)}"
-    line = _line(
-        "lr_window",
-        f"test loss of EBC at LR ×{high:g} ≤ EBC at ×{low:g} + {config.finals.window_margin:g}",
-        PASSED[difference["alone"]],
-        figure,
-        arm=window["arm"],
-        reference=window["reference"],
-        difference=difference,
-        joint=False,
-        beats=False,
-        plain=windows.get("control"),
-    )
-    return [line]
+    if plain:
+        figure += f"; without EBC {show_mean(plain['difference'])}"
+    question = f"test loss of EBC at LR ×{high:g} ≤ EBC at ×{low:g} + {config.finals.window_margin:g}"
+    evidence = {"arm": window["arm"], "reference": window["reference"], "difference": difference}
+    evidence |= {"joint": False, "beats": False, "plain": plain}
+    return _line("lr_window", question, PASSED[difference["alone"]], figure, **evidence)
 
 
 def _overhead(measured: RunResult, limit_pct: float) -> Line:
     """Return the line on the overhead, judged by its quartiles: undecided while they enclose the limit."""
-    overhead = measured.get("overhead_pct")
-    quartiles = measured.get("overhead_iqr_pct")
+    overhead, quartiles = measured.get("overhead_pct"), measured.get("overhead_iqr_pct")
     passed = None
     figure = "not measured" if overhead is None else f"{overhead:.1f}%"
     if quartiles:
         low, high = quartiles
-        if high <= limit_pct:
-            passed = True
-        elif low > limit_pct:
-            passed = False
+        if high <= limit_pct or low > limit_pct:
+            passed = high <= limit_pct
         if overhead is not None:
             figure += f" (quartiles {low:.1f} to {high:.1f})"
     question = f"EBC's overhead ≤ {limit_pct:g}% of the step time"
     return _line("overhead", question, passed, figure, overhead_pct=overhead)
 
 
-RECIPE = "another recipe (budget, schedules, calibrate.multiples=…)"
-
-
 def remedy(line: Line) -> str:
     """Return what could change a line that failed or is undecided."""
-    failed = line["verdict"] == "fail"
-    if line["name"] == "overhead" and failed:
-        return "a cheaper recipe (audit_every=…, budget.probe_sequences=…), or longer steps,"
-    if line["name"] == "overhead":
-        return "a measurement on a quieter machine"
+    name, failed = line["name"], line["verdict"] == "fail"
+    recipe = "another recipe (budget, schedules, calibrate.multiples=…)"
+    if name == "overhead":
+        cheaper = "a cheaper recipe (audit_every=…, budget.probe_sequences=…), or longer steps,"
+        return cheaper if failed else "a measurement on a quieter machine"
     if failed:
-        return RECIPE
+        return recipe
     if "difference" in line and mostly_luck(line["difference"]):
         return "a tuning on several seeds (calibrate.seeds=…; of schedules a suite’s, tune.seeds=…)"
     if "difference" in line:
         return "more seeds, fresh ones in another study (seeds=… study.name=…),"
-    if line["name"] == "no_plateau":
-        return "longer runs (finals.steps=…)"
-    return f"{RECIPE} under which EBC clips" if line["name"] == "kl_on_target" else "a run that ends"
+    undecided = {
+        "no_plateau": "longer runs (finals.steps=…)",
+        "kl_on_target": f"{recipe} under which EBC clips",
+    }
+    return undecided.get(name, "a run that ends")
 
 
 def acceptance(config: Config, decision: Decision) -> Acceptance:
@@ -248,39 +200,47 @@ def add_answers(
 ) -> int:
     """Give every track its arms of one's own, `mine`, and the `answers` about them, also about those that
     have no best point. Return the number of comparisons, all of which hold at once."""
-    asked: dict[str, tuple[list[str], list[str]]] = {}
+    own = config.ablation.mine.arms
+    others: dict[str, list[str]] = {}
+    pairs: list[tuple[str, str, str]] = []
     for name, track in tracks.items():
         arms = [label for label, arm in contenders(track).items() if losses(arm, results)]
-        mine = [label for label in config.ablation.mine.arms if label in arms]
-        asked[name] = mine, [label for label in arms if label not in config.ablation.mine.arms]
-    pairs = [(name, *pair) for name, both in asked.items() for pair in itertools.product(*both)]
+        track["mine"] = [label for label in own if label in arms]
+        others[name] = [label for label in arms if label not in own]
+        pairs += itertools.product([name], track["mine"], others[name])
     found = differences(config, tracks, pairs, results, earlier)
-    for name, (mine, others) in asked.items():
+    for name, track in tracks.items():
         tuned = tuned_arms(earlier.get("tune"), name)
-        untuned = {n: tuned[n]["untuned"] for n in config.ablation.mine.arms if "untuned" in tuned.get(n, {})}
-        tracks[name]["mine"] = [*mine, *untuned]
-        answers: dict[str, Answer] = {}
-        if mine and others:
-            # by the tuning where all of them were tuned
-            val_losses = {o: tracks[name]["arms"][o]["val_median"] for o in others}
-            if all(o in tuned for o in others):
-                val_losses = {o: tuned[o]["val_loss"] for o in others}
-            rival = min(others, key=lambda o: math.inf if (x := val_losses[o]) is None else x)
-            for label in mine:
-                against = {other: found[name, label, other] for other in others}
-                answers[label] = _answer(config, label, rival, against)
-        for label, reason in untuned.items():  # not compared
-            answers[label] = {
-                "rival": None,
-                "difference": None,
-                "against": {},
-                "seeds_needed": None,
-                "seeds": None,
-                "verdict": "untuned",
-                "sentence": f"{label} could not be tuned: {reason}",
-            }
-        tracks[name]["answers"] = answers
+        track["answers"] = {}
+        for label in track["mine"] if others[name] else []:
+            against = {other: found[name, label, other] for other in others[name]}
+            rival = _rival(track, others[name], tuned)
+            track["answers"][label] = _answer(config, label, rival, against)
+        for label in own:
+            if "untuned" in tuned.get(label, {}):
+                track["mine"].append(label)
+                track["answers"][label] = _not_tuned(label, tuned[label]["untuned"])
     return len(pairs)
+
+
+def _rival(track: SuiteTrack, others: Sequence[str], tuned: Mapping[str, TunedArm]) -> str:
+    """Return the best of the others by validation loss: that of the tuning, where all of them were tuned."""
+    val_losses = {other: track["arms"][other]["val_median"] for other in others}
+    if all(other in tuned for other in others):
+        val_losses = {other: tuned[other]["val_loss"] for other in others}
+    return min(others, key=lambda other: math.inf if (x := val_losses[other]) is None else x)
+
+
+def _not_tuned(label: str, reason: str) -> Answer:
+    return {
+        "rival": None,
+        "difference": None,
+        "against": {},
+        "seeds_needed": None,
+        "seeds": None,
+        "verdict": "untuned",
+        "sentence": f"{label} could not be tuned: {reason}",
+    }
 
 
 def _answer(config: Config, label: str, rival: str, against: dict[str, Difference]) -> Answer:
@@ -334,7 +294,7 @@ def sentence(label: str, rival: str, against: Mapping[str, Difference]) -> str:
     others = {name: x for name, x in against.items() if name != rival}
     if len(others) < MOST_TOLD:
         for name, x in others.items():  # without what they have in common with the first
-            words = _measured(x).replace(" nats of test loss", "").removesuffix(f", {_seeds_in_words(x)}")
+            words = _measured(x).replace(" nats of test loss", "").removesuffix(f", {seeds_in_words(x)}")
             first += f"; against {name} {x['verdict']}: {words}{_remark(x)}"
         return first
     counts = Counter(x["verdict"] for x in others.values())
@@ -346,21 +306,14 @@ def _measured(d: Difference) -> str:
     """Return the difference, its joint interval and the seeds, in words."""
     if d["method"] is None:
         return "no pair of finished runs"
-    words = ""
-    value = d["mean"]
+    words, value = "", centre_of(d)
     if d["method"] == "rank":
-        value = d["median"]
         lost = d["diverged"]
         words = f"diverged on {lost['arm']} of {d['seeds']} seeds, the other on {lost['reference']}; median "
-    words += f"{_signed(value)} nats of test loss" if value is not None else "difference unbounded"
-    low, high = d["joint_low"], d["joint_high"]
-    if low is not None or high is not None:
-        words += f" [{'−∞' if low is None else _signed(low)}, {'∞' if high is None else _signed(high)}]"
-    return f"{words}, {_seeds_in_words(d)}"
-
-
-def _seeds_in_words(d: Difference) -> str:
-    return f"{d['seeds']} seed{'s' * (d['seeds'] != 1)}"
+    words += "difference unbounded" if value is None else f"{value:+.4f} nats of test loss"
+    if d["joint_low"] is not None or d["joint_high"] is not None:
+        words += f" {show_interval(d['joint_low'], d['joint_high'])}"
+    return f"{words}, {seeds_in_words(d)}".replace("-", "−")
 
 
 def _remark(d: Difference) -> str:
@@ -369,25 +322,21 @@ def _remark(d: Difference) -> str:
     if verdict == "level":
         return f", no more than {margin:g} nats apart"
     if verdict != "undecided":
-        ends = [end for end in (d["joint_low"], d["joint_high"]) if end is not None]
-        small = len(ends) == 2 and max(map(abs, ends)) <= margin
+        low, high = d["joint_low"], d["joint_high"]
+        small = low is not None and high is not None and max(abs(low), abs(high)) <= margin
         return f", though by less than {margin:g} nats" if small else ""
     if d["seeds"] == 1:
         return ", one seed: no interval"
     if d["method"] != "t":
         return ""
+    if needed is not None:
+        return f", about {needed} seeds would decide it"
     without: Difference = {**d, "luck": {"sd": 0.0, "freedom": 1.0}}
-    if needed is None and mostly_luck(d) and seeds_needed(without) is not None:
+    if mostly_luck(d) and seeds_needed(without) is not None:
         return (
             ", the luck of the tuning is larger than that of the seeds: a larger tune.seeds would be needed"
         )
-    if needed is None:
-        return f", more than {MOST_SEEDS} seeds would be needed"
-    return f", about {needed} seeds would decide it"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-", "−")
+    return f", more than {MOST_SEEDS} seeds would be needed"
 
 
 def unfinished(track: SuiteTrack) -> list[str]:
