@@ -17,7 +17,15 @@ from ebc_lab.records.decisions import Arm, Decision, StepCost, SuiteTrack
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, track_prefix
 
-from .compare_arms import arms_of, completed_values, losses, mean, results_of_arm, target_figures
+from .compare_arms import (
+    arms_of,
+    completed_runs,
+    completed_values,
+    losses,
+    mean,
+    results_of_arm,
+    target_figures,
+)
 from .rules import (
     Decisions,
     Results,
@@ -174,7 +182,7 @@ def _arms(config: Config, specs: Specs, results: Results, earlier: Decisions) ->
         other_text = judged_on is not None and texts[label] != judged_on
         reference = asked[label].versus or config.ablation.reference
         strengths = {x for run in runs if (x := run.stabilizer.strength) is not None}
-        causes = (r.get("cause") for r in results_of_arm(arm, results))
+        causes = (r.get("cause") for r in results_of_arm(arm, results).values())
         cause = next((str(cause) for cause in causes if cause), None)
         arm |= {
             "about": asked[label].about or label,
@@ -200,7 +208,7 @@ def _add_memory(arms: Mapping[str, Arm], specs: Specs, results: Results) -> None
     hooked = {s.arm for s in specs if s.run.memory.hooks}
     memory: dict[str, dict[str, float | None]] = {}
     for label, arm in arms.items():
-        first = next((r for r in results_of_arm(arm, results) if "state_bytes" in r), None)
+        first = next((r for r in results_of_arm(arm, results).values() if "state_bytes" in r), None)
         if first is not None:
             gradients = first["largest_gradient_bytes" if label in hooked else "gradient_bytes"]
             memory[label] = {"state_bytes": float(first["state_bytes"]), "gradient_bytes": float(gradients)}
@@ -259,7 +267,7 @@ def _add_differences(
 
 def _figures(arm: Arm, results: Results) -> dict[str, float | None]:
     """Return the figures, averaged over the arm's completed seeds; None where none has the figure."""
-    completed = [r for r in results_of_arm(arm, results) if r.get("outcome") == "completed"]
+    completed = completed_runs(arm, results)
     keys = (*FIGURES, BITS) if BITS in arm else FIGURES
     figures = {key: mean(completed_values(arm, results, key)) for key in keys}
     for figure in PART_FIGURES.values():  # left out where no run has it, unless decisions always had it

@@ -65,7 +65,8 @@ def arms_of(specs: Specs, results: Results) -> dict[str, Arm]:
         arm["runs"][str(spec.run.seed)] = spec.run_id
     with_bits = {spec.arm for spec in specs if in_bits(spec.run)}
     for name, arm in arms.items():
-        outcomes = Counter(str(r["outcome"]) for r in results_of_arm(arm, results) if "outcome" in r)
+        known = results_of_arm(arm, results).values()
+        outcomes = Counter(str(r["outcome"]) for r in known if "outcome" in r)
         figures: dict[str, Any] = {"outcomes": dict(sorted(outcomes.items()))}
         for key in (*MEANS, BITS) if name in with_bits else MEANS:
             values = completed_values(arm, results, key)
@@ -80,20 +81,24 @@ def arms_of(specs: Specs, results: Results) -> dict[str, Arm]:
 
 
 def in_bits(run: RunConfig) -> bool:
-    """Tell whether losses are also shown in bits per character. On characters these are the nats by a
+    """Return whether losses are also shown in bits per character. On characters these are the nats by a
     constant factor, and images have none."""
     return run.workload.name == "ebm" or run.tokens.name != "characters"
 
 
-def results_of_arm(arm: Arm, results: Results) -> list[Mapping[str, Any]]:
-    """Return the result of each of the arm's runs, an empty one where there is none yet."""
-    return [results.get(run_id, RunResult()) for run_id in arm["runs"].values()]
+def results_of_arm(arm: Arm, results: Results) -> dict[str, RunResult]:
+    """Return the result of the arm's run under each seed, an empty one where there is none yet."""
+    return {seed: results.get(run_id, RunResult()) for seed, run_id in arm["runs"].items()}
+
+
+def completed_runs(arm: Arm, results: Results) -> list[Mapping[str, Any]]:
+    """Return the results of the arm's runs that completed."""
+    return [r for r in results_of_arm(arm, results).values() if r.get("outcome") == "completed"]
 
 
 def completed_values(arm: Arm, results: Results, key: str) -> list[float]:
     """Return one figure of each of the arm's completed runs that has it."""
-    done = (r for r in results_of_arm(arm, results) if r.get("outcome") == "completed")
-    return [float(x) for r in done if (x := r.get(key)) is not None]
+    return [float(r[key]) for r in completed_runs(arm, results) if r.get(key) is not None]
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -128,26 +133,20 @@ def efficiency(
     Seeds are paired; None where fewer than half of them got there.
     """
     targets: dict[str, float] = {}  # seed -> the baseline's final loss
-    for seed, run_id in arms[baseline]["runs"].items():
-        result = results.get(run_id, RunResult())
+    for seed, result in results_of_arm(arms[baseline], results).items():
         last = (result.get("curve") or [(0, None, 0.0)])[-1][1]
         if result.get("outcome") == "completed" and last is not None:
             targets[seed] = last
     efficiencies: dict[str, Efficiency | None] = {}
     for name, arm in arms.items():
-        seeds = [seed for seed in arm["runs"] if seed in targets]
-        curves = {seed: results.get(arm["runs"][seed], RunResult()).get("curve") or [] for seed in seeds}
-        found = [first_at_or_below(curves[seed], targets[seed]) for seed in seeds]
+        paired_runs = {seed: r for seed, r in results_of_arm(arm, results).items() if seed in targets}
+        found = [first_at_or_below(r.get("curve") or [], targets[seed]) for seed, r in paired_runs.items()]
         reached = [point for point in found if point]
         efficiencies[name] = None
-        if reached and 2 * len(reached) >= len(seeds):
-            steps = statistics.median(steps for steps, _ in reached)
-            efficiencies[name] = {
-                "steps": steps,
-                "tokens": steps * tokens_per_step,
-                "train_s": statistics.median(seconds for _, seconds in reached),
-                "seeds": len(reached),
-            }
+        if reached and 2 * len(reached) >= len(found):
+            steps, seconds = (statistics.median(values) for values in zip(*reached, strict=True))
+            tokens = steps * tokens_per_step
+            efficiencies[name] = {"steps": steps, "tokens": tokens, "train_s": seconds, "seeds": len(reached)}
     return efficiencies
 
 
@@ -155,8 +154,7 @@ def steps_to_target(arm: Arm, results: Results, target: float) -> dict[str, floa
     """Return each seed's steps to the target, infinite where it was missed or the run diverged; seeds whose
     run failed or was lost are absent."""
     steps: dict[str, float] = {}
-    for seed, run_id in arm["runs"].items():
-        result = results.get(run_id, RunResult())
+    for seed, result in results_of_arm(arm, results).items():
         if is_conclusive(result):
             curve = result.get("curve") if result.get("outcome") == "completed" else None
             reached = first_at_or_below(curve or [], target)
@@ -176,26 +174,24 @@ def target_figures(
     """
     if target.name == "none":
         return {}
-    runs = results_of_arm(arm, results)
-    done = [r for r in runs if r.get("outcome") == "completed"]
-    whole = not any(r.get("outcome") == "diverged" for r in runs)
+    completed = completed_runs(arm, results)
+    diverged = any(r.get("outcome") == "diverged" for r in results_of_arm(arm, results).values())
     steps = steps_to_target(arm, results, target.loss)
+    of_reference = steps_to_target(reference, results, target.loss) if reference else {}
     reached = [x for x in steps.values() if math.isfinite(x)]
     final = completed_values(arm, results, "val_loss")
-    all_there = bool(reached) and len(reached) == len(steps)
+    all_there = reached if len(reached) == len(steps) else []
     return {
         "target_loss": target.loss,
-        "target_runs": float(len(done)),
+        "target_runs": float(len(completed)),
         "target_reached": float(len(reached)),
-        "steps_to_target": statistics.fmean(reached) if all_there else None,
-        "steps_to_target_sd": spread(reached) if all_there else None,
+        "steps_to_target": mean(all_there),
+        "steps_to_target_sd": spread(all_there),
         "target_final_loss": mean(final),
         "target_final_sd": spread(final),
-        "target_p": below(final, target.loss, target.sigma, divided) if whole else None,
-        "steps_surely_below": _surely_below(target, done, divided) if whole else None,
-        **_steps_difference(
-            steps, steps_to_target(reference, results, target.loss) if reference else {}, divided
-        ),
+        "target_p": None if diverged else below(final, target.loss, target.sigma, divided),
+        "steps_surely_below": None if diverged else _surely_below(target, completed, divided),
+        **_steps_difference(steps, of_reference, divided),
     }
 
 
@@ -236,48 +232,45 @@ def compare(config: Config, specs: Specs, results: Results, earlier: Decisions) 
     """
     arms = arms_of(specs, results)
     tracks: dict[str, FinalsTrack] = {}
-    pairs: list[tuple[str, str, str, str]] = []  # track, family, arm, its reference
-    lucks: dict[str, Mapping[str, Luck]] = {}  # track -> by what was chosen
+    compared: list[tuple[str, str, str]] = []  # track, family, arm
     for track in earlier["lr_scale"]["tracks"]:
         of_track = {n: a for n, a in arms.items() if a["track"] == track}
         role = {r: n for n, a in of_track.items() for r in a["roles"]}
         baseline = role["baseline"]
         if not any(math.isfinite(x) for x in losses(arms[baseline], results).values()):
-            causes = {str(results.get(r, RunResult()).get("cause")) for r in arms[baseline]["runs"].values()}
+            causes = {str(r.get("cause")) for r in results_of_arm(arms[baseline], results).values()}
             why = "; ".join(sorted(causes))
             raise Undecidable(f"finals could not judge: no baseline run of {track} completed ({why}).")
         with_ebc = [n for n, a in of_track.items() if a["ebc"]]
         by_val = {n: losses(arms[n], results, "val_loss").values() or [math.inf] for n in with_ebc}
-        pairs += [(track, "baseline", n, baseline) for n in of_track if n != baseline]
-        pairs += [(track, "control", n, role["control"]) for n in with_ebc]
-        pairs += [
-            (track, "rate", role[r], role[plain])
-            for r in role
-            if r.startswith("ebc_x") and (plain := r.replace("ebc", "control")) in role
-        ]
-        lucks[track] = _lucks(of_track, track, earlier, results)
-        families = dict.fromkeys(family for of, family, _, _ in pairs if of == track)
+        families = {
+            "baseline": [n for n in of_track if n != baseline],
+            "control": with_ebc,
+            "rate": [n for r, n in role.items() if r.startswith("ebc_x") and _plain_role(r) in role],
+        }
+        compared += [(track, family, n) for family, names in families.items() for n in names]
         tracks[track] = {
             "roles": role,
             "arms": of_track,
             "best_ebc_by_val": min(with_ebc, key=lambda n: (statistics.fmean(by_val[n]), n)),
-            "differences": {family: {} for family in families},
+            "differences": {family: {} for family, names in families.items() if names},
         }
-    comparisons = Counter(family for _, family, _, _ in pairs)
-    for track, family, name, reference in pairs:
-        of_both = (_luck_of(arms[n], family, lucks[track]) for n in (name, reference))
+    comparisons = Counter(family for _, family, _ in compared)
+    lucks = {name: _lucks(track["arms"], name, earlier, results) for name, track in tracks.items()}
+    looks = shares_of_error(config)
+    for track, family, name in compared:
+        pair = [arms[n] for n in (name, reference_of(tracks[track], family, name))]
         tracks[track]["differences"][family][name] = paired(
-            losses(arms[name], results),
-            losses(arms[reference], results),
+            *(losses(arm, results) for arm in pair),
             margin=config.finals.margin,
             comparisons=comparisons[family],
-            looks=shares_of_error(config),
+            looks=looks,
             replicates=earlier["lr_sweep"]["tracks"][track]["replicate_losses"],
-            luck=sum(of_both, NO_LUCK),
+            luck=sum((_luck_of(arm, family, lucks[track]) for arm in pair), NO_LUCK),
         )
-    for name, compared in tracks.items():
+    for name, found in tracks.items():
         replicates = earlier["lr_sweep"]["tracks"][name]["replicate_losses"]
-        compared["lr_windows"] = _lr_windows(config, compared, results, replicates)
+        found["lr_windows"] = _lr_windows(config, found, results, replicates)
     return tracks
 
 
@@ -313,13 +306,17 @@ def _luck_of(arm: Arm, family: str, lucks: Mapping[str, Luck]) -> Luck:
     return sum(own, NO_LUCK)
 
 
+def _plain_role(role: str) -> str:
+    """Return the arm on the fair control's schedule at the same rate: `control_x2` of `ebc_x2`."""
+    return role.replace("ebc", "control")
+
+
 def reference_of(track: FinalsTrack, family: str, name: str) -> str:
     """Return the arm from which `differences[family][name]` of a compared track is measured."""
     role = track["roles"]
     if family != "rate":
         return role[family]
-    roles = (r for r in track["arms"][name]["roles"] if r.startswith("ebc_x"))
-    plain = (r.replace("ebc", "control") for r in roles)  # the fair control's schedule at the same rate
+    plain = (_plain_role(r) for r in track["arms"][name]["roles"] if r.startswith("ebc_x"))
     return next(role[r] for r in plain if r in role)
 
 
@@ -329,7 +326,6 @@ def _lr_windows(
     """Return how EBC at the highest of its rates in the finals differs from itself at the lowest, `ebc`, and
     the control likewise, `control`, each where it has both rates. Where more than half of the runs diverged
     at the highest rate it misses, whatever became of those at the lowest."""
-    windows: dict[str, RateWindow] = {}
     by_scale: dict[str, dict[float, str]] = {"ebc": {}, "control": {}}
     for role, name in track["roles"].items():
         kind, _, scale = role.partition("_x")
@@ -338,13 +334,13 @@ def _lr_windows(
     if len(by_scale["ebc"]) < 2:
         return {}
     scales = [min(by_scale["ebc"]), max(by_scale["ebc"])]
+    windows: dict[str, RateWindow] = {}
     for kind, arms in by_scale.items():
-        if not all(scale in arms for scale in scales):
+        if not set(scales) <= set(arms):
             continue
         low, high = (arms[scale] for scale in scales)
         difference = paired(
-            losses(track["arms"][high], results),
-            losses(track["arms"][low], results),
+            *(losses(track["arms"][name], results) for name in (high, low)),
             margin=config.finals.window_margin,
             looks=shares_of_error(config),
             replicates=replicates,
