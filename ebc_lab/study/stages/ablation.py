@@ -17,15 +17,8 @@ from ebc_lab.records.decisions import Arm, Decision, StepCost, SuiteTrack
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, track_prefix
 
-from .compare_arms import (
-    arms_of,
-    completed_runs,
-    completed_values,
-    losses,
-    mean,
-    results_of_arm,
-    target_figures,
-)
+from . import compare_arms, suite
+from .compare_arms import losses
 from .rules import (
     Decisions,
     Results,
@@ -38,43 +31,17 @@ from .rules import (
 )
 from .stage import Stage, or_undecided
 from .statistics import level_of, seeds_needed, show_mean
-from .suite import (
-    arm_run,
-    contenders,
-    differences,
-    point_of,
-    ready,
-    shape_of,
-    source_of,
-    started,
-    transfer_of,
-    windows_of,
-)
+from .suite import arm_run, contenders, point_of
 from .verdict import add_answers, told_apart, unfinished, verdict_of
 
 FIGURES = (  # of a run, averaged over an arm's completed seeds
-    "val_loss",
-    "test_loss",
-    "heldout_loss",
-    "c_median",
-    "c_median_logged",
-    "c_early",
-    "c_late",
-    "clip_rate",
-    "grad_clip_rate",
-    "kl_median",
-    "kl_ratio_median",
-    "kl_within_30pct",
-    "surrogate_early",
-    "surrogate_late",
-    "beta_early",
-    "beta_late",
-    "tightness_median",
-    "guard_count",
-    "skipped_steps",
+    *("val_loss", "test_loss", "heldout_loss"),
+    *("c_median", "c_median_logged", "c_early", "c_late", "clip_rate", "grad_clip_rate"),
+    *("kl_median", "kl_ratio_median", "kl_within_30pct"),
+    *("surrogate_early", "surrogate_late", "beta_early", "beta_late", "tightness_median"),
+    *("guard_count", "skipped_steps"),
 )
 STEP = "step"  # of a run, and how its name begins
-STEP_COST = "step_cost"
 TIMED_STEPS = 120  # a side; the measurement stops earlier where a step takes long
 
 
@@ -125,7 +92,7 @@ def measurements(specs: Specs) -> list[RunSpec]:
     for spec in specs:
         first.setdefault((spec.track, spec.arm), spec)
     return [
-        replace(spec, role=STEP_COST, run=replace(spec.run, steps=TIMED_STEPS, evaluate=["val"]), kind=STEP)
+        replace(spec, role="step_cost", run=replace(spec.run, steps=TIMED_STEPS, evaluate=["val"]), kind=STEP)
         for spec in first.values()
         if (spec.run.optimizer.name, spec.run.stabilizer.name) != ("adam", "none")
     ]
@@ -134,19 +101,20 @@ def measurements(specs: Specs) -> list[RunSpec]:
 def steps_cost(labels: Sequence[str], reference: str, specs: Specs, results: Results) -> dict[str, StepCost]:
     """Return the time of each arm's step as a multiple of the reference's: the median over turns, and
     quartiles. An arm that could not be measured is absent; so are all where the reference could not be."""
-    ratios: dict[str, tuple[float, float, float]] = {}
-    timed = {s.arm: results.get(s.run_id, {}) for s in specs if s.kind == STEP}
-    for label in labels:
-        result: Mapping[str, Any] = timed.get(label, {"step_ratio": 1.0, "step_ratio_iqr": [1.0, 1.0]})
-        if result.get("step_ratio"):
-            low, high = result["step_ratio_iqr"]
-            ratios[label] = (result["step_ratio"], low, high)
-    if reference not in ratios:
+    adam: Mapping[str, Any] = {
+        "step_ratio": 1.0,
+        "step_ratio_iqr": [1.0, 1.0],
+    }  # what the others are timed by
+    timed: dict[str, Mapping[str, Any]] = dict.fromkeys(labels, adam)
+    timed |= {s.arm: results.get(s.run_id, {}) for s in specs if s.kind == STEP}
+    measured = {label: timed[label] for label in labels if timed[label].get("step_ratio")}
+    if reference not in measured:
         return {}
-    unit = ratios.pop(reference)[0]
+    unit = measured.pop(reference)["step_ratio"]
     costs: dict[str, StepCost] = {}
-    for label, (ratio, low, high) in ratios.items():
-        costs[label] = {"ratio": ratio / unit, "low": low / unit, "high": high / unit}
+    for label, result in measured.items():
+        ratio, low, high = (x / unit for x in (result["step_ratio"], *result["step_ratio_iqr"]))
+        costs[label] = {"ratio": ratio, "low": low, "high": high}
     return costs | {reference: {"ratio": 1.0, "low": 1.0, "high": 1.0}}
 
 
@@ -174,49 +142,56 @@ def _rule(config: Config, compared: int, about_mine: int, *, tuned: bool) -> str
 def _arms(config: Config, specs: Specs, results: Results, earlier: Decisions) -> dict[str, Arm]:
     """Return the arms of one track, each with its figures and what the suite's file says of it."""
     asked = config.ablation.all_arms()
-    arms = arms_of(specs, results)
-    texts = {label: {s.run.data.sha256 for s in specs if s.arm == label} for label in arms}
+    arms = compare_arms.arms_of(specs, results)
+    runs = {label: [s.run for s in specs if s.arm == label] for label in arms}
+    texts = {label: {run.data.sha256 for run in of_arm} for label, of_arm in runs.items()}
     judged_on = texts.get(config.ablation.reference)
     for label, arm in arms.items():
-        runs = [s.run for s in specs if s.arm == label]
         other_text = judged_on is not None and texts[label] != judged_on
         reference = asked[label].versus or config.ablation.reference
-        strengths = {x for run in runs if (x := run.stabilizer.strength) is not None}
-        causes = (r.get("cause") for r in results_of_arm(arm, results).values())
+        strengths = {x for run in runs[label] if (x := run.stabilizer.strength) is not None}
+        causes = (r.get("cause") for r in compare_arms.results_of_arm(arm, results).values())
         cause = next((str(cause) for cause in causes if cause), None)
         arm |= {
             "about": asked[label].about or label,
-            "shape": shape_of(asked[label]),
+            "shape": suite.shape_of(asked[label]),
             "point": point_of(config, earlier, arm["track"], label, asked[label]) or None,
             "figures": _figures(arm, results),
             "strength": statistics.median(strengths) if strengths else None,
-            "comparable": not (other_text or any(run.final_windows for run in runs)),
+            "comparable": not (other_text or any(run.final_windows for run in runs[label])),
             "versus": None if other_text or reference == label else reference,
             "cause": None if losses(arm, results) else cause,
         }
-    _add_memory(arms, specs, results)
-    for arm in arms.values():
+    memory = {label: _memory(arm, runs[label], results) for label, arm in arms.items()}
+    differs = len({tuple(bytes_.items()) for bytes_ in memory.values() if bytes_}) > 1
+    target = TargetConfig.from_run(config)
+    for label, arm in arms.items():
         versus = arms.get(arm["versus"] or "")
-        target = TargetConfig.from_run(config)
-        arm["figures"] |= target_figures(target, arm, versus, results, error_divided(config))
+        arm["figures"] |= memory[label] if differs else {}
+        arm["figures"] |= compare_arms.target_figures(target, arm, versus, results, error_divided(config))
     return arms
 
 
-def _add_memory(arms: Mapping[str, Arm], specs: Specs, results: Results) -> None:
-    """Add to the arms' figures the bytes that they keep beside the weights, where these differ between
-    arms."""
-    hooked = {s.arm for s in specs if s.run.memory.hooks}
-    memory: dict[str, dict[str, float | None]] = {}
-    for label, arm in arms.items():
-        first = next((r for r in results_of_arm(arm, results).values() if "state_bytes" in r), None)
-        if first is not None:
-            gradients = first["largest_gradient_bytes" if label in hooked else "gradient_bytes"]
-            memory[label] = {"state_bytes": float(first["state_bytes"]), "gradient_bytes": float(gradients)}
-            if "activation_bytes" in first:
-                memory[label]["activation_bytes"] = float(first["activation_bytes"])
-    if len({tuple(bytes_.items()) for bytes_ in memory.values()}) > 1:
-        for label, bytes_ in memory.items():
-            arms[label]["figures"] |= bytes_
+def _figures(arm: Arm, results: Results) -> dict[str, float | None]:
+    """Return the figures, averaged over the arm's completed seeds; None where none has the figure."""
+    completed = compare_arms.completed_runs(arm, results)
+    keys = (*FIGURES, BITS) if BITS in arm else FIGURES
+    figures = {key: compare_arms.mean(compare_arms.completed_values(arm, results, key)) for key in keys}
+    for figure in PART_FIGURES.values():  # left out where no run has it, unless decisions always had it
+        value = figure.mean(completed) if figure.averaged else None
+        if value is not None or figure.always:
+            figures[figure.key] = value
+    return figures
+
+
+def _memory(arm: Arm, runs: Sequence[RunConfig], results: Results) -> dict[str, float | None]:
+    """Return the bytes that an arm keeps beside the weights; empty where no run has recorded them."""
+    found = compare_arms.results_of_arm(arm, results).values()
+    first: Mapping[str, Any] = next((r for r in found if "state_bytes" in r), {})
+    hooked = any(run.memory.hooks for run in runs)
+    gradients = "largest_gradient_bytes" if hooked else "gradient_bytes"
+    kept = {"state_bytes": "state_bytes", "gradient_bytes": gradients, "activation_bytes": "activation_bytes"}
+    return {name: float(first[key]) for name, key in kept.items() if key in first}
 
 
 def _notes(config: Config, of: str, track: SuiteTrack) -> list[str]:
@@ -258,23 +233,11 @@ def _add_differences(
             versus = arm["versus"]
             if versus in arms and losses(arm, results) and losses(arms[versus], results):
                 pairs.append((name, label, versus))
-    for (name, label, _), difference in differences(config, tracks, pairs, results, earlier).items():
+    for (name, label, _), difference in suite.differences(config, tracks, pairs, results, earlier).items():
         tracks[name]["arms"][label]["difference"] = difference
         if verdict_of(difference) == "undecided":
             difference["seeds_needed"] = seeds_needed(difference)
     return len(pairs)
-
-
-def _figures(arm: Arm, results: Results) -> dict[str, float | None]:
-    """Return the figures, averaged over the arm's completed seeds; None where none has the figure."""
-    completed = completed_runs(arm, results)
-    keys = (*FIGURES, BITS) if BITS in arm else FIGURES
-    figures = {key: mean(completed_values(arm, results, key)) for key in keys}
-    for figure in PART_FIGURES.values():  # left out where no run has it, unless decisions always had it
-        value = figure.mean(completed) if figure.averaged else None
-        if value is not None or figure.always:
-            figures[figure.key] = value
-    return figures
 
 
 class Ablation(Stage):
@@ -295,7 +258,7 @@ class Ablation(Stage):
         """Return every arm over the seeds; one that copies another's record, or starts from its weights,
         joins as soon as these are there."""
         specs: list[RunSpec] = []
-        for track in ready(config, decisions, "ablation"):
+        for track in suite.ready(config, decisions, "ablation"):
             trained: dict[tuple[str, int], RunSpec] = {}
             arms = config.ablation.all_arms()
             sources = {arm.init for arm in arms.values()}
@@ -310,9 +273,11 @@ class Ablation(Stage):
                 for seed in config.seeds:
                     run = replace(alike, seed=seed)
                     if label in sources:
-                        trained[label, seed] = source_of(config, decisions, track, "ablation", label, seed)
+                        trained[label, seed] = suite.source_of(
+                            config, decisions, track, "ablation", label, seed
+                        )
                         continue
-                    begun = started(run, trained[arm.init, seed], results) if arm.init else run
+                    begun = suite.started(run, trained[arm.init, seed], results) if arm.init else run
                     if begun is not None:
                         trained[label, seed] = _spec(track, label, begun, scale)
             specs += trained.values()
@@ -326,7 +291,7 @@ class Ablation(Stage):
         tracks: dict[str, SuiteTrack] = {}
         notes: list[str] = []
         trained = [s for s in specs if s.kind == "train"]
-        every = ready(config, earlier, "ablation")
+        every = suite.ready(config, earlier, "ablation")
         for name in every:
             arms = _arms(config, [s for s in trained if s.track == name], results, earlier)
             track: SuiteTrack = {
@@ -337,8 +302,8 @@ class Ablation(Stage):
             if config.ablation.step_cost:
                 of_track = [s for s in specs if s.track == name]
                 track["steps_cost"] = steps_cost(list(arms), config.ablation.reference, of_track, results)
-            track["windows"] = windows_of(config, arms, results)
-            track["transfer"] = transfer_of(config, arms, results)
+            track["windows"] = suite.windows_of(config, arms, results)
+            track["transfer"] = suite.transfer_of(config, arms, results)
             test_losses = {label: losses(arm, results) for label, arm in contenders(track).items()}
             track["best_by_seed"] = {}
             for seed in map(str, config.seeds):
