@@ -26,7 +26,7 @@ from ebc_lab.config.schema import RunConfig
 from .decisions import Schedules
 
 GRID = "grid"  # the role of the runs by which the first best rate is found
-DIGITS = 6  # of a learning rate, and of its scale: as many as `track_optimizer` keeps
+DIGITS = 6  # of a learning rate, and of its scale: as many as `plain_run` keeps
 
 
 def arm_name(run: RunConfig, lr_scale: float | None, note: str = "") -> str:

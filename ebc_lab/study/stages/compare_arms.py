@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
-from ebc_lab.config.parts.target import TargetConfig, finite_rows, first_at_or_below
+from ebc_lab.config.parts.target import TargetConfig, first_at_or_below
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.config.study_checks import stage_seeds
 from ebc_lab.records.columns import BITS
@@ -32,7 +32,7 @@ from ebc_lab.records.decisions import (
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import schedules_of
 
-from .rules import Decisions, Results, Specs, Undecidable, error_divided, is_conclusive
+from .rules import Decisions, Results, Specs, Undecidable, curve_of, error_divided, is_conclusive
 from .statistics import NO_LUCK, Luck, below, centre_of, luck_of_choice, noise_of_runs, paired
 
 LEAST_LUCK = 1e-5  # nats: less is not shown
@@ -198,7 +198,7 @@ def target_figures(
 def _surely_below(target: TargetConfig, runs: Sequence[Mapping[str, Any]], divided: int) -> float | None:
     """Return the first step at which all runs were evaluated and p of their losses is below the level: the
     same step for all of them, as modded-nanogpt's rules want it."""
-    curves = [{step: loss for step, loss, _ in finite_rows(r.get("curve") or [])} for r in runs]
+    curves = [curve_of(r) for r in runs]
     common = sorted(set.intersection(*map(set, curves))) if curves else []
     for step in common:
         p = below([curve[step] for curve in curves], target.loss, target.sigma, divided)

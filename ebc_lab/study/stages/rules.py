@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from ebc_lab.config.dicts import misfit, study_part, to_dict
 from ebc_lab.config.identity import canonical_json
+from ebc_lab.config.parts.target import finite_rows
 from ebc_lab.config.parts.tokens import TRAIN_TOKENS
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Candidate, Decision
@@ -27,6 +28,8 @@ Decisions = Mapping[str, Decision]  # by stage
 OTHER_VERSION = "it was recorded by another version of ebc-lab"
 NEEDED = ("stage", "rule", "tracks", "notes", "candidates", "measurements", "inputs_sha256")
 FORM = 4  # of a recorded decision; raised by hand when what it holds changes
+# of a result, as a decision shows it beside its settings
+SHOWN = ("outcome", "cause", "val_loss", "val_se", "c_median", "clip_rate", "kl_median", "kl_within_30pct")
 # of a result: they differ when it is trained again. The losses of `curve`, on which `profiles` rests, are
 # those of the run that the other figures are of
 TIMING = ("wall_s", "train_s", "tokens_per_s", "probe_pct", "curve", "streams")
@@ -45,8 +48,8 @@ def val_loss(result: RunResult | None) -> float:
 
 
 def is_conclusive(run: Mapping[str, Any] | None) -> bool:
-    """Tell whether a result, or a candidate, says something about its settings: it completed, diverged or was
-    raced, and was not lost or failed."""
+    """Return whether a result, or a candidate, says something about its settings: it completed, diverged or
+    was raced, and was not lost or failed."""
     return run is not None and run.get("outcome") in FINISHED
 
 
@@ -68,6 +71,11 @@ def c_median(result: RunResult | None) -> float | None:
         return None
     value = result.get("c_median")
     return None if value is None else float(value)
+
+
+def curve_of(result: Mapping[str, Any]) -> dict[int, float]:
+    """Return step -> loss on the fixed windows; empty where none was recorded, as in a forecast."""
+    return {step: loss for step, loss, _ in finite_rows(result.get("curve") or [])}
 
 
 def band_distance(c: float | None, band: Sequence[float]) -> float:
@@ -92,7 +100,7 @@ def candidate(spec: RunSpec, results: Results) -> Candidate:
     """Return a run as a decision records it."""
     result = results.get(spec.run_id, RunResult())
     run = spec.run
-    shown: Candidate = {
+    shown: dict[str, Any] = {
         "run_id": spec.run_id,
         "role": spec.role,
         "arm": spec.arm,
@@ -100,28 +108,15 @@ def candidate(spec: RunSpec, results: Results) -> Candidate:
         "lr_scale": spec.lr_scale,
         "delta_star": run.budget.target_kl if run.stabilizer.name == "ebc" else None,
         "seed": run.seed,
-        "outcome": result.get("outcome"),
-        "cause": result.get("cause"),
-        "val_loss": result.get("val_loss"),
-        "val_se": result.get("val_se"),
-        "c_median": result.get("c_median"),
-        "clip_rate": result.get("clip_rate"),
-        "kl_median": result.get("kl_median"),
-        "kl_within_30pct": result.get("kl_within_30pct"),
+        **{key: result.get(key) for key in SHOWN},
     }
     if shown["outcome"] == "raced":
         shown["raced"] = result["steps"]
-    return shown
+    return cast(Candidate, shown)
 
 
 def make_decision(
-    stage: str,
-    rule: str,
-    config: Config,
-    specs: Specs,
-    results: Results,
-    earlier: Decisions,
-    **chosen: Any,
+    stage: str, rule: str, config: Config, specs: Specs, results: Results, earlier: Decisions, **chosen: Any
 ) -> Decision:
     """Return a decision with its evidence, the hash of its inputs, and its own hash."""
     known = [s for s in specs if s.run_id in results]
@@ -176,14 +171,9 @@ def inputs_digest(
 
 def settings_of_stage(config: Config, stage: str) -> dict[str, Any]:
     """Return the settings that a stage's decision rests on."""
-    # its length is told by its steps
-    of_stage = {k: v for k, v in to_dict(getattr(config, stage)).items() if k != TRAIN_TOKENS}
-    settings: dict[str, Any] = {
-        "stage": of_stage,
-        "scale": config.scale,
-        "study": study_part(config),
-        "seeds": config.seeds,
-    }
+    of_stage = to_dict(getattr(config, stage))
+    of_stage.pop(TRAIN_TOKENS, None)  # its steps say as much
+    settings = {"stage": of_stage, "scale": config.scale, "study": study_part(config), "seeds": config.seeds}
     if config.answered_before and getattr(config, stage).judges:
         settings["answered_before"] = config.answered_before
     return settings
@@ -197,10 +187,8 @@ def error_divided(config: Config) -> int:
 
 def divided_in_words(config: Config) -> str:
     """Return the clause of a rule about that; empty where no seed was judged before."""
-    by = error_divided(config)
-    return (
-        f"; the error is divided by {by}, since earlier answers rest on some of the seeds" if by > 1 else ""
-    )
+    why = "since earlier answers rest on some of the seeds"
+    return f"; the error is divided by {by}, {why}" if (by := error_divided(config)) > 1 else ""
 
 
 def untimed(result: Mapping[str, Any]) -> dict[str, Any]:

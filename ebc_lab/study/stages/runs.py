@@ -24,14 +24,12 @@ from ebc_lab.config.identity import (
     with_derived_settings,
 )
 from ebc_lab.config.parts.data import data_of_another_text
-from ebc_lab.config.parts.optimizer import OptimizerConfig
 from ebc_lab.config.parts.race import RaceConfig
 from ebc_lab.config.schema import STAGES, CarrySettingConfig, Config, ProfiledWorkloadConfig, RunConfig
 from ebc_lab.records.decisions import BestRate, NaturalSteps, SweepTrack
-from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, arm_name
 
-from .rules import Decisions, Results, Specs, losses_of
+from .rules import Decisions, Results, Specs, curve_of, losses_of
 
 Searched = tuple[str, str]  # optimizer, projection
 Place = TypeVar("Place", CarrySettingConfig, ProfiledWorkloadConfig)  # where arms or methods are trained
@@ -44,34 +42,26 @@ DIGITS = 4  # of a bound, in nats
 
 def plain_run(config: Config, track: BestRate, steps: int, seed: int, scale: float) -> RunConfig:
     """Return a track's plain run at a constant learning rate, a multiple of the track's best one."""
-    base = run_part(config)
+    base, name = run_part(config), track["optimizer"]
+    # the study's settings where it is the study's optimizer, else those of its own file
+    optimizer = config.optimizer if config.optimizer.name == name else optimizer_defaults(name)
     return replace(
         base,
         seed=seed,
         steps=steps,
         evaluate=["val"],
-        optimizer=track_optimizer(config, track["optimizer"], track["lr"] * scale),
+        optimizer=replace(optimizer, lr=float(f"{track['lr'] * scale:.6g}")),
         projection=replace(base.projection, name=track["projection"]),
         stabilizer=replace(base.stabilizer, name="none"),
         lr_schedule=replace(base.lr_schedule, name="constant"),
     )
 
 
-def ebc_run(
-    config: Config,
-    track: SweepTrack,
-    steps: int,
-    seed: int,
-    scale: float,
-    *,
-    budget: str,
-    target_kl: float,
-    **settings: Any,
-) -> RunConfig:
+def ebc_run(config: Config, track: SweepTrack, steps: int, seed: int, scale: float, **ebc: Any) -> RunConfig:
     """Return a track's run with EBC on the study's schedules. EBC warms up by itself, so the learning rate
-    does not."""
+    does not. `ebc`: its budget, its target KL and more settings, as `with_ebc` takes them."""
     run = scheduled(plain_run(config, track, steps, seed, scale), config.study.lr_schedule, 0)
-    return with_ebc(run, track, budget, target_kl, config.study.kl_schedule, **settings)
+    return with_ebc(run, track, schedule=config.study.kl_schedule, **ebc)
 
 
 def scheduled(run: RunConfig, schedule: str, warmup: float) -> RunConfig:
@@ -80,28 +70,13 @@ def scheduled(run: RunConfig, schedule: str, warmup: float) -> RunConfig:
     return replace(run, lr_schedule=replace(run.lr_schedule, name=schedule, warmup_steps=steps))
 
 
-def track_optimizer(config: Config, name: str, lr: float) -> OptimizerConfig:
-    """Return the optimizer at `lr`: the study's settings where it is the study's optimizer, else those of its
-    own file."""
-    settings = config.optimizer if config.optimizer.name == name else optimizer_defaults(name)
-    return replace(settings, lr=float(f"{lr:.6g}"))
-
-
 def with_ebc(
-    run: RunConfig,
-    track: SweepTrack,
-    budget: str,
-    target_kl: float,
-    schedule: str = "constant",
-    **settings: Any,
+    run: RunConfig, track: SweepTrack, budget: str, target_kl: float, schedule: str, **settings: Any
 ) -> RunConfig:
     """Return the run with EBC, filled in from the track's baseline; `settings`: what a controller search
     chose."""
-    run = replace(
-        run,
-        stabilizer=replace(run.stabilizer, name="ebc"),
-        budget=replace(run.budget, name=budget, target_kl=target_kl, schedule=schedule),
-    )
+    held = replace(run.budget, name=budget, target_kl=target_kl, schedule=schedule)
+    run = replace(run, stabilizer=replace(run.stabilizer, name="ebc"), budget=held)
     return fill_from_baseline(changed(run, settings), track)
 
 
@@ -123,15 +98,14 @@ def fill_from_baseline(run: RunConfig, track: NaturalSteps, times: float = 1.0) 
     descent = track.get("descent_median") or 0.0
     if energy and run.controller.a is None and descent > 0:  # else the run is refused for its missing gain
         gain = float(f"{times * track['natural_kl'] / descent:.4g}")
-        run = replace(run, controller=replace(run.controller, a=gain))
+        return replace(run, controller=replace(run.controller, a=gain))
     return run
 
 
 def spec_of(
     stage: str, role: str, run: RunConfig, scale: float, note: str = "", *, usual: int | None = None
 ) -> RunSpec:
-    """Make a stage's run, with its arm named from its settings; `usual`: the steps that the name does not
-    tell."""
+    """Return a run of a stage, its arm named by its settings; `usual`: the steps that the name leaves out."""
     return RunSpec(stage, role, arm_name(run, scale, note + length(run, usual)), scale, run)
 
 
@@ -154,7 +128,7 @@ def searched(decisions: Decisions, track: str) -> dict[str, Any]:
 
 
 def waiting(specs: Specs, results: Results) -> bool:
-    """Tell whether any of the runs has no result yet."""
+    """Return whether any of the runs has no result yet."""
     return any(s.run_id not in results for s in specs)
 
 
@@ -197,9 +171,9 @@ def raced(
     if not finished:
         return run
     lead = min(finished, key=lambda point: max(losses_of(point, results)))
-    curves = [_curve(results[spec.run_id]) for spec in lead]
-    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
-    late = [step for step in steps if first * run.steps <= step < run.steps]
+    curves = [curve_of(results[spec.run_id]) for spec in lead]
+    common = sorted(set.intersection(*map(set, curves)))
+    late = [step for step in common if first * run.steps <= step < run.steps]
     every = math.ceil(len(late) / MOST_BOUNDS) or 1
     highest = {step: max(curve[step] for curve in curves) for step in late[::every]}
     above = {str(step): round(loss + margin, DIGITS) for step, loss in highest.items()}
@@ -207,25 +181,19 @@ def raced(
 
 
 def alike(run: RunConfig, other: RunConfig) -> bool:
-    """Tell whether two runs differ in rate, strength, target and seed alone."""
-    return _without_what_grows(run) == _without_what_grows(other)
+    """Return whether two runs differ in rate, strength, target and seed alone."""
 
+    def without_these(run: RunConfig) -> RunConfig:
+        run = RaceConfig().put_into(with_derived_settings(run))
+        return replace(
+            run,
+            seed=0,
+            optimizer=replace(run.optimizer, lr=1.0),
+            stabilizer=replace(run.stabilizer, strength=None),
+            budget=replace(run.budget, target_kl=1.0),
+        )
 
-def _without_what_grows(run: RunConfig) -> RunConfig:
-    run = RaceConfig().put_into(with_derived_settings(run))
-    return replace(
-        run,
-        seed=0,
-        optimizer=replace(run.optimizer, lr=1.0),
-        stabilizer=replace(run.stabilizer, strength=None),
-        budget=replace(run.budget, target_kl=1.0),
-    )
-
-
-def _curve(result: RunResult) -> dict[int, float]:
-    """Return step -> loss on the fixed windows; empty where none was recorded, as in a forecast."""
-    rows = result.get("curve") or []
-    return {int(step): float(loss) for step, loss, *_ in rows if loss is not None and math.isfinite(loss)}
+    return without_these(run) == without_these(other)
 
 
 # -- many runs of one configuration --------------------------------------------------------------------------
@@ -239,16 +207,18 @@ def _made(key: str) -> dict[Any, list[RunSpec]]:
 def specs_made(config: Config, stage: str) -> dict[Any, list[RunSpec]]:
     """Return the cache of the runs that a stage makes of a configuration: to name thousands of them takes
     seconds, and a study asks for all of them whenever a run ends."""
-    named = {"run": to_dict(run_part(config)), stage: to_dict(getattr(config, stage))}
-    return _made(canonical_json({**named, "environment": study_environment(config)}))
+    environment, settings = study_environment(config), to_dict(getattr(config, stage))
+    return _made(
+        canonical_json({"run": to_dict(run_part(config)), stage: settings, "environment": environment})
+    )
 
 
 # -- texts of one's own --------------------------------------------------------------------------------------
 
 
 def own_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the data and tokens of settings that have their own of either, else nothing. Tokens
-    of another text have another checksum, which is open where the settings do not give it."""
+    """Return the data and tokens of settings that have their own of either, else nothing. Tokens of another
+    text have another checksum, which is open where the settings do not give it."""
     if not {"data", "tokens"} & set(settings):
         return {}
     data, tokens = to_dict(base.data), {**to_dict(base.tokens), "sha256": None}
@@ -262,16 +232,18 @@ def with_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings with the checksums of their own data and tokens. In a plan, where nobody has looked at
     them yet, that of their name stands for one."""
     own = own_text(base, settings)
-    for group, of in own.items():
-        if not of["sha256"] and of["name"] != "characters":
-            of["sha256"] = digest([group, of["name"], of.get("files") or of.get("file"), of.get("size")])
+    for group, text in own.items():
+        if not text["sha256"] and text["name"] != "characters":
+            files = text.get("files") or text.get("file")
+            text["sha256"] = digest([group, text["name"], files, text.get("size")])
     return {**settings, **own}
 
 
 def texts_pinned(
     config: Config, stage: str, places: Mapping[str, Place], say: Callable[[str], None]
 ) -> dict[str, Place]:
-    """Fill in the checksums where a place of a stage has data or tokens of its own. Raises UserError."""
+    """Return the places of a stage, with the checksums of the data and tokens that one has of its own. Raises
+    UserError."""
     from ebc_lab.workloads.starts import pinned
     from ebc_lab.workloads.text import checked_text
 

@@ -54,13 +54,7 @@ def point_in_words(point: Mapping[str, Any] | None) -> str:
 
 
 def arm_run(
-    config: Config,
-    decisions: Decisions,
-    track: str,
-    arm: ArmConfig,
-    steps: int,
-    seed: int,
-    point: Point,
+    config: Config, decisions: Decisions, track: str, arm: ArmConfig, steps: int, seed: int, point: Point
 ) -> tuple[RunConfig, float]:
     """Return an arm's run at a point of its grid, and its LR scale. `steps`: of a run of the suite's usual
     length.
