@@ -143,11 +143,10 @@ class Stage:
 
     def headlines(self, decision: Decision) -> list[str]:
         """Return a decision in one line per track, with the winner's margin and what was passed over."""
-        lines = []
-        for name, track in decision["tracks"].items():
-            beside = _margin(track) + self._over(name, decision)
-            lines.append(f"{self.lead_in(name, decision)}{self.headline(track)}{beside}")
-        return lines
+        return [
+            self.lead_in(name, decision) + self.headline(track) + _margin(track) + self._over(name, decision)
+            for name, track in decision["tracks"].items()
+        ]
 
     def would_change(self, decision: Decision) -> list[str]:
         """Return what would have changed the decision, one sentence per track."""
@@ -157,11 +156,13 @@ class Stage:
     def rows(self, name: str, decision: Decision) -> list[tuple[str, str, str]]:
         """Return (label, figure, remark) of what was decided for a track, as the page shows it. The remark on
         the loss says which lower ones were passed over."""
-        track = decision["tracks"][name]
-        shown = [f for f in self.figures if f.label and f.value(track, MISSING) is not MISSING]
-        over = self._over(name, decision)
-        rows = [(f.path, *f.row(track)) for f in shown]
-        return [(label, value, remark + over * (path == "val_loss")) for path, label, value, remark in rows]
+        track, rows = decision["tracks"][name], []
+        for figure in self.figures:
+            if figure.label and figure.value(track, MISSING) is not MISSING:
+                label, value, remark = figure.row(track)
+                over = self._over(name, decision) if figure.path == "val_loss" else ""
+                rows.append((label, value, remark + over))
+        return rows
 
     def _over(self, name: str, decision: Decision) -> str:
         over = self.passed_over(name, decision)

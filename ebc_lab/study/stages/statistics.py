@@ -21,6 +21,7 @@ scipy is imported late: it takes half a second, and `status` needs none of it.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
 import math
@@ -136,22 +137,19 @@ def paired(
     replicates: Sequence[float] = (),
     luck: Luck = NO_LUCK,
 ) -> Difference:
-    """Compare an arm with a reference over the seeds that both have; losses in nats by seed, infinite where
-    one diverged.
+    """Return how an arm differs from a reference over the seeds that both have; losses in nats by seed,
+    infinite where one diverged. `replicates`: losses of one configuration under several seeds, the noise
+    floor. `luck`: of the difference, in what tuning the two chose.
 
-    `replicates`: losses of one configuration under several seeds, the noise floor. `luck`: of the difference,
-    in what tuning the two chose. Returns
-
-    * `seeds`; `method`: `t`, or `rank` where a run diverged, None without a pair;
+    * `method`: `t`, or `rank` where a run diverged, None without a pair;
     * `mean` (None by rank), `median`, `sd` of the differences (None by rank, or from one seed), and `sigmas`,
       the mean in units of the noise of one run;
     * `low`, `high`: the 95% interval of the mean or the median, its error divided by `looks`; None where it
-      is infinite;
-    * `joint_low`, `joint_high`: the interval that holds for all `comparisons` at once;
+      is infinite; `joint_low`, `joint_high`: the one that holds for all `comparisons` at once;
     * `p`, `p_joint`: two-sided, of no difference, corrected likewise;
     * `detectable`, `joint_detectable`: the smallest true difference that such an interval would tell from 0
       in 4 of 5 studies;
-    * `alone`, `judged`: what `judge` says by either; `luck`: its `sd` and `freedom`, where there is some.
+    * `alone`, `judged`: what `judge` says by either.
     """
     seeds = sorted(set(arm) & set(reference))
     both = [(arm[s], reference[s]) for s in seeds]
@@ -166,8 +164,7 @@ def paired(
     if lost or gained:
         out |= {"method": "rank", "diverged": {"arm": lost, "reference": gained}}
     elif both:
-        mean = statistics.fmean(differences)
-        out["mean"] = mean
+        out["mean"] = mean = statistics.fmean(differences)
         out["sd"] = statistics.stdev(differences) if len(differences) > 1 else None
         out["sigmas"] = mean / statistics.stdev(replicates) if len(set(replicates)) > 1 else None
     if luck.sd and out["method"] == "t" and not _equal(differences):
@@ -177,6 +174,7 @@ def paired(
         out |= {f"{prefix}low": _finite(low), f"{prefix}high": _finite(high)}
         out["p_joint" if prefix else "p"] = None if p is None else min(1.0, p * looks * k)
         out[f"{prefix}detectable"] = _detectable(finite, replicates, level / k, luck)
+        # an arm that diverged on more seeds than its reference misses, whatever its other seeds did
         out[name] = "misses" if lost > gained else judge(low, high, margin)
     return cast(Difference, out)
 
@@ -208,17 +206,13 @@ def _interval(
 
 
 def _equal(differences: Sequence[float]) -> bool:
-    """Tell whether the differences have no spread, being fewer than two or all the same."""
+    """Return whether the differences have no spread, being fewer than two or all the same."""
     return len(differences) < 2 or max(differences) - min(differences) <= ROUNDING
 
 
 def judge(low: float, high: float, margin: float) -> str:
     """Return `beats`: the upper limit is below 0; `meets` the target: it is at most `margin`; `misses` it:
-    the lower limit is above.
-
-    Otherwise, and where the limits are NaN, `undecided`. (An arm that diverged on more seeds than its
-    reference misses, whatever its other seeds did.)
-    """
+    the lower limit is above; otherwise, and where the limits are NaN, `undecided`."""
     if high <= margin:
         return "beats" if high < 0 else "meets"
     return "misses" if low > margin else "undecided"
@@ -275,23 +269,18 @@ def seeds_needed(difference: Difference) -> int | None:
     luck = Luck(**difference["luck"]) if "luck" in difference else NO_LUCK
 
     def decides(seeds: int) -> bool:
-        powers = (
-            _power(mean, max(spread, ROUNDING), seeds, level, difference["margin"], x)
-            for x in {luck, NO_LUCK}
-        )
+        error = max(spread, ROUNDING)
+        powers = (_power(mean, error, seeds, level, difference["margin"], x) for x in {luck, NO_LUCK})
         return min(powers) >= POWER  # the interval holds both
 
-    low, high = max(2, difference["seeds"] + 1), MOST_SEEDS
-    if not decides(high):
+    fewest = max(2, difference["seeds"] + 1)
+    if not decides(MOST_SEEDS):
         return None
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if decides(middle) else (middle + 1, high)
-    return low
+    return fewest + bisect.bisect_left(range(fewest, MOST_SEEDS), True, key=decides)
 
 
 def mostly_luck(difference: Difference) -> bool:
-    """Tell whether the luck of the tuning, which more seeds do not lessen, is larger than the seeds'."""
+    """Return whether the luck of the tuning, which more seeds do not lessen, is larger than the seeds'."""
     of_seeds = (difference["sd"] or 0.0) / math.sqrt(max(1, difference["seeds"]))
     return "luck" in difference and difference["luck"]["sd"] > of_seeds
 
@@ -319,12 +308,8 @@ def by_interval(difference: Difference, joint: bool) -> Difference:
     """Return the difference with the `low`, `high`, `detectable` and `judged` of one of the two intervals."""
     if not joint:
         return {**difference, "judged": difference["alone"]}
-    return {
-        **difference,
-        "low": difference["joint_low"],
-        "high": difference["joint_high"],
-        "detectable": difference["joint_detectable"],
-    }
+    low, high, detectable = (difference[f"joint_{key}"] for key in ("low", "high", "detectable"))
+    return {**difference, "low": low, "high": high, "detectable": detectable}
 
 
 def centre_of(difference: Difference) -> float | None:
@@ -391,27 +376,19 @@ def below(losses: Sequence[float], target: float, sigma: float = 0.0, divided: i
 
 
 def noise(losses: Sequence[float]) -> NoiseFloor:
-    """Return the noise floor by replicate seeds: `sigma`, its 95% interval, and what a comparison of two
-    single runs could show.
-
-    `detectable`: the smallest true difference, nats, that two runs of one seed each would show 4 times in 5.
-    None from fewer than two losses.
-    """
+    """Return the noise floor by replicate seeds: `sigma`, its 95% interval, and `detectable`, the smallest
+    true difference, nats, that two runs of one seed each would show 4 times in 5; None from fewer than two
+    losses."""
     from scipy import stats
 
-    freedom = len(losses) - 1
-    if freedom < 1:
-        return {"sigma": None, "low": None, "high": None, "detectable": None, "seeds": len(losses)}
-    sigma = statistics.stdev(losses)
+    seeds = len(losses)
+    if seeds < 2:
+        return {"sigma": None, "low": None, "high": None, "detectable": None, "seeds": seeds}
+    sigma, freedom = statistics.stdev(losses), seeds - 1
     tails = stats.chi2.ppf([(1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2], freedom)
     low, high = (sigma * math.sqrt(freedom / tail) for tail in tails)
-    return {
-        "sigma": sigma,
-        "low": low,
-        "high": high,
-        "detectable": _detectable((), losses, 1 - CONFIDENCE),
-        "seeds": len(losses),
-    }
+    detectable = _detectable((), losses, 1 - CONFIDENCE)
+    return {"sigma": sigma, "low": low, "high": high, "detectable": detectable, "seeds": seeds}
 
 
 def window(losses: Mapping[float, float], within: float = WINDOW_NATS) -> Window | None:
@@ -420,9 +397,8 @@ def window(losses: Mapping[float, float], within: float = WINDOW_NATS) -> Window
 
     `losses`: nats by the setting's value (> 0), infinite where a run diverged. Between two values the loss is
     taken to be linear in the logarithm of the setting; where one of them is infinite, the window ends at the
-    other. Returns `best`, `loss` there, `low`, `high`, `octaves` between them, and `open_low`, `open_high`:
-    whether the window still holds at the end of what was tried, so that it is at least that wide. None
-    without a finite loss.
+    other. A window that is still open at the end of what was tried is at least that wide. None without a
+    finite loss.
     """
     values = sorted(losses)
     best = min(values, key=lambda x: (losses[x], x), default=None)
