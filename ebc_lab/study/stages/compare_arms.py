@@ -13,7 +13,7 @@ import itertools
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from ebc_lab.config.parts.target import TargetConfig, first_at_or_below
@@ -368,20 +368,18 @@ def shares_of_error(config: Config) -> int:
 def next_seeds(config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[int]:
     """Return the seeds to add to the finals of `specs`: none once the verdict's comparisons are decided, or
     at the last look."""
-    used = list(dict.fromkeys(s.run.seed for s in specs if s.kind == "train"))
-    at = looks(config)
-    if len(used) >= at[-1]:
-        return []
+    used = {s.run.seed for s in specs if s.kind == "train"}
+    later = [n for n in looks(config) if n > len(used)]
     try:
-        tracks = compare(config, specs, results, earlier)
+        tracks = compare(config, specs, results, earlier) if later else {}
     except Undecidable:
         return []  # more seeds of what does not train would not help
-    if not any("undecided" in claims(track) for track in tracks.values()):
-        return []
-    return fresh_seeds(config, used, next(n for n in at if n > len(used)) - len(used))
+    if any("undecided" in claims(track) for track in tracks.values()):
+        return fresh_seeds(config, used, later[0] - len(used))
+    return []
 
 
-def fresh_seeds(config: Config, used: Sequence[int], count: int) -> list[int]:
+def fresh_seeds(config: Config, used: Collection[int], count: int) -> list[int]:
     """Return `count` seeds above the used ones, none of them one that decisions are made from."""
     deciding = stage_seeds(config)
     fresh = (s for s in itertools.count(max(used) + 1) if s not in deciding)

@@ -48,29 +48,25 @@ def _final_arm(
     """Return the run of one role and its LR scale; None while a decision that it needs is missing."""
     track = decisions["lr_sweep"]["tracks"][name]
     steps = config.finals.steps
-    kind, _, at = role.rpartition("_x")
+    kind, _, rate = role.rpartition("_x")  # `ebc` and `8` of ebc_x8; of other roles the kind is empty
     if role == "baseline":
         return plain_run(config, track, steps, seed, 1.0), 1.0
-    if role == "control" or kind == "control":
-        scale = float(at) if kind else track["control"]["lr_scale"]
+    if "control" in (role, kind):
+        scale = float(rate) if kind else track["control"]["lr_scale"]
         return control_run(config, track, steps, seed, scale), scale
-    if "calibrate" not in decisions:
+    if "calibrate" not in decisions or (kind != "ebc" and "lr_scale" not in decisions):
         return None
     calibrated = decisions["calibrate"]["tracks"][name]
-    budget = calibrated["budget"]
+    ebc = {"budget": calibrated["budget"], **searched(decisions, name)}
     target_kl = calibrated["delta_star"]
-    chosen = searched(decisions, name)
-    if kind != "ebc" and "lr_scale" not in decisions:
-        return None
-    scale = float(at) if kind == "ebc" else decisions["lr_scale"]["tracks"][name]["lr_scale"]
+    scale = float(rate) if kind == "ebc" else decisions["lr_scale"]["tracks"][name]["lr_scale"]
     if kind == "ebc" or role == "ebc_chosen":
-        ebc = {"budget": budget, "target_kl": target_kl, **chosen}
-        return ebc_run(config, track, steps, seed, scale, **ebc), scale
+        return ebc_run(config, track, steps, seed, scale, target_kl=target_kl, **ebc), scale
     if role == "none_chosen":
         return plain_run(config, track, steps, seed, scale), scale
     make = control_run if role == "ebc_lindelta_lrdecay" else plain_run
     run = make(config, track, steps, seed, 2 * scale)
-    return with_ebc(run, track, budget, round3(2 * target_kl), "linear", **chosen), 2 * scale
+    return with_ebc(run, track, target_kl=round3(2 * target_kl), schedule="linear", **ebc), 2 * scale
 
 
 def _rule(config: Config, sequential: Sequential | None) -> str:
@@ -82,8 +78,8 @@ def _rule(config: Config, sequential: Sequential | None) -> str:
         f"its lowest, upper limit ≤ +{config.finals.window_margin:g} nats"
     )
     if sequential:
-        at = ", ".join(map(str, sequential["looks"]))
-        rule += f"; looked at after {at} seeds, the error shared out over the looks"
+        seeds = ", ".join(map(str, sequential["looks"]))
+        rule += f"; looked at after {seeds} seeds, the error shared out over the looks"
     return rule + divided_in_words(config)
 
 
@@ -146,18 +142,14 @@ class Finals(Stage):
             if not overhead.get("overhead_pct") and overhead.get("outcome") != "completed":
                 why = overhead.get("cause") or "no result"
                 notes.append(f"{name}: the overhead was not measured ({why})")
-        at = looks(config)
         sequential: Sequential | None = None
-        if len(at) > 1:
+        if len(looks(config)) > 1:
             seeds = len({s.run.seed for s in specs if s.kind == "train"})
-            undecided = any("undecided" in claims(track) for track in tracks.values())
-            still = f"still undecided at {seeds} seeds, the most allowed"
-            sequential = {
-                "looks": at,
-                "at": seeds,
-                "confidence": 1 - (1 - CONFIDENCE) / shares_of_error(config),
-                "stopped": still if undecided else "every comparison is decided",
-            }
+            stopped = "every comparison is decided"
+            if any("undecided" in claims(track) for track in tracks.values()):
+                stopped = f"still undecided at {seeds} seeds, the most allowed"
+            confidence = 1 - (1 - CONFIDENCE) / shares_of_error(config)
+            sequential = {"looks": looks(config), "at": seeds, "confidence": confidence, "stopped": stopped}
         rule = _rule(config, sequential)
         return make_decision(
             "finals", rule, config, specs, results, earlier, tracks=tracks, sequential=sequential, notes=notes
@@ -167,10 +159,8 @@ class Finals(Stage):
         """Return the counts of the verdict, and the best EBC arm's difference from the fair control."""
         counts = Counter(line["verdict"] for line in track["verdict"])
         text = ", ".join(f"{counts[v]} {v}" for v in ("pass", "fail", "undecided"))
-        best = track["differences"]["control"].get(track["best_ebc_by_val"])
-        if best is not None:
-            text += f"; best EBC arm (by validation) minus fair control: {show_difference(best, joint=True)}"
-        return text
+        best = track["differences"]["control"][track["best_ebc_by_val"]]
+        return f"{text}; best EBC arm (by validation) minus fair control: {show_difference(best, joint=True)}"
 
     def turning_points(self, name: str, decision: Decision) -> list[str]:
         """Return what could change each line of the verdict that did not pass."""
@@ -188,8 +178,8 @@ class Finals(Stage):
         for name, track in compare(config, specs, results, earlier).items():
             asked = len({s.run.seed for s in specs if s.track == name and s.kind == "train"})
             for rival, arm in judged_arms(track).items():
-                d = track["differences"][rival].get(arm)
-                if d is not None and d["seeds"]:
+                d = track["differences"][rival][arm]
+                if d["seeds"]:
                     words = f"{ASKED_ABOUT[rival]}, from {d['seeds']} of {asked} seeds"
                     said.append(or_undecided(words.format(show_mean(d)), d, joint=rival == "control"))
         return said

@@ -173,7 +173,8 @@ def settings_of_stage(config: Config, stage: str) -> dict[str, Any]:
     """Return the settings that a stage's decision rests on."""
     of_stage = to_dict(getattr(config, stage))
     of_stage.pop(TRAIN_TOKENS, None)  # its steps say as much
-    settings = {"stage": of_stage, "scale": config.scale, "study": study_part(config), "seeds": config.seeds}
+    settings: dict[str, Any] = {"stage": of_stage, "scale": config.scale}
+    settings |= {"study": study_part(config), "seeds": config.seeds}
     if config.answered_before and getattr(config, stage).judges:
         settings["answered_before"] = config.answered_before
     return settings

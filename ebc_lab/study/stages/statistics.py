@@ -308,7 +308,7 @@ def by_interval(difference: Difference, joint: bool) -> Difference:
     """Return the difference with the `low`, `high`, `detectable` and `judged` of one of the two intervals."""
     if not joint:
         return {**difference, "judged": difference["alone"]}
-    low, high, detectable = (difference[f"joint_{key}"] for key in ("low", "high", "detectable"))
+    low, high, detectable = difference["joint_low"], difference["joint_high"], difference["joint_detectable"]
     return {**difference, "low": low, "high": high, "detectable": detectable}
 
 

@@ -100,10 +100,8 @@ def point_of(config: Config, decisions: Decisions, track: str, label: str, arm: 
     source, swept = _tuned_as(config, label, arm), config.ablation.swept().get(label)
     if source is None:
         return {}
-    if "tune" not in decisions:
-        return None
-    tuned = tuned_arms(decisions["tune"], track)[source]
-    if "untuned" in tuned:
+    tuned = tuned_arms(decisions["tune"], track)[source] if "tune" in decisions else None
+    if tuned is None or "untuned" in tuned:
         return None
     return {k: v for k, v in tuned["point"].items() if not swept or k != swept.key}
 
@@ -118,10 +116,9 @@ def tuned_arms(tune: Decision | None, track: str) -> Mapping[str, TunedArm]:
 def _tuned_as(config: Config, label: str, arm: ArmConfig) -> str | None:
     """Return the arm whose tuning chose this one's point, itself or another; None where nothing was to be
     tuned."""
-    if not arm.tuned_as and not arm.tune:
-        return None
     swept = config.ablation.swept().get(label)
-    return arm.tuned_as or (swept.arm if swept else label)
+    own = swept.arm if swept else label
+    return arm.tuned_as or (own if arm.tune else None)
 
 
 def luck_between(config: Config, decisions: Decisions, track: str, label: str, other: str) -> Luck:
@@ -187,9 +184,8 @@ def source_of(config: Config, decisions: Decisions, track: str, stage: str, labe
     arm = config.ablation.all_arms()[label]
     steps: int = getattr(config, stage).steps
     run, scale = arm_run(config, decisions, track, arm, steps, seed, {})
-    run = replace(
-        InitConfig(keep=True).put_into(run), evaluate=["val"] if stage == "tune" else ["val", "test"]
-    )
+    splits = ["val"] if stage == "tune" else ["val", "test"]
+    run = replace(InitConfig(keep=True).put_into(run), evaluate=splits)
     return RunSpec(stage, label, label, scale, run, of_track=track)
 
 
@@ -200,14 +196,10 @@ def started(run: RunConfig, source: RunSpec, results: Results) -> RunConfig | No
     if result is None or result.get("outcome") != "completed":
         return None
     old = source.run.data
-    init = InitConfig(
-        name="run",
-        run=source.run_id,
-        sha256=result["streams"][WEIGHTS],
-        text="none" if old.name == "bin" else old.name,
-        file=old.file if old.name == "path" else None,
-        text_sha256=None if old.name == "bin" else old.sha256,
-    )
+    init = InitConfig(name="run", run=source.run_id, sha256=result["streams"][WEIGHTS], text="none")
+    if old.name != "bin":
+        file = old.file if old.name == "path" else None
+        init = replace(init, text=old.name, file=file, text_sha256=old.sha256)
     return init.put_into(run)
 
 
@@ -217,33 +209,20 @@ def started(run: RunConfig, source: RunSpec, results: Results) -> RunConfig | No
 def windows_of(config: Config, arms: Mapping[str, Arm], results: Results) -> dict[str, dict[str, Sweep]]:
     """Return each swept arm's sweeps, by `lr_scale` and `delta`: its points, its window, and how far it may
     be off."""
-    windows: dict[str, dict[str, Sweep]] = {}
+    points: dict[str, dict[str, list[SweptPoint]]] = {}
     for label, point in config.ablation.swept().items():
         if label in arms:
-            sweep = windows.setdefault(point.arm, {}).setdefault(point.key, {"points": []})
-            arm = arms[label]
-            by_seed = losses(arm, results)
-            mean = statistics.fmean(by_seed.values()) if by_seed else math.inf  # inf: a seed diverged
-            c = arm["figures"].get("c_median")
-            measured: SweptPoint = {
-                "value": point.value,
-                "arm": label,
-                "lr": arm["lr"],
-                "delta_star": arm["delta_star"],
-                "loss": mean if math.isfinite(mean) else None,
-                "seeds": {seed: loss if math.isfinite(loss) else None for seed, loss in by_seed.items()},
-                "rate": c * arm["lr"] if c is not None else None,
-            }
-            sweep["points"].append(measured)
-    for name, sweeps in windows.items():
-        for key, sweep in list(sweeps.items()):
-            sweep["points"], sweep["left_out"] = _comparable(key, sweep["points"])
-            if not sweep["points"]:
-                del sweeps[key]
-                continue
-            sweep["about"] = config.ablation.arms[name].about or name
-            sweep["shape"] = shape_of(config.ablation.arms[name])
-            sweep |= _spans(sweep["points"])
+            measured = _swept_point(point.value, label, arms[label], results)
+            points.setdefault(point.arm, {}).setdefault(point.key, []).append(measured)
+    windows: dict[str, dict[str, Sweep]] = {}
+    for name, by_key in points.items():
+        windows[name] = {}
+        arm = config.ablation.arms[name]
+        for key, measured_points in by_key.items():
+            whole, left_out = _comparable(key, measured_points)
+            if whole:
+                sweep: Sweep = {"points": whole, "left_out": left_out, "about": arm.about or name}
+                windows[name][key] = {**sweep, "shape": shape_of(arm), **_spans(whole)}
     for name, sweeps in windows.items():
         yardstick = config.ablation.arms[name].versus or name
         if "delta" in sweeps and "delta" in windows.get(yardstick, {}):
@@ -255,6 +234,22 @@ def windows_of(config: Config, arms: Mapping[str, Arm], results: Results) -> dic
             rule["worst"] = worst if math.isfinite(worst) else None
             rule["every_start"] = worst <= SAME_NATS + ROUNDING  # near enough to need no tuning
     return windows
+
+
+def _swept_point(value: float, label: str, arm: Arm, results: Results) -> SweptPoint:
+    """Return an arm as a point of a sweep, by the mean of its test losses; None where a seed diverged."""
+    by_seed = {seed: x if math.isfinite(x) else None for seed, x in losses(arm, results).items()}
+    finite = [x for x in by_seed.values() if x is not None]
+    c = arm["figures"].get("c_median")
+    return {
+        "value": value,
+        "arm": label,
+        "lr": arm["lr"],
+        "delta_star": arm["delta_star"],
+        "loss": statistics.fmean(finite) if finite and len(finite) == len(by_seed) else None,
+        "seeds": by_seed,
+        "rate": c * arm["lr"] if c is not None else None,
+    }
 
 
 def _comparable(key: str, points: Sequence[SweptPoint]) -> tuple[list[SweptPoint], list[str]]:
@@ -316,14 +311,11 @@ def transfer_of(config: Config, arms: Mapping[str, Arm], results: Results) -> li
     copies = {n: a for n, a in asked.items() if a.tuned_as and n in arms}
     transfers: list[Transfer] = []
     for label, arm in asked.items():
-        copied = [n for n, a in copies.items() if a.versus == label and shape_of(a) == shape_of(arm)]
-        if arm.tuned_as or not copied or label not in arms:
-            continue
-        plain = [n for n in copied if not arms[n]["ebc"]]
-        pairs = {
-            n: paired(losses(arms[n], results), losses(arms[plain[0]], results), looks=error_divided(config))
-            for n in copied
-            if arms[n]["ebc"] and plain
-        }
-        transfers.append({"shape": shape_of(arm), "tuned": label, "kept": copied, "against_kept": pairs})
+        kept = [n for n, a in copies.items() if a.versus == label and shape_of(a) == shape_of(arm)]
+        if kept and label in arms and not arm.tuned_as:
+            plain = [losses(arms[n], results) for n in kept if not arms[n]["ebc"]]
+            with_ebc = [n for n in kept if arms[n]["ebc"]] if plain else []
+            looks = error_divided(config)
+            against = {n: paired(losses(arms[n], results), plain[0], looks=looks) for n in with_ebc}
+            transfers.append({"shape": shape_of(arm), "tuned": label, "kept": kept, "against_kept": against})
     return transfers

@@ -137,7 +137,11 @@ def _lr_window(config: Config, track: FinalsTrack) -> Line:
     if plain:
         figure += f"; without EBC {show_mean(plain['difference'])}"
     question = f"test loss of EBC at LR ×{high:g} ≤ EBC at ×{low:g} + {config.finals.window_margin:g}"
-    evidence = {"arm": window["arm"], "reference": window["reference"], "difference": difference}
+    evidence: dict[str, Any] = {
+        "arm": window["arm"],
+        "reference": window["reference"],
+        "difference": difference,
+    }
     evidence |= {"joint": False, "beats": False, "plain": plain}
     return _line("lr_window", question, PASSED[difference["alone"]], figure, **evidence)
 
