@@ -1,12 +1,14 @@
 """Suites: what arms become, how each is tuned, what is copied from another arm's record, and what is
 concluded."""
 
+import itertools
 import json
 import math
 from dataclasses import replace
 
 import pandas as pd
 import pytest
+from support.played import played
 
 from ebc_lab.cli.pilot import _told as told_to_programs
 from ebc_lab.config.compose import compose
@@ -42,15 +44,8 @@ ARMS = {
     "tuned": ArmConfig(settings=NORM_CLIP, tune={"lr_scale": [0.5, 1], "strength": [0.1, 10]}),
     "uncorrected": ArmConfig(settings={"optimizer": {"name": "adam_uncorrected"}}),
 }
-SWEPT = {
-    "lr": 1e-2,
-    "optimizer": "adam",
-    "projection": "none",
-    "natural_kl": 0.02,
-    "descent_median": 0.1,
-    "sigma": 0.01,
-}
-SWEPT |= {"replicate_losses": [2.0, 2.01, 2.02]}
+SWEPT = {"lr": 1e-2, "optimizer": "adam", "projection": "none", "natural_kl": 0.02, "sigma": 0.01}
+SWEPT |= {"descent_median": 0.1, "replicate_losses": [2.0, 2.01, 2.02]}
 DECIDED = {"lr_sweep": {"tracks": {"adam_none": SWEPT}, "inputs_sha256": "x"}}
 
 
@@ -102,17 +97,16 @@ def spec_of(outcome, label, seed):
     )["config"]
 
 
+def run_of_arm(config, decisions, arm):
+    return arm_run(config, decisions, "adam_none", arm, 30, 3, {})[0]
+
+
 def test_an_arm_is_the_best_baseline_with_some_settings_changed(tiny):
     config = named(tiny)
-    [plain, ebc] = [
-        arm_run(config, DECIDED, "adam_none", ARMS[label], 30, 3, {})[0] for label in ("plain", "ebc")
-    ]
+    plain, ebc = (run_of_arm(config, DECIDED, ARMS[label]) for label in ("plain", "ebc"))
     assert (plain.stabilizer.name, plain.optimizer.lr, plain.seed, plain.steps) == ("none", 1e-2, 3, 30)
-    assert (ebc.stabilizer.name, ebc.optimizer.lr, ebc.budget.target_kl) == (
-        "ebc",
-        2e-2,
-        0.01,
-    )  # half the natural KL
+    assert (ebc.stabilizer.name, ebc.optimizer.lr) == ("ebc", 2e-2)
+    assert ebc.budget.target_kl == 0.01  # half the natural KL
     assert replace(ebc, stabilizer=plain.stabilizer, optimizer=plain.optimizer, budget=plain.budget) == plain
 
 
@@ -120,35 +114,23 @@ def test_delta_counts_in_what_was_calibrated_where_there_is_a_calibration(tiny):
     config = named(tiny)
     found = {"delta_star": 0.5, "budget": "shadow", "by_budget": {"shadow": 0.5, "surrogate": 0.8}}
     calibrated = {**DECIDED, "calibrate": {"tracks": {"adam_none": found}}}
-    run, _ = arm_run(config, calibrated, "adam_none", ARMS["ebc"], 30, 3, {})
-    assert run.budget.target_kl == 0.25
-    run, _ = arm_run(config, calibrated, "adam_none", ARMS["traced"], 30, 3, {})
-    assert run.budget.target_kl == 0.002  # said outright
+    assert run_of_arm(config, calibrated, ARMS["ebc"]).budget.target_kl == 0.25
+    assert run_of_arm(config, calibrated, ARMS["traced"]).budget.target_kl == 0.002  # said outright
     # each budget by its own calibration; without one by that of another that measures too, else the winner's
     for budget, target in {"surrogate": 0.8, "tracked": 0.5, "fisher": 0.5}.items():
         arm = ArmConfig(settings={**EBC, "budget": {"name": budget}})
-        run, _ = arm_run(config, calibrated, "adam_none", arm, 30, 3, {})
-        assert run.budget.target_kl == target
-
-
-def test_another_optimizer_keeps_the_learning_rate_and_its_track(tiny):
-    config = named(tiny)
-    specs = [s for s in ablation.STAGE.runs(config, DECIDED, {}) if s.role == "uncorrected"]
-    assert {(s.run.optimizer.name, s.run.optimizer.lr, s.track) for s in specs} == {
-        ("adam_uncorrected", 1e-2, "adam_none")
-    }
+        assert run_of_arm(config, calibrated, arm).budget.target_kl == target
 
 
 def test_every_arm_has_every_seed_and_no_run_is_made_twice(tiny):
     arms = {**ARMS, "twin": ArmConfig(about="the same as plain")}
     specs = ablation.STAGE.runs(named(tiny, arms), DECIDED, {})
-    by_arm = {}
-    for s in specs:
-        by_arm.setdefault(s.role, []).append(s.run.seed)
-    assert by_arm == {
-        label: [3, 5] for label in ("plain", "ebc", "traced", "uncorrected", "twin")
-    }  # tuned and copies wait
+    there = ("plain", "ebc", "traced", "uncorrected", "twin")  # tuned and copies wait
+    assert sorted((s.role, s.run.seed) for s in specs) == sorted(itertools.product(there, (3, 5)))
     assert len(distinct(specs)) == len(specs) - 2
+    other = next(s for s in specs if s.role == "uncorrected")  # it keeps the learning rate and its track
+    assert (other.run.optimizer.name, other.run.optimizer.lr) == ("adam_uncorrected", 1e-2)
+    assert other.track == "adam_none"
 
 
 @pytest.mark.parametrize(
@@ -189,7 +171,7 @@ def test_a_baseline_that_promises_no_decrease_leaves_energy_without_its_gain(tin
     arm = ArmConfig(settings={**EBC, "controller": {"name": "energy"}})
     for descent in (None, -0.1):
         uphill = {"lr_sweep": {"tracks": {"adam_none": {**SWEPT, "descent_median": descent}}}}
-        run, _ = arm_run(named(tiny), uphill, "adam_none", arm, 30, 3, {})
+        run = run_of_arm(named(tiny), uphill, arm)
         assert run.controller.a is None  # the run then fails and says what is missing
 
 
@@ -208,9 +190,7 @@ def test_a_suite_leaves_its_table_and_says_what_was_found(done, results_schema):
     ebc = [outcome.study.result(r)["test_loss"] for r in arms["ebc"]["runs"].values()]
     gaps = [a - b for a, b in zip(ebc, reference, strict=True)]
     assert table.loc["ebc", "difference"] == pytest.approx(sum(gaps) / 2)
-    half = (
-        12.706 * abs(gaps[0] - gaps[1]) / math.sqrt(2) / math.sqrt(2)
-    )  # t of one degree of freedom at 97.5%
+    half = 12.706 * abs(gaps[0] - gaps[1]) / 2  # t of one degree of freedom at 97.5%
     assert all(d["comparisons"] == 7 for a in arms.values() if (d := a["difference"]))
     assert table.loc["ebc", "high"] - table.loc["ebc", "low"] == pytest.approx(2 * half, rel=1e-3)
     assert pd.isna(table.loc["plain", "difference"])
@@ -281,36 +261,48 @@ def test_a_finished_suite_trains_nothing_and_answers_questions(done):
 
 
 def invented(config, loss, **more):
-    """Results of every run that is asked for, until nothing more is: loss by (label, seed), None for a
-    diverged run."""
-    results = {}
-    decisions = dict(DECIDED)
+    """Decisions and results by the loss of each run, None where it diverged."""
+    decisions, results = dict(DECIDED), {}
+    quantiles = [i / 40 for i in range(41)]
+
+    def answer(s):
+        value = loss(s)
+        known = None if value is None or math.isnan(value) else value  # JSON has no NaN
+        ends = {"outcome": "completed" if value is not None else "diverged", "clip_rate": 0.5}
+        return {**ends, "val_loss": known, "test_loss": known, "grad_norm_quantiles": quantiles, **more}
+
     for stage in ("tune", "ablation"):
-        run = stage_of(stage).runs
-        decide = stage_of(stage).decide
-        while new := [s for s in run(config, decisions, results) if s.run_id not in results]:
-            for s in new:
-                value = loss(s)
-                known = None if value is None or math.isnan(value) else value  # JSON has no NaN
-                results[s.run_id] = {
-                    "outcome": "completed" if value is not None else "diverged",
-                    "val_loss": known,
-                    "test_loss": known,
-                    "clip_rate": 0.5,
-                    "grad_norm_quantiles": [i / 40 for i in range(41)],
-                    **more,
-                }
-        decisions[stage] = decide(config, run(config, decisions, results), results, decisions)
+        _, specs, found = played(stage, config, decisions, answer)
+        decisions[stage] = stage_of(stage).decide(config, specs, found, decisions)
+        results |= found
     return decisions, results
 
 
-def test_a_diverged_arm_is_said_and_never_averaged_away(tiny):
+def suite_found(config, loss, **more):
+    """The track of such a suite."""
+    return invented(config, loss, **more)[0]["ablation"]["tracks"]["adam_none"]
+
+
+def test_what_diverged_lacks_or_rests_on_one_seed_is_noted_and_never_averaged_away(tiny):
     config = named(tiny)
-    decisions, _ = invented(config, lambda s: None if s.role == "uncorrected" and s.run.seed == 5 else 2.0)
-    arm = decisions["ablation"]["tracks"]["adam_none"]["arms"]["uncorrected"]
+    lowest = {("plain", 3), ("traced", 5)}
+    lost = {("uncorrected", 5), ("ebc", 3), ("ebc", 5)}
+
+    def loss(s):
+        key = s.role, s.run.seed
+        return None if key in lost else 1.0 if key in lowest else 2.0 + s.run.optimizer.lr
+
+    decisions, results = invented(config, loss)
+    track, notes = decisions["ablation"]["tracks"]["adam_none"], decisions["ablation"]["notes"]
+    arm = track["arms"]["uncorrected"]
     assert arm["difference"]["diverged"] == {"arm": 1, "reference": 0}
     assert arm["difference"]["mean"] is None
-    assert "uncorrected: 1 of 2 seeds diverged" in decisions["ablation"]["notes"]
+    assert "uncorrected: 1 of 2 seeds diverged" in notes
+    assert not {"own", "next", "matched"} & {s.role for s in ablation.STAGE.runs(config, decisions, results)}
+    assert "own could not be made: no run that it copies completed" in notes
+    assert track["best_by_seed"] == {"3": "plain", "5": "traced"}
+    assert any("one seed alone" in note for note in notes)
+    assert "tuned's best lr_scale, 0.5, lies on its grid's low edge" in decisions["tune"]["notes"]
 
 
 def test_a_nan_never_wins_a_grid(tiny):
@@ -362,11 +354,11 @@ def test_an_extension_changes_one_setting_and_keeps_the_best_of_the_others(tiny)
 def test_an_arm_may_be_longer_wider_and_of_a_larger_batch(tiny):
     config = named(tiny)
     arm = ArmConfig(steps=4, width_scale=1.5, batch_scale=2, settings={"lr_schedule": WARM})
-    run, _ = arm_run(config, DECIDED, "adam_none", arm, 30, 3, {})
+    run = run_of_arm(config, DECIDED, arm)
     assert (run.steps, run.batch_size) == (120, 2 * config.batch_size)
     assert run.model.width == 1.5 * config.model.width
     assert with_derived_settings(run).lr_schedule.warmup_steps == 30  # of its own length
-    odd, _ = arm_run(config, DECIDED, "adam_none", ArmConfig(width_scale=1.01), 30, 3, {})
+    odd = run_of_arm(config, DECIDED, ArmConfig(width_scale=1.01))
     assert odd.model.width == config.model.width  # a multiple of the heads
 
 
@@ -411,29 +403,25 @@ def test_a_sweep_is_every_arm_at_every_value_and_keeps_what_was_tuned(tiny):
     assert found["arms"]["ebc_d2"]["point"] is None
 
 
-def swept_with(tiny, curve, **more):
-    """The windows of an arm whose loss by its LR scale is `curve`; None: diverged."""
-    scales = sorted(curve)
-    arms = {"plain": ArmConfig(), "b": ArmConfig(settings=NORM_CLIP)}
-    config = named(tiny, arms, reference="plain_x1", lr_scales=scales)
-    decisions, _ = invented(config, lambda s: curve[s.lr_scale] if s.role[0] == "b" else 2.0, **more)
-    return decisions["ablation"]["tracks"]["adam_none"]["windows"]["b"]["lr_scale"], decisions["ablation"]
+TWO = {"plain": ArmConfig(), "b": ArmConfig(settings=NORM_CLIP)}
 
 
 def test_the_window_of_a_learning_rate_in_octaves(tiny):
-    found, decision = swept_with(tiny, {1: 2.2, 2: 2.0, 4: 2.01, 8: 2.09, 16: None})
+    curve = {1: 2.2, 2: 2.0, 4: 2.01, 8: 2.09, 16: None}
+    config = named(tiny, TWO, reference="plain_x1", lr_scales=sorted(curve))
+    windows = suite_found(config, lambda s: curve[s.lr_scale] if s.role[0] == "b" else 2.0)["windows"]
+    found = windows["b"]["lr_scale"]
     assert found["window"]["low"] == pytest.approx(2 * 2**-0.25)
     assert found["window"]["high"] == pytest.approx(4 * 2**0.5)
     assert found["window"]["octaves"] == pytest.approx(1.75)
     assert found["regret_x4"] == pytest.approx(0.09)
     assert [p["loss"] for p in found["points"]] == [2.2, 2.0, 2.01, 2.09, None]
-    flat = decision["tracks"]["adam_none"]["windows"]["plain"]["lr_scale"]["window"]
+    flat = windows["plain"]["lr_scale"]["window"]
     assert (flat["octaves"], flat["open_low"], flat["open_high"]) == (4.0, True, True)
 
 
 def test_a_point_of_which_a_run_failed_is_left_out_of_its_window_and_said(tiny):
-    arms = {"plain": ArmConfig(), "b": ArmConfig(settings=NORM_CLIP)}
-    config = named(tiny, arms, reference="plain_x1", lr_scales=[1, 2, 4])
+    config = named(tiny, TWO, reference="plain_x1", lr_scales=[1, 2, 4])
     decisions, results = invented(config, lambda s: 2.0)
     failed = next(iter(decisions["ablation"]["tracks"]["adam_none"]["arms"]["b_x4"]["runs"].values()))
     results[failed] = {"outcome": "failed", "cause": "no memory"}
@@ -448,22 +436,21 @@ def test_a_point_of_which_a_run_failed_is_left_out_of_its_window_and_said(tiny):
 def test_a_target_that_was_raised_to_the_least_possible_counts_as_what_it_was(tiny):
     arms = {"ebc": ArmConfig(settings={**EBC, "budget": {"schedule": "hold_decay"}})}
     config = named(tiny, arms, reference="ebc_d1", deltas=[0.0002, 0.0005, 0.5, 1])
-    decisions, _ = invented(config, lambda s: 2.0, c_median=0.5)
-    points = decisions["ablation"]["tracks"]["adam_none"]["windows"]["ebc"]["delta"]["points"]
+    points = suite_found(config, lambda s: 2.0, c_median=0.5)["windows"]["ebc"]["delta"]["points"]
     assert [p["value"] for p in points] == pytest.approx([p["delta_star"] / 0.02 for p in points])
     assert [p["value"] for p in points][1:] == [0.5, 1]
     assert len(points) == 3  # the two lowest are one run
 
 
-def test_only_arms_of_the_references_size_are_called_the_best(tiny):
-    arms = {"plain": ArmConfig(), "b": ArmConfig(settings=NORM_CLIP), "long": ArmConfig(steps=2)}
-    config = named(tiny, arms, reference="plain")
-    decisions, _ = invented(config, lambda s: {"plain": 2.1, "b": 2.0, "long": 1.5}[s.role])
-    track = decisions["ablation"]["tracks"]["adam_none"]
+def test_only_arms_of_the_references_size_and_on_its_text_are_called_the_best(tiny):
+    more = {"long": ArmConfig(steps=2), "few": ArmConfig(settings={"final_windows": 4})}
+    losses = {"plain": 2.1, "b": 2.0, "long": 1.5, "few": 1.0}
+    track = suite_found(named(tiny, TWO | more), lambda s: losses[s.role])
     assert "best" not in suite_answer(track)["word"].lower()
     assert set(track["best_by_seed"].values()) == {"b"}
+    assert not track["arms"]["few"]["comparable"]
     told = stage_of("ablation").headline(track)
-    assert told.endswith("all intervals holding at once: lower: b, long (2× steps)")
+    assert told.endswith("all intervals holding at once: lower: b, long (2× steps), few")
 
 
 def test_a_rule_is_measured_by_the_best_fixed_target_of_its_length(tiny):
@@ -479,18 +466,17 @@ def test_a_rule_is_measured_by_the_best_fixed_target_of_its_length(tiny):
         name, _, start = s.role.partition("_d")
         return losses[name][("0p5", "1", "2").index(start)]
 
-    decisions, _ = invented(config, loss, c_median=0.5)
-    found = {k: v["delta"] for k, v in decisions["ablation"]["tracks"]["adam_none"]["windows"].items()}
+    windows = suite_found(config, loss, c_median=0.5)["windows"]
+    found = {name: sweeps["delta"] for name, sweeps in windows.items()}
     assert {k: v["every_start"] for k, v in found.items()} == {"fixed": False, "rule": True, "worse": False}
     assert found["rule"]["worst"] == pytest.approx(0.02)
     assert found["worse"]["worst"] == pytest.approx(0.5)
     assert found["rule"]["yardstick"] == "fixed"
     assert found["rule"]["rate_octaves"] == 0  # the same c at every start
 
-    decisions, _ = invented(config, lambda s: None if s.role.startswith("fixed") else loss(s), c_median=0.5)
-    found = {k: v["delta"] for k, v in decisions["ablation"]["tracks"]["adam_none"]["windows"].items()}
-    assert found["rule"]["yardstick"] == "fixed"
-    assert (found["rule"]["worst"], found["rule"]["every_start"]) == (None, False)  # nothing to measure by
+    lost = suite_found(config, lambda s: None if s.role.startswith("fixed") else loss(s), c_median=0.5)
+    rule = lost["windows"]["rule"]["delta"]  # nothing to measure by
+    assert (rule["yardstick"], rule["worst"], rule["every_start"]) == ("fixed", None, False)
 
 
 def test_the_effective_rate_between_the_ends_of_a_window():
@@ -506,7 +492,7 @@ def test_the_effective_rate_between_the_ends_of_a_window():
 
 def test_energy_takes_its_start_as_a_multiple_of_its_gain(tiny):
     arm = ArmConfig(delta=2, settings={**EBC, "controller": {"name": "energy"}})
-    run, _ = arm_run(named(tiny), DECIDED, "adam_none", arm, 30, 3, {})
+    run = run_of_arm(named(tiny), DECIDED, arm)
     assert run.controller.a == pytest.approx(2 * 0.02 / 0.1)
 
 
@@ -526,45 +512,12 @@ def test_a_regret_is_measured_by_what_was_tuned_again(tiny):
         worse = 0.5 if s.stage == "tune" and s.role == "again" and s.lr_scale == 1 else 0.0
         return losses.get(s.role, 2.0) + worse + 0.01 * (s.run.seed % 2)
 
-    decisions, _ = invented(named(tiny, arms), loss)
-    found = decisions["ablation"]["tracks"]["adam_none"]
+    found = suite_found(named(tiny, arms), loss)
     [size] = found["transfer"]
     assert (size["shape"], size["tuned"], size["kept"]) == ("2× steps", "again", ["plain_long", "ebc_long"])
     assert found["arms"]["ebc_long"]["difference"]["mean"] == pytest.approx(0.05)
     assert size["against_kept"]["ebc_long"]["mean"] == pytest.approx(-0.05)
     assert found["arms"]["again"]["shape"] == "2× steps"
-
-
-def test_an_edge_of_a_grid_is_said(tiny):
-    config = named(tiny)
-    decisions, _ = invented(config, lambda s: 2.0 + s.run.optimizer.lr)
-    assert "tuned's best lr_scale, 0.5, lies on its grid's low edge" in decisions["tune"]["notes"]
-
-
-def test_copies_of_a_run_that_failed_are_not_made_and_that_is_said(tiny):
-    config = named(tiny)
-    decisions, results = invented(config, lambda s: None if s.role == "ebc" else 2.0)
-    assert not any(
-        s.role in ("own", "next", "matched") for s in ablation.STAGE.runs(config, decisions, results)
-    )
-    assert "own could not be made: no run that it copies completed" in decisions["ablation"]["notes"]
-
-
-def test_one_seed_that_would_have_said_otherwise_is_named(tiny):
-    config = named(tiny)
-    better = {("plain", 3), ("ebc", 5)}
-    decisions, _ = invented(config, lambda s: 1.0 if (s.role, s.run.seed) in better else 2.0)
-    assert decisions["ablation"]["tracks"]["adam_none"]["best_by_seed"] == {"3": "plain", "5": "ebc"}
-    assert any("one seed alone" in note for note in decisions["ablation"]["notes"])
-
-
-def test_an_arm_judged_on_another_text_is_never_the_best(tiny):
-    arms = {**ARMS, "few": ArmConfig(settings={"final_windows": 4})}
-    config = named(tiny, arms)
-    decisions, _ = invented(config, lambda s: 1.0 if s.role == "few" else 2.0 + s.run.optimizer.lr)
-    found = decisions["ablation"]["tracks"]["adam_none"]
-    assert not found["arms"]["few"]["comparable"]
-    assert "few" not in found["best_by_seed"].values()
 
 
 def test_what_few_levels_took_is_averaged_over_an_arms_runs_and_left_out_where_it_has_none(tiny):
