@@ -11,7 +11,6 @@ from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
 from ebc_lab.report.text.words import suite_answer
 from ebc_lab.results import tables
-from ebc_lab.results.tables import verdict
 from ebc_lab.study.stages import ablation
 from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.stages.statistics import paired, seeds_needed
@@ -19,21 +18,15 @@ from ebc_lab.study.stages.verdict import sentence
 
 SWEPT = {"lr": 1e-3, "optimizer": "adam", "projection": "none", "natural_kl": 0.02, "sigma": 0.01}
 SWEPT |= {"descent_median": 0.1, "replicate_losses": [2.0, 2.01, 2.02]}
+SCATTERED = (0.03, -0.02, 0.04, -0.01, 0.02)  # by seed
 POINT = {"lr": 4e-3, "warmup_share": 0.1667, "schedule": "trapezoid"}
 
 
 def decision(
-    offsets,
-    *,
-    tuned=None,
-    seeds=(0, 1, 2, 3, 4),
-    mine=("muon",),
-    step=None,
-    answer=None,
-    untuned=None,
-    luck=None,
+    offsets, *, tuned=None, seeds=(0, 1, 2, 3, 4), mine=("muon",), answer=None, untuned=None, luck=None
 ):
-    """An ablation whose arms have these test losses beside a common one of each seed, and a little noise."""
+    """An ablation whose arms have these test losses beside a common one of each seed, and a little noise, or
+    those of `answer`."""
     config = config_of("study=optimizers", f"seeds={list(seeds)}".replace(" ", ""))
     suite = config.ablation
     arms = {name: suite.arms.get(name, suite.arms["adam"]) for name in offsets}
@@ -51,12 +44,13 @@ def decision(
     }
     draw = random.Random(0)
 
-    def usual(spec):
+    def any_run(spec):
         if spec.kind != "train":
-            return {"outcome": "completed", "step_ratio": step or 1.2, "step_ratio_iqr": [1.1, 1.3]}
-        return done(2 + 0.1 * spec.run.seed + offsets[spec.role] + draw.gauss(0, 0.002))
+            return {"outcome": "completed", "step_ratio": 1.5, "step_ratio_iqr": [1.1, 1.3]}
+        usual = done(2 + 0.1 * spec.run.seed + offsets[spec.role] + draw.gauss(0, 0.002))
+        return answer(spec) if answer else usual
 
-    _, specs, results = played("ablation", config, earlier, answer or usual)
+    _, specs, results = played("ablation", config, earlier, any_run)
     return stage_of("ablation").decide(config, specs, results, earlier)
 
 
@@ -99,13 +93,12 @@ def test_several_of_mine_are_not_compared_with_each_other_and_share_the_error():
 
 
 def test_undecided_names_the_seeds_that_would_decide_it():
-    losses = {0: 0.03, 1: -0.02, 2: 0.04, 3: -0.01, 4: 0.02}
-
-    def noisy(spec):
-        own = losses[spec.run.seed] if spec.role == "muon" else 0.0
-        return done(2 + own) if spec.kind == "train" else {"step_ratio": 1.0, "step_ratio_iqr": [1, 1]}
-
-    own = answer_of(decision({"adam": 0.0, "muon": 0.0}, answer=noisy))
+    own = answer_of(
+        decision(
+            {"adam": 0.0, "muon": 0.0},
+            answer=lambda spec: done(2 + SCATTERED[spec.run.seed] * (spec.role == "muon")),
+        )
+    )
     assert own["verdict"] == "undecided"
     assert 15 < own["seeds_needed"] < 60
     assert own["seeds"] == list(range(own["seeds_needed"]))
@@ -119,21 +112,13 @@ def test_one_seed_is_undecided_and_nothing_is_guessed_from_it():
     assert own["sentence"].endswith("1 seed: undecided, one seed: no interval")
 
 
-def uneven(spec):
-    """Muon is worse than adam by a constant, and scattered about lion."""
-    scattered = {0: 0.03, 1: -0.02, 2: 0.04, 3: -0.01, 4: 0.02}[spec.run.seed]
-    offset = {"adam": 0.0, "muon": 0.1}.get(spec.role, 0.1 + scattered)
-    return done(2 + offset) if spec.kind == "train" else {"step_ratio": 1.0, "step_ratio_iqr": [1, 1]}
-
-
 def test_every_comparison_that_is_undecided_says_what_would_decide_it():
-    own = answer_of(
-        decision(
-            {"adam": 0.0, "lion": 0.0, "muon": 0.0},
-            tuned={"adam": 1.9, "lion": 2.0, "muon": 2.0},
-            answer=uneven,
-        )
-    )
+    def uneven(spec):
+        """Muon is worse than adam by a constant, and scattered about lion."""
+        return done(2 + {"adam": 0.0, "muon": 0.1}.get(spec.role, 0.1 + SCATTERED[spec.run.seed]))
+
+    tuned = {"adam": 1.9, "lion": 2.0, "muon": 2.0}
+    own = answer_of(decision(dict.fromkeys(tuned, 0.0), tuned=tuned, answer=uneven))
     needed = own["against"]["lion"]["seeds_needed"]
     assert needed > 5
     assert own["against"]["adam"]["seeds_needed"] is own["seeds_needed"] is None
@@ -157,7 +142,7 @@ def test_an_arm_that_could_not_be_tuned_has_no_verdict_but_a_sentence(results_sc
     assert set(found["tracks"]["adam_none"]["arms"]) == {"adam"}
     assert any("muon could not be tuned, and was not trained" in note for note in found["notes"])
     assert suite_answer(found["tracks"]["adam_none"])["word"] == "muon could not be tuned."
-    assert list(verdict({"ablation": found})["verdict"]) == ["untuned"]
+    assert list(tables.verdict({"ablation": found})["verdict"]) == ["untuned"]
     results_schema.validate({"study": "mine", "corpus": "a text", "warning": None} | found)
 
 
@@ -176,27 +161,21 @@ def test_the_luck_of_the_tuning_widens_the_interval_of_arms_that_were_tuned_apar
 
 
 def test_an_arm_that_diverges_is_judged_by_rank_and_never_averaged():
-    def some(lost):
+    def own_with(lost):
         def answer(spec):
-            if spec.kind != "train":
-                return {"step_ratio": 1.0, "step_ratio_iqr": [1, 1]}
-            return (
-                DIVERGED
-                if spec.role == "muon" and spec.run.seed in lost
-                else done(2.0 - (spec.role == "muon"))
-            )
+            muon = spec.role == "muon"
+            return DIVERGED if muon and spec.run.seed in lost else done(2.0 - muon)
 
-        return answer
+        return answer_of(decision({"adam": 0.0, "muon": 0.0}, answer=answer))
 
-    one = answer_of(decision({"adam": 0.0, "muon": 0.0}, answer=some({1})))
+    one = own_with({1})
     assert one["verdict"] == "undecided"
     assert "diverged on 1 of 5 seeds" in one["sentence"]
-    every = answer_of(decision({"adam": 0.0, "muon": 0.0}, answer=some({0, 1, 2, 3, 4})))
-    assert every["verdict"] == "worse"
+    assert own_with({0, 1, 2, 3, 4})["verdict"] == "worse"
 
 
 def test_the_cost_of_a_step_is_told_beside_the_references():
-    track = decision({"adam": 0.0, "muon": 0.0}, step=1.5)["tracks"]["adam_none"]
+    track = decision({"adam": 0.0, "muon": 0.0})["tracks"]["adam_none"]
     assert track["steps_cost"]["muon"] == {"ratio": 1.5, "low": 1.1, "high": 1.3}
     assert track["steps_cost"]["adam"]["ratio"] == 1.0
 
@@ -241,12 +220,9 @@ def test_mine_makes_an_arm_under_its_own_name(own_file):
     two = compose(["scale=smoke", "study=optimizers", "mine=[compared_opt:Cautious,compared_opt:Second]"])
     assert two.ablation.mine.arms == ["cautious", "second"]
     assert "custom" not in json.dumps(list(two.ablation.arms))
-
-
-@pytest.mark.parametrize("study", ["stabilizers", "schedules"])
-def test_stabilizers_and_schedules_take_mine_too(own_file, study):
-    config = compose(["scale=smoke", f"study={study}", "mine=compared_opt:Cautious"])
-    assert config.ablation.mine.arms == ["cautious"]
+    for study in ("stabilizers", "schedules"):
+        config = compose(["scale=smoke", f"study={study}", "mine=compared_opt:Cautious"])
+        assert config.ablation.mine.arms == ["cautious"]
 
 
 def test_mine_is_refused_where_there_is_no_place_for_it(own_file):
@@ -266,7 +242,7 @@ def failing(label):
     draw = random.Random(1)
 
     def answer(spec):
-        if spec.kind == "train" and spec.role == label:
+        if spec.role == label:
             return {"outcome": "failed", "cause": "ramps.py:3: TypeError: no flor."}
         return done(2 + draw.gauss(0, 0.002))
 
@@ -287,13 +263,9 @@ def test_an_arm_without_a_finished_run_is_said_first_and_has_no_verdict():
     assert "of 2 arms" not in said["word"]
     told = tables.verdict({"ablation": found}).to_dict("records")
     assert [row["name"] for row in told] == ["muon"]
-
-
-def test_mine_without_a_finished_run_is_said_and_not_answered():
-    found = decision({"adam": 0.0, "muon": 0.0}, answer=failing("muon"))
-    assert found["tracks"]["adam_none"]["answers"] == {}
-    assert stage_of("ablation").headlines(found)[0].startswith("muon: no run ended (5 failed: ")
-    assert suite_answer(found["tracks"]["adam_none"])["text"].startswith("muon: no run ended")
+    mine = decision({"adam": 0.0, "muon": 0.0}, answer=failing("muon"))
+    assert mine["tracks"]["adam_none"]["answers"] == {}
+    assert stage_of("ablation").headlines(mine)[0].startswith("muon: no run ended (5 failed: ")
 
 
 def test_a_suite_without_mine_says_how_many_seeds_would_decide_and_names_no_track():
@@ -311,8 +283,7 @@ def test_a_suite_without_mine_says_how_many_seeds_would_decide_and_names_no_trac
 
 
 def test_a_comparison_is_in_the_differences_once():
-    found = decision({"adam": 0.0, "muon": 0.05, "lion": 0.02})
-    told = tables.differences({"ablation": found})
+    told = tables.differences({"ablation": decision({"adam": 0.0, "muon": 0.05, "lion": 0.02})})
     pairs = list(zip(told["arm"], told["reference"], strict=True))
     assert len(pairs) == len(set(pairs)) == 3
     assert "sigmas" not in told.columns

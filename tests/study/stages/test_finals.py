@@ -4,7 +4,7 @@ import copy
 import random
 
 import pytest
-from support.played import DIVERGED, config_of, decided_through, done, played
+from support.played import DIVERGED, config_of, decided, decided_through, done, played
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
@@ -13,7 +13,7 @@ from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.stages.verdict import remedy
 
 TRACK = "adam_none"
-EARLIER = [
+EARLIER = (
     "baseline",
     "control",
     "ebc_x2",
@@ -21,7 +21,7 @@ EARLIER = [
     "none_chosen",
     "ebc_lindelta",
     "ebc_lindelta_lrdecay",
-]
+)
 
 
 def spread(spec):
@@ -47,8 +47,8 @@ def arms(*roles):
     return f"finals.arms=[{','.join(roles)}]"
 
 
-def runs_of(config, decisions, role):
-    return [s.run for s in stage_of("finals").runs(config, decisions, {}) if s.role == role]
+def trained(config, decisions):
+    return [s for s in stage_of("finals").runs(config, decisions, {}) if s.kind == "train"]
 
 
 # -- the arms ------------------------------------------------------------------------------------------------
@@ -56,20 +56,11 @@ def runs_of(config, decisions, role):
 
 def test_the_arms_are_ebc_at_two_rates_and_the_control_at_the_same():
     config, decisions = before()
-    specs = stage_of("finals").runs(config, decisions, {})
-    train = [s for s in specs if s.kind == "train"]
+    train = trained(config, decisions)
     assert list(dict.fromkeys(s.role for s in train)) == config.finals.arms
+    plain = {"baseline": 2e-3, "control": 4e-3, "control_x2": 4e-3, "control_x8": 16e-3}
     rate = {s.role: s.run.optimizer.lr for s in train}
-    assert rate == pytest.approx(
-        {
-            "baseline": 2e-3,
-            "control": 4e-3,
-            "ebc_x2": 4e-3,
-            "ebc_x8": 16e-3,
-            "control_x2": 4e-3,
-            "control_x8": 16e-3,
-        }
-    )
+    assert rate == pytest.approx({**plain, "ebc_x2": 4e-3, "ebc_x8": 16e-3})
     for s in train:
         schedule = (s.run.lr_schedule.name, s.run.lr_schedule.warmup_steps)
         if s.role == "baseline":
@@ -81,30 +72,22 @@ def test_the_arms_are_ebc_at_two_rates_and_the_control_at_the_same():
     calibrated = decisions["calibrate"]["tracks"][TRACK]
     own = {(s.run.budget.name, s.run.budget.target_kl) for s in train if s.role.startswith("ebc")}
     assert own == {(calibrated["budget"], calibrated["delta_star"])}
-    assert sum(s.kind == "overhead" for s in specs) == 1
+    assert len(stage_of("finals").runs(config, decisions, {})) == len(train) + 1  # and the overhead
 
 
 def test_identical_runs_are_one_arm_with_two_roles():
     config, decisions = before(control=2.0)
-    specs = stage_of("finals").runs(config, decisions, {})
-    train = [s for s in specs if s.kind == "train"]
-    assert len({s.run_id for s in train}) == 5 * len(config.seeds)
-    results = {s.run_id: spread(s) for s in specs}
+    _, specs, results = played("finals", config, decisions, spread)
+    assert len({s.run_id for s in specs if s.kind == "train"}) == 5 * len(config.seeds)
     found = finals.STAGE.decide(config, specs, results, decisions)["tracks"][TRACK]
     assert found["roles"]["control"] == found["roles"]["control_x2"]
     assert found["arms"][found["roles"]["control"]]["roles"] == ["control", "control_x2"]
 
 
-def test_any_other_rate_can_be_asked_for():
-    config, decisions = before(arms("baseline", "control", "ebc_x2", "ebc_x16", "control_x0.5"))
-    assert {run.optimizer.lr for run in runs_of(config, decisions, "ebc_x16")} == {32e-3}
-    assert {run.optimizer.lr for run in runs_of(config, decisions, "control_x0.5")} == {1e-3}
-
-
 @pytest.mark.parametrize(("chosen", "runs"), [(2.0, 6), (1.0, 6), (4.0, 7)])
 def test_the_earlier_arms_pair_by_seed_and_merge_what_is_the_same(chosen, runs):
     config, decisions = before("study.lr_schedule=constant", arms(*EARLIER), chosen=chosen)
-    train = [s for s in stage_of("finals").runs(config, decisions, {}) if s.kind == "train"]
+    train = trained(config, decisions)
     assert {s.role for s in train} == set(EARLIER)
     assert len({s.run_id for s in train}) == runs * 3
     named = {}
@@ -119,14 +102,14 @@ def test_the_earlier_arms_pair_by_seed_and_merge_what_is_the_same(chosen, runs):
 
 def test_arm_names_say_what_is_in_them():
     config, decisions = before()
-    named = {s.role: s.arm for s in stage_of("finals").runs(config, decisions, {}) if s.kind == "train"}
+    named = {s.role: s.arm for s in trained(config, decisions)}
     assert named["baseline"] == "adam_none_baseline_x1"
     assert named["control"] == named["control_x2"] == "adam_none_baseline_x2_trapezoid_w100"
     assert named["control_x8"] == "adam_none_baseline_x8_trapezoid_w100"
     delta = f"{decisions['calibrate']['tracks'][TRACK]['delta_star']:g}".replace(".", "p")
     assert named["ebc_x8"] == f"adam_none_ebc_d{delta}_tracked_x8_holddelta_trapezoid_w0"
     config, decisions = before("study=published", arms(*EARLIER))
-    named = {s.role: s.arm for s in stage_of("finals").runs(config, decisions, {}) if s.kind == "train"}
+    named = {s.role: s.arm for s in trained(config, decisions)}
     assert named["ebc_x2"] == "adam_none_ebc_d0p03_surrogate_x2"
     assert named["control"].endswith("_lrdecay")
     assert named["ebc_lindelta_lrdecay"].endswith("_lindelta_lrdecay")
@@ -166,8 +149,7 @@ def judged(gap, *, sd=0.001, plain=1.0, bad=(), overrides=()):
         behind = {"ebc_x8": gap, "control_x8": plain}.get(s.role, 0.0)
         return DIVERGED if s.role in bad else done(2 + behind + draw.gauss(0, sd), kl_ratio_median=1.0)
 
-    _, specs, results = played("finals", config, decisions, answer)
-    return finals.STAGE.decide(config, specs, results, decisions)["tracks"][TRACK]
+    return decided("finals", config, decisions, answer)["tracks"][TRACK]
 
 
 def line_of(track):
@@ -194,21 +176,20 @@ def test_a_window_in_which_ebc_diverges_is_a_fail_and_a_plain_arm_that_does_is_s
     line = line_of(judged(0.0, bad=("control_x8",)))
     assert line["verdict"] == "pass"
     assert line["figure"].endswith("without EBC 3 of 3 runs diverged")
+    six = ("seeds=[0,1,2,3,4,5]",)  # so many that ranks could decide, by differences that are all zero
+    both = judged(0.0, bad=("ebc_x2", "ebc_x8"), overrides=six)
+    assert both["lr_windows"]["ebc"]["difference"]["alone"] == "misses"
+    assert line_of(both)["verdict"] == "fail"
 
 
-def test_the_window_spans_the_lowest_and_the_highest_rate_however_they_are_written():
+def test_the_window_spans_the_lowest_and_the_highest_of_any_rates_however_they_are_written():
     many = arms("baseline", "control", "ebc_x8.0", "ebc_x2", "ebc_x16", "ebc_x0.5", "control_x2")
     track = judged(0.0, overrides=(many,))
     assert track["lr_windows"]["ebc"]["scales"] == [0.5, 16]
     assert "control" not in track["lr_windows"]
     assert "without EBC" not in line_of(track)["figure"]
-
-
-def test_a_window_whose_ends_both_diverge_is_a_fail():
-    six = ("seeds=[0,1,2,3,4,5]",)  # so many that ranks could decide, by differences that are all zero
-    track = judged(0.0, bad=("ebc_x2", "ebc_x8"), overrides=six)
-    assert track["lr_windows"]["ebc"]["difference"]["alone"] == "misses"
-    assert line_of(track)["verdict"] == "fail"
+    rates = [track["arms"][track["roles"][role]]["lr"] for role in ("ebc_x0.5", "ebc_x8.0", "ebc_x16")]
+    assert rates == [1e-3, 16e-3, 32e-3]
 
 
 def test_every_ebc_arm_is_compared_with_the_control_and_with_the_plain_arm_at_its_rate():
@@ -223,9 +204,7 @@ def test_every_ebc_arm_is_compared_with_the_control_and_with_the_plain_arm_at_it
 
 
 def test_the_published_study_has_six_lines_and_no_window():
-    config, decisions = before("study=published")
-    _, specs, results = played("finals", config, decisions, spread)
-    track = finals.STAGE.decide(config, specs, results, decisions)["tracks"][TRACK]
+    track = decided("finals", *before("study=published"), spread)["tracks"][TRACK]
     assert len(track["verdict"]) == 6
     assert line_of(track) is None
     assert set(track["differences"]) == {"baseline", "control"}
@@ -237,12 +216,11 @@ def eight():
     what the earlier stages chose from, or the noise of the validation losses alone."""
     config, decisions = before("seeds=[0,1,2,3,4,5,6,7]")
     draw = random.Random(0)
-    _, specs, found = played(
-        "finals",
-        config,
-        decisions,
-        lambda s: done(2 - 0.006 * s.role.startswith("ebc") + draw.gauss(0, 0.01)),
-    )
+
+    def ahead(s):
+        return done(2 - 0.006 * s.role.startswith("ebc") + draw.gauss(0, 0.01))
+
+    _, specs, found = played("finals", config, decisions, ahead)
 
     def decide(control=(2.0, 2.5), constant=(2.0, 2.5), targets=(2.0, 2.5), noise=1.0):
         earlier = copy.deepcopy(decisions)

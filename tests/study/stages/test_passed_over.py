@@ -122,17 +122,11 @@ def test_a_tuned_arms_point_with_a_diverged_seed_is_named():
         "runs": 4,
     }
     rows = [("a", "ebc_x1", 2.0), ("b", "ebc_x1", 2.0), ("c", "ebc_x2", 1.9), ("d", "ebc_x2", None)]
-    candidates = [
-        {
-            "run_id": run_id,
-            "role": "ebc",
-            "arm": arm,
-            "seed": 100 + i % 2,
-            "val_loss": loss,
-            "outcome": "diverged" if loss is None else "completed",
-        }
-        for i, (run_id, arm, loss) in enumerate(rows)
-    ]
+    candidates = []
+    for i, (run_id, arm, loss) in enumerate(rows):
+        outcome = "diverged" if loss is None else "completed"
+        own = {"run_id": run_id, "role": "ebc", "arm": arm, "seed": 100 + i % 2}
+        candidates.append({**own, "val_loss": loss, "outcome": outcome})
     decision = {"tracks": {TRACK: {"arms": {"ebc": found}, "sigma": 0.01}}, "candidates": candidates}
     [line] = stage_of("tune").headlines(decision)
     assert "passed over" not in line  # of two seeds one nearly always lies lower

@@ -119,7 +119,7 @@ def extended(tiny, tmp_path_factory: pytest.TempPathFactory):
     return json.loads(done.stdout.splitlines()[-1]), house / "out" / "toy"
 
 
-def test_a_new_stage_is_planned_trained_and_decided(extended):
+def test_a_new_stage_is_planned_trained_decided_explained_and_compared(extended):
     found, root = extended
     assert found["planned"]["runs"] == 2
     assert [(s["stage"], s["state"]) for s in found["status"]["stages"]][-1] == ("warm_up", "decided")
@@ -127,19 +127,12 @@ def test_a_new_stage_is_planned_trained_and_decided(extended):
     assert found["replayed"]
     assert (root / "summary_warm_up.csv").read_text().count("\n") == 3
     assert json.loads((root / "results_final.json").read_text())["stage"] == "warm_up"
-
-
-def test_a_new_stage_is_explained_and_compared(extended):
-    found, _ = extended
     [line] = found["why"]["headline"]
     assert "steps of warm-up; margin" in line
     assert "nats better" in found["why"]["flips"][0]
     assert found["status"]["stages"][-1]["decided"] == [line]
     assert list(found["diff"]["adam_none"]) == ["warmup_steps"]
-
-
-def test_a_new_stage_is_on_the_page(extended):
-    page = (extended[1] / "report.html").read_text()
+    page = (root / "report.html").read_text()
     assert "The toy stage" in page
     assert "steps of warm-up" in page
 
