@@ -17,18 +17,9 @@ from ebc_lab.records.decisions import Arm, Decision, StepCost, SuiteTrack
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, track_prefix
 
-from . import compare_arms, suite
+from . import compare_arms, rules, suite
 from .compare_arms import losses
-from .rules import (
-    Decisions,
-    Results,
-    Specs,
-    Undecidable,
-    divided_in_words,
-    error_divided,
-    losses_of,
-    make_decision,
-)
+from .rules import Decisions, Results, Specs
 from .stage import Stage, or_undecided
 from .statistics import level_of, seeds_needed, show_mean
 from .suite import arm_run, contenders, point_of
@@ -42,6 +33,7 @@ FIGURES = (  # of a run, averaged over an arm's completed seeds
     *("guard_count", "skipped_steps"),
 )
 STEP = "step"  # of a run, and how its name begins
+SeededArm = tuple[str, int]
 TIMED_STEPS = 120  # a side; the measurement stops earlier where a step takes long
 
 
@@ -50,18 +42,14 @@ def _spec(track: str, label: str, run: RunConfig, scale: float) -> RunSpec:
 
 
 def _copies(
-    config: Config,
-    decisions: Decisions,
-    results: Results,
-    track: str,
-    trained: Mapping[tuple[str, int], RunSpec],
+    config: Config, decisions: Decisions, results: Results, track: str, trained: Mapping[SeededArm, RunSpec]
 ) -> Iterator[RunSpec]:
     """Yield the runs made from another arm's record: with its c·lr replayed, or its clip rate matched."""
     arms = {label: arm for label, arm in config.ablation.all_arms().items() if arm.replay or arm.matched}
     following = dict(zip(config.seeds, [*config.seeds[1:], config.seeds[0]], strict=True))
     for (label, arm), seed in itertools.product(arms.items(), config.seeds):
-        of = following[seed] if arm.replay and arm.replay_seed == "next" else seed
-        source = trained.get((arm.replay or arm.matched or "", of))
+        source_seed = following[seed] if arm.replay and arm.replay_seed == "next" else seed
+        source = trained.get((arm.replay or arm.matched or "", source_seed))
         result = results.get(source.run_id) if source else None
         if source is None or result is None or result.get("outcome") != "completed":
             continue
@@ -121,7 +109,7 @@ def steps_cost(labels: Sequence[str], reference: str, specs: Specs, results: Res
 def _rule(config: Config, compared: int, about_mine: int, *, tuned: bool) -> str:
     rule = (
         f"test loss after {config.ablation.steps} steps, or as many times that as an arm's size says, paired "
-        f"by seed with the reference arm, {level_of(error_divided(config))} intervals; an arm "
+        f"by seed with the reference arm, {level_of(rules.error_divided(config))} intervals; an arm "
         f"beats its reference by the interval that holds for all {compared} comparisons at once"
     )
     if tuned:
@@ -136,7 +124,7 @@ def _rule(config: Config, compared: int, about_mine: int, *, tuned: bool) -> str
             f"excludes 0, level where it lies within ±{config.finals.margin:g} nats; the rival that the "
             "answer names is the best of the others by the validation loss it was tuned to"
         )
-    return rule + divided_in_words(config)
+    return rule + rules.divided_in_words(config)
 
 
 def _arms(config: Config, specs: Specs, results: Results, earlier: Decisions) -> dict[str, Arm]:
@@ -168,7 +156,9 @@ def _arms(config: Config, specs: Specs, results: Results, earlier: Decisions) ->
     for label, arm in arms.items():
         versus = arms.get(arm["versus"] or "")
         arm["figures"] |= memory[label] if differs else {}
-        arm["figures"] |= compare_arms.target_figures(target, arm, versus, results, error_divided(config))
+        arm["figures"] |= compare_arms.target_figures(
+            target, arm, versus, results, rules.error_divided(config)
+        )
     return arms
 
 
@@ -194,7 +184,7 @@ def _memory(arm: Arm, runs: Sequence[RunConfig], results: Results) -> dict[str, 
     return {name: float(first[key]) for name, key in kept.items() if key in first}
 
 
-def _notes(config: Config, of: str, track: SuiteTrack) -> list[str]:
+def _notes(config: Config, prefix: str, track: SuiteTrack) -> list[str]:
     arms = track["arms"]
     notes = []
     for label, asked in config.ablation.all_arms().items():
@@ -204,27 +194,29 @@ def _notes(config: Config, of: str, track: SuiteTrack) -> list[str]:
         elif asked.init and not asked.tune:
             lacking = f"be trained: no run of {asked.init}, whose weights it starts from,"
         if label not in arms:
-            notes.append(f"{of}{label} could not {lacking} completed")
+            notes.append(f"{prefix}{label} could not {lacking} completed")
     for label, arm in arms.items():
         if diverged := arm["outcomes"].get("diverged"):
-            notes.append(f"{of}{label}: {diverged} of {len(arm['runs'])} seeds diverged")
+            notes.append(f"{prefix}{label}: {diverged} of {len(arm['runs'])} seeds diverged")
     for name, sweeps in track["windows"].items():
         left_out = [label for sweep in sweeps.values() for label in sweep["left_out"]]
         if left_out:
-            notes.append(f"{of}{name}'s windows leave out {', '.join(left_out)}: a run failed or was lost")
+            notes.append(
+                f"{prefix}{name}'s windows leave out {', '.join(left_out)}: a run failed or was lost"
+            )
     by_seed = track["best_by_seed"]
     if len(set(by_seed.values())) > 1:
         best = "; ".join(f"seed {s} {label}" for s, label in by_seed.items())
-        notes.append(f"{of}one seed alone would have named different best arms: {best}")
+        notes.append(f"{prefix}one seed alone would have named different best arms: {best}")
     return notes
 
 
 def _add_differences(
     config: Config, tracks: Mapping[str, SuiteTrack], results: Results, earlier: Decisions
 ) -> int:
-    """Give every arm its difference in test loss from its reference, None where it has none or no run of
-    one of the two finished, and where it is undecided the seeds that would decide it. Return how many arms
-    have a difference."""
+    """Write into every arm its difference in test loss from its reference, None where it has none or no run
+    of one of the two finished, and where it is undecided the seeds that would decide it. Return how many
+    arms have a difference."""
     pairs = []
     for name, track in tracks.items():
         arms = track["arms"]
@@ -259,27 +251,25 @@ class Ablation(Stage):
         joins as soon as these are there."""
         specs: list[RunSpec] = []
         for track in suite.ready(config, decisions, "ablation"):
-            trained: dict[tuple[str, int], RunSpec] = {}
+            trained: dict[SeededArm, RunSpec] = {}
             arms = config.ablation.all_arms()
             sources = {arm.init for arm in arms.values()}
-            first = sorted(arms.items(), key=lambda named: named[0] not in sources)
-            for label, arm in first:
+            for label, seed in itertools.product(arms, config.seeds):
+                if label in sources:
+                    source = suite.source_of(config, decisions, track, "ablation", label, seed)
+                    trained[label, seed] = source
+            for label, arm in arms.items():
                 point = point_of(config, decisions, track, label, arm)
-                if arm.replay or arm.matched or point is None:
+                if label in sources or arm.replay or arm.matched or point is None:
                     continue
-                alike, scale = arm_run(
-                    config, decisions, track, arm, config.ablation.steps, config.seeds[0], point
-                )
+                steps, (first, *_) = config.ablation.steps, config.seeds
+                alike, scale = arm_run(config, decisions, track, arm, steps, first, point)
                 for seed in config.seeds:
-                    run = replace(alike, seed=seed)
-                    if label in sources:
-                        trained[label, seed] = suite.source_of(
-                            config, decisions, track, "ablation", label, seed
-                        )
-                        continue
-                    begun = suite.started(run, trained[arm.init, seed], results) if arm.init else run
-                    if begun is not None:
-                        trained[label, seed] = _spec(track, label, begun, scale)
+                    run: RunConfig | None = replace(alike, seed=seed)
+                    if arm.init:
+                        run = suite.started(replace(alike, seed=seed), trained[arm.init, seed], results)
+                    if run is not None:
+                        trained[label, seed] = _spec(track, label, run, scale)
             specs += trained.values()
             specs += _copies(config, decisions, results, track, trained)
             specs += measurements(list(trained.values())) if config.ablation.step_cost else []
@@ -314,10 +304,12 @@ class Ablation(Stage):
             tracks[name] = track
         compared = _add_differences(config, tracks, results, earlier)
         about_mine = add_answers(config, tracks, results, earlier)
-        if all(math.isinf(loss) for loss in losses_of(trained, results)):
-            raise Undecidable("ablation could not be judged: no run completed.")
+        if all(math.isinf(loss) for loss in rules.losses_of(trained, results)):
+            raise rules.Undecidable("ablation could not be judged: no run completed.")
         rule = _rule(config, compared, about_mine, tuned="tune" in earlier)
-        return make_decision("ablation", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
+        return rules.make_decision(
+            "ablation", rule, config, specs, results, earlier, tracks=tracks, notes=notes
+        )
 
     def headline(self, track: SuiteTrack) -> str:
         """Return the arms of which no run ended; then the answers about arms of one's own, else which arms

@@ -217,10 +217,10 @@ def _steps_difference(
     """
     keys = ("steps_difference", "steps_difference_low", "steps_difference_high")
     shared = set(steps) & set(of_reference)
-    told = [seed for seed in shared if math.isfinite(min(steps[seed], of_reference[seed]))]
-    if not told:
+    reached = [seed for seed in shared if math.isfinite(min(steps[seed], of_reference[seed]))]
+    if not reached:
         return dict.fromkeys(keys)
-    found = paired({seed: steps[seed] for seed in told}, of_reference, looks=divided)
+    found = paired({seed: steps[seed] for seed in reached}, of_reference, looks=divided)
     ends = (found["low"], found["high"]) if found["low"] != found["high"] else (None, None)
     return dict(zip(keys, (centre_of(found), *ends), strict=True))
 

@@ -84,7 +84,7 @@ def band_distance(c: float | None, band: Sequence[float]) -> float:
 
 
 def edge_of(values: Sequence[float], value: float) -> str | None:
-    """Name the edge of a grid that a value lies on: `low`, `high`, `both`, or None."""
+    """Return the edge of a grid that a value lies on: `low`, `high`, `both`, or None."""
     edges = [edge for edge, end in (("low", min(values)), ("high", max(values))) if value == end]
     return "both" if len(edges) == 2 else next(iter(edges), None)
 

@@ -138,7 +138,7 @@ class Stage:
 
     @property
     def summary_csv(self) -> str:
-        """The name of its table of runs."""
+        """Return the name of its table of runs."""
         return f"summary_{self.name}.csv"
 
     def headlines(self, decision: Decision) -> list[str]:
@@ -188,24 +188,24 @@ class Choice(Stage):
         decision = self.decide(config, specs, results, earlier)
         said = []
         for name, track in decision["tracks"].items():
-            by_id = {c["run_id"]: c for c in candidates_of(name, decision)}
-            first = by_id[track["run_id"]]
-            at = self.setting.format_map(first)
-            words = self.lead_in(name, decision) + at
-            others = _ranked_behind(name, decision)
-            if not others:
+            others = {c["run_id"]: c for c in candidates_of(name, decision)}
+            first = others.pop(track["run_id"])
+            setting = self.setting.format_map(first)
+            words = self.lead_in(name, decision) + setting
+            behind = _ranked_behind(name, decision)
+            if not behind:
                 alone = "is the nearest to its band, in which none lies yet"
-                if all(c["val_loss"] is None for c in by_id.values() if c is not first):
+                if all(c["val_loss"] is None for c in others.values()):
                     alone = "is the only result yet"
                 elif track["run_id"] in track["ranked"]:
                     alone = "is the only one inside its band"
                 said.append(f"{words} {alone}, validation loss {track['val_loss']:.4f}")
                 continue
-            gap, second = others[0]
-            next_at = self.setting.format_map(second)
-            alike = at == next_at  # as one δ* by two budgets
+            gap, second = behind[0]
+            next_setting = self.setting.format_map(second)
+            alike = setting == next_setting  # as one δ* by two budgets
             words += f" ({first['arm']})" * alike
-            words += f" leads, {gap:.4f} nats ahead of {next_at}" + f" ({second['arm']})" * alike
+            words += f" leads, {gap:.4f} nats ahead of {next_setting}" + f" ({second['arm']})" * alike
             floor = noise(earlier["lr_sweep"]["tracks"][name]["replicate_losses"])
             said.append(words + NOT_APART * (gap < (floor["detectable"] or math.inf)))
         return said
@@ -217,8 +217,8 @@ class Choice(Stage):
         if ranked := _ranked_behind(name, decision):
             gap, second = ranked[0]
             sigmas = f" ({gap / track['sigma']:.1f} σ)" if track["sigma"] else ""
-            at = self.setting.format_map(second)
-            points.append(f"{second['arm']} at {at} would have had to be {gap:.4f} nats better{sigmas}")
+            setting = self.setting.format_map(second)
+            points.append(f"{second['arm']} at {setting} would have had to be {gap:.4f} nats better{sigmas}")
         if over := self.passed_over(name, decision):
             points.append(f"another rule would have chosen {over}")
         # optimizers that were dropped for this track: grid run against grid run, all as long
@@ -267,7 +267,7 @@ def _ranked_behind(name: str, decision: Decision) -> list[tuple[float, Candidate
 
 
 def _margin(track: Track) -> str:
-    """Write how far the runner-up lies behind; empty where no candidates were ranked."""
+    """Return how far the runner-up lies behind; empty where no candidates were ranked."""
     if "ranked" not in track:
         return ""
     margin = track["margin_sigma"]
@@ -294,7 +294,7 @@ def seeds_of_arm(candidate: Candidate, candidates: Sequence[Candidate]) -> list[
 
 
 def held_back_by_its_seeds(candidate: Candidate, candidates: Sequence[Candidate], chosen: Track) -> str:
-    """Say why the other seeds of a candidate's arm keep it from being chosen; empty where they do not."""
+    """Return why the other seeds of a candidate's arm keep it from being chosen; empty where they do not."""
     seeds = seeds_of_arm(candidate, candidates)
     if any(c["run_id"] == chosen["run_id"] for c in seeds):
         return ""
@@ -309,7 +309,7 @@ def held_back_by_its_seeds(candidate: Candidate, candidates: Sequence[Candidate]
 
 
 def outside_the_band(track: Track, candidate: Candidate) -> str:
-    """Say why a candidate that was not ranked by its loss was not: for its median c; empty where it was."""
+    """Return why a candidate was not ranked by its loss: for its median c; empty where it was ranked."""
     if candidate["run_id"] in track["ranked"]:
         return ""
     c = candidate["c_median"]
@@ -317,7 +317,7 @@ def outside_the_band(track: Track, candidate: Candidate) -> str:
 
 
 def beside_the_band(track: Track) -> str:
-    """Say whether the chosen median c lies in the verdict's band."""
+    """Return in words whether the chosen median c lies in the verdict's band."""
     return f"{'inside' if track['in_band'] else 'outside'} the verdict’s band"
 
 

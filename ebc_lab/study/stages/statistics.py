@@ -108,8 +108,8 @@ def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float, freedom: int 
     spread /= math.sqrt(losses.shape[1])
     if not spread > ROUNDING:
         return Luck(0.0, freedom)
-    at = means.min() + spread * np.linspace(-8, 8, 801)  # where the lowest may lie
-    z = (at - means[:, None]) / spread
+    lowest_at = means.min() + spread * np.linspace(-8, 8, 801)  # where the lowest may lie
+    z = (lowest_at - means[:, None]) / spread
     beyond = stats.norm.logsf(z)
     lowest = np.exp(stats.norm.logpdf(z) + beyond.sum(axis=0) - beyond).sum(axis=1)
     chance = lowest / lowest.sum()
@@ -405,9 +405,8 @@ def window(losses: Mapping[float, float], within: float = WINDOW_NATS) -> Window
     if best is None or math.isinf(losses[best]):
         return None
     limit = losses[best] + within
-    at = values.index(best)
-    low, open_low = _crossing(values[at::-1], losses, limit)
-    high, open_high = _crossing(values[at:], losses, limit)
+    low, open_low = _crossing([x for x in values[::-1] if x <= best], losses, limit)
+    high, open_high = _crossing([x for x in values if x >= best], losses, limit)
     return {
         "best": best,
         "loss": losses[best],

@@ -202,8 +202,8 @@ def acceptance(config: Config, decision: Decision) -> Acceptance:
 def add_answers(
     config: Config, tracks: Mapping[str, SuiteTrack], results: Results, earlier: Decisions
 ) -> int:
-    """Give every track its arms of one's own, `mine`, and the `answers` about them, also about those that
-    have no best point. Return the number of comparisons, all of which hold at once."""
+    """Write into every track its arms of one's own, `mine`, and the `answers` about them, also about those
+    that have no best point. Return the number of comparisons, all of which hold at once."""
     own = config.ablation.mine.arms
     others: dict[str, list[str]] = {}
     pairs: list[tuple[str, str, str]] = []
