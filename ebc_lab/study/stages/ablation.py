@@ -19,7 +19,7 @@ from ebc_lab.records.spec import RunSpec, track_prefix
 
 from . import compare_arms, rules, suite
 from .compare_arms import losses
-from .rules import Decisions, Results, Specs
+from .rules import Decisions, Results, Specs, make_decision
 from .stage import Stage, or_undecided
 from .statistics import level_of, seeds_needed, show_mean
 from .suite import arm_run, contenders, point_of
@@ -307,9 +307,7 @@ class Ablation(Stage):
         if all(math.isinf(loss) for loss in rules.losses_of(trained, results)):
             raise rules.Undecidable("ablation could not be judged: no run completed.")
         rule = _rule(config, compared, about_mine, tuned="tune" in earlier)
-        return rules.make_decision(
-            "ablation", rule, config, specs, results, earlier, tracks=tracks, notes=notes
-        )
+        return make_decision("ablation", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
     def headline(self, track: SuiteTrack) -> str:
         """Return the arms of which no run ended; then the answers about arms of one's own, else which arms
