@@ -100,7 +100,7 @@ def point_of(config: Config, decisions: Decisions, track: str, label: str, arm: 
     source, swept = _tuned_as(config, label, arm), config.ablation.swept().get(label)
     if source is None:
         return {}
-    tuned = tuned_arms(decisions["tune"], track)[source] if "tune" in decisions else None
+    tuned = tuned_arms(decisions.get("tune"), track).get(source)
     if tuned is None or "untuned" in tuned:
         return None
     return {k: v for k, v in tuned["point"].items() if not swept or k != swept.key}
@@ -121,17 +121,6 @@ def _tuned_as(config: Config, label: str, arm: ArmConfig) -> str | None:
     return arm.tuned_as or (own if arm.tune else None)
 
 
-def luck_between(config: Config, decisions: Decisions, track: str, label: str, other: str) -> Luck:
-    """Return the luck of the tuning in the difference of two arms: none where both have the same point."""
-    arms = config.ablation.all_arms()
-    source, other_source = (_tuned_as(config, name, arms[name]) for name in (label, other))
-    if source == other_source:
-        return NO_LUCK
-    tuned = tuned_arms(decisions.get("tune"), track)
-    points = [tuned[name] for name in (source, other_source) if name and name in tuned]
-    return sum((Luck(**point["luck"]) for point in points if "luck" in point), NO_LUCK)
-
-
 def differences(
     config: Config,
     tracks: Mapping[str, SuiteTrack],
@@ -140,18 +129,21 @@ def differences(
     earlier: Decisions,
 ) -> dict[tuple[str, str, str], Difference]:
     """Return by how much the test loss of an arm differs from another's, for each (track, arm, other), by
-    intervals that hold for all of them at once."""
+    intervals that hold for all of them at once. The luck of the tuning is in those of arms that do not share
+    their tuned point."""
     found = {}
+    asked = config.ablation.all_arms()
     for name, label, other in pairs:
-        arms = tracks[name]["arms"]
+        tuned = tuned_arms(earlier.get("tune"), name)
+        sources = dict.fromkeys(_tuned_as(config, arm, asked[arm]) for arm in (label, other))
+        points = [tuned[s] for s in sources if s and s in tuned] if len(sources) > 1 else []
         found[name, label, other] = paired(
-            losses(arms[label], results),
-            losses(arms[other], results),
+            *(losses(tracks[name]["arms"][arm], results) for arm in (label, other)),
             margin=config.finals.margin,
             comparisons=len(pairs),
             looks=error_divided(config),
             replicates=earlier["lr_sweep"]["tracks"][name]["replicate_losses"],
-            luck=luck_between(config, earlier, name, label, other),
+            luck=sum((Luck(**point["luck"]) for point in points if "luck" in point), NO_LUCK),
         )
     return found
 

@@ -6,31 +6,25 @@ from ebc_lab.study.stages.stage import planned_runs
 
 
 def test_efficiency_is_paired_by_seed_and_wants_half_of_the_seeds():
-    curve = {
-        "a": [[10, 3.0, 1.0], [20, 2.0, 2.0]],
-        "b": [[10, 1.9, 1.5], [20, 1.8, 3.0]],
-        "never": [[10, 4.0, 1.0]],
-    }
-    curve["nan"] = [[10, None, 1.0], [20, 1.9, 2.0]]
-    results = {k: {"curve": v, "outcome": "completed"} for k, v in curve.items()}
-    arms = {
-        "base": {"runs": {"0": "a"}},
-        "fast": {"runs": {"0": "b"}},
-        "slow": {"runs": {"0": "never"}},
-        "late": {"runs": {"0": "nan"}},
-    }
-    found = efficiency(arms, "base", results, tokens_per_step=100)
-    assert found["base"]["steps"] == 20
-    assert found["fast"] == {"steps": 10, "tokens": 1000, "train_s": 1.5, "seeds": 1}
-    assert found["slow"] is None
-    assert found["late"]["steps"] == 20
-    of_three = {
-        "base": {"runs": dict.fromkeys("012", "a")},
-        "arm": {"runs": {"0": "b", "1": "never", "2": "never"}},
-    }
-    assert efficiency(of_three, "base", results, tokens_per_step=100)["arm"] is None, "one seed of three"
+    curves = {"a": [[10, 3.0, 1.0], [20, 2.0, 2.0]], "b": [[10, 1.9, 1.5], [20, 1.8, 3.0]]}
+    curves |= {"never": [[10, 4.0, 1.0]], "nan": [[10, None, 1.0], [20, 1.9, 2.0]]}
+    results = {run: {"curve": curve, "outcome": "completed"} for run, curve in curves.items()}
+
+    def found(**runs):
+        """By arm, from its runs under the seeds 0, 1 …"""
+        arms = {
+            name: {"runs": {str(seed): run for seed, run in enumerate(own)}} for name, own in runs.items()
+        }
+        return efficiency(arms, "base", results, tokens_per_step=100)
+
+    arms = {"base": ["a"], "fast": ["b"], "slow": ["never"], "late": ["nan"]}
+    one = found(**arms)
+    assert one["base"]["steps"] == one["late"]["steps"] == 20
+    assert one["fast"] == {"steps": 10, "tokens": 1000, "train_s": 1.5, "seeds": 1}
+    assert one["slow"] is None
+    assert found(base=["a"] * 3, arm=["b", "never", "never"])["arm"] is None, "one seed of three"
     results["a"]["outcome"] = "diverged"
-    assert set(efficiency(arms, "base", results, tokens_per_step=100).values()) == {None}
+    assert set(found(**arms).values()) == {None}
 
 
 def test_every_line_has_a_verdict_and_a_figure(finished):
