@@ -181,15 +181,15 @@ def settings_of_stage(config: Config, stage: str) -> dict[str, Any]:
 
 
 def error_divided(config: Config) -> int:
-    """Return by what the error of an answer is divided: by 2 for each earlier answer on some of its seeds
+    """Return by what the error of an answer is divided: 2 for each earlier answer on some of its seeds
     (`statistics` says why)."""
     return int(2**config.answered_before)
 
 
 def divided_in_words(config: Config) -> str:
     """Return the clause of a rule about that; empty where no seed was judged before."""
-    why = "since earlier answers rest on some of the seeds"
-    return f"; the error is divided by {by}, {why}" if (by := error_divided(config)) > 1 else ""
+    by, why = error_divided(config), "since earlier answers rest on some of the seeds"
+    return f"; the error is divided by {by}, {why}" if by > 1 else ""
 
 
 def untimed(result: Mapping[str, Any]) -> dict[str, Any]:

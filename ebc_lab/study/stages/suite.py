@@ -229,7 +229,7 @@ def windows_of(config: Config, arms: Mapping[str, Arm], results: Results) -> dic
 
 
 def _swept_point(value: float, label: str, arm: Arm, results: Results) -> SweptPoint:
-    """Return an arm as a point of a sweep, by the mean of its test losses; None where a seed diverged."""
+    """Return an arm as a point of a sweep, with the mean of its test losses, None where a seed diverged."""
     by_seed = {seed: x if math.isfinite(x) else None for seed, x in losses(arm, results).items()}
     finite = [x for x in by_seed.values() if x is not None]
     c = arm["figures"].get("c_median")

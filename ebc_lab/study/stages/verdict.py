@@ -104,9 +104,8 @@ def _ebc_lines(config: Config, finished: Sequence[Mapping[str, Any]]) -> Iterato
     steps = config.finals.steps
     limit = max(100, math.ceil(0.05 * steps))
     longest = max((r.get("plateau_steps") or 0 for r in finished), default=None)
-    passed, figure = None, "–"
-    if longest is not None:
-        passed, figure = longest < limit if steps >= limit else None, f"longest {longest} of {steps} steps"
+    passed = None if longest is None or steps < limit else longest < limit
+    figure = "–" if longest is None else f"longest {longest} of {steps} steps"
     question = f"never {limit} steps in a row with c < {PLATEAU_C:g}"
     yield _line("no_plateau", question, passed, figure, longest=longest)
 
