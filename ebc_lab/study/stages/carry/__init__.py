@@ -9,7 +9,7 @@ arXiv:2309.14322; a point that lacks a run because it failed is not used.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from ebc_lab.config.schema import CarryConfig, Config
@@ -22,14 +22,14 @@ from ..runs import distinct, texts_pinned
 from ..search import Search
 from ..stage import Decisions, Scenario, Stage
 from ..statistics import centre_of, level_of
-from .judged import EARNS, LOSES, NO_GAIN, UNDECIDED, track_of
+from .judged import Judgement
 from .search import NAME, curve_of, searched
 
 VERDICTS = {
-    EARNS: "earns its cost",
-    LOSES: "is worse",
-    NO_GAIN: "does not earn its cost",
-    UNDECIDED: "is undecided",
+    "earns": "earns its cost",
+    "loses": "is worse",
+    "no gain": "does not earn its cost",
+    "undecided": "is undecided",
 }
 
 
@@ -46,12 +46,8 @@ def _notes(carry: CarryConfig, track: UnitsTrack) -> Iterator[str]:
         if ends and not carry.arms[arm].starts:
             values = " and ".join(f"{value:g}" for value in sorted(ends))
             yield f"{arm}: a constant that is carried, {values}, is the end of its grid"
-        lacking = [
-            f"{name} at {p['value']:g}"
-            for name, curve in found["curves"].items()
-            for p in curve["points"]
-            if p["mean"] is None
-        ]
+        points = [(name, point) for name, curve in found["curves"].items() for point in curve["points"]]
+        lacking = [f"{name} at {point['value']:g}" for name, point in points if point["mean"] is None]
         if lacking:
             more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
             yield f"{arm}: runs are missing, so not used: {', '.join(lacking[:5])}{more}"
@@ -69,8 +65,8 @@ def against(difference: Difference) -> str:
     return f"{mean:+.4f} nats{ends}"
 
 
-def _every(searches: Mapping[str, Mapping[str, Search]]) -> list[Search]:
-    return [search for by_setting in searches.values() for search in by_setting.values()]
+def _every(config: Config, results: Results) -> list[Search]:
+    return [search for by_setting in searched(config, results).values() for search in by_setting.values()]
 
 
 def _rule(config: Config) -> str:
@@ -108,7 +104,7 @@ class Carry(Stage):
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
         """Return every arm in every setting over its grid and the seeds; grids grow as their runs end."""
-        return distinct([s for search in _every(searched(config, results)) for s in search.specs])
+        return distinct([s for search in _every(config, results) for s in search.specs])
 
     def decide(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
@@ -118,15 +114,13 @@ class Carry(Stage):
             arm: {name: curve_of(search) for name, search in by_setting.items()}
             for arm, by_setting in searched(config, results).items()
         }
-        track = track_of(config.carry, curves, error_divided(config))
-        judged = any(found["carried"] for found in track["arms"].values())
-        tracks = {specs[0].track: track}
-        refuse_without_tracks(tracks if judged else {}, NAME, specs, results)
-        notes = list(_notes(config.carry, track))
+        judgement = Judgement(config.carry, curves, error_divided(config))
+        tracks = {specs[0].track: judgement.track()} if any(judgement.carried.values()) else {}
+        refuse_without_tracks(tracks, NAME, specs, results)
+        notes = [note for track in tracks.values() for note in _notes(config.carry, track)]
         return make_decision(NAME, _rule(config), config, specs, results, earlier, tracks=tracks, notes=notes)
 
     def headline(self, track: UnitsTrack) -> str:
-        """Return in one sentence which unit carries best, and what each challenger came to."""
         judged = {arm: found["excess"] for arm, found in track["arms"].items() if found["excess"] is not None}
         least = min(judged, key=lambda arm: judged[arm])
         parts = [f"{least} has the lowest mean, {judged[least]:.4f} nats above the best of all arms"]
@@ -139,7 +133,7 @@ class Carry(Stage):
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
     ) -> list[str]:
         """Return in how many settings every arm has a best constant by now."""
-        searches = _every(searched(config, results))
+        searches = _every(config, results)
         known = sum(not search.open for search in searches)
         return [f"{known} of {len(searches)} pairs of an arm and a setting are searched"]
 

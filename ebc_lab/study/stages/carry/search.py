@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,9 +44,8 @@ def run_at(config: Config, unit: UnitConfig, setting: CarrySettingConfig, consta
 def searched(config: Config, results: Results) -> dict[str, dict[str, Search]]:
     """Return, by arm and setting, the search for the best constant, as far as the results tell."""
     made = specs_made(config, NAME)
-    settings = config.carry.settings
     return {
-        arm: {name: _search(config, arm, name, made, results) for name in settings}
+        arm: {name: _search(config, arm, name, made, results) for name in config.carry.settings}
         for arm in config.carry.arms
     }
 
@@ -71,8 +70,8 @@ def _search(config: Config, arm: str, name: str, made: dict[Any, list[RunSpec]],
             return None  # no precision shows so small a KL
         return rounded
 
-    def mean(runs: Sequence[RunSpec], results: Results) -> float:
-        found = _point(runs, 0.0, results, _starts(search))["mean"]
+    def mean(runs: Sequence[RunSpec], _: Results) -> float:
+        found = _point(search, runs)["mean"]
         return math.inf if found is None else found
 
     grid: list[Point] = [{CONSTANT: float(constant)} for constant in unit.grid]
@@ -85,41 +84,34 @@ def _search(config: Config, arm: str, name: str, made: dict[Any, list[RunSpec]],
 
 def curve_of(search: Search) -> UnitCurve:
     """Return what was measured of an arm in a setting, by rising constant."""
-    starts = _starts(search)
-    tried = sorted((dict(point)[CONSTANT], runs) for point, runs in search.tried.items())
+    points = [_point(search, runs, dict(point)[CONSTANT]) for point, runs in search.tried.items()]
     best = search.best()
     return {
-        "points": [_point(runs, constant, search.results, starts) for constant, runs in tried],
+        "points": sorted(points, key=lambda point: point["value"]),
         "best": best[CONSTANT] if best else None,
         "loss": search.score_of(best) if best else None,
         "edge": search.edge(best, CONSTANT) if best else None,
     }
 
 
-def _starts(search: Search) -> dict[str, float]:
-    """Return each seed's loss at the first step, which no constant changes."""
+def _point(search: Search, specs: Sequence[RunSpec], constant: float = 0.0) -> UnitPoint:
+    """Return what a point's runs came to: one that diverged counts with the loss of its first step, which no
+    constant changes, so that another run of its seed may tell it."""
     starts: dict[str, float] = {}
     for spec in search.specs:
         first = search.results.get(spec.run_id, RunResult()).get("initial_loss")
         if first is not None and math.isfinite(first):
             starts.setdefault(str(spec.run.seed), first)
-    return starts
-
-
-def _point(
-    specs: Sequence[RunSpec], constant: float, results: Results, starts: Mapping[str, float]
-) -> UnitPoint:
     point: UnitPoint = {"value": constant, "val": {}, "test": {}, "mean": None, "diverged": []}
     for spec in specs:
-        seed = str(spec.run.seed)
-        result = results.get(spec.run_id, RunResult())
-        diverged = result.get("outcome") == "diverged"
-        if diverged:
+        seed, result = str(spec.run.seed), search.results.get(spec.run_id, RunResult())
+        losses: tuple[float | None, float | None] = (None, None)
+        if result.get("outcome") == "diverged":
             point["diverged"].append(seed)
-        completed = result.get("outcome") == "completed"
-        start = starts.get(seed) if diverged else None
-        point["val"][seed] = result.get("val_loss") if completed else start
-        point["test"][seed] = result.get("test_loss") if completed else start
+            losses = starts.get(seed), starts.get(seed)
+        if result.get("outcome") == "completed":
+            losses = result.get("val_loss"), result.get("test_loss")
+        point["val"][seed], point["test"][seed] = losses
     known = [loss for loss in point["val"].values() if loss is not None]
     whole = len(known) == len(specs) and None not in point["test"].values()
     point["mean"] = statistics.fmean(known) if whole else None

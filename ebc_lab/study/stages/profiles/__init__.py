@@ -50,6 +50,7 @@ def track_of(phases: Phases) -> ProfilesTrack:
         times = phases.times(method, point)
         rates = {name: phases.rates(method, point, name) for name in profiles.calibrate_on}
         others = [at["ratio"] for name, at in reached.items() if not workloads[name]["calibrates"]]
+        by_seconds = [at["ratio_seconds"] for at in reached.values()]
         low, high = spans.get(method, (None, None))
         methods[method] = {
             "about": settings.about,
@@ -62,12 +63,10 @@ def track_of(phases: Phases) -> ProfilesTrack:
             "score": scores[method],
             "low": low,
             "high": high,
-            "score_seconds": score([at["ratio_seconds"] for at in reached.values()]),
+            "score_seconds": score(by_seconds),
             "score_others": score(others) if others else None,
             "place": 1 + sum(x > scores[method] for x in scores.values()),
-            "sensitivity": {
-                name: sensitivity(runs, phases.results) for name, runs in rates.items() if len(runs) > 1
-            },
+            "sensitivity": {n: sensitivity(x, phases.results) for n, x in rates.items() if len(x) > 1},
         }
     return {
         "yardstick": profiles.yardstick,
@@ -80,19 +79,26 @@ def track_of(phases: Phases) -> ProfilesTrack:
 
 def _reached(phases: Phases, specs: Sequence[RunSpec], workload: str) -> Reached:
     """Return when each seed of a method reached a workload's target; the ratios come with the others'."""
-    ran = {str(s.run.seed): phases.results.get(s.run_id, RunResult()) for s in specs}
     times = phases.reached(specs, workload)
-    lowest_losses = {seed: lowest(result) for seed, result in ran.items()}
-    return {
-        "steps": {seed: steps for seed, (steps, _) in times.items()},
-        "seconds": {seed: seconds for seed, (_, seconds) in times.items()},
-        "median_steps": median(steps for steps, _ in times.values()),
-        "median_seconds": median(seconds for _, seconds in times.values()),
+    steps = {seed: time[0] for seed, time in times.items()}
+    seconds = {seed: time[1] for seed, time in times.items()}
+    at: Reached = {
+        "steps": steps,
+        "seconds": seconds,
+        "median_steps": median(steps.values()),
+        "median_seconds": median(seconds.values()),
         "ratio": None,
         "ratio_seconds": None,
-        "lowest": {seed: loss if math.isfinite(loss) else None for seed, loss in lowest_losses.items()},
-        "diverged": [seed for seed, result in ran.items() if result.get("outcome") == "diverged"],
+        "lowest": {},
+        "diverged": [],
     }
+    for spec in specs:
+        seed, result = str(spec.run.seed), phases.results.get(spec.run_id, RunResult())
+        loss = lowest(result)
+        at["lowest"][seed] = loss if math.isfinite(loss) else None
+        if result.get("outcome") == "diverged":
+            at["diverged"].append(seed)
+    return at
 
 
 def _notes(phases: Phases, track: ProfilesTrack) -> Iterator[str]:
