@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any
@@ -21,6 +22,11 @@ Race = Callable[[list[RunSpec], Rivals], list[RunSpec]]  # a point's runs, with 
 def worst_loss(runs: Sequence[RunSpec], results: Results) -> float:
     """Return the validation loss of the worst of a point's seeds, infinite where one did not complete."""
     return max(losses_of(runs, results))
+
+
+def mean_loss(runs: Sequence[RunSpec], results: Results) -> float:
+    """Return the mean validation loss over a point's seeds, infinite where one did not complete."""
+    return statistics.fmean(losses_of(runs, results))
 
 
 def conclusive(runs: Iterable[RunSpec], results: Results) -> bool:
@@ -113,6 +119,10 @@ class Search:
         """Return the runs of the points that differ from this one in a single setting, by its value."""
         rest = {k: v for k, v in point.items() if k != key}
         return {p[key]: self.runs(p) for p in map(dict, self.tried) if rest.items() <= p.items()}
+
+    def mean_losses(self, point: Mapping[str, Any], key: str) -> dict[float, float]:
+        """Return the mean losses of those points, by the value of the setting."""
+        return {value: mean_loss(runs, self.results) for value, runs in self.along(point, key).items()}
 
     def edge(self, point: Mapping[str, Any], key: str) -> str | None:
         """Return the end of its grid that a point lies on; None within it, and where one value was tried."""
