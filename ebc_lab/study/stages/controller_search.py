@@ -48,8 +48,6 @@ class ControllerSearch(Choice):
     def decide(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
     ) -> Decision:
-        """Choose the controller of each track: that with the best validation loss among those that hold the
-        KL on its target, else the nearest to it."""
         band = f"±{100 * KL_BAND:g}% of δ*"
         tracks: dict[str, ControllerTrack] = {}
         notes: list[str] = []

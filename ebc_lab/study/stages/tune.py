@@ -47,8 +47,7 @@ class Tuning:
         self.seeds = range(first, first + config.tune.seeds)
 
     def runs(self, label: str, point: Point) -> list[RunSpec]:
-        """Return the runs of an arm's point, one for each seed. The weights that it starts from, if any, must
-        be there."""
+        """Return the runs of an arm's point, one for each seed. Its sources, if any, must have completed."""
         config, arm = self.config, self.config.ablation.arms[label]
         sources = self.sources(arm)
         specs = []
@@ -68,8 +67,7 @@ class Tuning:
         return [made(seed) for seed in self.seeds]
 
     def search(self, label: str) -> Search | None:
-        """Return an arm's search as far as the results tell; None where it starts from weights that are not
-        there."""
+        """Return an arm's search as far as the results tell; None while its sources have not completed."""
         arm, margin = self.arms[label], self.config.tune.race_sigmas * self.sigma
 
         def race(runs: list[RunSpec], rivals: Rivals) -> list[RunSpec]:
@@ -77,8 +75,8 @@ class Tuning:
 
         if not all(map(math.isfinite, losses_of(self.sources(arm), self.results))):
             return None
-        runs_of = partial(self.runs, label)
-        return search(self.config.tune, arm, runs_of, self.results, race if margin else None)
+        made = partial(self.runs, label)
+        return search(self.config.tune, arm, made, self.results, race if margin else None)
 
 
 def _name(label: str, point: Point) -> str:
@@ -130,8 +128,8 @@ def search(
                 searched.others(key, arm.tune[key])
         searched.neighbours(rates)
         grow()
-    if tune.window and "lr" in arm.tune:
-        _widen(searched, tune.max_extensions)
+    for _ in range(tune.max_extensions if tune.window and "lr" in arm.tune else 0):
+        searched.step(partial(_beyond_the_window, searched), grown=True)
     return searched
 
 
@@ -154,8 +152,7 @@ def _fitted(key: str, value: float) -> float | None:
 
 
 def _shapes(searched: Search, shapes: Sequence[str], rates: Sequence[str], best: Point) -> Iterator[Point]:
-    """Yield the best point with every shape. One that never falls is at its best at a lower rate, so it is
-    tried there as well."""
+    """Yield the best point with every shape. One that never falls is tried at lower rates as well."""
     if "schedule" not in best:
         return
     yield from ({**best, "schedule": shape} for shape in shapes)
@@ -163,22 +160,14 @@ def _shapes(searched: Search, shapes: Sequence[str], rates: Sequence[str], best:
         yield from searched.moved({**best, "schedule": HELD}, rate, best[rate] / searched.ratios[rate])
 
 
-def _widen(searched: Search, most: int) -> None:
-    """Extend the grid of lr at the best point's other settings, both ways, until the LR window closes; `most`
-    times in all."""
-    ratio = searched.ratios["lr"]
-
-    def further(best: Point) -> Iterator[Point]:
-        losses = searched.mean_losses(best, "lr")
-        span = window(losses)
-        if span and span["open_low"]:
-            yield from searched.moved(best, "lr", min(losses) / ratio)
-        if span and span["open_high"]:
-            yield from searched.moved(best, "lr", max(losses) * ratio)
-
-    for _ in range(most):
-        if not searched.step(further, grown=True):
-            return
+def _beyond_the_window(searched: Search, best: Point) -> Iterator[Point]:
+    """Yield the next rates at the best point's other settings, at each end where the LR window is open."""
+    losses = searched.mean_losses(best, "lr")
+    span = window(losses)
+    if span and span["open_low"]:
+        yield from searched.moved(best, "lr", min(losses) / searched.ratios["lr"])
+    if span and span["open_high"]:
+        yield from searched.moved(best, "lr", max(losses) * searched.ratios["lr"])
 
 
 # -- the decision -------------------------------------------------------------------------------------------
@@ -328,8 +317,6 @@ class Tune(Choice):
     def decide(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
     ) -> Decision:
-        """Choose each tuned arm's best point, by the validation loss of its worst seed; one on an edge of its
-        grid is noted."""
         tracks: dict[str, TunedTrack] = {}
         notes: list[str] = []
         every = ready(config, earlier, self.name)
@@ -339,9 +326,8 @@ class Tune(Choice):
             for label, arm in tuning.arms.items():
                 searched = tuning.search(label)
                 if searched is None:
-                    raise Undecidable(
-                        f"tune could not be decided: {arm.init}, where {label} starts, has no weights."
-                    )
+                    start = f"{arm.init}, where {label} starts"
+                    raise Undecidable(f"tune could not be decided: {start}, has no weights.")
                 arms[label] = _decided(searched, results, tuning.sigma)
                 notes += [track_prefix(track, every) + note for note in _notes(label, arms[label], arm.tune)]
             tracks[track] = {"arms": arms, "sigma": tuning.sigma}
@@ -373,8 +359,6 @@ class Tune(Choice):
     def why_not(
         self, chosen: Mapping[str, Any], candidate: Candidate, candidates: Sequence[Candidate]
     ) -> str:
-        """Return why a point of which this seed is lower was not chosen: another seed diverged, or is worse;
-        empty where neither is so."""
         losses = [c["val_loss"] for c in seeds_of_arm(candidate, candidates)]
         known = [loss for loss in losses if loss is not None]
         if len(known) < len(losses):
@@ -394,9 +378,8 @@ class Tune(Choice):
                 searched = tuning.search(label)
                 if searched and (point := searched.best()):
                     loss = mean_loss(searched.runs(point), results)
-                    found.append(
-                        (loss, f"{label} is lowest, validation loss {loss:.4f} at {point_in_words(point)}")
-                    )
+                    words = f"{label} is lowest, validation loss {loss:.4f} at {point_in_words(point)}"
+                    found.append((loss, words))
             if found:
                 _, words = min(found, key=lambda each: each[0])
                 words += f"; {len(found)} of {len(tuning.arms)} arms have a result"

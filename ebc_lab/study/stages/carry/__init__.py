@@ -109,7 +109,6 @@ class Carry(Stage):
     def decide(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
     ) -> Decision:
-        """Carry every unit's constant from all settings but one to that one, and judge it there."""
         curves = {
             arm: {name: curve_of(search) for name, search in by_setting.items()}
             for arm, by_setting in searched(config, results).items()

@@ -292,8 +292,6 @@ class LRSweep(Choice):
     def decide(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
     ) -> Decision:
-        """Choose the best baseline learning rate of each track, and measure the noise, the natural KL and the
-        fair control."""
         grids = Grids(config, specs, results)
         rules.refuse_without_tracks(grids.winners, self.name, grids.specs, results)
         tracks: dict[str, SweepTrack] = {}
@@ -333,8 +331,7 @@ class LRSweep(Choice):
     def so_far(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
     ) -> list[str]:
-        """Return who leads on the grids and, once these are done, what the baseline and the control of each
-        track that goes on would be now."""
+        """Return who leads on the grids and, once these are done, each track's best baseline and control."""
         grids = Grids(config, specs, results)
         if not grids.winners:
             return []
@@ -349,8 +346,7 @@ class LRSweep(Choice):
         return said
 
     def settled(self, config: Config, specs: Sequence[RunSpec], results: Results) -> dict[str, Any]:
-        """Return each track whose baseline and replicates are known, without its control, whose search may go
-        on."""
+        """Return each track whose baseline and replicates are known, without its control."""
         winners = Grids(config, specs, results).winners
         tracks: dict[str, Any] = {}
         for name in dict.fromkeys(s.track for s in specs if s.role == "replicate"):

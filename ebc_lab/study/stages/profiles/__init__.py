@@ -182,7 +182,6 @@ class Profiles(Stage):
     def decide(
         self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
     ) -> Decision:
-        """Set the targets, choose every method's configuration, and score it on all workloads."""
         phases = Phases(config, results)
         track = track_of(phases)
         judged = track["methods"] and any(w["loss"] is not None for w in track["workloads"].values())
