@@ -42,24 +42,6 @@ class Search:
     whenever it is asked for its runs, and takes all of its steps one after the other: a step does nothing
     while a run that an earlier one asked for has no result. So the search gets as far as the results tell,
     and asks for the same runs whenever the same results are known.
-
-    >>> from types import SimpleNamespace
-    >>> def asked(results):
-    ...     def run(point):
-    ...         return [SimpleNamespace(run_id=f"x{point['x']:g}")]
-    ...     search = Search([{"x": 1.0}, {"x": 2.0}], run, results, ratios={"x": 2.0})
-    ...     search.grow(most=3)
-    ...     return [s.run_id for s in search.specs], search.best()
-    >>> losses = {"x1": 3.0, "x2": 2.5, "x4": 2.2, "x8": 2.4}
-    >>> known = {}
-    >>> for _ in range(4):
-    ...     runs, best = asked(known)
-    ...     print(runs, best)
-    ...     known = {name: {"outcome": "completed", "val_loss": losses[name]} for name in runs}
-    ['x1', 'x2'] None
-    ['x1', 'x2', 'x4'] {'x': 2.0}
-    ['x1', 'x2', 'x4', 'x8'] {'x': 4.0}
-    ['x1', 'x2', 'x4', 'x8'] {'x': 4.0}
     """
 
     points: InitVar[Iterable[Point]]  # tried first
