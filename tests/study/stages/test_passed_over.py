@@ -110,31 +110,3 @@ def test_another_tracks_candidate_is_not_passed_over():
 
     decision = decided("calibrate", config, decided_through("lr_sweep", config, swept), answer)
     assert not any("passed over" in line for line in stage_of("calibrate").headlines(decision))
-
-
-def test_a_tuned_arms_point_with_a_diverged_seed_is_named():
-    found = {
-        "point": {"lr_scale": 1.0},
-        "run_id": "a",
-        "val_loss": 2.0,
-        "margin_sigma": 1.0,
-        "edges": {},
-        "runs": 4,
-    }
-    rows = [("a", "ebc_x1", 2.0), ("b", "ebc_x1", 2.0), ("c", "ebc_x2", 1.9), ("d", "ebc_x2", None)]
-    candidates = [
-        {
-            "run_id": run_id,
-            "role": "ebc",
-            "arm": arm,
-            "seed": 100 + i % 2,
-            "val_loss": loss,
-            "outcome": "diverged" if loss is None else "completed",
-        }
-        for i, (run_id, arm, loss) in enumerate(rows)
-    ]
-    decision = {"tracks": {TRACK: {"arms": {"ebc": found}, "sigma": 0.01}}, "candidates": candidates}
-    [line] = stage_of("tune").headlines(decision)
-    assert "passed over" not in line  # of two seeds one nearly always lies lower
-    [told] = stage_of("tune").would_change(decision)
-    assert "one run alone would have chosen ebc_x2, 1.9000: seed 101 diverged there" in told
