@@ -26,28 +26,25 @@ def nearest(best):
     return lambda s: done(2 + abs(s.run.budget.target_kl - best), 0.2)
 
 
-def track_of(config, decisions, answer):
+def track_of(answer, *overrides):
+    config, decisions = after_the_sweep(*overrides)
     return decided("calibrate", config, decisions, answer)["tracks"]["adam_none"]
 
 
 # -- by loss -------------------------------------------------------------------------------------------------
 
 
-def test_its_runs_are_ebc_on_the_studys_schedules_at_the_finals_length_and_need_no_warm_up():
+def test_its_runs_are_ebc_on_the_studys_schedules_at_the_finals_length_and_the_lowest_loss_wins():
     config, decisions = after_the_sweep()
-    waves, specs, _ = played("calibrate", config, decisions, nearest(0.0125))
+    waves, specs, results = played("calibrate", config, decisions, nearest(0.0125))
     assert len(waves) == 1
     assert targets(specs) == [0.01, 0.0125, 0.016, 0.02]  # multiples of the natural KL
     for s in specs:
         assert (s.run.steps, s.run.optimizer.lr, s.lr_scale) == (600, 8 * 2e-3, 8)
         assert (s.run.lr_schedule.name, s.run.lr_schedule.warmup_steps) == ("trapezoid", 0)
         assert (s.run.stabilizer.name, s.run.budget.schedule) == ("ebc", "hold_decay")
-
-
-def test_the_lowest_loss_wins_whatever_its_c():
-    config, decisions = after_the_sweep()
-    found = track_of(config, decisions, nearest(0.0125))
-    assert (found["delta_star"], found["in_band"], found["edge"]) == (0.0125, False, None)
+    found = STAGE.decide(config, specs, results, decisions)["tracks"]["adam_none"]
+    assert (found["delta_star"], found["in_band"], found["edge"]) == (0.0125, False, None)  # whatever its c
     assert found["times_natural"] == pytest.approx(1.25)
     assert found["margin_sigma"] == pytest.approx(0.0025 / found["sigma"])
     assert found["losses"] == pytest.approx({"0.01": 2.0025, "0.0125": 2, "0.016": 2.0035, "0.02": 2.0075})
@@ -84,11 +81,11 @@ def test_several_seeds_of_each_target_count_by_their_mean():
     _, specs, results = played("calibrate", config, decisions, answer)
     assert {s.run.seed for s in specs} == {100, 101, 102}
     assert len(specs) == 4 * 3
-    found = STAGE.decide(config, specs, results, decisions)["tracks"]["adam_none"]
+    decision = STAGE.decide(config, specs, results, decisions)
+    found = decision["tracks"]["adam_none"]
     assert (found["delta_star"], found["seeds"]) == (0.016, 3)
     assert found["losses"]["0.0125"] == pytest.approx(2 + 0.035 - 0.02 / 3)
     assert len(found["ranked"]) == 4  # one run stands for each
-    decision = STAGE.decide(config, specs, results, decisions)
     [flips] = stage_of("calibrate").would_change(decision)
     assert "band" not in flips  # another seed of a target is no other candidate
     gap = sorted(found["losses"].values())[1] - found["val_loss"]
@@ -96,22 +93,15 @@ def test_several_seeds_of_each_target_count_by_their_mean():
 
 
 def test_a_target_of_which_one_seed_diverged_does_not_win():
-    config, decisions = after_the_sweep("calibrate.seeds=2")
-
     def answer(s):
         unlucky = (s.run.budget.target_kl, s.run.seed) == (0.016, 101)
         return DIVERGED if unlucky else nearest(0.016)(s)
 
-    assert track_of(config, decisions, answer)["delta_star"] == 0.0125
+    assert track_of(answer, "calibrate.seeds=2")["delta_star"] == 0.0125
 
 
 def test_a_target_whose_run_failed_does_not_end_the_window():
-    config, decisions = after_the_sweep()
-
-    def answer(s):
-        return FAILED if s.run.budget.target_kl == 0.0125 else nearest(0.016)(s)
-
-    found = track_of(config, decisions, answer)
+    found = track_of(lambda s: FAILED if s.run.budget.target_kl == 0.0125 else nearest(0.016)(s))
     assert found["delta_window"]["open_low"]
     assert found["delta_window"]["low"] == 0.01
 
@@ -134,12 +124,11 @@ def test_a_target_that_diverged_was_tried_all_the_same():
 
 @pytest.mark.parametrize("losses", [{"tracked": 2.0, "shadow": 1.9}, {"tracked": 1.9, "shadow": 2.0}])
 def test_budgets_at_the_same_target_are_told_apart(losses):
-    config, decisions = after_the_sweep("calibrate.budgets=[tracked,shadow]")
-    found = track_of(
-        config, decisions, lambda s: done(losses[s.run.budget.name] + abs(s.run.budget.target_kl - 0.0125))
-    )
-    best = min(losses, key=losses.get)
-    assert (found["budget"], found["val_loss"]) == (best, 1.9)
+    def answer(s):
+        return done(losses[s.run.budget.name] + abs(s.run.budget.target_kl - 0.0125))
+
+    found = track_of(answer, "calibrate.budgets=[tracked,shadow]")
+    assert (found["budget"], found["val_loss"]) == (min(losses, key=losses.get), 1.9)
     assert found["by_budget"] == {"tracked": 0.0125, "shadow": 0.0125}
     assert found["margin_sigma"] == pytest.approx(0.0025 / found["sigma"])
 
@@ -180,21 +169,16 @@ def in_band(cs):
     at = {}
 
     def answer(s):
-        at.setdefault(s.run.budget.target_kl, len(at))
-        nth = at[s.run.budget.target_kl]
+        nth = at.setdefault(s.run.budget.target_kl, len(at))
         return done(2.0 + nth, cs[nth])
 
     return answer
 
 
-def test_by_the_band_the_best_loss_inside_it_wins():
-    config, decisions = after_the_sweep(*BAND)
-    found = track_of(config, decisions, in_band((0.2, 0.4, 0.55, 0.65, 0.9)))
+def test_by_the_band_the_best_loss_inside_it_wins_and_outside_of_it_the_nearest_as_is_said():
+    found = track_of(in_band((0.2, 0.4, 0.55, 0.65, 0.9)), *BAND)
     assert (found["delta_star"], found["in_band"]) == (0.0125, True)
     assert found["margin_sigma"] == pytest.approx(1.0 / found["sigma"])
-
-
-def test_outside_the_band_the_nearest_is_taken_and_that_is_said():
     config, decisions = after_the_sweep(*BAND, "calibrate.max_extra=0")
     decision = decided("calibrate", config, decisions, in_band((0.1, 0.2, 0.3, 0.45, 0.9)))
     assert decision["tracks"]["adam_none"]["delta_star"] == 0.015

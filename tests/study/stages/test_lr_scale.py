@@ -40,48 +40,35 @@ def scaled(ebc, none, c=None, clip_rate=None, overrides=()):
 LEVEL = {1: 2.0, 2: 2.0, 4: 2.0, 8: 2.0}
 
 
-def test_it_asks_for_every_scale_on_the_schedules_that_are_compared():
-    config, decisions = calibrated()
+@pytest.mark.parametrize("overrides", [(), ("lr_scale.scales=[2,4]",), ("study.lr_schedule=constant",)])
+def test_it_asks_for_every_scale_on_the_schedules_that_are_compared(overrides):
+    config, decisions = calibrated(*overrides)
     decisions["lr_sweep"]["tracks"][TRACK]["control"]["lr_schedule"]["warmup_steps"] = 77
     _, specs, _ = played("lr_scale", config, decisions, spread)
-    assert {(s.role, s.lr_scale) for s in specs} == {(r, x) for r in ("none", "ebc") for x in (1, 2, 4, 8)}
+    scales = config.lr_scale.scales
+    assert {s.lr_scale for s in specs if s.role == "ebc"} == {*scales}
+    assert {s.lr_scale for s in specs if s.role == "none"} == {1, *scales}  # ×1 whatever the scales
+    constant = config.study.lr_schedule == "constant"
     for s in specs:
-        schedule = (s.run.lr_schedule.name, s.run.lr_schedule.warmup_steps)
-        assert schedule == ("trapezoid", 0 if s.role == "ebc" else 77)  # EBC warms up by itself
+        assert s.run.lr_schedule.name == ("constant" if constant else "trapezoid")
+        warmup = 0 if s.role == "ebc" else 77  # EBC warms up by itself
+        assert constant or s.run.lr_schedule.warmup_steps == warmup
         assert s.run.optimizer.lr == pytest.approx(2e-3 * s.lr_scale)
         assert s.run.steps == config.finals.steps
-    at_8 = next(s for s in specs if (s.role, s.lr_scale) == ("ebc", 8))
-    assert at_8.run_id == decisions["calibrate"]["tracks"][TRACK]["run_id"]  # trained already
+    trained = {s.run_id for s in specs}
+    assert (decisions["calibrate"]["tracks"][TRACK]["run_id"] in trained) == (8 in scales)
+    assert (decisions["lr_sweep"]["tracks"][TRACK]["run_id"] in trained) == constant  # ×1 is the baseline
 
 
-def test_without_a_schedule_the_plain_arm_has_none():
-    config, decisions = calibrated("study.lr_schedule=constant")
-    _, specs, _ = played("lr_scale", config, decisions, spread)
-    assert {s.run.lr_schedule.name for s in specs} == {"constant"}
-    ids = {s.run_id for s in specs}
-    assert decisions["lr_sweep"]["tracks"][TRACK]["run_id"] in ids  # ×1 is the baseline itself
-
-
-def test_the_plain_run_at_one_is_asked_for_whatever_the_scales():
-    config, decisions = calibrated("lr_scale.scales=[2,4]")
-    _, specs, _ = played("lr_scale", config, decisions, spread)
-    assert [s.lr_scale for s in specs if s.role == "none"] == [1, 2, 4]
-    assert [s.lr_scale for s in specs if s.role == "ebc"] == [2, 4]
-
-
-def test_the_lowest_loss_of_ebc_is_chosen_whatever_its_c():
-    found = scaled({1: 2.1, 2: 2.0, 4: 1.9, 8: 2.0}, LEVEL, c={1: 0.6, 2: 0.6, 4: 0.1, 8: 0.6})
+def test_the_lowest_loss_of_ebc_is_chosen_or_by_the_band_the_lowest_inside_it():
+    losses, by_band = {1: 2.1, 2: 2.0, 4: 1.9, 8: 2.0}, ("calibrate.choose=band",)
+    cs = {1: 0.6, 2: 0.6, 4: 0.1, 8: 0.9}
+    found = scaled(losses, LEVEL, c=cs)
     assert found["tracks"][TRACK]["lr_scale"] == 4
     assert not found["tracks"][TRACK]["in_band"]
     assert not any("band" in note for note in found["notes"])
     assert found["tracks"][TRACK]["margin_sigma"] == pytest.approx(0.1 / 0.01)
-
-
-def test_by_the_band_only_scales_inside_it_are_candidates():
-    by_band = ("calibrate.choose=band",)
-    losses = {1: 2.1, 2: 2.0, 4: 1.9, 8: 1.8}
-    found = scaled(losses, LEVEL, c={1: 0.6, 2: 0.6, 4: 0.1, 8: 0.9}, overrides=by_band)
-    assert found["tracks"][TRACK]["lr_scale"] == 2
+    assert scaled(losses, LEVEL, c=cs, overrides=by_band)["tracks"][TRACK]["lr_scale"] == 2
     found = scaled(losses, LEVEL, c={1: 0.3, 2: 0.2, 4: 0.1, 8: 0.75}, overrides=by_band)
     assert found["tracks"][TRACK]["lr_scale"] == 8
     assert any("the nearest was taken" in note for note in found["notes"])
@@ -100,8 +87,7 @@ def test_inert_scales_count_as_one_candidate_the_smallest():
 
 def test_no_scale_is_inert_where_some_of_the_model_moves_freely():
     """What the budget does not hold moves at the learning rate itself, so that the runs differ."""
-    clipped = dict.fromkeys((1, 2, 4, 8), 1.0)
-    free = ("budget.grouping=matrices",)
+    clipped, free = dict.fromkeys((1, 2, 4, 8), 1.0), ("budget.grouping=matrices",)
     found = scaled({1: 2.5, 2: 2.02, 4: 2.01, 8: 2.0}, LEVEL, clip_rate=clipped, overrides=free)
     track = found["tracks"][TRACK]
     assert (track["lr_scale"], track["inert"], track["headroom_is_tautology"]) == (8, False, False)
@@ -116,20 +102,20 @@ def test_a_scale_whose_run_failed_does_not_end_the_window():
     assert (windows["none"]["octaves"], windows["none"]["open_high"]) == (1, False)
 
 
-def test_headroom_is_the_largest_scale_within_one_sigma_of_the_best_without_ebc():
-    found = scaled({1: 2.0, 2: 2.0, 4: 1.999, 8: 2.5}, {1: 2.1, 2: 1.99, 4: 1.999, 8: None})
-    track = found["tracks"][TRACK]
+@pytest.mark.parametrize(
+    ("schedule", "reference", "headroom"), [("trapezoid", 1.99, 4), ("constant", 2.1, 8)]
+)
+def test_headroom_is_the_largest_scale_within_one_sigma_of_the_best_without_ebc(
+    schedule, reference, headroom
+):
+    """At a constant rate, of the plain run at one."""
+    plain = {1: 2.1, 2: 1.99, 4: 1.999, 8: 2.105}
+    constant = (f"study.lr_schedule={schedule}",)
+    track = scaled({1: 2.0, 2: 2.0, 4: 1.999, 8: 2.5}, plain, overrides=constant)["tracks"][TRACK]
     assert track["sigma"] == pytest.approx(0.01)
-    assert track["baseline_val_loss"] == 1.99
-    assert track["headroom"] == {"none": 4.0, "ebc": 4.0}
+    assert track["baseline_val_loss"] == reference
+    assert track["headroom"] == {"none": headroom, "ebc": 4.0}
     assert not track["headroom_is_tautology"]
-
-
-def test_at_a_constant_rate_the_reference_is_the_plain_run_at_one():
-    constant = ("study.lr_schedule=constant",)
-    found = scaled(LEVEL, {1: 2.1, 2: 1.99, 4: 2.105, 8: 2.2}, overrides=constant)
-    assert found["tracks"][TRACK]["baseline_val_loss"] == 2.1
-    assert found["tracks"][TRACK]["headroom"]["none"] == 4
 
 
 def test_the_windows_of_both_arms_are_in_octaves_and_say_where_they_are_open():
@@ -148,12 +134,10 @@ def test_the_windows_of_both_arms_are_in_octaves_and_say_where_they_are_open():
     assert "open at the low end" in shown["LR window, without EBC"][1]
 
 
-def test_without_a_completed_plain_run_or_ebc_run_the_stage_cannot_decide():
-    nothing = dict.fromkeys(LEVEL)
+@pytest.mark.parametrize("losses", [(LEVEL, dict.fromkeys(LEVEL)), (dict.fromkeys(LEVEL), LEVEL)])
+def test_without_a_completed_plain_run_or_ebc_run_the_stage_cannot_decide(losses):
     with pytest.raises(Undecidable):
-        scaled(LEVEL, nothing)
-    with pytest.raises(Undecidable):
-        scaled(nothing, LEVEL)
+        scaled(*losses)
 
 
 def test_the_surrogate_adds_a_fixed_radius_arm_from_the_median_s():
