@@ -73,7 +73,7 @@ def test_the_yardstick_sets_the_targets_and_one_configuration_is_scored_on_all()
     waves, specs, results = played("profiles", config, {}, answer)
     decision = stage_of("profiles").decide(config, specs, results, {})
     [(name, track)] = decision["tracks"].items()
-    for target in track["workloads"].items():
+    for target in track["workloads"].values():
         assert (target["point"], target["steps"], target["longest"]) == ({"optimizer.lr": 0.004}, 100, 200)
         assert target["loss"] == 2.0
         assert len(target["lowest"]) == 3
