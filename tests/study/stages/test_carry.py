@@ -7,7 +7,7 @@ from support.carried import SUITE
 from support.played import DIVERGED, FAILED, config_of, decided, done, played
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.study.stages.carry.search import run_at
+from ebc_lab.study.stages.carry import run_at
 from ebc_lab.study.stages.rules import Undecidable
 from ebc_lab.study.stages.stage import stage_of
 
