@@ -14,7 +14,7 @@ from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
 from . import rules
-from .rules import Results, band_distance, c_median
+from .rules import Results, Specs, band_distance, c_median
 from .runs import ebc_run, spec_of, tracks_of
 from .search import Point, Search, conclusive, mean_loss
 from .stage import (
@@ -158,9 +158,7 @@ class Calibrate(Choice):
                 specs += _search(config, earlier["lr_sweep"]["tracks"][name], budget, results).specs
         return specs
 
-    def decide(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> Decision:
+    def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
         settings = config.calibrate
         low, high = config.study.band
         tracks: dict[str, CalibratedTrack] = {}

@@ -15,7 +15,7 @@ from ebc_lab.records.spec import RunSpec
 
 from . import rules
 from .lr_sweep.fair_control import control_run
-from .rules import Results, band_distance, c_median, val_loss
+from .rules import Results, Specs, band_distance, c_median, val_loss
 from .runs import ebc_run, plain_run, searched, spec_of, tracks_of
 from .stage import Choice, Decisions, Figure, Scenario, beside_the_band, outside_the_band
 from .statistics import WINDOW_NATS, in_octaves, open_ends, window
@@ -48,7 +48,7 @@ def _fixed_radius(config: Config, track: SweepTrack, target_kl: float, results: 
     return specs
 
 
-def _rows(specs: Sequence[RunSpec], results: Results) -> dict[str, list[ScaledRun]]:
+def _rows(specs: Specs, results: Results) -> dict[str, list[ScaledRun]]:
     """Return by arm (a role) its runs by rising scale, as a decision shows them, and whether each is
     inert."""
     arms: dict[str, list[ScaledRun]] = {}
@@ -174,9 +174,7 @@ class LRScale(Choice):
                 specs += _fixed_radius(config, track, calibrated["by_budget"]["surrogate"], results)
         return specs
 
-    def decide(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> Decision:
+    def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
         low, high = config.study.band
         by_band = config.calibrate.choose == "band"
         tracks: dict[str, ScaleTrack] = {}

@@ -21,6 +21,7 @@ from ebc_lab.records.figures import FINISHED, RunResult
 from ebc_lab.records.json_files import checksum_holds, with_checksum
 from ebc_lab.records.spec import RunSpec
 
+Specs = Sequence[RunSpec]
 Results = Mapping[str, RunResult]  # by run id
 OTHER_VERSION = "it was recorded by another version of ebc-lab"
 NEEDED = ("stage", "rule", "tracks", "notes", "candidates", "measurements", "inputs_sha256")

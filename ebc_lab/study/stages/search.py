@@ -11,7 +11,7 @@ from typing import Any
 
 from ebc_lab.records.spec import RunSpec
 
-from .rules import Results, band_distance, edge_of, is_conclusive, losses_of
+from .rules import Results, Specs, band_distance, edge_of, is_conclusive, losses_of
 from .runs import Rivals, waiting
 
 Point = dict[str, Any]  # setting -> its value
@@ -19,12 +19,12 @@ Key = tuple[tuple[str, Any], ...]  # the items of a point
 Race = Callable[[list[RunSpec], Rivals], list[RunSpec]]  # a point's runs, with what ends them early
 
 
-def worst_loss(runs: Sequence[RunSpec], results: Results) -> float:
+def worst_loss(runs: Specs, results: Results) -> float:
     """Return the validation loss of the worst of a point's seeds, infinite where one did not complete."""
     return max(losses_of(runs, results))
 
 
-def mean_loss(runs: Sequence[RunSpec], results: Results) -> float:
+def mean_loss(runs: Specs, results: Results) -> float:
     """Return the mean validation loss over a point's seeds, infinite where one did not complete."""
     return statistics.fmean(losses_of(runs, results))
 
@@ -48,7 +48,7 @@ class Search:
     runs_of: Callable[[Point], list[RunSpec]]  # one for each seed
     results: Results
     ratios: Mapping[str, float]  # the settings whose grids may grow, and how far apart their values are
-    score: Callable[[Sequence[RunSpec], Results], float] = worst_loss  # of a point; infinite: it cannot win
+    score: Callable[[Specs, Results], float] = worst_loss  # of a point; infinite: it cannot win
     prefer_low: str = ""  # of points with equal scores the one with the lower value of this setting is better
     # a value of a setting as a run can have it, None where it cannot
     fitted: Callable[[str, float], float | None] = lambda key, value: value

@@ -23,7 +23,7 @@ from ebc_lab.records.decisions import Candidate, CurvePoint, Decision, TunedArm,
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import DIGITS, RunSpec, track_prefix
 
-from .rules import Results, Undecidable, edge_of, losses_of, make_decision, margin_sigma, val_loss
+from .rules import Results, Specs, Undecidable, edge_of, losses_of, make_decision, margin_sigma, val_loss
 from .runs import RACED_FROM, Rivals, raced
 from .search import Point, Race, Search, mean_loss
 from .stage import Choice, Decisions, Scenario, held_back_by_its_seeds, seeds_of_arm
@@ -241,7 +241,7 @@ def _curve(searched: Search, chosen: Point, results: Results) -> tuple[list[Curv
     return curve, window({p["lr"]: math.inf if p["val_loss"] is None else p["val_loss"] for p in curve})
 
 
-def _raced(specs: Sequence[RunSpec], results: Results) -> int:
+def _raced(specs: Specs, results: Results) -> int:
     return sum(results.get(s.run_id, {}).get("outcome") == "raced" for s in specs)
 
 
@@ -314,9 +314,7 @@ class Tune(Choice):
                 specs += searched.specs if searched else []
         return specs
 
-    def decide(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> Decision:
+    def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
         tracks: dict[str, TunedTrack] = {}
         notes: list[str] = []
         every = ready(config, earlier, self.name)
@@ -365,9 +363,7 @@ class Tune(Choice):
             return held_back_by_its_seeds(candidate, candidates, chosen)
         return f"its worst seed has {max(known):.4f}" if max(known) > chosen["worst_loss"] else ""
 
-    def so_far(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> list[str]:
+    def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
         """Return which arm has the lowest point by now, and how many have one."""
         said = []
         every = ready(config, earlier, self.name)

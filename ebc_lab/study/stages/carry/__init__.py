@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from ebc_lab.records.decisions import Decision, Difference, UnitCurve, UnitPoint
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, track_of
 
-from ..rules import Results, divided_in_words, error_divided, make_decision, refuse_without_tracks
+from ..rules import Results, Specs, divided_in_words, error_divided, make_decision, refuse_without_tracks
 from ..runs import distinct, specs_made, texts_pinned, with_text
 from ..search import Point, Search
 from ..stage import Decisions, Scenario, Stage
@@ -83,7 +83,7 @@ def _search(config: Config, arm: str, name: str, made: dict[Any, list[RunSpec]],
             return None  # no precision shows so small a KL
         return rounded
 
-    def mean(runs: Sequence[RunSpec], _: Results) -> float:
+    def mean(runs: Specs, _: Results) -> float:
         found = _point(search, runs)["mean"]
         return math.inf if found is None else found
 
@@ -107,7 +107,7 @@ def _curve(search: Search) -> UnitCurve:
     }
 
 
-def _point(search: Search, specs: Sequence[RunSpec], constant: float = 0.0) -> UnitPoint:
+def _point(search: Search, specs: Specs, constant: float = 0.0) -> UnitPoint:
     """Return what a point's runs came to: one that diverged counts with the loss of its first step, which no
     constant changes, so that another run of its seed may tell it."""
     starts: dict[str, float] = {}
@@ -203,9 +203,7 @@ class Carry(Stage):
         """Return every arm in every setting over its grid and the seeds; grids grow as their runs end."""
         return distinct([s for search in _searches(config, results).values() for s in search.specs])
 
-    def decide(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> Decision:
+    def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
         curves: dict[str, dict[str, UnitCurve]] = {arm: {} for arm in config.carry.arms}
         for (arm, name), search in _searches(config, results).items():
             curves[arm][name] = _curve(search)
@@ -224,9 +222,7 @@ class Carry(Stage):
             parts.append(f"{arm} {verdict}: {against(track['against'][arm])} from {track['reference']}")
         return "; ".join(parts)
 
-    def so_far(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> list[str]:
+    def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
         """Return in how many settings every arm has a best constant by now."""
         searches = _searches(config, results)
         known = sum(not search.open for search in searches.values())

@@ -15,7 +15,7 @@ from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, optimizer
 
 from .. import rules
-from ..rules import Results, Undecidable, best, losses_of, val_loss
+from ..rules import Results, Specs, Undecidable, best, losses_of, val_loss
 from ..runs import Searched, rate_of, scheduled, searched_run, sweep_spec, waiting
 from ..search import Point, Search
 from ..stage import NOT_APART, Choice, Decisions, Figure, Scenario
@@ -30,7 +30,7 @@ class Grids:
     the best of all is triaged.
     """
 
-    def __init__(self, config: Config, specs: Sequence[RunSpec], results: Results):
+    def __init__(self, config: Config, specs: Specs, results: Results):
         self.results = results
         self.specs = [s for s in specs if s.role == "grid"]
         self.tracks = list(dict.fromkeys(s.track for s in self.specs))
@@ -72,7 +72,7 @@ def _baselines(config: Config, pair: Searched, lr: float, results: Results) -> l
     return search.specs + [constant(winner["scale"], seed, "replicate") for seed in seeds]
 
 
-def _by_role(specs: Sequence[RunSpec], track: str) -> dict[str, list[RunSpec]]:
+def _by_role(specs: Specs, track: str) -> dict[str, list[RunSpec]]:
     """Return the runs of a track by what they are for."""
     by_role: dict[str, list[RunSpec]] = {role: [] for role in ("grid", "baseline", "replicate", "control")}
     for spec in specs:
@@ -81,9 +81,7 @@ def _by_role(specs: Sequence[RunSpec], track: str) -> dict[str, list[RunSpec]]:
     return by_role
 
 
-def _decided(
-    config: Config, winner: RunSpec, by_role: Mapping[str, Sequence[RunSpec]], results: Results
-) -> SweepTrack:
+def _decided(config: Config, winner: RunSpec, by_role: Mapping[str, Specs], results: Results) -> SweepTrack:
     """Return what is decided for one track, from its runs. Raises Undecidable."""
     baseline = best(by_role["baseline"], results)
     control = best(by_role["control"], results)
@@ -98,11 +96,7 @@ def _decided(
 
 
 def _without_control(
-    config: Config,
-    winner: RunSpec,
-    baseline: RunSpec,
-    by_role: Mapping[str, Sequence[RunSpec]],
-    results: Results,
+    config: Config, winner: RunSpec, baseline: RunSpec, by_role: Mapping[str, Specs], results: Results
 ) -> dict[str, Any]:
     """Return all of a decided track but its fair control. Raises Undecidable."""
     replicates = [results[s.run_id] for s in by_role["replicate"] if s.run_id in results]
@@ -289,9 +283,7 @@ class LRSweep(Choice):
             specs += control_search(config, pairs[track], lr, results)
         return specs
 
-    def decide(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> Decision:
+    def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
         grids = Grids(config, specs, results)
         rules.refuse_without_tracks(grids.winners, self.name, grids.specs, results)
         tracks: dict[str, SweepTrack] = {}
@@ -328,9 +320,7 @@ class LRSweep(Choice):
             f"{track['natural_kl']:.4g} nats{control_in_words(track)}{dropped}"
         )
 
-    def so_far(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> list[str]:
+    def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
         """Return who leads on the grids and, once these are done, each track's best baseline and control."""
         grids = Grids(config, specs, results)
         if not grids.winners:
@@ -345,7 +335,7 @@ class LRSweep(Choice):
                     said.append(words + " (the only one so far)" * (not several))
         return said
 
-    def settled(self, config: Config, specs: Sequence[RunSpec], results: Results) -> dict[str, Any]:
+    def settled(self, config: Config, specs: Specs, results: Results) -> dict[str, Any]:
         """Return each track whose baseline and replicates are known, without its control."""
         winners = Grids(config, specs, results).winners
         tracks: dict[str, Any] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from ebc_lab.config.schema import Config
@@ -17,7 +17,7 @@ from ebc_lab.records.decisions import Decision, Profiled, ProfilesTrack, Reached
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
-from ..rules import Results, divided_in_words, error_divided, make_decision, refuse_without_tracks
+from ..rules import Results, Specs, divided_in_words, error_divided, make_decision, refuse_without_tracks
 from ..runs import distinct, texts_pinned, waiting
 from ..stage import Decisions, Scenario, Stage
 from .calibration import NAME, Phases, edges_of, points_of
@@ -26,8 +26,7 @@ from .scores import MOST, intervals, least, lowest, mean_time, median, ratio, sc
 
 def track_of(phases: Phases) -> ProfilesTrack:
     """Return the scores of every method that has a configuration, and what they rest on."""
-    profiles = phases.profiles
-    workloads = {name: phases.target(name) for name in profiles.workloads}
+    profiles, workloads = phases.profiles, phases.workloads
     missed: list[int | None] = [None] * len(phases.config.seeds)  # of a workload that a method cannot train
     found: dict[str, dict[str, Reached]] = {}
     steps: dict[str, dict[str, list[int | None]]] = {}
@@ -77,7 +76,7 @@ def track_of(phases: Phases) -> ProfilesTrack:
     }
 
 
-def _reached(phases: Phases, specs: Sequence[RunSpec], workload: str) -> Reached:
+def _reached(phases: Phases, specs: Specs, workload: str) -> Reached:
     """Return when each seed of a method reached a workload's target; the ratios come with the others'."""
     times = phases.reached(specs, workload)
     steps = {seed: time[0] for seed, time in times.items()}
@@ -179,9 +178,7 @@ class Profiles(Stage):
         has one."""
         return distinct(Phases(config, results).specs())
 
-    def decide(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> Decision:
+    def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
         phases = Phases(config, results)
         track = track_of(phases)
         judged = track["methods"] and any(w["loss"] is not None for w in track["workloads"].values())
@@ -199,9 +196,7 @@ class Profiles(Stage):
                 parts.append(f"{method} {score_in_words(methods[method])}, place {methods[method]['place']}")
         return f"{'; '.join(parts)}; {len(methods)} methods on {len(track['workloads'])} workloads"
 
-    def so_far(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> list[str]:
+    def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
         """Return how many targets are set, and how many methods have a configuration and a score by now."""
         phases = Phases(config, results)
         planned = [[*runs.values()] for runs in phases.scored.values()]

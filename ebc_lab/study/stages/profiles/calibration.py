@@ -26,7 +26,7 @@ from ebc_lab.records.decisions import Target
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, track_of
 
-from ..rules import Results, edge_of, is_conclusive, val_loss
+from ..rules import Results, Specs, edge_of, is_conclusive, val_loss
 from ..runs import specs_made, waiting, with_text
 from ..search import Point, Search
 from .scores import lowest, mean_time, median
@@ -50,12 +50,9 @@ class Phases:
     def runs(
         self, method: str, point: Point, workload: str, seeds: Sequence[int], *, targets: bool = False
     ) -> list[RunSpec]:
-        """Return a method's runs on a workload at a point, one for each seed. `targets`: as long as
-        those that set the targets, whatever the point's horizon.
-
-        The workload's settings come first and the method's after them, so that a method means the same on
-        every workload.
-        """
+        """Return a method's runs on a workload at a point, one for each seed. `targets`: as long as those
+        that set the targets, whatever the point's horizon. The method's settings come after the workload's,
+        so that it means the same on every one."""
         times = 1.0 if targets else self.profiles.longest * point.get(HORIZON, 1.0)
         values = {key.rpartition(".")[2]: value for key, value in point.items()}
         # a point as the names of runs have it: `_lr0p001_horizon0p5`
@@ -78,9 +75,9 @@ class Phases:
         """Return the length of a workload's runs, `times` that of those that set its target."""
         return max(1, round(self.profiles.steps * self.profiles.workloads[workload].steps * times))
 
-    def reached(self, specs: Sequence[RunSpec], workload: str) -> dict[str, tuple[int | None, float | None]]:
-        """Return by seed the steps and the seconds to a workload's target, None for a miss, of those runs
-        that ended by themselves. A run that diverged afterwards has reached it."""
+    def reached(self, specs: Specs, workload: str) -> dict[str, tuple[int | None, float | None]]:
+        """Return by seed the steps and seconds to a workload's target of the runs that ended by themselves;
+        None for a miss. One that diverged afterwards has reached it."""
         ran = {str(s.run.seed): self.results.get(s.run_id, RunResult()) for s in specs}
         target = self.targets[workload]
         return {
@@ -94,7 +91,7 @@ class Phases:
         result = self.results.get(spec.run_id)
         return lowest(result) if math.isfinite(val_loss(result)) else math.inf
 
-    def _mean_lowest(self, specs: Sequence[RunSpec]) -> float:
+    def _mean_lowest(self, specs: Specs) -> float:
         return statistics.fmean(map(self.lowest_completed, specs))
 
     # -- targets
@@ -124,32 +121,35 @@ class Phases:
         return self.runs(self.profiles.yardstick, point, workload, self.target_seeds, targets=True)
 
     @cached_property
+    def workloads(self) -> dict[str, Target]:
+        """What a decision holds of each workload; the best times to its target come with the scores."""
+        profiles = self.profiles
+        grid = profiles.methods[profiles.yardstick].grid
+        workloads: dict[str, Target] = {}
+        for name, workload in profiles.workloads.items():
+            point, again = self.best(name), self.again(name)
+            ended = {str(s.run.seed): self.lowest_completed(s) for s in again}
+            losses = {seed: loss for seed, loss in ended.items() if math.isfinite(loss)}
+            known = losses and not waiting(again, self.results)
+            workloads[name] = {
+                "about": workload.about,
+                "calibrates": name in profiles.calibrate_on,
+                "steps": self.steps(name),
+                "longest": self.steps(name, profiles.longest),
+                "point": point,
+                "edges": edges_of(grid, point or {}),
+                "lowest": losses,
+                "loss": statistics.median(losses.values()) + profiles.target_slack if known else None,
+                "best_steps": None,
+                "best_seconds": None,
+            }
+        return workloads
+
+    @cached_property
     def targets(self) -> dict[str, float]:
         """The loss to reach on each workload where it is known by now."""
-        targets = {}
-        for name in self.profiles.workloads:
-            specs = self.again(name)
-            losses = [loss for loss in map(self.lowest_completed, specs) if math.isfinite(loss)]
-            if losses and not waiting(specs, self.results):
-                targets[name] = statistics.median(losses) + self.profiles.target_slack
-        return targets
-
-    def target(self, workload: str) -> Target:
-        """Return what a decision holds of a workload's target; the best times to it come with the scores."""
-        profiles, point = self.profiles, self.best(workload)
-        losses = {str(s.run.seed): self.lowest_completed(s) for s in self.again(workload)}
-        return {
-            "about": profiles.workloads[workload].about,
-            "calibrates": workload in profiles.calibrate_on,
-            "steps": self.steps(workload),
-            "longest": self.steps(workload, profiles.longest),
-            "point": point,
-            "edges": edges_of(profiles.methods[profiles.yardstick].grid, point or {}),
-            "lowest": {seed: loss for seed, loss in losses.items() if math.isfinite(loss)},
-            "loss": self.targets.get(workload),
-            "best_steps": None,
-            "best_seconds": None,
-        }
+        losses = {name: workload["loss"] for name, workload in self.workloads.items()}
+        return {name: loss for name, loss in losses.items() if loss is not None}
 
     # -- configurations
 
@@ -197,7 +197,7 @@ class Phases:
 
     def _rank(self, method: str, point: Point) -> tuple[float, float]:
         """Return what a point is chosen by, the less the better: its mean time, then how far its lowest
-        losses are above the targets on average."""
+        losses are above the targets."""
         runs = self._calibration(method, point)
         above = [self._mean_lowest(specs) - self.targets[name] for name, specs in runs.items()]
         return mean_time(self.times(method, point)), statistics.fmean(above)

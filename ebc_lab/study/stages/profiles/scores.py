@@ -19,9 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from ebc_lab.config.parts.target import finite_rows
 from ebc_lab.records.decisions import RateSensitivity
 from ebc_lab.records.figures import RunResult
-from ebc_lab.records.spec import RunSpec
 
-from ..rules import Results, is_conclusive, losses_of, val_loss
+from ..rules import Results, Specs, is_conclusive, losses_of, val_loss
 from ..statistics import CONFIDENCE, window
 
 MOST = 4.0  # ratio up to which a profile is drawn and scored
@@ -102,7 +101,7 @@ def mean_time(times: Mapping[str, float]) -> float:
     return statistics.geometric_mean(min(MOST, time) for time in times.values())
 
 
-def sensitivity(runs: Mapping[float, Sequence[RunSpec]], results: Results) -> RateSensitivity:
+def sensitivity(runs: Mapping[float, Specs], results: Results) -> RateSensitivity:
     """Return how much the learning rate matters, from the runs at each of several rates."""
     rates = sorted(runs)
     losses = {lr: statistics.fmean(losses_of(runs[lr], results)) for lr in rates}
