@@ -30,8 +30,7 @@ class ControllerSearch(Choice):
     )
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return a run with each candidate's controller (and cadence), at the calibrated budget, target KL
-        and learning rate."""
+        """Return a run with each candidate's controller and cadence, at the calibrated budget and rate."""
         if "calibrate" not in earlier:
             return []
         specs: list[RunSpec] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -21,6 +21,7 @@ from .stage import Choice, Decisions, Figure, Scenario, beside_the_band, outside
 from .statistics import WINDOW_NATS, in_octaves, open_ends, window
 
 INERT_CLIP_RATE = 0.99  # share of clipped steps from which on the learning rate no longer matters
+Arms = dict[str, list[ScaledRun]]  # the runs of each, a role, by rising scale
 SURROGATE_SHARE = 0.6  # of its median at ×1, which a fixed trust radius is set to
 
 
@@ -48,10 +49,9 @@ def _fixed_radius(config: Config, track: SweepTrack, target_kl: float, results: 
     return specs
 
 
-def _rows(specs: Specs, results: Results) -> dict[str, list[ScaledRun]]:
-    """Return by arm (a role) its runs by rising scale, as a decision shows them, and whether each is
-    inert."""
-    arms: dict[str, list[ScaledRun]] = {}
+def _rows(specs: Specs, results: Results) -> Arms:
+    """Return each arm's runs, as a decision shows them, and whether they are inert."""
+    arms: Arms = {}
     for spec in sorted(specs, key=lambda s: s.lr_scale):
         row = rules.candidate(spec, results)
         clipped = spec.role != "none" and (row["clip_rate"] or 0) >= INERT_CLIP_RATE
@@ -60,13 +60,11 @@ def _rows(specs: Specs, results: Results) -> dict[str, list[ScaledRun]]:
     return arms
 
 
-def _usable(arms: Mapping[str, list[ScaledRun]], results: Results) -> list[ScaledRun]:
+def _usable(arms: Arms, results: Results) -> list[ScaledRun]:
     return [r for r in arms.get("ebc", []) if c_median(results.get(r["run_id"])) is not None]
 
 
-def _decided(
-    config: Config, arms: dict[str, list[ScaledRun]], results: Results, sigma: float
-) -> ScaleTrack | None:
+def _decided(config: Config, arms: Arms, results: Results, sigma: float) -> ScaleTrack | None:
     """Return what is decided for one track; None where no EBC run, or no baseline at ×1, completed."""
     losses: dict[str, dict[float, float]] = {}  # arm -> scale -> nats
     for arm, rows in arms.items():
@@ -150,8 +148,7 @@ class LRScale(Choice):
     pictures = ("lr_scale", "eta_eff")
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return the runs at every LR scale with EBC and without; with the surrogate also those with its
-        trust radius fixed at the median S of ×1."""
+        """Return the runs at every LR scale with EBC and without; of the surrogate also `_fixed_radius`."""
         search_open = "controller_search" in config.study.stages and "controller_search" not in earlier
         specs: list[RunSpec] = []
         spec = partial(spec_of, self.name, usual=config.finals.steps)

@@ -26,7 +26,7 @@ from ebc_lab.records.spec import DIGITS, RunSpec, track_prefix
 from .rules import Results, Specs, Undecidable, edge_of, losses_of, make_decision, margin_sigma, val_loss
 from .runs import RACED_FROM, Rivals, raced
 from .search import Point, Race, Search, mean_loss
-from .stage import Choice, Decisions, Scenario, held_back_by_its_seeds, seeds_of_arm
+from .stage import Choice, Decisions, Scenario, Track, held_back_by_its_seeds, seeds_of_arm
 from .statistics import luck_of_choice, window
 from .suite import arm_run, point_in_words, points, ready, source_of, started
 
@@ -98,8 +98,7 @@ def search(
     results: Results,
     race: Race | None = None,
 ) -> Search:
-    """Return an arm's search as far as the results tell. Where its runs race, the middles of the grids come
-    first."""
+    """Return an arm's search as far as the results tell. Runs that race begin with the grids' middles."""
     begun = begun_with(tune, arm)
     grids = {key: values for key, values in arm.tune.items() if key in GROWING}
     middle = {key: float(values[len(values) // 2]) for key, values in grids.items()}
@@ -354,9 +353,7 @@ class Tune(Choice):
         over = self.passed_over(name, decision)
         return [f"one run alone would have chosen {over}"] if over else []
 
-    def why_not(
-        self, chosen: Mapping[str, Any], candidate: Candidate, candidates: Sequence[Candidate]
-    ) -> str:
+    def why_not(self, chosen: Track, candidate: Candidate, candidates: Sequence[Candidate]) -> str:
         losses = [c["val_loss"] for c in seeds_of_arm(candidate, candidates)]
         known = [loss for loss in losses if loss is not None]
         if len(known) < len(losses):
@@ -383,8 +380,7 @@ class Tune(Choice):
         return said
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        """Return a loss by which the middle of a grid is best, or its upper end; of a search for one setting
-        after the other that of `_landscape`."""
+        """Return a loss by which the middle of a grid is best, or its upper end."""
         arm = config.ablation.arms[spec.role]
         if config.tune.search == "coordinate":
             return {"val_loss": 2.0 + _landscape(arm, scenario, spec)}

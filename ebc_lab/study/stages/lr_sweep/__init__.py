@@ -22,6 +22,8 @@ from ..stage import NOT_APART, Choice, Decisions, Figure, Scenario
 from ..statistics import noise as noise_floor
 from .fair_control import control_in_words, control_remark, control_search, fair_control
 
+Roles = dict[str, list[RunSpec]]  # a track's runs, by what they are for
+
 
 class Grids:
     """What the grids of a sweep came to: each track's best run, and the tracks that later stages go on with.
@@ -72,33 +74,31 @@ def _baselines(config: Config, pair: Searched, lr: float, results: Results) -> l
     return search.specs + [constant(winner["scale"], seed, "replicate") for seed in seeds]
 
 
-def _by_role(specs: Specs, track: str) -> dict[str, list[RunSpec]]:
+def _by_role(specs: Specs, track: str) -> Roles:
     """Return the runs of a track by what they are for."""
-    by_role: dict[str, list[RunSpec]] = {role: [] for role in ("grid", "baseline", "replicate", "control")}
+    by_role: Roles = {role: [] for role in ("grid", "baseline", "replicate", "control")}
     for spec in specs:
         if spec.track == track:
             by_role[spec.role].append(spec)
     return by_role
 
 
-def _decided(config: Config, winner: RunSpec, by_role: Mapping[str, Specs], results: Results) -> SweepTrack:
+def _decided(config: Config, winner: RunSpec, by_role: Roles, results: Results) -> SweepTrack:
     """Return what is decided for one track, from its runs. Raises Undecidable."""
     baseline = best(by_role["baseline"], results)
     control = best(by_role["control"], results)
     if baseline is None or control is None:
-        lacking = "a constant" if baseline is None else "a scheduled"
-        raise Undecidable(
-            f"lr_sweep could not decide: no run of {winner.track} with {lacking} learning rate completed."
-        )
-    decided = _without_control(config, winner, baseline, by_role, results)
+        lacking = f"{winner.track} with {'a constant' if baseline is None else 'a scheduled'} learning rate"
+        raise Undecidable(f"lr_sweep could not decide: no run of {lacking} completed.")
+    decided = _without_control(config, winner, by_role, results)
     decided["control"] = fair_control(config, control, by_role["control"], rate_of(baseline), results)
     return cast(SweepTrack, decided)
 
 
-def _without_control(
-    config: Config, winner: RunSpec, baseline: RunSpec, by_role: Mapping[str, Specs], results: Results
-) -> dict[str, Any]:
-    """Return all of a decided track but its fair control. Raises Undecidable."""
+def _without_control(config: Config, winner: RunSpec, by_role: Roles, results: Results) -> dict[str, Any]:
+    """Return what is decided for a track whose baseline completed, but its control. Raises Undecidable."""
+    baseline = best(by_role["baseline"], results)
+    assert baseline is not None
     replicates = [results[s.run_id] for s in by_role["replicate"] if s.run_id in results]
     completed = [result for result in replicates if math.isfinite(val_loss(result))]
     natural = [float(kl) for result in completed if (kl := result["kl_median"])]
@@ -165,8 +165,7 @@ def _pairs(grids: Grids, tracks: Mapping[str, SweepTrack]) -> list[Pair]:
 
 
 def _on_the_grid(grids: Grids) -> str:
-    """Return which run of the grids leads, or won, and how far behind the next track is; of a single track,
-    the next rate."""
+    """Return which run leads the grids, or won, and how far ahead of the next track, or of the next rate."""
     lead, *others = grids.winners.values()
     loss = grids.losses[lead.track]
     first = f"{optimizer(lead.track)} at lr {rate_of(lead):g}"
@@ -260,9 +259,8 @@ class LRSweep(Choice):
     pictures = ("lr_sweep",)
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return the grid of every (optimizer, projection) and its extensions; then, for the kept tracks and
-        at the length of `long_steps`, constant rates, their winner's replicates, and the runs of the search
-        for the fair control."""
+        """Return the grid of every track and its extensions; then, for those that are kept, constant rates,
+        their winner's replicates, and the search for the fair control."""
         sweep = config.lr_sweep
         pairs = {"_".join(pair): pair for pair in itertools.product(sweep.optimizers, sweep.projections)}
         searches = {track: _grid(config, pair, results) for track, pair in pairs.items()}
@@ -341,15 +339,13 @@ class LRSweep(Choice):
         tracks: dict[str, Any] = {}
         for name in dict.fromkeys(s.track for s in specs if s.role == "replicate"):
             by_role = _by_role(specs, name)
-            baseline = best(by_role["baseline"], results)
-            if baseline is not None and not waiting(by_role["replicate"], results):
+            if best(by_role["baseline"], results) and not waiting(by_role["replicate"], results):
                 with suppress(Undecidable):
-                    tracks[name] = _without_control(config, winners[name], baseline, by_role, results)
+                    tracks[name] = _without_control(config, winners[name], by_role, results)
         return tracks
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        """Return the usual figures; at the most, another warm-up or shape than the control's first wins, so
-        that its peaks are looked at again."""
+        """Return the usual figures; at the most, the control wants its peaks looked at again."""
         result = super().invent(config, scenario, spec, nth)
         sweep = config.lr_sweep
         first = scheduled(spec.run, sweep.control_shapes[0], sweep.control_warmups[0]).lr_schedule

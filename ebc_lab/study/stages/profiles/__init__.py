@@ -173,9 +173,7 @@ class Profiles(Stage):
     pictures = ("profiles", "ratios")
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return the yardstick's grid and, once a best point is known, the runs that set a target; every
-        method's grid; and, once all targets are known, each method's runs at its configuration as soon as it
-        has one."""
+        """Return the runs of all three phases that can be named by now."""
         return distinct(Phases(config, results).specs())
 
     def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
