@@ -8,8 +8,8 @@ from dataclasses import replace
 from functools import partial
 
 from ebc_lab.config.identity import round3
-from ebc_lab.config.schema import Config, RunConfig
-from ebc_lab.records.decisions import Candidate, Decision, ScaledRun, ScaleTrack, SweepTrack, Window
+from ebc_lab.config.schema import Config
+from ebc_lab.records.decisions import Candidate, Decision, ScaledRun, ScaleTrack, Window
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
@@ -23,30 +23,6 @@ from .statistics import WINDOW_NATS, in_octaves, open_ends, window
 INERT_CLIP_RATE = 0.99  # share of clipped steps from which on the learning rate no longer matters
 Arms = dict[str, list[ScaledRun]]  # the runs of each, a role, by rising scale
 SURROGATE_SHARE = 0.6  # of its median at ×1, which a fixed trust radius is set to
-
-
-def _fixed_radius(config: Config, track: SweepTrack, target_kl: float, results: Results) -> list[RunSpec]:
-    """Return the run of the surrogate at ×1 and, once its median S is known, one at every scale with the
-    trust radius fixed there."""
-
-    def surrogate_run(target_kl: float, scale: float) -> RunConfig:
-        steps, seed = config.lr_scale.steps, config.study.stage_seed
-        return ebc_run(config, track, steps, seed, scale, budget="surrogate", target_kl=target_kl)
-
-    spec = partial(spec_of, "lr_scale", usual=config.finals.steps)
-    specs = [spec("surrogate_x1", surrogate_run(target_kl, 1.0), 1.0)]
-    surrogate = results.get(specs[0].run_id, RunResult()).get("surrogate_median")
-    if surrogate:
-        fixed = round3((SURROGATE_SHARE * surrogate / 2) ** 2)
-        for scale in config.lr_scale.scales:
-            run = surrogate_run(fixed, scale)
-            run = replace(
-                run,
-                controller=replace(run.controller, name="fixed", kp=None, ki=None, a=None),
-                budget=replace(run.budget, schedule="constant"),
-            )
-            specs.append(spec("fixed_tau", run, scale, "_fixedtau"))
-    return specs
 
 
 def _rows(specs: Specs, results: Results) -> Arms:
@@ -148,7 +124,8 @@ class LRScale(Choice):
     pictures = ("lr_scale", "eta_eff")
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return the runs at every LR scale with EBC and without; of the surrogate also `_fixed_radius`."""
+        """Return the runs at every LR scale with EBC and without; of the surrogate also one at ×1 and, once
+        its median S is known, one at every scale with the trust radius fixed there."""
         search_open = "controller_search" in config.study.stages and "controller_search" not in earlier
         specs: list[RunSpec] = []
         spec = partial(spec_of, self.name, usual=config.finals.steps)
@@ -161,14 +138,22 @@ class LRScale(Choice):
                 specs.append(spec("none", without_ebc(config, track, steps, seed, scale), scale))
             if "calibrate" not in earlier or search_open:
                 continue
-            chosen = searched(earlier, name)
             calibrated = earlier["calibrate"]["tracks"][name]
             budget = {"budget": calibrated["budget"], "target_kl": calibrated["delta_star"]}
+            ebc = partial(ebc_run, config, track, steps, seed)
             for scale in scales:
-                run = ebc_run(config, track, steps, seed, scale, **budget, **chosen)
-                specs.append(spec("ebc", run, scale))
-            if "surrogate" in calibrated["by_budget"]:
-                specs += _fixed_radius(config, track, calibrated["by_budget"]["surrogate"], results)
+                specs.append(spec("ebc", ebc(scale, **budget, **searched(earlier, name)), scale))
+            if "surrogate" not in calibrated["by_budget"]:
+                continue
+            surrogate = partial(ebc, budget="surrogate")
+            at_one = surrogate(1.0, target_kl=calibrated["by_budget"]["surrogate"])
+            specs.append(spec("surrogate_x1", at_one, 1.0))
+            median = results.get(specs[-1].run_id, RunResult()).get("surrogate_median") or 0.0
+            for scale in scales if median else ():
+                run = surrogate(scale, target_kl=round3((SURROGATE_SHARE * median / 2) ** 2))
+                fixed = replace(run.controller, name="fixed", kp=None, ki=None, a=None)
+                run = replace(run, controller=fixed, budget=replace(run.budget, schedule="constant"))
+                specs.append(spec("fixed_tau", run, scale, "_fixedtau"))
         return specs
 
     def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
