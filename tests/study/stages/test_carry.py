@@ -29,18 +29,15 @@ def place_of(config, spec):
     return next(name for name in config.carry.settings if spec.arm.startswith(f"{spec.role}_{name}_"))
 
 
-def landscape(config, **fates):
+def landscape(config, best=BEST, **fates):
     """Every arm is best at its own constant of each setting; a fate is of the runs of an arm's name."""
 
     def answer(spec):
+        if spec.arm in fates:
+            return fates[spec.arm]
         place = place_of(config, spec)
-        for arm, fate in fates.items():
-            if spec.arm == arm:
-                return fate
-        unit = config.carry.arms[spec.role]
-        group, _, key = unit.over.partition(".")
-        best = BEST.get(spec.role, BEST["lr"])[place]
-        off = math.log2(getattr(getattr(spec.run, group), key) / best)
+        group, _, key = config.carry.arms[spec.role].over.partition(".")
+        off = math.log2(getattr(getattr(spec.run, group), key) / best.get(spec.role, best["lr"])[place])
         loss = 2 + 0.1 * SETTINGS.index(place) + 0.1 * off**2 + 0.01 * spec.run.seed
         return done(loss, test_loss=loss + 0.05, initial_loss=4.0)
 
@@ -123,8 +120,7 @@ def test_of_starts_the_worst_in_each_setting_counts_and_no_best_is_theirs():
         assert carried["excess"] == pytest.approx(worst["mean"] - track["settings"][name]["val_loss"])
     assert all(found["arm"] != "kl" for found in track["settings"].values())
     assert "kl: the worst of 3 starts counts in each setting" in decision["notes"]
-    found = decision["tracks"]["adam_none"]["arms"]
-    assert [arm for arm in found if found[arm].get("starts")] == ["kl"]
+    assert [arm for arm, found in track["arms"].items() if found.get("starts")] == ["kl"]
     assert "of starts the worst in the setting counts" in decision["rule"]
     with pytest.raises(UserError, match="must name one without starts"):
         study(*(f"carry.arms.{arm}.starts=true" for arm in config.carry.arms))
@@ -135,23 +131,11 @@ def test_grids_grow_by_their_own_ratio_while_the_best_lies_on_an_edge():
     _, specs, _ = played("carry", config, {}, landscape(config))
     grown = {s.run.stabilizer.strength for s in specs if s.arm.startswith("radius_muon")}
     assert grown == {0.25, 0.5, 1, 2, 4}
-    far = {**BEST["radius"], "base": 1000.0}
-    decision = decided("carry", config, {}, lambda s: _with_best(config, far)(s))
+    far = BEST | {"radius": BEST["radius"] | {"base": 1000.0}}
+    decision = decided("carry", config, {}, landscape(config, far))
     [track] = decision["tracks"].values()
     assert track["arms"]["radius"]["curves"]["base"]["edge"] == "high"
     assert any("edge of what was tried in base (high)" in note for note in decision["notes"])
-
-
-def _with_best(config, best):
-    usual = landscape(config)
-
-    def answer(spec):
-        if spec.role != "radius" or place_of(config, spec) != "base":
-            return usual(spec)
-        loss = 2 + 0.01 * abs(math.log2(spec.run.stabilizer.strength / best["base"]))
-        return done(loss, test_loss=loss, initial_loss=4.0)
-
-    return answer
 
 
 def test_a_diverged_run_counts_with_its_first_loss_and_is_broken():

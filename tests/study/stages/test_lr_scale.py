@@ -1,7 +1,7 @@
 """How far the learning rate can rise: the scale that is chosen, the headroom, and the LR windows."""
 
 import pytest
-from support.played import DIVERGED, FAILED, config_of, decided, decided_through, done, played
+from support.played import DIVERGED, FAILED, by_lr, config_of, decided, decided_through, done, played
 
 from ebc_lab.study.stages import lr_scale
 from ebc_lab.study.stages.rules import Undecidable
@@ -13,7 +13,7 @@ ONE_RATE = ("optimizer=adam", "lr_sweep.baseline_scales=[0.5]", "lr_scale.scales
 
 def spread(spec):
     """Losses that decide a sweep: best at 4e-3 (constant: 2e-3), replicates 0.01 apart."""
-    return done(2 + abs(spec.run.optimizer.lr - 4e-3) + 0.01 * (spec.run.seed % 100), surrogate_median=1.0)
+    return by_lr(4e-3)(spec) | {"surrogate_median": 1.0}
 
 
 def calibrated(*overrides):
@@ -22,22 +22,21 @@ def calibrated(*overrides):
 
 
 def scaled(ebc, none, c=None, clip_rate=None, overrides=()):
-    """The stage's decision, of losses by scale; None where a run diverged, FAILED where it failed."""
+    """The stage's decision, of losses by scale, or what became of a run there."""
     config, decisions = calibrated(*overrides)
 
     def answer(s):
-        losses = ebc if s.role == "ebc" else none
-        if losses[s.lr_scale] is None:
-            return DIVERGED
-        if losses[s.lr_scale] is FAILED:
-            return FAILED
+        loss = (ebc if s.role == "ebc" else none)[s.lr_scale]
+        if isinstance(loss, dict):
+            return loss
         more = {"clip_rate": (clip_rate or {}).get(s.lr_scale, 0.5)} if s.role == "ebc" else {}
-        return done(losses[s.lr_scale], (c or {}).get(s.lr_scale, 0.6), **more)
+        return done(loss, (c or {}).get(s.lr_scale, 0.6), **more)
 
     return decided("lr_scale", config, decisions, answer)
 
 
 LEVEL = {1: 2.0, 2: 2.0, 4: 2.0, 8: 2.0}
+LOST = dict.fromkeys(LEVEL, DIVERGED)
 
 
 @pytest.mark.parametrize("overrides", [(), ("lr_scale.scales=[2,4]",), ("study.lr_schedule=constant",)])
@@ -96,7 +95,7 @@ def test_no_scale_is_inert_where_some_of_the_model_moves_freely():
 
 
 def test_a_scale_whose_run_failed_does_not_end_the_window():
-    found = scaled({1: 2.0, 2: 2.0, 4: FAILED, 8: 2.0}, {1: 2.0, 2: 2.0, 4: None, 8: 2.0})
+    found = scaled({1: 2.0, 2: 2.0, 4: FAILED, 8: 2.0}, {1: 2.0, 2: 2.0, 4: DIVERGED, 8: 2.0})
     windows = found["tracks"][TRACK]["lr_window"]
     assert (windows["ebc"]["octaves"], windows["ebc"]["open_high"]) == (3, True)
     assert (windows["none"]["octaves"], windows["none"]["open_high"]) == (1, False)
@@ -119,7 +118,7 @@ def test_headroom_is_the_largest_scale_within_one_sigma_of_the_best_without_ebc(
 
 
 def test_the_windows_of_both_arms_are_in_octaves_and_say_where_they_are_open():
-    found = scaled({1: 2.06, 2: 2.0, 4: 2.0, 8: 2.0}, {1: 2.0, 2: 2.04, 4: None, 8: None})
+    found = scaled({1: 2.06, 2: 2.0, 4: 2.0, 8: 2.0}, {1: 2.0, 2: 2.04, 4: DIVERGED, 8: DIVERGED})
     windows = found["tracks"][TRACK]["lr_window"]
     assert (windows["none"]["low"], windows["none"]["high"]) == (1, 2)
     assert (windows["none"]["open_low"], windows["none"]["open_high"]) == (True, False)
@@ -134,7 +133,7 @@ def test_the_windows_of_both_arms_are_in_octaves_and_say_where_they_are_open():
     assert "open at the low end" in shown["LR window, without EBC"][1]
 
 
-@pytest.mark.parametrize("losses", [(LEVEL, dict.fromkeys(LEVEL)), (dict.fromkeys(LEVEL), LEVEL)])
+@pytest.mark.parametrize("losses", [(LEVEL, LOST), (LOST, LEVEL)])
 def test_without_a_completed_plain_run_or_ebc_run_the_stage_cannot_decide(losses):
     with pytest.raises(Undecidable):
         scaled(*losses)

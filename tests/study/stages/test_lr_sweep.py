@@ -200,15 +200,12 @@ def test_the_longest_warm_up_of_all_is_said_unless_the_study_does_not_use_the_co
     assert not any("control" in note for note in decision["notes"])
 
 
-def test_one_peak_one_warm_up_and_one_shape_are_one_run():
+def test_schedules_that_are_the_same_in_steps_are_one_run():
     one = ["lr_sweep.control_scales=[1]", "lr_sweep.control_shapes=[cosine]", "lr_sweep.control_warmups=[7]"]
     specs, _, track = swept(config_of("optimizer=adam", *one), landscape())
     assert controls(specs) == [(4e-3, "cosine", 7)]
     assert (track["control"]["edge"], track["control"]["longest_warmup"]) == (None, False)
-
-
-def test_warm_ups_that_are_the_same_number_of_steps_are_one_run():
-    config = config_of("optimizer=adam", "finals.steps=120")  # a sixth of it is 20 steps
+    config = config_of("optimizer=adam", "finals.steps=120")  # a sixth of it is 20 steps, another warm-up
     specs, _, _ = swept(config, landscape(warmup=20))
     assert len(controls(specs)) == len(set(controls(specs)))
 

@@ -2,18 +2,14 @@
 over."""
 
 import pytest
-from support.played import DIVERGED, config_of, decided, decided_through, done
+from support.played import DIVERGED, by_lr, config_of, decided, decided_through, done
 
 from ebc_lab.study.stages.stage import stage_of
 
 TRACK = "adam_none"
 ONE_RATE = ("optimizer=adam", "lr_sweep.baseline_scales=[0.5]", "lr_scale.scales=[1,2,4,8]")
+SWEPT = by_lr(4e-3)  # replicates 0.01 apart, a natural KL of 0.01
 SETTLED = ("optimizer=adam", "calibrate.max_extra=0")
-
-
-def swept(spec):
-    """Best at 4e-3, replicates 0.01 apart, a natural KL of 0.01."""
-    return done(2 + abs(spec.run.optimizer.lr - 4e-3) + 0.01 * (spec.run.seed % 100))
 
 
 def calibrated(losses, *overrides, c=None):
@@ -25,7 +21,7 @@ def calibrated(losses, *overrides, c=None):
         return DIVERGED if loss is None else done(loss, (c or {}).get(target, 0.6))
 
     config = config_of(*SETTLED, *overrides)
-    return "calibrate", decided("calibrate", config, decided_through("lr_sweep", config, swept), answer)
+    return "calibrate", decided("calibrate", config, decided_through("lr_sweep", config, SWEPT), answer)
 
 
 def scaled(losses, *overrides, plain=2.5, **more):
@@ -37,7 +33,7 @@ def scaled(losses, *overrides, plain=2.5, **more):
         return done(losses[spec.lr_scale] if ebc else plain, **own)
 
     config = config_of(*ONE_RATE, *overrides)
-    return "lr_scale", decided("lr_scale", config, decided_through("calibrate", config, swept), answer)
+    return "lr_scale", decided("lr_scale", config, decided_through("calibrate", config, SWEPT), answer)
 
 
 def searched():
@@ -47,9 +43,8 @@ def searched():
         best = spec.role == "rsl"
         return done(1.9 if best else 2.0, kl_ratio_median=0.4 if best else 1.1)
 
-    stages = "study.stages=[lr_sweep,calibrate,controller_search]"
-    config = config_of("optimizer=adam", stages)
-    earlier = decided_through("calibrate", config, swept)
+    config = config_of("optimizer=adam", "study.stages=[lr_sweep,calibrate,controller_search]")
+    earlier = decided_through("calibrate", config, SWEPT)
     return "controller_search", decided("controller_search", config, earlier, answer)
 
 
@@ -108,5 +103,5 @@ def test_another_tracks_candidate_is_not_passed_over():
     def answer(spec):
         return done(1.5 if spec.track == "muon_none" else 2.0 + spec.run.budget.target_kl)
 
-    decision = decided("calibrate", config, decided_through("lr_sweep", config, swept), answer)
+    decision = decided("calibrate", config, decided_through("lr_sweep", config, SWEPT), answer)
     assert not any("passed over" in line for line in stage_of("calibrate").headlines(decision))
