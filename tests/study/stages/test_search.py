@@ -91,8 +91,7 @@ def test_a_rate_that_diverges_ends_the_window_and_is_in_the_curve():
 
 
 def test_extensions_are_the_same_for_all_and_come_to_an_end():
-    config = suite("tune.max_extensions=1", "tune.window=false")
-    _, arms, specs = decided(config, landscape)
+    _, arms, specs = decided(suite("tune.max_extensions=1", "tune.window=false"), landscape)
     # one octave by growing, and one as the neighbour of the best on the better shape
     assert max(s.run.optimizer.lr for s in specs if s.role == "muon") == pytest.approx(0.128)
     assert arms["muon"]["edges"]["lr"] == "high"
@@ -124,17 +123,12 @@ def test_what_is_expected_grows_right_as_the_runs_end():
         ({"warmup_share": [0.1, 1.5]}, "must be a finite number >= 0 and < 1"),
         ({"lr": [2e-3, 1e-3]}, "must be increasing"),
         ({"lr": [1e-3], "lr_scale": [1]}, "lr and lr_scale are both the learning rate"),
+        ({"lr": [1e-3], "schedule": ["cosine"]}, "every tuned arm must get the same number of runs"),
     ],
 )
 def test_a_grid_that_cannot_be_meant_is_refused(tune, words):
     with pytest.raises(UserError, match=words):
         suite("tune.search=grid", other=ArmConfig(tune=tune))
-
-
-def test_arms_with_fewer_points_are_refused():
-    fewer = ArmConfig(tune={"lr": [1e-3, 2e-3], "schedule": ["trapezoid"], "warmup_share": [0.1]})
-    with pytest.raises(UserError, match="every tuned arm must get the same number of runs"):
-        suite(other=fewer)
 
 
 # -- an arm whose rate is far below its grid -----------------------------------------------------------------
@@ -170,10 +164,7 @@ def test_an_arm_that_never_completes_is_untuned_and_not_trained_further():
     assert len({s.run_id for s in specs}) <= len(forecast(config)["max"]["tune"])
     trained = stage_of("ablation").runs(config, DECIDED | {"tune": decision}, {})
     assert {s.role for s in trained if s.kind == "train"} == {"adam", "muon"}
-
-
-def test_an_arm_whose_runs_fail_is_said_to_be_untuned():
-    _, arms, _ = decided(suite(), lambda s: FAILED if s.role == "mine" else landscape(s))
+    _, arms, _ = decided(config, lambda s: FAILED if s.role == "mine" else landscape(s))
     assert arms["mine"]["untuned"] == "no point of its grid completed, and a run failed"
 
 
