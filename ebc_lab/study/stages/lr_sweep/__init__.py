@@ -37,11 +37,10 @@ class Grids:
         self.specs = [s for s in specs if s.role == "grid"]
         self.tracks = list(dict.fromkeys(s.track for s in self.specs))
         found = {t: best([s for s in self.specs if s.track == t], results) for t in self.tracks}
-        completed = {t: winner for t, winner in found.items() if winner}
-        # the best first; a track without a completed run is not among them
-        self.losses = {t: val_loss(results[winner.run_id]) for t, winner in completed.items()}
-        self.losses = dict(sorted(self.losses.items(), key=lambda item: item[1]))
-        self.winners = {t: completed[t] for t in self.losses}
+        completed = [winner for winner in found.values() if winner]
+        completed.sort(key=lambda winner: val_loss(results[winner.run_id]))
+        self.winners = {winner.track: winner for winner in completed}  # the best first
+        self.losses = {t: val_loss(results[winner.run_id]) for t, winner in self.winners.items()}
         limit = min(self.losses.values(), default=0.0) * (1 + config.lr_sweep.skip_threshold)
         self.alive = [t for t, loss in self.losses.items() if loss <= limit]
         self.kept = self.alive if config.lr_sweep.keep == "all" else self.alive[:1]
