@@ -1,7 +1,7 @@
 """The calibration: δ* by loss over a grid that grows at its edges; or, as published, by the band of c."""
 
 import pytest
-from support.played import DIVERGED, FAILED, by_lr, config_of, decided, done, played
+from support.played import DIVERGED, FAILED, by_lr, check_passed_over, config_of, decided, done, played
 
 from ebc_lab.study.inspect.forecast import planned
 from ebc_lab.study.stages.calibrate import STAGE
@@ -44,12 +44,14 @@ def test_its_runs_are_ebc_on_the_studys_schedules_at_the_finals_length_and_the_l
         assert (s.run.steps, s.run.optimizer.lr, s.lr_scale) == (600, 8 * 2e-3, 8)
         assert (s.run.lr_schedule.name, s.run.lr_schedule.warmup_steps) == ("trapezoid", 0)
         assert (s.run.stabilizer.name, s.run.budget.schedule) == ("ebc", "hold_decay")
-    targets, _, found = calibrated(nearest(0.0125))
+    targets, decision, found = calibrated(nearest(0.0125))
     assert targets == [0.01, 0.0125, 0.016, 0.02]  # multiples of the natural KL
     assert (found["delta_star"], found["in_band"], found["edge"]) == (0.0125, False, None)  # whatever its c
     assert found["times_natural"] == pytest.approx(1.25)
     assert found["margin_sigma"] == pytest.approx(0.0025 / found["sigma"])
     assert found["losses"] == pytest.approx({"0.01": 2.0025, "0.0125": 2, "0.016": 2.0035, "0.02": 2.0075})
+    shown = [*stage_of("calibrate").headlines(decision), *stage_of("calibrate").rows("adam_none", decision)]
+    assert "passed over" not in str(shown)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +135,33 @@ def test_runs_that_all_went_wrong_neither_extend_nor_stall(bad):
     assert len(waves) == 1
     with pytest.raises(Undecidable, match="calibrate could not decide"):
         STAGE.decide(*given)
+
+
+@pytest.mark.parametrize(
+    ("override", "losses", "c", "said"),
+    [
+        ("calibrate.seeds=2", {100: 1.9, 101: None}, 0.6, "seed 101 diverged there"),
+        ("calibrate.seeds=2", {100: 1.9, 101: 2.3}, 0.6, "the mean of its seeds is 2.1000"),
+        ("calibrate.choose=band", {100: 1.9}, 0.9, "its median c, 0.90, is outside the band"),
+    ],
+)
+def test_a_lower_loss_that_was_passed_over_is_named_with_the_reason(override, losses, c, said):
+    def answer(s):
+        if s.run.budget.target_kl != 0.016:
+            return done(2.0 if s.run.budget.target_kl == 0.0125 else 2.5)
+        loss = losses[s.run.seed]
+        return DIVERGED if loss is None else done(loss, c)
+
+    _, decision, _ = calibrated(answer, "calibrate.max_extra=0", override)
+    check_passed_over("calibrate", decision, f"δ* 0.016, 1.9000: {said}")
+
+
+def test_another_tracks_candidate_is_not_passed_over():
+    config = config_of("lr_sweep.keep=all")
+    decisions = {"lr_sweep": decided("lr_sweep", config, {}, by_lr(8e-3))}
+    decision = decided("calibrate", config, decisions, lambda s: done(1.5 if s.track == "muon_none" else 2.0))
+    assert len(decision["tracks"]) == 2
+    assert not any("passed over" in line for line in stage_of("calibrate").headlines(decision))
 
 
 def test_a_track_without_a_completed_run_is_left_out():

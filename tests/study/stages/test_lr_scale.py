@@ -1,7 +1,17 @@
 """How far the learning rate can rise: the scale that is chosen, the headroom, and the LR windows."""
 
 import pytest
-from support.played import DIVERGED, FAILED, by_lr, config_of, decided, decided_through, done, played
+from support.played import (
+    DIVERGED,
+    FAILED,
+    by_lr,
+    check_passed_over,
+    config_of,
+    decided,
+    decided_through,
+    done,
+    played,
+)
 
 from ebc_lab.study.stages import lr_scale
 from ebc_lab.study.stages.rules import Undecidable
@@ -80,8 +90,28 @@ def test_inert_scales_count_as_one_candidate_the_smallest():
     assert (track["lr_scale"], track["inert"], track["headroom_is_tautology"]) == (2, True, True)
     assert any("LR inert" in n and "×2, ×4, ×8" in n for n in found["notes"])
     assert len(track["ranked"]) == 2
-    [flips] = stage_of("lr_scale").would_change(found)
-    assert "band" not in flips  # ×8 has the lowest loss of all, but is ×2 under another name
+
+
+OUTSIDE = {"c": {1: 0.6, 2: 0.6, 4: 0.1, 8: 0.9}, "overrides": ("calibrate.choose=band",)}
+CLIPPED = {"clip_rate": {2: 1.0, 4: 1.0, 8: 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("ebc", "plain", "more", "said"),
+    [
+        ((2.1, 2.0, 1.9, 2.2), 2.5, OUTSIDE, "×4, 1.9000: its median c, 0.10, is outside the band"),
+        ((2.5, 2.02, 2.01, 2.0), 2.5, CLIPPED, "×8, 2.0000: LR inert, ×2 stands for it; 1 more"),
+        (
+            (2.1, 2.0, 2.1, 2.2),
+            1.9,
+            {},
+            "×1, 1.9000: without EBC, and this stage chooses a scale for EBC; 3 more",
+        ),
+    ],
+)
+def test_a_lower_loss_that_was_passed_over_is_named_with_the_reason(ebc, plain, more, said):
+    found = scaled(dict(zip(LEVEL, ebc, strict=True)), dict.fromkeys(LEVEL, plain), **more)
+    check_passed_over("lr_scale", found, said)
 
 
 def test_no_scale_is_inert_where_some_of_the_model_moves_freely():
