@@ -50,10 +50,9 @@ def answer(spec):
 
 
 def test_scores_of_a_hand_worked_example():
-    times = {"a": [10, 30, 40], "b": [20, 15, None]}
-    best = [scores.least(pair) for pair in zip(*times.values(), strict=True)]
-    a, b = ([*map(scores.ratio, of_method, best)] for of_method in times.values())
-    assert (a, b) == ([1, 2, 1], [2, 1, None])
+    found = [scores.over_the_best(times) for times in ([10, 20], [30, 15], [40, None])]  # of a and b
+    assert found == [(10, [1, 2]), (15, [2, 1]), (40, [1, None])]
+    a, b = zip(*(ratios for _, ratios in found), strict=True)
     assert scores.score(a) == pytest.approx((1 + 2 / 3 + 1) / 3)
     assert scores.score(b) == pytest.approx((2 / 3 + 1 + 0) / 3)
     assert scores.score([4.0, 9.0, None]) == 0
@@ -61,7 +60,8 @@ def test_scores_of_a_hand_worked_example():
     assert np.mean(shares) == pytest.approx(scores.score(b), abs=1e-4)
     # of three seeds one misses: the median counts; of two misses, neither does
     assert scores.median([10, None, 12]) == 12
-    assert scores.median([10, None, None]) is scores.median([]) is scores.ratio(None, None) is None
+    assert scores.median([10, None, None]) is scores.median([]) is None
+    assert scores.over_the_best([None, None]) == (None, [None, None])
     spans = scores.intervals({"a": {"u": [10, 10, 10]}, "b": {"u": [10, 20, None]}})
     assert spans["a"] == (1, 1)
     assert spans["b"] == (0, 1)  # three seeds may all be the one that missed, or the fastest

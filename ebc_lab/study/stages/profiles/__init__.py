@@ -21,7 +21,7 @@ from ..rules import Results, Specs, divided_in_words, error_divided, make_decisi
 from ..runs import distinct, texts_pinned, waiting
 from ..stage import Decisions, Scenario, Stage
 from .calibration import NAME, Phases, edges_of, points_of
-from .scores import MOST, intervals, least, lowest, mean_time, median, ratio, score, sensitivity
+from .scores import MOST, intervals, lowest, mean_time, median, over_the_best, score, sensitivity
 
 
 def track_of(phases: Phases) -> ProfilesTrack:
@@ -36,11 +36,10 @@ def track_of(phases: Phases) -> ProfilesTrack:
         found[method] = reached
     for name in phases.targets if found else ():
         target, by_method = workloads[name], [by_workload[name] for by_workload in found.values()]
-        target["best_steps"] = least(at["median_steps"] for at in by_method)
-        target["best_seconds"] = least(at["median_seconds"] for at in by_method)
-        for at in by_method:
-            at["ratio"] = ratio(at["median_steps"], target["best_steps"])
-            at["ratio_seconds"] = ratio(at["median_seconds"], target["best_seconds"])
+        target["best_steps"], by_steps = over_the_best([at["median_steps"] for at in by_method])
+        target["best_seconds"], by_seconds = over_the_best([at["median_seconds"] for at in by_method])
+        for at, r, r_seconds in zip(by_method, by_steps, by_seconds, strict=True):
+            at["ratio"], at["ratio_seconds"] = r, r_seconds
     spans = intervals(steps, error_divided(phases.config)) if steps else {}
     scores = {method: score([at["ratio"] for at in reached.values()]) for method, reached in found.items()}
     methods: dict[str, Profiled] = {}
@@ -49,7 +48,7 @@ def track_of(phases: Phases) -> ProfilesTrack:
         times = phases.times(method, point)
         rates = {name: phases.rates(method, point, name) for name in profiles.calibrate_on}
         others = [at["ratio"] for name, at in reached.items() if not workloads[name]["calibrates"]]
-        by_seconds = [at["ratio_seconds"] for at in reached.values()]
+        in_seconds = [at["ratio_seconds"] for at in reached.values()]
         low, high = spans.get(method, (None, None))
         methods[method] = {
             "about": settings.about,
@@ -62,7 +61,7 @@ def track_of(phases: Phases) -> ProfilesTrack:
             "score": scores[method],
             "low": low,
             "high": high,
-            "score_seconds": score(by_seconds),
+            "score_seconds": score(in_seconds),
             "score_others": score(others) if others else None,
             "place": 1 + sum(x > scores[method] for x in scores.values()),
             "sensitivity": {n: sensitivity(x, phases.results) for n, x in rates.items() if len(x) > 1},

@@ -42,14 +42,10 @@ def median(times: Iterable[Time]) -> Time:
     return float(middle) if math.isfinite(middle) else None
 
 
-def least(times: Iterable[Time]) -> Time:
-    """Return the shortest time; None where every one is a miss."""
-    return min((time for time in times if time is not None), default=None)
-
-
-def ratio(time: Time, best: Time) -> float | None:
-    """Return r, a time over the best one; None for a miss."""
-    return None if time is None or best is None else time / best
+def over_the_best(times: Sequence[Time]) -> tuple[Time, list[float | None]]:
+    """Return the shortest time, and r of each: its time over that one."""
+    best = min((time for time in times if time is not None), default=None)
+    return best, [None if time is None or best is None else time / best for time in times]
 
 
 def share_within(ratios: Sequence[float], tau: float) -> float:
