@@ -257,17 +257,17 @@ def test_one_bad_run_neither_stalls_nor_crashes_the_sweep_and_never_wins(config,
     assert {s.role for s in specs} == {"grid", "baseline", "replicate", "control"}
 
 
-def test_a_stage_without_a_completed_run_says_why(config):
-    waves, specs, results = played("lr_sweep", config, {}, lambda s: FAILED)
-    assert len(waves) == 1
-    with pytest.raises(Undecidable, match="a bug"):
-        STAGE.decide(config, specs, results, {})
-
-
-@pytest.mark.parametrize(("role", "words"), [("control", "a scheduled"), ("baseline", "a constant")])
-def test_without_a_control_or_a_baseline_it_says_so(config, role, words):
-    with pytest.raises(Undecidable, match=f"no run of adam_none with {words} learning rate completed"):
-        swept(config, lambda s: DIVERGED if s.role == role else landscape()(s))
+@pytest.mark.parametrize(
+    ("role", "fate", "words"),
+    [
+        ("grid", FAILED, "a bug"),
+        ("control", DIVERGED, "no run of adam_none with a scheduled learning rate completed"),
+        ("baseline", DIVERGED, "no run of adam_none with a constant learning rate completed"),
+    ],
+)
+def test_without_a_completed_grid_control_or_baseline_it_says_so(config, role, fate, words):
+    with pytest.raises(Undecidable, match=words):
+        swept(config, lambda s: fate if s.role == role else landscape()(s))
 
 
 def test_a_track_without_a_control_is_dropped_and_said_while_another_goes_on():

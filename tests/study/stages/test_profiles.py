@@ -83,6 +83,18 @@ def test_the_yardstick_sets_the_targets_and_one_configuration_is_scored_on_all()
     assert {s.run.seed for s in scored} == set(config.seeds)
     assert not deciding & set(config.seeds)
     assert len(scored) == len(config.seeds) * len(track["workloads"])
+    assert {s.run.steps for s in specs} == {100, 200}  # none is longer than its budget
+    for spec in waves[0]:
+        assert isinstance(spec.run, RunConfig)
+        assert (spec.run.eval_every, spec.run.evaluate) == (5, ["val"])
+        assert spec.run.optimizer.lr != 4e-3 or "optimizer.lr" in config.profiles.methods[spec.role].grid
+    limited = {s.role: s.run for s in waves[0] if s.role in ("kl", "radius", "double", "confidence_radius")}
+    assert {run.optimizer.lr for run in limited.values()} == {0.032}
+    assert limited["double"].budget.radius_unit == "initial"
+    points = {name: math.prod(map(len, of.grid.values())) for name, of in config.profiles.methods.items()}
+    assert len(points) >= 10
+    assert points.pop("untuned") == 1  # nothing of it is chosen
+    assert set(points.values()) == {10}
     found = track["methods"]["double"]
     assert found["point"]["budget.radius"] == 0.01
     assert {s.run.budget.radius for s in scored} == {0.01}
@@ -131,24 +143,6 @@ def test_a_method_without_the_right_to_a_workload_misses_it_and_nothing_is_chose
     assert track["methods"]["double"]["workloads"]["ebm"]["ratio"] is None
     with pytest.raises(Undecidable, match="profiles could not decide: a bug"):
         decided("profiles", config, {}, lambda s: FAILED)
-
-
-def test_every_method_of_the_study_has_as_many_points_and_none_is_longer_than_its_budget():
-    config = study()
-    waves, _, _ = played("profiles", config, {}, answer)
-    methods = config.profiles.methods
-    assert len(methods) >= 10
-    points = {name: math.prod(map(len, of.grid.values())) for name, of in methods.items()}
-    assert points.pop("untuned") == 1  # nothing of it is chosen
-    assert set(points.values()) == {10}
-    assert {s.run.steps for wave in waves for s in wave} == {100, 200}
-    for spec in waves[0]:
-        assert isinstance(spec.run, RunConfig)
-        assert (spec.run.eval_every, spec.run.evaluate) == (5, ["val"])
-        assert spec.run.optimizer.lr != 4e-3 or "optimizer.lr" in methods[spec.role].grid
-    limited = {s.role: s.run for s in waves[0] if s.role in ("kl", "radius", "double", "confidence_radius")}
-    assert {run.optimizer.lr for run in limited.values()} == {0.032}
-    assert limited["double"].budget.radius_unit == "initial"
 
 
 def test_what_cannot_be_scored_is_refused():

@@ -95,32 +95,34 @@ def test_the_middle_of_a_grid_comes_first_and_the_others_race_against_it(plain):
     assert any(note.startswith(f"{len(lost)} of ") for note in decision["notes"])
 
 
-def test_the_same_point_wins_as_without_racing_and_no_arm_loses_its_search():
-    """Also where the best point is far outside of the grid, or every higher rate diverges."""
+def outcomes_and_choices(made, *overrides, sigmas=5, **arms):
+    """How runs end, and what is tuned, without racing and with it."""
+    outcomes, choices = [], []
+    for raced_at in (0, sigmas):
+        decision, _, results = decided(suite(*overrides, sigmas=raced_at, arms=ARMS | arms), made)
+        outcomes.append({r["outcome"] for r in results.values()})
+        choices.append(tuned(decision))
+    return outcomes, choices
 
-    def beyond(spec):
-        return DIVERGED if spec.lr_scale > 0.2 else answer(spec, best=0.1)
 
-    for made in (answer, lambda spec: answer(spec, best=30.0), beyond):
-        points = []
-        for sigmas in (0, 5):
-            decision, _, results = decided(suite("tune.max_extensions=6", sigmas=sigmas), made)
-            outcomes = {r["outcome"] for r in results.values()}
-            assert ("raced" in outcomes) == (sigmas > 0 and made is not beyond)
-            points.append(tuned(decision))
-        assert points[0] == points[1]
+def beyond(spec):
+    """The best point is far below the grid, where every rate diverges."""
+    return DIVERGED if spec.lr_scale > 0.2 else answer(spec, best=0.1)
+
+
+@pytest.mark.parametrize("made", [answer, lambda spec: answer(spec, best=30.0), beyond])
+def test_the_same_point_wins_as_without_racing_and_no_arm_loses_its_search(made):
+    outcomes, choices = outcomes_and_choices(made, "tune.max_extensions=6")
+    assert ["raced" in ended for ended in outcomes] == [False, made is not beyond]
+    assert choices[0] == choices[1]
 
 
 def test_of_equal_points_the_same_one_wins_as_without_racing():
     """A strength that limits nothing makes ties, and racing trains the middle of a grid before its head."""
     other = ArmConfig(settings={"stabilizer": {"name": "zclip"}}, tune={"strength": [1.5, 2, 2.5, 3, 4]})
-    arms = {**ARMS, "other": other}
-    points = []
-    for sigmas in (0, 1000):
-        decision, _, results = decided(suite(arms=arms, sigmas=sigmas))
-        assert {r["outcome"] for r in results.values()} == {"completed"}
-        points.append(tuned(decision))
-    assert points[0] == points[1]
+    outcomes, choices = outcomes_and_choices(answer, sigmas=1000, other=other)
+    assert outcomes == [{"completed"}, {"completed"}]
+    assert choices[0] == choices[1]
 
 
 def test_one_raced_seed_takes_its_point_out():
@@ -171,11 +173,8 @@ def test_what_a_run_races_against_does_not_depend_on_when_it_is_planned():
 
 
 def test_a_forecast_counts_the_same_runs():
-    counts = [
-        {name: len(runs["tune"]) for name, runs in forecast(suite(sigmas=sigmas)).items()}
-        for sigmas in (0, 5)
-    ]
-    assert counts[0] == counts[1]
+    found, raced_too = (forecast(suite(sigmas=sigmas)) for sigmas in (0, 5))
+    assert all(len(found[name]["tune"]) == len(raced_too[name]["tune"]) for name in found)
 
 
 def test_bounds_elsewhere_and_with_a_window_are_refused():
