@@ -13,19 +13,11 @@ from ebc_lab.records.decisions import CalibratedTrack, Candidate, Decision, Swee
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
-from . import rules
+from . import rules, stage
 from .rules import Results, Specs, band_distance, c_median
 from .runs import ebc_run, spec_of, tracks_of
 from .search import Point, Search, conclusive, mean_loss
-from .stage import (
-    Choice,
-    Decisions,
-    Figure,
-    Scenario,
-    beside_the_band,
-    held_back_by_its_seeds,
-    outside_the_band,
-)
+from .stage import Choice, Decisions, Figure, Scenario
 from .statistics import WINDOW_NATS, in_octaves, open_ends, window
 
 TARGET = "target_kl"
@@ -64,7 +56,7 @@ def _search(config: Config, track: SweepTrack, budget: str, results: Results) ->
         search.grow(settings.max_extra, by_spacing=True)
     else:  # c rises with the target; the stage's own seed says where it lies
         search.seek(
-            TARGET, lambda runs: c_median(results.get(runs[0].run_id)), config.study.band, settings.max_extra
+            TARGET, lambda s: c_median(results.get(s[0].run_id)), config.study.band, settings.max_extra
         )
     return search
 
@@ -74,8 +66,7 @@ def _decided(config: Config, swept: SweepTrack, results: Results) -> CalibratedT
     by_loss = config.calibrate.choose == "loss"
     searches = {budget: _search(config, swept, budget, results) for budget in config.calibrate.budgets}
     tried = [runs for search in searches.values() for runs in search.tried.values()]
-    # the first seed stands for a δ*
-    loss = {runs[0].run_id: mean_loss(runs, results) for runs in tried}
+    loss = {runs[0].run_id: mean_loss(runs, results) for runs in tried}  # the first seed stands for a δ*
     outside = {run_id: band_distance(c_median(results.get(run_id)), config.study.band) for run_id in loss}
 
     def rank(spec: RunSpec) -> tuple[float, float]:
@@ -93,7 +84,7 @@ def _decided(config: Config, swept: SweepTrack, results: Results) -> CalibratedT
     bound = f" ({budget.aggregate}{', not a bound' * (budget.aggregate == 'l2')})"
     alike = {runs[0].run.budget.target_kl: runs for runs in searches[budget.name].tried.values()}
     losses = {target: loss[alike[target][0].run_id] for target in sorted(alike)}
-    by_budget = {s.run.budget.name: s.run.budget.target_kl for s in reversed(by_rank)}  # its best
+    by_budget = {s.run.budget.name: s.run.budget.target_kl for s in reversed(by_rank)}  # the best of each
     return {
         "budget": budget.name,
         "bound": bound if budget.name == "surrogate" else "",
@@ -143,7 +134,7 @@ class Calibrate(Choice):
             lambda track: f"nats per step, {track['times_natural']:.2f} × the natural KL",
         ),
         Figure("times_natural"),
-        Figure("c_median", "median c", "{:.2f}", beside_the_band),
+        Figure("c_median", "median c", "{:.2f}", stage.beside_the_band),
         Figure("val_loss", "validation loss", "{:.4f}", "nats per token"),
         Figure("delta_window.octaves", "δ* window", "{:.1f} octaves", _reach),
     )
@@ -188,15 +179,15 @@ class Calibrate(Choice):
 
     def headline(self, track: CalibratedTrack) -> str:
         return (
-            f"KL budget δ* {track['delta_star']:g} nats per token "
-            f"({track['times_natural']:.2f} × the natural KL), "
-            f"enforced by budget={track['budget']}{track['bound']}, "
-            f"median clip coefficient c {track['c_median']:.2f}, validation loss {track['val_loss']:.4f}; "
+            f"KL budget δ* {track['delta_star']:g} nats per token ({track['times_natural']:.2f} × the "
+            f"natural KL), enforced by budget={track['budget']}{track['bound']}, median clip coefficient c "
+            f"{track['c_median']:.2f}, validation loss {track['val_loss']:.4f}; "
             f"δ* window {in_octaves(track['delta_window'])}"
         )
 
     def why_not(self, chosen: CalibratedTrack, candidate: Candidate, candidates: Sequence[Candidate]) -> str:
-        return held_back_by_its_seeds(candidate, candidates, chosen) or outside_the_band(chosen, candidate)
+        held_back = stage.held_back_by_its_seeds(candidate, candidates, chosen)
+        return held_back or stage.outside_the_band(chosen, candidate)
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
         """Return figures by which the best loss, or the median c inside the band, comes after the grid and
