@@ -34,9 +34,7 @@ class Judgement:
                     if point["mean"] is not None and point["mean"] < self.lowest.get(name, math.inf):
                         self.best[name], self.lowest[name] = (arm, point), point["mean"]
         self.carried = {arm: self._carried(arm) for arm in carry.arms}
-        self.medians: dict[
-            str, float
-        ] = {}  # setting -> test loss, over the runs of all arms that were judged
+        self.medians: dict[str, float] = {}  # setting -> test loss of all runs that were judged in it
         for name in carry.settings:
             judged = [carried[name]["test"] for carried in self.carried.values() if name in carried]
             if judged:
