@@ -18,6 +18,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from ebc_lab.study.stages.search import Search
 from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.stages.statistics import WINDOW_NATS, window
 from ebc_lab.study.stages.suite import ready
-from ebc_lab.study.stages.tune import mean_losses, runs_maker, search, tuned_arms
+from ebc_lab.study.stages.tune import Tuning, search
 from ebc_lab.study.store.snapshot import read
 from ebc_lab.study.store.study import Study
 
@@ -86,16 +87,14 @@ def main(places: Sequence[str]) -> None:
 
 def _tune(config: Config, decisions: Mapping[str, Decision], recorded: Mapping[str, RunResult]) -> None:
     for track in ready(config, decisions, "tune"):
-        sigma = decisions["lr_sweep"]["tracks"][track]["sigma"]
-        print(f"tune, {track}, σ {sigma:.4f}, {len(tuned_arms(config))} arms")
+        tuning = Tuning(config, decisions, track, recorded)
+        sigma = tuning.sigma
+        print(f"tune, {track}, σ {sigma:.4f}, {len(tuning.arms)} arms")
         print("  first   σ   nats  same point  same points tried  same window  stopped  saved  nearest")
         for first in FIRSTS:
             for sigmas in SIGMAS:
                 margin = max(sigmas * sigma, WINDOW_NATS * config.tune.window)
-                rows = [
-                    _arm(config, decisions, recorded, track, label, margin, first)
-                    for label in tuned_arms(config)
-                ]
+                rows = [_arm(tuning, label, margin, first) for label in tuning.arms]
                 _print(first, sigmas, margin, rows)
 
 
@@ -111,21 +110,12 @@ def _print(first: float, sigmas: float, margin: float, rows: Sequence[Mapping[st
     )
 
 
-def _arm(
-    config: Config,
-    decisions: Mapping[str, Decision],
-    recorded: Mapping[str, RunResult],
-    track: str,
-    label: str,
-    margin: float,
-    first: float,
-) -> dict[str, Any]:
+def _arm(tuning: Tuning, label: str, margin: float, first: float) -> dict[str, Any]:
     """Take one arm's search again, with racing and without."""
-    arm = config.ablation.arms[label]
-    maker = runs_maker(config, decisions, track, label, recorded)
-    plain = search(config.tune, arm, maker, recorded)
-    replay = Replay(recorded, margin, first)
-    fast = search(config.tune, arm, maker, replay.results, replay.race)
+    tune, arm, maker = tuning.config.tune, tuning.arms[label], partial(tuning.runs, label)
+    plain = search(tune, arm, maker, tuning.results)
+    replay = Replay(tuning.results, margin, first)
+    fast = search(tune, arm, maker, replay.results, replay.race)
     best = plain.best() or {}
     windows = [_octaves(tried, tried.best()) for tried in (plain, fast)]
     worst = plain.score_of(best) if best else math.inf
@@ -142,7 +132,7 @@ def _arm(
 
 
 def _octaves(tried: Search, best: Mapping[str, Any] | None) -> float:
-    span = window(mean_losses(tried, dict(best))) if best and "lr" in best else None
+    span = window(tried.mean_losses(best, "lr")) if best and "lr" in best else None
     return span["octaves"] if span else 0.0
 
 

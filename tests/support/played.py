@@ -68,6 +68,16 @@ def decided_through(last: str, config: Config, answer: Answer) -> dict[str, Any]
     return decisions
 
 
+def check_passed_over(stage: str, decision: Mapping[str, Any], said: str) -> None:
+    """The tile, the headline and `why` say which lower loss of the only track was passed over, and why."""
+    asked = stage_of(stage)
+    [track] = decision["tracks"]
+    tiles = {label: remark for label, _, remark in asked.rows(track, decision)}
+    assert tiles["validation loss"] == f"nats per token; lower, but passed over: {said}"
+    assert f"; lower, but passed over: {said}" in asked.headlines(decision)[0]
+    assert said.partition(";")[0] in asked.would_change(decision)[0]
+
+
 def rates(specs: list[RunSpec], role: str) -> list[float]:
     """The learning rates of the runs of this role, in the order they were asked for."""
     return [s.run.optimizer.lr for s in specs if s.role == role]

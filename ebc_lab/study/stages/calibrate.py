@@ -4,7 +4,6 @@ on the run's length, so it is looked for at that of the finals."""
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 
 from ebc_lab.config.checks import least_target_kl
@@ -14,36 +13,15 @@ from ebc_lab.records.decisions import CalibratedTrack, Candidate, Decision, Swee
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
-from .rules import (
-    Results,
-    band_distance,
-    c_median,
-    edge_of,
-    losses_of,
-    make_decision,
-    margin_sigma,
-    refuse_without_tracks,
-)
+from . import rules, stage
+from .rules import Results, Specs, band_distance, c_median
 from .runs import ebc_run, spec_of, tracks_of
-from .search import Point, Search, conclusive
-from .stage import (
-    Choice,
-    Decisions,
-    Figure,
-    Scenario,
-    beside_the_band,
-    held_back_by_its_seeds,
-    outside_the_band,
-)
+from .search import Point, Search, conclusive, mean_loss
+from .stage import Choice, Decisions, Figure, Scenario
 from .statistics import WINDOW_NATS, in_octaves, open_ends, window
 
 TARGET = "target_kl"
 PUBLISHED_TARGETS = (0.03, 0.05, 0.07)  # nats per token
-
-
-def mean_loss(specs: Sequence[RunSpec], results: Results) -> float:
-    """Return the mean validation loss over a point's seeds, infinite where one of them did not complete."""
-    return statistics.fmean(losses_of(specs, results))
 
 
 def band_aimed_at(config: Config) -> list[float] | None:
@@ -77,47 +55,36 @@ def _search(config: Config, track: SweepTrack, budget: str, results: Results) ->
     if settings.choose == "loss":
         search.grow(settings.max_extra, by_spacing=True)
     else:  # c rises with the target; the stage's own seed says where it lies
-        search.seek(TARGET, lambda runs: _c(runs[0], results), config.study.band, settings.max_extra)
+        search.seek(
+            TARGET, lambda s: c_median(results.get(s[0].run_id)), config.study.band, settings.max_extra
+        )
     return search
 
 
-def _c(spec: RunSpec, results: Results) -> float | None:
-    return c_median(results.get(spec.run_id))
-
-
-def _decided(
-    config: Config, searches: Sequence[Search], results: Results, swept: SweepTrack
-) -> CalibratedTrack | None:
+def _decided(config: Config, swept: SweepTrack, results: Results) -> CalibratedTrack | None:
     """Return what is decided for one track; None where no δ* completed under all of its seeds."""
     by_loss = config.calibrate.choose == "loss"
-    tried = [runs for search in searches for runs in search.tried.values()]
+    searches = {budget: _search(config, swept, budget, results) for budget in config.calibrate.budgets}
+    tried = [runs for search in searches.values() for runs in search.tried.values()]
     loss = {runs[0].run_id: mean_loss(runs, results) for runs in tried}  # the first seed stands for a δ*
-
-    def outside(spec: RunSpec) -> float:
-        return band_distance(_c(spec, results), config.study.band)
+    outside = {run_id: band_distance(c_median(results.get(run_id)), config.study.band) for run_id in loss}
 
     def rank(spec: RunSpec) -> tuple[float, float]:
-        return 0.0 if by_loss else outside(spec), loss[spec.run_id]
+        return 0.0 if by_loss else outside[spec.run_id], loss[spec.run_id]
 
-    first = (runs[0] for runs in tried)
-    usable = [s for s in first if math.isfinite(outside(s)) and math.isfinite(loss[s.run_id])]
+    firsts = (runs[0] for runs in tried)
+    usable = [s for s in firsts if math.isfinite(outside[s.run_id]) and math.isfinite(loss[s.run_id])]
     if not usable:
         return None
     by_rank = sorted(usable, key=rank)
-    ranked = [s for s in (usable if by_loss else by_rank) if rank(s)[0] == 0]
-    chosen = {s.run.budget.name: s for s in reversed(by_rank)}  # budget -> its best run
+    ranked = {s.run_id: loss[s.run_id] for s in (usable if by_loss else by_rank) if rank(s)[0] == 0}
     winner = by_rank[0]
     budget, target_kl = winner.run.budget, winner.run.budget.target_kl
     # `l2` bounds nothing, and is labelled so wherever it is shown
     bound = f" ({budget.aggregate}{', not a bound' * (budget.aggregate == 'l2')})"
-    alike = [runs for runs in tried if runs[0].run.budget.name == budget.name]
-    alike.sort(key=lambda runs: runs[0].run.budget.target_kl)
-    losses = {runs[0].run.budget.target_kl: loss[runs[0].run_id] for runs in alike}
-    # a target of which a run failed or was lost says nothing of the window
-    unknown = {runs[0].run.budget.target_kl for runs in alike if not conclusive(runs, results)}
-    known = {x: nats for x, nats in losses.items() if x not in unknown}
-    finite = {f"{x:g}": nats for x, nats in losses.items() if math.isfinite(nats)}
-    ranked_losses = {s.run_id: loss[s.run_id] for s in ranked}
+    alike = {runs[0].run.budget.target_kl: runs for runs in searches[budget.name].tried.values()}
+    losses = {target: loss[alike[target][0].run_id] for target in sorted(alike)}
+    by_budget = {s.run.budget.name: s.run.budget.target_kl for s in reversed(by_rank)}  # the best of each
     return {
         "budget": budget.name,
         "bound": bound if budget.name == "surrogate" else "",
@@ -127,15 +94,16 @@ def _decided(
         "run_id": winner.run_id,
         "val_loss": loss[winner.run_id],
         "seeds": config.calibrate.seeds,
-        "losses": finite,
-        "edge": edge_of(list(losses), target_kl) if len(losses) > 1 else None,
-        "delta_window": window(known),
-        "c_median": _c(winner, results),
-        "in_band": outside(winner) == 0,
-        "by_budget": {budget: spec.run.budget.target_kl for budget, spec in chosen.items()},
-        "ranked": list(ranked_losses),
-        "ranked_losses": ranked_losses,
-        "margin_sigma": margin_sigma(list(ranked_losses.values()), swept["sigma"]),
+        "losses": {f"{target:g}": nats for target, nats in losses.items() if math.isfinite(nats)},
+        "edge": rules.edge_of(list(losses), target_kl) if len(losses) > 1 else None,
+        # a target of which a run failed or was lost says nothing of the window
+        "delta_window": window({x: nats for x, nats in losses.items() if conclusive(alike[x], results)}),
+        "c_median": c_median(results[winner.run_id]),
+        "in_band": outside[winner.run_id] == 0,
+        "by_budget": by_budget,
+        "ranked": list(ranked),
+        "ranked_losses": ranked,
+        "margin_sigma": rules.margin_sigma(list(ranked.values()), swept["sigma"]),
         "sigma": swept["sigma"],
     }
 
@@ -143,9 +111,8 @@ def _decided(
 def _reach(track: CalibratedTrack) -> str:
     span = track["delta_window"]
     assert span is not None
-    ends = open_ends(span)
-    reach = f"{span['low']:.3g} to {span['high']:.3g} nats, loss within {WINDOW_NATS:g} of the best"
-    return reach + (f"; at least: open at the {ends} end" if ends else "")
+    ends = f"; at least: open at the {open_ends(span)} end" if open_ends(span) else ""
+    return f"{span['low']:.3g} to {span['high']:.3g} nats, loss within {WINDOW_NATS:g} of the best{ends}"
 
 
 class Calibrate(Choice):
@@ -167,7 +134,7 @@ class Calibrate(Choice):
             lambda track: f"nats per step, {track['times_natural']:.2f} × the natural KL",
         ),
         Figure("times_natural"),
-        Figure("c_median", "median c", "{:.2f}", beside_the_band),
+        Figure("c_median", "median c", "{:.2f}", stage.beside_the_band),
         Figure("val_loss", "validation loss", "{:.4f}", "nats per token"),
         Figure("delta_window.octaves", "δ* window", "{:.1f} octaves", _reach),
     )
@@ -182,18 +149,13 @@ class Calibrate(Choice):
                 specs += _search(config, earlier["lr_sweep"]["tracks"][name], budget, results).specs
         return specs
 
-    def decide(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> Decision:
-        """Choose the target KL (and the budget) of each track: that with the lowest mean validation loss; or,
-        by the band, the lowest with the median c inside it, else the nearest to it."""
+    def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
         settings = config.calibrate
         low, high = config.study.band
         tracks: dict[str, CalibratedTrack] = {}
         notes: list[str] = []
         for track, swept in earlier["lr_sweep"]["tracks"].items():
-            searches = [_search(config, swept, budget, results) for budget in settings.budgets]
-            decided = _decided(config, searches, results, swept)
+            decided = _decided(config, swept, results)
             if decided is None:
                 continue
             tracks[track] = decided
@@ -201,31 +163,31 @@ class Calibrate(Choice):
                 notes.append(f"{track}: no median c fell into {low:g}–{high:g}; the nearest was taken")
             if settings.choose == "loss" and decided["edge"]:
                 notes.append(f"{track}: δ* {decided['delta_star']:g} is the {decided['edge']}est tried")
-        refuse_without_tracks(tracks, self.name, specs, results)
+        rules.refuse_without_tracks(tracks, self.name, specs, results)
         rule = (
-            f"at LR ×{settings.lr_scale:g}: the lowest validation loss over a grid of δ*, which grows, at "
-            f"most {settings.max_extra} times, while its best point lies on an edge; c is reported, not "
-            "aimed at"
+            "the lowest validation loss over a grid of δ*, which grows, at most "
+            f"{settings.max_extra} times, while its best point lies on an edge; c is reported, not aimed at"
         )
         if settings.choose == "band":
             rule = (
-                f"at LR ×{settings.lr_scale:g}: lowest validation loss among those with median c in "
-                f"{low:g}–{high:g}; none inside: bisect or extend by 2, {settings.max_extra} runs at most, "
-                "then the nearest"
+                f"lowest validation loss among those with median c in {low:g}–{high:g}; none inside: bisect "
+                f"or extend by 2, {settings.max_extra} runs at most, then the nearest"
             )
-        return make_decision(self.name, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
+        rule = f"at LR ×{settings.lr_scale:g}: {rule}"
+        chosen = {"tracks": tracks, "notes": notes}
+        return rules.make_decision(self.name, rule, config, specs, results, earlier, **chosen)
 
     def headline(self, track: CalibratedTrack) -> str:
         return (
-            f"KL budget δ* {track['delta_star']:g} nats per token "
-            f"({track['times_natural']:.2f} × the natural KL), "
-            f"enforced by budget={track['budget']}{track['bound']}, "
-            f"median clip coefficient c {track['c_median']:.2f}, validation loss {track['val_loss']:.4f}; "
+            f"KL budget δ* {track['delta_star']:g} nats per token ({track['times_natural']:.2f} × the "
+            f"natural KL), enforced by budget={track['budget']}{track['bound']}, median clip coefficient c "
+            f"{track['c_median']:.2f}, validation loss {track['val_loss']:.4f}; "
             f"δ* window {in_octaves(track['delta_window'])}"
         )
 
     def why_not(self, chosen: CalibratedTrack, candidate: Candidate, candidates: Sequence[Candidate]) -> str:
-        return held_back_by_its_seeds(candidate, candidates, chosen) or outside_the_band(chosen, candidate)
+        held_back = stage.held_back_by_its_seeds(candidate, candidates, chosen)
+        return held_back or stage.outside_the_band(chosen, candidate)
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
         """Return figures by which the best loss, or the median c inside the band, comes after the grid and

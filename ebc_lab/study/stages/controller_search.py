@@ -10,7 +10,8 @@ from ebc_lab.records.decisions import Candidate, ControllerTrack, Decision
 from ebc_lab.records.figures import KL_BAND
 from ebc_lab.records.spec import RunSpec
 
-from .rules import Results, best, losses_of, make_decision, margin_sigma, refuse_without_tracks, val_loss
+from . import rules
+from .rules import Results, Specs, val_loss
 from .runs import ebc_run, spec_of, tracks_of
 from .stage import Choice, Decisions, Figure
 
@@ -29,8 +30,7 @@ class ControllerSearch(Choice):
     )
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return a run with each candidate's controller (and cadence), at the calibrated budget, target KL
-        and learning rate."""
+        """Return a run with each candidate's controller and cadence, at the calibrated budget and rate."""
         if "calibrate" not in earlier:
             return []
         specs: list[RunSpec] = []
@@ -45,11 +45,7 @@ class ControllerSearch(Choice):
                 specs.append(spec_of(self.name, candidate, run, scale, f"_{candidate}", usual=usual))
         return specs
 
-    def decide(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> Decision:
-        """Choose the controller of each track: that with the best validation loss among those that hold the
-        KL on its target, else the nearest to it."""
+    def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
         band = f"±{100 * KL_BAND:g}% of δ*"
         tracks: dict[str, ControllerTrack] = {}
         notes: list[str] = []
@@ -61,7 +57,7 @@ class ControllerSearch(Choice):
                 continue
             usable = [s for s in done if s.run_id in known]
             inside = [s for s in usable if abs(known[s.run_id] - 1) <= KL_BAND]
-            winner = best(inside, results) or min(usable, key=lambda s: abs(math.log(known[s.run_id])))
+            winner = rules.best(inside, results) or min(usable, key=lambda s: abs(math.log(known[s.run_id])))
             sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
             tracks[track] = {
                 "candidate": winner.role,
@@ -72,18 +68,19 @@ class ControllerSearch(Choice):
                 "kl_ratio": ratios[winner.run_id],
                 "kl_ratios": {s.role: ratios[s.run_id] for s in done},
                 "ranked": [s.run_id for s in inside],
-                "margin_sigma": margin_sigma(losses_of(inside, results), sigma),
+                "margin_sigma": rules.margin_sigma(rules.losses_of(inside, results), sigma),
                 "sigma": sigma,
             }
             if not inside:
                 notes.append(f"{track}: no candidate held the KL within {band}; the nearest was taken")
-        refuse_without_tracks(tracks, self.name, specs, results)
+        rules.refuse_without_tracks(tracks, self.name, specs, results)
         rule = (
             f"at the calibrated δ* and LR ×{config.calibrate.lr_scale:g}: lowest validation loss among the "
             f"candidates whose median applied KL, over audited clipped steps, is within {band}; none: the "
             "nearest to it"
         )
-        return make_decision(self.name, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
+        chosen = {"tracks": tracks, "notes": notes}
+        return rules.make_decision(self.name, rule, config, specs, results, earlier, **chosen)
 
     def headline(self, track: ControllerTrack) -> str:
         return (

@@ -3,117 +3,82 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 from ebc_lab.config.identity import round3
-from ebc_lab.config.schema import Config, RunConfig
-from ebc_lab.records.decisions import Candidate, Decision, ScaledRun, ScaleTrack, SweepTrack, Window
+from ebc_lab.config.schema import Config
+from ebc_lab.records.decisions import Candidate, Decision, ScaledRun, ScaleTrack, Window
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
+from . import rules
 from .lr_sweep.fair_control import control_run
-from .rules import (
-    Results,
-    band_distance,
-    c_median,
-    candidate,
-    is_conclusive,
-    make_decision,
-    margin_sigma,
-    refuse_without_tracks,
-    val_loss,
-)
+from .rules import Results, Specs, band_distance, c_median, val_loss
 from .runs import ebc_run, plain_run, searched, spec_of, tracks_of
 from .stage import Choice, Decisions, Figure, Scenario, beside_the_band, outside_the_band
 from .statistics import WINDOW_NATS, in_octaves, open_ends, window
 
 INERT_CLIP_RATE = 0.99  # share of clipped steps from which on the learning rate no longer matters
+Arms = dict[str, list[ScaledRun]]  # the runs of each, a role, by rising scale
 SURROGATE_SHARE = 0.6  # of its median at ×1, which a fixed trust radius is set to
 
 
-def _fixed_radius(config: Config, track: SweepTrack, target_kl: float, results: Results) -> list[RunSpec]:
-    """Return the run of the surrogate at ×1 and, once its median S is known, one at every scale with the
-    trust radius fixed there."""
-
-    def surrogate_run(target_kl: float, scale: float) -> RunConfig:
-        steps, seed = config.lr_scale.steps, config.study.stage_seed
-        return ebc_run(config, track, steps, seed, scale, budget="surrogate", target_kl=target_kl)
-
-    spec = partial(spec_of, "lr_scale", usual=config.finals.steps)
-    specs = [spec("surrogate_x1", surrogate_run(target_kl, 1.0), 1.0)]
-    surrogate = results.get(specs[0].run_id, RunResult()).get("surrogate_median")
-    if surrogate:
-        fixed = round3((SURROGATE_SHARE * surrogate / 2) ** 2)
-        for scale in config.lr_scale.scales:
-            run = surrogate_run(fixed, scale)
-            run = replace(
-                run,
-                controller=replace(run.controller, name="fixed", kp=None, ki=None, a=None),
-                budget=replace(run.budget, schedule="constant"),
-            )
-            specs.append(spec("fixed_tau", run, scale, "_fixedtau"))
-    return specs
-
-
-def _rows(specs: Sequence[RunSpec], results: Results) -> dict[str, list[ScaledRun]]:
-    """Return by arm (a role) its runs by rising scale, as a decision shows them, and whether each is
-    inert."""
-    arms: dict[str, list[ScaledRun]] = {}
+def _rows(specs: Specs, results: Results) -> Arms:
+    """Return each arm's runs, as a decision shows them, and whether they are inert."""
+    arms: Arms = {}
     for spec in sorted(specs, key=lambda s: s.lr_scale):
-        row = candidate(spec, results)
+        row = rules.candidate(spec, results)
         clipped = spec.role != "none" and (row["clip_rate"] or 0) >= INERT_CLIP_RATE
         inert = clipped and not spec.run.budget.leaves_some_free()
         arms.setdefault(spec.role, []).append({**row, "inert": inert})
     return arms
 
 
-def _usable(arms: Mapping[str, list[ScaledRun]], results: Results) -> list[ScaledRun]:
+def _usable(arms: Arms, results: Results) -> list[ScaledRun]:
     return [r for r in arms.get("ebc", []) if c_median(results.get(r["run_id"])) is not None]
 
 
-def _decided(
-    config: Config, arms: dict[str, list[ScaledRun]], results: Results, sigma: float
-) -> ScaleTrack | None:
+def _decided(config: Config, arms: Arms, results: Results, sigma: float) -> ScaleTrack | None:
     """Return what is decided for one track; None where no EBC run, or no baseline at ×1, completed."""
-    band = config.study.band
-    losses = {r["run_id"]: val_loss(results.get(r["run_id"])) for rows in arms.values() for r in rows}
+    losses: dict[str, dict[float, float]] = {}  # arm -> scale -> nats
+    for arm, rows in arms.items():
+        losses[arm] = {r["lr_scale"]: val_loss(results.get(r["run_id"])) for r in rows}
     # the plain optimizer's loss: at ×1 where its rate is constant, on a schedule at the best scale
-    plain = {r["lr_scale"]: losses[r["run_id"]] for r in arms.get("none", [])}
-    reference = min(plain.values(), default=math.inf)
-    if config.study.lr_schedule == "constant":
-        reference = plain.get(1.0, math.inf)
+    plain = losses.get("none", {})
+    constant = config.study.lr_schedule == "constant"
+    reference = plain.get(1.0, math.inf) if constant else min(plain.values(), default=math.inf)
     usable = _usable(arms, results)
     if not usable or math.isinf(reference):
         return None
     # scales at which nearly every step is clipped are one run under several names: the lowest stands for them
     inert = [r for r in usable if r["inert"]]
     candidates = [r for r in usable if not r["inert"]] + inert[:1]
-    inside = [r for r in candidates if band_distance(r["c_median"], band) == 0]
-    if config.calibrate.choose == "loss":
-        inside = candidates
-    chosen = min(inside, key=lambda r: (r["val_loss"], r["lr_scale"]), default=None)
-    chosen = chosen or min(candidates, key=lambda r: (band_distance(r["c_median"], band), r["val_loss"]))
+    outside = {r["lr_scale"]: band_distance(r["c_median"], config.study.band) for r in candidates}
+    ranked = [r for r in candidates if outside[r["lr_scale"]] == 0 or config.calibrate.choose == "loss"]
+    chosen = min(ranked, key=lambda r: (r["val_loss"], r["lr_scale"]), default=None)
+    chosen = chosen or min(candidates, key=lambda r: (outside[r["lr_scale"]], r["val_loss"]))
     headroom: dict[str, float | None] = {}
     windows: dict[str, Window | None] = {}
     for arm, rows in arms.items():
-        windows[arm] = window({r["lr_scale"]: losses[r["run_id"]] for r in rows if is_conclusive(r)})
-        within = (r["lr_scale"] for r in rows if losses[r["run_id"]] <= reference + sigma)
+        known = {r["lr_scale"]: losses[arm][r["lr_scale"]] for r in rows if rules.is_conclusive(r)}
+        windows[arm] = window(known)
+        within = (scale for scale, loss in losses[arm].items() if loss <= reference + sigma)
         headroom[arm] = max(within, default=None)
     return {
         "lr_scale": chosen["lr_scale"],
         "run_id": chosen["run_id"],
         "val_loss": chosen["val_loss"],
         "c_median": chosen["c_median"],
-        "in_band": band_distance(chosen["c_median"], band) == 0,
+        "in_band": outside[chosen["lr_scale"]] == 0,
         "inert": chosen["inert"],
         "baseline_val_loss": reference,
         "headroom": headroom,
         "lr_window": windows,
         "headroom_is_tautology": bool(inert),
-        "ranked": [r["run_id"] for r in inside],
-        "margin_sigma": margin_sigma([losses[r["run_id"]] for r in inside], sigma),
+        "ranked": [r["run_id"] for r in ranked],
+        "margin_sigma": rules.margin_sigma([losses["ebc"][r["lr_scale"]] for r in ranked], sigma),
         "sigma": sigma,
         "arms": arms,
     }
@@ -122,9 +87,8 @@ def _decided(
 def _reach(arm: str, track: ScaleTrack) -> str:
     span = track["lr_window"][arm]
     assert span is not None
-    reach = f"×{span['low']:.3g} to ×{span['high']:.3g}, within {WINDOW_NATS:g} nats of its best"
-    ends = open_ends(span)
-    return reach + (f"; open at the {ends} end of what was tried" if ends else "")
+    ends = f"; open at the {open_ends(span)} end of what was tried" if open_ends(span) else ""
+    return f"×{span['low']:.3g} to ×{span['high']:.3g}, within {WINDOW_NATS:g} nats of its best{ends}"
 
 
 HEADROOM = {  # arm -> in words
@@ -160,8 +124,8 @@ class LRScale(Choice):
     pictures = ("lr_scale", "eta_eff")
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return the runs at every LR scale with EBC and without; with the surrogate also those with its
-        trust radius fixed at the median S of ×1."""
+        """Return the runs at every LR scale with EBC and without; of the surrogate also one at ×1 and, once
+        its median S is known, one at every scale with the trust radius fixed there."""
         search_open = "controller_search" in config.study.stages and "controller_search" not in earlier
         specs: list[RunSpec] = []
         spec = partial(spec_of, self.name, usual=config.finals.steps)
@@ -174,29 +138,32 @@ class LRScale(Choice):
                 specs.append(spec("none", without_ebc(config, track, steps, seed, scale), scale))
             if "calibrate" not in earlier or search_open:
                 continue
-            chosen = searched(earlier, name)
             calibrated = earlier["calibrate"]["tracks"][name]
             budget = {"budget": calibrated["budget"], "target_kl": calibrated["delta_star"]}
+            ebc = partial(ebc_run, config, track, steps, seed)
             for scale in scales:
-                run = ebc_run(config, track, steps, seed, scale, **budget, **chosen)
-                specs.append(spec("ebc", run, scale))
-            if "surrogate" in calibrated["by_budget"]:
-                specs += _fixed_radius(config, track, calibrated["by_budget"]["surrogate"], results)
+                specs.append(spec("ebc", ebc(scale, **budget, **searched(earlier, name)), scale))
+            if "surrogate" not in calibrated["by_budget"]:
+                continue
+            surrogate = partial(ebc, budget="surrogate")
+            at_one = surrogate(1.0, target_kl=calibrated["by_budget"]["surrogate"])
+            specs.append(spec("surrogate_x1", at_one, 1.0))
+            median = results.get(specs[-1].run_id, RunResult()).get("surrogate_median") or 0.0
+            for scale in scales if median else ():
+                run = surrogate(scale, target_kl=round3((SURROGATE_SHARE * median / 2) ** 2))
+                fixed = replace(run.controller, name="fixed", kp=None, ki=None, a=None)
+                run = replace(run, controller=fixed, budget=replace(run.budget, schedule="constant"))
+                specs.append(spec("fixed_tau", run, scale, "_fixedtau"))
         return specs
 
-    def decide(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> Decision:
-        """Choose the LR scale of each track's EBC arm, and measure how far the LR can rise with and without
-        EBC."""
+    def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
         low, high = config.study.band
         by_band = config.calibrate.choose == "band"
         tracks: dict[str, ScaleTrack] = {}
         notes: list[str] = []
         for track in earlier["calibrate"]["tracks"]:
             arms = _rows([s for s in specs if s.track == track], results)
-            sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
-            decided = _decided(config, arms, results, sigma)
+            decided = _decided(config, arms, results, earlier["lr_sweep"]["tracks"][track]["sigma"])
             if decided is None:
                 continue
             tracks[track] = decided
@@ -207,7 +174,7 @@ class LRScale(Choice):
             if len(inert) > 1:
                 note = f"LR inert: the same run up to rounding; {inert[0]} stands for them"
                 notes.append(f"{track}: EBC at {', '.join(inert)} — {note}")
-        refuse_without_tracks(tracks, self.name, specs, results)
+        rules.refuse_without_tracks(tracks, self.name, specs, results)
         among = "EBC scales with median c in the band, else the nearest" if by_band else "EBC scales"
         merged = ""
         if not config.budget.leaves_some_free():
@@ -217,7 +184,8 @@ class LRScale(Choice):
             f"lowest validation loss among {among}; {merged}headroom: the largest scale within one sigma of "
             f"the plain optimizer's best; LR window: within {WINDOW_NATS:g} nats of the arm's own best"
         )
-        return make_decision(self.name, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
+        chosen = {"tracks": tracks, "notes": notes}
+        return rules.make_decision(self.name, rule, config, specs, results, earlier, **chosen)
 
     def headline(self, track: ScaleTrack) -> str:
         scales = {arm: "nowhere" if x is None else f"×{x:g}" for arm, x in track["headroom"].items()}

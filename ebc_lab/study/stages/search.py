@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 from ebc_lab.records.spec import RunSpec
 
-from .rules import Results, band_distance, edge_of, is_conclusive, losses_of
+from .rules import Results, Specs, band_distance, edge_of, is_conclusive, losses_of
 from .runs import Rivals, waiting
 
 Point = dict[str, Any]  # setting -> its value
@@ -18,9 +19,14 @@ Key = tuple[tuple[str, Any], ...]  # the items of a point
 Race = Callable[[list[RunSpec], Rivals], list[RunSpec]]  # a point's runs, with what ends them early
 
 
-def worst_loss(runs: Sequence[RunSpec], results: Results) -> float:
+def worst_loss(runs: Specs, results: Results) -> float:
     """Return the validation loss of the worst of a point's seeds, infinite where one did not complete."""
     return max(losses_of(runs, results))
+
+
+def mean_loss(runs: Specs, results: Results) -> float:
+    """Return the mean validation loss over a point's seeds, infinite where one did not complete."""
+    return statistics.fmean(losses_of(runs, results))
 
 
 def conclusive(runs: Iterable[RunSpec], results: Results) -> bool:
@@ -36,31 +42,13 @@ class Search:
     whenever it is asked for its runs, and takes all of its steps one after the other: a step does nothing
     while a run that an earlier one asked for has no result. So the search gets as far as the results tell,
     and asks for the same runs whenever the same results are known.
-
-    >>> from types import SimpleNamespace
-    >>> def asked(results):
-    ...     def run(point):
-    ...         return [SimpleNamespace(run_id=f"x{point['x']:g}")]
-    ...     search = Search([{"x": 1.0}, {"x": 2.0}], run, results, ratios={"x": 2.0})
-    ...     search.grow(most=3)
-    ...     return [s.run_id for s in search.specs], search.best()
-    >>> losses = {"x1": 3.0, "x2": 2.5, "x4": 2.2, "x8": 2.4}
-    >>> known = {}
-    >>> for _ in range(4):
-    ...     runs, best = asked(known)
-    ...     print(runs, best)
-    ...     known = {name: {"outcome": "completed", "val_loss": losses[name]} for name in runs}
-    ['x1', 'x2'] None
-    ['x1', 'x2', 'x4'] {'x': 2.0}
-    ['x1', 'x2', 'x4', 'x8'] {'x': 4.0}
-    ['x1', 'x2', 'x4', 'x8'] {'x': 4.0}
     """
 
     points: InitVar[Iterable[Point]]  # tried first
     runs_of: Callable[[Point], list[RunSpec]]  # one for each seed
     results: Results
     ratios: Mapping[str, float]  # the settings whose grids may grow, and how far apart their values are
-    score: Callable[[Sequence[RunSpec], Results], float] = worst_loss  # of a point; infinite: it cannot win
+    score: Callable[[Specs, Results], float] = worst_loss  # of a point; infinite: it cannot win
     prefer_low: str = ""  # of points with equal scores the one with the lower value of this setting is better
     # a value of a setting as a run can have it, None where it cannot
     fitted: Callable[[str, float], float | None] = lambda key, value: value
@@ -113,6 +101,10 @@ class Search:
         """Return the runs of the points that differ from this one in a single setting, by its value."""
         rest = {k: v for k, v in point.items() if k != key}
         return {p[key]: self.runs(p) for p in map(dict, self.tried) if rest.items() <= p.items()}
+
+    def mean_losses(self, point: Mapping[str, Any], key: str) -> dict[float, float]:
+        """Return the mean losses of those points, by the value of the setting."""
+        return {value: mean_loss(runs, self.results) for value, runs in self.along(point, key).items()}
 
     def edge(self, point: Mapping[str, Any], key: str) -> str | None:
         """Return the end of its grid that a point lies on; None within it, and where one value was tried."""

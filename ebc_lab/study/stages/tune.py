@@ -11,9 +11,7 @@ arXiv:1910.11758.
 
 from __future__ import annotations
 
-import itertools
 import math
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,10 +23,10 @@ from ebc_lab.records.decisions import Candidate, CurvePoint, Decision, TunedArm,
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import DIGITS, RunSpec, track_prefix
 
-from .rules import Results, Undecidable, edge_of, losses_of, make_decision, margin_sigma, val_loss
+from .rules import Results, Specs, Undecidable, edge_of, losses_of, make_decision, margin_sigma, val_loss
 from .runs import RACED_FROM, Rivals, raced
-from .search import Point, Race, Search
-from .stage import Choice, Decisions, Scenario, held_back_by_its_seeds, seeds_of_arm
+from .search import Point, Race, Search, mean_loss
+from .stage import Choice, Decisions, Scenario, Track, held_back_by_its_seeds, seeds_of_arm
 from .statistics import luck_of_choice, window
 from .suite import arm_run, point_in_words, points, ready, source_of, started
 
@@ -38,56 +36,47 @@ HELD = "constant"  # the shape without a warm-up
 FEW = 4  # arms whose best points a headline has room for
 
 
-def _sources(config: Config, decisions: Mapping[str, Decision], track: str, label: str) -> list[RunSpec]:
-    """Return the runs of an arm from whose weights those of another start, one for each seed."""
-    return [source_of(config, decisions, track, "tune", label, seed) for seed in _seeds(config)]
+class Tuning:
+    """The arms of a suite that have a grid, before any sweep, and their searches on one track."""
 
+    def __init__(self, config: Config, decisions: Decisions, track: str, results: Results):
+        self.config, self.decisions, self.track, self.results = config, decisions, track, results
+        self.arms = {label: arm for label, arm in config.ablation.arms.items() if arm.tune}
+        self.sigma: float = decisions["lr_sweep"]["tracks"][track]["sigma"]
+        first = config.study.stage_seed
+        self.seeds = range(first, first + config.tune.seeds)
 
-def _seeds(config: Config) -> range:
-    return range(config.study.stage_seed, config.study.stage_seed + config.tune.seeds)
+    def runs(self, label: str, point: Point) -> list[RunSpec]:
+        """Return the runs of an arm's point, one for each seed. Its sources, if any, must have completed."""
+        config, arm = self.config, self.config.ablation.arms[label]
+        sources = self.sources(arm)
+        specs = []
+        for nth, seed in enumerate(self.seeds):
+            run, scale = arm_run(config, self.decisions, self.track, arm, config.tune.steps, seed, point)
+            run = replace(run, evaluate=["val"])
+            if arm.init:
+                run = started(run, sources[nth], self.results) or run
+            specs.append(RunSpec("tune", label, _name(label, point), scale, run, of_track=self.track))
+        return specs
 
+    def sources(self, arm: ArmConfig) -> list[RunSpec]:
+        """Return the runs from whose weights an arm starts, one for each seed; none where it starts anew."""
+        if not arm.init:
+            return []
+        made = partial(source_of, self.config, self.decisions, self.track, "tune", arm.init)
+        return [made(seed) for seed in self.seeds]
 
-def tuned_arms(config: Config) -> dict[str, ArmConfig]:
-    """Return the arms that have a grid, before any sweep."""
-    return {label: arm for label, arm in config.ablation.arms.items() if arm.tune}
+    def search(self, label: str) -> Search | None:
+        """Return an arm's search as far as the results tell; None while its sources have not completed."""
+        arm, margin = self.arms[label], self.config.tune.race_sigmas * self.sigma
 
+        def race(runs: list[RunSpec], rivals: Rivals) -> list[RunSpec]:
+            return [replace(s, run=raced(s.run, rivals, self.results, margin)) for s in runs]
 
-def _searches(
-    config: Config, decisions: Mapping[str, Decision], results: Results, track: str
-) -> dict[str, Search | None]:
-    """Return each arm's search as far as the results tell; None where it starts from weights that are not
-    there."""
-    margin = config.tune.race_sigmas * decisions["lr_sweep"]["tracks"][track]["sigma"]
-
-    def race(runs: list[RunSpec], rivals: Rivals) -> list[RunSpec]:
-        return [replace(s, run=raced(s.run, rivals, results, margin)) for s in runs]
-
-    searches: dict[str, Search | None] = {}
-    for label, arm in tuned_arms(config).items():
-        searches[label] = None
-        sources = _sources(config, decisions, track, arm.init) if arm.init else []
-        if all(math.isfinite(loss) for loss in losses_of(sources, results)):
-            runs_of = runs_maker(config, decisions, track, label, results)
-            searches[label] = search(config.tune, arm, runs_of, results, race if margin else None)
-    return searches
-
-
-def runs_maker(
-    config: Config, decisions: Mapping[str, Decision], track: str, label: str, results: Results
-) -> Callable[[Point], list[RunSpec]]:
-    """Return what makes the runs of an arm's point, one for each seed. The weights that it starts from, if
-    any, must be there."""
-    arm = config.ablation.arms[label]
-
-    def made(point: Point, seed: int) -> RunSpec:
-        run, scale = arm_run(config, decisions, track, arm, config.tune.steps, seed, point)
-        run = replace(run, evaluate=["val"])
-        if arm.init:
-            source = source_of(config, decisions, track, "tune", arm.init, seed)
-            run = started(run, source, results) or run
-        return RunSpec("tune", label, _name(label, point), scale, run, of_track=track)
-
-    return lambda point: [made(point, seed) for seed in _seeds(config)]
+        if not all(map(math.isfinite, losses_of(self.sources(arm), self.results))):
+            return None
+        made = partial(self.runs, label)
+        return search(self.config.tune, arm, made, self.results, race if margin else None)
 
 
 def _name(label: str, point: Point) -> str:
@@ -109,15 +98,16 @@ def search(
     results: Results,
     race: Race | None = None,
 ) -> Search:
-    """Return an arm's search as far as the results tell. Where its runs race, the middles of the grids come
-    first."""
+    """Return an arm's search as far as the results tell. Runs that race begin with the grids' middles."""
     begun = begun_with(tune, arm)
+    grids = {key: values for key, values in arm.tune.items() if key in GROWING}
+    middle = {key: float(values[len(values) // 2]) for key, values in grids.items()}
     rates = [key for key in RATES if key in arm.tune]
     searched = Search(
-        middles(begun) if race else begun,
+        [{**point, **middle} for point in begun] if race else begun,
         runs_of,
         results,
-        ratios={key: last_ratio(values) for key, values in arm.tune.items() if key in GROWING},
+        ratios={key: float(x[-1] / x[-2]) if len(x) > 1 else 2.0 for key, x in grids.items()},
         prefer_low=rates[0] if rates else "",
         fitted=_fitted,
         canonical=without_idle,
@@ -130,15 +120,15 @@ def search(
     grow = partial(searched.grow, tune.max_extensions, by_spacing=True, lowering=lowering)
     grow()
     if tune.search == "coordinate":
-        for key in itertools.filterfalse(GROWING.__contains__, arm.tune):
+        for key in (k for k in arm.tune if k not in GROWING):
             if key == "schedule":
                 searched.step(partial(_shapes, searched, arm.tune[key], rates))
             else:
                 searched.others(key, arm.tune[key])
         searched.neighbours(rates)
         grow()
-    if tune.window and "lr" in arm.tune:
-        _widen(searched, tune.max_extensions)
+    for _ in range(tune.max_extensions if tune.window and "lr" in arm.tune else 0):
+        searched.step(partial(_beyond_the_window, searched), grown=True)
     return searched
 
 
@@ -148,21 +138,6 @@ def begun_with(tune: TuneConfig, arm: ArmConfig) -> list[Point]:
     if tune.search == "grid":
         return points(arm.tune)
     return points({k: values if k in GROWING else values[:1] for k, values in arm.tune.items()})
-
-
-def middles(points: Sequence[Point]) -> list[Point]:
-    """Return, for each warm-up and shape, the point in the middle of the grids that grow."""
-    fixed = [{k: v for k, v in point.items() if k not in GROWING} for point in points]
-    found = []
-    for first in (p for i, p in enumerate(points) if fixed[i] not in fixed[:i]):
-        grids = {k: sorted({p[k] for p in points}) for k in first if k in GROWING}
-        found.append({**first, **{k: grid[len(grid) // 2] for k, grid in grids.items()}})
-    return found
-
-
-def last_ratio(grid: Sequence[float]) -> float:
-    """Return the ratio of the two last values of a grid; 2 where it has one."""
-    return float(grid[-1] / grid[-2]) if len(grid) > 1 else 2.0
 
 
 def without_idle(point: Mapping[str, Any]) -> Point:
@@ -176,8 +151,7 @@ def _fitted(key: str, value: float) -> float | None:
 
 
 def _shapes(searched: Search, shapes: Sequence[str], rates: Sequence[str], best: Point) -> Iterator[Point]:
-    """Yield the best point with every shape. One that never falls is at its best at a lower rate, so it is
-    tried there as well."""
+    """Yield the best point with every shape. One that never falls is tried at lower rates as well."""
     if "schedule" not in best:
         return
     yield from ({**best, "schedule": shape} for shape in shapes)
@@ -185,32 +159,14 @@ def _shapes(searched: Search, shapes: Sequence[str], rates: Sequence[str], best:
         yield from searched.moved({**best, "schedule": HELD}, rate, best[rate] / searched.ratios[rate])
 
 
-def _widen(searched: Search, most: int) -> None:
-    """Extend the grid of lr at the best point's other settings, both ways, until the LR window closes; `most`
-    times in all."""
-    ratio = searched.ratios["lr"]
-
-    def further(best: Point) -> Iterator[Point]:
-        losses = mean_losses(searched, best)
-        span = window(losses)
-        if span and span["open_low"]:
-            yield from searched.moved(best, "lr", min(losses) / ratio)
-        if span and span["open_high"]:
-            yield from searched.moved(best, "lr", max(losses) * ratio)
-
-    for _ in range(most):
-        if not searched.step(further, grown=True):
-            return
-
-
-def mean_losses(searched: Search, point: Point) -> dict[float, float]:
-    """Return by lr the mean loss of the points that differ from this one in lr alone, infinite where a seed
-    did not complete."""
-    return {lr: _mean(searched, runs) for lr, runs in searched.along(point, "lr").items()}
-
-
-def _mean(searched: Search, runs: Sequence[RunSpec]) -> float:
-    return statistics.fmean(losses_of(runs, searched.results))
+def _beyond_the_window(searched: Search, best: Point) -> Iterator[Point]:
+    """Yield the next rates at the best point's other settings, at each end where the LR window is open."""
+    losses = searched.mean_losses(best, "lr")
+    span = window(losses)
+    if span and span["open_low"]:
+        yield from searched.moved(best, "lr", min(losses) / searched.ratios["lr"])
+    if span and span["open_high"]:
+        yield from searched.moved(best, "lr", max(losses) * searched.ratios["lr"])
 
 
 # -- the decision -------------------------------------------------------------------------------------------
@@ -229,7 +185,7 @@ def _decided(searched: Search, results: Results, sigma: float) -> TunedArm:
     decided: TunedArm = {
         "point": chosen,
         "run_id": best[0].run_id if winner else None,
-        "val_loss": _mean(searched, best) if winner else None,
+        "val_loss": mean_loss(best, results) if winner else None,
         "worst_loss": searched.score_of(chosen) if winner else None,
         "runs": len(searched.specs),
         "extended": searched.extended,
@@ -270,18 +226,22 @@ def _curve(searched: Search, chosen: Point, results: Results) -> tuple[list[Curv
     curve: list[CurvePoint] = []
     for _, runs in sorted(searched.along(chosen, "lr").items()):
         losses = {str(s.run.seed): val_loss(results.get(s.run_id)) for s in runs}
-        mean = statistics.fmean(losses.values())
+        mean = mean_loss(runs, results)
         point: CurvePoint = {
             "lr": runs[0].run.optimizer.lr,
             "val_loss": mean if math.isfinite(mean) else None,
             "seeds": {seed: x if math.isfinite(x) else None for seed, x in losses.items()},
         }
-        if stopped := sum(results.get(s.run_id, {}).get("outcome") == "raced" for s in runs):
+        if stopped := _raced(runs, results):
             point["raced"] = stopped
         curve.append(point)
     if any("raced" in p for p in curve):
         return curve, None
     return curve, window({p["lr"]: math.inf if p["val_loss"] is None else p["val_loss"] for p in curve})
+
+
+def _raced(specs: Specs, results: Results) -> int:
+    return sum(results.get(s.run_id, {}).get("outcome") == "raced" for s in specs)
 
 
 def _landscape(arm: ArmConfig, scenario: Scenario, spec: RunSpec) -> float:
@@ -346,33 +306,29 @@ class Tune(Choice):
         """Return every point of every arm's grid, at the stage's seeds; the grids grow as their runs end."""
         specs: list[RunSpec] = []
         for track in ready(config, earlier, self.name):
-            for source in dict.fromkeys(arm.init for arm in tuned_arms(config).values() if arm.init):
-                specs += _sources(config, earlier, track, source)
-            for searched in _searches(config, earlier, results, track).values():
+            tuning = Tuning(config, earlier, track, results)
+            for arm in {arm.init: arm for arm in tuning.arms.values()}.values():
+                specs += tuning.sources(arm)
+            for searched in map(tuning.search, tuning.arms):
                 specs += searched.specs if searched else []
         return specs
 
-    def decide(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> Decision:
-        """Choose each tuned arm's best point, by the validation loss of its worst seed; one on an edge of its
-        grid is noted."""
+    def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
         tracks: dict[str, TunedTrack] = {}
         notes: list[str] = []
         every = ready(config, earlier, self.name)
         for track in every:
-            sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
+            tuning = Tuning(config, earlier, track, results)
             arms: dict[str, TunedArm] = {}
-            for label, searched in _searches(config, earlier, results, track).items():
-                arm = config.ablation.arms[label]
+            for label, arm in tuning.arms.items():
+                searched = tuning.search(label)
                 if searched is None:
-                    raise Undecidable(
-                        f"tune could not be decided: {arm.init}, where {label} starts, has no weights."
-                    )
-                arms[label] = _decided(searched, results, sigma)
+                    start = f"{arm.init}, where {label} starts"
+                    raise Undecidable(f"tune could not be decided: {start}, has no weights.")
+                arms[label] = _decided(searched, results, tuning.sigma)
                 notes += [track_prefix(track, every) + note for note in _notes(label, arms[label], arm.tune)]
-            tracks[track] = {"arms": arms, "sigma": sigma}
-        if stopped := sum(results.get(s.run_id, {}).get("outcome") == "raced" for s in specs):
+            tracks[track] = {"arms": arms, "sigma": tuning.sigma}
+        if stopped := _raced(specs, results):
             words = f"{stopped} of {len(specs)} runs were raced"
             notes.append(f"{words}: the luck of the tuning is estimated without their points")
         rule = _rule(config.tune)
@@ -397,41 +353,34 @@ class Tune(Choice):
         over = self.passed_over(name, decision)
         return [f"one run alone would have chosen {over}"] if over else []
 
-    def why_not(
-        self, chosen: Mapping[str, Any], candidate: Candidate, candidates: Sequence[Candidate]
-    ) -> str:
-        """Return why a point of which this seed is lower was not chosen: another seed diverged, or is worse;
-        empty where neither is so."""
+    def why_not(self, chosen: Track, candidate: Candidate, candidates: Sequence[Candidate]) -> str:
         losses = [c["val_loss"] for c in seeds_of_arm(candidate, candidates)]
         known = [loss for loss in losses if loss is not None]
         if len(known) < len(losses):
             return held_back_by_its_seeds(candidate, candidates, chosen)
         return f"its worst seed has {max(known):.4f}" if max(known) > chosen["worst_loss"] else ""
 
-    def so_far(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> list[str]:
+    def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
         """Return which arm has the lowest point by now, and how many have one."""
         said = []
         every = ready(config, earlier, self.name)
         for track in every:
-            searches = _searches(config, earlier, results, track)
-            found = {
-                label: (_mean(searched, searched.runs(point)), point)
-                for label, searched in searches.items()
-                if searched and (point := searched.best())
-            }
+            tuning = Tuning(config, earlier, track, results)
+            found: list[tuple[float, str]] = []
+            for label in tuning.arms:
+                searched = tuning.search(label)
+                if searched and (point := searched.best()):
+                    loss = mean_loss(searched.runs(point), results)
+                    words = f"{label} is lowest, validation loss {loss:.4f} at {point_in_words(point)}"
+                    found.append((loss, words))
             if found:
-                first = min(found, key=lambda label: found[label][0])
-                loss, point = found[first]
-                words = f"{first} is lowest, validation loss {loss:.4f} at {point_in_words(point)}"
-                words += f"; {len(found)} of {len(searches)} arms have a result"
+                _, words = min(found, key=lambda each: each[0])
+                words += f"; {len(found)} of {len(tuning.arms)} arms have a result"
                 said.append(track_prefix(track, every) + words)
         return said
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        """Return a loss by which the middle of a grid is best, or its upper end; of a search for one setting
-        after the other that of `_landscape`."""
+        """Return a loss by which the middle of a grid is best, or its upper end."""
         arm = config.ablation.arms[spec.role]
         if config.tune.search == "coordinate":
             return {"val_loss": 2.0 + _landscape(arm, scenario, spec)}

@@ -1,7 +1,7 @@
 """The calibration: δ* by loss over a grid that grows at its edges; or, as published, by the band of c."""
 
 import pytest
-from support.played import DIVERGED, FAILED, by_lr, config_of, decided, done, played
+from support.played import DIVERGED, FAILED, by_lr, check_passed_over, config_of, decided, done, played
 
 from ebc_lab.study.inspect.forecast import planned
 from ebc_lab.study.stages.calibrate import STAGE
@@ -11,46 +11,47 @@ from ebc_lab.study.stages.stage import stage_of
 BAND = ("calibrate.choose=band", "calibrate.multiples=[0.75,1,1.25,1.5,2]", "calibrate.lr_scale=2")
 
 
-def after_the_sweep(*overrides):
-    """A configuration, and its sweep's decision: natural KL 0.01, baseline 2e-3."""
+def trained(answer, *overrides):
+    """What the stage is given to decide after a sweep whose natural KL is 0.01 and whose baseline is 2e-3,
+    and its waves."""
     config = config_of("optimizer=adam", "lr_sweep.baseline_scales=[0.5]", *overrides)
-    return config, {"lr_sweep": decided("lr_sweep", config, {}, by_lr(4e-3))}
+    decisions = {"lr_sweep": decided("lr_sweep", config, {}, by_lr(4e-3))}
+    waves, specs, results = played("calibrate", config, decisions, answer)
+    return (config, specs, results, decisions), waves
 
 
-def targets(specs):
-    return [s.run.budget.target_kl for s in specs]
+def calibrated(answer, *overrides):
+    """Its runs' targets, its decision, and what that holds of the only track."""
+    given, _ = trained(answer, *overrides)
+    decision = STAGE.decide(*given)
+    return [s.run.budget.target_kl for s in given[1]], decision, decision["tracks"]["adam_none"]
 
 
-def nearest(best):
-    """The nearer to this δ*, the better."""
-    return lambda s: done(2 + abs(s.run.budget.target_kl - best), 0.2)
-
-
-def track_of(config, decisions, answer):
-    return decided("calibrate", config, decisions, answer)["tracks"]["adam_none"]
+def nearest(best, at=None, fate=None):
+    """The nearer to this δ*, the better; what becomes of the runs at another."""
+    return lambda s: (
+        fate if s.run.budget.target_kl == at else done(2 + abs(s.run.budget.target_kl - best), 0.2)
+    )
 
 
 # -- by loss -------------------------------------------------------------------------------------------------
 
 
-def test_its_runs_are_ebc_on_the_studys_schedules_at_the_finals_length_and_need_no_warm_up():
-    config, decisions = after_the_sweep()
-    waves, specs, _ = played("calibrate", config, decisions, nearest(0.0125))
+def test_its_runs_are_ebc_on_the_studys_schedules_at_the_finals_length_and_the_lowest_loss_wins():
+    (_, specs, *_), waves = trained(nearest(0.0125))
     assert len(waves) == 1
-    assert targets(specs) == [0.01, 0.0125, 0.016, 0.02]  # multiples of the natural KL
     for s in specs:
         assert (s.run.steps, s.run.optimizer.lr, s.lr_scale) == (600, 8 * 2e-3, 8)
         assert (s.run.lr_schedule.name, s.run.lr_schedule.warmup_steps) == ("trapezoid", 0)
         assert (s.run.stabilizer.name, s.run.budget.schedule) == ("ebc", "hold_decay")
-
-
-def test_the_lowest_loss_wins_whatever_its_c():
-    config, decisions = after_the_sweep()
-    found = track_of(config, decisions, nearest(0.0125))
-    assert (found["delta_star"], found["in_band"], found["edge"]) == (0.0125, False, None)
+    targets, decision, found = calibrated(nearest(0.0125))
+    assert targets == [0.01, 0.0125, 0.016, 0.02]  # multiples of the natural KL
+    assert (found["delta_star"], found["in_band"], found["edge"]) == (0.0125, False, None)  # whatever its c
     assert found["times_natural"] == pytest.approx(1.25)
     assert found["margin_sigma"] == pytest.approx(0.0025 / found["sigma"])
     assert found["losses"] == pytest.approx({"0.01": 2.0025, "0.0125": 2, "0.016": 2.0035, "0.02": 2.0075})
+    shown = [*stage_of("calibrate").headlines(decision), *stage_of("calibrate").rows("adam_none", decision)]
+    assert "passed over" not in str(shown)
 
 
 @pytest.mark.parametrize(
@@ -63,32 +64,28 @@ def test_the_lowest_loss_wins_whatever_its_c():
     ],
 )
 def test_a_best_on_the_edge_extends_the_grid_at_its_own_spacing(best, more):
-    config, decisions = after_the_sweep()
-    waves, specs, results = played("calibrate", config, decisions, nearest(best))
-    assert targets(specs)[4:] == pytest.approx(more)
+    given, waves = trained(nearest(best))
+    assert [wave[0].run.budget.target_kl for wave in waves[1:]] == pytest.approx(more)
     assert all(len(wave) == 1 for wave in waves[1:])
-    decision = STAGE.decide(config, specs, results, decisions)
-    on_edge = len(more) == config.calibrate.max_extra
+    decision = STAGE.decide(*given)
+    on_edge = len(more) == given[0].calibrate.max_extra
     assert (decision["tracks"]["adam_none"]["edge"] is not None) == on_edge
     assert any("est tried" in note for note in decision["notes"]) == on_edge
 
 
 def test_several_seeds_of_each_target_count_by_their_mean():
-    config, decisions = after_the_sweep("calibrate.seeds=3")
-
     def answer(s):
         """0.0125 is best under seed 100 by far, 0.016 in the mean."""
         lucky = -0.02 if (s.run.budget.target_kl, s.run.seed) == (0.0125, 100) else 0.0
         return done(2 + lucky + abs(s.run.budget.target_kl - 0.016) * 10)
 
-    _, specs, results = played("calibrate", config, decisions, answer)
+    (_, specs, *_), _ = trained(answer, "calibrate.seeds=3")
     assert {s.run.seed for s in specs} == {100, 101, 102}
     assert len(specs) == 4 * 3
-    found = STAGE.decide(config, specs, results, decisions)["tracks"]["adam_none"]
+    _, decision, found = calibrated(answer, "calibrate.seeds=3")
     assert (found["delta_star"], found["seeds"]) == (0.016, 3)
     assert found["losses"]["0.0125"] == pytest.approx(2 + 0.035 - 0.02 / 3)
     assert len(found["ranked"]) == 4  # one run stands for each
-    decision = STAGE.decide(config, specs, results, decisions)
     [flips] = stage_of("calibrate").would_change(decision)
     assert "band" not in flips  # another seed of a target is no other candidate
     gap = sorted(found["losses"].values())[1] - found["val_loss"]
@@ -96,36 +93,20 @@ def test_several_seeds_of_each_target_count_by_their_mean():
 
 
 def test_a_target_of_which_one_seed_diverged_does_not_win():
-    config, decisions = after_the_sweep("calibrate.seeds=2")
-
     def answer(s):
         unlucky = (s.run.budget.target_kl, s.run.seed) == (0.016, 101)
         return DIVERGED if unlucky else nearest(0.016)(s)
 
-    assert track_of(config, decisions, answer)["delta_star"] == 0.0125
+    assert calibrated(answer, "calibrate.seeds=2")[2]["delta_star"] == 0.0125
 
 
-def test_a_target_whose_run_failed_does_not_end_the_window():
-    config, decisions = after_the_sweep()
-
-    def answer(s):
-        return FAILED if s.run.budget.target_kl == 0.0125 else nearest(0.016)(s)
-
-    found = track_of(config, decisions, answer)
+def test_a_target_whose_run_failed_does_not_end_the_window_and_one_that_diverged_was_tried():
+    _, _, found = calibrated(nearest(0.016, at=0.0125, fate=FAILED))
     assert found["delta_window"]["open_low"]
     assert found["delta_window"]["low"] == 0.01
-
-
-def test_a_target_that_diverged_was_tried_all_the_same():
-    """So the one below it is no edge: the grid does not grow there, and the δ* window ends there."""
-    config, decisions = after_the_sweep()
-
-    def answer(s):
-        return DIVERGED if s.run.budget.target_kl == 0.02 else nearest(1.0)(s)
-
-    waves, specs, results = played("calibrate", config, decisions, answer)
-    assert len(waves) == 1
-    found = STAGE.decide(config, specs, results, decisions)["tracks"]["adam_none"]
+    # the one below it is no edge: the grid does not grow there, and the δ* window ends there
+    targets, _, found = calibrated(nearest(1.0, at=0.02, fate=DIVERGED))
+    assert len(targets) == 4
     assert (found["delta_star"], found["edge"]) == (0.016, None)
     assert not found["delta_window"]["open_high"]
     assert found["delta_window"]["open_low"]
@@ -134,29 +115,53 @@ def test_a_target_that_diverged_was_tried_all_the_same():
 
 @pytest.mark.parametrize("losses", [{"tracked": 2.0, "shadow": 1.9}, {"tracked": 1.9, "shadow": 2.0}])
 def test_budgets_at_the_same_target_are_told_apart(losses):
-    config, decisions = after_the_sweep("calibrate.budgets=[tracked,shadow]")
-    found = track_of(
-        config, decisions, lambda s: done(losses[s.run.budget.name] + abs(s.run.budget.target_kl - 0.0125))
-    )
-    best = min(losses, key=losses.get)
-    assert (found["budget"], found["val_loss"]) == (best, 1.9)
+    def answer(s):
+        return done(losses[s.run.budget.name] + abs(s.run.budget.target_kl - 0.0125))
+
+    _, _, found = calibrated(answer, "calibrate.budgets=[tracked,shadow]")
+    assert (found["budget"], found["val_loss"]) == (min(losses, key=losses.get), 1.9)
     assert found["by_budget"] == {"tracked": 0.0125, "shadow": 0.0125}
     assert found["margin_sigma"] == pytest.approx(0.0025 / found["sigma"])
 
 
 def test_targets_below_what_the_budget_can_hold_are_raised_to_it_once():
-    config, decisions = after_the_sweep("calibrate.multiples=[0.0005,0.001,1]")
-    _, specs, _ = played("calibrate", config, decisions, nearest(0.0))
-    assert targets(specs) == [2e-5, 0.01]  # 1e-6 where hold_decay ends, at a twentieth; none lower is tried
+    targets, _, _ = calibrated(nearest(0.0), "calibrate.multiples=[0.0005,0.001,1]")
+    assert targets == [2e-5, 0.01]  # 1e-6 where hold_decay ends, at a twentieth; none lower is tried
 
 
 @pytest.mark.parametrize("bad", [DIVERGED, FAILED], ids=["diverged", "failed"])
 def test_runs_that_all_went_wrong_neither_extend_nor_stall(bad):
-    config, decisions = after_the_sweep()
-    waves, specs, results = played("calibrate", config, decisions, lambda s: bad)
+    given, waves = trained(lambda s: bad)
     assert len(waves) == 1
     with pytest.raises(Undecidable, match="calibrate could not decide"):
-        STAGE.decide(config, specs, results, decisions)
+        STAGE.decide(*given)
+
+
+@pytest.mark.parametrize(
+    ("override", "losses", "c", "said"),
+    [
+        ("calibrate.seeds=2", {100: 1.9, 101: None}, 0.6, "seed 101 diverged there"),
+        ("calibrate.seeds=2", {100: 1.9, 101: 2.3}, 0.6, "the mean of its seeds is 2.1000"),
+        ("calibrate.choose=band", {100: 1.9}, 0.9, "its median c, 0.90, is outside the band"),
+    ],
+)
+def test_a_lower_loss_that_was_passed_over_is_named_with_the_reason(override, losses, c, said):
+    def answer(s):
+        if s.run.budget.target_kl != 0.016:
+            return done(2.0 if s.run.budget.target_kl == 0.0125 else 2.5)
+        loss = losses[s.run.seed]
+        return DIVERGED if loss is None else done(loss, c)
+
+    _, decision, _ = calibrated(answer, "calibrate.max_extra=0", override)
+    check_passed_over("calibrate", decision, f"δ* 0.016, 1.9000: {said}")
+
+
+def test_another_tracks_candidate_is_not_passed_over():
+    config = config_of("lr_sweep.keep=all")
+    decisions = {"lr_sweep": decided("lr_sweep", config, {}, by_lr(8e-3))}
+    decision = decided("calibrate", config, decisions, lambda s: done(1.5 if s.track == "muon_none" else 2.0))
+    assert len(decision["tracks"]) == 2
+    assert not any("passed over" in line for line in stage_of("calibrate").headlines(decision))
 
 
 def test_a_track_without_a_completed_run_is_left_out():
@@ -166,9 +171,8 @@ def test_a_track_without_a_completed_run_is_left_out():
     def answer(s):
         return DIVERGED if s.run.optimizer.name == "adam" else nearest(0.0125)(s)
 
-    decision = decided("calibrate", config, decisions, answer)
-    assert list(decision["tracks"]) == ["muon_none"]
-    decisions["calibrate"] = decision
+    decisions["calibrate"] = decided("calibrate", config, decisions, answer)
+    assert list(decisions["calibrate"]["tracks"]) == ["muon_none"]
     assert {s.track for s in stage_of("lr_scale").runs(config, decisions, {})} == {"muon_none"}
 
 
@@ -180,42 +184,36 @@ def in_band(cs):
     at = {}
 
     def answer(s):
-        at.setdefault(s.run.budget.target_kl, len(at))
-        nth = at[s.run.budget.target_kl]
+        nth = at.setdefault(s.run.budget.target_kl, len(at))
         return done(2.0 + nth, cs[nth])
 
     return answer
 
 
-def test_by_the_band_the_best_loss_inside_it_wins():
-    config, decisions = after_the_sweep(*BAND)
-    found = track_of(config, decisions, in_band((0.2, 0.4, 0.55, 0.65, 0.9)))
+def test_by_the_band_the_best_loss_inside_it_wins_and_outside_of_it_the_nearest_as_is_said():
+    _, _, found = calibrated(in_band((0.2, 0.4, 0.55, 0.65, 0.9)), *BAND)
     assert (found["delta_star"], found["in_band"]) == (0.0125, True)
     assert found["margin_sigma"] == pytest.approx(1.0 / found["sigma"])
-
-
-def test_outside_the_band_the_nearest_is_taken_and_that_is_said():
-    config, decisions = after_the_sweep(*BAND, "calibrate.max_extra=0")
-    decision = decided("calibrate", config, decisions, in_band((0.1, 0.2, 0.3, 0.45, 0.9)))
-    assert decision["tracks"]["adam_none"]["delta_star"] == 0.015
-    assert not decision["tracks"]["adam_none"]["in_band"]
+    outside = in_band((0.1, 0.2, 0.3, 0.45, 0.9))
+    _, decision, found = calibrated(outside, *BAND, "calibrate.max_extra=0")
+    assert (found["delta_star"], found["in_band"]) == (0.015, False)
     assert any("nearest" in n for n in decision["notes"])
 
 
 def test_a_bracket_that_straddles_the_band_is_bisected_geometrically():
-    config, decisions = after_the_sweep(*BAND, "calibrate.multiples=[1,4]")
-    _, specs, _ = played(
-        "calibrate", config, decisions, lambda s: done(2.0, 0.3 if s.run.budget.target_kl < 0.013 else 0.9)
-    )
-    assert targets(specs) == pytest.approx([0.01, 0.04, 0.02, 0.0141, 0.0119], rel=1e-2)
+    def answer(s):
+        return done(2.0, 0.3 if s.run.budget.target_kl < 0.013 else 0.9)
+
+    targets, _, _ = calibrated(answer, *BAND, "calibrate.multiples=[1,4]")
+    assert targets == pytest.approx([0.01, 0.04, 0.02, 0.0141, 0.0119], rel=1e-2)
 
 
 def test_by_the_band_the_stages_own_seed_says_where_c_lies():
-    config, decisions = after_the_sweep(*BAND, "calibrate.seeds=2", "calibrate.max_extra=1")
-    _, specs, _ = played(
-        "calibrate", config, decisions, lambda s: done(2.0, 0.6 if s.run.seed == 101 else 0.1)
-    )
-    assert len(specs) == 2 * (5 + 1)
+    def answer(s):
+        return done(2.0, 0.6 if s.run.seed == 101 else 0.1)
+
+    targets, _, _ = calibrated(answer, *BAND, "calibrate.seeds=2", "calibrate.max_extra=1")
+    assert len(targets) == 2 * (5 + 1)
 
 
 # -- the forecast --------------------------------------------------------------------------------------------

@@ -4,10 +4,10 @@ import math
 
 import pytest
 from support.carried import SUITE
-from support.played import DIVERGED, FAILED, config_of, decided, done, played
+from support.played import DIVERGED, FAILED, config_of, decided, done
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.study.stages.carry.search import run_at
+from ebc_lab.study.stages.carry import run_at
 from ebc_lab.study.stages.rules import Undecidable
 from ebc_lab.study.stages.stage import stage_of
 
@@ -29,22 +29,27 @@ def place_of(config, spec):
     return next(name for name in config.carry.settings if spec.arm.startswith(f"{spec.role}_{name}_"))
 
 
-def landscape(config, **fates):
+def landscape(config, best=BEST, **fates):
     """Every arm is best at its own constant of each setting; a fate is of the runs of an arm's name."""
 
     def answer(spec):
+        if spec.arm in fates:
+            return fates[spec.arm]
         place = place_of(config, spec)
-        for arm, fate in fates.items():
-            if spec.arm == arm:
-                return fate
-        unit = config.carry.arms[spec.role]
-        group, _, key = unit.over.partition(".")
-        best = BEST.get(spec.role, BEST["lr"])[place]
-        off = math.log2(getattr(getattr(spec.run, group), key) / best)
+        group, _, key = config.carry.arms[spec.role].over.partition(".")
+        off = math.log2(getattr(getattr(spec.run, group), key) / best.get(spec.role, best["lr"])[place])
         loss = 2 + 0.1 * SETTINGS.index(place) + 0.1 * off**2 + 0.01 * spec.run.seed
         return done(loss, test_loss=loss + 0.05, initial_loss=4.0)
 
     return answer
+
+
+def carried(*overrides, best=BEST, **fates):
+    """The stage's decision, and what it holds of its only track."""
+    config = study(*overrides)
+    decision = decided("carry", config, {}, landscape(config, best, **fates))
+    [track] = decision["tracks"].values()
+    return decision, track
 
 
 def test_every_arm_is_trained_in_every_setting_and_equal_runs_once():
@@ -79,9 +84,7 @@ def test_a_text_of_its_own_has_its_own_name_and_is_looked_at_when_a_study_begins
 
 
 def test_the_constant_is_chosen_on_the_other_settings_and_judged_on_the_one_left_out():
-    config = study()
-    decision = decided("carry", config, {}, landscape(config))
-    [track] = decision["tracks"].values()
+    decision, track = carried()
     kl, radius = track["arms"]["kl"], track["arms"]["radius"]
     assert {name: c["constant"] for name, c in kl["carried"].items()} == dict.fromkeys(SETTINGS, 0.02)
     # muon asks for 2, which is not on the common grid: it draws the others' constant to 1 where it is in
@@ -104,60 +107,40 @@ def test_the_constant_is_chosen_on_the_other_settings_and_judged_on_the_one_left
 
 
 def test_a_kept_setting_chooses_no_constant():
-    config = study("carry.settings.long.kept=true")
-    [track] = decided("carry", config, {}, landscape(config))["tracks"].values()
-    constants = {name: c["constant"] for name, c in track["arms"]["radius"]["carried"].items()}
+    _, track = carried("carry.settings.long.kept=true")
+    radius = track["arms"]["radius"]["carried"]
+    constants = {name: c["constant"] for name, c in radius.items()}
     assert constants == {"base": 1.0, "muon": 0.5, "long": 1.0, "wide": 1.0}
-    assert track["arms"]["radius"]["carried"]["long"]["regret"] == pytest.approx((0.1 + 0.1) / 2)
+    assert radius["long"]["regret"] == pytest.approx((0.1 + 0.1) / 2)
 
 
 def test_of_starts_the_worst_in_each_setting_counts_and_no_best_is_theirs():
-    config = study("carry.arms.kl.starts=true")
-    decision = decided("carry", config, {}, landscape(config))
-    [track] = decision["tracks"].values()
+    decision, track = carried("carry.arms.kl.starts=true")
     kl = track["arms"]["kl"]
-    assert [p["value"] for p in kl["curves"]["wide"]["points"]] == config.carry.arms["kl"].grid  # not grown
-    for name, carried in kl["carried"].items():
+    assert [p["value"] for p in kl["curves"]["wide"]["points"]] == [0.01, 0.02, 0.04]  # not grown
+    for name, one in kl["carried"].items():
         worst = max(kl["curves"][name]["points"], key=lambda point: point["mean"])
-        assert carried["constant"] == worst["value"]
-        assert carried["excess"] == pytest.approx(worst["mean"] - track["settings"][name]["val_loss"])
+        assert one["constant"] == worst["value"]
+        assert one["excess"] == pytest.approx(worst["mean"] - track["settings"][name]["val_loss"])
     assert all(found["arm"] != "kl" for found in track["settings"].values())
     assert "kl: the worst of 3 starts counts in each setting" in decision["notes"]
-    found = decision["tracks"]["adam_none"]["arms"]
-    assert [arm for arm in found if found[arm].get("starts")] == ["kl"]
+    assert [arm for arm, found in track["arms"].items() if found.get("starts")] == ["kl"]
     assert "of starts the worst in the setting counts" in decision["rule"]
     with pytest.raises(UserError, match="must name one without starts"):
-        study(*(f"carry.arms.{arm}.starts=true" for arm in config.carry.arms))
+        study(*(f"carry.arms.{arm}.starts=true" for arm in track["arms"]))
 
 
 def test_grids_grow_by_their_own_ratio_while_the_best_lies_on_an_edge():
-    config = study()
-    _, specs, _ = played("carry", config, {}, landscape(config))
-    grown = {s.run.stabilizer.strength for s in specs if s.arm.startswith("radius_muon")}
-    assert grown == {0.25, 0.5, 1, 2, 4}
-    far = {**BEST["radius"], "base": 1000.0}
-    decision = decided("carry", config, {}, lambda s: _with_best(config, far)(s))
-    [track] = decision["tracks"].values()
-    assert track["arms"]["radius"]["curves"]["base"]["edge"] == "high"
+    far = BEST | {"radius": BEST["radius"] | {"base": 1000.0}}
+    decision, track = carried(best=far)
+    curves = track["arms"]["radius"]["curves"]
+    assert [point["value"] for point in curves["muon"]["points"]] == [0.25, 0.5, 1, 2, 4]
+    assert curves["base"]["edge"] == "high"
     assert any("edge of what was tried in base (high)" in note for note in decision["notes"])
 
 
-def _with_best(config, best):
-    usual = landscape(config)
-
-    def answer(spec):
-        if spec.role != "radius" or place_of(config, spec) != "base":
-            return usual(spec)
-        loss = 2 + 0.01 * abs(math.log2(spec.run.stabilizer.strength / best["base"]))
-        return done(loss, test_loss=loss, initial_loss=4.0)
-
-    return answer
-
-
 def test_a_diverged_run_counts_with_its_first_loss_and_is_broken():
-    config = study()
-    lost = {**DIVERGED, "initial_loss": 4.0}
-    [track] = decided("carry", config, {}, landscape(config, kl_muon_0p02=lost))["tracks"].values()
+    _, track = carried(kl_muon_0p02={**DIVERGED, "initial_loss": 4.0})
     kl = track["arms"]["kl"]
     point = next(p for p in kl["curves"]["muon"]["points"] if p["value"] == 0.02)
     assert (point["mean"], point["diverged"]) == (4.0, ["0", "1"])
@@ -168,16 +151,14 @@ def test_a_diverged_run_counts_with_its_first_loss_and_is_broken():
 
 
 def test_a_point_without_all_its_runs_is_not_used():
-    config = study()
-    decision = decided("carry", config, {}, landscape(config, kl_base_0p02=FAILED))
-    [track] = decision["tracks"].values()
+    decision, track = carried(kl_base_0p02=FAILED)
     kl = track["arms"]["kl"]["carried"]
     assert "base" not in kl
     assert {c["constant"] for c in kl.values()} == {0.01}
     assert any("kl: runs are missing, so not used: base at 0.02" in note for note in decision["notes"])
     assert track["against"]["kl"]["seeds"] == 2  # over the settings that both were judged in
     with pytest.raises(Undecidable, match="carry could not decide: a bug"):
-        decided("carry", config, {}, lambda s: FAILED)
+        decided("carry", study(), {}, lambda s: FAILED)
 
 
 @pytest.mark.parametrize(

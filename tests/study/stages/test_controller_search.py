@@ -1,6 +1,6 @@
 """The optional search for a controller."""
 
-from support.played import config_of, decided_through, done, played
+from support.played import check_passed_over, config_of, decided_through, done, played
 
 from ebc_lab.study.inspect.forecast import planned
 from ebc_lab.study.stages.stage import stage_of
@@ -9,13 +9,13 @@ SEARCH = "study.stages=[lr_sweep,calibrate,controller_search,lr_scale,finals]"
 TRACK = "adam_none"
 
 
-def searched(ratios, last="controller_search"):
-    """Decisions up to a controller search whose candidates reach these shares of their target; equal
-    losses."""
+def searched(ratios, last="controller_search", best=""):
+    """Decisions up to a controller search whose candidates reach these shares of their target; equal losses
+    but for one's."""
     config = config_of("optimizer=adam", SEARCH)
 
     def answer(s):
-        return done(2.0, kl_ratio_median=ratios.get(s.role), surrogate_median=1.0)
+        return done(2.0 - 0.1 * (s.role == best), kl_ratio_median=ratios.get(s.role), surrogate_median=1.0)
 
     return config, decided_through(last, config, answer)
 
@@ -49,6 +49,12 @@ def test_a_search_in_which_none_holds_its_target_takes_the_nearest_and_says_so()
     _, decisions = searched({"rsl": 4.0, "log_pi": 0.5, "fixed": 0.1})
     assert decisions["controller_search"]["tracks"][TRACK]["candidate"] == "log_pi"
     assert "no candidate held the KL" in decisions["controller_search"]["notes"][0]
+
+
+def test_a_lower_loss_that_was_passed_over_is_named_with_the_reason():
+    _, decisions = searched({"rsl": 0.4, "log_pi": 1.1}, best="rsl")
+    said = "rsl, 1.9000: its median KL is 0.40 × δ*, not within ±30%"
+    check_passed_over("controller_search", decisions["controller_search"], said)
 
 
 def test_ebcs_runs_wait_for_a_search_and_without_one_for_nothing():

@@ -1,10 +1,10 @@
 """The sweep: the grid at its own length; then, at the finals', constant rates, replicates, and the search for
-the fair control, one factor at a time."""
+the fair control, one factor at a time; and what is said of an optimizer that loses the grid."""
 
 import pytest
 from support.played import DIVERGED, FAILED, by_lr, config_of, decided, done, played, rates
 
-from ebc_lab.study.stages.lr_sweep import STAGE, triaged
+from ebc_lab.study.stages.lr_sweep import STAGE
 from ebc_lab.study.stages.rules import Undecidable
 from ebc_lab.study.stages.stage import stage_of
 
@@ -14,6 +14,13 @@ BEST = 4e-3
 @pytest.fixture(scope="module")
 def config():
     return config_of("optimizer=adam")
+
+
+def swept(config, answer):
+    """The sweep's runs, its decision and what that holds of Adam."""
+    _, specs, results = played("lr_sweep", config, {}, answer)
+    decision = STAGE.decide(config, specs, results, {})
+    return specs, decision, decision["tracks"].get("adam_none")
 
 
 def controls(specs):
@@ -54,50 +61,37 @@ def test_the_grid_is_on_the_studys_schedule_and_everything_after_it_at_the_lengt
 @pytest.mark.parametrize(("slope", "lrs"), [(-1, [4e-3, 8e-3]), (1, [2.5e-4, 5e-4])])
 def test_a_winner_on_the_edge_extends_the_grid_twice_at_most(slope, lrs):
     config = config_of("optimizer=adam", "lr_sweep.grids.adam=[1e-3,2e-3]")
-    _, specs, results = played("lr_sweep", config, {}, lambda s: done(2 + slope * s.run.optimizer.lr))
+    specs, decision, track = swept(config, lambda s: done(2 + slope * s.run.optimizer.lr))
     assert sorted(rates(specs, "grid")) == sorted([1e-3, 2e-3, *lrs])
-    decision = STAGE.decide(config, specs, results, {})
     edge = "high" if slope < 0 else "low"
-    assert decision["tracks"]["adam_none"]["grid"]["edge"] == edge
+    assert track["grid"]["edge"] == edge
     assert any(f"lies on its {edge} edge even after 2 extensions" in note for note in decision["notes"])
 
 
-def test_a_pair_far_behind_is_not_extended_and_does_not_go_on():
+@pytest.mark.parametrize(("behind", "goes_on"), [(0.99, True), (1.01, False)], ids=["near", "triaged"])
+def test_a_pair_further_behind_than_the_threshold_is_not_extended_and_does_not_go_on(behind, goes_on):
     config = config_of("lr_sweep.keep=all")
-    _, specs, results = played(
-        "lr_sweep",
-        config,
-        {},
-        lambda s: done(3.0 - s.run.optimizer.lr if s.run.optimizer.name == "adam" else 2.0),
-    )
-    assert max(s.run.optimizer.lr for s in specs if s.track == "adam_none") == 8e-3
-    decision = STAGE.decide(config, specs, results, {})
-    assert list(decision["tracks"]) == ["muon_none"]
-    assert any("triaged" in note for note in decision["notes"])
+    adam = 2.0 * (1 + behind * config.lr_sweep.skip_threshold)
+
+    def answer(s):
+        return done(adam + 1e-3 - s.run.optimizer.lr / 8 if s.track == "adam_none" else 2.0)
+
+    specs, decision, _ = swept(config, answer)
+    assert (max(s.run.optimizer.lr for s in specs if s.track == "adam_none") > 8e-3) == goes_on
+    assert list(decision["tracks"]) == ["muon_none", "adam_none"][: 1 + goes_on]
+    assert any("triaged" in note for note in decision["notes"]) != goes_on
 
 
-def test_keep_all_tunes_a_baseline_and_a_control_for_every_pair_that_is_close():
-    config = config_of("lr_sweep.keep=all")
-    _, specs, results = played("lr_sweep", config, {}, by_lr(8e-3))
-    for track in ("adam_none", "muon_none"):
-        roles = {s.role for s in specs if s.track == track}
-        assert roles == {"grid", "baseline", "replicate", "control"}
-    decisions = {"lr_sweep": STAGE.decide(config, specs, results, {})}
-    assert set(decisions["lr_sweep"]["tracks"]) == {"adam_none", "muon_none"}
-    specs = stage_of("calibrate").runs(config, decisions, {})
-    assert {s.run.optimizer.name for s in specs} == {"adam", "muon"}
-
-
-def test_by_default_only_the_best_pair_goes_on():
-    _, specs, _ = played("lr_sweep", config_of(), {}, by_lr(8e-3))
-    assert len({s.track for s in specs if s.role == "grid"}) == 2
-    assert len({s.track for s in specs if s.role != "grid"}) == 1
-
-
-def test_a_track_is_triaged_when_it_is_more_than_the_threshold_behind_the_best(config):
-    threshold = config.lr_sweep.skip_threshold
-    losses = {"best": 2.0, "near": 2.0 * (1 + 0.99 * threshold), "far": 2.0 * (1 + 1.01 * threshold)}
-    assert [triaged(config, losses, track) for track in losses] == [False, False, True]
+@pytest.mark.parametrize("keep", ["best", "all"])
+def test_a_baseline_and_a_control_are_tuned_for_the_best_pair_or_for_every_one_that_is_close(keep):
+    config = config_of(f"lr_sweep.keep={keep}")
+    specs, decision, _ = swept(config, by_lr(8e-3))
+    assert {s.track for s in specs if s.role == "grid"} == {"adam_none", "muon_none"}
+    for role in ("baseline", "replicate", "control"):
+        assert {s.track for s in specs if s.role == role} == set(decision["tracks"])
+    assert len(decision["tracks"]) == (2 if keep == "all" else 1)
+    trained = stage_of("calibrate").runs(config, {"lr_sweep": decision}, {})
+    assert {s.track for s in trained} == set(decision["tracks"])
 
 
 # -- the baseline --------------------------------------------------------------------------------------------
@@ -112,46 +106,32 @@ def test_a_track_is_triaged_when_it_is_more_than_the_threshold_behind_the_best(c
     ],
 )
 def test_the_baseline_is_the_best_constant_rate_around_the_grids_best(config, constant, tried):
-    _, specs, results = played("lr_sweep", config, {}, landscape(constant=constant))
+    specs, _, track = swept(config, landscape(constant=constant))
     own = [s for s in specs if s.role in ("baseline", "replicate")]
     assert rates(specs, "baseline") == tried
     assert {s.run.lr_schedule.name for s in own} == {"constant"}
-    track = STAGE.decide(config, specs, results, {})["tracks"]["adam_none"]
     best = min(tried, key=lambda lr: abs(lr - constant))
     assert track["lr"] == best
     assert {s.run.optimizer.lr for s in own if s.role == "replicate"} == {best}
     assert track["edge"] == ("high" if best == max(tried) else None)
 
 
-def test_one_constant_rate_is_compared_with_nothing_of_another_length_or_schedule():
-    config = config_of("optimizer=adam", "lr_sweep.baseline_scales=[0.5]")
-    track = decided("lr_sweep", config, {}, landscape())["tracks"]["adam_none"]
-    assert (track["ranked"], track["margin_sigma"], track["edge"]) == ([track["run_id"]], None, None)
-    config = config_of("study=published")  # its baseline is the grid's own winner
-    track = decided("lr_sweep", config, {}, landscape())["tracks"]["adam_none"]
-    assert len(track["ranked"]) > 1
-    assert track["margin_sigma"] > 0
-
-
-def test_one_constant_rate_is_not_called_the_best_and_few_seeds_are_named():
+def test_one_constant_rate_is_compared_with_nothing_of_another_length_and_not_called_the_best():
     config = config_of("optimizer=adam", "lr_sweep.baseline_scales=[0.5]", "lr_sweep.replicates=2")
-    decision = decided("lr_sweep", config, {}, landscape())
+    _, decision, track = swept(config, landscape())
+    assert (track["ranked"], track["margin_sigma"], track["edge"]) == ([track["run_id"]], None, None)
     [said] = stage_of("lr_sweep").headlines(decision)
     assert said.startswith("Adam: baseline (the only constant rate tried): lr ")
     assert "σ (its spread over 2 seeds)" in said
     assert "runner-up" not in said
     assert "a constant rate 0.5 times the grid's best (no other is tried)" in decision["rule"]
-
-
-def test_a_suite_that_does_not_use_the_fair_control_says_nothing_of_it():
-    config = config_of("study=optimizers")
-    decision = decided("lr_sweep", config, {}, landscape(warmup=200))
-    assert decision["tracks"]["adam_none"]["control"]["used"] is False
-    assert "control" not in stage_of("lr_sweep").headlines(decision)[0]
-    assert not any("control" in note for note in decision["notes"])
+    _, _, track = swept(config_of("study=published"), landscape())  # its baseline is the grid's own winner
+    assert len(track["ranked"]) > 1
+    assert track["margin_sigma"] > 0
 
 
 def test_the_noise_and_the_natural_kl_are_those_of_fresh_seeds_of_the_baseline(config):
+    """One of them may be bad, two may not."""
     _, specs, results = played("lr_sweep", config, {}, landscape())
     own = [s for s in specs if s.role == "replicate"]
     assert [s.run.seed for s in own] == [101, 102, 103]
@@ -163,14 +143,9 @@ def test_the_noise_and_the_natural_kl_are_those_of_fresh_seeds_of_the_baseline(c
     assert found["natural_kl"] == 0.02
     assert found["descent_median"] == 0.2
     assert found["margin_sigma"] == pytest.approx(10 * 5e-4 / 0.01)  # to the next constant rate
-
-
-def test_one_bad_replicate_is_survived_two_are_not(config):
-    _, specs, results = played("lr_sweep", config, {}, landscape())
-    bad = [s.run_id for s in specs if s.role == "replicate"]
-    results[bad[0]] = DIVERGED
+    results[own[0].run_id] = DIVERGED
     assert len(STAGE.decide(config, specs, results, {})["tracks"]["adam_none"]["replicate_losses"]) == 2
-    results[bad[1]] = FAILED
+    results[own[1].run_id] = FAILED
     with pytest.raises(Undecidable, match="fewer than two replicates"):
         STAGE.decide(config, specs, results, {})
 
@@ -179,7 +154,7 @@ def test_one_bad_replicate_is_survived_two_are_not(config):
 
 
 def test_the_control_is_searched_one_factor_at_a_time_each_from_the_best_so_far(config):
-    _, specs, results = played("lr_sweep", config, {}, landscape(peak=4e-3, warmup=20))
+    specs, _, track = swept(config, landscape(peak=4e-3, warmup=20))
     assert controls(specs) == [
         (4e-3, "trapezoid", 100),  # ×1 and ×2 of the grid's best, a sixth of the run
         (8e-3, "trapezoid", 100),
@@ -190,7 +165,7 @@ def test_the_control_is_searched_one_factor_at_a_time_each_from_the_best_so_far(
         (2e-3, "trapezoid", 20),  # the warm-up changed: its peaks once more
         (8e-3, "trapezoid", 20),
     ]
-    control = STAGE.decide(config, specs, results, {})["tracks"]["adam_none"]["control"]
+    control = track["control"]
     assert control["lr_schedule"] == {"name": "trapezoid", "warmup_steps": 20, "decay_share": 0.4}
     assert (control["lr"], control["edge"], control["longest_warmup"]) == (4e-3, None, False)
     assert control["lr_scale"] == 4  # times the best constant rate
@@ -198,46 +173,71 @@ def test_the_control_is_searched_one_factor_at_a_time_each_from_the_best_so_far(
 
 
 def test_a_control_that_wants_another_shape_has_its_peaks_looked_at_again(config):
-    _, specs, results = played("lr_sweep", config, {}, landscape(shape="warmup_linear"))
-    linear = [lr for lr, shape, _ in controls(specs) if shape == "warmup_linear"]
-    assert linear == [4e-3, 2e-3, 8e-3]
-    control = STAGE.decide(config, specs, results, {})["tracks"]["adam_none"]["control"]
-    assert control["lr_schedule"]["name"] == "warmup_linear"
+    specs, _, track = swept(config, landscape(shape="warmup_linear"))
+    assert [lr for lr, shape, _ in controls(specs) if shape == "warmup_linear"] == [4e-3, 2e-3, 8e-3]
+    assert track["control"]["lr_schedule"]["name"] == "warmup_linear"
 
 
 def test_the_peaks_are_extended_at_their_edge_as_often_as_allowed():
     config = config_of("optimizer=adam", "lr_sweep.control_extensions=1")
-
-    def answer(s):
-        return done(2 - s.run.optimizer.lr) if s.role == "control" else landscape()(s)
-
-    _, specs, results = played("lr_sweep", config, {}, answer)
+    usual = landscape()
+    specs, decision, track = swept(
+        config, lambda s: done(2 - s.run.optimizer.lr) if s.role == "control" else usual(s)
+    )
     peaks = [lr for lr, shape, warmup in controls(specs) if (shape, warmup) == ("trapezoid", 100)]
     assert peaks == [4e-3, 8e-3, 16e-3]
-    decision = STAGE.decide(config, specs, results, {})
-    assert decision["tracks"]["adam_none"]["control"]["edge"] == "high"
+    assert track["control"]["edge"] == "high"
     assert any("it may be under-tuned" in note for note in decision["notes"])
 
 
-def test_the_longest_warm_up_of_all_is_said(config):
-    decision = decided("lr_sweep", config, {}, landscape(warmup=200))
-    assert decision["tracks"]["adam_none"]["control"]["longest_warmup"]
+def test_the_longest_warm_up_of_all_is_said_unless_the_study_does_not_use_the_control(config):
+    _, decision, track = swept(config, landscape(warmup=200))
+    assert track["control"]["longest_warmup"]
     assert "adam_none: the fair control has the longest warm-up that was tried" in decision["notes"]
+    _, decision, track = swept(config_of("study=optimizers"), landscape(warmup=200))
+    assert track["control"]["used"] is False
+    assert "control" not in stage_of("lr_sweep").headlines(decision)[0]
+    assert not any("control" in note for note in decision["notes"])
 
 
-def test_one_peak_one_warm_up_and_one_shape_are_one_run():
+def test_schedules_that_are_the_same_in_steps_are_one_run():
     one = ["lr_sweep.control_scales=[1]", "lr_sweep.control_shapes=[cosine]", "lr_sweep.control_warmups=[7]"]
-    config = config_of("optimizer=adam", *one)
-    _, specs, results = played("lr_sweep", config, {}, landscape())
+    specs, _, track = swept(config_of("optimizer=adam", *one), landscape())
     assert controls(specs) == [(4e-3, "cosine", 7)]
-    control = STAGE.decide(config, specs, results, {})["tracks"]["adam_none"]["control"]
-    assert (control["edge"], control["longest_warmup"]) == (None, False)
-
-
-def test_warm_ups_that_are_the_same_number_of_steps_are_one_run():
-    config = config_of("optimizer=adam", "finals.steps=120")  # a sixth of it is 20 steps
-    _, specs, _ = played("lr_sweep", config, {}, landscape(warmup=20))
+    assert (track["control"]["edge"], track["control"]["longest_warmup"]) == (None, False)
+    config = config_of("optimizer=adam", "finals.steps=120")  # a sixth of it is 20 steps, another warm-up
+    specs, _, _ = swept(config, landscape(warmup=20))
     assert len(controls(specs)) == len(set(controls(specs)))
+
+
+# -- who is dropped ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("behind", "told_apart"), [(0.02, False), (0.3, True)])
+def test_an_optimizer_that_loses_the_grid_is_named_with_what_it_lacked_there(behind, told_apart):
+    def answer(spec):
+        """Muon is `behind` on the short grid; long runs are 0.5 better; the control is worse by 0.1."""
+        if spec.role == "grid":
+            muon = spec.track == "muon_none"
+            off = abs(spec.run.optimizer.lr / (1.6e-2 if muon else 4e-3) - 1)
+            return done(2.5 + off + behind * muon)
+        return done(2.0 + 0.01 * (spec.run.seed % 100) + 0.1 * (spec.role == "control"))
+
+    _, decision, track = swept(config_of("lr_sweep.optimizers=[adam,muon]"), answer)
+    [pair] = track["dropped"]
+    assert pair["behind"] == pytest.approx(behind)
+    assert pair["behind_sigma"] == pytest.approx(behind / track["sigma"])
+    assert pair["told_apart"] == told_apart
+    [headline] = stage_of("lr_sweep").headlines(decision)
+    assert f"dropped: muon_none, {behind:.4f} nats" in headline
+    assert ("not told apart" in headline) != told_apart
+    assert any("lr_sweep.keep=all" in note for note in decision["notes"]) != told_apart
+    # counted on the grid alone: not its loss there less the baseline's of the long run
+    [change] = stage_of("lr_sweep").would_change(decision)
+    assert f"muon_none would have had to be {behind:.4f} nats better on the grid" in change
+    assert f"{behind + 0.5:.4f}" not in change
+    assert any("0.1000 nats worse than the constant baseline" in note for note in decision["notes"])
+    assert "worse than the baseline" in headline
 
 
 # -- what goes wrong -----------------------------------------------------------------------------------------
@@ -252,35 +252,29 @@ def test_one_bad_run_neither_stalls_nor_crashes_the_sweep_and_never_wins(config,
         seen.append(s)
         return bad if len(seen) == nth + 1 else landscape(warmup=20)(s)
 
-    _, specs, results = played("lr_sweep", config, {}, answer)
-    track = STAGE.decide(config, specs, results, {})["tracks"]["adam_none"]
+    specs, _, track = swept(config, answer)
     assert seen[nth].run_id not in (track["run_id"], track["control"]["run_id"])
     assert {s.role for s in specs} == {"grid", "baseline", "replicate", "control"}
 
 
-def test_a_stage_without_a_completed_run_says_why(config):
-    waves, specs, results = played("lr_sweep", config, {}, lambda s: FAILED)
-    assert len(waves) == 1
-    with pytest.raises(Undecidable, match="a bug"):
-        STAGE.decide(config, specs, results, {})
-
-
-@pytest.mark.parametrize(("role", "words"), [("control", "a scheduled"), ("baseline", "a constant")])
-def test_without_a_control_or_a_baseline_it_says_so(config, role, words):
-    _, specs, results = played(
-        "lr_sweep", config, {}, lambda s: DIVERGED if s.role == role else landscape()(s)
-    )
-    with pytest.raises(Undecidable, match=f"no run of adam_none with {words} learning rate completed"):
-        STAGE.decide(config, specs, results, {})
+@pytest.mark.parametrize(
+    ("role", "fate", "words"),
+    [
+        ("grid", FAILED, "a bug"),
+        ("control", DIVERGED, "no run of adam_none with a scheduled learning rate completed"),
+        ("baseline", DIVERGED, "no run of adam_none with a constant learning rate completed"),
+    ],
+)
+def test_without_a_completed_grid_control_or_baseline_it_says_so(config, role, fate, words):
+    with pytest.raises(Undecidable, match=words):
+        swept(config, lambda s: fate if s.role == role else landscape()(s))
 
 
 def test_a_track_without_a_control_is_dropped_and_said_while_another_goes_on():
-    config = config_of("lr_sweep.keep=all")
-
     def answer(s):
         return DIVERGED if (s.role, s.track) == ("control", "adam_none") else by_lr(8e-3)(s)
 
-    decision = decided("lr_sweep", config, {}, answer)
+    decision = decided("lr_sweep", config_of("lr_sweep.keep=all"), {}, answer)
     assert list(decision["tracks"]) == ["muon_none"]
     assert any("no run of adam_none with a scheduled" in note for note in decision["notes"])
 

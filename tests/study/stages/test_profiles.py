@@ -50,39 +50,32 @@ def answer(spec):
 
 
 def test_scores_of_a_hand_worked_example():
-    medians = {"a": {"u": 10, "v": 30, "w": 40}, "b": {"u": 20, "v": 15, "w": math.inf}}
-    found = scores.ratios(medians)
-    assert found == {"a": {"u": 1, "v": 2, "w": 1}, "b": {"u": 2, "v": 1, "w": math.inf}}
-    assert [scores.share_within([*found["b"].values()], tau) for tau in (1, 1.99, 2, 4)] == [
-        1 / 3,
-        1 / 3,
-        2 / 3,
-        2 / 3,
-    ]
-    assert scores.score([*found["a"].values()]) == pytest.approx((1 + 2 / 3 + 1) / 3)
-    assert scores.score([*found["b"].values()]) == pytest.approx((2 / 3 + 1 + 0) / 3)
-    assert scores.score([4.0, 9.0, math.inf]) == 0
-    taus = np.linspace(1, 4, 30001)
-    of_b = [scores.share_within([*found["b"].values()], tau) for tau in taus]
-    assert np.mean(of_b) == pytest.approx(scores.score([*found["b"].values()]), abs=1e-4)
+    found = [scores.over_the_best(times) for times in ([10, 20], [30, 15], [40, None])]  # of a and b
+    assert found == [(10, [1, 2]), (15, [2, 1]), (40, [1, None])]
+    a, b = zip(*(ratios for _, ratios in found), strict=True)
+    assert scores.score(a) == pytest.approx((1 + 2 / 3 + 1) / 3)
+    assert scores.score(b) == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert scores.score([4.0, 9.0, None]) == 0
+    shares = [scores.share_within([2, 1, math.inf], tau) for tau in np.linspace(1, 4, 30001)]
+    assert np.mean(shares) == pytest.approx(scores.score(b), abs=1e-4)
     # of three seeds one misses: the median counts; of two misses, neither does
-    assert scores.median([10, math.inf, 12]) == 12
-    assert scores.median([10, math.inf, math.inf]) == math.inf
-    spans = scores.intervals({"a": {"u": [10, 10, 10]}, "b": {"u": [10, 20, math.inf]}})
+    assert scores.median([10, None, 12]) == 12
+    assert scores.median([10, None, None]) is scores.median([]) is None
+    assert scores.over_the_best([None, None]) == (None, [None, None])
+    spans = scores.intervals({"a": {"u": [10, 10, 10]}, "b": {"u": [10, 20, None]}})
     assert spans["a"] == (1, 1)
     assert spans["b"] == (0, 1)  # three seeds may all be the one that missed, or the fastest
-    # the geometric mean of times over the hint, a miss as 4 of it
-    assert scores.over_hints([50, math.inf], [100, 100]) == pytest.approx(math.sqrt(0.5 * 4))
+    assert scores.mean_time({"u": 0.5, "v": math.inf}) == pytest.approx(math.sqrt(0.5 * 4))
 
 
 def test_the_yardstick_sets_the_targets_and_one_configuration_is_scored_on_all():
     config = study("profiles.asked_about=[muon]")
-    waves, _, _ = played("profiles", config, {}, answer)
-    decision = decided("profiles", config, {}, answer)
-    [track] = decision["tracks"].values()
-    for name, target in track["workloads"].items():
+    waves, specs, results = played("profiles", config, {}, answer)
+    decision = stage_of("profiles").decide(config, specs, results, {})
+    [(name, track)] = decision["tracks"].items()
+    for target in track["workloads"].values():
         assert (target["point"], target["steps"], target["longest"]) == ({"optimizer.lr": 0.004}, 100, 200)
-        assert target["loss"] == 2.0, name
+        assert target["loss"] == 2.0
         assert len(target["lowest"]) == 3
     # no seed that sets a target or chooses a configuration is scored
     deciding = {s.run.seed for wave in waves[:-1] for s in wave}
@@ -90,6 +83,18 @@ def test_the_yardstick_sets_the_targets_and_one_configuration_is_scored_on_all()
     assert {s.run.seed for s in scored} == set(config.seeds)
     assert not deciding & set(config.seeds)
     assert len(scored) == len(config.seeds) * len(track["workloads"])
+    assert {s.run.steps for s in specs} == {100, 200}  # none is longer than its budget
+    for spec in waves[0]:
+        assert isinstance(spec.run, RunConfig)
+        assert (spec.run.eval_every, spec.run.evaluate) == (5, ["val"])
+        assert spec.run.optimizer.lr != 4e-3 or "optimizer.lr" in config.profiles.methods[spec.role].grid
+    limited = {s.role: s.run for s in waves[0] if s.role in ("kl", "radius", "double", "confidence_radius")}
+    assert {run.optimizer.lr for run in limited.values()} == {0.032}
+    assert limited["double"].budget.radius_unit == "initial"
+    points = {name: math.prod(map(len, of.grid.values())) for name, of in config.profiles.methods.items()}
+    assert len(points) >= 10
+    assert points.pop("untuned") == 1  # nothing of it is chosen
+    assert set(points.values()) == {10}
     found = track["methods"]["double"]
     assert found["point"]["budget.radius"] == 0.01
     assert {s.run.budget.radius for s in scored} == {0.01}
@@ -114,7 +119,6 @@ def test_the_yardstick_sets_the_targets_and_one_configuration_is_scored_on_all()
     [line] = stage_of("profiles").headlines(decision)
     assert " scores highest, 0." in line
     assert "; muon 0.000 [0.00, 0.00], place " in line
-    [name] = decision["tracks"]
     table = tables.ratios("ratios", decision, name)
     cells = {row.cells[0].text: [cell.text for cell in row.cells[1:]] for row in table.rows}
     assert cells["adamw"][0] == "2.00"
@@ -139,24 +143,6 @@ def test_a_method_without_the_right_to_a_workload_misses_it_and_nothing_is_chose
     assert track["methods"]["double"]["workloads"]["ebm"]["ratio"] is None
     with pytest.raises(Undecidable, match="profiles could not decide: a bug"):
         decided("profiles", config, {}, lambda s: FAILED)
-
-
-def test_every_method_of_the_study_has_as_many_points_and_none_is_longer_than_its_budget():
-    config = study()
-    waves, _, _ = played("profiles", config, {}, answer)
-    methods = config.profiles.methods
-    assert len(methods) >= 10
-    points = {name: math.prod(map(len, of.grid.values())) for name, of in methods.items()}
-    assert points.pop("untuned") == 1  # nothing of it is chosen
-    assert set(points.values()) == {10}
-    assert {s.run.steps for wave in waves for s in wave} == {100, 200}
-    for spec in waves[0]:
-        assert isinstance(spec.run, RunConfig)
-        assert (spec.run.eval_every, spec.run.evaluate) == (5, ["val"])
-        assert spec.run.optimizer.lr != 4e-3 or "optimizer.lr" in methods[spec.role].grid
-    limited = {s.role: s.run for s in waves[0] if s.role in ("kl", "radius", "double", "confidence_radius")}
-    assert {run.optimizer.lr for run in limited.values()} == {0.032}
-    assert limited["double"].budget.radius_unit == "initial"
 
 
 def test_what_cannot_be_scored_is_refused():

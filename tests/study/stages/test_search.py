@@ -42,28 +42,33 @@ def landscape(spec):
 
 def decided(config, answer):
     _, specs, results = played("tune", config, DECIDED, answer)
-    return stage_of("tune").decide(config, specs, results, DECIDED), specs, results
-
-
-def tuned(config, answer):
-    decision, specs, results = decided(config, answer)
-    return decision["tracks"]["adam_none"]["arms"], specs, results
+    decision = stage_of("tune").decide(config, specs, results, DECIDED)
+    return decision, decision["tracks"]["adam_none"]["arms"], specs
 
 
 @pytest.fixture(scope="module")
-def found():
-    return tuned(suite(), landscape)[0]
+def plain():
+    return decided(suite(), landscape)
 
 
-def test_every_arm_gets_to_its_best_rate_however_far_from_its_grid_that_is(found):
-    for label, arm in found.items():
+def test_every_arm_gets_to_its_best_rate_however_far_from_its_grid_that_is(plain):
+    decision, arms, _ = plain
+    for label, arm in arms.items():
         assert abs(math.log2(arm["point"]["lr"] / BEST[label])) <= 0.5, label
         assert arm["point"] | {"lr": 0} == {"lr": 0, "warmup_share": 0.0333, "schedule": "warmup_linear"}
         assert arm["edges"] == {"warmup_share": "low"}  # the shortest of three
+    grown = [note for note in decision["notes"] if "grid grown" in note]
+    assert len(grown) == 3
+    assert grown[2].startswith("mine: lr grid grown down to ")
+    assert "adam's best warmup_share, 0.0333, is the lowest tried" in decision["notes"]
+    [headline] = stage_of("tune").headlines(decision)
+    assert headline.startswith("adam lr 0.004 → 2.00")
+    assert " · muon lr 0.512 → 2.0" in headline
+    assert "passed over" not in headline  # of two seeds one nearly always lies lower
 
 
-def test_the_curve_is_that_of_the_chosen_shape_and_closes_the_window(found):
-    for arm in found.values():
+def test_the_curve_is_that_of_the_chosen_shape_and_closes_the_window(plain):
+    for arm in plain[1].values():
         curve = arm["curve"]
         assert [p["lr"] for p in curve] == sorted(p["lr"] for p in curve)
         assert all(math.isclose(b["lr"] / a["lr"], 2, rel_tol=1e-3) for a, b in pairwise(curve))
@@ -79,28 +84,24 @@ def test_a_rate_that_diverges_ends_the_window_and_is_in_the_curve():
     def answer(spec):
         return DIVERGED if spec.run.optimizer.lr > 0.01 and spec.role == "adam" else landscape(spec)
 
-    arm = tuned(suite(), answer)[0]["adam"]
+    arm = decided(suite(), answer)[1]["adam"]
     assert arm["curve"][-1]["val_loss"] is None
     assert arm["window"]["high"] == pytest.approx(0.008)
     assert not arm["window"]["open_high"]
 
 
 def test_extensions_are_the_same_for_all_and_come_to_an_end():
-    config = suite("tune.max_extensions=1", "tune.window=false")
-    arms, specs, _ = tuned(config, landscape)
-    assert max(s.run.optimizer.lr for s in specs if s.role == "muon") == pytest.approx(
-        0.128
-    )  # one octave by growing, and one as the neighbour of the best on the better shape
+    _, arms, specs = decided(suite("tune.max_extensions=1", "tune.window=false"), landscape)
+    # one octave by growing, and one as the neighbour of the best on the better shape
+    assert max(s.run.optimizer.lr for s in specs if s.role == "muon") == pytest.approx(0.128)
     assert arms["muon"]["edges"]["lr"] == "high"
-    assert "window" in arms["muon"]  # of the points that there are
-    assert arms["muon"]["window"]["open_high"]
+    assert arms["muon"]["window"]["open_high"]  # of the points that there are
 
 
 def test_what_is_expected_grows_right_as_the_runs_end():
     """The whole that the progress line names is near the truth from the first run on."""
     config = suite()
-    _, _, results = tuned(config, landscape)
-    everything = dict(results)
+    _, _, everything = played("tune", config, DECIDED, landscape)
     wholes = []
     for share in (0.3, 0.6, 0.9):
         ids = set(list(everything)[: int(share * len(everything))])
@@ -122,17 +123,12 @@ def test_what_is_expected_grows_right_as_the_runs_end():
         ({"warmup_share": [0.1, 1.5]}, "must be a finite number >= 0 and < 1"),
         ({"lr": [2e-3, 1e-3]}, "must be increasing"),
         ({"lr": [1e-3], "lr_scale": [1]}, "lr and lr_scale are both the learning rate"),
+        ({"lr": [1e-3], "schedule": ["cosine"]}, "every tuned arm must get the same number of runs"),
     ],
 )
 def test_a_grid_that_cannot_be_meant_is_refused(tune, words):
     with pytest.raises(UserError, match=words):
         suite("tune.search=grid", other=ArmConfig(tune=tune))
-
-
-def test_arms_with_fewer_points_are_refused():
-    fewer = ArmConfig(tune={"lr": [1e-3, 2e-3], "schedule": ["trapezoid"], "warmup_share": [0.1]})
-    with pytest.raises(UserError, match="every tuned arm must get the same number of runs"):
-        suite(other=fewer)
 
 
 # -- an arm whose rate is far below its grid -----------------------------------------------------------------
@@ -145,7 +141,7 @@ def only_below(limit, usual=landscape):
 
 @pytest.mark.parametrize("limit", [1e-3, 1e-5])
 def test_while_every_rate_diverges_the_grid_goes_down_to_where_the_best_is(limit):
-    own = tuned(suite(), only_below(limit))[0]["mine"]
+    own = decided(suite(), only_below(limit))[1]["mine"]
     best = min(BEST["mine"], limit)
     assert abs(math.log2(own["point"]["lr"] / best)) <= 1
     rates = [p["lr"] for p in own["curve"]]
@@ -157,8 +153,8 @@ def test_while_every_rate_diverges_the_grid_goes_down_to_where_the_best_is(limit
 
 def test_an_arm_that_never_completes_is_untuned_and_not_trained_further():
     config = suite()
-    decision, specs, _ = decided(config, only_below(0.0))
-    own = decision["tracks"]["adam_none"]["arms"]["mine"]
+    decision, arms, specs = decided(config, only_below(0.0))
+    own = arms["mine"]
     lowest = min(s.run.optimizer.lr for s in specs if s.role == "mine")
     assert lowest < 2e-3 / 256
     assert own["untuned"] == f"no rate between {lowest:.4g} and 0.008 completes"
@@ -168,10 +164,7 @@ def test_an_arm_that_never_completes_is_untuned_and_not_trained_further():
     assert len({s.run_id for s in specs}) <= len(forecast(config)["max"]["tune"])
     trained = stage_of("ablation").runs(config, DECIDED | {"tune": decision}, {})
     assert {s.role for s in trained if s.kind == "train"} == {"adam", "muon"}
-
-
-def test_an_arm_whose_runs_fail_is_said_to_be_untuned():
-    arms, _, _ = tuned(suite(), lambda s: FAILED if s.role == "mine" else landscape(s))
+    _, arms, _ = decided(config, lambda s: FAILED if s.role == "mine" else landscape(s))
     assert arms["mine"]["untuned"] == "no point of its grid completed, and a run failed"
 
 
@@ -185,11 +178,12 @@ def test_a_point_counts_as_its_worst_seed():
         lucky = spec.role == "adam" and spec.run.optimizer.lr == pytest.approx(8e-3)
         return done(1.5 if spec.run.seed % 2 else 2.3) if lucky else landscape(spec)
 
-    decision = decided(suite(), answer)[0]
-    own = decision["tracks"]["adam_none"]["arms"]["adam"]
-    assert own["point"]["lr"] == pytest.approx(4e-3)
-    assert own["worst_loss"] >= own["val_loss"]
-    assert "its worst seed has 2.3" in " ".join(stage_of("tune").would_change(decision))
+    decision, arms, _ = decided(suite(), answer)
+    assert arms["adam"]["point"]["lr"] == pytest.approx(4e-3)
+    assert arms["adam"]["worst_loss"] >= arms["adam"]["val_loss"]
+    [change] = stage_of("tune").would_change(decision)
+    assert "one run alone would have chosen adam_lr0p008" in change
+    assert "its worst seed has 2.3" in change
 
 
 def test_a_constant_rate_is_among_the_shapes_without_a_warmup_at_two_rates():
@@ -197,25 +191,9 @@ def test_a_constant_rate_is_among_the_shapes_without_a_warmup_at_two_rates():
         better = spec.role == "adam" and spec.run.lr_schedule.name == "constant"
         return done(landscape(spec)["val_loss"] - 0.2 * better)
 
-    arms, specs, _ = tuned(suite("tune.window=false"), answer)
+    _, arms, specs = decided(suite("tune.window=false"), answer)
     assert arms["adam"]["point"] == {"lr": 4e-3, "schedule": "constant"}
     constant = {(s.role, s.run.optimizer.lr) for s in specs if s.run.lr_schedule.name == "constant"}
     assert sum(role == "muon" for role, _ in constant) == 2
     assert sum(role == "adam" for role, _ in constant) == 3  # and, being best, at the rate above
     assert not any("constant_w" in s.arm or "w0p0333_constant" in s.arm for s in specs)
-
-
-def test_notes_tell_growth_in_a_line_an_arm_and_a_warmup_at_the_end_of_its_grid(found):
-    decision = decided(suite(), landscape)[0]
-    grown = [note for note in decision["notes"] if "grid grown" in note]
-    assert len(grown) == 3
-    assert grown[2].startswith("mine: lr grid grown down to ")
-    assert "adam's best warmup_share, 0.0333, is the lowest tried" in decision["notes"]
-
-
-def test_the_headline_of_a_few_arms_tells_each_ones_best_rate():
-    decision = decided(suite(), landscape)[0]
-    told = stage_of("tune").headlines(decision)[0]
-    assert told.startswith("adam lr 0.004 → 2.00")
-    assert " · muon lr 0.512 → 2.0" in told
-    assert "passed over" not in told

@@ -1,6 +1,5 @@
 """The one search: what it asks for, step by step, against a plain account of the same rules."""
 
-import doctest
 import math
 from types import SimpleNamespace
 
@@ -8,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebc_lab.study.stages import search
 from ebc_lab.study.stages.search import Search
 
 QUICK = settings(max_examples=150, deadline=None)
@@ -51,11 +49,6 @@ def plain(values, losses, most, ratio):
         else:
             break
     return tried
-
-
-def test_the_example_of_its_docstring_holds():
-    found = doctest.testmod(search)
-    assert (found.failed, found.attempted > 3) == (0, True)
 
 
 @QUICK

@@ -8,29 +8,130 @@ arXiv:2309.14322; a point that lacks a run because it failed is not used.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
-from ebc_lab.config.schema import CarryConfig, Config
-from ebc_lab.records.decisions import Decision, Difference, UnitsTrack
+from ebc_lab.config.checks import least_target_kl
+from ebc_lab.config.choices import changed, with_size
+from ebc_lab.config.dicts import run_part
+from ebc_lab.config.identity import number, round3
+from ebc_lab.config.schema import CarryConfig, CarrySettingConfig, Config, RunConfig, UnitConfig
+from ebc_lab.records.decisions import Decision, Difference, UnitCurve, UnitPoint, UnitsTrack
 from ebc_lab.records.figures import RunResult
-from ebc_lab.records.spec import RunSpec
+from ebc_lab.records.spec import RunSpec, track_of
 
-from ..rules import Results, divided_in_words, error_divided, make_decision, refuse_without_tracks
-from ..runs import distinct, texts_pinned
-from ..search import Search
+from ..rules import Results, Specs, divided_in_words, error_divided, make_decision, refuse_without_tracks
+from ..runs import distinct, specs_made, texts_pinned, with_text
+from ..search import Point, Search
 from ..stage import Decisions, Scenario, Stage
 from ..statistics import centre_of, level_of
-from .judged import EARNS, LOSES, NO_GAIN, UNDECIDED, track_of
-from .search import NAME, curve_of, searched
+from .judged import Judgement
 
+NAME = "carry"
+CONSTANT = "constant"
 VERDICTS = {
-    EARNS: "earns its cost",
-    LOSES: "is worse",
-    NO_GAIN: "does not earn its cost",
-    UNDECIDED: "is undecided",
+    "earns": "earns its cost",
+    "loses": "is worse",
+    "no gain": "does not earn its cost",
+    "undecided": "is undecided",
 }
+
+
+# -- runs, and the search of each setting's best constant ----------------------------------------------------
+
+
+def run_at(config: Config, unit: UnitConfig, setting: CarrySettingConfig, constant: float) -> RunConfig:
+    """Return an arm's run in a setting, at a constant."""
+    base = run_part(config)
+    plain = replace(base, steps=config.carry.steps, evaluate=["val", "test"])
+    plain = replace(plain, stabilizer=replace(base.stabilizer, name="none"))
+    run = with_size(changed(plain, with_text(base, setting.settings)), setting)
+    run = changed(run, unit.settings)
+    run = changed(run, {"optimizer": {"lr": float(f"{setting.lr * unit.lr_scale:.6g}")}})
+    group, _, key = unit.over.partition(".")
+    return changed(run, {group: {key: round3(constant * setting.width_scale**unit.width_power)}})
+
+
+def _searches(config: Config, results: Results) -> dict[tuple[str, str], Search]:
+    """Return, by arm and setting, the search for the best constant, as far as the results tell."""
+    made = specs_made(config, NAME)
+    pairs = itertools.product(config.carry.arms, config.carry.settings)
+    return {(arm, name): _search(config, arm, name, made, results) for arm, name in pairs}
+
+
+def _search(config: Config, arm: str, name: str, made: dict[Any, list[RunSpec]], results: Results) -> Search:
+    unit, setting = config.carry.arms[arm], config.carry.settings[name]
+
+    def runs_of(point: Point) -> list[RunSpec]:
+        constant = point[CONSTANT]
+        key = arm, name, constant, *config.seeds
+        if key not in made:
+            run = run_at(config, unit, setting, constant)
+            label, scale = f"{arm}_{name}_{number(constant)}", float(f"{run.optimizer.lr / setting.lr:.6g}")
+            track = track_of(config)
+            seeded = [replace(run, seed=seed) for seed in config.seeds]
+            made[key] = [RunSpec(NAME, arm, label, scale, run, of_track=track) for run in seeded]
+        return made[key]
+
+    def fitted(_: str, constant: float) -> float | None:
+        run = run_at(config, unit, setting, rounded := round3(constant))
+        if unit.over == "budget.target_kl" and run.budget.target_kl < least_target_kl(run):
+            return None  # no precision shows so small a KL
+        return rounded
+
+    def mean(runs: Specs, _: Results) -> float:
+        found = _point(search, runs)["mean"]
+        return math.inf if found is None else found
+
+    grid: list[Point] = [{CONSTANT: float(constant)} for constant in unit.grid]
+    # the mean ratio of neighbours, which rounded values show better than two of them
+    ratio = float((unit.grid[-1] / unit.grid[0]) ** (1 / (len(unit.grid) - 1)))
+    search = Search(grid, runs_of, results, {CONSTANT: ratio}, mean, prefer_low=CONSTANT, fitted=fitted)
+    search.grow(0 if unit.starts else config.carry.max_extensions)
+    return search
+
+
+def _curve(search: Search) -> UnitCurve:
+    """Return what was measured of an arm in a setting, by rising constant."""
+    points = [_point(search, runs, dict(point)[CONSTANT]) for point, runs in search.tried.items()]
+    best = search.best()
+    return {
+        "points": sorted(points, key=lambda point: point["value"]),
+        "best": best[CONSTANT] if best else None,
+        "loss": search.score_of(best) if best else None,
+        "edge": search.edge(best, CONSTANT) if best else None,
+    }
+
+
+def _point(search: Search, specs: Specs, constant: float = 0.0) -> UnitPoint:
+    """Return what a point's runs came to: one that diverged counts with the loss of its first step, which no
+    constant changes, so that another run of its seed may tell it."""
+    starts: dict[str, float] = {}
+    for spec in search.specs:
+        first = search.results.get(spec.run_id, RunResult()).get("initial_loss")
+        if first is not None and math.isfinite(first):
+            starts.setdefault(str(spec.run.seed), first)
+    point: UnitPoint = {"value": constant, "val": {}, "test": {}, "mean": None, "diverged": []}
+    for spec in specs:
+        seed, result = str(spec.run.seed), search.results.get(spec.run_id, RunResult())
+        losses: tuple[float | None, float | None] = (None, None)
+        if result.get("outcome") == "diverged":
+            point["diverged"].append(seed)
+            losses = starts.get(seed), starts.get(seed)
+        if result.get("outcome") == "completed":
+            losses = result.get("val_loss"), result.get("test_loss")
+        point["val"][seed], point["test"][seed] = losses
+    known = [loss for loss in point["val"].values() if loss is not None]
+    whole = len(known) == len(specs) and None not in point["test"].values()
+    point["mean"] = statistics.fmean(known) if whole else None
+    return point
+
+
+# -- the decision --------------------------------------------------------------------------------------------
 
 
 def _notes(carry: CarryConfig, track: UnitsTrack) -> Iterator[str]:
@@ -46,12 +147,8 @@ def _notes(carry: CarryConfig, track: UnitsTrack) -> Iterator[str]:
         if ends and not carry.arms[arm].starts:
             values = " and ".join(f"{value:g}" for value in sorted(ends))
             yield f"{arm}: a constant that is carried, {values}, is the end of its grid"
-        lacking = [
-            f"{name} at {p['value']:g}"
-            for name, curve in found["curves"].items()
-            for p in curve["points"]
-            if p["mean"] is None
-        ]
+        points = [(name, point) for name, curve in found["curves"].items() for point in curve["points"]]
+        lacking = [f"{name} at {point['value']:g}" for name, point in points if point["mean"] is None]
         if lacking:
             more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
             yield f"{arm}: runs are missing, so not used: {', '.join(lacking[:5])}{more}"
@@ -67,10 +164,6 @@ def against(difference: Difference) -> str:
         return "nothing to compare"
     ends = "" if low is None or high is None else f" [{low:+.4f}, {high:+.4f}]"
     return f"{mean:+.4f} nats{ends}"
-
-
-def _every(searches: Mapping[str, Mapping[str, Search]]) -> list[Search]:
-    return [search for by_setting in searches.values() for search in by_setting.values()]
 
 
 def _rule(config: Config) -> str:
@@ -108,25 +201,19 @@ class Carry(Stage):
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
         """Return every arm in every setting over its grid and the seeds; grids grow as their runs end."""
-        return distinct([s for search in _every(searched(config, results)) for s in search.specs])
+        return distinct([s for search in _searches(config, results).values() for s in search.specs])
 
-    def decide(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> Decision:
-        """Carry every unit's constant from all settings but one to that one, and judge it there."""
-        curves = {
-            arm: {name: curve_of(search) for name, search in by_setting.items()}
-            for arm, by_setting in searched(config, results).items()
-        }
-        track = track_of(config.carry, curves, error_divided(config))
-        judged = any(found["carried"] for found in track["arms"].values())
-        tracks = {specs[0].track: track}
-        refuse_without_tracks(tracks if judged else {}, NAME, specs, results)
-        notes = list(_notes(config.carry, track))
+    def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
+        curves: dict[str, dict[str, UnitCurve]] = {arm: {} for arm in config.carry.arms}
+        for (arm, name), search in _searches(config, results).items():
+            curves[arm][name] = _curve(search)
+        judgement = Judgement(config.carry, curves, error_divided(config))
+        tracks = {specs[0].track: judgement.track()} if any(judgement.carried.values()) else {}
+        refuse_without_tracks(tracks, NAME, specs, results)
+        notes = [note for track in tracks.values() for note in _notes(config.carry, track)]
         return make_decision(NAME, _rule(config), config, specs, results, earlier, tracks=tracks, notes=notes)
 
     def headline(self, track: UnitsTrack) -> str:
-        """Return in one sentence which unit carries best, and what each challenger came to."""
         judged = {arm: found["excess"] for arm, found in track["arms"].items() if found["excess"] is not None}
         least = min(judged, key=lambda arm: judged[arm])
         parts = [f"{least} has the lowest mean, {judged[least]:.4f} nats above the best of all arms"]
@@ -135,12 +222,10 @@ class Carry(Stage):
             parts.append(f"{arm} {verdict}: {against(track['against'][arm])} from {track['reference']}")
         return "; ".join(parts)
 
-    def so_far(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> list[str]:
+    def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
         """Return in how many settings every arm has a best constant by now."""
-        searches = _every(searched(config, results))
-        known = sum(not search.open for search in searches)
+        searches = _searches(config, results)
+        known = sum(not search.open for search in searches.values())
         return [f"{known} of {len(searches)} pairs of an arm and a setting are searched"]
 
     def resolve(self, config: Config, say: Callable[[str], None]) -> Config:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
@@ -14,26 +14,36 @@ from ebc_lab.records.decisions import Decision, Pair, SweepTrack
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, optimizer
 
-from ..rules import (
-    Results,
-    Undecidable,
-    best,
-    edge_of,
-    losses_of,
-    make_decision,
-    margin_sigma,
-    refuse_without_tracks,
-    val_loss,
-)
+from .. import rules
+from ..rules import Results, Specs, Undecidable, best, losses_of, val_loss
 from ..runs import Searched, rate_of, scheduled, searched_run, sweep_spec, waiting
 from ..search import Point, Search
 from ..stage import NOT_APART, Choice, Decisions, Figure, Scenario
 from ..statistics import noise as noise_floor
 from .fair_control import control_in_words, control_remark, control_search, fair_control
 
+Roles = dict[str, list[RunSpec]]  # a track's runs, by what they are for
 
-def _runs_of(grids: Mapping[str, Search]) -> list[RunSpec]:
-    return [s for grid in grids.values() for s in grid.specs]
+
+class Grids:
+    """What the grids of a sweep came to: each track's best run, and the tracks that later stages go on with.
+
+    A track is an (optimizer, projection). One whose best lies more than `skip_threshold` (relative) behind
+    the best of all is triaged.
+    """
+
+    def __init__(self, config: Config, specs: Specs, results: Results):
+        self.results = results
+        self.specs = [s for s in specs if s.role == "grid"]
+        self.tracks = list(dict.fromkeys(s.track for s in self.specs))
+        found = {t: best([s for s in self.specs if s.track == t], results) for t in self.tracks}
+        completed = [winner for winner in found.values() if winner]
+        completed.sort(key=lambda winner: val_loss(results[winner.run_id]))
+        self.winners = {winner.track: winner for winner in completed}  # the best first
+        self.losses = {t: val_loss(results[winner.run_id]) for t, winner in self.winners.items()}
+        limit = min(self.losses.values(), default=0.0) * (1 + config.lr_sweep.skip_threshold)
+        self.alive = [t for t, loss in self.losses.items() if loss <= limit]
+        self.kept = self.alive if config.lr_sweep.keep == "all" else self.alive[:1]
 
 
 def _grid(config: Config, pair: Searched, results: Results) -> Search:
@@ -48,80 +58,46 @@ def _grid(config: Config, pair: Searched, results: Results) -> Search:
 
 def _baselines(config: Config, pair: Searched, lr: float, results: Results) -> list[RunSpec]:
     """Return the runs at constant rates around the grid's best `lr`, and replicates of the best of them."""
-    sweep = config.lr_sweep
-    first = config.study.stage_seed
+    sweep, first = config.lr_sweep, config.study.stage_seed
 
     def constant(scale: float, seed: int = first, role: str = "baseline") -> RunSpec:
         return sweep_spec(config, role, searched_run(config, pair, lr, sweep.long_steps, seed, scale), scale)
 
-    def runs_of(point: Point) -> list[RunSpec]:
-        return [constant(point["scale"])]
-
-    scales = [{"scale": scale} for scale in sweep.baseline_scales]
-    search = Search(scales, runs_of, results, {"scale": 2.0}, prefer_low="scale")
+    scales: list[Point] = [{"scale": scale} for scale in sweep.baseline_scales]
+    search = Search(scales, lambda p: [constant(p["scale"])], results, {"scale": 2.0}, prefer_low="scale")
     search.grow(sweep.max_extensions if len(scales) > 1 else 0)
-    winner = None if search.open else search.best()
-    seeds = range(first + 1, first + sweep.replicates + 1) if winner else ()
-    return search.specs + [constant(winner["scale"], seed, "replicate") for seed in seeds if winner]
+    winner = search.best()
+    if search.open or winner is None:
+        return search.specs
+    seeds = range(first + 1, first + sweep.replicates + 1)
+    return search.specs + [constant(winner["scale"], seed, "replicate") for seed in seeds]
 
 
-def sweep_winners(grid: Sequence[RunSpec], results: Results) -> dict[str, RunSpec]:
-    """Return each track's best grid run, best track first; a track without a completed run is absent."""
-    tracks: dict[str, list[RunSpec]] = {}
-    for spec in grid:
-        tracks.setdefault(spec.track, []).append(spec)
-    winners = {t: w for t, specs in tracks.items() if (w := best(specs, results))}
-    return dict(sorted(winners.items(), key=lambda item: val_loss(results[item[1].run_id])))
+def _by_role(specs: Specs, track: str) -> Roles:
+    """Return the runs of a track by what they are for."""
+    by_role: Roles = {role: [] for role in ("grid", "baseline", "replicate", "control")}
+    for spec in specs:
+        if spec.track == track:
+            by_role[spec.role].append(spec)
+    return by_role
 
 
-def untriaged(config: Config, winners: Mapping[str, RunSpec], results: Results) -> list[str]:
-    """Return the tracks that are not triaged, best first."""
-    losses = {t: val_loss(results[w.run_id]) for t, w in winners.items()}
-    return [t for t in losses if not triaged(config, losses, t)]
-
-
-def kept_tracks(config: Config, winners: Mapping[str, RunSpec], results: Results) -> list[str]:
-    """Return the tracks that later stages continue with: the best, or every one that is not triaged."""
-    alive = untriaged(config, winners, results)
-    return alive if config.lr_sweep.keep == "all" else alive[:1]
-
-
-def triaged(config: Config, losses: Mapping[str, float], track: str) -> bool:
-    """Return whether a track lies more than `skip_threshold` (relative) behind the best."""
-    return losses[track] > min(losses.values()) * (1 + config.lr_sweep.skip_threshold)
-
-
-def _decided(config: Config, winner: RunSpec, specs: Sequence[RunSpec], results: Results) -> SweepTrack:
+def _decided(config: Config, winner: RunSpec, by_role: Roles, results: Results) -> SweepTrack:
     """Return what is decided for one track, from its runs. Raises Undecidable."""
-    by_role = _by_role(specs)
     baseline = best(by_role["baseline"], results)
     control = best(by_role["control"], results)
     if baseline is None or control is None:
-        lacking = "a constant" if baseline is None else "a scheduled"
-        raise Undecidable(
-            f"lr_sweep could not decide: no run of {winner.track} with {lacking} learning rate completed."
-        )
-    decided = _without_control(config, winner, baseline, by_role, results)
+        lacking = f"{winner.track} with {'a constant' if baseline is None else 'a scheduled'} learning rate"
+        raise Undecidable(f"lr_sweep could not decide: no run of {lacking} completed.")
+    decided = _without_control(config, winner, by_role, results)
     decided["control"] = fair_control(config, control, by_role["control"], rate_of(baseline), results)
     return cast(SweepTrack, decided)
 
 
-def _by_role(specs: Sequence[RunSpec]) -> dict[str, list[RunSpec]]:
-    by_role: dict[str, list[RunSpec]] = {role: [] for role in ("grid", "baseline", "replicate", "control")}
-    for spec in specs:
-        by_role[spec.role].append(spec)
-    return by_role
-
-
-def _without_control(
-    config: Config,
-    winner: RunSpec,
-    baseline: RunSpec,
-    by_role: Mapping[str, Sequence[RunSpec]],
-    results: Results,
-) -> dict[str, Any]:
-    """Return all of a decided track but its fair control. Raises Undecidable."""
-    grid = by_role["grid"]
+def _without_control(config: Config, winner: RunSpec, by_role: Roles, results: Results) -> dict[str, Any]:
+    """Return what is decided for a track whose baseline completed, but its control. Raises Undecidable."""
+    baseline = best(by_role["baseline"], results)
+    assert baseline is not None
     replicates = [results[s.run_id] for s in by_role["replicate"] if s.run_id in results]
     completed = [result for result in replicates if math.isfinite(val_loss(result))]
     natural = [float(kl) for result in completed if (kl := result["kl_median"])]
@@ -134,6 +110,7 @@ def _without_control(
     noise = [val_loss(result) for result in completed]
     sigma = statistics.stdev(noise)
     descents = [descent for result in replicates if (descent := result.get("descent_median"))]
+    grid = by_role["grid"]
     same_run = baseline.run_id in {s.run_id for s in grid}
     tried = grid if same_run else by_role["baseline"]  # runs of another length or schedule tell nothing
     rates = [rate_of(s) for s in grid]
@@ -143,15 +120,15 @@ def _without_control(
         "lr": rate_of(baseline),
         "run_id": baseline.run_id,
         "val_loss": val_loss(results[baseline.run_id]),
-        "edge": edge_of([rate_of(s) for s in tried], rate_of(baseline)) if len(tried) > 1 else None,
+        "edge": rules.edge_of([*map(rate_of, tried)], rate_of(baseline)) if len(tried) > 1 else None,
         "grid": {
             "lr": rate_of(winner),
             "val_loss": val_loss(results[winner.run_id]),
-            "edge": edge_of(rates, rate_of(winner)),
+            "edge": rules.edge_of(rates, rate_of(winner)),
             "extensions": len(rates) - len(config.lr_sweep.grids[winner.run.optimizer.name]),
         },
         "ranked": [s.run_id for s in tried],
-        "margin_sigma": margin_sigma(losses_of(tried, results), sigma),
+        "margin_sigma": rules.margin_sigma(losses_of(tried, results), sigma),
         "sigma": sigma,
         "replicate_losses": noise,
         "natural_kl": statistics.median(natural),
@@ -159,30 +136,22 @@ def _without_control(
     }
 
 
-def _pairs(
-    config: Config,
-    grid: Sequence[RunSpec],
-    winners: Mapping[str, RunSpec],
-    results: Results,
-    tracks: Mapping[str, SweepTrack],
-    kept: Sequence[str],
-) -> list[Pair]:
+def _pairs(grids: Grids, tracks: Mapping[str, SweepTrack]) -> list[Pair]:
     """Return every (optimizer, projection), the best first: whether it was kept, how far it lies behind the
     best of the decided tracks on the grid, in nats and in σ, and whether one run each could tell them
-    apart."""
-    losses = {t: val_loss(results[w.run_id]) for t, w in winners.items()}
-    leader = tracks[next(t for t in winners if t in tracks)]
+    apart. Those that were dropped are noted in the track of that best one, too."""
+    leader = tracks[next(t for t in grids.winners if t in tracks)]
     floor = noise_floor(leader["replicate_losses"])
     pairs: list[Pair] = []
-    for track in dict.fromkeys([*winners, *(s.track for s in grid)]):
-        loss = losses.get(track)
+    for track in dict.fromkeys([*grids.winners, *grids.tracks]):
+        loss = grids.losses.get(track)
         behind = None if loss is None else loss - leader["grid"]["val_loss"]
         pair: Pair = {
             "track": track,
-            "lr": rate_of(winners[track]) if track in winners else None,
+            "lr": rate_of(grids.winners[track]) if track in grids.winners else None,
             "val_loss": loss,
-            "triaged": loss is None or triaged(config, losses, track),
-            "kept": track in kept,
+            "triaged": track not in grids.alive,
+            "kept": track in grids.kept,
             "behind": behind,
             "behind_sigma": behind / floor["sigma"] if behind is not None and floor["sigma"] else None,
             "told_apart": behind is not None and abs(behind) >= (floor["detectable"] or math.inf),
@@ -194,20 +163,19 @@ def _pairs(
     return pairs
 
 
-def _on_the_grid(grid: Sequence[RunSpec], winners: Mapping[str, RunSpec], results: Results) -> str:
-    """Return which run of the grids leads, or won, and how far behind the next track is; of a single track,
-    the next rate."""
-    lead, *others = winners.values()
-    loss = val_loss(results[lead.run_id])
+def _on_the_grid(grids: Grids) -> str:
+    """Return which run leads the grids, or won, and how far ahead of the next track, or of the next rate."""
+    lead, *others = grids.winners.values()
+    loss = grids.losses[lead.track]
     first = f"{optimizer(lead.track)} at lr {rate_of(lead):g}"
-    none_yet = [t for t in dict.fromkeys(s.track for s in grid) if t not in winners]
-    but = f" (nothing yet of {', '.join(map(optimizer, none_yet))})" if none_yet else ""
-    second = others[0] if others else best([s for s in grid if s.run_id != lead.run_id], results)
+    none_yet = [optimizer(track) for track in grids.tracks if track not in grids.winners]
+    but = f" (nothing yet of {', '.join(none_yet)})" if none_yet else ""
+    second = others[0] if others else best([s for s in grids.specs if s.run_id != lead.run_id], grids.results)
     if second is None:
         return f"{first} is the only result yet, validation loss {loss:.4f}{but}"
-    leads = "leads" if waiting(grid, results) else "won the grid"
+    leads = "leads" if waiting(grids.specs, grids.results) else "won the grid"
     whose = f"{optimizer(second.track)} at " if others else ""
-    gap = val_loss(results[second.run_id]) - loss
+    gap = val_loss(grids.results[second.run_id]) - loss
     return f"{first} {leads}, {gap:.4f} nats ahead of {whose}lr {rate_of(second):g}{but}"
 
 
@@ -223,27 +191,24 @@ def _dropped_in_words(pair: Pair) -> str:
     return f"{pair['track']}, {pair['behind']:.4f} nats behind on the grid{unsure}"
 
 
-def _notes(config: Config, tracks: Mapping[str, SweepTrack], pairs: Sequence[Pair]) -> list[str]:
-    notes = []
+def _notes(config: Config, tracks: Mapping[str, SweepTrack], pairs: Sequence[Pair]) -> Iterator[str]:
     for t, d in tracks.items():
-        control = d["control"]
+        control, grid = d["control"], d["grid"]
         if control["edge"] and control["used"]:
-            notes.append(
+            yield (
                 f"{t}: the fair control's lr {control['lr']:g} is the {control['edge']}est tried on its "
                 "schedule: it may be under-tuned"
             )
         if control["longest_warmup"] and control["used"]:
-            notes.append(f"{t}: the fair control has the longest warm-up that was tried")
-        if d["grid"]["edge"]:
-            notes.append(
-                f"{t}: the grid's best lr, {d['grid']['lr']:g}, lies on its {d['grid']['edge']} edge even "
-                f"after {_times(d['grid']['extensions'], 'extension')}"
-            )
+            yield f"{t}: the fair control has the longest warm-up that was tried"
+        if grid["edge"]:
+            edge = f"{grid['edge']} edge even after {_times(grid['extensions'], 'extension')}"
+            yield f"{t}: the grid's best lr, {grid['lr']:g}, lies on its {edge}"
         if d["edge"]:
-            notes.append(f"{t}: the baseline's lr {d['lr']:g} is the {d['edge']}est tried")
+            yield f"{t}: the baseline's lr {d['lr']:g} is the {d['edge']}est tried"
         worse = control["val_loss"] - d["val_loss"]
         if worse > 0 and control["used"]:
-            notes.append(
+            yield (
                 f"{t}: the fair control is {worse:.4f} nats worse than the constant baseline: beating it "
                 "shows little; try more peaks and shapes with lr_sweep.control_scales and control_shapes"
             )
@@ -253,10 +218,11 @@ def _notes(config: Config, tracks: Mapping[str, SweepTrack], pairs: Sequence[Pai
                 least = pair["detectable"]
                 note += "" if least is None else f" (smallest detectable {least:.4f} nats)"
                 note += ": lr_sweep.keep=all goes on with both"
-            notes.append(note)
-    notes += [f"{p['track']}: no grid run completed" for p in pairs if p["val_loss"] is None]
-    behind = f"triaged, more than {100 * config.lr_sweep.skip_threshold:g}% behind the best"
-    return notes + [f"{p['track']}: {behind}" for p in pairs if p["triaged"] and p["val_loss"] is not None]
+            yield note
+    for pair in (p for p in pairs if p["val_loss"] is None):
+        yield f"{pair['track']}: no grid run completed"
+    for pair in (p for p in pairs if p["triaged"] and p["val_loss"] is not None):
+        yield f"{pair['track']}: triaged, more than {100 * config.lr_sweep.skip_threshold:g}% behind the best"
 
 
 def _edge(track: SweepTrack) -> str:
@@ -292,49 +258,41 @@ class LRSweep(Choice):
     pictures = ("lr_sweep",)
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return the grid of every (optimizer, projection) and its extensions; then, for the kept tracks and
-        at the length of `long_steps`, constant rates, their winner's replicates, and the runs of the search
-        for the fair control."""
+        """Return the grid of every track and its extensions; then, for those that are kept, constant rates,
+        their winner's replicates, and the search for the fair control."""
         sweep = config.lr_sweep
-        pairs = itertools.product(sweep.optimizers, sweep.projections)
-        grids = {"_".join(pair): _grid(config, pair, results) for pair in pairs}
-        specs = _runs_of(grids)
-        if waiting(specs, results):
-            return specs
+        pairs = {"_".join(pair): pair for pair in itertools.product(sweep.optimizers, sweep.projections)}
+        searches = {track: _grid(config, pair, results) for track, pair in pairs.items()}
+
+        def asked() -> list[RunSpec]:
+            return [s for search in searches.values() for s in search.specs]
+
         # which tracks are triaged, and do not grow, is known once every grid is
-        for track in untriaged(config, sweep_winners(specs, results), results):
-            grids[track].grow(sweep.max_extensions)
-        specs = _runs_of(grids)
+        for track in [] if waiting(asked(), results) else Grids(config, asked(), results).alive:
+            searches[track].grow(sweep.max_extensions)
+        specs = asked()
         if waiting(specs, results):
             return specs
-        winners = sweep_winners(specs, results)
-        for track in kept_tracks(config, winners, results):
-            won = winners[track].run
-            pair = (won.optimizer.name, won.projection.name)
-            specs += _baselines(config, pair, won.optimizer.lr, results)
-            specs += control_search(config, pair, won.optimizer.lr, results)
+        grids = Grids(config, specs, results)
+        for track in grids.kept:
+            lr = rate_of(grids.winners[track])
+            specs += _baselines(config, pairs[track], lr, results)
+            specs += control_search(config, pairs[track], lr, results)
         return specs
 
-    def decide(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> Decision:
-        """Choose the best baseline learning rate of each track, and measure the noise, the natural KL and the
-        fair control."""
-        grid = [s for s in specs if s.role == "grid"]
-        winners = sweep_winners(grid, results)
-        refuse_without_tracks(winners, self.name, grid, results)
-        kept = kept_tracks(config, winners, results)
+    def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
+        grids = Grids(config, specs, results)
+        rules.refuse_without_tracks(grids.winners, self.name, grids.specs, results)
         tracks: dict[str, SweepTrack] = {}
         undecided = []
-        for track in kept:
+        for track in grids.kept:
             try:
-                of_track = [s for s in specs if s.track == track]
-                tracks[track] = _decided(config, winners[track], of_track, results)
+                tracks[track] = _decided(config, grids.winners[track], _by_role(specs, track), results)
             except Undecidable as why:
                 undecided.append(str(why))
         if not tracks:
             raise Undecidable(" ".join(undecided))
-        pairs = _pairs(config, grid, winners, results, tracks, kept)
+        pairs = _pairs(grids, tracks)
         sweep = config.lr_sweep
         constant = f"a constant rate {sweep.baseline_scales[0]:g} times the grid's best (no other is tried)"
         if len(sweep.baseline_scales) > 1:
@@ -346,10 +304,8 @@ class LRSweep(Choice):
             f"the control's peaks at most {sweep.control_extensions} times; sigma is the standard "
             "deviation over fresh replicate seeds of the baseline"
         )
-        notes = [*_notes(config, tracks, pairs), *undecided]
-        return make_decision(
-            self.name, rule, config, specs, results, earlier, tracks=tracks, pairs=pairs, notes=notes
-        )
+        chosen = {"tracks": tracks, "pairs": pairs, "notes": [*_notes(config, tracks, pairs), *undecided]}
+        return rules.make_decision(self.name, rule, config, specs, results, earlier, **chosen)
 
     def headline(self, track: SweepTrack) -> str:
         dropped = "".join(f"; dropped: {_dropped_in_words(pair)}" for pair in track["dropped"])
@@ -361,20 +317,14 @@ class LRSweep(Choice):
             f"{track['natural_kl']:.4g} nats{control_in_words(track)}{dropped}"
         )
 
-    def so_far(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> list[str]:
-        """Return who leads on the grids and, once these are done, what the baseline and the control of each
-        track that goes on would be now."""
-        grid = [s for s in specs if s.role == "grid"]
-        winners = sweep_winners(grid, results)
-        if not winners:
+    def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
+        """Return who leads on the grids and, once these are done, each track's best baseline and control."""
+        grids = Grids(config, specs, results)
+        if not grids.winners:
             return []
-        said = [_on_the_grid(grid, winners, results)]
-        if waiting(grid, results):
-            return said
-        for track in kept_tracks(config, winners, results):
-            by_role = _by_role([s for s in specs if s.track == track])
+        said = [_on_the_grid(grids)]
+        for track in [] if waiting(grids.specs, results) else grids.kept:
+            by_role = _by_role(specs, track)
             for role, called in (("baseline", "best constant rate"), ("control", "best schedule")):
                 if lead := best(by_role[role], results):
                     words = f"{called} lr {rate_of(lead):g}, {val_loss(results[lead.run_id]):.4f}"
@@ -382,22 +332,19 @@ class LRSweep(Choice):
                     said.append(words + " (the only one so far)" * (not several))
         return said
 
-    def settled(self, config: Config, specs: Sequence[RunSpec], results: Results) -> dict[str, Any]:
-        """Return each track whose baseline and replicates are known, without its control, whose search may go
-        on."""
-        winners = sweep_winners([s for s in specs if s.role == "grid"], results)
+    def settled(self, config: Config, specs: Specs, results: Results) -> dict[str, Any]:
+        """Return each track whose baseline and replicates are known, without its control."""
+        winners = Grids(config, specs, results).winners
         tracks: dict[str, Any] = {}
         for name in dict.fromkeys(s.track for s in specs if s.role == "replicate"):
-            by_role = _by_role([s for s in specs if s.track == name])
-            baseline = best(by_role["baseline"], results)
-            if baseline is not None and not waiting(by_role["replicate"], results):
+            by_role = _by_role(specs, name)
+            if best(by_role["baseline"], results) and not waiting(by_role["replicate"], results):
                 with suppress(Undecidable):
-                    tracks[name] = _without_control(config, winners[name], baseline, by_role, results)
+                    tracks[name] = _without_control(config, winners[name], by_role, results)
         return tracks
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        """Return the usual figures; at the most, another warm-up or shape than the control's first wins, so
-        that its peaks are looked at again."""
+        """Return the usual figures; at the most, the control wants its peaks looked at again."""
         result = super().invent(config, scenario, spec, nth)
         sweep = config.lr_sweep
         first = scheduled(spec.run, sweep.control_shapes[0], sweep.control_warmups[0]).lr_schedule

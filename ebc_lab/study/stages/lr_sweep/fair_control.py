@@ -5,7 +5,7 @@ Whoever beats it beats a tuned schedule, not an untuned constant rate.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.decisions import Control, SweepTrack
 from ebc_lab.records.spec import RunSpec
 
-from ..rules import Results, candidate, edge_of, val_loss
+from ..rules import Results, Specs, candidate, edge_of, val_loss
 from ..runs import Searched, distinct, plain_run, rate_of, scheduled, searched_run, sweep_spec
 from ..search import Point, Search
 
@@ -51,7 +51,7 @@ def control_search(config: Config, pair: Searched, lr: float, results: Results) 
 
 
 def fair_control(
-    config: Config, winner: RunSpec, points: Sequence[RunSpec], baseline_lr: float, results: Results
+    config: Config, winner: RunSpec, points: Specs, baseline_lr: float, results: Results
 ) -> Control:
     """Return what a decision holds of the fair control, and of everything that it was chosen from."""
     # it is used where anything in the study is compared with it, or runs on its schedule

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from ebc_lab.config.schema import Config
@@ -17,62 +17,55 @@ from ebc_lab.records.decisions import Decision, Profiled, ProfilesTrack, Reached
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
-from ..rules import (
-    Results,
-    divided_in_words,
-    error_divided,
-    is_conclusive,
-    make_decision,
-    refuse_without_tracks,
-)
+from ..rules import Results, Specs, divided_in_words, error_divided, make_decision, refuse_without_tracks
 from ..runs import distinct, texts_pinned, waiting
 from ..stage import Decisions, Scenario, Stage
-from .calibration import NAME, Phases, edges_of, points_of, target_of
-from .scores import MOST, intervals, lowest, median, ratios, reached, score, sensitivity, times_of
+from .calibration import NAME, Phases, edges_of, points_of
+from .scores import MOST, intervals, lowest, mean_time, median, over_the_best, score, sensitivity
 
 
 def track_of(phases: Phases) -> ProfilesTrack:
     """Return the scores of every method that has a configuration, and what they rest on."""
-    profiles, targets = phases.profiles, phases.targets
-    steps, seconds = _times(phases, 0), _times(phases, 1)
-    medians = [_medians(steps), _medians(seconds)]
-    by_steps, by_seconds = map(ratios, medians)
+    profiles, workloads = phases.profiles, phases.workloads
+    missed: list[int | None] = [None] * len(phases.config.seeds)  # of a workload that a method cannot train
+    found: dict[str, dict[str, Reached]] = {}
+    steps: dict[str, dict[str, list[int | None]]] = {}
+    for method, runs in phases.scored.items():
+        reached = {name: _reached(phases, runs.get(name, ()), name) for name in phases.targets}
+        steps[method] = {n: [*at["steps"].values()] if n in runs else missed for n, at in reached.items()}
+        found[method] = reached
+    for name in phases.targets if found else ():
+        target, by_method = workloads[name], [by_workload[name] for by_workload in found.values()]
+        target["best_steps"], by_steps = over_the_best([at["median_steps"] for at in by_method])
+        target["best_seconds"], by_seconds = over_the_best([at["median_seconds"] for at in by_method])
+        for at, r, r_seconds in zip(by_method, by_steps, by_seconds, strict=True):
+            at["ratio"], at["ratio_seconds"] = r, r_seconds
     spans = intervals(steps, error_divided(phases.config)) if steps else {}
-    workloads = {name: target_of(phases, name, targets.get(name)) for name in profiles.workloads}
-    for name in targets if steps else ():
-        best = [_finite(min(of_method[name] for of_method in by_method.values())) for by_method in medians]
-        workloads[name]["best_steps"], workloads[name]["best_seconds"] = best
-    scores = {method: score(list(by_workload.values())) for method, by_workload in by_steps.items()}
+    scores = {method: score([at["ratio"] for at in reached.values()]) for method, reached in found.items()}
     methods: dict[str, Profiled] = {}
-    for method, scored in phases.scored.items():
-        settings, chosen = profiles.methods[method], phases.chosen[method]
-        rates = {name: phases.rates(method, chosen.point, name) for name in profiles.calibrate_on}
-        others = [r for name, r in by_steps[method].items() if not workloads[name]["calibrates"]]
+    for method, reached in found.items():
+        settings, point = profiles.methods[method], phases.chosen[method]
+        times = phases.times(method, point)
+        rates = {name: phases.rates(method, point, name) for name in profiles.calibrate_on}
+        others = [at["ratio"] for name, at in reached.items() if not workloads[name]["calibrates"]]
+        in_seconds = [at["ratio_seconds"] for at in reached.values()]
         low, high = spans.get(method, (None, None))
         methods[method] = {
             "about": settings.about,
-            "point": chosen.point,
-            "edges": edges_of(settings.grid, chosen.point),
+            "point": point,
+            "edges": edges_of(settings.grid, point),
             "tried": len(points_of(settings)),
-            "calibration": chosen.value,
-            "missed": chosen.missed,
-            "workloads": {},
+            "calibration": mean_time(times),
+            "missed": [name for name, time in times.items() if math.isinf(time)],
+            "workloads": reached,
             "score": scores[method],
             "low": low,
             "high": high,
-            "score_seconds": score(list(by_seconds[method].values())),
+            "score_seconds": score(in_seconds),
             "score_others": score(others) if others else None,
             "place": 1 + sum(x > scores[method] for x in scores.values()),
-            "sensitivity": {
-                n: sensitivity(runs, phases.results) for n, runs in rates.items() if len(runs) > 1
-            },
+            "sensitivity": {n: sensitivity(x, phases.results) for n, x in rates.items() if len(x) > 1},
         }
-        for name in targets:
-            times = steps[method][name], seconds[method][name]
-            at = _reached(scored.get(name, ()), phases.results, targets[name], *times)
-            at["ratio"] = _finite(by_steps[method][name])
-            at["ratio_seconds"] = _finite(by_seconds[method][name])
-            methods[method]["workloads"][name] = at
     return {
         "yardstick": profiles.yardstick,
         "most": MOST,
@@ -82,49 +75,25 @@ def track_of(phases: Phases) -> ProfilesTrack:
     }
 
 
-def _times(phases: Phases, which: int) -> dict[str, dict[str, list[float]]]:
-    """Return by method and workload each seed's steps to the target (`which` = 0) or seconds (1); infinite
-    where it is missed, as it is by a method that cannot train the workload."""
-    missed = [math.inf] * len(phases.config.seeds)
-    times: dict[str, dict[str, list[float]]] = {}
-    for method, scored in phases.scored.items():
-        times[method] = dict.fromkeys(phases.targets, missed)
-        for name, specs in scored.items():
-            times[method][name] = [t[which] for t in times_of(specs, phases.results, phases.targets[name])]
-    return times
-
-
-def _medians(times: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, float]]:
-    return {method: {name: median(x) for name, x in of_method.items()} for method, of_method in times.items()}
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def _reached(
-    specs: Sequence[RunSpec],
-    results: Results,
-    target: float,
-    steps: Sequence[float],
-    seconds: Sequence[float],
-) -> Reached:
-    """Return when each seed of a method reached a workload's target."""
+def _reached(phases: Phases, specs: Specs, workload: str) -> Reached:
+    """Return when each seed of a method reached a workload's target; the ratios come with the others'."""
+    times = phases.reached(specs, workload)
+    steps = {seed: time[0] for seed, time in times.items()}
+    seconds = {seed: time[1] for seed, time in times.items()}
     at: Reached = {
-        "steps": {},
-        "seconds": {},
-        "median_steps": _finite(median(steps)),
-        "median_seconds": _finite(median(seconds)),
+        "steps": steps,
+        "seconds": seconds,
+        "median_steps": median(steps.values()),
+        "median_seconds": median(seconds.values()),
         "ratio": None,
         "ratio_seconds": None,
         "lowest": {},
         "diverged": [],
     }
     for spec in specs:
-        seed, result = str(spec.run.seed), results.get(spec.run_id, RunResult())
-        at["lowest"][seed] = _finite(lowest(result))
-        if is_conclusive(result):
-            at["steps"][seed], at["seconds"][seed] = reached(result, target) or (None, None)
+        seed, result = str(spec.run.seed), phases.results.get(spec.run_id, RunResult())
+        loss = lowest(result)
+        at["lowest"][seed] = loss if math.isfinite(loss) else None
         if result.get("outcome") == "diverged":
             at["diverged"].append(seed)
     return at
@@ -203,15 +172,10 @@ class Profiles(Stage):
     pictures = ("profiles", "ratios")
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return the yardstick's grid and, once a best point is known, the runs that set a target; every
-        method's grid; and, once all targets are known, each method's runs at its configuration as soon as it
-        has one."""
+        """Return the runs of all three phases that can be named by now."""
         return distinct(Phases(config, results).specs())
 
-    def decide(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> Decision:
-        """Set the targets, choose every method's configuration, and score it on all workloads."""
+    def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
         phases = Phases(config, results)
         track = track_of(phases)
         judged = track["methods"] and any(w["loss"] is not None for w in track["workloads"].values())
@@ -221,7 +185,6 @@ class Profiles(Stage):
         return make_decision(NAME, _rule(config), config, specs, results, earlier, tracks=tracks, notes=notes)
 
     def headline(self, track: ProfilesTrack) -> str:
-        """Return in one sentence who scores highest, and where those asked about stand."""
         methods = track["methods"]
         best = min(methods, key=lambda m: (methods[m]["place"], -methods[m]["score_seconds"]))
         parts = [f"{best} scores highest, {score_in_words(methods[best])} of 1"]
@@ -230,9 +193,7 @@ class Profiles(Stage):
                 parts.append(f"{method} {score_in_words(methods[method])}, place {methods[method]['place']}")
         return f"{'; '.join(parts)}; {len(methods)} methods on {len(track['workloads'])} workloads"
 
-    def so_far(
-        self, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Decisions
-    ) -> list[str]:
+    def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
         """Return how many targets are set, and how many methods have a configuration and a score by now."""
         phases = Phases(config, results)
         planned = [[*runs.values()] for runs in phases.scored.values()]

@@ -13,33 +13,26 @@ import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from ebc_lab.config.choices import changed, with_size
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.identity import number
+from ebc_lab.config.parts.target import first_at_or_below
 from ebc_lab.config.schema import HORIZON, Config, MethodConfig
 from ebc_lab.records.decisions import Target
+from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, track_of
 
-from ..rules import Results, edge_of, is_conclusive, val_loss
+from ..rules import Results, Specs, edge_of, is_conclusive, val_loss
 from ..runs import specs_made, waiting, with_text
 from ..search import Point, Search
-from .scores import lowest, median, over_hints, times_of
+from .scores import lowest, mean_time, median
 
 NAME = "profiles"
 RATE = "optimizer.lr"
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The one configuration of a method, and what chose it."""
-
-    point: Point
-    value: float  # geometric mean of steps over those of the runs that set the target, a miss as 4
-    missed: list[str]  # workloads
 
 
 class Phases:
@@ -49,7 +42,7 @@ class Phases:
         self.config = config
         self.profiles = config.profiles
         self.results = results
-        self._made: dict[Any, list[RunSpec]] = specs_made(config, NAME)
+        self._made = specs_made(config, NAME)
         first, each = config.study.stage_seed, self.profiles.calibration_seeds
         self.calibration_seeds = range(first, first + each)
         self.target_seeds = range(first + each, first + each + self.profiles.target_seeds)
@@ -57,12 +50,9 @@ class Phases:
     def runs(
         self, method: str, point: Point, workload: str, seeds: Sequence[int], *, targets: bool = False
     ) -> list[RunSpec]:
-        """Return a method's runs on a workload at a point, one for each seed. `targets`: as long as
-        those that set the targets, whatever the point's horizon.
-
-        The workload's settings come first and the method's after them, so that a method means the same on
-        every workload.
-        """
+        """Return a method's runs on a workload at a point, one for each seed. `targets`: as long as those
+        that set the targets, whatever the point's horizon. The method's settings come after the workload's,
+        so that it means the same on every one."""
         times = 1.0 if targets else self.profiles.longest * point.get(HORIZON, 1.0)
         values = {key.rpartition(".")[2]: value for key, value in point.items()}
         # a point as the names of runs have it: `_lr0p001_horizon0p5`
@@ -85,6 +75,25 @@ class Phases:
         """Return the length of a workload's runs, `times` that of those that set its target."""
         return max(1, round(self.profiles.steps * self.profiles.workloads[workload].steps * times))
 
+    def reached(self, specs: Specs, workload: str) -> dict[str, tuple[int | None, float | None]]:
+        """Return by seed the steps and seconds to a workload's target of the runs that ended by themselves;
+        None for a miss. One that diverged afterwards has reached it."""
+        ran = {str(s.run.seed): self.results.get(s.run_id, RunResult()) for s in specs}
+        target = self.targets[workload]
+        return {
+            seed: first_at_or_below(result.get("curve") or [], target) or (None, None)
+            for seed, result in ran.items()
+            if is_conclusive(result)
+        }
+
+    def lowest_completed(self, spec: RunSpec) -> float:
+        """Return the lowest loss of a run on the fixed windows; infinite where it did not complete."""
+        result = self.results.get(spec.run_id)
+        return lowest(result) if math.isfinite(val_loss(result)) else math.inf
+
+    def _mean_lowest(self, specs: Specs) -> float:
+        return statistics.fmean(map(self.lowest_completed, specs))
+
     # -- targets
 
     def yardstick(self, workload: str) -> Search:
@@ -95,23 +104,14 @@ class Phases:
             lambda point: self.runs(name, point, workload, self.calibration_seeds, targets=True),
             self.results,
             ratios={},
-            score=lambda runs, _: self._lowest(runs),
+            score=lambda runs, _: self._mean_lowest(runs),
             canonical=lambda point: {key: value for key, value in point.items() if key != HORIZON},
         )
 
     def best(self, workload: str) -> Point | None:
-        """Return the yardstick's point with the lowest mean of its runs' lowest losses; None while one is
-        missing, or where none completed."""
+        """Return the yardstick's best point; None while a run is missing, or where none completed."""
         search = self.yardstick(workload)
         return None if search.open else search.best()
-
-    def _lowest(self, specs: Sequence[RunSpec]) -> float:
-        return statistics.fmean(self.lowest_completed(s) for s in specs)
-
-    def lowest_completed(self, spec: RunSpec) -> float:
-        """Return the lowest loss of a run on the fixed windows; infinite where it did not complete."""
-        result = self.results.get(spec.run_id)
-        return lowest(result) if math.isfinite(val_loss(result)) else math.inf
 
     def again(self, workload: str) -> list[RunSpec]:
         """Return the runs that set a workload's target; none while the best point is not known."""
@@ -121,26 +121,45 @@ class Phases:
         return self.runs(self.profiles.yardstick, point, workload, self.target_seeds, targets=True)
 
     @cached_property
+    def workloads(self) -> dict[str, Target]:
+        """What a decision holds of each workload; the best times to its target come with the scores."""
+        profiles = self.profiles
+        grid = profiles.methods[profiles.yardstick].grid
+        workloads: dict[str, Target] = {}
+        for name, workload in profiles.workloads.items():
+            point, again = self.best(name), self.again(name)
+            ended = {str(s.run.seed): self.lowest_completed(s) for s in again}
+            losses = {seed: loss for seed, loss in ended.items() if math.isfinite(loss)}
+            known = losses and not waiting(again, self.results)
+            workloads[name] = {
+                "about": workload.about,
+                "calibrates": name in profiles.calibrate_on,
+                "steps": self.steps(name),
+                "longest": self.steps(name, profiles.longest),
+                "point": point,
+                "edges": edges_of(grid, point or {}),
+                "lowest": losses,
+                "loss": statistics.median(losses.values()) + profiles.target_slack if known else None,
+                "best_steps": None,
+                "best_seconds": None,
+            }
+        return workloads
+
+    @cached_property
     def targets(self) -> dict[str, float]:
-        """Return by workload the loss to reach, where it is known by now."""
-        targets = {}
-        for name in self.profiles.workloads:
-            specs = self.again(name)
-            losses = [loss for s in specs if math.isfinite(loss := self.lowest_completed(s))]
-            if losses and not waiting(specs, self.results):
-                targets[name] = statistics.median(losses) + self.profiles.target_slack
-        return targets
+        """The loss to reach on each workload where it is known by now."""
+        losses = {name: workload["loss"] for name, workload in self.workloads.items()}
+        return {name: loss for name, loss in losses.items() if loss is not None}
 
     # -- configurations
 
     def grid(self, method: str) -> Search:
         """Return the search over a method's points, each on the workloads of the calibration."""
-        settings = self.profiles.methods[method]
 
         def runs_of(point: Point) -> list[RunSpec]:
-            return [s for runs in self._calibration(method, point).values() for s in runs]
+            return list(itertools.chain(*self._calibration(method, point).values()))
 
-        return Search(points_of(settings), runs_of, self.results, ratios={})
+        return Search(points_of(self.profiles.methods[method]), runs_of, self.results, ratios={})
 
     def _calibration(self, method: str, point: Point) -> dict[str, list[RunSpec]]:
         """Return by workload the runs of a method's point."""
@@ -149,12 +168,12 @@ class Phases:
         return {name: self.runs(method, point, name, seeds) for name in names}
 
     @cached_property
-    def chosen(self) -> dict[str, Chosen]:
-        """Return each method's configuration, as far as all of its runs and the targets are known and a run
-        ended by itself."""
-        chosen: dict[str, Chosen] = {}
+    def chosen(self) -> dict[str, Point]:
+        """Each method's configuration, as far as all of its runs and the targets are known and a run ended by
+        itself."""
         if not set(self.profiles.calibrate_on) <= set(self.targets):
-            return chosen
+            return {}
+        chosen: dict[str, Point] = {}
         for method in self.profiles.methods:
             grid = self.grid(method)
             ran = [
@@ -163,47 +182,43 @@ class Phases:
                 if any(is_conclusive(self.results.get(s.run_id)) for s in runs)
             ]
             if ran and not grid.open:
-                best = min(ran, key=lambda point: self._rank(method, point))
-                missed = [name for name, time in self._times(method, best).items() if math.isinf(time)]
-                chosen[method] = Chosen(best, self._rank(method, best)[0], missed)
+                chosen[method] = min(ran, key=lambda point: self._rank(method, point))
         return chosen
 
-    def _times(self, method: str, point: Point) -> dict[str, float]:
-        """Return by workload the steps of a point to the target, infinite for a miss."""
-        runs = self._calibration(method, point)
-        return {
-            name: median(
-                [steps for steps, _ in times_of(runs.get(name, ()), self.results, self.targets[name])]
-            )
-            for name in self.profiles.calibrate_on
-        }
+    def times(self, method: str, point: Point) -> dict[str, float]:
+        """Return by workload of the calibration the steps of a point to the target, over the length of the
+        runs that set it; infinite for a miss."""
+        runs, times = self._calibration(method, point), {}
+        for name in self.profiles.calibrate_on:
+            reached = self.reached(runs.get(name, ()), name)
+            time = median(steps for steps, _ in reached.values())
+            times[name] = math.inf if time is None else time / self.steps(name)
+        return times
 
     def _rank(self, method: str, point: Point) -> tuple[float, float]:
         """Return what a point is chosen by, the less the better: its mean time, then how far its lowest
-        losses are above the targets on average."""
-        times = self._times(method, point)
+        losses are above the targets."""
         runs = self._calibration(method, point)
-        above = [self._lowest(specs) - self.targets[name] for name, specs in runs.items()]
-        return over_hints([*times.values()], [*map(self.steps, times)]), statistics.fmean(above)
+        above = [self._mean_lowest(specs) - self.targets[name] for name, specs in runs.items()]
+        return mean_time(self.times(method, point)), statistics.fmean(above)
 
     def rates(self, method: str, point: Point, workload: str) -> dict[float, list[RunSpec]]:
         """Return by learning rate the runs of the calibration that differ from a point in it alone."""
-        if RATE not in point:
-            return {}
-        rates = self.grid(method).along(point, RATE)
+        rates = self.grid(method).along(point, RATE) if RATE in point else ()
         return {float(lr): self._calibration(method, {**point, RATE: lr})[workload] for lr in rates}
 
     # -- scores
 
     @cached_property
     def scored(self) -> dict[str, dict[str, list[RunSpec]]]:
-        """Return by method and workload the runs that are scored, as far as configurations are known."""
+        """The runs that are scored, by method and workload, as far as configurations are known; none on a
+        workload that a method cannot train."""
         scored = {}
-        for method, chosen in self.chosen.items():
-            cannot, seeds = self.profiles.methods[method].cannot, self.config.seeds
-            names = [name for name in self.targets if name not in cannot]
-            scored[method] = {name: self.runs(method, chosen.point, name, seeds) for name in names}
-        return {method: runs for method, runs in scored.items() if runs}
+        for method, point in self.chosen.items():
+            names = [name for name in self.targets if name not in self.profiles.methods[method].cannot]
+            if names:
+                scored[method] = {name: self.runs(method, point, name, self.config.seeds) for name in names}
+        return scored
 
     def specs(self) -> list[RunSpec]:
         """Return every run that is asked for by now: those that are scored once every target is known that
@@ -214,9 +229,11 @@ class Phases:
             first, again = self.yardstick(name).specs, self.again(name)
             specs += [*first, *again]
             whole = whole and not waiting(again or first, self.results)
-        specs += [s for method in self.profiles.methods for s in self.grid(method).specs]
-        scored = self.scored if whole else {}
-        return specs + [s for by_workload in scored.values() for runs in by_workload.values() for s in runs]
+        for method in self.profiles.methods:
+            specs += self.grid(method).specs
+        for by_workload in self.scored.values() if whole else ():
+            specs += itertools.chain(*by_workload.values())
+        return specs
 
 
 def points_of(method: MethodConfig) -> list[Point]:
@@ -230,27 +247,8 @@ def edges_of(grid: Mapping[str, Sequence[Any]], point: Mapping[str, Any]) -> dic
     edges = {}
     for key, values in grid.items():
         numbers = all(isinstance(value, int | float) for value in values)
-        if key in point and numbers and len(set(values)) > 1:
+        if key in point and key != HORIZON and numbers and len(set(values)) > 1:
             edge = edge_of(values, point[key])
-            if edge and key != HORIZON:
+            if edge:
                 edges[key] = edge
     return edges
-
-
-def target_of(phases: Phases, workload: str, loss: float | None) -> Target:
-    """Return what a decision holds of a workload's target; the best times to it come with the scores."""
-    profiles = phases.profiles
-    point = phases.best(workload)
-    again = {s.run.seed: phases.lowest_completed(s) for s in phases.again(workload)}
-    return {
-        "about": profiles.workloads[workload].about,
-        "calibrates": workload in profiles.calibrate_on,
-        "steps": phases.steps(workload),
-        "longest": phases.steps(workload, profiles.longest),
-        "point": point,
-        "edges": edges_of(profiles.methods[profiles.yardstick].grid, point or {}),
-        "lowest": {str(seed): x for seed, x in again.items() if math.isfinite(x)},
-        "loss": loss,
-        "best_steps": None,
-        "best_seconds": None,
-    }

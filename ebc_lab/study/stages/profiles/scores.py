@@ -1,7 +1,8 @@
 """How soon a method reaches a target, and how that compares: the statistics of the stage profiles.
 
 * Time to a target: the first evaluation on the fixed windows whose loss is at or below it, in steps, and in
-  seconds of training, to which measurements add; of several seeds the median, a miss being infinite.
+  seconds of training, to which measurements add; of several seeds the median. None is a miss, which ranks
+  behind every time.
 * r of a method on a workload: its time over the shortest time of any method there; ρ(τ): the share of the
   workloads on which r <= τ (performance profiles, Dolan & Moré 2002); the score: the mean of ρ over τ in
   [1, 4], as AlgoPerf's (Dahl et al., arXiv:2306.07179).
@@ -13,68 +14,48 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
-from ebc_lab.config.parts.target import finite_rows, first_at_or_below
+from ebc_lab.config.parts.target import finite_rows
 from ebc_lab.records.decisions import RateSensitivity
 from ebc_lab.records.figures import RunResult
-from ebc_lab.records.spec import RunSpec
 
-from ..rules import Results, is_conclusive, val_loss
+from ..rules import Results, Specs, is_conclusive, losses_of, val_loss
 from ..statistics import CONFIDENCE, window
 
 MOST = 4.0  # ratio up to which a profile is drawn and scored
 RESAMPLES = 2000
-Times = Mapping[str, Mapping[str, Sequence[float]]]  # method -> workload -> each seed's, infinite for a miss
-
-
-def curve_of(result: RunResult | None) -> list[tuple[int, float, float]]:
-    """Return (step, loss on the fixed windows, seconds of training) of the evaluations that have a loss."""
-    return finite_rows((result or {}).get("curve") or [])
+Time = float | None
+Times = Mapping[str, Mapping[str, Sequence[Time]]]  # method -> workload -> each seed's
 
 
 def lowest(result: RunResult | None) -> float:
     """Return the lowest loss of a run on the fixed windows; infinite where there is none."""
-    return min((loss for _, loss, _ in curve_of(result)), default=math.inf)
+    rows = finite_rows((result or {}).get("curve") or [])
+    return min((loss for _, loss, _ in rows), default=math.inf)
 
 
-def reached(result: RunResult | None, target: float) -> tuple[int, float] | None:
-    """Return the steps and the seconds until a run first has a loss at or below the target; None for never. A
-    run that diverged afterwards has reached it."""
-    return first_at_or_below((result or {}).get("curve") or [], target)
+def median(times: Iterable[Time]) -> Time:
+    """Return the median over seeds; None where that is a miss, and where there is no seed."""
+    known = [math.inf if time is None else time for time in times]
+    middle = statistics.median(known) if known else math.inf
+    return float(middle) if math.isfinite(middle) else None
 
 
-def times_of(specs: Sequence[RunSpec], results: Results, target: float) -> list[tuple[float, float]]:
-    """Return steps and seconds to the target of the runs that ended by themselves, infinite for a miss."""
-    there = [results.get(s.run_id) for s in specs]
-    found = [reached(result, target) for result in there if is_conclusive(result)]
-    return [found_ or (math.inf, math.inf) for found_ in found]
+def over_the_best(times: Sequence[Time]) -> tuple[Time, list[float | None]]:
+    """Return the shortest time, and r of each: its time over that one."""
+    best = min((time for time in times if time is not None), default=None)
+    return best, [None if time is None or best is None else time / best for time in times]
 
 
-def median(times: Sequence[float]) -> float:
-    """Return the median over seeds; infinite where there is none."""
-    return statistics.median(times) if times else math.inf
+def share_within(ratios: Sequence[float], tau: float) -> float:
+    """Return ρ(τ), the share of the workloads whose ratio, infinite for a miss, is at most τ."""
+    return sum(r <= tau for r in ratios) / len(ratios)
 
 
-def ratios(medians: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Return method -> workload -> its time over that of the best method there, infinite for a miss."""
-    names = {name for by_workload in medians.values() for name in by_workload}
-    best = {name: min(by_workload[name] for by_workload in medians.values()) for name in names}
-    return {
-        method: {name: x / best[name] if math.isfinite(x) else math.inf for name, x in by_workload.items()}
-        for method, by_workload in medians.items()
-    }
-
-
-def share_within(of_workloads: Sequence[float], tau: float) -> float:
-    """Return ρ(τ), the share of the workloads whose ratio is at most τ."""
-    return sum(r <= tau for r in of_workloads) / len(of_workloads)
-
-
-def score(of_workloads: Sequence[float], most: float = MOST) -> float:
+def score(ratios: Sequence[float | None], most: float = MOST) -> float:
     """Return the mean of ρ over τ in [1, `most`], exactly: a workload counts from its ratio on."""
-    return statistics.fmean(max(0.0, most - r) / (most - 1) for r in of_workloads)
+    return statistics.fmean(0.0 if r is None else max(0.0, most - r) / (most - 1) for r in ratios)
 
 
 def intervals(times: Times, divided: int = 1) -> dict[str, tuple[float, float]]:
@@ -87,44 +68,40 @@ def intervals(times: Times, divided: int = 1) -> dict[str, tuple[float, float]]:
     """
     import numpy as np
 
-    methods = list(times)
     generator = np.random.default_rng(0)
-    total = np.zeros((RESAMPLES, len(methods)))
-    names = [
-        name
-        for name in times[methods[0]]
-        if len({len(by_workload.get(name, ())) for by_workload in times.values()}) == 1
-        and times[methods[0]][name]
-    ]
-    if not names:
-        return {}
-    for name in names:
-        known = np.array([times[method][name] for method in methods])  # (methods, seeds)
-        seeds = known.shape[1]
+    total = np.zeros((RESAMPLES, len(times)))
+    judged = 0  # workloads
+    for name in next(iter(times.values()), ()):
+        of_methods = [by_workload[name] for by_workload in times.values()]
+        seeds = len(of_methods[0])
+        if not seeds or any(len(of_seeds) != seeds for of_seeds in of_methods):
+            continue
+        known = np.array(of_methods, dtype=float)  # (methods, seeds)
+        known[np.isnan(known)] = math.inf  # a miss
         picked = np.sort(known[:, generator.integers(0, seeds, (RESAMPLES, seeds))], axis=-1)
         medians = (picked[..., (seeds - 1) // 2] + picked[..., seeds // 2]) / 2  # infinite ones stay so
         best = medians.min(axis=0)
         with np.errstate(invalid="ignore"):
             r = np.where(np.isfinite(medians), medians / best, math.inf)
         total += np.clip((MOST - r.T) / (MOST - 1), 0, None)
+        judged += 1
+    if not judged:
+        return {}
     tail = 50 * (1 - CONFIDENCE) / divided
-    low, high = np.percentile(total / len(names), [tail, 100 - tail], axis=0)
-    return {m: (float(a), float(b)) for m, a, b in zip(methods, low, high, strict=True)}
+    low, high = np.percentile(total / judged, [tail, 100 - tail], axis=0)
+    return {m: (float(a), float(b)) for m, a, b in zip(times, low, high, strict=True)}
 
 
-def over_hints(times: Sequence[float], hints: Sequence[int]) -> float:
-    """Return the geometric mean of times over the length of the runs that set the targets, a miss as 4."""
-    return statistics.geometric_mean(
-        min(MOST, time / hint) if math.isfinite(time) else MOST
-        for time, hint in zip(times, hints, strict=True)
-    )
+def mean_time(times: Mapping[str, float]) -> float:
+    """Return the geometric mean of times over lengths, of which one beyond 4, or a miss, counts as 4."""
+    return statistics.geometric_mean(min(MOST, time) for time in times.values())
 
 
-def sensitivity(runs: Mapping[float, Sequence[RunSpec]], results: Results) -> RateSensitivity:
+def sensitivity(runs: Mapping[float, Specs], results: Results) -> RateSensitivity:
     """Return how much the learning rate matters, from the runs at each of several rates."""
     rates = sorted(runs)
-    losses = {lr: _mean(runs[lr], results, capped=False) for lr in rates}
-    capped = [_mean(runs[lr], results, capped=True) for lr in rates]
+    losses = {lr: statistics.fmean(losses_of(runs[lr], results)) for lr in rates}
+    capped = [statistics.fmean(_capped(results.get(s.run_id)) for s in runs[lr]) for lr in rates]
     whole = all(map(math.isfinite, capped)) and any(map(math.isfinite, losses.values()))
     return {
         "rates": rates,
@@ -134,13 +111,9 @@ def sensitivity(runs: Mapping[float, Sequence[RunSpec]], results: Results) -> Ra
     }
 
 
-def _mean(specs: Sequence[RunSpec], results: Results, *, capped: bool) -> float:
-    """Return the mean validation loss of some seeds, of each at most that of its first step if `capped`."""
-    losses = []
-    for spec in specs:
-        result: Mapping[str, Any] = results.get(spec.run_id, {})
-        start = result.get("initial_loss")
-        loss = val_loss(results.get(spec.run_id))
-        first = start if start is not None and math.isfinite(start) else math.inf
-        losses.append(min(loss, first) if capped and is_conclusive(result) else loss)
-    return statistics.fmean(losses)
+def _capped(result: RunResult | None) -> float:
+    """Return a run's validation loss: at most that of its first step, which stands for one that diverged."""
+    first = (result or {}).get("initial_loss")
+    if not is_conclusive(result) or first is None or not math.isfinite(first):
+        return val_loss(result)
+    return min(val_loss(result), first)
