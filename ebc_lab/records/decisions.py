@@ -1,14 +1,20 @@
-"""What the stages of a study decide, as auto_decisions.json records it: one class for each JSON object.
+"""What the stages of a study decide, as auto_decisions.json records it: a class for each JSON object.
 
-`Decision` is what every stage writes. Its `tracks` hold a class for each stage: `SweepTrack` of lr_sweep,
-`CalibratedTrack`, `ControllerTrack`, `ScaleTrack`, `TunedTrack`, `FinalsTrack`, `SuiteTrack` of ablation,
-`ModesTrack` of circumstances, `UnitsTrack` of carry and `ProfilesTrack` of profiles. Losses are in nats per
-token, KL divergences in nats. A run's result is `records.figures.RunResult`.
+`Decision` is what every stage writes; its `tracks` hold the class that ends in `Track` under the stage's
+heading below. Losses are in nats per token, KL divergences in nats.
 """
 
 from __future__ import annotations
 
 from typing import Any, NotRequired, TypedDict
+
+Diverged = dict[str, int]  # arm, reference: of how many pairs of runs this one diverged
+Luck = dict[
+    str, float
+]  # sd, freedom: how much a tuned loss varies with the tuning's seeds (`statistics.Luck`)
+Efficiency = dict[str, float]  # steps, tokens, train_s to the baseline's final loss: medians over the `seeds`
+StepCost = dict[str, float]  # ratio, low, high: time of a step over the reference's, median and quartiles
+BrokenRuns = dict[str, int]  # runs, broken: so many ended so far above their setting's median
 
 
 class Candidate(TypedDict):
@@ -38,8 +44,8 @@ class Decision(TypedDict, total=False):
     stage: str
     form: int
     rule: str  # in words
-    # <optimizer>_<projection> -> what was chosen for it: of each stage its own class, see above. It stays
-    # open here, because a file is refused only for what every stage has in common.
+    # <optimizer>_<projection> -> what was chosen for it. It stays open here, because a file is refused only
+    # for what every stage has in common.
     tracks: dict[str, Any]
     notes: list[str]
     candidates: list[Candidate]
@@ -65,20 +71,6 @@ class Window(TypedDict):
     open_high: bool
 
 
-class Diverged(TypedDict):
-    """How many pairs of runs there are in which the arm's diverged, and in which the reference's did."""
-
-    arm: int
-    reference: int
-
-
-class LuckOfTuning(TypedDict):
-    """How much a tuned loss would vary with the tuning's seeds: `statistics.Luck` as JSON."""
-
-    sd: float
-    freedom: float
-
-
 class Difference(TypedDict):
     """An arm's loss minus its reference's, paired by seed; `statistics.paired` says what each figure is."""
 
@@ -102,7 +94,7 @@ class Difference(TypedDict):
     joint_detectable: float | None
     judged: str
     diverged: NotRequired[Diverged]
-    luck: NotRequired[LuckOfTuning]
+    luck: NotRequired[Luck]
     verdict: NotRequired[str]  # of a suite: better | worse | level | undecided
     seeds_needed: NotRequired[int | None]
 
@@ -152,33 +144,6 @@ class Arm(Schedules, total=False):
 # -- lr_sweep ------------------------------------------------------------------------------------------------
 
 
-class SweepGrid(TypedDict):
-    """The best run of the grid by which the first best rate is found."""
-
-    lr: float
-    val_loss: float
-    edge: str | None
-    extensions: int
-
-
-class Schedule(TypedDict):
-    """The schedule of a learning rate."""
-
-    name: str
-    warmup_steps: int
-    decay_share: float
-
-
-class ControlPoint(TypedDict):
-    """A run that the fair control was chosen from."""
-
-    run_id: str
-    lr: float
-    schedule: str
-    warmup_steps: int
-    val_loss: float | None
-
-
 class Control(TypedDict):
     """The fair control: the same optimizer on a schedule that was tuned for it."""
 
@@ -186,10 +151,10 @@ class Control(TypedDict):
     lr_scale: float
     run_id: str
     val_loss: float
-    lr_schedule: Schedule
+    lr_schedule: dict[str, Any]  # name, warmup_steps, decay_share
     edge: str | None
     longest_warmup: bool
-    grid: list[ControlPoint]
+    grid: list[dict[str, Any]]  # run_id, lr, schedule, warmup_steps, val_loss of each run tried
     used: bool  # something in the study is compared with it
 
 
@@ -236,7 +201,7 @@ class SweepTrack(BestRate, NaturalSteps, Winner):
     """The best constant rate of a track, its noise, its natural KL, and its fair control."""
 
     edge: str | None
-    grid: SweepGrid
+    grid: dict[str, Any]  # lr, val_loss, edge, extensions: the best run of the first grid
     replicate_losses: list[float]
     control: Control
     dropped: NotRequired[list[Pair]]
@@ -309,15 +274,6 @@ class ScaleTrack(TypedDict):
 
 
 # -- finals --------------------------------------------------------------------------------------------------
-
-
-class Efficiency(TypedDict):
-    """What an arm took to reach the baseline's final loss: medians over the seeds that got there."""
-
-    steps: float
-    tokens: float
-    train_s: float
-    seeds: int
 
 
 class RateWindow(TypedDict):
@@ -417,7 +373,7 @@ class TunedArm(TypedDict):
     extended: list[dict[str, Any]]
     edges: dict[str, str]
     margin_sigma: float | None
-    luck: LuckOfTuning
+    luck: Luck
     untuned: NotRequired[str]  # why there is no best point
     curve: NotRequired[list[CurvePoint]]
     window: NotRequired[Window | None]
@@ -465,14 +421,6 @@ class Transfer(TypedDict):
     tuned: str
     kept: list[str]
     against_kept: dict[str, Difference]
-
-
-class StepCost(TypedDict):
-    """The time of an arm's step over that of the reference's: median over turns, and quartiles."""
-
-    ratio: float
-    low: float
-    high: float
 
 
 class Answer(TypedDict):
@@ -550,13 +498,6 @@ class Carried(TypedDict):
     diverged: list[str]  # seeds
     excess: float  # mean test loss above that of the setting's best arm at its best constant, nats
     tuned: float  # the same of this arm at its own best constant in the setting
-
-
-class BrokenRuns(TypedDict):
-    """How many runs ended so far above their setting's median that they are of no use."""
-
-    runs: int
-    broken: int
 
 
 class UnitFound(TypedDict):
