@@ -25,9 +25,13 @@ REMEDY = "delete it, and the next run writes it again"
 
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
-    """Write readable JSON atomically, of a value as `as_json` makes it."""
-    text = json.dumps(as_json(value), allow_nan=False)
-    write_atomic(path, msgspec.json.format(text, indent=1) + "\n", durable=durable)
+    """Write `json_bytes` atomically."""
+    write_atomic(path, json_bytes(value), durable=durable)
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return readable JSON of a value as `as_json` makes it."""
+    return msgspec.json.format(json.dumps(as_json(value), allow_nan=False).encode(), indent=1) + b"\n"
 
 
 def as_json(value: Any) -> Any:

@@ -57,9 +57,9 @@ def finished_elsewhere(
     if neighbours is None:
         neighbours = neighbours_of(study) if left else []
     for neighbour, runs in neighbours:
-        with suppress(OSError):
+        with suppress(OSError, UserError):  # of one whose manifest cannot be trusted nothing is taken
             there = [left[r] for r in left.keys() & runs if neighbour.has_result(r)]
-            recorded = _recorded(neighbour) if there else {}
+            recorded = manifest.entries(neighbour.root) if there else {}
             for spec in there:
                 if _is_sound(neighbour, spec, recorded):
                     elsewhere[spec.run_id] = neighbour
@@ -67,54 +67,40 @@ def finished_elsewhere(
     return {s.run_id: elsewhere[s.run_id] for s in specs if s.run_id in elsewhere}
 
 
-def _recorded(study: Study) -> Mapping[str, str] | None:
-    """Return path -> sha256 of a study's manifest; None where that cannot be trusted."""
-    try:
-        return manifest.read(study.root)["files"] if study.manifest_file.exists() else {}
-    except (UserError, OSError):
-        return None
-
-
-def _is_sound(study: Study, spec: RunSpec, recorded: Mapping[str, str] | None) -> bool:
-    """Tell whether a run has finished, and its files are as its result and the manifest recorded them."""
-    if recorded is None:
-        return False
+def _is_sound(study: Study, spec: RunSpec, recorded: Mapping[str, str]) -> bool:
+    """Return whether a run has finished, and its files are as its result and the manifest recorded them."""
     files = study.run_files(spec.run_id)
-    try:
+    with suppress(UserError, OSError, LookupError):
         result = study.results([spec])[spec.run_id]
         if result["outcome"] not in FINISHED:
             return False
         if not (_is_brief(study, files, recorded) or _streams_match(files, result)):
             return False
-        for path in (files.result, *_copied(files, result)):
-            known = recorded.get(str(path.relative_to(study.root)))
-            if known is not None and manifest.sha256_of(path) != known:
-                return False
-    except (UserError, OSError, LookupError):
-        return False
-    return True
+        names = {str(path.relative_to(study.root)): path for path in (files.result, *_copied(files, result))}
+        known = names.keys() & recorded.keys()
+        return all(manifest.sha256_of(names[name]) == recorded[name] for name in known)
+    return False
 
 
 def _is_brief(study: Study, files: RunFiles, recorded: Mapping[str, str]) -> bool:
-    """Tell whether a run came in a brief bundle: its result is recorded, and nothing that it logged."""
-    names = [str(path.relative_to(study.root)) for path in (files.result, files.steps)]
-    return not files.steps.exists() and names[0] in recorded and names[1] not in recorded
+    """Return whether a run came in a brief bundle: its result is recorded, and nothing that it logged."""
+    result, steps = (str(path.relative_to(study.root)) for path in (files.result, files.steps))
+    return not files.steps.exists() and result in recorded and steps not in recorded
 
 
 def _streams_match(files: RunFiles, result: RunResult) -> bool:
+    """Return whether the streams and the models that the run kept have the checksums in its result."""
     recorded = result.get("streams", {})
-    return {path.name: manifest.sha256_of(path) for path in _recorded_by(files, result)} == recorded
+    return {path.name: manifest.sha256_of(path) for path in _evidence(files, result)} == recorded
 
 
-def _recorded_by(files: RunFiles, result: RunResult) -> tuple[Path, ...]:
-    """Return the files whose checksums a result holds: the streams, and the models that the run kept."""
-    kept = (files.packed, files.model, files.weights)
-    models = [path for path in kept if path.name in result.get("streams", {})]
-    return (files.steps, files.evals, *models)
+def _evidence(files: RunFiles, result: RunResult) -> list[Path]:
+    models = (files.packed, files.model, files.weights)
+    return [files.steps, files.evals, *(path for path in models if path.name in result.get("streams", {}))]
 
 
-def _copied(files: RunFiles, result: RunResult) -> tuple[Path, ...]:
-    return (*_recorded_by(files, result), files.log, files.attempts)
+def _copied(files: RunFiles, result: RunResult) -> list[Path]:
+    return [*_evidence(files, result), files.log, files.attempts]
 
 
 def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
@@ -130,7 +116,9 @@ def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
         try:
             result = neighbour.results([spec])[spec.run_id]
             theirs = neighbour.run_files(spec.run_id)
-            brief = not theirs.steps.exists() and _is_brief(neighbour, theirs, _recorded(neighbour) or {})
+            brief = not theirs.steps.exists() and _is_brief(
+                neighbour, theirs, manifest.entries(neighbour.root)
+            )
             copies = () if brief else zip(_copied(files, result), _copied(theirs, result), strict=True)
             contents = {to: read_regular(path, MOST_BYTES) if path.exists() else b"" for to, path in copies}
         except (UserError, OSError, LookupError):
