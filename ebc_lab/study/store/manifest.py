@@ -155,7 +155,7 @@ def owning_run(path: str) -> str | None:
 
 
 def is_safe(path: str) -> bool:
-    """Tell whether a path that somebody else wrote is a plain one inside a study, on any system."""
+    """Return whether a path that somebody else wrote is a plain one inside a study, on any system."""
     return len(path) <= LONGEST and all(
         part not in ("", ".", "..")
         and len(part) <= LONGEST_PART

@@ -50,7 +50,7 @@ class Snapshot:
 
     @property
     def finished(self) -> bool:
-        """Tell whether the last stage is decided."""
+        """Return whether the last stage is decided."""
         return self.config.study.stages[-1] in self.decisions
 
     def sound_decisions(self) -> dict[str, Decision]:
