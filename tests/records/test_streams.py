@@ -1,7 +1,6 @@
 """steps.csv and evals.csv as they are read."""
 
 import math
-import os
 
 import numpy as np
 import pytest
@@ -40,9 +39,3 @@ def test_a_damaged_stream_is_named_with_the_remedy(tmp_path, content, words):
         read_columns(path, ["loss"])
     assert "steps.csv is damaged" in str(error.value)
     assert "delete its run folder" in str(error.value)
-
-
-def test_a_pipe_is_no_stream(tmp_path):
-    os.mkfifo(tmp_path / "steps.csv")
-    with pytest.raises(UserError, match="not a file but"):
-        read_columns(tmp_path / "steps.csv")

@@ -159,28 +159,23 @@ def test_a_young_file_may_still_change_and_is_not_indexed(study, monkeypatch):
     assert answers(study) == expected
 
 
-def test_an_index_is_no_part_of_a_study(study, tmp_path):
+def test_an_index_is_no_part_of_a_study_and_a_small_study_gets_none(study, monkeypatch, tmp_path):
     answers(study)
     assert study.index_file.exists()
     assert verify(study)["ok"]
     with zipfile.ZipFile(bundle.export(study, tmp_path / "x.zip")["bundle"]) as packed:
         assert study.index_file.name not in packed.namelist()
-
-
-def test_a_small_study_gets_none(finished, tmp_path):
-    copy = shutil.copytree(finished[1].study.root, tmp_path / "done")
-    before = sorted(copy.rglob("*"))
-    status(Study(copy))
-    assert sorted(copy.rglob("*")) == before
-
-
-def test_a_reader_who_may_not_write_leaves_nothing(study, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert answers(study) == by_files(study)
+    study.index_file.unlink()
+    monkeypatch.setattr(index, "LEAST", NEVER)
+    status(study)
     assert not study.index_file.exists()
 
 
-def test_what_is_in_the_way_of_an_index_stays_there(study):
+def test_who_may_not_write_leaves_no_index_and_what_is_in_its_way_stays(study, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: False)
+        assert answers(study) == by_files(study)
+    assert not study.index_file.exists()
     study.index_file.mkdir()
     assert answers(study) == by_files(study)
     assert study.index_file.is_dir()

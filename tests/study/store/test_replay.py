@@ -1,7 +1,5 @@
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -88,25 +86,6 @@ def test_a_missing_run_and_an_edited_result_are_named(own_copy):
     found = replay(study)["stages"]
     assert run.name in found["calibrate"]["problem"]
     assert not any(found[s]["same"] for s in ("calibrate", "lr_scale", "finals"))
-
-
-def test_a_replay_needs_neither_torch_nor_the_corpus_nor_the_same_torch(own_copy, tmp_path):
-    code = f"""
-import sys
-from pathlib import Path
-from ebc_lab.config import identity
-identity._torch_version = lambda: "99.0"
-from ebc_lab.study.store.replay import replay
-from ebc_lab.study.store.study import Study
-found = replay(Study(Path({str(own_copy[1].root)!r})))
-assert found["same"], found
-sys.exit("torch" in sys.modules)
-"""
-    header = own_copy[1].header()
-    header["config"]["data"]["file"] = str(tmp_path / "gone.txt")
-    write_checksummed(own_copy[1].root / "study.json", header)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def test_what_is_not_decided_cannot_be_replayed(own_copy):

@@ -187,7 +187,8 @@ def test_the_status_survives_an_edited_study_json(own_copy):
     assert "study.json was edited" in found["problems"][0]
     assert found["stages"][0]["state"] == "stale"  # decided with another band
     (study.root / "study.json").write_text("{}")
-    with pytest.raises(UserError, match=r"study\.json was edited"):
+    remedy = "delete the file: the study's command writes it again"
+    with pytest.raises(UserError, match=rf"study\.json was edited.*{remedy}"):
         status(study)
 
 
