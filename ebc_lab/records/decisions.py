@@ -14,6 +14,19 @@ Luck = dict[
 ]  # sd, freedom: how much a tuned loss varies with the tuning's seeds (`statistics.Luck`)
 Efficiency = dict[str, float]  # steps, tokens, train_s to the baseline's final loss: medians over the `seeds`
 StepCost = dict[str, float]  # ratio, low, high: time of a step over the reference's, median and quartiles
+Sequential = dict[
+    str, Any
+]  # looks, at, confidence, stopped: the looks at the finals, and why no seed was added
+CurvePoint = dict[str, Any]  # lr, val_loss, seeds, raced: losses near a best point, None where a run has none
+Transfer = dict[
+    str, Any
+]  # shape, tuned, kept, against_kept: arms kept from another size, against one tuned here
+ModeFound = dict[
+    str, Any
+]  # runs, completed, diverged, checksums, loss_range: what runs of a mode have in common
+# rates, losses, sensitivity, window: losses at rates around a point; the mean of min(loss, loss of the first
+# step) over the rates, less the best loss
+RateSensitivity = dict[str, Any]
 BrokenRuns = dict[str, int]  # runs, broken: so many ended so far above their setting's median
 
 
@@ -53,7 +66,7 @@ class Decision(TypedDict, total=False):
     inputs_sha256: str
     decision_sha256: str
     pairs: list[dict[str, Any]]  # of lr_sweep: each a `Pair`
-    sequential: dict[str, Any] | None  # of the finals: a `Sequential`
+    sequential: Sequential | None  # of the finals
 
 
 # -- what several stages share -------------------------------------------------------------------------------
@@ -327,15 +340,6 @@ class FinalsTrack(ComparedTrack, total=False):
     verdict: list[Line]
 
 
-class Sequential(TypedDict):
-    """After how many seeds the finals were looked at, and why no more were added."""
-
-    looks: list[int]
-    at: int
-    confidence: float
-    stopped: str
-
-
 class Acceptance(TypedDict, total=False):
     """acceptance.json: every line of the verdict, and how many passed, failed or stayed undecided."""
 
@@ -347,19 +351,10 @@ class Acceptance(TypedDict, total=False):
     confidence: float
     power_of_detectable: float
     seeds: list[int]
-    sequential: dict[str, Any] | None  # a `Sequential`
+    sequential: Sequential | None
 
 
 # -- tune, ablation ------------------------------------------------------------------------------------------
-
-
-class CurvePoint(TypedDict):
-    """The losses at one learning rate around an arm's best point; None where a run diverged or was raced."""
-
-    lr: float
-    val_loss: float | None
-    seeds: dict[str, float | None]
-    raced: NotRequired[int]  # seeds that were stopped, because they could not win any more
 
 
 class TunedArm(TypedDict):
@@ -414,15 +409,6 @@ class Sweep(TypedDict, total=False):
     every_start: bool
 
 
-class Transfer(TypedDict):
-    """What arms lose at another size than the one that they were tuned at, against an arm tuned there."""
-
-    shape: str
-    tuned: str
-    kept: list[str]
-    against_kept: dict[str, Difference]
-
-
 class Answer(TypedDict):
     """What a suite says of a user's own arm against every other."""
 
@@ -447,16 +433,6 @@ class SuiteTrack(ComparedTrack, total=False):
 
 
 # -- circumstances -------------------------------------------------------------------------------------------
-
-
-class ModeFound(TypedDict):
-    """What the runs of one mode of determinism have in common."""
-
-    runs: int
-    completed: int
-    diverged: int
-    checksums: int
-    loss_range: float | None
 
 
 class ModesTrack(TypedDict):
@@ -573,15 +549,6 @@ class Reached(TypedDict):
     ratio_seconds: float | None
     lowest: dict[str, float | None]  # by seed: lowest loss on the fixed windows
     diverged: list[str]  # seeds
-
-
-class RateSensitivity(TypedDict):
-    """How much the learning rate matters around a method's configuration, on a workload."""
-
-    rates: list[float]
-    losses: list[float | None]  # mean validation loss; None where a run diverged
-    sensitivity: float | None  # mean of min(loss, loss of the first step) over the rates, less the best loss
-    window: Window | None
 
 
 class Profiled(TypedDict):

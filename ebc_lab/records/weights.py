@@ -32,7 +32,7 @@ class About(TypedDict):
     tokens: str
     tokenizer: str  # sha256 of the tokenizer
     vocabulary: int
-    text: dict[str, str | None]  # name, sha256: what they were trained on
+    text: dict[str, Any]  # name, sha256: what they were trained on
 
 
 @dataclass(frozen=True)

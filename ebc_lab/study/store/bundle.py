@@ -201,7 +201,6 @@ def verify(path: Path, sha256: str | None = None) -> dict[str, Any]:
 
 
 def _readable(name: str) -> str:
-    """Return a name from an archive, in a length that can be read."""
     return visible(name if len(name) <= manifest.LONGEST else name[:80] + "…")
 
 
@@ -245,10 +244,6 @@ def _unpack_intact(path: Path, into: Path) -> None:
         raise UserError(f"{path} is damaged ({_readable(name)}: {what}): {remedy}.")
 
 
-class _Damaged(Exception):
-    """A file in the archive cannot be unpacked; says why."""
-
-
 def _unpack(path: Path, into: Path) -> tuple[dict[str, str], dict[str, str]]:
     """Unpack what can be unpacked into a new folder.
 
@@ -280,7 +275,7 @@ def _unpack(path: Path, into: Path) -> tuple[dict[str, str], dict[str, str]]:
                     with open(into / name, "xb") as out:
                         out.write(content)
                     digests[name] = hashlib.sha256(content).hexdigest()
-            except _Damaged as error:
+            except UserError as error:
                 wrong[member.orig_filename] = str(error)
             except (FileExistsError, NotADirectoryError):
                 wrong[member.orig_filename] = "it is there twice"
@@ -289,29 +284,29 @@ def _unpack(path: Path, into: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 def _files_in(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> dict[str, bytes]:
     """Return path -> content of what is packed under one name: a file, or those of all runs of a brief
-    bundle. Raises _Damaged."""
+    bundle. Raises UserError, saying why that cannot be unpacked."""
     name = member.orig_filename
     if not manifest.is_safe(name):
-        raise _Damaged("not unpacked: its name is not a plain path inside the study")
+        raise UserError("not unpacked: its name is not a plain path inside the study")
     if member.file_size > max(SMALL, MOST_TIMES * member.compress_size):
-        raise _Damaged(
+        raise UserError(
             f"not unpacked: {member.file_size} bytes are more than {MOST_TIMES} times its packed size"
         )
     if member.flag_bits & ENCRYPTED or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise _Damaged("not unpacked: it is encrypted, or packed in a way that is not read here")
+        raise UserError("not unpacked: it is encrypted, or packed in a way that is not read here")
     try:
         content = archive.read(member)
     except (*UNREADABLE, zlib.error, EOFError):
-        raise _Damaged("its contents are not those that were packed") from None
+        raise UserError("its contents are not those that were packed") from None
     if name != JOINED:
         return {name: content}
     try:
         runs = [json.loads(line) for line in content.decode().splitlines()]
         files = {f"{RUNS}/{run['run']}/{one}": run[one].encode() for run in runs for one in KEPT_OF_RUNS}
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        raise _Damaged("it is not the list of runs that was packed") from None
+        raise UserError("it is not the list of runs that was packed") from None
     if unsafe := [path for path in files if not manifest.is_safe(path)]:
-        raise _Damaged(f"it names a file outside the study, {_readable(unsafe[0])}")
+        raise UserError(f"it names a file outside the study, {_readable(unsafe[0])}")
     return files
 
 
