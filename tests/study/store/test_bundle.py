@@ -505,11 +505,11 @@ def test_the_command_line_names_a_flipped_byte_and_exits_with_4(exported, tmp_pa
     place, name = next(found for found in packed_data(exported).items() if found[1].endswith("steps.csv"))
     raw[place.start + 200] ^= 4
     (tmp_path / "done.zip").write_bytes(raw)
-    done = subprocess.run([*CLI, "verify", "done.zip"], cwd=tmp_path, capture_output=True, text=True)
+    done = called("verify", "done.zip", cwd=tmp_path)
     assert done.returncode == 4
     assert name in done.stdout
     assert "get the bundle again" in done.stdout
-    done = subprocess.run([*CLI, "verify", "gone.zip"], cwd=tmp_path, capture_output=True, text=True)
+    done = called("verify", "gone.zip", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
 
 

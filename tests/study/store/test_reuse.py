@@ -7,13 +7,14 @@ import pytest
 from ebc_lab.config import identity
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import read_checksummed, with_checksum, write_checksummed
-from ebc_lab.report.conclude import report
+from ebc_lab.report.conclude import concluding, report
 from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.inspect.why import why
 from ebc_lab.study.stages.rules import FORM
 from ebc_lab.study.store.reuse import StageWork, remaining_work, reusable_results, work_in_words
 from ebc_lab.study.store.snapshot import read
+from ebc_lab.study.store.verify import verify
 
 LATER = ["calibrate", "lr_scale", "finals"]
 
@@ -35,12 +36,7 @@ def test_a_finished_study_is_kept_whole(finished, resolved):
 
 
 def test_the_words_for_what_would_be_trained():
-    looks = [
-        StageWork("lr_sweep", 8, 0),
-        StageWork("calibrate", 5, 3),
-        StageWork("lr_scale"),
-        StageWork("finals"),
-    ]
+    looks = [StageWork("lr_sweep", 8, 0), StageWork("calibrate", 5, 3), *map(StageWork, LATER[1:])]
     assert work_in_words(looks) == (
         "lr_sweep: all 8 kept; calibrate: 3 of 5 would be trained; lr_scale, finals: decided again after that"
     )
@@ -62,16 +58,20 @@ def test_a_missing_run_makes_its_stage_and_all_after_it_stale(own_copy):
     assert why(study, "calibrate")["calibrate"]["stale_because"] == found["calibrate"]["stale_because"]
 
 
-def test_runs_missing_in_a_later_stage_leave_the_earlier_ones_decided(own_copy):
+def test_runs_missing_in_a_later_stage_leave_the_earlier_ones_decided_and_are_trained_as_before(own_copy):
     config, study = own_copy
     gone = sorted(study.runs.glob("*_n25_s0-*"))[:3]
+    losses = [study.result(folder.name)["val_loss"] for folder in gone]
     for folder in gone:
         shutil.rmtree(folder)
+    assert f"runs/{gone[0].name}/result.json" in [bad["file"] for bad in verify(study)["bad"]]
     found = stages(study)
     assert [found[s]["state"] for s in ("lr_sweep", *LATER)] == ["decided", "decided", "decided", "stale"]
     assert found["finals"]["would_train"] == 3
-    assert autopilot(config, Listener()).trained == 3  # as predicted
+    assert autopilot(config, concluding()).trained == 3  # as predicted
     assert stages(study)["finals"]["state"] == "decided"
+    assert verify(study)["ok"]
+    assert [study.result(folder.name)["val_loss"] for folder in gone] == losses
 
 
 def test_an_edited_result_is_a_problem_of_the_status_and_makes_it_stale(own_copy):
@@ -198,10 +198,8 @@ def test_another_torch_is_refused_says_what_it_would_train_and_force_says_it_too
     found = stages(study)
     assert "torch is 99.0 here and was 2." in found["lr_sweep"]["stale_because"]
     assert found["lr_sweep"]["would_train"] == 3  # its grid; the rest depends on its winner
-    with pytest.raises(
-        UserError,
-        match=r"torch: '2\.\d+' → '99\.0'.*--force.*lr_sweep: all 3 would be trained; calibrate, lr_s",
-    ):
+    words = r"torch: '2\.\d+' → '99\.0'.*--force.*lr_sweep: all 3 would be trained; calibrate, lr_s"
+    with pytest.raises(UserError, match=words):
         autopilot(config, Listener())
     said: list[str] = []
     outcome = autopilot(config, Listener(say=said.append), stages=["lr_sweep"], force=True)
@@ -212,21 +210,20 @@ def test_another_torch_is_refused_says_what_it_would_train_and_force_says_it_too
 
 def test_other_settings_are_refused_with_what_they_would_train(own_copy):
     config, _ = own_copy
-    other = replace(
-        config, calibrate=replace(config.calibrate, multiples=[0.25, *config.calibrate.multiples])
+    multiples = config.calibrate.multiples
+    grids = {**config.lr_sweep.grids, "adam": [5e-3, 2e-2, 4e-2]}
+    calibrate = (
+        f"calibrate: 1 of {len(multiples) + 1} would be trained; lr_scale, finals: decided again after"
     )
-    runs = len(config.calibrate.multiples)
-    calibrate = f"calibrate: 1 of {runs + 1} would be trained"
-    words = rf"lr_sweep: all \d+ kept; {calibrate}; lr_scale, finals: decided again after that"
-    with pytest.raises(UserError, match=words):
-        autopilot(other, Listener())
-    grid = replace(
-        config, lr_sweep=replace(config.lr_sweep, grids={**config.lr_sweep.grids, "adam": [5e-3, 2e-2, 4e-2]})
-    )
-    with pytest.raises(
-        UserError, match=r"lr_sweep: 1 of 3 would be trained; calibrate, lr_scale, finals: decided again"
+    for stage, setting, words in (
+        ("calibrate", {"multiples": [0.25, *multiples]}, rf"lr_sweep: all \d+ kept; {calibrate} that"),
+        (
+            "lr_sweep",
+            {"grids": grids},
+            "lr_sweep: 1 of 3 would be trained; calibrate, lr_scale, finals: decided",
+        ),
+        ("finals", {"margin": 0.5}, r"finals: all \d+ kept"),
     ):
-        autopilot(grid, Listener())
-    again = replace(config, finals=replace(config.finals, margin=0.5))
-    with pytest.raises(UserError, match=r"finals: all \d+ kept"):
-        autopilot(again, Listener())
+        other = replace(config, **{stage: replace(getattr(config, stage), **setting)})
+        with pytest.raises(UserError, match=words):
+            autopilot(other, Listener())

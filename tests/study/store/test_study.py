@@ -1,6 +1,5 @@
 import json
 import os
-import shutil
 import subprocess
 import sys
 
@@ -63,36 +62,27 @@ def test_a_new_decision_takes_the_later_ones_with_it(study):
     assert list(study.decisions()) == ["lr_sweep", "calibrate"]
 
 
-def test_an_edited_spec_is_refused(finished):
-    _, outcome, _ = finished
-    run_id = next(p.name for p in outcome.study.runs.iterdir())
-    path = outcome.study.run_dir(run_id) / "spec.json"
-    original = path.read_text()
-    edited = json.loads(original)
+def test_an_edited_spec_is_refused(own_copy):
+    _, study = own_copy
+    run_id = study.run_ids()[0]
+    path = study.run_dir(run_id) / "spec.json"
+    edited = json.loads(path.read_text())
     edited["config"]["optimizer"]["lr"] *= 2
-    try:
-        path.write_text(json.dumps(edited))
-        with pytest.raises(UserError, match=r"spec\.json does not describe"):
-            outcome.study.read_spec(run_id)
-    finally:
-        path.write_text(original)
+    path.write_text(json.dumps(edited))
+    with pytest.raises(UserError, match=r"spec\.json does not describe"):
+        study.read_spec(run_id)
 
 
 def test_a_result_of_another_run_is_refused(study, resolved):
     spec = stage_of("lr_sweep").runs(resolved, {}, {})[0]
     study.write_spec(spec)
-    write_checksummed(
-        study.run_dir(spec.run_id) / "result.json",
-        {"identity": "0" * 64, "outcome": "completed", "val_loss": 0.1},
-    )
+    path = study.run_dir(spec.run_id) / "result.json"
+    write_checksummed(path, {"identity": "0" * 64, "outcome": "completed", "val_loss": 0.1})
     with pytest.raises(UserError, match=r"result\.json was not written by this run"):
         study.results([spec])
     # one whose name is the same
     alike = spec.identity_sha256[:10] + "0" * 54
-    write_checksummed(
-        study.run_dir(spec.run_id) / "result.json",
-        {"run_id": spec.run_id, "identity": alike, "outcome": "completed", "val_loss": 0.1},
-    )
+    write_checksummed(path, {"run_id": spec.run_id, "identity": alike, "outcome": "completed"})
     assert study.result(spec.run_id)
     with pytest.raises(OfAnotherRun, match=r"result\.json was not written by this run"):
         study.results([spec])
@@ -123,10 +113,9 @@ def test_forget_removes_only_the_outcomes_and_stages_it_is_told(study, resolved)
         (lambda text: "[]", "was edited"),
     ],
 )
-def test_an_edited_or_truncated_result_names_its_file_and_the_remedy(finished, tmp_path, damage, words):
-    shutil.copytree(finished[1].study.root, tmp_path / "s")
-    study = Study(tmp_path / "s")
-    run_id = next(p.name for p in sorted(study.runs.iterdir()) if "_n15_" in p.name)
+def test_an_edited_or_truncated_result_names_its_file_and_the_remedy(own_copy, damage, words):
+    _, study = own_copy
+    run_id = next(run_id for run_id in study.run_ids() if "_n15_" in run_id)
     path = study.run_dir(run_id) / "result.json"
     damaged = damage(path.read_text())
     assert damaged != path.read_text()
