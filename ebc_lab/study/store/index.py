@@ -86,8 +86,6 @@ class Index:
         """Return every planned run. Only the files of those that are not as the index has them are read; what
         is wrong with them is in the record's `problem`, and not raised."""
         study = self.study
-        if not self.used:
-            return study.records()
         known = ROWS.decode(self.kept.rows)
         rows: Rows = {}
         records: list[Record] = []

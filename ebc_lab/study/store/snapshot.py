@@ -65,8 +65,8 @@ class Snapshot:
 
     def sound_records(self) -> list[Record]:
         """Return all planned runs. Raises UserError when the files of one are damaged."""
-        for problem in self.index.problems:
-            raise UserError(problem)
+        if problems := self.index.problems:
+            raise UserError(problems[0])
         return self.records
 
     def results_of(self, specs: list[RunSpec]) -> dict[str, RunResult]:
