@@ -1,6 +1,7 @@
 """Measurements that are kept for the user."""
 
 import os
+from itertools import count
 
 import pytest
 
@@ -8,23 +9,19 @@ from ebc_lab.records.cache import MeasurementCache, cache_dir
 
 
 @pytest.fixture
-def calls():
-    return []
+def measure():
+    calls = count(1)
+    return lambda: {"rate": next(calls)}
 
 
-@pytest.fixture
-def measure(calls):
-    return lambda: calls.append(1) or {"rate": len(calls)}
-
-
-def test_a_measurement_is_made_once_for_what_it_depends_on(tmp_path, calls, measure):
+def test_a_measurement_is_made_once_for_what_it_depends_on(tmp_path, measure):
     about = {"cores": 2, "case": (1, "float32")}
     assert [MeasurementCache("speed", about, tmp_path).read_or_measure(measure) for _ in range(2)] == 2 * [
         {"rate": 1}
     ]
     assert MeasurementCache("speed", {**about, "cores": 4}, tmp_path).read() is None
     assert MeasurementCache("packing", about, tmp_path).read() is None
-    assert len(calls) == 1
+    assert measure() == {"rate": 2}
     assert all(path.name.startswith("speed-") for path in tmp_path.iterdir())
 
 
@@ -36,7 +33,7 @@ def test_a_file_that_is_damaged_or_of_another_kind_is_measured_again(tmp_path, c
     assert cache.read_or_measure(lambda: 2.5) == cache.read() == 2.5
 
 
-def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, calls, measure):
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, measure):
     (tmp_path / "file").touch()
     cache = MeasurementCache("speed", "x", tmp_path / "file")
     assert [cache.read_or_measure(measure)["rate"] for _ in range(2)] == [1, 2]

@@ -33,7 +33,7 @@ def find(name: str | None, output_dir: str, say: Say = lambda text: None) -> Stu
     return studies[0]
 
 
-def find_all(names: Sequence[str], output_dir: str, say: Say = lambda text: None) -> list[Study]:
+def find_all(names: Sequence[str], output_dir: str, say: Say) -> list[Study]:
     """Return the studies that names, folders of studies and patterns mean, each once; without any, the newest
     study. Raises UserError."""
     studies: dict[Path, Study] = {}
@@ -122,9 +122,7 @@ def to_rebuild(name: str | None, output_dir: str, output: Path | None, say: Say 
     return unpack(path, into)
 
 
-def verify_named(
-    name: str | None, output_dir: str, sha256: str | None, say: Say = lambda text: None
-) -> dict[str, Any]:
+def verify_named(name: str | None, output_dir: str, sha256: str | None, say: Say) -> dict[str, Any]:
     """Return the findings of `verify` on the study or bundle that a name means. Raises UserError."""
     path = place_of(name, output_dir, say) if name else None
     if path and is_bundle(path):

@@ -116,9 +116,8 @@ def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
         try:
             result = neighbour.results([spec])[spec.run_id]
             theirs = neighbour.run_files(spec.run_id)
-            brief = not theirs.steps.exists() and _is_brief(
-                neighbour, theirs, manifest.entries(neighbour.root)
-            )
+            recorded = {} if theirs.steps.exists() else manifest.entries(neighbour.root)
+            brief = _is_brief(neighbour, theirs, recorded)
             copies = () if brief else zip(_copied(files, result), _copied(theirs, result), strict=True)
             contents = {to: read_regular(path, MOST_BYTES) if path.exists() else b"" for to, path in copies}
         except (UserError, OSError, LookupError):
@@ -138,10 +137,10 @@ def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
 
 
 def earlier_answers(
-    study: Study, config: Config, stage: str, specs: Sequence[RunSpec], known: Iterable[EarlierAnswer] = ()
+    study: Study, config: Config, specs: Sequence[RunSpec], known: Iterable[EarlierAnswer]
 ) -> list[EarlierAnswer]:
-    """Return the answers to a stage's question that came before the study's own, oldest first: those `known`,
-    those of its neighbours, and those that neighbours name.
+    """Return the answers to the question that these runs are judged for that came before the study's own,
+    oldest first: those `known`, those of its neighbours, and those that neighbours name.
 
     A neighbour asks the same if two arms that it judges have the settings of two of the study's, their seeds
     aside; one arm is enough where arms are to reach a target. If its seeds were planned as the study's, its
@@ -190,14 +189,13 @@ def judged_candidates(config: Config, decisions: Mapping[str, Decision]) -> list
 def _judged(study: Study, candidates: Iterable[Candidate]) -> dict[str, set[int]]:
     """Return arm -> the seeds on which it was judged. An arm is named by the digest of its settings, without
     the seed."""
-    settings = ("role", "arm", "lr", "lr_scale", "delta_star")
-    arms: dict[tuple[Any, ...], list[Candidate]] = {}
-    for one in candidates:
-        arms.setdefault(tuple(one.get(key) for key in settings), []).append(one)
+    arms: dict[tuple[Any, ...], str] = {}
     found: dict[str, set[int]] = {}
-    for same_arm in arms.values():
-        named = _without_seed(study.spec(same_arm[0]["run_id"])["identity"])
-        found.setdefault(named, set()).update(c["seed"] for c in same_arm)
+    for one in candidates:
+        shown = tuple(one.get(key) for key in ("role", "arm", "lr", "lr_scale", "delta_star"))
+        if shown not in arms:  # one spec is read for all seeds
+            arms[shown] = _without_seed(study.spec(one["run_id"])["identity"])
+        found.setdefault(arms[shown], set()).add(one["seed"])
     return found
 
 

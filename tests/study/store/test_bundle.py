@@ -319,7 +319,8 @@ def test_another_torch_makes_nothing_in_a_bundle_stale(finished, exported, monke
     assert bundle.verify(exported)["ok"]
     assert replay(study)["same"]
     assert all(found["stale_because"] is None for found in why(study, None).values())
-    assert status(study)["state"] == "finished"
+    assert (status(study)["state"], status(study)["root"]) == ("finished", str(exported))
+    assert ebc_lab.load(exported).source == exported
     assert status(finished[1].study)["state"] == "stale"  # where a call would train again
 
 
@@ -386,8 +387,7 @@ def test_a_damaged_bundle_is_neither_read_nor_unpacked(exported, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["done.zip"]
 
 
-def test_what_cannot_be_vouched_for_is_not_exported(own_copy, tmp_path):
-    _, study = own_copy
+def test_what_cannot_be_vouched_for_is_not_exported(study, tmp_path):
     out = tmp_path / "out.zip"
     with study.held(), pytest.raises(UserError, match="is being run"):
         bundle.export(study, out)
@@ -408,8 +408,7 @@ def test_what_cannot_be_vouched_for_is_not_exported(own_copy, tmp_path):
         bundle.export(Study(tmp_path / "nothing"), out)
 
 
-def test_only_a_bundle_is_overwritten_and_only_by_a_whole_one(own_copy, tmp_path, monkeypatch):
-    _, study = own_copy
+def test_only_a_bundle_is_overwritten_and_only_by_a_whole_one(study, tmp_path, monkeypatch):
     mine = tmp_path / "mine.zip"
     mine.write_text("holiday pictures")
     with pytest.raises(UserError, match="exists and is not a bundle"):
@@ -427,8 +426,7 @@ def test_only_a_bundle_is_overwritten_and_only_by_a_whole_one(own_copy, tmp_path
     assert manifest.sha256_of(tmp_path / "new.zip") == once["sha256"]
 
 
-def test_a_checkpoint_that_a_failed_run_kept_is_not_exported_and_not_missed(own_copy, tmp_path):
-    _, study = own_copy
+def test_a_checkpoint_that_a_failed_run_kept_is_not_exported_and_not_missed(study, tmp_path):
     run = next(study.runs.glob("*/steps.csv")).parent
     for name in ("checkpoint.pt", "checkpoint.damaged-1.pt", "checkpoint.damaged-12.pt"):
         (run / name).write_bytes(b"weights")
@@ -437,8 +435,7 @@ def test_a_checkpoint_that_a_failed_run_kept_is_not_exported_and_not_missed(own_
     assert wrong(tmp_path / "out.zip") == {}
 
 
-def test_a_study_that_stopped_early_is_exported_as_far_as_it_is_recorded(own_copy, tmp_path, undrawn):
-    _, study = own_copy
+def test_a_study_that_stopped_early_is_exported_as_far_as_it_is_recorded(study, tmp_path, undrawn):
     decisions = study.decisions()
     decisions.pop("finals")
     (study.root / "auto_decisions.json").write_text(json.dumps(decisions))
@@ -513,8 +510,7 @@ def test_the_command_line_names_a_flipped_byte_and_exits_with_4(exported, tmp_pa
     assert (done.returncode, done.stdout) == (2, "")
 
 
-def test_another_bundle_that_is_replaced_is_named_by_its_sha256(own_copy, tmp_path):
-    _, study = own_copy
+def test_another_bundle_that_is_replaced_is_named_by_its_sha256(study, tmp_path):
     path = tmp_path / "out.zip"
     first = bundle.export(study, path)
     assert first["replaced"] is None
@@ -523,8 +519,3 @@ def test_another_bundle_that_is_replaced_is_named_by_its_sha256(own_copy, tmp_pa
     other = manifest.sha256_of(path)
     called = CliRunner().invoke(app, ["export", str(study.root), "-o", str(path)], env={"COLUMNS": "300"})
     assert f"replaced {path} (sha256 {other})" in called.output
-
-
-def test_a_bundle_is_told_by_its_own_path(exported):
-    assert status(bundle.Bundled(exported))["root"] == str(exported)
-    assert ebc_lab.load(exported).source == exported

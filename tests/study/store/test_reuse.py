@@ -44,8 +44,7 @@ def test_the_words_for_what_would_be_trained():
     assert "cannot be decided" in work_in_words([StageWork("lr_sweep", 8, 0, undecidable=True)])
 
 
-def test_a_missing_run_makes_its_stage_and_all_after_it_stale(own_copy):
-    _, study = own_copy
+def test_a_missing_run_makes_its_stage_and_all_after_it_stale(study):
     gone = won(study, "lr_sweep")
     shutil.rmtree(gone)
     found = stages(study)
@@ -74,8 +73,7 @@ def test_runs_missing_in_a_later_stage_leave_the_earlier_ones_decided_and_are_tr
     assert [study.result(folder.name)["val_loss"] for folder in gone] == losses
 
 
-def test_an_edited_result_is_a_problem_of_the_status_and_makes_it_stale(own_copy):
-    _, study = own_copy
+def test_an_edited_result_is_a_problem_of_the_status_and_makes_it_stale(study):
     path = won(study, "calibrate") / "result.json"
     path.write_text(path.read_text().replace('"val_loss": ', '"val_loss": 1'))
     [problem] = status(study)["problems"]
@@ -145,8 +143,7 @@ def test_a_study_whose_settings_another_version_wrote_is_named_with_a_remedy(own
             ask(study)
 
 
-def test_other_timings_make_nothing_stale(own_copy):
-    _, study = own_copy
+def test_other_timings_make_nothing_stale(study):
     for record in study.records():
         if record.result and "tokens_per_s" in record.result:
             timed = {"wall_s": 1.0, "tokens_per_s": 2.0, "train_s": 3.0, "probe_pct": 4.0, "curve": []}
@@ -154,8 +151,7 @@ def test_other_timings_make_nothing_stale(own_copy):
     assert {s["state"] for s in stages(study).values()} == {"decided"}
 
 
-def test_an_edited_decision_is_stale_and_nothing_would_be_trained(own_copy):
-    _, study = own_copy
+def test_an_edited_decision_is_stale_and_nothing_would_be_trained(study):
     decisions = study.decisions()
     decisions["lr_scale"]["tracks"]["adam_none"]["lr_scale"] = 77.0
     (study.root / "auto_decisions.json").write_text(json.dumps(decisions))
@@ -171,15 +167,13 @@ def test_an_edited_decision_is_stale_and_nothing_would_be_trained(own_copy):
 
 
 @pytest.mark.parametrize("name", ["auto_decisions.json", "spec.json"])
-def test_the_status_survives_a_truncated_file_and_names_it(own_copy, name):
-    _, study = own_copy
+def test_the_status_survives_a_truncated_file_and_names_it(study, name):
     path = study.root / name if name != "spec.json" else won(study, "lr_sweep") / name
     path.write_text(path.read_text()[:50])
     assert any(str(path) in problem for problem in status(study)["problems"])
 
 
-def test_the_status_survives_an_edited_study_json(own_copy):
-    _, study = own_copy
+def test_the_status_survives_an_edited_study_json(study):
     header = json.loads((study.root / "study.json").read_text())
     header["config"]["study"]["band"] = [0.4, 0.8]
     (study.root / "study.json").write_text(json.dumps(header))

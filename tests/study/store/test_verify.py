@@ -11,6 +11,9 @@ from ebc_lab.study.store import manifest
 from ebc_lab.study.store.verify import verify
 
 
+RUN_FILES = ("spec.json", "result.json", "steps.csv", "evals.csv", "log.txt", "attempts.jsonl")
+
+
 def flip_a_byte(path):
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
@@ -40,19 +43,14 @@ def test_a_finished_study_is_as_recorded(finished):
     [
         ("study.json", "delete it and run the study's command again"),
         ("auto_decisions.json", "run the study's command again"),
-        ("acceptance.json", "`ebc-lab report done`"),
-        ("summary_final.csv", "`ebc-lab report done`"),
-        ("lr_scale.png", "`ebc-lab report done`"),
-        ("runs/{run}/spec.json", "which trains the run again"),
-        ("runs/{run}/result.json", "which trains the run again"),
-        ("runs/{run}/steps.csv", "which trains the run again"),
-        ("runs/{run}/evals.csv", "which trains the run again"),
-        ("runs/{run}/log.txt", "which trains the run again"),
-        ("runs/{run}/attempts.jsonl", "which trains the run again"),
+        *(
+            (name, "`ebc-lab report done`")
+            for name in ("acceptance.json", "summary_final.csv", "lr_scale.png")
+        ),
+        *((f"runs/{{run}}/{name}", "which trains the run again") for name in RUN_FILES),
     ],
 )
-def test_one_flipped_byte_and_one_missing_file_are_named_with_the_remedy(own_copy, file, remedy):
-    _, study = own_copy
+def test_one_flipped_byte_and_one_missing_file_are_named_with_the_remedy(study, file, remedy):
     file = file.format(run=a_run(study))
     flip_a_byte(study.root / file)
     [found] = verify(study)["bad"]
@@ -66,8 +64,7 @@ def test_one_flipped_byte_and_one_missing_file_are_named_with_the_remedy(own_cop
     assert found["what"] == "missing"
 
 
-def test_a_file_that_nobody_recorded_is_named(own_copy, undrawn):
-    _, study = own_copy
+def test_a_file_that_nobody_recorded_is_named(study, undrawn):
     (study.root / "notes.txt").write_text("mine")
     (study.run_dir(a_run(study)) / "more.csv").write_text("mine")
     found = verify(study)
@@ -77,9 +74,8 @@ def test_a_file_that_nobody_recorded_is_named(own_copy, undrawn):
     assert bad(study) == ["notes.txt", f"runs/{a_run(study)}/more.csv"]
 
 
-def test_a_run_that_is_another_one_is_named_even_where_the_manifest_agrees(own_copy):
+def test_a_run_that_is_another_one_is_named_even_where_the_manifest_agrees(study):
     """Somebody who edits a run and records the study anew: the run's own name and checksum still tell."""
-    _, study = own_copy
     one, two, three = [p.name for p in sorted(study.runs.iterdir()) if "_n15_" in p.name][:3]
     spec = json.loads((study.run_dir(one) / "spec.json").read_text())
     spec["config"]["optimizer"]["lr"] *= 2
@@ -175,9 +171,8 @@ def test_while_a_study_is_continued_unrecorded_files_are_not_reported(own_copy, 
     assert [b["file"] for b in found["bad"]] == [f"runs/{a_run(study, 25)}/steps.csv"]
 
 
-def test_a_study_that_is_not_finished_may_hold_what_is_not_recorded_yet(own_copy, undrawn):
+def test_a_study_that_is_not_finished_may_hold_what_is_not_recorded_yet(study, undrawn):
     """Slurm jobs that outlive their driver continue after `ebc-lab report` has recorded what was there."""
-    _, study = own_copy
     decisions = study.decisions()
     decisions.pop("finals")
     (study.root / "auto_decisions.json").write_text(json.dumps(decisions))
@@ -188,8 +183,7 @@ def test_a_study_that_is_not_finished_may_hold_what_is_not_recorded_yet(own_copy
     assert (found["ok"], found["under_way"]) == (True, True)
 
 
-def test_a_run_without_a_result_may_grow(own_copy):
-    _, study = own_copy
+def test_a_run_without_a_result_may_grow(study):
     folder = study.runs / "planned-0123456789"
     folder.mkdir()
     for name in ("attempts.jsonl", "log.txt", "checkpoint.pt"):
