@@ -22,7 +22,7 @@ from ebc_lab.training.outcome import run_and_record
 from ebc_lab.workloads.ebm import eval_columns, step_columns
 
 FILES = Path(__file__).parents[2] / "docs" / "files.md"
-OF_THE_KEPT_MODEL = ("settled", "sampled", "unigram", "bigram", "energy_trend")
+KEPT_MODEL_FIGURES = ("settled", "sampled", "unigram", "bigram", "energy_trend")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_every_column_that_a_run_writes_has_a_meaning_and_every_meaning_a_column
 def test_the_figures_of_the_kept_model_are_those_of_its_evaluations_and_a_few_more(trained):
     figures = read_json(trained.result)["workload"]
     unknown = {name for name in figures if meaning_of(name, WORKLOAD_EVAL_MEANINGS) is None}
-    assert unknown == set(OF_THE_KEPT_MODEL)
+    assert unknown == set(KEPT_MODEL_FIGURES)
 
 
 @pytest.mark.parametrize(

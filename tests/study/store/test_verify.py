@@ -10,7 +10,6 @@ from ebc_lab.study.autopilot import autopilot
 from ebc_lab.study.store import manifest
 from ebc_lab.study.store.verify import verify
 
-
 RUN_FILES = ("spec.json", "result.json", "steps.csv", "evals.csv", "log.txt", "attempts.jsonl")
 
 
