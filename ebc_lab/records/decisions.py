@@ -8,26 +8,17 @@ from __future__ import annotations
 
 from typing import Any, NotRequired, TypedDict
 
-Diverged = dict[str, int]  # arm, reference: of how many pairs of runs this one diverged
-Luck = dict[
-    str, float
-]  # sd, freedom: how much a tuned loss varies with the tuning's seeds (`statistics.Luck`)
-Efficiency = dict[str, float]  # steps, tokens, train_s to the baseline's final loss: medians over the `seeds`
+# objects of a few figures, by the names of their keys
+Diverged = dict[str, int]  # arm, reference: in how many pairs of runs each diverged
+Luck = dict[str, float]  # sd, freedom: of a tuned loss over the tuning's seeds (`statistics.Luck`)
+Efficiency = dict[str, float]  # steps, tokens, train_s to the baseline's final loss: medians over `seeds`
 StepCost = dict[str, float]  # ratio, low, high: time of a step over the reference's, median and quartiles
-Sequential = dict[
-    str, Any
-]  # looks, at, confidence, stopped: the looks at the finals, and why no seed was added
-CurvePoint = dict[str, Any]  # lr, val_loss, seeds, raced: losses near a best point, None where a run has none
-Transfer = dict[
-    str, Any
-]  # shape, tuned, kept, against_kept: arms kept from another size, against one tuned here
-ModeFound = dict[
-    str, Any
-]  # runs, completed, diverged, checksums, loss_range: what runs of a mode have in common
-# rates, losses, sensitivity, window: losses at rates around a point; the mean of min(loss, loss of the first
-# step) over the rates, less the best loss
-RateSensitivity = dict[str, Any]
 BrokenRuns = dict[str, int]  # runs, broken: so many ended so far above their setting's median
+Sequential = dict[str, Any]  # looks, at, confidence, stopped: the finals' looks, and why no seed was added
+CurvePoint = dict[str, Any]  # lr, val_loss, seeds, raced: losses near a best point, None where there is none
+Transfer = dict[str, Any]  # shape, tuned, kept, against_kept: arms of another size against one tuned here
+ModeFound = dict[str, Any]  # runs, completed, diverged, checksums, loss_range: of the runs of a mode
+RateSensitivity = dict[str, Any]  # rates, losses, sensitivity, window: of rates around a point
 
 
 class Candidate(TypedDict):

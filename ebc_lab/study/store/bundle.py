@@ -38,7 +38,6 @@ JOINED = "runs.jsonl"  # of a brief bundle: the files of a run in each line, as 
 KEPT_OF_RUNS = (manifest.SPEC, manifest.RESULT)  # in a brief bundle
 PICTURES = (".png", ".svg", ".html")  # what `ebc-lab report` makes again
 ARCHIVE = "the archive"  # what is wrong where no file in it is
-DATE = (1980, 1, 1, 0, 0, 0)
 REGULAR_FILE = 0o100644 << 16
 ENCRYPTED = 1  # a flag of a file
 LARGEST = (1 << 31) - 1  # bytes of a file; beyond that a header has another form
@@ -120,7 +119,7 @@ def pack(out: BinaryIO, contents: Iterable[tuple[str, bytes]]) -> None:
     """Write (name, content) as a zip, in this order."""
     with zipfile.ZipFile(out, "w") as archive:
         for name, content in contents:
-            about = zipfile.ZipInfo(name, DATE)
+            about = zipfile.ZipInfo(name)  # of 1980, as every file
             about.compress_type = zipfile.ZIP_DEFLATED
             about.create_system = 3  # Unix, on any system
             about.external_attr = REGULAR_FILE
