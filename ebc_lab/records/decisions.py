@@ -14,6 +14,7 @@ Luck = dict[str, float]  # sd, freedom: of a tuned loss over the tuning's seeds 
 Efficiency = dict[str, float]  # steps, tokens, train_s to the baseline's final loss: medians over `seeds`
 StepCost = dict[str, float]  # ratio, low, high: time of a step over the reference's, median and quartiles
 BrokenRuns = dict[str, int]  # runs, broken: so many ended so far above their setting's median
+NoiseFloor = dict[str, Any]  # sigma, low, high (95%), detectable, seeds: the noise of replicate seeds
 Sequential = dict[str, Any]  # looks, at, confidence, stopped: the finals' looks, and why no seed was added
 CurvePoint = dict[str, Any]  # lr, val_loss, seeds, raced: losses near a best point, None where there is none
 Transfer = dict[str, Any]  # shape, tuned, kept, against_kept: arms of another size against one tuned here
@@ -209,16 +210,6 @@ class SweepTrack(BestRate, NaturalSteps, Winner):
     replicate_losses: list[float]
     control: Control
     dropped: NotRequired[list[Pair]]
-
-
-class NoiseFloor(TypedDict):
-    """The noise between replicate seeds, with its 95% interval, and what two single runs could show."""
-
-    sigma: float | None
-    low: float | None
-    high: float | None
-    detectable: float | None
-    seeds: int
 
 
 # -- calibrate, controller_search, lr_scale ------------------------------------------------------------------
