@@ -49,10 +49,8 @@ def as_json(value: Any) -> Any:
 
 
 def read_json(path: Path, kind: Any = Any, remedy: str = REMEDY) -> Any:
-    """Return what a JSON file holds, its texts `visible`. `kind`: the type hint that it must fit.
-
-    Raises UserError, naming the file and the remedy, unless it is such a file; FileNotFoundError.
-    """
+    """Return what a JSON file holds, its texts `visible`. `kind`: the type hint that it must fit. Raises
+    UserError, naming the file and the remedy, unless it is such a file; FileNotFoundError."""
     return _read(path, kind, remedy, checksummed=False)
 
 

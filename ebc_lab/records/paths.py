@@ -20,11 +20,9 @@ DIAGNOSES = (".diagnosis.md", ".diagnosis.json")
 
 
 def matching_paths(pattern: str | os.PathLike[str]) -> list[Path]:
-    """Return the paths that a path or a pattern means, in the order of their names.
-
-    In every folder on the way, what is called so is found before the name is taken for a pattern: in
-    `tokens [v2]/*_train_*.bin` only the file's name is one, if that folder exists.
-    """
+    """Return the paths that a path or a pattern means, in the order of their names. In every folder on the
+    way, what is called so is found before the name is taken for a pattern: in `tokens [v2]/*_train_*.bin`
+    only the file's name is one, if that folder exists."""
     path = Path(pattern).expanduser()
     found = [Path(path.anchor)]
     for name in path.parts[bool(path.anchor) :]:

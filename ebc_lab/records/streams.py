@@ -120,11 +120,8 @@ def rows_in(path: Path) -> int:
 
 def read_columns(path: Path, needed: Iterable[str] = (), *, alone: bool = False) -> dict[str, np.ndarray]:
     """Return column -> its values, float64 of shape (rows,), NaN where a cell is empty. An incomplete last
-    line is left out.
-
-    `alone`: the `needed` columns only, which takes a quarter of the time. Raises FileNotFoundError, and
-    UserError where the file is no such stream or lacks one of the `needed` columns.
-    """
+    line is left out. `alone`: the `needed` columns only, which takes a quarter of the time. Raises
+    FileNotFoundError, and UserError where the file is no such stream or lacks a `needed` column."""
     import numpy as np
 
     remedy = "delete its run folder, and the study's command trains the run again"

@@ -95,9 +95,7 @@ def find_weights(named: str, folders: Iterable[Path] = ()) -> Path:
 
 def read_weights(path: Path, sha256: str | None = None) -> KeptWeights:
     """Return what a file of weights holds. `sha256`: that of the whole file, where it must be a certain one.
-
-    Raises UserError where the file is missing, truncated, edited, another program's, or not that one.
-    """
+    Raises UserError where the file is missing, truncated, edited, another program's, or not that one."""
     try:
         with opened(path) as f:
             whole = f.read()

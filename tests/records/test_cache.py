@@ -16,9 +16,8 @@ def measure():
 
 def test_a_measurement_is_made_once_for_what_it_depends_on(tmp_path, measure):
     about = {"cores": 2, "case": (1, "float32")}
-    assert [MeasurementCache("speed", about, tmp_path).read_or_measure(measure) for _ in range(2)] == 2 * [
-        {"rate": 1}
-    ]
+    found = [MeasurementCache("speed", about, tmp_path).read_or_measure(measure) for _ in range(2)]
+    assert found == 2 * [{"rate": 1}]
     assert MeasurementCache("speed", {**about, "cores": 4}, tmp_path).read() is None
     assert MeasurementCache("packing", about, tmp_path).read() is None
     assert measure() == {"rate": 2}

@@ -68,10 +68,8 @@ def no_study_in(folder: Path) -> str:
 
 
 def place_of(name: str, output_dir: str, say: Say) -> Path:
-    """Return where the folder or bundle is: a path as given; a plain name in `output_dir`, else here.
-
-    Where both have one, `say` is given the one that is taken.
-    """
+    """Return where the folder or bundle is: a path as given; a plain name in `output_dir`, else here. Where
+    both have one, `say` is told which is taken."""
     here = Path(name).expanduser()
     if here.name in ("", ".."):  # `.` and `..`, which name no folder
         here = here.resolve()

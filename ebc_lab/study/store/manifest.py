@@ -99,9 +99,7 @@ def _is_meant(path: str, patterns: Sequence[str], runs: Collection[str]) -> bool
 
 def complete(root: Path, describe: Callable[[Mapping[str, str]], None] | None = None) -> None:
     """Add entries for the study's own files and those of finished runs; existing entries do not change.
-
-    `describe`: is given all entries but that of the description of the study, and writes it.
-    """
+    `describe` is given all entries but that of the description of the study, and writes it."""
     known = entries(root)
     study = StudyFiles(root)
     patterns = (study.header_file.name, f"{study.own.name}/*", *study.conclusions())

@@ -46,12 +46,9 @@ def neighbours_of(study: Study) -> list[Neighbour]:
 def finished_elsewhere(
     study: Study, specs: Sequence[RunSpec], neighbours: Sequence[Neighbour] | None = None
 ) -> dict[str, Study]:
-    """Return, by the ids of those runs that a neighbour has finished, the neighbour from which each can be
-    copied: it still has the run's files as they were recorded.
-
-    Measurements of time are left out: they belong to a machine and an hour. `neighbours`: those of the study,
-    where they are known.
-    """
+    """Return run id -> the neighbour from which the run can be copied, because it has finished it and still
+    has its files as they were recorded. Measurements of time are left out: they belong to a machine and an
+    hour. `neighbours`: those of the study, where they are known."""
     elsewhere: dict[str, Study] = {}
     left = {s.run_id: s for s in specs if s.kind == "train"}
     if neighbours is None:
@@ -104,10 +101,8 @@ def _copied(files: RunFiles, result: RunResult) -> list[Path]:
 
 
 def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
-    """Copy a finished run, its result last. Returns False where that cannot be done, and it is to be trained.
-
-    A kill on the way leaves no result, so that the next command takes or trains the run.
-    """
+    """Copy a finished run, its result last. Return False where that cannot be done, and it is to be trained.
+    A kill on the way leaves no result, so that the next command takes or trains the run."""
     study.write_spec(spec)
     files = study.run_files(spec.run_id)
     with run_lock(files.directory) as mine:

@@ -25,11 +25,9 @@ SHOWN = 60  # characters of a value that is itself a list or a mapping
 
 
 def replay(study: Study, stage: str | None = None) -> dict[str, Any]:
-    """Decide a stage again, or all that are decided. Returns `study`, `same`, and of each of the `stages`
-    `same`, the `differences` (path, recorded, recomputed) and the `problem`, or None.
-
-    Raises UserError when there is no such decision.
-    """
+    """Decide a stage again, or all that are decided. Return `study`, `same`, and of each of the `stages`
+    `same`, the `differences` (path, recorded, recomputed) and the `problem`, or None. Raises UserError where
+    there is no such decision."""
     snapshot = read(study)
     stages = snapshot.config.study.stages
     recorded = snapshot.decisions

@@ -22,9 +22,7 @@ from .study import RETRIED, RETRIED_UNFINISHED, Record
 @dataclass(frozen=True)
 class StageWork:
     """What a command would do in a stage: of its `runs` train those that are `missing`, and reuse the others.
-
-    Both are None where that depends on how an earlier stage decides.
-    """
+    Both are None where that depends on how an earlier stage decides."""
 
     stage: str
     runs: int | None = None

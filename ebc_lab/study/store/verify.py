@@ -92,10 +92,7 @@ def mismatches(recorded: Mapping[str, str], digests: Mapping[str, str]) -> dict[
 
 def faults(study: Study, files: Collection[str], digests: Mapping[str, str]) -> dict[str, str]:
     """Return file -> what is wrong with it by itself or beside the others: a study.json or decision that was
-    edited, a spec, result or stream that is not of its run.
-
-    `digests`: the sha256 of files, as far as they are known.
-    """
+    edited, a spec, result or stream that is not of its run. `digests`: the sha256 of files, where known."""
     wrong: dict[str, str] = {}
     try:
         study.header()
@@ -149,10 +146,8 @@ def _faults_of_run(
 
 def _identity_digest(study: Study, run_id: str, sound: set[bytes]) -> str:
     """Return the digest of a run's identity, from its spec. Raises UserError when the spec is not this run's.
-
     `sound`: digests of settings and identities that agree, their seed left out, in which alone the runs of an
-    arm differ. What is found here is added to it.
-    """
+    arm differ; what is found here is added to it."""
     spec = read_json(study.run_files(run_id).spec, SpecRecord)
     kind, whole = spec["kind"], spec["identity"]
     of_run = whole if kind == "train" else whole["run"]
