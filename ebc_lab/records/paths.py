@@ -8,6 +8,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from ebc_lab.config.errors import visible
+
 RUNS = "runs"
 HEADER = "study.json"
 WEIGHTS = "weights.pt"
@@ -132,6 +134,8 @@ class StudyFiles:
 
     def __init__(self, root: Path):
         self.root = root
+        self.name = visible(root.name)
+        self.place = root  # where a reader finds the study: of a bundle the bundle
         self.runs = root / RUNS
         self.header_file = root / HEADER
         self.decisions_file = root / "auto_decisions.json"

@@ -153,11 +153,11 @@ def _exportable(study: Study) -> dict[str, str]:
         )
     if study.holder() is not None:
         raise UserError(f"study {study.name} is being run: export it when it has finished.")
-    findings = verify_study(study, recorded)
-    if bad := findings["bad"]:
+    found = verify_study(study, recorded)
+    if bad := found["bad"]:
         what = f"{bad[0]['file']}: {bad[0]['what']}" + (f" and {len(bad) - 1} more" if len(bad) > 1 else "")
         raise UserError(f"study {study.name} is not as recorded ({what}): {bad[0]['remedy']}.")
-    if not recorded["complete"] or findings["unrecorded"]:
+    if not recorded["complete"] or found["unrecorded"]:
         raise UserError(
             f"study {study.name} was cut off, and not all of its files are recorded: run its command again, "
             f"or `ebc-lab report {study.name}`, which records what is there."
@@ -228,12 +228,8 @@ class Bundled(Study):
     def __init__(self, path: Path):
         self.folder = tempfile.TemporaryDirectory(prefix="ebc-lab-")
         super().__init__(Path(self.folder.name) / path.stem)
-        self.path = path
+        self.place = path
         _unpack_intact(path, self.root)
-
-    @property
-    def place(self) -> Path:
-        return self.path
 
 
 def _unpack_intact(path: Path, into: Path) -> None:
@@ -244,12 +240,9 @@ def _unpack_intact(path: Path, into: Path) -> None:
 
 
 def _unpack(path: Path, into: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Unpack what can be unpacked into a new folder.
-
-    Returns the sha256 of each file there, and of each that is not what the manifest lists, or `ARCHIVE`, what
-    is wrong with it. Raises UserError when there is no such file, or no room on the disk for what the archive
-    says it holds.
-    """
+    """Unpack what can be unpacked into a new folder. Return the sha256 of each file there, and of each that
+    is not what the manifest lists, or `ARCHIVE`, what is wrong with it. Raises UserError when there is no
+    such file, or no room on the disk for what the archive says it holds."""
     try:
         opened(path).close()
     except FileNotFoundError:

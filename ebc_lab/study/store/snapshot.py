@@ -34,14 +34,10 @@ class Snapshot:
     decisions: dict[str, Decision]  # as recorded, in the order of the stages
     wrong: dict[str, str | None]  # stage -> what `decision_problem` says of its recorded decision
     faults: dict[str, str]  # stage -> why that cannot be used
-    index: Index  # of every planned run
+    index: Index
+    records: list[Record]  # every planned run
     name: str  # of settings and decisions as they are
     problems: list[str]  # what is damaged, with a remedy each
-
-    @property
-    def records(self) -> list[Record]:
-        """Return every planned run."""
-        return self.index.records
 
     @cached_property
     def record_of(self) -> dict[str, Record]:
@@ -197,7 +193,7 @@ def read(study: Study, *, strict: bool = True, runs: Index | None = None) -> Sna
     runs.remembered("settings", digest(header["config"]), check_settings)
     config = recorded_config(header, checked=False)
     name = digest([header, decided])
-    return Snapshot(study, header, config, decisions, wrong, faults, runs, name, problems)
+    return Snapshot(study, header, config, decisions, wrong, faults, runs, runs.records, name, problems)
 
 
 def _faults(stage: str, decision: Decision) -> tuple[str | None, str | None]:

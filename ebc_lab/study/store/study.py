@@ -15,7 +15,7 @@ import msgspec
 
 from ebc_lab.config.choices import choices_of
 from ebc_lab.config.dicts import from_dict, to_dict
-from ebc_lab.config.errors import UserError, any_of, blamed, nearest, visible
+from ebc_lab.config.errors import UserError, any_of, blamed, nearest
 from ebc_lab.config.identity import NAMED_BY, digest, matches_run_id
 from ebc_lab.config.schema import STAGES, Config, RunConfig
 from ebc_lab.config.study_checks import validate
@@ -168,15 +168,6 @@ class Study(StudyFiles):
     """One study under `output_dir/name`."""
 
     resumable = True  # commands may train in it; a bundle is only read
-
-    @property
-    def name(self) -> str:
-        return visible(self.root.name)
-
-    @property
-    def place(self) -> Path:
-        """Return where a reader finds the study: its folder, or the bundle that it was unpacked from."""
-        return self.root
 
     def exists(self) -> bool:
         return self.header_file.exists()
