@@ -402,12 +402,11 @@ class Study(StudyFiles):
                     path.unlink()
 
     def forget(
-        self, outcomes: Collection[str], stages: Collection[str], records: Iterable[Record] | None = None
+        self, records: Iterable[Record], outcomes: Collection[str], stages: Collection[str]
     ) -> list[str]:
         """Remove the results of `stages` with one of `outcomes`, so that their runs are trained again, and
-        return their run ids. `records`: the study's, where they are known."""
-        briefs = [record.brief for record in (self.records() if records is None else records)]
-        gone = [b.run_id for b in briefs if b.stage in stages and b.outcome in outcomes]
+        return their run ids. `records`: the study's."""
+        gone = [r.run_id for r in records if r.brief.stage in stages and r.brief.outcome in outcomes]
         manifest.remove_entries(self.root, runs=gone)
         for run_id in gone:
             self.run_files(run_id).result.unlink()

@@ -100,7 +100,7 @@ def test_forget_removes_only_the_outcomes_and_stages_it_is_told(study, resolved)
         about = {"run_id": name, "stage": stage, "role": "grid", "arm": name, "kind": "train"}
         write_json(study.run_dir(name) / "spec.json", {**about, **planned})
         write_checksummed(study.run_dir(name) / "result.json", {"outcome": outcome, "steps": 15})
-    assert study.forget(["lost"], ["finals"]) == [a]
+    assert study.forget(study.records(), ["lost"], ["finals"]) == [a]
     assert [name for name in outcomes if study.result(name)] == [b, c, d]
 
 
