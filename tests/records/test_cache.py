@@ -9,7 +9,6 @@ from ebc_lab.records.cache import MeasurementCache
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch, tmp_path):
-    """The user's cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "ebc-lab"
 
