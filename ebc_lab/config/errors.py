@@ -21,6 +21,8 @@ HIDDEN = re.compile(
 
 def visible(text: str) -> str:
     """Return a text from outside with each control character as an escape that can be read."""
+    if text.isprintable():  # as nearly every text is, which takes half the time to see
+        return text
     return HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 

@@ -20,17 +20,16 @@ def cache_dir() -> Path:
 
 
 class MeasurementCache:
-    """A measurement that is kept as JSON in `<folder>/<kind>-<digest>.json`.
+    """A measurement that is kept as JSON in the user's cache folder, in `<kind>-<digest>.json`.
 
     Args:
         depends_on: everything that can change the measurement, as JSON: the shape, the machine, versions.
-        folder: the user's cache folder unless given.
         form: the type hint of the measurement; a file that does not fit it is taken for none.
     """
 
-    def __init__(self, kind: str, depends_on: Any, folder: Path | None = None, *, form: Any = Any):
+    def __init__(self, kind: str, depends_on: Any, *, form: Any):
         self.form = form
-        self.path = (folder or cache_dir()) / f"{kind}-{digest(depends_on)[:16]}.json"
+        self.path = cache_dir() / f"{kind}-{digest(depends_on)[:16]}.json"
 
     def read(self) -> Any:
         """Return the measurement, or None where there is none or its file cannot be read."""

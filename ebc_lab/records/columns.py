@@ -15,6 +15,9 @@ LOGITS = "logits/token"
 SHARE = "0–1"
 SCALE = "×"
 
+_WORKLOAD_PARTS = [part for part in PARTS if part.read_by]
+_ANY_PARTS = [part for part in PARTS if not part.read_by]
+
 STEP_MEANINGS = {  # of steps.csv, one row a step: column -> unit, meaning
     "step": ("", "from 0"),
     "loss": (NATS, "on the batch, before the update"),
@@ -62,7 +65,7 @@ FURTHER_STEP_MEANINGS = {  # of steps.csv, in runs that ask for what they record
         "1/lr",
         "the same of P^(-1/2) H P^(-1/2), P Adam's sqrt(v) + eps of the step before; with torch's Adam",
     ),
-    **{name: meaning for part in PARTS if not part.read_by for name, meaning in part.columns.items()},
+    **dict(column for part in _ANY_PARTS for column in part.columns.items()),
     **{
         name: (NATS, f"between W and W + {c:g}·ΔW, on the audit's tokens; every `curve_every` steps")
         for name, c in zip(CURVE_COLUMNS, CURVE_SCALES, strict=True)
@@ -77,15 +80,10 @@ EVAL_MEANINGS = {  # of evals.csv, one row an evaluation
 }
 EVAL_COLUMNS = tuple(EVAL_MEANINGS)
 BITS = "test_bits_per_char"
-WORKLOAD_STEP_MEANINGS = {  # of steps.csv, under a workload that has further ones
-    name: meaning for part in PARTS if part.read_by for name, meaning in part.columns.items()
-}
-WORKLOAD_EVAL_MEANINGS = {
-    name: meaning for part in PARTS if part.read_by for name, meaning in part.evals.items()
-}
-FURTHER_EVAL_MEANINGS = {  # of evals.csv, in runs that ask for what they record
-    name: meaning for part in PARTS if not part.read_by for name, meaning in part.evals.items()
-}
+FURTHER_EVAL_MEANINGS = dict(column for part in _ANY_PARTS for column in part.evals.items())
+# of both, under a workload that has further ones
+WORKLOAD_STEP_MEANINGS = dict(column for part in _WORKLOAD_PARTS for column in part.columns.items())
+WORKLOAD_EVAL_MEANINGS = dict(column for part in _WORKLOAD_PARTS for column in part.evals.items())
 PATTERNS = {LEVEL: r"\d+(?:p\d+)?", EXPERT: r"\d+"}
 
 

@@ -1,7 +1,4 @@
-"""The figures of a run, computed from the steps that it recorded, and the thresholds by which it is judged.
-
-A run's result holds them as a `RunResult`. An empty cell of `steps.csv` was not measured.
-"""
+"""A run's result, and its figures as they follow from `steps.csv`, where an empty cell was not measured."""
 
 from __future__ import annotations
 
@@ -109,8 +106,7 @@ def summarise(steps: Mapping[str, np.ndarray], floor: float = KL_FLOOR["float32"
     done = steps["skipped"] == 0
     c = steps["c"][done]
     losses = steps["loss"]
-    warm = steps["step"] >= WARM_STEPS
-    slope = steps["slope"]
+    slope = steps["slope"][steps["step"] >= WARM_STEPS]
     return {
         "initial_loss": float(losses[0]) if len(losses) else None,
         "last_loss": _mean(losses[-50:]),
@@ -124,7 +120,7 @@ def summarise(steps: Mapping[str, np.ndarray], floor: float = KL_FLOOR["float32"
         **_kl_figures(steps),
         "surrogate_median": _median(_measured(steps["surrogate"])),
         "tightness_median": _median(_measured(steps["tightness"])),
-        "descent_median": _median(-_measured(slope[warm])),
+        "descent_median": _median(-_measured(slope)),
         "c_median_logged": _median(c[steps["step"][done] % LOGGED_EVERY == 0]),
         **_drifts(steps),
         **_further(steps, floor),
@@ -136,10 +132,8 @@ def summarise(steps: Mapping[str, np.ndarray], floor: float = KL_FLOOR["float32"
 
 def _further(steps: Mapping[str, np.ndarray], floor: float) -> dict[str, Any]:
     """Return the figures of columns that only some runs have: medians, and the curve of KL against c."""
-    figures: dict[str, Any] = {}
-    for figure in (figure for part in PARTS for figure in part.figures if figure.of_steps):
-        if figure.key in steps:
-            figures[figure.key] = _median(_measured(steps[figure.key]))
+    of_steps = [figure.key for part in PARTS for figure in part.figures if figure.of_steps]
+    figures: dict[str, Any] = {key: _median(_measured(steps[key])) for key in of_steps if key in steps}
     if "ruled" in steps:
         sound = steps["skipped"] == 0
         figures |= {f"{name}_ruled": _mean(steps["ruled"][sound] == RULED.index(name)) for name in RULED[1:]}
@@ -148,8 +142,7 @@ def _further(steps: Mapping[str, np.ndarray], floor: float) -> dict[str, Any]:
         medians = [_median(_measured(steps[name])) for name in CURVE_COLUMNS]
         measured = zip(CURVE_SCALES, medians, strict=True)
         curve = [[c, kl] for c, kl in measured if kl is not None and kl >= floor]
-        figures["kl_curve"] = curve
-        figures["kl_law"] = kl_law(curve)
+        figures |= {"kl_curve": curve, "kl_law": kl_law(curve)}
     return figures
 
 
@@ -163,8 +156,8 @@ def kl_law(curve: Sequence[Sequence[float]]) -> list[float] | None:
     """Return A and B >= 0 of KL = A c² + B c by least squares of the relative errors at points (c, KL > 0);
     None for fewer than two points.
 
-    A float model has B = 0. With quantized weights a share of the codes proportional to c flips, each by a
-    whole step, so that KL falls no faster than c.
+    A float model has B = 0. With quantized weights as many codes flip as c is large, each by a whole step, so
+    that KL falls no faster than c.
     """
     import numpy as np
     from scipy.optimize import nnls
@@ -177,12 +170,8 @@ def kl_law(curve: Sequence[Sequence[float]]) -> list[float] | None:
 
 
 def _kl_figures(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return the figures of the applied KL: over all audited steps, and over its target on clipped ones.
-
-    `kl_median` (of a plain run: its natural KL) leaves out the first 20 steps if any audit was later.
-    `kl_within_30pct` is the share of audited, clipped steps whose applied KL is within 30% of the target;
-    beside a radius, of those on which the KL ruled.
-    """
+    """Return the figures of the applied KL: of the audited steps after the first 20, or of all where no audit
+    was later; and over its target, of those that the KL budget clipped."""
     applied = steps["applied_kl"]
     audited = applied == applied  # not NaN
     late = audited & (steps["step"] >= WARM_STEPS)
@@ -198,10 +187,8 @@ def _kl_figures(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _drifts(steps: Mapping[str, np.ndarray]) -> dict[str, float | None]:
-    """Return medians of c, S and beta (the groups' mean, each as last measured) early and late in the run.
-
-    Early is a tenth of the run from step 20 on, or from half of a short run; late is its last tenth.
-    """
+    """Return medians of c, S and beta (the groups' mean, each as last measured) in the run's last tenth, and
+    in a tenth from step 20 on, or from half of a short run."""
     import numpy as np
 
     columns = {"c": steps["c"], "surrogate": steps["surrogate"]}
@@ -243,8 +230,7 @@ def _quantile(values: np.ndarray, share: float) -> float | None:
 
 
 def _grid_of_quantiles(values: np.ndarray) -> list[float] | None:
-    """Return 41 quantiles of the finite values, from the smallest to the largest; None where none is finite,
-    as the last ones of a run that diverges may be."""
+    """Return 41 quantiles of the finite values, smallest first; None where none is finite."""
     import numpy as np
 
     known = values[np.isfinite(values)]

@@ -28,10 +28,8 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> N
 @contextmanager
 def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Yield a file to write, which replaces the one at `path` at the end: temporary name, fsync, rename.
-
     `durable=False` leaves out the fsync, for what may be lost when the machine fails, as a run's progress.
-    Raises Superseded as `replacing` does.
-    """
+    Raises Superseded as `replacing` does."""
     with replacing(path) as temporary, open(temporary, "wb") as f:
         yield f
         f.flush()
@@ -63,11 +61,8 @@ def stamp_of(about: os.stat_result) -> tuple[int, int, int, int]:
 
 
 def read_regular(path: Path, most: int) -> bytes:
-    """Return the content of a file of at most `most` bytes.
-
-    Raises FileNotFoundError where there is nothing, and UserError for a larger file and, before it can block,
-    for a folder, a pipe or a device.
-    """
+    """Return the content of a file of at most `most` bytes. Raises FileNotFoundError where there is nothing,
+    and UserError for a larger file and, before it can block, for a folder, a pipe or a device."""
     with opened(path) as f:
         size = os.fstat(f.fileno()).st_size
         content = f.read(size + 1) if size <= most else None

@@ -25,9 +25,13 @@ REMEDY = "delete it, and the next run writes it again"
 
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
-    """Write readable JSON atomically, of a value as `as_json` makes it."""
-    text = json.dumps(as_json(value), allow_nan=False)
-    write_atomic(path, msgspec.json.format(text, indent=1) + "\n", durable=durable)
+    """Write `json_bytes` atomically."""
+    write_atomic(path, json_bytes(value), durable=durable)
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return readable JSON of a value as `as_json` makes it."""
+    return msgspec.json.format(json.dumps(as_json(value), allow_nan=False).encode(), indent=1) + b"\n"
 
 
 def as_json(value: Any) -> Any:
@@ -45,13 +49,9 @@ def as_json(value: Any) -> Any:
 
 
 def read_json(path: Path, kind: Any = Any, remedy: str = REMEDY) -> Any:
-    """Return what a JSON file holds, its texts `visible`. `kind`: the type hint that it must fit.
-
-    Raises UserError, naming the file and the remedy, unless it is such a file; FileNotFoundError.
-    """
-    _, value = _read(path, remedy)
-    _refuse_misfit(path, value, kind, remedy)
-    return value
+    """Return what a JSON file holds, its texts `visible`. `kind`: the type hint that it must fit. Raises
+    UserError, naming the file and the remedy, unless it is such a file; FileNotFoundError."""
+    return _read(path, kind, remedy, checksummed=False)
 
 
 def parse_json(content: str | bytes) -> Any:
@@ -60,13 +60,17 @@ def parse_json(content: str | bytes) -> Any:
     return _parsed(content.encode() if isinstance(content, str) else content)[0]
 
 
-def _read(path: Path, remedy: str) -> tuple[Any, Any]:
-    """Return what a JSON file holds: as it is there, and with its texts `visible`."""
+def _read(path: Path, kind: Any, remedy: str, *, checksummed: bool) -> Any:
     content = read_regular(path, MOST_BYTES)
     try:
-        return _parsed(content)
+        recorded, value = _parsed(content)
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): {remedy}.") from None
+    if checksummed and not checksum_holds(recorded):
+        raise UserError(f"{path} was edited after it was written: {remedy}.")
+    if wrong := misfit(value, kind):
+        raise UserError(f"{path} is damaged ({wrong}): {remedy}.")
+    return value
 
 
 def _parsed(content: bytes) -> tuple[Any, Any]:
@@ -105,11 +109,6 @@ def _made_visible(value: Any, depth: int = 0) -> Any:
     return [_made_visible(v, depth + 1) for v in value]
 
 
-def _refuse_misfit(path: Path, value: Any, kind: Any, remedy: str) -> None:
-    if wrong := misfit(value, kind):
-        raise UserError(f"{path} is damaged ({wrong}): {remedy}.")
-
-
 def write_checksummed(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON with a checksum of everything else in it, so that `read_checksummed` notices an edit."""
     write_json(path, with_checksum(value))
@@ -122,10 +121,8 @@ def with_checksum(value: Mapping[str, Any], key: str = "checksum") -> dict[str, 
 
 
 def checksum_holds(value: Any, key: str = "checksum") -> bool:
-    """Tell whether a value still has the checksum that `with_checksum` gave it; False without one."""
-    if not isinstance(value, dict):
-        return False
-    return bool(value.get(key) == digest({k: v for k, v in value.items() if k != key}))
+    """Return whether a value still has the checksum that `with_checksum` gave it; False without one."""
+    return isinstance(value, dict) and value.get(key) == digest({k: v for k, v in value.items() if k != key})
 
 
 def read_checksummed(path: Path, remedy: str, kind: Any = Any) -> dict[str, Any]:
@@ -135,9 +132,6 @@ def read_checksummed(path: Path, remedy: str, kind: Any = Any) -> dict[str, Any]
 
 def read_sealed(path: Path, remedy: str, kind: Any = Any) -> tuple[dict[str, Any], str]:
     """Return what `read_checksummed` does, and the checksum."""
-    recorded, value = _read(path, remedy)
-    if not checksum_holds(recorded):
-        raise UserError(f"{path} was edited after it was written: {remedy}.")
-    _refuse_misfit(path, value, kind, remedy)
+    value = _read(path, kind, remedy, checksummed=True)
     checksum = value.pop("checksum")
     return value, checksum

@@ -8,6 +8,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from ebc_lab.config.errors import visible
+
 RUNS = "runs"
 HEADER = "study.json"
 WEIGHTS = "weights.pt"
@@ -20,36 +22,27 @@ DIAGNOSES = (".diagnosis.md", ".diagnosis.json")
 
 
 def matching_paths(pattern: str | os.PathLike[str]) -> list[Path]:
-    """Return the paths that a path or a pattern means, in the order of their names.
-
-    In every folder on the way, what is called so is found before the name is taken for a pattern: in
-    `tokens [v2]/*_train_*.bin` only the file's name is one, if that folder exists.
-    """
+    """Return the paths that a path or a pattern means, in the order of their names. In every folder on the
+    way, what is called so is found before the name is taken for a pattern: in `tokens [v2]/*_train_*.bin`
+    only the file's name is one, if that folder exists."""
     path = Path(pattern).expanduser()
     found = [Path(path.anchor)]
     for name in path.parts[bool(path.anchor) :]:
-        found = [inside for folder in found for inside in _matches_in(folder, name)]
+        folders, found = found, []
+        for folder in folders:
+            names = [name] if os.path.lexists(folder / name) else glob.glob(name, root_dir=folder)
+            # with a [ that is part of names, * and ? alone may be wild
+            names = names or glob.glob(name.replace("[", "[[]"), root_dir=folder)
+            found += [folder / one for one in names]
     return sorted(found, key=str)
-
-
-def _matches_in(folder: Path, name: str) -> list[Path]:
-    """Return what a name or a pattern means in a folder."""
-    if os.path.lexists(folder / name):
-        return [folder / name]
-    if not glob.has_magic(name):
-        return []
-    # with a [ that is part of names, * and ? alone may be wild
-    alike = glob.glob(name, root_dir=folder) or glob.glob(name.replace("[", "[[]"), root_dir=folder)
-    return [folder / one for one in alike]
-
-
-class _Optimizer(TypedDict):
-    name: str
-    lr: float
 
 
 class _Named(TypedDict):
     name: str
+
+
+class _Optimizer(_Named):
+    lr: float
 
 
 class _Budget(TypedDict):
@@ -131,7 +124,7 @@ class RunFiles:
 
 
 def is_checkpoint(path: str) -> bool:
-    """Tell whether a run's file is a checkpoint of it, one that was set aside included."""
+    """Return whether a run's file is a checkpoint of it, one that was set aside included."""
     name = os.path.basename(path)
     return name == CHECKPOINT or fnmatch(name, DAMAGED.format("*"))
 
@@ -141,6 +134,8 @@ class StudyFiles:
 
     def __init__(self, root: Path):
         self.root = root
+        self.name = visible(root.name)
+        self.place = root  # where a reader finds the study: of a bundle the bundle
         self.runs = root / RUNS
         self.header_file = root / HEADER
         self.decisions_file = root / "auto_decisions.json"
@@ -181,15 +176,7 @@ class StudyFiles:
 
     def conclusions(self) -> tuple[str, ...]:
         """Return names and patterns of the files that are computed from the runs."""
-        made = (
-            self.decisions_file,
-            self.acceptance_file,
-            self.results_file,
-            self.ablation_file,
-            self.modes_file,
-            self.units_file,
-            self.profiles_file,
-            self.page_file,
-            self.crate_file,
-        )
-        return (*(path.name for path in made), "summary_*.csv", *PAPERS, *PICTURES)
+        decided = (self.decisions_file, self.acceptance_file, self.results_file)
+        tables = (self.ablation_file, self.modes_file, self.units_file, self.profiles_file)
+        made = [path.name for path in (*decided, *tables, self.page_file, self.crate_file)]
+        return (*made, "summary_*.csv", *PAPERS, *PICTURES)

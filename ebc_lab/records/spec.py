@@ -8,17 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from ebc_lab.config import identity as naming
 from ebc_lab.config.choices import groups
-from ebc_lab.config.identity import (
-    delta_schedule,
-    identity_of,
-    names_of,
-    number,
-    stem_of,
-    tail_of,
-    warmup_steps,
-    with_derived_settings,
-)
 from ebc_lab.config.parts.optimizer import OptimizerConfig
 from ebc_lab.config.parts.projection import ProjectionConfig
 from ebc_lab.config.schema import RunConfig
@@ -36,13 +27,14 @@ def arm_name(run: RunConfig, lr_scale: float | None, note: str = "") -> str:
     `_x2` is twice the track's best constant rate. Before that is known, `lr_scale` None, the learning rate
     itself is named, `_lr0p004`: an arm's name means one rate wherever it is read.
     """
+    number = naming.number
     rate = f"lr{number(run.optimizer.lr, DIGITS)}" if lr_scale is None else f"x{number(lr_scale, DIGITS)}"
-    return f"{stem_of(run)}_{rate}{tail_of(run)}{note}"
+    return f"{naming.stem_of(run)}_{rate}{naming.tail_of(run)}{note}"
 
 
 def setting_columns(run: RunConfig) -> dict[str, Any]:
     """Return a run's settings by the columns of its tables; None for those that have no effect in it."""
-    run = with_derived_settings(run)
+    run = naming.with_derived_settings(run)
     ebc = run.stabilizer.name == "ebc"
     bound = ebc and (run.budget.name in ("surrogate", "calibrated") or run.budget.sensitivity_every > 0)
     return {
@@ -61,11 +53,11 @@ def setting_columns(run: RunConfig) -> dict[str, Any]:
 
 def schedules_of(run: RunConfig) -> Schedules:
     """Return the schedules of the learning rate and of the target KL by the columns of tables."""
-    run = with_derived_settings(run)  # a warm-up may be given as a share
+    run = naming.with_derived_settings(run)  # a warm-up may be given as a share
     return {
         "lr_schedule": run.lr_schedule.name,
-        "warmup_steps": warmup_steps(run),
-        "delta_schedule": delta_schedule(run),
+        "warmup_steps": naming.warmup_steps(run),
+        "delta_schedule": naming.delta_schedule(run),
     }
 
 
@@ -98,11 +90,11 @@ class RunSpec:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        return identity_of(self.kind, self.run)
+        return naming.identity_of(self.kind, self.run)
 
     @cached_property
     def names(self) -> tuple[str, str]:
-        return names_of(self.kind, self.run)
+        return naming.names_of(self.kind, self.run)
 
     @property
     def run_id(self) -> str:
@@ -137,8 +129,9 @@ def optimizer(track: str) -> str:
     """Return a track, `<optimizer>_<projection>`, in words."""
     name, _, projection = track.rpartition("_")
     words = OptimizerConfig.words.get(name, name)
-    bound = projection not in ("", "none")
-    return f"{words} + {ProjectionConfig.words.get(projection, projection)}" if bound else words
+    if projection in ("", "none"):
+        return words
+    return f"{words} + {ProjectionConfig.words.get(projection, projection)}"
 
 
 def tracks_in_words(text: str, tracks: Iterable[str] = ()) -> str:

@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,11 +27,7 @@ REPORT_S = 0.5  # seconds between two heartbeats of a run
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    if isinstance(value, bool):
-        return str(int(value))
-    if isinstance(value, int):
-        return str(value)
-    return f"{value:.9g}"
+    return str(int(value)) if isinstance(value, int) else f"{value:.9g}"  # a bool is an int
 
 
 class Heartbeat:
@@ -39,21 +36,20 @@ class Heartbeat:
     def __init__(self, path: Path, steps: int):
         self.path = path
         self.steps = steps
-        self.written = time.monotonic()
         self.step: int | None = None  # where this attempt began, or what was written last
         self._write(0, 0.0)
 
     def __call__(self, step: int) -> None:
-        now = time.monotonic()
         self.step = step if self.step is None else self.step
-        if now - self.written >= REPORT_S:
-            self._write(step, (step - self.step) / (now - self.written))
-            self.written = now
+        passed = time.monotonic() - self.written
+        if passed >= REPORT_S:
+            self._write(step, (step - self.step) / passed)
             self.step = step
 
     def _write(self, step: int, steps_per_s: float) -> None:
-        now = {"step": step, "steps": self.steps, "steps_per_s": steps_per_s, "at": time.monotonic()}
-        write_json(self.path, now, durable=False)
+        self.written = time.monotonic()
+        about = {"step": step, "steps": self.steps, "steps_per_s": steps_per_s, "at": self.written}
+        write_json(self.path, about, durable=False)
 
 
 class Mark(NamedTuple):
@@ -107,31 +103,25 @@ class Stream:
 
 def holds(path: Path, mark: Mark, *, to_the_end: bool = False) -> bool:
     """Return whether a stream still begins with the bytes of a mark; with `to_the_end`: and has no others."""
-    try:
+    with suppress(FileNotFoundError, UserError):
         content = read_regular(path, MOST_BYTES)
-    except (FileNotFoundError, UserError):
-        return False
-    if len(content) < mark.size or (to_the_end and len(content) > mark.size):
-        return False
-    return hashlib.sha256(content[: mark.size]).hexdigest() == mark.sha256
+        kept = content if to_the_end else content[: mark.size]
+        return len(kept) == mark.size and hashlib.sha256(kept).hexdigest() == mark.sha256
+    return False
 
 
 def rows_in(path: Path) -> int:
     """Return how many whole rows a stream holds, which of steps.csv is the number of steps taken; 0 where it
     cannot be read."""
-    try:
+    with suppress(OSError, UserError):
         return max(0, read_regular(path, MOST_BYTES).count(b"\n") - 1)
-    except (OSError, UserError):
-        return 0
+    return 0
 
 
 def read_columns(path: Path, needed: Iterable[str] = (), *, alone: bool = False) -> dict[str, np.ndarray]:
     """Return column -> its values, float64 of shape (rows,), NaN where a cell is empty. An incomplete last
-    line is left out.
-
-    `alone`: the `needed` columns only, which takes a quarter of the time. Raises FileNotFoundError, and
-    UserError where the file is no such stream or lacks one of the `needed` columns.
-    """
+    line is left out. `alone`: the `needed` columns only, which takes a quarter of the time. Raises
+    FileNotFoundError, and UserError where the file is no such stream or lacks a `needed` column."""
     import numpy as np
 
     remedy = "delete its run folder, and the study's command trains the run again"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from ebc_lab.config.errors import UserError, any_of, shown
+from ebc_lab.config.errors import UserError, shown
 
 from .files import opened
 from .paths import RUNS, RunFiles
@@ -21,13 +21,6 @@ from .paths import RUNS, RunFiles
 FORMAT = 1
 KINDS = ("weights", "checkpoint")
 ARCHIVE = b"PK"  # how torch.save begins
-
-
-class AboutText(TypedDict):
-    """The text that weights were trained on."""
-
-    name: str
-    sha256: str | None
 
 
 class About(TypedDict):
@@ -39,7 +32,7 @@ class About(TypedDict):
     tokens: str
     tokenizer: str  # sha256 of the tokenizer
     vocabulary: int
-    text: AboutText
+    text: dict[str, Any]  # name, sha256: what they were trained on
 
 
 @dataclass(frozen=True)
@@ -64,10 +57,7 @@ def _first_line(kind: str, rest: bytes) -> bytes:
 
 def unseal(whole: bytes, kinds: Iterable[str] = KINDS) -> tuple[About | None, bytes]:
     """Return the description and the archive that `seal` was given; a checkpoint of an earlier version has no
-    description.
-
-    Raises ValueError where the checksum is missing or wrong.
-    """
+    description. Raises ValueError where the checksum is missing or wrong."""
     line, newline, rest = whole.partition(b"\n")
     if line + newline not in [_first_line(kind, rest) for kind in kinds]:
         raise ValueError("its checksum does not match")
@@ -94,20 +84,18 @@ def find_weights(named: str, folders: Iterable[Path] = ()) -> Path:
         kept = [path for path in (files.weights, files.checkpoint) if path.is_file()]
         if kept:
             return kept[0].resolve()
-    if there := next((place for place in places if place.is_dir()), None):
-        raise UserError(
-            f"init.run={shown(named)}: {there} holds no weights: train that run again with init.keep=true."
-        )
-    raise UserError(
-        f"init.run={shown(named)}: there is no such run: give its folder, its weights.pt, or STUDY/RUN_ID."
+    there = next((place for place in places if place.is_dir()), None)
+    what = (
+        f"{there} holds no weights: train that run again with init.keep=true"
+        if there
+        else "there is no such run: give its folder, its weights.pt, or STUDY/RUN_ID"
     )
+    raise UserError(f"init.run={shown(named)}: {what}.")
 
 
 def read_weights(path: Path, sha256: str | None = None) -> KeptWeights:
     """Return what a file of weights holds. `sha256`: that of the whole file, where it must be a certain one.
-
-    Raises UserError where the file is missing, truncated, edited, another program's, or not that one.
-    """
+    Raises UserError where the file is missing, truncated, edited, another program's, or not that one."""
     try:
         with opened(path) as f:
             whole = f.read()
@@ -115,8 +103,9 @@ def read_weights(path: Path, sha256: str | None = None) -> KeptWeights:
         raise UserError(f"the weights {path} are gone: put them back, or choose another init.run.") from None
     known = hashlib.sha256(whole).hexdigest()
     if not whole.startswith(tuple(f"ebc-lab {kind}, ".encode() for kind in KINDS)):
-        names = any_of(["weights.pt", "checkpoint.pt"])
-        raise UserError(f"{path} holds no weights of ebc-lab: give the {names} of one of its runs.")
+        raise UserError(
+            f"{path} holds no weights of ebc-lab: give the weights.pt or checkpoint.pt of one of its runs."
+        )
     try:
         about, archive = unseal(whole)
     except ValueError as error:

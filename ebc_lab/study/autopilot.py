@@ -211,7 +211,7 @@ class _Call:
         are trained again."""
         finished = self.config.study.stages[-1] in self.study.decisions()
         known = index.Index(self.study).records
-        again = self.study.forget(RETRIED if finished else RETRIED_UNFINISHED, self.stages, known)
+        again = self.study.forget(known, RETRIED if finished else RETRIED_UNFINISHED, self.stages)
         if again:
             self.listener.say(f"{len(again)} run(s) that were lost or failed are tried again")
 

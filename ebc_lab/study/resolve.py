@@ -127,7 +127,7 @@ def after(
     """Return the settings under which a stage judges these runs, and record them in study.json: other
     studies, or this one, may have answered the same question from some of their seeds before."""
     header = study.header()
-    earlier = earlier_answers(study, config, stage, specs, header.get("earlier", []))
+    earlier = earlier_answers(study, config, specs, header.get("earlier", []))
     if earlier == header.get("earlier", []):
         return config
     header["earlier"] = earlier

@@ -1,56 +1,44 @@
 """Measurements that are kept for the user."""
 
-import os
+from itertools import count
 
 import pytest
 
-from ebc_lab.records.cache import MeasurementCache, cache_dir
+from ebc_lab.records.cache import MeasurementCache
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "ebc-lab"
 
 
 @pytest.fixture
-def calls():
-    return []
+def measure():
+    return count(1).__next__
 
 
-@pytest.fixture
-def measure(calls):
-    return lambda: calls.append(1) or {"rate": len(calls)}
+def cache(kind="speed", about="x"):
+    return MeasurementCache(kind, about, form=float)
 
 
-def test_a_measurement_is_made_once_for_what_it_depends_on(tmp_path, calls, measure):
+def test_a_measurement_is_made_once_for_what_it_depends_on_and_kept_for_the_user(folder, measure):
     about = {"cores": 2, "case": (1, "float32")}
-    assert [MeasurementCache("speed", about, tmp_path).read_or_measure(measure) for _ in range(2)] == 2 * [
-        {"rate": 1}
-    ]
-    assert MeasurementCache("speed", {**about, "cores": 4}, tmp_path).read() is None
-    assert MeasurementCache("packing", about, tmp_path).read() is None
-    assert len(calls) == 1
-    assert all(path.name.startswith("speed-") for path in tmp_path.iterdir())
+    assert [cache(about=about).read_or_measure(measure) for _ in range(2)] == [1, 1]
+    assert cache(about={**about, "cores": 4}).read() is None
+    assert cache("packing", about).read() is None
+    assert measure() == 2
+    assert [path.name[:6] for path in folder.iterdir()] == ["speed-"]
 
 
-@pytest.mark.parametrize("content", [b"", b'{"rate":', b"\xff\xfe\x00"])
-def test_a_damaged_file_is_measured_again(tmp_path, measure, content):
-    cache = MeasurementCache("speed", "x", tmp_path)
-    cache.path.write_bytes(content)
-    assert cache.read_or_measure(measure) == {"rate": 1}
-    assert cache.read() == {"rate": 1}
+@pytest.mark.parametrize("content", [b"", b'{"rate":', b"\xff\xfe", b"null", b'"x"', b"{}", b"[1]", b"true"])
+def test_a_file_that_is_damaged_or_of_another_kind_is_measured_again(folder, content):
+    folder.mkdir()
+    cache().path.write_bytes(content)
+    assert cache().read() is None
+    assert cache().read_or_measure(lambda: 2.5) == cache().read() == 2.5
 
 
-@pytest.mark.parametrize("value", ["null", '"x"', "{}", "[1]", "true"])
-def test_a_file_of_another_kind_is_measured_again(tmp_path, value):
-    cache = MeasurementCache("speed", "x", tmp_path, form=float)
-    cache.path.write_text(value)
-    assert cache.read() is None
-    assert cache.read_or_measure(lambda: 2.5) == 2.5
-
-
-def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, calls, measure):
-    (tmp_path / "file").touch()
-    cache = MeasurementCache("speed", "x", tmp_path / "file")
-    assert [cache.read_or_measure(measure)["rate"] for _ in range(2)] == [1, 2]
-
-
-def test_measurements_lie_in_the_users_cache_folder_unless_another_is_given(tmp_path):
-    assert MeasurementCache("speed", "x").path.parent == cache_dir()
-    assert str(cache_dir()).startswith(os.environ["XDG_CACHE_HOME"])
-    assert MeasurementCache("speed", "x", tmp_path).path.parent == tmp_path
+def test_a_cache_that_cannot_be_written_costs_only_time(folder, measure):
+    folder.touch()
+    assert [cache().read_or_measure(measure) for _ in range(2)] == [1, 2]

@@ -1,11 +1,10 @@
 """Every column that a run of workload=ebm adds has a unit and a meaning, and docs/files.md repeats them."""
 
-import csv
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.ebm_runs import eventful, tiny_ebm
 
@@ -18,11 +17,12 @@ from ebc_lab.records.columns import (
 )
 from ebc_lab.records.json_files import read_json
 from ebc_lab.records.paths import RunFiles
+from ebc_lab.records.streams import read_columns
 from ebc_lab.training.outcome import run_and_record
 from ebc_lab.workloads.ebm import eval_columns, step_columns
 
 FILES = Path(__file__).parents[2] / "docs" / "files.md"
-OF_THE_KEPT_MODEL = ("settled", "sampled", "unigram", "bigram", "energy_trend")
+KEPT_MODEL_FIGURES = ("settled", "sampled", "unigram", "bigram", "energy_trend")
 
 
 @pytest.fixture(scope="module")
@@ -35,32 +35,22 @@ def trained(text_file, tmp_path_factory) -> RunFiles:
     return RunFiles(directory)
 
 
-def stream(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-        return list(reader.fieldnames or ()), rows
-
-
 def test_every_column_that_a_run_writes_has_a_meaning_and_every_meaning_a_column(trained):
     for path, usual, meanings in (
         (trained.steps, STEP_COLUMNS, WORKLOAD_STEP_MEANINGS),
         (trained.evals, EVAL_COLUMNS, WORKLOAD_EVAL_MEANINGS),
     ):
-        columns, rows = stream(path)
-        own = [column for column in columns if column not in usual]
-        told = [meaning_of(column, meanings) for column in own]
-        assert None not in told, dict(zip(own, told, strict=True))
-        assert set(told) == set(meanings.values())
-        for column in own:
-            values = [float(row[column]) for row in rows if row[column]]
-            assert any(map(math.isfinite, values)), f"{column} was never measured"
+        own = {name: values for name, values in read_columns(path).items() if name not in usual}
+        found = {name: meaning_of(name, meanings) for name in own}
+        assert None not in found.values(), found
+        assert set(found.values()) == set(meanings.values())
+        assert [name for name, values in own.items() if not np.isfinite(values).any()] == []
 
 
 def test_the_figures_of_the_kept_model_are_those_of_its_evaluations_and_a_few_more(trained):
     figures = read_json(trained.result)["workload"]
     unknown = {name for name in figures if meaning_of(name, WORKLOAD_EVAL_MEANINGS) is None}
-    assert unknown == set(OF_THE_KEPT_MODEL)
+    assert unknown == set(KEPT_MODEL_FIGURES)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """What is read of a JSON file, and what is refused of it."""
 
+import math
 import os
 import re
 
+import numpy as np
 import pytest
 
 from ebc_lab.config.errors import UserError
@@ -90,10 +92,10 @@ def test_a_value_of_the_wrong_kind_is_named(tmp_path, value, words):
         read_json(path, ProgressRecord)
 
 
-def test_a_file_name_that_is_no_text_can_be_recorded(tmp_path):
+def test_what_json_does_not_have_can_be_recorded(tmp_path):
     path = tmp_path / "found.json"
-    write_checksummed(path, {"cause": "/data/caf\udce9", "\udcff": 1})
-    assert read_checksummed(path, "") == {"cause": r"/data/caf\udce9", r"\udcff": 1}
+    write_checksummed(path, {"a": "/data/caf\udce9", "\udcff": 1, 3: math.inf, "n": (np.int64(2), math.nan)})
+    assert read_checksummed(path, "") == {"a": r"/data/caf\udce9", r"\udcff": 1, "3": None, "n": [2, None]}
 
 
 def test_nesting_up_to_the_limit_is_read():

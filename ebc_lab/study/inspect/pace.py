@@ -52,7 +52,7 @@ def learned(records: Iterable[Record], source: str = "this study") -> Pace | Non
         if brief.kind != "train" or brief.outcome not in FINISHED:
             continue
         kind = (brief.optimizer, brief.stabilizer)
-        cost = cost_of(brief.ended, brief.tokens, *kind)
+        cost = cost_of(brief.stopped_at, brief.tokens, *kind)
         if cost and brief.wall_s:
             timed.append((kind, brief.wall_s, cost))
     return _pace(timed, source)

@@ -53,13 +53,13 @@ def status(study: Study) -> dict[str, Any]:
         answer = _status(snapshot)
     open_runs = (study.run_files(r.run_id) for r in runs.records if not r.brief.outcome)
     if key and not any(is_locked(run.lock) for run in open_runs):  # no process trains one of them
-        runs.remember("status", json.dumps(answer), key)
+        runs.remember("status", key, json.dumps(answer))
     return answer
 
 
 def _key_at_rest(study: Study, runs: Index) -> str:
-    """Return a key of all that the status of a study depends on beside its runs; empty where that cannot be
-    said, since a process holds it or it has Slurm jobs."""
+    """Return a key of all that the status of a study depends on; empty where that cannot be said, since a
+    process holds it or it has Slurm jobs."""
     if not runs.state or study.holder() is not None or study.launcher_file.exists():
         return ""
     try:
@@ -68,7 +68,7 @@ def _key_at_rest(study: Study, runs: Index) -> str:
         environment = study_environment(recorded_config(study.header(), checked=False))
     except (OSError, UserError):
         return ""
-    about = [environment, study.noted_command(), str(study.root), os.getcwd()]
+    about = [environment, study.noted_command(), str(study.root), os.getcwd(), runs.state]
     return digest([*files, *about])
 
 

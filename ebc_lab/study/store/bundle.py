@@ -1,11 +1,10 @@
 """A study as one .zip: its manifest.json and the files that it lists, to be checked and read elsewhere.
 
 * Order, dates and permissions in the archive are fixed: the same study gives the same bytes.
-* A bundle is sound if what it holds is what its manifest lists. How it was packed does not matter: another
-  program may have packed it again.
+* A bundle is sound if what it holds is what its manifest lists. Another program may have packed it again.
 * Reading a bundle needs neither torch nor the corpus; it writes nothing outside the folder it unpacks to.
-* A brief one has of each run its spec and its result, all of them in one file, which packs four times as
-  small as they would one by one; unpacked they are the files that they were.
+* A brief one has of each run its spec and its result, those of all runs in one file, which packs four times
+  as small; unpacked they are the files that they were.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import struct
@@ -20,6 +20,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,7 +30,7 @@ from ebc_lab.records.paths import RUNS
 
 from . import crate, manifest
 from .study import Study
-from .verify import MISSING, UNKNOWN, faults, mismatches
+from .verify import EDITED, MISSING, UNKNOWN, faults, mismatches
 from .verify import verify as verify_study
 
 SUFFIX = ".zip"
@@ -37,7 +38,6 @@ JOINED = "runs.jsonl"  # of a brief bundle: the files of a run in each line, as 
 KEPT_OF_RUNS = (manifest.SPEC, manifest.RESULT)  # in a brief bundle
 PICTURES = (".png", ".svg", ".html")  # what `ebc-lab report` makes again
 ARCHIVE = "the archive"  # what is wrong where no file in it is
-DATE = (1980, 1, 1, 0, 0, 0)
 REGULAR_FILE = 0o100644 << 16
 ENCRYPTED = 1  # a flag of a file
 LARGEST = (1 << 31) - 1  # bytes of a file; beyond that a header has another form
@@ -57,23 +57,19 @@ def export(study: Study, output: Path | None = None, *, brief: bool = False) -> 
     """
     if output is None and isinstance(study, Bundled):
         raise UserError(f"{study.name}{SUFFIX} is a bundle already: copy it, or give --output FILE.zip.")
-    path = study.root.with_name(f"{study.name}{SUFFIX}") if output is None else output.expanduser()
+    path = output.expanduser() if output else study.root.with_name(f"{study.name}{SUFFIX}")
     _refuse_to_overwrite(path)
     entries = _exportable(study)
     refuse_unwritable(path.resolve().parent)
     before = manifest.sha256_of(path) if path.exists() else None
+    made: dict[str, bytes] = {}
     if brief:
         entries, made = _abridged(study, entries)
-    else:
-        made = {manifest.NAME: read_regular(study.manifest_file, LARGEST)}
 
     def contents() -> Iterator[tuple[str, bytes]]:
         for name in (manifest.NAME, *sorted(entries)):
-            if name in made:
-                yield name, made[name]
-                continue
-            content = read_regular(study.root / name, LARGEST)
-            if hashlib.sha256(content).hexdigest() != entries[name]:
+            content = made[name] if name in made else read_regular(study.root / name, LARGEST)
+            if name != manifest.NAME and hashlib.sha256(content).hexdigest() != entries[name]:
                 raise UserError(
                     f"{study.root / name} changed while it was being exported: export the study again when "
                     "nobody is on it."
@@ -96,15 +92,16 @@ def export(study: Study, output: Path | None = None, *, brief: bool = False) -> 
 def _abridged(study: Study, entries: Mapping[str, str]) -> tuple[dict[str, str], dict[str, bytes]]:
     """Return the entries of a brief bundle's manifest, and the contents of the two files that differ from the
     study's own: that manifest, and the description of what it lists."""
+    own = study.crate_file.name
     kept = {}
     for name, sha256 in entries.items():
         path = Path(name)
         in_brief = path.name in KEPT_OF_RUNS if manifest.owning_run(name) else path.suffix not in PICTURES
-        if in_brief and name != study.crate_file.name:
+        if in_brief and name != own:
             kept[name] = sha256
     description = crate.text_for(study, kept).encode()
-    kept[study.crate_file.name] = hashlib.sha256(description).hexdigest()
-    return kept, {study.crate_file.name: description, manifest.NAME: manifest.content_for(kept)}
+    kept[own] = hashlib.sha256(description).hexdigest()
+    return kept, {own: description, manifest.NAME: manifest.content_for(kept)}
 
 
 def _joined(contents: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
@@ -122,7 +119,7 @@ def pack(out: BinaryIO, contents: Iterable[tuple[str, bytes]]) -> None:
     """Write (name, content) as a zip, in this order."""
     with zipfile.ZipFile(out, "w") as archive:
         for name, content in contents:
-            about = zipfile.ZipInfo(name, DATE)
+            about = zipfile.ZipInfo(name)  # of 1980, as every file
             about.compress_type = zipfile.ZIP_DEFLATED
             about.create_system = 3  # Unix, on any system
             about.external_attr = REGULAR_FILE
@@ -139,13 +136,10 @@ def _refuse_to_overwrite(path: Path) -> None:
         )
     if not path.exists():
         return
-    try:
-        with opened(path) as f, zipfile.ZipFile(f) as archive:
-            known = manifest.NAME in archive.namelist()
-    except (*UNREADABLE, UserError):
-        known = False
-    if not known:
-        raise UserError(f"{path} exists and is not a bundle: choose another --output, or delete it.")
+    with suppress(*UNREADABLE, UserError), opened(path) as f, zipfile.ZipFile(f) as archive:
+        if manifest.NAME in archive.namelist():
+            return
+    raise UserError(f"{path} exists and is not a bundle: choose another --output, or delete it.")
 
 
 def _exportable(study: Study) -> dict[str, str]:
@@ -159,14 +153,11 @@ def _exportable(study: Study) -> dict[str, str]:
         )
     if study.holder() is not None:
         raise UserError(f"study {study.name} is being run: export it when it has finished.")
-    findings = verify_study(study, recorded)
-    if findings["bad"]:
-        first = findings["bad"][0]
-        what = f"{first['file']}: {first['what']}"
-        if len(findings["bad"]) > 1:
-            what += f" and {len(findings['bad']) - 1} more"
-        raise UserError(f"study {study.name} is not as recorded ({what}): {first['remedy']}.")
-    if not recorded["complete"] or findings["unrecorded"]:
+    found = verify_study(study, recorded)
+    if bad := found["bad"]:
+        what = f"{bad[0]['file']}: {bad[0]['what']}" + (f" and {len(bad) - 1} more" if len(bad) > 1 else "")
+        raise UserError(f"study {study.name} is not as recorded ({what}): {bad[0]['remedy']}.")
+    if not recorded["complete"] or found["unrecorded"]:
         raise UserError(
             f"study {study.name} was cut off, and not all of its files are recorded: run its command again, "
             f"or `ebc-lab report {study.name}`, which records what is there."
@@ -175,14 +166,14 @@ def _exportable(study: Study) -> dict[str, str]:
 
 
 def is_bundle(path: Path) -> bool:
-    """Tell whether a name means a bundle and not a study's folder."""
+    """Return whether a name means a bundle and not a study's folder."""
     return path.suffix == SUFFIX and not path.is_dir()
 
 
 def verify(path: Path, sha256: str | None = None) -> dict[str, Any]:
     """Return of a bundle what `verify_study` returns of a study, and the bundle's own `sha256`, which must be
     the given one. Raises UserError when there is no such file, or no room to unpack it."""
-    if sha256 is not None and (len(sha256) != 64 or set(sha256.lower()) - set("0123456789abcdef")):
+    if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise UserError("--sha256 takes the 64 hex digits that `ebc-lab export` printed.")
     with tempfile.TemporaryDirectory(prefix="ebc-lab-") as folder:
         study = Study(Path(folder) / path.stem)
@@ -209,7 +200,6 @@ def verify(path: Path, sha256: str | None = None) -> dict[str, Any]:
 
 
 def _readable(name: str) -> str:
-    """Return a name from an archive, in a length that can be read."""
     return visible(name if len(name) <= manifest.LONGEST else name[:80] + "…")
 
 
@@ -238,12 +228,8 @@ class Bundled(Study):
     def __init__(self, path: Path):
         self.folder = tempfile.TemporaryDirectory(prefix="ebc-lab-")
         super().__init__(Path(self.folder.name) / path.stem)
-        self.path = path
+        self.place = path
         _unpack_intact(path, self.root)
-
-    @property
-    def place(self) -> Path:
-        return self.path
 
 
 def _unpack_intact(path: Path, into: Path) -> None:
@@ -253,17 +239,10 @@ def _unpack_intact(path: Path, into: Path) -> None:
         raise UserError(f"{path} is damaged ({_readable(name)}: {what}): {remedy}.")
 
 
-class _Damaged(Exception):
-    """A file in the archive cannot be unpacked; says why."""
-
-
 def _unpack(path: Path, into: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Unpack what can be unpacked into a new folder.
-
-    Returns the sha256 of each file there, and of each that is not what the manifest lists, or `ARCHIVE`, what
-    is wrong with it. Raises UserError when there is no such file, or no room on the disk for what the archive
-    says it holds.
-    """
+    """Unpack what can be unpacked into a new folder. Return the sha256 of each file there, and of each that
+    is not what the manifest lists, or `ARCHIVE`, what is wrong with it. Raises UserError when there is no
+    such file, or no room on the disk for what the archive says it holds."""
     try:
         opened(path).close()
     except FileNotFoundError:
@@ -288,7 +267,7 @@ def _unpack(path: Path, into: Path) -> tuple[dict[str, str], dict[str, str]]:
                     with open(into / name, "xb") as out:
                         out.write(content)
                     digests[name] = hashlib.sha256(content).hexdigest()
-            except _Damaged as error:
+            except UserError as error:
                 wrong[member.orig_filename] = str(error)
             except (FileExistsError, NotADirectoryError):
                 wrong[member.orig_filename] = "it is there twice"
@@ -297,29 +276,29 @@ def _unpack(path: Path, into: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 def _files_in(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> dict[str, bytes]:
     """Return path -> content of what is packed under one name: a file, or those of all runs of a brief
-    bundle. Raises _Damaged."""
+    bundle. Raises UserError, saying why that cannot be unpacked."""
     name = member.orig_filename
     if not manifest.is_safe(name):
-        raise _Damaged("not unpacked: its name is not a plain path inside the study")
+        raise UserError("not unpacked: its name is not a plain path inside the study")
     if member.file_size > max(SMALL, MOST_TIMES * member.compress_size):
-        raise _Damaged(
+        raise UserError(
             f"not unpacked: {member.file_size} bytes are more than {MOST_TIMES} times its packed size"
         )
     if member.flag_bits & ENCRYPTED or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise _Damaged("not unpacked: it is encrypted, or packed in a way that is not read here")
+        raise UserError("not unpacked: it is encrypted, or packed in a way that is not read here")
     try:
         content = archive.read(member)
     except (*UNREADABLE, zlib.error, EOFError):
-        raise _Damaged("its contents are not those that were packed") from None
+        raise UserError("its contents are not those that were packed") from None
     if name != JOINED:
         return {name: content}
     try:
         runs = [json.loads(line) for line in content.decode().splitlines()]
         files = {f"{RUNS}/{run['run']}/{one}": run[one].encode() for run in runs for one in KEPT_OF_RUNS}
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        raise _Damaged("it is not the list of runs that was packed") from None
+        raise UserError("it is not the list of runs that was packed") from None
     if unsafe := [path for path in files if not manifest.is_safe(path)]:
-        raise _Damaged(f"it names a file outside the study, {_readable(unsafe[0])}")
+        raise UserError(f"it names a file outside the study, {_readable(unsafe[0])}")
     return files
 
 
@@ -328,8 +307,7 @@ def _unlisted(root: Path, digests: Mapping[str, str]) -> dict[str, str]:
     try:
         recorded = manifest.read(root)["files"]
     except UserError:
-        damaged = "edited: its checksum does not match"
-        return {manifest.NAME: damaged if manifest.NAME in digests else MISSING}
+        return {manifest.NAME: EDITED if manifest.NAME in digests else MISSING}
     if not all(map(manifest.is_safe, recorded)):
         return {manifest.NAME: "it lists a file outside the study"}
     unknown = digests.keys() - {manifest.NAME, *recorded}

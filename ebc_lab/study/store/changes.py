@@ -57,7 +57,7 @@ def as_this_version_says(old: dict[str, Any]) -> dict[str, Any]:
 
 
 def same_corpus(data: DataConfig, known: Mapping[str, Any]) -> bool:
-    """Tell whether a call means the corpus that the study has, used in the same way. `auto` means the one
+    """Return whether a call means the corpus that the study has, used in the same way. `auto` means the one
     that it found; shards may lie elsewhere by now, because their checksum is enforced."""
     now, asked, found = to_dict(data), known["requested"]["data"], known["config"]["data"]
     named = {now["name"], asked.get("name")} <= {"auto", found.get("name")}
@@ -120,7 +120,7 @@ def refused(changes: Iterable[Change], asked: Mapping[str, Any], records: Sequen
 
 
 def is_edit(change: Change, asked: Mapping[str, Any]) -> bool:
-    """Tell whether a change is that of the file of a part of one's own, and of nothing else."""
+    """Return whether a change is that of the file of a part of one's own, and of nothing else."""
     key, old, new = change
     return bool(key.endswith(".sha256") and old and new and _part(asked, key).get("target"))
 
@@ -133,7 +133,7 @@ def _part(asked: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def has_finished(record: Record, group: str, sha256: str) -> bool:
-    """Tell whether a run has finished that has this part, by the checksum of its file."""
+    """Return whether a run has finished that has this part, by the checksum of its file."""
     if record.brief.outcome not in FINISHED or (spec := record.spec) is None:
         return False
     return bool(spec["config"].get(group, {}).get("sha256") == sha256)

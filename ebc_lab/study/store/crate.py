@@ -71,95 +71,89 @@ def text_for(study: Study, entries: Mapping[str, str]) -> str:
     header = study.header()
     runs = sorted({run for path in entries if (run := manifest.owning_run(path))})
     tops = sorted(path for path in [*entries, manifest.NAME] if manifest.owning_run(path) is None)
-    parts = _links([*map(quote, tops), *map(quote, (f"{study.runs.name}/{run}/" for run in runs))])
-    ended = _last_end(study, entries) or _time(header["created"])
+    parts = [_link(quote(path)) for path in (*tops, *(f"{study.runs.name}/{run}/" for run in runs))]
+    last_end = _last_end(study, entries) or _time(header["created"])
     stages = ", ".join(header["config"]["study"]["stages"])
     machine = header["hardware"]
     gpus = ", ".join(map(str, machine.get("gpus") or ())) or "no GPU"
     made_on = f"{machine.get('cpu')}, {machine.get('cores')} cores, {gpus}, {machine.get('system')}"
     graph = [
-        {
-            "@id": study.crate_file.name,
-            "@type": "CreativeWork",
-            "conformsTo": {"@id": SPECIFICATION},
-            "about": {"@id": "./"},
-        },
-        {
-            "@id": "./",
-            "@type": "Dataset",
-            "name": f"ebc-lab study {header['study']}",
-            "description": f"Evidence of the study {header['study']}: {len(runs)} runs on "
+        _entity(study.crate_file.name, "CreativeWork", conformsTo=_link(SPECIFICATION), about=_link("./")),
+        _entity(
+            "./",
+            "Dataset",
+            name=f"ebc-lab study {header['study']}",
+            description=f"Evidence of the study {header['study']}: {len(runs)} runs on "
             f"{header['corpus']['title']}, in the stages {stages}, with settings, decisions and checksums.",
-            "datePublished": ended,
-            "license": {"@id": LICENSE},
-            "conformsTo": {"@id": PROFILE},
-            "hasPart": parts,
-            "mentions": {"@id": ACTION},
-        },
-        {
-            "@id": LICENSE,
-            "@type": "CreativeWork",
-            "name": "no license stated",
-            "description": "The program does not know under which terms its users publish their results: ask "
+            datePublished=last_end,
+            license=_link(LICENSE),
+            conformsTo=_link(PROFILE),
+            hasPart=parts,
+            mentions=_link(ACTION),
+        ),
+        _entity(
+            LICENSE,
+            "CreativeWork",
+            name="no license stated",
+            description="The program does not know under which terms its users publish their results: ask "
             "those who published these.",
-        },
-        {"@id": PROFILE, "@type": "CreativeWork", "name": "Process Run Crate", "version": "0.5"},
-        {  # what made the files: one command, or several that went on with the study
-            "@id": ACTION,
-            "@type": "CreateAction",
-            "name": f"ebc-lab autopilot, study {header['study']}",
-            "description": f"`ebc-lab autopilot` with the settings in study.json, on {made_on}; revision "
+        ),
+        _entity(PROFILE, "CreativeWork", name="Process Run Crate", version="0.5"),
+        _entity(  # what made the files: one command, or several that went on with the study
+            ACTION,
+            "CreateAction",
+            name=f"ebc-lab autopilot, study {header['study']}",
+            description=f"`ebc-lab autopilot` with the settings in study.json, on {made_on}; revision "
             f"{header['git'] or 'not known'}. The end is that of the last run.",
-            "startTime": _time(header["created"]),
-            "endTime": ended,
-            "instrument": {"@id": SOFTWARE},
-            "object": [{"@id": "study.json"}, {"@id": CORPUS}],
-            "result": [part for part in parts if part["@id"] != "study.json"],
-        },
+            startTime=_time(header["created"]),
+            endTime=last_end,
+            instrument=_link(SOFTWARE),
+            object=[_link("study.json"), _link(CORPUS)],
+            result=[part for part in parts if part["@id"] != "study.json"],
+        ),
         *_used(header),
         *_data(study, entries, runs),
     ]
     return json.dumps({"@context": f"{SPECIFICATION}/context", "@graph": graph}, indent=1) + "\n"
 
 
+def _entity(entity_id: str, kind: str, /, **properties: Any) -> Entity:
+    return {"@id": entity_id, "@type": kind, **properties}
+
+
+def _link(name: str) -> Entity:
+    return {"@id": name}
+
+
 def _used(header: Mapping[str, Any]) -> Iterator[Entity]:
     """Yield the text and the programs, as study.json names them."""
     versions = {name: str(found) for name, found in header["versions"].items() if found and name != "ebc-lab"}
-    yield {
-        "@id": CORPUS,
-        "@type": "CreativeWork",
-        "name": header["corpus"]["title"],
-        "description": "the text that was trained on; it is not in here",
-        "identifier": f"sha256:{header['corpus']['sha256']}",
-    }
-    yield {
-        "@id": SOFTWARE,
-        "@type": "SoftwareApplication",
-        "name": "ebc-lab",
-        "version": header["ebc_lab"],
-        "softwareRequirements": _links(f"#{name}" for name in versions),
-    }
+    yield _entity(
+        CORPUS,
+        "CreativeWork",
+        name=header["corpus"]["title"],
+        description="the text that was trained on; it is not in here",
+        identifier=f"sha256:{header['corpus']['sha256']}",
+    )
+    needed = [_link(f"#{name}") for name in versions]
+    software = "SoftwareApplication"
+    yield _entity(SOFTWARE, software, name="ebc-lab", version=header["ebc_lab"], softwareRequirements=needed)
     for name, found in versions.items():
-        yield {"@id": f"#{name}", "@type": "SoftwareApplication", "name": name, "version": found}
+        yield _entity(f"#{name}", software, name=name, version=found)
 
 
 def _data(study: Study, entries: Mapping[str, str], runs: Iterable[str]) -> Iterator[Entity]:
     """Yield the folder of each run, and every file. The manifest has neither sha256 nor size here, because it
     lists this description."""
-    inside: dict[str, list[str]] = {run: [] for run in runs}
-    for path in entries:
+    inside: dict[str, list[Entity]] = {run: [] for run in runs}
+    for path in sorted(entries):
         if run := manifest.owning_run(path):
-            inside[run].append(path)
-    for run, paths in inside.items():
-        yield {
-            "@id": quote(f"{study.runs.name}/{run}/"),
-            "@type": "Dataset",
-            "name": f"run {run}",
-            "hasPart": _links(map(quote, sorted(paths))),
-        }
+            inside[run].append(_link(quote(path)))
+    for run, parts in inside.items():
+        yield _entity(quote(f"{study.runs.name}/{run}/"), "Dataset", name=f"run {run}", hasPart=parts)
     for path in sorted([*entries, manifest.NAME]):
         pure = PurePosixPath(path)
-        file = {"@id": quote(path), "@type": "File", "name": pure.name}
+        file = _entity(quote(path), "File", name=pure.name)
         file["encodingFormat"] = FORMATS.get(pure.suffix, "application/octet-stream")
         if path in MEANINGS:
             file["description"] = MEANINGS[path]
@@ -168,10 +162,6 @@ def _data(study: Study, entries: Mapping[str, str], runs: Iterable[str]) -> Iter
             with suppress(FileNotFoundError):  # `verify` names it
                 file["contentSize"] = str((study.root / path).stat().st_size)
         yield file
-
-
-def _links(names: Iterable[str]) -> list[Entity]:
-    return [{"@id": name} for name in names]
 
 
 def _last_end(study: Study, entries: Iterable[str]) -> str | None:

@@ -33,13 +33,12 @@ def find(name: str | None, output_dir: str, say: Say = lambda text: None) -> Stu
     return studies[0]
 
 
-def find_all(names: Sequence[str], output_dir: str, say: Say = lambda text: None) -> list[Study]:
+def find_all(names: Sequence[str], output_dir: str, say: Say) -> list[Study]:
     """Return the studies that names, folders of studies and patterns mean, each once; without any, the newest
     study. Raises UserError."""
     studies: dict[Path, Study] = {}
-    for name in names:
-        for study in _meant(name, output_dir, say):
-            studies.setdefault(study.root.resolve(), study)
+    for study in (study for name in names for study in _meant(name, output_dir, say)):
+        studies.setdefault(study.root.resolve(), study)
     return list(studies.values()) if names else [find(None, output_dir, say)]
 
 
@@ -48,11 +47,10 @@ def _meant(name: str, output_dir: str, say: Say) -> list[Study]:
     named = find(name, output_dir, say)
     if named.exists():
         return [named]
-    places = dict.fromkeys([named.root, Path(name).expanduser()])
-    for place in places:
-        inside = studies_in(place) if place.is_dir() else [Study(path) for path in matching_paths(place)]
-        if inside := [study for study in inside if study.exists()]:
-            return sorted(inside, key=lambda study: study.name)
+    for place in dict.fromkeys([named.root, Path(name).expanduser()]):
+        inside = studies_in(place) if place.is_dir() else map(Study, matching_paths(place))
+        if studies := [study for study in inside if study.exists()]:
+            return sorted(studies, key=lambda study: study.name)
     if glob.has_magic(name):
         raise UserError(f"no study is called {visible(name)}, neither in {output_dir} nor here.")
     return [named]
@@ -70,12 +68,11 @@ def no_study_in(folder: Path) -> str:
 
 
 def place_of(name: str, output_dir: str, say: Say) -> Path:
-    """Return where the folder or bundle is: a path as given; a plain name in `output_dir`, else here.
-
-    Where both have one, `say` is given the one that is taken.
-    """
+    """Return where the folder or bundle is: a path as given; a plain name in `output_dir`, else here. Where
+    both have one, `say` is told which is taken."""
     here = Path(name).expanduser()
-    here = here.resolve() if here.name in ("", "..") else here  # `.` and `..`, which name no folder
+    if here.name in ("", ".."):  # `.` and `..`, which name no folder
+        here = here.resolve()
     if here.suffix in ENDINGS and here.is_file():
         try:
             study = read(here)["study"]["name"]
@@ -87,17 +84,12 @@ def place_of(name: str, output_dir: str, say: Say) -> Path:
     if os.sep in str(Path(name)) or name.startswith((".", "~")):
         return here
     inside = Path(output_dir).expanduser() / name
-    if not _holds(here):
-        return inside
-    if not _holds(inside):
+    both = [path for path in (inside, here) if (path.is_file() if is_bundle(path) else Study(path).exists())]
+    if both == [here]:
         return here
-    if not inside.samefile(here):
+    if len(both) == 2 and not inside.samefile(here):
         say(f"taking {inside} for {name}; the one in this folder is ./{name}")
     return inside
-
-
-def _holds(path: Path) -> bool:
-    return path.is_file() if is_bundle(path) else Study(path).exists()
 
 
 def to_rebuild(name: str | None, output_dir: str, output: Path | None, say: Say = lambda text: None) -> Study:
@@ -128,9 +120,7 @@ def to_rebuild(name: str | None, output_dir: str, output: Path | None, say: Say 
     return unpack(path, into)
 
 
-def verify_named(
-    name: str | None, output_dir: str, sha256: str | None, say: Say = lambda text: None
-) -> dict[str, Any]:
+def verify_named(name: str | None, output_dir: str, sha256: str | None, say: Say) -> dict[str, Any]:
     """Return the findings of `verify` on the study or bundle that a name means. Raises UserError."""
     path = place_of(name, output_dir, say) if name else None
     if path and is_bundle(path):

@@ -4,7 +4,7 @@
   made of, by inode, size and times; any other run is read from its files, and so is one that cannot be used.
 * It is one file with a checksum, replaced as a whole by whoever reads the study: by its owner, where the
   folder can be written. Of two that replace it at a time one is in vain, and what it knew is found again.
-* `remembered` keeps what was computed of these files, with a name of all that it depends on.
+* It also keeps facts that were computed of the study, each with a key that names all it depends on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from contextlib import suppress
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
@@ -44,15 +43,8 @@ class Kept(msgspec.Struct, array_like=True):
     """What the file of an index holds behind its checksum."""
 
     version: str = VERSION
-    facts: dict[str, tuple[str, str]] = {}  # name -> what it depends on, and it
+    facts: dict[str, tuple[str, str]] = {}  # name -> its key, and it
     rows: msgspec.Raw = msgspec.Raw(msgspec.msgpack.encode({}))  # `Rows`, decoded when they are asked for
-
-
-class Stamp(NamedTuple):
-    """Which files a run's row is made of."""
-
-    bytes: bytes
-    newest: float  # seconds since the epoch, when one of them last changed
 
 
 class Index:
@@ -68,24 +60,25 @@ class Index:
         self.run_ids = study.run_ids()
         self.used = len(self.run_ids) >= LEAST and study.resumable
         self.state = ""
-        self.stamps: dict[str, Stamp] = {}
+        self.stamps: dict[str, bytes] = {}  # of the runs whose files have settled
         self.kept = Kept()
         if not self.used:
             return
-        self.settled = time.time() - SETTLED_S
+        settled, young = time.time() - SETTLED_S, False
+        state = blake2b(digest_size=DIGEST_BYTES)
         # looking up names in an open folder is quicker than looking up whole paths
         runs = os.open(study.runs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for run_id in self.run_ids:
-                if (stamp := _stamp(runs, run_id)) is not None:
+                stamp, changed = _stamp(runs, run_id)
+                if changed >= settled:
+                    young = True
+                elif stamp:
                     self.stamps[run_id] = stamp
+                    state.update(f"{run_id}\n".encode() + stamp)
         finally:
             os.close(runs)
-        if all(stamp.newest < self.settled for stamp in self.stamps.values()):
-            state = blake2b(digest_size=DIGEST_BYTES)
-            for run_id, stamp in self.stamps.items():
-                state.update(f"{run_id}\n".encode() + stamp.bytes)
-            self.state = state.hexdigest()
+        self.state = "" if young else state.hexdigest()
         self.kept = _read(study)
 
     @cached_property
@@ -93,25 +86,22 @@ class Index:
         """Return every planned run. Only the files of those that are not as the index has them are read; what
         is wrong with them is in the record's `problem`, and not raised."""
         study = self.study
-        if not self.used:
-            return study.records()
         known = ROWS.decode(self.kept.rows)
         rows: Rows = {}
         records: list[Record] = []
         for run_id in self.run_ids:
             stamp = self.stamps.get(run_id)
-            row = known.get(run_id)
-            if row is not None and stamp is not None and row[0] == stamp.bytes:
-                rows[run_id] = row
-                records.append(Record(study, row[1]))
-                continue
-            record = study.record(run_id)
+            if stamp and run_id in known and known[run_id][0] == stamp:
+                record: Record | None = Record(study, known[run_id][1])
+            else:
+                record = study.record(run_id)
             if record is None:
                 continue
-            if stamp is not None and stamp.newest < self.settled and not record.problem:
-                spans = tuple(attempts.spans(study.run_dir(run_id)))
-                record = Record(study, msgspec.structs.replace(record.brief, spans=spans))
-                rows[run_id] = stamp.bytes, record.brief
+            if stamp and not record.problem:
+                if record.brief.spans is None:
+                    spans = tuple(attempts.spans(study.run_dir(run_id)))
+                    record = Record(study, msgspec.structs.replace(record.brief, spans=spans))
+                rows[run_id] = stamp, record.brief
             records.append(record)
         if rows != known:
             self.kept.rows = msgspec.Raw(msgspec.msgpack.encode(rows))
@@ -123,48 +113,41 @@ class Index:
         """Return what is wrong with the files of runs, a sentence each."""
         return [record.problem for record in self.records if record.problem]
 
-    def remembered(self, name: str, make: Callable[[], str], of: str = "", *, runs: bool = True) -> str:
-        """Return what `make()` returns, called only where no fact of this name is kept for the same `of` and,
-        with `runs`, for the same files of runs: the two must say all that the fact depends on."""
-        known = self.recall(name, of, runs=runs)
+    def remembered(self, name: str, key: str, make: Callable[[], str]) -> str:
+        """Return what `make()` returns, called only where no fact of this name is kept under the same key."""
+        known = self.recall(name, key)
         if known is None:
             known = make()
-            self.remember(name, known, of, runs=runs)
+            self.remember(name, key, known)
         return known
 
-    def recall(self, name: str, of: str = "", *, runs: bool = True) -> str | None:
-        """Return a fact; None where none is kept, or one that depends on something else."""
-        key, value = self.kept.facts.get(name, ("", ""))
-        return value if key and key == self._key(of, runs=runs) else None
+    def recall(self, name: str, key: str) -> str | None:
+        """Return a fact; None where none is kept under this key."""
+        known_key, fact = self.kept.facts.get(name, ("", ""))
+        return fact if key and key == known_key else None
 
-    def remember(self, name: str, value: str, of: str = "", *, runs: bool = True) -> None:
-        """Keep a fact for later looks, in the place of the last one of this name."""
-        if self.used and (key := self._key(of, runs=runs)):
-            self.kept.facts[name] = key, value
+    def remember(self, name: str, key: str, fact: str) -> None:
+        """Keep a fact for later looks, in the place of the last one of this name; not under an empty key."""
+        if self.used and key:
+            self.kept.facts[name] = key, fact
             _write(self.study, self.kept)
 
-    def _key(self, of: str, *, runs: bool) -> str:
-        if not runs:
-            return of
-        return f"{of} {self.state}" if self.state else ""
 
-
-def _stamp(runs: int, run_id: str) -> Stamp | None:
-    """Return which spec, result and attempts a run has now; None where its spec cannot be looked at."""
-    parts, newest = [], 0.0
+def _stamp(runs: int, run_id: str) -> tuple[bytes, float]:
+    """Return what tells a run's spec, result and attempts from any others, and when one of them last changed,
+    in seconds since the epoch; no bytes where its spec cannot be looked at. `runs`: the open folder."""
+    parts, changed = [], 0.0
     for name in MADE_OF:
         try:
             about = os.stat(f"{run_id}/{name}", dir_fd=runs)
-        except FileNotFoundError:
-            if name == MADE_OF[0]:
-                return None
+        except OSError as error:
+            if name == manifest.SPEC or not isinstance(error, FileNotFoundError):
+                return b"", 0.0
             parts.append(b"-")
-        except OSError:
-            return None
         else:
             parts.append(PACKED.pack(*stamp_of(about)))
-            newest = max(newest, about.st_ctime)
-    return Stamp(b"".join(parts), newest)
+            changed = max(changed, about.st_ctime)
+    return b"".join(parts), changed
 
 
 def _read(study: Study) -> Kept:

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -21,8 +20,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.records.files import opened
-from ebc_lab.records.json_files import read_checksummed, with_checksum, write_checksummed
+from ebc_lab.records.files import opened, write_atomic
+from ebc_lab.records.json_files import json_bytes, read_checksummed, with_checksum
 from ebc_lab.records.paths import DIAGNOSES, RUNS, RunFiles, StudyFiles, is_checkpoint
 
 NAME = StudyFiles(Path()).manifest_file.name
@@ -41,8 +40,7 @@ class ManifestRecord(TypedDict):
 
 
 def read(root: Path) -> dict[str, Any]:
-    """Return `files` (path -> sha256) and `complete`. Raises UserError: it is missing, truncated or
-    edited."""
+    """Return `files` (path -> sha256) and `complete`. Raises UserError: missing, cut off, edited."""
     if not (root / NAME).exists():
         raise UserError(
             f"study {root.name} has no {NAME}, which its command writes when it has finished: continue the "
@@ -55,8 +53,14 @@ def read(root: Path) -> dict[str, Any]:
     return {**record, "files": files}
 
 
+def entries(root: Path) -> dict[str, str]:
+    """Return path -> sha256 of what is recorded; nothing without a manifest. Raises UserError as `read`."""
+    recorded: dict[str, str] = read(root)["files"] if (root / NAME).exists() else {}
+    return recorded
+
+
 def begin(root: Path) -> None:
-    """Record that a command is in progress. Raises UserError when the manifest was truncated or edited."""
+    """Record that a command is in progress. Raises UserError where the manifest was cut off or edited."""
     if (root / NAME).exists() and (record := read(root))["complete"]:
         _write(root, record["files"], complete=False)
 
@@ -64,80 +68,71 @@ def begin(root: Path) -> None:
 def refuse_changed(root: Path) -> None:
     """Raise UserError where settings, a spec or a result, from which all else is computed, is not the file
     that was recorded, whatever its own checksum says."""
-    if not (root / NAME).exists():
-        return
     study = StudyFiles(root)
-    copies = f"{study.own.name}/*"
-    built_on = (study.header_file.name, copies, f"{RUNS}/*/{RESULT}", f"{RUNS}/*/{SPEC}")
-    for path, sha256 in read(root)["files"].items():
+    built_on = (study.header_file.name, f"{study.own.name}/*", f"{RUNS}/*/{RESULT}", f"{RUNS}/*/{SPEC}")
+    for path, sha256 in entries(root).items():
         if not any(fnmatch(path, pattern) for pattern in built_on):
             continue
         with suppress(FileNotFoundError):  # deleted, to be made again
             if sha256_of(root / path) != sha256:
                 run = owning_run(path)
-                what = (
+                again = (
                     f"delete {root / RUNS / run}, and the run is trained again" if run else "restore a copy"
                 )
-                raise UserError(f"{root / path} was changed after it was recorded in {NAME}: {what}.")
+                raise UserError(f"{root / path} was changed after it was recorded in {NAME}: {again}.")
 
 
 def remove_entries(root: Path, *patterns: str, runs: Iterable[str] = (), but: Collection[str] = ()) -> None:
     """Remove the entries of files that are about to be written: of all files of these `runs`, and of the
     study's own files that fit a pattern and are not in `but`."""
-    if not (root / NAME).exists():
-        return
-    record = read(root)
-    gone = set(runs)
-    meant = {path for path in record["files"] if path not in but and _is_meant(path, patterns, gone)}
-    entries = {path: sha256 for path, sha256 in record["files"].items() if path not in meant}
-    if len(entries) < len(record["files"]):
-        _write(root, entries, complete=False)
+    recorded, gone = entries(root), set(runs)
+    left = {p: sha256 for p, sha256 in recorded.items() if p in but or not _is_meant(p, patterns, gone)}
+    if len(left) < len(recorded):
+        _write(root, left, complete=False)
 
 
 def _is_meant(path: str, patterns: Sequence[str], runs: Collection[str]) -> bool:
-    """Tell whether a file belongs to one of the runs, or to none and fits one of the patterns."""
+    """Return whether a file belongs to one of the runs, or to none and fits one of the patterns."""
     run_id = owning_run(path)
     return run_id in runs if run_id else any(path == p or fnmatch(path, p) for p in patterns)
 
 
 def complete(root: Path, describe: Callable[[Mapping[str, str]], None] | None = None) -> None:
     """Add entries for the study's own files and those of finished runs; existing entries do not change.
-
-    `describe`: is given all entries but that of the description of the study, and writes it.
-    """
-    known: dict[str, str] = read(root)["files"] if (root / NAME).exists() else {}
+    `describe` is given all entries but that of the description of the study, and writes it."""
+    known = entries(root)
     study = StudyFiles(root)
     patterns = (study.header_file.name, f"{study.own.name}/*", *study.conclusions())
     there = [path for path, is_ripe in files(root).items() if is_ripe]
     fresh = {run_id for path in there if (run_id := owning_run(path))} - set(map(owning_run, known))
     new = [path for path in there if path not in known and _is_meant(path, patterns, fresh)]
-    entries = known | {path: sha256_of(root / path) for path in new}
+    known |= {path: sha256_of(root / path) for path in new}
     if describe:
         crate = study.crate_file
-        describe({path: sha256 for path, sha256 in sorted(entries.items()) if path != crate.name})
-        entries[crate.name] = sha256_of(crate)
-    _write(root, dict(sorted(entries.items())), complete=True)
+        describe({path: sha256 for path, sha256 in sorted(known.items()) if path != crate.name})
+        known[crate.name] = sha256_of(crate)
+    _write(root, known, complete=True)
 
 
-def _write(root: Path, entries: dict[str, str], *, complete: bool) -> None:
-    write_checksummed(root / NAME, {"complete": complete, "files": entries})
+def _write(root: Path, recorded: Mapping[str, str], *, complete: bool) -> None:
+    write_atomic(root / NAME, content_for(recorded, complete=complete))
 
 
-def content_for(entries: Mapping[str, str]) -> bytes:
-    """Return the bytes of the manifest of a study that has these files, complete."""
-    record: ManifestRecord = {"complete": True, "files": dict(sorted(entries.items()))}
-    return (json.dumps(with_checksum(record), indent=1) + "\n").encode()
+def content_for(recorded: Mapping[str, str], *, complete: bool = True) -> bytes:
+    """Return the bytes of the manifest of a study that has these files."""
+    record: ManifestRecord = {"complete": complete, "files": dict(sorted(recorded.items()))}
+    return json_bytes(with_checksum(record))
 
 
 def walk(root: Path, folder: str = "", *, runs: bool = True) -> Iterator[str]:
     """Yield the files below a folder of a study, as paths in the study, sorted folder by folder. Hidden
     files, Python's caches and the notes of `ebm diagnose` are left out, and without `runs` all runs."""
     start = len(os.path.join(root, ""))
-    left_out = () if runs else (os.path.join(root, RUNS),)
     for inside, folders, names in os.walk(os.path.join(root, folder)):
-        wanted = sorted(f for f in folders if not f.startswith(".") and f != "__pycache__")
-        folders[:] = (f for f in wanted if os.path.join(inside, f) not in left_out)
         within = os.path.join(inside, "")[start:]
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__pycache__")
+        if not runs and not within and RUNS in folders:
+            folders.remove(RUNS)
         for name in sorted(names):
             if not name.startswith(".") and not name.endswith(DIAGNOSES):
                 yield within + name
@@ -158,7 +153,7 @@ def owning_run(path: str) -> str | None:
 
 
 def is_safe(path: str) -> bool:
-    """Tell whether a path that somebody else wrote is a plain one inside a study, on any system."""
+    """Return whether a path that somebody else wrote is a plain one inside a study, on any system."""
     return len(path) <= LONGEST and all(
         part not in ("", ".", "..")
         and len(part) <= LONGEST_PART

@@ -46,20 +46,17 @@ def neighbours_of(study: Study) -> list[Neighbour]:
 def finished_elsewhere(
     study: Study, specs: Sequence[RunSpec], neighbours: Sequence[Neighbour] | None = None
 ) -> dict[str, Study]:
-    """Return, by the ids of those runs that a neighbour has finished, the neighbour from which each can be
-    copied: it still has the run's files as they were recorded.
-
-    Measurements of time are left out: they belong to a machine and an hour. `neighbours`: those of the study,
-    where they are known.
-    """
+    """Return run id -> the neighbour from which the run can be copied, because it has finished it and still
+    has its files as they were recorded. Measurements of time are left out: they belong to a machine and an
+    hour. `neighbours`: those of the study, where they are known."""
     elsewhere: dict[str, Study] = {}
     left = {s.run_id: s for s in specs if s.kind == "train"}
     if neighbours is None:
         neighbours = neighbours_of(study) if left else []
     for neighbour, runs in neighbours:
-        with suppress(OSError):
+        with suppress(OSError, UserError):  # of one whose manifest cannot be trusted nothing is taken
             there = [left[r] for r in left.keys() & runs if neighbour.has_result(r)]
-            recorded = _recorded(neighbour) if there else {}
+            recorded = manifest.entries(neighbour.root) if there else {}
             for spec in there:
                 if _is_sound(neighbour, spec, recorded):
                     elsewhere[spec.run_id] = neighbour
@@ -67,61 +64,45 @@ def finished_elsewhere(
     return {s.run_id: elsewhere[s.run_id] for s in specs if s.run_id in elsewhere}
 
 
-def _recorded(study: Study) -> Mapping[str, str] | None:
-    """Return path -> sha256 of a study's manifest; None where that cannot be trusted."""
-    try:
-        return manifest.read(study.root)["files"] if study.manifest_file.exists() else {}
-    except (UserError, OSError):
-        return None
-
-
-def _is_sound(study: Study, spec: RunSpec, recorded: Mapping[str, str] | None) -> bool:
-    """Tell whether a run has finished, and its files are as its result and the manifest recorded them."""
-    if recorded is None:
-        return False
+def _is_sound(study: Study, spec: RunSpec, recorded: Mapping[str, str]) -> bool:
+    """Return whether a run has finished, and its files are as its result and the manifest recorded them."""
     files = study.run_files(spec.run_id)
-    try:
+    with suppress(UserError, OSError, LookupError):
         result = study.results([spec])[spec.run_id]
         if result["outcome"] not in FINISHED:
             return False
         if not (_is_brief(study, files, recorded) or _streams_match(files, result)):
             return False
-        for path in (files.result, *_copied(files, result)):
-            known = recorded.get(str(path.relative_to(study.root)))
-            if known is not None and manifest.sha256_of(path) != known:
-                return False
-    except (UserError, OSError, LookupError):
-        return False
-    return True
+        names = {str(path.relative_to(study.root)): path for path in (files.result, *_copied(files, result))}
+        known = names.keys() & recorded.keys()
+        return all(manifest.sha256_of(names[name]) == recorded[name] for name in known)
+    return False
 
 
 def _is_brief(study: Study, files: RunFiles, recorded: Mapping[str, str]) -> bool:
-    """Tell whether a run came in a brief bundle: its result is recorded, and nothing that it logged."""
-    names = [str(path.relative_to(study.root)) for path in (files.result, files.steps)]
-    return not files.steps.exists() and names[0] in recorded and names[1] not in recorded
+    """Return whether a run came in a brief bundle: its result is recorded, and nothing that it logged."""
+    result, steps = (str(path.relative_to(study.root)) for path in (files.result, files.steps))
+    return not files.steps.exists() and result in recorded and steps not in recorded
 
 
 def _streams_match(files: RunFiles, result: RunResult) -> bool:
+    """Return whether the streams and the models that the run kept have the checksums in its result."""
     recorded = result.get("streams", {})
-    return {path.name: manifest.sha256_of(path) for path in _recorded_by(files, result)} == recorded
+    return {path.name: manifest.sha256_of(path) for path in _evidence(files, result)} == recorded
 
 
-def _recorded_by(files: RunFiles, result: RunResult) -> tuple[Path, ...]:
-    """Return the files whose checksums a result holds: the streams, and the models that the run kept."""
-    kept = (files.packed, files.model, files.weights)
-    models = [path for path in kept if path.name in result.get("streams", {})]
-    return (files.steps, files.evals, *models)
+def _evidence(files: RunFiles, result: RunResult) -> list[Path]:
+    models = (files.packed, files.model, files.weights)
+    return [files.steps, files.evals, *(path for path in models if path.name in result.get("streams", {}))]
 
 
-def _copied(files: RunFiles, result: RunResult) -> tuple[Path, ...]:
-    return (*_recorded_by(files, result), files.log, files.attempts)
+def _copied(files: RunFiles, result: RunResult) -> list[Path]:
+    return [*_evidence(files, result), files.log, files.attempts]
 
 
 def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
-    """Copy a finished run, its result last. Returns False where that cannot be done, and it is to be trained.
-
-    A kill on the way leaves no result, so that the next command takes or trains the run.
-    """
+    """Copy a finished run, its result last. Return False where that cannot be done, and it is to be trained.
+    A kill on the way leaves no result, so that the next command takes or trains the run."""
     study.write_spec(spec)
     files = study.run_files(spec.run_id)
     with run_lock(files.directory) as mine:
@@ -130,7 +111,8 @@ def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
         try:
             result = neighbour.results([spec])[spec.run_id]
             theirs = neighbour.run_files(spec.run_id)
-            brief = not theirs.steps.exists() and _is_brief(neighbour, theirs, _recorded(neighbour) or {})
+            recorded = {} if theirs.steps.exists() else manifest.entries(neighbour.root)
+            brief = _is_brief(neighbour, theirs, recorded)
             copies = () if brief else zip(_copied(files, result), _copied(theirs, result), strict=True)
             contents = {to: read_regular(path, MOST_BYTES) if path.exists() else b"" for to, path in copies}
         except (UserError, OSError, LookupError):
@@ -150,10 +132,10 @@ def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
 
 
 def earlier_answers(
-    study: Study, config: Config, stage: str, specs: Sequence[RunSpec], known: Iterable[EarlierAnswer] = ()
+    study: Study, config: Config, specs: Sequence[RunSpec], known: Iterable[EarlierAnswer]
 ) -> list[EarlierAnswer]:
-    """Return the answers to a stage's question that came before the study's own, oldest first: those `known`,
-    those of its neighbours, and those that neighbours name.
+    """Return the answers to the question that these runs are judged for that came before the study's own,
+    oldest first: those `known`, those of its neighbours, and those that neighbours name.
 
     A neighbour asks the same if two arms that it judges have the settings of two of the study's, their seeds
     aside; one arm is enough where arms are to reach a target. If its seeds were planned as the study's, its
@@ -202,14 +184,13 @@ def judged_candidates(config: Config, decisions: Mapping[str, Decision]) -> list
 def _judged(study: Study, candidates: Iterable[Candidate]) -> dict[str, set[int]]:
     """Return arm -> the seeds on which it was judged. An arm is named by the digest of its settings, without
     the seed."""
-    settings = ("role", "arm", "lr", "lr_scale", "delta_star")
-    arms: dict[tuple[Any, ...], list[Candidate]] = {}
-    for one in candidates:
-        arms.setdefault(tuple(one.get(key) for key in settings), []).append(one)
+    arms: dict[tuple[Any, ...], str] = {}
     found: dict[str, set[int]] = {}
-    for same_arm in arms.values():
-        named = _without_seed(study.spec(same_arm[0]["run_id"])["identity"])
-        found.setdefault(named, set()).update(c["seed"] for c in same_arm)
+    for one in candidates:
+        shown = tuple(one.get(key) for key in ("role", "arm", "lr", "lr_scale", "delta_star"))
+        if shown not in arms:  # one spec is read for all seeds
+            arms[shown] = _without_seed(study.spec(one["run_id"])["identity"])
+        found.setdefault(arms[shown], set()).add(one["seed"])
     return found
 
 

@@ -25,36 +25,29 @@ SHOWN = 60  # characters of a value that is itself a list or a mapping
 
 
 def replay(study: Study, stage: str | None = None) -> dict[str, Any]:
-    """Decide a stage again, or all that are decided. Returns `study`, `same`, and of each of the `stages`
-    `same`, the `differences` (path, recorded, recomputed) and the `problem`, or None.
-
-    Raises UserError when there is no such decision.
-    """
+    """Decide a stage again, or all that are decided. Return `study`, `same`, and of each of the `stages`
+    `same`, the `differences` (path, recorded, recomputed) and the `problem`, or None. Raises UserError where
+    there is no such decision."""
     snapshot = read(study)
-    config = snapshot.config
+    stages = snapshot.config.study.stages
     recorded = snapshot.decisions
-    asked = [stage] if stage else [s for s in config.study.stages if s in recorded]
-    if not asked or any(s not in recorded for s in asked):
+    asked = [s for s in stages if s in recorded and stage in (None, s)]
+    if not asked:
         raise UserError(
             f"{stage or 'no stage'} of study {study.name} is {'not ' if stage else ''}decided yet."
         )
-    last = config.study.stages.index(asked[-1])
     made: dict[str, Decision] = {}
     findings: dict[str, Any] = {}
-    problem: str | None = None
+    broken: str | None = None  # why no later stage can be decided
     with study.blame_files(), recorded_environment(snapshot.header["environment"]):
-        for name in config.study.stages[: last + 1]:
-            if problem is None:
-                problem = _decide_again(name, snapshot, made)
-            differences = [] if problem else _differences(recorded.get(name), made[name])
+        for name in stages[: stages.index(asked[-1]) + 1]:
+            problem = broken or _decide_again(name, snapshot, made)
+            if problem and not broken:
+                broken = f"builds on {name}, which could not be decided again"
             if name in asked:
-                findings[name] = {
-                    "same": not (problem or differences),
-                    "differences": differences,
-                    "problem": problem,
-                }
-            if problem and "builds on" not in problem:
-                problem = f"builds on {name}, which could not be decided again"
+                differences = [] if problem else _differences(recorded[name], made[name])
+                same = not (problem or differences)
+                findings[name] = {"same": same, "differences": differences, "problem": problem}
     return {"study": study.name, "same": all(f["same"] for f in findings.values()), "stages": findings}
 
 
@@ -79,12 +72,12 @@ def _differences(recorded: Any, made: Any, path: str = "") -> list[dict[str, Any
         return []
     if isinstance(recorded, Mapping) and isinstance(made, Mapping):
         keys = dict.fromkeys([*recorded, *made])
-        inside = [_differences(recorded.get(k), made.get(k), f"{path}.{k}" if path else str(k)) for k in keys]
-        return [d for ds in inside for d in ds]
-    if isinstance(recorded, list) and isinstance(made, list) and len(recorded) == len(made):
-        pairs = enumerate(zip(recorded, made, strict=True))
-        return [d for i, (a, b) in pairs for d in _differences(a, b, f"{path}[{i}]")]
-    return [{"path": path, "recorded": recorded, "recomputed": made}]
+        pairs = [(f"{path}.{k}" if path else str(k), recorded.get(k), made.get(k)) for k in keys]
+    elif isinstance(recorded, list) and isinstance(made, list) and len(recorded) == len(made):
+        pairs = [(f"{path}[{i}]", a, made[i]) for i, a in enumerate(recorded)]
+    else:
+        return [{"path": path, "recorded": recorded, "recomputed": made}]
+    return [found for inside, a, b in pairs for found in _differences(a, b, inside)]
 
 
 def replay_in_words(findings: Mapping[str, Any]) -> Iterator[str]:
@@ -96,10 +89,8 @@ def replay_in_words(findings: Mapping[str, Any]) -> Iterator[str]:
             yield f"{stage}: different: {f['problem']}"
         else:
             yield f"{stage}: different in {len(f['differences'])} place(s)"
-            yield from (
-                f"  {d['path']}: {_short(d['recorded'])} → {_short(d['recomputed'])}"
-                for d in f["differences"]
-            )
+            for d in f["differences"]:
+                yield f"  {d['path']}: {_short(d['recorded'])} → {_short(d['recomputed'])}"
 
 
 def _short(value: Any) -> str:

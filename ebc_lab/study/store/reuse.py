@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +22,7 @@ from .study import RETRIED, RETRIED_UNFINISHED, Record
 @dataclass(frozen=True)
 class StageWork:
     """What a command would do in a stage: of its `runs` train those that are `missing`, and reuse the others.
-
-    Both are None where that depends on how an earlier stage decides.
-    """
+    Both are None where that depends on how an earlier stage decides."""
 
     stage: str
     runs: int | None = None
@@ -37,7 +36,7 @@ def remaining_work(config: Config, results_of: ResultsOf) -> list[StageWork]:
     decisions: dict[str, Decision] = {}
     work: list[StageWork] = []
     for stage in config.study.stages:
-        if work and (work[-1].missing != 0 or work[-1].undecidable):
+        if len(decisions) < len(work):
             work.append(StageWork(stage))
             continue
         specs, results = planned_runs(stage, config, decisions, results_of)
@@ -56,14 +55,11 @@ def remaining_work(config: Config, results_of: ResultsOf) -> list[StageWork]:
 def work_in_words(work: Sequence[StageWork]) -> str:
     """Return `lr_sweep: all 8 kept; calibrate: 3 of 5 would be trained; finals: decided again after that`."""
     parts = []
-    for look in work:
-        if look.missing is None:
-            continue
+    for look in (look for look in work if look.missing is not None):
         what = f"all {look.runs}" if look.missing in (0, look.runs) else f"{look.missing} of {look.runs}"
         note = ", which cannot be decided from them" if look.undecidable else ""
         parts.append(f"{look.stage}: {what} {'would be trained' if look.missing else 'kept'}{note}")
-    after = [look.stage for look in work if look.missing is None]
-    if after:
+    if after := [look.stage for look in work if look.missing is None]:
         parts.append(f"{', '.join(after)}: decided again after that")
     return "; ".join(parts)
 
@@ -73,24 +69,21 @@ def reusable_results(records: Sequence[Record], *, finished: bool) -> ResultsOf:
     trains the others again. Each result is read when it is first asked for."""
     again = (None, *(RETRIED if finished else RETRIED_UNFINISHED))
     known = {r.run_id: r for r in records if r.brief.outcome not in again}
-    seen: dict[str, RunResult | None] = {}
+    result_of = functools.cache(lambda run_id: known[run_id].result)
 
     def results_of(specs: list[RunSpec]) -> dict[str, RunResult]:
-        wanted = [s for s in specs if s.run_id in known]
-        there = [s.run_id for s in wanted if known[s.run_id].brief.identity == s.identity_sha256]
-        for run_id in there:
-            if run_id not in seen:
-                seen[run_id] = known[run_id].result
-        return {run_id: result for run_id in there if (result := seen[run_id]) is not None}
+        planned = [s for s in specs if s.run_id in known]
+        same = [s.run_id for s in planned if known[s.run_id].brief.identity == s.identity_sha256]
+        return {run_id: result for run_id in same if (result := result_of(run_id)) is not None}
 
     return results_of
 
 
-def runs_in_words(run_ids: Sequence[str], of: int, what: str) -> str:
+def runs_in_words(run_ids: Sequence[str], out_of: int, what: str) -> str:
     """Return `2 of its 8 runs are missing (…)`, with the first two named."""
     verb = "is" if len(run_ids) == 1 else "are"
     more = ", …" if len(run_ids) > 2 else ""
-    return f"{len(run_ids)} of its {of} runs {verb} {what} ({', '.join(run_ids[:2])}{more})"
+    return f"{len(run_ids)} of its {out_of} runs {verb} {what} ({', '.join(run_ids[:2])}{more})"
 
 
 def environment_changes(config: Config, header: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
@@ -14,6 +14,7 @@ from ebc_lab.config.identity import digest, recorded_environment, study_environm
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import RunResult
+from ebc_lab.records.json_files import read_json
 from ebc_lab.records.spec import RunSpec
 
 from ..stages.rules import decision_problem, inputs_digest, inputs_of, settings_of_stage
@@ -33,14 +34,10 @@ class Snapshot:
     decisions: dict[str, Decision]  # as recorded, in the order of the stages
     wrong: dict[str, str | None]  # stage -> what `decision_problem` says of its recorded decision
     faults: dict[str, str]  # stage -> why that cannot be used
-    index: Index  # of every planned run
+    index: Index
+    records: list[Record]  # every planned run
     name: str  # of settings and decisions as they are
     problems: list[str]  # what is damaged, with a remedy each
-
-    @property
-    def records(self) -> list[Record]:
-        """Return every planned run."""
-        return self.index.records
 
     @cached_property
     def record_of(self) -> dict[str, Record]:
@@ -49,7 +46,7 @@ class Snapshot:
 
     @property
     def finished(self) -> bool:
-        """Tell whether the last stage is decided."""
+        """Return whether the last stage is decided."""
         return self.config.study.stages[-1] in self.decisions
 
     def sound_decisions(self) -> dict[str, Decision]:
@@ -64,25 +61,18 @@ class Snapshot:
 
     def sound_records(self) -> list[Record]:
         """Return all planned runs. Raises UserError when the files of one are damaged."""
-        for record in self.records:
-            if record.problem:
-                raise UserError(record.problem)
+        if problems := self.index.problems:
+            raise UserError(problems[0])
         return self.records
 
     def results_of(self, specs: list[RunSpec]) -> dict[str, RunResult]:
         """Return run id -> result, of those `specs` that have one. Raises UserError where a result is
         damaged, or another run's."""
-        results = {}
-        for spec in specs:
-            record = self.record_of.get(spec.run_id)
-            if record is None:
-                continue
-            if (result := record.result) is not None:
-                self.study.refuse_other_runs(spec, result)
-                results[spec.run_id] = result
-            elif record.problem:
+        planned = [spec for spec in specs if spec.run_id in self.record_of]
+        for record in (self.record_of[spec.run_id] for spec in planned):
+            if record.problem and not record.brief.outcome:
                 raise UserError(record.problem)
-        return results
+        return self.study.results(planned)
 
     def sorts_of_runs(self) -> dict[str, str]:
         """Return run id -> whether it is a training run, a measurement, or one that no decision uses."""
@@ -98,8 +88,9 @@ class Snapshot:
         torch. Only hashes are compared; nothing is decided again."""
         recorded = recorded_environment(self.header["environment"])
         with nullcontext() if self.study.resumable else recorded:
-            of = f"{self.name} {digest(study_environment(self.config))}"
-            found = self.index.remembered("stale", lambda: json.dumps(self._find_stale_decisions()), of)
+            state = self.index.state
+            key = f"{self.name} {digest(study_environment(self.config))} {state}" if state else ""
+            found = self.index.remembered("stale", key, lambda: json.dumps(self._find_stale_decisions()))
         return cast(dict[str, str], json.loads(found))
 
     def _find_stale_decisions(self) -> dict[str, str]:
@@ -123,11 +114,14 @@ class Snapshot:
         """Return why a decision does not follow from the results that are there; nothing if it does."""
         decision = self.decisions[stage]
         run_ids = list(dict.fromkeys(run_id for _, run_id in inputs_of(decision)))
-        known = self.record_of
-        edited = [r for r in run_ids if r in known and known[r].problem]
-        missing = [r for r in run_ids if r not in edited and not (r in known and known[r].brief.outcome)]
-        counted = [(missing, "missing"), (edited, "edited")]
-        reasons = [reuse.runs_in_words(runs, len(run_ids), what) for runs, what in counted if runs]
+        among: dict[str, list[str]] = {"missing": [], "edited": []}
+        for run_id in run_ids:
+            record = self.record_of.get(run_id)
+            if record and record.problem:
+                among["edited"].append(run_id)
+            elif not (record and record.brief.outcome):
+                among["missing"].append(run_id)
+        reasons = [reuse.runs_in_words(runs, len(run_ids), what) for what, runs in among.items() if runs]
         if not reasons and self._inputs_digest(stage, earlier) != decision["inputs_sha256"]:
             reasons.append(
                 "it was made from other results, settings or earlier decisions than those that are there now"
@@ -135,24 +129,25 @@ class Snapshot:
         return reasons
 
     def _inputs_digest(self, stage: str, earlier: Mapping[str, Decision]) -> str:
-        """Return `inputs_digest`; where the checksum of every result is known, it is remembered by these."""
+        """Return `inputs_digest`, which is remembered by the checksums of the results."""
         runs = inputs_of(self.decisions[stage])
-        checksums = [self.record_of[run_id].brief.checksum for _, run_id in runs]
-
-        def make() -> str:
-            return inputs_digest(self.config, stage, runs, self._result, earlier)
-
-        if not all(checksums):
-            return make()
         before = {s: d["inputs_sha256"] for s, d in earlier.items()}
         settings = digest([settings_of_stage(self.config, stage), before])
-        runs_digest = digest([[*run, sha256] for run, sha256 in zip(runs, checksums, strict=True)])
-        return self.index.remembered(f"inputs of {stage}", make, f"{settings} {runs_digest}", runs=False)
+        checksums = digest([[role, run_id, self.record_of[run_id].brief.checksum] for role, run_id in runs])
+        return self.index.remembered(
+            f"inputs of {stage}",
+            f"{settings} {checksums}",
+            lambda: inputs_digest(self.config, stage, runs, self._result, earlier),
+        )
 
     def _result(self, run_id: str) -> RunResult:
         """Return a run's result, which is read for this and held no longer."""
-        result = self.record_of[run_id].result
-        if result is None:
+        with suppress(OSError, UserError):
+            content = read_json(self.study.run_files(run_id).result)
+            # one with the checksum of before was compared with its content then
+            if content.pop("checksum", "") == self.record_of[run_id].brief.checksum:
+                return cast(RunResult, content)
+        if (result := self.study.result(run_id)) is None:
             raise UserError(f"{run_id} was removed while the study was read: ask again.")
         return result
 
@@ -191,14 +186,14 @@ def read(study: Study, *, strict: bool = True, runs: Index | None = None) -> Sna
         recorded_config(header)  # raises where they contradict each other
         return "sound"
 
-    of = manifest.sha256_of(study.decisions_file) if decisions else ""
-    checked = json.loads(runs.remembered("decisions", check_decisions, of, runs=False))
+    decided = manifest.sha256_of(study.decisions_file) if decisions else ""
+    checked = json.loads(runs.remembered("decisions", decided, check_decisions))
     wrong = {stage: what for stage, (what, _) in checked.items()}
     faults = {stage: fault for stage, (_, fault) in checked.items() if fault}
-    runs.remembered("settings", check_settings, digest(header["config"]), runs=False)
+    runs.remembered("settings", digest(header["config"]), check_settings)
     config = recorded_config(header, checked=False)
-    name = digest([header, of])
-    return Snapshot(study, header, config, decisions, wrong, faults, runs, name, problems)
+    name = digest([header, decided])
+    return Snapshot(study, header, config, decisions, wrong, faults, runs, runs.records, name, problems)
 
 
 def _faults(stage: str, decision: Decision) -> tuple[str | None, str | None]:

@@ -15,7 +15,7 @@ import msgspec
 
 from ebc_lab.config.choices import choices_of
 from ebc_lab.config.dicts import from_dict, to_dict
-from ebc_lab.config.errors import UserError, any_of, blamed, nearest, visible
+from ebc_lab.config.errors import UserError, any_of, blamed, nearest
 from ebc_lab.config.identity import NAMED_BY, digest, matches_run_id
 from ebc_lab.config.schema import STAGES, Config, RunConfig
 from ebc_lab.config.study_checks import validate
@@ -91,7 +91,7 @@ class StudyHeader(TypedDict):
 
 def recorded_config(header: Mapping[str, Any], *, checked: bool = True) -> Config:
     """Return the settings in study.json. Raises UserError where another version wrote them and, with
-    `checked`, where they contradict each other, which takes a while to find out for a hundred arms."""
+    `checked`, where they contradict each other, which takes a while to find out where there are many arms."""
     try:
         config: Config = from_dict(Config, header["config"])
         if checked:
@@ -119,7 +119,7 @@ class Brief(msgspec.Struct, frozen=True, array_like=True, gc=False):
     outcome: str | None = None  # None without a usable result, and then all up to `checksum`
     cause: str | None = None
     wall_s: float | None = None
-    ended: int = 0  # at this step
+    stopped_at: int = 0  # the step
     identity: str | None = None
     weights: str | None = None  # their checksum
     checksum: str = ""  # of its result
@@ -169,30 +169,21 @@ class Study(StudyFiles):
 
     resumable = True  # commands may train in it; a bundle is only read
 
-    @property
-    def name(self) -> str:
-        return visible(self.root.name)
-
-    @property
-    def place(self) -> Path:
-        """Return where a reader finds the study: its folder, or the bundle that it was unpacked from."""
-        return self.root
-
     def exists(self) -> bool:
         return self.header_file.exists()
 
     def must_exist(self) -> None:
         """Raise UserError when there is no study here."""
-        if not self.exists():
-            names = [study.name for study in studies_in(self.root.parent)]
-            near = nearest(self.name, names) + (f" (studies there: {any_of(names)})" if names else "")
-            place = self.root if self.root.parent.name else f"./{self.root}"
-            known = self.name in choices_of("study", None)
-            named = f"study={self.name}" if known else f"study.name={self.name}"
-            raise UserError(
-                f"there is no study at {place}{near}: start it with `ebc-lab autopilot {named}`, or "
-                "say where it is with --output-dir."
-            )
+        if self.exists():
+            return
+        names = [study.name for study in studies_in(self.root.parent)]
+        near = nearest(self.name, names) + (f" (studies there: {any_of(names)})" if names else "")
+        place = self.root if self.root.parent.name else f"./{self.root}"
+        setting = "study" if self.name in choices_of("study", None) else "study.name"
+        raise UserError(
+            f"there is no study at {place}{near}: start it with `ebc-lab autopilot {setting}={self.name}`, "
+            "or say where it is with --output-dir."
+        )
 
     def blame_files(self) -> AbstractContextManager[None]:
         """Return a context in which code that takes the study's files for ours raises UserError, and no other
@@ -246,24 +237,20 @@ class Study(StudyFiles):
         """Return run id -> result of those `specs` that have one. Raises UserError as `result`."""
         known = {}
         for spec in specs:
-            result = self.result(spec.run_id)
-            if result is not None:
-                self.refuse_other_runs(spec, result)
-                known[spec.run_id] = result
+            if (result := self.result(spec.run_id)) is None:
+                continue
+            if result.get("identity") != spec.identity_sha256:
+                files = self.run_files(spec.run_id)
+                raise OfAnotherRun(
+                    f"{files.result} was not written by this run: delete {files.directory} to train it again."
+                )
+            known[spec.run_id] = result
         return known
 
     def results_of(self, decision: Decision) -> dict[str, RunResult]:
         """Return run id -> result of the runs that a decision was made from, as far as they have one."""
         known = {run_id: self.result(run_id) for _, run_id in inputs_of(decision)}
         return {run_id: result for run_id, result in known.items() if result is not None}
-
-    def refuse_other_runs(self, spec: RunSpec, result: Mapping[str, Any]) -> None:
-        """Raise UserError where the result in a run's folder belongs to another run."""
-        if result.get("identity") != spec.identity_sha256:
-            files = self.run_files(spec.run_id)
-            raise OfAnotherRun(
-                f"{files.result} was not written by this run: delete {files.directory} to train it again."
-            )
 
     def records(self) -> list[Record]:
         """Return every planned run. What is wrong with its files is in its `problem`, and not raised."""
@@ -275,39 +262,33 @@ class Study(StudyFiles):
         problem: str | None = None
         try:
             spec = self.spec(run_id)
+            run = spec["config"]
+            about |= {key: spec[key] for key in ("kind", "stage", "arm")}
+            about |= {key: run[key] for key in ("seed", "steps")}
+            about |= {key: run[key]["name"] for key in ("optimizer", "stabilizer")}
+            about["tokens"] = run["batch_size"] * run["model"]["context"]
         except FileNotFoundError:
             return None
         except UserError as error:
             problem = str(error)
-        else:
-            run = spec["config"]
-            about = {key: spec[key] for key in ("kind", "stage", "arm")}
-            about |= {"seed": run["seed"], "steps": run["steps"]}
-            about |= {key: run[key]["name"] for key in ("optimizer", "stabilizer")}
-            about["tokens"] = run["batch_size"] * run["model"]["context"]
         try:
-            result, checksum = self._sealed_result(run_id)
-        except UserError as error:
-            problem = str(error)
-        else:
+            result, about["checksum"] = self._sealed_result(run_id)
             if result is not None:
                 about |= {key: result.get(key) for key in ("outcome", "cause", "wall_s", "identity")}
-                about |= {"ended": result.get("steps", 0), "weights": result.get("weights_checksum")}
-                about["checksum"] = checksum
+                about |= {"stopped_at": result.get("steps", 0), "weights": result.get("weights_checksum")}
+        except UserError as error:
+            problem = str(error)
         return Record(self, Brief(run_id, **about), problem)
 
     def read_spec(self, run_id: str) -> tuple[str, RunConfig]:
         """Return (kind, configuration) of a planned run. Raises UserError where its name is another one."""
         spec = self.spec(run_id)
         run: RunConfig = from_dict(RunConfig, spec["config"])
-        try:
-            named = matches_run_id(spec["kind"], run, run_id)
-        except LookupError:  # a choice that is unknown here
-            named = False
-        if not named:
-            path = self.run_files(run_id).spec
-            raise UserError(f"{path} does not describe {run_id}: delete the folder, and it is planned again.")
-        return spec["kind"], run
+        with suppress(LookupError):  # a choice that is unknown here
+            if matches_run_id(spec["kind"], run, run_id):
+                return spec["kind"], run
+        path = self.run_files(run_id).spec
+        raise UserError(f"{path} does not describe {run_id}: delete the folder, and it is planned again.")
 
     def spec(self, run_id: str) -> SpecRecord:
         """Return a run's spec.json. Raises FileNotFoundError, and UserError where it is damaged or another
@@ -321,21 +302,18 @@ class Study(StudyFiles):
 
     def progress(self, run_id: str) -> dict[str, Any] | None:
         """Return a run's progress.json; None where there is none, or it is just being replaced."""
-        path = self.run_files(run_id).progress
-        try:
-            return dict(read_json(path, ProgressRecord))
-        except (OSError, UserError):  # on NFS it is also stale for a moment
-            return None
+        with suppress(OSError, UserError):  # on NFS it is also stale for a moment
+            return dict(read_json(self.run_files(run_id).progress, ProgressRecord))
+        return None
 
     def last_evaluation(self, run_id: str) -> tuple[int, float] | None:
         """Return (step, validation loss) of a run's latest evaluation; None before the first."""
-        try:
+        with suppress(OSError, ValueError, LookupError):
             rows = self.run_files(run_id).evals.read_text(encoding="utf-8").splitlines(keepends=True)
             whole = [row for row in rows[1:] if row.endswith("\n")]
             step, loss, *_ = whole[-1].split(",")
             return int(step), float(loss)
-        except (OSError, ValueError, LookupError):
-            return None
+        return None
 
     def holder(self) -> dict[str, Any] | None:
         """Return which process runs the study now, None for no process; takes no lock and writes nothing."""
@@ -375,14 +353,12 @@ class Study(StudyFiles):
     def noted_command(self) -> str | None:
         """Return the recorded command as a shell in this folder takes it; None where there is none, or the
         study was moved since."""
-        try:
+        with suppress(OSError, UserError):
             about = read_json(self.command_file, NotedCommand)
-        except (OSError, UserError):
-            return None
-        if about["study"] != str(self.root.resolve()):
-            return None
-        there = "" if about["folder"] == os.getcwd() else f"cd {shlex.quote(about['folder'])} && "
-        return there + shlex.join(about["words"])
+            if about["study"] == str(self.root.resolve()):
+                there = "" if about["folder"] == os.getcwd() else f"cd {shlex.quote(about['folder'])} && "
+                return there + shlex.join(about["words"])
+        return None
 
     def write_spec(self, spec: RunSpec) -> None:
         """Make a run's folder with its spec.json, where it has none yet."""
@@ -406,16 +382,15 @@ class Study(StudyFiles):
         """Record a decision; where it replaces a different one, remove what was built on that, and return
         True."""
         known = self.decisions()
-        before = known.get(stage)
-        if before is not None and before == as_json(decision):
+        replaced = stage in known
+        if replaced and known[stage] == as_json(decision):
             return False
         earlier = STAGES[: STAGES.index(stage)]
-        if before is not None:
+        if replaced:
             self.drop_conclusions(but=[stage_of(s).summary_csv for s in earlier])
-        decisions = {s: known[s] for s in earlier if s in known}
         manifest.remove_entries(self.root, self.decisions_file.name)
-        write_json(self.decisions_file, {**decisions, stage: decision})
-        return before is not None
+        write_json(self.decisions_file, {**{s: known[s] for s in earlier if s in known}, stage: decision})
+        return replaced
 
     def drop_conclusions(self, but: Collection[str] = ()) -> None:
         """Remove the decisions, the verdict, tables and plots, which are made again from the runs. `but`: the
@@ -427,14 +402,11 @@ class Study(StudyFiles):
                     path.unlink()
 
     def forget(
-        self, outcomes: Iterable[str], stages: Iterable[str], records: Iterable[Record] | None = None
+        self, records: Iterable[Record], outcomes: Collection[str], stages: Collection[str]
     ) -> list[str]:
         """Remove the results of `stages` with one of `outcomes`, so that their runs are trained again, and
-        return their run ids. `records`: the study's, where they are known."""
-        wanted = set(outcomes)
-        among = set(stages)
-        briefs = (record.brief for record in (self.records() if records is None else records))
-        gone = [b.run_id for b in briefs if b.stage in among and b.outcome in wanted]
+        return their run ids. `records`: the study's."""
+        gone = [r.run_id for r in records if r.brief.stage in stages and r.brief.outcome in outcomes]
         manifest.remove_entries(self.root, runs=gone)
         for run_id in gone:
             self.run_files(run_id).result.unlink()
@@ -443,12 +415,13 @@ class Study(StudyFiles):
 
 def studies_in(folder: Path) -> list[Study]:
     """Return the studies in a folder, the newest first, without those that cannot be looked at."""
-    written: list[tuple[float, Study]] = []
-    for path in folder.glob("*"):
+    written: dict[Study, float] = {}
+    for study in map(Study, folder.glob("*")):
         with suppress(OSError):
-            about = os.stat((study := Study(path)).header_file)
-            written += [(about.st_mtime, study)] if stat.S_ISREG(about.st_mode) else []
-    return [study for _, study in sorted(written, key=lambda pair: -pair[0])]
+            about = os.stat(study.header_file)
+            if stat.S_ISREG(about.st_mode):
+                written[study] = about.st_mtime
+    return sorted(written, key=written.__getitem__, reverse=True)
 
 
 class OfAnotherRun(UserError):

@@ -28,6 +28,7 @@ UNREADABLE = "not a file that can be read"
 NO_DIGEST = (MISSING, UNREADABLE)
 UNKNOWN = "not in the manifest"
 FOREIGN = "was not written by the run it is named after"
+EDITED = "edited: its checksum does not match"
 
 
 def verify(study: Study, recorded: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -47,17 +48,15 @@ def verify(study: Study, recorded: Mapping[str, Any] | None = None) -> dict[str,
         finished = True  # then every unrecorded file is reported
     under_way = study.holder() is not None or not recorded["complete"] or not finished
     digests = {path: digest_or_fault(study.root / path) for path in recorded["files"]}
-    wrong = mismatches(recorded["files"], digests)
-    if wrong:  # a file's entry is removed before the file is written: leave out those removed since
-        recorded = manifest.read(study.root)
-        wrong = {path: what for path, what in wrong.items() if path in recorded["files"]}
+    if mismatches(recorded["files"], digests):
+        recorded = manifest.read(study.root)  # without the entries of files that are just written again
         digests = {path: sha256 for path, sha256 in digests.items() if path in recorded["files"]}
     there = manifest.files(study.root)
     new = [path for path in there if path not in recorded["files"]]
     unrecorded = [path for path in new if there[path]]
-    if not under_way:
-        wrong |= dict.fromkeys(unrecorded, UNKNOWN)
-    wrong = faults(study, there, digests) | wrong
+    unknown = [] if under_way else unrecorded
+    listed = {path: sha256 for path, sha256 in recorded["files"].items() if path in digests}
+    wrong = faults(study, there, digests) | mismatches(listed, digests) | dict.fromkeys(unknown, UNKNOWN)
     bad = [
         {"file": visible(path), "what": visible(what), "remedy": visible(_remedy(study, path, what))}
         for path, what in sorted(wrong.items())
@@ -86,29 +85,22 @@ def digest_or_fault(path: Path) -> str:
 
 def mismatches(recorded: Mapping[str, str], digests: Mapping[str, str]) -> dict[str, str]:
     """Return recorded file -> what is wrong with it, by the digests of those that are there."""
-    wrong = {}
-    for path, sha256 in recorded.items():
-        found = digests.get(path, MISSING)
-        if found in NO_DIGEST or found != sha256:
-            wrong[path] = found if found in NO_DIGEST else CHANGED
-    return wrong
+    found = {path: digests.get(path, MISSING) for path in recorded}
+    wrong = [path for path, sha256 in recorded.items() if found[path] != sha256]
+    return {path: found[path] if found[path] in NO_DIGEST else CHANGED for path in wrong}
 
 
 def faults(study: Study, files: Collection[str], digests: Mapping[str, str]) -> dict[str, str]:
     """Return file -> what is wrong with it by itself or beside the others: a study.json or decision that was
-    edited, a spec, result or stream that is not of its run.
-
-    `digests`: the sha256 of files, as far as they are known.
-    """
+    edited, a spec, result or stream that is not of its run. `digests`: the sha256 of files, where known."""
     wrong: dict[str, str] = {}
     try:
         study.header()
     except UserError:
-        wrong[study.header_file.name] = "edited: its checksum does not match"
+        wrong[study.header_file.name] = EDITED
     try:
-        recorded = study.decisions()
-        problems = {stage: decision_problem(decision) for stage, decision in recorded.items()}
-        what = "; ".join(f"{s}: {why}" for s, why in problems.items() if why and why != OTHER_VERSION)
+        problems = {stage: decision_problem(decision) for stage, decision in study.decisions().items()}
+        what = "; ".join(f"{s}: {why}" for s, why in problems.items() if why not in (None, OTHER_VERSION))
     except UserError:
         what = "damaged or edited: it holds no decisions"
     if what:
@@ -142,7 +134,7 @@ def _faults_of_run(
         return wrong | {result: "damaged or edited: its checksum does not match, or it is no result"}
     if record is None:
         return wrong
-    if expected is not None and record.get("identity") != expected:
+    if expected not in (None, record.get("identity")):
         return wrong | {result: FOREIGN}
     streams = {f"{folder}/{name}": sha256 for name, sha256 in record.get("streams", {}).items()}
     for path in (path for path in streams if path in files):
@@ -154,27 +146,23 @@ def _faults_of_run(
 
 def _identity_digest(study: Study, run_id: str, sound: set[bytes]) -> str:
     """Return the digest of a run's identity, from its spec. Raises UserError when the spec is not this run's.
-
     `sound`: digests of settings and identities that agree, their seed left out, in which alone the runs of an
-    arm differ. What is found here is added to it.
-    """
+    arm differ; what is found here is added to it."""
     spec = read_json(study.run_files(run_id).spec, SpecRecord)
-    kind = spec["kind"]
-    whole = spec["identity"]
-    named = whole if kind == "train" else whole["run"]
+    kind, whole = spec["kind"], spec["identity"]
+    of_run = whole if kind == "train" else whole["run"]
     seed = spec["config"]["seed"]
-    if type(seed) is not int or named["seed"] != seed:
-        raise UserError(f"{run_id} is another run.")
-    rest = json.dumps([kind, {**spec["config"], "seed": 0}, {**named, "seed": 0}]).encode()
+    same = type(seed) is int and of_run["seed"] == seed
+    rest = json.dumps([kind, {**spec["config"], "seed": 0}, {**of_run, "seed": 0}]).encode()
     without_seed = hashlib.blake2b(rest, digest_size=16).digest()
-    if without_seed not in sound:
+    if same and without_seed not in sound:
         run: RunConfig = from_dict(RunConfig, spec["config"])
-        with recorded_environment(environment(named)):
-            if identity_of(kind, run) != whole:
-                raise UserError(f"{run_id} is another run.")
-        sound.add(without_seed)
+        with recorded_environment(environment(of_run)):
+            same = identity_of(kind, run) == whole
+        if same:
+            sound.add(without_seed)
     sha256 = digest(whole)
-    if not run_id.endswith(f"-{sha256[:NAMED_BY]}"):
+    if not (same and run_id.endswith(f"-{sha256[:NAMED_BY]}")):
         raise UserError(f"{run_id} is another run.")
     return sha256
 

@@ -23,13 +23,13 @@ def test_a_recorded_study_is_sound_and_its_decisions_follow_from_its_results(pat
     assert replay(study)["same"]
 
 
-OF_EXTRAS = ("faiss", "peft", "safetensors", "sklearn", "tokenizers", "torchao", "transformers")
+EXTRAS = ("faiss", "peft", "safetensors", "sklearn", "tokenizers", "torchao", "transformers")
 
 
 @pytest.fixture
 def plain(monkeypatch):
     """An environment without what training needs beside the package's own libraries."""
-    for module in OF_EXTRAS:
+    for module in EXTRAS:
         monkeypatch.setitem(sys.modules, module, None)
 
 

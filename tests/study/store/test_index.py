@@ -65,8 +65,7 @@ def rewritten(path: Path, draw: random.Random) -> None:
     """A result with another loss or without an outcome, and a right checksum; a damaged one stays."""
     loss = {"val_loss": draw.random()} if draw.random() < 0.5 else {"outcome": "lost", "cause": "x"}
     with suppress(UserError):
-        result = {k: v for k, v in read_json(path).items() if k != "checksum"}
-        write_checksummed(path, {**result, **loss})
+        write_checksummed(path, read_json(path) | loss)
 
 
 def changed_in_place(path: Path, draw: random.Random) -> None:
@@ -159,28 +158,23 @@ def test_a_young_file_may_still_change_and_is_not_indexed(study, monkeypatch):
     assert answers(study) == expected
 
 
-def test_an_index_is_no_part_of_a_study(study, tmp_path):
+def test_an_index_is_no_part_of_a_study_and_a_small_study_gets_none(study, monkeypatch, tmp_path):
     answers(study)
     assert study.index_file.exists()
     assert verify(study)["ok"]
     with zipfile.ZipFile(bundle.export(study, tmp_path / "x.zip")["bundle"]) as packed:
         assert study.index_file.name not in packed.namelist()
-
-
-def test_a_small_study_gets_none(finished, tmp_path):
-    copy = shutil.copytree(finished[1].study.root, tmp_path / "done")
-    before = sorted(copy.rglob("*"))
-    status(Study(copy))
-    assert sorted(copy.rglob("*")) == before
-
-
-def test_a_reader_who_may_not_write_leaves_nothing(study, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert answers(study) == by_files(study)
+    study.index_file.unlink()
+    monkeypatch.setattr(index, "LEAST", NEVER)
+    status(study)
     assert not study.index_file.exists()
 
 
-def test_what_is_in_the_way_of_an_index_stays_there(study):
+def test_who_may_not_write_leaves_no_index_and_what_is_in_its_way_stays(study, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: False)
+        assert answers(study) == by_files(study)
+    assert not study.index_file.exists()
     study.index_file.mkdir()
     assert answers(study) == by_files(study)
     assert study.index_file.is_dir()

@@ -7,13 +7,14 @@ import pytest
 from ebc_lab.config import identity
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import read_checksummed, with_checksum, write_checksummed
-from ebc_lab.report.conclude import report
+from ebc_lab.report.conclude import concluding, report
 from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.inspect.why import why
 from ebc_lab.study.stages.rules import FORM
 from ebc_lab.study.store.reuse import StageWork, remaining_work, reusable_results, work_in_words
 from ebc_lab.study.store.snapshot import read
+from ebc_lab.study.store.verify import verify
 
 LATER = ["calibrate", "lr_scale", "finals"]
 
@@ -35,12 +36,7 @@ def test_a_finished_study_is_kept_whole(finished, resolved):
 
 
 def test_the_words_for_what_would_be_trained():
-    looks = [
-        StageWork("lr_sweep", 8, 0),
-        StageWork("calibrate", 5, 3),
-        StageWork("lr_scale"),
-        StageWork("finals"),
-    ]
+    looks = [StageWork("lr_sweep", 8, 0), StageWork("calibrate", 5, 3), *map(StageWork, LATER[1:])]
     assert work_in_words(looks) == (
         "lr_sweep: all 8 kept; calibrate: 3 of 5 would be trained; lr_scale, finals: decided again after that"
     )
@@ -48,8 +44,7 @@ def test_the_words_for_what_would_be_trained():
     assert "cannot be decided" in work_in_words([StageWork("lr_sweep", 8, 0, undecidable=True)])
 
 
-def test_a_missing_run_makes_its_stage_and_all_after_it_stale(own_copy):
-    _, study = own_copy
+def test_a_missing_run_makes_its_stage_and_all_after_it_stale(study):
     gone = won(study, "lr_sweep")
     shutil.rmtree(gone)
     found = stages(study)
@@ -62,20 +57,23 @@ def test_a_missing_run_makes_its_stage_and_all_after_it_stale(own_copy):
     assert why(study, "calibrate")["calibrate"]["stale_because"] == found["calibrate"]["stale_because"]
 
 
-def test_runs_missing_in_a_later_stage_leave_the_earlier_ones_decided(own_copy):
+def test_runs_missing_in_a_later_stage_leave_the_earlier_ones_decided_and_are_trained_as_before(own_copy):
     config, study = own_copy
     gone = sorted(study.runs.glob("*_n25_s0-*"))[:3]
+    losses = [study.result(folder.name)["val_loss"] for folder in gone]
     for folder in gone:
         shutil.rmtree(folder)
+    assert f"runs/{gone[0].name}/result.json" in [bad["file"] for bad in verify(study)["bad"]]
     found = stages(study)
     assert [found[s]["state"] for s in ("lr_sweep", *LATER)] == ["decided", "decided", "decided", "stale"]
     assert found["finals"]["would_train"] == 3
-    assert autopilot(config, Listener()).trained == 3  # as predicted
+    assert autopilot(config, concluding()).trained == 3  # as predicted
     assert stages(study)["finals"]["state"] == "decided"
+    assert verify(study)["ok"]
+    assert [study.result(folder.name)["val_loss"] for folder in gone] == losses
 
 
-def test_an_edited_result_is_a_problem_of_the_status_and_makes_it_stale(own_copy):
-    _, study = own_copy
+def test_an_edited_result_is_a_problem_of_the_status_and_makes_it_stale(study):
     path = won(study, "calibrate") / "result.json"
     path.write_text(path.read_text().replace('"val_loss": ', '"val_loss": 1'))
     [problem] = status(study)["problems"]
@@ -145,8 +143,7 @@ def test_a_study_whose_settings_another_version_wrote_is_named_with_a_remedy(own
             ask(study)
 
 
-def test_other_timings_make_nothing_stale(own_copy):
-    _, study = own_copy
+def test_other_timings_make_nothing_stale(study):
     for record in study.records():
         if record.result and "tokens_per_s" in record.result:
             timed = {"wall_s": 1.0, "tokens_per_s": 2.0, "train_s": 3.0, "probe_pct": 4.0, "curve": []}
@@ -154,8 +151,7 @@ def test_other_timings_make_nothing_stale(own_copy):
     assert {s["state"] for s in stages(study).values()} == {"decided"}
 
 
-def test_an_edited_decision_is_stale_and_nothing_would_be_trained(own_copy):
-    _, study = own_copy
+def test_an_edited_decision_is_stale_and_nothing_would_be_trained(study):
     decisions = study.decisions()
     decisions["lr_scale"]["tracks"]["adam_none"]["lr_scale"] = 77.0
     (study.root / "auto_decisions.json").write_text(json.dumps(decisions))
@@ -171,15 +167,13 @@ def test_an_edited_decision_is_stale_and_nothing_would_be_trained(own_copy):
 
 
 @pytest.mark.parametrize("name", ["auto_decisions.json", "spec.json"])
-def test_the_status_survives_a_truncated_file_and_names_it(own_copy, name):
-    _, study = own_copy
+def test_the_status_survives_a_truncated_file_and_names_it(study, name):
     path = study.root / name if name != "spec.json" else won(study, "lr_sweep") / name
     path.write_text(path.read_text()[:50])
     assert any(str(path) in problem for problem in status(study)["problems"])
 
 
-def test_the_status_survives_an_edited_study_json(own_copy):
-    _, study = own_copy
+def test_the_status_survives_an_edited_study_json(study):
     header = json.loads((study.root / "study.json").read_text())
     header["config"]["study"]["band"] = [0.4, 0.8]
     (study.root / "study.json").write_text(json.dumps(header))
@@ -187,7 +181,8 @@ def test_the_status_survives_an_edited_study_json(own_copy):
     assert "study.json was edited" in found["problems"][0]
     assert found["stages"][0]["state"] == "stale"  # decided with another band
     (study.root / "study.json").write_text("{}")
-    with pytest.raises(UserError, match=r"study\.json was edited"):
+    remedy = "delete the file: the study's command writes it again"
+    with pytest.raises(UserError, match=rf"study\.json was edited.*{remedy}"):
         status(study)
 
 
@@ -197,10 +192,8 @@ def test_another_torch_is_refused_says_what_it_would_train_and_force_says_it_too
     found = stages(study)
     assert "torch is 99.0 here and was 2." in found["lr_sweep"]["stale_because"]
     assert found["lr_sweep"]["would_train"] == 3  # its grid; the rest depends on its winner
-    with pytest.raises(
-        UserError,
-        match=r"torch: '2\.\d+' → '99\.0'.*--force.*lr_sweep: all 3 would be trained; calibrate, lr_s",
-    ):
+    words = r"torch: '2\.\d+' → '99\.0'.*--force.*lr_sweep: all 3 would be trained; calibrate, lr_s"
+    with pytest.raises(UserError, match=words):
         autopilot(config, Listener())
     said: list[str] = []
     outcome = autopilot(config, Listener(say=said.append), stages=["lr_sweep"], force=True)
@@ -211,21 +204,20 @@ def test_another_torch_is_refused_says_what_it_would_train_and_force_says_it_too
 
 def test_other_settings_are_refused_with_what_they_would_train(own_copy):
     config, _ = own_copy
-    other = replace(
-        config, calibrate=replace(config.calibrate, multiples=[0.25, *config.calibrate.multiples])
+    multiples = config.calibrate.multiples
+    grids = {**config.lr_sweep.grids, "adam": [5e-3, 2e-2, 4e-2]}
+    calibrate = (
+        f"calibrate: 1 of {len(multiples) + 1} would be trained; lr_scale, finals: decided again after"
     )
-    runs = len(config.calibrate.multiples)
-    calibrate = f"calibrate: 1 of {runs + 1} would be trained"
-    words = rf"lr_sweep: all \d+ kept; {calibrate}; lr_scale, finals: decided again after that"
-    with pytest.raises(UserError, match=words):
-        autopilot(other, Listener())
-    grid = replace(
-        config, lr_sweep=replace(config.lr_sweep, grids={**config.lr_sweep.grids, "adam": [5e-3, 2e-2, 4e-2]})
-    )
-    with pytest.raises(
-        UserError, match=r"lr_sweep: 1 of 3 would be trained; calibrate, lr_scale, finals: decided again"
+    for stage, setting, words in (
+        ("calibrate", {"multiples": [0.25, *multiples]}, rf"lr_sweep: all \d+ kept; {calibrate} that"),
+        (
+            "lr_sweep",
+            {"grids": grids},
+            "lr_sweep: 1 of 3 would be trained; calibrate, lr_scale, finals: decided",
+        ),
+        ("finals", {"margin": 0.5}, r"finals: all \d+ kept"),
     ):
-        autopilot(grid, Listener())
-    again = replace(config, finals=replace(config.finals, margin=0.5))
-    with pytest.raises(UserError, match=r"finals: all \d+ kept"):
-        autopilot(again, Listener())
+        other = replace(config, **{stage: replace(getattr(config, stage), **setting)})
+        with pytest.raises(UserError, match=words):
+            autopilot(other, Listener())
