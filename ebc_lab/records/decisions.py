@@ -1,25 +1,14 @@
-"""What the stages of a study decide, as auto_decisions.json records it: a class for each JSON object.
+"""What the stages of a study decide, as auto_decisions.json records it: one class for each JSON object.
 
-`Decision` is what every stage writes; its `tracks` hold the class that ends in `Track` under the stage's
-heading below. Losses are in nats per token, KL divergences in nats.
+`Decision` is what every stage writes. Its `tracks` hold a class for each stage: `SweepTrack` of lr_sweep,
+`CalibratedTrack`, `ControllerTrack`, `ScaleTrack`, `TunedTrack`, `FinalsTrack`, `SuiteTrack` of ablation,
+`ModesTrack` of circumstances, `UnitsTrack` of carry and `ProfilesTrack` of profiles. Losses are in nats per
+token, KL divergences in nats. A run's result is `records.figures.RunResult`.
 """
 
 from __future__ import annotations
 
 from typing import Any, NotRequired, TypedDict
-
-# objects of a few figures, by the names of their keys
-Diverged = dict[str, int]  # arm, reference: in how many pairs of runs each diverged
-Luck = dict[str, float]  # sd, freedom: of a tuned loss over the tuning's seeds (`statistics.Luck`)
-Efficiency = dict[str, float]  # steps, tokens, train_s to the baseline's final loss: medians over `seeds`
-StepCost = dict[str, float]  # ratio, low, high: time of a step over the reference's, median and quartiles
-BrokenRuns = dict[str, int]  # runs, broken: so many ended so far above their setting's median
-NoiseFloor = dict[str, Any]  # sigma, low, high (95%), detectable, seeds: the noise of replicate seeds
-Sequential = dict[str, Any]  # looks, at, confidence, stopped: the finals' looks, and why no seed was added
-CurvePoint = dict[str, Any]  # lr, val_loss, seeds, raced: losses near a best point, None where there is none
-Transfer = dict[str, Any]  # shape, tuned, kept, against_kept: arms of another size against one tuned here
-ModeFound = dict[str, Any]  # runs, completed, diverged, checksums, loss_range: of the runs of a mode
-RateSensitivity = dict[str, Any]  # rates, losses, sensitivity, window: of rates around a point
 
 
 class Candidate(TypedDict):
@@ -49,8 +38,8 @@ class Decision(TypedDict, total=False):
     stage: str
     form: int
     rule: str  # in words
-    # <optimizer>_<projection> -> what was chosen for it. It stays open here, because a file is refused only
-    # for what every stage has in common.
+    # <optimizer>_<projection> -> what was chosen for it: of each stage its own class, see above. It stays
+    # open here, because a file is refused only for what every stage has in common.
     tracks: dict[str, Any]
     notes: list[str]
     candidates: list[Candidate]
@@ -58,7 +47,7 @@ class Decision(TypedDict, total=False):
     inputs_sha256: str
     decision_sha256: str
     pairs: list[dict[str, Any]]  # of lr_sweep: each a `Pair`
-    sequential: Sequential | None  # of the finals
+    sequential: dict[str, Any] | None  # of the finals: a `Sequential`
 
 
 # -- what several stages share -------------------------------------------------------------------------------
@@ -74,6 +63,20 @@ class Window(TypedDict):
     octaves: float
     open_low: bool  # the window still holds at the end of what was tried
     open_high: bool
+
+
+class Diverged(TypedDict):
+    """How many pairs of runs there are in which the arm's diverged, and in which the reference's did."""
+
+    arm: int
+    reference: int
+
+
+class LuckOfTuning(TypedDict):
+    """How much a tuned loss would vary with the tuning's seeds: `statistics.Luck` as JSON."""
+
+    sd: float
+    freedom: float
 
 
 class Difference(TypedDict):
@@ -99,7 +102,7 @@ class Difference(TypedDict):
     joint_detectable: float | None
     judged: str
     diverged: NotRequired[Diverged]
-    luck: NotRequired[Luck]
+    luck: NotRequired[LuckOfTuning]
     verdict: NotRequired[str]  # of a suite: better | worse | level | undecided
     seeds_needed: NotRequired[int | None]
 
@@ -149,6 +152,33 @@ class Arm(Schedules, total=False):
 # -- lr_sweep ------------------------------------------------------------------------------------------------
 
 
+class SweepGrid(TypedDict):
+    """The best run of the grid by which the first best rate is found."""
+
+    lr: float
+    val_loss: float
+    edge: str | None
+    extensions: int
+
+
+class Schedule(TypedDict):
+    """The schedule of a learning rate."""
+
+    name: str
+    warmup_steps: int
+    decay_share: float
+
+
+class ControlPoint(TypedDict):
+    """A run that the fair control was chosen from."""
+
+    run_id: str
+    lr: float
+    schedule: str
+    warmup_steps: int
+    val_loss: float | None
+
+
 class Control(TypedDict):
     """The fair control: the same optimizer on a schedule that was tuned for it."""
 
@@ -156,10 +186,10 @@ class Control(TypedDict):
     lr_scale: float
     run_id: str
     val_loss: float
-    lr_schedule: dict[str, Any]  # name, warmup_steps, decay_share
+    lr_schedule: Schedule
     edge: str | None
     longest_warmup: bool
-    grid: list[dict[str, Any]]  # run_id, lr, schedule, warmup_steps, val_loss of each run tried
+    grid: list[ControlPoint]
     used: bool  # something in the study is compared with it
 
 
@@ -206,10 +236,20 @@ class SweepTrack(BestRate, NaturalSteps, Winner):
     """The best constant rate of a track, its noise, its natural KL, and its fair control."""
 
     edge: str | None
-    grid: dict[str, Any]  # lr, val_loss, edge, extensions: the best run of the first grid
+    grid: SweepGrid
     replicate_losses: list[float]
     control: Control
     dropped: NotRequired[list[Pair]]
+
+
+class NoiseFloor(TypedDict):
+    """The noise between replicate seeds, with its 95% interval, and what two single runs could show."""
+
+    sigma: float | None
+    low: float | None
+    high: float | None
+    detectable: float | None
+    seeds: int
 
 
 # -- calibrate, controller_search, lr_scale ------------------------------------------------------------------
@@ -271,6 +311,15 @@ class ScaleTrack(TypedDict):
 # -- finals --------------------------------------------------------------------------------------------------
 
 
+class Efficiency(TypedDict):
+    """What an arm took to reach the baseline's final loss: medians over the seeds that got there."""
+
+    steps: float
+    tokens: float
+    train_s: float
+    seeds: int
+
+
 class RateWindow(TypedDict):
     """An arm at its highest rate in the finals against itself at its lowest."""
 
@@ -322,6 +371,15 @@ class FinalsTrack(ComparedTrack, total=False):
     verdict: list[Line]
 
 
+class Sequential(TypedDict):
+    """After how many seeds the finals were looked at, and why no more were added."""
+
+    looks: list[int]
+    at: int
+    confidence: float
+    stopped: str
+
+
 class Acceptance(TypedDict, total=False):
     """acceptance.json: every line of the verdict, and how many passed, failed or stayed undecided."""
 
@@ -333,10 +391,19 @@ class Acceptance(TypedDict, total=False):
     confidence: float
     power_of_detectable: float
     seeds: list[int]
-    sequential: Sequential | None
+    sequential: dict[str, Any] | None  # a `Sequential`
 
 
 # -- tune, ablation ------------------------------------------------------------------------------------------
+
+
+class CurvePoint(TypedDict):
+    """The losses at one learning rate around an arm's best point; None where a run diverged or was raced."""
+
+    lr: float
+    val_loss: float | None
+    seeds: dict[str, float | None]
+    raced: NotRequired[int]  # seeds that were stopped, because they could not win any more
 
 
 class TunedArm(TypedDict):
@@ -350,7 +417,7 @@ class TunedArm(TypedDict):
     extended: list[dict[str, Any]]
     edges: dict[str, str]
     margin_sigma: float | None
-    luck: Luck
+    luck: LuckOfTuning
     untuned: NotRequired[str]  # why there is no best point
     curve: NotRequired[list[CurvePoint]]
     window: NotRequired[Window | None]
@@ -391,6 +458,23 @@ class Sweep(TypedDict, total=False):
     every_start: bool
 
 
+class Transfer(TypedDict):
+    """What arms lose at another size than the one that they were tuned at, against an arm tuned there."""
+
+    shape: str
+    tuned: str
+    kept: list[str]
+    against_kept: dict[str, Difference]
+
+
+class StepCost(TypedDict):
+    """The time of an arm's step over that of the reference's: median over turns, and quartiles."""
+
+    ratio: float
+    low: float
+    high: float
+
+
 class Answer(TypedDict):
     """What a suite says of a user's own arm against every other."""
 
@@ -415,6 +499,16 @@ class SuiteTrack(ComparedTrack, total=False):
 
 
 # -- circumstances -------------------------------------------------------------------------------------------
+
+
+class ModeFound(TypedDict):
+    """What the runs of one mode of determinism have in common."""
+
+    runs: int
+    completed: int
+    diverged: int
+    checksums: int
+    loss_range: float | None
 
 
 class ModesTrack(TypedDict):
@@ -456,6 +550,13 @@ class Carried(TypedDict):
     diverged: list[str]  # seeds
     excess: float  # mean test loss above that of the setting's best arm at its best constant, nats
     tuned: float  # the same of this arm at its own best constant in the setting
+
+
+class BrokenRuns(TypedDict):
+    """How many runs ended so far above their setting's median that they are of no use."""
+
+    runs: int
+    broken: int
 
 
 class UnitFound(TypedDict):
@@ -531,6 +632,15 @@ class Reached(TypedDict):
     ratio_seconds: float | None
     lowest: dict[str, float | None]  # by seed: lowest loss on the fixed windows
     diverged: list[str]  # seeds
+
+
+class RateSensitivity(TypedDict):
+    """How much the learning rate matters around a method's configuration, on a workload."""
+
+    rates: list[float]
+    losses: list[float | None]  # mean validation loss; None where a run diverged
+    sensitivity: float | None  # mean of min(loss, loss of the first step) over the rates, less the best loss
+    window: Window | None
 
 
 class Profiled(TypedDict):
