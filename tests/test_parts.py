@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..fields import setting
-from ..part import Figure, Part
+from ..part import Figure, Head, Part
 
 
 @dataclass
@@ -34,7 +34,7 @@ class HalvingConfig(Part):
     words = {"halved": "halved gradients"}
     columns = {"halved": ("times", "how often this step's gradients were halved")}
     figures = (
-        Figure("halved", "times", "of the gradients of a step, median", "Halved", "halved", of_steps=True),
+        Figure("halved", "times", "of a step's gradients, median", Head("Halved", "halved"), of_steps=True),
     )
     table = "Halved gradients"
     note = "halved: how often"

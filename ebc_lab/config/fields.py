@@ -15,6 +15,7 @@ T = TypeVar("T")
 UNSET = object()
 CUSTOM = "custom"  # the choice of those groups that have a `target`: a user's own part
 OWN = (CUSTOM,)
+OWN_TARGET = "of custom: module:function, which {} (docs/extending.md)"
 OWN_ARGUMENTS = "of custom: what the function is also given"
 OWN_CHECKSUM = "of custom: checksum of the module's file; filled in, then enforced"
 

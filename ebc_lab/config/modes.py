@@ -68,11 +68,8 @@ def _check_mode(run: RunConfig, mode: Mode, processes: int = 1) -> None:
     mode."""
     ignored = ("budget", "controller") if run.stabilizer.name != "ebc" and mode is not Mode.EBM else ()
     parts = [part for part in parts_of(with_derived_settings(run)) if part.group_name not in ignored]
-    for unfit in (*_unfit_of_run(run, mode), *(part.unfit(mode) for part in parts)):
-        if unfit:
-            raise UserError(
-                f"{mode.value.format(processes)} does not go with {unfit.setting}: {unfit.remedy}."
-            )
+    for unfit in (*_unfit_of_run(run, mode), *(one for part in parts for one in part.unfit(mode))):
+        raise UserError(f"{mode.value.format(processes)} does not go with {unfit.setting}: {unfit.remedy}.")
 
 
 def _unfit_of_run(run: RunConfig, mode: Mode) -> Iterator[Unfit]:

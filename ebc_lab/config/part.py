@@ -4,16 +4,14 @@ Identity, checks, names, labels and docs/settings.md ask the parts; nothing else
 mean. What a part does in a run is in its mirror, `components/NAME.py`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from statistics import fmean
-from typing import Any, ClassVar, NamedTuple, Self, TypeAlias, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar, cast
 
-Run: TypeAlias = Any  # a RunConfig, which is made of the parts and therefore cannot be imported here
+Run = Any  # a RunConfig, which is made of the parts and therefore cannot be imported here
 AnyRun = TypeVar("AnyRun")  # likewise, or what extends it
 LEVEL, EXPERT = "<σ>", "<i>"  # in the name of a column: a noise level, as `0p05`, and the number of an expert
 
@@ -61,6 +59,16 @@ class Tail(NamedTuple):
     label: str = ""  # for a label, where that is shorter than the words
 
 
+class Head(NamedTuple):
+    """The column of a figure in tables of arms."""
+
+    title: str
+    short: str = ""  # in a narrow table; empty: the title
+    form: str = "brief"  # how values are written, one of `report.text.arms.FORMS`
+    beside: str = ""  # `loss` or `steps`: it is in the table of all arms as well, beside that column
+    places: tuple[str, ...] = ("terminal", "paper", "page")  # where the part's own table shows it
+
+
 @dataclass(frozen=True)
 class Figure:
     """A figure that a part adds to result.json. Decisions, the CSV files, docs/files.md and the tables of
@@ -69,29 +77,22 @@ class Figure:
     Attributes:
         key: its name in result.json, decisions.json and ablation.csv.
         unit, meaning: what docs/files.md prints.
-        title, short: the heads of its column in a wide and in a narrow table; without a title it is in none.
-        form: how a table writes it, one of `report.text.arms.FORMS`.
-        beside: `loss` or `steps` puts it into the table of all arms as well, beside that column.
-        places: which of terminal, paper and page show it in the part's own table.
+        head: its column in tables; without one it is in none.
         of_steps: whether it is the median of the column of this name in steps.csv.
         of_run: what finds it in a run's result; by default it is there under its key.
         of_arm: what finds an arm's value from the results of its completed runs; by default their mean.
-        always: whether a decision has it even where no run does.
+        in_every_arm: whether a decision has it even where no run does.
         averaged: whether the stage `ablation` finds a value for an arm at all.
     """
 
     key: str
     unit: str
     meaning: str
-    title: str = ""
-    short: str = ""
-    form: str = "brief"
-    beside: str = ""
-    places: tuple[str, ...] = ("terminal", "paper", "page")
+    head: Head | None = None
     of_steps: bool = False
     of_run: Callable[[Mapping[str, Any]], float | None] | None = None
     of_arm: Callable[[Sequence[Mapping[str, Any]]], float | None] | None = None
-    always: bool = False
+    in_every_arm: bool = False
     averaged: bool = True
 
     def value(self, result: Mapping[str, Any]) -> float | None:
@@ -167,21 +168,18 @@ class Part:
     @classmethod
     def from_run(cls, run: Run) -> Self:
         """Return the part's settings of a run."""
-        settings: Self = getattr(run, cls.group_name)
-        return settings
+        return cast(Self, getattr(run, cls.group_name))
 
     def put_into(self, run: AnyRun) -> AnyRun:
         """Return the run with these settings of the part."""
-        either: Any = run
-        changed: AnyRun = dataclasses.replace(either, **{self.group_name: self})
-        return changed
+        return cast(AnyRun, dataclasses.replace(cast(Any, run), **{self.group_name: self}))
 
     def changes_nothing(self) -> bool:
-        """Tell whether a run computes the same without this part, which is then left out of its identity."""
+        """Return whether a run computes the same without this part: then its identity leaves it out."""
         return self.name == self.off
 
     def is_read(self, run: Run) -> bool:
-        """Tell whether the run looks at this part at all, as `read_by` says."""
+        """Return whether the run looks at this part at all, as `read_by` says."""
         reader, choices = self.read_by or ("", ())
         return not reader or getattr(run, reader).name in choices
 
@@ -197,9 +195,9 @@ class Part:
         """Yield a sentence for everything that is allowed and means less than it seems."""
         return ()
 
-    def unfit(self, mode: Mode) -> Unfit | None:
-        """Return the setting that does not go with a mode, or None where all do."""
-        return None
+    def unfit(self, mode: Mode) -> Iterable[Unfit]:
+        """Yield the settings that do not go with a mode; the first is told."""
+        return ()
 
     def needs(self) -> Iterable[Need]:
         """Yield the libraries that training needs beside the package's own. Only a process that trains asks

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -48,10 +46,9 @@ class AdapterConfig(Part):
         if not self.changes_nothing():
             yield Need("adapter=lora", "peft", "lora")
 
-    def unfit(self, mode: Mode) -> Unfit | None:
-        if self.changes_nothing():
-            return None
-        return Unfit("adapter=lora", "it trains the plain GPT; choose adapter=none")
+    def unfit(self, mode: Mode) -> Iterator[Unfit]:
+        if not self.changes_nothing():
+            yield Unfit("adapter=lora", "it trains the plain GPT; choose adapter=none")
 
     def tail(self) -> Iterator[Tail]:
         if not self.changes_nothing():

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
@@ -126,7 +124,7 @@ class BudgetConfig(Part):
         return self.measure if self.name == "tracked" and self.measure_every == 1 else "every"
 
     def leaves_some_free(self) -> bool:
-        """Tell whether some of what is trained moves outside of the budget, at the learning rate itself."""
+        """Return whether some of what is trained moves outside of the budget, at the learning rate itself."""
         return self.grouping == "matrices"
 
     def unread(self) -> Iterator[str]:
@@ -150,31 +148,30 @@ class BudgetConfig(Part):
         if self.radius is not None and self.name == options.LAGGED:
             yield "budget=lagged chooses c before the step is known: leave budget.radius empty."
 
-    def unfit(self, mode: Mode) -> Unfit | None:
+    def unfit(self, mode: Mode) -> Iterator[Unfit]:
         if mode is Mode.EXACT:
             values = {**asdict(self), "budget": self.name}
             for key, allowed in options.WITH_ARITHMETIC.items():
                 name = key if key == "budget" else f"budget.{key}"
                 if key in values and values[key] not in allowed:
                     instead = any_of([f"{name}={value}" for value in allowed])
-                    return Unfit(f"{name}={values[key]}", f"choose {instead}")
+                    yield Unfit(f"{name}={values[key]}", f"choose {instead}")
         if mode is Mode.EBM and self.grouping == "matrices":
             why = "it knows a GPT's matrices by their names; block has a group for each expert"
-            return Unfit("budget.grouping=matrices", why)
+            yield Unfit("budget.grouping=matrices", why)
         if mode is not Mode.IN_BACKWARD:
-            return None
+            return
         if self.name != options.LAGGED:
-            return Unfit(f"budget={self.name}", f"{NO_WHOLE_STEP}; choose budget=lagged")
+            yield Unfit(f"budget={self.name}", f"{NO_WHOLE_STEP}; choose budget=lagged")
         if self.probe_tokens != "train":
-            return Unfit("budget.probe_tokens", "leave it at its default")
+            yield Unfit("budget.probe_tokens", "leave it at its default")
         usual = BudgetConfig()
         for key in ("sensitivity_every", "exponent"):
             if getattr(self, key) != getattr(usual, key):
-                return Unfit(f"budget.{key}", "budget=lagged sees no whole step; leave it at its default")
+                yield Unfit(f"budget.{key}", "budget=lagged sees no whole step; leave it at its default")
         if self.leaves_some_free():
             why = "budget=lagged scales every weight; choose another grouping"
-            return Unfit("budget.grouping=matrices", why)
-        return None
+            yield Unfit("budget.grouping=matrices", why)
 
     def tail(self) -> Iterator[Tail]:
         yield SCHEDULES[self.schedule]

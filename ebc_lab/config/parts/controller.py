@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -45,20 +43,18 @@ class ControllerConfig(Part):
         if run.stabilizer.name == "ebc" and self.steers == "radius" and run.budget.radius is None:
             yield "controller.steers=radius moves a radius: set budget.radius, too."
 
-    def unfit(self, mode: Mode) -> Unfit | None:
+    def unfit(self, mode: Mode) -> Iterator[Unfit]:
         choice = f"controller={self.name}"
         exact = [str(name) for name in options.WITH_ARITHMETIC["controller"]]
         if mode is Mode.EXACT and self.name not in exact:
-            return Unfit(choice, f"choose {any_of([f'controller={name}' for name in exact])}")
+            yield Unfit(choice, f"choose {any_of([f'controller={name}' for name in exact])}")
         if mode is Mode.SEVERAL_PROCESSES and self.name in NEEDS_ONE_PROCESS:
-            return Unfit(choice, "it looks at the rows of one process; leave launcher.processes_per_run=1")
+            yield Unfit(choice, "it looks at the rows of one process; leave launcher.processes_per_run=1")
         if mode is Mode.EBM and self.name == "agreement":
-            return Unfit(choice, "it compares the fall of one loss with the slope of the sum of six")
+            yield Unfit(choice, "it compares the fall of one loss with the slope of the sum of six")
         if mode is Mode.IN_BACKWARD and self.name == "agreement":
-            return Unfit(
-                choice, "budget=lagged sees no whole step; choose a controller that compares no losses"
-            )
-        return None
+            why = "budget=lagged sees no whole step; choose a controller that compares no losses"
+            yield Unfit(choice, why)
 
     def tail(self) -> Iterator[Tail]:
         if self.steers != "kl":

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,16 +50,14 @@ class DataConfig(Part):
     def refuses(self, run: Run) -> Iterator[str]:
         if self.name == "path" and not self.file:
             yield "data=path needs data.file=FILE, a UTF-8 text."
-        lacking = [key for key in ("files", "val_files") if not getattr(self, key)]
-        if self.name == "bin" and lacking:
-            yield f"data=bin needs data.{lacking[0]}=PATTERN, shards of tokens: 'folder/*_train_*.bin'."
         if self.name != "bin":
             return
-        if run.workload.name != "gpt":
-            yield (
-                f"data=bin is read as it is trained on, workload={run.workload.name} wants all: choose "
-                "another."
-            )
+        for key in ("files", "val_files"):
+            if not getattr(self, key):
+                yield f"data=bin needs data.{key}=PATTERN, shards of tokens: 'folder/*_train_*.bin'."
+        workload = run.workload.name
+        if workload != "gpt":
+            yield f"data=bin is read as it is trained on, workload={workload} wants all: choose another."
         for key in set_for_a_text(run):
             yield f"data=bin is tokens already, too many to look at: leave {key} at its default."
 

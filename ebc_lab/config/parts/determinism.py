@@ -1,5 +1,4 @@
-from __future__ import annotations
-
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..fields import setting
@@ -41,11 +40,10 @@ class DeterminismConfig(Part):
 
     @property
     def exact(self) -> bool:
-        """Tell whether every sum of the run is exact, or made in a written order."""
+        """Return whether every sum of the run is exact, or made in a written order."""
         return self.name == "verity"
 
-    def unfit(self, mode: Mode) -> Unfit | None:
+    def unfit(self, mode: Mode) -> Iterator[Unfit]:
         if mode is Mode.SEVERAL_PROCESSES and self.name != "none":
             why = "gradients are added up in another order; leave launcher.processes_per_run=1"
-            return Unfit(f"determinism={self.name}", why)
-        return None
+            yield Unfit(f"determinism={self.name}", why)

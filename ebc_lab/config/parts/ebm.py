@@ -1,7 +1,5 @@
 """The parts of workload=ebm: how a context becomes a state, what moves it, and how it becomes logits."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -123,19 +121,13 @@ class EbmConfig(Part):
     name: str = setting("laptop", "sizes; by default those of `scale`", group="ebm", in_run_id=False)
     n: int = setting(64, "dimension of the space around the sphere", "features", low=2, high=16384)
     splats: int = setting(
-        1000,
-        "splats at the most; one for 20 training tokens; 0: none",
-        "splats",
-        low=0,
-        high=10**6,
+        1000, "splats at the most; one for 20 training tokens; 0: none", "splats", low=0, high=10**6
     )
     neighbours: int = setting(16, "splats that act on a state, K", "splats", low=1, high=1024)
     hidden: int = setting(192, "hidden size of an expert", "features", low=1, high=65536)
     window: int = setting(8, "tokens that encoder=window mixes", "tokens", low=1, high=1024)
     embeddings: str = setting(
-        "cooccurrence",
-        "initial: from counts of neighbours, or GPT-2's",
-        choices=("cooccurrence", "gpt2"),
+        "cooccurrence", "initial: from counts of neighbours, or GPT-2's", choices=("cooccurrence", "gpt2")
     )
     gpt2: str | None = setting(None, "a local folder with GPT-2's weights", of="embeddings", only=("gpt2",))
     kappa_min: float = setting(1.0, "least concentration", "per degree of freedom", above=0, high=1e6)

@@ -1,11 +1,9 @@
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import any_of
-from ..fields import CUSTOM, OWN, OWN_ARGUMENTS, STEPS, number, setting
+from ..fields import CUSTOM, OWN, OWN_ARGUMENTS, OWN_TARGET, STEPS, number, setting
 from ..part import Mode, Part, Run, Tail, Unfit
 
 WARMED = ("warmup_linear", "cosine", "trapezoid", "inverse_sqrt")
@@ -43,9 +41,7 @@ class LRScheduleConfig(Part):
     source: str | None = setting(
         None, "folder, or in a study id, of the run whose recorded c·lr is replayed", only=REPLAY
     )
-    target: str | None = setting(
-        None, "of custom: module:function, which gives the factor on the peak (docs/extending.md)", only=OWN
-    )
+    target: str | None = setting(None, OWN_TARGET.format("gives the factor on the peak"), only=OWN)
     arguments: dict[str, Any] = setting({}, OWN_ARGUMENTS, only=OWN)
     sha256: str | None = setting(
         None,
@@ -69,11 +65,10 @@ class LRScheduleConfig(Part):
                 "replays."
             )
 
-    def unfit(self, mode: Mode) -> Unfit | None:
+    def unfit(self, mode: Mode) -> Iterator[Unfit]:
         if mode is Mode.EXACT and self.name not in EXACT:
             why = f"its factors may differ between machines; choose {any_of(EXACT)}"
-            return Unfit(f"lr_schedule={self.name}", why)
-        return None
+            yield Unfit(f"lr_schedule={self.name}", why)
 
     def tail(self) -> Iterator[Tail]:
         if self.name not in TAILS:

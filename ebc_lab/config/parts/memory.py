@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -62,14 +60,13 @@ class MemoryConfig(Part):
                 "budget=shadow, which measures the step itself, or memory=hooks with optimizer=axiom."
             )
 
-    def unfit(self, mode: Mode) -> Unfit | None:
+    def unfit(self, mode: Mode) -> Iterator[Unfit]:
         whole = {
             Mode.EXACT: "it needs a batch's whole gradients, and activations as they are; choose memory=none",
             Mode.SEVERAL_PROCESSES: "it works on one process's gradients and activations; choose memory=none",
         }
-        if self.changes_nothing() or mode not in whole:
-            return None
-        return Unfit(f"memory={self.name}", whole[mode])
+        if mode in whole and not self.changes_nothing():
+            yield Unfit(f"memory={self.name}", whole[mode])
 
     def tail(self) -> Iterator[Tail]:
         if self.activations != "none":

@@ -1,11 +1,9 @@
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import any_of
-from ..fields import LR, OWN, OWN_ARGUMENTS, OWN_CHECKSUM, setting
+from ..fields import LR, OWN, OWN_ARGUMENTS, OWN_CHECKSUM, OWN_TARGET, setting
 from ..part import Mode, Need, Part, Run, Unfit
 
 AXIOM = ("axiom",)
@@ -38,11 +36,7 @@ class OptimizerConfig(Part):
         0.0, "of SGD, Muon, NorMuon, MuonClip and Scion", low=0, high=1, only=WITH_MOMENTUM
     )
     rank: int = setting(
-        0,
-        "of AXIOM's momentum, 0: none; of GaLore's gradients",
-        low=0,
-        high=65536,
-        only=("axiom", "galore"),
+        0, "of AXIOM's momentum, 0: none; of GaLore's gradients", low=0, high=65536, only=("axiom", "galore")
     )
     relative: bool = setting(False, "lr in units of each tensor's own rms", only=AXIOM)
     momentum_weight: float = setting(
@@ -56,11 +50,7 @@ class OptimizerConfig(Part):
         only=AXIOM,
     )
     snr_floor: float = setting(
-        0.5,
-        "with rank > 0: least factor on rows whose momentum is weak; 1: off",
-        low=0,
-        high=1,
-        only=AXIOM,
+        0.5, "with rank > 0: least factor on rows whose momentum is weak; 1: off", low=0, high=1, only=AXIOM
     )
     rest_scale: float = setting(
         0.1,
@@ -100,9 +90,7 @@ class OptimizerConfig(Part):
     safeguard: bool = setting(
         False, "keep a warm-up of the rate out of the distance's denominator", only=("prodigy",)
     )
-    target: str | None = setting(
-        None, "of custom: module:function, which makes the optimizer (docs/extending.md)", only=OWN
-    )
+    target: str | None = setting(None, OWN_TARGET.format("makes the optimizer"), only=OWN)
     arguments: dict[str, Any] = setting({}, OWN_ARGUMENTS, only=OWN)
     sha256: str | None = setting(None, OWN_CHECKSUM, only=OWN)
 
@@ -162,17 +150,16 @@ class OptimizerConfig(Part):
         if self.name in TORCHAO:
             yield Need(f"optimizer={self.name}", "torchao", "axiom")
 
-    def unfit(self, mode: Mode) -> Unfit | None:
+    def unfit(self, mode: Mode) -> Iterator[Unfit]:
         name = self.name
         if mode is Mode.EXACT and name == "axiom":
             why = "its 4-bit and low-rank parts could be exact, but they are not built so"
-            return Unfit("optimizer=axiom", f"{why}; choose optimizer=adam")
+            yield Unfit("optimizer=axiom", f"{why}; choose optimizer=adam")
         if mode is Mode.EXACT and name not in EXACT:
-            return Unfit(f"optimizer={name}", f"choose {any_of(EXACT)}")
+            yield Unfit(f"optimizer={name}", f"choose {any_of(EXACT)}")
         if mode is Mode.EXACT and name == "adam" and self.weight_decay > 0:
             weight_decay = "optimizer.weight_decay under optimizer=adam"
-            return Unfit(weight_decay, "its decay is decoupled; choose optimizer=adamw")
+            yield Unfit(weight_decay, "its decay is decoupled; choose optimizer=adamw")
         if mode is Mode.IN_BACKWARD and name != "axiom":
             why = "the update is made inside backward, which it does not; choose optimizer=axiom"
-            return Unfit(f"optimizer={name}", why)
-        return None
+            yield Unfit(f"optimizer={name}", why)

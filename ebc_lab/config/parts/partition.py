@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -41,8 +39,7 @@ class PartitionConfig(Part):
         if not (self.changes_nothing() or self.clusters > 0):
             yield Need("partition.clusters=0", "scikit-learn", "lowbit", "give the number of clusters")
 
-    def unfit(self, mode: Mode) -> Unfit | None:
+    def unfit(self, mode: Mode) -> Iterator[Unfit]:
         if mode is Mode.EXACT and not self.changes_nothing():
             why = "clusters are found by sums in any order; choose partition=uniform"
-            return Unfit(f"partition={self.name}", why)
-        return None
+            yield Unfit(f"partition={self.name}", why)

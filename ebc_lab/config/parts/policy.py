@@ -1,10 +1,8 @@
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..fields import setting
-from ..part import Figure, Mode, Part, Run, Unfit
+from ..part import Figure, Head, Mode, Part, Run, Unfit
 
 STEERED = ("ebc", "trust_region")  # stabilizers with a radius, which a policy can move
 
@@ -29,18 +27,14 @@ class PolicyConfig(Part):
             "lr_factor",
             "×",
             "the policy's factor on the learning rate, median of the steps",
-            title="Factor on the LR",
-            short="LR factor",
-            form="factor",
+            Head("Factor on the LR", "LR factor", "factor"),
             of_steps=True,
         ),
         Figure(
             "radius_factor",
             "×",
             "its factor on the trust radius, median of the steps",
-            title="Factor on the radius",
-            short="radius factor",
-            form="factor",
+            Head("Factor on the radius", "radius factor", "factor"),
             of_steps=True,
         ),
     )
@@ -54,10 +48,9 @@ class PolicyConfig(Part):
                 "another schedule."
             )
 
-    def unfit(self, mode: Mode) -> Unfit | None:
-        if self.changes_nothing() or mode is Mode.EBM:
-            return None
-        return Unfit(f"policy={self.name}", "choose policy=constant")
+    def unfit(self, mode: Mode) -> Iterator[Unfit]:
+        if mode is not Mode.EBM and not self.changes_nothing():
+            yield Unfit(f"policy={self.name}", "choose policy=constant")
 
     def warnings(self, run: Run) -> Iterator[str]:
         stabilizer = run.stabilizer.name

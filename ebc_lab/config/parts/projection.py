@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -35,7 +33,6 @@ class ProjectionConfig(Part):
                 f"workload={run.workload.name} has none."
             )
 
-    def unfit(self, mode: Mode) -> Unfit | None:
+    def unfit(self, mode: Mode) -> Iterator[Unfit]:
         if mode is Mode.EXACT and self.name != "none":
-            return Unfit(f"projection={self.name}", "choose projection=none")
-        return None
+            yield Unfit(f"projection={self.name}", "choose projection=none")

@@ -1,7 +1,5 @@
 """What a text is cut into, `tokens=bpe`, and how long a run is in tokens: `tokens=2e6`, not `steps`."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -46,10 +44,9 @@ class WorkloadConfig(Part):
         if run.compile == "on":
             yield "workload=images is not compiled: choose compile=off."
 
-    def unfit(self, mode: Mode) -> Unfit | None:
+    def unfit(self, mode: Mode) -> Iterator[Unfit]:
         if not self.changes_nothing() and mode in (Mode.EXACT, Mode.SEVERAL_PROCESSES):
-            return Unfit(f"workload={self.name}", "only the GPT is built for that; choose workload=gpt")
-        return None
+            yield Unfit(f"workload={self.name}", "only the GPT is built for that; choose workload=gpt")
 
     def warnings(self, run: Run) -> Iterator[str]:
         rows = run.budget.probe_sequences
