@@ -30,7 +30,7 @@ from ..store.study import RETRIED, Brief, Study, recorded_config
 from . import pace
 from .forecast import forecast, training_runs
 from .reproduce import continuing, run_again
-from .slots import timeline
+from .slots import SlotUse, timeline
 
 
 def status(study: Study) -> dict[str, Any]:
@@ -118,10 +118,10 @@ def _status(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def slots_used(snapshot: Snapshot) -> dict[str, Any] | None:
-    """Return how busy the study's slots were, as `Timeline.as_dict`; None where no attempt has ended."""
-    busy = timeline(snapshot.study, (record.brief for record in snapshot.records))
-    return busy.as_dict() if busy else None
+def slots_used(snapshot: Snapshot) -> SlotUse | None:
+    """Return how busy the study's slots were; None where no attempt has ended."""
+    busy = timeline(snapshot.records)
+    return busy.use if busy else None
 
 
 def known_so_far(snapshot: Snapshot) -> dict[str, Any] | None:
