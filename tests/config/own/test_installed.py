@@ -24,7 +24,7 @@ def install(place: Path, version: str) -> None:
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: quick-lib\nVersion: {version}\n")
     (info / "RECORD").write_text("fast_steps/__init__.py,sha256=x,1\nfast_steps/inside.py,sha256=y,1\n")
-    sources._release.cache_clear()
+    sources.installed_release.cache_clear()
 
 
 @pytest.fixture
