@@ -9,21 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ebc_lab.bench import speeds
 from ebc_lab.bench.flops import GPU, PEAK, UTILISATION, gpu_hours, run_flops
-from ebc_lab.bench.speeds import (
-    Choice,
-    NotMeasured,
-    Work,
-    choose_for_study,
-    chosen_by_rule,
-    is_open,
-    job_cores,
-)
 from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.machine import chosen_device, cores
@@ -40,7 +31,7 @@ from ..stages.rules import Undecidable, val_loss
 from ..stages.runs import distinct
 from ..stages.stage import ResultsOf, Scenario, Stage, stage_of
 from ..store.changes import describe, requested
-from ..store.neighbours import Neighbour, finished_elsewhere, neighbours_of
+from ..store.neighbours import finished_elsewhere, neighbours_of
 from ..store.own import edited
 from ..store.reuse import reusable_results
 from ..store.snapshot import Snapshot, read
@@ -57,19 +48,15 @@ SCENARIOS = (
 )
 
 
-@dataclass
 class WithNeighbours:
     """What a study has, and what it would copy from other studies; called with specs, it returns the results
     of both by run id."""
 
-    study: Study
-    own: ResultsOf
-    copied: dict[str, RunResult] = field(default_factory=dict)  # by run id
-    looked_for: set[str] = field(default_factory=set)  # ids of the runs that neighbours were asked for
-
-    @cached_property
-    def neighbours(self) -> list[Neighbour]:
-        return neighbours_of(self.study)
+    def __init__(self, study: Study, own: ResultsOf):
+        self.study, self.own = study, own
+        self.neighbours = neighbours_of(study)
+        self.copied: dict[str, RunResult] = {}  # by run id
+        self.looked_for: set[str] = set()  # ids of the runs that neighbours were asked for
 
     def __call__(self, specs: list[RunSpec]) -> dict[str, RunResult]:
         there = self.own(specs)
@@ -148,9 +135,8 @@ def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: f
     ones."""
     lr = spec.run.optimizer.lr
     grid = config.lr_sweep.grids.get(spec.run.optimizer.name, [])  # empty for an optimizer of an arm alone
-    if scenario.edge or len(grid) <= 2:
-        behind = 1 / (1 + 1e4 * lr)  # the highest learning rate wins
-    else:
+    behind = 1 / (1 + 1e4 * lr)  # the highest learning rate wins
+    if not scenario.edge and len(grid) > 2:
         behind = abs(math.log(lr / grid[len(grid) // 2]))  # the middle of the grid wins
     # seeds of EBC's arms that contradict each other leave a verdict undecided
     luck = 1.0 - 2.0 * (spec.run.seed % 2) if scenario.edge and spec.run.stabilizer.name == "ebc" else 0.0
@@ -184,15 +170,14 @@ def expected_left(config: Config, known: ResultsOf, under_way: Mapping[str, floa
     stages = forecast(config, ("expected",), known)["expected"]
     specs = [s for planned in stages.values() for s in planned if s.kind == "train"]
     results = known(specs)
-    left = [s for s in specs if s.run_id not in results]
+    left = [(s, 1 - under_way.get(s.run_id, 0.0)) for s in specs if s.run_id not in results]
     pace = observed(specs, results)
-    open_share = {s.run_id: 1 - under_way.get(s.run_id, 0.0) for s in left}
-    work = [pace.seconds(s) * open_share[s.run_id] for s in left] if pace else []
+    work = [pace.seconds(s) * share for s, share in left] if pace else []
     longest = max(work, default=0.0)  # at the end it runs alone
     return {
         "done": len(specs) - len(left),
         "left": len(left),
-        "steps": sum(s.run.steps * open_share[s.run_id] for s in left),
+        "steps": sum(s.run.steps * share for s, share in left),
         "seconds": max(longest, sum(work) / slots(config)) if pace else None,
         "stages": training_runs(stages),
     }
@@ -203,11 +188,11 @@ def training_runs(stages: Mapping[str, Sequence[RunSpec]]) -> dict[str, int]:
     return {stage: sum(s.kind == "train" for s in specs) for stage, specs in stages.items()}
 
 
-def expected_work(config: Config) -> Work:
+def expected_work(config: Config) -> speeds.Work:
     """Return how many training runs a study is expected to make in all, and how many steps they have."""
     stages = forecast(config, ("expected",))["expected"]
     steps = [s.run.steps for planned in stages.values() for s in planned if s.kind == "train"]
-    return Work(len(steps), sum(steps))
+    return speeds.Work(len(steps), sum(steps))
 
 
 def planned(config: Config) -> dict[str, Any]:
@@ -231,9 +216,9 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
     changed = changes(config, header, snapshot.index) if header and snapshot else []
     config = adopt(config, header) if header else config
     placed = _placed(_with_corpus_of_neighbours(config, study))
-    speed: Choice | None = None
-    with suppress(NotMeasured):
-        speed = choose_for_study(placed, work=expected_work, measure=False)
+    speed: speeds.Choice | None = None
+    with suppress(speeds.NotMeasured):
+        speed = speeds.choose_for_study(placed, work=expected_work, measure=False)
     named = (speed or _plainest(placed)).apply_to(placed)
     finished = snapshot is not None and snapshot.finished and not changed
     known = WithNeighbours(study, reusable_results(records, finished=finished))
@@ -251,10 +236,12 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
     for key in ("runs", "steps", "tokens"):  # each stage may be short in another scenario
         least = sum(stages[stage]["min"][key] for stage in config.study.stages)
         stages["total"]["min"][key] = min(least, stages["total"]["min"][key])
-    measured = None
-    if speed and speed.rate:
-        plain = f"steps/s of optimizer={named.optimizer.name} alone, measured on this machine"
-        measured = f"{plain}; what other optimizers, EBC, evaluations and start-up add is not counted"
+    eta_from = rate.source if rate else None
+    if speed and speed.rate and not rate:
+        eta_from = (
+            f"steps/s of optimizer={named.optimizer.name} alone, measured on this machine; what other "
+            "optimizers, EBC, evaluations and start-up add is not counted"
+        )
     return {
         "study": config.study.name,
         "scale": config.scale,
@@ -267,7 +254,7 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
         "changed": describe(changed, requested(config), edited(config, header or {})),
         "beyond_sensible": beyond_sensible(config),
         "stages": stages,
-        "eta_from": rate.source if rate else measured,
+        "eta_from": eta_from,
         "gpu_hours_from": ASSUMED,
     }
 
@@ -303,7 +290,11 @@ def _placed(config: Config) -> Config:
 
 
 def _figures(
-    specs: Sequence[RunSpec], config: Config, known: WithNeighbours, rate: Pace | None, speed: Choice | None
+    specs: Sequence[RunSpec],
+    config: Config,
+    known: WithNeighbours,
+    rate: Pace | None,
+    speed: speeds.Choice | None,
 ) -> dict[str, Any]:
     """Return what the training runs among `specs` take; copied runs take no time.
 
@@ -313,8 +304,7 @@ def _figures(
     """
     training = [s for s in specs if s.kind == "train"]
     there = known(training)
-    copied = [s for s in training if s.run_id in known.copied]
-    steps = sum(s.run.steps for s in training)
+    copied = sum(s.run_id in known.copied for s in training)
     left = [s for s in training if s.run_id not in there]
     seconds: float | None = None
     if rate is not None:
@@ -330,9 +320,9 @@ def _figures(
     flops = [run_flops(spec.run) for spec in left]
     return {
         "runs": len(training),
-        "done": len(there) - len(copied),
-        "copied": len(copied),
-        "steps": steps,
+        "done": len(there) - copied,
+        "copied": copied,
+        "steps": sum(s.run.steps for s in training),
         "tokens": sum(s.run.steps * s.run.batch_size * s.run.model.context for s in training),
         "eta_s": seconds,
         "gpu_hours": hours,
@@ -340,9 +330,11 @@ def _figures(
     }
 
 
-def _plainest(config: Config) -> Choice:
+def _plainest(config: Config) -> speeds.Choice:
     """Return what an estimate assumes for settings that are still to be measured: float32, one thread, not
     compiled."""
-    run, why = chosen_by_rule(run_part(config), cores(), job_cores(config.launcher))
-    dtype = "float32" if is_open(run, "dtype") else run.dtype
-    return Choice(dtype, run.threads_per_run or 1, "off" if is_open(run, "compile") else run.compile, why)
+    run, why = speeds.chosen_by_rule(run_part(config), cores(), speeds.job_cores(config.launcher))
+    dtype = "float32" if speeds.is_open(run, "dtype") else run.dtype
+    return speeds.Choice(
+        dtype, run.threads_per_run or 1, "off" if speeds.is_open(run, "compile") else run.compile, why
+    )
