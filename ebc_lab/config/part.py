@@ -72,28 +72,19 @@ class Head(NamedTuple):
 @dataclass(frozen=True)
 class Figure:
     """A figure that a part adds to result.json. Decisions, the CSV files, docs/files.md and the tables of
-    arms take everything about it from here.
+    arms take everything about it from here."""
 
-    Attributes:
-        key: its name in result.json, decisions.json and ablation.csv.
-        unit, meaning: what docs/files.md prints.
-        head: its column in tables; without one it is in none.
-        of_steps: whether it is the median of the column of this name in steps.csv.
-        of_run: what finds it in a run's result; by default it is there under its key.
-        of_arm: what finds an arm's value from the results of its completed runs; by default their mean.
-        in_every_arm: whether a decision has it even where no run does.
-        averaged: whether the stage `ablation` finds a value for an arm at all.
-    """
-
-    key: str
+    key: str  # its name in result.json, decisions.json and ablation.csv
     unit: str
-    meaning: str
-    head: Head | None = None
-    of_steps: bool = False
+    meaning: str  # as docs/files.md prints it
+    head: Head | None = None  # its column in tables; None: it is in none
+    of_steps: bool = False  # whether it is the median of the column of this name in steps.csv
+    # what finds it in a run's result; by default it is there under its key
     of_run: Callable[[Mapping[str, Any]], float | None] | None = None
+    # what finds an arm's value from the results of its completed runs; by default their mean
     of_arm: Callable[[Sequence[Mapping[str, Any]]], float | None] | None = None
-    in_every_arm: bool = False
-    averaged: bool = True
+    in_every_arm: bool = False  # whether a decision has it even where no run does
+    averaged: bool = True  # whether the stage `ablation` finds a value for an arm at all
 
     def value(self, result: Mapping[str, Any]) -> float | None:
         """Return the figure of a run, or None where its result has none."""
@@ -108,58 +99,36 @@ class Figure:
         return fmean(values) if values else None
 
 
-@dataclass(frozen=True)
-class Versions:
+class Versions(NamedTuple):
     """A list in a suite's settings: every arm also runs under each of these choices of a part, paired with
-    itself.
+    itself."""
 
-    Attributes:
-        key: the name of the list, a setting of `ablation`.
-        noun: what its choices are called.
-        free: the one setting of the part that can still be set beside such a list.
-    """
-
-    key: str
-    noun: str
-    free: str
+    key: str  # the name of the list, a setting of `ablation`
+    noun: str  # what its choices are called
+    free: str  # the one setting of the part that can still be set beside such a list
 
 
 class Part:
     """One group of a run's settings. A subclass is a dataclass of these settings, each of which says by
-    `only=` and `of=` which choices read it. It overrides whatever it has something to say about.
+    `only=` and `of=` which choices read it. It overrides whatever it has something to say about."""
 
-    Attributes:
-        group_name: the field of `RunConfig` and the folder of `conf/`, as the setting `name` gives it.
-        place: where it stands among the parts in a run's name, and at every turn of a step.
-        off: the choice under which it changes nothing; empty: each of them changes something.
-        read_by: the group and its choices that read this part at all; None: every run reads it.
-        words: what each choice is called in a sentence.
-        libraries: the distribution whose code computes a choice, which then names the run too.
-        columns: what it adds to steps.csv: name -> unit and meaning.
-        evals: the same of evals.csv.
-        figures: what it adds to result.json.
-        table, note: the title of the table of its figures in a report, and what these are.
-        picture: what the picture is called that `report/pictures/NAME.py` draws of it; empty: none.
-        timed: whether a step costs more or less by it; a measurement of time leaves out what does not.
-        measured: the section of `ebc-lab bench` that measures it; empty: it has none of its own.
-        versions: how a suite runs its arms under each of several choices.
-    """
-
-    group_name: ClassVar[str]
-    place: ClassVar[int] = 1000
-    off: ClassVar[str] = ""
+    group_name: ClassVar[str]  # the field of `RunConfig` and the folder of `conf/`, from the setting `name`
+    place: ClassVar[int] = 1000  # among the parts in a run's name, and at every turn of a step
+    off: ClassVar[str] = ""  # the choice under which it changes nothing; empty: each changes something
+    # the group and its choices that read this part at all; None: every run reads it
     read_by: ClassVar[tuple[str, tuple[str, ...]] | None] = None
-    words: ClassVar[Mapping[str, str]] = {}
+    words: ClassVar[Mapping[str, str]] = {}  # what each choice is called in a sentence
+    # choice -> the distribution whose code computes it, which then names the run too
     libraries: ClassVar[Mapping[str, str]] = {}
-    columns: ClassVar[Mapping[str, tuple[str, str]]] = {}
-    evals: ClassVar[Mapping[str, tuple[str, str]]] = {}
-    figures: ClassVar[tuple[Figure, ...]] = ()
-    table: ClassVar[str] = ""
-    note: ClassVar[str] = ""
-    picture: ClassVar[str] = ""
-    timed: ClassVar[bool] = True
-    measured: ClassVar[str] = ""
-    versions: ClassVar[Versions | None] = None
+    columns: ClassVar[Mapping[str, tuple[str, str]]] = {}  # what it adds to steps.csv: name -> unit, meaning
+    evals: ClassVar[Mapping[str, tuple[str, str]]] = {}  # the same of evals.csv
+    figures: ClassVar[tuple[Figure, ...]] = ()  # what it adds to result.json
+    table: ClassVar[str] = ""  # the title of the table of its figures in a report
+    note: ClassVar[str] = ""  # what these figures are
+    picture: ClassVar[str] = ""  # what the picture is called that `report/pictures/NAME.py` draws of it
+    timed: ClassVar[bool] = True  # whether a step costs more or less by it; else measurements leave it out
+    measured: ClassVar[str] = ""  # the section of `ebc-lab bench` that measures it
+    versions: ClassVar[Versions | None] = None  # how a suite runs its arms under each of several choices
     name: str  # which choice
 
     def __init_subclass__(cls) -> None:

@@ -7,7 +7,7 @@ from ..fields import CUSTOM, OWN, OWN_ARGUMENTS, OWN_TARGET, STEPS, number, sett
 from ..part import Mode, Part, Run, Tail, Unfit
 
 WARMED = ("warmup_linear", "cosine", "trapezoid", "inverse_sqrt")
-LR_SHAPES = ("constant", "warmup_linear", "cosine", "trapezoid", "inverse_sqrt")  # schedules without a record
+LR_SHAPES = ("constant", *WARMED)  # schedules without a record
 REPLAY = ("replay",)
 EXACT = ("constant", "warmup_linear", "trapezoid")  # the others ask the platform's maths library
 TAILS = {

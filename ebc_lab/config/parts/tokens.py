@@ -55,17 +55,13 @@ def renamed(override: str) -> str:
 def refuse_two_lengths(parsed: Mapping[str, Any]) -> None:
     """Raise UserError where both steps and tokens say how long a run is."""
     parsed = {key: value for key, value in parsed.items() if value is not None}
-    require(
-        not {"steps", TRAIN_TOKENS} <= set(parsed),
-        f"steps and tokens both say how long the run is: give one of steps={parsed.get('steps')} and "
-        f"tokens={parsed.get(TRAIN_TOKENS)}.",
-    )
-    for key in (key for key in parsed if key.endswith(f".{TRAIN_TOKENS}")):
+    for key in (key for key in parsed if key.rpartition(".")[2] == TRAIN_TOKENS):
         steps = key.replace(TRAIN_TOKENS, "steps")
+        said, what = (key, "the stage's runs are") if "." in key else ("tokens", "the run is")
         require(
             steps not in parsed,
-            f"{steps} and {key} both say how long the stage's runs are: give one of {steps}="
-            f"{parsed.get(steps)} and {key}={parsed[key]}.",
+            f"{steps} and {said} both say how long {what}: give one of {steps}={parsed.get(steps)} and "
+            f"{said}={parsed[key]}.",
         )
 
 

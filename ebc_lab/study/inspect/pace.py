@@ -102,12 +102,11 @@ def learned_from_siblings(config: Config, study: Study) -> Pace | None:
                 header = other.header()
                 same = header["hardware"]["host"] == host and _shape(header["config"]) == shape
                 records = Index(other).records if same else []
-                known = learned(records) is not None
+                if learned(records) is not None:
+                    measured += records
+                    names.append(other.name)
         except (UserError, OSError):
             continue  # a damaged study that nobody asked about
-        if known:
-            measured += records
-            names.append(other.name)
         if len(names) == SIBLINGS:
             break
     return learned(measured, f"{', '.join(names)}, of the same shape on this machine")

@@ -16,7 +16,7 @@ from .study import OwnRecord, Study
 
 
 def lacking(study: Study, header: Mapping[str, Any], config: Config) -> bool:
-    """Tell whether the study lacks a copy of a file that it needs: one that was deleted, or that an older
+    """Return whether the study lacks a copy of a file that it needs: one that was deleted, or that an older
     version never made."""
     recorded = header.get("own", {"files": {}})["files"]
     return any(name not in recorded or not (study.own / name).is_file() for name in config.own_files)
