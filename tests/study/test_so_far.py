@@ -1,6 +1,5 @@
 """What is said of a study before it is decided: right as far as it goes, and never more than is there."""
 
-import itertools
 from unittest.mock import Mock
 
 import pytest
@@ -18,21 +17,16 @@ from ebc_lab.study.store.study import Study
 
 
 def told(config, decisions, results, expected=None, running=()):
-    known = so_far(
-        config,
-        decisions,
-        lambda specs: {s.run_id: results[s.run_id] for s in specs if s.run_id in results},
-        expected,
-    )
-    return known.line(running)
+    def results_of(specs):
+        return {s.run_id: results[s.run_id] for s in specs if s.run_id in results}
+
+    return so_far(config, decisions, results_of, expected).line(running)
 
 
 def test_the_first_minutes_line_gets_better_run_by_run():
     config = config_of()
-    grid = {
-        (s.run.optimizer.name, s.run.optimizer.lr): s.run_id
-        for s in stage_of("lr_sweep").runs(config, {}, {})
-    }
+    specs = stage_of("lr_sweep").runs(config, {}, {})
+    grid = {(s.run.optimizer.name, s.run.optimizer.lr): s.run_id for s in specs}
     expected = {"lr_sweep": 22}
     flying = [{"arm": "a", "val_loss": 3.125, "at_step": 50, "steps": 200}]
     nothing = "nothing to compare yet"
@@ -71,11 +65,9 @@ def test_one_delta_by_two_budgets_is_told_apart_by_the_arms():
     config = config_of("optimizer=adam", "calibrate.budgets=[tracked,surrogate]")
     decisions = {"lr_sweep": decided("lr_sweep", config, {}, by_lr(4e-3))}
     specs = stage_of("calibrate").runs(config, decisions, {})
-    one, other = next(
-        (a, b)
-        for a, b in itertools.combinations(specs, 2)
-        if (a.run.budget.target_kl, a.run.seed) == (b.run.budget.target_kl, b.run.seed)
-    )
+    one = specs[0].run
+    alike = [s for s in specs if (s.run.budget.target_kl, s.run.seed) == (one.budget.target_kl, one.seed)]
+    one, other = alike[:2]
     words = told(config, decisions, {one.run_id: done(2.0), other.run_id: done(2.1)})
     assert f"({one.arm}) leads, 0.1000 nats ahead of δ* {other.run.budget.target_kl:g} ({other.arm})" in words
 
@@ -125,14 +117,10 @@ def test_without_a_terminal_the_line_is_told_once_something_can_be_compared(caps
     from rich.console import Console
 
     view = View(Console(width=200))
-    for line in (
-        "nothing to compare yet (0 of about 9 runs)",
-        "Adam leads (2 of about 9 runs)",
-        "Adam leads (3 …",
-    ):
+    wanted = ["nothing to compare yet (0 of about 9 runs)", "Adam leads (2 of about 9 runs)"]
+    for line in (*wanted, "Adam leads (3 …"):
         view.watch(Progress("s", "lr_sweep", 2, so_far=line))
     said = [line.partition("] ")[2] for line in capsys.readouterr().out.splitlines()]
-    wanted = ["nothing to compare yet (0 of about 9 runs)", "Adam leads (2 of about 9 runs)"]
     assert said == [f"lr_sweep so far: {line}" for line in wanted]
 
 

@@ -32,7 +32,7 @@ def test_a_module_of_the_working_directory_is_found_and_not_imported(folder, wri
 
 
 @pytest.mark.parametrize("init", ["", None])
-def test_modules_inside_folders_with_and_without_init_files(folder, init):
+def test_modules_inside_folders_and_packages_are_found(folder, init):
     inner = folder / "found_outer" / "inner"
     inner.mkdir(parents=True)
     if init is not None:
@@ -44,10 +44,7 @@ def test_modules_inside_folders_with_and_without_init_files(folder, init):
     if init is None:
         source = find("found_outer.inner.leaf:Kind.made")
         assert load(source.target, source.sha256)() == 5
-
-
-def test_an_installed_package_is_found_without_its_import(folder):
-    assert find("sqlalchemy.orm:Session").path.name == "__init__.py"
+    assert find("sqlalchemy.orm:Session").path.name == "__init__.py"  # installed, and not imported for this
     assert find("torch.optim.NAdam").target == "torch.optim:NAdam"
 
 
@@ -64,18 +61,11 @@ def test_an_installed_package_is_found_without_its_import(folder):
         ("../found_typed:wanted", "written module:function"),
         ("found_empty:wanted", "found_empty has no file"),
         ("sys:exit", "sys has no file"),
-        ("found_broken:wanted", "found_broken.py:1 cannot be read"),
-        ("found_typed:os.wanted.deeper", None),  # only its module can tell
     ],
 )
 def test_what_is_not_there_is_said_in_a_clause(folder, written, words):
     (folder / "found_typed.py").write_text(PLAIN)
-    if "broken" in written:
-        (folder / "found_broken.py").write_text("def wanted(:\n")
     (folder / "found_empty").mkdir()
-    if words is None:
-        assert find(written)
-        return
     with pytest.raises(LookupError, match=words):
         find(written)
 
@@ -83,25 +73,15 @@ def test_what_is_not_there_is_said_in_a_clause(folder, written, words):
 @pytest.mark.parametrize(
     "text",
     [
-        "try:\n    import json as wanted\nexcept ImportError:\n    pass\n",
-        "from json import loads as wanted\n",
         "from json import *\n",
         "if True:\n    a, (wanted, *b) = 1, (2, 3)\n",
         "def __getattr__(name):\n    return len\n",
         "globals()['wan' + 'ted'] = len\n",
-        "import sys\nsys.modules[__name__] = object()\n",
-        "with open('x') as wanted:\n    pass\n",
     ],
 )
 def test_names_that_are_bound_in_other_ways_are_not_refused(folder, text):
     (folder / "found_bound.py").write_text(text)
     assert find("found_bound:wanted").name == "wanted"
-
-
-def test_names_inside_functions_are_not_the_modules(folder):
-    (folder / "found_local.py").write_text("def f():\n    wanted = 1\n")
-    with pytest.raises(LookupError, match="no wanted"):
-        find("found_local:wanted")
 
 
 def test_a_function_is_loaded_from_the_file_that_was_planned_and_from_no_other(folder):

@@ -71,13 +71,10 @@ def test_the_command_of_a_study_asks_for_exactly_its_settings(place, text_file, 
 
 
 def test_settings_after_the_file_win_and_a_group_is_chosen_anew(place, text_file):
-    study = invent(
-        place / "out", ["data=path", f"data.file={text_file}", "batch_size=7"], stages=1, drawn=False
-    )
-    began = f"from={study.header_file}"
-    found = compose(
-        [began, "batch_size=9", "quantizer=ternary", "study.name=b", "launcher=inline"], here=False
-    )
+    asked = ["data=path", f"data.file={text_file}", "batch_size=7"]
+    began = f"from={invent(place / 'out', asked, stages=1, drawn=False).header_file}"
+    changed = ["batch_size=9", "quantizer=ternary", "study.name=b", "launcher=inline"]
+    found = compose([began, *changed], here=False)
     assert (found.batch_size, found.quantizer.name, found.launcher.name) == (9, "ternary", "inline")
     with pytest.raises(UserError, match="has a scale and a suite already: leave study=controls out"):
         compose([began, "study=controls"], here=False)
@@ -106,14 +103,11 @@ def damaged(study, place, how):
         file.write_text(content[:500])
     elif how == "edited":
         file.write_text(content.replace('"smoke"', '"laptop"'))
-    elif how == "of another version":
-        header = json.loads(content)
-        header["requested"]["hallucinations"] = 3
-        del header["checksum"]
-        file.write_text(json.dumps(header))
-    elif how == "without its corpus":
+    elif how in ("of another version", "without its corpus"):
         header = json.loads(content)
         del header["checksum"], header["config"]["data"]
+        if how == "of another version":
+            header["requested"]["hallucinations"] = 3
         file.write_text(json.dumps(header))
     elif how == "a pipe":
         os.mkfifo(file)
@@ -154,18 +148,7 @@ def test_a_file_that_nothing_can_begin_from_is_refused_in_a_sentence(place, text
 
 @pytest.mark.parametrize(
     "value",
-    [
-        "a b",
-        "it's",
-        'it"s',
-        'it\'s "both"',
-        "a\\b",
-        "a\\",
-        'q\\"x',
-        "",
-        "./own/x.py:F",
-        ["/a/b.py:F.g", "b c"],
-    ],
+    ["a b", "it's", 'it"s', 'it\'s "both"', "a\\b", "a\\", 'q\\"x', "", "./x.py:F", ["/a/b.py:F.g", "b c"]],
 )
 def test_a_value_is_read_as_it_was_written_and_quoted_once(value):
     written = f"ablation.question={override_value(value)}"
