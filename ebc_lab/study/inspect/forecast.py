@@ -41,9 +41,10 @@ from .pace import Pace, learned, learned_from_siblings, observed
 ASSUMED = f"6·N·tokens and attention at {UTILISATION:.0%} of the {PEAK / 1e12:.0f} TFLOP/s of an {GPU}"
 OPEN = "0" * 64  # a checksum that is not known yet
 USUAL = 2.0  # the best loss that is invented where none is known
+EXPECTED = Scenario("expected", edge=True, extra=1, merged=True)
 SCENARIOS = (
     Scenario("min", edge=False, extra=0, merged=True),
-    Scenario("expected", edge=True, extra=1, merged=True),
+    EXPECTED,
     Scenario("max", edge=True, extra=99, merged=False),
 )
 
@@ -69,15 +70,10 @@ class WithNeighbours:
 
 
 def forecast(
-    config: Config, names: Sequence[str] = ("min", "expected", "max"), known: ResultsOf = lambda specs: {}
-) -> dict[str, dict[str, list[RunSpec]]]:
-    """Return scenario -> stage -> the distinct runs that it would make. `known`: returns the results that
-    exist; the others are invented."""
-    return {s.name: _runs_in(config, s, known) for s in SCENARIOS if s.name in names}
-
-
-def _runs_in(config: Config, scenario: Scenario, known: ResultsOf) -> dict[str, list[RunSpec]]:
-    """Return the distinct runs that each stage would make in a scenario."""
+    config: Config, known: ResultsOf = lambda specs: {}, scenario: Scenario = EXPECTED
+) -> dict[str, list[RunSpec]]:
+    """Return stage -> the distinct training runs that it would make. `known`: returns the results that exist;
+    the others are invented."""
     decisions: dict[str, Decision] = {}
     results: dict[str, RunResult] = {}
     runs: dict[str, list[RunSpec]] = {}
@@ -95,8 +91,8 @@ def _runs_in(config: Config, scenario: Scenario, known: ResultsOf) -> dict[str, 
         try:
             decisions[name] = stage.decide(config, specs, results, decisions)
         except Undecidable:  # the known results would stop the study here: tell what it takes without them
-            return _runs_in(config, scenario, lambda specs: {})
-    return runs
+            return forecast(config, scenario=scenario)
+    return {name: [s for s in specs if s.kind == "train"] for name, specs in runs.items()}
 
 
 def _asked(
@@ -167,8 +163,8 @@ def expected_left(config: Config, known: ResultsOf, under_way: Mapping[str, floa
     `config` is resolved. `known`: returns the results that exist; `under_way`: run id -> the share that is
     trained.
     """
-    stages = forecast(config, ("expected",), known)["expected"]
-    specs = [s for planned in stages.values() for s in planned if s.kind == "train"]
+    stages = forecast(config, known)
+    specs = [s for planned in stages.values() for s in planned]
     results = known(specs)
     left = [(s, 1 - under_way.get(s.run_id, 0.0)) for s in specs if s.run_id not in results]
     pace = observed(specs, results)
@@ -179,19 +175,13 @@ def expected_left(config: Config, known: ResultsOf, under_way: Mapping[str, floa
         "left": len(left),
         "steps": sum(s.run.steps * share for s, share in left),
         "seconds": max(longest, sum(work) / slots(config)) if pace else None,
-        "stages": training_runs(stages),
+        "stages": {stage: len(planned) for stage, planned in stages.items()},
     }
-
-
-def training_runs(stages: Mapping[str, Sequence[RunSpec]]) -> dict[str, int]:
-    """Return how many training runs each stage makes."""
-    return {stage: sum(s.kind == "train" for s in specs) for stage, specs in stages.items()}
 
 
 def expected_work(config: Config) -> speeds.Work:
     """Return how many training runs a study is expected to make in all, and how many steps they have."""
-    stages = forecast(config, ("expected",))["expected"]
-    steps = [s.run.steps for planned in stages.values() for s in planned if s.kind == "train"]
+    steps = [s.run.steps for planned in forecast(config).values() for s in planned]
     return speeds.Work(len(steps), sum(steps))
 
 
@@ -224,10 +214,11 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
     known = WithNeighbours(study, reusable_results(records, finished=finished))
     rate = learned(records) or learned_from_siblings(named, study)
     stages: dict[str, Any] = {stage: {} for stage in (*config.study.stages, "total")}
-    for scenario, runs in forecast(named, known=known).items():
+    for scenario in SCENARIOS:
+        runs = forecast(named, known, scenario)
         runs["total"] = [s for specs in runs.values() for s in specs]
         for stage, figures in stages.items():
-            figures[scenario] = _figures(runs[stage], named, known, rate, speed)
+            figures[scenario.name] = _figures(runs[stage], named, known, rate, speed)
     for figures in stages.values():  # known results may turn the scenarios' order around
         for key in ("runs", "steps", "tokens", "eta_s", "gpu_hours", "flop_hours"):
             known_figures = [f[key] for f in figures.values() if f[key] is not None]
@@ -296,16 +287,15 @@ def _figures(
     rate: Pace | None,
     speed: speeds.Choice | None,
 ) -> dict[str, Any]:
-    """Return what the training runs among `specs` take; copied runs take no time.
+    """Return what these training runs take; copied runs take no time.
 
     `eta_s`, and `gpu_hours` of all GPUs together: at the pace of finished runs or by a measured speed, None
     where there is neither. `flop_hours`: what the operations come to (`bench.flops`), None where those of a
     run are not known.
     """
-    training = [s for s in specs if s.kind == "train"]
-    there = known(training)
-    copied = sum(s.run_id in known.copied for s in training)
-    left = [s for s in training if s.run_id not in there]
+    there = known(specs)
+    copied = sum(s.run_id in known.copied for s in specs)
+    left = [s for s in specs if s.run_id not in there]
     seconds: float | None = None
     if rate is not None:
         seconds = sum(map(rate.seconds, left)) / slots(config)
@@ -319,11 +309,11 @@ def _figures(
         hours = seconds * slots(config) * config.launcher.processes_per_run / 3600
     flops = [run_flops(spec.run) for spec in left]
     return {
-        "runs": len(training),
+        "runs": len(specs),
         "done": len(there) - copied,
         "copied": copied,
-        "steps": sum(s.run.steps for s in training),
-        "tokens": sum(s.run.steps * s.run.batch_size * s.run.model.context for s in training),
+        "steps": sum(s.run.steps for s in specs),
+        "tokens": sum(s.run.steps * s.run.batch_size * s.run.model.context for s in specs),
         "eta_s": seconds,
         "gpu_hours": hours,
         "flop_hours": None if None in flops else gpu_hours(sum(filter(None, flops))),

@@ -28,7 +28,7 @@ from ..store.reuse import remaining_work
 from ..store.snapshot import Snapshot, read
 from ..store.study import RETRIED, Brief, Study, recorded_config
 from . import pace
-from .forecast import forecast, training_runs
+from .forecast import forecast
 from .reproduce import continuing, run_again
 from .slots import SlotUse, timeline
 
@@ -232,10 +232,11 @@ def _ahead(
     known, left_s = outlook(snapshot.study, holder) or (None, None)
     if known is None or known.stage != open_stage(config, snapshot.decisions):
         results = snapshot.reusable_results()
-        expected = forecast(config, ("expected",), results)["expected"]
-        known = so_far(config, snapshot.decisions, results, training_runs(expected))
+        expected = forecast(config, results)
+        counts = {stage: len(specs) for stage, specs in expected.items()}
+        known = so_far(config, snapshot.decisions, results, counts)
         rate = pace.learned(snapshot.records)
-        training = [s for specs in expected.values() for s in specs if s.kind == "train"]
+        training = [s for specs in expected.values() for s in specs]
         done = results(training)
         shares = {r["run_id"]: r["progress"].get("step", 0) / r["steps"] for r in runs if r["progress"]}
         left = [s for s in training if s.run_id not in done]

@@ -7,7 +7,7 @@ import pytest
 from support.played import DIVERGED, by_lr, config_of, decided, decided_through, done, played
 
 from ebc_lab.config.identity import digest, identity
-from ebc_lab.study.inspect.forecast import forecast, planned
+from ebc_lab.study.inspect.forecast import SCENARIOS, forecast, planned
 from ebc_lab.study.stages.runs import distinct
 from ebc_lab.study.stages.stage import planned_runs, speculative_runs, stage_of
 
@@ -36,7 +36,8 @@ def test_the_forecast_is_ordered(scale, study):
 
 def test_the_forecast_knows_that_the_control_may_be_looked_at_again():
     config = config_of("optimizer=adam")
-    counts = {k: len([s for s in v["lr_sweep"] if s.role == "control"]) for k, v in forecast(config).items()}
+    swept = {s.name: forecast(config, scenario=s)["lr_sweep"] for s in SCENARIOS}
+    counts = {name: len([spec for spec in specs if spec.role == "control"]) for name, specs in swept.items()}
     # two peaks and one or two beyond, two more warm-ups, one more shape; at most two peaks again
     assert counts == {"min": 6, "expected": 7, "max": 9}
 
@@ -45,7 +46,7 @@ def test_the_forecast_knows_that_the_control_may_be_looked_at_again():
 def test_no_study_makes_more_runs_than_its_forecast_allows(seed):
     """Whatever the losses: here they are drawn by the run's name."""
     config = config_of("optimizer=adam")
-    most = {stage: len(specs) for stage, specs in forecast(config)["max"].items()}
+    most = {stage: len(specs) for stage, specs in forecast(config, scenario=SCENARIOS[-1]).items()}
 
     def answer(s):
         luck = int(s.run_id[-6:], 16) * (seed + 1) % 1009
@@ -55,7 +56,7 @@ def test_no_study_makes_more_runs_than_its_forecast_allows(seed):
     seen = set()
     for stage in config.study.stages:
         _, specs, results = played(stage, config, decisions, answer)
-        new = {s.run_id for s in specs} - seen
+        new = {s.run_id for s in specs if s.kind == "train"} - seen
         assert len(new) <= most[stage]
         seen |= new
         decisions[stage] = stage_of(stage).decide(config, specs, results, decisions)

@@ -14,7 +14,7 @@ from ebc_lab.config.study_checks import validate
 from ebc_lab.records.json_files import read_json
 from ebc_lab.report.conclude import concluding
 from ebc_lab.study.autopilot import Listener, autopilot
-from ebc_lab.study.inspect.forecast import forecast
+from ebc_lab.study.inspect.forecast import SCENARIOS, forecast
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.inspect.why import why
 from ebc_lab.study.stages.runs import RACED_FROM, raced
@@ -108,7 +108,7 @@ def test_of_equal_points_the_same_one_wins_as_without_racing():
     assert points[0] == points[1]
 
 
-def test_a_raced_point_does_not_win_and_is_said():
+def test_a_boundedpoint_does_not_win_and_is_said():
     decision, _, _ = decided(suite())
     lost = [c for c in decision["candidates"] if c["outcome"] == "raced"]
     assert lost
@@ -120,7 +120,7 @@ def test_a_raced_point_does_not_win_and_is_said():
     assert not ids & {c["run_id"] for c in lost}
 
 
-def test_one_raced_seed_takes_its_point_out():
+def test_one_boundedseed_takes_its_point_out():
     """Though its other seed has the lowest loss of all."""
 
     def made(spec):
@@ -168,11 +168,9 @@ def test_what_a_run_races_against_does_not_depend_on_when_it_is_planned():
 
 
 def test_a_forecast_counts_the_same_runs():
-    counts = [
-        {name: len(runs["tune"]) for name, runs in forecast(suite(sigmas=sigmas)).items()}
-        for sigmas in (0, 5)
-    ]
-    assert counts[0] == counts[1]
+    for scenario in SCENARIOS:
+        without, bounded = (forecast(suite(sigmas=sigmas), scenario=scenario)["tune"] for sigmas in (0, 5))
+        assert len(without) == len(bounded)
 
 
 def test_bounds_elsewhere_and_with_a_window_are_refused():
@@ -185,7 +183,7 @@ def test_bounds_elsewhere_and_with_a_window_are_refused():
         suite(arms=ARMS | {"raced": ArmConfig(settings=bounds)})
 
 
-def test_a_curve_with_a_raced_point_has_no_window():
+def test_a_curve_with_a_boundedpoint_has_no_window():
     grid = {"lr": [5e-4, 1e-3, 2e-3, 4e-3]}
     decision, _, _ = decided(suite(arms={k: replace(arm, tune=grid) for k, arm in ARMS.items()}))
     arm = decision["tracks"]["adam_none"]["arms"]["plain"]
