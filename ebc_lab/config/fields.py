@@ -29,6 +29,7 @@ SECONDS = 10**7  # four months
 EXTENSIONS = 20  # times a grid may double: a million-fold
 LR: dict[str, Any] = {"low": 1e-12, "high": 1e6}  # doubled and halved, it stays a number above 0
 MULTIPLE: dict[str, Any] = {"low": 1e-4, "high": 1e4}  # of a measured best; arms have no names for less
+EVEN_UNREAD: dict[str, Any] = {"in_run_id_even_unread": True}
 GRID: dict[str, Any] = {"low": 1e-9, "high": 1e9, "increasing": True}
 
 

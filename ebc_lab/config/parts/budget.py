@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from ebc_lab.ebc import options
 
 from ..errors import any_of
-from ..fields import STEPS, number, setting
+from ..fields import EVEN_UNREAD, STEPS, number, setting
 from ..part import Figure, Mode, Part, Run, Tail, Unfit
 from .stabilizer import NO_WHOLE_STEP, RADIUS_UNIT, RAMP, SCHEDULES, tail_of_radius
 
@@ -37,7 +37,7 @@ class BudgetConfig(Part):
         "corrects the radius τ after audits",
         choices=options.GUARDS,
         only=("surrogate",),
-        in_run_id_even_unread=True,
+        **EVEN_UNREAD,
     )
     probe: str = setting("jvp", "how β is measured", choices=options.PROBES)
     cadence: str = setting("warm", "when β is measured (docs/method.md)", choices=options.FORENSIC_CADENCES)
@@ -70,7 +70,7 @@ class BudgetConfig(Part):
         choices=options.EXPONENTS,
         only=("shadow",),
         unnamed_at="square",
-        in_run_id_even_unread=True,
+        **EVEN_UNREAD,
     )
     measure_every: int = setting(
         1, "steps between measurements", "steps", low=1, high=STEPS, only=options.MEASURED

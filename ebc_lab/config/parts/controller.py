@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from ebc_lab.ebc import options
 
 from ..errors import any_of
-from ..fields import setting
+from ..fields import EVEN_UNREAD, setting
 from ..part import Mode, Part, Run, Tail, Unfit
 
 NEEDS_ONE_PROCESS = ("agreement", "confidence")  # what looks at the targets of one process's rows
+PI = ("pi", "log_pi")
 
 
 @dataclass
@@ -21,20 +22,16 @@ class ControllerConfig(Part):
         choices=options.STEERED,
         unnamed_at="kl",
     )
-    kp: float | None = setting(
-        None, "proportional gain", low=0, only=("pi", "log_pi"), high=100, in_run_id_even_unread=True
-    )
-    ki: float | None = setting(
-        None, "integral gain", low=0, only=("pi", "log_pi"), high=100, in_run_id_even_unread=True
-    )
+    kp: float | None = setting(None, "proportional gain", low=0, high=100, only=PI, **EVEN_UNREAD)
+    ki: float | None = setting(None, "integral gain", low=0, high=100, only=PI, **EVEN_UNREAD)
     a: float | None = setting(
         None,
         "KL per predicted decrease of the loss; a study takes the baseline's",
         "nats/nat",
         low=0,
-        only=("energy",),
-        in_run_id_even_unread=True,
         high=1e6,
+        only=("energy",),
+        **EVEN_UNREAD,
     )
 
     place = 60

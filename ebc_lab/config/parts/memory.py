@@ -6,6 +6,8 @@ from ebc_lab.ebc.options import LAGGED
 from ..fields import SEED, setting
 from ..part import Figure, Mode, Part, Run, Tail, Unfit
 
+PACKED = ("int4",)
+
 
 @dataclass
 class MemoryConfig(Part):
@@ -19,12 +21,7 @@ class MemoryConfig(Part):
         "none", "activations kept for backward: as they are, or in 4 bits", choices=("none", "int4")
     )
     seed: int = setting(
-        0,
-        "of their stochastic rounding, beside the run's",
-        low=0,
-        high=SEED,
-        of="activations",
-        only=("int4",),
+        0, "of their stochastic rounding, beside the run's", low=0, high=SEED, of="activations", only=PACKED
     )
 
     place = 110

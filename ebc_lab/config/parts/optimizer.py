@@ -53,11 +53,7 @@ class OptimizerConfig(Part):
         0.5, "with rank > 0: least factor on rows whose momentum is weak; 1: off", low=0, high=1, only=AXIOM
     )
     rest_scale: float = setting(
-        0.1,
-        "rate of what is not a hidden matrix, in units of lr",
-        low=0,
-        high=1000,
-        only=("hyperball", "lionar"),
+        0.1, "rate of what is not a hidden matrix, in units of lr", only=("hyperball", "lionar"), **SCALE
     )
     update_size: str = setting(
         "rms",

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from ..fields import setting
 from ..part import Mode, Need, Part, Run, Unfit
 
-WORDS = {"clustered": "batches from one cluster", "stratified": "batches over all clusters"}
+CLUSTERED = ("clustered", "stratified")
 
 
 @dataclass
@@ -15,18 +15,13 @@ class PartitionConfig(Part):
         "uniform", "anywhere; all rows from one cluster of windows; or spread over all", group="partition"
     )
     clusters: int = setting(
-        8,
-        "clusters of windows; 0: as the silhouette suggests",
-        "clusters",
-        low=0,
-        high=1000,
-        only=tuple(WORDS),
+        8, "clusters of windows; 0: as the silhouette suggests", "clusters", low=0, high=1000, only=CLUSTERED
     )
 
     off = "uniform"
     place = 120
     timed = False
-    words = WORDS
+    words = {"clustered": "batches from one cluster", "stratified": "batches over all clusters"}
 
     def refuses(self, run: Run) -> Iterator[str]:
         if not self.changes_nothing() and run.stabilizer.name == "ebc" and run.budget.probe_tokens != "train":
