@@ -60,7 +60,9 @@ def _paired(a: Mapping[K, Any], b: Mapping[K, Any]) -> dict[K, list[Any]]:
     return {key: [a.get(key), b.get(key)] for key in dict.fromkeys([*a, *b])}
 
 
-def _unequal(a: Mapping[str, Any], b: Mapping[str, Any], leave: Sequence[str] = ()) -> dict[str, list[Any]]:
+def _unequal(
+    a: Mapping[str, Any], b: Mapping[str, Any], *, leave: Sequence[str] = ()
+) -> dict[str, list[Any]]:
     return {key: [x, y] for key, (x, y) in _paired(a, b).items() if x != y and key not in leave}
 
 
@@ -191,7 +193,7 @@ def _entries(decisions: Mapping[str, Any], shown: str, key: str) -> dict[tuple[s
     """Return the arms, or the lines of the verdict, by track and name, of the decision that shows one or the
     other; none without it."""
     decision = decision_that_shows(shown, decisions)
-    found = {}
+    found: dict[tuple[str, str], Any] = {}
     for track, about in decision["tracks"].items() if decision else ():
         entries = about[key]
         named = entries if isinstance(entries, Mapping) else {line["name"]: line for line in entries}

@@ -7,7 +7,7 @@ other studies in the same folder.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -281,7 +281,7 @@ def _placed(config: Config) -> Config:
 
 
 def _figures(
-    specs: Sequence[RunSpec],
+    specs: list[RunSpec],
     config: Config,
     known: WithNeighbours,
     rate: Pace | None,
@@ -325,6 +325,5 @@ def _plainest(config: Config) -> speeds.Choice:
     compiled."""
     run, why = speeds.chosen_by_rule(run_part(config), cores(), speeds.job_cores(config.launcher))
     dtype = "float32" if speeds.is_open(run, "dtype") else run.dtype
-    return speeds.Choice(
-        dtype, run.threads_per_run or 1, "off" if speeds.is_open(run, "compile") else run.compile, why
-    )
+    compiled = "off" if speeds.is_open(run, "compile") else run.compile
+    return speeds.Choice(dtype, run.threads_per_run or 1, compiled, why)
