@@ -149,24 +149,16 @@ SHOCK = (  # its settings, what it does, its picture, its choices with the suite
 TESTS = ("-m", "pytest", "-p", "no:cacheprovider", "-m")
 
 
-def without_shock(copy):
+@pytest.mark.slow
+def test_a_part_is_taken_away_by_deleting_what_bears_its_name(copy):
+    """Rules, types and tests are then as before."""
     for name in SHOCK:
         path = copy / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-@pytest.mark.slow
-def test_a_part_is_taken_away_by_deleting_what_bears_its_name(copy):
-    without_shock(copy)
     run_in(copy, "-m", "ruff", "check", ".")
     run_in(copy, "scripts/house.py")
-    run_in(copy, *TESTS, "not slow and not cuda", "tests/training/test_hooks.py")
-
-
-@pytest.mark.slow
-def test_without_it_types_and_tests_are_as_before(copy):
-    without_shock(copy)
     run_in(copy, "scripts/json_schemas.py", "--write")  # for editors, from the settings
     run_in(copy, "-m", "mypy")
+    run_in(copy, *TESTS, "not slow and not cuda", "tests/training/test_hooks.py")
     rooms = ("config", "records", "report", "study/stages")
     run_in(copy, *TESTS, "least and not slow and not cuda", *(f"tests/{room}" for room in rooms))

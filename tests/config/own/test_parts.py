@@ -9,7 +9,7 @@ from ebc_lab.config.compose import compose, register_schema
 from ebc_lab.config.dicts import from_dict, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity, run_id
-from ebc_lab.config.own.parts import with_sources
+from ebc_lab.config.own.parts import own_name, with_sources
 from ebc_lab.config.schema import Config
 from ebc_lab.config.study_checks import validate
 
@@ -180,3 +180,23 @@ def test_a_study_with_an_offered_part_is_read_where_the_package_is_not(installed
     assert read == config
     with pytest.raises(UserError, match="optimizer=tiny is unknown"):
         named("optimizer=tiny")
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("./my_opt.py:Cautious", "cautious"),
+        ("my_opt:MyAdamW2", "my_adam_w2"),
+        ("lib.inner.SGDClip", "sgd_clip"),
+        ("m:Kind.made", "made"),
+        ("m:_hidden", "hidden"),
+        ("m:Größe", "groe"),
+        ("m:名", "own"),
+    ],
+)
+def test_a_part_is_called_after_its_function(target, name):
+    assert own_name(target) == name
+
+
+def test_a_name_that_means_something_else_is_numbered():
+    assert own_name("m:adam", ["adam", "adam_2"]) == "adam_3"

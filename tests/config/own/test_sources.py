@@ -1,11 +1,13 @@
 """Functions by their targets: found and hashed without importing anything, then loaded."""
 
 import hashlib
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
-from ebc_lab.config.own.sources import PLACES, find, load
+from ebc_lab.config.own.sources import PLACES, find, installed_release, load
 
 PLAIN = "import os\n\nraise RuntimeError('imported')\n\n\ndef wanted():\n    return 7\n"
 
@@ -56,7 +58,6 @@ def test_modules_inside_folders_and_packages_are_found(folder, init):
         ("found_typed.below:wanted", "no module below in found_typed"),
         ("found_typed", "written module:function"),
         ("found typed:wanted", "written module:function"),
-        ("found_typed:", "written module:function"),
         ("found_typed:wanted:twice", "written module:function"),
         ("../found_typed:wanted", "written module:function"),
         ("found_empty:wanted", "found_empty has no file"),
@@ -155,3 +156,51 @@ def test_what_a_module_imports_from_its_folder_belongs_to_it(folder, monkeypatch
     (copied / "load_leaf.py").write_text("value = 5\n")
     with pytest.raises(LookupError, match=r"or what it imports \(.*load_leaf.py.*\), has changed"):
         load("load_whole:f", source.sha256)
+
+
+# -- of installed packages --------------------------------------------------------------------------------
+
+CODE = "from . import inside\n\ndef fast(model, config):\n    return []\n"
+
+
+def install(place: Path, version: str) -> None:
+    """A package as pip leaves it: only its record names the folder that it is imported from."""
+    package = place / "fast_steps"
+    package.mkdir(parents=True, exist_ok=True)
+    (package / "__init__.py").write_text(CODE)
+    for old in place.glob("quick_lib-*"):
+        shutil.rmtree(old)
+    info = place / f"quick_lib-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: quick-lib\nVersion: {version}\n")
+    (info / "RECORD").write_text("fast_steps/__init__.py,sha256=x,1\nfast_steps/inside.py,sha256=y,1\n")
+    installed_release.cache_clear()
+
+
+@pytest.fixture
+def packages(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "packages")])
+    return tmp_path / "packages"
+
+
+def test_a_part_of_an_installed_package_is_another_one_in_another_version(packages):
+    install(packages, "1.0")
+    first = find("fast_steps:fast")
+    assert installed_release(first.path) == "quick-lib==1.0"
+    assert find("fast_steps:fast").sha256 == first.sha256
+    install(packages, "1.1")  # with the same file, and others that it uses changed
+    assert find("fast_steps:fast").sha256 != first.sha256
+
+
+def test_a_file_of_ones_own_and_one_beside_installed_packages_keep_their_checksums(packages, tmp_path):
+    install(packages, "1.0")
+    (packages / "loose.py").write_text(CODE)
+    assert installed_release(packages / "loose.py") is None
+    assert find("loose:fast").sha256 == hashlib.sha256(CODE.encode()).hexdigest()
+    assert installed_release(tmp_path / "mine.py") is None
+
+
+@pytest.mark.parametrize("target", ["torch.optim.adam:Adam", "ebc_lab.config.own.sources:find"])
+def test_versions_that_are_named_anyway_are_named_once(target):
+    found = find(target)
+    assert found.sha256 == hashlib.sha256(found.path.read_bytes()).hexdigest()

@@ -137,7 +137,7 @@ def test_a_suite_that_is_not_there_names_those_that_are(folder):
         composed("study=mien")
 
 
-def test_new_arms_are_overrides(folder):
+def test_new_arms_are_overrides_and_an_arm_is_left_out_by_one(folder):
     hot = "{about: hot, lr_scale: 4, settings: {stabilizer: {name: agc}}}"
     for sign in ("", "+", "++"):
         arms = composed("study=./mine.yaml", f"{sign}ablation.arms.hot={hot}").ablation.arms
@@ -148,6 +148,14 @@ def test_new_arms_are_overrides(folder):
         composed("study=controls", "ablation.arms.hot={lr_scal: 3}")
     with pytest.raises(UserError, match=r"ablation.arms.hot: an arm is a mapping"):
         composed("study=controls", "ablation.arms.hot=3")
+    new = ["+ablation.arms.new.lr_scale=3", "+ablation.arms.new.settings.stabilizer.name=agc"]
+    arms = composed("study=./mine.yaml", "~ablation.arms.mine", *new).ablation.arms
+    assert set(arms) == {"adam", "new"}
+    assert (arms["new"].lr_scale, arms["new"].settings) == (3, {"stabilizer": {"name": "agc"}})
+    with pytest.raises(
+        UserError, match=r"^~ablation.arms.mime: .*\(did you mean mine\?\); leave out adam or"
+    ):
+        composed("study=./mine.yaml", "~ablation.arms.mime")
 
 
 def test_an_own_optimizer_has_its_own_name_and_the_identity_that_it_had(folder):
@@ -177,18 +185,6 @@ def test_two_parts_of_one_name_are_told_apart_and_two_files_of_one_name_refused(
     (folder / "mine.yaml").write_text(SUITE + second.replace("other_opt", "sub/suite_opt"))
     with pytest.raises(UserError, match=r"suite_opt.py and .*sub/suite_opt.py have the same name"):
         composed("study=./mine.yaml")
-
-
-def test_an_arm_is_left_out_and_a_new_one_begun_by_a_setting(folder):
-    three = SUITE + "    hot: {lr_scale: 2}\n"
-    (folder / "mine.yaml").write_text(three)
-    assert set(composed("study=./mine.yaml", "~ablation.arms.mine").ablation.arms) == {"adam", "hot"}
-    new = ["+ablation.arms.new.lr_scale=3", "+ablation.arms.new.settings.stabilizer.name=agc"]
-    arms = composed("study=./mine.yaml", *new).ablation.arms
-    assert set(arms) == {"adam", "mine", "hot", "new"}
-    assert (arms["new"].lr_scale, arms["new"].settings) == (3, {"stabilizer": {"name": "agc"}})
-    with pytest.raises(UserError, match=r"^~ablation.arms.hott: .*\(did you mean hot\?\); leave out adam, "):
-        composed("study=./mine.yaml", "~ablation.arms.hott")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """What `ebc-lab train workload=ebm …` refuses before anything is written: exit code 2 and one sentence."""
 
-from __future__ import annotations
-
 import sys
 
 import pytest

@@ -123,8 +123,8 @@ def test_a_run_is_trained_again_elsewhere_with_the_same_result(own, elsewhere, t
         assert one.get("weights_checksum") == other.get("weights_checksum")
 
 
-def test_an_edited_file_is_named_and_nothing_is_trained(own, monkeypatch):
-    _, asked, folder = own
+def test_an_edited_file_is_named_and_texts_may_be_edited_without_force(own, monkeypatch, undrawn):
+    study, asked, folder = own
     monkeypatch.setenv(PLACES, "")
     monkeypatch.chdir(folder)
     help_ = folder / "carried_help.py"
@@ -135,13 +135,6 @@ def test_an_edited_file_is_named_and_nothing_is_trained(own, monkeypatch):
             autopilot(compose(asked), Listener())
     finally:
         help_.write_text(before)
-    assert planned(compose(asked))["changed"] == []
-
-
-def test_texts_may_be_edited_without_force(own, monkeypatch, undrawn):
-    study, asked, folder = own
-    monkeypatch.setenv(PLACES, "")
-    monkeypatch.chdir(folder)
     suite = folder / "carried.yaml"
     before = suite.read_text()
     after = before.replace("is it better?", "is mine better?").replace("about: mine", "about: my own")
@@ -162,19 +155,15 @@ def test_a_part_whose_runs_all_failed_is_mended_without_force(own, tmp_path, mon
     monkeypatch.setenv(PLACES, "")
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.chdir(tmp_path)
-    text = SUITE.replace("carried_opt", "mended_opt")
-    (tmp_path / "mended.yaml").write_text(text)
-    part = PART.replace("carried_help", "mended_help")
-    (tmp_path / "mended_help.py").write_text("rate = 0.9\n")
-    (tmp_path / "mended_opt.py").write_text(part)
-    words = [word for word in asked if not word.startswith("study=")]
-    config = compose([*words, "study=./mended.yaml"])
+    (tmp_path / "mended.yaml").write_text(SUITE.replace("carried_opt", "mended_opt"))
+    (tmp_path / "mended_opt.py").write_text(PART.replace("carried_help", "mended_help"))
+    words = [*(word for word in asked if not word.startswith("study=")), "study=./mended.yaml"]
     study = Study(tmp_path / "out" / "mended")
     study.prepare()
-    resolve_study(config, study, lambda text: None, force=False)
-    (tmp_path / "mended_help.py").write_text("rate = 0.8\n")
     said = []
-    resolve_study(compose([*words, "study=./mended.yaml"]), study, said.append, force=False)
+    for rate in (0.9, 0.8):
+        (tmp_path / "mended_help.py").write_text(f"rate = {rate}\n")
+        resolve_study(compose(words), study, said.append, force=False)
     [line] = [line for line in said if "mended_help.py was edited since" in line]
     assert "no run of it had finished" in line
     assert (study.own / "mended_help.py").read_text() == "rate = 0.8\n"
