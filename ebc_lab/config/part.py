@@ -128,6 +128,9 @@ class Part:
     picture: ClassVar[str] = ""  # what the picture is called that `report/pictures/NAME.py` draws of it
     timed: ClassVar[bool] = True  # whether a step costs more or less by it; else measurements leave it out
     measured: ClassVar[str] = ""  # the section of `ebc-lab bench` that measures it
+    # choice -> the library that it needs in training, the extra that brings it, and what else can be chosen
+    required: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    unfit_for: ClassVar[Mapping[Mode, str]] = {}  # what no choice that changes anything goes with -> remedy
     versions: ClassVar[Versions | None] = None  # how a suite runs its arms under each of several choices
     name: str  # which choice
 
@@ -166,12 +169,14 @@ class Part:
 
     def unfit(self, mode: Mode) -> Iterable[Unfit]:
         """Yield the settings that do not go with a mode; the first is told."""
-        return ()
+        if mode in self.unfit_for and not self.changes_nothing():
+            yield Unfit(f"{self.group_name}={self.name}", self.unfit_for[mode])
 
     def needs(self) -> Iterable[Need]:
         """Yield the libraries that training needs beside the package's own. Only a process that trains asks
         for them: what was recorded with them is read without."""
-        return ()
+        if self.name in self.required:
+            yield Need(f"{self.group_name}={self.name}", *self.required[self.name])
 
     def tail(self) -> Iterable[Tail]:
         """Yield what the part adds to a run's name and label: of a part that can be `off`, by default the

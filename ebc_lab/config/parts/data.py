@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..fields import setting
-from ..part import Need, Part, Run
+from ..part import Part, Run
 
 BIN = ("bin",)
 NO_FILES: dict[str, Any] = {"file": None, "files": [], "val_files": []}  # of a text that is found by its name
@@ -46,6 +46,7 @@ class DataConfig(Part):
     )
 
     place = 10
+    required = {"digits": ("scikit-learn", "lowbit")}  # they come with it
 
     def refuses(self, run: Run) -> Iterator[str]:
         if self.name == "path" and not self.file:
@@ -60,10 +61,6 @@ class DataConfig(Part):
             yield f"data=bin is read as it is trained on, workload={workload} wants all: choose another."
         for key in set_for_a_text(run):
             yield f"data=bin is tokens already, too many to look at: leave {key} at its default."
-
-    def needs(self) -> Iterator[Need]:
-        if self.name == "digits":  # which come with it
-            yield Need("data=digits", "scikit-learn", "lowbit")
 
 
 def set_for_a_text(run: Run) -> Iterator[str]:

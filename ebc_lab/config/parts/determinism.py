@@ -1,8 +1,7 @@
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..fields import setting
-from ..part import Mode, Part, Unfit
+from ..part import Mode, Part
 
 VERITY = ("verity",)
 
@@ -37,13 +36,11 @@ class DeterminismConfig(Part):
     place = 210
     words = {"torch": "torch’s deterministic kernels", "verity": "exact sums"}
     measured = "exact training"
+    unfit_for = {
+        Mode.SEVERAL_PROCESSES: "gradients are added up in another order; leave launcher.processes_per_run=1"
+    }
 
     @property
     def exact(self) -> bool:
         """Return whether every sum of the run is exact, or made in a written order."""
         return self.name == "verity"
-
-    def unfit(self, mode: Mode) -> Iterator[Unfit]:
-        if mode is Mode.SEVERAL_PROCESSES and self.name != "none":
-            why = "gradients are added up in another order; leave launcher.processes_per_run=1"
-            yield Unfit(f"determinism={self.name}", why)

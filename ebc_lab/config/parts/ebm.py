@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..fields import STEPS, setting
-from ..part import EXPERT, LEVEL, Need, Part, Run
+from ..part import EXPERT, LEVEL, Part, Run
 
 SEARCHED = ("hnsw", "ivf")  # indices that faiss builds
 EBM = ("workload", ("ebm",))
@@ -92,10 +92,7 @@ class IndexConfig(Part):
 
     place = 180
     read_by = EBM
-
-    def needs(self) -> Iterator[Need]:
-        if self.name in SEARCHED:
-            yield Need(f"index={self.name}", "faiss", "ebm", "index=exact")
+    required = dict.fromkeys(SEARCHED, ("faiss", "ebm", "index=exact"))
 
 
 @dataclass

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from ebc_lab.ebc.options import LAGGED
 
 from ..fields import SEED, setting
-from ..part import Figure, Mode, Part, Run, Tail, Unfit
+from ..part import Figure, Mode, Part, Run, Tail
 
 PACKED = ("int4",)
 
@@ -25,6 +25,10 @@ class MemoryConfig(Part):
     )
 
     place = 110
+    unfit_for = {
+        Mode.EXACT: "it needs a batch's whole gradients, and activations as they are; choose memory=none",
+        Mode.SEVERAL_PROCESSES: "it works on one process's gradients and activations; choose memory=none",
+    }
     figures = (
         Figure("state_bytes", "bytes", "of the optimizer's state", averaged=False),
         Figure(
@@ -56,14 +60,6 @@ class MemoryConfig(Part):
                 "budget=lagged looks at earlier steps because hooks leave it no choice: choose "
                 "budget=shadow, which measures the step itself, or memory=hooks with optimizer=axiom."
             )
-
-    def unfit(self, mode: Mode) -> Iterator[Unfit]:
-        whole = {
-            Mode.EXACT: "it needs a batch's whole gradients, and activations as they are; choose memory=none",
-            Mode.SEVERAL_PROCESSES: "it works on one process's gradients and activations; choose memory=none",
-        }
-        if mode in whole and not self.changes_nothing():
-            yield Unfit(f"memory={self.name}", whole[mode])
 
     def tail(self) -> Iterator[Tail]:
         if self.activations != "none":

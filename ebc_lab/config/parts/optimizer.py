@@ -4,7 +4,7 @@ from typing import Any
 
 from ..errors import any_of
 from ..fields import LR, OWN, OWN_ARGUMENTS, OWN_CHECKSUM, OWN_TARGET, setting
-from ..part import Mode, Need, Part, Run, Unfit
+from ..part import Mode, Part, Run, Unfit
 
 AXIOM = ("axiom",)
 ADAMS = (  # what has Adam's two moments, or is made of it
@@ -125,6 +125,8 @@ class OptimizerConfig(Part):
         **dict.fromkeys(TORCHAO, "torchao"),
     }
 
+    required = dict.fromkeys(TORCHAO, ("torchao", "axiom"))
+
     def unread(self) -> Iterable[str]:
         without_momentum = self.name == "axiom" and not self.rank  # and nothing that belongs to one
         return ("beta1", "momentum_weight", "streak_boost", "snr_floor") if without_momentum else ()
@@ -141,10 +143,6 @@ class OptimizerConfig(Part):
             )
         if run.adapter.name != "none":
             yield "optimizer=muonclip shrinks whole matrices of queries and keys: choose adapter=none."
-
-    def needs(self) -> Iterator[Need]:
-        if self.name in TORCHAO:
-            yield Need(f"optimizer={self.name}", "torchao", "axiom")
 
     def unfit(self, mode: Mode) -> Iterator[Unfit]:
         name = self.name

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..fields import setting
-from ..part import Mode, Need, Part, Run, Unfit
+from ..part import Mode, Need, Part, Run
 
 CLUSTERED = ("clustered", "stratified")
 
@@ -21,6 +21,7 @@ class PartitionConfig(Part):
     off = "uniform"
     place = 120
     timed = False
+    unfit_for = {Mode.EXACT: "clusters are found by sums in any order; choose partition=uniform"}
     words = {"clustered": "batches from one cluster", "stratified": "batches over all clusters"}
 
     def refuses(self, run: Run) -> Iterator[str]:
@@ -33,8 +34,3 @@ class PartitionConfig(Part):
     def needs(self) -> Iterator[Need]:
         if not (self.changes_nothing() or self.clusters > 0):
             yield Need("partition.clusters=0", "scikit-learn", "lowbit", "give the number of clusters")
-
-    def unfit(self, mode: Mode) -> Iterator[Unfit]:
-        if mode is Mode.EXACT and not self.changes_nothing():
-            why = "clusters are found by sums in any order; choose partition=uniform"
-            yield Unfit(f"partition={self.name}", why)

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..fields import setting
-from ..part import Figure, Head, Mode, Part, Run, Unfit
+from ..part import Figure, Head, Mode, Part, Run
 
 STEERED = ("ebc", "trust_region")  # stabilizers with a radius, which a policy can move
 
@@ -16,6 +16,7 @@ class PolicyConfig(Part):
     off = "constant"
     place = 130
     timed = False
+    unfit_for = dict.fromkeys(set(Mode) - {Mode.EBM}, "choose policy=constant")
     words = {"auxnn": "policy of a small network", "random": "random policy"}
     measured = "low-bit training"
     columns = {
@@ -47,10 +48,6 @@ class PolicyConfig(Part):
                 f"policy={self.name} multiplies the learning rate, which schedule=lr_squared follows: choose "
                 "another schedule."
             )
-
-    def unfit(self, mode: Mode) -> Iterator[Unfit]:
-        if mode is not Mode.EBM and not self.changes_nothing():
-            yield Unfit(f"policy={self.name}", "choose policy=constant")
 
     def warnings(self, run: Run) -> Iterator[str]:
         stabilizer = run.stabilizer.name

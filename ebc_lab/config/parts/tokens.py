@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import require
 from ..fields import STEPS, setting
-from ..part import Need, Part, Run
+from ..part import Part, Run
 
 TRAIN_TOKENS = "train_tokens"  # what `tokens=2e6` is kept as until the batch is known
 
@@ -27,15 +27,12 @@ class TokensConfig(Part):
 
     off = "characters"
     place = 150
+    required = dict.fromkeys(("bpe", "gpt2"), ("tokenizers", "ebm"))
     words = {"bytes": "bytes", "bpe": "byte pairs", "gpt2": "GPT-2’s tokens"}
 
     def refuses(self, run: Run) -> Iterator[str]:
         if self.name == "gpt2" and not self.folder:
             yield "tokens=gpt2 needs tokens.folder=FOLDER, which holds GPT-2's tokenizer."
-
-    def needs(self) -> Iterator[Need]:
-        if self.name in ("bpe", "gpt2"):
-            yield Need(f"tokens={self.name}", "tokenizers", "ebm")
 
 
 def renamed(override: str) -> str:

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..fields import setting
-from ..part import Mode, Part, Run, Unfit
+from ..part import Mode, Part, Run
 from .data import set_for_a_text
 from .model import IMAGE_MODELS, TEXT_MODELS
 
@@ -19,6 +19,9 @@ class WorkloadConfig(Part):
 
     off = "gpt"
     place = 140
+    unfit_for = dict.fromkeys(
+        (Mode.EXACT, Mode.SEVERAL_PROCESSES), "only the GPT is built for that; choose workload=gpt"
+    )
     words = {"ebm": "energy-based model", "images": "images"}
 
     def refuses(self, run: Run) -> Iterator[str]:
@@ -43,10 +46,6 @@ class WorkloadConfig(Part):
             yield f"workload=images does not go with {key}, which is about a text: leave it at its default."
         if run.compile == "on":
             yield "workload=images is not compiled: choose compile=off."
-
-    def unfit(self, mode: Mode) -> Iterator[Unfit]:
-        if not self.changes_nothing() and mode in (Mode.EXACT, Mode.SEVERAL_PROCESSES):
-            yield Unfit(f"workload={self.name}", "only the GPT is built for that; choose workload=gpt")
 
     def warnings(self, run: Run) -> Iterator[str]:
         rows = run.budget.probe_sequences

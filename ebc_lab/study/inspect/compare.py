@@ -35,21 +35,23 @@ def compare(a: Study, b: Study) -> dict[str, Any]:
         heads = [snapshot.header for snapshot in snapshots]
         decisions = [snapshot.sound_decisions() for snapshot in snapshots]
         corpora = [{k: h["corpus"][k] for k in ("title", "sha256")} for h in heads]
+        requested = [flat(h["requested"]) for h in heads]
         resolved = _unequal(*(h["config"] for h in heads))
         both = [stage for stage in decisions[0] if stage in decisions[1]]
+        figures = {stage: _figures(stage, *(made[stage] for made in decisions)) for stage in both}
         return {
             "studies": [a.name, b.name] if a.name != b.name else _distinct_ends(a.place, b.place),
             "roots": [str(a.root), str(b.root)],
-            "answers": [_answer(made) for made in decisions],
+            "answers": list(map(_answer, decisions)),
             "tuned": _paired(*map(_tuned, decisions)),
-            "settings": _settings([flat(h["requested"]) for h in heads]),
+            "settings": _settings(requested),
             "resolved": {k: pair for k, pair in resolved.items() if k in RESOLVED},
             "corpus": corpora,
             "same_corpus": corpora[0]["sha256"] == corpora[1]["sha256"],
             "machine": _unequal(*map(_machine, heads)),
             "runs": _runs(snapshots),
-            "decided": [list(made) for made in decisions],
-            "decisions": {stage: _figures(stage, *(made[stage] for made in decisions)) for stage in both},
+            "decided": list(map(list, decisions)),
+            "decisions": figures,
             "verdict": _verdict(decisions),
             "arms": _arms(decisions),
         }

@@ -138,12 +138,17 @@ def _stages(
     for stage in snapshot.config.study.stages:
         trained = [r for r in runs if r["stage"] == stage and sorts[r["run_id"]] == TRAINING]
         outcomes = Counter(r["outcome"] or "open" for r in trained)
-        state = "decided" if stage in decisions else "open" if outcomes else "waiting"
+        if stage in because:
+            state = "stale"
+        elif stage in decisions:
+            state = "decided"
+        else:
+            state = "open" if outcomes else "waiting"
         readable = stage in decisions and stage not in snapshot.faults  # others may lack anything
         stages.append(
             {
                 "stage": stage,
-                "state": "stale" if stage in because else state,
+                "state": state,
                 "runs": outcomes.total(),
                 "outcomes": dict(outcomes),
                 "decided": stage_of(stage).headlines(decisions[stage]) if readable else [],
