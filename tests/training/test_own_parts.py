@@ -123,11 +123,11 @@ def own(tiny, tmp_path, monkeypatch):
     (tmp_path / "own_lab_parts.py").write_text(PARTS)
     usual = [o for o in tiny if not o.startswith(("lr_s", "cal", "fin", "model."))]
 
-    def run_of(*overrides):
+    def composed(*overrides):
         settings = [*usual, "model.context=16", "optimizer.lr=1e-2", "steps=12", *overrides]
         return resolved(run_part(compose(settings, study=False)))
 
-    yield run_of
+    yield composed
     sys.modules.pop("own_lab_parts", None)
     from ebc_lab.config.own import sources
 

@@ -6,6 +6,7 @@ from ..fields import setting
 from ..part import Part, Run
 
 BIN = ("bin",)
+SHARDS: dict[str, Any] = {"only": BIN, "in_run_id": False, "most": 10_000}
 NO_FILES: dict[str, Any] = {"file": None, "files": [], "val_files": []}  # of a text that is found by its name
 SAME_TEXT = ("name", "sha256", *NO_FILES)  # what may differ between two ways to name one text
 
@@ -21,12 +22,8 @@ class DataConfig(Part):
     sha256: str | None = setting(
         None, "checksum of the text; filled in when a study is resolved, then enforced"
     )
-    files: list[str] = setting(
-        [], "shards of training tokens, paths or patterns, in order", only=BIN, in_run_id=False, most=10_000
-    )
-    val_files: list[str] = setting(
-        [], "shards of validation tokens, likewise", only=BIN, in_run_id=False, most=10_000
-    )
+    files: list[str] = setting([], "shards of training tokens, paths or patterns, in order", **SHARDS)
+    val_files: list[str] = setting([], "shards of validation tokens, likewise", **SHARDS)
     vocabulary: int = setting(
         50304, "tokens that the model knows: more than the largest in the shards", low=2, high=65536, only=BIN
     )

@@ -1,11 +1,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ..fields import setting
 from ..part import Figure, Head, Mode, Part, Run, Tail, Unfit
 
 NATS = "nats/token"
 RUN = ("run",)
+UNNAMED: dict[str, Any] = {"only": RUN, "in_run_id": False}
 
 
 @dataclass
@@ -14,20 +16,16 @@ class InitConfig(Part):
 
     name: str = setting("none", "drawn from the seed, or another run's weights", group="init")
     run: str | None = setting(
-        None,
-        "whose weights: a run's folder, its weights.pt or checkpoint.pt, or STUDY/RUN_ID",
-        only=RUN,
-        in_run_id=False,
+        None, "whose weights: a run's folder, its weights.pt or checkpoint.pt, or STUDY/RUN_ID", **UNNAMED
     )
     sha256: str | None = setting(None, "checksum of that file; filled in, then enforced", only=RUN)
     text: str = setting(
         "source",
         "on which text forgetting is measured: source, that of the weights; none; or one of `data`",
         choices=("source", "none", "shakespeare", "pydoc", "path"),
-        only=RUN,
-        in_run_id=False,
+        **UNNAMED,
     )
-    file: str | None = setting(None, "of text=path: that text, UTF-8", only=RUN, in_run_id=False)
+    file: str | None = setting(None, "of text=path: that text, UTF-8", **UNNAMED)
     text_sha256: str | None = setting(None, "checksum of that text; filled in, then enforced", only=RUN)
     keep: bool = setting(
         False,

@@ -14,6 +14,7 @@ ADAMS = (  # what has Adam's two moments, or is made of it
 )
 MUON = ("muon",)
 SCALE: dict[str, Any] = {"low": 0, "high": 1000}  # of a rate, in units of lr
+MUON_RATE: dict[str, Any] = {**SCALE, "only": MUON, "unnamed_at": 1.0}
 WITH_MOMENTUM = ("sgd", "muon", "normuon", "muonclip", "scion")
 EXACT = ("adam", "adamw")
 WITHOUT_LOGITS = ("modern", "gru", "cnn")  # models: norms bound the first one's, the others have none
@@ -62,15 +63,9 @@ class OptimizerConfig(Part):
         only=MUON,
         unnamed_at="rms",
     )
-    embedding_scale: float = setting(
-        1.0, "beside Muon: rate of the embeddings, in units of lr", only=MUON, unnamed_at=1.0, **SCALE
-    )
-    head_scale: float = setting(
-        1.0, "beside Muon: rate of the head, in units of lr", only=MUON, unnamed_at=1.0, **SCALE
-    )
-    vector_scale: float = setting(
-        1.0, "beside Muon: rate of gains and biases, in units of lr", only=MUON, unnamed_at=1.0, **SCALE
-    )
+    embedding_scale: float = setting(1.0, "beside Muon: rate of the embeddings, in units of lr", **MUON_RATE)
+    head_scale: float = setting(1.0, "beside Muon: rate of the head, in units of lr", **MUON_RATE)
+    vector_scale: float = setting(1.0, "beside Muon: rate of gains and biases, in units of lr", **MUON_RATE)
     rest_decay: float | None = setting(
         None,
         "beside Muon: decoupled weight decay of the rest, whose Adam is then AdamW; empty: weight_decay, "

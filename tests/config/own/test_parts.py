@@ -52,14 +52,14 @@ def installed(folder, monkeypatch):
         cached.cache_clear()
 
 
-def named(*overrides):
+def composed(*overrides):
     """A run, resolved as far as its identity needs."""
     config = compose(["scale=smoke", "device=cpu", *overrides], study=False)
     return replace(config, data=replace(config.data, sha256="0" * 64))
 
 
 def name_of(*overrides):
-    return digest(identity(named(*overrides)))
+    return digest(identity(composed(*overrides)))
 
 
 def test_a_target_its_arguments_and_its_file_name_a_run(folder):
@@ -83,15 +83,15 @@ def test_a_target_its_arguments_and_its_file_name_a_run(folder):
 
 
 def test_settings_that_an_own_part_is_not_given_do_not_name_a_run(folder):
-    sizes = identity(named(*MODEL))["model"]
+    sizes = identity(composed(*MODEL))["model"]
     assert set(sizes) == {"name", "context", "target", "arguments", "sha256"}
     stabilizer = ["stabilizer=custom", "stabilizer.target=own_parts:made"]
     assert name_of(*stabilizer) == name_of(*stabilizer, "budget.target_kl=0.5", "controller=pi")
-    assert set(identity(named())["optimizer"]) & {"target", "arguments", "sha256"} == set()
+    assert set(identity(composed())["optimizer"]) & {"target", "arguments", "sha256"} == set()
     whole = [*MODEL, *CUSTOM]
     schedule = ["lr_schedule=custom", "lr_schedule.target=own_parts:made"]
-    assert "made_none_ebc_" in run_id("train", named(*whole))
-    assert "_made_made_n60" in run_id("train", named(*whole, *schedule))
+    assert "made_none_ebc_" in run_id("train", composed(*whole))
+    assert "_made_made_n60" in run_id("train", composed(*whole, *schedule))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_settings_that_an_own_part_is_not_given_do_not_name_a_run(folder):
 )
 def test_mistakes_are_refused_before_anything_is_imported(folder, overrides, words):
     with pytest.raises(UserError, match=words):
-        named(*overrides)
+        composed(*overrides)
 
 
 def test_a_study_sweeps_one_own_optimizer_and_keeps_its_file(folder):
@@ -156,16 +156,16 @@ def test_arms_and_candidates_keep_their_files_too(folder):
 
 
 def test_what_an_installed_package_offers_is_custom_by_a_name(installed):
-    run = named("optimizer=tiny", "stabilizer=calm")
+    run = composed("optimizer=tiny", "stabilizer=calm")
     assert (run.optimizer.name, run.optimizer.target) == ("tiny", "tiny_parts:made")
     custom = ["optimizer=custom", "optimizer.target=tiny_parts:made"]
     assert name_of("optimizer=tiny") == name_of(*custom)
-    assert run_id("train", named("optimizer=tiny")).startswith("tiny_none_ebc")
+    assert run_id("train", composed("optimizer=tiny")).startswith("tiny_none_ebc")
     with pytest.raises(UserError, match=r"optimizer=tin is unknown \(did you mean tiny\?\).* both or tiny"):
-        named("optimizer=tin")
-    assert named("optimizer=adam").optimizer.target is None  # ebc-lab's own stays
+        composed("optimizer=tin")
+    assert composed("optimizer=adam").optimizer.target is None  # ebc-lab's own stays
     with pytest.raises(UserError, match="both is what installed packages call own_parts:made or tiny_parts"):
-        named("optimizer=both")
+        composed("optimizer=both")
 
 
 def test_a_study_with_an_offered_part_is_read_where_the_package_is_not(installed, monkeypatch):
@@ -179,7 +179,7 @@ def test_a_study_with_an_offered_part_is_read_where_the_package_is_not(installed
     validate(read, study=True, here=False)
     assert read == config
     with pytest.raises(UserError, match="optimizer=tiny is unknown"):
-        named("optimizer=tiny")
+        composed("optimizer=tiny")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Brief, Record, Study
 
 
-def at(second):
+def moment(second):
     return datetime.fromtimestamp(1_700_000_000 + second, UTC).isoformat(timespec="milliseconds")
 
 
@@ -29,7 +29,8 @@ class Attempts:
         files = self.study.run_files(run_id)
         files.directory.mkdir(parents=True)
         for second, event, *process in events:
-            attempts.note(files.directory, event, at=at(second), host="h", pid=process[0] if process else 0)
+            pid = process[0] if process else 0
+            attempts.note(files.directory, event, at=moment(second), host="h", pid=pid)
         self.runs.append(Record(self.study, Brief(run_id, kind, stage)))
 
     def timeline(self):
