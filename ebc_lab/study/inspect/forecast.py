@@ -205,7 +205,7 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
     records = snapshot.sound_records() if snapshot else []
     changed = changes(config, header, snapshot.index) if header and snapshot else []
     config = adopt(config, header) if header else config
-    placed = _placed(_with_corpus_of_neighbours(config, study))
+    placed = _placed(config, study)
     speed: speeds.Choice | None = None
     with suppress(speeds.NotMeasured):
         speed = speeds.choose_for_study(placed, work=expected_work, measure=False)
@@ -250,9 +250,9 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
     }
 
 
-def _with_corpus_of_neighbours(config: Config, study: Study) -> Config:
-    """Return the configuration with the checksums of text and tokenizer, where they are open, of a neighbour
-    that asked for the same text and tokens: without them a run has no name."""
+def _placed(config: Config, study: Study) -> Config:
+    """Return the configuration with a device, and with the checksums without which a run has no name: those
+    of text and tokenizer, where they are open, from a neighbour that asked for the same; else `OPEN`."""
     for other in studies_in(study.root.parent):
         if config.data.sha256 and (config.tokens.name == "characters" or config.tokens.sha256):
             break
@@ -264,11 +264,6 @@ def _with_corpus_of_neighbours(config: Config, study: Study) -> Config:
                 if not part.sha256 and header["requested"].get(key) == to_dict(part):
                     found[key] = replace(part, sha256=header["config"][key]["sha256"])
             config = replace(config, **found)
-    return config
-
-
-def _placed(config: Config) -> Config:
-    """Return the configuration with a device and a corpus, as far as they are known."""
     start = InitConfig.from_run(config)
     if start.name == "run":
         start = replace(start, sha256=start.sha256 or OPEN, text_sha256=start.text_sha256 or OPEN)
