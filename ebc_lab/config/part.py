@@ -25,13 +25,6 @@ class Mode(Enum):
     EBM = "workload=ebm"
 
 
-class Unfit(NamedTuple):
-    """A setting that does not go with a mode; `remedy` says why, or what to choose instead."""
-
-    setting: str
-    remedy: str
-
-
 class Need(NamedTuple):
     """A library that a setting needs in training, and the `extra` of this package that brings it."""
 
@@ -167,10 +160,11 @@ class Part:
         """Yield a sentence for everything that is allowed and means less than it seems."""
         return ()
 
-    def unfit(self, mode: Mode) -> Iterable[Unfit]:
-        """Yield the settings that do not go with a mode; the first is told."""
+    def unfit(self, mode: Mode) -> Iterable[str]:
+        """Yield a clause for each setting that does not go with a mode, and why, or what to choose instead:
+        `dtype=bfloat16: choose dtype=float32`. The first is told."""
         if mode in self.unfit_for and not self.changes_nothing():
-            yield Unfit(f"{self.group_name}={self.name}", self.unfit_for[mode])
+            yield f"{self.group_name}={self.name}: {self.unfit_for[mode]}"
 
     def needs(self) -> Iterable[Need]:
         """Yield the libraries that training needs beside the package's own. Only a process that trains asks

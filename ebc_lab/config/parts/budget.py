@@ -5,7 +5,7 @@ from ebc_lab.ebc import options
 
 from ..errors import any_of
 from ..fields import EVEN_UNREAD, EVERY, EVERY_OR_NEVER, STEPS, number, setting
-from ..part import Figure, Mode, Part, Run, Tail, Unfit
+from ..part import Figure, Mode, Part, Run, Tail
 from .stabilizer import NO_WHOLE_STEP, RADIUS_UNIT, RAMP, SCHEDULES, tail_of_radius
 
 
@@ -144,30 +144,29 @@ class BudgetConfig(Part):
         if self.radius is not None and self.name == options.LAGGED:
             yield "budget=lagged chooses c before the step is known: leave budget.radius empty."
 
-    def unfit(self, mode: Mode) -> Iterator[Unfit]:
+    def unfit(self, mode: Mode) -> Iterator[str]:
         if mode is Mode.EXACT:
             values = {**asdict(self), "budget": self.name}
             for key, allowed in options.WITH_ARITHMETIC.items():
                 name = key if key == "budget" else f"budget.{key}"
                 if key in values and values[key] not in allowed:
                     instead = any_of([f"{name}={value}" for value in allowed])
-                    yield Unfit(f"{name}={values[key]}", f"choose {instead}")
+                    yield f"{name}={values[key]}: choose {instead}"
         if mode is Mode.EBM and self.grouping == "matrices":
             why = "it knows a GPT's matrices by their names; block has a group for each expert"
-            yield Unfit("budget.grouping=matrices", why)
+            yield f"budget.grouping=matrices: {why}"
         if mode is not Mode.IN_BACKWARD:
             return
         if self.name != options.LAGGED:
-            yield Unfit(f"budget={self.name}", f"{NO_WHOLE_STEP}; choose budget=lagged")
+            yield f"budget={self.name}: {NO_WHOLE_STEP}; choose budget=lagged"
         if self.probe_tokens != "train":
-            yield Unfit("budget.probe_tokens", "leave it at its default")
+            yield "budget.probe_tokens: leave it at its default"
         usual = BudgetConfig()
         for key in ("sensitivity_every", "exponent"):
             if getattr(self, key) != getattr(usual, key):
-                yield Unfit(f"budget.{key}", "budget=lagged sees no whole step; leave it at its default")
+                yield f"budget.{key}: budget=lagged sees no whole step; leave it at its default"
         if self.leaves_some_free():
-            why = "budget=lagged scales every weight; choose another grouping"
-            yield Unfit("budget.grouping=matrices", why)
+            yield "budget.grouping=matrices: budget=lagged scales every weight; choose another grouping"
 
     def tail(self) -> Iterator[Tail]:
         yield SCHEDULES[self.schedule]

@@ -5,7 +5,7 @@ from ebc_lab.ebc import options
 
 from ..errors import any_of
 from ..fields import EVEN_UNREAD, setting
-from ..part import Mode, Part, Run, Tail, Unfit
+from ..part import Mode, Part, Run, Tail
 
 NEEDS_ONE_PROCESS = ("agreement", "confidence")  # what looks at the targets of one process's rows
 PI = ("pi", "log_pi")
@@ -40,18 +40,17 @@ class ControllerConfig(Part):
         if run.stabilizer.name == "ebc" and self.steers == "radius" and run.budget.radius is None:
             yield "controller.steers=radius moves a radius: set budget.radius, too."
 
-    def unfit(self, mode: Mode) -> Iterator[Unfit]:
+    def unfit(self, mode: Mode) -> Iterator[str]:
         choice = f"controller={self.name}"
         exact = [str(name) for name in options.WITH_ARITHMETIC["controller"]]
         if mode is Mode.EXACT and self.name not in exact:
-            yield Unfit(choice, f"choose {any_of([f'controller={name}' for name in exact])}")
+            yield f"{choice}: choose {any_of([f'controller={name}' for name in exact])}"
         if mode is Mode.SEVERAL_PROCESSES and self.name in NEEDS_ONE_PROCESS:
-            yield Unfit(choice, "it looks at the rows of one process; leave launcher.processes_per_run=1")
+            yield f"{choice}: it looks at the rows of one process; leave launcher.processes_per_run=1"
         if mode is Mode.EBM and self.name == "agreement":
-            yield Unfit(choice, "it compares the fall of one loss with the slope of the sum of six")
+            yield f"{choice}: it compares the fall of one loss with the slope of the sum of six"
         if mode is Mode.IN_BACKWARD and self.name == "agreement":
-            why = "budget=lagged sees no whole step; choose a controller that compares no losses"
-            yield Unfit(choice, why)
+            yield f"{choice}: budget=lagged sees no whole step; choose a controller that compares no losses"
 
     def tail(self) -> Iterator[Tail]:
         if self.steers != "kl":

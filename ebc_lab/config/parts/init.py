@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..fields import setting
-from ..part import Figure, Head, Mode, Part, Run, Tail, Unfit
+from ..part import Figure, Head, Mode, Part, Run, Tail
 
 NATS = "nats/token"
 RUN = ("run",)
@@ -81,10 +81,10 @@ class InitConfig(Part):
         if (self.text == "path") != (self.file is not None):
             yield "init.text=path and init.file=FILE, the text on which forgetting is measured, go together."
 
-    def unfit(self, mode: Mode) -> Iterator[Unfit]:
+    def unfit(self, mode: Mode) -> Iterator[str]:
         if mode is Mode.EBM and not self.changes_nothing():
             setting = "init=run" if self.name == "run" else "init.keep"
-            yield Unfit(setting, "it keeps its model by itself, and starts from its seed; choose init=none")
+            yield f"{setting}: it keeps its model by itself, and starts from its seed; choose init=none"
 
     def tail(self) -> Iterator[Tail]:
         if self.name == "run":

@@ -4,7 +4,7 @@ from typing import Any
 
 from ..errors import any_of
 from ..fields import CUSTOM, OWN, OWN_ARGUMENTS, OWN_TARGET, STEPS, number, setting
-from ..part import Mode, Part, Run, Tail, Unfit
+from ..part import Mode, Part, Run, Tail
 
 WARMED = ("warmup_linear", "cosine", "trapezoid", "inverse_sqrt")
 LR_SHAPES = ("constant", *WARMED)  # schedules without a record
@@ -65,10 +65,9 @@ class LRScheduleConfig(Part):
                 "replays."
             )
 
-    def unfit(self, mode: Mode) -> Iterator[Unfit]:
+    def unfit(self, mode: Mode) -> Iterator[str]:
         if mode is Mode.EXACT and self.name not in EXACT:
-            why = f"its factors may differ between machines; choose {any_of(EXACT)}"
-            yield Unfit(f"lr_schedule={self.name}", why)
+            yield f"lr_schedule={self.name}: its factors may differ between machines; choose {any_of(EXACT)}"
 
     def tail(self) -> Iterator[Tail]:
         if self.name not in TAILS:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..fields import OWN, OWN_ARGUMENTS, OWN_CHECKSUM, OWN_TARGET, number, setting
-from ..part import Mode, Part, Run, Tail, Unfit
+from ..part import Mode, Part, Run, Tail
 
 GPT = ("gpt",)
 TEXT_MODELS = (*GPT, "modern", "gru")
@@ -63,17 +63,17 @@ class ModelConfig(Part):
                 f"model={self.name}: choose budget.grouping=block or tensor."
             )
 
-    def unfit(self, mode: Mode) -> Iterator[Unfit]:
+    def unfit(self, mode: Mode) -> Iterator[str]:
         if self.name != "gpt" and mode is Mode.EXACT:
-            yield Unfit(f"model={self.name}", "its layers are torch's; choose model=gpt")
+            yield f"model={self.name}: its layers are torch's; choose model=gpt"
         if self.name not in BUILT and mode is Mode.SEVERAL_PROCESSES:
-            yield Unfit(f"model={self.name}", "it may draw numbers of its own; train it in one process")
+            yield f"model={self.name}: it may draw numbers of its own; train it in one process"
         if self.name != "gpt" and mode is Mode.EBM:
-            yield Unfit(f"model={self.name}", "it has a model of its own; leave model=gpt")
+            yield f"model={self.name}: it has a model of its own; leave model=gpt"
         if self.init_scale != 1 and mode in (Mode.EXACT, Mode.EBM):
-            yield Unfit("model.init_scale", "its initial weights have a size of their own; leave it at 1")
+            yield "model.init_scale: its initial weights have a size of their own; leave it at 1"
         if self.dropout > 0 and mode is not Mode.EBM:
-            yield Unfit("model.dropout", f"{DROPOUT[mode]}; leave it at 0")
+            yield f"model.dropout: {DROPOUT[mode]}; leave it at 0"
 
     def tail(self) -> Iterator[Tail]:
         if self.name != "gpt":

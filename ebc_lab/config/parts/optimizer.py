@@ -4,7 +4,7 @@ from typing import Any
 
 from ..errors import any_of
 from ..fields import LR, OWN, OWN_ARGUMENTS, OWN_CHECKSUM, OWN_TARGET, setting
-from ..part import Mode, Part, Run, Unfit
+from ..part import Mode, Part, Run
 
 AXIOM = ("axiom",)
 ADAMS = (  # what has Adam's two moments, or is made of it
@@ -139,16 +139,15 @@ class OptimizerConfig(Part):
         if run.adapter.name != "none":
             yield "optimizer=muonclip shrinks whole matrices of queries and keys: choose adapter=none."
 
-    def unfit(self, mode: Mode) -> Iterator[Unfit]:
+    def unfit(self, mode: Mode) -> Iterator[str]:
         name = self.name
         if mode is Mode.EXACT and name == "axiom":
             why = "its 4-bit and low-rank parts could be exact, but they are not built so"
-            yield Unfit("optimizer=axiom", f"{why}; choose optimizer=adam")
+            yield f"optimizer=axiom: {why}; choose optimizer=adam"
         if mode is Mode.EXACT and name not in EXACT:
-            yield Unfit(f"optimizer={name}", f"choose {any_of(EXACT)}")
+            yield f"optimizer={name}: choose {any_of(EXACT)}"
         if mode is Mode.EXACT and name == "adam" and self.weight_decay > 0:
-            weight_decay = "optimizer.weight_decay under optimizer=adam"
-            yield Unfit(weight_decay, "its decay is decoupled; choose optimizer=adamw")
+            yield "optimizer.weight_decay under optimizer=adam: its decay is decoupled; choose optimizer=adamw"
         if mode is Mode.IN_BACKWARD and name != "axiom":
             why = "the update is made inside backward, which it does not; choose optimizer=axiom"
-            yield Unfit(f"optimizer={name}", why)
+            yield f"optimizer={name}: {why}"

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..fields import setting
-from ..part import Mode, Part, Run, Unfit
+from ..part import Mode, Part, Run
 
 
 @dataclass
@@ -33,6 +33,6 @@ class ProjectionConfig(Part):
                 f"workload={run.workload.name} has none."
             )
 
-    def unfit(self, mode: Mode) -> Iterator[Unfit]:
+    def unfit(self, mode: Mode) -> Iterator[str]:
         if mode is Mode.EXACT and self.name != "none":
-            yield Unfit(f"projection={self.name}", "choose projection=none")
+            yield f"projection={self.name}: choose projection=none"

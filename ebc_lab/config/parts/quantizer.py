@@ -7,7 +7,7 @@ from ebc_lab.ebc.options import MEASURING
 
 from ..errors import shown
 from ..fields import setting
-from ..part import Figure, Head, Mode, Part, Run, Tail, Unfit
+from ..part import Figure, Head, Mode, Part, Run, Tail
 
 WITH_LOW_BIT_STATE = ("adam", "adamw")  # optimizers whose moments can be kept in few bits
 LEVELS = ("ternary", "five")
@@ -150,17 +150,16 @@ class QuantizerConfig(Part):
                 "five."
             )
 
-    def unfit(self, mode: Mode) -> Iterator[Unfit]:
+    def unfit(self, mode: Mode) -> Iterator[str]:
         if mode is Mode.EXACT and not self.changes_nothing():
-            yield Unfit("a quantizer", "choose quantizer=none")
+            yield "a quantizer: choose quantizer=none"
         if mode is Mode.EBM and not self.changes_nothing():
-            yield Unfit("a quantizer", "only a GPT's hidden matrices are quantized")
+            yield "a quantizer: only a GPT's hidden matrices are quantized"
         if mode is Mode.SEVERAL_PROCESSES and (self.gradients, self.state) != ("none", "none"):
             why = "their levels turn a rounding into a step; leave them at none"
-            yield Unfit("quantizer.gradients or quantizer.state", why)
+            yield f"quantizer.gradients or quantizer.state: {why}"
         if mode is Mode.IN_BACKWARD and self.gradients != "none":
-            why = "no gradient is left once backward has ended; leave it at none"
-            yield Unfit("quantizer.gradients", why)
+            yield "quantizer.gradients: no gradient is left once backward has ended; leave it at none"
 
     def tail(self) -> Iterator[Tail]:
         if self.name != "none":

@@ -4,7 +4,7 @@ from statistics import fmean
 from typing import Any
 
 from ..fields import STEPS, setting
-from ..part import Figure, Head, Mode, Part, Run, Unfit, Versions
+from ..part import Figure, Head, Mode, Part, Run, Versions
 
 SHOCK_WINDOW = 20  # steps before a shock that say what the loss was
 RECOVERY_WINDOW = 10  # steps whose mean must be back there
@@ -84,10 +84,10 @@ class ShockConfig(Part):
         if not self.changes_nothing() and self.step is not None and self.step >= run.steps:
             yield f"shock.step={self.step} lies beyond the run's {run.steps} steps (counted from 0)."
 
-    def unfit(self, mode: Mode) -> Iterator[Unfit]:
+    def unfit(self, mode: Mode) -> Iterator[str]:
         whys = {
             Mode.EXACT: "its noise may differ between machines; choose shock=label_noise, lr_spike or none",
             Mode.IN_BACKWARD: "no gradient is left once backward has ended; choose another",
         }
         if mode in whys and self.name == "corrupt_gradient":
-            yield Unfit("shock=corrupt_gradient", whys[mode])
+            yield f"shock=corrupt_gradient: {whys[mode]}"
