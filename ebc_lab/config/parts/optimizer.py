@@ -147,7 +147,8 @@ class OptimizerConfig(Part):
         if mode is Mode.EXACT and name not in EXACT:
             yield f"optimizer={name}: choose {any_of(EXACT)}"
         if mode is Mode.EXACT and name == "adam" and self.weight_decay > 0:
-            yield "optimizer.weight_decay under optimizer=adam: its decay is decoupled; choose optimizer=adamw"
+            why = "its decay is decoupled; choose optimizer=adamw"
+            yield f"optimizer.weight_decay under optimizer=adam: {why}"
         if mode is Mode.IN_BACKWARD and name != "axiom":
             why = "the update is made inside backward, which it does not; choose optimizer=axiom"
             yield f"optimizer={name}: {why}"

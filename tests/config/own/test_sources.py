@@ -158,16 +158,14 @@ def test_what_a_module_imports_from_its_folder_belongs_to_it(folder, monkeypatch
         load("load_whole:f", source.sha256)
 
 
-# -- of installed packages --------------------------------------------------------------------------------
-
-CODE = "from . import inside\n\ndef fast(model, config):\n    return []\n"
+INSTALLED = "from . import inside\n\ndef fast(model, config):\n    return []\n"
 
 
 def install(place: Path, version: str) -> None:
     """A package as pip leaves it: only its record names the folder that it is imported from."""
     package = place / "fast_steps"
     package.mkdir(parents=True, exist_ok=True)
-    (package / "__init__.py").write_text(CODE)
+    (package / "__init__.py").write_text(INSTALLED)
     for old in place.glob("quick_lib-*"):
         shutil.rmtree(old)
     info = place / f"quick_lib-{version}.dist-info"
@@ -194,9 +192,9 @@ def test_a_part_of_an_installed_package_is_another_one_in_another_version(packag
 
 def test_a_file_of_ones_own_and_one_beside_installed_packages_keep_their_checksums(packages, tmp_path):
     install(packages, "1.0")
-    (packages / "loose.py").write_text(CODE)
+    (packages / "loose.py").write_text(INSTALLED)
     assert installed_release(packages / "loose.py") is None
-    assert find("loose:fast").sha256 == hashlib.sha256(CODE.encode()).hexdigest()
+    assert find("loose:fast").sha256 == hashlib.sha256(INSTALLED.encode()).hexdigest()
     assert installed_release(tmp_path / "mine.py") is None
 
 
