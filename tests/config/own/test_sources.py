@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ebc_lab.config.own.sources import PLACES, find, installed_release, load
+from ebc_lab.config.own.sources import PLACES, find, installed_release, line_of_fault, load
 
 PLAIN = "import os\n\nraise RuntimeError('imported')\n\n\ndef wanted():\n    return 7\n"
 
@@ -94,6 +94,10 @@ def test_a_function_is_loaded_from_the_file_that_was_planned_and_from_no_other(f
         load("load_planned:value", planned)
     with pytest.raises(LookupError, match=r"there is no f\.gone in"):
         load("load_planned:f.gone", planned)
+    (folder / "load_broken.py").write_text("def f(:\n")
+    with pytest.raises(SyntaxError) as broken:
+        load("load_broken:f", find("load_broken:f").sha256)
+    assert line_of_fault(broken.value) == "load_broken.py:1"
     path.write_text("def f():\n    return 22\n")
     with pytest.raises(LookupError, match="has changed since the run was planned"):
         load("load_planned:f", planned)

@@ -47,8 +47,6 @@ def test_what_needs_more_than_hooks_leave_is_refused(settings, told):
         ({"memory": {"name": "int4"}, "compile": "on"}, "leave compile at off"),
         ({"optimizer": {"name": "galore", "rank": 0}}, "galore needs optimizer.rank >= 1"),
         ({"optimizer": {"name": "axiom", "rank": -1}}, "optimizer.rank must be a whole number >= 0"),
-        ({"optimizer": {"name": "axiom", "streak_boost": 0.5}}, "optimizer.streak_boost must be"),
-        ({"optimizer": {"name": "axiom", "snr_floor": 2.0}}, "optimizer.snr_floor must be"),
         ({"optimizer": {"name": "adam", "rank": 4}}, "optimizer.rank goes with optimizer=axiom or galore"),
         ({"memory": {"name": "none", "activations": "int3"}}, "memory.activations=int3 is unknown"),
     ],

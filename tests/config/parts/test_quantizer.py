@@ -31,7 +31,6 @@ from ebc_lab.config.identity import identity
         (["quantizer.group_size=3"], ["quantizer.group"]),
         (["policy=auxnn", "budget.schedule=lr_squared"], ["choose another schedule"]),
         (["partition=clustered", "budget.probe_tokens=held"], ["probe_tokens=train"]),
-        (["partition.clusters=-1"], ["partition.clusters"]),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_one_sentence(overrides, words):

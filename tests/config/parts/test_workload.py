@@ -80,7 +80,6 @@ def refused_by_the_command(folder, text_file, *overrides, **env):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ("workload=emb", "did you mean ebm"),
         ("device=vulkan", "Vulkan"),
         ("ebm.splats=6000", "ebm.splats=6000 is more than one for 2 of the"),
         ("ebm.neighbours=17", "more than the 16 splats that there are in the first third of the run"),
