@@ -23,6 +23,7 @@ BRINGS = {  # what a `Part` may override -> what the picture calls it
     "changes_nothing": "a choice that changes nothing",
     "refuses": "refusals",
     "unfit": "unfit for a mode",
+    "unfit_for": "unfit for a mode",
     "tail": "name and label",
     "columns": "columns of steps.csv",
     "figures": "figures",
@@ -313,9 +314,8 @@ def parts_picture() -> str:
         acts = file.exists() and re.search("^(HOOK|NUMERICS)\\b", file.read_text(), re.MULTILINE)
         brings[part_.group_name] = own | ({"acts in a step"} if acts else set())
     rows = [(part_.group_name, (part_.__doc__ or "").split(".")[0].split(" (")[0]) for part_ in PARTS]
-    return grid(
-        "Parts of a run, and what the files of each bring", rows, [*BRINGS.values(), "acts in a step"], brings
-    )
+    columns = [*dict.fromkeys(BRINGS.values()), "acts in a step"]
+    return grid("Parts of a run, and what the files of each bring", rows, columns, brings)
 
 
 def grid(

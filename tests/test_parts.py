@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("pyproject.toml", "README.md", "CHANGELOG.md")
-COPIED = (".vscode", "ebc_lab", "benchmarks", "conf", "scripts", "tests", "docs", *DOCUMENTS)
+FILES = ("pyproject.toml", "README.md", "CHANGELOG.md")
+FOLDERS = (".vscode", "ebc_lab", "benchmarks", "conf", "scripts", "tests", "docs")
 
 SETTINGS = '''"""Gradients that are halved."""
 
@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..fields import setting
-from ..part import Figure, Part
+from ..part import Figure, Head, Part
 
 
 @dataclass
@@ -34,7 +34,7 @@ class HalvingConfig(Part):
     words = {"halved": "halved gradients"}
     columns = {"halved": ("times", "how often this step's gradients were halved")}
     figures = (
-        Figure("halved", "times", "of the gradients of a step, median", "Halved", "halved", of_steps=True),
+        Figure("halved", "times", "of a step's gradients, median", Head("Halved", "halved"), of_steps=True),
     )
     table = "Halved gradients"
     note = "halved: how often"
@@ -103,23 +103,19 @@ print(json.dumps({
 @pytest.fixture
 def copy(tmp_path):
     """A copy of the tree, to change."""
-    for name in COPIED:
-        source = ROOT / name
-        ignored = shutil.ignore_patterns("__pycache__", "*.so")
-        if source.is_dir():
-            shutil.copytree(source, tmp_path / name, ignore=ignored)
-        else:
-            shutil.copy(source, tmp_path / name)
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    for name in FILES:
+        shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
 
-def run_in(copy, *command):
+def run_in(copy, *command, code=0):
     environment = os.environ | {"PYTHONPATH": str(copy)}
-    done = subprocess.run(
-        [sys.executable, *command], cwd=copy, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return done.stdout
+    asked = [sys.executable, *command]
+    done = subprocess.run(asked, cwd=copy, env=environment, capture_output=True, text=True)
+    assert done.returncode == code, (done.stdout + done.stderr)[-3000:]
+    return done.stderr if code else done.stdout
 
 
 def test_a_part_is_added_by_two_files_and_the_choices_of_its_folder(copy, tiny):
@@ -130,28 +126,21 @@ def test_a_part_is_added_by_two_files_and_the_choices_of_its_folder(copy, tiny):
         (copy / f"conf/halving/{name}.yaml").write_text(f"name: {name}\n")
     settings = [o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))]
     overrides = [*settings, "stabilizer=none", "halving=halved", "halving.times=2", "output_dir=outputs"]
-    run_in(copy, "-c", "from ebc_lab.cli import main; main()", "train", *overrides)
+    train = ("-c", "from ebc_lab.cli import main; main()", "train")
+    run_in(copy, *train, *overrides)
     [steps] = (copy / "outputs").rglob("steps.csv")
     header, first, *_ = steps.read_text().splitlines()
     assert dict(zip(header.split(","), first.split(","), strict=True))["halved"] == "2"
     shown = json.loads(run_in(copy, "-c", SHOWN, str(steps.parent)).splitlines()[-1])
-    assert shown["name"] == "_halved"
-    assert shown["label"] == ["halved gradients"]
+    assert (shown["name"], shown["label"], shown["figure"]) == ("_halved", ["halved gradients"], [2, 2])
     assert shown["page"]
     assert shown["meaning"][0] == ["times", "how often this step's gradients were halved"]
-    assert shown["figure"] == [2, 2]
     assert shown["table"] == ["Halved gradients", ["Halved"], True]
-    refused = subprocess.run(
-        [sys.executable, "-c", "from ebc_lab.cli import main; main()", "train", *settings, "halving.times=2"],
-        cwd=copy,
-        env=os.environ | {"PYTHONPATH": str(copy)},
-        capture_output=True,
-        text=True,
-    )
-    assert "halving.times goes with halving=halved, not halving=none" in " ".join(refused.stderr.split())
+    refused = run_in(copy, *train, *settings, "halving.times=2", code=2)
+    assert "halving.times goes with halving=halved, not halving=none" in " ".join(refused.split())
 
 
-OF_SHOCK = (  # its settings, what it does, its picture, its choices with the suite that has them; its tests
+SHOCK = (  # its settings, what it does, its picture, its choices with the suite that has them; its tests
     *("ebc_lab/config/parts/shock.py", "ebc_lab/components/shock.py", "ebc_lab/report/pictures/shock.py"),
     *("conf/shock", "conf/study/shocks.yaml"),
     *("tests/config/parts/test_shock.py", "tests/components/test_shock.py"),
@@ -160,24 +149,16 @@ OF_SHOCK = (  # its settings, what it does, its picture, its choices with the su
 TESTS = ("-m", "pytest", "-p", "no:cacheprovider", "-m")
 
 
-def without_shock(copy):
-    for name in OF_SHOCK:
-        path = copy / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
 @pytest.mark.slow
 def test_a_part_is_taken_away_by_deleting_what_bears_its_name(copy):
-    without_shock(copy)
+    """Rules, types and tests are then as before."""
+    for name in SHOCK:
+        path = copy / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     run_in(copy, "-m", "ruff", "check", ".")
     run_in(copy, "scripts/house.py")
-    run_in(copy, *TESTS, "not slow and not cuda", "tests/training/test_hooks.py")
-
-
-@pytest.mark.slow
-def test_without_it_types_and_tests_are_as_before(copy):
-    without_shock(copy)
     run_in(copy, "scripts/json_schemas.py", "--write")  # for editors, from the settings
     run_in(copy, "-m", "mypy")
+    run_in(copy, *TESTS, "not slow and not cuda", "tests/training/test_hooks.py")
     rooms = ("config", "records", "report", "study/stages")
     run_in(copy, *TESTS, "least and not slow and not cuda", *(f"tests/{room}" for room in rooms))

@@ -217,8 +217,8 @@ def outcome(console: Console, done: Any) -> None:
     root = done.study.root
     stages = ", ".join(done.stages) or "none"
     console.print(f"in this call: {runs_in_words(done.runs)}; stages decided: {stages}")
-    if busy := timeline(done.study):
-        console.print(slots_in_words(busy.as_dict()))
+    if busy := timeline(done.study.records()):
+        console.print(slots_in_words(busy.use))
     places = {
         "decisions": done.study.decisions_file.name,
         "verdict": done.study.acceptance_file.name,

@@ -15,6 +15,7 @@ T = TypeVar("T")
 UNSET = object()
 CUSTOM = "custom"  # the choice of those groups that have a `target`: a user's own part
 OWN = (CUSTOM,)
+OWN_TARGET = "of custom: module:function, which {} (docs/extending.md)"
 OWN_ARGUMENTS = "of custom: what the function is also given"
 OWN_CHECKSUM = "of custom: checksum of the module's file; filled in, then enforced"
 
@@ -28,6 +29,9 @@ SECONDS = 10**7  # four months
 EXTENSIONS = 20  # times a grid may double: a million-fold
 LR: dict[str, Any] = {"low": 1e-12, "high": 1e6}  # doubled and halved, it stays a number above 0
 MULTIPLE: dict[str, Any] = {"low": 1e-4, "high": 1e4}  # of a measured best; arms have no names for less
+EVERY: dict[str, Any] = {"unit": "steps", "low": 1, "high": STEPS}
+EVERY_OR_NEVER: dict[str, Any] = {**EVERY, "low": 0}
+EVEN_UNREAD: dict[str, Any] = {"in_run_id_even_unread": True}
 GRID: dict[str, Any] = {"low": 1e-9, "high": 1e9, "increasing": True}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from .errors import UserError, require
 from .identity import with_derived_settings
-from .part import Mode, Unfit
+from .part import Mode
 from .parts import parts_of
 from .schema import RunConfig
 
@@ -68,35 +68,30 @@ def _check_mode(run: RunConfig, mode: Mode, processes: int = 1) -> None:
     mode."""
     ignored = ("budget", "controller") if run.stabilizer.name != "ebc" and mode is not Mode.EBM else ()
     parts = [part for part in parts_of(with_derived_settings(run)) if part.group_name not in ignored]
-    for unfit in (*_unfit_of_run(run, mode), *(part.unfit(mode) for part in parts)):
-        if unfit:
-            raise UserError(
-                f"{mode.value.format(processes)} does not go with {unfit.setting}: {unfit.remedy}."
-            )
+    for unfit in (*_unfit_of_run(run, mode), *(one for part in parts for one in part.unfit(mode))):
+        raise UserError(f"{mode.value.format(processes)} does not go with {unfit}.")
 
 
-def _unfit_of_run(run: RunConfig, mode: Mode) -> Iterator[Unfit]:
+def _unfit_of_run(run: RunConfig, mode: Mode) -> Iterator[str]:
     exact, several = mode is Mode.EXACT, mode is Mode.SEVERAL_PROCESSES
     if exact and run.dtype == "bfloat16":
-        yield Unfit("dtype=bfloat16", "its sums are those of float32; choose dtype=float32")
+        yield "dtype=bfloat16: its sums are those of float32; choose dtype=float32"
     if mode is Mode.EBM and run.compile == "on":
-        yield Unfit("compile=on", "its splats are picked anew at every step")
+        yield "compile=on: its splats are picked anew at every step"
     if exact and run.compile == "on":
         why = "a compiler reorders and fuses what has to be rounded as it is written; choose compile=off"
-        yield Unfit("compile=on", why)
+        yield f"compile=on: {why}"
     if mode is not Mode.IN_BACKWARD and run.param_dtype != "float32":
-        yield Unfit(f"param_dtype={run.param_dtype}", "it needs float32; choose param_dtype=float32")
+        yield f"param_dtype={run.param_dtype}: it needs float32; choose param_dtype=float32"
     if exact and run.accumulate > 1:
-        why = "determinism.micro_batches splits a batch, and no bit changes; leave accumulate=1"
-        yield Unfit("accumulate", why)
+        yield "accumulate: determinism.micro_batches splits a batch, and no bit changes; leave accumulate=1"
     if several and run.capability != "auto":
-        yield Unfit("capability", "it is there to compare bits; leave launcher.processes_per_run=1")
+        yield "capability: it is there to compare bits; leave launcher.processes_per_run=1"
     if exact and run.curve_every > 0:
-        yield Unfit("curve_every", "leave it at 0")
+        yield "curve_every: leave it at 0"
     if mode is not Mode.IN_BACKWARD and run.sharpness_every > 0:
         why = "it takes second derivatives of the cross-entropy, in one process; leave it at 0"
-        yield Unfit("sharpness_every", why)
+        yield f"sharpness_every: {why}"
     for key, usual in (("accumulate", 1), ("curve_every", 0)):
         if mode is Mode.IN_BACKWARD and getattr(run, key) != usual:
-            why = f"it needs whole gradients, or the weights before the step; leave {key}={usual}"
-            yield Unfit(key, why)
+            yield f"{key}: it needs whole gradients, or the weights before the step; leave {key}={usual}"

@@ -4,16 +4,14 @@ Identity, checks, names, labels and docs/settings.md ask the parts; nothing else
 mean. What a part does in a run is in its mirror, `components/NAME.py`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from statistics import fmean
-from typing import Any, ClassVar, NamedTuple, Self, TypeAlias, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar, cast
 
-Run: TypeAlias = Any  # a RunConfig, which is made of the parts and therefore cannot be imported here
+Run = Any  # a RunConfig, which is made of the parts and therefore cannot be imported here
 AnyRun = TypeVar("AnyRun")  # likewise, or what extends it
 LEVEL, EXPERT = "<σ>", "<i>"  # in the name of a column: a noise level, as `0p05`, and the number of an expert
 
@@ -25,13 +23,6 @@ class Mode(Enum):
     SEVERAL_PROCESSES = "launcher.processes_per_run={}"
     IN_BACKWARD = "memory.hooks"
     EBM = "workload=ebm"
-
-
-class Unfit(NamedTuple):
-    """A setting that does not go with a mode; `remedy` says why, or what to choose instead."""
-
-    setting: str
-    remedy: str
 
 
 class Need(NamedTuple):
@@ -61,38 +52,32 @@ class Tail(NamedTuple):
     label: str = ""  # for a label, where that is shorter than the words
 
 
+class Head(NamedTuple):
+    """The column of a figure in tables of arms."""
+
+    title: str
+    short: str = ""  # in a narrow table; empty: the title
+    form: str = "brief"  # how values are written, one of `report.text.arms.FORMS`
+    beside: str = ""  # `loss` or `steps`: it is in the table of all arms as well, beside that column
+    places: tuple[str, ...] = ("terminal", "paper", "page")  # where the part's own table shows it
+
+
 @dataclass(frozen=True)
 class Figure:
     """A figure that a part adds to result.json. Decisions, the CSV files, docs/files.md and the tables of
-    arms take everything about it from here.
+    arms take everything about it from here."""
 
-    Attributes:
-        key: its name in result.json, decisions.json and ablation.csv.
-        unit, meaning: what docs/files.md prints.
-        title, short: the heads of its column in a wide and in a narrow table; without a title it is in none.
-        form: how a table writes it, one of `report.text.arms.FORMS`.
-        beside: `loss` or `steps` puts it into the table of all arms as well, beside that column.
-        places: which of terminal, paper and page show it in the part's own table.
-        of_steps: whether it is the median of the column of this name in steps.csv.
-        of_run: what finds it in a run's result; by default it is there under its key.
-        of_arm: what finds an arm's value from the results of its completed runs; by default their mean.
-        always: whether a decision has it even where no run does.
-        averaged: whether the stage `ablation` finds a value for an arm at all.
-    """
-
-    key: str
+    key: str  # its name in result.json, decisions.json and ablation.csv
     unit: str
-    meaning: str
-    title: str = ""
-    short: str = ""
-    form: str = "brief"
-    beside: str = ""
-    places: tuple[str, ...] = ("terminal", "paper", "page")
-    of_steps: bool = False
+    meaning: str  # as docs/files.md prints it
+    head: Head | None = None  # its column in tables; None: it is in none
+    of_steps: bool = False  # whether it is the median of the column of this name in steps.csv
+    # what finds it in a run's result; by default it is there under its key
     of_run: Callable[[Mapping[str, Any]], float | None] | None = None
+    # what finds an arm's value from the results of its completed runs; by default their mean
     of_arm: Callable[[Sequence[Mapping[str, Any]]], float | None] | None = None
-    always: bool = False
-    averaged: bool = True
+    in_every_arm: bool = False  # whether a decision has it even where no run does
+    averaged: bool = True  # whether the stage `ablation` finds a value for an arm at all
 
     def value(self, result: Mapping[str, Any]) -> float | None:
         """Return the figure of a run, or None where its result has none."""
@@ -107,58 +92,39 @@ class Figure:
         return fmean(values) if values else None
 
 
-@dataclass(frozen=True)
-class Versions:
+class Versions(NamedTuple):
     """A list in a suite's settings: every arm also runs under each of these choices of a part, paired with
-    itself.
+    itself."""
 
-    Attributes:
-        key: the name of the list, a setting of `ablation`.
-        noun: what its choices are called.
-        free: the one setting of the part that can still be set beside such a list.
-    """
-
-    key: str
-    noun: str
-    free: str
+    key: str  # the name of the list, a setting of `ablation`
+    noun: str  # what its choices are called
+    free: str  # the one setting of the part that can still be set beside such a list
 
 
 class Part:
     """One group of a run's settings. A subclass is a dataclass of these settings, each of which says by
-    `only=` and `of=` which choices read it. It overrides whatever it has something to say about.
+    `only=` and `of=` which choices read it. It overrides whatever it has something to say about."""
 
-    Attributes:
-        group_name: the field of `RunConfig` and the folder of `conf/`, as the setting `name` gives it.
-        place: where it stands among the parts in a run's name, and at every turn of a step.
-        off: the choice under which it changes nothing; empty: each of them changes something.
-        read_by: the group and its choices that read this part at all; None: every run reads it.
-        words: what each choice is called in a sentence.
-        libraries: the distribution whose code computes a choice, which then names the run too.
-        columns: what it adds to steps.csv: name -> unit and meaning.
-        evals: the same of evals.csv.
-        figures: what it adds to result.json.
-        table, note: the title of the table of its figures in a report, and what these are.
-        picture: what the picture is called that `report/pictures/NAME.py` draws of it; empty: none.
-        timed: whether a step costs more or less by it; a measurement of time leaves out what does not.
-        measured: the section of `ebc-lab bench` that measures it; empty: it has none of its own.
-        versions: how a suite runs its arms under each of several choices.
-    """
-
-    group_name: ClassVar[str]
-    place: ClassVar[int] = 1000
-    off: ClassVar[str] = ""
+    group_name: ClassVar[str]  # the field of `RunConfig` and the folder of `conf/`, from the setting `name`
+    place: ClassVar[int] = 1000  # among the parts in a run's name, and at every turn of a step
+    off: ClassVar[str] = ""  # the choice under which it changes nothing; empty: each changes something
+    # the group and its choices that read this part at all; None: every run reads it
     read_by: ClassVar[tuple[str, tuple[str, ...]] | None] = None
-    words: ClassVar[Mapping[str, str]] = {}
+    words: ClassVar[Mapping[str, str]] = {}  # what each choice is called in a sentence
+    # choice -> the distribution whose code computes it, which then names the run too
     libraries: ClassVar[Mapping[str, str]] = {}
-    columns: ClassVar[Mapping[str, tuple[str, str]]] = {}
-    evals: ClassVar[Mapping[str, tuple[str, str]]] = {}
-    figures: ClassVar[tuple[Figure, ...]] = ()
-    table: ClassVar[str] = ""
-    note: ClassVar[str] = ""
-    picture: ClassVar[str] = ""
-    timed: ClassVar[bool] = True
-    measured: ClassVar[str] = ""
-    versions: ClassVar[Versions | None] = None
+    columns: ClassVar[Mapping[str, tuple[str, str]]] = {}  # what it adds to steps.csv: name -> unit, meaning
+    evals: ClassVar[Mapping[str, tuple[str, str]]] = {}  # the same of evals.csv
+    figures: ClassVar[tuple[Figure, ...]] = ()  # what it adds to result.json
+    table: ClassVar[str] = ""  # the title of the table of its figures in a report
+    note: ClassVar[str] = ""  # what these figures are
+    picture: ClassVar[str] = ""  # what the picture is called that `report/pictures/NAME.py` draws of it
+    timed: ClassVar[bool] = True  # whether a step costs more or less by it; else measurements leave it out
+    measured: ClassVar[str] = ""  # the section of `ebc-lab bench` that measures it
+    # choice -> the library that it needs in training, the extra that brings it, and what else can be chosen
+    required: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    unfit_for: ClassVar[Mapping[Mode, str]] = {}  # what no choice that changes anything goes with -> remedy
+    versions: ClassVar[Versions | None] = None  # how a suite runs its arms under each of several choices
     name: str  # which choice
 
     def __init_subclass__(cls) -> None:
@@ -167,21 +133,18 @@ class Part:
     @classmethod
     def from_run(cls, run: Run) -> Self:
         """Return the part's settings of a run."""
-        settings: Self = getattr(run, cls.group_name)
-        return settings
+        return cast(Self, getattr(run, cls.group_name))
 
     def put_into(self, run: AnyRun) -> AnyRun:
         """Return the run with these settings of the part."""
-        either: Any = run
-        changed: AnyRun = dataclasses.replace(either, **{self.group_name: self})
-        return changed
+        return cast(AnyRun, dataclasses.replace(cast(Any, run), **{self.group_name: self}))
 
     def changes_nothing(self) -> bool:
-        """Tell whether a run computes the same without this part, which is then left out of its identity."""
+        """Return whether a run computes the same without this part: then its identity leaves it out."""
         return self.name == self.off
 
     def is_read(self, run: Run) -> bool:
-        """Tell whether the run looks at this part at all, as `read_by` says."""
+        """Return whether the run looks at this part at all, as `read_by` says."""
         reader, choices = self.read_by or ("", ())
         return not reader or getattr(run, reader).name in choices
 
@@ -197,14 +160,17 @@ class Part:
         """Yield a sentence for everything that is allowed and means less than it seems."""
         return ()
 
-    def unfit(self, mode: Mode) -> Unfit | None:
-        """Return the setting that does not go with a mode, or None where all do."""
-        return None
+    def unfit(self, mode: Mode) -> Iterable[str]:
+        """Yield a clause for each setting that does not go with a mode, and why, or what to choose instead:
+        `dtype=bfloat16: choose dtype=float32`. The first is told."""
+        if mode in self.unfit_for and not self.changes_nothing():
+            yield f"{self.group_name}={self.name}: {self.unfit_for[mode]}"
 
     def needs(self) -> Iterable[Need]:
         """Yield the libraries that training needs beside the package's own. Only a process that trains asks
         for them: what was recorded with them is read without."""
-        return ()
+        if self.name in self.required:
+            yield Need(f"{self.group_name}={self.name}", *self.required[self.name])
 
     def tail(self) -> Iterable[Tail]:
         """Yield what the part adds to a run's name and label: of a part that can be `off`, by default the

@@ -13,8 +13,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
+
+import msgspec
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config
@@ -29,29 +31,17 @@ from .stages.stage import ResultsOf, planned_runs, stage_of
 NOTHING = "nothing to compare yet"
 
 
-class OutlookRecord(TypedDict):
-    """What .outlook.json holds."""
-
-    driver: dict[str, Any]  # .driver.json of the process that wrote it
-    at: float  # seconds since the epoch
-    left_s: float | None  # from then on; None before a run has finished
-    stage: str
-    said: list[str]
-    ended: int
-    runs: int
-
-
 @dataclass(frozen=True)
 class SoFar:
-    """What is known of the stage that is open: `ended` of about `runs` of its training runs are there."""
+    """What is known of the stage that is open: `done` of about `runs` of its training runs are there."""
 
     stage: str
     said: list[str]
-    ended: int
+    done: int
     runs: int
 
     def line(self, running: Sequence[Mapping[str, Any]] = ()) -> str:
-        """Write `Adam leads at lr 0.002, 0.0500 nats ahead of Muon at lr 0.008 (5 of about 22 runs)`.
+        """Return `Adam leads at lr 0.002, 0.0500 nats ahead of Muon at lr 0.008 (5 of about 22 runs)`.
 
         `running`: what is known of each run in progress, by `arm`, `step`, `steps` and `val_loss`.
         """
@@ -60,7 +50,16 @@ class SoFar:
         if shown and not self.said:
             arm, loss, step, steps = (shown[key] for key in ("arm", "val_loss", "at_step", "steps"))
             words += f"; {arm} had a validation loss of {loss:.3f} after {step} of {steps} steps"
-        return f"{words} ({self.ended} of about {self.runs} runs)"
+        return f"{words} ({self.done} of about {self.runs} runs)"
+
+
+class OutlookRecord(TypedDict):
+    """What .outlook.json holds."""
+
+    driver: dict[str, Any]  # .driver.json of the process that wrote it
+    written: float  # seconds since the epoch
+    left_s: float | None  # from then on; None before a run has finished
+    known: SoFar  # as a mapping
 
 
 def open_stage(config: Config, decisions: Mapping[str, Decision]) -> str | None:
@@ -83,41 +82,34 @@ def so_far(
         return None
     specs, results = planned_runs(stage, config, decisions, results_of)
     training = [s for s in distinct(specs) if s.kind == "train"]
-    ended = sum(s.run_id in results for s in training)
+    done = sum(s.run_id in results for s in training)
     said: list[str] = []
-    if ended:
+    if done:
         with suppress(Undecidable):  # not from these results yet
             said = stage_of(stage).so_far(config, specs, results, decisions)
     runs = max(len(training), (expected or {}).get(stage, 0))
-    return SoFar(stage, said, ended, runs)
+    return SoFar(stage, said, done, runs)
 
 
 def leave_outlook(files: StudyFiles, known: SoFar, left_s: float | None) -> None:
-    """Tell whoever asks what the driver of a study knows, where that can be written: for the process that
-    holds the study's lock."""
+    """Leave what the driver of a study knows for whoever asks, where that can be written: for the process
+    that holds the study's lock."""
     with suppress(OSError, UserError):
-        told: OutlookRecord = {
-            "driver": read_json(files.driver_file, dict[str, Any]),
-            "at": time.time(),
-            "left_s": left_s,
-            "stage": known.stage,
-            "said": known.said,
-            "ended": known.ended,
-            "runs": known.runs,
-        }
-        write_json(files.outlook_file, told, durable=False)
+        driver = read_json(files.driver_file, dict[str, Any])
+        about = {"driver": driver, "written": time.time(), "left_s": left_s, "known": asdict(known)}
+        write_json(files.outlook_file, about, durable=False)
 
 
 def outlook(files: StudyFiles, holder: Mapping[str, Any] | None) -> tuple[SoFar, float | None] | None:
     """Return what the process that holds the study's lock has left there, with the seconds from now on; None
     where it has said nothing yet, or nobody holds it."""
     try:
-        told: OutlookRecord = read_json(files.outlook_file, OutlookRecord)
+        about = read_json(files.outlook_file, OutlookRecord)
     except (OSError, UserError):
         return None
-    if holder is None or told["driver"] != holder:
+    if holder is None or about["driver"] != holder:
         return None
-    left_s = told["left_s"]
+    left_s = about["left_s"]
     if left_s is not None:
-        left_s = max(left_s - (time.time() - told["at"]), 1.0)
-    return SoFar(told["stage"], told["said"], told["ended"], told["runs"]), left_s
+        left_s = max(left_s - (time.time() - about["written"]), 1.0)
+    return msgspec.convert(about["known"], SoFar), left_s

@@ -147,7 +147,7 @@ def test_an_arm_starts_each_seed_from_the_same_seed_of_another(texts):
     asked = ["study=finetune", "scale=smoke", "data=path", f"data.file={old}", "device=cpu", own]
     config = compose(asked)
     config = arms_pinned(pinned(config, *checked_text(config)))
-    planned = forecast(config, ("min",))["min"]
+    planned = forecast(config)
     starts = {s.run_id: s.run for stage in planned.values() for s in stage if s.role == "pretrained"}
     assert {r.seed for r in starts.values()} == {config.study.stage_seed, *config.seeds}
     assert all(r.init.keep for r in starts.values())

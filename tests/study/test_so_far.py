@@ -1,6 +1,5 @@
 """What is said of a study before it is decided: right as far as it goes, and never more than is there."""
 
-import itertools
 from unittest.mock import Mock
 
 import pytest
@@ -17,40 +16,35 @@ from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.store.study import Study
 
 
-def told(config, decisions, results, expected=None, running=()):
-    known = so_far(
-        config,
-        decisions,
-        lambda specs: {s.run_id: results[s.run_id] for s in specs if s.run_id in results},
-        expected,
-    )
-    return known.line(running)
+def line_of(config, decisions, results, expected=None, running=()):
+    def results_of(specs):
+        return {s.run_id: results[s.run_id] for s in specs if s.run_id in results}
+
+    return so_far(config, decisions, results_of, expected).line(running)
 
 
 def test_the_first_minutes_line_gets_better_run_by_run():
     config = config_of()
-    grid = {
-        (s.run.optimizer.name, s.run.optimizer.lr): s.run_id
-        for s in stage_of("lr_sweep").runs(config, {}, {})
-    }
+    specs = stage_of("lr_sweep").runs(config, {}, {})
+    grid = {(s.run.optimizer.name, s.run.optimizer.lr): s.run_id for s in specs}
     expected = {"lr_sweep": 22}
     flying = [{"arm": "a", "val_loss": 3.125, "at_step": 50, "steps": 200}]
     nothing = "nothing to compare yet"
-    assert told(config, {}, {}, expected) == f"{nothing} (0 of about 22 runs)"
+    assert line_of(config, {}, {}, expected) == f"{nothing} (0 of about 22 runs)"
     after = f"{nothing}; a had a validation loss of 3.125 after 50 of 200 steps (0 of about 22 runs)"
-    assert told(config, {}, {}, expected, flying) == after
+    assert line_of(config, {}, {}, expected, flying) == after
     results = {grid["muon", 8e-3]: done(2.5)}
     first = "Muon at lr 0.008 is the only result yet, validation loss 2.5000"
     first += " (nothing yet of Adam) (1 of about 22 runs)"
-    assert told(config, {}, results, expected, flying) == first
+    assert line_of(config, {}, results, expected, flying) == first
     results[grid["muon", 16e-3]] = done(2.53)
     second = (
         "Muon at lr 0.008 leads, 0.0300 nats ahead of lr 0.016 (nothing yet of Adam) (2 of about 22 runs)"
     )
-    assert told(config, {}, results, expected) == second
+    assert line_of(config, {}, results, expected) == second
     results[grid["adam", 2e-3]] = done(2.45)
     third = "Adam at lr 0.002 leads, 0.0500 nats ahead of Muon at lr 0.008 (3 of about 22 runs)"
-    assert told(config, {}, results, expected) == third
+    assert line_of(config, {}, results, expected) == third
 
 
 def test_runs_that_noise_explains_are_not_told_apart():
@@ -58,25 +52,23 @@ def test_runs_that_noise_explains_are_not_told_apart():
     decisions = {"lr_sweep": decided("lr_sweep", config, {}, by_lr(4e-3))}  # replicates 0.01 apart
     targets = stage_of("calibrate").runs(config, decisions, {})
     results = {targets[0].run_id: done(2.01)}
-    assert "is the only result yet, validation loss 2.0100" in told(config, decisions, results)
+    assert "is the only result yet, validation loss 2.0100" in line_of(config, decisions, results)
     results[targets[1].run_id] = done(2.0)
-    close = told(config, decisions, results)
+    close = line_of(config, decisions, results)
     assert "leads, 0.0100 nats ahead of δ*" in close
     assert "not told apart by one run each" in close
     results[targets[1].run_id] = done(1.0)
-    assert "not told apart" not in told(config, decisions, results)
+    assert "not told apart" not in line_of(config, decisions, results)
 
 
 def test_one_delta_by_two_budgets_is_told_apart_by_the_arms():
     config = config_of("optimizer=adam", "calibrate.budgets=[tracked,surrogate]")
     decisions = {"lr_sweep": decided("lr_sweep", config, {}, by_lr(4e-3))}
     specs = stage_of("calibrate").runs(config, decisions, {})
-    one, other = next(
-        (a, b)
-        for a, b in itertools.combinations(specs, 2)
-        if (a.run.budget.target_kl, a.run.seed) == (b.run.budget.target_kl, b.run.seed)
-    )
-    words = told(config, decisions, {one.run_id: done(2.0), other.run_id: done(2.1)})
+    one = specs[0].run
+    alike = [s for s in specs if (s.run.budget.target_kl, s.run.seed) == (one.budget.target_kl, one.seed)]
+    one, other = alike[:2]
+    words = line_of(config, decisions, {one.run_id: done(2.0), other.run_id: done(2.1)})
     assert f"({one.arm}) leads, 0.1000 nats ahead of δ* {other.run.budget.target_kl:g} ({other.arm})" in words
 
 
@@ -85,11 +77,11 @@ def test_a_band_that_one_result_or_none_lies_in_is_said_and_not_that_it_is_the_o
     decisions = {"lr_sweep": decided("lr_sweep", config, {}, by_lr(4e-3))}
     targets = stage_of("calibrate").runs(config, decisions, {})
     results = {targets[0].run_id: done(2.01, c=0.05), targets[1].run_id: done(2.02, c=0.1)}
-    known = told(config, decisions, results)
+    known = line_of(config, decisions, results)
     nearest = f"δ* {targets[1].run.budget.target_kl:g} is the nearest to its band, in which none lies yet"
     assert nearest in known
     results[targets[1].run_id] = done(2.02, c=0.6)
-    assert "is the only one inside its band, validation loss 2.0200" in told(config, decisions, results)
+    assert "is the only one inside its band, validation loss 2.0200" in line_of(config, decisions, results)
 
 
 @pytest.mark.parametrize(("luck", "is_open"), [(0.0, False), (1.0, True)])
@@ -102,11 +94,11 @@ def test_the_finals_are_told_from_the_seeds_that_have_both_runs(luck, is_open):
         if spec.run.seed in gains and spec.kind == "train":
             ebc = spec.run.stabilizer.name == "ebc"
             results[spec.run_id] = done(2.0 + spec.run.seed + ebc * gains[spec.run.seed])
-    line = told(config, decisions, results)
+    line = line_of(config, decisions, results)
     assert f"EBC at ×2 {sum(gains.values()) / 2:+.4f} nats against the baseline, from 2 of 3 seeds" in line
     assert ("undecided so far" in line) == is_open
     nobody = {run_id: r for run_id, r in results.items() if "ebc" not in run_id}
-    assert told(config, decisions, nobody).startswith("nothing to compare yet (")
+    assert line_of(config, decisions, nobody).startswith("nothing to compare yet (")
 
 
 @pytest.mark.parametrize("suite", ["optimizers", "stabilizers"])
@@ -116,7 +108,7 @@ def test_every_stage_of_a_suite_says_something_while_its_last_run_trains(suite):
     for stage in config.study.stages:
         _, specs, results = played(stage, config, decisions, by_lr(4e-3))
         without = dict(list(results.items())[:-1])
-        assert not told(config, decisions, without).startswith("nothing")
+        assert not line_of(config, decisions, without).startswith("nothing")
         decisions[stage] = stage_of(stage).decide(config, specs, results, decisions)
     assert so_far(config, decisions, lambda specs: {}) is None
 
@@ -125,14 +117,10 @@ def test_without_a_terminal_the_line_is_told_once_something_can_be_compared(caps
     from rich.console import Console
 
     view = View(Console(width=200))
-    for line in (
-        "nothing to compare yet (0 of about 9 runs)",
-        "Adam leads (2 of about 9 runs)",
-        "Adam leads (3 …",
-    ):
+    wanted = ["nothing to compare yet (0 of about 9 runs)", "Adam leads (2 of about 9 runs)"]
+    for line in (*wanted, "Adam leads (3 …"):
         view.watch(Progress("s", "lr_sweep", 2, so_far=line))
     said = [line.partition("] ")[2] for line in capsys.readouterr().out.splitlines()]
-    wanted = ["nothing to compare yet (0 of about 9 runs)", "Adam leads (2 of about 9 runs)"]
     assert said == [f"lr_sweep so far: {line}" for line in wanted]
 
 

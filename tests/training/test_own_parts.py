@@ -100,19 +100,18 @@ def raising(*given, **further):
 def nothing(*given, **further):
     return None
 """
+
+
+def part(group, name, *more):
+    return [f"{group}=custom", f"{group}.target=own_lab_parts:{name}", *more]
+
+
+LION = ["optimizer=custom", "optimizer.target=pytorch_optimizer:Lion"]
 ALL = [
-    *(
-        "optimizer=custom",
-        "optimizer.target=own_lab_parts:optimizer",
-        "optimizer.arguments={betas: [0.8, 0.9]}",
-    ),
-    *(
-        "stabilizer=custom",
-        "stabilizer.target=own_lab_parts.stabilizer",
-        "stabilizer.arguments.target_kl=1e-3",
-    ),
-    *("lr_schedule=custom", "lr_schedule.target=own_lab_parts:schedule", "lr_schedule.arguments.last=0.1"),
-    *("model=custom", "model.target=own_lab_parts:Model", "model.arguments={width: 12}"),
+    *part("optimizer", "optimizer", "optimizer.arguments={betas: [0.8, 0.9]}"),
+    *part("stabilizer", "stabilizer", "stabilizer.arguments.target_kl=1e-3"),
+    *part("lr_schedule", "schedule", "lr_schedule.arguments.last=0.1"),
+    *part("model", "Model", "model.arguments={width: 12}"),
 ]
 
 
@@ -124,13 +123,11 @@ def own(tiny, tmp_path, monkeypatch):
     (tmp_path / "own_lab_parts.py").write_text(PARTS)
     usual = [o for o in tiny if not o.startswith(("lr_s", "cal", "fin", "model."))]
 
-    def run_of(*overrides):
-        config = compose(
-            [*usual, "model.context=16", "optimizer.lr=1e-2", "steps=12", *overrides], study=False
-        )
-        return resolved(run_part(config))
+    def composed(*overrides):
+        settings = [*usual, "model.context=16", "optimizer.lr=1e-2", "steps=12", *overrides]
+        return resolved(run_part(compose(settings, study=False)))
 
-    yield run_of
+    yield composed
     sys.modules.pop("own_lab_parts", None)
     from ebc_lab.config.own import sources
 
@@ -140,10 +137,6 @@ def own(tiny, tmp_path, monkeypatch):
 def made(folder):
     folder.mkdir()
     return folder
-
-
-def part(group, name, *more):
-    return [f"{group}=custom", f"{group}.target=own_lab_parts:{name}", *more]
 
 
 def test_all_four_train_together_and_resume_bit_for_bit(own, tmp_path):
@@ -172,12 +165,8 @@ def test_all_four_train_together_and_resume_bit_for_bit(own, tmp_path):
         (part("optimizer", "nothing"), r"\(own_lab_parts.py:\d+\) returned NoneType, not a torch optimizer"),
         (part("optimizer", "some"), "leaves out 1 of the model's parameters, token_embedding.weight"),
         (part("optimizer", "other_rate"), "learning rate .0.02.*leave lr as it is given"),
-        (
-            part("optimizer", "optimizer", "optimizer.arguments={beta: 1}"),
-            "unexpected keyword argument 'beta'",
-        ),
+        (part("optimizer", "optimizer", "optimizer.arguments={beta: 1}"), "unexpected keyword argument 'b"),
         (part("optimizer", "optimizer", "optimizer.arguments={lr: 1}"), "lr is given by the run itself"),
-        (part("optimizer", "PARTS"), None),
         (part("stabilizer", "nothing"), "returned NoneType, not a StabilizedOptimizer"),
         (part("stabilizer", "stabilizer"), "missing a required (keyword-only )?argument: 'target_kl'"),
         (part("stabilizer", "other_bases"), "wraps other optimizers than the run's"),
@@ -188,28 +177,20 @@ def test_all_four_train_together_and_resume_bit_for_bit(own, tmp_path):
         (part("model", "Unnamed", "optimizer=muon"), "optimizer=muon needs hidden matrices"),
         (part("model", "Unnamed", "projection=stiefel"), "projection=stiefel needs hidden matrices"),
         (
-            [
-                *("optimizer=custom", "optimizer.target=pytorch_optimizer:Lion"),
-                "optimizer.arguments={wieght_decay: 1}",
-            ],
-            "pytorch_optimizer:Lion takes wieght_decay and does nothing with it: correct the name",
+            [*LION, "optimizer.arguments={wieght_decay: 1}"],
+            "Lion takes wieght_decay and does nothing",
         ),
         (part("optimizer", "Deaf", "optimizer.arguments={beta: 1}"), "Deaf takes beta and does nothing"),
     ],
 )
 def test_what_is_of_the_wrong_kind_is_refused_in_a_sentence(own, tmp_path, overrides, words):
-    if words is None:
-        with pytest.raises(UserError, match="there is no PARTS"):
-            own(*overrides)
-        return
     with pytest.raises(UserError, match=words):
         Training(own(*overrides), made(tmp_path / "run")).run()
 
 
 def test_what_a_class_passes_on_or_keeps_for_its_methods_is_no_mistake(own, tmp_path):
     passing = own(*part("optimizer", "Passing", "optimizer.arguments={momentum: 0.5}"))
-    named = ["optimizer=custom", "optimizer.target=pytorch_optimizer:Lion"]
-    library = own(*named, "optimizer.arguments={weight_decay: 0.1}")
+    library = own(*LION, "optimizer.arguments={weight_decay: 0.1}")
     for name, run in {"passing": passing, "library": library}.items():
         [base] = Training(run, made(tmp_path / name)).optimizer.bases
         assert run.optimizer.arguments.items() <= base.defaults.items()

@@ -122,52 +122,35 @@ def own_name(target: str, taken: Collection[str] = ()) -> str:
     return next(one for one in itertools.chain([name], numbered) if one not in taken)
 
 
-class _Names:
-    """The names and files of all own parts of a configuration, so that one means one."""
+def with_names(config: Settings) -> Settings:
+    """Return the configuration whose own parts have `module:function` for a target, and a name that says what
+    they are wherever it said `custom`. Raises UserError where there is no such file, or two of a name."""
+    parts = [part for part in own_parts(config) if part.name != CUSTOM]
+    given = {(part.group, part.name): _plain(part.target) for part in parts}  # so that one name means one
+    files: dict[str, Path] = {}
 
-    def __init__(self, config: RunConfig):
-        named = [part for part in own_parts(config) if part.name != CUSTOM]
-        self.given = {(part.group, part.name): _plain(part.target) for part in named}
-        self.files: dict[str, Path] = {}
-
-    def target(self, key: str, target: str) -> str:
-        """Return `my_opt:Cautious` for `./my_opt.py:Cautious`. Raises UserError: no such file, or two of a
-        name."""
+    def placed(key: str, target: str) -> str:
         try:
             made = sources.placed(target)
         except LookupError as error:
             raise UserError(f"{key}={shown(target)}: {error.args[0]}.") from None
-        if written := sources.BY_PATH.fullmatch(target):
-            file = sources.file_of(written)
-            known = self.files.setdefault(file.stem, file)
+        if file := sources.file_of(target):
+            known = files.setdefault(file.stem, file)
             require(known == file, f"{key}: {known} and {file} have the same name: rename one of them.")
         return made
 
-    def settings(self, part: OwnPart) -> dict[str, Any]:
-        """Return target and name of a part: the name that it is given, or one after its function."""
+    def called(part: OwnPart) -> dict[str, Any]:
         if part.path.startswith(KEEPS_NAMES):
             return {}
-        target = self.target(f"{part.path}.target", part.target)
+        target = placed(f"{part.path}.target", part.target)
         name = part.name
         if name == CUSTOM:
-            others = [n for (g, n), t in self.given.items() if g == part.group and t != _plain(target)]
+            others = [n for (g, n), t in given.items() if g == part.group and t != _plain(target)]
             name = own_name(target, [*groups()[part.group], *others])
-            self.given[part.group, name] = _plain(target)
+            given[part.group, name] = _plain(target)
         return {"target": target, "name": name}
 
-
-def _plain(target: str) -> str:
-    """Return a target as `module:function`; one that is written in no such way stays for `find` to refuse."""
-    if (written := sources.BY_PATH.fullmatch(target)) is not None:
-        target = f"{sources.file_of(written).stem}:{written['name']}"
-    return target if ":" in target else ":".join(target.rsplit(".", 1))
-
-
-def with_names(config: Settings) -> Settings:
-    """Return the configuration whose own parts have `module:function` for a target, and a name that says what
-    they are wherever it said `custom`. Raises UserError."""
-    names = _Names(config)
-    made = with_own_parts(config, names.settings)
+    made = with_own_parts(config, called)
     if not isinstance(made, Config):
         return made
     sweep, custom = made.lr_sweep, config.optimizer.name == CUSTOM and made.optimizer.name
@@ -176,8 +159,15 @@ def with_names(config: Settings) -> Settings:
         unsaid = CUSTOM in sweep.grids and custom not in sweep.grids
         grids = {custom if unsaid and one == CUSTOM else one: grid for one, grid in sweep.grids.items()}
         sweep = dataclasses.replace(sweep, optimizers=swept, grids=grids)
-    mine = list(dict.fromkeys(names.target("mine", target) for target in made.mine))
+    mine = list(dict.fromkeys(placed("mine", target) for target in made.mine))
     return dataclasses.replace(made, lr_sweep=sweep, mine=mine)
+
+
+def _plain(target: str) -> str:
+    """Return a target as `module:function`; one that is written in no such way stays for `find` to refuse."""
+    if file := sources.file_of(target):
+        return f"{file.stem}:{target.rpartition(':')[2]}"
+    return target if ":" in target else ":".join(target.rsplit(".", 1))
 
 
 # -- files ---------------------------------------------------------------------------------------------------
@@ -192,7 +182,6 @@ def with_sources(config: Settings) -> Settings:
     files: dict[str, str] = {}
 
     def sourced(part: OwnPart) -> dict[str, Any]:
-        """Return target and checksum of a part, and note its files. Raises UserError."""
         key = f"{part.path}.target={shown(part.target)}"
         try:
             source = sources.find(part.target)
@@ -277,7 +266,7 @@ def own_part(part: Any) -> Callable[..., Any]:
 
 
 def _is_read(name: str, function: Any, made: Any) -> bool:
-    """Tell whether a class reads an argument. Some take any into their `**options`, so that a misspelled one
+    """Return whether a class reads an argument. Some take any into `**options`, so that a misspelled one
     is lost, or is left in the `defaults` of an optimizer where nothing asks for it."""
     init = getattr(function, "__init__", None)
     code = getattr(init, "__code__", None)

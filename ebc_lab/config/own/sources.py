@@ -15,7 +15,6 @@ import importlib.util
 import json
 import os
 import re
-import symtable
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,8 +33,8 @@ PLACES = "EBC_LAB_OWN"  # variable of the environment, so that child processes f
 NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 TARGET = re.compile(rf"{NAME}(?::{NAME})?")
 BY_PATH = re.compile(rf"(?P<file>.+\.py):(?P<name>{NAME})", re.DOTALL)
-BINDS_ANY_NAME = {"globals", "exec", "__getattr__", "sys"}  # a module that uses one may have any name
-STAR_IMPORT = re.compile(rb"^\s*from\s.+\simport\s*\*", re.MULTILINE)
+DEFINES = re.compile(r"^(?:async\s+)?(?:def|class)\s+(\w+)", re.MULTILINE)  # at the top of a module
+BINDS_ANY_NAME = re.compile(r"\b(?:globals|exec|__getattr__|sys)\b|\bimport\s*\*")  # it may have any name
 RELEASED = (OURS, "torch")  # whose versions are part of every run's identity by other means
 SHOWN = 12  # hex digits of a checksum
 
@@ -69,12 +68,11 @@ class Source:
 def placed(target: str) -> str:
     """Return `my_opt:Cautious` for a target that is written with its file, `./my_opt.py:Cautious`, and
     remember that file; return any other target as it is. Raises LookupError where there is no such file."""
-    written = BY_PATH.fullmatch(target)
-    if written is None:
+    path = file_of(target)
+    if path is None:
         if target.endswith(".py") and ":" not in target:
             raise LookupError(f"which function of that file is not said: write {target}:NAME")
         return target
-    path = file_of(written)
     if not path.is_file():
         meant = nearest(path.stem, [one.stem for one in path.parent.glob("*.py")])
         raise LookupError(f"there is no {path.name}{meant} in {path.parent}")
@@ -83,12 +81,13 @@ def placed(target: str) -> str:
             f"{path.name} cannot be imported by Python: rename it with letters, digits and _ alone"
         )
     remember(path)
-    return f"{path.stem}:{written['name']}"
+    return f"{path.stem}:{target.rpartition(':')[2]}"
 
 
-def file_of(written: re.Match[str]) -> Path:
-    """Return the absolute path of the file that a target is written with, a match of `BY_PATH`."""
-    return Path(os.path.abspath(Path(written["file"]).expanduser()))
+def file_of(target: str) -> Path | None:
+    """Return the absolute path of the file that a target is written with; None where it names a module."""
+    written = BY_PATH.fullmatch(target)
+    return Path(os.path.abspath(Path(written["file"]).expanduser())) if written else None
 
 
 def remember(place: Path) -> None:
@@ -118,7 +117,12 @@ def find(target: str) -> Source:
     remembered = [one for one in _remembered() if one.stem == parts[0] or one.is_dir()]
     folders = [one.parent if one.suffix == ".py" else one for one in remembered]
     places = list(map(str, [*folders, Path.cwd()]))
-    specs = list(_specs(parts, places))
+    importlib.invalidate_caches()
+    specs = list(_specs(parts, [*places, *sys.path]))
+    if not specs:
+        with suppress(ValueError):  # of __main__
+            found = importlib.util.find_spec(parts[0])  # editable installs have a finder of their own
+            specs = [found, *_specs(parts[1:], found.submodule_search_locations or [])] if found else []
     if not colon:
         named = max(1, min(len(specs), len(parts) - 1))
         parts, name = parts[:named], ".".join(parts[named:])
@@ -129,7 +133,7 @@ def find(target: str) -> Source:
     if origin is None or not os.path.isfile(origin):
         raise LookupError(f"{module} has no file")
     path = Path(origin)
-    line = _line_of(name.partition(".")[0], path.read_bytes(), origin) if path.suffix == ".py" else None
+    line = _line_of(name.partition(".")[0], path) if path.suffix == ".py" else None
     root = path.parents[len(parts) - 1 + (path.name == "__init__.py")]
     files: dict[str, Path] = {}
     if str(root) in places and parts[0] != OURS:  # one's own: it, its packages and all that they import there
@@ -140,12 +144,11 @@ def find(target: str) -> Source:
     return Source(module, name, path, line, root, files, _sha256(files or {path.name: path}, path, release))
 
 
-def _sha256(files: Mapping[str, Path], path: Path, release: str | None = None) -> str:
+def _sha256(files: Mapping[str, Path], path: Path, release: str | None) -> str:
     """Return the checksum of the file in `path`, or of all `files` where others have contents as well. It
     includes the `release` of the installed package of that file, which may use other files of it."""
-    each = {
-        name: hashlib.sha256(text).hexdigest() for name, file in files.items() if (text := file.read_bytes())
-    }
+    texts = {name: file.read_bytes() for name, file in files.items()}
+    each = {name: hashlib.sha256(text).hexdigest() for name, text in texts.items() if text}
     if release is not None:
         each["release"] = release
     if len(each) <= 1:
@@ -158,9 +161,11 @@ def files_of(path: Path, root: Path) -> list[Path]:
     anywhere in its text. What cannot be read as Python imports nothing."""
     files = [path]
     for file in files:  # which grows
-        name = list(file.relative_to(root).parent.parts)
-        for module in _imports(file, name):
-            files += [one for one in _files_named(module, root) if one not in files]
+        for module in _imports(file, list(file.relative_to(root).parent.parts)):
+            if module and module[0] not in sys.stdlib_module_names and module[0] != OURS:
+                origins = [spec.origin or "" for spec in _specs(module, [str(root)])]
+                found = [Path(origin) for origin in origins if origin.endswith(".py")]
+                files += [one for one in found if one not in files]
     return files
 
 
@@ -181,46 +186,60 @@ def _imports(file: Path, package: list[str]) -> Iterator[list[str]]:
             yield from ([*start, alias.name] for alias in node.names)
 
 
-def _files_named(module: list[str], root: Path) -> Iterator[Path]:
-    """Yield the files of a, a.b and a.b.c for the module a.b.c, as far as they are Python below `root`."""
-    if not module or module[0] in sys.stdlib_module_names or module[0] == OURS:
-        return
-    places = [str(root)]
-    for part in module:
+def _specs(parts: Sequence[str], places: Sequence[str]) -> Iterator[ModuleSpec]:
+    """Yield the specs of a, a.b and a.b.c for the module a.b.c, as far as they are found."""
+    for part in parts:
+        # by its last part alone: with the whole name, a folder without __init__.py would need its parent
+        # imported
         spec = PathFinder.find_spec(part, places)
         if spec is None:
             return
-        if spec.origin is not None and spec.origin.endswith(".py"):
-            yield Path(spec.origin)
+        yield spec
         places = list(spec.submodule_search_locations or ())
 
 
-def installed_release(path: Path) -> str | None:
-    """Return `name==version` of the installed package that brought this file; None for a file of one's own,
-    and for one that an editable install only points at."""
-    path = path.absolute()
-    folder = next((place for place in path.parents if str(place) in sys.path), None)
-    return None if folder is None else _release(folder, path.relative_to(folder).as_posix())
+def _no_module(module: str) -> str:
+    parent, _, last = module.rpartition(".")
+    if parent:
+        return f"there is no module {last} in {parent}"
+    meant = nearest(module, [path.stem for path in Path.cwd().glob("*.py")])
+    return f"there is no module {module}{meant} in {Path.cwd()} or among the installed packages"
+
+
+def _line_of(name: str, path: Path) -> int | None:
+    """Return the line in which a module's text begins a class or function at its top; None for a name that is
+    bound otherwise. Raises LookupError where the text shows that there is no such name."""
+    text = path.read_bytes().decode(errors="replace")
+    defined = {found[1]: found.start() for found in DEFINES.finditer(text)}
+    if name in defined:
+        return 1 + text.count("\n", 0, defined[name])
+    if not (re.search(rf"\b{name}\b", text) or BINDS_ANY_NAME.search(text)):
+        raise LookupError(f"there is no {name}{nearest(name, list(defined))} in {path}")
+    return None
 
 
 @functools.cache
-def _release(folder: Path, file: str) -> str | None:
-    """Return `name==version` of the package in this folder that brought a file; None where none did.
+def installed_release(path: Path) -> str | None:
+    """Return `name==version` of the installed package that brought this file; None for a file of one's own,
+    and for one that an editable install only points at.
 
     A package of the file's name is asked first: the records of all of them have tens of thousands of lines.
     """
+    path = path.absolute()
+    folder = next((place for place in path.parents if str(place) in sys.path), None)
+    if folder is None:
+        return None
+    file = path.relative_to(folder).as_posix()
     called = re.sub(r"[-_.]+", "_", file.partition("/")[0].removesuffix(".py")).lower()
     others_last = sorted(
         folder.glob("*.dist-info"), key=lambda info: not info.name.lower().startswith(f"{called}-")
     )
     for info in others_last:
-        try:
+        with suppress(OSError):  # it was not pip that installed this one
             record = (info / "RECORD").read_text(encoding="utf-8")
-        except OSError:  # it was not pip that installed this one
-            continue
-        if f"\n{file}," in f"\n{record}":
-            distribution = PathDistribution(info)
-            return f"{distribution.metadata['Name']}=={distribution.version.partition('+')[0]}"
+            if f"\n{file}," in f"\n{record}":
+                distribution = PathDistribution(info)
+                return f"{distribution.metadata['Name']}=={distribution.version.partition('+')[0]}"
     return None
 
 
@@ -251,11 +270,10 @@ def _imported(source: Source) -> ModuleType:
     imported another file under its name, or under that of a module that it imports."""
     files = source.files or {source.module: source.path}
     now: dict[str, str] = {}
-    for name, file in files.items():  # lib.inner for lib/inner.py and lib/inner/__init__.py
-        module_name = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-        now[module_name] = hashlib.sha256(file.read_bytes()).hexdigest()
-    for name, sha256 in now.items():
-        if _loaded.get(name, sha256) != sha256:
+    for path, file in files.items():  # lib.inner for lib/inner.py and lib/inner/__init__.py
+        name = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        now[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+        if _loaded.get(name, now[name]) != now[name]:
             raise LookupError(f"{source.path} has changed since this process imported it: start again")
     earlier = source.module in _loaded
     root = str(source.root)
@@ -275,58 +293,10 @@ def _imported(source: Source) -> ModuleType:
     return module
 
 
-def _specs(parts: Sequence[str], roots: Sequence[str]) -> Iterator[ModuleSpec]:
-    """Yield the specs of a, a.b and a.b.c for the module a.b.c, as far as they are found."""
-    importlib.invalidate_caches()
-    places = [*roots, *sys.path]
-    for depth, part in enumerate(parts):
-        # by its last part alone: with the whole name, a folder without __init__.py would need its parent
-        # imported
-        spec = PathFinder.find_spec(part, places)
-        if spec is None and not depth:
-            with suppress(ValueError):  # of __main__
-                spec = importlib.util.find_spec(part)  # editable installs have a finder of their own
-        if spec is None:
-            return
-        yield spec
-        places = list(spec.submodule_search_locations or ())
-
-
-def _no_module(module: str) -> str:
-    parent, _, last = module.rpartition(".")
-    if parent:
-        return f"there is no module {last} in {parent}"
-    meant = nearest(module, [path.stem for path in Path.cwd().glob("*.py")])
-    return f"there is no module {module}{meant} in {Path.cwd()} or among the installed packages"
-
-
-def _line_of(name: str, source: bytes, origin: str) -> int | None:
-    """Return the line in which a module's text defines a class or function at its top; None for a name that
-    is bound otherwise. Raises LookupError where the text shows that there is no such name."""
-    try:
-        table = symtable.symtable(source, origin, "exec")  # type: ignore[arg-type]  # bytes: they say their encoding
-    except SyntaxError as error:
-        line = f":{error.lineno}" if error.lineno else ""
-        raise LookupError(f"{origin}{line} cannot be read by Python: {error.msg}") from None
-    symbols = {symbol.get_name(): symbol for symbol in table.get_symbols()}
-    bound = [n for n, s in symbols.items() if any((s.is_assigned(), s.is_imported(), s.is_namespace()))]
-    if name in bound:
-        kinds = symbols[name].get_namespaces()
-        return kinds[-1].get_lineno() if kinds else None
-    if not (BINDS_ANY_NAME & symbols.keys() or STAR_IMPORT.search(source)):
-        raise LookupError(f"there is no {name}{nearest(name, bound)} in {origin}")
-    return None
-
-
 def line_of_fault(error: BaseException) -> str | None:
     """Return `my_opt.py:12`, the last line of a user's own files that an error went through, or None."""
-    place = None
-    if isinstance(error, SyntaxError) and error.filename and _is_own(error.filename):
-        place = f"{Path(error.filename).name}:{error.lineno}"
-    frames = traceback.extract_tb(error.__traceback__)
-    passed = [f"{Path(f.filename).name}:{f.lineno}" for f in frames if _is_own(f.filename)]
-    return place or next(reversed(passed), None)
-
-
-def _is_own(filename: str) -> bool:
-    return str(Path(filename).resolve()) in _files
+    places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        places.append((error.filename, error.lineno))
+    own = [f"{Path(file).name}:{line}" for file, line in places if str(Path(file).resolve()) in _files]
+    return own[-1] if own else None

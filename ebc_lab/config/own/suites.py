@@ -33,7 +33,7 @@ def own_suites(package: Path) -> dict[str, Path]:
 
 
 def is_path(choice: str) -> bool:
-    """Tell whether a choice of a study is written as a file."""
+    """Return whether a choice of a study is written as a file."""
     return choice.endswith(ENDINGS) or os.sep in choice
 
 
@@ -142,9 +142,8 @@ def _place(target: str, folder: Path) -> str:
             sources.remember(folder)
         return target
     file = Path(written["file"]).expanduser()
-    here = next(
-        (one for one in (folder / file, Path.cwd() / file, folder / file.name) if one.is_file()), file
-    )
+    places = (folder / file, Path.cwd() / file, folder / file.name)
+    here = next((one for one in places if one.is_file()), file)
     return f"{here}:{written['name']}"
 
 
@@ -164,7 +163,7 @@ def line_of(path: Path, key: str) -> int | None:
 
 
 def sets(path: Path, key: str) -> bool:
-    """Tell whether a file sets a dotted key itself."""
+    """Return whether a file sets a dotted key itself."""
     return len(_lines(path, key)) == len(key.split("."))
 
 

@@ -3,8 +3,6 @@
 What a file is about is said where its settings are: docs/settings.md prints it from there.
 """
 
-from __future__ import annotations
-
 import pkgutil
 from importlib import import_module
 

@@ -1,10 +1,8 @@
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..fields import number, setting
-from ..part import Mode, Need, Part, Run, Tail, Unfit
+from ..part import Mode, Part, Run, Tail
 
 LORA = ("lora",)
 TARGETS = {"hidden": ("q", "k", "v", "o", "mlp_in", "mlp_out"), "qv": ("q", "v")}
@@ -28,6 +26,8 @@ class AdapterConfig(Part):
     place = 25
     words = {"lora": "low-rank adapters"}
     libraries = {"lora": "peft"}
+    required = {"lora": ("peft", "lora")}
+    unfit_for = dict.fromkeys(Mode, "it trains the plain GPT; choose adapter=none")
 
     def refuses(self, run: Run) -> Iterator[str]:
         if self.changes_nothing():
@@ -43,15 +43,6 @@ class AdapterConfig(Part):
                 yield f"adapter=lora does not go with {group}={choice}: {why}; choose {group}={usual}."
         if run.compile == "on":
             yield "adapter=lora does not go with compile=on: leave compile at off."
-
-    def needs(self) -> Iterator[Need]:
-        if not self.changes_nothing():
-            yield Need("adapter=lora", "peft", "lora")
-
-    def unfit(self, mode: Mode) -> Unfit | None:
-        if self.changes_nothing():
-            return None
-        return Unfit("adapter=lora", "it trains the plain GPT; choose adapter=none")
 
     def tail(self) -> Iterator[Tail]:
         if not self.changes_nothing():

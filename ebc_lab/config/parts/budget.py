@@ -1,13 +1,11 @@
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from ebc_lab.ebc import options
 
 from ..errors import any_of
-from ..fields import STEPS, number, setting
-from ..part import Figure, Mode, Part, Run, Tail, Unfit
+from ..fields import EVEN_UNREAD, EVERY, EVERY_OR_NEVER, STEPS, number, setting
+from ..part import Figure, Mode, Part, Run, Tail
 from .stabilizer import NO_WHOLE_STEP, RADIUS_UNIT, RAMP, SCHEDULES, tail_of_radius
 
 
@@ -39,7 +37,7 @@ class BudgetConfig(Part):
         "corrects the radius τ after audits",
         choices=options.GUARDS,
         only=("surrogate",),
-        in_run_id_even_unread=True,
+        **EVEN_UNREAD,
     )
     probe: str = setting("jvp", "how β is measured", choices=options.PROBES)
     cadence: str = setting("warm", "when β is measured (docs/method.md)", choices=options.FORENSIC_CADENCES)
@@ -72,11 +70,9 @@ class BudgetConfig(Part):
         choices=options.EXPONENTS,
         only=("shadow",),
         unnamed_at="square",
-        in_run_id_even_unread=True,
+        **EVEN_UNREAD,
     )
-    measure_every: int = setting(
-        1, "steps between measurements", "steps", low=1, high=STEPS, only=options.MEASURED
-    )
+    measure_every: int = setting(1, "steps between measurements", only=options.MEASURED, **EVERY)
     measure: str = setting(
         "every",
         "one step in measure_every, or when_needed: where the prediction is not sure enough",
@@ -104,9 +100,7 @@ class BudgetConfig(Part):
     sensitivity_every: int = setting(
         0,
         "steps between recordings of S; 0: never; the bounded budgets record it at every step",
-        "steps",
-        low=0,
-        high=STEPS,
+        **EVERY_OR_NEVER,
     )
 
     place = 50
@@ -126,7 +120,7 @@ class BudgetConfig(Part):
         return self.measure if self.name == "tracked" and self.measure_every == 1 else "every"
 
     def leaves_some_free(self) -> bool:
-        """Tell whether some of what is trained moves outside of the budget, at the learning rate itself."""
+        """Return whether some of what is trained moves outside of the budget, at the learning rate itself."""
         return self.grouping == "matrices"
 
     def unread(self) -> Iterator[str]:
@@ -150,31 +144,29 @@ class BudgetConfig(Part):
         if self.radius is not None and self.name == options.LAGGED:
             yield "budget=lagged chooses c before the step is known: leave budget.radius empty."
 
-    def unfit(self, mode: Mode) -> Unfit | None:
+    def unfit(self, mode: Mode) -> Iterator[str]:
         if mode is Mode.EXACT:
             values = {**asdict(self), "budget": self.name}
             for key, allowed in options.WITH_ARITHMETIC.items():
                 name = key if key == "budget" else f"budget.{key}"
                 if key in values and values[key] not in allowed:
                     instead = any_of([f"{name}={value}" for value in allowed])
-                    return Unfit(f"{name}={values[key]}", f"choose {instead}")
+                    yield f"{name}={values[key]}: choose {instead}"
         if mode is Mode.EBM and self.grouping == "matrices":
             why = "it knows a GPT's matrices by their names; block has a group for each expert"
-            return Unfit("budget.grouping=matrices", why)
+            yield f"budget.grouping=matrices: {why}"
         if mode is not Mode.IN_BACKWARD:
-            return None
+            return
         if self.name != options.LAGGED:
-            return Unfit(f"budget={self.name}", f"{NO_WHOLE_STEP}; choose budget=lagged")
+            yield f"budget={self.name}: {NO_WHOLE_STEP}; choose budget=lagged"
         if self.probe_tokens != "train":
-            return Unfit("budget.probe_tokens", "leave it at its default")
+            yield "budget.probe_tokens: leave it at its default"
         usual = BudgetConfig()
         for key in ("sensitivity_every", "exponent"):
             if getattr(self, key) != getattr(usual, key):
-                return Unfit(f"budget.{key}", "budget=lagged sees no whole step; leave it at its default")
+                yield f"budget.{key}: budget=lagged sees no whole step; leave it at its default"
         if self.leaves_some_free():
-            why = "budget=lagged scales every weight; choose another grouping"
-            return Unfit("budget.grouping=matrices", why)
-        return None
+            yield "budget.grouping=matrices: budget=lagged scales every weight; choose another grouping"
 
     def tail(self) -> Iterator[Tail]:
         yield SCHEDULES[self.schedule]

@@ -1,15 +1,14 @@
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ebc_lab.ebc import options
 
 from ..errors import any_of
-from ..fields import setting
-from ..part import Mode, Part, Run, Tail, Unfit
+from ..fields import EVEN_UNREAD, setting
+from ..part import Mode, Part, Run, Tail
 
 NEEDS_ONE_PROCESS = ("agreement", "confidence")  # what looks at the targets of one process's rows
+PI = ("pi", "log_pi")
 
 
 @dataclass
@@ -23,20 +22,16 @@ class ControllerConfig(Part):
         choices=options.STEERED,
         unnamed_at="kl",
     )
-    kp: float | None = setting(
-        None, "proportional gain", low=0, only=("pi", "log_pi"), high=100, in_run_id_even_unread=True
-    )
-    ki: float | None = setting(
-        None, "integral gain", low=0, only=("pi", "log_pi"), high=100, in_run_id_even_unread=True
-    )
+    kp: float | None = setting(None, "proportional gain", low=0, high=100, only=PI, **EVEN_UNREAD)
+    ki: float | None = setting(None, "integral gain", low=0, high=100, only=PI, **EVEN_UNREAD)
     a: float | None = setting(
         None,
         "KL per predicted decrease of the loss; a study takes the baseline's",
         "nats/nat",
         low=0,
-        only=("energy",),
-        in_run_id_even_unread=True,
         high=1e6,
+        only=("energy",),
+        **EVEN_UNREAD,
     )
 
     place = 60
@@ -45,20 +40,17 @@ class ControllerConfig(Part):
         if run.stabilizer.name == "ebc" and self.steers == "radius" and run.budget.radius is None:
             yield "controller.steers=radius moves a radius: set budget.radius, too."
 
-    def unfit(self, mode: Mode) -> Unfit | None:
+    def unfit(self, mode: Mode) -> Iterator[str]:
         choice = f"controller={self.name}"
         exact = [str(name) for name in options.WITH_ARITHMETIC["controller"]]
         if mode is Mode.EXACT and self.name not in exact:
-            return Unfit(choice, f"choose {any_of([f'controller={name}' for name in exact])}")
+            yield f"{choice}: choose {any_of([f'controller={name}' for name in exact])}"
         if mode is Mode.SEVERAL_PROCESSES and self.name in NEEDS_ONE_PROCESS:
-            return Unfit(choice, "it looks at the rows of one process; leave launcher.processes_per_run=1")
+            yield f"{choice}: it looks at the rows of one process; leave launcher.processes_per_run=1"
         if mode is Mode.EBM and self.name == "agreement":
-            return Unfit(choice, "it compares the fall of one loss with the slope of the sum of six")
+            yield f"{choice}: it compares the fall of one loss with the slope of the sum of six"
         if mode is Mode.IN_BACKWARD and self.name == "agreement":
-            return Unfit(
-                choice, "budget=lagged sees no whole step; choose a controller that compares no losses"
-            )
-        return None
+            yield f"{choice}: budget=lagged sees no whole step; choose a controller that compares no losses"
 
     def tail(self) -> Iterator[Tail]:
         if self.steers != "kl":

@@ -1,13 +1,12 @@
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..fields import setting
-from ..part import Need, Part, Run
+from ..part import Part, Run
 
 BIN = ("bin",)
+SHARDS: dict[str, Any] = {"only": BIN, "in_run_id": False, "most": 10_000}
 NO_FILES: dict[str, Any] = {"file": None, "files": [], "val_files": []}  # of a text that is found by its name
 SAME_TEXT = ("name", "sha256", *NO_FILES)  # what may differ between two ways to name one text
 
@@ -23,12 +22,8 @@ class DataConfig(Part):
     sha256: str | None = setting(
         None, "checksum of the text; filled in when a study is resolved, then enforced"
     )
-    files: list[str] = setting(
-        [], "shards of training tokens, paths or patterns, in order", only=BIN, in_run_id=False, most=10_000
-    )
-    val_files: list[str] = setting(
-        [], "shards of validation tokens, likewise", only=BIN, in_run_id=False, most=10_000
-    )
+    files: list[str] = setting([], "shards of training tokens, paths or patterns, in order", **SHARDS)
+    val_files: list[str] = setting([], "shards of validation tokens, likewise", **SHARDS)
     vocabulary: int = setting(
         50304, "tokens that the model knows: more than the largest in the shards", low=2, high=65536, only=BIN
     )
@@ -48,26 +43,21 @@ class DataConfig(Part):
     )
 
     place = 10
+    required = {"digits": ("scikit-learn", "lowbit")}  # they come with it
 
     def refuses(self, run: Run) -> Iterator[str]:
         if self.name == "path" and not self.file:
             yield "data=path needs data.file=FILE, a UTF-8 text."
-        lacking = [key for key in ("files", "val_files") if not getattr(self, key)]
-        if self.name == "bin" and lacking:
-            yield f"data=bin needs data.{lacking[0]}=PATTERN, shards of tokens: 'folder/*_train_*.bin'."
         if self.name != "bin":
             return
-        if run.workload.name != "gpt":
-            yield (
-                f"data=bin is read as it is trained on, workload={run.workload.name} wants all: choose "
-                "another."
-            )
+        for key in ("files", "val_files"):
+            if not getattr(self, key):
+                yield f"data=bin needs data.{key}=PATTERN, shards of tokens: 'folder/*_train_*.bin'."
+        workload = run.workload.name
+        if workload != "gpt":
+            yield f"data=bin is read as it is trained on, workload={workload} wants all: choose another."
         for key in set_for_a_text(run):
             yield f"data=bin is tokens already, too many to look at: leave {key} at its default."
-
-    def needs(self) -> Iterator[Need]:
-        if self.name == "digits":  # which come with it
-            yield Need("data=digits", "scikit-learn", "lowbit")
 
 
 def set_for_a_text(run: Run) -> Iterator[str]:

@@ -1,9 +1,7 @@
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from ..fields import setting
-from ..part import Mode, Part, Unfit
+from ..part import Mode, Part
 
 VERITY = ("verity",)
 
@@ -38,14 +36,11 @@ class DeterminismConfig(Part):
     place = 210
     words = {"torch": "torch’s deterministic kernels", "verity": "exact sums"}
     measured = "exact training"
+    unfit_for = {
+        Mode.SEVERAL_PROCESSES: "gradients are added up in another order; leave launcher.processes_per_run=1"
+    }
 
     @property
     def exact(self) -> bool:
-        """Tell whether every sum of the run is exact, or made in a written order."""
+        """Return whether every sum of the run is exact, or made in a written order."""
         return self.name == "verity"
-
-    def unfit(self, mode: Mode) -> Unfit | None:
-        if mode is Mode.SEVERAL_PROCESSES and self.name != "none":
-            why = "gradients are added up in another order; leave launcher.processes_per_run=1"
-            return Unfit(f"determinism={self.name}", why)
-        return None

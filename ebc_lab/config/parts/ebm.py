@@ -1,13 +1,11 @@
 """The parts of workload=ebm: how a context becomes a state, what moves it, and how it becomes logits."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..fields import STEPS, setting
-from ..part import EXPERT, LEVEL, Need, Part, Run
+from ..fields import EVERY, EVERY_OR_NEVER, STEPS, setting
+from ..part import EXPERT, LEVEL, Part, Run
 
 SEARCHED = ("hnsw", "ivf")  # indices that faiss builds
 EBM = ("workload", ("ebm",))
@@ -88,16 +86,11 @@ class IndexConfig(Part):
     """Of workload=ebm: how a state's nearest splats are found."""
 
     name: str = setting("auto", "auto: exact up to 16,384 splats or on a GPU, else hnsw", group="index")
-    rebuild_every: int = setting(
-        200, "steps until it is built anew", "steps", low=1, high=STEPS, only=("auto", *SEARCHED)
-    )
+    rebuild_every: int = setting(200, "steps until it is built anew", only=("auto", *SEARCHED), **EVERY)
 
     place = 180
     read_by = EBM
-
-    def needs(self) -> Iterator[Need]:
-        if self.name in SEARCHED:
-            yield Need(f"index={self.name}", "faiss", "ebm", "index=exact")
+    required = dict.fromkeys(SEARCHED, ("faiss", "ebm", "index=exact"))
 
 
 @dataclass
@@ -123,19 +116,13 @@ class EbmConfig(Part):
     name: str = setting("laptop", "sizes; by default those of `scale`", group="ebm", in_run_id=False)
     n: int = setting(64, "dimension of the space around the sphere", "features", low=2, high=16384)
     splats: int = setting(
-        1000,
-        "splats at the most; one for 20 training tokens; 0: none",
-        "splats",
-        low=0,
-        high=10**6,
+        1000, "splats at the most; one for 20 training tokens; 0: none", "splats", low=0, high=10**6
     )
     neighbours: int = setting(16, "splats that act on a state, K", "splats", low=1, high=1024)
     hidden: int = setting(192, "hidden size of an expert", "features", low=1, high=65536)
     window: int = setting(8, "tokens that encoder=window mixes", "tokens", low=1, high=1024)
     embeddings: str = setting(
-        "cooccurrence",
-        "initial: from counts of neighbours, or GPT-2's",
-        choices=("cooccurrence", "gpt2"),
+        "cooccurrence", "initial: from counts of neighbours, or GPT-2's", choices=("cooccurrence", "gpt2")
     )
     gpt2: str | None = setting(None, "a local folder with GPT-2's weights", of="embeddings", only=("gpt2",))
     kappa_min: float = setting(1.0, "least concentration", "per degree of freedom", above=0, high=1e6)
@@ -161,15 +148,13 @@ class EbmConfig(Part):
     revive: bool = setting(True, "splats that win nothing move to states far from all")
     revive_every: int = setting(50, "steps between such looks, beside those at 10 and 20", low=1, high=STEPS)
     soc: bool = setting(True, "splats whose states lie too far out topple and split (docs/ebm.md)")
-    soc_every: int = setting(50, "steps between such looks", "steps", low=1, high=STEPS)
+    soc_every: int = setting(50, "steps between such looks", **EVERY)
     soc_threshold: float = setting(2.0, "stress from which a splat topples", above=0, high=1e9)
     soc_conserved: float = setting(0.8, "share of it that its neighbours get", low=0, below=1)
     temperature: list[float] = setting(
         [1.0, 1.0, 1.0], "divides κ, in each third of the run", above=0, high=1000, least=3, most=3
     )
-    keep_every: int = setting(
-        0, "steps between kept models (at evaluations); 0: the last", "steps", low=0, high=STEPS
-    )
+    keep_every: int = setting(0, "steps between kept models (at evaluations); 0: the last", **EVERY_OR_NEVER)
 
     place = 200
     columns = STEP_COLUMNS

@@ -1,16 +1,13 @@
-"""From which weights a run starts: drawn from its seed, or those of another run; and whether it keeps its
-own."""
-
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ..fields import setting
-from ..part import Figure, Mode, Part, Run, Tail, Unfit
+from ..part import Figure, Head, Mode, Part, Run, Tail
 
 NATS = "nats/token"
 RUN = ("run",)
+UNNAMED: dict[str, Any] = {"only": RUN, "in_run_id": False}
 
 
 @dataclass
@@ -19,20 +16,16 @@ class InitConfig(Part):
 
     name: str = setting("none", "drawn from the seed, or another run's weights", group="init")
     run: str | None = setting(
-        None,
-        "whose weights: a run's folder, its weights.pt or checkpoint.pt, or STUDY/RUN_ID",
-        only=RUN,
-        in_run_id=False,
+        None, "whose weights: a run's folder, its weights.pt or checkpoint.pt, or STUDY/RUN_ID", **UNNAMED
     )
     sha256: str | None = setting(None, "checksum of that file; filled in, then enforced", only=RUN)
     text: str = setting(
         "source",
         "on which text forgetting is measured: source, that of the weights; none; or one of `data`",
         choices=("source", "none", "shakespeare", "pydoc", "path"),
-        only=RUN,
-        in_run_id=False,
+        **UNNAMED,
     )
-    file: str | None = setting(None, "of text=path: that text, UTF-8", only=RUN, in_run_id=False)
+    file: str | None = setting(None, "of text=path: that text, UTF-8", **UNNAMED)
     text_sha256: str | None = setting(None, "checksum of that text; filled in, then enforced", only=RUN)
     keep: bool = setting(
         False,
@@ -51,29 +44,20 @@ class InitConfig(Part):
             "init_start_loss",
             NATS,
             "validation loss on the text that the weights come from, before the first step",
-            title="Old text, before",
-            short="old before",
+            Head("Old text, before", "old before"),
         ),
-        Figure(
-            "init_val_loss",
-            NATS,
-            "the same after the last step",
-            title="Old text, after",
-            short="old after",
-        ),
+        Figure("init_val_loss", NATS, "the same after the last step", Head("Old text, after", "old after")),
         Figure(
             "forgotten",
             NATS,
             "by how much that loss rose: what the run forgot",
-            title="Forgotten",
-            short="forgotten",
+            Head("Forgotten", "forgotten"),
         ),
         Figure(
             "weights_moved",
             "",
             "‖W − W₀‖ over ‖W₀‖: how far all weights are from where they started",
-            title="Weights moved",
-            short="moved",
+            Head("Weights moved", "moved"),
         ),
         Figure("weights_bytes", "bytes", "of the kept weights", averaged=False),
     )
@@ -85,7 +69,7 @@ class InitConfig(Part):
     )
 
     def is_pinned(self) -> bool:
-        """Tell whether the checksums are filled in that name a run from other weights."""
+        """Return whether the checksums are filled in that name a run from other weights."""
         return self.name == "none" or bool(self.sha256 and (self.text == "none" or self.text_sha256))
 
     def changes_nothing(self) -> bool:
@@ -97,11 +81,10 @@ class InitConfig(Part):
         if (self.text == "path") != (self.file is not None):
             yield "init.text=path and init.file=FILE, the text on which forgetting is measured, go together."
 
-    def unfit(self, mode: Mode) -> Unfit | None:
+    def unfit(self, mode: Mode) -> Iterator[str]:
         if mode is Mode.EBM and not self.changes_nothing():
             setting = "init=run" if self.name == "run" else "init.keep"
-            return Unfit(setting, "it keeps its model by itself, and starts from its seed; choose init=none")
-        return None
+            yield f"{setting}: it keeps its model by itself, and starts from its seed; choose init=none"
 
     def tail(self) -> Iterator[Tail]:
         if self.name == "run":

@@ -1,15 +1,13 @@
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import any_of
-from ..fields import CUSTOM, OWN, OWN_ARGUMENTS, STEPS, number, setting
-from ..part import Mode, Part, Run, Tail, Unfit
+from ..fields import CUSTOM, OWN, OWN_ARGUMENTS, OWN_TARGET, STEPS, number, setting
+from ..part import Mode, Part, Run, Tail
 
 WARMED = ("warmup_linear", "cosine", "trapezoid", "inverse_sqrt")
-LR_SHAPES = ("constant", "warmup_linear", "cosine", "trapezoid", "inverse_sqrt")  # schedules without a record
+LR_SHAPES = ("constant", *WARMED)  # schedules without a record
 REPLAY = ("replay",)
 EXACT = ("constant", "warmup_linear", "trapezoid")  # the others ask the platform's maths library
 TAILS = {
@@ -43,9 +41,7 @@ class LRScheduleConfig(Part):
     source: str | None = setting(
         None, "folder, or in a study id, of the run whose recorded c·lr is replayed", only=REPLAY
     )
-    target: str | None = setting(
-        None, "of custom: module:function, which gives the factor on the peak (docs/extending.md)", only=OWN
-    )
+    target: str | None = setting(None, OWN_TARGET.format("gives the factor on the peak"), only=OWN)
     arguments: dict[str, Any] = setting({}, OWN_ARGUMENTS, only=OWN)
     sha256: str | None = setting(
         None,
@@ -69,11 +65,9 @@ class LRScheduleConfig(Part):
                 "replays."
             )
 
-    def unfit(self, mode: Mode) -> Unfit | None:
+    def unfit(self, mode: Mode) -> Iterator[str]:
         if mode is Mode.EXACT and self.name not in EXACT:
-            why = f"its factors may differ between machines; choose {any_of(EXACT)}"
-            return Unfit(f"lr_schedule={self.name}", why)
-        return None
+            yield f"lr_schedule={self.name}: its factors may differ between machines; choose {any_of(EXACT)}"
 
     def tail(self) -> Iterator[Tail]:
         if self.name not in TAILS:

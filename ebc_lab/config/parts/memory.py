@@ -1,12 +1,12 @@
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ebc_lab.ebc.options import LAGGED
 
 from ..fields import SEED, setting
-from ..part import Figure, Mode, Part, Run, Tail, Unfit
+from ..part import Figure, Mode, Part, Run, Tail
+
+PACKED = ("int4",)
 
 
 @dataclass
@@ -21,15 +21,14 @@ class MemoryConfig(Part):
         "none", "activations kept for backward: as they are, or in 4 bits", choices=("none", "int4")
     )
     seed: int = setting(
-        0,
-        "of their stochastic rounding, beside the run's",
-        low=0,
-        high=SEED,
-        of="activations",
-        only=("int4",),
+        0, "of their stochastic rounding, beside the run's", low=0, high=SEED, of="activations", only=PACKED
     )
 
     place = 110
+    unfit_for = {
+        Mode.EXACT: "it needs a batch's whole gradients, and activations as they are; choose memory=none",
+        Mode.SEVERAL_PROCESSES: "it works on one process's gradients and activations; choose memory=none",
+    }
     figures = (
         Figure("state_bytes", "bytes", "of the optimizer's state", averaged=False),
         Figure(
@@ -61,15 +60,6 @@ class MemoryConfig(Part):
                 "budget=lagged looks at earlier steps because hooks leave it no choice: choose "
                 "budget=shadow, which measures the step itself, or memory=hooks with optimizer=axiom."
             )
-
-    def unfit(self, mode: Mode) -> Unfit | None:
-        whole = {
-            Mode.EXACT: "it needs a batch's whole gradients, and activations as they are; choose memory=none",
-            Mode.SEVERAL_PROCESSES: "it works on one process's gradients and activations; choose memory=none",
-        }
-        if self.changes_nothing() or mode not in whole:
-            return None
-        return Unfit(f"memory={self.name}", whole[mode])
 
     def tail(self) -> Iterator[Tail]:
         if self.activations != "none":

@@ -1,13 +1,11 @@
 """The model of workload=gpt or images, and the sizes of the transformer blocks of workload=ebm."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..fields import OWN, OWN_ARGUMENTS, OWN_CHECKSUM, number, setting
-from ..part import Mode, Part, Run, Tail, Unfit
+from ..fields import OWN, OWN_ARGUMENTS, OWN_CHECKSUM, OWN_TARGET, number, setting
+from ..part import Mode, Part, Run, Tail
 
 GPT = ("gpt",)
 TEXT_MODELS = (*GPT, "modern", "gru")
@@ -41,9 +39,7 @@ class ModelConfig(Part):
     init_scale: float = setting(
         1.0, "factor on the initial matrices", above=0, high=1000, only=GPT, unnamed_at=1.0
     )
-    target: str | None = setting(
-        None, "of custom: module:function, which makes the model (docs/extending.md)", only=OWN
-    )
+    target: str | None = setting(None, OWN_TARGET.format("makes the model"), only=OWN)
     arguments: dict[str, Any] = setting({}, OWN_ARGUMENTS, only=OWN)
     sha256: str | None = setting(None, OWN_CHECKSUM, only=OWN)
 
@@ -67,18 +63,17 @@ class ModelConfig(Part):
                 f"model={self.name}: choose budget.grouping=block or tensor."
             )
 
-    def unfit(self, mode: Mode) -> Unfit | None:
+    def unfit(self, mode: Mode) -> Iterator[str]:
         if self.name != "gpt" and mode is Mode.EXACT:
-            return Unfit(f"model={self.name}", "its layers are torch's; choose model=gpt")
+            yield f"model={self.name}: its layers are torch's; choose model=gpt"
         if self.name not in BUILT and mode is Mode.SEVERAL_PROCESSES:
-            return Unfit(f"model={self.name}", "it may draw numbers of its own; train it in one process")
+            yield f"model={self.name}: it may draw numbers of its own; train it in one process"
         if self.name != "gpt" and mode is Mode.EBM:
-            return Unfit(f"model={self.name}", "it has a model of its own; leave model=gpt")
+            yield f"model={self.name}: it has a model of its own; leave model=gpt"
         if self.init_scale != 1 and mode in (Mode.EXACT, Mode.EBM):
-            return Unfit("model.init_scale", "its initial weights have a size of their own; leave it at 1")
+            yield "model.init_scale: its initial weights have a size of their own; leave it at 1"
         if self.dropout > 0 and mode is not Mode.EBM:
-            return Unfit("model.dropout", f"{DROPOUT[mode]}; leave it at 0")
-        return None
+            yield f"model.dropout: {DROPOUT[mode]}; leave it at 0"
 
     def tail(self) -> Iterator[Tail]:
         if self.name != "gpt":

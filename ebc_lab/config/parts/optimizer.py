@@ -1,12 +1,10 @@
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import any_of
-from ..fields import LR, OWN, OWN_ARGUMENTS, OWN_CHECKSUM, setting
-from ..part import Mode, Need, Part, Run, Unfit
+from ..fields import LR, OWN, OWN_ARGUMENTS, OWN_CHECKSUM, OWN_TARGET, setting
+from ..part import Mode, Part, Run
 
 AXIOM = ("axiom",)
 ADAMS = (  # what has Adam's two moments, or is made of it
@@ -16,6 +14,7 @@ ADAMS = (  # what has Adam's two moments, or is made of it
 )
 MUON = ("muon",)
 SCALE: dict[str, Any] = {"low": 0, "high": 1000}  # of a rate, in units of lr
+MUON_RATE: dict[str, Any] = {**SCALE, "only": MUON, "unnamed_at": 1.0}
 WITH_MOMENTUM = ("sgd", "muon", "normuon", "muonclip", "scion")
 EXACT = ("adam", "adamw")
 WITHOUT_LOGITS = ("modern", "gru", "cnn")  # models: norms bound the first one's, the others have none
@@ -38,11 +37,7 @@ class OptimizerConfig(Part):
         0.0, "of SGD, Muon, NorMuon, MuonClip and Scion", low=0, high=1, only=WITH_MOMENTUM
     )
     rank: int = setting(
-        0,
-        "of AXIOM's momentum, 0: none; of GaLore's gradients",
-        low=0,
-        high=65536,
-        only=("axiom", "galore"),
+        0, "of AXIOM's momentum, 0: none; of GaLore's gradients", low=0, high=65536, only=("axiom", "galore")
     )
     relative: bool = setting(False, "lr in units of each tensor's own rms", only=AXIOM)
     momentum_weight: float = setting(
@@ -56,18 +51,10 @@ class OptimizerConfig(Part):
         only=AXIOM,
     )
     snr_floor: float = setting(
-        0.5,
-        "with rank > 0: least factor on rows whose momentum is weak; 1: off",
-        low=0,
-        high=1,
-        only=AXIOM,
+        0.5, "with rank > 0: least factor on rows whose momentum is weak; 1: off", low=0, high=1, only=AXIOM
     )
     rest_scale: float = setting(
-        0.1,
-        "rate of what is not a hidden matrix, in units of lr",
-        low=0,
-        high=1000,
-        only=("hyperball", "lionar"),
+        0.1, "rate of what is not a hidden matrix, in units of lr", only=("hyperball", "lionar"), **SCALE
     )
     update_size: str = setting(
         "rms",
@@ -76,15 +63,9 @@ class OptimizerConfig(Part):
         only=MUON,
         unnamed_at="rms",
     )
-    embedding_scale: float = setting(
-        1.0, "beside Muon: rate of the embeddings, in units of lr", only=MUON, unnamed_at=1.0, **SCALE
-    )
-    head_scale: float = setting(
-        1.0, "beside Muon: rate of the head, in units of lr", only=MUON, unnamed_at=1.0, **SCALE
-    )
-    vector_scale: float = setting(
-        1.0, "beside Muon: rate of gains and biases, in units of lr", only=MUON, unnamed_at=1.0, **SCALE
-    )
+    embedding_scale: float = setting(1.0, "beside Muon: rate of the embeddings, in units of lr", **MUON_RATE)
+    head_scale: float = setting(1.0, "beside Muon: rate of the head, in units of lr", **MUON_RATE)
+    vector_scale: float = setting(1.0, "beside Muon: rate of gains and biases, in units of lr", **MUON_RATE)
     rest_decay: float | None = setting(
         None,
         "beside Muon: decoupled weight decay of the rest, whose Adam is then AdamW; empty: weight_decay, "
@@ -100,9 +81,7 @@ class OptimizerConfig(Part):
     safeguard: bool = setting(
         False, "keep a warm-up of the rate out of the distance's denominator", only=("prodigy",)
     )
-    target: str | None = setting(
-        None, "of custom: module:function, which makes the optimizer (docs/extending.md)", only=OWN
-    )
+    target: str | None = setting(None, OWN_TARGET.format("makes the optimizer"), only=OWN)
     arguments: dict[str, Any] = setting({}, OWN_ARGUMENTS, only=OWN)
     sha256: str | None = setting(None, OWN_CHECKSUM, only=OWN)
 
@@ -141,6 +120,8 @@ class OptimizerConfig(Part):
         **dict.fromkeys(TORCHAO, "torchao"),
     }
 
+    required = dict.fromkeys(TORCHAO, ("torchao", "axiom"))
+
     def unread(self) -> Iterable[str]:
         without_momentum = self.name == "axiom" and not self.rank  # and nothing that belongs to one
         return ("beta1", "momentum_weight", "streak_boost", "snr_floor") if without_momentum else ()
@@ -158,21 +139,16 @@ class OptimizerConfig(Part):
         if run.adapter.name != "none":
             yield "optimizer=muonclip shrinks whole matrices of queries and keys: choose adapter=none."
 
-    def needs(self) -> Iterator[Need]:
-        if self.name in TORCHAO:
-            yield Need(f"optimizer={self.name}", "torchao", "axiom")
-
-    def unfit(self, mode: Mode) -> Unfit | None:
+    def unfit(self, mode: Mode) -> Iterator[str]:
         name = self.name
         if mode is Mode.EXACT and name == "axiom":
             why = "its 4-bit and low-rank parts could be exact, but they are not built so"
-            return Unfit("optimizer=axiom", f"{why}; choose optimizer=adam")
+            yield f"optimizer=axiom: {why}; choose optimizer=adam"
         if mode is Mode.EXACT and name not in EXACT:
-            return Unfit(f"optimizer={name}", f"choose {any_of(EXACT)}")
+            yield f"optimizer={name}: choose {any_of(EXACT)}"
         if mode is Mode.EXACT and name == "adam" and self.weight_decay > 0:
-            weight_decay = "optimizer.weight_decay under optimizer=adam"
-            return Unfit(weight_decay, "its decay is decoupled; choose optimizer=adamw")
+            why = "its decay is decoupled; choose optimizer=adamw"
+            yield f"optimizer.weight_decay under optimizer=adam: {why}"
         if mode is Mode.IN_BACKWARD and name != "axiom":
             why = "the update is made inside backward, which it does not; choose optimizer=axiom"
-            return Unfit(f"optimizer={name}", why)
-        return None
+            yield f"optimizer={name}: {why}"

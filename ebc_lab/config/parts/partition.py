@@ -1,12 +1,10 @@
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..fields import setting
-from ..part import Mode, Need, Part, Run, Unfit
+from ..part import Mode, Need, Part, Run
 
-WORDS = {"clustered": "batches from one cluster", "stratified": "batches over all clusters"}
+CLUSTERED = ("clustered", "stratified")
 
 
 @dataclass
@@ -17,18 +15,14 @@ class PartitionConfig(Part):
         "uniform", "anywhere; all rows from one cluster of windows; or spread over all", group="partition"
     )
     clusters: int = setting(
-        8,
-        "clusters of windows; 0: as the silhouette suggests",
-        "clusters",
-        low=0,
-        high=1000,
-        only=tuple(WORDS),
+        8, "clusters of windows; 0: as the silhouette suggests", "clusters", low=0, high=1000, only=CLUSTERED
     )
 
     off = "uniform"
     place = 120
     timed = False
-    words = WORDS
+    unfit_for = {Mode.EXACT: "clusters are found by sums in any order; choose partition=uniform"}
+    words = {"clustered": "batches from one cluster", "stratified": "batches over all clusters"}
 
     def refuses(self, run: Run) -> Iterator[str]:
         if not self.changes_nothing() and run.stabilizer.name == "ebc" and run.budget.probe_tokens != "train":
@@ -40,9 +34,3 @@ class PartitionConfig(Part):
     def needs(self) -> Iterator[Need]:
         if not (self.changes_nothing() or self.clusters > 0):
             yield Need("partition.clusters=0", "scikit-learn", "lowbit", "give the number of clusters")
-
-    def unfit(self, mode: Mode) -> Unfit | None:
-        if mode is Mode.EXACT and not self.changes_nothing():
-            why = "clusters are found by sums in any order; choose partition=uniform"
-            return Unfit(f"partition={self.name}", why)
-        return None

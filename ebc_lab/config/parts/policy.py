@@ -1,10 +1,8 @@
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..fields import setting
-from ..part import Figure, Mode, Part, Run, Unfit
+from ..part import Figure, Head, Mode, Part, Run
 
 STEERED = ("ebc", "trust_region")  # stabilizers with a radius, which a policy can move
 
@@ -18,6 +16,7 @@ class PolicyConfig(Part):
     off = "constant"
     place = 130
     timed = False
+    unfit_for = dict.fromkeys(set(Mode) - {Mode.EBM}, "choose policy=constant")
     words = {"auxnn": "policy of a small network", "random": "random policy"}
     measured = "low-bit training"
     columns = {
@@ -29,18 +28,14 @@ class PolicyConfig(Part):
             "lr_factor",
             "×",
             "the policy's factor on the learning rate, median of the steps",
-            title="Factor on the LR",
-            short="LR factor",
-            form="factor",
+            Head("Factor on the LR", "LR factor", "factor"),
             of_steps=True,
         ),
         Figure(
             "radius_factor",
             "×",
             "its factor on the trust radius, median of the steps",
-            title="Factor on the radius",
-            short="radius factor",
-            form="factor",
+            Head("Factor on the radius", "radius factor", "factor"),
             of_steps=True,
         ),
     )
@@ -53,11 +48,6 @@ class PolicyConfig(Part):
                 f"policy={self.name} multiplies the learning rate, which schedule=lr_squared follows: choose "
                 "another schedule."
             )
-
-    def unfit(self, mode: Mode) -> Unfit | None:
-        if self.changes_nothing() or mode is Mode.EBM:
-            return None
-        return Unfit(f"policy={self.name}", "choose policy=constant")
 
     def warnings(self, run: Run) -> Iterator[str]:
         stabilizer = run.stabilizer.name

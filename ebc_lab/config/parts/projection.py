@@ -1,10 +1,8 @@
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..fields import setting
-from ..part import Mode, Part, Run, Unfit
+from ..part import Mode, Part, Run
 
 
 @dataclass
@@ -35,7 +33,6 @@ class ProjectionConfig(Part):
                 f"workload={run.workload.name} has none."
             )
 
-    def unfit(self, mode: Mode) -> Unfit | None:
+    def unfit(self, mode: Mode) -> Iterator[str]:
         if mode is Mode.EXACT and self.name != "none":
-            return Unfit(f"projection={self.name}", "choose projection=none")
-        return None
+            yield f"projection={self.name}: choose projection=none"

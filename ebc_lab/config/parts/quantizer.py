@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,7 +7,7 @@ from ebc_lab.ebc.options import MEASURING
 
 from ..errors import shown
 from ..fields import setting
-from ..part import Figure, Mode, Part, Run, Tail, Unfit
+from ..part import Figure, Head, Mode, Part, Run, Tail
 
 WITH_LOW_BIT_STATE = ("adam", "adamw")  # optimizers whose moments can be kept in few bits
 LEVELS = ("ternary", "five")
@@ -57,64 +55,47 @@ class QuantizerConfig(Part):
             "bits_per_weight",
             "bits",
             "of the hidden matrices in model.ebcpack, their steps included",
-            title="Bits per weight",
-            short="bits",
-            form="two_digits",
-            beside="loss",
+            Head("Bits per weight", "bits", "two_digits", beside="loss"),
         ),
         Figure(
             "compression",
             "×",
             "size of the whole model in float32 over that of model.ebcpack",
-            title="Smaller by",
-            short="smaller",
-            form="times",
-            beside="loss",
-            places=("paper",),
+            Head("Smaller by", "smaller", "times", beside="loss", places=("paper",)),
             of_run=_compression,
         ),
         Figure(
             "entropy_bits",
             "bits",
             "entropy of the codes at the end: what a weight could take at the least",
-            title="Entropy, bits",
-            short="entropy",
-            form="two_digits",
+            Head("Entropy, bits", "entropy", "two_digits"),
         ),
-        Figure("zero_share", "0–1", "codes that are 0 at the end", "Zeros", "zeros", "percent"),
+        Figure("zero_share", "0–1", "codes that are 0 at the end", Head("Zeros", "zeros", "percent")),
         Figure(
             "flip_share",
             "0–1",
             "codes that differ from those ten steps before, median of the audits",
-            title="Flips in ten steps",
-            short="flips",
-            form="tenths_of_percent",
+            Head("Flips in ten steps", "flips", "tenths_of_percent"),
             of_steps=True,
         ),
         Figure(
             "grad_bits",
             "bits",
             "what one worker would send of an element of a gradient",
-            title="Gradient bits",
-            short="grad. bits",
-            form="two_digits",
+            Head("Gradient bits", "grad. bits", "two_digits"),
         ),
         Figure(
             "grad_error",
             "",
             "squared error of the quantized gradients, over the square, median of the steps",
-            title="Gradient error",
-            short="grad. error",
-            form="percent",
+            Head("Gradient error", "grad. error", "percent"),
             of_steps=True,
         ),
         Figure(
             "state_bits",
             "bits",
             "both moments of a hidden weight",
-            title="State bits",
-            short="state bits",
-            form="two_digits",
+            Head("State bits", "state bits", "two_digits"),
         ),
     )
     table = "Few levels"
@@ -125,20 +106,16 @@ class QuantizerConfig(Part):
     )
 
     def changes_nothing(self) -> bool:
-        """Tell whether nothing is quantized at all."""
         return (self.name, self.gradients, self.state) == ("none", "none", "none")
 
     def refuses(self, run: Run) -> Iterator[str]:
         group = self.group
         if not (group in ("tensor", "row") or (group.isdecimal() and int(group) >= 1)):
-            yield (
-                f"quantizer.group={shown(group)} is unknown; it takes tensor, row, or a count of "
-                "weights >= 1."
-            )
+            known = "tensor, row, or a count of weights >= 1"
+            yield f"quantizer.group={shown(group)} is unknown; it takes {known}."
         if not (self.scale in ("absmean", "absmax") or _is_positive(self.scale)):
-            yield (
-                f"quantizer.scale={shown(self.scale)} is unknown; it takes absmean, absmax, or a step > 0."
-            )
+            known = "absmean, absmax, or a step > 0"
+            yield f"quantizer.scale={shown(self.scale)} is unknown; it takes {known}."
         quantized = self.name != "none"
         if run.model.target is not None and not self.changes_nothing():
             yield (
@@ -173,19 +150,16 @@ class QuantizerConfig(Part):
                 "five."
             )
 
-    def unfit(self, mode: Mode) -> Unfit | None:
+    def unfit(self, mode: Mode) -> Iterator[str]:
         if mode is Mode.EXACT and not self.changes_nothing():
-            return Unfit("a quantizer", "choose quantizer=none")
+            yield "a quantizer: choose quantizer=none"
         if mode is Mode.EBM and not self.changes_nothing():
-            return Unfit("a quantizer", "only a GPT's hidden matrices are quantized")
+            yield "a quantizer: only a GPT's hidden matrices are quantized"
         if mode is Mode.SEVERAL_PROCESSES and (self.gradients, self.state) != ("none", "none"):
             why = "their levels turn a rounding into a step; leave them at none"
-            return Unfit("quantizer.gradients or quantizer.state", why)
+            yield f"quantizer.gradients or quantizer.state: {why}"
         if mode is Mode.IN_BACKWARD and self.gradients != "none":
-            return Unfit(
-                "quantizer.gradients", "no gradient is left once backward has ended; leave it at none"
-            )
-        return None
+            yield "quantizer.gradients: no gradient is left once backward has ended; leave it at none"
 
     def tail(self) -> Iterator[Tail]:
         if self.name != "none":

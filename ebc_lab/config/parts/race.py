@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,9 +30,9 @@ class RaceConfig(Part):
                 yield f"race.above at step {step} must be a finite loss, not {loss}."
         if self.name == "bounds" and not self.above:
             yield "race=bounds ends no run without race.above, steps and losses."
-        for at in (int(step) for step in self.above if step.isdecimal()):
-            if at % run.eval_every or at >= run.steps:
+        for bound in (int(step) for step in self.above if step.isdecimal()):
+            if bound % run.eval_every or bound >= run.steps:
                 yield (
-                    f"race.above has a bound at step {at}, where the run is not evaluated before its end: "
+                    f"race.above has a bound at step {bound}, where the run is not evaluated before its end: "
                     f"choose a multiple of eval_every={run.eval_every} below {run.steps}."
                 )

@@ -1,12 +1,10 @@
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from ..fields import STEPS, setting
-from ..part import Figure, Mode, Part, Run, Unfit, Versions
+from ..part import Figure, Head, Mode, Part, Run, Versions
 
 SHOCK_WINDOW = 20  # steps before a shock that say what the loss was
 RECOVERY_WINDOW = 10  # steps whose mean must be back there
@@ -21,8 +19,9 @@ def _back(completed: Sequence[Mapping[str, Any]]) -> list[float | None]:
 def _recovery_steps(completed: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the mean of these steps, or None where a run never was back: a mean over the others would
     flatter the arm."""
-    steps = [value for value in _back(completed) if value is not None]
-    return fmean(steps) if steps and len(steps) == len(_back(completed)) else None
+    back = _back(completed)
+    steps = [value for value in back if value is not None]
+    return fmean(steps) if steps and len(steps) == len(back) else None
 
 
 def _recovered(completed: Sequence[Mapping[str, Any]]) -> float | None:
@@ -53,28 +52,24 @@ class ShockConfig(Part):
             "shock_peak",
             "nats/token",
             "how far the mean training loss of any 10 steps after a shock rose above that before it",
-            title="peak",
-            beside="steps",
-            always=True,
+            Head("peak", beside="steps"),
+            in_every_arm=True,
         ),
         Figure(
             "shock_recovery_steps",
             "steps",
             "until such a mean was back; empty where a seed's never was",
-            title="recovery",
-            beside="steps",
+            Head("recovery", beside="steps"),
             of_arm=_recovery_steps,
-            always=True,
+            in_every_arm=True,
         ),
         Figure(
             "shock_recovered",
             "0–1",
             "seeds that came back",
-            title="recovered",
-            form="percent",
-            beside="steps",
+            Head("recovered", form="percent", beside="steps"),
             of_arm=_recovered,
-            always=True,
+            in_every_arm=True,
         ),
     )
     picture = "recovery"
@@ -89,14 +84,10 @@ class ShockConfig(Part):
         if not self.changes_nothing() and self.step is not None and self.step >= run.steps:
             yield f"shock.step={self.step} lies beyond the run's {run.steps} steps (counted from 0)."
 
-    def unfit(self, mode: Mode) -> Unfit | None:
-        if self.name != "corrupt_gradient":
-            return None
-        if mode is Mode.EXACT:
-            why = "its noise may differ between machines; choose shock=label_noise, lr_spike or none"
-            return Unfit("shock=corrupt_gradient", why)
-        if mode is Mode.IN_BACKWARD:
-            return Unfit(
-                "shock=corrupt_gradient", "no gradient is left once backward has ended; choose another"
-            )
-        return None
+    def unfit(self, mode: Mode) -> Iterator[str]:
+        whys = {
+            Mode.EXACT: "its noise may differ between machines; choose shock=label_noise, lr_spike or none",
+            Mode.IN_BACKWARD: "no gradient is left once backward has ended; choose another",
+        }
+        if mode in whys and self.name == "corrupt_gradient":
+            yield f"shock=corrupt_gradient: {whys[mode]}"

@@ -1,13 +1,11 @@
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ebc_lab.ebc import options
 
-from ..fields import CUSTOM, OWN, OWN_ARGUMENTS, OWN_CHECKSUM, STEPS, setting
-from ..part import Mode, Part, Run, Tail, Unfit
+from ..fields import CUSTOM, OWN, OWN_ARGUMENTS, OWN_CHECKSUM, OWN_TARGET, STEPS, setting
+from ..part import Mode, Part, Run, Tail
 
 TRUST_REGION = ("trust_region",)
 NO_WHOLE_STEP = "it looks at the whole step before it is applied, and there is no such moment"
@@ -66,9 +64,7 @@ class StabilizerConfig(Part):
         choices=("latent", "effective"),
         only=TRUST_REGION,
     )
-    target: str | None = setting(
-        None, "of custom: module:function, which wraps the optimizers (docs/extending.md)", only=OWN
-    )
+    target: str | None = setting(None, OWN_TARGET.format("wraps the optimizers"), only=OWN)
     arguments: dict[str, Any] = setting({}, OWN_ARGUMENTS, only=OWN)
     sha256: str | None = setting(None, OWN_CHECKSUM, only=OWN)
 
@@ -86,18 +82,17 @@ class StabilizerConfig(Part):
         if self.norm != "latent" and self.radius_unit != "absolute":
             yield "stabilizer.radius_unit=initial is of latent weights: leave stabilizer.norm=latent."
 
-    def unfit(self, mode: Mode) -> Unfit | None:
+    def unfit(self, mode: Mode) -> Iterator[str]:
         choice = f"stabilizer={self.name}"
         if mode is Mode.EXACT and self.name not in ("none", "ebc"):
-            return Unfit(choice, "choose stabilizer=none, or stabilizer=ebc with budget=shadow")
+            yield f"{choice}: choose stabilizer=none, or stabilizer=ebc with budget=shadow"
         if mode is Mode.SEVERAL_PROCESSES and self.name in NEEDS_ONE_PROCESS:
-            return Unfit(choice, "it looks at the rows of one process; leave launcher.processes_per_run=1")
+            yield f"{choice}: it looks at the rows of one process; leave launcher.processes_per_run=1"
         if mode is Mode.EBM and self.name in ("gen", "cdat"):
-            return Unfit(choice, "it looks at the cross-entropy alone, one of the six terms that are trained")
+            yield f"{choice}: it looks at the cross-entropy alone, one of the six terms that are trained"
         if mode is Mode.IN_BACKWARD and self.name not in ("none", "ebc"):
             others = "stabilizer=none, stabilizer=ebc with budget=lagged, or memory.hooks=false"
-            return Unfit(choice, f"{NO_WHOLE_STEP}; choose {others}")
-        return None
+            yield f"{choice}: {NO_WHOLE_STEP}; choose {others}"
 
     def tail(self) -> Iterator[Tail]:
         if self.name in TRUST_REGION:

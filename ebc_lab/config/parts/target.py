@@ -4,23 +4,21 @@ It changes nothing in a run and is no part of its name: the same runs can be jud
 results and suites say of it is found in the curves of the runs.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..fields import setting
-from ..part import Figure, Part
+from ..part import Figure, Head, Part
 
 LOSS = ("loss",)
 Row = Sequence[Any]  # of a curve: step, loss on the fixed windows, seconds of training
 
 
-def _arm_figure(key: str, unit: str, meaning: str, title: str, short: str, form: str = "brief") -> Figure:
+def _arm_figure(key: str, unit: str, meaning: str, head: Head) -> Figure:
     """Return a figure that the stage `ablation` finds from all of an arm's runs together."""
-    return Figure(key, unit, meaning, title, short, form, averaged=False)
+    return Figure(key, unit, meaning, head, averaged=False)
 
 
 @dataclass
@@ -53,69 +51,58 @@ class TargetConfig(Part):
             "target_loss",
             "nats/token",
             "the loss that runs are to reach; with `target=loss`",
-            "Target",
-            "target",
-            "four_digits",
+            Head("Target", "target", "four_digits"),
         ),
         _arm_figure(
             "steps_to_target",
             "steps",
             "to the first evaluation on the fixed windows at or below the target, empty for a miss; of an "
             "arm the mean over its seeds, empty where one missed it",
-            "Steps to the target",
-            "steps",
+            Head("Steps to the target", "steps"),
         ),
         _arm_figure(
             "steps_to_target_sd",
             "steps",
             "their standard deviation over the seeds",
-            "σ of the steps",
-            "σ steps",
+            Head("σ of the steps", "σ steps"),
         ),
-        _arm_figure("target_reached", "runs", "that reached it", "Runs that reached it", "reached"),
-        _arm_figure("target_runs", "runs", "that completed, n", "n", "n"),
+        _arm_figure("target_reached", "runs", "that reached it", Head("Runs that reached it", "reached")),
+        _arm_figure("target_runs", "runs", "that completed, n", Head("n", "n")),
         _arm_figure(
             "target_final_loss",
             "nats/token",
             "mean validation loss after the last step, of the completed runs",
-            "Final loss",
-            "final loss",
-            "four_digits",
+            Head("Final loss", "final loss", "four_digits"),
         ),
         _arm_figure(
             "target_final_sd",
             "nats/token",
             "its standard deviation over the seeds, σ",
-            "σ of the final loss",
-            "σ",
-            "brief",
+            Head("σ of the final loss", "σ"),
         ),
         _arm_figure(
             "target_p",
             "0–1",
             "that the mean final loss would come so far below the target by chance, one-sided",
-            "p of being below it",
-            "p",
+            Head("p of being below it", "p"),
         ),
         _arm_figure(
             "steps_surely_below",
             "steps",
             "to the first evaluation at which that p, of the losses on the fixed windows there, is below "
             "`target.level`",
-            "Steps until surely below",
-            "sure at",
+            Head("Steps until surely below", "sure at"),
         ),
         _arm_figure(
             "steps_difference",
             "steps",
             "steps to the target less those of the arm that it is compared with, paired by seed",
-            "Steps less the reference’s",
-            "Δ steps",
+            Head("Steps less the reference’s", "Δ steps"),
         ),
         _arm_figure(
-            "steps_difference_low", "steps", "lower end of its 95% interval, by itself", "from", "from"
+            "steps_difference_low", "steps", "lower end of its 95% interval, by itself", Head("from", "from")
         ),
-        _arm_figure("steps_difference_high", "steps", "upper end", "to", "to"),
+        _arm_figure("steps_difference_high", "steps", "upper end", Head("to", "to")),
     )
     table = "Steps to the target"
     note = (

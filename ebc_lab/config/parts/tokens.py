@@ -1,7 +1,5 @@
 """What a text is cut into, `tokens=bpe`, and how long a run is in tokens: `tokens=2e6`, not `steps`."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,7 +7,7 @@ from typing import Any
 
 from ..errors import require
 from ..fields import STEPS, setting
-from ..part import Need, Part, Run
+from ..part import Part, Run
 
 TRAIN_TOKENS = "train_tokens"  # what `tokens=2e6` is kept as until the batch is known
 
@@ -29,15 +27,12 @@ class TokensConfig(Part):
 
     off = "characters"
     place = 150
+    required = dict.fromkeys(("bpe", "gpt2"), ("tokenizers", "ebm"))
     words = {"bytes": "bytes", "bpe": "byte pairs", "gpt2": "GPT-2’s tokens"}
 
     def refuses(self, run: Run) -> Iterator[str]:
         if self.name == "gpt2" and not self.folder:
             yield "tokens=gpt2 needs tokens.folder=FOLDER, which holds GPT-2's tokenizer."
-
-    def needs(self) -> Iterator[Need]:
-        if self.name in ("bpe", "gpt2"):
-            yield Need(f"tokens={self.name}", "tokenizers", "ebm")
 
 
 def renamed(override: str) -> str:
@@ -57,17 +52,13 @@ def renamed(override: str) -> str:
 def refuse_two_lengths(parsed: Mapping[str, Any]) -> None:
     """Raise UserError where both steps and tokens say how long a run is."""
     parsed = {key: value for key, value in parsed.items() if value is not None}
-    require(
-        not {"steps", TRAIN_TOKENS} <= set(parsed),
-        f"steps and tokens both say how long the run is: give one of steps={parsed.get('steps')} and "
-        f"tokens={parsed.get(TRAIN_TOKENS)}.",
-    )
-    for key in (key for key in parsed if key.endswith(f".{TRAIN_TOKENS}")):
+    for key in (key for key in parsed if key.rpartition(".")[2] == TRAIN_TOKENS):
         steps = key.replace(TRAIN_TOKENS, "steps")
+        said, what = (key, "the stage's runs are") if "." in key else ("tokens", "the run is")
         require(
             steps not in parsed,
-            f"{steps} and {key} both say how long the stage's runs are: give one of {steps}="
-            f"{parsed.get(steps)} and {key}={parsed[key]}.",
+            f"{steps} and {said} both say how long {what}: give one of {steps}={parsed.get(steps)} and "
+            f"{said}={parsed[key]}.",
         )
 
 

@@ -1,11 +1,9 @@
-from __future__ import annotations
-
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ..fields import setting
-from ..part import Mode, Part, Run, Unfit
+from ..part import Mode, Part, Run
 from .data import set_for_a_text
 from .model import IMAGE_MODELS, TEXT_MODELS
 
@@ -21,6 +19,9 @@ class WorkloadConfig(Part):
 
     off = "gpt"
     place = 140
+    unfit_for = dict.fromkeys(
+        (Mode.EXACT, Mode.SEVERAL_PROCESSES), "only the GPT is built for that; choose workload=gpt"
+    )
     words = {"ebm": "energy-based model", "images": "images"}
 
     def refuses(self, run: Run) -> Iterator[str]:
@@ -45,11 +46,6 @@ class WorkloadConfig(Part):
             yield f"workload=images does not go with {key}, which is about a text: leave it at its default."
         if run.compile == "on":
             yield "workload=images is not compiled: choose compile=off."
-
-    def unfit(self, mode: Mode) -> Unfit | None:
-        if not self.changes_nothing() and mode in (Mode.EXACT, Mode.SEVERAL_PROCESSES):
-            return Unfit(f"workload={self.name}", "only the GPT is built for that; choose workload=gpt")
-        return None
 
     def warnings(self, run: Run) -> Iterator[str]:
         rows = run.budget.probe_sequences

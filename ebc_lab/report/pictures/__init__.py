@@ -19,6 +19,7 @@ from ebc_lab.records.json_files import read_json
 from ebc_lab.records.paths import StudyFiles
 from ebc_lab.study.inspect.slots import timeline
 from ebc_lab.study.stages.stage import stage_of
+from ebc_lab.study.store.study import Study
 
 from ..text import words
 from .carry.excess import draw_broken, draw_excess
@@ -98,7 +99,7 @@ def pictures(root: Path, facts: Facts, decisions: Decisions) -> Iterator[Picture
                 for track, draw, *of in OF_A_CHOICE[kind](root, facts, decision, decisions):
                     of_track = f"{kind}_{track}" if track and several else kind
                     yield from picture(of_track, section, facts, draw, *of)
-    if (busy := timeline(StudyFiles(root))) and decisions:
+    if (busy := timeline(Study(root).records())) and decisions:
         yield from picture("timeline", "timeline", facts, draw_slots, busy)
 
 

@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ebc_lab.config.errors import clock
 from ebc_lab.config.schema import STAGES
-from ebc_lab.study.inspect.slots import Bar, Timeline
+from ebc_lab.study.inspect.slots import Bar, Timeline, idle_by_stage
 
 from .sheet.figure import INK, Facts, Sheet, page
 from .sheet.place import key, name_rows
@@ -23,18 +23,19 @@ HATCH = "////"  # of a measurement of time, which no other run may disturb
 
 def draw_slots(facts: Facts, busy: Timeline) -> Sheet:
     """Draw every attempt of a study's runs on its slot."""
-    rows = min(busy.slots, MOST_ROWS)
+    slots, seconds = busy.use["slots"], busy.use["seconds"]
+    rows = min(slots, MOST_ROWS)
     size = (10.0, 2.6 + ROW * rows)
     said = "Slots over time: when did each run train, and what idled?"
-    whom = f"{busy.slots} slot{'s' * (busy.slots != 1)}, {len(busy.bars)} runs and measurements"
-    finding = f"Idle {100 * busy.whole.idle:.0f}% of {clock(busy.whole.seconds)}: {_by_stage(busy)}"
-    cut = f"only the first {rows} slots are drawn" if rows < busy.slots else ""
+    whom = f"{slots} slot{'s' * (slots != 1)}, {len(busy.bars)} runs and measurements"
+    finding = f"Idle {busy.use['idle']['whole']:.0%} of {clock(seconds)}: {idle_by_stage(busy.use)}"
+    cut = f"only the first {rows} slots are drawn" if rows < slots else ""
     seeds = len({bar.seed for bar in busy.bars})
     figure, axes = page(facts, said, whom, finding, seeds, (), cut, size)
     drawn = {bar.stage for bar in busy.bars}  # one that trained beside another too
     stages = [stage for stage in STAGES if stage in drawn]
     colours = {stage: COLOURS[i % len(COLOURS)] for i, stage in enumerate(stages)}
-    axes.set_xlim(0, 1.03 * busy.whole.seconds)  # the last label of the axis stays on the page
+    axes.set_xlim(0, 1.03 * seconds)  # the last label of the axis stays on the page
     axes.set_xlabel("time since the first run began")
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 1.5, 2, 3, 6, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: clock(value)))
@@ -45,10 +46,6 @@ def draw_slots(facts: Facts, busy: Timeline) -> Sheet:
     key(axes, list(_handles(busy, colours)))
     name_rows(axes, [f"slot {slot + 1}" for slot in range(rows)])
     return figure
-
-
-def _by_stage(busy: Timeline) -> str:
-    return ", ".join(f"{stage} {100 * use.idle:.0f}%" for stage, use in busy.stages.items())
 
 
 def _draw(axes: Axes, bar: Bar, colour: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ebc_lab.config.part import Figure
+from ebc_lab.config.part import Figure, Head
 from ebc_lab.config.parts import PARTS
 from ebc_lab.records.columns import BITS, PART_FIGURES
 from ebc_lab.records.decisions import Arm, ComparedTrack, Efficiency, TunedArm
@@ -69,15 +69,14 @@ FORMS: dict[str, Callable[[Any], str]] = {  # of a `Figure` -> how its value is 
     "factor": factor,
 }
 BESIDE_LOSS = (TERMINAL, PAGE)  # a paper has them in a table of their own
-BESIDE: dict[str, list[Figure]] = {
-    where: [figure for figure in PART_FIGURES.values() if figure.beside == where]
+BESIDE: dict[str, dict[str, Head]] = {
+    where: {key: f.head for key, f in PART_FIGURES.items() if f.head and f.head.beside == where}
     for where in ("loss", "steps")
 }
 
 
-def _column_of(figure: Figure, on: Sequence[str], optional: bool = True) -> Column:
-    short = figure.short or figure.title
-    return Column(figure.title, "figure", FORMS[figure.form], short, on=on, optional=optional)
+def _column_of(head: Head, on: Sequence[str], optional: bool = True) -> Column:
+    return Column(head.title, "figure", FORMS[head.form], head.short or head.title, on=on, optional=optional)
 
 
 ARMS = (
@@ -90,7 +89,7 @@ ARMS = (
     loss_column("Validation loss", "val. loss"),
     loss_column("Test loss", "test loss"),
     bits_column(),
-    *(_column_of(figure, BESIDE_LOSS) for figure in BESIDE["loss"]),
+    *(_column_of(head, BESIDE_LOSS) for head in BESIDE["loss"].values()),
     Column("ms per step", "figure", brief, "ms/step", on=BESIDE_LOSS, optional=True),
     Column("Median c", "figure", two_digits, "c", optional=True),
     _drift(".2g", "c"),
@@ -100,7 +99,7 @@ ARMS = (
     _of_page("KL per step", brief, TERMINAL),
     Column("KL/δ*", "figure", two_digits, optional=True),
     _of_page("KL within ±30%", percent, TERMINAL),
-    *(_column_of(figure, (TERMINAL,), optional=False) for figure in BESIDE["steps"]),
+    *(_column_of(head, (TERMINAL,), optional=False) for head in BESIDE["steps"].values()),
     _of_page("Steps to the baseline’s loss", brief),
     _of_page("Time to it", words.clock),
     Column("tokens/s", "figure", lambda x: fixed(x, 0), on=(PAPER,)),
@@ -170,7 +169,7 @@ def _arm(
         or replace(_with_spread(arm, results, "val_loss"), page=fixed(mean("val_loss"))),  # the page is full
         lost or _with_spread(arm, results, "test_loss"),
         None if lost else bits_of(arm, results),
-        *(mean(figure.key) for figure in BESIDE["loss"]),
+        *map(mean, BESIDE["loss"]),
         ms_per_step,
         mean("c_median") if ebc else None,
         _ends(arm, "c") if ebc else None,
@@ -180,7 +179,7 @@ def _arm(
         mean("kl_median"),
         mean("kl_ratio_median") if ebc else None,
         mean("kl_within_30pct") if ebc and in_suite else None,
-        *(mean(figure.key) for figure in BESIDE["steps"]),
+        *map(mean, BESIDE["steps"]),
         _unless_baseline(efficiency, reached),
         reached["train_s"] if reached else None,
         mean("tokens_per_s"),
@@ -256,10 +255,10 @@ def _unless_baseline(efficiency: Any, reached: Efficiency | None) -> Any:
 
 TABLED = tuple(part for part in PARTS if part.table)  # whose figures have a table of their own
 OF_LEVELS = {  # figure of an arm -> its column
-    figure.key: _column_of(figure, figure.places)
+    figure.key: _column_of(figure.head, figure.head.places)
     for part in TABLED
     for figure in part.figures
-    if figure.title
+    if figure.head
 }
 LOW_BIT = (
     Column("Arm", "name", short="arm", head=True),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ebc_lab.config.dicts import flat
 from ebc_lab.config.identity import by_name
@@ -20,7 +20,9 @@ from ..store.snapshot import Snapshot, read
 from ..store.study import Record, Study
 
 RESOLVED = ("device", "dtype", "threads_per_run", "compile")
-ARMS = "ablation.arms."  # how the settings of a suite's arms begin
+ARMS = "ablation.arms"  # how the settings of a suite's arms begin
+
+K = TypeVar("K")
 
 
 def compare(a: Study, b: Study) -> dict[str, Any]:
@@ -33,31 +35,37 @@ def compare(a: Study, b: Study) -> dict[str, Any]:
         heads = [snapshot.header for snapshot in snapshots]
         decisions = [snapshot.sound_decisions() for snapshot in snapshots]
         corpora = [{k: h["corpus"][k] for k in ("title", "sha256")} for h in heads]
-        resolved = _unequal(heads[0]["config"], heads[1]["config"])
-        names = [a.name, b.name] if a.name != b.name else _distinct_ends(a.place, b.place)
-        asked = flat(heads[0]["requested"]), flat(heads[1]["requested"])
-        answers: list[list[str]] = []
-        for made in decisions:  # the headlines of the last one, where its stage concludes a study
-            ends = [stage for stage in list(made)[-1:] if stage_of(stage).concludes]
-            answers.append(stage_of(ends[0]).headlines(made[ends[0]]) if ends else [])
+        requested = [flat(h["requested"]) for h in heads]
+        resolved = _unequal(*(h["config"] for h in heads))
+        both = [stage for stage in decisions[0] if stage in decisions[1]]
+        figures = {stage: _figures(stage, *(made[stage] for made in decisions)) for stage in both}
         return {
-            "studies": names,
+            "studies": [a.name, b.name] if a.name != b.name else _distinct_ends(a.place, b.place),
             "roots": [str(a.root), str(b.root)],
-            "answers": answers,
-            "tuned": _tuned(*decisions),
-            "settings": _with_arms_in_short(_unequal(*asked, leave=("study.name",)), *asked),
+            "answers": list(map(_answer, decisions)),
+            "tuned": _paired(*map(_tuned, decisions)),
+            "settings": _settings(requested),
             "resolved": {k: pair for k, pair in resolved.items() if k in RESOLVED},
             "corpus": corpora,
             "same_corpus": corpora[0]["sha256"] == corpora[1]["sha256"],
-            "machine": _unequal(_machine(heads[0]), _machine(heads[1])),
-            "runs": _runs(*snapshots),
-            "decided": [list(decisions[0]), list(decisions[1])],
-            "decisions": {
-                s: _figures(s, *(d[s] for d in decisions)) for s in decisions[0] if s in decisions[1]
-            },
-            "verdict": _verdict(*(decision_that_shows("verdict", d) for d in decisions)),
-            "arms": _arms(*decisions),
+            "machine": _unequal(*map(_machine, heads)),
+            "runs": _runs(snapshots),
+            "decided": list(map(list, decisions)),
+            "decisions": figures,
+            "verdict": _verdict(decisions),
+            "arms": _arms(decisions),
         }
+
+
+def _paired(a: Mapping[K, Any], b: Mapping[K, Any]) -> dict[K, list[Any]]:
+    """Return the two values of each key; None for one that is not there."""
+    return {key: [a.get(key), b.get(key)] for key in dict.fromkeys([*a, *b])}
+
+
+def _unequal(
+    a: Mapping[str, Any], b: Mapping[str, Any], *, leave: Sequence[str] = ()
+) -> dict[str, list[Any]]:
+    return {key: [x, y] for key, (x, y) in _paired(a, b).items() if x != y and key not in leave}
 
 
 def _distinct_ends(*places: Path) -> list[str]:
@@ -69,40 +77,37 @@ def _distinct_ends(*places: Path) -> list[str]:
     return list(map(str, places))
 
 
-def _tuned(*decisions: Mapping[str, Any]) -> dict[str, list[str | None]]:
-    """Return arm -> its tuned point in each study, in words. An arm that is tuned in neither is left out."""
-    points: list[dict[str, str]] = []
-    for study in decisions:
-        tracks = study["tune"]["tracks"] if "tune" in study else {}
-        points.append(
-            {
-                f"{track_prefix(track, tracks)}{label}": point_in_words(arm["point"])
-                for track, arms in tracks.items()
-                for label, arm in arms["arms"].items()
-            }
-        )
+def _answer(decisions: Mapping[str, Any]) -> list[str]:
+    """Return the headlines of the last decision, where its stage concludes a study."""
+    last = next(reversed([*decisions]), None)
+    return stage_of(last).headlines(decisions[last]) if last and stage_of(last).concludes else []
+
+
+def _tuned(decisions: Mapping[str, Any]) -> dict[str, str]:
+    """Return arm -> its tuned point in words, of the arms that are tuned."""
+    tracks = decisions["tune"]["tracks"] if "tune" in decisions else {}
     return {
-        label: [study.get(label) for study in points] for label in dict.fromkeys([*points[0], *points[1]])
+        f"{track_prefix(track, tracks)}{label}": point_in_words(arm["point"])
+        for track, found in tracks.items()
+        for label, arm in found["arms"].items()
     }
 
 
-def _with_arms_in_short(
-    unequal: Mapping[str, list[Any]], *requested: Mapping[str, Any]
-) -> dict[str, list[Any]]:
+def _settings(asked: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Return the settings that differ. An arm that only one study has is one entry: what the arm is about."""
-    names = [{key.split(".")[2] for key in settings if key.startswith(ARMS)} for settings in requested]
+    names = [{key.split(".")[2] for key in settings if key.startswith(f"{ARMS}.")} for settings in asked]
     lines: dict[str, list[Any]] = {}
-    for key, pair in unequal.items():
-        if f"{key}." == ARMS:  # of a study that has none
-            continue
-        name = key.split(".")[2] if key.startswith(ARMS) else None
-        if name is None or all(name in settings for settings in names):
+    for key, pair in _unequal(
+        *asked, leave=("study.name", ARMS)
+    ).items():  # `ARMS` itself where there are none
+        name = key.split(".")[2] if key.startswith(f"{ARMS}.") else None
+        if name in names[0] ^ names[1]:
+            about = [settings.get(f"{ARMS}.{name}.about") or "given" for settings in asked]
+            lines[f"arm {name}"] = [
+                x if name in there else None for x, there in zip(about, names, strict=True)
+            ]
+        else:
             lines[key] = pair
-            continue
-        about = (settings.get(f"{ARMS}{name}.about") or "given" for settings in requested)
-        lines[f"arm {name}"] = [
-            x if name in settings else None for x, settings in zip(about, names, strict=True)
-        ]
     return lines
 
 
@@ -111,30 +116,26 @@ def _machine(header: Mapping[str, Any]) -> dict[str, Any]:
     return {**versions, "git": header["git"], **flat(header["hardware"])}
 
 
-def _unequal(a: Mapping[str, Any], b: Mapping[str, Any], leave: tuple[str, ...] = ()) -> dict[str, list[Any]]:
-    keys = dict.fromkeys([*a, *b])
-    return {k: [a.get(k), b.get(k)] for k in keys if a.get(k) != b.get(k) and k not in leave}
-
-
-def _runs(*snapshots: Snapshot) -> dict[str, Any]:
+def _runs(snapshots: Sequence[Snapshot]) -> dict[str, Any]:
     """Return how many runs each study has, how many of them both have, and which of these have results that
     differ in more than timing."""
-    a, b = (_trained(snapshot) for snapshot in snapshots)
-    common = [run_id for run_id in a if run_id in b]
+    a, b = map(_trained, snapshots)
+    common = {run_id: (a[run_id], b[run_id]) for run_id in a if run_id in b}
     different = {}
-    for run_id in common:
-        checksums = a[run_id].brief.checksum, b[run_id].brief.checksum
+    for run_id, pair in common.items():
+        checksums = [record.brief.checksum for record in pair]
         if checksums[0] and checksums[0] == checksums[1]:  # then neither result need be read
             continue
-        if figures := _unequal(a[run_id].result or {}, b[run_id].result or {}, leave=TIMING):
+        if figures := _unequal(*(record.result or {} for record in pair), leave=TIMING):
             different[run_id] = figures
-    weights = [pair for r in common if None not in (pair := (a[r].brief.weights, b[r].brief.weights))]
+    weights = [[record.brief.weights for record in pair] for pair in common.values()]
+    known = [pair for pair in weights if None not in pair]
     return {
         "counts": [counted(snapshot.sorts_of_runs().values()) for snapshot in snapshots],
         "common": len(common),
         "equal": len(common) - len(different),
         # of how many runs both recorded the checksum, and of how many of these it is the same
-        "weights": {"compared": len(weights), "equal": sum(x == y for x, y in weights)},
+        "weights": {"compared": len(known), "equal": sum(x == y for x, y in known)},
         "different": different,
     }
 
@@ -149,50 +150,37 @@ def _trained(snapshot: Snapshot) -> dict[str, Record]:
 
 def _figures(stage: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
     """Return track -> figure -> its value in each decision, None where a decision has no such track."""
-    figures: dict[str, Any] = {}
-    for track in dict.fromkeys([*a["tracks"], *b["tracks"]]):
-        sides = [d["tracks"].get(track) for d in (a, b)]
+    found: dict[str, Any] = {}
+    for track, sides in _paired(a["tracks"], b["tracks"]).items():
         pairs = {figure.path: [figure.value(side) for side in sides] for figure in stage_of(stage).figures}
-        figures[track] = {path: pair for path, pair in pairs.items() if pair != [None, None]}
-    return figures
+        found[track] = {path: pair for path, pair in pairs.items() if pair != [None, None]}
+    return found
 
 
-def _verdict(*decisions: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def _verdict(decisions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return each line of the verdicts side by side, `flipped` where both have one and these disagree."""
-    lines = [
-        {(track, line["name"]): line for track, found in _tracks(d) for line in found["verdict"]}
-        for d in decisions
-    ]
     out = []
-    for track, name in dict.fromkeys([*lines[0], *lines[1]]):
-        pair = [study.get((track, name)) for study in lines]
-        verdicts = [x["verdict"] if x else None for x in pair]
-        out.append(
-            {
-                "track": track,
-                "name": name,
-                "verdict": verdicts,
-                "figure": [x["figure"] if x else None for x in pair],
-                "flipped": None not in verdicts and verdicts[0] != verdicts[1],
-            }
-        )
+    for (track, name), pair in _paired(*(_entries(d, "verdict", "verdict") for d in decisions)).items():
+        verdicts, figures = ([line and line[key] for line in pair] for key in ("verdict", "figure"))
+        flipped = None not in verdicts and verdicts[0] != verdicts[1]
+        line = {"track": track, "name": name, "verdict": verdicts, "figure": figures, "flipped": flipped}
+        out.append(line)
     return out
 
 
-def _arms(*decisions: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _arms(decisions: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the arms that both studies have: how many seeds, their mean test loss, and b's minus a's."""
     out = {}
     for shown in ("verdict", "arms"):
-        ends = [decision_that_shows(shown, d) for d in decisions]
-        arms = [
-            {(track, name): arm for track, found in _tracks(d) for name, arm in found["arms"].items()}
-            for d in ends
-        ]
-        for track, name in (key for key in arms[0] if key in arms[1]):
-            pair = [study[track, name] for study in arms]
+        pairs = _paired(*(_entries(d, shown, "arms") for d in decisions))
+        tracks = {track for track, _ in pairs}
+        for (track, name), pair in pairs.items():
+            if None in pair:
+                continue
             losses = [arm["test_loss"] for arm in pair]
-            bits = {BITS: list(map(_bits_per_character, pair))} if any(BITS in arm for arm in pair) else {}
-            tracks = {key[0] for study in arms for key in study}
+            bits = (
+                {BITS: [_bits_per_character(arm) for arm in pair]} if any(BITS in arm for arm in pair) else {}
+            )
             prefix = "" if shown == "verdict" else track_prefix(track, tracks)
             out[f"{prefix}{name}"] = {
                 "seeds": [len(arm["runs"]) for arm in pair],
@@ -203,14 +191,19 @@ def _arms(*decisions: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return out
 
 
-def _tracks(decision: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
-    """Return (track, what was found in it) of each track; none without a decision."""
-    return [] if decision is None else [*decision["tracks"].items()]
+def _entries(decisions: Mapping[str, Any], shown: str, key: str) -> dict[tuple[str, str], Any]:
+    """Return the arms, or the lines of the verdict, by track and name, of the decision that shows one or the
+    other; none without it."""
+    decision = decision_that_shows(shown, decisions)
+    found: dict[tuple[str, str], Any] = {}
+    for track, about in decision["tracks"].items() if decision else ():
+        entries = about[key]
+        named = entries if isinstance(entries, Mapping) else {line["name"]: line for line in entries}
+        found |= {(track, name): entry for name, entry in named.items()}
+    return found
 
 
-def _bits_per_character(arm: Mapping[str, Any]) -> float | None:
+def _bits_per_character(arm: Mapping[str, Any]) -> Any:
     """Return the bits per character of an arm; where it does not say them, its tokens are characters."""
     nats = arm["test_loss"]
-    usual = None if nats is None else nats / math.log(2)
-    bits: float | None = arm.get(BITS, usual)
-    return bits
+    return arm.get(BITS, None if nats is None else nats / math.log(2))

@@ -7,23 +7,14 @@ other studies in the same folder.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ebc_lab.bench import speeds
 from ebc_lab.bench.flops import GPU, PEAK, UTILISATION, gpu_hours, run_flops
-from ebc_lab.bench.speeds import (
-    Choice,
-    NotMeasured,
-    Work,
-    choose_for_study,
-    chosen_by_rule,
-    is_open,
-    job_cores,
-)
 from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.machine import chosen_device, cores
@@ -40,7 +31,7 @@ from ..stages.rules import Undecidable, val_loss
 from ..stages.runs import distinct
 from ..stages.stage import ResultsOf, Scenario, Stage, stage_of
 from ..store.changes import describe, requested
-from ..store.neighbours import Neighbour, finished_elsewhere, neighbours_of
+from ..store.neighbours import finished_elsewhere, neighbours_of
 from ..store.own import edited
 from ..store.reuse import reusable_results
 from ..store.snapshot import Snapshot, read
@@ -50,26 +41,23 @@ from .pace import Pace, learned, learned_from_siblings, observed
 ASSUMED = f"6·N·tokens and attention at {UTILISATION:.0%} of the {PEAK / 1e12:.0f} TFLOP/s of an {GPU}"
 OPEN = "0" * 64  # a checksum that is not known yet
 USUAL = 2.0  # the best loss that is invented where none is known
+EXPECTED = Scenario("expected", edge=True, extra=1, merged=True)
 SCENARIOS = (
     Scenario("min", edge=False, extra=0, merged=True),
-    Scenario("expected", edge=True, extra=1, merged=True),
+    EXPECTED,
     Scenario("max", edge=True, extra=99, merged=False),
 )
 
 
-@dataclass
 class WithNeighbours:
     """What a study has, and what it would copy from other studies; called with specs, it returns the results
     of both by run id."""
 
-    study: Study
-    own: ResultsOf
-    copied: dict[str, RunResult] = field(default_factory=dict)  # by run id
-    looked_for: set[str] = field(default_factory=set)  # ids of the runs that neighbours were asked for
-
-    @cached_property
-    def neighbours(self) -> list[Neighbour]:
-        return neighbours_of(self.study)
+    def __init__(self, study: Study, own: ResultsOf):
+        self.study, self.own = study, own
+        self.neighbours = neighbours_of(study)
+        self.copied: dict[str, RunResult] = {}  # by run id
+        self.looked_for: set[str] = set()  # ids of the runs that neighbours were asked for
 
     def __call__(self, specs: list[RunSpec]) -> dict[str, RunResult]:
         there = self.own(specs)
@@ -82,15 +70,10 @@ class WithNeighbours:
 
 
 def forecast(
-    config: Config, names: Sequence[str] = ("min", "expected", "max"), known: ResultsOf = lambda specs: {}
-) -> dict[str, dict[str, list[RunSpec]]]:
-    """Return scenario -> stage -> the distinct runs that it would make. `known`: returns the results that
-    exist; the others are invented."""
-    return {s.name: _runs_in(config, s, known) for s in SCENARIOS if s.name in names}
-
-
-def _runs_in(config: Config, scenario: Scenario, known: ResultsOf) -> dict[str, list[RunSpec]]:
-    """Return the distinct runs that each stage would make in a scenario."""
+    config: Config, known: ResultsOf = lambda specs: {}, scenario: Scenario = EXPECTED
+) -> dict[str, list[RunSpec]]:
+    """Return stage -> the distinct training runs that it would make. `known`: returns the results that exist;
+    the others are invented."""
     decisions: dict[str, Decision] = {}
     results: dict[str, RunResult] = {}
     runs: dict[str, list[RunSpec]] = {}
@@ -108,8 +91,8 @@ def _runs_in(config: Config, scenario: Scenario, known: ResultsOf) -> dict[str, 
         try:
             decisions[name] = stage.decide(config, specs, results, decisions)
         except Undecidable:  # the known results would stop the study here: tell what it takes without them
-            return _runs_in(config, scenario, lambda specs: {})
-    return runs
+            return forecast(config, scenario=scenario)
+    return {name: [s for s in specs if s.kind == "train"] for name, specs in runs.items()}
 
 
 def _asked(
@@ -148,9 +131,8 @@ def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: f
     ones."""
     lr = spec.run.optimizer.lr
     grid = config.lr_sweep.grids.get(spec.run.optimizer.name, [])  # empty for an optimizer of an arm alone
-    if scenario.edge or len(grid) <= 2:
-        behind = 1 / (1 + 1e4 * lr)  # the highest learning rate wins
-    else:
+    behind = 1 / (1 + 1e4 * lr)  # the highest learning rate wins
+    if not scenario.edge and len(grid) > 2:
         behind = abs(math.log(lr / grid[len(grid) // 2]))  # the middle of the grid wins
     # seeds of EBC's arms that contradict each other leave a verdict undecided
     luck = 1.0 - 2.0 * (spec.run.seed % 2) if scenario.edge and spec.run.stabilizer.name == "ebc" else 0.0
@@ -181,33 +163,26 @@ def expected_left(config: Config, known: ResultsOf, under_way: Mapping[str, floa
     `config` is resolved. `known`: returns the results that exist; `under_way`: run id -> the share that is
     trained.
     """
-    stages = forecast(config, ("expected",), known)["expected"]
-    specs = [s for planned in stages.values() for s in planned if s.kind == "train"]
+    stages = forecast(config, known)
+    specs = [s for planned in stages.values() for s in planned]
     results = known(specs)
-    left = [s for s in specs if s.run_id not in results]
+    left = [(s, 1 - under_way.get(s.run_id, 0.0)) for s in specs if s.run_id not in results]
     pace = observed(specs, results)
-    open_share = {s.run_id: 1 - under_way.get(s.run_id, 0.0) for s in left}
-    work = [pace.seconds(s) * open_share[s.run_id] for s in left] if pace else []
+    work = [pace.seconds(s) * share for s, share in left] if pace else []
     longest = max(work, default=0.0)  # at the end it runs alone
     return {
         "done": len(specs) - len(left),
         "left": len(left),
-        "steps": sum(s.run.steps * open_share[s.run_id] for s in left),
+        "steps": sum(s.run.steps * share for s, share in left),
         "seconds": max(longest, sum(work) / slots(config)) if pace else None,
-        "stages": training_runs(stages),
+        "stages": {stage: len(planned) for stage, planned in stages.items()},
     }
 
 
-def training_runs(stages: Mapping[str, Sequence[RunSpec]]) -> dict[str, int]:
-    """Return how many training runs each stage makes."""
-    return {stage: sum(s.kind == "train" for s in specs) for stage, specs in stages.items()}
-
-
-def expected_work(config: Config) -> Work:
+def expected_work(config: Config) -> speeds.Work:
     """Return how many training runs a study is expected to make in all, and how many steps they have."""
-    stages = forecast(config, ("expected",))["expected"]
-    steps = [s.run.steps for planned in stages.values() for s in planned if s.kind == "train"]
-    return Work(len(steps), sum(steps))
+    steps = [s.run.steps for planned in forecast(config).values() for s in planned]
+    return speeds.Work(len(steps), sum(steps))
 
 
 def planned(config: Config) -> dict[str, Any]:
@@ -230,19 +205,20 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
     records = snapshot.sound_records() if snapshot else []
     changed = changes(config, header, snapshot.index) if header and snapshot else []
     config = adopt(config, header) if header else config
-    placed = _placed(_with_corpus_of_neighbours(config, study))
-    speed: Choice | None = None
-    with suppress(NotMeasured):
-        speed = choose_for_study(placed, work=expected_work, measure=False)
+    placed = _placed(config, study)
+    speed: speeds.Choice | None = None
+    with suppress(speeds.NotMeasured):
+        speed = speeds.choose_for_study(placed, work=expected_work, measure=False)
     named = (speed or _plainest(placed)).apply_to(placed)
     finished = snapshot is not None and snapshot.finished and not changed
     known = WithNeighbours(study, reusable_results(records, finished=finished))
     rate = learned(records) or learned_from_siblings(named, study)
     stages: dict[str, Any] = {stage: {} for stage in (*config.study.stages, "total")}
-    for scenario, runs in forecast(named, known=known).items():
+    for scenario in SCENARIOS:
+        runs = forecast(named, known, scenario)
         runs["total"] = [s for specs in runs.values() for s in specs]
         for stage, figures in stages.items():
-            figures[scenario] = _figures(runs[stage], named, known, rate, speed)
+            figures[scenario.name] = _figures(runs[stage], named, known, rate, speed)
     for figures in stages.values():  # known results may turn the scenarios' order around
         for key in ("runs", "steps", "tokens", "eta_s", "gpu_hours", "flop_hours"):
             known_figures = [f[key] for f in figures.values() if f[key] is not None]
@@ -251,10 +227,12 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
     for key in ("runs", "steps", "tokens"):  # each stage may be short in another scenario
         least = sum(stages[stage]["min"][key] for stage in config.study.stages)
         stages["total"]["min"][key] = min(least, stages["total"]["min"][key])
-    measured = None
-    if speed and speed.rate:
-        plain = f"steps/s of optimizer={named.optimizer.name} alone, measured on this machine"
-        measured = f"{plain}; what other optimizers, EBC, evaluations and start-up add is not counted"
+    eta_from = rate.source if rate else None
+    if speed and speed.rate and not rate:
+        eta_from = (
+            f"steps/s of optimizer={named.optimizer.name} alone, measured on this machine; what other "
+            "optimizers, EBC, evaluations and start-up add is not counted"
+        )
     return {
         "study": config.study.name,
         "scale": config.scale,
@@ -267,14 +245,14 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
         "changed": describe(changed, requested(config), edited(config, header or {})),
         "beyond_sensible": beyond_sensible(config),
         "stages": stages,
-        "eta_from": rate.source if rate else measured,
+        "eta_from": eta_from,
         "gpu_hours_from": ASSUMED,
     }
 
 
-def _with_corpus_of_neighbours(config: Config, study: Study) -> Config:
-    """Return the configuration with the checksums of text and tokenizer, where they are open, of a neighbour
-    that asked for the same text and tokens: without them a run has no name."""
+def _placed(config: Config, study: Study) -> Config:
+    """Return the configuration with a device, and with the checksums without which a run has no name: those
+    of text and tokenizer, where they are open, from a neighbour that asked for the same; else `OPEN`."""
     for other in studies_in(study.root.parent):
         if config.data.sha256 and (config.tokens.name == "characters" or config.tokens.sha256):
             break
@@ -286,11 +264,6 @@ def _with_corpus_of_neighbours(config: Config, study: Study) -> Config:
                 if not part.sha256 and header["requested"].get(key) == to_dict(part):
                     found[key] = replace(part, sha256=header["config"][key]["sha256"])
             config = replace(config, **found)
-    return config
-
-
-def _placed(config: Config) -> Config:
-    """Return the configuration with a device and a corpus, as far as they are known."""
     start = InitConfig.from_run(config)
     if start.name == "run":
         start = replace(start, sha256=start.sha256 or OPEN, text_sha256=start.text_sha256 or OPEN)
@@ -303,19 +276,21 @@ def _placed(config: Config) -> Config:
 
 
 def _figures(
-    specs: Sequence[RunSpec], config: Config, known: WithNeighbours, rate: Pace | None, speed: Choice | None
+    specs: list[RunSpec],
+    config: Config,
+    known: WithNeighbours,
+    rate: Pace | None,
+    speed: speeds.Choice | None,
 ) -> dict[str, Any]:
-    """Return what the training runs among `specs` take; copied runs take no time.
+    """Return what these training runs take; copied runs take no time.
 
     `eta_s`, and `gpu_hours` of all GPUs together: at the pace of finished runs or by a measured speed, None
     where there is neither. `flop_hours`: what the operations come to (`bench.flops`), None where those of a
     run are not known.
     """
-    training = [s for s in specs if s.kind == "train"]
-    there = known(training)
-    copied = [s for s in training if s.run_id in known.copied]
-    steps = sum(s.run.steps for s in training)
-    left = [s for s in training if s.run_id not in there]
+    there = known(specs)
+    copied = sum(s.run_id in known.copied for s in specs)
+    left = [s for s in specs if s.run_id not in there]
     seconds: float | None = None
     if rate is not None:
         seconds = sum(map(rate.seconds, left)) / slots(config)
@@ -329,20 +304,21 @@ def _figures(
         hours = seconds * slots(config) * config.launcher.processes_per_run / 3600
     flops = [run_flops(spec.run) for spec in left]
     return {
-        "runs": len(training),
-        "done": len(there) - len(copied),
-        "copied": len(copied),
-        "steps": steps,
-        "tokens": sum(s.run.steps * s.run.batch_size * s.run.model.context for s in training),
+        "runs": len(specs),
+        "done": len(there) - copied,
+        "copied": copied,
+        "steps": sum(s.run.steps for s in specs),
+        "tokens": sum(s.run.steps * s.run.batch_size * s.run.model.context for s in specs),
         "eta_s": seconds,
         "gpu_hours": hours,
         "flop_hours": None if None in flops else gpu_hours(sum(filter(None, flops))),
     }
 
 
-def _plainest(config: Config) -> Choice:
+def _plainest(config: Config) -> speeds.Choice:
     """Return what an estimate assumes for settings that are still to be measured: float32, one thread, not
     compiled."""
-    run, why = chosen_by_rule(run_part(config), cores(), job_cores(config.launcher))
-    dtype = "float32" if is_open(run, "dtype") else run.dtype
-    return Choice(dtype, run.threads_per_run or 1, "off" if is_open(run, "compile") else run.compile, why)
+    run, why = speeds.chosen_by_rule(run_part(config), cores(), speeds.job_cores(config.launcher))
+    dtype = "float32" if speeds.is_open(run, "dtype") else run.dtype
+    compiled = "off" if speeds.is_open(run, "compile") else run.compile
+    return speeds.Choice(dtype, run.threads_per_run or 1, compiled, why)

@@ -28,7 +28,7 @@ LOOKED_AT = 20  # other studies to look at for that
 SHAPE = ("model", "batch_size", "threads_per_run", "compile", "device", "dtype", "param_dtype")
 
 Kind = tuple[str, str]  # optimizer, stabilizer
-Timed = tuple[Kind, float, float]  # a finished run: its kind, its seconds, its cost
+Timed = tuple[Kind, float | None, float]  # a finished run: its kind, its seconds, its cost
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,11 @@ class Pace:
 
 def learned(records: Iterable[Record], source: str = "this study") -> Pace | None:
     """Return the pace of the finished training runs, None where there are none."""
-    timed: list[Timed] = []
-    for brief in (record.brief for record in records):
-        if brief.kind != "train" or brief.outcome not in FINISHED:
-            continue
-        kind = (brief.optimizer, brief.stabilizer)
-        cost = cost_of(brief.stopped_at, brief.tokens, *kind)
-        if cost and brief.wall_s:
-            timed.append((kind, brief.wall_s, cost))
-    return _pace(timed, source)
+    briefs = [record.brief for record in records if record.brief.kind == "train"]
+    finished = [(run, (run.optimizer, run.stabilizer)) for run in briefs if run.outcome in FINISHED]
+    return _pace(
+        [(kind, run.wall_s, cost_of(run.stopped_at, run.tokens, *kind)) for run, kind in finished], source
+    )
 
 
 def observed(specs: Iterable[RunSpec], results: Mapping[str, RunResult]) -> Pace | None:
@@ -63,16 +59,16 @@ def observed(specs: Iterable[RunSpec], results: Mapping[str, RunResult]) -> Pace
     timed: list[Timed] = []
     for spec in specs:
         result = results.get(spec.run_id)
-        if result and result["outcome"] in FINISHED and result.get("wall_s"):
-            kind = (spec.run.optimizer.name, spec.run.stabilizer.name)
+        if result and result["outcome"] in FINISHED:
             share = result["steps"] / spec.run.steps  # of the cost: a run that diverged took fewer steps
-            if cost := spec.cost * share:
-                timed.append((kind, result["wall_s"], cost))
+            kind = (spec.run.optimizer.name, spec.run.stabilizer.name)
+            timed.append((kind, result.get("wall_s"), spec.cost * share))
     return _pace(timed, "this study")
 
 
-def _pace(timed: Sequence[Timed], source: str) -> Pace | None:
-    """Return the pace of runs from the time that each took; None without any run."""
+def _pace(runs: Iterable[Timed], source: str) -> Pace | None:
+    """Return the pace of the runs whose time and cost are known; None without any."""
+    timed = [(kind, seconds, cost) for kind, seconds, cost in runs if seconds and cost]
     if not timed:
         return None
     counts = Counter(kind for kind, _, _ in timed)
@@ -84,7 +80,7 @@ def _pace(timed: Sequence[Timed], source: str) -> Pace | None:
     return Pace(_seconds_per_cost(timed), by_kind, f"{len(timed)} finished run(s) of {source}")
 
 
-def _seconds_per_cost(timed: Sequence[Timed]) -> float:
+def _seconds_per_cost(timed: Sequence[tuple[Kind, float, float]]) -> float:
     return sum(seconds for _, seconds, _ in timed) / sum(cost for _, _, cost in timed)
 
 
@@ -102,12 +98,11 @@ def learned_from_siblings(config: Config, study: Study) -> Pace | None:
                 header = other.header()
                 same = header["hardware"]["host"] == host and _shape(header["config"]) == shape
                 records = Index(other).records if same else []
-                known = learned(records) is not None
+                if learned(records) is not None:
+                    measured += records
+                    names.append(other.name)
         except (UserError, OSError):
             continue  # a damaged study that nobody asked about
-        if known:
-            measured += records
-            names.append(other.name)
         if len(names) == SIBLINGS:
             break
     return learned(measured, f"{', '.join(names)}, of the same shape on this machine")

@@ -40,7 +40,7 @@ def run_again(study: Study, run_id: str, *, portable: bool = False) -> str:
     return shlex.join(["ebc-lab", "train", _from(study, study.run_files(run_id).spec, portable)])
 
 
-def _from(study: Study, file: Path, portable: bool = False) -> str:
+def _from(study: Study, file: Path, portable: bool) -> str:
     """Return `from=FILE`; a file of a bundle is below the folder that the bundle is unpacked into."""
     if portable or not study.resumable:
         name = study.header(checked=False)["study"] if portable else study.name

@@ -1,26 +1,21 @@
 """How busy a study's worker slots were: which run was on which of them and when, and how long they idled.
 
 All of it comes from the `attempts.jsonl` of each run. There are as many slots as were ever busy at once. Time
-counts while any worker is there, from its first claim of a run to the end of its last one. So neither the
-pause between an interruption and the call that continued counts, nor what follows the last run, such as
-drawing.
+counts while any worker is there, from its first claim of a run to the end of its last one: neither the pause
+between an interruption and the call that continued counts, nor what follows the last run, such as drawing.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypedDict
 
-from ebc_lab.config.errors import UserError, clock
+from ebc_lab.config.errors import clock
 from ebc_lab.config.schema import STAGES
-from ebc_lab.records.json_files import read_json
-from ebc_lab.records.paths import SpecRecord, StudyFiles
 
 from ..store import attempts
-from ..store.study import Brief
+from ..store.study import Record
 
 
 class Bar(NamedTuple):
@@ -36,75 +31,58 @@ class Bar(NamedTuple):
     slot: int = 0
 
 
-@dataclass(frozen=True)
-class Use:
-    """A stretch of time and how much of it was wasted."""
-
-    seconds: float
-    idle: float  # the share of the slots' time in which they trained nothing
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """Every attempt in the order in which they began, and the use that each stage made of the time from the
-    end of the stage before to the end of its own last run."""
+class SlotUse(TypedDict):
+    """What `status` says of the slots."""
 
     slots: int
+    seconds: float
+    idle: dict[str, float]  # `whole`, and each stage -> the share of the slots' time that no attempt filled
+
+
+class Timeline(NamedTuple):
+    """Every attempt in the order in which they began, and the use that was made of the slots. The time of a
+    stage is that from the end of the stage before to the end of its own last run."""
+
     bars: list[Bar]
-    stages: dict[str, Use]
-    whole: Use
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the timeline as `status` has it: slots, seconds, and the idle share as a whole and by
-        stage."""
-        uses = {"whole": self.whole, **self.stages}
-        return {
-            "slots": self.slots,
-            "seconds": self.whole.seconds,
-            "idle": {name: use.idle for name, use in uses.items()},
-        }
+    use: SlotUse
 
 
-def timeline(study: StudyFiles, runs: Iterable[Brief] | None = None) -> Timeline | None:
-    """Return what the slots of a study have done so far, None where no attempt has ended. `runs`: the
-    study's; they are read from its files where they are left out."""
+def timeline(runs: Iterable[Record]) -> Timeline | None:
+    """Return what the slots of a study with these planned runs have done so far; None where no attempt has
+    ended."""
     bars: list[Bar] = []  # in seconds since the epoch
-    for run in _planned(study) if runs is None else runs:
+    for record in runs:
+        run = record.brief
         if run.kind is not None and run.stage in STAGES:
             about = (run.run_id, run.stage, run.kind, run.seed)
-            spans = attempts.spans(study.run_dir(run.run_id)) if run.spans is None else run.spans
+            spans = attempts.spans(record.study.run_dir(run.run_id)) if run.spans is None else run.spans
             bars += [Bar(*about, begin, end, (host, pid)) for begin, end, host, pid in spans]
     if not bars:
         return None
     bars.sort(key=lambda bar: (bar.begin, bar.end, bar.run_id))
     bars = _on_slots(_without_pauses(bars))
     slots = 1 + max(bar.slot for bar in bars)
-    stages: dict[str, Use] = {}
+    end = max(bar.end for bar in bars)
+    idle = {"whole": _idle_share(bars, slots, 0.0, end)}
     since = 0.0
     for stage in STAGES:
         until = max((bar.end for bar in bars if bar.stage == stage), default=since)
         if until > since:
-            stages[stage] = _use(bars, slots, since, until)
+            idle[stage] = _idle_share(bars, slots, since, until)
             since = until
-    return Timeline(slots, bars, stages, _use(bars, slots, 0.0, since))
+    return Timeline(bars, {"slots": slots, "seconds": end, "idle": idle})
 
 
-def in_words(told: Mapping[str, Any]) -> str:
+def in_words(use: SlotUse) -> str:
     """Return `2 worker slots for 12 min 31 s, idle 7% of that time (lr_sweep 9%)`."""
-    idle = dict(told["idle"])
-    whole = idle.pop("whole")
-    slots = f"{told['slots']} worker slot{'s' * (told['slots'] != 1)}"
-    parts = ", ".join(f"{stage} {100 * share:.0f}%" for stage, share in idle.items())
-    return f"{slots} for {clock(told['seconds'])}, idle {100 * whole:.0f}% of that time ({parts})"
+    slots = f"{use['slots']} worker slot{'s' * (use['slots'] != 1)}"
+    whole = use["idle"]["whole"]
+    return f"{slots} for {clock(use['seconds'])}, idle {whole:.0%} of that time ({idle_by_stage(use)})"
 
 
-def _planned(study: StudyFiles) -> Iterator[Brief]:
-    """Yield the study's planned runs, without those whose files are damaged."""
-    for files in study.all_runs():
-        with suppress(OSError, UserError):  # other readers say what is wrong with it
-            spec = read_json(files.spec, SpecRecord)
-            seed = spec["config"].get("seed", 0)
-            yield Brief(spec["run_id"], spec["kind"], stage=spec.get("stage", ""), seed=seed)
+def idle_by_stage(use: SlotUse) -> str:
+    """Return `lr_sweep 9%, finals 5%`."""
+    return ", ".join(f"{stage} {share:.0%}" for stage, share in use["idle"].items() if stage != "whole")
 
 
 def _without_pauses(bars: Sequence[Bar]) -> list[Bar]:
@@ -135,9 +113,8 @@ def _on_slots(bars: Iterable[Bar]) -> list[Bar]:
     placed = []
     for bar in bars:
         wanted = [last[bar.worker]] if bar.worker in last else []
-        slot = next(
-            s for s in itertools.chain(wanted, itertools.count()) if s >= len(free) or free[s] <= bar.begin
-        )
+        slots = itertools.chain(wanted, itertools.count())
+        slot = next(slot for slot in slots if slot >= len(free) or free[slot] <= bar.begin)
         free += [0.0] * (slot == len(free))
         free[slot] = bar.end
         last[bar.worker] = slot
@@ -145,8 +122,8 @@ def _on_slots(bars: Iterable[Bar]) -> list[Bar]:
     return placed
 
 
-def _use(bars: Sequence[Bar], slots: int, since: float, until: float) -> Use:
-    """Return the use that the slots made of the time between two moments."""
+def _idle_share(bars: Sequence[Bar], slots: int, since: float, until: float) -> float:
+    """Return the share of the slots' time between two moments that no attempt filled."""
     busy = sum(max(0.0, min(bar.end, until) - max(bar.begin, since)) for bar in bars)
     whole = slots * (until - since)
-    return Use(until - since, max(0.0, 1 - busy / whole) if whole else 0.0)
+    return max(0.0, 1 - busy / whole) if whole else 0.0

@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.identity import digest, study_environment
@@ -19,7 +19,7 @@ from ..guards import cause_class
 from ..launch import queue as queue_module
 from ..launch.pool import slots
 from ..launch.session import sessions_in
-from ..so_far import SoFar, open_stage, outlook, so_far
+from ..so_far import open_stage, outlook, so_far
 from ..stages.stage import stage_of
 from ..store import manifest
 from ..store.counts import TRAINING, counted
@@ -28,9 +28,9 @@ from ..store.reuse import remaining_work
 from ..store.snapshot import Snapshot, read
 from ..store.study import RETRIED, Brief, Study, recorded_config
 from . import pace
-from .forecast import forecast, training_runs
+from .forecast import forecast
 from .reproduce import continuing, run_again
-from .slots import timeline
+from .slots import SlotUse, timeline
 
 
 def status(study: Study) -> dict[str, Any]:
@@ -46,8 +46,7 @@ def status(study: Study) -> dict[str, Any]:
     runs = Index(study)
     key = _key_at_rest(study, runs)
     if key and (known := runs.recall("status", key)):
-        answer: dict[str, Any] = json.loads(known)
-        return answer
+        return cast(dict[str, Any], json.loads(known))
     snapshot = read(study, strict=False, runs=runs)
     with study.blame_files():
         answer = _status(snapshot)
@@ -74,11 +73,9 @@ def _key_at_rest(study: Study, runs: Index) -> str:
 
 def _status(snapshot: Snapshot) -> dict[str, Any]:
     study = snapshot.study
-    config = snapshot.config
-    records = snapshot.records
     holder = study.holder()
-    queue, unavailable = _queue(study, config.launcher.queue_every_s)
-    runs = [run_status(study, r.brief) for r in records if r.brief.kind]
+    queue, unavailable = _queue(study, snapshot.config.launcher.queue_every_s)
+    runs = _runs(snapshot)
     failures = failures_of(study, [r for r in runs if r["outcome"] and r["outcome"] not in FINISHED])
     because = snapshot.stale_decisions()
     if holder is not None:
@@ -89,12 +86,9 @@ def _status(snapshot: Snapshot) -> dict[str, Any]:
         state = "finished_with_failures" if failures else "finished"
     else:
         state = "interrupted" if runs else "empty"
-    early = None
-    eta = 0.0 if state.startswith("finished") else None
+    early, eta = None, 0.0 if state.startswith("finished") else None
     if eta is None and state != "stale":  # of a stale study it depends on what is decided again
-        known, eta = _ahead(snapshot, holder, runs)
-        early = _early(snapshot, known)
-    in_progress = [r for r in runs if r["outcome"] is None and r["progress"]]
+        early, eta = _ahead(snapshot, holder, runs)
     retried = state == "finished_with_failures" and any(f["outcome"] in RETRIED for f in failures)
     to_go_on = (retried or state in ("interrupted", "empty", "stale")) and study.resumable
     return {
@@ -102,11 +96,11 @@ def _status(snapshot: Snapshot) -> dict[str, Any]:
         "root": visible(str(study.place)),
         "state": state,
         "holder": holder,
-        "scale": config.scale,
+        "scale": snapshot.config.scale,
         "corpus": snapshot.header["corpus"],
         "stages": _stages(snapshot, because, runs),
         "runs": counted(snapshot.sorts_of_runs().values()),
-        "running": in_progress if holder is not None or queue else [],
+        "running": [r for r in runs if r["progress"]] if holder is not None or queue else [],
         "queue": queue,
         "joined": joined(study),
         "eta_s": eta,
@@ -118,10 +112,10 @@ def _status(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def slots_used(snapshot: Snapshot) -> dict[str, Any] | None:
-    """Return how busy the study's slots were, as `Timeline.as_dict`; None where no attempt has ended."""
-    busy = timeline(snapshot.study, (record.brief for record in snapshot.records))
-    return busy.as_dict() if busy else None
+def slots_used(snapshot: Snapshot) -> SlotUse | None:
+    """Return how busy the study's slots were; None where no attempt has ended."""
+    busy = timeline(snapshot.records)
+    return busy.use if busy else None
 
 
 def known_so_far(snapshot: Snapshot) -> dict[str, Any] | None:
@@ -129,20 +123,7 @@ def known_so_far(snapshot: Snapshot) -> dict[str, Any] | None:
     have ended; None where all stages are decided, or a decision cannot be used."""
     if snapshot.finished or snapshot.faults:
         return None
-    known, _ = _ahead(snapshot, snapshot.study.holder(), [])
-    return _early(snapshot, known)
-
-
-def _early(snapshot: Snapshot, known: SoFar | None) -> dict[str, Any] | None:
-    """Return `known_so_far`; its line takes the latest evaluations of the runs in progress into account."""
-    if known is None:
-        return None
-    flying = []
-    for brief in (record.brief for record in snapshot.records):
-        if brief.kind and brief.outcome is None and brief.stage == known.stage:
-            now = run_status(snapshot.study, brief)
-            flying += [{**now, **now["progress"]}] if now["progress"] else []
-    return {"stage": known.stage, "line": known.line(flying), "ended": known.ended, "runs": known.runs}
+    return _ahead(snapshot, snapshot.study.holder(), _runs(snapshot))[0]
 
 
 def _stages(
@@ -150,11 +131,10 @@ def _stages(
 ) -> list[dict[str, Any]]:
     """Return the study's stages: state, runs by outcome, headlines. `because`: stage -> why its decision is
     stale."""
-    decisions = snapshot.decisions
+    decisions, sorts = snapshot.decisions, snapshot.sorts_of_runs()
     work = remaining_work(snapshot.config, snapshot.reusable_results()) if because else []
     would_train = {w.stage: w.missing for w in work}
     stages = []
-    sorts = snapshot.sorts_of_runs()
     for stage in snapshot.config.study.stages:
         trained = [r for r in runs if r["stage"] == stage and sorts[r["run_id"]] == TRAINING]
         outcomes = Counter(r["outcome"] or "open" for r in trained)
@@ -179,6 +159,10 @@ def _stages(
     return stages
 
 
+def _runs(snapshot: Snapshot) -> list[dict[str, Any]]:
+    return [run_status(snapshot.study, r.brief) for r in snapshot.records if r.brief.kind]
+
+
 def run_status(study: Study, run: Brief) -> dict[str, Any]:
     """Return what a planned run is, and how it ended or how far it is: its `progress` and latest evaluation,
     None before its first step."""
@@ -186,17 +170,8 @@ def run_status(study: Study, run: Brief) -> dict[str, Any]:
     if progress is not None:
         at_step, loss = study.last_evaluation(run.run_id) or (None, None)
         progress |= {"at_step": at_step, "val_loss": loss}
-    return {
-        "run_id": run.run_id,
-        "stage": run.stage,
-        "arm": run.arm,
-        "seed": run.seed,
-        "steps": run.steps,
-        "outcome": run.outcome,
-        "cause": run.cause,
-        "wall_s": run.wall_s,
-        "progress": progress,
-    }
+    shown = ("run_id", "stage", "arm", "seed", "steps", "outcome", "cause", "wall_s")
+    return {**{key: getattr(run, key) for key in shown}, "progress": progress}
 
 
 def failures_of(
@@ -210,19 +185,17 @@ def failures_of(
         groups.setdefault(cause_class(r["run_id"], r["outcome"], r["cause"]), []).append(r)
     failures = []
     for alike in groups.values():
-        run_id, outcome = alike[0]["run_id"], alike[0]["outcome"]
-        files = study.run_files(run_id)
-        command = None
-        if outcome not in RETRIED:  # a lost run did nothing wrong: the study's own command trains it again
-            kind = read_json(files.spec, SpecRecord)["kind"]
-            command = run_again(study, run_id, portable=portable) if kind == "train" else None
+        first = alike[0]
+        files = study.run_files(first["run_id"])
+        # a lost run did nothing wrong: the study's own command trains it again
+        again = first["outcome"] not in RETRIED and read_json(files.spec, SpecRecord)["kind"] == "train"
         failures.append(
             {
-                "outcome": outcome,
-                "cause": alike[0]["cause"] or "",
+                "outcome": first["outcome"],
+                "cause": first["cause"] or "",
                 "runs": [r["run_id"] for r in alike],
                 "log": str(files.log),
-                "command": command,
+                "command": run_again(study, first["run_id"], portable=portable) if again else None,
             }
         )
     return failures
@@ -246,32 +219,36 @@ def joined(study: Study) -> list[dict[str, Any]]:
     for session in sessions_in(study):
         notes = session.notes()
         for worker in sorted(session.guests(notes)):
-            run_ids = [run_id] if (run_id := notes[worker].get("run_id")) else []
-            workers.append({"worker": worker, "host": notes[worker].get("host"), "run_ids": run_ids})
+            host, run_id = (notes[worker].get(key) for key in ("host", "run_id"))
+            workers.append({"worker": worker, "host": host, "run_ids": [run_id] if run_id else []})
     return workers
 
 
 def _ahead(
     snapshot: Snapshot, holder: Mapping[str, Any] | None, runs: Sequence[Mapping[str, Any]]
-) -> tuple[SoFar | None, float | None]:
-    """Return what is known of the stage that is open, and the seconds left for the runs that are expected, at
-    the pace of the finished ones; None before one has finished.
+) -> tuple[dict[str, Any] | None, float | None]:
+    """Return `known_so_far`, and the seconds left for the runs that are expected, at the pace of the finished
+    ones; None before one has finished.
 
     The process that runs the study has left both; without one they are worked out anew, which takes
-    milliseconds for each run. `runs`: as `run_status` has them.
+    milliseconds for each run. `runs`: as `run_status` has them; those in progress are part of the line.
     """
     config = snapshot.config
-    left_behind = outlook(snapshot.study, holder)
-    if left_behind and left_behind[0].stage == open_stage(config, snapshot.decisions):
-        return left_behind
-    results = snapshot.reusable_results()
-    expected = forecast(config, ("expected",), results)["expected"]
-    known = so_far(config, snapshot.decisions, results, training_runs(expected))
-    rate = pace.learned(snapshot.records)
-    if rate is None:
-        return known, None
-    training = [s for specs in expected.values() for s in specs if s.kind == "train"]
-    done = results(training)
-    shares = {r["run_id"]: r["progress"].get("step", 0) / r["steps"] for r in runs if r["progress"]}
-    left = sum(rate.seconds(s) * (1 - shares.get(s.run_id, 0.0)) for s in training if s.run_id not in done)
-    return known, float(left / slots(config))
+    known, left_s = outlook(snapshot.study, holder) or (None, None)
+    if known is None or known.stage != open_stage(config, snapshot.decisions):
+        results = snapshot.reusable_results()
+        expected = forecast(config, results)
+        counts = {stage: len(specs) for stage, specs in expected.items()}
+        known = so_far(config, snapshot.decisions, results, counts)
+        rate = pace.learned(snapshot.records)
+        training = [s for specs in expected.values() for s in specs]
+        done = results(training)
+        shares = {r["run_id"]: r["progress"].get("step", 0) / r["steps"] for r in runs if r["progress"]}
+        left = [s for s in training if s.run_id not in done]
+        work = [rate.seconds(s) * (1 - shares.get(s.run_id, 0.0)) for s in left] if rate else []
+        left_s = float(sum(work) / slots(config)) if rate else None
+    if known is None:
+        return None, left_s
+    flying = [{**r, **r["progress"]} for r in runs if r["progress"] and r["stage"] == known.stage]
+    line = known.line(flying)
+    return {"stage": known.stage, "line": line, "ended": known.done, "runs": known.runs}, left_s

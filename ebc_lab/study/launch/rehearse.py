@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from ebc_lab.config.choices import changed, optimizer_defaults, with_size
 from ebc_lab.config.dicts import run_part, to_dict
@@ -26,7 +27,6 @@ from ..store.study import Study
 from .command import worker_env
 
 TOGETHER_S = 60.0  # for all of them; what has not shown by then shows when it is trained
-MODULE = "ebc_lab.training.rehearsal"
 # of a baseline, in place of what a sweep would measure
 UNIT: NaturalSteps = {"natural_kl": 1.0, "descent_median": 1.0}
 
@@ -48,21 +48,17 @@ def rehearse(config: Config, study: Study, say: Callable[[str], None]) -> None:
     device = chosen_device(config.device)
     if device == "cuda" and not visible_gpus():
         return
-    corpus, tokenizer_sha256 = checked_text(config)
-    settled = pinned(config, corpus, tokenizer_sha256)
-    runs = {}  # with text and device, and nothing left open
-    for name, run in asked.items():
-        there = replace(run, data=settled.data, tokens=settled.tokens, device=device)
+    text = pinned(config, *checked_text(config))
+    for name, run in asked.items():  # nothing is left open
         dtype = run.dtype if run.dtype != "auto" else "float32"
-        runs[name] = replace(there, compile="off", threads_per_run=1, dtype=dtype)
-    key = [str(study.root.resolve()), *([name, run.steps, *_targets(run)] for name, run in runs.items())]
+        asked[name] = replace(run, data=text.data, tokens=text.tokens, device=device, dtype=dtype)
+    key = [str(study.root.resolve()), *([name, run.steps, *_targets(run)] for name, run in asked.items())]
     rehearsals = MeasurementCache("rehearsal", key, form=list[str])
-    if rehearsals.read() is not None:
-        return
-    warnings = _tried(runs, study, config)
-    for warning in warnings:
-        say(f"warning: {warning}")
-    rehearsals.write(warnings)
+    if rehearsals.read() is None:
+        warnings = _tried(asked, study, config)
+        for warning in warnings:
+            say(f"warning: {warning}")
+        rehearsals.write(warnings)
 
 
 def _targets(run: RunConfig) -> Iterator[tuple[str, str, str]]:
@@ -75,11 +71,9 @@ def _targets(run: RunConfig) -> Iterator[tuple[str, str, str]]:
 def _runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
     """Yield name and run of everything that the study may train, at its own length; arms first, which users
     know by their names."""
-    optimizer = config.lr_sweep.optimizers[0] if config.lr_sweep.optimizers else config.optimizer.name
-    rate = config.optimizer.lr
-    if config.optimizer.name != optimizer:
-        rate = optimizer_defaults(optimizer).lr
-    track: BestRate = {"optimizer": optimizer, "lr": rate, "projection": config.projection.name}
+    optimizer = next(iter(config.lr_sweep.optimizers), config.optimizer.name)
+    chosen = config.optimizer if config.optimizer.name == optimizer else optimizer_defaults(optimizer)
+    track: BestRate = {"optimizer": optimizer, "lr": chosen.lr, "projection": config.projection.name}
     base = run_part(config)
     seed = config.seeds[0] if config.seeds else base.seed
     for name, arm in config.ablation.all_arms().items():
@@ -99,17 +93,10 @@ def _tried(runs: dict[str, RunConfig], study: Study, config: Config) -> list[str
     folder = str(study.own.resolve()) if study.own.is_dir() else None
     asked = json.dumps({"own": folder, "runs": [to_dict(run) for run in runs.values()]})
     env = {**os.environ, **worker_env(config), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "ebc_lab.training.rehearsal"]
+    pipes: dict[str, Any] = {"input": asked, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", MODULE],
-            input=asked,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            timeout=TOGETHER_S,
-            check=False,
-        )
+        done = subprocess.run(command, **pipes, env=env, text=True, timeout=TOGETHER_S, check=False)
     except subprocess.TimeoutExpired:
         return ["parts of your own were not tried to the end: their first steps took over a minute"]
     answers = [json.loads(line) for line in done.stdout.splitlines()]

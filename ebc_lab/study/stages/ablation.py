@@ -169,7 +169,7 @@ def _figures(arm: Arm, results: Results) -> dict[str, float | None]:
     figures = {key: compare_arms.mean(compare_arms.completed_values(arm, results, key)) for key in keys}
     for figure in PART_FIGURES.values():  # left out where no run has it, unless decisions always had it
         value = figure.mean(completed) if figure.averaged else None
-        if value is not None or figure.always:
+        if value is not None or figure.in_every_arm:
             figures[figure.key] = value
     return figures
 

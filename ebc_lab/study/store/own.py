@@ -16,7 +16,7 @@ from .study import OwnRecord, Study
 
 
 def lacking(study: Study, header: Mapping[str, Any], config: Config) -> bool:
-    """Tell whether the study lacks a copy of a file that it needs: one that was deleted, or that an older
+    """Return whether the study lacks a copy of a file that it needs: one that was deleted, or that an older
     version never made."""
     recorded = header.get("own", {"files": {}})["files"]
     return any(name not in recorded or not (study.own / name).is_file() for name in config.own_files)
@@ -36,20 +36,16 @@ def keep(study: Study, config: Config) -> OwnRecord:
         if path.is_file() and path.read_bytes() == content:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        manifest.remove_entries(study.root, _entry(study, path))
+        manifest.remove_entries(study.root, f"{study.own.name}/{name}")
         with atomic_writer(path) as out:
             out.write(content)
     for path in [*study.own.rglob("*")]:
-        if path.is_file() and path.relative_to(study.own).as_posix() not in config.own_files:
-            manifest.remove_entries(study.root, _entry(study, path))
+        name = path.relative_to(study.own).as_posix()
+        if path.is_file() and name not in config.own_files:
+            manifest.remove_entries(study.root, f"{study.own.name}/{name}")
             path.unlink()
     if not config.own_files:
         shutil.rmtree(study.own, ignore_errors=True)
     suite = next((name for name in config.own_files if name.endswith(ENDINGS)), None)
     files = {name: manifest.sha256_of(study.own / name) for name in config.own_files}
     return {"suite": suite, "files": files}
-
-
-def _entry(study: Study, path: Path) -> str:
-    """Return the name of a file in the study's manifest."""
-    return path.relative_to(study.root).as_posix()

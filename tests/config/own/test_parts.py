@@ -9,12 +9,13 @@ from ebc_lab.config.compose import compose, register_schema
 from ebc_lab.config.dicts import from_dict, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity, run_id
-from ebc_lab.config.own.parts import with_sources
+from ebc_lab.config.own.parts import own_name, with_sources
 from ebc_lab.config.schema import Config
 from ebc_lab.config.study_checks import validate
 
 TEXT = "def made(params, lr):\n    return 1\n"
 CUSTOM = ["optimizer=custom", "optimizer.target=own_parts:made"]
+MODEL = ["model=custom", "model.target=own_parts:made"]
 GRID = "lr_sweep.grids.custom=[1e-3,2e-3]"
 
 
@@ -40,11 +41,8 @@ def installed(folder, monkeypatch):
     site = folder / "site"
     site.mkdir()
     (site / "tiny_parts.py").write_text(TEXT)
-    package(
-        site,
-        "tiny_parts",
-        optimizers="tiny = tiny_parts:made\nadam = tiny_parts:made\nboth = tiny_parts:made",
-    )
+    offers = "\n".join(f"{name} = tiny_parts:made" for name in ("tiny", "adam", "both"))
+    package(site, "tiny_parts", optimizers=offers)
     package(site, "other_parts", optimizers="both = own_parts:made", stabilizers="calm = tiny_parts:made")
     monkeypatch.syspath_prepend(site)
     for cached in (offered, register_schema):
@@ -54,14 +52,14 @@ def installed(folder, monkeypatch):
         cached.cache_clear()
 
 
-def named(*overrides):
+def composed(*overrides):
     """A run, resolved as far as its identity needs."""
     config = compose(["scale=smoke", "device=cpu", *overrides], study=False)
     return replace(config, data=replace(config.data, sha256="0" * 64))
 
 
 def name_of(*overrides):
-    return digest(identity(named(*overrides)))
+    return digest(identity(composed(*overrides)))
 
 
 def test_a_target_its_arguments_and_its_file_name_a_run(folder):
@@ -76,8 +74,8 @@ def test_a_target_its_arguments_and_its_file_name_a_run(folder):
         name_of(*CUSTOM, "stabilizer=custom", "stabilizer.target=own_parts:made"),
         name_of(*CUSTOM, "stabilizer=custom", "stabilizer.target=own_parts:made", "stabilizer.strength=2"),
         name_of(*CUSTOM, "lr_schedule=custom", "lr_schedule.target=own_parts:made"),
-        name_of(*CUSTOM, "model=custom", "model.target=own_parts:made"),
-        name_of(*CUSTOM, "model=custom", "model.target=own_parts:made", "model.context=16"),
+        name_of(*CUSTOM, *MODEL),
+        name_of(*CUSTOM, *MODEL, "model.context=16"),
     }
     (folder / "own_parts.py").write_text(TEXT + "# edited\n")
     others.add(name_of(*CUSTOM))
@@ -85,31 +83,24 @@ def test_a_target_its_arguments_and_its_file_name_a_run(folder):
 
 
 def test_settings_that_an_own_part_is_not_given_do_not_name_a_run(folder):
-    model = ["model=custom", "model.target=own_parts:made"]
-    sizes = identity(named(*model))["model"]
+    sizes = identity(composed(*MODEL))["model"]
     assert set(sizes) == {"name", "context", "target", "arguments", "sha256"}
     stabilizer = ["stabilizer=custom", "stabilizer.target=own_parts:made"]
     assert name_of(*stabilizer) == name_of(*stabilizer, "budget.target_kl=0.5", "controller=pi")
-    assert set(identity(named())["optimizer"]) & {"target", "arguments", "sha256"} == set()
-    whole = ["model=custom", "model.target=own_parts:made", *CUSTOM]
+    assert set(identity(composed())["optimizer"]) & {"target", "arguments", "sha256"} == set()
+    whole = [*MODEL, *CUSTOM]
     schedule = ["lr_schedule=custom", "lr_schedule.target=own_parts:made"]
-    assert "made_none_ebc_" in run_id("train", named(*whole))
-    assert "_made_made_n60" in run_id("train", named(*whole, *schedule))
+    assert "made_none_ebc_" in run_id("train", composed(*whole))
+    assert "_made_made_n60" in run_id("train", composed(*whole, *schedule))
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
         (["optimizer=custom"], "optimizer=custom needs optimizer.target=module:function"),
-        (
-            ["optimizer=custom", "optimizer.target=own_part:made"],
-            r"no module own_part \(did you mean own_parts",
-        ),
+        (["optimizer=custom", "optimizer.target=own_part:made"], r"no module own_part \(did you mean"),
         (["optimizer=custom", "optimizer.target=own_parts:maed"], r"no maed \(did you mean made"),
-        (
-            ["optimizer.target=own_parts:made"],
-            "optimizer.target goes with optimizer=custom, not optimizer=adam",
-        ),
+        (["optimizer.target=own_parts:made"], "optimizer.target goes with optimizer=custom, not optimizer=a"),
         (["optimizer.arguments={a: 1}"], "optimizer.arguments goes with optimizer=custom"),
         ([*CUSTOM, "optimizer.beta1=0.5"], "write it as optimizer.arguments"),
         ([*CUSTOM, "optimizer.arguments={a: [inf]}"], "optimizer.arguments takes finite numbers, not inf"),
@@ -119,19 +110,16 @@ def test_settings_that_an_own_part_is_not_given_do_not_name_a_run(folder):
         ([*CUSTOM, "memory=hooks"], "choose optimizer=axiom"),
         ([*CUSTOM, "quantizer.state=int8"], "it goes with optimizer=adam or adamw"),
         ([*CUSTOM, "determinism=verity"], "does not go with optimizer=made"),
-        (["model=custom", "model.target=own_parts:made", "model.width=8"], "write it as model.arguments"),
-        (
-            ["model=custom", "model.target=own_parts:made", "quantizer=ternary"],
-            "not with a model of your own",
-        ),
-        (["model=custom", "model.target=own_parts:made", "workload=ebm"], "it has a model of its own"),
-        (["model=custom", "model.target=own_parts:made", "determinism=verity", "stabilizer=none"], "layers"),
+        ([*MODEL, "model.width=8"], "write it as model.arguments"),
+        ([*MODEL, "quantizer=ternary"], "not with a model of your own"),
+        ([*MODEL, "workload=ebm"], "it has a model of its own"),
+        ([*MODEL, "determinism=verity", "stabilizer=none"], "layers"),
         (["lr_schedule=custom", "lr_schedule.target=own_parts:made", "lr_schedule.source=x"], "goes with"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_imported(folder, overrides, words):
     with pytest.raises(UserError, match=words):
-        named(*overrides)
+        composed(*overrides)
 
 
 def test_a_study_sweeps_one_own_optimizer_and_keeps_its_file(folder):
@@ -163,27 +151,21 @@ def test_arms_and_candidates_keep_their_files_too(folder):
     with pytest.raises(UserError, match="width_scale goes with model=gpt"):
         validate(replace(suite, ablation=replace(suite.ablation, arms=arms)), study=True)
     arms["own"] = replace(arms["own"], settings={"stabilizer": {"name": "x", "target": "own_parts:gone"}})
-    with pytest.raises(
-        UserError, match=r"^ablation.arms.own: stabilizer.target=own_parts:gone: there is no gone"
-    ):
+    with pytest.raises(UserError, match=r"^ablation.arms.own: stabilizer.target=own_parts:gone: there is no"):
         with_sources(replace(suite, ablation=replace(suite.ablation, arms=arms)))
 
 
 def test_what_an_installed_package_offers_is_custom_by_a_name(installed):
-    run = named("optimizer=tiny", "stabilizer=calm")
+    run = composed("optimizer=tiny", "stabilizer=calm")
     assert (run.optimizer.name, run.optimizer.target) == ("tiny", "tiny_parts:made")
     custom = ["optimizer=custom", "optimizer.target=tiny_parts:made"]
     assert name_of("optimizer=tiny") == name_of(*custom)
-    assert run_id("train", named("optimizer=tiny")).startswith("tiny_none_ebc")
-    with pytest.raises(
-        UserError, match=r"optimizer=tin is unknown \(did you mean tiny\?\).* soap, both or tiny"
-    ):
-        named("optimizer=tin")
-    assert named("optimizer=adam").optimizer.target is None  # ebc-lab's own stays
-    with pytest.raises(
-        UserError, match="both is what installed packages call own_parts:made or tiny_parts:made"
-    ):
-        named("optimizer=both")
+    assert run_id("train", composed("optimizer=tiny")).startswith("tiny_none_ebc")
+    with pytest.raises(UserError, match=r"optimizer=tin is unknown \(did you mean tiny\?\).* both or tiny"):
+        composed("optimizer=tin")
+    assert composed("optimizer=adam").optimizer.target is None  # ebc-lab's own stays
+    with pytest.raises(UserError, match="both is what installed packages call own_parts:made or tiny_parts"):
+        composed("optimizer=both")
 
 
 def test_a_study_with_an_offered_part_is_read_where_the_package_is_not(installed, monkeypatch):
@@ -197,4 +179,24 @@ def test_a_study_with_an_offered_part_is_read_where_the_package_is_not(installed
     validate(read, study=True, here=False)
     assert read == config
     with pytest.raises(UserError, match="optimizer=tiny is unknown"):
-        named("optimizer=tiny")
+        composed("optimizer=tiny")
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("./my_opt.py:Cautious", "cautious"),
+        ("my_opt:MyAdamW2", "my_adam_w2"),
+        ("lib.inner.SGDClip", "sgd_clip"),
+        ("m:Kind.made", "made"),
+        ("m:_hidden", "hidden"),
+        ("m:Größe", "groe"),
+        ("m:名", "own"),
+    ],
+)
+def test_a_part_is_called_after_its_function(target, name):
+    assert own_name(target) == name
+
+
+def test_a_name_that_means_something_else_is_numbered():
+    assert own_name("m:adam", ["adam", "adam_2"]) == "adam_3"

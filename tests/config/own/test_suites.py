@@ -75,13 +75,18 @@ def test_a_suite_may_build_on_another(folder):
     [
         ("ablation:\n  arms: [\n", r"bad.yaml:3: expected the node content"),
         ("ablation: {}\nablatoin: 3\n", r"^bad.yaml:2: ablatoin is not a setting \(did you mean ablation"),
-        (
-            "ablation:\n  arms:\n    a: {lr_scal: 3}\n",
-            r"^bad.yaml:3: .*a.lr_scal.*\(did you mean lr_scale\?\)",
-        ),
+        ("ablation:\n  arms:\n    a: {lr_scal: 3}\n", r"^bad.yaml:3: .*a.lr_scal.*\(did you mean lr_scale"),
         ("\nseeds: 3\n", r"^bad.yaml:2: seeds: it is a list, seeds=\[…\]"),
         (SUITE.replace("[adam]", "[adm]"), r"^bad.yaml:2: lr_sweep.optimizers=adm"),
         ("- 1\n- 2\n", "bad.yaml holds no settings"),
+        (
+            SUITE.replace("about: mine,", "lr_scale: two,"),
+            r"^bad.yaml:8: .*mine.lr_scale: two is not a number$",
+        ),
+        (
+            SUITE.replace("  reference: adam\n", ""),
+            r"^bad.yaml:3: ablation.reference is missing: .*or mine",
+        ),
         ("ablation:\n  arms:\n    a: {budget: '${'}\n", r"bad.yaml:3: no viable alternative"),
     ],
 )
@@ -128,13 +133,11 @@ def test_numbers_mean_in_a_file_what_they_mean_on_a_command_line(folder):
 def test_a_suite_that_is_not_there_names_those_that_are(folder):
     with pytest.raises(UserError, match=r"study=./mien.yaml is not there \(there is mine.yaml\)"):
         composed("study=./mien.yaml")
-    with pytest.raises(
-        UserError, match=r"study=mien is unknown \(did you mean ./mine.yaml\?\); study takes "
-    ):
+    with pytest.raises(UserError, match=r"study=mien is unknown \(did you mean ./mine.yaml\?\); study take"):
         composed("study=mien")
 
 
-def test_new_arms_are_overrides(folder):
+def test_new_arms_are_overrides_and_an_arm_is_left_out_by_one(folder):
     hot = "{about: hot, lr_scale: 4, settings: {stabilizer: {name: agc}}}"
     for sign in ("", "+", "++"):
         arms = composed("study=./mine.yaml", f"{sign}ablation.arms.hot={hot}").ablation.arms
@@ -145,6 +148,14 @@ def test_new_arms_are_overrides(folder):
         composed("study=controls", "ablation.arms.hot={lr_scal: 3}")
     with pytest.raises(UserError, match=r"ablation.arms.hot: an arm is a mapping"):
         composed("study=controls", "ablation.arms.hot=3")
+    new = ["+ablation.arms.new.lr_scale=3", "+ablation.arms.new.settings.stabilizer.name=agc"]
+    arms = composed("study=./mine.yaml", "~ablation.arms.mine", *new).ablation.arms
+    assert set(arms) == {"adam", "new"}
+    assert (arms["new"].lr_scale, arms["new"].settings) == (3, {"stabilizer": {"name": "agc"}})
+    with pytest.raises(
+        UserError, match=r"^~ablation.arms.mime: .*\(did you mean mine\?\); leave out adam or"
+    ):
+        composed("study=./mine.yaml", "~ablation.arms.mime")
 
 
 def test_an_own_optimizer_has_its_own_name_and_the_identity_that_it_had(folder):
@@ -174,18 +185,6 @@ def test_two_parts_of_one_name_are_told_apart_and_two_files_of_one_name_refused(
     (folder / "mine.yaml").write_text(SUITE + second.replace("other_opt", "sub/suite_opt"))
     with pytest.raises(UserError, match=r"suite_opt.py and .*sub/suite_opt.py have the same name"):
         composed("study=./mine.yaml")
-
-
-def test_an_arm_is_left_out_and_a_new_one_begun_by_a_setting(folder):
-    three = SUITE + "    hot: {lr_scale: 2}\n"
-    (folder / "mine.yaml").write_text(three)
-    assert set(composed("study=./mine.yaml", "~ablation.arms.mine").ablation.arms) == {"adam", "hot"}
-    new = ["+ablation.arms.new.lr_scale=3", "+ablation.arms.new.settings.stabilizer.name=agc"]
-    arms = composed("study=./mine.yaml", *new).ablation.arms
-    assert set(arms) == {"adam", "mine", "hot", "new"}
-    assert (arms["new"].lr_scale, arms["new"].settings) == (3, {"stabilizer": {"name": "agc"}})
-    with pytest.raises(UserError, match=r"^~ablation.arms.hott: .*\(did you mean hot\?\); leave out adam, "):
-        composed("study=./mine.yaml", "~ablation.arms.hott")
 
 
 @pytest.mark.parametrize(
@@ -239,28 +238,20 @@ def test_an_arm_that_mine_makes_is_set_like_any_other(folder, sign):
     assert own.ablation.arms["cautious"] == replace(usual, tune={**usual.tune, **rates})
     whole = composed(*asked, f"{sign}ablation.arms.cautious={{lr_scale: 2}}")
     assert whole.ablation.arms["cautious"] == replace(usual, lr_scale=2.0)
-    with pytest.raises(
-        UserError, match=r"^ablation.arms.cautios: .*no such arm \(did you mean cautious\?\); a new"
-    ):
+    with pytest.raises(UserError, match=r"^ablation.arms.cautios: .*no such arm \(did you mean cautious"):
         composed(*asked, "ablation.arms.cautios.tune.lr=[1e-4]")
 
 
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        (
-            "ablation.arms.hot={settings: {stabilizer: {name: agd}}}",
-            r"^ablation.arms.hot: stabilizer=agd is un",
-        ),
+        ("ablation.arms.hot={settings: {stabilizer: {name: agd}}}", r"^ablation.arms.hot: stabilizer=agd "),
         ("ablation.arms.mine.lr_scale=two", r"^ablation.arms.mine.lr_scale: two is not a number$"),
         (
             "ablation.arms.mine=null",
-            r"^ablation.arms.mine: an arm is a mapping.*'~ablation.arms.mine' leaves it",
+            r"^ablation.arms.mine: an arm is a mapping.*'~ablation.arms.mine' l",
         ),
-        (
-            "ablation.arms.hot.lr_scale=2",
-            r"^ablation.arms.hot: .*begun with a \+, \+ablation.arms.hot.lr_scale=2",
-        ),
+        ("ablation.arms.hot.lr_scale=2", r"^ablation.arms.hot: .*begun with a \+, \+ablation.arms.hot.lr_"),
         ("ablation.reference=none", r"^ablation.reference=none is none of the arms"),
         ("~ablation.arms.mine", r"^ablation.arms must name at least two arms"),
     ],
@@ -270,29 +261,12 @@ def test_a_mistake_in_an_override_is_not_told_of_the_suites_file(folder, overrid
         composed("study=./mine.yaml", override)
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "words"),
-    [
-        (
-            "{about: mine,",
-            "{lr_scale: two,",
-            r"^mine.yaml:8: ablation.arms.mine.lr_scale: two is not a number$",
-        ),
-        ("  reference: adam\n", "", r"^mine.yaml:3: ablation.reference is missing: .*, adam or mine\.$"),
-    ],
-)
-def test_a_mistake_in_the_suites_file_is_told_of_it(folder, before, after, words):
-    (folder / "mine.yaml").write_text(SUITE.replace(before, after))
-    with pytest.raises(UserError, match=words):
-        composed("study=./mine.yaml")
-
-
-def test_a_file_without_a_function_is_told_what_is_missing(folder):
+@pytest.mark.parametrize("asked", [("study=optimizers", "mine"), ("optimizer=custom", "optimizer.target")])
+def test_a_file_without_a_function_is_told_what_is_missing(folder, asked):
+    group, key = asked
     missing = r"which function of that file is not said: write ./suite_opt.py:NAME\.$"
-    with pytest.raises(UserError, match=rf"^mine=./suite_opt.py: {missing}"):
-        composed("study=optimizers", "mine=./suite_opt.py")
-    with pytest.raises(UserError, match=rf"^optimizer.target=./suite_opt.py: {missing}"):
-        composed("optimizer=custom", "optimizer.target=./suite_opt.py")
+    with pytest.raises(UserError, match=rf"^{key}=./suite_opt.py: {missing}"):
+        composed(group, f"{key}=./suite_opt.py")
 
 
 def test_one_part_has_one_name_in_whatever_order_and_spelling_its_arms_come(folder):

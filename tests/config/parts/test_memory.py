@@ -23,10 +23,7 @@ def test_what_goes_together_is_accepted():
     ("settings", "told"),
     [
         ({"optimizer": {"name": "adam"}}, "optimizer=adam: .* choose optimizer=axiom"),
-        (
-            {"stabilizer": {"name": "norm_clip"}},
-            r"stabilizer=norm_clip: .* stabilizer=none, stabilizer=ebc with budget=lagged, or",
-        ),
+        ({"stabilizer": {"name": "norm_clip"}}, "stabilizer=norm_clip: .* stabilizer=ebc with budget=lagged"),
         ({"stabilizer": {"name": "ebc"}}, "budget=tracked: .* choose budget=lagged"),
         ({"accumulate": 2}, "accumulate: it needs whole gradients"),
         ({"model": {"dropout": 0.1}}, "model.dropout: .* leave it at 0"),
@@ -34,10 +31,7 @@ def test_what_goes_together_is_accepted():
         ({"quantizer": {"gradients": "five"}}, "quantizer.gradients: no gradient is left"),
         ({"policy": {"name": "random"}}, "choose policy=constant"),
         (LAGGED | {"budget": {"name": "lagged", "probe_tokens": "held"}}, "budget.probe_tokens: leave it"),
-        (
-            LAGGED | {"budget": {"name": "lagged", "grouping": "matrices"}},
-            "grouping=matrices: .* another grouping",
-        ),
+        (LAGGED | {"budget": {"name": "lagged", "grouping": "matrices"}}, "matrices: .* another grouping"),
         (LAGGED | {"controller": {"name": "agreement"}}, "compares no losses"),
         (LAGGED | {"memory": {"name": "none"}}, "budget=shadow, which measures the step itself"),
     ],
@@ -53,8 +47,6 @@ def test_what_needs_more_than_hooks_leave_is_refused(settings, told):
         ({"memory": {"name": "int4"}, "compile": "on"}, "leave compile at off"),
         ({"optimizer": {"name": "galore", "rank": 0}}, "galore needs optimizer.rank >= 1"),
         ({"optimizer": {"name": "axiom", "rank": -1}}, "optimizer.rank must be a whole number >= 0"),
-        ({"optimizer": {"name": "axiom", "streak_boost": 0.5}}, "optimizer.streak_boost must be"),
-        ({"optimizer": {"name": "axiom", "snr_floor": 2.0}}, "optimizer.snr_floor must be"),
         ({"optimizer": {"name": "adam", "rank": 4}}, "optimizer.rank goes with optimizer=axiom or galore"),
         ({"memory": {"name": "none", "activations": "int3"}}, "memory.activations=int3 is unknown"),
     ],
@@ -70,10 +62,8 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatc
     with pytest.raises(UserError, match=f"^optimizer=adam8bit {words}"):
         compose(["scale=smoke", "stabilizer=none", "optimizer=adam8bit"], study=False)
     swept = ["lr_sweep.optimizers=[adam,adam8bit]", "+lr_sweep.grids.adam8bit=[1e-3]"]
-    for where, study in {
-        r"ablation\.arms\.adam8bit": ["study=memory"],
-        r"lr_sweep\..*=adam8bit": swept,
-    }.items():
+    asked = {r"ablation\.arms\.adam8bit": ["study=memory"], r"lr_sweep\..*=adam8bit": swept}
+    for where, study in asked.items():
         with pytest.raises(UserError, match=rf"^{where}: optimizer=adam8bit {words}"):
             compose(["scale=smoke", *study])
 
@@ -97,10 +87,6 @@ def test_an_arm_with_another_optimizer_has_that_ones_settings_alone():
 def test_hooks_imply_the_plain_optimizer_where_nothing_else_is_asked_for():
     assert implied(["memory=hooks"])[1:] == ["stabilizer=none"]
     assert implied(["memory.hooks=true"])[1:] == ["stabilizer=none"]
-    for given in (
-        ["memory=int4"],
-        ["memory=all", "memory.hooks=false"],
-        ["memory=hooks", "stabilizer=ebc"],
-        ["memory=all", "budget=lagged"],
-    ):
+    ebc = (["memory=hooks", "stabilizer=ebc"], ["memory=all", "budget=lagged"])
+    for given in (["memory=int4"], ["memory=all", "memory.hooks=false"], *ebc):
         assert implied(given) == given

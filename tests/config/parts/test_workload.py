@@ -1,7 +1,5 @@
 """What `ebc-lab train workload=ebm …` refuses before anything is written: exit code 2 and one sentence."""
 
-from __future__ import annotations
-
 import sys
 
 import pytest
@@ -16,10 +14,7 @@ REFUSED = [
     ("ebm.kappa_min=60", "ebm.kappa_min=60 must be below ebm.kappa_max=50"),
     ("ebm.levels=[0.2,0.1]", "ebm.levels must be increasing"),
     ("ebm.levels=[]", "ebm.levels must not be empty"),
-    (
-        "ebm.neighbours=200",
-        "ebm.neighbours=200 splats act on a state, of at most ebm.splats=160: choose fewer",
-    ),
+    ("ebm.neighbours=200", "200 splats act on a state, of at most ebm.splats=160: choose fewer"),
     ("ebm.splats=0 ebm.adapt=gradient", "ebm.adapt=gradient trains the splats, and ebm.splats=0 has none"),
     ("decoder.active=5", "decoder.active=5 must be at most decoder.experts=4"),
     ("ebm.temperature=[1,1]", "ebm.temperature needs 3 values, not 2"),
@@ -27,20 +22,14 @@ REFUSED = [
     ("compile=on", "workload=ebm does not go with compile=on"),
     ("param_dtype=bfloat16", "workload=ebm does not go with param_dtype=bfloat16"),
     ("budget.grouping=matrices", "workload=ebm does not go with budget.grouping=matrices"),
-    (
-        "optimizer=muonclip",
-        "shrinks queries and keys by the logits of attention that they make: choose model=",
-    ),
+    ("optimizer=muonclip", "shrinks queries and keys by the logits of attention that they make: choose "),
     ("workload=gpt model=modern optimizer=muonclip", "shrinks queries and keys by the logits of attention"),
     ("quantizer.state=int8", "workload=ebm does not go with a quantizer"),
     ("tokens=gpt2", "tokens=gpt2 needs tokens.folder=FOLDER"),
     ("ebm.embeddings=gpt2", "ebm.embeddings=gpt2 needs ebm.gpt2=FOLDER"),
     ("ebm.embeddings=gpt2 ebm.gpt2=x", "are those of GPT-2's own tokens: add tokens=gpt2"),
     ("accumulate=5", "accumulate=5 must divide batch_size=24 into equal parts"),
-    (
-        "accumulate=6",
-        "budget.probe_sequences must leave rows of each part of the batch for the audit: 1 to 3",
-    ),
+    ("accumulate=6", "must leave rows of each part of the batch for the audit: 1 to 3"),
     ("workload=gpt projection=sphere", "projection=sphere keeps the directions of workload=ebm"),
 ]
 
@@ -53,24 +42,27 @@ def test_what_an_ebm_cannot_be_is_refused(overrides, words):
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("module", ["faiss", "tokenizers"])
-def test_a_library_that_is_missing_is_named_with_its_remedy(monkeypatch, module):
-    asked = {"faiss": ["index=ivf"], "tokenizers": ["tokens=bpe"]}[module]
-    compose(["workload=ebm", "scale=smoke", *asked], study=False)
+@pytest.mark.parametrize(
+    ("asked", "module"),
+    [
+        ("workload=ebm index=ivf", "faiss"),
+        ("workload=ebm tokens=bpe", "tokenizers"),
+        ("tokens=bpe", "tokenizers"),
+    ],
+)
+def test_a_library_that_is_missing_is_named_with_its_remedy(monkeypatch, asked, module):
+    settings = ["scale=smoke", *asked.split()]
+    compose(settings, study=False)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(
-        UserError, match=rf"{asked[0]} needs the library {module}: pip install 'ebc-lab\[ebm\]'"
-    ):
-        compose(["workload=ebm", "scale=smoke", *asked], study=False)
+    needs = rf"{settings[-1]} needs the library {module}: pip install 'ebc-lab\[ebm\]'"
+    with pytest.raises(UserError, match=needs):
+        compose(settings, study=False)
     compose(["workload=ebm", "scale=smoke", "index=exact"], study=False)
 
 
-def test_a_gpt_takes_tokens_and_parts_of_a_batch_too(monkeypatch):
+def test_a_gpt_takes_tokens_and_parts_of_a_batch_too():
     compose(["scale=smoke", "tokens=bpe", "accumulate=2"], study=False)
     compose(["scale=smoke", "compile=on", "controller=agreement"], study=False)
-    monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(UserError, match="tokens=bpe needs the library tokenizers"):
-        compose(["scale=smoke", "tokens=bpe"], study=False)
 
 
 def refused_by_the_command(folder, text_file, *overrides, **env):
@@ -88,8 +80,6 @@ def refused_by_the_command(folder, text_file, *overrides, **env):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ("workload=emb", "did you mean ebm"),
-        ("ebm.kappa_min=50", "ebm.kappa_min=50 must be below ebm.kappa_max=50"),
         ("device=vulkan", "Vulkan"),
         ("ebm.splats=6000", "ebm.splats=6000 is more than one for 2 of the"),
         ("ebm.neighbours=17", "more than the 16 splats that there are in the first third of the run"),

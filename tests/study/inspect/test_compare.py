@@ -23,9 +23,8 @@ def test_a_study_is_equal_to_its_copy(pair):
     runs = found["runs"]
     assert runs["counts"][0]["training"] == runs["common"] == runs["equal"] > 0
     assert list(found["decisions"]) == ["lr_sweep", "calibrate", "lr_scale", "finals"]
-    assert all(
-        x == y for tracks in found["decisions"].values() for t in tracks.values() for x, y in t.values()
-    )
+    pairs = [pair for d in found["decisions"].values() for track in d.values() for pair in track.values()]
+    assert all(x == y for x, y in pairs)
     assert {"lr", "natural_kl"} <= set(found["decisions"]["lr_sweep"]["adam_none"])
     assert "delta_star" in found["decisions"]["calibrate"]["adam_none"]
     assert len(found["verdict"]) == 7
@@ -65,11 +64,9 @@ def test_what_differs_is_named_and_timing_is_not(pair):
 def test_studies_of_other_settings_share_the_runs_that_are_the_same(finished, tmp_path):
     config, outcome, _ = finished
     sweep = replace(config.lr_sweep, grids={**config.lr_sweep.grids, "adam": [2e-2, 4e-2]})
-    other = replace(
-        config, output_dir=str(tmp_path), lr_sweep=sweep, study=replace(config.study, name="other")
-    )
+    other = replace(config, output_dir=str(tmp_path), lr_sweep=sweep)
     autopilot(other, Listener(), stages=["lr_sweep"])
-    found = compare(outcome.study, Study(tmp_path / "other"))
+    found = compare(outcome.study, Study(tmp_path / config.study.name))
     assert list(found["settings"]) == ["lr_sweep.grids.adam"]
     assert found["settings"]["lr_sweep.grids.adam"] == [[1e-2, 2e-2, 4e-2], [2e-2, 4e-2]]
     assert found["runs"]["equal"] == found["runs"]["common"] == found["runs"]["counts"][1]["training"]
@@ -80,13 +77,11 @@ def test_studies_of_other_settings_share_the_runs_that_are_the_same(finished, tm
 
 
 def test_an_edited_file_of_either_is_refused(pair):
-    a, b = pair
-    path = next(b.runs.glob("*_n25_*")) / "result.json"
+    path = next(pair[1].runs.glob("*_n25_*")) / "result.json"
     path.write_text(path.read_text().replace('"steps": 25', '"steps": 26'))
-    with pytest.raises(UserError, match=str(path)):
-        compare(a, b)
-    with pytest.raises(UserError, match=str(path)):
-        compare(b, a)
+    for either in (pair, reversed(pair)):
+        with pytest.raises(UserError, match=str(path)):
+            compare(*either)
 
 
 def test_an_arm_that_one_study_has_is_one_line_and_equal_names_are_told_by_their_place(pair):

@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -58,9 +57,8 @@ def test_the_command_of_a_study_asks_for_exactly_its_settings(place, text_file, 
         config = compose(["scale=smoke", "study.name=own", *asked], here=False)
         study.root.mkdir(parents=True)
         resolved = replace(config, data=replace(config.data, sha256="0" * 64))
-        record = {"requested": changes.requested(config), "config": changes.requested(resolved)}
-        study.header_file.write_text(json.dumps(record))
-        header = record
+        header = {"requested": changes.requested(config), "config": changes.requested(resolved)}
+        study.header_file.write_text(json.dumps(header))
     else:
         study = invent(place / "out", asked, stages=1, drawn=False)
         header = study.header()
@@ -71,13 +69,10 @@ def test_the_command_of_a_study_asks_for_exactly_its_settings(place, text_file, 
 
 
 def test_settings_after_the_file_win_and_a_group_is_chosen_anew(place, text_file):
-    study = invent(
-        place / "out", ["data=path", f"data.file={text_file}", "batch_size=7"], stages=1, drawn=False
-    )
-    began = f"from={study.header_file}"
-    found = compose(
-        [began, "batch_size=9", "quantizer=ternary", "study.name=b", "launcher=inline"], here=False
-    )
+    asked = ["data=path", f"data.file={text_file}", "batch_size=7"]
+    began = f"from={invent(place / 'out', asked, stages=1, drawn=False).header_file}"
+    changed = ["batch_size=9", "quantizer=ternary", "study.name=b", "launcher=inline"]
+    found = compose([began, *changed], here=False)
     assert (found.batch_size, found.quantizer.name, found.launcher.name) == (9, "ternary", "inline")
     with pytest.raises(UserError, match="has a scale and a suite already: leave study=controls out"):
         compose([began, "study=controls"], here=False)
@@ -98,74 +93,41 @@ def test_a_run_begins_from_its_spec_under_its_own_name(place, text_file):
     assert any(run_id.startswith("cautious") for run_id in study.run_ids())
 
 
-def damaged(study, place, how):
-    """The file that is given, and what is said of it."""
-    file = place / "study.json"
-    content = study.header_file.read_text()
-    if how == "cut":
-        file.write_text(content[:500])
-    elif how == "edited":
-        file.write_text(content.replace('"smoke"', '"laptop"'))
-    elif how == "of another version":
-        header = json.loads(content)
-        header["requested"]["hallucinations"] = 3
-        del header["checksum"]
-        file.write_text(json.dumps(header))
-    elif how == "without its corpus":
-        header = json.loads(content)
-        del header["checksum"], header["config"]["data"]
-        file.write_text(json.dumps(header))
-    elif how == "a pipe":
-        os.mkfifo(file)
-    elif how == "a list":
-        file.write_text("[[[]]]")
-    elif how == "a folder":
-        return study.root
-    elif how == "a bundle":
-        file = place / "it.zip"
-        shutil.copy(bundle.export(study, place / "made.zip")["bundle"], file)
-    elif how == "a run's":
-        return study.run_files(study.run_ids()[0]).spec
-    return file
-
-
-@pytest.mark.parametrize(
-    ("how", "said"),
-    [
-        ("missing", "is not there: give the study.json"),
-        ("cut", "cannot be read .*: get the file again"),
-        ("edited", "was edited after it was written"),
-        ("of another version", "Config has no hallucinations: the file was written by another version"),
-        ("without its corpus", "is damaged .*: get the file again"),
-        ("a pipe", "is not a file but a pipe"),
-        ("a list", "holds no settings of a study or a run"),
-        ("a folder", "is a folder: give the study.json"),
-        ("a bundle", "is a bundle: unpack it with `ebc-lab report`"),
-        ("a run's", "is a run's: `ebc-lab train from="),
-    ],
-)
-def test_a_file_that_nothing_can_begin_from_is_refused_in_a_sentence(place, text_file, how, said):
+def test_a_file_that_nothing_can_begin_from_is_refused_in_a_sentence(place, text_file):
     study = invent(place / "out", ["data=path", f"data.file={text_file}"], drawn=False)
-    with pytest.raises(UserError, match=said) as refused:
-        compose([f"from={damaged(study, place, how)}"], here=False)
-    assert str(refused.value).startswith("from=")
-    assert str(refused.value).count("\n") == 0
+    content = study.header_file.read_text()
+    other, lacking = (json.loads(content) for _ in range(2))
+    other["requested"]["hallucinations"] = 3
+    del other["checksum"], lacking["checksum"], lacking["config"]["data"]
+    again = "get the file again"
+    contents = {
+        content[:500]: f"cannot be read .*: {again}",
+        content.replace('"smoke"', '"laptop"'): "was edited after it was written",
+        json.dumps(other): "Config has no hallucinations: the file was written by another version",
+        json.dumps(lacking): f"is damaged .*: {again}",
+        "[[[]]]": "holds no settings of a study or a run",
+    }
+    refused = {
+        place / "missing.json": "is not there: give the study.json",
+        study.root: "is a folder: give the study.json",
+        bundle.export(study, place / "it.zip")["bundle"]: "is a bundle: unpack it with `ebc-lab report`",
+        study.run_files(study.run_ids()[0]).spec: "is a run's: `ebc-lab train from=",
+        place / "pipe.json": "is not a file but a pipe",
+    }
+    os.mkfifo(place / "pipe.json")
+    for number, (text, said) in enumerate(contents.items()):
+        (place / f"{number}.json").write_text(text)
+        refused[place / f"{number}.json"] = said
+    for path, said in refused.items():
+        with pytest.raises(UserError, match=said) as error:
+            compose([f"from={path}"], here=False)
+        assert str(error.value).startswith("from=")
+        assert str(error.value).count("\n") == 0
 
 
 @pytest.mark.parametrize(
     "value",
-    [
-        "a b",
-        "it's",
-        'it"s',
-        'it\'s "both"',
-        "a\\b",
-        "a\\",
-        'q\\"x',
-        "",
-        "./own/x.py:F",
-        ["/a/b.py:F.g", "b c"],
-    ],
+    ["a b", "it's", 'it"s', 'it\'s "both"', "a\\b", "a\\", 'q\\"x', "", "./x.py:F", ["/a/b.py:F.g", "b c"]],
 )
 def test_a_value_is_read_as_it_was_written_and_quoted_once(value):
     written = f"ablation.question={override_value(value)}"

@@ -1,96 +1,92 @@
 """How busy the slots were, from the attempts of runs: invented ones, whose idle share can be counted."""
 
-import json
 from datetime import UTC, datetime
 
 import matplotlib
 import pytest
 from support.drawn import check_page, words_of
 
-from ebc_lab.records.paths import StudyFiles
 from ebc_lab.report.pictures import STYLE
 from ebc_lab.report.pictures.sheet.figure import Facts
 from ebc_lab.report.pictures.slots import draw_slots
 from ebc_lab.study.inspect.slots import in_words, timeline
+from ebc_lab.study.store import attempts
+from ebc_lab.study.store.study import Brief, Record, Study
 
 
-def at(second):
+def moment(second):
     return datetime.fromtimestamp(1_700_000_000 + second, UTC).isoformat(timespec="milliseconds")
 
 
-def attempted(study, run_id, stage, *events, kind="train"):
-    """`events`: (second, event) or (second, event, process)."""
-    files = study.run_files(run_id)
-    files.directory.mkdir(parents=True)
-    config = {"seed": 0}
-    about = {
-        "run_id": run_id,
-        "kind": kind,
-        "stage": stage,
-        "role": "",
-        "arm": "",
-        "identity": {},
-        "config": config,
-    }
-    files.spec.write_text(json.dumps(about))
-    lines = [{"at": at(s), "event": e, "host": "h", **({"pid": p[0]} if p else {})} for s, e, *p in events]
-    files.attempts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+class Attempts:
+    """The planned runs of a study, each with its log of attempts."""
+
+    def __init__(self, root):
+        self.study, self.runs = Study(root), []
+
+    def add(self, run_id, stage, *events, kind="train"):
+        """`events`: (second, event) or (second, event, process)."""
+        files = self.study.run_files(run_id)
+        files.directory.mkdir(parents=True)
+        for second, event, *process in events:
+            pid = process[0] if process else 0
+            attempts.note(files.directory, event, at=moment(second), host="h", pid=pid)
+        self.runs.append(Record(self.study, Brief(run_id, kind, stage)))
+
+    def timeline(self):
+        return timeline(self.runs)
 
 
 @pytest.fixture
 def study(tmp_path):
     """Two workers: 10 s each in lr_sweep, then the second idles for 6 s beside the last run; in finals a
     measurement of 4 s runs alone."""
-    study = StudyFiles(tmp_path)
-    attempted(study, "a", "lr_sweep", (0, "begin", 1), (10, "end"))
-    attempted(study, "b", "lr_sweep", (0, "begin", 2), (10, "end"))
-    attempted(study, "c", "lr_sweep", (10, "begin", 1), (16, "end"))
-    attempted(study, "d", "finals", (16, "begin", 1), (20, "end"), kind="overhead")
+    study = Attempts(tmp_path)
+    study.add("a", "lr_sweep", (0, "begin", 1), (10, "end"))
+    study.add("b", "lr_sweep", (0, "begin", 2), (10, "end"))
+    study.add("c", "lr_sweep", (10, "begin", 1), (16, "end"))
+    study.add("d", "finals", (16, "begin", 1), (20, "end"), kind="overhead")
     return study
 
 
 def test_the_idle_share_is_what_no_run_filled(study):
-    busy = timeline(study)
+    busy = study.timeline()
     assert [(bar.run_id, bar.slot) for bar in busy.bars] == [("a", 0), ("b", 1), ("c", 0), ("d", 0)]
-    assert busy.stages["lr_sweep"].idle == pytest.approx(6 / 32)
-    assert busy.stages["finals"].idle == pytest.approx(0.5)
-    assert busy.whole.idle == pytest.approx(10 / 40)
-    told = "2 worker slots for 20 s, idle 25% of that time (lr_sweep 19%, finals 50%)"
-    assert in_words(busy.as_dict()) == told
+    assert busy.use["idle"]["lr_sweep"] == pytest.approx(6 / 32)
+    assert in_words(busy.use) == "2 worker slots for 20 s, idle 25% of that time (lr_sweep 19%, finals 50%)"
 
 
 def test_an_interruption_and_a_crash_are_not_idle_time(study):
     """`e` is stopped, and continued an hour later by a new worker; of `f` nobody knows when it died."""
-    attempted(study, "e", "finals", (20, "begin", 1), (22, "stopped"), (3620, "begin", 3), (3624, "end"))
-    attempted(study, "f", "finals", (20, "begin", 2), (3620, "begin", 4), (3624, "end"))
-    busy = timeline(study)
-    assert busy.whole.seconds == pytest.approx(26)
-    assert [(b.begin, b.end) for b in busy.bars if b.run_id == "f"] == [
-        (pytest.approx(22), pytest.approx(26))
-    ]
+    study.add("e", "finals", (20, "begin", 1), (22, "stopped"), (3620, "begin", 3), (3624, "end"))
+    study.add("f", "finals", (20, "begin", 2), (3620, "begin", 4), (3624, "end"))
+    busy = study.timeline()
+    assert busy.use["seconds"] == pytest.approx(26)
+    [(begin, end)] = [(bar.begin, bar.end) for bar in busy.bars if bar.run_id == "f"]
+    assert (begin, end) == (pytest.approx(22), pytest.approx(26))
 
 
 def test_a_run_of_another_study_took_no_slot_here(study):
-    attempted(study, "e", "finals", (-900, "begin", 9), (-800, "end"), (20, "taken"))
-    assert "e" not in {bar.run_id for bar in timeline(study).bars}
+    study.add("e", "finals", (-900, "begin", 9), (-800, "end"), (20, "taken"))
+    assert "e" not in {bar.run_id for bar in study.timeline().bars}
 
 
 def test_a_stages_runs_that_began_early_fill_the_time_of_the_stage_before(study):
-    attempted(study, "e", "calibrate", (10, "begin", 2), (16, "end"))
-    assert timeline(study).stages["lr_sweep"].idle == 0
+    study.add("e", "calibrate", (10, "begin", 2), (16, "end"))
+    assert study.timeline().use["idle"]["lr_sweep"] == 0
 
 
 def test_nothing_is_said_before_a_run_has_ended(tmp_path):
-    study = StudyFiles(tmp_path)
-    attempted(study, "a", "lr_sweep", (0, "begin", 1))
-    assert timeline(study) is None
+    study = Attempts(tmp_path)
+    study.add("a", "lr_sweep", (0, "begin", 1))
+    assert study.timeline() is None
 
 
 def test_the_picture_has_a_row_for_each_slot_and_cuts_no_word(study):
-    attempted(study, "e", "calibrate", (10, "begin", 2), (16, "end"))  # all of it beside lr_sweep
+    study.add("e", "calibrate", (10, "begin", 2), (16, "end"))  # all of it beside lr_sweep
     facts = Facts("s", "words", None, "smoke", 640, 8, (0.5, 0.7))
     with matplotlib.rc_context(fname=STYLE):
-        figure = draw_slots(facts, timeline(study))
+        figure = draw_slots(facts, study.timeline())
         check_page(figure, "slots")
         words = words_of(figure)
         [legend] = figure.legends

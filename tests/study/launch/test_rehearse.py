@@ -68,14 +68,8 @@ def asked(tiny, tmp_path, monkeypatch):
             "lr_schedule: {name: custom, target: ./rehearsed.py:ramp, arguments: {flor: 0.2}}",
             r"arm hot: .*rehearsed\.py:4\).*unexpected keyword argument 'flor'",
         ),
-        (
-            "lr_schedule: {name: custom, target: ./rehearsed.py:late}",
-            r"arm hot: rehearsed\.py:9: ZeroDivisionError",
-        ),
-        (
-            "optimizer: {name: custom, target: ./rehearsed.py:Broken}",
-            r"arm hot: rehearsed\.py:19: KeyError: 'mean'",
-        ),
+        ("lr_schedule: {name: custom, target: ./rehearsed.py:late}", r"arm hot: rehearsed\.py:9: ZeroDiv"),
+        ("optimizer: {name: custom, target: ./rehearsed.py:Broken}", r"arm hot: rehearsed\.py:19: KeyError"),
     ],
 )
 def test_a_part_that_cannot_work_is_refused_before_the_first_run(asked, tmp_path, hot, words):

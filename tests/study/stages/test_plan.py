@@ -7,7 +7,7 @@ import pytest
 from support.played import DIVERGED, by_lr, config_of, decided, decided_through, done, played
 
 from ebc_lab.config.identity import digest, identity
-from ebc_lab.study.inspect.forecast import forecast, planned
+from ebc_lab.study.inspect.forecast import SCENARIOS, forecast, planned
 from ebc_lab.study.stages.runs import distinct
 from ebc_lab.study.stages.stage import planned_runs, speculative_runs, stage_of
 
@@ -36,7 +36,8 @@ def test_the_forecast_is_ordered(scale, study):
 
 def test_the_forecast_knows_that_the_control_may_be_looked_at_again():
     config = config_of("optimizer=adam")
-    counts = {k: len([s for s in v["lr_sweep"] if s.role == "control"]) for k, v in forecast(config).items()}
+    swept = {s.name: forecast(config, scenario=s)["lr_sweep"] for s in SCENARIOS}
+    counts = {name: len([spec for spec in specs if spec.role == "control"]) for name, specs in swept.items()}
     # two peaks and one or two beyond, two more warm-ups, one more shape; at most two peaks again
     assert counts == {"min": 6, "expected": 7, "max": 9}
 
@@ -93,7 +94,7 @@ def test_whatever_ends_first_a_study_makes_every_run_that_started_early_and_no_m
 ):
     """Losses by the run's name, and the runs of a wave end in another order."""
     config = config_of("optimizer=adam", f"study={suite}", "study.name=s")
-    most = {stage: len(specs) for stage, specs in forecast(config)["max"].items()}
+    most = {stage: len(specs) for stage, specs in forecast(config, scenario=SCENARIOS[-1]).items()}
     draw = random.Random(seed)
     decisions, early, made = {}, set(), set()
     for i, stage in enumerate(config.study.stages):

@@ -14,7 +14,7 @@ from ebc_lab.config.study_checks import validate
 from ebc_lab.records.json_files import read_json
 from ebc_lab.report.conclude import concluding
 from ebc_lab.study.autopilot import Listener, autopilot
-from ebc_lab.study.inspect.forecast import forecast
+from ebc_lab.study.inspect.forecast import SCENARIOS, forecast
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.inspect.why import why
 from ebc_lab.study.stages.runs import RACED_FROM, raced
@@ -173,8 +173,9 @@ def test_what_a_run_races_against_does_not_depend_on_when_it_is_planned():
 
 
 def test_a_forecast_counts_the_same_runs():
-    found, raced_too = (forecast(suite(sigmas=sigmas)) for sigmas in (0, 5))
-    assert all(len(found[name]["tune"]) == len(raced_too[name]["tune"]) for name in found)
+    for scenario in SCENARIOS:
+        without, raced = (forecast(suite(sigmas=sigmas), scenario=scenario)["tune"] for sigmas in (0, 5))
+        assert len(without) == len(raced)
 
 
 def test_bounds_elsewhere_and_with_a_window_are_refused():

@@ -10,7 +10,7 @@ from support.played import DIVERGED, FAILED, config_of, done, played
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import ArmConfig
 from ebc_lab.config.study_checks import validate
-from ebc_lab.study.inspect.forecast import expected_left, forecast
+from ebc_lab.study.inspect.forecast import SCENARIOS, expected_left, forecast
 from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.stages.statistics import WINDOW_NATS
 
@@ -161,7 +161,7 @@ def test_an_arm_that_never_completes_is_untuned_and_not_trained_further():
     assert own["run_id"] is own["val_loss"] is None
     assert any(note.startswith("mine could not be tuned: no rate between") for note in decision["notes"])
     assert "mine could not be tuned" in stage_of("tune").headlines(decision)[0]
-    assert len({s.run_id for s in specs}) <= len(forecast(config)["max"]["tune"])
+    assert len({s.run_id for s in specs}) <= len(forecast(config, scenario=SCENARIOS[-1])["tune"])
     trained = stage_of("ablation").runs(config, DECIDED | {"tune": decision}, {})
     assert {s.role for s in trained if s.kind == "train"} == {"adam", "muon"}
     _, arms, _ = decided(config, lambda s: FAILED if s.role == "mine" else landscape(s))

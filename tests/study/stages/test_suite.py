@@ -521,7 +521,8 @@ def test_what_few_levels_took_is_averaged_over_an_arms_runs_and_left_out_where_i
             results[s.run_id] |= packed | {"zero_share": 0.3, "flip_share": None, "train_s": 7.0}
     decision = ablation.STAGE.decide(config, ablation.STAGE.runs(config, DECIDED, results), results, DECIDED)
     found = {label: arm["figures"] for label, arm in decision["tracks"]["adam_none"]["arms"].items()}
-    assert set(found["plain"]) == {*ablation.FIGURES, *(f.key for f in PART_FIGURES.values() if f.always)}
+    in_all = {key for key, figure in PART_FIGURES.items() if figure.in_every_arm}
+    assert set(found["plain"]) == {*ablation.FIGURES, *in_all}
     assert {k: v for k, v in found["ternary"].items() if k not in found["plain"]} == {
         "compression": 11.0,
         "zero_share": 0.3,

@@ -74,8 +74,8 @@ def elsewhere(own, tmp_path, monkeypatch):
     return bundle.unpack(tmp_path / "carried.zip", tmp_path / "carried")
 
 
-def test_its_files_are_copied_recorded_and_checked(own):
-    study, _, _ = own
+def test_its_files_are_copied_recorded_and_checked_and_runs_have_its_name(own):
+    study = own[0]
     names = ["carried.yaml", "carried_help.py", "carried_opt.py"]
     assert sorted(path.name for path in study.own.iterdir()) == names
     header = study.header()
@@ -84,10 +84,6 @@ def test_its_files_are_copied_recorded_and_checked(own):
     assert "own_files" not in header["requested"]
     assert str(study.root.parent.parent) not in json.dumps(header["config"]["ablation"])
     assert verify(study)["ok"]
-
-
-def test_it_has_its_own_name_everywhere(own):
-    study, _, _ = own
     runs = study.run_ids()
     assert any(run_id.startswith("carried_none_baseline") for run_id in runs)
     assert not any("custom" in run_id for run_id in runs)
@@ -127,8 +123,8 @@ def test_a_run_is_trained_again_elsewhere_with_the_same_result(own, elsewhere, t
         assert one.get("weights_checksum") == other.get("weights_checksum")
 
 
-def test_an_edited_file_is_named_and_nothing_is_trained(own, monkeypatch):
-    _, asked, folder = own
+def test_an_edited_file_is_named_and_texts_may_be_edited_without_force(own, monkeypatch, undrawn):
+    study, asked, folder = own
     monkeypatch.setenv(PLACES, "")
     monkeypatch.chdir(folder)
     help_ = folder / "carried_help.py"
@@ -139,18 +135,10 @@ def test_an_edited_file_is_named_and_nothing_is_trained(own, monkeypatch):
             autopilot(compose(asked), Listener())
     finally:
         help_.write_text(before)
-    assert planned(compose(asked))["changed"] == []
-
-
-def test_texts_may_be_edited_without_force(own, monkeypatch, undrawn):
-    study, asked, folder = own
-    monkeypatch.setenv(PLACES, "")
-    monkeypatch.chdir(folder)
     suite = folder / "carried.yaml"
     before = suite.read_text()
-    suite.write_text(
-        before.replace("is it better?", "is mine better?").replace("about: mine", "about: my own")
-    )
+    after = before.replace("is it better?", "is mine better?").replace("about: mine", "about: my own")
+    suite.write_text(after)
     try:
         assert planned(compose(asked))["changed"] == []
         assert autopilot(compose(asked), Listener()).trained == 0
@@ -167,29 +155,21 @@ def test_a_part_whose_runs_all_failed_is_mended_without_force(own, tmp_path, mon
     monkeypatch.setenv(PLACES, "")
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.chdir(tmp_path)
-    text = SUITE.replace("carried_opt", "mended_opt")
-    (tmp_path / "mended.yaml").write_text(text)
-    part = PART.replace("carried_help", "mended_help")
-    (tmp_path / "mended_help.py").write_text("rate = 0.9\n")
-    (tmp_path / "mended_opt.py").write_text(part)
-    words = [word for word in asked if not word.startswith("study=")]
-    config = compose([*words, "study=./mended.yaml"])
+    (tmp_path / "mended.yaml").write_text(SUITE.replace("carried_opt", "mended_opt"))
+    (tmp_path / "mended_opt.py").write_text(PART.replace("carried_help", "mended_help"))
+    words = [*(word for word in asked if not word.startswith("study=")), "study=./mended.yaml"]
     study = Study(tmp_path / "out" / "mended")
     study.prepare()
-    resolve_study(config, study, lambda text: None, force=False)
-    (tmp_path / "mended_help.py").write_text("rate = 0.8\n")
     said = []
-    resolve_study(compose([*words, "study=./mended.yaml"]), study, said.append, force=False)
-    assert any(
-        "mended_help.py was edited since" in line and "no run of it had finished" in line for line in said
-    )
+    for rate in (0.9, 0.8):
+        (tmp_path / "mended_help.py").write_text(f"rate = {rate}\n")
+        resolve_study(compose(words), study, said.append, force=False)
+    [line] = [line for line in said if "mended_help.py was edited since" in line]
+    assert "no run of it had finished" in line
     assert (study.own / "mended_help.py").read_text() == "rate = 0.8\n"
 
 
 def test_the_file_of_a_suite_is_no_study_and_its_name_is_said(own, monkeypatch):
-    _, _, folder = own
-    monkeypatch.chdir(folder)
-    with pytest.raises(
-        UserError, match=r"carried.yaml is a suite's file, not a study: give .* name, carried\."
-    ):
+    monkeypatch.chdir(own[2])
+    with pytest.raises(UserError, match=r"carried.yaml is a suite's file, not a study: .* name, carried\."):
         find_study("./carried.yaml", "out")
