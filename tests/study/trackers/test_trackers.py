@@ -200,6 +200,14 @@ def test_wandb_reads_every_step_once_and_settings_and_the_outcome(tracked):
     assert len(list((study.root / ".trackers/wandb").glob("offline-run-*"))) == len(trained(study))
 
 
+def followed_alone(name: str, study: Study, folder: Path, **settings: str):
+    """Follow a study by a tracker's process, whose input ends at once."""
+    config = {"folder": str(folder), "wait_s": 600.0, **settings}
+    asked = json.dumps({"name": name, "root": str(study.root), "config": config})
+    command = [sys.executable, "-m", "ebc_lab.study.trackers.process"]
+    return subprocess.run(command, input=asked + "\n", capture_output=True, text=True)
+
+
 def test_wandb_loses_nothing_of_a_run_that_is_interrupted_and_continues_it(own_copy, logged_out):
     study = own_copy[1]
     run = study.run_dir(trained(study)[0])
@@ -210,11 +218,8 @@ def test_wandb_loses_nothing_of_a_run_that_is_interrupted_and_continues_it(own_c
     (run / "result.json").unlink()
     (run / "steps.csv").write_text("".join(whole[:9]))
     folder = study.root / "some where"
-    about = {"name": "wandb", "root": str(study.root), "folder": str(folder), "wait_s": 600.0}
-    about["place"] = {"wandb_project": "mine", "wandb_mode": "offline"}
     for _ in range(2):  # the second time the run is over
-        command = [sys.executable, "-m", "ebc_lab.study.trackers.process"]
-        done = subprocess.run(command, input=json.dumps(about) + "\n", capture_output=True, text=True)
+        done = followed_alone("wandb", study, folder, wandb_project="mine", wandb_mode="offline")
         assert (done.returncode, done.stdout.count("note: ")) == (0, 1), done.stderr
         assert f"wandb sync '{folder}/wandb'/offline-run-*" in done.stdout
         (run / "steps.csv").write_text("".join(whole))
@@ -257,15 +262,16 @@ def test_trackio_reads_every_step_once_and_settings_and_the_outcome(tracked):
 OPENED = """
 import sys
 from pathlib import Path
-from ebc_lab.study.trackers.backends import Place, Run, Trackio
+from ebc_lab.config.schema import TrackerConfig
+from ebc_lab.study.trackers.backends import Run, Trackio
 folder = Path(sys.argv[1])
 one, other = (Run(folder, name, "mine", {"seed": 0}, {}) for name in ("one", "other"))
-tracker = Trackio(Place(folder))
+tracker, again = (Trackio(folder, TrackerConfig(), print) for _ in range(2))
 """
 WRITES = """
 tracker.log(one, [(0, {"loss": 3.0}), (1, {"loss": 2.0})])
 tracker.log(other, [(0, {"loss": 4.0})])
-Trackio(Place(folder)).log(one, [(2, {"loss": 1.0})])
+again.log(one, [(2, {"loss": 1.0})])
 """
 
 
@@ -318,7 +324,7 @@ def test_a_run_that_resumes_from_its_checkpoint_is_shown_without_repeats(own_cop
     assert tracker.ends == [(run.name, "completed")]
 
 
-def test_a_failing_tracker_is_reported_once_and_loses_nothing(own_copy, monkeypatch):
+def test_a_failing_tracker_is_reported_and_loses_nothing(own_copy, monkeypatch):
     study = own_copy[1]
     monkeypatch.setattr(process, "POLL_S", 0.0)
     tracker = Kept(failures=3)
@@ -332,7 +338,7 @@ def test_a_failing_tracker_is_reported_once_and_loses_nothing(own_copy, monkeypa
     reader = process.Reader(study.root, "kept", "here")
     monkeypatch.setattr(reader, "show", show_then_end)
     assert process.follow(reader, lambda: tracker, over, said.append)
-    assert said == ["ConnectionError: the server is down"]
+    assert said == ["ConnectionError: the server is down"] * 3
     assert len(tracker.ends) == len(trained(study))
     assert tracker.rows == shown(study, Kept(), "compared").rows
     assert tracker.closed
@@ -357,7 +363,7 @@ def test_mlflows_file_store_works_when_it_is_asked_for(plain, tmp_path, monkeypa
     uri = f"file:{tmp_path / 'store'}"
     run_id = trained(study)[0]
     run = backends.Run(study.run_dir(run_id), run_id, "done", {"arm": "x"}, {})
-    tracker = backends.MLflow(backends.Place(tmp_path, mlflow_uri=uri))
+    tracker = backends.MLflow(tmp_path, TrackerConfig(mlflow_uri=uri), print)
     tracker.log(run, process.new_rows(study.run_dir(run_id) / "steps.csv", process.STEP_FIGURES, -1))
     tracker.end(run, "failed", {"final/steps": 15.0})
     client = MlflowClient(uri)
@@ -466,13 +472,7 @@ def test_ebc_lab_train_continues_without_a_tracker_that_is_down(tmp_path, text_f
 def test_a_tracker_ends_when_its_driver_is_gone(tmp_path, own_copy):
     """However it ended: the end of the tracker's input is the end."""
     study = own_copy[1]
-    about = {"name": "tensorboard", "root": str(study.root), "folder": str(tmp_path / "out"), "place": {}}
-    done = subprocess.run(
-        [sys.executable, "-m", "ebc_lab.study.trackers.process"],
-        input=json.dumps({**about, "wait_s": 600.0}) + "\n",
-        capture_output=True,
-        text=True,
-    )
+    done = followed_alone("tensorboard", study, tmp_path / "out")
     assert (done.returncode, done.stdout) == (0, "")
     assert len(list((tmp_path / "out/tensorboard/done").iterdir())) == len(trained(study))
 
