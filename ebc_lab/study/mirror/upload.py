@@ -16,10 +16,10 @@ import secrets
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.schema import Config
@@ -29,10 +29,11 @@ from ebc_lab.records.paths import RUNS, RunFiles
 
 from ..store import manifest
 from ..store.study import Study
-from .place import CHUNK, Entry, Index, Overtaken, Place, why
+from .place import Entry, File, Index, Overtaken, Place, parts, why
 
 Say = Callable[[str], None]
 Stamp = tuple[int, int, int, int]  # of a file, by `stamp_of`
+Read = dict[str, tuple[Stamp, Entry]]  # path -> a file's stamp and content when it was read last
 
 IN_MEMORY = 32 << 20  # bytes that are read before they are written; a larger file goes in parts
 AT_A_TIME = 200  # files
@@ -47,13 +48,6 @@ class MirrorRecord(TypedDict):
     address: str
     writer: str  # the token under which this folder writes
     since: list[Any]  # number and writer of the index from which this folder went on; of a new one 0, ""
-
-
-class Mirrored(NamedTuple):
-    """A file as it was read, and its stamp then."""
-
-    stamp: Stamp
-    entry: Entry
 
 
 def place_of(config: Config, study: Study) -> Place:
@@ -126,10 +120,9 @@ class _Mirror:
         self.every_s = every_s
         self.say = say
         self.index: Index | None = None  # the latest, None until it is known
-        self.before = Index()  # the one before it
-        self.read: dict[str, dict[str, Mirrored]] = {}  # run, or "" -> path -> what was read last
-        self.batch: dict[tuple[str, Entry], bytes] = {}  # read, and not yet written
-        self.there: set[tuple[str, Entry]] = set()  # written completely, in an index or not
+        self.read: dict[str, Read] = {}  # by run; of the study's own files under ""
+        self.batch: dict[File, bytes] = {}  # read, and not yet written
+        self.there: set[File] = set()  # written completely, in an index or not
         self.ended: dict[str, Stamp] = {}  # run -> the stamp of its result, once all is there
         self.waiting: set[str] = set()  # files that are not there as they are here
         self.failing = False
@@ -186,7 +179,6 @@ class _Mirror:
             last = self.stop.wait(pause_s)
             began = time.monotonic()
             try:
-                self.batch = {}
                 while not self._look(whole=last) and last:
                     self._has_moved()
                 if self.failing:
@@ -229,12 +221,11 @@ class _Mirror:
         if note is None:
             note = {"address": self.place.address, "writer": secrets.token_hex(8), "since": [0, ""]}
             write_json(self.study.mirror_file, note)
-        latest = latest or Index()
-        index = self.place.publish(self.study.name, note["writer"], latest.number, latest.files)
-        self.place.sweep(index, latest)
-        self.index, self.before = index, latest
-        self.there = set(index.files.items())
-        return index
+        number, files = (latest.number, latest.files) if latest else (0, {})
+        self.index = self.place.publish(self.study.name, note["writer"], number, files)
+        self.there = set(files.items())
+        self.place.sweep(self.there, number)
+        return self.index
 
     def _look(self, *, whole: bool) -> bool:
         """Mirror what is new. Returns False if something changed meanwhile, so that no index was written.
@@ -242,41 +233,38 @@ class _Mirror:
         `whole`: also look at runs that were found ended, and all there, at an earlier look.
         """
         latest = self.index or self._take()
-        self.waiting = set()
+        self.batch, self.waiting = {}, set()
         study = self.study
         # by what these say runs are made or refused: they are read before the runs, and must stay
         decisive = [study.header_file, study.decisions_file, study.manifest_file]
         stamps = [_stamp(path) for path in decisive]
-        of_run = {"": self._read_all(manifest.walk(study.root, runs=False), self.read.get("", {}))}
+        read = {"": self._read_all(kept_elsewhere(study.root, runs=False), self.read.get("", {}))}
         for run_id in study.run_ids():
-            of_run[run_id] = self._of_run(run_id, whole=whole)
+            read[run_id] = self._of_run(run_id, whole=whole)
         self._flush()
         if stamps != [_stamp(path) for path in decisive]:
             return False
-        self.read = of_run
-        files = {path: kept.entry for read in of_run.values() for path, kept in read.items()}
+        self.read = read
+        files = {path: entry for known in read.values() for path, (_, entry) in known.items()}
         if files != latest.files:
-            made = self.place.publish(study.name, latest.writer, latest.number, files)
-            gone = self.before
-            self.index, self.before = made, latest
+            self.index = self.place.publish(study.name, latest.writer, latest.number, files)
             self._has_moved()
-            self.there = set(made.files.items()) | set(latest.files.items())
+            written, self.there = self.there, {*files.items(), *latest.files.items()}
             with suppress(OSError):  # else the next command does it
-                self.place.sweep(made, latest, gone=gone)
+                self.place.sweep(self.there, latest.number, written)
         self.waiting = set()
         return True
 
-    def _of_run(self, run_id: str, *, whole: bool) -> dict[str, Mirrored]:
+    def _of_run(self, run_id: str, *, whole: bool) -> Read:
         """Return what is mirrored of a run from now on: what was before, if it changes hands just now."""
         files = self.study.run_files(run_id)
         before = self.read.get(run_id, {})
         ended, claimed = _stamp(files.result), _stamp(files.attempts)
         if ended is not None and ended == self.ended.get(run_id) and not whole:
             return before
-        left_out = {files.progress.name, *([] if ended else [files.result.name])}
         first = files.result if ended else files.checkpoint
-        there = manifest.walk(self.study.root, f"{RUNS}/{run_id}")
-        paths = [path for path in there if os.path.basename(path) not in left_out]
+        there = kept_elsewhere(self.study.root, f"{RUNS}/{run_id}")
+        paths = [path for path in there if ended or os.path.basename(path) != files.result.name]
         now = self._read_all(sorted(paths, key=lambda path: os.path.basename(path) != first.name), before)
         if (_stamp(files.result), _stamp(files.attempts)) != (ended, claimed):
             return before
@@ -284,37 +272,38 @@ class _Mirror:
             self.ended[run_id] = ended
         return now
 
-    def _read_all(self, paths: Iterable[str], before: Mapping[str, Mirrored]) -> dict[str, Mirrored]:
-        """Return path -> what is known of each of these files that is there. Those that have changed since
-        `before` are read, in this order, and written."""
+    def _read_all(self, paths: Iterable[str], before: Read) -> Read:
+        """Return what is known of each of these files that is there. Those that have changed since `before`
+        are read, in this order, and written."""
         now = {}
         for path in paths:
             known = before.get(path)
             with suppress(FileNotFoundError, UserError):  # removed meanwhile, or no file
-                if known is None or known.stamp != _stamp(self.study.root / path):
+                if known is None or known[0] != _stamp(self.study.root / path):
                     known = self._read(path)
                 now[path] = known
         return now
 
-    def _read(self, path: str) -> Mirrored:
+    def _read(self, path: str) -> tuple[Stamp, Entry]:
         """Read a file as far as it is written now, and write that to the mirror unless it is there."""
         with opened(self.study.root / path) as file:
             about = os.fstat(file.fileno())
             large = about.st_size > IN_MEMORY
             content = b"" if large else file.read(about.st_size)
-            sha256 = _digest(file, about.st_size) if large else hashlib.sha256(content).hexdigest()
-            entry = Entry(sha256, about.st_size if large else len(content))
+            sha256 = hashlib.sha256(content)
+            for part in parts(file, about.st_size) if large else ():
+                sha256.update(part)
+            entry = Entry(sha256.hexdigest(), about.st_size if large else len(content))
             if (path, entry) not in self.there:
                 self.waiting.add(path)
                 if large:
-                    file.seek(0)
                     self.place.write_large(path, entry, file, self._has_moved)
                     self.there.add((path, entry))
                 else:
                     self.batch[path, entry] = content
         if len(self.batch) >= AT_A_TIME or sum(map(len, self.batch.values())) > IN_MEMORY:
             self._flush()
-        return Mirrored(stamp_of(about), entry)
+        return stamp_of(about), entry
 
     def _flush(self) -> None:
         """Write the batch to the mirror."""
@@ -328,10 +317,11 @@ class _Mirror:
         self.moved += 1
 
 
-def kept_elsewhere(root: Path) -> Iterator[str]:
-    """Yield the files of a study that a mirror takes, as paths in the study."""
+def kept_elsewhere(root: Path, folder: str = "", *, runs: bool = True) -> Iterator[str]:
+    """Yield the files that a mirror takes, as `manifest.walk` does: all but the progress of runs."""
     progress = RunFiles(root).progress.name
-    yield from (path for path in manifest.walk(root) if os.path.basename(path) != progress)
+    paths = manifest.walk(root, folder, runs=runs)
+    return (path for path in paths if os.path.basename(path) != progress)
 
 
 def _stamp(path: Path) -> Stamp | None:
@@ -340,12 +330,3 @@ def _stamp(path: Path) -> Stamp | None:
         return stamp_of(os.stat(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def _digest(file: BinaryIO, size: int) -> str:
-    """Return the sha256 of the first bytes of an open file."""
-    sha256 = hashlib.sha256()
-    while size > 0 and (chunk := file.read(min(CHUNK, size))):
-        sha256.update(chunk)
-        size -= len(chunk)
-    return sha256.hexdigest()
