@@ -7,6 +7,7 @@ study.
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections import Counter
@@ -28,23 +29,21 @@ from ebc_lab.workloads.text import checked_text
 
 from .guards import Breaker, Limits, StageFailed
 from .launch import Pool, open_pool
-from .launch.pool import PAUSE, Say, slots
+from .launch.pool import PAUSE, slots
 from .launch.rehearse import rehearse
+from .launch.silence import Signs
 from .mirror.upload import mirroring, refuse_unusable
 from .resolve import after, check_lengths, resolve_study
 from .so_far import SoFar, leave_outlook, so_far
 from .stages.rules import Results, Undecidable
 from .stages.runs import distinct
-from .stages.stage import ResultsOf, decision_that_shows, planned_runs, speculative_runs, stage_of
-from .store import attempts, crate, index, manifest
+from .stages.stage import decision_that_shows, planned_runs, speculative_runs, stage_of
+from .store import attempts, crate, manifest
 from .store.counts import TRAINING, UNUSED, counted, sorts_of_runs
+from .store.index import Index
 from .store.neighbours import finished_elsewhere, take
 from .store.study import RETRIED, RETRIED_UNFINISHED, Cancelled, Study
 from .trackers import following
-
-Tabulate = Callable[[Study, str, Sequence[RunSpec], Results], None]
-Conclude = Callable[[Config, Study, dict[str, Decision], Say], Acceptance | None]
-Expect = Callable[[Config, ResultsOf, Mapping[str, float]], Mapping[str, Any] | None]
 
 
 @dataclass
@@ -61,9 +60,9 @@ class Listener:
     say: Callable[[str], None] = lambda text: None
     decided: Callable[[str, Decision], None] = lambda stage, decision: None
     watch: Callable[[Progress], None] = lambda progress: None
-    tabulate: Tabulate = lambda study, stage, specs, results: None
-    conclude: Conclude = lambda config, study, decisions, say: None
-    expect: Expect = lambda config, results, under_way: None
+    tabulate: Callable[..., None] = lambda study, stage, specs, results: None
+    conclude: Callable[..., Acceptance | None] = lambda config, study, decisions, say: None
+    expect: Callable[..., Mapping[str, Any] | None] = lambda config, results, under_way: None
     work: Callable[[Config], Work | None] = lambda config: None
     stalled: Callable[[str], None] = lambda text: None
 
@@ -156,7 +155,7 @@ def autopilot(
         call.forget_failures()
         for stage in earlier:
             call.decide_again(stage)
-        before = _ended(study)
+        before = set(filter(study.has_result, study.run_ids()))
         with mirroring(config, study, listener.say):
             with (
                 following(config.tracker, study.root, listener.say),
@@ -178,7 +177,6 @@ class _Call:
     limits: Limits
     decisions: dict[str, Decision] = field(default_factory=dict)
     taken: dict[str, str] = field(default_factory=dict)  # run copied from another study -> that study's name
-    seen: dict[str, RunResult] = field(default_factory=dict)  # run id -> result, for what is shown
     read: dict[str, tuple[Any, RunResult]] = field(default_factory=dict)  # run id -> which file, what it held
 
     def results(self, specs: list[RunSpec]) -> dict[str, RunResult]:
@@ -186,12 +184,12 @@ class _Call:
         is not read again."""
         known = {}
         for spec in specs:
-            files = self.study.run_files(spec.run_id)
             try:
-                which = (*stamp_of(files.result.stat()), spec.identity_sha256)
+                about = os.stat(self.study.run_files(spec.run_id).result)
             except FileNotFoundError:
                 self.read.pop(spec.run_id, None)
                 continue
+            which = (*stamp_of(about), spec.identity_sha256)
             if self.read.get(spec.run_id, (None,))[0] != which:
                 read = self.study.results([spec])
                 if spec.run_id not in read:
@@ -201,18 +199,17 @@ class _Call:
         return known
 
     def results_seen(self, specs: list[RunSpec]) -> dict[str, RunResult]:
-        """Return the results of these runs, as they were when each was first read: for what is shown only,
+        """Return the results of these runs, as each was when it was read last: for what is shown only,
         nothing is decided from them."""
-        self.seen |= self.results([s for s in specs if s.run_id not in self.seen])
-        return {s.run_id: self.seen[s.run_id] for s in specs if s.run_id in self.seen}
+        self.results([s for s in specs if s.run_id not in self.read])
+        return {s.run_id: self.read[s.run_id][1] for s in specs if s.run_id in self.read}
 
     def forget_failures(self) -> None:
         """Remove those results of the call's stages that say nothing about the run itself, so that these runs
         are trained again."""
         finished = self.config.study.stages[-1] in self.study.decisions()
-        known = index.Index(self.study).records
-        again = self.study.forget(RETRIED if finished else RETRIED_UNFINISHED, self.stages, known)
-        if again:
+        outcomes = RETRIED if finished else RETRIED_UNFINISHED
+        if again := self.study.forget(outcomes, self.stages, Index(self.study).records):
             self.listener.say(f"{len(again)} run(s) that were lost or failed are tried again")
 
     def decide_again(self, stage: str) -> None:
@@ -260,9 +257,8 @@ class _Call:
         """Write what is made after the last stage, and return what the call did. `before`: ids of the runs
         that had ended before it."""
         study = self.study
-        concluded = self.config.study.stages[-1] in self.stages
         verdict = None
-        if concluded:
+        if self.config.study.stages[-1] in self.stages:
             with study.blame_files():
                 verdict = self.listener.conclude(self.config, study, self.decisions, self.listener.say)
         crate.complete(study)
@@ -270,12 +266,11 @@ class _Call:
             counts = sorted(Counter(self.taken.values()).items())
             taken = ", ".join(f"{n} from {name}" for name, n in counts)
             self.listener.say(f"runs taken from other studies, and not trained: {taken}")
-        records = index.Index(study).records
+        records = Index(study).records
         failed = [r.run_id for r in records if r.brief.outcome not in (None, *FINISHED)]
         sorts = sorts_of_runs(records, self.decisions)
-        runs = counted(
-            sorts[run_id] for run_id in _ended(study) - before - self.taken.keys() if run_id in sorts
-        )
+        ended = {run_id for run_id in sorts if study.has_result(run_id)} - before - self.taken.keys()
+        runs = counted(sorts[run_id] for run_id in ended)
         last = self.stages[-1]
         answer = stage_of(last).headlines(self.decisions[last])
         return Outcome(study, runs, failed, self.stages, answer, self.decisions, warning, verdict)
@@ -311,28 +306,17 @@ class _Call:
                 f"{stage} was decided, but {len(missing)} of its {len(runs)} runs are not there: trained "
                 "again"
             )
-        self._prepare(wave)
+        self.prepare(wave)
         self.listener.say(f"{stage}: {_wave_in_words(wave, timed, len(runs) - len(missing))}")
         watched = _Wave(self, stage, runs, wave, speculates=speculates)
         canary = not watched.breaker.proven and wave[0].kind == "train"
         pool.run(wave, watched.spare, watched.check_in, canary=canary)
 
-    def _prepare(self, planned: Sequence[RunSpec]) -> None:
+    def prepare(self, planned: Sequence[RunSpec]) -> None:
         """Write what workers need in order to train these runs."""
         manifest.remove_entries(self.study.root, runs=[s.run_id for s in planned])
         for spec in planned:
             self.study.write_spec(spec)
-
-    def ahead(self, stage: str, wave: Sequence[RunSpec]) -> list[RunSpec]:
-        """Return the runs of this and later stages that an idle worker may start on while the wave trains,
-        made ready for it."""
-        later = self.stages[self.stages.index(stage) + 1 :]
-        runs = speculative_runs(self.config, self.decisions, stage, wave, later, self.results_seen)
-        spare = [s for s in runs if not self.study.has_result(s.run_id)]
-        elsewhere = finished_elsewhere(self.study, spare)  # which are copied once a stage asks for them
-        spare = [s for s in spare if s.run_id not in elsewhere]
-        self._prepare(spare)
-        return spare
 
 
 class _Wave:
@@ -342,27 +326,24 @@ class _Wave:
         self, call: _Call, stage: str, runs: list[RunSpec], wave: Sequence[RunSpec], *, speculates: bool
     ):
         self.call = call
+        self.wave = wave
+        self.speculates = speculates
         measuring = wave[0].kind != "train"
         self.progress = Progress(call.study.name, stage, slots(call.config), measuring=measuring)
         self.asked = len(runs)
+        self.left = {s.run_id: s for s in wave}
+        self.spare: list[RunSpec] = []  # what idle workers may start on
+        self._speculate()
+        known = call.results([s for s in runs if s.run_id not in self.left])
+        proven = any(result["outcome"] in FINISHED for result in known.values())
+        self.breaker = Breaker(stage, call.study, proven=proven)
         self.expected: dict[str, Any] | None = None  # what `Listener.expect` last said, and when
         self.expected_at = time.monotonic()
         self.news = True  # whether a run has ended since then
         self.forecast_due = 0.0
         self.known: SoFar | None = None
-        launcher = call.config.launcher
-        self.patience_s = max(launcher.start_s, launcher.heartbeat_s)
-        self.sign: Any = None  # what changes whenever a run moves, and since when it has not
-        self.since = time.monotonic()
-        self.stalled = False
-        self.wave = wave
-        self.speculates = speculates
-        self.spare: list[RunSpec] = []  # what idle workers may start on
-        self._speculate()
-        self.left = {s.run_id: s for s in wave}
-        known = call.results([s for s in runs if s.run_id not in self.left])
-        proven = any(result["outcome"] in FINISHED for result in known.values())
-        self.breaker = Breaker(stage, call.study, proven=proven)
+        self.signs = Signs()  # of any run's moving
+        self.stalled: Any = None  # the sign at which it was last said that no run moves
 
     def check_in(self, done: Sequence[str], busy: Sequence[str]) -> list[str]:
         """Take note of what has happened since the last call, and return the ids of the runs that an idle
@@ -386,16 +367,14 @@ class _Wave:
                 self.call.listener.say(f"{self.progress.stage}: {line}")
             self.breaker.see(run_id, result, len(self.left))
         self.progress.running = self._running(busy)
-        now = time.monotonic()
         sign = len(self.left), self.progress.running
-        if sign != self.sign:
-            self.sign, self.since, self.stalled = sign, now, False
-        elif not self.stalled and now - self.since > self.patience_s:
-            # as long as a worker may be silent: all hang, or wait in a queue
-            self.stalled = True
+        launcher = self.call.config.launcher
+        patience_s = max(launcher.start_s, launcher.heartbeat_s)  # longer, and all hang, or wait in a queue
+        if self.signs.unchanged_s("wave", sign) > patience_s and sign != self.stalled:
+            self.stalled = sign
             under_way = f"{len(self.progress.running)} of {len(self.left)} left are under way"
             self.call.listener.stalled(
-                f"{self.progress.stage}: no run has moved for {self.patience_s:g} s; {under_way}"
+                f"{self.progress.stage}: no run has moved for {patience_s:g} s; {under_way}"
             )
         self.news |= bool(done)
         if self.news and time.monotonic() >= self.forecast_due:
@@ -428,10 +407,18 @@ class _Wave:
         self.forecast_due = time.monotonic() + PAUSE * (time.monotonic() - began)
 
     def _speculate(self) -> None:
-        """Add the runs that are certain by now to those that idle workers are offered."""
-        if self.speculates:
-            now = self.call.ahead(self.progress.stage, self.wave)
-            self.spare = distinct([*now, *self.spare])
+        """Add the runs of this and later stages that are certain by now to those that idle workers are
+        offered, made ready for it."""
+        if not self.speculates:
+            return
+        call, stage = self.call, self.progress.stage
+        later = call.stages[call.stages.index(stage) + 1 :]
+        runs = speculative_runs(call.config, call.decisions, stage, self.wave, later, call.results_seen)
+        spare = [s for s in runs if not call.study.has_result(s.run_id)]
+        elsewhere = finished_elsewhere(call.study, spare)  # which are copied once a stage asks for them
+        spare = [s for s in spare if s.run_id not in elsewhere]
+        call.prepare(spare)
+        self.spare = distinct([*spare, *self.spare])
 
     def _running(self, run_ids: Iterable[str]) -> list[dict[str, Any]]:
         """Return how far these runs are, as `Progress.running` has it."""
@@ -451,8 +438,7 @@ class _Wave:
         has finished, from the speed of the runs in progress."""
         expected = self.expected or {}
         if (seconds := expected.get("seconds")) is not None:
-            left = float(seconds) - (time.monotonic() - self.expected_at)
-            return max(left, 1.0)
+            return max(float(seconds) - (time.monotonic() - self.expected_at), 1.0)
         rates = [r["steps_per_s"] for r in self.progress.running if r["steps_per_s"] > 0]
         if not rates or not expected.get("steps"):
             return None
@@ -471,18 +457,9 @@ def _refuse_undecided(stage: str, earlier: Sequence[str], known: Mapping[str, De
 
 def _wave_in_words(wave: Sequence[RunSpec], timed: Sequence[RunSpec], there: int) -> str:
     """Return what is ahead: `15 runs to train, then 2 measurements of time; 3 are already done`."""
-
-    def counted_as(n: int, what: str, rest: str) -> str:
-        return f"{n} {what}{'' if n == 1 else 's'}{rest}"
-
-    measured = counted_as(len(timed), "measurement", " of time") if timed else ""
-    if wave[0].kind == "train":
-        text = counted_as(len(wave), "run", " to train") + (f", then {measured}" if timed else "")
-    else:
-        text = measured
-    return text + (f"; {there} {'is' if there == 1 else 'are'} already done" if there else "")
-
-
-def _ended(study: Study) -> set[str]:
-    """Return the ids of the runs that have a result."""
-    return {run_id for run_id in study.run_ids() if study.has_result(run_id)}
+    trained = len(wave) if wave[0].kind == "train" else 0
+    ahead = ((trained, "run", "to train"), (len(timed), "measurement", "of time"))
+    parts = [f"{n} {what}{'' if n == 1 else 's'} {rest}" for n, what, rest in ahead if n]
+    return ", then ".join(parts) + (
+        f"; {there} {'is' if there == 1 else 'are'} already done" if there else ""
+    )
