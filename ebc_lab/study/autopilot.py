@@ -1,13 +1,10 @@
-"""A study, stage after stage: plan, train what is missing, decide, record; then tables, plots and the
-verdict.
+"""A study, stage after stage: plan, train what is missing, decide, record; then tables, plots, the verdict.
 
-All that it does follows from the configuration and from the results on disk, so the same command continues a
-study.
+All of it follows from the configuration and the results on disk, so the same command continues a study.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections import Counter
@@ -23,7 +20,7 @@ from ebc_lab.config.schema import Config
 from ebc_lab.config.study_checks import beyond_sensible
 from ebc_lab.records.decisions import Acceptance, Decision
 from ebc_lab.records.figures import FINISHED, RunResult
-from ebc_lab.records.files import refuse_unwritable, stamp_of
+from ebc_lab.records.files import refuse_unwritable, stamp
 from ebc_lab.records.spec import RunSpec
 from ebc_lab.workloads.text import checked_text
 
@@ -98,8 +95,7 @@ class Outcome:
 
     @property
     def trained(self) -> int:
-        """Return how many runs were trained in this call, including those that turned out not to be
-        needed."""
+        """Return how many runs were trained in this call, needed or not."""
         return self.runs[TRAINING] + self.runs[UNUSED]
 
     def showing(self, what: str) -> Decision | None:
@@ -180,33 +176,24 @@ class _Call:
     read: dict[str, tuple[Any, RunResult]] = field(default_factory=dict)  # run id -> which file, what it held
 
     def results(self, specs: list[RunSpec]) -> dict[str, RunResult]:
-        """Return the results of these runs, as `Study.results`; a file that has not changed since it was read
-        is not read again."""
-        known = {}
+        """Return what `Study.results` does, without reading a file again that has not changed."""
         for spec in specs:
-            try:
-                about = os.stat(self.study.run_files(spec.run_id).result)
-            except FileNotFoundError:
+            which = stamp(self.study.run_files(spec.run_id).result), spec.identity_sha256
+            if which[0] is None:
                 self.read.pop(spec.run_id, None)
-                continue
-            which = (*stamp_of(about), spec.identity_sha256)
-            if self.read.get(spec.run_id, (None,))[0] != which:
-                read = self.study.results([spec])
-                if spec.run_id not in read:
-                    continue
-                self.read[spec.run_id] = which, read[spec.run_id]
-            known[spec.run_id] = self.read[spec.run_id][1]
-        return known
+            elif self.read.get(spec.run_id, (None,))[0] != which:
+                self.read.pop(spec.run_id, None)  # the file may be removed before it is read
+                found = self.study.results([spec])
+                self.read |= {run_id: (which, result) for run_id, result in found.items()}
+        return {s.run_id: self.read[s.run_id][1] for s in specs if s.run_id in self.read}
 
     def results_seen(self, specs: list[RunSpec]) -> dict[str, RunResult]:
-        """Return the results of these runs, as each was when it was read last: for what is shown only,
-        nothing is decided from them."""
+        """Return the results as they were when last read, to show and not to decide by."""
         self.results([s for s in specs if s.run_id not in self.read])
         return {s.run_id: self.read[s.run_id][1] for s in specs if s.run_id in self.read}
 
     def forget_failures(self) -> None:
-        """Remove those results of the call's stages that say nothing about the run itself, so that these runs
-        are trained again."""
+        """Have runs of the call's stages trained again whose results say nothing about the run itself."""
         finished = self.config.study.stages[-1] in self.study.decisions()
         outcomes = RETRIED if finished else RETRIED_UNFINISHED
         if again := self.study.forget(outcomes, self.stages, Index(self.study).records):
@@ -222,8 +209,7 @@ class _Call:
         self._decide(stage, specs, results)
 
     def run_stage(self, stage: str, pool: Pool) -> None:
-        """Train until the stage asks for no more runs, decide it, and tell the listener. Raises
-        StageFailed."""
+        """Train until the stage asks for no more runs, decide it, and tell the listener."""
         answers = getattr(self.config, stage).judges and stage not in self.study.decisions()
         while True:
             specs, results = planned_runs(stage, self.config, self.decisions, self.results)
@@ -232,9 +218,8 @@ class _Call:
             missing = [s for s in distinct(specs) if s.run_id not in results]
             if not missing:
                 break
-            if self._take_from_neighbours(stage, missing):
-                continue
-            self._train(stage, distinct(specs), missing, pool)
+            if not self._take_from_neighbours(stage, missing):
+                self._train(stage, distinct(specs), missing, pool)
         decision = self._decide(stage, specs, results)
         self.listener.decided(stage, decision)
         self.listener.tabulate(self.study, stage, specs, results)
@@ -254,8 +239,7 @@ class _Call:
         return decision
 
     def conclude(self, before: set[str], warning: str | None) -> Outcome:
-        """Write what is made after the last stage, and return what the call did. `before`: ids of the runs
-        that had ended before it."""
+        """Write what follows the last stage; return what the call did. `before`: the runs that had ended."""
         study = self.study
         verdict = None
         if self.config.study.stages[-1] in self.stages:
@@ -276,8 +260,7 @@ class _Call:
         return Outcome(study, runs, failed, self.stages, answer, self.decisions, warning, verdict)
 
     def _take_from_neighbours(self, stage: str, missing: Sequence[RunSpec]) -> bool:
-        """Copy those of the missing runs that another study of this output folder has finished. Return
-        whether there were any."""
+        """Copy the missing runs that another study of this folder has finished. Return whether any were."""
         there = finished_elsewhere(self.study, missing)
         manifest.remove_entries(self.study.root, runs=there)
         taken = {
@@ -299,17 +282,14 @@ class _Call:
         if not wave and len(timed) < len(missing):
             what = f"{len(missing)} run(s) of {stage} are still to be trained"
             raise StageFailed(self.limits.message(what))
-        speculates = bool(wave) and not self.limits.is_set
         wave = wave or timed[:1]  # a measurement of time runs alone
         if stage in study.decisions():  # a run was deleted, or its name changed with the code
-            self.listener.say(
-                f"{stage} was decided, but {len(missing)} of its {len(runs)} runs are not there: trained "
-                "again"
-            )
+            lacking = f"{len(missing)} of its {len(runs)} runs are not there"
+            self.listener.say(f"{stage} was decided, but {lacking}: trained again")
         self.prepare(wave)
         self.listener.say(f"{stage}: {_wave_in_words(wave, timed, len(runs) - len(missing))}")
-        watched = _Wave(self, stage, runs, wave, speculates=speculates)
-        canary = not watched.breaker.proven and wave[0].kind == "train"
+        watched = _Wave(self, stage, runs, wave)
+        canary = not (watched.breaker.proven or watched.progress.measuring)
         pool.run(wave, watched.spare, watched.check_in, canary=canary)
 
     def prepare(self, planned: Sequence[RunSpec]) -> None:
@@ -322,12 +302,9 @@ class _Call:
 class _Wave:
     """The runs that a pool is training: what ended, what is left, and whether to stop."""
 
-    def __init__(
-        self, call: _Call, stage: str, runs: list[RunSpec], wave: Sequence[RunSpec], *, speculates: bool
-    ):
+    def __init__(self, call: _Call, stage: str, runs: list[RunSpec], wave: Sequence[RunSpec]):
         self.call = call
         self.wave = wave
-        self.speculates = speculates
         measuring = wave[0].kind != "train"
         self.progress = Progress(call.study.name, stage, slots(call.config), measuring=measuring)
         self.asked = len(runs)
@@ -337,10 +314,10 @@ class _Wave:
         known = call.results([s for s in runs if s.run_id not in self.left])
         proven = any(result["outcome"] in FINISHED for result in known.values())
         self.breaker = Breaker(stage, call.study, proven=proven)
-        self.expected: dict[str, Any] | None = None  # what `Listener.expect` last said, and when
+        self.expected: dict[str, Any] = {}  # what `Listener.expect` last said, and when
         self.expected_at = time.monotonic()
         self.news = True  # whether a run has ended since then
-        self.forecast_due = 0.0
+        self.forecast_due = 0.0  # the first at once
         self.known: SoFar | None = None
         self.signs = Signs()  # of any run's moving
         self.stalled: Any = None  # the sign at which it was last said that no run moves
@@ -373,9 +350,8 @@ class _Wave:
         if self.signs.unchanged_s("wave", sign) > patience_s and sign != self.stalled:
             self.stalled = sign
             under_way = f"{len(self.progress.running)} of {len(self.left)} left are under way"
-            self.call.listener.stalled(
-                f"{self.progress.stage}: no run has moved for {patience_s:g} s; {under_way}"
-            )
+            still = f"no run has moved for {patience_s:g} s"
+            self.call.listener.stalled(f"{self.progress.stage}: {still}; {under_way}")
         self.news |= bool(done)
         if self.news and time.monotonic() >= self.forecast_due:
             self._look_ahead()
@@ -389,7 +365,7 @@ class _Wave:
         """Forecast anew, and leave what is expected for `status` with what is known so far. For thousands of
         runs that takes seconds, so it is not done whenever a run ends."""
         began = time.monotonic()
-        if self.expected is not None and self.left:
+        if self.forecast_due and self.left:
             self._speculate()
         shares = {r["run_id"]: r["step"] / r["steps"] for r in self.progress.running}
         call = self.call
@@ -407,9 +383,8 @@ class _Wave:
         self.forecast_due = time.monotonic() + PAUSE * (time.monotonic() - began)
 
     def _speculate(self) -> None:
-        """Add the runs of this and later stages that are certain by now to those that idle workers are
-        offered, made ready for it."""
-        if not self.speculates:
+        """Offer idle workers the runs of this and later stages that are certain by now."""
+        if self.progress.measuring or self.call.limits.is_set:
             return
         call, stage = self.call, self.progress.stage
         later = call.stages[call.stages.index(stage) + 1 :]
@@ -436,13 +411,12 @@ class _Wave:
     def _left_s(self) -> float | None:
         """Return the seconds until the study is done, counted down from the latest forecast; before any run
         has finished, from the speed of the runs in progress."""
-        expected = self.expected or {}
-        if (seconds := expected.get("seconds")) is not None:
+        if (seconds := self.expected.get("seconds")) is not None:
             return max(float(seconds) - (time.monotonic() - self.expected_at), 1.0)
         rates = [r["steps_per_s"] for r in self.progress.running if r["steps_per_s"] > 0]
-        if not rates or not expected.get("steps"):
+        if not rates or not self.expected.get("steps"):
             return None
-        return float(expected["steps"]) / (statistics.fmean(rates) * self.progress.at_a_time)
+        return float(self.expected["steps"]) / (statistics.fmean(rates) * self.progress.at_a_time)
 
 
 def _refuse_undecided(stage: str, earlier: Sequence[str], known: Mapping[str, Decision]) -> None:
@@ -460,6 +434,5 @@ def _wave_in_words(wave: Sequence[RunSpec], timed: Sequence[RunSpec], there: int
     trained = len(wave) if wave[0].kind == "train" else 0
     ahead = ((trained, "run", "to train"), (len(timed), "measurement", "of time"))
     parts = [f"{n} {what}{'' if n == 1 else 's'} {rest}" for n, what, rest in ahead if n]
-    return ", then ".join(parts) + (
-        f"; {there} {'is' if there == 1 else 'are'} already done" if there else ""
-    )
+    done = f"; {there} {'is' if there == 1 else 'are'} already done" if there else ""
+    return ", then ".join(parts) + done

@@ -1,5 +1,4 @@
-"""What stops a study early: the same failure again and again, a limit that is reached, a request to
-cancel."""
+"""What stops a study early: a failure that repeats, and a limit that is reached."""
 
 from __future__ import annotations
 
@@ -26,8 +25,7 @@ class StageFailed(Exception):
 
 
 def cause_class(run_id: str, outcome: str, cause: str | None) -> str:
-    """Return a run's outcome and its cause without its name, numbers and addresses, so that similar causes
-    are equal."""
+    """Return a run's outcome and cause without its name, numbers and addresses: similar causes are equal."""
     cause = (cause or "").replace(run_id, "#")
     return f"{outcome}: " + re.sub(r"0x[0-9a-f]+|\d+(\.\d+)?([eE][-+]?\d+)?", "#", cause)
 
@@ -65,8 +63,7 @@ class Breaker:
 
 
 class Limits:
-    """`--max-runs` and `--max-hours`: how many runs this call may train, and for how many hours of its
-    workers."""
+    """`--max-runs` and `--max-hours`: what this call may train, in runs and in hours of its workers."""
 
     def __init__(self, max_runs: int | None = None, max_hours: float | None = None):
         for name, value in (("--max-runs", max_runs), ("--max-hours", max_hours)):
@@ -107,8 +104,7 @@ class Limits:
             self.rate = self._trained_s / max(self._trained_cost, 1.0)
 
     def tick(self, busy: int) -> None:
-        """Count the time since the last call for each of `busy` workers. Raises StageFailed once the hours
-        are used up."""
+        """Count the time since the last call for each busy worker. Raises StageFailed once it is used up."""
         now = time.monotonic()
         self.spent_s += busy * (now - self._last)
         self._last = now

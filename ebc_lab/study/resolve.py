@@ -205,8 +205,7 @@ def all_changes(config: Config, known: Mapping[str, Any], runs: Index) -> list[c
 
 
 def adopt(config: Config, known: Mapping[str, Any]) -> Config:
-    """Return the configuration with what this call leaves open (auto, the corpus) as the study in `known`
-    resolved it."""
+    """Return the configuration with what this call leaves open as the study in `known` resolved it."""
     own = recorded_config(known)
     if changes.same_corpus(config.data, known):
         shards = config.data.name == "bin"  # which may have moved
@@ -229,8 +228,7 @@ def _retrained(config: Config, study: Study) -> str:
 def _resolve(
     config: Config, corpus: Corpus, study: Study, say: Say, work: WorkOf
 ) -> tuple[Config, dict[str, str]]:
-    """Return the configuration with nothing left open, and for each setting that was open why it has its
-    value."""
+    """Return the configuration with nothing left open, and why each setting that was open has its value."""
     if corpus.name == "path":
         config = replace(config, data=replace(config.data, file=corpus.source))
     config = replace(config, device=chosen_device(config.device))

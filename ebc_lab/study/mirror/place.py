@@ -23,6 +23,7 @@ from typing import IO, Any, NamedTuple
 
 import msgspec
 
+from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import checksum_holds, parse_json, with_checksum
 
 from ..store.manifest import is_safe
@@ -43,17 +44,19 @@ File = tuple[str, Entry]  # path in the study, and content
 
 @dataclass(frozen=True)
 class Index:
-    """All files of a study at one time, as an index's file holds them beside its checksum."""
+    """All files of a study at one time. An index's file has the hour and a checksum as well."""
 
     study: str
     writer: str  # a token of the folder that is mirrored
     number: int
-    at: str
     files: dict[str, Entry]
 
 
-class Overtaken(Exception):
+class Overtaken(UserError):
     """Somebody else has written the next index."""
+
+    def __init__(self, address: str):
+        super().__init__(f"{address} is being written by somebody else: choose another.")
 
 
 class Place:
@@ -69,8 +72,7 @@ class Place:
 
     @property
     def fs(self) -> Any:
-        """The file system, made to forget what it has listed, or it would miss a file that another driver
-        has written since."""
+        """The file system, made to forget its listings, which miss what another driver has written."""
         self._fs.invalidate_cache()
         return self._fs
 
@@ -105,9 +107,9 @@ class Place:
         if self.local:
             self.fs.makedirs(f"{self.root}/index", exist_ok=True)
         while True:
-            now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-            index = Index(study, writer, number, now, dict(sorted(files.items())))
-            content = json.dumps(with_checksum(vars(index))).encode()
+            index = Index(study, writer, number, dict(sorted(files.items())))
+            record = {**vars(index), "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+            content = json.dumps(with_checksum(record)).encode()
             try:
                 self.fs.pipe_file(self._index_path(number), content, mode="create")
             except FileExistsError:
@@ -116,10 +118,10 @@ class Place:
                     number += 1
                     continue
                 if there.writer != writer or there.files != files:  # else ours, whose answer was lost
-                    raise Overtaken from None
+                    raise Overtaken(self.address) from None
             if max(self._numbers(), default=number) > number:
                 self._remove([self._index_path(number)])
-                raise Overtaken
+                raise Overtaken(self.address)
             return index
 
     def _index_path(self, number: int) -> str:

@@ -4,8 +4,7 @@ Of a run that has ended it takes all files, which no longer change. Of another i
 and then the files that grow, which may then only be longer than the checkpoint says: a resumed run drops the
 rest. A run that another worker claims meanwhile waits for the next look.
 
-Nothing here stops a study that trains. A failure is said once, and what failed is tried again at the next
-look.
+Nothing here stops a study that trains. A failure is said once, and tried again at the next look.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from typing import Any, TypedDict
 
 from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.schema import Config
-from ebc_lab.records.files import opened, stamp_of
+from ebc_lab.records.files import Stamp, opened, stamp, stamp_of
 from ebc_lab.records.json_files import read_json, write_json
 from ebc_lab.records.paths import RUNS, RunFiles
 
+from ..launch.silence import Signs
 from ..store import manifest
 from ..store.study import Study
 from .place import Entry, File, Index, Overtaken, Place, parts, why
 
 Say = Callable[[str], None]
-Stamp = tuple[int, int, int, int]  # of a file, by `stamp_of`
 Read = dict[str, tuple[Stamp, Entry]]  # path -> a file's stamp and content when it was read last
 
 IN_MEMORY = 32 << 20  # bytes that are read before they are written; a larger file goes in parts
@@ -123,7 +122,7 @@ class _Mirror:
         self.read: dict[str, Read] = {}  # by run; of the study's own files under ""
         self.batch: dict[File, bytes] = {}  # read, and not yet written
         self.there: set[File] = set()  # written completely, in an index or not
-        self.ended: dict[str, Stamp] = {}  # run -> the stamp of its result, once all is there
+        self.complete: dict[str, Stamp] = {}  # run -> the stamp of its result, once all is there
         self.waiting: set[str] = set()  # files that are not there as they are here
         self.failing = False
         self.moved = 0  # files written, by which the end sees that something happens
@@ -134,14 +133,9 @@ class _Mirror:
     # -- the driver's side -----------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Take the place, and start the thread. A mirror that the study had before may be out of reach for
-        now."""
+        """Take the place, and start the thread. A mirror that the study had may be out of reach for now."""
         try:
             self._take()
-        except Overtaken:
-            raise UserError(
-                f"{self.place.address} is being written by somebody else: choose another."
-            ) from None
         except UserError:
             raise
         except Exception as error:
@@ -156,10 +150,8 @@ class _Mirror:
     def finish(self) -> None:
         """Have the thread look once more, wait for it while it writes, and say how that ended."""
         self.stop.set()
-        seen, since = -1, time.monotonic()
-        while self.thread.is_alive() and time.monotonic() - since < PATIENCE_S:
-            if seen != self.moved:
-                seen, since = self.moved, time.monotonic()
+        signs = Signs()
+        while self.thread.is_alive() and signs.unchanged_s("mirror", self.moved) < PATIENCE_S:
             self.thread.join(timeout=0.2)
         if self.over:
             return
@@ -185,11 +177,12 @@ class _Mirror:
                     self.failing = False
                     self.say(f"{self.place.address} answers again")
                 pause_s = max(self.every_s, PAUSE * (time.monotonic() - began))
-            except (Overtaken, UserError) as error:
+            except UserError as error:
                 self.over = True
-                more = f" ({error})" if isinstance(error, UserError) else ""
-                address = self.place.address
-                self.say(f"warning: {address} is written by another folder now{more}: not mirrored from here")
+                who = (
+                    "another folder now" if isinstance(error, Overtaken) else f"another folder now ({error})"
+                )
+                self.say(f"warning: {self.place.address} is written by {who}: not mirrored from here")
                 return
             except Exception as error:
                 self._fail(error)
@@ -213,8 +206,7 @@ class _Mirror:
         return note if note["address"] == self.place.address else None
 
     def _take(self) -> Index:
-        """Look at what is there, refuse another study's, and write and return the next index. Raises as
-        `Place`."""
+        """Refuse what another study has there; else write and return the next index. Raises as `Place`."""
         latest = self.place.latest()
         note = self._note()
         _refuse_another(latest, self.place, note)
@@ -237,12 +229,12 @@ class _Mirror:
         study = self.study
         # by what these say runs are made or refused: they are read before the runs, and must stay
         decisive = [study.header_file, study.decisions_file, study.manifest_file]
-        stamps = [_stamp(path) for path in decisive]
+        stamps = [stamp(path) for path in decisive]
         read = {"": self._read_all(kept_elsewhere(study.root, runs=False), self.read.get("", {}))}
         for run_id in study.run_ids():
             read[run_id] = self._of_run(run_id, whole=whole)
         self._flush()
-        if stamps != [_stamp(path) for path in decisive]:
+        if stamps != [stamp(path) for path in decisive]:
             return False
         self.read = read
         files = {path: entry for known in read.values() for path, (_, entry) in known.items()}
@@ -259,27 +251,26 @@ class _Mirror:
         """Return what is mirrored of a run from now on: what was before, if it changes hands just now."""
         files = self.study.run_files(run_id)
         before = self.read.get(run_id, {})
-        ended, claimed = _stamp(files.result), _stamp(files.attempts)
-        if ended is not None and ended == self.ended.get(run_id) and not whole:
+        ended, claimed = stamp(files.result), stamp(files.attempts)
+        if ended is not None and ended == self.complete.get(run_id) and not whole:
             return before
         first = files.result if ended else files.checkpoint
         there = kept_elsewhere(self.study.root, f"{RUNS}/{run_id}")
         paths = [path for path in there if ended or os.path.basename(path) != files.result.name]
         now = self._read_all(sorted(paths, key=lambda path: os.path.basename(path) != first.name), before)
-        if (_stamp(files.result), _stamp(files.attempts)) != (ended, claimed):
+        if (stamp(files.result), stamp(files.attempts)) != (ended, claimed):
             return before
         if ended is not None and now == before:
-            self.ended[run_id] = ended
+            self.complete[run_id] = ended
         return now
 
     def _read_all(self, paths: Iterable[str], before: Read) -> Read:
-        """Return what is known of each of these files that is there. Those that have changed since `before`
-        are read, in this order, and written."""
+        """Return what these files hold. Those that have changed are read, in this order, and written."""
         now = {}
         for path in paths:
             known = before.get(path)
             with suppress(FileNotFoundError, UserError):  # removed meanwhile, or no file
-                if known is None or known[0] != _stamp(self.study.root / path):
+                if known is None or known[0] != stamp(self.study.root / path):
                     known = self._read(path)
                 now[path] = known
         return now
@@ -322,11 +313,3 @@ def kept_elsewhere(root: Path, folder: str = "", *, runs: bool = True) -> Iterat
     progress = RunFiles(root).progress.name
     paths = manifest.walk(root, folder, runs=runs)
     return (path for path in paths if os.path.basename(path) != progress)
-
-
-def _stamp(path: Path) -> Stamp | None:
-    """Return the stamp of a file; None where there is none."""
-    try:
-        return stamp_of(os.stat(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return None

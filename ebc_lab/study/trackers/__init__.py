@@ -20,8 +20,7 @@ from .backends import FOLDER, MLFLOW_ENV
 
 @contextmanager
 def following(config: TrackerConfig, root: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Have the trackers follow the study, or the single run, in `root`, and wait for them at the end of the
-    block. Raises nothing of its own."""
+    """Have the trackers follow the study or run in `root` during the block, and wait for them at its end."""
     followers = [_Follower(name, config, root, say) for name in config.names]
     try:
         yield
@@ -73,10 +72,11 @@ class _Follower:
         assert self.process.stdout is not None
         with suppress(ValueError, OSError):
             for line in self.process.stdout:
-                if line.startswith("warning: "):
-                    self.warn(line.removeprefix("warning: ").strip())
-                elif line.startswith("note: "):
-                    self.say(f"tracker {self.name}: {line.removeprefix('note: ').strip()}")
+                kind, _, what = line.strip().partition(": ")
+                if kind == "warning":
+                    self.warn(what)
+                elif kind == "note":
+                    self.say(f"tracker {self.name}: {what}")
 
     def warn(self, what: str) -> None:
         """Say a warning, if it is this tracker's first."""

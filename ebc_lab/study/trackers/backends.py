@@ -108,8 +108,7 @@ class TensorBoard(Tracker):
 
 
 class MLflow(Tracker):
-    """One MLflow run for each run, in an experiment named after the study; in a sqlite file in the folder
-    without a `mlflow_uri`."""
+    """One MLflow run for each run, in an experiment named after the study; by default in a sqlite file."""
 
     settings = ("mlflow_uri",)
 
@@ -130,11 +129,8 @@ class MLflow(Tracker):
         client = self.client
         if run.run_id not in self.runs:
             known = client.get_experiment_by_name(run.group)
-            experiment = (
-                known.experiment_id
-                if known
-                else client.create_experiment(run.group, artifact_location=self.artifacts)
-            )
+            folder = self.artifacts
+            experiment = known.experiment_id if known else client.create_experiment(run.group, folder)
             matches = client.search_runs([experiment], f"tags.ebc_lab_run = '{run.run_id}'", max_results=1)
             tags = {"ebc_lab_run": run.run_id}
             shown = matches[0] if matches else client.create_run(experiment, tags=tags, run_name=run.run_id)

@@ -27,6 +27,7 @@ from typing import Any, TypedDict
 from ebc_lab.config.dicts import flat
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import TrackerConfig
+from ebc_lab.records.files import Stamp, stamp
 from ebc_lab.records.json_files import read_json, write_json
 from ebc_lab.records.paths import RunFiles, SpecRecord, StudyFiles
 from ebc_lab.records.streams import read_columns
@@ -67,7 +68,7 @@ class Reader:
         with suppress(OSError, UserError):
             known = read_json(self.path, ShownRecord)
             self.shown = known if known["to"] == to else self.shown
-        self.complete: dict[Path, int] = {}  # result.json -> its time, of runs that are shown to their end
+        self.complete: dict[Path, Stamp] = {}  # run's folder -> the stamp of its result, once that is shown
 
     def measuring(self) -> bool:
         """Return whether time is being measured, which must not be disturbed."""
@@ -81,8 +82,8 @@ class Reader:
         """Show what is new, run by run."""
         single = RunFiles(self.root)
         for files in [single] if single.spec.exists() else StudyFiles(self.root).all_runs():
-            ended = files.result.stat().st_mtime_ns if files.result.exists() else None
-            if ended is not None and self.complete.get(files.result) == ended:
+            ended = stamp(files.result)
+            if ended is not None and self.complete.get(files.directory) == ended:
                 continue
             try:  # the result before the rows, which are complete once it is there
                 result = None if ended is None else read_json(files.result, dict[str, Any])
@@ -92,7 +93,7 @@ class Reader:
             if spec["kind"] == "train":
                 self._show_run(files, spec, result, tracker)
             if ended is not None:
-                self.complete[files.result] = ended
+                self.complete[files.directory] = ended
 
     def _show_run(
         self, files: RunFiles, spec: Mapping[str, Any], result: Mapping[str, Any] | None, tracker: Tracker
@@ -102,15 +103,15 @@ class Reader:
         shown = {"step": -1, "eval": -1, "result": None, **self.shown["runs"].get(run.run_id, {})}
         if result is not None and shown["result"] == result["checksum"]:
             return
-        rows = new_rows(files.steps, STEP_FIGURES, shown["step"])
-        evals = new_rows(files.evals, EVAL_FIGURES, shown["eval"])
-        if not (rows or evals or result):
+        rows: list[Row] = []
+        streams = {"step": (files.steps, STEP_FIGURES), "eval": (files.evals, EVAL_FIGURES)}
+        for kind, (path, columns) in streams.items():
+            news = new_rows(path, columns, shown[kind])
+            shown[kind] = news[-1][0] if news else shown[kind]
+            rows += news
+        if not (rows or result):
             return
-        tracker.log(run, [*rows, *evals])
-        if rows:
-            shown["step"] = rows[-1][0]
-        if evals:
-            shown["eval"] = evals[-1][0]
+        tracker.log(run, rows)
         if result is not None:
             numbers = {k: v for k, v in result.items() if type(v) in (int, float)}
             tracker.end(run, result["outcome"], {f"final/{k}": float(v) for k, v in numbers.items()})
@@ -146,8 +147,7 @@ def new_rows(path: Path, columns: Sequence[str], after: int) -> list[Row]:
 def follow(
     reader: Reader, connect: Callable[[], Tracker], over: threading.Event, warn: Callable[[str], None]
 ) -> bool:
-    """Show what comes until `over`, and then what is left. Returns whether all of it was shown; `warn` is
-    called at each failure."""
+    """Show what comes until `over`, and then what is left. Return whether all of it was shown."""
     tracker: Tracker | None = None
     pause = POLL_S
     while True:
@@ -157,17 +157,15 @@ def follow(
             if last or not reader.measuring():
                 tracker = tracker or connect()
                 reader.show(tracker)
-            pause = max(POLL_S, 10 * (time.monotonic() - began))
-            if last:
-                if tracker is not None:
+                if last:
                     tracker.close()
-                return True
+                    return True
+            pause = max(POLL_S, 10 * (time.monotonic() - began))
         except Exception as error:
             if tracker is not None:
                 with suppress(Exception):
                     tracker.close()
-            tracker = None
-            pause = min(2 * pause, MAX_PAUSE_S)
+            tracker, pause = None, min(2 * pause, MAX_PAUSE_S)
             what = re.sub(r"//[^/@\s]+@", "//…@", f"{type(error).__name__}: {error}")  # without a password
             print(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {what}", file=sys.stderr, flush=True)
             warn(what.splitlines()[0][:300])

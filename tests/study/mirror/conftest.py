@@ -51,9 +51,8 @@ class Mirrored:
 @pytest.fixture
 def mirrored(finished, tmp_path: Path, address: str) -> Mirrored:
     config, done, _ = finished
-    shutil.copytree(
-        done.study.root, tmp_path / "here" / "done", ignore=shutil.ignore_patterns("*.svg", "*.png")
-    )
-    for run in sorted((tmp_path / "here" / "done" / "runs").iterdir())[RUNS:]:  # a few are enough
+    root = tmp_path / "here" / "done"
+    shutil.copytree(done.study.root, root, ignore=shutil.ignore_patterns("*.svg", "*.png"))
+    for run in sorted((root / "runs").iterdir())[RUNS:]:  # a few are enough
         shutil.rmtree(run)
-    return Mirrored(config, tmp_path / "here" / "done", address)
+    return Mirrored(config, root, address)
