@@ -423,10 +423,8 @@ def _refuse_undecided(stage: str, earlier: Sequence[str], known: Mapping[str, De
     """Raise UserError where a stage before this one is not decided."""
     lacking = next((s for s in earlier if s not in known), None)
     if lacking:
-        raise UserError(
-            f"stage {stage} needs the decision of {lacking}: run `ebc-lab stage {lacking} …` with the same "
-            "settings first."
-        )
+        first = f"run `ebc-lab stage {lacking} …` with the same settings first"
+        raise UserError(f"stage {stage} needs the decision of {lacking}: {first}.")
 
 
 def _wave_in_words(wave: Sequence[RunSpec], timed: Sequence[RunSpec], there: int) -> str:

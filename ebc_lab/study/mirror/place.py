@@ -76,8 +76,6 @@ class Place:
         self._fs.invalidate_cache()
         return self._fs
 
-    # -- indexes ---------------------------------------------------------------------------------------------
-
     def latest(self) -> Index | None:
         """Return the latest index that is whole, or None."""
         indexes = map(self._read, sorted(self._numbers(), reverse=True))
@@ -127,8 +125,6 @@ class Place:
     def _index_path(self, number: int) -> str:
         return f"{self.root}/index/{number:08d}.json"
 
-    # -- files -----------------------------------------------------------------------------------------------
-
     def write(self, files: Mapping[File, bytes]) -> None:
         """Write these files, as many at a time as the file system likes."""
         self.fs.pipe({self._path(*file): content for file, content in files.items()})
@@ -161,8 +157,6 @@ class Place:
         for name in names:
             with suppress(FileNotFoundError):
                 self.fs.rm_file(name)
-
-    # -- looking around --------------------------------------------------------------------------------------
 
     def probe(self, token: str) -> None:
         """Write a file, read it, and remove it. Raises OSError where it is not what was written."""

@@ -39,6 +39,7 @@ AT_A_TIME = 200  # files
 PAUSE = 10  # times what a look took, before the next
 LONGEST_PAUSE_S = 60.0  # while the mirror does not answer
 PATIENCE_S = 120.0  # without anything written, until the end no longer waits
+REMEDY = "make it reachable, or leave the setting out"
 
 
 class MirrorRecord(TypedDict):
@@ -74,10 +75,8 @@ def refuse_unusable(config: Config, study: Study) -> None:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(
-            f"study.mirror={config.study.mirror} cannot be written ({why(error)}): make it reachable, or "
-            "leave the setting out; nothing was trained."
-        ) from None
+        what = f"study.mirror={config.study.mirror} cannot be written ({why(error)})"
+        raise UserError(f"{what}: {REMEDY}; nothing was trained.") from None
 
 
 def _refuse_another(latest: Index | None, place: Place, note: MirrorRecord | None) -> None:
@@ -140,10 +139,8 @@ class _Mirror:
             raise
         except Exception as error:
             if self._note() is None:
-                raise UserError(
-                    f"study.mirror: {self.place.address} cannot be written ({why(error)}): make it "
-                    "reachable, or leave the setting out."
-                ) from None
+                what = f"study.mirror: {self.place.address} cannot be written ({why(error)})"
+                raise UserError(f"{what}: {REMEDY}.") from None
             self._fail(error)
         self.thread.start()
 
@@ -193,10 +190,8 @@ class _Mirror:
     def _fail(self, error: Exception) -> None:
         if not self.failing:
             self.failing = True
-            self.say(
-                f"warning: {self.place.address} cannot be written ({visible(why(error))}): the runs "
-                "continue, and what is not there is tried again"
-            )
+            what = f"{self.place.address} cannot be written ({visible(why(error))})"
+            self.say(f"warning: {what}: the runs continue, and what is not there is tried again")
 
     def _note(self) -> MirrorRecord | None:
         try:

@@ -410,11 +410,10 @@ HANGING = HERE + "signal.pause()\n"
 KILLED = HERE + "os.kill(os.getpid(), 9)\n"
 GOES_ON = "the runs continue without it"
 SILENT = "http://127.0.0.1:{silent}"
-NOT_DONE = "not done 1 s (tracker.wait_s) after the last run"
 # the tracker, its settings, its sitecustomize.py, what is said
 DOWN = {
     "server_down": ("mlflow", {"mlflow_uri": "http://127.0.0.1:{port}"}, "", GOES_ON),
-    "hangs": ("tensorboard", {"wait_s": 1.0}, HANGING, NOT_DONE),
+    "hangs": ("tensorboard", {"wait_s": 1.0}, HANGING, "not done 1 s (tracker.wait_s) after the last run"),
     "killed": ("tensorboard", {}, KILLED, "ended with exit code -9"),
 }
 DOWN_TOO = {
