@@ -263,11 +263,8 @@ class _Call:
         """Copy the missing runs that another study of this folder has finished. Return whether any were."""
         there = finished_elsewhere(self.study, missing)
         manifest.remove_entries(self.study.root, runs=there)
-        taken = {
-            spec.run_id: there[spec.run_id].name
-            for spec in missing
-            if spec.run_id in there and take(self.study, spec, there[spec.run_id])
-        }
+        specs = {spec.run_id: spec for spec in missing}
+        taken = {r: theirs.name for r, theirs in there.items() if take(self.study, specs[r], theirs)}
         for name in sorted({*taken.values()} - {*self.taken.values()}):
             self.listener.say(f"{stage}: runs are taken from {name}, where they are finished")
         self.taken |= taken

@@ -132,10 +132,9 @@ def _fetch_study(place: Place, index: Index, root: Path, say: Say) -> tuple[Inde
         if latest is None or latest.number == index.number:
             break
         index = latest
-    if what := damaged.get(staging.header_file.name):
-        raise UserError(
-            f"{place.address}: {staging.header_file.name} {what}, and nothing goes on without it."
-        )
+    header = staging.header_file.name
+    if header in damaged:
+        raise UserError(f"{place.address}: {header} {damaged[header]}, and nothing goes on without it.")
     runs = {run for path in damaged if (run := manifest.owning_run(path))}
     for path in list(kept_elsewhere(staging.root)):
         if path not in index.files or manifest.owning_run(path) in runs:

@@ -176,10 +176,9 @@ class _Mirror:
                 pause_s = max(self.every_s, PAUSE * (time.monotonic() - began))
             except UserError as error:
                 self.over = True
-                who = (
-                    "another folder now" if isinstance(error, Overtaken) else f"another folder now ({error})"
-                )
-                self.say(f"warning: {self.place.address} is written by {who}: not mirrored from here")
+                more = "" if isinstance(error, Overtaken) else f" ({error})"
+                what = f"{self.place.address} is written by another folder now{more}"
+                self.say(f"warning: {what}: not mirrored from here")
                 return
             except Exception as error:
                 self._fail(error)

@@ -32,7 +32,8 @@ WANDB_SETTINGS: dict[str, Any] = {  # nothing of the tracker's own process, whic
     "x_disable_meta": True,
     "x_disable_stats": True,
 }
-TRACKIO_SETTINGS: dict[str, Any] = {"embed": False, "auto_log_cpu": False, "auto_log_gpu": False}  # the same
+TRACKIO_SETTINGS: dict[str, Any] = {"resume": "allow", "embed": False}
+TRACKIO_SETTINGS |= {"auto_log_cpu": False, "auto_log_gpu": False}  # of its own process as well
 TRACKIO_ELSEWHERE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")  # set by a user who wants the runs there, too
 
 
@@ -240,9 +241,7 @@ class Trackio(Tracker):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             config = {**run.settings, **run.identity, **more}
-            shown = self.trackio.init(
-                run.group, run.run_id, resume="allow", config=config, **TRACKIO_SETTINGS
-            )
+            shown = self.trackio.init(run.group, run.run_id, config=config, **TRACKIO_SETTINGS)
             for step, figures in rows:
                 shown.log(figures, step=step)
             shown.finish()
@@ -260,9 +259,4 @@ class Trackio(Tracker):
         self._log(run, [(0, dict(figures))], outcome=outcome)
 
 
-TRACKERS: dict[str, type[Tracker]] = {
-    "tensorboard": TensorBoard,
-    "mlflow": MLflow,
-    "wandb": WandB,
-    "trackio": Trackio,
-}
+TRACKERS = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB, "trackio": Trackio}

@@ -49,12 +49,8 @@ class Notifier:
         if not self.words:
             return None
         message = visible(" ".join(message.split()))
-        facts = {
-            "EBC_LAB_STUDY": self.root.name,
-            "EBC_LAB_FOLDER": str(self.root.resolve()),
-            "EBC_LAB_EVENT": event,
-            "EBC_LAB_MESSAGE": message,
-        }
+        facts = {"EBC_LAB_STUDY": self.root.name, "EBC_LAB_FOLDER": str(self.root.resolve())}
+        facts |= {"EBC_LAB_EVENT": event, "EBC_LAB_MESSAGE": message}
         program, *arguments = self.words
         with tempfile.TemporaryFile() as text, tempfile.TemporaryFile() as output:
             text.write(f"{self.root.name} {event}: {message}\n".encode())
