@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.bench.speeds import Work
 from ebc_lab.config.errors import MISTAKEN, UserError
 from ebc_lab.config.schema import Config
 from ebc_lab.config.study_checks import beyond_sensible
@@ -30,7 +29,7 @@ from .launch.pool import PAUSE, slots
 from .launch.rehearse import rehearse
 from .launch.silence import Signs
 from .mirror.upload import mirroring, refuse_unusable
-from .resolve import after, check_lengths, resolve_study
+from .resolve import WorkOf, after, check_lengths, resolve_study
 from .so_far import SoFar, leave_outlook, so_far
 from .stages.rules import Results, Undecidable
 from .stages.runs import distinct
@@ -60,7 +59,7 @@ class Listener:
     tabulate: Callable[..., None] = lambda study, stage, specs, results: None
     conclude: Callable[..., Acceptance | None] = lambda config, study, decisions, say: None
     expect: Callable[..., Mapping[str, Any] | None] = lambda config, results, under_way: None
-    work: Callable[[Config], Work | None] = lambda config: None
+    work: WorkOf = lambda config: None
     stalled: Callable[[str], None] = lambda text: None
 
 

@@ -57,7 +57,7 @@ def resolve_study(
     different = changes.from_recorded(config, known) if known else []
     changed = all_changes(config, known, Index(study)) if known else []
     config = adopt(config, known) if known else replace(config, answered_before=0)
-    earlier = answered_here(config, known, study) if known else []
+    earlier = _answered_here(config, known, study) if known else []
     corpus, tokenizer_sha256 = checked_text(config)
     check_lengths(config, corpus)
     config = arms_pinned(pinned(config, corpus, tokenizer_sha256))
@@ -90,7 +90,7 @@ def resolve_study(
     return config, corpus
 
 
-def answered_here(config: Config, known: Mapping[str, Any], study: Study) -> list[EarlierAnswer]:
+def _answered_here(config: Config, known: Mapping[str, Any], study: Study) -> list[EarlierAnswer]:
     """Return the answers that were there before the one of this call: those that study.json, `known`, lists,
     and the study's own answer where it rests on other seeds than are planned now."""
     earlier: list[EarlierAnswer] = known.get("earlier", [])

@@ -10,7 +10,6 @@ import os
 import re
 import secrets
 import shlex
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -28,9 +27,7 @@ from ..store import manifest
 from ..store.study import Study
 from ..store.verify import digest_or_fault
 from .place import Entry, Index, Place, why
-from .upload import MirrorRecord, kept_elsewhere
-
-Say = Callable[[str], None]
+from .upload import MirrorRecord, Say, kept_elsewhere
 
 AT_A_TIME = 16  # files
 TRIES = 3  # with the latest index, which may have replaced the one that was read
