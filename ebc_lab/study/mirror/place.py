@@ -44,7 +44,7 @@ File = tuple[str, Entry]  # path in the study, and content
 
 @dataclass(frozen=True)
 class Index:
-    """All files of a study at one time. An index's file has the hour and a checksum as well."""
+    """All files of a study at one time. Its file also has the time and a checksum."""
 
     study: str
     writer: str  # a token of the folder that is mirrored
