@@ -26,7 +26,6 @@ from ebc_lab.records.files import Stamp, opened, stamp, stamp_of
 from ebc_lab.records.json_files import read_json, write_json
 from ebc_lab.records.paths import RUNS, RunFiles
 
-from ..launch.silence import Signs
 from ..store import manifest
 from ..store.study import Study
 from .place import Entry, File, Index, Overtaken, Place, parts, why
@@ -147,8 +146,10 @@ class _Mirror:
     def finish(self) -> None:
         """Have the thread look once more, wait for it while it writes, and say how that ended."""
         self.stop.set()
-        signs = Signs()
-        while self.thread.is_alive() and signs.unchanged_s("mirror", self.moved) < PATIENCE_S:
+        seen, since = -1, time.monotonic()
+        while self.thread.is_alive() and time.monotonic() - since < PATIENCE_S:
+            if seen != self.moved:
+                seen, since = self.moved, time.monotonic()
             self.thread.join(timeout=0.2)
         if self.over:
             return
