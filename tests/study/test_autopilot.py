@@ -10,6 +10,7 @@ import pytest
 from support.called import called
 from support.drivers import without_timing
 
+from ebc_lab.components import optimizer as optimizers
 from ebc_lab.config.compose import compose, configurations
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.columns import COLUMNS, STEP_COLUMNS
@@ -20,6 +21,7 @@ from ebc_lab.study.guards import Limits, StageFailed
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.store.study import Study
 from ebc_lab.training import run as run_module
+from ebc_lab.workloads import corpus
 
 
 def test_what_is_trained_and_what_is_measured_are_counted_apart(finished):
@@ -118,8 +120,6 @@ def test_a_stage_decides_the_earlier_ones_again_from_their_runs(own_copy):
 
 
 def test_a_fallback_corpus_is_named_in_every_call(tiny, tmp_path, monkeypatch):
-    from ebc_lab.workloads import corpus
-
     def offline(target, quiet):
         raise corpus.CorpusUnavailable("no network")
 
@@ -171,8 +171,6 @@ def test_of_a_study_that_is_not_decided_report_says_how_far_it_is_and_how_to_go_
 
 
 def test_one_crashing_run_never_stops_the_study_and_never_wins(tiny, tmp_path, monkeypatch):
-    from ebc_lab.components import optimizer as optimizers
-
     build = optimizers.build
 
     def crash_at_one_lr(model, config, *given):
@@ -192,8 +190,6 @@ def test_one_crashing_run_never_stops_the_study_and_never_wins(tiny, tmp_path, m
 
 
 def test_a_stage_whose_first_runs_fail_for_one_cause_is_stopped_early(tiny, tmp_path, monkeypatch):
-    from ebc_lab.components import optimizer as optimizers
-
     def crash(*_, **named):
         raise RuntimeError("no kernel for this")
 

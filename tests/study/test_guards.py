@@ -8,7 +8,7 @@ import signal
 import subprocess
 
 import pytest
-from support.called import CLI, called, refused
+from support.called import CLI, called
 from support.drivers import until
 
 from ebc_lab.config.compose import compose
@@ -205,7 +205,3 @@ def test_a_request_to_cancel_stops_an_inline_study_between_runs(tiny, tmp_path):
     assert list(study.decisions()) == ["lr_sweep"]
     assert autopilot(config, Listener(), stages=["calibrate"]).failed == []
     assert not study.cancel_mark.exists()
-
-
-def test_cancel_of_a_study_that_is_not_there_says_so(tmp_path):
-    assert "there is no study" in refused("cancel", "nope", "--output-dir", str(tmp_path), cwd=tmp_path)

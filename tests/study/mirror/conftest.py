@@ -10,8 +10,6 @@ from support.s3 import BUCKET, s3_server
 from ebc_lab.study.mirror.upload import mirroring
 from ebc_lab.study.store.study import Study
 
-RUNS = 3
-
 
 @pytest.fixture(scope="module")
 def s3():
@@ -53,6 +51,6 @@ def mirrored(finished, tmp_path: Path, address: str) -> Mirrored:
     config, done, _ = finished
     root = tmp_path / "here" / "done"
     shutil.copytree(done.study.root, root, ignore=shutil.ignore_patterns("*.svg", "*.png"))
-    for run in sorted((root / "runs").iterdir())[RUNS:]:  # a few are enough
+    for run in sorted((root / "runs").iterdir())[3:]:  # a few are enough
         shutil.rmtree(run)
     return Mirrored(config, root, address)

@@ -22,8 +22,7 @@ from ebc_lab.study.store.study import Study
 from ebc_lab.study.store.verify import verify
 
 TRIALS = 5  # of the slow test
-DEADLINE_S = 180.0
-until = functools.partial(until_true, within_s=DEADLINE_S)
+until = functools.partial(until_true, within_s=180.0)
 
 
 def command(tiny, out: Path, *more: str) -> list[str]:
