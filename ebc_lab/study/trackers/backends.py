@@ -22,18 +22,12 @@ MLFLOW_ENV = {  # no telemetry, and no minutes of retries against a server that 
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
 }
 METRICS_PER_CALL = 1000  # MLflow's own limit
-WANDB_SETTINGS: dict[str, Any] = {  # nothing of the tracker's own process, which is not the run
-    "console": "off",
-    "disable_code": True,
-    "disable_git": True,
-    "init_timeout": 20.0,  # s; its own 90 are longer than a driver waits
-    "silent": True,
-    "x_disable_machine_info": True,
-    "x_disable_meta": True,
-    "x_disable_stats": True,
-}
+# nothing of the tracker's own process, which is not the run
+WANDB_SETTINGS: dict[str, Any] = {"console": "off", "disable_code": True, "disable_git": True, "silent": True}
+WANDB_SETTINGS |= {"x_disable_machine_info": True, "x_disable_meta": True, "x_disable_stats": True}
+WANDB_SETTINGS["init_timeout"] = 20.0  # s; its own 90 are longer than a driver waits
 TRACKIO_SETTINGS: dict[str, Any] = {"resume": "allow", "embed": False}
-TRACKIO_SETTINGS |= {"auto_log_cpu": False, "auto_log_gpu": False}  # of its own process as well
+TRACKIO_SETTINGS |= {"auto_log_cpu": False, "auto_log_gpu": False}  # nothing of its own process either
 TRACKIO_ELSEWHERE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")  # set by a user who wants the runs there, too
 
 

@@ -72,11 +72,9 @@ class Reader:
 
     def measuring(self) -> bool:
         """Return whether time is being measured, which must not be disturbed."""
-        return any(
-            run.progress.exists() and not run.result.exists()
-            for run in StudyFiles(self.root).all_runs()
-            if run.directory.name.startswith("overhead_")
-        )
+        runs = StudyFiles(self.root).all_runs()
+        timed = (run for run in runs if run.directory.name.startswith("overhead_"))
+        return any(run.progress.exists() and not run.result.exists() for run in timed)
 
     def show(self, tracker: Tracker) -> None:
         """Show what is new, run by run."""
