@@ -15,6 +15,7 @@ from ebc_lab.config.errors import UserError
 
 from . import fence
 
+Stamp = tuple[int, int, int, int]  # of a file, by `stamp_of`
 # of a disk, or of the way to it: they say nothing about what is on it
 STORAGE_ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EDQUOT, errno.EFBIG)
 
@@ -54,10 +55,18 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def stamp_of(about: os.stat_result) -> tuple[int, int, int, int]:
+def stamp_of(about: os.stat_result) -> Stamp:
     """Return size, times of the last change of content and of inode, and the inode's number: one of them
     changes whenever the file does."""
     return about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino
+
+
+def stamp(path: Path) -> Stamp | None:
+    """Return the stamp of a file; None where there is none."""
+    try:
+        return stamp_of(os.stat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def read_regular(path: Path, most: int) -> bytes:

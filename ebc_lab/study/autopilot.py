@@ -1,8 +1,6 @@
-"""A study, stage after stage: plan, train what is missing, decide, record; then tables, plots and the
-verdict.
+"""A study, stage after stage: plan, train what is missing, decide, record; then tables, plots, the verdict.
 
-All that it does follows from the configuration and from the results on disk, so the same command continues a
-study.
+All of it follows from the configuration and the results on disk, so the same command continues a study.
 """
 
 from __future__ import annotations
@@ -16,35 +14,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.bench.speeds import Work
 from ebc_lab.config.errors import MISTAKEN, UserError
 from ebc_lab.config.schema import Config
 from ebc_lab.config.study_checks import beyond_sensible
 from ebc_lab.records.decisions import Acceptance, Decision
 from ebc_lab.records.figures import FINISHED, RunResult
-from ebc_lab.records.files import refuse_unwritable, stamp_of
+from ebc_lab.records.files import refuse_unwritable, stamp
 from ebc_lab.records.spec import RunSpec
 from ebc_lab.workloads.text import checked_text
 
 from .guards import Breaker, Limits, StageFailed
 from .launch import Pool, open_pool
-from .launch.pool import PAUSE, Say, slots
+from .launch.pool import PAUSE, slots
 from .launch.rehearse import rehearse
+from .launch.silence import Signs
 from .mirror.upload import mirroring, refuse_unusable
-from .resolve import after, check_lengths, resolve_study
+from .resolve import WorkOf, after, check_lengths, resolve_study
 from .so_far import SoFar, leave_outlook, so_far
 from .stages.rules import Results, Undecidable
 from .stages.runs import distinct
-from .stages.stage import ResultsOf, decision_that_shows, planned_runs, speculative_runs, stage_of
-from .store import attempts, crate, index, manifest
+from .stages.stage import decision_that_shows, planned_runs, speculative_runs, stage_of
+from .store import attempts, crate, manifest
 from .store.counts import TRAINING, UNUSED, counted, sorts_of_runs
+from .store.index import Index
 from .store.neighbours import finished_elsewhere, take
 from .store.study import RETRIED, RETRIED_UNFINISHED, Cancelled, Study
 from .trackers import following
-
-Tabulate = Callable[[Study, str, Sequence[RunSpec], Results], None]
-Conclude = Callable[[Config, Study, dict[str, Decision], Say], Acceptance | None]
-Expect = Callable[[Config, ResultsOf, Mapping[str, float]], Mapping[str, Any] | None]
 
 
 @dataclass
@@ -61,10 +56,10 @@ class Listener:
     say: Callable[[str], None] = lambda text: None
     decided: Callable[[str, Decision], None] = lambda stage, decision: None
     watch: Callable[[Progress], None] = lambda progress: None
-    tabulate: Tabulate = lambda study, stage, specs, results: None
-    conclude: Conclude = lambda config, study, decisions, say: None
-    expect: Expect = lambda config, results, under_way: None
-    work: Callable[[Config], Work | None] = lambda config: None
+    tabulate: Callable[..., None] = lambda study, stage, specs, results: None
+    conclude: Callable[..., Acceptance | None] = lambda config, study, decisions, say: None
+    expect: Callable[..., Mapping[str, Any] | None] = lambda config, results, under_way: None
+    work: WorkOf = lambda config: None
     stalled: Callable[[str], None] = lambda text: None
 
 
@@ -99,8 +94,7 @@ class Outcome:
 
     @property
     def trained(self) -> int:
-        """Return how many runs were trained in this call, including those that turned out not to be
-        needed."""
+        """Return how many runs were trained in this call, needed or not."""
         return self.runs[TRAINING] + self.runs[UNUSED]
 
     def showing(self, what: str) -> Decision | None:
@@ -156,7 +150,7 @@ def autopilot(
         call.forget_failures()
         for stage in earlier:
             call.decide_again(stage)
-        before = _ended(study)
+        before = set(filter(study.has_result, study.run_ids()))
         with mirroring(config, study, listener.say):
             with (
                 following(config.tracker, study.root, listener.say),
@@ -178,41 +172,30 @@ class _Call:
     limits: Limits
     decisions: dict[str, Decision] = field(default_factory=dict)
     taken: dict[str, str] = field(default_factory=dict)  # run copied from another study -> that study's name
-    seen: dict[str, RunResult] = field(default_factory=dict)  # run id -> result, for what is shown
     read: dict[str, tuple[Any, RunResult]] = field(default_factory=dict)  # run id -> which file, what it held
 
     def results(self, specs: list[RunSpec]) -> dict[str, RunResult]:
-        """Return the results of these runs, as `Study.results`; a file that has not changed since it was read
-        is not read again."""
-        known = {}
+        """Return what `Study.results` does, without reading a file again that has not changed."""
         for spec in specs:
-            files = self.study.run_files(spec.run_id)
-            try:
-                which = (*stamp_of(files.result.stat()), spec.identity_sha256)
-            except FileNotFoundError:
+            which = stamp(self.study.run_files(spec.run_id).result), spec.identity_sha256
+            if which[0] is None:
                 self.read.pop(spec.run_id, None)
-                continue
-            if self.read.get(spec.run_id, (None,))[0] != which:
-                read = self.study.results([spec])
-                if spec.run_id not in read:
-                    continue
-                self.read[spec.run_id] = which, read[spec.run_id]
-            known[spec.run_id] = self.read[spec.run_id][1]
-        return known
+            elif self.read.get(spec.run_id, (None,))[0] != which:
+                self.read.pop(spec.run_id, None)  # the file may be removed before it is read
+                found = self.study.results([spec])
+                self.read |= {run_id: (which, result) for run_id, result in found.items()}
+        return {s.run_id: self.read[s.run_id][1] for s in specs if s.run_id in self.read}
 
     def results_seen(self, specs: list[RunSpec]) -> dict[str, RunResult]:
-        """Return the results of these runs, as they were when each was first read: for what is shown only,
-        nothing is decided from them."""
-        self.seen |= self.results([s for s in specs if s.run_id not in self.seen])
-        return {s.run_id: self.seen[s.run_id] for s in specs if s.run_id in self.seen}
+        """Return the results as they were when last read, to show and not to decide by."""
+        self.results([s for s in specs if s.run_id not in self.read])
+        return {s.run_id: self.read[s.run_id][1] for s in specs if s.run_id in self.read}
 
     def forget_failures(self) -> None:
-        """Remove those results of the call's stages that say nothing about the run itself, so that these runs
-        are trained again."""
+        """Have runs of the call's stages trained again whose results say nothing about the run itself."""
         finished = self.config.study.stages[-1] in self.study.decisions()
-        known = index.Index(self.study).records
-        again = self.study.forget(known, RETRIED if finished else RETRIED_UNFINISHED, self.stages)
-        if again:
+        outcomes = RETRIED if finished else RETRIED_UNFINISHED
+        if again := self.study.forget(Index(self.study).records, outcomes, self.stages):
             self.listener.say(f"{len(again)} run(s) that were lost or failed are tried again")
 
     def decide_again(self, stage: str) -> None:
@@ -225,8 +208,7 @@ class _Call:
         self._decide(stage, specs, results)
 
     def run_stage(self, stage: str, pool: Pool) -> None:
-        """Train until the stage asks for no more runs, decide it, and tell the listener. Raises
-        StageFailed."""
+        """Train until the stage asks for no more runs, decide it, and tell the listener."""
         answers = getattr(self.config, stage).judges and stage not in self.study.decisions()
         while True:
             specs, results = planned_runs(stage, self.config, self.decisions, self.results)
@@ -235,9 +217,8 @@ class _Call:
             missing = [s for s in distinct(specs) if s.run_id not in results]
             if not missing:
                 break
-            if self._take_from_neighbours(stage, missing):
-                continue
-            self._train(stage, distinct(specs), missing, pool)
+            if not self._take_from_neighbours(stage, missing):
+                self._train(stage, distinct(specs), missing, pool)
         decision = self._decide(stage, specs, results)
         self.listener.decided(stage, decision)
         self.listener.tabulate(self.study, stage, specs, results)
@@ -257,12 +238,10 @@ class _Call:
         return decision
 
     def conclude(self, before: set[str], warning: str | None) -> Outcome:
-        """Write what is made after the last stage, and return what the call did. `before`: ids of the runs
-        that had ended before it."""
+        """Write what follows the last stage; return what the call did. `before`: the runs that had ended."""
         study = self.study
-        concluded = self.config.study.stages[-1] in self.stages
         verdict = None
-        if concluded:
+        if self.config.study.stages[-1] in self.stages:
             with study.blame_files():
                 verdict = self.listener.conclude(self.config, study, self.decisions, self.listener.say)
         crate.complete(study)
@@ -270,26 +249,21 @@ class _Call:
             counts = sorted(Counter(self.taken.values()).items())
             taken = ", ".join(f"{n} from {name}" for name, n in counts)
             self.listener.say(f"runs taken from other studies, and not trained: {taken}")
-        records = index.Index(study).records
+        records = Index(study).records
         failed = [r.run_id for r in records if r.brief.outcome not in (None, *FINISHED)]
         sorts = sorts_of_runs(records, self.decisions)
-        runs = counted(
-            sorts[run_id] for run_id in _ended(study) - before - self.taken.keys() if run_id in sorts
-        )
+        ended = {run_id for run_id in sorts if study.has_result(run_id)} - before - self.taken.keys()
+        runs = counted(sorts[run_id] for run_id in ended)
         last = self.stages[-1]
         answer = stage_of(last).headlines(self.decisions[last])
         return Outcome(study, runs, failed, self.stages, answer, self.decisions, warning, verdict)
 
     def _take_from_neighbours(self, stage: str, missing: Sequence[RunSpec]) -> bool:
-        """Copy those of the missing runs that another study of this output folder has finished. Return
-        whether there were any."""
+        """Copy the missing runs that another study of this folder has finished. Return whether any were."""
         there = finished_elsewhere(self.study, missing)
         manifest.remove_entries(self.study.root, runs=there)
-        taken = {
-            spec.run_id: there[spec.run_id].name
-            for spec in missing
-            if spec.run_id in there and take(self.study, spec, there[spec.run_id])
-        }
+        specs = {spec.run_id: spec for spec in missing}
+        taken = {r: theirs.name for r, theirs in there.items() if take(self.study, specs[r], theirs)}
         for name in sorted({*taken.values()} - {*self.taken.values()}):
             self.listener.say(f"{stage}: runs are taken from {name}, where they are finished")
         self.taken |= taken
@@ -304,65 +278,45 @@ class _Call:
         if not wave and len(timed) < len(missing):
             what = f"{len(missing)} run(s) of {stage} are still to be trained"
             raise StageFailed(self.limits.message(what))
-        speculates = bool(wave) and not self.limits.is_set
         wave = wave or timed[:1]  # a measurement of time runs alone
         if stage in study.decisions():  # a run was deleted, or its name changed with the code
-            self.listener.say(
-                f"{stage} was decided, but {len(missing)} of its {len(runs)} runs are not there: trained "
-                "again"
-            )
-        self._prepare(wave)
+            lacking = f"{len(missing)} of its {len(runs)} runs are not there"
+            self.listener.say(f"{stage} was decided, but {lacking}: trained again")
+        self.prepare(wave)
         self.listener.say(f"{stage}: {_wave_in_words(wave, timed, len(runs) - len(missing))}")
-        watched = _Wave(self, stage, runs, wave, speculates=speculates)
-        canary = not watched.breaker.proven and wave[0].kind == "train"
+        watched = _Wave(self, stage, runs, wave)
+        canary = not (watched.breaker.proven or watched.progress.measuring)
         pool.run(wave, watched.spare, watched.check_in, canary=canary)
 
-    def _prepare(self, planned: Sequence[RunSpec]) -> None:
+    def prepare(self, planned: Sequence[RunSpec]) -> None:
         """Write what workers need in order to train these runs."""
         manifest.remove_entries(self.study.root, runs=[s.run_id for s in planned])
         for spec in planned:
             self.study.write_spec(spec)
 
-    def ahead(self, stage: str, wave: Sequence[RunSpec]) -> list[RunSpec]:
-        """Return the runs of this and later stages that an idle worker may start on while the wave trains,
-        made ready for it."""
-        later = self.stages[self.stages.index(stage) + 1 :]
-        runs = speculative_runs(self.config, self.decisions, stage, wave, later, self.results_seen)
-        spare = [s for s in runs if not self.study.has_result(s.run_id)]
-        elsewhere = finished_elsewhere(self.study, spare)  # which are copied once a stage asks for them
-        spare = [s for s in spare if s.run_id not in elsewhere]
-        self._prepare(spare)
-        return spare
-
 
 class _Wave:
     """The runs that a pool is training: what ended, what is left, and whether to stop."""
 
-    def __init__(
-        self, call: _Call, stage: str, runs: list[RunSpec], wave: Sequence[RunSpec], *, speculates: bool
-    ):
+    def __init__(self, call: _Call, stage: str, runs: list[RunSpec], wave: Sequence[RunSpec]):
         self.call = call
+        self.wave = wave
         measuring = wave[0].kind != "train"
         self.progress = Progress(call.study.name, stage, slots(call.config), measuring=measuring)
         self.asked = len(runs)
-        self.expected: dict[str, Any] | None = None  # what `Listener.expect` last said, and when
-        self.expected_at = time.monotonic()
-        self.news = True  # whether a run has ended since then
-        self.forecast_due = 0.0
-        self.known: SoFar | None = None
-        launcher = call.config.launcher
-        self.patience_s = max(launcher.start_s, launcher.heartbeat_s)
-        self.sign: Any = None  # what changes whenever a run moves, and since when it has not
-        self.since = time.monotonic()
-        self.stalled = False
-        self.wave = wave
-        self.speculates = speculates
+        self.left = {s.run_id: s for s in wave}
         self.spare: list[RunSpec] = []  # what idle workers may start on
         self._speculate()
-        self.left = {s.run_id: s for s in wave}
         known = call.results([s for s in runs if s.run_id not in self.left])
         proven = any(result["outcome"] in FINISHED for result in known.values())
         self.breaker = Breaker(stage, call.study, proven=proven)
+        self.expected: dict[str, Any] = {}  # what `Listener.expect` last said, and when
+        self.expected_at = time.monotonic()
+        self.news = True  # whether a run has ended since then
+        self.forecast_due = 0.0  # the first at once
+        self.known: SoFar | None = None
+        self.signs = Signs()  # of any run's moving
+        self.stalled: Any = None  # the sign at which it was last said that no run moves
 
     def check_in(self, done: Sequence[str], busy: Sequence[str]) -> list[str]:
         """Take note of what has happened since the last call, and return the ids of the runs that an idle
@@ -386,17 +340,14 @@ class _Wave:
                 self.call.listener.say(f"{self.progress.stage}: {line}")
             self.breaker.see(run_id, result, len(self.left))
         self.progress.running = self._running(busy)
-        now = time.monotonic()
         sign = len(self.left), self.progress.running
-        if sign != self.sign:
-            self.sign, self.since, self.stalled = sign, now, False
-        elif not self.stalled and now - self.since > self.patience_s:
-            # as long as a worker may be silent: all hang, or wait in a queue
-            self.stalled = True
+        launcher = self.call.config.launcher
+        patience_s = max(launcher.start_s, launcher.heartbeat_s)  # longer, and all hang, or wait in a queue
+        if self.signs.unchanged_s("wave", sign) > patience_s and sign != self.stalled:
+            self.stalled = sign
             under_way = f"{len(self.progress.running)} of {len(self.left)} left are under way"
-            self.call.listener.stalled(
-                f"{self.progress.stage}: no run has moved for {self.patience_s:g} s; {under_way}"
-            )
+            still = f"no run has moved for {patience_s:g} s"
+            self.call.listener.stalled(f"{self.progress.stage}: {still}; {under_way}")
         self.news |= bool(done)
         if self.news and time.monotonic() >= self.forecast_due:
             self._look_ahead()
@@ -410,7 +361,7 @@ class _Wave:
         """Forecast anew, and leave what is expected for `status` with what is known so far. For thousands of
         runs that takes seconds, so it is not done whenever a run ends."""
         began = time.monotonic()
-        if self.expected is not None and self.left:
+        if self.forecast_due and self.left:
             self._speculate()
         shares = {r["run_id"]: r["step"] / r["steps"] for r in self.progress.running}
         call = self.call
@@ -428,10 +379,17 @@ class _Wave:
         self.forecast_due = time.monotonic() + PAUSE * (time.monotonic() - began)
 
     def _speculate(self) -> None:
-        """Add the runs that are certain by now to those that idle workers are offered."""
-        if self.speculates:
-            now = self.call.ahead(self.progress.stage, self.wave)
-            self.spare = distinct([*now, *self.spare])
+        """Offer idle workers the runs of this and later stages that are certain by now."""
+        if self.progress.measuring or self.call.limits.is_set:
+            return
+        call, stage = self.call, self.progress.stage
+        later = call.stages[call.stages.index(stage) + 1 :]
+        runs = speculative_runs(call.config, call.decisions, stage, self.wave, later, call.results_seen)
+        spare = [s for s in runs if not call.study.has_result(s.run_id)]
+        elsewhere = finished_elsewhere(call.study, spare)  # which are copied once a stage asks for them
+        spare = [s for s in spare if s.run_id not in elsewhere]
+        call.prepare(spare)
+        self.spare = distinct([*spare, *self.spare])
 
     def _running(self, run_ids: Iterable[str]) -> list[dict[str, Any]]:
         """Return how far these runs are, as `Progress.running` has it."""
@@ -449,40 +407,26 @@ class _Wave:
     def _left_s(self) -> float | None:
         """Return the seconds until the study is done, counted down from the latest forecast; before any run
         has finished, from the speed of the runs in progress."""
-        expected = self.expected or {}
-        if (seconds := expected.get("seconds")) is not None:
-            left = float(seconds) - (time.monotonic() - self.expected_at)
-            return max(left, 1.0)
+        if (seconds := self.expected.get("seconds")) is not None:
+            return max(float(seconds) - (time.monotonic() - self.expected_at), 1.0)
         rates = [r["steps_per_s"] for r in self.progress.running if r["steps_per_s"] > 0]
-        if not rates or not expected.get("steps"):
+        if not rates or not self.expected.get("steps"):
             return None
-        return float(expected["steps"]) / (statistics.fmean(rates) * self.progress.at_a_time)
+        return float(self.expected["steps"]) / (statistics.fmean(rates) * self.progress.at_a_time)
 
 
 def _refuse_undecided(stage: str, earlier: Sequence[str], known: Mapping[str, Decision]) -> None:
     """Raise UserError where a stage before this one is not decided."""
     lacking = next((s for s in earlier if s not in known), None)
     if lacking:
-        raise UserError(
-            f"stage {stage} needs the decision of {lacking}: run `ebc-lab stage {lacking} …` with the same "
-            "settings first."
-        )
+        first = f"run `ebc-lab stage {lacking} …` with the same settings first"
+        raise UserError(f"stage {stage} needs the decision of {lacking}: {first}.")
 
 
 def _wave_in_words(wave: Sequence[RunSpec], timed: Sequence[RunSpec], there: int) -> str:
     """Return what is ahead: `15 runs to train, then 2 measurements of time; 3 are already done`."""
-
-    def counted_as(n: int, what: str, rest: str) -> str:
-        return f"{n} {what}{'' if n == 1 else 's'}{rest}"
-
-    measured = counted_as(len(timed), "measurement", " of time") if timed else ""
-    if wave[0].kind == "train":
-        text = counted_as(len(wave), "run", " to train") + (f", then {measured}" if timed else "")
-    else:
-        text = measured
-    return text + (f"; {there} {'is' if there == 1 else 'are'} already done" if there else "")
-
-
-def _ended(study: Study) -> set[str]:
-    """Return the ids of the runs that have a result."""
-    return {run_id for run_id in study.run_ids() if study.has_result(run_id)}
+    trained = len(wave) if wave[0].kind == "train" else 0
+    ahead = ((trained, "run", "to train"), (len(timed), "measurement", "of time"))
+    parts = [f"{n} {what}{'' if n == 1 else 's'} {rest}" for n, what, rest in ahead if n]
+    done = f"; {there} {'is' if there == 1 else 'are'} already done" if there else ""
+    return ", then ".join(parts) + done

@@ -1,19 +1,19 @@
-"""What stops a study early: the same failure again and again, a limit that is reached, a request to
-cancel."""
+"""What stops a study early: a failure that repeats, and a limit that is reached."""
 
 from __future__ import annotations
 
 import re
 import time
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.spec import RunSpec
 
-from .store import index
 from .store.changes import pinned
+from .store.index import Index
 from .store.study import Study
 
 ALIKE_FIRST = 2  # similar failures in a row that stop a stage in which nothing has finished yet
@@ -25,8 +25,7 @@ class StageFailed(Exception):
 
 
 def cause_class(run_id: str, outcome: str, cause: str | None) -> str:
-    """Return a run's outcome and its cause without its name, numbers and addresses, so that similar causes
-    are equal."""
+    """Return a run's outcome and cause without its name, numbers and addresses: similar causes are equal."""
     cause = (cause or "").replace(run_id, "#")
     return f"{outcome}: " + re.sub(r"0x[0-9a-f]+|\d+(\.\d+)?([eE][-+]?\d+)?", "#", cause)
 
@@ -53,19 +52,18 @@ class Breaker:
         cause = cause_class(run_id, result["outcome"], result.get("cause"))
         self.row = [*self.row, run_id] if cause == self.cause else [run_id]
         self.cause = cause
-        if left and len(self.row) >= (ALIKE_LATER if self.proven else ALIKE_FIRST):
-            which = "its last" if self.proven else "its first"
+        which, most = ("last", ALIKE_LATER) if self.proven else ("first", ALIKE_FIRST)
+        if left and len(self.row) >= most:
             raise StageFailed(
-                f"{self.stage} was stopped: {which} {len(self.row)} runs all failed with "
+                f"{self.stage} was stopped: its {which} {len(self.row)} runs all failed with "
                 f"{result.get('cause')!r}; "
                 f"read {self.study.run_files(self.row[0]).log}, fix it, and give the same command again"
-                f"{pinned(index.Index(self.study).records, self.row[0])}."
+                f"{pinned(Index(self.study).records, self.row[0])}."
             )
 
 
 class Limits:
-    """`--max-runs` and `--max-hours`: how many runs this call may train, and for how many hours of its
-    workers."""
+    """`--max-runs` and `--max-hours`: what this call may train, in runs and in hours of its workers."""
 
     def __init__(self, max_runs: int | None = None, max_hours: float | None = None):
         for name, value in (("--max-runs", max_runs), ("--max-hours", max_hours)):
@@ -75,7 +73,7 @@ class Limits:
         self.max_s = None if max_hours is None else 3600 * max_hours
         self.spent_s = 0.0
         self.rate: float | None = None  # seconds a unit of RunSpec.cost
-        self._timed: list[tuple[float, float]] = []
+        self._trained_s, self._trained_cost = 0.0, 0.0
         self._last = time.monotonic()
 
     @property
@@ -88,31 +86,25 @@ class Limits:
         chosen = sorted(wave, key=lambda s: -s.cost)
         if self.runs_left is not None:
             chosen = chosen[: self.runs_left]
-        if self.max_s is not None:
-            if self.rate is None:
-                return chosen[:1] if self.spent_s < self.max_s else []
-            left = self.max_s - self.spent_s
-            fitting = []
-            for spec in chosen:
-                left -= self.rate * spec.cost
-                if left < 0:
-                    break
-                fitting.append(spec)
-            chosen = fitting
-        return chosen
+        if self.max_s is None:
+            return chosen
+        if self.rate is None:
+            return chosen[:1] if self.spent_s < self.max_s else []
+        left_s = self.max_s - self.spent_s
+        ends = accumulate(self.rate * spec.cost for spec in chosen)
+        return [spec for spec, end in zip(chosen, ends, strict=True) if end <= left_s]
 
     def record_end(self, spec: RunSpec, result: Mapping[str, Any]) -> None:
         """Note that a run of this call has ended."""
         if self.runs_left is not None:
             self.runs_left -= 1
         if result["outcome"] in FINISHED and result.get("wall_s"):
-            done = spec.cost * result["steps"] / spec.run.steps
-            self._timed.append((float(result["wall_s"]), done))
-            self.rate = sum(s for s, _ in self._timed) / max(sum(c for _, c in self._timed), 1.0)
+            self._trained_s += float(result["wall_s"])
+            self._trained_cost += spec.cost * result["steps"] / spec.run.steps
+            self.rate = self._trained_s / max(self._trained_cost, 1.0)
 
     def tick(self, busy: int) -> None:
-        """Count the time since the last call for each of `busy` workers. Raises StageFailed once the hours
-        are used up."""
+        """Count the time since the last call for each busy worker. Raises StageFailed once it is used up."""
         now = time.monotonic()
         self.spent_s += busy * (now - self._last)
         self._last = now

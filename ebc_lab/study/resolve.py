@@ -27,34 +27,21 @@ from ebc_lab.workloads.starts import arms_pinned, pinned
 from ebc_lab.workloads.text import check_length_of, checked_text
 
 from .launch.on_node import choice_on_node
+from .launch.pool import Say
 from .stages.runs import own_text
 from .stages.stage import stage_of
-from .store import index, manifest, own
-from .store.changes import (
-    Change,
-    as_this_version_says,
-    describe_earlier_looks,
-    from_recorded,
-    is_edit,
-    looks_of,
-    refused,
-    requested,
-    same_corpus,
-    summarize,
-)
+from .store import changes, manifest, own
 from .store.index import Index
 from .store.neighbours import earlier_answers, judged_candidates, seed_plan
 from .store.reuse import environment_changes, remaining_work, reusable_results, work_in_words
-from .store.study import EarlierAnswer, Study, StudyHeader, recorded_config
+from .store.study import CorpusRecord, EarlierAnswer, Study, StudyHeader, recorded_config
+
+WorkOf = Callable[[Config], Work | None]
+HALVED = " An answer that judges seeds again has half the error; seeds that are all fresh have all of it."
 
 
 def resolve_study(
-    config: Config,
-    study: Study,
-    say: Callable[[str], None],
-    *,
-    force: bool,
-    work: Callable[[Config], Work | None] = lambda config: None,
+    config: Config, study: Study, say: Say, *, force: bool, work: WorkOf = lambda config: None
 ) -> tuple[Config, Corpus]:
     """Return the configuration with nothing left open, and its corpus, and write study.json; of a study that
     was begun before, adopt what it resolved.
@@ -65,23 +52,20 @@ def resolve_study(
     concluded from the old ones is removed, runs that are still the same are kept. Raises UserError where the
     corpus cannot be used, and for such a difference without `force`; it says what would be trained again.
     """
-    asked = requested(config)
-    known = study.header() if study.exists() else None
-    different = from_recorded(config, known) if known else []
-    changed = changes(config, known, index.Index(study)) if known else []
+    asked = changes.requested(config)
+    known: Mapping[str, Any] = study.header() if study.exists() else {}
+    different = changes.from_recorded(config, known) if known else []
+    changed = all_changes(config, known, Index(study)) if known else []
     config = adopt(config, known) if known else replace(config, answered_before=0)
-    earlier = answered_here(config, known, study) if known else []
+    earlier = _answered_here(config, known, study) if known else []
     corpus, tokenizer_sha256 = checked_text(config)
     check_lengths(config, corpus)
     config = arms_pinned(pinned(config, corpus, tokenizer_sha256))
-    shown = summarize(changed or different, asked, own.edited(config, known or {}))
+    shown = changes.summarize(changed or different, asked, own.edited(config, known))
     if changed and not force:
-        edits = any(is_edit(change, asked) for change in changed)
-        halved = (
-            " An answer that judges seeds again has half the error; seeds that are all fresh have all of it."
-        )
-        fresh = halved if any(answer["shared"] for answer in earlier) else ""
+        edits = any(changes.is_edit(change, asked) for change in changed)
         copied = f"; a copy of what it was is in the study's {study.own.name}/" if edits else ""
+        fresh = HALVED if any(answer["shared"] for answer in earlier) else ""
         raise UserError(
             f"study {study.name} was begun with other settings ({shown}{copied}): choose another study.name, "
             "or add --force to change this one; runs that are still the same are kept "
@@ -91,25 +75,22 @@ def resolve_study(
         corpus = replace(corpus, warning=known["corpus"]["warning"])
     config, why = _resolve(config, corpus, study, say, work)
     check_run(config)
-    changed_copies = known is not None and own.lacking(study, known, config)
-    if changed and known:
-        again = len(looks_of({**known, "earlier": earlier}))
-        config = replace(config, answered_before=again)
     if changed:
+        config = replace(config, answered_before=len(changes.looks_of({**known, "earlier": earlier})))
         say(f"other settings than before ({shown}): {_retrained(config, study)}")
-    elif mended := [change for change in different if is_edit(change, asked)]:
-        say(f"{summarize(mended, asked, own.edited(config, known or {}))}; no run of it had finished")
-    if different or changed:
+    elif mended := [change for change in different if changes.is_edit(change, asked)]:
+        say(f"{changes.summarize(mended, asked, own.edited(config, known))}; no run of it had finished")
+    stale = bool(different or changed)
+    if stale:
         study.drop_conclusions()
-    if different or changed or not known or changed_copies:
-        manifest.remove_entries(study.root, study.header_file.name)
-        write_checksummed(study.header_file, _header(config, corpus, study, asked, known or {}, why, earlier))
-        if seen := describe_earlier_looks(study.header()):
+    if stale or not known or own.lacking(study, known, config):
+        _write_header(_header(config, corpus, study, asked, known, why, earlier), study)
+        if seen := changes.describe_earlier_looks(study.header()):
             say(f"warning: {seen}")
     return config, corpus
 
 
-def answered_here(config: Config, known: Mapping[str, Any], study: Study) -> list[EarlierAnswer]:
+def _answered_here(config: Config, known: Mapping[str, Any], study: Study) -> list[EarlierAnswer]:
     """Return the answers that were there before the one of this call: those that study.json, `known`, lists,
     and the study's own answer where it rests on other seeds than are planned now."""
     earlier: list[EarlierAnswer] = known.get("earlier", [])
@@ -121,9 +102,7 @@ def answered_here(config: Config, known: Mapping[str, Any], study: Study) -> lis
     return [{**answer, "shared": sorted({*answer["seeds"]} & {*config.seeds})} for answer in every]
 
 
-def after(
-    study: Study, config: Config, stage: str, specs: Sequence[RunSpec], say: Callable[[str], None]
-) -> Config:
+def after(study: Study, config: Config, stage: str, specs: Sequence[RunSpec], say: Say) -> Config:
     """Return the settings under which a stage judges these runs, and record them in study.json: other
     studies, or this one, may have answered the same question from some of their seeds before."""
     header = study.header()
@@ -131,12 +110,16 @@ def after(
     if earlier == header.get("earlier", []):
         return config
     header["earlier"] = earlier
-    again = len(looks_of(header))
+    again = len(changes.looks_of(header))
     header["config"] |= {"answered_before": again} if again else {}
+    _write_header(header, study)
+    say(f"{stage}: {changes.describe_earlier_looks(header)}")
+    return replace(config, answered_before=again)
+
+
+def _write_header(header: StudyHeader, study: Study) -> None:
     manifest.remove_entries(study.root, study.header_file.name)
     write_checksummed(study.header_file, header)
-    say(f"{stage}: {describe_earlier_looks(header)}")
-    return replace(config, answered_before=again)
 
 
 def check_lengths(config: Config, corpus: Corpus) -> None:
@@ -157,7 +140,7 @@ def check_lengths(config: Config, corpus: Corpus) -> None:
 
 def _own_runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
     """Yield the runs with settings of their own, each at its longest: where it is set, and the run."""
-    base, stages = run_part(config), config.study.stages
+    base, stages, carry, profiles = run_part(config), config.study.stages, config.carry, config.profiles
 
     def of_its_own(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
         return changed(run, {**settings, **own_text(base, settings)})
@@ -166,16 +149,14 @@ def _own_runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
         for name, arm in config.ablation.arms.items():
             run = with_size(replace(base, steps=config.ablation.steps), arm)
             yield f"ablation.arms.{name}", of_its_own(run, arm.settings)
-    carry, profiles = config.carry, config.profiles
-    places: dict[str, tuple[float, Mapping[str, Any]]] = {}
-    if "carry" in stages:
-        places["carry.settings"] = carry.steps, carry.settings
-    if "profiles" in stages:
-        places["profiles.workloads"] = profiles.steps * profiles.longest, profiles.workloads
-    for where, (steps, entries) in places.items():
+    places: list[tuple[str, str, float, Mapping[str, Any]]] = [
+        ("carry", "settings", carry.steps, carry.settings),
+        ("profiles", "workloads", profiles.steps * profiles.longest, profiles.workloads),
+    ]
+    for stage, part, steps, entries in places:
         run = replace(base, steps=round(steps))
-        for name, entry in entries.items():
-            yield f"{where}.{name}", with_size(of_its_own(run, entry.settings), entry)
+        for name, entry in entries.items() if stage in stages else ():
+            yield f"{stage}.{part}.{name}", with_size(of_its_own(run, entry.settings), entry)
 
 
 def _header(
@@ -189,6 +170,7 @@ def _header(
 ) -> StudyHeader:
     """Return what study.json is to hold. `known`: what it holds now."""
     copied = own.keep(study, config)
+    text = CorpusRecord(name=corpus.name, title=corpus.title, sha256=corpus.sha256, warning=corpus.warning)
     left_out = ["tracker", "notify", "own_files", *([] if config.answered_before else ["answered_before"])]
     settings = {k: v for k, v in to_dict(config).items() if k not in left_out}
     header: StudyHeader = {
@@ -200,12 +182,7 @@ def _header(
         "config": {**settings, "study": study_part(config)},
         "environment": study_environment(config),
         "chosen": {**known.get("chosen", {}), **why},
-        "corpus": {
-            "name": corpus.name,
-            "title": corpus.title,
-            "sha256": corpus.sha256,
-            "warning": corpus.warning,
-        },
+        "corpus": text,
         "versions": versions(),
         "git": git_revision(),
         "hardware": hardware(),
@@ -219,45 +196,39 @@ def _header(
     return header
 
 
-def changes(config: Config, known: Mapping[str, Any], runs: Index) -> list[Change]:
+def all_changes(config: Config, known: Mapping[str, Any], runs: Index) -> list[changes.Change]:
     """Return (what, in study.json, now) of all that makes this another study than the recorded one: settings,
     torch, numerics. `runs`: the study's, of which none may have finished with a part that was edited."""
-    settings = from_recorded(config, known)
-    settings = refused(settings, requested(config), runs.records) if settings else []
+    settings = changes.from_recorded(config, known)
+    settings = changes.refused(settings, changes.requested(config), runs.records) if settings else []
     return settings + environment_changes(recorded_config(known), known)
 
 
 def adopt(config: Config, known: Mapping[str, Any]) -> Config:
-    """Return the configuration with what this call leaves open (auto, the corpus) as the study in `known`
-    resolved it."""
+    """Return the configuration with what this call leaves open as the study in `known` resolved it."""
     own = recorded_config(known)
-    if same_corpus(config.data, known):
+    if changes.same_corpus(config.data, known):
         shards = config.data.name == "bin"  # which may have moved
         data = replace(config.data, sha256=own.data.sha256) if shards else own.data
         config = replace(config, data=data)
     left_open = {k: getattr(own, k) for k in (*CHOSEN, "device") if is_open(config, k)}
-    before = as_this_version_says(known["requested"])
+    before = changes.as_this_version_says(known["requested"])
     same = {s: getattr(own, s) for s in STAGES if before.get(s) == to_dict(getattr(config, s))}
     return replace(config, **left_open, **same, answered_before=own.answered_before)
 
 
 def _retrained(config: Config, study: Study) -> str:
     """Return which runs this call would train again and which it would keep, in words."""
-    runs = index.Index(study)
+    runs = Index(study)
     if runs.problems:
         return f"which ones is not known: {runs.problems[0]}"
     return work_in_words(remaining_work(config, reusable_results(runs.records, finished=False)))
 
 
 def _resolve(
-    config: Config,
-    corpus: Corpus,
-    study: Study,
-    say: Callable[[str], None],
-    work: Callable[[Config], Work | None],
+    config: Config, corpus: Corpus, study: Study, say: Say, work: WorkOf
 ) -> tuple[Config, dict[str, str]]:
-    """Return the configuration with nothing left open, and for each setting that was open why it has its
-    value."""
+    """Return the configuration with nothing left open, and why each setting that was open has its value."""
     if corpus.name == "path":
         config = replace(config, data=replace(config.data, file=corpus.source))
     config = replace(config, device=chosen_device(config.device))
@@ -267,13 +238,11 @@ def _resolve(
     if any(is_open(config, k) for k in CHOSEN):
         if config.launcher.name == "slurm":
             run, why = chosen_by_rule(run_part(config), cores(), job_cores(config.launcher))
+            choice = Choice(run.dtype, run.threads_per_run, run.compile, why)
             if is_open(run, "dtype"):
                 say("measuring float32 against bfloat16 autocast on a node …")
-                asked = replace(config, threads_per_run=run.threads_per_run, compile=run.compile)
-                choice = choice_on_node(asked, study)
-                choice = replace(choice, why={**why, "dtype": choice.why["dtype"]})
-            else:
-                choice = Choice(run.dtype, run.threads_per_run, run.compile, why)
+                measured = choice_on_node(choice.apply_to(config), study)
+                choice = replace(measured, why={**why, "dtype": measured.why["dtype"]})
         else:
             choice = choose_for_study(config, work=work, say=say)
         for line in choice.reasons(config):

@@ -1,20 +1,19 @@
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from support.called import CLI, called
+from support.called import called
+from support.drivers import without_timing
 
+from ebc_lab.components import optimizer as optimizers
 from ebc_lab.config.compose import compose, configurations
 from ebc_lab.config.errors import UserError
-from ebc_lab.records.columns import COLUMNS, STEP_COLUMNS, TIMING_COLUMNS
+from ebc_lab.records.columns import COLUMNS, STEP_COLUMNS
 from ebc_lab.records.streams import read_columns
 from ebc_lab.report.conclude import concluding, report, write_table
 from ebc_lab.study.autopilot import Listener, autopilot
@@ -22,10 +21,7 @@ from ebc_lab.study.guards import Limits, StageFailed
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.store.study import Study
 from ebc_lab.training import run as run_module
-
-
-def without_timing(path: Path) -> str:
-    return pd.read_csv(path).drop(columns=list(TIMING_COLUMNS)).to_csv()
+from ebc_lab.workloads import corpus
 
 
 def test_what_is_trained_and_what_is_measured_are_counted_apart(finished):
@@ -43,15 +39,8 @@ def test_a_study_leaves_every_file_it_promises(finished):
     results = json.loads((root / "results_final.json").read_text())
     arms = results["tracks"]["adam_none"]["arms"]
     names = {p.name for p in root.iterdir() if not p.name.startswith(".")}
-    expected = {
-        "study.json",
-        "auto_decisions.json",
-        "results_final.json",
-        "acceptance.json",
-        "manifest.json",
-        "runs",
-    }
-    expected |= {"report.html"}
+    expected = {"study.json", "auto_decisions.json", "results_final.json", "acceptance.json", "manifest.json"}
+    expected |= {"runs", "report.html"}
     expected |= {f"summary_{s}.csv" for s in ("lr_sweep", "calibrate", "lr_scale", "final")}
     expected |= {f"{arm}_{kind}.png" for arm in arms for kind in ("loss", "clip", "kl")} | {"lr_scale.png"}
     assert expected <= names
@@ -72,17 +61,8 @@ def test_the_summary_has_one_row_a_run_with_its_figures(finished):
     assert sorted(set(table.seed)) == config.seeds
     assert not table.duplicated(["arm", "seed"]).any()
     assert not table.run_id.duplicated().any()
-    always = [
-        "val_loss",
-        "val_se",
-        "test_loss",
-        "test_se",
-        "heldout_loss",
-        "test_bits_per_char",
-        "test_accuracy",
-        "c_median",
-    ]
-    assert table[always].notna().all().all()
+    always = ["val_loss", "val_se", "test_loss", "test_se", "heldout_loss", "test_bits_per_char"]
+    assert table[[*always, "test_accuracy", "c_median"]].notna().all().all()
     assert np.allclose(table.test_bits_per_char, table.test_loss / np.log(2))
     between = np.minimum(table.val_loss, table.test_loss) <= table.heldout_loss
     assert (between & (table.heldout_loss <= np.maximum(table.val_loss, table.test_loss))).all()
@@ -140,8 +120,6 @@ def test_a_stage_decides_the_earlier_ones_again_from_their_runs(own_copy):
 
 
 def test_a_fallback_corpus_is_named_in_every_call(tiny, tmp_path, monkeypatch):
-    from ebc_lab.workloads import corpus
-
     def offline(target, quiet):
         raise corpus.CorpusUnavailable("no network")
 
@@ -167,107 +145,32 @@ def test_report_rebuilds_what_was_deleted(finished):
     assert {name: (root / name).read_bytes() for name in gone} == before
 
 
-SHORT = "study.stages=[lr_sweep,calibrate]"
-
-
-def study_command(tiny, out, name, *more):
-    return [*CLI, "autopilot", *tiny, f"output_dir={out}", f"study.name={name}", *more]
-
-
-@pytest.mark.slow  # kill -9 below compares the first stages
-def test_worker_processes_give_the_same_bytes_as_one_process(finished, tiny, tmp_path):
-    """Two real workers through submitit, from a shell, against the study trained in this process."""
-    _, outcome, _ = finished
-    done = subprocess.run(
-        study_command(tiny, tmp_path, "local", "launcher.slots=2"),
-        capture_output=True,
-        text=True,
-        env={**os.environ, "SLURM_JOB_ID": "7"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    for shown in (
-        "lr_sweep decided",
-        "finals decided",
-        "Verdict",
-        "smallest detectable",
-        str(tmp_path / "local"),
-    ):
-        assert shown in done.stdout
-    for table in ("summary_final.csv", "summary_lr_sweep.csv"):
-        assert without_timing(tmp_path / "local" / table) == without_timing(outcome.study.root / table)
-
-
-def test_kill_9_of_the_driver_then_the_same_command_finishes_the_study(finished, tiny, tmp_path):
-    _, outcome, _ = finished
-    more = (SHORT, "launcher.slots=2")
-    command = study_command(tiny, tmp_path, "killed", *more)
-    driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert any("calibrate: " in line for line in driver.stdout)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    driver.stdout.close()
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    for table in ("summary_lr_sweep.csv", "summary_calibrate.csv"):
-        assert without_timing(tmp_path / "killed" / table) == without_timing(outcome.study.root / table)
-
-
-@pytest.mark.slow  # with runs that need no torch: launch/test_pool.py
-def test_kill_9_of_a_worker_costs_the_run_a_retry_and_nothing_else(finished, tiny, tmp_path):
-    _, outcome, _ = finished
-    state = Path(os.environ["XDG_STATE_HOME"]) / "ebc-lab" / "local"
-    killed = []
-
-    def say(text):
-        if text.startswith("calibrate: ") and not killed:
-            [worker] = state.glob("orphan-*/session-*/worker-0.json")
-            killed.append(json.loads(worker.read_text())["pid"])
-            os.kill(killed[0], signal.SIGKILL)
-
-    config = compose([*tiny, SHORT, "launcher.slots=1", f"output_dir={tmp_path}", "study.name=orphan"])
-    assert autopilot(config, Listener(say=say, tabulate=write_table)).failed == []
-    assert killed
-    table = "summary_calibrate.csv"
-    assert without_timing(tmp_path / "orphan" / table) == without_timing(outcome.study.root / table)
-
-
-@pytest.mark.slow  # test_guards.py interrupts one too
-def test_an_interrupted_study_says_so_and_how_to_continue(tiny, tmp_path):
-    more = (SHORT, "launcher.slots=1", "calibrate.steps=4000")
-    command = study_command(tiny, tmp_path, "stopped", *more)
-    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert any("calibrate: " in line for line in driver.stdout)
-    driver.send_signal(signal.SIGINT)
-    _, err = driver.communicate()
-    assert driver.returncode == 130
-    assert "the same command" in err
-    found = status(Study(tmp_path / "stopped"))
-    assert found["state"] == "interrupted"
-    assert [s["state"] for s in found["stages"]] == ["decided", "open"]
-    told = called("report", "stopped", "--output-dir", str(tmp_path), cwd=tmp_path).stdout
-    assert told.startswith("lr_sweep decided: Adam: baseline")
-    assert "\nso far  calibrate: " in told
-    assert "\nnot decided: calibrate\n" in told
-    assert re.search(r"\nthis continues the study:\n  .*study\.name=stopped .*calibrate\.steps=4000\n", told)
-    page = (tmp_path / "stopped" / "report.html").read_text()
-    assert "No answer yet." in page
-    assert "So far, calibrate: " in page
-    assert "This continues the study from here:" in page
-
-
-def test_of_a_study_without_a_decision_report_says_how_to_go_on(tiny, tmp_path):
+def test_of_a_study_that_is_not_decided_report_says_how_far_it_is_and_how_to_go_on(tiny, tmp_path):
     config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=begun"])
-    with pytest.raises(StageFailed):
-        autopilot(config, Listener(), limits=Limits(max_runs=2), command=["ebc-lab", "autopilot"])
-    told = called("report", "begun", "--output-dir", str(tmp_path), cwd=tmp_path).stdout
+    command = ["ebc-lab", "autopilot", "study.name=begun"]
+
+    def stopped_after(runs: int) -> str:
+        with pytest.raises(StageFailed):
+            autopilot(config, Listener(), limits=Limits(max_runs=runs), command=command)
+        assert status(Study(tmp_path / "begun"))["state"] == "interrupted"
+        return called("report", "begun", "--output-dir", str(tmp_path), cwd=tmp_path).stdout
+
+    page = tmp_path / "begun" / "report.html"
+    told = stopped_after(2)
     assert re.match(r"so far  lr_sweep: Adam at lr 0\.0\d+ leads, .* \(2 of about \d+ runs\)\n", told)
     assert "not decided: lr_sweep, calibrate, lr_scale, finals\n" in told
-    assert "Not decided so far: lr_sweep, calibrate" in (tmp_path / "begun" / "report.html").read_text()
+    assert "Not decided so far: lr_sweep, calibrate" in page.read_text()
+    autopilot(config, Listener(), stages=["lr_sweep"])
+    told = stopped_after(1)
+    assert told.startswith("lr_sweep decided: Adam: baseline")
+    assert "\nso far  calibrate: " in told
+    assert "\nnot decided: calibrate, lr_scale, finals\n" in told
+    assert re.search(r"\nthis continues the study:\n  .*ebc-lab autopilot study\.name=begun\n", told)
+    for words in ("No answer yet.", "So far, calibrate: ", "This continues the study from here:"):
+        assert words in page.read_text()
 
 
 def test_one_crashing_run_never_stops_the_study_and_never_wins(tiny, tmp_path, monkeypatch):
-    from ebc_lab.components import optimizer as optimizers
-
     build = optimizers.build
 
     def crash_at_one_lr(model, config, *given):
@@ -287,8 +190,6 @@ def test_one_crashing_run_never_stops_the_study_and_never_wins(tiny, tmp_path, m
 
 
 def test_a_stage_whose_first_runs_fail_for_one_cause_is_stopped_early(tiny, tmp_path, monkeypatch):
-    from ebc_lab.components import optimizer as optimizers
-
     def crash(*_, **named):
         raise RuntimeError("no kernel for this")
 
@@ -298,28 +199,16 @@ def test_a_stage_whose_first_runs_fail_for_one_cause_is_stopped_early(tiny, tmp_
         with pytest.raises(StageFailed, match=r"first 2 runs all failed.*no kernel for this"):
             autopilot(config, Listener())
     assert len(list(tmp_path.glob("x/runs/*/result.json"))) == 2
-    assert not autopilot(
-        config, Listener(), stages=["lr_sweep"]
-    ).failed  # fixed: the failed runs are run again
+    again = autopilot(config, Listener(), stages=["lr_sweep"])
+    assert not again.failed  # fixed: the failed runs are run again
 
 
 def test_a_diverging_arm_is_a_result(tiny, tmp_path):
     overrides = [o for o in tiny if "grids" not in o]
-    config = compose(
-        [
-            *overrides,
-            "lr_sweep.grids.adam=[1e-2,2e-2,3.0]",
-            "launcher=inline",
-            f"output_dir={tmp_path}",
-            "study.name=x",
-        ]
-    )
-    outcome = autopilot(config, Listener(), stages=["lr_sweep"])
-    outcomes = {
-        c["lr"]: c["outcome"]
-        for c in outcome.study.decisions()["lr_sweep"]["candidates"]
-        if c["role"] == "grid"
-    }
+    settings = ["lr_sweep.grids.adam=[1e-2,2e-2,3.0]", "launcher=inline", f"output_dir={tmp_path}"]
+    outcome = autopilot(compose([*overrides, *settings, "study.name=x"]), Listener(), stages=["lr_sweep"])
+    candidates = outcome.study.decisions()["lr_sweep"]["candidates"]
+    outcomes = {c["lr"]: c["outcome"] for c in candidates if c["role"] == "grid"}
     assert outcomes[3.0] == "diverged"
     assert outcome.study.decisions()["lr_sweep"]["tracks"]["adam_none"]["lr"] < 1
     assert outcome.failed == []
@@ -333,9 +222,8 @@ def test_stages_one_by_one_are_the_autopilot(finished, tiny, tmp_path):
     assert not (tmp_path / "x").exists()
     for stage in config.study.stages:
         autopilot(config, Listener(tabulate=write_table), stages=[stage])
-    assert without_timing(tmp_path / "x/summary_final.csv") == without_timing(
-        outcome.study.root / "summary_final.csv"
-    )
+    table = "summary_final.csv"
+    assert without_timing(tmp_path / "x" / table) == without_timing(outcome.study.root / table)
 
 
 def test_multirun_makes_one_named_study_per_combination():
@@ -349,23 +237,16 @@ def test_multirun_makes_one_named_study_per_combination():
         configurations(["scale=smoke", "optimizer=adam,adan"], multirun=True)
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "ebc_lab.cli",
-        "ebc_lab.study.autopilot",
-        "ebc_lab.study.inspect.status",
-        "ebc_lab.report.text.summaries",
-    ],
-)
-def test_the_study_layer_never_imports_torch(module):
-    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+LIGHT = {"torch", "numpy", "scipy", "pandas", "matplotlib", "hydra", "omegaconf", "submitit", "jinja2"}
+BANNED = {
+    "ebc_lab.cli.commands, ebc_lab.study.inspect.status": LIGHT,
+    "ebc_lab.study.autopilot": {"torch", "pandas"},
+    "ebc_lab.report.text.summaries": {"torch", "pandas"},
+}
 
 
-def test_status_imports_nothing_that_it_does_not_need():
-    banned = {"torch", "numpy", "scipy", "pandas", "matplotlib", "hydra", "omegaconf", "submitit", "jinja2"}
-    imports = "import sys, ebc_lab.cli.commands, ebc_lab.study.inspect.status"
-    code = f"{imports}; sys.exit(', '.join({banned!r} & set(sys.modules)) or 0)"
+@pytest.mark.parametrize(("modules", "banned"), BANNED.items())
+def test_modules_import_nothing_heavy_that_they_do_not_need(modules, banned):
+    code = f"import sys, {modules}; sys.exit(', '.join({banned!r} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -22,11 +22,16 @@ from ebc_lab.workloads.text import checked_text
 
 A_THOUSANDTH = [
     *("model.blocks=2", "model.width=32", "model.heads=2", "model.context=32", "batch_size=8"),
-    *("accumulate=2",),
     *("dtype=float32", "device=cpu", "threads_per_run=1", "compile=off", "launcher=inline", "audit_every=10"),
     *("budget.probe_sequences=1", "audit_tokens=64", "eval_every=5", "eval_windows=32", "seeds=[0,1]"),
+    "accumulate=2",
     *("lr_sweep.steps=10", "lr_sweep.long_steps=10", "ablation.train_tokens=7500", "target.loss=4.7"),
 ]
+FEWER_ARMS = "~ablation.arms.double_x2"
+
+
+def study_of(folder, *overrides: str) -> list[str]:
+    return ["study=fineweb", *overrides_of(folder), *A_THOUSANDTH, *overrides]
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +42,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(folder, own_places):
     """The study, trained once."""
-    arms = "~ablation.arms.double_x2"
-    answered("autopilot", "study=fineweb", *overrides_of(folder), *A_THOUSANDTH, arms, cwd=folder)
+    answered("autopilot", *study_of(folder, FEWER_ARMS), cwd=folder)
     return folder / "outputs" / "ebc_ablation" / "fineweb"
 
 
@@ -66,11 +70,8 @@ def test_the_study_tells_how_soon_and_how_surely_each_arm_reaches_the_target(fin
 def test_its_decisions_follow_from_its_files_and_another_target_needs_no_run(finished, folder):
     replayed = answered("why", str(finished), "--replay", cwd=folder)
     assert "differ" not in replayed.stdout
-    again = answered(
-        *("autopilot", "study=fineweb", *overrides_of(folder), *A_THOUSANDTH, "~ablation.arms.double_x2"),
-        *("target.loss=4.6", "study.name=other"),
-        cwd=folder,
-    )
+    other = study_of(folder, FEWER_ARMS, "target.loss=4.6", "study.name=other")
+    again = answered("autopilot", *other, cwd=folder)
     assert "taken from fineweb" in again.stdout + again.stderr
     there = finished.with_name("other") / "ablation.csv"
     rows = {row["arm"]: row for row in csv.DictReader(there.open())}
@@ -89,18 +90,7 @@ def test_the_plan_of_the_full_size_says_gpu_hours_and_that_they_are_an_estimate(
     assert hours == pytest.approx(flops / (0.4 * 989.4e12) / 3600)
     assert plan["stages"]["ablation"]["expected"]["runs"] == 5 * 4
     assert plan["stages"]["total"]["expected"]["gpu_hours"] is None
-    small = answered("plan", "study=fineweb", *overrides_of(folder), *A_THOUSANDTH, cwd=tmp_path)
-    assert "GPU hours" not in small.stdout
-
-
-def test_a_study_longer_than_its_shards_is_refused_before_anything_is_written(folder, tmp_path):
-    said = refused(
-        *("autopilot", "study=fineweb", *overrides_of(folder), *A_THOUSANDTH, "ablation.train_tokens=1e5"),
-        cwd=tmp_path,
-    )
-    assert "391 steps are too many" in said
-    both = refused("plan", "study=fineweb", "ablation.steps=10", "ablation.train_tokens=1e5", cwd=tmp_path)
-    assert "ablation.steps and ablation.train_tokens both say" in both
+    assert "GPU hours" not in answered("plan", *study_of(folder), cwd=tmp_path).stdout
 
 
 @pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -131,27 +121,24 @@ def test_two_processes_train_the_workload_as_one_does(folder, tmp_path, accumula
     assert two["curve"][0][:1] == [10]
 
 
-def small(folder, *overrides):
-    return compose(["study=fineweb", *overrides_of(folder), *A_THOUSANDTH, *overrides])
-
-
 def test_steps_of_the_command_line_stand_in_the_place_of_a_suites_tokens():
     assert compose(["study=fineweb", "ablation.steps=10"]).ablation.steps == 10
     both = ["study=fineweb", "ablation.steps=10", "ablation.train_tokens=null"]
     assert compose(both).ablation.steps == 10
     assert compose(["study=fineweb", "ablation.train_tokens=1048577"]).ablation.steps == 3
+    with pytest.raises(UserError, match=r"ablation\.steps and ablation\.train_tokens both say"):
+        compose([*both[:2], "ablation.train_tokens=1e5"])
 
 
-@pytest.mark.parametrize("longer", ["steps: 3", "batch_scale: 3", "settings: {batch_size: 24}"])
-def test_an_arm_that_is_longer_than_the_shards_is_refused_before_the_study_begins(folder, tmp_path, longer):
-    said = refused(
-        *("autopilot", "study=fineweb", *overrides_of(folder), *A_THOUSANDTH),
-        f"+ablation.arms.long={{about: longer, {longer}}}",
-        cwd=tmp_path,
-    )
-    assert said.startswith("error: ablation.arms.long: ")
+ARMS = ("steps: 3", "batch_scale: 3", "settings: {batch_size: 24}")
+LONGER = ["ablation.train_tokens=1e5", *(f"+ablation.arms.long={{about: longer, {arm}}}" for arm in ARMS)]
+
+
+@pytest.mark.parametrize("setting", LONGER)
+def test_what_is_longer_than_its_shards_is_refused_before_anything_is_written(folder, tmp_path, setting):
+    said = refused("autopilot", *study_of(folder, setting), cwd=tmp_path)
+    assert said.startswith("error: ablation.arms.long: " if "arms" in setting else "error: 391 steps")
     assert "steps are too many" in said
-    assert not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.parametrize(
@@ -185,7 +172,7 @@ def test_a_part_of_a_study_with_too_few_shards_of_its_own_is_refused_before_the_
 
 def test_an_arm_may_read_the_same_shards_in_another_order(folder):
     arm = "+ablation.arms.shuffled={about: drawn, settings: {data: {order: random}}}"
-    config = small(folder, "ablation.train_tokens=7500", arm)
+    config = compose(study_of(folder, "ablation.train_tokens=7500", arm))
     corpus, tokenizer = checked_text(config)
     config = arms_pinned(pinned(config, corpus, tokenizer))
     run = changed(run_part(config), config.ablation.arms["shuffled"].settings)
@@ -196,25 +183,22 @@ def test_a_studys_shards_may_move_and_nothing_else_of_them_may_change(finished, 
     known = read_json(finished / "study.json")
     for path in folder.glob("*.bin"):
         (tmp_path / path.name).symlink_to(path)
-    arms = "~ablation.arms.double_x2"
-    moved = small(tmp_path, arms)
+    moved = compose(study_of(tmp_path, FEWER_ARMS))
     assert from_recorded(moved, known) == []
     adopted = adopt(moved, known)
     assert adopted.data.files == moved.data.files
     assert checked_text(adopted)[0].sha256 == known["corpus"]["sha256"]
     for setting in ("data.order=random", "data.val_tokens=512", "data.vocabulary=200"):
-        paths = [path for path, _, _ in from_recorded(small(folder, arms, setting), known)]
+        paths = [path for path, _, _ in from_recorded(compose(study_of(folder, FEWER_ARMS, setting)), known)]
         assert setting.partition("=")[0] in paths
 
 
 def test_seeds_that_would_all_be_one_run_are_refused(folder, tmp_path):
     same = ["init=run", f"init.run={tmp_path}"]
     with pytest.raises(UserError, match="every seed is the same run: choose"):
-        small(folder, *same)
-    assert (small(folder, *same, "data.order=random").seeds, small(folder, *same, "seeds=[0]").seeds) == (
-        [0, 1],
-        [0],
-    )
+        compose(study_of(folder, *same))
+    assert compose(study_of(folder, *same, "data.order=random")).seeds == [0, 1]
+    assert compose(study_of(folder, *same, "seeds=[0]")).seeds == [0]
 
 
 def test_validation_shards_are_no_training_text(folder, tmp_path):

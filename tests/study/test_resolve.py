@@ -37,9 +37,11 @@ def config(tiny, tmp_path, monkeypatch):
 def machine(monkeypatch, rates, bfloat16=1.0):
     """Have measurements find these steps/s by (threads, processes), and so many times them under bfloat16."""
     factor = {"float32": 1.0, "bfloat16": bfloat16}
-    monkeypatch.setattr(
-        speeds, "measured_rates", lambda run, cases: {c: rates[c[:2]] * factor[c[2]] for c in cases}
-    )
+
+    def measured(run, cases):
+        return {case: rates[case[:2]] * factor[case[2]] for case in cases}
+
+    monkeypatch.setattr(speeds, "measured_rates", measured)
 
 
 def begun(config, monkeypatch):
@@ -54,11 +56,8 @@ def test_what_was_left_open_is_chosen_once_and_said_and_recorded(config, monkeyp
     header = outcome.study.header()
     chosen = {k: header["config"][k] for k in resolve.CHOSEN}
     assert chosen == {"dtype": "float32", "threads_per_run": 1, "compile": "off"}
-    assert {k: header["requested"][k] for k in resolve.CHOSEN} == {
-        "dtype": "auto",
-        "threads_per_run": 0,
-        "compile": "auto",
-    }
+    asked = {k: header["requested"][k] for k in resolve.CHOSEN}
+    assert asked == {"dtype": "auto", "threads_per_run": 0, "compile": "auto"}
     assert set(header["chosen"]) == set(resolve.CHOSEN)
     for setting, value in chosen.items():
         assert f"{setting}={value}: {header['chosen'][setting]}" in said
@@ -101,9 +100,8 @@ def test_a_value_given_to_a_study_that_chose_is_a_change(config, monkeypatch, ch
     outcome, _ = begun(config, monkeypatch)
     with pytest.raises(UserError, match=f"{words}.*--force.*lr_sweep: all 3 would be trained"):
         autopilot(replace(config, **change), concluding())
-    same = replace(
-        config, threads_per_run=1
-    )  # what it had chosen: a change of settings, but the runs are the same
+    # what it had chosen: a change of settings, but the runs are the same
+    same = replace(config, threads_per_run=1)
     with pytest.raises(UserError, match=r"threads_per_run: 0 → 1.*--force.*lr_sweep: all \d+ kept"):
         autopilot(same, concluding())
     forced, _ = resolve.resolve_study(same, outcome.study, lambda text: None, force=True)
@@ -146,12 +144,8 @@ def test_a_plan_made_before_anything_is_measured_takes_one_thread(config, monkey
     found = planned(local)
     assert (found["dtype"], found["threads_per_run"], found["eta_from"]) == ("auto", 0, None)
     assert found["slots"] == slots(local) == slots(replace(local, threads_per_run=1))
-    rates = {
-        (1, 2, "float32"): 10.0,
-        (1, 2, "bfloat16"): 5.0,
-        (2, 1, "float32"): 40.0,
-        (2, 1, "bfloat16"): 5.0,
-    }
+    rates = {(1, 2, "float32"): 10.0, (1, 2, "bfloat16"): 5.0, (2, 1, "float32"): 40.0}
+    rates[2, 1, "bfloat16"] = 5.0
     for case, cache in speeds.rate_caches(local, list(rates)).items():
         cache.write(rates[case])
     found = planned(local)

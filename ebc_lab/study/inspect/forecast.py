@@ -199,11 +199,11 @@ def planned(config: Config) -> dict[str, Any]:
 
 
 def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[str, Any]:
-    from ..resolve import adopt, changes  # needs the corpora's numpy, which `status` does without
+    from ..resolve import adopt, all_changes  # needs the corpora's numpy, which `status` does without
 
     header = snapshot.header if snapshot else None
     records = snapshot.sound_records() if snapshot else []
-    changed = changes(config, header, snapshot.index) if header and snapshot else []
+    changed = all_changes(config, header, snapshot.index) if header and snapshot else []
     config = adopt(config, header) if header else config
     placed = _placed(config, study)
     speed: speeds.Choice | None = None

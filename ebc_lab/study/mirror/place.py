@@ -15,20 +15,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypedDict
+from typing import IO, Any, NamedTuple
 
-from ebc_lab.config.dicts import misfit
+import msgspec
+
+from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import checksum_holds, parse_json, with_checksum
 
 from ..store.manifest import is_safe
 
 CHUNK = 8 << 20  # bytes of a large file that are in memory at a time
 DIGITS = 16  # of a file's sha256 in its name there; the index has all 64
-KEPT = 2  # indexes
 
 
 class Entry(NamedTuple):
@@ -38,28 +39,24 @@ class Entry(NamedTuple):
     bytes: int
 
 
-class IndexRecord(TypedDict):
-    """What an index's file holds, beside its checksum."""
-
-    study: str
-    writer: str  # a token of the folder that is mirrored
-    number: int
-    at: str
-    files: dict[str, tuple[str, int]]
+File = tuple[str, Entry]  # path in the study, and content
 
 
 @dataclass(frozen=True)
 class Index:
-    """All files of a study at one time."""
+    """All files of a study at one time. Its file also has the time and a checksum."""
 
-    study: str = ""
-    writer: str = ""
-    number: int = 0
-    files: Mapping[str, Entry] = field(default_factory=dict)
+    study: str
+    writer: str  # a token of the folder that is mirrored
+    number: int
+    files: dict[str, Entry]
 
 
-class Overtaken(Exception):
+class Overtaken(UserError):
     """Somebody else has written the next index."""
+
+    def __init__(self, address: str):
+        super().__init__(f"{address} is being written by somebody else: choose another.")
 
 
 class Place:
@@ -75,19 +72,14 @@ class Place:
 
     @property
     def fs(self) -> Any:
-        """The file system, which forgets what it has listed: by a kept listing it would say that a file is
-        not there which another driver has written since."""
+        """The file system, made to forget its listings, which miss what another driver has written."""
         self._fs.invalidate_cache()
         return self._fs
 
-    # -- indexes ---------------------------------------------------------------------------------------------
-
     def latest(self) -> Index | None:
         """Return the latest index that is whole, or None."""
-        for number in sorted(self._numbers(), reverse=True):
-            if (index := self._read(number)) is not None:
-                return index
-        return None
+        indexes = map(self._read, sorted(self._numbers(), reverse=True))
+        return next((index for index in indexes if index is not None), None)
 
     def _numbers(self) -> list[int]:
         stems = (name.removesuffix(".json") for name in self._listed("index"))
@@ -97,17 +89,14 @@ class Place:
         """Return an index; None where it was cut off, or is none of ours."""
         try:
             record = parse_json(self.fs.cat_file(self._index_path(number)))
+            index = msgspec.convert(record, Index)
         except (FileNotFoundError, ValueError):  # an older one may be removed meanwhile
             return None
-        if not checksum_holds(record) or misfit(record, IndexRecord) or record["number"] != number:
-            return None
-        files = {path: Entry(*entry) for path, entry in record["files"].items()}
-        if not all(map(is_safe, files)):
-            return None
-        return Index(record["study"], record["writer"], number, files)
+        whole = checksum_holds(record) and index.number == number
+        return index if whole and all(map(is_safe, index.files)) else None
 
     def publish(self, study: str, writer: str, after: int, files: Mapping[str, Entry]) -> Index:
-        """Make an index of these files the latest, under the next number that is free.
+        """Make an index of these files the latest, under the next number that is free, and return it.
 
         Raises Overtaken where another folder has written one since the index of number `after`. Its number
         may be free again, if that folder has gone on so far that it has removed its own.
@@ -116,13 +105,8 @@ class Place:
         if self.local:
             self.fs.makedirs(f"{self.root}/index", exist_ok=True)
         while True:
-            record: IndexRecord = {
-                "study": study,
-                "writer": writer,
-                "number": number,
-                "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                "files": {path: (entry.sha256, entry.bytes) for path, entry in sorted(files.items())},
-            }
+            index = Index(study, writer, number, dict(sorted(files.items())))
+            record = {**vars(index), "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
             content = json.dumps(with_checksum(record)).encode()
             try:
                 self.fs.pipe_file(self._index_path(number), content, mode="create")
@@ -132,28 +116,24 @@ class Place:
                     number += 1
                     continue
                 if there.writer != writer or there.files != files:  # else ours, whose answer was lost
-                    raise Overtaken from None
+                    raise Overtaken(self.address) from None
             if max(self._numbers(), default=number) > number:
                 self._remove([self._index_path(number)])
-                raise Overtaken
-            return Index(study, writer, number, dict(files))
+                raise Overtaken(self.address)
+            return index
 
     def _index_path(self, number: int) -> str:
         return f"{self.root}/index/{number:08d}.json"
 
-    # -- files -----------------------------------------------------------------------------------------------
-
-    def write(self, files: Mapping[tuple[str, Entry], bytes]) -> None:
+    def write(self, files: Mapping[File, bytes]) -> None:
         """Write these files, as many at a time as the file system likes."""
-        self.fs.pipe({self._path(*named): content for named, content in files.items()})
+        self.fs.pipe({self._path(*file): content for file, content in files.items()})
 
     def write_large(self, path: str, entry: Entry, source: IO[bytes], moved: Callable[[], None]) -> None:
         """Write the first bytes of an open file, calling `moved` after each part."""
-        left = entry.bytes
         with self.fs.open(self._path(path, entry), "wb") as out:
-            while left > 0 and (chunk := source.read(min(CHUNK, left))):
-                out.write(chunk)
-                left -= len(chunk)
+            for part in parts(source, entry.bytes):
+                out.write(part)
                 moved()
 
     def fetch(self, path: str, entry: Entry, to: Path) -> None:
@@ -163,26 +143,20 @@ class Place:
     def _path(self, path: str, entry: Entry) -> str:
         return f"{self.root}/files/{path}.{entry.sha256[:DIGITS]}"
 
-    # -- what is left over -----------------------------------------------------------------------------------
-
-    def sweep(self, *kept: Index, gone: Index | None = None) -> None:
-        """Remove the files that none of the `kept` indexes names, and all earlier indexes. `gone`: the only
-        other index whose files may be there; without it, all that are there are listed."""
-        wanted = self._paths_in(*kept)
-        there = set(self.fs.find(f"{self.root}/files")) if gone is None else self._paths_in(gone)
-        self._remove(there - wanted)
-        oldest = min(index.number for index in kept)
-        self._remove(self._index_path(number) for number in self._numbers() if number < oldest)
-
-    def _paths_in(self, *indexes: Index) -> set[str]:
-        return {self._path(path, entry) for index in indexes for path, entry in index.files.items()}
+    def sweep(self, kept: Set[File], first: int, written: Set[File] | None = None) -> None:
+        """Remove the files that are not to be kept, and the indexes before the number `first`. `written`: all
+        files that may be there; without it, the place is listed."""
+        if written is None:
+            there = set(self.fs.find(f"{self.root}/files"))
+        else:
+            there = {self._path(*file) for file in written}
+        self._remove(there - {self._path(*file) for file in kept})
+        self._remove(self._index_path(number) for number in self._numbers() if number < first)
 
     def _remove(self, names: Iterable[str]) -> None:
         for name in names:
             with suppress(FileNotFoundError):
                 self.fs.rm_file(name)
-
-    # -- looking around --------------------------------------------------------------------------------------
 
     def probe(self, token: str) -> None:
         """Write a file, read it, and remove it. Raises OSError where it is not what was written."""
@@ -193,7 +167,7 @@ class Place:
         self._remove([path])
 
     def holds_others(self) -> bool:
-        """Tell whether anything is there that no mirror writes."""
+        """Return whether anything is there that no mirror writes."""
         return bool({*self._listed("")} - {"files", "index"})
 
     def studies(self) -> list[str]:
@@ -208,6 +182,14 @@ class Place:
         except FileNotFoundError:
             return []
         return sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
+
+
+def parts(file: IO[bytes], size: int) -> Iterator[bytes]:
+    """Yield the first `size` bytes of an open file, as far as it has them, in parts."""
+    file.seek(0)
+    while size > 0 and (part := file.read(min(CHUNK, size))):
+        yield part
+        size -= len(part)
 
 
 def why(error: BaseException) -> str:

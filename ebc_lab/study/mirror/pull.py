@@ -10,7 +10,6 @@ import os
 import re
 import secrets
 import shlex
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -28,9 +27,7 @@ from ..store import manifest
 from ..store.study import Study
 from ..store.verify import digest_or_fault
 from .place import Entry, Index, Place, why
-from .upload import MirrorRecord, kept_elsewhere
-
-Say = Callable[[str], None]
+from .upload import MirrorRecord, Say, kept_elsewhere
 
 AT_A_TIME = 16  # files
 TRIES = 3  # with the latest index, which may have replaced the one that was read
@@ -132,10 +129,9 @@ def _fetch_study(place: Place, index: Index, root: Path, say: Say) -> tuple[Inde
         if latest is None or latest.number == index.number:
             break
         index = latest
-    if what := damaged.get(staging.header_file.name):
-        raise UserError(
-            f"{place.address}: {staging.header_file.name} {what}, and nothing goes on without it."
-        )
+    header = staging.header_file.name
+    if header in damaged:
+        raise UserError(f"{place.address}: {header} {damaged[header]}, and nothing goes on without it.")
     runs = {run for path in damaged if (run := manifest.owning_run(path))}
     for path in list(kept_elsewhere(staging.root)):
         if path not in index.files or manifest.owning_run(path) in runs:

@@ -4,8 +4,7 @@ Of a run that has ended it takes all files, which no longer change. Of another i
 and then the files that grow, which may then only be longer than the checkpoint says: a resumed run drops the
 rest. A run that another worker claims meanwhile waits for the next look.
 
-Nothing here stops a study that trains. A failure is said once, and what failed is tried again at the next
-look.
+Nothing here stops a study that trains. A failure is said once, and tried again at the next look.
 """
 
 from __future__ import annotations
@@ -16,29 +15,30 @@ import secrets
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.schema import Config
-from ebc_lab.records.files import opened, stamp_of
+from ebc_lab.records.files import Stamp, opened, stamp, stamp_of
 from ebc_lab.records.json_files import read_json, write_json
 from ebc_lab.records.paths import RUNS, RunFiles
 
 from ..store import manifest
 from ..store.study import Study
-from .place import CHUNK, Entry, Index, Overtaken, Place, why
+from .place import Entry, File, Index, Overtaken, Place, parts, why
 
 Say = Callable[[str], None]
-Stamp = tuple[int, int, int, int]  # of a file, by `stamp_of`
+Read = dict[str, tuple[Stamp, Entry]]  # path -> a file's stamp and content when it was read last
 
 IN_MEMORY = 32 << 20  # bytes that are read before they are written; a larger file goes in parts
 AT_A_TIME = 200  # files
 PAUSE = 10  # times what a look took, before the next
 LONGEST_PAUSE_S = 60.0  # while the mirror does not answer
 PATIENCE_S = 120.0  # without anything written, until the end no longer waits
+REMEDY = "make it reachable, or leave the setting out"
 
 
 class MirrorRecord(TypedDict):
@@ -47,13 +47,6 @@ class MirrorRecord(TypedDict):
     address: str
     writer: str  # the token under which this folder writes
     since: list[Any]  # number and writer of the index from which this folder went on; of a new one 0, ""
-
-
-class Mirrored(NamedTuple):
-    """A file as it was read, and its stamp then."""
-
-    stamp: Stamp
-    entry: Entry
 
 
 def place_of(config: Config, study: Study) -> Place:
@@ -81,10 +74,8 @@ def refuse_unusable(config: Config, study: Study) -> None:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(
-            f"study.mirror={config.study.mirror} cannot be written ({why(error)}): make it reachable, or "
-            "leave the setting out; nothing was trained."
-        ) from None
+        what = f"study.mirror={config.study.mirror} cannot be written ({why(error)})"
+        raise UserError(f"{what}: {REMEDY}; nothing was trained.") from None
 
 
 def _refuse_another(latest: Index | None, place: Place, note: MirrorRecord | None) -> None:
@@ -126,11 +117,10 @@ class _Mirror:
         self.every_s = every_s
         self.say = say
         self.index: Index | None = None  # the latest, None until it is known
-        self.before = Index()  # the one before it
-        self.read: dict[str, dict[str, Mirrored]] = {}  # run, or "" -> path -> what was read last
-        self.batch: dict[tuple[str, Entry], bytes] = {}  # read, and not yet written
-        self.there: set[tuple[str, Entry]] = set()  # written completely, in an index or not
-        self.ended: dict[str, Stamp] = {}  # run -> the stamp of its result, once all is there
+        self.read: dict[str, Read] = {}  # by run; of the study's own files under ""
+        self.batch: dict[File, bytes] = {}  # read, and not yet written
+        self.there: set[File] = set()  # written completely, in an index or not
+        self.complete: dict[str, Stamp] = {}  # run -> the stamp of its result, once all is there
         self.waiting: set[str] = set()  # files that are not there as they are here
         self.failing = False
         self.moved = 0  # files written, by which the end sees that something happens
@@ -141,22 +131,15 @@ class _Mirror:
     # -- the driver's side -----------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Take the place, and start the thread. A mirror that the study had before may be out of reach for
-        now."""
+        """Take the place, and start the thread. A mirror that the study had may be out of reach for now."""
         try:
             self._take()
-        except Overtaken:
-            raise UserError(
-                f"{self.place.address} is being written by somebody else: choose another."
-            ) from None
         except UserError:
             raise
         except Exception as error:
             if self._note() is None:
-                raise UserError(
-                    f"study.mirror: {self.place.address} cannot be written ({why(error)}): make it "
-                    "reachable, or leave the setting out."
-                ) from None
+                what = f"study.mirror: {self.place.address} cannot be written ({why(error)})"
+                raise UserError(f"{what}: {REMEDY}.") from None
             self._fail(error)
         self.thread.start()
 
@@ -186,18 +169,17 @@ class _Mirror:
             last = self.stop.wait(pause_s)
             began = time.monotonic()
             try:
-                self.batch = {}
                 while not self._look(whole=last) and last:
                     self._has_moved()
                 if self.failing:
                     self.failing = False
                     self.say(f"{self.place.address} answers again")
                 pause_s = max(self.every_s, PAUSE * (time.monotonic() - began))
-            except (Overtaken, UserError) as error:
+            except UserError as error:
                 self.over = True
-                more = f" ({error})" if isinstance(error, UserError) else ""
-                address = self.place.address
-                self.say(f"warning: {address} is written by another folder now{more}: not mirrored from here")
+                more = "" if isinstance(error, Overtaken) else f" ({error})"
+                what = f"{self.place.address} is written by another folder now{more}"
+                self.say(f"warning: {what}: not mirrored from here")
                 return
             except Exception as error:
                 self._fail(error)
@@ -208,10 +190,8 @@ class _Mirror:
     def _fail(self, error: Exception) -> None:
         if not self.failing:
             self.failing = True
-            self.say(
-                f"warning: {self.place.address} cannot be written ({visible(why(error))}): the runs "
-                "continue, and what is not there is tried again"
-            )
+            what = f"{self.place.address} cannot be written ({visible(why(error))})"
+            self.say(f"warning: {what}: the runs continue, and what is not there is tried again")
 
     def _note(self) -> MirrorRecord | None:
         try:
@@ -221,20 +201,18 @@ class _Mirror:
         return note if note["address"] == self.place.address else None
 
     def _take(self) -> Index:
-        """Look at what is there, refuse another study's, and write and return the next index. Raises as
-        `Place`."""
+        """Refuse what another study has there; else write and return the next index. Raises as `Place`."""
         latest = self.place.latest()
         note = self._note()
         _refuse_another(latest, self.place, note)
         if note is None:
             note = {"address": self.place.address, "writer": secrets.token_hex(8), "since": [0, ""]}
             write_json(self.study.mirror_file, note)
-        latest = latest or Index()
-        index = self.place.publish(self.study.name, note["writer"], latest.number, latest.files)
-        self.place.sweep(index, latest)
-        self.index, self.before = index, latest
-        self.there = set(index.files.items())
-        return index
+        number, files = (latest.number, latest.files) if latest else (0, {})
+        self.index = self.place.publish(self.study.name, note["writer"], number, files)
+        self.there = set(files.items())
+        self.place.sweep(self.there, number)
+        return self.index
 
     def _look(self, *, whole: bool) -> bool:
         """Mirror what is new. Returns False if something changed meanwhile, so that no index was written.
@@ -242,79 +220,76 @@ class _Mirror:
         `whole`: also look at runs that were found ended, and all there, at an earlier look.
         """
         latest = self.index or self._take()
-        self.waiting = set()
+        self.batch, self.waiting = {}, set()
         study = self.study
         # by what these say runs are made or refused: they are read before the runs, and must stay
         decisive = [study.header_file, study.decisions_file, study.manifest_file]
-        stamps = [_stamp(path) for path in decisive]
-        of_run = {"": self._read_all(manifest.walk(study.root, runs=False), self.read.get("", {}))}
+        stamps = [stamp(path) for path in decisive]
+        read = {"": self._read_all(kept_elsewhere(study.root, runs=False), self.read.get("", {}))}
         for run_id in study.run_ids():
-            of_run[run_id] = self._of_run(run_id, whole=whole)
+            read[run_id] = self._of_run(run_id, whole=whole)
         self._flush()
-        if stamps != [_stamp(path) for path in decisive]:
+        if stamps != [stamp(path) for path in decisive]:
             return False
-        self.read = of_run
-        files = {path: kept.entry for read in of_run.values() for path, kept in read.items()}
+        self.read = read
+        files = {path: entry for known in read.values() for path, (_, entry) in known.items()}
         if files != latest.files:
-            made = self.place.publish(study.name, latest.writer, latest.number, files)
-            gone = self.before
-            self.index, self.before = made, latest
+            self.index = self.place.publish(study.name, latest.writer, latest.number, files)
             self._has_moved()
-            self.there = set(made.files.items()) | set(latest.files.items())
+            written, self.there = self.there, {*files.items(), *latest.files.items()}
             with suppress(OSError):  # else the next command does it
-                self.place.sweep(made, latest, gone=gone)
+                self.place.sweep(self.there, latest.number, written)
         self.waiting = set()
         return True
 
-    def _of_run(self, run_id: str, *, whole: bool) -> dict[str, Mirrored]:
+    def _of_run(self, run_id: str, *, whole: bool) -> Read:
         """Return what is mirrored of a run from now on: what was before, if it changes hands just now."""
         files = self.study.run_files(run_id)
         before = self.read.get(run_id, {})
-        ended, claimed = _stamp(files.result), _stamp(files.attempts)
-        if ended is not None and ended == self.ended.get(run_id) and not whole:
+        ended, claimed = stamp(files.result), stamp(files.attempts)
+        if ended is not None and ended == self.complete.get(run_id) and not whole:
             return before
-        left_out = {files.progress.name, *([] if ended else [files.result.name])}
         first = files.result if ended else files.checkpoint
-        there = manifest.walk(self.study.root, f"{RUNS}/{run_id}")
-        paths = [path for path in there if os.path.basename(path) not in left_out]
+        there = kept_elsewhere(self.study.root, f"{RUNS}/{run_id}")
+        paths = [path for path in there if ended or os.path.basename(path) != files.result.name]
         now = self._read_all(sorted(paths, key=lambda path: os.path.basename(path) != first.name), before)
-        if (_stamp(files.result), _stamp(files.attempts)) != (ended, claimed):
+        if (stamp(files.result), stamp(files.attempts)) != (ended, claimed):
             return before
         if ended is not None and now == before:
-            self.ended[run_id] = ended
+            self.complete[run_id] = ended
         return now
 
-    def _read_all(self, paths: Iterable[str], before: Mapping[str, Mirrored]) -> dict[str, Mirrored]:
-        """Return path -> what is known of each of these files that is there. Those that have changed since
-        `before` are read, in this order, and written."""
+    def _read_all(self, paths: Iterable[str], before: Read) -> Read:
+        """Return what these files hold. Those that have changed are read, in this order, and written."""
         now = {}
         for path in paths:
             known = before.get(path)
             with suppress(FileNotFoundError, UserError):  # removed meanwhile, or no file
-                if known is None or known.stamp != _stamp(self.study.root / path):
+                if known is None or known[0] != stamp(self.study.root / path):
                     known = self._read(path)
                 now[path] = known
         return now
 
-    def _read(self, path: str) -> Mirrored:
+    def _read(self, path: str) -> tuple[Stamp, Entry]:
         """Read a file as far as it is written now, and write that to the mirror unless it is there."""
         with opened(self.study.root / path) as file:
             about = os.fstat(file.fileno())
             large = about.st_size > IN_MEMORY
             content = b"" if large else file.read(about.st_size)
-            sha256 = _digest(file, about.st_size) if large else hashlib.sha256(content).hexdigest()
-            entry = Entry(sha256, about.st_size if large else len(content))
+            sha256 = hashlib.sha256(content)
+            for part in parts(file, about.st_size) if large else ():
+                sha256.update(part)
+            entry = Entry(sha256.hexdigest(), about.st_size if large else len(content))
             if (path, entry) not in self.there:
                 self.waiting.add(path)
                 if large:
-                    file.seek(0)
                     self.place.write_large(path, entry, file, self._has_moved)
                     self.there.add((path, entry))
                 else:
                     self.batch[path, entry] = content
         if len(self.batch) >= AT_A_TIME or sum(map(len, self.batch.values())) > IN_MEMORY:
             self._flush()
-        return Mirrored(stamp_of(about), entry)
+        return stamp_of(about), entry
 
     def _flush(self) -> None:
         """Write the batch to the mirror."""
@@ -328,24 +303,8 @@ class _Mirror:
         self.moved += 1
 
 
-def kept_elsewhere(root: Path) -> Iterator[str]:
-    """Yield the files of a study that a mirror takes, as paths in the study."""
+def kept_elsewhere(root: Path, folder: str = "", *, runs: bool = True) -> Iterator[str]:
+    """Yield the files that a mirror takes, as `manifest.walk` does: all but the progress of runs."""
     progress = RunFiles(root).progress.name
-    yield from (path for path in manifest.walk(root) if os.path.basename(path) != progress)
-
-
-def _stamp(path: Path) -> Stamp | None:
-    """Return the stamp of a file; None where there is none."""
-    try:
-        return stamp_of(os.stat(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def _digest(file: BinaryIO, size: int) -> str:
-    """Return the sha256 of the first bytes of an open file."""
-    sha256 = hashlib.sha256()
-    while size > 0 and (chunk := file.read(min(CHUNK, size))):
-        sha256.update(chunk)
-        size -= len(chunk)
-    return sha256.hexdigest()
+    paths = manifest.walk(root, folder, runs=runs)
+    return (path for path in paths if os.path.basename(path) != progress)

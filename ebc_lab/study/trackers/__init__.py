@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ebc_lab.config.schema import TrackerConfig
@@ -19,18 +20,14 @@ from .backends import FOLDER, MLFLOW_ENV
 
 @contextmanager
 def following(config: TrackerConfig, root: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Have the trackers follow the study, or the single run, in `root`, and wait for them at the end of the
-    block. Raises nothing of its own."""
+    """Have the trackers follow the study or run in `root` during the block, and wait for them at its end."""
     followers = [_Follower(name, config, root, say) for name in config.names]
     try:
         yield
-    except BaseException:
+    finally:
         for follower in followers:
             follower.close_input()  # it ends when it is done
-        raise
     deadline = time.monotonic() + config.wait_s
-    for follower in followers:
-        follower.close_input()
     for follower in followers:
         follower.finish(deadline)
 
@@ -47,7 +44,8 @@ class _Follower:
         self.log = root.resolve() / FOLDER / f"{name}.log"
         self.reader = threading.Thread(target=self._listen, daemon=True)
         folder = Path(config.folder).expanduser().resolve() if config.folder else self.log.parent
-        about = {"name": name, "root": str(root.resolve()), "folder": str(folder), "wait_s": config.wait_s}
+        here = replace(config, folder=str(folder), mlflow_uri=absolute(config.mlflow_uri))
+        about = {"name": name, "root": str(root.resolve()), "config": asdict(here)}
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             with open(self.log, "a", encoding="utf-8") as log:
@@ -62,7 +60,7 @@ class _Follower:
                 )
             assert self.process.stdin is not None
             # not as an argument: `ps` would show the store's address, and the password in it
-            self.process.stdin.write(json.dumps({**about, "place": settings_for(name, config)}) + "\n")
+            self.process.stdin.write(json.dumps(about) + "\n")
             self.process.stdin.flush()
         except OSError as error:
             self.warn(f"cannot be started ({error.strerror})")
@@ -74,10 +72,11 @@ class _Follower:
         assert self.process.stdout is not None
         with suppress(ValueError, OSError):
             for line in self.process.stdout:
-                if line.startswith("warning: "):
-                    self.warn(line.removeprefix("warning: ").strip())
-                elif line.startswith("note: "):
-                    self.say(f"tracker {self.name}: {line.removeprefix('note: ').strip()}")
+                kind, _, what = line.strip().partition(": ")
+                if kind == "warning":
+                    self.warn(what)
+                elif kind == "note":
+                    self.say(f"tracker {self.name}: {what}")
 
     def warn(self, what: str) -> None:
         """Say a warning, if it is this tracker's first."""
@@ -105,16 +104,6 @@ class _Follower:
         self.reader.join(timeout=1.0)
         if code:
             self.warn(f"ended with exit code {code}, see {self.log}")
-
-
-def settings_for(name: str, config: TrackerConfig) -> dict[str, str | None]:
-    """Return the settings that this tracker reads beyond its folder, by the names that `Place` has for
-    them."""
-    if name == "mlflow":
-        return {"mlflow_uri": absolute(config.mlflow_uri)}
-    if name == "wandb":
-        return {"wandb_project": config.wandb_project, "wandb_mode": config.wandb_mode}
-    return {}
 
 
 def absolute(uri: str | None) -> str | None:

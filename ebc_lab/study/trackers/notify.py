@@ -38,8 +38,7 @@ class Notifier:
         for thread in self.running:
             thread.join()
         self.running = []
-        if self.words:
-            self._run(event, message)
+        self._run(event, message)
 
     def tell_in_background(self, event: str, message: str) -> None:
         """Run the command while the study goes on."""
@@ -47,13 +46,11 @@ class Notifier:
         self.running[-1].start()
 
     def _run(self, event: str, message: str) -> None:
+        if not self.words:
+            return None
         message = visible(" ".join(message.split()))
-        facts = {
-            "EBC_LAB_STUDY": self.root.name,
-            "EBC_LAB_FOLDER": str(self.root.resolve()),
-            "EBC_LAB_EVENT": event,
-            "EBC_LAB_MESSAGE": message,
-        }
+        facts = {"EBC_LAB_STUDY": self.root.name, "EBC_LAB_FOLDER": str(self.root.resolve())}
+        facts |= {"EBC_LAB_EVENT": event, "EBC_LAB_MESSAGE": message}
         program, *arguments = self.words
         with tempfile.TemporaryFile() as text, tempfile.TemporaryFile() as output:
             text.write(f"{self.root.name} {event}: {message}\n".encode())

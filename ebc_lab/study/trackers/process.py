@@ -10,6 +10,7 @@ ended.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -21,15 +22,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ebc_lab.config.dicts import flat
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import TrackerConfig
+from ebc_lab.records.files import Stamp, stamp
 from ebc_lab.records.json_files import read_json, write_json
 from ebc_lab.records.paths import RunFiles, SpecRecord, StudyFiles
 from ebc_lab.records.streams import read_columns
 
-from .backends import FOLDER, TRACKERS, Place, Row, Run, Tracker
+from .backends import FOLDER, TRACKERS, Row, Run, Tracker
 
 STEP_FIGURES = ("loss", "c", "applied_kl", "target_kl", "lr")  # columns of steps.csv
 EVAL_FIGURES = ("val_loss",)  # … of evals.csv
@@ -47,6 +50,13 @@ POLL_S = 2.0  # between two looks at the files
 MAX_PAUSE_S = 60.0  # the same after repeated failures
 
 
+class ShownRecord(TypedDict):
+    """What .trackers/<tracker>.json holds: what was shown of each run, and where."""
+
+    to: str
+    runs: dict[str, dict[str, Any]]
+
+
 class Reader:
     """Reads the runs in `root` for one tracker, and keeps what it has shown of them, and where (`to`)."""
 
@@ -54,27 +64,24 @@ class Reader:
         self.root = root
         self.path = root / FOLDER / f"{name}.json"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        state: Any = {}
+        self.shown: ShownRecord = {"to": to, "runs": {}}
         with suppress(OSError, UserError):
-            state = read_json(self.path)
-        known = isinstance(state, dict) and state.get("to") == to and isinstance(state.get("runs"), dict)
-        self.state: dict[str, Any] = state if known else {"to": to, "runs": {}}
-        self.complete: dict[Path, int] = {}  # result.json -> its time, of runs that are shown to their end
+            known = read_json(self.path, ShownRecord)
+            self.shown = known if known["to"] == to else self.shown
+        self.complete: dict[Path, Stamp] = {}  # run's folder -> the stamp of its result, once that is shown
 
     def measuring(self) -> bool:
-        """Tell whether time is being measured, which must not be disturbed."""
-        return any(
-            run.progress.exists() and not run.result.exists()
-            for run in StudyFiles(self.root).all_runs()
-            if run.directory.name.startswith("overhead_")
-        )
+        """Return whether time is being measured, which must not be disturbed."""
+        runs = StudyFiles(self.root).all_runs()
+        timed = (run for run in runs if run.directory.name.startswith("overhead_"))
+        return any(run.progress.exists() and not run.result.exists() for run in timed)
 
     def show(self, tracker: Tracker) -> None:
         """Show what is new, run by run."""
         single = RunFiles(self.root)
         for files in [single] if single.spec.exists() else StudyFiles(self.root).all_runs():
-            ended = files.result.stat().st_mtime_ns if files.result.exists() else None
-            if ended is not None and self.complete.get(files.result) == ended:
+            ended = stamp(files.result)
+            if ended is not None and self.complete.get(files.directory) == ended:
                 continue
             try:  # the result before the rows, which are complete once it is there
                 result = None if ended is None else read_json(files.result, dict[str, Any])
@@ -84,32 +91,31 @@ class Reader:
             if spec["kind"] == "train":
                 self._show_run(files, spec, result, tracker)
             if ended is not None:
-                self.complete[files.result] = ended
+                self.complete[files.directory] = ended
 
     def _show_run(
         self, files: RunFiles, spec: Mapping[str, Any], result: Mapping[str, Any] | None, tracker: Tracker
     ) -> None:
-        run = Run(
-            files.directory, spec["run_id"], self.root.name, distinguishing_settings(spec), spec["identity"]
-        )
-        shown = {"step": -1, "eval": -1, "result": None, **self.state["runs"].get(run.run_id, {})}
+        settings = distinguishing_settings(spec)
+        run = Run(files.directory, spec["run_id"], self.root.name, settings, spec["identity"])
+        shown = {"step": -1, "eval": -1, "result": None, **self.shown["runs"].get(run.run_id, {})}
         if result is not None and shown["result"] == result["checksum"]:
             return
-        rows = new_rows(files.steps, STEP_FIGURES, shown["step"])
-        evals = new_rows(files.evals, EVAL_FIGURES, shown["eval"])
-        if not (rows or evals or result):
+        rows: list[Row] = []
+        streams = {"step": (files.steps, STEP_FIGURES), "eval": (files.evals, EVAL_FIGURES)}
+        for kind, (path, columns) in streams.items():
+            news = new_rows(path, columns, shown[kind])
+            shown[kind] = news[-1][0] if news else shown[kind]
+            rows += news
+        if not (rows or result):
             return
-        tracker.log(run, [*rows, *evals])
-        if rows:
-            shown["step"] = rows[-1][0]
-        if evals:
-            shown["eval"] = evals[-1][0]
+        tracker.log(run, rows)
         if result is not None:
             numbers = {k: v for k, v in result.items() if type(v) in (int, float)}
             tracker.end(run, result["outcome"], {f"final/{k}": float(v) for k, v in numbers.items()})
             shown["result"] = result["checksum"]
-        self.state["runs"][run.run_id] = shown
-        write_json(self.path, self.state, durable=False)
+        self.shown["runs"][run.run_id] = shown
+        write_json(self.path, self.shown, durable=False)
 
 
 def distinguishing_settings(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,13 +143,11 @@ def new_rows(path: Path, columns: Sequence[str], after: int) -> list[Row]:
 
 
 def follow(
-    reader: Reader, connect: Callable[[], Tracker], over: threading.Event, say: Callable[[str], None]
+    reader: Reader, connect: Callable[[], Tracker], over: threading.Event, warn: Callable[[str], None]
 ) -> bool:
-    """Show what comes until `over`, and then what is left. Returns whether all of it was shown; of failures
-    only the first is said."""
+    """Show what comes until `over`, and then what is left. Return whether all of it was shown."""
     tracker: Tracker | None = None
     pause = POLL_S
-    warned = False
     while True:
         last = over.is_set()
         began = time.monotonic()
@@ -151,35 +155,31 @@ def follow(
             if last or not reader.measuring():
                 tracker = tracker or connect()
                 reader.show(tracker)
-            pause = max(POLL_S, 10 * (time.monotonic() - began))
-            if last:
-                if tracker is not None:
+                if last:
                     tracker.close()
-                return True
+                    return True
+            pause = max(POLL_S, 10 * (time.monotonic() - began))
         except Exception as error:
             if tracker is not None:
                 with suppress(Exception):
                     tracker.close()
-            tracker = None
-            pause = min(2 * pause, MAX_PAUSE_S)
+            tracker, pause = None, min(2 * pause, MAX_PAUSE_S)
             what = re.sub(r"//[^/@\s]+@", "//…@", f"{type(error).__name__}: {error}")  # without a password
             print(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {what}", file=sys.stderr, flush=True)
-            if not warned:
-                warned = True
-                say(what.splitlines()[0][:300])
+            warn(what.splitlines()[0][:300])
             if last:
                 return False
         over.wait(pause)
 
 
-def main(about: Mapping[str, Any]) -> int:
+def main(name: str, root: str, config: TrackerConfig) -> int:
     """Follow a study with one tracker, in a process that `_Follower` starts. Returns the exit code."""
     over = threading.Event()
 
     def wait_for_the_end() -> None:
         sys.stdin.read()
         over.set()
-        time.sleep(about["wait_s"])
+        time.sleep(config.wait_s)
         os._exit(1)  # it hangs, and there may be no driver to stop it
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -187,24 +187,26 @@ def main(about: Mapping[str, Any]) -> int:
     with suppress(OSError):
         os.nice(10)
 
-    def say(kind: str, what: str) -> None:
+    @functools.cache  # said once
+    def say(line: str) -> None:
         with suppress(OSError):  # the driver is gone
-            print(f"{kind}: {what}", flush=True)
+            print(line, flush=True)
 
-    folder = Path(about["folder"])
-    place = Place(folder, **about["place"], note=lambda text: say("note", text))
+    assert config.folder is not None
+    folder = Path(config.folder)
 
     def connect() -> Tracker:
         folder.mkdir(parents=True, exist_ok=True)
         os.chdir(folder)  # where MLflow creates folders of its own
-        return TRACKERS[about["name"]](place)
+        return TRACKERS[name](folder, config, lambda text: say(f"note: {text}"))
 
-    address = " ".join(filter(None, about["place"].values()))
-    reader = Reader(Path(about["root"]), about["name"], f"{folder} {address}")
-    return 0 if follow(reader, connect, over, lambda what: say("warning", what)) else 1
+    address = " ".join(filter(None, (getattr(config, key) for key in TRACKERS[name].settings)))
+    reader = Reader(Path(root), name, f"{folder} {address}")
+    return 0 if follow(reader, connect, over, lambda what: say(f"warning: {what}")) else 1
 
 
 if __name__ == "__main__":
-    code = main(json.loads(sys.stdin.readline()))
+    about = json.loads(sys.stdin.readline())
+    code = main(about["name"], about["root"], TrackerConfig(**about["config"]))
     sys.stdout.flush()
     os._exit(code)  # a tracker's own threads may hang

@@ -10,8 +10,6 @@ from support.s3 import BUCKET, s3_server
 from ebc_lab.study.mirror.upload import mirroring
 from ebc_lab.study.store.study import Study
 
-RUNS = 3
-
 
 @pytest.fixture(scope="module")
 def s3():
@@ -51,9 +49,8 @@ class Mirrored:
 @pytest.fixture
 def mirrored(finished, tmp_path: Path, address: str) -> Mirrored:
     config, done, _ = finished
-    shutil.copytree(
-        done.study.root, tmp_path / "here" / "done", ignore=shutil.ignore_patterns("*.svg", "*.png")
-    )
-    for run in sorted((tmp_path / "here" / "done" / "runs").iterdir())[RUNS:]:  # a few are enough
+    root = tmp_path / "here" / "done"
+    shutil.copytree(done.study.root, root, ignore=shutil.ignore_patterns("*.svg", "*.png"))
+    for run in sorted((root / "runs").iterdir())[3:]:  # a few are enough
         shutil.rmtree(run)
-    return Mirrored(config, tmp_path / "here" / "done", address)
+    return Mirrored(config, root, address)

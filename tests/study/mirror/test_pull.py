@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -12,11 +13,13 @@ import pytest
 from support.called import called, refused
 from support.s3 import BUCKET
 
+from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import read_json
 from ebc_lab.study.mirror.place import Place
 from ebc_lab.study.mirror.pull import pull
 from ebc_lab.study.mirror.upload import kept_elsewhere
+from ebc_lab.study.store.changes import from_recorded
 from ebc_lab.study.store.study import Study
 
 
@@ -33,13 +36,11 @@ def objects(mirrored, ending: str) -> list[str]:
 
 def overwrite(mirrored, ending: str, change) -> str:
     """Replace one file there by what `change` makes of it; None removes it. -> the run that it is of."""
-    place = Place(mirrored.address)
-    name = objects(mirrored, ending)[0]
-    content = change(place.fs.cat_file(name))
-    if content is None:
-        place.fs.rm_file(name)
-    else:
-        place.fs.pipe_file(name, content)
+    fs, name = Place(mirrored.address).fs, objects(mirrored, ending)[0]
+    content = change(fs.cat_file(name))
+    fs.rm_file(name)
+    if content is not None:
+        fs.pipe_file(name, content)
     return name.split("/")[-2]
 
 
@@ -101,41 +102,27 @@ def test_an_index_that_was_cut_off_leaves_the_one_before(mirrored, tmp_path):
 
 
 KILLED = """
-import hashlib, os, pickle, signal, sys
+import os, pickle, signal, sys
 from ebc_lab.study.mirror import place
 from ebc_lab.study.mirror.upload import mirroring
 
-config, study, after = pickle.load(sys.stdin.buffer)
-write, publish = place.Place.write, place.Place.publish
-
 def half(self, files):
-    global after
-    after -= 1
-    if after >= 0:
-        return write(self, files)
-    for path, content in sorted(files.items()):
-        name = self._path(path, place.Entry(hashlib.sha256(content).hexdigest(), len(content)))
-        if len(content) > 10 and self.local:
-            self.fs.pipe_file(name, content[: len(content) // 2])
-            break
-        self.fs.pipe_file(name, content)
-        break
+    [path, entry], content = max(files.items())
+    self.fs.pipe_file(self._path(path, entry), content[: len(content) // 2] if self.local else content)
     os.kill(os.getpid(), signal.SIGKILL)
 
 place.Place.write = half
-with mirroring(config, study, print):
+with mirroring(*pickle.load(sys.stdin.buffer), print):
     pass
 """
 
 
 def test_kill_9_in_the_middle_of_an_upload_leaves_the_state_before(mirrored, tmp_path):
-    import pickle
-
     mirrored.mirror()
     before = contents(mirrored.study.root)
     for path in mirrored.study.root.glob("summary_*.csv"):
         path.write_text(path.read_text() + "\n")
-    asked = pickle.dumps((mirrored.config, mirrored.study, 0))
+    asked = pickle.dumps((mirrored.config, mirrored.study))
     done = subprocess.run([sys.executable, "-c", KILLED], input=asked, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     pull(mirrored.address, tmp_path / "there")
@@ -143,8 +130,7 @@ def test_kill_9_in_the_middle_of_an_upload_leaves_the_state_before(mirrored, tmp
     mirrored.mirror()
     pull(mirrored.address, tmp_path / "later")
     assert contents(tmp_path / "later" / "done") == contents(mirrored.study.root)
-    indexes = Place(mirrored.address)._numbers()
-    assert len(indexes) == 2
+    assert len(Place(mirrored.address)._numbers()) == 2
     assert len(objects(mirrored, "summary_lr_sweep.csv")) <= 2  # what was cut off is swept
 
 
@@ -177,9 +163,8 @@ def test_another_study_in_its_folder_is_not_overwritten(mirrored, tmp_path):
     (tmp_path / "there" / "done" / ".mirror.json").unlink()
     decisions = tmp_path / "there" / "done" / "auto_decisions.json"
     decisions.write_text(decisions.read_text() + "\n")
-    assert "is another study, or is not as it is mirrored" in refused(
-        "pull", mirrored.address, str(tmp_path / "there"), cwd=tmp_path
-    )
+    said = refused("pull", mirrored.address, str(tmp_path / "there"), cwd=tmp_path)
+    assert "is another study, or is not as it is mirrored" in said
 
 
 def test_who_went_on_elsewhere_shuts_the_first_folder_out(mirrored, tmp_path):
@@ -246,18 +231,10 @@ def test_a_wrong_address_is_refused_before_anything_is_written(s3, tiny, tmp_pat
 
 
 def test_the_address_is_no_part_of_the_study(finished, tiny):
-    from ebc_lab.config.compose import compose
-    from ebc_lab.study.store.changes import from_recorded
-
     header = finished[1].study.header()
     assert "mirror" not in header["requested"]["study"] | header["config"]["study"]
-    same = [
-        *tiny,
-        "launcher=inline",
-        "study.name=done",
-        "study.mirror=file:///somewhere",
-        "study.mirror_every_s=1",
-    ]
+    mirror = ["study.mirror=file:///somewhere", "study.mirror_every_s=1"]
+    same = [*tiny, "launcher=inline", "study.name=done", *mirror]
     assert from_recorded(compose(same), header) == []
 
 

@@ -103,7 +103,8 @@ def test_a_study_tells_its_end_and_its_failure_and_keeps_the_command_to_itself(t
 def test_a_study_whose_runs_do_not_move_tells_so_once(tiny, tmp_path, script):
     told = tmp_path / "told"
     path = script(f"echo {FACTS} >> {told}")
-    hung = ["launcher.slots=1", "launcher.heartbeat_s=2", "launcher.start_s=2", "launcher.max_lost=9"]
+    # a worker takes longer than a second to start
+    hung = ["launcher.slots=1", "launcher.heartbeat_s=1", "launcher.start_s=1", "launcher.max_lost=9"]
     command = [*CLI, "stage", "lr_sweep", *tiny, *hung, f"output_dir={tmp_path}", "study.name=s"]
     held = {**os.environ, "PYTHONPATH": held_at_first(tmp_path)}
     with subprocess.Popen([*command, f"notify=\"'{path}'\""], stdout=subprocess.DEVNULL, env=held) as driver:
@@ -114,7 +115,7 @@ def test_a_study_whose_runs_do_not_move_tells_so_once(tiny, tmp_path, script):
                 driver.wait(timeout=0.1)
         driver.terminate()
     [line] = told.read_text().splitlines()[:1]
-    assert line.startswith("stalled|s|lr_sweep: no run has moved for 2 s; ")
+    assert line.startswith("stalled|s|lr_sweep: no run has moved for 1 s; ")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,17 +129,24 @@ def test_a_tracked_study_has_the_same_numbers_and_no_other_files(plain, tracked)
     assert {p.name for p in study.root.iterdir()} - {".trackers"} == {p.name for p in plain.root.iterdir()}
 
 
+def assert_shown(study: Study, run_id: str, history, told: dict) -> None:
+    """`history(figure)` has each step that a run measured once; what was `told` of it besides is true."""
+    spec, result = (read_json(study.run_dir(run_id) / name) for name in ("spec.json", "result.json"))
+    streams = dict.fromkeys(process.STEP_FIGURES, "steps.csv") | {"val_loss": "evals.csv"}
+    for figure, stream in streams.items():
+        assert history(figure) == as_measured(study.run_dir(run_id) / stream, figure), (run_id, figure)
+    true = {"arm": spec["arm"], "lr": spec["config"]["optimizer"]["lr"], "outcome": "completed"}
+    assert told == {key: true[key] for key in told if key in true} | {
+        "final/val_loss": pytest.approx(result["val_loss"])
+    }
+
+
 def test_tensorboard_reads_every_step_once_and_the_outcome(tracked):
     study, _ = tracked
     for run_id in trained(study):
         found = scalars(study.root / ".trackers/tensorboard/done" / run_id)
-        for name in process.STEP_FIGURES:
-            assert found.get(name, []) == as_measured(study.run_dir(run_id) / "steps.csv", name), (
-                run_id,
-                name,
-            )
-        assert found["val_loss"] == as_measured(study.run_dir(run_id) / "evals.csv", "val_loss")
-        assert found["final/val_loss"][0][1] == pytest.approx(study.result(run_id)["val_loss"])
+        told = {"final/val_loss": found["final/val_loss"][0][1]}
+        assert_shown(study, run_id, lambda name, found=found: found.get(name, []), told)
 
 
 def test_mlflow_reads_every_step_once_and_settings_and_the_outcome(tracked):
@@ -149,15 +157,13 @@ def test_mlflow_reads_every_step_once_and_settings_and_the_outcome(tracked):
     runs = client.search_runs([client.get_experiment_by_name("done").experiment_id])
     assert sorted(r.info.run_name for r in runs) == trained(study)
     for run in runs:
-        run_id = run.info.run_name
-        spec = read_json(study.run_dir(run_id) / "spec.json")
-        for name in process.STEP_FIGURES:
-            history = [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
-            assert sorted(history) == as_measured(study.run_dir(run_id) / "steps.csv", name)
-        assert run.data.metrics["final/val_loss"] == pytest.approx(study.result(run_id)["val_loss"])
-        assert run.data.params["arm"] == spec["arm"]
-        assert float(run.data.params["lr"]) == spec["config"]["optimizer"]["lr"]
-        assert run.data.tags["outcome"] == "completed"
+
+        def history(name: str, run_id: str = run.info.run_id) -> list[tuple[int, float]]:
+            return sorted((m.step, m.value) for m in client.get_metric_history(run_id, name))
+
+        told = {"arm": run.data.params["arm"], "lr": float(run.data.params["lr"])}
+        told |= {"outcome": run.data.tags["outcome"], "final/val_loss": run.data.metrics["final/val_loss"]}
+        assert_shown(study, run.info.run_name, history, told)
         assert run.info.status == "FINISHED"
     assert not (Path.cwd() / "mlruns").exists()
 
@@ -186,39 +192,48 @@ def test_wandb_reads_every_step_once_and_settings_and_the_outcome(tracked):
     ]
     run_id = trained(study)[0]
     [records] = recorded_by_wandb(study.root / ".trackers", run_id)
-    for name in process.STEP_FIGURES:
-        assert history(records, name) == as_measured(study.run_dir(run_id) / "steps.csv", name), name
-    assert history(records, "val_loss") == as_measured(study.run_dir(run_id) / "evals.csv", "val_loss")
     [run] = [r["run"] for r in records if r["type"] == "run"]
     assert (run["run_group"], run["project"]) == ("done", "ebc-lab")
-    spec = read_json(study.run_dir(run_id) / "spec.json")
-    assert run["config"]["update"]["optimizer"]["lr"] == spec["config"]["optimizer"]["lr"]
-    assert run["config"]["update"]["arm"] == spec["arm"]
-    updates = [u for r in records if r["type"] == "summary" for u in r["summary"]["update"].items()]
-    assert dict(updates)["outcome"] == "completed"
-    assert dict(updates)["final/val_loss"] == pytest.approx(study.result(run_id)["val_loss"])
+    updates = dict(u for r in records if r["type"] == "summary" for u in r["summary"]["update"].items())
+    told = {key: updates[key] for key in ("outcome", "final/val_loss")}
+    told |= {"arm": run["config"]["update"]["arm"], "lr": run["config"]["update"]["optimizer"]["lr"]}
+    assert_shown(study, run_id, lambda name: history(records, name), told)
     assert len(list((study.root / ".trackers/wandb").glob("offline-run-*"))) == len(trained(study))
 
 
-def test_wandb_loses_nothing_of_a_run_that_is_interrupted_and_continues_it(own_copy, logged_out):
-    study = own_copy[1]
+def begun(study: Study):
+    """Leave a study one run, without its result. -> study, folder, its rows, and what lets the run end."""
     run = study.run_dir(trained(study)[0])
     for other in set(study.runs.iterdir()) - {run}:
         (other / "spec.json").unlink()
-    whole = (run / "steps.csv").read_text().splitlines(keepends=True)
+    rows = (run / "steps.csv").read_text().splitlines(keepends=True)
     result = (run / "result.json").read_bytes()
     (run / "result.json").unlink()
+
+    def end() -> None:
+        (run / "steps.csv").write_text("".join(rows))
+        (run / "result.json").write_bytes(result)
+
+    return study, run, rows, end
+
+
+def followed_alone(name: str, study: Study, folder: Path, **settings: str):
+    """Follow a study by a tracker's process, whose input ends at once."""
+    config = {"folder": str(folder), "wait_s": 600.0, **settings}
+    asked = json.dumps({"name": name, "root": str(study.root), "config": config})
+    command = [sys.executable, "-m", "ebc_lab.study.trackers.process"]
+    return subprocess.run(command, input=asked + "\n", capture_output=True, text=True)
+
+
+def test_wandb_loses_nothing_of_a_run_that_is_interrupted_and_continues_it(own_copy, logged_out):
+    study, run, whole, end = begun(own_copy[1])
     (run / "steps.csv").write_text("".join(whole[:9]))
     folder = study.root / "some where"
-    about = {"name": "wandb", "root": str(study.root), "folder": str(folder), "wait_s": 600.0}
-    about["place"] = {"wandb_project": "mine", "wandb_mode": "offline"}
     for _ in range(2):  # the second time the run is over
-        command = [sys.executable, "-m", "ebc_lab.study.trackers.process"]
-        done = subprocess.run(command, input=json.dumps(about) + "\n", capture_output=True, text=True)
+        done = followed_alone("wandb", study, folder, wandb_project="mine", wandb_mode="offline")
         assert (done.returncode, done.stdout.count("note: ")) == (0, 1), done.stderr
         assert f"wandb sync '{folder}/wandb'/offline-run-*" in done.stdout
-        (run / "steps.csv").write_text("".join(whole))
-        (run / "result.json").write_bytes(result)
+        end()
     first, second = recorded_by_wandb(folder, run.name)
     assert history(first, "loss") + history(second, "loss") == as_measured(run / "steps.csv", "loss")
     assert len(history(first, "loss")) == 8
@@ -241,47 +256,43 @@ def test_trackio_reads_every_step_once_and_settings_and_the_outcome(tracked):
     assert sorted(of_trackio(folder, "list", "runs", "--project", "done")["runs"]) == trained(study)
     run_id = trained(study)[0]
     asked = ("--project", "done", "--run", run_id)
-    for name, stream in [*((n, "steps.csv") for n in process.STEP_FIGURES), ("val_loss", "evals.csv")]:
-        measured = as_measured(study.run_dir(run_id) / stream, name)
-        if measured:
+
+    def history(name: str) -> list[tuple[int, float]]:
+        with suppress(subprocess.CalledProcessError):  # there is no such figure
             found = of_trackio(folder, "get", "metric", *asked, "--metric", name)["values"]
-            assert [(v["step"], v["value"]) for v in found] == measured, name
+            return [(v["step"], v["value"]) for v in found]
+        return []
+
     config = of_trackio(folder, "get", "run", *asked)["config"]
-    spec = read_json(study.run_dir(run_id) / "spec.json")
-    assert (config["arm"], config["outcome"]) == (spec["arm"], "completed")
-    assert config["optimizer"]["lr"] == spec["config"]["optimizer"]["lr"]
-    [final] = of_trackio(folder, "get", "metric", *asked, "--metric", "final/val_loss")["values"]
-    assert final["value"] == pytest.approx(study.result(run_id)["val_loss"])
+    told = {"arm": config["arm"], "outcome": config["outcome"], "lr": config["optimizer"]["lr"]}
+    [(_, final)] = history("final/val_loss")
+    assert_shown(study, run_id, history, {**told, "final/val_loss": final})
 
 
-OPENED = """
+WRITES = """
 import sys
 from pathlib import Path
-from ebc_lab.study.trackers.backends import Place, Run, Trackio
+from ebc_lab.config.schema import TrackerConfig
+from ebc_lab.study.trackers.backends import Run, Trackio
 folder = Path(sys.argv[1])
 one, other = (Run(folder, name, "mine", {"seed": 0}, {}) for name in ("one", "other"))
-tracker = Trackio(Place(folder))
-"""
-WRITES = """
+tracker, again = (Trackio(folder, TrackerConfig(), print) for _ in range(2))
 tracker.log(one, [(0, {"loss": 3.0}), (1, {"loss": 2.0})])
 tracker.log(other, [(0, {"loss": 4.0})])
-Trackio(Place(folder)).log(one, [(2, {"loss": 1.0})])
+again.log(one, [(2, {"loss": 1.0})])
 """
 
 
 def test_trackio_continues_a_run_and_a_failure_of_its_is_not_taken_for_shown(tmp_path, logged_out):
-    def told(code: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", OPENED + code, str(tmp_path)]
-        return subprocess.run(command, capture_output=True, text=True)
-
-    assert told(WRITES).returncode == 0
+    command = [sys.executable, "-c", WRITES, str(tmp_path)]
+    assert subprocess.run(command).returncode == 0
     asked = ("get", "metric", "--project", "mine", "--run", "one", "--metric", "loss")
     found = of_trackio(tmp_path, *asked)["values"]
     assert [(v["step"], v["value"]) for v in found] == [(0, 3.0), (1, 2.0), (2, 1.0)]
     [database] = (tmp_path / "trackio").glob("*.db")
     database.unlink()
     database.mkdir()
-    assert "OSError: trackio failed" in told(WRITES).stderr
+    assert "OSError: trackio failed" in subprocess.run(command, capture_output=True, text=True).stderr
 
 
 def test_nothing_is_shown_twice_and_a_tracker_added_later_shows_everything(own_copy):
@@ -295,44 +306,37 @@ def test_nothing_is_shown_twice_and_a_tracker_added_later_shows_everything(own_c
 
 
 def test_a_run_that_resumes_from_its_checkpoint_is_shown_without_repeats(own_copy):
-    _, study = own_copy
-    run = study.run_dir(trained(study)[0])
-    whole = (run / "steps.csv").read_text()
-    result = (run / "result.json").read_bytes()
-    for other in set(study.runs.iterdir()) - {run}:
-        (other / "spec.json").unlink()
-    (run / "result.json").unlink()
+    study, run, lines, end = begun(own_copy[1])
     tracker = Kept()
-    lines = whole.splitlines(keepends=True)
     for upto in (1, 9, 5, 12):  # at 5 it was cut back to its checkpoint
         (run / "steps.csv").write_text("".join(lines[: upto + 1]))
         shown(study, tracker)
     (run / "steps.csv").write_text("".join(lines[:14]) + lines[14][:9])  # a row that is being written
     shown(study, tracker)
     assert tracker.ends == []
-    (run / "steps.csv").write_text(whole)
-    (run / "result.json").write_bytes(result)
+    end()
     shown(study, tracker)
     steps = [step for _, step, figures in tracker.rows if "loss" in figures]
     assert steps == list(range(len(lines) - 1))
     assert tracker.ends == [(run.name, "completed")]
 
 
-def test_a_failing_tracker_is_reported_once_and_loses_nothing(own_copy, monkeypatch):
+def test_a_failing_tracker_is_reported_and_loses_nothing(own_copy, monkeypatch):
     study = own_copy[1]
     monkeypatch.setattr(process, "POLL_S", 0.0)
     tracker = Kept(failures=3)
     over = threading.Event()
     said: list[str] = []
 
+    reader = process.Reader(study.root, "kept", "here")
+
     def show_then_end(to):
         process.Reader.show(reader, to)
         over.set()
 
-    reader = process.Reader(study.root, "kept", "here")
     monkeypatch.setattr(reader, "show", show_then_end)
     assert process.follow(reader, lambda: tracker, over, said.append)
-    assert said == ["ConnectionError: the server is down"]
+    assert said == ["ConnectionError: the server is down"] * 3
     assert len(tracker.ends) == len(trained(study))
     assert tracker.rows == shown(study, Kept(), "compared").rows
     assert tracker.closed
@@ -357,7 +361,7 @@ def test_mlflows_file_store_works_when_it_is_asked_for(plain, tmp_path, monkeypa
     uri = f"file:{tmp_path / 'store'}"
     run_id = trained(study)[0]
     run = backends.Run(study.run_dir(run_id), run_id, "done", {"arm": "x"}, {})
-    tracker = backends.MLflow(backends.Place(tmp_path, mlflow_uri=uri))
+    tracker = backends.MLflow(tmp_path, TrackerConfig(mlflow_uri=uri), print)
     tracker.log(run, process.new_rows(study.run_dir(run_id) / "steps.csv", process.STEP_FIGURES, -1))
     tracker.end(run, "failed", {"final/steps": 15.0})
     client = MlflowClient(uri)
@@ -406,11 +410,10 @@ HANGING = HERE + "signal.pause()\n"
 KILLED = HERE + "os.kill(os.getpid(), 9)\n"
 GOES_ON = "the runs continue without it"
 SILENT = "http://127.0.0.1:{silent}"
-NOT_DONE = "not done 1 s (tracker.wait_s) after the last run"
 # the tracker, its settings, its sitecustomize.py, what is said
 DOWN = {
     "server_down": ("mlflow", {"mlflow_uri": "http://127.0.0.1:{port}"}, "", GOES_ON),
-    "hangs": ("tensorboard", {"wait_s": 1.0}, HANGING, NOT_DONE),
+    "hangs": ("tensorboard", {"wait_s": 1.0}, HANGING, "not done 1 s (tracker.wait_s) after the last run"),
     "killed": ("tensorboard", {}, KILLED, "ended with exit code -9"),
 }
 DOWN_TOO = {
@@ -466,13 +469,7 @@ def test_ebc_lab_train_continues_without_a_tracker_that_is_down(tmp_path, text_f
 def test_a_tracker_ends_when_its_driver_is_gone(tmp_path, own_copy):
     """However it ended: the end of the tracker's input is the end."""
     study = own_copy[1]
-    about = {"name": "tensorboard", "root": str(study.root), "folder": str(tmp_path / "out"), "place": {}}
-    done = subprocess.run(
-        [sys.executable, "-m", "ebc_lab.study.trackers.process"],
-        input=json.dumps({**about, "wait_s": 600.0}) + "\n",
-        capture_output=True,
-        text=True,
-    )
+    done = followed_alone("tensorboard", study, tmp_path / "out")
     assert (done.returncode, done.stdout) == (0, "")
     assert len(list((tmp_path / "out/tensorboard/done").iterdir())) == len(trained(study))
 
@@ -488,14 +485,13 @@ def test_a_tracker_ends_when_its_driver_is_gone(tmp_path, own_copy):
         ("tracker=wandb tracker.wandb_mode=disabled", "disabled is unknown"),
         ("tracker=tensorbored", "did you mean tensorboard"),
         ("tracker.mlflow_uri=sqlite:///x", "goes with tracker=mlflow"),
+        ("tracker=mlflow tracker.mlflow_uri=/some/folder", "is no URI"),
         ("tracker.wait_s=-1", "must be a finite number >= 0"),
     ],
 )
 def test_impossible_settings_are_refused(override, words):
     with pytest.raises(UserError, match=words):
         configurations(["scale=smoke", *override.split()])
-    with pytest.raises(UserError, match="is no URI"):
-        configurations(["scale=smoke", "tracker=mlflow", "tracker.mlflow_uri=/some/folder"])
 
 
 @pytest.mark.parametrize(
