@@ -20,20 +20,20 @@ Pool = InlinePool | WorkerPool
 def open_pool(config: Config, study: Study, say: Say = lambda text: None) -> Iterator[Pool]:
     """Open the pool that `config.launcher` names, and close it on exit, or leave it if the driver was
     interrupted. Raises UserError where this machine lacks the device."""
-    pool: Pool
+    pool: WorkerPool
     if config.device == "cuda" and config.launcher.name != "slurm":
         require_gpu()  # a study begun on one may be continued where there is none
     if config.launcher.name == "inline":
-        pool = InlinePool(config, study)
-    elif config.launcher.name == "slurm":
+        yield InlinePool(config, study)
+        return
+    if config.launcher.name == "slurm":
         from .slurm import SlurmPool
 
         pool = SlurmPool(config, study, slots(config), say)
     else:
         from .local import LocalPool
 
-        together = config.launcher.processes_per_run
-        gpus = visible_gpus(together) if config.device == "cuda" else []
+        gpus = visible_gpus(config.launcher.processes_per_run) if config.device == "cuda" else []
         pool = LocalPool(config, study, gpus, slots(config), say)
     try:
         yield pool

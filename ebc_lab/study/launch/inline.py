@@ -11,8 +11,7 @@ from ebc_lab.records.spec import RunSpec
 from ebc_lab.training.ends import DeviceFailed, Interrupted
 
 from ..store.study import Study
-from .pool import CheckIn, WorkersFailed
-from .silence import Signs, release_if_silent
+from .pool import CheckIn, Signs, WorkersFailed, release_if_silent
 
 
 class InlinePool:
@@ -53,15 +52,9 @@ class InlinePool:
                 except Interrupted:
                     raise KeyboardInterrupt from None
                 except DeviceFailed as error:
-                    raise WorkersFailed(
-                        f"what it trained on is gone ({error}); the same command continues from here."
-                    ) from None
+                    remedy = "the same command continues from here"
+                    raise WorkersFailed(f"what it trained on is gone ({error}); {remedy}.") from None
                 check_in([spec.run_id], [])
         finally:
             for sig, handler in previous.items():
                 signal.signal(sig, handler)
-
-    def close(self) -> None:
-        return
-
-    leave = close

@@ -10,9 +10,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 from filelock import FileLock
 
@@ -21,8 +20,8 @@ from ebc_lab.config.schema import Config
 from ..store.study import Study
 from .command import start_worker, worker_env
 from .devices import Devices
-from .pool import Death, Say, WorkerPool, WorkersFailed, worker_settings
-from .session import GUEST, Session, describe_exit
+from .pool import Death, Note, Say, WorkerPool, WorkersFailed
+from .session import GUEST, Session, describe_exit, worker_settings
 
 CLOSE_S = 15.0  # for a checkpoint, before workers are killed
 
@@ -46,7 +45,7 @@ class LocalPool(WorkerPool):
         if not usable and not self.workers:
             why = "; ".join(dict.fromkeys(self.devices.retired.values()))
             raise WorkersFailed(f"no GPU is left to train on: {why}. The same command continues from here.")
-        if barred := self.devices.barred():  # those that may take most of what is left come first
+        if barred := self._barred():  # those that may take most of what is left come first
             left = [workers for run_id, workers in barred.items() if not self.study.has_result(run_id)]
             usable.sort(key=lambda slot: sum(str(slot) in workers for workers in left))
         for slot in usable[:wanted]:
@@ -58,8 +57,6 @@ class LocalPool(WorkerPool):
         if gpus := self.devices.gpus_of(slot):
             env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         self.workers[slot] = start_worker(self.session, str(slot), env, self.devices.places(slot))
-
-    # -- GPUs that fail --------------------------------------------------------------------------------------
 
     def _barred(self) -> dict[str, list[str]]:
         return self.devices.barred()
@@ -80,20 +77,18 @@ class LocalPool(WorkerPool):
         super()._avoid(place, why)
         self.devices.retire([slot for slot in self.devices.usable if _place_of(slot) == place], why)
 
-    # -- watching --------------------------------------------------------------------------------------------
-
     def _running_workers(self) -> list[str]:
         return [str(slot) for slot in self.workers]
 
     def _deaths(self) -> list[Death]:
+        ended = {slot: process for slot, process in self.workers.items() if process.poll() is not None}
         deaths = []
-        for slot, process in list(self.workers.items()):
-            if (code := process.poll()) is None:
-                continue
+        for slot, process in ended.items():
             del self.workers[slot]
             retired = slot in self.devices.retired  # and so told to end
             log = self.session.log_path(str(slot))
-            deaths.append(Death(str(slot), describe_exit(code), log, clean=retired, counts=not retired))
+            cause = describe_exit(process.returncode)
+            deaths.append(Death(str(slot), cause, log, clean=retired, counts=not retired))
         return deaths
 
     def _kill(self, worker: str) -> None:
@@ -101,7 +96,7 @@ class LocalPool(WorkerPool):
         with suppress(ProcessLookupError):
             os.killpg(self.workers[int(worker)].pid, signal.SIGKILL)
 
-    def _place(self, worker: str, note: Mapping[str, Any]) -> str | None:
+    def _place(self, worker: str, note: Note) -> str | None:
         return f"host {note.get('host')}" if worker.startswith(GUEST) else _place_of(worker)
 
     def close(self) -> None:
@@ -114,8 +109,6 @@ class LocalPool(WorkerPool):
             except subprocess.TimeoutExpired:
                 self._kill(str(slot))
                 process.wait()
-
-    leave = close
 
 
 def _place_of(slot: int | str) -> str:

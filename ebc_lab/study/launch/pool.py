@@ -18,21 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ebc_lab import __version__
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import NUMERICS_VERSION
-from ebc_lab.config.machine import cores, git_revision, versions, visible_gpus
-from ebc_lab.config.schema import Config
+from ebc_lab.config.machine import cores, visible_gpus
+from ebc_lab.config.schema import Config, LauncherConfig
+from ebc_lab.records.fence import attempt_at
 from ebc_lab.records.figures import FINISHED
-from ebc_lab.records.json_files import write_checksummed
-from ebc_lab.records.locks import run_lock
+from ebc_lab.records.locks import is_locked, run_lock, take_run_lock_away
 from ebc_lab.records.spec import RunSpec
-from ebc_lab.records.streams import rows_in
 
 from ..store import attempts
 from ..store.study import Study
-from .session import GUEST, Session, exit_cause
-from .silence import Signs, release_if_silent
+from .session import GUEST, Session
 
 MAX_FAILED_STARTS = 3  # workers in a row that die, or exit, before they take a run
 RUNS_TO_AVOID = 2  # different runs in a row that lost their worker in one place, before it is avoided
@@ -62,6 +58,25 @@ class Death:
     log: Path
     clean: bool = False
     counts: bool = True
+
+
+class Signs:
+    """The last sign of life of each of several things, and since when it has been the same, on this process's
+    own clock, which cannot jump."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, tuple[Any, float]] = {}  # what it is of -> the sign, and when it was first seen
+
+    def unchanged_s(self, key: str, sign: Any) -> float:
+        """Note the sign that is seen now, and return for how many seconds it has been the same."""
+        now = time.monotonic()
+        if key not in self.known or self.known[key][0] != sign:
+            self.known[key] = sign, now
+        return now - self.known[key][1]
+
+    def forget(self, key: str) -> None:
+        """Drop what is known of one thing, so that its next sign counts as its first."""
+        self.known.pop(key, None)
 
 
 class WorkerPool(ABC):
@@ -115,9 +130,9 @@ class WorkerPool(ABC):
     def close(self) -> None:
         """Let the workers write checkpoints, and wait until they are gone."""
 
-    @abstractmethod
     def leave(self) -> None:
         """Close, or leave the workers to a later driver, because this one was interrupted."""
+        self.close()
 
     def run(
         self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn, *, canary: bool
@@ -134,7 +149,7 @@ class WorkerPool(ABC):
         spares: Sequence[str] = [s.run_id for s in spare]
         tried = 1 if canary else len(ordered)
         left = {run_id: str(self.study.run_files(run_id).result) for run_id in ordered}
-        self._offer([*ordered[:tried], *(spares if tried == len(ordered) else [])])
+        self._offer(ordered[:tried], spares if tried == len(ordered) else [])
         while True:
             began = time.monotonic()
             done = [run_id for run_id, result in left.items() if os.path.exists(result)]
@@ -156,29 +171,28 @@ class WorkerPool(ABC):
                     tried += 1
             self._watch_workers(notes, by_id, left)
             # before a new worker reads the list
-            self._offer([*ordered[:tried], *(spares if tried == len(ordered) else [])])
+            self._offer(ordered[:tried], spares if tried == len(ordered) else [])
             wanted = len(left)
             if wanted < self.slots:  # then spare runs are trained, too
                 wanted += sum(r not in left and not self.study.has_result(r) for r in self.offered)
             self._start_workers(wanted)
             time.sleep(pause_s)
 
-    def _offer(self, runs: Sequence[str]) -> None:
+    def _offer(self, runs: Sequence[str], spares: Sequence[str]) -> None:
         """Publish this list, unless workers have it already."""
-        self.offered = list(runs)
+        self.offered = [*runs, *spares]
         now = (self.offered, self._barred())
         if now != self.published:
             self.published = now
-            self.session.publish(runs, barred=now[1])
+            self.session.publish(self.offered, barred=now[1])
 
     def _barred(self) -> dict[str, list[str]]:
         """Return, by run under which a GPU has failed, the workers that leave it to others."""
         return {}
 
     def _has_started(self, run_id: str) -> bool:
-        """Tell whether a canary has survived its start: it has taken a step, or it has a result."""
-        result = self.study.result(run_id)
-        if result is not None:
+        """Return whether a canary has survived its start: it has taken a step, or it has a result."""
+        if result := self.study.result(run_id):
             return result["outcome"] in FINISHED
         return bool((self.study.progress(run_id) or {}).get("step"))
 
@@ -194,9 +208,10 @@ class WorkerPool(ABC):
             if place := self._place(worker, note):
                 self.places.setdefault(place, set())
         for death in self._deaths():
-            note = notes.get(death.worker) or self.session.notes().get(death.worker) or {}
+            note = notes.get(death.worker) or self.session.noted("worker", death.worker) or {}
             self._record_death(death, note, specs)
-        if time.monotonic() - self.watched < min(WATCH_S, self.config.launcher.heartbeat_s / 4):
+        launcher = self.config.launcher
+        if time.monotonic() - self.watched < min(WATCH_S, launcher.heartbeat_s / 4):
             return
         self.watched = time.monotonic()
         running = self._running_workers()
@@ -204,15 +219,13 @@ class WorkerPool(ABC):
             self._forget_signs(worker)
         for worker in running:
             self._check_heartbeat(worker, notes.get(worker, {}))
-        patience_s = max(self.config.launcher.start_s, self.config.launcher.heartbeat_s)
+        patience_s = max(launcher.start_s, launcher.heartbeat_s)
         for worker in self.guests:  # only its own machine could end one: it is said, once
             note = notes.get(worker, {})
-            silent_s, _ = self._silence_of(worker, note)
-            if silent_s > patience_s and worker not in self.silent:
+            if self._silence_of(worker, note)[0] > patience_s and worker not in self.silent:
                 self.silent.add(worker)
-                on = f" on {note['run_id']}" if note.get("run_id") else ""
                 where = note.get("host", "its machine")
-                self.say(f"worker {worker}{on}: no sign of life for {patience_s:g} s; end it on {where}")
+                self.say(f"{_on(worker, note)}: no sign of life for {patience_s:g} s; end it on {where}")
         self._free_silent_runs([notes[worker] for worker in running if worker in notes], left)
 
     def _check_heartbeat(self, worker: str, note: Note) -> None:
@@ -234,7 +247,7 @@ class WorkerPool(ABC):
         else:
             return
         if worker not in self.killed:
-            self.say(f"worker {worker}{f' on {run_id}' if run_id else ''}: {why}; it is killed")
+            self.say(f"{_on(worker, note)}: {why}; it is killed")
             self.killed[worker] = why
             self._kill(worker)
 
@@ -279,11 +292,11 @@ class WorkerPool(ABC):
             self.say(f"worker {worker} has joined, on {notes[worker].get('host', '?')}")
         at_work = (w for w, note in notes.items() if w.startswith(GUEST) and note.get("run_id"))
         for worker in dict.fromkeys(w for w in (*self.guests, *at_work) if w not in there):
-            note = notes.get(worker) or self.session.notes().get(worker)
+            note = notes.get(worker) or self.session.noted("worker", worker)
             if note is None:
                 self.say(f"worker {worker} has left")
                 continue
-            cause = exit_cause(self.session, worker) or "its process was killed, or its machine is gone"
+            cause = self.session.exit_cause(worker) or "its process was killed, or its machine is gone"
             run_id = note.get("run_id")
             clean = not run_id or self.study.has_result(run_id)
             log = self.session.log_path(worker)
@@ -328,17 +341,11 @@ class WorkerPool(ABC):
         with run_lock(files.directory) as mine:
             if mine and not files.result.exists():  # no other worker has taken it in the meantime
                 times = "once" if self.lost[run_id] == 1 else f"{self.lost[run_id]} times"
-                result = {
-                    "run_id": run_id,
-                    "identity": specs[run_id].identity_sha256,
-                    "outcome": "lost",
-                    "cause": f"its worker died {times}, at last: {cause}; its log: {death.log}",
-                    "steps": rows_in(files.steps),
-                }
-                write_checksummed(files.result, result)
+                whole = f"its worker died {times}, at last: {cause}; its log: {death.log}"
+                attempts.give_up(files, "lost", whole, specs[run_id].identity_sha256)
 
     def _device_is_to_blame(self, worker: str, said: str | None, run_id: str | None) -> bool:
-        """Tell whether a run lost its worker to its GPU alone. `said`: what the worker said of the GPU's
+        """Return whether a run lost its worker to its GPU alone. `said`: what the worker said of the GPU's
         failure, if it said anything before its end."""
         return False
 
@@ -360,6 +367,37 @@ class WorkerPool(ABC):
         self.say(f"{why}: no more are started there")
 
 
+def _on(worker: str, note: Note) -> str:
+    """Return what a sentence about a worker begins with: which it is, and which run it is on."""
+    return f"worker {worker} on {note['run_id']}" if note.get("run_id") else f"worker {worker}"
+
+
+def release_if_silent(study: Study, run_id: str, launcher: LauncherConfig, signs: Signs) -> str | None:
+    """Take the lock of a run away from a process that has shown no sign of life for `heartbeat_s`, or
+    `start_s` while it has taken no step; another may claim the run then, and the first can write no more.
+
+    Returns why, in words; None where the run is left as it is. `signs`: those of the runs seen so far.
+    """
+    files = study.run_files(run_id)
+    if not is_locked(files.lock):
+        signs.forget(run_id)
+        return None
+    attempt = attempt_at(files.directory)
+    progress = study.progress(run_id) or {}
+    patience_s = launcher.heartbeat_s
+    if not progress.get("step"):
+        patience_s = max(patience_s, launcher.start_s)
+    if signs.unchanged_s(run_id, (attempt, progress)) <= patience_s:
+        return None
+    begun = attempts.last_begin(files.directory)
+    who = f"process {begun.get('pid', '?')} on {begun.get('host', '?')}"
+    why = f"no sign of life for {patience_s:g} s of {who}, which holds it: it is given to another"
+    attempts.note(files.directory, "lost", attempt=attempt, cause=why)
+    take_run_lock_away(files.directory)
+    signs.forget(run_id)
+    return why
+
+
 def slots(config: Config) -> int:
     """Return how many workers run at a time, each with one run, under a resolved configuration: jobs, or here
     one (or more) per GPU or core group."""
@@ -372,26 +410,3 @@ def slots(config: Config) -> int:
     gpus = visible_gpus(together) if config.device == "cuda" else []
     on_gpus = len(gpus) // together * launcher.workers_per_gpu
     return on_gpus or max(1, cores() // (together * max(1, config.threads_per_run)))
-
-
-def worker_settings(config: Config, *, several_gpus: bool = False) -> dict[str, Any]:
-    """Return what session.json tells every worker: how it behaves, and which version of the code is meant."""
-    launcher = config.launcher
-    return {
-        "checkpoint_every_s": launcher.checkpoint_every_s,
-        "beat_s": launcher.heartbeat_s / 10,
-        "code": code_here(),
-        "processes_per_run": launcher.processes_per_run,
-        "nodes_per_run": launcher.nodes_per_run,
-        "several_gpus": several_gpus,
-    }
-
-
-def code_here() -> dict[str, Any]:
-    """Return which version of the code this is, as far as it can change numbers."""
-    return {
-        "ebc_lab": __version__,
-        "git": git_revision(),
-        "torch": versions()["torch"],
-        "numerics_version": NUMERICS_VERSION,
-    }

@@ -12,9 +12,8 @@ import re
 import subprocess
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import read_json, write_json
@@ -26,24 +25,16 @@ PATIENCE_S = 60.0  # for one answer from Slurm
 SOFT_S = 20.0  # for workers that are told to stop, before their jobs are cancelled
 HARD_S = 300.0  # for cancelled jobs to end
 LOOK_S = 2.0  # between two reads of the queue meanwhile
-JOB_LINE = re.compile(r"(\d+)\|([^|]*)\|([A-Z_]+)\|(.*)")  # of `squeue_command`
-NO_ANSWER = "slurm_load_jobs error"  # how squeue begins when the controller has told it nothing
+# until a job that the queue does not show counts as gone, and one that stays COMPLETING as ended
+GONE_S = 60.0
+USER = f"--user={os.getuid()}"
+# lists all of this user's jobs that Slurm still knows, for `parse_squeue`
+SQUEUE = ("squeue", "--noheader", "--array", "--states=all", USER, "--format=%F|%K|%T|%r")
+JOB_LINE = re.compile(r"(\d+)\|([^|]*)\|([A-Z_]+)\|(.*)")  # of its output
+NO_ANSWER = "slurm_load_jobs error"  # how it begins when the controller has told squeue nothing
 ENDING = "COMPLETING"
-LIVE = (
-    "PENDING",
-    "CONFIGURING",
-    "RUNNING",
-    ENDING,
-    "SUSPENDED",
-    "STOPPED",
-    "REQUEUED",
-    "REQUEUE_HOLD",
-    "REQUEUE_FED",
-    "SPECIAL_EXIT",
-    "RESIZING",
-    "SIGNALING",
-    "STAGE_OUT",
-)
+WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
+AT_WORK = ("RUNNING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT", ENDING)
 
 
 class LauncherRecord(TypedDict):
@@ -65,8 +56,7 @@ class QueueUnavailable(Exception):
     """Slurm did not answer; the message is what it said."""
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """One array task as the queue shows it."""
 
     state: str  # Slurm's: PENDING, RUNNING, COMPLETED, CANCELLED …
@@ -74,7 +64,8 @@ class Job:
 
     @property
     def live(self) -> bool:
-        return self.state in LIVE
+        """Whether the job is not over."""
+        return self.state in WAITING or self.state in AT_WORK
 
 
 def run_slurm(*command: str) -> str:
@@ -89,33 +80,21 @@ def run_slurm(*command: str) -> str:
         raise QueueUnavailable(f"{command[0]} takes longer than {PATIENCE_S:g} s") from None
     whole = f"{done.stdout}\n{done.stderr}"
     if done.returncode or (NO_ANSWER in whole and not parse_squeue(done.stdout)):
-        told = [line for line in whole.splitlines() if line.strip()]
-        errors = [line for line in told if "error" in line.lower()]  # beside a site's own notices
-        raise QueueUnavailable((errors or told or [f"{command[0]} fails without a message"])[-1].strip())
+        lines = [line for line in whole.splitlines() if line.strip()]
+        errors = [line for line in lines if "error" in line.lower()]  # beside a site's own notices
+        raise QueueUnavailable((errors or lines or [f"{command[0]} fails without a message"])[-1].strip())
     return done.stdout
 
 
 def jobs_named(name: str) -> dict[str, Job]:
     """Return job key (`<array>_<task>`) -> job, of all jobs with this name that Slurm still knows. Raises
     QueueUnavailable."""
-    return parse_squeue(run_slurm(*squeue_command(), f"--name={name}"))
-
-
-def squeue_command() -> list[str]:
-    """Return the command that lists all of this user's jobs that Slurm still knows, for `parse_squeue`."""
-    return [
-        "squeue",
-        "--noheader",
-        "--array",
-        "--states=all",
-        f"--user={os.getuid()}",
-        "--format=%F|%K|%T|%r",
-    ]
+    return parse_squeue(run_slurm(*SQUEUE, f"--name={name}"))
 
 
 def parse_squeue(text: str) -> dict[str, Job]:
-    """Return job key -> job, from the output of `squeue_command`; Slurm's warnings and a site's notices in it
-    are left out."""
+    """Return job key -> job, from the output of SQUEUE; Slurm's warnings and a site's notices in it are left
+    out."""
     jobs = {}
     for line in text.splitlines():
         if job := JOB_LINE.fullmatch(line.strip()):
@@ -126,7 +105,7 @@ def parse_squeue(text: str) -> dict[str, Job]:
 
 def scancel(name: str, *options: str) -> None:
     """Cancel every job of this name (and, with `--state=PENDING`, in this state). Raises QueueUnavailable."""
-    run_slurm("scancel", f"--user={os.getuid()}", f"--name={name}", *options)
+    run_slurm("scancel", USER, f"--name={name}", *options)
 
 
 def job_name(session: Session) -> str:
@@ -139,11 +118,6 @@ def remember(study: Study, session: Session) -> None:
     """Record in the study where its jobs and their driver communicate."""
     about = {"session": str(session.root), "name": job_name(session), "host": os.uname().nodename}
     write_json(study.launcher_file, about)
-
-
-def forget(study: Study) -> None:
-    """Note that no job of the study is left."""
-    study.launcher_file.unlink(missing_ok=True)
 
 
 def session_of(study: Study) -> Session | None:
@@ -171,13 +145,12 @@ def cached_jobs(session: Session, every_s: float) -> dict[str, Job]:
     try:
         last = read_json(path, QueueRecord)
         if abs(time.time() - last["at"]) < every_s:
-            return {k: Job(*v) for k, v in last["jobs"].items()}
+            return {key: Job(*seen) for key, seen in last["jobs"].items()}
     except (OSError, UserError, TypeError):  # TypeError: more or fewer than two texts
         pass
     jobs = jobs_named(job_name(session))
-    answer = {"at": time.time(), "jobs": {k: [j.state, j.reason] for k, j in jobs.items()}}
     with suppress(OSError):  # then Slurm is only asked again sooner
-        write_json(path, answer, durable=False)
+        write_json(path, {"at": time.time(), "jobs": jobs}, durable=False)
     return jobs
 
 
@@ -187,24 +160,24 @@ def stop_jobs(session: Session) -> tuple[int, list[str]]:
     Returns how many there were, and the keys of those that Slurm still shows after minutes. Raises
     QueueUnavailable.
     """
+
+    def live() -> dict[str, Job]:
+        return {key: job for key, job in jobs_named(name).items() if job.live}
+
     name = job_name(session)
     session.publish([], stop=True)
-    first = _live(name)
+    first = live()
     if not first:
         return 0, []
     scancel(name, "--state=PENDING")
     begun, hard = time.monotonic(), False
-    while left := _live(name):
-        waited = time.monotonic() - begun
-        if waited > SOFT_S and not hard:
+    while left := live():
+        waited_s = time.monotonic() - begun
+        if waited_s > SOFT_S and not hard:
             scancel(name)
             hard = True
-        if waited > HARD_S or (waited > 2 * SOFT_S and all(state == ENDING for state in left.values())):
+        ending = all(job.state == ENDING for job in left.values())
+        if waited_s > HARD_S or (waited_s > 2 * SOFT_S and ending):
             return len(first), sorted(left)
         time.sleep(LOOK_S)
     return len(first), []
-
-
-def _live(name: str) -> dict[str, str]:
-    """Return key -> state of the jobs of this name that are not over."""
-    return {key: job.state for key, job in jobs_named(name).items() if job.live}

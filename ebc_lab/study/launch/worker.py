@@ -27,10 +27,10 @@ from ebc_lab.config.errors import UserError, any_of
 from ebc_lab.config.identity import digest, identity_of
 from ebc_lab.config.own.sources import remember
 from ebc_lab.records.fence import Superseded
-from ebc_lab.records.json_files import read_json, write_checksummed
+from ebc_lab.records.json_files import read_json
 from ebc_lab.records.locks import is_locked, run_lock
-from ebc_lab.records.paths import RunFiles, SpecRecord
-from ebc_lab.records.streams import Heartbeat, rows_in
+from ebc_lab.records.paths import SpecRecord
+from ebc_lab.records.streams import Heartbeat
 from ebc_lab.training.ends import DeviceFailed, Interrupted
 from ebc_lab.training.nodes import Nodes
 
@@ -97,7 +97,8 @@ def train_claimed(
         except UserError as error:
             note("begin", **attempts.surroundings())
             on_claim()
-            _record_refusal(files, run_id, error, None)
+            attempts.give_up(files, "failed", str(error), None)
+            note("end", outcome="failed")
             return True
         together = {"processes": processes} if kind == TOGETHER and processes > 1 else {}
         note("begin", **together, **attempts.surroundings())
@@ -122,22 +123,13 @@ def train_claimed(
             print(cause, file=sys.stderr)
             raise
         except UserError as error:
-            _record_refusal(files, run_id, error, digest(identity_of(kind, run)))
+            attempts.give_up(files, "failed", str(error), digest(identity_of(kind, run)))
+            note("end", outcome="failed")
         except Interrupted:
             note("stopped")
             raise
         files.progress.unlink(missing_ok=True)
         return True
-
-
-def _record_refusal(files: RunFiles, run_id: str, error: UserError, identity: str | None) -> None:
-    """Record why this run cannot be trained, in the error's words; its files stay as they are.
-
-    `identity`: its digest, None where its spec cannot be read.
-    """
-    result = {"run_id": run_id, "identity": identity, "outcome": "failed", "cause": str(error)}
-    write_checksummed(files.result, {**result, "steps": rows_in(files.steps)})
-    attempts.note(files.directory, "end", outcome="failed")
 
 
 class _Stop:
@@ -150,14 +142,14 @@ class _Stop:
     def __init__(self, session: Session, name: str, *, bound: bool):
         self.session = session
         self.name = name
-        self.here = (os.uname().nodename, os.getpid())
+        self.bound = bound
+        self.here = {"pid": os.getpid(), "host": os.uname().nodename}
         self.parent = os.getppid()
         self.replaced = False  # nobody takes this process for the worker any more
-        self.bound = bound
+        self.told_to_end = False
         self.event = threading.Event()
         self.final = threading.Event()
-        self.told_to_end = False
-        session.note_process(name, *self.here)
+        session.note("process", name, **self.here)
         signal.signal(signal.SIGINT, lambda *_: self._end())
         signal.signal(signal.SIGHUP, lambda *_: self._end())
         signal.signal(signal.SIGTERM, lambda *_: self._end() if bound else self.event.set())
@@ -171,17 +163,15 @@ class _Stop:
     def _watch(self) -> None:
         while not self.final.is_set():
             why = ""  # why nobody takes this process for the worker any more
-            process = self.session.process(self.name)
-            if process is not None and process != self.here:
-                why = f"its job was started again on {process[0]} (process {process[1]})"
+            process = self.session.noted("process", self.name) or self.here
+            if process != self.here:
+                why = f"its job was started again on {process['host']} (process {process['pid']})"
             elif os.getppid() != self.parent:
                 why = "the process that started it is gone"
             if why:
                 self.replaced = True
-                print(
-                    f"worker {self.name}, process {self.here[1]} on {self.here[0]}, ends: {why}",
-                    file=sys.stderr,
-                )
+                who = f"worker {self.name}, process {self.here['pid']} on {self.here['host']}"
+                print(f"{who}, ends: {why}", file=sys.stderr)
             gone = not self.session.root.exists() or (self.bound and not is_locked(self.session.lock_path))
             tasks = None if gone else self.session.tasks()
             if self.replaced or gone or (tasks is not None and tasks["stop"]):
@@ -221,11 +211,10 @@ class Worker:
         self.say()
 
     def say(self, **more: Any) -> None:
-        """Leave a note for the driver."""
-        if self.stop.replaced:  # the note is the other one's
-            return
-        now = {"run_id": self.run_id, "ran": self.taken, "started": self.started}
-        self.session.note(self.name, **now, **self.surroundings, **more)
+        """Leave a note for the driver, unless the note is another process's by now."""
+        if not self.stop.replaced:
+            now = {"run_id": self.run_id, "ran": self.taken, "started": self.started}
+            self.session.note("worker", self.name, **now, **self.surroundings, **more)
 
     def work(self) -> int:
         """Train until nothing is left, and return the exit code: 0 where the worker was told to end or has
@@ -253,6 +242,7 @@ class Worker:
     def _work(self) -> None:
         """Train one run after the other until this worker is to end, or has been idle for `idle_s`."""
         poll_s = POLL_S if self.about["bound"] else POLL_SHARED_S
+        idle_s = float("inf") if self.about["idle_s"] is None else self.about["idle_s"]
         worked = beat = time.monotonic()
         while not self.stop.final.is_set():
             if self.stop():
@@ -260,7 +250,7 @@ class Worker:
                 self.stop.event.clear()
             elif self._train_next():
                 worked = time.monotonic()
-            elif self.about["idle_s"] is not None and time.monotonic() - worked > self.about["idle_s"]:
+            elif time.monotonic() - worked > idle_s:
                 return
             else:
                 if time.monotonic() - beat > self.about["beat_s"]:
@@ -270,7 +260,7 @@ class Worker:
                 self.stop.event.wait(poll_s)
 
     def _train_next(self) -> bool:
-        """Train the first run on the list that is free; tell whether there was one."""
+        """Train the first run on the list that is free; return whether there was one."""
         tasks = self.session.tasks()
         if tasks is None:  # it cannot be read at the moment
             return False
@@ -286,7 +276,7 @@ class Worker:
         return False
 
     def _train(self, run_id: str, *, last_try: bool) -> bool:
-        """Train a run unless another worker has it; tell whether it was free. `last_try`: it has failed on
+        """Train a run unless another worker has it; return whether it was free. `last_try`: it has failed on
         another GPU before, and what comes of it here is its result."""
 
         def claimed() -> None:
@@ -295,7 +285,7 @@ class Worker:
             self.say()
 
         elsewhere = self.about["several_gpus"] and not last_try and not self.name.startswith(GUEST)
-        try:
+        with suppress(Interrupted, Superseded):
             free = train_claimed(
                 self.study,
                 run_id,
@@ -306,13 +296,12 @@ class Worker:
                 nodes=self.nodes,
                 retry_oom=elsewhere,
             )
-        except (Interrupted, Superseded):
-            free = True
-        if free:
-            self.run_id = None
-            self.started = True
-            self.say()
-        return free
+            if not free:
+                return False
+        self.run_id = None
+        self.started = True
+        self.say()
+        return True
 
 
 def main() -> None:

@@ -88,7 +88,7 @@ def test_one_that_came_and_died_between_two_looks_of_the_driver_is_recorded(tmp_
     bench = Bench(tmp_path)
     [spec] = bench.idle(1)
     pool = bench.pool(join=True)
-    pool.session.note(f"{GUEST}gone", run_id=spec.run_id, ran=1, host="other")
+    pool.session.note("worker", f"{GUEST}gone", run_id=spec.run_id, ran=1, host="other")
     pool.run([spec], [], lambda done, busy: None, canary=False)
     assert not [worker for worker in pool.session.notes() if worker.startswith(GUEST)]
     [lost] = [event for event in bench.events(spec) if event["event"] == "lost"]

@@ -49,7 +49,7 @@ def test_a_job_that_is_ending_may_come_back_and_counts_until_it_has_been_ending_
     assert pool.jobs["7_0"].state == "PENDING"
     assert pool.said[-1] == "1 job(s) running, 1 waiting (BeginTime)"
     pool.answer["7_0"] = Job("COMPLETING", "None")
-    monkeypatch.setattr(slurm, "GONE_S", 0.0)
+    monkeypatch.setattr(queue, "GONE_S", 0.0)
     pool._read_queue()
     assert set(pool.jobs) == {"7_1"}
     assert [d.worker for d in pool._deaths()] == ["7_0"]

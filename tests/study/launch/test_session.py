@@ -7,7 +7,7 @@ import pytest
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.study.launch import queue
-from ebc_lab.study.launch.session import Session, exit_cause
+from ebc_lab.study.launch.session import Session
 from ebc_lab.study.store.study import Study
 
 WRONG = [None, "x", [], {}, 3, {"a": None}, {"run_id": 3, "runs": None, "stop": "x", "code": "x", "at": []}]
@@ -24,7 +24,7 @@ def test_what_says_nothing_counts_as_absent(session, value, monkeypatch):
         (session.root / f"{name}.json").write_text(json.dumps(value))
     assert session.tasks() is None
     assert all(isinstance(note.get("run_id"), str | None) for note in session.notes().values())
-    assert exit_cause(session, "1") == ""
+    assert session.exit_cause("1") == ""
     monkeypatch.setattr(queue, "jobs_named", lambda name: {})
     monkeypatch.setattr(queue, "job_name", lambda session: "ebc-x")
     assert queue.cached_jobs(session, 1e9) == {}
@@ -40,8 +40,8 @@ def test_what_says_nothing_counts_as_absent(session, value, monkeypatch):
     ],
 )
 def test_how_a_worker_ended_is_told_in_words(session, code, cause):
-    session.note_exit("1", code)
-    assert exit_cause(session, "1") == cause
+    session.note("exit", "1", code=code)
+    assert session.exit_cause("1") == cause
 
 
 def test_a_list_is_read_again_when_another_was_published_and_only_then(session):
