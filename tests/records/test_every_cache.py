@@ -63,11 +63,11 @@ def measured(monkeypatch, tmp_path):
         return json.loads(json.dumps(found[-1]))
 
     def submit_jobs(config, folder, name, commands):
-        (asked,) = commands
-        run = from_dict(RunConfig, json.loads(asked.run))
+        run, path = commands[0].args
+        run = from_dict(RunConfig, json.loads(run))
         choice = Choice(run.dtype, 1, "off", {"dtype": "as given"}, (1, 1, run.dtype, 3.5))
         found.append(asdict(choice))
-        write_json(Path(asked.found), found[-1])
+        write_json(path, found[-1])
         return [SimpleNamespace(job_id="1", paths=SimpleNamespace(stdout="log"))]
 
     learn = tokens._learned

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ebc_lab.records.columns import TIMING_COLUMNS
+from ebc_lab.study.launch import queue
 from ebc_lab.study.launch.session import Session, state_dir
 from ebc_lab.study.store.study import Study
 
@@ -22,6 +23,22 @@ def without_timing(path: Path) -> str:
 def sessions(study: Study, launcher: str) -> list[Session]:
     """Where the study's drivers and workers meet, or met."""
     return [Session(p.parent) for p in state_dir(study, launcher).glob("session-*/session.json")]
+
+
+def jobs(study: Study) -> dict[str, queue.Job]:
+    """The Slurm jobs of a study's driver, as `queue.jobs_named`."""
+    [session] = sessions(study, "slurm")
+    return queue.jobs_named(queue.job_name(session))
+
+
+def end_jobs(study: Study) -> None:
+    for session in sessions(study, "slurm"):
+        queue.scancel(queue.job_name(session))
+
+
+def shell(*command: str) -> str:
+    """What a command prints, which must succeed."""
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def family(pid: int) -> list[int]:

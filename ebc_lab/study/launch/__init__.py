@@ -2,16 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ebc_lab.config.checks import require_gpu
 from ebc_lab.config.machine import visible_gpus
 from ebc_lab.config.schema import Config
+from ebc_lab.records.spec import RunSpec
+from ebc_lab.training.ends import DeviceFailed, Interrupted
 
 from ..store.study import Study
-from .inline import InlinePool
-from .pool import Say, WorkerPool, slots
+from .pool import CheckIn, Say, Signs, WorkerPool, WorkersFailed, release_if_silent, slots
+
+
+class InlinePool:
+    """launcher=inline: one run after the other in the calling process, for debuggers."""
+
+    def __init__(self, config: Config, study: Study):
+        self.config = config
+        self.study = study
+
+    def run(
+        self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn, *, canary: bool
+    ) -> None:
+        from .worker import POLL_S, train_claimed
+
+        asked: list[int] = []
+        signs = Signs()
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        previous = {s: signal.signal(s, lambda number, _: asked.append(number)) for s in signals}
+        try:
+            for spec in sorted(specs, key=lambda s: -s.cost):
+                files = self.study.run_files(spec.run_id)
+                check_in([], [])
+                try:
+                    while not files.result.exists():
+                        trained = train_claimed(
+                            self.study,
+                            spec.run_id,
+                            processes=self.config.launcher.processes_per_run,
+                            checkpoint_every_s=self.config.launcher.checkpoint_every_s,
+                            should_stop=lambda: bool(asked),
+                        )
+                        if not trained:  # a worker of a dead driver still holds it
+                            if asked:
+                                raise KeyboardInterrupt
+                            release_if_silent(self.study, spec.run_id, self.config.launcher, signs)
+                            check_in([], [])
+                            time.sleep(POLL_S)
+                except Interrupted:
+                    raise KeyboardInterrupt from None
+                except DeviceFailed as error:
+                    remedy = "the same command continues from here"
+                    raise WorkersFailed(f"what it trained on is gone ({error}); {remedy}.") from None
+                check_in([spec.run_id], [])
+        finally:
+            for sig, handler in previous.items():
+                signal.signal(sig, handler)
+
 
 Pool = InlinePool | WorkerPool
 

@@ -14,9 +14,8 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.machine import cores, visible_gpus
@@ -45,19 +44,14 @@ class WorkersFailed(Exception):
     """Workers die before they do anything, or all were cancelled; says where to read why."""
 
 
-@dataclass(frozen=True)
-class Death:
-    """A worker that has ended.
-
-    `clean`: it exited by itself because nothing was left for it. `counts`: this driver started it, so that a
-    failure to start says something about the setup.
-    """
+class Death(NamedTuple):
+    """A worker that has ended."""
 
     worker: str
     cause: str
     log: Path
-    clean: bool = False
-    counts: bool = True
+    clean: bool = False  # it exited by itself because nothing was left for it
+    counts: bool = True  # this driver started it, so that a failure to start says something about the setup
 
 
 class Signs:
@@ -90,6 +84,7 @@ class WorkerPool(ABC):
         self.session = session
         self.slots = slots
         self.say = say
+        self.specs: dict[str, RunSpec] = {}  # of the wave that is trained
         self.offered: list[str] = []
         self.published: Any = None  # what workers read now
         self.lost: dict[str, int] = {}  # run id -> workers it has cost
@@ -97,7 +92,7 @@ class WorkerPool(ABC):
         self.failed_starts = 0
         # place where workers run -> the runs that lost theirs there since one was finished there
         self.places: dict[str, set[str | None]] = {}
-        self.avoided: set[str] = set()
+        self.avoided: dict[str, str] = {}  # place where no more workers are started -> why
         self.watched = 0.0  # when signs of life were last looked for
         self.signs = Signs()  # of workers
         self.trained = Signs()  # worker -> its run, and how long it has been on it
@@ -145,7 +140,7 @@ class WorkerPool(ABC):
         raises, WorkersFailed, and UserError (a worker cannot write).
         """
         ordered = [s.run_id for s in sorted(specs, key=lambda s: -s.cost)]
-        by_id = {s.run_id: s for s in specs}
+        self.specs = {s.run_id: s for s in specs}
         spares: Sequence[str] = [s.run_id for s in spare]
         tried = 1 if canary else len(ordered)
         left = {run_id: str(self.study.run_files(run_id).result) for run_id in ordered}
@@ -156,7 +151,7 @@ class WorkerPool(ABC):
             for run_id in done:
                 del left[run_id]
             notes = self.session.notes()
-            self._see_guests(notes, by_id)
+            self._see_guests(notes)
             at_work = (*self._running_workers(), *self.guests)
             busy = [notes[w]["run_id"] for w in at_work if notes.get(w, {}).get("run_id")]
             pause_s = max(self.poll_s, PAUSE * (time.monotonic() - began))
@@ -169,7 +164,7 @@ class WorkerPool(ABC):
                     tried = len(ordered)
                 elif not any(r in left for r in ordered[:tried]):
                     tried += 1
-            self._watch_workers(notes, by_id, left)
+            self._watch_workers(notes, left)
             # before a new worker reads the list
             self._offer(ordered[:tried], spares if tried == len(ordered) else [])
             wanted = len(left)
@@ -198,9 +193,7 @@ class WorkerPool(ABC):
 
     # -- watching --------------------------------------------------------------------------------------------
 
-    def _watch_workers(
-        self, notes: Mapping[str, Note], specs: Mapping[str, RunSpec], left: Collection[str]
-    ) -> None:
+    def _watch_workers(self, notes: Mapping[str, Note], left: Collection[str]) -> None:
         """Record the workers that have died, and look for signs of life of the others."""
         for worker, note in notes.items():
             if note.get("error"):
@@ -209,7 +202,7 @@ class WorkerPool(ABC):
                 self.places.setdefault(place, set())
         for death in self._deaths():
             note = notes.get(death.worker) or self.session.noted("worker", death.worker) or {}
-            self._record_death(death, note, specs)
+            self._record_death(death, note)
         launcher = self.config.launcher
         if time.monotonic() - self.watched < min(WATCH_S, launcher.heartbeat_s / 4):
             return
@@ -219,7 +212,7 @@ class WorkerPool(ABC):
             self._forget_signs(worker)
         for worker in running:
             self._check_heartbeat(worker, notes.get(worker, {}))
-        patience_s = max(launcher.start_s, launcher.heartbeat_s)
+        patience_s = _patience_s(launcher, started=False)
         for worker in self.guests:  # only its own machine could end one: it is said, once
             note = notes.get(worker, {})
             if self._silence_of(worker, note)[0] > patience_s and worker not in self.silent:
@@ -229,16 +222,11 @@ class WorkerPool(ABC):
         self._free_silent_runs([notes[worker] for worker in running if worker in notes], left)
 
     def _check_heartbeat(self, worker: str, note: Note) -> None:
-        """Kill a worker that shows no sign of life, or takes longer over a run than allowed.
-
-        Before its first step it imports and builds, which may take minutes on a cold disk, and has `start_s`
-        for that.
-        """
+        """Kill a worker that shows no sign of life, or takes longer over a run than allowed."""
         silent_s, started = self._silence_of(worker, note)
         run_id = note.get("run_id")
-        launcher = self.config.launcher
-        limit_s = launcher.run_timeout_s
-        patience_s = launcher.heartbeat_s if started else max(launcher.start_s, launcher.heartbeat_s)
+        limit_s = self.config.launcher.run_timeout_s
+        patience_s = _patience_s(self.config.launcher, started=started)
         if silent_s > patience_s:
             still = "" if started else " since it was started,"
             why = f"no sign of life{still} for {patience_s:g} s"
@@ -281,7 +269,7 @@ class WorkerPool(ABC):
             elif why := release_if_silent(self.study, run_id, self.config.launcher, self.unclaimed):
                 self.say(f"{run_id}: {why}")
 
-    def _see_guests(self, notes: Mapping[str, Note], specs: Mapping[str, RunSpec]) -> None:
+    def _see_guests(self, notes: Mapping[str, Note]) -> None:
         """Say which workers have joined, and record those that have died: the kernel frees a guest's lock.
 
         What one does not finish the others take at once; they need no driver for that. A guest with a run has
@@ -300,12 +288,12 @@ class WorkerPool(ABC):
             run_id = note.get("run_id")
             clean = not run_id or self.study.has_result(run_id)
             log = self.session.log_path(worker)
-            self._record_death(Death(worker, cause, log, clean=clean, counts=False), note, specs)
+            self._record_death(Death(worker, cause, log, clean=clean, counts=False), note)
         self.guests = there
 
     # -- deaths ----------------------------------------------------------------------------------------------
 
-    def _record_death(self, death: Death, note: Note, specs: Mapping[str, RunSpec]) -> None:
+    def _record_death(self, death: Death, note: Note) -> None:
         """Charge the run of a worker that has died, unless its GPU is to blame, and give the run up once it
         has cost too many workers. Raises WorkersFailed once MAX_FAILED_STARTS workers in a row have ended
         before they took a run."""
@@ -332,7 +320,7 @@ class WorkerPool(ABC):
             return
         attempts.note(self.study.run_dir(run_id), "lost", worker=worker, cause=cause)
         self.say(f"{run_id} has lost its worker {worker}: {cause}")
-        if device_failed or run_id not in specs:
+        if device_failed or run_id not in self.specs:
             return
         self.lost[run_id] = self.lost.get(run_id, 0) + 1
         if self.lost[run_id] <= self.config.launcher.max_lost:
@@ -342,7 +330,7 @@ class WorkerPool(ABC):
             if mine and not files.result.exists():  # no other worker has taken it in the meantime
                 times = "once" if self.lost[run_id] == 1 else f"{self.lost[run_id]} times"
                 whole = f"its worker died {times}, at last: {cause}; its log: {death.log}"
-                attempts.give_up(files, "lost", whole, specs[run_id].identity_sha256)
+                attempts.give_up(files, "lost", whole, self.specs[run_id].identity_sha256)
 
     def _device_is_to_blame(self, worker: str, said: str | None, run_id: str | None) -> bool:
         """Return whether a run lost its worker to its GPU alone. `said`: what the worker said of the GPU's
@@ -360,11 +348,9 @@ class WorkerPool(ABC):
         runs.add(run_id)
         works = any(not lost for other, lost in self.places.items() if other not in self.avoided)
         if len(runs) >= RUNS_TO_AVOID and works:
-            self._avoid(place, f"workers keep dying in {place}, and not elsewhere")
-
-    def _avoid(self, place: str, why: str) -> None:
-        self.avoided.add(place)
-        self.say(f"{why}: no more are started there")
+            why = f"workers keep dying in {place}, and not elsewhere"
+            self.avoided.setdefault(place, why)
+            self.say(f"{why}: no more are started there")
 
 
 def _on(worker: str, note: Note) -> str:
@@ -372,9 +358,15 @@ def _on(worker: str, note: Note) -> str:
     return f"worker {worker} on {note['run_id']}" if note.get("run_id") else f"worker {worker}"
 
 
+def _patience_s(launcher: LauncherConfig, *, started: bool) -> float:
+    """Return for how long a worker may show no sign of life. Before its first step it imports and builds,
+    which may take minutes on a cold disk."""
+    return launcher.heartbeat_s if started else max(launcher.start_s, launcher.heartbeat_s)
+
+
 def release_if_silent(study: Study, run_id: str, launcher: LauncherConfig, signs: Signs) -> str | None:
-    """Take the lock of a run away from a process that has shown no sign of life for `heartbeat_s`, or
-    `start_s` while it has taken no step; another may claim the run then, and the first can write no more.
+    """Take the lock of a run away from a process that has shown no sign of life for long; another may claim
+    the run then, and the first can write no more.
 
     Returns why, in words; None where the run is left as it is. `signs`: those of the runs seen so far.
     """
@@ -384,9 +376,7 @@ def release_if_silent(study: Study, run_id: str, launcher: LauncherConfig, signs
         return None
     attempt = attempt_at(files.directory)
     progress = study.progress(run_id) or {}
-    patience_s = launcher.heartbeat_s
-    if not progress.get("step"):
-        patience_s = max(patience_s, launcher.start_s)
+    patience_s = _patience_s(launcher, started=bool(progress.get("step")))
     if signs.unchanged_s(run_id, (attempt, progress)) <= patience_s:
         return None
     begun = attempts.last_begin(files.directory)

@@ -34,7 +34,7 @@ JOB_LINE = re.compile(r"(\d+)\|([^|]*)\|([A-Z_]+)\|(.*)")  # of its output
 NO_ANSWER = "slurm_load_jobs error"  # how it begins when the controller has told squeue nothing
 ENDING = "COMPLETING"
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
-AT_WORK = ("RUNNING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT", ENDING)
+LIVE = (*WAITING, "RUNNING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT", ENDING)
 
 
 class LauncherRecord(TypedDict):
@@ -46,10 +46,10 @@ class LauncherRecord(TypedDict):
 
 
 class QueueRecord(TypedDict):
-    """What queue.json holds: Slurm's last answer, job key -> state and reason, and when it came."""
+    """What queue.json holds: Slurm's last answer, and when it came."""
 
     at: float
-    jobs: dict[str, list[str]]
+    jobs: dict[str, list[str]]  # job key -> state and reason
 
 
 class QueueUnavailable(Exception):
@@ -64,8 +64,8 @@ class Job(NamedTuple):
 
     @property
     def live(self) -> bool:
-        """Whether the job is not over."""
-        return self.state in WAITING or self.state in AT_WORK
+        """Return whether the job is not over."""
+        return self.state in LIVE
 
 
 def run_slurm(*command: str) -> str:

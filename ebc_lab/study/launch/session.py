@@ -76,9 +76,9 @@ class ProcessRecord(TypedDict):
 
 
 class ExitRecord(TypedDict):
-    """How a worker has ended, for a driver that did not start it: `code` as Popen has it."""
+    """How a worker has ended, for a driver that did not start it."""
 
-    code: int
+    code: int  # as Popen has it
 
 
 NOTES = {"worker": Note, "process": ProcessRecord, "exit": ExitRecord}  # what <kind>-<worker>.json holds

@@ -8,6 +8,7 @@ The queue is read at most once every `launcher.queue_every_s`. Results are read 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config
@@ -51,7 +52,6 @@ class SlurmPool(WorkerPool):
         self.submitted_here: set[str] = set()  # by this driver
         self.accepted = bool(live)  # Slurm has taken a job for this study
         self.states = Signs()  # of the jobs, as the queue shows them
-        self.new_deaths: list[Death] = []
         self.refused = 0  # submissions in a row
         self.submit_at = 0.0  # not before
         self.looked = time.monotonic()
@@ -90,20 +90,19 @@ class SlurmPool(WorkerPool):
 
     def _deaths(self) -> list[Death]:
         if time.monotonic() - self.looked >= self.config.launcher.queue_every_s:
-            self._read_queue()
-        deaths, self.new_deaths = self.new_deaths, []
-        return deaths
+            self.looked = time.monotonic()
+            try:
+                return self._update(queue.cached_jobs(self.session, self.config.launcher.queue_every_s / 2))
+            except QueueUnavailable as error:
+                self._say_once(f"the queue does not answer ({error}); trying again")
+        return []
 
-    def _read_queue(self) -> None:
-        self.looked = time.monotonic()
-        try:
-            jobs = queue.cached_jobs(self.session, self.config.launcher.queue_every_s / 2)
-        except QueueUnavailable as error:
-            self._say_once(f"the queue does not answer ({error}); trying again")
-            return
+    def _update(self, jobs: Mapping[str, Job]) -> list[Death]:
+        """Take note of the jobs as the queue shows them, and return the workers of those that are over."""
         for key, job in jobs.items():  # also those of a submission that was interrupted half-way
             if key not in self.jobs and job.live and job.state != ENDING:
                 self.jobs[key] = job
+        deaths = []
         for key in list(self.jobs):
             seen = jobs.get(key)
             unchanged_s = self.states.unchanged_s(key, seen and seen.state)
@@ -113,14 +112,14 @@ class SlurmPool(WorkerPool):
                 self.jobs[key] = seen or self.jobs[key]
             else:
                 del self.jobs[key]
-                self._record_end(key, seen)
+                deaths.append(self._death(key, seen.state if seen else "gone from the queue"))
         waiting = [j for j in self.jobs.values() if j.state != "RUNNING"]
         reasons = sorted({j.reason for j in waiting if j.reason not in ("None", "submitted")})
         why = f" ({', '.join(reasons)})" if reasons else ""
         self._say_once(f"{len(self.jobs) - len(waiting)} job(s) running, {len(waiting)} waiting{why}")
+        return deaths
 
-    def _record_end(self, key: str, job: Job | None) -> None:
-        state = job.state if job else "gone from the queue"
+    def _death(self, key: str, state: str) -> Death:
         if state.startswith("CANCELLED") and key not in self.killed:
             self.slots -= 1
             self.say(f"job {key} was cancelled by somebody; {max(self.slots, 0)} job(s) share what is left")
@@ -131,7 +130,7 @@ class SlurmPool(WorkerPool):
         if not log.exists():
             cause += "; it wrote no log: is the state folder shared with the nodes?"
         clean, counts = state == "COMPLETED", key in self.submitted_here
-        self.new_deaths.append(Death(key, cause, log, clean=clean, counts=counts))
+        return Death(key, cause, log, clean=clean, counts=counts)
 
     def _say_once(self, text: str) -> None:
         if text != self.last_said:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def choice_on_node(config: Config, study: Study) -> Choice:
     folder = Path(tempfile.mkdtemp(prefix="speeds-", dir=state_dir(study, "slurm")))
     name = f"ebc-{study.name[:40]}-{folder.name}"
     found = folder / "found.json"
-    measurement = _Measurement(json.dumps(to_dict(run_part(config))), str(found))
+    measurement = partial(_measure, json.dumps(to_dict(run_part(config))), found)
     launcher = config.launcher
     on_each = launcher.processes_per_run // launcher.nodes_per_run
     one = replace(config, launcher=replace(launcher, nodes_per_run=1, processes_per_run=on_each))
@@ -174,14 +175,8 @@ def choice_on_node(config: Config, study: Study) -> Choice:
             queue.scancel(name)
 
 
-@dataclass
-class _Measurement:
-    """What submitit runs on the node: `speeds` in a process of its own; what that prints goes into a file."""
-
-    run: str  # its settings as JSON
-    found: str  # the file
-
-    def __call__(self) -> None:
-        asked = [sys.executable, "-m", "ebc_lab.bench.speeds"]
-        output = subprocess.run(asked, input=self.run, stdout=subprocess.PIPE, text=True, check=True).stdout
-        write_json(Path(self.found), json.loads(output))
+def _measure(run: str, found: Path) -> None:
+    """Measure the speeds of a run, whose settings are JSON, in a process of its own; write them to a file."""
+    asked = [sys.executable, "-m", "ebc_lab.bench.speeds"]
+    output = subprocess.run(asked, input=run, stdout=subprocess.PIPE, text=True, check=True).stdout
+    write_json(found, json.loads(output))

@@ -10,8 +10,8 @@ it survives its driver, until it has been idle for `idle_s`.
 from __future__ import annotations
 
 import functools
-import importlib
 import os
+import pkgutil
 import signal
 import sys
 import threading
@@ -62,8 +62,7 @@ def load_function(kind: str) -> Callable[..., dict[str, Any]]:
     """Return the function that trains a kind of run. Raises UserError for an unknown kind."""
     if kind not in KINDS:
         raise UserError(f"a run of kind {kind!r} is unknown here; the kinds are {any_of(list(KINDS))}.")
-    module, _, name = KINDS[kind].partition(":")
-    function: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), name)
+    function: Callable[..., dict[str, Any]] = pkgutil.resolve_name(KINDS[kind])
     return function
 
 
@@ -132,61 +131,13 @@ def train_claimed(
         return True
 
 
-class _Stop:
-    """Whether to stop the run of this worker (`event`), and whether the worker is to end as well (`final`).
-
-    SIGINT, a freed driver's lock, or `stop` in the session: both. SIGTERM in a Slurm job: it may be preempted
-    and requeued, or killed; the run is stopped with a checkpoint, and resumed if nothing happens.
-    """
-
-    def __init__(self, session: Session, name: str, *, bound: bool):
-        self.session = session
-        self.name = name
-        self.bound = bound
-        self.here = {"pid": os.getpid(), "host": os.uname().nodename}
-        self.parent = os.getppid()
-        self.replaced = False  # nobody takes this process for the worker any more
-        self.told_to_end = False
-        self.event = threading.Event()
-        self.final = threading.Event()
-        session.note("process", name, **self.here)
-        signal.signal(signal.SIGINT, lambda *_: self._end())
-        signal.signal(signal.SIGHUP, lambda *_: self._end())
-        signal.signal(signal.SIGTERM, lambda *_: self._end() if bound else self.event.set())
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm warns every process; submitit's answers
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def _end(self) -> None:
-        self.final.set()
-        self.event.set()
-
-    def _watch(self) -> None:
-        while not self.final.is_set():
-            why = ""  # why nobody takes this process for the worker any more
-            process = self.session.noted("process", self.name) or self.here
-            if process != self.here:
-                why = f"its job was started again on {process['host']} (process {process['pid']})"
-            elif os.getppid() != self.parent:
-                why = "the process that started it is gone"
-            if why:
-                self.replaced = True
-                who = f"worker {self.name}, process {self.here['pid']} on {self.here['host']}"
-                print(f"{who}, ends: {why}", file=sys.stderr)
-            gone = not self.session.root.exists() or (self.bound and not is_locked(self.session.lock_path))
-            tasks = None if gone else self.session.tasks()
-            if self.replaced or gone or (tasks is not None and tasks["stop"]):
-                self.told_to_end = True
-                self._end()
-            self.final.wait(WATCH_S)
-        time.sleep(GRACE_S)
-        os._exit(1)
-
-    def __call__(self) -> bool:
-        return self.event.is_set()
-
-
 class Worker:
-    """The run of this process, and what it tells the driver about it."""
+    """The run of this process, and what it tells the driver about it.
+
+    `stop`: its run is to stop with a checkpoint; `end`: the worker is to end as well. SIGINT, a freed lock of
+    the driver, or `stop` in the session: both. SIGTERM in a Slurm job is `stop` alone: the job may be
+    preempted and requeued, or killed, and if nothing happens the run is resumed.
+    """
 
     def __init__(self, session: Session, name: str, *places: str):
         self.session = session
@@ -194,7 +145,8 @@ class Worker:
         folder = session.root.parent
         self.held = [FileLock(folder / f"{place}.lock", fallback_to_soft=False) for place in places]
         self.about = session.about()
-        if self.about["bound"]:
+        self.bound = bool(self.about["bound"])
+        if self.bound:
             os.nice(NICENESS)
         self.study = Study((session.root / self.about["study"]).resolve())
         if self.study.own.is_dir():
@@ -207,12 +159,48 @@ class Worker:
         self.started = False  # everything is imported, and a run has ended or there is none
         self.listed: dict[str, Any] | None = None  # the list that was looked through last
         self.done: set[str] = set()  # the runs on it that were found to have a result
-        self.stop = _Stop(session, name, bound=self.about["bound"])
+        self.stop, self.end = threading.Event(), threading.Event()
+        self.told_to_end = False  # and not by a signal
+        self.replaced = False  # nobody takes this process for the worker any more
+        self.process = {"pid": os.getpid(), "host": os.uname().nodename}
+        self.parent = os.getppid()
+        session.note("process", name, **self.process)
+        signal.signal(signal.SIGINT, lambda *_: self._end())
+        signal.signal(signal.SIGHUP, lambda *_: self._end())
+        signal.signal(signal.SIGTERM, lambda *_: self._end() if self.bound else self.stop.set())
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm warns every process; submitit's answers
+        threading.Thread(target=self._watch, daemon=True).start()
         self.say()
+
+    def _end(self) -> None:
+        self.end.set()
+        self.stop.set()
+
+    def _watch(self) -> None:
+        """End this worker once it is told to, its driver is gone, or another process has its place."""
+        while not self.end.is_set():
+            why = ""  # why nobody takes this process for the worker any more
+            process = self.session.noted("process", self.name) or self.process
+            if process != self.process:
+                why = f"its job was started again on {process['host']} (process {process['pid']})"
+            elif os.getppid() != self.parent:
+                why = "the process that started it is gone"
+            if why:
+                self.replaced = True
+                who = f"worker {self.name}, process {self.process['pid']} on {self.process['host']}"
+                print(f"{who}, ends: {why}", file=sys.stderr)
+            gone = not self.session.root.exists() or (self.bound and not is_locked(self.session.lock_path))
+            tasks = None if gone else self.session.tasks()
+            if self.replaced or gone or (tasks is not None and tasks["stop"]):
+                self.told_to_end = True
+                self._end()
+            self.end.wait(WATCH_S)
+        time.sleep(GRACE_S)
+        os._exit(1)
 
     def say(self, **more: Any) -> None:
         """Leave a note for the driver, unless the note is another process's by now."""
-        if not self.stop.replaced:
+        if not self.replaced:
             now = {"run_id": self.run_id, "ran": self.taken, "started": self.started}
             self.session.note("worker", self.name, **now, **self.surroundings, **more)
 
@@ -225,7 +213,7 @@ class Worker:
             load_function(read_json(self.study.run_files(first).spec, SpecRecord)["kind"])
         try:
             for place in self.held:  # a GPU, once no other worker holds it
-                while not place.is_locked and not self.stop.final.is_set():
+                while not place.is_locked and not self.end.is_set():
                     try:
                         place.acquire(timeout=min(WATCH_S, self.about["beat_s"]), poll_interval=POLL_S)
                     except Timeout:
@@ -237,17 +225,17 @@ class Worker:
         except OSError as error:
             self.say(error=f"{error.filename or self.study.root}: {error.strerror or error}")
             return CANNOT_WRITE
-        return STOPPED if self.stop.final.is_set() and not self.stop.told_to_end else 0
+        return STOPPED if self.end.is_set() and not self.told_to_end else 0
 
     def _work(self) -> None:
         """Train one run after the other until this worker is to end, or has been idle for `idle_s`."""
-        poll_s = POLL_S if self.about["bound"] else POLL_SHARED_S
+        poll_s = POLL_S if self.bound else POLL_SHARED_S
         idle_s = float("inf") if self.about["idle_s"] is None else self.about["idle_s"]
         worked = beat = time.monotonic()
-        while not self.stop.final.is_set():
-            if self.stop():
-                self.stop.final.wait(min(PAUSE_S, self.about["beat_s"]))
-                self.stop.event.clear()
+        while not self.end.is_set():
+            if self.stop.is_set():
+                self.end.wait(min(PAUSE_S, self.about["beat_s"]))
+                self.stop.clear()
             elif self._train_next():
                 worked = time.monotonic()
             elif time.monotonic() - worked > idle_s:
@@ -257,7 +245,7 @@ class Worker:
                     beat = time.monotonic()
                     self.started = True
                     self.say(beat=beat)
-                self.stop.event.wait(poll_s)
+                self.stop.wait(poll_s)
 
     def _train_next(self) -> bool:
         """Train the first run on the list that is free; return whether there was one."""
@@ -290,7 +278,7 @@ class Worker:
                 self.study,
                 run_id,
                 checkpoint_every_s=self.about["checkpoint_every_s"],
-                should_stop=self.stop,
+                should_stop=self.stop.is_set,
                 on_claim=claimed,
                 processes=self.about["processes_per_run"],
                 nodes=self.nodes,

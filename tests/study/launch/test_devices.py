@@ -11,7 +11,6 @@ import re
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from support.idle import Bench
 from support.smi import BUSY, gpu_uuid, mig_uuid
 
 from ebc_lab.study.launch import open_pool
-from ebc_lab.study.launch.devices import Devices
 from ebc_lab.study.launch.pool import Death, WorkersFailed
 
 TESTS = Path(__file__).parents[2]
@@ -37,13 +35,6 @@ class Gpus(Bench):
         super().__init__(out)
         self.seen: list[list[str]] = []  # at each look, the GPUs of the workers that lived then
 
-    @contextmanager
-    def opened(self, **launcher):
-        settings = {"name": "local", "slots": 0, **launcher}
-        config = replace(self.config, device="cuda", launcher=replace(self.config.launcher, **settings))
-        with open_pool(config, self.study, self.said.append) as pool:
-            yield pool
-
     def run(self, specs, check_in=lambda done, busy: None, **launcher) -> None:
         """Train them all, and keep what each living worker could see of GPUs."""
 
@@ -51,7 +42,9 @@ class Gpus(Bench):
             self.seen.append(list(self.workers().values()))
             check_in(done, busy)
 
-        with self.opened(**launcher) as pool:
+        settings = {"name": "local", "slots": 0, **launcher}
+        config = replace(self.config, device="cuda", launcher=replace(self.config.launcher, **settings))
+        with open_pool(config, self.study, self.said.append) as pool:
             pool.run(specs, [], look, canary=False)
 
     def workers(self) -> dict[str, str]:
@@ -111,49 +104,32 @@ def held_by_all(bench, workers: int, **launcher) -> list[str]:
 
 
 DIVIDED = {1: ["3g.40gb", "1g.10gb"]}
-ONE_EACH = [  # tests/config/test_machine.py has the other ways, without workers
-    (8, {}, f"{GPU[6]},{GPU[3][:9]},9", [GPU[6], GPU[3]]),
-    (3, DIVIDED, None, [GPU[0], *MIG, GPU[2]]),
+NONE = {}
+HELD = [  # tests/config/test_machine.py has the other ways to name GPUs, without workers
+    pytest.param(8, NONE, f"{GPU[6]},{GPU[3][:9]},9", NONE, [GPU[6], GPU[3]], id="inherited"),
+    pytest.param(3, DIVIDED, None, NONE, [GPU[0], *MIG, GPU[2]], id="divided"),
+    pytest.param(2, NONE, None, {"workers_per_gpu": 2}, [*GPU[:2], *GPU[:2]], id="shared"),
+    pytest.param(
+        6, DIVIDED, None, {"processes_per_run": 2}, [f"{GPU[0]},{GPU[2]}", f"{GPU[3]},{GPU[4]}"], id="pairs"
+    ),
+    pytest.param(8, NONE, None, {"processes_per_run": 8}, [",".join(GPU)], id="eight"),
 ]
 
 
-@pytest.mark.parametrize(("count", "mig", "inherited", "devices"), ONE_EACH)
-def test_each_gpu_has_one_worker(count, mig, inherited, devices, bench, machine_with, monkeypatch):
+@pytest.mark.parametrize(("count", "mig", "inherited", "launcher", "held"), HELD)
+def test_each_worker_has_the_gpus_of_a_run_and_no_other_has_them(
+    count, mig, inherited, launcher, held, bench, machine_with, monkeypatch
+):
     machine_with(count, mig)
     if inherited is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", inherited)
-    assert sorted(held_by_all(bench, len(devices))) == sorted(devices)
+    assert sorted(held_by_all(bench, len(held), **launcher)) == sorted(held)
 
 
-@pytest.mark.slow  # on a real Slurm it is in test_slurm.py
-def test_a_driver_in_a_slurm_job_gives_its_workers_the_jobs_gpus_alone(bench, machine_with, monkeypatch):
-    machine_with(8)
-    for name, value in {"SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_GPUS": "2,5"}.items():
-        monkeypatch.setenv(name, value)
-    assert sorted(held_by_all(bench, 2)) == sorted([GPU[2], GPU[5]])
-
-
-def test_several_workers_share_a_gpu_where_that_is_asked_for(bench, machine_with):
-    machine_with(2)
-    held = held_by_all(bench, 4, workers_per_gpu=2)
-    assert collections.Counter(held) == {GPU[0]: 2, GPU[1]: 2}
-
-
-def test_a_run_of_several_processes_has_whole_gpus_that_no_other_run_has(bench, machine_with):
-    machine_with(6, DIVIDED)
-    held = held_by_all(bench, 2, processes_per_run=2)
-    assert set(held) == {f"{GPU[0]},{GPU[2]}", f"{GPU[3]},{GPU[4]}"}
-
-
-def test_a_run_of_eight_processes_has_eight_gpus(bench, machine_with):
-    machine_with(8)
-    assert held_by_all(bench, 1, processes_per_run=8) == [",".join(GPU)]
-
-
-def test_slots_beyond_the_last_gpu_share_in_turn():
-    devices = Devices(list("abcde"), 2, 4)
-    assert [devices.gpus_of(slot) for slot in range(3)] == [("a", "b"), ("c", "d"), ("a", "b")]
-    assert [devices.places(slot) for slot in range(3)] == [["a-0", "b-0"], ["c-0", "d-0"], ["a-1", "b-1"]]
+def test_slots_beyond_the_last_gpu_share_in_turn(bench):
+    pool = bench.pool(3, tuple("abcde"), processes_per_run=2)
+    assert pool.gpus == [("a", "b"), ("c", "d"), ("a", "b")]
+    assert [pool._locks(slot) for slot in range(3)] == [["a-0", "b-0"], ["c-0", "d-0"], ["a-1", "b-1"]]
 
 
 # -- none is given twice -------------------------------------------------------------------------------------
@@ -297,9 +273,10 @@ def test_what_a_worker_said_of_its_gpu_counts_although_it_then_hung(bench, machi
 
     pool.killed["1"] = "no sign of life for 60 s"
     note = {"run_id": spec.run_id, "ran": 1, "device_failed": True, "cause": BUSY}
-    pool._record_death(Death("1", "killed by SIGKILL", Path("log")), note, {spec.run_id: spec})
+    pool.specs = {spec.run_id: spec}
+    pool._record_death(Death("1", "killed by SIGKILL", Path("log")), note)
     assert bench.study.result(spec.run_id) is None
-    assert pool.devices.retired == {1: f"{GPU[1]} cannot be used ({BUSY})"}
+    assert pool.avoided == {"slot 1": f"{GPU[1]} cannot be used ({BUSY})"}
 
 
 NUMBERED = f"MIG-{GPU[1]}/2/0"  # as Slurm names an instance

@@ -30,15 +30,11 @@ def test_what_says_nothing_counts_as_absent(session, value, monkeypatch):
     assert queue.cached_jobs(session, 1e9) == {}
 
 
-@pytest.mark.parametrize(
-    ("code", "cause"),
-    [
-        (0, "it ended with exit code 0"),
-        (3, "it ended with exit code 3"),
-        (-11, "killed by SIGSEGV"),
-        (-99, "killed by signal 99"),
-    ],
-)
+ENDS = [(0, "it ended with exit code 0"), (3, "it ended with exit code 3")]
+ENDS += [(-11, "killed by SIGSEGV"), (-99, "killed by signal 99")]
+
+
+@pytest.mark.parametrize(("code", "cause"), ENDS)
 def test_how_a_worker_ended_is_told_in_words(session, code, cause):
     session.note("exit", "1", code=code)
     assert session.exit_cause("1") == cause
@@ -56,15 +52,11 @@ def test_a_list_is_read_again_when_another_was_published_and_only_then(session):
 
 
 @pytest.mark.parametrize("value", WRONG)
-def test_a_session_that_is_none_is_refused_with_a_remedy(session, value):
+def test_a_session_and_a_launcher_file_that_are_none_are_refused_with_a_remedy(session, value):
     (session.root / "session.json").write_text(json.dumps(value))
     with pytest.raises(UserError, match=r"session\.json is damaged .*: run the study's command again"):
         session.about()
-
-
-@pytest.mark.parametrize("value", WRONG)
-def test_a_launcher_file_that_is_none_is_refused_with_a_remedy(tmp_path, value):
-    study = Study(tmp_path)
+    study = Study(session.root)
     study.launcher_file.write_text(json.dumps(value))
     with pytest.raises(UserError, match=r"\.launcher\.json is damaged .*: once squeue shows none"):
         queue.session_of(study)

@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.called import CLI
-from support.drivers import sessions, until_true
+from support.drivers import end_jobs, jobs, shell, until_true
 
 from ebc_lab.records.streams import read_columns
-from ebc_lab.study.launch import queue
 from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Study
 from ebc_lab.study.store.verify import verify
@@ -37,10 +36,6 @@ SLURM = [
 LONGER = "lr_sweep.steps=200"  # so that a run is not over before something happens to it
 # Sums in another order: see tests/training/test_ranks.py
 TOLERANCE = 2e-4
-
-
-def shell(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -121,10 +116,6 @@ class Spread:
     def steps(self) -> dict[str, bytes]:
         return {path.parent.name: path.read_bytes() for path in self.study.runs.glob("*/steps.csv")}
 
-    def cancel(self) -> None:
-        for session in sessions(self.study, "slurm"):
-            queue.scancel(queue.job_name(session))
-
 
 @pytest.fixture
 def spread(tiny, tmp_path):
@@ -137,7 +128,7 @@ def spread(tiny, tmp_path):
 
     yield make
     for study in made:
-        study.cancel()
+        end_jobs(study.study)
 
 
 def test_a_run_on_two_nodes_of_which_one_is_lost_has_the_bits_of_one_node(spread, nodes, four_nodes):
@@ -183,8 +174,7 @@ def test_preemption_of_a_run_on_two_nodes_is_a_checkpoint_and_a_requeue(spread):
     study = spread("nodes", LONGER)
     driver = study.start(*SLURM, "launcher.processes_per_run=4", "launcher.nodes_per_run=2")
     run_id = patiently(study.in_progress)
-    [session] = sessions(study.study, "slurm")
-    [job] = queue.jobs_named(queue.job_name(session))
+    [job] = jobs(study.study)
     shell("scancel", "--signal=USR2", job)  # as on preemption, and before a time-out
     study.finish(driver)
     events = [event["event"] for event in attempts.log(study.study.run_dir(run_id))]
