@@ -65,10 +65,8 @@ def cancel(study: Study, say: Say) -> dict[str, Any]:
 
 
 def _cancel_run(study: Study, files: RunFiles) -> bool:
-    """Record one run as cancelled, and return whether it had no result yet.
-
-    Waits for a worker that is still writing a checkpoint. Raises UserError when that does not let go.
-    """
+    """Record one run as cancelled, once no worker is writing a checkpoint of it any more, and return whether
+    it had no result yet. Raises UserError when a worker does not let go."""
     deadline = time.monotonic() + GRACE_S + DRIVER_S / 2
     while True:
         with run_lock(files.directory) as mine:

@@ -16,17 +16,17 @@ SCRUBBED = ("SLURM_", "PMI_", "PMIX_", "SUBMITIT_")  # variables of an enclosing
 
 
 def start_worker(
-    session: Session, name: str, env: Mapping[str, str], places: Sequence[str] = ()
+    session: Session, name: str, env: Mapping[str, str], locks: Sequence[str] = ()
 ) -> subprocess.Popen[bytes]:
     """Start a worker on this machine, whose output goes to its log, and return its process.
 
     It has a process group of its own: Ctrl-C reaches only its driver, whose freed lock makes it end with a
-    checkpoint. `places`: what only one worker at a time may hold, of whichever driver.
+    checkpoint. `locks`: what only one worker at a time may hold, of whichever driver.
     """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(SCRUBBED)}
     with open(session.log_path(name), "ab") as log:
         return subprocess.Popen(
-            [sys.executable, *WORKER, str(session.root), name, *places],
+            [sys.executable, *WORKER, str(session.root), name, *locks],
             env={**inherited, **env},
             start_new_session=True,
             stdin=subprocess.DEVNULL,

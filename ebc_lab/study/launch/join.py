@@ -84,8 +84,8 @@ def _work(session: Session, say: Say) -> int:
         raise UserError(sentence)
     name = f"{GUEST}{os.uname().nodename[:40]}-{os.getpid()}-{secrets.token_hex(3)}"
     say(f"joining {study.root} as {name}")
-    place = f"{session.root.name}/{name}"  # by which the driver sees that it is there
-    worker = start_worker(session, name, about.get("env", {}), [place])
+    lock = f"{session.root.name}/{name}"  # by which the driver sees that it is there
+    worker = start_worker(session, name, about.get("env", {}), [lock])
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: worker.send_signal(number))
     code = worker.wait()

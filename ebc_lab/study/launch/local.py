@@ -1,7 +1,5 @@
-"""launcher=local: worker processes on this machine, one per slot, each on its own GPU or group of cores.
-
-A run that several processes train has as many GPUs, or groups of cores. A worker ends when its driver's lock
-is free, for whatever reason the driver ended.
+"""launcher=local: worker processes on this machine, one per slot, each on its own GPU or group of cores, or
+as many as processes train a run. A worker ends when its driver's lock is free, however the driver ended.
 
 A slot is avoided, for the rest of a call, once nvidia-smi no longer lists its GPU, or its worker finds it out
 of reach (another process holds it, say). Neither is a run's fault, so no run is charged. Memory that runs out

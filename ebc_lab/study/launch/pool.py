@@ -118,8 +118,7 @@ class WorkerPool(ABC):
 
     @abstractmethod
     def _place(self, worker: str, note: Note) -> str | None:
-        """Return where a worker ran, as named in `avoided`: what may be broken when workers keep dying
-        there."""
+        """Return what may be broken where workers keep dying: a node, or a slot with its GPU."""
 
     @abstractmethod
     def close(self) -> None:
@@ -213,7 +212,7 @@ class WorkerPool(ABC):
         for worker in running:
             self._check_heartbeat(worker, notes.get(worker, {}))
         patience_s = _patience_s(launcher, started=False)
-        for worker in self.guests:  # only its own machine could end one: it is said, once
+        for worker in self.guests:  # only its own machine could end one, so this is only said, once
             note = notes.get(worker, {})
             if self._silence_of(worker, note)[0] > patience_s and worker not in self.silent:
                 self.silent.add(worker)
@@ -240,11 +239,8 @@ class WorkerPool(ABC):
             self._kill(worker)
 
     def _silence_of(self, worker: str, note: Note) -> tuple[float, bool]:
-        """Return for how long a worker has shown no sign of life, and whether it has started: it has taken a
-        step, or waits for a run.
-
-        Signs of life are its run's progress or, if there is none, the heartbeat in its note.
-        """
+        """Return for how long a worker has shown no sign of life (progress of its run or, without any, the
+        heartbeat in its note), and whether it has started: it has taken a step, or waits for a run."""
         run_id = note.get("run_id")
         progress = self.study.progress(run_id) if run_id else None
         silent_s = self.signs.unchanged_s(worker, (run_id, progress or note.get("beat")))
@@ -256,10 +252,8 @@ class WorkerPool(ABC):
 
     def _free_silent_runs(self, notes: Sequence[Note], left: Collection[str]) -> None:
         """Free the runs that are held by a process from which nothing is heard: its node is cut off, and its
-        job counts as over or was started again elsewhere.
-
-        Only while a worker finds no run that it can claim: then every other one is held by somebody.
-        """
+        job counts as over or was started again elsewhere."""
+        # only while a worker finds no run that it can claim: then every other one is held by somebody
         if not any(note.get("started") and note.get("beat") and not note.get("run_id") for note in notes):
             return
         trained = {note.get("run_id") for note in notes}
@@ -270,11 +264,8 @@ class WorkerPool(ABC):
                 self.say(f"{run_id}: {why}")
 
     def _see_guests(self, notes: Mapping[str, Note]) -> None:
-        """Say which workers have joined, and record those that have died: the kernel frees a guest's lock.
-
-        What one does not finish the others take at once; they need no driver for that. A guest with a run has
-        held its lock: without it, it has died, even if it came and went between two looks.
-        """
+        """Say which workers have joined, and record those that have died: the kernel frees a guest's lock. A
+        guest that has a run has held its lock; without it, it has died, even between two looks."""
         there = self.session.guests(notes)
         for worker in (w for w in there if w not in self.guests):
             self.say(f"worker {worker} has joined, on {notes[worker].get('host', '?')}")
@@ -366,9 +357,7 @@ def _patience_s(launcher: LauncherConfig, *, started: bool) -> float:
 
 def release_if_silent(study: Study, run_id: str, launcher: LauncherConfig, signs: Signs) -> str | None:
     """Take the lock of a run away from a process that has shown no sign of life for long; another may claim
-    the run then, and the first can write no more.
-
-    Returns why, in words; None where the run is left as it is. `signs`: those of the runs seen so far.
+    the run then, and the first can write no more. Returns why, in words; None where the run is left as it is.
     """
     files = study.run_files(run_id)
     if not is_locked(files.lock):

@@ -1,8 +1,7 @@
 """A study's Slurm jobs as the queue shows them: which they are, what state they are in, how to end them.
 
-The queue is asked by name, one `squeue` for all jobs of a study; no accounting is needed. The study records
-that name, and the folder through which its jobs and their driver communicate, so that any later process finds
-them.
+One `squeue` asks for all jobs of a study by their name; no accounting is needed. The study records that name,
+and the folder through which its jobs and their driver communicate, so that any later process finds them.
 """
 
 from __future__ import annotations
@@ -25,10 +24,9 @@ PATIENCE_S = 60.0  # for one answer from Slurm
 SOFT_S = 20.0  # for workers that are told to stop, before their jobs are cancelled
 HARD_S = 300.0  # for cancelled jobs to end
 LOOK_S = 2.0  # between two reads of the queue meanwhile
-# until a job that the queue does not show counts as gone, and one that stays COMPLETING as ended
-GONE_S = 60.0
+GONE_S = 60.0  # until a job that the queue does not show, or shows as COMPLETING, counts as over
 USER = f"--user={os.getuid()}"
-# lists all of this user's jobs that Slurm still knows, for `parse_squeue`
+# the command that lists all of this user's jobs that Slurm still knows
 SQUEUE = ("squeue", "--noheader", "--array", "--states=all", USER, "--format=%F|%K|%T|%r")
 JOB_LINE = re.compile(r"(\d+)\|([^|]*)\|([A-Z_]+)\|(.*)")  # of its output
 NO_ANSWER = "slurm_load_jobs error"  # how it begins when the controller has told squeue nothing
@@ -87,14 +85,12 @@ def run_slurm(*command: str) -> str:
 
 
 def jobs_named(name: str) -> dict[str, Job]:
-    """Return job key (`<array>_<task>`) -> job, of all jobs with this name that Slurm still knows. Raises
-    QueueUnavailable."""
+    """Return job key (`<array>_<task>`) -> job, of all jobs with this name. Raises QueueUnavailable."""
     return parse_squeue(run_slurm(*SQUEUE, f"--name={name}"))
 
 
 def parse_squeue(text: str) -> dict[str, Job]:
-    """Return job key -> job, from the output of SQUEUE; Slurm's warnings and a site's notices in it are left
-    out."""
+    """Return job key -> job, from the output of SQUEUE without Slurm's warnings and a site's notices."""
     jobs = {}
     for line in text.splitlines():
         if job := JOB_LINE.fullmatch(line.strip()):
@@ -121,8 +117,8 @@ def remember(study: Study, session: Session) -> None:
 
 
 def session_of(study: Study) -> Session | None:
-    """Return where the study's jobs and their driver communicate, or None without jobs. Raises UserError
-    where that folder is out of reach."""
+    """Return where the study's jobs and their driver communicate; None without jobs. Raises UserError where
+    that folder is out of reach."""
     path = study.launcher_file
     if not path.exists():
         return None

@@ -115,9 +115,8 @@ class Session:
     def publish(
         self, runs: Sequence[str], *, barred: Mapping[str, Sequence[str]] | None = None, stop: bool = False
     ) -> None:
-        """Tell the workers what is to be trained, in this order. `barred`: by run that a GPU has failed
-        under, the workers that leave it to others; `stop`: stop the runs in progress, with a checkpoint
-        each, and end."""
+        """Tell the workers what is to be trained, in this order. `barred`: by run under which a GPU has
+        failed, the workers that leave it to others; `stop`: end, with a checkpoint of the run in progress."""
         tasks = {"runs": list(runs), "barred": dict(barred or {}), "stop": stop}
         write_json(self.root / "tasks.json", tasks, durable=False)
 
@@ -138,8 +137,7 @@ class Session:
         write_json(self.root / f"{kind}-{worker}.json", about, durable=False)
 
     def noted(self, kind: str, worker: str) -> dict[str, Any] | None:
-        """Return what `note` was given last; None where it cannot be read: never written, just being
-        replaced, or on NFS briefly stale."""
+        """Return what `note` wrote last; None where there is nothing, or on NFS only a stale file."""
         try:
             return dict(read_json(self.root / f"{kind}-{worker}.json", NOTES[kind]))
         except (OSError, UserError):
@@ -168,8 +166,7 @@ class Session:
         return self.root / f"nodes-{worker}.json"
 
     def exit_cause(self, worker: str) -> str:
-        """Return in words how a worker ended that another process started; empty where that did not live to
-        note it."""
+        """Return in words how a worker ended; empty where the process that started it left no note."""
         noted = self.noted("exit", worker)
         return describe_exit(noted["code"]) if noted else ""
 

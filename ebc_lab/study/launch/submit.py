@@ -140,8 +140,8 @@ class SlurmWorker:
 
 
 def choice_on_node(config: Config, study: Study) -> Choice:
-    """Return what `speeds.choose` chooses in a job of its own: the driver's machine may have other cores, or
-    no GPU. Raises UserError when the job or the queue fails, Cancelled."""
+    """Return what `speeds.choose` chooses in a job: the driver's machine may have other cores, or no GPU.
+    Raises UserError when the job or the queue fails, Cancelled."""
     folder = Path(tempfile.mkdtemp(prefix="speeds-", dir=state_dir(study, "slurm")))
     name = f"ebc-{study.name[:40]}-{folder.name}"
     found = folder / "found.json"

@@ -1,5 +1,5 @@
-"""One worker: `python -m ebc_lab.study.launch.worker SESSION NAME [PLACE…]` trains the runs of a session, one
-after the other. It holds its PLACEs, a GPU each, for as long as it lives, and waits for them first: a worker
+"""One worker: `python -m ebc_lab.study.launch.worker SESSION NAME [LOCK…]` trains the runs of a session, one
+after the other. It holds its LOCKs, a GPU each, for as long as it lives, and waits for them first: a worker
 of a driver that was killed may still be there, writing a checkpoint.
 
 A worker claims a run by its lock, so no run is ever trained twice at once. On this machine (`bound`) it ends
@@ -139,11 +139,11 @@ class Worker:
     preempted and requeued, or killed, and if nothing happens the run is resumed.
     """
 
-    def __init__(self, session: Session, name: str, *places: str):
+    def __init__(self, session: Session, name: str, *locks: str):
         self.session = session
         self.name = name
-        folder = session.root.parent
-        self.held = [FileLock(folder / f"{place}.lock", fallback_to_soft=False) for place in places]
+        files = [session.root.parent / f"{lock}.lock" for lock in locks]
+        self.locks = [FileLock(file, fallback_to_soft=False) for file in files]
         self.about = session.about()
         self.bound = bool(self.about["bound"])
         if self.bound:
@@ -212,10 +212,10 @@ class Worker:
             first = (self.session.tasks() or {"runs": []})["runs"][0]
             load_function(read_json(self.study.run_files(first).spec, SpecRecord)["kind"])
         try:
-            for place in self.held:  # a GPU, once no other worker holds it
-                while not place.is_locked and not self.end.is_set():
+            for lock in self.locks:  # a GPU, once no other worker holds it
+                while not lock.is_locked and not self.end.is_set():
                     try:
-                        place.acquire(timeout=min(WATCH_S, self.about["beat_s"]), poll_interval=POLL_S)
+                        lock.acquire(timeout=min(WATCH_S, self.about["beat_s"]), poll_interval=POLL_S)
                     except Timeout:
                         self.say(beat=time.monotonic())
             self._work()

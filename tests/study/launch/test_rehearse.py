@@ -62,16 +62,25 @@ def asked(tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("group", "part", "words"),
+    ("hot", "words"),
     [
-        ("lr_schedule", "ramp, arguments: {flor: 0.2}", r"4\).*unexpected keyword argument 'flor'"),
-        ("lr_schedule", "late", "9: ZeroDivisionError"),
-        ("optimizer", "Broken", "19: KeyError: 'mean'"),
+        (
+            "lr_schedule: {name: custom, target: ./rehearsed.py:ramp, arguments: {flor: 0.2}}",
+            r"arm hot: .*rehearsed\.py:4\).*unexpected keyword argument 'flor'",
+        ),
+        (
+            "lr_schedule: {name: custom, target: ./rehearsed.py:late}",
+            r"arm hot: rehearsed\.py:9: ZeroDivisionError",
+        ),
+        (
+            "optimizer: {name: custom, target: ./rehearsed.py:Broken}",
+            r"arm hot: rehearsed\.py:19: KeyError: 'mean'",
+        ),
     ],
 )
-def test_a_part_that_cannot_work_is_refused_before_the_first_run(asked, tmp_path, group, part, words):
-    with pytest.raises(UserError, match=rf"arm hot: .*rehearsed\.py:{words}"):
-        autopilot(asked(f"{group}: {{name: custom, target: ./rehearsed.py:{part}}}"), Listener())
+def test_a_part_that_cannot_work_is_refused_before_the_first_run(asked, tmp_path, hot, words):
+    with pytest.raises(UserError, match=words):
+        autopilot(asked(hot), Listener())
     assert not (tmp_path / "out").exists()
     assert "rehearsed" not in sys.modules  # the driver imports none of it
 
