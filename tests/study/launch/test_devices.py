@@ -307,13 +307,21 @@ def test_where_no_gpu_is_left_the_study_stops_and_no_run_is_lost(
     assert bench.outcomes(specs) == ["completed"] * 2
 
 
-def test_the_last_run_leaves_a_gpu_that_fails_for_one_that_works(bench, machine_with):
-    """nvidia-smi still lists it, and torch's words may mean the run."""
+ELSEWHERE = [  # what happens to a run on which GPUs, and what comes of it; nvidia-smi still lists them
+    ({"do": "device", "says": FAILED}, GPU[:1], "completed"),
+    ({"do": "oom"}, GPU[:2], "oom"),
+]
+
+
+@pytest.mark.parametrize(("what", "where", "outcome"), ELSEWHERE)
+def test_the_last_run_leaves_a_gpu_that_fails_or_is_full_for_another(
+    what, where, outcome, bench, machine_with
+):
     machine_with(2)
-    [spec] = bench.idle(1, at=1, do="device", on=GPU[:1], says=FAILED)
+    [spec] = bench.idle(1, at=1, on=where, **what)
     bench.run([spec], max_lost=1)
-    assert bench.trained_on(spec) == [GPU[0], GPU[1]]
-    assert bench.outcomes([spec]) == ["completed"]
+    assert bench.trained_on(spec) == GPU[:2]
+    assert bench.outcomes([spec]) == [outcome]
 
 
 def test_a_run_that_is_kept_from_one_gpu_returns_to_it_once_the_other_breaks_every_worker(
@@ -362,11 +370,3 @@ def test_a_run_that_a_full_gpu_cannot_hold_is_tried_on_another_and_not_charged(b
     bench.run(specs, release, max_lost=0)
     assert bench.outcomes(specs) == ["completed"] * 2
     assert [GPU[1], GPU[0]] in [bench.trained_on(spec) for spec in specs]
-
-
-def test_a_run_that_fits_on_no_gpu_has_run_out_of_memory(bench, machine_with):
-    machine_with(2)
-    [spec] = bench.idle(1, at=1, do="oom", on=GPU[:2])
-    bench.run([spec])
-    assert bench.outcomes([spec]) == ["oom"]
-    assert sorted(bench.trained_on(spec)) == sorted(GPU[:2])

@@ -248,27 +248,15 @@ def test_a_worker_that_never_starts_is_killed_in_the_end(bench, slow_to_import):
     assert bench.said == ["worker 0: no sign of life since it was started, for 0.4 s; it is killed"] * 3
 
 
-def test_a_run_that_takes_longer_than_allowed_is_given_up_and_the_others_continue(bench):
+def test_a_run_that_takes_longer_than_allowed_is_given_up_as_lost_and_the_others_continue(bench):
     [slow] = bench.idle(1, at=2, do="hold")
     quick = bench.spec(steps=3, seed=9)
-    bench.run([slow, quick], run_timeout_s=1, max_lost=0)
+    bench.run([slow, quick], run_timeout_s=1, max_lost=1)
     lost = bench.study.result(slow.run_id)
     assert lost["outcome"] == "lost"
-    assert "its worker died once, at last: longer than launcher.run_timeout_s, 1 s" in lost["cause"]
+    assert "its worker died 2 times, at last: longer than launcher.run_timeout_s, 1 s" in lost["cause"]
+    assert bench.kinds(slow) == ["begin", "lost"] * 2
     assert bench.study.result(quick.run_id)["outcome"] == "completed"
-
-
-def test_a_run_that_loses_every_worker_is_given_up_as_lost(bench):
-    pool = bench.pool(max_lost=1)
-    [spec] = bench.idle(1)
-    pool.specs = {spec.run_id: spec}
-    for _ in range(2):
-        attempts.note(bench.study.run_dir(spec.run_id), "begin")
-        pool._record_death(Death("0", "killed by SIGKILL", Path("log")), {"run_id": spec.run_id})
-    result = bench.study.result(spec.run_id)
-    assert result["outcome"] == "lost"
-    assert "2 times" in result["cause"]
-    assert bench.kinds(spec) == ["begin", "lost"] * 2
 
 
 @pytest.mark.parametrize("clean", [False, True])
@@ -286,36 +274,20 @@ def test_workers_that_never_take_a_run_stop_the_study(bench, clean):
 # -- which runs are offered, and to whom ---------------------------------------------------------------------
 
 
-def offers(pool) -> list[list[str]]:
-    """Every list of runs that a pool publishes from now on."""
-    seen: list[list[str]] = []
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_canary_goes_alone_until_it_has_taken_a_step_and_where_it_fails_another_does(bench, fails):
+    specs = [*([bench.spec("unheard_of", steps=9)] if fails else []), *bench.idle(3)]
+    pool = bench.pool(2)
+    offered: list[list[str]] = []
     publish = pool.session.publish
-    pool.session.publish = lambda runs, **how: (seen.append(list(runs)), publish(runs, **how))
-    return seen
-
-
-def test_the_canary_goes_alone_until_it_has_taken_a_step(bench):
-    specs = bench.idle(4)
-    pool = bench.pool(2)
-    offered = offers(pool)
+    pool.session.publish = lambda runs, **how: (offered.append(list(runs)), publish(runs, **how))
     pool.run(specs, [], lambda done, busy: None, canary=True)
-    assert len(offered[0]) == 1
+    assert [len(runs) for runs in offered] == ([1, 2, 4] if fails else [1, 3])
     assert sorted(offered[-1]) == sorted(s.run_id for s in specs)
-    assert bench.study.result(offered[0][0])["outcome"] == "completed"
-
-
-def test_where_the_canary_fails_another_run_goes_alone(bench):
-    specs = [bench.spec("unheard_of", steps=9), *bench.idle(3)]
-    pool = bench.pool(2)
-    offered = offers(pool)
-    pool.run(specs, [], lambda done, busy: None, canary=True)
-    assert [len(runs) for runs in offered[:3]] == [1, 2, 4]
-    refused = bench.study.result(offered[0][0])
-    assert refused["outcome"] == "failed"
-    assert (
-        "a run of kind 'unheard_of' is unknown here; the kinds are train, overhead, step or idle"
-        in refused["cause"]
-    )
+    first = bench.study.result(offered[0][0])
+    assert first["outcome"] == ("failed" if fails else "completed")
+    kinds = "a run of kind 'unheard_of' is unknown here; the kinds are train, overhead, step or idle"
+    assert not fails or kinds in first["cause"]
 
 
 def test_a_slot_that_the_wave_leaves_free_has_a_worker_for_spare_runs_from_the_start(bench):
