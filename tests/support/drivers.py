@@ -3,7 +3,7 @@
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,11 @@ def family(pid: int) -> list[int]:
     """All living descendants of a process."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [p for child in map(int, children) for p in (child, *family(child))]
+
+
+def started(command: Sequence[str], **how: Any) -> subprocess.Popen[str]:
+    """A process whose lines `until` reads."""
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **how)
 
 
 def until(driver: subprocess.Popen, *texts: str) -> str:

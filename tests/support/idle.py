@@ -90,13 +90,12 @@ class Bench:
             self.pools.pop().close()
 
 
-def drive(out: Path, device: str = "cpu", slots: int = 2) -> None:
-    """Drive two workers that hold a run each, for as long as nobody ends this process."""
+def drive(out: Path, *, device: str = "cpu", hold: bool = True, **launcher) -> None:
+    """Drive two idle runs; with `hold` their workers keep them for as long as nobody ends this process."""
     bench = Bench(out)
-    specs = bench.idle(2, at=1, do="hold")
-    settings = {"name": "local", "slots": slots, "checkpoint_every_s": 0.0}
-    launcher = replace(bench.config.launcher, **settings)
-    config = replace(bench.config, device=device, launcher=launcher)
+    specs = bench.idle(2, **({"at": 1, "do": "hold"} if hold else {}))
+    settings = replace(bench.config.launcher, **{"name": "local", "slots": 2, **launcher})
+    config = replace(bench.config, device=device, launcher=settings)
 
     def check_in(done, busy) -> None:
         if len(busy) == 2:
@@ -106,8 +105,15 @@ def drive(out: Path, device: str = "cpu", slots: int = 2) -> None:
         pool.run(specs, [], check_in, canary=False)
 
 
+def driver(out: Path, **settings) -> list[str]:
+    """The command of a process that does `drive`."""
+    code = f"import runpy, sys; sys.path.insert(0, {str(TESTS)!r}); "
+    code += "runpy.run_module('support.idle', run_name='__main__')"
+    return [sys.executable, "-c", code, str(out), json.dumps(settings)]
+
+
 if __name__ == "__main__":
     try:
-        drive(Path(sys.argv[1]))
+        drive(Path(sys.argv[1]), **json.loads(sys.argv[2]))
     except KeyboardInterrupt:
         sys.exit(130)

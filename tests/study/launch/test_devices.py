@@ -9,20 +9,18 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.drivers import until
+from support import idle
+from support.drivers import started, until
 from support.idle import Bench
 from support.smi import BUSY, gpu_uuid, mig_uuid
 
 from ebc_lab.study.launch import open_pool
 from ebc_lab.study.launch.pool import Death, WorkersFailed
 
-TESTS = Path(__file__).parents[2]
 GPU = [gpu_uuid(number) for number in range(8)]
 MIG = [mig_uuid(1, instance) for instance in range(2)]
 FAILED = "CUDA error: unspecified launch failure"
@@ -157,23 +155,13 @@ def test_a_worker_that_dies_is_replaced_on_its_own_gpu(bench, machine_with):
         assert len(set(living)) == len(living), "two workers had one GPU"
 
 
-DRIVER = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from support.idle import drive
-from pathlib import Path
-drive(Path(sys.argv[2]), device="cuda", slots=0)
-"""
-
-
 @pytest.mark.parametrize(("together", "workers"), [(1, 2), (2, 1)])
 def test_the_next_call_waits_for_the_gpus_that_workers_of_a_killed_driver_still_hold(
     together, workers, bench, machine_with, tmp_path
 ):
     """Also where it groups them otherwise."""
     machine_with(2)
-    command = [sys.executable, "-c", DRIVER, str(TESTS), str(tmp_path)]
-    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    driver = started(idle.driver(tmp_path, device="cuda", slots=0))
     until(driver, "both are held")
     old = [note["pid"] for note in bench.notes().values()]
     for pid in old:

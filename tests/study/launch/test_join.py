@@ -23,15 +23,8 @@ OTHER = ["unshare", "--uts", "sh", "-c", 'hostname other && exec "$@"', "sh"] if
 
 def command(tiny, out: Path) -> list[str]:
     launcher = ["launcher=local", "launcher.slots=1", "launcher.checkpoint_every_s=0", "launcher.join=true"]
-    return [
-        *CLI,
-        "autopilot",
-        *tiny,
-        *launcher,
-        "study.stages=[lr_sweep]",
-        f"output_dir={out}",
-        "study.name=j",
-    ]
+    study = ["study.stages=[lr_sweep]", f"output_dir={out}", "study.name=j"]
+    return [*CLI, "autopilot", *tiny, *launcher, *study]
 
 
 def guests(study: Study) -> dict[str, dict]:

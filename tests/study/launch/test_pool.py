@@ -17,7 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.drivers import family, until
+from support import idle
+from support.drivers import family, started, until
 from support.idle import Bench
 
 from ebc_lab.config.compose import compose
@@ -31,7 +32,6 @@ from ebc_lab.study.launch.submit import _sbatch
 from ebc_lab.study.store import attempts
 
 PATIENCE_S = 60
-TESTS = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -124,16 +124,9 @@ def test_a_job_has_the_cores_and_gpus_of_all_processes_of_its_run(bench):
 # -- no process is left --------------------------------------------------------------------------------------
 
 
-def driver_of(out: Path) -> list[str]:
-    path = f"import runpy, sys; sys.path.insert(0, {str(TESTS)!r}); sys.argv[1:] = [{str(out)!r}]; "
-    return [sys.executable, "-c", path + "runpy.run_module('support.idle', run_name='__main__')"]
-
-
 @pytest.mark.parametrize("how", ["kill -9", "Ctrl-C", pytest.param("kill", marks=pytest.mark.slow)])
 def test_no_process_is_left_when_the_driver_goes(tmp_path, how):
-    driver = subprocess.Popen(
-        driver_of(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    driver = started(idle.driver(tmp_path))
     until(driver, "both are held")
     processes = watch(family(driver.pid))
     assert len(processes) == 2
@@ -149,13 +142,8 @@ def test_no_process_is_left_when_the_driver_goes(tmp_path, how):
 def test_no_process_is_left_when_the_terminal_is_closed(tmp_path):
     ours, theirs = pty.openpty()
     login = "import os, pty, sys; os.login_tty(0); os.execv(sys.argv[1], sys.argv[1:])"
-    driver = subprocess.Popen(
-        [sys.executable, "-c", login, *driver_of(tmp_path)],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-    )
+    command = [sys.executable, "-c", login, *idle.driver(tmp_path)]
+    driver = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
     os.close(theirs)
     seen = b""
     while b"both are held" not in seen:

@@ -1,8 +1,7 @@
 """On a real Slurm (make test-slurm): what happens to a study there, and that its results are those of one
 process.
 
-The quick ones (make test-slurm-quick) hold runs of kind `idle`, or train one stage. Run as a program, this
-file is a driver of two idle runs.
+The quick ones (make test-slurm-quick) hold runs of kind `idle`, or train one stage.
 """
 
 import json
@@ -18,14 +17,15 @@ from pathlib import Path
 
 import pytest
 from support.called import CLI
-from support.drivers import end_jobs, jobs, sessions, shell, until, without_timing
+from support.drivers import end_jobs, jobs, sessions, shell, started, until, without_timing
 from support.idle import Bench
+from support.idle import driver as driver_of_idle_runs
 from support.smi import gpu_uuid
 
 from ebc_lab.config.compose import compose
 from ebc_lab.report.conclude import concluding
 from ebc_lab.study.autopilot import autopilot
-from ebc_lab.study.launch import open_pool, queue
+from ebc_lab.study.launch import queue
 from ebc_lab.study.launch.slurm import SlurmPool
 from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Study
@@ -33,12 +33,7 @@ from ebc_lab.study.store.study import Study
 pytestmark = pytest.mark.slurm
 QUIETLY = ["sbatch", "--parsable", "--output=/dev/null"]
 WHOLE_NODE = [*QUIETLY, "--partition=high", "--gpus-per-node=2", "--wrap=true"]
-# the driver of `drive`, in a process of its own
-IDLE_DRIVER = [
-    sys.executable,
-    "-c",
-    f"import runpy, sys; sys.path[:0] = {sys.path!r}; runpy.run_path({__file__!r}, run_name='__main__')",
-]
+IDLE = {"name": "slurm", "slots": 2, "gpus_per_node": 1, "queue_every_s": 1.0}
 
 
 @pytest.fixture
@@ -57,9 +52,7 @@ class SlurmStudy:
         self.study = Study(out / "s")
 
     def start(self, *more: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [*self.command, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        return started([*self.command, *more])
 
     def finish(self, *more: str) -> str:
         done = subprocess.run([*self.command, *more], capture_output=True, text=True)
@@ -84,8 +77,7 @@ class IdleStudy(Bench):
 
     def __init__(self, out: Path):
         super().__init__(out)
-        changes = {"name": "slurm", "slots": 2, "gpus_per_node": 1, "queue_every_s": 1.0}
-        self.config = replace(self.config, launcher=replace(self.config.launcher, **changes))
+        self.config = replace(self.config, launcher=replace(self.config.launcher, **IDLE))
 
     def slurm_pool(self) -> SlurmPool:
         return SlurmPool(self.config, self.study, 2, self.said.append)
@@ -99,19 +91,6 @@ def idle(tmp_path):
     made = IdleStudy(tmp_path)
     yield made
     made.close()
-
-
-def drive(out: Path) -> None:
-    """Drive two jobs that hold a run each, for as long as nobody ends this process."""
-    bench = IdleStudy(out)
-    specs = bench.idle(2, at=1, do="hold")
-
-    def check_in(done, busy) -> None:
-        if len(busy) == 2:
-            print("both are held", flush=True)
-
-    with bench.study.held(), open_pool(bench.config, bench.study, print) as pool:
-        pool.run(specs, [], check_in, canary=False)
 
 
 def show_job(key: str) -> str:
@@ -169,9 +148,7 @@ def test_one_job_trains_a_run_by_two_processes_with_the_cores_of_both(study, tmp
 
 
 def test_kill_9_of_the_driver_leaves_the_jobs_working_and_the_next_driver_adopts_them(tmp_path):
-    driver = subprocess.Popen(
-        [*IDLE_DRIVER, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    driver = started(driver_of_idle_runs(tmp_path, **IDLE))
     until(driver, "submitted 2 Slurm job(s)", "both are held")
     driver.kill()
     driver.communicate()
@@ -224,16 +201,6 @@ def test_cancel_ends_driver_and_jobs(study):
     assert json.loads(study.call("status", "s", "--json").stdout)["state"] == "interrupted"
 
 
-def drive_here(out: Path) -> None:
-    """Train two idle runs with launcher=local on the GPUs that are bound to this process."""
-    bench = Bench(out)
-    launcher = replace(bench.config.launcher, name="local", slots=0)
-    config = replace(bench.config, device="cuda", launcher=launcher)
-    specs = bench.idle(2)
-    with bench.study.held(), open_pool(config, bench.study, print) as pool:
-        pool.run(specs, [], lambda done, busy: None, canary=False)
-
-
 @pytest.fixture
 def second_gpu():
     """The first of the node's two (fake) GPUs is taken by another job."""
@@ -268,7 +235,7 @@ def test_a_driver_in_a_job_without_gpus_uses_none_of_the_nodes(machine_with, tmp
 
 def in_a_job(out: Path, change: str, *options: str) -> subprocess.CompletedProcess:
     """A driver of idle runs on this machine's GPUs, as a job, after a change of its environment."""
-    script = f"{change}\nexec {shlex.join([*IDLE_DRIVER, str(out), 'local'])}"
+    script = f"{change}\nexec {shlex.join(driver_of_idle_runs(out, device='cuda', slots=0, hold=False))}"
     command = ["srun", "--quiet", "--partition=main", *options, "bash", "-c", script]
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -455,7 +422,3 @@ def test_the_commands_of_the_guide_work(tmp_path, monkeypatch):
     assert "in this call: 0 training runs" in said[[x for x in lines if "study.name=first" in x][-1]]
     assert (tmp_path / "outputs/ebc_ablation/second/acceptance.json").exists()
     assert len(list((tmp_path / "outputs/multirun").glob("*/*/*/result.json"))) == 2
-
-
-if __name__ == "__main__":
-    (drive_here if sys.argv[2:] == ["local"] else drive)(Path(sys.argv[1]))
