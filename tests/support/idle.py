@@ -10,8 +10,7 @@ from support.drivers import sessions
 
 from ebc_lab.config.compose import compose
 from ebc_lab.records.spec import RunSpec
-from ebc_lab.study.launch import command, open_pool
-from ebc_lab.study.launch.local import LocalPool
+from ebc_lab.study.launch import local, open_pool
 from ebc_lab.study.resolve import resolve_study
 from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.store import attempts
@@ -19,7 +18,7 @@ from ebc_lab.study.store.study import Study
 
 TESTS = Path(idle_run.__file__).parents[1]
 # workers that know the kind `idle`, wherever they are started from this process
-command.WORKER = (
+local.WORKER = (
     "-c",
     f"import sys; sys.path.insert(0, {str(TESTS)!r}); import support.idle_run; "
     "from ebc_lab.study.launch.worker import main; main()",
@@ -37,7 +36,7 @@ class Bench:
         composed = compose([*(overrides or RESOLVED), f"output_dir={out}", "study.name=s"])
         self.config, _ = resolve_study(composed, self.study, print, force=False)
         self.first = stage_of("lr_sweep").runs(self.config, {}, {})[0]
-        self.pools: list[LocalPool] = []
+        self.pools: list[local.LocalPool] = []
         self.said: list[str] = []
 
     def spec(self, kind: str = "idle", **changed) -> RunSpec:
@@ -57,10 +56,10 @@ class Bench:
         for spec in specs:
             (self.study.run_dir(spec.run_id) / "go").touch()
 
-    def pool(self, slots: int = 1, gpus: tuple[str, ...] = (), **launcher) -> LocalPool:
+    def pool(self, slots: int = 1, gpus: tuple[str, ...] = (), **launcher) -> local.LocalPool:
         changed = replace(self.config.launcher, name="local", slots=slots, **launcher)
         config = replace(self.config, launcher=changed)
-        self.pools.append(LocalPool(config, self.study, list(gpus), slots, self.said.append))
+        self.pools.append(local.LocalPool(config, self.study, list(gpus), slots, self.said.append))
         return self.pools[-1]
 
     def run(self, specs, slots: int = 1, **launcher) -> None:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from ebc_lab.config.errors import UserError, nearest
 from ebc_lab.study.inspect.reproduce import override_value
-from ebc_lab.study.launch.command import SCRUBBED
+from ebc_lab.study.launch.local import SCRUBBED
 from ebc_lab.study.launch.queue import NO_ANSWER, SQUEUE, parse_squeue
 from ebc_lab.study.launch.submit import KEPT
 

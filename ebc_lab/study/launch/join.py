@@ -19,7 +19,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.study_checks import lacking_for
 
 from ..store.study import Study, recorded_config
-from .command import start_worker
+from .local import start_worker
 from .pool import Say
 from .session import GUEST, Session, code_here, sessions_in
 

@@ -13,8 +13,9 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from filelock import FileLock
@@ -24,11 +25,38 @@ from ebc_lab.config.schema import Config
 from ebc_lab.training.ends import OUT_OF_MEMORY, UNUSABLE
 
 from ..store.study import Study
-from .command import start_worker, worker_env
 from .pool import Death, Note, Say, WorkerPool, WorkersFailed
 from .session import GUEST, Session, describe_exit, worker_settings
 
+WORKER = ("-m", "ebc_lab.study.launch.worker")  # what Python is given to be one
+SCRUBBED = ("SLURM_", "PMI_", "PMIX_", "SUBMITIT_")  # variables of an enclosing job
 CLOSE_S = 15.0  # for a checkpoint, before workers are killed
+
+
+def start_worker(
+    session: Session, name: str, env: Mapping[str, str], locks: Sequence[str]
+) -> subprocess.Popen[bytes]:
+    """Start a worker on this machine, whose output goes to its log, and return its process.
+
+    It has a process group of its own: Ctrl-C reaches only its driver, whose freed lock makes it end with a
+    checkpoint. `locks`: what only one worker at a time may hold, of whichever driver.
+    """
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(SCRUBBED)}
+    with open(session.log_path(name), "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, *WORKER, str(session.root), name, *locks],
+            env={**inherited, **env},
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def worker_env(config: Config) -> dict[str, str]:
+    """Return what is set in every worker's environment."""
+    threads = str(config.threads_per_run)
+    return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
 
 
 class LocalPool(WorkerPool):

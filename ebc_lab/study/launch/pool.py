@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,11 +88,11 @@ class WorkerPool(ABC):
         self.specs: dict[str, RunSpec] = {}  # of the wave that is trained
         self.offered: list[str] = []
         self.published: Any = None  # what workers read now
-        self.lost: dict[str, int] = {}  # run id -> workers it has cost
+        self.lost: Counter[str] = Counter()  # run id -> workers it has cost
         self.killed: dict[str, str] = {}  # worker -> why we killed it
         self.failed_starts = 0
         # place where workers run -> the runs that lost theirs there since one was finished there
-        self.places: dict[str, set[str | None]] = {}
+        self.places: defaultdict[str, set[str | None]] = defaultdict(set)
         self.avoided: dict[str, str] = {}  # place where no more workers are started -> why
         self.watched = 0.0  # when signs of life were last looked for
         self.signs = Signs()  # of workers
@@ -313,7 +314,7 @@ class WorkerPool(ABC):
         self.say(f"{run_id} has lost its worker {worker}: {cause}")
         if device_failed or run_id not in self.specs:
             return
-        self.lost[run_id] = self.lost.get(run_id, 0) + 1
+        self.lost[run_id] += 1
         if self.lost[run_id] <= self.config.launcher.max_lost:
             return
         files = self.study.run_files(run_id)
@@ -333,7 +334,7 @@ class WorkerPool(ABC):
         do not. `finished`: this one had finished a run."""
         if place is None:
             return
-        runs = self.places.setdefault(place, set())
+        runs = self.places[place]
         if finished:
             runs.clear()
         runs.add(run_id)

@@ -15,7 +15,7 @@ from ebc_lab.config.schema import Config
 
 from ..store.study import Study
 from . import queue
-from .command import worker_env
+from .local import worker_env
 from .pool import Death, Note, Say, Signs, WorkerPool, WorkersFailed
 from .queue import ENDING, Job, QueueUnavailable, job_name
 from .session import Session, worker_settings

@@ -24,7 +24,7 @@ from ebc_lab.records.json_files import read_json, write_json
 from ebc_lab.training import nodes
 
 from ..store.study import Cancelled, Study
-from . import command, queue
+from . import local, queue
 from .session import Session, state_dir
 
 REFUSALS = 5  # submissions in a row that Slurm refuses, after it has accepted one, before the study stops
@@ -44,7 +44,7 @@ def submit_jobs(
 
     failed = (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError)
     # variables of an enclosing job or MPI, which sbatch would read as options and pass to the workers
-    enclosing = {k: v for k, v in os.environ.items() if k.startswith(command.SCRUBBED) and k not in KEPT}
+    enclosing = {k: v for k, v in os.environ.items() if k.startswith(local.SCRUBBED) and k not in KEPT}
     try:
         executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=NEVER)
         executor.update_parameters(**_sbatch(config, name, len(jobs), avoid))
@@ -97,7 +97,7 @@ class SlurmWorker:
     session: str
     env: dict[str, str]
     # as its driver has it
-    command: Sequence[str] = field(default_factory=lambda: (sys.executable, *command.WORKER))
+    command: Sequence[str] = field(default_factory=lambda: (sys.executable, *local.WORKER))
     process: subprocess.Popen[bytes] | None = None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from support.idle import RESOLVED, Bench
 
 from ebc_lab.records.locks import run_lock
 from ebc_lab.study.launch import InlinePool
-from ebc_lab.study.launch.command import WORKER
+from ebc_lab.study.launch.local import WORKER
 from ebc_lab.study.launch.session import Session, worker_settings
 from ebc_lab.study.store import attempts
 from ebc_lab.training.outcome import run_and_record
