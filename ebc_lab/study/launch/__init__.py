@@ -27,6 +27,7 @@ class InlinePool:
     def run(
         self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn, *, canary: bool
     ) -> None:
+        """Train `specs`, as `WorkerPool.run` does; nothing is idle here that could begin on `spare`."""
         from .worker import POLL_S, train_claimed
 
         asked: list[int] = []

@@ -44,9 +44,9 @@ class LauncherRecord(TypedDict):
 
 
 class QueueRecord(TypedDict):
-    """What queue.json holds: Slurm's last answer, and when it came."""
+    """What queue.json holds: Slurm's last answer."""
 
-    at: float
+    asked: float  # seconds since the epoch
     jobs: dict[str, list[str]]  # job key -> state and reason
 
 
@@ -140,13 +140,13 @@ def cached_jobs(session: Session, every_s: float) -> dict[str, Job]:
     path = session.root / "queue.json"
     try:
         last = read_json(path, QueueRecord)
-        if abs(time.time() - last["at"]) < every_s:
+        if abs(time.time() - last["asked"]) < every_s:
             return {key: Job(*seen) for key, seen in last["jobs"].items()}
     except (OSError, UserError, TypeError):  # TypeError: more or fewer than two texts
         pass
     jobs = jobs_named(job_name(session))
     with suppress(OSError):  # then Slurm is only asked again sooner
-        write_json(path, {"at": time.time(), "jobs": jobs}, durable=False)
+        write_json(path, {"asked": time.time(), "jobs": jobs}, durable=False)
     return jobs
 
 

@@ -115,7 +115,7 @@ class Session:
     def publish(
         self, runs: Sequence[str], *, barred: Mapping[str, Sequence[str]] | None = None, stop: bool = False
     ) -> None:
-        """Tell the workers what is to be trained, in this order. `barred`: by run under which a GPU has
+        """Publish what workers are to train, in this order. `barred`: by run under which a GPU has
         failed, the workers that leave it to others; `stop`: end, with a checkpoint of the run in progress."""
         tasks = {"runs": list(runs), "barred": dict(barred or {}), "stop": stop}
         write_json(self.root / "tasks.json", tasks, durable=False)

@@ -77,7 +77,7 @@ def train_claimed(
     nodes: Nodes | None = None,
     retry_oom: bool = False,
 ) -> bool:
-    """Claim a planned run and train it to its result; tell whether it was free to be claimed.
+    """Claim a planned run and train it to its result; return whether it was free to be claimed.
 
     `on_claim` is called once the run is ours, and its log says so. So many `processes` train it together, on
     several `nodes`. `retry_oom`: raise DeviceFailed where memory runs out on its GPU, and record no result.
