@@ -69,9 +69,7 @@ def worker(
 
     Its command needs launcher.join=true. Ends when the study does; with --wait, waits for its next command.
     """
-    from ebc_lab.study.launch.join import join, session_folder
+    from ebc_lab.study.launch.join import join
     from ebc_lab.study.store.find import place_of
-    from ebc_lab.study.store.study import Study
 
-    place = place_of(session, output_dir, tell_aside)
-    return join(session_folder(place) or Study(place), wait, tell_aside)
+    return join(place_of(session, output_dir, tell_aside), wait, tell_aside)

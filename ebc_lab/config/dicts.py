@@ -17,6 +17,8 @@ from .schema import GONE, KEPT_ELSEWHERE, Config, RunConfig
 
 def run_part(config: RunConfig) -> RunConfig:
     """Return the part of a study's configuration that one run needs."""
+    if type(config) is RunConfig:
+        return config
     return RunConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(RunConfig)})
 
 

@@ -32,6 +32,8 @@ def with_derived_settings(run: RunConfig) -> RunConfig:
     """Return the run with what follows from other settings: the controller of `auto`, the audit interval that
     `pi` sets, and the steps of a warm-up that is given as a share."""
     name = run.controller.name
+    if name not in ("auto", "pi") and run.lr_schedule.warmup_share is None:
+        return run  # of thousands of runs it is asked again and again
     if name == "auto":
         name = "log_pi" if run.budget.name == "surrogate" else "fixed"
     every = 20 if name == "pi" and run.stabilizer.name == "ebc" else run.audit_every

@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,12 @@ from filelock import FileLock, Timeout
 from ebc_lab.config.errors import UserError
 
 from . import fence
-from .fence import Superseded
 from .json_files import read_json, write_json
 from .paths import RunFiles, StudyFiles
 
 
 def is_locked(path: Path) -> bool:
-    """Tell whether a process holds this lock file, without taking it. Raises UserError where locks fail.
+    """Return whether a process holds this lock file, without taking it. Raises UserError where locks fail.
 
     One that another user keeps to himself cannot be asked: it counts as free.
     """
@@ -46,15 +45,12 @@ def is_locked(path: Path) -> bool:
 @contextmanager
 def run_lock(directory: Path) -> Iterator[str | None]:
     """Lock a run's folder for training, and write there from now on in the place of earlier attempts
-    (`fence.py`). Yields the token of this attempt, or None if another process has the run.
-
-    The kernel unlocks on death.
-    """
+    (`fence.py`). Yields the token of this attempt, or None if another process has the run."""
     with ExitStack() as held:
         try:
             held.enter_context(FileLock(RunFiles(directory).lock, fallback_to_soft=False).acquire(timeout=0))
             token = fence.claim(directory)
-        except (Timeout, Superseded):
+        except (Timeout, fence.Superseded):
             yield None
             return
         held.callback(fence.leave, directory, token)
@@ -73,27 +69,25 @@ def study_holder(files: StudyFiles) -> dict[str, Any] | None:
     not noted that yet."""
     if not is_locked(files.driver_lock):
         return None
-    try:
+    with suppress(OSError, UserError):
         return dict(read_json(files.driver_file, dict[str, Any]))
-    except (OSError, UserError):
-        return {}
+    return {}
 
 
 @contextmanager
 def study_lock(files: StudyFiles) -> Iterator[None]:
     """Be the only process that drives a study. Raises UserError, naming the other one."""
     lock = FileLock(files.driver_lock, fallback_to_soft=False)
+    name = files.root.name
     try:
         lock.acquire(timeout=2)  # `study_holder` of another process may have it for a moment
     except Timeout:
         who = {"pid": "?", "host": "?", "since": "?"} | (study_holder(files) or {})
-        where = f"process {who['pid']} on {who['host']}"
-        raise UserError(
-            f"study {files.root.name} is being run by {where} since {who['since']}: wait for it, "
-            f"or stop it with `ebc-lab cancel {files.root.name}`."
-        ) from None
-    since = time.strftime("%Y-%m-%d %H:%M:%S")
+        where = f"process {who['pid']} on {who['host']} since {who['since']}"
+        remedy = f"wait for it, or stop it with `ebc-lab cancel {name}`"
+        raise UserError(f"study {name} is being run by {where}: {remedy}.") from None
     try:
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
         write_json(files.driver_file, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
         yield
     except OSError as error:

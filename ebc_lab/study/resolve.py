@@ -26,8 +26,8 @@ from ebc_lab.workloads.corpus import Corpus
 from ebc_lab.workloads.starts import arms_pinned, pinned
 from ebc_lab.workloads.text import check_length_of, checked_text
 
-from .launch.on_node import choice_on_node
 from .launch.pool import Say
+from .launch.submit import choice_on_node
 from .stages.runs import own_text
 from .stages.stage import stage_of
 from .store import changes, manifest, own

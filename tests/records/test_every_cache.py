@@ -19,7 +19,7 @@ from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import from_dict, run_part
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.json_files import as_json, write_json
-from ebc_lab.study.launch import on_node
+from ebc_lab.study.launch import submit
 from ebc_lab.study.store.study import Study
 from ebc_lab.workloads import tokens
 from ebc_lab.workloads.corpus import Corpus
@@ -63,18 +63,18 @@ def measured(monkeypatch, tmp_path):
         return json.loads(json.dumps(found[-1]))
 
     def submit_jobs(config, folder, name, commands):
-        (asked,) = commands
-        run = from_dict(RunConfig, json.loads(asked.run))
+        run, path = commands[0].args
+        run = from_dict(RunConfig, json.loads(run))
         choice = Choice(run.dtype, 1, "off", {"dtype": "as given"}, (1, 1, run.dtype, 3.5))
         found.append(asdict(choice))
-        write_json(Path(asked.found), found[-1])
+        write_json(path, found[-1])
         return [SimpleNamespace(job_id="1", paths=SimpleNamespace(stdout="log"))]
 
     learn = tokens._learned
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(step_timer, "forward_of", lambda model, run: model)
     monkeypatch.setattr(speeds, "run_module", run_module)
-    monkeypatch.setattr(on_node, "submit_jobs", submit_jobs)
+    monkeypatch.setattr(submit, "submit_jobs", submit_jobs)
     monkeypatch.setattr(tokens, "_learned", lambda *asked: found.append(learn(*asked)) or found[-1])
     return found
 
@@ -108,5 +108,5 @@ def test_these_are_all_caches():
 
 
 def test_what_a_node_chose_is_read_as_it_was_written(config, measured, tmp_path):
-    found = on_node.choice_on_node(config, Study(tmp_path / "s"))
+    found = submit.choice_on_node(config, Study(tmp_path / "s"))
     assert as_json(asdict(found)) == as_json(measured[0])

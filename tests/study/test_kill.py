@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from support.called import CLI
 from support.drivers import sessions
+from support.nodes import kill
 
 from ebc_lab.records.columns import TIMING_COLUMNS
 from ebc_lab.study.store import attempts
@@ -23,19 +24,9 @@ from ebc_lab.study.store.verify import verify
 TRIALS = int(os.environ.get("EBC_LAB_KILL_TRIALS", "50"))
 TABLES = ("summary_lr_sweep.csv", "summary_calibrate.csv", "summary_lr_scale.csv", "summary_final.csv")
 EBM = [  # the other workload, with every kind of event in its runs
-    "workload=ebm",
-    "ebm=smoke",
-    "ebm.n=8",
-    "ebm.splats=48",
-    "ebm.neighbours=4",
-    "ebm.hidden=16",
-    "ebm.states=8",
-    "ebm.revive_every=7",
-    "ebm.soc_every=6",
-    "ebm.soc_threshold=0.05",
-    "sampler.steps=2",
-    "index=hnsw",
-    "index.rebuild_every=9",
+    *("workload=ebm", "ebm=smoke", "ebm.n=8", "ebm.splats=48", "ebm.neighbours=4", "ebm.hidden=16"),
+    *("ebm.states=8", "ebm.revive_every=7", "ebm.soc_every=6", "ebm.soc_threshold=0.05", "sampler.steps=2"),
+    *("index=hnsw", "index.rebuild_every=9"),
 ]
 PHASES = ("before the finals", "finals", "overhead", "plotting", "the end")  # in their order
 
@@ -56,11 +47,6 @@ def command(tiny: list[str], out: Path) -> list[str]:
 
 def bytes_of(root: Path) -> dict[str, bytes]:
     return {t: pd.read_csv(root / t).drop(columns=list(TIMING_COLUMNS)).to_csv().encode() for t in TABLES}
-
-
-def kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
 
 
 def workers(study: Study) -> list[int]:

@@ -3,13 +3,14 @@
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ebc_lab.records.columns import TIMING_COLUMNS
+from ebc_lab.study.launch import queue
 from ebc_lab.study.launch.session import Session, state_dir
 from ebc_lab.study.store.study import Study
 
@@ -24,10 +25,31 @@ def sessions(study: Study, launcher: str) -> list[Session]:
     return [Session(p.parent) for p in state_dir(study, launcher).glob("session-*/session.json")]
 
 
+def jobs(study: Study) -> dict[str, queue.Job]:
+    """The Slurm jobs of a study's driver, as `queue.jobs_named`."""
+    [session] = sessions(study, "slurm")
+    return queue.jobs_named(queue.job_name(session))
+
+
+def end_jobs(study: Study) -> None:
+    for session in sessions(study, "slurm"):
+        queue.scancel(queue.job_name(session))
+
+
+def shell(*command: str) -> str:
+    """What a command prints, which must succeed."""
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def family(pid: int) -> list[int]:
     """All living descendants of a process."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [p for child in map(int, children) for p in (child, *family(child))]
+
+
+def started(command: Sequence[str], **how: Any) -> subprocess.Popen[str]:
+    """A process whose lines `until` reads."""
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **how)
 
 
 def until(driver: subprocess.Popen, *texts: str) -> str:

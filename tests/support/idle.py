@@ -10,8 +10,7 @@ from support.drivers import sessions
 
 from ebc_lab.config.compose import compose
 from ebc_lab.records.spec import RunSpec
-from ebc_lab.study.launch import command, open_pool
-from ebc_lab.study.launch.local import LocalPool
+from ebc_lab.study.launch import local, open_pool
 from ebc_lab.study.resolve import resolve_study
 from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.store import attempts
@@ -19,7 +18,7 @@ from ebc_lab.study.store.study import Study
 
 TESTS = Path(idle_run.__file__).parents[1]
 # workers that know the kind `idle`, wherever they are started from this process
-command.WORKER = (
+local.WORKER = (
     "-c",
     f"import sys; sys.path.insert(0, {str(TESTS)!r}); import support.idle_run; "
     "from ebc_lab.study.launch.worker import main; main()",
@@ -37,7 +36,7 @@ class Bench:
         composed = compose([*(overrides or RESOLVED), f"output_dir={out}", "study.name=s"])
         self.config, _ = resolve_study(composed, self.study, print, force=False)
         self.first = stage_of("lr_sweep").runs(self.config, {}, {})[0]
-        self.pools: list[LocalPool] = []
+        self.pools: list[local.LocalPool] = []
         self.said: list[str] = []
 
     def spec(self, kind: str = "idle", **changed) -> RunSpec:
@@ -57,10 +56,10 @@ class Bench:
         for spec in specs:
             (self.study.run_dir(spec.run_id) / "go").touch()
 
-    def pool(self, slots: int = 1, gpus: tuple[str, ...] = (), **launcher) -> LocalPool:
+    def pool(self, slots: int = 1, gpus: tuple[str, ...] = (), **launcher) -> local.LocalPool:
         changed = replace(self.config.launcher, name="local", slots=slots, **launcher)
         config = replace(self.config, launcher=changed)
-        self.pools.append(LocalPool(config, self.study, list(gpus), slots, self.said.append))
+        self.pools.append(local.LocalPool(config, self.study, list(gpus), slots, self.said.append))
         return self.pools[-1]
 
     def run(self, specs, slots: int = 1, **launcher) -> None:
@@ -90,13 +89,12 @@ class Bench:
             self.pools.pop().close()
 
 
-def drive(out: Path, device: str = "cpu", slots: int = 2) -> None:
-    """Drive two workers that hold a run each, for as long as nobody ends this process."""
+def drive(out: Path, *, device: str = "cpu", hold: bool = True, **launcher) -> None:
+    """Drive two idle runs; with `hold` their workers keep them for as long as nobody ends this process."""
     bench = Bench(out)
-    specs = bench.idle(2, at=1, do="hold")
-    settings = {"name": "local", "slots": slots, "checkpoint_every_s": 0.0}
-    launcher = replace(bench.config.launcher, **settings)
-    config = replace(bench.config, device=device, launcher=launcher)
+    specs = bench.idle(2, **({"at": 1, "do": "hold"} if hold else {}))
+    settings = replace(bench.config.launcher, **{"name": "local", "slots": 2, **launcher})
+    config = replace(bench.config, device=device, launcher=settings)
 
     def check_in(done, busy) -> None:
         if len(busy) == 2:
@@ -106,8 +104,15 @@ def drive(out: Path, device: str = "cpu", slots: int = 2) -> None:
         pool.run(specs, [], check_in, canary=False)
 
 
+def driver(out: Path, **settings) -> list[str]:
+    """The command of a process that does `drive`."""
+    code = f"import runpy, sys; sys.path.insert(0, {str(TESTS)!r}); "
+    code += "runpy.run_module('support.idle', run_name='__main__')"
+    return [sys.executable, "-c", code, str(out), json.dumps(settings)]
+
+
 if __name__ == "__main__":
     try:
-        drive(Path(sys.argv[1]))
+        drive(Path(sys.argv[1]), **json.loads(sys.argv[2]))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -14,12 +14,11 @@ from pathlib import Path
 import pandas as pd
 
 from ebc_lab.records.columns import TIMING_COLUMNS
-from ebc_lab.study.launch import queue
 from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Study
 
 from .called import CLI
-from .drivers import sessions, until_true
+from .drivers import sessions, shell, until_true
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "test_slurm.sh"
 NAMES = ("n1", "n2", "n3", "n4")
@@ -30,10 +29,6 @@ SLURM = [
     *("launcher.queue_every_s=1", "launcher.checkpoint_every_s=0.1", "launcher.heartbeat_s=30"),
     *("launcher.start_s=60", "launcher.max_lost=9", "dtype=float32", "threads_per_run=1", "compile=off"),
 ]
-
-
-def shell(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
@@ -191,10 +186,6 @@ class NodesStudy:
     def begun(self) -> int:
         """How many attempts at runs have begun."""
         return sum(self.events(run_id).count("begin") for run_id in self.study.run_ids())
-
-    def close(self) -> None:
-        for session in sessions(self.study, "slurm"):
-            queue.scancel(queue.job_name(session))
 
 
 def bytes_of(root: Path) -> dict[str, bytes]:

@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 
 from ebc_lab.config.errors import UserError, nearest
 from ebc_lab.study.inspect.reproduce import override_value
-from ebc_lab.study.launch.command import SCRUBBED
-from ebc_lab.study.launch.queue import NO_ANSWER, parse_squeue, squeue_command
+from ebc_lab.study.launch.local import SCRUBBED
+from ebc_lab.study.launch.queue import NO_ANSWER, SQUEUE, parse_squeue
 from ebc_lab.study.launch.submit import KEPT
 
 PLUGIN = "hydra_plugins.hydra_submitit_launcher."
@@ -129,7 +129,7 @@ def _watch_the_queue() -> None:
 
     class QueueWatcher(SlurmInfoWatcher):
         def _make_command(self) -> list[str]:
-            return squeue_command()
+            return [*SQUEUE]
 
         def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
             text = string if isinstance(string, str) else string.decode(errors="replace")

@@ -1,5 +1,4 @@
-"""`ebc-lab cancel`: stop the driver, the workers and the jobs of a study, wherever they run. The study itself
-stays."""
+"""`ebc-lab cancel`: stop the driver, the workers and the jobs of a study, wherever they run."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from typing import Any
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest
-from ebc_lab.records.json_files import read_json, write_checksummed
+from ebc_lab.records.json_files import read_json
 from ebc_lab.records.locks import run_lock
 from ebc_lab.records.paths import RunFiles, SpecRecord
 
@@ -40,62 +39,49 @@ def cancel(study: Study, say: Say) -> dict[str, Any]:
         deadline = time.monotonic() + DRIVER_S
         while study.holder() is not None:
             if time.monotonic() > deadline:
-                raise UserError(
-                    f"{who} still holds study {study.name}: kill it, then cancel again, which ends "
-                    "its Slurm jobs; local workers end by themselves."
+                remedy = (
+                    "kill it, then cancel again, which ends its Slurm jobs; local workers end by themselves"
                 )
+                raise UserError(f"{who} still holds study {study.name}: {remedy}.")
             time.sleep(POLL_S)
-    ended = 0
-    session = queue.session_of(study)
-    if session is not None:
+    jobs, left = 0, list[str]()
+    if session := queue.session_of(study):
         try:
-            ended, left = queue.stop_jobs(session)
+            jobs, left = queue.stop_jobs(session)
         except queue.QueueUnavailable as error:
-            raise UserError(
-                f"the jobs named {queue.job_name(session)} cannot be ended ({error}): try again."
-            ) from None
-        if left:
-            raise UserError(
-                f"Slurm still shows {', '.join(left)}, though cancelled: see squeue, and cancel again later."
-            )
+            name = queue.job_name(session)
+            raise UserError(f"the jobs named {name} cannot be ended ({error}): try again.") from None
+    if left:
+        remedy = "see squeue, and cancel again later"
+        raise UserError(f"Slurm still shows {', '.join(left)}, though cancelled: {remedy}.")
     with study.held():
         runs = []
         for files in study.all_runs():
             if files.attempts.exists() and not files.result.exists() and _cancel_run(study, files):
                 runs.append(files.directory.name)
-        queue.forget(study)
+        study.launcher_file.unlink(missing_ok=True)
         study.cancel_mark.unlink(missing_ok=True)
-    return {"study": study.name, "driver": holder, "jobs": ended, "runs": runs}
+    return {"study": study.name, "driver": holder, "jobs": jobs, "runs": runs}
 
 
 def _cancel_run(study: Study, files: RunFiles) -> bool:
-    """Record one run as cancelled; return whether it had no result yet.
-
-    Waits for a worker that is still writing a checkpoint. Raises UserError when that does not let go.
-    """
-    directory = files.directory
+    """Record one run as cancelled, once no worker is writing a checkpoint of it any more, and return whether
+    it had no result yet. Raises UserError when a worker does not let go."""
     deadline = time.monotonic() + GRACE_S + DRIVER_S / 2
     while True:
-        with run_lock(directory) as mine:
+        with run_lock(files.directory) as mine:
             if files.result.exists():
                 return False
             if mine:
                 identity = None
                 with suppress(OSError, UserError):  # where its spec cannot be read
                     identity = digest(read_json(files.spec, SpecRecord)["identity"])
-                result = {
-                    "run_id": directory.name,
-                    "identity": identity,
-                    "outcome": "cancelled",
-                    "cause": "ebc-lab cancel",
-                    "steps": (study.progress(directory.name) or {}).get("step", 0),
-                }
-                write_checksummed(files.result, result)
-                attempts.note(directory, "cancelled")
+                steps = (study.progress(files.directory.name) or {}).get("step", 0)
+                attempts.give_up(files, "cancelled", "ebc-lab cancel", identity, steps)
+                attempts.note(files.directory, "cancelled")
                 files.progress.unlink(missing_ok=True)
                 return True
         if time.monotonic() > deadline:
-            raise UserError(
-                f"a worker still trains in {directory}: see {files.attempts} for where, and end it."
-            )
+            where = f"see {files.attempts} for where, and end it"
+            raise UserError(f"a worker still trains in {files.directory}: {where}.")
         time.sleep(POLL_S)

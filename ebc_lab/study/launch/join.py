@@ -11,6 +11,7 @@ import os
 import secrets
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from ebc_lab.config.checks import require_gpu
@@ -18,25 +19,27 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.study_checks import lacking_for
 
 from ..store.study import Study, recorded_config
-from .command import start_worker
-from .pool import Say, code_here
-from .session import GUEST, Session, sessions_in
+from .local import start_worker
+from .pool import Say
+from .session import GUEST, Session, code_here, sessions_in
 
 LOOK_S = 0.5  # between two looks for a session
 
 
-def join(study: Study, wait_s: float, say: Say) -> int:
+def join(place: Path, wait_s: float, say: Say) -> int:
     """Work on a study until it is finished, or nobody has driven it for `wait_s` seconds, and return the exit
-    code: 0, or the worker's where that failed.
+    code: 0, or the worker's where that failed. `place`: the study's folder, or that of its session.
 
     Raises UserError where nobody drives it, or with other code than is installed here.
     """
-    joined = 0
+    inside = (place / "session.json").exists()
+    study = Study(place.resolve().parent.parent if inside else place)
+    joined = False
     since = time.monotonic()
     while True:
         if sessions := sessions_in(study):
             code = _work(sessions[0], say)
-            joined += 1
+            joined = True
             since = time.monotonic()
             if code:
                 return code
@@ -48,9 +51,8 @@ def join(study: Study, wait_s: float, say: Say) -> int:
                 say(f"nobody runs study {study.name} any more")
                 return 0
             if not study.exists():
-                raise UserError(
-                    f"there is no study at {study.root}: begin it with launcher.join=true, or --wait for it."
-                )
+                remedy = "begin it with launcher.join=true, or --wait for it"
+                raise UserError(f"there is no study at {study.root}: {remedy}.")
             raise UserError(
                 f"nobody runs study {study.name} so that workers can join: its command, with "
                 "launcher.join=true, lets workers join; --wait SECONDS waits for it."
@@ -58,19 +60,12 @@ def join(study: Study, wait_s: float, say: Say) -> int:
         time.sleep(LOOK_S)
 
 
-def session_folder(path: Path) -> Study | None:
-    """Return the study whose session this folder is, or None where it is no session's."""
-    inside = (path / "session.json").exists()
-    return Study(path.resolve().parent.parent) if inside else None
-
-
 def _finished(study: Study) -> bool:
-    try:
-        return (
-            study.holder() is None and recorded_config(study.header()).study.stages[-1] in study.decisions()
-        )
-    except UserError:
-        return False
+    """Return whether nobody drives the study and its last stage is decided; False where it cannot be read."""
+    with suppress(UserError):
+        last = recorded_config(study.header()).study.stages[-1]
+        return study.holder() is None and last in study.decisions()
+    return False
 
 
 def _work(session: Session, say: Say) -> int:
@@ -89,13 +84,13 @@ def _work(session: Session, say: Say) -> int:
         raise UserError(sentence)
     name = f"{GUEST}{os.uname().nodename[:40]}-{os.getpid()}-{secrets.token_hex(3)}"
     say(f"joining {study.root} as {name}")
-    place = f"{session.root.name}/{name}"  # by which the driver sees that it is there
-    worker = start_worker(session, name, about.get("env", {}), [place])
+    lock = f"{session.root.name}/{name}"  # by which the driver sees that it is there
+    worker = start_worker(session, name, about.get("env", {}), [lock])
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: worker.send_signal(number))
     code = worker.wait()
     if session.root.exists():
-        session.note_exit(name, code)
+        session.note("exit", name, code=code)
         if code == 0:
             session.forget(name)
         else:

@@ -1,52 +1,92 @@
-"""launcher=local: worker processes on this machine, one per slot, each on its own GPU or group of cores.
+"""launcher=local: worker processes on this machine, one per slot, each on its own GPU or group of cores, or
+as many as processes train a run. A worker ends when its driver's lock is free, however the driver ended.
 
-A run that several processes train has as many GPUs, or groups of cores. A worker ends when its driver's lock
-is free, for whatever reason the driver ended. What becomes of a GPU that fails is in `devices.py`.
+A slot is avoided, for the rest of a call, once nvidia-smi no longer lists its GPU, or its worker finds it out
+of reach (another process holds it, say). Neither is a run's fault, so no run is charged. Memory that runs out
+on one GPU of several may have been taken by another process: the run is tried once more, on another GPU, and
+what comes of it there is its result.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
 
 from filelock import FileLock
 
+from ebc_lab.config.machine import listing, named_by, processes_on
 from ebc_lab.config.schema import Config
+from ebc_lab.training.ends import OUT_OF_MEMORY, UNUSABLE
 
 from ..store.study import Study
-from .command import start_worker, worker_env
-from .devices import Devices
-from .pool import Death, Say, WorkerPool, WorkersFailed, worker_settings
-from .session import GUEST, Session, describe_exit
+from .pool import Death, Note, Say, WorkerPool, WorkersFailed
+from .session import GUEST, Session, describe_exit, worker_settings
 
+WORKER = ("-m", "ebc_lab.study.launch.worker")  # what Python is given to be one
+SCRUBBED = ("SLURM_", "PMI_", "PMIX_", "SUBMITIT_")  # variables of an enclosing job
 CLOSE_S = 15.0  # for a checkpoint, before workers are killed
+
+
+def start_worker(
+    session: Session, name: str, env: Mapping[str, str], locks: Sequence[str]
+) -> subprocess.Popen[bytes]:
+    """Start a worker on this machine, whose output goes to its log, and return its process.
+
+    It has a process group of its own: Ctrl-C reaches only its driver, whose freed lock makes it end with a
+    checkpoint. `locks`: what only one worker at a time may hold, of whichever driver.
+    """
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(SCRUBBED)}
+    with open(session.log_path(name), "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, *WORKER, str(session.root), name, *locks],
+            env={**inherited, **env},
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def worker_env(config: Config) -> dict[str, str]:
+    """Return what is set in every worker's environment."""
+    threads = str(config.threads_per_run)
+    return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
 
 
 class LocalPool(WorkerPool):
     """One worker process per slot."""
 
     def __init__(self, config: Config, study: Study, gpus: Sequence[str], slots: int, say: Say):
-        self.devices = Devices(gpus, config.launcher.processes_per_run, slots)
-        about = worker_settings(config, several_gpus=self.devices.several)
-        about |= {"device": config.device, "env": worker_env(config)}
-        shared = config.launcher.join
-        session = Session.begin(study, "local", shared=shared, bound=True, idle_s=None, **about)
+        """`gpus`: as CUDA_VISIBLE_DEVICES takes them."""
+        launcher = config.launcher
+        together = launcher.processes_per_run
+        self.groups = [tuple(gpus[i * together : (i + 1) * together]) for i in range(len(gpus) // together)]
+        # those of each slot, one for each process of a run; slots beyond the last group share them in turn
+        self.gpus = [self.groups[slot % len(self.groups)] if self.groups else () for slot in range(slots)]
+        about = worker_settings(config, several_gpus=len(set(self.gpus)) > 1)
+        about |= {"bound": True, "idle_s": None, "device": config.device, "env": worker_env(config)}
+        session = Session.begin(study, "local", shared=launcher.join, **about)
         super().__init__(config, study, session, slots, say)
         self.lock = FileLock(session.lock_path, fallback_to_soft=False)
         self.lock.acquire(timeout=0)
         self.workers: dict[int, subprocess.Popen[bytes]] = {}  # by slot
+        self.failed_on: dict[str, set[int]] = {}  # run id -> slots whose GPUs failed under it
+
+    def _usable(self) -> list[int]:
+        return [slot for slot in range(self.slots) if _place_of(slot) not in self.avoided]
 
     def _start_workers(self, wanted: int) -> None:
-        usable = self.devices.usable
+        usable = self._usable()
         if not usable and not self.workers:
-            why = "; ".join(dict.fromkeys(self.devices.retired.values()))
+            why = "; ".join(dict.fromkeys(self.avoided[_place_of(slot)] for slot in range(self.slots)))
             raise WorkersFailed(f"no GPU is left to train on: {why}. The same command continues from here.")
-        if barred := self.devices.barred():  # those that may take most of what is left come first
+        if barred := self._barred():  # those that may take most of what is left come first
             left = [workers for run_id, workers in barred.items() if not self.study.has_result(run_id)]
             usable.sort(key=lambda slot: sum(str(slot) in workers for workers in left))
         for slot in usable[:wanted]:
@@ -55,32 +95,56 @@ class LocalPool(WorkerPool):
 
     def _start(self, slot: int) -> None:
         env = worker_env(self.config)
-        if gpus := self.devices.gpus_of(slot):
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-        self.workers[slot] = start_worker(self.session, str(slot), env, self.devices.places(slot))
+        if self.gpus[slot]:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[slot])
+        self.workers[slot] = start_worker(self.session, str(slot), env, self._locks(slot))
 
-    # -- GPUs that fail --------------------------------------------------------------------------------------
+    def _locks(self, slot: int) -> list[str]:
+        """Return what a slot's worker holds for as long as it lives, a share of each of its GPUs, as parts of
+        files' names. These are the same in every call, whatever else is visible, and sorted, so that workers
+        with overlapping groups of GPUs never wait for each other in a circle."""
+        gpus = self.gpus[slot]
+        return sorted(re.sub(r"[^\w.-]", "_", f"{gpu}-{slot // len(self.groups)}") for gpu in gpus)
 
     def _barred(self) -> dict[str, list[str]]:
-        return self.devices.barred()
+        usable = set(self._usable())
+        return {
+            run_id: sorted(map(str, slots)) if usable - slots else []  # none where no others are left
+            for run_id, slots in self.failed_on.items()
+        }
 
     def _device_is_to_blame(self, worker: str, said: str | None, run_id: str | None) -> bool:
         if worker.startswith(GUEST):
             return said is not None
-        to_blame, news = self.devices.failed(int(worker), said, run_id)
-        if news:
-            self.say(news)
-        for slot in self.devices.retired:
-            self.avoided.add(_place_of(slot))  # no place that others are compared with
-            if slot in self.workers:  # its GPU was that of the one that has died
+        slot = int(worker)
+        gpus = self.gpus[slot]
+        if not gpus:
+            return False
+        if said is not None and run_id is not None:
+            same = {other for other, theirs in enumerate(self.gpus) if theirs == gpus}
+            self.failed_on.setdefault(run_id, set()).update(same)
+        there = listing()  # a GPU that is lost may also leave a worker hanging, or let it die by a signal
+        gone = [name for name in gpus if not there.failure and not named_by(name, there.gpus)]
+        where = " and ".join(gpus)
+        if gone:
+            sharing = [other for other, theirs in enumerate(self.gpus) if set(theirs) & set(gone)]
+            self._retire(sharing, f"{' and '.join(gone)} is not listed by nvidia-smi any more")
+        elif said is not None and any(words in said for words in UNUSABLE):
+            held = "".join(_holders(name, only=len(gpus) == 1) for name in gpus)
+            self._retire([slot], f"{where} cannot be used ({said}{held})")
+        elif said is not None and said.startswith(OUT_OF_MEMORY):
+            self.say(f"{run_id} ran out of memory on {where}: it is tried again on another GPU")
+        else:
+            return False
+        return True
+
+    def _retire(self, slots: Iterable[int], why: str) -> None:
+        """Use these slots no more in this call, and end the workers that are left there."""
+        self.say(f"{why}: no more workers are started there, and its runs go to others")
+        for slot in slots:
+            self.avoided.setdefault(_place_of(slot), why)
+            if slot in self.workers:
                 self.workers[slot].send_signal(signal.SIGINT)
-        return to_blame
-
-    def _avoid(self, place: str, why: str) -> None:
-        super()._avoid(place, why)
-        self.devices.retire([slot for slot in self.devices.usable if _place_of(slot) == place], why)
-
-    # -- watching --------------------------------------------------------------------------------------------
 
     def _running_workers(self) -> list[str]:
         return [str(slot) for slot in self.workers]
@@ -88,12 +152,11 @@ class LocalPool(WorkerPool):
     def _deaths(self) -> list[Death]:
         deaths = []
         for slot, process in list(self.workers.items()):
-            if (code := process.poll()) is None:
-                continue
-            del self.workers[slot]
-            retired = slot in self.devices.retired  # and so told to end
-            log = self.session.log_path(str(slot))
-            deaths.append(Death(str(slot), describe_exit(code), log, clean=retired, counts=not retired))
+            if (code := process.poll()) is not None:
+                del self.workers[slot]
+                retired = _place_of(slot) in self.avoided  # and so told to end
+                log = self.session.log_path(str(slot))
+                deaths.append(Death(str(slot), describe_exit(code), log, clean=retired, counts=not retired))
         return deaths
 
     def _kill(self, worker: str) -> None:
@@ -101,7 +164,7 @@ class LocalPool(WorkerPool):
         with suppress(ProcessLookupError):
             os.killpg(self.workers[int(worker)].pid, signal.SIGKILL)
 
-    def _place(self, worker: str, note: Mapping[str, Any]) -> str | None:
+    def _place(self, worker: str, note: Note) -> str | None:
         return f"host {note.get('host')}" if worker.startswith(GUEST) else _place_of(worker)
 
     def close(self) -> None:
@@ -115,8 +178,18 @@ class LocalPool(WorkerPool):
                 self._kill(str(slot))
                 process.wait()
 
-    leave = close
-
 
 def _place_of(slot: int | str) -> str:
     return f"slot {slot}"
+
+
+def _holders(name: str, *, only: bool) -> str:
+    """Return in words which processes nvidia-smi shows on a GPU; empty where it shows none. `only`: it is the
+    worker's only GPU."""
+    where = "it" if only else name
+    if name.isdecimal():  # where CUDA may count otherwise
+        where = f"nvidia-smi's GPU {name}"
+    elif name.startswith("MIG-"):
+        where = "its GPU, all instances together,"
+    processes = processes_on(name)
+    return f"; on {where} is process {', '.join(processes)}" if processes else ""

@@ -1,8 +1,7 @@
 """A study's Slurm jobs as the queue shows them: which they are, what state they are in, how to end them.
 
-The queue is asked by name, one `squeue` for all jobs of a study; no accounting is needed. The study records
-that name, and the folder through which its jobs and their driver communicate, so that any later process finds
-them.
+One `squeue` asks for all jobs of a study by their name; no accounting is needed. The study records that name,
+and the folder through which its jobs and their driver communicate, so that any later process finds them.
 """
 
 from __future__ import annotations
@@ -12,9 +11,8 @@ import re
 import subprocess
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import read_json, write_json
@@ -26,24 +24,15 @@ PATIENCE_S = 60.0  # for one answer from Slurm
 SOFT_S = 20.0  # for workers that are told to stop, before their jobs are cancelled
 HARD_S = 300.0  # for cancelled jobs to end
 LOOK_S = 2.0  # between two reads of the queue meanwhile
-JOB_LINE = re.compile(r"(\d+)\|([^|]*)\|([A-Z_]+)\|(.*)")  # of `squeue_command`
-NO_ANSWER = "slurm_load_jobs error"  # how squeue begins when the controller has told it nothing
+GONE_S = 60.0  # until a job that the queue does not show, or shows as COMPLETING, counts as over
+USER = f"--user={os.getuid()}"
+# the command that lists all of this user's jobs that Slurm still knows
+SQUEUE = ("squeue", "--noheader", "--array", "--states=all", USER, "--format=%F|%K|%T|%r")
+JOB_LINE = re.compile(r"(\d+)\|([^|]*)\|([A-Z_]+)\|(.*)")  # of its output
+NO_ANSWER = "slurm_load_jobs error"  # how it begins when the controller has told squeue nothing
 ENDING = "COMPLETING"
-LIVE = (
-    "PENDING",
-    "CONFIGURING",
-    "RUNNING",
-    ENDING,
-    "SUSPENDED",
-    "STOPPED",
-    "REQUEUED",
-    "REQUEUE_HOLD",
-    "REQUEUE_FED",
-    "SPECIAL_EXIT",
-    "RESIZING",
-    "SIGNALING",
-    "STAGE_OUT",
-)
+WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
+LIVE = (*WAITING, "RUNNING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT", ENDING)
 
 
 class LauncherRecord(TypedDict):
@@ -55,18 +44,17 @@ class LauncherRecord(TypedDict):
 
 
 class QueueRecord(TypedDict):
-    """What queue.json holds: Slurm's last answer, job key -> state and reason, and when it came."""
+    """What queue.json holds: Slurm's last answer."""
 
-    at: float
-    jobs: dict[str, list[str]]
+    asked: float  # seconds since the epoch
+    jobs: dict[str, list[str]]  # job key -> state and reason
 
 
 class QueueUnavailable(Exception):
     """Slurm did not answer; the message is what it said."""
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """One array task as the queue shows it."""
 
     state: str  # Slurm's: PENDING, RUNNING, COMPLETED, CANCELLED …
@@ -74,6 +62,7 @@ class Job:
 
     @property
     def live(self) -> bool:
+        """Return whether the job is not over."""
         return self.state in LIVE
 
 
@@ -89,33 +78,19 @@ def run_slurm(*command: str) -> str:
         raise QueueUnavailable(f"{command[0]} takes longer than {PATIENCE_S:g} s") from None
     whole = f"{done.stdout}\n{done.stderr}"
     if done.returncode or (NO_ANSWER in whole and not parse_squeue(done.stdout)):
-        told = [line for line in whole.splitlines() if line.strip()]
-        errors = [line for line in told if "error" in line.lower()]  # beside a site's own notices
-        raise QueueUnavailable((errors or told or [f"{command[0]} fails without a message"])[-1].strip())
+        lines = [line for line in whole.splitlines() if line.strip()]
+        errors = [line for line in lines if "error" in line.lower()]  # beside a site's own notices
+        raise QueueUnavailable((errors or lines or [f"{command[0]} fails without a message"])[-1].strip())
     return done.stdout
 
 
 def jobs_named(name: str) -> dict[str, Job]:
-    """Return job key (`<array>_<task>`) -> job, of all jobs with this name that Slurm still knows. Raises
-    QueueUnavailable."""
-    return parse_squeue(run_slurm(*squeue_command(), f"--name={name}"))
-
-
-def squeue_command() -> list[str]:
-    """Return the command that lists all of this user's jobs that Slurm still knows, for `parse_squeue`."""
-    return [
-        "squeue",
-        "--noheader",
-        "--array",
-        "--states=all",
-        f"--user={os.getuid()}",
-        "--format=%F|%K|%T|%r",
-    ]
+    """Return job key (`<array>_<task>`) -> job, of all jobs with this name. Raises QueueUnavailable."""
+    return parse_squeue(run_slurm(*SQUEUE, f"--name={name}"))
 
 
 def parse_squeue(text: str) -> dict[str, Job]:
-    """Return job key -> job, from the output of `squeue_command`; Slurm's warnings and a site's notices in it
-    are left out."""
+    """Return job key -> job, from the output of SQUEUE without Slurm's warnings and a site's notices."""
     jobs = {}
     for line in text.splitlines():
         if job := JOB_LINE.fullmatch(line.strip()):
@@ -126,7 +101,7 @@ def parse_squeue(text: str) -> dict[str, Job]:
 
 def scancel(name: str, *options: str) -> None:
     """Cancel every job of this name (and, with `--state=PENDING`, in this state). Raises QueueUnavailable."""
-    run_slurm("scancel", f"--user={os.getuid()}", f"--name={name}", *options)
+    run_slurm("scancel", USER, f"--name={name}", *options)
 
 
 def job_name(session: Session) -> str:
@@ -141,14 +116,9 @@ def remember(study: Study, session: Session) -> None:
     write_json(study.launcher_file, about)
 
 
-def forget(study: Study) -> None:
-    """Note that no job of the study is left."""
-    study.launcher_file.unlink(missing_ok=True)
-
-
 def session_of(study: Study) -> Session | None:
-    """Return where the study's jobs and their driver communicate, or None without jobs. Raises UserError
-    where that folder is out of reach."""
+    """Return where the study's jobs and their driver communicate; None without jobs. Raises UserError where
+    that folder is out of reach."""
     path = study.launcher_file
     if not path.exists():
         return None
@@ -170,14 +140,13 @@ def cached_jobs(session: Session, every_s: float) -> dict[str, Job]:
     path = session.root / "queue.json"
     try:
         last = read_json(path, QueueRecord)
-        if abs(time.time() - last["at"]) < every_s:
-            return {k: Job(*v) for k, v in last["jobs"].items()}
+        if abs(time.time() - last["asked"]) < every_s:
+            return {key: Job(*seen) for key, seen in last["jobs"].items()}
     except (OSError, UserError, TypeError):  # TypeError: more or fewer than two texts
         pass
     jobs = jobs_named(job_name(session))
-    answer = {"at": time.time(), "jobs": {k: [j.state, j.reason] for k, j in jobs.items()}}
     with suppress(OSError):  # then Slurm is only asked again sooner
-        write_json(path, answer, durable=False)
+        write_json(path, {"asked": time.time(), "jobs": jobs}, durable=False)
     return jobs
 
 
@@ -187,24 +156,24 @@ def stop_jobs(session: Session) -> tuple[int, list[str]]:
     Returns how many there were, and the keys of those that Slurm still shows after minutes. Raises
     QueueUnavailable.
     """
+
+    def live() -> dict[str, Job]:
+        return {key: job for key, job in jobs_named(name).items() if job.live}
+
     name = job_name(session)
     session.publish([], stop=True)
-    first = _live(name)
+    first = live()
     if not first:
         return 0, []
     scancel(name, "--state=PENDING")
     begun, hard = time.monotonic(), False
-    while left := _live(name):
-        waited = time.monotonic() - begun
-        if waited > SOFT_S and not hard:
+    while left := live():
+        waited_s = time.monotonic() - begun
+        if waited_s > SOFT_S and not hard:
             scancel(name)
             hard = True
-        if waited > HARD_S or (waited > 2 * SOFT_S and all(state == ENDING for state in left.values())):
+        ending = all(job.state == ENDING for job in left.values())
+        if waited_s > HARD_S or (waited_s > 2 * SOFT_S and ending):
             return len(first), sorted(left)
         time.sleep(LOOK_S)
     return len(first), []
-
-
-def _live(name: str) -> dict[str, str]:
-    """Return key -> state of the jobs of this name that are not over."""
-    return {key: job.state for key, job in jobs_named(name).items() if job.live}

@@ -24,7 +24,7 @@ from ebc_lab.workloads.text import checked_text
 
 from ..stages.runs import fill_from_baseline, plain_run
 from ..store.study import Study
-from .command import worker_env
+from .local import worker_env
 
 TOGETHER_S = 60.0  # for all of them; what has not shown by then shows when it is trained
 # of a baseline, in place of what a sweep would measure

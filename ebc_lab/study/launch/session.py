@@ -17,7 +17,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from ebc_lab import __version__
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import NUMERICS_VERSION
+from ebc_lab.config.machine import git_revision, versions
+from ebc_lab.config.schema import Config
 from ebc_lab.records.files import stamp_of
 from ebc_lab.records.json_files import read_json, write_json
 from ebc_lab.records.locks import is_locked
@@ -25,24 +29,6 @@ from ebc_lab.records.locks import is_locked
 from ..store.study import Study
 
 GUEST = "guest-"  # how the names of workers begin that no driver started
-
-
-def state_dir(study: Study, launcher: str) -> Path:
-    """Return a private folder for a study's launcher, outside the study. Raises UserError if it cannot be
-    made."""
-    from platformdirs import user_state_path
-
-    name = f"{study.name}-{hashlib.sha256(str(study.root.resolve()).encode()).hexdigest()[:10]}"
-    path = user_state_path("ebc-lab") / launcher / name
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        for level in (path, path.parent, path.parent.parent):
-            level.chmod(0o700)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be made ({error.strerror}): set XDG_STATE_HOME to a folder you own."
-        ) from None
-    return path
 
 
 class SessionRecord(TypedDict):
@@ -69,24 +55,33 @@ class Tasks(TypedDict):
     stop: bool
 
 
-class ProcessRecord(TypedDict):
-    """What process-<name>.json holds."""
-
-    pid: int
-    host: str
-
-
 class Note(TypedDict, total=False):
-    """What a worker says of itself in worker-<name>.json, beside what it sees of the machine."""
+    """What a worker says of itself, beside what it sees of the machine."""
 
-    run_id: str | None
-    ran: int
+    run_id: str | None  # of the run in progress
+    ran: int  # how many it has begun, this one included
     started: bool
     beat: float
     host: str
     cause: str
     device_failed: bool
     error: str
+
+
+class ProcessRecord(TypedDict):
+    """Which process a worker is: another one than before where Slurm starts its job again."""
+
+    pid: int
+    host: str
+
+
+class ExitRecord(TypedDict):
+    """How a worker has ended, for a driver that did not start it."""
+
+    code: int  # as Popen has it
+
+
+NOTES = {"worker": Note, "process": ProcessRecord, "exit": ExitRecord}  # what <kind>-<worker>.json holds
 
 
 class Session:
@@ -114,41 +109,16 @@ class Session:
         return session
 
     def about(self) -> dict[str, Any]:
+        """Return what session.json says. Raises UserError where it is damaged."""
         return dict(read_json(self.root / "session.json", SessionRecord, "run the study's command again"))
-
-    # -- the driver's side -----------------------------------------------------------------------------------
 
     def publish(
         self, runs: Sequence[str], *, barred: Mapping[str, Sequence[str]] | None = None, stop: bool = False
     ) -> None:
-        """Tell the workers what is to be trained, in this order. `barred`: by run that a GPU has failed
-        under, the workers that leave it to others; `stop`: stop the runs in progress, with a checkpoint
-        each, and end."""
-        write_json(
-            self.root / "tasks.json",
-            {"runs": list(runs), "barred": dict(barred or {}), "stop": stop},
-            durable=False,
-        )
-
-    def notes(self) -> dict[str, dict[str, Any]]:
-        """Return worker -> its last note: `run_id` (of the run in progress), `ran` (how many it has begun,
-        this one included) …"""
-        out = {}
-        for path in self.root.glob("worker-*.json"):
-            try:
-                out[path.stem.removeprefix("worker-")] = dict(read_json(path, Note))
-            except (OSError, UserError):  # being replaced; on NFS also briefly stale
-                continue
-        return out
-
-    def guests(self, notes: Mapping[str, Mapping[str, Any]]) -> list[str]:
-        """Return the workers that joined from elsewhere and are there, each under the lock that it holds."""
-        return [w for w in notes if w.startswith(GUEST) and is_locked(self.root / f"{w}.lock")]
-
-    def forget(self, worker: str) -> None:
-        (self.root / f"worker-{worker}.json").unlink(missing_ok=True)
-
-    # -- a worker's side -------------------------------------------------------------------------------------
+        """Publish what workers are to train, in this order. `barred`: by run under which a GPU has
+        failed, the workers that leave it to others; `stop`: end, with a checkpoint of the run in progress."""
+        tasks = {"runs": list(runs), "barred": dict(barred or {}), "stop": stop}
+        write_json(self.root / "tasks.json", tasks, durable=False)
 
     def tasks(self) -> dict[str, Any] | None:
         """Return what is to be trained, the same object until the driver publishes again; None while it
@@ -162,25 +132,30 @@ class Session:
         except (OSError, UserError):
             return None
 
-    def note_process(self, worker: str, host: str, pid: int) -> None:
-        """Note which process a worker is: another one than before where Slurm starts its job again."""
-        about: ProcessRecord = {"pid": pid, "host": host}
-        write_json(self._process_file(worker), about, durable=False)
+    def note(self, kind: str, worker: str, **about: Any) -> None:
+        """Write what is to be known of a worker, in the form that NOTES has for this kind."""
+        write_json(self.root / f"{kind}-{worker}.json", about, durable=False)
 
-    def note_exit(self, worker: str, code: int) -> None:
-        """Note how a worker has ended, for a driver that did not start it."""
-        write_json(self.root / f"exit-{worker}.json", {"code": code}, durable=False)
-
-    def process(self, worker: str) -> tuple[str, int] | None:
-        """Return host and process id of a worker; None where they are not noted, or cannot be read."""
+    def noted(self, kind: str, worker: str) -> dict[str, Any] | None:
+        """Return what `note` wrote last; None where there is nothing, or on NFS only a stale file."""
         try:
-            noted = read_json(self._process_file(worker), ProcessRecord)
-            return noted["host"], noted["pid"]
-        except (OSError, UserError, KeyError):
+            return dict(read_json(self.root / f"{kind}-{worker}.json", NOTES[kind]))
+        except (OSError, UserError):
             return None
 
-    def _process_file(self, worker: str) -> Path:
-        return self.root / f"process-{worker}.json"
+    def notes(self) -> dict[str, dict[str, Any]]:
+        """Return worker -> its last `Note`."""
+        workers = (path.stem.removeprefix("worker-") for path in self.root.glob("worker-*.json"))
+        noted = {worker: self.noted("worker", worker) for worker in workers}
+        return {worker: note for worker, note in noted.items() if note is not None}
+
+    def forget(self, worker: str) -> None:
+        """Remove the note of a worker that has ended."""
+        (self.root / f"worker-{worker}.json").unlink(missing_ok=True)
+
+    def guests(self, notes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """Return the workers that joined from elsewhere and are there, each under the lock that it holds."""
+        return [w for w in notes if w.startswith(GUEST) and is_locked(self.root / f"{w}.lock")]
 
     def log_path(self, worker: str) -> Path:
         """Return the log of a worker that a process of this machine started."""
@@ -190,8 +165,27 @@ class Session:
         """Return the file that the other nodes of a worker's job read."""
         return self.root / f"nodes-{worker}.json"
 
-    def note(self, worker: str, **about: Any) -> None:
-        write_json(self.root / f"worker-{worker}.json", about, durable=False)
+    def exit_cause(self, worker: str) -> str:
+        """Return in words how a worker ended; empty where the process that started it left no note."""
+        noted = self.noted("exit", worker)
+        return describe_exit(noted["code"]) if noted else ""
+
+
+def state_dir(study: Study, launcher: str) -> Path:
+    """Return a private folder for a study's launcher, outside the study. Raises UserError if it cannot be
+    made."""
+    from platformdirs import user_state_path
+
+    name = f"{study.name}-{hashlib.sha256(str(study.root.resolve()).encode()).hexdigest()[:10]}"
+    path = user_state_path("ebc-lab") / launcher / name
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        for level in (path, path.parent, path.parent.parent):
+            level.chmod(0o700)
+    except OSError as error:
+        remedy = "set XDG_STATE_HOME to a folder you own"
+        raise UserError(f"{path} cannot be made ({error.strerror}): {remedy}.") from None
+    return path
 
 
 def sessions_in(study: Study) -> list[Session]:
@@ -200,13 +194,23 @@ def sessions_in(study: Study) -> list[Session]:
     return [session for session in there if is_locked(session.lock_path)]
 
 
-def exit_cause(session: Session, worker: str) -> str:
-    """Return in words how a worker ended that another process started; empty where that did not live to note
-    it."""
-    try:
-        return describe_exit(read_json(session.root / f"exit-{worker}.json", dict[str, int])["code"])
-    except (OSError, UserError, KeyError):
-        return ""
+def worker_settings(config: Config, *, several_gpus: bool = False) -> dict[str, Any]:
+    """Return what session.json tells every worker: how it behaves, and which version of the code is meant."""
+    launcher = config.launcher
+    return {
+        "checkpoint_every_s": launcher.checkpoint_every_s,
+        "beat_s": launcher.heartbeat_s / 10,
+        "code": code_here(),
+        "processes_per_run": launcher.processes_per_run,
+        "nodes_per_run": launcher.nodes_per_run,
+        "several_gpus": several_gpus,
+    }
+
+
+def code_here() -> dict[str, Any]:
+    """Return which version of the code this is, as far as it can change numbers."""
+    torch, git = versions()["torch"], git_revision()
+    return {"ebc_lab": __version__, "git": git, "torch": torch, "numerics_version": NUMERICS_VERSION}
 
 
 def describe_exit(code: int) -> str:

@@ -9,23 +9,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config
 
 from ..store.study import Study
 from . import queue
-from .command import SlurmWorker, worker_env
-from .pool import Death, Say, WorkerPool, WorkersFailed, worker_settings
+from .local import worker_env
+from .pool import Death, Note, Say, Signs, WorkerPool, WorkersFailed
 from .queue import ENDING, Job, QueueUnavailable, job_name
-from .session import Session, exit_cause
-from .silence import Signs
-from .submit import REFUSALS, submit_jobs
-
-POLL_S = 0.5
-# until a job that the queue does not show counts as gone, and one that stays COMPLETING as ended
-GONE_S = 60.0
+from .session import Session, worker_settings
+from .submit import POLL_S, REFUSALS, SlurmWorker, submit_jobs
 
 
 class SlurmPool(WorkerPool):
@@ -35,32 +29,29 @@ class SlurmPool(WorkerPool):
 
     def __init__(self, config: Config, study: Study, slots: int, say: Say):
         session = queue.session_of(study)
+        settings = worker_settings(config)
         live: dict[str, Job] = {}  # jobs of an earlier call that run the same code
         try:
             if session is not None:
                 there = queue.jobs_named(job_name(session))
                 live = {k: j for k, j in there.items() if j.live and j.state != ENDING}
                 about = session.about()
-                if live and any(about.get(k) != v for k, v in worker_settings(config).items()):
+                if live and any(about.get(k) != v for k, v in settings.items()):
                     which = f"{len(live)} Slurm job(s) of an earlier call"
                     say(f"cancelled {which} that run other code or settings")
                     queue.stop_jobs(session)
                     live = {}
         except QueueUnavailable as error:
-            raise UserError(
-                f"the Slurm queue cannot be read ({error}): fix that, and run the command again."
-            ) from None
+            remedy = "fix that, and run the command again"
+            raise UserError(f"the Slurm queue cannot be read ({error}): {remedy}.") from None
         if session is None or not live:
-            session = Session.begin(
-                study, "slurm", bound=False, idle_s=config.launcher.idle_s, **worker_settings(config)
-            )
+            session = Session.begin(study, "slurm", bound=False, idle_s=config.launcher.idle_s, **settings)
             queue.remember(study, session)
         super().__init__(config, study, session, slots, say)
         self.jobs = live
         self.submitted_here: set[str] = set()  # by this driver
         self.accepted = bool(live)  # Slurm has taken a job for this study
         self.states = Signs()  # of the jobs, as the queue shows them
-        self.new_deaths: list[Death] = []
         self.refused = 0  # submissions in a row
         self.submit_at = 0.0  # not before
         self.looked = time.monotonic()
@@ -70,13 +61,10 @@ class SlurmPool(WorkerPool):
         if live:
             say(f"adopted {len(live)} Slurm job(s) of an earlier call: {', '.join(sorted(live))}")
 
-    # -- what every pool does --------------------------------------------------------------------------------
-
     def _start_workers(self, wanted: int) -> None:
         if self.slots < 1:
-            raise WorkersFailed(
-                "all its jobs were cancelled by somebody: the same command continues with new ones."
-            )
+            remedy = "the same command continues with new ones"
+            raise WorkersFailed(f"all its jobs were cancelled by somebody: {remedy}.")
         missing = min(self.slots, wanted) - len(self.jobs)
         if missing <= 0 or time.monotonic() < self.submit_at:
             return
@@ -102,56 +90,54 @@ class SlurmPool(WorkerPool):
 
     def _deaths(self) -> list[Death]:
         if time.monotonic() - self.looked >= self.config.launcher.queue_every_s:
-            self._read_queue()
-        deaths = self.new_deaths
-        self.new_deaths = []
-        return deaths
+            self.looked = time.monotonic()
+            try:
+                return self._update(queue.cached_jobs(self.session, self.config.launcher.queue_every_s / 2))
+            except QueueUnavailable as error:
+                self._say_once(f"the queue does not answer ({error}); trying again")
+        return []
 
-    def _read_queue(self) -> None:
-        self.looked = time.monotonic()
-        try:
-            jobs = queue.cached_jobs(self.session, self.config.launcher.queue_every_s / 2)
-        except QueueUnavailable as error:
-            self._say_once(f"the queue does not answer ({error}); trying again")
-            return
+    def _update(self, jobs: Mapping[str, Job]) -> list[Death]:
+        """Take note of the jobs as the queue shows them, and return the workers of those that are over."""
         for key, job in jobs.items():  # also those of a submission that was interrupted half-way
             if key not in self.jobs and job.live and job.state != ENDING:
                 self.jobs[key] = job
+        deaths = []
         for key in list(self.jobs):
             seen = jobs.get(key)
             unchanged_s = self.states.unchanged_s(key, seen and seen.state)
             # one that is ending may still be requeued
-            alive = unchanged_s < GONE_S if seen is None or seen.state == ENDING else seen.live
+            alive = unchanged_s < queue.GONE_S if seen is None or seen.state == ENDING else seen.live
             if alive:
                 self.jobs[key] = seen or self.jobs[key]
             else:
                 del self.jobs[key]
-                self._record_end(key, seen)
+                deaths.append(self._death(key, seen.state if seen else "gone from the queue"))
         waiting = [j for j in self.jobs.values() if j.state != "RUNNING"]
         reasons = sorted({j.reason for j in waiting if j.reason not in ("None", "submitted")})
         why = f" ({', '.join(reasons)})" if reasons else ""
         self._say_once(f"{len(self.jobs) - len(waiting)} job(s) running, {len(waiting)} waiting{why}")
+        return deaths
 
-    def _record_end(self, key: str, job: Job | None) -> None:
-        state = job.state if job else "gone from the queue"
+    def _death(self, key: str, state: str) -> Death:
         if state.startswith("CANCELLED") and key not in self.killed:
             self.slots -= 1
             self.say(f"job {key} was cancelled by somebody; {max(self.slots, 0)} job(s) share what is left")
         log = self.session.root / "submitit" / f"{key}_0_log.out"
-        ended = exit_cause(self.session, key)
-        cause = f"its job was {state}" + (f", {ended}" if ended else "")
+        cause = f"its job was {state}"
+        if ended := self.session.exit_cause(key):
+            cause += f", {ended}"
         if not log.exists():
             cause += "; it wrote no log: is the state folder shared with the nodes?"
-        self.new_deaths.append(
-            Death(key, cause, log, clean=state == "COMPLETED", counts=key in self.submitted_here)
-        )
+        clean, counts = state == "COMPLETED", key in self.submitted_here
+        return Death(key, cause, log, clean=clean, counts=counts)
 
     def _say_once(self, text: str) -> None:
         if text != self.last_said:
             self.last_said = text
             self.say(text)
 
-    def _place(self, worker: str, note: Mapping[str, Any]) -> str | None:
+    def _place(self, worker: str, note: Note) -> str | None:
         return note.get("host")
 
     def _kill(self, worker: str) -> None:
@@ -162,21 +148,18 @@ class SlurmPool(WorkerPool):
             self._say_once(f"scancel {worker}: {error}")
 
     def close(self) -> None:
+        cancel = f"`ebc-lab cancel {self.study.name}`"
         try:
             _, left = queue.stop_jobs(self.session)
         except QueueUnavailable as error:
-            remedy = f"`ebc-lab cancel {self.study.name}` ends what may still be running"
-            self.say(f"the queue does not answer ({error}): {remedy}")
+            self.say(f"the queue does not answer ({error}): {cancel} ends what may still be running")
             return
         if left:
-            remedy = f"`ebc-lab cancel {self.study.name}` checks again"
-            self.say(f"Slurm still shows {', '.join(left)}, though cancelled: {remedy}")
+            self.say(f"Slurm still shows {', '.join(left)}, though cancelled: {cancel} checks again")
         else:
-            queue.forget(self.study)
+            self.study.launcher_file.unlink(missing_ok=True)
 
     def leave(self) -> None:
         if self.jobs:
-            self.say(
-                f"{len(self.jobs)} Slurm job(s) continue without this driver: the same command adopts them, "
-                f"`ebc-lab cancel {self.study.name}` ends them"
-            )
+            how = f"the same command adopts them, `ebc-lab cancel {self.study.name}` ends them"
+            self.say(f"{len(self.jobs)} Slurm job(s) continue without this driver: {how}")

@@ -1,5 +1,5 @@
-"""One worker: `python -m ebc_lab.study.launch.worker SESSION NAME [PLACE…]` trains the runs of a session, one
-after the other. It holds its PLACEs, a GPU each, for as long as it lives, and waits for them first: a worker
+"""One worker: `python -m ebc_lab.study.launch.worker SESSION NAME [LOCK…]` trains the runs of a session, one
+after the other. It holds its LOCKs, a GPU each, for as long as it lives, and waits for them first: a worker
 of a driver that was killed may still be there, writing a checkpoint.
 
 A worker claims a run by its lock, so no run is ever trained twice at once. On this machine (`bound`) it ends
@@ -10,8 +10,8 @@ it survives its driver, until it has been idle for `idle_s`.
 from __future__ import annotations
 
 import functools
-import importlib
 import os
+import pkgutil
 import signal
 import sys
 import threading
@@ -27,10 +27,10 @@ from ebc_lab.config.errors import UserError, any_of
 from ebc_lab.config.identity import digest, identity_of
 from ebc_lab.config.own.sources import remember
 from ebc_lab.records.fence import Superseded
-from ebc_lab.records.json_files import read_json, write_checksummed
+from ebc_lab.records.json_files import read_json
 from ebc_lab.records.locks import is_locked, run_lock
-from ebc_lab.records.paths import RunFiles, SpecRecord
-from ebc_lab.records.streams import Heartbeat, rows_in
+from ebc_lab.records.paths import SpecRecord
+from ebc_lab.records.streams import Heartbeat
 from ebc_lab.training.ends import DeviceFailed, Interrupted
 from ebc_lab.training.nodes import Nodes
 
@@ -62,8 +62,7 @@ def load_function(kind: str) -> Callable[..., dict[str, Any]]:
     """Return the function that trains a kind of run. Raises UserError for an unknown kind."""
     if kind not in KINDS:
         raise UserError(f"a run of kind {kind!r} is unknown here; the kinds are {any_of(list(KINDS))}.")
-    module, _, name = KINDS[kind].partition(":")
-    function: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), name)
+    function: Callable[..., dict[str, Any]] = pkgutil.resolve_name(KINDS[kind])
     return function
 
 
@@ -78,7 +77,7 @@ def train_claimed(
     nodes: Nodes | None = None,
     retry_oom: bool = False,
 ) -> bool:
-    """Claim a planned run and train it to its result; tell whether it was free to be claimed.
+    """Claim a planned run and train it to its result; return whether it was free to be claimed.
 
     `on_claim` is called once the run is ours, and its log says so. So many `processes` train it together, on
     several `nodes`. `retry_oom`: raise DeviceFailed where memory runs out on its GPU, and record no result.
@@ -97,7 +96,8 @@ def train_claimed(
         except UserError as error:
             note("begin", **attempts.surroundings())
             on_claim()
-            _record_refusal(files, run_id, error, None)
+            attempts.give_up(files, "failed", str(error), None)
+            note("end", outcome="failed")
             return True
         together = {"processes": processes} if kind == TOGETHER and processes > 1 else {}
         note("begin", **together, **attempts.surroundings())
@@ -122,7 +122,8 @@ def train_claimed(
             print(cause, file=sys.stderr)
             raise
         except UserError as error:
-            _record_refusal(files, run_id, error, digest(identity_of(kind, run)))
+            attempts.give_up(files, "failed", str(error), digest(identity_of(kind, run)))
+            note("end", outcome="failed")
         except Interrupted:
             note("stopped")
             raise
@@ -130,81 +131,22 @@ def train_claimed(
         return True
 
 
-def _record_refusal(files: RunFiles, run_id: str, error: UserError, identity: str | None) -> None:
-    """Record why this run cannot be trained, in the error's words; its files stay as they are.
-
-    `identity`: its digest, None where its spec cannot be read.
-    """
-    result = {"run_id": run_id, "identity": identity, "outcome": "failed", "cause": str(error)}
-    write_checksummed(files.result, {**result, "steps": rows_in(files.steps)})
-    attempts.note(files.directory, "end", outcome="failed")
-
-
-class _Stop:
-    """Whether to stop the run of this worker (`event`), and whether the worker is to end as well (`final`).
-
-    SIGINT, a freed driver's lock, or `stop` in the session: both. SIGTERM in a Slurm job: it may be preempted
-    and requeued, or killed; the run is stopped with a checkpoint, and resumed if nothing happens.
-    """
-
-    def __init__(self, session: Session, name: str, *, bound: bool):
-        self.session = session
-        self.name = name
-        self.here = (os.uname().nodename, os.getpid())
-        self.parent = os.getppid()
-        self.replaced = False  # nobody takes this process for the worker any more
-        self.bound = bound
-        self.event = threading.Event()
-        self.final = threading.Event()
-        self.told_to_end = False
-        session.note_process(name, *self.here)
-        signal.signal(signal.SIGINT, lambda *_: self._end())
-        signal.signal(signal.SIGHUP, lambda *_: self._end())
-        signal.signal(signal.SIGTERM, lambda *_: self._end() if bound else self.event.set())
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm warns every process; submitit's answers
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def _end(self) -> None:
-        self.final.set()
-        self.event.set()
-
-    def _watch(self) -> None:
-        while not self.final.is_set():
-            why = ""  # why nobody takes this process for the worker any more
-            process = self.session.process(self.name)
-            if process is not None and process != self.here:
-                why = f"its job was started again on {process[0]} (process {process[1]})"
-            elif os.getppid() != self.parent:
-                why = "the process that started it is gone"
-            if why:
-                self.replaced = True
-                print(
-                    f"worker {self.name}, process {self.here[1]} on {self.here[0]}, ends: {why}",
-                    file=sys.stderr,
-                )
-            gone = not self.session.root.exists() or (self.bound and not is_locked(self.session.lock_path))
-            tasks = None if gone else self.session.tasks()
-            if self.replaced or gone or (tasks is not None and tasks["stop"]):
-                self.told_to_end = True
-                self._end()
-            self.final.wait(WATCH_S)
-        time.sleep(GRACE_S)
-        os._exit(1)
-
-    def __call__(self) -> bool:
-        return self.event.is_set()
-
-
 class Worker:
-    """The run of this process, and what it tells the driver about it."""
+    """The run of this process, and what it tells the driver about it.
 
-    def __init__(self, session: Session, name: str, *places: str):
+    `stop`: its run is to stop with a checkpoint; `end`: the worker is to end as well. SIGINT, a freed lock of
+    the driver, or `stop` in the session: both. SIGTERM in a Slurm job is `stop` alone: the job may be
+    preempted and requeued, or killed, and if nothing happens the run is resumed.
+    """
+
+    def __init__(self, session: Session, name: str, *locks: str):
         self.session = session
         self.name = name
-        folder = session.root.parent
-        self.held = [FileLock(folder / f"{place}.lock", fallback_to_soft=False) for place in places]
+        files = [session.root.parent / f"{lock}.lock" for lock in locks]
+        self.locks = [FileLock(file, fallback_to_soft=False) for file in files]
         self.about = session.about()
-        if self.about["bound"]:
+        self.bound = bool(self.about["bound"])
+        if self.bound:
             os.nice(NICENESS)
         self.study = Study((session.root / self.about["study"]).resolve())
         if self.study.own.is_dir():
@@ -217,15 +159,50 @@ class Worker:
         self.started = False  # everything is imported, and a run has ended or there is none
         self.listed: dict[str, Any] | None = None  # the list that was looked through last
         self.done: set[str] = set()  # the runs on it that were found to have a result
-        self.stop = _Stop(session, name, bound=self.about["bound"])
+        self.stop, self.end = threading.Event(), threading.Event()
+        self.told_to_end = False  # and not by a signal
+        self.replaced = False  # nobody takes this process for the worker any more
+        self.process = {"pid": os.getpid(), "host": os.uname().nodename}
+        self.parent = os.getppid()
+        session.note("process", name, **self.process)
+        signal.signal(signal.SIGINT, lambda *_: self._end())
+        signal.signal(signal.SIGHUP, lambda *_: self._end())
+        signal.signal(signal.SIGTERM, lambda *_: self._end() if self.bound else self.stop.set())
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm warns every process; submitit's answers
+        threading.Thread(target=self._watch, daemon=True).start()
         self.say()
 
+    def _end(self) -> None:
+        self.end.set()
+        self.stop.set()
+
+    def _watch(self) -> None:
+        """End this worker once it is told to, its driver is gone, or another process has its place."""
+        while not self.end.is_set():
+            why = ""  # why nobody takes this process for the worker any more
+            process = self.session.noted("process", self.name) or self.process
+            if process != self.process:
+                why = f"its job was started again on {process['host']} (process {process['pid']})"
+            elif os.getppid() != self.parent:
+                why = "the process that started it is gone"
+            if why:
+                self.replaced = True
+                who = f"worker {self.name}, process {self.process['pid']} on {self.process['host']}"
+                print(f"{who}, ends: {why}", file=sys.stderr)
+            gone = not self.session.root.exists() or (self.bound and not is_locked(self.session.lock_path))
+            tasks = None if gone else self.session.tasks()
+            if self.replaced or gone or (tasks is not None and tasks["stop"]):
+                self.told_to_end = True
+                self._end()
+            self.end.wait(WATCH_S)
+        time.sleep(GRACE_S)
+        os._exit(1)
+
     def say(self, **more: Any) -> None:
-        """Leave a note for the driver."""
-        if self.stop.replaced:  # the note is the other one's
-            return
-        now = {"run_id": self.run_id, "ran": self.taken, "started": self.started}
-        self.session.note(self.name, **now, **self.surroundings, **more)
+        """Leave a note for the driver, unless the note is another process's by now."""
+        if not self.replaced:
+            now = {"run_id": self.run_id, "ran": self.taken, "started": self.started}
+            self.session.note("worker", self.name, **now, **self.surroundings, **more)
 
     def work(self) -> int:
         """Train until nothing is left, and return the exit code: 0 where the worker was told to end or has
@@ -235,10 +212,10 @@ class Worker:
             first = (self.session.tasks() or {"runs": []})["runs"][0]
             load_function(read_json(self.study.run_files(first).spec, SpecRecord)["kind"])
         try:
-            for place in self.held:  # a GPU, once no other worker holds it
-                while not place.is_locked and not self.stop.final.is_set():
+            for lock in self.locks:  # a GPU, once no other worker holds it
+                while not lock.is_locked and not self.end.is_set():
                     try:
-                        place.acquire(timeout=min(WATCH_S, self.about["beat_s"]), poll_interval=POLL_S)
+                        lock.acquire(timeout=min(WATCH_S, self.about["beat_s"]), poll_interval=POLL_S)
                     except Timeout:
                         self.say(beat=time.monotonic())
             self._work()
@@ -248,29 +225,30 @@ class Worker:
         except OSError as error:
             self.say(error=f"{error.filename or self.study.root}: {error.strerror or error}")
             return CANNOT_WRITE
-        return STOPPED if self.stop.final.is_set() and not self.stop.told_to_end else 0
+        return STOPPED if self.end.is_set() and not self.told_to_end else 0
 
     def _work(self) -> None:
         """Train one run after the other until this worker is to end, or has been idle for `idle_s`."""
-        poll_s = POLL_S if self.about["bound"] else POLL_SHARED_S
+        poll_s = POLL_S if self.bound else POLL_SHARED_S
+        idle_s = float("inf") if self.about["idle_s"] is None else self.about["idle_s"]
         worked = beat = time.monotonic()
-        while not self.stop.final.is_set():
-            if self.stop():
-                self.stop.final.wait(min(PAUSE_S, self.about["beat_s"]))
-                self.stop.event.clear()
+        while not self.end.is_set():
+            if self.stop.is_set():
+                self.end.wait(min(PAUSE_S, self.about["beat_s"]))
+                self.stop.clear()
             elif self._train_next():
                 worked = time.monotonic()
-            elif self.about["idle_s"] is not None and time.monotonic() - worked > self.about["idle_s"]:
+            elif time.monotonic() - worked > idle_s:
                 return
             else:
                 if time.monotonic() - beat > self.about["beat_s"]:
                     beat = time.monotonic()
                     self.started = True
                     self.say(beat=beat)
-                self.stop.event.wait(poll_s)
+                self.stop.wait(poll_s)
 
     def _train_next(self) -> bool:
-        """Train the first run on the list that is free; tell whether there was one."""
+        """Train the first run on the list that is free; return whether there was one."""
         tasks = self.session.tasks()
         if tasks is None:  # it cannot be read at the moment
             return False
@@ -286,7 +264,7 @@ class Worker:
         return False
 
     def _train(self, run_id: str, *, last_try: bool) -> bool:
-        """Train a run unless another worker has it; tell whether it was free. `last_try`: it has failed on
+        """Train a run unless another worker has it; return whether it was free. `last_try`: it has failed on
         another GPU before, and what comes of it here is its result."""
 
         def claimed() -> None:
@@ -295,24 +273,23 @@ class Worker:
             self.say()
 
         elsewhere = self.about["several_gpus"] and not last_try and not self.name.startswith(GUEST)
-        try:
+        with suppress(Interrupted, Superseded):
             free = train_claimed(
                 self.study,
                 run_id,
                 checkpoint_every_s=self.about["checkpoint_every_s"],
-                should_stop=self.stop,
+                should_stop=self.stop.is_set,
                 on_claim=claimed,
                 processes=self.about["processes_per_run"],
                 nodes=self.nodes,
                 retry_oom=elsewhere,
             )
-        except (Interrupted, Superseded):
-            free = True
-        if free:
-            self.run_id = None
-            self.started = True
-            self.say()
-        return free
+            if not free:
+                return False
+        self.run_id = None
+        self.started = True
+        self.say()
+        return True
 
 
 def main() -> None:

@@ -2,10 +2,10 @@
 
 `begin` (a worker has claimed the run; what it sees of the machine), `restarted` (it begins with the first
 step although it has a checkpoint; says why), `end` (with the outcome), `stopped` (by request, with a
-checkpoint), `taken` (copied, finished, from another study), `lost` (its worker died, or gives no sign of life
-and its run is given to another; written by the driver), `refused` (it was lost so, came back while the other
-trained, and may write no more). After a `begin` with none of the others, worker and driver were killed
-together. `attempt` is the token of each attempt (`fence.py`).
+checkpoint), `cancelled`, `taken` (copied, finished, from another study), `lost` (its worker died, or was
+silent for so long that the run is given to another; written by the driver), `refused` (it was lost so, came
+back while another trained, and may write no more). After a `begin` with none of the others, worker and driver
+were killed together. `attempt` is the token of each attempt (`fence.py`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ebc_lab.records.files import read_regular
-from ebc_lab.records.json_files import MOST_BYTES, parse_json
+from ebc_lab.records.json_files import MOST_BYTES, parse_json, write_checksummed
 from ebc_lab.records.paths import RunFiles
+from ebc_lab.records.streams import rows_in
 
 Span = tuple[float, float, str, int]  # of an attempt: begin and end, in seconds since the epoch; host, pid
 
@@ -52,36 +53,54 @@ def note(directory: Path, event: str, **about: Any) -> None:
 def surroundings() -> dict[str, Any]:
     """Return what this process sees of the machine: evidence of where a run was trained, and on which
     device."""
-    return {
-        "host": os.uname().nodename,
-        "pid": os.getpid(),
-        **{k.lower(): os.environ[k] for k in SEEN if k in os.environ},
-    }
+    seen = {k.lower(): os.environ[k] for k in SEEN if k in os.environ}
+    return {"host": os.uname().nodename, "pid": os.getpid(), **seen}
+
+
+def give_up(
+    files: RunFiles, outcome: str, cause: str, identity: str | None, steps: int | None = None
+) -> None:
+    """Write the result of a run that is not trained any further; its other files stay as they are.
+
+    `identity`: its digest, None where its spec cannot be read. `steps`: how many it has taken, by default
+    the rows of its steps.csv.
+    """
+    result = {"run_id": files.directory.name, "identity": identity, "outcome": outcome, "cause": cause}
+    write_checksummed(files.result, {**result, "steps": rows_in(files.steps) if steps is None else steps})
 
 
 def log(directory: Path) -> list[dict[str, Any]]:
     """Return the events of a run's log, oldest first; a line that a crash cut off is left out."""
-    path = RunFiles(directory).attempts
-    out: list[dict[str, Any]] = []
     try:
-        lines = read_regular(path, MOST_BYTES).decode(errors="replace").splitlines()
+        text = read_regular(RunFiles(directory).attempts, MOST_BYTES).decode(errors="replace")
     except FileNotFoundError:
         return []
-    for line in lines:
+    events: list[Any] = []
+    for line in text.splitlines():
         with suppress(ValueError):
-            event = parse_json(line)
-            out += [event] if isinstance(event, dict) else []
-    return out
+            events.append(parse_json(line))
+    return [event for event in events if isinstance(event, dict)]
+
+
+def _latest(directory: Path) -> list[dict[str, Any]]:
+    """Return the events of the latest attempt, from its `begin` on; nothing where none is logged."""
+    events = log(directory)
+    begins = [i for i, event in enumerate(events) if event.get("event") == "begin"]
+    return events[begins[-1] :] if begins else []
 
 
 def last_begin(directory: Path) -> dict[str, Any]:
     """Return the `begin` of the latest attempt; nothing where none is logged."""
-    begins = [event for event in log(directory) if event.get("event") == "begin"]
-    return begins[-1] if begins else {}
+    return next(iter(_latest(directory)), {})
+
+
+def restarts(directory: Path) -> list[str]:
+    """Return why the latest attempt began with the first step again; nothing if it did not."""
+    return [str(event.get("cause")) for event in _latest(directory) if event.get("event") == RESTARTED]
 
 
 def superseded_by(directory: Path, token: str) -> str:
-    """Say, to an attempt that may write no more, which one has taken its place."""
+    """Return what an attempt is told that may write no more: which one has taken its place."""
     now = last_begin(directory)
     known = now.get("attempt") not in (None, token)
     where = f" on {now.get('host')} (process {now.get('pid')})" if known else ""
@@ -91,19 +110,11 @@ def superseded_by(directory: Path, token: str) -> str:
     )
 
 
-def restarts(directory: Path) -> list[str]:
-    """Say why the latest attempt began with the first step again; empty if it did not."""
-    events = log(directory)
-    begins = [i for i, event in enumerate(events) if event.get("event") == "begin"]
-    latest = events[begins[-1] :] if begins else []
-    return [str(event.get("cause")) for event in latest if event.get("event") == RESTARTED]
-
-
 def spans(directory: Path) -> list[Span]:
     """Return the attempts of which both ends are known, oldest first; not those of the study that a finished
     run was taken from."""
     found: list[Span] = []
-    begun: tuple[float, tuple[str, int]] | None = None
+    begun: tuple[float, str, int] | None = None
     for event in log(directory):
         with suppress(KeyError, TypeError, ValueError):
             what = event["event"]
@@ -111,8 +122,8 @@ def spans(directory: Path) -> list[Span]:
             if what == "taken":
                 found, begun = [], None
             elif what == "begin":
-                begun = at, (str(event["host"]), int(event["pid"]))
+                begun = at, str(event["host"]), int(event["pid"])
             elif what in OVER and begun is not None:
-                found.append((begun[0], at, *begun[1]))
+                found.append((begun[0], at, *begun[1:]))
                 begun = None
     return found

@@ -9,22 +9,18 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.drivers import until
+from support import idle
+from support.drivers import started, until
 from support.idle import Bench
 from support.smi import BUSY, gpu_uuid, mig_uuid
 
 from ebc_lab.study.launch import open_pool
-from ebc_lab.study.launch.devices import Devices
 from ebc_lab.study.launch.pool import Death, WorkersFailed
 
-TESTS = Path(__file__).parents[2]
 GPU = [gpu_uuid(number) for number in range(8)]
 MIG = [mig_uuid(1, instance) for instance in range(2)]
 FAILED = "CUDA error: unspecified launch failure"
@@ -37,13 +33,6 @@ class Gpus(Bench):
         super().__init__(out)
         self.seen: list[list[str]] = []  # at each look, the GPUs of the workers that lived then
 
-    @contextmanager
-    def opened(self, **launcher):
-        settings = {"name": "local", "slots": 0, **launcher}
-        config = replace(self.config, device="cuda", launcher=replace(self.config.launcher, **settings))
-        with open_pool(config, self.study, self.said.append) as pool:
-            yield pool
-
     def run(self, specs, check_in=lambda done, busy: None, **launcher) -> None:
         """Train them all, and keep what each living worker could see of GPUs."""
 
@@ -51,7 +40,9 @@ class Gpus(Bench):
             self.seen.append(list(self.workers().values()))
             check_in(done, busy)
 
-        with self.opened(**launcher) as pool:
+        settings = {"name": "local", "slots": 0, **launcher}
+        config = replace(self.config, device="cuda", launcher=replace(self.config.launcher, **settings))
+        with open_pool(config, self.study, self.said.append) as pool:
             pool.run(specs, [], look, canary=False)
 
     def workers(self) -> dict[str, str]:
@@ -111,49 +102,32 @@ def held_by_all(bench, workers: int, **launcher) -> list[str]:
 
 
 DIVIDED = {1: ["3g.40gb", "1g.10gb"]}
-ONE_EACH = [  # tests/config/test_machine.py has the other ways, without workers
-    (8, {}, f"{GPU[6]},{GPU[3][:9]},9", [GPU[6], GPU[3]]),
-    (3, DIVIDED, None, [GPU[0], *MIG, GPU[2]]),
+NONE = {}
+HELD = [  # tests/config/test_machine.py has the other ways to name GPUs, without workers
+    pytest.param(8, NONE, f"{GPU[6]},{GPU[3][:9]},9", NONE, [GPU[6], GPU[3]], id="inherited"),
+    pytest.param(3, DIVIDED, None, NONE, [GPU[0], *MIG, GPU[2]], id="divided"),
+    pytest.param(2, NONE, None, {"workers_per_gpu": 2}, [*GPU[:2], *GPU[:2]], id="shared"),
+    pytest.param(
+        6, DIVIDED, None, {"processes_per_run": 2}, [f"{GPU[0]},{GPU[2]}", f"{GPU[3]},{GPU[4]}"], id="pairs"
+    ),
+    pytest.param(8, NONE, None, {"processes_per_run": 8}, [",".join(GPU)], id="eight"),
 ]
 
 
-@pytest.mark.parametrize(("count", "mig", "inherited", "devices"), ONE_EACH)
-def test_each_gpu_has_one_worker(count, mig, inherited, devices, bench, machine_with, monkeypatch):
+@pytest.mark.parametrize(("count", "mig", "inherited", "launcher", "held"), HELD)
+def test_each_worker_has_the_gpus_of_a_run_and_no_other_has_them(
+    count, mig, inherited, launcher, held, bench, machine_with, monkeypatch
+):
     machine_with(count, mig)
     if inherited is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", inherited)
-    assert sorted(held_by_all(bench, len(devices))) == sorted(devices)
+    assert sorted(held_by_all(bench, len(held), **launcher)) == sorted(held)
 
 
-@pytest.mark.slow  # on a real Slurm it is in test_slurm.py
-def test_a_driver_in_a_slurm_job_gives_its_workers_the_jobs_gpus_alone(bench, machine_with, monkeypatch):
-    machine_with(8)
-    for name, value in {"SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_GPUS": "2,5"}.items():
-        monkeypatch.setenv(name, value)
-    assert sorted(held_by_all(bench, 2)) == sorted([GPU[2], GPU[5]])
-
-
-def test_several_workers_share_a_gpu_where_that_is_asked_for(bench, machine_with):
-    machine_with(2)
-    held = held_by_all(bench, 4, workers_per_gpu=2)
-    assert collections.Counter(held) == {GPU[0]: 2, GPU[1]: 2}
-
-
-def test_a_run_of_several_processes_has_whole_gpus_that_no_other_run_has(bench, machine_with):
-    machine_with(6, DIVIDED)
-    held = held_by_all(bench, 2, processes_per_run=2)
-    assert set(held) == {f"{GPU[0]},{GPU[2]}", f"{GPU[3]},{GPU[4]}"}
-
-
-def test_a_run_of_eight_processes_has_eight_gpus(bench, machine_with):
-    machine_with(8)
-    assert held_by_all(bench, 1, processes_per_run=8) == [",".join(GPU)]
-
-
-def test_slots_beyond_the_last_gpu_share_in_turn():
-    devices = Devices(list("abcde"), 2, 4)
-    assert [devices.gpus_of(slot) for slot in range(3)] == [("a", "b"), ("c", "d"), ("a", "b")]
-    assert [devices.places(slot) for slot in range(3)] == [["a-0", "b-0"], ["c-0", "d-0"], ["a-1", "b-1"]]
+def test_slots_beyond_the_last_gpu_share_in_turn(bench):
+    pool = bench.pool(3, tuple("abcde"), processes_per_run=2)
+    assert pool.gpus == [("a", "b"), ("c", "d"), ("a", "b")]
+    assert [pool._locks(slot) for slot in range(3)] == [["a-0", "b-0"], ["c-0", "d-0"], ["a-1", "b-1"]]
 
 
 # -- none is given twice -------------------------------------------------------------------------------------
@@ -181,23 +155,13 @@ def test_a_worker_that_dies_is_replaced_on_its_own_gpu(bench, machine_with):
         assert len(set(living)) == len(living), "two workers had one GPU"
 
 
-DRIVER = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from support.idle import drive
-from pathlib import Path
-drive(Path(sys.argv[2]), device="cuda", slots=0)
-"""
-
-
 @pytest.mark.parametrize(("together", "workers"), [(1, 2), (2, 1)])
 def test_the_next_call_waits_for_the_gpus_that_workers_of_a_killed_driver_still_hold(
     together, workers, bench, machine_with, tmp_path
 ):
     """Also where it groups them otherwise."""
     machine_with(2)
-    command = [sys.executable, "-c", DRIVER, str(TESTS), str(tmp_path)]
-    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    driver = started(idle.driver(tmp_path, device="cuda", slots=0))
     until(driver, "both are held")
     old = [note["pid"] for note in bench.notes().values()]
     for pid in old:
@@ -297,9 +261,10 @@ def test_what_a_worker_said_of_its_gpu_counts_although_it_then_hung(bench, machi
 
     pool.killed["1"] = "no sign of life for 60 s"
     note = {"run_id": spec.run_id, "ran": 1, "device_failed": True, "cause": BUSY}
-    pool._record_death(Death("1", "killed by SIGKILL", Path("log")), note, {spec.run_id: spec})
+    pool.specs = {spec.run_id: spec}
+    pool._record_death(Death("1", "killed by SIGKILL", Path("log")), note)
     assert bench.study.result(spec.run_id) is None
-    assert pool.devices.retired == {1: f"{GPU[1]} cannot be used ({BUSY})"}
+    assert pool.avoided == {"slot 1": f"{GPU[1]} cannot be used ({BUSY})"}
 
 
 NUMBERED = f"MIG-{GPU[1]}/2/0"  # as Slurm names an instance
@@ -330,13 +295,21 @@ def test_where_no_gpu_is_left_the_study_stops_and_no_run_is_lost(
     assert bench.outcomes(specs) == ["completed"] * 2
 
 
-def test_the_last_run_leaves_a_gpu_that_fails_for_one_that_works(bench, machine_with):
-    """nvidia-smi still lists it, and torch's words may mean the run."""
+ELSEWHERE = [  # what happens to a run on which GPUs, and what comes of it; nvidia-smi still lists them
+    ({"do": "device", "says": FAILED}, GPU[:1], "completed"),
+    ({"do": "oom"}, GPU[:2], "oom"),
+]
+
+
+@pytest.mark.parametrize(("what", "where", "outcome"), ELSEWHERE)
+def test_the_last_run_leaves_a_gpu_that_fails_or_is_full_for_another(
+    what, where, outcome, bench, machine_with
+):
     machine_with(2)
-    [spec] = bench.idle(1, at=1, do="device", on=GPU[:1], says=FAILED)
+    [spec] = bench.idle(1, at=1, on=where, **what)
     bench.run([spec], max_lost=1)
-    assert bench.trained_on(spec) == [GPU[0], GPU[1]]
-    assert bench.outcomes([spec]) == ["completed"]
+    assert bench.trained_on(spec) == GPU[:2]
+    assert bench.outcomes([spec]) == [outcome]
 
 
 def test_a_run_that_is_kept_from_one_gpu_returns_to_it_once_the_other_breaks_every_worker(
@@ -385,11 +358,3 @@ def test_a_run_that_a_full_gpu_cannot_hold_is_tried_on_another_and_not_charged(b
     bench.run(specs, release, max_lost=0)
     assert bench.outcomes(specs) == ["completed"] * 2
     assert [GPU[1], GPU[0]] in [bench.trained_on(spec) for spec in specs]
-
-
-def test_a_run_that_fits_on_no_gpu_has_run_out_of_memory(bench, machine_with):
-    machine_with(2)
-    [spec] = bench.idle(1, at=1, do="oom", on=GPU[:2])
-    bench.run([spec])
-    assert bench.outcomes([spec]) == ["oom"]
-    assert sorted(bench.trained_on(spec)) == sorted(GPU[:2])

@@ -23,15 +23,8 @@ OTHER = ["unshare", "--uts", "sh", "-c", 'hostname other && exec "$@"', "sh"] if
 
 def command(tiny, out: Path) -> list[str]:
     launcher = ["launcher=local", "launcher.slots=1", "launcher.checkpoint_every_s=0", "launcher.join=true"]
-    return [
-        *CLI,
-        "autopilot",
-        *tiny,
-        *launcher,
-        "study.stages=[lr_sweep]",
-        f"output_dir={out}",
-        "study.name=j",
-    ]
+    study = ["study.stages=[lr_sweep]", f"output_dir={out}", "study.name=j"]
+    return [*CLI, "autopilot", *tiny, *launcher, *study]
 
 
 def guests(study: Study) -> dict[str, dict]:
@@ -88,7 +81,7 @@ def test_one_that_came_and_died_between_two_looks_of_the_driver_is_recorded(tmp_
     bench = Bench(tmp_path)
     [spec] = bench.idle(1)
     pool = bench.pool(join=True)
-    pool.session.note(f"{GUEST}gone", run_id=spec.run_id, ran=1, host="other")
+    pool.session.note("worker", f"{GUEST}gone", run_id=spec.run_id, ran=1, host="other")
     pool.run([spec], [], lambda done, busy: None, canary=False)
     assert not [worker for worker in pool.session.notes() if worker.startswith(GUEST)]
     [lost] = [event for event in bench.events(spec) if event["event"] == "lost"]

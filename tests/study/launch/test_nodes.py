@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from support.called import CLI
-from support.drivers import held_at_first, until_true
-from support.nodes import NAMES, At, Node, NodesStudy, Witness, bytes_of, kill, parent_of, shell, state_of
+from support.drivers import end_jobs, held_at_first, shell, until_true
+from support.nodes import NAMES, At, Node, NodesStudy, Witness, bytes_of, kill, parent_of, state_of
 
 from ebc_lab.study.store.verify import verify
 
@@ -40,7 +40,7 @@ def study_of(tmp_path):
 
     yield make
     for study in made:
-        study.close()
+        end_jobs(study.study)
     for name in NAMES:
         Node(name).restore()
 
@@ -219,7 +219,7 @@ def test_kill_9_at_random_never_changes_a_byte(tiny, study_of, tmp_path):
         outcome = outcome_of(study, victim, random.Random(trial), expected)
         outcomes[victim, outcome] += 1
         print(f"trial {trial}: {victim}: {outcome}", flush=True)
-        study.close()
+        end_jobs(study.study)
         for name in NAMES:
             Node(name).restore()
     print(f"\n{TRIALS} trials: {dict(outcomes)}")

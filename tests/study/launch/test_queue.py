@@ -19,7 +19,7 @@ from ebc_lab.study.store.study import Study
 
 @pytest.fixture
 def config(resolved):
-    return replace(resolved, launcher=replace(resolved.launcher, name="slurm", slots=2, queue_every_s=0.001))
+    return replace(resolved, launcher=replace(resolved.launcher, name="slurm", slots=2, queue_every_s=0))
 
 
 @pytest.fixture
@@ -42,23 +42,22 @@ def pool(config, study, monkeypatch):
 
 def test_a_job_that_is_ending_may_come_back_and_counts_until_it_has_been_ending_for_long(pool, monkeypatch):
     pool.answer["7_0"] = Job("COMPLETING", "None")
-    pool._read_queue()
+    pool._deaths()
     assert set(pool.jobs) == {"7_0", "7_1"}
     pool.answer["7_0"] = Job("PENDING", "BeginTime")
-    pool._read_queue()
+    pool._deaths()
     assert pool.jobs["7_0"].state == "PENDING"
     assert pool.said[-1] == "1 job(s) running, 1 waiting (BeginTime)"
     pool.answer["7_0"] = Job("COMPLETING", "None")
-    monkeypatch.setattr(slurm, "GONE_S", 0.0)
-    pool._read_queue()
-    assert set(pool.jobs) == {"7_1"}
+    monkeypatch.setattr(queue, "GONE_S", 0.0)
     assert [d.worker for d in pool._deaths()] == ["7_0"]
+    assert set(pool.jobs) == {"7_1"}
     assert pool.slots == 2, "nobody cancelled it"
 
 
 def test_jobs_of_a_submission_that_was_cut_off_are_found_by_their_name(pool):
     pool.answer["8"] = Job("PENDING", "Priority")
-    pool._read_queue()
+    pool._deaths()
     assert set(pool.jobs) == {"7_0", "7_1", "8"}
     assert "8" not in pool.submitted_here
 
@@ -152,9 +151,9 @@ def test_a_slot_where_one_run_after_the_other_loses_its_worker_is_avoided_if_ano
             note = {"run_id": run_id, "ran": 1}
             study.run_dir(run_id).mkdir()
             others = {"1": {"run_id": "d", "ran": 4}} if avoided else {}
-            local._watch_workers({"0": note, **others}, {}, [])
-            local._record_death(Death("0", "killed by SIGKILL", tmp_path), note, {})
-        assert local.avoided == avoided
+            local._watch_workers({"0": note, **others}, [])
+            local._record_death(Death("0", "killed by SIGKILL", tmp_path), note)
+        assert set(local.avoided) == avoided
         assert any("workers keep dying in slot 0" in line for line in said) == bool(avoided)
         local._start_workers(2)
         assert started == ([1] if avoided else [0])

@@ -7,7 +7,7 @@ import pytest
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.study.launch import queue
-from ebc_lab.study.launch.session import Session, exit_cause
+from ebc_lab.study.launch.session import Session
 from ebc_lab.study.store.study import Study
 
 WRONG = [None, "x", [], {}, 3, {"a": None}, {"run_id": 3, "runs": None, "stop": "x", "code": "x", "at": []}]
@@ -24,24 +24,20 @@ def test_what_says_nothing_counts_as_absent(session, value, monkeypatch):
         (session.root / f"{name}.json").write_text(json.dumps(value))
     assert session.tasks() is None
     assert all(isinstance(note.get("run_id"), str | None) for note in session.notes().values())
-    assert exit_cause(session, "1") == ""
+    assert session.exit_cause("1") == ""
     monkeypatch.setattr(queue, "jobs_named", lambda name: {})
     monkeypatch.setattr(queue, "job_name", lambda session: "ebc-x")
     assert queue.cached_jobs(session, 1e9) == {}
 
 
-@pytest.mark.parametrize(
-    ("code", "cause"),
-    [
-        (0, "it ended with exit code 0"),
-        (3, "it ended with exit code 3"),
-        (-11, "killed by SIGSEGV"),
-        (-99, "killed by signal 99"),
-    ],
-)
+ENDS = [(0, "it ended with exit code 0"), (3, "it ended with exit code 3")]
+ENDS += [(-11, "killed by SIGSEGV"), (-99, "killed by signal 99")]
+
+
+@pytest.mark.parametrize(("code", "cause"), ENDS)
 def test_how_a_worker_ended_is_told_in_words(session, code, cause):
-    session.note_exit("1", code)
-    assert exit_cause(session, "1") == cause
+    session.note("exit", "1", code=code)
+    assert session.exit_cause("1") == cause
 
 
 def test_a_list_is_read_again_when_another_was_published_and_only_then(session):
@@ -56,15 +52,11 @@ def test_a_list_is_read_again_when_another_was_published_and_only_then(session):
 
 
 @pytest.mark.parametrize("value", WRONG)
-def test_a_session_that_is_none_is_refused_with_a_remedy(session, value):
+def test_a_session_and_a_launcher_file_that_are_none_are_refused_with_a_remedy(session, value):
     (session.root / "session.json").write_text(json.dumps(value))
     with pytest.raises(UserError, match=r"session\.json is damaged .*: run the study's command again"):
         session.about()
-
-
-@pytest.mark.parametrize("value", WRONG)
-def test_a_launcher_file_that_is_none_is_refused_with_a_remedy(tmp_path, value):
-    study = Study(tmp_path)
+    study = Study(session.root)
     study.launcher_file.write_text(json.dumps(value))
     with pytest.raises(UserError, match=r"\.launcher\.json is damaged .*: once squeue shows none"):
         queue.session_of(study)

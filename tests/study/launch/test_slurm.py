@@ -1,8 +1,7 @@
 """On a real Slurm (make test-slurm): what happens to a study there, and that its results are those of one
 process.
 
-The quick ones (make test-slurm-quick) hold runs of kind `idle`, or train one stage. Run as a program, this
-file is a driver of two idle runs.
+The quick ones (make test-slurm-quick) hold runs of kind `idle`, or train one stage.
 """
 
 import json
@@ -18,33 +17,23 @@ from pathlib import Path
 
 import pytest
 from support.called import CLI
-from support.drivers import sessions, until, without_timing
+from support.drivers import end_jobs, jobs, sessions, shell, started, until, without_timing
 from support.idle import Bench
+from support.idle import driver as driver_of_idle_runs
 from support.smi import gpu_uuid
 
 from ebc_lab.config.compose import compose
 from ebc_lab.report.conclude import concluding
 from ebc_lab.study.autopilot import autopilot
-from ebc_lab.study.launch import open_pool, queue
+from ebc_lab.study.launch import queue
 from ebc_lab.study.launch.slurm import SlurmPool
 from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Study
 
 pytestmark = pytest.mark.slurm
-WHOLE_NODE = [
-    "sbatch",
-    "--parsable",
-    "--partition=high",
-    "--gpus-per-node=2",
-    "--output=/dev/null",
-    "--wrap=true",
-]
-# the driver of `drive`, in a process of its own
-IDLE_DRIVER = [
-    sys.executable,
-    "-c",
-    f"import runpy, sys; sys.path[:0] = {sys.path!r}; runpy.run_path({__file__!r}, run_name='__main__')",
-]
+QUIETLY = ["sbatch", "--parsable", "--output=/dev/null"]
+WHOLE_NODE = [*QUIETLY, "--partition=high", "--gpus-per-node=2", "--wrap=true"]
+IDLE = {"name": "slurm", "slots": 2, "gpus_per_node": 1, "queue_every_s": 1.0}
 
 
 @pytest.fixture
@@ -52,8 +41,7 @@ def study(tiny, tmp_path):
     """A study on two jobs of one (fake) GPU each. No job is left in the queue, even if the test fails."""
     made = SlurmStudy(tiny, tmp_path)
     yield made
-    for session in sessions(made.study, "slurm"):
-        queue.scancel(queue.job_name(session))
+    end_jobs(made.study)
 
 
 class SlurmStudy:
@@ -64,9 +52,7 @@ class SlurmStudy:
         self.study = Study(out / "s")
 
     def start(self, *more: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [*self.command, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        return started([*self.command, *more])
 
     def finish(self, *more: str) -> str:
         done = subprocess.run([*self.command, *more], capture_output=True, text=True)
@@ -76,12 +62,8 @@ class SlurmStudy:
     def call(self, *words: str) -> subprocess.CompletedProcess:
         return subprocess.run([*CLI, *words, "--output-dir", str(self.out)], capture_output=True, text=True)
 
-    def jobs(self) -> dict[str, queue.Job]:
-        [session] = sessions(self.study, "slurm")
-        return queue.jobs_named(queue.job_name(session))
-
     def live(self) -> list[str]:
-        return [key for key, job in self.jobs().items() if job.live]
+        return [key for key, job in jobs(self.study).items() if job.live]
 
     def results(self) -> list[dict]:
         return [json.loads(path.read_text()) for path in self.study.runs.glob("*/result.json")]
@@ -95,28 +77,13 @@ class IdleStudy(Bench):
 
     def __init__(self, out: Path):
         super().__init__(out)
-        changes = {
-            "name": "slurm",
-            "slots": 2,
-            "gpus_per_node": 1,
-            "queue_every_s": 1.0,
-        }
-        self.config = replace(self.config, launcher=replace(self.config.launcher, **changes))
+        self.config = replace(self.config, launcher=replace(self.config.launcher, **IDLE))
 
     def slurm_pool(self) -> SlurmPool:
         return SlurmPool(self.config, self.study, 2, self.said.append)
 
-    def jobs(self) -> dict[str, queue.Job]:
-        [session] = sessions(self.study, "slurm")
-        return queue.jobs_named(queue.job_name(session))
-
-    def shown(self) -> list[str]:
-        """What Slurm shows of each job."""
-        return [show_job(key) for key in self.jobs()]
-
     def close(self) -> None:
-        for session in sessions(self.study, "slurm"):
-            queue.scancel(queue.job_name(session))
+        end_jobs(self.study)
 
 
 @pytest.fixture
@@ -126,22 +93,25 @@ def idle(tmp_path):
     made.close()
 
 
-def drive(out: Path) -> None:
-    """Drive two jobs that hold a run each, for as long as nobody ends this process."""
-    bench = IdleStudy(out)
-    specs = bench.idle(2, at=1, do="hold")
-
-    def check_in(done, busy) -> None:
-        if len(busy) == 2:
-            print("both are held", flush=True)
-
-    with bench.study.held(), open_pool(bench.config, bench.study, print) as pool:
-        pool.run(specs, [], check_in, canary=False)
-
-
 def show_job(key: str) -> str:
-    command = ["scontrol", "show", "job", key]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return shell("scontrol", "show", "job", key)
+
+
+def before_squeue(folder: Path, monkeypatch, command: str) -> Path:
+    """Have a shell's command done before each call of squeue. -> a file with a line for each call, $ASKED"""
+    asked, fake = folder / "asked", folder / "bin" / "squeue"
+    fake.parent.mkdir()
+    script = [
+        "#!/bin/sh",
+        f"ASKED={asked}",
+        "echo x >> $ASKED",
+        command,
+        f'exec {shell("which", "squeue")} "$@"',
+    ]
+    fake.write_text("\n".join(script))
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    return asked
 
 
 def rest(process: subprocess.Popen) -> str:
@@ -160,13 +130,11 @@ def test_array_jobs_give_the_same_bytes_as_one_process_and_leave_nothing_in_the_
     stage = "study.stages=[lr_sweep]"
     said = study.finish(stage)
     assert "submitted 2 Slurm job(s)" in said
-    autopilot(
-        compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=inline", stage]),
-        concluding(),
-    )
+    inline = ["launcher=inline", f"output_dir={tmp_path}", "study.name=inline", stage]
+    autopilot(compose([*tiny, *inline]), concluding())
     table = "summary_lr_sweep.csv"
     assert without_timing(study.study.root / table) == without_timing(tmp_path / "inline" / table)
-    assert {job.state for job in study.jobs().values()} == {"COMPLETED"}
+    assert {job.state for job in jobs(study.study).values()} == {"COMPLETED"}
 
 
 def test_one_job_trains_a_run_by_two_processes_with_the_cores_of_both(study, tmp_path):
@@ -176,13 +144,11 @@ def test_one_job_trains_a_run_by_two_processes_with_the_cores_of_both(study, tmp
     assert begun
     assert {event["processes"] for event in begun} == {2}
     assert all(result["outcome"] == "completed" for result in study.results())
-    assert all("NumCPUs=2 " in show_job(key) for key in study.jobs())
+    assert all("NumCPUs=2 " in show_job(key) for key in jobs(study.study))
 
 
 def test_kill_9_of_the_driver_leaves_the_jobs_working_and_the_next_driver_adopts_them(tmp_path):
-    driver = subprocess.Popen(
-        [*IDLE_DRIVER, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    driver = started(driver_of_idle_runs(tmp_path, **IDLE))
     until(driver, "submitted 2 Slurm job(s)", "both are held")
     driver.kill()
     driver.communicate()
@@ -200,7 +166,7 @@ def test_kill_9_of_the_driver_leaves_the_jobs_working_and_the_next_driver_adopts
     assert [study.kinds(spec) for spec in specs] == [["begin", "end"]] * 2
     gpus = {study.events(spec)[0]["cuda_visible_devices"] for spec in specs}
     assert gpus == {"0", "1"}, "each job sees the one (fake) GPU that Slurm gave it"
-    assert not any(job.live for job in study.jobs().values())
+    assert not any(job.live for job in jobs(study.study).values())
 
 
 def test_preemption_is_a_checkpoint_and_a_requeue(idle):
@@ -209,13 +175,13 @@ def test_preemption_is_a_checkpoint_and_a_requeue(idle):
 
     def check_in(done, busy) -> None:
         if len(busy) == 2 and not preempting:
-            preempting.append(subprocess.run(WHOLE_NODE, capture_output=True, text=True, check=True).stdout)
+            preempting.append(shell(*WHOLE_NODE))
         if all("stopped" in idle.kinds(spec) for spec in specs):
             idle.release(*specs)
 
     pool = idle.slurm_pool()
     pool.run(specs, [], check_in, canary=False)
-    shown = idle.shown()
+    shown = [show_job(key) for key in jobs(idle.study)]
     pool.close()
     assert [idle.kinds(spec) for spec in specs] == [["begin", "stopped", "begin", "end"]] * 2
     assert [idle.study.result(spec.run_id)["steps"] for spec in specs] == [5, 5]
@@ -235,34 +201,16 @@ def test_cancel_ends_driver_and_jobs(study):
     assert json.loads(study.call("status", "s", "--json").stdout)["state"] == "interrupted"
 
 
-HOLDING = ["sbatch", "--parsable", "--partition=main", "--gpus-per-node=1", "--output=/dev/null"]
-
-
-def drive_here(out: Path) -> None:
-    """Train two idle runs with launcher=local on the GPUs that are bound to this process."""
-    bench = Bench(out)
-    launcher = replace(bench.config.launcher, name="local", slots=0)
-    config = replace(bench.config, device="cuda", launcher=launcher)
-    specs = bench.idle(2)
-    with bench.study.held(), open_pool(config, bench.study, print) as pool:
-        pool.run(specs, [], lambda done, busy: None, canary=False)
-
-
 @pytest.fixture
 def second_gpu():
     """The first of the node's two (fake) GPUs is taken by another job."""
-    other = subprocess.run([*HOLDING, "--wrap=tail -f /dev/null"], capture_output=True, text=True, check=True)
-    job = other.stdout.strip()
+    job = shell(*QUIETLY, "--partition=main", "--gpus-per-node=1", "--wrap=tail -f /dev/null")
     try:
-        until_running(job)
+        while "JobState=RUNNING" not in (shown := show_job(job)):
+            assert "JobState=PENDING" in shown, shown
         yield
     finally:
-        subprocess.run(["scancel", job], check=True)
-
-
-def until_running(job: str) -> None:
-    while "JobState=RUNNING" not in (shown := show_job(job)):
-        assert "JobState=PENDING" in shown, shown
+        shell("scancel", job)
 
 
 @pytest.mark.parametrize("change", ["", "unset CUDA_VISIBLE_DEVICES"])
@@ -287,7 +235,7 @@ def test_a_driver_in_a_job_without_gpus_uses_none_of_the_nodes(machine_with, tmp
 
 def in_a_job(out: Path, change: str, *options: str) -> subprocess.CompletedProcess:
     """A driver of idle runs on this machine's GPUs, as a job, after a change of its environment."""
-    script = f"{change}\nexec {shlex.join([*IDLE_DRIVER, str(out), 'local'])}"
+    script = f"{change}\nexec {shlex.join(driver_of_idle_runs(out, device='cuda', slots=0, hold=False))}"
     command = ["srun", "--quiet", "--partition=main", *options, "bash", "-c", script]
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -311,7 +259,7 @@ def test_a_whole_study_survives_kill_9_of_its_driver_and_then_cancel(finished, s
 
 
 @pytest.mark.slow
-def test_ctrl_c_says_what_continues_and_how_to_end_it(study):
+def test_ctrl_c_says_what_continues_and_how_to_end_it(study, tmp_path, monkeypatch):
     driver = study.start("calibrate.steps=20000")
     until(driver, "calibrate: ")
     driver.send_signal(signal.SIGINT)
@@ -320,41 +268,23 @@ def test_ctrl_c_says_what_continues_and_how_to_end_it(study):
     assert "continue without this driver" in out
     assert "ebc-lab cancel s" in out
     assert study.live()
-    done = study.call("cancel", "s", "--json")
+    with monkeypatch.context() as elsewhere:  # the study itself remembers where its jobs meet
+        elsewhere.setenv("XDG_STATE_HOME", str(tmp_path / "other"))
+        done = study.call("cancel", "s", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["jobs"] > 0
     assert study.live() == []
 
 
 @pytest.mark.slow
-def test_scancel_of_one_array_task_leaves_its_runs_to_the_other(finished, study):
-    driver = study.start()
-    until(driver, "submitted", "2 job(s) running", "calibrate: ")
-    victim = study.live()[0]
-    subprocess.run(["scancel", victim], check=True)
-    rest(driver)
-    assert study.jobs()[victim].state == "CANCELLED"
-    same_as(finished, study)
-
-
-@pytest.mark.slow
 def test_scancel_of_all_its_jobs_stops_the_study_and_the_same_command_continues(finished, study):
     driver = study.start("launcher.slots=1")
     until(driver, "submitted", "1 job(s) running", "calibrate: ")
-    subprocess.run(["scancel", *study.live()], check=True)
+    shell("scancel", *study.live())
     out, _ = driver.communicate()
     assert driver.returncode == 3, out
     assert "cancelled by somebody" in out
     study.finish()
-    same_as(finished, study)
-
-
-@pytest.mark.slow
-def test_a_requeue_by_hand_starts_again_from_the_last_checkpoint(finished, study):
-    driver = study.start("launcher.slots=1", "launcher.checkpoint_every_s=0")
-    until(driver, "submitted", "1 job(s) running", "lr_scale: ")
-    subprocess.run(["scontrol", "requeue", *study.live()], check=True)
-    rest(driver)
     same_as(finished, study)
 
 
@@ -370,25 +300,14 @@ def test_an_unknown_partition_is_named_and_no_job_is_left(study):
 
 @pytest.mark.slow
 def test_settings_reach_sbatch(study, tmp_path):
-    study.finish(
-        "study.stages=[lr_sweep]",
-        "launcher.partition=high",
-        "launcher.slots=1",
-        "launcher.mem_gb=0.5",
-        "launcher.timeout_min=7",
-        "+launcher.sbatch.comment=from-a-test",
-        f"launcher.setup=['touch {tmp_path}/set-up']",
-    )
-    [key] = study.jobs()
+    asked = ["launcher.partition=high", "launcher.slots=1", "launcher.mem_gb=0.5", "launcher.timeout_min=7"]
+    asked += ["+launcher.sbatch.comment=from-a-test", f"launcher.setup=['touch {tmp_path}/set-up']"]
+    study.finish("study.stages=[lr_sweep]", *asked)
+    [key] = jobs(study.study)
     shown = show_job(key)
-    for expected in (
-        "Partition=high",
-        "TimeLimit=00:07:00",
-        "MinMemoryNode=512M",
-        "Comment=from-a-test",
-        "Requeue=1",
-    ):
+    for expected in ("Partition=high", "TimeLimit=00:07:00", "MinMemoryNode=512M", "Comment=from-a-test"):
         assert expected in shown, shown
+    assert "Requeue=1" in shown, shown
     assert (tmp_path / "set-up").exists()
 
 
@@ -398,13 +317,7 @@ def test_status_asks_the_queue_once_however_often_it_is_called(study, tmp_path, 
     until(driver, "2 job(s) running", "calibrate: ")
     driver.kill()
     driver.communicate()
-    asked = tmp_path / "asked"
-    fake = tmp_path / "bin" / "squeue"
-    fake.parent.mkdir()
-    real = subprocess.run(["which", "squeue"], capture_output=True, text=True, check=True).stdout.strip()
-    fake.write_text(f'#!/bin/sh\necho x >> {asked}\nexec {real} "$@"\n')
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    asked = before_squeue(tmp_path, monkeypatch, "")
     [session] = sessions(study.study, "slurm")
     (session.root / "queue.json").unlink()
     assert json.loads(study.call("status", "s", "--json").stdout)["queue"] == {"RUNNING": 2}
@@ -436,16 +349,10 @@ def test_jobs_that_die_before_they_train_stop_the_study_and_name_their_log(study
 
 @pytest.mark.slow
 def test_a_queue_that_does_not_answer_for_a_while_is_asked_again(finished, study, tmp_path, monkeypatch):
-    fake = tmp_path / "bin" / "squeue"
-    fake.parent.mkdir()
-    real = subprocess.run(["which", "squeue"], capture_output=True, text=True, check=True).stdout.strip()
-    count = f"echo x >> {tmp_path}/asked; [ $(wc -l < {tmp_path}/asked) -gt 4 ]"
-    fake.write_text(
-        f'#!/bin/sh\n{{ {count}; }} || {{ echo "slurm_load_jobs error: timed out" >&2; exit 1; }}\n'
-        f'exec {real} "$@"\n'
+    late = "[ $(wc -l < $ASKED) -gt 4 ]"
+    before_squeue(
+        tmp_path, monkeypatch, f'{late} || {{ echo "slurm_load_jobs error: timed out" >&2; exit 1; }}'
     )
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
     said = study.finish()
     assert "the queue does not answer (slurm_load_jobs error: timed out); trying again" in said
     same_as(finished, study)
@@ -465,22 +372,6 @@ def test_precision_is_measured_on_a_node(study):
 
 
 @pytest.mark.slow
-def test_cancel_finds_the_jobs_whatever_the_state_folder_of_the_one_who_asks(study, tmp_path):
-    driver = study.start("calibrate.steps=20000")
-    until(driver, "calibrate: ")
-    driver.kill()
-    driver.communicate()
-    elsewhere = subprocess.run(
-        [*CLI, "cancel", "s", "--output-dir", str(study.out)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "XDG_STATE_HOME": str(tmp_path / "other")},
-    )
-    assert elsewhere.returncode == 0, elsewhere.stderr  # the study itself remembers where its jobs meet
-    assert study.live() == []
-
-
-@pytest.mark.slow
 def test_a_smoke_study_survives_preemption_time_out_scancel_and_kill_9_of_its_driver(tmp_path, text_file):
     """One study, with finals long enough for Slurm's shortest time-outs, which are minutes."""
     asked = ["scale=smoke", "data=path", f"data.file={text_file}", "device=cpu", "finals.steps=1500"]
@@ -489,14 +380,14 @@ def test_a_smoke_study_survives_preemption_time_out_scancel_and_kill_9_of_its_dr
     driver = study.start(*short)
     until(driver, "submitted", "2 job(s) running", "calibrate: ")
     first = set(study.live())
-    subprocess.run(WHOLE_NODE, check=True, capture_output=True)
+    shell(*WHOLE_NODE)
     until(driver, "waiting", "2 job(s) running", "finals: ")
     driver.kill()
     driver.communicate()
     driver = study.start(*short)
     assert "adopted" in until(driver, "finals: ")
     victim, survivor = sorted(study.live())
-    subprocess.run(["scancel", victim], check=True)
+    shell("scancel", victim)
     out = rest(driver)
     assert f"job {victim} was cancelled by somebody; 1 job(s) share what is left" in out
     assert study.live() == []
@@ -504,13 +395,9 @@ def test_a_smoke_study_survives_preemption_time_out_scancel_and_kill_9_of_its_dr
     assert survivor in first
     assert int(re.search(r"Restarts=(\d+)", shown)[1]) >= 2, "once for the preemption, and for the time-out"
     inline = [*CLI, "autopilot", *asked, "launcher=inline", f"output_dir={tmp_path}", "study.name=inline"]
-    subprocess.run(inline, check=True, capture_output=True)
-    for table in (
-        "summary_lr_sweep.csv",
-        "summary_calibrate.csv",
-        "summary_lr_scale.csv",
-        "summary_final.csv",
-    ):
+    shell(*inline)
+    for stage in ("lr_sweep", "calibrate", "lr_scale", "final"):
+        table = f"summary_{stage}.csv"
         assert without_timing(tmp_path / "s" / table) == without_timing(tmp_path / "inline" / table)
 
 
@@ -535,7 +422,3 @@ def test_the_commands_of_the_guide_work(tmp_path, monkeypatch):
     assert "in this call: 0 training runs" in said[[x for x in lines if "study.name=first" in x][-1]]
     assert (tmp_path / "outputs/ebc_ablation/second/acceptance.json").exists()
     assert len(list((tmp_path / "outputs/multirun").glob("*/*/*/result.json"))) == 2
-
-
-if __name__ == "__main__":
-    (drive_here if sys.argv[2:] == ["local"] else drive)(Path(sys.argv[1]))

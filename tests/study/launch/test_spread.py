@@ -4,20 +4,16 @@ the bits of one node, a node that is lost, other nodes and another number of pro
 
 import contextlib
 import functools
-import os
-import re
-import shutil
-import signal
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.called import CLI
-from support.drivers import sessions, until_true
+from support.drivers import end_jobs, jobs, shell, until_true
+from support.nodes import Node, kill
 
 from ebc_lab.records.streams import read_columns
-from ebc_lab.study.launch import queue
 from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Study
 from ebc_lab.study.store.verify import verify
@@ -39,58 +35,24 @@ LONGER = "lr_sweep.steps=200"  # so that a run is not over before something happ
 TOLERANCE = 2e-4
 
 
-def shell(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+@pytest.fixture
+def lose():
+    """`lose(name)`: everything on a node is gone from one moment to the next, as when its power fails."""
+    lost: list[Node] = []
 
-
-@pytest.fixture(scope="module", autouse=True)
-def four_nodes():
-    """The nodes of the Slurm that is up."""
-    if shutil.which("sinfo") is None:
-        pytest.skip("there is no Slurm here")
-    found = subprocess.run(["sinfo", "-h", "-N", "-p", "main", "-o", "%N"], capture_output=True, text=True)
-    names = sorted(set(found.stdout.split()))
-    if len(names) < 4:
-        pytest.skip("the Slurm that is up has fewer than four nodes")
-    return names
-
-
-class Nodes:
-    """What can happen to a node."""
-
-    def __init__(self) -> None:
-        self.lost: list[str] = []
-        config = shell("scontrol", "show", "config")
-        self.settings = dict(re.findall(r"^(\w+)\s*= (.*?)\s*$", config, re.MULTILINE))
-
-    def lose(self, name: str) -> None:
-        """Everything on it is gone from one moment to the next, as when its power fails."""
-        self.lost.append(name)
-        pid_file = self.settings["SlurmdPidFile"].replace("%n", name)
-        victims = [int(Path(pid_file).read_text())]
+    def lose(name: str) -> None:
+        node = Node(name)
+        lost.append(node)
+        node.cut_off()
         for place in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if f"SLURMD_NODENAME={name}\0".encode() in place.joinpath("environ").read_bytes() + b"\0":
-                    victims.append(int(place.name))
-        for pid in victims:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        shell("scontrol", "update", f"nodename={name}", "state=down", "reason=test")
+                    kill(int(place.name))
+        node.set("down")
 
-    def restore(self) -> None:
-        for name in self.lost:
-            slurmd = f"hostname {name}; exec slurmd -f {self.settings['SLURM_CONF']} -N {name}"
-            shell("unshare", "-u", "bash", "-c", slurmd)
-            with contextlib.suppress(subprocess.CalledProcessError):
-                shell("scontrol", "update", f"nodename={name}", "state=resume")
-            patiently(lambda name=name: shell("sinfo", "-h", "-p", "main", "-n", name, "-o", "%T") == "idle")
-
-
-@pytest.fixture
-def nodes():
-    made = Nodes()
-    yield made
-    made.restore()
+    yield lose
+    for node in lost:
+        node.restore()
 
 
 class Spread:
@@ -121,10 +83,6 @@ class Spread:
     def steps(self) -> dict[str, bytes]:
         return {path.parent.name: path.read_bytes() for path in self.study.runs.glob("*/steps.csv")}
 
-    def cancel(self) -> None:
-        for session in sessions(self.study, "slurm"):
-            queue.scancel(queue.job_name(session))
-
 
 @pytest.fixture
 def spread(tiny, tmp_path):
@@ -137,10 +95,10 @@ def spread(tiny, tmp_path):
 
     yield make
     for study in made:
-        study.cancel()
+        end_jobs(study.study)
 
 
-def test_a_run_on_two_nodes_of_which_one_is_lost_has_the_bits_of_one_node(spread, nodes, four_nodes):
+def test_a_run_on_two_nodes_of_which_one_is_lost_has_the_bits_of_one_node(spread, lose):
     study = spread("nodes", LONGER)
     asked = [*SLURM, "launcher.processes_per_run=4", "launcher.nodes_per_run=2"]
     driver = study.start(*asked)
@@ -148,7 +106,7 @@ def test_a_run_on_two_nodes_of_which_one_is_lost_has_the_bits_of_one_node(spread
     [begun] = study.begins(run_id)
     head = begun["host"]
     [other] = expanded(begun["slurm_job_nodelist"]) - {head}
-    nodes.lose(other)
+    lose(other)
     study.finish(driver)
     used = [expanded(event["slurm_job_nodelist"]) for event in study.begins(run_id)]
     assert len(used) > 1
@@ -160,14 +118,14 @@ def test_a_run_on_two_nodes_of_which_one_is_lost_has_the_bits_of_one_node(spread
     same(study, here, run_id)
 
 
-def test_another_number_of_processes_goes_on_with_a_run_on_other_nodes(spread, nodes):
+def test_another_number_of_processes_goes_on_with_a_run_on_other_nodes(spread, lose):
     study = spread("nodes", LONGER)
     driver = study.start(*SLURM, "launcher.processes_per_run=4", "launcher.nodes_per_run=2")
     run_id = patiently(study.in_progress)
     driver.kill()
     driver.wait()
     [begun] = study.begins(run_id)
-    nodes.lose(begun["host"])
+    lose(begun["host"])
     study.finish(study.start(*SLURM, "launcher.processes_per_run=2", "launcher.nodes_per_run=2"))
     first, *_, last = study.begins(run_id)
     assert (first["processes"], last["processes"]) == (4, 2)
@@ -183,8 +141,7 @@ def test_preemption_of_a_run_on_two_nodes_is_a_checkpoint_and_a_requeue(spread):
     study = spread("nodes", LONGER)
     driver = study.start(*SLURM, "launcher.processes_per_run=4", "launcher.nodes_per_run=2")
     run_id = patiently(study.in_progress)
-    [session] = sessions(study.study, "slurm")
-    [job] = queue.jobs_named(queue.job_name(session))
+    [job] = jobs(study.study)
     shell("scancel", "--signal=USR2", job)  # as on preemption, and before a time-out
     study.finish(driver)
     events = [event["event"] for event in attempts.log(study.study.run_dir(run_id))]

@@ -79,7 +79,8 @@ def test_a_run_that_broke_the_device_itself_is_not_lost(bench):
     (bench.study.run_dir(spec.run_id) / "result.json").write_text("{}")
     pool = bench.pool(max_lost=0)
     note = {"run_id": spec.run_id, "ran": 1, "cause": "device-side assert", "device_failed": True}
-    pool._record_death(Death("0", "exit code 75", Path("log")), note, {spec.run_id: spec})
+    pool.specs = {spec.run_id: spec}
+    pool._record_death(Death("0", "exit code 75", Path("log")), note)
     assert pool.lost == {}
     assert bench.events(spec) == []
 

@@ -16,10 +16,9 @@ from support.drivers import family, until_true
 from support.idle import RESOLVED, Bench
 
 from ebc_lab.records.locks import run_lock
-from ebc_lab.study.launch.command import WORKER
-from ebc_lab.study.launch.inline import InlinePool
-from ebc_lab.study.launch.pool import worker_settings
-from ebc_lab.study.launch.session import Session
+from ebc_lab.study.launch import InlinePool
+from ebc_lab.study.launch.local import WORKER
+from ebc_lab.study.launch.session import Session, worker_settings
 from ebc_lab.study.store import attempts
 from ebc_lab.training.outcome import run_and_record
 
@@ -169,7 +168,7 @@ def test_a_worker_whose_job_was_started_again_elsewhere_leaves_its_run_to_others
     made.start(spec.run_id)
     until_true(lambda: attempts.log(bench.study.run_dir(spec.run_id)))
     until_true(lambda: made.session.notes().get("lost", {}).get("run_id"))
-    made.session.note_process("lost", "other", 1)
+    made.session.note("process", "lost", host="other", pid=1)
     assert made.worker.wait() == 0
     _, said = made.worker.communicate()
     assert "ends: its job was started again on other (process 1)" in said
