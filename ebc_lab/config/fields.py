@@ -82,9 +82,11 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}".replace(".", "p").replace("+", "")
 
 
-def setting(default: T, about: str, unit: str = "", **limits: Any) -> T:
+def setting(
+    default: T, about: str, unit: str = "", low: float | None = None, high: float | None = None, **limits: Any
+) -> T:
     """Return a dataclass field with this default; `limits` are the other fields of its `Setting`."""
-    metadata = {"setting": Setting(about, unit, **limits)}
+    metadata = {"setting": Setting(about, unit, low=low, high=high, **limits)}
     if isinstance(default, list | dict):
         made: Any = dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     else:

@@ -95,7 +95,7 @@ class RunConfig:
 
     seed: int = setting(0, "of the initial weights and the data order", low=0, high=SEED)
     steps: int = setting(600, "length of the run", **LENGTH)
-    batch_size: int = setting(16, "sequences in a batch, B", "sequences", low=1, high=65536)
+    batch_size: int = setting(16, "sequences in a batch, B", "sequences", 1, 65536)
     accumulate: int = setting(1, **BATCH_PARTS, unnamed_at=1)
     dtype: str = setting("auto", "of autocast; auto: measured", choices=("auto", "float32", "bfloat16"))
     param_dtype: str = setting("float32", "forensic: of the parameters", choices=("float32", "bfloat16"))
@@ -120,15 +120,15 @@ class RunConfig:
         unnamed_at="off",
     )
     eval_every: int = setting(40, "steps between evaluations on the fixed windows", **LENGTH)
-    eval_windows: int = setting(64, "number of these windows", "windows", low=1, high=10**6)
+    eval_windows: int = setting(64, "number of these windows", "windows", 1, 10**6)
     evaluate: list[str] = setting(
         ["val", "test"], "splits evaluated completely at the end", choices=SPLITS[1:]
     )
     final_windows: int = setting(
-        0, "forensic: overlapping windows at the end, not complete splits", "windows", low=0, high=10**6
+        0, "forensic: overlapping windows at the end, not complete splits", "windows", 0, 10**6
     )
     audit_every: int = setting(20, "steps between measurements of the applied KL", **LENGTH)
-    audit_tokens: int = setting(512, "on how many tokens it is measured", "tokens", low=1, high=10**8)
+    audit_tokens: int = setting(512, "on how many tokens it is measured", "tokens", 1, 10**8)
     curve_every: int = setting(
         0,
         "steps between measurements of the KL at six shares c of the proposed update; 0: never",
@@ -291,21 +291,15 @@ class FinalsConfig(StageConfig):
         "which arms (docs/stages.md)",
         **CHOICES,
     )
-    margin: float = setting(
-        0.01, "how much worse than the baseline still meets the target", "nats", low=0, high=100
-    )
+    margin: float = setting(0.01, "how much worse than the baseline still meets the target", "nats", 0, 100)
     window_margin: float = setting(
-        0.02, "how much worse EBC may be at the highest rate than at the lowest", "nats", low=0, high=100
+        0.02, "how much worse EBC may be at the highest rate than at the lowest", "nats", 0, 100
     )
     max_seeds: int = setting(
-        0,
-        "seeds are added up to this number while the verdict is undecided; 0: none",
-        "seeds",
-        low=0,
-        high=SEEDS,
+        0, "seeds are added up to this number while the verdict is undecided; 0: none", "seeds", 0, SEEDS
     )
     seeds_per_look: int = setting(
-        2, "seeds added at a time; intervals are corrected for each look", "seeds", low=1, high=SEEDS
+        2, "seeds added at a time; intervals are corrected for each look", "seeds", 1, SEEDS
     )
 
 
@@ -335,8 +329,8 @@ class TuneConfig(StageConfig):
         "from three quarters of its steps on a run is stopped that is so far behind the arm's best finished "
         "point of the same shape at the same step; 0: none is; not with window",
         "σ",
-        low=0,
-        high=1000,
+        0,
+        1000,
     )
 
 
@@ -493,7 +487,7 @@ class CircumstancesConfig(StageConfig):
     modes: list[str] = setting(
         ["none", "torch", "verity"], "modes to compare", group="determinism", **CHOICES
     )
-    threads: list[int] = setting([1, 2], "CPU threads", "threads", low=1, high=512, least=1, increasing=True)
+    threads: list[int] = setting([1, 2], "CPU threads", "threads", 1, 512, least=1, increasing=True)
     capabilities: list[str] = setting(
         [],
         "vector instructions that torch may use; empty: all that the CPU has",
@@ -543,7 +537,7 @@ class CarryConfig(StageConfig):
     reference: str = setting("", "the arm that every other is paired with: the strongest rival")
     challengers: list[str] = setting([], "the arms that the verdict is about", unique=True)
     margin: float = setting(
-        0.01, "a challenger earns its cost from so much below the reference on", "nats", low=0, high=10
+        0.01, "a challenger earns its cost from so much below the reference on", "nats", 0, 10
     )
     broken: float = setting(
         0.3, "a run is broken from so much above its setting's median test loss on", "nats", above=0, high=10
@@ -588,11 +582,9 @@ class ProfilesConfig(StageConfig):
     judges = True
     question: str = setting("", "what the study asks, in a sentence")
     steps: int = setting(300, "length of the runs that set the targets", **LENGTH)
-    longest: float = setting(
-        2.0, "length of the longest run of a method, its budget", "× those runs", low=1, high=4
-    )
+    longest: float = setting(2.0, "length of the longest run of a method, its budget", "× those runs", 1, 4)
     evaluations: int = setting(
-        40, "on the fixed windows, in as many steps as those runs have", "evaluations", low=1, high=1000
+        40, "on the fixed windows, in as many steps as those runs have", "evaluations", 1, 1000
     )
     workloads: dict[str, ProfiledWorkloadConfig] = setting({}, "name → workload")
     methods: dict[str, MethodConfig] = setting({}, "name → method")
@@ -604,7 +596,7 @@ class ProfilesConfig(StageConfig):
     target_seeds: int = setting(
         3, "seeds, after those, with which the yardstick's best point sets the target", low=1, high=SEEDS
     )
-    target_slack: float = setting(0.0, "added to the loss that the yardstick reached", "nats", low=0, high=10)
+    target_slack: float = setting(0.0, "added to the loss that the yardstick reached", "nats", 0, 10)
     asked_about: list[str] = setting([], "methods whose place the headline tells", unique=True)
 
 
@@ -613,19 +605,17 @@ class LauncherConfig:
     """Where runs are trained. May differ between calls on one study."""
 
     name: str = setting("local", "worker processes here, array jobs, or this process", group="launcher")
-    slots: int = setting(
-        0, "workers at a time; 0: one per GPU, or per group of cores", "workers", low=0, high=10_000
-    )
+    slots: int = setting(0, "workers at a time; 0: one per GPU, or per group of cores", "workers", 0, 10_000)
     workers_per_gpu: int = setting(
-        1, "workers on each GPU, while slots is 0", "workers", low=1, only=("local", "inline"), high=64
+        1, "workers on each GPU, while slots is 0", "workers", 1, 64, only=("local", "inline")
     )
     processes_per_run: int = setting(
         1,
         "that train one run together (DDP), each on its share of a batch's rows and on its own GPU or cores; "
         "changes a run by rounding",
         "processes",
-        low=1,
-        high=64,
+        1,
+        64,
     )
     nodes_per_run: int = setting(
         1,
@@ -650,10 +640,10 @@ class LauncherConfig:
     qos: str | None = setting(None, "Slurm quality of service", only=SLURM)
     constraint: str | None = setting(None, "Slurm node constraint", only=SLURM)
     timeout_min: int = setting(
-        240, "time limit of a job; workers are requeued before", "min", low=1, only=SLURM, high=525_600
+        240, "time limit of a job; workers are requeued before", "min", 1, 525_600, only=SLURM
     )
     signal_delay_s: int = setting(
-        90, "time before that limit to write a checkpoint", "s", low=1, only=SLURM, high=86_400
+        90, "time before that limit to write a checkpoint", "s", 1, 86_400, only=SLURM
     )
     cpus_per_task: int = setting(
         0,
@@ -704,9 +694,7 @@ class TrackerConfig:
         choices=("auto", "online", "offline"),
     )
     wandb_project: str | None = setting(None, "W&B project; empty: WANDB_PROJECT, or ebc-lab")
-    wait_s: float = setting(
-        30.0, "time a tracker may take to finish after the last run", "s", low=0, high=86_400
-    )
+    wait_s: float = setting(30.0, "time a tracker may take to finish after the last run", "s", 0, 86_400)
 
 
 @dataclass
