@@ -245,8 +245,7 @@ def check_run(run: RunConfig) -> None:
 
 
 def least_target_kl(run: RunConfig) -> float:
-    """Return the smallest target KL, in nats per token, that a run's budget can hold in its precision; 0
-    where it can hold any."""
+    """Return the smallest target KL, in nats/token, that a run's budget holds in its precision; 0: any."""
     if run.budget.name not in MEASURING:
         return 0.0
     return LEAST_TARGET_KL[precision(run)] / LEAST_MULTIPLIER.get(run.budget.schedule, 1.0)

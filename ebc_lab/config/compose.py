@@ -11,9 +11,9 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import overrides as written
 from . import schema
@@ -235,23 +235,22 @@ def implied(overrides: Sequence[str]) -> list[str]:
 
 
 def _refusal(error: Exception, suite: Path | None, values: Mapping[str, Any]) -> str:
-    """Return what Hydra or OmegaConf says in one sentence, with the line of the user's own suite that it is
-    about."""
+    """Return what Hydra or OmegaConf says in one sentence, with the line of the user's own suite."""
     text = str(error.__cause__ or error)
     lines = [line for line_text in text.splitlines() if (line := line_text.strip())] or [repr(error)]
     if lines[0].startswith("In 'study/own-"):  # which says no more than what follows
         lines = lines[1:]
     first = " ".join(lines[:2]) if lines[0].endswith("composing config:") else lines[0]
     named = re.search(r"^\s*full_key: (\S+)$", text, re.MULTILINE)
-    key = getattr(error, "full_key", None) or (named[1] if named else None)
+    key = getattr(error, "full_key", None) or (named and named[1])
     if "is not a ListConfig" in first and key:
         first = f"it is a list, {key}=[…]"
     if key and re.search("is not a subclass of|is not Optional", first) and ENTRY.fullmatch(key):
         first = _an_entry(key)
     if match := re.match(r"Key '(\w+)' not in '(\w+)'", first):
         kind = getattr(schema, match[2], None)
-        near = nearest(match[1], [f.name for f in fields(kind)] if kind else [])
-        first = f"there is no such setting{near}"
+        known = [field.name for field in fields(kind)] if kind else []
+        first = f"there is no such setting{nearest(match[1], known)}"
     if match := re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", first):
         first = f"{shown(match[1])} is not {NUMBERS.get(match[2], match[2])}"
     where = f"{_line(suite, key)}: " if suite and key and _sets(suite, key, values) else ""
@@ -259,8 +258,7 @@ def _refusal(error: Exception, suite: Path | None, values: Mapping[str, Any]) ->
 
 
 def default_scale() -> str:
-    """Return the override for the scale that suits this machine: `paper` where there is a GPU, else
-    `laptop`."""
+    """Return the override for the scale that suits this machine: `paper` with a GPU, else `laptop`."""
     from .machine import visible_gpus
 
     return "scale=paper" if visible_gpus() else "scale=laptop"
@@ -275,8 +273,7 @@ def hydra_base() -> dict[str, Any]:
 
 @functools.cache
 def register_schema() -> None:
-    """Have Hydra know the schema, so that types are enforced however the program is entered, and the choices
-    that installed packages offer."""
+    """Have Hydra know the schema, so that it enforces types, and the choices of installed packages."""
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(name="schema", node=Config)
@@ -343,14 +340,12 @@ OWN_FOLDER = "own"  # of a study: its copies of the user's own files
 MOST_BYTES = 64 << 20
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """What a study or a run recorded: all its settings; a study's copy of a suite of the user's own; the run,
-    of which only others of its study may have read a setting."""
+class Recorded(NamedTuple):
+    """What a study or a run recorded."""
 
     settings: dict[str, Any]
-    suite: Path | None = None
-    run: RunConfig | None = None
+    suite: Path | None = None  # a study's copy of a suite of the user's own
+    run: RunConfig | None = None  # some of its settings may have been read by others of its study only
 
 
 def begun_from(parsed: Mapping[str, Any], *, study: bool) -> Recorded | None:
@@ -494,9 +489,7 @@ def _arms_by_target(group: str, arms: Mapping[str, ArmConfig]) -> dict[str, str]
 def _merged(template: ArmConfig, arm: ArmConfig) -> ArmConfig:
     """Return the template with what overrides say of one arm."""
     usual = ArmConfig()
-    settings: dict[str, Any] = {
-        f.name: getattr(arm, f.name) for f in fields(arm) if getattr(arm, f.name) != getattr(usual, f.name)
-    }
+    settings = {key: value for key, value in vars(arm).items() if value != getattr(usual, key)}
     for key in settings.keys() & {"settings", "tune"}:
         settings[key] = {**getattr(template, key), **settings[key]}
     return replace(template, **settings)

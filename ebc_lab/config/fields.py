@@ -77,8 +77,7 @@ def _bound(value: float) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Return a number as names of files and arms have it: to so many significant digits, with p for the
-    point."""
+    """Return a number to so many significant digits as names of files and arms have it: `1p5`, `1e-05`."""
     return f"{value:.{digits}g}".replace(".", "p").replace("+", "")
 
 

@@ -196,8 +196,7 @@ def environment(whole: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def study_environment(config: Config) -> dict[str, Any]:
-    """Return the environment of all the runs that a study may plan, with the libraries of every part that its
-    settings name."""
+    """Return the environment of all runs that a study may plan, with the libraries of every part it names."""
     choices = _named_in(to_dict(config))
     return _environment({PART[group].libraries.get(choice, "") for group, choice in choices} - {""})
 

@@ -152,8 +152,7 @@ def why_no_gpu() -> str:
 
 
 def _bound_gpus() -> tuple[list[tuple[Gpu, str]], str]:
-    """Return the devices that are bound to this process, each with its name for CUDA, and why there are
-    none."""
+    """Return the devices of this process, each with its name for CUDA, and why there are none."""
     here, failure = first_listing()
     if not here:
         return [], f"no GPU is found: {failure}" if failure else "nvidia-smi lists no GPU here"

@@ -38,8 +38,7 @@ def check_exact(run: RunConfig) -> None:
 
 
 def check_processes(run: RunConfig, processes: int) -> None:
-    """Raise UserError for what several processes that train a run together would compute otherwise than
-    one."""
+    """Raise UserError for what processes that train a run together would compute otherwise than one."""
     if processes == 1:
         return
     _check_mode(run, Mode.SEVERAL_PROCESSES, processes)
@@ -61,8 +60,7 @@ def check_processes(run: RunConfig, processes: int) -> None:
 
 
 def _check_mode(run: RunConfig, mode: Mode, processes: int = 1) -> None:
-    """Raise UserError for a setting outside the parts, or one of a part that is read, that does not go with a
-    mode."""
+    """Raise UserError for a setting of the run, or of a part that is read, that a mode does not go with."""
     ignored = ("budget", "controller") if run.stabilizer.name != "ebc" and mode is not Mode.EBM else ()
     parts = [part for part in parts_of(with_derived_settings(run)) if part.group_name not in ignored]
     for unfit in (*_unfit_of_run(run, mode), *(part.unfit(mode) for part in parts)):

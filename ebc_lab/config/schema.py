@@ -431,8 +431,7 @@ class AblationConfig(StageConfig):
     )
 
     def swept(self) -> dict[str, Swept]:
-        """Return the points of the sweeps by the names of their arms, `<arm>_x<lr_scale>` and
-        `<arm>_d<delta>`."""
+        """Return the points of the sweeps by their arms' names, `<arm>_x<lr_scale>` and `<arm>_d<delta>`."""
         out: dict[str, Swept] = {}
         for name, arm in self.arms.items():
             stabilizer = arm.settings.get("stabilizer")

@@ -202,8 +202,7 @@ def _processes(config: Config, *, here: bool, study: bool) -> Mistakes:
 
 
 def _swept(config: Config) -> list[str]:
-    """Return the optimizers of the sweep, the study's own one as `custom`. Raises UserError for any other one
-    that is not in conf/."""
+    """Return the sweep's optimizers, the user's own as `custom`. Raises UserError for a second own one."""
     custom = config.optimizer.name if kind_of(config.optimizer) == CUSTOM else None
     for name in config.lr_sweep.optimizers:
         offered = name != custom and name in choices_of("optimizer", name)
@@ -216,8 +215,7 @@ def _swept(config: Config) -> list[str]:
 
 
 def _check_settings_of_stages(config: Config) -> None:
-    """Raise UserError where what the stages set beside the run's own settings could not be exact, or not be
-    trained by several processes."""
+    """Raise UserError for what stages set and the run's determinism or number of processes rules out."""
     plain = changed(run_part(config), {"stabilizer": {"name": "none"}})
     stages = config.study.stages
     asked: dict[str, dict[str, Any]] = {}
@@ -243,8 +241,7 @@ def _check_settings_of_stages(config: Config) -> None:
 
 
 def _stage_run(config: Config) -> RunConfig:
-    """Return a run of the stages with a budget that they calibrate: surrogate, which has most settings, or
-    any."""
+    """Return a run of the stages with a budget that they calibrate: surrogate, which reads most, or any."""
     budgets = config.calibrate.budgets
     name = "surrogate" if "surrogate" in budgets else [*budgets, config.budget.name][0]
     return replace(run_part(config), budget=replace(config.budget, name=name))
@@ -280,8 +277,7 @@ def _study(config: Config) -> Mistakes:
 
 
 def _check_finals(config: Config) -> None:
-    """Raise UserError for a final arm that is unknown or that the verdict lacks, and for seeds that cannot be
-    added."""
+    """Raise UserError for final arms that are unknown or missing, and for seeds that cannot be added."""
     arms = config.finals.arms
     for arm in arms:
         scaled = re.fullmatch(r"(?:ebc|control)_x(\d+(?:\.\d+)?)", arm)
@@ -313,8 +309,7 @@ def stage_seeds(config: Config) -> range:
 
 
 def _check_stages(config: Config) -> None:
-    """Raise UserError for stages that are unknown, out of order or without what they need, and for each
-    mistake in their settings."""
+    """Raise UserError for stages that are unknown, out of order or without others, and what each refuses."""
     stages = config.study.stages
     for stage in stages:
         choice("study.stages", stage, STAGES)
@@ -472,8 +467,7 @@ def _check_names(path: str, entries: Mapping[str, Any]) -> None:
 
 
 def _check_profiles(config: Config) -> None:
-    """Raise UserError for methods of the stage profiles that cannot be run on every workload, at the ends of
-    their grids."""
+    """Raise UserError for methods that cannot be run on every workload, at the ends of their grids."""
     profiles = config.profiles
     methods, workloads = profiles.methods, profiles.workloads
     require(len(methods) > 1, "profiles.methods must name at least two: choose study=calibrated.")
@@ -504,8 +498,7 @@ def _check_profiles(config: Config) -> None:
 
 
 def _check_grid_of_method(path: str, method: schema.MethodConfig) -> None:
-    """Raise UserError for a method without a learning rate, with a setting set twice, or with horizons that
-    are no shares."""
+    """Raise UserError for a method without a learning rate, or with a grid that cannot be meant."""
     for group, settings in method.settings.items():
         its = f"{path}.settings.{group}"
         require(isinstance(settings, dict), f"{its} takes {{name: …}}, not {shown(settings)}.")
@@ -528,8 +521,7 @@ def _check_grid_of_method(path: str, method: schema.MethodConfig) -> None:
 
 
 def _check_suite(config: Config) -> None:
-    """Raise UserError for a suite with arms that cannot be run, or whose tuned arms do not get as many runs
-    each."""
+    """Raise UserError for arms that cannot be run, and tuned ones that do not get as many runs each."""
     suite = config.ablation
     for key, part in VERSIONS.items():
         these, choices = part.versions, getattr(suite, key)
@@ -642,8 +634,7 @@ def _check_arm(name: str, arm: ArmConfig, config: Config) -> None:
 def _check_givers(
     name: str, arm: ArmConfig, arms: Mapping[str, ArmConfig], suite: schema.AblationConfig
 ) -> None:
-    """Raise UserError for an arm that takes something from another one which is not there or cannot give
-    it."""
+    """Raise UserError for an arm that takes something from one that is not there or cannot give it."""
     path = f"ablation.arms.{name}"
     for key in ("replay", "matched", "versus", "tuned_as", "init"):
         giver = getattr(arm, key)
@@ -662,7 +653,7 @@ def _check_givers(
 
 
 def _copies(arm: ArmConfig) -> bool:
-    """Return whether an arm is made from another's record or weights, of which a copy of it knows nothing."""
+    """Return whether an arm is made from another's record or weights; a copy of it would know neither."""
     return bool(arm.replay or arm.matched or arm.init)
 
 
@@ -676,8 +667,7 @@ def _changed(path: str, base: RunConfig, settings: Any) -> RunConfig:
 
 
 def _as_run(path: str, base: RunConfig, settings: Any, config: Config) -> RunConfig:
-    """Return the run that these settings make of `base`, validated, also for the study's number of processes.
-    Errors begin with `path`."""
+    """Return the run that these settings make of `base`, validated. Errors begin with `path`."""
     run = _changed(path, base, settings)
     try:
         validate_run(run, beside=base)
@@ -705,8 +695,7 @@ def _check_notify(command: str, *, study: bool) -> None:
 
 
 def _trackers(config: schema.TrackerConfig) -> Mistakes:
-    """Return what is said of a tracker whose extra is not installed, and of a setting that none of them
-    reads."""
+    """Return what is said of a tracker that is not installed, and of a setting that none of them reads."""
     missing = {
         name: [module for module in TRACKER_MODULES[name] if not installed(module)] for name in config.names
     }
