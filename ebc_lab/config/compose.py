@@ -22,6 +22,7 @@ from .dicts import from_dict, to_dict
 from .errors import UserError, any_of, nearest, require, shown
 from .hints import STUDY_DECIDES, near_setting
 from .identity import digest
+from .machine import visible_gpus
 from .overrides import ARM, FROM, check_overrides, in_mapping, schema_keys
 from .own import suites
 from .own.parts import own_name, with_names, with_sources
@@ -75,6 +76,8 @@ def compose(
     config = _composed([o for o in overrides if not o.startswith("~")], suite, parsed, recorded)
     parsed |= dict.fromkeys(left_out)
     try:
+        for target in config.mine:
+            require(isinstance(target, str), f"mine must be a text, not {shown(target)}.")
         config = _with_mine(with_names(_leaving_out(config, left_out)), study=study)
         config = _by_their_targets(with_sources(config)) if sources else config
         beside = replace(config, **vars(recorded.run)) if recorded and recorded.run else None
@@ -259,8 +262,6 @@ def _refusal(error: Exception, suite: Path | None, values: Mapping[str, Any]) ->
 
 def default_scale() -> str:
     """Return the override for the scale that suits this machine: `paper` with a GPU, else `laptop`."""
-    from .machine import visible_gpus
-
     return "scale=paper" if visible_gpus() else "scale=laptop"
 
 

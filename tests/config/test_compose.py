@@ -141,6 +141,7 @@ def test_every_choice_of_every_group_composes():
     ("overrides", "words"),
     [
         (["stabilizer=norm_clip"], ["study=stabilizers", "ebc-lab train"]),
+        (["study=stabilizers", "mine=[[1],[2]]"], ["mine must be a text, not [1]"]),
         (["stabilizer.strength=0.1"], ["the arms of a suite"]),
         (["seeds=[7,101]"], ["100 to 102"]),
         (["seeds=[7,105]", "lr_sweep.replicates=5"], ["100 to 105"]),
