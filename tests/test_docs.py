@@ -24,9 +24,10 @@ from ebc_lab.cli.train import train_one
 from ebc_lab.config import choices
 from ebc_lab.config import compose as compose_module
 from ebc_lab.config.choices import offered
-from ebc_lab.config.compose import compose, configurations, expand, implied
+from ebc_lab.config.compose import compose, configurations, implied
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.overrides import expand
 from ebc_lab.records import columns as columns_module
 from ebc_lab.records.json_files import read_json
 from ebc_lab.report.conclude import concluding

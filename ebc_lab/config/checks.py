@@ -12,12 +12,12 @@ from typing import Any
 
 from ebc_lab.ebc.options import LEAST_MULTIPLIER, LEAST_TARGET_KL, MEASURING
 
+from . import machine
 from .choices import OWN_GROUPS, choice_for, choices_of, groups, is_read, kind_of, offered, values_in_conf
 from .dicts import type_hints
-from .errors import HIDDEN, UserError, any_of, require, shown
+from .errors import HIDDEN, UserError, any_of, refuse, require, shown
 from .fields import CUSTOM, Setting, default_of, setting_of
 from .hints import near_choice
-from .machine import installed
 from .modes import check_modes
 from .part import Need
 from .parts import PART, parts_of
@@ -79,6 +79,7 @@ def set_in_vain(config: Any) -> dict[str, str]:
 
 
 def _is_set(group: str, field: dataclasses.Field[Any], settings: Any) -> bool:
+    """Return whether somebody asked for the value that a setting has."""
     value = getattr(settings, field.name)
     if value in (default_of(field), setting_of(field).before_it_existed):
         return False
@@ -159,22 +160,23 @@ def validate_run(run: RunConfig, beside: RunConfig | None = None) -> None:
     as, whose study may have others that read what this one does not."""
     check_settings(run)
     check_read(run, beside)
-    require(run.model.width % run.model.heads == 0, "model.width must be a multiple of model.heads.")
-    require(
-        least_memory_gb(run) <= MOST_MEMORY_GB,
-        f"this run needs at least {least_memory_gb(run):.0f} GB of memory, and {MOST_MEMORY_GB} GB is the "
-        "most that is tried: make model.width, model.blocks, model.context or batch_size smaller.",
-    )
-    require(
-        run.batch_size % run.accumulate == 0,
-        f"accumulate={run.accumulate} must divide batch_size={run.batch_size} into equal parts.",
-    )
-    rows = run.batch_size // run.accumulate
-    of = "of the batch" if run.accumulate == 1 else "of each part of the batch"
-    require(
-        run.budget.probe_sequences < max(rows, 1),
-        f"budget.probe_sequences must leave rows {of} for the audit: 1 to {rows - 1}.",
-    )
+    accumulate, memory_gb = run.accumulate, least_memory_gb(run)
+    rows = run.batch_size // accumulate
+    batch = "the batch" if accumulate == 1 else "each part of the batch"
+    mistakes = {
+        "model.width must be a multiple of model.heads.": run.model.width % run.model.heads,
+        f"this run needs at least {memory_gb:.0f} GB of memory, and {MOST_MEMORY_GB} GB is the most that is "
+        "tried: make model.width, model.blocks, model.context or batch_size smaller.": (
+            memory_gb > MOST_MEMORY_GB
+        ),
+        f"accumulate={accumulate} must divide batch_size={run.batch_size} into equal parts.": (
+            run.batch_size % accumulate
+        ),
+        f"budget.probe_sequences must leave rows of {batch} for the audit: 1 to {rows - 1}.": (
+            run.budget.probe_sequences >= max(rows, 1)
+        ),
+    }
+    refuse(mistakes)
     for group in OWN_GROUPS:
         part = getattr(run, group)
         require(
@@ -183,10 +185,8 @@ def validate_run(run: RunConfig, beside: RunConfig | None = None) -> None:
         )
         if part.target is None and part.name not in groups()[group]:
             targets = any_of(offered(group).get(part.name, ("?",)))
-            raise UserError(
-                f"{group}={part.name} is what installed packages call {targets}: choose one with "
-                f"{group}=custom {group}.target=…."
-            )
+            called = f"{group}={part.name} is what installed packages call {targets}"
+            raise UserError(f"{called}: choose one with {group}=custom {group}.target=….")
         _check_finite(f"{group}.arguments", part.arguments)
     decay = run.optimizer.weight_decay
     require(
@@ -205,7 +205,7 @@ def lacking(run: RunConfig) -> list[Need]:
     """Return the libraries without which this process cannot train the run. Whoever reads a recorded run
     needs none of them, so no check of settings asks for them."""
     needs = [need for part in parts_of(run) if part.is_read(run) for need in part.needs()]
-    return [need for need in needs if not installed(need.module)]
+    return [need for need in needs if not machine.installed(need.module)]
 
 
 def _check_finite(key: str, value: Any) -> None:
@@ -231,9 +231,7 @@ def least_memory_gb(run: RunConfig) -> float:
 
 def require_gpu() -> None:
     """Raise UserError where there is no GPU."""
-    from .machine import visible_gpus, why_no_gpu
-
-    require(bool(visible_gpus()), f"device=cuda, but {why_no_gpu()}.")
+    require(bool(machine.visible_gpus()), f"device=cuda, but {machine.why_no_gpu()}.")
 
 
 def check_run(run: RunConfig) -> None:
@@ -247,8 +245,7 @@ def check_run(run: RunConfig) -> None:
 
 
 def least_target_kl(run: RunConfig) -> float:
-    """Return the smallest target KL, in nats per token, that a run's budget can hold in its precision; 0
-    where it can hold any."""
+    """Return the smallest target KL, in nats/token, that a run's budget holds in its precision; 0: any."""
     if run.budget.name not in MEASURING:
         return 0.0
     return LEAST_TARGET_KL[precision(run)] / LEAST_MULTIPLIER.get(run.budget.schedule, 1.0)

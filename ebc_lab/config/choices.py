@@ -17,7 +17,7 @@ from .own import suites
 from .parts import PART, PARTS
 from .parts.determinism import DeterminismConfig
 from .parts.optimizer import OptimizerConfig
-from .schema import ArmConfig, CarrySettingConfig, ProfiledWorkloadConfig, RunConfig
+from .schema import RunConfig, SizedConfig
 
 # groups whose settings mean nothing under another name
 FRESH = ("controller", "optimizer", "stabilizer")
@@ -26,8 +26,7 @@ OFFERED = {"optimizer": "ebc_lab.optimizers", "stabilizer": "ebc_lab.stabilizers
 
 
 def conf_dir() -> Path:
-    """Return the folder of the Hydra groups: in an installed wheel inside the package, in a checkout at its
-    root."""
+    """Return the folder of the Hydra groups: in an installed wheel inside the package, else beside it."""
     package = Path(__file__).parent.parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
@@ -83,9 +82,8 @@ def values_in_conf(group: str, name: str, field: str) -> list[Any]:
 
 def optimizer_defaults(name: str) -> OptimizerConfig:
     """Return an optimizer's settings as its file in `conf/optimizer` gives them."""
-    return typing.cast(
-        OptimizerConfig, _changed(OptimizerConfig(), read_choice("optimizer", name), "optimizer.")
-    )
+    made: OptimizerConfig = _changed(OptimizerConfig(), read_choice("optimizer", name), "optimizer.")
+    return made
 
 
 def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
@@ -112,7 +110,7 @@ def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     return typing.cast(RunConfig, _changed(run, whole, ""))
 
 
-def with_size(run: RunConfig, arm: ArmConfig | CarrySettingConfig | ProfiledWorkloadConfig) -> RunConfig:
+def with_size(run: RunConfig, arm: SizedConfig) -> RunConfig:
     """Return the run at the arm's length, batch and width, which stays a multiple of the heads."""
     heads = run.model.heads
     per_head = round(run.model.width * arm.width_scale / heads)
@@ -142,16 +140,12 @@ def _changed(config: Any, settings: Mapping[str, Any], path: str) -> Any:
             raise UserError(f"{path}{key} is not a setting of a run{nearest(str(key), list(hints))}.")
         now = getattr(config, key)
         if dataclasses.is_dataclass(now):
-            if not isinstance(value, Mapping):
-                raise UserError(
-                    f"{path}{key} holds several settings: write {{{key}: {{name: {shown(value)}}}}}."
-                )
+            example = f"{{{key}: {{name: {shown(value)}}}}}"
+            require(isinstance(value, Mapping), f"{path}{key} holds several settings: write {example}.")
             out[key] = _changed(now, value, f"{path}{key}.")
         else:
-            number = isinstance(value, int) and not isinstance(value, bool)
-            out[key] = (
-                float(value) if number and float in (hints[key], *typing.get_args(hints[key])) else value
-            )
+            takes_float = float in (hints[key], *typing.get_args(hints[key]))
+            out[key] = float(value) if takes_float and type(value) is int else value
     return dataclasses.replace(config, **out)
 
 

@@ -11,33 +11,24 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from . import overrides as written
 from . import schema
 from .choices import OFFERED, choices_of, conf_dir, further_choices, groups, offered_parts, own_suite
 from .dicts import from_dict, to_dict
 from .errors import UserError, any_of, nearest, require, shown
 from .hints import STUDY_DECIDES, near_setting
 from .identity import digest
-from .overrides import (
-    ARM,
-    FROM,
-    MINE,
-    check_overrides,
-    expand,
-    in_mapping,
-    listed,
-    refuse_references,
-    schema_keys,
-    spelled,
-)
+from .machine import visible_gpus
+from .overrides import ARM, FROM, check_overrides, in_mapping, schema_keys
 from .own import suites
 from .own.parts import own_name, with_names, with_sources
 from .parts.tokens import refuse_two_lengths, set_steps
 from .parts.workload import fit_to_images
-from .schema import NOT_THE_STUDY, STAGES, ArmConfig, Config, RunConfig
+from .schema import STAGES, ArmConfig, Config, RunConfig
 from .study_checks import lacking_for, validate
 
 ENTRIES = {  # mapping of a study that takes new entries -> what an entry is, and how one is written
@@ -62,18 +53,16 @@ def compose(
 ) -> Config:
     """Return the configuration that overrides ask for, validated.
 
-    Args:
-        overrides: Hydra overrides, e.g. `["scale=smoke", "seeds=[0,1]"]`; `from=FILE` among them begins with
-            what a study or a run recorded.
-        study: the overrides are a study's, not a run's: `optimizer=`, `projection=` and `budget=` choose
-            what the sweep covers, and settings that a stage decides are refused.
-        here: this machine trains, so it must have the device that is asked for.
-        sources: the files of the user's own parts are there; their checksums are filled in.
-        trains: it is to be trained and not only looked at, so the libraries that this takes must be there.
-    Raises:
-        UserError: an unknown key or choice (with the nearest valid ones), a wrong type, a value out of range.
+    `overrides` are as on the command line, and `from=FILE` among them begins with what a study or a run
+    recorded. `study`: they are a study's, not a run's: `optimizer=`, `projection=` and `budget=` choose what
+    the sweep covers, and settings that a stage decides are refused. `here`: this machine trains, so it must
+    have the device. `sources`: the files of the user's own parts are there, and their checksums are filled
+    in. `trains`: it is not only looked at, so the libraries that it takes must be there.
+
+    Raises UserError for an unknown key or choice, with the nearest valid ones, a wrong type, and a value that
+    cannot be meant.
     """
-    overrides = [listed(o) for o in overrides]
+    overrides = [written.listed(o) for o in overrides]
     parsed = check_overrides(overrides)
     refuse_two_lengths(parsed)
     if study:
@@ -83,14 +72,14 @@ def compose(
     if not (recorded or "scale" in parsed):
         overrides.append(default_scale())
     suite = _registered_suite(parsed)
-    leaving = {o: ARM.fullmatch(o[1:].partition("=")[0]) for o in overrides if o.startswith("~")}
-    left_out = [arm[1] for arm in leaving.values() if arm]
-    config = _composed([o for o in overrides if not leaving.get(o)], suite, parsed, recorded)
-    parsed |= dict.fromkeys(f"ablation.arms.{arm}" for arm in left_out)
+    left_out = [o[1:].partition("=")[0] for o in overrides if o.startswith("~")]  # arms: no more can be
+    config = _composed([o for o in overrides if not o.startswith("~")], suite, parsed, recorded)
+    parsed |= dict.fromkeys(left_out)
     try:
-        config = _leaving_out(config, left_out)
-        config = with_mine(with_names(config), study=study)
-        config = by_their_targets(with_sources(config)) if sources else config
+        for target in config.mine:
+            require(isinstance(target, str), f"mine must be a text, not {shown(target)}.")
+        config = _with_mine(with_names(_leaving_out(config, left_out)), study=study)
+        config = _by_their_targets(with_sources(config)) if sources else config
         beside = replace(config, **vars(recorded.run)) if recorded and recorded.run else None
         validate(config, study=study, here=here, beside=beside)
         for sentence in lacking_for(config, study=study) if trains else ():
@@ -105,17 +94,18 @@ def compose(
     return replace(config, own_files={**suite_choice, **config.own_files})
 
 
-def _leaving_out(config: Config, names: Sequence[str]) -> Config:
+def _leaving_out(config: Config, keys: Sequence[str]) -> Config:
     """Return the configuration without these arms. Raises UserError where there is no such arm."""
-    arms = config.ablation.arms
-    for name in names:
+    arms = dict(config.ablation.arms)
+    for key in keys:
+        name = key.rpartition(".")[2]
         require(
-            name in arms,
+            name in config.ablation.arms,
             f"~ablation.arms.{shown(name)}: the suite has no such arm{nearest(name, list(arms))}; leave out "
             f"{any_of([*arms]) if arms else 'one that it has'}.",
         )
-    left = {name: arm for name, arm in arms.items() if name not in names}
-    return replace(config, ablation=replace(config.ablation, arms=left))
+        arms.pop(name, None)
+    return replace(config, ablation=replace(config.ablation, arms=arms))
 
 
 def _composed(
@@ -123,8 +113,7 @@ def _composed(
 ) -> Config:
     """Return the choices that overrides name, as Hydra composes them, with the single settings among their
     `values` set. Raises UserError."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
+    import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf, open_dict
@@ -133,17 +122,17 @@ def _composed(
     register_schema()
     GlobalHydra.instance().clear()
     try:
-        written = {o.partition("=")[0] for o in overrides}
+        keys = {o.partition("=")[0] for o in overrides}
         choices = [o for o in overrides if o.partition("=")[0].lstrip("+") in groups()]
-        with initialize_config_dir(**hydra_base(), config_dir=str(conf_dir().resolve())):
-            composed = hydra_compose(*hydra_words(choices, recorded))
+        with hydra.initialize_config_dir(**hydra_base(), config_dir=str(conf_dir().resolve())):
+            composed = hydra.compose(*hydra_words(choices, recorded))
         with open_dict(composed):
-            for key in (key for key in values if key != FROM and key not in groups()):
-                _set(composed, key, values, new=f"+{key}" in written)
+            for key in [key for key in values if key != FROM and key not in groups()]:
+                _set(composed, key, values, new=f"+{key}" in keys)
         if not recorded:
             fit_to_images(composed, values)
         set_steps(composed, values)
-        refuse_references(OmegaConf.to_container(composed, resolve=False))
+        written.refuse_references(OmegaConf.to_container(composed, resolve=False))
         config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_refusal(error, suite, values)) from None
@@ -162,10 +151,10 @@ def _registered_suite(parsed: Mapping[str, Any]) -> Path | None:
         settings = suites.register(path)
     except LookupError as error:
         raise UserError(error.args[0]) from None
-    known = [*schema_keys(), *groups()]
     for key in _keys({name: inner for name, inner in settings.items() if name != "defaults"}):
         if key not in schema_keys() and not in_mapping(key):
-            raise UserError(f"{_line(path, key)}: {key} is not a setting{near_setting(key, known)}.")
+            near = near_setting(key, [*schema_keys(), *groups()])
+            raise UserError(f"{_line(path, key)}: {key} is not a setting{near}.")
     return path
 
 
@@ -204,8 +193,9 @@ def _set(composed: Any, key: str, values: Mapping[str, Any], *, new: bool) -> No
     elif match and not new:
         entry = f"{match[1]}.{match[2]}"
         what, whole = ENTRIES[match[1]]
-        mine = [own_name(str(target)) for target in values.get(MINE) or ()] if ARM.fullmatch(entry) else []
-        some = "lr_scale=2" if ARM.fullmatch(entry) else "about=…"
+        is_arm = ARM.fullmatch(entry) is not None
+        mine = [own_name(str(target)) for target in values.get(written.MINE) or ()] if is_arm else []
+        some = "lr_scale=2" if is_arm else "about=…"
         require(
             match[2] in [*OmegaConf.select(composed, match[1]), *mine] or entry in values,
             f"{entry}: the suite has no such {what}{nearest(match[2], mine)}; a new one is begun with a +, "
@@ -242,29 +232,28 @@ def implied(overrides: Sequence[str]) -> list[str]:
     with_ebc = parsed.get("stabilizer", "ebc") == "ebc" and "budget" not in parsed
     return [
         *overrides,
-        *(["stabilizer=none"] if hooked and not asked else []),
-        *(["budget=shadow"] if exact and with_ebc else []),
+        *["stabilizer=none"] * (hooked and not asked),
+        *["budget=shadow"] * (exact and with_ebc),
     ]
 
 
 def _refusal(error: Exception, suite: Path | None, values: Mapping[str, Any]) -> str:
-    """Return what Hydra or OmegaConf says in one sentence, with the line of the user's own suite that it is
-    about."""
+    """Return what Hydra or OmegaConf says in one sentence, with the line of the user's own suite."""
     text = str(error.__cause__ or error)
     lines = [line for line_text in text.splitlines() if (line := line_text.strip())] or [repr(error)]
     if lines[0].startswith("In 'study/own-"):  # which says no more than what follows
         lines = lines[1:]
     first = " ".join(lines[:2]) if lines[0].endswith("composing config:") else lines[0]
     named = re.search(r"^\s*full_key: (\S+)$", text, re.MULTILINE)
-    key = getattr(error, "full_key", None) or (named[1] if named else None)
+    key = getattr(error, "full_key", None) or (named and named[1])
     if "is not a ListConfig" in first and key:
         first = f"it is a list, {key}=[…]"
     if key and re.search("is not a subclass of|is not Optional", first) and ENTRY.fullmatch(key):
         first = _an_entry(key)
     if match := re.match(r"Key '(\w+)' not in '(\w+)'", first):
         kind = getattr(schema, match[2], None)
-        near = nearest(match[1], [f.name for f in fields(kind)] if kind else [])
-        first = f"there is no such setting{near}"
+        known = [field.name for field in fields(kind)] if kind else []
+        first = f"there is no such setting{nearest(match[1], known)}"
     if match := re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", first):
         first = f"{shown(match[1])} is not {NUMBERS.get(match[2], match[2])}"
     where = f"{_line(suite, key)}: " if suite and key and _sets(suite, key, values) else ""
@@ -272,10 +261,7 @@ def _refusal(error: Exception, suite: Path | None, values: Mapping[str, Any]) ->
 
 
 def default_scale() -> str:
-    """Return the override for the scale that suits this machine: `paper` where there is a GPU, else
-    `laptop`."""
-    from .machine import visible_gpus
-
+    """Return the override for the scale that suits this machine: `paper` with a GPU, else `laptop`."""
     return "scale=paper" if visible_gpus() else "scale=laptop"
 
 
@@ -288,8 +274,7 @@ def hydra_base() -> dict[str, Any]:
 
 @functools.cache
 def register_schema() -> None:
-    """Have Hydra know the schema, so that types are enforced however the program is entered, and the choices
-    that installed packages offer."""
+    """Have Hydra know the schema, so that it enforces types, and the choices of installed packages."""
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(name="schema", node=Config)
@@ -312,12 +297,13 @@ def _narrow(parsed: Mapping[str, Any]) -> list[str]:
             "plain optimizer, study=stabilizers the rivals, `ebc-lab train` any one of them."
         )
     lists = {
-        "optimizer": "lr_sweep.optimizers",
-        "projection": "lr_sweep.projections",
-        "budget": "calibrate.budgets",
+        "lr_sweep.optimizers": "optimizer",
+        "lr_sweep.projections": "projection",
+        "calibrate.budgets": "budget",
     }
-    chosen = {key: parsed[group] for group, key in lists.items() if group in parsed and key not in parsed}
-    return [f"{key}=[{choice}]" for key, choice in chosen.items()]
+    return [
+        f"{key}=[{parsed[group]}]" for key, group in lists.items() if group in parsed and key not in parsed
+    ]
 
 
 def configurations(
@@ -325,12 +311,11 @@ def configurations(
 ) -> list[Config]:
     """Return the studies that are asked for: one, or with `multirun` one per combination, named after what
     varies. `trains`: as in `compose`. Raises UserError where anything is wrong with any of them."""
-    if stage is not None and stage not in STAGES:
-        raise UserError(f"{stage} is not a stage; the stages are {', '.join(STAGES)}.")
+    known = stage is None or stage in STAGES
+    require(known, f"{stage} is not a stage; the stages are {', '.join(STAGES)}.")
     if not multirun:
         return [compose(overrides, trains=trains)]
-
-    combinations = expand(overrides)
+    combinations = written.expand(overrides)
     varying = [o for i, o in enumerate(combinations[0]) if any(c[i] != o for c in combinations)]
     keys = [o.partition("=")[0] for o in varying]
     made = []
@@ -344,8 +329,8 @@ def configurations(
     for config in made:
         validate(config, study=True, here=True)  # a name made of values may be none
     names = [c.study.name for c in made]
-    if len(set(names)) < len(names):
-        raise UserError("two combinations would share a study's name: vary study.name as well.")
+    unique = len(set(names)) == len(names)
+    require(unique, "two combinations would share a study's name: vary study.name as well.")
     return made
 
 
@@ -356,14 +341,12 @@ OWN_FOLDER = "own"  # of a study: its copies of the user's own files
 MOST_BYTES = 64 << 20
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """What a study or a run recorded: all its settings; a study's copy of a suite of the user's own; the run,
-    of which only others of its study may have read a setting."""
+class Recorded(NamedTuple):
+    """What a study or a run recorded."""
 
     settings: dict[str, Any]
-    suite: Path | None = None
-    run: RunConfig | None = None
+    suite: Path | None = None  # a study's copy of a suite of the user's own
+    run: RunConfig | None = None  # some of its settings may have been read by others of its study only
 
 
 def begun_from(parsed: Mapping[str, Any], *, study: bool) -> Recorded | None:
@@ -388,8 +371,7 @@ def begun_from(parsed: Mapping[str, Any], *, study: bool) -> Recorded | None:
     record = _record(path, said)
     other, command = ("a run", "train") if study else ("a study", "autopilot")
     require(
-        ("requested" in record) == study,
-        f"{said} is {other}'s: `ebc-lab {command} {said}` begins from it.",
+        ("requested" in record) == study, f"{said} is {other}'s: `ebc-lab {command} {said}` begins from it."
     )
     try:
         recorded = _recorded_study(path, record) if study else _recorded_run(path, record)
@@ -444,7 +426,7 @@ def _recorded_study(path: Path, record: Mapping[str, Any]) -> Recorded:
     own = path.parent / OWN_FOLDER
     suite = (record.get("own") or {}).get("suite")
     there = own / suite if suite and (own / suite).is_file() else None
-    kept = {key: value for key, value in settings.items() if key not in NOT_THE_STUDY}
+    kept = {key: value for key, value in settings.items() if key not in schema.NOT_THE_STUDY}
     return Recorded(suites.with_places(kept, own), there)
 
 
@@ -460,14 +442,14 @@ def _recorded_run(path: Path, record: Mapping[str, Any]) -> Recorded:
 
 def hydra_words(overrides: Sequence[str], recorded: Recorded | None = None) -> tuple[str, list[str]]:
     """Return the name of the primary configuration, and the overrides as Hydra wants them."""
-    others = [spelled(o) for o in overrides if not o.startswith(f"{FROM}=")]
+    others = [written.spelled(o) for o in overrides if not o.startswith(f"{FROM}=")]
     return PRIMARY if recorded else "config", others
 
 
 # -- mine=: own parts as arms --------------------------------------------------------------------------------
 
 
-def with_mine(config: Config, *, study: bool) -> Config:
+def _with_mine(config: Config, *, study: bool) -> Config:
     """Return the configuration with an arm for each part that `mine` names, called after its function; the
     suite's answer is about these arms. Raises UserError where the study has no place for them."""
     if not config.mine:
@@ -508,15 +490,13 @@ def _arms_by_target(group: str, arms: Mapping[str, ArmConfig]) -> dict[str, str]
 def _merged(template: ArmConfig, arm: ArmConfig) -> ArmConfig:
     """Return the template with what overrides say of one arm."""
     usual = ArmConfig()
-    settings: dict[str, Any] = {
-        f.name: getattr(arm, f.name) for f in fields(arm) if getattr(arm, f.name) != getattr(usual, f.name)
-    }
+    settings = {key: value for key, value in vars(arm).items() if value != getattr(usual, key)}
     for key in settings.keys() & {"settings", "tune"}:
         settings[key] = {**getattr(template, key), **settings[key]}
     return replace(template, **settings)
 
 
-def by_their_targets(config: Config) -> Config:
+def _by_their_targets(config: Config) -> Config:
     """Return the configuration with `mine` spelled as the targets of its arms are, once these are found."""
     if not config.mine:
         return config

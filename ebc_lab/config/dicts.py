@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from .errors import UserError
+from .errors import UserError, require
 from .fields import UNSET, setting_of
 from .schema import GONE, KEPT_ELSEWHERE, Config, RunConfig
 
@@ -64,8 +64,7 @@ def misfit(value: Any, kind: Any) -> str | None:
 
 
 def from_dict(cls: type, values: dict[str, Any]) -> Any:
-    """Return the configuration that `to_dict` was given, in this or an earlier version. Raises UserError for
-    an unknown key or a wrong type."""
+    """Return what `to_dict` was given, now or by an earlier version. Raises UserError for anything else."""
     if wrong := misfit(values, cls):
         raise UserError(f"{cls.__name__} takes no such value ({wrong}).")
     return _built(cls, values)
@@ -74,15 +73,10 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
 def _built(cls: type, values: dict[str, Any]) -> Any:
     hints = type_hints(cls)
     values = {key: value for key, value in values.items() if key not in GONE.get(cls, {})}
-    unknown = set(values) - set(hints)
-    if unknown:
-        raise UserError(
-            f"{cls.__name__} has no {', '.join(sorted(unknown))}: the file was written by another version."
-        )
-    made = dict(_settings_younger_than_records(cls))
-    for key, value in values.items():
-        made[key] = _value(hints[key], value)
-    return cls(**made)
+    unknown = ", ".join(sorted(set(values) - set(hints)))
+    require(not unknown, f"{cls.__name__} has no {unknown}: the file was written by another version.")
+    made = {key: _value(hints[key], value) for key, value in values.items()}
+    return cls(**(_settings_younger_than_records(cls) | made))
 
 
 @functools.cache

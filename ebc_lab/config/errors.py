@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 
@@ -37,6 +37,12 @@ def require(ok: bool, message: str) -> None:
     """Raise UserError with this message unless `ok`."""
     if not ok:
         raise UserError(message)
+
+
+def refuse(mistakes: Mapping[str, object]) -> None:
+    """Raise UserError with the first of these sentences whose value is true; nothing where none is."""
+    for sentence, is_made in mistakes.items():
+        require(not is_made, sentence)
 
 
 # what code raises when a value is not what it was taken for

@@ -22,11 +22,7 @@ OWN_CHECKSUM = "of custom: checksum of the module's file; filled in, then enforc
 # Limits that several settings share: far beyond any real study, and near enough that a slip of the keyboard
 # is refused at once instead of planned for minutes.
 STEPS = 10**8  # a run of a day at a thousand steps a second
-TOKENS = 10**15  # to train on
 SEED = 10**9  # every generator of random numbers takes it
-SEEDS = 100  # of one stage
-SECONDS = 10**7  # four months
-EXTENSIONS = 20  # times a grid may double: a million-fold
 LR: dict[str, Any] = {"low": 1e-12, "high": 1e6}  # doubled and halved, it stays a number above 0
 MULTIPLE: dict[str, Any] = {"low": 1e-4, "high": 1e4}  # of a measured best; arms have no names for less
 EVERY: dict[str, Any] = {"unit": "steps", "low": 1, "high": STEPS}
@@ -85,14 +81,15 @@ def _bound(value: float) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Return a number as names of files and arms have it: to so many significant digits, with p for the
-    point."""
+    """Return a number to so many significant digits as names of files and arms have it: `1p5`, `1e-05`."""
     return f"{value:.{digits}g}".replace(".", "p").replace("+", "")
 
 
-def setting(default: T, about: str, unit: str = "", **limits: Any) -> T:
+def setting(
+    default: T, about: str, unit: str = "", low: float | None = None, high: float | None = None, **limits: Any
+) -> T:
     """Return a dataclass field with this default; `limits` are the other fields of its `Setting`."""
-    metadata = {"setting": Setting(about, unit, **limits)}
+    metadata = {"setting": Setting(about, unit, low=low, high=high, **limits)}
     if isinstance(default, list | dict):
         made: Any = dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     else:

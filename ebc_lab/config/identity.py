@@ -41,12 +41,8 @@ def with_derived_settings(run: RunConfig) -> RunConfig:
     if schedule.warmup_share is not None:
         warmup = share_in_steps(schedule.warmup_share, run.steps)
         schedule = dataclasses.replace(schedule, warmup_steps=warmup, warmup_share=None)
-    return dataclasses.replace(
-        run,
-        controller=dataclasses.replace(run.controller, name=name),
-        audit_every=every,
-        lr_schedule=schedule,
-    )
+    controller = dataclasses.replace(run.controller, name=name)
+    return dataclasses.replace(run, controller=controller, audit_every=every, lr_schedule=schedule)
 
 
 def share_in_steps(share: float, steps: int) -> int:
@@ -128,8 +124,7 @@ def round3(value: float) -> float:
 
 
 def stem_of(run: RunConfig) -> str:
-    """Return how the names of runs and arms begin: with optimizer, projection, stabilizer and its strength or
-    budget."""
+    """Return how the names of runs and arms begin: optimizer, projection, stabilizer, strength or budget."""
     name = run.stabilizer.name
     strength = run.stabilizer.strength
     stem = f"{run.optimizer.name}_{run.projection.name}_{'baseline' if name == 'none' else name}"
@@ -145,21 +140,15 @@ def delta_schedule(run: RunConfig) -> str | None:
 
 def warmup_steps(run: RunConfig) -> int | None:
     """Return the steps over which the learning rate rises; None on a schedule that does not read them."""
-    reads = kind_of(run.lr_schedule) in WARMED
-    return run.lr_schedule.warmup_steps if reads else None
-
-
-def tails_of(run: RunConfig) -> list[Tail]:
-    """Return what a run's parts add to its name and label, in the order of `PARTS`."""
-    run = with_derived_settings(run)
-    unread = () if run.stabilizer.name == "ebc" else ("budget", "controller")
-    parts = [part for part in parts_of(run) if part.group_name not in unread]
-    return [tail for part in parts for tail in part.tail() if tail.name]
+    return run.lr_schedule.warmup_steps if kind_of(run.lr_schedule) in WARMED else None
 
 
 def tail_of(run: RunConfig) -> str:
-    """Return how the names of runs and arms end: `_holddelta_trapezoid_w100_ternary`."""
-    return "".join(tail.name for tail in tails_of(run))
+    """Return how the names of runs and arms end, part by part: `_holddelta_trapezoid_w100_ternary`."""
+    run = with_derived_settings(run)
+    unread = () if run.stabilizer.name == "ebc" else ("budget", "controller")
+    parts = [part for part in parts_of(run) if part.group_name not in unread]
+    return "".join(tail.name for part in parts for tail in part.tail())
 
 
 def tails_of_choices() -> dict[str, Tail]:
@@ -170,8 +159,8 @@ def tails_of_choices() -> dict[str, Tail]:
         for field in dataclasses.fields(usual):
             values = groups().get(part.group_name, ()) if field.name == "name" else setting_of(field).choices
             for value in values:
-                changed = dataclasses.replace(usual, **{field.name: value})
-                tails |= {tail.name: tail for tail in changed.tail() if tail.name}
+                part_tails = dataclasses.replace(usual, **{field.name: value}).tail()
+                tails |= {tail.name: tail for tail in part_tails if tail.name}
     return tails
 
 
@@ -209,8 +198,7 @@ def environment(whole: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def study_environment(config: Config) -> dict[str, Any]:
-    """Return the environment of all the runs that a study may plan, with the libraries of every part that its
-    settings name."""
+    """Return the environment of all runs that a study may plan, with the libraries of every part it names."""
     choices = _named_in(to_dict(config))
     return _environment({PART[group].libraries.get(choice, "") for group, choice in choices} - {""})
 

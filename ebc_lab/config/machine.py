@@ -152,8 +152,7 @@ def why_no_gpu() -> str:
 
 
 def _bound_gpus() -> tuple[list[tuple[Gpu, str]], str]:
-    """Return the devices that are bound to this process, each with its name for CUDA, and why there are
-    none."""
+    """Return the devices of this process, each with its name for CUDA, and why there are none."""
     here, failure = first_listing()
     if not here:
         return [], f"no GPU is found: {failure}" if failure else "nvidia-smi lists no GPU here"
@@ -240,17 +239,18 @@ def versions() -> dict[str, str]:
 @functools.cache
 def git_revision() -> str | None:
     """Return the git revision of this package's checkout, None where it was not installed from one."""
-    here = Path(__file__).parent
-    if not shutil.which("git"):
-        return None
-    revision, tracked = (
-        subprocess.run(["git", "-C", str(here), *asked], capture_output=True, text=True, check=False)
-        for asked in (
-            ["describe", "--always", "--dirty", "--abbrev=12"],
-            ["ls-files", "--error-unmatch", __file__],
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=True)
+        described = subprocess.run(
+            [*git, "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            check=True,
         )
-    )
-    return revision.stdout.strip() if revision.returncode == 0 and tracked.returncode == 0 else None
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
 
 
 def _cpuinfo(field: str) -> str:

@@ -26,11 +26,8 @@ def check_modes(run: RunConfig) -> None:
 
 def check_exact(run: RunConfig) -> None:
     """Raise UserError for what determinism=verity cannot make exact."""
-    parts = run.determinism.micro_batches
-    require(
-        run.batch_size % parts == 0,
-        f"determinism.micro_batches={parts} must divide batch_size={run.batch_size}.",
-    )
+    parts, batch = run.determinism.micro_batches, run.batch_size
+    require(batch % parts == 0, f"determinism.micro_batches={parts} must divide batch_size={batch}.")
     tokens = run.batch_size * run.model.context
     require(
         tokens <= MOST_TOKENS,
@@ -41,8 +38,7 @@ def check_exact(run: RunConfig) -> None:
 
 
 def check_processes(run: RunConfig, processes: int) -> None:
-    """Raise UserError for what several processes that train a run together would compute otherwise than
-    one."""
+    """Raise UserError for what processes that train a run together would compute otherwise than one."""
     if processes == 1:
         return
     _check_mode(run, Mode.SEVERAL_PROCESSES, processes)
@@ -64,8 +60,7 @@ def check_processes(run: RunConfig, processes: int) -> None:
 
 
 def _check_mode(run: RunConfig, mode: Mode, processes: int = 1) -> None:
-    """Raise UserError for a setting outside the parts, or one of a part that is read, that does not go with a
-    mode."""
+    """Raise UserError for a setting of the run, or of a part that is read, that a mode does not go with."""
     ignored = ("budget", "controller") if run.stabilizer.name != "ebc" and mode is not Mode.EBM else ()
     parts = [part for part in parts_of(with_derived_settings(run)) if part.group_name not in ignored]
     for unfit in (*_unfit_of_run(run, mode), *(one for part in parts for one in part.unfit(mode))):

@@ -66,8 +66,7 @@ def check_overrides(
 
 
 def parse(overrides: Sequence[str]) -> list[Any]:
-    """Return Hydra's own objects for these overrides. Raises UserError for what its parser cannot read, or
-    would take minutes for."""
+    """Return Hydra's own objects. Raises UserError for what its parser cannot read, or not in seconds."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 

@@ -14,20 +14,7 @@ from typing import Any, ClassVar, TypeVar
 
 from ebc_lab.ebc import options
 
-from .fields import (
-    EXTENSIONS,
-    GRID,
-    LR,
-    MULTIPLE,
-    SECONDS,
-    SEED,
-    SEEDS,
-    STEPS,
-    TOKENS,
-    Setting,
-    number,
-    setting,
-)
+from .fields import GRID, LR, MULTIPLE, SEED, STEPS, Setting, number, setting
 from .machine import INSTRUCTIONS
 from .parts import PARTS
 from .parts.budget import BudgetConfig
@@ -45,6 +32,23 @@ from .parts.tokens import TokensConfig
 from .parts.workload import WorkloadConfig
 
 T = TypeVar("T")
+# units and limits that several settings share, as far from any real study as those in `fields`
+LENGTH: dict[str, Any] = {"unit": "steps", "low": 1, "high": STEPS}
+LENGTH_OR_0: dict[str, Any] = {**LENGTH, "low": 0}
+TOKENS: dict[str, Any] = {"unit": "tokens", "low": 1, "high": 10**15}  # to train on
+SEEDS = 100  # of one stage
+RUNS: dict[str, Any] = {"unit": "runs", "low": 1, "high": SEEDS}
+DURATION: dict[str, Any] = {"unit": "s", "low": 0, "high": 10**7}  # up to four months
+PERIOD: dict[str, Any] = {"unit": "s", "above": 0, "high": 10**7}
+EXTENSIONS: dict[str, Any] = {"low": 0, "high": 20}  # times that a grid may double: a million-fold
+MULTIPLES: dict[str, Any] = {**MULTIPLE, "least": 1, "increasing": True}
+CHOICES: dict[str, Any] = {"least": 1, "unique": True}
+BATCH_PARTS: dict[str, Any] = {
+    "about": "parts of a batch that go forward and backward one after another",
+    "unit": "parts",
+    "low": 1,
+    "high": 65536,
+}
 SPLITS = ("train", "val", "test")
 # settings that may differ between calls on one study, and are not recorded as asked for
 NOT_THE_STUDY = ("launcher", "output_dir", "tracker", "notify", "own_files", "answered_before")
@@ -61,6 +65,7 @@ TUNABLE: dict[str, Setting] = {  # what the grid of an arm may hold, and the val
 # those along which a grid grows where its best point is on an edge
 GROWING = ("lr", "lr_scale", "delta", "strength", "radius")
 CAPABILITIES = tuple(INSTRUCTIONS)
+SLURM = ("slurm",)
 HORIZON = "horizon"  # in the grid of a method: at which shares of the longest run its runs end
 
 
@@ -89,16 +94,9 @@ class RunConfig:
     It names the parts that are read all over; those of the other parts follow."""
 
     seed: int = setting(0, "of the initial weights and the data order", low=0, high=SEED)
-    steps: int = setting(600, "length of the run", "steps", low=1, high=STEPS)
-    batch_size: int = setting(16, "sequences in a batch, B", "sequences", low=1, high=65536)
-    accumulate: int = setting(
-        1,
-        "parts of a batch that go forward and backward one after another",
-        "parts",
-        low=1,
-        high=65536,
-        unnamed_at=1,
-    )
+    steps: int = setting(600, "length of the run", **LENGTH)
+    batch_size: int = setting(16, "sequences in a batch, B", "sequences", 1, 65536)
+    accumulate: int = setting(1, **BATCH_PARTS, unnamed_at=1)
     dtype: str = setting("auto", "of autocast; auto: measured", choices=("auto", "float32", "bfloat16"))
     param_dtype: str = setting("float32", "forensic: of the parameters", choices=("float32", "bfloat16"))
     device: str = setting("auto", "auto: a GPU where one is visible", choices=("auto", "cpu", "cuda"))
@@ -121,32 +119,26 @@ class RunConfig:
         choices=("auto", "on", "off"),
         unnamed_at="off",
     )
-    eval_every: int = setting(
-        40, "steps between evaluations on the fixed windows", "steps", low=1, high=STEPS
-    )
-    eval_windows: int = setting(64, "number of these windows", "windows", low=1, high=10**6)
+    eval_every: int = setting(40, "steps between evaluations on the fixed windows", **LENGTH)
+    eval_windows: int = setting(64, "number of these windows", "windows", 1, 10**6)
     evaluate: list[str] = setting(
         ["val", "test"], "splits evaluated completely at the end", choices=SPLITS[1:]
     )
     final_windows: int = setting(
-        0, "forensic: overlapping windows at the end, not complete splits", "windows", low=0, high=10**6
+        0, "forensic: overlapping windows at the end, not complete splits", "windows", 0, 10**6
     )
-    audit_every: int = setting(20, "steps between measurements of the applied KL", "steps", low=1, high=STEPS)
-    audit_tokens: int = setting(512, "on how many tokens it is measured", "tokens", low=1, high=10**8)
+    audit_every: int = setting(20, "steps between measurements of the applied KL", **LENGTH)
+    audit_tokens: int = setting(512, "on how many tokens it is measured", "tokens", 1, 10**8)
     curve_every: int = setting(
         0,
         "steps between measurements of the KL at six shares c of the proposed update; 0: never",
-        "steps",
-        low=0,
-        high=STEPS,
+        **LENGTH_OR_0,
         unnamed_at=0,
     )
     sharpness_every: int = setting(
         0,
         "steps between measurements of the largest eigenvalue of the loss's Hessian; 0: never",
-        "steps",
-        low=0,
-        high=STEPS,
+        **LENGTH_OR_0,
         unnamed_at=0,
     )
     data: DataConfig = field(default_factory=DataConfig)
@@ -187,9 +179,7 @@ class StudyConfig:
     mirror: str | None = setting(
         None, "fsspec address below which its files are also kept, s3://BUCKET/PATH (docs/storage.md)"
     )
-    mirror_every_s: float = setting(
-        10.0, "time between two looks for what is to be mirrored", "s", above=0, high=SECONDS
-    )
+    mirror_every_s: float = setting(10.0, "time between two looks for what is to be mirrored", **PERIOD)
 
 
 @dataclass
@@ -198,71 +188,56 @@ class StageConfig:
 
     needs: ClassVar[tuple[str, ...]] = ()  # stages that must be among the study's, too
     judges: ClassVar[bool] = False  # whether it gives intervals over the study's `seeds`
-    steps: int = setting(200, "length of each of its runs", "steps", low=1, high=STEPS)
-    train_tokens: float | None = setting(
-        None, "in place of its steps, rounded up to whole ones", "tokens", low=1, high=TOKENS
-    )
+    steps: int = setting(200, "length of each of its runs", **LENGTH)
+    train_tokens: float | None = setting(None, "in place of its steps, rounded up to whole ones", **TOKENS)
 
 
 @dataclass
 class LRSweepConfig(StageConfig):
     """The best learning rate of each optimizer and projection without EBC."""
 
-    optimizers: list[str] = setting(
-        ["adam", "muon"], "which optimizers", group="optimizer", least=1, unique=True
-    )
+    optimizers: list[str] = setting(["adam", "muon"], "which optimizers", group="optimizer", **CHOICES)
     projections: list[str] = setting(
-        ["none"], "each combined with every optimizer", group="projection", least=1, unique=True
+        ["none"], "each combined with every optimizer", group="projection", **CHOICES
     )
     grids: dict[str, list[float]] = setting({}, "optimizer → learning rates to try", increasing=True, **LR)
     max_extensions: int = setting(
-        2, "how often a grid grows, ×2, when the winner lies on its edge", low=0, high=EXTENSIONS
+        2, "how often a grid grows, ×2, when the winner lies on its edge", **EXTENSIONS
     )
     skip_threshold: float = setting(
         0.2, "a pair whose loss is this much above the best, relatively, is dropped", above=0, high=1e6
     )
     keep: str = setting("best", "which pairs of optimizer and projection go on", choices=("best", "all"))
     warmup: float = setting(
-        1 / 6,
-        "warm-up of these runs, where their schedule has one; < 1: share of the run",
-        "steps",
-        low=0,
-        high=STEPS,
+        1 / 6, "warm-up of these runs, where their schedule has one; < 1: share of the run", **LENGTH_OR_0
     )
-    long_steps: int = setting(
-        600, "length of the runs that tune the baseline and the fair control", "steps", low=1, high=STEPS
-    )
+    long_steps: int = setting(600, "length of the runs that tune the baseline and the fair control", **LENGTH)
     baseline_scales: list[float] = setting(
         [0.25, 0.5],
         "constant learning rates to try; the best is the baseline's, and the unit of all scales",
         "× the grid's best",
-        least=1,
-        increasing=True,
-        **MULTIPLE,
+        **MULTIPLES,
     )
     replicates: int = setting(
-        3, "seeds of the baseline, for the noise σ and the natural KL", "runs", low=2, high=SEEDS
+        3, "seeds of the baseline, for the noise σ and the natural KL", **{**RUNS, "low": 2}
     )
     control_shapes: list[str] = setting(
         ["trapezoid", "warmup_linear"],
         "schedules of the fair control; its search starts from the first",
         choices=LR_SHAPES,
-        least=1,
-        unique=True,
+        **CHOICES,
     )
     control_warmups: list[float] = setting(
         [1 / 6, 20.0, 1 / 3],
         "its warm-ups, likewise; < 1: share of the run",
         "steps",
-        low=0,
         least=1,
+        low=0,
         high=STEPS,
     )
-    control_scales: list[float] = setting(
-        [1.0, 2.0], "its peaks", "× the grid's best", least=1, increasing=True, **MULTIPLE
-    )
+    control_scales: list[float] = setting([1.0, 2.0], "its peaks", "× the grid's best", **MULTIPLES)
     control_extensions: int = setting(
-        2, "how often these grow, ×2, when the best lies on their edge", low=0, high=EXTENSIONS
+        2, "how often these grow, ×2, when the best lies on their edge", **EXTENSIONS
     )
 
 
@@ -271,21 +246,17 @@ class CalibrateConfig(StageConfig):
     """The δ* with the lowest loss, or the one at which the median c lies in the band."""
 
     needs = ("lr_sweep",)
-    steps: int = setting(
-        600, "length of each of its runs; the best δ* depends on it", "steps", low=1, high=STEPS
-    )
+    steps: int = setting(600, "length of each of its runs; the best δ* depends on it", **LENGTH)
     lr_scale: float = setting(8.0, "learning rate of its runs", "× the best lr", **MULTIPLE)
     choose: str = setting("loss", "δ* by validation loss, or by the band", choices=("loss", "band"))
-    seeds: int = setting(1, "runs of each δ*, whose mean loss counts", "runs", low=1, high=SEEDS)
+    seeds: int = setting(1, "runs of each δ*, whose mean loss counts", **RUNS)
     delta_grid: str = setting(
         "natural", "multiples of the natural KL, or 0.03, 0.05, 0.07", choices=("natural", "published")
     )
-    multiples: list[float] = setting(
-        [0.8, 1.0, 1.25, 1.6, 2.0], "δ* to try", "× the natural KL", least=1, increasing=True, **MULTIPLE
-    )
-    budgets: list[str] = setting(["tracked"], "budgets to calibrate", group="budget", least=1, unique=True)
+    multiples: list[float] = setting([0.8, 1.0, 1.25, 1.6, 2.0], "δ* to try", "× the natural KL", **MULTIPLES)
+    budgets: list[str] = setting(["tracked"], "budgets to calibrate", group="budget", **CHOICES)
     max_extra: int = setting(
-        3, "further δ* tried where the best lies on an edge, or none reaches the band", low=0, high=EXTENSIONS
+        3, "further δ* tried where the best lies on an edge, or none reaches the band", **EXTENSIONS
     )
 
 
@@ -302,14 +273,9 @@ class LRScaleConfig(StageConfig):
     """How far the learning rate can rise with EBC, and without it."""
 
     needs = ("lr_sweep", "calibrate")
-    steps: int = setting(600, "length of each of its runs", "steps", low=1, high=STEPS)
+    steps: int = setting(600, "length of each of its runs", **LENGTH)
     scales: list[float] = setting(
-        [1.0, 2.0, 4.0, 8.0, 16.0],
-        "learning rates to try",
-        "× the best lr",
-        least=1,
-        increasing=True,
-        **MULTIPLE,
+        [1.0, 2.0, 4.0, 8.0, 16.0], "learning rates to try", "× the best lr", **MULTIPLES
     )
 
 
@@ -319,28 +285,21 @@ class FinalsConfig(StageConfig):
 
     needs = ("lr_scale",)
     judges = True
-    steps: int = setting(600, "length of each of its runs", "steps", low=1, high=STEPS)
+    steps: int = setting(600, "length of each of its runs", **LENGTH)
     arms: list[str] = setting(
         ["baseline", "control", "ebc_x2", "ebc_x8", "control_x2", "control_x8"],
         "which arms (docs/stages.md)",
-        least=1,
-        unique=True,
+        **CHOICES,
     )
-    margin: float = setting(
-        0.01, "how much worse than the baseline still meets the target", "nats", low=0, high=100
-    )
+    margin: float = setting(0.01, "how much worse than the baseline still meets the target", "nats", 0, 100)
     window_margin: float = setting(
-        0.02, "how much worse EBC may be at the highest rate than at the lowest", "nats", low=0, high=100
+        0.02, "how much worse EBC may be at the highest rate than at the lowest", "nats", 0, 100
     )
     max_seeds: int = setting(
-        0,
-        "seeds are added up to this number while the verdict is undecided; 0: none",
-        "seeds",
-        low=0,
-        high=SEEDS,
+        0, "seeds are added up to this number while the verdict is undecided; 0: none", "seeds", 0, SEEDS
     )
     seeds_per_look: int = setting(
-        2, "seeds added at a time; intervals are corrected for each look", "seeds", low=1, high=SEEDS
+        2, "seeds added at a time; intervals are corrected for each look", "seeds", 1, SEEDS
     )
 
 
@@ -349,12 +308,10 @@ class TuneConfig(StageConfig):
     """The suite's arms that have a grid, each at its own best point of it."""
 
     needs = ("lr_sweep", "ablation")
-    steps: int = setting(600, "length of each of its runs", "steps", low=1, high=STEPS)
-    seeds: int = setting(
-        2, "seeds of each point, from study.stage_seed on; the worst loss decides", "runs", low=1, high=SEEDS
-    )
+    steps: int = setting(600, "length of each of its runs", **LENGTH)
+    seeds: int = setting(2, "seeds of each point, from study.stage_seed on; the worst loss decides", **RUNS)
     max_extensions: int = setting(
-        2, "how often a grid grows, by its own ratio, when the best lies on its edge", low=0, high=EXTENSIONS
+        2, "how often a grid grows, by its own ratio, when the best lies on its edge", **EXTENSIONS
     )
     search: str = setting(
         "grid",
@@ -372,8 +329,8 @@ class TuneConfig(StageConfig):
         "from three quarters of its steps on a run is stopped that is so far behind the arm's best finished "
         "point of the same shape at the same step; 0: none is; not with window",
         "σ",
-        low=0,
-        high=1000,
+        0,
+        1000,
     )
 
 
@@ -459,7 +416,7 @@ class AblationConfig(StageConfig):
     needs = ("lr_sweep",)
     judges = True
     question: str = setting("", "what the suite asks, in a sentence")
-    steps: int = setting(600, "length of each of its runs", "steps", low=1, high=STEPS)
+    steps: int = setting(600, "length of each of its runs", **LENGTH)
     reference: str = setting("", "the arm that every other is paired with")
     arms: dict[str, ArmConfig] = setting({}, "name → arm", most=500)
     mine: MineConfig = field(default_factory=MineConfig)
@@ -474,8 +431,7 @@ class AblationConfig(StageConfig):
     )
 
     def swept(self) -> dict[str, Swept]:
-        """Return the points of the sweeps by the names of their arms, `<arm>_x<lr_scale>` and
-        `<arm>_d<delta>`."""
+        """Return the points of the sweeps by their arms' names, `<arm>_x<lr_scale>` and `<arm>_d<delta>`."""
         out: dict[str, Swept] = {}
         for name, arm in self.arms.items():
             stabilizer = arm.settings.get("stabilizer")
@@ -489,20 +445,19 @@ class AblationConfig(StageConfig):
         """Return the arms, of a swept one an arm for each point, and after each its versions under the
         choices of a part, `<arm>_<choice>`, which are compared with it."""
         swept = self.swept()
-        out: dict[str, ArmConfig] = {}
-        pairs = [(part, choice) for part, choices in self.versions().items() for choice in choices]
-        labels: dict[str, list[str]] = {}
+        labels: dict[str, list[str]] = {name: [] for name in self.arms}
         for label, point in swept.items():
-            labels.setdefault(point.arm, []).append(label)
-        for name in self.arms:
-            for label in labels.get(name, [name]):
-                arm = self._arm_at(swept[label], swept) if label in swept else self.arms[name]
-                out[label] = arm
-                for part, choice in pairs:
-                    about = f"{arm.about or label}, {choice.replace('_', ' ')}"
-                    settings = {**arm.settings, part: {"name": choice}}
-                    version = dataclasses.replace(arm, about=about, settings=settings, versus=label)
-                    out[f"{label}_{choice}"] = version
+            labels[point.arm].append(label)
+        out: dict[str, ArmConfig] = {}
+        for name, its_points in labels.items():
+            for label in its_points or [name]:
+                arm = out[label] = self._arm_at(swept[label], swept) if its_points else self.arms[name]
+                for part, choices in self.versions().items():
+                    for choice in choices:
+                        about = f"{arm.about or label}, {choice.replace('_', ' ')}"
+                        settings = {**arm.settings, part: {"name": choice}}
+                        version = dataclasses.replace(arm, about=about, settings=settings, versus=label)
+                        out[f"{label}_{choice}"] = version
         return out
 
     def versions(self) -> dict[str, list[str]]:
@@ -526,27 +481,19 @@ class CircumstancesConfig(StageConfig):
     """One run under each mode of determinism, in all combinations of circumstances that should change
     nothing."""
 
-    steps: int = setting(50, "length of each of its runs", "steps", low=1, high=STEPS)
+    steps: int = setting(50, "length of each of its runs", **LENGTH)
     seed: int = setting(0, "of the initial weights and the data order of all of them", low=0, high=SEED)
     modes: list[str] = setting(
-        ["none", "torch", "verity"], "modes to compare", group="determinism", least=1, unique=True
+        ["none", "torch", "verity"], "modes to compare", group="determinism", **CHOICES
     )
-    threads: list[int] = setting([1, 2], "CPU threads", "threads", low=1, high=512, least=1, increasing=True)
+    threads: list[int] = setting([1, 2], "CPU threads", "threads", 1, 512, least=1, increasing=True)
     capabilities: list[str] = setting(
         [],
         "vector instructions that torch may use; empty: all that the CPU has",
         choices=CAPABILITIES,
         unique=True,
     )
-    parts: list[int] = setting(
-        [1, 2, 4],
-        "parts of a batch that go forward and backward one after another",
-        "parts",
-        low=1,
-        high=65536,
-        least=1,
-        increasing=True,
-    )
+    parts: list[int] = setting([1, 2, 4], **BATCH_PARTS, least=1, increasing=True)
 
 
 @dataclass
@@ -583,13 +530,13 @@ class CarryConfig(StageConfig):
 
     judges = True
     question: str = setting("", "what the study asks, in a sentence")
-    steps: int = setting(600, "length of each of its runs", "steps", low=1, high=STEPS)
+    steps: int = setting(600, "length of each of its runs", **LENGTH)
     arms: dict[str, UnitConfig] = setting({}, "name → unit")
     settings: dict[str, CarrySettingConfig] = setting({}, "name → setting; the first is the usual one")
     reference: str = setting("", "the arm that every other is paired with: the strongest rival")
     challengers: list[str] = setting([], "the arms that the verdict is about", unique=True)
     margin: float = setting(
-        0.01, "a challenger earns its cost from so much below the reference on", "nats", low=0, high=10
+        0.01, "a challenger earns its cost from so much below the reference on", "nats", 0, 10
     )
     broken: float = setting(
         0.3, "a run is broken from so much above its setting's median test loss on", "nats", above=0, high=10
@@ -633,12 +580,10 @@ class ProfilesConfig(StageConfig):
 
     judges = True
     question: str = setting("", "what the study asks, in a sentence")
-    steps: int = setting(300, "length of the runs that set the targets", "steps", low=1, high=STEPS)
-    longest: float = setting(
-        2.0, "length of the longest run of a method, its budget", "× those runs", low=1, high=4
-    )
+    steps: int = setting(300, "length of the runs that set the targets", **LENGTH)
+    longest: float = setting(2.0, "length of the longest run of a method, its budget", "× those runs", 1, 4)
     evaluations: int = setting(
-        40, "on the fixed windows, in as many steps as those runs have", "evaluations", low=1, high=1000
+        40, "on the fixed windows, in as many steps as those runs have", "evaluations", 1, 1000
     )
     workloads: dict[str, ProfiledWorkloadConfig] = setting({}, "name → workload")
     methods: dict[str, MethodConfig] = setting({}, "name → method")
@@ -646,17 +591,12 @@ class ProfilesConfig(StageConfig):
     calibrate_on: list[str] = setting(
         [], "the workloads on which each method's configuration is chosen", unique=True
     )
-    calibration_seeds: int = setting(
-        1, "seeds of each point of a grid, from study.stage_seed on", "runs", low=1, high=SEEDS
-    )
+    calibration_seeds: int = setting(1, "seeds of each point of a grid, from study.stage_seed on", **RUNS)
     target_seeds: int = setting(
         3, "seeds, after those, with which the yardstick's best point sets the target", low=1, high=SEEDS
     )
-    target_slack: float = setting(0.0, "added to the loss that the yardstick reached", "nats", low=0, high=10)
+    target_slack: float = setting(0.0, "added to the loss that the yardstick reached", "nats", 0, 10)
     asked_about: list[str] = setting([], "methods whose place the headline tells", unique=True)
-
-
-SLURM = ("slurm",)
 
 
 @dataclass
@@ -664,19 +604,17 @@ class LauncherConfig:
     """Where runs are trained. May differ between calls on one study."""
 
     name: str = setting("local", "worker processes here, array jobs, or this process", group="launcher")
-    slots: int = setting(
-        0, "workers at a time; 0: one per GPU, or per group of cores", "workers", low=0, high=10_000
-    )
+    slots: int = setting(0, "workers at a time; 0: one per GPU, or per group of cores", "workers", 0, 10_000)
     workers_per_gpu: int = setting(
-        1, "workers on each GPU, while slots is 0", "workers", low=1, only=("local", "inline"), high=64
+        1, "workers on each GPU, while slots is 0", "workers", 1, 64, only=("local", "inline")
     )
     processes_per_run: int = setting(
         1,
         "that train one run together (DDP), each on its share of a batch's rows and on its own GPU or cores; "
         "changes a run by rounding",
         "processes",
-        low=1,
-        high=64,
+        1,
+        64,
     )
     nodes_per_run: int = setting(
         1,
@@ -686,21 +624,13 @@ class LauncherConfig:
         only=SLURM,
         high=64,
     )
-    checkpoint_every_s: float = setting(10.0, "time between checkpoints", "s", low=0, high=SECONDS)
+    checkpoint_every_s: float = setting(10.0, "time between checkpoints", **DURATION)
     max_lost: int = setting(2, "times a run may lose its worker before it is given up", low=0, high=100)
-    heartbeat_s: float = setting(
-        300.0, "time without a step after which a worker is killed", "s", above=0, high=SECONDS
-    )
+    heartbeat_s: float = setting(300.0, "time without a step after which a worker is killed", **PERIOD)
     start_s: float = setting(
-        600.0,
-        "time for a worker to import and build its first run, if longer than heartbeat_s",
-        "s",
-        above=0,
-        high=SECONDS,
+        600.0, "time for a worker to import and build its first run, if longer than heartbeat_s", **PERIOD
     )
-    run_timeout_s: float = setting(
-        0.0, "time allowed for one attempt at a run; 0: any", "s", low=0, high=SECONDS
-    )
+    run_timeout_s: float = setting(0.0, "time allowed for one attempt at a run; 0: any", **DURATION)
     join: bool = setting(
         False, "workers may join from other machines, with ebc-lab worker (docs/storage.md)", only=("local",)
     )
@@ -709,10 +639,10 @@ class LauncherConfig:
     qos: str | None = setting(None, "Slurm quality of service", only=SLURM)
     constraint: str | None = setting(None, "Slurm node constraint", only=SLURM)
     timeout_min: int = setting(
-        240, "time limit of a job; workers are requeued before", "min", low=1, only=SLURM, high=525_600
+        240, "time limit of a job; workers are requeued before", "min", 1, 525_600, only=SLURM
     )
     signal_delay_s: int = setting(
-        90, "time before that limit to write a checkpoint", "s", low=1, only=SLURM, high=86_400
+        90, "time before that limit to write a checkpoint", "s", 1, 86_400, only=SLURM
     )
     cpus_per_task: int = setting(
         0,
@@ -737,9 +667,7 @@ class LauncherConfig:
     queue_every_s: float = setting(
         10.0, "time between looks at the queue", "s", above=0, only=SLURM, high=86_400
     )
-    idle_s: float = setting(
-        120.0, "time without work after which a job ends", "s", low=0, only=SLURM, high=SECONDS
-    )
+    idle_s: float = setting(120.0, "time without work after which a job ends", **DURATION, only=SLURM)
 
 
 # settings of earlier versions -> what there is in their place; a study that recorded one is read without it
@@ -765,9 +693,7 @@ class TrackerConfig:
         choices=("auto", "online", "offline"),
     )
     wandb_project: str | None = setting(None, "W&B project; empty: WANDB_PROJECT, or ebc-lab")
-    wait_s: float = setting(
-        30.0, "time a tracker may take to finish after the last run", "s", low=0, high=86_400
-    )
+    wait_s: float = setting(30.0, "time a tracker may take to finish after the last run", "s", 0, 86_400)
 
 
 @dataclass
@@ -778,14 +704,10 @@ class Config(RunConfig):
         None,
         "of `train`, in place of `steps`: rounded up to whole steps of batch_size·model.context tokens; "
         "tokens=2e6 means the same",
-        "tokens",
-        low=1,
-        high=TOKENS,
+        **TOKENS,
     )
     scale: str = setting("laptop", "model size, lengths and grids, as one choice", group="scale")
-    seeds: list[int] = setting(
-        [0, 1, 2], "of the finals and of suites", low=0, least=1, unique=True, high=SEED
-    )
+    seeds: list[int] = setting([0, 1, 2], "of the finals and of suites", low=0, high=SEED, **CHOICES)
     mine: list[str] = setting(
         [],
         "of study=optimizers, stabilizers or schedules: yours, each an arm: mine=./my_opt.py:Cautious, or "

@@ -1,8 +1,10 @@
-"""What is refused of a study's settings before anything is written, each in one sentence."""
+"""What is refused of a study's settings before anything is written, each in one sentence.
+
+A table of mistakes has each sentence, and whether the settings are such that it is said.
+"""
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import math
 import os
@@ -10,48 +12,25 @@ import re
 import shlex
 import shutil
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
-from .checks import (
-    check_read,
-    check_settings,
-    check_value,
-    choice,
-    lacking,
-    require_gpu,
-    set_in_vain,
-    validate_run,
-    value_at,
-)
+from . import checks, schema
+from .checks import check_value, choice, set_in_vain, validate_run
 from .choices import changed, choices_of, groups, kind_of, under, with_size
 from .dicts import run_part, type_hints
-from .errors import UserError, any_of, nearest, require, shown
+from .errors import UserError, any_of, nearest, refuse, require, shown
 from .fields import CUSTOM, MULTIPLE, Setting, number
-from .machine import chosen_device, visible_gpus
+from .machine import chosen_device, installed, visible_gpus
 from .modes import check_processes
 from .parts import PART
 from .parts.init import InitConfig
 from .parts.race import RaceConfig
 from .parts.stabilizer import StabilizerConfig
-from .schema import (
-    CAPABILITIES,
-    GROWING,
-    HORIZON,
-    STAGE_NEEDS,
-    STAGES,
-    TUNABLE,
-    VERSIONS,
-    AblationConfig,
-    ArmConfig,
-    Config,
-    LauncherConfig,
-    MethodConfig,
-    RunConfig,
-    TrackerConfig,
-)
+from .schema import GROWING, HORIZON, STAGES, TUNABLE, VERSIONS, ArmConfig, Config, RunConfig
 
+Mistakes: TypeAlias = dict[str, object]  # sentence -> true of settings of which it is said
 SBATCH_OURS = (
     *("array", "error", "job_name", "nodes", "ntasks_per_node"),
     *("open_mode", "output", "requeue", "signal", "time"),
@@ -79,38 +58,36 @@ def validate(config: Config, *, study: bool, here: bool = True, beside: Config |
     """
     run = _stage_run(config) if study else run_part(config)
     sweep = replace(config.lr_sweep, optimizers=_swept(config))
-    check_settings(replace(config, budget=run.budget, lr_sweep=sweep))
-    _study(config)
-    _stages(config)
-    _launcher(config.launcher)
-    _trackers(config.tracker)
+    checks.check_settings(replace(config, budget=run.budget, lr_sweep=sweep))
+    refuse(_study(config))
+    _check_finals(config)
+    _check_stages(config)
+    refuse(_slurm(config, study=study))
+    refuse(_trackers(config.tracker))
     if config.study.mirror is not None:
         check_address("study.mirror", config.study.mirror)
-    _notify(config.notify, study=study)
-    require(
-        config.device != "auto" or config.launcher.name != "slurm" or not study,
-        "launcher=slurm needs device=cuda or device=cpu: what this machine has says nothing about the nodes.",
-    )
+    _check_notify(config.notify, study=study)
     if config.device == "cuda" and here and config.launcher.name != "slurm":
-        require_gpu()
+        checks.require_gpu()
     validate_run(run, beside=run if study else beside)
-    _processes(config, run, here=here, study=study)
-    if study and (config.determinism.exact or config.launcher.processes_per_run > 1):
-        _set_by_stages(config)
-    if study:
-        _races(config)
-        _read_by_somebody(replace(config, budget=run.budget))
-    else:
-        check_read(config, beside)
+    check_processes(run, config.launcher.processes_per_run)
+    refuse(_processes(config, here=here, study=study))
+    if not study:
+        checks.check_read(config, beside)
+        return
+    if config.determinism.exact or config.launcher.processes_per_run > 1:
+        _check_settings_of_stages(config)
+    _check_races(config)
+    _check_read_by_somebody(replace(config, budget=run.budget))
 
 
-def _races(config: Config) -> None:
-    """Refuse runs that end early anywhere but in the search of `tune`, and there where every loss is needed.
-    Raises UserError."""
+def _check_races(config: Config) -> None:
+    """Raise UserError for runs that end early, but in the search of `tune` where it needs no loss of each."""
     base = run_part(config)
     for settings in ({}, *_settings_of_runs(config).values()):
+        run = changed(base, {"race": settings.get("race", {})})
         require(
-            RaceConfig.from_run(changed(base, {"race": settings.get("race", {})})).changes_nothing(),
+            RaceConfig.from_run(run).changes_nothing(),
             "race=bounds is for a single run, ebc-lab train: in a study the stage tune gives its runs their "
             "bounds by itself (tune.race_sigmas), and no other run has any.",
         )
@@ -121,17 +98,15 @@ def _races(config: Config) -> None:
     )
 
 
-def _read_by_somebody(config: Config) -> None:
-    """Refuse settings that none of the study's runs reads. Raises UserError."""
+def _check_read_by_somebody(config: Config) -> None:
+    """Raise UserError for a setting that none of the study's runs reads."""
     vain = set_in_vain(config)
-    if not vain:
-        return
     base = run_part(config)
-    for settings in _settings_of_runs(config).values():
+    for settings in _settings_of_runs(config).values() if vain else ():
         run = changed(base, settings)
         unread = set_in_vain(run)
         for key in [key for key in vain if key.partition(".")[0] in PART]:
-            if key not in unread and value_at(run, key) == value_at(base, key):
+            if key not in unread and checks.value_at(run, key) == checks.value_at(base, key):
                 del vain[key]
     for sentence in vain.values():
         raise UserError(sentence)
@@ -140,180 +115,185 @@ def _read_by_somebody(config: Config) -> None:
 def _settings_of_runs(config: Config) -> dict[str, dict[str, Any]]:
     """Return where a study sets something of its runs alone -> what that changes of the study's settings."""
     stages = config.study.stages
-    of_stages: dict[str, dict[str, Any]] = {}
+    asked: dict[str, dict[str, Any]] = {}
     if "lr_sweep" in stages:
         bound = config.projection.bound  # the sweep keeps it, where an arm takes that of the choice's file
         for name in config.lr_sweep.projections:
-            of_stages[f"lr_sweep.projections={name}"] = {"projection": {"name": name, "bound": bound}}
+            asked[f"lr_sweep.projections={name}"] = {"projection": {"name": name, "bound": bound}}
     if "controller_search" in stages:
-        candidates = config.controller_search.candidates
-        of_stages |= {f"controller_search.candidates.{name}": set_ for name, set_ in candidates.items()}
+        for name, settings in config.controller_search.candidates.items():
+            asked[f"controller_search.candidates.{name}"] = settings
     if "circumstances" in stages:
         for mode in config.circumstances.modes:
-            of_stages[f"circumstances.modes={mode}"] = {"determinism": {"name": mode}}
+            asked[f"circumstances.modes={mode}"] = {"determinism": {"name": mode}}
     for stage in stages:
-        for field, named in vars(getattr(config, stage)).items():
-            for name, entry in named.items() if isinstance(named, Mapping) else ():
-                if hasattr(entry, "settings"):
-                    of_stages[f"{stage}.{field}.{name}"] = entry.settings
-    return of_stages
+        for field, entries in vars(getattr(config, stage)).items():
+            for name, entry in entries.items() if isinstance(entries, Mapping) else ():
+                if isinstance(entry, schema.EntryConfig):
+                    asked[f"{stage}.{field}.{name}"] = entry.settings
+    return asked
 
 
 def lacking_for(config: Config, *, study: bool) -> list[str]:
     """Return what this process lacks to train a run or, with `study`, the runs of its stages, a sentence
     each."""
     base = run_part(config)
-    own = [str(need) for need in lacking(base)]
+    sentences = [str(need) for need in checks.lacking(base)]
     asked = _settings_of_runs(config) if study else {}
     if study and "lr_sweep" in config.study.stages:
         swept = [name for name in config.lr_sweep.optimizers if name in groups()["optimizer"]]
         asked |= {f"lr_sweep.optimizers={name}": {"optimizer": {"name": name}} for name in swept}
-    of_runs = {path: map(str, lacking(changed(base, settings))) for path, settings in asked.items()}
-    return own + [f"{path}: {need}" for path, needs in of_runs.items() for need in needs if need not in own]
+    of_all = set(sentences)
+    for path, settings in asked.items():
+        needs = map(str, checks.lacking(changed(base, settings)))
+        sentences += [f"{path}: {need}" for need in needs if need not in of_all]
+    return sentences
 
 
-def _processes(config: Config, run: RunConfig, *, here: bool, study: bool) -> None:
-    """Refuse more processes of a run than there is room for, and what they cannot train together."""
+def _slurm(config: Config, *, study: bool) -> Mistakes:
+    """Return what is said of settings that Slurm's jobs cannot have."""
     launcher = config.launcher
-    together = launcher.processes_per_run
-    check_processes(run, together)
-    require(
-        together == 1 or not (study and "circumstances" in config.study.stages),
-        f"launcher.processes_per_run={together} does not go with the stage circumstances, which compares "
-        "bits: leave it at 1.",
-    )
-    nodes = launcher.nodes_per_run
-    require(
-        together % nodes == 0,
-        f"launcher.nodes_per_run={nodes} must divide launcher.processes_per_run={together}: each node has as "
-        "many of a run's processes.",
-    )
-    require(
-        study or nodes == 1,
-        f"launcher.nodes_per_run={nodes} is for a study, whose jobs the lab starts: leave it at 1 for train.",
-    )
+    if launcher.name != "slurm":
+        return {}
+    ours = [option for option in launcher.sbatch if option.replace("-", "_") in SBATCH_OURS]
+    return {
+        "launcher.slots must say how many jobs launcher=slurm may have at a time.": not launcher.slots,
+        **{f"launcher.sbatch.{o} is set by the launcher itself: see docs/slurm.md.": True for o in ours},
+        "launcher.timeout_min must be longer than launcher.signal_delay_s.": (
+            60 * launcher.timeout_min <= launcher.signal_delay_s
+        ),
+        "launcher=slurm needs device=cuda or device=cpu: what this machine has says nothing about the "
+        "nodes.": config.device == "auto" and study,
+    }
+
+
+def _processes(config: Config, *, here: bool, study: bool) -> Mistakes:
+    """Return what is said where a run has more processes than there is room for."""
+    launcher = config.launcher
+    together, nodes = launcher.processes_per_run, launcher.nodes_per_run
+    asked = f"launcher.processes_per_run={together}"
+    mistakes: Mistakes = {
+        f"{asked} does not go with the stage circumstances, which compares bits: leave it at 1.": (
+            together > 1 and study and "circumstances" in config.study.stages
+        ),
+        f"launcher.nodes_per_run={nodes} must divide {asked}: each node has as many of a run's processes.": (
+            together % nodes
+        ),
+        f"launcher.nodes_per_run={nodes} is for a study, whose jobs the lab starts: leave it at 1 for "
+        "train.": nodes > 1 and not study,
+    }
     if launcher.name == "slurm":
         on_each = together // nodes
         spread = f" on {nodes} nodes" if nodes > 1 else ""
         gpus = launcher.gpus_per_node if config.device == "cuda" else None
         for key, room in (("gpus_per_node", gpus), ("cpus_per_task", launcher.cpus_per_task or None)):
-            require(
-                room is None or on_each <= room,
-                f"launcher.processes_per_run={together}{spread} needs launcher.{key} >= {on_each}, "
-                f"not {room}.",
-            )
+            if room is not None:
+                sentence = f"{asked}{spread} needs launcher.{key} >= {on_each}, not {room}."
+                mistakes[sentence] = on_each > room
     elif together > 1 and here and chosen_device(config.device) == "cuda":
-        gpus = len(visible_gpus(together))
-        instances = len(visible_gpus()) - gpus
+        seen = len(visible_gpus(together))
+        instances = len(visible_gpus()) - seen
         parts = f" ({instances} more are parts of one, MIG, and go alone)" if instances else ""
-        require(
-            together <= gpus,
-            f"launcher.processes_per_run={together} takes a GPU for each process, and {gpus} can be seen "
-            f"here{parts}: choose {max(gpus, 1)} at the most, or device=cpu.",
-        )
+        mistakes[
+            f"{asked} takes a GPU for each process, and {seen} can be seen here{parts}: choose "
+            f"{max(seen, 1)} at the most, or device=cpu."
+        ] = together > seen
+    return mistakes
 
 
 def _swept(config: Config) -> list[str]:
-    """Return the optimizers of the sweep, the study's own one as `custom`. Raises UserError for any other one
-    that is not in conf/."""
+    """Return the sweep's optimizers, the user's own as `custom`. Raises UserError for a second own one."""
     custom = config.optimizer.name if kind_of(config.optimizer) == CUSTOM else None
-    others = [name for name in config.lr_sweep.optimizers if name != custom]
-    for name in others:
-        known = name in choices_of("optimizer", name)
+    for name in config.lr_sweep.optimizers:
+        offered = name != custom and name in choices_of("optimizer", name)
         require(
-            not known or (name in groups()["optimizer"] and name != CUSTOM),
+            not offered or (name in groups()["optimizer"] and name != CUSTOM),
             f"lr_sweep.optimizers={name} is none of ebc-lab's own: give optimizer={name} as well; a study "
             "has one of these.",
         )
     return [CUSTOM if name == custom else name for name in config.lr_sweep.optimizers]
 
 
-def _set_by_stages(config: Config) -> None:
-    """Refuse what the stages set beside the run's own settings where that could not be exact, or not be
-    trained by several processes."""
+def _check_settings_of_stages(config: Config) -> None:
+    """Raise UserError for what stages set and the run's determinism or number of processes rules out."""
     plain = changed(run_part(config), {"stabilizer": {"name": "none"}})
     stages = config.study.stages
     asked: dict[str, dict[str, Any]] = {}
     if "lr_sweep" in stages:
         sweep = config.lr_sweep
         others = [name for name in sweep.optimizers if name != plain.optimizer.name]
-        asked |= {f"lr_sweep.optimizers={name}": {"optimizer": {"name": name}} for name in others}
-        asked |= {
-            f"lr_sweep.projections={name}": {"projection": {"name": name}} for name in sweep.projections
-        }
-        asked |= {f"lr_sweep.control_shapes={n}": {"lr_schedule": {"name": n}} for n in sweep.control_shapes}
+        for key, group, names in (
+            ("optimizers", "optimizer", others),
+            ("projections", "projection", sweep.projections),
+            ("control_shapes", "lr_schedule", sweep.control_shapes),
+        ):
+            asked |= {f"lr_sweep.{key}={name}": {group: {"name": name}} for name in names}
     if {"calibrate", "lr_scale", "finals"} & set(stages):
         ebc = {"stabilizer": {"name": "ebc"}}
-        named = config.study
-        asked[f"study.lr_schedule={named.lr_schedule}"] = {"lr_schedule": {"name": named.lr_schedule}}
+        lr_schedule, kl_schedule = config.study.lr_schedule, config.study.kl_schedule
+        asked[f"study.lr_schedule={lr_schedule}"] = {"lr_schedule": {"name": lr_schedule}}
         for budget in config.calibrate.budgets:
             asked[f"calibrate.budgets={budget}"] = {**ebc, "budget": {"name": budget}}
-        shadow = {"name": "shadow", "schedule": named.kl_schedule}
-        asked[f"study.kl_schedule={named.kl_schedule}"] = {**ebc, "budget": shadow}
+        shadow = {"name": "shadow", "schedule": kl_schedule}
+        asked[f"study.kl_schedule={kl_schedule}"] = {**ebc, "budget": shadow}
     for key, settings in asked.items():
-        _as_run(key, plain, settings, config.launcher.processes_per_run)
+        _as_run(key, plain, settings, config)
 
 
 def _stage_run(config: Config) -> RunConfig:
-    """Return a run of the stages with a budget that they calibrate: surrogate, which has most settings, or
-    any."""
+    """Return a run of the stages with a budget that they calibrate: surrogate, which reads most, or any."""
     budgets = config.calibrate.budgets
-    named = "surrogate" if "surrogate" in budgets else [*budgets, config.budget.name][0]
-    return replace(run_part(config), budget=replace(config.budget, name=named))
+    name = "surrogate" if "surrogate" in budgets else [*budgets, config.budget.name][0]
+    return replace(run_part(config), budget=replace(config.budget, name=name))
 
 
-def _study(config: Config) -> None:
-    """Refuse a study's name, folder, seeds, band, grids and finals where they cannot be meant."""
-    name = config.study.name
-    require(
-        bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name)),
-        f"study.name={shown(name)} must be a plain folder name: letters, digits, '.', '_' and '-', "
-        "at most 80.",
-    )
-    require(
-        not name.lower().endswith(".zip"),
-        f"study.name={name} would be taken for a bundle, a file: leave out .zip.",
-    )
-    require(bool(config.output_dir.strip()), "output_dir must name a folder.")
-    require(
-        max(len(part.encode()) for part in config.output_dir.split("/")) <= LONGEST_FILE_NAME,
-        f"output_dir={shown(config.output_dir)} has a name of more than {LONGEST_FILE_NAME} bytes, which no "
-        "disk takes: shorten it.",
-    )
+def _study(config: Config) -> Mistakes:
+    """Return what is said of a study's name, folder, seeds, band and grids."""
+    name, folder, band = config.study.name, config.output_dir, config.study.band
     deciding = stage_seeds(config)
-    require(
-        not any(seed in deciding for seed in config.seeds),
-        f"seeds must not contain {deciding[0]} to {deciding[-1]}: those make decisions, and no decision is "
-        "judged on them.",
-    )
     in_order = config.data.name == "bin" and config.data.order == "in_order"
-    alike = in_order and InitConfig.from_run(config).name == "run"
-    require(
-        not alike or config.model.dropout > 0 or len(config.seeds) == 1,
+    alike = in_order and InitConfig.from_run(config).name == "run" and not config.model.dropout
+    return {
+        f"study.name={shown(name)} must be a plain folder name: letters, digits, '.', '_' and '-', "
+        "at most 80.": not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name),
+        f"study.name={name} would be taken for a bundle, a file: leave out .zip.": name[-4:].lower()
+        == ".zip",
+        "output_dir must name a folder.": not folder.strip(),
+        f"output_dir={shown(folder)} has a name of more than {LONGEST_FILE_NAME} bytes, which no disk takes: "
+        "shorten it.": max(len(part.encode()) for part in folder.split("/")) > LONGEST_FILE_NAME,
+        f"seeds must not contain {deciding[0]} to {deciding[-1]}: those make decisions, and no decision is "
+        "judged on them.": any(seed in deciding for seed in config.seeds),
         "seeds: from the same weights (init=run), on batches in order, every seed is the same run: choose "
-        "data.order=random, or one seed.",
-    )
-    band = config.study.band
-    require(
-        len(band) == 2 and band[0] < band[1],
-        f"study.band must be two numbers 0 < low < high <= 1, not {band}.",
-    )
-    for optimizer in config.lr_sweep.optimizers:
-        require(
-            bool(config.lr_sweep.grids.get(optimizer)),
+        "data.order=random, or one seed.": alike and len(config.seeds) > 1,
+        f"study.band must be two numbers 0 < low < high <= 1, not {band}.": (
+            len(band) != 2 or band[0] >= band[1]
+        ),
+        **{
             f"lr_sweep.grids.{optimizer} is missing: give its learning rates, for example "
-            f"'lr_sweep.grids.{optimizer}=[1e-3,2e-3,4e-3]'.",
+            f"'lr_sweep.grids.{optimizer}=[1e-3,2e-3,4e-3]'.": not config.lr_sweep.grids.get(optimizer)
+            for optimizer in config.lr_sweep.optimizers
+        },
+    }
+
+
+def _check_finals(config: Config) -> None:
+    """Raise UserError for final arms that are unknown or missing, and for seeds that cannot be added."""
+    arms = config.finals.arms
+    for arm in arms:
+        scaled = re.fullmatch(r"(?:ebc|control)_x(\d+(?:\.\d+)?)", arm)
+        require(
+            arm in FINAL_ARMS or bool(scaled and MULTIPLE["low"] <= float(scaled[1]) <= MULTIPLE["high"]),
+            f"finals.arms: {shown(arm)} is unknown{nearest(arm, FINAL_ARMS)}; it takes "
+            f"{', '.join(FINAL_ARMS)}, and ebc_x or control_x with a multiple of the best lr up to "
+            f"{MULTIPLE['high']:g}, as in ebc_x8.",
         )
-    _final_arms(config.finals.arms)
-    most = config.finals.max_seeds
-    seeds = len(config.seeds)
+    for arm in NEEDED_ARMS:
+        require(arm in arms, f"finals.arms lacks {arm}, which the verdict compares.")
+    most, each, seeds = config.finals.max_seeds, config.finals.seeds_per_look, len(config.seeds)
+    fits = most == 0 or 2 <= seeds < most
+    require(fits, f"finals.max_seeds={most} adds to `seeds`: two at least, and fewer, not {seeds}.")
     require(
-        most == 0 or 2 <= seeds < most,
-        f"finals.max_seeds={most} adds to `seeds`: two at least, and fewer, not {seeds}.",
-    )
-    each = config.finals.seeds_per_look
-    require(
-        most == 0 or (most - seeds) / each <= MOST_LOOKS,
+        (most - seeds) / each <= MOST_LOOKS,
         f"finals.seeds_per_look={each} makes more than {MOST_LOOKS} looks until there are {most} seeds, and "
         f"each widens every interval: give {math.ceil((most - seeds) / MOST_LOOKS)} at least.",
     )
@@ -322,51 +302,21 @@ def _study(config: Config) -> None:
 def stage_seeds(config: Config) -> range:
     """Return the seeds of the runs that decisions are made from."""
     first = config.study.stage_seed
-    profiles = config.profiles.calibration_seeds + config.profiles.target_seeds
-    numbers = [config.lr_sweep.replicates + 1, config.calibrate.seeds, config.tune.seeds]
-    return range(first, first + max(*numbers, profiles * ("profiles" in config.study.stages)))
+    counts = [config.lr_sweep.replicates + 1, config.calibrate.seeds, config.tune.seeds]
+    if "profiles" in config.study.stages:
+        counts.append(config.profiles.calibration_seeds + config.profiles.target_seeds)
+    return range(first, first + max(counts))
 
 
-def _final_arms(arms: Sequence[str]) -> None:
-    """Refuse final arms that are unknown, and a list that lacks one which the verdict compares."""
-    for arm in arms:
-        at = re.fullmatch(r"(?:ebc|control)_x(\d+(?:\.\d+)?)", arm)
-        require(
-            arm in FINAL_ARMS or (at is not None and MULTIPLE["low"] <= float(at[1]) <= MULTIPLE["high"]),
-            f"finals.arms: {shown(arm)} is unknown{nearest(arm, FINAL_ARMS)}; it takes "
-            f"{', '.join(FINAL_ARMS)}, and ebc_x or control_x with a multiple of the best lr up to "
-            f"{MULTIPLE['high']:g}, as in ebc_x8.",
-        )
-    for arm in NEEDED_ARMS:
-        require(arm in arms, f"finals.arms lacks {arm}, which the verdict compares.")
-
-
-def _launcher(launcher: LauncherConfig) -> None:
-    """Refuse settings of a launcher that contradict each other."""
-    if launcher.name != "slurm":
-        return
-    require(launcher.slots > 0, "launcher.slots must say how many jobs launcher=slurm may have at a time.")
-    for option in launcher.sbatch:
-        require(
-            option.replace("-", "_") not in SBATCH_OURS,
-            f"launcher.sbatch.{option} is set by the launcher itself: see docs/slurm.md.",
-        )
-    require(
-        60 * launcher.timeout_min > launcher.signal_delay_s,
-        "launcher.timeout_min must be longer than launcher.signal_delay_s.",
-    )
-
-
-def _stages(config: Config) -> None:
-    """Refuse stages that are unknown, out of order or without what they need, and what each of them
-    refuses."""
+def _check_stages(config: Config) -> None:
+    """Raise UserError for stages that are unknown, out of order or without others, and what each refuses."""
     stages = config.study.stages
     for stage in stages:
         choice("study.stages", stage, STAGES)
     order = [s for s in STAGES if s in stages]
     require(stages == order, f"study.stages must be in the order {', '.join(order)}, each once.")
     for stage in stages:
-        for before in STAGE_NEEDS[stage]:
+        for before in schema.STAGE_NEEDS[stage]:
             require(before in stages, f"study.stages: {stage} needs {before} as well.")
     counts = most_runs(config)
     listed = ", ".join(f"{stage} {runs}" for stage, runs in counts.items())
@@ -377,22 +327,20 @@ def _stages(config: Config) -> None:
     )
     base = replace(_stage_run(config), stabilizer=replace(config.stabilizer, name="ebc"))
     if "controller_search" in stages:
-        require(
-            bool(config.controller_search.candidates), "controller_search.candidates must name at least one."
-        )
-        for name, settings in config.controller_search.candidates.items():
-            together = config.launcher.processes_per_run
-            _as_run(f"controller_search.candidates.{name}", base, settings, together)
+        candidates = config.controller_search.candidates
+        require(bool(candidates), "controller_search.candidates must name at least one.")
+        for name, settings in candidates.items():
+            _as_run(f"controller_search.candidates.{name}", base, settings, config)
     if "ablation" in stages:
-        _suite(config)
+        _check_suite(config)
     if "circumstances" in stages:
         for mode, parts in itertools.product(config.circumstances.modes, config.circumstances.parts):
             plain = replace(under(base, mode, parts), stabilizer=StabilizerConfig())
             validate_run(plain, beside=base)
     if "carry" in stages:
-        _carry(config)
+        _check_carry(config)
     if "profiles" in stages:
-        _profiles(config)
+        _check_profiles(config)
 
 
 def beyond_sensible(config: Config) -> str:
@@ -420,7 +368,7 @@ def most_runs(config: Config) -> dict[str, int]:
     deltas = max(len(config.calibrate.multiples), 3) + config.calibrate.max_extra
     points = sum(_most_points(config, arm) for arm in suite.arms.values() if arm.tune)
     same = config.circumstances
-    where = len(same.threads) * len(same.capabilities or CAPABILITIES) * len(same.parts)
+    where = len(same.threads) * len(same.capabilities or schema.CAPABILITIES) * len(same.parts)
     versions = 1 + sum(map(len, suite.versions().values()))
     labels = len(suite.arms) * max(1, len(suite.lr_scales) + len(suite.deltas)) * versions
     seeds, scales = len(config.seeds), config.lr_scale.scales
@@ -465,25 +413,22 @@ def _most_points(config: Config, arm: ArmConfig) -> int:
     return _begun_with(config, arm) + tune.max_extensions * (edges + 1) + again + widened + constant
 
 
-def _carry(config: Config) -> None:
-    """Refuse arms of the stage carry that cannot be run in each of its settings, and an answer that lacks
-    what it compares."""
+def _check_carry(config: Config) -> None:
+    """Raise UserError for arms of the stage carry that cannot be run in each of its settings, and for an
+    answer that lacks what it compares."""
     carry = config.carry
-    arms = list(carry.arms)
-    require(len(arms) > 1, "carry.arms must name at least two arms: choose study=units.")
     choosing = [name for name, setting in carry.settings.items() if not setting.kept]
+    require(len(carry.arms) > 1, "carry.arms must name at least two arms: choose study=units.")
     require(len(choosing) > 1, "carry.settings must name at least two that are not kept.")
-    choice("carry.reference", carry.reference, arms)
-    require(
-        not all(arm.starts for arm in carry.arms.values()), "carry.arms must name one without starts: true."
-    )
+    choice("carry.reference", carry.reference, carry.arms)
+    tuned = [name for name, arm in carry.arms.items() if not arm.starts]
+    require(bool(tuned), "carry.arms must name one without starts: true.")
     require(bool(carry.challengers), "carry.challengers must name the arms that the verdict is about.")
-    for arm in carry.challengers:
-        choice("carry.challengers", arm, [name for name in arms if name != carry.reference])
+    for name in carry.challengers:
+        choice("carry.challengers", name, [other for other in carry.arms if other != carry.reference])
+    _check_names("carry.arms", carry.arms)
+    _check_names("carry.settings", carry.settings)
     base = replace(run_part(config), steps=carry.steps, stabilizer=StabilizerConfig())
-    for kind, names in (("arms", arms), ("settings", list(carry.settings))):
-        for name in names:
-            _name_of(f"carry.{kind}.{name}", name)
     for name, unit in carry.arms.items():
         path = f"carry.arms.{name}"
         group, _, key = unit.over.partition(".")
@@ -493,22 +438,20 @@ def _carry(config: Config) -> None:
             f"{path}.over={shown(unit.over)} must be a number of a run's part, such as budget.target_kl.",
         )
         check_value(f"{path}.grid", unit.grid, TUNABLE["strength"], list[float])
-        require(
-            key not in unit.settings.get(group, {}),
-            f"{path}: grid and settings.{unit.over} both set it: leave one out.",
-        )
+        others = unit.settings.get(group, {})
+        require(key not in others, f"{path}: grid and settings.{unit.over} both set it: leave one out.")
         require(
             unit.over != "optimizer.lr" or unit.lr_scale == 1,
             f"{path}.lr_scale does not go with over=optimizer.lr: the constant is the rate itself.",
         )
+        settings = {**unit.settings, group: {**others, key: unit.grid[0]}}
         for place, setting in carry.settings.items():
-            run = _as_run(f"carry.settings.{place}", base, setting.settings, 1, check=False)
+            run = with_size(_changed(f"carry.settings.{place}", base, setting.settings), setting)
             path = f"carry.arms.{name} in carry.settings.{place}"
-            settings = {**unit.settings, group: {**unit.settings.get(group, {}), key: unit.grid[0]}}
-            made = _as_run(path, with_size(run, setting), settings, config.launcher.processes_per_run)
+            stabilizer = _as_run(path, run, settings, config).stabilizer.name
             require(
-                group != "budget" or made.stabilizer.name == "ebc",
-                f"{path}: {unit.over} goes with stabilizer=ebc, not stabilizer={made.stabilizer.name}.",
+                group != "budget" or stabilizer == "ebc",
+                f"{path}: {unit.over} goes with stabilizer=ebc, not stabilizer={stabilizer}.",
             )
 
 
@@ -518,84 +461,76 @@ def _hints(group: str) -> dict[str, Any]:
     return type_hints(part) if part else {}
 
 
-def _profiles(config: Config) -> None:
-    """Refuse methods of the stage profiles that cannot be run on every workload, at the ends of their
-    grids."""
+def _check_names(path: str, entries: Mapping[str, Any]) -> None:
+    for name in entries:
+        require(bool(A_NAME.fullmatch(name)), f"{path}.{name}: a name is lower-case letters, digits and _.")
+
+
+def _check_profiles(config: Config) -> None:
+    """Raise UserError for methods that cannot be run on every workload, at the ends of their grids."""
     profiles = config.profiles
-    require(len(profiles.methods) > 1, "profiles.methods must name at least two: choose study=calibrated.")
-    require(bool(profiles.workloads), "profiles.workloads must name at least one.")
+    methods, workloads = profiles.methods, profiles.workloads
+    require(len(methods) > 1, "profiles.methods must name at least two: choose study=calibrated.")
+    require(bool(workloads), "profiles.workloads must name at least one.")
     require(bool(profiles.calibrate_on), "profiles.calibrate_on must name the workloads that choose.")
-    choice("profiles.yardstick", profiles.yardstick, list(profiles.methods))
+    choice("profiles.yardstick", profiles.yardstick, methods)
     for label in profiles.calibrate_on:
-        choice("profiles.calibrate_on", label, list(profiles.workloads))
+        choice("profiles.calibrate_on", label, workloads)
     for label in profiles.asked_about:
-        choice("profiles.asked_about", label, list(profiles.methods))
-    base = replace(run_part(config), steps=profiles.steps, stabilizer=StabilizerConfig())
-    for name, workload in profiles.workloads.items():
-        path = f"profiles.workloads.{name}"
-        _name_of(path, name)
+        choice("profiles.asked_about", label, methods)
+    _check_names("profiles.workloads", workloads)
+    for name, workload in workloads.items():
         for group in ("optimizer", "stabilizer", "controller", "lr_schedule", "projection"):
-            require(group not in workload.settings, f"{path}.settings: {group} is the methods' to set.")
-    for name, method in profiles.methods.items():
+            path = f"profiles.workloads.{name}.settings"
+            require(group not in workload.settings, f"{path}: {group} is the methods' to set.")
+    _check_names("profiles.methods", methods)
+    base = replace(run_part(config), steps=profiles.steps, stabilizer=StabilizerConfig())
+    for name, method in methods.items():
         path = f"profiles.methods.{name}"
-        _name_of(path, name)
-        _grid_of_method(path, method)
+        _check_grid_of_method(path, method)
         for place in method.cannot:
-            choice(f"{path}.cannot", place, list(profiles.workloads))
-        for place, workload in profiles.workloads.items():
-            run = with_size(changed(base, workload.settings), workload)
-            for end in (0, -1) if place not in method.cannot else ():
+            choice(f"{path}.cannot", place, workloads)
+        for place in [place for place in workloads if place not in method.cannot]:
+            run = with_size(changed(base, workloads[place].settings), workloads[place])
+            for end in (0, -1):
                 settings = method.settings_at({key: values[end] for key, values in method.grid.items()})
-                _as_run(f"{path} on {place}", run, settings, config.launcher.processes_per_run)
+                _as_run(f"{path} on {place}", run, settings, config)
 
 
-def _name_of(path: str, name: str) -> None:
-    require(bool(A_NAME.fullmatch(name)), f"{path}: a name is lower-case letters, digits and _.")
-
-
-def _grid_of_method(path: str, method: MethodConfig) -> None:
-    """Refuse a method without a learning rate, with a setting set twice, or with horizons that are no
-    shares."""
+def _check_grid_of_method(path: str, method: schema.MethodConfig) -> None:
+    """Raise UserError for a method without a learning rate, or with a grid that cannot be meant."""
     for group, settings in method.settings.items():
-        require(
-            isinstance(settings, dict), f"{path}.settings.{group} takes {{name: …}}, not {shown(settings)}."
-        )
-        require(
-            settings.get("target") is None,
-            f"{path}.settings.{group}: this stage takes the lab's own parts only.",
-        )
+        its = f"{path}.settings.{group}"
+        require(isinstance(settings, dict), f"{its} takes {{name: …}}, not {shown(settings)}.")
+        require(settings.get("target") is None, f"{its}: this stage takes the lab's own parts only.")
     for key, values in method.grid.items():
         group, _, name = key.partition(".")
-        require(
-            key == HORIZON or name in _hints(group),
-            f"{path}.grid: {shown(key)} is no setting of a run's part, as optimizer.lr is, nor {HORIZON}.",
-        )
-        require(
-            name not in method.settings.get(group, {}),
-            f"{path}: grid and settings.{key} both set it: leave one out.",
-        )
         if key == HORIZON:
             check_value(f"{path}.grid.{key}", values, Setting("", above=0, high=1), list[float])
-    optimizer = method.settings.get("optimizer", {})
+            continue
+        require(
+            name in _hints(group),
+            f"{path}.grid: {shown(key)} is no setting of a run's part, as optimizer.lr is, nor {HORIZON}.",
+        )
+        twice = name in method.settings.get(group, {})
+        require(not twice, f"{path}: grid and settings.{key} both set it: leave one out.")
     require(
-        "optimizer.lr" in method.grid or "lr" in optimizer,
+        "optimizer.lr" in method.grid or "lr" in method.settings.get("optimizer", {}),
         f"{path} needs its learning rate: a grid of optimizer.lr, or optimizer.lr in its settings.",
     )
 
 
-def _suite(config: Config) -> None:
-    """Refuse a suite with arms that cannot be run, or whose tuned arms do not get the same number of runs."""
+def _check_suite(config: Config) -> None:
+    """Raise UserError for arms that cannot be run, and tuned ones that do not get as many runs each."""
     suite = config.ablation
     for key, part in VERSIONS.items():
         these, choices = part.versions, getattr(suite, key)
         assert these is not None
         usual, set_to = part(), part.from_run(config)
+        none = usual.name
         setattr(usual, these.free, getattr(set_to, these.free))
-        require(
-            not choices or set_to == usual,
-            f"this suite brings its own {key}: only {part.group_name}.{these.free} can be set.",
-        )
-        none = part().name
+        only = f"this suite brings its own {key}: only {part.group_name}.{these.free} can be set."
+        require(not choices or set_to == usual, only)
         require(none not in choices, f"ablation.{key} names {these.noun}: leave out {none}.")
     for key, values in (("lr_scales", suite.lr_scales), ("deltas", suite.deltas)):
         require(
@@ -603,159 +538,147 @@ def _suite(config: Config) -> None:
             f"ablation.{key}: two of {shown(values)} are the same to three digits, as in their arms' names.",
         )
     arms = suite.all_arms()
+    labels = list(arms)
     require(len(arms) > 1, "ablation.arms must name at least two arms: choose a suite with study=NAME.")
     require(
         bool(suite.reference),
-        "ablation.reference is missing: it names the arm that every other is paired with, "
-        f"{any_of(list(arms))}.",
+        f"ablation.reference is missing: it names the arm that every other is paired with, {any_of(labels)}.",
     )
     require(
         suite.reference in arms,
-        f"ablation.reference={suite.reference} is none of the arms{nearest(suite.reference, list(arms))}.",
+        f"ablation.reference={suite.reference} is none of the arms{nearest(suite.reference, labels)}.",
     )
     for name, arm in arms.items():
-        _arm(name, arm, config)
-        _references(name, arm, arms, suite)
+        _check_arm(name, arm, config)
+        _check_givers(name, arm, arms, suite)
     for name in suite.mine.arms:
         choice("ablation.mine.arms", name, suite.arms)
-    require(
-        not suite.mine.arms or len(suite.mine.arms) < len(suite.arms),
-        "ablation.mine.arms names every arm: leave one out, which they are compared with.",
-    )
-    require(
-        not (suite.mine.arms and (suite.versions() or suite.lr_scales or suite.deltas)),
-        f"ablation.mine.arms goes with neither {', '.join(VERSIONS)}, lr_scales nor deltas.",
-    )
+    refuse(_lists(config))
+
+
+def _lists(config: Config) -> Mistakes:
+    """Return what is said of lists of a suite that do not go with its arms or with each other."""
+    suite = config.ablation
+    mine, swept = suite.mine.arms, suite.lr_scales or suite.deltas
     sizes = {name: _begun_with(config, arm) for name, arm in suite.arms.items() if arm.tune}
-    sweeps = bool(suite.lr_scales or suite.deltas)
-    versions = [key for key in VERSIONS if getattr(suite, key)]
-    for key in versions:
-        require(not sweeps, f"ablation.{key} does not go with lr_scales or deltas.")
-    copies = [name for name, arm in suite.arms.items() if arm.replay or arm.matched]
-    require(
-        not (suite.lr_scales and copies), f"ablation.lr_scales does not go with copies: {', '.join(copies)}."
-    )
-    for key in versions:
-        require(not sizes, f"ablation.{key} goes with arms that have nothing to tune.")
-    require(not sizes or "tune" in config.study.stages, "study.stages: arms with a grid need the stage tune.")
     counts = ", ".join(f"{name} {size}" for name, size in sizes.items())
-    require(len(set(sizes.values())) <= 1, f"every tuned arm must get the same number of runs: {counts}.")
+    copies = [name for name, arm in suite.arms.items() if arm.replay or arm.matched]
+    versions = [key for key in VERSIONS if getattr(suite, key)]
+    return {
+        "ablation.mine.arms names every arm: leave one out, which they are compared with.": (
+            mine and len(mine) == len(suite.arms)
+        ),
+        f"ablation.mine.arms goes with neither {', '.join(VERSIONS)}, lr_scales nor deltas.": (
+            mine and (versions or swept)
+        ),
+        **{f"ablation.{key} does not go with lr_scales or deltas.": swept for key in versions},
+        f"ablation.lr_scales does not go with copies: {', '.join(copies)}.": suite.lr_scales and copies,
+        **{f"ablation.{key} goes with arms that have nothing to tune.": sizes for key in versions},
+        "study.stages: arms with a grid need the stage tune.": sizes and "tune" not in config.study.stages,
+        f"every tuned arm must get the same number of runs: {counts}.": len(set(sizes.values())) > 1,
+    }
 
 
-def _grids(path: str, arm: ArmConfig) -> None:
-    """Refuse grids of an arm with values that their settings cannot take, or that go against each other."""
+def _check_arm(name: str, arm: ArmConfig, config: Config) -> None:
+    """Raise UserError for an arm that cannot be run, or whose settings contradict each other."""
+    path = f"ablation.arms.{name}"
+    require(bool(A_NAME.fullmatch(name)), f"{path}: an arm's name is lower-case letters, digits and _.")
+    base = with_size(replace(run_part(config), steps=config.ablation.steps), arm)
+    started = {"init": {"name": "run", "run": arm.init}} if arm.init else {}
+    run = _as_run(path, base, {"stabilizer": {"name": "none"}, **arm.settings, **started}, config)
     for key, values in arm.tune.items():
         check_value(f"{path}.tune.{key}", values, TUNABLE[key], list[Any])
         for value in values if TUNABLE[key].choices else ():
             require(isinstance(value, str), f"{path}.tune.{key} takes names, not {shown(value)}.")
-    require(
-        not {"lr", "lr_scale"} <= set(arm.tune),
-        f"{path}.tune: lr and lr_scale are both the learning rate: leave one out.",
-    )
-    tuned = [key for key in ("schedule", "warmup_share") if key in arm.tune]
-    custom = arm.settings.get("lr_schedule", {}).get("target") is not None
-    require(
-        not (tuned and (arm.control or custom)),
-        f"{path}.tune.{', '.join(tuned)} does not go with a schedule of your own, or the fair control's.",
-    )
-    require(not ("lr" in arm.tune and arm.control), f"{path}.tune.lr does not go with control.")
+    tune, stabilizer = arm.tune, run.stabilizer.name
+    others = stabilizer != "ebc"
+    own_schedule = arm.settings.get("lr_schedule", {}).get("target") is not None
+    shaped_by = [key for key in ("schedule", "warmup_share") if key in tune]
+    set_schedule, set_kl = "lr_schedule" in arm.settings, "target_kl" in arm.settings.get("budget", {})
+    deltas = ["delta"] * (arm.delta is not None) + ["tune.delta"] * ("delta" in tune)
+    copied = next((key for key in ("replay", "matched") if getattr(arm, key)), "")
+    mistakes = {
+        ".tune: lr and lr_scale are both the learning rate: leave one out.": {"lr", "lr_scale"} <= set(tune),
+        f".tune.{', '.join(shaped_by)} does not go with a schedule of your own, or the fair control's.": (
+            shaped_by and (arm.control or own_schedule)
+        ),
+        ".tune.lr does not go with control.": "lr" in tune and arm.control,
+        ".tune.radius goes with stabilizer ebc.": "radius" in tune and others,
+        **{f".{key} goes with stabilizer ebc.": others for key in deltas},
+        **{
+            f".{key} and settings.budget.target_kl both set the target KL: leave one out.": set_kl
+            for key in deltas
+        },
+        ".tune.strength goes with a stabilizer that has one.": (
+            "strength" in tune and stabilizer in ("none", "ebc")
+        ),
+        ".matched goes with stabilizer norm_clip.": arm.matched and stabilizer != "norm_clip",
+        ": an arm has its own grid or another's best point, not both.": tune and arm.tuned_as,
+        ".control sets the learning-rate schedule: leave settings.lr_schedule out.": (
+            arm.control and set_schedule
+        ),
+        ".width_scale goes with model=gpt: a model of your own has its sizes in model.arguments.": (
+            arm.width_scale != 1 and run.model.target is not None
+        ),
+        ": an arm that copies another has nothing to tune.": tune and copied,
+        f": an arm that starts from another's weights copies none: leave init or {copied} out.": (
+            arm.init and copied
+        ),
+        f".settings.init: name the arm whose weights this one starts from, {path}.init=ARM.": (
+            "init" in arm.settings
+        ),
+    }
+    refuse({path + sentence: made for sentence, made in mistakes.items()})
 
 
-def _arm(name: str, arm: ArmConfig, config: Config) -> None:
-    """Refuse an arm that cannot be run, or whose settings contradict each other."""
-    path = f"ablation.arms.{name}"
-    require(
-        bool(A_NAME.fullmatch(name)),
-        f"{path}: an arm's name is lower-case letters, digits and _.",
-    )
-    base = with_size(replace(run_part(config), steps=config.ablation.steps), arm)
-    together = config.launcher.processes_per_run
-    started = {"init": {"name": "run", "run": arm.init}} if arm.init else {}
-    run = _as_run(path, base, {"stabilizer": {"name": "none"}, **arm.settings, **started}, together)
-    _grids(path, arm)
-    stabilizer = run.stabilizer.name
-    fixed = "target_kl" in arm.settings.get("budget", {})
-    require("radius" not in arm.tune or stabilizer == "ebc", f"{path}.tune.radius goes with stabilizer ebc.")
-    for key, is_set in (("delta", arm.delta is not None), ("tune.delta", "delta" in arm.tune)):
-        require(not is_set or stabilizer == "ebc", f"{path}.{key} goes with stabilizer ebc.")
-        require(
-            not is_set or not fixed,
-            f"{path}.{key} and settings.budget.target_kl both set the target KL: leave one out.",
-        )
-    require(
-        "strength" not in arm.tune or stabilizer not in ("none", "ebc"),
-        f"{path}.tune.strength goes with a stabilizer that has one.",
-    )
-    require(not arm.matched or stabilizer == "norm_clip", f"{path}.matched goes with stabilizer norm_clip.")
-    require(
-        not (arm.tune and arm.tuned_as), f"{path}: an arm has its own grid or another's best point, not both."
-    )
-    require(
-        not (arm.control and "lr_schedule" in arm.settings),
-        f"{path}.control sets the learning-rate schedule: leave settings.lr_schedule out.",
-    )
-    require(
-        arm.width_scale == 1 or run.model.target is None,
-        f"{path}.width_scale goes with model=gpt: a model of your own has its sizes in model.arguments.",
-    )
-    require(
-        not (arm.tune and (arm.replay or arm.matched)),
-        f"{path}: an arm that copies another has nothing to tune.",
-    )
-    require(
-        not (arm.init and (arm.replay or arm.matched)),
-        f"{path}: an arm that starts from another's weights copies none: leave init or "
-        f"{'replay' if arm.replay else 'matched'} out.",
-    )
-    require(
-        "init" not in arm.settings,
-        f"{path}.settings.init: name the arm whose weights this one starts from, {path}.init=ARM.",
-    )
-
-
-def _references(name: str, arm: ArmConfig, arms: Mapping[str, ArmConfig], suite: AblationConfig) -> None:
-    """Refuse an arm that takes something from another one which is not there or cannot give it."""
+def _check_givers(
+    name: str, arm: ArmConfig, arms: Mapping[str, ArmConfig], suite: schema.AblationConfig
+) -> None:
+    """Raise UserError for an arm that takes something from one that is not there or cannot give it."""
     path = f"ablation.arms.{name}"
     for key in ("replay", "matched", "versus", "tuned_as", "init"):
-        other = getattr(arm, key)
-        if other is None:
+        giver = getattr(arm, key)
+        if giver is None:
             continue
         if key == "tuned_as":
-            allowed = [n for n, a in suite.arms.items() if a.tune]
-        elif key == "init":  # its weights must be there before anything is tuned
-            allowed = [n for n, a in arms.items() if not (n == name or _copies(a) or a.tune or a.tuned_as)]
+            allowed = [label for label, other in suite.arms.items() if other.tune]
+        elif key == "versus":
+            allowed = [label for label in arms if label != name]
         else:
-            copies = key != "versus"
-            allowed = [n for n, a in arms.items() if n != name and not (copies and _copies(a))]
-        require(bool(allowed), f"{path}.{key}={other}: there is no such arm to take it from.")
-        choice(f"{path}.{key}", other, allowed)
+            allowed = [label for label, other in arms.items() if label != name and not _copies(other)]
+        if key == "init":  # its weights must be there before anything is tuned
+            allowed = [label for label in allowed if not (arms[label].tune or arms[label].tuned_as)]
+        require(bool(allowed), f"{path}.{key}={giver}: there is no such arm to take it from.")
+        choice(f"{path}.{key}", giver, allowed)
 
 
 def _copies(arm: ArmConfig) -> bool:
-    """Tell whether an arm is made from another's record, or from its weights, of which a copy knows
-    nothing."""
+    """Return whether an arm is made from another's record or weights; a copy of it would know neither."""
     return bool(arm.replay or arm.matched or arm.init)
 
 
-def _as_run(
-    path: str, base: RunConfig, settings: dict[str, object], processes: int, *, check: bool = True
-) -> RunConfig:
-    """Return the run that these settings make of `base`, validated, also for so many `processes`. Errors
-    begin with `path`."""
+def _changed(path: str, base: RunConfig, settings: Any) -> RunConfig:
+    """Return the run that these settings make of `base`. Errors begin with `path`."""
     require(isinstance(settings, dict), f"{path} takes the settings of a run, not {shown(settings)}.")
     try:
-        run = changed(base, settings)
-        if not check:
-            return run
+        return changed(base, settings)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _as_run(path: str, base: RunConfig, settings: Any, config: Config) -> RunConfig:
+    """Return the run that these settings make of `base`, validated. Errors begin with `path`."""
+    run = _changed(path, base, settings)
+    try:
         validate_run(run, beside=base)
-        check_processes(run, processes)
+        check_processes(run, config.launcher.processes_per_run)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return run
 
 
-def _notify(command: str, *, study: bool) -> None:
-    """Refuse a command that cannot be run. Raises UserError."""
+def _check_notify(command: str, *, study: bool) -> None:
+    """Raise UserError for a command that cannot be run."""
     if not command:
         return
     require(study, "notify is for a study: leave it out of train, whose end your shell can wait for.")
@@ -771,32 +694,31 @@ def _notify(command: str, *, study: bool) -> None:
     )
 
 
-def _trackers(config: TrackerConfig) -> None:
-    """Refuse a tracker whose extra is not installed, and a setting that none of them reads."""
-    for name in config.names:
-        lacking = [module for module in TRACKER_MODULES[name] if importlib.util.find_spec(module) is None]
-        require(
-            not lacking,
-            f"tracker={name} needs {', '.join(lacking)}: python -m pip install 'ebc-lab[{name}]'.",
-        )
+def _trackers(config: schema.TrackerConfig) -> Mistakes:
+    """Return what is said of a tracker that is not installed, and of a setting that none of them reads."""
+    missing = {
+        name: [module for module in TRACKER_MODULES[name] if not installed(module)] for name in config.names
+    }
     for_wandb = config.wandb_project is not None or config.wandb_mode != "auto"
-    require(
-        "wandb" in config.names or not for_wandb,
-        "tracker.wandb_mode and tracker.wandb_project go with tracker=wandb.",
-    )
     uri = config.mlflow_uri
-    if uri is None:
-        return
-    require(
-        "://" in uri or uri.startswith("file:"),
-        f"tracker.mlflow_uri={uri} is no URI: write sqlite:///FILE, file:FOLDER or http://HOST:PORT.",
-    )
-    require("mlflow" in config.names, "tracker.mlflow_uri goes with tracker=mlflow.")
+    return {
+        **{
+            f"tracker={name} needs {', '.join(modules)}: python -m pip install 'ebc-lab[{name}]'.": modules
+            for name, modules in missing.items()
+        },
+        "tracker.wandb_mode and tracker.wandb_project go with tracker=wandb.": (
+            for_wandb and "wandb" not in config.names
+        ),
+        f"tracker.mlflow_uri={uri} is no URI: write sqlite:///FILE, file:FOLDER or http://HOST:PORT.": (
+            uri is not None and "://" not in uri and not uri.startswith("file:")
+        ),
+        "tracker.mlflow_uri goes with tracker=mlflow.": uri is not None and "mlflow" not in config.names,
+    }
 
 
 def check_address(path: str, address: str) -> None:
-    """Refuse what is no address of files elsewhere, holds a secret, or needs a package that is missing.
-    `path`: the setting that it is of."""
+    """Raise UserError for what is no address of files elsewhere, holds a secret, or needs a package that is
+    missing. `path`: the setting that it is of."""
     require(
         not set(address) & set("@?#"),  # the address is not repeated here
         f"{path}: an address with a password, a key or options in it (@, ?, #) is refused, since it would be "
@@ -807,7 +729,7 @@ def check_address(path: str, address: str) -> None:
         bool(rest) and "::" not in address,
         f"{path} takes an address, s3://BUCKET/PATH or file:///FOLDER, not {shown(address)}.",
     )
-    if importlib.util.find_spec("fsspec") is None:
+    if not installed("fsspec"):
         raise UserError(f"{path} needs fsspec: python -m pip install 'ebc-lab[mirror]'.")
     from fsspec.registry import known_implementations
 
@@ -816,7 +738,7 @@ def check_address(path: str, address: str) -> None:
     module = known["class"].partition(".")[0]
     extra = "'ebc-lab[mirror]'" if module == "s3fs" else module
     require(
-        importlib.util.find_spec(module) is not None,
+        installed(module),
         f"{path}={shown(address)} needs {module}: python -m pip install {extra}.",
     )
     require(

@@ -9,10 +9,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import identity
 
 IN_VAIN = [
-    (
-        ["optimizer=sgd", "optimizer.beta1=0.8"],
-        "beta1 goes with optimizer=adam, .*not optimizer=sgd",
-    ),
+    (["optimizer=sgd", "optimizer.beta1=0.8"], "beta1 goes with optimizer=adam, .*not optimizer=sgd"),
     (["projection.bound=9"], "projection.bound goes with projection=spectral, not projection=none"),
     (["memory.seed=3"], "memory.seed goes with memory.activations=int4, not memory.activations=none"),
     (["budget.clusters=3"], "budget.clusters goes with budget.grouping=kmeans, not budget.grouping=block"),

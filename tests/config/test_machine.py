@@ -66,13 +66,6 @@ CHOSEN = [
 ]
 
 
-@pytest.mark.parametrize(("value", "devices"), CHOSEN)
-def test_an_inherited_choice_is_read_as_cuda_reads_it(value, devices, machine_with, monkeypatch):
-    machine_with(4)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
-    assert machine.visible_gpus() == devices
-
-
 CHOSEN_INSTANCES = [
     (MIG[1], [MIG[1]]),
     (f"{MIG[1]},{MIG[0]}", [MIG[1], MIG[0]]),
@@ -90,9 +83,12 @@ CHOSEN_INSTANCES = [
 ]
 
 
-@pytest.mark.parametrize(("value", "devices"), CHOSEN_INSTANCES)
-def test_instances_of_a_gpu_can_be_chosen(value, devices, machine_with, monkeypatch):
-    machine_with(3, DIVIDED)
+@pytest.mark.parametrize(
+    ("value", "devices", "divided"),
+    [*((*case, {}) for case in CHOSEN), *((*case, DIVIDED) for case in CHOSEN_INSTANCES)],
+)
+def test_an_inherited_choice_is_read_as_cuda_reads_it(value, devices, divided, machine_with, monkeypatch):
+    machine_with(4, divided)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     assert machine.visible_gpus() == devices
 
@@ -134,9 +130,7 @@ ALLOTTED = [
 
 
 @pytest.mark.parametrize(("environment", "devices"), ALLOTTED)
-def test_in_a_slurm_job_what_slurm_gave_is_used_and_nothing_else(
-    environment, devices, machine_with, monkeypatch
-):
+def test_in_a_slurm_job_only_what_slurm_gave_is_used(environment, devices, machine_with, monkeypatch):
     machine_with(4)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -153,7 +147,7 @@ FAILURES = [
 ]
 
 
-def refused_without_gpu(told: str) -> None:
+def refused_without_gpu(told):
     assert machine.visible_gpus() == []
     assert machine.chosen_device("auto") == "cpu"
     with pytest.raises(UserError, match=f"^{re.escape(f'device=cuda, but {told}')}$"):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 from hydra._internal import config_loader_impl as loader
 from hydra._internal.config_loader_impl import ConfigLoaderImpl as Loader
 from hydra._internal.config_repository import CachingConfigRepository
@@ -23,12 +24,23 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 
 from ebc_lab.config import compose as module
 from ebc_lab.config.choices import conf_dir
+from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config
 
 # where a study lies and what it is called differs from test to test, and has no say in any other setting
 PLACE = re.compile(r"(output_dir|study\.name)=([A-Za-z/][\w./-]*)")
 CHANGING = r"\bgiven\b|\bown-"  # in what Hydra is told of a user's own suite, and of given entries
 WORDS_OF_YAML = {"true", "false", "yes", "no", "on", "off", "null", "nan", "inf"}
+
+
+def refused(overrides: Sequence[str], **how: bool) -> str:
+    """The one sentence with which overrides of the scale smoke are refused."""
+    with pytest.raises(UserError) as caught:
+        module.compose(["scale=smoke", *overrides], **how)
+    said = str(caught.value)
+    assert "\n" not in said
+    assert len(said) < 600, said
+    return said
 
 
 @contextmanager
