@@ -25,9 +25,8 @@ from ebc_lab.workloads.text import checked_text
 
 from .guards import Breaker, Limits, StageFailed
 from .launch import Pool, open_pool
-from .launch.pool import PAUSE, slots
+from .launch.pool import PAUSE, Signs, slots
 from .launch.rehearse import rehearse
-from .launch.silence import Signs
 from .mirror.upload import mirroring, refuse_unusable
 from .resolve import WorkOf, after, check_lengths, resolve_study
 from .so_far import SoFar, leave_outlook, so_far
