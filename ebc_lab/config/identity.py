@@ -12,6 +12,8 @@ from contextvars import ContextVar
 from importlib import metadata
 from typing import Any
 
+import msgspec
+
 from .choices import groups, is_read, kind_of
 from .dicts import run_part, to_dict
 from .errors import UserError
@@ -24,6 +26,7 @@ from .parts.lr_schedule import WARMED
 from .schema import Config, RunConfig
 
 _RECORDED: ContextVar[dict[str, Any]] = ContextVar("recorded environment")
+_NAMES: dict[bytes, tuple[str, str]] = {}  # what `names_of` has returned, by a digest of what it was asked
 NAMED_BY = 10  # hex digits of a run's identity at the end of its name
 NUMERICS_VERSION = 6  # bump by hand when a change of code changes a run's numbers
 
@@ -170,11 +173,16 @@ def run_id(kind: str, run: RunConfig) -> str:
 
 
 def names_of(kind: str, run: RunConfig) -> tuple[str, str]:
-    """Return the name of a run and the sha256 of its identity."""
-    lead = "" if kind == "train" else f"{kind}_"
-    slug = f"{lead}{stem_of(run)}_lr{number(run.optimizer.lr)}{tail_of(run)}_n{run.steps}_s{run.seed}"
-    sha256 = digest(identity_of(kind, run))
-    return f"{slug}-{sha256[:NAMED_BY]}", sha256
+    """Return the name of a run and the sha256 of its identity. A study plans each run a dozen times, so both
+    are remembered: they take ten times as long to make as the digest of the settings."""
+    given = msgspec.msgpack.encode((kind, run, _RECORDED.get({}), NUMERICS_VERSION))
+    asked = hashlib.sha256(given).digest()
+    if asked not in _NAMES:
+        lead = "" if kind == "train" else f"{kind}_"
+        slug = f"{lead}{stem_of(run)}_lr{number(run.optimizer.lr)}{tail_of(run)}_n{run.steps}_s{run.seed}"
+        sha256 = digest(identity_of(kind, run))
+        _NAMES[asked] = f"{slug}-{sha256[:NAMED_BY]}", sha256
+    return _NAMES[asked]
 
 
 def identity_of(kind: str, run: RunConfig) -> dict[str, Any]:

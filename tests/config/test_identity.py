@@ -118,6 +118,7 @@ def test_a_run_is_named_by_the_library_that_computes_it_too(choice, monkeypatch)
     real = names.library_version
     newer = lambda name: "99.1.0" if name == LIBRARIES[choice] else real(name)  # noqa: E731
     monkeypatch.setattr(names, "library_version", newer)
+    monkeypatch.setattr(names, "_NAMES", {})  # as in another process
     assert name_with(choice) != before
     assert name_with(choice).rpartition("-")[0] == before.rpartition("-")[0]
     assert {c: name_with(c) for c in others} == others
