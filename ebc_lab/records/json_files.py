@@ -37,6 +37,8 @@ def json_bytes(value: Any) -> bytes:
 def as_json(value: Any) -> Any:
     """Return a value as it comes back from a JSON file: lists, string keys, null for NaN and infinities, and
     escapes for the halves of surrogate pairs that stand in a file's name for bytes that are no UTF-8."""
+    if value is None or isinstance(value, int):
+        return value  # most of what is recorded
     if isinstance(value, str):
         return value if value.isascii() else value.encode(errors="backslashreplace").decode()
     if isinstance(value, Mapping):

@@ -363,9 +363,9 @@ class Study(StudyFiles):
     def write_spec(self, spec: RunSpec) -> None:
         """Make a run's folder with its spec.json, where it has none yet."""
         files = self.run_files(spec.run_id)
-        files.directory.mkdir(parents=True, exist_ok=True)
         if files.spec.exists():
             return
+        files.directory.mkdir(parents=True, exist_ok=True)
         record: SpecRecord = {
             "run_id": spec.run_id,
             "kind": spec.kind,
