@@ -3,8 +3,8 @@
 The line applies the stage's own rule to the results known so far, and never claims that anything is decided.
 Before the first result it reports how far a run in progress has come, and its latest validation loss.
 
-The process that drives the study works the outlook out whenever a run ends, and writes it to a file with the
-time that the study is still expected to take, so that other commands need not do the same work.
+The process that drives the study computes the outlook whenever a run ends, and writes it to a file together
+with the time that is expected to be left, so that other commands need not compute it again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class SoFar:
     def line(self, running: Sequence[Mapping[str, Any]] = ()) -> str:
         """Return `Adam leads at lr 0.002, 0.0500 nats ahead of Muon at lr 0.008 (5 of about 22 runs)`.
 
-        `running`: the runs in progress, each with `val_loss` or None, and then `arm`, `at_step` and `steps`.
+        `running`: a mapping per run in progress; those with a `val_loss` have `arm`, `at_step` and `steps`.
         """
         words = "; ".join(self.said) or NOTHING
         shown = next((r for r in running if r.get("val_loss") is not None), None)
@@ -91,8 +91,8 @@ def so_far(
 
 
 def leave_outlook(files: StudyFiles, known: SoFar, left_s: float | None) -> None:
-    """Write the outlook, and the seconds that the study still takes, to a file for other commands. Only the
-    process that holds the study's lock may call this; a file that cannot be written is no error."""
+    """Write the outlook and the seconds left (None: unknown) to a file for other commands, ignoring a failure
+    to write. Only the process that holds the study's lock may call this."""
     with suppress(OSError, UserError):
         driver = read_json(files.driver_file, dict[str, Any])
         about = {"driver": driver, "written": time.time(), "left_s": left_s, "known": asdict(known)}
@@ -100,8 +100,8 @@ def leave_outlook(files: StudyFiles, known: SoFar, left_s: float | None) -> None
 
 
 def outlook(files: StudyFiles, holder: Mapping[str, Any] | None) -> tuple[SoFar, float | None] | None:
-    """Return the outlook that the process `holder`, which holds the study's lock, has written, and the
-    seconds that the study still takes; None where it has written none, or no process holds the lock."""
+    """Return the outlook last written by `holder`, the process that holds the study's lock, and the expected
+    seconds left (None: unknown); None where it has written none, or no process holds the lock."""
     try:
         about = read_json(files.outlook_file, OutlookRecord)
     except (OSError, UserError):

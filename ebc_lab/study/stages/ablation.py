@@ -321,7 +321,7 @@ class Ablation(Stage):
         """Return how the arms of `mine` compare with their rivals or, without any, how the lowest arm
         compares with its reference, over the seeds that both have finished. Raises Undecidable."""
         decision = self.decide(config, specs, results, earlier)
-        said = []
+        clauses = []
         for name, track in decision["tracks"].items():
             found = [(label, one["rival"], one["difference"]) for label, one in track["answers"].items()]
             if not found:
@@ -335,8 +335,8 @@ class Ablation(Stage):
                 if rival and d and d["seeds"]:
                     seeds = f"from {d['seeds']} of {len(config.seeds)} seeds"
                     words = f"{label} {show_mean(d)} of test loss against {rival}, {seeds}"
-                    said.append(or_undecided(self.lead_in(name, decision) + words, d, joint=True))
-        return said
+                    clauses.append(or_undecided(self.lead_in(name, decision) + words, d, joint=True))
+        return clauses
 
 
 STAGE = Ablation()

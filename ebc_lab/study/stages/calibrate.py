@@ -142,7 +142,7 @@ class Calibrate(Choice):
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
         """Return the runs of the grid of target KLs for each track and budget, and of up to `max_extra` more:
-        beyond an edge on which the best one lies, or where the median c should fall into the band."""
+        beyond an edge on which the best one lies, or where the median c may fall into the band."""
         specs: list[RunSpec] = []
         for name in tracks_of(earlier, self.name):
             for budget in config.calibrate.budgets:

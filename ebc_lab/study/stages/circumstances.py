@@ -41,7 +41,7 @@ def _mode(specs: Specs, results: Results) -> ModeFound:
 
 
 def shows_nothing(modes: Mapping[str, ModeFound]) -> str:
-    """Return why equal weights under another mode would prove nothing; empty where they would."""
+    """Return why equal weights under other modes prove nothing; empty where they prove something."""
     plain = modes.get(PLAIN)
     if plain is None:
         return f"determinism={PLAIN} is not among the modes"

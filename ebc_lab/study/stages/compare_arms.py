@@ -213,7 +213,7 @@ def _steps_difference(
     """Return the mean difference in steps, paired by seed, or by rank the median, and its 95% interval.
 
     Seeds under which neither arm reached the target are left out. Differences that are all the same get no
-    interval: steps are only known to the nearest evaluation, and it would have no width.
+    interval: steps are only known to the nearest evaluation, and the interval would have no width.
     """
     keys = ("steps_difference", "steps_difference_low", "steps_difference_high")
     shared = set(steps) & set(of_reference)
@@ -324,8 +324,8 @@ def _lr_windows(
     config: Config, track: FinalsTrack, results: Results, replicates: Sequence[float]
 ) -> dict[str, RateWindow]:
     """Return the difference in test loss between the highest and the lowest of EBC's rates in the finals, for
-    EBC (`ebc`) and for the control (`control`), where an arm has both. It misses where more than half of the
-    runs at the highest rate diverged, whatever happened at the lowest."""
+    EBC (`ebc`) and for the control (`control`), where an arm has both. It is judged `misses` where more
+    than half of the runs at the highest rate diverged, whatever happened at the lowest."""
     by_scale: dict[str, dict[float, str]] = {"ebc": {}, "control": {}}
     for role, name in track["roles"].items():
         kind, _, scale = role.partition("_x")

@@ -125,7 +125,7 @@ class Finals(Stage):
 
     def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
         """Return a decision with each track's arms, paired differences, efficiency and verdict and, where
-        seeds may be added, the planned looks and the one that ended the study. Raises Undecidable."""
+        seeds may be added, the planned looks and when and why they stopped. Raises Undecidable."""
         tracks = compare(config, specs, results, earlier)
         tokens_per_step = config.batch_size * config.model.context
         notes: list[str] = []
@@ -174,15 +174,15 @@ class Finals(Stage):
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
         """Return the verdict's comparisons of the test loss so far, over the seeds that have both runs.
         Raises Undecidable."""
-        said = []
+        clauses = []
         for name, track in compare(config, specs, results, earlier).items():
             asked = len({s.run.seed for s in specs if s.track == name and s.kind == "train"})
             for rival, arm in judged_arms(track).items():
                 d = track["differences"][rival][arm]
                 if d["seeds"]:
                     words = f"{ASKED_ABOUT[rival]}, from {d['seeds']} of {asked} seeds"
-                    said.append(or_undecided(words.format(show_mean(d)), d, joint=rival == "control"))
-        return said
+                    clauses.append(or_undecided(words.format(show_mean(d)), d, joint=rival == "control"))
+        return clauses
 
 
 STAGE = Finals()

@@ -124,7 +124,7 @@ class LRScale(Choice):
     pictures = ("lr_scale", "eta_eff")
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return runs at every LR scale with EBC and without. Where the surrogate budget was calibrated, add
+        """Return runs at every LR scale with EBC and without. If the surrogate budget was calibrated, add
         one under it at ×1 and, once its median S is known, one at every scale with a fixed trust radius."""
         search_open = "controller_search" in config.study.stages and "controller_search" not in earlier
         specs: list[RunSpec] = []

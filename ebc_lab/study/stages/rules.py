@@ -1,8 +1,8 @@
 """The rules that several stages share, and the making and checking of decisions.
 
 All are pure functions of the configuration, earlier decisions and results. Choices are made by validation
-loss; the test loss serves only for judging what was chosen. A run that did not complete is never chosen as
-best. A decision holds its candidates, its rule, its margin in units of the noise σ, and a hash of its inputs.
+loss; the test loss serves only for judging what was chosen. `best` never returns a run that did not complete.
+A decision holds its candidates, its rule, its margin in units of the noise σ, and a hash of its inputs.
 """
 
 from __future__ import annotations

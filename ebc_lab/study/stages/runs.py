@@ -32,9 +32,9 @@ from ebc_lab.records.spec import RunSpec, arm_name
 from .rules import Decisions, Results, Specs, curve_of, losses_of
 
 Searched = tuple[str, str]  # optimizer, projection
-Place = TypeVar("Place", CarrySettingConfig, ProfiledWorkloadConfig)  # what runs are trained in
+Place = TypeVar("Place", CarrySettingConfig, ProfiledWorkloadConfig)  # a setting or a workload
 Rivals = Sequence[Specs]  # points of a search, each as its runs over the seeds
-# share of its steps before which no run is stopped: earlier losses misled a search (scripts/race_replay.py)
+# no run is stopped before this share of its steps: earlier losses misled a search (scripts/race_replay.py)
 RACED_FROM = 0.75
 MOST_BOUNDS = 20  # per run: more would fill its settings and hardly stop it earlier
 DIGITS = 4  # decimals of a bound in nats
@@ -87,9 +87,9 @@ def with_target(run: RunConfig, target_kl: float) -> RunConfig:
 
 
 def fill_from_baseline(run: RunConfig, track: NaturalSteps, times: float = 1.0) -> RunConfig:
-    """Return the run with a target KL that can be held, without a guard unless its budget is `surrogate`, and
-    with an unset gain of the `energy` controller set to `times` the KL that the baseline spent for each nat
-    of promised decrease."""
+    """Return the run with its target KL raised to one that can be held, no guard unless the budget is
+    `surrogate`, and a missing gain of the `energy` controller filled in: `times` the KL that the baseline
+    spent per nat of promised decrease."""
     if run.stabilizer.name == "ebc":
         run = with_target(run, run.budget.target_kl)
     if run.budget.name != "surrogate":
@@ -218,7 +218,7 @@ def specs_made(config: Config, stage: str) -> dict[Any, list[RunSpec]]:
 
 def own_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the `data` and `tokens` of settings that change either of them; empty where they change neither.
-    The tokens' checksum is None unless the settings give it, because another text has another one."""
+    The tokens' checksum is None unless the settings give it, since it depends on the text."""
     if not {"data", "tokens"} & set(settings):
         return {}
     data, tokens = to_dict(base.data), {**to_dict(base.tokens), "sha256": None}
@@ -242,8 +242,8 @@ def with_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
 def texts_pinned(
     config: Config, stage: str, places: Mapping[str, Place], say: Callable[[str], None]
 ) -> dict[str, Place]:
-    """Return the places of a stage with the checksums of their own data and tokens, which are read for them.
-    Raises UserError where they cannot be. `say` prints a line."""
+    """Return the places of a stage, with checksums filled in by reading their own data and tokens. Raises
+    UserError where these cannot be read. `say` prints a line."""
     from ebc_lab.workloads.starts import pinned
     from ebc_lab.workloads.text import checked_text
 

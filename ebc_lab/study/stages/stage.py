@@ -105,8 +105,8 @@ class Stage:
         return []
 
     def passed_over(self, name: str, decision: Decision) -> str:
-        """Return which candidate had a lower loss on a track than the chosen one, and why it was not chosen;
-        empty where none had."""
+        """Return a clause on a candidate with a lower loss on a track than the chosen one, and why it was not
+        chosen; empty where there is none."""
         return ""
 
     def lead_in(self, name: str, decision: Decision) -> str:
@@ -118,12 +118,12 @@ class Stage:
         return str(getattr(getattr(config, self.name), "question", ""))
 
     def resolve(self, config: Config, say: Callable[[str], None]) -> Config:
-        """Return the configuration with those of the stage's settings filled in that depend on the machine on
-        which the study begins. `say` prints a line."""
+        """Return the configuration, filling in the stage's settings that depend on the machine where the
+        study begins. `say` prints a line."""
         return config
 
     def settled(self, config: Config, specs: Specs, results: Results) -> dict[str, Any]:
-        """Return the parts of the decision's tracks that no missing run can change, by track."""
+        """Return by track the parts of the decision that no missing run can change."""
         return {}
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
@@ -170,9 +170,9 @@ class Stage:
 
 
 class Choice(Stage):
-    """A stage that chooses one candidate on each track, as a rule the one with the lowest validation loss."""
+    """A stage that chooses one candidate on each track, usually the one with the lowest validation loss."""
 
-    setting = "lr {lr:g}"  # a candidate in words, for str.format
+    setting = "lr {lr:g}"  # a str.format template for a candidate in words
 
     def why_not(self, chosen: Any, candidate: Candidate, candidates: Sequence[Candidate]) -> str:
         """Return why a candidate was passed over although its loss is lower than that of the chosen one;
@@ -186,7 +186,7 @@ class Choice(Stage):
         """Return a clause for each track: the candidate that leads, the runner-up, and whether one run of
         each is enough to separate the two. Raises Undecidable."""
         decision = self.decide(config, specs, results, earlier)
-        said = []
+        clauses = []
         for name, track in decision["tracks"].items():
             others = {c["run_id"]: c for c in candidates_of(name, decision)}
             first = others.pop(track["run_id"])
@@ -199,7 +199,7 @@ class Choice(Stage):
                     alone = "is the only result yet"
                 elif track["run_id"] in track["ranked"]:
                     alone = "is the only one inside its band"
-                said.append(f"{words} {alone}, validation loss {track['val_loss']:.4f}")
+                clauses.append(f"{words} {alone}, validation loss {track['val_loss']:.4f}")
                 continue
             gap, second = behind[0]
             next_setting = self.setting.format_map(second)
@@ -207,8 +207,8 @@ class Choice(Stage):
             words += f" ({first['arm']})" * alike
             words += f" leads, {gap:.4f} nats ahead of {next_setting}" + f" ({second['arm']})" * alike
             floor = noise(earlier["lr_sweep"]["tracks"][name]["replicate_losses"])
-            said.append(words + NOT_APART * (gap < (floor["detectable"] or math.inf)))
-        return said
+            clauses.append(words + NOT_APART * (gap < (floor["detectable"] or math.inf)))
+        return clauses
 
     def turning_points(self, name: str, decision: Decision) -> list[str]:
         """Return clauses that say how much better the next best candidates would have had to be."""
@@ -230,8 +230,8 @@ class Choice(Stage):
         return points or ["there was no other candidate"]
 
     def passed_over(self, name: str, decision: Decision) -> str:
-        """Return the candidate with the lowest loss of those below the chosen one's, why it was not chosen,
-        and how many more arms lie below; empty where none does."""
+        """Return a clause on the candidate with the lowest loss, if that lies below the chosen one's: why it
+        was not chosen, and how many more arms lie below. Empty where none does."""
         track = decision["tracks"][name]
         candidates = candidates_of(name, decision)
         lower: dict[str, tuple[float, str]] = {}  # arm -> its lowest loss, and a clause on it
@@ -256,8 +256,7 @@ def candidates_of(name: str, decision: Decision) -> list[Candidate]:
 
 
 def _ranked_behind(name: str, decision: Decision) -> list[tuple[float, Candidate]]:
-    """Return (distance in nats, candidate) for each candidate ranked behind the chosen one, nearest
-    first."""
+    """Return (nats behind, candidate) for each candidate ranked behind the chosen one, nearest first."""
     track = decision["tracks"][name]
     others = [c for c in candidates_of(name, decision) if c["run_id"] != track["run_id"]]
     ranked = [c for c in others if c["run_id"] in track["ranked"] and c["val_loss"] is not None]
@@ -309,7 +308,7 @@ def held_back_by_its_seeds(candidate: Candidate, candidates: Sequence[Candidate]
 
 
 def outside_the_band(track: Track, candidate: Candidate) -> str:
-    """Return how a candidate's median c kept it from being ranked by its loss; empty where it was ranked."""
+    """Return why a candidate's median c kept it from being ranked by its loss; empty where it was ranked."""
     if candidate["run_id"] in track["ranked"]:
         return ""
     c = candidate["c_median"]

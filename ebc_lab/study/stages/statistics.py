@@ -42,7 +42,7 @@ WINDOW_NATS = 0.05  # how far above its lowest loss an arm may be inside its win
 @dataclass(frozen=True)
 class Luck:
     """The luck of a tuning: the standard deviation, in nats, by which the loss of its choice would vary with
-    its seeds, and the degrees of freedom of that."""
+    its seeds, with the degrees of freedom of this estimate."""
 
     sd: float = 0.0
     freedom: float = 1.0
@@ -377,8 +377,8 @@ def below(losses: Sequence[float], target: float, sigma: float = 0.0, divided: i
 
 def noise(losses: Sequence[float]) -> NoiseFloor:
     """Return the noise floor in nats from replicate seeds: `sigma`, its 95% interval, and `detectable`, the
-    smallest true difference that two runs of one seed each would show 4 times in 5. All are None with fewer
-    than two losses."""
+    smallest true difference that two runs of one seed each would show 4 times in 5. They are None with
+    fewer than two losses."""
     from scipy import stats
 
     seeds = len(losses)

@@ -40,7 +40,7 @@ Point = dict[str, Any]  # setting of TUNABLE -> its value
 
 
 def points(grids: Mapping[str, Sequence[Any]]) -> list[Point]:
-    """Return every combination of the values in an arm's grids."""
+    """Return every combination of the values in an arm's grids, each as a point."""
     return [
         {k: v if isinstance(v, str) else float(v) for k, v in zip(grids, values, strict=True)}
         for values in itertools.product(*grids.values())
@@ -78,7 +78,7 @@ def arm_run(
         if "calibrate" in decisions:
             calibrated: CalibratedTrack = decisions["calibrate"]["tracks"][track]
             budget, targets = run.budget.name, calibrated["by_budget"]
-            # under this budget, else another that measures the KL too, else the winner
+            # the target of this budget, else of another that measures the KL, else of the winner
             alike = [budget, *(MEASURED if budget in MEASURED else ())]
             unit = next((targets[name] for name in alike if name in targets), calibrated["delta_star"])
         run = with_target(run, unit * times)
@@ -182,8 +182,8 @@ def source_of(config: Config, decisions: Decisions, track: str, stage: str, labe
 
 
 def started(run: RunConfig, source: RunSpec, results: Results) -> RunConfig | None:
-    """Return the run with the final weights of `source` as its start, measuring how much it forgets of that
-    one's text; None unless `source` has completed."""
+    """Return `run`, set to start from the final weights of `source` and to measure how much it forgets of the
+    text of `source`; None unless `source` has completed."""
     result = results.get(source.run_id)
     if result is None or result.get("outcome") != "completed":
         return None
@@ -200,7 +200,7 @@ def started(run: RunConfig, source: RunSpec, results: Results) -> RunConfig | No
 
 def windows_of(config: Config, arms: Mapping[str, Arm], results: Results) -> dict[str, dict[str, Sweep]]:
     """Return the sweeps of each swept arm, by the setting that is swept, `lr_scale` or `delta`: the measured
-    points and the window. A sweep of `delta` is also compared with that of the arm's yardstick."""
+    points and the window. A sweep of `delta` is also compared with its yardstick's."""
     points: dict[str, dict[str, list[SweptPoint]]] = {}
     for label, point in config.ablation.swept().items():
         if label in arms:
@@ -229,7 +229,7 @@ def windows_of(config: Config, arms: Mapping[str, Arm], results: Results) -> dic
 
 
 def _swept_point(value: float, label: str, arm: Arm, results: Results) -> SweptPoint:
-    """Return an arm as a point of a sweep; `loss`: its mean test loss, None where a seed diverged."""
+    """Return an arm as a point of a sweep; `loss` is its mean test loss, None where a seed diverged."""
     by_seed = {seed: x if math.isfinite(x) else None for seed, x in losses(arm, results).items()}
     finite = [x for x in by_seed.values() if x is not None]
     c = arm["figures"].get("c_median")
@@ -247,7 +247,7 @@ def _swept_point(value: float, label: str, arm: Arm, results: Results) -> SweptP
 def _comparable(key: str, points: Sequence[SweptPoint]) -> tuple[list[SweptPoint], list[str]]:
     """Return the points by rising value, and the labels of arms left out because a run failed or was lost.
 
-    Targets that were raised to the least possible one are one point, at the multiple that this really is.
+    Target KLs that were raised to the least possible one count as a single point, at its true multiple.
     """
     most = max(1, *(len(p["seeds"]) for p in points))
     whole = [p for p in points if len(p["seeds"]) == most]

@@ -343,8 +343,8 @@ class Tune(Choice):
         return f"{len(arms)} arms tuned; {best} has the lowest validation loss"
 
     def headlines(self, decision: Decision) -> list[str]:
-        """Return a decision in one line per track, without what was passed over: some single run nearly
-        always has a lower loss than the mean of the chosen point. `would_change` names it."""
+        """Return a decision in one line per track. It omits lower losses that were passed over, since a
+        single run nearly always lies below the mean of the chosen point; `would_change` names it."""
         every = decision["tracks"]
         return [self.lead_in(name, decision) + self.headline(track) for name, track in every.items()]
 
@@ -362,7 +362,7 @@ class Tune(Choice):
 
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
         """Return for each track the arm with the lowest point so far, and how many arms have a result."""
-        said = []
+        clauses = []
         every = ready(config, earlier, self.name)
         for track in every:
             tuning = Tuning(config, earlier, track, results)
@@ -376,8 +376,8 @@ class Tune(Choice):
             if found:
                 _, words = min(found, key=lambda each: each[0])
                 words += f"; {len(found)} of {len(tuning.arms)} arms have a result"
-                said.append(track_prefix(track, every) + words)
-        return said
+                clauses.append(track_prefix(track, every) + words)
+        return clauses
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
         """Return a loss by which the middle of a grid is best or, where searches go on, its upper end."""

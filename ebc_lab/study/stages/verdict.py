@@ -1,9 +1,9 @@
 """The conclusions of a study: the lines of the finals' verdict, each pass, fail or undecided, with its
 figure, and a suite's answers about the user's own arms (`ablation.mine`).
 
-Each of these arms is compared with every arm of others, by intervals that hold for all the comparisons at
-once. The rival named in an answer is picked by the validation loss it was tuned to; the answer is judged by
-the test loss on the seeds of the ablation, which took no part in the tuning.
+Each of these arms is compared with every arm that is not the user's own, by intervals that hold for all of
+the comparisons at once. The rival named in an answer is picked by the validation loss it was tuned to; the
+answer is judged by the test loss on the seeds of the ablation, which took no part in the tuning.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from .suite import contenders, differences, tuned_arms
 
 MOST_GIVEN = 100  # the most seeds that the setting takes
 MOST_NAMED = 5  # the most arms that a list names; the rest are counted
-MOST_TOLD = 3  # from so many arms beside the rival on, their comparisons are only counted
+MOST_TOLD = 3  # comparisons with arms other than the rival are only counted from this number on
 PASSED = {"beats": True, "meets": True, "misses": False, "undecided": None}  # judgement -> whether it passes
 COMPARISONS = {  # rival -> the name of its line, and its question
     "baseline": ("x2_no_worse_than_baseline", "EBC at LR ×2 ≤ baseline"),
@@ -128,7 +128,7 @@ def _comparison(config: Config, track: FinalsTrack, rival: str, arm: str) -> Lin
 
 
 def _lr_window(config: Config, track: FinalsTrack) -> Line:
-    """Return the line that compares EBC at its highest and lowest rates, with the same for the plain arm."""
+    """Return the line that compares EBC at its highest and lowest rates, and shows the same without EBC."""
     window, plain = track["lr_windows"]["ebc"], track["lr_windows"].get("control")
     low, high = window["scales"]
     difference = window["difference"]
@@ -252,7 +252,7 @@ def _answer(config: Config, label: str, rival: str, against: dict[str, Differenc
         undecided = difference["verdict"] == "undecided"
         difference["seeds_needed"] = seeds_needed(difference) if undecided else None
     needed = against[rival]["seeds_needed"]
-    seeds = None  # of the study, and as many more as are needed, where `seeds` takes so many
+    seeds = None  # the study's own and the further ones needed, unless `seeds` cannot hold so many
     if needed is not None and needed <= MOST_GIVEN:
         seeds = [*config.seeds, *fresh_seeds(config, config.seeds, max(0, needed - len(config.seeds)))]
     return {

@@ -88,7 +88,7 @@ def _search(config: Config, arm: str, name: str, made: dict[Any, list[RunSpec]],
         return math.inf if found is None else found
 
     grid: list[Point] = [{CONSTANT: float(constant)} for constant in unit.grid]
-    # the mean ratio of neighbours: values are rounded, so that of a single pair is less exact
+    # the mean ratio of neighbours: that of a single pair is less exact, since values are rounded
     ratio = float((unit.grid[-1] / unit.grid[0]) ** (1 / (len(unit.grid) - 1)))
     search = Search(grid, runs_of, results, {CONSTANT: ratio}, mean, prefer_low=CONSTANT, fitted=fitted)
     search.grow(0 if unit.starts else config.carry.max_extensions)

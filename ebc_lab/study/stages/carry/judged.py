@@ -26,7 +26,7 @@ class Judgement:
 
     def __init__(self, carry: CarryConfig, curves: Curves, divided: int):
         self.carry, self.curves, self.divided = carry, curves, divided
-        self.best: dict[str, tuple[str, UnitPoint]] = {}  # setting -> arm and point; no arm of starts
+        self.best: dict[str, tuple[str, UnitPoint]] = {}  # setting -> arm and point, without arms of starts
         self.lowest: dict[str, float] = {}  # setting -> validation loss of `best`
         for name in carry.settings:
             for arm, unit in carry.arms.items():

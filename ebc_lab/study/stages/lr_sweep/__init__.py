@@ -95,7 +95,7 @@ def _decided(config: Config, winner: RunSpec, by_role: Roles, results: Results) 
 
 
 def _without_control(config: Config, winner: RunSpec, by_role: Roles, results: Results) -> dict[str, Any]:
-    """Return the decision on a track with a completed baseline, less its control. Raises Undecidable."""
+    """Return the decision, without the control, on a track whose baseline completed. Raises Undecidable."""
     baseline = best(by_role["baseline"], results)
     assert baseline is not None
     replicates = [results[s.run_id] for s in by_role["replicate"] if s.run_id in results]
@@ -322,18 +322,18 @@ class LRSweep(Choice):
         grids = Grids(config, specs, results)
         if not grids.winners:
             return []
-        said = [_on_the_grid(grids)]
+        clauses = [_on_the_grid(grids)]
         for track in [] if waiting(grids.specs, results) else grids.kept:
             by_role = _by_role(specs, track)
             for role, called in (("baseline", "best constant rate"), ("control", "best schedule")):
                 if lead := best(by_role[role], results):
                     words = f"{called} lr {rate_of(lead):g}, {val_loss(results[lead.run_id]):.4f}"
                     several = sum(map(math.isfinite, losses_of(by_role[role], results))) > 1
-                    said.append(words + " (the only one so far)" * (not several))
-        return said
+                    clauses.append(words + " (the only one so far)" * (not several))
+        return clauses
 
     def settled(self, config: Config, specs: Specs, results: Results) -> dict[str, Any]:
-        """Return the decision, less the control, on each track whose baseline and replicates are known."""
+        """Return the decision, without the control, on each track whose baseline and replicates are known."""
         winners = Grids(config, specs, results).winners
         tracks: dict[str, Any] = {}
         for name in dict.fromkeys(s.track for s in specs if s.role == "replicate"):

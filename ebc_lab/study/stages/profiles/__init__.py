@@ -1,7 +1,7 @@
 """profiles: how soon each method, with one configuration for all workloads, reaches a tuned yardstick's loss.
 
-It follows AlgoPerf's self-tuning ruleset (Dahl et al., arXiv:2306.07179; Kasimbeg et al., arXiv:2505.24005)
-at a size that a laptop can train: docs/stages.md. `calibration` plans the runs and `scores` judges them.
+Modelled on AlgoPerf's self-tuning ruleset (Dahl et al., arXiv:2306.07179; Kasimbeg et al., arXiv:2505.24005)
+at a size that a laptop can train (docs/stages.md). `calibration` plans the runs and `scores` judges them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .scores import MOST, intervals, lowest, mean_time, median, over_the_best, s
 
 
 def track_of(phases: Phases) -> ProfilesTrack:
-    """Return the score of every method that has a configuration, with the evidence for it."""
+    """Return the decision's track: the score of every method that has a configuration, and its evidence."""
     profiles, workloads = phases.profiles, phases.workloads
     missed: list[int | None] = [None] * len(phases.config.seeds)  # on a workload that a method cannot train
     found: dict[str, dict[str, Reached]] = {}

@@ -2,8 +2,8 @@
 
 1. The yardstick's grid on every workload. Its best point on a workload is trained again with other seeds to
    set the target, so that no target rests on a point that was merely lucky.
-2. Every method's grid on the calibration workloads, to choose one point for all workloads.
-   AlgoPerf-calibrated methods are chosen likewise (Kasimbeg et al., arXiv:2505.24005), but on all of them.
+2. Every method's grid on the calibration workloads, to choose one point for all workloads. This is how
+   AlgoPerf calibrates methods, though on all scored workloads (Kasimbeg et al., arXiv:2505.24005).
 3. Every method at its chosen point on every workload, with seeds that played no part in any choice.
 """
 
@@ -109,7 +109,7 @@ class Phases:
         )
 
     def best(self, workload: str) -> Point | None:
-        """Return the yardstick's best point on a workload; None without all runs or a completed one."""
+        """Return the yardstick's best point; None while a run is missing, or where none completed."""
         search = self.yardstick(workload)
         return None if search.open else search.best()
 
@@ -162,7 +162,7 @@ class Phases:
         return Search(points_of(self.profiles.methods[method]), runs_of, self.results, ratios={})
 
     def _calibration(self, method: str, point: Point) -> dict[str, list[RunSpec]]:
-        """Return by calibration workload the runs of a method at a point, if it can train the workload."""
+        """Return a method's runs at a point by calibration workload, without those that it cannot train."""
         cannot, seeds = self.profiles.methods[method].cannot, self.calibration_seeds
         names = [name for name in self.profiles.calibrate_on if name not in cannot]
         return {name: self.runs(method, point, name, seeds) for name in names}
@@ -196,8 +196,8 @@ class Phases:
         return times
 
     def _rank(self, method: str, point: Point) -> tuple[float, float]:
-        """Return the key by which the lowest point is chosen: its mean time, then how many nats its lowest
-        losses lie above the targets on average."""
+        """Return the key by which points are ranked, lowest first: the mean time, then how many nats the
+        lowest losses lie above the targets on average."""
         runs = self._calibration(method, point)
         above = [self._mean_lowest(specs) - self.targets[name] for name, specs in runs.items()]
         return mean_time(self.times(method, point)), statistics.fmean(above)
@@ -243,7 +243,7 @@ def points_of(method: MethodConfig) -> list[Point]:
 
 
 def edges_of(grid: Mapping[str, Sequence[Any]], point: Mapping[str, Any]) -> dict[str, str]:
-    """Return the end of its grid that a point lies on, by numeric setting; horizons are left out."""
+    """Return by setting the end of its grid that a point's number lies on, if any; horizons are left out."""
     edges = {}
     for key, values in grid.items():
         numbers = all(isinstance(value, int | float) for value in values)

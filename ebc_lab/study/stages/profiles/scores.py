@@ -112,7 +112,7 @@ def sensitivity(runs: Mapping[float, Specs], results: Results) -> RateSensitivit
 
 
 def _capped(result: RunResult | None) -> float:
-    """Return a run's validation loss, at most that of its first step, which a diverged run counts with."""
+    """Return a run's validation loss, but at most its first step's; a diverged run counts with the latter."""
     first = (result or {}).get("initial_loss")
     if not is_conclusive(result) or first is None or not math.isfinite(first):
         return val_loss(result)
