@@ -1,7 +1,7 @@
 """The arms of the finals, the paired differences between them, and whether more seeds are needed.
 
 The differences are in test loss. With few seeds most comparisons are undecided, so each comes with the
-smallest difference that so many seeds could have shown. EBC at ×2 against the baseline is named beforehand
+smallest difference that this many seeds could have shown. EBC at ×2 against the baseline is named beforehand
 and judged by its own interval. The best EBC arm is picked from several by the very runs that then judge it,
 so it is judged by the joint interval, which holds for all of them at once. So is every claim that one arm
 beats another.
@@ -165,7 +165,7 @@ def steps_to_target(arm: Arm, results: Results, target: float) -> dict[str, floa
 def target_figures(
     target: TargetConfig, arm: Arm, reference: Arm | None, results: Results, divided: int = 1
 ) -> dict[str, float | None]:
-    """Return an arm's figures with respect to a target loss (docs/field.md), those of
+    """Return an arm's figures with respect to a target loss (docs/field.md), as listed in
     `config/parts/target.py`; empty without a target.
 
     The mean of the steps is None unless every run reached the target, and p is None if a run diverged. As in
@@ -299,7 +299,7 @@ def _lucks(arms: Mapping[str, Arm], track: str, earlier: Decisions, results: Res
 
 def _luck_of(arm: Arm, family: str, lucks: Mapping[str, Luck]) -> Luck:
     """Return the luck in the choice that sets an arm apart in a family of comparisons: of δ* for an EBC arm,
-    else of the constant rate or the control. Arms at the same rate (`rate`) do not differ in the latter."""
+    else of the constant rate or the control. In the family `rate`, plain arms have none."""
     if arm["ebc"]:
         return lucks["ebc"]
     own = [lucks[role] for role in ("baseline", "control") if role in arm["roles"] and family != "rate"]

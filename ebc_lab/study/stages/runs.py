@@ -116,13 +116,13 @@ def length(run: RunConfig, usual: int | None) -> str:
 
 
 def tracks_of(decisions: Decisions, stage: str) -> list[str]:
-    """Return the tracks that the latest decision before `stage` kept; none before the first decision."""
+    """Return the tracks that the latest decision before `stage` kept; empty before the first decision."""
     made = [s for s in STAGES[: STAGES.index(stage)] if s in decisions]
     return list(decisions[made[-1]]["tracks"]) if made else []
 
 
 def searched(decisions: Decisions, track: str) -> dict[str, Any]:
-    """Return the settings that the controller search chose for a track; none where there was no search."""
+    """Return the settings that the controller search chose for a track; empty where there was no search."""
     decision = decisions.get("controller_search")
     return dict(decision["tracks"][track]["settings"]) if decision else {}
 
@@ -164,7 +164,7 @@ def raced(
     A bound is the loss of the best finished rival's worst seed at the same step, plus `margin` nats. Of
     `rivals`, points whose runs all have a result, only those count that differ from the run in rate, strength
     or target KL alone; without one, the run is returned as it is. Bounds begin at the share `first` of the
-    run, since until the decay a high rate has higher losses than a low one that it will beat. Bounds are
+    run, since before it decays, a high rate has higher losses than a low one that it will beat. Bounds are
     settings of the run, so it ends the same way whenever it is trained, resumed or copied.
     """
     finished = [p for p in rivals if alike(p[0].run, run) and max(losses_of(p, results)) < math.inf]

@@ -82,7 +82,7 @@ class Stage:
     shows = "candidates"  # which kind of table explains its decision, in the report and on the screen
     pictures: tuple[str, ...] = ()  # names of the pictures that show its decision
     concludes = False  # no later stage builds on its decision
-    leads_with_optimizer = True  # else a sentence on one of several tracks begins with its name
+    leads_with_optimizer = True  # sentences on a track begin with its optimizer, else with its name
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
         """Return the runs that the stage needs so far; the list may grow as their results arrive."""
@@ -293,7 +293,7 @@ def seeds_of_arm(candidate: Candidate, candidates: Sequence[Candidate]) -> list[
 
 
 def held_back_by_its_seeds(candidate: Candidate, candidates: Sequence[Candidate], chosen: Track) -> str:
-    """Return why a candidate lost because of its arm's other seeds; empty where these are not the reason."""
+    """Return how the other seeds of a candidate's arm ruled it out; empty where they did not."""
     seeds = seeds_of_arm(candidate, candidates)
     if any(c["run_id"] == chosen["run_id"] for c in seeds):
         return ""

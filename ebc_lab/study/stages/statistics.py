@@ -108,7 +108,7 @@ def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float, freedom: int 
     spread /= math.sqrt(losses.shape[1])
     if not spread > ROUNDING:
         return Luck(0.0, freedom)
-    lowest_at = means.min() + spread * np.linspace(-8, 8, 801)  # where the lowest may lie
+    lowest_at = means.min() + spread * np.linspace(-8, 8, 801)  # possible values of the lowest mean
     z = (lowest_at - means[:, None]) / spread
     beyond = stats.norm.logsf(z)
     lowest = np.exp(stats.norm.logpdf(z) + beyond.sum(axis=0) - beyond).sum(axis=1)
@@ -155,7 +155,7 @@ def paired(
     both = [(arm[s], reference[s]) for s in seeds]
     lost = sum(math.isinf(a) for a, _ in both)
     gained = sum(math.isinf(b) for _, b in both)
-    differences = [0.0 if a == b else a - b for a, b in both]  # two that diverged are equal
+    differences = [0.0 if a == b else a - b for a, b in both]  # two diverged runs count as equal
     finite = [a - b for a, b in both if math.isfinite(a) and math.isfinite(b)]
     level = (1 - CONFIDENCE) / looks
     out: dict[str, Any] = {"seeds": len(seeds), "comparisons": comparisons, "looks": looks, "margin": margin}
@@ -182,7 +182,7 @@ def paired(
 def _interval(
     method: str | None, differences: Sequence[float], luck: Luck, level: float
 ) -> tuple[float, float, float | None]:
-    """Return the ends of an interval with error `level`, and p of no difference; NaN, NaN and None where
+    """Return the ends of an interval with error `level`, and the p-value; NaN, NaN and None where
     there is nothing to test. Luck, which the differences do not show, can only widen the interval."""
     if method is None or (method == "t" and len(differences) < 2):
         return math.nan, math.nan, None
@@ -362,8 +362,8 @@ def show_mean(d: Difference) -> str:
 
 
 def below(losses: Sequence[float], target: float, sigma: float = 0.0, divided: int = 1) -> float | None:
-    """Return the one-sided p of a mean so far below `target`, by a z-test where the runs' standard deviation
-    `sigma` is known (> 0), else by a t-test. None where the t-test lacks two losses that differ, since runs
+    """Return the one-sided p of a mean this far below `target`, by a z-test where the runs' standard
+    deviation `sigma` is known (> 0), else by a t-test. None where the t-test lacks two losses that differ, since runs
     that agree in every digit are one run. `divided`: the number that divides the error."""
     from scipy import stats
 

@@ -34,7 +34,7 @@ from .runs import fill_from_baseline, plain_run, searched, tracks_of, with_targe
 from .statistics import NO_LUCK, ROUNDING, Luck, paired, window
 
 ROUNDED = 0.02  # relative: how far rounding may move a target KL from its multiple
-SAME_NATS = 0.02  # a rule that ends at most so far above the best fixed target needs no tuning
+SAME_NATS = 0.02  # a rule that ends at most this far above the best fixed target needs no tuning
 SCHEDULE_SETTINGS = {"schedule": "name", "warmup_share": "warmup_share"}  # a point's key -> lr_schedule's
 Point = dict[str, Any]  # setting of TUNABLE -> its value
 
@@ -149,7 +149,7 @@ def differences(
 
 
 def ready(config: Config, decisions: Decisions, stage: str) -> list[str]:
-    """Return the tracks of a suite's stage; none until every earlier stage that it needs has decided."""
+    """Return the tracks of a suite's stage; empty until every earlier stage that it needs has decided."""
     before = [s for s in config.study.stages if s in ("lr_sweep", "calibrate", "controller_search")]
     return tracks_of(decisions, stage) if all(s in decisions for s in before) else []
 

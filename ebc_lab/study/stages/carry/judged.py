@@ -26,7 +26,7 @@ class Judgement:
 
     def __init__(self, carry: CarryConfig, curves: Curves, divided: int):
         self.carry, self.curves, self.divided = carry, curves, divided
-        self.best: dict[str, tuple[str, UnitPoint]] = {}  # setting -> arm and point, without arms of starts
+        self.best: dict[str, tuple[str, UnitPoint]] = {}  # setting -> arm and point, no `starts`
         self.lowest: dict[str, float] = {}  # setting -> validation loss of `best`
         for name in carry.settings:
             for arm, unit in carry.arms.items():
@@ -64,8 +64,8 @@ class Judgement:
 
     def _carried(self, arm: str) -> dict[str, Carried]:
         """Return by setting how an arm does at the constant with the least mean regret in the other settings,
-        leaving out those that are kept for the judgement; ties go to the smaller constant. An arm of starts
-        counts with the worst of these in the setting itself."""
+        leaving out those that are kept for the judgement; ties go to the smaller constant. An arm whose
+        constants are starts of a rule counts with the worst of them in the setting itself."""
         unit, settings = self.carry.arms[arm], self.carry.settings
         worst = -1 if unit.starts else 1
         carried: dict[str, Carried] = {}

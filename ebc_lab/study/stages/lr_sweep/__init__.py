@@ -164,7 +164,7 @@ def _pairs(grids: Grids, tracks: Mapping[str, SweepTrack]) -> list[Pair]:
 
 
 def _on_the_grid(grids: Grids) -> str:
-    """Return which run leads the grids or won them, and how far ahead of the next track, or the next rate."""
+    """Return a clause on the run that leads the grids, or won them, and on its lead over the runner-up."""
     lead, *others = grids.winners.values()
     loss = grids.losses[lead.track]
     first = f"{optimizer(lead.track)} at lr {rate_of(lead):g}"

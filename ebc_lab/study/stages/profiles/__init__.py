@@ -1,7 +1,8 @@
 """profiles: how soon each method, with one configuration for all workloads, reaches a tuned yardstick's loss.
 
-Modelled on AlgoPerf's self-tuning ruleset (Dahl et al., arXiv:2306.07179; Kasimbeg et al., arXiv:2505.24005)
-at a size that a laptop can train (docs/stages.md). `calibration` plans the runs and `scores` judges them.
+The design follows AlgoPerf's self-tuning ruleset (Dahl et al., arXiv:2306.07179; Kasimbeg et al.,
+arXiv:2505.24005), at a size that a laptop can train (docs/stages.md). `calibration` plans the runs, and
+`scores` judges them.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def intervals(times: Times, divided: int = 1) -> dict[str, tuple[float, float]]:
         known = np.array(of_methods, dtype=float)  # (methods, seeds)
         known[np.isnan(known)] = math.inf  # a miss
         picked = np.sort(known[:, generator.integers(0, seeds, (RESAMPLES, seeds))], axis=-1)
-        medians = (picked[..., (seeds - 1) // 2] + picked[..., seeds // 2]) / 2  # infinite ones stay so
+        medians = (picked[..., (seeds - 1) // 2] + picked[..., seeds // 2]) / 2  # infinite ones stay infinite
         best = medians.min(axis=0)
         with np.errstate(invalid="ignore"):
             r = np.where(np.isfinite(medians), medians / best, math.inf)
