@@ -363,8 +363,8 @@ def show_mean(d: Difference) -> str:
 
 def below(losses: Sequence[float], target: float, sigma: float = 0.0, divided: int = 1) -> float | None:
     """Return the one-sided p of a mean this far below `target`, by a z-test where the runs' standard
-    deviation `sigma` is known (> 0), else by a t-test. None where the t-test lacks two losses that differ, since runs
-    that agree in every digit are one run. `divided`: the number that divides the error."""
+    deviation `sigma` is known (> 0), else by a t-test. None where the t-test lacks two losses that differ,
+    since runs that agree in every digit are one run. `divided`: the number that divides the error."""
     from scipy import stats
 
     if sigma > 0 and losses:
