@@ -1,11 +1,10 @@
-"""What can be said of a study before it is decided: one line that gets better as its runs end.
+"""The outlook of a study: one line on its first undecided stage, which becomes more certain as runs end.
 
-It is about the stage that is open, in the words of that stage's own rule applied to the results that are
-there, and never says that anything is decided. Before there is a result it says how far the runs in progress
-have come, and what they were last evaluated at.
+The line applies the stage's own rule to the results known so far, and never claims that anything is decided.
+Before the first result it reports how far a run in progress has come, and its latest validation loss.
 
-The driver of a study works it out whenever a run ends, and leaves it with what it expects still, so that
-whoever asks need not do so again.
+The process that drives the study computes the outlook whenever a run ends, and writes it to a file together
+with the time that is expected to be left, so that other commands need not compute it again.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ NOTHING = "nothing to compare yet"
 
 @dataclass(frozen=True)
 class SoFar:
-    """What is known of the stage that is open: `done` of about `runs` of its training runs are there."""
+    """An outlook on the open stage: `done` of about `runs` training runs have a result."""
 
     stage: str
     said: list[str]
@@ -43,7 +42,7 @@ class SoFar:
     def line(self, running: Sequence[Mapping[str, Any]] = ()) -> str:
         """Return `Adam leads at lr 0.002, 0.0500 nats ahead of Muon at lr 0.008 (5 of about 22 runs)`.
 
-        `running`: what is known of each run in progress, by `arm`, `step`, `steps` and `val_loss`.
+        `running`: a mapping per run in progress; those with a `val_loss` have `arm`, `at_step` and `steps`.
         """
         words = "; ".join(self.said) or NOTHING
         shown = next((r for r in running if r.get("val_loss") is not None), None)
@@ -54,16 +53,16 @@ class SoFar:
 
 
 class OutlookRecord(TypedDict):
-    """What .outlook.json holds."""
+    """The contents of .outlook.json."""
 
     driver: dict[str, Any]  # .driver.json of the process that wrote it
-    written: float  # seconds since the epoch
-    left_s: float | None  # from then on; None before a run has finished
-    known: SoFar  # as a mapping
+    written: float  # in seconds since the epoch
+    left_s: float | None  # seconds still expected at `written`; None before a run has finished
+    known: SoFar  # stored as a mapping
 
 
 def open_stage(config: Config, decisions: Mapping[str, Decision]) -> str | None:
-    """Return the first stage without a decision; None where all are decided."""
+    """Return the first stage without a decision; None where every stage has one."""
     return next((s for s in config.study.stages if s not in decisions), None)
 
 
@@ -73,9 +72,9 @@ def so_far(
     results_of: ResultsOf,
     expected: Mapping[str, int] | None = None,
 ) -> SoFar | None:
-    """Return what is known of the first stage without a decision; None where all are decided.
+    """Return the outlook on the first stage without a decision; None where every stage has one.
 
-    `expected`: stage -> the training runs that it is likely to make.
+    `expected`: the number of training runs that each stage is likely to make, by stage.
     """
     stage = open_stage(config, decisions)
     if stage is None:
@@ -85,15 +84,15 @@ def so_far(
     done = sum(s.run_id in results for s in training)
     said: list[str] = []
     if done:
-        with suppress(Undecidable):  # not from these results yet
+        with suppress(Undecidable):  # nothing can be said from these few results
             said = stage_of(stage).so_far(config, specs, results, decisions)
     runs = max(len(training), (expected or {}).get(stage, 0))
     return SoFar(stage, said, done, runs)
 
 
 def leave_outlook(files: StudyFiles, known: SoFar, left_s: float | None) -> None:
-    """Leave what the driver of a study knows for whoever asks, where that can be written: for the process
-    that holds the study's lock."""
+    """Write the outlook and the seconds left (None: unknown) to a file for other commands, ignoring a failure
+    to write. Only the process that holds the study's lock may call this."""
     with suppress(OSError, UserError):
         driver = read_json(files.driver_file, dict[str, Any])
         about = {"driver": driver, "written": time.time(), "left_s": left_s, "known": asdict(known)}
@@ -101,8 +100,8 @@ def leave_outlook(files: StudyFiles, known: SoFar, left_s: float | None) -> None
 
 
 def outlook(files: StudyFiles, holder: Mapping[str, Any] | None) -> tuple[SoFar, float | None] | None:
-    """Return what the process that holds the study's lock has left there, with the seconds from now on; None
-    where it has said nothing yet, or nobody holds it."""
+    """Return the outlook last written by `holder`, the process that holds the study's lock, and the expected
+    seconds left (None: unknown); None where it has written none, or no process holds the lock."""
     try:
         about = read_json(files.outlook_file, OutlookRecord)
     except (OSError, UserError):

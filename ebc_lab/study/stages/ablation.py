@@ -1,4 +1,4 @@
-"""ablation: every arm of a suite over the seeds, each compared with its reference, paired by seed."""
+"""ablation: every arm of a suite over the seeds, each compared with its reference arm, paired by seed."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from .statistics import level_of, seeds_needed, show_mean
 from .suite import arm_run, contenders, point_of
 from .verdict import add_answers, told_apart, unfinished, verdict_of
 
-FIGURES = (  # of a run, averaged over an arm's completed seeds
+FIGURES = (  # figures of a run that are averaged over an arm's completed seeds
     *("val_loss", "test_loss", "heldout_loss"),
     *("c_median", "c_median_logged", "c_early", "c_late", "clip_rate", "grad_clip_rate"),
     *("kl_median", "kl_ratio_median", "kl_within_30pct"),
     *("surrogate_early", "surrogate_late", "beta_early", "beta_late", "tightness_median"),
     *("guard_count", "skipped_steps"),
 )
-STEP = "step"  # of a run, and how its name begins
+STEP = "step"  # the kind of a run that measures step time
 SeededArm = tuple[str, int]
-TIMED_STEPS = 120  # a side; the measurement stops earlier where a step takes long
+TIMED_STEPS = 120  # per side; the measurement stops earlier where steps are slow
 
 
 def _spec(track: str, label: str, run: RunConfig, scale: float) -> RunSpec:
@@ -44,7 +44,7 @@ def _spec(track: str, label: str, run: RunConfig, scale: float) -> RunSpec:
 def _copies(
     config: Config, decisions: Decisions, results: Results, track: str, trained: Mapping[SeededArm, RunSpec]
 ) -> Iterator[RunSpec]:
-    """Yield the runs made from another arm's record: with its c·lr replayed, or its clip rate matched."""
+    """Yield the runs that copy another arm's completed run: they replay its c·lr or match its clip rate."""
     arms = {label: arm for label, arm in config.ablation.all_arms().items() if arm.replay or arm.matched}
     following = dict(zip(config.seeds, [*config.seeds[1:], config.seeds[0]], strict=True))
     for (label, arm), seed in itertools.product(arms.items(), config.seeds):
@@ -63,7 +63,7 @@ def _copies(
 
 
 def _matching_strength(result: RunResult) -> float:
-    """Return the gradient norm that as many of the run's steps exceed as it clipped."""
+    """Return the gradient norm that was exceeded by as large a share of the run's steps as was clipped."""
     grid = result["grad_norm_quantiles"]
     clip_rate = result["clip_rate"]
     assert grid is not None
@@ -74,8 +74,8 @@ def _matching_strength(result: RunResult) -> float:
 
 
 def measurements(specs: Specs) -> list[RunSpec]:
-    """Return a measurement of step time for the first run of every arm that is not Adam alone, with which it
-    takes turns."""
+    """Return a measurement of step time for the first run of every arm but plain Adam; its steps take turns
+    with those of plain Adam."""
     first: dict[tuple[str, str], RunSpec] = {}
     for spec in specs:
         first.setdefault((spec.track, spec.arm), spec)
@@ -87,12 +87,12 @@ def measurements(specs: Specs) -> list[RunSpec]:
 
 
 def steps_cost(labels: Sequence[str], reference: str, specs: Specs, results: Results) -> dict[str, StepCost]:
-    """Return the time of each arm's step as a multiple of the reference's: the median over turns, and
-    quartiles. An arm that could not be measured is absent; so are all where the reference could not be."""
+    """Return the step time of each arm as a multiple of the reference's: the median over turns, and the
+    quartiles. An arm without a measurement is left out; where the reference has none, all are."""
     adam: Mapping[str, Any] = {
         "step_ratio": 1.0,
         "step_ratio_iqr": [1.0, 1.0],
-    }  # what the others are timed by
+    }  # every other arm is timed against it
     timed: dict[str, Mapping[str, Any]] = dict.fromkeys(labels, adam)
     timed |= {s.arm: results.get(s.run_id, {}) for s in specs if s.kind == STEP}
     measured = {label: timed[label] for label in labels if timed[label].get("step_ratio")}
@@ -128,7 +128,7 @@ def _rule(config: Config, compared: int, about_mine: int, *, tuned: bool) -> str
 
 
 def _arms(config: Config, specs: Specs, results: Results, earlier: Decisions) -> dict[str, Arm]:
-    """Return the arms of one track, each with its figures and what the suite's file says of it."""
+    """Return the arms of one track, each with its figures and its description from the suite's file."""
     asked = config.ablation.all_arms()
     arms = compare_arms.arms_of(specs, results)
     runs = {label: [s.run for s in specs if s.arm == label] for label in arms}
@@ -163,11 +163,11 @@ def _arms(config: Config, specs: Specs, results: Results, earlier: Decisions) ->
 
 
 def _figures(arm: Arm, results: Results) -> dict[str, float | None]:
-    """Return the figures, averaged over the arm's completed seeds; None where none has the figure."""
+    """Return the mean of each figure over the arm's completed seeds; None where no seed has the figure."""
     completed = compare_arms.completed_runs(arm, results)
     keys = (*FIGURES, BITS) if BITS in arm else FIGURES
     figures = {key: compare_arms.mean(compare_arms.completed_values(arm, results, key)) for key in keys}
-    for figure in PART_FIGURES.values():  # left out where no run has it, unless decisions always had it
+    for figure in PART_FIGURES.values():  # left out where no run has it, but for those that every arm shows
         value = figure.mean(completed) if figure.averaged else None
         if value is not None or figure.in_every_arm:
             figures[figure.key] = value
@@ -175,7 +175,7 @@ def _figures(arm: Arm, results: Results) -> dict[str, float | None]:
 
 
 def _memory(arm: Arm, runs: Sequence[RunConfig], results: Results) -> dict[str, float | None]:
-    """Return the bytes that an arm keeps beside the weights; empty where no run has recorded them."""
+    """Return the bytes that an arm needs beside the weights, by kind; empty where no run recorded them."""
     found = compare_arms.results_of_arm(arm, results).values()
     first: Mapping[str, Any] = next((r for r in found if "state_bytes" in r), {})
     hooked = any(run.memory.hooks for run in runs)
@@ -214,9 +214,9 @@ def _notes(config: Config, prefix: str, track: SuiteTrack) -> list[str]:
 def _add_differences(
     config: Config, tracks: Mapping[str, SuiteTrack], results: Results, earlier: Decisions
 ) -> int:
-    """Write into every arm its difference in test loss from its reference, None where it has none or no run
-    of one of the two finished, and where it is undecided the seeds that would decide it. Return how many
-    arms have a difference."""
+    """Write into every arm its difference in test loss from its reference, and return how many arms have one.
+    It is None where there is no reference, or no finished run of one of the two; an undecided one holds the
+    number of seeds that would decide it."""
     pairs = []
     for name, track in tracks.items():
         arms = track["arms"]
@@ -233,7 +233,7 @@ def _add_differences(
 
 
 class Ablation(Stage):
-    """Every arm of a suite over the seeds, and how each differs from its reference."""
+    """The stage that trains every arm of a suite over the seeds and compares each with its reference."""
 
     name = "ablation"
     title = "Ablation"
@@ -247,8 +247,8 @@ class Ablation(Stage):
     )
 
     def runs(self, config: Config, decisions: Decisions, results: Results) -> list[RunSpec]:
-        """Return every arm over the seeds; one that copies another's record, or starts from its weights,
-        joins as soon as these are there."""
+        """Return the runs of every arm over the seeds. A run that copies another, or starts from its weights,
+        joins once that one has completed."""
         specs: list[RunSpec] = []
         for track in suite.ready(config, decisions, "ablation"):
             trained: dict[SeededArm, RunSpec] = {}
@@ -276,8 +276,8 @@ class Ablation(Stage):
         return specs
 
     def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
-        """Return each arm's figures and its paired difference in test loss from its reference, with its
-        interval. Raises Undecidable."""
+        """Return a decision with each arm's figures and its paired difference in test loss from its
+        reference. Raises Undecidable."""
         tracks: dict[str, SuiteTrack] = {}
         notes: list[str] = []
         trained = [s for s in specs if s.kind == "train"]
@@ -310,18 +310,18 @@ class Ablation(Stage):
         return make_decision("ablation", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
     def headline(self, track: SuiteTrack) -> str:
-        """Return the arms of which no run ended; then the answers about arms of one's own, else which arms
-        differ from their reference."""
+        """Return the arms without a finished run, then the answers about the arms of `mine` or, without any,
+        the arms that differ from their reference."""
         answers = [answer["sentence"] for answer in track["answers"].values()]
         lost = unfinished(track)
         many = len(track["arms"]) - len(lost)
         return "; ".join([*lost, *(answers or [f"{many} arm{'s' * (many != 1)}; {told_apart(track)}"])])
 
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
-        """Return how the arms that a suite asks about compare with their rival; without any, which arm lies
-        lowest beside its reference. From the seeds that have both runs. Raises Undecidable."""
+        """Return how the arms of `mine` compare with their rivals or, without any, how the lowest arm
+        compares with its reference, over the seeds that both have finished. Raises Undecidable."""
         decision = self.decide(config, specs, results, earlier)
-        said = []
+        clauses = []
         for name, track in decision["tracks"].items():
             found = [(label, one["rival"], one["difference"]) for label, one in track["answers"].items()]
             if not found:
@@ -335,8 +335,8 @@ class Ablation(Stage):
                 if rival and d and d["seeds"]:
                     seeds = f"from {d['seeds']} of {len(config.seeds)} seeds"
                     words = f"{label} {show_mean(d)} of test loss against {rival}, {seeds}"
-                    said.append(or_undecided(self.lead_in(name, decision) + words, d, joint=True))
-        return said
+                    clauses.append(or_undecided(self.lead_in(name, decision) + words, d, joint=True))
+        return clauses
 
 
 STAGE = Ablation()

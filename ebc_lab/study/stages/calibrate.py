@@ -1,5 +1,5 @@
-"""calibrate: which target KL, at a multiple of the best learning rate. δ* is a stiff knob: the best depends
-on the run's length, so it is looked for at that of the finals."""
+"""calibrate: which target KL δ* is best, at a multiple of the best learning rate. The best δ* depends on the
+length of a run, so the search uses that of the finals."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ PUBLISHED_TARGETS = (0.03, 0.05, 0.07)  # nats per token
 
 
 def band_aimed_at(config: Config) -> list[float] | None:
-    """Return where the rule wants the median c; None where it goes by the loss alone."""
+    """Return the band in which the rule wants the median c; None where the loss alone decides."""
     return config.study.band if config.calibrate.choose == "band" else None
 
 
 def _search(config: Config, track: SweepTrack, budget: str, results: Results) -> Search:
-    """Return the search for a track's best target KL by one budget."""
+    """Return the search for a track's best target KL under one budget."""
     settings = config.calibrate
     first, scale = config.study.stage_seed, settings.lr_scale
 
@@ -54,7 +54,7 @@ def _search(config: Config, track: SweepTrack, budget: str, results: Results) ->
     search = Search(grid, runs_of, results, {TARGET: 2.0}, mean_loss, prefer_low=TARGET, fitted=fitted)
     if settings.choose == "loss":
         search.grow(settings.max_extra, by_spacing=True)
-    else:  # c rises with the target; the stage's own seed says where it lies
+    else:  # c rises with the target; the run of the first seed shows where c lies
         search.seek(
             TARGET, lambda s: c_median(results.get(s[0].run_id)), config.study.band, settings.max_extra
         )
@@ -62,11 +62,11 @@ def _search(config: Config, track: SweepTrack, budget: str, results: Results) ->
 
 
 def _decided(config: Config, swept: SweepTrack, results: Results) -> CalibratedTrack | None:
-    """Return what is decided for one track; None where no δ* completed under all of its seeds."""
+    """Return the decision on one track; None where no δ* completed under all of its seeds."""
     by_loss = config.calibrate.choose == "loss"
     searches = {budget: _search(config, swept, budget, results) for budget in config.calibrate.budgets}
     tried = [runs for search in searches.values() for runs in search.tried.values()]
-    loss = {runs[0].run_id: mean_loss(runs, results) for runs in tried}  # the first seed stands for a δ*
+    loss = {runs[0].run_id: mean_loss(runs, results) for runs in tried}  # by the first seed's run
     outside = {run_id: band_distance(c_median(results.get(run_id)), config.study.band) for run_id in loss}
 
     def rank(spec: RunSpec) -> tuple[float, float]:
@@ -84,7 +84,7 @@ def _decided(config: Config, swept: SweepTrack, results: Results) -> CalibratedT
     bound = f" ({budget.aggregate}{', not a bound' * (budget.aggregate == 'l2')})"
     alike = {runs[0].run.budget.target_kl: runs for runs in searches[budget.name].tried.values()}
     losses = {target: loss[alike[target][0].run_id] for target in sorted(alike)}
-    by_budget = {s.run.budget.name: s.run.budget.target_kl for s in reversed(by_rank)}  # the best of each
+    by_budget = {s.run.budget.name: s.run.budget.target_kl for s in reversed(by_rank)}  # each budget's best
     return {
         "budget": budget.name,
         "bound": bound if budget.name == "surrogate" else "",
@@ -96,7 +96,7 @@ def _decided(config: Config, swept: SweepTrack, results: Results) -> CalibratedT
         "seeds": config.calibrate.seeds,
         "losses": {f"{target:g}": nats for target, nats in losses.items() if math.isfinite(nats)},
         "edge": rules.edge_of(list(losses), target_kl) if len(losses) > 1 else None,
-        # a target of which a run failed or was lost says nothing of the window
+        # a target with a failed or lost run says nothing about the window
         "delta_window": window({x: nats for x, nats in losses.items() if conclusive(alike[x], results)}),
         "c_median": c_median(results[winner.run_id]),
         "in_band": outside[winner.run_id] == 0,
@@ -116,7 +116,7 @@ def _reach(track: CalibratedTrack) -> str:
 
 
 class Calibrate(Choice):
-    """The KL budget δ* of the lowest loss."""
+    """The stage that chooses the KL budget δ*, by default the one with the lowest loss."""
 
     name = "calibrate"
     title = "How large a KL budget"
@@ -141,8 +141,8 @@ class Calibrate(Choice):
     pictures = ("calibrate",)
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return the grid of target KLs of each track and budget, and up to `max_extra` more: beyond the edge
-        that the best lies on, or such as bring the median c into the band."""
+        """Return the runs of the grid of target KLs for each track and budget, and of up to `max_extra` more:
+        beyond an edge on which the best one lies, or where the median c may fall into the band."""
         specs: list[RunSpec] = []
         for name in tracks_of(earlier, self.name):
             for budget in config.calibrate.budgets:
@@ -190,8 +190,8 @@ class Calibrate(Choice):
         return held_back or stage.outside_the_band(chosen, candidate)
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        """Return figures by which the best loss, or the median c inside the band, comes after the grid and
-        `scenario.extra` more runs."""
+        """Return figures by which the search finds the best loss, or a median c inside the band, after the
+        grid and `scenario.extra` more points."""
         settings = config.calibrate
         natural = settings.delta_grid == "natural"
         points = len(settings.multiples if natural else PUBLISHED_TARGETS)

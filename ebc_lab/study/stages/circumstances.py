@@ -1,4 +1,4 @@
-"""circumstances: one run under each mode of determinism, in circumstances that should change nothing."""
+"""circumstances: one run under each mode of determinism, repeated in circumstances that should not matter."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ebc_lab.records.spec import RunSpec
 from .rules import Decisions, Results, Specs, losses_of, make_decision, refuse_without_tracks
 from .stage import Figure, Scenario, Stage
 
-PLAIN = "none"  # the mode that has to differ, for the comparison to show anything
+PLAIN = "none"  # the mode whose weights have to differ for the comparison to show anything
 NOTHING_SHOWN = "the comparison shows nothing"
 
 
 def _instructions(config: Config) -> Sequence[str]:
-    """Return the vector instructions that are compared: those asked for, else those of this CPU."""
+    """Return the vector instruction sets to compare: those in the settings, else those of this CPU."""
     return config.circumstances.capabilities or capabilities()
 
 
 def _mode(specs: Specs, results: Results) -> ModeFound:
-    """Return how the runs of one mode ended, and how many different weights they ended with."""
+    """Return how the runs of one mode ended, with how many different weights, and the range of losses."""
     outcomes = [results.get(s.run_id, RunResult()).get("outcome") for s in specs]
     done = [s for s, outcome in zip(specs, outcomes, strict=True) if outcome == "completed"]
     losses = losses_of(done, results)
@@ -41,7 +41,7 @@ def _mode(specs: Specs, results: Results) -> ModeFound:
 
 
 def shows_nothing(modes: Mapping[str, ModeFound]) -> str:
-    """Return why equal weights under another mode would prove nothing; empty where they would."""
+    """Return why equal weights under other modes prove nothing; empty where they prove something."""
     plain = modes.get(PLAIN)
     if plain is None:
         return f"determinism={PLAIN} is not among the modes"
@@ -56,7 +56,7 @@ def _counted(mode: ModeFound) -> str:
 
 
 class Circumstances(Stage):
-    """One run under each mode of determinism, in circumstances that should change nothing."""
+    """The stage that repeats a run under each mode of determinism, varying what should change nothing."""
 
     name = "circumstances"
     title = "One run in many circumstances"
@@ -74,8 +74,8 @@ class Circumstances(Stage):
     shows = "modes"
 
     def runs(self, config: Config, decisions: Decisions, results: Results) -> list[RunSpec]:
-        """Return the run of the study's own optimizer at its own rate, without EBC, under each mode in every
-        combination of threads, vector instructions and parts of a batch."""
+        """Return runs of the study's optimizer at its own rate, without EBC: one for each combination of
+        mode, number of threads, vector instruction set and number of parts of a batch."""
         settings, base = config.circumstances, run_part(config)
         plain = replace(base, seed=settings.seed, steps=settings.steps, evaluate=["val"])
         plain = replace(plain, stabilizer=replace(base.stabilizer, name="none"))
@@ -88,8 +88,8 @@ class Circumstances(Stage):
         return specs
 
     def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
-        """Return how many different weights each mode ended with, and how far apart their losses are. Raises
-        Undecidable."""
+        """Return a decision with how many different weights each mode ended with, and the range of its
+        losses. Raises Undecidable."""
         settings = config.circumstances
         instructions = _instructions(config)
         modes = {mode: _mode([s for s in specs if s.role == mode], results) for mode in settings.modes}
@@ -115,28 +115,28 @@ class Circumstances(Stage):
         return make_decision(self.name, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
-        """Return how many different weights each mode has ended with by now."""
+        """Return how many different weights each mode has ended with so far."""
         modes = {
             mode: _mode([s for s in specs if s.role == mode], results) for mode in config.circumstances.modes
         }
         return [f"{name} {_counted(mode)}" for name, mode in modes.items() if mode["completed"]]
 
     def resolve(self, config: Config, say: Callable[[str], None]) -> Config:
-        """Return the configuration with the vector instructions of this CPU, where none are given."""
+        """Return the configuration, with the vector instruction sets of this CPU where none are given."""
         settings = config.circumstances
         if settings.capabilities:
             return config
-        there = capabilities()
-        if lacking := [name for name in CAPABILITIES if name not in there]:
+        available = capabilities()
+        if lacking := [name for name in CAPABILITIES if name not in available]:
             say(f"{self.name}: {', '.join(lacking)} left out, which this CPU lacks")
-        return replace(config, circumstances=replace(settings, capabilities=list(there)))
+        return replace(config, circumstances=replace(settings, capabilities=list(available)))
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        """Return weights that differ under the plain mode alone."""
+        """Return a checksum of the weights that differs from run to run under the plain mode alone."""
         return {"weights_checksum": "" if spec.role != PLAIN else str(nth)}
 
     def headline(self, track: ModesTrack) -> str:
-        """Return how many different weights each mode ended with, and whether that shows anything."""
+        """Return how many different weights each mode ended with, marked where that shows nothing."""
         counts = ", ".join(f"{name} {_counted(mode)}" for name, mode in track["modes"].items())
         return f"{counts}; {NOTHING_SHOWN}" if shows_nothing(track["modes"]) else counts
 

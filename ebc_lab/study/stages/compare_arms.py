@@ -1,10 +1,10 @@
-"""The final arms, the paired differences between them, and whether more seeds are needed.
+"""The arms of the finals, the paired differences between them, and whether more seeds are needed.
 
-Only here and in `verdict` does the test loss decide. With few seeds most comparisons are undecided, and the
-smallest difference that this many seeds could have shown is given with them. EBC at ×2 against the baseline
-is named beforehand and judged by its own interval; the best EBC arm is picked from several by the runs that
-it is then judged by, so its interval is the one that holds for all of them at once, and so is every claim
-that an arm beats another.
+The differences are in test loss. With few seeds most comparisons are undecided, so each comes with the
+smallest difference that this many seeds could have shown. EBC at ×2 against the baseline is named beforehand
+and judged by its own interval. The best EBC arm is picked from several by the very runs that then judge it,
+so it is judged by the joint interval, which holds for all of them at once. So is every claim that one arm
+beats another.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from ebc_lab.records.spec import schedules_of
 from .rules import Decisions, Results, Specs, Undecidable, curve_of, error_divided, is_conclusive
 from .statistics import NO_LUCK, Luck, below, centre_of, luck_of_choice, noise_of_runs, paired
 
-LEAST_LUCK = 1e-5  # nats: less is not shown
+LEAST_LUCK = 1e-5  # nats; smaller luck counts as none
 MEANS = ("val_loss", "test_loss", "heldout_loss", "c_mean", "c_median", "kl_median", "clip_rate")
 
 
 def arms_of(specs: Specs, results: Results) -> dict[str, Arm]:
-    """Return each arm with its roles, settings, run ids by seed, and its figures over the seeds that
-    completed. Arms with the same runs are one.
+    """Return each arm by name, with its roles, settings, run ids by seed, and figures over completed seeds.
+    Roles that have the same runs share one arm.
 
-    `test_median` and `val_median`, by which arms are ranked, are over all finished seeds, where one that
-    diverged ranks behind every other: None where it is the median itself.
+    `test_median` and `val_median`, which rank the arms, are taken over all finished seeds. A diverged run
+    ranks behind every other; where it is the median itself, that is None.
     """
     arms: dict[str, Arm] = {}
     for spec in (s for s in specs if s.kind == "train"):
@@ -81,39 +81,39 @@ def arms_of(specs: Specs, results: Results) -> dict[str, Arm]:
 
 
 def in_bits(run: RunConfig) -> bool:
-    """Return whether losses are also shown in bits per character. On characters these are the nats by a
-    constant factor, and images have none."""
+    """Return whether losses are also shown in bits per character. For tokens that are characters these would
+    be the nats times a constant, and images have no characters."""
     return run.workload.name == "ebm" or run.tokens.name != "characters"
 
 
 def results_of_arm(arm: Arm, results: Results) -> dict[str, RunResult]:
-    """Return the result of the arm's run under each seed, an empty one where there is none yet."""
+    """Return the results of an arm's runs by seed, an empty one for a run that has none yet."""
     return {seed: results.get(run_id, RunResult()) for seed, run_id in arm["runs"].items()}
 
 
 def completed_runs(arm: Arm, results: Results) -> list[Mapping[str, Any]]:
-    """Return the results of the arm's runs that completed."""
+    """Return the results of an arm's completed runs."""
     return [r for r in results_of_arm(arm, results).values() if r.get("outcome") == "completed"]
 
 
 def completed_values(arm: Arm, results: Results, key: str) -> list[float]:
-    """Return one figure of each of the arm's completed runs that has it."""
+    """Return one figure from each of an arm's completed runs that has it."""
     return [float(r[key]) for r in completed_runs(arm, results) if r.get(key) is not None]
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """Return the mean; None where there is no value."""
+    """Return the mean; None without values."""
     return statistics.fmean(values) if values else None
 
 
 def spread(values: Sequence[float]) -> float | None:
-    """Return the standard deviation; None of fewer than two values."""
+    """Return the standard deviation; None for fewer than two values."""
     return statistics.stdev(values) if len(values) > 1 else None
 
 
 def losses(arm: Arm, results: Mapping[str, Mapping[str, Any]], key: str = "test_loss") -> dict[str, float]:
-    """Return each seed's loss, infinite where the run diverged; seeds whose run failed or was lost are
-    absent."""
+    """Return an arm's losses in nats by seed, infinite where the run diverged; seeds whose run failed or was
+    lost are left out."""
     by_seed: dict[str, float] = {}
     for seed, run_id in arm["runs"].items():
         result = results.get(run_id, {})
@@ -127,10 +127,10 @@ def losses(arm: Arm, results: Mapping[str, Mapping[str, Any]], key: str = "test_
 def efficiency(
     arms: Mapping[str, Arm], baseline: str, results: Results, tokens_per_step: int
 ) -> dict[str, Efficiency | None]:
-    """Return per arm the median steps, tokens and training seconds until the fixed windows' loss is at the
-    baseline's final one.
+    """Return for each arm the median steps, tokens and seconds of training until its loss on the fixed
+    windows is down to the baseline's final one, paired by seed.
 
-    Seeds are paired; None where fewer than half of them got there.
+    An arm's entry is None where fewer than half of its seeds reach that loss.
     """
     targets: dict[str, float] = {}  # seed -> the baseline's final loss
     for seed, result in results_of_arm(arms[baseline], results).items():
@@ -151,8 +151,8 @@ def efficiency(
 
 
 def steps_to_target(arm: Arm, results: Results, target: float) -> dict[str, float]:
-    """Return each seed's steps to the target, infinite where it was missed or the run diverged; seeds whose
-    run failed or was lost are absent."""
+    """Return an arm's steps to the target loss by seed, infinite where a run missed it or diverged; seeds
+    whose run failed or was lost are left out."""
     steps: dict[str, float] = {}
     for seed, result in results_of_arm(arm, results).items():
         if is_conclusive(result):
@@ -165,12 +165,12 @@ def steps_to_target(arm: Arm, results: Results, target: float) -> dict[str, floa
 def target_figures(
     target: TargetConfig, arm: Arm, reference: Arm | None, results: Results, divided: int = 1
 ) -> dict[str, float | None]:
-    """Return what a suite says of an arm and a target (docs/field.md): the figures of
-    `config/parts/target.py`; nothing where there is no target.
+    """Return an arm's figures with respect to a target loss (docs/field.md), as listed in
+    `config/parts/target.py`; empty without a target.
 
-    A mean of steps needs every run to have reached it, and p that none has diverged. modded-nanogpt's
-    optimization track asks whether the mean final loss of n runs is below 3.28, by a z-test with a σ that is
-    known there; without one it is a t-test here. `divided`: by what the error is (`rules.error_divided`).
+    The mean of the steps is None unless every run reached the target, and p is None if a run diverged. As in
+    modded-nanogpt's optimization track, p tests whether the mean final loss is below the target: by a z-test
+    if σ is known, else by a t-test. `divided`: the number that divides the error (`rules.error_divided`).
     """
     if target.name == "none":
         return {}
@@ -196,8 +196,8 @@ def target_figures(
 
 
 def _surely_below(target: TargetConfig, runs: Sequence[Mapping[str, Any]], divided: int) -> float | None:
-    """Return the first step at which all runs were evaluated and p of their losses is below the level: the
-    same step for all of them, as modded-nanogpt's rules want it."""
+    """Return the first step at which every run was evaluated and p of their losses is below the target's
+    level; None without one. modded-nanogpt's rules, too, want the same step for all runs."""
     curves = [curve_of(r) for r in runs]
     common = sorted(set.intersection(*map(set, curves))) if curves else []
     for step in common:
@@ -210,10 +210,10 @@ def _surely_below(target: TargetConfig, runs: Sequence[Mapping[str, Any]], divid
 def _steps_difference(
     steps: Mapping[str, float], of_reference: Mapping[str, float], divided: int
 ) -> dict[str, float | None]:
-    """Return the mean (by rank the median) of differences paired by seed and its 95% interval.
+    """Return the mean difference in steps, paired by seed, or by rank the median, and its 95% interval.
 
-    Seeds on which neither reached the target say nothing. Nor does an interval of differences that are all
-    the same, which is as fine as evaluations tell: it would be of no width.
+    Seeds under which neither arm reached the target are left out. Differences that are all the same get no
+    interval: steps are only known to the nearest evaluation, and the interval would have no width.
     """
     keys = ("steps_difference", "steps_difference_low", "steps_difference_high")
     shared = set(steps) & set(of_reference)
@@ -226,9 +226,9 @@ def _steps_difference(
 
 
 def compare(config: Config, specs: Specs, results: Results, earlier: Decisions) -> dict[str, FinalsTrack]:
-    """Return each track's arms, their roles, the best EBC arm by val, and what each arm's test loss differs
-    by: every other arm's from the baseline's, every EBC arm's from the control's and from the plain arm's at
-    the same rate (`rate`); and the LR windows. Raises Undecidable where no baseline run completed.
+    """Return for each track the arms, their roles, the best EBC arm by validation loss, the LR windows and
+    the differences in test loss: of every arm from the baseline, and of every EBC arm from the control and
+    from the plain arm at the same rate (`rate`). Raises Undecidable where no baseline run completed.
     """
     arms = arms_of(specs, results)
     tracks: dict[str, FinalsTrack] = {}
@@ -275,8 +275,8 @@ def compare(config: Config, specs: Specs, results: Results, earlier: Decisions) 
 
 
 def _lucks(arms: Mapping[str, Arm], track: str, earlier: Decisions, results: Results) -> dict[str, Luck]:
-    """Return the luck in the choice of the constant rate, `baseline`, of the fair control, `control`, and of
-    δ*, `ebc`. They were chosen by validation loss, so the noise is that of the finals' validation losses."""
+    """Return the luck in choosing the constant rate (`baseline`), the fair control (`control`) and δ*
+    (`ebc`). All were chosen by validation loss, so the noise is that of the finals' validation losses."""
     swept: SweepTrack = earlier["lr_sweep"]["tracks"][track]
     calibrated: CalibratedTrack = earlier["calibrate"]["tracks"][track]
     loss = {run["run_id"]: run["val_loss"] for run in earlier["lr_sweep"]["candidates"]}
@@ -298,8 +298,8 @@ def _lucks(arms: Mapping[str, Arm], track: str, earlier: Decisions, results: Res
 
 
 def _luck_of(arm: Arm, family: str, lucks: Mapping[str, Luck]) -> Luck:
-    """Return the luck in those choices that an arm rests on and its partner in this family does not: δ*, the
-    constant rate, the control. At one rate (`rate`) neither of the last two was chosen."""
+    """Return the luck in the choice that sets an arm apart in a family of comparisons: of δ* for an EBC arm,
+    else of the constant rate or the control. In the family `rate`, plain arms have none."""
     if arm["ebc"]:
         return lucks["ebc"]
     own = [lucks[role] for role in ("baseline", "control") if role in arm["roles"] and family != "rate"]
@@ -307,12 +307,12 @@ def _luck_of(arm: Arm, family: str, lucks: Mapping[str, Luck]) -> Luck:
 
 
 def _plain_role(role: str) -> str:
-    """Return the arm on the fair control's schedule at the same rate: `control_x2` of `ebc_x2`."""
+    """Return the role at the same rate on the fair control's schedule: `control_x2` for `ebc_x2`."""
     return role.replace("ebc", "control")
 
 
 def reference_of(track: FinalsTrack, family: str, name: str) -> str:
-    """Return the arm from which `differences[family][name]` of a compared track is measured."""
+    """Return the arm that `differences[family][name]` of a compared track is measured against."""
     role = track["roles"]
     if family != "rate":
         return role[family]
@@ -323,9 +323,9 @@ def reference_of(track: FinalsTrack, family: str, name: str) -> str:
 def _lr_windows(
     config: Config, track: FinalsTrack, results: Results, replicates: Sequence[float]
 ) -> dict[str, RateWindow]:
-    """Return how EBC at the highest of its rates in the finals differs from itself at the lowest, `ebc`, and
-    the control likewise, `control`, each where it has both rates. Where more than half of the runs diverged
-    at the highest rate it misses, whatever became of those at the lowest."""
+    """Return the difference in test loss between the highest and the lowest of EBC's rates in the finals, for
+    EBC (`ebc`) and for the control (`control`), where an arm has both. It is judged `misses` where more
+    than half of the runs at the highest rate diverged, whatever happened at the lowest."""
     by_scale: dict[str, dict[float, str]] = {"ebc": {}, "control": {}}
     for role, name in track["roles"].items():
         kind, _, scale = role.partition("_x")
@@ -352,54 +352,54 @@ def _lr_windows(
 
 
 def looks(config: Config) -> list[int]:
-    """Return after how many seeds the finals are looked at: once, or again whenever seeds are added, up to
-    `max_seeds`."""
+    """Return the numbers of seeds after which the finals are judged: one number, or several, up to
+    `max_seeds`, where seeds may be added."""
     first = len(config.seeds)
     most = config.finals.max_seeds
     return [*range(first, most, config.finals.seeds_per_look), most] if most > first else [first]
 
 
 def shares_of_error(config: Config) -> int:
-    """Return by what the error of the finals is divided: for the looks that may be taken at them, and for
+    """Return the number that divides the error of the finals, because of the looks that may be taken and of
     earlier answers on the same seeds."""
     return len(looks(config)) * error_divided(config)
 
 
 def next_seeds(config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[int]:
-    """Return the seeds to add to the finals of `specs`: none once the verdict's comparisons are decided, or
-    at the last look."""
+    """Return the seeds to add to the finals' runs, `specs`; empty once the verdict's comparisons are decided,
+    and at the last look."""
     used = {s.run.seed for s in specs if s.kind == "train"}
     later = [n for n in looks(config) if n > len(used)]
     try:
         tracks = compare(config, specs, results, earlier) if later else {}
     except Undecidable:
-        return []  # more seeds of what does not train would not help
+        return []  # more seeds do not help an arm that does not train
     if any("undecided" in claims(track) for track in tracks.values()):
         return fresh_seeds(config, used, later[0] - len(used))
     return []
 
 
 def fresh_seeds(config: Config, used: Collection[int], count: int) -> list[int]:
-    """Return `count` seeds above the used ones, none of them one that decisions are made from."""
+    """Return `count` seeds above the used ones, leaving out those that earlier stages decide by."""
     deciding = stage_seeds(config)
     fresh = (s for s in itertools.count(max(used) + 1) if s not in deciding)
     return list(itertools.islice(fresh, count))
 
 
 def judged_arms(track: FinalsTrack) -> dict[str, str]:
-    """Return the EBC arm that the verdict compares with each rival, the baseline and the fair control."""
+    """Return by rival, `baseline` or `control`, the EBC arm that the verdict compares with it."""
     return {"baseline": track["roles"]["ebc_x2"], "control": track["best_ebc_by_val"]}
 
 
 def claims(track: FinalsTrack) -> list[str]:
-    """Return how each of the verdict's comparisons of test losses is judged: `beats`, `undecided` …"""
+    """Return the judgement on each of the verdict's comparisons of test losses: `beats`, `undecided` …"""
     baseline, control = (track["differences"][rival][arm] for rival, arm in judged_arms(track).items())
     windows = [track["lr_windows"]["ebc"]["difference"]["alone"]] if "ebc" in track["lr_windows"] else []
     return [baseline["alone"], control["judged"], *windows]
 
 
 def seeds_of(decision: Decision) -> list[int]:
-    """Return the seeds that the arms of the finals, or of a suite, were trained with: those asked for, and
-    those added."""
+    """Return all seeds, including added ones, with which the arms of the finals or of a suite were
+    trained."""
     arms = [arm for track in decision["tracks"].values() for arm in track["arms"].values()]
     return sorted({int(seed) for arm in arms for seed in arm["runs"]})

@@ -1,4 +1,4 @@
-"""controller_search: which controller holds the KL on its target (optional)."""
+"""controller_search: an optional stage that finds which controller holds the KL on its target."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .stage import Choice, Decisions, Figure
 
 
 class ControllerSearch(Choice):
-    """The controller that holds the KL on its target."""
+    """The stage that chooses a controller that holds the KL on its target."""
 
     name = "controller_search"
     title = "Which controller"
@@ -30,7 +30,7 @@ class ControllerSearch(Choice):
     )
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return a run with each candidate's controller and cadence, at the calibrated budget and rate."""
+        """Return one run for each candidate's settings, at the calibrated budget and rate."""
         if "calibrate" not in earlier:
             return []
         specs: list[RunSpec] = []

@@ -21,8 +21,8 @@ from .stage import Figure, NotSettled, Stage, or_undecided
 from .statistics import CONFIDENCE, level_of, show_difference, show_mean
 from .verdict import remedy, verdict_lines
 
-OVERHEAD_STEPS = 160  # steps a side of the overhead measurement
-ASKED_ABOUT = {  # rival -> what is said of a comparison so far
+OVERHEAD_STEPS = 160  # per side of the overhead measurement
+ASKED_ABOUT = {  # rival -> a clause on the comparison so far
     "baseline": "EBC at ×2 {} against the baseline",
     "control": "the best EBC arm by validation {} against the fair control",
 }
@@ -31,8 +31,8 @@ ASKED_ABOUT = {  # rival -> what is said of a comparison so far
 def final_arms(
     config: Config, decisions: Decisions, name: str, seed: int
 ) -> Iterator[tuple[str, RunConfig, float]]:
-    """Yield (role, run, LR scale) of each arm in `finals.arms` that the decisions determine; two roles may be
-    the same run."""
+    """Yield (role, run, LR scale) for each arm in `finals.arms` that the decisions determine; two roles may
+    have the same run."""
     for role in config.finals.arms:
         arm = None
         with suppress(NotSettled):
@@ -45,10 +45,10 @@ def final_arms(
 def _final_arm(
     config: Config, decisions: Decisions, name: str, seed: int, role: str
 ) -> tuple[RunConfig, float] | None:
-    """Return the run of one role and its LR scale; None while a decision that it needs is missing."""
+    """Return the run of a role and its LR scale; None while a decision that the role needs is missing."""
     track = decisions["lr_sweep"]["tracks"][name]
     steps = config.finals.steps
-    kind, _, rate = role.rpartition("_x")  # `ebc` and `8` of ebc_x8; of other roles the kind is empty
+    kind, _, rate = role.rpartition("_x")  # ebc_x8 gives `ebc` and `8`; without a rate the kind is empty
     if role == "baseline":
         return plain_run(config, track, steps, seed, 1.0), 1.0
     if "control" in (role, kind):
@@ -84,7 +84,7 @@ def _rule(config: Config, sequential: Sequential | None) -> str:
 
 
 class Finals(Stage):
-    """Every arm at full length over fresh seeds, and the verdict."""
+    """The stage that trains every arm at full length over fresh seeds and gives the verdict."""
 
     name = "finals"
     title = "Finals"
@@ -99,10 +99,10 @@ class Finals(Stage):
     summary_csv = "summary_final.csv"
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return every arm at full length over `seeds`, and over more while the verdict is undecided and more
-        are allowed; and one paired measurement of EBC's overhead at this shape."""
+        """Return every arm's runs at full length over `seeds`, and over more seeds while the verdict is
+        undecided and more are allowed; and for each track a paired measurement of EBC's overhead at ×2."""
         seeds = list(config.seeds)
-        made: dict[tuple[str, int], list[RunSpec]] = {}  # by track and seed, from one look to the next
+        made: dict[tuple[str, int], list[RunSpec]] = {}  # by track and seed, kept between looks
         while True:
             specs: list[RunSpec] = []
             for name in tracks_of(earlier, "finals"):
@@ -124,8 +124,8 @@ class Finals(Stage):
             seeds += more
 
     def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
-        """Return each track's arms, paired differences, efficiency and lines of the verdict, and after how
-        many seeds the results were looked at, where more could be added. Raises Undecidable."""
+        """Return a decision with each track's arms, paired differences, efficiency and verdict and, where
+        seeds may be added, the planned looks and when and why they stopped. Raises Undecidable."""
         tracks = compare(config, specs, results, earlier)
         tokens_per_step = config.batch_size * config.model.context
         notes: list[str] = []
@@ -156,7 +156,7 @@ class Finals(Stage):
         )
 
     def headline(self, track: FinalsTrack) -> str:
-        """Return the counts of the verdict, and the best EBC arm's difference from the fair control."""
+        """Return the counts of verdict lines, and how the best EBC arm differs from the fair control."""
         counts = Counter(line["verdict"] for line in track["verdict"])
         text = ", ".join(f"{counts[v]} {v}" for v in ("pass", "fail", "undecided"))
         best = track["differences"]["control"][track["best_ebc_by_val"]]
@@ -172,17 +172,17 @@ class Finals(Stage):
         return remedies or ["every line passed"]
 
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
-        """Return what the verdict's comparisons of the test loss come to by the seeds that have both runs.
+        """Return the verdict's comparisons of the test loss so far, over the seeds that have both runs.
         Raises Undecidable."""
-        said = []
+        clauses = []
         for name, track in compare(config, specs, results, earlier).items():
             asked = len({s.run.seed for s in specs if s.track == name and s.kind == "train"})
             for rival, arm in judged_arms(track).items():
                 d = track["differences"][rival][arm]
                 if d["seeds"]:
                     words = f"{ASKED_ABOUT[rival]}, from {d['seeds']} of {asked} seeds"
-                    said.append(or_undecided(words.format(show_mean(d)), d, joint=rival == "control"))
-        return said
+                    clauses.append(or_undecided(words.format(show_mean(d)), d, joint=rival == "control"))
+        return clauses
 
 
 STAGE = Finals()

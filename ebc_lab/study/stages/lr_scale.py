@@ -20,13 +20,13 @@ from .runs import ebc_run, plain_run, searched, spec_of, tracks_of
 from .stage import Choice, Decisions, Figure, Scenario, beside_the_band, outside_the_band
 from .statistics import WINDOW_NATS, in_octaves, open_ends, window
 
-INERT_CLIP_RATE = 0.99  # share of clipped steps from which on the learning rate no longer matters
-Arms = dict[str, list[ScaledRun]]  # the runs of each, a role, by rising scale
-SURROGATE_SHARE = 0.6  # of its median at ×1, which a fixed trust radius is set to
+INERT_CLIP_RATE = 0.99  # share of clipped steps at which the learning rate no longer matters
+Arms = dict[str, list[ScaledRun]]  # role -> its runs, by rising scale
+SURROGATE_SHARE = 0.6  # a fixed trust radius is set to this share of the median surrogate at ×1
 
 
 def _rows(specs: Specs, results: Results) -> Arms:
-    """Return each arm's runs, as a decision shows them, and whether they are inert."""
+    """Return each arm's runs as a decision records them, each marked as inert or not."""
     arms: Arms = {}
     for spec in sorted(specs, key=lambda s: s.lr_scale):
         row = rules.candidate(spec, results)
@@ -41,18 +41,18 @@ def _usable(arms: Arms, results: Results) -> list[ScaledRun]:
 
 
 def _decided(config: Config, arms: Arms, results: Results, sigma: float) -> ScaleTrack | None:
-    """Return what is decided for one track; None where no EBC run, or no baseline at ×1, completed."""
+    """Return the decision on one track; None where no EBC run or no plain reference completed."""
     losses: dict[str, dict[float, float]] = {}  # arm -> scale -> nats
     for arm, rows in arms.items():
         losses[arm] = {r["lr_scale"]: val_loss(results.get(r["run_id"])) for r in rows}
-    # the plain optimizer's loss: at ×1 where its rate is constant, on a schedule at the best scale
+    # the plain optimizer's loss: with a constant rate at ×1, on a schedule at its best scale
     plain = losses.get("none", {})
     constant = config.study.lr_schedule == "constant"
     reference = plain.get(1.0, math.inf) if constant else min(plain.values(), default=math.inf)
     usable = _usable(arms, results)
     if not usable or math.isinf(reference):
         return None
-    # scales at which nearly every step is clipped are one run under several names: the lowest stands for them
+    # where nearly every step is clipped, the scale has no effect: the lowest such scale stands for all
     inert = [r for r in usable if r["inert"]]
     candidates = [r for r in usable if not r["inert"]] + inert[:1]
     outside = {r["lr_scale"]: band_distance(r["c_median"], config.study.band) for r in candidates}
@@ -91,7 +91,7 @@ def _reach(arm: str, track: ScaleTrack) -> str:
     return f"×{span['low']:.3g} to ×{span['high']:.3g}, within {WINDOW_NATS:g} nats of its best{ends}"
 
 
-HEADROOM = {  # arm -> in words
+HEADROOM = {  # arm -> its name in sentences
     "ebc": "with EBC",
     "none": "without EBC",
     "fixed_tau": "fixed trust radius",
@@ -102,7 +102,7 @@ HIGHEST = "the highest rate whose loss is within one σ of the best without EBC"
 
 
 class LRScale(Choice):
-    """How far the learning rate can rise, with EBC and without."""
+    """The stage that finds how far the learning rate can rise, with EBC and without."""
 
     name = "lr_scale"
     title = "How far the learning rate can rise"
@@ -124,13 +124,13 @@ class LRScale(Choice):
     pictures = ("lr_scale", "eta_eff")
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return the runs at every LR scale with EBC and without; of the surrogate also one at ×1 and, once
-        its median S is known, one at every scale with the trust radius fixed there."""
+        """Return runs at every LR scale with EBC and without. If the surrogate budget was calibrated, add
+        one under it at ×1 and, once its median S is known, one at every scale with a fixed trust radius."""
         search_open = "controller_search" in config.study.stages and "controller_search" not in earlier
         specs: list[RunSpec] = []
         spec = partial(spec_of, self.name, usual=config.finals.steps)
         steps, seed, scales = config.lr_scale.steps, config.study.stage_seed, config.lr_scale.scales
-        # without EBC: constant where the study's schedule is, else on the fair control's schedule
+        # without EBC: at a constant rate if the study's schedule is constant, else on the fair control's
         without_ebc = plain_run if config.study.lr_schedule == "constant" else control_run
         for name in tracks_of(earlier, self.name):
             track = earlier["lr_sweep"]["tracks"][name]
@@ -207,7 +207,7 @@ class LRScale(Choice):
         return outside_the_band(chosen, candidate)
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        """Return a median c such that the largest scale is chosen, unless the scenario has arms coincide."""
+        """Return a median c by which the largest scale is chosen, unless arms coincide in the scenario."""
         if spec.role != "ebc" or scenario.merged:
             return super().invent(config, scenario, spec, nth)
         return {"c_median": 0.6 if spec.lr_scale == max(config.lr_scale.scales) else 0.3}

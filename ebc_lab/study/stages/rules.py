@@ -1,8 +1,8 @@
-"""The rules that several stages share, and how a decision is made and checked.
+"""The rules that several stages share, and the making and checking of decisions.
 
-Pure functions: configuration, earlier decisions and results in, a decision out. Every decision uses the
-validation loss; only the verdict looks at the test loss. A run that did not complete never wins. A decision
-holds its candidates, its rule, its margin in units of the noise sigma, and the hash of what it was made from.
+All are pure functions of the configuration, earlier decisions and results. Choices are made by validation
+loss; the test loss serves only for judging what was chosen. `best` never returns a run that did not complete.
+A decision holds its candidates, its rule, its margin in units of the noise σ, and a hash of its inputs.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ Results = Mapping[str, RunResult]  # by run id
 Decisions = Mapping[str, Decision]  # by stage
 OTHER_VERSION = "it was recorded by another version of ebc-lab"
 NEEDED = ("stage", "rule", "tracks", "notes", "candidates", "measurements", "inputs_sha256")
-FORM = 4  # of a recorded decision; raised by hand when what it holds changes
-# of a result, as a decision shows it beside its settings
+FORM = 4  # version of the contents of a recorded decision; raised by hand when they change
+# the figures of a result that a decision records beside the settings of the run
 SHOWN = ("outcome", "cause", "val_loss", "val_se", "c_median", "clip_rate", "kl_median", "kl_within_30pct")
-# of a result: they differ when it is trained again. The losses of `curve`, on which `profiles` rests, are
-# those of the run that the other figures are of
+# the figures of a result that differ when its run is trained again. `curve` holds times as well as the losses
+# that `profiles` uses; the other figures of the run stand for those losses in a hash
 TIMING = ("wall_s", "train_s", "tokens_per_s", "probe_pct", "curve", "streams")
 
 
 class Undecidable(Exception):
-    """Raised where a stage's results do not allow its decision; its text says why."""
+    """Raised where a stage's results do not allow a decision; the message says why."""
 
 
 def val_loss(result: RunResult | None) -> float:
-    """Return the figure that decisions compare: infinite unless the run completed with a finite loss."""
+    """Return the validation loss in nats; infinite unless the run completed with a finite one."""
     if not result or result.get("outcome") != "completed":
         return math.inf
     loss = result.get("val_loss")
@@ -48,8 +48,8 @@ def val_loss(result: RunResult | None) -> float:
 
 
 def is_conclusive(run: Mapping[str, Any] | None) -> bool:
-    """Return whether a result, or a candidate, says something about its settings: it completed, diverged or
-    was raced, and was not lost or failed."""
+    """Return whether a result or candidate says something about its settings: the run completed, diverged or
+    was stopped in a race, and neither failed nor got lost."""
     return run is not None and run.get("outcome") in FINISHED
 
 
@@ -59,14 +59,14 @@ def losses_of(specs: Specs, results: Results) -> list[float]:
 
 
 def best(specs: Specs, results: Results) -> RunSpec | None:
-    """Return the spec with the lowest validation loss, the lower learning rate where equal; None when none
-    completed."""
+    """Return the run with the lowest validation loss, among equal ones the one with the lowest learning rate;
+    None where none completed."""
     ranked = sorted(specs, key=lambda s: (val_loss(results.get(s.run_id)), s.run.optimizer.lr))
     return ranked[0] if ranked and math.isfinite(val_loss(results.get(ranked[0].run_id))) else None
 
 
 def c_median(result: RunResult | None) -> float | None:
-    """Return the median clip coefficient of a completed run."""
+    """Return the median clip coefficient c of a run; None where it did not complete or recorded none."""
     if result is None or math.isinf(val_loss(result)):
         return None
     value = result.get("c_median")
@@ -74,30 +74,30 @@ def c_median(result: RunResult | None) -> float | None:
 
 
 def curve_of(result: Mapping[str, Any]) -> dict[int, float]:
-    """Return step -> loss on the fixed windows; empty where none was recorded, as in a forecast."""
+    """Return the loss on the fixed windows by step; empty where no curve was recorded, as in a forecast."""
     return {step: loss for step, loss, _ in finite_rows(result.get("curve") or [])}
 
 
 def band_distance(c: float | None, band: Sequence[float]) -> float:
-    """Return how far a median c lies outside the band; 0 inside."""
+    """Return how far a median c lies outside the band: 0 inside it, infinite for None."""
     return math.inf if c is None else max(band[0] - c, c - band[1], 0.0)
 
 
 def edge_of(values: Sequence[float], value: float) -> str | None:
-    """Return the edge of a grid that a value lies on: `low`, `high`, `both`, or None."""
+    """Return the edge of a grid that a value lies on: `low`, `high` or `both`; None for a value inside."""
     edges = [edge for edge, end in (("low", min(values)), ("high", max(values))) if value == end]
     return "both" if len(edges) == 2 else next(iter(edges), None)
 
 
 def margin_sigma(losses: Sequence[float], sigma: float | None) -> float | None:
-    """Return how far the runner-up lies behind the winner, in units of sigma; None without a runner-up or
-    without sigma."""
+    """Return the difference between the two lowest losses in units of sigma; None without two finite losses
+    or without sigma."""
     finite = sorted(x for x in losses if math.isfinite(x))
     return (finite[1] - finite[0]) / sigma if len(finite) > 1 and sigma else None
 
 
 def candidate(spec: RunSpec, results: Results) -> Candidate:
-    """Return a run as a decision records it."""
+    """Return a run as a decision records it among its candidates."""
     result = results.get(spec.run_id, RunResult())
     run = spec.run
     shown: dict[str, Any] = {
@@ -118,7 +118,7 @@ def candidate(spec: RunSpec, results: Results) -> Candidate:
 def make_decision(
     stage: str, rule: str, config: Config, specs: Specs, results: Results, earlier: Decisions, **chosen: Any
 ) -> Decision:
-    """Return a decision with its evidence, the hash of its inputs, and its own hash."""
+    """Return a decision with its evidence and hashes; `chosen`: its other keys, such as `tracks`."""
     known = [s for s in specs if s.run_id in results]
     decision: dict[str, Any] = {
         "stage": stage,
@@ -146,7 +146,7 @@ def decision_problem(decision: Mapping[str, Any]) -> str | None:
 
 
 def inputs_of(decision: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return (role, run id) of every run that a decision was made from."""
+    """Return (role, run id) of every run that a decision rests on."""
     return [(c["role"], c["run_id"]) for c in (*decision["candidates"], *decision["measurements"])]
 
 
@@ -157,9 +157,9 @@ def inputs_digest(
     result_of: Callable[[str], Mapping[str, Any]],
     earlier: Decisions,
 ) -> str:
-    """Return the hash of all that a decision rests on: settings, earlier decisions, results without their
-    timings. `result_of`: returns a run's result, by its id."""
-    sha256 = hashlib.sha256()  # of the canonical JSON of all that, piece by piece: there may be many runs
+    """Return the hash of everything that a decision rests on: settings, earlier decisions, and the results of
+    `runs`, (role, run id) each, without their timings. `result_of` returns the result for a run id."""
+    sha256 = hashlib.sha256()  # of one canonical JSON object, fed in pieces: there may be many runs
     before = {s: d["inputs_sha256"] for s, d in earlier.items()}
     sha256.update(f'{{"earlier":{canonical_json(before)},"runs":['.encode())
     for nth, (role, run_id) in enumerate(runs):
@@ -172,7 +172,7 @@ def inputs_digest(
 def settings_of_stage(config: Config, stage: str) -> dict[str, Any]:
     """Return the settings that a stage's decision rests on."""
     of_stage = to_dict(getattr(config, stage))
-    of_stage.pop(TRAIN_TOKENS, None)  # its steps say as much
+    of_stage.pop(TRAIN_TOKENS, None)  # `steps` holds the same
     settings: dict[str, Any] = {"stage": of_stage, "scale": config.scale}
     settings |= {"study": study_part(config), "seeds": config.seeds}
     if config.answered_before and getattr(config, stage).judges:
@@ -181,24 +181,24 @@ def settings_of_stage(config: Config, stage: str) -> dict[str, Any]:
 
 
 def error_divided(config: Config) -> int:
-    """Return by what the error of an answer is divided: 2 for each earlier answer on some of its seeds
-    (`statistics` says why)."""
+    """Return the number that divides the error probability of an answer: it doubles with each earlier answer
+    on some of the same seeds (`statistics` says why)."""
     return int(2**config.answered_before)
 
 
 def divided_in_words(config: Config) -> str:
-    """Return the clause of a rule about that; empty where no seed was judged before."""
+    """Return the clause of a rule about `error_divided`; empty where the error is not divided."""
     by, why = error_divided(config), "since earlier answers rest on some of the seeds"
     return f"; the error is divided by {by}, {why}" if by > 1 else ""
 
 
 def untimed(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a result that is the same whenever the run is trained."""
+    """Return the figures of a result that are the same whenever the run is trained."""
     return {k: v for k, v in result.items() if k not in TIMING}
 
 
 def refuse_without_tracks(tracks: Mapping[str, Any], stage: str, specs: Specs, results: Results) -> None:
-    """Raise Undecidable, with the causes of the failed runs, where no track is left."""
+    """Raise Undecidable, with the causes of failed runs in its message, where there are no tracks."""
     if not tracks:
         causes = {result.get("cause") for s in specs if (result := results.get(s.run_id))}
         why = "; ".join(sorted(c.rstrip(".") for c in causes if c)[:3]) or "no run completed"

@@ -1,7 +1,7 @@
-"""How runs are built: a track's plain run at a multiple of its best learning rate, with EBC, on a schedule;
-and how one of a search gets the bounds above which it is stopped.
+"""Builders of the stages' runs: a track's plain run at a multiple of its best learning rate, with EBC, or on
+a schedule, and the loss bounds above which a run of a search is stopped.
 
-Pure functions of the configuration and of the decisions so far; the stages say which of these runs they want.
+What they return depends on their arguments alone, except that `texts_pinned` reads files of text.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from ebc_lab.records.spec import RunSpec, arm_name
 from .rules import Decisions, Results, Specs, curve_of, losses_of
 
 Searched = tuple[str, str]  # optimizer, projection
-Place = TypeVar("Place", CarrySettingConfig, ProfiledWorkloadConfig)  # where arms or methods are trained
-Rivals = Sequence[Specs]  # points of a search, each with its seeds
-# share of a run before which none is stopped: a search misled before (scripts/race_replay.py)
+Place = TypeVar("Place", CarrySettingConfig, ProfiledWorkloadConfig)  # a setting or a workload
+Rivals = Sequence[Specs]  # points of a search, each as its runs over the seeds
+# no run is stopped before this share of its steps: earlier losses misled a search (scripts/race_replay.py)
 RACED_FROM = 0.75
-MOST_BOUNDS = 20  # of a run: more would fill its settings and hardly stop it earlier
-DIGITS = 4  # of a bound, in nats
+MOST_BOUNDS = 20  # per run: more would fill its settings and hardly stop it earlier
+DIGITS = 4  # decimals of a bound in nats
 
 
 def plain_run(config: Config, track: BestRate, steps: int, seed: int, scale: float) -> RunConfig:
-    """Return a track's plain run at a constant learning rate, a multiple of the track's best one."""
+    """Return a track's run without EBC, at a constant learning rate of `scale` times the track's best."""
     base, name = run_part(config), track["optimizer"]
-    # the study's settings where it is the study's optimizer, else those of its own file
+    # the study's own optimizer has the study's settings, any other those of its file
     optimizer = config.optimizer if config.optimizer.name == name else optimizer_defaults(name)
     return replace(
         base,
@@ -59,13 +59,13 @@ def plain_run(config: Config, track: BestRate, steps: int, seed: int, scale: flo
 
 def ebc_run(config: Config, track: SweepTrack, steps: int, seed: int, scale: float, **ebc: Any) -> RunConfig:
     """Return a track's run with EBC on the study's schedules. EBC warms up by itself, so the learning rate
-    does not. `ebc`: its budget, its target KL and more settings, as `with_ebc` takes them."""
+    does not. `ebc`: the budget, target KL and further settings, as `with_ebc` takes them."""
     run = scheduled(plain_run(config, track, steps, seed, scale), config.study.lr_schedule, 0)
     return with_ebc(run, track, schedule=config.study.kl_schedule, **ebc)
 
 
 def scheduled(run: RunConfig, schedule: str, warmup: float) -> RunConfig:
-    """Return the run on this learning-rate schedule; `warmup` in steps, or below 1 as a share of the run."""
+    """Return the run on a learning-rate schedule; `warmup` is in steps or, below 1, a share of the run."""
     steps = share_in_steps(warmup, run.steps) if warmup < 1 else int(warmup)
     return replace(run, lr_schedule=replace(run.lr_schedule, name=schedule, warmup_steps=steps))
 
@@ -73,23 +73,23 @@ def scheduled(run: RunConfig, schedule: str, warmup: float) -> RunConfig:
 def with_ebc(
     run: RunConfig, track: SweepTrack, budget: str, target_kl: float, schedule: str, **settings: Any
 ) -> RunConfig:
-    """Return the run with EBC, filled in from the track's baseline; `settings`: what a controller search
-    chose."""
+    """Return the run with EBC, completed from the track's baseline. `target_kl` is in nats; `settings` are
+    those that a controller search chose."""
     held = replace(run.budget, name=budget, target_kl=target_kl, schedule=schedule)
     run = replace(run, stabilizer=replace(run.stabilizer, name="ebc"), budget=held)
     return fill_from_baseline(changed(run, settings), track)
 
 
 def with_target(run: RunConfig, target_kl: float) -> RunConfig:
-    """Return the run with this target KL, to three digits, or the least that its budget can hold in its
-    precision."""
+    """Return the run with this target KL, to three digits, raised where needed to the least that its budget
+    can hold in the run's numerical precision."""
     return replace(run, budget=replace(run.budget, target_kl=max(round3(target_kl), least_target_kl(run))))
 
 
 def fill_from_baseline(run: RunConfig, track: NaturalSteps, times: float = 1.0) -> RunConfig:
-    """Return the run with a target KL that can be held, no guard where there is no bound, and the open gain
-    of the `energy` controller from the baseline: `times` the KL that it spent for each nat of promised
-    decrease."""
+    """Return the run with its target KL raised to one that can be held, no guard unless the budget is
+    `surrogate`, and a missing gain of the `energy` controller filled in: `times` the KL that the baseline
+    spent per nat of promised decrease."""
     if run.stabilizer.name == "ebc":
         run = with_target(run, run.budget.target_kl)
     if run.budget.name != "surrogate":
@@ -105,24 +105,24 @@ def fill_from_baseline(run: RunConfig, track: NaturalSteps, times: float = 1.0) 
 def spec_of(
     stage: str, role: str, run: RunConfig, scale: float, note: str = "", *, usual: int | None = None
 ) -> RunSpec:
-    """Return a run of a stage, its arm named by its settings; `usual`: the steps that the name leaves out."""
+    """Return a stage's run, its arm named after its settings; `usual`: the length that the name omits."""
     return RunSpec(stage, role, arm_name(run, scale, note + length(run, usual)), scale, run)
 
 
 def length(run: RunConfig, usual: int | None) -> str:
-    """Return what an arm's name says of a run's length: `_n200` for 200 steps where another length is
-    usual."""
+    """Return the part of an arm's name that gives a run's length, `_n200` for 200 steps; empty for the usual
+    length."""
     return "" if usual in (None, run.steps) else f"_n{run.steps}"
 
 
 def tracks_of(decisions: Decisions, stage: str) -> list[str]:
-    """Return the tracks that the latest decision before `stage` kept; none before the first decision."""
+    """Return the tracks that the latest decision before `stage` kept; empty before the first decision."""
     made = [s for s in STAGES[: STAGES.index(stage)] if s in decisions]
     return list(decisions[made[-1]]["tracks"]) if made else []
 
 
 def searched(decisions: Decisions, track: str) -> dict[str, Any]:
-    """Return the settings that the controller search chose for a track; none where there was no search."""
+    """Return the settings that the controller search chose for a track; empty where there was no search."""
     decision = decisions.get("controller_search")
     return dict(decision["tracks"][track]["settings"]) if decision else {}
 
@@ -133,19 +133,19 @@ def waiting(specs: Specs, results: Results) -> bool:
 
 
 def distinct(specs: Specs) -> list[RunSpec]:
-    """Return one spec per run: the first that asked for it."""
+    """Return the specs without those that repeat the run of an earlier one."""
     return list({s.run_id: s for s in reversed(specs)}.values())[::-1]
 
 
 def searched_run(config: Config, pair: Searched, lr: float, steps: int, seed: int, scale: float) -> RunConfig:
-    """Return a plain run of the sweep at a multiple of `lr`, held constant."""
+    """Return a plain run of lr_sweep at a constant learning rate of `scale` times `lr`."""
     track: BestRate = {"optimizer": pair[0], "projection": pair[1], "lr": lr}
     return plain_run(config, track, steps, seed, scale)
 
 
 def sweep_spec(config: Config, role: str, run: RunConfig, scale: float) -> RunSpec:
-    """Return a run of lr_sweep. Its scale counts from the grid's best rate and not, as later, from the best
-    constant one, so the arm is named after the rate itself."""
+    """Return a run of lr_sweep. Its scale is relative to the grid's best rate, while in later stages it is
+    relative to the best constant rate; so the arm is named after the rate itself."""
     return RunSpec("lr_sweep", role, arm_name(run, None, length(run, config.finals.steps)), scale, run)
 
 
@@ -159,13 +159,13 @@ def rate_of(spec: RunSpec) -> float:
 def raced(
     run: RunConfig, rivals: Rivals, results: Results, margin: float, first: float = RACED_FROM
 ) -> RunConfig:
-    """Return the run with bounds, losses on the fixed windows above which it ends: at each evaluation the
-    loss of the best finished rival there, of its worst seed, plus `margin` nats; as it is without a rival.
+    """Return the run with bounds: losses on the fixed windows above which it is stopped.
 
-    Bounds are settings of the run: what it becomes depends on nothing else, so it is the same whenever it is
-    trained, resumed or copied. `rivals`: points all of whose runs have a result. Only those that differ in
-    rate, strength or target alone count. Before the decay a high rate has a higher loss than a low one that
-    it will beat, and a shape that falls early a lower one: the loss in the middle of a run misleads.
+    A bound is the loss of the best finished rival's worst seed at the same step, plus `margin` nats. Of
+    `rivals`, points whose runs all have a result, only those count that differ from the run in rate, strength
+    or target KL alone; without one, the run is returned as it is. Bounds begin at the share `first` of the
+    run, since before it decays, a high rate has higher losses than a low one that it will beat. Bounds are
+    settings of the run, so it ends the same way whenever it is trained, resumed or copied.
     """
     finished = [p for p in rivals if alike(p[0].run, run) and max(losses_of(p, results)) < math.inf]
     if not finished:
@@ -181,7 +181,7 @@ def raced(
 
 
 def alike(run: RunConfig, other: RunConfig) -> bool:
-    """Return whether two runs differ in rate, strength, target and seed alone."""
+    """Return whether two runs are equal but for rate, strength, target KL, seed and bounds."""
 
     def without_these(run: RunConfig) -> RunConfig:
         run = RaceConfig().put_into(with_derived_settings(run))
@@ -205,20 +205,20 @@ def _made(key: str) -> dict[Any, list[RunSpec]]:
 
 
 def specs_made(config: Config, stage: str) -> dict[Any, list[RunSpec]]:
-    """Return the cache of the runs that a stage makes of a configuration: to name thousands of them takes
-    seconds, and a study asks for all of them whenever a run ends."""
+    """Return a cache for the runs of a stage under one configuration: naming thousands of runs takes seconds,
+    and a study asks for all of them whenever a run ends."""
     environment, settings = study_environment(config), to_dict(getattr(config, stage))
     return _made(
         canonical_json({"run": to_dict(run_part(config)), stage: settings, "environment": environment})
     )
 
 
-# -- texts of one's own --------------------------------------------------------------------------------------
+# -- settings that bring a text of their own -----------------------------------------------------------------
 
 
 def own_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the data and tokens of settings that have their own of either, else nothing. Tokens of another
-    text have another checksum, which is open where the settings do not give it."""
+    """Return the `data` and `tokens` of settings that change either of them; empty where they change neither.
+    The tokens' checksum is None unless the settings give it, since it depends on the text."""
     if not {"data", "tokens"} & set(settings):
         return {}
     data, tokens = to_dict(base.data), {**to_dict(base.tokens), "sha256": None}
@@ -229,8 +229,8 @@ def own_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, dict[str
 
 
 def with_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with the checksums of their own data and tokens. In a plan, where nobody has looked at
-    them yet, that of their name stands for one."""
+    """Return settings with their own data and tokens, each with a checksum. In a plan, where the files have
+    not been read yet, a hash of their names takes its place."""
     own = own_text(base, settings)
     for group, text in own.items():
         if not text["sha256"] and text["name"] != "characters":
@@ -242,8 +242,8 @@ def with_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
 def texts_pinned(
     config: Config, stage: str, places: Mapping[str, Place], say: Callable[[str], None]
 ) -> dict[str, Place]:
-    """Return the places of a stage, with the checksums of the data and tokens that one has of its own. Raises
-    UserError."""
+    """Return the places of a stage, with checksums filled in by reading their own data and tokens. Raises
+    UserError where these cannot be read. `say` prints a line."""
     from ebc_lab.workloads.starts import pinned
     from ebc_lab.workloads.text import checked_text
 

@@ -1,9 +1,9 @@
-"""A stage is a class: which runs it needs, what it decides from their results, and how both are told.
+"""The base classes of stages: the runs a stage needs, its decision on their results, and the words for both.
 
-To add one: a module here with a subclass of `Stage`, or of `Choice` where one candidate wins on each track,
-and its one object, `STAGE`; a subclass of `StageConfig` and a field of the stage's name in
-`config.schema.Config`, which give its settings, the stages that it needs and its place in the order; its
-numbers in `conf/scale/`. Autopilot, `status`, `why`, `diff`, `plan`, the page and the tables ask the stage.
+To add a stage, write a module here with a subclass of `Stage`, or of `Choice` where one candidate wins on
+each track, and an instance named `STAGE`. Its settings, the stages it needs and its place in the order come
+from a subclass of `StageConfig` and a field of the stage's name in `config.schema.Config`; its numbers for
+each scale go into `conf/scale/`. All commands, the page and the tables then find the stage by themselves.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from .rules import Results, Specs
 from .runs import distinct
 from .statistics import by_interval, noise
 
-Track = Mapping[str, Any]  # what a stage decided for one (optimizer, projection): see records.decisions
-ResultsOf = Callable[[list[RunSpec]], dict[str, RunResult]]  # of those that have one
+Track = Mapping[str, Any]  # the decision for one (optimizer, projection): see records.decisions
+ResultsOf = Callable[[list[RunSpec]], dict[str, RunResult]]  # by run id; without runs that have no result
 MISSING = object()
 NOT_APART = ", not told apart by one run each"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of a decided track. `diff` compares all of them; the page shows those that have a label."""
+    """A figure of a decided track. `diff` compares all figures; the page shows those that have a label."""
 
-    path: str  # into the track, `control.lr`
+    path: str  # keys of the nested track, joined by dots: `control.lr`
     label: str = ""
     form: str = "{}"  # for str.format
-    remark: str | Callable[[Any], str] = ""  # its unit, or what makes a remark of the track
+    remark: str | Callable[[Any], str] = ""  # a unit, or a function that makes a remark from the track
 
     def value(self, track: Any, missing: Any = None) -> Any:
-        """Return the figure of this track, or `missing` where the track has none."""
+        """Return the value of the figure in this track, or `missing` where the track has none."""
         for key in self.path.split("."):
             if not isinstance(track, Mapping) or key not in track:
                 return missing
@@ -52,7 +52,7 @@ class Figure:
         return track
 
     def row(self, track: Track) -> tuple[str, str, str]:
-        """Return (label, the figure as text, remark)."""
+        """Return (label, formatted value, remark)."""
         value = self.value(track)
         remark = self.remark if isinstance(self.remark, str) else self.remark(track)
         return self.label, "none" if value is None else self.form.format(value), remark
@@ -60,32 +60,32 @@ class Figure:
 
 @dataclass(frozen=True)
 class Scenario:
-    """How results that do not exist yet turn out, for the forecast of how many runs there will be."""
+    """An assumption about results that do not exist yet, for forecasting how many runs a study will make."""
 
     name: str
-    edge: bool  # every search goes on as long as it may, and the verdict stays undecided
+    edge: bool  # every search goes on as long as it may, and the verdict remains undecided
     extra: int  # calibration runs beyond the grid
-    merged: bool  # the chosen scale is the calibrated one, so that arms coincide
+    merged: bool  # the chosen LR scale equals the calibration's, so that some arms coincide
 
 
 class Stage:
-    """A stage of a study. A subclass has `name`, `title`, `runs`, `decide` and `headline`; the rest has
-    defaults.
+    """A stage of a study. A subclass defines `name`, `title`, `runs`, `decide` and `headline`; all else has a
+    default.
 
-    `specs` are always the stage's own runs, and `earlier` the decisions of the stages before it.
+    In every method, `specs` are the stage's own runs and `earlier` holds the decisions of earlier stages.
     """
 
     name: str
     title = ""
-    about = ""  # what it is for, in a sentence for readers who do not know the method
+    about = ""  # its purpose, in a sentence for readers who do not know the method
     figures: tuple[Figure, ...] = ()
-    shows = "candidates"  # which table explains its decision: report and screen have one for each word
-    pictures: tuple[str, ...] = ()  # names of the pictures drawn of its decision
+    shows = "candidates"  # which kind of table explains its decision, in the report and on the screen
+    pictures: tuple[str, ...] = ()  # names of the pictures that show its decision
     concludes = False  # no later stage builds on its decision
-    leads_with_optimizer = True  # of sentences about a track; else its name leads, where there are several
+    leads_with_optimizer = True  # sentences on a track begin with its optimizer, else with its name
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return the runs that the stage needs; the list may grow with its own results."""
+        """Return the runs that the stage needs so far; the list may grow as their results arrive."""
         raise NotImplementedError
 
     def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
@@ -93,69 +93,69 @@ class Stage:
         raise NotImplementedError
 
     def headline(self, track: Any) -> str:
-        """Return what was decided for a track, in one line."""
+        """Return a one-line summary of the decision on a track."""
         raise NotImplementedError
 
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
-        """Return what can be said before the stage is decided, a clause each. Raises Undecidable."""
+        """Return clauses that describe the results before the stage is decided. Raises Undecidable."""
         return []
 
     def turning_points(self, name: str, decision: Decision) -> list[str]:
-        """Return what would have changed the decision on a track, a clause each."""
+        """Return clauses that say what would have changed the decision on a track."""
         return []
 
     def passed_over(self, name: str, decision: Decision) -> str:
-        """Return what had a lower loss on a track than the choice, and why it was not chosen; empty where
-        nothing had."""
+        """Return a clause on a candidate with a lower loss on a track than the chosen one, and why it was not
+        chosen; empty where there is none."""
         return ""
 
     def lead_in(self, name: str, decision: Decision) -> str:
-        """Return how a sentence about a track begins."""
+        """Return the opening words of a sentence about a track."""
         return f"{optimizer(name)}: " if self.leads_with_optimizer else track_prefix(name, decision["tracks"])
 
     def question(self, config: Config) -> str:
-        """Return the question of a study that ends with this stage; empty: that of the lab."""
+        """Return the question asked by a study that ends with this stage; empty: the lab's usual one."""
         return str(getattr(getattr(config, self.name), "question", ""))
 
     def resolve(self, config: Config, say: Callable[[str], None]) -> Config:
-        """Return the configuration, filled in where the stage's settings leave something to the machine that
-        begins the study."""
+        """Return the configuration, filling in the stage's settings that depend on the machine where the
+        study begins. `say` prints a line."""
         return config
 
     def settled(self, config: Config, specs: Specs, results: Results) -> dict[str, Any]:
-        """Return the decision's tracks as far as no run that is still missing can change them."""
+        """Return by track the parts of the decision that no missing run can change."""
         return {}
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        """Return figures of a result as a forecast needs them: by default a median c that lies in the band at
-        the scale that is chosen.
+        """Return invented figures of a run's result for a forecast: by default a median c that lies in the
+        band at the LR scale that is to be chosen.
 
-        `nth`: how many runs the stage has made before it. A val_loss of 2.0 stands for the best known one.
+        `nth`: the number of runs of the stage before this one. A val_loss of 2.0 stands for the best known.
         """
         return {"c_median": 0.6 if scenario.merged == (spec.lr_scale == 2) else 0.3}
 
-    # -- what follows from these, for whoever asks a stage ---------------------------------------------------
+    # -- what all stages derive from these methods -----------------------------------------------------------
 
     @property
     def summary_csv(self) -> str:
-        """Return the name of its table of runs."""
+        """The file name of the stage's table of runs."""
         return f"summary_{self.name}.csv"
 
     def headlines(self, decision: Decision) -> list[str]:
-        """Return a decision in one line per track, with the winner's margin and what was passed over."""
+        """Return one line per track: the decision, the winner's margin, and any lower loss passed over."""
         return [
             self.lead_in(name, decision) + self.headline(track) + _margin(track) + self._over(name, decision)
             for name, track in decision["tracks"].items()
         ]
 
     def would_change(self, decision: Decision) -> list[str]:
-        """Return what would have changed the decision, one sentence per track."""
-        points = {name: self.turning_points(name, decision) for name in decision["tracks"]}
-        return [f"{self.lead_in(name, decision)}{'; '.join(said)}" for name, said in points.items() if said]
+        """Return one sentence per track that says what would have changed the decision."""
+        clauses = {name: self.turning_points(name, decision) for name in decision["tracks"]}
+        return [f"{self.lead_in(name, decision)}{'; '.join(c)}" for name, c in clauses.items() if c]
 
     def rows(self, name: str, decision: Decision) -> list[tuple[str, str, str]]:
-        """Return (label, figure, remark) of what was decided for a track, as the page shows it. The remark on
-        the loss says which lower ones were passed over."""
+        """Return (label, value, remark) for each figure of a track that the page shows. The remark on the
+        validation loss names a lower one that was passed over."""
         track, rows = decision["tracks"][name], []
         for figure in self.figures:
             if figure.label and figure.value(track, MISSING) is not MISSING:
@@ -170,23 +170,23 @@ class Stage:
 
 
 class Choice(Stage):
-    """A stage that chooses one candidate on each track, by its validation loss."""
+    """A stage that chooses one candidate on each track, usually the one with the lowest validation loss."""
 
-    setting = "lr {lr:g}"  # what sets a candidate apart, for str.format
+    setting = "lr {lr:g}"  # a str.format template for a candidate in words
 
     def why_not(self, chosen: Any, candidate: Candidate, candidates: Sequence[Candidate]) -> str:
-        """Return why a candidate with a lower loss than the chosen one's was passed over; empty where it
-        could not have been chosen, being another seed of what was, or no candidate at all.
+        """Return why a candidate was passed over although its loss is lower than that of the chosen one;
+        empty where it is no rival, such as another seed of the chosen candidate.
 
-        `candidates`: all of the track.
+        `candidates`: all candidates of the track.
         """
         return ""
 
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
-        """Return what each track would choose now, what lies next, and whether a run of each could tell them
-        apart. Raises Undecidable."""
+        """Return a clause for each track: the candidate that leads, the runner-up, and whether one run of
+        each is enough to separate the two. Raises Undecidable."""
         decision = self.decide(config, specs, results, earlier)
-        said = []
+        clauses = []
         for name, track in decision["tracks"].items():
             others = {c["run_id"]: c for c in candidates_of(name, decision)}
             first = others.pop(track["run_id"])
@@ -199,19 +199,19 @@ class Choice(Stage):
                     alone = "is the only result yet"
                 elif track["run_id"] in track["ranked"]:
                     alone = "is the only one inside its band"
-                said.append(f"{words} {alone}, validation loss {track['val_loss']:.4f}")
+                clauses.append(f"{words} {alone}, validation loss {track['val_loss']:.4f}")
                 continue
             gap, second = behind[0]
             next_setting = self.setting.format_map(second)
-            alike = setting == next_setting  # as one δ* by two budgets
+            alike = setting == next_setting  # for example, one δ* under two budgets
             words += f" ({first['arm']})" * alike
             words += f" leads, {gap:.4f} nats ahead of {next_setting}" + f" ({second['arm']})" * alike
             floor = noise(earlier["lr_sweep"]["tracks"][name]["replicate_losses"])
-            said.append(words + NOT_APART * (gap < (floor["detectable"] or math.inf)))
-        return said
+            clauses.append(words + NOT_APART * (gap < (floor["detectable"] or math.inf)))
+        return clauses
 
     def turning_points(self, name: str, decision: Decision) -> list[str]:
-        """Return what the next best candidates lacked to be chosen."""
+        """Return clauses that say how much better the next best candidates would have had to be."""
         track = decision["tracks"][name]
         points = []
         if ranked := _ranked_behind(name, decision):
@@ -221,7 +221,7 @@ class Choice(Stage):
             points.append(f"{second['arm']} at {setting} would have had to be {gap:.4f} nats better{sigmas}")
         if over := self.passed_over(name, decision):
             points.append(f"another rule would have chosen {over}")
-        # optimizers that were dropped for this track: grid run against grid run, all as long
+        # optimizers dropped in favour of this track, compared by grid runs of equal length
         for pair in track.get("dropped", []):
             if pair["behind"] is not None:
                 words = f"{pair['track']} would have had to be {pair['behind']:.4f} nats better on the grid"
@@ -230,11 +230,11 @@ class Choice(Stage):
         return points or ["there was no other candidate"]
 
     def passed_over(self, name: str, decision: Decision) -> str:
-        """Return the candidate with the lowest loss below the chosen one's, why it was not chosen, and how
-        many more arms have such a loss; empty where none has."""
+        """Return a clause on the candidate with the lowest loss, if that lies below the chosen one's: why it
+        was not chosen, and how many more arms lie below. Empty where none does."""
         track = decision["tracks"][name]
         candidates = candidates_of(name, decision)
-        lower: dict[str, tuple[float, str]] = {}  # arm -> its lowest loss, and what is said of it
+        lower: dict[str, tuple[float, str]] = {}  # arm -> its lowest loss, and a clause on it
         for c in candidates:
             chosen = track if "val_loss" in track else track.get("arms", {}).get(c["role"], {})
             loss, limit = c["val_loss"], chosen.get("val_loss")
@@ -250,14 +250,13 @@ class Choice(Stage):
 
 
 def candidates_of(name: str, decision: Decision) -> list[Candidate]:
-    """Return the candidates of one track."""
+    """Return the candidates of a decision that belong to one track."""
     alone = len(decision["tracks"]) == 1
     return [c for c in decision["candidates"] if alone or c["run_id"].startswith(f"{name}_")]
 
 
 def _ranked_behind(name: str, decision: Decision) -> list[tuple[float, Candidate]]:
-    """Return the candidates that were ranked behind the chosen one, each with its distance in nats; nearest
-    first."""
+    """Return (nats behind, candidate) for each candidate ranked behind the chosen one, nearest first."""
     track = decision["tracks"][name]
     others = [c for c in candidates_of(name, decision) if c["run_id"] != track["run_id"]]
     ranked = [c for c in others if c["run_id"] in track["ranked"] and c["val_loss"] is not None]
@@ -267,11 +266,11 @@ def _ranked_behind(name: str, decision: Decision) -> list[tuple[float, Candidate
 
 
 def _margin(track: Track) -> str:
-    """Return how far the runner-up lies behind; empty where no candidates were ranked."""
+    """Return a clause on how far the runner-up lies behind; empty where no candidates were ranked."""
     if "ranked" not in track:
         return ""
     margin = track["margin_sigma"]
-    if margin is None:  # of a lone constant rate its headline says that it is one
+    if margin is None:  # the headline already says where only one constant rate was tried
         return "" if len(track["ranked"]) == 1 and "replicate_losses" in track else "; no runner-up"
     few = " (σ from 2 seeds)" if len(track.get("replicate_losses", ())) == 2 else ""
     return f"; margin {margin:.1f} σ{few}"
@@ -281,7 +280,7 @@ def _margin(track: Track) -> str:
 
 
 def or_undecided(words: str, difference: Difference, *, joint: bool) -> str:
-    """Return the words about a difference so far, marked as undecided while its interval holds 0."""
+    """Return `words` about a difference, marked as undecided so far unless its interval excludes 0."""
     d = by_interval(difference, joint)
     low, high = d["low"], d["high"]
     apart = (low is not None and low > 0) or (high is not None and high < 0)
@@ -289,12 +288,12 @@ def or_undecided(words: str, difference: Difference, *, joint: bool) -> str:
 
 
 def seeds_of_arm(candidate: Candidate, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Return the runs of a candidate's arm under every seed, itself among them."""
+    """Return the candidates of the same arm under every seed, including this one."""
     return [c for c in candidates if (c["role"], c["arm"]) == (candidate["role"], candidate["arm"])]
 
 
 def held_back_by_its_seeds(candidate: Candidate, candidates: Sequence[Candidate], chosen: Track) -> str:
-    """Return why the other seeds of a candidate's arm keep it from being chosen; empty where they do not."""
+    """Return how the other seeds of a candidate's arm ruled it out; empty where they did not."""
     seeds = seeds_of_arm(candidate, candidates)
     if any(c["run_id"] == chosen["run_id"] for c in seeds):
         return ""
@@ -309,7 +308,7 @@ def held_back_by_its_seeds(candidate: Candidate, candidates: Sequence[Candidate]
 
 
 def outside_the_band(track: Track, candidate: Candidate) -> str:
-    """Return why a candidate was not ranked by its loss: for its median c; empty where it was ranked."""
+    """Return why a candidate's median c kept it from being ranked by its loss; empty where it was ranked."""
     if candidate["run_id"] in track["ranked"]:
         return ""
     c = candidate["c_median"]
@@ -317,7 +316,7 @@ def outside_the_band(track: Track, candidate: Candidate) -> str:
 
 
 def beside_the_band(track: Track) -> str:
-    """Return in words whether the chosen median c lies in the verdict's band."""
+    """Return a remark that says whether the chosen median c lies in the verdict's band."""
     return f"{'inside' if track['in_band'] else 'outside'} the verdict’s band"
 
 
@@ -326,8 +325,8 @@ def beside_the_band(track: Track) -> str:
 
 @functools.cache
 def stage_of(name: str) -> Stage:
-    """Return the stage of this name: the `STAGE` of the module named like it. Raises UserError for an unknown
-    one."""
+    """Return the stage of this name, which is `STAGE` in the module of the same name. Raises UserError where
+    no stage has the name."""
     if name not in STAGES:
         raise UserError(f"{name} is not a stage; the stages are {', '.join(STAGES)}.")
     stage: Stage = importlib.import_module(f".{name}", __package__).STAGE
@@ -335,14 +334,14 @@ def stage_of(name: str) -> Stage:
 
 
 def decision_that_shows(what: str, decisions: Decisions) -> Decision | None:
-    """Return the decision whose stage shows this, `verdict` or `arms`, say; None where there is none."""
+    """Return the decision of the stage whose `shows` is `what`, such as `verdict`; None without one."""
     return next((d for name, d in decisions.items() if stage_of(name).shows == what), None)
 
 
 def planned_runs(
     stage: str, config: Config, decisions: Decisions, results_of: ResultsOf
 ) -> tuple[list[RunSpec], dict[str, RunResult]]:
-    """Return all runs that a stage asks for by now, and the results that they have."""
+    """Return all runs that a stage asks for so far, and their known results by run id."""
     specs: list[RunSpec] = []
     results: dict[str, RunResult] = {}
     while len(grown := stage_of(stage).runs(config, decisions, results)) > len(specs):
@@ -352,14 +351,14 @@ def planned_runs(
 
 
 class Settled(dict[str, Any]):
-    """What of a decision, or of a track, is settled: to ask for anything else of it raises `NotSettled`."""
+    """A decision or track that holds only what is settled; reading any other key raises `NotSettled`."""
 
     def __missing__(self, key: str) -> Any:
         raise NotSettled(key)
 
 
 class NotSettled(LookupError):
-    """What was asked for depends on a decision that is still open."""
+    """Raised where a value is read that depends on an open decision."""
 
 
 def speculative_runs(
@@ -370,9 +369,9 @@ def speculative_runs(
     later: Sequence[str],
     results_of: ResultsOf = lambda specs: {},
 ) -> list[RunSpec]:
-    """Return runs that an idle worker may start on while `running` ones of a stage train: those that the
-    stage asks for by now, and those of `later` stages that the decisions so far already determine, or that do
-    not depend on what this stage still looks for. The study will need every one of them.
+    """Return training runs that an idle worker may start while the `running` ones of a stage train: those
+    that the stage asks for so far, and those of `later` stages that do not depend on anything still open.
+    The study will need every one of them. `results_of` returns the known results of runs.
     """
     asked, results = planned_runs(stage, config, decisions, results_of)
     certain = list(asked)

@@ -1,22 +1,22 @@
-"""What paired seeds can show: differences with intervals, how they are judged, and how much noise there is.
+"""What paired seeds can show: differences with their intervals, judgements on them, and the noise of runs.
 
-Distributions and tests are scipy's; chosen here is only which of them is used, and at which level:
+Distributions and tests are scipy's. This module chooses which of them to use, and at which level:
 
-* The differences of an arm from its reference, seed by seed, get a t-interval (Student 1908). Where a run
-  diverged there is no mean: its loss ranks behind every other, and the median difference gets the
+* The differences of an arm from its reference, paired by seed, get a t-interval (Student 1908). Where a run
+  diverged, its loss ranks behind every other and the differences have no mean; then their median gets the
   distribution-free interval of order statistics (Thompson 1936).
-* Wherever several arms are compared with one reference, a second, wider interval holds for all of them at
-  once (Bonferroni; Dunn 1961), and what is claimed of an arm rests on that one.
-* A study that looks at its results more than once, adding seeds while they are undecided, divides its error
-  by the number of looks (Bonferroni again; on why it must: Armitage, McPherson & Rowe 1969).
-* An answer that rests on seeds of earlier answers was not planned, and nobody knows how many will follow: its
-  error is half of the last one's, so that all that follow a first answer add 2.5 + 1.25 + … < 5% to its 5%
-  (an error spent look by look: Lan & DeMets 1983). One on fresh seeds is independent of them and needs none.
-* Where an arm's settings were chosen by tuning it, other tuning seeds might have chosen others: that luck is
-  estimated from the points that were tried and the noise of a run, and widens the t-interval (on why it must:
-  Bouthillier et al., arXiv:2103.03098).
+* Where several arms are compared with one reference, a second, wider interval holds for all of them at once
+  (Bonferroni; Dunn 1961). Claims about an arm rest on that one.
+* A study that judges its results more than once, adding seeds while they are undecided, divides its error by
+  the number of looks (Bonferroni again; for the reason see Armitage, McPherson & Rowe 1969).
+* An answer that reuses seeds of earlier answers was not planned, and nobody knows how many will follow. It
+  gets half the error of the one before, so that all later answers add 2.5 + 1.25 + … < 5% to the 5% of the
+  first (error spending: Lan & DeMets 1983). An answer on fresh seeds is independent and keeps its full error.
+* Where an arm's settings were tuned, other tuning seeds might have led to other settings. This luck is
+  estimated from the points that were tried and the noise of a run, and widens the t-interval (for the reason
+  see Bouthillier et al., arXiv:2103.03098).
 
-scipy is imported late: it takes half a second, and `status` needs none of it.
+scipy is imported where it is used: that takes half a second, and `status` needs none of it.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from ebc_lab.records.decisions import Difference, NoiseFloor, Window
 
 CONFIDENCE = 0.95
 POWER = 0.80
-ROUNDING = 1e-12  # nats: differences that spread no further are equal
-MOST_SEEDS = 200  # beyond which `seeds_needed` gives up
-WINDOW_NATS = 0.05  # how far above its best an arm's loss may lie inside its window
+ROUNDING = 1e-12  # nats: differences within this range count as equal
+MOST_SEEDS = 200  # the most that `seeds_needed` returns
+WINDOW_NATS = 0.05  # how far above its lowest loss an arm may be inside its window
 
 
 @dataclass(frozen=True)
 class Luck:
-    """How much the loss of what a tuning chose would vary with its seeds: standard deviation, nats, and its
-    degrees of freedom."""
+    """The luck of a tuning: the standard deviation, in nats, by which the loss of its choice would vary with
+    its seeds, with the degrees of freedom of this estimate."""
 
     sd: float = 0.0
     freedom: float = 1.0
 
     def __add__(self, other: Luck) -> Luck:
-        """Return the luck of a difference of two."""
+        """Return the luck in the difference of two independent choices."""
         variance, freedom = _sum((self.sd**2, self.freedom), (other.sd**2, other.freedom))
         return Luck(math.sqrt(variance), freedom)
 
@@ -57,7 +57,7 @@ NO_LUCK = Luck()
 
 
 def _sum(*parts: tuple[float, float]) -> tuple[float, float]:
-    """Return variance and degrees of freedom of a sum, from those of its parts (Welch 1947;
+    """Return the variance of a sum and its degrees of freedom, from those of each part (Welch 1947;
     Satterthwaite 1946)."""
     variance = sum(v for v, _ in parts)
     shares = sum(v**2 / freedom for v, freedom in parts if v)
@@ -68,9 +68,9 @@ def noise_of_runs(losses: Sequence[Sequence[float]]) -> tuple[float, int] | None
     """Return the standard deviation of a run's loss, nats, and its degrees of freedom, from the losses of
     several points under the same seeds.
 
-    It is what is left without the point's and the seed's own effects, by its median size over the better half
-    of the points, because losses at too high a rate have outliers. None from fewer than two points of two
-    seeds that are finite throughout.
+    It comes from the residuals after removing the effects of point and seed, by their median size over the
+    better half of the points, since losses at too high a rate have outliers. None with fewer than two seeds,
+    or with fewer than two points whose losses are all finite.
     """
     known = [of_point for of_point in losses if all(map(math.isfinite, of_point))]
     if len(known) < 2 or len(known[0]) < 2:
@@ -83,7 +83,7 @@ def noise_of_runs(losses: Sequence[Sequence[float]]) -> tuple[float, int] | None
     order = np.argsort(points.mean(axis=1), kind="stable")
     near = points[order[: max(2, math.ceil(len(known) / 2))]]
     left = near - near.mean(axis=1, keepdims=True) - near.mean(axis=0) + near.mean()
-    shrunk = (1 - 1 / len(near)) * (1 - 1 / seeds)  # of the variance, by what was taken out
+    shrunk = (1 - 1 / len(near)) * (1 - 1 / seeds)  # the share of the variance that is left in the residuals
     sd = float(np.median(np.abs(left))) / stats.norm.ppf(0.75) / math.sqrt(shrunk)
     return sd, (len(near) - 1) * (seeds - 1)
 
@@ -91,10 +91,10 @@ def noise_of_runs(losses: Sequence[Sequence[float]]) -> tuple[float, int] | None
 def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float, freedom: int = 1) -> Luck:
     """Return the luck in choosing the lowest of several points, from each one's losses under the same seeds.
 
-    With the noise of a point's mean, by `noise_of_runs` or, of one seed, `sigma` with its `freedom`, each
-    point had a probability of being the lowest: the luck is how much the points' means spread under these
-    probabilities, and its freedom that of the noise. None where one point is far ahead, and where nothing was
-    chosen.
+    The noise of a mean, from `noise_of_runs` or, with one seed, from `sigma` and its `freedom`, gives each
+    point a probability of being the lowest. The luck is the standard deviation of the points' means under
+    these probabilities, with the freedom of the noise. It is 0 where one point is far ahead, and where fewer
+    than two points could be chosen.
     """
     known = [losses for losses in tried if all(map(math.isfinite, losses))]
     if len(known) < 2:
@@ -108,7 +108,7 @@ def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float, freedom: int 
     spread /= math.sqrt(losses.shape[1])
     if not spread > ROUNDING:
         return Luck(0.0, freedom)
-    lowest_at = means.min() + spread * np.linspace(-8, 8, 801)  # where the lowest may lie
+    lowest_at = means.min() + spread * np.linspace(-8, 8, 801)  # possible values of the lowest mean
     z = (lowest_at - means[:, None]) / spread
     beyond = stats.norm.logsf(z)
     lowest = np.exp(stats.norm.logpdf(z) + beyond.sum(axis=0) - beyond).sum(axis=1)
@@ -118,12 +118,12 @@ def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float, freedom: int 
 
 
 def level(differences: Iterable[Mapping[str, Any] | None]) -> str:
-    """Return how sure the intervals are: 95%, and more where looks or earlier answers divide the error."""
+    """Return the confidence of intervals: `95%`, or more where looks or earlier answers divide the error."""
     return level_of(max((d.get("looks") or 1 for d in differences if d), default=1))
 
 
 def level_of(divided: int) -> str:
-    """Return how sure an interval is whose error is divided by this: `95%` of 1, `97.5%` of 2."""
+    """Return the confidence of an interval whose error is divided by `divided`: `97.5%` for 2."""
     return f"{100 * (1 - (1 - CONFIDENCE) / divided):.4g}%"
 
 
@@ -137,25 +137,25 @@ def paired(
     replicates: Sequence[float] = (),
     luck: Luck = NO_LUCK,
 ) -> Difference:
-    """Return how an arm differs from a reference over the seeds that both have; losses in nats by seed,
-    infinite where one diverged. `replicates`: losses of one configuration under several seeds, the noise
-    floor. `luck`: of the difference, in what tuning the two chose.
+    """Return how an arm differs from a reference over the seeds that both have. Losses are in nats by seed,
+    infinite where a run diverged. `replicates`: losses of one configuration under several seeds, for the
+    noise floor. `luck`: that of the difference, from the tuning of the two.
 
-    * `method`: `t`, or `rank` where a run diverged, None without a pair;
-    * `mean` (None by rank), `median`, `sd` of the differences (None by rank, or from one seed), and `sigmas`,
-      the mean in units of the noise of one run;
-    * `low`, `high`: the 95% interval of the mean or the median, its error divided by `looks`; None where it
-      is infinite; `joint_low`, `joint_high`: the one that holds for all `comparisons` at once;
-    * `p`, `p_joint`: two-sided, of no difference, corrected likewise;
-    * `detectable`, `joint_detectable`: the smallest true difference that such an interval would tell from 0
-      in 4 of 5 studies;
-    * `alone`, `judged`: what `judge` says by either.
+    * `method`: `t`, `rank` where a run diverged, or None without a pair;
+    * `mean` (None by rank), `median` and `sd` (None by rank, or from one seed) of the differences, and
+      `sigmas`, the mean in units of the noise of one run;
+    * `low`, `high`: the 95% interval of the mean or median, its error divided by `looks`; an infinite end is
+      None. `joint_low`, `joint_high`: the interval that holds for all `comparisons` at once;
+    * `p`, `p_joint`: two-sided p-values of no difference, corrected in the same way;
+    * `detectable`, `joint_detectable`: the smallest true difference with which such an interval would exclude
+      0 in 4 of 5 studies;
+    * `alone`, `judged`: the result of `judge` for the first and for the joint interval.
     """
     seeds = sorted(set(arm) & set(reference))
     both = [(arm[s], reference[s]) for s in seeds]
     lost = sum(math.isinf(a) for a, _ in both)
     gained = sum(math.isinf(b) for _, b in both)
-    differences = [0.0 if a == b else a - b for a, b in both]  # two that diverged are equal
+    differences = [0.0 if a == b else a - b for a, b in both]  # two diverged runs count as equal
     finite = [a - b for a, b in both if math.isfinite(a) and math.isfinite(b)]
     level = (1 - CONFIDENCE) / looks
     out: dict[str, Any] = {"seeds": len(seeds), "comparisons": comparisons, "looks": looks, "margin": margin}
@@ -182,8 +182,8 @@ def paired(
 def _interval(
     method: str | None, differences: Sequence[float], luck: Luck, level: float
 ) -> tuple[float, float, float | None]:
-    """Return the ends of an interval at `level`, and p of no difference; NaN and None where there is nothing
-    to test. Luck, which the differences do not show, widens the interval and never narrows it."""
+    """Return the ends of an interval with error `level`, and the p-value; NaN, NaN and None where
+    there is nothing to test. Luck, which the differences do not show, can only widen the interval."""
     if method is None or (method == "t" and len(differences) < 2):
         return math.nan, math.nan, None
     from scipy import stats
@@ -206,20 +206,20 @@ def _interval(
 
 
 def _equal(differences: Sequence[float]) -> bool:
-    """Return whether the differences have no spread, being fewer than two or all the same."""
+    """Return whether the differences have no spread, because they are fewer than two or all equal."""
     return len(differences) < 2 or max(differences) - min(differences) <= ROUNDING
 
 
 def judge(low: float, high: float, margin: float) -> str:
-    """Return `beats`: the upper limit is below 0; `meets` the target: it is at most `margin`; `misses` it:
-    the lower limit is above; otherwise, and where the limits are NaN, `undecided`."""
+    """Return `beats` where the upper limit is below 0, `meets` where it is at most `margin`, `misses` where
+    the lower limit is above `margin`, and else, also for limits that are NaN, `undecided`."""
     if high <= margin:
         return "beats" if high < 0 else "meets"
     return "misses" if low > margin else "undecided"
 
 
 def _error(spread: float, seeds: int, luck: Luck) -> tuple[float, float]:
-    """Return the standard error of a mean difference, and its degrees of freedom."""
+    """Return the standard error of a mean difference with its luck, and the degrees of freedom."""
     variance, freedom = _sum((spread**2 / seeds, seeds - 1), (luck.sd**2, luck.freedom))
     return math.sqrt(variance), freedom
 
@@ -231,8 +231,8 @@ def _finite(value: float) -> float | None:
 def _detectable(
     differences: Sequence[float], replicates: Sequence[float], level: float, luck: Luck = NO_LUCK
 ) -> float | None:
-    """Return the smallest detectable difference, from the spread of the differences; where there is none yet,
-    from the replicates'."""
+    """Return the smallest detectable difference, from the spread of the differences or, with fewer than two
+    of these, of the replicates; None with fewer than two of either."""
     if len(differences) > 1:
         errors = (_error(statistics.stdev(differences), len(differences), x) for x in (luck, NO_LUCK))
         return max(_factor(freedom, level) * error for error, freedom in errors)
@@ -243,7 +243,7 @@ def _detectable(
 
 @functools.cache
 def _factor(freedom: float, level: float) -> float:
-    """Return the true difference, in standard errors, that a two-sided t-test at `level` finds with
+    """Return the true difference, in standard errors, that a two-sided t-test with error `level` finds with
     probability POWER."""
     from scipy import optimize, stats
 
@@ -254,13 +254,13 @@ def _factor(freedom: float, level: float) -> float:
 
 
 def seeds_needed(difference: Difference) -> int | None:
-    """Return how many fresh seeds would decide a difference of `paired` that is undecided: the fewest, more
-    than it has, with which the joint interval from them alone would exclude 0, or lie within ± the margin, in
+    """Return how many fresh seeds would decide an undecided difference from `paired`: the fewest, but more
+    than it has, with which a joint interval from them alone would exclude 0, or lie within ± the margin, in
     4 of 5 studies.
 
-    That is if the differences go on as they are, with the same mean and the same spread. None for more than
-    MOST_SEEDS, where a run diverged, and from one seed, which shows no spread. The luck of a tuning does not
-    shrink with them.
+    This assumes that further differences have the same mean and spread. The luck of a tuning does not shrink
+    with more seeds. None for more than MOST_SEEDS, where a run diverged, and with one seed, which shows no
+    spread.
     """
     mean, spread = difference["mean"], difference["sd"]
     if mean is None or spread is None:
@@ -271,7 +271,7 @@ def seeds_needed(difference: Difference) -> int | None:
     def decides(seeds: int) -> bool:
         error = max(spread, ROUNDING)
         powers = (_power(mean, error, seeds, level, difference["margin"], x) for x in {luck, NO_LUCK})
-        return min(powers) >= POWER  # the interval holds both
+        return min(powers) >= POWER  # `_interval` takes the wider of the two
 
     fewest = max(2, difference["seeds"] + 1)
     if not decides(MOST_SEEDS):
@@ -280,23 +280,23 @@ def seeds_needed(difference: Difference) -> int | None:
 
 
 def mostly_luck(difference: Difference) -> bool:
-    """Return whether the luck of the tuning, which more seeds do not lessen, is larger than the seeds'."""
+    """Return whether the luck of the tuning, which more seeds do not lessen, exceeds the seeds' own error."""
     of_seeds = (difference["sd"] or 0.0) / math.sqrt(max(1, difference["seeds"]))
     return "luck" in difference and difference["luck"]["sd"] > of_seeds
 
 
 def _power(mean: float, spread: float, seeds: int, level: float, margin: float, luck: Luck) -> float:
-    """Return how probable it is that a t-interval at `level` excludes 0, or lies within ± `margin`: the
-    larger."""
+    """Return the larger of two probabilities: that a t-interval with error `level` excludes 0, and that it
+    lies within ± `margin`."""
     from scipy import stats
 
     error, freedom = _error(spread, seeds, luck)
     critical = float(stats.t.ppf(1 - level / 2, freedom))
 
-    def above(true: float) -> float:  # P(the lower limit is above 0) where this is the mean
+    def above(true: float) -> float:  # P(lower limit > 0) for this true mean
         shift = true / error
         chance = float(stats.nct.sf(critical, freedom, shift)) if abs(shift) < 35 else math.nan
-        # far out, where scipy has no number of the noncentral t, that of the normal
+        # far out, scipy has no value of the noncentral t: take that of the normal
         return chance if math.isfinite(chance) else float(stats.norm.sf(critical - shift))
 
     apart = above(mean) + above(-mean)
@@ -305,7 +305,7 @@ def _power(mean: float, spread: float, seeds: int, level: float, margin: float, 
 
 
 def by_interval(difference: Difference, joint: bool) -> Difference:
-    """Return the difference with the `low`, `high`, `detectable` and `judged` of one of the two intervals."""
+    """Return the difference with `low`, `high`, `detectable` and `judged` of its joint or own interval."""
     if not joint:
         return {**difference, "judged": difference["alone"]}
     low, high, detectable = difference["joint_low"], difference["joint_high"], difference["joint_detectable"]
@@ -313,7 +313,7 @@ def by_interval(difference: Difference, joint: bool) -> Difference:
 
 
 def centre_of(difference: Difference) -> float | None:
-    """Return the mean of a difference, or its median where a run diverged and there is no mean."""
+    """Return the mean of a difference, or its median where a run diverged; None where it has neither."""
     return difference.get("median") if difference.get("mean") is None else difference["mean"]
 
 
@@ -322,13 +322,13 @@ def seeds_in_words(d: Difference) -> str:
 
 
 def show_interval(low: float | None, high: float | None) -> str:
-    """Return an interval as `[-0.0200, +0.0040]`; an end that is None is infinite."""
+    """Return an interval as `[-0.0200, +0.0040]`; None stands for an infinite end."""
     return f"[{'−∞' if low is None else f'{low:+.4f}'}, {'∞' if high is None else f'{high:+.4f}'}]"
 
 
 def show_difference(d: Difference, *, joint: bool = False) -> str:
-    """Return a difference in one line: estimate, interval, seeds, and the smallest difference that these
-    could have shown."""
+    """Return a difference in one line: the estimate, its interval, the number of seeds, and the smallest
+    difference that these could have shown."""
     d = by_interval(d, joint)
     together = joint and d["comparisons"] > 1
     shown = "too few seeds to detect any difference"
@@ -353,7 +353,7 @@ def show_difference(d: Difference, *, joint: bool = False) -> str:
 
 
 def show_mean(d: Difference) -> str:
-    """Return the estimate alone: `+0.0123 nats`, or how many runs diverged."""
+    """Return the estimate alone: `+0.0123 nats`, how many runs diverged, or `not known`."""
     if d["mean"] is not None:
         return f"{d['mean']:+.4f} nats"
     if d["method"] == "rank":
@@ -362,9 +362,9 @@ def show_mean(d: Difference) -> str:
 
 
 def below(losses: Sequence[float], target: float, sigma: float = 0.0, divided: int = 1) -> float | None:
-    """Return p, one-sided, of a mean so far below `target` by chance: of a z-test where the runs' standard
-    deviation `sigma` is known, else of a t-test, which needs two that differ; None without them: runs that
-    agree in every digit are one run. `divided`: by what the error is divided."""
+    """Return the one-sided p of a mean this far below `target`, by a z-test where the runs' standard
+    deviation `sigma` is known (> 0), else by a t-test. None where the t-test lacks two losses that differ,
+    since runs that agree in every digit are one run. `divided`: the number that divides the error."""
     from scipy import stats
 
     if sigma > 0 and losses:
@@ -376,9 +376,9 @@ def below(losses: Sequence[float], target: float, sigma: float = 0.0, divided: i
 
 
 def noise(losses: Sequence[float]) -> NoiseFloor:
-    """Return the noise floor by replicate seeds: `sigma`, its 95% interval, and `detectable`, the smallest
-    true difference, nats, that two runs of one seed each would show 4 times in 5; None from fewer than two
-    losses."""
+    """Return the noise floor in nats from replicate seeds: `sigma`, its 95% interval, and `detectable`, the
+    smallest true difference that two runs of one seed each would show 4 times in 5. They are None with
+    fewer than two losses."""
     from scipy import stats
 
     seeds = len(losses)
@@ -392,12 +392,12 @@ def noise(losses: Sequence[float]) -> NoiseFloor:
 
 
 def window(losses: Mapping[float, float], within: float = WINDOW_NATS) -> Window | None:
-    """Return how far a setting may be off: the range around its best value whose loss is within `within` nats
-    of the best. (Wortsman et al., arXiv:2309.14322, average the excess loss over a fixed range instead.)
+    """Return the range of a setting around its best value in which the loss is within `within` nats of the
+    best. (Wortsman et al., arXiv:2309.14322, average the excess loss over a fixed range instead.)
 
     `losses`: nats by the setting's value (> 0), infinite where a run diverged. Between two values the loss is
-    taken to be linear in the logarithm of the setting; where one of them is infinite, the window ends at the
-    other. A window that is still open at the end of what was tried is at least that wide. None without a
+    taken to be linear in the logarithm of the setting; next to an infinite loss, the window ends at the last
+    finite one. A window that is open at an end of the tried values may really be wider. None without a
     finite loss.
     """
     values = sorted(losses)
@@ -419,7 +419,7 @@ def window(losses: Mapping[float, float], within: float = WINDOW_NATS) -> Window
 
 
 def in_octaves(span: Window | None) -> str:
-    """Return the width of a window in words; one that ends with what was tried is at least that wide."""
+    """Return the width of a window as `2.0 octaves`, or `≥ 2.0 octaves` where an end is open."""
     if span is None:
         return "none"
     at_least = "≥ " if span["open_low"] or span["open_high"] else ""
@@ -427,13 +427,13 @@ def in_octaves(span: Window | None) -> str:
 
 
 def open_ends(span: Window) -> str:
-    """Return the ends of what was tried at which a window still holds: `low`, `high`, `low and the high`."""
+    """Return the ends at which a window is open: `low`, `high`, `low and the high`, or empty."""
     return " and the ".join(["low"] * span["open_low"] + ["high"] * span["open_high"])
 
 
 def _crossing(values: Sequence[float], losses: Mapping[float, float], limit: float) -> tuple[float, bool]:
-    """Return where the loss first exceeds `limit` along `values`; the last value and True where it never
-    does."""
+    """Return where the loss first exceeds `limit` along `values`, and False; or the last value, and True
+    where it never does."""
     for inside, outside in itertools.pairwise(values):
         if losses[outside] <= limit:
             continue

@@ -1,5 +1,5 @@
-"""A suite's named arms, each the best baseline with some settings changed: their runs, for `tune` and
-`ablation`, and what a sweep over them shows."""
+"""The named arms of a suite, each the best baseline with some settings changed: their runs in the stages
+`tune` and `ablation`, and the results of sweeps over them."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from .rules import Decisions, Results, error_divided
 from .runs import fill_from_baseline, plain_run, searched, tracks_of, with_target
 from .statistics import NO_LUCK, ROUNDING, Luck, paired, window
 
-ROUNDED = 0.02  # relative: how far rounding may take a target from its multiple
-SAME_NATS = 0.02  # how far above the best fixed target a rule may end and still count as needing no tuning
-SCHEDULE_SETTINGS = {"schedule": "name", "warmup_share": "warmup_share"}  # of a point -> of lr_schedule
+ROUNDED = 0.02  # relative: how far rounding may move a target KL from its multiple
+SAME_NATS = 0.02  # a rule that ends at most this far above the best fixed target needs no tuning
+SCHEDULE_SETTINGS = {"schedule": "name", "warmup_share": "warmup_share"}  # a point's key -> lr_schedule's
 Point = dict[str, Any]  # setting of TUNABLE -> its value
 
 
 def points(grids: Mapping[str, Sequence[Any]]) -> list[Point]:
-    """Return every combination of an arm's grids."""
+    """Return every combination of the values in an arm's grids, each as a point."""
     return [
         {k: v if isinstance(v, str) else float(v) for k, v in zip(grids, values, strict=True)}
         for values in itertools.product(*grids.values())
@@ -48,7 +48,7 @@ def points(grids: Mapping[str, Sequence[Any]]) -> list[Point]:
 
 
 def point_in_words(point: Mapping[str, Any] | None) -> str:
-    """Return `lr 0.004, warmup share 0.167, schedule cosine`; empty where nothing was tuned."""
+    """Return a point as `lr 0.004, warmup share 0.167, schedule cosine`; empty where nothing was tuned."""
     values = {k: v if isinstance(v, str) else f"{v:.3g}" for k, v in (point or {}).items()}
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())
 
@@ -56,11 +56,11 @@ def point_in_words(point: Mapping[str, Any] | None) -> str:
 def arm_run(
     config: Config, decisions: Decisions, track: str, arm: ArmConfig, steps: int, seed: int, point: Point
 ) -> tuple[RunConfig, float]:
-    """Return an arm's run at a point of its grid, and its LR scale. `steps`: of a run of the suite's usual
-    length.
+    """Return an arm's run at a point of its grid, and its LR scale. `steps`: the suite's usual length, which
+    the arm's size may multiply.
 
-    An absolute lr in the point takes the place of the track's, and the arm's LR scale multiplies it.
-    Its target KL is a multiple of the calibrated one, or of the natural KL where nothing was calibrated.
+    An absolute lr in the point replaces the track's, and is multiplied by the arm's LR scale. The target KL
+    is a multiple of the calibrated one or, where nothing was calibrated, of the natural KL.
     """
     swept = decisions["lr_sweep"]["tracks"][track]
     scale = point.get("lr_scale", arm.lr_scale)
@@ -78,7 +78,7 @@ def arm_run(
         if "calibrate" in decisions:
             calibrated: CalibratedTrack = decisions["calibrate"]["tracks"][track]
             budget, targets = run.budget.name, calibrated["by_budget"]
-            # by this budget, else by another that measures the KL too, else the winner's
+            # the target of this budget, else of another that measures the KL, else of the winner
             alike = [budget, *(MEASURED if budget in MEASURED else ())]
             unit = next((targets[name] for name in alike if name in targets), calibrated["delta_star"])
         run = with_target(run, unit * times)
@@ -92,10 +92,10 @@ def arm_run(
 
 
 def point_of(config: Config, decisions: Decisions, track: str, label: str, arm: ArmConfig) -> Point | None:
-    """Return what the stage tune chose for an arm: {} where nothing was to be tuned, None before it has
-    decided, and where no point of the arm completed.
+    """Return the point that the stage tune chose for an arm: {} where it has no grid, None before tune has
+    decided and where no point of the arm completed.
 
-    What a sweep sets is not taken from there.
+    A setting that a sweep gives the arm is left out.
     """
     source, swept = _tuned_as(config, label, arm), config.ablation.swept().get(label)
     if source is None:
@@ -107,15 +107,15 @@ def point_of(config: Config, decisions: Decisions, track: str, label: str, arm: 
 
 
 def tuned_arms(tune: Decision | None, track: str) -> Mapping[str, TunedArm]:
-    """Return what the decision of the stage tune holds of each arm of a track; empty where nothing was
-    tuned."""
+    """Return the tuned arms of a track, by label, from the decision of the stage tune; empty where nothing
+    was tuned."""
     arms: Mapping[str, TunedArm] = tune["tracks"].get(track, {}).get("arms", {}) if tune else {}
     return arms
 
 
 def _tuned_as(config: Config, label: str, arm: ArmConfig) -> str | None:
-    """Return the arm whose tuning chose this one's point, itself or another; None where nothing was to be
-    tuned."""
+    """Return the label of the arm whose tuning gives this arm its point, itself or another; None where it has
+    no grid."""
     swept = config.ablation.swept().get(label)
     own = swept.arm if swept else label
     return arm.tuned_as or (own if arm.tune else None)
@@ -128,9 +128,9 @@ def differences(
     results: Results,
     earlier: Decisions,
 ) -> dict[tuple[str, str, str], Difference]:
-    """Return by how much the test loss of an arm differs from another's, for each (track, arm, other), by
-    intervals that hold for all of them at once. The luck of the tuning is in those of arms that do not share
-    their tuned point."""
+    """Return by (track, arm, other) the difference of the arm's test loss from the other's, with intervals
+    that hold for all pairs at once. Intervals of arms that were tuned apart are widened by the luck of their
+    tuning."""
     found = {}
     asked = config.ablation.all_arms()
     for name, label, other in pairs:
@@ -149,20 +149,20 @@ def differences(
 
 
 def ready(config: Config, decisions: Decisions, stage: str) -> list[str]:
-    """Return the tracks of a suite's stage, once every earlier stage that it builds on has decided."""
+    """Return the tracks of a suite's stage; empty until every earlier stage that it needs has decided."""
     before = [s for s in config.study.stages if s in ("lr_sweep", "calibrate", "controller_search")]
     return tracks_of(decisions, stage) if all(s in decisions for s in before) else []
 
 
 def shape_of(arm: ArmConfig) -> str:
-    """Return how an arm's runs differ in size from the suite's, `2× steps`; empty where they do not."""
+    """Return how an arm's runs differ in size from the suite's: `2× steps`; empty where they do not."""
     sizes = {"steps": arm.steps, "width": arm.width_scale, "batch": arm.batch_scale}
     return ", ".join(f"{value:g}× {what}" for what, value in sizes.items() if value != 1)
 
 
 def contenders(track: SuiteTrack) -> dict[str, Arm]:
-    """Return the arms of a suite that may be called its best: judged on the whole split, of the reference's
-    size."""
+    """Return the arms of a suite that may be called its best: those of the reference's size that were judged
+    on the same text, and on its whole split."""
     arms, reference = track["arms"], track["reference"]
     size = arms[reference].get("shape") if reference in arms else ""
     return {n: arm for n, arm in arms.items() if arm["comparable"] and arm.get("shape") == size}
@@ -172,7 +172,7 @@ def contenders(track: SuiteTrack) -> dict[str, Arm]:
 
 
 def source_of(config: Config, decisions: Decisions, track: str, stage: str, label: str, seed: int) -> RunSpec:
-    """Return the run of an arm, at the length of a stage's runs, from whose weights other arms start."""
+    """Return the run of an arm from whose weights other arms start, as long as the runs of `stage`."""
     arm = config.ablation.all_arms()[label]
     steps: int = getattr(config, stage).steps
     run, scale = arm_run(config, decisions, track, arm, steps, seed, {})
@@ -182,8 +182,8 @@ def source_of(config: Config, decisions: Decisions, track: str, stage: str, labe
 
 
 def started(run: RunConfig, source: RunSpec, results: Results) -> RunConfig | None:
-    """Return the run from the weights of a finished one, whose text it may forget; None before that has
-    completed."""
+    """Return `run`, set to start from the final weights of `source` and to measure how much it forgets of the
+    text of `source`; None unless `source` has completed."""
     result = results.get(source.run_id)
     if result is None or result.get("outcome") != "completed":
         return None
@@ -195,12 +195,12 @@ def started(run: RunConfig, source: RunSpec, results: Results) -> RunConfig | No
     return init.put_into(run)
 
 
-# -- what a sweep shows --------------------------------------------------------------------------------------
+# -- the results of a sweep ----------------------------------------------------------------------------------
 
 
 def windows_of(config: Config, arms: Mapping[str, Arm], results: Results) -> dict[str, dict[str, Sweep]]:
-    """Return each swept arm's sweeps, by `lr_scale` and `delta`: its points, its window, and how far it may
-    be off."""
+    """Return the sweeps of each swept arm, by the setting that is swept, `lr_scale` or `delta`: the measured
+    points and the window. A sweep of `delta` is also compared with its yardstick's."""
     points: dict[str, dict[str, list[SweptPoint]]] = {}
     for label, point in config.ablation.swept().items():
         if label in arms:
@@ -219,7 +219,7 @@ def windows_of(config: Config, arms: Mapping[str, Arm], results: Results) -> dic
         yardstick = config.ablation.arms[name].versus or name
         if "delta" in sweeps and "delta" in windows.get(yardstick, {}):
             rule, best = sweeps["delta"], windows[yardstick]["delta"]["window"]
-            worst = math.inf  # how far the worst start of a rule ends above the arm's best that it is beside
+            worst = math.inf  # how far the rule's worst start ends above the yardstick's best, nats
             if best is not None:
                 worst = max(_losses(rule["points"]).values()) - best["loss"]
             rule["yardstick"] = yardstick
@@ -229,7 +229,7 @@ def windows_of(config: Config, arms: Mapping[str, Arm], results: Results) -> dic
 
 
 def _swept_point(value: float, label: str, arm: Arm, results: Results) -> SweptPoint:
-    """Return an arm as a point of a sweep, with the mean of its test losses, None where a seed diverged."""
+    """Return an arm as a point of a sweep; `loss` is its mean test loss, None where a seed diverged."""
     by_seed = {seed: x if math.isfinite(x) else None for seed, x in losses(arm, results).items()}
     finite = [x for x in by_seed.values() if x is not None]
     c = arm["figures"].get("c_median")
@@ -245,9 +245,9 @@ def _swept_point(value: float, label: str, arm: Arm, results: Results) -> SweptP
 
 
 def _comparable(key: str, points: Sequence[SweptPoint]) -> tuple[list[SweptPoint], list[str]]:
-    """Return the points by rising value, and the arms of those left out, of which a run failed or was lost.
+    """Return the points by rising value, and the labels of arms left out because a run failed or was lost.
 
-    A target that was raised to the least possible one counts as what it was, and once.
+    Target KLs that were raised to the least possible one count as a single point, at its true multiple.
     """
     most = max(1, *(len(p["seeds"]) for p in points))
     whole = [p for p in points if len(p["seeds"]) == most]
@@ -267,8 +267,8 @@ def _losses(points: Sequence[SweptPoint]) -> dict[float, float]:
 
 
 def _spans(points: Sequence[SweptPoint]) -> Sweep:
-    """Return the window of a sweep, the regret at four times its best value, and by how many octaves the
-    effective rate differs between the window's ends."""
+    """Return the window of a sweep, the regret at four times its best value, and the octaves between the
+    effective rates at the window's ends; each None where it is unknown."""
     by_value = _losses(points)
     span = window(by_value)
     spans: Sweep = {"window": span, "regret_x4": None, "rate_octaves": None}
@@ -284,7 +284,7 @@ def _spans(points: Sequence[SweptPoint]) -> Sweep:
 
 
 def _between(values: Mapping[float, float], at: float) -> float:
-    """Return a positive figure between two measured settings, interpolated linearly in both logarithms."""
+    """Return a positive figure at the setting `at`, interpolated linearly in both logarithms."""
     for (left, a), (right, b) in itertools.pairwise(sorted(values.items())):
         if left <= at <= right:
             share = math.log(at / left) / math.log(right / left)
@@ -293,11 +293,11 @@ def _between(values: Mapping[float, float], at: float) -> float:
 
 
 def transfer_of(config: Config, arms: Mapping[str, Arm], results: Results) -> list[Transfer]:
-    """Return, of a suite whose arms are tuned at one size and run at others, for each other size the arm that
-    was tuned there again, and those that kept their settings.
+    """Return for each other size, in a suite that tunes arms at one size and runs them at others, the arm
+    that was tuned again and the arms that kept their settings; empty in other suites.
 
-    The regret is the difference in test loss that the arm has anyway; beside it stands that of every arm
-    with EBC from the plain one that kept its settings, too.
+    The regret of keeping them is each arm's own difference in test loss. `against_kept` adds the difference
+    between each arm with EBC and the plain arm, both with their settings kept.
     """
     asked = config.ablation.all_arms()
     copies = {n: a for n, a in asked.items() if a.tuned_as and n in arms}

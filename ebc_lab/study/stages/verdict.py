@@ -1,8 +1,8 @@
-"""What is concluded: the lines of the finals' verdict, each pass, fail or undecided, with its figure; and
-what a suite answers about arms of one's own.
+"""The conclusions of a study: the lines of the finals' verdict, each pass, fail or undecided, with its
+figure, and a suite's answers about the user's own arms (`ablation.mine`).
 
-Of a suite: each such arm against every other that is none, with intervals that hold for all of these
-comparisons at once. The rival that the answer names is picked by the validation loss it was tuned to; the
+Each of these arms is compared with every arm that is not the user's own, by intervals that hold for all of
+the comparisons at once. The rival named in an answer is picked by the validation loss it was tuned to; the
 answer is judged by the test loss on the seeds of the ablation, which took no part in the tuning.
 """
 
@@ -44,11 +44,11 @@ from .statistics import (
 )
 from .suite import contenders, differences, tuned_arms
 
-MOST_GIVEN = 100  # seeds that the setting takes
-MOST_NAMED = 5  # arms that differ from their reference; more are counted
-MOST_TOLD = 3  # comparisons beside that with the rival; beyond they are counted
-PASSED = {"beats": True, "meets": True, "misses": False, "undecided": None}  # a comparison -> its line
-COMPARISONS = {  # rival -> the name of its line, and what is asked
+MOST_GIVEN = 100  # the most seeds that the setting takes
+MOST_NAMED = 5  # the most arms that a list names; the rest are counted
+MOST_TOLD = 3  # comparisons with arms other than the rival are only counted from this number on
+PASSED = {"beats": True, "meets": True, "misses": False, "undecided": None}  # judgement -> whether it passes
+COMPARISONS = {  # rival -> the name of its line, and its question
     "baseline": ("x2_no_worse_than_baseline", "EBC at LR ×2 ≤ baseline"),
     "control": ("best_ebc_no_worse_than_control", "the best EBC arm (by validation) ≤ fair control"),
 }
@@ -61,25 +61,25 @@ COUNTED = {
 
 
 def verdict_lines(config: Config, track: FinalsTrack, results: Results, overhead: RunResult) -> list[Line]:
-    """Return the verdict on a track: three lines on EBC at ×2 itself, two comparisons of the test loss, the
-    LR window where the finals have EBC at two rates, and the overhead."""
+    """Return the lines of the verdict on a track: three on the runs of EBC at ×2, two comparisons of the test
+    loss, the LR window where the finals have EBC at two rates, and the overhead."""
     runs = track["arms"][track["roles"]["ebc_x2"]]["runs"].values()
     lines = list(_ebc_lines(config, [results[r] for r in runs if is_conclusive(results.get(r))]))
     lines += [_comparison(config, track, rival, arm) for rival, arm in judged_arms(track).items()]
     if "ebc" in track["lr_windows"]:
         lines.append(_lr_window(config, track))
-    most = 8.0 if config.scale == "laptop" else 5.0  # in a short step a probe weighs more
+    most = 8.0 if config.scale == "laptop" else 5.0  # a probe weighs more where steps are short
     return [*lines, _overhead(overhead, most)]
 
 
 def _line(name: str, question: str, passed: bool | None, figure: str, **evidence: Any) -> Line:
-    """Return a line of the verdict; `passed` None: undecided."""
+    """Return a line of the verdict; where `passed` is None, it is undecided."""
     verdict = {True: "pass", False: "fail", None: "undecided"}[passed]
     return cast(Line, {"name": name, "question": question, "verdict": verdict, "figure": figure, **evidence})
 
 
 def _ebc_lines(config: Config, finished: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
-    """Yield the lines on runs with EBC: on their KL, on their c, and on steps that hardly move."""
+    """Yield the lines on EBC's runs: on their KL, on their c, and on plateaus of steps that hardly move."""
 
     def median(key: str) -> float | None:
         values = [r[key] for r in finished if r.get(key) is not None]
@@ -111,7 +111,7 @@ def _ebc_lines(config: Config, finished: Sequence[Mapping[str, Any]]) -> Iterato
 
 
 def _comparison(config: Config, track: FinalsTrack, rival: str, arm: str) -> Line:
-    """Return the line on an arm's test loss beside the baseline's, by its own interval, or beside the
+    """Return the line that compares an arm's test loss with the baseline's, by its own interval, or with the
     control's, by the joint one."""
     difference, reference = track["differences"][rival][arm], track["roles"][rival]
     joint, beats = rival == "control", difference["judged"] == "beats"
@@ -128,7 +128,7 @@ def _comparison(config: Config, track: FinalsTrack, rival: str, arm: str) -> Lin
 
 
 def _lr_window(config: Config, track: FinalsTrack) -> Line:
-    """Return the line on EBC at its highest rate beside its lowest, with the plain arm's own difference."""
+    """Return the line that compares EBC at its highest and lowest rates, and shows the same without EBC."""
     window, plain = track["lr_windows"]["ebc"], track["lr_windows"].get("control")
     low, high = window["scales"]
     difference = window["difference"]
@@ -146,7 +146,7 @@ def _lr_window(config: Config, track: FinalsTrack) -> Line:
 
 
 def _overhead(measured: RunResult, limit_pct: float) -> Line:
-    """Return the line on the overhead, judged by its quartiles: undecided while they enclose the limit."""
+    """Return the line on the overhead, which is undecided while its quartiles enclose the limit."""
     overhead, quartiles = measured.get("overhead_pct"), measured.get("overhead_iqr_pct")
     passed = None
     figure = "not measured" if overhead is None else f"{overhead:.1f}%"
@@ -161,7 +161,7 @@ def _overhead(measured: RunResult, limit_pct: float) -> Line:
 
 
 def remedy(line: Line) -> str:
-    """Return what could change a line that failed or is undecided."""
+    """Return a phrase for what could change a line that failed or is undecided."""
     name, failed = line["name"], line["verdict"] == "fail"
     recipe = "another recipe (budget, schedules, calibrate.multiples=…)"
     if name == "overhead":
@@ -181,7 +181,7 @@ def remedy(line: Line) -> str:
 
 
 def acceptance(config: Config, decision: Decision) -> Acceptance:
-    """Return acceptance.json: every line, and how many passed, failed or stayed undecided."""
+    """Return the contents of acceptance.json: all lines, and how many passed, failed or are undecided."""
     tracks: dict[str, FinalsTrack] = decision["tracks"]
     lines: list[Line] = [{"track": t, **line} for t, track in tracks.items() for line in track["verdict"]]
     counts = Counter(line["verdict"] for line in lines)
@@ -201,8 +201,8 @@ def acceptance(config: Config, decision: Decision) -> Acceptance:
 def add_answers(
     config: Config, tracks: Mapping[str, SuiteTrack], results: Results, earlier: Decisions
 ) -> int:
-    """Write into every track its arms of one's own, `mine`, and the `answers` about them, also about those
-    that have no best point. Return the number of comparisons, all of which hold at once."""
+    """Write into every track the user's own arms, `mine`, and the `answers` about them, including those that
+    could not be tuned. Return the number of comparisons; their intervals hold for all of them at once."""
     own = config.ablation.mine.arms
     others: dict[str, list[str]] = {}
     pairs: list[tuple[str, str, str]] = []
@@ -227,7 +227,7 @@ def add_answers(
 
 
 def _rival(track: SuiteTrack, others: Sequence[str], tuned: Mapping[str, TunedArm]) -> str:
-    """Return the best of the others by validation loss: that of the tuning, where all of them were tuned."""
+    """Return the best of the others by validation loss, by that of the tuning if all of them were tuned."""
     val_losses = {other: track["arms"][other]["val_median"] for other in others}
     if all(other in tuned for other in others):
         val_losses = {other: tuned[other]["val_loss"] for other in others}
@@ -252,7 +252,7 @@ def _answer(config: Config, label: str, rival: str, against: dict[str, Differenc
         undecided = difference["verdict"] == "undecided"
         difference["seeds_needed"] = seeds_needed(difference) if undecided else None
     needed = against[rival]["seeds_needed"]
-    seeds = None  # of the study, and as many more as are needed, where `seeds` takes so many
+    seeds = None  # the study's own and the further ones needed, unless `seeds` cannot hold so many
     if needed is not None and needed <= MOST_GIVEN:
         seeds = [*config.seeds, *fresh_seeds(config, config.seeds, max(0, needed - len(config.seeds)))]
     return {
@@ -267,9 +267,9 @@ def _answer(config: Config, label: str, rival: str, against: dict[str, Differenc
 
 
 def verdict_of(difference: Difference) -> str:
-    """Return the verdict on a difference: `better` or `worse` where the joint interval excludes 0, `level`
-    where it lies within ± the margin (Schuirmann 1987), else `undecided`. An arm that diverged on every one
-    of several seeds, the other on none, is worse, whatever their number allows to tell."""
+    """Return `better` or `worse` where the joint interval of a difference excludes 0, `level` where it lies
+    within ± the margin (Schuirmann 1987), else `undecided`. If one arm diverged on every seed, of at least
+    two, and the other on none, the first is worse, however few seeds there are."""
     lost = difference.get("diverged", {"arm": 0, "reference": 0})
     for verdict, more, fewer in (
         ("worse", lost["arm"], lost["reference"]),
@@ -288,7 +288,7 @@ def verdict_of(difference: Difference) -> str:
 
 
 def sentence(label: str, rival: str, against: Mapping[str, Difference]) -> str:
-    """Return an answer in a sentence: `cautious against muon, the best of the others by validation: −0.0123
+    """Return an answer as a sentence: `cautious against muon, the best of the others by validation: −0.0123
     nats of test loss [−0.0200, −0.0040], 5 seeds: better; against adam undecided: −0.0040 [−0.0100, 0.0020],
     about 9 seeds would decide it`."""
     d = against[rival]
@@ -296,7 +296,7 @@ def sentence(label: str, rival: str, against: Mapping[str, Difference]) -> str:
     first = f"{label} against {rival}{best}: {_measured(d)}: {d['verdict']}{_remark(d)}"
     others = {name: x for name, x in against.items() if name != rival}
     if len(others) < MOST_TOLD:
-        for name, x in others.items():  # without what they have in common with the first
+        for name, x in others.items():  # without the words that would repeat the first
             words = _measured(x).replace(" nats of test loss", "").removesuffix(f", {seeds_in_words(x)}")
             first += f"; against {name} {x['verdict']}: {words}{_remark(x)}"
         return first
@@ -306,7 +306,7 @@ def sentence(label: str, rival: str, against: Mapping[str, Difference]) -> str:
 
 
 def _measured(d: Difference) -> str:
-    """Return the difference, its joint interval and the seeds, in words."""
+    """Return a difference in words, with its joint interval and the number of seeds."""
     if d["method"] is None:
         return "no pair of finished runs"
     words, value = "", centre_of(d)
@@ -320,7 +320,7 @@ def _measured(d: Difference) -> str:
 
 
 def _remark(d: Difference) -> str:
-    """Return what is to be known beside a verdict: how small the difference is, or what would decide it."""
+    """Return a remark on a verdict: how small the difference is, or what would decide it; or empty."""
     verdict, margin, needed = d["verdict"], d["margin"], d["seeds_needed"]
     if verdict == "level":
         return f", no more than {margin:g} nats apart"
@@ -343,7 +343,7 @@ def _remark(d: Difference) -> str:
 
 
 def unfinished(track: SuiteTrack) -> list[str]:
-    """Return the arms of which no run ended, with why: these have no verdict and are not counted.
+    """Return a clause for each arm without a finished run; such arms have no verdict and are not counted.
 
     `hot: no run ended (2 failed: ramps.py:3: TypeError)`."""
     lines = []
@@ -356,8 +356,8 @@ def unfinished(track: SuiteTrack) -> list[str]:
 
 
 def told_apart(track: SuiteTrack) -> str:
-    """Return which arms of a suite differ from their reference by the interval that holds for all of them at
-    once, and which do not: the answer where a suite has no arms of one's own."""
+    """Return which arms of a suite differ from their reference, by the interval that holds for all of them at
+    once, and which do not: the answer of a suite without arms of the user's own."""
     groups: dict[str, list[str]] = {"lower": [], "higher": [], "not told apart": []}
     for label, arm in track["arms"].items():
         d = arm["difference"]

@@ -1,9 +1,9 @@
-"""carry: in which unit should a step be measured? Every arm in every setting, over its grid and the seeds.
+"""carry: in which unit should a step be measured, so that one constant of it serves in every setting?
 
-Which one constant of each unit, chosen in other settings, serves a setting that it was not chosen on? A grid
-grows by its own ratio where a setting's best lies on its edge; what is carried is a constant of the grid that
-all settings share. A diverged run counts with the loss of its first step, as in Wortsman et al.,
-arXiv:2309.14322; a point that lacks a run because it failed is not used.
+Every arm has a unit, and is trained in every setting over a grid of constants and the seeds. A grid grows by
+its own ratio where a setting's best constant lies on its edge, but only constants of the original grid, which
+all settings share, are carried to other settings. A diverged run counts with the loss of its first step, as
+in Wortsman et al., arXiv:2309.14322; a point with a failed run is not used.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ VERDICTS = {
 }
 
 
-# -- runs, and the search of each setting's best constant ----------------------------------------------------
+# -- runs, and the search for each setting's best constant ---------------------------------------------------
 
 
 def run_at(config: Config, unit: UnitConfig, setting: CarrySettingConfig, constant: float) -> RunConfig:
-    """Return an arm's run in a setting, at a constant."""
+    """Return the run of an arm in a setting, at a constant of the arm's unit."""
     base = run_part(config)
     plain = replace(base, steps=config.carry.steps, evaluate=["val", "test"])
     plain = replace(plain, stabilizer=replace(base.stabilizer, name="none"))
@@ -57,7 +57,7 @@ def run_at(config: Config, unit: UnitConfig, setting: CarrySettingConfig, consta
 
 
 def _searches(config: Config, results: Results) -> dict[tuple[str, str], Search]:
-    """Return, by arm and setting, the search for the best constant, as far as the results tell."""
+    """Return the search for the best constant by (arm, setting), as far as the results allow."""
     made = specs_made(config, NAME)
     pairs = itertools.product(config.carry.arms, config.carry.settings)
     return {(arm, name): _search(config, arm, name, made, results) for arm, name in pairs}
@@ -80,7 +80,7 @@ def _search(config: Config, arm: str, name: str, made: dict[Any, list[RunSpec]],
     def fitted(_: str, constant: float) -> float | None:
         run = run_at(config, unit, setting, rounded := round3(constant))
         if unit.over == "budget.target_kl" and run.budget.target_kl < least_target_kl(run):
-            return None  # no precision shows so small a KL
+            return None  # the run's precision cannot resolve so small a KL
         return rounded
 
     def mean(runs: Specs, _: Results) -> float:
@@ -88,7 +88,7 @@ def _search(config: Config, arm: str, name: str, made: dict[Any, list[RunSpec]],
         return math.inf if found is None else found
 
     grid: list[Point] = [{CONSTANT: float(constant)} for constant in unit.grid]
-    # the mean ratio of neighbours, which rounded values show better than two of them
+    # the mean ratio of neighbours: that of a single pair is less exact, since values are rounded
     ratio = float((unit.grid[-1] / unit.grid[0]) ** (1 / (len(unit.grid) - 1)))
     search = Search(grid, runs_of, results, {CONSTANT: ratio}, mean, prefer_low=CONSTANT, fitted=fitted)
     search.grow(0 if unit.starts else config.carry.max_extensions)
@@ -96,7 +96,7 @@ def _search(config: Config, arm: str, name: str, made: dict[Any, list[RunSpec]],
 
 
 def _curve(search: Search) -> UnitCurve:
-    """Return what was measured of an arm in a setting, by rising constant."""
+    """Return an arm's measured points in a setting by rising constant, and its best constant."""
     points = [_point(search, runs, dict(point)[CONSTANT]) for point, runs in search.tried.items()]
     best = search.best()
     return {
@@ -108,8 +108,8 @@ def _curve(search: Search) -> UnitCurve:
 
 
 def _point(search: Search, specs: Specs, constant: float = 0.0) -> UnitPoint:
-    """Return what a point's runs came to: one that diverged counts with the loss of its first step, which no
-    constant changes, so that another run of its seed may tell it."""
+    """Return the losses of a point's runs by seed. A diverged run counts with the loss of its first step,
+    which no constant changes, so that any run of the same seed can supply it."""
     starts: dict[str, float] = {}
     for spec in search.specs:
         first = search.results.get(spec.run_id, RunResult()).get("initial_loss")
@@ -135,7 +135,7 @@ def _point(search: Search, specs: Specs, constant: float = 0.0) -> UnitPoint:
 
 
 def _notes(carry: CarryConfig, track: UnitsTrack) -> Iterator[str]:
-    """Yield notes on the ends of grids, and on runs that are missing."""
+    """Yield notes on ends of grids, missing runs, and settings in which an arm could not be judged."""
     for arm, found in track["arms"].items():
         grid = carry.arms[arm].grid
         on_edge = [f"{name} ({c['edge']})" for name, c in found["curves"].items() if c["edge"]]
@@ -158,7 +158,7 @@ def _notes(carry: CarryConfig, track: UnitsTrack) -> Iterator[str]:
 
 
 def against(difference: Difference) -> str:
-    """Return `-0.0123 nats [-0.0200, -0.0046]`, with the interval that holds for all challengers."""
+    """Return `-0.0123 nats [-0.0200, -0.0046]`, with the interval that holds for all challengers at once."""
     mean, low, high = centre_of(difference), difference["joint_low"], difference["joint_high"]
     if mean is None:
         return "nothing to compare"
@@ -186,7 +186,7 @@ def _rule(config: Config) -> str:
 
 
 class Carry(Stage):
-    """Which one constant serves settings that it was not chosen on."""
+    """The stage that asks which one constant serves settings that it was not chosen on."""
 
     name = NAME
     title = "One constant in every setting"
@@ -200,7 +200,7 @@ class Carry(Stage):
     pictures = ("carried_excess", "carried_optima", "carried_broken")
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return every arm in every setting over its grid and the seeds; grids grow as their runs end."""
+        """Return each arm's runs in every setting, over its grid and the seeds; grids grow as runs end."""
         return distinct([s for search in _searches(config, results).values() for s in search.specs])
 
     def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
@@ -223,18 +223,18 @@ class Carry(Stage):
         return "; ".join(parts)
 
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
-        """Return in how many settings every arm has a best constant by now."""
+        """Return how many pairs of an arm and a setting have been searched to the end so far."""
         searches = _searches(config, results)
         known = sum(not search.open for search in searches.values())
         return [f"{known} of {len(searches)} pairs of an arm and a setting are searched"]
 
     def resolve(self, config: Config, say: Callable[[str], None]) -> Config:
-        """Fill in the checksums of the texts and tokens of those settings that have their own."""
+        """Return the configuration with the checksums of the settings' own texts and tokens filled in."""
         settings = texts_pinned(config, NAME, config.carry.settings, say)
         return replace(config, carry=replace(config.carry, settings=settings))
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        """Return a result by which the middle of a grid is best or, at the most, always its upper end."""
+        """Return a result by which the middle of a grid is best or, in the scenario `max`, its upper end."""
         unit = config.carry.arms[spec.role]
         group, _, key = unit.over.partition(".")
         constant = float(getattr(getattr(spec.run, group), key))

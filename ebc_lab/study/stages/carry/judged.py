@@ -1,7 +1,7 @@
-"""Which unit's constant serves settings that it was not chosen on: the statistics of the stage carry.
+"""The statistics of the stage carry: which unit's constant serves settings that it was not chosen on?
 
-A constant is chosen by validation losses of other settings and judged by test losses of the one that was left
-out.
+A constant is chosen by validation losses in other settings, and judged by test losses in the setting that was
+left out.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from ebc_lab.records.decisions import Carried, Difference, UnitCurve, UnitPoint
 
 from ..statistics import paired
 
-Curves = Mapping[str, Mapping[str, UnitCurve]]  # arm -> setting -> what was measured
-Tests = Collection[Mapping[str, float]]  # the test losses by seed, of each setting
+Curves = Mapping[str, Mapping[str, UnitCurve]]  # arm -> setting -> its measured points
+Tests = Collection[Mapping[str, float]]  # for each setting, the test losses by seed
 
 
 class Judgement:
-    """How every arm fares at the constants that it carries. `divided`: by what the error is."""
+    """A judgement of every arm at the constants it carries; `divided`: the number that divides the error."""
 
     def __init__(self, carry: CarryConfig, curves: Curves, divided: int):
         self.carry, self.curves, self.divided = carry, curves, divided
-        self.best: dict[str, tuple[str, UnitPoint]] = {}  # setting -> arm and point, none of starts
-        self.lowest: dict[str, float] = {}  # setting -> mean validation loss there
+        self.best: dict[str, tuple[str, UnitPoint]] = {}  # setting -> arm and point, no `starts`
+        self.lowest: dict[str, float] = {}  # setting -> validation loss of `best`
         for name in carry.settings:
             for arm, unit in carry.arms.items():
                 for point in curves[arm][name]["points"] if not unit.starts else ():
                     if point["mean"] is not None and point["mean"] < self.lowest.get(name, math.inf):
                         self.best[name], self.lowest[name] = (arm, point), point["mean"]
         self.carried = {arm: self._carried(arm) for arm in carry.arms}
-        self.medians: dict[str, float] = {}  # setting -> test loss of all runs that were judged in it
+        self.medians: dict[str, float] = {}  # setting -> median test loss of all runs judged in it
         for name in carry.settings:
             judged = [carried[name]["test"] for carried in self.carried.values() if name in carried]
             if judged:
                 self.medians[name] = statistics.median(loss for test in judged for loss in test.values())
 
     def track(self) -> decisions.UnitsTrack:
-        """Return what a decision holds of all settings and arms."""
+        """Return the decision's track: all settings and arms, their differences and the verdicts."""
         carry = self.carry
         track: decisions.UnitsTrack = {
             "reference": carry.reference,
@@ -64,8 +64,8 @@ class Judgement:
 
     def _carried(self, arm: str) -> dict[str, Carried]:
         """Return by setting how an arm does at the constant with the least mean regret in the other settings,
-        as far as these are not kept for the judgement; of equal constants at the smaller. Of starts the worst
-        in the setting itself counts."""
+        leaving out those that are kept for the judgement; ties go to the smaller constant. An arm whose
+        constants are starts of a rule counts with the worst of them in the setting itself."""
         unit, settings = self.carry.arms[arm], self.carry.settings
         worst = -1 if unit.starts else 1
         carried: dict[str, Carried] = {}
@@ -89,8 +89,8 @@ class Judgement:
         return carried
 
     def _regrets(self, arm: str, settings: Collection[str]) -> dict[float, float]:
-        """Return the mean regret at each constant of the arm's grid: its mean validation loss less the best
-        of all arms, averaged over these settings. A constant that lacks a run in one of them is left out."""
+        """Return by constant of the arm's grid its mean regret over these settings: the mean validation loss
+        in each, less the best of all arms. A constant that lacks a run in one of them is left out."""
         regrets: dict[float, float] = {}
         for value in self.carry.arms[arm].grid:
             points = {name: point_at(self.curves[arm][name], value) for name in settings}
@@ -132,8 +132,8 @@ class Judgement:
         return {**found, "starts": True} if unit.starts else found
 
     def _broken(self, ran: Iterable[tuple[str, Carried | UnitPoint]]) -> decisions.BrokenRuns:
-        """Return how many runs these points have, each with its setting, and how many of them are broken:
-        they diverged, or ended further above their setting's median than the stage allows."""
+        """Return how many runs these (setting, point) pairs have, and how many are broken: those that
+        diverged, or ended further above their setting's median than the stage allows."""
         runs = broken = 0
         for name, point in ran:
             limit = self.medians.get(name, math.inf) + self.carry.broken
@@ -143,8 +143,8 @@ class Judgement:
         return {"runs": runs, "broken": broken}
 
     def _compare(self, arm: str, track: decisions.UnitsTrack) -> None:
-        """Note an arm's differences from the reference over the settings that both were judged in: the mean
-        over these, paired by seed; each setting by itself; and the mean over the seeds, paired by setting."""
+        """Write into the track an arm's differences from the reference where both were judged: averaged over
+        settings and paired by seed; in each setting; and averaged over seeds and paired by setting."""
         carry, mine, rival = self.carry, self.carried[arm], self.carried[self.carry.reference]
         both = [name for name in carry.settings if name in mine and name in rival]
         own = {name: mine[name]["test"] for name in both}
@@ -158,7 +158,7 @@ class Judgement:
 
 
 def point_at(curve: UnitCurve, value: float) -> UnitPoint | None:
-    """Return a curve's point at a constant; None where a run of it has no result."""
+    """Return a curve's point at a constant; None where it has none, or a run of the point has no result."""
     usable = (p for p in curve["points"] if p["mean"] is not None)
     return next((p for p in usable if math.isclose(p["value"], value, rel_tol=1e-9)), None)
 
@@ -166,8 +166,8 @@ def point_at(curve: UnitCurve, value: float) -> UnitPoint | None:
 def verdict(difference: Difference, margin: float) -> str:
     """Return whether a challenger earns its cost, by the interval that holds for all challengers at once.
 
-    `earns`: it is `margin` better on average, and the interval lies below 0. `loses`: the interval lies above
-    0. `no gain`: it excludes a gain of `margin`. Else `undecided`.
+    `earns`: it is better by at least `margin` on average, and the interval lies below 0. `loses`: the
+    interval lies above 0. `no gain`: the interval excludes a gain of `margin`. Else `undecided`.
     """
     mean, low, high = difference["mean"], difference["joint_low"], difference["joint_high"]
     if mean is None or low is None or high is None:

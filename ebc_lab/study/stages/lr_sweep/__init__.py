@@ -22,14 +22,14 @@ from ..stage import NOT_APART, Choice, Decisions, Figure, Scenario
 from ..statistics import noise as noise_floor
 from .fair_control import control_in_words, control_remark, control_search, fair_control
 
-Roles = dict[str, list[RunSpec]]  # a track's runs, by what they are for
+Roles = dict[str, list[RunSpec]]  # a track's runs by role
 
 
 class Grids:
-    """What the grids of a sweep came to: each track's best run, and the tracks that later stages go on with.
+    """The outcome of a sweep's grids: each track's best run, and the tracks that later stages go on with.
 
-    A track is an (optimizer, projection). One whose best lies more than `skip_threshold` (relative) behind
-    the best of all is triaged.
+    A track is an (optimizer, projection). It is triaged, and not searched any further, where its best loss is
+    more than `skip_threshold` (relative) above the lowest of all.
     """
 
     def __init__(self, config: Config, specs: Specs, results: Results):
@@ -39,7 +39,7 @@ class Grids:
         found = {t: best([s for s in self.specs if s.track == t], results) for t in self.tracks}
         completed = [winner for winner in found.values() if winner]
         completed.sort(key=lambda winner: val_loss(results[winner.run_id]))
-        self.winners = {winner.track: winner for winner in completed}  # the best first
+        self.winners = {winner.track: winner for winner in completed}  # best first
         self.losses = {t: val_loss(results[winner.run_id]) for t, winner in self.winners.items()}
         limit = min(self.losses.values(), default=0.0) * (1 + config.lr_sweep.skip_threshold)
         self.alive = [t for t, loss in self.losses.items() if loss <= limit]
@@ -57,7 +57,7 @@ def _grid(config: Config, pair: Searched, results: Results) -> Search:
 
 
 def _baselines(config: Config, pair: Searched, lr: float, results: Results) -> list[RunSpec]:
-    """Return the runs at constant rates around the grid's best `lr`, and replicates of the best of them."""
+    """Return runs at constant rates around the grid's best `lr`, then replicates of the best of them."""
     sweep, first = config.lr_sweep, config.study.stage_seed
 
     def constant(scale: float, seed: int = first, role: str = "baseline") -> RunSpec:
@@ -74,7 +74,7 @@ def _baselines(config: Config, pair: Searched, lr: float, results: Results) -> l
 
 
 def _by_role(specs: Specs, track: str) -> Roles:
-    """Return the runs of a track by what they are for."""
+    """Return the runs of a track by role, with a list for each role of the stage."""
     by_role: Roles = {role: [] for role in ("grid", "baseline", "replicate", "control")}
     for spec in specs:
         if spec.track == track:
@@ -83,7 +83,7 @@ def _by_role(specs: Specs, track: str) -> Roles:
 
 
 def _decided(config: Config, winner: RunSpec, by_role: Roles, results: Results) -> SweepTrack:
-    """Return what is decided for one track, from its runs. Raises Undecidable."""
+    """Return the decision on one track, from its runs. Raises Undecidable."""
     baseline = best(by_role["baseline"], results)
     control = best(by_role["control"], results)
     if baseline is None or control is None:
@@ -95,7 +95,7 @@ def _decided(config: Config, winner: RunSpec, by_role: Roles, results: Results) 
 
 
 def _without_control(config: Config, winner: RunSpec, by_role: Roles, results: Results) -> dict[str, Any]:
-    """Return what is decided for a track whose baseline completed, but its control. Raises Undecidable."""
+    """Return the decision, without the control, on a track whose baseline completed. Raises Undecidable."""
     baseline = best(by_role["baseline"], results)
     assert baseline is not None
     replicates = [results[s.run_id] for s in by_role["replicate"] if s.run_id in results]
@@ -112,7 +112,7 @@ def _without_control(config: Config, winner: RunSpec, by_role: Roles, results: R
     descents = [descent for result in replicates if (descent := result.get("descent_median"))]
     grid = by_role["grid"]
     same_run = baseline.run_id in {s.run_id for s in grid}
-    tried = grid if same_run else by_role["baseline"]  # runs of another length or schedule tell nothing
+    tried = grid if same_run else by_role["baseline"]  # others differ in length or schedule
     rates = [rate_of(s) for s in grid]
     return {
         "optimizer": winner.run.optimizer.name,
@@ -132,14 +132,14 @@ def _without_control(config: Config, winner: RunSpec, by_role: Roles, results: R
         "sigma": sigma,
         "replicate_losses": noise,
         "natural_kl": statistics.median(natural),
-        "descent_median": statistics.median(descents) if descents else None,  # the `energy` controller's unit
+        "descent_median": statistics.median(descents) if descents else None,  # for the `energy` controller
     }
 
 
 def _pairs(grids: Grids, tracks: Mapping[str, SweepTrack]) -> list[Pair]:
-    """Return every (optimizer, projection), the best first: whether it was kept, how far it lies behind the
-    best of the decided tracks on the grid, in nats and in σ, and whether one run each could tell them
-    apart. Those that were dropped are noted in the track of that best one, too."""
+    """Return every (optimizer, projection), best first: whether it was kept, how far its loss on the grid
+    lies behind that of the best decided track, in nats and in σ, and whether one run of each separates them.
+    The dropped ones are also written into that best track."""
     leader = tracks[next(t for t in grids.winners if t in tracks)]
     floor = noise_floor(leader["replicate_losses"])
     pairs: list[Pair] = []
@@ -164,7 +164,7 @@ def _pairs(grids: Grids, tracks: Mapping[str, SweepTrack]) -> list[Pair]:
 
 
 def _on_the_grid(grids: Grids) -> str:
-    """Return which run leads the grids, or won, and how far ahead of the next track, or of the next rate."""
+    """Return a clause on the run that leads the grids, or won them, and on its lead over the runner-up."""
     lead, *others = grids.winners.values()
     loss = grids.losses[lead.track]
     first = f"{optimizer(lead.track)} at lr {rate_of(lead):g}"
@@ -237,7 +237,7 @@ def _noise(track: SweepTrack) -> str:
 
 
 class LRSweep(Choice):
-    """The best constant learning rate, the noise, the natural KL and the fair control."""
+    """The stage that finds the best constant rate, the noise, the natural KL and the fair control."""
 
     name = "lr_sweep"
     title = "Learning rate, noise and a fair control"
@@ -258,8 +258,8 @@ class LRSweep(Choice):
     pictures = ("lr_sweep",)
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return the grid of every track and its extensions; then, for those that are kept, constant rates,
-        their winner's replicates, and the search for the fair control."""
+        """Return the runs of every track's grid and its extensions; then, for the tracks that are kept,
+        those at constant rates, replicates of the best one, and the search for the fair control."""
         sweep = config.lr_sweep
         pairs = {"_".join(pair): pair for pair in itertools.product(sweep.optimizers, sweep.projections)}
         searches = {track: _grid(config, pair, results) for track, pair in pairs.items()}
@@ -267,7 +267,7 @@ class LRSweep(Choice):
         def asked() -> list[RunSpec]:
             return [s for search in searches.values() for s in search.specs]
 
-        # which tracks are triaged, and do not grow, is known once every grid is
+        # triaged tracks do not grow; which these are is known once every grid has its results
         for track in [] if waiting(asked(), results) else Grids(config, asked(), results).alive:
             searches[track].grow(sweep.max_extensions)
         specs = asked()
@@ -318,22 +318,22 @@ class LRSweep(Choice):
         )
 
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
-        """Return who leads on the grids and, once these are done, each track's best baseline and control."""
+        """Return the run that leads the grids and, once they end, each track's best baseline and control."""
         grids = Grids(config, specs, results)
         if not grids.winners:
             return []
-        said = [_on_the_grid(grids)]
+        clauses = [_on_the_grid(grids)]
         for track in [] if waiting(grids.specs, results) else grids.kept:
             by_role = _by_role(specs, track)
             for role, called in (("baseline", "best constant rate"), ("control", "best schedule")):
                 if lead := best(by_role[role], results):
                     words = f"{called} lr {rate_of(lead):g}, {val_loss(results[lead.run_id]):.4f}"
                     several = sum(map(math.isfinite, losses_of(by_role[role], results))) > 1
-                    said.append(words + " (the only one so far)" * (not several))
-        return said
+                    clauses.append(words + " (the only one so far)" * (not several))
+        return clauses
 
     def settled(self, config: Config, specs: Specs, results: Results) -> dict[str, Any]:
-        """Return each track whose baseline and replicates are known, without its control."""
+        """Return the decision, without the control, on each track whose baseline and replicates are known."""
         winners = Grids(config, specs, results).winners
         tracks: dict[str, Any] = {}
         for name in dict.fromkeys(s.track for s in specs if s.role == "replicate"):
@@ -344,7 +344,7 @@ class LRSweep(Choice):
         return tracks
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        """Return the usual figures; at the most, the control wants its peaks looked at again."""
+        """Return the usual figures; in the scenario `max`, the control searches its peaks once more."""
         result = super().invent(config, scenario, spec, nth)
         sweep = config.lr_sweep
         first = scheduled(spec.run, sweep.control_shapes[0], sweep.control_warmups[0]).lr_schedule

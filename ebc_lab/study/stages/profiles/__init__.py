@@ -1,8 +1,8 @@
-"""profiles: how soon does each method, with one configuration for all workloads, reach a tuned one's loss?
+"""profiles: how soon each method, with one configuration for all workloads, reaches a tuned yardstick's loss.
 
-After AlgoPerf's self-tuning ruleset (Dahl et al., arXiv:2306.07179; Kasimbeg et al., arXiv:2505.24005), at a
-size that a laptop trains: docs/stages.md. `calibration` says which runs there are, `scores` how they are
-judged.
+The design follows AlgoPerf's self-tuning ruleset (Dahl et al., arXiv:2306.07179; Kasimbeg et al.,
+arXiv:2505.24005), at a size that a laptop can train (docs/stages.md). `calibration` plans the runs, and
+`scores` judges them.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from .scores import MOST, intervals, lowest, mean_time, median, over_the_best, s
 
 
 def track_of(phases: Phases) -> ProfilesTrack:
-    """Return the scores of every method that has a configuration, and what they rest on."""
+    """Return the decision's track: the score of every method that has a configuration, and its evidence."""
     profiles, workloads = phases.profiles, phases.workloads
-    missed: list[int | None] = [None] * len(phases.config.seeds)  # of a workload that a method cannot train
+    missed: list[int | None] = [None] * len(phases.config.seeds)  # on a workload that a method cannot train
     found: dict[str, dict[str, Reached]] = {}
     steps: dict[str, dict[str, list[int | None]]] = {}
     for method, runs in phases.scored.items():
@@ -76,7 +76,7 @@ def track_of(phases: Phases) -> ProfilesTrack:
 
 
 def _reached(phases: Phases, specs: Specs, workload: str) -> Reached:
-    """Return when each seed of a method reached a workload's target; the ratios come with the others'."""
+    """Return when each seed of a method reached a workload's target; the ratios are filled in later."""
     times = phases.reached(specs, workload)
     steps = {seed: time[0] for seed, time in times.items()}
     seconds = {seed: time[1] for seed, time in times.items()}
@@ -100,7 +100,7 @@ def _reached(phases: Phases, specs: Specs, workload: str) -> Reached:
 
 
 def _notes(phases: Phases, track: ProfilesTrack) -> Iterator[str]:
-    """Yield notes on what missed, what diverged, what lies on the edge of a grid, and what is not there."""
+    """Yield notes on missed targets, diverged runs, points on the edge of a grid, and missing results."""
     for name, target in track["workloads"].items():
         if target["loss"] is None:
             yield f"{name} has no target, since no run of {track['yardstick']} completed: it is left out"
@@ -128,7 +128,7 @@ def _notes(phases: Phases, track: ProfilesTrack) -> Iterator[str]:
 
 
 def _edges(found: Profiled | Target) -> str:
-    """Return the settings of a point that lie on an end of their grids: `lr 0.001 and strength 0.5`."""
+    """Return a point's settings that lie on an end of their grids: `lr 0.001 and strength 0.5`."""
     point = found["point"] or {}
     return " and ".join(f"{key.rpartition('.')[2]} {point[key]:g}" for key in found["edges"])
 
@@ -158,7 +158,7 @@ def _rule(config: Config) -> str:
 
 
 class Profiles(Stage):
-    """How soon each method, in one configuration for all workloads, reaches a tuned yardstick's loss."""
+    """The stage that times how soon each method, with one configuration, reaches a tuned yardstick's loss."""
 
     name = NAME
     title = "Time to a target on every workload"
@@ -172,7 +172,7 @@ class Profiles(Stage):
     pictures = ("profiles", "ratios")
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return the runs of all three phases that can be named by now."""
+        """Return the runs of all three phases that can be planned so far."""
         return distinct(Phases(config, results).specs())
 
     def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
@@ -194,7 +194,7 @@ class Profiles(Stage):
         return f"{'; '.join(parts)}; {len(methods)} methods on {len(track['workloads'])} workloads"
 
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
-        """Return how many targets are set, and how many methods have a configuration and a score by now."""
+        """Return how many targets are set so far, and how many methods have a configuration and a score."""
         phases = Phases(config, results)
         planned = [[*runs.values()] for runs in phases.scored.values()]
         scored = sum(not waiting(list(itertools.chain(*runs)), results) for runs in planned)
@@ -205,12 +205,12 @@ class Profiles(Stage):
         ]
 
     def resolve(self, config: Config, say: Callable[[str], None]) -> Config:
-        """Fill in the checksums of those workloads that have data or tokens of their own."""
+        """Return the configuration with the checksums of the workloads' own data and tokens filled in."""
         workloads = texts_pinned(config, NAME, config.profiles.workloads, say)
         return replace(config, profiles=replace(config.profiles, workloads=workloads))
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        """Return a result that reaches the target at its end, so that each method has a configuration."""
+        """Return a result that reaches the target at its last step, so each method gets a configuration."""
         return {"val_loss": 2.0, "initial_loss": 5.0, "curve": [(spec.run.steps, 2.0, 1.0)]}
 
 

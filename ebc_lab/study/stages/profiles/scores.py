@@ -1,11 +1,11 @@
-"""How soon a method reaches a target, and how that compares: the statistics of the stage profiles.
+"""The statistics of the stage profiles: how soon each method reaches a target, and how methods compare.
 
-* Time to a target: the first evaluation on the fixed windows whose loss is at or below it, in steps, and in
-  seconds of training, to which measurements add; of several seeds the median. None is a miss, which ranks
-  behind every time.
-* r of a method on a workload: its time over the shortest time of any method there; ρ(τ): the share of the
-  workloads on which r <= τ (performance profiles, Dolan & Moré 2002); the score: the mean of ρ over τ in
-  [1, 4], as AlgoPerf's (Dahl et al., arXiv:2306.07179).
+* Time to a target: when an evaluation on the fixed windows first has a loss at or below it, in steps or in
+  seconds of training, which include measurements; over several seeds, the median. None is a miss, which
+  ranks behind every time.
+* r of a method on a workload: its time divided by the shortest time of any method. ρ(τ): the share of
+  workloads with r <= τ (performance profiles, Dolan & Moré 2002). The score: the mean of ρ over τ in [1, 4],
+  as in AlgoPerf (Dahl et al., arXiv:2306.07179).
 * LR sensitivity: the mean of min(loss, loss of the first step) over learning rates, less the best loss
   (Wortsman et al., arXiv:2309.14322).
 """
@@ -23,48 +23,48 @@ from ebc_lab.records.figures import RunResult
 from ..rules import Results, Specs, is_conclusive, losses_of, val_loss
 from ..statistics import CONFIDENCE, window
 
-MOST = 4.0  # ratio up to which a profile is drawn and scored
+MOST = 4.0  # the largest ratio τ that is drawn and scored
 RESAMPLES = 2000
 Time = float | None
-Times = Mapping[str, Mapping[str, Sequence[Time]]]  # method -> workload -> each seed's
+Times = Mapping[str, Mapping[str, Sequence[Time]]]  # method -> workload -> one time per seed
 
 
 def lowest(result: RunResult | None) -> float:
-    """Return the lowest loss of a run on the fixed windows; infinite where there is none."""
+    """Return the lowest loss of a run on the fixed windows; infinite where none is finite."""
     rows = finite_rows((result or {}).get("curve") or [])
     return min((loss for _, loss, _ in rows), default=math.inf)
 
 
 def median(times: Iterable[Time]) -> Time:
-    """Return the median over seeds; None where that is a miss, and where there is no seed."""
+    """Return the median time over seeds; None where that is a miss, and where there are no seeds."""
     known = [math.inf if time is None else time for time in times]
     middle = statistics.median(known) if known else math.inf
     return float(middle) if math.isfinite(middle) else None
 
 
 def over_the_best(times: Sequence[Time]) -> tuple[Time, list[float | None]]:
-    """Return the shortest time, and r of each: its time over that one."""
+    """Return the shortest time, and each time divided by it; None for misses."""
     best = min((time for time in times if time is not None), default=None)
     return best, [None if time is None or best is None else time / best for time in times]
 
 
 def share_within(ratios: Sequence[float], tau: float) -> float:
-    """Return ρ(τ), the share of the workloads whose ratio, infinite for a miss, is at most τ."""
+    """Return ρ(τ): the share of workloads whose ratio is at most τ. A miss has an infinite ratio."""
     return sum(r <= tau for r in ratios) / len(ratios)
 
 
 def score(ratios: Sequence[float | None], most: float = MOST) -> float:
-    """Return the mean of ρ over τ in [1, `most`], exactly: a workload counts from its ratio on."""
+    """Return the mean of ρ over τ in [1, `most`], computed exactly from the ratios; None is a miss."""
     return statistics.fmean(0.0 if r is None else max(0.0, most - r) / (most - 1) for r in ratios)
 
 
 def intervals(times: Times, divided: int = 1) -> dict[str, tuple[float, float]]:
-    """Return the 95% interval of each method's score by bootstrap over the seeds, which are drawn for each
-    workload by itself and are the same for all methods.
+    """Return the 95% bootstrap interval of each method's score over seeds, which are drawn for each workload
+    separately and are the same for all methods.
 
-    It says how far other seeds might move the score on these very workloads, with these configurations; of
-    other workloads it says nothing. A workload on which a method lacks a seed is left out.
-    `divided`: by what the error is (`rules.error_divided`).
+    It shows how far other seeds might move the score on these workloads with these configurations, and says
+    nothing about other workloads. A workload on which a method lacks a seed is left out.
+    `divided`: the number that divides the error of 5% (`rules.error_divided`).
     """
     import numpy as np
 
@@ -79,7 +79,7 @@ def intervals(times: Times, divided: int = 1) -> dict[str, tuple[float, float]]:
         known = np.array(of_methods, dtype=float)  # (methods, seeds)
         known[np.isnan(known)] = math.inf  # a miss
         picked = np.sort(known[:, generator.integers(0, seeds, (RESAMPLES, seeds))], axis=-1)
-        medians = (picked[..., (seeds - 1) // 2] + picked[..., seeds // 2]) / 2  # infinite ones stay so
+        medians = (picked[..., (seeds - 1) // 2] + picked[..., seeds // 2]) / 2  # infinite ones stay infinite
         best = medians.min(axis=0)
         with np.errstate(invalid="ignore"):
             r = np.where(np.isfinite(medians), medians / best, math.inf)
@@ -93,12 +93,12 @@ def intervals(times: Times, divided: int = 1) -> dict[str, tuple[float, float]]:
 
 
 def mean_time(times: Mapping[str, float]) -> float:
-    """Return the geometric mean of times over lengths, of which one beyond 4, or a miss, counts as 4."""
+    """Return the geometric mean of relative times; a miss, or a time above 4, counts as 4."""
     return statistics.geometric_mean(min(MOST, time) for time in times.values())
 
 
 def sensitivity(runs: Mapping[float, Specs], results: Results) -> RateSensitivity:
-    """Return how much the learning rate matters, from the runs at each of several rates."""
+    """Return how much the learning rate matters, from the runs at each of several learning rates."""
     rates = sorted(runs)
     losses = {lr: statistics.fmean(losses_of(runs[lr], results)) for lr in rates}
     capped = [statistics.fmean(_capped(results.get(s.run_id)) for s in runs[lr]) for lr in rates]
@@ -112,7 +112,7 @@ def sensitivity(runs: Mapping[float, Specs], results: Results) -> RateSensitivit
 
 
 def _capped(result: RunResult | None) -> float:
-    """Return a run's validation loss: at most that of its first step, which stands for one that diverged."""
+    """Return a run's validation loss, but at most its first step's; a diverged run counts with the latter."""
     first = (result or {}).get("initial_loss")
     if not is_conclusive(result) or first is None or not math.isfinite(first):
         return val_loss(result)
