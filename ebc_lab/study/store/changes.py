@@ -69,27 +69,27 @@ def same_corpus(data: DataConfig, known: Mapping[str, Any]) -> bool:
 
 def describe_earlier_looks(header: Mapping[str, Any]) -> str:
     """Return a caveat about a study's answer if earlier answers exist, or an empty text."""
-    said = []
+    caveats = []
     # recorded by an earlier version, which did not correct the intervals for this
     if had := ", then ".join(map(str, header.get("looks", []))):
-        said.append(
+        caveats.append(
             f"the seeds were changed after an answer had been seen (of {had} seeds); intervals hold for "
             "seeds chosen beforehand, so these claim a difference somewhat too often"
         )
     again = [answer for answer in header.get("earlier", []) if answer["shared"]]
     if by := header["config"].get("answered_before", 0):
         once = ", then ".join(f"{_source(answer)}, {len(answer['shared'])} of them here" for answer in again)
-        said.append(
+        caveats.append(
             f"seeds were judged again after an answer had been seen ({once or had}), so the error of the "
             f"intervals is divided by {2**by}: {level([{'looks': 2**by}])} instead of 95%"
         )
     if fresh := [answer for answer in header.get("earlier", []) if not answer["shared"]]:
         others = ", then ".join(map(_source, fresh))
-        said.append(
+        caveats.append(
             f"the same had been asked before of other seeds ({others}); this answer rests on none of those "
             "and holds by itself, but each one more is another chance of a false claim: count them all"
         )
-    return "; ".join(said)
+    return "; ".join(caveats)
 
 
 def _source(answer: EarlierAnswer) -> str:
