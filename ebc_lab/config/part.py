@@ -94,7 +94,7 @@ class Figure:
 
 class Versions(NamedTuple):
     """A list, in a suite's settings, of choices of a part. Every arm also runs under each of these choices,
-    and is compared with itself without."""
+    and these runs are compared with its plain ones."""
 
     key: str  # the name of the list, a setting of `ablation`
     noun: str  # plural noun for its choices in messages

@@ -30,7 +30,7 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
 
 
 def json_bytes(value: Any) -> bytes:
-    """Return the indented JSON text of a value, converted by `as_json`, in UTF-8."""
+    """Return the indented JSON text of a value, converted by `as_json`, as bytes."""
     return msgspec.json.format(json.dumps(as_json(value), allow_nan=False).encode(), indent=1) + b"\n"
 
 

@@ -33,7 +33,7 @@ def arm_name(run: RunConfig, lr_scale: float | None, note: str = "") -> str:
 
 
 def setting_columns(run: RunConfig) -> dict[str, Any]:
-    """Return column of the run tables -> the run's setting, None for those that have no effect in it."""
+    """Return column -> value for the columns of run tables that show settings; None if without effect."""
     run = naming.with_derived_settings(run)
     ebc = run.stabilizer.name == "ebc"
     bound = ebc and (run.budget.name in ("surrogate", "calibrated") or run.budget.sensitivity_every > 0)
@@ -126,7 +126,7 @@ TRACK = re.compile(r"\b(?:{})_(?:{})\b".format(*("|".join(names) for names in CH
 
 
 def optimizer(track: str) -> str:
-    """Return the name of a track, `<optimizer>_<projection>`, in words, as `Adam + spectral projection`."""
+    """Return a track, `<optimizer>_<projection>`, in words: `Adam + spectral projection`."""
     name, _, projection = track.rpartition("_")
     words = OptimizerConfig.words.get(name, name)
     if projection in ("", "none"):
@@ -135,8 +135,8 @@ def optimizer(track: str) -> str:
 
 
 def tracks_in_words(text: str, tracks: Iterable[str] = ()) -> str:
-    """Return a sentence with the names of tracks put in words: `Adam: …` for `adam_none: …`. Longer names of
-    arms and runs that begin with a track are left alone. `tracks`: further ones, with users' optimizers."""
+    """Return a sentence with the names of tracks put in words: `Adam: …` for `adam_none: …`. Longer names, of
+    arms and runs, that begin with a track are left alone. `tracks`: names with users' own optimizers."""
     others = [re.escape(track) for track in tracks]
     text = re.sub(rf"\b(?:{'|'.join(others)})\b", lambda match: optimizer(match[0]), text) if others else text
     return TRACK.sub(lambda match: optimizer(match[0]), text)

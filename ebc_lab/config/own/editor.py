@@ -11,7 +11,7 @@ from pathlib import Path
 from ..choices import OFFERED, offered
 
 FOLDER = Path(__file__).parent.parent / "schemas"
-FILE = "ebc-lab.schema.json"  # beside a suite
+FILE = "ebc-lab.schema.json"  # written beside a suite
 NAMES_OF = "choices_of_{}"  # key of the schema's definition of a group's choices
 
 

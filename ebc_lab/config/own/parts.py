@@ -30,7 +30,7 @@ ENTRIES = (
 )
 WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 LONGEST = 40  # characters in an own part's name, which names of arms and runs contain
-KEEPS_NAMES = "carry."  # paths of own parts that keep their given name, as names of older runs do
+KEEPS_NAMES = "carry."  # prefix of the paths of own parts that keep their given names, as in older runs
 
 Settings = TypeVar("Settings", bound=RunConfig)
 
@@ -44,7 +44,7 @@ class OwnPart(NamedTuple):
 
     @property
     def target(self) -> str:
-        """Return the target, which names its function, as the user or a package wrote it."""
+        """Return the target, the name of the part's function, as the user or a package wrote it."""
         return str(self.settings["target"])
 
     @property

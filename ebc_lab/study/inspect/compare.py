@@ -99,7 +99,7 @@ def _settings(asked: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     lines: dict[str, list[Any]] = {}
     for key, pair in _unequal(
         *asked, leave=("study.name", ARMS)
-    ).items():  # `ARMS` itself where there are none
+    ).items():  # the key is `ARMS` itself in a study without arms
         name = key.split(".")[2] if key.startswith(f"{ARMS}.") else None
         if name in names[0] ^ names[1]:
             about = [settings.get(f"{ARMS}.{name}.about") or "given" for settings in asked]
@@ -169,7 +169,7 @@ def _verdict(decisions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _arms(decisions: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return arm -> seeds and mean test loss (nats/token) in each study, b minus a, for common arms."""
+    """Return arm -> seeds and mean test loss (nats/token) per study, and b's minus a's, for common arms."""
     out = {}
     for shown in ("verdict", "arms"):
         pairs = _paired(*(_entries(d, shown, "arms") for d in decisions))
@@ -192,8 +192,8 @@ def _arms(decisions: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _entries(decisions: Mapping[str, Any], shown: str, key: str) -> dict[tuple[str, str], Any]:
-    """Return (track, name) -> arm or line of the verdict (`key`), from the decision that shows `shown`; empty
-    if there is no such decision."""
+    """Return (track, name) -> arm or line of the verdict, whichever `key` means, from the decision that shows
+    `shown`; empty if there is none."""
     decision = decision_that_shows(shown, decisions)
     found: dict[tuple[str, str], Any] = {}
     for track, about in decision["tracks"].items() if decision else ():
@@ -204,6 +204,6 @@ def _entries(decisions: Mapping[str, Any], shown: str, key: str) -> dict[tuple[s
 
 
 def _bits_per_character(arm: Mapping[str, Any]) -> Any:
-    """Return an arm's test loss in bits per character; if not recorded, its tokens are characters."""
+    """Return an arm's test loss in bits per character; unless recorded, a token counts as a character."""
     nats = arm["test_loss"]
     return arm.get(BITS, None if nats is None else nats / math.log(2))

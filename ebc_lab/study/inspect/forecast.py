@@ -72,8 +72,8 @@ class WithNeighbours:
 def forecast(
     config: Config, known: ResultsOf = lambda specs: {}, scenario: Scenario = EXPECTED
 ) -> dict[str, list[RunSpec]]:
-    """Return stage -> the distinct training runs that it would add. `known`: a function that returns existing
-    results; missing ones are invented according to `scenario`."""
+    """Return stage -> its distinct training runs, without those of earlier stages. `known`: a function that
+    returns existing results; missing ones are invented according to `scenario`."""
     decisions: dict[str, Decision] = {}
     results: dict[str, RunResult] = {}
     runs: dict[str, list[RunSpec]] = {}
@@ -127,8 +127,8 @@ def _asked(
 
 
 def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: float) -> RunResult:
-    """Return an invented result that fits the scenario. Its losses start at `best`, to be comparable with
-    known ones. `nth`: how many results the stage had before."""
+    """Return an invented result that fits the scenario, with losses relative to `best`, so that they compare
+    with known ones. `nth`: the number of results that the stage had before."""
     lr = spec.run.optimizer.lr
     grid = config.lr_sweep.grids.get(spec.run.optimizer.name, [])  # empty for an optimizer only in arms
     behind = 1 / (1 + 1e4 * lr)  # the highest learning rate wins
@@ -169,7 +169,7 @@ def expected_left(config: Config, known: ResultsOf, under_way: Mapping[str, floa
     left = [(s, 1 - under_way.get(s.run_id, 0.0)) for s in specs if s.run_id not in results]
     pace = observed(specs, results)
     work = [pace.seconds(s) * share for s, share in left] if pace else []
-    longest = max(work, default=0.0)  # no slot can share this run
+    longest = max(work, default=0.0)  # a lower bound, since one run cannot use several slots
     return {
         "done": len(specs) - len(left),
         "left": len(left),
@@ -180,7 +180,7 @@ def expected_left(config: Config, known: ResultsOf, under_way: Mapping[str, floa
 
 
 def expected_work(config: Config) -> speeds.Work:
-    """Return the number of training runs that a study is expected to make in all, and their steps in all."""
+    """Return the total numbers of training runs and steps that a study is expected to make."""
     steps = [s.run.steps for planned in forecast(config).values() for s in planned]
     return speeds.Work(len(steps), sum(steps))
 

@@ -104,7 +104,7 @@ def override_value(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"{{{','.join(f'{key}: {override_value(inner)}' for key, inner in value.items())}}}"
     if isinstance(value, str) and not PLAIN.fullmatch(value):
-        # double quotes, as the shell's are single ones; only before a quote must backslashes be escaped
+        # double quotes, because the shell's are single; backslashes are special only before a quote
         escaped = re.sub(r'(\\*)("|\Z)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), value)
         return f'"{escaped}"'
     return str(value)

@@ -87,7 +87,7 @@ def _status(snapshot: Snapshot) -> dict[str, Any]:
     else:
         state = "interrupted" if runs else "empty"
     early, eta = None, 0.0 if state.startswith("finished") else None
-    if eta is None and state != "stale":  # a stale study's depends on the decisions yet to be remade
+    if eta is None and state != "stale":  # a stale study's depends on new decisions
         early, eta = _ahead(snapshot, holder, runs)
     retried = state == "finished_with_failures" and any(f["outcome"] in RETRIED for f in failures)
     to_go_on = (retried or state in ("interrupted", "empty", "stale")) and study.resumable
@@ -227,8 +227,8 @@ def joined(study: Study) -> list[dict[str, Any]]:
 def _ahead(
     snapshot: Snapshot, holder: Mapping[str, Any] | None, runs: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, Any] | None, float | None]:
-    """Return `known_so_far`, and the seconds left for the expected runs at the pace of the finished ones,
-    None before one has finished.
+    """Return what `known_so_far` does, and the seconds left for the expected runs at the pace of the finished
+    ones, None before one has finished.
 
     The process that runs the study keeps both in a file; without it they are computed, which takes some
     milliseconds a run. `runs`: all runs, as `run_status` returns them; the line shows those in progress.

@@ -43,8 +43,8 @@ def why(study: Study, stage: str | None) -> dict[str, Any]:
 
 
 def noise_floor(decisions: Mapping[str, Decision]) -> dict[str, NoiseFloor]:
-    """Return track -> the noise between seeds, which margins are given in units of
-    (`stages.statistics.noise`); empty before the sweep is decided."""
+    """Return track -> the noise between seeds (`stages.statistics.noise`), the unit in which margins are
+    given; empty before the sweep is decided."""
     tracks = decisions["lr_sweep"]["tracks"] if "lr_sweep" in decisions else {}
     return {track: noise(d["replicate_losses"]) for track, d in tracks.items()}
 

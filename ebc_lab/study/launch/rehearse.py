@@ -32,7 +32,7 @@ UNIT: NaturalSteps = {"natural_kl": 1.0, "descent_median": 1.0}
 
 
 def rehearse(config: Config, study: Study, say: Callable[[str], None]) -> None:
-    """Train one step with each own part of the study, once for each version of it, and `say` its warnings.
+    """Train one step with each own part of the study, under each set of its arguments; `say` the warnings.
 
     Raises UserError, naming the arm and the line of the file, if a part fails.
     """

@@ -50,8 +50,8 @@ def note(directory: Path, event: str, **about: Any) -> None:
 
 
 def surroundings() -> dict[str, Any]:
-    """Return the host, the process id and the set environment variables of `SEEN` in lower case, which show
-    where and on which device a run was trained."""
+    """Return the host, the process id and those variables of `SEEN` that are set (names in lower case). They
+    show where and on which device a run was trained."""
     return {
         "host": os.uname().nodename,
         "pid": os.getpid(),
@@ -107,12 +107,12 @@ def spans(directory: Path) -> list[Span]:
     for event in log(directory):
         with suppress(KeyError, TypeError, ValueError):
             what = event["event"]
-            at = datetime.fromisoformat(event["at"]).timestamp()
+            when = datetime.fromisoformat(event["at"]).timestamp()
             if what == "taken":
                 found, begun = [], None
             elif what == "begin":
-                begun = at, (str(event["host"]), int(event["pid"]))
+                begun = when, (str(event["host"]), int(event["pid"]))
             elif what in OVER and begun is not None:
-                found.append((begun[0], at, *begun[1]))
+                found.append((begun[0], when, *begun[1]))
                 begun = None
     return found

@@ -171,8 +171,8 @@ def is_bundle(path: Path) -> bool:
 
 
 def verify(path: Path, sha256: str | None = None) -> dict[str, Any]:
-    """Return the findings on a bundle: what `verify_study` returns of a study, and the bundle's `sha256`; if
-    one is given, another is a fault. Raises UserError if there is no such file, or no room to unpack it."""
+    """Return the findings on a bundle, as `verify_study` does on a study, and its `sha256`, which must equal
+    the given one. Raises UserError if there is no such file, or no room to unpack it."""
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise UserError("--sha256 takes the 64 hex digits that `ebc-lab export` printed.")
     with tempfile.TemporaryDirectory(prefix="ebc-lab-") as folder:

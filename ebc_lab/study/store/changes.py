@@ -140,8 +140,8 @@ def has_finished(record: Record, group: str, sha256: str) -> bool:
 
 
 def pinned(records: Sequence[Record], run_id: str) -> str:
-    """Return the clause about --force that ends a remedy if other runs have finished with an own part of this
-    run, which the user may now edit; otherwise an empty text."""
+    """Return the clause about --force at the end of a failed run's remedy: it is empty unless other runs have
+    finished with an own part that the user would edit to repair this run."""
     spec = next((record.spec for record in records if record.run_id == run_id), None)
     config: Mapping[str, Any] = spec["config"] if spec else {}
     parts = [(group, config[group]) for group in OWN_GROUPS if config.get(group, {}).get("sha256")]

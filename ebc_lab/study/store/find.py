@@ -43,7 +43,7 @@ def find_all(names: Sequence[str], output_dir: str, say: Say) -> list[Study]:
 
 
 def _meant(name: str, output_dir: str, say: Say) -> list[Study]:
-    """Return the study of this name, or those that a folder holds or a pattern matches, sorted by name."""
+    """Return the study of this name, or else those in a folder of this name or matched by it, sorted."""
     named = find(name, output_dir, say)
     if named.exists():
         return [named]
@@ -121,7 +121,7 @@ def to_rebuild(name: str | None, output_dir: str, output: Path | None, say: Say 
 
 
 def verify_named(name: str | None, output_dir: str, sha256: str | None, say: Say) -> dict[str, Any]:
-    """Return the findings of `verify` on a study or bundle, given by name. `sha256`: that of the bundle."""
+    """Return the findings of `verify` on a study or bundle. `sha256`: the one that a bundle must have."""
     path = place_of(name, output_dir, say) if name else None
     if path and is_bundle(path):
         return verify(path, sha256)

@@ -84,8 +84,8 @@ class Snapshot:
         return reuse.reusable_results(self.records, finished=self.finished)
 
     def stale_decisions(self) -> dict[str, str]:
-        """Return stage -> why its recorded decision no longer follows from the files. Hashes are compared;
-        nothing is decided again. For a bundle, other versions here than it recorded do not count."""
+        """Return stage -> why its recorded decision no longer follows from the files, by comparing hashes;
+        nothing is decided again. A bundle is judged under the versions of libraries that it recorded."""
         recorded = recorded_environment(self.header["environment"])
         with nullcontext() if self.study.resumable else recorded:
             state = self.index.state

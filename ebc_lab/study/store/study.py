@@ -425,8 +425,8 @@ def studies_in(folder: Path) -> list[Study]:
 
 
 class OfAnotherRun(UserError):
-    """A run's folder holds the result of another run."""
+    """An error: a run's folder holds the result of another run."""
 
 
 class Cancelled(Exception):
-    """The study was stopped by `ebc-lab cancel`."""
+    """A signal that the study was stopped by `ebc-lab cancel`."""
