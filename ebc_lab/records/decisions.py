@@ -447,7 +447,7 @@ class Sweep(TypedDict, total=False):
     """The sweep of one setting of an arm, its window, and how well a rule does that needs no tuning."""
 
     points: list[SweptPoint]  # by rising value
-    left_out: list[str]  # arms of values of which a run failed or was lost
+    left_out: list[str]  # arms whose points are left out, because a run failed or was lost
     about: str
     shape: str
     window: Window | None
