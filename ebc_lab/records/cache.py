@@ -1,4 +1,4 @@
-"""What is kept for the user from one study to the next: corpora and measurements."""
+"""The user's cache, shared by all studies: corpora and measurements."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .json_files import read_json, write_json
 
 
 def cache_dir() -> Path:
-    """Return the user's cache folder for corpora and measurements."""
+    """Return the path of the user's cache folder, which may not exist yet."""
     from platformdirs import user_cache_path
 
     return user_cache_path("ebc-lab")
 
 
 class MeasurementCache:
-    """A measurement that is kept as JSON in the user's cache folder, in `<kind>-<digest>.json`.
+    """A cached measurement, stored as JSON in `<kind>-<digest>.json` in the user's cache folder.
 
     Args:
-        depends_on: everything that can change the measurement, as JSON: the shape, the machine, versions.
-        form: the type hint of the measurement; a file that does not fit it is taken for none.
+        depends_on: everything that can change the measurement, such as shape, machine and versions, as JSON.
+        form: the measurement's type hint; a file whose contents do not fit it is ignored.
     """
 
     def __init__(self, kind: str, depends_on: Any, *, form: Any):
@@ -32,14 +32,14 @@ class MeasurementCache:
         self.path = cache_dir() / f"{kind}-{digest(depends_on)[:16]}.json"
 
     def read(self) -> Any:
-        """Return the measurement, or None where there is none or its file cannot be read."""
+        """Return the cached measurement; None if there is none, or its file cannot be read."""
         try:
             return read_json(self.path, self.form)
         except (OSError, UserError):
             return None
 
     def write(self, measurement: Any) -> None:
-        """Keep the measurement. Where it cannot be written, the next process measures again."""
+        """Store the measurement. If the file cannot be written, the next process measures again."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.path, measurement, durable=False)
@@ -47,7 +47,7 @@ class MeasurementCache:
             pass
 
     def read_or_measure(self, measure: Callable[[], Any]) -> Any:
-        """Return the measurement; where none is kept yet, `measure` makes it."""
+        """Return the cached measurement; if there is none, call `measure` and store what it returns."""
         measured = self.read()
         if measured is None:
             measured = measure()

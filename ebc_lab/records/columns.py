@@ -1,4 +1,4 @@
-"""The columns of every CSV file and table, with their units and meanings."""
+"""The columns of every CSV file and table, with their units and meanings, as docs and tables show them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCALE = "×"
 _WORKLOAD_PARTS = [part for part in PARTS if part.read_by]
 _ANY_PARTS = [part for part in PARTS if not part.read_by]
 
-STEP_MEANINGS = {  # of steps.csv, one row a step: column -> unit, meaning
+STEP_MEANINGS = {  # of steps.csv, one row per step: column -> unit, meaning
     "step": ("", "from 0"),
     "loss": (NATS, "on the batch, before the update"),
     "lr": ("", "learning rate"),
@@ -54,8 +54,8 @@ STEP_MEANINGS = {  # of steps.csv, one row a step: column -> unit, meaning
     "skipped": ("0 or 1", "no usable gradient or update"),
 }
 STEP_COLUMNS = tuple(STEP_MEANINGS)
-CURVE_COLUMNS = tuple(f"kl_c{number(c)}" for c in CURVE_SCALES)  # KL at these shares of the proposal
-FURTHER_STEP_MEANINGS = {  # of steps.csv, in runs that ask for what they record
+CURVE_COLUMNS = tuple(f"kl_c{number(c)}" for c in CURVE_SCALES)  # KL of these shares of the proposed step
+FURTHER_STEP_MEANINGS = {  # of steps.csv, in runs whose settings ask for these columns
     "exponent": ("", "p of exponent=auto: KL is taken to grow as c to this power"),
     "sharpness": (
         "nats/weight norm²",
@@ -71,7 +71,7 @@ FURTHER_STEP_MEANINGS = {  # of steps.csv, in runs that ask for what they record
         for name, c in zip(CURVE_COLUMNS, CURVE_SCALES, strict=True)
     },
 }
-EVAL_MEANINGS = {  # of evals.csv, one row an evaluation
+EVAL_MEANINGS = {  # of evals.csv, one row per evaluation
     "step": ("", "steps taken"),
     "val_loss": (NATS, "on the same 64 windows of the validation split each time (`eval_windows`)"),
     "val_se": (NATS, "its standard error"),
@@ -81,15 +81,15 @@ EVAL_MEANINGS = {  # of evals.csv, one row an evaluation
 EVAL_COLUMNS = tuple(EVAL_MEANINGS)
 BITS = "test_bits_per_char"
 FURTHER_EVAL_MEANINGS = dict(column for part in _ANY_PARTS for column in part.evals.items())
-# of both, under a workload that has further ones
+# further columns of these files, under workloads that have some
 WORKLOAD_STEP_MEANINGS = dict(column for part in _WORKLOAD_PARTS for column in part.columns.items())
 WORKLOAD_EVAL_MEANINGS = dict(column for part in _WORKLOAD_PARTS for column in part.evals.items())
 PATTERNS = {LEVEL: r"\d+(?:p\d+)?", EXPERT: r"\d+"}
 
 
 def meaning_of(column: str, meanings: Mapping[str, tuple[str, str]]) -> tuple[str, str] | None:
-    """Return (unit, meaning) of a column, also of one whose name holds a level or an expert's number; None of
-    an unknown one."""
+    """Return (unit, meaning) of a column, None if it is unknown. Placeholders in `meanings`, as in `r2_<σ>`,
+    match any noise level or expert number."""
     if column in meanings:
         return meanings[column]
     for name, meaning in meanings.items():
@@ -99,7 +99,7 @@ def meaning_of(column: str, meanings: Mapping[str, tuple[str, str]]) -> tuple[st
     return None
 
 
-COLUMN_MEANINGS = {  # of summary_*.csv, one row a run: column -> unit, meaning
+COLUMN_MEANINGS = {  # of summary_*.csv, one row per run: column -> unit, meaning
     "arm": (
         "",
         "what was trained, `<optimizer>_<projection>_<stabilizer>[_d<δ*>_<budget>]_x<scale>"
@@ -174,7 +174,7 @@ DIFFERENCE_FIGURES = (
     *("p", "p_joint", "sigmas", "alone", "judged"),
 )
 PART_FIGURES: dict[str, Figure] = {figure.key: figure for part in PARTS for figure in part.figures}
-PROFILE_MEANINGS = {  # of profiles.csv, one row a method and a workload
+PROFILE_MEANINGS = {  # of profiles.csv, one row per method and workload
     "track": ("", "the study's optimizer and projection, `<optimizer>_<projection>`"),
     "method": ("", "of `profiles.methods`"),
     "workload": ("", "of `profiles.workloads`"),
@@ -197,7 +197,7 @@ PROFILE_MEANINGS = {  # of profiles.csv, one row a method and a workload
     "lr_sensitivity": (NATS, "mean of min(loss, first loss) over the rates tried, less the best loss"),
     "lr_window": ("octaves", "of learning rates within 0.05 nats of the best"),
 }
-MODE_MEANINGS = {  # of determinism.csv, one row a mode of determinism
+MODE_MEANINGS = {  # of determinism.csv, one row per mode of determinism
     "track": ("", "the optimizer and projection, `<optimizer>_<projection>`"),
     "mode": ("", "of `determinism`"),
     "runs": ("runs", "one in each combination of threads, vector instructions and parts of a batch"),
@@ -207,7 +207,7 @@ MODE_MEANINGS = {  # of determinism.csv, one row a mode of determinism
     "loss_range": (NATS, "largest difference of the validation loss between two of them"),
     "steps_per_s": ("steps/s", "median over the runs, several of which were trained at a time"),
 }
-UNIT_MEANINGS = {  # of carry.csv, one row an arm in a setting
+UNIT_MEANINGS = {  # of carry.csv, one row per arm and setting
     "track": ("", "the study's own optimizer and projection, `<optimizer>_<projection>`"),
     "arm": ("", "its name in the suite"),
     "unit": ("", "of its constants"),
@@ -230,11 +230,11 @@ UNIT_MEANINGS = {  # of carry.csv, one row an arm in a setting
 
 
 def _columns_from(meanings: Mapping[str, tuple[str, str]], *columns: str) -> dict[str, tuple[str, str]]:
-    """Return some columns of another table, with their units and meanings."""
+    """Return column -> (unit, meaning) for some columns of another table."""
     return {name: meanings[name] for name in columns}
 
 
-ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over its completed seeds
+ABLATION_MEANINGS = {  # of ablation.csv, one row per arm; figures are means over its completed seeds
     "track": ("", "`<optimizer>_<projection>` of the baseline that it is built on; an arm may have others"),
     "arm": ("", "its name in the suite's file"),
     "about": ("", "what it is, in words"),
@@ -285,12 +285,12 @@ ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over
     **_columns_from(COLUMN_MEANINGS, "lr_schedule", "warmup_steps", "delta_schedule"),
 }
 
-# -- of the tables of `ebc_lab.load` -------------------------------------------------------------------------
+# -- tables of `ebc_lab.load` --------------------------------------------------------------------------------
 
 _RUN_COLUMNS = ("run_id", "stage", "role", "track", "arm", "seed", "optimizer", "projection", "stabilizer")
 _SETTING_COLUMNS = ("lr", "lr_scale", "lr_schedule", "warmup_steps", "delta_star", "delta_schedule")
 _LENGTH = {"planned_steps": ("steps", "that it is to take")}
-RUN_MEANINGS = {  # of runs(), one row a run
+RUN_MEANINGS = {  # of runs(), one row per run
     **_columns_from(COLUMN_MEANINGS, *_RUN_COLUMNS, *_SETTING_COLUMNS),
     **_LENGTH,
     "kind": ("", "`train`, or a measurement of time, which has no losses"),
@@ -300,7 +300,7 @@ RUN_MEANINGS = {  # of runs(), one row a run
     "cause": ("", "why it did not complete; empty where it did"),
     "problem": ("", "what is wrong with its files; empty where nothing is"),
 }
-ARM_MEANINGS = {  # of arms(), one row an arm of a stage, over its seeds
+ARM_MEANINGS = {  # of arms(), one row per arm of a stage, over its seeds
     **_columns_from(COLUMN_MEANINGS, "stage", "role", "track", "arm"),
     **_columns_from(COLUMN_MEANINGS, "optimizer", "projection", "stabilizer", *_SETTING_COLUMNS),
     **_LENGTH,
@@ -313,7 +313,7 @@ ARM_MEANINGS = {  # of arms(), one row an arm of a stage, over its seeds
     **_columns_from(COLUMN_MEANINGS, "c_median", "kl_median", "clip_rate", "tokens_per_s", "wall_s"),
     "step_cost": (SCALE, "time of a step over the reference's, where that was measured"),
 }
-DIFFERENCE_MEANINGS = {  # of differences(), one row a comparison of two arms
+DIFFERENCE_MEANINGS = {  # of differences(), one row per comparison of two arms
     "stage": COLUMN_MEANINGS["stage"],
     "track": ABLATION_MEANINGS["track"],
     "family": (
@@ -339,14 +339,14 @@ DIFFERENCE_MEANINGS = {  # of differences(), one row a comparison of two arms
     **_columns_from(ABLATION_MEANINGS, "detectable", "joint_detectable"),
     "luck": (NATS, "what other tuning seeds would make of it (standard deviation), in its intervals"),
 }
-VERDICT_MEANINGS = {  # of verdict, one row a question of the study
+VERDICT_MEANINGS = {  # of verdict, one row per question of the study
     "track": ABLATION_MEANINGS["track"],
     "name": ("", "of the line of the verdict, or of the suite's arm"),
     "question": ("", "in words"),
     "verdict": ("", "`pass`, `fail`, `undecided`; of a suite `better`, `worse`, `level`, `undecided`"),
     "figure": ("", "what was measured, in words"),
 }
-BOARD_MEANINGS = {  # of a board, one row an arm of a study
+BOARD_MEANINGS = {  # of a leaderboard, one row per arm of a study
     "group": ("", "arms of one group were trained alike: only these are ranked"),
     "rank": ("", "in its group, by mean test loss; arms of which a run diverged come last"),
     "arm": ("", "its name in its study"),

@@ -1,9 +1,9 @@
-"""What the stages of a study decide, as auto_decisions.json records it: one class for each JSON object.
+"""The decisions of a study's stages, as auto_decisions.json records them: one class for each JSON object.
 
-`Decision` is what every stage writes. Its `tracks` hold a class for each stage: `SweepTrack` of lr_sweep,
-`CalibratedTrack`, `ControllerTrack`, `ScaleTrack`, `TunedTrack`, `FinalsTrack`, `SuiteTrack` of ablation,
-`ModesTrack` of circumstances, `UnitsTrack` of carry and `ProfilesTrack` of profiles. Losses are in nats per
-token, KL divergences in nats. A run's result is `records.figures.RunResult`.
+Every stage writes a `Decision`. The values of its `tracks` have a class of their own for each stage:
+`SweepTrack` (lr_sweep), `CalibratedTrack`, `ControllerTrack`, `ScaleTrack`, `TunedTrack`, `FinalsTrack`,
+`SuiteTrack` (ablation), `ModesTrack` (circumstances), `UnitsTrack` (carry) and `ProfilesTrack` (profiles).
+Losses and KL divergences are in nats per token. A run's result is a `records.figures.RunResult`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NotRequired, TypedDict
 
 
 class Candidate(TypedDict):
-    """A run as a decision shows it."""
+    """A run in the list of runs that a decision compares; figures are None if not measured."""
 
     run_id: str
     role: str
@@ -23,7 +23,7 @@ class Candidate(TypedDict):
     seed: int
     outcome: str | None
     cause: str | None
-    raced: NotRequired[int]  # after how many steps it was stopped, because it could not win any more
+    raced: NotRequired[int]  # step at which the run was stopped, because it could no longer win
     val_loss: float | None
     val_se: float | None
     c_median: float | None
@@ -33,54 +33,54 @@ class Candidate(TypedDict):
 
 
 class Decision(TypedDict, total=False):
-    """What a stage decided."""
+    """A stage's decision."""
 
     stage: str
-    form: int
-    rule: str  # in words
-    # <optimizer>_<projection> -> what was chosen for it: of each stage its own class, see above. It stays
-    # open here, because a file is refused only for what every stage has in common.
+    form: int  # version of the format
+    rule: str  # by which it was decided, in words
+    # <optimizer>_<projection> -> what was chosen for this track, in the stage's own class (see above). The
+    # type is left open here because a file is refused only for faults in what all stages share.
     tracks: dict[str, Any]
     notes: list[str]
     candidates: list[Candidate]
-    measurements: list[dict[str, str]]  # run_id and role of runs that were not trained
+    measurements: list[dict[str, str]]  # run_id and role of each time measurement, which trains nothing
     inputs_sha256: str
     decision_sha256: str
-    pairs: list[dict[str, Any]]  # of lr_sweep: each a `Pair`
-    sequential: dict[str, Any] | None  # of the finals: a `Sequential`
+    pairs: list[dict[str, Any]]  # only of lr_sweep: each a `Pair`
+    sequential: dict[str, Any] | None  # only of the finals: a `Sequential`
 
 
-# -- what several stages share -------------------------------------------------------------------------------
+# -- shared by several stages --------------------------------------------------------------------------------
 
 
 class Window(TypedDict):
-    """The range around the best value of a setting in which the loss is hardly higher."""
+    """The range of a setting, around its best value, over which the loss is hardly higher than the best."""
 
     best: float
     loss: float  # at the best value
     low: float
     high: float
-    octaves: float
-    open_low: bool  # the window still holds at the end of what was tried
-    open_high: bool
+    octaves: float  # from low to high
+    open_low: bool  # the window reaches the lowest value tried, and may go on below
+    open_high: bool  # likewise at the highest value tried
 
 
 class Diverged(TypedDict):
-    """How many pairs of runs there are in which the arm's diverged, and in which the reference's did."""
+    """The number of paired seeds on which the arm's run diverged, and on which the reference's did."""
 
     arm: int
     reference: int
 
 
 class LuckOfTuning(TypedDict):
-    """How much a tuned loss would vary with the tuning's seeds: `statistics.Luck` as JSON."""
+    """The variation of a tuned loss with the tuning seeds: `statistics.Luck` as JSON."""
 
-    sd: float
-    freedom: float
+    sd: float  # standard deviation
+    freedom: float  # degrees of freedom of its estimate
 
 
 class Difference(TypedDict):
-    """An arm's loss minus its reference's, paired by seed; `statistics.paired` says what each figure is."""
+    """An arm's loss minus its reference's, paired by seed; `statistics.paired` explains each figure."""
 
     seeds: int
     comparisons: int
@@ -103,15 +103,15 @@ class Difference(TypedDict):
     judged: str
     diverged: NotRequired[Diverged]
     luck: NotRequired[LuckOfTuning]
-    verdict: NotRequired[str]  # of a suite: better | worse | level | undecided
+    verdict: NotRequired[str]  # only in a suite: better | worse | level | undecided
     seeds_needed: NotRequired[int | None]
 
 
 class Schedules(TypedDict, total=False):
-    """The schedules of an arm, as tables name them."""
+    """The schedules of an arm, under the names of table columns."""
 
     lr_schedule: str
-    warmup_steps: int | None  # None where the schedule does not read them
+    warmup_steps: int | None  # None if the schedule has no warm-up
     delta_schedule: str | None
 
 
@@ -134,16 +134,16 @@ class Arm(Schedules, total=False):
     c_median: float | None
     kl_median: float | None
     clip_rate: float | None
-    test_bits_per_char: float | None  # where these are not nats by another factor
-    val_median: float | None  # over all finished seeds; None where one that diverged is in the middle
-    test_median: float | None
-    # of a suite's arms alone
-    about: str
+    test_bits_per_char: float | None  # only if tokens are not single characters
+    val_median: float | None  # over all finished seeds; None if the median is that of a diverged run
+    test_median: float | None  # likewise
+    # only of a suite's arms
+    about: str  # description in words
     shape: str  # how its runs differ in size from the suite's, in words
-    point: dict[str, Any] | None  # what it was tuned to
+    point: dict[str, Any] | None  # its settings as tuned
     figures: dict[str, float | None]
     strength: float | None
-    comparable: bool  # judged on the whole split
+    comparable: bool  # whether it was judged on the suite's text, and on the whole split
     versus: str | None  # the arm that it is compared with
     cause: str | None  # why no run of it finished
     difference: Difference | None
@@ -153,12 +153,12 @@ class Arm(Schedules, total=False):
 
 
 class SweepGrid(TypedDict):
-    """The best run of the grid by which the first best rate is found."""
+    """The best run of the grid of learning rates with which the search begins."""
 
     lr: float
     val_loss: float
-    edge: str | None
-    extensions: int
+    edge: str | None  # low | high | both: edge of the grid that it lies on
+    extensions: int  # number of times that the grid was extended
 
 
 class Schedule(TypedDict):
@@ -170,7 +170,7 @@ class Schedule(TypedDict):
 
 
 class ControlPoint(TypedDict):
-    """A run that the fair control was chosen from."""
+    """A run in the grid that the fair control was chosen from."""
 
     run_id: str
     lr: float
@@ -180,7 +180,7 @@ class ControlPoint(TypedDict):
 
 
 class Control(TypedDict):
-    """The fair control: the same optimizer on a schedule that was tuned for it."""
+    """The fair control: the plain optimizer on a schedule that was tuned for it."""
 
     lr: float
     lr_scale: float
@@ -190,11 +190,11 @@ class Control(TypedDict):
     edge: str | None
     longest_warmup: bool
     grid: list[ControlPoint]
-    used: bool  # something in the study is compared with it
+    used: bool  # whether something in the study is compared with it
 
 
 class Pair(TypedDict):
-    """An (optimizer, projection) of the sweep, and how far it lies behind the best."""
+    """A pair (optimizer, projection) of the sweep, and how far its best loss lies behind the best of all."""
 
     track: str
     lr: float | None
@@ -204,11 +204,11 @@ class Pair(TypedDict):
     behind: NotRequired[float | None]
     behind_sigma: NotRequired[float | None]
     told_apart: NotRequired[bool]
-    detectable: NotRequired[float | None]  # of a pair that was dropped
+    detectable: NotRequired[float | None]  # only of a dropped pair
 
 
 class BestRate(TypedDict):
-    """The part of a `SweepTrack` that a track's plain runs need."""
+    """The part of a `SweepTrack` that is needed to plan a track's plain runs."""
 
     optimizer: str
     projection: str
@@ -216,24 +216,24 @@ class BestRate(TypedDict):
 
 
 class NaturalSteps(TypedDict):
-    """The part of a `SweepTrack` that says what a step of the baseline does, for runs with EBC."""
+    """The part of a `SweepTrack` about the baseline's steps, which runs with EBC need."""
 
     natural_kl: float
     descent_median: float | None
 
 
 class Winner(TypedDict):
-    """The run that won a search, and by how much."""
+    """The winning run of a search, and its margin."""
 
     run_id: str
     val_loss: float
-    ranked: list[str]  # what was compared, the best first
-    margin_sigma: float | None  # how far the second lies behind, in units of sigma
-    sigma: float
+    ranked: list[str]  # ids of the runs that were compared
+    margin_sigma: float | None  # by how much the runner-up's loss is higher, in units of sigma
+    sigma: float  # noise between replicate seeds
 
 
 class SweepTrack(BestRate, NaturalSteps, Winner):
-    """The best constant rate of a track, its noise, its natural KL, and its fair control."""
+    """A track's best constant learning rate, its noise between seeds, natural KL and fair control."""
 
     edge: str | None
     grid: SweepGrid
@@ -243,7 +243,7 @@ class SweepTrack(BestRate, NaturalSteps, Winner):
 
 
 class NoiseFloor(TypedDict):
-    """The noise between replicate seeds, with its 95% interval, and what two single runs could show."""
+    """The noise between replicate seeds, its 95% interval, and what difference two single runs can show."""
 
     sigma: float | None
     low: float | None
@@ -256,7 +256,7 @@ class NoiseFloor(TypedDict):
 
 
 class CalibratedTrack(Winner):
-    """The target KL of a track, and the budget that it is measured by."""
+    """The chosen target KL of a track, and the budget under which it was best."""
 
     budget: str
     bound: str
@@ -264,7 +264,7 @@ class CalibratedTrack(Winner):
     times_natural: float
     lr_scale: float
     seeds: int
-    losses: dict[str, float]  # target KL -> mean loss
+    losses: dict[str, float]  # target KL -> mean loss over seeds
     edge: str | None
     delta_window: Window | None
     c_median: float | None
@@ -274,7 +274,7 @@ class CalibratedTrack(Winner):
 
 
 class ControllerTrack(Winner):
-    """The controller that holds the KL of a track on its target."""
+    """The controller chosen for a track: the best one that keeps the median KL near its target."""
 
     candidate: str
     settings: dict[str, Any]
@@ -284,13 +284,13 @@ class ControllerTrack(Winner):
 
 
 class ScaledRun(Candidate):
-    """A run at a multiple of the best rate."""
+    """A run at a multiple of the track's best learning rate."""
 
-    inert: bool  # nearly every step is clipped, which cancels the learning rate
+    inert: bool  # nearly every step is clipped, so that the learning rate has no effect
 
 
 class ScaleTrack(TypedDict):
-    """The learning rate's multiple that was chosen, and how far it can rise, by arm."""
+    """The chosen multiple of a track's best learning rate, and how far each arm's can be raised."""
 
     lr_scale: float
     run_id: str
@@ -312,16 +312,16 @@ class ScaleTrack(TypedDict):
 
 
 class Efficiency(TypedDict):
-    """What an arm took to reach the baseline's final loss: medians over the seeds that got there."""
+    """The effort of an arm to reach the baseline's final loss: medians over the seeds that reached it."""
 
     steps: float
     tokens: float
-    train_s: float
-    seeds: int
+    train_s: float  # seconds of training
+    seeds: int  # that reached it
 
 
 class RateWindow(TypedDict):
-    """An arm at its highest rate in the finals against itself at its lowest."""
+    """A comparison of EBC, or of the control, at its highest rate in the finals with itself at its lowest."""
 
     scales: list[float]
     arm: str
@@ -330,7 +330,7 @@ class RateWindow(TypedDict):
 
 
 class Line(TypedDict, total=False):
-    """A line of the verdict: the first four always, then what its figure was made from."""
+    """A line of the verdict. The first four keys are always present; the others are inputs of its figure."""
 
     name: str
     question: str
@@ -347,16 +347,16 @@ class Line(TypedDict, total=False):
     joint: bool
     beats: bool
     plain: RateWindow | None
-    track: str  # in acceptance.json and in tables of several tracks
+    track: str  # only in acceptance.json and in tables of several tracks
 
 
 class ComparedTrack(TypedDict, total=False):
     """The arms of the finals or of a suite, for tables that serve both."""
 
-    reference: str  # of a suite: the arm that others are compared with unless they name another
+    reference: str  # only of a suite: the arm that the others are compared with by default
     arms: dict[str, Arm]
     sigma: float
-    efficiency: dict[str, Efficiency | None]  # of the finals
+    efficiency: dict[str, Efficiency | None]  # only of the finals
 
 
 class FinalsTrack(ComparedTrack, total=False):
@@ -364,7 +364,7 @@ class FinalsTrack(ComparedTrack, total=False):
 
     roles: dict[str, str]  # role -> arm
     best_ebc_by_val: str
-    differences: dict[str, dict[str, Difference]]  # family -> arm -> from the family's reference
+    differences: dict[str, dict[str, Difference]]  # family -> arm -> its difference from the reference
     lr_windows: dict[str, RateWindow]
     margin_sigma: float | None
     overhead_pct: float | None
@@ -372,16 +372,16 @@ class FinalsTrack(ComparedTrack, total=False):
 
 
 class Sequential(TypedDict):
-    """After how many seeds the finals were looked at, and why no more were added."""
+    """The looks at the results of the finals, and why no more seeds were added."""
 
-    looks: list[int]
-    at: int
+    looks: list[int]  # number of seeds at each planned look
+    at: int  # number of seeds at the last look taken
     confidence: float
-    stopped: str
+    stopped: str  # the reason, in words
 
 
 class Acceptance(TypedDict, total=False):
-    """acceptance.json: every line of the verdict, and how many passed, failed or stayed undecided."""
+    """The contents of acceptance.json: the lines of the verdict, and the number of each outcome."""
 
     study: str
     corpus: str
@@ -398,16 +398,16 @@ class Acceptance(TypedDict, total=False):
 
 
 class CurvePoint(TypedDict):
-    """The losses at one learning rate around an arm's best point; None where a run diverged or was raced."""
+    """The losses at one learning rate around an arm's best point; None if a run diverged or was raced."""
 
     lr: float
     val_loss: float | None
     seeds: dict[str, float | None]
-    raced: NotRequired[int]  # seeds that were stopped, because they could not win any more
+    raced: NotRequired[int]  # number of seeds stopped because they could no longer win
 
 
 class TunedArm(TypedDict):
-    """The best point of an arm, and what was tried to find it."""
+    """The best point of an arm's tuning grid, and the search for it."""
 
     point: dict[str, Any]
     run_id: str | None
@@ -418,7 +418,7 @@ class TunedArm(TypedDict):
     edges: dict[str, str]
     margin_sigma: float | None
     luck: LuckOfTuning
-    untuned: NotRequired[str]  # why there is no best point
+    untuned: NotRequired[str]  # why no best point was found
     curve: NotRequired[list[CurvePoint]]
     window: NotRequired[Window | None]
 
@@ -431,8 +431,8 @@ class TunedTrack(TypedDict):
 
 
 class SweptPoint(TypedDict):
-    """One value of a setting that a suite sweeps. A seed that diverged has no loss, and then the mean has
-    none."""
+    """One value of a setting that a suite sweeps. The loss of a diverged seed is None, and then so is the
+    mean."""
 
     value: float
     arm: str
@@ -444,31 +444,31 @@ class SweptPoint(TypedDict):
 
 
 class Sweep(TypedDict, total=False):
-    """A setting swept over an arm, its window, and what follows for a rule that needs no tuning."""
+    """The sweep of one setting of an arm, its window, and how well a rule does that needs no tuning."""
 
-    points: list[SweptPoint]
-    left_out: list[str]
+    points: list[SweptPoint]  # by rising value
+    left_out: list[str]  # arms whose points are left out, because a run failed or was lost
     about: str
     shape: str
     window: Window | None
-    regret_x4: float | None
-    rate_octaves: float | None
-    yardstick: str  # the arm whose best point a rule is measured by
-    worst: float | None
-    every_start: bool
+    regret_x4: float | None  # loss at 4 times the best value, less the loss there
+    rate_octaves: float | None  # between the effective rates c·lr at the ends of the window
+    yardstick: str  # the arm whose best loss the rule is compared with
+    worst: float | None  # highest loss in the sweep less that best loss
+    every_start: bool  # whether `worst` is negligible, so that any start of the rule does
 
 
 class Transfer(TypedDict):
-    """What arms lose at another size than the one that they were tuned at, against an arm tuned there."""
+    """How much worse arms do at a size that they were not tuned at than an arm that was tuned there."""
 
-    shape: str
-    tuned: str
-    kept: list[str]
-    against_kept: dict[str, Difference]
+    shape: str  # the other size, in words
+    tuned: str  # the arm that was tuned at this size
+    kept: list[str]  # arms that kept the settings tuned elsewhere
+    against_kept: dict[str, Difference]  # EBC arm of these -> its difference from the plain one
 
 
 class StepCost(TypedDict):
-    """The time of an arm's step over that of the reference's: median over turns, and quartiles."""
+    """The time of a step of an arm over that of the reference: median over repeated turns, and quartiles."""
 
     ratio: float
     low: float
@@ -476,7 +476,7 @@ class StepCost(TypedDict):
 
 
 class Answer(TypedDict):
-    """What a suite says of a user's own arm against every other."""
+    """A suite's answer about a user's own arm, compared with every other arm."""
 
     rival: str | None
     difference: Difference | None
@@ -488,7 +488,7 @@ class Answer(TypedDict):
 
 
 class SuiteTrack(ComparedTrack, total=False):
-    """The arms of a suite, and what was asked about them."""
+    """The arms of a suite, and the answers to the questions about them."""
 
     steps_cost: dict[str, StepCost]
     windows: dict[str, dict[str, Sweep]]  # swept arm -> setting -> its sweep
@@ -502,17 +502,17 @@ class SuiteTrack(ComparedTrack, total=False):
 
 
 class ModeFound(TypedDict):
-    """What the runs of one mode of determinism have in common."""
+    """The agreement between the runs of one mode of determinism."""
 
     runs: int
     completed: int
     diverged: int
-    checksums: int
-    loss_range: float | None
+    checksums: int  # number of different checksums of the weights
+    loss_range: float | None  # largest difference of validation losses
 
 
 class ModesTrack(TypedDict):
-    """The modes of determinism that a study compares."""
+    """The comparison of modes of determinism."""
 
     modes: dict[str, ModeFound]
     capabilities: list[str]
@@ -522,45 +522,45 @@ class ModesTrack(TypedDict):
 
 
 class UnitPoint(TypedDict):
-    """The losses at one constant of an arm in a setting, by seed; a diverged run has that of its first step,
-    and a run without a result none."""
+    """The losses, by seed, with one constant of an arm in a setting. A diverged run counts with the loss of
+    its first step; a run without a result has None."""
 
-    value: float
+    value: float  # the constant
     val: dict[str, float | None]
     test: dict[str, float | None]
-    mean: float | None  # validation loss; None where a run has no result
+    mean: float | None  # of the validation loss; None if a run has no result
     diverged: list[str]  # seeds
 
 
 class UnitCurve(TypedDict):
-    """What was tried of an arm in a setting, by rising constant, and the constant that is best there."""
+    """The losses of an arm in a setting as a function of its constant, and the best constant."""
 
-    points: list[UnitPoint]
+    points: list[UnitPoint]  # by rising constant
     best: float | None
-    loss: float | None  # mean validation loss at the best
-    edge: str | None  # of what was tried, on which the best lies
+    loss: float | None  # mean validation loss at the best constant
+    edge: str | None  # edge of the tried constants that the best one lies on
 
 
 class Carried(TypedDict):
-    """An arm in a setting, at the constant that was chosen on others."""
+    """An arm in one setting with the constant that was chosen on the other settings."""
 
     constant: float
-    regret: float  # mean validation regret in the settings that it was chosen on, nats
-    test: dict[str, float]
+    regret: float  # mean validation regret in the settings that the constant was chosen on, nats
+    test: dict[str, float]  # test loss by seed
     diverged: list[str]  # seeds
     excess: float  # mean test loss above that of the setting's best arm at its best constant, nats
-    tuned: float  # the same of this arm at its own best constant in the setting
+    tuned: float  # `excess` of this arm at its own best constant in the setting, nats
 
 
 class BrokenRuns(TypedDict):
-    """How many runs ended so far above their setting's median that they are of no use."""
+    """The number of runs that ended so far above their setting's median loss that they are useless."""
 
-    runs: int
+    runs: int  # all of them
     broken: int
 
 
 class UnitFound(TypedDict):
-    """What was found of one unit; None where nothing could be judged."""
+    """The findings on one unit; None stands for what could not be judged."""
 
     about: str
     unit: str
@@ -568,16 +568,16 @@ class UnitFound(TypedDict):
     curves: dict[str, UnitCurve]  # by setting
     carried: dict[str, Carried]  # by setting
     octaves: float | None  # between the lowest and the highest of the settings' best constants
-    open: bool  # whether one of them lies on the edge of what was tried, so that there are more at least
+    open: bool  # whether one of them lies on an edge of the tried range, so that `octaves` is a lower bound
     excess: float | None  # mean over the settings
     worst: str | None  # the setting with the largest excess
     broken: BrokenRuns  # at the carried constants
     broken_anywhere: BrokenRuns  # at all constants of the common grid
-    starts: NotRequired[bool]  # its constants are starts, of which the worst counts in each setting
+    starts: NotRequired[bool]  # its constants are starting values; in each setting the worst one counts
 
 
 class UnitSetting(TypedDict):
-    """A setting, and the best that any arm reached in it."""
+    """A setting, and the best result that any arm reached in it."""
 
     about: str
     kept: bool
@@ -589,15 +589,15 @@ class UnitSetting(TypedDict):
 
 
 class UnitsTrack(TypedDict):
-    """Which unit's constant serves settings that it was not chosen on."""
+    """The comparison of units by how well their constants serve settings that they were not chosen on."""
 
     reference: str
     challengers: list[str]
     settings: dict[str, UnitSetting]
     arms: dict[str, UnitFound]
-    against: dict[str, Difference]  # arm -> from the reference, mean over the settings, paired by seed
-    by_setting: dict[str, dict[str, Difference]]  # arm -> setting -> the same in that setting
-    over_settings: dict[str, Difference]  # arm -> the mean over seeds, paired by setting
+    against: dict[str, Difference]  # arm -> difference from the reference, mean over settings, by seed
+    by_setting: dict[str, dict[str, Difference]]  # arm -> setting -> difference in that setting alone
+    over_settings: dict[str, Difference]  # arm -> difference of means over seeds, paired by setting
     verdicts: dict[str, str]  # challenger -> earns | loses | no gain | undecided
     margin: float
     broken: float
@@ -607,63 +607,63 @@ class UnitsTrack(TypedDict):
 
 
 class Target(TypedDict):
-    """A workload, and the loss that a method has to reach on it."""
+    """A workload, and the target loss on it that methods have to reach."""
 
     about: str
     calibrates: bool  # whether methods' configurations are chosen on it
     steps: int  # of the runs that set the target
     longest: int  # steps of the longest run
-    point: dict[str, Any] | None  # of the yardstick's grid, the best here
+    point: dict[str, Any] | None  # best point of the yardstick's grid on this workload
     edges: dict[str, str]  # setting -> end of its grid that this point lies on
     lowest: dict[str, float]  # seed -> lowest loss on the fixed windows, of the runs that set the target
-    loss: float | None  # their median and the slack; None where no such run completed
-    best_steps: float | None  # fewest steps to it that any method takes
-    best_seconds: float | None
+    loss: float | None  # the target, median of `lowest` plus the slack; None if no such run completed
+    best_steps: float | None  # fewest steps to the target of any method
+    best_seconds: float | None  # least seconds of training, likewise
 
 
 class Reached(TypedDict):
-    """When a method reached the target on a workload; None for never, or not within the longest run."""
+    """The effort of a method to reach the target on a workload; None if it did not within the longest run."""
 
-    steps: dict[str, int | None]  # by seed: until the first evaluation at or below the target
+    steps: dict[str, int | None]  # by seed: to the first evaluation at or below the target
     seconds: dict[str, float | None]  # of training, likewise
     median_steps: float | None  # over the seeds
     median_seconds: float | None
-    ratio: float | None  # of the median to that of the best method
-    ratio_seconds: float | None
+    ratio: float | None  # `median_steps` over that of the best method
+    ratio_seconds: float | None  # likewise for `median_seconds`
     lowest: dict[str, float | None]  # by seed: lowest loss on the fixed windows
     diverged: list[str]  # seeds
 
 
 class RateSensitivity(TypedDict):
-    """How much the learning rate matters around a method's configuration, on a workload."""
+    """The sensitivity to the learning rate around a method's configuration, on a workload."""
 
     rates: list[float]
-    losses: list[float | None]  # mean validation loss; None where a run diverged
+    losses: list[float | None]  # mean validation loss at each rate; None if a run diverged
     sensitivity: float | None  # mean of min(loss, loss of the first step) over the rates, less the best loss
     window: Window | None
 
 
 class Profiled(TypedDict):
-    """What was found of one method."""
+    """The findings on one method."""
 
     about: str
-    point: dict[str, Any] | None  # its one configuration, of its grid; None where no run of it ended
+    point: dict[str, Any] | None  # its configuration, one point of its grid; None if no run ended
     edges: dict[str, str]  # setting -> end of its grid that this point lies on
     tried: int  # points of its grid
-    calibration: float | None  # of this point: geometric mean of steps to the target over `Target.steps`
+    calibration: float | None  # at this point, geometric mean of steps to the target over `Target.steps`
     missed: list[str]  # workloads on which this point missed the target in the calibration
     workloads: dict[str, Reached]
-    score: float  # mean share of workloads within a ratio τ, over τ from 1 to `most`
-    low: float | None  # of the score, by bootstrap over the seeds
+    score: float  # share of workloads with a ratio of at most τ, averaged over τ from 1 to `most`
+    low: float | None  # 95% interval of the score, by bootstrap over the seeds
     high: float | None
-    score_seconds: float  # the same with times in seconds of training
-    score_others: float | None  # the same over the workloads on which nothing was chosen
-    place: int  # by score, from 1
+    score_seconds: float  # the score by seconds of training instead of steps
+    score_others: float | None  # the score over the workloads on which nothing was chosen
+    place: int  # rank by score, from 1
     sensitivity: dict[str, RateSensitivity]  # by workload of the calibration
 
 
 class ProfilesTrack(TypedDict):
-    """How soon each method reached the targets."""
+    """The comparison of methods by how soon they reach the targets."""
 
     yardstick: str
     most: float  # ratio beyond which a workload counts as missed

@@ -1,4 +1,4 @@
-"""A run's result, and its figures as they follow from `steps.csv`, where an empty cell was not measured."""
+"""A run's result, and its figures computed from `steps.csv`, in which an empty cell means not measured."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from .columns import CURVE_COLUMNS
 if TYPE_CHECKING:
     import numpy as np
 
-WARM_STEPS = 20  # the KL of the first steps is several times larger: medians leave them out
-KL_BAND = 0.30  # "within ±30% of the target"
-PLATEAU_C = 0.3
-LOGGED_EVERY = 20  # steps between log lines of the earlier study, whose statistics came from those alone
-FINISHED = ("completed", "diverged", "raced")  # outcomes that are results, which all processes of a run see
+WARM_STEPS = 20  # first steps, left out of medians because their KL is several times larger
+KL_BAND = 0.30  # relative: "within ±30% of the target"
+PLATEAU_C = 0.3  # clip coefficients below this count as a plateau
+LOGGED_EVERY = 20  # steps between log lines of the earlier study, whose statistics used only these
+FINISHED = ("completed", "diverged", "raced")  # outcomes that are results; all processes of a run see them
 OUTCOMES = (*FINISHED, "oom", "failed", "lost", "cancelled")
 
 
 class RunResult(TypedDict, total=False):
-    """result.json: how a run ended, and its figures; None where nothing was measured.
+    """The contents of result.json: how a run ended, and its figures; None means not measured.
 
-    Losses and KL divergences in nats per token, times in seconds. A failed run has the first keys only; the
-    figures of the run's parts, which are declared in `config/parts`, are beside these.
+    Losses and KL divergences are in nats per token, times in seconds. A failed run has only the first keys.
+    Figures of the run's parts, which are declared in `config/parts`, are further keys.
     """
 
     run_id: str
-    identity: str | None  # sha256 of what names the run; None where its spec could not be read
+    identity: str | None  # sha256 of the run's identity (`config.identity`); None if its spec was unreadable
     outcome: str  # one of OUTCOMES
     cause: str | None
-    corpus_warning: str  # of a run of `train` whose text is not the one that was asked for
+    corpus_warning: str  # from `ebc-lab train`, if the text is not the requested one
     steps: int
     wall_s: float
     val_loss: float | None
@@ -73,22 +73,22 @@ class RunResult(TypedDict, total=False):
     surrogate_median: float | None
     descent_median: float | None
     grad_norm_quantiles: list[float] | None
-    weights_checksum: str  # of the weights by which the run was judged, 16 hex digits
+    weights_checksum: str  # of the weights that were evaluated at the end, 16 hex digits
     kl_curve: list[list[float]]  # (c, median KL of c times the proposal); with curve_every
-    kl_law: list[float] | None  # A, B of KL = A c² + B c through it
-    workload: dict[str, Any]  # of workload=ebm: figures of the kept model
+    kl_law: list[float] | None  # A and B of the fit KL = A c² + B c to that curve
+    workload: dict[str, Any]  # with workload=ebm: figures of the kept model
     curve: list[tuple[float, float | None, float]]  # step, loss on the fixed windows, seconds of training
-    streams: dict[str, str]  # steps.csv, evals.csv, the kept model -> their sha256 when the run ended
-    overhead_pct: float | None  # of a measurement of EBC's overhead, with its quartiles
-    overhead_iqr_pct: list[float] | None
-    step_ratio: float  # of a measurement of a step: its time over that of torch's Adam, with its quartiles
-    step_ratio_iqr: list[float]
+    streams: dict[str, str]  # file name of each stream and kept model -> sha256 when the run ended
+    overhead_pct: float | None  # kind=overhead: time that EBC adds to a step, %
+    overhead_iqr_pct: list[float] | None  # its quartiles
+    step_ratio: float  # kind=step: time of a step over that of torch's Adam
+    step_ratio_iqr: list[float]  # its quartiles
     pairs: int
     plain_steps_per_s: float | None
 
 
 def longest_streak(flags: Iterable[bool]) -> int:
-    """Return the largest number of consecutive true values."""
+    """Return the length of the longest streak of true values."""
     best = now = 0
     for flag in flags:
         now = now + 1 if flag else 0
@@ -97,11 +97,11 @@ def longest_streak(flags: Iterable[bool]) -> int:
 
 
 def summarise(steps: Mapping[str, np.ndarray], floor: float = KL_FLOOR["float32"]) -> dict[str, Any]:
-    """Return a run's figures from the columns of its `steps.csv`; None where nothing was measured.
+    """Return a run's figures, computed from the columns of its `steps.csv`; None means not measured.
 
-    `floor`: the smallest KL that the precision can show, nats per token; a curve leaves smaller ones out.
-    Quantiles of c leave out skipped steps. `_early` and `_late` are medians near the beginning and the end of
-    the run; `c_median_logged` is the median over every 20th step alone.
+    `floor`: the smallest KL, in nats per token, that the run's precision can resolve; `kl_curve` omits
+    smaller ones. Quantiles of c omit skipped steps. `_early` and `_late` are medians near the beginning and
+    the end of the run; `c_median_logged` is a median over every 20th step.
     """
     done = steps["skipped"] == 0
     c = steps["c"][done]
@@ -131,7 +131,7 @@ def summarise(steps: Mapping[str, np.ndarray], floor: float = KL_FLOOR["float32"
 
 
 def _further(steps: Mapping[str, np.ndarray], floor: float) -> dict[str, Any]:
-    """Return the figures of columns that only some runs have: medians, and the curve of KL against c."""
+    """Return the figures of columns that only some runs have: medians, shares, and the curve of KL over c."""
     of_steps = [figure.key for part in PARTS for figure in part.figures if figure.of_steps]
     figures: dict[str, Any] = {key: _median(_measured(steps[key])) for key in of_steps if key in steps}
     if "ruled" in steps:
@@ -147,17 +147,17 @@ def _further(steps: Mapping[str, np.ndarray], floor: float) -> dict[str, Any]:
 
 
 def limited_by_kl(steps: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return which steps, as booleans of shape (steps,), the KL budget limited: no others, and no radius."""
+    """Return a boolean array of shape (steps,): whether the KL budget, and not a radius, limited the step."""
     clipped: np.ndarray = steps["c"] < CLIPPED_BELOW
     return clipped & (steps["ruled"] == RULED.index("kl")) if "ruled" in steps else clipped
 
 
 def kl_law(curve: Sequence[Sequence[float]]) -> list[float] | None:
-    """Return A and B >= 0 of KL = A c² + B c by least squares of the relative errors at points (c, KL > 0);
-    None for fewer than two points.
+    """Return A and B >= 0 of KL = A c² + B c, fitted to points (c, KL > 0) by least squares of the relative
+    errors; None for fewer than two points.
 
-    A float model has B = 0. With quantized weights as many codes flip as c is large, each by a whole step, so
-    that KL falls no faster than c.
+    A model with float weights has B = 0. With quantized weights, the number of codes that flip, each by a
+    whole level, is proportional to c, so that KL falls no faster than c.
     """
     import numpy as np
     from scipy.optimize import nnls
@@ -170,10 +170,10 @@ def kl_law(curve: Sequence[Sequence[float]]) -> list[float] | None:
 
 
 def _kl_figures(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return the figures of the applied KL: of the audited steps after the first 20, or of all where no audit
-    was later; and over its target, of those that the KL budget clipped."""
+    """Return the figures of the applied KL: its median over audited steps from step 20 on (over all if no
+    audit was that late), and its ratio to the target over audited steps that the KL budget clipped."""
     applied = steps["applied_kl"]
-    audited = applied == applied  # not NaN
+    audited = applied == applied  # False for NaN
     late = audited & (steps["step"] >= WARM_STEPS)
     clipped = audited & limited_by_kl(steps) & (steps["target_kl"] == steps["target_kl"])
     ratio = applied[clipped] / steps["target_kl"][clipped]
@@ -187,14 +187,14 @@ def _kl_figures(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _drifts(steps: Mapping[str, np.ndarray]) -> dict[str, float | None]:
-    """Return medians of c, S and beta (the groups' mean, each as last measured) in the run's last tenth, and
-    in a tenth from step 20 on, or from half of a short run."""
+    """Return medians of c, S and beta (mean over groups of the last measured values) in the run's last tenth
+    of steps, and in the tenth that begins at step 20, or half-way through a run of under 40 steps."""
     import numpy as np
 
     columns = {"c": steps["c"], "surrogate": steps["surrogate"]}
     betas = np.array([values for name, values in steps.items() if name.startswith("beta_")])
     if len(betas):
-        # of each group the last known value, NaN before its first
+        # forward-fill: each group's last known value, NaN before its first
         known = np.where(np.isnan(betas), 0, np.arange(betas.shape[1]))
         columns["beta"] = np.take_along_axis(betas, np.maximum.accumulate(known, axis=1), axis=1).mean(0)
     step = steps["step"]
@@ -225,12 +225,12 @@ def _median(values: np.ndarray) -> float | None:
 def _quantile(values: np.ndarray, share: float) -> float | None:
     import numpy as np
 
-    with np.errstate(invalid="ignore"):  # between infinities, in a run that diverged
+    with np.errstate(invalid="ignore"):  # interpolation between infinities, in a run that diverged
         return float(np.quantile(values, share)) if len(values) else None
 
 
 def _grid_of_quantiles(values: np.ndarray) -> list[float] | None:
-    """Return 41 quantiles of the finite values, smallest first; None where none is finite."""
+    """Return the 0%, 2.5%, …, 100% quantiles of the finite values; None if no value is finite."""
     import numpy as np
 
     known = values[np.isfinite(values)]

@@ -1,4 +1,4 @@
-"""Writes after which a reader, or a crash, sees a complete file or none; reads that cannot hang or flood."""
+"""Atomic writes, which leave a complete file or none even after a crash, and reads that cannot hang."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from ebc_lab.config.errors import UserError
 from . import fence
 
 Stamp = tuple[int, int, int, int]  # of a file, by `stamp_of`
-# of a disk, or of the way to it: they say nothing about what is on it
+# errors of a disk or network, which say nothing about the contents of a file
 STORAGE_ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EDQUOT, errno.EFBIG)
 
 
 def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
-    """Write a file through `atomic_writer`."""
+    """Write a whole file through `atomic_writer`, text as UTF-8."""
     with atomic_writer(path, durable=durable) as f:
         f.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """Yield a file to write, which replaces the one at `path` at the end: temporary name, fsync, rename.
-    `durable=False` leaves out the fsync, for what may be lost when the machine fails, as a run's progress.
+    """Yield a temporary file to write, which is renamed to `path` at the end, after an fsync.
+    `durable=False` omits the fsync, for files that a crash of the machine may lose, such as progress.json.
     Raises Superseded as `replacing` does."""
     with replacing(path) as temporary, open(temporary, "wb") as f:
         yield f
@@ -40,8 +40,8 @@ def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a name to write a file under, which replaces the old one at the end. Raises Superseded in the
-    folder of a run at which a later attempt has begun (`fence.py`)."""
+    """Yield a temporary path; the file written there replaces the one at `path` at the end. Raises Superseded
+    if `path` is in the folder of a run that a later attempt has taken over (`fence.py`)."""
     own = fence.attempt_folder(path)
     temporary = (own or path.parent) / f".{path.name}.{os.getpid()}.tmp"
     try:
@@ -56,8 +56,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def stamp_of(about: os.stat_result) -> Stamp:
-    """Return size, times of the last change of content and of inode, and the inode's number: one of them
-    changes whenever the file does."""
+    """Return a file's size, modification time, inode change time (both in ns) and inode number; at least one
+    of them changes whenever the file does."""
     return about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino
 
 
@@ -70,8 +70,8 @@ def stamp(path: Path) -> Stamp | None:
 
 
 def read_regular(path: Path, most: int) -> bytes:
-    """Return the content of a file of at most `most` bytes. Raises FileNotFoundError where there is nothing,
-    and UserError for a larger file and, before it can block, for a folder, a pipe or a device."""
+    """Return the contents of a file of at most `most` bytes. Raises FileNotFoundError if it does not exist,
+    and UserError if it is larger, unreadable or, instead of blocking, if it is a folder, pipe or device."""
     with opened(path) as f:
         size = os.fstat(f.fileno()).st_size
         content = f.read(size + 1) if size <= most else None
@@ -81,7 +81,7 @@ def read_regular(path: Path, most: int) -> bytes:
 
 
 def opened(path: Path) -> BufferedReader:
-    """Return a file, open for reading. Raises as `read_regular`, and OSError where the disk fails."""
+    """Return a file opened for reading. Raises as `read_regular` does, and OSError if the disk fails."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -97,7 +97,7 @@ def opened(path: Path) -> BufferedReader:
 
 
 def refuse_unwritable(path: Path) -> None:
-    """Raise UserError where a folder can neither be created nor written."""
+    """Raise UserError if a folder cannot be written or, where it does not exist, created."""
     existing = next(p for p in [path, *path.resolve().parents] if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(

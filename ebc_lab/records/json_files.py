@@ -1,4 +1,4 @@
-"""JSON files, and JSON files with a checksum by which an edit is noticed."""
+"""Reading and writing JSON files, with or without a checksum that reveals edits."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from ebc_lab.config.identity import digest
 
 from .files import read_regular, write_atomic
 
-MOST_BYTES = 64 << 20  # of a JSON file; the manifest of 50,000 runs has 42 MB
-DEEPEST = 64  # lists and mappings inside each other
+MOST_BYTES = 64 << 20  # largest JSON file that is read; the manifest of 50,000 runs has 42 MB
+DEEPEST = 64  # levels of nested lists and mappings
 LARGEST_INT = (1 << 63) - 1
-LONG_NUMBER = b"0" * 19  # as many digits as the largest has
+LONG_NUMBER = b"0" * 19  # as many digits as LARGEST_INT has
 ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
 REMEDY = "delete it, and the next run writes it again"
 
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
-    """Write `json_bytes` atomically."""
+    """Write a value as JSON through `write_atomic`."""
     write_atomic(path, json_bytes(value), durable=durable)
 
 
 def json_bytes(value: Any) -> bytes:
-    """Return readable JSON of a value as `as_json` makes it."""
+    """Return the indented JSON text of a value, converted by `as_json`, as bytes."""
     return msgspec.json.format(json.dumps(as_json(value), allow_nan=False).encode(), indent=1) + b"\n"
 
 
 def as_json(value: Any) -> Any:
-    """Return a value as it comes back from a JSON file: lists, string keys, null for NaN and infinities, and
-    escapes for the halves of surrogate pairs that stand in a file's name for bytes that are no UTF-8."""
+    """Return a value as it would be read back from a JSON file: tuples as lists, keys as strings, NaN and
+    infinities as None, and lone surrogates, which stand for undecodable bytes in file names, as escapes."""
     if value is None or isinstance(value, int):
         return value  # most of what is recorded
     if isinstance(value, str):
@@ -51,14 +51,14 @@ def as_json(value: Any) -> Any:
 
 
 def read_json(path: Path, kind: Any = Any, remedy: str = REMEDY) -> Any:
-    """Return what a JSON file holds, its texts `visible`. `kind`: the type hint that it must fit. Raises
-    UserError, naming the file and the remedy, unless it is such a file; FileNotFoundError."""
+    """Return the value in a JSON file, with its strings made `visible`. `kind`: the type hint that it must
+    fit. Raises FileNotFoundError, and UserError with the `remedy` if the file is invalid or does not fit."""
     return _read(path, kind, remedy, checksummed=False)
 
 
 def parse_json(content: str | bytes) -> Any:
-    """Return the value of a JSON text. Raises ValueError for what is no JSON (NaN), and for what no file of
-    ours holds: whole numbers of more than 64 bits, nesting deeper than `DEEPEST`."""
+    """Return the value of a JSON text, with its strings as they are. Raises ValueError if it is not strict
+    JSON (as with NaN), or has integers beyond `LARGEST_INT` or nesting deeper than `DEEPEST`."""
     return _parsed(content.encode() if isinstance(content, str) else content)[0]
 
 
@@ -76,7 +76,7 @@ def _read(path: Path, kind: Any, remedy: str, *, checksummed: bool) -> Any:
 
 
 def _parsed(content: bytes) -> tuple[Any, Any]:
-    """Return the value of a JSON text, and that value with its texts `visible`. Raises as `parse_json`."""
+    """Return the value of a JSON text, and the same with its strings `visible`. Raises as `parse_json`."""
     try:
         value = msgspec.json.decode(content)
     except msgspec.DecodeError as error:
@@ -87,17 +87,17 @@ def _parsed(content: bytes) -> tuple[Any, Any]:
 
 
 def _is_plain(content: bytes) -> bool:
-    """Return whether a glance shows, as of most of our files, that nothing in it is hidden or too large, and
-    that it is not nested too deeply."""
+    """Return whether a quick scan proves that a JSON text needs no `visible` and breaks no limit, as is true
+    of most files; False means that its value must be checked."""
     if not content.isascii() or b"\\" in content or b"\x7f" in content:
         return False
     digits = content.translate(ZEROS)
-    fractions = digits.count(b"." + LONG_NUMBER)  # of floats, which may have as many digits
+    fractions = digits.count(b"." + LONG_NUMBER)  # floats may have that many decimals
     return digits.count(LONG_NUMBER) == fractions and content.count(b"[") + content.count(b"{") <= DEEPEST
 
 
 def _made_visible(value: Any, depth: int = 0) -> Any:
-    """Return a value with its texts `visible`. Raises ValueError as `parse_json`."""
+    """Return a value with its strings made `visible`. Raises ValueError as `parse_json` does."""
     if isinstance(value, str):
         return visible(value)
     if isinstance(value, int) and abs(value) > LARGEST_INT:
@@ -112,28 +112,28 @@ def _made_visible(value: Any, depth: int = 0) -> Any:
 
 
 def write_checksummed(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON with a checksum of everything else in it, so that `read_checksummed` notices an edit."""
+    """Write a mapping as JSON with a checksum, by which `read_checksummed` notices edits."""
     write_json(path, with_checksum(value))
 
 
 def with_checksum(value: Mapping[str, Any], key: str = "checksum") -> dict[str, Any]:
-    """Return the value as it is read back, with the digest of everything else in it under `key`."""
+    """Return the mapping as it would be read back, with the digest of its other items under `key`."""
     rest = {k: v for k, v in as_json(value).items() if k != key}
     return {**rest, key: digest(rest)}
 
 
 def checksum_holds(value: Any, key: str = "checksum") -> bool:
-    """Return whether a value still has the checksum that `with_checksum` gave it; False without one."""
+    """Return whether a value has the right checksum, as `with_checksum` adds it; False if it has none."""
     return isinstance(value, dict) and value.get(key) == digest({k: v for k, v in value.items() if k != key})
 
 
 def read_checksummed(path: Path, remedy: str, kind: Any = Any) -> dict[str, Any]:
-    """Return what `write_checksummed` was given. Raises as `read_json`, also if the file was edited since."""
+    """Return the mapping that `write_checksummed` wrote. Raises as `read_json`, and UserError if edited."""
     return read_sealed(path, remedy, kind)[0]
 
 
 def read_sealed(path: Path, remedy: str, kind: Any = Any) -> tuple[dict[str, Any], str]:
-    """Return what `read_checksummed` does, and the checksum."""
+    """Return (mapping without its checksum, the checksum). Raises as `read_checksummed`."""
     value = _read(path, kind, remedy, checksummed=True)
     checksum = value.pop("checksum")
     return value, checksum

@@ -1,4 +1,4 @@
-"""Where the files of a run and of a study are. No other module spells out these names."""
+"""The names of the files of a run and of a study. No other module spells them out."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ RUNS = "runs"
 HEADER = "study.json"
 WEIGHTS = "weights.pt"
 CHECKPOINT = "checkpoint.pt"
-DAMAGED = "checkpoint.damaged-{}.pt"  # what a checkpoint is called that cannot be used, with a number
+DAMAGED = "checkpoint.damaged-{}.pt"  # the numbered name given to an unusable checkpoint
 PAPERS = ("*.md", "*.tex")  # tables for papers
 PICTURES = ("*.png", "*.svg", "figures.json")
-# how the notes end that `ebm diagnose` writes beside a model
+# endings of the notes that `ebm diagnose` writes beside a model
 DIAGNOSES = (".diagnosis.md", ".diagnosis.json")
 
 
 def matching_paths(pattern: str | os.PathLike[str]) -> list[Path]:
-    """Return the paths that a path or a pattern means, in the order of their names. In every folder on the
-    way, what is called so is found before the name is taken for a pattern: in `tokens [v2]/*_train_*.bin`
-    only the file's name is one, if that folder exists."""
+    """Return the paths that match a path or pattern, sorted. At each level, an existing file or folder of
+    exactly this name takes precedence over reading the name as a pattern: in `tokens [v2]/*_train_*.bin`,
+    only the last part is a pattern if the folder `tokens [v2]` exists."""
     path = Path(pattern).expanduser()
     found = [Path(path.anchor)]
     for name in path.parts[bool(path.anchor) :]:
         folders, found = found, []
         for folder in folders:
             names = [name] if os.path.lexists(folder / name) else glob.glob(name, root_dir=folder)
-            # with a [ that is part of names, * and ? alone may be wild
+            # then the same with [ taken literally, so that only * and ? are wildcards
             names = names or glob.glob(name.replace("[", "[[]"), root_dir=folder)
             found += [folder / one for one in names]
     return sorted(found, key=str)
@@ -54,7 +54,7 @@ class _Model(TypedDict):
 
 
 class ShownSettings(TypedDict):
-    """What is read of a spec's `config` without building the run."""
+    """The settings in a spec's `config` that are read without building a RunConfig."""
 
     seed: int
     steps: int
@@ -67,7 +67,7 @@ class ShownSettings(TypedDict):
 
 
 class ProgressRecord(TypedDict):
-    """What progress.json holds."""
+    """The contents of progress.json."""
 
     step: int
     steps: int
@@ -75,7 +75,7 @@ class ProgressRecord(TypedDict):
 
 
 class SpecRecord(TypedDict):
-    """What spec.json holds. A run without a study has no `stage`, `role`, `arm` and `lr_scale`."""
+    """The contents of spec.json. A run outside a study has no `stage`, `role`, `arm` or `lr_scale`."""
 
     run_id: str
     kind: str  # train, overhead, step
@@ -88,7 +88,7 @@ class SpecRecord(TypedDict):
 
 
 class _In:
-    """A file of a run, whose path is joined when it is asked for: a study has thousands of runs."""
+    """A descriptor for the path of a run's file, joined only on access: a study has thousands of runs."""
 
     def __init__(self, name: str):
         self.name = name
@@ -98,44 +98,44 @@ class _In:
 
 
 class RunFiles:
-    """The files in the folder of one run."""
+    """The paths of the files in one run's folder."""
 
     spec = _In("spec.json")
     result = _In("result.json")
     steps = _In("steps.csv")
     evals = _In("evals.csv")
-    progress = _In("progress.json")  # while it trains
-    checkpoint = _In(CHECKPOINT)  # until it has a result
-    packed = _In("model.ebcpack")  # of a run with a quantizer, once it has a result
-    model = _In("model.pt")  # of workload=ebm, once it has a result
-    weights = _In(WEIGHTS)  # of a run with init.keep, once it has a result
-    models = _In("models")  # and while it trains, with ebm.keep_every
-    alerts = _In("alerts.jsonl")  # of workload=ebm
+    progress = _In("progress.json")  # only while the run trains
+    checkpoint = _In(CHECKPOINT)  # only until the run has a result
+    packed = _In("model.ebcpack")  # with a quantizer, once the run has a result
+    model = _In("model.pt")  # with workload=ebm, once the run has a result
+    weights = _In(WEIGHTS)  # with init.keep, once the run has a result
+    models = _In("models")  # folder of models saved during training, with ebm.keep_every
+    alerts = _In("alerts.jsonl")  # with workload=ebm
     attempts = _In("attempts.jsonl")
     log = _In("log.txt")
-    lock = _In(".lock")  # held by the process that trains it
+    lock = _In(".lock")  # held by the process that trains the run
 
     def __init__(self, directory: Path):
         self.directory = directory
 
     def damaged(self, number: int) -> Path:
-        """Return what a checkpoint is called that could not be used."""
+        """Return the path that an unusable checkpoint is moved to."""
         return self.directory / DAMAGED.format(number)
 
 
 def is_checkpoint(path: str) -> bool:
-    """Return whether a run's file is a checkpoint of it, one that was set aside included."""
+    """Return whether a file in a run's folder is a checkpoint, including an unusable one set aside."""
     name = os.path.basename(path)
     return name == CHECKPOINT or fnmatch(name, DAMAGED.format("*"))
 
 
 class StudyFiles:
-    """The files in the folder of one study."""
+    """The paths of the files in one study's folder."""
 
     def __init__(self, root: Path):
         self.root = root
         self.name = visible(root.name)
-        self.place = root  # where a reader finds the study: of a bundle the bundle
+        self.place = root  # the path to show users; for a bundle, that of the bundle
         self.runs = root / RUNS
         self.header_file = root / HEADER
         self.decisions_file = root / "auto_decisions.json"
@@ -148,18 +148,18 @@ class StudyFiles:
         self.figures_file = root / "figures.json"  # what each picture shows
         self.page_file = root / "report.html"
         self.manifest_file = root / "manifest.json"
-        self.crate_file = root / "ro-crate-metadata.json"  # what all of them are, for other programs
-        self.own = root / "own"  # copies of the suite and the parts that are the user's own
-        self.index_file = root / ".index"  # of its runs, made of their files
-        self.driver_lock = root / ".lock"  # held by the process that drives the study
-        self.driver_file = root / ".driver.json"  # which process that is
-        self.outlook_file = root / ".outlook.json"  # what that process expects still
-        self.command_file = root / ".command.json"  # the command that runs it, or ran it last
-        self.launcher_file = root / ".launcher.json"  # where its Slurm jobs are known
-        self.mirror_file = root / ".mirror.json"  # which mirror it has, and the last of its indexes seen
-        self.sessions = root / ".sessions"  # where workers of other machines meet its driver
-        self.cancel_mark = root / ".cancel"  # asks the driver to stop, on whichever machine it runs
-        self.plotted_file = root / ".plotted"  # from which decisions the pictures were drawn
+        self.crate_file = root / "ro-crate-metadata.json"  # describes all files for other programs
+        self.own = root / "own"  # copies of the user's own suite and parts
+        self.index_file = root / ".index"  # a cache of facts about the runs (`study.store.index`)
+        self.driver_lock = root / ".lock"  # held by the driver, the process that runs the study
+        self.driver_file = root / ".driver.json"  # identifies that process
+        self.outlook_file = root / ".outlook.json"  # the driver's forecast of the remaining work
+        self.command_file = root / ".command.json"  # the command that runs the study, or ran it last
+        self.launcher_file = root / ".launcher.json"  # name and session folder of the study's Slurm jobs
+        self.mirror_file = root / ".mirror.json"  # the study's mirror, and the last index seen there
+        self.sessions = root / ".sessions"  # files by which workers on other machines reach the driver
+        self.cancel_mark = root / ".cancel"  # asks the driver to stop, on whatever machine it runs
+        self.plotted_file = root / ".plotted"  # identifies the decisions that the pictures show
 
     def run_dir(self, run_id: str) -> Path:
         return self.runs / run_id
@@ -168,14 +168,14 @@ class StudyFiles:
         return RunFiles(self.runs / run_id)
 
     def run_ids(self) -> list[str]:
-        """Return the names of the runs' folders, sorted."""
+        """Return the ids of all runs that have a folder, sorted."""
         return sorted(os.listdir(self.runs)) if self.runs.is_dir() else []
 
     def all_runs(self) -> list[RunFiles]:
         return [self.run_files(run_id) for run_id in self.run_ids()]
 
     def conclusions(self) -> tuple[str, ...]:
-        """Return names and patterns of the files that are computed from the runs."""
+        """Return the names and patterns of the study's files that are computed from its runs."""
         decided = (self.decisions_file, self.acceptance_file, self.results_file)
         tables = (self.ablation_file, self.modes_file, self.units_file, self.profiles_file)
         made = [path.name for path in (*decided, *tables, self.page_file, self.crate_file)]

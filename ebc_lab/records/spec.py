@@ -1,4 +1,4 @@
-"""A run that a stage needs, the name of the arm that it belongs to, and the names of tracks in words."""
+"""A run that a stage needs, the name of its arm, and the names of tracks in words."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ebc_lab.config.schema import RunConfig
 
 from .decisions import Schedules
 
-GRID = "grid"  # the role of the runs by which the first best rate is found
-DIGITS = 6  # of a learning rate, and of its scale: as many as `plain_run` keeps
+GRID = "grid"  # role of the runs of the initial search for the best learning rate
+DIGITS = 6  # significant digits of a learning rate and its scale, as many as `plain_run` keeps
 
 
 def arm_name(run: RunConfig, lr_scale: float | None, note: str = "") -> str:
-    """Return a run's arm, `<optimizer>_<projection>_<stabilizer>[_d<target KL>_<budget>]_x<scale><schedules>`
-    with the schedules as `tail_of` spells them: `_lindelta_lrdecay`, `_holddelta_trapezoid_w0`.
+    """Return an arm's name, `<optimizer>_<projection>_<stabilizer>[_d<target KL>_<budget>]_x<scale><tail>`,
+    followed by `note`. `tail_of` makes the tail: `_lindelta_lrdecay`, `_holddelta_trapezoid_w0`.
 
-    `_x2` is twice the track's best constant rate. Before that is known, `lr_scale` None, the learning rate
-    itself is named, `_lr0p004`: an arm's name means one rate wherever it is read.
+    `_x2` means twice the track's best constant rate. Before that is known, `lr_scale` is None and the name
+    has the learning rate itself, `_lr0p004`, so that a name always stands for one rate.
     """
     number = naming.number
     rate = f"lr{number(run.optimizer.lr, DIGITS)}" if lr_scale is None else f"x{number(lr_scale, DIGITS)}"
@@ -33,7 +33,7 @@ def arm_name(run: RunConfig, lr_scale: float | None, note: str = "") -> str:
 
 
 def setting_columns(run: RunConfig) -> dict[str, Any]:
-    """Return a run's settings by the columns of its tables; None for those that have no effect in it."""
+    """Return column -> value for the columns of run tables that show settings; None if without effect."""
     run = naming.with_derived_settings(run)
     ebc = run.stabilizer.name == "ebc"
     bound = ebc and (run.budget.name in ("surrogate", "calibrated") or run.budget.sensitivity_every > 0)
@@ -52,8 +52,8 @@ def setting_columns(run: RunConfig) -> dict[str, Any]:
 
 
 def schedules_of(run: RunConfig) -> Schedules:
-    """Return the schedules of the learning rate and of the target KL by the columns of tables."""
-    run = naming.with_derived_settings(run)  # a warm-up may be given as a share
+    """Return the schedules of a run's learning rate and target KL, under the names of table columns."""
+    run = naming.with_derived_settings(run)  # a warm-up may be given as a share of the run
     return {
         "lr_schedule": run.lr_schedule.name,
         "warmup_steps": naming.warmup_steps(run),
@@ -68,24 +68,24 @@ def track_of(run: RunConfig) -> str:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """A run that a stage needs. `kind` and `run` alone decide what it computes; the others say what for."""
+    """A run that a stage needs. `kind` and `run` determine what it computes, the other fields its purpose."""
 
     stage: str
     role: str  # grid | replicate | control | ebc | none | fixed_tau | overhead | a final's role
     arm: str
-    lr_scale: float  # times the track's best baseline learning rate
+    lr_scale: float  # learning rate in units of the track's best baseline rate
     run: RunConfig
     kind: str = "train"  # train | overhead | step
-    of_track: str = ""  # the track it belongs to, where that is not the one of its own settings
+    of_track: str = ""  # its track, if its own settings would give another one
 
     @property
     def track(self) -> str:
-        """Return the track it belongs to, `<optimizer>_<projection>`."""
+        """Return the track that the run belongs to, `<optimizer>_<projection>`."""
         return self.of_track or track_of(self.run)
 
     @property
     def shown_lr_scale(self) -> float | None:
-        """Return its LR scale for tables: None in the grid, before whose end there is no best rate."""
+        """Return the LR scale for tables: None for runs of the grid, which precede the best rate."""
         return None if self.role == GRID else self.lr_scale
 
     @cached_property
@@ -106,14 +106,14 @@ class RunSpec:
 
     @property
     def cost(self) -> float:
-        """Return how much work the run is, see `cost_of`."""
+        """Return the work of the run, as `cost_of` estimates it."""
         run = self.run
         return cost_of(run.steps, run.batch_size * run.model.context, run.optimizer.name, run.stabilizer.name)
 
 
 def cost_of(steps: int, tokens_per_step: int, optimizer: str, stabilizer: str) -> float:
-    """Return how much work a run is, to balance workers by: its tokens, with something on top for what EBC
-    and Muon add to a step."""
+    """Return an estimate of a run's work, for balancing workers: its number of tokens, increased by a factor
+    for the time that EBC and Muon add to a step."""
     cost = steps * tokens_per_step * (1.1 if stabilizer != "none" else 1.0)
     return cost * (1.4 if optimizer == "muon" else 1.0)
 
@@ -126,7 +126,7 @@ TRACK = re.compile(r"\b(?:{})_(?:{})\b".format(*("|".join(names) for names in CH
 
 
 def optimizer(track: str) -> str:
-    """Return a track, `<optimizer>_<projection>`, in words."""
+    """Return a track, `<optimizer>_<projection>`, in words: `Adam + spectral projection`."""
     name, _, projection = track.rpartition("_")
     words = OptimizerConfig.words.get(name, name)
     if projection in ("", "none"):
@@ -135,13 +135,13 @@ def optimizer(track: str) -> str:
 
 
 def tracks_in_words(text: str, tracks: Iterable[str] = ()) -> str:
-    """Return a sentence with its tracks in words: `Adam: …` for `adam_none: …`. Names of arms and runs, which
-    go on behind the track, stay as they are. `tracks`: those of optimizers that are not ours."""
+    """Return a sentence with the names of tracks put in words: `Adam: …` for `adam_none: …`. Longer names, of
+    arms and runs, that begin with a track are left alone. `tracks`: names with users' own optimizers."""
     others = [re.escape(track) for track in tracks]
     text = re.sub(rf"\b(?:{'|'.join(others)})\b", lambda match: optimizer(match[0]), text) if others else text
     return TRACK.sub(lambda match: optimizer(match[0]), text)
 
 
 def track_prefix(track: str, tracks: Collection[str]) -> str:
-    """Return how a sentence about a track begins: with its name in words where there are several."""
+    """Return the prefix for a sentence about a track: its name in words if there are several, or nothing."""
     return f"{optimizer(track)}: " if len(tracks) > 1 else ""

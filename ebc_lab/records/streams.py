@@ -1,4 +1,4 @@
-"""What a run appends to while it trains: steps.csv, evals.csv, and its progress."""
+"""The files that a run writes while it trains: its streams steps.csv and evals.csv, and progress.json."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 from .files import atomic_writer, read_regular
 from .json_files import write_json
 
-MOST_BYTES = 1 << 30  # of a stream
+MOST_BYTES = 1 << 30  # largest stream that is read
 REPORT_S = 0.5  # seconds between two heartbeats of a run
 
 
@@ -31,12 +31,12 @@ def _cell(value: Any) -> str:
 
 
 class Heartbeat:
-    """A run's progress.json, written at most every REPORT_S seconds, however often it is called."""
+    """A writer of progress.json. Call it after each step; it writes at most once in REPORT_S seconds."""
 
     def __init__(self, path: Path, steps: int):
         self.path = path
         self.steps = steps
-        self.step: int | None = None  # where this attempt began, or what was written last
+        self.step: int | None = None  # step of the last write; at first, the one where this attempt began
         self._write(0, 0.0)
 
     def __call__(self, step: int) -> None:
@@ -53,18 +53,18 @@ class Heartbeat:
 
 
 class Mark(NamedTuple):
-    """How far a stream had come: its length in bytes, and the sha256 of these."""
+    """The state of a stream at one moment: its length in bytes, and their sha256."""
 
     size: int
     sha256: str
 
 
 class Stream:
-    """A CSV file that rows are appended to.
+    """A CSV file to which rows are appended.
 
     Args:
-        after: continue the file behind this mark, which must hold (`holds`); the rows that a killed run wrote
-            after its checkpoint are dropped. Without it the stream is new.
+        after: continue the existing file from this mark, for which `holds` must be true, and drop the rows
+            that a killed run wrote after its checkpoint. None starts a new file.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], after: Mark | None = None):
@@ -76,7 +76,7 @@ class Stream:
             raise UserError(f"{path} has other columns than this version writes: delete its run folder.")
         with atomic_writer(path) as f:
             f.write(content)
-            # opened before it has its name: later, that may be the file of another attempt
+            # opened under its temporary name: later, its path may lead to another attempt's file
             self.file = open(f.name, "ab", buffering=1 << 16)  # noqa: SIM115 - open as long as the run
         self.size = len(content)
         self.sha256 = hashlib.sha256(content)
@@ -88,11 +88,11 @@ class Stream:
         self.sha256.update(line)
 
     def mark(self) -> Mark:
-        """Return the mark of everything that was appended so far."""
+        """Return the mark of the stream as it is now."""
         return Mark(self.size, self.sha256.hexdigest())
 
     def sync(self) -> None:
-        """Write everything that was appended so far to the disk."""
+        """Flush all rows appended so far to the disk."""
         self.file.flush()
         os.fsync(self.file.fileno())
 
@@ -102,7 +102,7 @@ class Stream:
 
 
 def holds(path: Path, mark: Mark, *, to_the_end: bool = False) -> bool:
-    """Return whether a stream still begins with the bytes of a mark; with `to_the_end`: and has no others."""
+    """Return whether a stream begins with the bytes of a mark; with `to_the_end`, has exactly these bytes."""
     with suppress(FileNotFoundError, UserError):
         content = read_regular(path, MOST_BYTES)
         kept = content if to_the_end else content[: mark.size]
@@ -111,7 +111,7 @@ def holds(path: Path, mark: Mark, *, to_the_end: bool = False) -> bool:
 
 
 def rows_in(path: Path) -> int:
-    """Return how many whole rows a stream holds, which of steps.csv is the number of steps taken; 0 where it
+    """Return the number of complete rows in a stream (in steps.csv, the number of steps taken); 0 if it
     cannot be read."""
     with suppress(OSError, UserError):
         return max(0, read_regular(path, MOST_BYTES).count(b"\n") - 1)
@@ -119,9 +119,9 @@ def rows_in(path: Path) -> int:
 
 
 def read_columns(path: Path, needed: Iterable[str] = (), *, alone: bool = False) -> dict[str, np.ndarray]:
-    """Return column -> its values, float64 of shape (rows,), NaN where a cell is empty. An incomplete last
-    line is left out. `alone`: the `needed` columns only, which takes a quarter of the time. Raises
-    FileNotFoundError, and UserError where the file is no such stream or lacks a `needed` column."""
+    """Return column -> values, float64 of shape (rows,), with NaN for empty cells and without an incomplete
+    last row. `alone`: only the `needed` columns, in a quarter of the time. Raises FileNotFoundError, and
+    UserError if the file is not such a stream or lacks a `needed` column."""
     import numpy as np
 
     remedy = "delete its run folder, and the study's command trains the run again"

@@ -1,7 +1,7 @@
-"""The weights that a run has kept, in a file with a checksum: weights.pt, or checkpoint.pt before its end.
+"""Files of weights with a checksum: weights.pt of a finished run, checkpoint.pt of an unfinished one.
 
-Its first line has the checksum of all that follows; the second says in JSON what the weights are of; the rest
-is what `torch.save` writes. Nothing here needs torch.
+The first line holds the checksum of all that follows, the second a description of the weights in JSON, and
+the rest is the output of `torch.save`. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from .paths import RUNS, RunFiles
 
 FORMAT = 1
 KINDS = ("weights", "checkpoint")
-ARCHIVE = b"PK"  # how torch.save begins
+ARCHIVE = b"PK"  # the first bytes that torch.save writes
 
 
 class About(TypedDict):
-    """What weights belong to: a run that starts from them must have all of this in common."""
+    """The description of weights: the model, tokens and text that they were trained with."""
 
-    format: int
-    model: dict[str, Any]  # the settings of the model
-    levels: str  # that the hidden matrices were used in
-    tokens: str
+    format: int  # version of this file format
+    model: dict[str, Any]  # settings of the model
+    levels: str  # quantizer levels of the hidden matrices
+    tokens: str  # kind of tokens
     tokenizer: str  # sha256 of the tokenizer
-    vocabulary: int
-    text: dict[str, Any]  # name, sha256: what they were trained on
+    vocabulary: int  # number of tokens in it
+    text: dict[str, Any]  # name and sha256 of the training text
 
 
 @dataclass(frozen=True)
 class KeptWeights:
-    """A file of weights whose checksum is right."""
+    """The contents of a file of weights whose checksum was verified."""
 
     path: Path
     sha256: str  # of the whole file
     about: About
-    archive: bytes  # what torch.save wrote
+    archive: bytes  # the output of torch.save
 
 
 def seal(kind: str, about: About, archive: bytes) -> bytes:
-    """Return the content of a file of weights: its checksum, the description, the archive."""
+    """Return the contents of a file of weights, with its checksum. `kind`: one of KINDS."""
     rest = json.dumps(about, sort_keys=True).encode() + b"\n" + archive
     return _first_line(kind, rest) + rest
 
@@ -56,8 +56,8 @@ def _first_line(kind: str, rest: bytes) -> bytes:
 
 
 def unseal(whole: bytes, kinds: Iterable[str] = KINDS) -> tuple[About | None, bytes]:
-    """Return the description and the archive that `seal` was given; a checkpoint of an earlier version has no
-    description. Raises ValueError where the checksum is missing or wrong."""
+    """Return the description and the archive that were given to `seal`; the description is None in a
+    checkpoint of an earlier version. Raises ValueError if the checksum is missing or wrong."""
     line, newline, rest = whole.partition(b"\n")
     if line + newline not in [_first_line(kind, rest) for kind in kinds]:
         raise ValueError("its checksum does not match")
@@ -69,8 +69,8 @@ def unseal(whole: bytes, kinds: Iterable[str] = KINDS) -> tuple[About | None, by
 
 
 def find_weights(named: str, folders: Iterable[Path] = ()) -> Path:
-    """Return the file of weights that `init.run` names: that file, or the one in a run's folder, which is
-    `named` or lies in one of `folders`, also as STUDY/RUN_ID. Raises UserError where there is none."""
+    """Return the file of weights that `init.run` names. `named` is that file, a run's folder, or, relative to
+    one of `folders`, a run's folder or STUDY/RUN_ID. Raises UserError if there is no such file."""
     written = Path(named).expanduser()
     places = [written]
     for folder in folders:
@@ -94,8 +94,8 @@ def find_weights(named: str, folders: Iterable[Path] = ()) -> Path:
 
 
 def read_weights(path: Path, sha256: str | None = None) -> KeptWeights:
-    """Return what a file of weights holds. `sha256`: that of the whole file, where it must be a certain one.
-    Raises UserError where the file is missing, truncated, edited, another program's, or not that one."""
+    """Return the contents of a file of weights. Raises UserError if the file is missing, truncated, edited,
+    not ebc-lab's or, where a `sha256` of the whole file is given, has another."""
     try:
         with opened(path) as f:
             whole = f.read()

@@ -1,1 +1,1 @@
-"""A user's own parts: functions outside this package, found by their targets and among installed packages."""
+"""A user's own suites, and own parts: functions outside this package, named by targets."""

@@ -1,6 +1,6 @@
-"""What an editor checks a suite against: the JSON schema of this version, with what is installed here.
+"""The JSON schema by which editors check a suite: this version's, with the choices of installed packages.
 
-`scripts/json_schemas.py` makes the files in `config/schemas` from the settings.
+`scripts/json_schemas.py` writes the files in `config/schemas` from the settings.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from pathlib import Path
 from ..choices import OFFERED, offered
 
 FOLDER = Path(__file__).parent.parent / "schemas"
-FILE = "ebc-lab.schema.json"  # beside a suite
-NAMES_OF = "choices_of_{}"  # the definition with the names of a group
+FILE = "ebc-lab.schema.json"  # written beside a suite
+NAMES_OF = "choices_of_{}"  # key of the schema's definition of a group's choices
 
 
 def suite_schema() -> str:
-    """Return the JSON schema of a suite, in which the choices that installed packages offer are choices
-    too."""
+    """Return the text of the JSON schema of a suite, which also allows the choices that installed packages
+    offer."""
     schema = json.loads((FOLDER / "suite.json").read_text(encoding="utf-8"))
     for group in OFFERED:
         names = schema["definitions"][NAMES_OF.format(group)]["enum"]

@@ -1,6 +1,6 @@
-"""A user's own parts, each of which takes the place of a choice: named, found, hashed, and called.
+"""A user's own parts, which replace built-in choices: their names, files, checksums and functions.
 
-Every function here that changes or looks at the own parts of a configuration walks it with `with_own_parts`.
+The functions here that read or change the own parts of a configuration find them with `with_own_parts`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..fields import CUSTOM
 from ..schema import ArmConfig, CarrySettingConfig, Config, RunConfig, UnitConfig
 from . import sources
 
-# mappings of a study whose entries change settings of a run: their stage, and their key in it
+# (stage, key) of each mapping in a study whose entries change settings of a run
 ENTRIES = (
     ("ablation", "arms"),
     ("controller_search", "candidates"),
@@ -29,14 +29,14 @@ ENTRIES = (
     ("carry", "settings"),
 )
 WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-LONGEST = 40  # characters: names of arms and runs are made of it
-KEEPS_NAMES = "carry."  # an own part there is called as it is given: runs were named so
+LONGEST = 40  # characters in an own part's name, which names of arms and runs contain
+KEEPS_NAMES = "carry."  # prefix of the paths of own parts that keep their given names, as in older runs
 
 Settings = TypeVar("Settings", bound=RunConfig)
 
 
 class OwnPart(NamedTuple):
-    """A part of a user's own, and where it stands."""
+    """A user's own part in a configuration, and the path of its settings."""
 
     path: str  # `optimizer`, or `ablation.arms.hot: optimizer`
     group: str
@@ -44,21 +44,21 @@ class OwnPart(NamedTuple):
 
     @property
     def target(self) -> str:
-        """Return the function that it is made of, as the user or a package wrote it."""
+        """Return the target, the name of the part's function, as the user or a package wrote it."""
         return str(self.settings["target"])
 
     @property
     def name(self) -> str:
-        """Return what it is called; `custom` where nobody has said."""
+        """Return the part's name, `custom` if none was given."""
         return str(self.settings.get("name", CUSTOM))
 
 
-Change = Callable[[OwnPart], Mapping[str, Any]]  # the settings of a part that become others
+Change = Callable[[OwnPart], Mapping[str, Any]]  # returns the settings to change in a part
 
 
 def with_own_parts(config: Settings, change: Change) -> Settings:
-    """Return the configuration with every own part changed: those of the run, then those that the entries of
-    a study bring. What is no part at all is left for the checks of its stage to refuse."""
+    """Return the configuration with `change` applied to every own part: those of the run, then those in a
+    study's arms and other entries. Malformed entries are left for the checks of their stage to refuse."""
     changed: dict[str, Any] = {}
     for group in OWN_GROUPS:
         part = getattr(config, group)
@@ -76,7 +76,7 @@ def with_own_parts(config: Settings, change: Change) -> Settings:
 
 
 def _with_entry(where: str, entry: Any, change: Change) -> Any:
-    """Return an arm, a setting of `carry` or a candidate with its own parts changed."""
+    """Return an arm, a setting of `carry` or a candidate with `change` applied to its own parts."""
     if isinstance(entry, ArmConfig | UnitConfig | CarrySettingConfig):
         return dataclasses.replace(entry, settings=_with_entry(where, entry.settings, change))
     if not isinstance(entry, Mapping):
@@ -95,7 +95,7 @@ def _with_entry(where: str, entry: Any, change: Change) -> Any:
 
 
 def own_parts(config: RunConfig) -> list[OwnPart]:
-    """Return every own part of a run or a study."""
+    """Return all own parts in the configuration of a run or study."""
     found: list[OwnPart] = []
 
     def note(part: OwnPart) -> Mapping[str, Any]:
@@ -110,10 +110,10 @@ def own_parts(config: RunConfig) -> list[OwnPart]:
 
 
 def own_name(target: str, taken: Collection[str] = ()) -> str:
-    """Return the name of a part with this target: cautious for `my_opt:Cautious`, my_adam_w2 for
+    """Return a name for the part with this target: cautious for `my_opt:Cautious`, my_adam_w2 for
     `lib.MyAdamW2`.
 
-    `taken`: names that mean something else (choices of `conf`, other parts); instead of these it gets `_2` …
+    `taken`: names in use for other things (choices in `conf`, other parts); `_2`, `_3` … avoids these.
     """
     plain = unicodedata.normalize("NFKD", re.split(r"[.:]", target)[-1]).encode("ascii", "ignore").decode()
     words = re.sub(r"\W+", "_", WORDS.sub("_", plain)).strip("_").lower()
@@ -123,10 +123,10 @@ def own_name(target: str, taken: Collection[str] = ()) -> str:
 
 
 def with_names(config: Settings) -> Settings:
-    """Return the configuration whose own parts have `module:function` for a target, and a name that says what
-    they are wherever it said `custom`. Raises UserError where there is no such file, or two of a name."""
+    """Return the configuration with the targets of own parts as `module:function`, and `custom` replaced by
+    names made from the targets. Raises UserError if a file is missing, or two have the same name."""
     parts = [part for part in own_parts(config) if part.name != CUSTOM]
-    given = {(part.group, part.name): _plain(part.target) for part in parts}  # so that one name means one
+    given = {(part.group, part.name): _plain(part.target) for part in parts}  # names in use -> target
     files: dict[str, Path] = {}
 
     def placed(key: str, target: str) -> str:
@@ -154,17 +154,17 @@ def with_names(config: Settings) -> Settings:
     if not isinstance(made, Config):
         return made
     sweep, custom = made.lr_sweep, config.optimizer.name == CUSTOM and made.optimizer.name
-    if custom:  # a sweep calls the study's own optimizer `custom`
+    if custom:  # the sweep may still call the study's own optimizer `custom`
         swept = [custom if one == CUSTOM else one for one in sweep.optimizers]
-        unsaid = CUSTOM in sweep.grids and custom not in sweep.grids
-        grids = {custom if unsaid and one == CUSTOM else one: grid for one, grid in sweep.grids.items()}
+        renames = CUSTOM in sweep.grids and custom not in sweep.grids
+        grids = {custom if renames and one == CUSTOM else one: grid for one, grid in sweep.grids.items()}
         sweep = dataclasses.replace(sweep, optimizers=swept, grids=grids)
     mine = list(dict.fromkeys(placed("mine", target) for target in made.mine))
     return dataclasses.replace(made, lr_sweep=sweep, mine=mine)
 
 
 def _plain(target: str) -> str:
-    """Return a target as `module:function`; one that is written in no such way stays for `find` to refuse."""
+    """Return a target as `module:function`; a malformed one is left for `find` to refuse."""
     if file := sources.file_of(target):
         return f"{file.stem}:{target.rpartition(':')[2]}"
     return target if ":" in target else ":".join(target.rsplit(".", 1))
@@ -174,10 +174,10 @@ def _plain(target: str) -> str:
 
 
 def with_sources(config: Settings) -> Settings:
-    """Return the configuration whose own parts have the checksum of their files, and their target as
-    `module:function`. The files join the `own_files` of a study.
+    """Return the configuration with the checksums of own parts filled in, and their targets as
+    `module:function`. In a study, their files are added to `own_files`.
 
-    Raises UserError where a target is not found, or its file is not the one whose checksum the settings name.
+    Raises UserError if a target is not found, or its file does not have the checksum in the settings.
     """
     files: dict[str, str] = {}
 
@@ -208,7 +208,7 @@ def with_sources(config: Settings) -> Settings:
 
 
 def refuse_edited(now: RunConfig, before: RunConfig, remedy: str) -> None:
-    """Raise UserError where a run was begun with other files of its own parts; `now` has their checksums."""
+    """Raise UserError if files of a run's own parts have changed between `before`, its start, and `now`."""
     for group in OWN_GROUPS:
         part, old = getattr(now, group), getattr(before, group)
         if part.target is not None and part.target == old.target and part.sha256 != old.sha256:
@@ -223,18 +223,18 @@ def refuse_edited(now: RunConfig, before: RunConfig, remedy: str) -> None:
 
 
 def describe_own_part(part: Any) -> str:
-    """Return an own part as errors name it, `optimizer.target=my_opt:Cautious (my_opt.py:12)`: with the line
-    of its function, unless that is of an installed package."""
+    """Return an own part as error messages name it, `optimizer.target=my_opt:Cautious (my_opt.py:12)`; the
+    line of the function is omitted for an installed package."""
     source = sources.find(part.target)
     return f"{part.group_name}.target={part.target}{f' ({source.place})' if source.files else ''}"
 
 
 def own_part(part: Any) -> Callable[..., Any]:
-    """Return the function of a part's target, imported. Call it with what the functions of the part's group
-    take; it gets the part's `arguments` as well.
+    """Import the function of a part's target and return it, wrapped to add the part's `arguments` to what
+    functions of the part's group are called with.
 
-    Raises UserError where its file is no longer the one that the run was planned with, or, when it is called,
-    where it does not take what it is given. What the function itself raises is passed on.
+    Raises UserError if its file has changed since the run was planned. The returned function raises UserError
+    if the target does not take what it is given; its other errors are passed on.
     """
     group = part.group_name
     try:
@@ -266,8 +266,8 @@ def own_part(part: Any) -> Callable[..., Any]:
 
 
 def _is_read(name: str, function: Any, made: Any) -> bool:
-    """Return whether a class reads an argument. Some take any into `**options`, so that a misspelled one
-    is lost, or is left in the `defaults` of an optimizer where nothing asks for it."""
+    """Return whether the target seems to read an argument. A class that takes `**options` may ignore a
+    misspelled one, or keep it in an optimizer's `defaults`, where nothing reads it."""
     init = getattr(function, "__init__", None)
     code = getattr(init, "__code__", None)
     if not inspect.isclass(function) or code is None or not code.co_flags & inspect.CO_VARKEYWORDS:
@@ -277,12 +277,12 @@ def _is_read(name: str, function: Any, made: Any) -> bool:
         return True
     options = inspect.getfullargspec(init).varkw or ""
     text = _text(code)
-    passed_on = not text or len(re.findall(rf"\b{options}\b|\blocals\(", text)) > 1  # once: only taken
+    passed_on = not text or len(re.findall(rf"\b{options}\b|\blocals\(", text)) > 1  # once: never used
     return passed_on and name not in getattr(made, "defaults", {})
 
 
 def _text(code: Any) -> str:
-    """Return the source of a module or a function; empty where there is none, as of one written in C."""
+    """Return the source text of a module or code object; empty if there is none, as for one in C."""
     try:
         return inspect.getsource(code)
     except (OSError, TypeError):

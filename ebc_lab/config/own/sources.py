@@ -1,8 +1,8 @@
-"""A function by its target, `module:function`: found and hashed without importing anything, then loaded.
+"""Finding the function of a target, `module:function`: located and hashed without importing it, then loaded.
 
-Modules are looked for among the remembered places, in the working directory, then where Python looks. A place
-is the file of a target that was written with its path, or a folder: workers remember a study's copies. What
-is wrong is a LookupError whose text is a clause of a sentence.
+Modules are searched for in the remembered places, then in the working directory, then in Python's own path. A
+remembered place is a file that a target named by its path, or a folder, such as a study's copies in workers.
+Errors are LookupErrors whose text is a clause, to be completed to a sentence by the caller.
 """
 
 from __future__ import annotations
@@ -29,45 +29,45 @@ from typing import Any
 from ..errors import nearest
 
 OURS = "ebc_lab"
-PLACES = "EBC_LAB_OWN"  # variable of the environment, so that child processes find the same files
+PLACES = "EBC_LAB_OWN"  # environment variable, by which child processes find the same files
 NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 TARGET = re.compile(rf"{NAME}(?::{NAME})?")
 BY_PATH = re.compile(rf"(?P<file>.+\.py):(?P<name>{NAME})", re.DOTALL)
 DEFINES = re.compile(r"^(?:async\s+)?(?:def|class)\s+(\w+)", re.MULTILINE)  # at the top of a module
-BINDS_ANY_NAME = re.compile(r"\b(?:globals|exec|__getattr__|sys)\b|\bimport\s*\*")  # it may have any name
-RELEASED = (OURS, "torch")  # whose versions are part of every run's identity by other means
-SHOWN = 12  # hex digits of a checksum
+BINDS_ANY_NAME = re.compile(r"\b(?:globals|exec|__getattr__|sys)\b|\bimport\s*\*")  # may define any name
+RELEASED = (OURS, "torch")  # their versions are in every run's identity anyway
+SHOWN = 12  # hex digits of a checksum in messages
 
-_loaded: dict[str, str] = {}  # module -> checksum of its file when this process imported it
-_files: set[str] = set()  # of the modules among them
+_loaded: dict[str, str] = {}  # module -> sha256 of its file when this process imported it
+_files: set[str] = set()  # resolved paths of all own files imported by this process
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a target is. `name` is that of the function in its module, with dots inside a class."""
+    """The location of a target's function. `name`: its name in the module, dotted if inside a class."""
 
     module: str
     name: str
-    path: Path
-    line: int | None  # of the function in its file, where the text shows that
-    root: Path  # the folder that `files` are named in
-    files: Mapping[str, Path]  # its own and those below `root` that it imports; of an installed module: none
-    sha256: str  # of the module's file, or of all `files` where it imports some
+    path: Path  # the module's file
+    line: int | None  # of the function in this file; None if the text does not show it
+    root: Path  # the folder that the names of `files` are relative to
+    files: Mapping[str, Path]  # the module's and those it imports below `root`; empty if it is installed
+    sha256: str  # of the module's file, or of all `files` if there are several
 
     @property
     def target(self) -> str:
-        """Return `module:function`."""
+        """Return the target as `module:function`."""
         return f"{self.module}:{self.name}"
 
     @property
     def place(self) -> str:
-        """Return `my_opt.py:12`, or `my_opt.py` where the line is not known."""
+        """Return the location as `my_opt.py:12`, or `my_opt.py` if the line is unknown."""
         return self.path.name if self.line is None else f"{self.path.name}:{self.line}"
 
 
 def placed(target: str) -> str:
-    """Return `my_opt:Cautious` for a target that is written with its file, `./my_opt.py:Cautious`, and
-    remember that file; return any other target as it is. Raises LookupError where there is no such file."""
+    """Return `my_opt:Cautious` for a target with the path of its file, `./my_opt.py:Cautious`, and remember
+    this file; return any other target unchanged. Raises LookupError if the file is missing or unusable."""
     path = file_of(target)
     if path is None:
         if target.endswith(".py") and ":" not in target:
@@ -85,14 +85,14 @@ def placed(target: str) -> str:
 
 
 def file_of(target: str) -> Path | None:
-    """Return the absolute path of the file that a target is written with; None where it names a module."""
+    """Return the absolute path of the file that a target names; None if it names a module."""
     written = BY_PATH.fullmatch(target)
     return Path(os.path.abspath(Path(written["file"]).expanduser())) if written else None
 
 
 def remember(place: Path) -> None:
-    """Have modules looked for in this folder, or the module of its name in this file, before the working
-    directory. Processes that this one starts do so as well."""
+    """Add a folder to search for modules, or a file that holds the module of its name, before the working
+    directory. Child processes inherit this."""
     place = Path(os.path.abspath(place))
     places = [one for one in _remembered() if one != place and (place.is_dir() or one.name != place.name)]
     if place.parent != Path.cwd() or place.is_dir():
@@ -105,9 +105,9 @@ def _remembered() -> list[Path]:
 
 
 def find(target: str) -> Source:
-    """Return the source of `module:function`, `module.function` or `path/module.py:function`.
+    """Return the source of a target, `module:function`, `module.function` or `path/module.py:function`.
 
-    Raises LookupError: no target, no such module, no file of it, or no such name in it.
+    Raises LookupError if it is malformed, or there is no such module, or no file or such name in it.
     """
     target = placed(target)
     if not TARGET.fullmatch(target) or not re.search(r"[.:]", target):
@@ -120,8 +120,8 @@ def find(target: str) -> Source:
     importlib.invalidate_caches()
     specs = list(_specs(parts, [*places, *sys.path]))
     if not specs:
-        with suppress(ValueError):  # of __main__
-            found = importlib.util.find_spec(parts[0])  # editable installs have a finder of their own
+        with suppress(ValueError):  # `__main__` has no spec
+            found = importlib.util.find_spec(parts[0])  # editable installs have their own finder
             specs = [found, *_specs(parts[1:], found.submodule_search_locations or [])] if found else []
     if not colon:
         named = max(1, min(len(specs), len(parts) - 1))
@@ -136,7 +136,7 @@ def find(target: str) -> Source:
     line = _line_of(name.partition(".")[0], path) if path.suffix == ".py" else None
     root = path.parents[len(parts) - 1 + (path.name == "__init__.py")]
     files: dict[str, Path] = {}
-    if str(root) in places and parts[0] != OURS:  # one's own: it, its packages and all that they import there
+    if str(root) in places and parts[0] != OURS:  # the user's own: with its packages and all it imports
         packages = [root.joinpath(*parts[:depth], "__init__.py") for depth in range(1, len(parts))]
         for start in (path, *filter(Path.is_file, packages)):
             files |= {one.relative_to(root).as_posix(): one for one in files_of(start, root)}
@@ -145,8 +145,8 @@ def find(target: str) -> Source:
 
 
 def _sha256(files: Mapping[str, Path], path: Path, release: str | None) -> str:
-    """Return the checksum of the file in `path`, or of all `files` where others have contents as well. It
-    includes the `release` of the installed package of that file, which may use other files of it."""
+    """Return the sha256 of the file at `path`, or of all `files` if others are not empty. It covers the
+    `release` of an installed package, because the module may use other files of the package."""
     texts = {name: file.read_bytes() for name, file in files.items()}
     each = {name: hashlib.sha256(text).hexdigest() for name, text in texts.items() if text}
     if release is not None:
@@ -157,10 +157,10 @@ def _sha256(files: Mapping[str, Path], path: Path, release: str | None) -> str:
 
 
 def files_of(path: Path, root: Path) -> list[Path]:
-    """Return the module in `path`, then every file below `root` that it imports, directly or through others,
-    anywhere in its text. What cannot be read as Python imports nothing."""
+    """Return `path`, then every file below `root` that its module imports, directly or indirectly, anywhere
+    in the text. A file that is not valid Python counts as importing nothing."""
     files = [path]
-    for file in files:  # which grows
+    for file in files:  # the list grows inside the loop
         for module in _imports(file, list(file.relative_to(root).parent.parts)):
             if module and module[0] not in sys.stdlib_module_names and module[0] != OURS:
                 origins = [spec.origin or "" for spec in _specs(module, [str(root)])]
@@ -170,8 +170,8 @@ def files_of(path: Path, root: Path) -> list[Path]:
 
 
 def _imports(file: Path, package: list[str]) -> Iterator[list[str]]:
-    """Yield the names, in parts, of the modules that a file may import: of `from a import b` both a and
-    a.b."""
+    """Yield the names, split at dots, of the modules that a file may import: both a and a.b for `from a
+    import b`. `package`: the name of the file's package, split likewise."""
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError, OSError):
@@ -187,10 +187,10 @@ def _imports(file: Path, package: list[str]) -> Iterator[list[str]]:
 
 
 def _specs(parts: Sequence[str], places: Sequence[str]) -> Iterator[ModuleSpec]:
-    """Yield the specs of a, a.b and a.b.c for the module a.b.c, as far as they are found."""
+    """Yield the specs of a, a.b and a.b.c for the module a.b.c, up to the first that is not found."""
     for part in parts:
-        # by its last part alone: with the whole name, a folder without __init__.py would need its parent
-        # imported
+        # look up the last part alone: with the whole name, a folder without __init__.py would need its
+        # parent imported
         spec = PathFinder.find_spec(part, places)
         if spec is None:
             return
@@ -207,8 +207,8 @@ def _no_module(module: str) -> str:
 
 
 def _line_of(name: str, path: Path) -> int | None:
-    """Return the line in which a module's text begins a class or function at its top; None for a name that is
-    bound otherwise. Raises LookupError where the text shows that there is no such name."""
+    """Return the line of a top-level class or function in a module's file; None if its name is bound in some
+    other way. Raises LookupError if the text shows that there is no such name."""
     text = path.read_bytes().decode(errors="replace")
     defined = {found[1]: found.start() for found in DEFINES.finditer(text)}
     if name in defined:
@@ -220,10 +220,10 @@ def _line_of(name: str, path: Path) -> int | None:
 
 @functools.cache
 def installed_release(path: Path) -> str | None:
-    """Return `name==version` of the installed package that brought this file; None for a file of one's own,
-    and for one that an editable install only points at.
+    """Return `name==version` of the installed package that a file belongs to; None for a user's own file and
+    for a file of an editable install.
 
-    A package of the file's name is asked first: the records of all of them have tens of thousands of lines.
+    Packages named like the file are checked first, because reading the records of all packages is slow.
     """
     path = path.absolute()
     folder = next((place for place in path.parents if str(place) in sys.path), None)
@@ -235,7 +235,7 @@ def installed_release(path: Path) -> str | None:
         folder.glob("*.dist-info"), key=lambda info: not info.name.lower().startswith(f"{called}-")
     )
     for info in others_last:
-        with suppress(OSError):  # it was not pip that installed this one
+        with suppress(OSError):  # no RECORD: not installed by pip
             record = (info / "RECORD").read_text(encoding="utf-8")
             if f"\n{file}," in f"\n{record}":
                 distribution = PathDistribution(info)
@@ -244,8 +244,8 @@ def installed_release(path: Path) -> str | None:
 
 
 def load(target: str, sha256: str) -> Callable[..., Any]:
-    """Return a target's function, imported. Raises LookupError: as `find`, and where its files do not have
-    this checksum or its name is not a function's. What the module itself raises is passed on."""
+    """Import a target and return its function. Raises LookupError as `find` does, and if its files do not
+    have this checksum or it is not callable. Errors raised by the module itself are passed on."""
     source = find(target)
     if source.sha256 != sha256:
         others = [name for name, file in source.files.items() if file != source.path]
@@ -266,11 +266,11 @@ def load(target: str, sha256: str) -> Callable[..., Any]:
 
 
 def _imported(source: Source) -> ModuleType:
-    """Return the module, imported once and from its own folder. Raises LookupError where this process has
-    imported another file under its name, or under that of a module that it imports."""
+    """Return the module, imported once and from its own folder. Raises LookupError if this process has
+    imported another file, or an older version, under its name or that of a module that it imports."""
     files = source.files or {source.module: source.path}
     now: dict[str, str] = {}
-    for path, file in files.items():  # lib.inner for lib/inner.py and lib/inner/__init__.py
+    for path, file in files.items():  # the module is lib.inner for lib/inner.py and lib/inner/__init__.py
         name = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         now[name] = hashlib.sha256(file.read_bytes()).hexdigest()
         if _loaded.get(name, now[name]) != now[name]:
@@ -280,7 +280,7 @@ def _imported(source: Source) -> ModuleType:
     if source.files and sys.path[:1] != [root]:
         sys.path[:] = [root, *(place for place in sys.path if place != root)]
     _files.update(str(file.resolve()) for file in files.values())
-    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # a study's copies stay as they are
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # keep caches out of a study's copies
     try:
         module = importlib.import_module(source.module)
     finally:
@@ -294,7 +294,7 @@ def _imported(source: Source) -> ModuleType:
 
 
 def line_of_fault(error: BaseException) -> str | None:
-    """Return `my_opt.py:12`, the last line of a user's own files that an error went through, or None."""
+    """Return the innermost line of a user's own files in an error's traceback, as `my_opt.py:12`, or None."""
     places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
         places.append((error.filename, error.lineno))

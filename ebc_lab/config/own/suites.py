@@ -1,4 +1,4 @@
-"""Suites of one's own: `study=./mine.yaml`, or `study=mine` for conf/study/mine.yaml of the working
+"""A user's own suites: `study=./mine.yaml`, or `study=mine` for conf/study/mine.yaml in the working
 folder."""
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from . import sources
 
 ENDINGS = (".yaml", ".yml")
 GROUP = "study"
-FOLDER = Path("conf") / GROUP  # of the working folder
-OTHER_NUMBER = re.compile(  # octal, binary, hexadecimal; hours, minutes and seconds; underscores anywhere
+FOLDER = Path("conf") / GROUP  # in the working folder
+OTHER_NUMBER = re.compile(  # octal, binary and hexadecimal numbers, h:m:s times, numbers with underscores
     r"[-+]?(0[0-9_]+|0[bBoOxX][0-9a-fA-F_]+|[0-9][0-9_]*(:[0-9_]+)+(\.[0-9_]*)?"
     r"|(?=[0-9._]*_)[0-9.][0-9_.]*([eE][-+]?[0-9]+)?)"
 )
-IN_THOUSANDS = re.compile(r"[-+]?[1-9][0-9]{0,2}(_[0-9]{3})+")  # the same number everywhere
+IN_THOUSANDS = re.compile(r"[-+]?[1-9][0-9]{0,2}(_[0-9]{3})+")  # such as 10_000, which is unambiguous
 
 
 def own_suites(package: Path) -> dict[str, Path]:
-    """Return name -> file for the suites in conf/study of the working folder; none where that is the
-    `package`'s own `conf`."""
+    """Return name -> file for the suites in conf/study of the working folder; empty if that is `package`, the
+    built-in `conf`."""
     folder = Path.cwd() / FOLDER
     if not folder.is_dir() or folder.resolve() == (package / GROUP).resolve():
         return {}
@@ -33,13 +33,13 @@ def own_suites(package: Path) -> dict[str, Path]:
 
 
 def is_path(choice: str) -> bool:
-    """Return whether a choice of a study is written as a file."""
+    """Return whether a choice of `study` is the path of a file, and not a name."""
     return choice.endswith(ENDINGS) or os.sep in choice
 
 
 def suite_file(choice: object, package: Path) -> Path | None:
-    """Return the file of a suite of one's own, None for the name of another suite. Raises LookupError, whose
-    text is a clause, where there is none at the path that is given."""
+    """Return the file of a user's own suite, None for any other suite's name. Raises LookupError, whose text
+    is a clause, if there is no suite at the given path."""
     if not isinstance(choice, str):
         return None
     if not is_path(choice):
@@ -56,21 +56,21 @@ def suite_file(choice: object, package: Path) -> Path | None:
 
 
 def beside_us(name: object) -> str | None:
-    """Return `./mine.yaml` for the name of a suite in the working folder, or for one much like it."""
+    """Return `./mine.yaml` if the working folder has a suite with this name or a similar one, or None."""
     files = {path.stem: path.name for path in Path.cwd().iterdir() if path.suffix in ENDINGS}
     near = difflib.get_close_matches(str(name), files, 1)
     return f"./{files[near[0]]}" if near else None
 
 
 def chosen_name(path: Path) -> str:
-    """Return what Hydra calls the suite in this file."""
+    """Return the name under which Hydra knows the suite in this file."""
     return f"own-{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the settings in a suite's file. It is called after the file where it gives no name, and targets
-    of parts beside it become paths. Raises LookupError, whose text is a sentence with the line, where it
-    cannot be read."""
+    """Return the settings in a suite's file. The file's name is the default for the study's, and targets of
+    parts in the same folder become paths. Raises LookupError, whose text is a sentence with the line, if the
+    file cannot be read."""
     import yaml
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -104,7 +104,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _refuse_other_number(path: Path, line: int, written: str) -> None:
-    """Raise LookupError for a number that YAML 1.1 does not read as its decimal digits."""
+    """Raise LookupError for a number that YAML 1.1 reads as another than its digits say, such as 010."""
     import yaml
 
     if OTHER_NUMBER.fullmatch(written) and not IN_THOUSANDS.fullmatch(written):
@@ -121,7 +121,7 @@ def _mistake(path: Path, line: int | None, what: str) -> LookupError:
 
 
 def with_places(value: Any, folder: Path, key: str = "") -> Any:
-    """Return the settings with the targets of files in this folder as paths."""
+    """Return settings in which the targets of files in this folder are written as paths."""
     if isinstance(value, Mapping):
         return {name: with_places(inner, folder, str(name)) for name, inner in value.items()}
     if isinstance(value, list):
@@ -130,8 +130,8 @@ def with_places(value: Any, folder: Path, key: str = "") -> Any:
 
 
 def _place(target: str, folder: Path) -> str:
-    """Return `/folder/my_opt.py:Cautious` for a target whose file is there, and any other as it is. A copy of
-    a suite has its parts beside it, even where it names another folder."""
+    """Return `/folder/my_opt.py:Cautious` for a target with a file in this folder, and others unchanged. A
+    study's copy of a suite has its parts beside it, even if it names another folder."""
     written = sources.BY_PATH.fullmatch(target)
     if written is None:
         module, _, name = target.partition(":")
@@ -148,7 +148,7 @@ def _place(target: str, folder: Path) -> str:
 
 
 def register(path: Path) -> dict[str, Any]:
-    """Make the suite in a file a choice of `study` that Hydra knows, and return its settings."""
+    """Register the suite in a file with Hydra as a choice of `study`, and return its settings."""
     from hydra.core.config_store import ConfigStore
 
     settings = read(path)
@@ -157,24 +157,24 @@ def register(path: Path) -> dict[str, Any]:
 
 
 def line_of(path: Path, key: str) -> int | None:
-    """Return the line of a file that sets a dotted key, or else the nearest setting around it; None for
-    neither."""
+    """Return the line of a suite's file that sets a dotted key, or else that of the innermost mapping around
+    it; None if the file has neither."""
     return next(reversed(_lines(path, key)), None)
 
 
 def sets(path: Path, key: str) -> bool:
-    """Return whether a file sets a dotted key itself."""
+    """Return whether a suite's file itself sets a dotted key."""
     return len(_lines(path, key)) == len(key.split("."))
 
 
 def _lines(path: Path, key: str) -> list[int]:
-    """Return the line of each part of a dotted key, as far as the file has them."""
+    """Return the line of each part of a dotted key, up to the first part that the file lacks."""
     import yaml
 
     node: Any = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     lines = []
     for part in key.split("."):
-        inside = getattr(node, "value", None)  # of a mapping, pairs of a name and a value
+        inside = getattr(node, "value", None)  # for a mapping, a list of (name, value) pairs
         pairs = [one for one in inside if isinstance(one, tuple)] if isinstance(inside, list) else []
         pair = next((one for one in pairs if one[0].value == part), None)
         if pair is None:

@@ -1,6 +1,6 @@
-"""The parts of a run, in the order in which they show in its name: every `Part` of a file in this folder.
+"""The parts of a run: every `Part` defined in a file of this folder, in their order in a run's name.
 
-What a file is about is said where its settings are: docs/settings.md prints it from there.
+Each file's description is the docstring of its class, which docs/settings.md prints.
 """
 
 import pkgutil
@@ -15,5 +15,5 @@ PART: dict[str, type[Part]] = {part.group_name: part for part in PARTS}
 
 
 def parts_of(run: Run) -> list[Part]:
-    """Return the settings of every part of a run, in the order of `PARTS`."""
+    """Return every part of a run, with its settings, in the order of `PARTS`."""
     return [part.from_run(run) for part in PARTS]

@@ -104,7 +104,7 @@ class BudgetConfig(Part):
     )
 
     place = 50
-    columns = {  # of runs with a radius
+    columns = {  # only in runs with a radius
         "update_norm": ("", "‖ΔW‖ of the weights that c scales, before it does"),
         "radius_limit": ("", "r, the most that ‖c·ΔW‖ may be"),
         "ruled": ("", "what limited the step: 0 nothing, 1 the KL (or `stretch`), 2 the radius"),
@@ -116,25 +116,25 @@ class BudgetConfig(Part):
     )
 
     def measured_steps(self) -> str:
-        """Return one of CADENCES_OF_KL: which of the steps that `measure_every` leaves measure a KL."""
+        """Return one of CADENCES_OF_KL: `measure` if it has an effect, and otherwise `every`."""
         return self.measure if self.name == "tracked" and self.measure_every == 1 else "every"
 
     def leaves_some_free(self) -> bool:
-        """Return whether some of what is trained moves outside of the budget, at the learning rate itself."""
+        """Return whether some trained parameters are outside the budget and move at the learning rate."""
         return self.grouping == "matrices"
 
     def unread(self) -> Iterator[str]:
         bounded = self.name in options.BOUNDED
-        if not (bounded or self.sensitivity_every > 0):  # the bound S is never computed
+        if not (bounded or self.sensitivity_every > 0):  # S is never computed
             yield from ("aggregate", "guard", "probe", "cadence", "beta_init", "units")
             if not self.leaves_some_free():
                 yield from ("grouping", "clusters")
-            return  # names of these runs have always had what follows
+            return  # the identity of these runs has always included the settings below
         if bounded:
             yield "sensitivity_every"
         if self.radius is None:
             yield from ("radius_unit", "ramp")
-        if self.measured_steps() != self.measure:  # a scale's file may set it beside another budget
+        if self.measured_steps() != self.measure:  # a scale's file may set it for another budget
             yield from ("measure", "measure_above")
 
     def refuses(self, run: Run) -> Iterator[str]:

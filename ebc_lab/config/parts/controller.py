@@ -7,7 +7,7 @@ from ..errors import any_of
 from ..fields import EVEN_UNREAD, setting
 from ..part import Mode, Part, Run, Tail
 
-NEEDS_ONE_PROCESS = ("agreement", "confidence")  # what looks at the targets of one process's rows
+NEEDS_ONE_PROCESS = ("agreement", "confidence")  # these use the targets, and a process has only its own rows
 PI = ("pi", "log_pi")
 
 

@@ -7,8 +7,8 @@ from ..part import Part, Run
 
 BIN = ("bin",)
 SHARDS: dict[str, Any] = {"only": BIN, "in_run_id": False, "most": 10_000}
-NO_FILES: dict[str, Any] = {"file": None, "files": [], "val_files": []}  # of a text that is found by its name
-SAME_TEXT = ("name", "sha256", *NO_FILES)  # what may differ between two ways to name one text
+NO_FILES: dict[str, Any] = {"file": None, "files": [], "val_files": []}  # for a text found by its name
+SAME_TEXT = ("name", "sha256", *NO_FILES)  # settings that may differ although the text is the same
 
 
 @dataclass
@@ -43,7 +43,7 @@ class DataConfig(Part):
     )
 
     place = 10
-    required = {"digits": ("scikit-learn", "lowbit")}  # they come with it
+    required = {"digits": ("scikit-learn", "lowbit")}  # the library contains these images
 
     def refuses(self, run: Run) -> Iterator[str]:
         if self.name == "path" and not self.file:
@@ -61,7 +61,7 @@ class DataConfig(Part):
 
 
 def set_for_a_text(run: Run) -> Iterator[str]:
-    """Yield the settings of a run that are not at their defaults and need a text of characters."""
+    """Yield the names of a run's settings that differ from their defaults and need a text of characters."""
     if run.tokens.name != "characters":
         yield "tokens"
     if run.partition.name != "uniform":
@@ -73,7 +73,7 @@ def set_for_a_text(run: Run) -> Iterator[str]:
 
 
 def data_of_another_text(data: DataConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of `data` for an entry of a study that has a text of its own. The study's `data`
-    gives the kind of text and, where the entry keeps that kind, its files; never its checksum."""
+    """Return the settings of `data` for an arm or other entry of a study that names a text of its own. It
+    inherits the study's kind of text and, if it keeps this kind, the files, but never the checksum."""
     files = NO_FILES if settings.get("name", data.name) != data.name else {}
     return {"name": data.name, **files, "sha256": None, **settings}

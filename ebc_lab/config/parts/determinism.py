@@ -42,5 +42,5 @@ class DeterminismConfig(Part):
 
     @property
     def exact(self) -> bool:
-        """Return whether every sum of the run is exact, or made in a written order."""
+        """Return whether every sum in the run is exact or made in a fixed order, as under verity."""
         return self.name == "verity"

@@ -1,4 +1,4 @@
-"""The parts of workload=ebm: how a context becomes a state, what moves it, and how it becomes logits."""
+"""The parts of workload=ebm: encoder, decoder, index of splats, sampler, and the energy-based model."""
 
 import math
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..fields import EVERY, EVERY_OR_NEVER, STEPS, setting
 from ..part import EXPERT, LEVEL, Part, Run
 
-SEARCHED = ("hnsw", "ivf")  # indices that faiss builds
+SEARCHED = ("hnsw", "ivf")  # approximate indices, built by faiss
 EBM = ("workload", ("ebm",))
 NATS = "nats/token"
 SHARE = "0–1"
@@ -37,7 +37,7 @@ STEP_COLUMNS = {  # of steps.csv; `loss` is the cross-entropy alone
         "new splats; at audits",
     ),
 }
-EVAL_COLUMNS = {  # of evals.csv, and of `workload` in result.json, on validation states
+EVAL_COLUMNS = {  # of evals.csv, and of `workload` in result.json, over validation states
     "state_spread": (SHARE, "1 less the length of the mean state: 0 where states have collapsed"),
     "energy": ("nats", "mean energy of the states under the splats, less that of the uniform law"),
     "splat_coverage": (SHARE, "splats in use that won one of the last training states, 20 for each splat"),

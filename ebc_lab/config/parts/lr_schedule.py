@@ -7,9 +7,9 @@ from ..fields import CUSTOM, OWN, OWN_ARGUMENTS, OWN_TARGET, STEPS, number, sett
 from ..part import Mode, Part, Run, Tail
 
 WARMED = ("warmup_linear", "cosine", "trapezoid", "inverse_sqrt")
-LR_SHAPES = ("constant", *WARMED)  # schedules without a record
+LR_SHAPES = ("constant", *WARMED)  # schedules that need no recorded run
 REPLAY = ("replay",)
-EXACT = ("constant", "warmup_linear", "trapezoid")  # the others ask the platform's maths library
+EXACT = ("constant", "warmup_linear", "trapezoid")  # the others use the platform's maths library
 TAILS = {
     "constant": Tail("", ""),
     "warmup_linear": Tail("_lrdecay", "warm-up and decay", "LR decay"),
@@ -55,7 +55,7 @@ class LRScheduleConfig(Part):
     def unread(self) -> Iterable[str]:
         if self.name != "replay":
             return ()
-        # a replay is named by its record where that is known, else by where it lies
+        # a replay is identified by the checksum of its record if known, or else by the record's path
         return ("source",) if self.sha256 else ("sha256",)
 
     def refuses(self, run: Run) -> Iterator[str]:

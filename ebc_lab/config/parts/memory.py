@@ -46,7 +46,7 @@ class MemoryConfig(Part):
     )
 
     def changes_nothing(self) -> bool:
-        # hooks change no bit until a gradient is not finite: by then some tensors have moved
+        # hooks change no bit until a gradient is not finite: then some tensors have already been updated
         return not self.hooks and self.activations == "none"
 
     def refuses(self, run: Run) -> Iterator[str]:

@@ -11,7 +11,7 @@ GPT = ("gpt",)
 TEXT_MODELS = (*GPT, "modern", "gru")
 IMAGE_MODELS = ("cnn", "vit")
 BUILT = (*TEXT_MODELS, *IMAGE_MODELS)
-WITHOUT_NAMED_MATRICES = ("gru", "cnn")  # budget.grouping=matrices knows a transformer's by their names
+WITHOUT_NAMED_MATRICES = ("gru", "cnn")  # matrices without the names that grouping=matrices needs
 DROPOUT = {
     Mode.EXACT: "it is not built",
     Mode.SEVERAL_PROCESSES: "each process would draw its own",

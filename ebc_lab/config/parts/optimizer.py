@@ -7,17 +7,17 @@ from ..fields import LR, OWN, OWN_ARGUMENTS, OWN_CHECKSUM, OWN_TARGET, setting
 from ..part import Mode, Part, Run
 
 AXIOM = ("axiom",)
-ADAMS = (  # what has Adam's two moments, or is made of it
+ADAMS = (  # optimizers with Adam's two moments, or with Adam inside
     *("adam", "adamw", "adam_uncorrected", "adam8bit", "adam4bit"),
     *("muon", "soap", "schedule_free", "galore", "nadamw"),
     *("prodigy", "adopt", "hyperball", "normuon", "muonclip", "d_adaptation", "mechanic"),
 )
 MUON = ("muon",)
-SCALE: dict[str, Any] = {"low": 0, "high": 1000}  # of a rate, in units of lr
+SCALE: dict[str, Any] = {"low": 0, "high": 1000}  # range of a rate in units of lr
 MUON_RATE: dict[str, Any] = {**SCALE, "only": MUON, "unnamed_at": 1.0}
 WITH_MOMENTUM = ("sgd", "muon", "normuon", "muonclip", "scion")
 EXACT = ("adam", "adamw")
-WITHOUT_LOGITS = ("modern", "gru", "cnn")  # models: norms bound the first one's, the others have none
+WITHOUT_LOGITS = ("modern", "gru", "cnn")  # models without attention logits, or (modern) with bounded ones
 TORCHAO = ("adam8bit", "adam4bit")
 
 
@@ -113,7 +113,7 @@ class OptimizerConfig(Part):
         "mechanic": "Mechanic around Adam",
         "nadamw": "NadamW",
     }
-    # choice -> the distribution whose code computes it, which names a run; torch is named for every run
+    # torch is not listed: its version is part of every run's identity
     libraries = {
         **dict.fromkeys(("lion", "soap", "schedule_free", "galore", "prodigy", "adopt"), "pytorch-optimizer"),
         **dict.fromkeys(("lionar", "scion", "normuon", "muonclip", "d_adaptation"), "pytorch-optimizer"),
@@ -123,7 +123,7 @@ class OptimizerConfig(Part):
     required = dict.fromkeys(TORCHAO, ("torchao", "axiom"))
 
     def unread(self) -> Iterable[str]:
-        without_momentum = self.name == "axiom" and not self.rank  # and nothing that belongs to one
+        without_momentum = self.name == "axiom" and not self.rank
         return ("beta1", "momentum_weight", "streak_boost", "snr_floor") if without_momentum else ()
 
     def refuses(self, run: Run) -> Iterator[str]:

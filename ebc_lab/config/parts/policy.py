@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from ..fields import setting
 from ..part import Figure, Head, Mode, Part, Run
 
-STEERED = ("ebc", "trust_region")  # stabilizers with a radius, which a policy can move
+STEERED = ("ebc", "trust_region")  # stabilizers with a trust radius that a policy can change
 
 
 @dataclass

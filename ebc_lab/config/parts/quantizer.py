@@ -9,7 +9,7 @@ from ..errors import shown
 from ..fields import setting
 from ..part import Figure, Head, Mode, Part, Run, Tail
 
-WITH_LOW_BIT_STATE = ("adam", "adamw")  # optimizers whose moments can be kept in few bits
+WITH_LOW_BIT_STATE = ("adam", "adamw")  # optimizers whose moments can be stored in few bits
 LEVELS = ("ternary", "five")
 WORDS = {"ternary": "ternary", "five": "five-level", "int8": "int8"}
 FLIPS = "codes of the hidden matrices that differ from those ten steps before; at audits"

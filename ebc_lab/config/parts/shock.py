@@ -6,26 +6,26 @@ from typing import Any
 from ..fields import STEPS, setting
 from ..part import Figure, Head, Mode, Part, Run, Versions
 
-SHOCK_WINDOW = 20  # steps before a shock that say what the loss was
-RECOVERY_WINDOW = 10  # steps whose mean must be back there
+SHOCK_WINDOW = 20  # steps before a shock, whose mean loss is the level to recover to
+RECOVERY_WINDOW = 10  # steps whose mean loss must be back at that level
 SHOCKS = ("label_noise", "lr_spike", "corrupt_gradient")
 
 
 def _back(completed: Sequence[Mapping[str, Any]]) -> list[float | None]:
-    """Return after how many steps the loss of each disturbed run was back, None where it never was."""
+    """Return the steps that each disturbed run took to recover, None for a run that never did."""
     return [r.get("shock_recovery_steps") for r in completed if r.get("shock_peak") is not None]
 
 
 def _recovery_steps(completed: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return the mean of these steps, or None where a run never was back: a mean over the others would
-    flatter the arm."""
+    """Return the mean number of steps to recovery; None if a run never recovered, because a mean over the
+    others would flatter the arm."""
     back = _back(completed)
     steps = [value for value in back if value is not None]
     return fmean(steps) if steps and len(steps) == len(back) else None
 
 
 def _recovered(completed: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return the share of the disturbed runs that came back, or None where there is none."""
+    """Return the share of disturbed runs that recovered, 0 to 1; None if no run was disturbed."""
     back = _back(completed)
     return sum(steps is not None for steps in back) / len(back) if back else None
 

@@ -9,14 +9,14 @@ from ..part import Mode, Part, Run, Tail
 
 TRUST_REGION = ("trust_region",)
 NO_WHOLE_STEP = "it looks at the whole step before it is applied, and there is no such moment"
-RATES = ("gen", "cdat", "adaptive_warmup")  # they choose c from the loss, as a share of the rate
+RATES = ("gen", "cdat", "adaptive_warmup")  # these adapt the learning rate, choosing c from the loss
 RIVALS = (
     *("norm_clip", "value_clip", "agc", "zclip", "adagc", "energy_raw", "energy_rms"),
     *("trust_region", "kl_clip", "rms_clip", *RATES, CUSTOM),
 )
-# what looks at the activations or the targets of one process's rows
+# these use activations or targets, and a process has only those of its own rows
 NEEDS_ONE_PROCESS = ("energy_raw", "energy_rms", *RATES, CUSTOM)
-SCHEDULES = {  # of delta*, or of a squared radius -> how it shows
+SCHEDULES = {  # schedule of δ*, or of a squared radius -> its forms in names, titles and labels
     "constant": Tail("", ""),
     "linear": Tail("_lindelta", "KL target falling to 5%", "falling δ*"),
     "cosine": Tail("_cosdelta", "KL target falling to 5% as a cosine", "δ* falling as a cosine"),
@@ -28,7 +28,7 @@ RAMP = "over which a radius rises to its size"
 
 
 def tail_of_radius(unit: str, ramp: int) -> Iterator[Tail]:
-    """Yield what a name says of a radius that has another unit, or that rises."""
+    """Yield the additions to a run's name for a radius with a unit other than absolute, or with a ramp."""
     if unit != "absolute":
         yield Tail(f"_{unit}radius", "radius in units of ‖W₀‖")
     if ramp > 1:
@@ -72,7 +72,7 @@ class StabilizerConfig(Part):
     libraries = {"agc": "pytorch-optimizer"}
 
     def unread(self) -> Iterable[str]:
-        # one radius of all latent weights is what there was before these settings
+        # names from before these settings existed stand for one radius of all latent weights
         usual = (self.per, self.norm) == ("all", "latent")
         return ("per", "norm") if usual else ()
 

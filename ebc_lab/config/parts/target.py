@@ -1,7 +1,7 @@
-"""A loss that runs are to reach: how soon each does, and how surely an arm's runs end below it.
+"""A target loss: how soon runs reach it, and how surely an arm's runs end below it.
 
-It changes nothing in a run and is no part of its name: the same runs can be judged by another target. What
-results and suites say of it is found in the curves of the runs.
+It changes nothing in a run and is not part of its name, so the same runs can be judged by another target.
+All figures about it are computed from the runs' loss curves.
 """
 
 import math
@@ -13,11 +13,11 @@ from ..fields import setting
 from ..part import Figure, Head, Part
 
 LOSS = ("loss",)
-Row = Sequence[Any]  # of a curve: step, loss on the fixed windows, seconds of training
+Row = Sequence[Any]  # a point of a loss curve: step, loss on the fixed windows, seconds of training
 
 
 def _arm_figure(key: str, unit: str, meaning: str, head: Head) -> Figure:
-    """Return a figure that the stage `ablation` finds from all of an arm's runs together."""
+    """Return a figure that is computed from all runs of an arm together, not as a mean over them."""
     return Figure(key, unit, meaning, head, averaged=False)
 
 
@@ -111,7 +111,7 @@ class TargetConfig(Part):
     )
 
     def reached(self, curve: Iterable[Row]) -> dict[str, float | None]:
-        """Return what result.json says of the target: the loss, and the steps to it, None for a miss."""
+        """Return the items of result.json about a target: its loss, and the steps to it, None for a miss."""
         if self.changes_nothing():
             return {}
         reached = first_at_or_below(curve, self.loss)
@@ -119,7 +119,7 @@ class TargetConfig(Part):
 
 
 def finite_rows(curve: Iterable[Row]) -> list[tuple[int, float, float]]:
-    """Return the evaluations of a curve that have a loss: step, loss, seconds of training."""
+    """Return (step, loss, seconds of training) for each evaluation of a curve with a finite loss."""
     return [
         (int(step), float(loss), float(seconds))
         for step, loss, seconds in curve
@@ -128,6 +128,6 @@ def finite_rows(curve: Iterable[Row]) -> list[tuple[int, float, float]]:
 
 
 def first_at_or_below(curve: Iterable[Row], target: float) -> tuple[int, float] | None:
-    """Return the steps and the seconds of training until the first evaluation whose loss is at or below the
-    target; None where there is none."""
+    """Return (steps, seconds of training) up to the first evaluation with a loss at or below the target; None
+    if there is none."""
     return next(((step, seconds) for step, loss, seconds in finite_rows(curve) if loss <= target), None)

@@ -1,4 +1,4 @@
-"""What a text is cut into, `tokens=bpe`, and how long a run is in tokens: `tokens=2e6`, not `steps`."""
+"""The tokens of a text, as in `tokens=bpe`, and a run's length in tokens instead of steps, `tokens=2e6`."""
 
 import math
 from collections.abc import Collection, Iterator, Mapping
@@ -9,7 +9,7 @@ from ..errors import require
 from ..fields import STEPS, setting
 from ..part import Part, Run
 
-TRAIN_TOKENS = "train_tokens"  # what `tokens=2e6` is kept as until the batch is known
+TRAIN_TOKENS = "train_tokens"  # the key that holds `tokens=2e6` until the batch size is known
 
 
 @dataclass
@@ -36,8 +36,8 @@ class TokensConfig(Part):
 
 
 def renamed(override: str) -> str:
-    """Return `train_tokens=2000000` for `tokens=2e6`, of one number or several; any other override, such as
-    `tokens=bpe`, as it is."""
+    """Return `train_tokens=2000000` for `tokens=2e6`, also with several numbers; return any other override,
+    such as `tokens=bpe`, unchanged."""
     key, _, values = override.partition("=")
     if key.lstrip("+") != TokensConfig.group_name:
         return override
@@ -50,30 +50,30 @@ def renamed(override: str) -> str:
 
 
 def refuse_two_lengths(parsed: Mapping[str, Any]) -> None:
-    """Raise UserError where both steps and tokens say how long a run is."""
+    """Raise UserError if overrides (key -> value) give the length of a run both in steps and in tokens."""
     parsed = {key: value for key, value in parsed.items() if value is not None}
     for key in (key for key in parsed if key.rpartition(".")[2] == TRAIN_TOKENS):
         steps = key.replace(TRAIN_TOKENS, "steps")
-        said, what = (key, "the stage's runs are") if "." in key else ("tokens", "the run is")
+        named, what = (key, "the stage's runs are") if "." in key else ("tokens", "the run is")
         require(
             steps not in parsed,
-            f"{steps} and {said} both say how long {what}: give one of {steps}={parsed.get(steps)} and "
-            f"{said}={parsed[key]}.",
+            f"{steps} and {named} both say how long {what}: give one of {steps}={parsed.get(steps)} and "
+            f"{named}={parsed[key]}.",
         )
 
 
 def set_steps(composed: Any, given: Collection[str] = ()) -> None:
-    """Set the steps of a composed configuration, and of each of its stages, to what its `train_tokens` are at
-    its batch, and empty `train_tokens`.
+    """Convert `train_tokens` to `steps`, in a composed configuration and each of its stages, by the number of
+    tokens in a batch, and set `train_tokens` to None.
 
-    `given`: the settings of the command line. Where it sets `steps`, the tokens that a file sets do not
-    count. What is no possible number is left for the checks to refuse. Raises UserError for too many steps.
+    `given`: keys set on the command line; `steps` there overrides the tokens that a file sets. An impossible
+    number of tokens is left for the checks to refuse. Raises UserError for too many steps.
     """
     from omegaconf import OmegaConf
 
     a_step = composed.batch_size * composed.model.context
-    said = [name for name in composed if not OmegaConf.is_interpolation(composed, name)]
-    timed = {name: composed[name] for name in said if OmegaConf.is_dict(composed[name])}
+    plain = [name for name in composed if not OmegaConf.is_interpolation(composed, name)]
+    timed = {name: composed[name] for name in plain if OmegaConf.is_dict(composed[name])}
     stages = {f"{name}.{TRAIN_TOKENS}": stage for name, stage in timed.items() if TRAIN_TOKENS in stage}
     for key, config in {"tokens": composed, **stages}.items():
         if key not in given and key.replace(TRAIN_TOKENS, "steps") in given:

@@ -7,7 +7,7 @@ from ..part import Mode, Part, Run
 from .data import set_for_a_text
 from .model import IMAGE_MODELS, TEXT_MODELS
 
-FEW_IMAGES = 16  # on which a budget's c is chosen: a mean over fewer is mostly chance
+FEW_IMAGES = 16  # the fewest images to choose a budget's c on; a KL over fewer is mostly chance
 
 
 @dataclass
@@ -57,8 +57,8 @@ class WorkloadConfig(Part):
 
 
 def fit_to_images(composed: Any, given: Container[str]) -> None:
-    """Give a composed configuration of workload=images its data and model, and one prediction for each image,
-    where nobody has said otherwise."""
+    """Change a composed configuration of workload=images to data=digits, model=cnn and one prediction per
+    image, except where `given`, the settings of the user, says otherwise."""
     if composed.workload.name != "images":
         return
     if "data" not in given and composed.data.name == "auto":

@@ -1,4 +1,4 @@
-"""Two studies side by side: settings, corpus, machine, runs in common, decisions, verdicts, arms."""
+"""A comparison of two studies: settings, corpus, machine, common runs, decisions, verdicts and arms."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from ..store.snapshot import Snapshot, read
 from ..store.study import Record, Study
 
 RESOLVED = ("device", "dtype", "threads_per_run", "compile")
-ARMS = "ablation.arms"  # how the settings of a suite's arms begin
+ARMS = "ablation.arms"  # prefix of the settings of a suite's arms
 
 K = TypeVar("K")
 
 
 def compare(a: Study, b: Study) -> dict[str, Any]:
-    """Return what differs between two studies, and what they have in common, in pairs: of a, of b.
+    """Return the differences between two studies and what they have in common, as pairs [of a, of b].
 
-    Raises UserError where one is not there, or one of its files was edited.
+    Raises UserError if either study is missing, or one of its files is damaged or edited.
     """
     snapshots = read(a), read(b)
     with a.blame_files(), b.blame_files():
@@ -58,7 +58,7 @@ def compare(a: Study, b: Study) -> dict[str, Any]:
 
 
 def _paired(a: Mapping[K, Any], b: Mapping[K, Any]) -> dict[K, list[Any]]:
-    """Return the two values of each key; None for one that is not there."""
+    """Return key -> [value in a, value in b] for the keys of both; None stands for a missing value."""
     return {key: [a.get(key), b.get(key)] for key in dict.fromkeys([*a, *b])}
 
 
@@ -69,7 +69,7 @@ def _unequal(
 
 
 def _distinct_ends(*places: Path) -> list[str]:
-    """Return the shortest ends of two paths that differ."""
+    """Return the shortest differing ends of two paths."""
     for parts in range(1, max(len(place.parts) for place in places)):
         ends = ["/".join(place.parts[-parts:]) for place in places]
         if ends[0] != ends[1]:
@@ -78,13 +78,13 @@ def _distinct_ends(*places: Path) -> list[str]:
 
 
 def _answer(decisions: Mapping[str, Any]) -> list[str]:
-    """Return the headlines of the last decision, where its stage concludes a study."""
+    """Return the headlines of the last decision if its stage concludes a study, or an empty list."""
     last = next(reversed([*decisions]), None)
     return stage_of(last).headlines(decisions[last]) if last and stage_of(last).concludes else []
 
 
 def _tuned(decisions: Mapping[str, Any]) -> dict[str, str]:
-    """Return arm -> its tuned point in words, of the arms that are tuned."""
+    """Return arm -> its tuned point in words, for the tuned arms."""
     tracks = decisions["tune"]["tracks"] if "tune" in decisions else {}
     return {
         f"{track_prefix(track, tracks)}{label}": point_in_words(arm["point"])
@@ -94,12 +94,12 @@ def _tuned(decisions: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _settings(asked: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Return the settings that differ. An arm that only one study has is one entry: what the arm is about."""
+    """Return the settings that differ. An arm that only one study has is one entry, with its description."""
     names = [{key.split(".")[2] for key in settings if key.startswith(f"{ARMS}.")} for settings in asked]
     lines: dict[str, list[Any]] = {}
     for key, pair in _unequal(
         *asked, leave=("study.name", ARMS)
-    ).items():  # `ARMS` itself where there are none
+    ).items():  # the key is `ARMS` itself in a study without arms
         name = key.split(".")[2] if key.startswith(f"{ARMS}.") else None
         if name in names[0] ^ names[1]:
             about = [settings.get(f"{ARMS}.{name}.about") or "given" for settings in asked]
@@ -117,14 +117,14 @@ def _machine(header: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _runs(snapshots: Sequence[Snapshot]) -> dict[str, Any]:
-    """Return how many runs each study has, how many of them both have, and which of these have results that
-    differ in more than timing."""
+    """Return the number of runs of each study, the number that both trained, and the figures, timing aside,
+    in which the results of these differ."""
     a, b = map(_trained, snapshots)
     common = {run_id: (a[run_id], b[run_id]) for run_id in a if run_id in b}
     different = {}
     for run_id, pair in common.items():
         checksums = [record.brief.checksum for record in pair]
-        if checksums[0] and checksums[0] == checksums[1]:  # then neither result need be read
+        if checksums[0] and checksums[0] == checksums[1]:  # equal results need not be read
             continue
         if figures := _unequal(*(record.result or {} for record in pair), leave=TIMING):
             different[run_id] = figures
@@ -134,22 +134,22 @@ def _runs(snapshots: Sequence[Snapshot]) -> dict[str, Any]:
         "counts": [counted(snapshot.sorts_of_runs().values()) for snapshot in snapshots],
         "common": len(common),
         "equal": len(common) - len(different),
-        # of how many runs both recorded the checksum, and of how many of these it is the same
+        # number of runs whose checksum both studies recorded, and number of those in which it is equal
         "weights": {"compared": len(known), "equal": sum(x == y for x, y in known)},
         "different": different,
     }
 
 
 def _trained(snapshot: Snapshot) -> dict[str, Record]:
-    """Return the training runs by run id that some decision uses and that have ended. Raises UserError where
-    one of their files was edited."""
+    """Return run id -> record of the training runs with a result, unused ones left out. Raises UserError if
+    files of any run are damaged or edited."""
     sorts = snapshot.sorts_of_runs()
     sound = snapshot.sound_records()
     return {r.run_id: r for r in sound if sorts.get(r.run_id) == TRAINING and r.brief.outcome}
 
 
 def _figures(stage: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    """Return track -> figure -> its value in each decision, None where a decision has no such track."""
+    """Return track -> figure -> its value in each of the two decisions, None if one lacks the track."""
     found: dict[str, Any] = {}
     for track, sides in _paired(a["tracks"], b["tracks"]).items():
         pairs = {figure.path: [figure.value(side) for side in sides] for figure in stage_of(stage).figures}
@@ -158,7 +158,7 @@ def _figures(stage: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str
 
 
 def _verdict(decisions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return each line of the verdicts side by side, `flipped` where both have one and these disagree."""
+    """Return the lines of both verdicts in pairs; `flipped` if both studies have the line and disagree."""
     out = []
     for (track, name), pair in _paired(*(_entries(d, "verdict", "verdict") for d in decisions)).items():
         verdicts, figures = ([line and line[key] for line in pair] for key in ("verdict", "figure"))
@@ -169,7 +169,7 @@ def _verdict(decisions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _arms(decisions: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return the arms that both studies have: how many seeds, their mean test loss, and b's minus a's."""
+    """Return arm -> seeds and mean test loss (nats/token) per study, and b's minus a's, for common arms."""
     out = {}
     for shown in ("verdict", "arms"):
         pairs = _paired(*(_entries(d, shown, "arms") for d in decisions))
@@ -192,8 +192,8 @@ def _arms(decisions: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _entries(decisions: Mapping[str, Any], shown: str, key: str) -> dict[tuple[str, str], Any]:
-    """Return the arms, or the lines of the verdict, by track and name, of the decision that shows one or the
-    other; none without it."""
+    """Return (track, name) -> arm or line of the verdict, whichever `key` means, from the decision that shows
+    `shown`; empty if there is none."""
     decision = decision_that_shows(shown, decisions)
     found: dict[tuple[str, str], Any] = {}
     for track, about in decision["tracks"].items() if decision else ():
@@ -204,6 +204,6 @@ def _entries(decisions: Mapping[str, Any], shown: str, key: str) -> dict[tuple[s
 
 
 def _bits_per_character(arm: Mapping[str, Any]) -> Any:
-    """Return the bits per character of an arm; where it does not say them, its tokens are characters."""
+    """Return an arm's test loss in bits per character; unless recorded, a token counts as a character."""
     nats = arm["test_loss"]
     return arm.get(BITS, None if nats is None else nats / math.log(2))

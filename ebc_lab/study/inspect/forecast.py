@@ -1,7 +1,7 @@
-"""How many runs a study will make and how long they will take: its stages are asked, with invented results.
+"""A forecast of the runs of a study and their duration: its stages plan and decide on invented results.
 
-Where the study has begun, its stages are given the results that it has, and those that it would copy from
-other studies in the same folder.
+If the study has begun, its stages get the results that it has, and those that it would copy from other
+studies in the same folder; only the missing ones are invented.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from ..store.study import Study, studies_in
 from .pace import Pace, learned, learned_from_siblings, observed
 
 ASSUMED = f"6·N·tokens and attention at {UTILISATION:.0%} of the {PEAK / 1e12:.0f} TFLOP/s of an {GPU}"
-OPEN = "0" * 64  # a checksum that is not known yet
-USUAL = 2.0  # the best loss that is invented where none is known
+OPEN = "0" * 64  # stands in for a checksum that is not known yet
+USUAL = 2.0  # nats per token; the best invented loss if no real one is known
 EXPECTED = Scenario("expected", edge=True, extra=1, merged=True)
 SCENARIOS = (
     Scenario("min", edge=False, extra=0, merged=True),
@@ -50,14 +50,14 @@ SCENARIOS = (
 
 
 class WithNeighbours:
-    """What a study has, and what it would copy from other studies; called with specs, it returns the results
-    of both by run id."""
+    """A function from specs to run id -> result, for the results that a study has and those that it would
+    copy from other studies in its folder."""
 
     def __init__(self, study: Study, own: ResultsOf):
         self.study, self.own = study, own
         self.neighbours = neighbours_of(study)
         self.copied: dict[str, RunResult] = {}  # by run id
-        self.looked_for: set[str] = set()  # ids of the runs that neighbours were asked for
+        self.looked_for: set[str] = set()  # ids of runs already searched for in other studies
 
     def __call__(self, specs: list[RunSpec]) -> dict[str, RunResult]:
         there = self.own(specs)
@@ -72,8 +72,8 @@ class WithNeighbours:
 def forecast(
     config: Config, known: ResultsOf = lambda specs: {}, scenario: Scenario = EXPECTED
 ) -> dict[str, list[RunSpec]]:
-    """Return stage -> the distinct training runs that it would make. `known`: returns the results that exist;
-    the others are invented."""
+    """Return stage -> its distinct training runs, without those of earlier stages. `known`: a function that
+    returns existing results; missing ones are invented according to `scenario`."""
     decisions: dict[str, Decision] = {}
     results: dict[str, RunResult] = {}
     runs: dict[str, list[RunSpec]] = {}
@@ -82,7 +82,7 @@ def forecast(
         stage = stage_of(name)
         specs = _asked(config, scenario, stage, decisions, results, known)
         runs[name] = [s for s in distinct(specs) if s.run_id not in before]
-        if not scenario.merged:  # which runs two arms or stages share depends on decisions: at the most, none
+        if not scenario.merged:  # decisions settle which runs two arms or stages share; at worst, none
             there = known(specs)
             runs[name] = [s for s in runs[name] if s.run_id in there]
             runs[name] += [s for s in specs if s.run_id not in there]
@@ -90,7 +90,7 @@ def forecast(
             continue
         try:
             decisions[name] = stage.decide(config, specs, results, decisions)
-        except Undecidable:  # the known results would stop the study here: tell what it takes without them
+        except Undecidable:  # the known results would stop the study here: forecast without them
             return forecast(config, scenario=scenario)
     return {name: [s for s in specs if s.kind == "train"] for name, specs in runs.items()}
 
@@ -103,15 +103,15 @@ def _asked(
     results: dict[str, RunResult],
     known: ResultsOf,
 ) -> list[RunSpec]:
-    """Return the runs that a stage asks for, and add their results, known or invented, to `results`."""
+    """Return all runs that a stage needs, and add their results, known or invented, to `results`."""
     first = len(results)
-    lowest: dict[str, float] = {}  # role -> the lowest known loss; "": of all roles
+    lowest: dict[str, float] = {}  # role -> the lowest known loss; "" stands for all roles
     while True:
         specs = stage.runs(config, decisions, results)
         new = [s for s in specs if s.run_id not in results]
         there = known(new)
         results |= there
-        if len(results) == first:  # nothing is decided at the looks between the first and the last
+        if len(results) == first:  # the first look and the last suffice: nothing is decided in between
             more = max(1, config.finals.max_seeds - len(config.seeds))
             config = replace(config, finals=replace(config.finals, seeds_per_look=more))
         for spec in (s for s in new if s.run_id in there):
@@ -127,14 +127,14 @@ def _asked(
 
 
 def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: float) -> RunResult:
-    """Return a result as the scenario has it, its losses counted from `best` so that they compare with known
-    ones."""
+    """Return an invented result that fits the scenario, with losses relative to `best`, so that they compare
+    with known ones. `nth`: the number of results that the stage had before."""
     lr = spec.run.optimizer.lr
-    grid = config.lr_sweep.grids.get(spec.run.optimizer.name, [])  # empty for an optimizer of an arm alone
+    grid = config.lr_sweep.grids.get(spec.run.optimizer.name, [])  # empty for an optimizer only in arms
     behind = 1 / (1 + 1e4 * lr)  # the highest learning rate wins
     if not scenario.edge and len(grid) > 2:
         behind = abs(math.log(lr / grid[len(grid) // 2]))  # the middle of the grid wins
-    # seeds of EBC's arms that contradict each other leave a verdict undecided
+    # EBC arms whose seeds contradict each other leave the verdict undecided
     luck = 1.0 - 2.0 * (spec.run.seed % 2) if scenario.edge and spec.run.stabilizer.name == "ebc" else 0.0
     result: RunResult = {
         "outcome": "completed",
@@ -156,12 +156,12 @@ def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: f
 
 
 def expected_left(config: Config, known: ResultsOf, under_way: Mapping[str, float]) -> dict[str, Any]:
-    """Return what a running study still has to do: how many training runs are `done`, how many are expected
-    to be `left`, their `steps`, the `seconds` that they take (None before a run has finished), and how many
-    runs each of the `stages` makes.
+    """Return the work of a running study: the numbers of training runs that are `done` and expected to be
+    `left`, the remaining `steps` and `seconds` (None before a run has finished), and `stages`: stage -> its
+    number of runs.
 
-    `config` is resolved. `known`: returns the results that exist; `under_way`: run id -> the share that is
-    trained.
+    `config` is resolved. `known`: a function that returns existing results; `under_way`: run id -> the share
+    of the run already trained, 0 to 1.
     """
     stages = forecast(config, known)
     specs = [s for planned in stages.values() for s in planned]
@@ -169,7 +169,7 @@ def expected_left(config: Config, known: ResultsOf, under_way: Mapping[str, floa
     left = [(s, 1 - under_way.get(s.run_id, 0.0)) for s in specs if s.run_id not in results]
     pace = observed(specs, results)
     work = [pace.seconds(s) * share for s, share in left] if pace else []
-    longest = max(work, default=0.0)  # at the end it runs alone
+    longest = max(work, default=0.0)  # a lower bound, since one run cannot use several slots
     return {
         "done": len(specs) - len(left),
         "left": len(left),
@@ -180,17 +180,17 @@ def expected_left(config: Config, known: ResultsOf, under_way: Mapping[str, floa
 
 
 def expected_work(config: Config) -> speeds.Work:
-    """Return how many training runs a study is expected to make in all, and how many steps they have."""
+    """Return the total numbers of training runs and steps that a study is expected to make."""
     steps = [s.run.steps for planned in forecast(config).values() for s in planned]
     return speeds.Work(len(steps), sum(steps))
 
 
 def planned(config: Config) -> dict[str, Any]:
-    """Return how many runs, steps and tokens each stage takes, and how long: at least, as expected and at
-    most, since grids may grow.
+    """Return the runs, steps, tokens and time of each stage: the least, the expected and the most, since
+    grids may grow.
 
-    Of a study that has begun, `done` runs count, but not their time; nor does that of runs which will be
-    `copied` from other studies in the folder. Raises UserError where a result was edited.
+    Runs already `done`, and those that will be `copied` from other studies in the folder, count as runs but
+    take no time. Raises UserError if a result was edited.
     """
     study = Study(Path(config.output_dir).expanduser() / config.study.name)
     snapshot = read(study) if study.exists() else None
@@ -199,7 +199,7 @@ def planned(config: Config) -> dict[str, Any]:
 
 
 def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[str, Any]:
-    from ..resolve import adopt, all_changes  # needs the corpora's numpy, which `status` does without
+    from ..resolve import adopt, all_changes  # imported late: loads numpy, which `status` does not need
 
     header = snapshot.header if snapshot else None
     records = snapshot.sound_records() if snapshot else []
@@ -219,12 +219,12 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
         runs["total"] = [s for specs in runs.values() for s in specs]
         for stage, figures in stages.items():
             figures[scenario.name] = _figures(runs[stage], named, known, rate, speed)
-    for figures in stages.values():  # known results may turn the scenarios' order around
+    for figures in stages.values():  # known results may put the scenarios in another order
         for key in ("runs", "steps", "tokens", "eta_s", "gpu_hours", "flop_hours"):
             known_figures = [f[key] for f in figures.values() if f[key] is not None]
             figures["min"][key] = min(known_figures, default=None)
             figures["max"][key] = max(known_figures, default=None)
-    for key in ("runs", "steps", "tokens"):  # each stage may be short in another scenario
+    for key in ("runs", "steps", "tokens"):  # each stage's least may come from a different scenario
         least = sum(stages[stage]["min"][key] for stage in config.study.stages)
         stages["total"]["min"][key] = min(least, stages["total"]["min"][key])
     eta_from = rate.source if rate else None
@@ -251,8 +251,8 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
 
 
 def _placed(config: Config, study: Study) -> Config:
-    """Return the configuration with a device, and with the checksums without which a run has no name: those
-    of text and tokenizer, where they are open, from a neighbour that asked for the same; else `OPEN`."""
+    """Return the configuration with a device and the checksums that a run's name needs. Unknown ones of text
+    and tokenizer come from another study in the folder with the same request; the rest are `OPEN`."""
     for other in studies_in(study.root.parent):
         if config.data.sha256 and (config.tokens.name == "characters" or config.tokens.sha256):
             break
@@ -282,11 +282,11 @@ def _figures(
     rate: Pace | None,
     speed: speeds.Choice | None,
 ) -> dict[str, Any]:
-    """Return what these training runs take; copied runs take no time.
+    """Return the number, length and duration of these training runs; copied and finished ones take no time.
 
-    `eta_s`, and `gpu_hours` of all GPUs together: at the pace of finished runs or by a measured speed, None
-    where there is neither. `flop_hours`: what the operations come to (`bench.flops`), None where those of a
-    run are not known.
+    `eta_s` (seconds) and `gpu_hours` (of all GPUs together) follow from the pace of finished runs or from a
+    measured speed, and are None without either. `flop_hours`: the GPU hours of the operations at the assumed
+    utilisation (`bench.flops`); None if those of a run are unknown.
     """
     there = known(specs)
     copied = sum(s.run_id in known.copied for s in specs)
@@ -295,7 +295,7 @@ def _figures(
     if rate is not None:
         seconds = sum(map(rate.seconds, left)) / slots(config)
     elif speed is not None and speed.rate is not None:
-        # on a CPU here, a measured speed is that of all slots together
+        # a speed measured on this machine's CPU is that of all slots together
         alone = config.device == "cuda" or config.launcher.name == "slurm"
         steps_per_s = speed.rate[-1] * (slots(config) if alone else 1)
         seconds = sum(s.run.steps for s in left) / steps_per_s
@@ -316,8 +316,8 @@ def _figures(
 
 
 def _plainest(config: Config) -> speeds.Choice:
-    """Return what an estimate assumes for settings that are still to be measured: float32, one thread, not
-    compiled."""
+    """Return the assumptions of an estimate for settings that are chosen by a measurement later: float32, one
+    thread, not compiled."""
     run, why = speeds.chosen_by_rule(run_part(config), cores(), speeds.job_cores(config.launcher))
     dtype = "float32" if speeds.is_open(run, "dtype") else run.dtype
     compiled = "off" if speeds.is_open(run, "compile") else run.compile

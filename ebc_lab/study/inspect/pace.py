@@ -1,6 +1,6 @@
-"""How long runs will take, learned from finished ones: seconds of wall time per unit of `RunSpec.cost`.
+"""The time that runs will take, learned from finished ones: seconds of wall time per unit of `RunSpec.cost`.
 
-Runs that shared a machine took longer than each would have alone, and so will the runs that follow.
+Finished runs that shared a machine were slower than they would have been alone; so will the next ones be.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from ebc_lab.records.spec import RunSpec, cost_of
 from ..store.index import Index
 from ..store.study import Record, Study, studies_in
 
-ENOUGH = 2  # finished runs of a kind, from which on it has a pace of its own
-SIBLINGS = 3  # other studies to learn from, at most, the newest first
-LOOKED_AT = 20  # other studies to look at for that
-# settings that the time of a step depends on
+ENOUGH = 2  # finished runs of a kind that give it a pace of its own
+SIBLINGS = 3  # most other studies to learn from, newest first
+LOOKED_AT = 20  # most other studies to read in search of these
+# settings that affect the time of a step
 SHAPE = ("model", "batch_size", "threads_per_run", "compile", "device", "dtype", "param_dtype")
 
 Kind = tuple[str, str]  # optimizer, stabilizer
-Timed = tuple[Kind, float | None, float]  # a finished run: its kind, its seconds, its cost
+Timed = tuple[Kind, float | None, float]  # kind, seconds and cost of a finished run
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds per unit of cost, overall and for each kind of run: (optimizer, stabilizer)."""
+    """The seconds that runs take per unit of cost, overall and by kind, (optimizer, stabilizer)."""
 
     overall: float
     by_kind: Mapping[Kind, float]
-    source: str  # what it was learned from, in words
+    source: str  # the runs that it was learned from, in words
 
     def seconds(self, spec: RunSpec) -> float:
-        """Return the seconds that a run will take from its first step to its result."""
+        """Return the seconds of wall time that a run is expected to take."""
         kind = (spec.run.optimizer.name, spec.run.stabilizer.name)
         return self.by_kind.get(kind, self.overall) * spec.cost
 
 
 def learned(records: Iterable[Record], source: str = "this study") -> Pace | None:
-    """Return the pace of the finished training runs, None where there are none."""
+    """Return the pace of the finished training runs among `records`, None if there are none."""
     briefs = [record.brief for record in records if record.brief.kind == "train"]
     finished = [(run, (run.optimizer, run.stabilizer)) for run in briefs if run.outcome in FINISHED]
     return _pace(
@@ -55,19 +55,19 @@ def learned(records: Iterable[Record], source: str = "this study") -> Pace | Non
 
 
 def observed(specs: Iterable[RunSpec], results: Mapping[str, RunResult]) -> Pace | None:
-    """Return the pace of the training runs among `specs` that have finished, by their results by run id."""
+    """Return the pace of those `specs` that have finished, None if none has. `results`: by run id."""
     timed: list[Timed] = []
     for spec in specs:
         result = results.get(spec.run_id)
         if result and result["outcome"] in FINISHED:
-            share = result["steps"] / spec.run.steps  # of the cost: a run that diverged took fewer steps
+            share = result["steps"] / spec.run.steps  # of the planned cost; less if a run diverged
             kind = (spec.run.optimizer.name, spec.run.stabilizer.name)
             timed.append((kind, result.get("wall_s"), spec.cost * share))
     return _pace(timed, "this study")
 
 
 def _pace(runs: Iterable[Timed], source: str) -> Pace | None:
-    """Return the pace of the runs whose time and cost are known; None without any."""
+    """Return the pace of those runs whose time and cost are known; None if there are none."""
     timed = [(kind, seconds, cost) for kind, seconds, cost in runs if seconds and cost]
     if not timed:
         return None
@@ -85,8 +85,8 @@ def _seconds_per_cost(timed: Sequence[tuple[Kind, float, float]]) -> float:
 
 
 def learned_from_siblings(config: Config, study: Study) -> Pace | None:
-    """Return the pace of the newest other studies in the same folder whose runs had the same shape on this
-    machine; None where there are none."""
+    """Return the pace of the newest other studies in the same folder that ran on this machine with equal
+    `SHAPE` settings; None if there are none."""
     measured: list[Record] = []
     names = []
     host = hardware()["host"]

@@ -1,4 +1,4 @@
-"""The commands that do a study or a run again, from the file in which it recorded its settings."""
+"""Command lines that repeat a study or a run from the file that records its settings."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from ..store.changes import requested as asked_for
 from ..store.neighbours import seeds_taken
 from ..store.study import Study, StudyHeader, recorded_config
 
-# a text that needs no quotes
+# texts that need no quotes on Hydra's command line
 PLAIN = re.compile(r"[\w-]+|[\w./-]*/[\w./-]*|[\w./-]*[A-Za-z_]\w*(\.py)?:[A-Za-z_][\w.]*")
-CONFIRMS = re.compile(r"_seeds_\d+_to_\d+$")  # how the name of a study of fresh seeds ends
-MOST_NAMED = 80  # characters of a study's name
+CONFIRMS = re.compile(r"_seeds_\d+_to_\d+$")  # the suffix that names a study on fresh seeds
+MOST_NAMED = 80  # characters in the name of such a study
 
 
 def again(study: Study, *overrides: str, portable: bool = False) -> str:
-    """Return the command line that asks for a study's settings once more, with `overrides` after them.
+    """Return the command line that runs a study with the settings of this one, changed by `overrides`.
 
-    `portable`: as it is typed in the folder that holds the study under its own name, wherever that is.
+    `portable`: give the path relative to the folder that holds the study, for use on any machine.
     """
     return shlex.join(["ebc-lab", "autopilot", _from(study, study.header_file, portable), *overrides])
 
 
 def run_again(study: Study, run_id: str, *, portable: bool = False) -> str:
-    """Return the command line that trains exactly this run, outside its study. `portable`: as of `again`."""
+    """Return the command line that trains exactly this run outside its study. `portable`: as for `again`."""
     return shlex.join(["ebc-lab", "train", _from(study, study.run_files(run_id).spec, portable)])
 
 
 def _from(study: Study, file: Path, portable: bool) -> str:
-    """Return `from=FILE`; a file of a bundle is below the folder that the bundle is unpacked into."""
+    """Return `from=FILE`. For a bundle, the file's path is the one it has after unpacking."""
     if portable or not study.resumable:
         name = study.header(checked=False)["study"] if portable else study.name
         file = Path(name) / file.relative_to(study.root)
@@ -49,8 +49,8 @@ def _from(study: Study, file: Path, portable: bool) -> str:
 
 
 def continuing(study: Study, header: StudyHeader) -> str:
-    """Return the command line that continues a study: the one that ran it last, or else, where that is not
-    known or the study was moved, one that asks for the same."""
+    """Return the command line that continues a study: the last one that ran it, or, if that is unknown or the
+    study has been moved, one with the same settings."""
     noted = study.noted_command()
     if noted is not None:
         return noted
@@ -60,16 +60,16 @@ def continuing(study: Study, header: StudyHeader) -> str:
 
 
 def deciding(study: Study, header: StudyHeader, decision: Mapping[str, Any] | None) -> str | None:
-    """Return the command line of another study in the same place that would decide what is undecided, from
-    fresh seeds alone; the runs that tuned the arms are copied. None where nothing is undecided, or no number
-    of seeds is known to decide it."""
+    """Return the command line of a new study, in the same folder, that would settle undecided answers on
+    fresh seeds alone; it copies the runs that tuned the arms. None if no answer is undecided, or the number
+    of seeds needed is unknown. `decision`: the one about the arms, None before it is made."""
     fresh = fresh_seeds(study, header, decision)
     return again(study, *fresh, *_place(study, header)) if fresh else None
 
 
 def fresh_seeds(study: Study, header: StudyHeader, decision: Mapping[str, Any] | None) -> list[str]:
-    """Return the overrides that turn a study into one that decides what is undecided: as many seeds as would
-    decide it, none of them used here before, and a name of its own. Empty where `deciding` returns None."""
+    """Return the overrides for the study that `deciding` describes: as many seeds as it needs, none of them
+    used in this folder before, and a new name. Empty if `deciding` returns None."""
     tracks = decision["tracks"].values() if decision else ()
     answers = [answer for track in tracks for answer in (track.get("answers") or {}).values()]
     undecided = [a["seeds_needed"] for a in answers if a["verdict"] == "undecided" and a["seeds"]]
@@ -83,7 +83,7 @@ def fresh_seeds(study: Study, header: StudyHeader, decision: Mapping[str, Any] |
 
 
 def _place(study: Study, header: StudyHeader) -> list[str]:
-    """Return the overrides for the study's launcher and its folder of studies, as far as they are no
+    """Return the overrides for a study's launcher and output folder, where these differ from the
     defaults."""
     launcher = flat({"launcher": header["config"]["launcher"]})
     default = flat({"launcher": to_dict(LauncherConfig())})
@@ -96,7 +96,7 @@ def _place(study: Study, header: StudyHeader) -> list[str]:
 
 
 def override_value(value: Any) -> str:
-    """Return a value as Hydra's command line takes it."""
+    """Return a value in the syntax of Hydra's overrides."""
     if value is None:
         return "null"
     if isinstance(value, list):
@@ -104,18 +104,18 @@ def override_value(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"{{{','.join(f'{key}: {override_value(inner)}' for key, inner in value.items())}}}"
     if isinstance(value, str) and not PLAIN.fullmatch(value):
-        # not the quotes that a shell's words are put in; a backslash is more than itself before a quote alone
+        # double quotes, because the shell's are single; backslashes are special only before a quote
         escaped = re.sub(r'(\\*)("|\Z)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), value)
         return f'"{escaped}"'
     return str(value)
 
 
-# -- what departs from the defaults --------------------------------------------------------------------------
+# -- departures from the defaults ----------------------------------------------------------------------------
 
 
 def departures(study: Study, header: StudyHeader) -> list[Change]:
-    """Return the settings that a study was asked for and that differ from those of its scale and its suite:
-    (setting, theirs, the study's). A whole arm is told by what it is about."""
+    """Return (setting, default, requested) for the settings requested of a study that differ from the
+    defaults of its scale and suite. A whole arm is represented by its description."""
     requested = as_this_version_says(header["requested"])
     copy = study.own / str(header["own"]["suite"]) if "own" in header else study.own
     try:
@@ -131,20 +131,20 @@ def departures(study: Study, header: StudyHeader) -> list[Change]:
 
 
 def _in_short(value: Any) -> Any:
-    """Return a value as it is, or, where it is a whole arm, what that is about."""
+    """Return a value as it is; for a whole arm, its description or `given`."""
     return value.get("about") or "given" if isinstance(value, dict) else value
 
 
 @functools.cache
 def _defaults(scale: str, suite: str) -> dict[str, Any]:
-    """Return every setting that a scale and a suite give. Cached: composing is slow, and a page that is being
-    watched is rendered often."""
+    """Return all settings under a scale and a suite. Cached, because composing is slow and a page that is
+    being watched is rendered often."""
     chosen = [f"scale={scale}", f"study={override_value(suite)}"]
     return asked_for(compose(chosen, here=False, sources=False, trains=False))
 
 
 def _suite(requested: Mapping[str, Any]) -> str:
-    """Return the choice of `conf/study` that agrees with most of these settings, those of a run aside."""
+    """Return the choice in `conf/study` that best agrees with these settings; those of runs do not count."""
     asked = flat(requested)
 
     def agreement(choice: str) -> int:

@@ -1,8 +1,8 @@
-"""How busy a study's worker slots were: which run was on which of them and when, and how long they idled.
+"""The use of a study's worker slots: which run occupied which slot and when, and how long the slots idled.
 
-All of it comes from the `attempts.jsonl` of each run. There are as many slots as were ever busy at once. Time
-counts while any worker is there, from its first claim of a run to the end of its last one: neither the pause
-between an interruption and the call that continued counts, nor what follows the last run, such as drawing.
+All of it comes from the `attempts.jsonl` of each run. There are as many slots as were ever busy at once. A
+worker is present from its first claim of a run to the end of its last one, and time counts while any worker
+is present: pauses after an interruption do not count, nor does work after the last run, such as plotting.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..store.study import Record
 
 
 class Bar(NamedTuple):
-    """One attempt at a run on one slot, in seconds since the first attempt; pauses are cut out."""
+    """One attempt at a run on one slot. Times are in seconds since the first attempt, without pauses."""
 
     run_id: str
     stage: str
@@ -32,23 +32,23 @@ class Bar(NamedTuple):
 
 
 class SlotUse(TypedDict):
-    """What `status` says of the slots."""
+    """The use of the slots as `status` reports it."""
 
     slots: int
-    seconds: float
-    idle: dict[str, float]  # `whole`, and each stage -> the share of the slots' time that no attempt filled
+    seconds: float  # from the first attempt to the end of the last one, without pauses
+    idle: dict[str, float]  # `whole` and each stage -> the idle share of the slots' time, 0 to 1
 
 
 class Timeline(NamedTuple):
-    """Every attempt in the order in which they began, and the use that was made of the slots. The time of a
-    stage is that from the end of the stage before to the end of its own last run."""
+    """All attempts, ordered by when they began, and the use of the slots. A stage's time runs from the end of
+    the stage before it to the end of its last run."""
 
     bars: list[Bar]
     use: SlotUse
 
 
 def timeline(runs: Iterable[Record]) -> Timeline | None:
-    """Return what the slots of a study with these planned runs have done so far; None where no attempt has
+    """Return the timeline so far of the slots of a study with these planned runs; None if no attempt has
     ended."""
     bars: list[Bar] = []  # in seconds since the epoch
     for record in runs:
@@ -74,24 +74,24 @@ def timeline(runs: Iterable[Record]) -> Timeline | None:
 
 
 def in_words(use: SlotUse) -> str:
-    """Return `2 worker slots for 12 min 31 s, idle 7% of that time (lr_sweep 9%)`."""
+    """Return the use as `2 worker slots for 12 min 31 s, idle 7% of that time (lr_sweep 9%)`."""
     slots = f"{use['slots']} worker slot{'s' * (use['slots'] != 1)}"
     whole = use["idle"]["whole"]
     return f"{slots} for {clock(use['seconds'])}, idle {whole:.0%} of that time ({idle_by_stage(use)})"
 
 
 def idle_by_stage(use: SlotUse) -> str:
-    """Return `lr_sweep 9%, finals 5%`."""
+    """Return the idle share of each stage as `lr_sweep 9%, finals 5%`."""
     return ", ".join(f"{stage} {share:.0%}" for stage, share in use["idle"].items() if stage != "whole")
 
 
 def _without_pauses(bars: Sequence[Bar]) -> list[Bar]:
-    """Return the bars in seconds since the first one began, the time in which no worker was there cut out."""
+    """Return the bars in seconds since the first one began, without the time when no worker was present."""
     lives: dict[tuple[str, int], tuple[float, float]] = {}
     for bar in bars:
         first, last = lives.get(bar.worker, (bar.begin, bar.end))
         lives[bar.worker] = min(first, bar.begin), max(last, bar.end)
-    # when each ends, and how long it was; the first is since the epoch
+    # (end, length) of each pause, in seconds; the first one lasts from the epoch to the first attempt
     pauses: list[tuple[float, float]] = []
     until = 0.0
     for first, last in sorted(lives.values()):
@@ -106,10 +106,10 @@ def _without_pauses(bars: Sequence[Bar]) -> list[Bar]:
 
 
 def _on_slots(bars: Iterable[Bar]) -> list[Bar]:
-    """Return the bars, each on the slot that its worker had before where that is free, else on the first free
-    one."""
+    """Return the bars with their slots: each on its worker's previous slot if that is free, or else on the
+    first free one."""
     free: list[float] = []  # slot -> when it is free again
-    last: dict[tuple[str, int], int] = {}  # worker -> the slot it was on
+    last: dict[tuple[str, int], int] = {}  # worker -> its previous slot
     placed = []
     for bar in bars:
         wanted = [last[bar.worker]] if bar.worker in last else []
@@ -123,7 +123,7 @@ def _on_slots(bars: Iterable[Bar]) -> list[Bar]:
 
 
 def _idle_share(bars: Sequence[Bar], slots: int, since: float, until: float) -> float:
-    """Return the share of the slots' time between two moments that no attempt filled."""
+    """Return the idle share, 0 to 1, of the slots' time between two moments."""
     busy = sum(max(0.0, min(bar.end, until) - max(bar.begin, since)) for bar in bars)
     whole = slots * (until - since)
     return max(0.0, 1 - busy / whole) if whole else 0.0

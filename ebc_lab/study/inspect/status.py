@@ -1,4 +1,4 @@
-"""How far a study is, from its files alone."""
+"""The progress of a study, from its files alone."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from .slots import SlotUse, timeline
 
 
 def status(study: Study) -> dict[str, Any]:
-    """Return how far a study is. Raises UserError where there is none, or its study.json cannot be read.
+    """Return the status of a study. Raises UserError if there is none, or its study.json cannot be read.
 
-    `state` is `running` (a process holds it), `finished`, `finished_with_failures`, `stale` (decided, but a
-    decision no longer follows from the files), `interrupted` (begun, nobody holds it) or `empty` (nothing
-    trained yet). `problems` names damaged files. A stage is `decided`, `stale`, `open` or `waiting`;
-    `would_train` counts the runs that the same command would train again for a stale one, None where that
+    `state` is `running` (a process holds the study's lock), `finished`, `finished_with_failures`, `stale` (a
+    recorded decision no longer follows from the files), `interrupted` (begun, but no process holds it) or
+    `empty` (no runs yet). `problems` names damaged files. A stage is `decided`, `stale`, `open` or `waiting`;
+    `would_train` is the number of runs that the study's command would train for a stale stage, None if that
     depends on an earlier stage.
     """
     study.must_exist()
@@ -51,14 +51,14 @@ def status(study: Study) -> dict[str, Any]:
     with study.blame_files():
         answer = _status(snapshot)
     open_runs = (study.run_files(r.run_id) for r in runs.records if not r.brief.outcome)
-    if key and not any(is_locked(run.lock) for run in open_runs):  # no process trains one of them
+    if key and not any(is_locked(run.lock) for run in open_runs):  # no process is training one of them
         runs.remember("status", key, json.dumps(answer))
     return answer
 
 
 def _key_at_rest(study: Study, runs: Index) -> str:
-    """Return a key of all that the status of a study depends on; empty where that cannot be said, since a
-    process holds it or it has Slurm jobs."""
+    """Return a key of everything that a study's status depends on; empty if its status may change without its
+    files, because a process holds it or it has Slurm jobs."""
     if not runs.state or study.holder() is not None or study.launcher_file.exists():
         return ""
     try:
@@ -87,7 +87,7 @@ def _status(snapshot: Snapshot) -> dict[str, Any]:
     else:
         state = "interrupted" if runs else "empty"
     early, eta = None, 0.0 if state.startswith("finished") else None
-    if eta is None and state != "stale":  # of a stale study it depends on what is decided again
+    if eta is None and state != "stale":  # a stale study's depends on new decisions
         early, eta = _ahead(snapshot, holder, runs)
     retried = state == "finished_with_failures" and any(f["outcome"] in RETRIED for f in failures)
     to_go_on = (retried or state in ("interrupted", "empty", "stale")) and study.resumable
@@ -113,14 +113,14 @@ def _status(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def slots_used(snapshot: Snapshot) -> SlotUse | None:
-    """Return how busy the study's slots were; None where no attempt has ended."""
+    """Return the use of the study's worker slots; None if no attempt has ended."""
     busy = timeline(snapshot.records)
     return busy.use if busy else None
 
 
 def known_so_far(snapshot: Snapshot) -> dict[str, Any] | None:
-    """Return what is known of the stage that is open: its name, a `line` about it, and how many of its `runs`
-    have ended; None where all stages are decided, or a decision cannot be used."""
+    """Return the open `stage`, a `line` about its results so far, and how many of its `runs` have `ended`;
+    None if all stages are decided, or a decision cannot be used."""
     if snapshot.finished or snapshot.faults:
         return None
     return _ahead(snapshot, snapshot.study.holder(), _runs(snapshot))[0]
@@ -129,8 +129,8 @@ def known_so_far(snapshot: Snapshot) -> dict[str, Any] | None:
 def _stages(
     snapshot: Snapshot, because: Mapping[str, str], runs: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return the study's stages: state, runs by outcome, headlines. `because`: stage -> why its decision is
-    stale."""
+    """Return an entry for each stage: its state, runs by outcome, and headlines. `because`: stage -> why its
+    decision is stale."""
     decisions, sorts = snapshot.decisions, snapshot.sorts_of_runs()
     work = remaining_work(snapshot.config, snapshot.reusable_results()) if because else []
     would_train = {w.stage: w.missing for w in work}
@@ -144,7 +144,7 @@ def _stages(
             state = "decided"
         else:
             state = "open" if outcomes else "waiting"
-        readable = stage in decisions and stage not in snapshot.faults  # others may lack anything
+        readable = stage in decisions and stage not in snapshot.faults  # faulty ones may lack any key
         stages.append(
             {
                 "stage": stage,
@@ -164,8 +164,8 @@ def _runs(snapshot: Snapshot) -> list[dict[str, Any]]:
 
 
 def run_status(study: Study, run: Brief) -> dict[str, Any]:
-    """Return what a planned run is, and how it ended or how far it is: its `progress` and latest evaluation,
-    None before its first step."""
+    """Return a planned run's settings in brief, its outcome and its `progress` with the latest evaluation;
+    `progress` is None if it has ended or not begun."""
     progress = None if run.outcome else study.progress(run.run_id)
     if progress is not None:
         at_step, loss = study.last_evaluation(run.run_id) or (None, None)
@@ -177,9 +177,9 @@ def run_status(study: Study, run: Brief) -> dict[str, Any]:
 def failures_of(
     study: Study, failed: list[dict[str, Any]], *, portable: bool = False
 ) -> list[dict[str, Any]]:
-    """Return failed runs grouped by cause, each group with the command that trains its first run again: None
-    for a measurement, and for a run that was lost. `portable`: as it is typed in the folder that holds the
-    study."""
+    """Return failed runs grouped by cause, each group with the `command` that trains its first run again; the
+    command is None for a measurement, and for a lost or cancelled run. `portable`: as in
+    `reproduce.run_again`."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for r in failed:
         groups.setdefault(cause_class(r["run_id"], r["outcome"], r["cause"]), []).append(r)
@@ -187,7 +187,7 @@ def failures_of(
     for alike in groups.values():
         first = alike[0]
         files = study.run_files(first["run_id"])
-        # a lost run did nothing wrong: the study's own command trains it again
+        # a lost run is not at fault: the study's own command trains it again
         again = first["outcome"] not in RETRIED and read_json(files.spec, SpecRecord)["kind"] == "train"
         failures.append(
             {
@@ -202,8 +202,8 @@ def failures_of(
 
 
 def _queue(study: Study, every_s: float) -> tuple[dict[str, int], list[str]]:
-    """Return how many of the study's Slurm jobs are in each state, and what went wrong in asking for them.
-    Slurm is asked no more often than the launcher would ask."""
+    """Return state -> number of the study's live Slurm jobs, and error messages if Slurm could not be asked.
+    Slurm is asked at most once in `every_s` seconds."""
     try:
         session = queue_module.session_of(study)
         known = queue_module.cached_jobs(session, every_s) if session else {}
@@ -213,8 +213,8 @@ def _queue(study: Study, every_s: float) -> tuple[dict[str, int], list[str]]:
 
 
 def joined(study: Study) -> list[dict[str, Any]]:
-    """Return the workers that have joined a running study from other machines: `worker`, `host`,
-    `run_ids`."""
+    """Return `worker`, `host` and `run_ids` of each worker that has joined the running study from another
+    machine."""
     workers = []
     for session in sessions_in(study):
         notes = session.notes()
@@ -227,11 +227,11 @@ def joined(study: Study) -> list[dict[str, Any]]:
 def _ahead(
     snapshot: Snapshot, holder: Mapping[str, Any] | None, runs: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, Any] | None, float | None]:
-    """Return `known_so_far`, and the seconds left for the runs that are expected, at the pace of the finished
-    ones; None before one has finished.
+    """Return what `known_so_far` does, and the seconds left for the expected runs at the pace of the finished
+    ones, None before one has finished.
 
-    The process that runs the study has left both; without one they are worked out anew, which takes
-    milliseconds for each run. `runs`: as `run_status` has them; those in progress are part of the line.
+    The process that runs the study keeps both in a file; without it they are computed, which takes some
+    milliseconds a run. `runs`: all runs, as `run_status` returns them; the line shows those in progress.
     """
     config = snapshot.config
     known, left_s = outlook(snapshot.study, holder) or (None, None)

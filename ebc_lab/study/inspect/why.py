@@ -1,4 +1,4 @@
-"""Why a study decided as it did, and what would have changed it."""
+"""The reasons for a study's decisions, and what would have changed them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..store.study import Study
 
 
 def why(study: Study, stage: str | None) -> dict[str, Any]:
-    """Return the decision of one stage, or of each, with what would have changed it. Raises UserError where
-    there is no such stage, or it is not decided."""
+    """Return stage -> decision, with what would have changed it, for one stage or all decided ones. Raises
+    UserError if the stage does not exist, or it is undecided."""
     snapshot = read(study)
     stages = snapshot.config.study.stages
     if stage is not None and stage not in stages:
@@ -43,15 +43,15 @@ def why(study: Study, stage: str | None) -> dict[str, Any]:
 
 
 def noise_floor(decisions: Mapping[str, Decision]) -> dict[str, NoiseFloor]:
-    """Return, for each track, the noise between seeds that margins are measured in
-    (`stages.statistics.noise`)."""
+    """Return track -> the noise between seeds (`stages.statistics.noise`), the unit in which margins are
+    given; empty before the sweep is decided."""
     tracks = decisions["lr_sweep"]["tracks"] if "lr_sweep" in decisions else {}
     return {track: noise(d["replicate_losses"]) for track, d in tracks.items()}
 
 
 def noise_in_words(floor: NoiseFloor) -> str:
-    """Return the noise floor in a line: σ, its interval, and the difference that two single runs could
-    show."""
+    """Return the noise floor in one line: σ, its interval, and the smallest difference that two single runs
+    can show."""
     if floor["sigma"] is None:
         return "σ unknown"
     return (

@@ -1,5 +1,5 @@
-"""Parts of one's own are tried before a study trains anything, one step each, in a process of their own: a
-part that cannot work is met in seconds, and not after a sweep."""
+"""A rehearsal of the user's own parts, one training step each in a separate process, before a study trains
+anything: a part that cannot work fails within seconds, and not after a sweep."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from ..stages.runs import fill_from_baseline, plain_run
 from ..store.study import Study
 from .local import worker_env
 
-TOGETHER_S = 60.0  # for all of them; what has not shown by then shows when it is trained
-# of a baseline, in place of what a sweep would measure
+TOGETHER_S = 60.0  # time limit for all runs together; later faults show when the study trains
+# stands in for the figures of the baseline that a sweep would measure
 UNIT: NaturalSteps = {"natural_kl": 1.0, "descent_median": 1.0}
 
 
 def rehearse(config: Config, study: Study, say: Callable[[str], None]) -> None:
-    """Try each part of one's own that the study has, once for each version of it, and `say` what it warns of.
+    """Train one step with each own part of the study, under each set of its arguments; `say` the warnings.
 
-    Raises UserError, in a sentence with the arm and the file's line, where one cannot work.
+    Raises UserError, naming the arm and the line of the file, if a part fails.
     """
     asked: dict[str, RunConfig] = {}
     known: set[tuple[str, str, str]] = set()
-    for name, run in _runs(config):  # those that have a part which none before them has
+    for name, run in _runs(config):  # keep a run only if it has a part that no earlier run has
         targets = set(_targets(run))
         if targets - known:
             known |= targets
@@ -49,7 +49,7 @@ def rehearse(config: Config, study: Study, say: Callable[[str], None]) -> None:
     if device == "cuda" and not visible_gpus():
         return
     text = pinned(config, *checked_text(config))
-    for name, run in asked.items():  # nothing is left open
+    for name, run in asked.items():  # fill in the settings that a study resolves later
         dtype = run.dtype if run.dtype != "auto" else "float32"
         asked[name] = replace(run, data=text.data, tokens=text.tokens, device=device, dtype=dtype)
     key = [str(study.root.resolve()), *([name, run.steps, *_targets(run)] for name, run in asked.items())]
@@ -62,15 +62,15 @@ def rehearse(config: Config, study: Study, say: Callable[[str], None]) -> None:
 
 
 def _targets(run: RunConfig) -> Iterator[tuple[str, str, str]]:
-    """Yield (group, target with its checksum, arguments) of the own parts of a run."""
+    """Yield (group, target with its checksum, arguments) for each own part of a run."""
     for part in own_parts(run):
         arguments = repr(sorted(part.settings["arguments"].items()))
         yield part.group, f"{part.target} {part.settings['sha256']}", arguments
 
 
 def _runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
-    """Yield name and run of everything that the study may train, at its own length; arms first, which users
-    know by their names."""
+    """Yield (name for messages, run) for each configuration that the study may train: arms first, because
+    users know their names, then candidates and the study's own settings."""
     optimizer = next(iter(config.lr_sweep.optimizers), config.optimizer.name)
     chosen = config.optimizer if config.optimizer.name == optimizer else optimizer_defaults(optimizer)
     track: BestRate = {"optimizer": optimizer, "lr": chosen.lr, "projection": config.projection.name}
@@ -82,14 +82,14 @@ def _runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
     for name, settings in config.controller_search.candidates.items():
         if isinstance(settings, dict):
             yield f"candidate {name}", fill_from_baseline(changed(base, settings), UNIT)
-    if base.stabilizer.target is None:  # EBC would refuse what the study has yet to find, as a target KL
+    if base.stabilizer.target is None:  # EBC would refuse a run whose target KL the study has yet to find
         base = replace(base, stabilizer=replace(base.stabilizer, name="none"))
     yield "the study's settings", base
 
 
 def _tried(runs: dict[str, RunConfig], study: Study, config: Config) -> list[str]:
-    """Try the runs in a process of their own, and return its warnings. Raises UserError for one that
-    fails."""
+    """Train one step of each run in a separate process, and return the warnings. Raises UserError for the
+    first run that fails."""
     folder = str(study.own.resolve()) if study.own.is_dir() else None
     asked = json.dumps({"own": folder, "runs": [to_dict(run) for run in runs.values()]})
     env = {**os.environ, **worker_env(config), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

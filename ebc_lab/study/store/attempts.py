@@ -1,11 +1,11 @@
-"""Who tried to train a run, when, where, and how it ended: an append-only log, one line an event.
+"""An append-only log of a run's training attempts: who, when, where and how each ended; one event a line.
 
-`begin` (a worker has claimed the run; what it sees of the machine), `restarted` (it begins with the first
-step although it has a checkpoint; says why), `end` (with the outcome), `stopped` (by request, with a
-checkpoint), `cancelled`, `taken` (copied, finished, from another study), `lost` (its worker died, or was
-silent for so long that the run is given to another; written by the driver), `refused` (it was lost so, came
-back while another trained, and may write no more). After a `begin` with none of the others, worker and driver
-were killed together. `attempt` is the token of each attempt (`fence.py`).
+`begin`: a worker claimed the run, with what it sees of the machine. `restarted`: it starts over from the
+first step despite a checkpoint, with the cause. `end`: with the outcome. `stopped`: on request, with a
+checkpoint. `cancelled`. `taken`: the finished run was copied from another study. `lost`, written by the
+driver: the worker died or stopped responding, and another gets the run. `refused`: a worker that was declared
+lost came back during the next attempt, and may write no more. A `begin` with no later event means that worker
+and driver were killed together. `attempt` is the token of each attempt (`fence.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ebc_lab.records.json_files import MOST_BYTES, parse_json, write_checksummed
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import rows_in
 
-Span = tuple[float, float, str, int]  # of an attempt: begin and end, in seconds since the epoch; host, pid
+Span = tuple[float, float, str, int]  # one attempt: begin and end in seconds since the epoch, host, pid
 
 RESTARTED = "restarted"
 REFUSED = "refused"
@@ -38,7 +38,7 @@ SEEN = (
 
 
 def note(directory: Path, event: str, **about: Any) -> None:
-    """Append one event to a run's log, by a single write, so that lines of two processes never mix."""
+    """Append one event to a run's log in a single write, so that lines of two processes never mix."""
     now = datetime.now().astimezone().isoformat(timespec="milliseconds")
     line = json.dumps({"at": now, "event": event, **about}) + "\n"
     descriptor = os.open(RunFiles(directory).attempts, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
@@ -51,8 +51,8 @@ def note(directory: Path, event: str, **about: Any) -> None:
 
 
 def surroundings() -> dict[str, Any]:
-    """Return what this process sees of the machine: evidence of where a run was trained, and on which
-    device."""
+    """Return the host, the process id and those variables of `SEEN` that are set (names in lower case). They
+    show where and on which device a run was trained."""
     seen = {k.lower(): os.environ[k] for k in SEEN if k in os.environ}
     return {"host": os.uname().nodename, "pid": os.getpid(), **seen}
 
@@ -63,7 +63,7 @@ def give_up(
     """Write the result of a run that is not trained any further; its other files stay as they are.
 
     `identity`: its digest, None where its spec cannot be read. `steps`: how many it has taken, by default
-    the rows of its steps.csv.
+    the number of rows in its steps.csv.
     """
     result = {"run_id": files.directory.name, "identity": identity, "outcome": outcome, "cause": cause}
     write_checksummed(files.result, {**result, "steps": rows_in(files.steps) if steps is None else steps})
@@ -90,17 +90,17 @@ def _latest(directory: Path) -> list[dict[str, Any]]:
 
 
 def last_begin(directory: Path) -> dict[str, Any]:
-    """Return the `begin` of the latest attempt; nothing where none is logged."""
+    """Return the `begin` event of the latest attempt; an empty dictionary where none is logged."""
     return next(iter(_latest(directory)), {})
 
 
 def restarts(directory: Path) -> list[str]:
-    """Return why the latest attempt began with the first step again; nothing if it did not."""
+    """Return why the latest attempt started over from the first step; an empty list if it did not."""
     return [str(event.get("cause")) for event in _latest(directory) if event.get("event") == RESTARTED]
 
 
 def superseded_by(directory: Path, token: str) -> str:
-    """Return what an attempt is told that may write no more: which one has taken its place."""
+    """Return the sentence for an attempt that may write no more, which names the one that replaced it."""
     now = last_begin(directory)
     known = now.get("attempt") not in (None, token)
     where = f" on {now.get('host')} (process {now.get('pid')})" if known else ""
@@ -111,19 +111,19 @@ def superseded_by(directory: Path, token: str) -> str:
 
 
 def spans(directory: Path) -> list[Span]:
-    """Return the attempts of which both ends are known, oldest first; not those of the study that a finished
-    run was taken from."""
+    """Return the attempts whose begin and end are both logged, oldest first. Those before a `taken` are left
+    out: they were made in the study that the run was copied from."""
     found: list[Span] = []
     begun: tuple[float, str, int] | None = None
     for event in log(directory):
         with suppress(KeyError, TypeError, ValueError):
             what = event["event"]
-            at = datetime.fromisoformat(event["at"]).timestamp()
+            when = datetime.fromisoformat(event["at"]).timestamp()
             if what == "taken":
                 found, begun = [], None
             elif what == "begin":
-                begun = at, str(event["host"]), int(event["pid"])
+                begun = when, str(event["host"]), int(event["pid"])
             elif what in OVER and begun is not None:
-                found.append((begun[0], at, *begun[1:]))
+                found.append((begun[0], when, *begun[1:]))
                 begun = None
     return found

@@ -1,10 +1,10 @@
-"""A study as one .zip: its manifest.json and the files that it lists, to be checked and read elsewhere.
+"""A bundle: a study as one .zip of its manifest.json and the files that it lists, for use elsewhere.
 
 * Order, dates and permissions in the archive are fixed: the same study gives the same bytes.
-* A bundle is sound if what it holds is what its manifest lists. Another program may have packed it again.
-* Reading a bundle needs neither torch nor the corpus; it writes nothing outside the folder it unpacks to.
-* A brief one has of each run its spec and its result, those of all runs in one file, which packs four times
-  as small; unpacked they are the files that they were.
+* A bundle is intact if it holds exactly what its manifest lists, even if another program has repacked it.
+* Reading a bundle needs neither torch nor the corpus, and writes nothing outside the folder it unpacks to.
+* A brief bundle has only the spec and the result of each run. It packs those of all runs into one file, which
+  is four times smaller than separate ones; unpacking restores the original files.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from .verify import EDITED, MISSING, UNKNOWN, faults, mismatches
 from .verify import verify as verify_study
 
 SUFFIX = ".zip"
-JOINED = "runs.jsonl"  # of a brief bundle: the files of a run in each line, as texts by their names
+JOINED = "runs.jsonl"  # in a brief bundle: one run a line, as file name -> text of the file
 KEPT_OF_RUNS = (manifest.SPEC, manifest.RESULT)  # in a brief bundle
-PICTURES = (".png", ".svg", ".html")  # what `ebc-lab report` makes again
-ARCHIVE = "the archive"  # what is wrong where no file in it is
+PICTURES = (".png", ".svg", ".html")  # `ebc-lab report` draws these again
+ARCHIVE = "the archive"  # stands in place of a file's name for a fault of the whole bundle
 REGULAR_FILE = 0o100644 << 16
-ENCRYPTED = 1  # a flag of a file
-LARGEST = (1 << 31) - 1  # bytes of a file; beyond that a header has another form
-MOST_TIMES = 200  # its packed size that a file may unpack to; tables of numbers reach about ten
-SMALL = 1 << 20  # bytes, up to which a file may unpack to any multiple
-UNREADABLE = (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error)  # as a zip
+ENCRYPTED = 1  # bit in the flags of an archive's member
+LARGEST = (1 << 31) - 1  # bytes in a file; larger ones need the ZIP64 format
+MOST_TIMES = 200  # largest ratio of unpacked to packed size accepted; tables of numbers reach about ten
+SMALL = 1 << 20  # bytes; the ratio of smaller files is not checked
+UNREADABLE = (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error)  # not a sound zip
 REMEDY = "get the bundle again from the person who exported it"
 
 
 def export(study: Study, output: Path | None = None, *, brief: bool = False) -> dict[str, Any]:
-    """Pack a study that nobody is running and whose files are all as recorded (docs/bundle.md).
+    """Pack a study that no command is running and whose files are all as recorded (docs/bundle.md).
 
-    `brief`: of each run only its spec and its result, from which all decisions are made, and no pictures,
-    which `ebc-lab report` draws again. `output`: by default `<study>.zip` beside the study. Returns `bundle`
-    (its path), `sha256`, `bytes`, `files` (how many, beside the manifest that lists them) and `replaced`: the
-    sha256 of another bundle that was there, else None. Raises UserError.
+    `brief`: pack only the spec and the result of each run, which decisions are made from, and no pictures,
+    which `ebc-lab report` draws again. `output`: by default `<study>.zip` beside the study. Return `study`,
+    `bundle` (its path), `sha256`, `bytes`, `files` (their number, without the manifest) and `replaced` (the
+    sha256 of a different bundle that was overwritten, or None). Raises UserError if the study is not ready.
     """
     if output is None and isinstance(study, Bundled):
         raise UserError(f"{study.name}{SUFFIX} is a bundle already: copy it, or give --output FILE.zip.")
@@ -90,8 +90,8 @@ def export(study: Study, output: Path | None = None, *, brief: bool = False) -> 
 
 
 def _abridged(study: Study, entries: Mapping[str, str]) -> tuple[dict[str, str], dict[str, bytes]]:
-    """Return the entries of a brief bundle's manifest, and the contents of the two files that differ from the
-    study's own: that manifest, and the description of what it lists."""
+    """Return the entries of a brief bundle's manifest, and the new contents of the two files in which the
+    bundle differs from the study: the manifest and ro-crate-metadata.json."""
     own = study.crate_file.name
     kept = {}
     for name, sha256 in entries.items():
@@ -105,7 +105,7 @@ def _abridged(study: Study, entries: Mapping[str, str]) -> tuple[dict[str, str],
 
 
 def _joined(contents: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
-    """Yield the study's own files, and those of all runs as one."""
+    """Yield (name, content) of the study's own files as they are, then of one that joins all runs' files."""
     runs: dict[str, dict[str, str]] = {}
     for name, content in contents:
         if run := manifest.owning_run(name):
@@ -116,18 +116,18 @@ def _joined(contents: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]
 
 
 def pack(out: BinaryIO, contents: Iterable[tuple[str, bytes]]) -> None:
-    """Write (name, content) as a zip, in this order."""
+    """Write the (name, content) pairs to `out` as a zip, in the given order."""
     with zipfile.ZipFile(out, "w") as archive:
         for name, content in contents:
-            about = zipfile.ZipInfo(name)  # of 1980, as every file
+            about = zipfile.ZipInfo(name)  # dated 1980-01-01 by default
             about.compress_type = zipfile.ZIP_DEFLATED
-            about.create_system = 3  # Unix, on any system
+            about.create_system = 3  # Unix, whatever this system is
             about.external_attr = REGULAR_FILE
             archive.writestr(about, content, compresslevel=6)
 
 
 def _refuse_to_overwrite(path: Path) -> None:
-    """Raise UserError where a bundle cannot have this name, or would take the place of something else."""
+    """Raise UserError if a bundle cannot have this name, or would replace something other than a bundle."""
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the bundle's own name, --output {path / 'NAME.zip'}.")
     if path.suffix != SUFFIX:
@@ -143,7 +143,7 @@ def _refuse_to_overwrite(path: Path) -> None:
 
 
 def _exportable(study: Study) -> dict[str, str]:
-    """Return path -> sha256 of what goes into the bundle. Raises UserError."""
+    """Return path -> sha256 of the files to pack. Raises UserError if they are not final, or not intact."""
     study.must_exist()
     recorded = manifest.read(study.root)
     study.header()
@@ -166,13 +166,13 @@ def _exportable(study: Study) -> dict[str, str]:
 
 
 def is_bundle(path: Path) -> bool:
-    """Return whether a name means a bundle and not a study's folder."""
+    """Return whether a path means a bundle rather than a study's folder; it need not exist."""
     return path.suffix == SUFFIX and not path.is_dir()
 
 
 def verify(path: Path, sha256: str | None = None) -> dict[str, Any]:
-    """Return of a bundle what `verify_study` returns of a study, and the bundle's own `sha256`, which must be
-    the given one. Raises UserError when there is no such file, or no room to unpack it."""
+    """Return the findings on a bundle, as `verify_study` does on a study, and its `sha256`, which must equal
+    the given one. Raises UserError if there is no such file, or no room to unpack it."""
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise UserError("--sha256 takes the 64 hex digits that `ebc-lab export` printed.")
     with tempfile.TemporaryDirectory(prefix="ebc-lab-") as folder:
@@ -204,8 +204,8 @@ def _readable(name: str) -> str:
 
 
 def unpack(path: Path, into: Path) -> Study:
-    """Unpack a bundle into a new folder, and return the study there. Raises UserError: damaged, a folder in
-    use."""
+    """Unpack a bundle into a new folder and return the study there. Raises UserError if the folder exists or
+    the bundle is damaged."""
     if into.exists():
         raise UserError(
             f"{into} exists already: give it to the command instead of {path}, or choose another --output."
@@ -221,7 +221,7 @@ def unpack(path: Path, into: Path) -> Study:
 
 
 class Bundled(Study):
-    """A bundle as a study to read, in a folder that exists as long as this object."""
+    """A bundle as a read-only study, unpacked in a temporary folder that is removed with this object."""
 
     resumable = False
 
@@ -233,16 +233,16 @@ class Bundled(Study):
 
 
 def _unpack_intact(path: Path, into: Path) -> None:
-    """Unpack a bundle into a new folder. Raises UserError when anything is wrong with it."""
+    """Unpack a bundle into a new folder. Raises UserError if it has any fault."""
     for name, what in sorted(_unpack(path, into)[1].items()):
         remedy = f"{REMEDY}; `ebc-lab verify {shlex.quote(str(path))}` lists it all"
         raise UserError(f"{path} is damaged ({_readable(name)}: {what}): {remedy}.")
 
 
 def _unpack(path: Path, into: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Unpack what can be unpacked into a new folder. Return the sha256 of each file there, and of each that
-    is not what the manifest lists, or `ARCHIVE`, what is wrong with it. Raises UserError when there is no
-    such file, or no room on the disk for what the archive says it holds."""
+    """Unpack what can be unpacked into a new folder. Return file -> sha256 of what was unpacked, and file ->
+    what is wrong with it, of those that differ from the manifest; `ARCHIVE` stands for the whole bundle.
+    Raises UserError if there is no such file, or the disk has no room for what the archive says it holds."""
     try:
         opened(path).close()
     except FileNotFoundError:
@@ -275,8 +275,8 @@ def _unpack(path: Path, into: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _files_in(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> dict[str, bytes]:
-    """Return path -> content of what is packed under one name: a file, or those of all runs of a brief
-    bundle. Raises UserError, saying why that cannot be unpacked."""
+    """Return path -> content of the files in one member of the archive: a single file, or, in a brief bundle,
+    those of all runs. Raises UserError with the reason if it cannot be unpacked."""
     name = member.orig_filename
     if not manifest.is_safe(name):
         raise UserError("not unpacked: its name is not a plain path inside the study")
@@ -303,7 +303,7 @@ def _files_in(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> dict[str, by
 
 
 def _unlisted(root: Path, digests: Mapping[str, str]) -> dict[str, str]:
-    """Return unpacked or missing file -> how it is not what the manifest there lists."""
+    """Return file -> how it differs from the unpacked manifest: changed, missing, or not listed there."""
     try:
         recorded = manifest.read(root)["files"]
     except UserError:

@@ -1,4 +1,4 @@
-"""The settings by which a study differs from the one that is recorded, and how they are described."""
+"""The settings in which a command differs from the recorded study, and their descriptions for users."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from ebc_lab.records.figures import FINISHED
 from ..stages.statistics import level
 from .study import EarlierAnswer, Record
 
-Change = tuple[str, Any, Any]  # dotted path, in study.json, now
-MOST = 5  # changes that are described one by one
-LONGEST = 60  # characters of a value
-TEXT = re.compile(r"ablation\.(question|arms\.[^.]+\.about)")  # on which no run and no comparison depends
+Change = tuple[str, Any, Any]  # dotted path of a setting, its value in study.json, its value now
+MOST = 5  # changes described one by one in a summary
+LONGEST = 60  # characters shown of a value
+TEXT = re.compile(r"ablation\.(question|arms\.[^.]+\.about)")  # no run and no comparison depends on these
 
 
 def requested(config: Config) -> dict[str, Any]:
-    """Return the settings that make a study what it is, as its command gave them."""
+    """Return the settings that define a study, as its command gave them, before they are resolved."""
     asked = {k: v for k, v in to_dict(config).items() if k not in NOT_THE_STUDY}
     return {**asked, "study": study_part(config)}
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[Change]:
-    """Return (dotted path, old, new) of every setting that differs. A setting that is None, or an empty
-    mapping, is the same as one that is missing, because an older version did not have it."""
+    """Return (dotted path, old, new) for every setting that differs. None and an empty mapping are equal to a
+    missing setting, because an older version may not have had it."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(set(old) | set(new))
         return [d for k in keys for d in differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)]
@@ -41,15 +41,15 @@ def differences(old: Any, new: Any, path: str = "") -> list[Change]:
 
 
 def from_recorded(config: Config, known: Mapping[str, Any]) -> list[Change]:
-    """Return the settings of a call that differ from those in study.json (`known`)."""
+    """Return the settings of a command, in `config`, that differ from those in study.json, `known`."""
     asked = requested(config)
     old = as_this_version_says(known["requested"])
     return differences({**old, "data": asked["data"]} if same_corpus(config.data, known) else old, asked)
 
 
 def as_this_version_says(old: dict[str, Any]) -> dict[str, Any]:
-    """Return recorded settings together with those that an older version did not have, at the values that
-    stand for what it did. Where this version does not know one of them, they are returned as they are."""
+    """Return recorded settings with those that the older version lacked, at the values that reproduce its
+    behaviour. If this version does not know one of the recorded settings, `old` is returned as it is."""
     try:
         return requested(from_dict(Config, old))
     except UserError:
@@ -57,8 +57,8 @@ def as_this_version_says(old: dict[str, Any]) -> dict[str, Any]:
 
 
 def same_corpus(data: DataConfig, known: Mapping[str, Any]) -> bool:
-    """Return whether a call means the corpus that the study has, used in the same way. `auto` means the one
-    that it found; shards may lie elsewhere by now, because their checksum is enforced."""
+    """Return whether a command asks for the study's corpus, used in the same way. `auto` means the one that
+    the study found; shards may have moved, because their checksum is enforced."""
     now, asked, found = to_dict(data), known["requested"]["data"], known["config"]["data"]
     named = {now["name"], asked.get("name")} <= {"auto", found.get("name")}
     same_file = now["file"] == asked.get("file")
@@ -68,28 +68,28 @@ def same_corpus(data: DataConfig, known: Mapping[str, Any]) -> bool:
 
 
 def describe_earlier_looks(header: Mapping[str, Any]) -> str:
-    """Return what a reader must know of a study's answer where others came before it; else an empty text."""
-    said = []
-    # by an earlier version, which corrected none
+    """Return a caveat about a study's answer if earlier answers exist, or an empty text."""
+    caveats = []
+    # recorded by an earlier version, which did not correct the intervals for this
     if had := ", then ".join(map(str, header.get("looks", []))):
-        said.append(
+        caveats.append(
             f"the seeds were changed after an answer had been seen (of {had} seeds); intervals hold for "
             "seeds chosen beforehand, so these claim a difference somewhat too often"
         )
     again = [answer for answer in header.get("earlier", []) if answer["shared"]]
     if by := header["config"].get("answered_before", 0):
         once = ", then ".join(f"{_source(answer)}, {len(answer['shared'])} of them here" for answer in again)
-        said.append(
+        caveats.append(
             f"seeds were judged again after an answer had been seen ({once or had}), so the error of the "
             f"intervals is divided by {2**by}: {level([{'looks': 2**by}])} instead of 95%"
         )
     if fresh := [answer for answer in header.get("earlier", []) if not answer["shared"]]:
         others = ", then ".join(map(_source, fresh))
-        said.append(
+        caveats.append(
             f"the same had been asked before of other seeds ({others}); this answer rests on none of those "
             "and holds by itself, but each one more is another chance of a false claim: count them all"
         )
-    return "; ".join(said)
+    return "; ".join(caveats)
 
 
 def _source(answer: EarlierAnswer) -> str:
@@ -97,14 +97,14 @@ def _source(answer: EarlierAnswer) -> str:
 
 
 def looks_of(header: Mapping[str, Any]) -> list[int]:
-    """Return how many seeds each earlier answer had that shares some with the study."""
+    """Return the number of seeds of each earlier answer that shares seeds with the study."""
     again = [len(answer["seeds"]) for answer in header.get("earlier", []) if answer["shared"]]
     return [*header.get("looks", []), *again]
 
 
 def refused(changes: Iterable[Change], asked: Mapping[str, Any], records: Sequence[Record]) -> list[Change]:
-    """Return the changes that need --force: all but those of texts, and the edit of a part of one's own of
-    which no run has finished. `asked`: the settings now; `records`: the study's runs."""
+    """Return the changes that need --force: all except changed texts and edited own parts with which no run
+    has finished. `asked`: the settings now; `records`: the study's runs."""
     needy = []
     for change in changes:
         key, old, _ = change
@@ -112,7 +112,7 @@ def refused(changes: Iterable[Change], asked: Mapping[str, Any], records: Sequen
             continue
         if is_edit(change, asked):
             group = key.split(".")[-2]
-            # a run that cannot be read may have finished
+            # an unreadable run may have finished
             if not any(record.problem or has_finished(record, group, old) for record in records):
                 continue
         needy.append(change)
@@ -120,28 +120,28 @@ def refused(changes: Iterable[Change], asked: Mapping[str, Any], records: Sequen
 
 
 def is_edit(change: Change, asked: Mapping[str, Any]) -> bool:
-    """Return whether a change is that of the file of a part of one's own, and of nothing else."""
+    """Return whether a change consists only of an edit to the file of a user's own part."""
     key, old, new = change
     return bool(key.endswith(".sha256") and old and new and _part(asked, key).get("target"))
 
 
 def _part(asked: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return the settings of the part to which the setting `key` belongs."""
+    """Return the settings of the part that the setting `key` belongs to; an empty mapping if none does."""
     names = key.split(".")[:-1]
     part_of: Any = functools.reduce(lambda part, name: part.get(name, {}), names, asked)
     return part_of if isinstance(part_of, Mapping) else {}
 
 
 def has_finished(record: Record, group: str, sha256: str) -> bool:
-    """Return whether a run has finished that has this part, by the checksum of its file."""
+    """Return whether the run has finished and used the file with this checksum as its part in `group`."""
     if record.brief.outcome not in FINISHED or (spec := record.spec) is None:
         return False
     return bool(spec["config"].get(group, {}).get("sha256") == sha256)
 
 
 def pinned(records: Sequence[Record], run_id: str) -> str:
-    """Return the end of a remedy, for somebody who mends a part of this run with which other runs have
-    finished; else an empty text."""
+    """Return the clause about --force at the end of a failed run's remedy: it is empty unless other runs have
+    finished with an own part that the user would edit to repair this run."""
     spec = next((record.spec for record in records if record.run_id == run_id), None)
     config: Mapping[str, Any] = spec["config"] if spec else {}
     parts = [(group, config[group]) for group in OWN_GROUPS if config.get(group, {}).get("sha256")]
@@ -152,15 +152,15 @@ def pinned(records: Sequence[Record], run_id: str) -> str:
 
 
 def summarize(changes: Sequence[Change], asked: Mapping[str, Any], edited: Sequence[str]) -> str:
-    """Return `mine: first → sign_sgd; arm hot is new; seeds: [0, 1] → [0]; and 3 more`."""
+    """Return changes as `mine: first → sign_sgd; arm hot is new; seeds: [0, 1] → [0]; and 3 more`."""
     lines = describe(changes, asked, edited)
     more = [f"and {len(lines) - MOST} more"] if len(lines) > MOST else []
     return "; ".join([*lines[:MOST], *more])
 
 
 def describe(changes: Sequence[Change], asked: Mapping[str, Any], edited: Sequence[str]) -> list[str]:
-    """Return a description of each change, those of whole arms first. `edited`: the files of one's own that
-    were changed since."""
+    """Return a description of each change, whole arms first. `edited`: names of the user's own files that
+    have changed since the study copied them."""
     swapped, lines = set(), []
     for key, old, new in changes:
         if key == "ablation.mine.arms":

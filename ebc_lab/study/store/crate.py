@@ -1,8 +1,8 @@
-"""ro-crate-metadata.json: what a study's folder holds, for archives and for programs that do not know ours.
+"""ro-crate-metadata.json: a description of a study's files, for archives and programs other than this one.
 
-It follows RO-Crate 1.1 and the profile Process Run Crate 0.5. Everything in it comes from other files of the
-study and nothing from the clock: the same study gives the same bytes on any machine. The manifest lists it
-like every file that is made from the runs.
+It follows RO-Crate 1.1 and the profile Process Run Crate 0.5. All of it is derived from other files of the
+study, and nothing from the clock, so the same study gives the same bytes on any machine. The manifest lists
+it like every other file that is made from the runs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .study import Study
 SPECIFICATION = "https://w3id.org/ro/crate/1.1"
 PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
 ACTION, SOFTWARE, CORPUS, LICENSE = "#study", "#ebc-lab", "#corpus", "#license"
-FORMATS = {  # of this list alone: what a machine knows of endings is not the same everywhere
+FORMATS = {  # fixed here because the `mimetypes` of machines differ
     ".csv": "text/csv",
     ".html": "text/html",
     ".json": "application/json",
@@ -51,7 +51,7 @@ Entity = dict[str, Any]
 
 
 def complete(study: Study) -> None:
-    """Record the files of a study, and describe them. Ends a command that `manifest.begin` began."""
+    """Write the description of a study's files and complete its manifest, at the end of a command."""
 
     def describe(entries: Mapping[str, str]) -> None:
         text = text_for(study, entries)
@@ -66,8 +66,8 @@ def complete(study: Study) -> None:
 
 
 def text_for(study: Study, entries: Mapping[str, str]) -> str:
-    """Return the description of a study. `entries`: path -> sha256 of every file in it, beside the manifest
-    and the description itself."""
+    """Return the description of a study as JSON. `entries`: path -> sha256 of every recorded file, except the
+    manifest and the description itself."""
     header = study.header()
     runs = sorted({run for path in entries if (run := manifest.owning_run(path))})
     tops = sorted(path for path in [*entries, manifest.NAME] if manifest.owning_run(path) is None)
@@ -99,7 +99,7 @@ def text_for(study: Study, entries: Mapping[str, str]) -> str:
             "those who published these.",
         ),
         _entity(PROFILE, "CreativeWork", name="Process Run Crate", version="0.5"),
-        _entity(  # what made the files: one command, or several that went on with the study
+        _entity(  # the action that made the files: one command, or several that continued the study
             ACTION,
             "CreateAction",
             name=f"ebc-lab autopilot, study {header['study']}",
@@ -126,7 +126,7 @@ def _link(name: str) -> Entity:
 
 
 def _used(header: Mapping[str, Any]) -> Iterator[Entity]:
-    """Yield the text and the programs, as study.json names them."""
+    """Yield the entities of the corpus and the software, as study.json names them."""
     versions = {name: str(found) for name, found in header["versions"].items() if found and name != "ebc-lab"}
     yield _entity(
         CORPUS,
@@ -143,8 +143,8 @@ def _used(header: Mapping[str, Any]) -> Iterator[Entity]:
 
 
 def _data(study: Study, entries: Mapping[str, str], runs: Iterable[str]) -> Iterator[Entity]:
-    """Yield the folder of each run, and every file. The manifest has neither sha256 nor size here, because it
-    lists this description."""
+    """Yield the entities of the folder of each run and of every file. The manifest's has no sha256 or size,
+    because the manifest holds the sha256 of this description."""
     inside: dict[str, list[Entity]] = {run: [] for run in runs}
     for path in sorted(entries):
         if run := manifest.owning_run(path):
@@ -159,22 +159,22 @@ def _data(study: Study, entries: Mapping[str, str], runs: Iterable[str]) -> Iter
             file["description"] = MEANINGS[path]
         if path in entries:
             file["sha256"] = entries[path]
-            with suppress(FileNotFoundError):  # `verify` names it
+            with suppress(FileNotFoundError):  # `verify` reports a missing file
                 file["contentSize"] = str((study.root / path).stat().st_size)
         yield file
 
 
 def _last_end(study: Study, entries: Iterable[str]) -> str | None:
-    """Return when the last run ended, by the logs of attempts among `entries`; None where none says so."""
+    """Return the time of the last `end` event in the logs of attempts in `entries`; None if there is none."""
     logs = [path for path in entries if path.endswith(f"/{ATTEMPTS}")]
     events = (event for path in logs for event in attempts.log((study.root / path).parent))
     times = []
     for event in events:
-        with suppress(KeyError, ValueError):  # a line that is none of ours
+        with suppress(KeyError, ValueError):  # a line that this program did not write
             times += [_time(str(event["at"]))] if event["event"] == "end" else []
     return max(times, default=None)
 
 
 def _time(recorded: str) -> str:
-    """Return a recorded time as RFC 3339 in UTC, which sorts as the times do."""
+    """Return a recorded time as RFC 3339 in UTC; such strings sort in order of time."""
     return datetime.fromisoformat(recorded).astimezone(UTC).isoformat(timespec="milliseconds")

@@ -1,10 +1,10 @@
-"""An index of a study's runs, so that thousands of files need not be read for every question.
+"""An index of a study's runs, which saves reading thousands of files for every question.
 
-* It is never the truth. A row holds for a run whose spec, result and attempts are the very files that it was
-  made of, by inode, size and times; any other run is read from its files, and so is one that cannot be used.
-* It is one file with a checksum, replaced as a whole by whoever reads the study: by its owner, where the
-  folder can be written. Of two that replace it at a time one is in vain, and what it knew is found again.
-* It also keeps facts that were computed of the study, each with a key that names all it depends on.
+* It is a cache. A row is used only while the run's spec, result and log of attempts are the files that it was
+  made from, by inode, size and times; other runs, and those with a problem, are read from their files.
+* It is one file with a checksum. Any command that reads the study replaces it as a whole, if the user owns
+  the folder and can write there. If two commands do so at once, one index is lost and computed again later.
+* It also keeps facts computed from the study, each under a key that identifies all its inputs.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from ebc_lab.records.paths import RunFiles
 from . import attempts, manifest
 from .study import Brief, Record, Study
 
-VERSION = f"2 {__version__}"  # the 2 is raised by hand when the file's form, or what a run must be, changes
-LEAST = 200  # runs from which on an index is worth its file
-SETTLED_S = 2.0  # a younger file may yet change within the same tick of the disk's clock: it is read again
+VERSION = f"2 {__version__}"  # the 2 is raised by hand when the file's format, or a check of runs, changes
+LEAST = 200  # smaller studies get no index
+SETTLED_S = 2.0  # a younger file may still change within one tick of the disk's clock, so it is read again
 DIGEST_BYTES = 16
 MADE_OF = (manifest.SPEC, manifest.RESULT, RunFiles(Path()).attempts.name)
 PACKED = struct.Struct("=QqqQ")
@@ -40,19 +40,19 @@ ROWS = msgspec.msgpack.Decoder(Rows)
 
 
 class Kept(msgspec.Struct, array_like=True):
-    """What the file of an index holds behind its checksum."""
+    """The contents of an index file after its checksum."""
 
     version: str = VERSION
-    facts: dict[str, tuple[str, str]] = {}  # name -> its key, and it
+    facts: dict[str, tuple[str, str]] = {}  # name -> (key, fact)
     rows: msgspec.Raw = msgspec.Raw(msgspec.msgpack.encode({}))  # `Rows`, decoded when they are asked for
 
 
 class Index:
-    """The runs of a study as one look found them, and facts that were computed of them before.
+    """The runs of a study at one moment, and facts that were computed from them earlier.
 
     Attributes:
-        state: names all the files that it is made of; empty while some of them may still change unseen, or
-            where a study is too small for an index.
+        state: a hash of the stamps of all runs' files; empty if some file is so young that it may change
+            unnoticed, or the study is too small for an index, or it comes from a bundle.
     """
 
     def __init__(self, study: Study):
@@ -83,8 +83,8 @@ class Index:
 
     @cached_property
     def records(self) -> list[Record]:
-        """Return every planned run. Only the files of those that are not as the index has them are read; what
-        is wrong with them is in the record's `problem`, and not raised."""
+        """Return every planned run. Only the files of runs that differ from the index are read; a fault in
+        them does not raise: it is in the record's `problem`."""
         study = self.study
         known = ROWS.decode(self.kept.rows)
         rows: Rows = {}
@@ -110,11 +110,11 @@ class Index:
 
     @property
     def problems(self) -> list[str]:
-        """Return what is wrong with the files of runs, a sentence each."""
+        """Return a sentence for each run whose files have a fault."""
         return [record.problem for record in self.records if record.problem]
 
     def remembered(self, name: str, key: str, make: Callable[[], str]) -> str:
-        """Return what `make()` returns, called only where no fact of this name is kept under the same key."""
+        """Return the fact kept under this name and key; if there is none, keep and return `make()`."""
         known = self.recall(name, key)
         if known is None:
             known = make()
@@ -122,20 +122,20 @@ class Index:
         return known
 
     def recall(self, name: str, key: str) -> str | None:
-        """Return a fact; None where none is kept under this key."""
+        """Return the fact of this name; None if it is not kept, or under another key."""
         known_key, fact = self.kept.facts.get(name, ("", ""))
         return fact if key and key == known_key else None
 
     def remember(self, name: str, key: str, fact: str) -> None:
-        """Keep a fact for later looks, in the place of the last one of this name; not under an empty key."""
+        """Keep a fact for later commands, replacing the last one of this name; nothing under an empty key."""
         if self.used and key:
             self.kept.facts[name] = key, fact
             _write(self.study, self.kept)
 
 
 def _stamp(runs: int, run_id: str) -> tuple[bytes, float]:
-    """Return what tells a run's spec, result and attempts from any others, and when one of them last changed,
-    in seconds since the epoch; no bytes where its spec cannot be looked at. `runs`: the open folder."""
+    """Return a stamp that changes with a run's spec, result or log of attempts (empty without a readable
+    spec), and their last change in seconds since the epoch. `runs`: descriptor of the open runs/ folder."""
     parts, changed = [], 0.0
     for name in MADE_OF:
         try:
@@ -151,7 +151,7 @@ def _stamp(runs: int, run_id: str) -> tuple[bytes, float]:
 
 
 def _read(study: Study) -> Kept:
-    """Return what the index holds; nothing without one that is whole and of this version."""
+    """Return the contents of the index; empty if its file is missing, damaged or of another version."""
     with suppress(OSError, UserError, msgspec.DecodeError):
         content = read_regular(study.index_file, MOST_BYTES)
         checksum, body = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
@@ -162,7 +162,7 @@ def _read(study: Study) -> Kept:
 
 
 def _write(study: Study, kept: Kept) -> None:
-    """Replace the index where this user may leave files in the study's folder, and it is his own."""
+    """Replace the index file, if the study's folder belongs to this user and can be written."""
     with suppress(OSError):
         if os.stat(study.root).st_uid == os.geteuid() and os.access(study.root, os.W_OK | os.X_OK):
             body = msgspec.msgpack.encode(kept)

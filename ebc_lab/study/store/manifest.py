@@ -1,12 +1,12 @@
-"""manifest.json: the sha256 of each file of a study, as it was when it was recorded.
+"""manifest.json: the sha256 of each file of a study at the time it was recorded.
 
-* An entry is added once, at the end of the command that made the file, and never changed: no later command
-  accepts an edit.
-* Before a file is written again (of a run, a table, a plot), its entry is removed. A kill between the two
-  leaves a file without an entry, never a wrong one.
-* While a command is in progress, or after it was cut off, `complete` is false, and files may lack an entry.
-* Not recorded: runs without a result, which still grow; what no command of ours writes; checkpoints and
-  diagnoses of kept models, which are no evidence.
+* An entry is added once, at the end of the command that wrote the file, and never updated, so no later
+  command accepts an edited file.
+* The entry of a file is removed before the file is written again. A kill between the two steps leaves a file
+  without an entry, never one with a wrong entry.
+* While a command is in progress, or after it was cut off, `complete` is false and files may lack entries.
+* Not recorded are runs without a result, which still grow; files that no command writes; and, since they are
+  no evidence, checkpoints and diagnoses of kept models.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from ebc_lab.records.paths import DIAGNOSES, RUNS, RunFiles, StudyFiles, is_chec
 NAME = StudyFiles(Path()).manifest_file.name
 RESULT = RunFiles(Path()).result.name
 SPEC = RunFiles(Path()).spec.name
-CHUNK = 1 << 16  # bytes of a file that are hashed at a time: most files are smaller
-LONGEST_PART = 200  # characters of a file's or a folder's own name
-LONGEST = 512  # characters of a path; the runs' own have about 150
+CHUNK = 1 << 16  # bytes hashed at a time; most files are smaller
+LONGEST_PART = 200  # characters in the name of a file or folder
+LONGEST = 512  # characters in a path; those of runs have about 150
 
 
 class ManifestRecord(TypedDict):
-    """What manifest.json holds."""
+    """The contents of manifest.json."""
 
     complete: bool
     files: dict[str, str]  # path -> sha256
 
 
 def read(root: Path) -> dict[str, Any]:
-    """Return `files` (path -> sha256) and `complete`. Raises UserError: missing, cut off, edited."""
+    """Return `files` (path -> sha256) and `complete`. Raises UserError if the file is missing or damaged."""
     if not (root / NAME).exists():
         raise UserError(
             f"study {root.name} has no {NAME}, which its command writes when it has finished: continue the "
@@ -54,26 +54,26 @@ def read(root: Path) -> dict[str, Any]:
 
 
 def entries(root: Path) -> dict[str, str]:
-    """Return path -> sha256 of what is recorded; nothing without a manifest. Raises UserError as `read`."""
+    """Return path -> sha256 of the recorded files, none without a manifest. Raises UserError as `read`."""
     recorded: dict[str, str] = read(root)["files"] if (root / NAME).exists() else {}
     return recorded
 
 
 def begin(root: Path) -> None:
-    """Record that a command is in progress. Raises UserError where the manifest was cut off or edited."""
+    """Record that a command is in progress. Raises UserError if the manifest is damaged or was edited."""
     if (root / NAME).exists() and (record := read(root))["complete"]:
         _write(root, record["files"], complete=False)
 
 
 def refuse_changed(root: Path) -> None:
-    """Raise UserError where settings, a spec or a result, from which all else is computed, is not the file
-    that was recorded, whatever its own checksum says."""
+    """Raise UserError if study.json, an own file, a spec or a result, which all else is computed from, is not
+    the recorded file, even if the checksum inside it is right."""
     study = StudyFiles(root)
     built_on = (study.header_file.name, f"{study.own.name}/*", f"{RUNS}/*/{RESULT}", f"{RUNS}/*/{SPEC}")
     for path, sha256 in entries(root).items():
         if not any(fnmatch(path, pattern) for pattern in built_on):
             continue
-        with suppress(FileNotFoundError):  # deleted, to be made again
+        with suppress(FileNotFoundError):  # deleted by the user, so that it is made again
             if sha256_of(root / path) != sha256:
                 run = owning_run(path)
                 again = (
@@ -83,8 +83,8 @@ def refuse_changed(root: Path) -> None:
 
 
 def remove_entries(root: Path, *patterns: str, runs: Iterable[str] = (), but: Collection[str] = ()) -> None:
-    """Remove the entries of files that are about to be written: of all files of these `runs`, and of the
-    study's own files that fit a pattern and are not in `but`."""
+    """Remove the entries of files about to be rewritten: all files of these `runs`, and the study's own files
+    that match one of `patterns`, except those in `but`."""
     recorded, gone = entries(root), set(runs)
     left = {p: sha256 for p, sha256 in recorded.items() if p in but or not _is_meant(p, patterns, gone)}
     if len(left) < len(recorded):
@@ -92,14 +92,14 @@ def remove_entries(root: Path, *patterns: str, runs: Iterable[str] = (), but: Co
 
 
 def _is_meant(path: str, patterns: Sequence[str], runs: Collection[str]) -> bool:
-    """Return whether a file belongs to one of the runs, or to none and fits one of the patterns."""
+    """Return whether a file belongs to one of `runs`, or to no run at all and matches one of `patterns`."""
     run_id = owning_run(path)
     return run_id in runs if run_id else any(path == p or fnmatch(path, p) for p in patterns)
 
 
 def complete(root: Path, describe: Callable[[Mapping[str, str]], None] | None = None) -> None:
-    """Add entries for the study's own files and those of finished runs; existing entries do not change.
-    `describe` is given all entries but that of the description of the study, and writes it."""
+    """Add the missing entries of the study's own files and of runs with a result, and set `complete`. If
+    given, `describe` gets all entries but that of ro-crate-metadata.json, and writes this file."""
     known = entries(root)
     study = StudyFiles(root)
     patterns = (study.header_file.name, f"{study.own.name}/*", *study.conclusions())
@@ -119,14 +119,14 @@ def _write(root: Path, recorded: Mapping[str, str], *, complete: bool) -> None:
 
 
 def content_for(recorded: Mapping[str, str], *, complete: bool = True) -> bytes:
-    """Return the bytes of the manifest of a study that has these files."""
+    """Return the bytes of a manifest with these entries, path -> sha256."""
     record: ManifestRecord = {"complete": complete, "files": dict(sorted(recorded.items()))}
     return json_bytes(with_checksum(record))
 
 
 def walk(root: Path, folder: str = "", *, runs: bool = True) -> Iterator[str]:
-    """Yield the files below a folder of a study, as paths in the study, sorted folder by folder. Hidden
-    files, Python's caches and the notes of `ebm diagnose` are left out, and without `runs` all runs."""
+    """Yield the paths, relative to the study, of the files below one of its folders, sorted within each.
+    Hidden files, Python's caches, the notes of `ebm diagnose` and, without `runs`, all runs are left out."""
     start = len(os.path.join(root, ""))
     for inside, folders, names in os.walk(os.path.join(root, folder)):
         within = os.path.join(inside, "")[start:]
@@ -139,21 +139,21 @@ def walk(root: Path, folder: str = "", *, runs: bool = True) -> Iterator[str]:
 
 
 def files(root: Path) -> dict[str, bool]:
-    """Return path -> whether it is to be recorded, which a file of a run without a result is not; of all
-    files of a study but the manifest and checkpoints."""
+    """Return path -> whether to record the file, for all files of a study but the manifest and checkpoints.
+    Files of runs without a result are not recorded yet."""
     there = [path for path in walk(root) if path != NAME and not is_checkpoint(path)]
     ended = {None, *(owning_run(path) for path in there if path.endswith(f"/{RESULT}"))}
     return {path: owning_run(path) in ended for path in there}
 
 
 def owning_run(path: str) -> str | None:
-    """Return the run that a file belongs to, by its path in the study; None for the study's own files."""
+    """Return the id of the run that a file of a study belongs to; None for the study's own files."""
     parts = path.split("/", 2)
     return parts[1] if parts[0] == RUNS and len(parts) > 2 else None
 
 
 def is_safe(path: str) -> bool:
-    """Return whether a path that somebody else wrote is a plain one inside a study, on any system."""
+    """Return whether an untrusted relative path stays inside a study and is valid on every system."""
     return len(path) <= LONGEST and all(
         part not in ("", ".", "..")
         and len(part) <= LONGEST_PART
@@ -164,7 +164,7 @@ def is_safe(path: str) -> bool:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file. Raises as `opened`."""
+    """Return the sha256 of a file in hex. Raises as `opened`."""
     sha256 = hashlib.sha256()
     with opened(path) as f:
         while chunk := f.read(CHUNK):

@@ -1,7 +1,7 @@
-"""What a study takes over from others in its output folder: finished runs, and answers that came before.
+"""What a study takes from its neighbours, the other studies in its output folder: finished runs and answers.
 
 A run's name holds the hash of everything that can change its numbers, so a run of the same name is the same
-run: it is copied and not trained again. It is not linked, so that each study stays whole by itself.
+run: it is copied instead of trained again. Copies, not links, keep each study complete without the others.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ebc_lab.records.streams import MOST_BYTES
 from . import attempts, manifest
 from .study import EarlierAnswer, Study, studies_in
 
-Neighbour = tuple[Study, frozenset[str]]  # another study of the folder, and the runs that it has planned
+Neighbour = tuple[Study, frozenset[str]]  # another study in the folder, and the ids of its planned runs
 
 
 def neighbours_of(study: Study) -> list[Neighbour]:
@@ -46,15 +46,15 @@ def neighbours_of(study: Study) -> list[Neighbour]:
 def finished_elsewhere(
     study: Study, specs: Sequence[RunSpec], neighbours: Sequence[Neighbour] | None = None
 ) -> dict[str, Study]:
-    """Return run id -> the neighbour from which the run can be copied, because it has finished it and still
-    has its files as they were recorded. Measurements of time are left out: they belong to a machine and an
-    hour. `neighbours`: those of the study, where they are known."""
+    """Return run id -> the neighbour to copy the run from: one that finished it and whose files of it are
+    still as recorded. Time measurements are left out: they depend on the machine and the hour. `neighbours`:
+    what `neighbours_of` returns, if the caller has it already."""
     elsewhere: dict[str, Study] = {}
     left = {s.run_id: s for s in specs if s.kind == "train"}
     if neighbours is None:
         neighbours = neighbours_of(study) if left else []
     for neighbour, runs in neighbours:
-        with suppress(OSError, UserError):  # of one whose manifest cannot be trusted nothing is taken
+        with suppress(OSError, UserError):  # nothing is taken from a study whose manifest cannot be trusted
             there = [left[r] for r in left.keys() & runs if neighbour.has_result(r)]
             recorded = manifest.entries(neighbour.root) if there else {}
             for spec in there:
@@ -65,7 +65,7 @@ def finished_elsewhere(
 
 
 def _is_sound(study: Study, spec: RunSpec, recorded: Mapping[str, str]) -> bool:
-    """Return whether a run has finished, and its files are as its result and the manifest recorded them."""
+    """Return whether a run has finished and its files match the checksums in its result and the manifest."""
     files = study.run_files(spec.run_id)
     with suppress(UserError, OSError, LookupError):
         result = study.results([spec])[spec.run_id]
@@ -80,13 +80,13 @@ def _is_sound(study: Study, spec: RunSpec, recorded: Mapping[str, str]) -> bool:
 
 
 def _is_brief(study: Study, files: RunFiles, recorded: Mapping[str, str]) -> bool:
-    """Return whether a run came in a brief bundle: its result is recorded, and nothing that it logged."""
+    """Return whether a run came from a brief bundle, with a recorded result but without its step log."""
     result, steps = (str(path.relative_to(study.root)) for path in (files.result, files.steps))
     return not files.steps.exists() and result in recorded and steps not in recorded
 
 
 def _streams_match(files: RunFiles, result: RunResult) -> bool:
-    """Return whether the streams and the models that the run kept have the checksums in its result."""
+    """Return whether the run's streams and the models it kept have the checksums in its result."""
     recorded = result.get("streams", {})
     return {path.name: manifest.sha256_of(path) for path in _evidence(files, result)} == recorded
 
@@ -101,8 +101,8 @@ def _copied(files: RunFiles, result: RunResult) -> list[Path]:
 
 
 def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
-    """Copy a finished run, its result last. Return False where that cannot be done, and it is to be trained.
-    A kill on the way leaves no result, so that the next command takes or trains the run."""
+    """Copy a finished run from a neighbour, its result last. Return False if that failed and the run must be
+    trained. A kill in between leaves no result, so the next command copies or trains the run."""
     study.write_spec(spec)
     files = study.run_files(spec.run_id)
     with run_lock(files.directory) as mine:
@@ -119,7 +119,7 @@ def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
             return False
         for path, content in contents.items():
             write_atomic(path, content)
-        if not (brief or _streams_match(files, result)):  # somebody is changing them
+        if not (brief or _streams_match(files, result)):  # the neighbour's files changed during the copy
             return False
         attempts.note(files.directory, "taken", study=neighbour.name)
         write_checksummed(files.result, result)
@@ -128,18 +128,18 @@ def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
     return True
 
 
-# -- answers that were there before --------------------------------------------------------------------------
+# -- earlier answers -----------------------------------------------------------------------------------------
 
 
 def earlier_answers(
     study: Study, config: Config, specs: Sequence[RunSpec], known: Iterable[EarlierAnswer]
 ) -> list[EarlierAnswer]:
-    """Return the answers to the question that these runs are judged for that came before the study's own,
-    oldest first: those `known`, those of its neighbours, and those that neighbours name.
+    """Return the earlier answers to the question that `specs` are to answer, oldest first: the `known` ones,
+    the neighbours' own, and those that neighbours list in their study.json.
 
-    A neighbour asks the same if two arms that it judges have the settings of two of the study's, their seeds
-    aside; one arm is enough where arms are to reach a target. If its seeds were planned as the study's, its
-    answer is the study's own and does not count.
+    A neighbour asks the same question if two arms that it judges have the settings of two arms of the study,
+    apart from seeds; one arm is enough where arms are to reach a target. A neighbour with the study's own
+    seed plan gave this very answer, which does not count as an earlier one.
     """
     mine: dict[str, set[int]] = {}
     for spec in (s for s in specs if s.kind == "train" and s.run.seed not in stage_seeds(config)):
@@ -168,21 +168,21 @@ def earlier_answers(
 
 
 def seed_plan(config: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return the seeds of which a study's answer was planned, from its recorded settings: those of the first
-    look, the most that there may be, and how many each look adds."""
+    """Return the seed plan in a study's recorded settings: the seeds of the first look at the results, the
+    largest number of seeds allowed, and how many each further look adds."""
     finals = config["finals"] if "finals" in config["study"]["stages"] else {}
     most = finals.get("max_seeds", 0)
     return sorted(config["seeds"]), most, most and finals.get("seeds_per_look")
 
 
 def judged_candidates(config: Config, decisions: Mapping[str, Decision]) -> list[Candidate]:
-    """Return the runs that the decisions of judging stages compare, without the seeds that tune."""
+    """Return the runs that the decisions of judging stages compare, except those on tuning seeds."""
     judging = [d for stage, d in decisions.items() if getattr(config, stage).judges]
     return [c for d in judging for c in d["candidates"] if c["seed"] not in stage_seeds(config)]
 
 
 def _judged(study: Study, candidates: Iterable[Candidate]) -> dict[str, set[int]]:
-    """Return arm -> the seeds on which it was judged. An arm is named by the digest of its settings, without
+    """Return arm -> the seeds it was judged on. The key of an arm is the digest of its runs' identity without
     the seed."""
     arms: dict[tuple[Any, ...], str] = {}
     found: dict[str, set[int]] = {}
@@ -199,8 +199,8 @@ def _without_seed(identity: Mapping[str, Any]) -> str:
 
 
 def seeds_taken(study: Study, config: Config) -> set[int]:
-    """Return the seeds that have been used: those of the study and of its neighbours, as far as they can be
-    read, and those that tune."""
+    """Return the seeds that are already used: the tuning seeds, and those of the study and its neighbours as
+    far as these can be read."""
     taken = {*config.seeds, *stage_seeds(config)}
     for other in (study, *studies_in(study.root.parent)):
         with suppress(UserError, OSError, LookupError):

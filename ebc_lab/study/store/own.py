@@ -1,4 +1,4 @@
-"""<study>/own: copies of the study's suite and of its own parts, so that it can be done again anywhere."""
+"""<study>/own: copies of a study's suite and own parts, so that the study can be repeated anywhere."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from .study import OwnRecord, Study
 
 
 def lacking(study: Study, header: Mapping[str, Any], config: Config) -> bool:
-    """Return whether the study lacks a copy of a file that it needs: one that was deleted, or that an older
-    version never made."""
+    """Return whether the study lacks a copy of one of the user's files that it needs, because the copy was
+    deleted or an older version made none."""
     recorded = header.get("own", {"files": {}})["files"]
     return any(name not in recorded or not (study.own / name).is_file() for name in config.own_files)
 
 
 def edited(config: Config, header: Mapping[str, Any]) -> list[str]:
-    """Return the files of one's own that are not as they were when the study copied them."""
+    """Return the names of the user's files that have changed since the study copied them."""
     recorded = header.get("own", {"files": {}})["files"]
     now = {name: manifest.sha256_of(Path(path)) for name, path in config.own_files.items()}
     return [name for name, sha256 in now.items() if recorded.get(name, sha256) != sha256]
 
 
 def keep(study: Study, config: Config) -> OwnRecord:
-    """Copy the files of one's own into the study in the place of those that it had. Return their record."""
+    """Replace the study's copies by the user's files as they are now. Return their record for study.json."""
     for name, source in config.own_files.items():
         content, path = Path(source).read_bytes(), study.own / name
         if path.is_file() and path.read_bytes() == content:

@@ -1,7 +1,7 @@
-"""Do the recorded decisions follow from the results on disk? Each is made again and compared completely.
+"""A check that recorded decisions follow from the results on disk: each is made again and fully compared.
 
-This only reads, and needs neither the corpus nor torch. Runs are named as under the torch that the study
-recorded.
+It only reads, and needs neither the corpus nor torch. Runs get the names that they have under the version of
+torch that the study recorded.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ SHOWN = 60  # characters of a value that is itself a list or a mapping
 
 
 def replay(study: Study, stage: str | None = None) -> dict[str, Any]:
-    """Decide a stage again, or all that are decided. Return `study`, `same`, and of each of the `stages`
-    `same`, the `differences` (path, recorded, recomputed) and the `problem`, or None. Raises UserError where
-    there is no such decision."""
+    """Make the decision of a stage again, or of every decided stage. Return `study`, `same`, and `stages`:
+    for each its `same`, `differences` (path, recorded, recomputed) and `problem`, None if it could be decided
+    again. Raises UserError if the stage, or every stage, is undecided."""
     snapshot = read(study)
     stages = snapshot.config.study.stages
     recorded = snapshot.decisions
@@ -52,7 +52,7 @@ def replay(study: Study, stage: str | None = None) -> dict[str, Any]:
 
 
 def _decide_again(stage: str, snapshot: Snapshot, made: dict[str, Decision]) -> str | None:
-    """Decide a stage, and add its decision to those `made`. Returns why that is not possible, or None."""
+    """Decide a stage and add the decision to `made`. Return why it cannot be decided, None if it was."""
     config = snapshot.config
     try:
         specs, results = planned_runs(stage, config, made, snapshot.results_of)
@@ -67,7 +67,7 @@ def _decide_again(stage: str, snapshot: Snapshot, made: dict[str, Decision]) -> 
 
 
 def _differences(recorded: Any, made: Any, path: str = "") -> list[dict[str, Any]]:
-    """Return where two decisions differ, leaf by leaf."""
+    """Return path, recorded and recomputed value for each leaf in which two decisions differ."""
     if recorded == made:
         return []
     if isinstance(recorded, Mapping) and isinstance(made, Mapping):
@@ -81,7 +81,7 @@ def _differences(recorded: Any, made: Any, path: str = "") -> list[dict[str, Any
 
 
 def replay_in_words(findings: Mapping[str, Any]) -> Iterator[str]:
-    """Yield, of each stage, `lr_sweep: the same`, its problem, or a line for each difference."""
+    """Yield lines about each stage: `lr_sweep: the same`, its problem, or a line for each difference."""
     for stage, f in findings["stages"].items():
         if f["same"]:
             yield f"{stage}: the same"

@@ -1,4 +1,4 @@
-"""What a command would take from a study as it is, and what it would train again."""
+"""The results of a study that a command would keep, and the runs that it would train again."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from .study import RETRIED, RETRIED_UNFINISHED, Record
 
 @dataclass(frozen=True)
 class StageWork:
-    """What a command would do in a stage: of its `runs` train those that are `missing`, and reuse the others.
-    Both are None where that depends on how an earlier stage decides."""
+    """The work that a command has in one stage: how many `runs` the stage needs, and how many of them are
+    `missing` and have to be trained. Both are None if that depends on the decision of an earlier stage."""
 
     stage: str
     runs: int | None = None
     missing: int | None = None
-    undecidable: bool = False  # although no result is missing
+    undecidable: bool = False  # the stage cannot be decided although no result is missing
 
 
 def remaining_work(config: Config, results_of: ResultsOf) -> list[StageWork]:
-    """Return what a command would train in each stage, as far as the results tell; a sweep may still extend
-    its grid."""
+    """Return a command's work in each stage, as far as the results of earlier stages determine it; a sweep
+    may still extend its grid."""
     decisions: dict[str, Decision] = {}
     work: list[StageWork] = []
     for stage in config.study.stages:
@@ -65,8 +65,8 @@ def work_in_words(work: Sequence[StageWork]) -> str:
 
 
 def reusable_results(records: Sequence[Record], *, finished: bool) -> ResultsOf:
-    """Return a function that gives, of some runs, the results that a command would take as they are; it
-    trains the others again. Each result is read when it is first asked for."""
+    """Return a function that maps specs to the results (run id -> result) that a command would keep instead
+    of training again; each is read when first needed. `finished`: the study's last stage is decided."""
     again = (None, *(RETRIED if finished else RETRIED_UNFINISHED))
     known = {r.run_id: r for r in records if r.brief.outcome not in again}
     result_of = functools.cache(lambda run_id: known[run_id].result)
@@ -80,15 +80,15 @@ def reusable_results(records: Sequence[Record], *, finished: bool) -> ResultsOf:
 
 
 def runs_in_words(run_ids: Sequence[str], out_of: int, what: str) -> str:
-    """Return `2 of its 8 runs are missing (…)`, with the first two named."""
+    """Return `2 of its 8 runs are missing (…)`, with the ids of the first two in brackets."""
     verb = "is" if len(run_ids) == 1 else "are"
     more = ", …" if len(run_ids) > 2 else ""
     return f"{len(run_ids)} of its {out_of} runs {verb} {what} ({', '.join(run_ids[:2])}{more})"
 
 
 def environment_changes(config: Config, header: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Return (what, recorded, now) of each version that differs from the one in study.json, among those on
-    which the names of runs depend."""
+    """Return (name, recorded, now) for each version that differs from the one in study.json, among those
+    that run names depend on."""
     now = by_name(study_environment(config))
     recorded = by_name(header.get("environment", {}))
     return [(k, recorded.get(k), now[k]) for k in now if recorded.get(k) != now[k]]

@@ -1,4 +1,4 @@
-"""A study as it was at one time, read once: settings, decisions and runs, for whatever answers questions."""
+"""A study read once, at one moment: its settings, decisions and runs, for commands that report on it."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from .study import Record, Study, StudyHeader, recorded_config
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A study's files as they were when it was read."""
+    """The contents of a study's files at the moment when they were read."""
 
     study: Study
     header: StudyHeader
     config: Config
     decisions: dict[str, Decision]  # as recorded, in the order of the stages
-    wrong: dict[str, str | None]  # stage -> what `decision_problem` says of its recorded decision
-    faults: dict[str, str]  # stage -> why that cannot be used
+    wrong: dict[str, str | None]  # stage -> `decision_problem` of its recorded decision
+    faults: dict[str, str]  # stage -> why its recorded decision cannot be used
     index: Index
     records: list[Record]  # every planned run
-    name: str  # of settings and decisions as they are
-    problems: list[str]  # what is damaged, with a remedy each
+    name: str  # digest of study.json and the decisions file
+    problems: list[str]  # a sentence for each damaged file, with a remedy
 
     @cached_property
     def record_of(self) -> dict[str, Record]:
-        """Return every planned run by its id."""
+        """Return run id -> planned run."""
         return {record.run_id: record for record in self.records}
 
     @property
@@ -50,7 +50,7 @@ class Snapshot:
         return self.config.study.stages[-1] in self.decisions
 
     def sound_decisions(self) -> dict[str, Decision]:
-        """Return all decisions. Raises UserError when one was edited, or is another version's."""
+        """Return stage -> decision. Raises UserError if one was edited or made by an incompatible version."""
         if self.faults:
             what = "; ".join(f"{stage}: {why}" for stage, why in self.faults.items())
             raise UserError(
@@ -60,14 +60,14 @@ class Snapshot:
         return self.decisions
 
     def sound_records(self) -> list[Record]:
-        """Return all planned runs. Raises UserError when the files of one are damaged."""
+        """Return all planned runs. Raises UserError if files of any are damaged."""
         if problems := self.index.problems:
             raise UserError(problems[0])
         return self.records
 
     def results_of(self, specs: list[RunSpec]) -> dict[str, RunResult]:
-        """Return run id -> result, of those `specs` that have one. Raises UserError where a result is
-        damaged, or another run's."""
+        """Return run id -> result for those `specs` that have one. Raises UserError if one of these results
+        is damaged, or another run's."""
         planned = [spec for spec in specs if spec.run_id in self.record_of]
         for record in (self.record_of[spec.run_id] for spec in planned):
             if record.problem and not record.brief.outcome:
@@ -75,17 +75,17 @@ class Snapshot:
         return self.study.results(planned)
 
     def sorts_of_runs(self) -> dict[str, str]:
-        """Return run id -> whether it is a training run, a measurement, or one that no decision uses."""
+        """Return run id -> its sort (`counts.sorts_of_runs`), ignoring decisions that cannot be used."""
         sound = {stage: d for stage, d in self.decisions.items() if stage not in self.faults}
         return counts.sorts_of_runs(self.records, sound)
 
     def reusable_results(self) -> ResultsOf:
-        """Return a function that gives, of some runs, the results that the same command would take."""
+        """Return a function that maps specs to the results that the study's own command would keep."""
         return reuse.reusable_results(self.records, finished=self.finished)
 
     def stale_decisions(self) -> dict[str, str]:
-        """Return stage -> why its recorded decision no longer follows from the files; in a bundle, under any
-        torch. Only hashes are compared; nothing is decided again."""
+        """Return stage -> why its recorded decision no longer follows from the files, by comparing hashes;
+        nothing is decided again. A bundle is judged under the versions of libraries that it recorded."""
         recorded = recorded_environment(self.header["environment"])
         with nullcontext() if self.study.resumable else recorded:
             state = self.index.state
@@ -111,7 +111,7 @@ class Snapshot:
         return stale
 
     def _changed_inputs(self, stage: str, earlier: Mapping[str, Decision]) -> list[str]:
-        """Return why a decision does not follow from the results that are there; nothing if it does."""
+        """Return the reasons why a decision no longer follows from the results on disk; empty if it does."""
         decision = self.decisions[stage]
         run_ids = list(dict.fromkeys(run_id for _, run_id in inputs_of(decision)))
         among: dict[str, list[str]] = {"missing": [], "edited": []}
@@ -129,7 +129,7 @@ class Snapshot:
         return reasons
 
     def _inputs_digest(self, stage: str, earlier: Mapping[str, Decision]) -> str:
-        """Return `inputs_digest`, which is remembered by the checksums of the results."""
+        """Return the decision's `inputs_digest` as it is now, cached under the checksums of the results."""
         runs = inputs_of(self.decisions[stage])
         before = {s: d["inputs_sha256"] for s, d in earlier.items()}
         settings = digest([settings_of_stage(self.config, stage), before])
@@ -141,10 +141,10 @@ class Snapshot:
         )
 
     def _result(self, run_id: str) -> RunResult:
-        """Return a run's result, which is read for this and held no longer."""
+        """Return a run's result, read from its file and not kept in memory."""
         with suppress(OSError, UserError):
             content = read_json(self.study.run_files(run_id).result)
-            # one with the checksum of before was compared with its content then
+            # with an unchanged checksum, the check made for the record is not repeated
             if content.pop("checksum", "") == self.record_of[run_id].brief.checksum:
                 return cast(RunResult, content)
         if (result := self.study.result(run_id)) is None:
@@ -153,10 +153,10 @@ class Snapshot:
 
 
 def read(study: Study, *, strict: bool = True, runs: Index | None = None) -> Snapshot:
-    """Read all of a study. `problems` lists damaged runs, and a damaged study.json or auto_decisions.json.
+    """Return a snapshot of a study. Its `problems` name damaged runs.
 
-    `runs`: its index, where that was read just before; `strict`: raises UserError where one of those two
-    files is damaged. Raises UserError in any case when there is no study, or its settings cannot be read.
+    `strict`: a damaged study.json or auto_decisions.json raises UserError; otherwise `problems` names it.
+    `runs`: the index, if the caller has just read it. Raises UserError if settings are missing or unreadable.
     """
     problems: list[str] = []
     try:
@@ -183,7 +183,7 @@ def read(study: Study, *, strict: bool = True, runs: Index | None = None) -> Sna
         return json.dumps({stage: _faults(stage, decision) for stage, decision in decisions.items()})
 
     def check_settings() -> str:
-        recorded_config(header)  # raises where they contradict each other
+        recorded_config(header)  # raises UserError if settings contradict each other
         return "sound"
 
     decided = manifest.sha256_of(study.decisions_file) if decisions else ""
@@ -197,8 +197,8 @@ def read(study: Study, *, strict: bool = True, runs: Index | None = None) -> Sna
 
 
 def _faults(stage: str, decision: Decision) -> tuple[str | None, str | None]:
-    """Return what is wrong with a recorded decision (edited, or another version's), and why it cannot be used
-    (that, or it is not what its stage decides); either may be None."""
+    """Return the `decision_problem` of a recorded decision, and why the decision cannot be used: that same
+    problem, or contents that its stage never writes. Either may be None."""
     if why := decision_problem(decision):
         return why, why
     try:

@@ -1,4 +1,4 @@
-"""A study's folder: what is in it, and who runs it. Reading never writes."""
+"""A study's folder: its files, and the process that runs it. Reading never writes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HEADER_REMEDY = (
     "study's command writes it again and keeps the runs that are still the same"
 )
 RETRIED = ("lost", "cancelled")  # outcomes that say nothing about the run itself
-RETRIED_UNFINISHED = (*RETRIED, "failed", "oom")  # by a study whose last stage is not decided
+RETRIED_UNFINISHED = (*RETRIED, "failed", "oom")  # what a study retries until its last stage is decided
 
 
 class CorpusRecord(TypedDict):
@@ -48,7 +48,7 @@ class CorpusRecord(TypedDict):
 
 
 class NotedCommand(TypedDict):
-    """What .command.json holds."""
+    """The contents of .command.json."""
 
     words: list[str]
     folder: str
@@ -56,29 +56,29 @@ class NotedCommand(TypedDict):
 
 
 class OwnRecord(TypedDict):
-    """The copies in own/."""
+    """The entry in study.json about the copies in own/."""
 
-    suite: str | None  # the file of the suite among them
+    suite: str | None  # name of the suite's file among them; None where there is none
     files: dict[str, str]  # name below own/ -> sha256
 
 
 class EarlierAnswer(TypedDict):
-    """An answer to the same question that was there before the study's own."""
+    """An earlier answer to the study's question, given by another study."""
 
     study: str
-    seeds: list[int]  # on which it rests
-    shared: list[int]  # those of them that judge again; none: the study's own are fresh
+    seeds: list[int]  # that it was judged on
+    shared: list[int]  # those that the new study judges on again; empty: its seeds are all fresh
 
 
 class StudyHeader(TypedDict):
-    """What study.json holds."""
+    """The contents of study.json."""
 
     study: str
     created: str
     ebc_lab: str  # the version that wrote it
-    requested: dict[str, Any]  # settings as they were asked for
-    config: dict[str, Any]  # settings as they were resolved
-    environment: dict[str, Any]  # what the names of runs depend on in addition to settings
+    requested: dict[str, Any]  # settings as given, before `auto` values are resolved
+    config: dict[str, Any]  # settings as resolved
+    environment: dict[str, Any]  # what run names depend on besides the settings
     chosen: dict[str, str]  # setting -> why it was chosen automatically
     corpus: CorpusRecord
     versions: dict[str, Any]
@@ -86,12 +86,12 @@ class StudyHeader(TypedDict):
     hardware: dict[str, Any]
     own: NotRequired[OwnRecord]  # missing where there are none
     earlier: NotRequired[list[EarlierAnswer]]  # missing where there are none
-    looks: NotRequired[list[int]]  # in its place up to 1.0: how many seeds each of these had
+    looks: NotRequired[list[int]]  # up to 1.0 in place of `earlier`: the number of seeds of each answer
 
 
 def recorded_config(header: Mapping[str, Any], *, checked: bool = True) -> Config:
-    """Return the settings in study.json. Raises UserError where another version wrote them and, with
-    `checked`, where they contradict each other, which takes a while to find out where there are many arms."""
+    """Return the settings in study.json. Raises UserError if this version cannot read them and, with
+    `checked`, if they contradict each other; that check is slow in a study of many arms."""
     try:
         config: Config = from_dict(Config, header["config"])
         if checked:
@@ -105,29 +105,29 @@ def recorded_config(header: Mapping[str, Any], *, checked: bool = True) -> Confi
 
 
 class Brief(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What is asked of a run again and again; of thousands of runs nothing else is held in memory."""
+    """The facts about a run that are needed often, and all that is held in memory of thousands of runs."""
 
     run_id: str
-    kind: str | None = None  # None where its spec cannot be used, and then all up to `tokens`
+    kind: str | None = None  # None if the spec is unusable; then all fields up to `tokens` are defaults
     stage: str = ""
     arm: str = ""
     seed: int = 0
     steps: int = 0
     optimizer: str = ""
     stabilizer: str = ""
-    tokens: int = 0  # of a step
-    outcome: str | None = None  # None without a usable result, and then all up to `checksum`
+    tokens: int = 0  # per step
+    outcome: str | None = None  # None without a usable result; then those up to `checksum` are defaults
     cause: str | None = None
     wall_s: float | None = None
-    stopped_at: int = 0  # the step
+    stopped_at: int = 0  # steps taken
     identity: str | None = None
-    weights: str | None = None  # their checksum
-    checksum: str = ""  # of its result
-    spans: tuple[tuple[float, float, str, int], ...] | None = None  # of its attempts; None if not looked at
+    weights: str | None = None  # checksum of the weights that were judged
+    checksum: str = ""  # of the result
+    spans: tuple[tuple[float, float, str, int], ...] | None = None  # its attempts; None: log not read yet
 
 
 class PlannedRun(TypedDict):
-    """What spec.json must hold of a study's run; it has its other settings as well."""
+    """The keys that the spec.json of a study's run must have; it has others as well."""
 
     run_id: str
     kind: str
@@ -141,7 +141,7 @@ class PlannedRun(TypedDict):
 
 @dataclass(frozen=True)
 class Record:
-    """A planned run in brief. `problem`: why its spec or its result cannot be used."""
+    """A planned run of a study. `problem`: why its spec or result cannot be used; None if both can."""
 
     study: Study
     brief: Brief
@@ -153,19 +153,19 @@ class Record:
 
     @property
     def spec(self) -> SpecRecord | None:
-        """Return its spec, which is read for this; None where it cannot be used or was removed since."""
+        """Return the run's spec, read from its file; None if it is unusable or has been removed."""
         with suppress(FileNotFoundError):
             return self.study.spec(self.run_id) if self.brief.kind is not None else None
         return None
 
     @property
     def result(self) -> RunResult | None:
-        """Return its result, which is read for this; None without a usable one."""
+        """Return the run's result, read from its file; None without a usable one."""
         return self.study.result(self.run_id) if self.brief.outcome else None
 
 
 class Study(StudyFiles):
-    """One study under `output_dir/name`."""
+    """A study in the folder `output_dir/name`."""
 
     resumable = True  # commands may train in it; a bundle is only read
 
@@ -173,7 +173,7 @@ class Study(StudyFiles):
         return self.header_file.exists()
 
     def must_exist(self) -> None:
-        """Raise UserError when there is no study here."""
+        """Raise UserError if the folder holds no study."""
         if self.exists():
             return
         names = [study.name for study in studies_in(self.root.parent)]
@@ -186,21 +186,21 @@ class Study(StudyFiles):
         )
 
     def blame_files(self) -> AbstractContextManager[None]:
-        """Return a context in which code that takes the study's files for ours raises UserError, and no other
-        error, where one holds what ours never do although its checksum is right."""
+        """Return a context in which any error caused by malformed contents of the study's files, whose
+        checksums may be right, is raised as UserError."""
         remedy = f"`ebc-lab verify {self.name}` names it, and the study's command makes decisions again"
         return blamed(f"a file of study {self.name}", remedy)
 
     def header(self, *, checked: bool = True) -> StudyHeader:
-        """Return study.json. Raises UserError where there is no study, where the file was truncated and, with
-        `checked`, where it was edited."""
+        """Return the contents of study.json. Raises UserError if there is no study, if the file is damaged
+        and, with `checked`, if it was edited."""
         self.must_exist()
         if not checked:
             return cast(StudyHeader, read_json(self.header_file, StudyHeader, HEADER_REMEDY))
         return cast(StudyHeader, read_checksummed(self.header_file, HEADER_REMEDY, StudyHeader))
 
     def decisions(self) -> dict[str, Any]:
-        """Return stage -> decision in the order of the stages. Raises UserError for a damaged file."""
+        """Return stage -> decision, in the order of the stages. Raises UserError if the file is damaged."""
         remedy = "delete it, and the study's command decides again from the runs"
         try:
             return dict(read_json(self.decisions_file, dict[str, dict[str, Any]], remedy))
@@ -208,12 +208,12 @@ class Study(StudyFiles):
             return {}
 
     def result(self, run_id: str) -> RunResult | None:
-        """Return a run's result; None where it has none. Raises UserError where that was truncated or edited,
-        or is another run's."""
+        """Return a run's result; None if it has none. Raises UserError if the result was truncated or edited,
+        or is another run's (OfAnotherRun)."""
         return self._sealed_result(run_id)[0]
 
     def _sealed_result(self, run_id: str) -> tuple[RunResult | None, str]:
-        """Return `result`, and the checksum in its file."""
+        """Return what `result` does, and the checksum in the file, empty without a result."""
         files = self.run_files(run_id)
         remedy = f"delete {files.directory}, and the study's command trains the run again"
         try:
@@ -234,7 +234,7 @@ class Study(StudyFiles):
         return self.run_files(run_id).result.exists()
 
     def results(self, specs: Iterable[RunSpec]) -> dict[str, RunResult]:
-        """Return run id -> result of those `specs` that have one. Raises UserError as `result`."""
+        """Return run id -> result for those `specs` that have one. Raises UserError as `result` does."""
         known = {}
         for spec in specs:
             if (result := self.result(spec.run_id)) is None:
@@ -248,16 +248,16 @@ class Study(StudyFiles):
         return known
 
     def results_of(self, decision: Decision) -> dict[str, RunResult]:
-        """Return run id -> result of the runs that a decision was made from, as far as they have one."""
+        """Return run id -> result for the runs that a decision was made from, as far as they have one."""
         known = {run_id: self.result(run_id) for _, run_id in inputs_of(decision)}
         return {run_id: result for run_id, result in known.items() if result is not None}
 
     def records(self) -> list[Record]:
-        """Return every planned run. What is wrong with its files is in its `problem`, and not raised."""
+        """Return every planned run. A fault in a run's files does not raise: it is in the `problem` field."""
         return [record for run_id in self.run_ids() if (record := self.record(run_id))]
 
     def record(self, run_id: str) -> Record | None:
-        """Return a planned run as `records` does; None where none has this name."""
+        """Return one planned run as `records` does; None if there is no run of this name."""
         about: dict[str, Any] = {}
         problem: str | None = None
         try:
@@ -281,18 +281,18 @@ class Study(StudyFiles):
         return Record(self, Brief(run_id, **about), problem)
 
     def read_spec(self, run_id: str) -> tuple[str, RunConfig]:
-        """Return (kind, configuration) of a planned run. Raises UserError where its name is another one."""
+        """Return (kind, configuration) of a planned run. Raises UserError if these belong to another name."""
         spec = self.spec(run_id)
         run: RunConfig = from_dict(RunConfig, spec["config"])
-        with suppress(LookupError):  # a choice that is unknown here
+        with suppress(LookupError):  # a choice that this version does not know
             if matches_run_id(spec["kind"], run, run_id):
                 return spec["kind"], run
         path = self.run_files(run_id).spec
         raise UserError(f"{path} does not describe {run_id}: delete the folder, and it is planned again.")
 
     def spec(self, run_id: str) -> SpecRecord:
-        """Return a run's spec.json. Raises FileNotFoundError, and UserError where it is damaged or another
-        run's."""
+        """Return the contents of a run's spec.json. Raises FileNotFoundError, and UserError if it is damaged
+        or another run's."""
         files = self.run_files(run_id)
         remedy = f"delete {files.directory}, and the run is planned again"
         spec = cast(SpecRecord, read_json(files.spec, PlannedRun, remedy))
@@ -301,8 +301,8 @@ class Study(StudyFiles):
         return spec
 
     def progress(self, run_id: str) -> dict[str, Any] | None:
-        """Return a run's progress.json; None where there is none, or it is just being replaced."""
-        with suppress(OSError, UserError):  # on NFS it is also stale for a moment
+        """Return the contents of a run's progress.json; None if it is missing or cannot be read."""
+        with suppress(OSError, UserError):  # on NFS, a file being replaced is stale for a moment
             return dict(read_json(self.run_files(run_id).progress, ProgressRecord))
         return None
 
@@ -316,11 +316,11 @@ class Study(StudyFiles):
         return None
 
     def holder(self) -> dict[str, Any] | None:
-        """Return which process runs the study now, None for no process; takes no lock and writes nothing."""
+        """Return which process runs the study now, None if none does. Takes no lock and writes nothing."""
         return study_holder(self)
 
     def prepare(self) -> None:
-        """Make the study's folder. Raises UserError where it cannot be written."""
+        """Create the study's folder. Raises UserError if it cannot be written."""
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".probe.{os.getpid()}"
@@ -332,13 +332,13 @@ class Study(StudyFiles):
             ) from None
 
     def held(self) -> AbstractContextManager[None]:
-        """Return a context in which no other process runs this study. Raises UserError, naming the process
-        that does."""
+        """Return a context during which no other process can run this study. Raises UserError, naming the
+        process, if one does."""
         self.must_be_ours()
         return study_lock(self)
 
     def must_be_ours(self) -> None:
-        """Raise UserError where this user may not change the study."""
+        """Raise UserError if this user may not change the study."""
         if self.root.exists() and not os.access(self.root, os.W_OK | os.X_OK):
             raise UserError(
                 f"{self.root} belongs to another user and cannot be changed: status, why, verify, diff, "
@@ -346,13 +346,13 @@ class Study(StudyFiles):
             )
 
     def note_command(self, words: Sequence[str]) -> None:
-        """Record the command that runs the study, with the folder in which it was given."""
+        """Record the command that runs the study, with the working folder."""
         about: NotedCommand = {"words": list(words), "folder": os.getcwd(), "study": str(self.root.resolve())}
         write_json(self.command_file, about)
 
     def noted_command(self) -> str | None:
-        """Return the recorded command as a shell in this folder takes it; None where there is none, or the
-        study was moved since."""
+        """Return the recorded command, to be pasted into a shell in the working folder; None if none was
+        recorded, or the study has been moved since."""
         with suppress(OSError, UserError):
             about = read_json(self.command_file, NotedCommand)
             if about["study"] == str(self.root.resolve()):
@@ -361,7 +361,7 @@ class Study(StudyFiles):
         return None
 
     def write_spec(self, spec: RunSpec) -> None:
-        """Make a run's folder with its spec.json, where it has none yet."""
+        """Write a run's spec.json, and create its folder, unless the file exists."""
         files = self.run_files(spec.run_id)
         if files.spec.exists():
             return
@@ -379,8 +379,8 @@ class Study(StudyFiles):
         write_json(files.spec, record)
 
     def write_decision(self, stage: str, decision: Mapping[str, Any]) -> bool:
-        """Record a decision; where it replaces a different one, remove what was built on that, and return
-        True."""
+        """Record a decision. If it replaces a different one, remove the conclusions drawn from that, and
+        return True; otherwise return False."""
         known = self.decisions()
         replaced = stage in known
         if replaced and known[stage] == as_json(decision):
@@ -393,8 +393,8 @@ class Study(StudyFiles):
         return replaced
 
     def drop_conclusions(self, but: Collection[str] = ()) -> None:
-        """Remove the decisions, the verdict, tables and plots, which are made again from the runs. `but`: the
-        names of those that stay."""
+        """Remove the decisions, the verdict, tables and plots, all of which can be made again from the runs.
+        `but`: names of files to keep."""
         manifest.remove_entries(self.root, *self.conclusions(), but=but)
         for pattern in (*self.conclusions(), self.plotted_file.name):
             for path in self.root.glob(pattern):
@@ -404,8 +404,8 @@ class Study(StudyFiles):
     def forget(
         self, records: Iterable[Record], outcomes: Collection[str], stages: Collection[str]
     ) -> list[str]:
-        """Remove the results of `stages` with one of `outcomes`, so that their runs are trained again, and
-        return their run ids. `records`: the study's."""
+        """Remove the results in `stages` that have one of `outcomes`, so that these runs are trained again.
+        Return their run ids. `records`: all runs of the study."""
         gone = [r.run_id for r in records if r.brief.stage in stages and r.brief.outcome in outcomes]
         manifest.remove_entries(self.root, runs=gone)
         for run_id in gone:
@@ -414,7 +414,7 @@ class Study(StudyFiles):
 
 
 def studies_in(folder: Path) -> list[Study]:
-    """Return the studies in a folder, the newest first, without those that cannot be looked at."""
+    """Return the studies in a folder, newest first; those that this user cannot access are left out."""
     written: dict[Study, float] = {}
     for study in map(Study, folder.glob("*")):
         with suppress(OSError):
@@ -425,8 +425,8 @@ def studies_in(folder: Path) -> list[Study]:
 
 
 class OfAnotherRun(UserError):
-    """A run's folder holds the result of another run."""
+    """An error: a run's folder holds the result of another run."""
 
 
 class Cancelled(Exception):
-    """The study was stopped by `ebc-lab cancel`."""
+    """A signal that the study was stopped by `ebc-lab cancel`."""

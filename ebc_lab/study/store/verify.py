@@ -1,6 +1,6 @@
-"""Is every file of a study the one that was recorded, and does each run belong to its name?
+"""A check that every file of a study is the one that was recorded, and that each run matches its name.
 
-Reads only; needs neither the corpus nor torch.
+It only reads, and needs neither the corpus nor torch.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ EDITED = "edited: its checksum does not match"
 
 
 def verify(study: Study, recorded: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return `bad`: each file that is not as it should be, with what is wrong and the remedy; `ok`: there is
-    none.
+    """Return the findings on a study: `bad` lists each faulty file, what is wrong with it and the remedy, and
+    `ok` is true if there is none.
 
-    `under_way`: the last stage is not decided, a command is running the study, or one was cut off. Files that
-    are not recorded yet are then only counted (`unrecorded`), as are those of runs in progress (`growing`).
-    `recorded`: the manifest, where it was read just before. Raises UserError when there is no study or no
-    manifest, or the manifest was truncated or edited.
+    `under_way`: the last stage is undecided, or a command is running or was cut off. Then files that are not
+    recorded yet are only counted (`unrecorded`). Files of runs without a result are always only counted
+    (`growing`). `recorded`: the manifest, if the caller has just read it. Raises UserError if there is no
+    study or manifest, or the manifest was truncated or edited.
     """
     study.must_exist()
     recorded = recorded or manifest.read(study.root)
@@ -49,7 +49,7 @@ def verify(study: Study, recorded: Mapping[str, Any] | None = None) -> dict[str,
     under_way = study.holder() is not None or not recorded["complete"] or not finished
     digests = {path: digest_or_fault(study.root / path) for path in recorded["files"]}
     if mismatches(recorded["files"], digests):
-        recorded = manifest.read(study.root)  # without the entries of files that are just written again
+        recorded = manifest.read(study.root)  # files being rewritten now have lost their entries by now
         digests = {path: sha256 for path, sha256 in digests.items() if path in recorded["files"]}
     there = manifest.files(study.root)
     new = [path for path in there if path not in recorded["files"]]
@@ -74,7 +74,7 @@ def verify(study: Study, recorded: Mapping[str, Any] | None = None) -> dict[str,
 
 
 def digest_or_fault(path: Path) -> str:
-    """Return the sha256 of a file; where it is not there or cannot be read, one of NO_DIGEST."""
+    """Return the sha256 of a file; if it is missing or unreadable, MISSING or UNREADABLE."""
     try:
         return manifest.sha256_of(path)
     except FileNotFoundError:
@@ -84,15 +84,15 @@ def digest_or_fault(path: Path) -> str:
 
 
 def mismatches(recorded: Mapping[str, str], digests: Mapping[str, str]) -> dict[str, str]:
-    """Return recorded file -> what is wrong with it, by the digests of those that are there."""
+    """Return recorded file -> what is wrong with it. `digests`: path -> what `digest_or_fault` returns."""
     found = {path: digests.get(path, MISSING) for path in recorded}
     wrong = [path for path, sha256 in recorded.items() if found[path] != sha256]
     return {path: found[path] if found[path] in NO_DIGEST else CHANGED for path in wrong}
 
 
 def faults(study: Study, files: Collection[str], digests: Mapping[str, str]) -> dict[str, str]:
-    """Return file -> what is wrong with it by itself or beside the others: a study.json or decision that was
-    edited, a spec, result or stream that is not of its run. `digests`: the sha256 of files, where known."""
+    """Return file -> what the contents of a study's files show to be wrong with it: an edited study.json or
+    decision, or a spec, result or stream of another run. `digests`: path -> sha256 of those known."""
     wrong: dict[str, str] = {}
     try:
         study.header()
@@ -114,7 +114,7 @@ def faults(study: Study, files: Collection[str], digests: Mapping[str, str]) -> 
 def _faults_of_run(
     study: Study, run_id: str, files: Collection[str], digests: Mapping[str, str], sound: set[bytes]
 ) -> dict[str, str]:
-    """Return what `faults` does, of one run. `sound`: as in `_identity_digest`."""
+    """Return the part of `faults` about one run. `sound`: as in `_identity_digest`."""
     folder = f"{RUNS}/{run_id}"
     spec, result = f"{folder}/{manifest.SPEC}", f"{folder}/{manifest.RESULT}"
     wrong: dict[str, str] = {}
@@ -139,15 +139,15 @@ def _faults_of_run(
     streams = {f"{folder}/{name}": sha256 for name, sha256 in record.get("streams", {}).items()}
     for path in (path for path in streams if path in files):
         sha256 = digests.get(path) or digest_or_fault(study.root / path)
-        if sha256 not in (streams[path], *NO_DIGEST):  # which are named by the manifest's entry
+        if sha256 not in (streams[path], *NO_DIGEST):  # `mismatches` reports those without a digest
             wrong[path] = CHANGED
     return wrong
 
 
 def _identity_digest(study: Study, run_id: str, sound: set[bytes]) -> str:
-    """Return the digest of a run's identity, from its spec. Raises UserError when the spec is not this run's.
-    `sound`: digests of settings and identities that agree, their seed left out, in which alone the runs of an
-    arm differ; what is found here is added to it."""
+    """Return the digest of a run's identity, from its spec. Raises UserError if the spec is another run's.
+    `sound`: hashes of (settings, identity) pairs already found to agree, without the seed, so that the check
+    is made once for all runs of an arm; this function adds to it."""
     spec = read_json(study.run_files(run_id).spec, SpecRecord)
     kind, whole = spec["kind"], spec["identity"]
     of_run = whole if kind == "train" else whole["run"]
