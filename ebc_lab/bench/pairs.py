@@ -21,7 +21,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity_of, with_derived_settings
 from ebc_lab.config.parts.stabilizer import StabilizerConfig
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.ebc.options import BUDGETS, LAGGED
+from ebc_lab.ebc.options import BUDGETS, GUARDED, LAGGED
 from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.workloads.corpus import locate
@@ -197,7 +197,7 @@ def variants(run: RunConfig) -> Iterator[tuple[str, RunConfig]]:
             yield name, dataclasses.replace(run, stabilizer=StabilizerConfig(name))
             continue
         for budget in BUDGETS:
-            guard = run.budget.guard if budget == "surrogate" else "none"  # the others have no bound
+            guard = run.budget.guard if budget in GUARDED else "none"  # the others have no bound
             changed = dataclasses.replace(run.budget, name=budget, guard=guard)
             yield f"ebc {budget}", dataclasses.replace(run, stabilizer=StabilizerConfig(name), budget=changed)
 

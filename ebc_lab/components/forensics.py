@@ -21,6 +21,7 @@ from ebc_lab.ebc.options import (
     BETA_INITS,
     FORENSIC_CADENCES,
     FORENSIC_CONTROLLERS,
+    GUARDED,
     GUARDS,
     UNITS,
     check_option,
@@ -61,7 +62,7 @@ class ForensicSettings(ClipSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.guard != "none" and self.budget != "surrogate":
+        if self.guard != "none" and self.budget not in GUARDED:
             raise ValueError(f"guard={self.guard!r} corrects a bound: it goes with budget='surrogate' only.")
 
     @property

@@ -14,6 +14,8 @@ from typing import Any
 
 import msgspec
 
+from ebc_lab.ebc.options import GUARDED
+
 from .choices import groups, is_read, kind_of
 from .dicts import run_part, to_dict
 from .errors import UserError
@@ -38,7 +40,7 @@ def with_derived_settings(run: RunConfig) -> RunConfig:
     if name not in ("auto", "pi") and run.lr_schedule.warmup_share is None:
         return run  # of thousands of runs it is asked again and again
     if name == "auto":
-        name = "log_pi" if run.budget.name == "surrogate" else "fixed"
+        name = "log_pi" if run.budget.name in GUARDED else "fixed"
     every = 20 if name == "pi" and run.stabilizer.name == "ebc" else run.audit_every
     schedule = run.lr_schedule
     if schedule.warmup_share is not None:

@@ -15,6 +15,7 @@ LAGGED = "lagged"  # of `LaggedClip` alone: c follows from the KL of earlier ste
 MEASURED = ("shadow", "tracked")  # c follows from the KL of trial steps
 MEASURING = (*MEASURED, LAGGED)  # c follows from measured KLs, which must exceed rounding noise
 BOUNDED = ("surrogate", "calibrated")  # c follows from the bound S, which is needed at every step
+GUARDED = ("surrogate",)  # c is the trust radius over S, and audits may correct that radius
 AGGREGATES = ("l1", "sqrtl_l2", "l2")
 GROUPINGS = ("block", "tensor", "type", "matrices", "global")
 PROBES = ("jvp", "fd")

@@ -13,6 +13,7 @@ from ebc_lab.config.choices import groups
 from ebc_lab.config.parts.optimizer import OptimizerConfig
 from ebc_lab.config.parts.projection import ProjectionConfig
 from ebc_lab.config.schema import RunConfig
+from ebc_lab.ebc.options import BOUNDED
 
 from .decisions import Schedules
 
@@ -36,7 +37,7 @@ def setting_columns(run: RunConfig) -> dict[str, Any]:
     """Return column -> value for the columns of run tables that show settings; None if without effect."""
     run = naming.with_derived_settings(run)
     ebc = run.stabilizer.name == "ebc"
-    bound = ebc and (run.budget.name in ("surrogate", "calibrated") or run.budget.sensitivity_every > 0)
+    bound = ebc and (run.budget.name in BOUNDED or run.budget.sensitivity_every > 0)
     return {
         "seed": run.seed,
         "lr": run.optimizer.lr,

@@ -36,7 +36,7 @@ class BudgetConfig(Part):
         "none",
         "corrects the radius τ after audits",
         choices=options.GUARDS,
-        only=("surrogate",),
+        only=options.GUARDED,
         **EVEN_UNREAD,
     )
     probe: str = setting("jvp", "how β is measured", choices=options.PROBES)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ebc_lab.config.checks import least_target_kl
 from ebc_lab.config.identity import round3
 from ebc_lab.config.schema import Config, RunConfig
+from ebc_lab.ebc.options import GUARDED
 from ebc_lab.records.decisions import CalibratedTrack, Candidate, Decision, SweepTrack
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
@@ -87,7 +88,7 @@ def _decided(config: Config, swept: SweepTrack, results: Results) -> CalibratedT
     by_budget = {s.run.budget.name: s.run.budget.target_kl for s in reversed(by_rank)}  # each budget's best
     return {
         "budget": budget.name,
-        "bound": bound if budget.name == "surrogate" else "",
+        "bound": bound if budget.name in GUARDED else "",
         "delta_star": target_kl,
         "times_natural": target_kl / swept["natural_kl"],
         "lr_scale": winner.lr_scale,

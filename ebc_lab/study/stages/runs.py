@@ -26,6 +26,7 @@ from ebc_lab.config.identity import (
 from ebc_lab.config.parts.data import data_of_another_text
 from ebc_lab.config.parts.race import RaceConfig
 from ebc_lab.config.schema import STAGES, CarrySettingConfig, Config, ProfiledWorkloadConfig, RunConfig
+from ebc_lab.ebc.options import GUARDED
 from ebc_lab.records.decisions import BestRate, NaturalSteps, SweepTrack
 from ebc_lab.records.spec import RunSpec, arm_name
 
@@ -92,7 +93,7 @@ def fill_from_baseline(run: RunConfig, track: NaturalSteps, times: float = 1.0) 
     spent per nat of promised decrease."""
     if run.stabilizer.name == "ebc":
         run = with_target(run, run.budget.target_kl)
-    if run.budget.name != "surrogate":
+    if run.budget.name not in GUARDED:
         run = replace(run, budget=replace(run.budget, guard="none"))
     energy = run.stabilizer.name == "ebc" and with_derived_settings(run).controller.name == "energy"
     descent = track.get("descent_median") or 0.0
