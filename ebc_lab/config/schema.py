@@ -1,7 +1,7 @@
 """The settings of a run, of a study and of its stages: defaults, meanings, units, and the values they take.
 
 The settings of a run's parts are in `parts`. `compose` fills these dataclasses from the command line;
-docs/settings.md is printed from them.
+docs/settings.md is generated from them.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from .parts.tokens import TokensConfig
 from .parts.workload import WorkloadConfig
 
 T = TypeVar("T")
-# units and limits that several settings share, as far from any real study as those in `fields`
+# units and limits that several settings share, as generous as those in `fields`
 LENGTH: dict[str, Any] = {"unit": "steps", "low": 1, "high": STEPS}
 LENGTH_OR_0: dict[str, Any] = {**LENGTH, "low": 0}
 TOKENS: dict[str, Any] = {"unit": "tokens", "low": 1, "high": 10**15}  # to train on
-SEEDS = 100  # of one stage
+SEEDS = 100  # most seeds of one stage
 RUNS: dict[str, Any] = {"unit": "runs", "low": 1, "high": SEEDS}
 DURATION: dict[str, Any] = {"unit": "s", "low": 0, "high": 10**7}  # up to four months
 PERIOD: dict[str, Any] = {"unit": "s", "above": 0, "high": 10**7}
@@ -50,9 +50,9 @@ BATCH_PARTS: dict[str, Any] = {
     "high": 65536,
 }
 SPLITS = ("train", "val", "test")
-# settings that may differ between calls on one study, and are not recorded as asked for
+# settings that may differ between calls on one study and are left out of what it was asked for
 NOT_THE_STUDY = ("launcher", "output_dir", "tracker", "notify", "own_files", "answered_before")
-KEPT_ELSEWHERE = ("mirror", "mirror_every_s")  # those of `study`: where its files are also kept
+KEPT_ELSEWHERE = ("mirror", "mirror_every_s")  # settings of `study` that say where its files are mirrored
 TUNABLE: dict[str, Setting] = {  # what the grid of an arm may hold, and the values that it takes
     "lr": Setting("learning rate, absolute", **LR, increasing=True),
     "lr_scale": Setting("learning rate", "× the best lr", **GRID),
@@ -62,18 +62,18 @@ TUNABLE: dict[str, Setting] = {  # what the grid of an arm may hold, and the val
     "warmup_share": Setting("warm-up", "× steps", low=0, below=1, unique=True),
     "schedule": Setting("shape of the learning rate", choices=LR_SHAPES, unique=True),
 }
-# those along which a grid grows where its best point is on an edge
+# those whose grid grows where its best point lies on an edge
 GROWING = ("lr", "lr_scale", "delta", "strength", "radius")
 CAPABILITIES = tuple(INSTRUCTIONS)
 SLURM = ("slurm",)
-HORIZON = "horizon"  # in the grid of a method: at which shares of the longest run its runs end
+HORIZON = "horizon"  # in a method's grid: the shares of the longest run at which its runs end
 
 
 def with_further(fields_of_parts: Mapping[str, tuple[Any, Any]]) -> Callable[[type[T]], type[T]]:
-    """Return a decorator that gives a class, before it becomes a dataclass, the fields that parts bring and
-    that it does not name itself; they are read by `Part.from_run`.
+    """Return a decorator that adds fields to a class, before it becomes a dataclass, unless the class
+    declares them itself; `Part.from_run` reads them.
 
-    `fields_of_parts`: name -> its type and what makes its default.
+    `fields_of_parts`: name -> its type and its default, as a dataclass field.
     """
 
     def add(cls: type[T]) -> type[T]:
@@ -91,7 +91,7 @@ def with_further(fields_of_parts: Mapping[str, tuple[Any, Any]]) -> Callable[[ty
 class RunConfig:
     """All settings of one training run. These, and nothing else, enter `identity`.
 
-    It names the parts that are read all over; those of the other parts follow."""
+    Parts that many modules read are declared here; the decorator adds the others."""
 
     seed: int = setting(0, "of the initial weights and the data order", low=0, high=SEED)
     steps: int = setting(600, "length of the run", **LENGTH)
@@ -431,7 +431,7 @@ class AblationConfig(StageConfig):
     )
 
     def swept(self) -> dict[str, Swept]:
-        """Return the points of the sweeps by their arms' names, `<arm>_x<lr_scale>` and `<arm>_d<delta>`."""
+        """Return label -> point of a sweep, the label being `<arm>_x<lr_scale>` or `<arm>_d<delta>`."""
         out: dict[str, Swept] = {}
         for name, arm in self.arms.items():
             stabilizer = arm.settings.get("stabilizer")
@@ -442,8 +442,8 @@ class AblationConfig(StageConfig):
         return out
 
     def all_arms(self) -> dict[str, ArmConfig]:
-        """Return the arms, of a swept one an arm for each point, and after each its versions under the
-        choices of a part, `<arm>_<choice>`, which are compared with it."""
+        """Return the arms by label: a swept arm once for each of its points, and after each arm its versions
+        under the choices of a part, `<arm>_<choice>`, which are compared with it."""
         swept = self.swept()
         labels: dict[str, list[str]] = {name: [] for name in self.arms}
         for label, point in swept.items():
@@ -461,12 +461,12 @@ class AblationConfig(StageConfig):
         return out
 
     def versions(self) -> dict[str, list[str]]:
-        """Return the choices under each of which every arm runs too, by the name of their part."""
+        """Return group -> the choices under each of which every arm also runs."""
         return {part.group_name: choices for key, part in VERSIONS.items() if (choices := getattr(self, key))}
 
     def _arm_at(self, point: Swept, swept: Mapping[str, Swept]) -> ArmConfig:
-        """Return the arm at a point of its sweep. It is compared with the same point of the arm that it is
-        compared with, or with the reference where that arm has no such point."""
+        """Return the arm at a point of its sweep. It is compared with the same point of its `versus`, or with
+        the reference where that has no such point."""
         arm = self.arms[point.arm]
         versus = arm.versus
         if versus in self.arms:
@@ -564,7 +564,7 @@ class MethodConfig(EntryConfig):
     cannot: list[str] = setting([], "workloads that it cannot train: each counts as missed", unique=True)
 
     def settings_at(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        """Return its settings at a point of its grid, without the horizon, which is no setting of a run."""
+        """Return the method's settings at a point of its grid, without the horizon, which no run has."""
         made = {group: dict(part) for group, part in self.settings.items()}
         for key, value in point.items():
             if key != HORIZON:
@@ -670,7 +670,7 @@ class LauncherConfig:
     idle_s: float = setting(120.0, "time without work after which a job ends", **DURATION, only=SLURM)
 
 
-# settings of earlier versions -> what there is in their place; a study that recorded one is read without it
+# settings of earlier versions -> what replaced them; a study that recorded one is read without it
 GONE: dict[type, dict[str, str]] = {
     LauncherConfig: {
         "runs_per_worker": "a worker trains one run at a time; launcher.workers_per_gpu=2 has two on each GPU"

@@ -1,4 +1,4 @@
-"""What stops a study early: a failure that repeats, and a limit that is reached."""
+"""What stops a study early: failures that repeat, and limits that are reached."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from .store.changes import pinned
 from .store.index import Index
 from .store.study import Study
 
-ALIKE_FIRST = 2  # similar failures in a row that stop a stage in which nothing has finished yet
-ALIKE_LATER = 3  # that stop it later on
+ALIKE_FIRST = 2  # similar failures in a row that stop a stage before any of its runs has finished
+ALIKE_LATER = 3  # the same, afterwards
 
 
 class StageFailed(Exception):
-    """A stage was stopped, or could not decide. Exit code 3."""
+    """A stage was stopped, or could not be decided. Exit code 3."""
 
 
 def cause_class(run_id: str, outcome: str, cause: str | None) -> str:
-    """Return a run's outcome and cause without its name, numbers and addresses: similar causes are equal."""
+    """Return a run's outcome and cause without names, numbers and addresses, equal for similar causes."""
     cause = (cause or "").replace(run_id, "#")
     return f"{outcome}: " + re.sub(r"0x[0-9a-f]+|\d+(\.\d+)?([eE][-+]?\d+)?", "#", cause)
 
 
 class Breaker:
-    """Stops a stage whose runs fail for the same cause: the first ones, or several in a row later on.
+    """Stops a stage whose first runs fail for the same cause, or later on several in a row.
 
     `proven`: a run of the stage has finished before.
     """
@@ -40,7 +40,7 @@ class Breaker:
         self.stage = stage
         self.study = study
         self.proven = proven
-        self.row: list[str] = []  # the latest runs, all of which failed for the same cause
+        self.row: list[str] = []  # the latest runs in a row that failed for the same cause
         self.cause = ""
 
     def see(self, run_id: str, result: Mapping[str, Any], left: int) -> None:
@@ -72,7 +72,7 @@ class Limits:
         self.runs_left = max_runs
         self.max_s = None if max_hours is None else 3600 * max_hours
         self.spent_s = 0.0
-        self.rate: float | None = None  # seconds a unit of RunSpec.cost
+        self.rate: float | None = None  # seconds per unit of `RunSpec.cost`
         self._trained_s, self._trained_cost = 0.0, 0.0
         self._last = time.monotonic()
 
@@ -104,7 +104,7 @@ class Limits:
             self.rate = self._trained_s / max(self._trained_cost, 1.0)
 
     def tick(self, busy: int) -> None:
-        """Count the time since the last call for each busy worker. Raises StageFailed once it is used up."""
+        """Add the time since the last call for each busy worker. Raises StageFailed once none is left."""
         now = time.monotonic()
         self.spent_s += busy * (now - self._last)
         self._last = now
@@ -112,5 +112,5 @@ class Limits:
             raise StageFailed(self.message("the hours of --max-hours are over"))
 
     def message(self, what: str) -> str:
-        """Return a sentence that the limit was reached, `what` it stopped, and how to go on."""
+        """Return a sentence saying that the limit is reached, `what` remains or is over, and how to go on."""
         return f"the limit of this call is reached, {what}; the same command continues from here."
