@@ -124,10 +124,8 @@ def with_size(run: RunConfig, arm: SizedConfig) -> RunConfig:
 
 def under(run: RunConfig, mode: str, parts: int) -> RunConfig:
     """Return the run in a determinism mode, its batch split into `parts` by the setting that mode uses."""
-    settings: dict[str, Any] = {"name": mode}
     exact = DeterminismConfig(mode).exact
-    if exact:
-        settings["micro_batches"] = parts
+    settings = {"name": mode, "micro_batches": parts} if exact else {"name": mode}
     return changed(run, {"determinism": settings, "accumulate": 1 if exact else parts})
 
 

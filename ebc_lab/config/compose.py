@@ -172,9 +172,9 @@ def _line(path: Path, key: str) -> str:
     return path.name if line is None else f"{path.name}:{line}"
 
 
-def _sets(suite: Path | None, key: str, values: Mapping[str, Any]) -> bool:
+def _sets(suite: Path, key: str, values: Mapping[str, Any]) -> bool:
     """Return whether the user's own suite sets a key, and no override does."""
-    if suite is None or suites.line_of(suite, key) is None:
+    if suites.line_of(suite, key) is None:
         return False
     arm = ARM.match(key)
     elsewhere = arm is not None and not suites.sets(suite, arm[0])
@@ -194,7 +194,7 @@ def _set(composed: Any, key: str, values: Mapping[str, Any], *, new: bool) -> No
         entry = f"{match[1]}.{match[2]}"
         what, whole = ENTRIES[match[1]]
         is_arm = ARM.fullmatch(entry) is not None
-        mine = [own_name(str(target)) for target in values.get(written.MINE) or ()] if is_arm else []
+        mine = [own_name(str(target)) for target in values.get("mine") or ()] if is_arm else []
         some = "lr_scale=2" if is_arm else "about=…"
         require(
             match[2] in [*OmegaConf.select(composed, match[1]), *mine] or entry in values,

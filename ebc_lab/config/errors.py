@@ -70,6 +70,15 @@ def blamed(what: str, remedy: str) -> Iterator[None]:
         raise UserError(f"{what} holds what ebc-lab never writes ({why}): {remedy}.") from error
 
 
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Begin the message of a UserError inside the block with the path of the settings at fault."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
 def any_of(choices: Sequence[str]) -> str:
     """Return `a, b or c`; a list that would fill the screen ends in the number of further choices."""
     length = list(accumulate(len(choice) + 2 for choice in choices))

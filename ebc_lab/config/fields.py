@@ -25,8 +25,8 @@ STEPS = 10**8  # a run of a day at a thousand steps a second
 SEED = 10**9  # accepted by every random number generator
 LR: dict[str, Any] = {"low": 1e-12, "high": 1e6}  # grids that double or halve it stay finite and above 0
 MULTIPLE: dict[str, Any] = {"low": 1e-4, "high": 1e4}  # of a measured best; an arm's name cannot spell less
-EVERY: dict[str, Any] = {"unit": "steps", "low": 1, "high": STEPS}
-EVERY_OR_NEVER: dict[str, Any] = {**EVERY, "low": 0}
+LENGTH: dict[str, Any] = {"unit": "steps", "low": 1, "high": STEPS}
+LENGTH_OR_0: dict[str, Any] = {**LENGTH, "low": 0}
 EVEN_UNREAD: dict[str, Any] = {"in_run_id_even_unread": True}
 GRID: dict[str, Any] = {"low": 1e-9, "high": 1e9, "increasing": True}
 

@@ -209,17 +209,14 @@ def _environment(libraries: Iterable[str]) -> dict[str, Any]:
     recorded = _RECORDED.get({})
     versions = recorded.get("libraries", {}) if recorded else {n: library_version(n) for n in libraries}
     used = {name: versions[name] for name in sorted(libraries) if name in versions}
-    now = {"torch": _torch_version(), "numerics_version": NUMERICS_VERSION}
-    return now | {**recorded, "libraries": used} if used else now | _without_libraries(recorded)
-
-
-def _without_libraries(environment: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in environment.items() if k != "libraries"}
+    now = {"torch": _torch_version(), "numerics_version": NUMERICS_VERSION, **recorded, "libraries": used}
+    return now if used else {k: v for k, v in now.items() if k != "libraries"}
 
 
 def by_name(environment: Mapping[str, Any]) -> dict[str, Any]:
     """Return an environment as one flat mapping: `torch`, `numerics_version` and the libraries, `torchao`."""
-    return {**_without_libraries(environment), **environment.get("libraries", {})}
+    others = {k: v for k, v in environment.items() if k != "libraries"}
+    return {**others, **environment.get("libraries", {})}
 
 
 def _named_in(settings: Any) -> Iterator[tuple[str, str]]:

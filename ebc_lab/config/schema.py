@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 
 from ebc_lab.ebc import options
 
-from .fields import GRID, LR, MULTIPLE, SEED, STEPS, Setting, number, setting
+from .fields import GRID, LENGTH, LENGTH_OR_0, LR, MULTIPLE, SEED, STEPS, Setting, number, setting
 from .machine import INSTRUCTIONS
 from .parts import PARTS
 from .parts.budget import BudgetConfig
@@ -33,8 +33,6 @@ from .parts.workload import WorkloadConfig
 
 T = TypeVar("T")
 # units and limits that several settings share, as generous as those in `fields`
-LENGTH: dict[str, Any] = {"unit": "steps", "low": 1, "high": STEPS}
-LENGTH_OR_0: dict[str, Any] = {**LENGTH, "low": 0}
 TOKENS: dict[str, Any] = {"unit": "tokens", "low": 1, "high": 10**15}  # to train on
 SEEDS = 100  # most seeds of one stage
 RUNS: dict[str, Any] = {"unit": "runs", "low": 1, "high": SEEDS}

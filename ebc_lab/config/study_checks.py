@@ -20,7 +20,7 @@ from . import checks, schema
 from .checks import check_value, choice, set_in_vain, validate_run
 from .choices import changed, choices_of, groups, kind_of, under, with_size
 from .dicts import run_part, type_hints
-from .errors import UserError, any_of, nearest, refuse, require, shown
+from .errors import UserError, any_of, naming, nearest, refuse, require, shown
 from .fields import CUSTOM, MULTIPLE, Setting, number
 from .machine import chosen_device, installed, visible_gpus
 from .modes import check_processes
@@ -437,7 +437,6 @@ def _check_carry(config: Config) -> None:
             float in (hint, *typing.get_args(hint)),
             f"{path}.over={shown(unit.over)} must be a number of a run's part, such as budget.target_kl.",
         )
-        check_value(f"{path}.grid", unit.grid, TUNABLE["strength"], list[float])
         others = unit.settings.get(group, {})
         require(key not in others, f"{path}: grid and settings.{unit.over} both set it: leave one out.")
         require(
@@ -446,7 +445,8 @@ def _check_carry(config: Config) -> None:
         )
         settings = {**unit.settings, group: {**others, key: unit.grid[0]}}
         for place, setting in carry.settings.items():
-            run = with_size(_changed(f"carry.settings.{place}", base, setting.settings), setting)
+            with naming(f"carry.settings.{place}"):
+                run = with_size(changed(base, setting.settings), setting)
             path = f"carry.arms.{name} in carry.settings.{place}"
             stabilizer = _as_run(path, run, settings, config).stabilizer.name
             require(
@@ -657,23 +657,13 @@ def _copies(arm: ArmConfig) -> bool:
     return bool(arm.replay or arm.matched or arm.init)
 
 
-def _changed(path: str, base: RunConfig, settings: Any) -> RunConfig:
-    """Return `base` changed by these settings. Errors begin with `path`."""
-    require(isinstance(settings, dict), f"{path} takes the settings of a run, not {shown(settings)}.")
-    try:
-        return changed(base, settings)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
 def _as_run(path: str, base: RunConfig, settings: Any, config: Config) -> RunConfig:
     """Return `base` changed by these settings, validated. Errors begin with `path`."""
-    run = _changed(path, base, settings)
-    try:
+    require(isinstance(settings, dict), f"{path} takes the settings of a run, not {shown(settings)}.")
+    with naming(path):
+        run = changed(base, settings)
         validate_run(run, beside=base)
         check_processes(run, config.launcher.processes_per_run)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
     return run
 
 
@@ -737,10 +727,7 @@ def check_address(path: str, address: str) -> None:
     require(known is not None, f"{path}={shown(address)}: fsspec knows no {scheme}://.")
     module = known["class"].partition(".")[0]
     extra = "'ebc-lab[mirror]'" if module == "s3fs" else module
-    require(
-        installed(module),
-        f"{path}={shown(address)} needs {module}: python -m pip install {extra}.",
-    )
+    require(installed(module), f"{path}={shown(address)} needs {module}: python -m pip install {extra}.")
     require(
         scheme not in ("file", "local") or rest.startswith("/"),
         f"{path}={shown(address)}: the folder is given from the root, file:///FOLDER.",

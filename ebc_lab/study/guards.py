@@ -16,9 +16,6 @@ from .store.changes import pinned
 from .store.index import Index
 from .store.study import Study
 
-ALIKE_FIRST = 2  # similar failures in a row that stop a stage before any of its runs has finished
-ALIKE_LATER = 3  # the same, afterwards
-
 
 class StageFailed(Exception):
     """A stage was stopped, or could not be decided. Exit code 3."""
@@ -52,7 +49,7 @@ class Breaker:
         cause = cause_class(run_id, result["outcome"], result.get("cause"))
         self.row = [*self.row, run_id] if cause == self.cause else [run_id]
         self.cause = cause
-        which, most = ("last", ALIKE_LATER) if self.proven else ("first", ALIKE_FIRST)
+        which, most = ("last", 3) if self.proven else ("first", 2)
         if left and len(self.row) >= most:
             raise StageFailed(
                 f"{self.stage} was stopped: its {which} {len(self.row)} runs all failed with "

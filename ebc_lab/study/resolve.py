@@ -16,7 +16,7 @@ from ebc_lab.bench.speeds import CHOSEN, Choice, Work, choose_for_study, chosen_
 from ebc_lab.config.checks import check_run
 from ebc_lab.config.choices import changed, with_size
 from ebc_lab.config.dicts import run_part, study_part, to_dict
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, naming
 from ebc_lab.config.identity import study_environment
 from ebc_lab.config.machine import chosen_device, cores, git_revision, hardware, versions
 from ebc_lab.config.schema import STAGES, Config, RunConfig
@@ -131,11 +131,9 @@ def check_lengths(config: Config, corpus: Corpus) -> None:
     for where, run in _own_runs(config):
         if run.data.name != "bin":
             continue
-        try:
+        with naming(where):
             same = run.data.files == config.data.files
             check_length_of(run, corpus if same else checked_text(run)[0], run.steps)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
 
 
 def _own_runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
