@@ -1,4 +1,4 @@
-"""The choices in `conf/` and in installed packages: their names, what they set, and what they read."""
+"""The choices in `conf/` and in installed packages: their names, what they set, and what is read of that."""
 
 from __future__ import annotations
 
@@ -172,20 +172,11 @@ def own_suite(choice: object) -> Path | None:
 
 @functools.cache
 def offered(group: str) -> dict[str, tuple[str, ...]]:
-    """Return name -> the targets, `module:function`, that installed packages offer under it: more than one
-    only where packages chose the same name."""
+    """Return name -> the targets, `module:function`, that packages offer under it: several if names clash."""
     by_name: dict[str, set[str]] = {}
     for entry in metadata.entry_points(group=OFFERED[group]) if group in OFFERED else ():
         by_name.setdefault(entry.name, set()).add(f"{entry.module}:{entry.attr}")
     return {name: tuple(sorted(targets)) for name, targets in sorted(by_name.items())}
-
-
-def offered_parts(group: str) -> list[dict[str, Any]]:
-    """Return the settings of each choice that installed packages add to those of `conf/`. One that several
-    packages offer has no target."""
-    targets = {name: target for name, target in offered(group).items() if name not in groups()[group]}
-    single = {name: {"target": target[0]} for name, target in targets.items() if len(target) == 1}
-    return [{**read_choice(group, CUSTOM), "name": name, **single.get(name, {})} for name in targets]
 
 
 def offered_target(group: str, name: str) -> str:
@@ -200,14 +191,13 @@ def offered_target(group: str, name: str) -> str:
 
 
 def kind_of(part: Any) -> str:
-    """Return which choice of `conf/` a part of a run is: its name, or `custom` where it has a target and a
-    name of the user's own."""
+    """Return a part's choice in `conf/`: its name, or `custom` for a target with a name of the user's own."""
     is_custom = getattr(part, "target", None) is not None and part.name not in groups()[part.group_name]
     return CUSTOM if is_custom else str(part.name)
 
 
 def choice_for(setting: Setting, settings: Any) -> str:
-    """Return the value, in a group's `settings`, of the choice on which reading `setting` depends."""
+    """Return the choice, made in a group's `settings`, that decides whether `setting` is read."""
     return kind_of(settings) if setting.of == "name" else str(getattr(settings, setting.of))
 
 

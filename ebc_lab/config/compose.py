@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 from . import overrides as written
 from . import schema
-from .choices import OFFERED, choices_of, conf_dir, further_choices, groups, offered_parts, own_suite
+from .choices import OFFERED, choices_of, conf_dir, further_choices, groups, offered, own_suite, read_choice
 from .dicts import from_dict, to_dict
 from .errors import UserError, any_of, nearest, require, shown
+from .fields import CUSTOM
 from .hints import STUDY_DECIDES, near_setting
 from .identity import digest
 from .machine import visible_gpus
@@ -111,8 +112,7 @@ def _leaving_out(config: Config, keys: Sequence[str]) -> Config:
 def _composed(
     overrides: Sequence[str], suite: Path | None, values: Mapping[str, Any], recorded: Recorded | None
 ) -> Config:
-    """Return the configuration that Hydra composes from the choices among the overrides, with the single
-    settings among their `values` set. Raises UserError."""
+    """Return what Hydra composes from the choices among the overrides, with the settings in `values` set."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -183,8 +183,7 @@ def _sets(suite: Path, key: str, values: Mapping[str, Any]) -> bool:
 
 
 def _set(composed: Any, key: str, values: Mapping[str, Any], *, new: bool) -> None:
-    """Set a dotted key of the composed configuration to its value. `new`: it may add an entry. Raises
-    UserError for an entry that is not a mapping or does not exist."""
+    """Set a dotted key of the configuration; only if `new`, it may add an entry. Raises UserError."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -280,8 +279,10 @@ def register_schema() -> None:
     further = [{group: choice} for group, choice in further_choices().items()]
     ConfigStore.instance().store(name="parts", node={"defaults": further})
     for group in OFFERED:
-        for part in offered_parts(group):
-            ConfigStore.instance().store(group=group, name=part["name"], node=part)
+        for name in [name for name in offered(group) if name not in groups()[group]]:
+            several = len(offered(group)[name]) > 1  # refused once it is chosen
+            node = {**read_choice(group, CUSTOM), "name": name} if several else read_choice(group, name)
+            ConfigStore.instance().store(group=group, name=name, node=node)
 
 
 def _narrow(parsed: Mapping[str, Any]) -> list[str]:
@@ -310,8 +311,7 @@ def configurations(
 ) -> list[Config]:
     """Return the studies that are asked for: one, or with `multirun` one per combination, named after what
     varies. `trains`: as in `compose`. Raises UserError for a mistake in any of them."""
-    known = stage is None or stage in STAGES
-    require(known, f"{stage} is not a stage; the stages are {', '.join(STAGES)}.")
+    require(stage in (None, *STAGES), f"{stage} is not a stage; the stages are {', '.join(STAGES)}.")
     if not multirun:
         return [compose(overrides, trains=trains)]
     combinations = written.expand(overrides)
@@ -379,8 +379,8 @@ def begun_from(parsed: Mapping[str, Any], *, study: bool) -> Recorded | None:
         raise UserError(f"{file}: {str(error).rstrip('.')}.") from None
     except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is damaged ({error!r}): get the file again.") from None
-    # these settings replace conf/config.yaml as Hydra's primary configuration, which chooses almost no group,
-    # so that an override can choose it
+    # these settings replace conf/config.yaml as Hydra's primary configuration, which leaves the groups open,
+    # so that overrides can choose them
     usual: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml"))
     chosen: dict[str, str | None] = dict.fromkeys(group for group in groups() if group != "scale")
     chosen |= {"launcher": "local", "tracker": "none"}

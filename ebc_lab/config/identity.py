@@ -33,7 +33,7 @@ def with_derived_settings(run: RunConfig) -> RunConfig:
     interval under `pi`, and the steps of a warm-up that is given as a share."""
     name = run.controller.name
     if name not in ("auto", "pi") and run.lr_schedule.warmup_share is None:
-        return run  # a shortcut, since this is asked of thousands of runs again and again
+        return run  # a shortcut, since this is called for thousands of runs
     if name == "auto":
         name = "log_pi" if run.budget.name == "surrogate" else "fixed"
     every = 20 if name == "pi" and run.stabilizer.name == "ebc" else run.audit_every
@@ -99,9 +99,9 @@ def _named_settings(cls: Any) -> list[tuple[str, Setting]]:
 
 
 def _name_parts_that_belong_together(named: dict[str, Any], run: RunConfig) -> None:
-    """Reduce parts in `named` to what other parts read of them: a budget without EBC to the rows that an
-    audit leaves out and the groups of a trust region, the model of an ebm to its block sizes. Exact sums do
-    not depend on threads, but a run with a `capability` set is there to compare and names both."""
+    """Reduce parts in `named` to the settings that other parts read: a budget without EBC to the rows that an
+    audit leaves out and a trust region's groups, the model of an ebm to its block sizes. Leave out the
+    threads of exact sums, unless `capability` is set in order to compare circumstances."""
     if run.stabilizer.name != "ebc":
         del named["controller"]
         read = ["probe_sequences"]
@@ -192,20 +192,19 @@ def matches_run_id(kind: str, run: RunConfig, run_id: str) -> bool:
 
 
 def environment(whole: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the versions in a run's identity: of torch, of this package's numerics, and of the libraries
-    that compute its parts."""
+    """Return the versions in an identity: of torch, of this package's numerics, and of libraries."""
     return {k: v for k, v in whole.items() if k not in RunConfig.__dataclass_fields__}
 
 
 def study_environment(config: Config) -> dict[str, Any]:
-    """Return the versions that enter the identities of a study's runs, for every part that it names."""
+    """Return the versions in the identities of a study's runs, with the libraries of every part it names."""
     choices = _named_in(to_dict(config))
     return _environment({PART[group].libraries.get(choice, "") for group, choice in choices} - {""})
 
 
 def _environment(libraries: Iterable[str]) -> dict[str, Any]:
-    """Return the versions that enter the identity of a run with these libraries: those recorded, or else
-    those installed. A record may be older than the recording of libraries."""
+    """Return the versions in the identity of a run with these libraries: as recorded, or else as installed.
+    Old records may lack libraries."""
     recorded = _RECORDED.get({})
     versions = recorded.get("libraries", {}) if recorded else {n: library_version(n) for n in libraries}
     used = {name: versions[name] for name in sorted(libraries) if name in versions}
@@ -214,14 +213,13 @@ def _environment(libraries: Iterable[str]) -> dict[str, Any]:
 
 
 def by_name(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an environment as one flat mapping: `torch`, `numerics_version` and the libraries, `torchao`."""
+    """Return an environment as one flat mapping of name -> version, libraries included."""
     others = {k: v for k, v in environment.items() if k != "libraries"}
     return {**others, **environment.get("libraries", {})}
 
 
 def _named_in(settings: Any) -> Iterator[tuple[str, str]]:
-    """Yield (group, choice) for each part that these settings name, as `optimizer: {name: …}` or `optimizers:
-    […]`, in groups with choices that libraries compute."""
+    """Yield (group, choice) for each part named here, in groups with choices that libraries compute."""
     if not isinstance(settings, Mapping):
         return
     for key, value in settings.items():

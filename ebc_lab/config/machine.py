@@ -23,7 +23,7 @@ SMI_PATIENCE_S = 60.0  # for nvidia-smi, which hangs on a broken GPU, and for sc
 NONE_LEFT = (6, 15)  # exit codes of nvidia-smi for no such device and for a lost GPU
 GPU_LINE = re.compile(r"GPU (\d+): (.+?)(?: \(UUID: ([^)]+)\))?")
 MIG_LINE = re.compile(r"\s+MIG (\S+)\s+Device\s+\d+: \(UUID: ([^)]+)\)")
-NUMBERED_INSTANCE = re.compile(r"MIG-(GPU-[^/]+)/(\d+/\d+)")  # a GPU, and two numbers of its instance
+NUMBERED_INSTANCE = re.compile(r"MIG-(GPU-[^/]+)/(\d+/\d+)")  # a GPU and its instance
 INSTRUCTIONS: dict[str, set[str]] = {  # name in ATEN_CPU_CAPABILITY -> flags in /proc/cpuinfo that it needs
     "default": set(),
     "avx2": {"avx2", "fma"},
@@ -162,7 +162,7 @@ def _bound_gpus() -> tuple[list[tuple[Gpu, str]], str]:
     given = [name for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS") if os.environ.get(name)]
     if not given and _slurm_gave_none():
         return [], "Slurm gave no GPU to this job: ask for one, --gpus-per-node=1"
-    # numbers count the node's GPUs; a job that cannot open the others has only its own listed
+    # the numbers count all GPUs of the node; nvidia-smi may list only those that the job can open
     if given and len({gpu.number for gpu in here}) > len(os.environ[given[0]].split(",")):
         return _chosen(os.environ[given[0]], given[0])
     return [(gpu, gpu.uuid) for gpu in here], ""

@@ -1,5 +1,5 @@
-"""Checks of settings against what a whole run is to be: exact, trained by several processes, with updates
-inside backward, or an energy-based model."""
+"""Checks of a run's settings against its modes: exact, trained by several processes, with updates inside
+backward, or an energy-based model."""
 
 from __future__ import annotations
 

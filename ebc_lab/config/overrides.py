@@ -65,7 +65,7 @@ def check_overrides(
 
 
 def parse(overrides: Sequence[str]) -> list[Any]:
-    """Return overrides as Hydra's parser reads them. Raises UserError where it cannot, or is too slow."""
+    """Return overrides as parsed by Hydra. Raises UserError for one that it cannot read, or only slowly."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 

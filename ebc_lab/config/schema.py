@@ -226,12 +226,7 @@ class LRSweepConfig(StageConfig):
         **CHOICES,
     )
     control_warmups: list[float] = setting(
-        [1 / 6, 20.0, 1 / 3],
-        "its warm-ups, likewise; < 1: share of the run",
-        "steps",
-        least=1,
-        low=0,
-        high=STEPS,
+        [1 / 6, 20.0, 1 / 3], "its warm-ups, likewise; < 1: share of the run", "steps", 0, STEPS, least=1
     )
     control_scales: list[float] = setting([1.0, 2.0], "its peaks", "× the grid's best", **MULTIPLES)
     control_extensions: int = setting(
@@ -615,12 +610,7 @@ class LauncherConfig:
         64,
     )
     nodes_per_run: int = setting(
-        1,
-        "of a job, each with as many of a run's processes; changes no number",
-        "nodes",
-        low=1,
-        only=SLURM,
-        high=64,
+        1, "of a job, each with as many of a run's processes; changes no number", "nodes", 1, 64, only=SLURM
     )
     checkpoint_every_s: float = setting(10.0, "time between checkpoints", **DURATION)
     max_lost: int = setting(2, "times a run may lose its worker before it is given up", low=0, high=100)

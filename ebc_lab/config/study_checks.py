@@ -42,12 +42,7 @@ LONGEST_FILE_NAME = 255  # bytes, on all common disks
 NEEDED_ARMS = ("baseline", "control", "ebc_x2")
 FINAL_ARMS = (*NEEDED_ARMS, "ebc_chosen", "none_chosen", "ebc_lindelta", "ebc_lindelta_lrdecay")
 A_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,59}")  # of an arm or another entry
-TRACKER_MODULES = {  # tracker -> the modules that it needs
-    "tensorboard": ("tensorboard",),
-    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
-    "wandb": ("wandb",),
-    "trackio": ("trackio",),
-}
+TRACKER_NEEDS = {"mlflow": ("sqlalchemy", "alembic")}  # tracker -> modules beside the one of its name
 
 
 def validate(config: Config, *, study: bool, here: bool = True, beside: Config | None = None) -> None:
@@ -62,8 +57,7 @@ def validate(config: Config, *, study: bool, here: bool = True, beside: Config |
     refuse(_study(config))
     _check_finals(config)
     _check_stages(config)
-    refuse(_slurm(config, study=study))
-    refuse(_trackers(config.tracker))
+    refuse(_slurm(config, study=study) | _trackers(config.tracker))
     if config.study.mirror is not None:
         check_address("study.mirror", config.study.mirror)
     _check_notify(config.notify, study=study)
@@ -135,8 +129,7 @@ def _settings_of_runs(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def lacking_for(config: Config, *, study: bool) -> list[str]:
-    """Return a sentence for each library that this process lacks to train a run or, with `study`, the runs of
-    its stages."""
+    """Return a sentence for each library that is missing to train a run or, with `study`, a study's runs."""
     base = run_part(config)
     sentences = [str(need) for need in checks.lacking(base)]
     asked = _settings_of_runs(config) if study else {}
@@ -241,7 +234,7 @@ def _check_settings_of_stages(config: Config) -> None:
 
 
 def _stage_run(config: Config) -> RunConfig:
-    """Return a run of the stages with a budget that they calibrate: surrogate, which reads most, or any."""
+    """Return a run of the stages, with a budget that they calibrate: surrogate if possible; it reads most."""
     budgets = config.calibrate.budgets
     name = "surrogate" if "surrogate" in budgets else [*budgets, config.budget.name][0]
     return replace(run_part(config), budget=replace(config.budget, name=name))
@@ -356,8 +349,8 @@ def beyond_sensible(config: Config) -> str:
 
 
 def most_runs(config: Config) -> dict[str, int]:
-    """Return stage -> the most runs that it can ask for, by arithmetic alone, so that a grid of millions of
-    runs is refused without being listed."""
+    """Return stage -> the most runs that it can ask for, by arithmetic alone: they may be too many to
+    list."""
     sweep, suite = config.lr_sweep, config.ablation
     pairs = len(sweep.optimizers) * len(sweep.projections)
     tracks = pairs if sweep.keep == "all" else 1
@@ -414,8 +407,7 @@ def _most_points(config: Config, arm: ArmConfig) -> int:
 
 
 def _check_carry(config: Config) -> None:
-    """Raise UserError for arms of the stage carry that cannot be run in each of its settings, and where arms
-    or settings that its answer compares are missing."""
+    """Raise UserError for arms of `carry` that are missing, or cannot be run in each of its settings."""
     carry = config.carry
     choosing = [name for name, setting in carry.settings.items() if not setting.kept]
     require(len(carry.arms) > 1, "carry.arms must name at least two arms: choose study=units.")
@@ -686,9 +678,8 @@ def _check_notify(command: str, *, study: bool) -> None:
 
 def _trackers(config: schema.TrackerConfig) -> Mistakes:
     """Return the mistakes in trackers: one that is not installed, or a setting that none of them reads."""
-    missing = {
-        name: [module for module in TRACKER_MODULES[name] if not installed(module)] for name in config.names
-    }
+    needs = {name: (name, *TRACKER_NEEDS.get(name, ())) for name in config.names}
+    missing = {name: [m for m in modules if not installed(m)] for name, modules in needs.items()}
     for_wandb = config.wandb_project is not None or config.wandb_mode != "auto"
     uri = config.mlflow_uri
     return {

@@ -28,7 +28,7 @@ from .launch import Pool, open_pool
 from .launch.pool import PAUSE, Signs, slots
 from .launch.rehearse import rehearse
 from .mirror.upload import mirroring, refuse_unusable
-from .resolve import WorkOf, after, check_lengths, resolve_study
+from .resolve import WorkOf, check_lengths, resolve_study, with_earlier
 from .so_far import SoFar, leave_outlook, so_far
 from .stages.rules import Results, Undecidable
 from .stages.runs import distinct
@@ -71,7 +71,7 @@ class Progress:
     at_a_time: int  # runs that train in parallel
     done: int = 0  # training runs of the whole study that have a result
     total: int | None = None  # training runs that are expected in all
-    left_s: float | None = None  # seconds until the study is done, as expected
+    left_s: float | None = None  # expected seconds until the study is done
     so_far: str = ""  # what is known of the open stage, in a line
     measuring: bool = False  # whether a measurement of time runs, alone; `total` does not count it
     # run_id, arm, lr, seed, step, steps, steps_per_s; val_loss and at_step, None before an evaluation
@@ -212,7 +212,7 @@ class _Call:
         while True:
             specs, results = planned_runs(stage, self.config, self.decisions, self.results)
             if answers:  # for the first time by these settings
-                self.config = after(self.study, self.config, stage, specs, self.listener.say)
+                self.config = with_earlier(self.study, self.config, stage, specs, self.listener.say)
             missing = [s for s in distinct(specs) if s.run_id not in results]
             if not missing:
                 break
@@ -314,7 +314,7 @@ class _Wave:
         self.news = True  # whether a run has ended since then
         self.forecast_due = 0.0  # on the monotonic clock; the first at once
         self.known: SoFar | None = None
-        self.signs = Signs()  # that some run moves
+        self.signs = Signs()  # whether any run moves
         self.stalled: Any = None  # the sign at which a stall was last reported
 
     def check_in(self, done: Sequence[str], busy: Sequence[str]) -> list[str]:

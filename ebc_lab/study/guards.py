@@ -109,5 +109,5 @@ class Limits:
             raise StageFailed(self.message("the hours of --max-hours are over"))
 
     def message(self, what: str) -> str:
-        """Return a sentence saying that the limit is reached, `what` remains or is over, and how to go on."""
+        """Return the message for a limit that is reached: `what` is over or left to do, and how to go on."""
         return f"the limit of this call is reached, {what}; the same command continues from here."

@@ -102,9 +102,9 @@ def _answered_here(config: Config, known: Mapping[str, Any], study: Study) -> li
     return [{**answer, "shared": sorted({*answer["seeds"]} & {*config.seeds})} for answer in every]
 
 
-def after(study: Study, config: Config, stage: str, specs: Sequence[RunSpec], say: Say) -> Config:
-    """Return the settings under which a stage judges these runs: they count the earlier answers, of this
-    study or others, to the same question from some of the same seeds. study.json records these answers."""
+def with_earlier(study: Study, config: Config, stage: str, specs: Sequence[RunSpec], say: Say) -> Config:
+    """Return the settings with `answered_before` counting the earlier answers, of this study or others, to
+    the same question from some of the same seeds; study.json then lists these answers."""
     header = study.header()
     earlier = earlier_answers(study, config, specs, header.get("earlier", []))
     if earlier == header.get("earlier", []):
@@ -166,7 +166,7 @@ def _header(
     why: Mapping[str, str],
     earlier: list[EarlierAnswer],
 ) -> StudyHeader:
-    """Return the new contents of study.json. `known`: the present ones."""
+    """Return what study.json is to hold; `known` is what it holds now."""
     copied = own.keep(study, config)
     text = CorpusRecord(name=corpus.name, title=corpus.title, sha256=corpus.sha256, warning=corpus.warning)
     left_out = ["tracker", "notify", "own_files", *([] if config.answered_before else ["answered_before"])]
@@ -203,7 +203,7 @@ def all_changes(config: Config, known: Mapping[str, Any], runs: Index) -> list[c
 
 
 def adopt(config: Config, known: Mapping[str, Any]) -> Config:
-    """Return the configuration, what it leaves open filled in as the study in `known` resolved it."""
+    """Return the configuration with the settings it leaves open as the study in `known` resolved them."""
     own = recorded_config(known)
     if changes.same_corpus(config.data, known):
         shards = config.data.name == "bin"  # which may have moved
