@@ -19,8 +19,6 @@ from .parts.determinism import DeterminismConfig
 from .parts.optimizer import OptimizerConfig
 from .schema import RunConfig, SizedConfig
 
-# groups whose settings are all reset when another choice is made
-FRESH = ("controller", "optimizer", "stabilizer")
 OWN_GROUPS = ("optimizer", "stabilizer", "lr_schedule", "model")  # groups that take a `target`
 OFFERED = {"optimizer": "ebc_lab.optimizers", "stabilizer": "ebc_lab.stabilizers"}  # -> entry points
 
@@ -98,9 +96,8 @@ def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     whole: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping) and "name" in value and key in groups():
-            if not isinstance(value["name"], str):
-                raise UserError(f"{key}.name must be a text, not {shown(value['name'])}.")
-            fresh = dict(vars(PART[key]())) if key in FRESH else {}
+            require(isinstance(value["name"], str), f"{key}.name must be a text, not {shown(value['name'])}.")
+            fresh = dict(vars(PART[key]())) if key in ("controller", "optimizer", "stabilizer") else {}
             labelled = value.get("target") is not None and value["name"] not in groups()[key]
             fresh |= read_choice(key, CUSTOM if labelled and key in OWN_GROUPS else value["name"])
             if key == "optimizer":

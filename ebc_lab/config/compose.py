@@ -289,8 +289,7 @@ def _narrow(parsed: Mapping[str, Any]) -> list[str]:
     """Return the overrides by which a study covers only the chosen optimizer, projection and budget. Raises
     UserError for a setting that the study decides by itself."""
     for key, governor in STUDY_DECIDES.items():
-        if key in parsed:
-            raise UserError(f"{key} is decided by the study itself: it follows {governor}.")
+        require(key not in parsed, f"{key} is decided by the study itself: it follows {governor}.")
     if parsed.get("stabilizer", "ebc") != "ebc":
         raise UserError(
             f"stabilizer={parsed['stabilizer']} cannot be chosen for a study: the stages run EBC and the "

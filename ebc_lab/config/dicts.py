@@ -12,7 +12,7 @@ import msgspec
 
 from .errors import UserError, require
 from .fields import UNSET, setting_of
-from .schema import GONE, KEPT_ELSEWHERE, Config, RunConfig
+from .schema import GONE, Config, RunConfig
 
 
 def run_part(config: RunConfig) -> RunConfig:
@@ -24,7 +24,7 @@ def run_part(config: RunConfig) -> RunConfig:
 
 def study_part(config: Config) -> dict[str, Any]:
     """Return the settings of `study` that define it: all but those that say where its files are mirrored."""
-    return {k: v for k, v in to_dict(config.study).items() if k not in KEPT_ELSEWHERE}
+    return {k: v for k, v in to_dict(config.study).items() if k not in ("mirror", "mirror_every_s")}
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -65,13 +65,10 @@ def _ask_smi(*options: str) -> tuple[list[str], str]:
     """Return the lines that nvidia-smi prints, and why it failed; the reason is empty if it did not."""
     if not shutil.which("nvidia-smi"):
         return [], "nvidia-smi is not on PATH"
+    asked = ["nvidia-smi", *options]
     try:
         process = subprocess.Popen(
-            ["nvidia-smi", *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
+            asked, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
         )
     except OSError as error:
         return [], f"nvidia-smi cannot be started ({error.strerror})"
@@ -242,15 +239,10 @@ def git_revision() -> str | None:
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=True)
-        described = subprocess.run(
-            [*git, "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        describe = [*git, "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return described.stdout.strip()
 
 
 def _cpuinfo(field: str) -> str:

@@ -70,8 +70,7 @@ def parse(overrides: Sequence[str]) -> list[Any]:
     from hydra.errors import HydraException
 
     for text in overrides:
-        if len(text) > LONGEST:
-            raise UserError(f"{_key(text)} is given in {len(text)} characters: {LONGEST} at most.")
+        require(len(text) <= LONGEST, f"{_key(text)} is given in {len(text)} characters: {LONGEST} at most.")
     together = sum(map(len, overrides))
     if together > LONGEST_TOGETHER:
         raise UserError(f"the overrides have {together} characters: {LONGEST_TOGETHER} at most.")

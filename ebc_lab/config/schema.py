@@ -50,8 +50,7 @@ BATCH_PARTS: dict[str, Any] = {
 SPLITS = ("train", "val", "test")
 # settings that may differ between calls on one study and are left out of what it was asked for
 NOT_THE_STUDY = ("launcher", "output_dir", "tracker", "notify", "own_files", "answered_before")
-KEPT_ELSEWHERE = ("mirror", "mirror_every_s")  # settings of `study` that say where its files are mirrored
-TUNABLE: dict[str, Setting] = {  # what the grid of an arm may hold, and the values that it takes
+TUNABLE: dict[str, Setting] = {  # key in the grid of an arm -> the values that it takes
     "lr": Setting("learning rate, absolute", **LR, increasing=True),
     "lr_scale": Setting("learning rate", "× the best lr", **GRID),
     "delta": Setting("δ*", "× the calibrated one", **GRID),
@@ -184,7 +183,7 @@ class StudyConfig:
 class StageConfig:
     """The settings of a stage. The stages are the fields of `Config` that have this type, in their order."""
 
-    needs: ClassVar[tuple[str, ...]] = ()  # stages that must be among the study's, too
+    needs: ClassVar[tuple[str, ...]] = ()  # stages that a study with this one must also have
     judges: ClassVar[bool] = False  # whether it gives intervals over the study's `seeds`
     steps: int = setting(200, "length of each of its runs", **LENGTH)
     train_tokens: float | None = setting(None, "in place of its steps, rounded up to whole ones", **TOKENS)
@@ -380,7 +379,7 @@ class Swept:
 
     arm: str
     key: str  # the setting: lr_scale or delta
-    tail: str  # how the arm's name ends there
+    tail: str  # the suffix of the arm's name at this point
     value: float
 
 
@@ -733,4 +732,4 @@ STAGE_NEEDS: dict[str, tuple[str, ...]] = {
     for name, kind in typing.get_type_hints(Config).items()
     if isinstance(kind, type) and issubclass(kind, StageConfig)
 }
-STAGES = tuple(STAGE_NEEDS)  # in their order
+STAGES = tuple(STAGE_NEEDS)  # in the order in which a study runs them

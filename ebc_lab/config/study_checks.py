@@ -701,7 +701,7 @@ def check_address(path: str, address: str) -> None:
     """Raise UserError for an address of files elsewhere that is invalid, holds a secret, or needs a package
     that is missing. `path`: the setting that holds it."""
     require(
-        not set(address) & set("@?#"),  # the address is not repeated here
+        not set(address) & set("@?#"),  # left out of the message: it may hold a secret
         f"{path}: an address with a password, a key or options in it (@, ?, #) is refused, since it would be "
         "shown: leave them to the environment (AWS_PROFILE, AWS_ENDPOINT_URL …).",
     )
@@ -710,8 +710,7 @@ def check_address(path: str, address: str) -> None:
         bool(rest) and "::" not in address,
         f"{path} takes an address, s3://BUCKET/PATH or file:///FOLDER, not {shown(address)}.",
     )
-    if not installed("fsspec"):
-        raise UserError(f"{path} needs fsspec: python -m pip install 'ebc-lab[mirror]'.")
+    require(installed("fsspec"), f"{path} needs fsspec: python -m pip install 'ebc-lab[mirror]'.")
     from fsspec.registry import known_implementations
 
     known = known_implementations.get(scheme)

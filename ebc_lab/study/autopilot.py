@@ -211,7 +211,7 @@ class _Call:
         answers = getattr(self.config, stage).judges and stage not in self.study.decisions()
         while True:
             specs, results = planned_runs(stage, self.config, self.decisions, self.results)
-            if answers:  # for the first time by these settings
+            if answers:  # for the first time under these settings
                 self.config = with_earlier(self.study, self.config, stage, specs, self.listener.say)
             missing = [s for s in distinct(specs) if s.run_id not in results]
             if not missing:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import require
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.spec import RunSpec
 
@@ -64,8 +64,7 @@ class Limits:
 
     def __init__(self, max_runs: int | None = None, max_hours: float | None = None):
         for name, value in (("--max-runs", max_runs), ("--max-hours", max_hours)):
-            if value is not None and not value > 0:
-                raise UserError(f"{name} must be > 0, not {value}.")
+            require(value is None or value > 0, f"{name} must be > 0, not {value}.")
         self.runs_left = max_runs
         self.max_s = None if max_hours is None else 3600 * max_hours
         self.spent_s = 0.0

@@ -206,7 +206,7 @@ def adopt(config: Config, known: Mapping[str, Any]) -> Config:
     """Return the configuration with the settings it leaves open as the study in `known` resolved them."""
     own = recorded_config(known)
     if changes.same_corpus(config.data, known):
-        shards = config.data.name == "bin"  # which may have moved
+        shards = config.data.name == "bin"  # whose files may have moved
         data = replace(config.data, sha256=own.data.sha256) if shards else own.data
         config = replace(config, data=data)
     left_open = {k: getattr(own, k) for k in (*CHOSEN, "device") if is_open(config, k)}
