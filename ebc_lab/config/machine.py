@@ -149,7 +149,7 @@ def why_no_gpu() -> str:
 
 
 def _bound_gpus() -> tuple[list[tuple[Gpu, str]], str]:
-    """Return the devices of this process, each with its name for CUDA, and why there are none."""
+    """Return the devices of this process, each with its name for CUDA, and if there are none, why."""
     here, failure = first_listing()
     if not here:
         return [], f"no GPU is found: {failure}" if failure else "nvidia-smi lists no GPU here"
@@ -166,8 +166,8 @@ def _bound_gpus() -> tuple[list[tuple[Gpu, str]], str]:
 
 
 def _chosen(value: str, variable: str) -> tuple[list[tuple[Gpu, str]], str]:
-    """Return the devices that a variable like CUDA_VISIBLE_DEVICES names, and why there are none. As in CUDA,
-    the list ends before the first entry that names no device, and a list that repeats one is empty."""
+    """Return the devices that a variable like CUDA_VISIBLE_DEVICES names, and if there are none, why. As in
+    CUDA, the list ends before the first entry that names no device, and a list that repeats one is empty."""
     here = first_listing().gpus
     alike = len({gpu.model for gpu in here}) == 1 or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
     chosen: list[tuple[Gpu, str]] = []

@@ -25,7 +25,7 @@ def check_modes(run: RunConfig) -> None:
 
 
 def check_exact(run: RunConfig) -> None:
-    """Raise UserError for what determinism=verity cannot make exact."""
+    """Raise UserError for settings that determinism=verity cannot make exact."""
     parts, batch = run.determinism.micro_batches, run.batch_size
     require(batch % parts == 0, f"determinism.micro_batches={parts} must divide batch_size={batch}.")
     tokens = run.batch_size * run.model.context

@@ -28,7 +28,7 @@ def cause_class(run_id: str, outcome: str, cause: str | None) -> str:
 
 
 class Breaker:
-    """Stops a stage whose first runs fail for the same cause, or later on several in a row.
+    """A guard that stops a stage whose first runs, or later on several in a row, fail for the same cause.
 
     `proven`: a run of the stage has finished before.
     """
@@ -41,7 +41,7 @@ class Breaker:
         self.cause = ""
 
     def see(self, run_id: str, result: Mapping[str, Any], left: int) -> None:
-        """Note that a run has ended, and `left` others are still to come. Raises StageFailed."""
+        """Record that a run has ended, with `left` still to come. Raises StageFailed to stop the stage."""
         if result["outcome"] in FINISHED:
             self.proven = True
             self.row = []
@@ -60,7 +60,7 @@ class Breaker:
 
 
 class Limits:
-    """`--max-runs` and `--max-hours`: what this call may train, in runs and in hours of its workers."""
+    """The limits of one call, `--max-runs` and `--max-hours`: runs to train, and hours of its workers."""
 
     def __init__(self, max_runs: int | None = None, max_hours: float | None = None):
         for name, value in (("--max-runs", max_runs), ("--max-hours", max_hours)):
